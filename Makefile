@@ -1,0 +1,40 @@
+# Two commands: `make run` and `make test`. Both make their own environment in .venv and reuse what is there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+# An accelerator job per GPU; without a GPU, one per core.
+GPUS := $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU); [ "$${n:-0}" -gt 0 ] && echo $$n || getconf _NPROCESSORS_ONLN)
+export PYTHONPATH := workflow_scripts
+
+.PHONY: run dry-run test check docs clean
+
+run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
+	$(BIN)/python -m ghosttrack.launch --profile profiles/local --resources gpu=$(GPUS) $(ARGS)
+
+dry-run: $(READY) ## what `make run` would do
+	$(BIN)/snakemake --profile profiles/local -n $(ARGS)
+
+test: $(READY) ## every test; what is absent (Slurm, a browser) is skipped with the reason
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## lint, format, types, schema
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+	$(BIN)/python -m ghosttrack.manual --check
+
+docs: $(READY) ## write the generated parts of the documentation
+	$(BIN)/python -m ghosttrack.manual
+	$(BIN)/snakemake --rulegraph mermaid-js > docs/rulegraph.mmd
+
+clean: ## remove the environment and caches; results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(READY): envs/requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] >= (3, 11) else "GhostTrack needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement envs/requirements.txt
+	touch $@

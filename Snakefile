@@ -1,0 +1,55 @@
+# GhostTrack: the pipeline's table of contents. Each file in rules/ is one phase; the order below is the order of the data.
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/fetch.smk"
+include: "rules/extract.smk"
+include: "rules/sae.smk"
+include: "rules/track.smk"
+include: "rules/detect.smk"
+include: "rules/evaluate.smk"
+include: "rules/develop.smk"
+
+
+localrules:
+    all,
+    activations,
+    saes,
+    tracks,
+    metrics,
+
+
+rule all:
+    """Everything: one checked report per model, every SAE in its own right, and the comparison of several models."""
+    default_target: True
+    input:
+        reports,
+        collect("results/{model}/evaluation/checks.json", model=MODELS),
+        sae_files("quality.json"),
+        strict_checks,
+        comparison,
+
+
+rule activations:
+    """Phase 1 alone: activations of every analysed layer."""
+    input:
+        all_activations,
+
+
+rule saes:
+    """Phases 1 and 2: one sparse autoencoder per layer, with its quality on held-out text."""
+    input:
+        sae_files("quality.json"),
+
+
+rule tracks:
+    """Phases 1 to 3: features followed across layers, for every data set and null."""
+    input:
+        all_tracks,
+
+
+rule metrics:
+    """Phases 1 to 5 without figures and pages: the metric tables and the claim ledger."""
+    input:
+        collect("results/{model}/evaluation/metrics.csv", model=MODELS),

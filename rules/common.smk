@@ -1,0 +1,233 @@
+# rules/common.smk -- settings, names and helpers of all phases. No rules.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# current_basedir, not basedir: the helpers are found when another workflow includes this one as a module.
+HOME = Path(str(workflow.current_basedir)).parent
+sys.path.insert(0, str(HOME / "workflow_scripts"))
+
+from ghosttrack import plan, provenance
+from ghosttrack.errors import UserError
+from ghosttrack.settings import NAME_PATTERN, load, load_dataset
+
+try:
+    SETTINGS = load(config, HOME / "config")
+    plan.check_sources(SETTINGS, Path("results"))
+    WAVES = {model: plan.waves(settings) for model, settings in SETTINGS.items()}
+    DATASETS = {
+        name: load_dataset(name, HOME / "config") for settings in SETTINGS.values() for name in settings.datasets
+    }
+except UserError as error:
+    raise WorkflowError(f"settings: {error}") from None
+
+MODELS = list(SETTINGS)
+GIVEN = [name for name, settings in DATASETS.items() if settings.mode == "given"]
+GENERATED = [name for name, settings in DATASETS.items() if settings.mode == "generated"]
+
+
+def one_of(names):
+    """A wildcard constraint that matches exactly `names`; nothing, if there are none."""
+    return "|".join(names) or "(?!)"
+
+
+wildcard_constraints:
+    model=one_of(MODELS),
+    layer=r"\d{2,3}",
+    shard=r"\d{4}",
+    dataset=one_of(DATASETS),
+    variant="[a-z]+",
+
+
+# ---- settings as params: science. What a rule's code does not read is left out (see provenance.used_settings).
+def settings_of(section, rule):
+    """Param function: the values of a settings section that the rule's code reads."""
+
+    def values(wildcards):
+        found = getattr(SETTINGS[wildcards.model], section)
+        return provenance.used_settings(rule, found.model_dump()) if hasattr(found, "model_dump") else found
+
+    return values
+
+
+def dataset_settings(rule):
+    """Param function: the settings of the data set at hand, capped at the model's detection.max_statements."""
+
+    def values(wildcards):
+        found = DATASETS[wildcards.dataset].model_dump()
+        caps = [found["max_examples"], SETTINGS[wildcards.model].detection.max_statements]
+        return provenance.used_settings(rule, {**found, "max_examples": min(filter(None, caps), default=None)})
+
+    return values
+
+
+def property_of(name):
+    """Param function: a derived setting of the model, such as its analysed layers."""
+    return lambda wildcards: getattr(SETTINGS[wildcards.model], name)
+
+
+def chosen_settings(wildcards):
+    """Param function: every setting that is not at its default, for the record in the report."""
+    found = SETTINGS[wildcards.model]
+    chosen = found.model_dump(mode="json", exclude_defaults=True, exclude={"source", "model_path"})
+    return {"seed": found.seed, **chosen}
+
+
+source_digest = provenance.source_digest
+
+
+# ---- machine knobs as resources: they never change a result and never rerun a job.
+def scaled(base):
+    """Resource function: grows with every attempt."""
+    return lambda wildcards, attempt: base * attempt
+
+
+def shrinking(base):
+    """Resource function: halves with every attempt, for batches after an out-of-memory."""
+    return lambda wildcards, attempt: max(1, base >> (attempt - 1))
+
+
+# ---- file names
+def layer_names(model):
+    return [f"{layer:02d}" for layer in SETTINGS[model].layers]
+
+
+def shard_names(model):
+    return [f"{shard:04d}" for shard in range(SETTINGS[model].shards)]
+
+
+def per_layer(pattern):
+    """Input function: `pattern` for every analysed layer of the model."""
+    return lambda wildcards: [pattern.format(**{**wildcards, "layer": layer}) for layer in layer_names(wildcards.model)]
+
+
+def per_dataset(pattern):
+    """Input function: `pattern` for every data set of the model."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "dataset": dataset}) for dataset in SETTINGS[wildcards.model].datasets
+    ]
+
+
+def per_variant(pattern):
+    """Input function: `pattern` for the tracker and each of its nulls."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "variant": variant}) for variant in SETTINGS[wildcards.model].tracking.variants
+    ]
+
+
+def per_dataset_and_variant(pattern):
+    """Input function: `pattern` for every data set and, within it, every variant."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "dataset": dataset, "variant": variant})
+        for dataset in SETTINGS[wildcards.model].datasets
+        for variant in SETTINGS[wildcards.model].tracking.variants
+    ]
+
+
+def per_shard(pattern):
+    """Input function: `pattern` for every shard of one layer, in row order."""
+    return lambda wildcards: [pattern.format(**{**wildcards, "shard": shard}) for shard in shard_names(wildcards.model)]
+
+
+def local_dataset(wildcards):
+    """Input function: the user's own file behind a data set, if there is one."""
+    return [path for path in [DATASETS[wildcards.dataset].path] if path]
+
+
+def local_corpus(wildcards):
+    """Input function: the user's own file behind the corpus, if there is one."""
+    return [path for path in [SETTINGS[wildcards.model].corpus.source] if plan.is_local_file(path)]
+
+
+def next_layers(wildcards, count=2):
+    """A layer and up to `count` analysed layers after it."""
+    names = layer_names(wildcards.model)
+    start = names.index(wildcards.layer)
+    return names[start : start + count + 1]
+
+
+def neighbour_files(wildcards):
+    """Input function: the neighbour files of every analysed layer but the last."""
+    return [f"results/{wildcards.model}/neighbours/layer_{layer}.npz" for layer in layer_names(wildcards.model)[:-1]]
+
+
+def label_files(wildcards):
+    """Input function: how the model's own answers were marked, for every generated data set."""
+    names = [name for name in SETTINGS[wildcards.model].datasets if name in GENERATED]
+    return [f"results/{wildcards.model}/datasets/{name}/labels.json" for name in names]
+
+
+def control_datasets(wildcards):
+    """Param function: the model's data sets that are positive controls."""
+    return [name for name in SETTINGS[wildcards.model].datasets if DATASETS[name].control]
+
+
+def strict_checks(wildcards):
+    """Target helper: under `strict: true` a run is finished only when its headline claims hold."""
+    return [f"results/{model}/evaluation/claims.json" for model in MODELS if SETTINGS[model].strict]
+
+
+def report_page(path):
+    """`path`, shown in `snakemake --report` too."""
+    return report(path, category="Report", labels={"page": "report"})
+
+
+# ---- waves under a disk budget
+def extraction_waves():
+    """(model, wave, layers) of every extraction rule."""
+    return [(model, wave, layers) for model in MODELS for wave, layers in enumerate(WAVES[model])]
+
+
+def missing_saes_before(model, wave):
+    """Input function: what a wave waits for so that the disk never holds more than the budget.
+
+    Only a wave that still has SAEs to train waits, and only for the missing SAEs of earlier waves:
+    a finished SAE named here would make a lost one re-extract every later wave.
+    """
+
+    def files(wildcards):
+        weights = "results/{}/saes/layer_{:02d}/sae_weights.safetensors".format
+        missing = [
+            [weights(model, layer) for layer in layers if not Path(weights(model, layer)).exists()]
+            for layers in WAVES[model][: wave + 1]
+        ]
+        return [path for paths in missing[:-1] for path in paths] if missing[-1] else []
+
+    return files
+
+
+def budgeted(model, path):
+    """temp() under a disk budget; kept without one."""
+    return temp(path) if SETTINGS[model].activations.disk_budget_gb else path
+
+
+# ---- what the aggregate targets ask for
+def sae_files(name):
+    return [f"results/{model}/saes/layer_{layer}/{name}" for model in MODELS for layer in layer_names(model)]
+
+
+def all_activations(wildcards):
+    return [
+        f"results/{model}/activations/layer_{layer}/shard_{shard}.json"
+        for model in MODELS
+        for layer in layer_names(model)
+        for shard in shard_names(model)
+    ]
+
+
+def all_tracks(wildcards):
+    return [
+        f"results/{model}/tracks/{dataset}.{variant}.json"
+        for model in MODELS
+        for dataset in SETTINGS[model].datasets
+        for variant in SETTINGS[model].tracking.variants
+    ]
+
+
+def reports(wildcards):
+    return [f"results/{model}/report.html" for model in MODELS]
+
+
+def comparison(wildcards):
+    return ["results/comparison/comparison.html"] if len(MODELS) > 1 else []

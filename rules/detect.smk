@@ -1,0 +1,67 @@
+# rules/detect.smk -- phase 4. Needs: activations, SAEs, metrics and outputs of one data set. Gives: its leak audit, and out-of-fold scores of every control and detector.
+rule audit_dataset:
+    """Look for leaks in one data set before anything is trained on it, and score the text-only controls."""
+    input:
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+        outputs="results/{model}/examples/{dataset}/outputs.parquet",
+        embedding="results/{model}/examples/{dataset}/embedding.zarr",
+        embedding_manifest="results/{model}/examples/{dataset}/embedding.json",
+    output:
+        scores="results/{model}/detection/{dataset}/controls.parquet",
+        checks="results/{model}/detection/{dataset}/leak_audit.csv",
+    log:
+        "results/{model}/logs/audit_dataset/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/audit_dataset/{dataset}.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1500),
+        runtime=scaled(60),
+    params:
+        control=lambda wildcards: DATASETS[wildcards.dataset].control,
+        detection=settings_of("detection", "audit_dataset"),
+        evaluation=settings_of("evaluation", "audit_dataset"),
+        seed=settings_of("seed", "audit_dataset"),
+        code=source_digest("audit_dataset"),
+    message:
+        "Auditing {wildcards.dataset} for leaks ({wildcards.model})"
+    script:
+        "../workflow_scripts/audit_dataset.py"
+
+
+rule train_detectors:
+    """Train every detector of one data set in the audited folds, and keep the out-of-fold scores."""
+    input:
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+        outputs="results/{model}/examples/{dataset}/outputs.parquet",
+        audited="results/{model}/detection/{dataset}/controls.parquet",
+        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+        manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        signals=per_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+    output:
+        scores="results/{model}/detection/{dataset}/scores.parquet",
+        selection="results/{model}/detection/{dataset}/selection.csv",
+        importance="results/{model}/detection/{dataset}/importance.csv",
+    log:
+        "results/{model}/logs/train_detectors/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/train_detectors/{dataset}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(3000),
+        runtime=scaled(120),
+    params:
+        layers=property_of("layers"),
+        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        detection=settings_of("detection", "train_detectors"),
+        seed=settings_of("seed", "train_detectors"),
+        code=source_digest("train_detectors"),
+    message:
+        "Training the detectors of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../workflow_scripts/train_detectors.py"

@@ -1,0 +1,189 @@
+# rules/evaluate.smk -- phase 5. Needs: out-of-fold scores, SAE quality, links. Gives: metric tables, claim ledger, figures, report, comparison.
+rule evaluate_detectors:
+    """Put an interval on every score, and hold each claim against its best control."""
+    input:
+        parts=per_dataset("results/{model}/detection/{dataset}/scores.parquet"),
+        selections=per_dataset("results/{model}/detection/{dataset}/selection.csv"),
+        importances=per_dataset("results/{model}/detection/{dataset}/importance.csv"),
+        audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
+    output:
+        scores="results/{model}/detection/scores.parquet",
+        selection="results/{model}/detection/selection.csv",
+        importance="results/{model}/detection/importance.csv",
+        metrics="results/{model}/evaluation/metrics.csv",
+        ledger="results/{model}/evaluation/ledger.csv",
+        leak_audit="results/{model}/evaluation/leak_audit.csv",
+        calibration="results/{model}/evaluation/calibration.csv",
+        curves="results/{model}/evaluation/curves.csv",
+    log:
+        "results/{model}/logs/evaluate_detectors.log",
+    benchmark:
+        "results/{model}/benchmarks/evaluate_detectors.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(60),
+    params:
+        controls=control_datasets,
+        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        evaluation=settings_of("evaluation", "evaluate_detectors"),
+        seed=settings_of("seed", "evaluate_detectors"),
+        code=source_digest("evaluate_detectors"),
+    message:
+        "Evaluating the detectors of {wildcards.model}"
+    script:
+        "../workflow_scripts/evaluate_detectors.py"
+
+
+rule check_claims:
+    """Fail when a headline claim is not established (strict: true)."""
+    input:
+        ledger="results/{model}/evaluation/ledger.csv",
+    output:
+        passed="results/{model}/evaluation/claims.json",
+    log:
+        "results/{model}/logs/check_claims.log",
+    benchmark:
+        "results/{model}/benchmarks/check_claims.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(500),
+        runtime=scaled(10),
+    params:
+        code=source_digest("check_claims"),
+    message:
+        "Holding {wildcards.model} to its headline claims"
+    script:
+        "../workflow_scripts/check_claims.py"
+
+
+rule draw_figures:
+    """Draw the figures of one model's run."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        curves="results/{model}/evaluation/curves.csv",
+        calibration="results/{model}/evaluation/calibration.csv",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        neighbours=neighbour_files,
+        signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+    output:
+        figures=expand(
+            "results/{{model}}/figures/{name}.{form}",
+            name=["auroc", "roc", "pr", "calibration", "sae_quality", "links", "tracks"],
+            form=["png", "pdf", "svg"],
+        ),
+    log:
+        "results/{model}/logs/draw_figures.log",
+    benchmark:
+        "results/{model}/benchmarks/draw_figures.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1500),
+        runtime=scaled(30),
+    params:
+        layers=property_of("layers"),
+        datasets=property_of("datasets"),
+        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        code=source_digest("draw_figures"),
+    message:
+        "Drawing the figures of {wildcards.model}"
+    script:
+        "../workflow_scripts/draw_figures.py"
+
+
+rule write_report:
+    """Write the report: one self-contained page, verdict first."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        ledger="results/{model}/evaluation/ledger.csv",
+        leak_audit="results/{model}/evaluation/leak_audit.csv",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        neighbours=neighbour_files,
+        labels=label_files,
+        figures=rules.draw_figures.output.figures,
+        source="results/{model}/model/source.json",
+    output:
+        report=report_page("results/{model}/report.html"),
+    log:
+        "results/{model}/logs/write_report.log",
+    benchmark:
+        "results/{model}/benchmarks/write_report.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(10),
+    params:
+        settings=chosen_settings,
+        controls=control_datasets,
+        layers=property_of("layers"),
+        datasets=property_of("datasets"),
+        code=source_digest("write_report", "templates"),
+    message:
+        "Writing the report of {wildcards.model}"
+    script:
+        "../workflow_scripts/write_report.py"
+
+
+rule check_results:
+    """Check the finished tables, so that a bad run fails here and not in a reader's hands."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        scores="results/{model}/detection/scores.parquet",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+    output:
+        checks="results/{model}/evaluation/checks.json",
+    log:
+        "results/{model}/logs/check_results.log",
+    benchmark:
+        "results/{model}/benchmarks/check_results.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(10),
+    params:
+        datasets=property_of("datasets"),
+        sae=settings_of("sae", "check_results"),
+        code=source_digest("check_results"),
+    message:
+        "Checking the results of {wildcards.model}"
+    script:
+        "../workflow_scripts/check_results.py"
+
+
+rule compare_models:
+    """Set the models of one run side by side."""
+    input:
+        metrics=expand("results/{model}/evaluation/metrics.csv", model=MODELS),
+        ledgers=expand("results/{model}/evaluation/ledger.csv", model=MODELS),
+    output:
+        table="results/comparison/metrics.csv",
+        page="results/comparison/comparison.html",
+    log:
+        "results/comparison/logs/compare_models.log",
+    benchmark:
+        "results/comparison/benchmarks/compare_models.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(10),
+    params:
+        models=MODELS,
+        controls=[name for name, settings in DATASETS.items() if settings.control],
+        code=source_digest("compare_models", "templates"),
+    message:
+        "Comparing the models"
+    script:
+        "../workflow_scripts/compare_models.py"

@@ -1,0 +1,148 @@
+# rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: activation stores of every analysed layer; the model's own answers.
+
+
+# One forward pass serves all layers of a wave. Its outputs are named by layer, which no wildcard of
+# the rule can express, so there is one rule for each model and wave.
+for MODEL, WAVE, LAYERS in extraction_waves():
+
+    rule:
+        name:
+            f"extract_activations_{MODEL.replace('-', '_')}_wave_{WAVE:02d}"
+        input:
+            weights=f"results/{MODEL}/model/model.safetensors",
+            train=f"results/{MODEL}/corpus/train.zarr",
+            train_manifest=f"results/{MODEL}/corpus/train.json",
+            earlier=missing_saes_before(MODEL, WAVE),
+        output:
+            stores=[
+                budgeted(MODEL, directory(f"results/{MODEL}/activations/layer_{layer:02d}/shard_{{shard}}.zarr"))
+                for layer in LAYERS
+            ],
+            manifests=[
+                budgeted(MODEL, f"results/{MODEL}/activations/layer_{layer:02d}/shard_{{shard}}.json")
+                for layer in LAYERS
+            ],
+        log:
+            f"results/{MODEL}/logs/extract_activations/wave_{WAVE:02d}_shard_{{shard}}.log",
+        benchmark:
+            f"results/{MODEL}/benchmarks/extract_activations/wave_{WAVE:02d}_shard_{{shard}}.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        resources:
+            gpu=1,
+            mem_mb=scaled(3000),
+            runtime=scaled(120),
+            batch=shrinking(16),
+        params:
+            layers=LAYERS,
+            activations=provenance.used_settings("extract_activations", SETTINGS[MODEL].activations.model_dump()),
+            contexts_per_shard=SETTINGS[MODEL].contexts_per_shard,
+            state=f"results/{MODEL}/state/extract_activations/wave_{WAVE:02d}_shard_{{shard}}",
+            code=source_digest("extract_activations"),
+        message:
+            f"Extracting activations of {MODEL}, wave {WAVE}, shard {{wildcards.shard}} (GPUs: {{resources.gpu}})"
+        script:
+            "../workflow_scripts/extract_activations.py"
+
+
+for MODEL in MODELS:
+
+    rule:
+        name:
+            f"extract_heldout_{MODEL.replace('-', '_')}"
+        input:
+            weights=f"results/{MODEL}/model/model.safetensors",
+            heldout=f"results/{MODEL}/corpus/heldout.zarr",
+            heldout_manifest=f"results/{MODEL}/corpus/heldout.json",
+        output:
+            stores=[directory(f"results/{MODEL}/heldout/layer_{layer}.zarr") for layer in layer_names(MODEL)],
+            manifests=[f"results/{MODEL}/heldout/layer_{layer}.json" for layer in layer_names(MODEL)],
+        log:
+            f"results/{MODEL}/logs/extract_heldout.log",
+        benchmark:
+            f"results/{MODEL}/benchmarks/extract_heldout.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        resources:
+            gpu=1,
+            mem_mb=scaled(3000),
+            runtime=scaled(60),
+            batch=shrinking(16),
+        params:
+            layers=SETTINGS[MODEL].layers,
+            activations=provenance.used_settings("extract_heldout", SETTINGS[MODEL].activations.model_dump()),
+            code=source_digest("extract_heldout"),
+        message:
+            f"Extracting held-out activations of {MODEL} (GPUs: {{resources.gpu}})"
+        script:
+            "../workflow_scripts/extract_heldout.py"
+
+    rule:
+        name:
+            f"extract_examples_{MODEL.replace('-', '_')}"
+        input:
+            weights=f"results/{MODEL}/model/model.safetensors",
+            examples=f"results/{MODEL}/datasets/{{dataset}}/examples.parquet",
+        output:
+            stores=[
+                directory(f"results/{MODEL}/examples/{{dataset}}/layer_{layer}.zarr") for layer in layer_names(MODEL)
+            ],
+            manifests=[f"results/{MODEL}/examples/{{dataset}}/layer_{layer}.json" for layer in layer_names(MODEL)],
+            embedding=directory(f"results/{MODEL}/examples/{{dataset}}/embedding.zarr"),
+            embedding_manifest=f"results/{MODEL}/examples/{{dataset}}/embedding.json",
+            tokens=f"results/{MODEL}/examples/{{dataset}}/tokens.parquet",
+            outputs=f"results/{MODEL}/examples/{{dataset}}/outputs.parquet",
+        log:
+            f"results/{MODEL}/logs/extract_examples/{{dataset}}.log",
+        benchmark:
+            f"results/{MODEL}/benchmarks/extract_examples/{{dataset}}.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        resources:
+            gpu=1,
+            mem_mb=scaled(3000),
+            runtime=scaled(60),
+            batch=shrinking(32),
+        params:
+            layers=SETTINGS[MODEL].layers,
+            activations=provenance.used_settings("extract_examples", SETTINGS[MODEL].activations.model_dump()),
+            code=source_digest("extract_examples"),
+        message:
+            f"Extracting activations of {MODEL} on {{wildcards.dataset}} (GPUs: {{resources.gpu}})"
+        script:
+            "../workflow_scripts/extract_examples.py"
+
+
+rule generate_answers:
+    """Let the model answer the questions, and mark its answers against the gold ones."""
+    input:
+        weights="results/{model}/model/model.safetensors",
+        questions="results/{model}/datasets/{dataset}/questions.parquet",
+    output:
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+        labels="results/{model}/datasets/{dataset}/labels.json",
+    log:
+        "results/{model}/logs/generate_answers/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/generate_answers/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(GENERATED),
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=scaled(3000),
+        runtime=scaled(60),
+        batch=shrinking(32),
+    params:
+        generation=settings_of("generation", "generate_answers"),
+        seed=settings_of("seed", "generate_answers"),
+        code=source_digest("generate_answers"),
+    message:
+        "Letting {wildcards.model} answer {wildcards.dataset} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/generate_answers.py"

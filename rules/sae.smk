@@ -1,0 +1,59 @@
+# rules/sae.smk -- phase 2. Needs: activations of one layer. Gives: weights, loss history and held-out quality of one SAE.
+rule train_sae:
+    """Train one sparse autoencoder on the activations of one layer."""
+    input:
+        stores=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
+        manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+    output:
+        weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
+        cfg="results/{model}/saes/layer_{layer}/cfg.json",
+        history="results/{model}/saes/layer_{layer}/history.csv",
+    log:
+        "results/{model}/logs/train_sae/layer_{layer}.log",
+    benchmark:
+        "results/{model}/benchmarks/train_sae/layer_{layer}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=scaled(3000),
+        runtime=scaled(120),
+        micro_batch=shrinking(4096),
+    params:
+        sae=settings_of("sae", "train_sae"),
+        seed=settings_of("seed", "train_sae"),
+        state="results/{model}/state/train_sae/layer_{layer}",
+        code=source_digest("train_sae"),
+    message:
+        "Training the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/train_sae.py"
+
+
+rule evaluate_sae:
+    """Measure one sparse autoencoder on held-out documents."""
+    input:
+        weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
+        cfg="results/{model}/saes/layer_{layer}/cfg.json",
+        store="results/{model}/heldout/layer_{layer}.zarr",
+        manifest="results/{model}/heldout/layer_{layer}.json",
+    output:
+        quality="results/{model}/saes/layer_{layer}/quality.json",
+    log:
+        "results/{model}/logs/evaluate_sae/layer_{layer}.log",
+    benchmark:
+        "results/{model}/benchmarks/evaluate_sae/layer_{layer}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(30),
+    params:
+        seed=settings_of("seed", "evaluate_sae"),
+        code=source_digest("evaluate_sae"),
+    message:
+        "Evaluating the SAE of {wildcards.model} layer {wildcards.layer}"
+    script:
+        "../workflow_scripts/evaluate_sae.py"

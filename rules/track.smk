@@ -1,0 +1,84 @@
+# rules/track.smk -- phase 3. Needs: SAEs, activations of the examples. Gives: links between layers, tracks, and the metrics of tracks.
+rule find_neighbours:
+    """Find each feature's decoder neighbours in the following layers, and the gate that chance sets."""
+    input:
+        weights=lambda wildcards: [
+            f"results/{wildcards.model}/saes/layer_{layer}/sae_weights.safetensors" for layer in next_layers(wildcards)
+        ],
+    output:
+        neighbours="results/{model}/neighbours/layer_{layer}.npz",
+    log:
+        "results/{model}/logs/find_neighbours/layer_{layer}.log",
+    benchmark:
+        "results/{model}/benchmarks/find_neighbours/layer_{layer}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(30),
+    params:
+        tracking=settings_of("tracking", "find_neighbours"),
+        seed=settings_of("seed", "find_neighbours"),
+        code=source_digest("find_neighbours"),
+    message:
+        "Linking the features of {wildcards.model} layer {wildcards.layer} to the next layers"
+    script:
+        "../workflow_scripts/find_neighbours.py"
+
+
+rule track_features:
+    """Follow the features of every answer token across layers."""
+    input:
+        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+        manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        neighbours=neighbour_files,
+    output:
+        tracks=directory("results/{model}/tracks/{dataset}.{variant}.zarr"),
+        tracks_manifest="results/{model}/tracks/{dataset}.{variant}.json",
+    log:
+        "results/{model}/logs/track_features/{dataset}.{variant}.log",
+    benchmark:
+        "results/{model}/benchmarks/track_features/{dataset}.{variant}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(60),
+    params:
+        layers=property_of("layers"),
+        tracking=settings_of("tracking", "track_features"),
+        seed=settings_of("seed", "track_features"),
+        code=source_digest("track_features"),
+    message:
+        "Tracking features of {wildcards.model} on {wildcards.dataset} ({wildcards.variant})"
+    script:
+        "../workflow_scripts/track_features.py"
+
+
+rule measure_signals:
+    """Turn the tracks of one data set into metrics, one row per example."""
+    input:
+        tracks="results/{model}/tracks/{dataset}.{variant}.zarr",
+        tracks_manifest="results/{model}/tracks/{dataset}.{variant}.json",
+        outputs="results/{model}/examples/{dataset}/outputs.parquet",
+    output:
+        signals="results/{model}/signals/{dataset}.{variant}.parquet",
+    log:
+        "results/{model}/logs/measure_signals/{dataset}.{variant}.log",
+    benchmark:
+        "results/{model}/benchmarks/measure_signals/{dataset}.{variant}.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(30),
+    params:
+        code=source_digest("measure_signals"),
+    message:
+        "Measuring the tracks of {wildcards.model} on {wildcards.dataset} ({wildcards.variant})"
+    script:
+        "../workflow_scripts/measure_signals.py"

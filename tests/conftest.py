@@ -1,0 +1,77 @@
+"""Fixtures of every test: a private copy of the workflow, and skips that count as failures where nothing may be absent."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("Snakefile", "rules", "envs", "profiles", "slurm", "config", "workflow_scripts", "Makefile")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def copy_house(destination: Path) -> Path:
+    """Copy what a run needs, without results and caches."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_symlink():
+            (destination / name).symlink_to(source.readlink())
+        elif source.is_dir():
+            shutil.copytree(source, destination / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, destination / name)
+    return destination
+
+
+def snakemake(
+    house: Path, *arguments: str, timeout: float = 300, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run Snakemake in a house; output and exit code are for the test to judge."""
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=house,
+        env={**os.environ, "PYTHONPATH": str(house / "workflow_scripts"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def job_counts(output: str) -> dict[str, int]:
+    """Jobs per rule from the table that a dry run prints; {} for "Nothing to be done"."""
+    counts: dict[str, int] = {}
+    inside = False
+    for line in output.splitlines():
+        words = line.split()
+        if words[:2] == ["job", "count"]:
+            counts, inside = {}, True
+        elif inside and len(words) == 2 and words[1].isdigit():
+            counts[words[0]] = int(words[1])
+        elif inside and not words:
+            inside = False
+    counts.pop("total", None)
+    return counts
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workflow without results; tests that change files take their own."""
+    return copy_house(tmp_path_factory.mktemp("house"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """With GHOSTTRACK_NO_SKIPS set, a skipped test is a failed one."""
+    report = yield
+    if report.skipped and os.environ.get("GHOSTTRACK_NO_SKIPS") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped where nothing may be absent: {report.longrepr}"
+    return report

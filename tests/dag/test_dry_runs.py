@@ -1,0 +1,106 @@
+"""The plan of a run, without torch: which jobs each model needs, and which words an error uses."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, job_counts, snakemake
+
+pytestmark = pytest.mark.dag
+
+
+@pytest.mark.parametrize(("model", "layers"), [("gpt2-small", 12), ("gpt2-medium", 24)])
+def test_the_cluster_command_plans_one_training_per_layer(house: Path, model: str, layers: int) -> None:
+    result = snakemake(house, "--profile", "slurm", "--config", f"model={model}", "-n")
+    assert result.returncode == 0, result.stderr
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["train_sae"] == counts["evaluate_sae"] == layers
+    assert counts["find_neighbours"] == layers - 1
+
+
+def test_both_models_are_planned_together_and_compared(house: Path) -> None:
+    result = snakemake(house, "--profile", "slurm", "--config", "model=both", "-n")
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["train_sae"] == 36
+    assert counts["compare_models"] == 1
+    assert counts["write_report"] == 2
+
+
+def test_training_and_extraction_ask_for_a_gpu_and_nothing_else_does(house: Path) -> None:
+    result = snakemake(house, "--profile", "slurm", "--config", "model=gpt2-medium", "-n")
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Job ")]
+    with_gpu = {line.split(": ", 1)[1].split(" of ")[0].split(" gpt2")[0] for line in lines if "(GPUs: 1)" in line}
+    assert with_gpu == {"Extracting activations", "Extracting held-out activations", "Letting", "Training the SAE"}
+    # Eight waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs.
+    assert sum("(GPUs: 1)" in line for line in lines) == 80 + 1 + 9 + 1 + 24
+
+
+def test_the_disk_budget_splits_medium_into_waves_of_three_layers(house: Path) -> None:
+    result = snakemake(house, "--profile", "slurm", "--config", "model=gpt2-medium", "-n")
+    counts = job_counts(result.stdout + result.stderr)
+    waves = [name for name in counts if name.startswith("extract_activations_gpt2_medium_wave_")]
+    # 10 M x 1024 values in fp16 are 20.5 GB a layer: three fit into 70 GB.
+    assert len(waves) == 8
+    assert all(counts[name] == 10 for name in waves)
+
+
+def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
+    blocked = house / "no_torch"
+    blocked.mkdir(exist_ok=True)
+    for name in ("torch", "transformers", "zarr", "scipy", "sklearn", "matplotlib"):
+        (blocked / f"{name}.py").write_text("raise ImportError('the Snakefile must not import this')\n")
+    path = f"{blocked}:{house / 'workflow_scripts'}"
+    result = snakemake(house, "-n", "--config", "model=tiny-gpt2", PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert job_counts(result.stdout + result.stderr)["train_sae"] == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("modle=x", ["unknown key modle", "did you mean model?"]),
+        ("model=nope", ["model: 'nope' is not known", "gpt2-small", "model_path"]),
+        ("sae={k: -1}", ["sae.k", "-1", "greater than or equal to 1"]),
+        ("sae={kk: 1}", ["unknown key sae.kk", "did you mean sae.k?"]),
+        ("seed=abc", ["seed", "abc", "integer"]),
+        ("datasets=[nope]", ["datasets: 'nope' is not known", "cities"]),
+        ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
+        ("activations={disk_budget_gb: 0.001}", ["activations.disk_budget_gb", "Raise it to at least"]),
+        ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
+    ],
+)
+def test_a_wrong_setting_is_named_before_any_job_starts(house: Path, config: str, words: list[str]) -> None:
+    result = snakemake(house, "-n", "--config", config)
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "Traceback" not in output
+    for word in words:
+        assert word in output, output
+
+
+def test_a_model_path_without_weights_is_refused(house: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"n_layer": 2, "n_embd": 8}')
+    result = snakemake(house, "-n", "--config", "model=mine", f"model_path={tmp_path}")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "has no weights" in output
+    assert "Traceback" not in output
+
+
+def test_every_rule_has_a_docstring_log_conda_and_message() -> None:
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    rules = re.split(r"\n(?=(?:    )?rule\b.*:\n)", text)[1:]
+    assert len(rules) > 15
+    for rule in rules:
+        for part in ("log:", "benchmark:", "conda:", "message:", "script:", "code=source_digest"):
+            assert part in rule, f"{part} is missing in:\n{rule[:300]}"
+        assert '"""' in rule or "name:" in rule
+
+
+def test_a_rule_s_script_carries_the_rule_s_name() -> None:
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    scripts = set(re.findall(r'workflow_scripts/(\w+)\.py"', text))
+    assert scripts == {path.stem for path in (ROOT / "workflow_scripts").glob("*.py")}
+    for name in scripts:
+        assert f"rule {name}:" in text or f"{name}_{{MODEL" in text

@@ -1,0 +1,233 @@
+"""The real workflow on the tiny model: it finishes, repeats nothing, and reruns exactly what an edit touches."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import copy_house, job_counts, snakemake
+
+pytestmark = pytest.mark.e2e
+
+MODEL = "tiny-gpt2"
+RUN = ("--profile", "profiles/local", "--resources", "gpu=2", "--config", f"model={MODEL}")
+# Jobs that must not run again because of anything that comes after them.
+EXPENSIVE = ("fetch", "extract", "generate", "train_sae", "evaluate_sae")
+
+
+def launch(house: Path, *arguments: str, timeout: float = 900) -> "subprocess.CompletedProcess[str]":
+    """What `make run` calls."""
+    return subprocess.run(
+        [sys.executable, "-m", "ghosttrack.launch", *RUN, *arguments],
+        cwd=house,
+        env=environment(house),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def environment(house: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(house / "workflow_scripts")}
+
+
+def planned(house: Path, *arguments: str) -> dict[str, int]:
+    """Jobs that a dry run would start, without the bookkeeping target."""
+    result = snakemake(house, *RUN, "-n", *arguments)
+    assert result.returncode == 0, result.stderr
+    counts = job_counts(result.stdout + result.stderr)
+    if not counts:
+        assert "Nothing to be done" in result.stdout + result.stderr
+    counts.pop("all", None)
+    return counts
+
+
+def contents(house: Path) -> dict[str, bytes]:
+    """Every result file by name; logs, timings and progress are not results."""
+    results = house / "results" / MODEL
+    return {
+        path.relative_to(results).as_posix(): path.read_bytes()
+        for path in sorted(results.rglob("*"))
+        if path.is_file() and path.relative_to(results).parts[0] not in ("logs", "benchmarks", "state")
+        and not path.name.startswith(".snakemake")
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A house with a finished run. Tests that change anything take a copy."""
+    house = copy_house(tmp_path_factory.mktemp("finished") / "house")
+    result = launch(house)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    return house
+
+
+@pytest.fixture
+def house_to_change(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "house", symlinks=True))
+
+
+def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
+    assert planned(finished) == {}
+
+
+def test_the_report_is_one_page_that_needs_no_network(finished: Path) -> None:
+    page = (finished / "results" / MODEL / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="https?://', page)
+    for name in ("capitals", "element_symbol", "questions"):
+        assert name in page
+
+
+def test_the_metric_table_has_every_control_beside_the_detector(finished: Path) -> None:
+    table = pd.read_csv(finished / "results" / MODEL / "evaluation" / "metrics.csv")
+    for _, rows in table[table["dataset"] == "capitals"].groupby("mode"):
+        assert {"ghosttrack", "answer_logprob_mean", "raw_probe", "text_only", "embedding_probe"} <= set(rows["signal"])
+        assert rows["n"].nunique() == 1
+        shown = rows.dropna(subset=["auroc"])
+        assert (shown["auroc_low"] <= shown["auroc"]).all()
+        assert (shown["auroc"] <= shown["auroc_high"]).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda scripts: [path.touch() for path in scripts.rglob("*.py")], id="touched scripts"),
+        pytest.param(lambda scripts: append(scripts / "ghosttrack" / "tracking.py", "\n# a remark\n"), id="a comment"),
+        pytest.param(
+            lambda scripts: append(scripts / "ghosttrack" / "job.py", "\nFORMAT = 'other'\n"), id="log format"
+        ),
+        pytest.param(
+            lambda scripts: replace(
+                scripts / "ghosttrack" / "settings.py",
+                "    top_k: int = Field(",
+                "    brand_new_key: int = Field(3, description='New.')\n    top_k: int = Field(",
+            ),
+            id="a new settings key",
+        ),
+    ],
+)
+def test_what_cannot_change_a_result_reruns_nothing(house_to_change: Path, change: Callable[[Path], object]) -> None:
+    change(house_to_change / "workflow_scripts")
+    assert planned(house_to_change) == {}
+
+
+def test_an_edit_of_the_tracker_reruns_tracking_and_what_follows_but_nothing_expensive(house_to_change: Path) -> None:
+    append(house_to_change / "workflow_scripts" / "ghosttrack" / "tracking.py", "\nEDITED = True\n")
+    counts = planned(house_to_change)
+    assert counts["track_features"] == 9
+    assert counts["write_report"] == 1
+    assert not [name for name in counts if name.startswith(EXPENSIVE)]
+
+
+def test_a_tracking_setting_reruns_no_training(house_to_change: Path) -> None:
+    result = snakemake(house_to_change, *RUN, "tracking={top_k: 8, neighbours: 8}", "-n")
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["track_features"] == 9
+    assert not [name for name in counts if name.startswith(EXPENSIVE)]
+
+
+def test_a_lost_sae_is_trained_again_alone(house_to_change: Path) -> None:
+    shutil.rmtree(house_to_change / "results" / MODEL / "saes" / "layer_02")
+    counts = planned(house_to_change)
+    assert counts["train_sae"] == 1
+    assert counts["evaluate_sae"] == 1
+    assert not [name for name in counts if name.startswith(("fetch", "extract", "generate"))]
+
+
+def test_a_killed_run_is_finished_by_the_same_command_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    house = copy_house(tmp_path / "house")
+    weights = [house / f"results/{MODEL}/saes/layer_{layer:02d}/sae_weights.safetensors" for layer in range(4)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ghosttrack.launch", *RUN],
+        cwd=house,
+        env=environment(house),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as run:
+        while run.poll() is None and not any(path.exists() for path in weights):
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGKILL)
+    done = {path: path.stat().st_mtime_ns for path in weights if path.exists()}
+    assert done
+    assert len(done) < 4
+
+    result = launch(house)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-6000:]
+    assert "clearing the lock of a run that was killed" in output
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    again, first = contents(house), contents(finished)
+    assert sorted(again) == sorted(first)
+    assert [name for name in first if again[name] != first[name]] == []
+
+
+def test_two_runs_at_once_are_refused(finished: Path) -> None:
+    code = "import sys, time; print('snakemake', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "snakemake"], cwd=finished, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        result = launch(finished)
+        other.kill()
+    assert result.returncode == 1
+    assert f"another run is working in this directory (process {other.pid})" in result.stderr
+
+
+LONG = "word " * 400
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("text,verdict\nA b.,1\nA c.,0\n", ["label", "verdict"]),
+        ("text,label\nA b.,1\n,0\nA d.,1\nA e.,0\n", ["empty", "mine.csv"]),
+        (f"text,label\n{LONG},1\nA b.,0\nA c.,1\nA d.,0\n", ["context", "128"]),
+        ("text,label\nA b.,yes\nA c.,0\n", ["yes", "label"]),
+    ],
+    ids=["no label column", "an empty text", "a text longer than the context", "a label that is no label"],
+)
+def test_own_texts_with_a_mistake_are_refused_by_name(house_to_change: Path, table: str, words: list[str]) -> None:
+    (house_to_change / "mine.csv").write_text(table)
+    (house_to_change / "config/datasets/mine.yaml").write_text("{source: file, path: mine.csv}")
+    before = contents(house_to_change)
+    result = launch(house_to_change, "datasets=[mine]", "--", f"results/{MODEL}/examples/mine/outputs.parquet")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "Traceback" not in output
+    for word in words:
+        assert word in output, output[-3000:]
+    after = contents(house_to_change)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_local_directory_serves_as_a_model_and_other_weights_are_refused(house_to_change: Path) -> None:
+    source = Path(shutil.copytree(house_to_change / "results" / MODEL / "model", house_to_change / "weights"))
+    (source / "source.json").unlink()
+    arguments = ("--profile", "profiles/local", "--config", "model=mine", f"model_path={source}")
+    result = snakemake(house_to_change, *arguments, "--", "results/mine/model/source.json")
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    other = Path(shutil.copytree(source, house_to_change / "other_weights"))
+    result = snakemake(house_to_change, "-n", "--config", "model=mine", f"model_path={other}")
+    assert result.returncode != 0
+    assert "results/mine was made with" in result.stdout + result.stderr
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))

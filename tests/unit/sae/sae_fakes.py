@@ -1,0 +1,53 @@
+"""In-memory stand-ins for the activation store and its sampler."""
+
+import numpy as np
+import numpy.typing as npt
+
+from ghosttrack.settings import SaeSettings
+
+
+class MemoryRows:
+    """Rows in an array, some of them excluded."""
+
+    def __init__(self, values: npt.NDArray[np.floating], excluded: npt.NDArray[np.bool_] | None = None) -> None:
+        self.values = values.astype(np.float16)
+        self.rows, self.d_model = values.shape
+        self.excluded = np.zeros(self.rows, dtype=np.bool_) if excluded is None else excluded
+        self.name = "memory"
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+        return self.values[start:stop]
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+class MemoryBatches:
+    """Kept rows in a new order each epoch; raises at step `fail_at`, like a process that is killed there."""
+
+    def __init__(self, store: MemoryRows, batch: int, fail_at: int | None = None) -> None:
+        self.kept = store.values[~store.excluded]
+        self.batch, self.fail_at = batch, fail_at
+        self.batches_per_epoch = len(self.kept) // batch
+
+    def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+        if step == self.fail_at:
+            raise InterruptedError(f"killed at step {step}")
+        epoch, number = divmod(step, self.batches_per_epoch)
+        order = np.random.default_rng([0, epoch]).permutation(len(self.kept))
+        return self.kept[order[number * self.batch : (number + 1) * self.batch]].astype(np.float32)
+
+
+def planted(
+    rows: int, d_model: int, features: int, active: float, seed: int
+) -> tuple[MemoryRows, npt.NDArray[np.float64]]:
+    """Sparse sums of known unit directions, far from the origin; also the directions (features, d_model)."""
+    rng = np.random.default_rng(seed)
+    directions = rng.standard_normal((features, d_model))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    code = rng.uniform(1.0, 2.0, (rows, features)) * (rng.random((rows, features)) < active / features)
+    offset = 3.0 * rng.standard_normal(d_model)
+    return MemoryRows(code @ directions + offset + 0.01 * rng.standard_normal((rows, d_model))), directions
+
+
+SMALL = SaeSettings(d_sae=48, k=4, batch=64, epochs=3, learning_rate=3e-3)

@@ -1,0 +1,152 @@
+"""The exported form: equal to the training form, a SAELens folder, and particular about its files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from sae_fakes import MemoryRows
+
+from ghosttrack import sae
+from ghosttrack.errors import UserError
+from ghosttrack.sae import model
+from ghosttrack.sae.engine import Parameters
+from ghosttrack.sae.export import calibrate, fold
+from ghosttrack.sae.rows import Normaliser, blocks
+
+D_MODEL, D_SAE, K = 12, 40, 5
+
+
+def exported(seed: int = 0) -> tuple[sae.Sae, Parameters, Normaliser, MemoryRows]:
+    generator = torch.Generator().manual_seed(seed)
+    tied = Parameters.tied(D_MODEL, D_SAE, generator)
+    biases = (0.1 * torch.randn(size, generator=generator) for size in (D_SAE, D_MODEL))
+    parameters = Parameters(tied.W_enc * 0.7, tied.W_dec, *biases)
+    normaliser = Normaliser(30.0 * torch.randn(D_MODEL, generator=generator), 0.25)
+    values = normaliser.mean.numpy() + 4.0 * np.random.default_rng(seed).standard_normal((9000, D_MODEL))
+    return fold(parameters, normaliser), parameters, normaliser, MemoryRows(values)
+
+
+def test_the_exported_form_encodes_and_decodes_as_the_training_form() -> None:
+    found, (W_enc, W_dec, b_enc, b_dec), normaliser, store = exported()
+    x = next(blocks(store))
+    y = normaliser(x)
+    code = ((y - b_dec) @ W_enc.t() + b_enc).relu()
+    torch.testing.assert_close(found.encode(x), code, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normaliser(found.decode(code)), code @ W_dec + b_dec, rtol=1e-4, atol=1e-4)
+
+
+def test_the_threshold_gives_exactly_k_active_features_on_average() -> None:
+    found, _, _, store = exported()
+    calibrated = calibrate(found, store, K)
+    active = sum(int((calibrated.encode(x) > 0).sum()) for x in blocks(store))
+    assert active == K * store.rows
+    assert len(set(calibrated.threshold.tolist())) == 1
+    sampled = calibrate(found, store, K, at_most=4096)
+    assert int((sampled.encode(next(blocks(store))) > 0).sum()) == K * 4096
+
+
+def test_the_threshold_is_zero_when_too_few_preactivations_are_positive() -> None:
+    found, _, _, store = exported()
+    assert float(calibrate(found, store, D_SAE - 1).threshold.max()) == 0.0
+
+
+def test_only_values_above_the_threshold_pass_and_they_pass_unchanged() -> None:
+    eye, zero = torch.eye(3), torch.zeros(3)
+    small = sae.Sae(eye, zero, eye, torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 1.0, 2.0]))
+    code = small.encode(torch.tensor([[2.0, 2.0, 4.0], [0.0, 2.5, 3.0]]))
+    assert code.tolist() == [[1.0, 0.0, 3.0], [0.0, 1.5, 0.0]]
+    assert small.decode(code).tolist() == [[2.0, 1.0, 4.0], [1.0, 2.5, 1.0]]
+
+
+def save(folder: Path, found: sae.Sae) -> None:
+    model.save(
+        found,
+        folder / model.WEIGHTS_NAME,
+        folder / model.CFG_NAME,
+        hook_name="blocks.3.hook_resid_post",
+        model_name="m",
+    )
+
+
+def test_save_and_load_give_the_same_autoencoder_and_the_same_bytes(tmp_path: Path) -> None:
+    found = exported()[0]
+    save(tmp_path / "a", found)
+    save(tmp_path / "b", found)
+    loaded = sae.load(tmp_path / "a")
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
+        assert torch.equal(getattr(loaded, name), getattr(found, name))
+    for name in (model.WEIGHTS_NAME, model.CFG_NAME):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_folder_has_what_saelens_asks_for(tmp_path: Path) -> None:
+    save(tmp_path, exported()[0])
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    assert {key: cfg[key] for key in ("architecture", "d_in", "d_sae", "dtype")} == {
+        "architecture": "jumprelu", "d_in": D_MODEL, "d_sae": D_SAE, "dtype": "float32",
+    }  # fmt: skip
+    assert cfg["apply_b_dec_to_input"] is True
+    assert cfg["normalize_activations"] == cfg["reshape_activations"] == "none"
+    assert cfg["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
+    tensors = safetensors.torch.load_file(tmp_path / "sae_weights.safetensors")
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
+        "W_enc": ((D_MODEL, D_SAE), torch.float32),
+        "b_enc": ((D_SAE,), torch.float32),
+        "W_dec": ((D_SAE, D_MODEL), torch.float32),
+        "b_dec": ((D_MODEL,), torch.float32),
+        "threshold": ((D_SAE,), torch.float32),
+    }
+
+
+def test_a_folder_that_does_not_subtract_the_bias_from_the_input_is_read_as_meant(tmp_path: Path) -> None:
+    found, _, _, store = exported()
+    save(tmp_path, found)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps({**cfg, "apply_b_dec_to_input": False}))
+    x = next(blocks(store))
+    expected = (x @ found.W_enc + found.b_enc).relu()
+    torch.testing.assert_close(sae.load(tmp_path).encode(x), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("architecture", "gated", "architecture is 'gated', only 'jumprelu'"),
+        ("normalize_activations", "layer_norm", "normalize_activations is 'layer_norm'"),
+        ("d_sae", "many", "d_sae is 'many'"),
+        ("d_sae", 41, r"W_enc should be \(12, 41\) by cfg.json, found \(12, 40\)"),
+        ("dtype", None, "no dtype"),
+    ],
+)
+def test_a_cfg_that_does_not_fit_is_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    save(tmp_path, exported()[0])
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    cfg[key] = value
+    if value is None:
+        del cfg[key]
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    with pytest.raises(UserError, match=message):
+        sae.load(tmp_path)
+
+
+def test_missing_damaged_and_infinite_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cfg\.json is missing"):
+        sae.load(tmp_path)
+    found = exported()[0]
+    save(tmp_path, found)
+    weights = tmp_path / "sae_weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-5])
+    with pytest.raises(UserError, match="not a valid safetensors file"):
+        sae.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"sae_weights\.safetensors is missing"):
+        sae.load(tmp_path)
+    found.b_dec[0] = float("nan")
+    save(tmp_path, found)
+    with pytest.raises(UserError, match="b_dec holds NaN"):
+        sae.load(tmp_path)

@@ -1,0 +1,93 @@
+"""The two scripts on a real activation store: whole outputs, twice the same, one writer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_fakes import SMALL, planted
+
+import evaluate_sae
+import train_sae
+from ghosttrack import files, sae
+from ghosttrack.errors import UserError
+from ghosttrack.store import Header, StoreWriter, to_block
+
+ROWS, D_MODEL, CONTEXT = 1024, 16, 32
+
+
+def write_store(folder: Path, name: str, seed: int) -> tuple[Path, Path]:
+    values = planted(ROWS, D_MODEL, 32, 3.0, seed)[0].values.astype(np.float32)
+    values[::CONTEXT] *= 300.0  # position 0 carries massive activations
+    values[5] *= 300.0
+    header = Header("tiny", "w" * 64, 2, "resid_post", CONTEXT, "t" * 64)
+    store, manifest = folder / f"{name}.zarr", folder / f"{name}.json"
+    with StoreWriter(store, manifest, header, rows=ROWS, d_model=D_MODEL) as writer:
+        writer.append(to_block(values))
+    return store, manifest
+
+
+def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
+    return {
+        "stores": [store],
+        "manifests": [manifest],
+        "weights": folder / "sae_weights.safetensors",
+        "cfg": folder / "cfg.json",
+        "history": folder / "history.csv",
+        "sae": SMALL,
+        "seed": 0,
+        "layer": 2,
+        "threads": 1,
+        "micro_batch": 64,
+        "state": folder / "state",
+        "model": "tiny",
+    }
+
+
+def test_training_and_evaluation_write_everything_and_twice_the_same_bytes(tmp_path: Path) -> None:
+    store, manifest = write_store(tmp_path, "train", seed=0)
+    heldout, heldout_manifest = write_store(tmp_path, "heldout", seed=0)
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        train_sae.main(**arguments(folder, store, manifest))
+        assert not (folder / "state").exists()
+        weights, cfg, quality = (folder / file for file in ("sae_weights.safetensors", "cfg.json", "quality.json"))
+        evaluate_sae.main(
+            weights=weights, cfg=cfg, store=heldout, manifest=heldout_manifest, quality=quality, layer=2, threads=1
+        )
+    names = ["cfg.json", "history.csv", "quality.json", "sae_weights.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+    found = json.loads((tmp_path / "one" / "quality.json").read_text())
+    excluded = ROWS // CONTEXT + 1
+    steps = SMALL.epochs * ((ROWS - excluded) // SMALL.batch)
+    exact = {
+        "layer": 2, "site": "resid_post", "d_sae": 48, "k": 4, "rows": ROWS - excluded, "excluded_rows": excluded,
+        "massive_rows": excluded, "unique_tokens": ROWS - excluded, "training_tokens": steps * SMALL.batch,
+    }  # fmt: skip
+    assert {key: found[key] for key in exact} == exact
+    assert found["l0"] == pytest.approx(SMALL.k)  # the same rows as in training
+    assert found["explained_variance"] == pytest.approx(1.0 - found["fvu"])
+    cfg = json.loads((tmp_path / "one" / "cfg.json").read_text())
+    assert cfg["metadata"]["hook_name"] == "blocks.2.hook_resid_post"
+    history = (tmp_path / "one" / "history.csv").read_text().splitlines()
+    assert history[0] == "step,tokens,loss,fvu,l0,dead,learning_rate"
+    assert history[-1].startswith(f"{steps},{steps * SMALL.batch},")
+    autoencoder = sae.load(tmp_path / "one")
+    assert autoencoder.encode(torch.zeros(3, D_MODEL)).shape == (3, 48)
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    store, manifest = write_store(tmp_path, "train", seed=0)
+    with files.lock(tmp_path / "state"), pytest.raises(UserError, match="in use by process"):
+        train_sae.main(**arguments(tmp_path, store, manifest))
+
+
+def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
+    store, manifest = write_store(tmp_path, "train", seed=0)
+    with pytest.raises(UserError, match="layer is 2"):
+        train_sae.main(**{**arguments(tmp_path, store, manifest), "layer": 3})

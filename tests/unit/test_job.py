@@ -1,0 +1,97 @@
+"""One signature serves Snakemake and the command line."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ghosttrack import job
+from ghosttrack.errors import UserError
+from ghosttrack.settings import SaeSettings
+
+
+class Named(SimpleNamespace):
+    """Stands in for Snakemake's named lists."""
+
+    def keys(self) -> list[str]:
+        return list(vars(self))
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers, root.level = handlers, level
+    logging.captureWarnings(False)
+
+
+def snakemake(log: Path, **parts: Any) -> dict[str, Any]:
+    empty: dict[str, Any] = dict.fromkeys(["input", "output", "params", "wildcards", "resources"], Named())
+    return {"snakemake": SimpleNamespace(log=[str(log)], rule="r", threads=3, **{**empty, **parts})}
+
+
+def test_arguments_come_from_the_rule_and_take_their_annotated_types(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def main(
+        *, stores: list[Path], weights: Path, sae: SaeSettings, layer: int, batch: int, threads: int, extra: int = 7
+    ) -> None:
+        seen.update(locals())
+
+    job.run(
+        main,
+        snakemake(
+            tmp_path / "log",
+            input=Named(stores="one.zarr"),
+            output=Named(weights="w.safetensors"),
+            params=Named(sae={"k": 5}),
+            wildcards=Named(layer="07"),
+            resources=Named(batch=16),
+        ),
+    )
+    assert seen["stores"] == [Path("one.zarr")]
+    assert seen["sae"].k == 5
+    assert seen["sae"].d_sae == SaeSettings().d_sae
+    assert (seen["layer"], seen["batch"], seen["threads"], seen["extra"]) == (7, 16, 3, 7)
+
+
+def test_an_error_for_the_user_shows_no_traceback_on_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise UserError("column 'label' is missing in texts.csv")
+
+    with pytest.raises(SystemExit) as stop:
+        job.run(main, snakemake(tmp_path / "log"))
+    screen = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "column 'label' is missing in texts.csv" in screen
+    assert "Traceback" not in screen
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+def test_an_argument_that_the_rule_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(*, weights: Path) -> None:
+        raise AssertionError(weights)
+
+    with pytest.raises(SystemExit):
+        job.run(main, snakemake(tmp_path / "log"))
+    assert "gives no 'weights'" in capsys.readouterr().err
+
+
+def test_without_snakemake_the_signature_is_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def main(*, weights: Path, layer: int = 3) -> None:
+        seen.append((weights, layer))
+
+    monkeypatch.setattr("sys.argv", ["train_sae.py", "--weights", "w.bin", "--layer", "4"])
+    job.run(main, {})
+    assert seen == [(Path("w.bin"), 4)]

@@ -1,0 +1,67 @@
+"""The digest of a rule's code: blind to words, awake to logic."""
+
+from pathlib import Path
+
+import pytest
+
+from ghosttrack import provenance
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small package: script -> tracking -> kernel; job is plumbing."""
+    home = tmp_path / "ghosttrack"
+    home.mkdir()
+    (tmp_path / "track.py").write_text(
+        '"""Doc."""\nfrom ghosttrack import job, tracking\ndef main(tracking):\n    return tracking.top_k\n'
+    )
+    (home / "tracking.py").write_text("from ghosttrack.kernel import link\n\ndef run(x):\n    return link(x)\n")
+    (home / "kernel.py").write_text("def link(x):\n    return x + 1\n")
+    (home / "job.py").write_text("FORMAT = 'a'\n")
+    (home / "other.py").write_text("X = 1\n")
+    monkeypatch.setattr(provenance, "PACKAGE", home)
+    monkeypatch.setattr(provenance, "SCRIPTS", tmp_path)
+    return home
+
+
+def digest() -> str:
+    provenance._closure.cache_clear()
+    provenance._source.cache_clear()
+    return provenance.source_digest("track")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("kernel.py", '# a comment\ndef link(x):\n    """A docstring."""\n    return (x\n        + 1)\n'),
+        ("job.py", "FORMAT = 'b'\n"),
+        ("other.py", "X = 2\n"),
+    ],
+)
+def test_words_plumbing_and_strangers_leave_the_digest_alone(package: Path, name: str, text: str) -> None:
+    before = digest()
+    (package / name).write_text(text)
+    assert digest() == before
+
+
+def test_an_edit_two_imports_away_changes_the_digest(package: Path) -> None:
+    before = digest()
+    (package / "kernel.py").write_text("def link(x):\n    return x + 2\n")
+    assert digest() != before
+
+
+@pytest.mark.usefixtures("package")
+def test_a_settings_key_that_no_line_reads_is_left_out() -> None:
+    digest()
+    assert provenance.used_settings("track", {"top_k": 50, "brand_new": 1}) == {"top_k": 50}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_caches() -> None:
+    provenance._closure.cache_clear()
+    provenance._source.cache_clear()
+
+
+def test_every_rule_s_own_code_is_in_its_digest() -> None:
+    scripts = sorted(path.stem for path in provenance.SCRIPTS.glob("*.py"))
+    assert len({provenance.source_digest(name) for name in scripts}) == len(scripts)

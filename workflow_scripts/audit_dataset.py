@@ -1,0 +1,34 @@
+"""Look for leaks in one data set before anything is trained on it, and fix the folds that everything uses."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from ghosttrack import audit, files, job
+from ghosttrack.reader import ActivationStore
+from ghosttrack.representations import span_mean, spans
+from ghosttrack.settings import DetectionSettings, EvaluationSettings
+
+
+def main(
+    *, examples: Path, outputs: Path, embedding: Path, embedding_manifest: Path, scores: Path, checks: Path,
+    dataset: str, control: bool, detection: DetectionSettings, evaluation: EvaluationSettings, seed: int, threads: int = 1,
+) -> None:  # fmt: skip
+    """Score the controls in the common folds; write their scores and the table of checks."""
+    store = ActivationStore.open([embedding], [embedding_manifest])
+    where = spans(pd.read_parquet(outputs), store.rows, dataset)
+    with threadpool_limits(threads):
+        table = pd.read_parquet(examples)
+        found = audit.run(
+            table, span_mean(np.asarray(store.read()), where), dataset, control, detection, evaluation, seed
+        )
+    with files.atomic_write(scores, "wb") as stream:
+        found.scores.to_parquet(stream, index=False)
+    with files.atomic_write(checks) as stream:
+        found.checks.to_csv(stream, index=False)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,37 @@
+"""Check the finished tables, so that a bad run fails here and not in a reader's hands."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ghosttrack import files, job, tables
+from ghosttrack.checks import check_metrics, check_quality, check_scores
+from ghosttrack.settings import SaeSettings
+
+
+def main(
+    *,
+    metrics: Path,
+    scores: list[Path],
+    quality: list[Path],
+    examples: list[Path],
+    checks: Path,
+    datasets: list[str],
+    sae: SaeSettings,
+) -> None:
+    """Read every table, raise at the first thing that cannot be, and count what was checked."""
+    table = tables.read(metrics, tables.METRICS)
+    ids = {
+        name: set(pd.read_parquet(path, columns=["id"])["id"].astype(str))
+        for name, path in zip(datasets, examples, strict=True)
+    }
+    rows = check_metrics(metrics, table, datasets)
+    scored = sum(check_scores(path, pd.read_parquet(path), table, ids) for path in scores)
+    for path in quality:
+        check_quality(path, files.read_json(path), sae.k)
+    examples_of = {name: len(found) for name, found in ids.items()}
+    files.write_json(checks, {"examples": examples_of, "metrics_rows": rows, "saes": len(quality), "scores": scored})
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,43 @@
+"""Draw the figures of one model's run."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ghosttrack import files, job, tables
+from ghosttrack.figures import Inputs, draw
+
+
+def main(
+    *,
+    metrics: Path,
+    curves: Path,
+    calibration: Path,
+    quality: list[Path],
+    neighbours: list[Path],
+    signals: list[Path],
+    figures: list[Path],
+    layers: list[int],
+    datasets: list[str],
+    variants: list[str],
+) -> None:
+    """Read the tables and draw every file of `figures`: its stem names the figure, its ending the format.
+
+    `quality` goes with `layers`, `neighbours` with all of them but the last, `signals` with `datasets` x `variants`.
+    """
+    inputs = Inputs(
+        metrics=tables.read(metrics, tables.METRICS),
+        curves=tables.read(curves, tables.CURVES),
+        calibration=tables.read(calibration, tables.CALIBRATION),
+        quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
+        neighbours={layer: dict(np.load(path)) for layer, path in zip(layers[:-1], neighbours, strict=True)},
+        signals={key: pd.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)},
+        datasets=datasets,
+    )
+    draw(inputs, figures)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,42 @@
+"""Judge every signal on every data set: metrics with intervals, the claim ledger, the leak audit, curves."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ghosttrack import files, job, scoreboard
+from ghosttrack import ledger as claim_ledger
+from ghosttrack.settings import EvaluationSettings
+
+
+def main(
+    *, parts: list[Path], selections: list[Path], importances: list[Path], audits: list[Path],
+    scores: Path, selection: Path, importance: Path, metrics: Path, ledger: Path, leak_audit: Path, calibration: Path,
+    curves: Path, controls: list[str], variants: list[str], evaluation: EvaluationSettings, seed: int,
+) -> None:  # fmt: skip
+    """Join the data sets' tables and write the tables of evaluation/; `controls` names the positive controls."""
+    table = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    standings = [
+        scoreboard.of_dataset(part, str(name) in controls, evaluation, seed)
+        for name, part in table.groupby("dataset", sort=False)
+    ]
+    standings += scoreboard.pools(standings, evaluation.confidence)
+    with files.atomic_write(scores, "wb") as stream:
+        table.to_parquet(stream, index=False)
+    written = {
+        metrics: scoreboard.metrics_table(standings),
+        ledger: claim_ledger.judge(standings, variants, evaluation),
+        calibration: scoreboard.calibration_table(table),
+        curves: scoreboard.curves_table(table),
+        **{
+            joined: pd.concat([pd.read_csv(part) for part in single], ignore_index=True)
+            for joined, single in ((leak_audit, audits), (selection, selections), (importance, importances))
+        },
+    }
+    for path, content in written.items():
+        with files.atomic_write(path) as stream:
+            content.to_csv(stream, index=False)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

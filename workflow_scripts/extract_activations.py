@@ -1,0 +1,32 @@
+"""Read the training activations of one shard of the corpus, all layers of a wave in one pass."""
+
+from pathlib import Path
+
+import torch
+
+from ghosttrack import corpus, extraction, files, job, models
+from ghosttrack.settings import ActivationSettings
+
+
+def main(
+    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path], layers: list[int],
+    activations: ActivationSettings, contexts_per_shard: int, shard: int, batch: int, threads: int, state: Path,
+) -> None:  # fmt: skip
+    """Write the stores of contexts shard x contexts_per_shard onwards; `state` keeps a second writer out."""
+    torch.set_num_threads(threads)
+    with files.lock(state):
+        extraction.extract_contexts(
+            models.load_model(weights.parent, extraction.best_device()),
+            extraction.origin(weights.parent),
+            corpus.read_tokens(train, train_manifest).tokens,
+            layers,
+            [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
+            site=activations.site,
+            batch=batch,
+            first=shard * contexts_per_shard,
+            count=contexts_per_shard,
+        )
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

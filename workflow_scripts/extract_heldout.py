@@ -1,0 +1,29 @@
+"""Read the activations of the held-out documents, all layers in one pass."""
+
+from pathlib import Path
+
+import torch
+
+from ghosttrack import corpus, extraction, job, models
+from ghosttrack.settings import ActivationSettings
+
+
+def main(
+    *, heldout: Path, heldout_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path],
+    layers: list[int], activations: ActivationSettings, batch: int, threads: int,
+) -> None:  # fmt: skip
+    """Write one store a layer over all held-out contexts."""
+    torch.set_num_threads(threads)
+    extraction.extract_contexts(
+        models.load_model(weights.parent, extraction.best_device()),
+        extraction.origin(weights.parent),
+        corpus.read_tokens(heldout, heldout_manifest).tokens,
+        layers,
+        [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
+        site=activations.site,
+        batch=batch,
+    )
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,175 @@
+"""Metrics of scores against labels, with intervals that know that texts come in groups."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Bins of the calibration error, each with the same number of texts (the field's usual 15).
+CALIBRATION_BINS = 15
+# Bootstrap weights are held in blocks of about this many numbers (64 MB).
+_BLOCK = 8_000_000
+# An interval needs nearly all of its draws; a draw without one of the classes has no AUROC.
+_LEAST_DEFINED = 0.95
+
+
+def auroc(labels: Ints, scores: Floats) -> float:
+    """Chance that a hallucinated text scores above a true one, ties counting half; NaN without both classes."""
+    return float(weighted_auroc(labels, scores, np.ones((1, len(labels))))[0])
+
+
+def weighted_auroc(labels: Ints, scores: Floats, weights: NDArray[Any]) -> Floats:
+    """AUROC with midrank ties under several weightings of the rows at once.
+
+    Args:
+        labels: (rows,) 0/1; scores: (rows,) finite; weights: (draws, rows), not negative.
+    Returns:
+        (draws,), NaN where a class has no weight.
+    """
+    if not len(labels) or not np.isfinite(scores).all():
+        return np.full(len(weights), np.nan)
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))  # first row of each tie
+    positive = labels[order] == 1
+    taken = weights[:, order].astype(np.float64, copy=False)  # (draws, rows)
+    above = np.add.reduceat(taken * positive, starts, axis=1)  # (draws, distinct scores)
+    below = np.add.reduceat(taken * ~positive, starts, axis=1)
+    beaten = np.cumsum(below, axis=1) - 0.5 * below
+    pairs = above.sum(axis=1) * below.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((above * beaten).sum(axis=1) / pairs, dtype=np.float64)
+
+
+def bootstrap_auroc(labels: Ints, scores: Floats, units: NDArray[Any], draws: int, seed: int | list[int]) -> Floats:
+    """AUROC of every signal on the same resamples of whole units, so that differences are paired.
+
+    Args:
+        labels: (rows,); scores: (signals, rows), a row of NaN for a signal that was not run;
+        units: (rows,) what is drawn with replacement; draws: number of resamples.
+    Returns:
+        (signals, draws).
+    """
+    names, code = np.unique(units.astype(str), return_inverse=True)
+    generator = np.random.default_rng(seed)
+    result = np.full((len(scores), draws), np.nan)
+    block = max(1, _BLOCK // max(1, len(labels)))
+    for start in range(0, draws, block):
+        count = min(block, draws - start)
+        drawn = generator.integers(len(names), size=(count, len(names)))
+        drawn += np.arange(count)[:, None] * len(names)
+        times = np.bincount(drawn.ravel(), minlength=count * len(names)).reshape(count, len(names))
+        weights = times[:, code]  # (draws, rows)
+        for signal, score in enumerate(scores):
+            result[signal, start : start + count] = weighted_auroc(labels, score, weights)
+    return result
+
+
+class Interval(NamedTuple):
+    """Percentile interval; NaN when too few draws are defined."""
+
+    low: float
+    high: float
+
+
+def interval(draws: Floats, confidence: float) -> Interval:
+    """Percentile interval of bootstrap draws, (draws,)."""
+    kept = draws[np.isfinite(draws)]
+    if not len(draws) or len(kept) < _LEAST_DEFINED * len(draws):
+        return Interval(float("nan"), float("nan"))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(kept, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+class Difference(NamedTuple):
+    """A paired difference of AUROCs: interval from the draws, two-sided p from their standard error."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def difference(ours: float, control: float, our_draws: Floats, control_draws: Floats, confidence: float) -> Difference:
+    """Compare two signals on the same draws.
+
+    The p-value takes the draws as normal: a thousand draws cannot count as far into the tail as Holm's correction asks.
+    """
+    from scipy.stats import norm
+
+    paired = our_draws - control_draws
+    value, (low, high) = ours - control, interval(paired, confidence)
+    if not np.isfinite([value, low, high]).all():
+        return Difference(value, low, high, float("nan"))
+    spread = float(np.nanstd(paired, ddof=1))
+    p = float(2 * norm.sf(abs(value) / spread)) if spread > 0 else float(value == 0)
+    return Difference(value, low, high, p)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down correction; NaN stays NaN and is not counted."""
+    corrected, worst = list(p_values), 0.0
+    order = sorted((p, i) for i, p in enumerate(p_values) if np.isfinite(p))
+    for rank, (p, i) in enumerate(order):
+        worst = max(worst, min(1.0, (len(order) - rank) * p))
+        corrected[i] = worst
+    return corrected
+
+
+class Decisions(NamedTuple):
+    """What a probability is worth when acted on; NaN for scores that are no probabilities."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    ece: float
+    brier: float
+
+
+def decisions(labels: Ints, probability: Floats) -> Decisions:
+    """Threshold at .5; expected calibration error over bins of equal mass; Brier score.
+
+    A precision without any prediction, or an F1 of nothing, is 0.
+    """
+    if not len(labels) or not np.isfinite(probability).all() or probability.min() < 0 or probability.max() > 1:
+        return Decisions(*[float("nan")] * len(Decisions._fields))
+    said, true = probability >= 0.5, labels == 1
+    hits = float((said & true).sum())
+    bins = reliability(labels, probability)
+    return Decisions(
+        accuracy=float((said == true).mean()),
+        precision=hits / max(float(said.sum()), 1.0),
+        recall=hits / max(float(true.sum()), 1.0),
+        f1=2 * hits / max(float(said.sum() + true.sum()), 1.0),
+        ece=sum(each.n * abs(each.predicted - each.observed) for each in bins) / len(labels),
+        brier=float(((probability - labels) ** 2).mean()),
+    )
+
+
+class Bin(NamedTuple):
+    """A bin of the reliability plot: texts, mean probability, share of hallucinated texts."""
+
+    n: int
+    predicted: float
+    observed: float
+
+
+def reliability(labels: Ints, probability: Floats, bins: int = CALIBRATION_BINS) -> list[Bin]:
+    """Bins of equal mass in order of probability; fewer when there are fewer texts."""
+    order = np.argsort(probability, kind="stable")
+    parts = np.array_split(order, min(bins, len(order)))
+    return [Bin(len(part), float(probability[part].mean()), float(labels[part].mean())) for part in parts]
+
+
+def average_precision(labels: Ints, scores: Floats) -> float:
+    """Area under the precision-recall curve as average precision; NaN without both classes or with NaN scores."""
+    from sklearn.metrics import average_precision_score
+
+    if len(set(labels.tolist())) < 2 or not np.isfinite(scores).all():
+        return float("nan")
+    return float(average_precision_score(labels, scores))

@@ -1,0 +1,182 @@
+"""Atomic writes, digests and locks: a file that exists is whole, and has one writer."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ghosttrack.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success flush, fsync and rename it to `path`.
+
+    After an exception or a kill `path` is what it was before. `mode` is "w" or "wb".
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+        sync_directory(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`.
+
+    A directory that stands at `path` is replaced. Leftovers of killed writers are swept first;
+    a second live writer of the same `path` is refused.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with lock(partial):
+        _sweep(partial, keep="lock")
+        try:
+            yield partial
+            for folder, _, names in os.walk(partial):
+                for name in names:
+                    _sync_file(Path(folder) / name)
+                sync_directory(Path(folder))
+            if path.exists():
+                shutil.rmtree(path)
+            partial.replace(path)
+            # Only after the rename: without the lock file a second writer could start in `partial`.
+            (path / "lock").unlink()
+            sync_directory(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as sorted, indented JSON, atomically. NaN is refused: JSON has none."""
+    with atomic_write(Path(path)) as stream:
+        json.dump(content, stream, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        stream.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one raises a UserError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: delete nothing else and run again, its job remakes it") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): delete it and run again") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Files with weights in a transformers directory; none, if there are none."""
+    return [path for pattern in ("*.safetensors", "pytorch_model*.bin", "*.gguf") for path in directory.glob(pattern)]
+
+
+# 64 blocks of 4 KiB: other weights of the same size differ in nearly every block, and reading takes milliseconds.
+SAMPLED_BLOCKS, BLOCK_BYTES = 64, 4096
+
+
+def sampled_sha256(paths: Iterable[Path]) -> str:
+    """Hex SHA-256 over the names, sizes and evenly spaced blocks of files: tells weights apart without reading all."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        size = path.stat().st_size
+        total.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as stream:
+            for block in range(SAMPLED_BLOCKS):
+                stream.seek(size * block // SAMPLED_BLOCKS)
+                total.update(stream.read(BLOCK_BYTES))
+    return total.hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """Hex SHA-256 of a JSON-able value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold `directory`/lock exclusively; refuse at once when another live process holds it.
+
+    The kernel drops the lock with its process, so a killed job leaves nothing to clean.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "an unnamed process"
+            raise UserError(
+                f"{directory} is in use by {owner}: another run is still writing it. "
+                "Wait for that process or end it, then run again"
+            ) from None
+        if not _same_file(stream, directory / "lock"):
+            raise UserError(f"{directory} was just finished by another process: run again")
+        stream.seek(0)
+        stream.truncate()
+        stream.write(f"process {os.getpid()} on {os.uname().nodename}")
+        stream.flush()
+        yield
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory entry to disk, so that a rename survives a power loss."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(directory: Path, keep: str) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != keep:
+            entry.unlink()
+
+
+def _same_file(stream: IO[Any], path: Path) -> bool:
+    """Whether `path` still names the open file: its folder may have been renamed in between."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,129 @@
+"""What a job's result depends on: a digest of its code, and the settings that this code reads.
+
+Both are rule params, so an edit reruns exactly the rules that use it. Comments, docstrings,
+formatting and plumbing (logging, job binding, file helpers) are not part of the digest.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PACKAGE = Path(__file__).resolve().parent
+SCRIPTS = PACKAGE.parent
+# Modules that decide how a job runs and talks, never what it computes.
+PLUMBING = frozenset({"job", "files", "settings", "progress", "errors", "provenance", "launch", "plan"})
+# Packages whose version may change a result; recorded beside it.
+LIBRARIES = ("torch", "transformers", "zarr", "numcodecs", "numpy", "scipy", "pandas", "scikit-learn", "snakemake")
+
+
+class Source(NamedTuple):
+    """Digest of one file's syntax tree, the attribute names it mentions, and the modules it imports."""
+
+    digest: str
+    names: frozenset[str]
+    imports: tuple[str, ...]
+
+
+def source_digest(script: str, *data: str) -> str:
+    """16 hex digits over a script, the package modules that it reaches, and package `data` paths.
+
+    Args:
+        script: rule name; its script is workflow_scripts/`script`.py.
+        data: files or folders inside the package whose bytes count too, such as "templates".
+    """
+    total = hashlib.sha256()
+    for path in _closure(script):
+        total.update(_source(path).digest.encode())
+    for name in data:
+        place = PACKAGE / name
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                total.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def used_settings(script: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `values` whose keys the script or its modules mention, as attribute or name.
+
+    A key that no line of a rule's code reads cannot change its result, so it is kept out of the
+    rule's params: adding a settings key reruns nothing until some code uses it.
+    """
+    names = frozenset[str]().union(*(_source(path).names for path in _closure(script)))
+    return {key: value for key, value in values.items() if key in names}
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _closure(script: str) -> tuple[Path, ...]:
+    start = SCRIPTS / f"{script}.py"
+    seen: dict[Path, None] = {start: None}
+    waiting = [start]
+    while waiting:
+        for path in _module_files(_source(waiting.pop()).imports):
+            if path not in seen:
+                seen[path] = None
+                waiting.append(path)
+    return (start, *sorted(path for path in seen if path != start))
+
+
+def _module_files(imports: tuple[str, ...]) -> Iterator[Path]:
+    for name in imports:
+        parts = name.split(".")[1:]
+        if not parts or parts[0] in PLUMBING:
+            continue
+        for depth in range(1, len(parts) + 1):
+            place = PACKAGE.joinpath(*parts[:depth])
+            if place.with_suffix(".py").is_file():
+                yield place.with_suffix(".py")
+            elif (place / "__init__.py").is_file():
+                yield place / "__init__.py"
+
+
+@cache
+def _source(path: Path) -> Source:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    imports: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.arg | ast.keyword) and node.arg:
+            names.add(node.arg)
+        elif isinstance(node, ast.Import):
+            imports += [item.name for item in node.names if item.name.split(".")[0] == "ghosttrack"]
+        elif isinstance(node, ast.ImportFrom):
+            imports += _imported(node, path)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            _drop_docstring(node)
+    return Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(names), tuple(sorted(set(imports))))
+
+
+def _imported(node: ast.ImportFrom, path: Path) -> list[str]:
+    base = node.module or ""
+    if node.level:
+        inside = path.parent.relative_to(PACKAGE.parent).parts
+        base = ".".join([*inside[: len(inside) - node.level + 1], *filter(None, [node.module])])
+    if base.split(".")[0] != "ghosttrack":
+        return []
+    return [f"{base}.{item.name}" for item in node.names]
+
+
+def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    match node.body:
+        case [ast.Expr(value=ast.Constant(value=str())), *rest]:
+            node.body = rest

@@ -1,0 +1,124 @@
+"""One vector per example from the activations of its answer tokens: raw, SAE code, SAE residual."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ghosttrack.errors import UserError
+
+if TYPE_CHECKING:
+    from ghosttrack.sae import Sae
+
+Singles = NDArray[np.float32]
+
+# Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
+_ROWS = 4096
+
+
+class Spans(NamedTuple):
+    """Rows of each example in the stores: first row and number of rows, each (examples,)."""
+
+    start: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def spans(outputs: pd.DataFrame, rows: int, name: str) -> Spans:
+    """Read the spans of an examples' outputs table and see that they tile the store's rows in order.
+
+    Raises:
+        UserError: naming the data set and the example without tokens, or the numbers that do not fit.
+    """
+    start, count = (outputs[column].to_numpy(dtype=np.int64) for column in ("row_start", "row_count"))
+    if (count < 1).any():
+        raise UserError(
+            f"{name}: example {outputs['id'].iloc[int(np.argmax(count < 1))]} has no answer token; expected one at least"
+        )
+    if int(count.sum()) != rows or (start != np.cumsum(count) - count).any():
+        raise UserError(
+            f"{name}: outputs.parquet describes {int(count.sum())} answer tokens, the activation store holds {rows}: "
+            "they are not from the same run; delete the data set's folder in examples/ and run again"
+        )
+    return Spans(start, count)
+
+
+def span_mean(values: NDArray[Any], where: Spans, kept: NDArray[np.bool_] | None = None) -> Singles:
+    """Mean over each example's rows, values (rows, columns) -> (examples, columns) float32.
+
+    Rows not `kept` (massive ones) are left out, unless an example has no other.
+    """
+    weight = np.ones(len(values), dtype=np.float32)
+    if kept is not None and not kept.all():
+        left = np.add.reduceat(kept.astype(np.int64), where.start)
+        weight = np.where(kept | np.repeat(left == 0, where.sizes), 1, 0).astype(np.float32)
+    total = np.add.reduceat(values.astype(np.float32) * weight[:, None], where.start, axis=0)
+    return np.asarray(total / np.add.reduceat(weight, where.start)[:, None], dtype=np.float32)
+
+
+def span_max(values: NDArray[Any], where: Spans) -> Singles:
+    """Maximum over each example's rows, values (rows, columns) -> (examples, columns) float32."""
+    return np.asarray(np.maximum.reduceat(values.astype(np.float32), where.start, axis=0), dtype=np.float32)
+
+
+class LayerBlocks(NamedTuple):
+    """What the detectors read of one layer, pooled over the answer's tokens.
+
+    raw: mean activation, (examples, d_model); code: mean and maximum of the SAE code side by side,
+    (examples, 2 d_sae); residual: mean of what the SAE misses, (examples, d_model).
+    """
+
+    raw: Singles
+    code: Singles
+    residual: Singles
+
+
+def layer_blocks(values: NDArray[Any], massive: NDArray[np.bool_], where: Spans, sae: "Sae") -> LayerBlocks:
+    """Encode the answer tokens of one layer and pool them per example.
+
+    Args:
+        values: (rows, d_model) activations; massive: (rows,) attention sinks, left out of means.
+    """
+    import torch
+
+    parts: list[LayerBlocks] = []
+    for examples, rows in _batches(where):
+        part, here = values[rows].astype(np.float32), _shift(where, examples)
+        x = torch.from_numpy(part)
+        with torch.inference_mode():
+            code = sae.encode(x)
+            residual = (x - sae.decode(code)).numpy()
+        kept = ~massive[rows]
+        active = code.numpy() * kept[:, None]  # a sink fires everything: it would be the maximum
+        pooled = np.concatenate([span_mean(active, here, kept), span_max(active, here)], axis=1)
+        parts.append(LayerBlocks(span_mean(part, here, kept), pooled, span_mean(residual, here, kept)))
+    return LayerBlocks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _batches(where: Spans) -> Iterator[tuple[slice, slice]]:
+    """Whole examples, about _ROWS rows at a time: slices of examples and of rows."""
+    first = 0
+    while first < len(where.start):
+        last = max(first + 1, int(np.searchsorted(where.start, where.start[first] + _ROWS)))
+        yield slice(first, last), slice(int(where.start[first]), int(where.start[last - 1] + where.sizes[last - 1]))
+        first = last
+
+
+def _shift(where: Spans, examples: slice) -> Spans:
+    return Spans(where.start[examples] - where.start[examples.start], where.sizes[examples])
+
+
+def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
+    """Everything the model's output distribution says about an answer, one row per example.
+
+    Log-probabilities, entropies and margins in nats; `surprise_first` is the excess of the first token's
+    surprise over the entropy it was drawn from; ranks are logarithmic.
+    """
+    table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens"]).astype(np.float64)
+    table["rank_first"] = np.log1p(table["rank_first"])
+    table["surprise_first"] = -table["logprob_first"] - table["entropy_first"]
+    table["surprise_mean"] = -table["logprob_mean"] - table["entropy_mean"]
+    # the logarithm of the answer's probability saturates at 0: tell sure from nearly sure
+    table["doubt_mean"] = np.log(-table["logprob_mean"] + 1e-4)
+    return table

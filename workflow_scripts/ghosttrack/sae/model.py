@@ -1,0 +1,153 @@
+"""The exported sparse autoencoder: encode, decode, and the folder that SAELens reads as it stands.
+
+A folder holds `sae_weights.safetensors` and `cfg.json` (architecture "jumprelu"): every architecture
+whose rule is a threshold at inference is written in this one form.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ghosttrack import files
+from ghosttrack.errors import UserError
+
+WEIGHTS_NAME, CFG_NAME = "sae_weights.safetensors", "cfg.json"
+
+
+@dataclass(frozen=True)
+class Sae:
+    """A JumpReLU autoencoder for inference, on raw activations: centring and scale are in the weights.
+
+    Shapes: W_enc (d_model, d_sae), b_enc (d_sae,), W_dec (d_sae, d_model), b_dec (d_model,),
+    threshold (d_sae,), all float32. Codes are in the scale the autoencoder was trained in
+    (mean squared norm of the centred activations = d_model), so they compare across layers.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    threshold: Tensor
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.W_enc.shape[1]
+
+    def preactivations(self, x: Tensor) -> Tensor:
+        """What is compared with the threshold: x (rows, d_model), raw activations -> (rows, d_sae)."""
+        return torch.addmm(self.b_enc, x.to(self.W_enc.dtype) - self.b_dec, self.W_enc)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Feature activations: x (rows, d_model), raw activations -> (rows, d_sae), zero where silent."""
+        pre = self.preactivations(x)
+        return pre.relu_().mul_(pre > self.threshold)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Reconstruction: code (rows, d_sae) -> (rows, d_model), in the units of the raw activations."""
+        return torch.addmm(self.b_dec, code, self.W_dec)
+
+
+_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+
+
+def save(sae: Sae, weights: Path, cfg: Path, *, hook_name: str, model_name: str) -> None:
+    """Write the two files of a SAELens folder, atomically. Same autoencoder, same bytes."""
+    content = {name: getattr(sae, name).detach().contiguous() for name in _TENSORS}
+    with files.atomic_write(weights, "wb") as stream:
+        stream.write(safetensors.torch.save(content))
+    described = {
+        "architecture": "jumprelu",
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "model_name": model_name,
+            "hook_name": hook_name,
+            "hook_head_index": None,
+            "prepend_bos": True,
+            # TransformerLens would otherwise centre the writing weights and so change the residual stream.
+            "model_from_pretrained_kwargs": {"center_writing_weights": False},
+            **sae.metadata,
+        },
+    }
+    files.write_json(cfg, described)
+
+
+def load(directory: Path) -> Sae:
+    """Read a SAELens folder; a missing, damaged or ill-fitting file raises a UserError that names it."""
+    return load_files(Path(directory) / WEIGHTS_NAME, Path(directory) / CFG_NAME)
+
+
+def load_files(weights_path: Path, cfg_path: Path) -> Sae:
+    """Read the two files of a SAELens folder; see `load`."""
+    cfg = files.read_json(cfg_path)
+    d_model, d_sae, with_bias = _check_cfg(cfg, cfg_path)
+    tensors = _read_tensors(weights_path)
+    shapes = {
+        "W_enc": (d_model, d_sae),
+        "b_enc": (d_sae,),
+        "W_dec": (d_sae, d_model),
+        "b_dec": (d_model,),
+        "threshold": (d_sae,),
+    }
+    for name, shape in shapes.items():
+        found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+        if found != shape:
+            raise UserError(
+                f"{weights_path}: {name} should be {shape} by {cfg_path.name}, found {found}. "
+                "The two files do not belong together: delete the folder and train this layer again"
+            )
+    weights = {name: tensors[name].to(torch.float32).contiguous() for name in shapes}
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{weights_path}: {name} holds NaN or infinity: delete the folder and train this layer again"
+            )
+    if not with_bias:  # pre = x W_enc + b_enc, rewritten as (x - b_dec) W_enc + (b_enc + b_dec W_enc)
+        weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
+    return Sae(**weights, metadata=dict(cfg.get("metadata") or {}))
+
+
+def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool]:
+    if not isinstance(cfg, dict):
+        raise UserError(
+            f"{path}: expected a JSON object with architecture, d_in, d_sae and dtype, found {type(cfg).__name__}"
+        )
+    missing = [key for key in ("architecture", "d_in", "d_sae", "dtype") if key not in cfg]
+    if missing:
+        raise UserError(f"{path}: no {', '.join(missing)}; expected the cfg.json of a SAELens folder")
+    expected = {"architecture": "jumprelu", "normalize_activations": "none", "reshape_activations": "none"}
+    for key, readable in expected.items():
+        if (cfg.get(key) or "none") != readable:
+            raise UserError(f"{path}: {key} is {cfg.get(key)!r}, only {readable!r} can be read")
+    for key in ("d_in", "d_sae"):
+        if not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise UserError(f"{path}: {key} is {cfg[key]!r}, expected a positive whole number")
+    return cfg["d_in"], cfg["d_sae"], bool(cfg.get("apply_b_dec_to_input", True))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run again, its job remakes it") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a valid safetensors file ({error}): delete it and run again") from None
+    return tensors

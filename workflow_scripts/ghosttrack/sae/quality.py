@@ -1,0 +1,185 @@
+"""What an autoencoder is worth on documents it never saw, beside two baselines of equal sparsity.
+
+All sums run in double precision over the kept rows (position 0 and massive rows left out), and ratios
+are taken last: a mean of per-token ratios is another number, given as a median beside. Names are those
+of SAEBench's core evaluation (arXiv 2503.09532) where it has one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghosttrack.errors import UserError
+from ghosttrack.sae.model import Sae
+from ghosttrack.sae.rows import Rows, blocks, mean_of
+
+# A feature that fires on every tenth token says little about any of them.
+DENSE_DENSITY = 0.1
+# The random dictionary needs no more rows for two digits, and a full product each.
+RANDOM_ROWS = 16_384
+RANDOM_SEED = 0
+
+
+class Reconstruction(NamedTuple):
+    """How well xhat stands for x, over a set of rows."""
+
+    fvu: float  # sum |x - xhat|^2 / sum |x - mean|^2
+    fvu_token_median: float  # median over rows of |x - xhat|^2 / |x - mean|^2
+    explained_variance: float  # 1 - fvu
+    mse: float  # mean over rows and dimensions of (x - xhat)^2, in squared units of the raw activations
+    cossim: float  # mean over rows of cos(x, xhat)
+    l2_ratio: float  # mean over rows of |xhat| / |x|; below 1: shrinkage
+    relative_reconstruction_bias: float  # sum |xhat|^2 / sum <x, xhat>; 1: unbiased
+
+
+class Sparsity(NamedTuple):
+    """How the features fire, over a set of rows."""
+
+    l0: float  # mean active features a row
+    l0_p5: float
+    l0_p50: float
+    l0_p95: float
+    dead_fraction: float  # features that fire on none of the rows
+    frac_alive: float  # 1 - dead_fraction
+    dense_fraction: float  # features that fire on more than a tenth of the rows
+
+
+class Quality(NamedTuple):
+    """Everything that `measure` finds."""
+
+    reconstruction: Reconstruction
+    sparsity: Sparsity
+    rows: int  # rows measured
+    pca_fvu: float
+    random_fvu: float
+
+
+class ReconstructionSums:
+    """Collects rows and their reconstructions chunk by chunk; `result` takes the ratios."""
+
+    def __init__(self, mean: Tensor) -> None:
+        self._mean = mean.to(torch.float64)  # (d_model,) of all rows that will be added
+        self._columns: list[Tensor] = []
+
+    def add(self, x: Tensor, xhat: Tensor) -> None:
+        """Add x and xhat, both (rows, d_model)."""
+        x, xhat = x.to(torch.float64), xhat.to(torch.float64)
+        error = (x - xhat).pow_(2).sum(1)
+        spread = (x - self._mean).pow_(2).sum(1)
+        columns = (error, spread, x.pow(2).sum(1), xhat.pow(2).sum(1), (x * xhat).sum(1))
+        self._columns.append(torch.stack(columns))
+
+    def result(self) -> Reconstruction:
+        """Metrics over all rows added. Raises UserError when the rows do not vary."""
+        error, spread, x2, xhat2, product = torch.cat(self._columns, dim=1)
+        if float(spread.sum()) == 0.0:
+            raise UserError(f"all {error.numel()} held-out rows are the same: raise corpus.heldout_tokens")
+        fvu = float(error.sum() / spread.sum())
+        varying = spread > 0
+        lengths = (x2 * xhat2).sqrt()
+        nonzero = lengths > 0
+        return Reconstruction(
+            fvu=fvu,
+            fvu_token_median=float(np.median((error[varying] / spread[varying]).numpy())),
+            explained_variance=1.0 - fvu,
+            mse=float(error.mean()) / self._mean.numel(),
+            cossim=float(torch.where(nonzero, product / lengths.where(nonzero, 1.0), 0.0).mean()),
+            l2_ratio=float((xhat2 / x2.where(x2 > 0, 1.0)).sqrt().mean()),
+            # A reconstruction of zero, or at a right angle, has no finite bias.
+            relative_reconstruction_bias=float(xhat2.sum() / product.sum()) if float(product.sum()) else 0.0,
+        )
+
+
+def sparsity(row_l0: Tensor, fired: Tensor) -> Sparsity:
+    """Sparsity from active features of each row (rows,) and rows in which each feature fired (d_sae,)."""
+    counts = row_l0.to(torch.float64).numpy()
+    p5, p50, p95 = np.percentile(counts, [5, 50, 95]).tolist()
+    dead = float((fired == 0).to(torch.float64).mean())
+    dense = float((fired > DENSE_DENSITY * len(counts)).to(torch.float64).mean())
+    return Sparsity(float(counts.mean()), p5, p50, p95, dead, 1.0 - dead, dense)
+
+
+@torch.no_grad()
+def measure(sae: Sae, store: Rows, k: int) -> Quality:
+    """Quality of `sae` on the kept rows of `store`, beside PCA and a random dictionary of k components a row."""
+    if store.d_model != sae.d_model:
+        raise UserError(
+            f"the held-out rows have {store.d_model} dimensions, the autoencoder {sae.d_model}: delete it and run again"
+        )
+    mean = mean_of(store)
+    sums, row_l0, fired = ReconstructionSums(mean), [], torch.zeros(sae.d_sae, dtype=torch.int64)
+    for x in blocks(store):
+        code = sae.encode(x)  # (rows, d_sae)
+        sums.add(x, sae.decode(code))
+        active = code > 0
+        row_l0.append(active.sum(1))
+        fired += active.sum(0)
+    l0 = torch.cat(row_l0)
+    return Quality(
+        sums.result(), sparsity(l0, fired), l0.numel(), pca_fvu(store, mean, k), random_fvu(store, mean, sae.d_sae, k)
+    )
+
+
+def pca_fvu(store: Rows, mean: Tensor, k: int) -> float:
+    """FVU of the first k principal components, each half of the rows projected on those of the other half.
+
+    So no row is reconstructed from a fit that saw it, and the rows are the autoencoder's own. Rows are
+    in document order: at most one document lies in both halves.
+    """
+    chunks = list(_halves(store))
+    if min(sum(len(x) for x, half in chunks if half == side) for side in (0, 1)) < 2:
+        return 1.0  # nothing to fit on: no better than the mean
+    fitted = [_principal([x for x, half in chunks if half != side], k) for side in (0, 1)]
+    error = spread = 0.0
+    for x, half in chunks:
+        centre, basis = fitted[half]
+        centred = x.to(torch.float64) - centre
+        error += float(centred.pow(2).sum() - (centred @ basis).pow_(2).sum())
+        spread += float((x.to(torch.float64) - mean).pow_(2).sum())
+    return error / spread
+
+
+def _halves(store: Rows) -> list[tuple[Tensor, int]]:
+    """Kept rows with the half that they belong to."""
+    found: list[tuple[Tensor, int]] = []
+    total, done = int((~store.excluded).sum()), 0
+    for x in blocks(store):
+        cut = min(max(total // 2 - done, 0), len(x))
+        found += [(part, half) for half, part in enumerate((x[:cut], x[cut:])) if len(part)]
+        done += len(x)
+    return found
+
+
+def _principal(chunks: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Mean (d_model,) and the first k principal directions (d_model, k), both float64."""
+    count = sum(len(x) for x in chunks)
+    mean = torch.stack([x.sum(0, dtype=torch.float64) for x in chunks]).sum(0) / count
+    covariance = torch.zeros(mean.numel(), mean.numel(), dtype=torch.float64)
+    for x in chunks:
+        centred = x.to(torch.float64) - mean
+        covariance += centred.t() @ centred
+    directions = torch.linalg.eigh(covariance).eigenvectors  # ascending by variance
+    return mean, directions[:, -min(k, mean.numel()) :]
+
+
+def random_fvu(store: Rows, mean: Tensor, d_sae: int, k: int) -> float:
+    """FVU of d_sae random unit directions, the k with the largest projections of each row, one best gain.
+
+    What sparsity and size alone achieve: an untrained tied autoencoder with the scale put right.
+    """
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    directions = torch.randn(d_sae, mean.numel(), generator=generator)
+    directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+    squared = product = spread = 0.0
+    for x in blocks(store, RANDOM_ROWS):
+        centred = x - mean.to(x.dtype)
+        strongest = (centred @ directions.t()).topk(min(k, d_sae), dim=1, sorted=False)
+        code = torch.zeros(len(x), d_sae).scatter_(1, strongest.indices, strongest.values.relu())
+        guess = code @ directions
+        squared += float(guess.pow(2).sum(dtype=torch.float64))
+        product += float((guess * centred).sum(dtype=torch.float64))
+        spread += float(centred.pow(2).sum(dtype=torch.float64))
+    # min over the gain g of |x - g guess|^2 = |x|^2 - <x, guess>^2 / |guess|^2
+    return 1.0 - product**2 / (squared * spread) if squared else 1.0

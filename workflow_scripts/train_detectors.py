@@ -1,0 +1,32 @@
+"""Train every detector on one data set, out of fold, with nested choices."""
+
+from pathlib import Path
+
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from ghosttrack import detection as detection_run
+from ghosttrack import files, job
+from ghosttrack.settings import DetectionSettings
+
+
+def main(
+    *, examples: Path, outputs: Path, audited: Path, stores: list[Path], manifests: list[Path], weights: list[Path],
+    signals: list[Path], scores: Path, selection: Path, importance: Path, dataset: str, layers: list[int],
+    variants: list[str], detection: DetectionSettings, seed: int, threads: int = 1,
+) -> None:  # fmt: skip
+    """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`."""
+    with threadpool_limits(threads):
+        found = detection_run.train_dataset(
+            dataset, pd.read_parquet(examples), pd.read_parquet(outputs), pd.read_parquet(audited),
+            detection_run.Files(stores, manifests, weights, signals), layers, variants, detection, seed,
+        )  # fmt: skip
+    with files.atomic_write(scores, "wb") as stream:
+        found.scores.to_parquet(stream, index=False)
+    for path, table in ((selection, found.selection), (importance, found.importance)):
+        with files.atomic_write(path) as stream:
+            table.to_csv(stream, index=False)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

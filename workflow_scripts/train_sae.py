@@ -1,0 +1,58 @@
+"""Train one sparse autoencoder on the activations of one layer."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ghosttrack import files, job, provenance
+from ghosttrack.reader import ActivationStore
+from ghosttrack.sae import model as sae_model
+from ghosttrack.sae.training import train, write_history
+from ghosttrack.sampler import ChunkSampler
+from ghosttrack.settings import SaeSettings
+
+# A larger layer is read window by window instead of kept in memory; the order of the rows is the same.
+RESIDENT_BYTES = 4 * 2**30
+
+
+def main(
+    *,
+    stores: list[Path],
+    manifests: list[Path],
+    weights: Path,
+    cfg: Path,
+    history: Path,
+    sae: SaeSettings,
+    seed: int,
+    layer: int,
+    threads: int,
+    micro_batch: int,
+    state: Path,
+    model: str,
+) -> None:
+    """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`."""
+    torch.set_num_threads(threads)
+    with files.lock(state):
+        store = ActivationStore.open(stores, manifests, {"layer": layer})
+        resident = store.rows * store.d_model * 2 <= RESIDENT_BYTES
+        trained = train(
+            store,
+            ChunkSampler(store, sae.batch, seed, resident=resident),
+            sae,
+            seed=seed,
+            state=state,
+            micro_batch=micro_batch,
+            code=provenance.source_digest("train_sae"),
+            label=f"SAE of layer {layer}",
+        )
+        metadata = {**trained.sae.metadata, "layer": layer, "site": store.site, "context_size": store.context}
+        hook_name = f"blocks.{layer}.hook_{store.site}"
+        sae_model.save(replace(trained.sae, metadata=metadata), weights, cfg, hook_name=hook_name, model_name=model)
+        write_history(history, trained.history)
+        shutil.rmtree(state)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

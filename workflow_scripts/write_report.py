@@ -1,0 +1,58 @@
+"""Write the report: one self-contained page, verdict first."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ghosttrack
+from ghosttrack import files, job, link_summary, tables
+from ghosttrack.report import Inputs, render
+
+
+def main(
+    *,
+    metrics: Path,
+    ledger: Path,
+    leak_audit: Path,
+    quality: list[Path],
+    labels: list[Path],
+    figures: list[Path],
+    source: Path,
+    report: Path,
+    settings: dict[str, Any],
+    model: str,
+    layers: list[int],
+    datasets: list[str],
+    controls: list[str] | None = None,
+    neighbours: list[Path] | None = None,
+    code: str = "not recorded",
+) -> None:
+    """Read the tables and figures of a run and write its page.
+
+    `quality` goes with `layers`, `neighbours` with all of them but the last; `labels` lie in the folders of their data
+    sets. `controls` names the positive controls, `code` the digest of the code.
+    """
+    found = dict(zip(layers, neighbours or [], strict=False))
+    inputs = Inputs(
+        model=model,
+        metrics=tables.read(metrics, tables.METRICS),
+        ledger=tables.read(ledger, tables.LEDGER),
+        leak_audit=tables.read(leak_audit, tables.LEAK_AUDIT),
+        quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
+        labels={path.parent.name: files.read_json(path) for path in labels},
+        figures=figures,
+        source=files.read_json(source),
+        settings=settings,
+        datasets=datasets,
+        controls=controls or [],
+        pairs=link_summary.pairs({layer: dict(np.load(path)) for layer, path in found.items()}, layers),
+        version=ghosttrack.__version__,
+        code=code,
+    )
+    with files.atomic_write(report) as stream:
+        stream.write(render(inputs))
+
+
+if __name__ == "__main__":
+    job.run(main, globals())
