@@ -125,7 +125,7 @@ rule write_report:
         controls=control_datasets,
         layers=property_of("layers"),
         datasets=property_of("datasets"),
-        code=source_digest("write_report", "templates"),
+        code=source_digest("write_report", "report/templates"),
     message:
         "Writing the report of {wildcards.model}"
     script:
@@ -182,7 +182,7 @@ rule compare_models:
     params:
         models=MODELS,
         controls=[name for name, settings in DATASETS.items() if settings.control],
-        code=source_digest("compare_models", "templates"),
+        code=source_digest("compare_models", "report/templates"),
     message:
         "Comparing the models"
     script:

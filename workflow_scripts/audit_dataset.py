@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ghosttrack import audit, files, job
-from ghosttrack.reader import ActivationStore
-from ghosttrack.representations import span_mean, spans
+from ghosttrack import files, job
+from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.detection import audit
+from ghosttrack.detection.representations import span_mean, spans
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ghosttrack import files, job, tables
-from ghosttrack import ledger as claim_ledger
+from ghosttrack import files, job
+from ghosttrack.evaluation import ledger as claim_ledger
+from ghosttrack.report import tables
 
 
 def main(*, ledger: Path, passed: Path) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghosttrack import files, job, tables
-from ghosttrack.checks import check_metrics, check_quality, check_scores
+from ghosttrack import files, job
+from ghosttrack.evaluation.checks import check_metrics, check_quality, check_scores
+from ghosttrack.report import tables
 from ghosttrack.settings import SaeSettings
 
 

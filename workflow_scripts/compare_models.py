@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import ghosttrack
-from ghosttrack import comparison, files, job, tables
+from ghosttrack import files, job
+from ghosttrack.report import comparison, tables
 
 
 def main(

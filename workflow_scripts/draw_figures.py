@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ghosttrack import files, job, tables
-from ghosttrack.figures import Inputs, draw
+from ghosttrack import files, job
+from ghosttrack.report import tables
+from ghosttrack.report.figures import Inputs, draw
 
 
 def main(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghosttrack import files, job, scoreboard
-from ghosttrack import ledger as claim_ledger
+from ghosttrack import files, job
+from ghosttrack.evaluation import ledger as claim_ledger
+from ghosttrack.evaluation import scoreboard
 from ghosttrack.settings import EvaluationSettings
 
 

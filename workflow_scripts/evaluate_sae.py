@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ghosttrack import files, job, sae
-from ghosttrack.reader import ActivationStore
+from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.sae.quality import measure
 
 

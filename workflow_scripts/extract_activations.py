@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack import corpus, extraction, files, job, models
+from ghosttrack import files, job
+from ghosttrack.activations import extraction
+from ghosttrack.inputs import corpus, models
 from ghosttrack.settings import ActivationSettings
 
 

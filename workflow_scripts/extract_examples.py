@@ -5,7 +5,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ghosttrack import example_extraction, example_tokens, extraction, files, job, models
+from ghosttrack import files, job
+from ghosttrack.activations import example_extraction, example_tokens, extraction
+from ghosttrack.inputs import models
 from ghosttrack.settings import ActivationSettings
 
 

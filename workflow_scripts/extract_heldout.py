@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack import corpus, extraction, job, models
+from ghosttrack import job
+from ghosttrack.activations import extraction
+from ghosttrack.inputs import corpus, models
 from ghosttrack.settings import ActivationSettings
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ghosttrack import documents, job
-from ghosttrack.corpus import Place
+from ghosttrack import job
+from ghosttrack.inputs import documents
+from ghosttrack.inputs.corpus import Place
 from ghosttrack.settings import CorpusSettings
 
 

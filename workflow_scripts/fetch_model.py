@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ghosttrack import fetching, job
+from ghosttrack import job
+from ghosttrack.inputs import fetching
 from ghosttrack.settings import DimensionSettings, SourceSettings
 
 

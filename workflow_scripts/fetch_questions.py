@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ghosttrack import datasets, job
+from ghosttrack import job
+from ghosttrack.inputs import datasets
 from ghosttrack.settings import DatasetSettings, GenerationSettings
 
 

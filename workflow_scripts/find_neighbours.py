@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from ghosttrack import job, sae
-from ghosttrack.neighbours import compare, save
 from ghosttrack.settings import TrackingSettings
+from ghosttrack.tracks.neighbours import compare, save
 
 log = logging.getLogger("ghosttrack")
 

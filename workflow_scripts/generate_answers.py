@@ -5,8 +5,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ghosttrack import extraction, files, job, models
-from ghosttrack import generation as answering
+from ghosttrack import files, job
+from ghosttrack.activations import extraction
+from ghosttrack.activations import generation as answering
+from ghosttrack.inputs import models
 from ghosttrack.settings import GenerationSettings
 
 

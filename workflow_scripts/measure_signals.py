@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghosttrack import files, job, metrics
+from ghosttrack import files, job
 from ghosttrack.errors import UserError
-from ghosttrack.track_table import Reader
+from ghosttrack.tracks import metrics
+from ghosttrack.tracks.track_table import Reader
 
 log = logging.getLogger("ghosttrack")
 

@@ -3,8 +3,9 @@
 import logging
 from pathlib import Path
 
-from ghosttrack import fact_sources, fact_tables, fact_text, facts, job, text_sources
+from ghosttrack import job
 from ghosttrack.errors import UserError
+from ghosttrack.facts import fact_sources, fact_tables, fact_text, statements, text_sources
 
 log = logging.getLogger("ghosttrack")
 
@@ -24,7 +25,7 @@ def main(*, folder: Path, wordnet: Path = Path("/usr/share/wordnet")) -> None:
     tables = fact_tables.tables(sources)
     for name, lines in tables.items():
         fact_sources.write_csv(folder / "facts" / f"{name}.csv", fact_sources.FACT_COLUMNS, lines)
-    subjects = {facts.fold(line["subject"]) for lines in tables.values() for line in lines}
+    subjects = {statements.fold(line["subject"]) for lines in tables.values() for line in lines}
     for name, lines in text_sources.attributes(sources, wordnet, subjects).items():
         fact_sources.write_csv(folder / "statements" / f"{name}.csv", text_sources.STATEMENT_COLUMNS[name], lines)
     finder = fact_text.PairFinder(fact_tables.pairs(tables))

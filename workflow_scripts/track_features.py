@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack import files, job, track_run
-from ghosttrack.reader import ActivationStore
+from ghosttrack import files, job
+from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.settings import TrackingSettings
-from ghosttrack.tracking import Options
+from ghosttrack.tracks import track_run
+from ghosttrack.tracks.tracking import Options
 
 log = logging.getLogger("ghosttrack")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ghosttrack import detection as detection_run
 from ghosttrack import files, job
+from ghosttrack.detection import run as detection_run
 from ghosttrack.settings import DetectionSettings
 
 

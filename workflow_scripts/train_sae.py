@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ghosttrack import files, job, provenance
-from ghosttrack.reader import ActivationStore
+from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae.training import train, write_history
-from ghosttrack.sampler import ChunkSampler
 from ghosttrack.settings import SaeSettings
 
 # A larger layer is read window by window instead of kept in memory; the order of the rows is the same.

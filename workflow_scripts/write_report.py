@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 import ghosttrack
-from ghosttrack import files, job, link_summary, tables
-from ghosttrack.report import Inputs, render
+from ghosttrack import files, job
+from ghosttrack.report import link_summary, tables
+from ghosttrack.report.page import Inputs, render
 
 
 def main(

@@ -101,7 +101,9 @@ def test_the_metric_table_has_every_control_beside_the_detector(finished: Path) 
     "change",
     [
         pytest.param(lambda scripts: [path.touch() for path in scripts.rglob("*.py")], id="touched scripts"),
-        pytest.param(lambda scripts: append(scripts / "ghosttrack" / "tracking.py", "\n# a remark\n"), id="a comment"),
+        pytest.param(
+            lambda scripts: append(scripts / "ghosttrack" / "tracks" / "tracking.py", "\n# a remark\n"), id="a comment"
+        ),
         pytest.param(
             lambda scripts: append(scripts / "ghosttrack" / "job.py", "\nFORMAT = 'other'\n"), id="log format"
         ),
@@ -121,7 +123,7 @@ def test_what_cannot_change_a_result_reruns_nothing(house_to_change: Path, chang
 
 
 def test_an_edit_of_the_tracker_reruns_tracking_and_what_follows_but_nothing_expensive(house_to_change: Path) -> None:
-    append(house_to_change / "workflow_scripts" / "ghosttrack" / "tracking.py", "\nEDITED = True\n")
+    append(house_to_change / "workflow_scripts" / "ghosttrack" / "tracks" / "tracking.py", "\nEDITED = True\n")
     counts = planned(house_to_change)
     assert counts["track_features"] == 9
     assert counts["write_report"] == 1

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ghosttrack import tables
+from ghosttrack.report import tables
 
 LAYERS = [10, 12, 14, 16, 18, 20]
 SHOWN = [shown.signal for shown in tables.SHOWN]
@@ -235,7 +235,7 @@ def _neighbours(folder: Path, rng: np.random.Generator) -> list[Path]:
 
 
 def _signals(folder: Path, rng: np.random.Generator) -> list[Path]:
-    from ghosttrack import link_summary
+    from ghosttrack.report import link_summary
 
     paths = []
     (folder / "signals").mkdir()

@@ -12,8 +12,8 @@ from sae_fakes import SMALL, planted
 import evaluate_sae
 import train_sae
 from ghosttrack import files, sae
+from ghosttrack.activations.store import Header, StoreWriter, to_block
 from ghosttrack.errors import UserError
-from ghosttrack.store import Header, StoreWriter, to_block
 
 ROWS, D_MODEL, CONTEXT = 1024, 16, 32
 

@@ -15,7 +15,7 @@ BLOCK_ROWS = 4096
 
 
 class Rows(Protocol):
-    """Activations of one layer, row by row; `ghosttrack.reader.ActivationStore` is one."""
+    """Activations of one layer, row by row; `ghosttrack.activations.reader.ActivationStore` is one."""
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,238 @@
+"""Extraction from examples: the answer's own tokens, whatever the batch, and the model's opinion of each."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_models
+import torch
+
+from ghosttrack.activations import example_extraction, example_tokens
+from ghosttrack.activations.example_extraction import ExampleTables
+from ghosttrack.activations.example_tokens import Encoded, answer_tokens, encode
+from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations.reader import ActivationStore, require_same_rows
+from ghosttrack.errors import UserError
+from ghosttrack.inputs import models
+
+LAYERS = [0, 2]
+PARTS = [
+    ("The capital of France is", " Paris", "."), ("The atomic number of gold is", " 79", "."),
+    ("Q: Who? A:", " Ada Lovelace", ""), ("The capital of São Paulo is", " a 🙂 city", "!"), ("Is it", " gold", "? The capital"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _handle: None)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return small_models.make_tokenizer()
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return small_models.make_model(request.param)
+
+
+@pytest.fixture
+def examples() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "id": [f"e{number}" for number in range(len(PARTS))],
+            "text": ["".join(part) for part in PARTS],
+            "answer_start": [len(prompt) + 1 for prompt, _, _ in PARTS],  # behind the space
+            "answer_end": [len(prompt + answer) for prompt, answer, _ in PARTS],
+        }
+    )
+
+
+def spoken(tokenizer: Any, one: Encoded) -> str:
+    return str(tokenizer.decode(one.ids[one.answer].tolist()))
+
+
+def test_the_answer_is_the_tokens_that_overlap_its_characters_with_a_leading_space(
+    tokenizer: Any, examples: pd.DataFrame
+) -> None:
+    for one, (prompt, answer, suffix) in zip(encode(examples, tokenizer, 64, "x"), PARTS, strict=True):
+        assert spoken(tokenizer, one) == answer
+        assert one.ids[0] == 0
+        assert tokenizer.decode(one.ids[1:].tolist()) == prompt + answer + suffix
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "offsets", "expected"),
+    [
+        ("is 42.", "42", [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6)], [1, 2, 3]),  # space, digit, digit
+        ("is 42.", "42", [(0, 2), (2, 5), (5, 6)], [1]),
+        ("is:42.", "42", [(0, 2), (2, 3), (3, 5), (5, 6)], [2]),  # a colon is no space
+        ("A\n42", "42", [(0, 1), (1, 2), (2, 4)], [2]),  # nor is the end of a line
+        ("ab  42", "42", [(0, 2), (2, 4), (4, 6)], [1, 2]),
+        ("x 🙂", "🙂", [(0, 1), (1, 3), (2, 3), (2, 3)], [1, 2, 3]),  # one character, three tokens
+        ("Paris.", "Paris", [(0, 6)], [0]),
+        ("a b", " ", [(0, 1), (1, 3)], []),
+    ],
+)
+def test_known_offsets_give_known_answer_tokens(
+    text: str, answer: str, offsets: list[tuple[int, int]], expected: list[int]
+) -> None:
+    start = text.index(answer)
+    assert answer_tokens(text, start, start + len(answer), offsets).tolist() == expected
+
+
+@pytest.mark.parametrize(("start", "end"), [(5, 5), (6, 5), (-1, 2), (10, 999)])
+def test_an_answer_that_is_empty_or_outside_the_text_names_its_example(
+    tokenizer: Any, examples: pd.DataFrame, start: int, end: int
+) -> None:
+    examples.loc[3, ["answer_start", "answer_end"]] = [start, end]
+    with pytest.raises(UserError, match=rf"data set facts, id e3: characters {start}\.\.{end} .* hold no answer"):
+        encode(examples, tokenizer, 64, "facts")
+
+
+def test_a_text_longer_than_the_context_names_its_example_and_the_limit(tokenizer: Any, examples: pd.DataFrame) -> None:
+    longest = max(len(one.ids) for one in encode(examples, tokenizer, 64, "facts"))
+    encode(examples, tokenizer, longest, "facts")
+    with pytest.raises(
+        UserError,
+        match=rf"data set facts, id e\d: the text has {longest} tokens, the model takes {longest - 1}; shorten",
+    ):
+        encode(examples, tokenizer, longest - 1, "facts")
+
+
+class Found(NamedTuple):
+    layers: list[ActivationStore]
+    embedding: ActivationStore
+    tables: ExampleTables
+
+
+def extract(folder: Path, model: Any, encoded: list[Encoded], batch: int) -> Found:
+    made = [StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json") for name in (*LAYERS, "embedding")]
+    tables = example_extraction.extract_examples(
+        model, Origin("tiny", "weights"), encoded, LAYERS, made[:-1], made[-1], site="resid_post", batch=batch
+    )
+    stores = [ActivationStore.open([one.store], [one.manifest]) for one in made]
+    return Found(stores[:-1], stores[-1], tables)
+
+
+def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFrame]:
+    """The slow obvious way: one unpadded example at a time, all logits at once."""
+    states: list[list[torch.Tensor]] = [[], [], []]
+    rows = []
+    for number, one in enumerate(encoded):
+        ids = torch.from_numpy(one.ids[None])
+        with torch.no_grad():
+            out = model(ids, output_hidden_states=True)
+        log_probabilities = torch.log_softmax(out.logits[0].double(), dim=-1)
+        after = [out.hidden_states[layer + 1] for layer in LAYERS]
+        for kept, state in zip(states, [model.get_input_embeddings()(ids), *after], strict=True):
+            kept.append(state[0, one.answer])
+        for place in one.answer.tolist():
+            predicted, token = log_probabilities[place - 1], int(one.ids[place])
+            best = predicted.sort(descending=True)
+            rows.append({
+                "example": number, "position": place, "token": token, "logprob": float(predicted[token]),
+                "entropy": float(-(predicted.exp() * predicted).sum()), "margin": float(best.values[0] - best.values[1]),
+                "rank": best.indices.tolist().index(token),
+            })  # fmt: skip
+    return [torch.cat(kept).numpy() for kept in states], pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_every_batch_gives_what_one_example_at_a_time_gives(
+    tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example_extraction, "WINDOW_BATCHES", 2)
+    monkeypatch.setattr(example_extraction, "HEAD_ROWS", 7)
+    encoded = encode(examples, tokenizer, 64, "x")
+    found = extract(tmp_path, model, encoded, batch)
+    states, tokens = one_by_one(model, encoded)
+    for store, expected in zip([found.embedding, *found.layers], states, strict=True):
+        np.testing.assert_allclose(store.read(), expected, rtol=2e-3, atol=1e-3)
+        assert store.context is None
+    pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
+    require_same_rows([found.embedding, *found.layers])
+    assert (found.embedding.layer, found.embedding.site) == (None, "embedding")
+
+
+def test_outputs_sum_up_the_tokens_of_each_example(
+    tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame
+) -> None:
+    encoded = encode(examples, tokenizer, 64, "x")
+    found = extract(tmp_path, model, encoded, 2).tables
+    for number, (one, row) in enumerate(zip(encoded, found.outputs.to_dict("records"), strict=True)):
+        tokens = found.tokens[found.tokens["example"] == number]
+        assert tokens.index.tolist() == list(range(row["row_start"], row["row_start"] + row["row_count"]))
+        assert row["input_tokens"] == len(one.ids)
+        first = tokens.iloc[0]
+        expected = {
+            "logprob_sum": tokens.logprob.sum(), "logprob_mean": tokens.logprob.mean(), "logprob_min": tokens.logprob.min(),
+            "logprob_first": first.logprob, "entropy_mean": tokens.entropy.mean(), "entropy_first": first.entropy,
+            "margin_mean": tokens.margin.mean(), "margin_first": first.margin, "rank_first": first["rank"],
+        }  # fmt: skip
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+        ids = torch.from_numpy(one.ids)
+        loss = model(ids[None], labels=ids[None]).loss  # mean over all tokens but the first
+        assert row["text_logprob_mean"] == pytest.approx(-float(loss), rel=1e-4)
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path, tokenizer: Any, examples: pd.DataFrame) -> None:
+    encoded = encode(examples, tokenizer, 64, "x")
+    one, other = (extract(tmp_path / name, small_models.make_model("llama"), encoded, 2) for name in "xy")
+    assert [store.fingerprint() for store in one.layers] == [store.fingerprint() for store in other.layers]
+    pd.testing.assert_frame_equal(one.tables.outputs, other.tables.outputs, check_exact=True)
+
+
+def test_a_different_answer_span_gives_a_different_token_hash(
+    tmp_path: Path, tokenizer: Any, examples: pd.DataFrame
+) -> None:
+    model = small_models.make_model("gpt2")
+    one = extract(tmp_path / "x", model, encode(examples, tokenizer, 64, "x"), 2)
+    examples["answer_end"] += np.array([0, 0, -1, 0, 1])
+    other = extract(tmp_path / "y", model, encode(examples, tokenizer, 64, "x"), 2)
+    with pytest.raises(UserError, match="tokens_sha256"):
+        require_same_rows([one.layers[0], other.layers[1]])
+
+
+def test_logits_that_the_model_changes_behind_its_head_are_refused_or_known(
+    tmp_path: Path, tokenizer: Any, examples: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_models.make_model("llama")
+    whole = type(model).forward
+
+    def capped(self: Any, *arguments: Any, **options: Any) -> Any:
+        out = whole(self, *arguments, **options)
+        out.logits = 2.0 * torch.tanh(out.logits / 2.0)
+        return out
+
+    monkeypatch.setattr(type(model), "forward", capped)
+    encoded = encode(examples, tokenizer, 64, "x")
+    with pytest.raises(UserError, match="LlamaForCausalLM changes its logits after the head"):
+        extract(tmp_path, model, encoded, 2)
+    model.config.final_logit_softcapping = 2.0
+    assert len(extract(tmp_path, model, encoded, 2).tables.outputs) == len(examples)
+
+
+def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: Any, examples: pd.DataFrame) -> None:
+    import extract_examples
+    from ghosttrack.settings import ActivationSettings
+
+    small_models.save(small_models.make_model("gpt2"), tokenizer, tmp_path / "model")
+    examples.to_parquet(tmp_path / "examples.parquet")
+    extract_examples.main(
+        examples=tmp_path / "examples.parquet", weights=tmp_path / "model" / "model.safetensors",
+        stores=[tmp_path / "1.zarr"], manifests=[tmp_path / "1.json"], embedding=tmp_path / "e.zarr",
+        embedding_manifest=tmp_path / "e.json", tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
+        layers=[1], activations=ActivationSettings(), dataset="x", batch=2, threads=1,
+    )  # fmt: skip
+    tokens, outputs = pd.read_parquet(tmp_path / "tokens.parquet"), pd.read_parquet(tmp_path / "outputs.parquet")
+    store = ActivationStore.open([tmp_path / "1.zarr"], [tmp_path / "1.json"])
+    assert store.rows == len(tokens) == outputs["row_count"].sum()
+    assert tokens.columns.tolist() == ["example", "position", "token", "text", "logprob", "entropy", "margin", "rank"]
+    assert outputs["id"].tolist() == examples["id"].tolist()
+    assert "".join(tokens.loc[tokens["example"] == 2, "text"]) == " Ada Lovelace"
+    assert models.separator(tokenizer) == example_tokens.encode(examples, tokenizer, 64, "x")[0].ids[0]

@@ -1,0 +1,138 @@
+"""The leak audit: clean sets pass, planted leaks are caught, and noise is unmasked by grouped folds."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+
+from ghosttrack.detection import audit, splits
+from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.settings import DetectionSettings, EvaluationSettings
+
+DETECTION, EVALUATION = DetectionSettings(folds=4, inner_folds=3), EvaluationSettings(bootstrap=200)
+
+
+def swap_blocks(blocks: int = 24) -> pd.DataFrame:
+    """Invented names; "A a" and "B b" are true, "A b" and "B a" are false."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(blocks):
+        names = ["".join(rng.choice(list("bcdfglmnprst"), 5)) for _ in range(4)]
+        for subject in (0, 1):
+            for answer in (2, 3):
+                prompt = f"The capital of {names[subject]} is"
+                rows.append(
+                    (f"b{number:02d}", prompt, names[answer], f"{prompt} {names[answer]}.", int(answer - subject != 2))
+                )
+    table = pd.DataFrame(rows, columns=["group", "prompt", "answer", "text", "label"])
+    return table.assign(id=[f"s{row}" for row in range(len(table))], question="", mode="given")
+
+
+def embedding(table: pd.DataFrame) -> np.ndarray:
+    """A random vector per answer."""
+    rng = np.random.default_rng(1)
+    vectors = {answer: rng.standard_normal(16) for answer in sorted(set(table["answer"]))}
+    return np.array([vectors[answer] for answer in table["answer"]], dtype=np.float32)
+
+
+def audited(table: pd.DataFrame) -> audit.Audited:
+    return audit.run(table, embedding(table), "made", False, DETECTION, EVALUATION, seed=0)
+
+
+def checks(table: pd.DataFrame) -> pd.DataFrame:
+    return audited(table).checks.set_index("check")
+
+
+def test_a_clean_set_passes_and_its_embedding_probe_is_exactly_at_chance() -> None:
+    found = audited(swap_blocks())
+    table = found.checks.set_index("check")
+    assert table.loc["status", "verdict"] == "pass"
+    assert (table.loc[["shared_groups", "shared_texts", "contradictions"], "value"] == 0).all()
+    assert table.loc["embedding_probe", "value"] == 0.5
+    assert set(found.scores["signal"]) == {"text_only", "answer_only", "question_only", "length", "embedding_probe"}
+    assert found.scores["score"].notna().all()
+
+
+def test_a_planted_word_is_a_leak_of_the_text() -> None:
+    table = swap_blocks()
+    table["text"] = [
+        f"{text} {'Surely' if label else 'Perhaps'}." for text, label in zip(table["text"], table["label"], strict=True)
+    ]
+    found = checks(table)
+    assert found.loc["text_only", "verdict"] == "leak"
+    assert "text_only" in found.loc["status", "verdict"]
+
+
+def test_words_that_come_back_with_the_other_label_are_flagged_below_chance() -> None:
+    table = swap_blocks()
+    # Every subject stands once in a true and once in a false text, but in different groups: folds anti-learn.
+    table["text"] = [f"{row % 48:02d}{'x' * (row % 48)} says so {row}." for row in range(96)]
+    table["label"] = [int(row // 48 != row % 2) for row in range(96)]
+    table["group"] = [f"g{row:02d}" for row in range(96)]
+    found = checks(table)
+    assert found.loc["text_only", "value"] < 0.4
+    assert "below_chance" in found.loc["status", "verdict"]
+
+
+def test_near_duplicates_in_other_groups_are_counted() -> None:
+    table = swap_blocks()
+    words = table.loc[0, "text"].rstrip(".").split()
+    table.loc[60, "text"] = " ".join([*words[::-1]]) + "!"
+    table.loc[60, "group"] = "b99"
+    table.loc[[0, 1, 2, 3], "group"] = "b00"
+    found = audited(table)
+    fold = found.scores.query("signal == 'text_only'")["fold"].to_numpy()
+    expected = 2 if fold[0] != fold[60] else 0
+    assert found.checks.set_index("check").loc["near_duplicates", "value"] == expected
+
+
+def test_a_text_with_both_labels_is_a_contradiction_and_stays_in_one_fold() -> None:
+    table = swap_blocks()
+    table.loc[50, "text"], table.loc[50, "label"] = table.loc[0, "text"], 1 - table.loc[0, "label"]
+    found = audited(table)
+    assert found.checks.set_index("check").loc["contradictions", "value"] == 2
+    fold = found.scores.query("signal == 'text_only'")["fold"].to_numpy()
+    assert fold[0] == fold[50]
+
+
+def test_too_few_examples_of_a_class_are_reported_and_not_trained_on() -> None:
+    table = swap_blocks(12).query("label == 1").reset_index(drop=True)
+    found = audited(table)
+    assert set(found.checks["verdict"]) == {"not run", "pass"}
+    assert found.scores["score"].isna().all()
+    assert found.scores["reason"].iloc[0].startswith("0 of 24 texts are true")
+    assert (found.scores["fold"] == -1).all()
+
+
+def test_a_limit_takes_whole_groups() -> None:
+    table = swap_blocks()
+    settings = DETECTION.model_copy(update={"max_statements": 60})
+    found = audit.run(table, embedding(table), "made", False, settings, EVALUATION, seed=0)
+    kept = found.scores.query("signal == 'length'")
+    assert len(kept) == 60
+    assert (kept.groupby("group").size() == 4).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_shines_when_pairs_are_split_and_fails_when_groups_are_kept(seed: int) -> None:
+    """The original's protocol: one true text recurs in each of its question's pairs, pairs are split at random."""
+    rng = np.random.default_rng(seed)
+    questions = np.repeat(np.arange(120), 5)  # five wrong answers to a question, one right one
+    noise = rng.standard_normal((120 + len(questions), 26))  # one vector per distinct text
+    true, false = questions, 120 + np.arange(len(questions))
+    held = rng.random(len(questions)) < 0.2
+    text, labels = np.concatenate([true, false]), np.repeat([0, 1], len(questions))
+    test = np.concatenate([held, held])
+    forest = RandomForestClassifier(50, random_state=0).fit(noise[text[~test]], labels[~test])
+    assert auroc(labels[test], forest.predict_proba(noise[text[test]])[:, 1]) > 0.9
+
+    distinct = np.unique(text, return_index=True)[1]
+    units = np.tile(questions, 2)[distinct].astype(str).astype(object)
+    labels, score = labels[distinct], np.empty(len(distinct))
+    fold = splits.assign_folds(labels, units, 4, seed)
+    splits.check_folds(fold, units, [str(each) for each in text[distinct]], [str(each) for each in distinct], "pairs")
+    for number in range(4):
+        forest = RandomForestClassifier(50, random_state=0).fit(
+            noise[text[distinct]][fold != number], labels[fold != number]
+        )
+        score[fold == number] = forest.predict_proba(noise[text[distinct]][fold == number])[:, 1]
+    assert abs(auroc(labels, score) - 0.5) < 0.1

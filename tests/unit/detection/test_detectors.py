@@ -1,0 +1,105 @@
+"""Detectors: a planted signal is found, noise is not, nothing outside the training folds is used."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ghosttrack.detection import detectors, splits
+from ghosttrack.detection.detectors import Inputs
+from ghosttrack.detection.representations import LayerBlocks
+from ghosttrack.errors import UserError
+from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.settings import DetectionSettings
+
+SETTINGS = DetectionSettings(folds=3, inner_folds=3, trees=20)
+GROUPS = 30
+
+
+def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.Round]]:
+    """Inputs of two layers; the label moves one channel of layer 4 by `signal`, and one metric."""
+    rng = np.random.default_rng(seed)
+    labels, units = np.tile([0, 0, 1, 1], GROUPS), np.repeat([f"g{n:02d}" for n in range(GROUPS)], 4).astype(object)
+    n = len(labels)
+
+    def block(columns: int, layer: int) -> np.ndarray:
+        x = rng.standard_normal((n, columns)).astype(np.float32)
+        x[:, 0] += signal * labels * (layer == 4)
+        return x
+
+    layers = {layer: LayerBlocks(block(20, layer), block(200, layer), block(20, layer)) for layer in (2, 4)}
+    outputs = pd.DataFrame(rng.standard_normal((n, 3)), columns=["logprob_sum", "logprob_mean", "entropy_mean"])
+    metrics = {
+        name: pd.DataFrame(rng.standard_normal((n, 4)), columns=list("abcd")) for name in ("default", "permuted")
+    }
+    metrics["default"]["a"] += signal * labels
+    fold = splits.assign_folds(labels, units, SETTINGS.folds, seed)
+    return Inputs(outputs, layers, metrics), labels, splits.rounds(labels, units, fold, SETTINGS.inner_folds, seed)
+
+
+def test_a_planted_signal_is_found_where_it_was_planted() -> None:
+    inputs, labels, rounds = made(3.0)
+    found = detectors.train(inputs, labels, rounds, SETTINGS, 0, "planted")
+    reached = {signal: auroc(labels, score) for signal, score in found.scores.items()}
+    for signal in ("ghosttrack", "raw_probe", "raw_probe_all", "residual_probe", "metrics_logistic", "metrics_forest"):
+        assert reached[signal] > 0.85, signal
+    for signal in ("output_regression", "metrics_forest.permuted", "metrics_logistic.permuted"):
+        assert abs(reached[signal] - 0.5) < 0.2, signal
+    assert {choice.layer for choice in found.choices if choice.signal == "raw_probe"} == {4}
+    weights = pd.DataFrame(found.weights).query("signal == 'metrics_forest'").groupby("feature")["importance"].mean()
+    assert weights.idxmax() == "a"
+
+
+def test_noise_stays_at_chance_for_every_detector() -> None:
+    inputs, labels, rounds = made(0.0, seed=3)
+    found = detectors.train(inputs, labels, rounds, SETTINGS, 0, "noise")
+    for signal, score in found.scores.items():
+        assert abs(auroc(labels, score) - 0.5) < 0.2, signal
+        assert ((score > 0) & (score < 1)).all(), signal
+
+
+def test_labels_of_a_test_fold_do_not_change_its_scores() -> None:
+    inputs, labels, rounds = made(1.0)
+    turned = labels.copy()
+    turned[rounds[0].test] = 1 - turned[rounds[0].test]
+    first, second = (detectors.train(inputs, each, rounds[:1], SETTINGS, 0, "x").scores for each in (labels, turned))
+    for signal in first:
+        np.testing.assert_array_equal(first[signal], second[signal])
+
+
+def test_the_same_seed_gives_the_same_scores() -> None:
+    inputs, labels, rounds = made(1.0)
+    first, second = (detectors.train(inputs, labels, rounds[:1], SETTINGS, 7, "x").scores for _ in range(2))
+    assert all(np.array_equal(first[signal], second[signal], equal_nan=True) for signal in first)
+
+
+def test_without_tracks_the_detector_still_stands() -> None:
+    inputs, labels, rounds = made(3.0)
+    found = detectors.train(inputs._replace(metrics={}), labels, rounds[:1], SETTINGS, 0, "x")
+    assert "ghosttrack.with_metrics" not in found.scores
+    assert np.isfinite(found.scores["ghosttrack"][rounds[0].test]).all()
+
+
+@pytest.mark.parametrize(("signal", "family"), [
+    ("ghosttrack", "detector"), ("ghosttrack.without_sae", "detector"), ("raw_probe", "probe"), ("raw_probe_all", "probe"),
+    ("embedding_probe", "control"), ("text_only", "control"), ("length", "control"), ("output_regression", "output"),
+    ("perplexity", "output"), ("metrics_forest", "tracking"), ("metrics_forest.permuted", "null"),
+])  # fmt: skip
+def test_signals_have_families(signal: str, family: str) -> None:
+    assert detectors.family_of(signal) == family
+
+
+def table(**columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({"id": ["a", "b"], "entropy_mean": [1.0, 2.0], "linkage_coasted": [0.0, 1.0], **columns})
+
+
+def test_only_the_26_metrics_are_read() -> None:
+    assert list(detectors.read_metrics(table(), ["a", "b"], "signals.parquet").columns) == ["entropy_mean"]
+
+
+def test_foreign_or_damaged_metrics_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"signals\.parquet: its rows are not"):
+        detectors.read_metrics(table(), ["b", "a"], "signals.parquet")
+    with pytest.raises(UserError, match="churn_births holds NaN"):
+        detectors.read_metrics(table(churn_births=[np.nan, 1.0]), ["a", "b"], "signals.parquet")

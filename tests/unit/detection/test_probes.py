@@ -1,0 +1,82 @@
+"""Probes: exact against refitting, nested, and at chance on noise."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from ghosttrack.detection import probes
+from ghosttrack.evaluation.statistics import auroc
+
+
+def sample(n: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with a weak signal in the first column: x, labels, inner folds, test rows."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    x = rng.standard_normal((n, columns)) * rng.uniform(0.5, 3, columns) + 5
+    x[:, 0] += 2 * y
+    return x, y, np.arange(n) % 4, rng.standard_normal((9, columns)) + 5
+
+
+@pytest.mark.parametrize("columns", [6, 90])
+def test_ridge_equals_refitting_without_each_fold(columns: int) -> None:
+    x, y, inner, test = sample(60, columns)
+    fit = probes.ridge(x, y, inner, test, strengths=[0.7])
+    z = (x - x.mean(0)) / x.std(0)
+    alpha = 0.7 * (z**2).sum() / len(z)
+    slow = np.empty(len(y))
+    for fold in range(4):
+        kept = inner != fold
+        slow[~kept] = Ridge(alpha).fit(z[kept], 2.0 * y[kept] - 1).predict(z[~kept])
+    to_odds = probes.platt(slow, y)
+    np.testing.assert_allclose(fit.inner, to_odds.apply(slow), rtol=1e-3, atol=1e-4)
+    model = Ridge(alpha).fit(z, 2.0 * y - 1)
+    outer = to_odds.apply(model.predict((test - x.mean(0)) / x.std(0)))
+    np.testing.assert_allclose(fit.outer, outer, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fitter", [probes.ridge, probes.logistic])
+def test_training_labels_of_a_fold_do_not_reach_its_inner_scores_order(fitter: object) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((200, 300)), np.arange(200) % 2
+    fit = fitter(x, y, np.arange(200) // 50, x[:3])  # type: ignore[operator]
+    assert abs(auroc(y, fit.inner) - 0.5) < 0.12, "noise that is remembered would score 1"
+
+
+def test_platt_agrees_with_unpenalised_logistic_regression() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 5000)
+    score = rng.standard_normal(5000) + 1.5 * y
+    found = probes.platt(score, y)
+    slow = LogisticRegression(C=np.inf, tol=1e-9).fit(score[:, None], y)
+    assert found.slope == pytest.approx(slow.coef_[0, 0], rel=0.01)
+    assert found.intercept == pytest.approx(slow.intercept_[0], rel=0.01)
+
+
+def test_platt_of_a_constant_score_gives_the_prevalence() -> None:
+    y = np.array([1] * 30 + [0] * 10)
+    odds = probes.platt(np.full(40, 2.0), y).apply(np.full(1, 2.0))
+    assert float(probes.probability(odds)[0]) == pytest.approx(0.75, abs=0.03)
+
+
+def test_platt_of_separable_scores_stays_finite() -> None:
+    y = np.repeat([0, 1], 20)
+    assert np.isfinite(probes.platt(y * 10.0, y).apply(y * 10.0)).all()
+
+
+def test_constant_columns_become_zero() -> None:
+    x = np.column_stack([np.arange(10.0), np.full(10, 7.0)])
+    assert (probes.standardise(x).apply(x)[:, 1] == 0).all()
+
+
+def test_a_mean_of_fits_ranks_as_the_mean_of_their_log_odds() -> None:
+    x, y, inner, test = sample(80, 5)
+    one, two = probes.ridge(x[:, :3], y, inner, test[:, :3]), probes.ridge(x[:, 3:], y, inner, test[:, 3:])
+    both = probes.mean_of([one, two], y)
+    assert (np.argsort(both.outer) == np.argsort(one.outer + two.outer)).all()
+    assert both.score == auroc(y, one.inner + two.inner)
+
+
+def test_equal_rows_get_equal_probabilities() -> None:
+    x, y, inner, _ = sample(60, 90)
+    test = np.repeat(x[:1], 33, axis=0)
+    assert len(set(probes.probability(probes.ridge(x, y, inner, test).outer))) == 1

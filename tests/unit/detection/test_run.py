@@ -1,0 +1,158 @@
+"""From files to tables: the three scripts on made-up data sets, one of them too small to train on."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import audit_dataset
+import check_claims
+import evaluate_detectors
+import train_detectors
+from ghosttrack import sae
+from ghosttrack.activations import store
+from ghosttrack.errors import UserError
+from ghosttrack.evaluation import ledger
+from ghosttrack.report import tables
+from ghosttrack.sae import model as sae_model
+from ghosttrack.settings import DetectionSettings, EvaluationSettings
+
+LAYERS, VARIANTS, WIDTH = [1, 3], ["default", "permuted"], 8
+DETECTION, EVALUATION = DetectionSettings(folds=3, inner_folds=3, trees=10), EvaluationSettings(bootstrap=100)
+
+
+def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> None:
+    """Examples of two tokens each; the label is written into layer 3 and into the log-probability."""
+    rng, n = np.random.default_rng(seed), len(labels)
+    words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(2 * n)]
+    examples = pd.DataFrame({
+        "id": [f"{name}-{row}" for row in range(n)], "group": [f"g{row // 4:03d}" for row in range(n)],
+        "question": "", "prompt": [f"{word} is" for word in words[:n]], "answer": words[n:], "label": labels, "mode": "given",
+        "text": [f"{word} is {other}." for word, other in zip(words[:n], words[n:], strict=True)],
+    })  # fmt: skip
+    measured = ("logprob_sum", "logprob_mean", "logprob_min", "logprob_first", "text_logprob_mean", "margin_mean")
+    outputs = pd.DataFrame({
+        "id": examples["id"], "row_start": 2 * np.arange(n), "row_count": 2, "input_tokens": 5, "rank_first": 0,
+        **{key: -np.exp(rng.standard_normal(n)) - labels for key in measured},
+        **{key: np.exp(rng.standard_normal(n)) for key in ("entropy_mean", "entropy_first", "margin_first")},
+    })  # fmt: skip
+    folder.mkdir(parents=True)
+    examples.to_parquet(folder / "examples.parquet")
+    outputs.to_parquet(folder / "outputs.parquet")
+    for layer in (None, *LAYERS):
+        values = rng.standard_normal((2 * n, WIDTH)).astype(np.float32)
+        values[:, 0] += 4 * np.repeat(labels, 2) * (layer == 3)
+        stem = "embedding" if layer is None else f"layer_{layer:02d}"
+        header = store.Header("tiny", "w", layer, "embedding" if layer is None else "resid_post", None, "t")
+        with store.StoreWriter(
+            folder / f"{stem}.zarr", folder / f"{stem}.json", header, rows=2 * n, d_model=WIDTH
+        ) as writer:
+            writer.append(store.to_block(values))
+    for variant in VARIANTS:
+        table = pd.DataFrame(rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"])
+        table.assign(id=examples["id"]).to_parquet(folder / f"{variant}.parquet")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inputs")
+    write_dataset(root / "big", "big", np.tile([0, 0, 1, 1], 24), seed=0)
+    write_dataset(root / "small", "small", np.array([0] * 3 + [1] * 29), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    for layer in LAYERS:
+        w = torch.randn(WIDTH, 16, generator=generator)
+        made = sae.Sae(w, torch.zeros(16), w.T.contiguous() / WIDTH, torch.zeros(WIDTH), torch.full((16,), 0.5))
+        folder = root / f"sae_{layer}"
+        folder.mkdir()
+        sae_model.save(made, folder / "sae_weights.safetensors", folder / "cfg.json", hook_name="h", model_name="m")
+    return root
+
+
+def run(inputs: Path, out: Path) -> None:
+    """Audit, train and evaluate both data sets."""
+    for name in ("big", "small"):
+        folder, made = inputs / name, out / name
+        audit_dataset.main(
+            examples=folder / "examples.parquet", outputs=folder / "outputs.parquet", embedding=folder / "embedding.zarr",
+            embedding_manifest=folder / "embedding.json", scores=made / "controls.parquet", checks=made / "audit.csv",
+            dataset=name, control=False, detection=DETECTION, evaluation=EVALUATION, seed=0,
+        )  # fmt: skip
+        train_detectors.main(
+            examples=folder / "examples.parquet", outputs=folder / "outputs.parquet", audited=made / "controls.parquet",
+            stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
+            manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
+            weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
+            signals=[folder / f"{variant}.parquet" for variant in VARIANTS], scores=made / "scores.parquet",
+            selection=made / "selection.csv", importance=made / "importance.csv", dataset=name, layers=LAYERS,
+            variants=VARIANTS, detection=DETECTION, seed=0,
+        )  # fmt: skip
+    parts = {
+        key: [out / name / key for name in ("big", "small")]
+        for key in ("scores.parquet", "selection.csv", "importance.csv", "audit.csv")
+    }
+    evaluate_detectors.main(
+        parts=parts["scores.parquet"], selections=parts["selection.csv"], importances=parts["importance.csv"],
+        audits=parts["audit.csv"], scores=out / "scores.parquet",
+        **{name: out / f"{name}.csv" for name in ("selection", "importance", "metrics", "ledger", "leak_audit", "calibration", "curves")},
+        controls=[], variants=VARIANTS, evaluation=EVALUATION, seed=0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results")
+    run(inputs, out)
+    return out
+
+
+def test_every_table_has_the_columns_its_readers_expect(results: Path) -> None:
+    for name in ("metrics", "ledger", "leak_audit", "curves", "calibration"):
+        assert len(tables.read(results / f"{name}.csv", getattr(tables, name.upper())))
+
+
+def test_the_planted_signal_is_found_in_its_layer(results: Path) -> None:
+    metrics = tables.read(results / "metrics.csv", tables.METRICS)
+    found = metrics[metrics["dataset"] == "big"].set_index("signal")["auroc"]
+    assert found["ghosttrack"] > 0.9
+    assert found["raw_probe"] > 0.9
+    assert abs(found["text_only"] - 0.5) < 0.2
+    selection = pd.read_csv(results / "selection.csv")
+    assert set(selection.loc[selection["signal"] == "raw_probe", "layer"]) == {3}
+
+
+def test_a_data_set_too_small_is_reported_with_its_reason_and_not_pooled(results: Path) -> None:
+    metrics = tables.read(results / "metrics.csv", tables.METRICS).set_index(["dataset", "signal"])
+    small = metrics.loc[("small", "ghosttrack")]
+    assert np.isnan(small["auroc"])
+    assert small["reason"] == "3 of 32 texts are true, in 1 groups: 6 groups are needed for 3 folds"
+    assert np.isfinite(metrics.loc[("small", "answer_logprob_mean"), "auroc"]), "needs no training"
+    assert metrics.loc[("all_strict", "ghosttrack"), "n"] == 96
+    claims = pd.read_csv(results / "ledger.csv")
+    assert set(claims.loc[claims["dataset"] == "small", "verdict"]) == {tables.NOT_ESTABLISHED}
+
+
+def test_scores_of_all_signals_share_their_folds(results: Path) -> None:
+    scores = pd.read_parquet(results / "scores.parquet").query("dataset == 'big'")
+    assert (scores.groupby("id")["fold"].nunique() == 1).all()
+    assert (scores.groupby("group")["fold"].nunique() == 1).all()
+    assert (scores.groupby("signal").size() == 96).all()
+
+
+def test_two_runs_write_the_same_bytes(inputs: Path, results: Path, tmp_path: Path) -> None:
+    run(inputs, tmp_path)
+    for path in sorted(results.rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / path.relative_to(results)).read_bytes(), path.name
+
+
+def test_strict_mode_passes_or_names_the_claim(results: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(results / "ledger.csv")
+    table.loc[table["claim"] == ledger.HEADLINE, "verdict"] = tables.ESTABLISHED
+    table.to_csv(tmp_path / "won.csv", index=False)
+    check_claims.main(ledger=tmp_path / "won.csv", passed=tmp_path / "passed.json")
+    assert (tmp_path / "passed.json").exists()
+    table["verdict"] = tables.NOT_ESTABLISHED
+    table.to_csv(tmp_path / "lost.csv", index=False)
+    with pytest.raises(UserError, match="strict: true"):
+        check_claims.main(ledger=tmp_path / "lost.csv", passed=tmp_path / "never.json")

@@ -1,0 +1,148 @@
+"""The ledger: a real gain is established, noise is not, what the text explains is an artefact."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ghosttrack.detection import detectors
+from ghosttrack.errors import UserError
+from ghosttrack.evaluation import ledger, scoreboard
+from ghosttrack.evaluation.scoreboard import Standing
+from ghosttrack.report import tables
+from ghosttrack.settings import EvaluationSettings
+
+SETTINGS = EvaluationSettings(bootstrap=200)
+VARIANTS = ["default", "permuted"]
+SIGNALS = [
+    "ghosttrack", "ghosttrack.without_sae", "ghosttrack.with_metrics", "raw_probe_all", "output_regression", "text_only",
+    "length", "question_only", "answer_logprob_mean", "metrics_forest", "metrics_forest.permuted",
+]  # fmt: skip
+
+
+def scores(
+    apart: dict[str, float], dataset: str = "cities", groups: int = 80, seed: int = 0, mode: str = "given"
+) -> pd.DataFrame:
+    """A long table: each signal is noise plus `apart` for hallucinated texts."""
+    rng = np.random.default_rng(seed)
+    labels, units = np.tile([0, 0, 1, 1], groups), np.repeat([f"g{n:03d}" for n in range(groups)], 4)
+    parts = []
+    for signal in SIGNALS:
+        score = 1 / (1 + np.exp(-rng.standard_normal(4 * groups) - apart.get(signal, 0.0) * (labels - 0.5)))
+        parts.append(pd.DataFrame({
+            "dataset": dataset, "mode": mode, "id": [f"e{row}" for row in range(4 * groups)], "group": units,
+            "label": labels, "fold": 0, "signal": signal, "family": detectors.family_of(signal), "score": score, "reason": "",
+        }))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def standing(apart: dict[str, float], **how: object) -> Standing:
+    control = bool(how.pop("control", False))
+    return scoreboard.of_dataset(scores(apart, **how), control, SETTINGS, 0)  # type: ignore[arg-type]
+
+
+def judged(where: Standing, claim: str = ledger.HEADLINE) -> dict[str, object]:
+    table = ledger.judge([where], VARIANTS, SETTINGS)
+    return {str(key): value for key, value in table[table["claim"] == claim].iloc[0].items()}
+
+
+def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
+    row = judged(standing({"ghosttrack": 3.0, "answer_logprob_mean": 1.0, "length": 0.3}))
+    assert row["verdict"] == tables.ESTABLISHED
+    assert row["control"] == "answer_logprob_mean"
+    assert 0 < float(str(row["difference_low"])) < float(str(row["difference"])) < float(str(row["difference_high"]))
+
+
+def test_pure_noise_is_not_established() -> None:
+    verdicts = [
+        verdict
+        for seed in range(12)
+        for verdict in ledger.judge([standing({}, seed=seed)], VARIANTS, SETTINGS)["verdict"]
+    ]
+    assert verdicts.count(tables.ESTABLISHED) <= 1
+
+
+def test_what_the_text_explains_is_an_artefact() -> None:
+    row = judged(standing({"ghosttrack": 2.0, "text_only": 2.2, "answer_logprob_mean": 0.1}))
+    assert row["verdict"] == tables.ARTEFACT
+    assert row["control"] == "text_only"
+
+
+def test_a_detector_above_a_leaky_text_is_no_artefact() -> None:
+    assert judged(standing({"ghosttrack": 4.0, "text_only": 1.0}))["verdict"] == tables.ESTABLISHED
+
+
+def test_few_groups_and_positive_controls_establish_nothing() -> None:
+    few = judged(standing({"ghosttrack": 6.0}, groups=12))
+    assert few["verdict"] == tables.NOT_ESTABLISHED
+    assert "12 groups, fewer than evaluation.minimum_groups = 20" in str(few["reason"])
+    assert judged(standing({"ghosttrack": 6.0}, control=True))["verdict"] == tables.NOT_ESTABLISHED
+
+
+def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
+    table = scores({})
+    gone = table["signal"].str.startswith("ghosttrack")
+    table.loc[gone, "score"], table.loc[gone, "reason"] = np.nan, "3 of 320 texts are true"
+    where = scoreboard.of_dataset(table, False, SETTINGS, 0)
+    row = judged(where)
+    assert row["verdict"] == tables.NOT_ESTABLISHED
+    assert row["reason"] == "ghosttrack was not run: 3 of 320 texts are true"
+    assert scoreboard.pools([where], 0.95) == []
+
+
+def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None:
+    sets = [
+        standing({"ghosttrack": 3.0, "answer_logprob_mean": 1.0}, dataset="one"),
+        standing({"ghosttrack": 3.0, "length": 1.0}, dataset="two", seed=1),
+        standing({"ghosttrack": 3.0, "text_only": 3.0}, dataset="leaky", seed=2, control=True),
+        standing({"ghosttrack": 3.0}, dataset="asked", seed=3, mode="generated"),
+    ]
+    strict, generated = scoreboard.pools(sets, 0.95)
+    assert (strict.name, generated.name) == ("all_strict", "generated")
+    assert [member.name for member in strict.members] == ["one", "two"]
+    assert strict.auroc["ghosttrack"] == pytest.approx(np.mean([each.auroc["ghosttrack"] for each in sets[:2]]))
+    row = judged(strict)
+    assert row["control"] == "best of each set: answer_logprob_mean 1, length 1"
+    expected = np.mean([sets[0].auroc["answer_logprob_mean"], sets[1].auroc["length"]])
+    assert row["auroc_control"] == pytest.approx(expected)
+    narrow, wide = (
+        np.diff([line["auroc_low"], line["auroc_high"]]).item() for line in (strict.rows[0], sets[0].rows[0])
+    )
+    assert narrow < wide
+
+
+def test_p_values_are_corrected_within_a_scope() -> None:
+    table = ledger.judge([standing({"ghosttrack": 1.5})], VARIANTS, SETTINGS)
+    assert (table["p_holm"] >= table["p"]).all()
+    assert list(table.columns[: len(tables.LEDGER)]) == list(tables.LEDGER)
+
+
+def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
+    sentences = {claim.sentence for claim in ledger.claims(["default", "permuted", "untracked"])}
+    assert {"tracking metrics beat their permuted null", "tracking metrics beat their untracked null"} <= sentences
+    assert "tracking metrics add to the detector" in sentences
+    assert "sparse autoencoders add to the detector" in sentences
+
+
+def test_strict_refuses_a_headline_that_does_not_hold() -> None:
+    def pooled(apart: dict[str, float]) -> pd.DataFrame:
+        return ledger.judge(scoreboard.pools([standing(apart)], 0.95), VARIANTS, SETTINGS)
+
+    ledger.require_headline(pooled({"ghosttrack": 3.0}))
+    with pytest.raises(UserError, match=r"strict: true, and .* not established on all_strict"):
+        ledger.require_headline(pooled({}))
+    with pytest.raises(UserError, match="no data set supports"):
+        ledger.require_headline(ledger.judge([], VARIANTS, SETTINGS))
+
+
+def test_tables_have_the_columns_their_readers_expect() -> None:
+    table = scores({"ghosttrack": 2.0})
+    metrics = scoreboard.metrics_table([scoreboard.of_dataset(table, False, SETTINGS, 0)])
+    assert list(metrics.columns[: len(tables.METRICS)]) == list(tables.METRICS)
+    untrained = metrics.set_index("signal").loc["answer_logprob_mean"]
+    assert np.isfinite(untrained["auroc"])
+    assert np.isnan(untrained["f1"])
+    assert np.isnan(untrained["ece"])
+    assert list(scoreboard.curves_table(table).columns) == list(tables.CURVES)
+    calibration = scoreboard.calibration_table(table)
+    assert list(calibration.columns) == list(tables.CALIBRATION)
+    assert "answer_logprob_mean" not in set(calibration["signal"])

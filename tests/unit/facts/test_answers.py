@@ -1,0 +1,148 @@
+"""Known answers of the labels of generated answers."""
+
+import pytest
+
+from ghosttrack.facts.answers import Verdict, first_answer, judge, normalise
+
+CORRECT, WRONG, AMBIGUOUS, EMPTY = Verdict.CORRECT, Verdict.WRONG, Verdict.AMBIGUOUS, Verdict.EMPTY
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" Paris.\nThe capital of", "Paris"),
+        (" Paris. It is large.", "Paris"),
+        ("\n\n Lyon\nQuestion: ...", "Lyon"),
+        (" St. John's. The capital", "St. John's"),
+        (" Washington, D.C.\nMore", "Washington, D.C"),
+        (" the U.S. state of Texas. And", "the U.S. state of Texas"),
+        (" 12.01 units. More", "12.01 units"),
+        (" Au; the symbol", "Au"),
+        (" Really? No", "Really"),
+        ("   ", ""),
+        ("", ""),
+        (" No. The symbol of nobelium", "No"),
+        (" I. The", "I"),
+        (" N'Djamena", "N'Djamena"),
+        (" 22.", "22"),
+    ],
+)
+def test_the_answer_ends_at_the_first_line_or_sentence(text: str, expected: str) -> None:
+    assert first_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("Paris", ["Paris"], CORRECT),
+        ("paris", ["Paris"], CORRECT),
+        ("PARIS", ["Paris"], CORRECT),
+        ("the city of Paris", ["Paris"], CORRECT),
+        ("Paris, France", ["Paris"], CORRECT),
+        ("Parisian", ["Paris"], WRONG),
+        ("Comparison", ["Paris"], WRONG),
+        ("Lyon", ["Paris"], WRONG),
+        ("Bogota", ["Bogotá"], CORRECT),
+        ("São Tomé", ["Sao Tome"], CORRECT),
+        ("Lodz", ["Łódź"], CORRECT),
+        ("\uff30\uff41\uff52\uff49\uff53", ["Paris"], CORRECT),
+        ("Netherlands", ["the Netherlands"], CORRECT),
+        ("the netherlands", ["Netherlands"], CORRECT),
+        ("Saint Paul", ["St. Paul"], CORRECT),
+        ("St Johns", ["St. John's"], CORRECT),
+        ("N\u2019Djamena", ["N'Djamena"], CORRECT),
+        ("Port au Prince", ["Port-au-Prince"], CORRECT),
+        ("U.S.", ["US"], CORRECT),
+        ("Guatemala", ["Guatemala City"], CORRECT),
+        ("Holland", ["the Netherlands", "Holland"], CORRECT),
+        ("six", ["6"], CORRECT),
+        ("6", ["six"], CORRECT),
+        ("twenty-two", ["22"], CORRECT),
+        ("one hundred and five", ["105"], CORRECT),
+        ("one hundred five", ["105"], CORRECT),
+        ("two thousand", ["2,000"], CORRECT),
+        ("26", ["6"], WRONG),
+        ("6", ["26"], WRONG),
+        ("22.5", ["22"], WRONG),
+        ("-6", ["6"], WRONG),
+        ("Ag", ["Au"], WRONG),
+        ("Au", ["Au"], CORRECT),
+        ("A", ["A"], CORRECT),
+        ("Not known to me", ["No"], EMPTY),
+        ("No", ["No"], CORRECT),
+        ("none", ["No"], EMPTY),
+        ("I", ["I"], CORRECT),
+        ("", ["Paris"], EMPTY),
+        ("...", ["Paris"], EMPTY),
+        ("the", ["Paris"], EMPTY),
+        ("unknown", ["Paris"], EMPTY),
+        ("I don't know", ["Paris"], EMPTY),
+        ("N/A", ["N"], EMPTY),
+        ("None", ["None"], CORRECT),
+        ("Paris or Lyon", ["Paris"], AMBIGUOUS),
+        ("maybe Paris", ["Paris"], AMBIGUOUS),
+        ("probably Lyon", ["Paris"], AMBIGUOUS),
+        ("not Paris", ["Paris"], AMBIGUOUS),
+        ("Lyon, not Paris", ["Paris"], AMBIGUOUS),
+    ],
+)
+def test_known_answers_without_candidates(answer: str, gold: list[str], expected: Verdict) -> None:
+    assert judge(answer, gold) is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "others", "expected"),
+    [
+        ("Paris and Lyon", ["Paris"], ["Lyon", "Nice"], AMBIGUOUS),
+        ("Paris, Lyon", ["Paris"], ["Lyon"], AMBIGUOUS),
+        ("Lyon, Nice", ["Paris"], ["Lyon", "Nice"], WRONG),
+        ("Paris", ["Paris"], ["Paris", "Lyon"], CORRECT),
+        ("Guinea-Bissau", ["Guinea"], ["Guinea-Bissau", "Guinea"], WRONG),
+        ("Guinea", ["Guinea"], ["Guinea-Bissau"], CORRECT),
+        ("Papua New Guinea", ["Guinea"], ["Papua New Guinea"], WRONG),
+        ("West Virginia", ["Virginia"], ["West Virginia"], WRONG),
+        ("West Virginia", ["West Virginia"], ["Virginia"], CORRECT),
+        ("New York", ["New York"], ["York"], CORRECT),
+        ("English and French", ["English", "French"], ["English", "French", "Dutch"], CORRECT),
+        ("English and Dutch", ["English", "French"], ["English", "French", "Dutch"], AMBIGUOUS),
+        ("the Republic of the Congo", ["the Democratic Republic of the Congo"], ["the Republic of the Congo"], WRONG),
+    ],
+)
+def test_other_candidates_beside_the_right_one_make_it_ambiguous(
+    answer: str, gold: list[str], others: list[str], expected: Verdict
+) -> None:
+    assert judge(answer, gold, others) is expected
+
+
+def test_a_longer_name_wins_over_the_shorter_one_inside_it_but_both_together_are_ambiguous() -> None:
+    assert judge("Guinea and Guinea-Bissau", ["Guinea"], ["Guinea-Bissau"]) is AMBIGUOUS
+
+
+def test_gold_answers_match_themselves_in_every_table() -> None:
+    from ghosttrack.facts.statements import list_tables, load_table
+
+    for table in list_tables():
+        facts = load_table(table)
+        answers = sorted({fact.answer for fact in facts})
+        for fact in facts[::5]:
+            own = {normalise(name) for name in fact.gold}
+            others = [answer for answer in answers if normalise(answer) not in own]
+            for name in fact.gold:
+                assert judge(first_answer(f" {name}.\nThe"), fact.gold, others) is CORRECT, (table, fact.subject, name)
+
+
+def test_numbers_in_words_become_digits_and_other_words_stay() -> None:
+    assert normalise("one hundred and twenty-three") == ("123",)
+    assert normalise("three million two hundred thousand and one") == ("3200001",)
+    assert normalise("twenty twelve") == ("20", "12")
+    assert normalise("Rock and Roll") == ("rock", "and", "roll")
+    assert normalise("carbon-14") == ("carbon", "14")
+
+
+def test_no_gold_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="gold"):
+        judge("Paris", [])
+
+
+def test_verdicts_are_plain_strings() -> None:
+    assert [str(verdict) for verdict in Verdict] == ["correct", "wrong", "ambiguous", "empty"]

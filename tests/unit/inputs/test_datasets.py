@@ -1,0 +1,362 @@
+"""Every data set in one form: known ones from small samples and from real files, and a user's own."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ghosttrack.errors import UserError
+from ghosttrack.facts import statements
+from ghosttrack.inputs import datasets, hub
+from ghosttrack.settings import DatasetSettings
+
+TRUTHFULQA = (
+    "Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source\n"
+    'Adversarial,Food,Are seeds deadly?,No,They kill you,"No; They pass through; no.",They kill you; You sprout; They pass  through,x\n'
+    "Adversarial,Law,Is it legal?,Yes,No,Yes; It is,No; Never,x\n"
+)
+HALUEVAL = [
+    {"knowledge": "k", "question": "Who wrote it?", "right_answer": "Ann", "hallucinated_answer": "It was written by Bob."},
+    {"knowledge": "k", "question": "Where was it?", "right_answer": "Rome", "hallucinated_answer": "It took place in Paris."},
+]  # fmt: skip
+
+
+def settings(**values: Any) -> DatasetSettings:
+    return DatasetSettings.model_validate(values)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    return [
+        {"question": f"what is number {number}", "answer": [str(number), f"no. {number}"]} for number in range(count)
+    ]
+
+
+def check_form(frame: pd.DataFrame) -> None:
+    """What every later step relies on."""
+    assert list(frame.columns) == list(statements.COLUMNS)
+    assert frame["id"].is_unique
+    assert set(frame["label"]) == {0, 1}
+    for row in frame.itertuples():
+        assert row.text[row.answer_start : row.answer_end] == row.answer
+        assert row.text.startswith(row.prompt)
+        assert not row.prompt.endswith(" ")
+        assert row.answer == row.answer.strip() != ""
+    assert frame.groupby("text")["group"].nunique().eq(1).all()
+
+
+def test_truthfulqa_gives_every_answer_once_and_drops_texts_with_both_labels(tmp_path: Path) -> None:
+    path = tmp_path / "TruthfulQA.csv"
+    path.write_text(TRUTHFULQA, encoding="utf-8")
+    frame = datasets.load_examples(settings(source="truthfulqa", path=str(path)), seed=0)
+    check_form(frame)
+    first = frame[frame["question"] == "Are seeds deadly?"]
+    assert first[["answer", "label"]].values.tolist() == [["No", 0], ["They kill you", 1], ["You sprout", 1]]
+    assert frame.attrs == {"source": "TruthfulQA.csv", "revision": None, "dropped_both_labels": 2, "dropped_repeats": 0}
+    assert first["text"].iloc[0] == "Q: Are seeds deadly?\nA: No"
+    assert first["relation"].unique().tolist() == ["Food"]
+    assert first["gold"].iloc[0] == ["No", "They pass through"]
+    assert frame["group"].nunique() == 2
+
+
+def test_truthfulqa_reads_the_hubs_form_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    row = {
+        "type": "Adversarial", "category": "Law", "question": "Is it legal?", "best_answer": "Yes",
+        "correct_answers": ["Yes", "It is; mostly"], "incorrect_answers": ["No"], "source": "x",
+    }  # fmt: skip
+
+    def rows(*arguments: Any, **_: Any) -> hub.Rows:
+        asked.append(arguments)
+        return hub.Rows(iter([row]), "abc")
+
+    monkeypatch.setattr(hub, "rows", rows)
+    frame = datasets.load_examples(settings(source="truthfulqa"), seed=0)
+    check_form(frame)
+    assert frame["answer"].tolist() == ["Yes", "It is; mostly", "No"]
+    assert frame.attrs["revision"] == "abc"
+    assert asked == [("truthfulqa/truthful_qa", "generation", "validation", None)]
+
+
+def test_halueval_gives_a_pair_for_each_question_which_is_the_group(tmp_path: Path) -> None:
+    for name in ("qa.jsonl", "qa_data.json"):  # the authors' .json holds one object a line
+        path = write_lines(tmp_path / name, HALUEVAL)
+        frame = datasets.load_examples(settings(source="halueval", path=str(path)), seed=0)
+        check_form(frame)
+        assert frame.groupby("group")["label"].apply(list).tolist() == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("source", ["triviaqa", "nq_open"])
+def test_questions_without_wrong_answers_need_the_generated_mode(source: str) -> None:
+    with pytest.raises(UserError, match="set mode: generated"):
+        datasets.load_examples(settings(source=source), seed=0)
+
+
+def test_solved_examples_are_never_asked(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "nq.jsonl", [*questions(30), {"question": "What is  NUMBER 3", "answer": ["again"]}])
+    frame = datasets.load_questions(settings(source="nq_open", mode="generated", path=str(path)), seed=1, count=100)
+    assert list(frame.columns) == list(statements.QUESTION_COLUMNS)
+    assert len(frame) == 30 - datasets.SHOTS
+    assert frame["id"].is_unique
+    shots = frame["prompt"].iloc[0].rsplit("Q: ", 1)[0]
+    assert shots.count("Q: ") == shots.count("\nA: ") == datasets.SHOTS
+    for row in frame.itertuples():
+        assert row.prompt == f"{shots}Q: {row.question}?\nA:"
+        assert f"Q: {row.question}?\n" not in shots
+        assert row.gold[0] == row.question.split()[-1]
+
+
+def test_questions_are_spread_over_relations_and_chosen_by_the_seed(tmp_path: Path) -> None:
+    table = pd.DataFrame({
+        "Category": ["a"] * 40 + ["b"] * 10, "Question": [f"Question {n}?" for n in range(50)], "Best Answer": "Yes",
+        "Correct Answers": "Yes; It is", "Incorrect Answers": "No",
+    })  # fmt: skip
+    path = tmp_path / "t.csv"
+    table.to_csv(path, index=False)
+    chosen = settings(source="truthfulqa", mode="generated", path=str(path))
+    frame = datasets.load_questions(chosen, seed=0, count=8)
+    assert frame["relation"].value_counts().to_dict() == {"a": 4, "b": 4}
+    pd.testing.assert_frame_equal(frame, datasets.load_questions(chosen, seed=0, count=8))
+    assert frame["question"].tolist() != datasets.load_questions(chosen, seed=1, count=8)["question"].tolist()
+    assert frame["gold"].iloc[0] == ["Yes", "It is"]
+
+
+def test_triviaqa_reads_the_hubs_rows_and_the_authors_file(tmp_path: Path) -> None:
+    answer = {
+        "value": "Sinclair Lewis",
+        "aliases": ["(Harry) Sinclair Lewis", "sinclair lewis"],
+        "normalized_aliases": ["x"],
+    }
+    rows = [{"question": f"Who is {n}?", "answer": answer} for n in range(8)]
+    hub_form = write_lines(tmp_path / "hub.jsonl", rows)
+    own_form = tmp_path / "unfiltered-web-dev.json"
+    own = [
+        {"Question": row["question"], "Answer": {"Value": "Sinclair Lewis", "Aliases": answer["aliases"]}}
+        for row in rows
+    ]
+    own_form.write_text(json.dumps({"Data": own, "Version": 1.0}), encoding="utf-8")
+    for path in (hub_form, own_form):
+        frame = datasets.load_questions(settings(source="triviaqa", mode="generated", path=str(path)), seed=0, count=3)
+        assert frame["gold"].tolist() == [["Sinclair Lewis", "(Harry) Sinclair Lewis"]] * 3
+
+
+def test_too_few_questions_and_questions_without_answers_are_named(tmp_path: Path) -> None:
+    few = write_lines(tmp_path / "few.jsonl", questions(5))
+    with pytest.raises(UserError, match=r"few\.jsonl holds 5 different questions; 5 go into the prompt"):
+        datasets.load_questions(settings(source="nq_open", mode="generated", path=str(few)), seed=0, count=3)
+    bare = write_lines(tmp_path / "bare.jsonl", [{"question": "why", "answer": []}])
+    with pytest.raises(UserError, match=r"row 1 of .*bare\.jsonl: no accepted answer"):
+        datasets.load_questions(settings(source="nq_open", mode="generated", path=str(bare)), seed=0, count=3)
+
+
+def test_without_a_network_the_error_names_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(UserError, match=r"nq\.yaml: source: data set 'google-research-datasets/nq_open' .*`path`"), datasets.named("nq"):  # fmt: skip
+        datasets.load_questions(settings(source="nq_open", mode="generated"), seed=0, count=3)
+
+
+def own(path: Path, table: Mapping[str, Any], **values: Any) -> pd.DataFrame:
+    pd.DataFrame(table).to_csv(path, index=False)
+    return datasets.load_examples(settings(source="file", path=str(path), **values), seed=0)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["false", "TRUE"], ["0.0", "1.0"], [False, True]])
+def test_own_texts_are_taken_as_they_stand(tmp_path: Path, labels: list[Any]) -> None:
+    frame = own(tmp_path / "a.csv", {"text": ["NA", "Rome is in Peru."], "label": labels})
+    check_form(frame)
+    assert frame[["text", "answer", "prompt", "label"]].values.tolist() == [["NA", "NA", "", 0], ["Rome is in Peru.", "Rome is in Peru.", "", 1]]  # fmt: skip
+    assert frame["group"].nunique() == 2
+
+
+def test_files_that_mark_true_texts_with_1_are_turned_round(tmp_path: Path) -> None:
+    frame = own(tmp_path / "a.csv", {"statement": ["a", "b"], "label": [1, 0]}, text_column="statement", true_label=1)
+    assert frame["label"].tolist() == [0, 1]
+
+
+def test_a_question_that_the_text_starts_with_ends_where_the_answer_begins(tmp_path: Path) -> None:
+    table = {
+        "text": ["Where is Rome? In Italy.", "Where is Rome? In Peru."],
+        "q": ["Where is Rome?"] * 2,
+        "label": [0, 1],
+    }
+    frame = own(tmp_path / "a.csv", table, question_column="q")
+    check_form(frame)
+    assert frame["answer"].tolist() == ["In Italy.", "In Peru."]
+    assert frame["prompt"].tolist() == ["Where is Rome?"] * 2
+    assert frame["group"].nunique() == 1
+
+
+def test_a_question_that_the_text_only_answers_is_put_in_front_of_it(tmp_path: Path) -> None:
+    table = {"text": ["In Italy.", "In Peru."], "q": ["Where is Rome?"] * 2, "label": [0, 1]}
+    frame = own(tmp_path / "a.csv", table, question_column="q")
+    check_form(frame)
+    assert frame["text"].iloc[0] == "Q: Where is Rome?\nA: In Italy."
+    assert frame["answer"].tolist() == ["In Italy.", "In Peru."]
+
+
+def test_an_answer_column_marks_the_judged_part_and_a_group_column_the_groups(tmp_path: Path) -> None:
+    table = {
+        "text": ["Rome is in Italy, they say.", "Rome is in Peru, they say."], "a": ["Italy", "Peru"], "label": [0, 1],
+        "city": ["Rome", "Rome"],
+    }  # fmt: skip
+    frame = own(tmp_path / "a.csv", table, answer_column="a", group_column="city")
+    check_form(frame)
+    assert frame["answer"].tolist() == ["Italy", "Peru"]
+    assert frame["prompt"].tolist() == ["Rome is in"] * 2
+    assert frame["group"].tolist() == ["rome", "rome"]
+
+
+def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
+    frame = own(tmp_path / "a.csv", {"text": ["a", "A.", "b", "c", "C"], "label": [0, 0, 1, 0, 1]})
+    assert frame["text"].tolist() == ["a", "b"]
+    assert (frame.attrs["dropped_repeats"], frame.attrs["dropped_both_labels"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "message"),
+    [
+        ({"text": ["a", "b"], "truth": [0, 1]}, {}, "label_column: .*has no column 'label'; found text, truth. Set label_column"),
+        ({"body": ["a", "b"], "label": [0, 1]}, {}, "text_column: .*has no column 'text'; found body, label"),
+        ({"text": ["a", "b"], "label": [0, 1]}, {"group_column": "g"}, "group_column: .*no column 'g'"),
+        ({"text": ["a", " "], "label": [0, 1]}, {}, "row 2 of .*a.csv: expected text in column 'text', found blanks"),
+        ({"text": ["a", ""], "label": [0, 1]}, {}, "row 2 of .*a.csv: expected text in column 'text', found nothing"),
+        ({"text": ["a", "b"], "label": [0, 2]}, {}, "row 2 of .*holds '2'; expected 0 or 1"),
+        ({"text": ["a", "b"], "label": ["", "1"]}, {}, "row 1 of .*holds ''; expected 0 or 1"),
+        ({"text": ["a", "b"], "label": [1, 1]}, {}, r"a.csv: only label \[1\] is left of 2 texts"),
+        ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "x"]}, {"question_column": "q"}, "row 2 of .*some texts start with"),
+        ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "b"]}, {"question_column": "q"}, "row 1 of .*no text after the question"),
+        ({"text": ["ab", "b"], "label": [0, 1], "x": ["b", "c"]}, {"answer_column": "x"}, "row 2 of .*does not hold its answer 'c'"),
+        ({"text": ["a", "b"], "label": [0, 1]}, {"mode": "generated"}, "read as labelled texts with mode: given"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
+    tmp_path: Path, table: Mapping[str, Any], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        own(tmp_path / "a.csv", table, **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "holds no rows"),
+        ("a.csv", b"text,label\na,0,1\n", "row 1 of .* has 3 values for 2 columns"),
+        ("a.csv", b'text,label\n"a,0\n', "not a table of separated values"),
+        ("a.csv", b"text,text\na,0\n", "two columns of one name"),
+        ("a.csv", "text,label\nZürich,0\n".encode("latin-1"), "not UTF-8"),
+        ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
+        ("a.jsonl", b'["a"]\n', "line 1 of .* is not an object"),
+        ("a.json", b"[1, 2]", "not a list of objects"),
+        ("a.parquet", b"PAR", "not a parquet file"),
+        ("a.xlsx", b"x", "must end in one of"),
+        ("a.jsonl", b'{"text": 3, "label": 0}\n', "row 1 of .*found 3"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        datasets.load_examples(settings(source="file", path=str(tmp_path / name)), seed=0)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"path: nowhere\.csv is not there"):
+        datasets.load_examples(settings(source="file", path="nowhere.csv"), seed=0)
+
+
+def test_csv_tsv_jsonl_json_and_parquet_give_the_same_texts(tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": ["Rome, Italy", 'say "no"', "a\nb"], "label": [0, 1, 1]})
+    table.to_csv(tmp_path / "a.csv", index=False, encoding="utf-8-sig")
+    table.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    table.to_json(tmp_path / "a.json", orient="records")
+    table.to_parquet(tmp_path / "a.parquet")
+    frames = [
+        datasets.load_examples(settings(source="file", path=str(tmp_path / f"a.{end}")), seed=0)
+        for end in ("csv", "tsv", "jsonl", "json", "parquet")
+    ]
+    for frame in frames:
+        assert frame[["text", "label"]].values.tolist() == table.values.tolist()
+
+
+def test_own_questions_need_gold_answers(tmp_path: Path) -> None:
+    rows = [{"q": f"Number {n}?", "gold": f"{n}; n{n}"} for n in range(9)]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q"}
+    frame = datasets.load_questions(settings(**base, gold_column="gold"), seed=0, count=2)
+    assert all(gold == [gold[0], f"n{gold[0]}"] for gold in frame["gold"])
+    with pytest.raises(UserError, match="gold_column: which column"):
+        datasets.load_questions(settings(**base), seed=0, count=2)
+
+
+@pytest.mark.parametrize("limit", [8, 17, 50])
+def test_a_limit_keeps_whole_groups_and_their_order(tmp_path: Path, limit: int) -> None:
+    rows = [{"question": f"Q{n}?", "right_answer": "a", "hallucinated_answer": "b"} for n in range(40)]
+    path = write_lines(tmp_path / "h.jsonl", rows)
+    every = datasets.load_examples(settings(source="halueval", path=str(path)), seed=0)
+    frame = datasets.load_examples(settings(source="halueval", path=str(path), max_examples=60), seed=3, limit=limit)
+    assert len(frame) == limit - limit % 2
+    assert frame.groupby("group").size().eq(2).all()
+    assert every[every["id"].isin(frame["id"])]["id"].tolist() == frame["id"].tolist()
+    again = datasets.load_examples(settings(source="halueval", path=str(path)), seed=4, limit=limit)
+    assert again["id"].tolist() != frame["id"].tolist()
+
+
+def test_embedded_facts_come_through() -> None:
+    frame = datasets.load_examples(settings(source="facts", table="capitals", max_examples=40), seed=0)
+    assert 8 <= len(frame) <= 40
+    assert list(frame.columns) == list(statements.COLUMNS)
+    asked = datasets.load_questions(settings(source="facts", mode="generated"), seed=0, count=10)
+    assert len(asked) == 10
+
+
+def test_a_written_table_comes_back_and_two_are_the_same_bytes(tmp_path: Path) -> None:
+    frame = own(tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1]})
+    for name in ("one", "two"):
+        datasets.write_table(frame, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    back = pd.read_parquet(tmp_path / "one")
+    assert back.attrs == frame.attrs
+    assert back["label"].tolist() == [0, 1]
+    assert back["label"].dtype == "int64"
+    assert [list(gold) for gold in back["gold"]] == [[], []]
+
+
+def real(path: str) -> str:
+    folder = os.environ.get("GHOSTTRACK_TEST_DATA")
+    if not folder:
+        pytest.skip("GHOSTTRACK_TEST_DATA names no folder with the real data sets")
+    return str(Path(folder) / path)
+
+
+def test_the_real_truthfulqa_file_is_read() -> None:
+    frame = datasets.load_examples(settings(source="truthfulqa", path=real("truthfulqa/TruthfulQA.csv")), seed=0)
+    check_form(frame)
+    assert frame["group"].nunique() == 790
+    assert 5800 < len(frame) < 6100
+    assert 0.5 < frame["label"].mean() < 0.6
+
+
+def test_the_real_halueval_file_is_read() -> None:
+    frame = datasets.load_examples(settings(source="halueval", path=real("halueval/qa_one-turn_data.jsonl")), seed=0)
+    check_form(frame)
+    assert len(frame) == 1000 - frame.attrs["dropped_both_labels"] - frame.attrs["dropped_repeats"]
+
+
+def test_the_real_nq_open_file_is_read() -> None:
+    path = real("nq_open/NQ-open.dev.jsonl")
+    frame = datasets.load_questions(settings(source="nq_open", mode="generated", path=path), seed=0, count=200)
+    assert len(frame) == 200
+    assert frame["gold"].map(len).min() >= 1

@@ -1,0 +1,117 @@
+import json
+from itertools import product
+from pathlib import Path
+
+import fake_results
+import numpy as np
+import pandas as pd
+import pytest
+
+from ghosttrack.errors import UserError
+from ghosttrack.report import figures, link_summary, tables
+
+
+def inputs(folder: Path) -> figures.Inputs:
+    run = fake_results.make(folder)
+    return figures.Inputs(
+        metrics=pd.read_csv(run.metrics),
+        curves=pd.read_csv(run.curves),
+        calibration=pd.read_csv(run.calibration),
+        quality={
+            layer: json.loads(path.read_text()) for layer, path in zip(fake_results.LAYERS, run.quality, strict=True)
+        },
+        neighbours={
+            layer: dict(np.load(path)) for layer, path in zip(fake_results.LAYERS[:-1], run.neighbours, strict=True)
+        },
+        signals=dict(
+            zip(product(fake_results.SETS, fake_results.VARIANTS), map(pd.read_parquet, run.signals), strict=True)
+        ),
+        datasets=list(fake_results.SETS),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> figures.Inputs:
+    return inputs(tmp_path_factory.mktemp("figures"))
+
+
+def test_every_figure_is_drawn_and_every_format_written(run: figures.Inputs, tmp_path: Path) -> None:
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    paths = [tmp_path / f"{name}.svg" for name in figures.FIGURES] + [tmp_path / "links.png", tmp_path / "links.pdf"]
+    figures.draw(run, paths)
+    for path in paths:
+        assert path.read_bytes().startswith(starts[path.suffix[1:]])
+
+
+def test_drawing_twice_gives_the_same_bytes(run: figures.Inputs, tmp_path: Path) -> None:
+    names = [f"{name}.{kind}" for name in ("links", "tracks") for kind in ("png", "pdf", "svg")]
+    for folder in ("first", "second"):
+        figures.draw(run, [tmp_path / folder / name for name in names])
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_data_set_that_was_not_run_leaves_an_empty_panel(run: figures.Inputs, tmp_path: Path) -> None:
+    metrics = run.metrics.copy()
+    missing = metrics["dataset"] == "cities"
+    metrics.loc[missing, ["auroc", "auroc_low", "auroc_high"]] = np.nan
+    nothing = run._replace(
+        metrics=metrics,
+        curves=run.curves[run.curves["dataset"] != "cities"],
+        calibration=run.calibration[run.calibration["dataset"] != "cities"],
+    )
+    figures.draw(nothing, [tmp_path / f"{name}.svg" for name in ("auroc", "roc", "calibration")])
+
+
+def test_one_layer_has_no_links_and_still_a_figure(run: figures.Inputs, tmp_path: Path) -> None:
+    figures.draw(
+        run._replace(quality={10: run.quality[10]}, neighbours={}),
+        [tmp_path / "links.png", tmp_path / "sae_quality.png"],
+    )
+    assert (tmp_path / "links.png").exists()
+
+
+def test_an_unknown_figure_is_refused_with_the_choices(run: figures.Inputs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pie\.png is not known; expected one of auroc, roc"):
+        figures.draw(run, [tmp_path / "pie.png"])
+    with pytest.raises(UserError, match=r"roc\.jpeg is not known"):
+        figures.draw(run, [tmp_path / "roc.jpeg"])
+
+
+def test_links_are_summed_up_beside_their_null() -> None:
+    stored = {
+        "best": np.array([0.1, 0.3, 0.5, 0.7]),
+        "null_best": np.array([0.1, 0.2]),
+        "gate": np.array(0.4),
+        "mutual": np.array([True, False, True, True]),
+    }
+    (pair,) = link_summary.pairs({3: stored}, [3, 6])
+    assert (pair.lower, pair.upper, pair.gate, pair.above, pair.mutual) == (3, 6, 0.4, 0.5, 0.75)
+    assert pair.real == pytest.approx((0.13, 0.4, 0.67))
+    assert pair.null[1] == pytest.approx(0.15)
+
+
+def test_track_means_leave_out_tables_without_links() -> None:
+    found = link_summary.tracks(
+        {
+            ("cities", "default"): pd.DataFrame({link_summary.LINKS: [1.0, 3.0], link_summary.LENGTH: [1.0, 2.0]}),
+            ("cities", "untracked"): pd.DataFrame({"entropy_mean": [0.1]}),
+        }
+    )
+    assert found.to_dict("records") == [{"dataset": "cities", "variant": "default", "links": 2.0, "length": 1.5}]
+
+
+def test_curves_keep_their_ends_when_thinned() -> None:
+    x = np.linspace(0, 1, 10_000)
+    kept, _ = figures._thinned(x, x)
+    assert len(kept) == figures.CURVE_POINTS
+    assert (kept[0], kept[-1]) == (0, 1)
+
+
+def test_a_table_without_a_column_names_the_file_and_the_column(tmp_path: Path) -> None:
+    path = tmp_path / "curves.csv"
+    pd.DataFrame({"dataset": [], "mode": []}).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"curves\.csv: expected the columns .*signal, curve, x, y not found"):
+        tables.read(path, tables.CURVES)
+    with pytest.raises(UserError, match="is missing"):
+        tables.read(tmp_path / "none.csv", tables.CURVES)

@@ -1,0 +1,230 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import fake_results
+import numpy as np
+import pandas as pd
+import pytest
+from fake_results import Run
+
+import write_report
+from ghosttrack.report import page as report_page
+from ghosttrack.report import pictures, tables, verdicts, wording
+
+NASTY = "<script>alert(1)</script>"
+SETTINGS: dict[str, Any] = {"seed": 3, "evaluation": {"confidence": 0.95}, "corpus": {"source": NASTY}}
+
+
+def write(run: Run, path: Path, **changed: Any) -> str:
+    values: dict[str, Any] = {
+        **{name: getattr(run, name) for name in ("metrics", "ledger", "leak_audit", "quality", "labels", "source", "neighbours")},
+        "figures": [], "report": path, "settings": SETTINGS, "model": "smollm2-135m", "layers": fake_results.LAYERS,
+        "datasets": list(fake_results.SETS), "controls": fake_results.CONTROLS, **changed,
+    }  # fmt: skip
+    write_report.main(**values)
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fake_results.make(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(run, tmp_path_factory.mktemp("page") / "report.html")
+
+
+class Outline(HTMLParser):
+    """Checks that tags nest; collects ids, link targets and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in ("meta", "link", "img", "br", "hr", "line", "path", "circle", "rect", "use"):
+            self.open.append(tag)
+        self.ids += [str(values["id"])] if "id" in values else []
+        self.targets += [str(values["href"])] if "href" in values else []
+        self.scripts += tag == "script" or any(name.startswith("on") for name in values)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "line", "circle", "rect", "use"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_nests_and_its_links_lead_somewhere(page: str) -> None:
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    inside = [target[1:] for target in outline.targets if target.startswith("#")]
+    assert set(inside) <= set(outline.ids)
+    assert len(inside) >= len(report_page.CONTENTS)
+
+
+def test_the_page_has_no_script_and_asks_for_nothing(page: str) -> None:
+    outline = Outline()
+    outline.feed(page)
+    assert outline.scripts == 0
+    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)
+    assert "default-src 'none'" in page
+
+
+def test_whatever_is_put_in_is_shown_as_text(run: Run, tmp_path: Path, page: str) -> None:
+    assert NASTY not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    ledger = pd.read_csv(run.ledger)
+    ledger["claim"] = ledger["claim"].replace("tracking metrics beat their permuted null", NASTY)
+    ledger.to_csv(tmp_path / "ledger.csv", index=False)
+    assert NASTY not in write(run, tmp_path / "report.html", ledger=tmp_path / "ledger.csv", model=NASTY)
+
+
+def test_two_runs_give_the_same_bytes(run: Run, tmp_path: Path, page: str) -> None:
+    assert write(run, tmp_path / "report.html") == page
+
+
+def test_the_verdict_comes_before_every_number(page: str) -> None:
+    assert page.index('id="verdict"') < page.index('id="claims"') < page.index('id="datasets"')
+
+
+def test_every_data_set_shows_what_a_sceptic_asks_for(page: str, run: Run) -> None:
+    metrics = pd.read_csv(run.metrics)
+    for dataset in fake_results.SETS:
+        assert f'<th scope="row">{dataset}</th>' in page
+        for signal, _ in report_page.COLUMNS:
+            row = tables.row_of(metrics, dataset, signal)
+            assert row is not None
+            assert f"{row['auroc']:.3f}<small>{row['auroc_low']:.3f}\u2013{row['auroc_high']:.3f}</small>" in page
+
+
+def test_data_sets_are_sorted_by_what_they_can_show(run: Run) -> None:
+    metrics = pd.read_csv(run.metrics)
+    leaking = (metrics["dataset"] == "us_cities") & (metrics["signal"] == tables.TEXT_ONLY)
+    metrics.loc[leaking, ["auroc", "auroc_low", "auroc_high"]] = (0.7, 0.65, 0.75)
+    found = tables.kinds(metrics, list(fake_results.SETS), fake_results.CONTROLS)
+    assert found.strict == ["cities", "capitals", "borders_hard"]
+    assert (found.leaky, found.generated, found.control) == (["us_cities"], ["questions"], ["element_symbol"])
+
+
+def test_numbers_that_are_not_there_are_dashes(run: Run, tmp_path: Path) -> None:
+    metrics = pd.read_csv(run.metrics)
+    chosen = metrics["dataset"] == "cities"
+    metrics.loc[chosen, ["auroc", "auroc_low", "auroc_high", "f1", "ece"]] = np.nan
+    metrics["reason"] = metrics["reason"].astype(object)
+    metrics.loc[chosen, "reason"] = "too few groups"
+    metrics.to_csv(tmp_path / "metrics.csv", index=False)
+    text = write(run, tmp_path / "report.html", metrics=tmp_path / "metrics.csv")
+    assert "not run: too few groups" in text
+    assert "nothing can be said about these" in text
+    assert "on 2 of 3 data sets" in text
+    assert "nan" not in re.sub(r"\w*nan\w+|\w+nan\w*", "", re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL))
+
+
+def row(claim: str, dataset: str, verdict: str, difference: float = 0.05) -> dict[str, Any]:
+    return {
+        "claim": claim, "dataset": dataset, "mode": "given", "ours": "ghosttrack", "control": "text_only", "auroc_ours": 0.9,
+        "auroc_control": 0.85, "difference": difference, "difference_low": 0.01, "difference_high": 0.09, "p_holm": 0.0001,
+        "n": 100, "groups": 50, "verdict": verdict, "reason": np.nan,
+    }  # fmt: skip
+
+
+KINDS = tables.Kinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (tables.ESTABLISHED, "beats its best control by 0.050 AUROC; taken alone, on 1 of 2 data sets."),
+        (tables.NOT_ESTABLISHED, "it is not established that the detector beats its best control."),
+        (tables.ARTEFACT, "the detector's score is an artefact: the text alone reaches as much."),
+    ],
+)
+def test_the_summary_says_the_verdict_in_plain_words(verdict: str, said: str) -> None:
+    rows = [
+        row(tables.HEADLINE, tables.ALL_GIVEN, verdict), row(tables.HEADLINE, "cities", tables.ESTABLISHED),
+        row(tables.HEADLINE, "capitals", tables.NOT_ESTABLISHED), row(tables.TRACKING, tables.ALL_GIVEN, tables.NOT_ESTABLISHED),
+    ]  # fmt: skip
+    found = verdicts.summary(rows, KINDS)
+    assert said in found
+    assert found.endswith("That tracking adds to it is not established.")
+
+
+def test_without_a_claim_over_data_sets_nothing_is_established() -> None:
+    assert verdicts.summary([row(tables.HEADLINE, "element_symbol", tables.ARTEFACT)], KINDS).startswith(
+        "Nothing can be"
+    )
+
+
+def test_findings_name_the_data_sets_whose_number_is_an_artefact() -> None:
+    rows = [
+        row(tables.HEADLINE, tables.ALL_GIVEN, tables.ESTABLISHED),
+        row(tables.HEADLINE, "element_symbol", tables.ARTEFACT),
+    ]
+    found = verdicts.findings(rows, KINDS)
+    assert found[tables.ESTABLISHED] == ["The detector beats its best control"]
+    assert found[tables.ARTEFACT] == ["The detector's 0.90 on element_symbol, a positive control"]
+
+
+def test_a_claim_carries_its_numbers_and_its_reason() -> None:
+    claim = verdicts.claim_of(row(tables.HEADLINE, "cities", tables.ESTABLISHED) | {"reason": "too few groups"})
+    assert claim.numbers.startswith(
+        "Detector 0.900 against 0.850 (text only). Difference +0.050 (+0.010\u00a0to\u00a0+0.090; corrected p"
+    )
+    assert claim.reason == "Too few groups"
+
+
+def test_names_of_nulls_are_spelled_out() -> None:
+    assert wording.label("metrics_forest.permuted") == "tracking metrics, random forest, permuted decoders"
+    assert wording.label("best of each set: answer_logprob_mean 3") == "best of each set: answer log-probability mean 3"
+    assert wording.meaning("metrics_forest.random", "null").endswith("random links: a null")
+    assert wording.meaning("something", "probe") == "probe"
+
+
+def test_an_svg_takes_the_colours_of_the_page_and_ids_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "roc.svg"
+    path.write_text(
+        '<?xml version="1.0"?><svg viewBox="0 0 10 5"><metadata>x</metadata><path id="a" style="stroke: #1f2328"/>'
+        '<use xlink:href="#a"/><g clip-path="url(#a)"/></svg>'
+    )
+    found = pictures.embed([path])["roc"]
+    assert found is not None
+    assert 'id="roc-a"' in found.markup
+    assert 'href="#roc-a"' in found.markup
+    assert "url(#roc-a)" in found.markup
+    assert "var(--ink)" in found.markup
+    assert "metadata" not in found.markup
+
+
+def test_a_png_stands_in_where_there_is_no_svg(tmp_path: Path) -> None:
+    (tmp_path / "links.png").write_bytes(b"\x89PNG")
+    found = pictures.embed([tmp_path / "links.png", tmp_path / "links.pdf"])
+    assert found["links"] is not None
+    assert found["links"].markup.startswith('<img alt="Similarity of features')
+    assert found["roc"] is None
+
+
+def test_places_on_an_axis_stay_inside() -> None:
+    scale = report_page.Scale(0.5, 1.0, 0.5, [0.5, 1.0])
+    assert [report_page.at(value, scale) for value in (0.5, 0.75, 2.0)] == ["0.00%", "50.00%", "100.00%"]
+    assert report_page.at(float("nan"), scale) == "-1000%"
+
+
+def test_names_are_those_that_the_evaluation_writes() -> None:
+    from ghosttrack.evaluation import ledger, scoreboard
+
+    assert (tables.ALL_GIVEN, tables.ALL_GENERATED) == (scoreboard.ALL_STRICT, scoreboard.GENERATED)
+    assert ledger.HEADLINE == tables.HEADLINE
+    assert tables.TRACKING in [claim.sentence for claim in ledger.claims(["default", "permuted"])]

@@ -1,0 +1,227 @@
+"""Metrics of tracks: worked by hand, and against a plain loop over tokens and tracks on random data."""
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import measure_signals
+from ghosttrack import files
+from ghosttrack.errors import UserError
+from ghosttrack.tracks import track_table
+from ghosttrack.tracks.metrics import LINKAGE, NAMES, ORIGINAL, measure, measure_examples, redundancy, track_numbers
+from ghosttrack.tracks.track_table import Table, blank
+
+
+def random_table(rows: int, layers: int, slots: int, seed: int, silent: bool = True) -> Table:
+    """Random detections with random valid links of gap 1 and 2; some tokens are empty."""
+    generator = np.random.default_rng(seed)
+    table = blank(rows, layers, slots)
+    for row in range(rows):
+        if silent and row % 7 == 3:
+            continue
+        free: list[set[int]] = []
+        for layer in range(layers):
+            count = int(generator.integers(0, slots + 1))
+            table.feature[row, layer, :count] = generator.permutation(50)[:count]
+            table.activation[row, layer, :count] = generator.random(count) * 2 + 0.01
+            free.append(set(range(count)))
+            for slot in range(count):
+                gap = int(generator.integers(0, 3))
+                if gap and layer >= gap and free[layer - gap]:
+                    source = int(generator.choice(sorted(free[layer - gap])))
+                    free[layer - gap].remove(source)
+                    table.previous[row, layer, slot], table.gap[row, layer, slot] = source, gap
+                    table.surplus[row, layer, slot] = generator.random()
+    return table
+
+
+def slow_token(table: Table, row: int, scale: np.ndarray) -> dict[str, float]:
+    """The formulas of the module, one token, one track at a time."""
+    layers = table.feature.shape[1]
+    tracks: list[dict[int, float]] = []
+    owner: dict[tuple[int, int], int] = {}
+    surplus, coasted, detections = [], 0, 0
+    for layer in range(layers):
+        for slot in range(table.feature.shape[2]):
+            if table.feature[row, layer, slot] < 0:
+                continue
+            detections += 1
+            gap = int(table.gap[row, layer, slot])
+            if gap:
+                track = owner[layer - gap, int(table.previous[row, layer, slot])]
+                surplus.append(float(table.surplus[row, layer, slot]))
+                coasted += gap == 2
+            else:
+                track = len(tracks)
+                tracks.append({})
+            owner[layer, slot] = track
+            tracks[track][layer] = float(table.activation[row, layer, slot]) / scale[layer]
+    entropy, strong, dominance, density, concurrent = [], [], [], [], []
+    for layer in range(layers):
+        a = [track[layer] for track in tracks if layer in track]
+        total = sum(a)
+        entropy.append(-sum(x / total * math.log2(x / total) for x in a) if a else 0.0)
+        strong.append(sum(x > 0.5 for x in a))
+        dominance.append(max(a) / total if a else 0.0)
+        density.append(len(a))
+        concurrent.append(sum(min(track) <= layer <= max(track) for track in tracks))
+    births = len(tracks)
+    deaths = sum(max(track) < layers - 1 for track in tracks)
+    stable = [1 / (1 + float(np.var(list(track.values())))) for track in tracks if len(track) >= 2]
+    return {
+        "entropy_mean": float(np.mean(entropy)), "entropy_max": max(entropy), "entropy_std": float(np.std(entropy)),
+        "entropy_final": entropy[-1],
+        "churn_births": births, "churn_deaths": deaths, "churn_births_per_layer": births / layers,
+        "churn_deaths_per_layer": deaths / layers, "churn_turnover": (births + deaths) / (2 * layers),
+        "churn_survival": (births - deaths) / births,
+        "competition_mean": float(np.mean(strong)), "competition_max": max(strong), "competition_std": float(np.std(strong)),
+        "competition_final": strong[-1], "competition_share": float(np.mean([c > 2 for c in strong])),
+        "stability_mean": float(np.mean(stable)) if stable else 0.0, "stability_min": min(stable, default=0.0),
+        "stability_unstable": float(np.mean([s < 0.5 for s in stable])) if stable else 0.0,
+        "dominance_mean": float(np.mean(dominance)), "dominance_min": min(dominance), "dominance_final": dominance[-1],
+        "dominance_weak": float(np.mean([d < 0.5 for d in dominance])),
+        "density_mean": float(np.mean(density)), "density_max": max(density), "density_std": float(np.std(density)),
+        "density_concurrent": max(concurrent),
+        "linkage_track_length": detections / births, "linkage_links_per_token": len(surplus),
+        "linkage_links_per_detection": len(surplus) / detections,
+        "linkage_surplus": float(np.mean(surplus)) if surplus else 0.0,
+        "linkage_coasted": coasted / len(surplus) if surplus else 0.0,
+    }  # fmt: skip
+
+
+def test_there_are_26_metrics_of_the_original_in_six_families_and_the_linkage_beside() -> None:
+    families = [name.split("_")[0] for name in ORIGINAL]
+    counts = {family: families.count(family) for family in families}
+    assert counts == {"entropy": 4, "churn": 6, "competition": 5, "stability": 3, "dominance": 4, "density": 4}
+    assert {name.split("_")[0] for name in LINKAGE} == {"linkage"}
+    assert len(set(NAMES)) == 31
+
+
+@pytest.mark.parametrize(("layers", "slots"), [(6, 9), (1, 4), (2, 1), (3, 12)])
+def test_every_metric_equals_a_plain_loop(layers: int, slots: int) -> None:
+    table = random_table(40, layers, slots, seed=layers)
+    scale = np.linspace(0.7, 1.9, layers)
+    found = measure(table, scale)
+    empty = (table.feature < 0).all((1, 2))
+    assert np.isnan(found[empty]).all()
+    for row in np.flatnonzero(~empty):
+        expected = slow_token(table, int(row), scale)
+        for name, value in zip(NAMES, found[row], strict=True):
+            assert value == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
+
+
+def hand_worked() -> Table:
+    """Three layers. Track A: 1, 1, 1. Track B: 3, silent, 1. Track C: born in layer 2, there only (2)."""
+    table = blank(1, 3, 3)
+    for layer, slot, activation, previous, gap, surplus in (
+        (0, 0, 3.0, -1, 0, 0.0), (0, 1, 1.0, -1, 0, 0.0),
+        (1, 0, 1.0, 1, 1, 0.2),
+        (2, 0, 2.0, -1, 0, 0.0), (2, 1, 1.0, 0, 1, 0.4), (2, 2, 1.0, 0, 2, 0.3),
+    ):  # fmt: skip
+        table.feature[0, layer, slot] = 10 * layer + slot
+        table.activation[0, layer, slot], table.previous[0, layer, slot] = activation, previous
+        table.gap[0, layer, slot], table.surplus[0, layer, slot] = gap, surplus
+    return table
+
+
+def test_a_token_worked_by_hand() -> None:
+    found = dict(zip(NAMES, measure(hand_worked(), np.ones(3))[0], strict=True))
+    h0 = 2 - 0.75 * math.log2(3)  # shares 3/4, 1/4
+    expected = {
+        "entropy_mean": (h0 + 0 + 1.5) / 3, "entropy_max": 1.5, "entropy_final": 1.5,  # 1/2, 1/4, 1/4
+        "churn_births": 3, "churn_deaths": 0, "churn_births_per_layer": 1, "churn_turnover": 0.5, "churn_survival": 1,
+        "competition_mean": 2, "competition_max": 3, "competition_final": 3, "competition_share": 1 / 3,
+        "stability_mean": (1 + 0.5) / 2, "stability_min": 0.5, "stability_unstable": 0,  # var of 3, 1 is 1
+        "dominance_mean": (0.75 + 1 + 0.5) / 3, "dominance_min": 0.5, "dominance_final": 0.5, "dominance_weak": 0,
+        "density_mean": 2, "density_max": 3, "density_std": math.sqrt(2 / 3), "density_concurrent": 3,
+        "linkage_track_length": 2, "linkage_links_per_token": 3, "linkage_links_per_detection": 0.5,
+        "linkage_surplus": 0.3, "linkage_coasted": 1 / 3,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6), name
+    assert track_numbers(hand_worked())[0].tolist() == [[0, 1, -1], [1, -1, -1], [2, 1, 0]]
+
+
+def test_activations_count_in_units_of_their_layer() -> None:
+    table = hand_worked()
+    grown = table._replace(activation=table.activation * np.array([1, 10, 100], np.float32)[:, None])
+    assert measure(grown, np.array([1.0, 10.0, 100.0])) == pytest.approx(measure(table, np.ones(3)))
+
+
+def test_without_links_every_detection_is_a_track_of_its_own() -> None:
+    table = random_table(20, 4, 6, seed=1, silent=False)
+    none = table._replace(
+        previous=np.full_like(table.previous, -1), gap=np.zeros_like(table.gap), surplus=table.surplus * 0
+    )
+    found = pd.DataFrame(measure(none, np.ones(4)), columns=list(NAMES)).dropna()
+    assert (found["linkage_track_length"] == 1).all()
+    assert (found[["stability_mean", "stability_min", "linkage_links_per_token"]] == 0).all(axis=None)
+    assert np.allclose(found["churn_births_per_layer"], found["density_mean"])
+
+
+class Stored:
+    def __init__(self, table: Table) -> None:
+        self.table, self.rows, self.scale = table, len(table.feature), np.ones(table.feature.shape[1])
+
+    def read(self, start: int, stop: int) -> Any:
+        return self.table.part(start, stop)
+
+
+def test_an_example_is_the_mean_of_its_tokens_that_have_detections() -> None:
+    table = random_table(30, 3, 5, seed=2)
+    start, count = np.array([0, 3, 4, 20]), np.array([3, 1, 16, 10])  # token 3 is empty
+    found = measure_examples(Stored(table), start, count)
+    tokens = measure(table, np.ones(3))
+    for example, (first, size) in enumerate(zip(start, count, strict=True)):
+        rows = tokens[first : first + size]
+        rows = rows[np.isfinite(rows[:, 0])]
+        assert found[example] == pytest.approx(rows.mean(0) if len(rows) else np.zeros(len(NAMES)))
+
+
+def test_a_text_said_twice_as_long_measures_the_same() -> None:
+    table = random_table(4, 3, 5, seed=4, silent=False)
+    twice = Table(*(np.concatenate([column, column]) for column in cast(Any, table)))
+    once = measure_examples(Stored(table), np.array([0]), np.array([4]))
+    assert measure_examples(Stored(twice), np.array([0]), np.array([8])) == pytest.approx(once)
+
+
+def test_rows_outside_the_tracks_are_refused() -> None:
+    with pytest.raises(UserError, match="the tracks have 5"):
+        measure_examples(Stored(random_table(5, 2, 3, seed=0)), np.array([0, 3]), np.array([3, 3]))
+
+
+def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.random(50), generator.random(50)
+    table = pd.DataFrame({"a": a, "flat": 0.1, "b": b, "twice": 3 - 2 * a, "sum": a + b})
+    found = redundancy(table, list(table))
+    assert found.constant == ["flat"]
+    assert found.repeats == {"twice": "a"}
+    assert found.rank == 2
+
+
+def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: Path) -> None:
+    table = random_table(12, 3, 5, seed=6)
+    with track_table.writer(tmp_path / "t.zarr", rows=12, layers=3, slots=5, chunk_slots=5) as out:
+        out.append(table)
+        out.finish({})
+    about = {"rows": 12, "layers": [1, 2, 3], "variant": "default", "top_k": 5, "activation_scale": [1.0, 2.0, 3.0]}
+    files.write_json(tmp_path / "t.json", {**about, "store_sha256": track_table.digest(tmp_path / "t.zarr")})
+    pd.DataFrame({"id": ["x", "y", "z"], "row_start": [0, 4, 6], "row_count": [4, 2, 6]}).to_parquet(
+        tmp_path / "o.parquet"
+    )
+    for name in ("one", "two"):
+        measure_signals.main(
+            tracks=tmp_path / "t.zarr", tracks_manifest=tmp_path / "t.json",
+            outputs=tmp_path / "o.parquet", signals=tmp_path / f"{name}.parquet",
+        )  # fmt: skip
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    signals = pd.read_parquet(tmp_path / "one.parquet")
+    assert list(signals) == ["id", *NAMES]
+    assert signals["id"].tolist() == ["x", "y", "z"]
+    assert np.isfinite(signals[list(NAMES)]).all(axis=None)
+    assert signals.attrs["redundancy"]["repeats"]["churn_births_per_layer"] == "churn_births"

@@ -1,0 +1,1 @@
+"""What the model computes: stores that never lie, and the forward passes that fill them."""

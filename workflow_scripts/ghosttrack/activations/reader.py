@@ -1,0 +1,241 @@
+"""Reading activation stores: nothing is handed out that a manifest does not vouch for.
+
+Opening checks what is cheap (row ranges, identity, file sizes, hashes of the small files); each
+chunk's checksum is checked when it is first read, so a run that reads everything verifies everything once.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ghosttrack import files
+from ghosttrack.activations.shards import Half, MappedShard
+from ghosttrack.activations.store import CHUNK_ROWS, CHUNKS_PER_SHARD, SCHEMA, Header, positions, read_massive
+from ghosttrack.errors import UserError
+
+# What all stores of one layer have in common.
+SHARED = (*Header._fields, "d_model", "total_rows")
+# Bits of a float16 without its sign; from here upwards it is infinite or NaN.
+_MAGNITUDE, _NOT_FINITE = np.uint16(0x7FFF), np.uint16(0x7C00)
+
+
+class _Part(NamedTuple):
+    """One store and its manifest."""
+
+    store: Path
+    manifest: Path
+    content: Mapping[str, Any]
+
+    @property
+    def start(self) -> int:
+        return int(self.content["row_start"])
+
+    @property
+    def rows(self) -> int:
+        return int(self.content["rows"])
+
+
+class ActivationStore:
+    """All activations of one layer, over one or more stores, as rows 0 .. `rows` - 1.
+
+    Attributes:
+        rows, d_model: shape of the whole.
+        layer, site, context: where the rows come from; `context` is None for answer tokens of examples.
+        attributes: the header that all stores share.
+        massive: (rows,) bool, norm above ten times the median of its store.
+        excluded: (rows,) bool, massive or position 0 of a context.
+        chunk_bounds: (chunks + 1,) int64; chunk i holds rows chunk_bounds[i] .. chunk_bounds[i + 1] - 1.
+    """
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        first = parts[0].content
+        self._parts = parts
+        self.attributes: dict[str, Any] = {key: first[key] for key in SHARED}
+        self.rows: int = sum(part.rows for part in parts)
+        self.d_model: int = first["d_model"]
+        self.layer: int | None = first["layer"]
+        self.site: str = first["site"]
+        self.context: int | None = first["context"]
+        self.massive: npt.NDArray[np.bool_] = np.concatenate([_massive(part) for part in parts])
+        self.excluded: npt.NDArray[np.bool_] = self.massive | (positions(0, self.rows, self.context) == 0)
+        # Chunks in row order: the part of each, and its number within the part.
+        self._owners = [(part, number) for part in parts for number in range(-(-part.rows // CHUNK_ROWS))]
+        starts = [part.start + number * CHUNK_ROWS for part, number in self._owners]
+        self.chunk_bounds: npt.NDArray[np.int64] = np.array([*starts, self.rows], dtype=np.int64)
+        self._verified = np.zeros(len(self._owners), dtype=np.bool_)
+        self._maps: dict[Path, MappedShard] = {}
+
+    @classmethod
+    def open(
+        cls, stores: Sequence[Path], manifests: Sequence[Path], expected: Mapping[str, Any] | None = None
+    ) -> "ActivationStore":
+        """Open the stores of one layer.
+
+        Args:
+            stores, manifests: in the same order; together they must hold every row of the layer once.
+            expected: header values that the stores must have, such as {"layer": 3}; None asks for none.
+        Raises:
+            UserError: naming the damaged, missing, foreign or overlapping file and what to delete.
+        """
+        if len(stores) != len(manifests) or not stores:
+            raise UserError(
+                f"{len(stores)} activation stores with {len(manifests)} manifests: expected one manifest each"
+            )
+        parts = [_load(Path(store), Path(manifest)) for store, manifest in zip(stores, manifests, strict=True)]
+        for part in parts:
+            _require(part, {key: parts[0].content[key] for key in SHARED}, f"{parts[0].store} has")
+            _require(part, expected or {}, "this job expects")
+        parts.sort(key=lambda part: part.start)
+        _require_cover(parts)
+        for part in parts:
+            _require_files(part)
+        return cls(parts)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Half:
+        """Rows `start` .. `stop` - 1 as a new array, (stop - start, d_model) float16.
+
+        Reads whole chunks at memory-map speed; their checksums are verified on first touch.
+        """
+        stop = self.rows if stop is None else stop
+        if not 0 <= start <= stop <= self.rows:
+            raise IndexError(f"rows {start}..{stop} are outside 0..{self.rows}")
+        result: Half = np.empty((stop - start, self.d_model), dtype=np.float16)
+        at = start
+        while at < stop:
+            number = int(np.searchsorted(self.chunk_bounds, at, side="right")) - 1
+            base = int(self.chunk_bounds[number])
+            end = min(stop, int(self.chunk_bounds[number + 1]))
+            result[at - start : end - start] = self.chunk(number)[at - base : end - base]
+            at = end
+        return result
+
+    def chunk(self, number: int) -> Half:
+        """One chunk as a read-only view of the mapped file, (rows of the chunk, d_model) float16."""
+        part, inside = self._owners[number]
+        shard, slot = divmod(inside, CHUNKS_PER_SHARD)
+        name = f"{self.site}/c/{shard}/0"
+        path = part.store / name
+        try:
+            if path not in self._maps:
+                self._maps[path] = MappedShard(path, CHUNK_ROWS, self.d_model, CHUNKS_PER_SHARD)
+            mapped = self._maps[path]
+            values = mapped.chunk(slot)[: self.chunk_bounds[number + 1] - self.chunk_bounds[number]]
+            if not self._verified[number]:
+                self._verify(mapped, slot, part.content["files"][name]["chunk_crc32c"][slot], values)
+                self._verified[number] = True
+        except (ValueError, OSError) as error:
+            first = int(self.chunk_bounds[number])
+            _refuse(part, path, f"rows from {first} on cannot be trusted: {error}")
+        return values
+
+    def verify(self) -> None:
+        """Check every chunk now, and every file's SHA-256. Raises UserError at the first that is damaged."""
+        for part in self._parts:
+            for name, entry in part.content["files"].items():
+                if files.sha256_file(part.store / name) != entry["sha256"]:
+                    _refuse(part, part.store / name, "its SHA-256 is not the one in the manifest")
+        for number in range(len(self._owners)):
+            self.chunk(number)
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over all manifests, hence over the content of every file."""
+        return files.sha256_json([part.content for part in self._parts])
+
+    @staticmethod
+    def _verify(mapped: MappedShard, slot: int, expected: int, values: Half) -> None:
+        found = mapped.crc32c(slot)
+        if found != expected:
+            raise ValueError(f"chunk {slot} has checksum {found:08x}, its manifest says {expected:08x}")
+        if values.size and int((values.view(np.uint16) & _MAGNITUDE).max()) >= _NOT_FINITE:
+            raise ValueError(f"chunk {slot} holds NaN or infinite values")
+
+
+def require_same_rows(stores: Sequence[ActivationStore]) -> None:
+    """Refuse stores of several layers whose rows are not the same tokens of the same model.
+
+    Raises:
+        UserError: naming both layers and the value that differs.
+    """
+    for one, other in pairwise(stores):
+        for key in ("weights_sha256", "tokens_sha256", "total_rows"):
+            if one.attributes[key] != other.attributes[key]:
+                raise UserError(
+                    f"stores of layers {one.layer} and {other.layer} do not belong together: {key} is "
+                    f"{one.attributes[key]} and {other.attributes[key]}; delete both and run again"
+                )
+
+
+def _load(store: Path, manifest: Path) -> _Part:
+    content = files.read_json(manifest)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{manifest}: schema is {found}, expected {SCHEMA}: {_remedy(store, manifest)}")
+    missing = [key for key in (*SHARED, "rows", "row_start", "files") if key not in content]
+    if missing:
+        raise UserError(f"{manifest}: {', '.join(missing)} missing: {_remedy(store, manifest)}")
+    return _Part(store, manifest, content)
+
+
+def _require(part: _Part, expected: Mapping[str, Any], who: str) -> None:
+    for key, value in expected.items():
+        if part.content.get(key) != value:
+            raise UserError(
+                f"{part.store} comes from another run: its {key} is {part.content.get(key)}, {who} {value}; "
+                + _remedy(part.store, part.manifest)
+            )
+
+
+def _require_cover(parts: Sequence[_Part]) -> None:
+    end, before = 0, None
+    for part in parts:
+        if part.start < end and before is not None:
+            raise UserError(
+                f"{before.store} and {part.store} both hold row {part.start}, expected every row once: delete both "
+                f"with their manifests ({before.manifest}, {part.manifest}) and run again; only their jobs are repeated"
+            )
+        if part.start > end:
+            raise UserError(f"no store holds rows {end}..{part.start - 1}, before {part.store}: run again to make it")
+        end, before = part.start + part.rows, part
+    total = parts[0].content["total_rows"]
+    if end != total:
+        raise UserError(
+            f"{parts[-1].store} ends at row {end}, the layer has {total}: a store is missing or from another corpus; "
+            "run again to make it"
+        )
+
+
+def _require_files(part: _Part) -> None:
+    shards = -(-part.rows // (CHUNK_ROWS * CHUNKS_PER_SHARD))
+    site = part.content["site"]
+    needed = [f"{site}/c/{number}/0" for number in range(shards)]
+    for name in [*needed, "zarr.json", f"{site}/zarr.json", "massive/zarr.json", "massive/c/0"]:
+        if name not in part.content["files"]:
+            _refuse(part, part.manifest, f"it does not list {name}")
+    for name, entry in part.content["files"].items():
+        path = part.store / name
+        if not path.is_file():
+            _refuse(part, path, "the file is missing")
+        if path.stat().st_size != entry["bytes"]:
+            _refuse(part, path, f"it has {path.stat().st_size} bytes, its manifest says {entry['bytes']}")
+        # Shard files are large: their chunks are checked one by one as they are read.
+        if name not in needed and files.sha256_file(path) != entry["sha256"]:
+            _refuse(part, path, "its SHA-256 is not the one in the manifest")
+
+
+def _massive(part: _Part) -> npt.NDArray[np.bool_]:
+    found = read_massive(part.store)
+    if found.shape != (part.rows,):
+        _refuse(part, part.store / "massive", f"it has {found.shape} values for {part.rows} rows")
+    return found
+
+
+def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
+    raise UserError(f"{path}: {problem}; {_remedy(part.store, part.manifest)}") from None
+
+
+def _remedy(store: Path, manifest: Path) -> str:
+    return f"delete {store} and {manifest} and run again: only their job is repeated"

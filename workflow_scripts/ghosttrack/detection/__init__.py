@@ -1,0 +1,1 @@
+"""Controls, probes and detectors, scored out of fold."""

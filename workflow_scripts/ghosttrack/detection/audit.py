@@ -1,0 +1,112 @@
+"""The leak audit: what gives the label away before any model has computed anything."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ghosttrack.detection import controls, detectors, probes, splits
+from ghosttrack.evaluation import statistics
+from ghosttrack.evaluation.scoreboard import stream
+from ghosttrack.evaluation.statistics import Floats, Ints
+from ghosttrack.progress import Progress
+from ghosttrack.report import tables
+from ghosttrack.settings import DetectionSettings, EvaluationSettings
+
+PASS, LEAK, NOT_RUN = "pass", "leak", "not run"
+# Under grouped folds an AUROC this low means that the other label of the same thing was in training.
+SPLIT_BUG = 0.4
+COLUMNS = (*tables.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
+
+
+class Audited(NamedTuple):
+    """Scores of the controls with the folds that everything else uses, and the checks, one row each."""
+
+    scores: pd.DataFrame
+    checks: pd.DataFrame
+
+
+def run(
+    examples: pd.DataFrame, embedding: NDArray[Any], dataset: str, control: bool,
+    detection: DetectionSettings, evaluation_settings: EvaluationSettings, seed: int,
+) -> Audited:  # fmt: skip
+    """Make the folds, prove them, and see what text, question, length and token embeddings predict.
+
+    Args:
+        examples: examples.parquet; embedding: mean token embedding of each answer, (examples, d_model).
+    Raises:
+        UserError: when two folds share a group or a verbatim text.
+    """
+    units = splits.split_units(list(examples["group"]), list(examples["text"]))
+    chosen = splits.sample_units(units, detection.max_statements, seed)
+    examples, units, embedding = examples[chosen].reset_index(drop=True), units[chosen], embedding[chosen]
+    examples = examples.assign(dataset=dataset, group=units)
+    labels = examples["label"].to_numpy(dtype=np.int64)
+    reason = splits.refusal(labels, units, detection.folds)
+    scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
+    fold = np.full(len(labels), -1, dtype=np.int64)
+    if not reason:
+        fold = splits.assign_folds(labels, units, detection.folds, seed)
+        splits.check_folds(fold, units, list(examples["text"]), list(examples["id"]), dataset)
+        scores = _scores(
+            examples, embedding, labels, splits.rounds(labels, units, fold, detection.inner_folds, seed), dataset
+        )
+    table = detectors.frame(examples, fold, scores, reason)
+    return Audited(table, _checks(examples, fold, labels, scores, reason, control, evaluation_settings, seed))
+
+
+def _scores(
+    examples: pd.DataFrame, embedding: NDArray[Any], labels: Ints, rounds: list[splits.Round], dataset: str
+) -> dict[str, Floats]:
+    scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
+    progress = Progress(f"leak audit of {dataset}", len(rounds), "folds")
+    for step in rounds:
+        fits = {
+            controls.TEXT_ONLY: controls.text_only(examples, labels, step),
+            controls.ANSWER_ONLY: controls.answer_only(examples, labels, step),
+            controls.QUESTION_ONLY: controls.question_only(examples, labels, step),
+            controls.LENGTH: controls.length(examples, labels, step),
+            controls.EMBEDDING_PROBE: controls.embedding_probe(embedding, labels, step),
+        }
+        for name, fit in fits.items():
+            scores[name][step.test] = probes.probability(fit.outer)
+        progress.advance(1)
+    return scores
+
+
+def _checks(
+    examples: pd.DataFrame, fold: Ints, labels: Ints, scores: Mapping[str, Floats], reason: str, control: bool,
+    settings: EvaluationSettings, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    dataset, texts = str(examples["dataset"].iloc[0]), [str(text) for text in examples["text"]]
+    units = examples["group"].to_numpy(dtype=object)
+    rows: list[dict[str, Any]] = []
+
+    def add(check: str, value: float, verdict: str, low: float = float("nan"), high: float = float("nan")) -> None:
+        rows.append({"check": check, "value": value, "low": low, "high": high, "verdict": verdict})
+
+    counted = {
+        "shared_groups": splits.shared_rows(fold, list(units)),
+        "shared_texts": splits.shared_rows(fold, [splits.same_text(text) for text in texts]),
+        "near_duplicates": splits.shared_rows(fold, [splits.same_words(text) for text in texts]),
+        "contradictions": splits.shared_rows(labels, [splits.same_text(text) for text in texts]),
+    }
+    for check, found in counted.items():
+        add(check, len(found), NOT_RUN if reason and check != "contradictions" else LEAK if len(found) else PASS)
+    matrix = np.array(list(scores.values()))
+    draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, dataset))
+    low_score = 1.0
+    for check, score, drawn in zip(scores, matrix, draws, strict=True):
+        value, (low, high) = statistics.auroc(labels, score), statistics.interval(drawn, settings.confidence)
+        add(check, value, NOT_RUN if reason else LEAK if low > 0.5 else PASS, low, high)
+        low_score = min(low_score, value if high < 0.5 else 1.0)
+    below = low_score < SPLIT_BUG
+    add("below_chance", int(below), NOT_RUN if reason else LEAK if below else PASS)
+    leaks = [row["check"] for row in rows if row["verdict"] == LEAK]
+    add("status", len(leaks), NOT_RUN if reason else f"leaks: {', '.join(leaks)}" if leaks else PASS)
+    return pd.DataFrame(rows).assign(
+        dataset=dataset, mode=str(examples["mode"].iloc[0]), n=len(labels), groups=len(set(units)),
+        prevalence=float(labels.mean()), control=control, reason=reason,
+    )[list(COLUMNS)]  # fmt: skip

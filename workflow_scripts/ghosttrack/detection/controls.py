@@ -1,0 +1,131 @@
+"""What a detector must beat: scores from the text alone, and scores the model's output gives without training."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ghosttrack.detection import probes
+from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.splits import Round
+
+TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
+LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
+# Whole text and answer are two controls: on TruthfulQA the answer alone is the stronger one.
+TEXTS = (TEXT_ONLY, ANSWER_ONLY)
+# Trained on what the audit may see: no activation past the token embedding, no output of the model.
+AUDITED = (*TEXTS, QUESTION_ONLY, LENGTH, EMBEDDING_PROBE)
+# Inverse strengths of the text models.
+TEXT_STRENGTHS = (0.3, 3.0, 30.0)
+# Knots of the length curve: enough for "too short or too long is false", few enough for a hundred texts.
+LENGTH_KNOTS = 5
+
+
+def question_of(examples: pd.DataFrame) -> list[str]:
+    """What is asked, (examples,): the question, or the prompt of a plain statement."""
+    return [str(question or prompt) for question, prompt in zip(examples["question"], examples["prompt"], strict=True)]
+
+
+def visible_text(examples: pd.DataFrame) -> list[str]:
+    """What a reader without a model sees, (examples,).
+
+    The statement as given; of a generated answer the question and the answer, without the solved
+    examples of the prompt that all of them share.
+    """
+    asked = question_of(examples)
+    columns = zip(examples["mode"], examples["text"], asked, examples["answer"], strict=True)
+    return [str(text) if mode == "given" else f"{question} {answer}" for mode, text, question, answer in columns]
+
+
+def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
+    """TF-IDF of words (1-2) and characters (2-5), logistic regression.
+
+    Vocabulary and weights come from the training rows alone.
+
+    Args:
+        documents: one text per example, (examples,).
+    """
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = np.array([text.strip() or "-" for text in documents], dtype=object)
+    train: list[Any] = []
+    test: list[Any] = []
+    for analyzer, pattern, span in (("word", r"\w+|[^\w\s]", (1, 2)), ("char", None, (2, 5))):
+        vectorizer = TfidfVectorizer(analyzer=analyzer, token_pattern=pattern, ngram_range=span, sublinear_tf=True)
+        train.append(vectorizer.fit_transform(texts[step.train]))
+        test.append(vectorizer.transform(texts[step.test]))
+    return probes.logistic(
+        hstack(train, format="csr"), labels[step.train], step.inner, hstack(test, format="csr"), TEXT_STRENGTHS
+    )
+
+
+def text_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+    """The whole visible text."""
+    return fit_text(visible_text(examples), labels, step)
+
+
+def answer_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+    """The answer without what it answers."""
+    return fit_text([str(answer) for answer in examples["answer"]], labels, step)
+
+
+def question_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+    """The question without the answer."""
+    return fit_text(question_of(examples), labels, step)
+
+
+def length_features(examples: pd.DataFrame) -> Floats:
+    """Characters and words of the text and of the answer, logarithmic, (examples, 4)."""
+    kinds = (visible_text(examples), [str(answer) for answer in examples["answer"]])
+    columns = [
+        [measure(text) for text in texts] for texts in kinds for measure in (len, lambda text: len(text.split()))
+    ]
+    return np.log1p(np.array(columns, dtype=np.float64).T)
+
+
+def length(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+    """Length in characters and words through a smooth curve, so that any direction is found."""
+    from sklearn.preprocessing import SplineTransformer
+
+    x = length_features(examples)
+    varying = np.ptp(x[step.train], axis=0) > 0  # a spline needs a range
+    if not varying.any():
+        x = np.zeros((len(x), 1))
+        return probes.logistic(x[step.train], labels[step.train], step.inner, x[step.test])
+    curve = SplineTransformer(n_knots=LENGTH_KNOTS, degree=2, knots="uniform", extrapolation="constant")
+    train = curve.fit_transform(x[step.train][:, varying])
+    return probes.logistic(train, labels[step.train], step.inner, curve.transform(x[step.test][:, varying]))
+
+
+def embedding_probe(embedding: NDArray[Any], labels: Ints, step: Round) -> Fitted:
+    """Probe on the mean token embedding of the answer, (examples, d_model): what the tokens give away by themselves."""
+    return probes.ridge(embedding[step.train], labels[step.train], step.inner, embedding[step.test])
+
+
+class Untrained(NamedTuple):
+    """A score by definition: `column` of outputs.parquet times `sign`, higher = more likely hallucinated."""
+
+    column: str
+    sign: int
+
+
+UNTRAINED = {
+    "answer_logprob_sum": Untrained("logprob_sum", -1),
+    "answer_logprob_mean": Untrained("logprob_mean", -1),
+    # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
+    "perplexity": Untrained("text_logprob_mean", -1),
+    "entropy": Untrained("entropy_mean", 1),
+    "margin": Untrained("margin_mean", -1),
+}
+# Single signals without training on the label, or without the model: the best of them is the bar for a claim.
+SINGLE = (*UNTRAINED, LENGTH, *TEXTS, QUESTION_ONLY)
+
+
+def untrained(name: str, outputs: pd.DataFrame) -> Floats:
+    """Score of an untrained signal, (examples,); perplexity itself is exponentiated, the rest is in nats."""
+    column, sign = UNTRAINED[name]
+    score = sign * outputs[column].to_numpy(dtype=np.float64)
+    return np.asarray(np.exp(score) if name == "perplexity" else score, dtype=np.float64)

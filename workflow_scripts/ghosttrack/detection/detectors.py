@@ -1,0 +1,236 @@
+"""The detectors of one data set: probes, regressions, forests, and the stack of the best of them.
+
+Every score is out-of-fold, and everything that is chosen (layer, strength, weights of the stack) is
+chosen inside the training folds: a stack is fitted on base scores from fits without the row's inner fold.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ghosttrack.detection import controls, probes
+from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.representations import LayerBlocks
+from ghosttrack.detection.splits import Round
+from ghosttrack.errors import UserError
+from ghosttrack.progress import Progress
+from ghosttrack.settings import DetectionSettings
+
+DEFAULT = "ghosttrack"
+# What the default detector stacks: the output features themselves, and the log-odds of these probes.
+BASES = ("raw_probe_all", "sae_probe", "residual_probe")
+# The same stack with less or more, for the claims that its parts must earn.
+STACKS: dict[str, tuple[str, ...]] = {
+    DEFAULT: BASES,
+    f"{DEFAULT}.without_sae": ("raw_probe_all",),
+    f"{DEFAULT}.with_metrics": (*BASES, "metrics_logistic"),
+}
+# The 26 metrics of the original system; signals tables hold more families.
+METRIC_FAMILIES = ("entropy", "churn", "competition", "stability", "dominance", "density")
+# Leaves of a forest hold this many rows at least, so that its votes are shares and not memories.
+LEAF = 3
+
+
+class Inputs(NamedTuple):
+    """What is known of each example of a data set, all in the same order.
+
+    outputs: the model's output features, (examples, features); layers: pooled activations by layer;
+    metrics: the tracking metrics by variant, each (examples, metrics).
+    """
+
+    outputs: pd.DataFrame
+    layers: Mapping[int, LayerBlocks]
+    metrics: Mapping[str, pd.DataFrame]
+
+
+class Choice(NamedTuple):
+    """What one outer fold chose: a layer or a strength, with the inner AUROC that spoke for it."""
+
+    signal: str
+    fold: int
+    layer: int
+    strength: float
+    inner_auroc: float
+
+
+class Weight(NamedTuple):
+    """Importance of one feature in one outer fold: a coefficient in standardised units, or impurity of a forest."""
+
+    signal: str
+    fold: int
+    feature: str
+    importance: float
+
+
+class Results(NamedTuple):
+    """Probabilities by signal, each (examples,), with what was chosen and what mattered."""
+
+    scores: dict[str, Floats]
+    choices: list[Choice]
+    weights: list[Weight]
+
+
+def family_of(signal: str) -> str:
+    """Family of a signal, for tables: detector, output, probe, control, tracking or null."""
+    if signal in controls.AUDITED:
+        return "control"
+    if signal.startswith(DEFAULT):
+        return "detector"
+    if signal.startswith("metrics_"):
+        return "null" if "." in signal else "tracking"
+    return "probe" if signal.endswith(("_probe", "_probe_all")) else "output"
+
+
+def signal_names(variants: Sequence[str]) -> list[str]:
+    """Every trained signal that `train` gives, in the order of the tables."""
+    metrics = [_of_variant(kind, each) for each in variants for kind in ("metrics_logistic", "metrics_forest")]
+    stacks = [
+        name for name, bases in STACKS.items() if "metrics_logistic" in metrics or "metrics_logistic" not in bases
+    ]
+    return [*stacks, "raw_probe", *BASES, "output_regression", *metrics]
+
+
+def train(
+    inputs: Inputs, labels: Ints, rounds: Sequence[Round], detection: DetectionSettings, seed: int, name: str
+) -> Results:
+    """Fit every detector in every outer fold.
+
+    Args:
+        labels: (examples,) 1 = hallucinated; rounds: outer folds with their inner ones; name: for the progress line.
+    """
+    results = Results({each: np.full(len(labels), np.nan) for each in signal_names(list(inputs.metrics))}, [], [])
+    progress = Progress(f"detectors of {name}", len(rounds), "folds")
+    for step in rounds:
+        y = labels[step.train]
+        fits = {**_output(inputs, y, step, results), **_probes(inputs, y, step, results)}
+        fits |= _metrics(inputs, y, step, results, detection.trees, seed)
+        fits |= _stacks(inputs, y, step, results, fits)
+        for signal, fit in fits.items():
+            results.scores[signal][step.test] = probes.probability(fit.outer)
+        progress.advance(1)
+    return results
+
+
+def _output(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str, Fitted]:
+    fit = _logistic(inputs.outputs, y, step, "output_regression", results)
+    return {"output_regression": fit}
+
+
+def _logistic(table: pd.DataFrame, y: Ints, step: Round, signal: str, results: Results) -> Fitted:
+    """Logistic regression on the columns of a table, with its choices and weights noted."""
+    x = table.to_numpy(dtype=np.float64)
+    fit = probes.logistic(x[step.train], y, step.inner, x[step.test])
+    assert fit.weights is not None
+    results.choices.append(Choice(signal, step.number, -1, fit.strength, fit.score))
+    results.weights.extend(
+        Weight(signal, step.number, str(feature), float(value))
+        for feature, value in zip(table.columns, fit.weights, strict=True)
+    )
+    return fit
+
+
+def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str, Fitted]:
+    """Probes of every layer and pooling; the best raw one, and the mean over layers of each kind."""
+    kinds: dict[str, list[Fitted]] = {field: [] for field in LayerBlocks._fields}
+    for layer, blocks in inputs.layers.items():
+        for field, x in blocks._asdict().items():
+            fit = probes.ridge(x[step.train], y, step.inner, x[step.test])
+            kinds[field].append(fit)
+            results.choices.append(Choice(f"{field}.layer", step.number, layer, fit.strength, fit.score))
+    layers = list(inputs.layers)
+    best = int(np.argmax([fit.score for fit in kinds["raw"]]))
+    chosen = kinds["raw"][best]
+    results.choices.append(Choice("raw_probe", step.number, layers[best], chosen.strength, chosen.score))
+    return {
+        "raw_probe": chosen,
+        "raw_probe_all": probes.mean_of(kinds["raw"], y),
+        "sae_probe": probes.mean_of(kinds["code"], y),
+        "residual_probe": probes.mean_of(kinds["residual"], y),
+    }
+
+
+def _metrics(inputs: Inputs, y: Ints, step: Round, results: Results, trees: int, seed: int) -> dict[str, Fitted]:
+    fits = {}
+    for variant, table in inputs.metrics.items():
+        signal = _of_variant("metrics_logistic", variant)
+        fits[signal] = _logistic(table, y, step, signal, results)
+        signal = _of_variant("metrics_forest", variant)
+        fits[signal] = _forest(table, y, step, signal, results, trees, seed)
+    return fits
+
+
+def _forest(table: pd.DataFrame, y: Ints, step: Round, signal: str, results: Results, trees: int, seed: int) -> Fitted:
+    """Random forest; the log-odds of its votes. Nothing is chosen, so it has no inner scores."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    x = table.to_numpy(dtype=np.float32)
+    forest = RandomForestClassifier(trees, min_samples_leaf=LEAF, random_state=seed, n_jobs=1).fit(x[step.train], y)
+    # half a vote on each side keeps the log-odds finite
+    share = (forest.predict_proba(x[step.test])[:, 1] * trees + 0.5) / (trees + 1)
+    results.weights.extend(
+        Weight(signal, step.number, str(feature), float(value))
+        for feature, value in zip(table.columns, forest.feature_importances_, strict=True)
+    )
+    return Fitted(np.empty(0), np.log(share / (1 - share)), float("nan"), float("nan"), None)
+
+
+def _stacks(inputs: Inputs, y: Ints, step: Round, results: Results, fits: Mapping[str, Fitted]) -> dict[str, Fitted]:
+    """Logistic regression on output features and base log-odds: inner ones to fit, outer ones to score."""
+    made = {}
+    for signal, bases in STACKS.items():
+        if any(base not in fits for base in bases):  # without tracks there are no metrics to add
+            continue
+        table = inputs.outputs.copy()
+        for base in bases:
+            column = np.empty(len(table))
+            column[step.train], column[step.test] = fits[base].inner, fits[base].outer
+            table[base] = column
+        made[signal] = _logistic(table, y, step, signal, results)
+    return made
+
+
+def _of_variant(kind: str, variant: str) -> str:
+    return kind if variant == "default" else f"{kind}.{variant}"
+
+
+def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFrame:
+    """The 26 metrics of a signals table in the order of the examples.
+
+    Raises:
+        UserError: when its rows are others, or a value is not finite.
+    """
+    if list(table["id"]) != list(ids):
+        raise UserError(f"{where}: its rows are not the data set's examples in their order: delete it and run again")
+    names = [name for name in table.columns if name.split("_")[0] in METRIC_FAMILIES]
+    metrics = table[names].astype(np.float64)
+    finite = np.isfinite(metrics.to_numpy()).all(axis=0)
+    if not finite.all():
+        raise UserError(
+            f"{where}: column {metrics.columns[int(np.argmin(finite))]} holds NaN or infinity, expected numbers: delete it and run again"
+        )
+    return metrics
+
+
+def frame(examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reason: str) -> pd.DataFrame:
+    """Scores in the long form of the tables: one row per example and signal."""
+    return pd.concat(list(_frames(examples, fold, scores, reason)), ignore_index=True)
+
+
+def _frames(examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reason: str) -> Iterator[pd.DataFrame]:
+    for signal, score in scores.items():
+        part: dict[str, Any] = {
+            column: examples[column].to_numpy() for column in ("dataset", "mode", "id", "group", "label")
+        }
+        missing = np.isnan(score).any()
+        yield pd.DataFrame(
+            {
+                **part,
+                "fold": fold,
+                "signal": signal,
+                "family": family_of(signal),
+                "score": score,
+                "reason": reason if missing else "",
+            }
+        )

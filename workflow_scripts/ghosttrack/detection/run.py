@@ -1,0 +1,95 @@
+"""From the files of one data set to the scores of its detectors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ghosttrack.detection import controls, detectors, splits
+from ghosttrack.detection.detectors import Choice, Inputs, Weight
+from ghosttrack.detection.representations import LayerBlocks, layer_blocks, output_features, spans
+from ghosttrack.errors import UserError
+from ghosttrack.settings import DetectionSettings
+
+
+class Files(NamedTuple):
+    """Activation stores, their manifests and SAE weights, by layer; signals tables, by variant."""
+
+    stores: Sequence[Path]
+    manifests: Sequence[Path]
+    weights: Sequence[Path]
+    signals: Sequence[Path]
+
+
+class Trained(NamedTuple):
+    """Long table of all scores of a data set, what was chosen in each fold, and what mattered."""
+
+    scores: pd.DataFrame
+    selection: pd.DataFrame
+    importance: pd.DataFrame
+
+
+def train_dataset(
+    dataset: str, examples: pd.DataFrame, outputs: pd.DataFrame, audited: pd.DataFrame, paths: Files,
+    layers: Sequence[int], variants: Sequence[str], detection: DetectionSettings, seed: int,
+) -> Trained:  # fmt: skip
+    """Train in the folds that the audit made; a data set without folds gets NaN scores and the reason.
+
+    Args:
+        audited: the controls' scores with folds, from the leak audit of the same examples.
+    """
+    if list(outputs["id"]) != list(examples["id"]):
+        raise UserError(
+            f"{dataset}: outputs.parquet and examples.parquet list different examples: delete both and run again"
+        )
+    first = audited[audited["signal"] == controls.TEXT_ONLY]
+    row_of = {name: row for row, name in enumerate(examples["id"])}
+    if not set(first["id"]) <= set(row_of):
+        raise UserError(
+            f"{dataset}: the audit knows examples that examples.parquet lacks: delete the audit's tables and run again"
+        )
+    rows = np.array([row_of[name] for name in first["id"]], dtype=np.int64)
+    labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
+    units, reason = first["group"].to_numpy(dtype=object), str(first["reason"].iloc[0])
+    kept = examples.iloc[rows].reset_index(drop=True).assign(dataset=dataset, group=units)
+    scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in controls.UNTRAINED}
+    choices: list[Choice] = []
+    weights: list[Weight] = []
+    if reason:
+        scores |= {name: np.full(len(rows), np.nan) for name in detectors.signal_names(variants)}
+    else:
+        inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
+        splits.check_folds(fold, units, list(kept["text"]), list(kept["id"]), dataset)
+        rounds = splits.rounds(labels, units, fold, detection.inner_folds, seed)
+        trained = detectors.train(inputs, labels, rounds, detection, seed, dataset)
+        scores |= trained.scores
+        choices, weights = trained.choices, trained.weights
+    own = detectors.frame(kept, fold, scores, reason)
+    return Trained(
+        pd.concat([own, audited], ignore_index=True),
+        pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
+        pd.DataFrame(weights, columns=list(Weight._fields)).assign(dataset=dataset),
+    )
+
+
+def read_inputs(
+    dataset: str, examples: pd.DataFrame, outputs: pd.DataFrame, rows: np.ndarray, paths: Files,
+    layers: Sequence[int], variants: Sequence[str],
+) -> Inputs:  # fmt: skip
+    """Pool the activations of every layer and read the metrics, for the examples `rows`, in that order."""
+    from ghosttrack import sae
+    from ghosttrack.activations.reader import ActivationStore
+
+    blocks: dict[int, LayerBlocks] = {}
+    for layer, store, manifest, weights in zip(layers, paths.stores, paths.manifests, paths.weights, strict=True):
+        opened = ActivationStore.open([store], [manifest], {"layer": layer})
+        where = spans(outputs, opened.rows, dataset)
+        pooled = layer_blocks(opened.read(), opened.massive, where, sae.load(weights.parent))
+        blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
+    metrics = {}
+    for variant, path in zip(variants, paths.signals, strict=True):
+        table = detectors.read_metrics(pd.read_parquet(path), list(examples["id"]), str(path))
+        metrics[variant] = table.iloc[rows].reset_index(drop=True)
+    return Inputs(output_features(outputs.iloc[rows].reset_index(drop=True)), blocks, metrics)

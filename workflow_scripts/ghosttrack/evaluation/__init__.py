@@ -1,0 +1,1 @@
+"""Metrics with intervals, the claim ledger, and checks of the finished tables."""

@@ -1,0 +1,139 @@
+"""What must hold of finished tables, whatever they say: a bad run fails here and not in a reader's hands."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ghosttrack.errors import UserError
+from ghosttrack.report import tables
+
+# An SAE whose active features are off by more than this factor did not train as asked.
+L0_FACTOR = 2.0
+# Shares of variance lie below 1 up to rounding; a bad SAE may explain less than nothing.
+SLACK = 1e-6
+# Of these no SAE may lack any.
+QUALITY = ("l0", "fvu", "fvu_token_median", "explained_variance", "dead_fraction")
+SHARES = (
+    "prevalence",
+    "auroc",
+    "auroc_low",
+    "auroc_high",
+    "auprc",
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "ece",
+    "brier",
+)
+SCORES = ("dataset", "mode", "id", "group", "label", "fold", "signal", "family", "score")
+
+
+def check_metrics(path: Path, metrics: pd.DataFrame, datasets: Sequence[str]) -> int:
+    """Every data set has one row for each signal that a report needs, intervals hold their point, shares are shares.
+
+    Returns:
+        The number of rows checked.
+    Raises:
+        UserError: naming the file, the row and the value.
+    """
+    needed = {*(shown.signal for shown in tables.SHOWN), tables.LEAK_CONTROL}
+    twice = metrics[metrics.duplicated(["dataset", "mode", "signal"])]
+    if len(twice):
+        raise _failed(path, _name(twice.iloc[0]), "stands twice", "one row per data set, mode and signal")
+    for dataset in datasets:
+        missing = sorted(needed - set(metrics.loc[metrics["dataset"] == dataset, "signal"]))
+        if missing:
+            raise _failed(path, f"data set {dataset}", f"no row for {', '.join(missing)}", "a row for each")
+    for row in metrics.to_dict("records"):
+        for problem in _row_problems(row):
+            raise _failed(path, _name(row), *problem)
+    return len(metrics)
+
+
+def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in SHARES:
+        if not math.isnan(row[key]) and not 0 <= row[key] <= 1:
+            yield f"{key} = {row[key]}", "a number from 0 to 1"
+    not_run = isinstance(row.get("reason"), str) and row["reason"]
+    if math.isnan(row["auroc"]) and 0 < row["prevalence"] < 1 and not not_run:
+        yield "no auroc", "a number, since both classes are there"
+    low, point, high = row["auroc_low"], row["auroc"], row["auroc_high"]
+    if not math.isnan(low) and not low - SLACK <= point <= high + SLACK:
+        yield f"auroc = {point} outside its interval {low} to {high}", "auroc_low <= auroc <= auroc_high"
+    if not 1 <= row["groups"] <= row["n"]:
+        yield f"groups = {row['groups']} with n = {row['n']}", "1 <= groups <= n"
+
+
+def check_scores(path: Path, scores: pd.DataFrame, metrics: pd.DataFrame, examples: Mapping[str, set[str]]) -> int:
+    """Finite scores, labels 0 and 1, one score per signal and example, and as many examples as metrics.csv says.
+
+    Args:
+        path: file the scores come from.
+        scores: long table of out-of-fold scores.
+        metrics: metrics.csv.
+        examples: ids of every data set's examples; a run may score a part of them.
+    Returns:
+        The number of scores checked.
+    Raises:
+        UserError: naming the file, the signal and the value.
+    """
+    missing = [column for column in SCORES if column not in scores.columns]
+    if missing:
+        raise _failed(path, "the table", f"no column {', '.join(missing)}", f"the columns {', '.join(SCORES)}")
+    labels = sorted(set(scores["label"]) - {0, 1})
+    if labels:
+        raise _failed(path, "label", f"{labels[0]}", "0 (true) or 1 (hallucinated)")
+    twice = scores[scores.duplicated(["dataset", "mode", "signal", "id"])]
+    if len(twice):
+        raise _failed(path, f"{_name(twice.iloc[0])}, id {twice.iloc[0]['id']}", "two scores", "one")
+    for (dataset, signal), part in scores.groupby(["dataset", "signal"], sort=True):
+        for place, found, expected in _score_problems(part, examples.get(str(dataset), set())):
+            raise _failed(path, f"data set {dataset}, signal {signal}{place}", found, expected)
+        row = tables.row_of(metrics, str(dataset), str(signal))
+        if row is not None and row["n"] != len(part):
+            raise _failed(
+                path, f"data set {dataset}, signal {signal}", f"{len(part)} scores", f"n = {row['n']} as in metrics.csv"
+            )
+    return len(scores)
+
+
+def _score_problems(part: pd.DataFrame, known: set[str]) -> Iterator[tuple[str, str, str]]:
+    finite = np.isfinite(part["score"].to_numpy(dtype=np.float64))
+    if finite.any() and not finite.all():  # a signal that was not run has no score at all
+        first = part[~finite].iloc[0]
+        yield f", id {first['id']}", f"score = {first['score']}", "a finite number"
+    strange = sorted(set(part["id"].astype(str)) - known)
+    if strange:
+        yield f", id {strange[0]}", "no example with this id", "ids of examples.parquet"
+
+
+def check_quality(path: Path, quality: Mapping[str, Any], k: int) -> None:
+    """No number missing, active features near `k`, shares of variance possible."""
+    for key, value in quality.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _failed(path, key, f"{value}", "a finite number")
+    for key in QUALITY:
+        if not isinstance(quality.get(key), int | float):
+            raise _failed(path, key, f"{quality.get(key)}", "a finite number")
+    if not k / L0_FACTOR <= quality["l0"] <= k * L0_FACTOR:
+        raise _failed(path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for sae.k = {k}")
+    if quality["fvu"] < 0 or quality["explained_variance"] > 1 + SLACK:
+        raise _failed(path, "fvu", f"{quality['fvu']}", "not below 0")
+    if not 0 <= quality["dead_fraction"] <= 1:
+        raise _failed(path, "dead_fraction", f"{quality['dead_fraction']}", "a number from 0 to 1")
+
+
+def _name(row: Mapping[str, Any] | pd.Series) -> str:
+    return f"data set {row['dataset']}, signal {row['signal']}"
+
+
+def _failed(path: Path, place: str, found: str, expected: str) -> UserError:
+    return UserError(
+        f"{path}: {place}: found {found}, expected {expected}. "
+        "The run's results are not sound; delete the file and run again, and report it if it comes back"
+    )

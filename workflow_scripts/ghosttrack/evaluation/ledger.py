@@ -1,0 +1,178 @@
+"""The claim ledger: every claim is ours minus a control, with its interval and a verdict."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ghosttrack.detection import controls, detectors
+from ghosttrack.errors import UserError
+from ghosttrack.evaluation import statistics
+from ghosttrack.evaluation.scoreboard import ALL_STRICT, GENERATED, Standing
+from ghosttrack.evaluation.statistics import Difference
+from ghosttrack.report import tables
+from ghosttrack.settings import EvaluationSettings
+
+# The claim that the whole project stands on.
+HEADLINE = "the detector beats its best control"
+COLUMNS = (*tables.LEDGER, "p", "reason")
+
+
+class Claim(NamedTuple):
+    """A sentence, the signal it is about, and the signals of which the best one must be beaten."""
+
+    sentence: str
+    ours: str
+    controls: tuple[str, ...]
+
+
+def claims(variants: Sequence[str]) -> list[Claim]:
+    """What is claimed in every scope; `variants` are the tracker and its nulls."""
+    default = detectors.DEFAULT
+    found = [
+        Claim(HEADLINE, default, controls.SINGLE),
+        Claim("the detector beats a regression on all output features", default, ("output_regression",)),
+        Claim("the detector beats probes on raw activations", default, ("raw_probe_all",)),
+        Claim("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),
+    ]
+    if "default" in variants:
+        found += [
+            Claim("tracking metrics add to the detector", f"{default}.with_metrics", (default,)),
+            *(
+                Claim(f"tracking metrics beat their {variant} null", "metrics_forest", (f"metrics_forest.{variant}",))
+                for variant in variants
+                if variant != "default"
+            ),
+            Claim("tracking metrics beat the text alone", "metrics_forest", (controls.TEXT_ONLY,)),
+        ]
+    return found
+
+
+class _Row(NamedTuple):
+    claim: Claim
+    where: Standing
+    control: str
+    ours_auroc: float
+    control_auroc: float
+    gain: Difference
+    explained: bool
+
+
+def judge(standings: Sequence[Standing], variants: Sequence[str], settings: EvaluationSettings) -> pd.DataFrame:
+    """The ledger: one row per claim and scope, p-values Holm-corrected over the claims of a scope."""
+    rows = []
+    for where in standings:
+        found = [_compare(claim, where, settings.confidence) for claim in claims(variants)]
+        corrected = statistics.holm([row.gain.p for row in found])
+        rows += [_line(row, p, settings) for row, p in zip(found, corrected, strict=True)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _compare(claim: Claim, where: Standing, confidence: float) -> _Row:
+    best = best_of(where, claim.controls)
+    ours = where.auroc.get(claim.ours, float("nan"))
+    our_draws = where.draws.get(claim.ours, np.full(1, np.nan))
+    gain = statistics.difference(ours, best.auroc, our_draws, best.draws, confidence)
+    return _Row(claim, where, best.name, ours, best.auroc, gain, _text_explains(claim.ours, where, confidence))
+
+
+class Best(NamedTuple):
+    """The best of several signals in a scope."""
+
+    name: str
+    auroc: float
+    draws: statistics.Floats
+
+
+def best_of(where: Standing, signals: Sequence[str]) -> Best:
+    """The best of `signals`; in a pooled scope the best one of each data set, which is harder to beat than any single one.
+
+    Being picked for its value on these very texts favours the control: the claim errs to the careful side.
+    """
+    if where.members and len(signals) > 1:
+        bests = [best_of(member, signals) for member in where.members]
+        names = [best.name for best in bests]
+        listed = sorted(set(names), key=lambda name: (-names.count(name), name))
+        name = (
+            listed[0]
+            if len(listed) == 1
+            else "best of each set: " + ", ".join(f"{each} {names.count(each)}" for each in listed)
+        )
+        return Best(
+            name, float(np.mean([best.auroc for best in bests])), np.mean([best.draws for best in bests], axis=0)
+        )
+    known = [signal for signal in signals if where.has(signal)]
+    if not known:
+        return Best(signals[0], float("nan"), np.full(1, np.nan))
+    name = max(known, key=lambda signal: where.auroc[signal])
+    return Best(name, where.auroc[name], where.draws[name])
+
+
+def _text_explains(ours: str, where: Standing, confidence: float) -> bool:
+    """Whether the text alone, or the answer alone, is above chance and `ours` is not above it."""
+    if not where.has(ours):
+        return False
+    for text in filter(where.has, controls.TEXTS):
+        gain = statistics.difference(
+            where.auroc[ours], where.auroc[text], where.draws[ours], where.draws[text], confidence
+        )
+        if statistics.interval(where.draws[text], confidence).low > 0.5 and not gain.low > 0:
+            return True
+    return False
+
+
+def _line(row: _Row, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
+    verdict, reason = _verdict(row, p_holm, settings)
+    return {
+        "claim": row.claim.sentence, "dataset": row.where.name, "mode": row.where.mode, "ours": row.claim.ours,
+        "control": row.control, "auroc_ours": row.ours_auroc, "auroc_control": row.control_auroc,
+        "difference": row.gain.value, "difference_low": row.gain.low, "difference_high": row.gain.high,
+        "p_holm": p_holm, "n": row.where.n, "groups": row.where.groups, "verdict": verdict, "p": row.gain.p,
+        "reason": reason,
+    }  # fmt: skip
+
+
+def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[str, str]:
+    gain, groups = row.gain, row.where.groups
+    if not np.isfinite([gain.value, gain.low]).all():
+        missing = row.claim.ours if not row.where.has(row.claim.ours) else row.control
+        noted = next(
+            (str(line["reason"]) for line in row.where.rows if line["signal"] == missing and line["reason"]), ""
+        )
+        return tables.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
+    if row.explained:
+        return tables.ARTEFACT, "the text alone is above chance, and this is not above the text alone"
+    if row.where.control:
+        return tables.NOT_ESTABLISHED, "a positive control supports no claim"
+    if groups < settings.minimum_groups:
+        return (
+            tables.NOT_ESTABLISHED,
+            f"{groups} groups, fewer than evaluation.minimum_groups = {settings.minimum_groups}",
+        )
+    if gain.low > 0 and p_holm < 1 - settings.confidence:
+        return tables.ESTABLISHED, ""
+    if gain.low > 0:
+        return tables.NOT_ESTABLISHED, "the interval is above 0, but not after correction for the number of claims"
+    if gain.high < 0:
+        return tables.NOT_ESTABLISHED, "the control wins"
+    return tables.NOT_ESTABLISHED, "the interval of the difference covers 0"
+
+
+def require_headline(table: pd.DataFrame) -> None:
+    """Refuse a ledger whose headline claim is not established in a pooled scope.
+
+    Raises:
+        UserError: naming the scope and why.
+    """
+    found = table[(table["claim"] == HEADLINE) & table["dataset"].isin([ALL_STRICT, GENERATED])]
+    if found.empty:
+        raise UserError(
+            "strict: true, and no data set supports the headline claim: add one that is no positive control"
+        )
+    for row in found[found["verdict"] != tables.ESTABLISHED].to_dict("records"):
+        raise UserError(
+            f"strict: true, and {HEADLINE!r} is {row['verdict']} on {row['dataset']} ({row['reason']}): "
+            f"{row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of {row['control']}, difference "
+            f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}. Set strict: false to keep the run"
+        )

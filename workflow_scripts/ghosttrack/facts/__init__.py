@@ -1,0 +1,1 @@
+"""Statements and questions from the embedded fact tables, and the marking of answers."""

@@ -1,0 +1,139 @@
+"""Rebuild the shipped training text: WordNet's glosses, and attributes of subjects that no data set evaluates."""
+
+import lzma
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ghosttrack.errors import UserError
+from ghosttrack.facts.fact_sources import Row, Sources
+from ghosttrack.facts.fact_tables import PLAIN_NAME, known_cities
+from ghosttrack.facts.fact_text import PairFinder
+from ghosttrack.facts.statements import fold
+from ghosttrack.files import atomic_write
+
+PARTS = ("noun", "verb", "adj", "adv")
+PLACES, COUNTIES, KINDS = 1600, 1100, 3000
+PLACES_PER_COUNTRY = 60
+# WordNet's files of animals, artefacts, body parts, food, plants and substances: nouns whose kind is concrete.
+CONCRETE = {"05", "06", "08", "13", "20", "27"}
+STATEMENT_COLUMNS = {
+    "places": ("name", "country", "population", "timezone"),
+    "us_counties": ("name", "state"),
+    "kinds": ("name", "kind"),
+    "countries": ("name", "area", "population", "phone", "domain", "code"),
+    "elements": ("name", "mass"),
+}
+
+
+def attributes(sources: Sources, wordnet: Path, evaluated: set[str]) -> dict[str, list[Row]]:
+    """Tables of held-out subjects and harmless attributes; `evaluated` holds the folded subjects of the fact tables."""
+    return {
+        "places": _places(sources, evaluated),
+        "us_counties": _counties(sources),
+        "kinds": _kinds(wordnet),
+        "countries": [
+            {"name": country.name, "area": f"{round(country.raw['areakm2']):,}", "population": _rounded(country.raw["population"]),
+             "phone": f"+{country.raw['phone'].lstrip('+').split(' and ')[0]}", "domain": country.raw["tld"], "code": country.code}
+            for country in sources.countries.values()
+        ],
+        "elements": [{"name": name, "mass": f"{mass:.2f}"} for _, name, _, mass in sources.elements],
+    }  # fmt: skip
+
+
+def _rounded(number: int) -> str:
+    """Two significant digits, with commas."""
+    digits = len(str(number)) - 2
+    return f"{round(number, -digits) if digits > 0 else number:,}"
+
+
+def _places(sources: Sources, evaluated: set[str]) -> list[Row]:
+    lines: list[Row] = []
+    per_country: Counter[str] = Counter()
+    for city in known_cities(sources):
+        if fold(city.name) in evaluated or per_country[city.country] >= PLACES_PER_COUNTRY or len(lines) >= PLACES:
+            continue
+        per_country[city.country] += 1
+        lines.append({
+            "name": city.name, "country": sources.countries[city.country].name, "population": _rounded(city.population),
+            "timezone": city.timezone,
+        })  # fmt: skip
+    return lines
+
+
+def _counties(sources: Sources) -> list[Row]:
+    counts = Counter(name for name, _ in sources.counties)
+    lines = [
+        {"name": name, "state": sources.states[state]} for name, state in sources.counties
+        if counts[name] == 1 and state in sources.states and PLAIN_NAME.match(name)
+    ]  # fmt: skip
+    return lines[:: max(1, len(lines) // COUNTIES)]
+
+
+def _kinds(wordnet: Path) -> list[Row]:
+    """Plain nouns with their hypernyms, evenly drawn from the concrete files."""
+    entries = {entry.offset: entry for entry in synsets(wordnet, "noun")}
+    lines = []
+    seen = set()
+    for entry in entries.values():
+        above = entries.get(entry.above)
+        if above is None or entry.file not in CONCRETE or entry.word in seen:
+            continue
+        if re.fullmatch(r"[a-z]{3,14}", entry.word) and re.fullmatch(r"[a-z]{3,12}( [a-z]{3,12})?", above.word):
+            seen.add(entry.word)
+            lines.append({"name": entry.word, "kind": above.word})
+    return lines[:: max(1, len(lines) // KINDS)]
+
+
+class Synset:
+    """One line of a WordNet data file: its first word, its kind (hypernym) and its gloss."""
+
+    def __init__(self, line: str) -> None:
+        data, self.gloss = (part.strip() for part in line.split(" | ", 1))
+        fields = data.split(" ")
+        self.offset, self.file = fields[0], fields[1]
+        self.word = re.sub(r"\((a|p|ip)\)$", "", fields[4]).replace("_", " ")
+        self.above = next((fields[at + 1] for at, field in enumerate(fields) if field == "@" and at > 4), "")
+
+
+def synsets(wordnet: Path, part: str) -> Iterator[Synset]:
+    """Entries of one part of speech, in file order; a missing file raises a UserError."""
+    path = wordnet / f"data.{part}"
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing: give the folder of WordNet 3.0's data files (Debian: package wordnet-base, /usr/share/wordnet)"
+        )
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if not line.startswith("  "):  # the licence stands at the top, indented
+                yield Synset(line)
+
+
+def gloss_documents(wordnet: Path, finder: PairFinder) -> Iterator[str]:
+    """`word: definition. Example. Example.`, without repeats and without texts that hold an evaluated pair."""
+    seen = set()
+    for part in PARTS:
+        for entry in synsets(wordnet, part):
+            pieces = [piece.strip() for piece in re.split(r';\s*(?=")', entry.gloss) if piece.strip()]
+            sentences = [_sentence(piece.strip('" ')) for piece in pieces[1:]]
+            document = " ".join([f"{entry.word}: {_ended(pieces[0].strip())}", *sentences])
+            if document not in seen and finder.find(document) is None:
+                seen.add(document)
+                yield document
+
+
+def _sentence(text: str) -> str:
+    return _ended(text[:1].upper() + text[1:])
+
+
+def _ended(text: str) -> str:
+    text = text.rstrip(" ;,:")
+    return text if text.endswith((".", "!", "?", '"')) else f"{text}."
+
+
+def write_corpus(path: Path, documents: Iterable[str]) -> None:
+    """Write one document a line, compressed; the same documents give the same bytes."""
+    text = "".join(f"{document}\n" for document in documents)
+    with atomic_write(path, "wb") as stream:
+        stream.write(lzma.compress(text.encode(), format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME))

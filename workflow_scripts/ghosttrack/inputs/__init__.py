@@ -1,0 +1,1 @@
+"""Models, corpora and data sets, brought into local files of one form."""

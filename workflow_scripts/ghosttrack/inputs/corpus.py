@@ -1,0 +1,256 @@
+"""Documents to packed token contexts on disk, split into training and held-out text by document.
+
+A store is a zarr v3 group with the arrays `tokens` and `document`, both int32 (contexts, context).
+Every context starts with the separator token; a document that does not fit goes on in the next one.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ghosttrack.errors import UserError
+from ghosttrack.files import atomic_directory, read_json, sha256_file, write_json
+from ghosttrack.inputs.models import separator
+from ghosttrack.progress import Progress
+from ghosttrack.settings import CorpusSettings
+
+log = logging.getLogger("ghosttrack")
+
+SCHEMA = "ghosttrack-corpus/1"
+# Tokens per chunk of the arrays: 4 MB, so that 100 M tokens are 100 files.
+_CHUNK_TOKENS = 2**20
+# Documents per call of the tokenizer: enough to keep its threads busy, little enough to stop soon after the last one.
+_BATCH = 256
+# Held-out documents are drawn at a higher rate than they are needed, so that they are complete before the training
+# text is; and never at less than 1 in 50, so that a few long documents do not decide what the quality numbers say.
+_HELDOUT_HASTE = 1.25
+_HELDOUT_LEAST = 0.02
+
+
+class Stream(NamedTuple):
+    """A source of documents and its share of all tokens."""
+
+    name: str
+    documents: Iterator[str]
+    share: float
+
+
+class Tokens(NamedTuple):
+    """Packed tokens, the document that each belongs to, and the manifest."""
+
+    tokens: NDArray[np.int32]  # (contexts, context)
+    documents: NDArray[np.int32]  # (contexts, context)
+    manifest: dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where one side of the split is written."""
+
+    store: Path
+    manifest: Path
+
+
+class Packer:
+    """Lays documents end to end into contexts: [separator, text..., separator, text...].
+
+    Args:
+        contexts: contexts to fill. context: tokens in each. separator: token before every document
+            and at the start of every context.
+    """
+
+    def __init__(self, contexts: int, context: int, separator: int) -> None:
+        self.tokens = np.full((contexts, context), -1, dtype=np.int32)
+        self.documents = np.full((contexts, context), -1, dtype=np.int32)
+        self.used = 0  # documents
+        self._separator = separator
+        self._row = self._column = 0
+
+    @property
+    def full(self) -> bool:
+        """All contexts are filled."""
+        return self._row == len(self.tokens)
+
+    @property
+    def placed(self) -> int:
+        """Tokens laid down, separators included."""
+        return self._row * self.tokens.shape[1] + self._column
+
+    def add(self, document: int, tokens: Sequence[int]) -> None:
+        """Lay down one document; what does not fit into the last context is dropped."""
+        context = self.tokens.shape[1]
+        start = 0
+        if not self.full:
+            self.used += 1
+            self._put(document, [self._separator])
+        while start < len(tokens) and not self.full:
+            if self._column == 0:
+                self._put(document, [self._separator])
+            piece = tokens[start : start + context - self._column]
+            self._put(document, piece)
+            start += len(piece)
+
+    def _put(self, document: int, piece: Sequence[int]) -> None:
+        end = self._column + len(piece)
+        self.tokens[self._row, self._column : end] = piece
+        self.documents[self._row, self._column : end] = document
+        self._row, self._column = (self._row + 1, 0) if end == self.tokens.shape[1] else (self._row, end)
+
+
+def build(
+    streams: Sequence[Stream],
+    tokenizer: Any,
+    train: Place,
+    heldout: Place,
+    settings: CorpusSettings,
+    about: dict[str, Any],
+) -> None:
+    """Tokenise, split, pack and write both sides; reads the streams only until both are full.
+
+    A document's text (its hash) decides its side, so no text is on both; repeated documents are dropped.
+
+    Args:
+        streams: sources of documents with their shares of the tokens.
+        tokenizer: fast tokenizer of the model.
+        train, heldout: outputs; the manifests are written last.
+        settings: how many tokens, in which contexts.
+        about: what the manifests say about the source (`source`, `revision`, `tokenizer_sha256`).
+    Raises:
+        UserError: the text ends before both sides are full.
+    """
+    sides = [
+        Packer(-(-count // settings.context), settings.context, separator(tokenizer))
+        for count in (settings.tokens, settings.heldout_tokens)
+    ]
+    boundary = _heldout_share(settings)
+    seen: set[bytes] = set()
+    shares = {stream.name: 0 for stream in streams}
+    progress = Progress("corpus", sum(side.tokens.size for side in sides), "tokens")
+    repeated = 0
+    for name, text, tokens in _mixed(streams, tokenizer):
+        digest = _digest(text)
+        if digest in seen:
+            repeated += 1
+            continue
+        seen.add(digest)
+        side = sides[int.from_bytes(digest[:8], "big") < boundary * 2**64]
+        before = side.placed
+        side.add(len(seen) - 1, tokens)
+        shares[name] += side.placed - before
+        progress.advance(side.placed - before)
+        if all(side.full for side in sides):
+            break
+    for side, key in zip(sides, ("tokens", "heldout_tokens"), strict=True):
+        if not side.full:
+            raise UserError(
+                f"corpus.{key}: {about['source']} gives only {side.placed:,} of {side.tokens.size:,} tokens for this part "
+                f"({len(seen):,} different documents read to the end); lower corpus.{key}, or name a larger corpus.source"
+            )
+    log.info("%d documents, %d repeated ones dropped; tokens by source: %s", len(seen), repeated, shares)
+    for side, place in zip(sides, (train, heldout), strict=True):
+        _write(side, place, {**about, "tokens_by_source": shares})
+
+
+def _heldout_share(settings: CorpusSettings) -> float:
+    needed = settings.heldout_tokens / (settings.tokens + settings.heldout_tokens)
+    return min(0.5, max(_HELDOUT_LEAST, _HELDOUT_HASTE * needed))
+
+
+def _digest(text: str) -> bytes:
+    """16 bytes that name a text; spacing does not count."""
+    return hashlib.sha256(" ".join(text.split()).encode()).digest()[:16]
+
+
+def _mixed(streams: Sequence[Stream], tokenizer: Any) -> Iterator[tuple[str, str, list[int]]]:
+    """(stream, text, tokens), always from the stream that is furthest behind its share of the tokens.
+
+    When one ends the others go on, so the shares of a corpus that uses it up are not kept.
+    """
+    sources = {stream.name: _tokenised(stream.documents, tokenizer) for stream in streams}
+    shares = {stream.name: stream.share for stream in streams}
+    taken = dict.fromkeys(shares, 0)
+    while sources:
+        behind = min(sources, key=lambda name: taken[name] / shares[name])
+        try:
+            text, tokens = next(sources[behind])
+        except StopIteration:
+            del sources[behind]
+            if sources:
+                log.warning("the source %r is used up after %d tokens; going on without it", behind, taken[behind])
+            continue
+        taken[behind] += len(tokens) + 1
+        yield behind, text, tokens
+
+
+def _tokenised(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
+    remaining = (text for text in documents if text.strip())
+    while batch := list(islice(remaining, _BATCH)):
+        # split_special_tokens: a document that quotes a special token's name is still plain text.
+        encoded = tokenizer(
+            batch, add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+        )
+        yield from zip(batch, encoded["input_ids"], strict=True)
+
+
+def _write(side: Packer, place: Place, about: dict[str, Any]) -> None:
+    contexts, context = side.tokens.shape
+    with atomic_directory(place.store) as partial:
+        group = zarr.create_group(partial, zarr_format=3, attributes={"schema": SCHEMA})
+        for name, values in (("tokens", side.tokens), ("document", side.documents)):
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                chunks=(min(contexts, max(1, _CHUNK_TOKENS // context)), context),
+                dtype="int32",
+                compressors=zarr.codecs.ZstdCodec(level=3, checksum=True),
+                fill_value=-1,  # no token: a lost chunk never looks like text
+                dimension_names=("context", "position"),
+                config={"write_empty_chunks": True},
+            )
+            array[:] = values
+    manifest = {
+        **about, "schema": SCHEMA, "contexts": contexts, "context": context, "tokens": side.tokens.size,
+        "documents": side.used, "files_sha256": _digests(place.store),
+    }  # fmt: skip
+    write_json(place.manifest, manifest)
+
+
+def _digests(store: Path) -> dict[str, str]:
+    # Hidden files are not ours: Snakemake leaves a time stamp in a folder that a rule made.
+    paths = [path for path in sorted(store.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(store).as_posix(): sha256_file(path) for path in paths}
+
+
+def read_tokens(store: Path, manifest: Path) -> Tokens:
+    """Read packed tokens whole, after comparing every file with the manifest.
+
+    Raises:
+        UserError: naming the file that is missing, damaged or of another size than the manifest says.
+    """
+    about = read_json(manifest)
+    remedy = f"delete {store} and {manifest} and run again, their job remakes them"
+    if about.get("schema") != SCHEMA:
+        raise UserError(f"{manifest} has schema {about.get('schema')!r}, expected {SCHEMA!r}: {remedy}")
+    found = _digests(store)
+    expected: dict[str, str] = about["files_sha256"]
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            raise UserError(f"{store / name} is missing: {remedy}")
+        if name not in expected:
+            raise UserError(f"{store / name} is not in {manifest}: {remedy}")
+        if found[name] != expected[name]:
+            raise UserError(f"{store / name} is damaged (SHA-256 differs from {manifest}): {remedy}")
+    group = zarr.open_group(store, mode="r")
+    arrays = [np.asarray(group[name]) for name in ("tokens", "document")]
+    for values in arrays:
+        if values.shape != (about["contexts"], about["context"]):
+            raise UserError(
+                f"{store} has shape {values.shape}, {manifest} says {(about['contexts'], about['context'])}: {remedy}"
+            )
+    return Tokens(arrays[0], arrays[1], about)

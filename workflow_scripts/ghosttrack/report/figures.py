@@ -1,0 +1,277 @@
+"""The figures: one style, the same bytes for the same tables, as png, pdf and svg."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ghosttrack import files
+from ghosttrack.errors import UserError
+from ghosttrack.report import link_summary, tables
+
+# The report replaces these by its own colours, so that a dark page has light lines.
+INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
+DETECTOR_COLOUR, GATE_COLOUR, _, NULL_COLOUR = (shown.colour for shown in tables.SHOWN)
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters everywhere
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # real text in the pdf, not outlines
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ghosttrack",  # without it every svg has new ids
+}
+# A date in the file would make two equal runs differ.
+METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+# More points are invisible at this size and make the report heavy.
+CURVE_POINTS = 150
+COLUMNS = 3
+# Dashes and width of the shown signals' curves, so that they differ without colour too.
+LINES = (("-", 1.8), ("--", 1.1), ("-.", 1.1), (":", 1.3))
+
+
+class Inputs(NamedTuple):
+    """What the figures are drawn from.
+
+    `quality` and `neighbours` are keyed by layer, `signals` by (data set, variant).
+    """
+
+    metrics: pd.DataFrame
+    curves: pd.DataFrame
+    calibration: pd.DataFrame
+    quality: Mapping[int, Mapping[str, Any]]
+    neighbours: Mapping[int, Mapping[str, np.ndarray]]
+    signals: Mapping[tuple[str, str], pd.DataFrame]
+    datasets: Sequence[str]
+
+
+def draw(inputs: Inputs, outputs: Sequence[Path]) -> None:
+    """Write each of `outputs`: its stem names the figure, its ending the format.
+
+    Raises:
+        UserError: for a figure or format that does not exist.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for path in outputs:
+        if path.stem not in FIGURES or path.suffix[1:] not in METADATA:
+            raise UserError(
+                f"figures: {path.name} is not known; expected one of {', '.join(FIGURES)} "
+                f"ending in .{', .'.join(METADATA)}"
+            )
+        by_stem.setdefault(path.stem, []).append(path)
+    for stem, paths in by_stem.items():
+        with matplotlib.rc_context(STYLE):
+            figure = FIGURES[stem](inputs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, the same in every format
+            for path in paths:
+                save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure atomically, without a date."""
+    kind = path.suffix[1:]
+    with files.atomic_write(path, "wb") as stream:
+        figure.savefig(stream, format=kind, metadata=METADATA[kind], transparent=kind == "svg")
+
+
+def auroc(inputs: Inputs) -> Figure:
+    """AUROC with its interval, a lane per data set, a mark per signal."""
+    figure = Figure(figsize=(6.4, 0.9 + 0.62 * len(inputs.datasets)), layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.72 / len(tables.SHOWN)
+    for position, shown in enumerate(tables.SHOWN):
+        rows = [tables.row_of(inputs.metrics, dataset, shown.signal) for dataset in inputs.datasets]
+        lanes = [lane - 0.36 + height * (position + 0.5) for lane, row in enumerate(rows) if row]
+        kept = [row for row in rows if row]
+        axes.hlines(
+            lanes, [row["auroc_low"] for row in kept], [row["auroc_high"] for row in kept], color=shown.colour, lw=1.6
+        )
+        axes.plot([row["auroc"] for row in kept], lanes, shown.marker, color=shown.colour, label=shown.label, ls="")
+    axes.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
+    axes.set_yticks(range(len(inputs.datasets)), inputs.datasets)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(len(inputs.datasets) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("AUROC, with interval (dashed: a coin toss)")
+    figure.legend(loc="outside upper left", ncols=len(tables.SHOWN), handletextpad=0.2, columnspacing=1.2)
+    return figure
+
+
+def roc(inputs: Inputs) -> Figure:
+    """ROC curves, a panel per data set."""
+    return _curves(inputs, "roc", "false positive rate", "true positive rate")
+
+
+def precision_recall(inputs: Inputs) -> Figure:
+    """Precision-recall curves, a panel per data set; the dashed line is the prevalence."""
+    return _curves(inputs, "pr", "recall", "precision")
+
+
+def _curves(inputs: Inputs, kind: str, x_label: str, y_label: str) -> Figure:
+    figure, panels = _panels(list(inputs.datasets))
+    chosen = inputs.curves[inputs.curves["curve"] == kind]
+    for dataset, axes in panels:
+        for shown, (dashes, width) in reversed(list(zip(tables.SHOWN, LINES, strict=True))):  # the detector on top
+            part = chosen[(chosen["dataset"] == dataset) & (chosen["signal"] == shown.signal)]
+            x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
+            axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
+        row = tables.row_of(inputs.metrics, dataset, tables.DETECTOR)
+        chance = [0, 1] if kind == "roc" else [row["prevalence"] if row else 0.5] * 2
+        axes.plot([0, 1], chance, color=MUTED, lw=0.8, ls=(0, (3, 3)))
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=len(tables.SHOWN), handletextpad=0.5)
+    return _finished(figure, x_label, y_label)
+
+
+def _panels(datasets: list[str]) -> tuple[Figure, list[tuple[str, Axes]]]:
+    """A grid of small square panels, one per data set."""
+    lines = max(1, -(-len(datasets) // COLUMNS))
+    figure = Figure(figsize=(6.4, 0.6 + 2.1 * lines), layout="constrained")
+    grid = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
+    for axes in grid[len(datasets) :]:
+        axes.set_visible(False)
+    for dataset, axes in zip(datasets, grid, strict=False):
+        axes.set_title(dataset)
+    return figure, list(zip(datasets, grid, strict=False))
+
+
+def _finished(figure: Figure, x_label: str, y_label: str) -> Figure:
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    return figure
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most CURVE_POINTS points of a curve, its ends kept."""
+    kept = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int)) if len(x) else np.array([], int)
+    return x[kept], y[kept]
+
+
+def calibration(inputs: Inputs) -> Figure:
+    """Observed share of hallucinations against predicted probability of the default detector, a panel per data set."""
+    figure, panels = _panels(list(inputs.datasets))
+    chosen = inputs.calibration[inputs.calibration["signal"] == tables.DETECTOR]
+    for dataset, axes in panels:
+        part = chosen[(chosen["dataset"] == dataset) & (chosen["n"] > 0)].sort_values("predicted")
+        axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (3, 3)))
+        axes.plot(part["predicted"], part["observed"], color=DETECTOR_COLOUR, lw=1.2)
+        # Area in proportion to the texts in a bin; the fullest bin has 40 square points.
+        axes.scatter(
+            part["predicted"],
+            part["observed"],
+            s=40 * part["n"] / max(part["n"].max(), 1),
+            color=DETECTOR_COLOUR,
+            clip_on=False,
+        )
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    return _finished(figure, "predicted probability", "observed share")
+
+
+def sae_quality(inputs: Inputs) -> Figure:
+    """Unexplained variance of every layer's SAE beside PCA and a random dictionary, and its active features."""
+    layers = sorted(inputs.quality)
+    figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lines = (
+        ("fvu", "SAE", DETECTOR_COLOUR, "o", "-"),
+        ("fvu_token_median", "SAE, median token", DETECTOR_COLOUR, "o", ":"),
+        ("pca_fvu", "PCA of equal size", GATE_COLOUR, "s", "-"),
+        ("random_fvu", "random dictionary", NULL_COLOUR, "^", "-"),
+    )
+    for key, label, colour, marker, dashes in lines:
+        values = [inputs.quality[layer].get(key, np.nan) for layer in layers]
+        hollow = PAPER if dashes == ":" else colour
+        left.plot(layers, values, marker, color=colour, ls=dashes, mfc=hollow, label=label)
+    left.set(title="Unexplained variance (FVU)", xlabel="layer")
+    figure.legend(loc="outside upper left", ncols=len(lines))
+    right.plot(layers, [inputs.quality[layer].get("l0", np.nan) for layer in layers], "o-", color=DETECTOR_COLOUR)
+    right.set(title="Active features per token (L0)", xlabel="layer")
+    for axes in (left, right):
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+        axes.set_xticks(layers[:: 1 + len(layers) // 13])
+    return figure
+
+
+def links(inputs: Inputs) -> Figure:
+    """Best-match decoder similarity of each layer pair against permuted decoders, with the gate."""
+    pairs = link_summary.pairs(inputs.neighbours, sorted(inputs.quality))
+    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    at = np.arange(len(pairs))
+    kinds = (
+        (-0.13, "real", DETECTOR_COLOUR, "o", "real decoders"),
+        (0.13, "null", NULL_COLOUR, "^", "permuted decoders"),
+    )
+    for offset, kind, colour, marker, label in kinds:
+        low, middle, high = np.array([getattr(pair, kind) for pair in pairs]).reshape(-1, 3).T
+        axes.vlines(at + offset, low, high, color=colour, lw=1.6)
+        axes.plot(at + offset, middle, marker, color=colour, label=label, ls="")
+    axes.hlines([pair.gate for pair in pairs], at - 0.32, at + 0.32, color=GATE_COLOUR, lw=1.6, label="gate")
+    axes.set_xticks(at, [f"{pair.lower} to {pair.upper}" for pair in pairs])
+    axes.set(xlabel="layers", ylabel="best-match cosine", xlim=(-0.6, max(len(pairs) - 0.4, 0.6)))
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper left", ncols=3, handletextpad=0.4)
+    return figure
+
+
+def tracks(inputs: Inputs) -> Figure:
+    """Links per token and mean track length, the tracker beside its nulls, a mark per data set."""
+    summary = link_summary.tracks(inputs.signals)
+    variants = list(dict.fromkeys(summary["variant"]))
+    figure = Figure(figsize=(6.4, 1.3 + 0.34 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, title in zip(panels, ("links", "length"), ("Links per token", "Track length (layers)"), strict=True):
+        for lane, variant in enumerate(variants):
+            values = summary.loc[summary["variant"] == variant, key].to_numpy()
+            colour = DETECTOR_COLOUR if variant == "default" else NULL_COLOUR
+            axes.plot(values, np.full(len(values), lane), "o", color=colour, alpha=0.5, mew=0, ls="")
+            axes.plot(np.mean(values), lane, "|", color=colour, ms=14, mew=2)
+        axes.set(title=title, ylim=(len(variants) - 0.5, -0.5))
+        axes.set_xlim(0, 1.08 * axes.dataLim.x1)
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(axis="y", visible=False)
+        axes.set_yticks(range(len(variants)), ["tracker" if name == "default" else name for name in variants])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Inputs], Figure]] = {
+    "auroc": auroc,
+    "roc": roc,
+    "pr": precision_recall,
+    "calibration": calibration,
+    "sae_quality": sae_quality,
+    "links": links,
+    "tracks": tracks,
+}

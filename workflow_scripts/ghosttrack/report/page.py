@@ -1,0 +1,273 @@
+"""The report: one page that is complete in itself, verdict first. No script, no request, everything escaped."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import pandas as pd
+import yaml
+
+from ghosttrack import provenance
+from ghosttrack.report import link_summary, pictures, tables, wording
+from ghosttrack.report.verdicts import Verdict
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Typographic signs, written as codes because they look like hyphens: a true minus, and the dash for "no number" and ranges.
+MINUS, NONE = "\u2212", "\u2013"
+# Kind (CSS class) of each shown signal, in the order of tables.SHOWN.
+KINDS = ("detector", "output", "probe", "control")
+# Signals of the main table, with short headings.
+COLUMNS = (
+    (tables.DETECTOR, "detector"),
+    ("answer_logprob_mean", "log-prob., mean"),
+    ("answer_logprob_sum", "log-prob., sum"),
+    ("raw_probe", "raw probe"),
+    (tables.TEXT_ONLY, "text only"),
+    (tables.LEAK_CONTROL, "embedding probe"),
+)
+QUALITY = (
+    ("l0", "L0"), ("fvu", "FVU"), ("fvu_token_median", "FVU, median token"), ("explained_variance", "explained variance"),
+    ("dead_fraction", "dead features"), ("pca_fvu", "FVU of PCA"), ("random_fvu", "FVU of a random dictionary"),
+)  # fmt: skip
+PARTS = {
+    "pooled": ("Together", "Means over data sets that carry claims; every data set counts the same."),
+    "strict": ("Strict sets", "The label cannot be read off the text: the text-only interval covers 0.5. These carry the weight."),
+    "generated": ("The model's own answers", "The model answered questions, and its answers were marked. Answers differ in form too, so compare with text only."),
+    "leaky": ("Sets whose text leaks", "Text alone tells true from false to some degree: only what goes beyond it counts."),
+    "control": ("Positive controls", "Sets known to leak, kept to show that the controls catch it. They support no claim."),
+    "skipped": ("Not run", "Too little to train on; nothing can be said about these."),
+}  # fmt: skip
+POOLS = {tables.ALL_GIVEN: "mean, given texts", tables.ALL_GENERATED: "mean, own answers"}
+CONTENTS = (
+    ("claims", "Claims"), ("datasets", "Data sets"), ("leaks", "Leak audit"), ("curves", "Curves"), ("saes", "SAEs"),
+    ("tracks", "Links and tracks"), ("signals", "All signals"), ("words", "Words"), ("provenance", "Provenance"),
+)  # fmt: skip
+
+
+class Point(NamedTuple):
+    """A mark with its whisker in a lane."""
+
+    label: str
+    kind: str
+    marker: str
+    value: float
+    low: float
+    high: float
+
+
+class Scale(NamedTuple):
+    """The shared axis of a forest plot."""
+
+    low: float
+    high: float
+    chance: float
+    ticks: list[float]
+
+
+class Inputs(NamedTuple):
+    """What the report shows; tables as pandas reads them, JSON files as they are, `quality` by layer."""
+
+    model: str
+    metrics: pd.DataFrame
+    ledger: pd.DataFrame
+    leak_audit: pd.DataFrame
+    quality: Mapping[int, Mapping[str, Any]]
+    labels: Mapping[str, Mapping[str, Any]]
+    figures: Sequence[Path]
+    source: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    datasets: Sequence[str]
+    controls: Sequence[str]
+    pairs: Sequence[link_summary.Pair]
+    version: str
+    code: str
+
+
+def render(inputs: Inputs) -> str:
+    """The page as HTML text; the same inputs give the same text."""
+    kinds = tables.kinds(inputs.metrics, list(inputs.datasets), list(inputs.controls))
+    scale = scale_of(inputs.metrics)
+    members = {"pooled": _pools(inputs.metrics, kinds), **kinds._asdict()}
+    parts = [_part(inputs.metrics, name, members[name]) for name in PARTS if members[name]]
+    return page(
+        "report.html",
+        model=inputs.model,
+        version=inputs.version,
+        contents=CONTENTS,
+        verdict=Verdict.of(inputs.ledger, kinds),
+        confidence=f"{100 * inputs.settings.get('evaluation', {}).get('confidence', 0.95):g} %",
+        shown=[
+            {"label": shown.label, "kind": kind, "marker": shown.marker}
+            for shown, kind in zip(tables.SHOWN, KINDS, strict=True)
+        ],
+        columns=[{"signal": signal, "label": label} for signal, label in COLUMNS],
+        parts_of_data=parts,
+        scale=scale,
+        labels=_labels(inputs.labels),
+        audit=_audit(inputs.leak_audit, inputs.datasets),
+        figures=pictures.embed(inputs.figures),
+        quality=_quality(inputs.quality),
+        pairs=inputs.pairs,
+        all_signals=[_signals(inputs.metrics, dataset) for dataset in inputs.datasets],
+        meanings=wording.MEANINGS,
+        provenance=_provenance(inputs),
+        settings=yaml.safe_dump(_plain(inputs.settings), sort_keys=True, allow_unicode=True),
+    )
+
+
+def page(template: str, **values: Any) -> str:
+    """Fill a template of the package; whatever is not marked as safe is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "score": score, "signed": signed, "known": lambda value: not math.isnan(value), "count": lambda value: f"{int(value):,}", "percent": percent,
+        "at": at, "label": wording.label, "tick": lambda value: f"{value:g}".replace("-", MINUS),
+    }  # fmt: skip
+    return environment.get_template(template).render(values)
+
+
+def score(value: float | None, digits: int = 3) -> str:
+    """A number with fixed digits; a dash when there is none."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return NONE if math.isnan(value) else f"{value:+.3f}".replace("-", MINUS)
+
+
+def percent(value: float) -> str:
+    """A share as per cent."""
+    return NONE if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def at(value: float, scale: Scale) -> str:
+    """Place on an axis in per cent of its length, kept inside; off the page when there is no number."""
+    if math.isnan(value):
+        return "-1000%"
+    return f"{100 * min(max((value - scale.low) / (scale.high - scale.low), 0.0), 1.0):.2f}%"
+
+
+def scale_of(metrics: pd.DataFrame) -> Scale:
+    """An AUROC axis from below the lowest shown interval to 1."""
+    shown = metrics[metrics["signal"].isin([each.signal for each in tables.SHOWN])]
+    lowest = np.nanmin([0.45, *shown["auroc_low"].to_numpy(float)])
+    low = math.floor(10 * max(float(lowest), 0.0)) / 10
+    return Scale(low, 1.0, 0.5, [tick / 10 for tick in range(round(10 * low), 11)])
+
+
+def point(row: Mapping[str, Any], label: str, kind: str, marker: str) -> Point:
+    """The AUROC of a row of metrics.csv as a mark."""
+    return Point(label, kind, marker, row["auroc"], row["auroc_low"], row["auroc_high"])
+
+
+def _pools(metrics: pd.DataFrame, kinds: tables.Kinds) -> list[str]:
+    """Names of the pooled rows that stand for more than one data set."""
+    sizes = {tables.ALL_GIVEN: len(kinds.strict) + len(kinds.leaky), tables.ALL_GENERATED: len(kinds.generated)}
+    return [name for name, size in sizes.items() if size > 1 and tables.row_of(metrics, name, tables.DETECTOR)]
+
+
+def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, Any]:
+    title, about = PARTS[name]
+    rows, forest = [], []
+    for dataset in datasets:
+        signals = {signal: tables.row_of(metrics, dataset, signal) for signal, _ in COLUMNS}
+        detector = signals[tables.DETECTOR] or dict.fromkeys(tables.METRICS, float("nan")) | {"n": 0, "groups": 0}
+        points = [
+            point(row, shown.label, kind, shown.marker)
+            for shown, kind in zip(tables.SHOWN, KINDS, strict=True)
+            if (row := signals[shown.signal])
+        ]
+        shown_name = POOLS.get(dataset, dataset) if name == "pooled" else dataset
+        note = f"{int(detector['n']):,} texts, {int(detector['groups']):,} groups"
+        if math.isnan(detector["auroc"]) and isinstance(detector.get("reason"), str):
+            note += f"; not run: {detector['reason']}"
+        rows.append({"dataset": shown_name, "signals": signals, "detector": detector})
+        forest.append({
+            "name": shown_name, "points": points, "note": note,
+            "alt": f"AUROC on {shown_name}: " + ", ".join(f"{each.label} {score(each.value)}" for each in points),
+        })  # fmt: skip
+    return {"title": title, "about": about, "rows": rows, "forest": forest}
+
+
+def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts of marked answers per data set; empty when nothing was generated."""
+    if not labels:
+        return {}
+    columns = [key for key, value in next(iter(labels.values())).items() if isinstance(value, int)]
+    return {
+        "columns": columns,
+        "rows": [{"name": name, "counts": [found.get(key, 0) for key in columns]} for name, found in labels.items()],
+    }
+
+
+def _audit(audit: pd.DataFrame, datasets: Sequence[str]) -> dict[str, Any]:
+    checks = [check for check in dict.fromkeys(audit["check"]) if check != "status"]
+    rows = []
+    for dataset in datasets:
+        found = {row["check"]: row for row in audit[audit["dataset"] == dataset].to_dict("records")}
+        rows.append({"dataset": dataset, "cells": [_cell(found.get(check)) for check in checks]})
+    return {"checks": checks, "rows": rows}
+
+
+def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    counted = math.isnan(row["low"])
+    return {
+        "value": f"{row['value']:g}" if counted and not math.isnan(row["value"]) else score(row["value"]),
+        "range": "" if counted else f"{score(row['low'])}{NONE}{score(row['high'])}",
+        "verdict": row["verdict"],
+        "style": {"pass": "established", "leak": "artefact"}.get(row["verdict"], "not-established"),
+    }
+
+
+def _quality(quality: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    rows = []
+    for layer, found in sorted(quality.items()):
+        values = {key: float(found.get(key, math.nan)) for key, _ in QUALITY}
+        cells = [
+            percent(value) if key == "dead_fraction" else score(value, 1 if key == "l0" else 3)
+            for key, value in values.items()
+        ]
+        rows.append({"layer": layer, "cells": cells})
+    return {"columns": [label for _, label in QUALITY], "rows": rows}
+
+
+def _signals(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
+    found = metrics[metrics["dataset"] == dataset].sort_values(["auroc", "signal"], ascending=[False, True])
+    rows = [row | {"meaning": wording.meaning(row["signal"], row["family"])} for row in found.to_dict("records")]
+    return {"dataset": dataset, "rows": rows}
+
+
+def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
+    source, settings = inputs.source, inputs.settings
+    libraries = ", ".join(f"{name} {version}" for name, version in provenance.library_versions().items())
+    return [
+        ("Model", f"{inputs.model}: {source['kind']} {source['id']}".strip()),
+        ("Revision", source.get("revision") or "none given"),
+        ("Weights", f"SHA-256 {source['weights_sha256']}"),
+        ("Tokenizer", f"SHA-256 {source['tokenizer_sha256']}"),
+        (
+            "Size",
+            f"{source['n_layers']} layers of width {source['d_model']}, {source['vocab_size']:,} tokens in the vocabulary",
+        ),
+        ("Analysed layers", ", ".join(map(str, sorted(inputs.quality)))),
+        ("Seed", str(settings.get("seed", "not recorded"))),
+        ("GhostTrack", f"version {inputs.version}, code {inputs.code}"),
+        ("Libraries", libraries),
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Settings as plain lists and mappings, for YAML."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,55 @@
+"""How signals are called and explained on pages."""
+
+from ghosttrack.report import tables
+
+MEANINGS = {
+    tables.DETECTOR: "default detector: output features, SAE code and SAE residual, stacked",
+    "ghosttrack.without_sae": "the same detector without anything from the SAEs",
+    "ghosttrack.with_metrics": "the same detector with the tracking metrics added",
+    "answer_logprob_sum": "log-probability the model gives the answer, summed over its tokens",
+    "answer_logprob_mean": "log-probability the model gives the answer, mean over its tokens",
+    "perplexity": "perplexity of the whole text",
+    "entropy": "entropy of the model's next-token predictions over the answer",
+    "margin": "lead of the likeliest token over the second",
+    "length": "length of the text: a control",
+    tables.TEXT_ONLY: "word and character counts (TF-IDF), no model: a control",
+    "question_only": "the question without its answer: a control",
+    tables.LEAK_CONTROL: "probe on token embeddings, before any computation: a control",
+    "raw_probe": "linear probe on raw activations, layer chosen inside the training folds",
+    "raw_probe_all": "linear probes on raw activations, all layers together",
+    "sae_probe": "linear probe on sparse-autoencoder features",
+    "residual_probe": "linear probe on what the sparse autoencoder misses",
+    "output_regression": "regression on all output features (log-probability, entropy, margin)",
+    "metrics_logistic": "tracking metrics, logistic regression",
+    "metrics_forest": "tracking metrics, random forest",
+}
+NULLS = {
+    "permuted": "permuted decoders", "random": "random links", "shuffled": "shuffled layers", "untracked": "no links",
+}  # fmt: skip
+LABELS = {
+    **{shown.signal: shown.label for shown in tables.SHOWN},
+    "ghosttrack.without_sae": "detector without SAEs",
+    "ghosttrack.with_metrics": "detector with tracking metrics",
+    "output_regression": "regression on output features",
+    "raw_probe_all": "raw-activation probes of all layers",
+    "metrics_logistic": "tracking metrics, logistic regression",
+    "metrics_forest": "tracking metrics, random forest",
+}
+
+
+def label(signal: str) -> str:
+    """A signal's name as people say it, alone or inside a longer note."""
+    if signal in LABELS:
+        return LABELS[signal]
+    base, _, variant = signal.partition(".")
+    if base in LABELS and variant in NULLS:
+        return f"{LABELS[base]}, {NULLS[variant]}"
+    return signal.replace("logprob", "log-probability").replace("_", " ")
+
+
+def meaning(signal: str, family: str) -> str:
+    """What a signal is; its family if nothing more is known."""
+    base, _, variant = signal.partition(".")
+    if signal not in MEANINGS and base in MEANINGS and variant in NULLS:
+        return f"{MEANINGS[base]}, {NULLS[variant]}: a null"
+    return MEANINGS.get(signal, family)

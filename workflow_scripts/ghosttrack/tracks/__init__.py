@@ -1,0 +1,1 @@
+"""Features followed across layers, and the metrics of their tracks."""

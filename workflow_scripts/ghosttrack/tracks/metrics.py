@@ -1,0 +1,209 @@
+"""Metrics of tracks: six families of 26 metrics over the layers of a token, and how well tracks hold together.
+
+For one token: L layers, detections at layer l with activations a (in units of the layer's mean
+activation), n_l their number; T tracks in all. Spread is the population standard deviation over
+layers. Values of a text are means over its answer tokens, so none grows with the answer's length.
+The 26 are those of the original GhostTrack; where it left a case open, the choice is marked.
+
+| name | formula |
+|---|---|
+| entropy_mean, _max, _std, _final | H_l = -sum p log2 p with p = a / sum a; 0 without detections; final = last layer |
+| churn_births, _deaths | births = T; deaths = tracks without a detection in the last layer |
+| churn_births_per_layer, _deaths_per_layer | births / L, deaths / L |
+| churn_turnover | (births + deaths) / 2L |
+| churn_survival | share of the T tracks that are there in the last layer |
+| competition_mean, _max, _std, _final | c_l = detections with a > 0.5 |
+| competition_share | share of layers with c_l > 2 |
+| stability_mean, _min | over tracks with 2 or more detections: s = 1 / (1 + var a); 0 without such a track |
+| stability_unstable | share of these tracks with s < 0.5; 0 without such a track |
+| dominance_mean, _min, _final | d_l = max a / sum a; 0 without detections |
+| dominance_weak | share of layers with d_l < 0.5 |
+| density_mean, _max, _std | n_l |
+| density_concurrent | max over layers of n_l plus the tracks silent at l that go on later |
+| linkage_track_length | mean detections per track |
+| linkage_links_per_token | links of the token, over all layers |
+| linkage_links_per_detection | links / detections |
+| linkage_surplus | mean similarity above the gate of its links; 0 without links |
+| linkage_coasted | share of links over a silent layer; 0 without links |
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ghosttrack.errors import UserError
+from ghosttrack.tracks.track_table import ROWS, Table
+
+Floats = NDArray[np.float64]
+
+# ASSUME: the original's thresholds were on raw activations, where every detection passed them. Here the
+# unit is the layer's mean activation, so "strong" is half the mean; 2, .5 and .5 are the original's.
+STRONG = 0.5
+CROWDED = 2
+UNSTABLE = 0.5
+WEAK = 0.5
+# Tokens measured at once: the temporaries of one block stay in the processor's cache.
+BLOCK = 256
+# Correlations beyond this are one number told twice; rounding alone stays far below.
+COLLINEAR = 1 - 1e-9
+
+ORIGINAL = (
+    "entropy_mean", "entropy_max", "entropy_std", "entropy_final",
+    "churn_births", "churn_deaths", "churn_births_per_layer", "churn_deaths_per_layer", "churn_turnover", "churn_survival",
+    "competition_mean", "competition_max", "competition_std", "competition_final", "competition_share",
+    "stability_mean", "stability_min", "stability_unstable",
+    "dominance_mean", "dominance_min", "dominance_final", "dominance_weak",
+    "density_mean", "density_max", "density_std", "density_concurrent",
+)  # fmt: skip
+LINKAGE = (
+    "linkage_track_length", "linkage_links_per_token", "linkage_links_per_detection", "linkage_surplus", "linkage_coasted",
+)  # fmt: skip
+NAMES = (*ORIGINAL, *LINKAGE)
+
+
+class Tracks(Protocol):
+    """What is read of a track store."""
+
+    rows: int
+    scale: Floats
+
+    def read(self, start: int, stop: int) -> Table: ...  # noqa: D102
+
+
+def measure(table: Table, scale: Floats) -> Floats:
+    """All metrics of every token, (rows, 31) in the order of NAMES; NaN for tokens without any detection.
+
+    Args:
+        table: tracks of the tokens.
+        scale: (layers,) unit of the activations.
+    """
+    present = table.feature >= 0  # (rows, layers, slots)
+    activation = np.where(present, table.activation / scale[:, None], 0.0)
+    total = activation.sum(2)  # (rows, layers)
+    share = activation / np.where(total > 0, total, 1.0)[:, :, None]
+    entropy = -np.sum(share * np.log2(np.where(share > 0, share, 1.0)), axis=2)
+    strong = (activation > STRONG).sum(2)
+    dominance = share.max(2)
+    count = present.sum(2)
+    adjacent, coasted = (table.gap == 1).sum(2), (table.gap == 2).sum(2)
+    concurrent = count.copy()
+    concurrent[:, :-1] += coasted[:, 1:]  # a track seen again after a silent layer was alive in it
+    layers = present.shape[1]
+    tracks = (present & (table.previous < 0)).sum((1, 2))
+    survivors = count[:, -1]
+    links = (adjacent + coasted).sum(1)
+    columns = [
+        *_profile(entropy), entropy[:, -1],
+        tracks, tracks - survivors, tracks / layers, (tracks - survivors) / layers,
+        (2 * tracks - survivors) / (2 * layers), _ratio(survivors, tracks),
+        *_profile(strong), strong[:, -1], (strong > CROWDED).mean(1),
+        *_stability(table, activation, present),
+        dominance.mean(1), dominance.min(1), dominance[:, -1], (dominance < WEAK).mean(1),
+        *_profile(count), concurrent.max(1),
+        _ratio(count.sum(1), tracks), links, _ratio(links, count.sum(1)),
+        _ratio(np.where(table.gap > 0, table.surplus, 0.0).sum((1, 2), dtype=np.float64), links),
+        _ratio(coasted.sum(1), links),
+    ]  # fmt: skip
+    values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+    values[tracks == 0] = np.nan
+    return values
+
+
+def _profile(values: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
+    """Mean, maximum and standard deviation over layers."""
+    return values.mean(1), values.max(1), values.std(1)
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
+    """part / whole, 0 where whole is 0."""
+    result: Floats = part / np.where(whole == 0, 1, whole)
+    return np.where(whole == 0, 0.0, result)
+
+
+def track_numbers(table: Table) -> NDArray[np.int64]:
+    """Track of every slot, (rows, layers, slots): 0, 1, ... in order of birth (row, layer, slot); -1 = empty."""
+    born = (table.feature >= 0) & (table.previous < 0)
+    number = np.where(born, np.cumsum(born).reshape(born.shape) - 1, -1)
+    for layer in range(1, born.shape[1]):
+        row, slot = np.nonzero(table.previous[:, layer] >= 0)
+        number[row, layer, slot] = number[row, layer - table.gap[row, layer, slot], table.previous[row, layer, slot]]
+    return number
+
+
+def _stability(table: Table, activation: Floats, present: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+    """Mean and minimum of s over each row's tracks of two or more detections, and the share below UNSTABLE."""
+    rows = len(present)
+    number = track_numbers(table)[present]
+    row_of = np.repeat(np.arange(rows), (present & (table.previous < 0)).sum((1, 2)))  # (tracks,)
+    values = activation[present]
+    length = np.bincount(number, minlength=len(row_of))
+    mean = np.bincount(number, values, minlength=len(row_of)) / np.maximum(length, 1)
+    variance = np.bincount(number, (values - mean[number]) ** 2, minlength=len(row_of)) / np.maximum(length, 1)
+    long = length >= 2
+    stability, owner = 1 / (1 + variance[long]), row_of[long]
+    count = np.bincount(owner, minlength=rows)
+    least = np.full(rows, np.inf)
+    np.minimum.at(least, owner, stability)
+    return (
+        _ratio(np.bincount(owner, stability, minlength=rows), count),
+        np.where(count > 0, least, 0.0),
+        _ratio(np.bincount(owner, stability < UNSTABLE, minlength=rows), count),
+    )
+
+
+def measure_examples(tracks: Tracks, row_start: NDArray[np.int64], row_count: NDArray[np.int64]) -> Floats:
+    """Metrics of every example: means over its tokens that have detections, (examples, 31); 0 without such tokens.
+
+    Raises:
+        UserError: an example has no rows, or rows beyond the tracks.
+    """
+    if (row_count < 1).any() or (row_start < 0).any() or (row_start + row_count > tracks.rows).any():
+        raise UserError(
+            f"examples name rows {int(row_start.min())} to {int((row_start + row_count).max()) - 1}, at least "
+            f"{int(row_count.min())} each; the tracks have {tracks.rows}: delete outputs.parquet and the tracks and run again"
+        )
+    values = []
+    for start in range(0, tracks.rows, ROWS):
+        batch = tracks.read(start, min(start + ROWS, tracks.rows))
+        for first in range(0, len(batch.feature), BLOCK):
+            values.append(measure(batch.part(first, first + BLOCK), tracks.scale))
+    tokens = np.concatenate(values)
+    example = np.repeat(np.arange(len(row_start)), row_count)
+    row = (
+        np.arange(len(example))
+        - np.repeat(np.cumsum(row_count) - row_count, row_count)
+        + np.repeat(row_start, row_count)
+    )
+    tokens, known = tokens[row], np.isfinite(tokens[row, 0])
+    counts = np.bincount(example[known], minlength=len(row_start))
+    sums = [np.bincount(example[known], column, minlength=len(row_start)) for column in tokens[known].T]
+    return np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]
+
+
+class Redundancy(NamedTuple):
+    """What carries nothing of its own on this data: constant columns, columns that repeat an earlier one, and the rank."""
+
+    constant: list[str]
+    repeats: dict[str, str]
+    rank: int
+
+
+def redundancy(table: pd.DataFrame, names: Sequence[str] = NAMES) -> Redundancy:
+    """Find constant and pairwise collinear columns, and the rank of all of them together."""
+    values = table[list(names)].to_numpy(np.float64)
+    spread = values.std(0)
+    # A mean over tokens of one constant differs from it by rounding only.
+    constant = spread <= 1e-12 * np.maximum(np.abs(values).max(0, initial=0.0), 1e-300)
+    kept = [name for name, flat in zip(names, constant, strict=True) if not flat]
+    standard = (values - values.mean(0))[:, ~constant] / spread[~constant]
+    correlation = np.abs(standard.T @ standard) / max(len(values), 1)
+    repeats = {}
+    for place, name in enumerate(kept):
+        earlier = np.flatnonzero(correlation[place, :place] > COLLINEAR)
+        if len(earlier):
+            repeats[name] = kept[int(earlier[0])]
+    rank = int(np.linalg.matrix_rank(standard)) if kept else 0
+    return Redundancy([name for name, flat in zip(names, constant, strict=True) if flat], repeats, rank)
