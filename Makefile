@@ -28,7 +28,6 @@ check: $(READY) ## lint, format, types, schema
 
 docs: $(READY) ## write the generated parts of the documentation
 	$(BIN)/python -m ghosttrack.manual
-	$(BIN)/snakemake --rulegraph mermaid-js > docs/rulegraph.mmd
 
 clean: ## remove the environment and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

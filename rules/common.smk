@@ -52,14 +52,8 @@ def settings_of(section, rule):
 
 
 def dataset_settings(rule):
-    """Param function: the settings of the data set at hand, capped at the model's detection.max_statements."""
-
-    def values(wildcards):
-        found = DATASETS[wildcards.dataset].model_dump()
-        caps = [found["max_examples"], SETTINGS[wildcards.model].detection.max_statements]
-        return provenance.used_settings(rule, {**found, "max_examples": min(filter(None, caps), default=None)})
-
-    return values
+    """Param function: the settings of the data set at hand."""
+    return lambda wildcards: provenance.used_settings(rule, DATASETS[wildcards.dataset].model_dump())
 
 
 def property_of(name):
