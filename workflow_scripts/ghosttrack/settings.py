@@ -233,7 +233,14 @@ class Settings(Section):
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
     strict: bool = Field(False, description="Fail the run when a headline claim is not established.")
-    datasets: list[str] = Field(..., min_length=1, description="Data sets to evaluate: files in config/datasets.")
+    datasets: list[str] = Field(
+        [
+            "cities", "capitals", "capitals_hard", "continents", "languages", "borders_hard", "us_cities",
+            "element_symbol", "questions",
+        ],
+        min_length=1,
+        description="Data sets to evaluate: files in config/datasets.",
+    )  # fmt: skip
     source: SourceSettings = Field(..., description="Where the model's weights come from.")
     dimensions: DimensionSettings | None = Field(
         None, description="Size of the model; read from config.json with `model_path`."
@@ -331,7 +338,6 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
             if key not in known:
                 raise UserError(f"{origin}: {_unknown(key, known)}")
         _merge(merged, values)
-    merged.setdefault("datasets", _default_datasets())
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
@@ -339,13 +345,6 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     for dataset in settings.datasets:
         load_dataset(dataset, root)
     return settings
-
-
-def _default_datasets() -> list[str]:
-    return [
-        "cities", "capitals", "continents", "languages", "borders_hard", "us_cities",
-        "element_number", "element_symbol", "questions",
-    ]  # fmt: skip
 
 
 def load_dataset(name: str, root: Path) -> DatasetSettings:

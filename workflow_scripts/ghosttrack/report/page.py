@@ -192,7 +192,8 @@ def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, An
             "name": shown_name, "points": points, "note": note,
             "alt": f"AUROC on {shown_name}: " + ", ".join(f"{each.label} {score(each.value)}" for each in points),
         })  # fmt: skip
-    return {"title": title, "about": about, "rows": rows, "forest": forest}
+    scored = any(not math.isnan(row["detector"]["auroc"]) for row in rows)
+    return {"title": title, "about": about, "rows": rows, "forest": forest, "scored": scored}
 
 
 def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
