@@ -174,7 +174,8 @@ def _pools(metrics: pd.DataFrame, kinds: tables.Kinds) -> list[str]:
 
 def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, Any]:
     title, about = PARTS[name]
-    rows, forest = [], []
+    rows: list[dict[str, Any]] = []
+    forest: list[dict[str, Any]] = []
     for dataset in datasets:
         signals = {signal: tables.row_of(metrics, dataset, signal) for signal, _ in COLUMNS}
         detector = signals[tables.DETECTOR] or dict.fromkeys(tables.METRICS, float("nan")) | {"n": 0, "groups": 0}
