@@ -147,30 +147,33 @@ def test_a_lost_sae_is_trained_again_alone(house_to_change: Path) -> None:
 
 def test_a_killed_run_is_finished_by_the_same_command_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     house = copy_house(tmp_path / "house")
-    weights = [house / f"results/{MODEL}/saes/layer_{layer:02d}/sae_weights.safetensors" for layer in range(4)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "ghosttrack.launch", *RUN],
-        cwd=house,
-        env=environment(house),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as run:
-        while run.poll() is None and not any(path.exists() for path in weights):
+    screen = tmp_path / "screen"
+    with (
+        screen.open("w") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "ghosttrack.launch", *RUN],
+            cwd=house,
+            env=environment(house),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        ) as run,
+    ):
+        while run.poll() is None and "(Rule: train_sae)" not in screen.read_text():
             time.sleep(0.05)
         os.killpg(run.pid, signal.SIGKILL)
-    done = {path: path.stat().st_mtime_ns for path in weights if path.exists()}
-    assert done
-    assert len(done) < 4
+    done = screen.read_text().count("(Rule: train_sae)")
+    assert 1 <= done < 4
 
     result = launch(house)
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-6000:]
-    assert "clearing the lock of a run that was killed" in output
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    again, first = contents(house), contents(finished)
-    assert sorted(again) == sorted(first)
-    assert [name for name in first if again[name] != first[name]] == []
+    again = result.stdout + result.stderr
+    assert result.returncode == 0, again[-6000:]
+    assert "clearing the lock of a run that was killed" in again
+    assert again.count("(Rule: train_sae)") == 4 - done
+    assert not re.search(r"\(Rule: (fetch|extract_activations)", again)
+    found, expected = contents(house), contents(finished)
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 def test_two_runs_at_once_are_refused(finished: Path) -> None:
@@ -186,15 +189,15 @@ def test_two_runs_at_once_are_refused(finished: Path) -> None:
     assert f"another run is working in this directory (process {other.pid})" in result.stderr
 
 
-LONG = "word " * 400
+LONG = "word " * 3000
 
 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
         ("text,verdict\nA b.,1\nA c.,0\n", ["label", "verdict"]),
-        ("text,label\nA b.,1\n,0\nA d.,1\nA e.,0\n", ["empty", "mine.csv"]),
-        (f"text,label\n{LONG},1\nA b.,0\nA c.,1\nA d.,0\n", ["context", "128"]),
+        ("text,label\nA b.,1\n,0\nA d.,1\nA e.,0\n", ["row 2 of mine.csv", "found nothing"]),
+        (f"text,label\n{LONG},1\nA b.,0\nA c.,1\nA d.,0\n", ["context", "mine"]),
         ("text,label\nA b.,yes\nA c.,0\n", ["yes", "label"]),
     ],
     ids=["no label column", "an empty text", "a text longer than the context", "a label that is no label"],
@@ -220,6 +223,8 @@ def test_a_local_directory_serves_as_a_model_and_other_weights_are_refused(house
     result = snakemake(house_to_change, *arguments, "--", "results/mine/model/source.json")
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
     other = Path(shutil.copytree(source, house_to_change / "other_weights"))
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])
     result = snakemake(house_to_change, "-n", "--config", "model=mine", f"model_path={other}")
     assert result.returncode != 0
     assert "results/mine was made with" in result.stdout + result.stderr
