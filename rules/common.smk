@@ -91,6 +91,11 @@ def shard_names(model):
     return [f"{shard:04d}" for shard in range(SETTINGS[model].shards)]
 
 
+def beside_weights(model):
+    """What a job reads from the model's folder, found through its weights."""
+    return [f"results/{model}/model/{name}" for name in ("config.json", "tokenizer.json", "source.json")]
+
+
 def per_layer(pattern):
     """Input function: `pattern` for every analysed layer of the model."""
     return lambda wildcards: [pattern.format(**{**wildcards, "layer": layer}) for layer in layer_names(wildcards.model)]

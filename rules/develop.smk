@@ -6,7 +6,7 @@ localrules:
 rule refresh_facts:
     """Rebuild the embedded fact tables and corpus from the packages that they come from."""
     output:
-        data=directory("results/refreshed_data"),
+        folder=directory("results/refreshed_data"),
     log:
         "results/logs/refresh_facts.log",
     benchmark:
@@ -16,6 +16,6 @@ rule refresh_facts:
     params:
         code=source_digest("refresh_facts"),
     message:
-        "Rebuilding the embedded data in {output.data}"
+        "Rebuilding the embedded data in {output.folder}"
     script:
         "../workflow_scripts/refresh_facts.py"

@@ -10,6 +10,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             f"extract_activations_{MODEL.replace('-', '_')}_wave_{WAVE:02d}"
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
+            beside_weights=beside_weights(MODEL),
             train=f"results/{MODEL}/corpus/train.zarr",
             train_manifest=f"results/{MODEL}/corpus/train.json",
             earlier=missing_saes_before(MODEL, WAVE),
@@ -53,6 +54,7 @@ for MODEL in MODELS:
             f"extract_heldout_{MODEL.replace('-', '_')}"
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
+            beside_weights=beside_weights(MODEL),
             heldout=f"results/{MODEL}/corpus/heldout.zarr",
             heldout_manifest=f"results/{MODEL}/corpus/heldout.json",
         output:
@@ -84,6 +86,7 @@ for MODEL in MODELS:
             f"extract_examples_{MODEL.replace('-', '_')}"
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
+            beside_weights=beside_weights(MODEL),
             examples=f"results/{MODEL}/datasets/{{dataset}}/examples.parquet",
         output:
             stores=[
@@ -120,6 +123,7 @@ rule generate_answers:
     """Let the model answer the questions, and mark its answers against the gold ones."""
     input:
         weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
         questions="results/{model}/datasets/{dataset}/questions.parquet",
     output:
         examples="results/{model}/datasets/{dataset}/examples.parquet",

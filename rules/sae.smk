@@ -51,7 +51,6 @@ rule evaluate_sae:
         mem_mb=scaled(2000),
         runtime=scaled(30),
     params:
-        seed=settings_of("seed", "evaluate_sae"),
         code=source_digest("evaluate_sae"),
     message:
         "Evaluating the SAE of {wildcards.model} layer {wildcards.layer}"

@@ -1,5 +1,6 @@
 """The plan of a run, without torch: which jobs each model needs, and which words an error uses."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -96,6 +97,22 @@ def test_every_rule_has_a_docstring_log_conda_and_message() -> None:
         for part in ("log:", "benchmark:", "conda:", "message:", "script:", "code=source_digest"):
             assert part in rule, f"{part} is missing in:\n{rule[:300]}"
         assert '"""' in rule or "name:" in rule
+
+
+def test_a_rule_gives_its_script_every_argument_that_it_asks_for() -> None:
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    blocks = re.split(r"\n(?=(?:    )?rule\b.*:\n)", text)[1:]
+    wildcards = {"model", "layer", "shard", "dataset", "variant", "threads"}
+    for block in blocks:
+        script = re.search(r'workflow_scripts/(\w+)\.py"', block)
+        assert script, block[:200]
+        tree = ast.parse((ROOT / "workflow_scripts" / f"{script[1]}.py").read_text())
+        (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+        needed = {
+            each.arg for each, default in zip(main.args.kwonlyargs, main.args.kw_defaults, strict=True) if not default
+        }
+        given = set(re.findall(r"^ +(\w+)=", block, flags=re.M))
+        assert needed <= given | wildcards, f"{script[1]} lacks {needed - given - wildcards}"
 
 
 def test_a_rule_s_script_carries_the_rule_s_name() -> None:

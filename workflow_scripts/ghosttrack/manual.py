@@ -31,11 +31,27 @@ def rule_graph(home: Path = HOME) -> dict[Path, str]:
     """What README.md should hold: the graph of the default run's rules, as Snakemake draws it."""
     command = [sys.executable, "-m", "snakemake", "--rulegraph", "mermaid-js"]
     drawn = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True).stdout
-    lines = [line.strip() for line in drawn[drawn.index("flowchart") :].splitlines()]
     # Extraction rules carry the model and the wave in their names; one model and one wave need no telling apart.
-    kept = [re.sub(r"_smollm2_135m(_wave_00)?", "", line) for line in lines if line and not line.startswith("style")]
-    graph = "\n".join(["```mermaid", kept[0], *(f"  {line}" for line in kept[1:]), "```"])
-    return {home / "README.md": _inserted(home / "README.md", graph)}
+    nodes = {key: re.sub(r"_smollm2_135m(_wave_00)?", "", name) for key, name in re.findall(r"(id\d+)\[(\w+)\]", drawn)}
+    edges = {(nodes[start], nodes[end]) for start, end in re.findall(r"(id\d+) --> (id\d+)", drawn)}
+    text = "\n".join(f"  {start} --> {end}" for start, end in sorted(_without_shortcuts(edges)) if end != "all")
+    return {home / "README.md": _inserted(home / "README.md", f"```mermaid\nflowchart LR\n{text}\n```")}
+
+
+def _without_shortcuts(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Edges that no longer path replaces."""
+
+    def reachable(start: str, skipped: tuple[str, str]) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            here = waiting.pop()
+            ends = {end for edge in edges - {skipped} for begin, end in [edge] if begin == here} - found
+            found |= ends
+            waiting += ends
+        return found
+
+    return {edge for edge in edges if edge[1] not in reachable(edge[0], edge)}
 
 
 def _inserted(path: Path, text: str) -> str:

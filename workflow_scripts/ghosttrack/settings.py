@@ -81,7 +81,6 @@ class ActivationSettings(Section):
     site: Literal["resid_post", "mlp_out", "attn_out"] = Field(
         "resid_post", description="Where activations are read in each block."
     )
-    storage: Literal["fp16"] = Field("fp16", description="Number format on disk.")
     disk_budget_gb: float | None = Field(
         None, gt=0, description="Most disk that training activations may fill at once; null keeps all layers."
     )
