@@ -12,6 +12,10 @@ include: "rules/evaluate.smk"
 include: "rules/develop.smk"
 
 
+# The digests of the rules' code, for the next process that reads this file.
+provenance.remember()
+
+
 localrules:
     all,
     activations,

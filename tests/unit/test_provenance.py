@@ -26,8 +26,21 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def digest() -> str:
     provenance._closure.cache_clear()
-    provenance._source.cache_clear()
     return provenance.source_digest("track")
+
+
+@pytest.mark.usefixtures("package")
+def test_what_was_parsed_is_remembered_by_date_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = digest()
+    provenance.remember()
+    provenance._remembered.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "_parse", lambda path: pytest.fail(f"{path} was parsed again"))
+        assert digest() == first
+    (tmp_path / provenance.MEMORY).write_text("{damaged")
+    provenance._remembered.cache_clear()
+    assert digest() == first
 
 
 @pytest.mark.parametrize(
@@ -59,7 +72,7 @@ def test_a_settings_key_that_no_line_reads_is_left_out() -> None:
 @pytest.fixture(autouse=True)
 def _fresh_caches() -> None:
     provenance._closure.cache_clear()
-    provenance._source.cache_clear()
+    provenance._remembered.cache_clear()
 
 
 def test_every_rule_s_own_code_is_in_its_digest() -> None:

@@ -6,15 +6,20 @@ formatting and plumbing (logging, job binding, file helpers) are not part of the
 
 import ast
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ghosttrack import files
+
 PACKAGE = Path(__file__).resolve().parent
 SCRIPTS = PACKAGE.parent
 # Modules that decide how a job runs and talks, never what it computes.
 PLUMBING = frozenset({"job", "files", "settings", "progress", "errors", "provenance", "launch", "plan"})
+# Parsed sources of an earlier process, by name, size and date.
+MEMORY = Path(".snakemake") / "ghosttrack_sources.json"
 # Packages whose version may change a result; recorded beside it.
 LIBRARIES = ("torch", "transformers", "zarr", "numcodecs", "numpy", "scipy", "pandas", "scikit-learn", "snakemake")
 
@@ -94,8 +99,46 @@ def _module_files(imports: tuple[str, ...]) -> Iterator[Path]:
                 yield place / "__init__.py"
 
 
-@cache
 def _source(path: Path) -> Source:
+    known = _remembered(Path.cwd() / MEMORY)
+    if (key := _key(path)) not in known:
+        known[key] = _parse(path)
+    return known[key]
+
+
+def _key(path: Path) -> str:
+    stat = path.stat()
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@cache
+def _remembered(memory: Path) -> dict[str, Source]:
+    """Sources that an earlier process parsed: a Slurm job reads the Snakefile twice, and parsing takes half a second."""
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))
+        return {
+            key: Source(digest, frozenset(names), tuple(imports)) for key, (digest, names, imports) in found.items()
+        }
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def remember() -> None:
+    """Keep what was parsed for the next process that starts in this folder; a folder that cannot be written is left alone."""
+    memory = Path.cwd() / MEMORY
+    known = _remembered(memory)
+    try:
+        places = {key: Path(key.rsplit(" ", 2)[0]) for key in known}
+        present = {key: known[key] for key, place in places.items() if place.exists() and key == _key(place)}
+        content = {key: (each.digest, sorted(each.names), each.imports) for key, each in sorted(present.items())}
+        if not memory.exists() or json.loads(memory.read_text(encoding="utf-8")).keys() != content.keys():
+            with files.atomic_write(memory) as stream:
+                json.dump(content, stream)
+    except (OSError, ValueError):
+        return
+
+
+def _parse(path: Path) -> Source:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names: set[str] = set()
     imports: list[str] = []
