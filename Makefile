@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 GPUS := $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU); [ "$${n:-0}" -gt 0 ] && echo $$n || getconf _NPROCESSORS_ONLN)
 export PYTHONPATH := workflow_scripts
 
-.PHONY: run dry-run test check docs clean
+.PHONY: run dry-run test check docs env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.launch --profile profiles/local --resources gpu=$(GPUS) $(ARGS)
@@ -28,6 +28,8 @@ check: $(READY) ## lint, format, types, schema
 
 docs: $(READY) ## write the generated parts of the documentation
 	$(BIN)/python -m ghosttrack.manual
+
+env: $(READY) ## only the environment, e.g. on a cluster's login node
 
 clean: ## remove the environment and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

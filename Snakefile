@@ -12,6 +12,10 @@ include: "rules/evaluate.smk"
 include: "rules/develop.smk"
 
 
+onsuccess:
+    sys.stderr.writelines(f"Report: {path}\n" for path in reports(None) if Path(path).exists())
+
+
 # The digests of the rules' code, for the next process that reads this file.
 provenance.remember()
 
@@ -29,9 +33,11 @@ rule all:
     default_target: True
     input:
         reports,
-        collect("results/{model}/evaluation/checks.json", model=MODELS),
-        sae_files("quality.json"),
+        all_tracks,
         strict_checks,
+        collect(rules.draw_figures.output.figures, model=MODELS),
+        sae_files("quality.json"),
+        sae_files("history.csv"),
         comparison,
 
 

@@ -65,6 +65,8 @@ def chosen_settings(wildcards):
     """Param function: every setting that is not at its default, for the record in the report."""
     found = SETTINGS[wildcards.model]
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude={"source", "model_path"})
+    if plan.is_local_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
+        chosen["corpus"]["source"] = Path(found.corpus.source).name
     return {"seed": found.seed, **chosen}
 
 
@@ -75,6 +77,13 @@ source_digest = provenance.source_digest
 def scaled(base):
     """Resource function: grows with every attempt."""
     return lambda wildcards, attempt: base * attempt
+
+
+def detector_memory(wildcards, attempt):
+    """Resource function: raw activations, codes and residuals of 2,000 texts in all layers, twice, in fp32."""
+    settings = SETTINGS[wildcards.model]
+    numbers = 2000 * len(settings.layers) * 2 * (settings.sae.d_sae + 2 * settings.dimensions.d_model)
+    return (1500 + 4 * numbers // 10**6) * attempt
 
 
 def shrinking(base):

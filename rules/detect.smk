@@ -53,7 +53,7 @@ rule train_detectors:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=scaled(3000),
+        mem_mb=detector_memory,
         runtime=scaled(120),
     params:
         layers=property_of("layers"),

@@ -26,6 +26,7 @@ rule evaluate_detectors:
         mem_mb=scaled(2000),
         runtime=scaled(60),
     params:
+        datasets=property_of("datasets"),
         controls=control_datasets,
         variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
         evaluation=settings_of("evaluation", "evaluate_detectors"),
@@ -64,6 +65,7 @@ rule check_claims:
 rule draw_figures:
     """Draw the figures of one model's run."""
     input:
+        checks="results/{model}/evaluation/checks.json",
         metrics="results/{model}/evaluation/metrics.csv",
         curves="results/{model}/evaluation/curves.csv",
         calibration="results/{model}/evaluation/calibration.csv",
@@ -100,6 +102,7 @@ rule draw_figures:
 rule write_report:
     """Write the report: one self-contained page, verdict first."""
     input:
+        checks="results/{model}/evaluation/checks.json",
         metrics="results/{model}/evaluation/metrics.csv",
         ledger="results/{model}/evaluation/ledger.csv",
         leak_audit="results/{model}/evaluation/leak_audit.csv",

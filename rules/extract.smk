@@ -36,8 +36,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             runtime=scaled(120),
             batch=shrinking(16),
         params:
-            layers=LAYERS,
-            activations=provenance.used_settings("extract_activations", SETTINGS[MODEL].activations.model_dump()),
+            site=SETTINGS[MODEL].activations.site,
             contexts_per_shard=SETTINGS[MODEL].contexts_per_shard,
             state=f"results/{MODEL}/state/extract_activations/wave_{WAVE:02d}_shard_{{shard}}",
             code=source_digest("extract_activations"),
@@ -73,8 +72,7 @@ for MODEL in MODELS:
             runtime=scaled(60),
             batch=shrinking(16),
         params:
-            layers=SETTINGS[MODEL].layers,
-            activations=provenance.used_settings("extract_heldout", SETTINGS[MODEL].activations.model_dump()),
+            site=SETTINGS[MODEL].activations.site,
             code=source_digest("extract_heldout"),
         message:
             f"Extracting held-out activations of {MODEL} (GPUs: {{resources.gpu}})"
@@ -110,8 +108,7 @@ for MODEL in MODELS:
             runtime=scaled(60),
             batch=shrinking(32),
         params:
-            layers=SETTINGS[MODEL].layers,
-            activations=provenance.used_settings("extract_examples", SETTINGS[MODEL].activations.model_dump()),
+            site=SETTINGS[MODEL].activations.site,
             code=source_digest("extract_examples"),
         message:
             f"Extracting activations of {MODEL} on {{wildcards.dataset}} (GPUs: {{resources.gpu}})"

@@ -18,6 +18,7 @@ rule find_neighbours:
         mem_mb=scaled(2000),
         runtime=scaled(30),
     params:
+        layers=next_layers,
         tracking=settings_of("tracking", "find_neighbours"),
         seed=settings_of("seed", "find_neighbours"),
         code=source_digest("find_neighbours"),

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.detection import audit
 from ghosttrack.detection.representations import span_mean, spans
@@ -19,9 +18,9 @@ def main(
 ) -> None:  # fmt: skip
     """Score the controls in the common folds; write their scores and the table of checks."""
     store = ActivationStore.open([embedding], [embedding_manifest])
-    where = spans(pd.read_parquet(outputs), store.rows, dataset)
+    where = spans(frames.read_parquet(outputs), store.rows, dataset)
     with threadpool_limits(threads):
-        table = pd.read_parquet(examples)
+        table = frames.read_parquet(examples)
         found = audit.run(
             table, span_mean(np.asarray(store.read()), where), dataset, control, detection, evaluation, seed
         )

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pandas as pd
-
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.evaluation.checks import check_metrics, check_quality, check_scores
 from ghosttrack.report import tables
 from ghosttrack.settings import SaeSettings
@@ -23,11 +21,11 @@ def main(
     """Read every table, raise at the first thing that cannot be, and count what was checked."""
     table = tables.read(metrics, tables.METRICS)
     ids = {
-        name: set(pd.read_parquet(path, columns=["id"])["id"].astype(str))
+        name: set(frames.read_parquet(path, columns=["id"])["id"].astype(str))
         for name, path in zip(datasets, examples, strict=True)
     }
     rows = check_metrics(metrics, table, datasets)
-    scored = sum(check_scores(path, pd.read_parquet(path), table, ids) for path in scores)
+    scored = sum(check_scores(path, frames.read_parquet(path), table, ids) for path in scores)
     for path in quality:
         check_quality(path, files.read_json(path), sae.k)
     examples_of = {name: len(found) for name, found in ids.items()}

@@ -3,10 +3,7 @@
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.report import tables
 from ghosttrack.report.figures import Inputs, draw
 
@@ -33,8 +30,10 @@ def main(
         curves=tables.read(curves, tables.CURVES),
         calibration=tables.read(calibration, tables.CALIBRATION),
         quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
-        neighbours={layer: dict(np.load(path)) for layer, path in zip(layers[:-1], neighbours, strict=True)},
-        signals={key: pd.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)},
+        neighbours={layer: frames.read_npz(path) for layer, path in zip(layers[:-1], neighbours, strict=True)},
+        signals={
+            key: frames.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)
+        },
         datasets=datasets,
     )
     draw(inputs, figures)

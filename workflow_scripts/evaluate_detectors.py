@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.evaluation import ledger as claim_ledger
 from ghosttrack.evaluation import scoreboard
 from ghosttrack.settings import EvaluationSettings
@@ -16,7 +16,7 @@ def main(
     curves: Path, controls: list[str], variants: list[str], evaluation: EvaluationSettings, seed: int,
 ) -> None:  # fmt: skip
     """Join the data sets' tables and write the tables of evaluation/; `controls` names the positive controls."""
-    table = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    table = pd.concat([frames.read_parquet(part) for part in parts], ignore_index=True)
     standings = [
         scoreboard.of_dataset(part, str(name) in controls, evaluation, seed)
         for name, part in table.groupby("dataset", sort=False)

@@ -7,12 +7,10 @@ import torch
 from ghosttrack import files, job
 from ghosttrack.activations import extraction
 from ghosttrack.inputs import corpus, models
-from ghosttrack.settings import ActivationSettings
 
 
 def main(
-    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path], layers: list[int],
-    activations: ActivationSettings, contexts_per_shard: int, shard: int, batch: int, threads: int, state: Path,
+    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path], site: extraction.Site, contexts_per_shard: int, shard: int, batch: int, threads: int, state: Path,
 ) -> None:  # fmt: skip
     """Write the stores of contexts shard x contexts_per_shard onwards; `state` keeps a second writer out."""
     torch.set_num_threads(threads)
@@ -21,9 +19,9 @@ def main(
             models.load_model(weights.parent, extraction.best_device()),
             extraction.origin(weights.parent),
             corpus.read_tokens(train, train_manifest).tokens,
-            layers,
+            [extraction.layer_of(store) for store in stores],
             [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-            site=activations.site,
+            site=site,
             batch=batch,
             first=shard * contexts_per_shard,
             count=contexts_per_shard,

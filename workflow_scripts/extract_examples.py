@@ -2,23 +2,21 @@
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.activations import example_extraction, example_tokens, extraction
 from ghosttrack.inputs import models
-from ghosttrack.settings import ActivationSettings
 
 
 def main(
     *, examples: Path, weights: Path, stores: list[Path], manifests: list[Path], embedding: Path,
-    embedding_manifest: Path, tokens: Path, outputs: Path, layers: list[int], activations: ActivationSettings,
+    embedding_manifest: Path, tokens: Path, outputs: Path, site: extraction.Site,
     dataset: str, batch: int, threads: int,
 ) -> None:  # fmt: skip
     """Write one store a layer, one of the token embedding, and the tables of tokens and outputs."""
     torch.set_num_threads(threads)
-    frame = pd.read_parquet(examples)
+    frame = frames.read_parquet(examples)
     tokenizer = models.load_tokenizer(weights.parent)
     limit = models.max_context(weights.parent / "config.json")
     encoded = example_tokens.encode(frame, tokenizer, limit, dataset)
@@ -26,10 +24,10 @@ def main(
         models.load_model(weights.parent, extraction.best_device()),
         extraction.origin(weights.parent),
         encoded,
-        layers,
+        [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.StoreFiles(embedding, embedding_manifest),
-        site=activations.site,
+        site=site,
         batch=batch,
     )
     found.tokens.insert(3, "text", [tokenizer.decode([token]) for token in found.tokens["token"]])

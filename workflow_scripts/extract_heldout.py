@@ -7,12 +7,11 @@ import torch
 from ghosttrack import job
 from ghosttrack.activations import extraction
 from ghosttrack.inputs import corpus, models
-from ghosttrack.settings import ActivationSettings
 
 
 def main(
     *, heldout: Path, heldout_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path],
-    layers: list[int], activations: ActivationSettings, batch: int, threads: int,
+    site: extraction.Site, batch: int, threads: int,
 ) -> None:  # fmt: skip
     """Write one store a layer over all held-out contexts."""
     torch.set_num_threads(threads)
@@ -20,9 +19,9 @@ def main(
         models.load_model(weights.parent, extraction.best_device()),
         extraction.origin(weights.parent),
         corpus.read_tokens(heldout, heldout_manifest).tokens,
-        layers,
+        [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        site=activations.site,
+        site=site,
         batch=batch,
     )
 

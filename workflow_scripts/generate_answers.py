@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.activations import extraction
 from ghosttrack.activations import generation as answering
 from ghosttrack.inputs import models
@@ -18,7 +17,7 @@ def main(
 ) -> None:  # fmt: skip
     """Write the judged answers as examples, and the counts of all verdicts."""
     torch.set_num_threads(threads)
-    chosen = answering.choose_questions(pd.read_parquet(questions), generation.questions, seed)
+    chosen = answering.choose_questions(frames.read_parquet(questions), generation.questions, seed)
     continuations = answering.complete(
         models.load_model(weights.parent, extraction.best_device()),
         models.load_tokenizer(weights.parent),

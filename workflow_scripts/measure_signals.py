@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.errors import UserError
 from ghosttrack.tracks import metrics
 from ghosttrack.tracks.track_table import Reader
@@ -15,7 +15,7 @@ log = logging.getLogger("ghosttrack")
 
 def main(*, tracks: Path, tracks_manifest: Path, outputs: Path, signals: Path) -> None:
     """Measure every token, average over each example's answer tokens, and say which metrics carry nothing."""
-    examples = pd.read_parquet(outputs, columns=["id", "row_start", "row_count"])
+    examples = frames.read_parquet(outputs, columns=["id", "row_start", "row_count"])
     if examples.empty:
         raise UserError(f"{outputs} has no examples: check the data set in config/datasets")
     start, count = (examples[name].to_numpy("int64") for name in ("row_start", "row_count"))

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.detection import run as detection_run
 from ghosttrack.settings import DetectionSettings
 
@@ -18,7 +17,7 @@ def main(
     """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`."""
     with threadpool_limits(threads):
         found = detection_run.train_dataset(
-            dataset, pd.read_parquet(examples), pd.read_parquet(outputs), pd.read_parquet(audited),
+            dataset, frames.read_parquet(examples), frames.read_parquet(outputs), frames.read_parquet(audited),
             detection_run.Files(stores, manifests, weights, signals), layers, variants, detection, seed,
         )  # fmt: skip
     with files.atomic_write(scores, "wb") as stream:

@@ -13,8 +13,8 @@ from ghosttrack.sae import model as sae_model
 from ghosttrack.sae.training import train, write_history
 from ghosttrack.settings import SaeSettings
 
-# A larger layer is read window by window instead of kept in memory; the order of the rows is the same.
-RESIDENT_BYTES = 4 * 2**30
+# Half of what the rule asks for. A larger layer is read window by window instead of kept in memory; the order of the rows is the same.
+RESIDENT_BYTES = 3 * 2**29
 
 
 def main(

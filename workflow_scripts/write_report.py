@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import ghosttrack
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.report import link_summary, tables
 from ghosttrack.report.page import Inputs, render
 
@@ -47,7 +45,7 @@ def main(
         settings=settings,
         datasets=datasets,
         controls=controls or [],
-        pairs=link_summary.pairs({layer: dict(np.load(path)) for layer, path in found.items()}, layers),
+        pairs=link_summary.pairs({layer: frames.read_npz(path) for layer, path in found.items()}, layers),
         version=ghosttrack.__version__,
         code=code,
     )

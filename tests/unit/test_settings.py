@@ -46,6 +46,30 @@ def test_text_from_the_command_line_is_read_as_yaml() -> None:
     assert (found.seed, found.sae.k, found.sae.learning_rate, found.layers) == (7, 32, 1e-4, [1, 2])
 
 
+def test_null_clears_a_value_from_the_command_line() -> None:
+    # Snakemake hands nested values over with text at the leaves.
+    found = one(
+        model="gpt2-small", preset="null", activations={"disk_budget_gb": "null"}, sae={"learning_rate": "2e-4"}
+    )
+    assert found.activations.disk_budget_gb is None
+    assert found.preset is None
+    assert found.sae.learning_rate == 2e-4
+
+
+def test_a_typo_in_a_model_file_is_named_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.yaml").write_text("sae: {d_sea: 2}")
+    with pytest.raises(UserError, match=r"models/m\.yaml: unknown key sae\.d_sea .did you mean sae\.d_sae"):
+        load({"model": "m"}, tmp_path)
+
+
+def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "mine.yaml").write_text("{source: file, path: nowhere.csv}")
+    with pytest.raises(UserError, match=r"mine\.yaml: path: there is no file nowhere\.csv"):
+        load_dataset("mine", tmp_path)
+
+
 def test_the_preset_of_the_original_work_sets_its_batches() -> None:
     found = load({"model": "both", "preset": "seed"}, CONFIG)
     assert [settings.sae.batch for settings in found.values()] == [256, 128]
@@ -63,6 +87,9 @@ def test_the_preset_of_the_original_work_sets_its_batches() -> None:
         ({"seed": "abc"}, "seed: 'abc' does not fit"),
         ({"tracking": {"variants": ["nope"]}}, r"tracking\.variants"),
         ({"datasets": []}, "datasets"),
+        ({"datasets": ["cities", "cities"]}, "datasets: .* names one twice"),
+        ({"sae": {"k:32": None}}, r"unknown key sae\.k:32.*space after a colon"),
+        ({"model": "gpt2-small", "model_path": "x"}, "gpt2-small is a model of its own"),
         ({"model": "both", "model_path": "x"}, "model_path: goes with one model"),
         ({"model": "../x"}, "not known"),
         ({"preset": "nope"}, "preset: 'nope' is not known"),

@@ -289,6 +289,11 @@ class Settings(Section):
                 raise ValueError(
                     f"activations.layers: {layers} must be ascending, without repeats, within 0..{self.dimensions.n_layers - 1}"
                 )
+        for key, names in (("datasets", self.datasets), ("tracking.variants", self.tracking.variants)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key}: {names} names one twice")
+        if reserved := {"all_strict", "generated"} & set(self.datasets):
+            raise ValueError(f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise")
         if self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
         return self
@@ -325,6 +330,8 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
         for_model = values.pop("per_model", {}).get(given["model"], {})
         layers += [(origin, values), (origin, for_model)]
     name = given["model"]
+    if given.get("model_path") and (root / "models" / f"{name}.yaml").exists():
+        raise UserError(f"model_path: {name} is a model of its own; give the directory another name, as model=NAME")
     if not isinstance(name, str) or not ((root / "models" / f"{name}.yaml").exists() or given.get("model_path")):
         _read_choice(root / "models", str(name), "model", also=[*MODEL_GROUPS])
     if (root / "models" / f"{name}.yaml").exists() and not given.get("model_path"):
@@ -333,9 +340,8 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     if path := given.get("model_path"):
         layers.insert(-1, ("model_path", _describe_directory(Path(str(path)))))
     for origin, values in layers:
-        for key in values:
-            if key not in known:
-                raise UserError(f"{origin}: {_unknown(key, known)}")
+        if unknown := _unknown_in(values, Settings, ""):
+            raise UserError(unknown if origin == "config" else f"{origin}: {unknown}")
         _merge(merged, values)
     try:
         settings = Settings.model_validate(merged)
@@ -350,9 +356,12 @@ def load_dataset(name: str, root: Path) -> DatasetSettings:
     """Settings of one data set from `root`/datasets/NAME.yaml; a UserError names the choices or the bad key."""
     origin, values = _read_choice(root / "datasets", name, "datasets")
     try:
-        return DatasetSettings.model_validate(values)
+        found = DatasetSettings.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
+    if found.path and not Path(found.path).is_file():
+        raise UserError(f"{origin}: path: there is no file {found.path} (it is looked for where Snakemake runs)")
+    return found
 
 
 def _read_choice(folder: Path, name: str, key: str, also: list[str] | None = None) -> tuple[str, dict[str, Any]]:
@@ -403,9 +412,17 @@ def _describe_directory(path: Path) -> dict[str, Any]:
     }
 
 
+# Keys whose text stays text: a data set or a folder may be called 2024 or no.
+_TEXT = ("model", "model_path", "preset", "corpus.source", "corpus.text_column", "source.id", "source.revision")
+
+
 def _lenient(key: str, value: Any) -> Any:
     """Read text from the command line as YAML where the key does not hold text."""
-    if isinstance(value, str) and key not in ("model", "model_path", "preset"):
+    if isinstance(value, Mapping):
+        return {inner: _lenient(f"{key}.{inner}", each) for inner, each in value.items()}
+    if isinstance(value, str) and key in _TEXT:
+        return None if value in ("null", "None") else value
+    if isinstance(value, str):
         try:
             return yaml.safe_load(value)
         except yaml.YAMLError:
@@ -419,6 +436,18 @@ def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
             _merge(base[key], value)
         else:
             base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _unknown_in(values: Mapping[str, Any], section: type[BaseModel], prefix: str) -> str:
+    """The first key, at any depth, that the settings do not know; "" if there is none."""
+    for key, value in values.items():
+        if key not in section.model_fields:
+            hint = " (is there no space after a colon?)" if ":" in str(key) else ""
+            return _unknown(str(key), list(section.model_fields), prefix) + hint
+        inner = _section_type(section.model_fields[key].annotation)
+        if inner is not None and isinstance(value, Mapping) and (found := _unknown_in(value, inner, f"{prefix}{key}.")):
+            return found
+    return ""
 
 
 def _unknown(key: str, known: list[str], section: str = "") -> str:

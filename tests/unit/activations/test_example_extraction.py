@@ -219,18 +219,18 @@ def test_logits_that_the_model_changes_behind_its_head_are_refused_or_known(
 
 def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: Any, examples: pd.DataFrame) -> None:
     import extract_examples
-    from ghosttrack.settings import ActivationSettings
 
     small_models.save(small_models.make_model("gpt2"), tokenizer, tmp_path / "model")
     examples.to_parquet(tmp_path / "examples.parquet")
     extract_examples.main(
         examples=tmp_path / "examples.parquet", weights=tmp_path / "model" / "model.safetensors",
-        stores=[tmp_path / "1.zarr"], manifests=[tmp_path / "1.json"], embedding=tmp_path / "e.zarr",
+        stores=[tmp_path / "layer_01.zarr"], manifests=[tmp_path / "layer_01.json"], embedding=tmp_path / "e.zarr",
         embedding_manifest=tmp_path / "e.json", tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
-        layers=[1], activations=ActivationSettings(), dataset="x", batch=2, threads=1,
+        site="resid_post", dataset="x", batch=2, threads=1,
     )  # fmt: skip
     tokens, outputs = pd.read_parquet(tmp_path / "tokens.parquet"), pd.read_parquet(tmp_path / "outputs.parquet")
-    store = ActivationStore.open([tmp_path / "1.zarr"], [tmp_path / "1.json"])
+    store = ActivationStore.open([tmp_path / "layer_01.zarr"], [tmp_path / "layer_01.json"])
+    assert store.layer == 1
     assert store.rows == len(tokens) == outputs["row_count"].sum()
     assert tokens.columns.tolist() == ["example", "position", "token", "text", "logprob", "entropy", "margin", "rank"]
     assert outputs["id"].tolist() == examples["id"].tolist()

@@ -39,7 +39,8 @@ def tokens() -> npt.NDArray[np.int32]:
 
 
 def targets(folder: Path, layers: Sequence[int], shard: int = 0) -> list[StoreFiles]:
-    return [StoreFiles(folder / f"{layer}_{shard}.zarr", folder / f"{layer}_{shard}.json") for layer in layers]
+    names = [folder / f"layer_{layer:02d}" / f"shard_{shard:04d}" for layer in layers]
+    return [StoreFiles(name.with_suffix(".zarr"), name.with_suffix(".json")) for name in names]
 
 
 def extract(
@@ -158,7 +159,7 @@ def test_a_model_with_damaged_weights_publishes_nothing(
     model.get_input_embeddings().weight[tokens[4, 5]] = torch.nan
     with pytest.raises(UserError, match=r"resid_post of layer 0: row \d+ holds NaN"):
         extract(tmp_path, model, tokens, [0, 1])
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("layers", [[], [0, 4], [1, 0], [-1]])
@@ -186,13 +187,11 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
     import extract_activations
     import extract_heldout
     from ghosttrack.inputs import corpus
-    from ghosttrack.settings import ActivationSettings
 
     monkeypatch.setattr(corpus, "read_tokens", lambda *_: corpus.Tokens(tokens, tokens, {}))
     small_models.save(small_models.make_model("llama"), small_models.make_tokenizer(), tmp_path / "model")
     common: dict[str, Any] = {
-        "weights": tmp_path / "model" / "model.safetensors", "layers": [0, 2], "activations": ActivationSettings(),
-        "batch": 2, "threads": 1,
+        "weights": tmp_path / "model" / "model.safetensors", "site": "resid_post", "batch": 2, "threads": 1,
     }  # fmt: skip
     made = [targets(tmp_path / "train", [0, 2], shard) for shard in (0, 1)]
     for shard in (0, 1):

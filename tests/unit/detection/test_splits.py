@@ -72,6 +72,7 @@ def test_too_few_groups_of_a_class_are_refused_with_the_numbers() -> None:
     labels, units = np.array([1] * 37 + [0] * 3), np.array([f"g{row}" for row in range(40)], dtype=object)
     reason = splits.refusal(labels, units, 5)
     assert reason == "3 of 40 texts are true, in 3 groups: 10 groups are needed for 5 folds"
+    assert "14 groups are needed for 5 folds with 10 inner ones" in splits.refusal(labels, units, 5, 10)
     assert not splits.refusal(*blocks(10), 5)
 
 
@@ -81,6 +82,8 @@ def test_a_sample_takes_whole_units_up_to_its_limit() -> None:
     assert chosen.sum() == 48
     assert all(chosen[units == unit].all() for unit in set(units[chosen]))
     assert splits.sample_units(units, None, seed=0).all()
+    with pytest.raises(UserError, match=r"detection\.max_statements: 1 is below the size of a group"):
+        splits.sample_units(units, 1, seed=0)
 
 
 def test_near_duplicates_ignore_order_case_and_articles() -> None:

@@ -34,7 +34,9 @@ def encode(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> 
     """
     prefix = models.separator(tokenizer)
     texts = examples["text"].tolist()
-    coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    coded = tokenizer(
+        texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=True
+    )
     result = []
     for name, text, start, end, ids, offsets in zip(
         examples["id"], texts, examples["answer_start"], examples["answer_end"],

@@ -109,6 +109,12 @@ def tokens_sha256(tokens: npt.NDArray[np.int32]) -> str:
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()
 
 
+def layer_of(store: Path) -> int:
+    """Layer that a store's path names, as in layer_07.zarr or layer_07/shard_0000.zarr."""
+    named = [part for part in store.with_suffix("").parts if part.startswith("layer_")]
+    return int(named[-1].removeprefix("layer_"))
+
+
 def extract_contexts(
     model: Any, made_by: Origin, tokens: npt.NDArray[np.int32], layers: Sequence[int], targets: Sequence[StoreFiles], *,
     site: Site, batch: int, first: int = 0, count: int | None = None,

@@ -52,7 +52,8 @@ def complete(
 
     prefix = models.separator(tokenizer)
     limit = models.max_context(model.config.to_dict())
-    coded = [[prefix, *ids] for ids in tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]]
+    ids_of = tokenizer(list(prompts), add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
+    coded = [[prefix, *ids] for ids in ids_of]
     longest = max(map(len, coded), default=0)
     if longest + max_new_tokens > limit:
         raise UserError(

@@ -195,7 +195,7 @@ def _require_cover(parts: Sequence[_Part]) -> None:
         if part.start < end and before is not None:
             raise UserError(
                 f"{before.store} and {part.store} both hold row {part.start}, expected every row once: delete both "
-                f"with their manifests ({before.manifest}, {part.manifest}) and run again; only their jobs are repeated"
+                f"with their manifests ({before.manifest}, {part.manifest}) and run again; their jobs are repeated, and what was trained on them"
             )
         if part.start > end:
             raise UserError(f"no store holds rows {end}..{part.start - 1}, before {part.store}: run again to make it")
@@ -238,4 +238,4 @@ def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
 
 
 def _remedy(store: Path, manifest: Path) -> str:
-    return f"delete {store} and {manifest} and run again: only their job is repeated"
+    return f"delete {store} and {manifest} and run again: its job is repeated, and what was trained on its layers"

@@ -44,7 +44,7 @@ def run(
     examples, units, embedding = examples[chosen].reset_index(drop=True), units[chosen], embedding[chosen]
     examples = examples.assign(dataset=dataset, group=units)
     labels = examples["label"].to_numpy(dtype=np.int64)
-    reason = splits.refusal(labels, units, detection.folds)
+    reason = splits.refusal(labels, units, detection.folds, detection.inner_folds)
     scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
     fold = np.full(len(labels), -1, dtype=np.int64)
     if not reason:

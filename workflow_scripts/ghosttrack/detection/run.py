@@ -79,7 +79,7 @@ def read_inputs(
     layers: Sequence[int], variants: Sequence[str],
 ) -> Inputs:  # fmt: skip
     """Pool the activations of every layer and read the metrics, for the examples `rows`, in that order."""
-    from ghosttrack import sae
+    from ghosttrack import frames, sae
     from ghosttrack.activations.reader import ActivationStore
 
     blocks: dict[int, LayerBlocks] = {}
@@ -90,6 +90,6 @@ def read_inputs(
         blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
     metrics = {}
     for variant, path in zip(variants, paths.signals, strict=True):
-        table = detectors.read_metrics(pd.read_parquet(path), list(examples["id"]), str(path))
+        table = detectors.read_metrics(frames.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
     return Inputs(output_features(outputs.iloc[rows].reset_index(drop=True)), blocks, metrics)

@@ -60,16 +60,23 @@ def sample_units(units: Names, limit: int | None, seed: int) -> NDArray[np.bool_
     names, code, size = np.unique(units.astype(str), return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
     kept = order[np.cumsum(size[order]) <= limit]
+    if not len(kept):
+        raise UserError(
+            f"detection.max_statements: {limit} is below the size of a group ({size.max()} texts); raise it"
+        )
     return np.isin(code, kept)
 
 
-def refusal(labels: Ints, units: Names, folds: int) -> str:
-    """Why `folds` folds cannot be made of these rows, or "": each class needs two units per fold."""
+def refusal(labels: Ints, units: Names, folds: int, inner_folds: int = 2) -> str:
+    """Why these folds cannot be made of these rows, or "": each class needs two units per outer fold, and one per inner fold."""
+    # What is left after one outer fold, which may hold one unit more than its share.
+    inner = -(-inner_folds * folds // (folds - 1)) + 1
+    within = f" with {inner_folds} inner ones" if inner > GROUPS_PER_FOLD * folds else ""
     for label, name in ((0, "true"), (1, "hallucinated")):
-        found, needed = len(set(units[labels == label])), GROUPS_PER_FOLD * folds
+        found, needed = len(set(units[labels == label])), max(GROUPS_PER_FOLD * folds, inner)
         if found < needed:
             rows = int((labels == label).sum())
-            return f"{rows} of {len(labels)} texts are {name}, in {found} groups: {needed} groups are needed for {folds} folds"
+            return f"{rows} of {len(labels)} texts are {name}, in {found} groups: {needed} groups are needed for {folds} folds{within}"
     return ""
 
 

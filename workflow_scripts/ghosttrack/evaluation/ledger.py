@@ -16,6 +16,8 @@ from ghosttrack.settings import EvaluationSettings
 
 # The claim that the whole project stands on.
 HEADLINE = "the detector beats its best control"
+# Controls that are trained like the detector itself, on the model's outputs or on raw activations.
+TRAINED_CONTROLS = ("output_regression", "raw_probe", "raw_probe_all")
 COLUMNS = (*tables.LEDGER, "p", "reason")
 
 
@@ -31,7 +33,7 @@ def claims(variants: Sequence[str]) -> list[Claim]:
     """What is claimed in every scope; `variants` are the tracker and its nulls."""
     default = detectors.DEFAULT
     found = [
-        Claim(HEADLINE, default, controls.SINGLE),
+        Claim(HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
         Claim("the detector beats a regression on all output features", default, ("output_regression",)),
         Claim("the detector beats probes on raw activations", default, ("raw_probe_all",)),
         Claim("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),

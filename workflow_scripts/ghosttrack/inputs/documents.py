@@ -25,7 +25,7 @@ _FILES = (".txt", ".jsonl", ".parquet")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
 # A level-one heading of WikiText: " = Title = ".
 _TITLE = re.compile(r"^\s*= [^=].* =\s*$")
-_INSTEAD = "without the hub use corpus={source: embedded} or a local .txt, .jsonl or .parquet file"
+_INSTEAD = "without the hub use --config 'corpus={source: embedded}' or a local .txt, .jsonl or .parquet file"
 # Rows that are read from parquet at a time.
 _ROWS = 1024
 

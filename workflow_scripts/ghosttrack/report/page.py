@@ -95,6 +95,7 @@ def render(inputs: Inputs) -> str:
     return page(
         "report.html",
         model=inputs.model,
+        random_weights=inputs.source.get("kind") == "random",
         version=inputs.version,
         contents=CONTENTS,
         verdict=Verdict.of(inputs.ledger, kinds),

@@ -3,7 +3,7 @@
 from ghosttrack.report import tables
 
 MEANINGS = {
-    tables.DETECTOR: "default detector: output features, SAE code and SAE residual, stacked",
+    tables.DETECTOR: "default detector: output features with probes on raw activations, SAE code and SAE residual, stacked",
     "ghosttrack.without_sae": "the same detector without anything from the SAEs",
     "ghosttrack.with_metrics": "the same detector with the tracking metrics added",
     "answer_logprob_sum": "log-probability the model gives the answer, summed over its tokens",
@@ -12,6 +12,7 @@ MEANINGS = {
     "entropy": "entropy of the model's next-token predictions over the answer",
     "margin": "lead of the likeliest token over the second",
     "length": "length of the text: a control",
+    "answer_only": "words of the answer alone (TF-IDF), no model: a control",
     tables.TEXT_ONLY: "word and character counts (TF-IDF), no model: a control",
     "question_only": "the question without its answer: a control",
     tables.LEAK_CONTROL: "probe on token embeddings, before any computation: a control",

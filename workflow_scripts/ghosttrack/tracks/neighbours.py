@@ -1,6 +1,7 @@
 """Which features of two layers mean the same: decoder neighbours, and the gate that chance sets."""
 
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -159,7 +160,7 @@ def load_links(path: Path, *, permuted: bool) -> LayerLinks:
             skip = _stored_links(stored, SKIP, permuted) if len(layers) > 2 else None
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run again, rule find_neighbours remakes it") from None
-    except (ValueError, KeyError, EOFError, OSError) as error:
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a neighbour file ({error}): delete it and run again") from None
     return LayerLinks([int(layer) for layer in layers], adjacent, skip)
 
