@@ -137,6 +137,28 @@ def test_a_tracking_setting_reruns_no_training(house_to_change: Path) -> None:
     assert not [name for name in counts if name.startswith(EXPENSIVE)]
 
 
+def test_a_data_set_taken_out_is_taken_out_of_the_means(house_to_change: Path) -> None:
+    result = snakemake(house_to_change, *RUN, "datasets=[capitals,element_symbol]", "-n")
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["evaluate_detectors"] == 1
+    assert not [name for name in counts if name.startswith((*EXPENSIVE, "track", "audit", "train"))]
+
+
+def test_another_disk_budget_reruns_nothing(house_to_change: Path) -> None:
+    result = snakemake(house_to_change, *RUN, "activations={disk_budget_gb: 0.0022}", "-n")
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_a_lost_figure_or_table_is_made_again(house_to_change: Path) -> None:
+    shutil.rmtree(house_to_change / "results" / MODEL / "figures")
+    shutil.rmtree(house_to_change / "results" / MODEL / "tracks")
+    counts = planned(house_to_change)
+    assert counts["draw_figures"] == 1
+    assert counts["track_features"] == 9
+    assert not [name for name in counts if name.startswith(EXPENSIVE)]
+
+
 def test_a_lost_sae_is_trained_again_alone(house_to_change: Path) -> None:
     shutil.rmtree(house_to_change / "results" / MODEL / "saes" / "layer_02")
     counts = planned(house_to_change)
