@@ -1,8 +1,12 @@
 # rules/common.smk -- settings, names and helpers of all phases. No rules.
+import gc
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+
+# Planning makes many small objects that live to the end; looking for garbage among them takes a sixth of a dry run.
+gc.set_threshold(200_000, 100, 100)
 
 # current_basedir, not basedir: the helpers are found when another workflow includes this one as a module.
 HOME = Path(str(workflow.current_basedir)).parent

@@ -33,8 +33,8 @@ def test_training_and_extraction_ask_for_a_gpu_and_nothing_else_does(house: Path
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Job ")]
     with_gpu = {line.split(": ", 1)[1].split(" of ")[0].split(" gpt2")[0] for line in lines if "(GPUs: 1)" in line}
     assert with_gpu == {"Extracting activations", "Extracting held-out activations", "Letting", "Training the SAE"}
-    # Eight waves of ten shards, the held-out text, eleven data sets, the questions, 24 SAEs.
-    assert sum("(GPUs: 1)" in line for line in lines) == 80 + 1 + 11 + 1 + 24
+    # Eight waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs.
+    assert sum("(GPUs: 1)" in line for line in lines) == 80 + 1 + 9 + 1 + 24
 
 
 def test_the_disk_budget_splits_medium_into_waves_of_three_layers(house: Path) -> None:

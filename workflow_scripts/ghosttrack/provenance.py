@@ -138,6 +138,10 @@ def remember() -> None:
         return
 
 
+_NAMED = (ast.arg, ast.keyword)
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def _parse(path: Path) -> Source:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names: set[str] = set()
@@ -145,13 +149,13 @@ def _parse(path: Path) -> Source:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             names.add(node.attr)
-        elif isinstance(node, ast.arg | ast.keyword) and node.arg:
-            names.add(node.arg)
+        elif isinstance(node, _NAMED):
+            names.add(node.arg or "")
         elif isinstance(node, ast.Import):
             imports += [item.name for item in node.names if item.name.split(".")[0] == "ghosttrack"]
         elif isinstance(node, ast.ImportFrom):
             imports += _imported(node, path)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        elif isinstance(node, _DOCUMENTED):
             _drop_docstring(node)
     return Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(names), tuple(sorted(set(imports))))
 

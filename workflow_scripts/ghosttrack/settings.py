@@ -136,9 +136,9 @@ class TrackingSettings(Section):
         4, ge=1, description="Detections down to rank top_k x rescue may continue a track but not start one."
     )
     variants: list[Literal["default", "permuted", "random", "shuffled", "untracked"]] = Field(
-        ["default", "random", "untracked"],
+        ["default", "untracked"],
         min_length=1,
-        description="The tracker and its nulls: permuted decoders, random links of equal number, shuffled layers, no links.",
+        description="The tracker and its nulls: permuted decoders, random links of equal number, shuffled layers, no links (untracked: what do links add?).",
     )
 
 
