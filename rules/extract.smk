@@ -38,7 +38,6 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         params:
             site=SETTINGS[MODEL].activations.site,
             contexts_per_shard=SETTINGS[MODEL].contexts_per_shard,
-            state=f"results/{MODEL}/state/extract_activations/wave_{WAVE:02d}_shard_{{shard}}",
             code=source_digest("extract_activations"),
         message:
             f"Extracting activations of {MODEL}, wave {WAVE}, shard {{wildcards.shard}} (GPUs: {{resources.gpu}})"

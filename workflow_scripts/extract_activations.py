@@ -4,28 +4,27 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack import files, job
+from ghosttrack import job
 from ghosttrack.activations import extraction
 from ghosttrack.inputs import corpus, models
 
 
 def main(
-    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path], site: extraction.Site, contexts_per_shard: int, shard: int, batch: int, threads: int, state: Path,
+    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path], site: extraction.Site, contexts_per_shard: int, shard: int, batch: int, threads: int,
 ) -> None:  # fmt: skip
-    """Write the stores of contexts shard x contexts_per_shard onwards; `state` keeps a second writer out."""
+    """Write the stores of contexts shard x contexts_per_shard onwards; each store keeps a second writer out."""
     torch.set_num_threads(threads)
-    with files.lock(state):
-        extraction.extract_contexts(
-            models.load_model(weights.parent, extraction.best_device()),
-            extraction.origin(weights.parent),
-            corpus.read_tokens(train, train_manifest).tokens,
-            [extraction.layer_of(store) for store in stores],
-            [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-            site=site,
-            batch=batch,
-            first=shard * contexts_per_shard,
-            count=contexts_per_shard,
-        )
+    extraction.extract_contexts(
+        models.load_model(weights.parent, extraction.best_device()),
+        extraction.origin(weights.parent),
+        corpus.read_tokens(train, train_manifest).tokens,
+        [extraction.layer_of(store) for store in stores],
+        [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
+        site=site,
+        batch=batch,
+        first=shard * contexts_per_shard,
+        count=contexts_per_shard,
+    )
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
         stores, manifests = [one.store for one in made[shard]], [one.manifest for one in made[shard]]
         extract_activations.main(
             train=tmp_path, train_manifest=tmp_path, stores=stores, manifests=manifests, contexts_per_shard=4,
-            shard=shard, state=tmp_path / "state", **common,
+            shard=shard, **common,
         )  # fmt: skip
     heldout = targets(tmp_path / "heldout", [0, 2])
     stores, manifests = [one.store for one in heldout], [one.manifest for one in heldout]
