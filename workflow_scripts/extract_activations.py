@@ -10,7 +10,8 @@ from ghosttrack.inputs import corpus, models
 
 
 def main(
-    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path], site: extraction.Site, contexts_per_shard: int, shard: int, batch: int, threads: int,
+    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path],
+    site: extraction.Site, contexts_per_shard: int, shard: int, batch: int, threads: int,
 ) -> None:  # fmt: skip
     """Write the stores of contexts shard x contexts_per_shard onwards; each store keeps a second writer out."""
     torch.set_num_threads(threads)
