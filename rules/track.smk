@@ -28,58 +28,82 @@ rule find_neighbours:
         "../workflow_scripts/find_neighbours.py"
 
 
-rule track_features:
-    """Follow the features of every answer token across layers."""
-    input:
-        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        neighbours=neighbour_files,
-    output:
-        tracks=directory("results/{model}/tracks/{dataset}.{variant}.zarr"),
-        tracks_manifest="results/{model}/tracks/{dataset}.{variant}.json",
-    log:
-        "results/{model}/logs/track_features/{dataset}.{variant}.log",
-    benchmark:
-        "results/{model}/benchmarks/track_features/{dataset}.{variant}.tsv"
-    conda:
-        "../envs/torch.yaml"
-    threads: 1
-    resources:
-        mem_mb=scaled(2000),
-        runtime=scaled(60),
-    params:
-        layers=property_of("layers"),
-        tracking=settings_of("tracking", "track_features"),
-        seed=settings_of("seed", "track_features"),
-        code=source_digest("track_features"),
-    message:
-        "Tracking features of {wildcards.model} on {wildcards.dataset} ({wildcards.variant})"
-    script:
-        "../workflow_scripts/track_features.py"
+# Tracker and nulls read the same activations, so one job makes them all; which ones, is a setting of the model.
+for MODEL in MODELS:
 
+    rule:
+        """Follow the features of every answer token across layers: the tracker, and each of its nulls."""
+        name:
+            f"track_features_{MODEL.replace('-', '_')}"
+        input:
+            stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+            manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
+            weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+            neighbours=neighbour_files,
+        output:
+            tracks=[
+                directory(f"results/{{model}}/tracks/{{dataset}}.{variant}.zarr")
+                for variant in SETTINGS[MODEL].tracking.variants
+            ],
+            tracks_manifests=[
+                f"results/{{model}}/tracks/{{dataset}}.{variant}.json" for variant in SETTINGS[MODEL].tracking.variants
+            ],
+        log:
+            "results/{model}/logs/track_features/{dataset}.log",
+        benchmark:
+            "results/{model}/benchmarks/track_features/{dataset}.tsv"
+        wildcard_constraints:
+            model=MODEL,
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        resources:
+            mem_mb=scaled(2000),
+            runtime=scaled(60),
+        params:
+            layers=property_of("layers"),
+            variants=SETTINGS[MODEL].tracking.variants,
+            tracking=settings_of("tracking", "track_features"),
+            seed=settings_of("seed", "track_features"),
+            code=source_digest("track_features"),
+        message:
+            "Tracking features of {wildcards.model} on {wildcards.dataset}"
+        script:
+            "../workflow_scripts/track_features.py"
 
-rule measure_signals:
-    """Turn the tracks of one data set into metrics, one row per example."""
-    input:
-        tracks="results/{model}/tracks/{dataset}.{variant}.zarr",
-        tracks_manifest="results/{model}/tracks/{dataset}.{variant}.json",
-        outputs="results/{model}/examples/{dataset}/outputs.parquet",
-    output:
-        signals="results/{model}/signals/{dataset}.{variant}.parquet",
-    log:
-        "results/{model}/logs/measure_signals/{dataset}.{variant}.log",
-    benchmark:
-        "results/{model}/benchmarks/measure_signals/{dataset}.{variant}.tsv"
-    conda:
-        "../envs/analysis.yaml"
-    threads: 1
-    resources:
-        mem_mb=scaled(1000),
-        runtime=scaled(30),
-    params:
-        code=source_digest("measure_signals"),
-    message:
-        "Measuring the tracks of {wildcards.model} on {wildcards.dataset} ({wildcards.variant})"
-    script:
-        "../workflow_scripts/measure_signals.py"
+    rule:
+        """Turn the tracks of one data set into metrics, one row per example."""
+        name:
+            f"measure_signals_{MODEL.replace('-', '_')}"
+        input:
+            tracks=[
+                f"results/{{model}}/tracks/{{dataset}}.{variant}.zarr" for variant in SETTINGS[MODEL].tracking.variants
+            ],
+            tracks_manifests=[
+                f"results/{{model}}/tracks/{{dataset}}.{variant}.json" for variant in SETTINGS[MODEL].tracking.variants
+            ],
+            outputs="results/{model}/examples/{dataset}/outputs.parquet",
+        output:
+            signals=[
+                f"results/{{model}}/signals/{{dataset}}.{variant}.parquet"
+                for variant in SETTINGS[MODEL].tracking.variants
+            ],
+        log:
+            "results/{model}/logs/measure_signals/{dataset}.log",
+        benchmark:
+            "results/{model}/benchmarks/measure_signals/{dataset}.tsv"
+        wildcard_constraints:
+            model=MODEL,
+        conda:
+            "../envs/analysis.yaml"
+        threads: 1
+        resources:
+            mem_mb=scaled(1000),
+            runtime=scaled(30),
+        params:
+            variants=SETTINGS[MODEL].tracking.variants,
+            code=source_digest("measure_signals"),
+        message:
+            "Measuring the tracks of {wildcards.model} on {wildcards.dataset}"
+        script:
+            "../workflow_scripts/measure_signals.py"

@@ -1,7 +1,9 @@
-"""Follow the features of every answer token across layers."""
+"""Follow the features of every answer token across layers: the tracker, and each of its nulls."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,37 +22,44 @@ def main(
     manifests: list[Path],
     weights: list[Path],
     neighbours: list[Path],
-    tracks: Path,
-    tracks_manifest: Path,
+    tracks: list[Path],
+    tracks_manifests: list[Path],
     layers: list[int],
+    variants: list[str],
     tracking: TrackingSettings,
-    variant: str,
     seed: int,
     threads: int,
 ) -> None:
-    """Encode the answer tokens, link their features by the variant's rule, and write the tracks.
+    """Encode the answer tokens, link their features by each variant's rule, and write the tracks.
 
-    `stores`, `manifests` and `weights` go with `layers`, `neighbours` with all of them but the last.
+    `stores`, `manifests` and `weights` go with `layers`, `neighbours` with all of them but the last;
+    `tracks` and `tracks_manifests` go with `variants`.
     """
     torch.set_num_threads(threads)
-    saes = track_run.load_saes(weights, variant)
+    saes = track_run.load_saes(weights, variants)
     opened = [ActivationStore.open([store], [manifest]) for store, manifest in zip(stores, manifests, strict=True)]
-    plan = track_run.plan_links(
-        variant, layers, neighbours, saes, count=tracking.neighbours, quantile=tracking.gate_quantile, seed=seed
-    )
     options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
-    about = track_run.track(opened, saes, layers, plan, options, variant, seed, tracks)
-    about["seed"] = seed
-    about["inputs_sha256"] = track_run.input_digests(manifests=manifests, weights=weights, neighbours=neighbours)
-    files.write_json(tracks_manifest, about)
-    counts = about["counts"]
+    digests = track_run.input_digests(manifests=manifests, weights=weights, neighbours=neighbours)
+    for variant, directory, manifest in zip(variants, tracks, tracks_manifests, strict=True):
+        plan = track_run.plan_links(
+            variant, layers, neighbours, saes, count=tracking.neighbours, quantile=tracking.gate_quantile, seed=seed
+        )
+        about = track_run.track(opened, saes, layers, plan, options, variant, seed, directory)
+        files.write_json(manifest, {**about, "seed": seed, "inputs_sha256": digests})
+        tell(variant, about["counts"])
+
+
+def tell(variant: str, counts: Mapping[str, Any]) -> None:
+    """Put a variant's counts, as the manifest holds them, into the log."""
+    tokens = max(counts["tracked_tokens"], 1)
     log.info(
-        "%d tokens, %.1f links per token (%.1f coasted), %.1f of %.1f detections rescued, %d of %d candidates needed the solver",
+        "%s: %d tokens, %.1f links per token (%.1f coasted), %.1f of %.1f detections rescued, %d of %d candidates needed the solver",
+        variant,
         counts["tracked_tokens"],
-        (sum(counts["adjacent"]) + sum(counts["coasted"])) / max(counts["tracked_tokens"], 1),
-        sum(counts["coasted"]) / max(counts["tracked_tokens"], 1),
-        sum(counts["rescued"]) / max(counts["tracked_tokens"], 1),
-        sum(counts["detections"]) / max(counts["tracked_tokens"], 1),
+        (sum(counts["adjacent"]) + sum(counts["coasted"])) / tokens,
+        sum(counts["coasted"]) / tokens,
+        sum(counts["rescued"]) / tokens,
+        sum(counts["detections"]) / tokens,
         counts["hard_candidates"],
         counts["candidates"],
     )

@@ -125,7 +125,7 @@ def test_what_cannot_change_a_result_reruns_nothing(house_to_change: Path, chang
 def test_an_edit_of_the_tracker_reruns_tracking_and_what_follows_but_nothing_expensive(house_to_change: Path) -> None:
     append(house_to_change / "workflow_scripts" / "ghosttrack" / "tracks" / "tracking.py", "\nEDITED = True\n")
     counts = planned(house_to_change)
-    assert counts["track_features"] == 6
+    assert counts["track_features_tiny_gpt2"] == 3
     assert counts["write_report"] == 1
     assert not [name for name in counts if name.startswith(EXPENSIVE)]
 
@@ -133,7 +133,7 @@ def test_an_edit_of_the_tracker_reruns_tracking_and_what_follows_but_nothing_exp
 def test_a_tracking_setting_reruns_no_training(house_to_change: Path) -> None:
     result = snakemake(house_to_change, *RUN, "tracking={top_k: 8, neighbours: 8}", "-n")
     counts = job_counts(result.stdout + result.stderr)
-    assert counts["track_features"] == 6
+    assert counts["track_features_tiny_gpt2"] == 3
     assert not [name for name in counts if name.startswith(EXPENSIVE)]
 
 
@@ -155,7 +155,7 @@ def test_a_lost_figure_or_table_is_made_again(house_to_change: Path) -> None:
     shutil.rmtree(house_to_change / "results" / MODEL / "tracks")
     counts = planned(house_to_change)
     assert counts["draw_figures"] == 1
-    assert counts["track_features"] == 6
+    assert counts["track_features_tiny_gpt2"] == 3
     assert not [name for name in counts if name.startswith(EXPENSIVE)]
 
 

@@ -31,7 +31,7 @@ def rule_graph(home: Path = HOME) -> dict[Path, str]:
     """What README.md should hold: the graph of the default run's rules, as Snakemake draws it."""
     command = [sys.executable, "-m", "snakemake", "--rulegraph", "mermaid-js"]
     drawn = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True).stdout
-    # Extraction rules carry the model and the wave in their names; one model and one wave need no telling apart.
+    # Some rules carry the model, and the wave, in their names; one model and one wave need no telling apart.
     nodes = {key: re.sub(r"_smollm2_135m(_wave_00)?", "", name) for key, name in re.findall(r"(id\d+)\[(\w+)\]", drawn)}
     edges = {(nodes[start], nodes[end]) for start, end in re.findall(r"(id\d+) --> (id\d+)", drawn)}
     text = "\n".join(f"  {start} --> {end}" for start, end in sorted(_without_shortcuts(edges)) if end != "all")

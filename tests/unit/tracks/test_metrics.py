@@ -214,11 +214,10 @@ def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: P
     pd.DataFrame({"id": ["x", "y", "z"], "row_start": [0, 4, 6], "row_count": [4, 2, 6]}).to_parquet(
         tmp_path / "o.parquet"
     )
-    for name in ("one", "two"):
-        measure_signals.main(
-            tracks=tmp_path / "t.zarr", tracks_manifest=tmp_path / "t.json",
-            outputs=tmp_path / "o.parquet", signals=tmp_path / f"{name}.parquet",
-        )  # fmt: skip
+    measure_signals.main(
+        tracks=[tmp_path / "t.zarr"] * 2, tracks_manifests=[tmp_path / "t.json"] * 2, variants=["default", "untracked"],
+        outputs=tmp_path / "o.parquet", signals=[tmp_path / "one.parquet", tmp_path / "two.parquet"],
+    )  # fmt: skip
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
     signals = pd.read_parquet(tmp_path / "one.parquet")
     assert list(signals) == ["id", *NAMES]

@@ -331,9 +331,11 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
             tracking=settings, seed=0, threads=1,
         )  # fmt: skip
     track_features.main(
-        **paths, tracks=tmp_path / "t.zarr", tracks_manifest=tmp_path / "t.json", layers=layers,
-        tracking=settings, variant="default", seed=0, threads=1,
+        **paths, tracks=[tmp_path / "t.zarr", tmp_path / "u.zarr"], layers=layers,
+        tracks_manifests=[tmp_path / "t.json", tmp_path / "u.json"],
+        tracking=settings, variants=["default", "shuffled"], seed=0, threads=1,
     )  # fmt: skip
+    assert track_table.Reader(tmp_path / "u.zarr", tmp_path / "u.json").variant == "shuffled"
     reader = track_table.Reader(tmp_path / "t.zarr", tmp_path / "t.json")
     assert (reader.layers, reader.rows) == (layers, 50)
     about = files.read_json(tmp_path / "t.json")

@@ -31,12 +31,12 @@ class Store(Protocol):
     def read(self, start: int, stop: int) -> NDArray[np.float16]: ...  # noqa: D102
 
 
-def load_saes(weights: Sequence[Path], variant: str) -> list[Sae]:
-    """The autoencoder beside each weight file; without its decoder, half its memory, where `variant` has no use for it."""
+def load_saes(weights: Sequence[Path], variants: Sequence[str]) -> list[Sae]:
+    """The autoencoder beside each weight file; without its decoder, half its memory, where no variant has a use for it."""
     loaded = []
     for path in weights:
         each = sae.load(path.parent)
-        loaded.append(each if variant == "shuffled" else replace(each, W_dec=each.W_dec[:0].clone()))
+        loaded.append(each if "shuffled" in variants else replace(each, W_dec=each.W_dec[:0].clone()))
     return loaded
 
 
