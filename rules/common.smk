@@ -69,7 +69,7 @@ def chosen_settings(wildcards):
     """Param function: every setting that is not at its default, for the record in the report."""
     found = SETTINGS[wildcards.model]
     # The source is in the model's manifest; how the disk is used changes no result.
-    hidden = {"source": True, "model_path": True, "activations": {"disk_budget_gb", "rows_per_job"}}
+    hidden = {"source": True, "model_path": True, "plan": True, "activations": {"disk_budget_gb", "rows_per_job"}}
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
     if plan.is_local_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
         chosen["corpus"]["source"] = Path(found.corpus.source).name

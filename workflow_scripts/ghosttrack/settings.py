@@ -81,6 +81,10 @@ class ActivationSettings(Section):
     site: Literal["resid_post", "mlp_out", "attn_out"] = Field(
         "resid_post", description="Where activations are read in each block."
     )
+    storage: Literal["fp16", "int8s"] = Field(
+        "fp16",
+        description="How training activations are kept: half precision, or standardised 8-bit integers at half the size. Held-out text and examples are always fp16.",
+    )
     disk_budget_gb: float | None = Field(
         None, gt=0, description="Most disk that training activations may fill at once; null keeps all layers."
     )
@@ -168,6 +172,17 @@ class EvaluationSettings(Section):
     minimum_groups: int = Field(20, ge=2, description="A claim on fewer groups is never called established.")
 
 
+class PlanSettings(Section):
+    """What the machine offers: for the size of waves and the expected hours. Changes no result, reruns nothing."""
+
+    gpus: int = Field(4, ge=1, description="Jobs that may hold an accelerator at once.")
+    teraflops: float = Field(
+        40.0,
+        gt=0,
+        description="Sustained 10^12 operations per second of one accelerator, for expected hours until a first job was measured. 40: an A100 in TF32 at a quarter of its peak, an assumption.",
+    )
+
+
 class DatasetSettings(Section):
     """One file in config/datasets."""
 
@@ -251,6 +266,7 @@ class Settings(Section):
     generation: GenerationSettings = Field(GenerationSettings(), description="The model's own answers.")
     detection: DetectionSettings = Field(DetectionSettings(), description="Detectors and their folds.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Intervals and verdicts.")
+    plan: PlanSettings = Field(PlanSettings(), description="What the machine offers, for waves and expected hours.")
 
     @property
     def layers(self) -> list[int]:
