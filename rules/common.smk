@@ -1,4 +1,5 @@
 # rules/common.smk -- settings, names and helpers of all phases. No rules.
+import functools
 import gc
 import sys
 from pathlib import Path
@@ -193,22 +194,35 @@ def extraction_waves():
     return [(model, wave, layers) for model in MODELS for wave, layers in enumerate(WAVES[model])]
 
 
+@functools.cache
+def made_from(model):
+    """Digest of everything that one model's SAEs follow from: settings, and the code of every rule before them."""
+    found = SETTINGS[model]
+    return plan.training_digest(
+        found, [source_digest(rule) for rule in ("fetch_model", "fetch_corpus", "extract_activations", "train_sae")]
+    )
+
+
 def missing_saes_before(model, wave):
     """Input function: what a wave waits for so that the disk never holds more than the budget.
 
-    Only a wave that still has SAEs to train waits, and only for the missing SAEs of earlier waves:
-    a finished SAE named here would make a lost one re-extract every later wave.
+    Only a wave that still has SAEs to train waits, and only for those of earlier waves that are missing or
+    follow from other settings: a finished SAE named here would make a lost one re-extract every later wave.
     """
 
     def files(wildcards):
-        weights = "results/{}/saes/layer_{:02d}/sae_weights.safetensors".format
+        wanted = made_from(model)
         missing = [
-            [weights(model, layer) for layer in layers if not Path(weights(model, layer)).exists()]
+            [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]
             for layers in WAVES[model][: wave + 1]
         ]
-        return [path for paths in missing[:-1] for path in paths] if missing[-1] else []
+        return [f"{folder}/sae_weights.safetensors" for folders in missing[:-1] for folder in folders if missing[-1]]
 
     return files
+
+
+def saes_of(model, layers):
+    return [f"results/{model}/saes/layer_{layer:02d}" for layer in layers]
 
 
 def budgeted(model, path):

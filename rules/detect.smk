@@ -4,7 +4,7 @@ rule audit_dataset:
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
-        embedding="results/{model}/examples/{dataset}/embedding.zarr",
+        embedding=ancient("results/{model}/examples/{dataset}/embedding.zarr"),
         embedding_manifest="results/{model}/examples/{dataset}/embedding.json",
     output:
         scores="results/{model}/detection/{dataset}/controls.parquet",
@@ -37,7 +37,7 @@ rule train_detectors:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
         audited="results/{model}/detection/{dataset}/controls.parquet",
-        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+        stores=ancient(per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
         manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
         signals=per_variant("results/{model}/signals/{dataset}.{variant}.parquet"),

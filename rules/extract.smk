@@ -37,6 +37,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             batch=shrinking(16),
         params:
             site=SETTINGS[MODEL].activations.site,
+            storage=SETTINGS[MODEL].activations.storage,
             contexts_per_shard=SETTINGS[MODEL].contexts_per_shard,
             code=source_digest("extract_activations"),
         message:

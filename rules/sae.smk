@@ -2,7 +2,7 @@
 rule train_sae:
     """Train one sparse autoencoder on the activations of one layer."""
     input:
-        stores=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
+        stores=ancient(per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
         manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
     output:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
@@ -24,6 +24,8 @@ rule train_sae:
         sae=settings_of("sae", "train_sae"),
         seed=settings_of("seed", "train_sae"),
         state="results/{model}/state/train_sae/layer_{layer}",
+        # A function of `resources` is no rerun trigger: this is kept for the waves, which must know a stale SAE.
+        made_from=lambda wildcards, resources: made_from(wildcards.model),
         code=source_digest("train_sae"),
     message:
         "Training the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
@@ -36,7 +38,7 @@ rule evaluate_sae:
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
-        store="results/{model}/heldout/layer_{layer}.zarr",
+        store=ancient("results/{model}/heldout/layer_{layer}.zarr"),
         manifest="results/{model}/heldout/layer_{layer}.json",
     output:
         quality="results/{model}/saes/layer_{layer}/quality.json",

@@ -36,7 +36,7 @@ for MODEL in MODELS:
         name:
             f"track_features_{MODEL.replace('-', '_')}"
         input:
-            stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+            stores=ancient(per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
             manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
             weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
             neighbours=neighbour_files,

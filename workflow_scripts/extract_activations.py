@@ -6,12 +6,13 @@ import torch
 
 from ghosttrack import job
 from ghosttrack.activations import extraction
+from ghosttrack.activations.store import Storage
 from ghosttrack.inputs import corpus, models
 
 
 def main(
     *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path],
-    site: extraction.Site, contexts_per_shard: int, shard: int, batch: int, threads: int,
+    site: extraction.Site, storage: Storage, contexts_per_shard: int, shard: int, batch: int, threads: int, code: str,
 ) -> None:  # fmt: skip
     """Write the stores of contexts shard x contexts_per_shard onwards; each store keeps a second writer out."""
     torch.set_num_threads(threads)
@@ -21,10 +22,7 @@ def main(
         corpus.read_tokens(train, train_manifest).tokens,
         [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        site=site,
-        batch=batch,
-        first=shard * contexts_per_shard,
-        count=contexts_per_shard,
+        extraction.Extraction(site, batch, shard * contexts_per_shard, contexts_per_shard, storage, code),
     )
 
 

@@ -11,7 +11,7 @@ from ghosttrack.inputs import corpus, models
 
 def main(
     *, heldout: Path, heldout_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path],
-    site: extraction.Site, batch: int, threads: int,
+    site: extraction.Site, batch: int, threads: int, code: str,
 ) -> None:  # fmt: skip
     """Write one store a layer over all held-out contexts."""
     torch.set_num_threads(threads)
@@ -21,8 +21,7 @@ def main(
         corpus.read_tokens(heldout, heldout_manifest).tokens,
         [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        site=site,
-        batch=batch,
+        extraction.Extraction(site, batch, code=code),
     )
 
 

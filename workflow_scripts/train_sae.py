@@ -31,6 +31,7 @@ def main(
     micro_batch: int,
     state: Path,
     model: str,
+    made_from: str,
 ) -> None:
     """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`."""
     torch.set_num_threads(threads)
@@ -47,7 +48,10 @@ def main(
             code=provenance.source_digest("train_sae"),
             label=f"SAE of layer {layer}",
         )
-        metadata = {**trained.sae.metadata, "layer": layer, "site": store.site, "context_size": store.context}
+        metadata = {
+            **trained.sae.metadata, "layer": layer, "site": store.site, "context_size": store.context,
+            "storage": store.storage, "storage_error": store.storage_error, "made_from": made_from,
+        }  # fmt: skip
         hook_name = f"blocks.{layer}.hook_{store.site}"
         sae_model.save(replace(trained.sae, metadata=metadata), weights, cfg, hook_name=hook_name, model_name=model)
         write_history(history, trained.history)

@@ -47,22 +47,32 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with lock(partial):
-        _sweep(partial, keep="lock")
+        sweep(partial, keep={partial / "lock"})
         try:
             yield partial
-            for folder, _, names in os.walk(partial):
-                for name in names:
-                    _sync_file(Path(folder) / name)
-                sync_directory(Path(folder))
-            if path.exists():
-                shutil.rmtree(path)
-            partial.replace(path)
-            # Only after the rename: without the lock file a second writer could start in `partial`.
-            (path / "lock").unlink()
-            sync_directory(path.parent)
+            sync_tree(partial)
+            publish_directory(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def publish_directory(partial: Path, path: Path) -> None:
+    """Rename `partial`, whose lock the caller holds and whose files are on disk, to `path`; what stands there goes."""
+    if path.exists():
+        shutil.rmtree(path)
+    partial.replace(path)
+    # Only after the rename: without the lock file a second writer could start in `partial`.
+    (path / "lock").unlink()
+    sync_directory(path.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush every file and folder under `directory` to disk."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            _sync_file(Path(folder) / name)
+        sync_directory(Path(folder))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -152,12 +162,14 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _sweep(directory: Path, keep: str) -> None:
-    for entry in directory.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != keep:
-            entry.unlink()
+def sweep(directory: Path, keep: set[Path]) -> None:
+    """Remove every file under `directory` that is not in `keep`, and the folders that are empty then."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            if Path(folder) / name not in keep:
+                (Path(folder) / name).unlink()
+        if Path(folder) != directory and not any(Path(folder).iterdir()):
+            Path(folder).rmdir()
 
 
 def _same_file(stream: IO[Any], path: Path) -> bool:

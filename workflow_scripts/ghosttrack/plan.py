@@ -1,6 +1,6 @@
 """What can be known before any job runs: waves under a disk budget, and whether the inputs fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ghosttrack import files
@@ -36,6 +36,23 @@ def waves(settings: Settings) -> list[list[int]]:
             f"{settings.corpus.tokens:,} tokens takes {need:.3g} GB. Raise it to at least {need + 0.1:.1f}, or lower corpus.tokens"
         )
     return [layers[start : start + size] for start in range(0, len(layers), size)]
+
+
+def training_digest(settings: Settings, codes: Sequence[str]) -> str:
+    """Hex SHA-256 over the settings that a model's SAEs follow from and the digests of the code that makes them."""
+    chosen = settings.model_dump(
+        mode="json",
+        include={"seed": True, "source": True, "corpus": True, "activations": {"site", "storage"}, "sae": True},
+    )
+    return files.sha256_json([chosen, *codes])
+
+
+def is_made_from(folder: Path, digest: str) -> bool:
+    """Whether an SAE's folder holds a finished autoencoder that follows from the settings and code of `digest`."""
+    if not (folder / "sae_weights.safetensors").exists() or not (folder / "cfg.json").exists():
+        return False
+    found = files.read_json(folder / "cfg.json")
+    return isinstance(found, dict) and found.get("metadata", {}).get("made_from") == digest
 
 
 def is_local_file(source: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import extraction, store
+from ghosttrack.activations import extraction, reader, store, writer
 from ghosttrack.activations.extraction import Origin, StoreFiles
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
@@ -47,7 +47,8 @@ def extract(
     folder: Path, model: Any, tokens: npt.NDArray[np.int32], layers: list[int], **options: Any
 ) -> list[ActivationStore]:
     made = targets(folder, layers)
-    extraction.extract_contexts(model, ORIGIN, tokens, layers, made, **{"site": "resid_post", "batch": 3, **options})
+    wanted = extraction.Extraction(**{"site": "resid_post", "batch": 3, **options})
+    extraction.extract_contexts(model, ORIGIN, tokens, layers, made, wanted)
     return [ActivationStore.open([one.store], [one.manifest]) for one in made]
 
 
@@ -122,9 +123,8 @@ def test_shards_together_hold_the_whole_corpus(tmp_path: Path, model: Any, token
     made = []
     for shard, first in enumerate((0, 3, 6)):
         made += targets(tmp_path, [1], shard)
-        extraction.extract_contexts(
-            model, ORIGIN, tokens, [1], made[-1:], site="resid_post", batch=3, first=first, count=3
-        )
+        wanted = extraction.Extraction("resid_post", batch=3, first=first, contexts=3)
+        extraction.extract_contexts(model, ORIGIN, tokens, [1], made[-1:], wanted)
     joined = ActivationStore.open([one.store for one in made], [one.manifest for one in made])
     assert joined.rows == tokens.size
     np.testing.assert_allclose(joined.read(), whole.read(), rtol=2e-3, atol=1e-3)
@@ -139,7 +139,8 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
     one = extract(tmp_path / "a", model, tokens, [2])[0]
     assert one.attributes == {
         "model": "tiny", "weights_sha256": "weights", "layer": 2, "site": "resid_post", "context": CONTEXT,
-        "tokens_sha256": extraction.tokens_sha256(tokens), "d_model": small_models.WIDTH, "total_rows": tokens.size,
+        "tokens_sha256": extraction.tokens_sha256(tokens), "storage": "fp16", "d_model": small_models.WIDTH,
+        "total_rows": tokens.size,
     }  # fmt: skip
     tokens[0, 1] += 1
     assert extraction.tokens_sha256(tokens) != one.attributes["tokens_sha256"]
@@ -148,7 +149,6 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
 def test_a_tensor_becomes_the_block_that_numpy_makes_of_it() -> None:
     rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) * 3e4
     one, other = extraction.to_block(torch.from_numpy(rows)), store.to_block(rows)
-    assert one.clipped == other.clipped > 0
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
 
@@ -191,13 +191,13 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
     monkeypatch.setattr(corpus, "read_tokens", lambda *_: corpus.Tokens(tokens, tokens, {}))
     small_models.save(small_models.make_model("llama"), small_models.make_tokenizer(), tmp_path / "model")
     common: dict[str, Any] = {
-        "weights": tmp_path / "model" / "model.safetensors", "site": "resid_post", "batch": 2, "threads": 1,
+        "weights": tmp_path / "model" / "model.safetensors", "site": "resid_post", "batch": 2, "threads": 1, "code": "",
     }  # fmt: skip
     made = [targets(tmp_path / "train", [0, 2], shard) for shard in (0, 1)]
     for shard in (0, 1):
         stores, manifests = [one.store for one in made[shard]], [one.manifest for one in made[shard]]
         extract_activations.main(
-            train=tmp_path, train_manifest=tmp_path, stores=stores, manifests=manifests, contexts_per_shard=4,
+            train=tmp_path, train_manifest=tmp_path, stores=stores, manifests=manifests, contexts_per_shard=4, storage="fp16",
             shard=shard, **common,
         )  # fmt: skip
     heldout = targets(tmp_path / "heldout", [0, 2])
@@ -211,3 +211,60 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
     # Snakemake puts a file of its own into folders that are outputs.
     (stores[0] / ".snakemake_timestamp").touch()
     ActivationStore.open(stores[:1], manifests[:1]).verify()
+
+
+# ---- resuming
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shard files of 24 rows in chunks of 12, so that little text makes many."""
+    for module in (writer, reader, store):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 12)
+        if hasattr(module, "CHUNKS_PER_SHARD"):
+            monkeypatch.setattr(module, "CHUNKS_PER_SHARD", 2)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 24)
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+# Passes of 36, 36 and 12 rows: after one, a file of 24 rows is whole and its pass is repeated; after two, three files are.
+@pytest.mark.parametrize(("passes", "repeated"), [(1, 3), (2, 1)])
+def test_a_job_that_fails_is_gone_on_with_and_gives_the_same_bytes(
+    storage: str, passes: int, repeated: int, tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    extract(tmp_path / "whole", model, tokens, [0, 2], storage=storage)
+    run, allowed, count = extraction.run_to_highest, passes, 0
+
+    def limited(*arguments: Any) -> None:
+        nonlocal count
+        if count == allowed:
+            raise InterruptedError
+        count += 1
+        run(*arguments)
+
+    monkeypatch.setattr(extraction, "run_to_highest", limited)
+    with pytest.raises(InterruptedError):
+        extract(tmp_path / "cut", model, tokens, [0, 2], storage=storage)
+    assert not list((tmp_path / "cut").rglob("shard_0000.json"))
+    allowed, count = 9, 0
+    extract(tmp_path / "cut", model, tokens, [0, 2], storage=storage)
+    assert count == repeated
+    assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_write_that_fails_in_the_background_stops_the_job(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.StoreWriter, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract(tmp_path, model, tokens, [0, 2])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert count_hooks(model) == 0

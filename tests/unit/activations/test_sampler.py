@@ -7,7 +7,8 @@ import pytest
 from ghosttrack.activations import sampler
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
-from ghosttrack.activations.store import Header, StoreWriter, to_block
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 
 ROWS, CONTEXT, BATCH = 45_000, 50, 512

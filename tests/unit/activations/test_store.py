@@ -18,7 +18,8 @@ from zarr.codecs import Crc32cCodec
 from ghosttrack import files
 from ghosttrack.activations import shards, store
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
-from ghosttrack.activations.store import Header, StoreWriter, to_block
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 
 WIDTH = 8
@@ -183,7 +184,8 @@ def test_a_second_writer_of_a_store_is_refused_and_the_first_finishes(tmp_path: 
 def test_a_killed_writer_leaves_nothing_that_counts_and_the_next_one_sweeps_it(tmp_path: Path) -> None:
     script = (
         "import os, sys, numpy as np; from pathlib import Path\n"
-        "from ghosttrack.activations.store import Header, StoreWriter, to_block\n"
+        "from ghosttrack.activations.store import Header, to_block\n"
+        "from ghosttrack.activations.writer import StoreWriter\n"
         f"folder = Path({str(tmp_path)!r})\n"
         f"with StoreWriter(folder / 'a.zarr', folder / 'a.json', Header(*{tuple(HEADER)!r}), rows=9000, d_model={WIDTH}) as writer:\n"
         f"    writer.append(to_block(np.ones((5000, {WIDTH}), np.float32)))\n"
@@ -256,17 +258,25 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def write_pair(folder: Path, header: Header) -> Path:
+    write(folder, make_rows(70_000), header, total=90_000, name="one", step=70_000)
+    write(folder, make_rows(20_000, seed=1), header, start=70_000, total=90_000, name="two", step=20_000)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    write(folder, make_rows(70_000), total=90_000, name="one", step=70_000)
-    write(folder, make_rows(20_000, seed=1), start=70_000, total=90_000, name="two", step=20_000)
-    return folder
+    return write_pair(tmp_path_factory.mktemp("sound"), HEADER)
 
 
 @pytest.fixture
 def pair(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "pair"))
+
+
+@pytest.fixture(scope="module")
+def sound_int8s(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pair(tmp_path_factory.mktemp("int8s"), HEADER._replace(storage="int8s"))
 
 
 def open_pair(folder: Path, names: tuple[str, ...] = ("one", "two")) -> ActivationStore:
@@ -286,9 +296,26 @@ def test_damage_is_detected_named_and_repaired_by_writing_that_store_again(name:
     with pytest.raises(UserError, match=message) as caught:
         read_everything(pair)
     assert str(pair / "one") in str(caught.value)
-    assert "run again" in str(caught.value)
+    assert "run again" in str(caught.value) or "ask for it by name" in str(caught.value)
     write(pair, make_rows(70_000), total=90_000, name="one", step=70_000)
     open_pair(pair).verify()
+
+
+@pytest.mark.parametrize("name", [*DAMAGES, "scales missing", "scales changed"])
+def test_the_same_damage_to_an_int8s_store_is_detected(name: str, sound_int8s: Path, tmp_path: Path) -> None:
+    scales = "one.zarr/row_scale/c/0"
+    damages = {
+        **DAMAGES,
+        "manifest without files": ("one.json", lambda path: edit(path, lambda content: content.pop("files")), "files missing"),
+        "bit flipped in the data": (SHARD, lambda path: overwrite(path, 35_001, flip, 1), "chunk 1 has checksum"),
+        "scales missing": (scales, Path.unlink, "the file is missing"),
+        "scales changed": (scales, lambda path: overwrite(path, 400, flip, 1), "its SHA-256"),
+    }  # fmt: skip
+    folder = Path(shutil.copytree(sound_int8s, tmp_path / "pair"))
+    place, damage, message = damages[name]
+    damage(folder / place)
+    with pytest.raises(UserError, match=message):
+        read_everything(folder)
 
 
 def test_a_damaged_chunk_does_not_stop_the_reading_of_others(pair: Path) -> None:
@@ -386,3 +413,167 @@ def test_a_manifest_holds_no_path_and_vouches_for_every_file(tmp_path: Path) -> 
     assert str(tmp_path) not in manifest.read_text()
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert present == set(content["files"])
+
+
+# ---- storage modes
+def heavy_rows(rows: int, width: int = 32) -> npt.NDArray[np.float32]:
+    """Like a residual stream: channels of very different size, one off centre, and every 50th row hundreds of times larger."""
+    values = make_rows(rows, seed=3, width=width) * np.geomspace(0.05, 20, width, dtype=np.float32)
+    values[:, 20] += 9
+    values[::50, 3] = 25_000
+    return values
+
+
+def test_int8s_rows_come_back_within_a_thousandth_of_their_variance_and_outliers_exactly(tmp_path: Path) -> None:
+    values = heavy_rows(10_000)
+    target, manifest = write(tmp_path, values, HEADER._replace(context=None, storage="int8s"))
+    found = open_one(target, manifest)
+    found.verify()
+    back = found.read().astype(np.float32)
+    np.testing.assert_array_equal(back[::50], values[::50].astype(np.float16))
+    normal = np.arange(10_000) % 50 != 0
+    error = np.square(back - values)[normal].mean(axis=0) / values[normal].var(axis=0)
+    assert error.max() < 1e-3  # in the smallest channel too
+    np.testing.assert_array_equal(found.read(4_000, 4_200), found.read()[4_000:4_200])
+    np.testing.assert_array_equal(found.massive, ~normal)
+
+
+def test_int8s_takes_half_the_bytes(tmp_path: Path) -> None:
+    values = make_rows(65_536, width=64)
+    sizes = []
+    for storage in ("fp16", "int8s"):
+        target, _ = write(tmp_path / storage, values, HEADER._replace(context=None, storage=storage), step=65_536)
+        sizes.append(sum(path.stat().st_size for path in target.rglob("*") if path.is_file()))
+    assert sizes[1] < 0.56 * sizes[0]  # 4 bytes a row of scales count for more in 64 channels than in 768
+
+
+@pytest.mark.parametrize("values", [np.zeros((100, WIDTH)), np.full((100, WIDTH), 3.5), np.eye(1, WIDTH) * 7])
+def test_constant_rows_survive_int8s_exactly(values: npt.NDArray[np.float64], tmp_path: Path) -> None:
+    rows = values.astype(np.float32)
+    found = open_one(*write(tmp_path, rows, HEADER._replace(context=None, storage="int8s")))
+    np.testing.assert_array_equal(found.read(), rows.astype(np.float16))
+
+
+def test_rows_that_were_never_written_are_refused_in_int8s_too(tmp_path: Path) -> None:
+    target, manifest = write(tmp_path, make_rows(5_000), HEADER._replace(storage="int8s"))
+    content = files.read_json(manifest)
+    content["rows"] = content["total_rows"] = 5_001  # the row behind the last holds fill values
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(UserError):
+        open_one(target, manifest).read()
+    mapped = shards.MappedShard(target / "resid_post/c/0/0", 4096, WIDTH, 16, "<i1")
+    assert (mapped.chunk(1)[904:] == -128).all()
+    assert (mapped.chunk(1)[:904] > -128).all()
+
+
+@pytest.mark.parametrize(("storage", "most"), [("fp16", 1e-5), ("int8s", 1e-3)])
+def test_the_manifest_says_what_the_storage_mode_costs(storage: store.Storage, most: float, tmp_path: Path) -> None:
+    values = heavy_rows(6_000)
+    header = HEADER._replace(context=None, storage=storage)
+    with StoreWriter(tmp_path / "a.zarr", tmp_path / "a.json", header, rows=6_000, d_model=32) as writer:
+        for at in range(0, 6_000, 1_000):
+            part = values[at : at + 1_000]
+            writer.append(to_block(part)._replace(exact=part))
+    error = files.read_json(tmp_path / "a.json")["storage_error"]
+    assert 0 < error["relative"] < most
+    assert 0 < error["low_variance"] < most
+    found = open_one(tmp_path / "a.zarr", tmp_path / "a.json")
+    assert found.storage_error == error
+    normal = np.arange(4_096) % 50 != 0
+    exact, stored = values[:4_096][normal].astype(np.float64), found.read(0, 4_096)[normal].astype(np.float64)
+    relative = np.square(stored - exact).sum() / np.square(exact - exact.mean(axis=0)).sum()
+    assert error["relative"] == pytest.approx(relative, rel=1e-3)
+
+
+# ---- resuming
+SHARD_ROWS = 65_536
+
+
+def start_writing(folder: Path, rows: int, code: str = "v1", header: Header = HEADER) -> None:
+    """Write `rows` rows of 150,000 and fail."""
+    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code) as writer:
+        writer.append(to_block(make_rows(150_000)[:rows]))
+        raise InterruptedError
+
+
+def finish_writing(folder: Path, code: str = "v1", header: Header = HEADER, at_most: int | None = None) -> int:
+    """Write what is missing; gives the rows that were kept."""
+    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code) as writer:
+        kept = writer.kept_rows if at_most is None else at_most
+        writer.keep(kept)
+        writer.append(to_block(make_rows(150_000)[kept:]))
+    return kept
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+@pytest.mark.parametrize(("written", "kept"), [(50_000, 0), (70_000, 65_536), (131_072, 131_072), (140_000, 131_072)])
+def test_a_failed_writer_s_finished_shard_files_are_kept_and_the_store_is_the_same(
+    storage: store.Storage, written: int, kept: int, tmp_path: Path
+) -> None:
+    header = HEADER._replace(storage=storage)
+    finish_writing(tmp_path / "whole", header=header)
+    with pytest.raises(InterruptedError):
+        start_writing(tmp_path / "cut", written, header=header)
+    assert finish_writing(tmp_path / "cut", header=header) == kept
+    assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
+
+
+def test_fewer_shard_files_than_were_finished_can_be_kept(tmp_path: Path) -> None:
+    finish_writing(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        start_writing(tmp_path / "cut", 140_000)
+    assert finish_writing(tmp_path / "cut", at_most=SHARD_ROWS) == SHARD_ROWS
+    assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda partial: overwrite(partial / "resid_post/c/1/0", 9_000, flip, 1),
+        lambda partial: truncate(partial / "progress/0001.npz"),
+        lambda partial: empty(partial / "progress/0001.npz"),
+        lambda partial: (partial / "resid_post/c/1/0").unlink(),
+        lambda partial: (partial / "progress/0001.npz").unlink(),
+    ],
+)
+def test_a_damaged_leftover_is_written_again(spoil: Damage, tmp_path: Path) -> None:
+    finish_writing(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        start_writing(tmp_path / "cut", 140_000)
+    spoil(tmp_path / "cut" / "a.zarr.partial")
+    assert finish_writing(tmp_path / "cut") == SHARD_ROWS
+    assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
+
+
+def test_leftovers_of_other_code_or_other_rows_are_not_gone_on_with(tmp_path: Path) -> None:
+    for change in (
+        {"code": "v2"},
+        {"header": HEADER._replace(tokens_sha256="x")},
+        {"header": HEADER._replace(layer=4)},
+    ):
+        with pytest.raises(InterruptedError):
+            start_writing(tmp_path, 140_000)
+        assert finish_writing(tmp_path, **change) == 0
+
+
+def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failure(tmp_path: Path) -> None:
+    def finish_and_fail() -> None:
+        with StoreWriter(
+            tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=70_000, d_model=WIDTH, resume="v1"
+        ) as writer:
+            writer.append(to_block(make_rows(70_000)))
+            writer.finish()
+            raise InterruptedError  # as if another layer's store could not be finished
+
+    with pytest.raises(InterruptedError):
+        finish_and_fail()
+    assert not (tmp_path / "a.json").exists()
+    with StoreWriter(
+        tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=70_000, d_model=WIDTH, resume="v1"
+    ) as writer:
+        assert writer.kept_rows == 70_000
+    open_one(tmp_path / "a.zarr", tmp_path / "a.json").verify()

@@ -13,6 +13,7 @@ import evaluate_detectors
 import train_detectors
 from ghosttrack import sae
 from ghosttrack.activations import store
+from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import ledger
 from ghosttrack.report import tables
@@ -46,9 +47,7 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
         values[:, 0] += 4 * np.repeat(labels, 2) * (layer == 3)
         stem = "embedding" if layer is None else f"layer_{layer:02d}"
         header = store.Header("tiny", "w", layer, "embedding" if layer is None else "resid_post", None, "t")
-        with store.StoreWriter(
-            folder / f"{stem}.zarr", folder / f"{stem}.json", header, rows=2 * n, d_model=WIDTH
-        ) as writer:
+        with StoreWriter(folder / f"{stem}.zarr", folder / f"{stem}.json", header, rows=2 * n, d_model=WIDTH) as writer:
             writer.append(store.to_block(values))
     for variant in VARIANTS:
         table = pd.DataFrame(rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"])

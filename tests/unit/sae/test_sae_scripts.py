@@ -12,7 +12,8 @@ from sae_fakes import SMALL, planted
 import evaluate_sae
 import train_sae
 from ghosttrack import files, sae
-from ghosttrack.activations.store import Header, StoreWriter, to_block
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 
 ROWS, D_MODEL, CONTEXT = 1024, 16, 32
@@ -43,6 +44,7 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
         "micro_batch": 64,
         "state": folder / "state",
         "model": "tiny",
+        "made_from": "",
     }
 
 

@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 import find_neighbours
 import track_features
 from ghosttrack import files
-from ghosttrack.activations.store import Header, StoreWriter, to_block
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save as save_sae

@@ -12,7 +12,8 @@ import torch
 
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.extraction import Origin, Site, StoreFiles, captured, site_modules, to_block
-from ghosttrack.activations.store import Header, StoreWriter
+from ghosttrack.activations.store import Header
+from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.progress import Progress
 

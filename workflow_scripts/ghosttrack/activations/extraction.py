@@ -1,10 +1,12 @@
 """From packed contexts to activation stores: one forward pass serves every layer and stops at the highest."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,14 @@ import torch
 from torch import nn
 
 from ghosttrack import files
-from ghosttrack.activations.store import HALF_MAX, Block, Header, StoreWriter
+from ghosttrack.activations.int8s import HALF_MAX
+from ghosttrack.activations.store import CHUNK_ROWS, Block, Header, Storage
+from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.progress import Progress
+
+log = logging.getLogger("ghosttrack")
 
 Site = Literal["resid_post", "mlp_out", "attn_out"]
 
@@ -83,15 +89,12 @@ def run_to_highest(model: Any, ids: torch.Tensor) -> None:
     raise RuntimeError("the forward pass never reached the module it should stop at")
 
 
-def to_block(rows: torch.Tensor) -> Block:
-    """As `store.to_block`, on the tensor's own device; (n, d_model) float32."""
+def to_block(rows: torch.Tensor, exact: bool = False) -> Block:
+    """As `store.to_block`, on the tensor's own device, (n, d_model) float32; `exact` keeps the rows as they were, too."""
     norms = torch.linalg.vector_norm(rows, dim=1)
-    low, high = torch.aminmax(rows)
-    clipped = 0
-    if max(-float(low), float(high)) > HALF_MAX:
-        clipped = int((rows.abs() > HALF_MAX).sum())
-        rows = rows.clamp(-HALF_MAX, HALF_MAX)
-    return Block(rows.half().cpu().numpy(), norms.cpu().numpy(), clipped)
+    values = rows.clamp(-HALF_MAX, HALF_MAX) if float(norms.max()) > HALF_MAX else rows
+    kept = rows.cpu().numpy() if exact else None
+    return Block(values.half().cpu().numpy(), norms.cpu().numpy(), kept)
 
 
 def site_modules(model: nn.Module, layers: Sequence[int], site: Site) -> list[nn.Module]:
@@ -115,50 +118,106 @@ def layer_of(store: Path) -> int:
     return int(named[-1].removeprefix("layer_"))
 
 
+class Extraction(NamedTuple):
+    """What one job reads from packed contexts."""
+
+    site: Site  # which output of each block
+    batch: int  # contexts per forward pass; changes nothing but memory and rounding noise
+    first: int = 0  # context
+    contexts: int | None = None  # how many; default all that follow
+    storage: Storage = "fp16"
+    code: str = ""  # digest of the code: rows of another digest are not gone on with
+
+
 def extract_contexts(
-    model: Any, made_by: Origin, tokens: npt.NDArray[np.int32], layers: Sequence[int], targets: Sequence[StoreFiles], *,
-    site: Site, batch: int, first: int = 0, count: int | None = None,
+    model: Any, made_by: Origin, tokens: npt.NDArray[np.int32], layers: Sequence[int], targets: Sequence[StoreFiles],
+    wanted: Extraction,
 ) -> None:  # fmt: skip
     """Write the activations of packed contexts, one store a layer, rows in corpus order.
+
+    A job that was killed goes on behind the last shard file (65,536 rows) that it finished in every layer.
 
     Args:
         model: causal language model in evaluation mode.
         made_by: its identity, kept in the stores.
         tokens: (contexts, context) int32, the whole corpus; each context starts with the separator.
         layers: ascending, 0-based; `targets` in the same order.
-        site: which output of each block.
-        batch: contexts per forward pass; changes nothing but memory and rounding noise.
-        first, count: the contexts to take; default all.
+        wanted: which contexts, and how they are read and kept.
     Raises:
         UserError: no such contexts or layers, contexts longer than the model takes, activations that are not finite.
     """
+    chosen = _chosen_contexts(model, tokens, wanted)
+    context, batch = tokens.shape[1], wanted.batch
+    modules = site_modules(model, layers, wanted.site)
+    digest, width = tokens_sha256(tokens), model.config.get_text_config().hidden_size
+    with ExitStack() as stack, torch.inference_mode():
+        writers = [
+            stack.enter_context(StoreWriter(
+                *target, Header(*made_by, layer, wanted.site, context, digest, wanted.storage), rows=chosen.size, d_model=width,
+                row_start=wanted.first * context, total_rows=tokens.size, resume=wanted.code,
+            ))
+            for layer, target in zip(layers, targets, strict=True)
+        ]  # fmt: skip
+        done = min(writer.kept_rows for writer in writers)
+        if done:
+            log.info("going on behind row %s of %s, which an earlier job wrote", f"{done:,}", f"{chosen.size:,}")
+        for writer in writers:
+            writer.keep(done)
+        outputs = stack.enter_context(captured(modules, stop=True))
+        ahead = stack.enter_context(OneAhead())
+        progress = Progress("extracting", chosen.size, "tokens", start=done)
+
+        def write(blocks: list[Block]) -> None:
+            for writer, block in zip(writers, blocks, strict=True):
+                writer.append(block)
+
+        # The batches of an uninterrupted run: its sums, and so its rounding, are repeated.
+        for start in range(done // (batch * context) * batch, len(chosen) if done < chosen.size else 0, batch):
+            ids = torch.from_numpy(chosen[start : start + batch].astype(np.int64)).to(model.device)
+            run_to_highest(model, ids)
+            skip = max(0, done - start * context)
+            exact = wanted.first == 0 and start * context < CHUNK_ROWS
+            ahead.submit(write, [to_block(output.flatten(0, 1)[skip:], exact) for output in outputs])
+            progress.advance(ids.numel() - skip)
+        ahead.wait()
+        for writer in writers:
+            writer.finish()
+
+
+def _chosen_contexts(model: Any, tokens: npt.NDArray[np.int32], wanted: Extraction) -> npt.NDArray[np.int32]:
     contexts, context = tokens.shape
-    chosen = tokens[first : contexts if count is None else first + count]
     limit = models.max_context(model.config.to_dict())
     if context > limit:
         raise UserError(
             f"corpus.context: {context} tokens are more than the model takes ({limit}); set it to at most that"
         )
+    chosen = tokens[wanted.first : None if wanted.contexts is None else wanted.first + wanted.contexts]
     if not len(chosen):
         raise UserError(
-            f"the corpus has {contexts} contexts, this job starts at context {first}: corpus and corpus.tokens disagree; "
+            f"the corpus has {contexts} contexts, this job starts at context {wanted.first}: corpus and corpus.tokens disagree; "
             "delete the corpus folder and run again"
         )
-    modules = site_modules(model, layers, site)
-    digest = tokens_sha256(tokens)
-    progress = Progress("extracting", chosen.size, "tokens")
-    with ExitStack() as stack, torch.inference_mode():
-        writers = [
-            stack.enter_context(StoreWriter(
-                target.store, target.manifest, Header(*made_by, layer, site, context, digest), rows=chosen.size,
-                d_model=model.config.get_text_config().hidden_size, row_start=first * context, total_rows=tokens.size,
-            ))
-            for layer, target in zip(layers, targets, strict=True)
-        ]  # fmt: skip
-        outputs = stack.enter_context(captured(modules, stop=True))
-        for start in range(0, len(chosen), batch):
-            ids = torch.from_numpy(chosen[start : start + batch].astype(np.int64)).to(model.device)
-            run_to_highest(model, ids)
-            for writer, output in zip(writers, outputs, strict=True):
-                writer.append(to_block(output.flatten(0, 1)))  # (batch * context, d_model)
-            progress.advance(ids.numel())
+    return chosen
+
+
+class OneAhead:
+    """Runs one call at a time in a thread while its caller prepares the next; an error comes out at the next call."""
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._running: Future[None] | None = None
+        return self
+
+    def submit(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Start `call` as soon as the one before is done."""
+        self.wait()
+        self._running = self._pool.submit(call, *arguments)
+
+    def wait(self) -> None:
+        """Until nothing runs; raises what the last call raised."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()

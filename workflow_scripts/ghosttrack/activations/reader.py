@@ -13,8 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ghosttrack import files
+from ghosttrack.activations import int8s
 from ghosttrack.activations.shards import Half, MappedShard
-from ghosttrack.activations.store import CHUNK_ROWS, CHUNKS_PER_SHARD, SCHEMA, Header, positions, read_massive
+from ghosttrack.activations.store import (
+    CHUNK_ROWS,
+    CHUNKS_PER_SHARD,
+    SCHEMA,
+    SIDECARS,
+    Header,
+    positions,
+    read_flat,
+)  # fmt: skip
 from ghosttrack.errors import UserError
 
 # What all stores of one layer have in common.
@@ -48,6 +57,7 @@ class ActivationStore:
         attributes: the header that all stores share.
         massive: (rows,) bool, norm above ten times the median of its store.
         excluded: (rows,) bool, massive or position 0 of a context.
+        storage, storage_error: how the rows are kept, and what that costs (see precision), measured on the first of them.
         chunk_bounds: (chunks + 1,) int64; chunk i holds rows chunk_bounds[i] .. chunk_bounds[i + 1] - 1.
     """
 
@@ -68,6 +78,9 @@ class ActivationStore:
         self.chunk_bounds: npt.NDArray[np.int64] = np.array([*starts, self.rows], dtype=np.int64)
         self._verified = np.zeros(len(self._owners), dtype=np.bool_)
         self._maps: dict[Path, MappedShard] = {}
+        self.storage: str = first["storage"]
+        self.storage_error: dict[str, float] | None = first["storage_error"]
+        self._sidecars: dict[Path, dict[str, npt.NDArray[Any]]] = {}
 
     @classmethod
     def open(
@@ -114,14 +127,31 @@ class ActivationStore:
         return result
 
     def chunk(self, number: int) -> Half:
-        """One chunk as a read-only view of the mapped file, (rows of the chunk, d_model) float16."""
+        """One chunk, (rows of the chunk, d_model) float16: a read-only view of the mapped file, or decoded from int8s."""
+        part, inside = self._owners[number]
+        stored = self._stored(number)
+        if self.storage == "fp16":
+            return stored
+        flat = self._sidecars_of(part)
+        first = inside * CHUNK_ROWS
+        low, high = np.searchsorted(flat["outlier_rows"], [first, first + CHUNK_ROWS])
+        return int8s.decode(
+            int8s.Coded(
+                stored, flat["row_scale"][first : first + len(stored)], flat["mean"][inside], flat["deviation"][inside],
+                flat["outlier_rows"][low:high] - first, flat["outliers"][low:high],
+            )
+        )  # fmt: skip
+
+    def _stored(self, number: int) -> npt.NDArray[Any]:
+        """One chunk as it is on disk, verified on first touch."""
         part, inside = self._owners[number]
         shard, slot = divmod(inside, CHUNKS_PER_SHARD)
         name = f"{self.site}/c/{shard}/0"
         path = part.store / name
         try:
             if path not in self._maps:
-                self._maps[path] = MappedShard(path, CHUNK_ROWS, self.d_model, CHUNKS_PER_SHARD)
+                kind = "<f2" if self.storage == "fp16" else "<i1"
+                self._maps[path] = MappedShard(path, CHUNK_ROWS, self.d_model, CHUNKS_PER_SHARD, kind)
             mapped = self._maps[path]
             values = mapped.chunk(slot)[: self.chunk_bounds[number + 1] - self.chunk_bounds[number]]
             if not self._verified[number]:
@@ -131,6 +161,11 @@ class ActivationStore:
             first = int(self.chunk_bounds[number])
             _refuse(part, path, f"rows from {first} on cannot be trusted: {error}")
         return values
+
+    def _sidecars_of(self, part: _Part) -> dict[str, npt.NDArray[Any]]:
+        if part.store not in self._sidecars:
+            self._sidecars[part.store] = {name: read_flat(part.store, name) for name in SIDECARS}
+        return self._sidecars[part.store]
 
     def verify(self) -> None:
         """Check every chunk now, and every file's SHA-256. Raises UserError at the first that is damaged."""
@@ -146,11 +181,14 @@ class ActivationStore:
         return files.sha256_json([part.content for part in self._parts])
 
     @staticmethod
-    def _verify(mapped: MappedShard, slot: int, expected: int, values: Half) -> None:
+    def _verify(mapped: MappedShard, slot: int, expected: int, values: npt.NDArray[Any]) -> None:
         found = mapped.crc32c(slot)
         if found != expected:
             raise ValueError(f"chunk {slot} has checksum {found:08x}, its manifest says {expected:08x}")
-        if values.size and int((values.view(np.uint16) & _MAGNITUDE).max()) >= _NOT_FINITE:
+        if values.dtype == np.int8:
+            if values.size and int(values.min()) == int8s.UNWRITTEN:
+                raise ValueError(f"chunk {slot} holds rows that were never written")
+        elif values.size and int((values.view(np.uint16) & _MAGNITUDE).max()) >= _NOT_FINITE:
             raise ValueError(f"chunk {slot} holds NaN or infinite values")
 
 
@@ -174,7 +212,7 @@ def _load(store: Path, manifest: Path) -> _Part:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{manifest}: schema is {found}, expected {SCHEMA}: {_remedy(store, manifest)}")
-    missing = [key for key in (*SHARED, "rows", "row_start", "files") if key not in content]
+    missing = [key for key in (*SHARED, "rows", "row_start", "files", "storage_error") if key not in content]
     if missing:
         raise UserError(f"{manifest}: {', '.join(missing)} missing: {_remedy(store, manifest)}")
     return _Part(store, manifest, content)
@@ -212,7 +250,9 @@ def _require_files(part: _Part) -> None:
     shards = -(-part.rows // (CHUNK_ROWS * CHUNKS_PER_SHARD))
     site = part.content["site"]
     needed = [f"{site}/c/{number}/0" for number in range(shards)]
-    for name in [*needed, "zarr.json", f"{site}/zarr.json", "massive/zarr.json", "massive/c/0"]:
+    # The outliers' chunks are not named: there may be none of them.
+    flat = [f"{name}/zarr.json" for name in SIDECARS if part.content["storage"] == "int8s"]
+    for name in [*needed, "zarr.json", f"{site}/zarr.json", "massive/zarr.json", "massive/c/0", *flat]:
         if name not in part.content["files"]:
             _refuse(part, part.manifest, f"it does not list {name}")
     for name, entry in part.content["files"].items():
@@ -227,7 +267,7 @@ def _require_files(part: _Part) -> None:
 
 
 def _massive(part: _Part) -> npt.NDArray[np.bool_]:
-    found = read_massive(part.store)
+    found = read_flat(part.store, "massive")
     if found.shape != (part.rows,):
         _refuse(part, part.store / "massive", f"it has {found.shape} values for {part.rows} rows")
     return found
@@ -238,4 +278,7 @@ def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
 
 
 def _remedy(store: Path, manifest: Path) -> str:
-    return f"delete {store} and {manifest} and run again: its job is repeated, and what was trained on its layers"
+    return (
+        f"delete {store} and {manifest}, then ask for it by name (snakemake --profile YOURS {manifest}): only its job is "
+        "repeated. Asking for everything at once trains on its layers again"
+    )

@@ -8,9 +8,10 @@ than reading through the codecs.
 """
 
 import hashlib
+import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -21,6 +22,7 @@ CRC_BYTES = 4
 ABSENT = 2**64 - 1
 
 Half = npt.NDArray[np.float16]
+Values = npt.NDArray[np.float16] | npt.NDArray[np.int8]
 
 
 class ShardSummary(NamedTuple):
@@ -48,9 +50,9 @@ class ShardWriter:
         """Whether every slot is taken."""
         return len(self._entries) == self._slots
 
-    def append(self, chunk: Half) -> None:
+    def append(self, chunk: Values) -> None:
         """Write one chunk of shape (chunk_rows, d_model), little-endian."""
-        payload = np.ascontiguousarray(chunk, dtype="<f2").tobytes()
+        payload = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<")).tobytes()
         crc = google_crc32c.value(payload)
         self._entries.append((self._size, len(payload) + CRC_BYTES))
         self._crcs.append(crc)
@@ -58,11 +60,13 @@ class ShardWriter:
         self._write(struct.pack("<I", crc))
 
     def close(self) -> ShardSummary:
-        """Write the index and close the file."""
+        """Write the index, flush the file to disk and close it."""
         entries = self._entries + [(ABSENT, ABSENT)] * (self._slots - len(self._entries))
         index = np.array(entries, dtype="<u8").tobytes()
         self._write(index)
         self._write(struct.pack("<I", google_crc32c.value(index)))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
         self._stream.close()
         return ShardSummary(self._size, self._digest.hexdigest(), self._crcs)
 
@@ -82,8 +86,8 @@ class MappedShard:
     Raises ValueError, saying what is wrong, when the index does not fit the file.
     """
 
-    def __init__(self, path: Path, chunk_rows: int, d_model: int, slots: int) -> None:
-        self._rows, self._width = chunk_rows, d_model
+    def __init__(self, path: Path, chunk_rows: int, d_model: int, slots: int, kind: str = "<f2") -> None:
+        self._rows, self._width, self._kind = chunk_rows, d_model, np.dtype(kind)
         self._map: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         index_bytes = 16 * slots
         footer = self._map[-(index_bytes + CRC_BYTES) :].tobytes()
@@ -94,15 +98,15 @@ class MappedShard:
             raise ValueError("the checksum of its index is wrong")
         self._offsets = np.frombuffer(index, dtype="<u8").reshape(slots, 2)[:, 0]
         sizes = np.frombuffer(index, dtype="<u8").reshape(slots, 2)[:, 1]
-        self._payload = chunk_rows * d_model * 2
+        self._payload = chunk_rows * d_model * self._kind.itemsize
         limit = len(self._map) - len(footer)
         for offset, size in zip(self._offsets.tolist(), sizes.tolist(), strict=True):
             if offset != ABSENT and (size != self._payload + CRC_BYTES or offset + size > limit):
                 raise ValueError("its index does not fit its size")
 
-    def chunk(self, slot: int) -> Half:
-        """View of one chunk, (chunk_rows, d_model) float16, read-only."""
-        return self._bytes(slot).view("<f2").reshape(self._rows, self._width)
+    def chunk(self, slot: int) -> npt.NDArray[Any]:
+        """View of one chunk, (chunk_rows, d_model) of the file's kind, read-only."""
+        return self._bytes(slot).view(self._kind).reshape(self._rows, self._width)
 
     def crc32c(self, slot: int) -> int:
         """Checksum of the chunk's bytes as they are on disk now."""

@@ -1,0 +1,86 @@
+"""An extraction that is killed again and again ends with the bytes of one that was not."""
+
+import multiprocessing
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_models
+import torch
+
+from ghosttrack.activations import extraction, store, writer
+
+KILLS, LAYERS, CONTEXT = 20, [0, 2], 32
+# Shard files of one chunk instead of 16: as many files from a sixteenth of the rows.
+CONTEXTS = 16 * store.CHUNK_ROWS // CONTEXT
+
+
+def extract(folder: Path) -> None:
+    """In a process of its own, which the test kills."""
+    torch.set_num_threads(1)
+    writer.CHUNKS_PER_SHARD, writer.SHARD_ROWS = 1, store.CHUNK_ROWS  # type: ignore[attr-defined]
+    model = small_models.make_model("gpt2")
+    tokens = np.random.default_rng(0).integers(1, 400, (CONTEXTS, CONTEXT), dtype=np.int32)
+    extraction.extract_contexts(
+        model, extraction.Origin("tiny", "weights"), tokens, LAYERS,
+        [extraction.StoreFiles(folder / f"layer_{layer}.zarr", folder / f"layer_{layer}.json") for layer in LAYERS],
+        extraction.Extraction("resid_post", batch=24),
+    )  # fmt: skip
+
+
+def finished_files(folder: Path) -> int:
+    """Shard files whose records every layer has."""
+    return min(len(list((folder / f"layer_{layer}.zarr.partial" / "progress").glob("0*.npz"))) for layer in LAYERS)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_file_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fresh process that has imported everything, but computed nothing: forking one that has can hang its threads.
+    processes = multiprocessing.get_context("forkserver")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    processes.set_forkserver_preload(
+        ["ghosttrack.activations.extraction", "small_models", "transformers.models.gpt2.modeling_gpt2"]
+    )
+
+    def run(folder: Path, share: float | None = None) -> float:
+        """Extract into `folder`; kill at `share` of the time that an uninterrupted one writes. Gives the time it wrote; 0: killed."""
+        process = processes.Process(target=extract, args=(folder,))
+        process.start()
+        while process.is_alive() and not (folder / f"layer_{LAYERS[-1]}.zarr.partial").exists():
+            time.sleep(0.002)
+        began = time.monotonic()
+        process.join(share and share * whole_takes)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return 0.0
+        assert process.exitcode == 0
+        return time.monotonic() - began
+
+    whole_takes = 0.0
+    whole_takes = run(tmp_path / "whole")
+    moments, kills, rounds, kept, most = random.Random(0), 0, 0, 0, 0
+    while kills < KILLS:
+        folder = tmp_path / f"round_{rounds}"
+        if run(folder, moments.uniform(0, 0.8)):
+            assert content_of(folder) == content_of(tmp_path / "whole")
+            rounds, kept = rounds + 1, 0
+        else:
+            kills += 1
+            if not (folder / f"layer_{LAYERS[0]}.zarr").exists():
+                assert finished_files(folder) >= kept  # what one job finished, the next one never loses
+                kept = finished_files(folder)
+                most = max(most, kept)
+    assert most > 1  # there was something to go on with
+    run(folder, None)
+    assert content_of(folder) == content_of(tmp_path / "whole")
+    assert not list(folder.glob("*.partial"))

@@ -1,0 +1,299 @@
+"""Writing activation stores: front to back, whole or not at all, and resumable at every finished shard file.
+
+A store is made in `NAME.zarr.partial`, which one live process may hold. Each finished shard file leaves a
+record of what the manifest will need of it, so that a job that was killed goes on behind the last one.
+"""
+
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from ghosttrack import files
+from ghosttrack.activations import int8s
+from ghosttrack.activations.precision import storage_error
+from ghosttrack.activations.shards import Half, ShardSummary, ShardWriter
+from ghosttrack.activations.store import (
+    CHUNK_ROWS,
+    CHUNKS_PER_SHARD,
+    MASSIVE_FACTOR,
+    SCHEMA,
+    SIDECARS,
+    Block,
+    Header,
+    place,
+    positions,
+    write_group,
+)  # fmt: skip
+from ghosttrack.errors import UserError
+
+SHARD_ROWS = CHUNK_ROWS * CHUNKS_PER_SHARD
+
+
+class _Record(NamedTuple):
+    """What a finished shard file contributes to the manifest and the small arrays."""
+
+    about: dict[str, Any]  # identity, summary, clipped, error
+    flat: dict[str, npt.NDArray[Any]]  # norms, and the sidecars of an int8s store
+
+
+class StoreWriter:
+    """Writes one store, as a context manager: published when the block ends without an error.
+
+    Args:
+        store, manifest: where they go; both are replaced.
+        header: what the rows are.
+        rows: rows that will be appended.
+        d_model: width of a row.
+        row_start: index of the first row in the whole layer.
+        total_rows: rows of the whole layer, over all its stores; default: this store is all of it.
+        resume: digest of the code that makes the rows. Shard files that a killed writer of the same rows
+            finished are kept, see `kept_rows`, and this writer leaves its own behind when it fails. Default: start afresh.
+    Raises:
+        UserError: another process writes this store, or a row is not finite.
+    """
+
+    def __init__(
+        self, store: Path, manifest: Path, header: Header, *,
+        rows: int, d_model: int, row_start: int = 0, total_rows: int | None = None, resume: str | None = None,
+    ) -> None:  # fmt: skip
+        if rows < 1:
+            raise ValueError(f"{store}: a store needs at least one row, found {rows}")
+        self._store, self._manifest, self._header = Path(store), Path(manifest), header
+        self._folder = self._store.with_name(f"{self._store.name}.partial")
+        self._rows, self._width, self._start = rows, d_model, row_start
+        self._total = row_start + rows if total_rows is None else total_rows
+        self._resume = resume
+        self._stack = ExitStack()
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The group's attributes, repeated in the manifest."""
+        return {
+            "schema": SCHEMA, **self._header._asdict(), "d_model": self._width,
+            "rows": self._rows, "row_start": self._start, "total_rows": self._total,
+        }  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self._store.parent.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(files.lock(self._folder))
+        # From here on no manifest vouches for what stands in the store's place.
+        self._manifest.unlink(missing_ok=True)
+        self._records: list[_Record] = []
+        self._content: dict[str, Any] | None = None
+        if self._resume is not None:
+            while len(self._records) * SHARD_ROWS < self._rows and (found := self._recorded(len(self._records))):
+                self._records.append(found)
+        self.keep(self.kept_rows)
+        return self
+
+    @property
+    def kept_rows(self) -> int:
+        """Rows in finished shard files, which need not be appended again."""
+        return min(len(self._records) * SHARD_ROWS, self._rows)
+
+    def keep(self, rows: int) -> None:
+        """Start behind the first `rows` rows, which end with a kept shard file; drop what lies behind them."""
+        self._records = self._records[: -(-rows // SHARD_ROWS)]
+        numbers = range(len(self._records))
+        kept = {self._folder / self._shard_name(number) for number in numbers} | {
+            self._record_path(number) for number in numbers
+        }
+        files.sweep(self._folder, keep={self._folder / "lock", *kept})
+        self._done = self.kept_rows
+        self._shard: ShardWriter | None = None
+        self._start_shard()
+
+    def append(self, block: Block) -> None:
+        """Add the next rows."""
+        count = len(block.values)
+        if self._done + count > self._rows:
+            raise ValueError(f"{self._store}: {self._done + count} rows given, {self._rows} announced")
+        finite = np.isfinite(block.norms)
+        if not finite.all():
+            raise UserError(
+                f"{place(self._header)}: row {self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
+                f"expected numbers: the weights of model {self._header.model} are damaged or do not fit its config.json; "
+                "delete the model folder and run again"
+            )
+        taken = 0
+        while taken < count:
+            at = self._done % CHUNK_ROWS
+            part = slice(taken, min(count, taken + CHUNK_ROWS - at))
+            size = part.stop - part.start
+            self._buffer[at : at + size] = block.values[part]
+            if block.exact is not None and self._done < CHUNK_ROWS:
+                self._exact.append(block.exact[part])
+            inside = self._done % SHARD_ROWS
+            self._norms[inside : inside + size] = block.norms[part]
+            self._done += size
+            taken = part.stop
+            if self._done % CHUNK_ROWS == 0 or self._done == self._rows:
+                self._end_chunk(size=at + size)
+
+    def finish(self) -> None:
+        """Put everything on disk but the name; the end of the block does it too. For several stores: finish all, then end all."""
+        if self._content is None:
+            if self._done != self._rows:
+                raise ValueError(f"{self._store}: {self._done} rows given, {self._rows} announced")
+            self._content = self._finished()
+            files.sync_tree(self._folder)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        with self._stack:
+            try:
+                if kind is None:
+                    self.finish()
+                    self._publish()
+                    return
+            except BaseException:
+                self._abandon()
+                raise
+            self._abandon()
+
+    def _publish(self) -> None:
+        shutil.rmtree(self._folder / "progress", ignore_errors=True)
+        files.publish_directory(self._folder, self._store)
+        files.write_json(self._manifest, self._content)
+
+    def _abandon(self) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
+        if self._resume is None or not self._records:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ---- chunks and shard files
+    def _shard_name(self, number: int) -> str:
+        return f"{self._header.site}/c/{number}/0"
+
+    def _start_shard(self) -> None:
+        self._buffer: Half = np.full((CHUNK_ROWS, self._width), np.nan, dtype=np.float16)
+        self._exact: list[npt.NDArray[np.float32]] = []
+        self._clipped = 0
+        self._norms = np.empty(min(SHARD_ROWS, self._rows - self._done), dtype=np.float32)
+        self._coded: list[int8s.Coded] = []
+        self._error: dict[str, float] | None = None
+
+    def _end_chunk(self, size: int) -> None:
+        if self._shard is None:
+            self._shard = ShardWriter(self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD)
+        stored = self._buffer[:size]
+        inside = (self._done - 1) % SHARD_ROWS + 1
+        if self._norms[inside - size : inside].max() >= int8s.HALF_MAX:  # else no value can have been clipped
+            self._clipped += int((np.abs(stored) == int8s.HALF_MAX).sum())
+        if self._header.storage == "fp16":
+            self._shard.append(self._buffer)
+        else:
+            coded = int8s.encode(stored)
+            levels = np.full(self._buffer.shape, int8s.UNWRITTEN, dtype=np.int8)
+            levels[:size] = coded.levels
+            self._shard.append(levels)
+            stored = int8s.decode(coded)
+            self._coded.append(coded)
+        if sum(map(len, self._exact)) == size:
+            self._measure_error(np.concatenate(self._exact), stored)
+        self._exact = []
+        self._buffer.fill(np.nan)  # so that rows beyond the last read as fill values
+        if self._shard.full or self._done == self._rows:
+            self._end_shard()
+
+    def _measure_error(self, exact: npt.NDArray[np.float32], stored: Half) -> None:
+        norms = self._norms[: len(stored)]
+        normal = (norms <= MASSIVE_FACTOR * np.median(norms)) & (
+            positions(self._start, len(stored), self._header.context) != 0
+        )
+        found = storage_error(exact[normal], stored[normal])
+        self._error = found._asdict() if found else None
+
+    def _end_shard(self) -> None:
+        assert self._shard is not None  # a chunk was just added to it
+        summary, self._shard = self._shard.close(), None
+        about = {
+            "identity": self._identity, "summary": summary._asdict(), "clipped": self._clipped, "error": self._error,
+        }  # fmt: skip
+        record = _Record(about, {"norms": self._norms, **self._sidecars()})
+        if self._resume is not None:
+            with files.atomic_write(self._record_path(len(self._records)), "wb") as stream:
+                arrays: dict[str, Any] = {
+                    "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+                    **record.flat,
+                }
+                np.savez(stream, **arrays)
+        self._records.append(record)
+        if self._done < self._rows:
+            self._start_shard()
+
+    def _sidecars(self) -> dict[str, npt.NDArray[Any]]:
+        if not self._coded:
+            return {}
+        first = len(self._records) * SHARD_ROWS
+        starts = first + CHUNK_ROWS * np.arange(len(self._coded))
+        return {
+            "row_scale": np.concatenate([each.row_scale for each in self._coded]),
+            "mean": np.stack([each.mean for each in self._coded]),
+            "deviation": np.stack([each.deviation for each in self._coded]),
+            "outlier_rows": np.concatenate(
+                [start + each.outlier_rows for start, each in zip(starts, self._coded, strict=True)]
+            ),
+            "outliers": np.concatenate([each.outliers for each in self._coded]),
+        }
+
+    # ---- records of finished shard files
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {**self.attributes, "code": self._resume}
+
+    def _record_path(self, number: int) -> Path:
+        return self._folder / "progress" / f"{number:04d}.npz"
+
+    def _recorded(self, number: int) -> _Record | None:
+        """The record of a shard file that a writer of the same rows finished; None where there is none to trust."""
+        try:
+            with self._record_path(number).open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+                about = json.loads(found["about"].tobytes())
+                flat = {name: found[name] for name in found.files if name != "about"}
+            whole = files.sha256_file(self._folder / self._shard_name(number)) == about["summary"]["sha256"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+        return _Record(about, flat) if whole and about["identity"] == self._identity else None
+
+    # ---- the manifest
+    def _finished(self) -> dict[str, Any]:
+        norms = self._joined("norms")
+        first = positions(self._start, self._rows, self._header.context) == 0
+        # Position 0 is massive by nature; it must not move the median.
+        median = float(np.median(norms[~first] if not first.all() else norms))
+        massive = norms > MASSIVE_FACTOR * median
+        sidecars = {name: self._joined(name) for name in SIDECARS if self._header.storage == "int8s"}
+        write_group(self._folder, self.attributes, {"massive": massive, **sidecars})
+        kept = norms[~(massive | first)].astype(np.float64)
+        return {
+            **self.attributes,
+            "files": self._file_entries(),
+            "clipped": sum(record.about["clipped"] for record in self._records),
+            "nan": 0,
+            "massive_rows": int(massive.sum()),
+            "excluded_rows": int((massive | first).sum()),
+            "median_norm": median,
+            "mean_square_norm": float(np.square(kept).mean()) if kept.size else None,
+            "storage_error": self._records[0].about["error"],
+        }
+
+    def _joined(self, name: str) -> npt.NDArray[Any]:
+        return np.concatenate([record.flat[name] for record in self._records])
+
+    def _file_entries(self) -> dict[str, Any]:
+        entries: dict[str, Any] = {
+            self._shard_name(number): ShardSummary(**record.about["summary"])._asdict()
+            for number, record in enumerate(self._records)
+        }
+        for path in sorted(self._folder.rglob("*")):
+            name = path.relative_to(self._folder).as_posix()
+            if path.is_file() and name not in entries and name != "lock" and not name.startswith("progress/"):
+                entries[name] = {"bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
+        return entries
