@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.shards import Half
 from ghosttrack.errors import UserError
 
 # 64 chunks are 262,144 rows, 300 to 540 MB in float16: the buffer of the mode that is not resident.
@@ -22,8 +22,8 @@ class _Window(NamedTuple):
     """One window of one epoch: its chunks in the order read, and its kept rows in the order served."""
 
     key: tuple[int, int]  # epoch, number
-    rows: npt.NDArray[np.int64]  # row numbers in the store, or in `data` where that is the window's own
-    data: Half
+    rows: torch.Tensor  # int64 row numbers in the store, or in `data` where that is the window's own
+    data: torch.Tensor  # (rows, d_model) float16
 
 
 class ChunkSampler:
@@ -53,7 +53,7 @@ class ChunkSampler:
                 f"layer {store.layer} keeps {self.rows} rows, fewer than one batch of {batch}: "
                 "raise corpus.tokens or lower sae.batch"
             )
-        self._data = store.read() if resident else None
+        self._data = torch.from_numpy(store.read()) if resident else None
         self._window: _Window | None = None
         self._plan: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
@@ -64,7 +64,7 @@ class ChunkSampler:
         """
         epoch, number = divmod(step, self.batches_per_epoch)
         _, bounds = self._epoch_plan(epoch)
-        result = np.empty((self._batch, self._store.d_model), dtype=np.float32)
+        half = torch.empty(self._batch, self._store.d_model, dtype=torch.float16)
         at, stop = number * self._batch, (number + 1) * self._batch
         done = 0
         while at < stop:
@@ -72,9 +72,10 @@ class ChunkSampler:
             end = min(stop, int(bounds[index + 1]))
             window = self._open_window(epoch, index)
             rows = window.rows[at - bounds[index] : end - bounds[index]]
-            result[done : done + len(rows)] = window.data[rows]
+            torch.index_select(window.data, 0, rows, out=half[done : done + len(rows)])
             done += len(rows)
             at = end
+        result: npt.NDArray[np.float32] = half.float().numpy()
         return result
 
     def _epoch_plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -97,8 +98,8 @@ class ChunkSampler:
         # The third number keeps a window's permutation apart from its epoch's.
         shuffle = np.random.default_rng([self._seed, epoch, index + 1]).permutation(int(kept.sum()))
         if self._data is not None:
-            self._window = _Window((epoch, index), rows[kept][shuffle], self._data)
+            self._window = _Window((epoch, index), torch.from_numpy(rows[kept][shuffle]), self._data)
         else:
-            data = np.concatenate([self._store.chunk(chunk) for chunk in chunks])
-            self._window = _Window((epoch, index), np.flatnonzero(kept)[shuffle], data)
+            data = torch.from_numpy(np.concatenate([self._store.chunk(chunk) for chunk in chunks]))
+            self._window = _Window((epoch, index), torch.from_numpy(np.flatnonzero(kept)[shuffle]), data)
         return self._window
