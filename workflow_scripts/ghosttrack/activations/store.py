@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ghosttrack import files
+from ghosttrack.activations import layout
 from ghosttrack.activations.shards import Half, ShardSummary, ShardWriter
 from ghosttrack.errors import UserError
 
 SCHEMA = "ghosttrack-activations/1"
-# 4,096 rows are 5 to 8 MB: reads of whole chunks run at memory speed, and a checksum is soon verified.
-CHUNK_ROWS = 4096
-# 65,536 rows are 75 to 134 MB a file: few files, and no file too large to copy or check.
-CHUNKS_PER_SHARD = 16
+CHUNK_ROWS, CHUNKS_PER_SHARD = layout.CHUNK_ROWS, layout.CHUNKS_PER_SHARD
 # ASSUME: rows far above the rest in norm are attention sinks, not meaning; 10 medians splits them off cleanly.
 MASSIVE_FACTOR = 10.0
 HALF_MAX = float(np.finfo(np.float16).max)
