@@ -94,7 +94,9 @@ def test_every_rule_has_a_docstring_log_conda_and_message() -> None:
     rules = re.split(r"\n(?=(?:    )?rule\b.*:\n)", text)[1:]
     assert len(rules) > 15
     for rule in rules:
-        for part in ("log:", "benchmark:", "conda:", "message:", "script:", "code=source_digest"):
+        # A rule without outputs runs whenever it is asked for, unless its benchmark stands from last time.
+        timed = ["benchmark:"] if "output:" in rule else []
+        for part in ("log:", *timed, "conda:", "message:", "script:", "code=source_digest"):
             assert part in rule, f"{part} is missing in:\n{rule[:300]}"
         assert '"""' in rule or "name:" in rule
 
