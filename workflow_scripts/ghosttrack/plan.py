@@ -56,7 +56,7 @@ def waves(settings: Settings) -> list[list[int]]:
 
     The SAEs of a wave train side by side, and the next wave waits for them. So of the sizes that fit,
     the one with the fewest rounds of training on `plan.gpus` accelerators is taken, and of those the
-    one with the fewest forward passes: where six layers fit, four accelerators train 24 layers in
+    one with the fewest forward passes, and of those the smallest: where six layers fit, four accelerators train 24 layers in
     waves of four in 6 rounds, in waves of six in 8.
 
     Raises:
@@ -116,8 +116,8 @@ def summary(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
     gpus, layer = settings.plan.gpus, layer_bytes(settings)
     return (
         f"Plan of {settings.model}: {described_waves(groups)}; {described_peak(settings, groups)}\n"
-        f"  training activations in {settings.activations.storage} are {amount(layer)} a layer, "
-        f"{amount(layer * len(settings.layers))} for all; forward cost {described_cost(groups)}\n"
+        f"  a layer in {settings.activations.storage} takes {amount(layer)}, all layers "
+        f"{amount(layer * len(settings.layers))}; forward cost {described_cost(groups)}\n"
         f"  GPUs busy: {extraction_busy(settings):.1f} of {gpus} in extraction, "
         f"{training_busy(settings, groups):.1f} of {gpus} in SAE training\n"
     )
@@ -126,17 +126,22 @@ def summary(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
 def described_waves(groups: Sequence[Sequence[int]]) -> str:
     """As `24 layers in 8 waves of 3`."""
     sizes = [len(layers) for layers in groups]
-    layers = f"{sum(sizes)} layer{'s' if sum(sizes) > 1 else ''}"
+    layers = counted(sum(sizes), "layer")
     if len(sizes) == 1:
         return f"{layers} in 1 wave"
     return f"{layers} in {len(sizes)} waves of {'' if min(sizes) == max(sizes) else 'up to '}{max(sizes)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """As `1 layer` or `24 layers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def described_peak(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
-    """As `at most 61.5 GB on disk at once, budget 70 GB`."""
+    """As `at most 61.5 GB of training activations at once, budget 70 GB`."""
     budget = settings.activations.disk_budget_gb
     promise = f"budget {budget:g} GB" if budget else "no budget"
-    return f"at most {amount(peak_bytes(settings, groups))} on disk at once, {promise}"
+    return f"at most {amount(peak_bytes(settings, groups))} of training activations at once, {promise}"
 
 
 def described_cost(groups: Sequence[Sequence[int]]) -> str:

@@ -79,7 +79,7 @@ def _plan_lines(status: Status) -> Iterator[str]:
     settings, kept, gpus = status.settings, status.kept, status.settings.plan.gpus
     layer, peak = plan.layer_bytes(settings), plan.peak_bytes(settings, status.waves)
     tokens = settings.contexts * settings.corpus.context
-    guess = f", examples of {kept.guessed} data sets estimated" if kept.guessed else ""
+    guess = f", examples of {plan.counted(kept.guessed, 'data set')} estimated" if kept.guessed else ""
     phases = status.phases
     yield f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored as {settings.activations.storage}"
     yield _line(
@@ -104,7 +104,7 @@ def _plan_lines(status: Status) -> Iterator[str]:
 
 
 def _described_effort(effort: forecast.Effort, gpus: int) -> str:
-    origin = f"measured on {effort.rate.jobs} jobs" if effort.rate.jobs else "assumed: plan.teraflops"
+    origin = f"measured on {plan.counted(effort.rate.jobs, 'job')}" if effort.rate.jobs else "assumed: plan.teraflops"
     return (
         f"{duration(effort.hours * 3600)} on {gpus} GPUs, {effort.gpu_hours:.2g} GPU-hours, "
         f"at {effort.rate.teraflops:.3g} TFLOP/s each ({origin})"
