@@ -106,7 +106,7 @@ def _plan_lines(status: Status) -> Iterator[str]:
 def _described_effort(effort: forecast.Effort, gpus: int) -> str:
     origin = f"measured on {plan.counted(effort.rate.jobs, 'job')}" if effort.rate.jobs else "assumed: plan.teraflops"
     return (
-        f"{duration(effort.hours * 3600)} on {gpus} GPUs, {effort.gpu_hours:.2g} GPU-hours, "
+        f"{duration(effort.hours * 3600)} on {plan.counted(gpus, 'GPU')}, {effort.gpu_hours:.2g} GPU-hours, "
         f"at {effort.rate.teraflops:.3g} TFLOP/s each ({origin})"
     )
 
