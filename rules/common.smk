@@ -2,6 +2,7 @@
 import functools
 import gc
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -189,6 +190,13 @@ def report_page(path):
 
 
 # ---- waves under a disk budget
+@cache
+def show_plan():
+    """Say once what the disk will hold, when jobs are planned: not for graphs, lists or lint, nor inside a job."""
+    if workflow.is_main_process and workflow.executor_plugin:
+        sys.stderr.writelines(plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS)
+
+
 def extraction_waves():
     """(model, wave, layers) of every extraction rule."""
     return [(model, wave, layers) for model in MODELS for wave, layers in enumerate(WAVES[model])]
@@ -211,6 +219,7 @@ def missing_saes_before(model, wave):
     """
 
     def files(wildcards):
+        show_plan()  # only now Snakemake knows that it will run, or pretend to
         wanted = made_from(model)
         missing = [
             [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]

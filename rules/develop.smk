@@ -1,4 +1,4 @@
-# rules/develop.smk -- for developers. Needs: nothing of a run. Gives: the embedded data anew.
+# rules/develop.smk -- aside from a run. Needs: nothing, or what a run left. Gives: a check of all activation stores; the embedded data anew.
 localrules:
     refresh_facts,
 
@@ -19,3 +19,25 @@ rule refresh_facts:
         "Rebuilding the embedded data in {output.folder}"
     script:
         "../workflow_scripts/refresh_facts.py"
+
+
+# No input: it looks at the stores that are there, and must never make one. No output, nor a benchmark, which Snakemake
+# takes for one: it runs whenever it is asked for.
+rule verify_activations:
+    """Check every activation store that is on disk against its manifest, and report all that are damaged."""
+    log:
+        "results/logs/verify_activations.log",
+    retries: 0  # damage does not mend itself
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(240),
+    params:
+        models=MODELS,
+        code=source_digest("verify_activations"),
+    message:
+        "Verifying the activation stores of {params.models}"
+    script:
+        "../workflow_scripts/verify_activations.py"

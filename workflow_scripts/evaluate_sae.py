@@ -32,6 +32,8 @@ def main(*, weights: Path, cfg: Path, store: Path, manifest: Path, quality: Path
             "k": k,
             "training_tokens": trained.metadata["training_tokens"],
             "unique_tokens": trained.metadata["unique_tokens"],
+            "storage": trained.metadata.get("storage"),
+            "storage_error": trained.metadata.get("storage_error"),
         },
     )
 

@@ -145,7 +145,7 @@ def test_a_data_set_taken_out_is_taken_out_of_the_means(house_to_change: Path) -
 
 
 def test_another_disk_budget_reruns_nothing(house_to_change: Path) -> None:
-    result = snakemake(house_to_change, *RUN, "activations={disk_budget_gb: 0.0022}", "-n")
+    result = snakemake(house_to_change, *RUN, "activations={disk_budget_gb: 0.0046}", "-n")
     assert result.returncode == 0
     assert "Nothing to be done" in result.stdout + result.stderr
 

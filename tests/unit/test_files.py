@@ -66,6 +66,9 @@ def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"in use by process {holder.pid}"), files.lock(tmp_path):
             pass
+        assert files.locked(tmp_path)
         holder.kill()
+    assert not files.locked(tmp_path)
+    assert not files.locked(tmp_path / "never")
     with files.lock(tmp_path):
         pass

@@ -153,6 +153,18 @@ def lock(directory: Path) -> Iterator[None]:
         yield
 
 
+def locked(directory: Path) -> bool:
+    """Whether a live process holds `directory`/lock. Asks with a shared lock, given back at once."""
+    try:
+        with (Path(directory) / "lock").open(encoding="utf-8") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def sync_directory(path: Path) -> None:
     """Flush a directory entry to disk, so that a rename survives a power loss."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,26 +1,71 @@
-"""What can be known before any job runs: waves under a disk budget, and whether the inputs fit."""
+"""What can be known before any job runs: bytes, waves under a disk budget, and whether the inputs fit.
 
+The Snakefile imports this: nothing here may import numpy, torch, zarr or pandas.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ghosttrack import files
+from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
 from ghosttrack.settings import Settings
 
-# fp16 on disk, and what zarr adds: checksums, the index, metadata and the massive-row flags.
-BYTES_PER_VALUE = 2
-OVERHEAD = 1.005
+# A crc32c behind every chunk and behind every index (zarr v3, sharding_indexed).
+CRC_BYTES = 4
+# The index at the end of a shard file: offset and size of each of its chunks, 8 bytes each.
+INDEX_BYTES = 16 * CHUNKS_PER_SHARD + CRC_BYTES
+# int8s: mean and scale of a channel, float32 each, once a chunk; scale of a row, float32.
+CHANNEL_BYTES, ROW_SCALE_BYTES = 8, 4
+# int8s: rows kept exactly, one float16 per channel and 8 bytes for their place; at most one row in this many.
+OUTLIER_ONE_IN = 100
+# Metadata of zarr, Snakemake's stamp and the manifest: 3 to 4 kB, up to four times that in blocks of the file system.
+STORE_EXTRA_BYTES = 16_000
+
+
+def store_bytes(rows: int, d_model: int, storage: str) -> int:
+    """Disk of one store and its manifest, in bytes; an upper bound for `int8s`, whose outlier rows only the data know."""
+    chunks = -(-rows // CHUNK_ROWS)
+    shards = -(-chunks // CHUNKS_PER_SHARD)
+    # The last chunk is written whole. One massive-row flag a row.
+    total = shards * INDEX_BYTES + rows + STORE_EXTRA_BYTES
+    if storage == "fp16":
+        return total + chunks * (CHUNK_ROWS * d_model * 2 + CRC_BYTES)
+    outliers = -(-rows * (2 * d_model + 8) // OUTLIER_ONE_IN)
+    return (
+        total
+        + chunks * (CHUNK_ROWS * d_model + CRC_BYTES)
+        + chunks * d_model * CHANNEL_BYTES
+        + rows * ROW_SCALE_BYTES
+        + outliers
+    )
 
 
 def layer_bytes(settings: Settings) -> int:
-    """Disk of one layer's training activations, in bytes."""
+    """Disk of one layer's training activations over all its extraction jobs, in bytes."""
     assert settings.dimensions is not None
-    rows = settings.contexts * settings.corpus.context
-    return int(rows * (settings.dimensions.d_model * BYTES_PER_VALUE + 1) * OVERHEAD)
+    context, storage = settings.corpus.context, settings.activations.storage
+    full, rest = divmod(settings.contexts, settings.contexts_per_shard)
+    width = settings.dimensions.d_model
+    total = full * store_bytes(settings.contexts_per_shard * context, width, storage)
+    return total + (store_bytes(rest * context, width, storage) if rest else 0)
+
+
+def heldout_bytes(settings: Settings) -> int:
+    """Disk of the held-out stores of all layers, which stay, in bytes."""
+    assert settings.dimensions is not None
+    rows = -(-settings.corpus.heldout_tokens // settings.corpus.context) * settings.corpus.context
+    return len(settings.layers) * store_bytes(rows, settings.dimensions.d_model, "fp16")
 
 
 def waves(settings: Settings) -> list[list[int]]:
     """Analysed layers in groups that one forward pass serves and that fit the disk budget together.
+
+    The held-out stores, which stay, are taken off the budget first. The SAEs of a wave train side by side, and the next wave waits for them. So of the sizes that fit,
+    the one with the fewest rounds of training on `plan.gpus` accelerators is taken, and of those the
+    one with the fewest forward passes, and of those the smallest: where six layers fit, four accelerators train 24 layers in
+    waves of four in 6 rounds, in waves of six in 8.
 
     Raises:
         UserError: when the budget holds not even one layer, with the number that would do.
@@ -28,13 +73,24 @@ def waves(settings: Settings) -> list[list[int]]:
     layers, budget = settings.layers, settings.activations.disk_budget_gb
     if budget is None:
         return [layers]
-    size = int(budget * 1e9 // layer_bytes(settings))
-    if size < 1:
-        need = layer_bytes(settings) / 1e9
-        raise UserError(
-            f"activations.disk_budget_gb: {budget:g} GB holds no layer of {settings.model}; one layer of "
-            f"{settings.corpus.tokens:,} tokens takes {need:.3g} GB. Raise it to at least {need + 0.1:.1f}, or lower corpus.tokens"
+    layer, heldout = layer_bytes(settings), heldout_bytes(settings)
+    most = int((budget * 1e9 - heldout) // layer)
+    if most < 1:
+        least = (
+            math.ceil((layer + heldout) / 1e8) / 10
+            if layer + heldout > 1e8
+            else math.ceil((layer + heldout) / 1e5) / 1e4
         )
+        raise UserError(
+            f"activations.disk_budget_gb: {budget:g} GB holds no layer of {settings.model}: {settings.corpus.tokens:,} tokens "
+            f"of one layer take {amount(layer)}, the held-out text of all layers {amount(heldout)}. Raise it to at least "
+            f"{least:g}, or lower corpus.tokens"
+        )
+    choices = [_cut(layers, size) for size in range(1, min(most, len(layers)) + 1)]
+    return min(choices, key=lambda each: (training_rounds(each, settings.plan.gpus), len(each)))
+
+
+def _cut(layers: list[int], size: int) -> list[list[int]]:
     return [layers[start : start + size] for start in range(0, len(layers), size)]
 
 
@@ -53,6 +109,82 @@ def is_made_from(folder: Path, digest: str) -> bool:
         return False
     found = files.read_json(folder / "cfg.json")
     return isinstance(found, dict) and found.get("metadata", {}).get("made_from") == digest
+
+
+def training_rounds(groups: Sequence[Sequence[int]], gpus: int) -> int:
+    """How many SAEs train one after the other when `gpus` train at once and waves wait for each other."""
+    return sum(-(-len(layers) // gpus) for layers in groups)
+
+
+def peak_bytes(settings: Settings, groups: Sequence[Sequence[int]]) -> int:
+    """Most disk that training activations take at once, in bytes."""
+    return max(len(layers) for layers in groups) * layer_bytes(settings)
+
+
+def forward_passes(groups: Sequence[Sequence[int]]) -> float:
+    """Forward cost of all waves, in passes that stop at the highest analysed layer; 1 without a budget."""
+    depths = [layers[-1] + 1 for layers in groups]
+    return sum(depths) / max(depths)
+
+
+def extraction_rounds(settings: Settings) -> int:
+    """How many extraction jobs of one wave run one after the other on `plan.gpus` accelerators."""
+    return -(-settings.shards // settings.plan.gpus)
+
+
+def extraction_busy(settings: Settings) -> float:
+    """Accelerators that work on average while a wave is extracted; its jobs taken as equally long."""
+    return settings.shards / extraction_rounds(settings)
+
+
+def training_busy(settings: Settings, groups: Sequence[Sequence[int]]) -> float:
+    """Accelerators that work on average while SAEs train; their jobs taken as equally long."""
+    return len(settings.layers) / training_rounds(groups, settings.plan.gpus)
+
+
+def summary(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
+    """The plan in three lines, for the screen of a dry run."""
+    gpus, layer = settings.plan.gpus, layer_bytes(settings)
+    return (
+        f"Plan of {settings.model}: {described_waves(groups)}; {described_peak(settings, groups)}\n"
+        f"  a layer in {settings.activations.storage} takes {amount(layer)}, all layers "
+        f"{amount(layer * len(settings.layers))}; forward cost {described_cost(groups)}\n"
+        f"  GPUs busy: {extraction_busy(settings):.1f} of {gpus} in extraction, "
+        f"{training_busy(settings, groups):.1f} of {gpus} in SAE training\n"
+    )
+
+
+def described_waves(groups: Sequence[Sequence[int]]) -> str:
+    """As `24 layers in 8 waves of 3`."""
+    sizes = [len(layers) for layers in groups]
+    layers = counted(sum(sizes), "layer")
+    if len(sizes) == 1:
+        return f"{layers} in 1 wave"
+    return f"{layers} in {len(sizes)} waves of {'' if min(sizes) == max(sizes) else 'up to '}{max(sizes)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """As `1 layer` or `24 layers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def described_peak(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
+    """As `at most 61.5 GB of training activations at once and 5.04 GB held-out, budget 70 GB`."""
+    budget = settings.activations.disk_budget_gb
+    promise = f"budget {budget:g} GB" if budget else "no budget"
+    peak, heldout = peak_bytes(settings, groups), heldout_bytes(settings)
+    return f"at most {amount(peak)} of training activations at once and {amount(heldout)} held-out, {promise}"
+
+
+def described_cost(groups: Sequence[Sequence[int]]) -> str:
+    """As `4.5 passes instead of 1`."""
+    return f"{forward_passes(groups):.1f} passes instead of 1" if len(groups) > 1 else "1 pass"
+
+
+def amount(size: float) -> str:
+    """Bytes as `20.5 GB` or `1.09 MB` (10^9 and 10^6 bytes)."""
+    unit, name = (1e9, "GB") if size >= 1e8 else (1e6, "MB")
+    return f"{size / unit:,.0f} {name}" if size / unit >= 99.95 else f"{size / unit:.3g} {name}"
 
 
 def is_local_file(source: str) -> bool:

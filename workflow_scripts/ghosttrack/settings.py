@@ -86,7 +86,9 @@ class ActivationSettings(Section):
         description="How training activations are kept: half precision, or standardised 8-bit integers at half the size. Held-out text and examples are always fp16.",
     )
     disk_budget_gb: float | None = Field(
-        None, gt=0, description="Most disk that training activations may fill at once; null keeps all layers."
+        None,
+        gt=0,
+        description="Most disk that training activations may fill at once, beside the held-out text's, which stay; null keeps all layers.",
     )
     rows_per_job: int = Field(
         1_048_576, ge=1, description="Tokens of one extraction job; what a preempted job can lose at most."

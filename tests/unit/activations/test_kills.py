@@ -12,17 +12,17 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import extraction, store, writer
+from ghosttrack.activations import extraction, layout, writer
 
 KILLS, LAYERS, CONTEXT = 20, [0, 2], 32
 # Shard files of one chunk instead of 16: as many files from a sixteenth of the rows.
-CONTEXTS = 16 * store.CHUNK_ROWS // CONTEXT
+CONTEXTS = 16 * layout.CHUNK_ROWS // CONTEXT
 
 
 def extract(folder: Path) -> None:
     """In a process of its own, which the test kills."""
     torch.set_num_threads(1)
-    writer.CHUNKS_PER_SHARD, writer.SHARD_ROWS = 1, store.CHUNK_ROWS  # type: ignore[attr-defined]
+    writer.CHUNKS_PER_SHARD, writer.SHARD_ROWS = 1, layout.CHUNK_ROWS  # type: ignore[attr-defined]
     model = small_models.make_model("gpt2")
     tokens = np.random.default_rng(0).integers(1, 400, (CONTEXTS, CONTEXT), dtype=np.int32)
     extraction.extract_contexts(

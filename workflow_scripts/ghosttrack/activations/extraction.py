@@ -15,7 +15,8 @@ from torch import nn
 
 from ghosttrack import files
 from ghosttrack.activations.int8s import HALF_MAX
-from ghosttrack.activations.store import CHUNK_ROWS, Block, Header, Storage
+from ghosttrack.activations.layout import CHUNK_ROWS
+from ghosttrack.activations.store import Block, Header, Storage
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models

@@ -14,16 +14,9 @@ import numpy.typing as npt
 
 from ghosttrack import files
 from ghosttrack.activations import int8s
+from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.activations.shards import Half, MappedShard
-from ghosttrack.activations.store import (
-    CHUNK_ROWS,
-    CHUNKS_PER_SHARD,
-    SCHEMA,
-    SIDECARS,
-    Header,
-    positions,
-    read_flat,
-)  # fmt: skip
+from ghosttrack.activations.store import SCHEMA, SIDECARS, Header, positions, read_flat
 from ghosttrack.errors import UserError
 
 # What all stores of one layer have in common.
@@ -211,10 +204,10 @@ def _load(store: Path, manifest: Path) -> _Part:
     content = files.read_json(manifest)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{manifest}: schema is {found}, expected {SCHEMA}: {_remedy(store, manifest)}")
+        raise UserError(f"{manifest}: schema is {found}, expected {SCHEMA}: {remedy(store, manifest)}")
     missing = [key for key in (*SHARED, "rows", "row_start", "files", "storage_error") if key not in content]
     if missing:
-        raise UserError(f"{manifest}: {', '.join(missing)} missing: {_remedy(store, manifest)}")
+        raise UserError(f"{manifest}: {', '.join(missing)} missing: {remedy(store, manifest)}")
     return _Part(store, manifest, content)
 
 
@@ -223,7 +216,7 @@ def _require(part: _Part, expected: Mapping[str, Any], who: str) -> None:
         if part.content.get(key) != value:
             raise UserError(
                 f"{part.store} comes from another run: its {key} is {part.content.get(key)}, {who} {value}; "
-                + _remedy(part.store, part.manifest)
+                + remedy(part.store, part.manifest)
             )
 
 
@@ -274,10 +267,11 @@ def _massive(part: _Part) -> npt.NDArray[np.bool_]:
 
 
 def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
-    raise UserError(f"{path}: {problem}; {_remedy(part.store, part.manifest)}") from None
+    raise UserError(f"{path}: {problem}; {remedy(part.store, part.manifest)}") from None
 
 
-def _remedy(store: Path, manifest: Path) -> str:
+def remedy(store: Path, manifest: Path) -> str:
+    """What an error says about making a store again."""
     return (
         f"delete {store} and {manifest}, then ask for it by name (snakemake --profile YOURS {manifest}): only its job is "
         "repeated. Asking for everything at once trains on its layers again"

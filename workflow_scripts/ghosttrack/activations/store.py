@@ -14,14 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ghosttrack.activations.int8s import HALF_MAX, OUTLIER_FACTOR, UNWRITTEN
+from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.activations.shards import Half
 
 SCHEMA = "ghosttrack-activations/2"
 Storage = Literal["fp16", "int8s"]
-# 4,096 rows are 5 to 8 MB: reads of whole chunks run at memory speed, and a checksum is soon verified.
-CHUNK_ROWS = 4096
-# 65,536 rows are 75 to 134 MB a file: few files, and no file too large to copy or check.
-CHUNKS_PER_SHARD = 16
 # ASSUME: rows far above the rest in norm are attention sinks, not meaning; 10 medians splits them off cleanly.
 MASSIVE_FACTOR = OUTLIER_FACTOR
 

@@ -16,20 +16,10 @@ import numpy.typing as npt
 
 from ghosttrack import files
 from ghosttrack.activations import int8s
+from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.shards import Half, ShardSummary, ShardWriter
-from ghosttrack.activations.store import (
-    CHUNK_ROWS,
-    CHUNKS_PER_SHARD,
-    MASSIVE_FACTOR,
-    SCHEMA,
-    SIDECARS,
-    Block,
-    Header,
-    place,
-    positions,
-    write_group,
-)  # fmt: skip
+from ghosttrack.activations.store import MASSIVE_FACTOR, SCHEMA, SIDECARS, Block, Header, place, positions, write_group
 from ghosttrack.errors import UserError
 
 SHARD_ROWS = CHUNK_ROWS * CHUNKS_PER_SHARD

@@ -1,0 +1,134 @@
+"""Verifying stores: sound ones pass, every damaged one is named, absent ones are no damage."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import verify_activations
+from ghosttrack import files
+from ghosttrack.activations import verification
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.errors import UserError
+
+WIDTH, CONTEXT, ROWS = 8, 10, 500
+LAYERS, SHARDS = (0, 2), 3
+
+
+def write(store: Path, layer: int | None, start: int = 0, total: int = ROWS, context: int | None = CONTEXT) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    header = Header("tiny", "weights", layer, "embedding" if layer is None else "resid_post", context, "tokens")
+    values = np.random.default_rng(start).standard_normal((ROWS, WIDTH)).astype(np.float32)
+    with StoreWriter(
+        store, store.with_suffix(".json"), header, rows=ROWS, d_model=WIDTH, row_start=start, total_rows=total
+    ) as writer:
+        writer.append(to_block(values))
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Two layers of three training stores, held-out text, and one data set with its embedding."""
+    home = tmp_path / "tiny"
+    for layer in LAYERS:
+        for shard in range(SHARDS):
+            write(home / f"activations/layer_{layer:02d}/shard_{shard:04d}.zarr", layer, shard * ROWS, SHARDS * ROWS)
+        write(home / f"heldout/layer_{layer:02d}.zarr", layer)
+        write(home / f"examples/cities/layer_{layer:02d}.zarr", layer, context=None)
+    write(home / "examples/cities/embedding.zarr", None, context=None)
+    return home
+
+
+def check(home: Path) -> list[verification.Finding]:
+    return [verification.check(group) for group in verification.groups(home)]
+
+
+def problems(home: Path) -> list[str]:
+    return [problem.replace(f"{home}/", "") for finding in check(home) for problem in finding.problems]
+
+
+def test_sound_stores_are_counted_and_pass(home: Path) -> None:
+    found = check(home)
+    assert [(each.line, each.stores, each.rows) for each in found] == [
+        ("activations/layer_00", 3, 1500),
+        ("activations/layer_02", 3, 1500),
+        ("heldout", 1, 500),
+        ("heldout", 1, 500),
+        ("examples/cities", 1, 500),
+        ("examples/cities", 1, 500),
+        ("examples/cities", 1, 500),
+    ]
+    assert problems(home) == []
+    table = verification.as_table(found).splitlines()
+    assert [line.split()[:3] for line in table[1:]] == [
+        ["activations/layer_00", "3", "1,500"],
+        ["activations/layer_02", "3", "1,500"],
+        ["heldout", "2", "1,000"],
+        ["examples/cities", "3", "1,500"],
+        ["all", "11", "5,500"],
+    ]
+    assert all(line.endswith("whole") for line in table[1:])
+
+
+def test_all_damage_is_found_and_each_says_what_to_delete(home: Path) -> None:
+    layer = home / "activations" / "layer_00"
+    flip(layer / "shard_0000.zarr/resid_post/c/0/0", 5000)
+    (layer / "shard_0002.zarr/resid_post/c/0/0").write_bytes(b"")
+    (home / "heldout/layer_02.json").unlink()
+    shutil.rmtree(home / "examples/cities/embedding.zarr")
+    (home / "examples/cities/layer_00.json").write_text("{}")
+    assert problems(home) == [
+        "activations/layer_00/shard_0000.zarr/resid_post/c/0/0: its SHA-256 is not the one in the manifest; "
+        "delete activations/layer_00/shard_0000.zarr and activations/layer_00/shard_0000.json and run again",
+        "activations/layer_00/shard_0002.zarr/resid_post/c/0/0: it has 0 bytes, its manifest says 65800; "
+        "delete activations/layer_00/shard_0002.zarr and activations/layer_00/shard_0002.json and run again",
+        "heldout/layer_02.zarr: no manifest vouches for it; delete heldout/layer_02.zarr and run again",
+        "examples/cities/embedding.json: its store is gone; delete examples/cities/embedding.json and run again",
+        "examples/cities/layer_00.json: it is not the manifest of an activation store; "
+        "delete examples/cities/layer_00.zarr and examples/cities/layer_00.json and run again",
+    ]
+    assert "2 DAMAGED" in verification.as_table(check(home))
+
+
+def test_stores_of_another_run_among_sound_ones_are_found(home: Path) -> None:
+    write(home / "activations/layer_00/shard_0001.zarr", 5, ROWS, SHARDS * ROWS)
+    (problem,) = problems(home)
+    assert "shard_0001.zarr comes from another run: its layer is 5" in problem
+
+
+def test_stores_that_a_budget_let_go_are_no_damage_but_those_left_are_read(home: Path) -> None:
+    shutil.rmtree(home / "activations/layer_02")
+    for name in ("shard_0000.zarr", "shard_0001.zarr"):
+        shutil.rmtree(home / "activations/layer_00" / name)
+        (home / "activations/layer_00" / name).with_suffix(".json").unlink()
+    assert problems(home) == []
+    assert "whole; 1,500 rows when complete" in verification.as_table(check(home))
+    flip(home / "activations/layer_00/shard_0002.zarr/resid_post/c/0/0", 5000)
+    (problem,) = problems(home)
+    assert "layer_00/shard_0002.zarr/resid_post/c/0/0: its SHA-256" in problem
+
+
+def test_unfinished_stores_of_killed_jobs_are_listed_and_live_ones_are_not(home: Path) -> None:
+    killed = home / "activations/layer_00/shard_0003.zarr.partial"
+    killed.mkdir()
+    (killed / "lock").write_text("process 1 on nowhere")
+    with files.lock(home / "heldout/layer_04.zarr.partial"):
+        assert verification.abandoned(home) == [killed]
+    assert problems(home) == []
+
+
+def test_the_script_reports_every_model_and_fails_at_the_end(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    verify_activations.main(models=["tiny", "absent"], results=home.parent)
+    assert "activation stores of absent:" in caplog.text
+    flip(home / "heldout/layer_00.zarr/resid_post/c/0/0", 5000)
+    flip(home / "heldout/layer_02.zarr/resid_post/c/0/0", 5000)
+    with pytest.raises(UserError, match=r"2 activation stores are damaged:\n.*layer_00.*\n.*layer_02"):
+        verify_activations.main(models=["tiny"], results=home.parent)

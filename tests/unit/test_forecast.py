@@ -1,0 +1,80 @@
+"""What a run will take: operations by hand, rates from benchmark files, stores that stay."""
+
+from pathlib import Path
+
+import pytest
+
+from ghosttrack import files, forecast, plan
+from ghosttrack.settings import DatasetSettings, Settings, load, load_dataset
+from tests.conftest import ROOT
+
+
+def settings(**config: object) -> Settings:
+    (found,) = load(config, ROOT / "config").values()
+    return found
+
+
+def data(found: Settings) -> dict[str, DatasetSettings]:
+    return {name: load_dataset(name, ROOT / "config") for name in found.datasets}
+
+
+def benchmark(path: Path, seconds: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t1.0\n")
+
+
+def test_operations_worked_by_hand() -> None:
+    # GPT-2 medium: 24 blocks of 12 d^2 weights are 302 M, two operations each a token; attention adds 8 %.
+    assert forecast.block_operations(1024, 512) == 24 * 1024**2 + 4 * 512 * 1024 == 27_262_976
+    assert forecast.step_operations(1024, 5120, 64) == 6 * 1024 * 5120 + 12 * 1024 * 64 == 32_243_712
+
+
+def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium")
+    waves = plan.waves(medium)
+    extraction = forecast.extraction(medium, waves, tmp_path)
+    assert extraction.rate == (40.0, 0)
+    # 3 + 6 + ... + 24 = 108 blocks for each of 10,000,384 tokens.
+    assert extraction.gpu_hours == pytest.approx(10_000_384 * 108 * 27_262_976 / 40e12 / 3600)
+    # Ten jobs on four accelerators take three rounds of a full job.
+    assert extraction.hours == pytest.approx(3 * 1_048_576 * 108 * 27_262_976 / 40e12 / 3600)
+    training = forecast.training(medium, waves, tmp_path)
+    one = 10_000_384 * 20 * 32_243_712 / 40e12 / 3600
+    assert training.gpu_hours == pytest.approx(24 * one)
+    assert training.hours == pytest.approx(8 * one)
+
+
+def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium")
+    waves = plan.waves(medium)
+    folder = tmp_path / "gpt2-medium" / "benchmarks"
+    operations = 1_048_576 * 3 * 27_262_976
+    benchmark(folder / "extract_activations" / "wave_00_shard_0000.tsv", f"{operations / 20e12}")
+    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((20.0, 1))
+    # The last shard is shorter, the second wave deeper.
+    benchmark(folder / "extract_activations" / "wave_00_shard_0009.tsv", f"{operations * 1100 / 2048 / 10e12}")
+    benchmark(folder / "extract_activations" / "wave_01_shard_0000.tsv", f"{operations * 2 / 12e12}")
+    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((12.0, 3))
+    assert forecast.training(medium, waves, tmp_path).rate.jobs == 0
+
+
+@pytest.mark.parametrize("content", ["", "s\n", "s\tx\n-\t1\n", "s\nnan\n", "s\n0\n", "t\n3\n"])
+def test_a_benchmark_without_a_time_is_left_out(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.tsv").write_text(content)
+    assert forecast.wall_seconds(tmp_path / "a.tsv") is None
+    assert forecast.wall_seconds(tmp_path / "missing.tsv") is None
+
+
+def test_kept_stores_are_counted_from_manifests_and_estimated_without(tmp_path: Path) -> None:
+    small = settings(model="gpt2-small", datasets=["cities", "questions", "halueval"])
+    found = forecast.kept(small, data(small), tmp_path)
+    # 100,000 tokens fill 196 contexts, 25 chunks, in each of twelve layers.
+    assert found.heldout == 12 * plan.store_bytes(196 * 512, 768, "fp16")
+    facts = (ROOT / "workflow_scripts/ghosttrack/data/facts/cities.csv").read_text().count("\n") * 8
+    guesses = [facts, 200 * 12, 2000 * 8]
+    assert found.examples == sum(13 * plan.store_bytes(rows, 768, "fp16") for rows in guesses)
+    assert found.guessed == 3
+    files.write_json(tmp_path / "gpt2-small" / "examples" / "cities" / "embedding.json", {"rows": 978})
+    counted = forecast.kept(small, data(small), tmp_path)
+    assert counted.guessed == 2
+    assert found.examples - counted.examples == 13 * (facts - 978)  # both fill one chunk; a flag a row

@@ -1,0 +1,151 @@
+"""The status command: plan on an empty folder, progress from files, one readable line for a wrong setting."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghosttrack import plan, status
+from ghosttrack.errors import UserError
+from ghosttrack.settings import Settings, load, load_dataset
+from tests.conftest import ROOT
+
+
+def look(results: Path, **config: object) -> status.Status:
+    ((_, found),) = load(config, ROOT / "config").items()
+    return status.look(found, {name: load_dataset(name, ROOT / "config") for name in found.datasets}, results)
+
+
+def touch(folder: Path, *names: str, size: int = 0) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(size))
+
+
+def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
+    text = status.as_text(look(tmp_path / "results", model="gpt2-medium"))
+    for words in (
+        "gpt2-medium: 24 layers in 8 waves of 3, 10,000,384 tokens each, stored as fp16",
+        "80 extract activations, 24 train SAEs, 213 in all",
+        "at most 61.5 GB of training activations at once and 5.04 GB held-out, budget 70 GB",
+        "20.5 GB a layer; all layers at once would take 492 GB",
+        "4.5 passes instead of 1",
+        "3.3 of 4 in extraction, 3.0 of 4 in SAE training",
+        "assumed: plan.teraflops",
+        "Nothing of this run is on disk yet.",
+    ):
+        assert words in text, text
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_under_a_budget_is_followed_by_its_files(tmp_path: Path) -> None:
+    home = tmp_path / "gpt2-medium"
+    touch(home, "model/source.json", "model/model.safetensors", "datasets/cities/examples.parquet")
+    # Wave 0 (layers 0 to 2) is trained and its stores are gone; of wave 1 two jobs of ten are done.
+    for layer in (0, 1, 2):
+        touch(home / f"saes/layer_{layer:02d}", "sae_weights.safetensors", "cfg.json")
+    touch(home, "saes/layer_00/quality.json")
+    for layer in (3, 4, 5):
+        touch(home / f"activations/layer_{layer:02d}", "shard_0000.json", "shard_0001.json")
+        touch(home / f"activations/layer_{layer:02d}/shard_0000.zarr/resid_post", "c/0/0", size=1000)
+    touch(home, "activations/layer_03/shard_0002.zarr.partial/resid_post/c/0/0", size=300)
+    touch(home, "heldout/layer_00.zarr/c", size=70)
+    found = look(tmp_path, model="gpt2-medium")
+    assert found.phases["extract_activations"] == (12, 80)
+    assert found.phases["train_sae"] == (3, 24)
+    assert found.phases["evaluate_sae"] == (1, 24)
+    assert found.phases["fetch_model"] == (1, 1)
+    assert found.phases["fetch_dataset"] == (1, 8)
+    assert found.phases["fetch_questions"] == (0, 1)
+    assert found.phases["write_report"] == (0, 1)
+    assert found.disk == (3300, 300, 70, 0)
+    assert found.layers[0] == (0, 0, 10, True, True)
+    assert found.layers[3] == (3, 2, 10, False, False)
+    text = status.as_text(found)
+    for line in ("train_sae                3    24", "0       -   10  measured", "3       2   10  -"):
+        assert line in text, text
+    assert "of 70 GB (0.0003 MB of it unfinished)" in text
+
+
+def test_json_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status.main(["--json", "--config", "model=both", "activations={storage: int8s}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["gpt2-small", "gpt2-medium"]
+    medium = found["gpt2-medium"]
+    assert [len(wave) for wave in medium["plan"]["waves"]] == [4] * 6
+    assert medium["plan"]["peak_bytes"] == 4 * medium["plan"]["layer_bytes"] <= medium["plan"]["budget_bytes"]
+    assert medium["plan"]["gpus_busy"]["train_sae"] == 4.0
+    assert medium["plan"]["effort"]["train_sae"]["measured_jobs"] == 0
+    assert medium["phases"]["train_sae"] == {"done": 0, "total": 24}
+    assert medium["layers"][23] == {"layer": 23, "stores": 0, "shards": 10, "trained": False, "measured": False}
+    assert not medium["started"]
+    assert list(tmp_path.iterdir()) == []  # looking writes nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["modle=x"], "unknown key modle (did you mean model?)"),
+        (["model"], "--config: 'model' is not KEY=VALUE"),
+        (["sae={k: -1}"], "sae.k: -1 does not fit"),
+        (["sae={k: 1"], "is not valid YAML"),
+        (["model=gpt2-small", "activations={disk_budget_gb: 15}"], "Raise it to at least 17.3"),
+        (["corpus={source: missing.txt}"], "corpus.source: there is no file missing.txt"),
+    ],
+)
+def test_a_wrong_setting_ends_with_one_line_and_code_2(words: list[str], said: str, capsys: Any) -> None:
+    assert status.main(["--config", *words]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["model=gpt2-small", "seed=3", "strict=True", "sae={k: 32, learning_rate: 2e-4}", "sae={epochs: 3}"],
+        ["model=tiny-gpt2", "datasets=[cities,questions]", "activations={layers: [1, 3], disk_budget_gb: null}"],
+        ["model=gpt2-small", "corpus={source: embedded}", "preset=seed", "model_path="],
+    ],
+)
+def test_config_words_are_read_as_snakemake_reads_them(words: list[str]) -> None:
+    parse_config = pytest.importorskip("snakemake.cli").parse_config
+    theirs = {"model": "smollm2-135m", **parse_config(words)}
+    ours = status.read_config(ROOT / "config" / "config.yaml", words)
+    assert load(ours, ROOT / "config") == load(theirs, ROOT / "config")
+
+
+def test_config_words_overlay_the_file_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: gpt2-small\nsae: {k: 32, epochs: 3}\n")
+    assert status.read_config(tmp_path / "config.yaml", ["sae={epochs: 4}"]) == {
+        "model": "gpt2-small",
+        "sae": {"k": 32, "epochs": "4"},
+    }
+    (tmp_path / "config.yaml").write_text("- a\n")
+    with pytest.raises(UserError, match=r"config\.yaml: expected `key: value` lines, found list"):
+        status.read_config(tmp_path / "config.yaml", [])
+
+
+def test_files_that_vanish_while_they_are_counted_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "gpt2-small" / "activations" / "layer_00", "a", "b", size=5)
+    real = Path.lstat
+
+    def lstat(path: Path) -> Any:
+        if path.name == "a":
+            raise FileNotFoundError(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert look(tmp_path, model="gpt2-small").disk.training == 5
+
+
+def test_without_a_budget_the_text_says_so(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    found: Settings = load({"model": "tiny-gpt2"}, tmp_path / "config")["tiny-gpt2"]
+    assert "no budget" in plan.summary(found, plan.waves(found))
+    assert "4 layers in 1 wave;" in plan.summary(found, plan.waves(found))

@@ -1,0 +1,6 @@
+"""How a store lies on disk, in numbers. No heavy imports: the plan of a run counts with them too."""
+
+# 4,096 rows are 5 to 8 MB: reads of whole chunks run at memory speed, and a checksum is soon verified.
+CHUNK_ROWS = 4096
+# 65,536 rows are 75 to 134 MB a file: few files, and no file too large to copy or check.
+CHUNKS_PER_SHARD = 16

@@ -1,0 +1,156 @@
+"""What a run will take: stores that stay, and hours, from counted operations until finished jobs tell better."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from ghosttrack import files, plan
+from ghosttrack.errors import UserError
+from ghosttrack.settings import DatasetSettings, Settings
+
+FACTS = Path(__file__).parent / "data" / "facts"
+# ASSUME: a line of an embedded fact table becomes two to four statements with one to three answer tokens each.
+ROWS_PER_FACT = 8
+# ASSUME: examples of other data sets, where `max_examples` says nothing, and answer tokens of each.
+EXAMPLES, ROWS_PER_EXAMPLE = 2000, 8
+
+
+class Kept(NamedTuple):
+    """Bytes of the stores that stay after the run, always fp16; `guessed`: data sets whose rows are an estimate."""
+
+    heldout: int
+    examples: int
+    guessed: int
+
+
+class Rate(NamedTuple):
+    """Sustained 10^12 operations per second of one accelerator, and the finished jobs behind it; 0 jobs: assumed."""
+
+    teraflops: float
+    jobs: int
+
+
+class Effort(NamedTuple):
+    """Expected wall hours on `plan.gpus` accelerators, and the hours of all of them together."""
+
+    hours: float
+    gpu_hours: float
+    rate: Rate
+
+
+def block_operations(d_model: int, context: int) -> int:
+    """Operations of one token in one transformer block, forward.
+
+    Twice the 12 d^2 weights of attention and a fourfold MLP, and 4 d for each position attended to
+    (Kaplan et al. 2020, arXiv 2001.08361, table 1; the causal mask saves nothing in dense kernels).
+    """
+    return 24 * d_model**2 + 4 * context * d_model
+
+
+def step_operations(d_model: int, d_sae: int, k: int) -> int:
+    """Operations of one token in one SAE step.
+
+    Encoding is dense: 2 d d_sae forward, about three times that with its gradients. Decoding touches k
+    features, and so does the auxiliary loss: 2 d k forward each, three times that with gradients.
+    """
+    return 6 * d_model * d_sae + 12 * d_model * k
+
+
+def kept(settings: Settings, datasets: Mapping[str, DatasetSettings], results: Path) -> Kept:
+    """Disk of held-out and example stores, all layers and the token embedding, in bytes."""
+    assert settings.dimensions is not None
+    width, layers = settings.dimensions.d_model, len(settings.layers)
+    examples = guessed = 0
+    for name in settings.datasets:
+        rows = _stored_rows(results / settings.model / "examples" / name / "embedding.json")
+        if rows is None:
+            rows, guessed = _guessed_rows(settings, datasets[name]), guessed + 1
+        examples += (layers + 1) * plan.store_bytes(rows, width, "fp16")
+    return Kept(plan.heldout_bytes(settings), examples, guessed)
+
+
+def _stored_rows(manifest: Path) -> int | None:
+    try:
+        return int(files.read_json(manifest)["rows"])
+    except (UserError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _guessed_rows(settings: Settings, dataset: DatasetSettings) -> int:
+    if dataset.mode == "generated":
+        return settings.generation.questions * settings.generation.max_new_tokens
+    table = FACTS / f"{dataset.table}.csv"
+    if dataset.source == "facts" and table.is_file():
+        rows = table.read_bytes().count(b"\n") * ROWS_PER_FACT
+        return min(rows, (dataset.max_examples or rows) * ROWS_PER_EXAMPLE)
+    return (dataset.max_examples or EXAMPLES) * ROWS_PER_EXAMPLE
+
+
+def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
+    """Expected effort of all extraction jobs; waves come one after the other, their jobs side by side."""
+    rate = _rate(settings, _finished_extraction(settings, waves, results))
+    rows = settings.contexts * settings.corpus.context
+    rounds = plan.extraction_rounds(settings)
+    job = min(settings.contexts, settings.contexts_per_shard) * settings.corpus.context
+    passes = [_pass_operations(settings, layers) for layers in waves]
+    return Effort(
+        sum(rounds * job * each for each in passes) / rate.teraflops / 1e12 / 3600,
+        sum(rows * each for each in passes) / rate.teraflops / 1e12 / 3600,
+        rate,
+    )
+
+
+def training(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
+    """Expected effort of training all SAEs; a wave's train side by side."""
+    benchmarks = results / settings.model / "benchmarks" / "train_sae"
+    operations = _training_operations(settings)
+    found = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
+    rate = _rate(settings, found)
+    hours = operations / rate.teraflops / 1e12 / 3600
+    return Effort(hours * plan.training_rounds(waves, settings.plan.gpus), hours * len(settings.layers), rate)
+
+
+def _pass_operations(settings: Settings, layers: Sequence[int]) -> int:
+    """Operations of one token up to the highest of `layers`."""
+    assert settings.dimensions is not None
+    return (layers[-1] + 1) * block_operations(settings.dimensions.d_model, settings.corpus.context)
+
+
+def _training_operations(settings: Settings) -> int:
+    """Operations of training one SAE."""
+    assert settings.dimensions is not None
+    rows = settings.contexts * settings.corpus.context
+    return rows * settings.sae.epochs * step_operations(settings.dimensions.d_model, settings.sae.d_sae, settings.sae.k)
+
+
+def _finished_extraction(
+    settings: Settings, waves: Sequence[Sequence[int]], results: Path
+) -> Iterator[tuple[int, Path]]:
+    folder = results / settings.model / "benchmarks" / "extract_activations"
+    for wave, layers in enumerate(waves):
+        for shard in range(settings.shards):
+            contexts = min(settings.contexts_per_shard, settings.contexts - shard * settings.contexts_per_shard)
+            operations = contexts * settings.corpus.context * _pass_operations(settings, layers)
+            yield operations, folder / f"wave_{wave:02d}_shard_{shard:04d}.tsv"
+
+
+def _rate(settings: Settings, jobs: Iterable[tuple[int, Path]]) -> Rate:
+    """Median rate of the finished jobs, given as (operations, benchmark file); else the settings' assumption.
+
+    The median, because a resumed job's benchmark holds its last attempt only.
+    """
+    timed = [(operations, wall_seconds(path)) for operations, path in jobs]
+    rates = [operations / seconds / 1e12 for operations, seconds in timed if seconds]
+    return Rate(median(rates), len(rates)) if rates else Rate(settings.plan.teraflops, 0)
+
+
+def wall_seconds(benchmark: Path) -> float | None:
+    """Column `s` of a Snakemake benchmark file; None if there is no such file or no number in it."""
+    try:
+        names, values, *_ = benchmark.read_text(encoding="utf-8").splitlines()
+        seconds = float(dict(zip(names.split("\t"), values.split("\t"), strict=False))["s"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return seconds if seconds > 0 and math.isfinite(seconds) else None
