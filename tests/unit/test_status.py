@@ -92,7 +92,7 @@ def test_json_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["model"], "--config: 'model' is not KEY=VALUE"),
         (["sae={k: -1}"], "sae.k: -1 does not fit"),
         (["sae={k: 1"], "is not valid YAML"),
-        (["model=gpt2-small", "activations={disk_budget_gb: 15}"], "Raise it to at least 17.3"),
+        (["model=gpt2-small", "activations={disk_budget_gb: 15}"], "Raise it to at least 17.4"),
         (["corpus={source: missing.txt}"], "corpus.source: there is no file missing.txt"),
     ],
 )

@@ -20,26 +20,26 @@ INDEX_BYTES = 16 * CHUNKS_PER_SHARD + CRC_BYTES
 CHANNEL_BYTES, ROW_SCALE_BYTES = 8, 4
 # int8s: rows kept exactly, one float16 per channel and 8 bytes for their place; at most one row in this many.
 OUTLIER_ONE_IN = 100
+# While a store is written, each finished shard file leaves a record: the rows' norms in float32, the small arrays, 2 kB.
+NORM_BYTES, RECORD_BYTES = 4, 2000
 # Metadata of zarr, Snakemake's stamp and the manifest: 3 to 4 kB, up to four times that in blocks of the file system.
 STORE_EXTRA_BYTES = 16_000
 
 
 def store_bytes(rows: int, d_model: int, storage: str) -> int:
-    """Disk of one store and its manifest, in bytes; an upper bound for `int8s`, whose outlier rows only the data know."""
+    """Most disk of one store and its manifest, in bytes: while it is written, with the records that let it resume.
+
+    For `int8s` an upper bound, because only the data know how many rows are kept exactly.
+    """
     chunks = -(-rows // CHUNK_ROWS)
     shards = -(-chunks // CHUNKS_PER_SHARD)
     # The last chunk is written whole. One massive-row flag a row.
-    total = shards * INDEX_BYTES + rows + STORE_EXTRA_BYTES
+    total = shards * (INDEX_BYTES + RECORD_BYTES) + rows * (1 + NORM_BYTES) + STORE_EXTRA_BYTES
     if storage == "fp16":
         return total + chunks * (CHUNK_ROWS * d_model * 2 + CRC_BYTES)
     outliers = -(-rows * (2 * d_model + 8) // OUTLIER_ONE_IN)
-    return (
-        total
-        + chunks * (CHUNK_ROWS * d_model + CRC_BYTES)
-        + chunks * d_model * CHANNEL_BYTES
-        + rows * ROW_SCALE_BYTES
-        + outliers
-    )
+    small = chunks * d_model * CHANNEL_BYTES + rows * ROW_SCALE_BYTES + outliers
+    return total + chunks * (CHUNK_ROWS * d_model + CRC_BYTES) + 2 * small  # in the store and in the records
 
 
 def layer_bytes(settings: Settings) -> int:

@@ -296,7 +296,7 @@ def test_damage_is_detected_named_and_repaired_by_writing_that_store_again(name:
     with pytest.raises(UserError, match=message) as caught:
         read_everything(pair)
     assert str(pair / "one") in str(caught.value)
-    assert "run again" in str(caught.value) or "ask for it by name" in str(caught.value)
+    assert "run again" in str(caught.value) or "then: snakemake" in str(caught.value)
     write(pair, make_rows(70_000), total=90_000, name="one", step=70_000)
     open_pair(pair).verify()
 

@@ -84,16 +84,17 @@ def test_all_damage_is_found_and_each_says_what_to_delete(home: Path) -> None:
     (home / "heldout/layer_02.json").unlink()
     shutil.rmtree(home / "examples/cities/embedding.zarr")
     (home / "examples/cities/layer_00.json").write_text("{}")
-    assert problems(home) == [
-        "activations/layer_00/shard_0000.zarr/resid_post/c/0/0: its SHA-256 is not the one in the manifest; "
-        "delete activations/layer_00/shard_0000.zarr and activations/layer_00/shard_0000.json and run again",
-        "activations/layer_00/shard_0002.zarr/resid_post/c/0/0: it has 0 bytes, its manifest says 65800; "
-        "delete activations/layer_00/shard_0002.zarr and activations/layer_00/shard_0002.json and run again",
-        "heldout/layer_02.zarr: no manifest vouches for it; delete heldout/layer_02.zarr and run again",
-        "examples/cities/embedding.json: its store is gone; delete examples/cities/embedding.json and run again",
-        "examples/cities/layer_00.json: it is not the manifest of an activation store; "
-        "delete examples/cities/layer_00.zarr and examples/cities/layer_00.json and run again",
-    ]
+    wanted = {
+        "activations/layer_00/shard_0000.zarr/resid_post/c/0/0: its SHA-256 is not the one in the manifest": "activations/layer_00/shard_0000",
+        "activations/layer_00/shard_0002.zarr/resid_post/c/0/0: it has 0 bytes, its manifest says 65800": "activations/layer_00/shard_0002",
+        "heldout/layer_02.zarr: no manifest vouches for it": "heldout/layer_02",
+        "examples/cities/embedding.json: its store is gone": "examples/cities/embedding",
+        "examples/cities/layer_00.json: it is not the manifest of an activation store": "examples/cities/layer_00",
+    }
+    found = problems(home)
+    assert len(found) == len(wanted)
+    for problem, (message, stem) in zip(found, wanted.items(), strict=True):
+        assert problem.startswith(f"{message}; delete {stem}.zarr and {stem}.json, then: snakemake")
     assert "2 DAMAGED" in verification.as_table(check(home))
 
 

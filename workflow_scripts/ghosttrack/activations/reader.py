@@ -273,6 +273,6 @@ def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
 def remedy(store: Path, manifest: Path) -> str:
     """What an error says about making a store again."""
     return (
-        f"delete {store} and {manifest}, then ask for it by name (snakemake --profile YOURS {manifest}): only its job is "
-        "repeated. Asking for everything at once trains on its layers again"
+        f"delete {store} and {manifest}, then: snakemake --profile YOURS {manifest} "
+        "(its job alone; a whole run would also train again on its layers)"
     )
