@@ -94,6 +94,14 @@ def detector_memory(wildcards, attempt):
     return (1500 + 4 * numbers // 10**6) * attempt
 
 
+def extraction_memory(model, layers=None):
+    """Resource function: weights in fp32, and 16 contexts of every layer as computed, rounded and waiting to be written."""
+    settings, width = SETTINGS[model], SETTINGS[model].dimensions.d_model
+    weights = 4 * (12 * settings.dimensions.n_layers * width**2 + 100_000 * width)
+    rows = 16 * settings.corpus.context * len(layers or settings.layers) * width * (4 + 2 + 2)
+    return scaled(max(3000, 1500 + (weights + rows) // 10**6))
+
+
 def shrinking(base):
     """Resource function: halves with every attempt, for batches after an out-of-memory."""
     return lambda wildcards, attempt: max(1, base >> (attempt - 1))

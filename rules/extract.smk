@@ -32,7 +32,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         threads: 1
         resources:
             gpu=1,
-            mem_mb=scaled(3000),
+            mem_mb=extraction_memory(MODEL, LAYERS),
             runtime=scaled(120),
             batch=shrinking(16),
         params:
@@ -68,7 +68,7 @@ for MODEL in MODELS:
         threads: 1
         resources:
             gpu=1,
-            mem_mb=scaled(3000),
+            mem_mb=extraction_memory(MODEL),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
@@ -104,7 +104,7 @@ for MODEL in MODELS:
         threads: 1
         resources:
             gpu=1,
-            mem_mb=scaled(3000),
+            mem_mb=extraction_memory(MODEL),
             runtime=scaled(60),
             batch=shrinking(32),
         params:

@@ -57,10 +57,10 @@ def test_the_disk_budget_splits_medium_into_waves_of_three_layers(house: Path) -
             ["model=both"],
             [
                 "Plan of gpt2-small: 12 layers in 12 waves of 1; at most 15.4 GB of training activations at once and 1.89 GB held-out, budget 25 GB",
-                "a layer in fp16 takes 15.4 GB, all layers 184 GB; forward cost 6.5 passes instead of 1",
+                "a layer in fp16 takes 15.4 GB, all layers 185 GB; forward cost 6.5 passes instead of 1",
                 "GPUs busy: 3.3 of 4 in extraction, 1.0 of 4 in SAE training",
-                "Plan of gpt2-medium: 24 layers in 8 waves of 3; at most 61.5 GB of training activations at once and 5.04 GB held-out, budget 70 GB",
-                "a layer in fp16 takes 20.5 GB, all layers 492 GB; forward cost 4.5 passes instead of 1",
+                "Plan of gpt2-medium: 24 layers in 8 waves of 3; at most 61.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
+                "a layer in fp16 takes 20.5 GB, all layers 493 GB; forward cost 4.5 passes instead of 1",
                 "GPUs busy: 3.3 of 4 in extraction, 3.0 of 4 in SAE training",
             ],
         ),

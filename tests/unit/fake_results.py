@@ -215,6 +215,7 @@ def _quality(folder: Path) -> list[Path]:
         fvu = 0.02 + 0.022 * number
         quality = {
             "layer": layer, "l0": 64.3 + number, "fvu": fvu, "fvu_token_median": fvu + 0.04, "explained_variance": 1 - fvu,
+            "storage": "int8s", "storage_error": {"relative": 6e-5 * (1 + number), "low_variance": 1.5e-4},
             "dead_fraction": 0.001 * number, "pca_fvu": 0.6 * fvu + 0.15, "random_fvu": 0.71 + 0.01 * number, "cosine": 0.97,
         }  # fmt: skip
         path.write_text(json.dumps(quality))

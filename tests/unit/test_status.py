@@ -29,8 +29,8 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
     for words in (
         "gpt2-medium: 24 layers in 8 waves of 3, 10,000,384 tokens each, stored as fp16",
         "80 extract activations, 24 train SAEs, 213 in all",
-        "at most 61.5 GB of training activations at once and 5.04 GB held-out, budget 70 GB",
-        "20.5 GB a layer; all layers at once would take 492 GB",
+        "at most 61.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
+        "20.5 GB a layer; all layers at once would take 493 GB",
         "4.5 passes instead of 1",
         "3.3 of 4 in extraction, 3.0 of 4 in SAE training",
         "assumed: plan.teraflops",

@@ -169,7 +169,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def described_peak(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
-    """As `at most 61.5 GB of training activations at once and 5.04 GB held-out, budget 70 GB`."""
+    """As `at most 61.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB`."""
     budget = settings.activations.disk_budget_gb
     promise = f"budget {budget:g} GB" if budget else "no budget"
     peak, heldout = peak_bytes(settings, groups), heldout_bytes(settings)

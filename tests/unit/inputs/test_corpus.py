@@ -1,6 +1,7 @@
 """Packing documents into contexts, splitting them, storing them; and the sources they come from."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_packing_equals_the_one_token_at_a_time_reference(context: int) -> None:
     assert packer.documents.ravel().tolist() == owners
     assert packer.used == owners[-1] + 1
     assert (packer.tokens[:, 0] == SEPARATOR).all()
+
+
+def test_every_row_leads_back_to_its_document_its_position_and_its_token(tmp_path: Path) -> None:
+    found, _ = build(tmp_path, [Stream("a", numbered(), 1.0)], tokens=500, heldout_tokens=60, context=20)
+    text = ""
+    for row in range(found.tokens.size):
+        place = found.origin(row)
+        assert (place.context, place.position) == (row // 20, row % 20)
+        assert place.token == found.tokens.ravel()[row]
+        text += chr(place.token) if place.document == found.origin(0).document and place.token != SEPARATOR else ""
+    assert re.fullmatch(r"text number \d+ of many", text)
 
 
 def test_no_text_is_on_both_sides_and_both_are_full(tmp_path: Path) -> None:

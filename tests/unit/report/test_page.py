@@ -228,3 +228,15 @@ def test_names_are_those_that_the_evaluation_writes() -> None:
     assert (tables.ALL_GIVEN, tables.ALL_GENERATED) == (scoreboard.ALL_STRICT, scoreboard.GENERATED)
     assert ledger.HEADLINE == tables.HEADLINE
     assert tables.TRACKING in [claim.sentence for claim in ledger.claims(["default", "permuted"])]
+
+
+def test_the_page_says_what_storage_cost_in_the_worst_layer() -> None:
+    quality = {
+        layer: {"storage": "int8s", "storage_error": {"relative": 6e-5 * layer, "low_variance": 2e-4 / layer}}
+        for layer in (1, 2)
+    }
+    assert report_page._storage(quality) == (
+        "int8s: error at most 1.2e-04 of the variance, 2.0e-04 within the half of the directions that vary least"
+    )
+    assert report_page._storage({1: {"fvu": 0.1}}) == "not recorded"
+    assert report_page._storage({1: {"storage": "fp16", "storage_error": None}}) == "fp16"

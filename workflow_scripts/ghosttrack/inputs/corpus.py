@@ -42,12 +42,26 @@ class Stream(NamedTuple):
     share: float
 
 
+class Origin(NamedTuple):
+    """Where one row of an activation store comes from."""
+
+    document: int  # in the order read
+    context: int
+    position: int  # in the context
+    token: int
+
+
 class Tokens(NamedTuple):
     """Packed tokens, the document that each belongs to, and the manifest."""
 
     tokens: NDArray[np.int32]  # (contexts, context)
     documents: NDArray[np.int32]  # (contexts, context)
     manifest: dict[str, Any]
+
+    def origin(self, row: int) -> Origin:
+        """What row `row` of a layer's activations was computed from; rows are the tokens, context by context."""
+        context, position = divmod(row, self.tokens.shape[1])
+        return Origin(int(self.documents[context, position]), context, position, int(self.tokens[context, position]))
 
 
 class Place(NamedTuple):

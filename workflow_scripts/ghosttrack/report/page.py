@@ -261,10 +261,24 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
             f"{source['n_layers']} layers of width {source['d_model']}, {source['vocab_size']:,} tokens in the vocabulary",
         ),
         ("Analysed layers", ", ".join(map(str, sorted(inputs.quality)))),
+        ("Training activations", _storage(inputs.quality)),
         ("Seed", str(settings.get("seed", "not recorded"))),
         ("GhostTrack", f"version {inputs.version}, code {inputs.code}"),
         ("Libraries", libraries),
     ]
+
+
+def _storage(quality: Mapping[int, Mapping[str, Any]]) -> str:
+    """How training activations were kept, and what that cost in the layer where it cost most."""
+    modes = sorted({str(found["storage"]) for found in quality.values() if found.get("storage")})
+    errors = [found["storage_error"] for found in quality.values() if found.get("storage_error")]
+    if not errors:
+        return ", ".join(modes) or "not recorded"
+    worst = {key: max(error[key] for error in errors) for key in ("relative", "low_variance")}
+    return (
+        f"{', '.join(modes)}: error at most {worst['relative']:.1e} of the variance, {worst['low_variance']:.1e} "
+        "within the half of the directions that vary least"
+    )
 
 
 def _plain(value: Any) -> Any:
