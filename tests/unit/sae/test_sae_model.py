@@ -13,8 +13,8 @@ from sae_fakes import MemoryRows
 from ghosttrack import sae
 from ghosttrack.errors import UserError
 from ghosttrack.sae import model
-from ghosttrack.sae.engine import Parameters
 from ghosttrack.sae.export import calibrate, fold
+from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.rows import Normaliser, blocks
 
 D_MODEL, D_SAE, K = 12, 40, 5
