@@ -5,6 +5,7 @@ Science lives here; machine knobs (batches, workers, memory, time) are rule reso
 """
 
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -131,7 +132,7 @@ class SaeSettings(Section):
         description="`jumprelu`: width around a threshold, in the scale of the codes, in which pre-activations teach it. Wider: steadier, less exact.",
     )
     l0_coefficient: float = Field(
-        1.0, gt=0, description="`jumprelu`: price of (L0 / k - 1)^2. Higher: L0 nearer to k; raise it if L0 stays off."
+        2.0, gt=0, description="`jumprelu`: price of (L0 / k - 1)^2. Higher: L0 nearer to k; raise it if L0 stays off."
     )
     precision: Literal["tf32", "bf16", "fp32"] = Field(
         "tf32",
@@ -141,7 +142,7 @@ class SaeSettings(Section):
     @model_validator(mode="after")
     def _nested(self) -> Self:
         shares = self.prefixes
-        if shares[-1] != 1.0 or shares[0] <= 0 or any(a >= b for a, b in zip(shares, shares[1:], strict=False)):
+        if shares[-1] != 1.0 or shares[0] <= 0 or any(a >= b for a, b in itertools.pairwise(shares)):
             raise ValueError(f"prefixes: {shares} must ascend from above 0 to 1, the whole dictionary")
         return self
 

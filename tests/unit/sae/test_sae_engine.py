@@ -1,6 +1,7 @@
 """The hand-written backward passes against autograd, and each selection against a full sort."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -113,8 +114,7 @@ def test_loss_and_every_gradient_equal_autograd(
 def test_products_in_bf16_round_their_factors_only() -> None:
     parameters, x = random_parameters(torch.float32), random_batch(torch.float32)
     exact, rounded = (
-        engine(parameters, computed=DenseBackEnd(1024, precision)).backward(x, NOBODY)
-        for precision in ("fp32", "bf16")
+        engine(parameters, computed=DenseBackEnd(1024, precision)).backward(x, NOBODY) for precision in ("fp32", "bf16")
     )
     for found, expected in zip(rounded.gradients, exact.gradients, strict=True):
         assert found.dtype == torch.float32
@@ -132,7 +132,7 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_clipping(kind
     ours = engine(Parameters(*(tensor.clone() for tensor in start)), kind=kind)
     plain = Parameters(*(torch.nn.Parameter(tensor.clone()) for tensor in start))
     threshold = torch.nn.Parameter(random_thresholds(torch.float64))
-    groups = [{"params": list(plain)}, {"params": [threshold], "lr": 0.01 * THRESHOLD_PACE}]
+    groups: list[dict[str, Any]] = [{"params": list(plain)}, {"params": [threshold], "lr": 0.01 * THRESHOLD_PACE}]
     adam = torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
     for step in range(5):
         x = 9.0 * random_batch(torch.float64, seed=step)  # large enough for clipping to bind

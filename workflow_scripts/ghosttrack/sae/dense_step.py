@@ -125,7 +125,7 @@ class Graphed:
         """The function's result for x (batch, d_model)."""
         if self._graph is None:
             self._input = x.clone()
-            side = torch.cuda.Stream()  # warm-up must not run on the stream that is captured
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call] # warm-up: not on the stream that is captured
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(3):

@@ -164,7 +164,11 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
     missing = [key for key in ("architecture", "d_in", "d_sae", "dtype") if key not in cfg]
     if missing:
         raise UserError(f"{path}: no {', '.join(missing)}; expected the cfg.json of a SAELens folder")
-    expected = {"architecture": ("jumprelu", "topk"), "normalize_activations": ("none",), "reshape_activations": ("none",)}
+    expected = {
+        "architecture": ("jumprelu", "topk"),
+        "normalize_activations": ("none",),
+        "reshape_activations": ("none",),
+    }
     for key, readable in expected.items():
         if (cfg.get(key) or "none") not in readable:
             raise UserError(f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can be read")
@@ -172,7 +176,12 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
     for key in numbers:
         if not isinstance(cfg.get(key), int) or cfg[key] < 1:
             raise UserError(f"{path}: {key} is {cfg.get(key)!r}, expected a positive whole number")
-    return cfg["d_in"], cfg["d_sae"], bool(cfg.get("apply_b_dec_to_input", True)), cfg["k"] if cfg["architecture"] == "topk" else None
+    return (
+        cfg["d_in"],
+        cfg["d_sae"],
+        bool(cfg.get("apply_b_dec_to_input", True)),
+        cfg["k"] if cfg["architecture"] == "topk" else None,
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class SparseBackEnd:
 
     def backward(self, parameters: Parameters, architecture: Architecture, x: Tensor) -> Pass:
         """Loss and gradients for x (batch, d_model)."""
-        W_enc, W_dec, _, b_dec = parameters
+        W_dec, b_dec = parameters.W_dec, parameters.b_dec
         batch, d_model = x.shape
         parts = len(architecture.ends)
         centred = x - b_dec  # (batch, d_model)

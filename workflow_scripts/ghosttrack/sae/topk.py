@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ghosttrack.sae.architecture import Activated
 from ghosttrack.sae.encoder import Encoder
