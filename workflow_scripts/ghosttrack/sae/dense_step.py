@@ -28,7 +28,7 @@ class DenseBackEnd:
     def __init__(self, micro_batch: int, precision: Precision = "fp32") -> None:
         self.micro_batch, self.precision = micro_batch, precision
         if torch.cuda.is_available():
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """left @ right; with bf16, of rounded factors with an fp32 sum."""
@@ -63,7 +63,7 @@ class DenseBackEnd:
         residual = torch.empty_like(x)
         squares = torch.zeros(len(parts), dtype=torch.float64, device=x.device)
         threshold, to_threshold = architecture.threshold, None
-        if threshold:
+        if threshold is not None:
             to_threshold = torch.zeros_like(along)
             price, slope = threshold.penalty(l0)
         done = 0
@@ -84,7 +84,7 @@ class DenseBackEnd:
                 gradients.W_dec[start:end] += self.product(code[:, start:end].t(), slopes)
                 to_code[:, start:end] = self.product(slopes, W_dec[start:end].t())
             gradients.b_dec.add_(slopes.sum(0))
-            if threshold and to_threshold is not None:
+            if threshold is not None and to_threshold is not None:
                 every = threshold.gradient(threshold.value, to_code, (slope / batch).to(x.dtype))
                 to_threshold += (every * threshold.near(pre)).sum(0)
             to_pre = to_code.mul_(active)
@@ -94,7 +94,7 @@ class DenseBackEnd:
             active_rows += active.sum(0)
         l0 = active_rows.sum().double() / batch
         loss = squares.sum() / (batch * d_model * len(parts))
-        if threshold:
+        if threshold is not None:
             loss = loss + price
         return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold)
 
@@ -105,7 +105,7 @@ class DenseBackEnd:
 
     def _l0(self, architecture: Architecture, encoder: MicroBatches) -> Tensor:
         """Active features a row, (): its price must be known before the first chunk's gradients."""
-        if not architecture.threshold:
+        if architecture.threshold is None:
             return torch.zeros(())
         counts = [(code > 0).sum().double() for _, code in architecture.activate(encoder)]
         return torch.stack(counts).sum() / encoder.rows

@@ -50,7 +50,7 @@ class SparseBackEnd:
         transposed = sparse.transpose(code)
         loss = torch.stack(squares).sum() / (batch * d_model * parts)
         l0, active_rows, to_pre, to_threshold = _counted(code), transposed.active_rows, to_code, None
-        if threshold := architecture.threshold:
+        if (threshold := architecture.threshold) is not None:
             active = code.value > 0
             l0, active_rows = active.sum().double() / batch, _rows_of(code, active)
             price, slope = threshold.penalty(l0)
@@ -58,7 +58,7 @@ class SparseBackEnd:
             every = threshold.gradient(threshold.value[code.column], to_code, (slope / batch).to(x.dtype))
             to_threshold = sparse.feature_sums(transposed, every * threshold.near_entries(code))
             to_pre = to_code * active
-        of_slopes = transposed._replace(row=split.row[transposed.order])
+        of_slopes = transposed if parts == 1 else transposed._replace(row=split.row[transposed.order])
         gradients = Parameters(
             W_enc=sparse.transposed_product(transposed, to_pre, centred),
             W_dec=sparse.transposed_product(of_slopes, code.value, slopes),
