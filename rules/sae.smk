@@ -20,6 +20,7 @@ rule train_sae:
         mem_mb=scaled(3000),
         runtime=scaled(120),
         micro_batch=shrinking(4096),
+        cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
     params:
         sae=settings_of("sae", "train_sae"),
         seed=settings_of("seed", "train_sae"),

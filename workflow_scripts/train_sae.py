@@ -10,6 +10,7 @@ from ghosttrack import files, job, provenance
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.sae import model as sae_model
+from ghosttrack.sae.memory import keep_freed_memory
 from ghosttrack.sae.training import train, write_history
 from ghosttrack.settings import SaeSettings
 
@@ -32,9 +33,11 @@ def main(
     state: Path,
     model: str,
     made_from: str,
+    cuda_graph: bool = False,
 ) -> None:
     """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     with files.lock(state):
         store = ActivationStore.open(stores, manifests, {"layer": layer})
         resident = store.rows * store.d_model * 2 <= RESIDENT_BYTES
@@ -47,6 +50,7 @@ def main(
             micro_batch=micro_batch,
             code=provenance.source_digest("train_sae"),
             label=f"SAE of layer {layer}",
+            cuda_graph=cuda_graph,
         )
         metadata = {
             **trained.sae.metadata, "layer": layer, "site": store.site, "context_size": store.context,

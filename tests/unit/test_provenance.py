@@ -78,3 +78,9 @@ def _fresh_caches() -> None:
 def test_every_rule_s_own_code_is_in_its_digest() -> None:
     scripts = sorted(path.stem for path in provenance.SCRIPTS.glob("*.py"))
     assert len({provenance.source_digest(name) for name in scripts}) == len(scripts)
+
+
+def test_what_measures_speed_is_plumbing_although_it_lies_among_the_science() -> None:
+    names = {path.name for path in provenance._closure("train_sae")}
+    assert "engine.py" in names
+    assert names.isdisjoint({"speed.py", "memory.py"})

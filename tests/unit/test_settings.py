@@ -128,3 +128,9 @@ def test_every_shipped_file_is_valid(kind: str) -> None:
 def test_the_schema_and_the_manual_are_in_step_with_the_settings() -> None:
     for path, text in manual.generated().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make docs`"
+
+
+@pytest.mark.parametrize("shares", ["[0.5]", "[0.5, 0.25, 1.0]", "[0.0, 1.0]"])
+def test_nested_parts_must_ascend_to_the_whole_dictionary(shares: str) -> None:
+    with pytest.raises(UserError, match="must ascend from above 0 to 1"):
+        one(sae=f"{{prefixes: {shares}}}")

@@ -17,7 +17,9 @@ from ghosttrack import files
 PACKAGE = Path(__file__).resolve().parent
 SCRIPTS = PACKAGE.parent
 # Modules that decide how a job runs and talks, never what it computes.
-PLUMBING = frozenset({"job", "files", "settings", "progress", "errors", "provenance", "launch", "plan"})
+PLUMBING = frozenset(
+    {"job", "files", "settings", "progress", "errors", "provenance", "launch", "plan", "sae.speed", "sae.memory"}
+)
 # Parsed sources of an earlier process, by name, size and date.
 MEMORY = Path(".snakemake") / "ghosttrack_sources.json"
 # Packages whose version may change a result; recorded beside it.
@@ -89,7 +91,7 @@ def _closure(script: str) -> tuple[Path, ...]:
 def _module_files(imports: tuple[str, ...]) -> Iterator[Path]:
     for name in imports:
         parts = name.split(".")[1:]
-        if not parts or parts[0] in PLUMBING:
+        if not parts or not PLUMBING.isdisjoint({parts[0], ".".join(parts[:2])}):
             continue
         for depth in range(1, len(parts) + 1):
             place = PACKAGE.joinpath(*parts[:depth])

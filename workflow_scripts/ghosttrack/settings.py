@@ -5,6 +5,7 @@ Science lives here; machine knobs (batches, workers, memory, time) are rule reso
 """
 
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -98,7 +99,10 @@ class ActivationSettings(Section):
 class SaeSettings(Section):
     """Architecture and training of the sparse autoencoders."""
 
-    architecture: Literal["batchtopk"] = Field("batchtopk", description="Sparse autoencoder architecture.")
+    architecture: Literal["batchtopk", "topk", "jumprelu", "matryoshka"] = Field(
+        "batchtopk",
+        description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
+    )
     d_sae: int = Field(2048, ge=2, description="Dictionary size; the field uses 4 to 32 times d_model.")
     k: int = Field(
         64,
@@ -119,6 +123,30 @@ class SaeSettings(Section):
         le=1,
         description="A feature is dead after this share of the run without firing (at most 10 M tokens).",
     )
+    prefixes: list[float] = Field(
+        [1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0],
+        min_length=1,
+        description="`matryoshka`: the nested parts that each reconstruct, as ascending shares of d_sae up to 1.",
+    )
+    bandwidth: float = Field(
+        0.05,
+        gt=0,
+        description="`jumprelu`: width around a threshold, in the scale of the codes, in which pre-activations teach it. Wider: steadier, less exact.",
+    )
+    l0_coefficient: float = Field(
+        2.0, gt=0, description="`jumprelu`: price of (L0 / k - 1)^2. Higher: L0 nearer to k; raise it if L0 stays off."
+    )
+    precision: Literal["tf32", "bf16", "fp32"] = Field(
+        "tf32",
+        description="Factors of matrix products on a GPU; weights, thresholds and sums are fp32 always. A CPU computes in fp32. Not measured on a GPU.",
+    )
+
+    @model_validator(mode="after")
+    def _nested(self) -> Self:
+        shares = self.prefixes
+        if shares[-1] != 1.0 or shares[0] <= 0 or any(a >= b for a, b in itertools.pairwise(shares)):
+            raise ValueError(f"prefixes: {shares} must ascend from above 0 to 1, the whole dictionary")
+        return self
 
 
 class TrackingSettings(Section):

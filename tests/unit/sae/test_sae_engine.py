@@ -1,17 +1,36 @@
-"""The hand-written backward pass against autograd, and BatchTopK against a full sort."""
+"""The hand-written backward passes against autograd, and each selection against a full sort."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from sae_reference import AUX, Kind, code_of, loss_of
 from torch import Tensor
 
+from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.batchtopk import BatchTopK
-from ghosttrack.sae.engine import Engine, Parameters
-from ghosttrack.sae.sparse import Code, Encoder
+from ghosttrack.sae.dense_step import DenseBackEnd
+from ghosttrack.sae.engine import THRESHOLD_PACE, BackEnd, Engine, back_end
+from ghosttrack.sae.jumprelu import JumpReLU
+from ghosttrack.sae.matryoshka import MatryoshkaBatchTopK, nested_ends
+from ghosttrack.sae.parameters import Parameters
+from ghosttrack.sae.sparse import Code
+from ghosttrack.sae.sparse_step import SparseBackEnd
+from ghosttrack.sae.threshold import Threshold
+from ghosttrack.sae.topk import TopK
 
 D_MODEL, D_SAE, K, BATCH = 24, 96, 6, 40
-AUX = 1 / 32
+ENDS = (10, 30, 31, D_SAE)
+KINDS = {
+    "batchtopk": Kind("batchtopk", K),
+    "topk": Kind("topk", K),
+    # Wide enough that many pre-activations teach a threshold, also some below zero.
+    "jumprelu": Kind("jumprelu", K, bandwidth=1.5, coefficient=0.7),
+    "matryoshka": Kind("matryoshka", K, ends=ENDS),
+}
+BACK_ENDS = {"sparse": SparseBackEnd, "dense": DenseBackEnd}
+NOBODY = torch.empty(0, dtype=torch.int64)
 
 
 def random_parameters(dtype: torch.dtype, seed: int = 0) -> Parameters:
@@ -22,81 +41,127 @@ def random_parameters(dtype: torch.dtype, seed: int = 0) -> Parameters:
     return Parameters(encoder, tied.W_dec, *biases)
 
 
+def random_thresholds(dtype: torch.dtype) -> Tensor:
+    return (0.5 + 1.5 * torch.rand(D_SAE, generator=torch.Generator().manual_seed(3))).to(dtype)
+
+
 def random_batch(dtype: torch.dtype, seed: int = 1, rows: int = BATCH) -> Tensor:
     return torch.randn(rows, D_MODEL, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def engine(parameters: Parameters, micro_batch: int = 1024, dead_after_tokens: int = 10**9) -> Engine:
+def architecture(kind: Kind) -> Architecture:
+    if kind.name == "jumprelu":
+        learned = Threshold(D_SAE, K, kind.bandwidth, kind.coefficient)
+        learned.value = random_thresholds(torch.float32)
+        return JumpReLU(learned)
+    if kind.name == "matryoshka":
+        return MatryoshkaBatchTopK(K, ENDS)
+    return TopK(D_SAE, K) if kind.name == "topk" else BatchTopK(D_SAE, K)
+
+
+def engine(
+    parameters: Parameters, *, kind: str = "batchtopk", computed: BackEnd | None = None, dead_after_tokens: int = 10**9
+) -> Engine:
     return Engine(
-        parameters, BatchTopK(K), aux_coefficient=AUX, dead_after_tokens=dead_after_tokens, micro_batch=micro_batch
+        parameters,
+        architecture(KINDS[kind]),
+        aux_coefficient=AUX,
+        dead_after_tokens=dead_after_tokens,
+        back_end=computed or SparseBackEnd(1024),
     )
 
 
-def obvious_loss(parameters: Parameters, x: Tensor, dead: Tensor) -> Tensor:
-    """The loss written down as in the papers, with dense matrices and autograd."""
-    W_enc, W_dec, b_enc, b_dec = parameters
-    pre = (x - b_dec) @ W_enc.t() + b_enc
-    top = pre.flatten().topk(K * len(x))
-    code = torch.zeros_like(pre).flatten().scatter(0, top.indices, top.values.relu()).reshape_as(pre)
-    error = code @ W_dec + b_dec - x
-    loss = error.pow(2).sum(1).mean() / D_MODEL
-    if dead.numel():
-        residual = -error.detach()
-        rest = pre[:, dead].relu()
-        strongest = rest.topk(min(D_MODEL // 2, dead.numel()), dim=1)
-        rest = torch.zeros_like(rest).scatter(1, strongest.indices, strongest.values)
-        spread = (residual - residual.mean(0)).pow(2).sum(1).mean()
-        loss = loss + AUX * (rest @ W_dec[dead] - residual).pow(2).sum(1).mean() / spread
-    return loss
-
-
-def autograd(parameters: Parameters, x: Tensor, dead: Tensor) -> tuple[float, Parameters]:
+def autograd(kind: Kind, parameters: Parameters, x: Tensor, dead: Tensor) -> tuple[float, Parameters, Tensor]:
     leaves = Parameters(*(tensor.clone().requires_grad_() for tensor in parameters))
-    loss = obvious_loss(leaves, x, dead)
-    gradients = torch.autograd.grad(loss, list(leaves))
-    return loss.item(), Parameters(*gradients)
+    threshold = random_thresholds(x.dtype).requires_grad_()
+    loss = loss_of(kind, leaves, threshold, x, dead)
+    *gradients, to_threshold = torch.autograd.grad(loss, [*leaves, threshold], allow_unused=True)
+    return loss.item(), Parameters(*gradients), to_threshold
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference, relative."""
+    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("dead_count", [0, 5, 40], ids=["no_dead", "few_dead", "more_dead_than_auxk_takes"])
+@pytest.mark.parametrize("micro_batch", [1024, 7], ids=["whole", "parts"])
+@pytest.mark.parametrize("computed", BACK_ENDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
-def test_loss_and_every_gradient_equal_autograd(dead_count: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_loss_and_every_gradient_equal_autograd(
+    kind: str, computed: str, micro_batch: int, dead_count: int, dtype: torch.dtype, tolerance: float
+) -> None:
     dead = 2 * torch.arange(dead_count)
     parameters, x = random_parameters(dtype), random_batch(dtype)
-    found = engine(parameters).backward(x, dead)
-    loss, expected = autograd(parameters, x, dead)
-    assert found.loss == pytest.approx(loss, rel=tolerance)
+    found = engine(parameters, kind=kind, computed=BACK_ENDS[computed](micro_batch)).backward(x, dead)
+    loss, expected, to_threshold = autograd(KINDS[kind], parameters, x, dead)
+    assert float(found.loss) == pytest.approx(loss, rel=tolerance)
     for name, gradient in found.gradients._asdict().items():
-        wanted = getattr(expected, name)
-        assert float((gradient - wanted).norm() / wanted.norm()) < tolerance, name
-    along = (expected.W_dec * parameters.W_dec).sum(1)
-    assert float((found.along - along).norm() / along.norm()) < tolerance
+        assert apart(gradient, getattr(expected, name)) < tolerance, name
+    assert apart(found.along, (expected.W_dec * parameters.W_dec).sum(1)) < tolerance
+    if kind == "jumprelu":
+        assert found.threshold is not None
+        assert apart(found.threshold, to_threshold) < tolerance
+    else:
+        assert found.threshold is None
+    pre = (x - parameters.b_dec) @ parameters.W_enc.t() + parameters.b_enc
+    active = code_of(KINDS[kind], pre, random_thresholds(dtype)) > 0
+    assert torch.equal(found.active_rows, active.sum(0))
+    assert float(found.l0) == pytest.approx(int(active.sum()) / BATCH)
 
 
-def test_several_steps_equal_a_plain_adam_loop_with_projection_and_clipping() -> None:
+def test_products_in_bf16_round_their_factors_only() -> None:
+    parameters, x = random_parameters(torch.float32), random_batch(torch.float32)
+    exact, rounded = (
+        engine(parameters, computed=DenseBackEnd(1024, precision)).backward(x, NOBODY) for precision in ("fp32", "bf16")
+    )
+    for found, expected in zip(rounded.gradients, exact.gradients, strict=True):
+        assert found.dtype == torch.float32
+        assert 1e-5 < apart(found, expected) < 0.2  # a value at the cut may fall to the other side
+
+
+def test_the_device_chooses_the_back_end() -> None:
+    assert isinstance(back_end(torch.device("cpu"), 8), SparseBackEnd)
+    assert isinstance(back_end(torch.device("cuda"), 8), DenseBackEnd)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_steps_equal_a_plain_adam_loop_with_projection_and_clipping(kind: str) -> None:
     start = random_parameters(torch.float64)
-    ours = engine(Parameters(*(tensor.clone() for tensor in start)))
+    ours = engine(Parameters(*(tensor.clone() for tensor in start)), kind=kind)
     plain = Parameters(*(torch.nn.Parameter(tensor.clone()) for tensor in start))
-    adam = torch.optim.Adam(list(plain), lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
+    threshold = torch.nn.Parameter(random_thresholds(torch.float64))
+    groups: list[dict[str, Any]] = [{"params": list(plain)}, {"params": [threshold], "lr": 0.01 * THRESHOLD_PACE}]
+    adam = torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
     for step in range(5):
         x = 9.0 * random_batch(torch.float64, seed=step)  # large enough for clipping to bind
         ours.step(x, 0.01)
         adam.zero_grad()
-        torch.autograd.backward(obvious_loss(plain, x, torch.empty(0, dtype=torch.int64)))
+        torch.autograd.backward(loss_of(KINDS[kind], plain, threshold, x, NOBODY))
         with torch.no_grad():
             gradient = plain.W_dec.grad
             assert gradient is not None
             gradient -= (gradient * plain.W_dec).sum(1, keepdim=True) * plain.W_dec
-            assert float(torch.nn.utils.clip_grad_norm_(list(plain), 1.0)) > 1.0
+            assert float(torch.nn.utils.clip_grad_norm_([*plain, threshold], 1.0)) > 1.0
             adam.step()
             plain.W_dec.div_(plain.W_dec.norm(dim=1, keepdim=True))
+            threshold.clamp_(min=0.0)
     for name, tensor in ours.parameters._asdict().items():
         torch.testing.assert_close(tensor, getattr(plain, name).data, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(ours.parameters.W_dec.norm(dim=1), torch.ones(D_SAE, dtype=torch.float64))
+    if ours.architecture.threshold is not None:
+        torch.testing.assert_close(ours.architecture.threshold.value, threshold.data, rtol=1e-7, atol=1e-8)
 
 
-def test_the_micro_batch_changes_nothing_but_rounding() -> None:
+@pytest.mark.parametrize("computed", BACK_ENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_micro_batch_changes_nothing_but_rounding(kind: str, computed: str) -> None:
     x = random_batch(torch.float64)
-    whole, parts = (engine(random_parameters(torch.float64), micro_batch=size) for size in (1024, 7))
+    whole, parts = (
+        engine(random_parameters(torch.float64), kind=kind, computed=BACK_ENDS[computed](size), dead_after_tokens=BATCH)
+        for size in (1024, 7)
+    )
     for _ in range(3):
         assert whole.step(x, 0.01)[:3] == pytest.approx(parts.step(x, 0.01)[:3], rel=1e-12)
     for one, other in zip(whole.parameters, parts.parameters, strict=True):
@@ -121,8 +186,8 @@ def test_following_auxk_alone_lowers_it_until_dead_features_win_again() -> None:
     ours, x, dead = engine(parameters), random_batch(torch.float64), torch.arange(20)
     losses, wins = [], []
     for _ in range(100):
-        with_auxk, without = ours.backward(x, dead), ours.backward(x, dead[:0])
-        losses.append((with_auxk.loss - without.loss) / AUX)
+        with_auxk, without = ours.backward(x, dead), ours.backward(x, NOBODY)
+        losses.append(float(with_auxk.loss - without.loss) / AUX)
         wins.append(int(without.active_rows[dead].sum()))
         for parameter, one, other in zip(parameters[:3], with_auxk.gradients[:3], without.gradients[:3], strict=True):
             parameter -= 0.3 / AUX * (one - other)
@@ -131,11 +196,20 @@ def test_following_auxk_alone_lowers_it_until_dead_features_win_again() -> None:
     assert wins[-1] > 0
 
 
-def encoder_of(pre: Tensor, rows: int) -> Encoder:
-    def encoder() -> Iterator[Tensor]:
-        yield from torch.split(pre, rows)
+class Given:
+    """An encoder whose pre-activations are at hand, in chunks."""
 
-    return encoder
+    def __init__(self, pre: Tensor, chunk: int) -> None:
+        self.pre, self.chunk, self.rows = pre, chunk, len(pre)
+
+    def __call__(self) -> Iterator[Tensor]:
+        yield from torch.split(self.pre, self.chunk)
+
+
+def codes(kind: str, pre: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
+    """Code by the sparse and by the dense back end, both (rows, d_sae)."""
+    found, given = architecture(KINDS[kind]), Given(pre, chunk)
+    return dense(found.select(given)), torch.cat([part.code for part in found.activate(given)])
 
 
 def dense(code: Code) -> Tensor:
@@ -144,31 +218,64 @@ def dense(code: Code) -> Tensor:
     return out
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_architecture_keeps_what_a_full_sort_keeps(kind: str) -> None:
+    pre = torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = code_of(KINDS[kind], pre, random_thresholds(torch.float64))
+    for found in codes(kind, pre):
+        assert torch.equal(found, expected)
+
+
+def test_topk_keeps_exactly_k_on_every_row_also_where_values_tie() -> None:
+    pre = torch.randint(1, 9, (BATCH, D_SAE), generator=torch.Generator().manual_seed(0)).double()
+    for found in codes("topk", pre):
+        assert torch.equal((found > 0).sum(1), torch.full((BATCH,), K))
+        assert torch.equal(found.sort(dim=1).values[:, -K:], pre.sort(dim=1).values[:, -K:])
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "topk"])
+def test_values_that_are_not_positive_never_stay(kind: str) -> None:
+    pre = -torch.ones(4, D_SAE)
+    pre[1, 3], pre[2, 7] = 0.5, 2.0
+    for found in codes(kind, pre):
+        assert torch.equal(found, pre.relu())
+
+
 def test_batchtopk_keeps_exactly_the_largest_k_times_batch_whatever_it_saw_before() -> None:
-    architecture = BatchTopK(K)
+    found = BatchTopK(D_SAE, K)
     for seed, scale in enumerate((1.0, 1.0, 0.01, 100.0, 1.0)):  # jumps that make the remembered cut useless
         pre = scale * torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(seed))
-        code = architecture.select(encoder_of(pre, 16))
+        code = found.select(Given(pre, 16))
         top = pre.flatten().topk(K * BATCH)
         expected = torch.zeros(BATCH * D_SAE).scatter(0, top.indices, top.values).reshape_as(pre)
         assert torch.equal(dense(code), expected)
         assert code.row_start[-1] == code.value.numel() == K * BATCH
 
 
-def test_batchtopk_keeps_every_positive_value_when_they_are_fewer_than_k_times_batch() -> None:
-    pre = -torch.ones(4, 10)
-    pre[1, 3], pre[2, 7] = 0.5, 2.0
-    code = BatchTopK(5).select(encoder_of(pre, 4))
-    assert torch.equal(dense(code), pre.relu())
-    assert code.row_start.tolist() == [0, 0, 1, 2, 2]
+def test_nested_parts_are_shares_of_the_dictionary_and_never_empty_or_twice() -> None:
+    assert nested_ends([1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0], 2048) == (64, 192, 448, 960, 2048)
+    assert nested_ends([0.01, 0.02, 0.5, 1.0], 10) == (1, 5, 10)
 
 
-def test_a_batch_in_which_nothing_fires_still_has_a_loss_and_gradients() -> None:
+@pytest.mark.parametrize("computed", BACK_ENDS)
+@pytest.mark.parametrize("kind", ["batchtopk", "topk", "matryoshka", "jumprelu"])
+def test_a_batch_in_which_nothing_fires_still_has_a_loss_and_gradients(kind: str, computed: str) -> None:
     parameters = random_parameters(torch.float64)
     parameters.b_enc[:] = -1e3
-    x = random_batch(torch.float64)
-    found = engine(parameters).backward(x, torch.arange(3))
-    loss, expected = autograd(parameters, x, torch.arange(3))
-    assert found.l0 == 0.0
-    assert found.loss == pytest.approx(loss)
+    x, dead = random_batch(torch.float64), torch.arange(3)
+    found = engine(parameters, kind=kind, computed=BACK_ENDS[computed](16)).backward(x, dead)
+    loss, expected, _ = autograd(KINDS[kind], parameters, x, dead)
+    assert float(found.l0) == 0.0
+    assert float(found.loss) == pytest.approx(loss)
     torch.testing.assert_close(found.gradients.b_dec, expected.b_dec)
+
+
+@pytest.mark.parametrize("computed", BACK_ENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_start_reconstructs_at_the_right_length_with_the_wanted_l0(kind: str, computed: str) -> None:
+    parameters = Parameters.tied(D_MODEL, D_SAE, torch.Generator().manual_seed(0), torch.float64)
+    ours, x = engine(parameters, kind=kind, computed=BACK_ENDS[computed](1024)), random_batch(torch.float64)
+    ours.start(x)
+    assert float(ours.backward(x, NOBODY).l0) == pytest.approx(K)
+    guess = ours.back_end.guess(parameters, ours.architecture, x)
+    assert float((guess * x).sum() / guess.pow(2).sum()) == pytest.approx(1.0)

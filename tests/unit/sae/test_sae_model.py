@@ -1,6 +1,9 @@
 """The exported form: equal to the training form, a SAELens folder, and particular about its files."""
 
 import json
+import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from sae_fakes import MemoryRows
 from ghosttrack import sae
 from ghosttrack.errors import UserError
 from ghosttrack.sae import model
-from ghosttrack.sae.engine import Parameters
 from ghosttrack.sae.export import calibrate, fold
+from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.rows import Normaliser, blocks
 
 D_MODEL, D_SAE, K = 12, 40, 5
@@ -72,6 +75,60 @@ def save(folder: Path, found: sae.Sae) -> None:
     )
 
 
+def test_with_k_only_the_k_largest_of_a_row_pass() -> None:
+    eye, zero = torch.eye(4), torch.zeros(4)
+    small = sae.Sae(eye, zero, eye, zero, zero, k=2)
+    code = small.encode(torch.tensor([[4.0, 1.0, 2.0, 3.0], [-1.0, 5.0, -2.0, -3.0], [2.0, 2.0, 2.0, 2.0]]))
+    assert code[:2].tolist() == [[4.0, 0.0, 0.0, 3.0], [0.0, 5.0, 0.0, 0.0]]
+    assert sorted(code[2].tolist()) == [0.0, 0.0, 2.0, 2.0]
+
+
+def test_a_topk_folder_says_so_and_comes_back(tmp_path: Path) -> None:
+    found, _, _, store = exported()
+    save(tmp_path, replace(found, k=K))
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    assert (cfg["architecture"], cfg["k"], cfg["rescale_acts_by_decoder_norm"]) == ("topk", K, False)
+    assert set(safetensors.torch.load_file(tmp_path / "sae_weights.safetensors")) == {
+        "W_enc",
+        "b_enc",
+        "W_dec",
+        "b_dec",
+    }
+    loaded, x = sae.load(tmp_path), next(blocks(store))
+    assert torch.equal(loaded.encode(x), replace(found, k=K).encode(x))
+    (tmp_path / "cfg.json").write_text(json.dumps({**cfg, "rescale_acts_by_decoder_norm": True}))
+    norm = found.W_dec.norm(dim=1)
+    rescaled = sae.load(tmp_path)
+    expected = model.strongest(found.preactivations(x) * norm, K)  # as SAELens has it
+    torch.testing.assert_close(rescaled.encode(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        rescaled.decode(expected), expected / norm @ found.W_dec + found.b_dec, rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("k", [None, K])
+@pytest.mark.skipif("GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens")
+def test_saelens_reads_the_folder_and_computes_the_same(k: int | None, tmp_path: Path) -> None:
+    found, _, _, store = exported()
+    found = replace(found, k=k) if k else calibrate(found, store, K)
+    save(tmp_path, found)
+    x = next(blocks(store))
+    safetensors.torch.save_file({"x": x}, tmp_path / "x.safetensors")
+    program = """
+import sys, safetensors.torch
+from sae_lens import SAE
+folder = sys.argv[1]
+sae = SAE.load_from_disk(folder)
+code = sae.encode(safetensors.torch.load_file(folder + "/x.safetensors")["x"])
+safetensors.torch.save_file({"code": code.detach().to_dense(), "xhat": sae.decode(code).detach()}, folder + "/out.safetensors")
+"""
+    subprocess.run([os.environ["GHOSTTRACK_PEERS"], "-c", program, str(tmp_path)], check=True, timeout=300)
+    theirs = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    code = found.encode(x)
+    torch.testing.assert_close(theirs["code"], code, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs["xhat"], found.decode(code), rtol=1e-5, atol=1e-4)
+
+
 def test_save_and_load_give_the_same_autoencoder_and_the_same_bytes(tmp_path: Path) -> None:
     found = exported()[0]
     save(tmp_path / "a", found)
@@ -115,7 +172,7 @@ def test_a_folder_that_does_not_subtract_the_bias_from_the_input_is_read_as_mean
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("architecture", "gated", "architecture is 'gated', only 'jumprelu'"),
+        ("architecture", "gated", "architecture is 'gated', only 'jumprelu' and 'topk'"),
         ("normalize_activations", "layer_norm", "normalize_activations is 'layer_norm'"),
         ("d_sae", "many", "d_sae is 'many'"),
         ("d_sae", 41, r"W_enc should be \(12, 41\) by cfg.json, found \(12, 40\)"),

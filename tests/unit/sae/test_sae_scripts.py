@@ -89,6 +89,21 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         train_sae.main(**arguments(tmp_path, store, manifest))
 
 
+@pytest.mark.parametrize("name", ["topk", "jumprelu", "matryoshka"])
+def test_every_architecture_is_trained_saved_and_evaluated(name: str, tmp_path: Path) -> None:
+    store, manifest = write_store(tmp_path, "train", seed=0)
+    settings = SMALL.model_copy(update={"architecture": name})
+    train_sae.main(**{**arguments(tmp_path, store, manifest), "sae": settings})
+    quality = tmp_path / "quality.json"
+    weights, cfg = tmp_path / "sae_weights.safetensors", tmp_path / "cfg.json"
+    evaluate_sae.main(weights=weights, cfg=cfg, store=store, manifest=manifest, quality=quality, layer=2, threads=1)
+    found, described = json.loads(quality.read_text()), json.loads(cfg.read_text())
+    assert found["l0"] == pytest.approx(SMALL.k, rel=0.25 if name == "jumprelu" else 1e-6)  # 45 steps are few
+    assert found["fvu"] < found["random_fvu"]
+    assert described["architecture"] == ("topk" if name == "topk" else "jumprelu")
+    assert described["metadata"]["training_architecture"] == name
+
+
 def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
     with pytest.raises(UserError, match="layer is 2"):

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import re
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,10 @@ import torch
 from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted
 
 from ghosttrack.errors import UserError
+from ghosttrack.sae import Sae, speed, training
 from ghosttrack.sae.checkpoints import Checkpoint, Checkpoints
+from ghosttrack.sae.dense_step import DenseBackEnd
+from ghosttrack.sae.quality import measure
 from ghosttrack.sae.rows import blocks, fit_normaliser
 from ghosttrack.sae.training import Schedule, Trained, schedule, train
 from ghosttrack.settings import SaeSettings
@@ -29,7 +35,8 @@ def run(
     micro_batch: int = 1024,
     checkpoint_seconds: float = 0.0,
 ) -> Trained:
-    state.mkdir(exist_ok=True)
+    if state != Path(os.devnull):
+        state.mkdir(exist_ok=True)
     batches = MemoryBatches(STORE, settings.batch, fail_at)
     return train(
         STORE,
@@ -55,6 +62,109 @@ def test_planted_directions_are_found() -> None:
     rows = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).numpy()
     best = (directions @ rows.T).max(axis=1)
     assert np.mean(best > 0.95) >= 0.9
+
+
+KINDS: dict[str, SaeSettings] = {
+    name: SaeSettings(architecture=name, d_sae=192, k=5, batch=256, epochs=10, learning_rate=3e-3)
+    for name in ("batchtopk", "topk", "jumprelu", "matryoshka")
+}
+
+
+Recovered = dict[str, tuple[Sae, MemoryRows, float]]
+
+
+@pytest.fixture(scope="module")
+def recovered() -> Recovered:
+    """By architecture: an SAE of 128 planted directions in 64 dimensions, other rows, the share of directions found."""
+    torch.set_num_threads(1)
+    store, directions = planted(rows=26_000, d_model=64, features=128, active=4.0, seed=1)
+    train_rows, other = MemoryRows(store.values[:24_000]), MemoryRows(store.values[24_000:])
+    found = {}
+    for name, settings in KINDS.items():
+        batches = MemoryBatches(train_rows, settings.batch)
+        sae = train(train_rows, batches, settings, seed=0, state=Path(os.devnull), micro_batch=256).sae
+        rows = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).numpy()
+        found[name] = sae, other, float(np.mean((directions @ rows.T).max(axis=1) > 0.95))
+    return found
+
+
+# Nested parts press the first features to be general, which planted directions of equal rank are not.
+@pytest.mark.parametrize(
+    ("name", "share"), [("batchtopk", 0.9), ("topk", 0.9), ("jumprelu", 0.9), ("matryoshka", 0.65)]
+)
+def test_each_architecture_recovers_a_planted_dictionary(name: str, share: float, recovered: Recovered) -> None:
+    assert recovered[name][2] >= share
+
+
+def test_jumprelu_reaches_its_target_on_other_rows_and_reconstructs_as_batchtopk_does(recovered: Recovered) -> None:
+    jumprelu, batchtopk = (measure(*recovered[name][:2], k=5) for name in ("jumprelu", "batchtopk"))
+    assert jumprelu.sparsity.l0 == pytest.approx(5.0, rel=0.1)
+    assert jumprelu.reconstruction.fvu < 1.05 * batchtopk.reconstruction.fvu
+    assert len(set(recovered["jumprelu"][0].threshold.tolist())) > 100  # every feature has its own
+
+
+def test_topk_keeps_k_features_on_each_row_of_other_text(recovered: Recovered) -> None:
+    sae, other, _ = recovered["topk"]
+    found = measure(sae, other, k=5).sparsity
+    assert (found.l0_p5, found.l0_p50, found.l0_p95) == (5.0, 5.0, 5.0)
+
+
+def test_every_nested_part_of_matryoshka_reconstructs_better_than_the_same_features_of_batchtopk(
+    recovered: Recovered,
+) -> None:
+    fvu = {}
+    for name in ("matryoshka", "batchtopk"):
+        sae, other, _ = recovered[name]
+        x = next(blocks(other))
+        code, spread = sae.encode(x), (x - x.mean(0)).pow(2).sum()
+        parts = [replace(sae, W_dec=sae.W_dec * (torch.arange(192) < end).unsqueeze(1)) for end in (6, 18, 42, 90)]
+        fvu[name] = [float((part.decode(code) - x).pow(2).sum() / spread) for part in parts]
+    nested, flat = fvu["matryoshka"], fvu["batchtopk"]
+    assert nested == sorted(nested, reverse=True)
+    assert all(one < other - 0.01 for one, other in zip(nested, flat, strict=True))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("fail_at", [1, 30])
+def test_each_architecture_resumes_in_the_same_bytes(name: str, fail_at: int, tmp_path: Path) -> None:
+    settings = SMALL.model_copy(update={"architecture": name, "dead_after": 0.02})
+    whole = run(tmp_path / "whole", settings, checkpoint_seconds=3600.0)
+    assert max(row.dead for row in whole.history) > 0  # AuxK takes part
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "killed", settings, fail_at=fail_at)
+    resumed = run(tmp_path / "killed", settings)
+    assert weight_bytes(resumed) == weight_bytes(whole)
+    assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_dense_back_end_trains_to_the_same_quality(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SMALL.model_copy(update={"architecture": name})
+    sparse = run(Path(os.devnull), settings, checkpoint_seconds=3600.0)
+    monkeypatch.setattr(training, "back_end", lambda _, micro_batch, precision: DenseBackEnd(micro_batch, precision))
+    dense = run(Path(os.devnull), settings, checkpoint_seconds=3600.0)
+    assert dense.history[-1].fvu == pytest.approx(sparse.history[-1].fvu, rel=0.05)
+    assert dense.history[-1].l0 == pytest.approx(sparse.history[-1].l0, rel=0.05)
+
+
+def test_the_log_says_how_near_the_steps_came_to_the_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="ghosttrack")
+    run(tmp_path)
+    assert "GFLOP/s" not in caplog.text  # a second is too short to tell
+    caplog.clear()
+    shutil.rmtree(tmp_path)
+    monkeypatch.setattr(training, "TELLING_SECONDS", 0.0)
+    run(tmp_path)
+    assert re.search(r"ms a step of 64 tokens, [\d,]+ tokens/s; .* of what matrix products reach here", caplog.text)
+
+
+def test_a_small_batch_on_a_gpu_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    speed.warn_of_small_batch(1024)
+    assert not caplog.text
+    speed.warn_of_small_batch(128)
+    assert "sae.batch is 128" in caplog.text
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:

@@ -1,9 +1,16 @@
 """BatchTopK (Bussmann et al., arXiv 2412.06410): the k * rows largest pre-activations of a batch stay."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from ghosttrack.sae.sparse import Code, Encoder, code_from_flat, positions_above
+from ghosttrack.sae.architecture import Activated
+from ghosttrack.sae.encoder import Encoder
+from ghosttrack.sae.export import calibrate
+from ghosttrack.sae.model import Sae
+from ghosttrack.sae.rows import Rows
+from ghosttrack.sae.sparse import Code, code_from_flat, positions_above
 
 # The cut moves little from step to step: values above 93 % of the last one nearly always hold the new one.
 _NEAR = 0.93
@@ -16,8 +23,11 @@ class BatchTopK:
     The last cut is remembered as a hint: it saves time and never changes the result.
     """
 
-    def __init__(self, k: int) -> None:
+    threshold = None
+
+    def __init__(self, d_sae: int, k: int) -> None:
         self.k = k
+        self.ends: tuple[int, ...] = (d_sae,)
         self._last = 0.0
 
     def select(self, encoder: Encoder) -> Code:
@@ -34,6 +44,24 @@ class BatchTopK:
         else:
             self._last = 0.0  # fewer positive values than k * rows: all of them stay
         return code_from_flat(position, value, rows, d_sae)
+
+    def activate(self, encoder: Encoder) -> Iterator[Activated]:
+        """The batch chunk by chunk, after a first pass for the cut."""
+        cut = self._cut(encoder)
+        for pre in encoder():
+            yield Activated(pre, torch.where(pre > cut, pre, 0.0))
+
+    def export(self, sae: Sae, store: Rows) -> Sae:
+        """One threshold that gives k active features a row on average."""
+        return calibrate(sae, store, self.k)
+
+    def _cut(self, encoder: Encoder) -> Tensor:
+        """The (k * rows + 1)-th largest value of the batch, at least 0: a tensor, so that nothing waits for it."""
+        largest: list[Tensor] = []
+        for pre in encoder():
+            values = torch.cat([*largest, pre.reshape(-1)])
+            largest = [values.topk(min(self.k * encoder.rows + 1, values.numel()), sorted=False).values]
+        return largest[0].min().clamp(min=0.0)
 
 
 def _candidates(encoder: Encoder, bar: float) -> tuple[Tensor, Tensor, int, int]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ghosttrack.sae.engine import Parameters
 from ghosttrack.sae.model import Sae
+from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.rows import Normaliser, Rows, blocks
 
 # The L0 of a token varies by about 30 around the mean: 65,536 rows give the mean within a few tenths.
@@ -20,7 +20,7 @@ def fold(parameters: Parameters, normaliser: Normaliser) -> Sae:
     With y = (x - mean) * scale:  (y - b) W_enc = (x - (mean + b / scale)) (scale * W_enc), and the
     reconstruction (code W_dec + b) / scale + mean = code (W_dec / scale) + (mean + b / scale).
     """
-    W_enc, W_dec, b_enc, b_dec = (tensor.detach().to(torch.float64) for tensor in parameters)
+    W_enc, W_dec, b_enc, b_dec = (tensor.detach().to("cpu", torch.float64) for tensor in parameters)
     threshold = torch.zeros_like(b_enc)
     middle = normaliser.mean.to(torch.float64) + b_dec / normaliser.scale
     folded = ((W_enc * normaliser.scale).t(), b_enc, W_dec / normaliser.scale, middle, threshold)

@@ -1,7 +1,7 @@
 """The exported sparse autoencoder: encode, decode, and the folder that SAELens reads as it stands.
 
-A folder holds `sae_weights.safetensors` and `cfg.json` (architecture "jumprelu"): every architecture
-whose rule is a threshold at inference is written in this one form.
+A folder holds `sae_weights.safetensors` and `cfg.json`. SAELens has two architectures for what is trained here:
+"topk", and "jumprelu" for all whose rule is a threshold at inference.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ WEIGHTS_NAME, CFG_NAME = "sae_weights.safetensors", "cfg.json"
 
 @dataclass(frozen=True)
 class Sae:
-    """A JumpReLU autoencoder for inference, on raw activations: centring and scale are in the weights.
+    """An autoencoder for inference, on raw activations: centring and scale are in the weights.
 
-    Shapes: W_enc (d_model, d_sae), b_enc (d_sae,), W_dec (d_sae, d_model), b_dec (d_model,),
+    A feature is active above its threshold; with `k`, only where it is also among the k largest of its row. Shapes: W_enc (d_model, d_sae), b_enc (d_sae,), W_dec (d_sae, d_model), b_dec (d_model,),
     threshold (d_sae,), all float32. Codes are in the scale the autoencoder was trained in
     (mean squared norm of the centred activations = d_model), so they compare across layers.
     """
@@ -35,6 +35,7 @@ class Sae:
     b_dec: Tensor
     threshold: Tensor
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    k: int | None = None
 
     @property
     def d_model(self) -> int:
@@ -53,6 +54,8 @@ class Sae:
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations: x (rows, d_model), raw activations -> (rows, d_sae), zero where silent."""
         pre = self.preactivations(x)
+        if self.k is not None:
+            pre = strongest(pre, self.k)
         return pre.relu_().mul_(pre > self.threshold)
 
     def decode(self, code: Tensor) -> Tensor:
@@ -60,16 +63,25 @@ class Sae:
         return torch.addmm(self.b_dec, code, self.W_dec)
 
 
+def strongest(pre: Tensor, k: int) -> Tensor:
+    """`pre` (rows, n) where it is positive and among the k largest of its row, else 0."""
+    if k >= pre.shape[1]:
+        return pre.relu()
+    largest = pre.topk(k, dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter_(1, largest.indices, largest.values.relu_())
+
+
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
 def save(sae: Sae, weights: Path, cfg: Path, *, hook_name: str, model_name: str) -> None:
     """Write the two files of a SAELens folder, atomically. Same autoencoder, same bytes."""
-    content = {name: getattr(sae, name).detach().contiguous() for name in _TENSORS}
+    names = [name for name in _TENSORS if sae.k is None or name != "threshold"]
+    content = {name: getattr(sae, name).detach().contiguous() for name in names}
     with files.atomic_write(weights, "wb") as stream:
         stream.write(safetensors.torch.save(content))
     described = {
-        "architecture": "jumprelu",
+        **({"architecture": "jumprelu"} if sae.k is None else _topk_cfg(sae)),
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
         "dtype": "float32",
@@ -90,6 +102,13 @@ def save(sae: Sae, weights: Path, cfg: Path, *, hook_name: str, model_name: str)
     files.write_json(cfg, described)
 
 
+def _topk_cfg(sae: Sae) -> dict[str, Any]:
+    if bool((sae.threshold != 0).any()):
+        raise ValueError("SAELens knows k or a threshold, not both")
+    # The codes keep the scale of training, in which decoder rows had unit norm; the exported rows have another.
+    return {"architecture": "topk", "k": sae.k, "rescale_acts_by_decoder_norm": False}
+
+
 def load(directory: Path) -> Sae:
     """Read a SAELens folder; a missing, damaged or ill-fitting file raises a UserError that names it."""
     return load_files(Path(directory) / WEIGHTS_NAME, Path(directory) / CFG_NAME)
@@ -98,14 +117,14 @@ def load(directory: Path) -> Sae:
 def load_files(weights_path: Path, cfg_path: Path) -> Sae:
     """Read the two files of a SAELens folder; see `load`."""
     cfg = files.read_json(cfg_path)
-    d_model, d_sae, with_bias = _check_cfg(cfg, cfg_path)
+    d_model, d_sae, with_bias, k = _check_cfg(cfg, cfg_path)
     tensors = _read_tensors(weights_path)
     shapes = {
         "W_enc": (d_model, d_sae),
         "b_enc": (d_sae,),
         "W_dec": (d_sae, d_model),
         "b_dec": (d_model,),
-        "threshold": (d_sae,),
+        **({} if k else {"threshold": (d_sae,)}),
     }
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
@@ -122,10 +141,22 @@ def load_files(weights_path: Path, cfg_path: Path) -> Sae:
             )
     if not with_bias:  # pre = x W_enc + b_enc, rewritten as (x - b_dec) W_enc + (b_enc + b_dec W_enc)
         weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
-    return Sae(**weights, metadata=dict(cfg.get("metadata") or {}))
+    if k:
+        weights["threshold"] = torch.zeros(d_sae)
+        if cfg.get("rescale_acts_by_decoder_norm"):
+            _rescale(weights)
+    return Sae(**weights, metadata=dict(cfg.get("metadata") or {}), k=k)
 
 
-def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool]:
+def _rescale(weights: dict[str, Tensor]) -> None:
+    """Fold in what SAELens may do with topk: compare and pass on pre-activations times the norm of their decoder rows."""
+    norm = torch.linalg.vector_norm(weights["W_dec"], dim=1)  # (d_sae,)
+    weights["W_enc"] = weights["W_enc"] * norm
+    weights["b_enc"] = weights["b_enc"] * norm
+    weights["W_dec"] = weights["W_dec"] / norm.clamp(min=torch.finfo(norm.dtype).tiny).unsqueeze(1)
+
+
+def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
     if not isinstance(cfg, dict):
         raise UserError(
             f"{path}: expected a JSON object with architecture, d_in, d_sae and dtype, found {type(cfg).__name__}"
@@ -133,14 +164,24 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool]:
     missing = [key for key in ("architecture", "d_in", "d_sae", "dtype") if key not in cfg]
     if missing:
         raise UserError(f"{path}: no {', '.join(missing)}; expected the cfg.json of a SAELens folder")
-    expected = {"architecture": "jumprelu", "normalize_activations": "none", "reshape_activations": "none"}
+    expected = {
+        "architecture": ("jumprelu", "topk"),
+        "normalize_activations": ("none",),
+        "reshape_activations": ("none",),
+    }
     for key, readable in expected.items():
-        if (cfg.get(key) or "none") != readable:
-            raise UserError(f"{path}: {key} is {cfg.get(key)!r}, only {readable!r} can be read")
-    for key in ("d_in", "d_sae"):
-        if not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise UserError(f"{path}: {key} is {cfg[key]!r}, expected a positive whole number")
-    return cfg["d_in"], cfg["d_sae"], bool(cfg.get("apply_b_dec_to_input", True))
+        if (cfg.get(key) or "none") not in readable:
+            raise UserError(f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can be read")
+    numbers = ["d_in", "d_sae", *(["k"] if cfg["architecture"] == "topk" else [])]
+    for key in numbers:
+        if not isinstance(cfg.get(key), int) or cfg[key] < 1:
+            raise UserError(f"{path}: {key} is {cfg.get(key)!r}, expected a positive whole number")
+    return (
+        cfg["d_in"],
+        cfg["d_sae"],
+        bool(cfg.get("apply_b_dec_to_input", True)),
+        cfg["k"] if cfg["architecture"] == "topk" else None,
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

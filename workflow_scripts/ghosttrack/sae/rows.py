@@ -57,6 +57,10 @@ class Normaliser(NamedTuple):
         """Centre and scale x (rows, d_model)."""
         return (x.to(torch.float32) - self.mean).mul_(self.scale)
 
+    def to(self, device: torch.device) -> "Normaliser":
+        """The same on another device."""
+        return Normaliser(self.mean.to(device), self.scale)
+
 
 def blocks(store: Rows, at_most: int | None = None) -> Iterator[Tensor]:
     """Kept rows as float32 tensors (up to 4,096, d_model), in order.

@@ -5,8 +5,8 @@ rows * k * d_model each instead of rows * d_sae * d_model, and the code itself i
 """
 
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,22 +38,6 @@ class Transposed(NamedTuple):
     active_rows: Tensor  # (d_sae,) int64, in how many rows each feature is active
 
 
-class Encoder(Protocol):
-    """Pre-activations (chunk, d_sae) of consecutive chunks of the batch, computed anew at each call."""
-
-    def __call__(self) -> Iterator[Tensor]:
-        """Start over at the first chunk; a chunk is valid until the next is asked for."""
-        ...
-
-
-class Architecture(Protocol):
-    """What tells one architecture from another: which pre-activations of a batch stay active."""
-
-    def select(self, encoder: Encoder) -> Code:
-        """The active entries of the batch; values are the pre-activations, all positive."""
-        ...
-
-
 def positions_above(flat: Tensor, bar: float) -> Tensor:
     """Ascending positions in `flat` (entries,) of the values above `bar`. (numpy's scan is twice as fast as torch's.)"""
     return torch.from_numpy(np.flatnonzero((flat > bar).numpy()))
@@ -64,6 +48,17 @@ def code_from_flat(position: Tensor, value: Tensor, rows: int, d_sae: int) -> Co
     row = position // d_sae
     row_start = torch.searchsorted(position, torch.arange(rows + 1) * d_sae)
     return Code(value, position - row * d_sae, row, row_start, d_sae)
+
+
+def split_rows(code: Code, ends: Sequence[int]) -> Code:
+    """Every row cut into the parts of its features that end at `ends`: (rows * parts, d_sae), the same entries."""
+    if len(ends) == 1:
+        return code
+    last = torch.tensor(ends)
+    part = torch.bucketize(code.column, last, right=True)  # (entries,)
+    row = code.row * len(ends) + part
+    start = torch.searchsorted(row, torch.arange(code.rows * len(ends) + 1))
+    return Code(code.value, code.column, row, start, code.d_sae)
 
 
 def decode(code: Code, weight: Tensor) -> Tensor:

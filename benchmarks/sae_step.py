@@ -1,0 +1,268 @@
+"""One training step of a sparse autoencoder, side by side: ours, the obvious one, other projects', the limit.
+
+    PYTHONPATH=workflow_scripts python benchmarks/sae_step.py --batch 256 4096 --peers VENV
+
+Every contestant gets the same rows in the same order with the same share of dead features, so that AuxK works, and
+takes its turn in every round: a busy machine slows all of them. Times are the best of the rounds. Ratios are of CPU time.
+
+limit    sparse: the encoder's product, measured, times (1 + 4 k / d_sae), plus Adam's own time, measured:
+         what a step that touches active entries only cannot do without.
+of it    that limit as a share of the contestant's time; for dense steps of five products, which it does not bind, as well.
+VENV     a virtual environment with sae-lens or eai-sparsify and the torch of this one.
+"""
+
+import argparse
+import importlib
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ghosttrack.sae.dense_step import DenseBackEnd
+from ghosttrack.sae.engine import ADAM_BETAS, ADAM_EPSILON, BackEnd, Engine
+from ghosttrack.sae.memory import keep_freed_memory
+from ghosttrack.sae.parameters import Parameters
+from ghosttrack.sae.sparse_step import SparseBackEnd
+from ghosttrack.sae.training import architecture
+from ghosttrack.settings import SaeSettings
+
+Step = Callable[[Tensor], object]
+RATE, AUX = 3e-4, 1 / 32
+# A bias that keeps a feature silent.
+SILENT = -30.0
+BATCHES = 4  # different rows from step to step, as in training
+
+
+class Case(NamedTuple):
+    """What every contestant is given."""
+
+    d_model: int
+    d_sae: int
+    k: int
+    batch: int
+    dead: Tensor  # indices of the features that never fire
+
+
+class Timing(NamedTuple):
+    """Best of the rounds, milliseconds a step."""
+
+    cpu: float
+    wall: float
+
+
+def rows(case: Case, count: int) -> list[Tensor]:
+    """`count` batches (batch, d_model): sparse sums of 2 d_model directions and noise, mean of |x|^2 = d_model."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(2 * case.d_model, case.d_model, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    found = []
+    for _ in range(count):
+        code = torch.rand(case.batch, len(directions), generator=generator)
+        code *= torch.rand(code.shape, generator=generator) < 0.03
+        x = code @ directions + 0.02 * torch.randn(case.batch, case.d_model, generator=generator)
+        x -= x.mean(0)
+        found.append(x / x.pow(2).mean().sqrt())
+    return found
+
+
+def parameters(case: Case) -> Parameters:
+    """Tied random weights; the dead features cannot fire."""
+    found = Parameters.tied(case.d_model, case.d_sae, torch.Generator().manual_seed(0))
+    found.b_enc[case.dead] = SILENT
+    return found
+
+
+def ours(case: Case, name: str, back_end: BackEnd, first: Tensor) -> Step:
+    """The engine's step."""
+    settings = SaeSettings.model_validate({"architecture": name, "d_sae": case.d_sae, "k": case.k})
+    engine = Engine(
+        parameters(case),
+        architecture(settings),
+        aux_coefficient=AUX,
+        dead_after_tokens=10**12,
+        back_end=back_end,
+    )
+    engine.start(first)
+    engine.tokens_silent[case.dead] = 10**12
+    return lambda x: engine.step(x, RATE)
+
+
+def obvious(case: Case) -> Step:
+    """BatchTopK and AuxK with dense products, autograd and the default Adam."""
+    weights = [torch.nn.Parameter(tensor) for tensor in parameters(case)]
+    W_enc, W_dec, b_enc, b_dec = weights
+    adam = torch.optim.Adam(weights, lr=RATE, betas=ADAM_BETAS, eps=ADAM_EPSILON)
+    silent = torch.zeros(case.d_sae, dtype=torch.bool)
+    silent[case.dead] = True
+
+    def step(x: Tensor) -> None:
+        adam.zero_grad()
+        pre = (x - b_dec) @ W_enc.t() + b_enc
+        top = pre.flatten().topk(case.k * len(x))
+        code = torch.zeros_like(pre).flatten().scatter(0, top.indices, top.values.relu()).view_as(pre)
+        residual = x - (code @ W_dec + b_dec)
+        loss = residual.pow(2).sum(1).mean() / case.d_model
+        if len(case.dead):
+            kept = residual.detach()
+            rest = pre.masked_fill(~silent, -torch.inf).topk(min(case.d_model // 2, len(case.dead)), dim=1)
+            guess = torch.zeros_like(pre).scatter(1, rest.indices, rest.values.relu()) @ W_dec
+            loss = loss + AUX * (guess - kept).pow(2).sum() / (kept - kept.mean(0)).pow(2).sum()
+        torch.autograd.backward(loss)
+        with torch.no_grad():
+            assert W_dec.grad is not None
+            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            adam.step()
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+
+    return step
+
+
+def saelens(case: Case, name: str) -> Step:
+    """SAELens's own trainer, one step at a time, as it comes."""
+    saes: Any = importlib.import_module("sae_lens.saes")
+    config: Any = importlib.import_module("sae_lens.config")
+    trainer: Any = importlib.import_module("sae_lens.training.sae_trainer")
+    kinds = {"batchtopk": "BatchTopKTrainingSAE", "topk": "TopKTrainingSAE"}
+    described = getattr(saes, f"{kinds[name]}Config")(d_in=case.d_model, d_sae=case.d_sae, k=case.k)
+    sae = getattr(saes, kinds[name])(described)
+    with torch.no_grad():
+        sae.b_enc[case.dead] = SILENT
+    run = trainer.SAETrainer(
+        cfg=config.SAETrainerConfig(
+            total_training_samples=10**9, train_batch_size_samples=case.batch, lr=RATE, lr_end=RATE
+        ),
+        sae=sae,
+        data_provider=iter(()),
+    )
+    run.n_forward_passes_since_fired[case.dead] = 10**6
+    return lambda x: run.step(x)
+
+
+def sparsify(case: Case) -> Step:
+    """sparsify's TopK module with the loss and the decoder's upkeep of its trainer, and Adam."""
+    package: Any = importlib.import_module("sparsify")
+    coder = package.SparseCoder(case.d_model, package.SparseCoderConfig(num_latents=case.d_sae, k=case.k))
+    with torch.no_grad():
+        coder.encoder.bias[case.dead] = SILENT
+    adam = torch.optim.Adam(coder.parameters(), lr=RATE)
+    silent = torch.zeros(case.d_sae, dtype=torch.bool)
+    silent[case.dead] = True
+
+    def step(x: Tensor) -> None:
+        out = coder(x, dead_mask=silent)
+        torch.autograd.backward(out.fvu + AUX * out.auxk_loss)
+        torch.nn.utils.clip_grad_norm_(coder.parameters(), 1.0)
+        coder.remove_gradient_parallel_to_decoder_directions()
+        adam.step()
+        adam.zero_grad()
+        coder.set_decoder_norm_to_unit_norm()
+
+    return step
+
+
+def contestants(case: Case, first: Tensor) -> dict[str, Step | None]:
+    """Steps by name; None where a package is not installed."""
+    whole = SparseBackEnd(case.batch)
+    found: dict[str, Step | None] = {}
+    for name in ("batchtopk", "topk", "jumprelu", "matryoshka"):
+        found[f"ours {name}"] = ours(case, name, whole, first)
+    found["ours batchtopk, dense"] = ours(case, "batchtopk", DenseBackEnd(case.batch), first)
+    found["autograd batchtopk"] = obvious(case)
+    peers: dict[str, Callable[[], Step]] = {
+        "SAELens batchtopk": lambda: saelens(case, "batchtopk"),
+        "SAELens topk": lambda: saelens(case, "topk"),
+        "sparsify topk": lambda: sparsify(case),
+    }
+    for name, make in peers.items():
+        try:
+            found[name] = make()
+        except ImportError:
+            found[name] = None
+    return found
+
+
+def floors(case: Case) -> dict[str, Step]:
+    """What the limit is made of: the encoder's product, and fused Adam."""
+    weights = parameters(case)
+    adam = torch.optim.Adam(list(weights), lr=RATE, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
+    for tensor in weights:
+        tensor.grad = torch.full_like(tensor, 1e-6)
+    out = torch.empty(case.batch, case.d_sae)
+    return {
+        "encoder product": lambda x: torch.addmm(weights.b_enc, x, weights.W_enc.t(), out=out),
+        "fused Adam": lambda _: adam.step(),
+    }
+
+
+def timed(step: Step, batches: list[Tensor]) -> Timing:
+    """Mean over one pass through the batches."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for x in batches:
+        step(x)
+    spent = time.process_time() - cpu, time.perf_counter() - wall
+    return Timing(*(1e3 * seconds / len(batches) for seconds in spent))
+
+
+def measure(steps: dict[str, Step], batches: list[Tensor], rounds: int) -> dict[str, Timing]:
+    """The best of the rounds, each contestant once in every round; a first round warms up."""
+    times: dict[str, list[Timing]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            found = timed(step, batches)
+            if number:
+                times[name].append(found)
+    return {name: Timing(*map(min, zip(*found, strict=True))) for name, found in times.items()}
+
+
+def table(case: Case, times: dict[str, Timing], missing: list[str]) -> str:
+    """The measurements as text."""
+    limit = times["encoder product"].cpu * (1 + 4 * case.k / case.d_sae) + times["fused Adam"].cpu
+    baseline = times["autograd batchtopk"].cpu
+    lines = [
+        f"d_model {case.d_model}, d_sae {case.d_sae}, k {case.k}, batch {case.batch}, {len(case.dead)} dead; "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        f"{'':24}{'CPU ms':>9}{'wall ms':>9}{'tokens/s':>10}{'speed-up':>10}{'of limit':>10}",
+    ]
+    for name, (cpu, wall) in times.items():
+        speed = f"{case.batch / cpu * 1e3:10,.0f}{baseline / cpu:10.2f}{limit / cpu:10.2f}"
+        lines.append(f"{name:24}{cpu:9.1f}{wall:9.1f}{speed if name not in floors(case) else ''}")
+    lines += [f"{name:24}not installed" for name in missing]
+    return "\n".join([*lines, f"{'sparse limit':24}{limit:9.1f}"])
+
+
+def main() -> None:
+    """Read the command line, measure, print one table per batch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-model", type=int, default=768)
+    parser.add_argument("--d-sae", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--batch", type=int, nargs="+", default=[256])
+    parser.add_argument("--dead", type=float, default=0.05, help="share of features that never fire")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="only contestants whose name starts so (and the autograd baseline)")
+    parser.add_argument("--peers", type=Path, metavar="VENV", help="virtual environment with the other projects")
+    given = parser.parse_args()
+    if given.peers:
+        sys.path += map(str, sorted(given.peers.glob("lib/python*/site-packages")))
+    warnings.filterwarnings("ignore")  # the other projects' own
+    torch.set_num_threads(given.threads)
+    keep_freed_memory()  # as in training; it spares every contestant the same
+    for batch in given.batch:
+        dead = torch.arange(int(given.dead * given.d_sae))
+        case = Case(given.d_model, given.d_sae, given.k, batch, dead)
+        batches = rows(case, BATCHES)
+        every = contestants(case, batches[0])
+        steps = {name: step for name, step in every.items() if step and name.startswith((given.only, "autograd"))}
+        times = measure({**floors(case), **steps}, batches, given.rounds)
+        print(table(case, times, [name for name, step in every.items() if not step]), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The encoder's product over one batch, a micro-batch at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ghosttrack.sae.parameters import Parameters
+
+# (bias, left, right, out): bias + left @ right^T, written to `out`.
+Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Encoder(Protocol):
+    """Pre-activations (chunk, d_sae) of consecutive chunks of a batch."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+
+    def __call__(self) -> Iterator[Tensor]:
+        """Start over at the first chunk; a chunk is valid until the next is asked for, and nobody writes to it."""
+
+
+class MicroBatches:
+    """Pre-activations of centred (batch, d_model); kept if one chunk holds them all, else computed anew at each call."""
+
+    def __init__(self, parameters: Parameters, centred: Tensor, micro_batch: int, product: Product) -> None:
+        self.rows = len(centred)
+        self._parameters, self._centred, self._product = parameters, centred, product
+        self._chunk = min(micro_batch, len(centred))
+        self._known: list[Tensor] = []
+
+    def __call__(self) -> Iterator[Tensor]:
+        """Start over at the first chunk."""
+        if self._chunk < self.rows:
+            return self._compute()
+        if not self._known:
+            self._known = list(self._compute())
+        return iter(self._known)
+
+    def _compute(self) -> Iterator[Tensor]:
+        W_enc, _, b_enc, _ = self._parameters
+        buffer = self._centred.new_empty(self._chunk, len(W_enc))
+        for part in torch.split(self._centred, self._chunk):
+            yield self._product(b_enc, part, W_enc, buffer[: len(part)])
+
+
+def exact_product(bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """bias + left @ right^T in the precision of its arguments."""
+    return torch.addmm(bias, left, right.t(), out=out)
