@@ -44,7 +44,11 @@ def test_bytes_of_a_layer_count_each_job_with_its_last_chunk_whole() -> None:
     # 10 M tokens: nine jobs of 1,048,576 rows (256 chunks, 16 files), one of 563,200 (138 chunks, 9 files).
     full = 256 * (4096 * 768 * 2 + 4) + 16 * 2260 + 5 * 1_048_576 + 16_000
     last = 138 * (4096 * 768 * 2 + 4) + 9 * 2260 + 5 * 563_200 + 16_000
-    assert plan.layer_bytes(settings(model="gpt2-small")) == 9 * full + last == 15_414_253_020
+    assert (
+        plan.layer_bytes(settings(model="gpt2-small", activations={"storage": "fp16"}))
+        == 9 * full + last
+        == 15_414_253_020
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,7 @@ def test_waves_take_the_fewest_rounds_and_then_the_fewest_passes(
 
 
 def test_accelerators_that_work() -> None:
-    medium = settings(model="gpt2-medium")
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
     assert plan.training_busy(medium, plan.waves(medium)) == 3.0
     assert plan.extraction_busy(medium) == pytest.approx(10 / 3)  # ten jobs in three rounds
 
@@ -107,7 +111,7 @@ def test_without_a_budget_there_is_one_wave() -> None:
 
 def test_a_budget_below_one_layer_names_the_number_that_would_do() -> None:
     with pytest.raises(UserError, match=r"at least 17\.4, or lower"):
-        plan.waves(settings(model="gpt2-small", activations={"disk_budget_gb": 15}))
+        plan.waves(settings(model="gpt2-small", activations={"disk_budget_gb": 15, "storage": "fp16"}))
 
 
 def test_other_weights_under_a_name_with_results_are_refused(tmp_path: Path) -> None:

@@ -27,12 +27,12 @@ def touch(folder: Path, *names: str, size: int = 0) -> None:
 def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
     text = status.as_text(look(tmp_path / "results", model="gpt2-medium"))
     for words in (
-        "gpt2-medium: 24 layers in 8 waves of 3, 10,000,384 tokens each, stored as fp16",
-        "80 extract activations, 24 train SAEs, 213 in all",
-        "at most 61.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
-        "20.5 GB a layer; all layers at once would take 493 GB",
-        "4.5 passes instead of 1",
-        "3.3 of 4 in extraction, 3.0 of 4 in SAE training",
+        "gpt2-medium: 24 layers in 6 waves of 4, 10,000,384 tokens each, stored as int8s",
+        "60 extract activations, 24 train SAEs, 193 in all",
+        "at most 43.3 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
+        "10.8 GB a layer; all layers at once would take 260 GB",
+        "3.5 passes instead of 1",
+        "3.3 of 4 in extraction, 4.0 of 4 in SAE training",
         "assumed: plan.teraflops",
         "Nothing of this run is on disk yet.",
     ):
@@ -52,7 +52,7 @@ def test_a_run_under_a_budget_is_followed_by_its_files(tmp_path: Path) -> None:
         touch(home / f"activations/layer_{layer:02d}/shard_0000.zarr/resid_post", "c/0/0", size=1000)
     touch(home, "activations/layer_03/shard_0002.zarr.partial/resid_post/c/0/0", size=300)
     touch(home, "heldout/layer_00.zarr/c", size=70)
-    found = look(tmp_path, model="gpt2-medium")
+    found = look(tmp_path, model="gpt2-medium", activations={"storage": "fp16"})
     assert found.phases["extract_activations"] == (12, 80)
     assert found.phases["train_sae"] == (3, 24)
     assert found.phases["evaluate_sae"] == (1, 24)
@@ -92,7 +92,7 @@ def test_json_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["model"], "--config: 'model' is not KEY=VALUE"),
         (["sae={k: -1}"], "sae.k: -1 does not fit"),
         (["sae={k: 1"], "is not valid YAML"),
-        (["model=gpt2-small", "activations={disk_budget_gb: 15}"], "Raise it to at least 17.4"),
+        (["model=gpt2-small", "activations={disk_budget_gb: 15, storage: fp16}"], "Raise it to at least 17.4"),
         (["corpus={source: missing.txt}"], "corpus.source: there is no file missing.txt"),
     ],
 )
