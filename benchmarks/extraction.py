@@ -6,6 +6,8 @@ the extraction in one process. Ratios are of CPU seconds; wall seconds stand bes
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from measure import Cost, cost, least, show
 from ghosttrack.activations import extraction
 from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
 from ghosttrack.inputs import models
+from ghosttrack.memory import keep_freed_memory
 
 
 def load(name: str) -> Any:
@@ -62,12 +65,14 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16, help="contexts per forward pass")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--storage", nargs="+", default=["fp16", "int8s"], choices=["fp16", "int8s"])
     parser.add_argument(
         "--waves", action="store_true", help="also one layer at a time, and budgets of 1, 2 and 3 layers"
     )
     parser.add_argument("--wave-tokens", type=int, default=8_192)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the jobs do; the bare pass has it too
     model = load(given.model)
     count = len(models.blocks(model))
     layers = list(range(count)) if given.layers == "all" else [int(layer) for layer in given.layers.split(",")]
@@ -75,11 +80,9 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, vocabulary, (given.tokens // given.context, given.context), np.int32)
 
     extract(model, tokens[: given.batch], layers, given.batch)  # imports, and memory that stays
-    kinds = {
-        "bare": lambda: bare(model, tokens, given.batch, layers[-1]),
-        "fp16": lambda: extract(model, tokens, layers, given.batch),
-        "int8s": lambda: extract(model, tokens, layers, given.batch, "int8s"),
-    }
+    kinds: dict[str, Callable[[], None]] = {"bare": lambda: bare(model, tokens, given.batch, layers[-1])}
+    for storage in given.storage:
+        kinds[storage] = partial(extract, model, tokens, layers, given.batch, storage)
     found: dict[str, list[Cost]] = {name: [] for name in kinds}
     for _ in range(given.repeats):
         for name, call in kinds.items():

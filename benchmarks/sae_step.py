@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae.dense_step import DenseBackEnd
 from ghosttrack.sae.engine import ADAM_BETAS, ADAM_EPSILON, BackEnd, Engine
-from ghosttrack.sae.memory import keep_freed_memory
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.sparse_step import SparseBackEnd
 from ghosttrack.sae.training import architecture

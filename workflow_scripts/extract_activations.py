@@ -8,6 +8,7 @@ from ghosttrack import job
 from ghosttrack.activations import extraction
 from ghosttrack.activations.store import Storage
 from ghosttrack.inputs import corpus, models
+from ghosttrack.memory import keep_freed_memory
 
 
 def main(
@@ -16,6 +17,7 @@ def main(
 ) -> None:  # fmt: skip
     """Write the stores of contexts shard x contexts_per_shard onwards; each store keeps a second writer out."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     extraction.extract_contexts(
         models.load_model(weights.parent, extraction.best_device()),
         extraction.origin(weights.parent),

@@ -7,6 +7,7 @@ import torch
 from ghosttrack import files, frames, job
 from ghosttrack.activations import example_extraction, example_tokens, extraction
 from ghosttrack.inputs import models
+from ghosttrack.memory import keep_freed_memory
 
 
 def main(
@@ -16,6 +17,7 @@ def main(
 ) -> None:  # fmt: skip
     """Write one store a layer, one of the token embedding, and the tables of tokens and outputs."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     frame = frames.read_parquet(examples)
     tokenizer = models.load_tokenizer(weights.parent)
     limit = models.max_context(weights.parent / "config.json")

@@ -7,6 +7,7 @@ import torch
 from ghosttrack import job
 from ghosttrack.activations import extraction
 from ghosttrack.inputs import corpus, models
+from ghosttrack.memory import keep_freed_memory
 
 
 def main(
@@ -15,6 +16,7 @@ def main(
 ) -> None:  # fmt: skip
     """Write one store a layer over all held-out contexts."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     extraction.extract_contexts(
         models.load_model(weights.parent, extraction.best_device()),
         extraction.origin(weights.parent),

@@ -9,8 +9,8 @@ import torch
 from ghosttrack import files, job, provenance
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
+from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae import model as sae_model
-from ghosttrack.sae.memory import keep_freed_memory
 from ghosttrack.sae.training import train, write_history
 from ghosttrack.settings import SaeSettings
 

@@ -36,6 +36,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+def sweep_writes(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; the caller holds the lock that keeps out live ones."""
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+        leftover.unlink()
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`.

@@ -52,11 +52,12 @@ class ShardWriter:
 
     def append(self, chunk: Values) -> None:
         """Write one chunk of shape (chunk_rows, d_model), little-endian."""
-        payload = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<")).tobytes()
+        payload = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        payload.flags.writeable = False  # of this view; the checksum asks for it
         crc = google_crc32c.value(payload)
-        self._entries.append((self._size, len(payload) + CRC_BYTES))
+        self._entries.append((self._size, payload.nbytes + CRC_BYTES))
         self._crcs.append(crc)
-        self._write(payload)
+        self._write(payload.data)
         self._write(struct.pack("<I", crc))
 
     def close(self) -> ShardSummary:
@@ -74,7 +75,7 @@ class ShardWriter:
         """Close without an index; the file stays unreadable."""
         self._stream.close()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self._stream.write(data)
         self._digest.update(data)
         self._size += len(data)

@@ -74,6 +74,7 @@ class StoreWriter:
         self._stack.enter_context(files.lock(self._folder))
         # From here on no manifest vouches for what stands in the store's place.
         self._manifest.unlink(missing_ok=True)
+        files.sweep_writes(self._manifest)
         self._records: list[_Record] = []
         self._content: dict[str, Any] | None = None
         if self._resume is not None:
@@ -162,7 +163,7 @@ class StoreWriter:
         return f"{self._header.site}/c/{number}/0"
 
     def _start_shard(self) -> None:
-        self._buffer: Half = np.full((CHUNK_ROWS, self._width), np.nan, dtype=np.float16)
+        self._buffer: Half = np.empty((CHUNK_ROWS, self._width), dtype=np.float16)
         self._exact: list[npt.NDArray[np.float32]] = []
         self._clipped = 0
         self._norms = np.empty(min(SHARD_ROWS, self._rows - self._done), dtype=np.float32)
@@ -173,6 +174,7 @@ class StoreWriter:
         if self._shard is None:
             self._shard = ShardWriter(self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD)
         stored = self._buffer[:size]
+        self._buffer[size:] = np.nan  # rows beyond the last read as fill values
         inside = (self._done - 1) % SHARD_ROWS + 1
         if self._norms[inside - size : inside].max() >= int8s.HALF_MAX:  # else no value can have been clipped
             self._clipped += int((np.abs(stored) == int8s.HALF_MAX).sum())
@@ -188,7 +190,6 @@ class StoreWriter:
         if sum(map(len, self._exact)) == size:
             self._measure_error(np.concatenate(self._exact), stored)
         self._exact = []
-        self._buffer.fill(np.nan)  # so that rows beyond the last read as fill values
         if self._shard.full or self._done == self._rows:
             self._end_shard()
 
