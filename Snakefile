@@ -24,6 +24,7 @@ localrules:
     all,
     activations,
     saes,
+    features,
     tracks,
     metrics,
 
@@ -38,6 +39,7 @@ rule all:
         collect(rules.draw_figures.output.figures, model=MODELS),
         sae_files("quality.json"),
         sae_files("history.csv"),
+        all_features,
         comparison,
 
 
@@ -51,6 +53,12 @@ rule saes:
     """Phases 1 and 2: one sparse autoencoder per layer, with its quality on held-out text."""
     input:
         sae_files("quality.json"),
+
+
+rule features:
+    """Phases 1 and 2, and the feature dictionary of every layer."""
+    input:
+        all_features,
 
 
 rule tracks:

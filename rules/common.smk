@@ -94,6 +94,13 @@ def detector_memory(wildcards, attempt):
     return (1500 + 4 * numbers // 10**6) * attempt
 
 
+def dictionary_memory(wildcards, attempt):
+    """Resource function: a block of 4,096 codes with its entries, and the unembedding as stored and in fp32."""
+    settings = SETTINGS[wildcards.model]
+    numbers = 4 * 4096 * settings.sae.d_sae + 2 * 100_000 * settings.dimensions.d_model
+    return (1000 + 4 * numbers // 10**6) * attempt
+
+
 def extraction_memory(model, layers=None):
     """Resource function: weights in fp32, and 16 contexts of every layer as computed, rounded and waiting to be written."""
     settings, width = SETTINGS[model], SETTINGS[model].dimensions.d_model
@@ -250,6 +257,10 @@ def budgeted(model, path):
 # ---- what the aggregate targets ask for
 def sae_files(name):
     return [f"results/{model}/saes/layer_{layer}/{name}" for model in MODELS for layer in layer_names(model)]
+
+
+def all_features(wildcards):
+    return [f"results/{model}/features/layer_{layer}.parquet" for model in MODELS for layer in layer_names(model)]
 
 
 def all_activations(wildcards):

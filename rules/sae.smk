@@ -1,4 +1,4 @@
-# rules/sae.smk -- phase 2. Needs: activations of one layer. Gives: weights, loss history and held-out quality of one SAE.
+# rules/sae.smk -- phase 2. Needs: activations of one layer. Gives: weights, loss history, held-out quality and feature dictionary of one SAE.
 rule train_sae:
     """Train one sparse autoencoder on the activations of one layer."""
     input:
@@ -59,3 +59,34 @@ rule evaluate_sae:
         "Evaluating the SAE of {wildcards.model} layer {wildcards.layer}"
     script:
         "../workflow_scripts/evaluate_sae.py"
+
+
+rule describe_features:
+    """Describe every feature of one layer: what it fires on, what it speaks for, what resembles it."""
+    input:
+        weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
+        cfg="results/{model}/saes/layer_{layer}/cfg.json",
+        store=ancient("results/{model}/heldout/layer_{layer}.zarr"),
+        manifest="results/{model}/heldout/layer_{layer}.json",
+        heldout=ancient("results/{model}/corpus/heldout.zarr"),
+        heldout_manifest="results/{model}/corpus/heldout.json",
+        model_weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+    output:
+        features="results/{model}/features/layer_{layer}.parquet",
+    log:
+        "results/{model}/logs/describe_features/layer_{layer}.log",
+    benchmark:
+        "results/{model}/benchmarks/describe_features/layer_{layer}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=dictionary_memory,
+        runtime=scaled(30),
+    params:
+        code=source_digest("describe_features"),
+    message:
+        "Describing the features of {wildcards.model} layer {wildcards.layer}"
+    script:
+        "../workflow_scripts/describe_features.py"

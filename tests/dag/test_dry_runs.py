@@ -20,7 +20,7 @@ def test_the_cluster_command_plans_one_training_per_layer(house: Path, model: st
     result = snakemake(house, "--profile", "slurm", "--config", f"model={model}", "-n")
     assert result.returncode == 0, result.stderr
     counts = job_counts(result.stdout + result.stderr)
-    assert counts["train_sae"] == counts["evaluate_sae"] == layers
+    assert counts["train_sae"] == counts["evaluate_sae"] == counts["describe_features"] == layers
     assert counts["find_neighbours"] == layers - 1
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 MODEL = "tiny-gpt2"
 RUN = ("--profile", "profiles/local", "--resources", "gpu=2", "--config", f"model={MODEL}")
 # Jobs that must not run again because of anything that comes after them.
-EXPENSIVE = ("fetch", "extract", "generate", "train_sae", "evaluate_sae")
+EXPENSIVE = ("fetch", "extract", "generate", "train_sae", "evaluate_sae", "describe")
 
 
 def launch(house: Path, *arguments: str, timeout: float = 900) -> "subprocess.CompletedProcess[str]":
@@ -163,7 +163,7 @@ def test_a_lost_sae_is_trained_again_alone(house_to_change: Path) -> None:
     shutil.rmtree(house_to_change / "results" / MODEL / "saes" / "layer_02")
     counts = planned(house_to_change)
     assert counts["train_sae"] == 1
-    assert counts["evaluate_sae"] == 1
+    assert counts["evaluate_sae"] == counts["describe_features"] == 1
     assert not [name for name in counts if name.startswith(("fetch", "extract", "generate"))]
 
 

@@ -30,7 +30,7 @@ def test_operations_worked_by_hand() -> None:
 
 
 def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
-    medium = settings(model="gpt2-medium")
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
     waves = plan.waves(medium)
     extraction = forecast.extraction(medium, waves, tmp_path)
     assert extraction.rate == (40.0, 0)
@@ -45,7 +45,7 @@ def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
 
 
 def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
-    medium = settings(model="gpt2-medium")
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
     waves = plan.waves(medium)
     folder = tmp_path / "gpt2-medium" / "benchmarks"
     operations = 1_048_576 * 3 * 27_262_976
@@ -77,4 +77,4 @@ def test_kept_stores_are_counted_from_manifests_and_estimated_without(tmp_path: 
     files.write_json(tmp_path / "gpt2-small" / "examples" / "cities" / "embedding.json", {"rows": 978})
     counted = forecast.kept(small, data(small), tmp_path)
     assert counted.guessed == 2
-    assert found.examples - counted.examples == 13 * (facts - 978)  # both fill one chunk; a flag a row
+    assert found.examples - counted.examples == 13 * (1 + plan.NORM_BYTES) * (facts - 978)  # both fill one chunk

@@ -28,7 +28,7 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
     text = status.as_text(look(tmp_path / "results", model="gpt2-medium"))
     for words in (
         "gpt2-medium: 24 layers in 6 waves of 4, 10,000,384 tokens each, stored as int8s",
-        "60 extract activations, 24 train SAEs, 193 in all",
+        "60 extract activations, 24 train SAEs, 217 in all",
         "at most 43.3 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
         "10.8 GB a layer; all layers at once would take 260 GB",
         "3.5 passes instead of 1",
@@ -56,6 +56,7 @@ def test_a_run_under_a_budget_is_followed_by_its_files(tmp_path: Path) -> None:
     assert found.phases["extract_activations"] == (12, 80)
     assert found.phases["train_sae"] == (3, 24)
     assert found.phases["evaluate_sae"] == (1, 24)
+    assert found.phases["describe_features"] == (0, 24)
     assert found.phases["fetch_model"] == (1, 1)
     assert found.phases["fetch_dataset"] == (1, 8)
     assert found.phases["fetch_questions"] == (0, 1)

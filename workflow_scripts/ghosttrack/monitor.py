@@ -14,7 +14,7 @@ from ghosttrack.settings import DatasetSettings, Settings
 PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
     "extract_activations", "extract_heldout", "extract_examples", "train_sae", "evaluate_sae",
-    "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
+    "describe_features", "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
     "evaluate_detectors", "check_results", "draw_figures", "write_report", "check_claims",
 )  # fmt: skip
 
@@ -125,6 +125,7 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
     for layer in folders:
         yield "train_sae", layer, [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")]
         yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
+        yield "describe_features", layer, [f"features/{layer}.parquet"]
     for layer in folders[:-1]:
         yield "find_neighbours", layer, [f"neighbours/{layer}.npz"]
     for name in settings.datasets:

@@ -1,0 +1,48 @@
+"""Describe every feature of one layer: what it fires on, what it speaks for, what resembles it."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ghosttrack import files, job, sae
+from ghosttrack.activations import extraction
+from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.errors import UserError
+from ghosttrack.inputs import corpus, models
+from ghosttrack.inputs.token_text import TokenText
+from ghosttrack.inputs.unembedding import read_unembedding
+from ghosttrack.sae.features import describe, write
+
+log = logging.getLogger("ghosttrack")
+
+
+def main(
+    *, weights: Path, cfg: Path, store: Path, manifest: Path, heldout: Path, heldout_manifest: Path,
+    model_weights: Path, features: Path, layer: int, threads: int,
+) -> None:  # fmt: skip
+    """Read SAE, held-out rows with their tokens, and the model's way out; write the feature dictionary."""
+    torch.set_num_threads(threads)
+    directory = model_weights.parent
+    tokens = corpus.read_tokens(heldout, heldout_manifest)
+    if files.sha256_file(directory / "tokenizer.json") != tokens.manifest.get("tokenizer_sha256"):
+        raise UserError(
+            f"{heldout} was not made with {directory / 'tokenizer.json'} (SHA-256 differs from {heldout_manifest}): "
+            f"delete {heldout.parent} and run again"
+        )
+    origin = {
+        "layer": layer,
+        "weights_sha256": extraction.origin(directory).weights_sha256,
+        "tokens_sha256": extraction.tokens_sha256(tokens.tokens),
+    }
+    rows = ActivationStore.open([store], [manifest], origin)
+    text = TokenText(models.load_tokenizer(directory))
+    table = describe(sae.load_files(weights, cfg), rows, tokens, text, read_unembedding(directory))
+    write(table, features, {**origin, "site": rows.site, "rows": int((~rows.excluded).sum())})
+    silent = int(np.sum(table["density"].to_numpy() == 0))
+    log.info("layer %d: %d features, %d of them silent on held-out text", layer, len(table), silent)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())
