@@ -5,6 +5,7 @@ import os
 import random
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,12 @@ def extract(folder: Path) -> None:
 
 
 def finished_files(folder: Path) -> int:
-    """Shard files whose records every layer has."""
-    return min(len(list((folder / f"layer_{layer}.zarr.partial" / "progress").glob("0*.npz"))) for layer in LAYERS)
+    """Shard files from the first on whose records every layer has."""
+
+    def recorded(number: int) -> bool:
+        return all((folder / f"layer_{layer}.zarr.partial/progress/{number:04d}.npz").exists() for layer in LAYERS)
+
+    return next(number for number in count() if not recorded(number))
 
 
 def naming(folder: Path) -> bool:
