@@ -101,12 +101,23 @@ def dictionary_memory(wildcards, attempt):
     return (1000 + 4 * numbers // 10**6) * attempt
 
 
+def weight_bytes(model):
+    """Bytes of a model in fp32, with a vocabulary of 100,000."""
+    found = SETTINGS[model].dimensions
+    return 4 * (12 * found.n_layers * found.d_model**2 + 100_000 * found.d_model)
+
+
+def splicing_memory(wildcards, attempt):
+    """Resource function: weights in fp32, and the logits of 2 contexts over a vocabulary of 100,000, twice and to spare."""
+    logits = 3 * 4 * 2 * SETTINGS[wildcards.model].corpus.context * 100_000
+    return (1500 + (weight_bytes(wildcards.model) + logits) // 10**6) * attempt
+
+
 def extraction_memory(model, layers=None):
     """Resource function: weights in fp32, and 16 contexts of every layer as computed, rounded and waiting to be written."""
     settings, width = SETTINGS[model], SETTINGS[model].dimensions.d_model
-    weights = 4 * (12 * settings.dimensions.n_layers * width**2 + 100_000 * width)
     rows = 16 * settings.corpus.context * len(layers or settings.layers) * width * (4 + 2 + 2)
-    return scaled(max(3000, 1500 + (weights + rows) // 10**6))
+    return scaled(max(3000, 1500 + (weight_bytes(model) + rows) // 10**6))
 
 
 def shrinking(base):

@@ -35,12 +35,16 @@ rule train_sae:
 
 
 rule evaluate_sae:
-    """Measure one sparse autoencoder on held-out documents."""
+    """Measure one sparse autoencoder on held-out documents, by itself and spliced into the model."""
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
         store=ancient("results/{model}/heldout/layer_{layer}.zarr"),
         manifest="results/{model}/heldout/layer_{layer}.json",
+        heldout=ancient("results/{model}/corpus/heldout.zarr"),
+        heldout_manifest="results/{model}/corpus/heldout.json",
+        model_weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
     output:
         quality="results/{model}/saes/layer_{layer}/quality.json",
     log:
@@ -51,12 +55,14 @@ rule evaluate_sae:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=scaled(2000),
+        gpu=1,
+        mem_mb=splicing_memory,
         runtime=scaled(30),
+        batch=shrinking(2),
     params:
         code=source_digest("evaluate_sae"),
     message:
-        "Evaluating the SAE of {wildcards.model} layer {wildcards.layer}"
+        "Evaluating the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/evaluate_sae.py"
 

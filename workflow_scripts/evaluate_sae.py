@@ -1,26 +1,40 @@
-"""Measure one sparse autoencoder on held-out documents."""
+"""Measure one sparse autoencoder on held-out documents, by itself and spliced into the model."""
 
 from pathlib import Path
 
 import torch
 
 from ghosttrack import files, job, sae
+from ghosttrack.activations import extraction
 from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.inputs import corpus, models
 from ghosttrack.sae.quality import measure
+from ghosttrack.sae.splicing import splice
 
 
-def main(*, weights: Path, cfg: Path, store: Path, manifest: Path, quality: Path, layer: int, threads: int) -> None:
-    """Read the SAELens folder and the held-out store, write quality.json."""
+def main(
+    *, weights: Path, cfg: Path, store: Path, manifest: Path, heldout: Path, heldout_manifest: Path, model_weights: Path,
+    quality: Path, layer: int, batch: int, threads: int,
+) -> None:  # fmt: skip
+    """Read the SAELens folder, the held-out store, and the model and tokens that it was made from; write quality.json."""
     torch.set_num_threads(threads)
     trained = sae.load_files(weights, cfg)
-    rows = ActivationStore.open([store], [manifest], {"layer": layer})
+    tokens = corpus.read_tokens(heldout, heldout_manifest).tokens
+    made_from = {
+        "weights_sha256": extraction.origin(model_weights.parent).weights_sha256,
+        "tokens_sha256": extraction.tokens_sha256(tokens),
+        "context": tokens.shape[1],
+    }
+    rows = ActivationStore.open([store], [manifest], {"layer": layer, **made_from})
     k = int(trained.metadata["k"])
     found = measure(trained, rows, k)
+    spliced = splice(models.load_model(model_weights.parent, extraction.best_device()), trained, rows, tokens, batch)
     files.write_json(
         quality,
         {
             **found.reconstruction._asdict(),
             **found.sparsity._asdict(),
+            **spliced._asdict(),
             "pca_fvu": found.pca_fvu,
             "random_fvu": found.random_fvu,
             "rows": found.rows,

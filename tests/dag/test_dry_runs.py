@@ -32,13 +32,14 @@ def test_both_models_are_planned_together_and_compared(house: Path) -> None:
     assert counts["write_report"] == 2
 
 
-def test_training_and_extraction_ask_for_a_gpu_and_nothing_else_does(house: Path) -> None:
+def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_does(house: Path) -> None:
     result = snakemake(house, "--profile", "slurm", "--config", "model=gpt2-medium", "-n")
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Job ")]
     with_gpu = {line.split(": ", 1)[1].split(" of ")[0].split(" gpt2")[0] for line in lines if "(GPUs: 1)" in line}
-    assert with_gpu == {"Extracting activations", "Extracting held-out activations", "Letting", "Training the SAE"}
-    # Six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs.
-    assert sum("(GPUs: 1)" in line for line in lines) == 60 + 1 + 9 + 1 + 24
+    extractions = {"Extracting activations", "Extracting held-out activations", "Letting"}
+    assert with_gpu == {*extractions, "Training the SAE", "Evaluating the SAE"}
+    # Six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured.
+    assert sum("(GPUs: 1)" in line for line in lines) == 60 + 1 + 9 + 1 + 24 + 24
 
 
 @pytest.mark.parametrize(

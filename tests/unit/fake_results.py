@@ -216,6 +216,9 @@ def _quality(folder: Path) -> list[Path]:
         quality = {
             "layer": layer, "l0": 64.3 + number, "fvu": fvu, "fvu_token_median": fvu + 0.04, "explained_variance": 1 - fvu,
             "storage": "int8s", "storage_error": {"relative": 6e-5 * (1 + number), "low_variance": 1.5e-4},
+            "ce_loss_without_sae": 3.4, "ce_loss_with_sae": 3.41 + 0.012 * number, "ce_loss_with_ablation": 11.4,
+            "ce_loss_score": 1 - (0.01 + 0.012 * number) / 8, "delta_ce": 0.01 + 0.012 * number, "delta_ce_error": 0.009,
+            "kl_div_with_sae": 0.05 + 0.02 * number, "spliced_rows": 4064,
             "dead_fraction": 0.001 * number, "pca_fvu": 0.6 * fvu + 0.15, "random_fvu": 0.71 + 0.01 * number, "cosine": 0.97,
         }  # fmt: skip
         path.write_text(json.dumps(quality))

@@ -118,6 +118,9 @@ QUALITY = {
     "fvu_token_median": 0.12,
     "explained_variance": 0.9,
     "dead_fraction": 0.0,
+    "ce_loss_score": -3.0,  # random weights: ablation may help
+    "delta_ce": -0.01,
+    "kl_div_with_sae": 0.1,
     "site": "resid_post",
 }
 
@@ -137,6 +140,9 @@ def test_active_features_within_a_factor_of_two_pass(l0: float) -> None:
         ("fvu_token_median", None, "fvu_token_median: found None"),
         ("dead_fraction", 1.5, "dead_fraction"),
         ("fvu", -0.1, "fvu: found -0.1"),
+        ("ce_loss_score", None, "ce_loss_score: found None"),
+        ("delta_ce", float("nan"), "delta_ce: found nan"),
+        ("kl_div_with_sae", -0.1, "kl_div_with_sae: found -0.1"),
     ],
 )
 def test_an_autoencoder_that_did_not_train_is_named(key: str, value: float | None, said: str) -> None:

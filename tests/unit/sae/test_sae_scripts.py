@@ -6,24 +6,48 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from sae_fakes import SMALL, planted
 
 import evaluate_sae
 import train_sae
 from ghosttrack import files, sae
+from ghosttrack.activations import extraction
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import corpus
+from ghosttrack.settings import CorpusSettings
 
 ROWS, D_MODEL, CONTEXT = 1024, 16, 32
 
 
-def write_store(folder: Path, name: str, seed: int) -> tuple[Path, Path]:
+def write_inputs(folder: Path, word: str = "text", seed: int = 0) -> dict[str, Path]:
+    """A fetched model and held-out tokens, as evaluation asks for them."""
+    tokenizer = small_models.make_tokenizer()
+    small_models.save(small_models.make_model("llama", seed), tokenizer, folder / "model")
+    train, heldout = (corpus.Place(folder / f"{name}.zarr", folder / f"{name}.json") for name in ("train", "heldout"))
+    settings = CorpusSettings(tokens=ROWS, heldout_tokens=ROWS, context=CONTEXT)
+    texts = (f"{word} {number} of many" for number in range(5000))
+    corpus.build([corpus.Stream("a", texts, 1.0)], tokenizer, train, heldout, settings, {"source": "test"})
+    weights = folder / "model" / "model.safetensors"
+    return {"heldout": heldout.store, "heldout_manifest": heldout.manifest, "model_weights": weights}
+
+
+def origin_of(inputs: dict[str, Path]) -> tuple[str, str]:
+    """Hashes of weights and tokens, as a store's header has them."""
+    tokens = corpus.read_tokens(inputs["heldout"], inputs["heldout_manifest"]).tokens
+    return extraction.origin(inputs["model_weights"].parent).weights_sha256, extraction.tokens_sha256(tokens)
+
+
+def write_store(
+    folder: Path, name: str, seed: int, weights: str = "w" * 64, tokens: str = "t" * 64
+) -> tuple[Path, Path]:
     values = planted(ROWS, D_MODEL, 32, 3.0, seed)[0].values.astype(np.float32)
     values[::CONTEXT] *= 300.0  # position 0 carries massive activations
     values[5] *= 300.0
-    header = Header("tiny", "w" * 64, 2, "resid_post", CONTEXT, "t" * 64)
+    header = Header("tiny", weights, 2, "resid_post", CONTEXT, tokens)
     store, manifest = folder / f"{name}.zarr", folder / f"{name}.json"
     with StoreWriter(store, manifest, header, rows=ROWS, d_model=D_MODEL) as writer:
         writer.append(to_block(values))
@@ -50,15 +74,17 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
 
 def test_training_and_evaluation_write_everything_and_twice_the_same_bytes(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
-    heldout, heldout_manifest = write_store(tmp_path, "heldout", seed=0)
+    inputs = write_inputs(tmp_path / "inputs")
+    heldout, manifest_of_heldout = write_store(tmp_path, "heldout", 0, *origin_of(inputs))
     for name in ("one", "two"):
         folder = tmp_path / name
         train_sae.main(**arguments(folder, store, manifest))
         assert not (folder / "state").exists()
         weights, cfg, quality = (folder / file for file in ("sae_weights.safetensors", "cfg.json", "quality.json"))
         evaluate_sae.main(
-            weights=weights, cfg=cfg, store=heldout, manifest=heldout_manifest, quality=quality, layer=2, threads=1
-        )
+            weights=weights, cfg=cfg, store=heldout, manifest=manifest_of_heldout, **inputs, quality=quality, layer=2,
+            batch=4, threads=1,
+        )  # fmt: skip
     names = ["cfg.json", "history.csv", "quality.json", "sae_weights.safetensors"]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     for name in names:
@@ -74,6 +100,8 @@ def test_training_and_evaluation_write_everything_and_twice_the_same_bytes(tmp_p
     assert {key: found[key] for key in exact} == exact
     assert found["l0"] == pytest.approx(SMALL.k)  # the same rows as in training
     assert found["explained_variance"] == pytest.approx(1.0 - found["fvu"])
+    assert found["spliced_rows"] == ROWS - excluded - ROWS // CONTEXT
+    assert found["delta_ce"] == pytest.approx(found["ce_loss_with_sae"] - found["ce_loss_without_sae"])
     cfg = json.loads((tmp_path / "one" / "cfg.json").read_text())
     assert cfg["metadata"]["hook_name"] == "blocks.2.hook_resid_post"
     history = (tmp_path / "one" / "history.csv").read_text().splitlines()
@@ -91,12 +119,15 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["topk", "jumprelu", "matryoshka"])
 def test_every_architecture_is_trained_saved_and_evaluated(name: str, tmp_path: Path) -> None:
-    store, manifest = write_store(tmp_path, "train", seed=0)
+    inputs = write_inputs(tmp_path / "inputs")
+    store, manifest = write_store(tmp_path, "train", 0, *origin_of(inputs))
     settings = SMALL.model_copy(update={"architecture": name})
     train_sae.main(**{**arguments(tmp_path, store, manifest), "sae": settings})
     quality = tmp_path / "quality.json"
     weights, cfg = tmp_path / "sae_weights.safetensors", tmp_path / "cfg.json"
-    evaluate_sae.main(weights=weights, cfg=cfg, store=store, manifest=manifest, quality=quality, layer=2, threads=1)
+    evaluate_sae.main(
+        weights=weights, cfg=cfg, store=store, manifest=manifest, **inputs, quality=quality, layer=2, batch=2, threads=1
+    )
     found, described = json.loads(quality.read_text()), json.loads(cfg.read_text())
     assert found["l0"] == pytest.approx(SMALL.k, rel=0.25 if name == "jumprelu" else 1e-6)  # 45 steps are few
     assert found["fvu"] < found["random_fvu"]
@@ -108,3 +139,20 @@ def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
     with pytest.raises(UserError, match="layer is 2"):
         train_sae.main(**{**arguments(tmp_path, store, manifest), "layer": 3})
+
+
+def test_another_model_or_corpus_than_the_held_out_store_s_is_refused(tmp_path: Path) -> None:
+    inputs, others = (write_inputs(tmp_path / word, word, seed) for seed, word in enumerate(("text", "other")))
+    store, manifest = write_store(tmp_path, "heldout", 0, *origin_of(inputs))
+    train_sae.main(**arguments(tmp_path, store, manifest))
+    weights, cfg, quality = (tmp_path / file for file in ("sae_weights.safetensors", "cfg.json", "quality.json"))
+    tokens = {name: others[name] for name in ("heldout", "heldout_manifest")}
+    for changed, key in (({"model_weights": others["model_weights"]}, "weights_sha256"), (tokens, "tokens_sha256")):
+        with pytest.raises(
+            UserError, match=rf"heldout\.zarr comes from another run: its {key} is \w+, this job expects"
+        ):
+            evaluate_sae.main(
+                weights=weights, cfg=cfg, store=store, manifest=manifest, **{**inputs, **changed}, quality=quality, layer=2,
+                batch=2, threads=1,
+            )  # fmt: skip
+    assert not quality.exists()

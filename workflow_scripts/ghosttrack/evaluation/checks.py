@@ -16,7 +16,9 @@ L0_FACTOR = 2.0
 # Shares of variance lie below 1 up to rounding; a bad SAE may explain less than nothing.
 SLACK = 1e-6
 # Of these no SAE may lack any.
-QUALITY = ("l0", "fvu", "fvu_token_median", "explained_variance", "dead_fraction")
+QUALITY = (
+    "l0", "fvu", "fvu_token_median", "explained_variance", "dead_fraction", "ce_loss_score", "delta_ce", "kl_div_with_sae",
+)  # fmt: skip
 SHARES = (
     "prevalence",
     "auroc",
@@ -113,7 +115,7 @@ def _score_problems(part: pd.DataFrame, known: set[str]) -> Iterator[tuple[str, 
 
 
 def check_quality(path: Path, quality: Mapping[str, Any], k: int) -> None:
-    """No number missing, active features near `k`, shares of variance possible."""
+    """No number missing, active features near `k`, shares of variance and divergences possible."""
     for key, value in quality.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise _failed(path, key, f"{value}", "a finite number")
@@ -124,6 +126,8 @@ def check_quality(path: Path, quality: Mapping[str, Any], k: int) -> None:
         raise _failed(path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for sae.k = {k}")
     if quality["fvu"] < 0 or quality["explained_variance"] > 1 + SLACK:
         raise _failed(path, "fvu", f"{quality['fvu']}", "not below 0")
+    if quality["kl_div_with_sae"] < -SLACK:
+        raise _failed(path, "kl_div_with_sae", f"{quality['kl_div_with_sae']}", "not below 0")
     if not 0 <= quality["dead_fraction"] <= 1:
         raise _failed(path, "dead_fraction", f"{quality['dead_fraction']}", "a number from 0 to 1")
 

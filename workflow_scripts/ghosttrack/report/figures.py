@@ -199,10 +199,14 @@ def calibration(inputs: Inputs) -> Figure:
 
 
 def sae_quality(inputs: Inputs) -> Figure:
-    """Unexplained variance of every layer's SAE beside PCA and a random dictionary, and its active features."""
+    """Unexplained variance of every layer's SAE beside PCA and a random dictionary, its cost in the model, its L0."""
     layers = sorted(inputs.quality)
+
+    def values(key: str) -> list[float]:
+        return [inputs.quality[layer].get(key, np.nan) for layer in layers]
+
     figure = Figure(figsize=(6.4, 2.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     lines = (
         ("fvu", "SAE", DETECTOR_COLOUR, "o", "-"),
         ("fvu_token_median", "SAE, median token", DETECTOR_COLOUR, "o", ":"),
@@ -210,16 +214,22 @@ def sae_quality(inputs: Inputs) -> Figure:
         ("random_fvu", "random dictionary", NULL_COLOUR, "^", "-"),
     )
     for key, label, colour, marker, dashes in lines:
-        values = [inputs.quality[layer].get(key, np.nan) for layer in layers]
         hollow = PAPER if dashes == ":" else colour
-        left.plot(layers, values, marker, color=colour, ls=dashes, mfc=hollow, label=label)
-    left.set(title="Unexplained variance (FVU)", xlabel="layer")
+        left.plot(layers, values(key), marker, color=colour, ls=dashes, mfc=hollow, label=label)
+    left.set(title="Unexplained (FVU)", xlabel="layer")
     figure.legend(loc="outside upper left", ncols=len(lines))
-    right.plot(layers, [inputs.quality[layer].get("l0", np.nan) for layer in layers], "o-", color=DETECTOR_COLOUR)
-    right.set(title="Active features per token (L0)", xlabel="layer")
-    for axes in (left, right):
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
-        axes.set_xticks(layers[:: 1 + len(layers) // 13])
+    middle.plot(layers, values("kl_div_with_sae"), "o-", color=DETECTOR_COLOUR, label="KL")
+    middle.errorbar(
+        layers, values("delta_ce"), values("delta_ce_error"), fmt="o:", color=DETECTOR_COLOUR, mfc=PAPER, elinewidth=1,
+        label="\N{GREEK CAPITAL LETTER DELTA}CE",
+    )  # fmt: skip
+    middle.set(title="Cost in the model (nats)", xlabel="layer")
+    middle.legend()
+    right.plot(layers, values("l0"), "o-", color=DETECTOR_COLOUR)
+    right.set(title="Active features (L0)", xlabel="layer")
+    for axes in (left, middle, right):
+        axes.set_ylim(min(0.0, 1.08 * axes.dataLim.y0), 1.08 * axes.dataLim.y1)
+        axes.set_xticks(layers[:: 1 + len(layers) // 8])
     return figure
 
 

@@ -17,6 +17,7 @@ from ghosttrack.report.verdicts import Verdict
 TEMPLATES = Path(__file__).parent / "templates"
 # Typographic signs, written as codes because they look like hyphens: a true minus, and the dash for "no number" and ranges.
 MINUS, NONE = "\u2212", "\u2013"
+PLUS_MINUS, DELTA = "\u00b1", "\u0394"
 # Kind (CSS class) of each shown signal, in the order of tables.SHOWN.
 KINDS = ("detector", "output", "probe", "control")
 # Signals of the main table, with short headings.
@@ -30,6 +31,7 @@ COLUMNS = (
 )
 QUALITY = (
     ("l0", "L0"), ("fvu", "FVU"), ("fvu_token_median", "FVU, median token"), ("explained_variance", "explained variance"),
+    ("ce_loss_score", "CE score"), ("delta_ce", f"{DELTA}CE, nats"), ("kl_div_with_sae", "KL, nats"),
     ("dead_fraction", "dead features"), ("pca_fvu", "FVU of PCA"), ("random_fvu", "FVU of a random dictionary"),
 )  # fmt: skip
 PARTS = {
@@ -231,15 +233,31 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _quality(quality: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    rows = []
-    for layer, found in sorted(quality.items()):
-        values = {key: float(found.get(key, math.nan)) for key, _ in QUALITY}
-        cells = [
-            percent(value) if key == "dead_fraction" else score(value, 1 if key == "l0" else 3)
-            for key, value in values.items()
-        ]
-        rows.append({"layer": layer, "cells": cells})
-    return {"columns": [label for _, label in QUALITY], "rows": rows}
+    rows = [
+        {"layer": layer, "cells": [_quality_cell(key, found) for key, _ in QUALITY]}
+        for layer, found in sorted(quality.items())
+    ]
+    spliced = {layer: found for layer, found in sorted(quality.items()) if "kl_div_with_sae" in found}
+    worst = max(spliced, key=lambda layer: spliced[layer]["kl_div_with_sae"], default=None)
+    return {
+        "columns": [label for _, label in QUALITY],
+        "rows": rows,
+        "worst": worst,
+        "cost": {key: _quality_cell(key, spliced[worst]) for key, _ in QUALITY} if worst is not None else {},
+        "predictions": spliced[worst]["spliced_rows"] if worst is not None else 0,
+    }
+
+
+def _quality_cell(key: str, found: Mapping[str, Any]) -> str:
+    value = float(found.get(key, math.nan))
+    if key == "dead_fraction":
+        return percent(value)
+    if key == "delta_ce" and not math.isnan(value):
+        return f"{signed(value)} {PLUS_MINUS} {score(found['delta_ce_error'])}"
+    # Where zeros do not cost the model anything (random weights), a share of that cost means nothing.
+    if key == "ce_loss_score" and not found.get("ce_loss_with_ablation", 0.0) > found.get("ce_loss_without_sae", 0.0):
+        return NONE
+    return score(value, 1 if key == "l0" else 3)
 
 
 def _signals(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
