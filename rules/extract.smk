@@ -35,6 +35,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             mem_mb=extraction_memory(MODEL, LAYERS),
             runtime=scaled(120),
             batch=shrinking(16),
+            room_kb=room_kb(MODEL),
         params:
             site=SETTINGS[MODEL].activations.site,
             storage=SETTINGS[MODEL].activations.storage,

@@ -4,6 +4,7 @@ rule train_sae:
     input:
         stores=ancient(per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
         manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+        model_source="results/{model}/model/source.json",
     output:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ghosttrack import files, job
-from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.activations.reader import ActivationStore, require_same_rows
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import track_run
 from ghosttrack.tracks.tracking import Options
@@ -38,6 +38,7 @@ def main(
     torch.set_num_threads(threads)
     saes = track_run.load_saes(weights, variants)
     opened = [ActivationStore.open([store], [manifest]) for store, manifest in zip(stores, manifests, strict=True)]
+    require_same_rows(opened)
     options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
     digests = track_run.input_digests(manifests=manifests, weights=weights, neighbours=neighbours)
     for variant, directory, manifest in zip(variants, tracks, tracks_manifests, strict=True):

@@ -22,6 +22,7 @@ def main(
     *,
     stores: list[Path],
     manifests: list[Path],
+    model_source: Path,
     weights: Path,
     cfg: Path,
     history: Path,
@@ -39,7 +40,8 @@ def main(
     torch.set_num_threads(threads)
     keep_freed_memory()
     with files.lock(state):
-        store = ActivationStore.open(stores, manifests, {"layer": layer})
+        expected = {"layer": layer, "weights_sha256": files.read_json(model_source)["weights_sha256"]}
+        store = ActivationStore.open(stores, manifests, expected)
         resident = store.rows * store.d_model * 2 <= RESIDENT_BYTES
         trained = train(
             store,

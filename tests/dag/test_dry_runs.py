@@ -62,11 +62,11 @@ def test_the_disk_budget_splits_medium_into_waves(house: Path, storage: str, cou
         (
             ["model=both"],
             [
-                "Plan of gpt2-small: 12 layers in 6 waves of 2; at most 16.3 GB of training activations at once and 1.89 GB held-out, budget 25 GB",
-                "a layer in int8s takes 8.15 GB, all layers 97.8 GB; forward cost 3.5 passes instead of 1",
+                "Plan of gpt2-small: 12 layers in 6 waves of 2; at most 16.4 GB of training activations at once and 1.89 GB held-out, budget 25 GB",
+                "a layer in int8s takes 8.21 GB, all layers 98.5 GB; forward cost 3.5 passes instead of 1",
                 "GPUs busy: 3.3 of 4 in extraction, 2.0 of 4 in SAE training",
-                "Plan of gpt2-medium: 24 layers in 6 waves of 4; at most 43.3 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
-                "a layer in int8s takes 10.8 GB, all layers 260 GB; forward cost 3.5 passes instead of 1",
+                "Plan of gpt2-medium: 24 layers in 6 waves of 4; at most 43.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
+                "a layer in int8s takes 10.9 GB, all layers 262 GB; forward cost 3.5 passes instead of 1",
                 "GPUs busy: 3.3 of 4 in extraction, 4.0 of 4 in SAE training",
             ],
         ),

@@ -69,10 +69,10 @@ def test_kept_stores_are_counted_from_manifests_and_estimated_without(tmp_path: 
     small = settings(model="gpt2-small", datasets=["cities", "questions", "halueval"])
     found = forecast.kept(small, data(small), tmp_path)
     # 100,000 tokens fill 196 contexts, 25 chunks, in each of twelve layers.
-    assert found.heldout == 12 * plan.store_bytes(196 * 512, 768, "fp16")
+    assert found.heldout == 12 * plan.store_bytes(196 * 512, 768, "fp16", 512)
     facts = (ROOT / "workflow_scripts/ghosttrack/data/facts/cities.csv").read_text().count("\n") * 8
     guesses = [facts, 200 * 12, 2000 * 8]
-    assert found.examples == sum(13 * plan.store_bytes(rows, 768, "fp16") for rows in guesses)
+    assert found.examples == sum(13 * plan.store_bytes(rows, 768, "fp16", 512) for rows in guesses)
     assert found.guessed == 3
     files.write_json(tmp_path / "gpt2-small" / "examples" / "cities" / "embedding.json", {"rows": 978})
     counted = forecast.kept(small, data(small), tmp_path)

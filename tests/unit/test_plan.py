@@ -21,23 +21,26 @@ def settings(**config: object) -> Settings:
 
 def test_bytes_of_a_store_worked_by_hand() -> None:
     # 5,000 rows are 2 chunks in 1 shard file. Values and checksums, index and record, flags and norms, metadata.
-    assert plan.store_bytes(5000, 8, "fp16") == 2 * (4096 * 8 * 2 + 4) + 2260 + 25_000 + 16_000 == 174_340
-    # One byte a value; twice: mean and scale of 8 channels in 2 chunks, 5,000 row scales, 50 exact rows of 24 bytes.
-    assert plan.store_bytes(5000, 8, "int8s") == 2 * (4096 * 8 + 4) + 2260 + 25_000 + 16_000 + 2 * (128 + 20_000 + 1200)
+    assert plan.store_bytes(5000, 8, "fp16", 1000) == 2 * (4096 * 8 * 2 + 4) + 2260 + 25_000 + 16_000 == 174_340
+    # One byte a value; twice: mean and scale of 8 channels in 2 chunks, 5,000 row scales, 50 + 5 exact rows of 24 bytes.
+    assert plan.store_bytes(5000, 8, "int8s", 1000) == 2 * (4096 * 8 + 4) + 2260 + 25_000 + 16_000 + 2 * (
+        128 + 20_000 + 1320
+    )
 
 
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
-def test_a_written_store_takes_what_the_plan_says(storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", [16, 1000])
+def test_a_store_takes_what_the_plan_says_while_it_is_written(storage: Storage, context: int, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((70_000, 8)).astype(np.float32)
-    rows[::100] *= 1000  # as many rows far above the rest as the plan allows for
-    header = Header("tiny", "weights", 3, "resid_post", 10, "tokens", storage)
-    with StoreWriter(tmp_path / "a.zarr", tmp_path / "a.json", header, rows=70_000, d_model=8) as writer:
+    rows[1::100] *= 1000  # as many rows far above the rest as the plan allows for
+    rows[::context] *= 1000
+    header = Header("tiny", "weights", 3, "resid_post", context, "tokens", storage)
+    with StoreWriter(tmp_path / "a.zarr", tmp_path / "a.json", header, rows=70_000, d_model=8, resume="") as writer:
         writer.append(to_block(rows))
-    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    planned = plan.store_bytes(70_000, 8, storage)
-    records = 70_000 * plan.NORM_BYTES + 2 * plan.RECORD_BYTES
-    records += 0 if storage == "fp16" else 18 * 8 * plan.CHANNEL_BYTES + 70_000 * plan.ROW_SCALE_BYTES + 700 * 24
-    assert planned - records - plan.STORE_EXTRA_BYTES < written < planned - records
+        writer.finish()
+        written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    planned = plan.store_bytes(70_000, 8, storage, context)
+    assert planned - plan.STORE_EXTRA_BYTES - 2 * plan.RECORD_BYTES < written < planned
 
 
 def test_bytes_of_a_layer_count_each_job_with_its_last_chunk_whole() -> None:
@@ -96,6 +99,18 @@ def test_waves_take_the_fewest_rounds_and_then_the_fewest_passes(
     budget = math.ceil((fits * plan.layer_bytes(given) + plan.heldout_bytes(given)) / 1e6) / 1e3
     capped = given.model_copy(update={"activations": given.activations.model_copy(update={"disk_budget_gb": budget})})
     assert [len(wave) for wave in plan.waves(capped)] == sizes
+
+
+def test_a_job_is_refused_where_other_layers_leave_no_room(tmp_path: Path) -> None:
+    own = tmp_path / "layer_03" / "shard_0000.zarr"
+    for path in (tmp_path / "layer_02/shard_0000.zarr/c", own / "c", own.with_suffix(".zarr.partial") / "c"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(1000))
+    plan.require_room(tmp_path, [own], planned=2000, budget=3000)
+    with pytest.raises(
+        UserError, match=r"disk_budget_gb: .* holds 0\.001 MB of other layers or jobs, this job needs 0\.002 MB"
+    ):
+        plan.require_room(tmp_path, [own], planned=2001, budget=3000)
 
 
 def test_accelerators_that_work() -> None:

@@ -29,8 +29,8 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
     for words in (
         "gpt2-medium: 24 layers in 6 waves of 4, 10,000,384 tokens each, stored as int8s",
         "60 extract activations, 24 train SAEs, 217 in all",
-        "at most 43.3 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
-        "10.8 GB a layer; all layers at once would take 260 GB",
+        "at most 43.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
+        "10.9 GB a layer; all layers at once would take 262 GB",
         "3.5 passes instead of 1",
         "3.3 of 4 in extraction, 4.0 of 4 in SAE training",
         "assumed: plan.teraflops",
@@ -67,7 +67,7 @@ def test_a_run_under_a_budget_is_followed_by_its_files(tmp_path: Path) -> None:
     text = status.as_text(found)
     for line in ("train_sae                3    24", "0       -   10  measured", "3       2   10  -"):
         assert line in text, text
-    assert "of 70 GB (0.0003 MB of it unfinished)" in text
+    assert "(0.0003 MB of it unfinished) and held-out text 7e-05 MB of 70 GB" in text
 
 
 def test_json_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -67,7 +67,7 @@ def kept(settings: Settings, datasets: Mapping[str, DatasetSettings], results: P
         rows = _stored_rows(results / settings.model / "examples" / name / "embedding.json")
         if rows is None:
             rows, guessed = _guessed_rows(settings, datasets[name]), guessed + 1
-        examples += (layers + 1) * plan.store_bytes(rows, width, "fp16")
+        examples += (layers + 1) * plan.store_bytes(rows, width, "fp16", settings.corpus.context)
     return Kept(plan.heldout_bytes(settings), examples, guessed)
 
 

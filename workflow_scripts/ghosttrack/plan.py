@@ -3,7 +3,9 @@
 The Snakefile imports this: nothing here may import numpy, torch, zarr or pandas.
 """
 
+import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ CRC_BYTES = 4
 INDEX_BYTES = 16 * CHUNKS_PER_SHARD + CRC_BYTES
 # int8s: mean and scale of a channel, float32 each, once a chunk; scale of a row, float32.
 CHANNEL_BYTES, ROW_SCALE_BYTES = 8, 4
-# int8s: rows kept exactly, one float16 per channel and 8 bytes for their place; at most one row in this many.
+# int8s: rows kept exactly, one float16 per channel and 8 bytes for their place; beside first positions at most one in this many.
 OUTLIER_ONE_IN = 100
 # While a store is written, each finished shard file leaves a record: the rows' norms in float32, the small arrays, 2 kB.
 NORM_BYTES, RECORD_BYTES = 4, 2000
@@ -26,10 +28,11 @@ NORM_BYTES, RECORD_BYTES = 4, 2000
 STORE_EXTRA_BYTES = 16_000
 
 
-def store_bytes(rows: int, d_model: int, storage: str) -> int:
+def store_bytes(rows: int, d_model: int, storage: str, context: int) -> int:
     """Most disk of one store and its manifest, in bytes: while it is written, with the records that let it resume.
 
-    For `int8s` an upper bound, because only the data know how many rows are kept exactly.
+    For `int8s` an upper bound, because only the data know how many rows are kept exactly: the first of each
+    `context`, where attention collects, and one in a hundred others.
     """
     chunks = -(-rows // CHUNK_ROWS)
     shards = -(-chunks // CHUNKS_PER_SHARD)
@@ -37,7 +40,7 @@ def store_bytes(rows: int, d_model: int, storage: str) -> int:
     total = shards * (INDEX_BYTES + RECORD_BYTES) + rows * (1 + NORM_BYTES) + STORE_EXTRA_BYTES
     if storage == "fp16":
         return total + chunks * (CHUNK_ROWS * d_model * 2 + CRC_BYTES)
-    outliers = -(-rows * (2 * d_model + 8) // OUTLIER_ONE_IN)
+    outliers = (-(-rows // OUTLIER_ONE_IN) + -(-rows // context)) * (2 * d_model + 8)
     small = chunks * d_model * CHANNEL_BYTES + rows * ROW_SCALE_BYTES + outliers
     return total + chunks * (CHUNK_ROWS * d_model + CRC_BYTES) + 2 * small  # in the store and in the records
 
@@ -48,15 +51,15 @@ def layer_bytes(settings: Settings) -> int:
     context, storage = settings.corpus.context, settings.activations.storage
     full, rest = divmod(settings.contexts, settings.contexts_per_shard)
     width = settings.dimensions.d_model
-    total = full * store_bytes(settings.contexts_per_shard * context, width, storage)
-    return total + (store_bytes(rest * context, width, storage) if rest else 0)
+    total = full * store_bytes(settings.contexts_per_shard * context, width, storage, context)
+    return total + (store_bytes(rest * context, width, storage, context) if rest else 0)
 
 
 def heldout_bytes(settings: Settings) -> int:
     """Disk of the held-out stores of all layers, which stay, in bytes."""
     assert settings.dimensions is not None
     rows = -(-settings.corpus.heldout_tokens // settings.corpus.context) * settings.corpus.context
-    return len(settings.layers) * store_bytes(rows, settings.dimensions.d_model, "fp16")
+    return len(settings.layers) * store_bytes(rows, settings.dimensions.d_model, "fp16", settings.corpus.context)
 
 
 def waves(settings: Settings) -> list[list[int]]:
@@ -98,7 +101,13 @@ def training_digest(settings: Settings, codes: Sequence[str]) -> str:
     """Hex SHA-256 over the settings that a model's SAEs follow from and the digests of the code that makes them."""
     chosen = settings.model_dump(
         mode="json",
-        include={"seed": True, "source": True, "corpus": True, "activations": {"site", "storage"}, "sae": True},
+        include={
+            "seed": True,
+            "source": True,
+            "corpus": True,
+            "activations": {"site", "storage", "rows_per_job"},
+            "sae": True,
+        },
     )
     return files.sha256_json([chosen, *codes])
 
@@ -185,6 +194,33 @@ def amount(size: float) -> str:
     """Bytes as `20.5 GB` or `1.09 MB` (10^9 and 10^6 bytes)."""
     unit, name = (1e9, "GB") if size >= 1e8 else (1e6, "MB")
     return f"{size / unit:,.0f} {name}" if size / unit >= 99.95 else f"{size / unit:.3g} {name}"
+
+
+def require_room(folder: Path, own: Sequence[Path], planned: int, budget: int) -> None:
+    """Refuse to write where stores of other layers leave no room: the last word on a disk budget.
+
+    Waves keep it by waiting for each other; but Snakemake can be told to train again what is finished, all at once.
+
+    Args:
+        folder: all training activations of the model.
+        own: the stores that the job is about to write or go on with; what stands of them does not count.
+        planned: bytes that they will take. budget: bytes.
+    Raises:
+        UserError: with what stands, what is needed, and what to do.
+    """
+    mine = {path.with_suffix(ending) for path in own for ending in (".zarr", ".json", ".zarr.partial")}
+    used = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if Path(place) / name not in mine]
+        for path in (Path(place) / name for name in names):
+            with contextlib.suppress(FileNotFoundError):  # just removed or renamed
+                used += 0 if path in mine else path.stat().st_size
+    if used + planned > budget:
+        raise UserError(
+            f"activations.disk_budget_gb: {folder} holds {amount(used)} of other layers or jobs, this job needs {amount(planned)}, "
+            f"the budget leaves {amount(budget)} for training activations. Once their SAEs are trained they are removed: run again "
+            "then; stores that no SAE waits for any more can be deleted; or raise the budget"
+        )
 
 
 def is_local_file(source: str) -> bool:

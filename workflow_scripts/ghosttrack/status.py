@@ -117,7 +117,7 @@ def _progress_lines(status: Status) -> Iterator[str]:
     partial = f" ({plan.amount(used.partial)} of it unfinished)" if used.partial else ""
     yield _line(
         "disk now",
-        f"training activations {plan.amount(used.training)}{promise}{partial}, held-out text {plan.amount(used.heldout)}, examples {plan.amount(used.examples)}",
+        f"training activations {plan.amount(used.training)}{partial} and held-out text {plan.amount(used.heldout)}{promise}; examples {plan.amount(used.examples)}",
     )
     yield ""
     yield f"  {'phase':<20} {'done':>5} {'of':>5}"

@@ -51,6 +51,7 @@ def write_store(
     store, manifest = folder / f"{name}.zarr", folder / f"{name}.json"
     with StoreWriter(store, manifest, header, rows=ROWS, d_model=D_MODEL) as writer:
         writer.append(to_block(values))
+    files.write_json(manifest.with_suffix(".source.json"), {"weights_sha256": weights})
     return store, manifest
 
 
@@ -58,6 +59,7 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
     return {
         "stores": [store],
         "manifests": [manifest],
+        "model_source": manifest.with_suffix(".source.json"),
         "weights": folder / "sae_weights.safetensors",
         "cfg": folder / "cfg.json",
         "history": folder / "history.csv",
@@ -135,8 +137,11 @@ def test_every_architecture_is_trained_saved_and_evaluated(name: str, tmp_path: 
     assert described["metadata"]["training_architecture"] == name
 
 
-def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
+def test_activations_of_another_layer_or_model_are_refused(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
+    files.write_json(tmp_path / "other.json", {"weights_sha256": "x"})
+    with pytest.raises(UserError, match=r"its weights_sha256 is w+, this job expects x"):
+        train_sae.main(**{**arguments(tmp_path, store, manifest), "model_source": tmp_path / "other.json"})
     with pytest.raises(UserError, match="layer is 2"):
         train_sae.main(**{**arguments(tmp_path, store, manifest), "layer": 3})
 

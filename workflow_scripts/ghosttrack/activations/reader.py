@@ -73,7 +73,11 @@ class ActivationStore:
         self._maps: dict[Path, MappedShard] = {}
         self.storage: str = first["storage"]
         self.storage_error: dict[str, float] | None = first["storage_error"]
-        self._sidecars: dict[Path, dict[str, npt.NDArray[Any]]] = {}
+        # Read at once and hashed after it: what is lost later cannot turn into fill values without a word.
+        small = SIDECARS if self.storage == "int8s" else ()
+        self._sidecars = {part.store: {name: read_flat(part.store, name) for name in small} for part in parts}
+        for part in parts:
+            _require_files(part)
 
     @classmethod
     def open(
@@ -156,8 +160,6 @@ class ActivationStore:
         return values
 
     def _sidecars_of(self, part: _Part) -> dict[str, npt.NDArray[Any]]:
-        if part.store not in self._sidecars:
-            self._sidecars[part.store] = {name: read_flat(part.store, name) for name in SIDECARS}
         return self._sidecars[part.store]
 
     def verify(self) -> None:

@@ -72,7 +72,7 @@ def check(group: Group) -> Finding:
             ActivationStore.open(group.stores, group.manifests).verify()
         else:
             problems += _damaged_files(group)
-    except (UserError, OSError, ValueError) as error:
+    except (UserError, OSError, ValueError, LookupError) as error:
         # The reader stops at the first damage.
         problems += _damaged_files(group) or [str(error)]
     size = sum(int(entry["bytes"]) for content in contents for entry in content["files"].values())
@@ -86,7 +86,7 @@ def _content(store: Path, manifest: Path) -> Mapping[str, Any]:
         raise UserError(f"{manifest}: its store is gone; {remedy(store, manifest)}")
     content = files.read_json(manifest)
     try:
-        sizes = [entry["bytes"] for entry in content["files"].values()]
+        sizes = [entry["bytes"] for entry in content["files"].values() if entry["sha256"]]
         fits = all(isinstance(value, int) for value in (content["rows"], content["total_rows"], *sizes))
     except (AttributeError, KeyError, TypeError):
         fits = False

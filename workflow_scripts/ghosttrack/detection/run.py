@@ -80,11 +80,15 @@ def read_inputs(
 ) -> Inputs:  # fmt: skip
     """Pool the activations of every layer and read the metrics, for the examples `rows`, in that order."""
     from ghosttrack import frames, sae
-    from ghosttrack.activations.reader import ActivationStore
+    from ghosttrack.activations.reader import ActivationStore, require_same_rows
 
+    stores = [
+        ActivationStore.open([store], [manifest], {"layer": layer})
+        for layer, store, manifest in zip(layers, paths.stores, paths.manifests, strict=True)
+    ]
+    require_same_rows(stores)
     blocks: dict[int, LayerBlocks] = {}
-    for layer, store, manifest, weights in zip(layers, paths.stores, paths.manifests, paths.weights, strict=True):
-        opened = ActivationStore.open([store], [manifest], {"layer": layer})
+    for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
         where = spans(outputs, opened.rows, dataset)
         pooled = layer_blocks(opened.read(), opened.massive, where, sae.load(weights.parent))
         blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
