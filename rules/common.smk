@@ -240,19 +240,16 @@ def made_from(model):
 def missing_saes_before(model, wave):
     """Input function: what a wave waits for so that the disk never holds more than the budget.
 
-    Only a wave that still has SAEs to train waits, and only for those of earlier waves that are missing,
-    follow from other settings, or have stores left: a finished SAE named here would make a lost one re-extract every later wave.
+    Only a wave that still has SAEs to train waits, and only for those of earlier waves that are missing or
+    follow from other settings: a finished SAE named here would make a lost one re-extract every later wave.
+    Where Snakemake trains finished SAEs again for reasons of its own, plan.require_room keeps the budget.
     """
 
     def files(wildcards):
         show_plan()  # only now Snakemake knows that it will run, or pretend to
         wanted = made_from(model)
         missing = [
-            [
-                sae
-                for sae, stores in folders_of(model, layers)
-                if stores_stand(stores) or not plan.is_made_from(sae, wanted)
-            ]
+            [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]
             for layers in WAVES[model][: wave + 1]
         ]
         return [f"{folder}/sae_weights.safetensors" for folders in missing[:-1] for folder in folders if missing[-1]]
@@ -260,17 +257,8 @@ def missing_saes_before(model, wave):
     return files
 
 
-def folders_of(model, layers):
-    """(SAE, training activations) of each layer."""
-    return [
-        (Path(f"results/{model}/saes/layer_{x:02d}"), Path(f"results/{model}/activations/layer_{x:02d}"))
-        for x in layers
-    ]
-
-
-def stores_stand(folder):
-    """Under a disk budget a layer is not done with before its stores are gone, whatever its SAE looks like."""
-    return any(folder.glob("*.zarr"))
+def saes_of(model, layers):
+    return [f"results/{model}/saes/layer_{layer:02d}" for layer in layers]
 
 
 def room_kb(model):

@@ -107,6 +107,7 @@ def test_a_topk_folder_says_so_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [None, K])
+@pytest.mark.peers
 @pytest.mark.skipif("GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens")
 def test_saelens_reads_the_folder_and_computes_the_same(k: int | None, tmp_path: Path) -> None:
     found, _, _, store = exported()
