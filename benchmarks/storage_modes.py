@@ -14,9 +14,10 @@ from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.configuration import load
 from ghosttrack.sae import quality
 from ghosttrack.sae.training import train
-from ghosttrack.settings import Settings, load
+from ghosttrack.settings import Settings
 
 
 def stores(home: Path, layer: int) -> tuple[ActivationStore, ActivationStore]:
@@ -42,7 +43,7 @@ def stored_as(store: ActivationStore, storage: Any, folder: Path) -> ActivationS
 
 
 def trained(store: ActivationStore, settings: Settings, folder: Path) -> Any:
-    """An SAE of the run's own settings and seed."""
+    """An SAE of the settings and seed in the model's file."""
     sampler = ChunkSampler(store, settings.sae.batch, settings.seed)
     folder.mkdir()
     return train(store, sampler, settings.sae, seed=settings.seed, state=folder, micro_batch=4096).sae
@@ -60,6 +61,10 @@ def main() -> None:
     rows = []
     for layer in layers:
         store, heldout = stores(given.results, layer)
+        if store.storage != "fp16":
+            parser.error(
+                f"{given.results} keeps its activations as {store.storage}: run it with activations.storage fp16"
+            )
         found: dict[str, quality.Quality] = {}
         with tempfile.TemporaryDirectory() as name:
             copy = stored_as(store, "int8s", Path(name))

@@ -1,5 +1,4 @@
 # rules/common.smk -- settings, names and helpers of all phases. No rules.
-import functools
 import gc
 import sys
 from functools import cache
@@ -15,8 +14,8 @@ HOME = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(HOME / "workflow_scripts"))
 
 from ghosttrack import plan, provenance
+from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
-from ghosttrack.settings import NAME_PATTERN, load, load_dataset
 
 try:
     SETTINGS = load(config, HOME / "config")
@@ -118,6 +117,11 @@ def extraction_memory(model, layers=None):
     settings, width = SETTINGS[model], SETTINGS[model].dimensions.d_model
     rows = 16 * settings.corpus.context * len(layers or settings.layers) * width * (4 + 2 + 2)
     return scaled(max(3000, 1500 + (weight_bytes(model) + rows) // 10**6))
+
+
+def variants_of(model, pattern):
+    """`pattern` for the tracker and each null of one model; other wildcards stay."""
+    return [pattern.replace("{variant}", variant) for variant in SETTINGS[model].tracking.variants]
 
 
 def shrinking(base):
@@ -228,7 +232,7 @@ def extraction_waves():
     return [(model, wave, layers) for model in MODELS for wave, layers in enumerate(WAVES[model])]
 
 
-@functools.cache
+@cache
 def made_from(model):
     """Digest of everything that one model's SAEs follow from: settings, and the code of every rule before them."""
     found = SETTINGS[model]

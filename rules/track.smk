@@ -41,13 +41,8 @@ for MODEL in MODELS:
             weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
             neighbours=neighbour_files,
         output:
-            tracks=[
-                directory(f"results/{{model}}/tracks/{{dataset}}.{variant}.zarr")
-                for variant in SETTINGS[MODEL].tracking.variants
-            ],
-            tracks_manifests=[
-                f"results/{{model}}/tracks/{{dataset}}.{variant}.json" for variant in SETTINGS[MODEL].tracking.variants
-            ],
+            tracks=directory(variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr")),
+            tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
         log:
             "results/{model}/logs/track_features/{dataset}.log",
         benchmark:
@@ -76,18 +71,11 @@ for MODEL in MODELS:
         name:
             f"measure_signals_{MODEL.replace('-', '_')}"
         input:
-            tracks=[
-                f"results/{{model}}/tracks/{{dataset}}.{variant}.zarr" for variant in SETTINGS[MODEL].tracking.variants
-            ],
-            tracks_manifests=[
-                f"results/{{model}}/tracks/{{dataset}}.{variant}.json" for variant in SETTINGS[MODEL].tracking.variants
-            ],
+            tracks=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr"),
+            tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
             outputs="results/{model}/examples/{dataset}/outputs.parquet",
         output:
-            signals=[
-                f"results/{{model}}/signals/{{dataset}}.{variant}.parquet"
-                for variant in SETTINGS[MODEL].tracking.variants
-            ],
+            signals=variants_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet"),
         log:
             "results/{model}/logs/measure_signals/{dataset}.log",
         benchmark:

@@ -8,7 +8,6 @@ import torch
 
 from ghosttrack import files, job, sae
 from ghosttrack.activations import extraction
-from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus, models
 from ghosttrack.inputs.token_text import TokenText
@@ -31,15 +30,11 @@ def main(
             f"{heldout} was not made with {directory / 'tokenizer.json'} (SHA-256 differs from {heldout_manifest}): "
             f"delete {heldout.parent} and run again"
         )
-    origin = {
-        "layer": layer,
-        "weights_sha256": extraction.origin(directory).weights_sha256,
-        "tokens_sha256": extraction.tokens_sha256(tokens.tokens),
-    }
-    rows = ActivationStore.open([store], [manifest], origin)
+    rows = extraction.open_packed(store, manifest, layer, directory, tokens.tokens)
     text = TokenText(models.load_tokenizer(directory))
     table = describe(sae.load_files(weights, cfg), rows, tokens, text, read_unembedding(directory))
-    write(table, features, {**origin, "site": rows.site, "rows": int((~rows.excluded).sum())})
+    origin = {key: rows.attributes[key] for key in ("layer", "weights_sha256", "tokens_sha256", "site")}
+    write(table, features, {**origin, "rows": int((~rows.excluded).sum())})
     silent = int(np.sum(table["density"].to_numpy() == 0))
     log.info("layer %d: %d features, %d of them silent on held-out text", layer, len(table), silent)
 

@@ -6,7 +6,6 @@ import torch
 
 from ghosttrack import files, job, sae
 from ghosttrack.activations import extraction
-from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.inputs import corpus, models
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.splicing import splice
@@ -20,12 +19,7 @@ def main(
     torch.set_num_threads(threads)
     trained = sae.load_files(weights, cfg)
     tokens = corpus.read_tokens(heldout, heldout_manifest).tokens
-    made_from = {
-        "weights_sha256": extraction.origin(model_weights.parent).weights_sha256,
-        "tokens_sha256": extraction.tokens_sha256(tokens),
-        "context": tokens.shape[1],
-    }
-    rows = ActivationStore.open([store], [manifest], {"layer": layer, **made_from})
+    rows = extraction.open_packed(store, manifest, layer, model_weights.parent, tokens)
     k = int(trained.metadata["k"])
     found = measure(trained, rows, k)
     spliced = splice(models.load_model(model_weights.parent, extraction.best_device()), trained, rows, tokens, batch)

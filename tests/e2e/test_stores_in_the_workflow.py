@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ghosttrack import files, plan
-from ghosttrack.settings import Settings, load
+from ghosttrack.configuration import load
+from ghosttrack.settings import Settings
 from tests.conftest import ROOT, copy_house, job_counts, snakemake
 from tests.e2e.test_tiny_run import MODEL, RUN, contents, environment, finished, house_to_change, planned
 

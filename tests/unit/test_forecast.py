@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ghosttrack import files, forecast, plan
-from ghosttrack.settings import DatasetSettings, Settings, load, load_dataset
+from ghosttrack.configuration import load, load_dataset
+from ghosttrack.settings import DatasetSettings, Settings
 from tests.conftest import ROOT
 
 

@@ -9,8 +9,9 @@ import pytest
 from ghosttrack import files, plan
 from ghosttrack.activations.store import Header, Storage, to_block
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.configuration import load
 from ghosttrack.errors import UserError
-from ghosttrack.settings import Settings, load
+from ghosttrack.settings import Settings
 from tests.conftest import ROOT
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ghosttrack import plan, status
+from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
-from ghosttrack.settings import Settings, load, load_dataset
+from ghosttrack.settings import Settings
 from tests.conftest import ROOT
 
 

@@ -18,7 +18,19 @@ PACKAGE = Path(__file__).resolve().parent
 SCRIPTS = PACKAGE.parent
 # Modules that decide how a job runs and talks, never what it computes.
 PLUMBING = frozenset(
-    {"job", "files", "settings", "progress", "errors", "provenance", "launch", "plan", "memory", "sae.speed"}
+    {
+        "job",
+        "files",
+        "settings",
+        "configuration",
+        "progress",
+        "errors",
+        "provenance",
+        "launch",
+        "plan",
+        "memory",
+        "sae.speed",
+    }
 )
 # Parsed sources of an earlier process, by name, size and date.
 MEMORY = Path(".snakemake") / "ghosttrack_sources.json"

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from ghosttrack import forecast, monitor, plan
+from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
 from ghosttrack.progress import duration
-from ghosttrack.settings import DatasetSettings, Settings, load, load_dataset
+from ghosttrack.settings import DatasetSettings, Settings
 
 HOME = Path(__file__).resolve().parents[2]
 
@@ -199,7 +200,7 @@ def read_config(path: Path, given: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Maps and lists as YAML with all their leaves as text, all else as it stands: `settings.load` reads the leaves."""
+    """Maps and lists as YAML with all their leaves as text, all else as it stands: `configuration.load` reads the leaves."""
     try:
         value = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError:

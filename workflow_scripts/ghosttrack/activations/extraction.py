@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ghosttrack import files
-from ghosttrack.activations.int8s import HALF_MAX
-from ghosttrack.activations.layout import CHUNK_ROWS
+from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX
+from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.store import Block, Header, Storage
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
@@ -111,6 +111,19 @@ def site_modules(model: nn.Module, layers: Sequence[int], site: Site) -> list[nn
 def tokens_sha256(tokens: npt.NDArray[np.int32]) -> str:
     """Hex SHA-256 of a token array, little-endian int32 in C order."""
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()
+
+
+def open_packed(
+    store: Path, manifest: Path, layer: int, model_directory: Path, tokens: npt.NDArray[np.int32]
+) -> ActivationStore:
+    """Open one layer's store of packed contexts; a UserError refuses rows of another model or other tokens."""
+    expected = {
+        "layer": layer,
+        "weights_sha256": origin(model_directory).weights_sha256,
+        "tokens_sha256": tokens_sha256(tokens),
+        "context": tokens.shape[1],
+    }
+    return ActivationStore.open([store], [manifest], expected)
 
 
 def layer_of(store: Path) -> int:

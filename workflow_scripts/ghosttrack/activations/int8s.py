@@ -11,14 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ghosttrack.activations.layout import HALF_MAX, MASSIVE_FACTOR
 from ghosttrack.activations.shards import Half
 
 LEVELS = 127
 # No value is ever written as -128, so this byte in a chunk means that nothing was.
 UNWRITTEN = -128
-# ASSUME: rows ten times above the median norm of their chunk are attention sinks (store.MASSIVE_FACTOR).
-OUTLIER_FACTOR = 10.0
-HALF_MAX = float(np.finfo(np.float16).max)
 
 
 class Coded(NamedTuple):
@@ -39,7 +37,7 @@ def encode(values: Half) -> Coded:
     x = torch.from_numpy(values).float()
     squared = x.square().sum(dim=1)
     # numpy's median is the mean of the middle two, as elsewhere in a store; torch's is the lower one.
-    outlier = squared > OUTLIER_FACTOR**2 * float(np.median(squared.numpy()))
+    outlier = squared > MASSIVE_FACTOR**2 * float(np.median(squared.numpy()))
     rows = np.flatnonzero(outlier.numpy())
     normal = len(x) - len(rows)
     x[rows] = 0.0

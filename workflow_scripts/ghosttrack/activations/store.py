@@ -13,14 +13,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ghosttrack.activations.int8s import HALF_MAX, OUTLIER_FACTOR, UNWRITTEN
-from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
+from ghosttrack.activations.int8s import UNWRITTEN
+from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD, HALF_MAX
 from ghosttrack.activations.shards import Half
 
 SCHEMA = "ghosttrack-activations/2"
 Storage = Literal["fp16", "int8s"]
-# ASSUME: rows far above the rest in norm are attention sinks, not meaning; 10 medians splits them off cleanly.
-MASSIVE_FACTOR = OUTLIER_FACTOR
 
 
 class Header(NamedTuple):

@@ -16,13 +16,11 @@ import numpy.typing as npt
 
 from ghosttrack import files
 from ghosttrack.activations import int8s
-from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
+from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD, HALF_MAX, MASSIVE_FACTOR, SHARD_ROWS
 from ghosttrack.activations.precision import storage_error
-from ghosttrack.activations.shards import Half, ShardSummary, ShardWriter
-from ghosttrack.activations.store import MASSIVE_FACTOR, SCHEMA, SIDECARS, Block, Header, place, positions, write_group
+from ghosttrack.activations.shards import Half, ShardWriter
+from ghosttrack.activations.store import SCHEMA, SIDECARS, Block, Header, place, positions, write_group
 from ghosttrack.errors import UserError
-
-SHARD_ROWS = CHUNK_ROWS * CHUNKS_PER_SHARD
 
 
 class _Record(NamedTuple):
@@ -176,8 +174,8 @@ class StoreWriter:
         stored = self._buffer[:size]
         self._buffer[size:] = np.nan  # rows beyond the last read as fill values
         inside = (self._done - 1) % SHARD_ROWS + 1
-        if self._norms[inside - size : inside].max() >= int8s.HALF_MAX:  # else no value can have been clipped
-            self._clipped += int((np.abs(stored) == int8s.HALF_MAX).sum())
+        if self._norms[inside - size : inside].max() >= HALF_MAX:  # else no value can have been clipped
+            self._clipped += int((np.abs(stored) == HALF_MAX).sum())
         if self._header.storage == "fp16":
             self._shard.append(self._buffer)
         else:
@@ -280,8 +278,7 @@ class StoreWriter:
 
     def _file_entries(self) -> dict[str, Any]:
         entries: dict[str, Any] = {
-            self._shard_name(number): ShardSummary(**record.about["summary"])._asdict()
-            for number, record in enumerate(self._records)
+            self._shard_name(number): record.about["summary"] for number, record in enumerate(self._records)
         }
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder).as_posix()

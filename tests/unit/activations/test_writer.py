@@ -1,0 +1,166 @@
+"""The writer: whole or not at all, one at a time, and going on where a killed one stopped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_stores import HEADER, WIDTH, Damage, empty, flip, make_rows, open_one, overwrite, truncate, write
+
+from ghosttrack.activations import store
+from ghosttrack.activations.layout import SHARD_ROWS
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.errors import UserError
+
+
+def write_half(folder: Path, error: Exception | None = None) -> None:
+    with StoreWriter(folder / "a.zarr", folder / "a.json", HEADER, rows=100, d_model=WIDTH) as writer:
+        writer.append(to_block(make_rows(50)))
+        if error is not None:
+            raise error
+
+
+def test_nothing_is_published_when_writing_fails(tmp_path: Path) -> None:
+    target, manifest = write(tmp_path, make_rows(100))
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path, RuntimeError())
+    assert target.exists()
+    assert not manifest.exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_rows_that_are_missing_at_the_end_publish_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="50 rows given, 100 announced"):
+        write_half(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_activations_that_are_not_finite_are_refused_on_writing(tmp_path: Path, value: float) -> None:
+    values = make_rows(100)
+    values[42, 0] = value
+    with pytest.raises(UserError, match="resid_post of layer 3: row 42 holds NaN or infinity"):
+        write(tmp_path, values)
+
+
+def test_a_second_writer_of_a_store_is_refused_and_the_first_finishes(tmp_path: Path) -> None:
+    values = make_rows(100)
+    with StoreWriter(tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=100, d_model=WIDTH) as writer:
+        with pytest.raises(UserError, match=r"a\.zarr\.partial is in use"):
+            write(tmp_path, values)
+        writer.append(to_block(values))
+    np.testing.assert_array_equal(open_one(tmp_path / "a.zarr", tmp_path / "a.json").read(), values.astype(np.float16))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.zarr"]
+    assert not (tmp_path / "a.zarr" / "lock").exists()
+
+
+def test_a_killed_writer_leaves_nothing_that_counts_and_the_next_one_sweeps_it(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, numpy as np; from pathlib import Path\n"
+        "from ghosttrack.activations.store import Header, to_block\n"
+        "from ghosttrack.activations.writer import StoreWriter\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        f"with StoreWriter(folder / 'a.zarr', folder / 'a.json', Header(*{tuple(HEADER)!r}), rows=9000, d_model={WIDTH}) as writer:\n"
+        f"    writer.append(to_block(np.ones((5000, {WIDTH}), np.float32)))\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(store.__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == -9
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr.partial"]
+    values = make_rows(9_000)
+    np.testing.assert_array_equal(open_one(*write(tmp_path, values)).read(), values.astype(np.float16))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.zarr"]
+
+
+# ---- resuming
+def start_writing(folder: Path, rows: int, code: str = "v1", header: Header = HEADER) -> None:
+    """Write `rows` rows of 150,000 and fail."""
+    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code) as writer:
+        writer.append(to_block(make_rows(150_000)[:rows]))
+        raise InterruptedError
+
+
+def finish_writing(folder: Path, code: str = "v1", header: Header = HEADER, at_most: int | None = None) -> int:
+    """Write what is missing; gives the rows that were kept."""
+    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code) as writer:
+        kept = writer.kept_rows if at_most is None else at_most
+        writer.keep(kept)
+        writer.append(to_block(make_rows(150_000)[kept:]))
+    return kept
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+@pytest.mark.parametrize(("written", "kept"), [(50_000, 0), (70_000, 65_536), (131_072, 131_072), (140_000, 131_072)])
+def test_a_failed_writer_s_finished_shard_files_are_kept_and_the_store_is_the_same(
+    storage: store.Storage, written: int, kept: int, tmp_path: Path
+) -> None:
+    header = HEADER._replace(storage=storage)
+    finish_writing(tmp_path / "whole", header=header)
+    with pytest.raises(InterruptedError):
+        start_writing(tmp_path / "cut", written, header=header)
+    assert finish_writing(tmp_path / "cut", header=header) == kept
+    assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
+
+
+def test_fewer_shard_files_than_were_finished_can_be_kept(tmp_path: Path) -> None:
+    finish_writing(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        start_writing(tmp_path / "cut", 140_000)
+    assert finish_writing(tmp_path / "cut", at_most=SHARD_ROWS) == SHARD_ROWS
+    assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda partial: overwrite(partial / "resid_post/c/1/0", 9_000, flip, 1),
+        lambda partial: truncate(partial / "progress/0001.npz"),
+        lambda partial: empty(partial / "progress/0001.npz"),
+        lambda partial: (partial / "resid_post/c/1/0").unlink(),
+        lambda partial: (partial / "progress/0001.npz").unlink(),
+    ],
+)
+def test_a_damaged_leftover_is_written_again(spoil: Damage, tmp_path: Path) -> None:
+    finish_writing(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        start_writing(tmp_path / "cut", 140_000)
+    spoil(tmp_path / "cut" / "a.zarr.partial")
+    assert finish_writing(tmp_path / "cut") == SHARD_ROWS
+    assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
+
+
+def test_leftovers_of_other_code_or_other_rows_are_not_gone_on_with(tmp_path: Path) -> None:
+    for change in (
+        {"code": "v2"},
+        {"header": HEADER._replace(tokens_sha256="x")},
+        {"header": HEADER._replace(layer=4)},
+    ):
+        with pytest.raises(InterruptedError):
+            start_writing(tmp_path, 140_000)
+        assert finish_writing(tmp_path, **change) == 0
+
+
+def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failure(tmp_path: Path) -> None:
+    def finish_and_fail() -> None:
+        with StoreWriter(
+            tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=70_000, d_model=WIDTH, resume="v1"
+        ) as writer:
+            writer.append(to_block(make_rows(70_000)))
+            writer.finish()
+            raise InterruptedError  # as if another layer's store could not be finished
+
+    with pytest.raises(InterruptedError):
+        finish_and_fail()
+    assert not (tmp_path / "a.json").exists()
+    with StoreWriter(
+        tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=70_000, d_model=WIDTH, resume="v1"
+    ) as writer:
+        assert writer.kept_rows == 70_000
+    open_one(tmp_path / "a.zarr", tmp_path / "a.json").verify()

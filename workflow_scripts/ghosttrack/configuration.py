@@ -1,0 +1,197 @@
+"""From config files and the command line to checked settings; every mistake names its key and the choices.
+
+Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and the command line.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ghosttrack import files
+from ghosttrack.errors import UserError
+from ghosttrack.settings import DatasetSettings, Settings, section_type
+
+# `model=both` compares the two models of the original work.
+MODEL_GROUPS = {"both": ["gpt2-small", "gpt2-medium"]}
+
+
+def load(config: Mapping[str, Any], root: Path) -> dict[str, Settings]:
+    """Settings of every model that `config` asks for, in order.
+
+    Args:
+        config: config.yaml merged with the command line, as Snakemake hands it over.
+        root: the folder that holds `models/`, `presets/` and `datasets/`.
+    Raises:
+        UserError: naming the key, what was found, and the choices.
+    """
+    given = {key: _lenient(key, value) for key, value in config.items()}
+    name = str(given.get("model", Settings.model_fields["model"].default))
+    names = MODEL_GROUPS.get(name, [name])
+    if given.get("model_path") and len(names) > 1:
+        raise UserError(
+            f"model_path: goes with one model, found model={name}: give the directory a name of its own, as model=NAME"
+        )
+    return {each: _resolve({**given, "model": each}, root) for each in names}
+
+
+def _resolve(given: dict[str, Any], root: Path) -> Settings:
+    known = list(Settings.model_fields)
+    for key in given:
+        if key not in known:
+            raise UserError(_unknown(key, known))
+    merged: dict[str, Any] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if preset := given.get("preset"):
+        origin, values = _read_choice(root / "presets", str(preset), "preset")
+        for_model = values.pop("per_model", {}).get(given["model"], {})
+        layers += [(origin, values), (origin, for_model)]
+    name = given["model"]
+    if given.get("model_path") and (root / "models" / f"{name}.yaml").exists():
+        raise UserError(f"model_path: {name} is a model of its own; give the directory another name, as model=NAME")
+    if not isinstance(name, str) or not ((root / "models" / f"{name}.yaml").exists() or given.get("model_path")):
+        _read_choice(root / "models", str(name), "model", also=[*MODEL_GROUPS])
+    if (root / "models" / f"{name}.yaml").exists() and not given.get("model_path"):
+        layers.append(_read_choice(root / "models", name, "model"))
+    layers.append(("config", given))
+    if path := given.get("model_path"):
+        layers.insert(-1, ("model_path", _describe_directory(Path(str(path)))))
+    for origin, values in layers:
+        if unknown := _unknown_in(values, Settings, ""):
+            raise UserError(unknown if origin == "config" else f"{origin}: {unknown}")
+        _merge(merged, values)
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_readable(error)) from None
+    for dataset in settings.datasets:
+        load_dataset(dataset, root)
+    return settings
+
+
+def load_dataset(name: str, root: Path) -> DatasetSettings:
+    """Settings of one data set from `root`/datasets/NAME.yaml; a UserError names the choices or the bad key."""
+    origin, values = _read_choice(root / "datasets", name, "datasets")
+    try:
+        found = DatasetSettings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
+    if found.path and not Path(found.path).is_file():
+        raise UserError(f"{origin}: path: there is no file {found.path} (it is looked for where Snakemake runs)")
+    return found
+
+
+def _read_choice(folder: Path, name: str, key: str, also: list[str] | None = None) -> tuple[str, dict[str, Any]]:
+    path = folder / f"{name}.yaml"
+    choices = sorted([file.stem for file in folder.glob("*.yaml")] + (also or []))
+    if name not in choices or not path.exists():
+        hint = difflib.get_close_matches(name, choices, n=1)
+        meant = f" (did you mean {hint[0]!r}?)" if hint else ""
+        more = ", or give model_path=DIRECTORY" if key == "model" else ""
+        raise UserError(
+            f"{key}: {name!r} is not known{meant}. Choices: {', '.join(choices)}; or add {path.parent.name}/{name}.yaml under config{more}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return str(path), values
+
+
+def _describe_directory(path: Path) -> dict[str, Any]:
+    weights = files.weight_files(path)
+    if not path.is_dir():
+        raise UserError(
+            f"model_path: {path} is not a directory; expected one with config.json, weights and a tokenizer"
+        )
+    if not (path / "config.json").exists() or not weights:
+        missing = "config.json" if not (path / "config.json").exists() else "weights (*.safetensors)"
+        raise UserError(
+            f"model_path: {path} has no {missing}; expected a transformers model as save_pretrained writes it"
+        )
+    try:
+        about = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        about = about.get("text_config", about)
+        n_layers = about.get("num_hidden_layers", about.get("n_layer"))
+        d_model = about.get("hidden_size", about.get("n_embd"))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model_path: {path / 'config.json'} cannot be read: {error}") from None
+    if not n_layers or not d_model:
+        raise UserError(f"model_path: {path / 'config.json'} names no num_hidden_layers and hidden_size")
+    return {
+        "source": {"kind": "directory", "id": str(path)},
+        "dimensions": {"n_layers": n_layers, "d_model": d_model},
+        "sae": {"d_sae": 4 * d_model},
+    }
+
+
+# Keys whose text stays text: a data set or a folder may be called 2024 or no.
+_TEXT = ("model", "model_path", "preset", "corpus.source", "corpus.text_column", "source.id", "source.revision")
+
+
+def _lenient(key: str, value: Any) -> Any:
+    """Read text from the command line as YAML where the key does not hold text."""
+    if isinstance(value, Mapping):
+        return {inner: _lenient(f"{key}.{inner}", each) for inner, each in value.items()}
+    if isinstance(value, str) and key in _TEXT:
+        return None if value in ("null", "None") else value
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{key}: {value!r} is not valid YAML; write e.g. --config 'sae={{k: 32}}'") from None
+    return value
+
+
+def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _unknown_in(values: Mapping[str, Any], section: type[BaseModel], prefix: str) -> str:
+    """The first key, at any depth, that the settings do not know; "" if there is none."""
+    for key, value in values.items():
+        if key not in section.model_fields:
+            hint = " (is there no space after a colon?)" if ":" in str(key) else ""
+            return _unknown(str(key), list(section.model_fields), prefix) + hint
+        inner = section_type(section.model_fields[key].annotation)
+        if inner is not None and isinstance(value, Mapping) and (found := _unknown_in(value, inner, f"{prefix}{key}.")):
+            return found
+    return ""
+
+
+def _unknown(key: str, known: list[str], section: str = "") -> str:
+    hint = difflib.get_close_matches(key, known, n=1)
+    meant = f" (did you mean {section}{hint[0]}?)" if hint else ""
+    return f"unknown key {section}{key}{meant}. Known keys: {', '.join(known)}"
+
+
+def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "list["))]
+        key = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            section = _section_at(path[:-1], top)
+            lines.append(_unknown(path[-1], list(section.model_fields), ".".join([*path[:-1], ""])))
+        elif item["type"] == "value_error":
+            lines.append(str(item["ctx"]["error"]))
+        else:
+            lines.append(f"{key}: {item['input']!r} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _section_at(path: list[str], top: type[BaseModel]) -> type[BaseModel]:
+    section = top
+    for part in path:
+        section = section_type(section.model_fields[part].annotation) or section
+    return section
