@@ -10,10 +10,10 @@ export PYTHONPATH := workflow_scripts
 .PHONY: run dry-run status test check docs env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
-	$(BIN)/python -m ghosttrack.launch --profile profiles/local --resources gpu=$(GPUS) $(ARGS)
+	$(BIN)/python -m ghosttrack.launch --resources gpu=$(GPUS) --profile profiles/local $(ARGS)
 
 dry-run: $(READY) ## what `make run` would do
-	$(BIN)/snakemake --profile profiles/local -n $(ARGS)
+	$(BIN)/snakemake -n --profile profiles/local $(ARGS)
 
 status: $(READY) ## what a run will take and how far it is, beside a running one too: make status ARGS="--config model=gpt2-medium"
 	$(BIN)/python -m ghosttrack.status $(ARGS)

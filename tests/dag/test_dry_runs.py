@@ -24,6 +24,20 @@ def test_the_cluster_command_plans_one_training_per_layer(house: Path, model: st
     assert counts["find_neighbours"] == layers - 1
 
 
+def test_make_run_takes_a_target_among_its_arguments(house: Path) -> None:
+    result = subprocess.run(
+        ["make", "run", f"VENV={sys.prefix}", "READY=", "ARGS=saes -n --config model=gpt2-small"],
+        cwd=house,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["saes"] == 1
+    assert "write_report" not in counts
+
+
 def test_both_models_are_planned_together_and_compared(house: Path) -> None:
     result = snakemake(house, "--profile", "slurm", "--config", "model=both", "-n")
     counts = job_counts(result.stdout + result.stderr)
