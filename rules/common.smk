@@ -204,6 +204,11 @@ def label_files(wildcards):
     return [f"results/{wildcards.model}/datasets/{name}/labels.json" for name in names]
 
 
+def given_datasets(wildcards):
+    """The model's data sets of given texts."""
+    return [name for name in SETTINGS[wildcards.model].datasets if name in GIVEN]
+
+
 def control_datasets(wildcards):
     """Param function: the model's data sets that are positive controls."""
     return [name for name in SETTINGS[wildcards.model].datasets if DATASETS[name].control]

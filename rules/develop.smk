@@ -1,6 +1,43 @@
-# rules/develop.smk -- aside from a run. Needs: nothing, or what a run left. Gives: a check of all activation stores; the embedded data anew.
+# rules/develop.smk -- aside from a run. Needs: nothing, or what a run left. Gives: the leak of a careless split, reproduced; a check of all activation stores; the embedded data anew.
 localrules:
     refresh_facts,
+    reproduce_leak,
+
+
+rule reproduce_leak:
+    """Show what noise and the text alone reach under a random split of pairs, and under a grouped one. Needs no model."""
+    input:
+        expand("results/{model}/evaluation/leak_reproduction.csv", model=MODELS),
+
+
+rule score_leak:
+    """Score both splits of every data set of given texts that comes in pairs."""
+    input:
+        examples=lambda wildcards: [
+            f"results/{wildcards.model}/datasets/{dataset}/examples.parquet" for dataset in given_datasets(wildcards)
+        ],
+    output:
+        table="results/{model}/evaluation/leak_reproduction.csv",
+        figures=expand("results/{{model}}/figures/leak_reproduction.{form}", form=["png", "pdf", "svg"]),
+    log:
+        "results/{model}/logs/score_leak.log",
+    benchmark:
+        "results/{model}/benchmarks/score_leak.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1500),
+        runtime=scaled(60),
+    params:
+        datasets=given_datasets,
+        detection=settings_of("detection", "score_leak"),
+        seed=settings_of("seed", "score_leak"),
+        code=source_digest("score_leak"),
+    message:
+        "Reproducing the leak of a random pair split ({wildcards.model})"
+    script:
+        "../workflow_scripts/score_leak.py"
 
 
 rule refresh_facts:

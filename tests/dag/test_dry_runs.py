@@ -210,3 +210,8 @@ def test_a_rule_s_script_carries_the_rule_s_name() -> None:
     assert scripts == {path.stem for path in (ROOT / "workflow_scripts").glob("*.py")}
     for name in scripts:
         assert f"rule {name}:" in text or f"{name}_{{MODEL" in text
+
+
+def test_the_leak_of_a_random_pair_split_is_shown_without_a_model(house: Path) -> None:
+    result = snakemake(house, "--profile", "profiles/local", "reproduce_leak", "-n")
+    assert job_counts(result.stdout + result.stderr) == {"fetch_dataset": 8, "score_leak": 1, "reproduce_leak": 1}

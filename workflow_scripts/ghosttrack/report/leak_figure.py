@@ -1,0 +1,43 @@
+"""The figure of the leak: each signal under the random pair split and under the grouped one, a lane per data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ghosttrack.evaluation.leak_reproduction import GROUPED, NOISE, RANDOM_PAIRS, SEEN, TEXT
+from ghosttrack.report.figures import GATE_COLOUR, INK, MUTED, NULL_COLOUR, STYLE, save
+
+_SIGNALS = (
+    (NOISE, "random numbers", NULL_COLOUR, "o"),
+    (SEEN, "seen as true in training?", MUTED, "^"),
+    (TEXT, "text alone", GATE_COLOUR, "s"),
+)
+
+
+def draw(table: pd.DataFrame, outputs: Sequence[Path]) -> None:
+    """Write the figure of leak_reproduction.csv to each of `outputs`; the ending names the format."""
+    datasets = list(dict.fromkeys(table["dataset"]))
+    means = table.groupby(["dataset", "signal", "split"])["auroc"].mean()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 1.0 + 0.62 * len(datasets)), layout="constrained")
+        axes = figure.add_subplot()
+        for position, (signal, label, colour, marker) in enumerate(_SIGNALS):
+            lanes = np.arange(len(datasets)) + 0.24 * (position - 1)
+            pairs, whole = (
+                [means[dataset, signal, split] for dataset in datasets] for split in (RANDOM_PAIRS, GROUPED)
+            )
+            axes.hlines(lanes, whole, pairs, color=colour, lw=1.0)
+            axes.plot(pairs, lanes, marker, color=colour, ls="", label=f"{label}, pairs at random")
+            axes.plot(whole, lanes, marker, color=colour, mfc="white", ls="", label=f"{label}, groups whole")
+        axes.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
+        axes.set_yticks(range(len(datasets)), datasets)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set(xlabel="AUROC (dashed: a coin toss)", ylim=(len(datasets) - 0.5, -0.5), xlim=(None, 1.02))
+        axes.grid(axis="y", visible=False)
+        figure.legend(loc="outside upper left", ncols=len(_SIGNALS), handletextpad=0.2, columnspacing=1.2)
+        for path in outputs:
+            save(figure, path)
