@@ -52,13 +52,10 @@ def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
     assert 0 < float(str(row["difference_low"])) < float(str(row["difference"])) < float(str(row["difference_high"]))
 
 
-def test_pure_noise_is_not_established() -> None:
-    verdicts = [
-        verdict
-        for seed in range(12)
-        for verdict in ledger.judge([standing({}, seed=seed)], VARIANTS, SETTINGS)["verdict"]
-    ]
-    assert verdicts.count(tables.ESTABLISHED) <= 1
+def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
+    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(100)]
+    wrong = sum(bool((table["verdict"] == tables.ESTABLISHED).any()) for table in tables_of_noise)
+    assert wrong <= 5  # any claim at all: Holm's correction holds for the whole ledger of a scope
 
 
 def test_what_the_text_explains_is_an_artefact() -> None:
