@@ -6,10 +6,12 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 
 from ghosttrack.detection import audit, splits
+from ghosttrack.errors import UserError
 from ghosttrack.evaluation.statistics import auroc
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
-DETECTION, EVALUATION = DetectionSettings(folds=4, inner_folds=3), EvaluationSettings(bootstrap=200)
+DETECTION = DetectionSettings(folds=4, inner_folds=3, audit="report")
+EVALUATION = EvaluationSettings(bootstrap=200)
 
 
 def swap_blocks(blocks: int = 24) -> pd.DataFrame:
@@ -53,13 +55,37 @@ def test_a_clean_set_passes_and_its_embedding_probe_is_exactly_at_chance() -> No
 
 
 def test_a_planted_word_is_a_leak_of_the_text() -> None:
-    table = swap_blocks()
-    table["text"] = [
-        f"{text} {'Surely' if label else 'Perhaps'}." for text, label in zip(table["text"], table["label"], strict=True)
-    ]
-    found = checks(table)
+    found = checks(leaky())
     assert found.loc["text_only", "verdict"] == "leak"
     assert "text_only" in found.loc["status", "verdict"]
+
+
+def leaky() -> pd.DataFrame:
+    """Swap blocks whose false texts say so in a word."""
+    table = swap_blocks()
+    said = [
+        f"{text} {'Surely' if label else 'Perhaps'}." for text, label in zip(table["text"], table["label"], strict=True)
+    ]
+    return table.assign(text=said)
+
+
+def stopping(table: pd.DataFrame, control: bool = False) -> audit.Audited:
+    settings = DETECTION.model_copy(update={"audit": "stop"})
+    return audit.run(table, embedding(table), "made", control, settings, EVALUATION, seed=0)
+
+
+def test_a_leak_stops_the_run_with_the_reason_and_the_remedies() -> None:
+    with pytest.raises(
+        UserError, match=r"made: .*text_only reaches an AUROC of 1\.000 .*control: true.*detection\.audit: report"
+    ):
+        stopping(leaky())
+
+
+def test_clean_sets_positive_controls_and_own_answers_go_on() -> None:
+    assert len(stopping(swap_blocks()).checks)
+    marked = stopping(leaky(), control=True).checks.set_index("check")
+    assert marked.loc["text_only", "verdict"] == "leak"
+    assert len(stopping(leaky().assign(mode="generated")).checks)
 
 
 def test_words_that_come_back_with_the_other_label_are_flagged_below_chance() -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack.detection import controls, detectors, probes, splits
+from ghosttrack.errors import UserError
 from ghosttrack.evaluation import statistics
 from ghosttrack.evaluation.scoreboard import stream
 from ghosttrack.evaluation.statistics import Floats, Ints
@@ -16,6 +17,9 @@ from ghosttrack.report import tables
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
 PASS, LEAK, NOT_RUN = "pass", "leak", "not run"
+# A leak that stops a run: the text beats this even at the lower end of an interval that is corrected for the number of
+# checks. Less than that is marked, and the ledger sees to it that no claim rests on it.
+STOP_ABOVE = 0.52
 # Under grouped folds an AUROC this low means that the other label of the same thing was in training.
 SPLIT_BUG = 0.4
 COLUMNS = (*tables.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
@@ -37,7 +41,8 @@ def run(
     Args:
         examples: examples.parquet; embedding: mean token embedding of each answer, (examples, d_model).
     Raises:
-        UserError: when two folds share a group or a verbatim text.
+        UserError: when two folds share a group or a verbatim text; under `detection.audit: stop`, when a data set of
+            given texts that is no positive control leaks (see STOP_ABOVE), or its folds anti-learn.
     """
     units = splits.split_units(list(examples["group"]), list(examples["text"]))
     chosen = splits.sample_units(units, detection.max_statements, seed)
@@ -54,7 +59,14 @@ def run(
             examples, embedding, labels, splits.rounds(labels, units, fold, detection.inner_folds, seed), dataset
         )
     table = detectors.frame(examples, fold, scores, reason)
-    return Audited(table, _checks(examples, fold, labels, scores, reason, control, evaluation_settings, seed))
+    checks, leaks = _checks(examples, fold, labels, scores, reason, control, evaluation_settings, seed)
+    if leaks and detection.audit == "stop" and not control and str(examples["mode"].iloc[0]) == "given":
+        raise UserError(
+            f"{dataset}: the label can be told without any model: {'; '.join(leaks)}. Expected at most "
+            f"{STOP_ABOVE} at the interval's lower end. Mend the texts; or set control: true in the data set's file, so that "
+            "it supports no claim; or detection.audit: report, which only marks the leak"
+        )
+    return Audited(table, checks)
 
 
 def _scores(
@@ -79,7 +91,8 @@ def _scores(
 def _checks(
     examples: pd.DataFrame, fold: Ints, labels: Ints, scores: Mapping[str, Floats], reason: str, control: bool,
     settings: EvaluationSettings, seed: int,
-) -> pd.DataFrame:  # fmt: skip
+) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    """The table of checks, and in words the leaks that are too large to go on with."""
     dataset, texts = str(examples["dataset"].iloc[0]), [str(text) for text in examples["text"]]
     units = examples["group"].to_numpy(dtype=object)
     rows: list[dict[str, Any]] = []
@@ -97,16 +110,22 @@ def _checks(
         add(check, len(found), NOT_RUN if reason and check != "contradictions" else LEAK if len(found) else PASS)
     matrix = np.array(list(scores.values()))
     draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, dataset))
-    low_score = 1.0
+    low_score, large = 1.0, list[str]()
+    corrected = 1 - (1 - settings.confidence) / len(scores)
     for check, score, drawn in zip(scores, matrix, draws, strict=True):
         value, (low, high) = statistics.auroc(labels, score), statistics.interval(drawn, settings.confidence)
         add(check, value, NOT_RUN if reason else LEAK if low > 0.5 else PASS, low, high)
         low_score = min(low_score, value if high < 0.5 else 1.0)
+        if statistics.interval(drawn, corrected).low > STOP_ABOVE:
+            large.append(f"{check} reaches an AUROC of {value:.3f} [{low:.3f}, {high:.3f}]")
     below = low_score < SPLIT_BUG
+    if below:
+        large.append(f"an AUROC of {low_score:.3f} is far below chance: what the other label says is in another fold")
     add("below_chance", int(below), NOT_RUN if reason else LEAK if below else PASS)
     leaks = [row["check"] for row in rows if row["verdict"] == LEAK]
     add("status", len(leaks), NOT_RUN if reason else f"leaks: {', '.join(leaks)}" if leaks else PASS)
-    return pd.DataFrame(rows).assign(
+    table = pd.DataFrame(rows).assign(
         dataset=dataset, mode=str(examples["mode"].iloc[0]), n=len(labels), groups=len(set(units)),
         prevalence=float(labels.mean()), control=control, reason=reason,
     )[list(COLUMNS)]  # fmt: skip
+    return table, large
