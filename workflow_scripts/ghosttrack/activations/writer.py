@@ -183,10 +183,10 @@ class StoreWriter:
             levels = np.full(self._buffer.shape, int8s.UNWRITTEN, dtype=np.int8)
             levels[:size] = coded.levels
             self._shard.append(levels)
-            stored = int8s.decode(coded)
             self._coded.append(coded)
         if sum(map(len, self._exact)) == size:
-            self._measure_error(np.concatenate(self._exact), stored)
+            back = int8s.decode(self._coded[-1]) if self._coded else stored
+            self._measure_error(np.concatenate(self._exact), back)
         self._exact = []
         if self._shard.full or self._done == self._rows:
             self._end_shard()
