@@ -125,9 +125,10 @@ KINDS_OF_INT8S = {
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[Storage, Path]:
     """An undamaged layer in each storage mode."""
-    folders = {storage: tmp_path_factory.mktemp(storage) for storage in ("fp16", "int8s")}
+    modes: list[Storage] = ["fp16", "int8s"]
+    folders = {storage: tmp_path_factory.mktemp(storage) for storage in modes}
     for storage, folder in folders.items():
         for name in ROWS:
             job(folder, HEADER._replace(storage=storage), name)
@@ -166,7 +167,7 @@ def bytes_of(folder: Path, name: str) -> dict[str, tuple[bytes, int]]:
     [(storage, name) for storage in ("fp16", "int8s") for name in KINDS] + [("int8s", name) for name in KINDS_OF_INT8S],
 )
 def test_damage_is_never_read_is_named_and_is_mended_by_the_job_of_one_store(
-    storage: Storage, name: str, sound: dict[str, Path], tmp_path: Path
+    storage: Storage, name: str, sound: dict[Storage, Path], tmp_path: Path
 ) -> None:
     kind, header = {**KINDS, **KINDS_OF_INT8S}[name], HEADER._replace(storage=storage)
     truth = opened(sound[storage]).read()
@@ -178,8 +179,8 @@ def test_damage_is_never_read_is_named_and_is_mended_by_the_job_of_one_store(
     assert str(folder / kind.named) in str(caught.value)
     assert "run again" in str(caught.value) or "then: snakemake" in str(caught.value)
     assert silent_reads(folder, truth) == 0
-    pairs = [[folder / f"{each}.{ending}" for each in ROWS] for ending in ("zarr", "json")]
-    problems = verification.check(verification.Group("layer", *pairs, whole=False)).problems
+    stores, manifests = ([folder / f"{each}.{ending}" for each in ROWS] for ending in ("zarr", "json"))
+    problems = verification.check(verification.Group("layer", stores, manifests, whole=False)).problems
     assert any(str(folder / kind.mended) in problem for problem in problems), problems
 
     (other,) = set(ROWS) - {kind.mended}
