@@ -68,11 +68,15 @@ def decode(coded: Coded) -> Half:
     """The chunk that `encode` was given, up to rounding, (rows, d_model) float16."""
     import torch
 
-    x = coded.levels.astype(np.float32)
-    x *= coded.row_scale[:, None]
-    x *= coded.deviation
-    x += coded.mean
-    # Rounding may reach beyond what float16 holds where the value itself did not.
-    values: Half = torch.from_numpy(np.clip(x, -HALF_MAX, HALF_MAX, out=x)).half().numpy()
+    values: Half = np.empty(coded.levels.shape, dtype=np.float16)
+    target, spare = torch.from_numpy(values), np.empty((_BLOCK_ROWS, values.shape[1]), dtype=np.float32)
+    mean, deviation = torch.from_numpy(coded.mean), torch.from_numpy(coded.deviation)
+    for start in range(0, len(values), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        levels = coded.levels[block]  # perhaps a view of a mapped file, which torch does not take
+        part = np.multiply(levels, coded.row_scale[block, None], out=spare[: len(levels)])
+        x = torch.from_numpy(part).mul_(deviation).add_(mean)
+        # Rounding may reach beyond what float16 holds where the value itself did not.
+        target[block] = x.clamp_(-HALF_MAX, HALF_MAX)
     values[coded.outlier_rows] = coded.outliers
     return values
