@@ -114,9 +114,9 @@ def splicing_memory(wildcards, attempt):
 
 
 def extraction_memory(model, layers=None):
-    """Resource function: weights in fp32, and 16 contexts of every layer as computed, rounded and waiting to be written."""
+    """Resource function: weights in fp32, and 16 contexts: one layer as computed and a copy, every layer in fp16, twice."""
     settings, width = SETTINGS[model], SETTINGS[model].dimensions.d_model
-    rows = 16 * settings.corpus.context * len(layers or settings.layers) * width * (4 + 2 + 2)
+    rows = 16 * settings.corpus.context * width * (4 + 4 + (2 + 2) * len(layers or settings.layers))
     return scaled(max(3000, 1500 + (weight_bytes(model) + rows) // 10**6))
 
 
