@@ -47,13 +47,18 @@ def full(model: Any, tokens: Any, batch: int) -> None:
             model(input_ids=ids, output_hidden_states=True, use_cache=False)
 
 
-def extract(model: Any, tokens: Any, layers: list[int], batch: int, storage: Any = "fp16") -> None:
-    """Write one store a layer into a folder that is gone afterwards."""
+def extract(model: Any, tokens: Any, layers: list[int], batch: int, storage: Any, folder: Path) -> None:
+    """Write one store a layer."""
+    stores = [StoreFiles(folder / f"{layer}.zarr", folder / f"{layer}.json") for layer in layers]
+    extraction.extract_contexts(
+        model, Origin("benchmark", "-"), tokens, layers, stores, Extraction("resid_post", batch, storage=storage)
+    )
+
+
+def extraction_cost(model: Any, tokens: Any, layers: list[int], batch: int, storage: Any = "fp16") -> Cost:
+    """Cost of `extract`; deleting what it wrote is none of it."""
     with tempfile.TemporaryDirectory() as folder:
-        stores = [StoreFiles(Path(folder) / f"{layer}.zarr", Path(folder) / f"{layer}.json") for layer in layers]
-        extraction.extract_contexts(
-            model, Origin("benchmark", "-"), tokens, layers, stores, Extraction("resid_post", batch, storage=storage)
-        )
+        return cost(lambda: extract(model, tokens, layers, batch, storage, Path(folder)))
 
 
 def main() -> None:
@@ -79,14 +84,14 @@ def main() -> None:
     vocabulary = model.config.get_text_config().vocab_size
     tokens = np.random.default_rng(0).integers(0, vocabulary, (given.tokens // given.context, given.context), np.int32)
 
-    extract(model, tokens[: given.batch], layers, given.batch)  # imports, and memory that stays
-    kinds: dict[str, Callable[[], None]] = {"bare": lambda: bare(model, tokens, given.batch, layers[-1])}
+    extraction_cost(model, tokens[: given.batch], layers, given.batch)  # imports, and memory that stays
+    kinds: dict[str, Callable[[], Cost]] = {"bare": lambda: cost(lambda: bare(model, tokens, given.batch, layers[-1]))}
     for storage in given.storage:
-        kinds[storage] = partial(extract, model, tokens, layers, given.batch, storage)
+        kinds[storage] = partial(extraction_cost, model, tokens, layers, given.batch, storage)
     found: dict[str, list[Cost]] = {name: [] for name in kinds}
     for _ in range(given.repeats):
         for name, call in kinds.items():
-            found[name].append(cost(call))
+            found[name].append(call())
     best = {name: least(costs) for name, costs in found.items()}
     show(
         f"{given.model}: {tokens.size:,} tokens, {len(layers)} layers up to {layers[-1]}, {given.batch} x {given.context}",
@@ -98,11 +103,11 @@ def main() -> None:
     )
     if given.waves:
         few = tokens[: max(1, given.wave_tokens // given.context)]
-        whole = cost(lambda: extract(model, few, layers, given.batch))
+        whole = extraction_cost(model, few, layers, given.batch)
         rows = [["all at once", whole.cpu, 1.0, 1.0]]
         for size in (3, 2, 1):
             waves = [layers[start : start + size] for start in range(0, len(layers), size)]
-            spent = sum(cost(lambda wave=wave: extract(model, few, wave, given.batch)).cpu for wave in waves)
+            spent = sum(extraction_cost(model, few, wave, given.batch).cpu for wave in waves)
             planned = sum(wave[-1] + 1 for wave in waves) / (layers[-1] + 1)
             rows.append([f"{size} at a time, stopping early", spent, spent / whole.cpu, planned])
         one = cost(lambda: full(model, few, given.batch))

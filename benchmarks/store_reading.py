@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from measure import Cost, cost, least, show
+from sae_step import Case, ours, rows
 
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.activations.store import CHUNK_ROWS, Header, to_block
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.memory import keep_freed_memory
+from ghosttrack.sae.sparse_step import SparseBackEnd
 
 
 def write(folder: Path, values: Any, storage: Any) -> ActivationStore:
@@ -31,10 +34,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=393_216)
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in training
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -69,11 +74,11 @@ def main() -> None:
                 costs[storage].append(cost(lambda store=store: read(store)))
         reference = least(costs["plain memory map"])
         size = given.rows * given.d_model * 2 / 1e6
-        rows = [
+        table = [
             [label, least(runs).cpu, least(runs).wall, size / least(runs).cpu, reference.cpu / least(runs).cpu]
             for label, runs in costs.items()
         ]
-        rows += [
+        table += [
             [
                 f"{storage}, first time: checksums verified",
                 each.cpu,
@@ -86,28 +91,33 @@ def main() -> None:
         show(
             f"{given.rows:,} x {given.d_model} rows, chunk by chunk in shuffled order",
             ["", "CPU s", "wall s", "fp16 MB/CPU s", "of plain"],
-            rows,
+            table,
         )
         sampled(stores, given)
 
 
 def sampled(stores: dict[str, ActivationStore], given: argparse.Namespace) -> None:
-    """The whole sampler (shuffle and cast included) beside the one dense product that every training step holds."""
+    """The whole sampler (shuffle and cast included) beside a training step, and beside the one dense product in it."""
+    case = Case(given.d_model, given.d_sae, given.k, given.batch, dead=torch.arange(given.d_sae // 20))
+    batches = rows(case, 2)
+    step = ours(case, "batchtopk", SparseBackEnd(given.batch), batches[0])
     encoder = torch.randn(given.d_model, given.d_sae)
-    rows = []
+    least_step = least([cost(lambda batch=batch: step(batch)) for batch in batches * given.repeats][2:])
+    product = least([cost(lambda: batches[0] @ encoder) for _ in range(given.repeats)])
+    table = []
     for storage, store in stores.items():
         for resident in (True, False):
             sampler = ChunkSampler(store, given.batch, seed=0, resident=resident)
             steps = sampler.batches_per_epoch
             epoch = cost(lambda sampler=sampler, steps=steps: [sampler.batch_at(step) for step in range(steps)])
-            batch = torch.from_numpy(sampler.batch_at(0))
-            product = least([cost(lambda batch=batch: batch @ encoder) for _ in range(given.repeats)])
             label = f"{storage}, {'resident' if resident else 'window of 64 chunks'}"
-            rows.append([label, 1000 * epoch.cpu / steps, 1000 * product.cpu, epoch.cpu / steps / product.cpu])
+            spent = epoch.cpu / steps
+            table.append([label, 1000 * spent, spent / least_step.cpu, spent / product.cpu])
     show(
-        f"batches of {given.batch}, beside the encoder's product with d_sae {given.d_sae}, the least that a step can cost",
-        ["sampler", "CPU ms a batch", "product ms", "share"],
-        rows,
+        f"batches of {given.batch} beside a step of batchtopk with d_sae {given.d_sae}, k {given.k} ({1000 * least_step.cpu:.0f} CPU ms, "
+        f"the encoder's product alone {1000 * product.cpu:.0f} CPU ms)",
+        ["sampler", "CPU ms a batch", "of the step", "of the product"],
+        table,
     )
 
 

@@ -13,7 +13,7 @@ gc.set_threshold(200_000, 100, 100)
 HOME = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(HOME / "workflow_scripts"))
 
-from ghosttrack import plan, provenance
+from ghosttrack import monitor, plan, provenance
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
 
@@ -28,6 +28,7 @@ except UserError as error:
     raise WorkflowError(f"settings: {error}") from None
 
 MODELS = list(SETTINGS)
+RULE_NAMES = plan.rule_names(MODELS)
 GIVEN = [name for name, settings in DATASETS.items() if settings.mode == "given"]
 GENERATED = [name for name, settings in DATASETS.items() if settings.mode == "generated"]
 
@@ -113,9 +114,9 @@ def splicing_memory(wildcards, attempt):
 
 
 def extraction_memory(model, layers=None):
-    """Resource function: weights in fp32, and 16 contexts of every layer as computed, rounded and waiting to be written."""
+    """Resource function: weights in fp32, and 16 contexts: one layer as computed and a copy, every layer in fp16, twice."""
     settings, width = SETTINGS[model], SETTINGS[model].dimensions.d_model
-    rows = 16 * settings.corpus.context * len(layers or settings.layers) * width * (4 + 2 + 2)
+    rows = 16 * settings.corpus.context * width * (4 + 4 + (2 + 2) * len(layers or settings.layers))
     return scaled(max(3000, 1500 + (weight_bytes(model) + rows) // 10**6))
 
 
@@ -279,6 +280,22 @@ def room_kb(model):
 def budgeted(model, path):
     """temp() under a disk budget; kept without one."""
     return temp(path) if SETTINGS[model].activations.disk_budget_gb else path
+
+
+# ---- what verify_activations may and may not find
+def promised_manifests(wildcards):
+    """Param function: manifests of the stores that must stand."""
+    return [str(path) for each in SETTINGS.values() for path in monitor.promised_manifests(each, Path("results"))]
+
+
+def released_layers(wildcards):
+    """Param function: layers whose SAE is trained as the settings say, so that a disk budget lets their stores go."""
+    return [
+        f"results/{model}/activations/layer_{layer:02d}"
+        for model, settings in SETTINGS.items()
+        for layer, folder in zip(settings.layers, saes_of(model, settings.layers), strict=True)
+        if settings.activations.disk_budget_gb and plan.is_made_from(Path(folder), made_from(model))
+    ]
 
 
 # ---- what the aggregate targets ask for

@@ -73,6 +73,8 @@ rule verify_activations:
         runtime=scaled(240),
     params:
         models=MODELS,
+        promised=promised_manifests,
+        released=released_layers,
         code=source_digest("verify_activations"),
     message:
         "Verifying the activation stores of {params.models}"

@@ -7,7 +7,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
 
     rule:
         name:
-            f"extract_activations_{MODEL.replace('-', '_')}_wave_{WAVE:02d}"
+            f"extract_activations_{RULE_NAMES[MODEL]}_wave_{WAVE:02d}"
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
             beside_weights=beside_weights(MODEL),
@@ -24,9 +24,9 @@ for MODEL, WAVE, LAYERS in extraction_waves():
                 for layer in LAYERS
             ],
         log:
-            f"results/{MODEL}/logs/extract_activations/wave_{WAVE:02d}_shard_{{shard}}.log",
+            f"results/{MODEL}/logs/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.log",
         benchmark:
-            f"results/{MODEL}/benchmarks/extract_activations/wave_{WAVE:02d}_shard_{{shard}}.tsv"
+            f"results/{MODEL}/benchmarks/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.tsv"
         conda:
             "../envs/torch.yaml"
         threads: 1
@@ -51,7 +51,7 @@ for MODEL in MODELS:
 
     rule:
         name:
-            f"extract_heldout_{MODEL.replace('-', '_')}"
+            f"extract_heldout_{RULE_NAMES[MODEL]}"
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
             beside_weights=beside_weights(MODEL),
@@ -82,7 +82,7 @@ for MODEL in MODELS:
 
     rule:
         name:
-            f"extract_examples_{MODEL.replace('-', '_')}"
+            f"extract_examples_{RULE_NAMES[MODEL]}"
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
             beside_weights=beside_weights(MODEL),

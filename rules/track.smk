@@ -34,7 +34,7 @@ for MODEL in MODELS:
     rule:
         """Follow the features of every answer token across layers: the tracker, and each of its nulls."""
         name:
-            f"track_features_{MODEL.replace('-', '_')}"
+            f"track_features_{RULE_NAMES[MODEL]}"
         input:
             stores=ancient(per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
             manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
@@ -69,7 +69,7 @@ for MODEL in MODELS:
     rule:
         """Turn the tracks of one data set into metrics, one row per example."""
         name:
-            f"measure_signals_{MODEL.replace('-', '_')}"
+            f"measure_signals_{RULE_NAMES[MODEL]}"
         input:
             tracks=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr"),
             tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from ghosttrack import job
+from ghosttrack import job, plan
 from ghosttrack.activations import verification
 from ghosttrack.errors import UserError
 from ghosttrack.progress import Progress
@@ -11,8 +11,8 @@ from ghosttrack.progress import Progress
 log = logging.getLogger("ghosttrack")
 
 
-def main(*, models: list[str], results: Path = Path("results")) -> None:
-    """Log a table per model and what killed jobs left; raise when a store is damaged, naming each and what to delete."""
+def main(*, models: list[str], promised: list[Path], released: list[Path], results: Path = Path("results")) -> None:
+    """Log a table per model and what may be deleted; raise when a store is damaged or lost, naming each and the remedy."""
     problems: list[str] = []
     for model in models:
         groups, findings = verification.groups(results / model), []
@@ -24,8 +24,11 @@ def main(*, models: list[str], results: Path = Path("results")) -> None:
         for path in verification.abandoned(results / model):
             log.info("%s: left unfinished by a job that was killed; its next run goes on behind what is whole", path)
         problems += [problem for finding in findings for problem in finding.problems]
+    for sentence in verification.released(released):
+        log.info(sentence)
+    problems += verification.lost(promised)
     if problems:
-        raise UserError("\n".join([f"{len(problems)} activation stores are damaged:", *problems]))
+        raise UserError("\n".join([f"{plan.counted(len(problems), 'place')} with damaged or lost stores:", *problems]))
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def test_a_rule_s_script_carries_the_rule_s_name() -> None:
     scripts = set(re.findall(r'workflow_scripts/(\w+)\.py"', text))
     assert scripts == {path.stem for path in (ROOT / "workflow_scripts").glob("*.py")}
     for name in scripts:
-        assert f"rule {name}:" in text or f"{name}_{{MODEL" in text
+        assert f"rule {name}:" in text or f"{name}_{{RULE_NAMES[MODEL]" in text
 
 
 def test_the_leak_of_a_random_pair_split_is_shown_without_a_model(house: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run will take: operations by hand, rates from benchmark files, stores that stay."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,37 @@ def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
     waves = plan.waves(medium)
     folder = tmp_path / "gpt2-medium" / "benchmarks"
     operations = 1_048_576 * 3 * 27_262_976
-    benchmark(folder / "extract_activations" / "wave_00_shard_0000.tsv", f"{operations / 20e12}")
+    benchmark(folder / "extract_activations" / "layers_00_to_02_shard_0000.tsv", f"{operations / 20e12}")
     assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((20.0, 1))
     # The last shard is shorter, the second wave deeper.
-    benchmark(folder / "extract_activations" / "wave_00_shard_0009.tsv", f"{operations * 1100 / 2048 / 10e12}")
-    benchmark(folder / "extract_activations" / "wave_01_shard_0000.tsv", f"{operations * 2 / 12e12}")
+    benchmark(folder / "extract_activations" / "layers_00_to_02_shard_0009.tsv", f"{operations * 1100 / 2048 / 10e12}")
+    benchmark(folder / "extract_activations" / "layers_03_to_05_shard_0000.tsv", f"{operations * 2 / 12e12}")
     assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((12.0, 3))
     assert forecast.training(medium, waves, tmp_path).rate.jobs == 0
+
+
+def test_a_measured_rate_is_the_same_whatever_the_waves_are_cut_into_since(tmp_path: Path) -> None:
+    cuts = [settings(model="gpt2-medium", activations={"storage": storage}) for storage in ("fp16", "int8s")]
+    assert [len(plan.waves(cut)) for cut in cuts] == [8, 6]
+    folder = tmp_path / "gpt2-medium" / "benchmarks" / "extract_activations"
+    for layers in plan.waves(cuts[0])[:2]:
+        operations = 1_048_576 * (layers[-1] + 1) * 27_262_976
+        benchmark(folder / f"{plan.pass_name(layers)}_shard_0000.tsv", f"{operations / 20e12}")
+    for cut in cuts:
+        assert forecast.extraction(cut, plan.waves(cut), tmp_path).rate == pytest.approx((20.0, 2))
+
+
+def test_jobs_on_an_older_corpus_and_files_of_other_names_are_no_measurement(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium")
+    folder = tmp_path / "gpt2-medium" / "benchmarks" / "extract_activations"
+    for name in ("layers_00_to_03_shard_0000", "layers_00_to_03_shard_0010", "wave_00_shard_0001"):
+        benchmark(folder / f"{name}.tsv", "100")
+    assert forecast.extraction(medium, plan.waves(medium), tmp_path).rate.jobs == 1  # ten shards: the last is 0009
+    corpus = tmp_path / "gpt2-medium" / "corpus" / "train.json"
+    files.write_json(corpus, {})
+    later = (folder / "layers_00_to_03_shard_0000.tsv").stat().st_mtime + 1
+    os.utime(corpus, (later, later))
+    assert forecast.extraction(medium, plan.waves(medium), tmp_path).rate.jobs == 0
 
 
 @pytest.mark.parametrize("content", ["", "s\n", "s\tx\n-\t1\n", "s\nnan\n", "s\n0\n", "t\n3\n"])

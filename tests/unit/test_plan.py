@@ -109,9 +109,17 @@ def test_a_job_is_refused_where_other_layers_leave_no_room(tmp_path: Path) -> No
         path.write_bytes(bytes(1000))
     plan.require_room(tmp_path, [own], planned=2000, budget=3000)
     with pytest.raises(
-        UserError, match=r"disk_budget_gb: .* holds 0\.001 MB of other layers or jobs, this job needs 0\.002 MB"
+        UserError,
+        match=r"disk_budget_gb: .* holds 0\.001 MB of other layers or jobs \(layer_02 0\.001 MB\), this job needs 0\.002 MB",
     ):
         plan.require_room(tmp_path, [own], planned=2001, budget=3000)
+
+
+def test_models_whose_names_differ_in_punctuation_only_have_rules_of_their_own() -> None:
+    models = ["my-gpt", "my_gpt", "my-gpt_", "gpt2-small"]
+    names = plan.rule_names(models)
+    assert names == {"my-gpt": "my_gpt", "my_gpt": "my_gpt_", "my-gpt_": "my_gpt__", "gpt2-small": "gpt2_small"}
+    assert all(name.isidentifier() for name in names.values())
 
 
 def test_accelerators_that_work() -> None:

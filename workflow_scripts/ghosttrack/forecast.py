@@ -1,6 +1,7 @@
 """What a run will take: stores that stay, and hours, from counted operations until finished jobs tell better."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -10,6 +11,8 @@ from ghosttrack import files, plan
 from ghosttrack.errors import UserError
 from ghosttrack.settings import DatasetSettings, Settings
 
+# What plan.pass_name makes of a pass, and the shard: see the benchmark of extract_activations.
+_PASS = re.compile(r"layers_\d+_to_(?P<highest>\d+)_shard_(?P<shard>\d+)\.tsv")
 FACTS = Path(__file__).parent / "data" / "facts"
 # ASSUME: a line of an embedded fact table becomes two to four statements with one to three answer tokens each.
 ROWS_PER_FACT = 8
@@ -90,11 +93,11 @@ def _guessed_rows(settings: Settings, dataset: DatasetSettings) -> int:
 
 def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
     """Expected effort of all extraction jobs; waves come one after the other, their jobs side by side."""
-    rate = _rate(settings, _finished_extraction(settings, waves, results))
+    rate = _rate(settings, _finished_extraction(settings, results))
     rows = settings.contexts * settings.corpus.context
     rounds = plan.extraction_rounds(settings)
     job = min(settings.contexts, settings.contexts_per_shard) * settings.corpus.context
-    passes = [_pass_operations(settings, layers) for layers in waves]
+    passes = [_pass_operations(settings, layers[-1]) for layers in waves]
     return Effort(
         sum(rounds * job * each for each in passes) / rate.teraflops / 1e12 / 3600,
         sum(rows * each for each in passes) / rate.teraflops / 1e12 / 3600,
@@ -112,10 +115,10 @@ def training(settings: Settings, waves: Sequence[Sequence[int]], results: Path) 
     return Effort(hours * plan.training_rounds(waves, settings.plan.gpus), hours * len(settings.layers), rate)
 
 
-def _pass_operations(settings: Settings, layers: Sequence[int]) -> int:
-    """Operations of one token up to the highest of `layers`."""
+def _pass_operations(settings: Settings, highest: int) -> int:
+    """Operations of one token in blocks 0 to `highest`."""
     assert settings.dimensions is not None
-    return (layers[-1] + 1) * block_operations(settings.dimensions.d_model, settings.corpus.context)
+    return (highest + 1) * block_operations(settings.dimensions.d_model, settings.corpus.context)
 
 
 def _training_operations(settings: Settings) -> int:
@@ -125,15 +128,21 @@ def _training_operations(settings: Settings) -> int:
     return rows * settings.sae.epochs * step_operations(settings.dimensions.d_model, settings.sae.d_sae, settings.sae.k)
 
 
-def _finished_extraction(
-    settings: Settings, waves: Sequence[Sequence[int]], results: Path
-) -> Iterator[tuple[int, Path]]:
-    folder = results / settings.model / "benchmarks" / "extract_activations"
-    for wave, layers in enumerate(waves):
-        for shard in range(settings.shards):
-            contexts = min(settings.contexts_per_shard, settings.contexts - shard * settings.contexts_per_shard)
-            operations = contexts * settings.corpus.context * _pass_operations(settings, layers)
-            yield operations, folder / f"wave_{wave:02d}_shard_{shard:04d}.tsv"
+def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[int, Path]]:
+    """Operations and benchmark of every finished job, whichever waves the layers were cut into when it ran."""
+    home = results / settings.model
+    for path in sorted((home / "benchmarks" / "extract_activations").glob("*.tsv")):
+        found = _PASS.fullmatch(path.name)
+        if not found or int(found["shard"]) >= settings.shards or _is_older(path, home / "corpus" / "train.json"):
+            continue
+        first = int(found["shard"]) * settings.contexts_per_shard
+        contexts = min(settings.contexts_per_shard, settings.contexts - first)
+        yield contexts * settings.corpus.context * _pass_operations(settings, int(found["highest"])), path
+
+
+def _is_older(benchmark: Path, corpus: Path) -> bool:
+    """Whether a job ran before the corpus of today was made: its tokens were others."""
+    return corpus.exists() and benchmark.stat().st_mtime < corpus.stat().st_mtime
 
 
 def _rate(settings: Settings, jobs: Iterable[tuple[int, Path]]) -> Rate:

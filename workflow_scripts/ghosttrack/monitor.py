@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ghosttrack import plan
 from ghosttrack.settings import DatasetSettings, Settings
 
 # Rules of a default run, without model and wave, in the order of the pipeline.
@@ -57,10 +58,10 @@ def jobs(
     ]
     # A store may be gone because its SAE is trained: then the job that wrote it is done.
     trained = {layer for layer in settings.layers if _trained(home, layer)}
-    for wave, layers in enumerate(waves):
+    for layers in waves:
         for shard in range(settings.shards):
             done = all(layer in trained or _stored(home, layer, shard) for layer in layers)
-            found.append(Job("extract_activations", f"wave_{wave:02d}_shard_{shard:04d}", done))
+            found.append(Job("extract_activations", f"{plan.pass_name(layers)}_shard_{shard:04d}", done))
     return sorted(found, key=lambda job: PHASES.index(job.phase))
 
 
@@ -77,6 +78,21 @@ def layers(settings: Settings, results: Path) -> list[Layer]:
         )
         for layer in settings.layers
     ]
+
+
+def promised_manifests(settings: Settings, results: Path) -> list[Path]:
+    """Manifests of the stores that must stand, because what was made of them does, and that no disk budget lets go."""
+    home = results / settings.model
+    trained = [layer for layer in settings.layers if _trained(home, layer)]
+    found = []
+    if settings.activations.disk_budget_gb is None:
+        found += [_manifest(home, layer, shard) for layer in trained for shard in range(settings.shards)]
+    names = [f"layer_{layer:02d}" for layer in trained]
+    found += [home / f"heldout/{name}.json" for name in names if (home / f"saes/{name}/quality.json").exists()]
+    for dataset in settings.datasets:
+        if (home / f"examples/{dataset}/tokens.parquet").exists():
+            found += [home / f"examples/{dataset}/{name}.json" for name in [*names, "embedding"]]
+    return found
 
 
 def disk(model: str, results: Path) -> Disk:
@@ -106,7 +122,11 @@ def _trained(home: Path, layer: int) -> bool:
 
 
 def _stored(home: Path, layer: int, shard: int) -> bool:
-    return (home / "activations" / f"layer_{layer:02d}" / f"shard_{shard:04d}.json").exists()
+    return _manifest(home, layer, shard).exists()
+
+
+def _manifest(home: Path, layer: int, shard: int) -> Path:
+    return home / "activations" / f"layer_{layer:02d}" / f"shard_{shard:04d}.json"
 
 
 def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Iterator[tuple[str, str, list[str]]]:

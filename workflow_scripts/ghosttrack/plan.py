@@ -190,6 +190,22 @@ def described_cost(groups: Sequence[Sequence[int]]) -> str:
     return f"{forward_passes(groups):.1f} passes instead of 1" if len(groups) > 1 else "1 pass"
 
 
+def pass_name(layers: Sequence[int]) -> str:
+    """How logs and benchmarks name one forward pass: by its lowest and highest layer, whichever wave that is."""
+    return f"layers_{layers[0]:02d}_to_{layers[-1]:02d}"
+
+
+def rule_names(models: Sequence[str]) -> dict[str, str]:
+    """Each model's name as part of a rule's: `_` for `-`, and one more at the end where two models would be one rule."""
+    names: dict[str, str] = {}
+    for model in models:
+        name = model.replace("-", "_")
+        while name in names.values():
+            name += "_"
+        names[model] = name
+    return names
+
+
 def amount(size: float) -> str:
     """Bytes as `20.5 GB` or `1.09 MB` (10^9 and 10^6 bytes)."""
     unit, name = (1e9, "GB") if size >= 1e8 else (1e6, "MB")
@@ -209,17 +225,20 @@ def require_room(folder: Path, own: Sequence[Path], planned: int, budget: int) -
         UserError: with what stands, what is needed, and what to do.
     """
     mine = {path.with_suffix(ending) for path in own for ending in (".zarr", ".json", ".zarr.partial")}
-    used = 0
+    used: dict[str, int] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if Path(place) / name not in mine]
         for path in (Path(place) / name for name in names):
             with contextlib.suppress(FileNotFoundError):  # just removed or renamed
-                used += 0 if path in mine else path.stat().st_size
-    if used + planned > budget:
+                layer = path.relative_to(folder).parts[0]
+                used[layer] = used.get(layer, 0) + (0 if path in mine else path.stat().st_size)
+    if sum(used.values()) + planned > budget:
+        others = ", ".join(f"{layer} {amount(size)}" for layer, size in sorted(used.items()) if size)
         raise UserError(
-            f"activations.disk_budget_gb: {folder} holds {amount(used)} of other layers or jobs, this job needs {amount(planned)}, "
-            f"the budget leaves {amount(budget)} for training activations. Once their SAEs are trained they are removed: run again "
-            "then; stores that no SAE waits for any more can be deleted; or raise the budget"
+            f"activations.disk_budget_gb: {folder} holds {amount(sum(used.values()))} of other layers or jobs ({others}), this job "
+            f"needs {amount(planned)}, the budget leaves {amount(budget)} for training activations. Once their SAEs are trained they "
+            "are removed: run again then; or raise the budget. Which of them no SAE waits for any more, and how to delete those, says: "
+            "snakemake --profile YOURS verify_activations"
         )
 
 

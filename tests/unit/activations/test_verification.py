@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 import verify_activations
-from ghosttrack import files
+from ghosttrack import files, monitor
 from ghosttrack.activations import verification
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.configuration import load
 from ghosttrack.errors import UserError
+from ghosttrack.settings import Settings
+from tests.conftest import ROOT
 
 WIDTH, CONTEXT, ROWS = 8, 10, 500
 LAYERS, SHARDS = (0, 2), 3
@@ -127,9 +130,92 @@ def test_unfinished_stores_of_killed_jobs_are_listed_and_live_ones_are_not(home:
 
 def test_the_script_reports_every_model_and_fails_at_the_end(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    verify_activations.main(models=["tiny", "absent"], results=home.parent)
+    none: dict[str, list[Path]] = {"promised": [], "released": []}
+    verify_activations.main(models=["tiny", "absent"], results=home.parent, **none)
     assert "activation stores of absent:" in caplog.text
     flip(home / "heldout/layer_00.zarr/resid_post/c/0/0", 5000)
     flip(home / "heldout/layer_02.zarr/resid_post/c/0/0", 5000)
-    with pytest.raises(UserError, match=r"2 activation stores are damaged:\n.*layer_00.*\n.*layer_02"):
-        verify_activations.main(models=["tiny"], results=home.parent)
+    with pytest.raises(UserError, match=r"2 places with damaged or lost stores:\n.*layer_00.*\n.*layer_02"):
+        verify_activations.main(models=["tiny"], results=home.parent, **none)
+
+
+# ---- stores that are gone with their manifests, and stores that may go
+def settings(budget: float | None) -> Settings:
+    """Layers 0 and 2, three shards."""
+    chosen = {
+        "activations": {"layers": list(LAYERS), "disk_budget_gb": budget, "rows_per_job": 16_384},
+        "corpus": {"tokens": 40_000}, "datasets": ["capitals"],
+    }  # fmt: skip
+    (found,) = load({"model": "tiny-gpt2", **chosen}, ROOT / "config").values()
+    assert found.shards == SHARDS
+    return found.model_copy(update={"model": "tiny"})
+
+
+@pytest.fixture
+def trained(home: Path) -> Path:
+    """Both layers trained; the second is not measured yet. The example stores belong to the data set of the settings."""
+    (home / "examples/cities").rename(home / "examples/capitals")
+    for layer in LAYERS:
+        files.write_json(home / f"saes/layer_{layer:02d}/cfg.json", {})
+        (home / f"saes/layer_{layer:02d}/sae_weights.safetensors").touch()
+    files.write_json(home / "saes/layer_00/quality.json", {})
+    (home / "examples/capitals/tokens.parquet").touch()
+    return home
+
+
+def losses(home: Path, budget: float | None) -> list[str]:
+    found = verification.lost(monitor.promised_manifests(settings(budget), home.parent))
+    return [problem.replace(f"{home}/", "") for problem in found]
+
+
+def lose(home: Path, *stems: str) -> None:
+    for stem in stems:
+        shutil.rmtree(home / f"{stem}.zarr")
+        (home / f"{stem}.json").unlink()
+
+
+def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_made_of_it(trained: Path) -> None:
+    assert losses(trained, None) == []
+    lose(
+        trained,
+        "activations/layer_00/shard_0001",
+        "heldout/layer_00",
+        "heldout/layer_02",
+        "examples/capitals/embedding",
+    )
+    assert problems(trained) == []  # nothing on disk is damaged
+    training, heldout, examples = losses(trained, None)
+    assert training.startswith("activations/layer_00: shard_0001 and its manifest are gone")
+    assert training.endswith("snakemake --profile YOURS activations/layer_00/shard_0001.json")
+    assert heldout.startswith("heldout: layer_00 and its manifest are gone")  # layer 2 is not measured: a run makes it
+    assert examples.startswith("examples/capitals: embedding and its manifest are gone")
+    lose(trained, "activations/layer_00/shard_0002")
+    assert losses(trained, None)[0].startswith(
+        "activations/layer_00: shard_0001, shard_0002 and their manifests are gone"
+    )
+    # The script fails for them as for damage.
+    promised = monitor.promised_manifests(settings(None), trained.parent)
+    with pytest.raises(UserError, match="3 places with damaged or lost stores"):
+        verify_activations.main(models=["tiny"], promised=promised, released=[], results=trained.parent)
+
+
+def test_training_stores_that_a_budget_let_go_are_no_loss_but_held_out_ones_are(trained: Path) -> None:
+    lose(trained, *(f"activations/layer_00/shard_{shard:04d}" for shard in range(SHARDS)), "heldout/layer_00")
+    (heldout,) = losses(trained, 25)
+    assert heldout.startswith("heldout: layer_00")
+
+
+def test_a_store_that_no_sae_was_trained_on_yet_is_no_loss(trained: Path) -> None:
+    (trained / "saes/layer_02/sae_weights.safetensors").unlink()
+    lose(trained, "activations/layer_02/shard_0000")
+    assert losses(trained, None) == []
+
+
+def test_stores_that_no_sae_waits_for_are_named_with_how_to_delete_them(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, gone = home / "activations/layer_00", home / "activations/layer_04"
+    caplog.set_level("INFO")
+    verify_activations.main(models=["tiny"], promised=[], released=[left, gone], results=home.parent)
+    (line,) = [record.message for record in caplog.records if "no SAE waits for" in record.message]
+    assert line.endswith(f"rm -r {left}")

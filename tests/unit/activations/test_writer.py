@@ -46,17 +46,6 @@ def test_activations_that_are_not_finite_are_refused_on_writing(tmp_path: Path, 
         write(tmp_path, values)
 
 
-def test_a_second_writer_of_a_store_is_refused_and_the_first_finishes(tmp_path: Path) -> None:
-    values = make_rows(100)
-    with StoreWriter(tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=100, d_model=WIDTH) as writer:
-        with pytest.raises(UserError, match=r"a\.zarr\.partial is in use"):
-            write(tmp_path, values)
-        writer.append(to_block(values))
-    np.testing.assert_array_equal(open_one(tmp_path / "a.zarr", tmp_path / "a.json").read(), values.astype(np.float16))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.zarr"]
-    assert not (tmp_path / "a.zarr" / "lock").exists()
-
-
 def test_a_killed_writer_leaves_nothing_that_counts_and_the_next_one_sweeps_it(tmp_path: Path) -> None:
     script = (
         "import os, sys, numpy as np; from pathlib import Path\n"

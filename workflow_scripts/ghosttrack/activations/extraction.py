@@ -60,29 +60,41 @@ def best_device() -> str:
 def captured(modules: Sequence[nn.Module], *, stop: bool) -> Iterator[list[torch.Tensor]]:
     """Collect the main output of each module, (batch, position, d_model), in a list that every pass refills.
 
+    `stop` as in `handed_over`.
+    """
+    outputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
+    with handed_over(modules, outputs.__setitem__, stop=stop):
+        yield outputs
+
+
+@contextmanager
+def handed_over(
+    modules: Sequence[nn.Module], take: Callable[[int, torch.Tensor], None], *, stop: bool
+) -> Iterator[None]:
+    """Call `take` with the place of each module in `modules` and its main output as soon as it has run.
+
     With `stop`, a forward pass ends as soon as the last module has run: give the modules in the
     order in which they run, and call the model through `run_to_highest`.
     """
-    outputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
 
     def hook(place: int) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            outputs[place] = models.first_tensor(output)
+        def give(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            take(place, models.first_tensor(output))
             if stop and place == len(modules) - 1:
                 raise _HighestLayerReached
 
-        return keep
+        return give
 
     handles = [module.register_forward_hook(hook(place)) for place, module in enumerate(modules)]
     try:
-        yield outputs
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
 def run_to_highest(model: Any, ids: torch.Tensor) -> None:
-    """One forward pass under `captured(..., stop=True)`; nothing above the last module is computed."""
+    """One forward pass under `handed_over(..., stop=True)`; nothing above the last module is computed."""
     try:
         model(input_ids=ids, use_cache=False)
     except _HighestLayerReached:
@@ -177,24 +189,28 @@ def extract_contexts(
             log.info("going on behind row %s of %s, which an earlier job wrote", f"{done:,}", f"{chosen.size:,}")
         for writer in writers:
             writer.keep(done)
-        outputs = stack.enter_context(captured(modules, stop=True))
         ahead = stack.enter_context(OneAhead())
         progress = Progress("extracting", chosen.size, "tokens", start=done)
+        made: list[Block] = []
+        skip, measured = 0, False
+
+        def take(place: int, output: torch.Tensor) -> None:
+            # Rounded at once: the pass then holds no more layers in float32 than it would by itself.
+            # What storage costs is measured once, in the highest layer, where it was found to cost most.
+            made.append(to_block(output.flatten(0, 1)[skip:], exact=measured and place == len(modules) - 1))
 
         def write(blocks: list[Block]) -> None:
             for writer, block in zip(writers, blocks, strict=True):
                 writer.append(block)
 
+        stack.enter_context(handed_over(modules, take, stop=True))
         # The batches of an uninterrupted run: its sums, and so its rounding, are repeated.
         for start in range(done // (batch * context) * batch, len(chosen) if done < chosen.size else 0, batch):
             ids = torch.from_numpy(chosen[start : start + batch].astype(np.int64)).to(model.device)
+            skip, measured = max(0, done - start * context), wanted.first == 0 and start * context < CHUNK_ROWS
+            made = []
             run_to_highest(model, ids)
-            skip = max(0, done - start * context)
-            # What storage costs is measured once, in the highest layer, where it was found to cost most.
-            measured = len(outputs) - 1 if wanted.first == 0 and start * context < CHUNK_ROWS else None
-            ahead.submit(write, [
-                to_block(output.flatten(0, 1)[skip:], exact=place == measured) for place, output in enumerate(outputs)
-            ])  # fmt: skip
+            ahead.submit(write, made)
             progress.advance(ids.numel() - skip)
         ahead.wait()
         for writer in writers:

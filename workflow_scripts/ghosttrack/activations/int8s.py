@@ -15,6 +15,8 @@ from ghosttrack.activations.layout import HALF_MAX, MASSIVE_FACTOR
 from ghosttrack.activations.shards import Half
 
 LEVELS = 127
+# Rows that stay in a core's cache over several passes.
+_BLOCK_ROWS = 256
 # No value is ever written as -128, so this byte in a chunk means that nothing was.
 UNWRITTEN = -128
 
@@ -34,23 +36,31 @@ def encode(values: Half) -> Coded:
     """Standardise and round one chunk, (rows, d_model), all finite."""
     import torch  # its casts and sums are several times as fast as numpy's; readers of other stores do without it
 
-    x = torch.from_numpy(values).float()
-    squared = x.square().sum(dim=1)
+    x, norms = torch.empty(values.shape), torch.empty(len(values))
+    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, len(values), _BLOCK_ROWS)]
+    for block in blocks:
+        x[block] = torch.from_numpy(values[block])
+        norms[block] = torch.linalg.vector_norm(x[block], dim=1)
     # numpy's median is the mean of the middle two, as elsewhere in a store; torch's is the lower one.
-    outlier = squared > MASSIVE_FACTOR**2 * float(np.median(squared.numpy()))
-    rows = np.flatnonzero(outlier.numpy())
+    rows = np.flatnonzero(norms.numpy() > MASSIVE_FACTOR * np.median(norms.numpy()))
     normal = len(x) - len(rows)
     x[rows] = 0.0
     mean = x.sum(dim=0) / normal
-    x -= mean
+    squares = torch.zeros_like(mean)
+    for block in blocks:
+        x[block] -= mean
     x[rows] = 0.0
-    deviation = (x.square().sum(dim=0) / normal).sqrt_()
+    for block in blocks:
+        squares += x[block].square().sum(dim=0)
+    deviation = (squares / normal).sqrt_()
     deviation[deviation == 0] = 1.0  # a constant channel: its mean says it all
-    x *= deviation.reciprocal()
-    row_scale = x.abs().amax(dim=1) / LEVELS
-    row_scale[row_scale == 0] = 1.0
-    x *= row_scale.reciprocal()[:, None]
-    levels = x.round_().to(torch.int8)
+    row_scale, levels = torch.empty(len(x)), torch.empty(x.shape, dtype=torch.int8)
+    for block in blocks:
+        part = x[block].mul_(deviation.reciprocal())
+        scale = torch.maximum(part.amax(dim=1), -part.amin(dim=1)) / LEVELS
+        scale[scale == 0] = 1.0
+        row_scale[block] = scale
+        levels[block] = part.mul_(scale.reciprocal()[:, None]).round_()
     return Coded(levels.numpy(), row_scale.numpy(), mean.numpy(), deviation.numpy(), rows, values[rows])
 
 
@@ -58,11 +68,15 @@ def decode(coded: Coded) -> Half:
     """The chunk that `encode` was given, up to rounding, (rows, d_model) float16."""
     import torch
 
-    x = coded.levels.astype(np.float32)
-    x *= coded.row_scale[:, None]
-    x *= coded.deviation
-    x += coded.mean
-    # Rounding may reach beyond what float16 holds where the value itself did not.
-    values: Half = torch.from_numpy(np.clip(x, -HALF_MAX, HALF_MAX, out=x)).half().numpy()
+    values: Half = np.empty(coded.levels.shape, dtype=np.float16)
+    target, spare = torch.from_numpy(values), np.empty((_BLOCK_ROWS, values.shape[1]), dtype=np.float32)
+    mean, deviation = torch.from_numpy(coded.mean), torch.from_numpy(coded.deviation)
+    for start in range(0, len(values), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        levels = coded.levels[block]  # perhaps a view of a mapped file, which torch does not take
+        part = np.multiply(levels, coded.row_scale[block, None], out=spare[: len(levels)])
+        x = torch.from_numpy(part).mul_(deviation).add_(mean)
+        # Rounding may reach beyond what float16 holds where the value itself did not.
+        target[block] = x.clamp_(-HALF_MAX, HALF_MAX)
     values[coded.outlier_rows] = coded.outliers
     return values

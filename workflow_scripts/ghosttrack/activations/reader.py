@@ -78,6 +78,9 @@ class ActivationStore:
         self._sidecars = {part.store: {name: read_flat(part.store, name) for name in small} for part in parts}
         for part in parts:
             _require_files(part)
+            for name, values in self._sidecars[part.store].items():
+                if not np.isfinite(values).all():
+                    _refuse(part, part.store / name, "it holds NaN or infinite values")
 
     @classmethod
     def open(

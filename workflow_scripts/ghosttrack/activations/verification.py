@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghosttrack import files
+from ghosttrack import files, plan
 from ghosttrack.activations.reader import ActivationStore, remedy
 from ghosttrack.errors import UserError
 
@@ -122,6 +122,37 @@ def abandoned(home: Path) -> list[Path]:
     """Unfinished stores below a model's folder that no live process is writing."""
     found = [path for pattern in (TRAINING, *SINGLE) for path in sorted(home.glob(f"{pattern}/*.partial"))]
     return [path for path in found if path.is_dir() and not files.locked(path)]
+
+
+def lost(promised: Sequence[Path]) -> list[str]:
+    """A sentence for each folder from which stores are gone together with their manifests; `promised` are manifests.
+
+    Where only one of the two is gone, `check` says so.
+    """
+    gone: dict[Path, list[Path]] = {}
+    for manifest in promised:
+        if not manifest.exists() and not manifest.with_suffix(".zarr").exists():
+            gone.setdefault(manifest.parent, []).append(manifest)
+    return [
+        f"{folder}: {', '.join(path.stem for path in manifests)} and {'its manifest' if len(manifests) == 1 else 'their manifests'} "
+        "are gone, though what was made of them is there, and no disk budget is set that lets training activations go (if one "
+        "did, name it: --config 'activations={disk_budget_gb: N}'). To make them again: snakemake --profile YOURS "
+        + " ".join(map(str, manifests))
+        for folder, manifests in gone.items()
+    ]
+
+
+def released(layers: Sequence[Path]) -> list[str]:
+    """A sentence for each of the layers' folders that holds training stores; their SAEs are trained and a budget lets them go."""
+    found = []
+    for folder in layers:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if size:
+            found.append(
+                f"{folder}: {plan.amount(size)} of training activations that no SAE waits for any more, as a repair "
+                f"under a disk budget leaves them; once no job is running: rm -r {folder}"
+            )
+    return found
 
 
 def as_table(findings: Sequence[Finding]) -> str:

@@ -115,7 +115,9 @@ class StoreWriter:
             at = self._done % CHUNK_ROWS
             part = slice(taken, min(count, taken + CHUNK_ROWS - at))
             size = part.stop - part.start
-            self._buffer[at : at + size] = block.values[part]
+            whole = size == CHUNK_ROWS
+            if not whole:
+                self._buffer[at : at + size] = block.values[part]
             if block.exact is not None and self._done < CHUNK_ROWS:
                 self._exact.append(block.exact[part])
             inside = self._done % SHARD_ROWS
@@ -123,7 +125,7 @@ class StoreWriter:
             self._done += size
             taken = part.stop
             if self._done % CHUNK_ROWS == 0 or self._done == self._rows:
-                self._end_chunk(size=at + size)
+                self._end_chunk(block.values[part] if whole else self._buffer, size=at + size)
 
     def finish(self) -> None:
         """Put everything on disk but the name; the end of the block does it too. For several stores: finish all, then end all."""
@@ -168,25 +170,26 @@ class StoreWriter:
         self._coded: list[int8s.Coded] = []
         self._error: dict[str, float] | None = None
 
-    def _end_chunk(self, size: int) -> None:
+    def _end_chunk(self, chunk: Half, size: int) -> None:
+        """Write a chunk, (CHUNK_ROWS, d_model), of which the first `size` rows are given."""
         if self._shard is None:
             self._shard = ShardWriter(self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD)
-        stored = self._buffer[:size]
-        self._buffer[size:] = np.nan  # rows beyond the last read as fill values
+        stored = chunk[:size]
+        if size < CHUNK_ROWS:
+            chunk[size:] = np.nan  # rows beyond the last read as fill values
         inside = (self._done - 1) % SHARD_ROWS + 1
         if self._norms[inside - size : inside].max() >= HALF_MAX:  # else no value can have been clipped
             self._clipped += int((np.abs(stored) == HALF_MAX).sum())
         if self._header.storage == "fp16":
-            self._shard.append(self._buffer)
+            self._shard.append(chunk)
         else:
             coded = int8s.encode(stored)
-            levels = np.full(self._buffer.shape, int8s.UNWRITTEN, dtype=np.int8)
-            levels[:size] = coded.levels
-            self._shard.append(levels)
-            stored = int8s.decode(coded)
+            beyond = np.full((CHUNK_ROWS - size, self._width), int8s.UNWRITTEN, dtype=np.int8)
+            self._shard.append(np.concatenate([coded.levels, beyond]) if len(beyond) else coded.levels)
             self._coded.append(coded)
         if sum(map(len, self._exact)) == size:
-            self._measure_error(np.concatenate(self._exact), stored)
+            back = int8s.decode(self._coded[-1]) if self._coded else stored
+            self._measure_error(np.concatenate(self._exact), back)
         self._exact = []
         if self._shard.full or self._done == self._rows:
             self._end_shard()
