@@ -38,7 +38,7 @@ rule all:
         strict_checks,
         collect(rules.draw_figures.output.figures, model=MODELS),
         sae_files("quality.json"),
-        sae_files("history.csv"),
+        all_histories,
         all_features,
         comparison,
 

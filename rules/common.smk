@@ -72,6 +72,8 @@ def chosen_settings(wildcards):
     # The source is in the model's manifest; how the disk is used changes no result.
     hidden = {"source": True, "model_path": True, "plan": True, "activations": {"disk_budget_gb", "rows_per_job"}}
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
+    if not found.sae.trained and not found.sae.revision:
+        chosen["sae"]["source"] = Path(found.sae.source).name
     if plan.is_local_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
         chosen["corpus"]["source"] = Path(found.corpus.source).name
     return {"seed": found.seed, **chosen}
@@ -86,17 +88,24 @@ def scaled(base):
     return lambda wildcards, attempt: base * attempt
 
 
+@cache
+def dictionary_size(model):
+    """Features of one autoencoder, for memory: of local pretrained ones what they say, else sae.d_sae."""
+    found = [each.d_sae for each in plan.pretrained_locally(SETTINGS[model]).values()]
+    return max(found, default=SETTINGS[model].sae.d_sae)
+
+
 def detector_memory(wildcards, attempt):
     """Resource function: raw activations, codes and residuals of 2,000 texts in all layers, twice, in fp32."""
     settings = SETTINGS[wildcards.model]
-    numbers = 2000 * len(settings.layers) * 2 * (settings.sae.d_sae + 2 * settings.dimensions.d_model)
+    numbers = 2000 * len(settings.layers) * 2 * (dictionary_size(wildcards.model) + 2 * settings.dimensions.d_model)
     return (1500 + 4 * numbers // 10**6) * attempt
 
 
 def dictionary_memory(wildcards, attempt):
     """Resource function: a block of 4,096 codes with its entries, and the unembedding as stored and in fp32."""
     settings = SETTINGS[wildcards.model]
-    numbers = 4 * 4096 * settings.sae.d_sae + 2 * 100_000 * settings.dimensions.d_model
+    numbers = 4 * 4096 * dictionary_size(wildcards.model) + 2 * 100_000 * settings.dimensions.d_model
     return (1000 + 4 * numbers // 10**6) * attempt
 
 
@@ -184,6 +193,12 @@ def local_dataset(wildcards):
 def local_corpus(wildcards):
     """Input function: the user's own file behind the corpus, if there is one."""
     return [path for path in [SETTINGS[wildcards.model].corpus.source] if plan.is_local_file(path)]
+
+
+def pretrained_files(wildcards):
+    """Input function: the user's own files behind the autoencoder of a layer; none of what a hub has."""
+    found = plan.pretrained_locally(SETTINGS[wildcards.model])
+    return found[int(wildcards.layer)].files if found else []
 
 
 def next_layers(wildcards, count=2):
@@ -277,15 +292,21 @@ def budgeted(model, path):
 
 
 # ---- what the aggregate targets ask for
-def sae_files(name):
-    return [f"results/{model}/saes/layer_{layer}/{name}" for model in MODELS for layer in layer_names(model)]
+def sae_files(name, models=MODELS):
+    return [f"results/{model}/saes/layer_{layer}/{name}" for model in models for layer in layer_names(model)]
 
 
 def all_features(wildcards):
     return [f"results/{model}/features/layer_{layer}.parquet" for model in MODELS for layer in layer_names(model)]
 
 
+def all_histories(wildcards):
+    return sae_files("history.csv", [model for model in MODELS if SETTINGS[model].sae.trained])
+
+
 def all_activations(wildcards):
+    if pretrained := [model for model in MODELS if not SETTINGS[model].sae.trained]:
+        raise WorkflowError(f"activations: {pretrained[0]} has pretrained SAEs (sae.source), so no activations to train on are kept")
     if limited := [model for model in MODELS if SETTINGS[model].activations.disk_budget_gb]:
         raise WorkflowError(
             f"activations: {limited[0]} has a disk budget, under which no activations stay once the SAEs are trained. "

@@ -156,7 +156,6 @@ rule check_results:
         runtime=scaled(10),
     params:
         datasets=property_of("datasets"),
-        sae=settings_of("sae", "check_results"),
         code=source_digest("check_results"),
     message:
         "Checking the results of {wildcards.model}"

@@ -13,6 +13,8 @@ rule train_sae:
         "results/{model}/logs/train_sae/layer_{layer}.log",
     benchmark:
         "results/{model}/benchmarks/train_sae/layer_{layer}.tsv"
+    wildcard_constraints:
+        model=one_of([model for model in MODELS if SETTINGS[model].sae.trained]),
     conda:
         "../envs/torch.yaml"
     threads: 1

@@ -5,7 +5,6 @@ from pathlib import Path
 from ghosttrack import files, frames, job
 from ghosttrack.evaluation.checks import check_metrics, check_quality, check_scores
 from ghosttrack.report import tables
-from ghosttrack.settings import SaeSettings
 
 
 def main(
@@ -16,7 +15,6 @@ def main(
     examples: list[Path],
     checks: Path,
     datasets: list[str],
-    sae: SaeSettings,
 ) -> None:
     """Read every table, raise at the first thing that cannot be, and count what was checked."""
     table = tables.read(metrics, tables.METRICS)
@@ -27,7 +25,7 @@ def main(
     rows = check_metrics(metrics, table, datasets)
     scored = sum(check_scores(path, frames.read_parquet(path), table, ids) for path in scores)
     for path in quality:
-        check_quality(path, files.read_json(path), sae.k)
+        check_quality(path, files.read_json(path))
     examples_of = {name: len(found) for name, found in ids.items()}
     files.write_json(checks, {"examples": examples_of, "metrics_rows": rows, "saes": len(quality), "scores": scored})
 

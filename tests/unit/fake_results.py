@@ -214,7 +214,7 @@ def _quality(folder: Path) -> list[Path]:
         path.parent.mkdir(parents=True)
         fvu = 0.02 + 0.022 * number
         quality = {
-            "layer": layer, "l0": 64.3 + number, "fvu": fvu, "fvu_token_median": fvu + 0.04, "explained_variance": 1 - fvu,
+            "layer": layer, "k": 64, "l0": 64.3 + number, "fvu": fvu, "fvu_token_median": fvu + 0.04, "explained_variance": 1 - fvu,
             "storage": "int8s", "storage_error": {"relative": 6e-5 * (1 + number), "low_variance": 1.5e-4},
             "ce_loss_without_sae": 3.4, "ce_loss_with_sae": 3.41 + 0.012 * number, "ce_loss_with_ablation": 11.4,
             "ce_loss_score": 1 - (0.01 + 0.012 * number) / 8, "delta_ce": 0.01 + 0.012 * number, "delta_ce_error": 0.009,

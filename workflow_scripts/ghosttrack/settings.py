@@ -87,8 +87,16 @@ class ActivationSettings(Section):
 
 
 class SaeSettings(Section):
-    """Architecture and training of the sparse autoencoders."""
+    """Where the sparse autoencoders come from, their architecture and training."""
 
+    source: str = Field(
+        "train",
+        min_length=1,
+        description="`train`, or pretrained autoencoders in the form of SAELens or sparsify: a local folder with one folder a layer, or with `revision` a hub repository, perhaps with a folder inside. `{layer}` stands for a layer's number, `{next_layer}` for the one after it, where folders are named by the input of a block: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Dictionary size and sparsity are those of what is found.",
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="Commit of the hub repository that `source` names; null: `source` is a local folder."
+    )
     architecture: Literal["batchtopk", "topk", "jumprelu", "matryoshka"] = Field(
         "batchtopk",
         description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
@@ -130,6 +138,25 @@ class SaeSettings(Section):
         "tf32",
         description="Factors of matrix products on a GPU; weights, thresholds and sums are fp32 always. A CPU computes in fp32. Not measured on a GPU.",
     )
+
+    @property
+    def trained(self) -> bool:
+        """Whether the autoencoders are trained here."""
+        return self.source == "train"
+
+    def place(self, layer: int) -> str:
+        """`source` for one layer."""
+        return self.source.format(layer=layer, next_layer=layer + 1)
+
+    @model_validator(mode="after")
+    def _found(self) -> Self:
+        try:
+            self.place(0)
+        except (LookupError, ValueError, AttributeError):
+            raise ValueError(f"sae.source: {self.source} may hold {{layer}} and {{next_layer}} in braces, nothing else") from None
+        if self.revision and (self.trained or self.source.startswith("/") or self.source.count("/") < 1):
+            raise ValueError(f"sae.source: with sae.revision it names a hub repository, OWNER/NAME or OWNER/NAME/FOLDER, found {self.source}")
+        return self
 
     @model_validator(mode="after")
     def _nested(self) -> Self:
@@ -330,7 +357,7 @@ class Settings(Section):
                 raise ValueError(f"{key}: {names} names one twice")
         if reserved := {"all_strict", "generated"} & set(self.datasets):
             raise ValueError(f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise")
-        if self.sae.k >= self.sae.d_sae:
+        if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
         return self
 

@@ -18,6 +18,7 @@ SLACK = 1e-6
 # Of these no SAE may lack any.
 QUALITY = (
     "l0", "fvu", "fvu_token_median", "explained_variance", "dead_fraction", "ce_loss_score", "delta_ce", "kl_div_with_sae",
+    "k",
 )  # fmt: skip
 SHARES = (
     "prevalence",
@@ -114,16 +115,17 @@ def _score_problems(part: pd.DataFrame, known: set[str]) -> Iterator[tuple[str, 
         yield f", id {strange[0]}", "no example with this id", "ids of examples.parquet"
 
 
-def check_quality(path: Path, quality: Mapping[str, Any], k: int) -> None:
-    """No number missing, active features near `k`, shares of variance and divergences possible."""
+def check_quality(path: Path, quality: Mapping[str, Any]) -> None:
+    """No number missing, active features near its k, shares of variance and divergences possible."""
     for key, value in quality.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise _failed(path, key, f"{value}", "a finite number")
     for key in QUALITY:
         if not isinstance(quality.get(key), int | float):
             raise _failed(path, key, f"{quality.get(key)}", "a finite number")
+    k = quality["k"]
     if not k / L0_FACTOR <= quality["l0"] <= k * L0_FACTOR:
-        raise _failed(path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for sae.k = {k}")
+        raise _failed(path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for k = {k}")
     if quality["fvu"] < 0 or quality["explained_variance"] > 1 + SLACK:
         raise _failed(path, "fvu", f"{quality['fvu']}", "not below 0")
     if quality["kl_div_with_sae"] < -SLACK:
