@@ -180,6 +180,15 @@ def per_dataset_and_variant(pattern):
     ]
 
 
+def per_layer_and_dataset(pattern):
+    """Input function: `pattern` for every analysed layer and, within it, every data set."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": layer, "dataset": dataset})
+        for layer in layer_names(wildcards.model)
+        for dataset in SETTINGS[wildcards.model].datasets
+    ]
+
+
 def per_shard(pattern):
     """Input function: `pattern` for every shard of one layer, in row order."""
     return lambda wildcards: [pattern.format(**{**wildcards, "shard": shard}) for shard in shard_names(wildcards.model)]

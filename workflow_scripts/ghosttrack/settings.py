@@ -95,7 +95,9 @@ class SaeSettings(Section):
         description="`train`, or pretrained autoencoders in the form of SAELens or sparsify: a local folder with one folder a layer, or with `revision` a hub repository, perhaps with a folder inside. `{layer}` stands for a layer's number, `{next_layer}` for the one after it, where folders are named by the input of a block: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Dictionary size and sparsity are those of what is found.",
     )
     revision: str | None = Field(
-        None, min_length=1, description="Commit of the hub repository that `source` names; null: `source` is a local folder."
+        None,
+        min_length=1,
+        description="Commit of the hub repository that `source` names; null: `source` is a local folder.",
     )
     architecture: Literal["batchtopk", "topk", "jumprelu", "matryoshka"] = Field(
         "batchtopk",
@@ -153,9 +155,13 @@ class SaeSettings(Section):
         try:
             self.place(0)
         except (LookupError, ValueError, AttributeError):
-            raise ValueError(f"sae.source: {self.source} may hold {{layer}} and {{next_layer}} in braces, nothing else") from None
+            raise ValueError(
+                f"sae.source: {self.source} may hold {{layer}} and {{next_layer}} in braces, nothing else"
+            ) from None
         if self.revision and (self.trained or self.source.startswith("/") or self.source.count("/") < 1):
-            raise ValueError(f"sae.source: with sae.revision it names a hub repository, OWNER/NAME or OWNER/NAME/FOLDER, found {self.source}")
+            raise ValueError(
+                f"sae.source: with sae.revision it names a hub repository, OWNER/NAME or OWNER/NAME/FOLDER, found {self.source}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -355,7 +361,7 @@ class Settings(Section):
         for key, names in (("datasets", self.datasets), ("tracking.variants", self.tracking.variants)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{key}: {names} names one twice")
-        if reserved := {"all_strict", "generated"} & set(self.datasets):
+        if reserved := {"all_strict", "generated", "all_answers"} & set(self.datasets):
             raise ValueError(f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise")
         if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")

@@ -77,7 +77,13 @@ def read(folder: Path, site: str = "resid_post") -> pretrained.Pretrained:
 
 def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> None:
     found = read(put(tmp_path / "a"))
-    assert (found.form, found.architecture, found.d_sae, found.k, found.centred) == ("saelens", "jumprelu", 16, None, False)
+    assert (found.form, found.architecture, found.d_sae, found.k, found.centred) == (
+        "saelens",
+        "jumprelu",
+        16,
+        None,
+        False,
+    )
     assert [path.name for path in found.files] == ["cfg.json", "sae_weights.safetensors"]
     old = {
         "d_in": 8, "d_sae": 16, "hook_point": "blocks.6.hook_resid_pre", "activation_fn_str": "topk",
@@ -151,7 +157,13 @@ def test_a_hub_repository_gives_the_folder_and_the_files_that_are_needed(
 ) -> None:
     import huggingface_hub
 
-    names = ["README.md", "top/layers.5/cfg.json", "top/layers.5/sae.safetensors", "top/layers.5.mlp/cfg.json", "x/cfg.json"]
+    names = [
+        "README.md",
+        "top/layers.5/cfg.json",
+        "top/layers.5/sae.safetensors",
+        "top/layers.5.mlp/cfg.json",
+        "x/cfg.json",
+    ]
     asked: list[Any] = []
 
     def download(repository: str, **rest: Any) -> str:
@@ -182,7 +194,9 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     settings = SaeSettings(source="owner/name", revision="abc")
-    with pytest.raises(UserError, match=r"sae\.source: repository 'owner/name' at revision abc cannot be fetched.*name a local folder"):
+    with pytest.raises(
+        UserError, match=r"sae\.source: repository 'owner/name' at revision abc cannot be fetched.*name a local folder"
+    ):
         pretrained.fetch(settings, 5, "resid_post")
     put(tmp_path / "layers.5", SPARSIFY, "sae.safetensors")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))

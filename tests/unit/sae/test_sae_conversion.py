@@ -68,7 +68,10 @@ def largest(pre: Tensor) -> Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 def test_each_architecture_of_saelens(name: str, bias: bool, tmp_path: Path) -> None:
     cfg = {**CFG, "architecture": name, "apply_b_dec_to_input": bias, **({"k": K} if "topk" in name else {})}
-    extra = {"jumprelu": {"threshold": THRESHOLD}, "batchtopk": {"topk_threshold": torch.tensor(1.5, dtype=torch.float64)}}
+    extra = {
+        "jumprelu": {"threshold": THRESHOLD},
+        "batchtopk": {"topk_threshold": torch.tensor(1.5, dtype=torch.float64)},
+    }
     folder = put(tmp_path, cfg, {**WEIGHTS, **extra.get(name, {})})
     pre = plain() if bias else X @ WEIGHTS["W_enc"] + WEIGHTS["b_enc"]
     code = {
@@ -136,7 +139,11 @@ def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
 )
 def test_tensors_that_do_not_fit_are_named(change: dict[str, Tensor | None], said: str, tmp_path: Path) -> None:
     weights = {**WEIGHTS, "threshold": THRESHOLD, "scaling_factor": torch.ones(D_SAE), **change}
-    folder = put(tmp_path, {**CFG, "architecture": "jumprelu"}, {name: each for name, each in weights.items() if each is not None})
+    folder = put(
+        tmp_path,
+        {**CFG, "architecture": "jumprelu"},
+        {name: each for name, each in weights.items() if each is not None},
+    )
     with pytest.raises(UserError, match=said):
         converted(folder)
     (folder / "sae_weights.safetensors").write_bytes(b"damaged")
@@ -168,7 +175,10 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
 
 
 def test_norms_that_take_out_means_are_told_from_those_that_do_not(tmp_path: Path) -> None:
-    for name, content, expected in (("a", '{"layer_norm_epsilon": 1e-5}', True), ("b", '{"rms_norm_eps": 1e-5}', False)):
+    for name, content, expected in (
+        ("a", '{"layer_norm_epsilon": 1e-5}', True),
+        ("b", '{"rms_norm_eps": 1e-5}', False),
+    ):
         (tmp_path / name).write_text(content)
         assert models.takes_out_means(tmp_path / name) is expected
 

@@ -134,6 +134,23 @@ def check_quality(path: Path, quality: Mapping[str, Any]) -> None:
         raise _failed(path, "dead_fraction", f"{quality['dead_fraction']}", "a number from 0 to 1")
 
 
+def check_answers(path: Path, answers: pd.DataFrame, datasets: Sequence[str], layers: Sequence[int]) -> None:
+    """Every layer was measured on every data set and on all of them together, and no number is impossible."""
+    found = set(zip(answers["layer"], answers["dataset"], strict=True))
+    for layer in layers:
+        for dataset in (*datasets, tables.ALL_ANSWERS):
+            if (layer, dataset) not in found:
+                raise _failed(
+                    path, f"layer {layer}", f"no row for {dataset}", "one for every data set, and one for all"
+                )
+    for row in answers.to_dict("records"):
+        for key in ("l0", "fvu", "fvu_token_median"):
+            if not row[key] >= 0:
+                raise _failed(
+                    path, f"layer {row['layer']}, data set {row['dataset']}", f"{key} = {row[key]}", "a number from 0"
+                )
+
+
 def _name(row: Mapping[str, Any] | pd.Series) -> str:
     return f"data set {row['dataset']}, signal {row['signal']}"
 

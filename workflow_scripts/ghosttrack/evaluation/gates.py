@@ -42,7 +42,7 @@ class Gate(NamedTuple):
 # reach at that sparsity in middle layers (docs/method.md).
 GATES = (
     Gate("l0", "L0", 50.0, 100.0, "50 to 100"),
-    Gate("dead_fraction", "dead features", 0.0, math.nextafter(0.05, 0.0), "under 5 %"),
+    Gate("dead_fraction", "dead features", -math.inf, math.nextafter(0.05, 0.0), "under 5 %"),
     Gate("ce_loss_score", "CE score", 0.95, math.inf, "at least .95"),
     Gate("fvu_token_median", "FVU, median token", -math.inf, 0.20, "at most .20"),
 )

@@ -71,7 +71,13 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
 
 
 def folder(
-    repository: str, revision: str, pick: Callable[[Sequence[str]], str], wanted: Sequence[str], *, key: str, instead: str
+    repository: str,
+    revision: str,
+    pick: Callable[[Sequence[str]], str],
+    wanted: Sequence[str],
+    *,
+    key: str,
+    instead: str,
 ) -> Path:
     """One folder of a repository on disk, with those of the `wanted` files that it holds.
 
@@ -96,7 +102,9 @@ def folder(
         except Exception:
             raise UserError(_reason(key, name, revision, error, instead)) from error
         log.info("the hub cannot be reached; using %s from the local hub cache", repository)
-        return cached / pick([path.relative_to(cached).as_posix() for path in sorted(cached.rglob("*")) if path.is_file()])
+        return cached / pick(
+            [path.relative_to(cached).as_posix() for path in sorted(cached.rglob("*")) if path.is_file()]
+        )
     inside = pick([item.rfilename for item in about.siblings or []])
     log.info("fetching %s of %s at %s", inside, repository, about.sha)
     try:

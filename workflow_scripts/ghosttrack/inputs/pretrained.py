@@ -98,10 +98,14 @@ def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
     def pick(paths: Sequence[str]) -> str:
         if "{" in sae.source:
             if f"{below}/{CFG}" not in paths:
-                raise UserError(f"sae.source: {owner}/{name} holds no {below}/{CFG}: there is no autoencoder of layer {layer}")
+                raise UserError(
+                    f"sae.source: {owner}/{name} holds no {below}/{CFG}: there is no autoencoder of layer {layer}"
+                )
             return below
         start = f"{below}/" if below else ""
-        folders = [path[len(start) : -len(CFG) - 1] for path in paths if path.startswith(start) and path.endswith(f"/{CFG}")]
+        folders = [
+            path[len(start) : -len(CFG) - 1] for path in paths if path.startswith(start) and path.endswith(f"/{CFG}")
+        ]
         return start + choose([each for each in folders if "/" not in each], layer, site, sae.source)
 
     return hub.folder(
@@ -190,7 +194,9 @@ def _saelens(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     normalisation = "expected_average_only_in" if given is True else given or "none"
     _one_of(path, "normalize_activations", normalisation, NORMALISATIONS)
     if normalisation != "none" and not (folder / SCALER).is_file():
-        raise UserError(f"{path}: normalize_activations is {given!r}, and there is no {SCALER} beside it with the scale")
+        raise UserError(
+            f"{path}: normalize_activations is {given!r}, and there is no {SCALER} beside it with the scale"
+        )
     if cfg.get("reshape_activations", "none") != "none":
         raise UserError(f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' can be read")
     k = None
@@ -209,7 +215,9 @@ def _sparsify(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
             raise UserError(f"{path}: {key} is true: it is no plain autoencoder, and cannot be read")
     d_in = _count(path, "d_in", cfg.get("d_in"))
     d_sae = cfg.get("num_latents") or d_in * _count(path, "expansion_factor", cfg.get("expansion_factor", 32))
-    return Pretrained(folder, "sparsify", cfg, "topk", d_in, _count(path, "num_latents", d_sae), _count(path, "k", cfg.get("k", 32)))
+    return Pretrained(
+        folder, "sparsify", cfg, "topk", d_in, _count(path, "num_latents", d_sae), _count(path, "k", cfg.get("k", 32))
+    )
 
 
 def _require_place(found: Pretrained, layer: int, site: str) -> None:

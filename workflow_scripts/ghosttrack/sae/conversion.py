@@ -35,7 +35,11 @@ def convert(found: Pretrained, *, layer_norm: bool) -> Sae:
         _rescale(weights)
     if (scale := _scale(found)) is not None:
         # It was trained on scale * x: codes stay as they are, thresholds too.
-        weights |= {"W_enc": weights["W_enc"] * scale, "W_dec": weights["W_dec"] / scale, "b_dec": weights["b_dec"] / scale}
+        weights |= {
+            "W_enc": weights["W_enc"] * scale,
+            "W_dec": weights["W_dec"] / scale,
+            "b_dec": weights["b_dec"] / scale,
+        }
     if layer_norm and found.centred:
         _centre(weights)
     return Sae(**{name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}, k=found.k)
@@ -51,7 +55,9 @@ def _read(found: Pretrained) -> dict[str, Tensor]:
         stored = {ours: stored[name] for name, ours in _SPARSIFY.items() if name in stored}
         if "W_enc" in stored:
             stored["W_enc"] = stored["W_enc"].T
-    if (finetuned := stored.get("scaling_factor")) is not None and not torch.allclose(finetuned, torch.ones_like(finetuned)):
+    if (finetuned := stored.get("scaling_factor")) is not None and not torch.allclose(
+        finetuned, torch.ones_like(finetuned)
+    ):
         raise UserError(f"{found.weights}: scaling_factor is not 1 everywhere; fine-tuned scales cannot be read")
     shapes = {
         "W_enc": (found.d_in, found.d_sae), "b_enc": (found.d_sae,), "W_dec": (found.d_sae, found.d_in), "b_dec": (found.d_in,),
@@ -108,7 +114,9 @@ def _scale(found: Pretrained) -> float | None:
 
 def provenance(found: Pretrained, sae: SaeSettings, layer: int) -> dict[str, Any]:
     """Where a checkpoint came from, for cfg.json: names and hashes, and no folder of this machine's own."""
-    carried = {key: found.metadata[key] for key in ("context_size", "dataset_path") if found.metadata.get(key) is not None}
+    carried = {
+        key: found.metadata[key] for key in ("context_size", "dataset_path") if found.metadata.get(key) is not None
+    }
     return carried | {
         "training_architecture": found.architecture,
         "pretrained": {
