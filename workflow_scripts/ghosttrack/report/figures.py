@@ -235,7 +235,7 @@ def sae_quality(inputs: Inputs) -> Figure:
         label="\N{GREEK CAPITAL LETTER DELTA}CE",
     )  # fmt: skip
     middle.set(title="Cost in the model (nats)", xlabel="layer")
-    middle.legend()
+    middle.legend(loc="center left")
     right.plot(layers, values("l0"), "o-", color=DETECTOR_COLOUR)
     right.plot(layers, answers["l0"], "D-", color=ANSWER_COLOUR)
     for edge in (L0_GATE.low, L0_GATE.high):

@@ -17,7 +17,7 @@ HELDOUT = (
     ("ce_loss_score", "CE score"), ("delta_ce", f"{DELTA}CE, nats"), ("kl_div_with_sae", "KL, nats"),
     ("dead_fraction", "dead features"), ("pca_fvu", "FVU of PCA"), ("random_fvu", "FVU of a random dictionary"),
 )  # fmt: skip
-ANSWERS = (("l0", "L0"), ("fvu", "FVU"), ("fvu_token_median", "FVU, median token"))
+ANSWERS = (("l0", "L0, answers"), ("fvu", "FVU, answers"), ("fvu_token_median", "FVU, median answer token"))
 _GATED = {gate.key: gate for gate in GATES}
 
 
@@ -40,13 +40,12 @@ def section(quality: Quality, answers: pd.DataFrame) -> dict[str, Any]:
     costliest = max(spliced, key=lambda layer: spliced[layer]["kl_div_with_sae"], default=None)
     together = {int(row["layer"]): row for row in answers[answers["dataset"] == tables.ALL_ANSWERS].to_dict("records")}
     return {
-        "columns": [label for _, label in HELDOUT],
-        "answer_columns": [label for _, label in ANSWERS],
+        "columns": [label for _, label in (*HELDOUT, *ANSWERS)],
         "rows": [
             {
                 "layer": layer,
-                "cells": [cell(key, found) for key, _ in HELDOUT],
-                "answers": [cell(key, together.get(layer, {}), gated=False) for key, _ in ANSWERS],
+                "cells": [cell(key, found) for key, _ in HELDOUT]
+                + [cell(key, together.get(layer, {}), gated=False) for key, _ in ANSWERS],
             }
             for layer, found in ordered.items()
         ],
@@ -62,7 +61,7 @@ def cell(key: str, found: Mapping[str, Any], *, gated: bool = True) -> Cell:
     """One figure of a layer."""
     value = float(found.get(key, math.nan))
     if key == "delta_ce" and not math.isnan(value):
-        return Cell(f"{signed(value)} {PLUS_MINUS} {score(found['delta_ce_error'])}")
+        return Cell(f"{signed(value)}\u00a0{PLUS_MINUS}\u00a0{score(found['delta_ce_error'])}")
     gate = _GATED.get(key) if gated else None
     return Cell(_written(key, gate.value(found) if gate else value), gate.passed(found) if gate else None)
 
