@@ -102,6 +102,14 @@ def detector_memory(wildcards, attempt):
     return (1500 + 4 * numbers // 10**6) * attempt
 
 
+def sweep_memory(wildcards, attempt):
+    """Resource function: weights, gradients and both moments of every arm in fp32, and what training one takes."""
+    settings = SETTINGS[wildcards.model]
+    arms = len(settings.sweep.k) * len(settings.sweep.seeds)
+    numbers = arms * 2 * 4 * settings.sae.d_sae * settings.dimensions.d_model
+    return (3000 + 4 * numbers // 10**6) * attempt
+
+
 def dictionary_memory(wildcards, attempt):
     """Resource function: a block of 4,096 codes with its entries, and the unembedding as stored and in fp32."""
     settings = SETTINGS[wildcards.model]
@@ -177,6 +185,13 @@ def per_dataset_and_variant(pattern):
         pattern.format(**{**wildcards, "dataset": dataset, "variant": variant})
         for dataset in SETTINGS[wildcards.model].datasets
         for variant in SETTINGS[wildcards.model].tracking.variants
+    ]
+
+
+def per_sweep_layer(pattern):
+    """Input function: `pattern` for every layer of the sweep."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": f"{layer:02d}"}) for layer in SETTINGS[wildcards.model].sweep_layers
     ]
 
 
@@ -305,6 +320,14 @@ def sae_files(name, models=MODELS):
     return [f"results/{model}/saes/layer_{layer}/{name}" for model in models for layer in layer_names(model)]
 
 
+def all_sweeps(wildcards):
+    if pretrained := [model for model in MODELS if not SETTINGS[model].sae.trained]:
+        raise WorkflowError(
+            f"sae_sweep: {pretrained[0]} has pretrained SAEs (sae.source); leave it out, a sweep trains its own"
+        )
+    return [f"results/{model}/sweep/arms.csv" for model in MODELS]
+
+
 def all_features(wildcards):
     return [f"results/{model}/features/layer_{layer}.parquet" for model in MODELS for layer in layer_names(model)]
 
@@ -315,7 +338,9 @@ def all_histories(wildcards):
 
 def all_activations(wildcards):
     if pretrained := [model for model in MODELS if not SETTINGS[model].sae.trained]:
-        raise WorkflowError(f"activations: {pretrained[0]} has pretrained SAEs (sae.source), so no activations to train on are kept")
+        raise WorkflowError(
+            f"activations: {pretrained[0]} has pretrained SAEs (sae.source), so no activations to train on are kept"
+        )
     if limited := [model for model in MODELS if SETTINGS[model].activations.disk_budget_gb]:
         raise WorkflowError(
             f"activations: {limited[0]} has a disk budget, under which no activations stay once the SAEs are trained. "

@@ -165,6 +165,17 @@ def test_a_pretrained_autoencoder_that_does_not_fit_stops_the_run_before_any_job
         assert word in output, output
 
 
+def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
+    sweep = "sweep={layers: [1, 2], k: [4, 8], seeds: [0, 1]}"
+    result = snakemake(house, "-n", "sae_sweep", "--config", "model=tiny-gpt2", sweep)
+    assert result.returncode == 0, result.stderr
+    counts = job_counts(result.stdout)
+    assert (counts["sweep_sae"], counts["draw_sweep"]) == (2, 1)
+    assert "train_sae" not in counts
+    counts = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2", sweep).stdout)
+    assert not [name for name in counts if "sweep" in name]
+
+
 def test_verifying_plans_nothing_else_and_always_runs(house: Path) -> None:
     for _ in range(2):
         result = snakemake(house, "--cores", "1", "verify_activations", "--config", "model=gpt2-medium")
@@ -197,6 +208,8 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
         ("activations={disk_budget_gb: 0.001}", ["activations.disk_budget_gb", "Raise it to at least"]),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
+        ("sae={source: missing}", ["sae.source: there is no folder missing", "sae.revision"]),
+        ("sweep={layers: [11]}", ["sweep.layers: 11 is not among the analysed layers"]),
     ],
 )
 def test_a_wrong_setting_is_named_before_any_job_starts(house: Path, config: str, words: list[str]) -> None:

@@ -172,6 +172,18 @@ class SaeSettings(Section):
         return self
 
 
+class SweepSettings(Section):
+    """Autoencoders of other k and other seeds beside the run's own; target `sae_sweep`, never part of a run."""
+
+    layers: list[int] | None = Field(None, min_length=1, description="Analysed layers to sweep; null: the middle one.")
+    k: list[int] = Field([16, 32, 64, 128], min_length=1, description="Values of `sae.k`.")
+    seeds: list[int] = Field(
+        [0, 1, 2],
+        min_length=1,
+        description="Seeds of the initial weights; with two or more, features are matched between them.",
+    )
+
+
 class TrackingSettings(Section):
     """How features are followed across layers."""
 
@@ -315,6 +327,9 @@ class Settings(Section):
     corpus: CorpusSettings = Field(CorpusSettings(), description="Text that the SAEs are trained on.")
     activations: ActivationSettings = Field(ActivationSettings(), description="What is read from the model.")
     sae: SaeSettings = Field(SaeSettings(), description="Sparse autoencoders.")
+    sweep: SweepSettings = Field(
+        SweepSettings(), description="Other k and other seeds beside the run's own (`sae_sweep`)."
+    )
     tracking: TrackingSettings = Field(TrackingSettings(), description="Following features across layers.")
     generation: GenerationSettings = Field(GenerationSettings(), description="The model's own answers.")
     detection: DetectionSettings = Field(DetectionSettings(), description="Detectors and their folds.")
@@ -326,6 +341,11 @@ class Settings(Section):
         """Analysed layers, ascending."""
         chosen = self.activations.layers
         return list(range(self._size.n_layers)) if chosen == "all" else list(chosen)
+
+    @property
+    def sweep_layers(self) -> list[int]:
+        """Layers of the sweep, ascending."""
+        return self.sweep.layers or [self.layers[len(self.layers) // 2]]
 
     @property
     def _size(self) -> DimensionSettings:
@@ -358,9 +378,17 @@ class Settings(Section):
                 raise ValueError(
                     f"activations.layers: {layers} must be ascending, without repeats, within 0..{self.dimensions.n_layers - 1}"
                 )
-        for key, names in (("datasets", self.datasets), ("tracking.variants", self.tracking.variants)):
+        named: dict[str, list[Any]] = {
+            "datasets": [*self.datasets], "tracking.variants": [*self.tracking.variants], "sweep.layers": self.sweep_layers,
+            "sweep.k": self.sweep.k, "sweep.seeds": self.sweep.seeds,
+        }  # fmt: skip
+        for key, names in named.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"{key}: {names} names one twice")
+        if foreign := set(self.sweep_layers) - set(self.layers):
+            raise ValueError(f"sweep.layers: {min(foreign)} is not among the analysed layers (activations.layers)")
+        if min(self.sweep.k) < 1 or min(self.sweep.seeds) < 0:
+            raise ValueError(f"sweep: k {self.sweep.k} must be above 0, seeds {self.sweep.seeds} not below it")
         if reserved := {"all_strict", "generated", "all_answers"} & set(self.datasets):
             raise ValueError(f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise")
         if self.sae.trained and self.sae.k >= self.sae.d_sae:

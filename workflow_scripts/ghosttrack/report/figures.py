@@ -91,12 +91,17 @@ def draw(inputs: Inputs, outputs: Sequence[Path]) -> None:
             )
         by_stem.setdefault(path.stem, []).append(path)
     for stem, paths in by_stem.items():
-        with matplotlib.rc_context(STYLE):
-            figure = FIGURES[stem](inputs)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, the same in every format
-            for path in paths:
-                save(figure, path)
+        write(FIGURES[stem], [inputs], paths)
+
+
+def write(make: Callable[..., Figure], arguments: Sequence[Any], paths: Sequence[Path]) -> None:
+    """Draw the figure that `make` gives for `arguments`, in the house style, and write it to every path."""
+    with matplotlib.rc_context(STYLE):
+        figure = make(*arguments)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, the same in every format
+        for path in paths:
+            save(figure, path)
 
 
 def save(figure: Figure, path: Path) -> None:
