@@ -215,4 +215,4 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
 )
 def test_a_source_that_cannot_be_meant_is_refused(values: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        SaeSettings(**values)  # type: ignore[arg-type]
+        SaeSettings(**values)

@@ -7,8 +7,8 @@ from typing import Any
 import fake_results
 import pandas as pd
 import pytest
-from test_page import write
 
+import write_report
 from ghosttrack.evaluation import gates
 from ghosttrack.report import numbers, sae_quality, tables
 from ghosttrack.sae import answers
@@ -18,6 +18,15 @@ GOOD: dict[str, Any] = {
     "l0": 64.0, "dead_fraction": 0.01, "fvu_token_median": 0.1, "ce_loss_score": 0.99, "ce_loss_with_ablation": 11.0,
     "ce_loss_without_sae": 3.0,
 }  # fmt: skip
+
+
+def write(run: fake_results.Run, report: Path, **changed: Any) -> str:
+    write_report.main(
+        metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, labels=run.labels, figures=[], source=run.source,
+        report=report, settings={"seed": 0}, model="smollm2-135m", layers=fake_results.LAYERS,
+        datasets=list(fake_results.SETS), **{"quality": run.quality, "answers": run.answers, **changed},
+    )  # fmt: skip
+    return report.read_text()
 
 
 @pytest.fixture(scope="module")

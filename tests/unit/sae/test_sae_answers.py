@@ -1,6 +1,7 @@
 """Answer tokens: every figure is that of the same rows measured on their own, massive rows left out."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def test_the_script_writes_a_row_for_every_layer_and_data_set(tmp_path: Path) ->
         folder = tmp_path / f"layer_{layer:02d}"
         weights.append(folder / sae_model.WEIGHTS_NAME)
         sae_model.save(SAE, weights[-1], folder / sae_model.CFG_NAME, hook_name="x", model_name="m")
-    arguments = {
+    arguments: dict[str, Any] = {
         "stores": [store for store, _ in files], "manifests": [manifest for _, manifest in files], "weights": weights,
         "answers": tmp_path / "answers.csv", "layers": [3, 5], "datasets": ["one", "other"], "threads": 1,
     }  # fmt: skip

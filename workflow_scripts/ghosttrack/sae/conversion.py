@@ -42,7 +42,8 @@ def convert(found: Pretrained, *, layer_norm: bool) -> Sae:
         }
     if layer_norm and found.centred:
         _centre(weights)
-    return Sae(**{name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}, k=found.k)
+    single = {name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}
+    return Sae(**single, metadata={}, k=found.k)
 
 
 def _read(found: Pretrained) -> dict[str, Tensor]:
