@@ -263,7 +263,7 @@ def report_page(path):
 def show_plan():
     """Say once what the disk will hold, when jobs are planned: not for graphs, lists or lint, nor inside a job."""
     if workflow.is_main_process and workflow.executor_plugin:
-        sys.stderr.writelines(plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS)
+        sys.stderr.writelines(plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS if WAVES[model])
 
 
 def extraction_waves():

@@ -161,7 +161,8 @@ def test_one_seed_leaves_a_table_without_pairs_that_can_be_drawn(tmp_path: Path)
         **given, heldout=store, heldout_manifest=manifest, saes=tmp_path / "saes", arms=tmp_path / "arms.csv",
         stability=tmp_path / "stability.csv", sweep_settings=SweepSettings(k=[4], seeds=[7]),
     )  # fmt: skip
-    assert (tmp_path / "stability.csv").read_text() == "layer,k,seed,other_seed\n"
+    assert (tmp_path / "stability.csv").read_text().startswith("layer,k,seed,other_seed,features,")
+    assert pd.read_csv(tmp_path / "stability.csv").empty
     draw_sweep.main(
         arms=[tmp_path / "arms.csv"], stability=[tmp_path / "stability.csv"], all_arms=tmp_path / "a.csv",
         all_stability=tmp_path / "s.csv", figures=[tmp_path / "sweep.svg"],

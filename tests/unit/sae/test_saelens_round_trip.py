@@ -62,9 +62,7 @@ def test_every_architecture_that_is_trained_here_encodes_and_decodes_the_same_in
         )
         code = ours.encode(x)
         assert 2.0 < float((code > 0).sum(1).double().mean()) < 6.0, name
-        torch.testing.assert_close(
-            theirs["code"], code, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(theirs["code"], code, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(theirs["xhat"], ours.decode(code), rtol=1e-5, atol=1e-5)
 
 
