@@ -54,7 +54,7 @@ rule fetch_sae:
     params:
         sae=settings_of("sae", "fetch_sae"),
         site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
-        dimensions=settings_of("dimensions", "fetch_sae"),
+        d_model=lambda wildcards: SETTINGS[wildcards.model].dimensions.d_model,
         code=source_digest("fetch_sae"),
     message:
         "Fetching the SAE of {wildcards.model} layer {wildcards.layer}"

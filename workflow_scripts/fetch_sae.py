@@ -7,15 +7,15 @@ from ghosttrack import job
 from ghosttrack.inputs import models, pretrained
 from ghosttrack.sae import conversion
 from ghosttrack.sae import model as sae_model
-from ghosttrack.settings import DimensionSettings, SaeSettings
+from ghosttrack.settings import SaeSettings
 
 
 def main(
     *, weights: Path, cfg: Path, model_config: Path, layer: int, model: str, sae: SaeSettings, site: str,
-    dimensions: DimensionSettings,
+    d_model: int,
 ) -> None:  # fmt: skip
     """Fetch or find the checkpoint that `sae.source` and `sae.revision` name, check it, and write a SAELens folder."""
-    found = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, dimensions.d_model)
+    found = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, d_model)
     converted = conversion.convert(found, layer_norm=models.takes_out_means(model_config))
     metadata = conversion.provenance(found, sae, layer) | {"layer": layer, "site": site}
     hook_name = f"blocks.{layer}.hook_{site}"

@@ -16,7 +16,7 @@ from ghosttrack import files, sae
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, pretrained
 from ghosttrack.sae.conversion import convert
-from ghosttrack.settings import DimensionSettings, SaeSettings
+from ghosttrack.settings import SaeSettings
 
 D_MODEL, D_SAE, K = 8, 24, 3
 HOOK = "blocks.5.hook_resid_post"
@@ -160,7 +160,7 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
     fetch_sae.main(
         weights=out / "sae_weights.safetensors", cfg=out / "cfg.json", model_config=tmp_path / "config.json", layer=5,
         model="tiny", sae=SaeSettings(source=str(tmp_path / "given")), site="resid_post",
-        dimensions=DimensionSettings(n_layers=9, d_model=D_MODEL),
+        d_model=D_MODEL,
     )  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     code = plain().relu() * (plain() > THRESHOLD)
