@@ -33,7 +33,7 @@ def draw(arms: pd.DataFrame, stability: pd.DataFrame) -> Figure:
             right.plot(*_means(pairs, "k", "share_equal"), ls=":", mfc="none", **look)
     left.set(title="Unexplained (FVU)", xlabel="L0 (dashed: PCA)")
     middle.set(title="Dead features (%)", xlabel="k")
-    right.set(title="Shared by seeds (%)", xlabel="k (dotted: cosine > .9)")
+    right.set(title="Shared by seeds (%)", xlabel="k (cosine > .7, dotted > .9)")
     right.set_ylim(0, 100)
     for axes in (left, middle):
         axes.set_ylim(0, 1.08 * max(axes.dataLim.y1, 1e-3))
