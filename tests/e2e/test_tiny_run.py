@@ -181,7 +181,7 @@ def test_pretrained_autoencoders_take_the_place_of_trained_ones(house_to_change:
     assert (folder / names[2]).read_bytes() == (given / names[2]).read_bytes()
     found, before = (json.loads((each / "quality.json").read_text()) for each in (folder, given))
     assert found["pretrained"]["source"] == "layer_01"
-    for key in ("fvu", "l0", "delta_ce", "k"):
+    for key in ("fvu", "l0", "delta_ce"):
         assert found[key] == before[key]
 
 
