@@ -6,6 +6,7 @@ include: "rules/common.smk"
 include: "rules/fetch.smk"
 include: "rules/extract.smk"
 include: "rules/sae.smk"
+include: "rules/sweep.smk"
 include: "rules/track.smk"
 include: "rules/detect.smk"
 include: "rules/evaluate.smk"
@@ -24,6 +25,7 @@ localrules:
     all,
     activations,
     saes,
+    sae_sweep,
     features,
     tracks,
     metrics,
@@ -38,7 +40,7 @@ rule all:
         strict_checks,
         collect(rules.draw_figures.output.figures, model=MODELS),
         sae_files("quality.json"),
-        sae_files("history.csv"),
+        all_histories,
         all_features,
         comparison,
 
@@ -53,6 +55,12 @@ rule saes:
     """Phases 1 and 2: one sparse autoencoder per layer, with its quality on held-out text."""
     input:
         sae_files("quality.json"),
+
+
+rule sae_sweep:
+    """Aside from a run: SAEs of other k and other seeds on a few layers (sweep.layers, sweep.k, sweep.seeds)."""
+    input:
+        all_sweeps,
 
 
 rule features:

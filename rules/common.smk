@@ -73,6 +73,8 @@ def chosen_settings(wildcards):
     # The source is in the model's manifest; how the disk is used changes no result.
     hidden = {"source": True, "model_path": True, "plan": True, "activations": {"disk_budget_gb", "rows_per_job"}}
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
+    if not found.sae.trained and not found.sae.revision:
+        chosen["sae"]["source"] = Path(found.sae.source).name
     if plan.is_local_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
         chosen["corpus"]["source"] = Path(found.corpus.source).name
     return {"seed": found.seed, **chosen}
@@ -87,17 +89,32 @@ def scaled(base):
     return lambda wildcards, attempt: base * attempt
 
 
+@cache
+def dictionary_size(model):
+    """Features of one autoencoder, for memory: of local pretrained ones what they say, else sae.d_sae."""
+    found = [each.d_sae for each in plan.pretrained_locally(SETTINGS[model]).values()]
+    return max(found, default=SETTINGS[model].sae.d_sae)
+
+
 def detector_memory(wildcards, attempt):
     """Resource function: raw activations, codes and residuals of 2,000 texts in all layers, twice, in fp32."""
     settings = SETTINGS[wildcards.model]
-    numbers = 2000 * len(settings.layers) * 2 * (settings.sae.d_sae + 2 * settings.dimensions.d_model)
+    numbers = 2000 * len(settings.layers) * 2 * (dictionary_size(wildcards.model) + 2 * settings.dimensions.d_model)
     return (1500 + 4 * numbers // 10**6) * attempt
+
+
+def sweep_memory(wildcards, attempt):
+    """Resource function: weights, gradients and both moments of every arm in fp32, and what training one takes."""
+    settings = SETTINGS[wildcards.model]
+    arms = len(settings.sweep.k) * len(settings.sweep.seeds)
+    numbers = arms * 2 * 4 * settings.sae.d_sae * settings.dimensions.d_model
+    return (3000 + 4 * numbers // 10**6) * attempt
 
 
 def dictionary_memory(wildcards, attempt):
     """Resource function: a block of 4,096 codes with its entries, and the unembedding as stored and in fp32."""
     settings = SETTINGS[wildcards.model]
-    numbers = 4 * 4096 * settings.sae.d_sae + 2 * 100_000 * settings.dimensions.d_model
+    numbers = 4 * 4096 * dictionary_size(wildcards.model) + 2 * 100_000 * settings.dimensions.d_model
     return (1000 + 4 * numbers // 10**6) * attempt
 
 
@@ -172,6 +189,22 @@ def per_dataset_and_variant(pattern):
     ]
 
 
+def per_sweep_layer(pattern):
+    """Input function: `pattern` for every layer of the sweep."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": f"{layer:02d}"}) for layer in SETTINGS[wildcards.model].sweep_layers
+    ]
+
+
+def per_layer_and_dataset(pattern):
+    """Input function: `pattern` for every analysed layer and, within it, every data set."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": layer, "dataset": dataset})
+        for layer in layer_names(wildcards.model)
+        for dataset in SETTINGS[wildcards.model].datasets
+    ]
+
+
 def per_shard(pattern):
     """Input function: `pattern` for every shard of one layer, in row order."""
     return lambda wildcards: [pattern.format(**{**wildcards, "shard": shard}) for shard in shard_names(wildcards.model)]
@@ -185,6 +218,12 @@ def local_dataset(wildcards):
 def local_corpus(wildcards):
     """Input function: the user's own file behind the corpus, if there is one."""
     return [path for path in [SETTINGS[wildcards.model].corpus.source] if plan.is_local_file(path)]
+
+
+def pretrained_files(wildcards):
+    """Input function: the user's own files behind the autoencoder of a layer; none of what a hub has."""
+    found = plan.pretrained_locally(SETTINGS[wildcards.model])
+    return found[int(wildcards.layer)].files if found else []
 
 
 def next_layers(wildcards, count=2):
@@ -230,7 +269,7 @@ def report_page(path):
 def show_plan():
     """Say once what the disk will hold, when jobs are planned: not for graphs, lists or lint, nor inside a job."""
     if workflow.is_main_process and workflow.executor_plugin:
-        sys.stderr.writelines(plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS)
+        sys.stderr.writelines(plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS if WAVES[model])
 
 
 def extraction_waves():
@@ -299,15 +338,31 @@ def released_layers(wildcards):
 
 
 # ---- what the aggregate targets ask for
-def sae_files(name):
-    return [f"results/{model}/saes/layer_{layer}/{name}" for model in MODELS for layer in layer_names(model)]
+def sae_files(name, models=MODELS):
+    return [f"results/{model}/saes/layer_{layer}/{name}" for model in models for layer in layer_names(model)]
+
+
+def all_sweeps(wildcards):
+    if pretrained := [model for model in MODELS if not SETTINGS[model].sae.trained]:
+        raise WorkflowError(
+            f"sae_sweep: {pretrained[0]} has pretrained SAEs (sae.source); leave it out, a sweep trains its own"
+        )
+    return [f"results/{model}/sweep/arms.csv" for model in MODELS]
 
 
 def all_features(wildcards):
     return [f"results/{model}/features/layer_{layer}.parquet" for model in MODELS for layer in layer_names(model)]
 
 
+def all_histories(wildcards):
+    return sae_files("history.csv", [model for model in MODELS if SETTINGS[model].sae.trained])
+
+
 def all_activations(wildcards):
+    if pretrained := [model for model in MODELS if not SETTINGS[model].sae.trained]:
+        raise WorkflowError(
+            f"activations: {pretrained[0]} has pretrained SAEs (sae.source), so no activations to train on are kept"
+        )
     if limited := [model for model in MODELS if SETTINGS[model].activations.disk_budget_gb]:
         raise WorkflowError(
             f"activations: {limited[0]} has a disk budget, under which no activations stay once the SAEs are trained. "

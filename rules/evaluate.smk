@@ -70,6 +70,7 @@ rule draw_figures:
         curves="results/{model}/evaluation/curves.csv",
         calibration="results/{model}/evaluation/calibration.csv",
         quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
     output:
@@ -107,6 +108,7 @@ rule write_report:
         ledger="results/{model}/evaluation/ledger.csv",
         leak_audit="results/{model}/evaluation/leak_audit.csv",
         quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         labels=label_files,
         figures=rules.draw_figures.output.figures,
@@ -141,6 +143,7 @@ rule check_results:
         metrics="results/{model}/evaluation/metrics.csv",
         scores="results/{model}/detection/scores.parquet",
         quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        answers="results/{model}/saes/answers.csv",
         examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
     output:
         checks="results/{model}/evaluation/checks.json",
@@ -155,8 +158,8 @@ rule check_results:
         mem_mb=scaled(1000),
         runtime=scaled(10),
     params:
+        layers=property_of("layers"),
         datasets=property_of("datasets"),
-        sae=settings_of("sae", "check_results"),
         code=source_digest("check_results"),
     message:
         "Checking the results of {wildcards.model}"

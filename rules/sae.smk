@@ -13,6 +13,8 @@ rule train_sae:
         "results/{model}/logs/train_sae/layer_{layer}.log",
     benchmark:
         "results/{model}/benchmarks/train_sae/layer_{layer}.tsv"
+    wildcard_constraints:
+        model=one_of([model for model in MODELS if SETTINGS[model].sae.trained]),
     conda:
         "../envs/torch.yaml"
     threads: 1
@@ -66,6 +68,34 @@ rule evaluate_sae:
         "Evaluating the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/evaluate_sae.py"
+
+
+rule measure_answers:
+    """Measure every sparse autoencoder on the answer tokens of every data set."""
+    input:
+        stores=ancient(per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
+        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+    output:
+        answers="results/{model}/saes/answers.csv",
+    log:
+        "results/{model}/logs/measure_answers.log",
+    benchmark:
+        "results/{model}/benchmarks/measure_answers.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=dictionary_memory,
+        runtime=scaled(60),
+    params:
+        layers=property_of("layers"),
+        datasets=property_of("datasets"),
+        code=source_digest("measure_answers"),
+    message:
+        "Measuring the SAEs of {wildcards.model} on answer tokens"
+    script:
+        "../workflow_scripts/measure_answers.py"
 
 
 rule describe_features:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ghosttrack import files, frames, job
-from ghosttrack.evaluation.checks import check_metrics, check_quality, check_scores
+from ghosttrack.evaluation.checks import check_answers, check_metrics, check_quality, check_scores
+from ghosttrack.evaluation.gates import judge
 from ghosttrack.report import tables
-from ghosttrack.settings import SaeSettings
 
 
 def main(
@@ -13,10 +13,11 @@ def main(
     metrics: Path,
     scores: list[Path],
     quality: list[Path],
+    answers: Path,
     examples: list[Path],
     checks: Path,
+    layers: list[int],
     datasets: list[str],
-    sae: SaeSettings,
 ) -> None:
     """Read every table, raise at the first thing that cannot be, and count what was checked."""
     table = tables.read(metrics, tables.METRICS)
@@ -26,10 +27,21 @@ def main(
     }
     rows = check_metrics(metrics, table, datasets)
     scored = sum(check_scores(path, frames.read_parquet(path), table, ids) for path in scores)
-    for path in quality:
-        check_quality(path, files.read_json(path), sae.k)
+    saes = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
+    for path, found in zip(quality, saes.values(), strict=True):
+        check_quality(path, found)
+    check_answers(answers, tables.read(answers, tables.ANSWERS), datasets, layers)
     examples_of = {name: len(found) for name, found in ids.items()}
-    files.write_json(checks, {"examples": examples_of, "metrics_rows": rows, "saes": len(quality), "scores": scored})
+    files.write_json(
+        checks,
+        {
+            "examples": examples_of,
+            "metrics_rows": rows,
+            "saes": len(quality),
+            "scores": scored,
+            "sae_gates": {str(layer): judge(found) for layer, found in saes.items()},
+        },
+    )
 
 
 if __name__ == "__main__":

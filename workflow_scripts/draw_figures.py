@@ -14,6 +14,7 @@ def main(
     curves: Path,
     calibration: Path,
     quality: list[Path],
+    answers: Path,
     neighbours: list[Path],
     signals: list[Path],
     figures: list[Path],
@@ -30,6 +31,7 @@ def main(
         curves=tables.read(curves, tables.CURVES),
         calibration=tables.read(calibration, tables.CALIBRATION),
         quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
+        answers=tables.read(answers, tables.ANSWERS),
         neighbours={layer: frames.read_npz(path) for layer, path in zip(layers[:-1], neighbours, strict=True)},
         signals={
             key: frames.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)

@@ -20,8 +20,7 @@ def main(
     trained = sae.load_files(weights, cfg)
     tokens = corpus.read_tokens(heldout, heldout_manifest).tokens
     rows = extraction.open_packed(store, manifest, layer, model_weights.parent, tokens)
-    k = int(trained.metadata["k"])
-    found = measure(trained, rows, k)
+    found = measure(trained, rows, trained.metadata.get("k"))
     spliced = splice(models.load_model(model_weights.parent, extraction.best_device()), trained, rows, tokens, batch)
     files.write_json(
         quality,
@@ -37,9 +36,10 @@ def main(
             "layer": layer,
             "site": rows.site,
             "d_sae": trained.d_sae,
-            "k": k,
-            "training_tokens": trained.metadata["training_tokens"],
-            "unique_tokens": trained.metadata["unique_tokens"],
+            "k": found.k,
+            "training_tokens": trained.metadata.get("training_tokens"),
+            "unique_tokens": trained.metadata.get("unique_tokens"),
+            "pretrained": trained.metadata.get("pretrained"),
             "storage": trained.metadata.get("storage"),
             "storage_error": trained.metadata.get("storage_error"),
         },

@@ -108,7 +108,14 @@ def test_graphs_lists_and_lint_are_not_mixed_with_the_plan(house: Path, argument
     assert "Plan of" not in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("config", [["model=gpt2-medium"], ["model=tiny-gpt2", "strict=true"]])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ["model=gpt2-medium"],
+        ["model=tiny-gpt2", "strict=true"],
+        ["model=gpt2-medium", "sae={source: owner/name, revision: abc}"],
+    ],
+)
 def test_status_counts_the_jobs_that_snakemake_plans(house: Path, config: list[str]) -> None:
     planned = job_counts(snakemake(house, "-n", "--config", *config).stdout)
     by_phase: dict[str, int] = {}
@@ -122,6 +129,65 @@ def test_status_counts_the_jobs_that_snakemake_plans(house: Path, config: list[s
     assert {phase: each["total"] for phase, each in found["phases"].items()} == {
         phase: count for phase, count in by_phase.items() if phase != "all"
     }
+
+
+def checkpoint(folder: Path, layer: int, **change: object) -> None:
+    """A pretrained autoencoder of tiny-gpt2, as far as it is looked at before any job runs."""
+    folder.mkdir(parents=True)
+    hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
+    cfg = {"architecture": "topk", "k": 8, "d_in": 64, "d_sae": 512, "dtype": "float32", "metadata": hook, **change}
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    (folder / "sae_weights.safetensors").touch()
+
+
+def test_pretrained_autoencoders_are_fetched_and_nothing_is_extracted_or_trained_for_them(
+    house: Path, tmp_path: Path
+) -> None:
+    for layer in range(4):
+        checkpoint(tmp_path / f"blocks.{layer}.hook_resid_post", layer)
+    for source in (f"sae={{source: {tmp_path}}}", "sae={source: 'owner/name/layers.{layer}', revision: abc}"):
+        result = snakemake(house, "-n", "--config", "model=tiny-gpt2", source)
+        assert result.returncode == 0, result.stderr
+        counts = job_counts(result.stdout)
+        assert counts["fetch_sae"] == counts["evaluate_sae"] == counts["describe_features"] == 4
+        assert not [name for name in counts if name.startswith(("train_sae", "extract_activations"))]
+        assert "Plan of" not in result.stderr
+    result = snakemake(house, "-n", "activations", "--config", "model=tiny-gpt2", f"sae={{source: {tmp_path}}}")
+    assert "pretrained SAEs" in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, ["no autoencoder for resid_post of layer 2", "blocks.0.hook_resid_post"]),
+        ({"d_in": 32}, ["d_in is 32, the model's width is 64"]),
+        ({"metadata": {"hook_name": "blocks.1.hook_resid_post"}}, ["it reads resid_post of layer 1", "layer 2"]),
+        ({"architecture": "gated"}, ["architecture is 'gated'"]),
+    ],
+)
+def test_a_pretrained_autoencoder_that_does_not_fit_stops_the_run_before_any_job(
+    house: Path, tmp_path: Path, change: dict[str, object] | None, words: list[str]
+) -> None:
+    for layer in range(4):
+        if layer != 2 or change is not None:
+            checkpoint(tmp_path / f"blocks.{layer}.hook_resid_post", layer, **((change or {}) if layer == 2 else {}))
+    result = snakemake(house, "-n", "--config", "model=tiny-gpt2", f"sae={{source: {tmp_path}}}")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "Traceback" not in output
+    for word in words:
+        assert word in output, output
+
+
+def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
+    sweep = "sweep={layers: [1, 2], k: [4, 8], seeds: [0, 1]}"
+    result = snakemake(house, "-n", "sae_sweep", "--config", "model=tiny-gpt2", sweep)
+    assert result.returncode == 0, result.stderr
+    counts = job_counts(result.stdout)
+    assert (counts["sweep_sae"], counts["draw_sweep"]) == (2, 1)
+    assert "train_sae" not in counts
+    counts = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2", sweep).stdout)
+    assert not [name for name in counts if "sweep" in name]
 
 
 def test_verifying_plans_nothing_else_and_always_runs(house: Path) -> None:
@@ -156,6 +222,8 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
         ("activations={disk_budget_gb: 0.001}", ["activations.disk_budget_gb", "Raise it to at least"]),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
+        ("sae={source: missing}", ["sae.source: there is no folder missing", "sae.revision"]),
+        ("sweep={layers: [11]}", ["sweep.layers: 11 is not among the analysed layers"]),
     ],
 )
 def test_a_wrong_setting_is_named_before_any_job_starts(house: Path, config: str, words: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The real workflow on the tiny model: it finishes, repeats nothing, and reruns exactly what an edit touches."""
 
+import json
 import os
 import re
 import shutil
@@ -165,6 +166,35 @@ def test_a_lost_sae_is_trained_again_alone(house_to_change: Path) -> None:
     assert counts["train_sae"] == 1
     assert counts["evaluate_sae"] == counts["describe_features"] == 1
     assert not [name for name in counts if name.startswith(("fetch", "extract", "generate"))]
+
+
+def test_pretrained_autoencoders_take_the_place_of_trained_ones(house_to_change: Path) -> None:
+    saes = house_to_change / "results" / MODEL / "saes"
+    shutil.copytree(saes, house_to_change / "pretrained")
+    folder, given = saes / "layer_01", house_to_change / "pretrained" / "layer_01"
+    target = f"results/{MODEL}/saes/layer_01/quality.json"
+    result = snakemake(house_to_change, *RUN, "sae={source: pretrained}", "--", target)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert job_counts(result.stdout + result.stderr) == {"fetch_sae": 1, "evaluate_sae": 1}
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["cfg.json", "quality.json", "sae_weights.safetensors"]
+    assert (folder / names[2]).read_bytes() == (given / names[2]).read_bytes()
+    found, before = (json.loads((each / "quality.json").read_text()) for each in (folder, given))
+    assert found["pretrained"]["source"] == "layer_01"
+    for key in ("fvu", "l0", "delta_ce"):
+        assert found[key] == before[key]
+
+
+def test_a_sweep_holds_the_run_s_own_autoencoder_and_leaves_the_run_alone(house_to_change: Path) -> None:
+    before = contents(house_to_change)
+    result = snakemake(house_to_change, *RUN, "sweep={layers: [1], k: [8, 16], seeds: [0]}", "--", "sae_sweep")
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert job_counts(result.stdout + result.stderr) == {"sweep_sae": 1, "draw_sweep": 1, "sae_sweep": 1}
+    after = contents(house_to_change)
+    assert {name: after[name] for name in before} == before
+    arm = "sweep/layer_01/saes/k_016_seed_0/sae_weights.safetensors"
+    assert after[arm] == after["saes/layer_01/sae_weights.safetensors"]
+    assert planned(house_to_change) == {}
 
 
 def test_a_killed_run_is_finished_by_the_same_command_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Run(NamedTuple):
     curves: Path
     calibration: Path
     quality: list[Path]
+    answers: Path
     neighbours: list[Path]
     signals: list[Path]
     scores: list[Path]
@@ -92,6 +93,7 @@ def make(folder: Path, seed: int = 0) -> Run:
         evaluation / "curves.csv",
         evaluation / "calibration.csv",
         _quality(folder),
+        _answers(folder),
         _neighbours(folder, rng),
         _signals(folder, rng),
         [folder / "detection" / "scores.parquet"],
@@ -214,7 +216,7 @@ def _quality(folder: Path) -> list[Path]:
         path.parent.mkdir(parents=True)
         fvu = 0.02 + 0.022 * number
         quality = {
-            "layer": layer, "l0": 64.3 + number, "fvu": fvu, "fvu_token_median": fvu + 0.04, "explained_variance": 1 - fvu,
+            "layer": layer, "k": 64, "l0": 64.3 + number, "fvu": fvu, "fvu_token_median": fvu + 0.04, "explained_variance": 1 - fvu,
             "storage": "int8s", "storage_error": {"relative": 6e-5 * (1 + number), "low_variance": 1.5e-4},
             "ce_loss_without_sae": 3.4, "ce_loss_with_sae": 3.41 + 0.012 * number, "ce_loss_with_ablation": 11.4,
             "ce_loss_score": 1 - (0.01 + 0.012 * number) / 8, "delta_ce": 0.01 + 0.012 * number, "delta_ce_error": 0.009,
@@ -224,6 +226,24 @@ def _quality(folder: Path) -> list[Path]:
         path.write_text(json.dumps(quality))
         paths.append(path)
     return paths
+
+
+def _answers(folder: Path) -> Path:
+    """Answer tokens: worse in every layer, worst in layer 18, and there on us_cities."""
+    rows = []
+    for number, layer in enumerate(LAYERS):
+        for place, dataset in enumerate([*SETS, tables.ALL_ANSWERS]):
+            together = dataset == tables.ALL_ANSWERS
+            fvu = 0.15 + 0.01 * number + 0.05 * (layer == 18) + (0.02 if together else 0.01 * place)
+            rows.append({
+                "dataset": dataset, "layer": layer, "tokens": 6500 if together else 1000, "massive_tokens": 12 * together,
+                "l0": 70.0 + number, "l0_p5": 40.0, "l0_p50": 69.0, "l0_p95": 110.0, "fvu": fvu,
+                "fvu_token_median": fvu - 0.02 + 0.3 * (dataset == "us_cities"), "explained_variance": 1 - fvu, "cossim": 0.9,
+                "l2_ratio": 0.95,
+            })  # fmt: skip
+    path = folder / "saes" / "answers.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
 
 
 def _neighbours(folder: Path, rng: np.random.Generator) -> list[Path]:

@@ -29,7 +29,7 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
     text = status.as_text(look(tmp_path / "results", model="gpt2-medium"))
     for words in (
         "gpt2-medium: 24 layers in 6 waves of 4, 10,000,384 tokens each, stored as int8s",
-        "60 extract activations, 24 train SAEs, 217 in all",
+        "60 extract activations, 24 train SAEs, 218 in all",
         "at most 43.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
         "10.9 GB a layer; all layers at once would take 262 GB",
         "3.5 passes instead of 1",
@@ -39,6 +39,18 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
     ):
         assert words in text, text
     assert not (tmp_path / "results").exists()
+
+
+def test_pretrained_autoencoders_cost_neither_training_nor_activations(tmp_path: Path) -> None:
+    found = look(tmp_path / "results", model="gpt2-medium", sae={"source": "owner/name", "revision": "abc"})
+    text = status.as_text(found)
+    assert "24 layers with pretrained SAEs, nothing is trained and no training activations are kept" in text
+    assert "held-out text 5.05 GB" in text
+    assert "train SAEs" not in text
+    shown = status.as_json(found)
+    assert shown["phases"]["fetch_sae"] == {"done": 0, "total": 24}
+    assert "train_sae" not in shown["phases"]
+    assert (shown["plan"]["peak_bytes"], shown["plan"]["effort"]["train_sae"]["gpu_hours"]) == (0, 0.0)
 
 
 def test_a_run_under_a_budget_is_followed_by_its_files(tmp_path: Path) -> None:

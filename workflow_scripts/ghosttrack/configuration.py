@@ -132,7 +132,10 @@ def _describe_directory(path: Path) -> dict[str, Any]:
 
 
 # Keys whose text stays text: a data set or a folder may be called 2024 or no.
-_TEXT = ("model", "model_path", "preset", "corpus.source", "corpus.text_column", "source.id", "source.revision")
+_TEXT = (
+    "model", "model_path", "preset", "corpus.source", "corpus.text_column", "source.id", "source.revision", "sae.source",
+    "sae.revision",
+)  # fmt: skip
 
 
 def _lenient(key: str, value: Any) -> Any:

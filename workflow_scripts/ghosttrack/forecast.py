@@ -112,7 +112,7 @@ def training(settings: Settings, waves: Sequence[Sequence[int]], results: Path) 
     found = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
     rate = _rate(settings, found)
     hours = operations / rate.teraflops / 1e12 / 3600
-    return Effort(hours * plan.training_rounds(waves, settings.plan.gpus), hours * len(settings.layers), rate)
+    return Effort(hours * plan.training_rounds(waves, settings.plan.gpus), hours * sum(map(len, waves)), rate)
 
 
 def _pass_operations(settings: Settings, highest: int) -> int:

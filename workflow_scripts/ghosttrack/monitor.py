@@ -14,9 +14,9 @@ from ghosttrack.settings import DatasetSettings, Settings
 # Rules of a default run, without model and wave, in the order of the pipeline.
 PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
-    "extract_activations", "extract_heldout", "extract_examples", "train_sae", "evaluate_sae",
+    "extract_activations", "extract_heldout", "extract_examples", "fetch_sae", "train_sae", "evaluate_sae",
     "describe_features", "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
-    "evaluate_detectors", "check_results", "draw_figures", "write_report", "check_claims",
+    "measure_answers", "evaluate_detectors", "check_results", "draw_figures", "write_report", "check_claims",
 )  # fmt: skip
 
 
@@ -143,7 +143,8 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
             yield "fetch_dataset", name, [f"datasets/{name}/examples.parquet"]
     yield "extract_heldout", "", [f"heldout/{layer}.json" for layer in folders]
     for layer in folders:
-        yield "train_sae", layer, [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")]
+        origin = "train_sae" if settings.sae.trained else "fetch_sae"
+        yield origin, layer, [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")]
         yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
         yield "describe_features", layer, [f"features/{layer}.parquet"]
     for layer in folders[:-1]:
@@ -154,6 +155,7 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
         yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
         yield "audit_dataset", name, [f"detection/{name}/leak_audit.csv"]
         yield "train_detectors", name, [f"detection/{name}/scores.parquet"]
+    yield "measure_answers", "", ["saes/answers.csv"]
     yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
     yield "check_results", "", ["evaluation/checks.json"]
     yield "draw_figures", "", ["figures/auroc.png"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from ghosttrack import files
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import pretrained
 from ghosttrack.settings import Settings
 
 # A crc32c behind every chunk and behind every index (zarr v3, sharding_indexed).
@@ -70,10 +71,14 @@ def waves(settings: Settings) -> list[list[int]]:
     one with the fewest forward passes, and of those the smallest: where six layers fit, four accelerators train 24 layers in
     waves of four in 6 rounds, in waves of six in 8.
 
+    Pretrained SAEs need no training activations: no wave.
+
     Raises:
         UserError: when the budget holds not even one layer, with the number that would do.
     """
     layers, budget = settings.layers, settings.activations.disk_budget_gb
+    if not settings.sae.trained:
+        return []
     if budget is None:
         return [layers]
     layer, heldout = layer_bytes(settings), heldout_bytes(settings)
@@ -127,13 +132,13 @@ def training_rounds(groups: Sequence[Sequence[int]], gpus: int) -> int:
 
 def peak_bytes(settings: Settings, groups: Sequence[Sequence[int]]) -> int:
     """Most disk that training activations take at once, in bytes."""
-    return max(len(layers) for layers in groups) * layer_bytes(settings)
+    return max((len(layers) for layers in groups), default=0) * layer_bytes(settings)
 
 
 def forward_passes(groups: Sequence[Sequence[int]]) -> float:
     """Forward cost of all waves, in passes that stop at the highest analysed layer; 1 without a budget."""
     depths = [layers[-1] + 1 for layers in groups]
-    return sum(depths) / max(depths)
+    return sum(depths) / max(depths, default=1)
 
 
 def extraction_rounds(settings: Settings) -> int:
@@ -148,7 +153,7 @@ def extraction_busy(settings: Settings) -> float:
 
 def training_busy(settings: Settings, groups: Sequence[Sequence[int]]) -> float:
     """Accelerators that work on average while SAEs train; their jobs taken as equally long."""
-    return len(settings.layers) / training_rounds(groups, settings.plan.gpus)
+    return len(settings.layers) / training_rounds(groups, settings.plan.gpus) if groups else 0.0
 
 
 def summary(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
@@ -247,8 +252,23 @@ def is_local_file(source: str) -> bool:
     return Path(source).suffix in (".txt", ".jsonl", ".parquet")
 
 
+def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
+    """The pretrained autoencoder of every layer, where they lie in a local folder; else none.
+
+    Raises:
+        UserError: one is missing, or fits neither layer, site nor width.
+    """
+    assert settings.dimensions is not None
+    sae, site, width = settings.sae, settings.activations.site, settings.dimensions.d_model
+    if sae.trained or sae.revision:
+        return {}
+    return {
+        layer: pretrained.read(pretrained.locate(sae, layer, site), layer, site, width) for layer in settings.layers
+    }
+
+
 def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
-    """Refuse a missing local corpus, and other weights under the name of finished results.
+    """Refuse a missing local corpus, pretrained SAEs that do not fit, and other weights under the name of finished results.
 
     Raises:
         UserError: naming the key and the remedy.
@@ -256,6 +276,7 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
     for model, wanted in settings.items():
         if is_local_file(wanted.corpus.source) and not Path(wanted.corpus.source).is_file():
             raise UserError(f"corpus.source: there is no file {wanted.corpus.source}")
+        pretrained_locally(wanted)
         manifest = results / model / "model" / "source.json"
         if manifest.exists():
             _check_weights(model, wanted, files.read_json(manifest))

@@ -87,8 +87,18 @@ class ActivationSettings(Section):
 
 
 class SaeSettings(Section):
-    """Architecture and training of the sparse autoencoders."""
+    """Where the sparse autoencoders come from, their architecture and training."""
 
+    source: str = Field(
+        "train",
+        min_length=1,
+        description="`train`, or pretrained autoencoders in the form of SAELens or sparsify: a local folder with one folder a layer, or with `revision` a hub repository, perhaps with a folder inside. `{layer}` stands for a layer's number, `{next_layer}` for the one after it, where folders are named by the input of a block: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Dictionary size and sparsity are those of what is found.",
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Commit of the hub repository that `source` names; null: `source` is a local folder.",
+    )
     architecture: Literal["batchtopk", "topk", "jumprelu", "matryoshka"] = Field(
         "batchtopk",
         description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
@@ -131,12 +141,47 @@ class SaeSettings(Section):
         description="Factors of matrix products on a GPU; weights, thresholds and sums are fp32 always. A CPU computes in fp32. Not measured on a GPU.",
     )
 
+    @property
+    def trained(self) -> bool:
+        """Whether the autoencoders are trained here."""
+        return self.source == "train"
+
+    def place(self, layer: int) -> str:
+        """`source` for one layer."""
+        return self.source.format(layer=layer, next_layer=layer + 1)
+
+    @model_validator(mode="after")
+    def _found(self) -> Self:
+        try:
+            self.place(0)
+        except (LookupError, ValueError, AttributeError):
+            raise ValueError(
+                f"sae.source: {self.source} may hold {{layer}} and {{next_layer}} in braces, nothing else"
+            ) from None
+        if self.revision and (self.trained or self.source.startswith("/") or self.source.count("/") < 1):
+            raise ValueError(
+                f"sae.source: with sae.revision it names a hub repository, OWNER/NAME or OWNER/NAME/FOLDER, found {self.source}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _nested(self) -> Self:
         shares = self.prefixes
         if shares[-1] != 1.0 or shares[0] <= 0 or any(a >= b for a, b in itertools.pairwise(shares)):
             raise ValueError(f"prefixes: {shares} must ascend from above 0 to 1, the whole dictionary")
         return self
+
+
+class SweepSettings(Section):
+    """Autoencoders of other k and other seeds beside the run's own; target `sae_sweep`, never part of a run."""
+
+    layers: list[int] | None = Field(None, min_length=1, description="Analysed layers to sweep; null: the middle one.")
+    k: list[int] = Field([16, 32, 64, 128], min_length=1, description="Values of `sae.k`.")
+    seeds: list[int] = Field(
+        [0, 1, 2],
+        min_length=1,
+        description="Seeds of the initial weights; with two or more, features are matched between them.",
+    )
 
 
 class TrackingSettings(Section):
@@ -286,6 +331,9 @@ class Settings(Section):
     corpus: CorpusSettings = Field(CorpusSettings(), description="Text that the SAEs are trained on.")
     activations: ActivationSettings = Field(ActivationSettings(), description="What is read from the model.")
     sae: SaeSettings = Field(SaeSettings(), description="Sparse autoencoders.")
+    sweep: SweepSettings = Field(
+        SweepSettings(), description="Other k and other seeds beside the run's own (`sae_sweep`)."
+    )
     tracking: TrackingSettings = Field(TrackingSettings(), description="Following features across layers.")
     generation: GenerationSettings = Field(GenerationSettings(), description="The model's own answers.")
     detection: DetectionSettings = Field(DetectionSettings(), description="Detectors and their folds.")
@@ -297,6 +345,11 @@ class Settings(Section):
         """Analysed layers, ascending."""
         chosen = self.activations.layers
         return list(range(self._size.n_layers)) if chosen == "all" else list(chosen)
+
+    @property
+    def sweep_layers(self) -> list[int]:
+        """Layers of the sweep, ascending."""
+        return self.sweep.layers or [self.layers[len(self.layers) // 2]]
 
     @property
     def _size(self) -> DimensionSettings:
@@ -329,12 +382,20 @@ class Settings(Section):
                 raise ValueError(
                     f"activations.layers: {layers} must be ascending, without repeats, within 0..{self.dimensions.n_layers - 1}"
                 )
-        for key, names in (("datasets", self.datasets), ("tracking.variants", self.tracking.variants)):
+        named: dict[str, list[Any]] = {
+            "datasets": [*self.datasets], "tracking.variants": [*self.tracking.variants], "sweep.layers": self.sweep_layers,
+            "sweep.k": self.sweep.k, "sweep.seeds": self.sweep.seeds,
+        }  # fmt: skip
+        for key, names in named.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"{key}: {names} names one twice")
-        if reserved := {"all_strict", "generated"} & set(self.datasets):
+        if foreign := set(self.sweep_layers) - set(self.layers):
+            raise ValueError(f"sweep.layers: {min(foreign)} is not among the analysed layers (activations.layers)")
+        if min(self.sweep.k) < 1 or min(self.sweep.seeds) < 0:
+            raise ValueError(f"sweep: k {self.sweep.k} must be above 0, seeds {self.sweep.seeds} not below it")
+        if reserved := {"all_strict", "generated", "all_answers"} & set(self.datasets):
             raise ValueError(f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise")
-        if self.sae.k >= self.sae.d_sae:
+        if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
         return self
 

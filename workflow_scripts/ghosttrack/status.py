@@ -82,6 +82,12 @@ def _plan_lines(status: Status) -> Iterator[str]:
     tokens = settings.contexts * settings.corpus.context
     guess = f", examples of {plan.counted(kept.guessed, 'data set')} estimated" if kept.guessed else ""
     phases = status.phases
+    if not settings.sae.trained:
+        layers = plan.counted(len(settings.layers), "layer")
+        yield f"{settings.model}: {layers} with pretrained SAEs, nothing is trained and no training activations are kept"
+        yield _line("jobs", f"{len(status.jobs)} in all")
+        yield _line("disk", f"held-out text {plan.amount(kept.heldout)}, examples {plan.amount(kept.examples)}{guess}")
+        return
     yield f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored as {settings.activations.storage}"
     yield _line(
         "jobs",

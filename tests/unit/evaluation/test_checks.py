@@ -10,7 +10,6 @@ import pytest
 import check_results
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import checks
-from ghosttrack.settings import SaeSettings
 
 PATH = Path("metrics.csv")
 
@@ -37,12 +36,13 @@ def ids(scores: pd.DataFrame) -> dict[str, set[str]]:
 
 def test_a_sound_run_passes_and_is_counted(run: fake_results.Run, tmp_path: Path) -> None:
     check_results.main(
-        metrics=run.metrics, scores=run.scores, quality=run.quality, examples=run.examples, checks=tmp_path / "checks.json",
-        datasets=list(fake_results.SETS), sae=SaeSettings(k=64),
+        metrics=run.metrics, scores=run.scores, quality=run.quality, answers=run.answers, layers=fake_results.LAYERS, examples=run.examples, checks=tmp_path / "checks.json",
+        datasets=list(fake_results.SETS),
     )  # fmt: skip
     found = json.loads((tmp_path / "checks.json").read_text())
     assert found["examples"]["cities"] == 800
     assert found["saes"] == len(fake_results.LAYERS)
+    assert found["sae_gates"]["10"] == dict.fromkeys(("l0", "dead_fraction", "ce_loss_score", "fvu_token_median"), True)
     assert found["metrics_rows"] == len(pd.read_csv(run.metrics))
 
 
@@ -113,6 +113,7 @@ def test_one_missing_score_fails_but_a_signal_that_was_not_run_does_not(
 
 
 QUALITY = {
+    "k": 64,
     "l0": 64.0,
     "fvu": 0.1,
     "fvu_token_median": 0.12,
@@ -127,13 +128,13 @@ QUALITY = {
 
 @pytest.mark.parametrize("l0", [32.0, 64.0, 128.0])
 def test_active_features_within_a_factor_of_two_pass(l0: float) -> None:
-    checks.check_quality(PATH, {**QUALITY, "l0": l0}, 64)
+    checks.check_quality(PATH, {**QUALITY, "l0": l0})
 
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("l0", 31.0, r"l0: found 31\.0, expected 32 to 128 for sae\.k = 64"),
+        ("l0", 31.0, r"l0: found 31\.0, expected 32 to 128 for k = 64"),
         ("l0", 129.0, "l0: found 129"),
         ("fvu", float("nan"), "fvu: found nan"),
         ("pca_fvu", float("inf"), "pca_fvu: found inf"),
@@ -147,4 +148,17 @@ def test_active_features_within_a_factor_of_two_pass(l0: float) -> None:
 )
 def test_an_autoencoder_that_did_not_train_is_named(key: str, value: float | None, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        checks.check_quality(PATH, {**QUALITY, key: value}, 64)
+        checks.check_quality(PATH, {**QUALITY, key: value})
+
+
+def test_a_layer_that_was_not_measured_on_answers_is_named(run: fake_results.Run) -> None:
+    table = pd.read_csv(run.answers)
+    datasets = list(fake_results.SETS)
+    checks.check_answers(PATH, table, datasets, fake_results.LAYERS)
+    short = table[(table["layer"] != 14) | (table["dataset"] != "cities")]
+    with pytest.raises(UserError, match="layer 14: found no row for cities"):
+        checks.check_answers(PATH, short, datasets, fake_results.LAYERS)
+    with pytest.raises(UserError, match="data set cities: found l0 = nan"):
+        checks.check_answers(
+            PATH, table.assign(l0=table["l0"].where(table["layer"] != 14)), datasets, fake_results.LAYERS
+        )

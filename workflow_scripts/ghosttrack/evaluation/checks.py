@@ -18,6 +18,7 @@ SLACK = 1e-6
 # Of these no SAE may lack any.
 QUALITY = (
     "l0", "fvu", "fvu_token_median", "explained_variance", "dead_fraction", "ce_loss_score", "delta_ce", "kl_div_with_sae",
+    "k",
 )  # fmt: skip
 SHARES = (
     "prevalence",
@@ -114,22 +115,40 @@ def _score_problems(part: pd.DataFrame, known: set[str]) -> Iterator[tuple[str, 
         yield f", id {strange[0]}", "no example with this id", "ids of examples.parquet"
 
 
-def check_quality(path: Path, quality: Mapping[str, Any], k: int) -> None:
-    """No number missing, active features near `k`, shares of variance and divergences possible."""
+def check_quality(path: Path, quality: Mapping[str, Any]) -> None:
+    """No number missing, active features near its k, shares of variance and divergences possible."""
     for key, value in quality.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise _failed(path, key, f"{value}", "a finite number")
     for key in QUALITY:
         if not isinstance(quality.get(key), int | float):
             raise _failed(path, key, f"{quality.get(key)}", "a finite number")
+    k = quality["k"]
     if not k / L0_FACTOR <= quality["l0"] <= k * L0_FACTOR:
-        raise _failed(path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for sae.k = {k}")
+        raise _failed(path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for k = {k}")
     if quality["fvu"] < 0 or quality["explained_variance"] > 1 + SLACK:
         raise _failed(path, "fvu", f"{quality['fvu']}", "not below 0")
     if quality["kl_div_with_sae"] < -SLACK:
         raise _failed(path, "kl_div_with_sae", f"{quality['kl_div_with_sae']}", "not below 0")
     if not 0 <= quality["dead_fraction"] <= 1:
         raise _failed(path, "dead_fraction", f"{quality['dead_fraction']}", "a number from 0 to 1")
+
+
+def check_answers(path: Path, answers: pd.DataFrame, datasets: Sequence[str], layers: Sequence[int]) -> None:
+    """Every layer was measured on every data set and on all of them together, and no number is impossible."""
+    found = set(zip(answers["layer"], answers["dataset"], strict=True))
+    for layer in layers:
+        for dataset in (*datasets, tables.ALL_ANSWERS):
+            if (layer, dataset) not in found:
+                raise _failed(
+                    path, f"layer {layer}", f"no row for {dataset}", "one for every data set, and one for all"
+                )
+    for row in answers.to_dict("records"):
+        for key in ("l0", "fvu", "fvu_token_median"):
+            if not row[key] >= 0:
+                raise _failed(
+                    path, f"layer {row['layer']}, data set {row['dataset']}", f"{key} = {row[key]}", "a number from 0"
+                )
 
 
 def _name(row: Mapping[str, Any] | pd.Series) -> str:

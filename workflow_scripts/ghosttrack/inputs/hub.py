@@ -4,7 +4,7 @@ Nothing here runs code from a repository. Only the fetching rules import this mo
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,50 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
     except Exception as error:
         raise UserError(_reason("source.id", f"model {repository!r}", revision, error, instead)) from error
     return Snapshot(Path(path), about.sha)
+
+
+def folder(
+    repository: str,
+    revision: str,
+    pick: Callable[[Sequence[str]], str],
+    wanted: Sequence[str],
+    *,
+    key: str,
+    instead: str,
+) -> Path:
+    """One folder of a repository on disk, with those of the `wanted` files that it holds.
+
+    Without a network, or with HF_HUB_OFFLINE set, the local hub cache serves if it has the revision.
+
+    Args:
+        repository: hub id. revision: commit.
+        pick: gets the paths of all files, gives the folder's.
+        wanted: names of files.
+        key: settings key that the error message names. instead: what to do without the hub.
+    Raises:
+        UserError: naming `key`, the repository, the reason, and `instead`; whatever `pick` raises.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    name = f"repository {repository!r}"
+    try:
+        about = HfApi().model_info(repository, revision=revision)
+    except Exception as error:  # as in `snapshot`
+        try:
+            cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        except Exception:
+            raise UserError(_reason(key, name, revision, error, instead)) from error
+        log.info("the hub cannot be reached; using %s from the local hub cache", repository)
+        return cached / pick(
+            [path.relative_to(cached).as_posix() for path in sorted(cached.rglob("*")) if path.is_file()]
+        )
+    inside = pick([item.rfilename for item in about.siblings or []])
+    log.info("fetching %s of %s at %s", inside, repository, about.sha)
+    try:
+        path = snapshot_download(repository, revision=about.sha, allow_patterns=[f"{inside}/{each}" for each in wanted])
+    except Exception as error:
+        raise UserError(_reason(key, name, revision, error, instead)) from error
+    return Path(path) / inside
 
 
 def rows(

@@ -124,6 +124,12 @@ def max_context(model_config: Path | dict[str, Any]) -> int:
     return next((int(about[key]) for key in _CONTEXT_KEYS if about.get(key)), sys.maxsize)
 
 
+def takes_out_means(model_config: Path) -> bool:
+    """Whether the norms of a model take out each token's mean (LayerNorm) or not (RMSNorm), from its config.json."""
+    about = read_json(Path(model_config))
+    return "rms_norm_eps" not in about.get("text_config", about)
+
+
 def first_line(error: BaseException) -> str:
     """Type and first line of an error's message, for a UserError that takes its place."""
     text = str(error).strip()

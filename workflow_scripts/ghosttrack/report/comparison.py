@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from ghosttrack.report import page, tables, verdicts, wording
+from ghosttrack.report import numbers, page, tables, verdicts, wording
 
 # A colour and a mark per model; a fifth model starts over.
 KINDS = ("detector", "output", "probe", "control")
@@ -71,7 +71,7 @@ def _lane(metrics: Mapping[str, pd.DataFrame], dataset: str, looks: Sequence[tup
         if (row := tables.row_of(found, dataset, tables.DETECTOR))
     ]
     name = page.POOLS.get(dataset, dataset)
-    spoken = ", ".join(f"{each.label} {page.score(each.value)}" for each in points)
+    spoken = ", ".join(f"{each.label} {numbers.score(each.value)}" for each in points)
     return {"name": name, "points": points, "note": "", "alt": f"AUROC of the detector on {name}: {spoken}"}
 
 

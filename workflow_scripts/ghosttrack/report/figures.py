@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 
 from ghosttrack import files
 from ghosttrack.errors import UserError
+from ghosttrack.evaluation.gates import GATES
 from ghosttrack.report import link_summary, tables
 
 # The report replaces these by its own colours, so that a dark page has light lines.
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
-DETECTOR_COLOUR, GATE_COLOUR, _, NULL_COLOUR = (shown.colour for shown in tables.SHOWN)
+DETECTOR_COLOUR, GATE_COLOUR, ANSWER_COLOUR, NULL_COLOUR = (shown.colour for shown in tables.SHOWN)
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters everywhere
     "font.size": 9,
@@ -49,6 +50,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ghosttrack",  # without it every svg has new ids
 }
+(L0_GATE,) = (gate for gate in GATES if gate.key == "l0")
 # A date in the file would make two equal runs differ.
 METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 # More points are invisible at this size and make the report heavy.
@@ -61,7 +63,7 @@ LINES = (("-", 1.8), ("--", 1.1), ("-.", 1.1), (":", 1.3))
 class Inputs(NamedTuple):
     """What the figures are drawn from.
 
-    `quality` and `neighbours` are keyed by layer, `signals` by (data set, variant).
+    `quality` and `neighbours` are keyed by layer, `signals` by (data set, variant); `answers` is saes/answers.csv.
     """
 
     metrics: pd.DataFrame
@@ -70,6 +72,7 @@ class Inputs(NamedTuple):
     quality: Mapping[int, Mapping[str, Any]]
     neighbours: Mapping[int, Mapping[str, np.ndarray]]
     signals: Mapping[tuple[str, str], pd.DataFrame]
+    answers: pd.DataFrame
     datasets: Sequence[str]
 
 
@@ -88,12 +91,17 @@ def draw(inputs: Inputs, outputs: Sequence[Path]) -> None:
             )
         by_stem.setdefault(path.stem, []).append(path)
     for stem, paths in by_stem.items():
-        with matplotlib.rc_context(STYLE):
-            figure = FIGURES[stem](inputs)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, the same in every format
-            for path in paths:
-                save(figure, path)
+        write(FIGURES[stem], [inputs], paths)
+
+
+def write(make: Callable[..., Figure], arguments: Sequence[Any], paths: Sequence[Path]) -> None:
+    """Draw the figure that `make` gives for `arguments`, in the house style, and write it to every path."""
+    with matplotlib.rc_context(STYLE):
+        figure = make(*arguments)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, the same in every format
+        for path in paths:
+            save(figure, path)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -199,13 +207,17 @@ def calibration(inputs: Inputs) -> Figure:
 
 
 def sae_quality(inputs: Inputs) -> Figure:
-    """Unexplained variance of every layer's SAE beside PCA and a random dictionary, its cost in the model, its L0."""
+    """Unexplained variance of every layer's SAE beside PCA and a random dictionary, its cost in the model, its L0.
+
+    Variance and L0 on answer tokens too.
+    """
     layers = sorted(inputs.quality)
+    answers = inputs.answers[inputs.answers["dataset"] == tables.ALL_ANSWERS].set_index("layer").reindex(layers)
 
     def values(key: str) -> list[float]:
         return [inputs.quality[layer].get(key, np.nan) for layer in layers]
 
-    figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.1), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     lines = (
         ("fvu", "SAE", DETECTOR_COLOUR, "o", "-"),
@@ -216,16 +228,23 @@ def sae_quality(inputs: Inputs) -> Figure:
     for key, label, colour, marker, dashes in lines:
         hollow = PAPER if dashes == ":" else colour
         left.plot(layers, values(key), marker, color=colour, ls=dashes, mfc=hollow, label=label)
+    left.plot(layers, answers["fvu"], "D-", color=ANSWER_COLOUR, label="SAE, answer tokens")
+    left.plot(
+        layers, answers["fvu_token_median"], "D:", color=ANSWER_COLOUR, mfc=PAPER, label="SAE, median answer token"
+    )
     left.set(title="Unexplained (FVU)", xlabel="layer")
-    figure.legend(loc="outside upper left", ncols=len(lines))
+    figure.legend(loc="outside upper left", ncols=3)
     middle.plot(layers, values("kl_div_with_sae"), "o-", color=DETECTOR_COLOUR, label="KL")
     middle.errorbar(
         layers, values("delta_ce"), values("delta_ce_error"), fmt="o:", color=DETECTOR_COLOUR, mfc=PAPER, elinewidth=1,
         label="\N{GREEK CAPITAL LETTER DELTA}CE",
     )  # fmt: skip
     middle.set(title="Cost in the model (nats)", xlabel="layer")
-    middle.legend()
+    middle.legend(loc="center left")
     right.plot(layers, values("l0"), "o-", color=DETECTOR_COLOUR)
+    right.plot(layers, answers["l0"], "D-", color=ANSWER_COLOUR)
+    for edge in (L0_GATE.low, L0_GATE.high):
+        right.axhline(edge, color=MUTED, lw=0.8, ls=(0, (3, 3)))
     right.set(title="Active features (L0)", xlabel="layer")
     for axes in (left, middle, right):
         axes.set_ylim(min(0.0, 1.08 * axes.dataLim.y0), 1.08 * axes.dataLim.y1)

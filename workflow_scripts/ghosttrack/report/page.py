@@ -11,13 +11,11 @@ import pandas as pd
 import yaml
 
 from ghosttrack import provenance
-from ghosttrack.report import link_summary, pictures, tables, wording
+from ghosttrack.report import link_summary, pictures, sae_quality, tables, wording
+from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
 from ghosttrack.report.verdicts import Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Typographic signs, written as codes because they look like hyphens: a true minus, and the dash for "no number" and ranges.
-MINUS, NONE = "\u2212", "\u2013"
-PLUS_MINUS, DELTA = "\u00b1", "\u0394"
 # Kind (CSS class) of each shown signal, in the order of tables.SHOWN.
 KINDS = ("detector", "output", "probe", "control")
 # Signals of the main table, with short headings.
@@ -29,11 +27,6 @@ COLUMNS = (
     (tables.TEXT_ONLY, "text only"),
     (tables.LEAK_CONTROL, "embedding probe"),
 )
-QUALITY = (
-    ("l0", "L0"), ("fvu", "FVU"), ("fvu_token_median", "FVU, median token"), ("explained_variance", "explained variance"),
-    ("ce_loss_score", "CE score"), ("delta_ce", f"{DELTA}CE, nats"), ("kl_div_with_sae", "KL, nats"),
-    ("dead_fraction", "dead features"), ("pca_fvu", "FVU of PCA"), ("random_fvu", "FVU of a random dictionary"),
-)  # fmt: skip
 PARTS = {
     "pooled": ("Together", "Means over data sets that carry claims; every data set counts the same."),
     "strict": ("Strict sets", "The label cannot be read off the text: the text-only interval covers 0.5. These carry the weight."),
@@ -77,6 +70,7 @@ class Inputs(NamedTuple):
     ledger: pd.DataFrame
     leak_audit: pd.DataFrame
     quality: Mapping[int, Mapping[str, Any]]
+    answers: pd.DataFrame
     labels: Mapping[str, Mapping[str, Any]]
     figures: Sequence[Path]
     source: Mapping[str, Any]
@@ -112,7 +106,7 @@ def render(inputs: Inputs) -> str:
         labels=_labels(inputs.labels),
         audit=_audit(inputs.leak_audit, inputs.datasets),
         figures=pictures.embed(inputs.figures),
-        quality=_quality(inputs.quality),
+        quality=sae_quality.section(inputs.quality, inputs.answers),
         pairs=inputs.pairs,
         all_signals=[_signals(inputs.metrics, dataset) for dataset in inputs.datasets],
         meanings=wording.MEANINGS,
@@ -132,21 +126,6 @@ def page(template: str, **values: Any) -> str:
         "at": at, "label": wording.label, "tick": lambda value: f"{value:g}".replace("-", MINUS),
     }  # fmt: skip
     return environment.get_template(template).render(values)
-
-
-def score(value: float | None, digits: int = 3) -> str:
-    """A number with fixed digits; a dash when there is none."""
-    return NONE if value is None or math.isnan(value) else f"{value:.{digits}f}".replace("-", MINUS)
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return NONE if math.isnan(value) else f"{value:+.3f}".replace("-", MINUS)
-
-
-def percent(value: float) -> str:
-    """A share as per cent."""
-    return NONE if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def at(value: float, scale: Scale) -> str:
@@ -230,34 +209,6 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "verdict": row["verdict"],
         "style": {"pass": "established", "leak": "artefact"}.get(row["verdict"], "not-established"),
     }
-
-
-def _quality(quality: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    rows = [
-        {"layer": layer, "cells": [_quality_cell(key, found) for key, _ in QUALITY]}
-        for layer, found in sorted(quality.items())
-    ]
-    spliced = {layer: found for layer, found in sorted(quality.items()) if "kl_div_with_sae" in found}
-    worst = max(spliced, key=lambda layer: spliced[layer]["kl_div_with_sae"], default=None)
-    return {
-        "columns": [label for _, label in QUALITY],
-        "rows": rows,
-        "worst": worst,
-        "cost": {key: _quality_cell(key, spliced[worst]) for key, _ in QUALITY} if worst is not None else {},
-        "predictions": spliced[worst]["spliced_rows"] if worst is not None else 0,
-    }
-
-
-def _quality_cell(key: str, found: Mapping[str, Any]) -> str:
-    value = float(found.get(key, math.nan))
-    if key == "dead_fraction":
-        return percent(value)
-    if key == "delta_ce" and not math.isnan(value):
-        return f"{signed(value)} {PLUS_MINUS} {score(found['delta_ce_error'])}"
-    # Where zeros do not cost the model anything (random weights), a share of that cost means nothing.
-    if key == "ce_loss_score" and not found.get("ce_loss_with_ablation", 0.0) > found.get("ce_loss_without_sae", 0.0):
-        return NONE
-    return score(value, 1 if key == "l0" else 3)
 
 
 def _signals(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ LEDGER = (
 )  # fmt: skip
 # One row per check and data set.
 LEAK_AUDIT = ("dataset", "mode", "check", "value", "low", "high", "verdict")
+# One row per data set and layer, and one per layer over all answer tokens.
+ANSWERS = ("dataset", "layer", "tokens", "massive_tokens", "l0", "fvu", "fvu_token_median")
 # One row per point: ROC has x = false positive rate, y = true positive rate; PR has x = recall, y = precision.
 CURVES = ("dataset", "mode", "signal", "curve", "x", "y")
 # One row per bin of equal mass.
@@ -27,6 +29,8 @@ CALIBRATION = ("dataset", "mode", "signal", "bin", "n", "predicted", "observed")
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
 # Names of the rows that stand for several data sets, and the two claims that a summary speaks of.
 ALL_GIVEN, ALL_GENERATED = "all_strict", "generated"
+# The answer tokens of all data sets together.
+ALL_ANSWERS = "all_answers"
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
 DETECTOR, TEXT_ONLY, LEAK_CONTROL = "ghosttrack", "text_only", "embedding_probe"
 

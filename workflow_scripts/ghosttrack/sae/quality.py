@@ -52,6 +52,7 @@ class Quality(NamedTuple):
     reconstruction: Reconstruction
     sparsity: Sparsity
     rows: int  # rows measured
+    k: int  # components of the two baselines
     pca_fvu: float
     random_fvu: float
 
@@ -101,25 +102,56 @@ def sparsity(row_l0: Tensor, fired: Tensor) -> Sparsity:
     return Sparsity(float(counts.mean()), p5, p50, p95, dead, 1.0 - dead, dense)
 
 
+class Tally:
+    """Collects rows, their codes and reconstructions chunk by chunk."""
+
+    def __init__(self, mean: Tensor, d_sae: int) -> None:
+        self._sums = ReconstructionSums(mean)
+        self._row_l0: list[Tensor] = []
+        self.fired = torch.zeros(d_sae, dtype=torch.int64)  # rows in which each feature fired
+
+    def add(self, x: Tensor, code: Tensor, xhat: Tensor) -> None:
+        """Add x and xhat, both (rows, d_model), with code (rows, d_sae)."""
+        self._sums.add(x, xhat)
+        active = code > 0
+        self._row_l0.append(active.sum(1))
+        self.fired += active.sum(0)
+
+    @property
+    def rows(self) -> int:
+        """Rows added."""
+        return sum(part.numel() for part in self._row_l0)
+
+    def result(self) -> tuple[Reconstruction, Sparsity]:
+        """Metrics over all rows added. Raises UserError when the rows do not vary."""
+        return self._sums.result(), sparsity(torch.cat(self._row_l0), self.fired)
+
+
 @torch.no_grad()
-def measure(sae: Sae, store: Rows, k: int) -> Quality:
-    """Quality of `sae` on the kept rows of `store`, beside PCA and a random dictionary of k components a row."""
+def tally(sae: Sae, store: Rows, mean: Tensor) -> Tally:
+    """`sae` on the kept rows of `store`, whose mean (d_model,) is given. Raises UserError at another width."""
     if store.d_model != sae.d_model:
         raise UserError(
             f"the held-out rows have {store.d_model} dimensions, the autoencoder {sae.d_model}: delete it and run again"
         )
-    mean = mean_of(store)
-    sums, row_l0, fired = ReconstructionSums(mean), [], torch.zeros(sae.d_sae, dtype=torch.int64)
+    found = Tally(mean, sae.d_sae)
     for x in blocks(store):
         code = sae.encode(x)  # (rows, d_sae)
-        sums.add(x, sae.decode(code))
-        active = code > 0
-        row_l0.append(active.sum(1))
-        fired += active.sum(0)
-    l0 = torch.cat(row_l0)
-    return Quality(
-        sums.result(), sparsity(l0, fired), l0.numel(), pca_fvu(store, mean, k), random_fvu(store, mean, sae.d_sae, k)
-    )
+        found.add(x, code, sae.decode(code))
+    return found
+
+
+def measure(sae: Sae, store: Rows, k: int | None) -> Quality:
+    """Quality of `sae` on the kept rows of `store`, beside PCA and a random dictionary of k components a row.
+
+    Without a k, as pretrained autoencoders may be, the mean number of active features takes its place.
+    """
+    mean = mean_of(store)
+    found = tally(sae, store, mean)
+    reconstruction, active = found.result()
+    k = k or max(1, round(active.l0))
+    baselines = pca_fvu(store, mean, k), random_fvu(store, mean, sae.d_sae, k)
+    return Quality(reconstruction, active, found.rows, k, *baselines)
 
 
 def pca_fvu(store: Rows, mean: Tensor, k: int) -> float:

@@ -1,0 +1,62 @@
+# rules/sweep.smk -- aside from a run (target sae_sweep). Needs: activations of a layer. Gives: SAEs of other k and other seeds, what they reach and share.
+rule sweep_sae:
+    """Train SAEs of other k and other seeds on one layer, in one reading of its activations, and compare them."""
+    input:
+        stores=ancient(per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
+        manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+        model_source="results/{model}/model/source.json",
+        heldout=ancient("results/{model}/heldout/layer_{layer}.zarr"),
+        heldout_manifest="results/{model}/heldout/layer_{layer}.json",
+    output:
+        saes=directory("results/{model}/sweep/layer_{layer}/saes"),
+        arms="results/{model}/sweep/layer_{layer}/arms.csv",
+        stability="results/{model}/sweep/layer_{layer}/stability.csv",
+    log:
+        "results/{model}/logs/sweep_sae/layer_{layer}.log",
+    benchmark:
+        "results/{model}/benchmarks/sweep_sae/layer_{layer}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=sweep_memory,
+        runtime=scaled(720),
+        micro_batch=shrinking(4096),
+    params:
+        sae=settings_of("sae", "sweep_sae"),
+        sweep_settings=lambda wildcards: SETTINGS[wildcards.model].sweep.model_dump(exclude={"layers"}),
+        seed=settings_of("seed", "sweep_sae"),
+        state="results/{model}/state/sweep_sae/layer_{layer}",
+        code=source_digest("sweep_sae"),
+    message:
+        "Sweeping the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/sweep_sae.py"
+
+
+rule draw_sweep:
+    """Put the sweeps of all layers into one table each, and draw them."""
+    input:
+        arms=per_sweep_layer("results/{model}/sweep/layer_{layer}/arms.csv"),
+        stability=per_sweep_layer("results/{model}/sweep/layer_{layer}/stability.csv"),
+    output:
+        all_arms="results/{model}/sweep/arms.csv",
+        all_stability="results/{model}/sweep/stability.csv",
+        figures=expand("results/{{model}}/sweep/sweep.{form}", form=["png", "pdf", "svg"]),
+    log:
+        "results/{model}/logs/draw_sweep.log",
+    benchmark:
+        "results/{model}/benchmarks/draw_sweep.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(10),
+    params:
+        code=source_digest("draw_sweep"),
+    message:
+        "Drawing the sweep of {wildcards.model}"
+    script:
+        "../workflow_scripts/draw_sweep.py"
