@@ -171,6 +171,15 @@ class GenerationSettings(Section):
 
     max_new_tokens: int = Field(12, ge=1, le=512, description="Longest generated answer.")
     questions: int = Field(200, ge=4, description="Questions per generated data set, spread evenly over its relations.")
+    samples: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="Answers drawn for each question beside the greedy one, for self-consistency and semantic entropy; 0: none.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Divides the logits before an answer is drawn; below 1: closer to the greedy answer."
+    )
 
 
 class DetectionSettings(Section):
