@@ -71,6 +71,7 @@ rule draw_figures:
         calibration="results/{model}/evaluation/calibration.csv",
         quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
         neighbours=neighbour_files,
+        links="results/{model}/neighbours/links.csv",
         signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
     output:
         figures=expand(

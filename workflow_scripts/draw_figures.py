@@ -15,6 +15,7 @@ def main(
     calibration: Path,
     quality: list[Path],
     neighbours: list[Path],
+    links: Path,
     signals: list[Path],
     figures: list[Path],
     layers: list[int],
@@ -35,6 +36,7 @@ def main(
             key: frames.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)
         },
         datasets=datasets,
+        firings=tables.read(links, tables.LINKS),
     )
     draw(inputs, figures)
 

@@ -1,6 +1,5 @@
 """Continuations of prompts, greedy or drawn: one pass over what prompts share, then token by token for a whole batch."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -104,8 +103,10 @@ def _batches(coded: Sequence[list[int]], size: int) -> Iterator[list[int]]:
 
 def _shared(coded: Sequence[list[int]]) -> int:
     """Tokens at the head that all have, less than the whole of any."""
-    common: list[int] = os.path.commonprefix(list(coded))  # type: ignore[call-overload]
-    return min(len(common), min(map(len, coded)) - 1)
+    # Between the first and the last in dictionary order all others lie: what those two share, all share.
+    pairs = enumerate(zip(min(coded), max(coded), strict=False))
+    shortest = min(map(len, coded)) - 1
+    return min(shortest, next((place for place, (one, other) in pairs if one != other), shortest))
 
 
 def _continue(decoder: _Decoder, coded: Sequence[list[int]], draws: Tensor | None) -> list[Written]:
