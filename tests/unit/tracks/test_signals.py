@@ -56,7 +56,7 @@ def test_an_example_is_the_mean_of_its_tokens_that_are_known() -> None:
             rows = values[first : first + size]
             rows = rows[np.isfinite(rows[:, 0])]
             expected.append(rows.mean(0) if len(rows) else np.zeros(values.shape[1]))
-        assert found[example] == pytest.approx(np.concatenate([*expected, written[example]]))
+        assert found[example] == pytest.approx(np.concatenate([*expected, written[example]]), nan_ok=True)
 
 
 def test_blocks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,17 +115,20 @@ def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
     generator = np.random.default_rng(0)
     a, b = generator.random(50), generator.random(50)
     noisy = a + 1e-3 * generator.random(50)
-    table = pd.DataFrame({"x_a": a, "flat": 0.1, "b": b, "twice": 3 - 2 * a, "sum": a + b, "noisy": noisy})
+    gaps = np.where(np.arange(50) % 3 == 0, np.nan, b)  # known for some examples: there it is b
+    table = pd.DataFrame(
+        {"x_a": a, "flat": 0.1, "b": b, "twice": 3 - 2 * a, "sum": a + b, "noisy": noisy, "gaps": gaps, "none": np.nan}
+    )
     found = redundancy(table, list(table)).set_index("metric")
-    assert found.index[found["constant"]].tolist() == ["flat"]
-    assert found["repeats"].to_dict() == {"x_a": "", "flat": "", "b": "", "twice": "x_a", "sum": "", "noisy": "x_a"}
+    assert found.index[found["constant"]].tolist() == ["flat", "none"]
+    assert found["repeats"][lambda repeats: repeats != ""].to_dict() == {"twice": "x_a", "noisy": "x_a", "gaps": "b"}
     assert found.loc["twice", "correlation"] == pytest.approx(-1)
     assert 0.999 < found.loc["noisy", "correlation"] < 1
     assert np.isnan(found.loc[["x_a", "flat"], "correlation"]).all()
     assert abs(found.loc["sum", "correlation"]) < 0.999
     assert found.loc["b", "correlation"] == pytest.approx(np.corrcoef(a, b)[0, 1])
     assert found.loc["x_a", "family"] == "x"
-    assert rank(table, list(table)) == 3
+    assert rank(table, list(table)) == 4
 
 
 def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: Path) -> None:

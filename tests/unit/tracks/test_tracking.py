@@ -332,7 +332,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
             weights=paths["weights"][at : at + 3], neighbours=paths["neighbours"][-1], layer=layer,
             tracking=settings, seed=0, threads=1,
         )  # fmt: skip
-    track_features.main(  # type: ignore[arg-type]
+    track_features.main(
         **paths, tracks=[tmp_path / "t.zarr", tmp_path / "u.zarr"], layers=layers, errors=tmp_path / "errors.parquet",
         tracks_manifests=[tmp_path / "t.json", tmp_path / "u.json"],
         tracking=settings, variants=["default", "shuffled"], seed=0, threads=1,

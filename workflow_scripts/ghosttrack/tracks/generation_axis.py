@@ -3,8 +3,9 @@
 A detection is found again at the next token if its feature is a detection of the same layer there, or else if
 an unmatched detection of that layer is in its cluster (the same hypothesis in other words). A track, which runs
 through the layers of one token, goes on at the next token if the feature of one of its detections is found
-again there. Values are means over the steps of an answer, a step being two neighbouring tokens with detections;
-0 for an answer without a step. a: activations in units of the layer's mean.
+again there. Values are means over the steps of an answer, a step being two neighbouring tokens with detections.
+An answer of one token has no step: its values are NaN but for steps (0) and run length (1), because any number
+there would tell short answers from long ones. a: activations in units of the layer's mean.
 
 | name | formula |
 |---|---|
@@ -144,7 +145,7 @@ def _leaders(group: NDArray[np.integer], activation: Floats) -> Ints:
 
 
 def of_examples(steps: Steps, row_start: Ints, row_count: Ints) -> Floats:
-    """Means over the steps of every example, (examples, 10) in the order of NAMES.
+    """Means over the steps of every example, (examples, 10) in the order of NAMES; NaN where there is no step.
 
     Args:
         steps: of all rows of the data set; those from one example to the next are left out here.
@@ -156,10 +157,8 @@ def of_examples(steps: Steps, row_start: Ints, row_count: Ints) -> Floats:
     values = steps.values[first]
     known = np.isfinite(values[:, 0])
     count = np.bincount(examples[known], minlength=len(row_start))
-    means = [
-        np.bincount(examples[known], column, minlength=len(row_start)) / np.maximum(count, 1)
-        for column in values[known].T
-    ]
+    sums = [np.bincount(examples[known], column, minlength=len(row_start)) for column in values[known].T]
+    means = [np.where(count > 0, column / np.maximum(count, 1), np.nan) for column in sums]
     total = np.concatenate([[0], np.cumsum(steps.detections)])
     detections = total[row_start + row_count] - total[row_start]
     runs = detections - np.bincount(examples, steps.again[first], minlength=len(row_start))
