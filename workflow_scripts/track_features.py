@@ -12,7 +12,7 @@ from ghosttrack import files, job
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import track_run
-from ghosttrack.tracks.reconstruction import token_errors
+from ghosttrack.tracks.token_errors import token_errors
 from ghosttrack.tracks.tracking import Options
 
 log = logging.getLogger("ghosttrack")

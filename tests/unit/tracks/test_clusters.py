@@ -233,6 +233,14 @@ def test_the_script_groups_what_was_permuted_and_gives_the_same_files_twice(tmp_
     assert (links["next_fires"] > 2 * links["next_fires_relinked"]).all()
 
 
+def test_one_layer_alone_has_no_links_and_every_feature_its_own_cluster() -> None:
+    store = MemoryRows(np.ones((40, 2), np.float32), np.zeros(40, bool))
+    sae = Sae(torch.ones(2, 24), torch.zeros(24), torch.ones(24, 2), torch.zeros(2), torch.zeros(24))
+    found = cluster_run.join_layers([3], [store], [sae], [], quantile=0.99, coactivation=0.5, seed=0)
+    assert (found.sizes, found.edges, len(found.links)) == ([24], [], 0)
+    assert assign([3], found.sizes, graph(found.sizes, found.edges), 25.0)["cluster"].tolist() == list(range(24))
+
+
 def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
     run(tmp_path, "a", gate_quantile=0.99)
     wrong = tmp_path / "neighbours_1.npz"

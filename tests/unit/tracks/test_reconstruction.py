@@ -8,7 +8,8 @@ import torch
 
 from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save
-from ghosttrack.tracks.reconstruction import NAMES, measure, token_errors
+from ghosttrack.tracks.reconstruction import NAMES, measure
+from ghosttrack.tracks.token_errors import token_errors
 
 
 def test_dynamics_worked_by_hand() -> None:
