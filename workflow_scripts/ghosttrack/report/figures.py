@@ -254,7 +254,8 @@ def links(inputs: Inputs) -> Figure:
         right.plot(at, inputs.firings["links_per_token"], "o", color=DETECTOR_COLOUR, ls="")
         right.plot(at, inputs.firings["permuted_links_per_token"], "^", color=NULL_COLOUR, ls="")
     for flow in link_summary.flows(inputs.signals):
-        if flow.variant == "untracked" or len(flow.layers) != len(pairs) + 1:
+        # Without links there is nothing to show, and random ones are as many by construction.
+        if flow.variant in ("untracked", "random") or len(flow.layers) != len(pairs) + 1:
             continue
         colour = DETECTOR_COLOUR if flow.variant == "default" else NULL_COLOUR
         name = "chosen by the tracker" if flow.variant == "default" else f"chosen, {flow.variant}"
@@ -271,8 +272,9 @@ def links(inputs: Inputs) -> Figure:
     return figure
 
 
-# Open markers of the links that an association chose, by variant.
-_TRACKED = {"default": "s", "permuted": "v", "random": "D"}
+# Marker and line of each variant; open markers are links that an association chose.
+_TRACKED = {"default": "s", "permuted": "v", "random": "D", "shuffled": "o", "untracked": "x"}
+_DASHES = {"default": "-", "permuted": ":", "random": "--", "shuffled": "-."}
 
 
 def tracks(inputs: Inputs) -> Figure:
@@ -299,9 +301,8 @@ def tracks(inputs: Inputs) -> Figure:
         colour = DETECTOR_COLOUR if variant == "default" else NULL_COLOUR
         name = "tracker" if variant == "default" else variant
         seen = np.where(share > 0, share, np.nan)
-        lasting.plot(
-            np.arange(1, len(share) + 1), seen, _TRACKED.get(variant, "x") + "-", color=colour, label=name, mfc="none"
-        )
+        style = f"{_TRACKED.get(variant, 'x')}{_DASHES.get(variant, '-')}"
+        lasting.plot(np.arange(1, len(share) + 1), seen, style, color=colour, label=name, mfc="none")
     lasting.set(title="Tracks of at least so many layers", yscale="log", ylabel="share of tracks")
     lasting.set_xticks(range(1, 1 + max((len(line.get_xdata()) for line in lasting.lines), default=1)))
     if len(variants) > 1 and lasting.lines:
