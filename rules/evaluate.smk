@@ -72,6 +72,7 @@ rule draw_figures:
         quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
+        links="results/{model}/neighbours/links.csv",
         signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
     output:
         figures=expand(

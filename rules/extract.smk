@@ -126,6 +126,7 @@ rule generate_answers:
     output:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         labels="results/{model}/datasets/{dataset}/labels.json",
+        samples="results/{model}/datasets/{dataset}/samples.parquet",
     log:
         "results/{model}/logs/generate_answers/{dataset}.log",
     benchmark:

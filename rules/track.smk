@@ -28,6 +28,39 @@ rule find_neighbours:
         "../workflow_scripts/find_neighbours.py"
 
 
+rule cluster_features:
+    """Group the features of all layers into semantic clusters, name them, and see how the links fare on text."""
+    input:
+        neighbours=neighbour_files,
+        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        stores=ancient(per_layer("results/{model}/heldout/layer_{layer}.zarr")),
+        manifests=per_layer("results/{model}/heldout/layer_{layer}.json"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+    output:
+        table="results/{model}/clusters.parquet",
+        labels="results/{model}/cluster_labels.parquet",
+        links="results/{model}/neighbours/links.csv",
+    log:
+        "results/{model}/logs/cluster_features.log",
+    benchmark:
+        "results/{model}/benchmarks/cluster_features.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(3000),
+        runtime=scaled(60),
+    params:
+        layers=property_of("layers"),
+        tracking=settings_of("tracking", "cluster_features"),
+        seed=settings_of("seed", "cluster_features"),
+        code=source_digest("cluster_features"),
+    message:
+        "Clustering the features of {wildcards.model}"
+    script:
+        "../workflow_scripts/cluster_features.py"
+
+
 # Tracker and nulls read the same activations, so one job makes them all; which ones, is a setting of the model.
 for MODEL in MODELS:
 
@@ -43,6 +76,7 @@ for MODEL in MODELS:
         output:
             tracks=directory(variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr")),
             tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
+            errors="results/{model}/tracks/{dataset}.errors.parquet",
         log:
             "results/{model}/logs/track_features/{dataset}.log",
         benchmark:
@@ -74,8 +108,11 @@ for MODEL in MODELS:
             tracks=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr"),
             tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
             outputs="results/{model}/examples/{dataset}/outputs.parquet",
+            errors="results/{model}/tracks/{dataset}.errors.parquet",
+            clusters="results/{model}/clusters.parquet",
         output:
             signals=variants_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet"),
+            redundant="results/{model}/signals/{dataset}.redundancy.csv",
         log:
             "results/{model}/logs/measure_signals/{dataset}.log",
         benchmark:

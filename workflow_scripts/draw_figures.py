@@ -16,6 +16,7 @@ def main(
     quality: list[Path],
     answers: Path,
     neighbours: list[Path],
+    links: Path,
     signals: list[Path],
     figures: list[Path],
     layers: list[int],
@@ -37,6 +38,7 @@ def main(
             key: frames.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)
         },
         datasets=datasets,
+        firings=tables.read(links, tables.LINKS),
     )
     draw(inputs, figures)
 

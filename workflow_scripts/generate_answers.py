@@ -1,5 +1,7 @@
 """Let the model answer the questions of a data set, and mark its answers against the gold ones."""
 
+import functools
+import logging
 from pathlib import Path
 
 import torch
@@ -7,29 +9,51 @@ import torch
 from ghosttrack import files, frames, job
 from ghosttrack.activations import extraction
 from ghosttrack.activations import generation as answering
+from ghosttrack.activations.decoding import complete
 from ghosttrack.inputs import models
 from ghosttrack.settings import GenerationSettings
 
+log = logging.getLogger("ghosttrack")
+
 
 def main(
-    *, questions: Path, weights: Path, examples: Path, labels: Path, generation: GenerationSettings, dataset: str,
-    batch: int, threads: int, seed: int,
+    *, questions: Path, weights: Path, examples: Path, labels: Path, samples: Path, generation: GenerationSettings,
+    dataset: str, batch: int, threads: int, seed: int,
 ) -> None:  # fmt: skip
-    """Write the judged answers as examples, and the counts of all verdicts."""
+    """Write the judged greedy answers as examples, the counts of all verdicts, and every answer with the drawn ones."""
     torch.set_num_threads(threads)
     chosen = answering.choose_questions(frames.read_parquet(questions), generation.questions, seed)
-    continuations = answering.complete(
+    prompts = chosen["prompt"].tolist()
+    decode = functools.partial(
+        complete,
         models.load_model(weights.parent, extraction.best_device()),
         models.load_tokenizer(weights.parent),
-        chosen["prompt"].tolist(),
         max_new_tokens=generation.max_new_tokens,
         batch=batch,
         dataset=dataset,
     )
-    marked = answering.mark(chosen, continuations, dataset)
+    greedy = decode(prompts)
+    drawn = []
+    if generation.samples:
+        repeated = [prompt for prompt in prompts for _ in range(generation.samples)]
+        draws = answering.uniform_numbers(chosen["id"].tolist(), generation.samples, generation.max_new_tokens, seed)
+        drawn = decode(repeated, draws=draws, temperature=generation.temperature)
+    marked = answering.mark(chosen, [each.text for each in greedy], dataset)
     with files.atomic_write(examples, "wb") as stream:
         marked.examples.to_parquet(stream, index=False)
     files.write_json(labels, marked.counts)
+    table = answering.sample_table(chosen, greedy, drawn)
+    with files.atomic_write(samples, "wb") as stream:
+        table.to_parquet(stream, index=False)
+    shares = {
+        name: f"{counts['wrong']} of {counts['correct'] + counts['wrong']}"
+        for name, counts in marked.counts["by_relation"].items()
+    }
+    log.info(
+        "%s: %d questions, %d of %d marked answers wrong (%s); left out: %d ambiguous, %d empty",
+        dataset, len(chosen), int(marked.examples["label"].sum()), len(marked.examples),
+        ", ".join(f"{name} {share}" for name, share in shares.items()), marked.counts["ambiguous"], marked.counts["empty"],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

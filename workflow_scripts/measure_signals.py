@@ -7,42 +7,51 @@ import pandas as pd
 
 from ghosttrack import files, frames, job
 from ghosttrack.errors import UserError
-from ghosttrack.tracks import metrics
+from ghosttrack.tracks import clusters as semantic
+from ghosttrack.tracks.redundancy import rank, redundancy
+from ghosttrack.tracks.signals import NAMES, measure_examples
 from ghosttrack.tracks.track_table import Reader
 
 log = logging.getLogger("ghosttrack")
 
 
 def main(
-    *, tracks: list[Path], tracks_manifests: list[Path], outputs: Path, signals: list[Path], variants: list[str]
-) -> None:
-    """Measure every token, average over each example's answer tokens, and say which metrics carry nothing.
+    *, tracks: list[Path], tracks_manifests: list[Path], outputs: Path, errors: Path, clusters: Path,
+    signals: list[Path], redundant: Path, variants: list[str],
+) -> None:  # fmt: skip
+    """Measure every token, average over each example's answer tokens, and write down which metrics carry nothing.
 
     `tracks`, `tracks_manifests` and `signals` go with `variants`.
     """
     examples = frames.read_parquet(outputs, columns=["id", "row_start", "row_count"])
     if examples.empty:
         raise UserError(f"{outputs} has no examples: check the data set in config/datasets")
+    start, count = (examples[name].to_numpy("int64") for name in ("row_start", "row_count"))
+    table, left = frames.read_parquet(clusters), frames.read_parquet(errors).to_numpy("float32")
+    found = []
     for variant, directory, manifest, path in zip(variants, tracks, tracks_manifests, signals, strict=True):
-        table = measured(Reader(directory, manifest), examples)
-        redundant = metrics.redundancy(table)
+        reader = Reader(directory, manifest)
+        measured = measure_examples(reader, start, count, semantic.lookup(table, reader.layers), left)
+        frame = measured.signals
+        found.append(redundancy(frame, NAMES).assign(variant=variant))
+        nothing = found[-1]
         log.info(
             "%s: %d examples, %d metrics of rank %d; constant: %s; repeats: %s",
-            variant, len(table), len(metrics.NAMES), redundant.rank, ", ".join(redundant.constant) or "none",
-            ", ".join(f"{name} = {of}" for name, of in redundant.repeats.items()) or "none",
+            variant, len(frame), len(NAMES), rank(frame, NAMES), ", ".join(nothing["metric"][nothing["constant"]]) or "none",
+            ", ".join(f"{row.metric} = {row.repeats}" for row in nothing.itertuples() if row.repeats) or "none",
         )  # fmt: skip
+        frame.insert(0, "id", examples["id"].to_numpy())
         # The parquet file's own metadata keeps it, under PANDAS_ATTRS.
-        table.attrs = {"redundancy": redundant._asdict()}
+        frame.attrs = {
+            "layers": reader.layers, "rows": reader.rows, "track_lengths": measured.lengths.tolist(),
+            "links": measured.links.tolist(),
+        }  # fmt: skip
         with files.atomic_write(path, "wb") as stream:
-            table.to_parquet(stream, index=False)
-
-
-def measured(tracks: Reader, examples: pd.DataFrame) -> pd.DataFrame:
-    """One row per example: its id, and every metric averaged over its answer tokens."""
-    start, count = (examples[name].to_numpy("int64") for name in ("row_start", "row_count"))
-    table = pd.DataFrame(metrics.measure_examples(tracks, start, count), columns=list(metrics.NAMES))
-    table.insert(0, "id", examples["id"].to_numpy())
-    return table
+            frame.to_parquet(stream, index=False)
+    with files.atomic_write(redundant) as text:
+        pd.concat(found)[["variant", "metric", "family", "constant", "repeats", "correlation"]].to_csv(
+            text, index=False
+        )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from ghosttrack import files, job
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import track_run
+from ghosttrack.tracks.token_errors import token_errors
 from ghosttrack.tracks.tracking import Options
 
 log = logging.getLogger("ghosttrack")
@@ -24,13 +26,14 @@ def main(
     neighbours: list[Path],
     tracks: list[Path],
     tracks_manifests: list[Path],
+    errors: Path,
     layers: list[int],
     variants: list[str],
     tracking: TrackingSettings,
     seed: int,
     threads: int,
 ) -> None:
-    """Encode the answer tokens, link their features by each variant's rule, and write the tracks.
+    """Encode the answer tokens, link their features by each variant's rule, and write the tracks and the errors.
 
     `stores`, `manifests` and `weights` go with `layers`, `neighbours` with all of them but the last;
     `tracks` and `tracks_manifests` go with `variants`.
@@ -48,6 +51,9 @@ def main(
         about = track_run.track(opened, saes, layers, plan, options, variant, seed, directory)
         files.write_json(manifest, {**about, "seed": seed, "inputs_sha256": digests})
         tell(variant, about["counts"])
+    names = [f"layer_{layer:02d}" for layer in layers]
+    with files.atomic_write(errors, "wb") as stream:
+        pd.DataFrame(token_errors(opened, weights), columns=names).to_parquet(stream, index=False)
 
 
 def tell(variant: str, counts: Mapping[str, Any]) -> None:

@@ -44,6 +44,7 @@ class Run(NamedTuple):
     quality: list[Path]
     answers: Path
     neighbours: list[Path]
+    links: Path
     signals: list[Path]
     scores: list[Path]
     examples: list[Path]
@@ -95,6 +96,7 @@ def make(folder: Path, seed: int = 0) -> Run:
         _quality(folder),
         _answers(folder),
         _neighbours(folder, rng),
+        _links(folder),
         _signals(folder, rng),
         [folder / "detection" / "scores.parquet"],
         examples,
@@ -258,6 +260,16 @@ def _neighbours(folder: Path, rng: np.random.Generator) -> list[Path]:
     return paths
 
 
+def _links(folder: Path) -> Path:
+    path = folder / "neighbours" / "links.csv"
+    pd.DataFrame({
+        "layer": LAYERS[:-1], "next_layer": LAYERS[1:], "tokens": 16000, "links": 8000, "permuted_links": 9,
+        "links_per_token": [74.0, 78.8, 79.4, 78.7, 85.2], "permuted_links_per_token": [0.0, 0.0, 0.1, 0.0, 0.0],
+        "next_fires": 0.3, "next_fires_relinked": 0.04,
+    }).to_csv(path, index=False)  # fmt: skip
+    return path
+
+
 def _signals(folder: Path, rng: np.random.Generator) -> list[Path]:
     from ghosttrack.report import link_summary
 
@@ -268,9 +280,15 @@ def _signals(folder: Path, rng: np.random.Generator) -> list[Path]:
             level = {"default": (22.2, 1.9), "permuted": (6.9, 1.08), "untracked": (0.0, 1.0)}[variant]
             path = folder / "signals" / f"{dataset}.{variant}.parquet"
             noise = 1 + 0.1 * rng.standard_normal(n)
-            pd.DataFrame({
+            table = pd.DataFrame({
                 "id": [f"{dataset}-{number}" for number in range(n)], link_summary.LINKS: level[0] * noise,
                 link_summary.LENGTH: np.maximum(level[1] * noise, 1),
-            }).to_parquet(path)  # fmt: skip
+            })  # fmt: skip
+            rows, steps = 4 * n, np.arange(len(LAYERS))
+            table.attrs = {
+                "layers": LAYERS, "rows": rows, "links": [round(rows * level[0] / 5) * int(step > 0) for step in steps],
+                "track_lengths": [round(1000 * (level[1] - 1) ** step) for step in steps.tolist()],
+            }  # fmt: skip
+            table.to_parquet(path)
             paths.append(path)
     return paths

@@ -15,7 +15,7 @@ from ghosttrack.settings import DatasetSettings, Settings
 PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
     "extract_activations", "extract_heldout", "extract_examples", "fetch_sae", "train_sae", "evaluate_sae",
-    "describe_features", "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
+    "describe_features", "find_neighbours", "cluster_features", "track_features", "measure_signals", "audit_dataset", "train_detectors",
     "measure_answers", "evaluate_detectors", "check_results", "draw_figures", "write_report", "check_claims",
 )  # fmt: skip
 
@@ -138,7 +138,15 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
     for name in settings.datasets:
         if datasets[name].mode == "generated":
             yield "fetch_questions", name, [f"datasets/{name}/questions.parquet"]
-            yield "generate_answers", name, [f"datasets/{name}/examples.parquet", f"datasets/{name}/labels.json"]
+            yield (
+                "generate_answers",
+                name,
+                [
+                    f"datasets/{name}/examples.parquet",
+                    f"datasets/{name}/labels.json",
+                    f"datasets/{name}/samples.parquet",
+                ],
+            )
         else:
             yield "fetch_dataset", name, [f"datasets/{name}/examples.parquet"]
     yield "extract_heldout", "", [f"heldout/{layer}.json" for layer in folders]
@@ -149,6 +157,7 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
         yield "describe_features", layer, [f"features/{layer}.parquet"]
     for layer in folders[:-1]:
         yield "find_neighbours", layer, [f"neighbours/{layer}.npz"]
+    yield "cluster_features", "", ["clusters.parquet", "cluster_labels.parquet", "neighbours/links.csv"]
     for name in settings.datasets:
         yield "extract_examples", name, [f"examples/{name}/{layer}.json" for layer in [*folders, "embedding"]]
         yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]

@@ -35,7 +35,18 @@ PLUMBING = frozenset(
 # Parsed sources of an earlier process, by name, size and date.
 MEMORY = Path(".snakemake") / "ghosttrack_sources.json"
 # Packages whose version may change a result; recorded beside it.
-LIBRARIES = ("torch", "transformers", "zarr", "numcodecs", "numpy", "scipy", "pandas", "scikit-learn", "snakemake")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "zarr",
+    "numcodecs",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "scikit-network",
+    "snakemake",
+)
 
 
 class Source(NamedTuple):

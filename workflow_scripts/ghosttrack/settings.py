@@ -204,6 +204,16 @@ class TrackingSettings(Section):
     rescue: int = Field(
         4, ge=1, description="Detections down to rank top_k x rescue may continue a track but not start one."
     )
+    cluster_resolution: float = Field(
+        25.0,
+        gt=0,
+        description="Semantic clusters: resolution of modularity per 10,000 features of all layers; higher gives more and smaller clusters (25: about 20 features each in the default).",
+    )
+    cluster_coactivation: float = Field(
+        0.5,
+        ge=0,
+        description="Semantic clusters: weight of firing on the same held-out tokens beside the similarity of decoder rows; 0: decoders alone.",
+    )
     variants: list[Literal["default", "permuted", "random", "shuffled", "untracked"]] = Field(
         ["default", "untracked"],
         min_length=1,
@@ -216,6 +226,15 @@ class GenerationSettings(Section):
 
     max_new_tokens: int = Field(12, ge=1, le=512, description="Longest generated answer.")
     questions: int = Field(200, ge=4, description="Questions per generated data set, spread evenly over its relations.")
+    samples: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="Answers drawn for each question beside the greedy one, for self-consistency and semantic entropy; 0: none.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="Divides the logits before an answer is drawn; below 1: closer to the greedy answer."
+    )
 
 
 class DetectionSettings(Section):

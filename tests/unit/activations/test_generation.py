@@ -10,7 +10,8 @@ import small_models
 import torch
 
 from ghosttrack.activations import generation
-from ghosttrack.activations.generation import choose_questions, complete, mark
+from ghosttrack.activations.decoding import Written, complete
+from ghosttrack.activations.generation import choose_questions, mark, sample_table, uniform_numbers
 from ghosttrack.errors import UserError
 from ghosttrack.files import read_json
 
@@ -32,24 +33,97 @@ def model(request: pytest.FixtureRequest) -> Any:
     return small_models.make_model(request.param)
 
 
-def slowly(model: Any, tokenizer: Any, prompt: str, count: int) -> str:
-    """The obvious way: one prompt, no padding, no cache."""
+def slowly(
+    model: Any, tokenizer: Any, prompt: str, count: int, draws: np.ndarray | None = None, temperature: float = 1.0
+) -> tuple[str, list[float]]:
+    """The obvious way: one prompt, no padding, no cache, nothing shared; text and log-probability of each token."""
     start = [0, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    ids = list(start)
-    for _ in range(count):
+    ids, logprobs = list(start), []
+    before = len(tokenizer.decode(start[1:]))
+    for step in range(count):
         with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] == tokenizer.eos_token_id:
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        if draws is None:
+            token = int(logits.argmax())
+        else:
+            summed = np.cumsum(torch.softmax(logits / temperature, 0).numpy())
+            token = int(np.flatnonzero(summed > draws[step] * summed[-1])[0])
+        ids.append(token)
+        logprobs.append(float(torch.log_softmax(logits, 0)[token]))
+        text = tokenizer.decode(ids[1:], skip_special_tokens=True)[before:]
+        if token == tokenizer.eos_token_id or (text.strip() and "\n" in tokenizer.decode([token])):
             break
-    whole: str = tokenizer.decode(ids[1:], skip_special_tokens=True)
-    return whole[len(tokenizer.decode(start[1:])) :]
+    return tokenizer.decode(ids[1:], skip_special_tokens=True)[before:], logprobs
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4])
+def assert_same(found: Written, expected: tuple[str, list[float]]) -> None:
+    assert found.text == expected[0]
+    assert found.logprobs == pytest.approx(expected[1], abs=1e-4)
+    assert len(found.ends) == len(found.logprobs)
+    assert found.ends[-1] == len(found.text)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
 def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(model: Any, tokenizer: Any, batch: int) -> None:
-    found = complete(model, tokenizer, PROMPTS, max_new_tokens=6, batch=batch, dataset="x")
-    assert found == [slowly(model, tokenizer, prompt, 6) for prompt in PROMPTS]
-    assert all(found)
+    # The last three share their head with the first, as questions share their solved examples.
+    prompts = [*PROMPTS, *(f"{PROMPTS[1]} {end}" for end in ("Ada", "gold", "Is it Paris"))]
+    for found, prompt in zip(
+        complete(model, tokenizer, prompts, max_new_tokens=6, batch=batch, dataset="x"), prompts, strict=True
+    ):
+        assert_same(found, slowly(model, tokenizer, prompt, 6))
+        assert found.text
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+def test_drawn_answers_follow_from_their_own_numbers_alone(model: Any, tokenizer: Any, batch: int) -> None:
+    prompts = [prompt for prompt in PROMPTS for _ in range(3)]
+    draws = uniform_numbers(PROMPTS, 3, 6, seed=5)
+    found = complete(
+        model, tokenizer, prompts, max_new_tokens=6, batch=batch, dataset="x", draws=draws, temperature=0.7
+    )
+    for each, prompt, numbers in zip(found, prompts, draws, strict=True):
+        assert_same(each, slowly(model, tokenizer, prompt, 6, numbers, 0.7))
+    assert len({each.text for each in found}) > len(PROMPTS)
+
+
+def test_a_question_keeps_its_numbers_when_others_come_or_more_samples_are_asked_for() -> None:
+    few, more = uniform_numbers(["a", "b"], 2, 4, seed=1), uniform_numbers(["b", "c"], 3, 4, seed=1)
+    assert few[2:].tolist() == more[:2].tolist()
+    assert few.tolist() != uniform_numbers(["a", "b"], 2, 4, seed=2).tolist()
+
+
+def test_drawn_tokens_are_as_frequent_as_the_model_says(model: Any, tokenizer: Any) -> None:
+    numbers = (np.arange(2000) + 0.5)[:, None] / 2000
+    found = complete(
+        model, tokenizer, [PROMPTS[0]] * 2000, max_new_tokens=1, batch=500, dataset="x", draws=numbers, temperature=2.0
+    )
+    ids = [0, *tokenizer(PROMPTS[0], add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    expected, plain = torch.softmax(logits / 2, 0), torch.log_softmax(logits, 0)
+    # Each token's log-probability is the model's own, at temperature 1; the shares are those at temperature 2.
+    counted = pd.Series([round(each.logprobs[0], 4) for each in found]).value_counts(normalize=True)
+    for token in expected.topk(5).indices.tolist():
+        alike = (plain - plain[token]).abs() < 1e-4
+        assert counted[round(float(plain[token]), 4)] == pytest.approx(float(expected[alike].sum()), abs=2e-3)
+
+
+def test_an_answer_ends_with_its_first_line(tokenizer: Any) -> None:
+    model = small_models.make_model("gpt2")
+    script = tokenizer("\n\nParis it\nand more", add_special_tokens=False)["input_ids"]
+    start = len(tokenizer("Is it", add_special_tokens=False)["input_ids"]) + 1
+    own = type(model).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = own(self, *args, **kwargs)
+        place = result.past_key_values.get_seq_length() - start
+        result.logits[:, -1] = -10.0
+        result.logits[:, -1, script[max(place, 0)]] = 10.0
+        return result
+
+    model.forward = forward.__get__(model)
+    (found,) = complete(model, tokenizer, ["Is it"], max_new_tokens=30, batch=1, dataset="x")
+    assert found.text == "\n\nParis it\n"
 
 
 def test_the_sampling_defaults_of_a_model_are_ignored(model: Any, tokenizer: Any) -> None:
@@ -118,6 +192,40 @@ def test_chosen_questions_are_spread_evenly_over_relations_and_keep_their_order(
     assert choose_questions(frame, 100, seed=0) is frame
 
 
+def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
+    def said(text: str, *logprobs: float) -> Written:
+        ends = np.linspace(0, len(text), len(logprobs) + 1).round().astype(int)[1:]
+        return Written(text, tuple(ends.tolist()), logprobs)
+
+    france, chad = questions().iloc[[0]], questions().iloc[[3]]
+    table = sample_table(
+        pd.concat([france, chad]),
+        [said(" Paris.\n", -1.0, -2.0), said(" the N'Djamena", -0.5)],
+        [
+            said(" PARIS", -3.0), said(" Lyon", -4.0), said(" Paris or N'Djamena", -1.0, -1.0, -1.0),
+            said("", ), said(" N\u2019Djamena\n", -0.25, -0.25), said(" none", -1.0),
+        ],
+    )  # fmt: skip
+    assert table["id"].tolist() == ["q0France"] * 4 + ["q0Chad"] * 4
+    assert table["sample"].tolist() == [0, 1, 2, 3] * 2
+    assert table["cluster"].tolist() == [0, 0, 1, 2, 0, 1, 0, 2]
+    assert table["verdict"].tolist() == [
+        "correct", "correct", "wrong", "ambiguous", "correct", "empty", "correct", "empty",
+    ]  # fmt: skip
+    assert table["correct"].tolist()[:3] == [True, True, False]
+    assert table["correct"].isna().tolist() == [False, False, False, True, False, True, False, True]
+    assert table["logprob_sum"].tolist() == [-3.0, -3.0, -4.0, -3.0, -0.5, 0.0, -0.5, -1.0]
+    assert table["tokens"].tolist() == [2, 1, 1, 3, 1, 0, 2, 1]
+
+
+def test_clusters_do_not_know_the_gold_answers() -> None:
+    same = [Written(text, (len(text),), (-1.0,)) for text in (" Burma", " Myanmar")]
+    asked = pd.DataFrame([{"id": "q", "relation": "r", "gold": ["Myanmar", "Burma"]}])
+    table = sample_table(asked, same[:1], same[1:])
+    assert table["correct"].tolist() == [True, True]
+    assert table["cluster"].tolist() == [0, 1]
+
+
 def test_the_script_writes_examples_and_counts_the_same_twice(tmp_path: Path, tokenizer: Any) -> None:
     import generate_answers
     from ghosttrack.settings import GenerationSettings
@@ -128,8 +236,10 @@ def test_the_script_writes_examples_and_counts_the_same_twice(tmp_path: Path, to
         generate_answers.main(
             questions=tmp_path / "questions.parquet", weights=tmp_path / "model" / "model.safetensors",
             examples=tmp_path / f"{name}.parquet", labels=tmp_path / f"{name}.json", dataset="facts", batch=4,
-            generation=GenerationSettings(max_new_tokens=5, questions=8), threads=1, seed=0,
+            samples=tmp_path / f"{name}.samples.parquet", threads=1, seed=0,
+            generation=GenerationSettings(max_new_tokens=5, questions=8, samples=2),
         )  # fmt: skip
+    assert (tmp_path / "x.samples.parquet").read_bytes() == (tmp_path / "y.samples.parquet").read_bytes()
     assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
     counts = read_json(tmp_path / "x.json")
     assert counts == read_json(tmp_path / "y.json")
@@ -140,3 +250,8 @@ def test_the_script_writes_examples_and_counts_the_same_twice(tmp_path: Path, to
     spans = zip(examples["text"], examples["answer_start"], examples["answer_end"], strict=True)
     assert [text[start:end] for text, start, end in spans] == examples["answer"].tolist()
     assert np.isin(examples["group"], ["France", "Italy", "Spain", "Chad"]).all()
+    samples = pd.read_parquet(tmp_path / "x.samples.parquet")
+    assert len(samples) == 8 * 3
+    first = samples[samples["sample"] == 0].set_index("id")
+    assert first.loc[examples["id"], "answer"].tolist() == examples["answer"].tolist()
+    assert (first.loc[examples["id"], "correct"].to_numpy(bool) == (examples["label"] == 0).to_numpy()).all()

@@ -58,6 +58,35 @@ def test_the_answer_ends_at_the_first_line_or_sentence(text: str, expected: str)
         ("six", ["6"], CORRECT),
         ("6", ["six"], CORRECT),
         ("twenty-two", ["22"], CORRECT),
+        ("\u0662\u0662", ["22"], CORRECT),  # Arabic-Indic digits
+        ("22.0", ["22"], CORRECT),
+        ("007", ["7"], CORRECT),
+        ("70", ["7"], WRONG),
+        ("100", ["1"], WRONG),
+        ("1.50", ["1.5"], CORRECT),
+        ("0", ["zero"], CORRECT),
+        ("3,500", ["3500"], CORRECT),
+        ("3\u202f500", ["3500"], CORRECT),
+        ("3 500", ["3500"], WRONG),
+        ("a hundred", ["100"], CORRECT),
+        ("two hundred", ["100"], WRONG),
+        ("a million", ["1,000,000"], CORRECT),
+        ("minus six", ["-6"], CORRECT),
+        ("negative 6", ["\u22126"], CORRECT),
+        ("minus six", ["6"], WRONG),
+        ("Stra\u00dfe", ["Strasse"], CORRECT),
+        ("\u0391\u0398\u0397\u039d\u0391", ["\u0391\u03b8\u03ae\u03bd\u03b1"], CORRECT),
+        ("\u0130stanbul", ["Istanbul"], CORRECT),
+        ("\u0110\u00e0 N\u1eb5ng", ["Da Nang"], CORRECT),
+        ("\u00d0\u00e0 N\u1eb5ng", ["Da Nang"], CORRECT),  # eth, which looks the same
+        ("Ndjamena", ["N'Djamena"], CORRECT),
+        ("Nuku\u02bbalofa", ["Nuku'alofa"], CORRECT),
+        ("Nukualofa", ["Nuku'alofa"], CORRECT),
+        ("Sanaa", ["Sana'a"], CORRECT),
+        ("C\u00f4te d\u2019Ivoire", ["Cote d'Ivoire"], CORRECT),
+        ("'Paris'", ["Paris"], CORRECT),
+        ("It isn't Paris", ["Paris"], AMBIGUOUS),
+        ("I don\u2019t know", ["Paris"], EMPTY),
         ("one hundred and five", ["105"], CORRECT),
         ("one hundred five", ["105"], CORRECT),
         ("two thousand", ["2,000"], CORRECT),
@@ -135,6 +164,8 @@ def test_numbers_in_words_become_digits_and_other_words_stay() -> None:
     assert normalise("one hundred and twenty-three") == ("123",)
     assert normalise("three million two hundred thousand and one") == ("3200001",)
     assert normalise("twenty twelve") == ("20", "12")
+    assert normalise("one hundred million") == ("100000000",)
+    assert normalise("hundred years") == ("100", "years")
     assert normalise("Rock and Roll") == ("rock", "and", "roll")
     assert normalise("carbon-14") == ("carbon", "14")
 

@@ -28,6 +28,7 @@ def inputs(folder: Path) -> figures.Inputs:
         ),
         answers=pd.read_csv(run.answers),
         datasets=list(fake_results.SETS),
+        firings=pd.read_csv(run.links),
     )
 
 
@@ -66,7 +67,7 @@ def test_a_data_set_that_was_not_run_leaves_an_empty_panel(run: figures.Inputs, 
 
 def test_one_layer_has_no_links_and_still_a_figure(run: figures.Inputs, tmp_path: Path) -> None:
     figures.draw(
-        run._replace(quality={10: run.quality[10]}, neighbours={}),
+        run._replace(quality={10: run.quality[10]}, neighbours={}, signals={}, firings=None),
         [tmp_path / "links.png", tmp_path / "sae_quality.png"],
     )
     assert (tmp_path / "links.png").exists()
@@ -100,6 +101,29 @@ def test_track_means_leave_out_tables_without_links() -> None:
         }
     )
     assert found.to_dict("records") == [{"dataset": "cities", "variant": "default", "links": 2.0, "length": 1.5}]
+
+
+def noted(rows: int, links: list[int], lengths: list[int], layers: list[int]) -> pd.DataFrame:
+    table = pd.DataFrame({link_summary.LINKS: [1.0]})
+    table.attrs = {"rows": rows, "links": links, "track_lengths": lengths, "layers": layers}
+    return table
+
+
+def test_links_by_layer_and_lengths_of_tracks_are_pooled_over_data_sets() -> None:
+    signals = {
+        ("cities", "default"): noted(10, [0, 20, 5], [6, 2, 0], [1, 3, 5]),
+        ("capitals", "default"): noted(30, [0, 20, 75], [0, 0, 2], [1, 3, 5]),
+        ("cities", "untracked"): noted(10, [0, 0, 0], [4, 0, 0], [1, 3, 5]),
+        ("cities", "shuffled"): noted(10, [0, 1, 1], [0, 0, 0], [3, 1, 5]),
+        ("cities", "older"): pd.DataFrame({link_summary.LINKS: [1.0]}),
+    }
+    first, second = link_summary.flows(signals)
+    assert (first.variant, first.layers, first.per_token.tolist()) == ("default", [1, 3, 5], [0.0, 1.0, 2.0])
+    assert (second.variant, second.per_token.tolist()) == ("untracked", [0.0, 0.0, 0.0])
+    found = link_summary.lengths(signals)
+    assert {variant: share.tolist() for variant, share in found.items()} == {
+        "default": [1.0, 0.4, 0.2], "untracked": [1.0, 0.0, 0.0],
+    }  # fmt: skip
 
 
 def test_curves_keep_their_ends_when_thinned() -> None:

@@ -27,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figures = [folder / "figures" / f"{name}.{kind}" for name, kind in product(FIGURES, ["svg"])]
     draw_figures.main(
         metrics=run.metrics, curves=run.curves, calibration=run.calibration, quality=run.quality, answers=run.answers, neighbours=run.neighbours,
-        signals=run.signals, figures=figures, layers=fake_results.LAYERS, datasets=list(fake_results.SETS),
+        links=run.links, signals=run.signals, figures=figures, layers=fake_results.LAYERS, datasets=list(fake_results.SETS),
         variants=fake_results.VARIANTS,
     )  # fmt: skip
     write_report.main(

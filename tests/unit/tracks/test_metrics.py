@@ -1,42 +1,14 @@
 """Metrics of tracks: worked by hand, and against a plain loop over tokens and tracks on random data."""
 
 import math
-from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
+from small_tracks import hand_worked, random_table
 
-import measure_signals
-from ghosttrack import files
-from ghosttrack.errors import UserError
-from ghosttrack.tracks import track_table
-from ghosttrack.tracks.metrics import LINKAGE, NAMES, ORIGINAL, measure, measure_examples, redundancy, track_numbers
-from ghosttrack.tracks.track_table import Table, blank
-
-
-def random_table(rows: int, layers: int, slots: int, seed: int, silent: bool = True) -> Table:
-    """Random detections with random valid links of gap 1 and 2; some tokens are empty."""
-    generator = np.random.default_rng(seed)
-    table = blank(rows, layers, slots)
-    for row in range(rows):
-        if silent and row % 7 == 3:
-            continue
-        free: list[set[int]] = []
-        for layer in range(layers):
-            count = int(generator.integers(0, slots + 1))
-            table.feature[row, layer, :count] = generator.permutation(50)[:count]
-            table.activation[row, layer, :count] = generator.random(count) * 2 + 0.01
-            free.append(set(range(count)))
-            for slot in range(count):
-                gap = int(generator.integers(0, 3))
-                if gap and layer >= gap and free[layer - gap]:
-                    source = int(generator.choice(sorted(free[layer - gap])))
-                    free[layer - gap].remove(source)
-                    table.previous[row, layer, slot], table.gap[row, layer, slot] = source, gap
-                    table.surplus[row, layer, slot] = generator.random()
-    return table
+from ghosttrack.tracks.metrics import LINKAGE, NAMES, ORIGINAL, measure, track_numbers
+from ghosttrack.tracks.track_table import Table
 
 
 def slow_token(table: Table, row: int, scale: np.ndarray) -> dict[str, float]:
@@ -114,20 +86,6 @@ def test_every_metric_equals_a_plain_loop(layers: int, slots: int) -> None:
             assert value == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
 
 
-def hand_worked() -> Table:
-    """Three layers. Track A: 1, 1, 1. Track B: 3, silent, 1. Track C: born in layer 2, there only (2)."""
-    table = blank(1, 3, 3)
-    for layer, slot, activation, previous, gap, surplus in (
-        (0, 0, 3.0, -1, 0, 0.0), (0, 1, 1.0, -1, 0, 0.0),
-        (1, 0, 1.0, 1, 1, 0.2),
-        (2, 0, 2.0, -1, 0, 0.0), (2, 1, 1.0, 0, 1, 0.4), (2, 2, 1.0, 0, 2, 0.3),
-    ):  # fmt: skip
-        table.feature[0, layer, slot] = 10 * layer + slot
-        table.activation[0, layer, slot], table.previous[0, layer, slot] = activation, previous
-        table.gap[0, layer, slot], table.surplus[0, layer, slot] = gap, surplus
-    return table
-
-
 def test_a_token_worked_by_hand() -> None:
     found = dict(zip(NAMES, measure(hand_worked(), np.ones(3))[0], strict=True))
     h0 = 2 - 0.75 * math.log2(3)  # shares 3/4, 1/4
@@ -161,66 +119,3 @@ def test_without_links_every_detection_is_a_track_of_its_own() -> None:
     assert (found["linkage_track_length"] == 1).all()
     assert (found[["stability_mean", "stability_min", "linkage_links_per_token"]] == 0).all(axis=None)
     assert np.allclose(found["churn_births_per_layer"], found["density_mean"])
-
-
-class Stored:
-    def __init__(self, table: Table) -> None:
-        self.table, self.rows, self.scale = table, len(table.feature), np.ones(table.feature.shape[1])
-
-    def read(self, start: int, stop: int) -> Any:
-        return self.table.part(start, stop)
-
-
-def test_an_example_is_the_mean_of_its_tokens_that_have_detections() -> None:
-    table = random_table(30, 3, 5, seed=2)
-    start, count = np.array([0, 3, 4, 20]), np.array([3, 1, 16, 10])  # token 3 is empty
-    found = measure_examples(Stored(table), start, count)
-    tokens = measure(table, np.ones(3))
-    for example, (first, size) in enumerate(zip(start, count, strict=True)):
-        rows = tokens[first : first + size]
-        rows = rows[np.isfinite(rows[:, 0])]
-        assert found[example] == pytest.approx(rows.mean(0) if len(rows) else np.zeros(len(NAMES)))
-
-
-def test_a_text_said_twice_as_long_measures_the_same() -> None:
-    table = random_table(4, 3, 5, seed=4, silent=False)
-    twice = Table(*(np.concatenate([column, column]) for column in cast(Any, table)))
-    once = measure_examples(Stored(table), np.array([0]), np.array([4]))
-    assert measure_examples(Stored(twice), np.array([0]), np.array([8])) == pytest.approx(once)
-
-
-def test_rows_outside_the_tracks_are_refused() -> None:
-    with pytest.raises(UserError, match="the tracks have 5"):
-        measure_examples(Stored(random_table(5, 2, 3, seed=0)), np.array([0, 3]), np.array([3, 3]))
-
-
-def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
-    generator = np.random.default_rng(0)
-    a, b = generator.random(50), generator.random(50)
-    table = pd.DataFrame({"a": a, "flat": 0.1, "b": b, "twice": 3 - 2 * a, "sum": a + b})
-    found = redundancy(table, list(table))
-    assert found.constant == ["flat"]
-    assert found.repeats == {"twice": "a"}
-    assert found.rank == 2
-
-
-def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: Path) -> None:
-    table = random_table(12, 3, 5, seed=6)
-    with track_table.writer(tmp_path / "t.zarr", rows=12, layers=3, slots=5, chunk_slots=5) as out:
-        out.append(table)
-        out.finish({})
-    about = {"rows": 12, "layers": [1, 2, 3], "variant": "default", "top_k": 5, "activation_scale": [1.0, 2.0, 3.0]}
-    files.write_json(tmp_path / "t.json", {**about, "store_sha256": track_table.digest(tmp_path / "t.zarr")})
-    pd.DataFrame({"id": ["x", "y", "z"], "row_start": [0, 4, 6], "row_count": [4, 2, 6]}).to_parquet(
-        tmp_path / "o.parquet"
-    )
-    measure_signals.main(
-        tracks=[tmp_path / "t.zarr"] * 2, tracks_manifests=[tmp_path / "t.json"] * 2, variants=["default", "untracked"],
-        outputs=tmp_path / "o.parquet", signals=[tmp_path / "one.parquet", tmp_path / "two.parquet"],
-    )  # fmt: skip
-    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
-    signals = pd.read_parquet(tmp_path / "one.parquet")
-    assert list(signals) == ["id", *NAMES]
-    assert signals["id"].tolist() == ["x", "y", "z"]
-    assert np.isfinite(signals[list(NAMES)]).all(axis=None)
-    assert signals.attrs["redundancy"]["repeats"]["churn_births_per_layer"] == "churn_births"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -332,11 +333,14 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
             tracking=settings, seed=0, threads=1,
         )  # fmt: skip
     track_features.main(
-        **paths, tracks=[tmp_path / "t.zarr", tmp_path / "u.zarr"], layers=layers,
+        **paths, tracks=[tmp_path / "t.zarr", tmp_path / "u.zarr"], layers=layers, errors=tmp_path / "errors.parquet",
         tracks_manifests=[tmp_path / "t.json", tmp_path / "u.json"],
         tracking=settings, variants=["default", "shuffled"], seed=0, threads=1,
     )  # fmt: skip
     assert track_table.Reader(tmp_path / "u.zarr", tmp_path / "u.json").variant == "shuffled"
+    errors = pd.read_parquet(tmp_path / "errors.parquet")
+    assert list(errors) == [f"layer_{layer:02d}" for layer in layers]
+    assert len(errors) == 50
     reader = track_table.Reader(tmp_path / "t.zarr", tmp_path / "t.json")
     assert (reader.layers, reader.rows) == (layers, 50)
     about = files.read_json(tmp_path / "t.json")

@@ -1,23 +1,28 @@
-"""The model's own answers: greedy completions of few-shot prompts, marked against the gold answers."""
+"""The model's own answers: completions of few-shot prompts, marked against the gold answers."""
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import NDArray
 
+from ghosttrack.activations.decoding import Written
 from ghosttrack.errors import UserError
 from ghosttrack.facts import answers
-from ghosttrack.inputs import models
-from ghosttrack.progress import Progress
 
 LABELS = {answers.Verdict.CORRECT: 0, answers.Verdict.WRONG: 1}
 EXAMPLE_COLUMNS = [
     "id", "group", "relation", "subject", "question", "prompt", "answer", "text", "answer_start", "answer_end",
     "label", "mode", "gold",
 ]  # fmt: skip
+# Columns of samples.parquet; `correct` is null where nothing can be said.
+SAMPLE_TYPES = {
+    "id": "str", "sample": "int32", "answer": "str", "logprob_sum": "float64", "tokens": "int32", "cluster": "int32",
+    "verdict": "str", "correct": "boolean",
+}  # fmt: skip
 
 
 class Marked(NamedTuple):
@@ -37,51 +42,10 @@ def choose_questions(questions: pd.DataFrame, count: int, seed: int) -> pd.DataF
     return questions.loc[questions.index.isin(chosen)]
 
 
-def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch: int, dataset: str
-) -> list[str]:
-    """The greedy continuation of each prompt, as text.
-
-    Prompts of like length share a batch, padded on the left; other batches give the same text but
-    for exact ties in rounding.
-
-    Raises:
-        UserError: a prompt and its answer do not fit the model's context.
-    """
-    from transformers import GenerationConfig
-
-    prefix = models.separator(tokenizer)
-    limit = models.max_context(model.config.to_dict())
-    ids_of = tokenizer(list(prompts), add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
-    coded = [[prefix, *ids] for ids in ids_of]
-    longest = max(map(len, coded), default=0)
-    if longest + max_new_tokens > limit:
-        raise UserError(
-            f"data set {dataset}: a prompt of {longest} tokens and generation.max_new_tokens {max_new_tokens} exceed "
-            f"the {limit} tokens that the model takes; lower generation.max_new_tokens or shorten the questions"
-        )
-    # The model's own sampling defaults (penalties, temperature) would make this anything but plain greedy.
-    model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=prefix,
-    )  # fmt: skip
-    results = [""] * len(coded)
-    progress = Progress("generating", len(coded), "answers")
-    by_length = sorted(range(len(coded)), key=lambda number: len(coded[number]))
-    for at in range(0, len(by_length), batch):
-        chosen = by_length[at : at + batch]
-        width = max(len(coded[number]) for number in chosen)
-        ids = torch.full((len(chosen), width), prefix)
-        mask = torch.zeros_like(ids)
-        for row, number in enumerate(chosen):
-            ids[row, width - len(coded[number]) :] = torch.tensor(coded[number])
-            mask[row, width - len(coded[number]) :] = 1
-        with torch.inference_mode():
-            found = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).cpu()
-        for number, row in zip(chosen, found, strict=True):
-            results[number] = _continuation(tokenizer, coded[number][1:], row[width:].tolist())
-        progress.advance(len(chosen))
-    return results
+def uniform_numbers(ids: Sequence[str], samples: int, tokens: int, seed: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1) for drawing, (questions x samples, tokens): a question's own, whatever else is asked."""
+    generators = (np.random.default_rng([seed, zlib.crc32(name.encode())]) for name in ids)
+    return np.concatenate([generator.random((samples, tokens)) for generator in generators])
 
 
 def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) -> Marked:
@@ -89,7 +53,7 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
 
     Args:
         questions: columns id, group, relation, subject, question, prompt, gold (accepted answers).
-        continuations: what the model wrote after each prompt.
+        continuations: the greedy text after each prompt.
         dataset: named in errors.
     Raises:
         UserError: no answer could be judged.
@@ -126,6 +90,35 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
     return Marked(pd.DataFrame(rows)[EXAMPLE_COLUMNS], counts)
 
 
+def sample_table(questions: pd.DataFrame, greedy: Sequence[Written], drawn: Sequence[Written]) -> pd.DataFrame:
+    """Every answer to every question, in the columns of samples.parquet.
+
+    Answers of one question share a cluster if they are the same words after normalisation. The gold answers
+    decide what is correct, never what is the same: a cluster must not know the label.
+
+    Args:
+        greedy: one for each question.
+        drawn: as many for each question as there are samples, question by question.
+    """
+    samples = len(drawn) // max(len(questions), 1)
+    rows: list[tuple[Any, ...]] = []
+    for number, (question, wrong) in enumerate(zip(questions.to_dict("records"), _others(questions), strict=True)):
+        clusters: dict[answers.Words, int] = {}
+        gold = [str(one) for one in question["gold"]]
+        written = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
+        for sample, each in enumerate(written):
+            answer = answers.first_answer(each.text)
+            verdict = answers.judge(answer, gold, wrong)
+            end = each.text.index(answer) + len(answer)
+            tokens = sum(reached < end for reached in each.ends) + 1 if answer else 0
+            cluster = clusters.setdefault(answers.normalise(answer), len(clusters))
+            correct = {answers.Verdict.CORRECT: True, answers.Verdict.WRONG: False}.get(verdict)
+            rows.append(
+                (question["id"], sample, answer, sum(each.logprobs[:tokens]), tokens, cluster, str(verdict), correct)
+            )
+    return pd.DataFrame(rows, columns=list(SAMPLE_TYPES)).astype(SAMPLE_TYPES)
+
+
 def _others(questions: pd.DataFrame) -> list[list[str]]:
     """For each question, the gold answers of the other questions of its relation, less its own, sorted."""
     pools = {
@@ -141,11 +134,3 @@ def _others(questions: pd.DataFrame) -> list[list[str]]:
 def _count(verdicts: Iterable[tuple[str, str]]) -> dict[str, int]:
     found = Counter(verdict for _, verdict in verdicts)
     return {verdict.name.lower(): found[verdict.name.lower()] for verdict in answers.Verdict}
-
-
-def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """Text of the new tokens as it stands after the prompt: some tokenizers drop a leading space when decoded alone."""
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before: str = tokenizer.decode(prompt, **options)
-    after: str = tokenizer.decode(prompt + new, **options)
-    return after[len(before) :]

@@ -21,8 +21,12 @@ class Verdict(StrEnum):
     EMPTY = "empty"  # no word at all, or a refusal
 
 
-# Letters that carry no separable accent: l and d with stroke, o with slash, dotless i, ligatures.
-PLAIN_LETTERS = str.maketrans("\u0142\u0111\u00f8\u0131", "ldoi") | {0xE6: "ae", 0x153: "oe"}
+# Letters that carry no separable accent: l, d and h with stroke, eth, o with slash, dotless i, thorn, ligatures.
+PLAIN_LETTERS = str.maketrans("\u0142\u0111\u0127\u00f0\u00f8\u0131", "ldhdoi") | {0xFE: "th", 0xE6: "ae", 0x153: "oe"}
+# An apostrophe inside a word is no boundary, however it is written: N'Djamena, Ndjamena, Nuku\u02bbalofa.
+APOSTROPHES = "'\u2018\u2019\u02bb\u02bc`\u00b4\u2032"
+# Spaces that only ever stand inside a number: no-break, thin, narrow no-break.
+DIGIT_SPACES = "\u00a0\u2009\u202f"
 ARTICLES = frozenset(("the", "a", "an"))
 # Kuwait City is Kuwait: both sides lose the ending.
 GENERIC_ENDINGS = frozenset(("city",))
@@ -34,14 +38,15 @@ HEDGES = (
     "or", "maybe", "perhaps", "possibly", "probably", "either", "might be", "could be", "may be", "not sure", "unsure", "i think",
     "i guess", "i believe", "it depends",
 )  # fmt: skip
-DENIALS = ("not", "never", "isn t", "is not", "no longer", "rather than", "instead of", "formerly")
+DENIALS = ("not", "never", "isnt", "is not", "no longer", "rather than", "instead of", "formerly")
 REFUSALS = (
-    "unknown", "i don t know", "i do not know", "don t know", "do not know", "n a", "none", "not known", "cannot say", "no idea",
+    "unknown", "i dont know", "i do not know", "dont know", "do not know", "n a", "none", "not known", "cannot say", "no idea",
     "unclear", "not applicable", "no answer",
 )  # fmt: skip
 UNITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")  # fmt: skip
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 NUMBERS = {word: value for value, word in enumerate(UNITS)} | {word: 10 * place for place, word in enumerate(TENS, 2)}
+NEGATIVE = ("minus", "negative")
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 
 
@@ -142,14 +147,26 @@ def normalise(text: str) -> Words:
 
 
 def _tokens(text: str) -> Words:
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = re.sub(rf"(?<=\d)[{DIGIT_SPACES}](?=\d{{3}}(?!\d))", "", text)  # 3 500, with a space of its own
+    plain = unicodedata.normalize("NFKC", plain).casefold()
     plain = "".join(char for char in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(char))
     plain = plain.translate(PLAIN_LETTERS)
+    plain = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)  # 1,000
-    plain = re.sub(r"['\u2019\u02bb`](?=s\b)", "", plain)  # John's -> johns
+    plain = re.sub(rf"(?<=[^\W\d_])[{APOSTROPHES}](?=[^\W\d_])", "", plain)
+    plain = plain.translate(dict.fromkeys(map(ord, APOSTROPHES), " "))
     plain = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", plain)  # u.s. -> us
     words = re.findall(r"[-\u2212]?\d+(?:\.\d+)?|[^\W\d_]+", plain)
-    return tuple(_signed(word, plain) for word in words)
+    return tuple(_canonical(_signed(word, plain)) for word in words)
+
+
+def _canonical(word: str) -> str:
+    """Numbers without zeros that say nothing: 22.0 -> 22, 007 -> 7; other words as they are."""
+    found = re.fullmatch(r"(-?)0*(\d+)(?:\.(\d*?)0*)?", word)
+    if not found:
+        return word
+    sign, whole, part = found.groups()
+    return f"{sign}{whole}.{part}" if part else f"{sign}{whole}"
 
 
 def _signed(word: str, text: str) -> str:
@@ -165,7 +182,7 @@ def _phrase(text: str) -> Words:
 
 
 def _digits(words: Sequence[str]) -> list[str]:
-    """Replace runs of number words by digits: `one hundred and five` -> `105`."""
+    """Replace runs of number words by digits: `one hundred and five` -> `105`, `minus six` -> `-6`."""
     result: list[str] = []
     position = 0
     while position < len(words):
@@ -176,6 +193,8 @@ def _digits(words: Sequence[str]) -> list[str]:
         else:
             result.append(words[position])
             position += 1
+        if len(result) > 1 and result[-2] in NEGATIVE and result[-1].replace(".", "").isdecimal():
+            result[-2:] = [f"-{result[-1]}"]
     return result
 
 
@@ -188,10 +207,10 @@ def _number(words: Sequence[str], start: int) -> tuple[int, int]:
             current += NUMBERS[word]
             # After twenty only a unit can follow; after a unit or a teen, only a scale.
             room = 10 if NUMBERS[word] >= 20 else 0
-        elif word == "hundred" and 0 < current < 100:
-            current, room = current * SCALES[word], 100
-        elif word in SCALES and word != "hundred" and current:
-            total, current, room = total + current * SCALES[word], 0, 100
+        elif word == "hundred" and (0 < current < 100 or position == start):  # the article of "a hundred" is gone
+            current, room = max(current, 1) * SCALES[word], 100
+        elif word in SCALES and word != "hundred" and (current or position == start):
+            total, current, room = total + max(current, 1) * SCALES[word], 0, 100
         elif (
             word == "and"
             and room == 100

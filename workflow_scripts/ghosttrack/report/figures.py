@@ -74,6 +74,7 @@ class Inputs(NamedTuple):
     signals: Mapping[tuple[str, str], pd.DataFrame]
     answers: pd.DataFrame
     datasets: Sequence[str]
+    firings: pd.DataFrame | None = None
 
 
 def draw(inputs: Inputs, outputs: Sequence[Path]) -> None:
@@ -253,10 +254,10 @@ def sae_quality(inputs: Inputs) -> Figure:
 
 
 def links(inputs: Inputs) -> Figure:
-    """Best-match decoder similarity of each layer pair against permuted decoders, with the gate."""
+    """Each layer pair: best-match decoder similarity with its gate, and links per token, against permuted decoders."""
     pairs = link_summary.pairs(inputs.neighbours, sorted(inputs.quality))
-    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+    axes, right = figure.subplots(1, 2)
     at = np.arange(len(pairs))
     kinds = (
         (-0.13, "real", DETECTOR_COLOUR, "o", "real decoders"),
@@ -267,20 +268,42 @@ def links(inputs: Inputs) -> Figure:
         axes.vlines(at + offset, low, high, color=colour, lw=1.6)
         axes.plot(at + offset, middle, marker, color=colour, label=label, ls="")
     axes.hlines([pair.gate for pair in pairs], at - 0.32, at + 0.32, color=GATE_COLOUR, lw=1.6, label="gate")
-    axes.set_xticks(at, [f"{pair.lower} to {pair.upper}" for pair in pairs])
-    axes.set(xlabel="layers", ylabel="best-match cosine", xlim=(-0.6, max(len(pairs) - 0.4, 0.6)))
-    axes.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper left", ncols=3, handletextpad=0.4)
+    axes.set(xlabel="layers", ylabel="best-match cosine")
+    if inputs.firings is not None and len(inputs.firings) == len(pairs):
+        right.plot(at, inputs.firings["links_per_token"], "o", color=DETECTOR_COLOUR, ls="")
+        right.plot(at, inputs.firings["permuted_links_per_token"], "^", color=NULL_COLOUR, ls="")
+    for flow in link_summary.flows(inputs.signals):
+        # Without links there is nothing to show, and random ones are as many by construction.
+        if flow.variant in ("untracked", "random") or len(flow.layers) != len(pairs) + 1:
+            continue
+        colour = DETECTOR_COLOUR if flow.variant == "default" else NULL_COLOUR
+        name = "chosen by the tracker" if flow.variant == "default" else f"chosen, {flow.variant}"
+        right.plot(at, flow.per_token[1:], _TRACKED.get(flow.variant, "x"), color=colour, label=name, ls="", mfc="none")
+    right.set(xlabel="layers", ylabel="links per token")
+    if right.lines:
+        right.set_ylim(-0.03 * right.dataLim.y1, 1.08 * max(right.dataLim.y1, 1.0))
+    for panel in (axes, right):
+        panel.set_xticks(at, [f"{pair.lower} to {pair.upper}" for pair in pairs])
+        panel.set_xlim(-0.6, max(len(pairs) - 0.4, 0.6))
+        panel.grid(axis="x", visible=False)
+        panel.tick_params(axis="x", labelsize=7 if len(pairs) > 6 else 8, rotation=90 if len(pairs) > 8 else 0)
+    figure.legend(loc="outside upper left", ncols=6, handletextpad=0.4)
     return figure
 
 
+# Marker and line of each variant; open markers are links that an association chose.
+_TRACKED = {"default": "s", "permuted": "v", "random": "D", "shuffled": "o", "untracked": "x"}
+_DASHES = {"default": "-", "permuted": ":", "random": "--", "shuffled": "-."}
+
+
 def tracks(inputs: Inputs) -> Figure:
-    """Links per token and mean track length, the tracker beside its nulls, a mark per data set."""
+    """Links per token and mean track length, a mark per data set, and how many tracks last; the tracker beside its nulls."""
     summary = link_summary.tracks(inputs.signals)
     variants = list(dict.fromkeys(summary["variant"]))
-    figure = Figure(figsize=(6.4, 1.3 + 0.34 * len(variants)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, title in zip(panels, ("links", "length"), ("Links per token", "Track length (layers)"), strict=True):
+    figure = Figure(figsize=(8.4, 1.3 + 0.34 * max(len(variants), 3)), layout="constrained")
+    links, length, lasting = figure.subplots(1, 3)
+    panels = ((links, "links", "Links per token"), (length, "length", "Track length (layers)"))
+    for axes, key, title in panels:
         for lane, variant in enumerate(variants):
             values = summary.loc[summary["variant"] == variant, key].to_numpy()
             colour = DETECTOR_COLOUR if variant == "default" else NULL_COLOUR
@@ -292,6 +315,17 @@ def tracks(inputs: Inputs) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set_yticks(range(len(variants)), ["tracker" if name == "default" else name for name in variants])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
+    length.set_yticklabels([])
+    for variant, share in link_summary.lengths(inputs.signals).items():
+        colour = DETECTOR_COLOUR if variant == "default" else NULL_COLOUR
+        name = "tracker" if variant == "default" else variant
+        seen = np.where(share > 0, share, np.nan)
+        style = f"{_TRACKED.get(variant, 'x')}{_DASHES.get(variant, '-')}"
+        lasting.plot(np.arange(1, len(share) + 1), seen, style, color=colour, label=name, mfc="none")
+    lasting.set(title="Tracks of at least so many layers", yscale="log", ylabel="share of tracks")
+    lasting.set_xticks(range(1, 1 + max((len(line.get_xdata()) for line in lasting.lines), default=1)))
+    if len(variants) > 1 and lasting.lines:
+        lasting.legend(fontsize=7)
     return figure
 
 

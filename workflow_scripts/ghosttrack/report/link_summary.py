@@ -45,6 +45,36 @@ def _quantiles(values: np.ndarray) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
+class Flow(NamedTuple):
+    """Links into a layer from the analysed layers below it, per answer token, over all data sets of a variant."""
+
+    variant: str
+    layers: list[int]
+    per_token: np.ndarray  # (layers,)
+
+
+def flows(signals: Mapping[tuple[str, str], pd.DataFrame]) -> list[Flow]:
+    """One entry per variant that visits the layers in their order, as the notes of the signals tables count the links."""
+    found: dict[str, tuple[list[int], np.ndarray, int]] = {}
+    for (_, variant), table in signals.items():
+        about = table.attrs
+        if "links" not in about or list(about["layers"]) != sorted(about["layers"]):
+            continue
+        layers, links, rows = found.get(variant, (list(about["layers"]), np.zeros(len(about["layers"])), 0))
+        found[variant] = (layers, links + np.asarray(about["links"], dtype=np.float64), rows + int(about["rows"]))
+    return [Flow(variant, layers, links / max(rows, 1)) for variant, (layers, links, rows) in found.items()]
+
+
+def lengths(signals: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, np.ndarray]:
+    """Share of tracks with at least 1, 2, ... detections, by variant, over all data sets; those without tracks are left out."""
+    found: dict[str, np.ndarray] = {}
+    for (_, variant), table in signals.items():
+        if "track_lengths" in table.attrs:
+            counted = np.asarray(table.attrs["track_lengths"], dtype=np.float64)
+            found[variant] = found.get(variant, np.zeros(len(counted))) + counted
+    return {variant: np.cumsum(each[::-1])[::-1] / each.sum() for variant, each in found.items() if each.sum() > 0}
+
+
 def tracks(signals: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Mean links per token and track length: columns dataset, variant, links, length.
 

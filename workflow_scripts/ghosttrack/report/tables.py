@@ -26,6 +26,12 @@ CURVES = ("dataset", "mode", "signal", "curve", "x", "y")
 # One row per bin of equal mass.
 CALIBRATION = ("dataset", "mode", "signal", "bin", "n", "predicted", "observed")
 
+# One row per pair of neighbouring layers: links on held-out text.
+LINKS = (
+    "layer", "next_layer", "tokens", "links", "permuted_links", "links_per_token", "permuted_links_per_token",
+    "next_fires", "next_fires_relinked",
+)  # fmt: skip
+
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
 # Names of the rows that stand for several data sets, and the two claims that a summary speaks of.
 ALL_GIVEN, ALL_GENERATED = "all_strict", "generated"

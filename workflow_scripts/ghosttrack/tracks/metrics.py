@@ -27,15 +27,12 @@ The 26 are those of the original GhostTrack; where it left a case open, the choi
 | linkage_coasted | share of links over a silent layer; 0 without links |
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from ghosttrack.errors import UserError
-from ghosttrack.tracks.track_table import ROWS, Table
+from ghosttrack.tracks.track_table import Table
 
 Floats = NDArray[np.float64]
 
@@ -45,10 +42,6 @@ STRONG = 0.5
 CROWDED = 2
 UNSTABLE = 0.5
 WEAK = 0.5
-# Tokens measured at once: the temporaries of one block stay in the processor's cache.
-BLOCK = 256
-# Correlations beyond this are one number told twice; rounding alone stays far below.
-COLLINEAR = 1 - 1e-9
 
 ORIGINAL = (
     "entropy_mean", "entropy_max", "entropy_std", "entropy_final",
@@ -62,15 +55,6 @@ LINKAGE = (
     "linkage_track_length", "linkage_links_per_token", "linkage_links_per_detection", "linkage_surplus", "linkage_coasted",
 )  # fmt: skip
 NAMES = (*ORIGINAL, *LINKAGE)
-
-
-class Tracks(Protocol):
-    """What is read of a track store."""
-
-    rows: int
-    scale: Floats
-
-    def read(self, start: int, stop: int) -> Table: ...  # noqa: D102
 
 
 def measure(table: Table, scale: Floats) -> Floats:
@@ -152,58 +136,3 @@ def _stability(table: Table, activation: Floats, present: NDArray[np.bool_]) -> 
         np.where(count > 0, least, 0.0),
         _ratio(np.bincount(owner, stability < UNSTABLE, minlength=rows), count),
     )
-
-
-def measure_examples(tracks: Tracks, row_start: NDArray[np.int64], row_count: NDArray[np.int64]) -> Floats:
-    """Metrics of every example: means over its tokens that have detections, (examples, 31); 0 without such tokens.
-
-    Raises:
-        UserError: an example has no rows, or rows beyond the tracks.
-    """
-    if (row_count < 1).any() or (row_start < 0).any() or (row_start + row_count > tracks.rows).any():
-        raise UserError(
-            f"examples name rows {int(row_start.min())} to {int((row_start + row_count).max()) - 1}, at least "
-            f"{int(row_count.min())} each; the tracks have {tracks.rows}: delete outputs.parquet and the tracks and run again"
-        )
-    values = []
-    for start in range(0, tracks.rows, ROWS):
-        batch = tracks.read(start, min(start + ROWS, tracks.rows))
-        for first in range(0, len(batch.feature), BLOCK):
-            values.append(measure(batch.part(first, first + BLOCK), tracks.scale))
-    tokens = np.concatenate(values)
-    example = np.repeat(np.arange(len(row_start)), row_count)
-    row = (
-        np.arange(len(example))
-        - np.repeat(np.cumsum(row_count) - row_count, row_count)
-        + np.repeat(row_start, row_count)
-    )
-    tokens, known = tokens[row], np.isfinite(tokens[row, 0])
-    counts = np.bincount(example[known], minlength=len(row_start))
-    sums = [np.bincount(example[known], column, minlength=len(row_start)) for column in tokens[known].T]
-    return np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]
-
-
-class Redundancy(NamedTuple):
-    """What carries nothing of its own on this data: constant columns, columns that repeat an earlier one, and the rank."""
-
-    constant: list[str]
-    repeats: dict[str, str]
-    rank: int
-
-
-def redundancy(table: pd.DataFrame, names: Sequence[str] = NAMES) -> Redundancy:
-    """Find constant and pairwise collinear columns, and the rank of all of them together."""
-    values = table[list(names)].to_numpy(np.float64)
-    spread = values.std(0)
-    # A mean over tokens of one constant differs from it by rounding only.
-    constant = spread <= 1e-12 * np.maximum(np.abs(values).max(0, initial=0.0), 1e-300)
-    kept = [name for name, flat in zip(names, constant, strict=True) if not flat]
-    standard = (values - values.mean(0))[:, ~constant] / spread[~constant]
-    correlation = np.abs(standard.T @ standard) / max(len(values), 1)
-    repeats = {}
-    for place, name in enumerate(kept):
-        earlier = np.flatnonzero(correlation[place, :place] > COLLINEAR)
-        if len(earlier):
-            repeats[name] = kept[int(earlier[0])]
-    rank = int(np.linalg.matrix_rank(standard)) if kept else 0
-    return Redundancy([name for name, flat in zip(names, constant, strict=True) if flat], repeats, rank)

@@ -1,0 +1,180 @@
+"""Continuations of prompts, greedy or drawn: one pass over what prompts share, then token by token for a whole batch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ghosttrack.errors import UserError
+from ghosttrack.inputs import models
+from ghosttrack.progress import Progress
+
+# Prompts of one batch share at least this part of their tokens: the solved examples of one relation.
+SHARED = 0.5
+
+
+class Written(NamedTuple):
+    """What followed a prompt, up to the end of its first line that is not blank."""
+
+    text: str
+    ends: tuple[int, ...]  # characters of `text` that are there after each new token
+    logprobs: tuple[float, ...]  # of each new token under the model itself (temperature 1), in nats
+
+
+class _Decoder(NamedTuple):
+    """What every batch needs: `breaks` and `blank` say of each token id whether its text has a line end, or nothing else."""
+
+    model: Any
+    tokenizer: Any
+    prefix: int
+    temperature: float
+    breaks: Tensor
+    blank: Tensor
+
+
+def complete(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch: int, dataset: str,
+    draws: NDArray[np.float64] | None = None, temperature: float = 1.0,
+) -> list[Written]:  # fmt: skip
+    """Continue each prompt: with the likeliest token at every step, or with drawn ones.
+
+    A draw takes the first token at which the summed probability exceeds its number, so a continuation follows
+    from its own numbers, whatever else is in the batch. Other batches give the same text but for ties in rounding.
+
+    Args:
+        model: causal language model in evaluation mode.
+        draws: (prompts, max_new_tokens) numbers in [0, 1); None: greedy.
+        temperature: divides the logits before a draw.
+        batch: prompts at a time; changes nothing but memory and rounding noise.
+        dataset: named in errors.
+    Raises:
+        UserError: a prompt and its answer do not fit the model's context.
+    """
+    from transformers import GenerationConfig
+
+    prefix = models.separator(tokenizer)
+    limit = models.max_context(model.config.to_dict())
+    ids_of = tokenizer(list(prompts), add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
+    coded = [[prefix, *ids] for ids in ids_of]
+    longest = max(map(len, coded), default=0)
+    if longest + max_new_tokens > limit:
+        raise UserError(
+            f"data set {dataset}: a prompt of {longest} tokens and generation.max_new_tokens {max_new_tokens} exceed "
+            f"the {limit} tokens that the model takes; lower generation.max_new_tokens or shorten the questions"
+        )
+    # The model's own sampling defaults (penalties, temperature) would make this anything but plain decoding.
+    model.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=prefix,
+    )  # fmt: skip
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
+    texts += [""] * (vocabulary - len(texts))  # rows of the embedding that no token has
+    decoder = _Decoder(
+        model, tokenizer, prefix, temperature,
+        torch.tensor(["\n" in text for text in texts]), torch.tensor([not text.strip() for text in texts]),
+    )  # fmt: skip
+    results: dict[int, Written] = {}
+    progress = Progress("generating", len(coded), "answers")
+    for chosen in _batches(coded, batch):
+        numbers = None if draws is None else torch.from_numpy(draws[chosen])
+        written = _continue(decoder, [coded[number] for number in chosen], numbers)
+        results.update(zip(chosen, written, strict=True))
+        progress.advance(len(chosen))
+    return [results[number] for number in range(len(coded))]
+
+
+def _batches(coded: Sequence[list[int]], size: int) -> Iterator[list[int]]:
+    """Up to `size` prompts at a time, those together that begin alike."""
+    waiting: list[int] = []
+    for number in sorted(range(len(coded)), key=lambda number: coded[number]):
+        if waiting and (
+            len(waiting) == size or _shared([coded[waiting[0]], coded[number]]) < SHARED * len(coded[number])
+        ):
+            yield waiting
+            waiting = []
+        waiting.append(number)
+    if waiting:
+        yield waiting
+
+
+def _shared(coded: Sequence[list[int]]) -> int:
+    """Tokens at the head that all have, less than the whole of any."""
+    # Between the first and the last in dictionary order all others lie: what those two share, all share.
+    pairs = enumerate(zip(min(coded), max(coded), strict=False))
+    shortest = min(map(len, coded)) - 1
+    return min(shortest, next((place for place, (one, other) in pairs if one != other), shortest))
+
+
+def _continue(decoder: _Decoder, coded: Sequence[list[int]], draws: Tensor | None) -> list[Written]:
+    """Continue the prompts of one batch, padded on the left of what they do not share."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    model, shared = decoder.model, _shared(coded)
+    width = max(map(len, coded))
+    ids = torch.full((len(coded), width), decoder.prefix)
+    mask = torch.zeros_like(ids)
+    for row, each in enumerate(coded):
+        own = width - (len(each) - shared)
+        ids[row, :shared], mask[row, :shared] = torch.tensor(each[:shared]), 1
+        ids[row, own:], mask[row, own:] = torch.tensor(each[shared:]), 1
+    steps = _Steps(decoder, draws, len(coded))
+    with torch.inference_mode():
+        past = None
+        if shared:
+            past = model(input_ids=ids[:1, :shared].to(model.device), use_cache=True).past_key_values
+            past.batch_repeat_interleave(len(coded))
+        found = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), past_key_values=past,
+            logits_processor=LogitsProcessorList([steps.choose]), stopping_criteria=StoppingCriteriaList([steps.stop]),
+        ).cpu()  # fmt: skip
+    logprobs = torch.stack(steps.logprobs, dim=1).cpu()  # (prompts, steps)
+    return [
+        _written(decoder.tokenizer, prompt[1:], row[width : width + length].tolist(), logprob[:length].tolist())
+        for prompt, row, logprob, length in zip(coded, found, logprobs, steps.lengths.tolist(), strict=True)
+    ]
+
+
+class _Steps:
+    """Chooses the tokens of one batch, step by step, and knows which continuations are complete."""
+
+    def __init__(self, decoder: _Decoder, draws: Tensor | None, count: int) -> None:
+        self.logprobs: list[Tensor] = []  # (prompts,) at every step
+        self.lengths = torch.zeros(count, dtype=torch.long)  # tokens of each continuation
+        self._decoder, self._draws = decoder, draws
+        self._begun = torch.zeros(count, dtype=torch.bool)
+        self._done = torch.zeros(count, dtype=torch.bool)
+
+    def choose(self, _: Tensor, scores: Tensor) -> Tensor:
+        """Scores (prompts, vocabulary) whose largest is the chosen token's; its log-probability is noted."""
+        if self._draws is None:
+            chosen = scores.argmax(dim=-1, keepdim=True)
+            kept = scores
+        else:
+            # float64: the sum over a vocabulary in float32 would not tell rare tokens apart.
+            summed = torch.softmax(scores.double() / self._decoder.temperature, dim=-1).cumsum(dim=-1)
+            number = self._draws[:, len(self.logprobs), None].to(summed.device) * summed[:, -1:]
+            chosen = torch.searchsorted(summed, number, right=True).clamp_(max=scores.shape[-1] - 1)
+            kept = torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+        logs = torch.log_softmax(scores.float(), dim=-1)
+        self.logprobs.append(logs.gather(1, chosen)[:, 0])
+        return kept
+
+    def stop(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        """(prompts,) whether the first line that is not blank has ended."""
+        token = ids[:, -1].cpu()
+        self.lengths += ~self._done
+        self._begun |= ~self._decoder.blank[token]
+        self._done |= (self._begun & self._decoder.breaks[token]) | (token == self._decoder.tokenizer.eos_token_id)
+        return self._done.to(ids.device)
+
+
+def _written(tokenizer: Any, prompt: list[int], new: list[int], logprobs: list[float]) -> Written:
+    """Text as it stands after the prompt: some tokenizers drop a leading space when decoded alone."""
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    whole = [tokenizer.decode(prompt + new[:count], **options) for count in range(len(new) + 1)]
+    ends = [len(text) - len(whole[0]) for text in whole[1:]]
+    return Written(whole[-1][len(whole[0]) :], tuple(ends), tuple(logprobs))

@@ -1,0 +1,112 @@
+"""Competition of hypotheses: how the activation of a token divides among semantic clusters, layer by layer.
+
+For one token and layer: p_c is the share of the activation of the strongest top_k detections that falls on
+cluster c; p_1 >= p_2 >= ... in order. Values are over the layers with detections; those of a text are means
+over its answer tokens, so none grows with the answer's length.
+
+| name | formula |
+|---|---|
+| clusters_share_mean, _min, _final | p_1: mean and least over layers; in the last layer |
+| clusters_entropy_mean, _max, _std, _final | -sum p log2 p |
+| clusters_lead_mean, _min, _final | p_1 - p_2 |
+| clusters_number | mean number of clusters |
+| clusters_rivals | mean number of clusters other than the strongest with p_c >= p_1 / 2 |
+| clusters_switches | share of neighbouring layers whose strongest clusters differ; 0 without a second layer |
+| clusters_links_inside | share of the token's links whose two ends are in one cluster; 0 without links |
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ghosttrack.tracks.track_table import Table
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NAMES = (
+    "clusters_share_mean", "clusters_share_min", "clusters_share_final",
+    "clusters_entropy_mean", "clusters_entropy_max", "clusters_entropy_std", "clusters_entropy_final",
+    "clusters_lead_mean", "clusters_lead_min", "clusters_lead_final",
+    "clusters_number", "clusters_rivals", "clusters_switches", "clusters_links_inside",
+)  # fmt: skip
+# A cluster with at least this part of the strongest one's share is its rival.
+RIVAL = 0.5
+
+
+def clusters_of(table: Table, lookup: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Cluster of every detection, (rows, layers, slots), -1 = empty: how tracks carry their clusters.
+
+    Args:
+        lookup: cluster of every feature, (d_sae,) for each layer in the table's order.
+    """
+    found = np.full(table.feature.shape, -1, dtype=np.int32)
+    for place, cluster in enumerate(lookup):
+        feature = table.feature[:, place]
+        found[:, place] = np.where(feature >= 0, cluster[feature], -1)
+    return found
+
+
+def measure(table: Table, cluster: NDArray[np.int32], top_k: int) -> Floats:
+    """All metrics of every token, (rows, 14) in the order of NAMES; NaN for tokens without any detection.
+
+    Args:
+        cluster: (rows, layers, slots) from `clusters_of`.
+        top_k: slots that count; later ones are there only to continue a track.
+    """
+    rows, layers, _ = cluster.shape
+    first, second, entropy, number, rivals = np.zeros((5, rows * layers))
+    strongest = np.full(rows * layers, -1, dtype=np.int64)
+    unit, group, share = _shares(table.activation[:, :, :top_k], cluster[:, :, :top_k])
+    if len(unit):
+        order = np.lexsort((group, -share, unit))  # by unit, then share, highest first; ties: the lower cluster
+        unit, group, share = unit[order], group[order], share[order]
+        rank = np.arange(len(unit)) - np.searchsorted(unit, unit)
+        leads, follows = rank == 0, rank == 1
+        first[unit[leads]], strongest[unit[leads]] = share[leads], group[leads]
+        second[unit[follows]] = share[follows]
+        entropy = -np.bincount(unit, share * np.log2(share), minlength=len(first))
+        number = np.bincount(unit, minlength=len(first)).astype(np.float64)
+        rivals = np.bincount(unit, (rank > 0) & (share >= RIVAL * first[unit]), minlength=len(first))
+    shape = (rows, layers)
+    first, second, entropy, number, rivals = (
+        each.reshape(shape) for each in (first, second, entropy, number, rivals)
+    )  # (rows, layers)
+    leader, known = strongest.reshape(shape), strongest.reshape(shape) >= 0
+    both = known[:, 1:] & known[:, :-1]
+    changed = both & (leader[:, 1:] != leader[:, :-1])
+    seen = np.maximum(known.sum(1), 1)
+    mean = entropy.sum(1) / seen
+    links, inside = _links_inside(table, cluster)
+    columns = [
+        first.sum(1) / seen, np.where(known, first, np.inf).min(1), first[:, -1],
+        mean, entropy.max(1), np.sqrt((np.where(known, entropy - mean[:, None], 0.0) ** 2).sum(1) / seen), entropy[:, -1],
+        (first - second).sum(1) / seen, np.where(known, first - second, np.inf).min(1), (first - second)[:, -1],
+        number.sum(1) / seen, rivals.sum(1) / seen, changed.sum(1) / np.maximum(both.sum(1), 1),
+        inside / np.maximum(links, 1),
+    ]  # fmt: skip
+    values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+    values[~known.any(1)] = np.nan
+    return values
+
+
+def _shares(activation: NDArray[np.float32], cluster: NDArray[np.int32]) -> tuple[Ints, Ints, Floats]:
+    """Per token-layer ("unit", row x layers + layer) and cluster that is active there: its share of the activation."""
+    row, layer, slot = np.nonzero((cluster >= 0) & (activation > 0))
+    group = cluster[row, layer, slot].astype(np.int64)
+    unit = row * cluster.shape[1] + layer
+    span = int(group.max(initial=0)) + 1
+    key, place = np.unique(unit * span + group, return_inverse=True)
+    total = np.bincount(place, activation[row, layer, slot], minlength=len(key)).astype(np.float64)
+    unit = key // span
+    whole = np.bincount(unit, total, minlength=cluster.shape[0] * cluster.shape[1])
+    return unit, key % span, total / whole[unit]
+
+
+def _links_inside(table: Table, cluster: NDArray[np.int32]) -> tuple[Ints, Ints]:
+    """Links of each token, and those whose ends are in one cluster, both (rows,)."""
+    row, layer, slot = np.nonzero(table.gap > 0)
+    gap = table.gap[row, layer, slot].astype(np.int64)
+    same = cluster[row, layer, slot] == cluster[row, layer - gap, table.previous[row, layer, slot]]
+    return np.bincount(row, minlength=len(cluster)), np.bincount(row[same], minlength=len(cluster))
