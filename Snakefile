@@ -34,6 +34,7 @@ rule all:
     default_target: True
     input:
         reports,
+        collect(rules.write_explorer.output.explorer, model=MODELS),
         all_tracks,
         strict_checks,
         collect(rules.draw_figures.output.figures, model=MODELS),

@@ -162,6 +162,17 @@ def per_variant(pattern):
     ]
 
 
+def shown_tracks(ending):
+    """Input function: the tracks that pages show of every data set: the tracker's, or those of the only null there is."""
+
+    def files(wildcards):
+        settings = SETTINGS[wildcards.model]
+        variant = "default" if "default" in settings.tracking.variants else settings.tracking.variants[0]
+        return [f"results/{wildcards.model}/tracks/{dataset}.{variant}{ending}" for dataset in settings.datasets]
+
+    return files
+
+
 def per_dataset_and_variant(pattern):
     """Input function: `pattern` for every data set and, within it, every variant."""
     return lambda wildcards: [
@@ -214,9 +225,9 @@ def strict_checks(wildcards):
     return [f"results/{model}/evaluation/claims.json" for model in MODELS if SETTINGS[model].strict]
 
 
-def report_page(path):
+def report_page(path, page):
     """`path`, shown in `snakemake --report` too."""
-    return report(path, category="Report", labels={"page": "report"})
+    return report(path, category="Pages", labels={"page": page})
 
 
 # ---- waves under a disk budget

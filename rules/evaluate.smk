@@ -112,7 +112,7 @@ rule write_report:
         figures=rules.draw_figures.output.figures,
         source="results/{model}/model/source.json",
     output:
-        report=report_page("results/{model}/report.html"),
+        report=report_page("results/{model}/report.html", "report"),
     log:
         "results/{model}/logs/write_report.log",
     benchmark:
@@ -133,6 +133,41 @@ rule write_report:
         "Writing the report of {wildcards.model}"
     script:
         "../workflow_scripts/write_report.py"
+
+
+rule write_explorer:
+    """Write the explorer: one self-contained page of texts, their tokens and tracks."""
+    input:
+        checks="results/{model}/evaluation/checks.json",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        tokens=per_dataset("results/{model}/examples/{dataset}/tokens.parquet"),
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        tracks=shown_tracks(".zarr"),
+        tracks_manifests=shown_tracks(".json"),
+        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        scores="results/{model}/detection/scores.parquet",
+        tokenizer=ancient("results/{model}/model/tokenizer.json"),
+    output:
+        explorer=report_page("results/{model}/explorer.html", "explorer"),
+    log:
+        "results/{model}/logs/write_explorer.log",
+    benchmark:
+        "results/{model}/benchmarks/write_explorer.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(30),
+    params:
+        report=settings_of("report", "write_explorer"),
+        datasets=property_of("datasets"),
+        layers=property_of("layers"),
+        code=source_digest("write_explorer", "report/explorer", "report/templates/style.css"),
+    message:
+        "Writing the explorer of {wildcards.model}"
+    script:
+        "../workflow_scripts/write_explorer.py"
 
 
 rule check_results:

@@ -15,7 +15,7 @@ PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
     "extract_activations", "extract_heldout", "extract_examples", "train_sae", "evaluate_sae",
     "describe_features", "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
-    "evaluate_detectors", "check_results", "draw_figures", "write_report", "check_claims",
+    "evaluate_detectors", "check_results", "draw_figures", "write_report", "write_explorer", "check_claims",
 )  # fmt: skip
 
 
@@ -138,5 +138,6 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
     yield "check_results", "", ["evaluation/checks.json"]
     yield "draw_figures", "", ["figures/auroc.png"]
     yield "write_report", "", ["report.html"]
+    yield "write_explorer", "", ["explorer.html"]
     if settings.strict:
         yield "check_claims", "", ["evaluation/claims.json"]

@@ -192,6 +192,21 @@ class EvaluationSettings(Section):
     minimum_groups: int = Field(20, ge=2, description="A claim on fewer groups is never called established.")
 
 
+class ReportSettings(Section):
+    """What the pages show."""
+
+    explorer_texts: int = Field(
+        2000,
+        ge=1,
+        description="Most texts in `explorer.html`: whole groups, each data set in proportion, failures included. 2,000 keep it quick.",
+    )
+    explorer_tracks: int = Field(
+        40,
+        ge=1,
+        description="Most tracks of a token in `explorer.html`, strongest first; fewer where answers are long.",
+    )
+
+
 class PlanSettings(Section):
     """What the machine offers: for the size of waves and the expected hours. Changes no result, reruns nothing."""
 
@@ -286,6 +301,7 @@ class Settings(Section):
     generation: GenerationSettings = Field(GenerationSettings(), description="The model's own answers.")
     detection: DetectionSettings = Field(DetectionSettings(), description="Detectors and their folds.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Intervals and verdicts.")
+    report: ReportSettings = Field(ReportSettings(), description="What the pages show.")
     plan: PlanSettings = Field(PlanSettings(), description="What the machine offers, for waves and expected hours.")
 
     @property
