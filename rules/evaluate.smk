@@ -38,6 +38,44 @@ rule evaluate_detectors:
         "../workflow_scripts/evaluate_detectors.py"
 
 
+rule save_detector:
+    """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        # Made by the jobs that made the activation stores beside them.
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        source="results/{model}/model/source.json",
+    output:
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        token_scores="results/{model}/detection/token_scores.parquet",
+        effects="results/{model}/detection/feature_effects.parquet",
+    log:
+        "results/{model}/logs/save_detector.log",
+    benchmark:
+        "results/{model}/benchmarks/save_detector.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=detector_memory,
+        runtime=scaled(120),
+    params:
+        datasets=property_of("datasets"),
+        controls=control_datasets,
+        layers=property_of("layers"),
+        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        detection=settings_of("detection", "save_detector"),
+        seed=settings_of("seed", "save_detector"),
+        code=source_digest("save_detector"),
+    message:
+        "Saving the detector of {wildcards.model}"
+    script:
+        "../workflow_scripts/save_detector.py"
+
+
 rule check_claims:
     """Fail when a headline claim is not established (strict: true)."""
     input:
@@ -147,6 +185,8 @@ rule write_explorer:
         features=per_layer("results/{model}/features/layer_{layer}.parquet"),
         scores="results/{model}/detection/scores.parquet",
         tokenizer=ancient("results/{model}/model/tokenizer.json"),
+        token_scores="results/{model}/detection/token_scores.parquet",
+        effects="results/{model}/detection/feature_effects.parquet",
     output:
         explorer=report_page("results/{model}/explorer.html", "explorer"),
     log:

@@ -20,6 +20,8 @@ def main(
     features: list[Path],
     scores: Path,
     tokenizer: Path,
+    token_scores: Path,
+    effects: Path,
     explorer: Path,
     report: ReportSettings,
     model: str,
@@ -28,7 +30,7 @@ def main(
 ) -> None:
     """Read the tables of a run and write its page.
 
-    `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` go with `datasets`, `features` with `layers`.
+    Probe colours and contributions are left out where no detector could be fitted. `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` go with `datasets`, `features` with `layers`.
     """
     found = {
         name: content.DatasetTables(
@@ -43,9 +45,11 @@ def main(
         layer: frames.read_parquet(path, columns=dictionary.COLUMNS)
         for layer, path in zip(layers, features, strict=True)
     }
+    explained = content.Explained(frames.read_parquet(token_scores), frames.read_parquet(effects))
     made = content.assemble(
-        model, found, frames.read_parquet(scores), described, models.load_tokenizer(tokenizer.parent), report
-    )
+        model, found, frames.read_parquet(scores), described, models.load_tokenizer(tokenizer.parent), report,
+        None if explained.tokens.empty else explained,
+    )  # fmt: skip
     with files.atomic_write(explorer) as stream:
         stream.write(page.render(made, ghosttrack.__version__))
 

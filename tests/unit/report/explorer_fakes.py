@@ -35,6 +35,8 @@ class Run(NamedTuple):
     features: list[Path]
     scores: Path
     tokenizer: Path
+    token_scores: Path
+    effects: Path
 
 
 def make(folder: Path, groups: int = 12) -> Run:
@@ -43,7 +45,18 @@ def make(folder: Path, groups: int = 12) -> Run:
     tokenizer = make_tokenizer()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder / "model")
-    run = Run([], [], [], [], [], [], folder / "scores.parquet", folder / "model" / "tokenizer.json")
+    run = Run(
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+        folder / "scores.parquet",
+        folder / "model" / "tokenizer.json",
+        folder / "token_scores.parquet",
+        folder / "effects.parquet",
+    )
     scores = []
     for name, mode in (("cities", "given"), ("questions", "generated")):
         examples = _given(groups) if mode == "given" else _generated(groups)
@@ -59,6 +72,7 @@ def make(folder: Path, groups: int = 12) -> Run:
             dataset=name, mode=mode, fold=np.arange(len(examples)) // 2 % 3, signal="ghosttrack", family="detector", score=score, reason="",
         ))  # fmt: skip
     pd.concat(scores).to_parquet(run.scores)
+    _explained(run.token_scores, run.effects, rng)
     for layer in LAYERS:
         run.features.append(folder / f"layer_{layer:02d}.parquet")
         _features(layer, rng).to_parquet(run.features[-1])
@@ -71,6 +85,16 @@ def write(run: Run, page: Path, **changes: Any) -> None:
         "explorer": page, "report": ReportSettings(), "model": "<b>tiny</b>", "datasets": ["cities", "questions"], "layers": LAYERS,
     }  # fmt: skip
     write_explorer.main(**{**run._asdict(), **about, **changes})
+
+
+def _explained(tokens: Path, effects: Path, rng: np.random.Generator) -> None:
+    """Probe scores of the first set's first rows, and what each feature adds by fit."""
+    probe = pd.DataFrame(
+        {"dataset": "cities", "row": np.arange(20), "fold": np.arange(20) % 3, "probe": rng.normal(0, 2, 20)}
+    )
+    probe.to_parquet(tokens)
+    places = pd.MultiIndex.from_product([[0, 1, 2, -1], LAYERS, range(FEATURES)], names=["fold", "layer", "feature"])
+    places.to_frame(index=False).assign(weight=rng.normal(0, 0.3, len(places))).to_parquet(effects)
 
 
 def _row(name: str, group: str, prompt: str, answer: str, label: int, mode: str) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def test_clusters_and_contributions_are_shown_where_they_are_known(run: explorer
         {"fold": fold, "layer": layer, "feature": feature, "weight": fold + feature / 100}
         for fold in range(3) for layer in explorer_fakes.LAYERS for feature in range(explorer_fakes.FEATURES)
     ])  # fmt: skip
-    probe = pd.DataFrame({"dataset": "cities", "row": [0, 2], "probe": [1.5, -0.25]})
+    probe = pd.DataFrame({"dataset": "cities", "row": [0, 2], "fold": [2, 0], "probe": [1.5, -0.25]})
     clusters = pd.DataFrame({"layer": 1, "feature": [3, 4], "cluster": ["places", "places"]})
     made = content.assemble(
         "m", datasets, pd.read_parquet(run.scores), frames, models.load_tokenizer(run.tokenizer.parent), ReportSettings(),
@@ -242,6 +242,7 @@ def test_clusters_and_contributions_are_shown_where_they_are_known(run: explorer
     assert made.about["clusters"]
     first = made.blocks[0][0]
     assert first["probe"][0] == 1.5
+    assert first["fit"] == 2
     assert made.blocks[-1][-1]["probe"][0] is None  # of another set: not scored
     place = made.names[0]["feature"].index(4)
     assert made.names[0]["weight"]["2"][place] == 2.04

@@ -36,8 +36,8 @@ class DatasetTables(NamedTuple):
 class Explained(NamedTuple):
     """What the saved detector says of tokens and features, from fits that never saw a text's group.
 
-    tokens: columns dataset, row, probe; weights: columns fold, layer, feature, weight (log-odds a unit of activation,
-    summed over an answer's tokens and divided by their number).
+    tokens: columns dataset, row, fold, probe; weights: columns fold, layer, feature, weight: by how much a token's log-odds
+    fall for a unit of activation. A text's are the mean over its answer's tokens. `fold` names the fit.
     """
 
     tokens: pd.DataFrame
@@ -99,8 +99,8 @@ def assemble(
 
 
 def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.DataFrame:
-    """All texts of all sets with the detector's score and fold; texts that were not evaluated are left out."""
-    own = scores.loc[scores["signal"] == tables.DETECTOR, ["dataset", "id", "score", "fold"]]
+    """All texts of all sets with the detector's score; texts that were not evaluated are left out."""
+    own = scores.loc[scores["signal"] == tables.DETECTOR, ["dataset", "id", "score"]]
     parts = []
     for name, found in datasets.items():
         if list(found.outputs["id"]) != list(found.examples["id"]):
@@ -145,7 +145,7 @@ def _texts(
     """Every shown text in order: its parts, its answer's tokens with their scores, their tracks."""
     for name, part in shown.groupby("dataset", sort=False):
         found = datasets[str(name)]
-        probe = None if explained is None else _probe(explained.tokens, str(name), len(found.tokens))
+        probe, fit = _probe(explained, str(name), len(found.tokens))
         rows = [
             row
             for start, count in zip(part["row_start"], part["row_count"], strict=True)
@@ -168,22 +168,23 @@ def _texts(
                 "pieces": parted.pieces,
                 "after": parted.after,
                 "gold": [str(answer) for answer in row.gold] if row.gold is not None else [],
-                "fold": int(row.fold),
+                "fit": int(fit[here.start]),
                 "surprise": _rounded(-columns["logprob"][here]),
                 "entropy": _rounded(columns["entropy"][here]),
                 "rank": columns["rank"][here].tolist(),
-                "probe": None if probe is None else _rounded(probe[here]),
+                "probe": None if explained is None else _rounded(probe[here]),
                 "tracks": [[list(track) for track in token.shown] for token in tokens],
                 "total": [token.total for token in tokens],
             }
 
 
-def _probe(tokens: pd.DataFrame, dataset: str, rows: int) -> np.ndarray:
-    """Probe score of every row of a set, (rows,), NaN where it was not made."""
-    part = tokens[tokens["dataset"] == dataset]
-    values = np.full(rows, np.nan)
-    values[part["row"].to_numpy()] = part["probe"].to_numpy()
-    return values
+def _probe(explained: Explained | None, dataset: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probe score of every row of a set and the fit that gave it, each (rows,); NaN and -1 where there is none."""
+    values, fit = np.full(rows, np.nan), np.full(rows, -1)
+    if explained is not None:
+        part = explained.tokens[explained.tokens["dataset"] == dataset]
+        values[part["row"].to_numpy()], fit[part["row"].to_numpy()] = part["probe"], part["fold"]
+    return values, fit
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:

@@ -242,8 +242,8 @@
   const clusterOf = (layer, feature) => (names[layer].cluster ? names[layer].cluster[places[layer].get(feature)] : "");
   // Log-odds that one detection adds to the text's score: weight x activation / tokens of the answer.
   function contribution(text, layer, feature, level) {
-    const weights = names[layer].weight && names[layer].weight[text.fold];
-    return weights && feature >= 0 ? (weights[places[layer].get(feature)] * (level / about.levels) * about.scale[layer]) / text.pieces.length : 0;
+    const weights = names[layer].weight && names[layer].weight[text.fit];
+    return weights && feature >= 0 ? (weights[places[layer].get(feature)] * (level / about.levels) * about.scale[layer]) / text.pieces.length : 0; // the mean over the answer
   }
   const stepsOf = ([first, features, levels]) =>
     features.map((feature, step) => ({ layer: first + step, feature, level: levels[step] })).filter((each) => each.feature >= 0);
