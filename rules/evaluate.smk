@@ -76,6 +76,36 @@ rule save_detector:
         "../workflow_scripts/save_detector.py"
 
 
+rule check_explanations:
+    """Take the named reasons out of the running model, and as many others, and see how far the score moves."""
+    input:
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+    output:
+        explanations="results/{model}/evaluation/explanations.csv",
+    log:
+        "results/{model}/logs/check_explanations.log",
+    benchmark:
+        "results/{model}/benchmarks/check_explanations.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=splicing_memory,
+        runtime=scaled(60),
+    params:
+        datasets=property_of("datasets"),
+        evaluation=settings_of("evaluation", "check_explanations"),
+        seed=settings_of("seed", "check_explanations"),
+        code=source_digest("check_explanations"),
+    message:
+        "Testing the explanations of {wildcards.model}"
+    script:
+        "../workflow_scripts/check_explanations.py"
+
+
 rule check_claims:
     """Fail when a headline claim is not established (strict: true)."""
     input:
@@ -110,10 +140,11 @@ rule draw_figures:
         quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
         neighbours=neighbour_files,
         signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        explanations="results/{model}/evaluation/explanations.csv",
     output:
         figures=expand(
             "results/{{model}}/figures/{name}.{form}",
-            name=["auroc", "roc", "pr", "calibration", "sae_quality", "links", "tracks"],
+            name=["auroc", "roc", "pr", "calibration", "risk", "explanations", "sae_quality", "links", "tracks"],
             form=["png", "pdf", "svg"],
         ),
     log:
@@ -148,6 +179,7 @@ rule write_report:
         neighbours=neighbour_files,
         labels=label_files,
         figures=rules.draw_figures.output.figures,
+        explanations="results/{model}/evaluation/explanations.csv",
         source="results/{model}/model/source.json",
     output:
         report=report_page("results/{model}/report.html", "report"),

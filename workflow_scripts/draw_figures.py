@@ -16,6 +16,7 @@ def main(
     quality: list[Path],
     neighbours: list[Path],
     signals: list[Path],
+    explanations: Path,
     figures: list[Path],
     layers: list[int],
     datasets: list[str],
@@ -34,6 +35,7 @@ def main(
         signals={
             key: frames.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)
         },
+        explanations=tables.read(explanations, tables.EXPLANATIONS),
         datasets=datasets,
     )
     draw(inputs, figures)

@@ -17,6 +17,7 @@ def main(
     quality: list[Path],
     labels: list[Path],
     figures: list[Path],
+    explanations: Path,
     source: Path,
     report: Path,
     settings: dict[str, Any],
@@ -46,6 +47,7 @@ def main(
         datasets=datasets,
         controls=controls or [],
         pairs=link_summary.pairs({layer: frames.read_npz(path) for layer, path in found.items()}, layers),
+        explanations=tables.read(explanations, tables.EXPLANATIONS),
         version=ghosttrack.__version__,
         code=code,
     )

@@ -15,7 +15,7 @@ PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
     "extract_activations", "extract_heldout", "extract_examples", "train_sae", "evaluate_sae",
     "describe_features", "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
-    "evaluate_detectors", "save_detector", "check_results", "draw_figures", "write_report", "write_explorer", "check_claims",
+    "evaluate_detectors", "save_detector", "check_explanations", "check_results", "draw_figures", "write_report", "write_explorer", "check_claims",
 )  # fmt: skip
 
 
@@ -136,6 +136,7 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
         yield "train_detectors", name, [f"detection/{name}/scores.parquet"]
     yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
     yield "save_detector", "", ["detection/detector.safetensors", "detection/detector.json"]
+    yield "check_explanations", "", ["evaluation/explanations.csv"]
     yield "check_results", "", ["evaluation/checks.json"]
     yield "draw_figures", "", ["figures/auroc.png"]
     yield "write_report", "", ["report.html"]

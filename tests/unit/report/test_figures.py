@@ -26,6 +26,7 @@ def inputs(folder: Path) -> figures.Inputs:
         signals=dict(
             zip(product(fake_results.SETS, fake_results.VARIANTS), map(pd.read_parquet, run.signals), strict=True)
         ),
+        explanations=pd.read_csv(run.explanations),
         datasets=list(fake_results.SETS),
     )
 

@@ -45,7 +45,7 @@ PARTS = {
 POOLS = {tables.ALL_GIVEN: "mean, given texts", tables.ALL_GENERATED: "mean, own answers"}
 CONTENTS = (
     ("claims", "Claims"), ("datasets", "Data sets"), ("leaks", "Leak audit"), ("curves", "Curves"), ("saes", "SAEs"),
-    ("tracks", "Links and tracks"), ("signals", "All signals"), ("words", "Words"), ("provenance", "Provenance"),
+    ("tracks", "Links and tracks"), ("explanations", "Explanations"), ("signals", "All signals"), ("words", "Words"), ("provenance", "Provenance"),
 )  # fmt: skip
 
 
@@ -84,6 +84,7 @@ class Inputs(NamedTuple):
     datasets: Sequence[str]
     controls: Sequence[str]
     pairs: Sequence[link_summary.Pair]
+    explanations: pd.DataFrame
     version: str
     code: str
 
@@ -114,6 +115,7 @@ def render(inputs: Inputs) -> str:
         figures=pictures.embed(inputs.figures),
         quality=_quality(inputs.quality),
         pairs=inputs.pairs,
+        explanations=_explanations(inputs.explanations),
         all_signals=[_signals(inputs.metrics, dataset) for dataset in inputs.datasets],
         meanings=wording.MEANINGS,
         provenance=_provenance(inputs),
@@ -258,6 +260,18 @@ def _quality_cell(key: str, found: Mapping[str, Any]) -> str:
     if key == "ce_loss_score" and not found.get("ce_loss_with_ablation", 0.0) > found.get("ce_loss_without_sae", 0.0):
         return NONE
     return score(value, 1 if key == "l0" else 3)
+
+
+def _explanations(table: pd.DataFrame) -> dict[str, Any]:
+    """The removals, and in words whether the named reasons moved the score more than random features; {} without any."""
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    named = [row for row in rows if row["removed"].startswith("named")]
+    if not named:
+        return {}
+    beyond = [row["features"] for row in named if row["beyond_random_low"] > 0]
+    active = {row["features"]: row["change"] for row in rows if row["removed"].startswith("most active")}
+    as_strong = [row["features"] for row in named if row["change_low"] <= active.get(row["features"], 0.0)]
+    return {"rows": rows, "texts": named[0]["n"], "counts": [row["features"] for row in named], "beyond": beyond, "as_strong": as_strong}
 
 
 def _signals(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:

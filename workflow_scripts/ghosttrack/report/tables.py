@@ -24,6 +24,12 @@ CURVES = ("dataset", "mode", "signal", "curve", "x", "y")
 # One row per bin of equal mass.
 CALIBRATION = ("dataset", "mode", "signal", "bin", "n", "predicted", "observed")
 
+# One row per removal of features from the running model; none where no detector could be fitted.
+EXPLANATIONS = (
+    "removed", "features", "n", "groups", "change", "change_low", "change_high", "beyond_random", "beyond_random_low",
+    "beyond_random_high", "agreement",
+)  # fmt: skip
+
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
 # Names of the rows that stand for several data sets, and the two claims that a summary speaks of.
 ALL_GIVEN, ALL_GENERATED = "all_strict", "generated"
