@@ -27,6 +27,7 @@ localrules:
     features,
     tracks,
     metrics,
+    paper,
 
 
 rule all:
@@ -72,3 +73,9 @@ rule metrics:
     """Phases 1 to 5 without figures and pages: the metric tables and the claim ledger."""
     input:
         collect("results/{model}/evaluation/metrics.csv", model=MODELS),
+
+
+rule paper:
+    """LaTeX tables, pdf figures and citation of every model, on top of what they are made from."""
+    input:
+        collect("results/{model}/paper", model=MODELS),

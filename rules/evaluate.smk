@@ -271,6 +271,34 @@ rule check_results:
         "../workflow_scripts/check_results.py"
 
 
+rule write_paper:
+    """Write the run as parts of a paper: LaTeX tables, pdf figures, citation. Not part of `all`: ask for `paper`."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        ledger="results/{model}/evaluation/ledger.csv",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        figures=rules.draw_figures.output.figures,
+    output:
+        paper=directory("results/{model}/paper"),
+    log:
+        "results/{model}/logs/write_paper.log",
+    benchmark:
+        "results/{model}/benchmarks/write_paper.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(500),
+        runtime=scaled(10),
+    params:
+        layers=property_of("layers"),
+        code=source_digest("write_paper"),
+    message:
+        "Writing the paper's parts of {wildcards.model}"
+    script:
+        "../workflow_scripts/write_paper.py"
+
+
 rule compare_models:
     """Set the models of one run side by side."""
     input:

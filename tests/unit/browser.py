@@ -31,6 +31,7 @@ class Browser:
         self._session = self._send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._send(f"{domain}.enable")
+        self._send("Performance.enable", {"timeDomain": "threadTicks"})
         offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
         self._send("Network.emulateNetworkConditions", offline)
 
@@ -69,6 +70,11 @@ class Browser:
             {"type": "keyDown", "text": text, **about} if text else {"type": "rawKeyDown", **about},
         )
         self._send("Input.dispatchKeyEvent", {"type": "keyUp", **about})
+
+    def busy(self) -> float:
+        """CPU seconds of the page's main thread so far: whatever else the machine does, it does not count."""
+        metrics = self._send("Performance.getMetrics")["metrics"]
+        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
 
     def screenshot(self, path: Path) -> None:
         """Write what is in sight as a png."""

@@ -135,7 +135,7 @@ class Detector:
         chances = probability(found.log_odds)
         for place, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
             tokens = [
-                Token(*offsets[place][position - 1], _round(one), _round(other))
+                Token(offsets[place][position - 1][0], offsets[place][position - 1][1], _round(one), _round(other))
                 for position, one, other in zip(encoded[place].answer, surprise[place], probe[place], strict=True)
             ]
             named = [

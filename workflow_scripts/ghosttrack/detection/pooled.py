@@ -48,7 +48,7 @@ def cross_fit(x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] =
     kept = np.flatnonzero((x != 0).sum(axis=0) >= min(LEAST_ROWS, len(x)))
     standard = probes.standardise(x[:, kept])
     z = standard.apply(x[:, kept]).astype(np.float32)
-    target = 2.0 * y - 1.0
+    target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
     total = _Sums.of(z, target)
     unit = float(np.trace(total.squares)) / len(z)
     count = int(fold.max()) + 1

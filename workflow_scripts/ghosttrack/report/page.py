@@ -271,7 +271,13 @@ def _explanations(table: pd.DataFrame) -> dict[str, Any]:
     beyond = [row["features"] for row in named if row["beyond_random_low"] > 0]
     active = {row["features"]: row["change"] for row in rows if row["removed"].startswith("most active")}
     as_strong = [row["features"] for row in named if row["change_low"] <= active.get(row["features"], 0.0)]
-    return {"rows": rows, "texts": named[0]["n"], "counts": [row["features"] for row in named], "beyond": beyond, "as_strong": as_strong}
+    return {
+        "rows": rows,
+        "texts": named[0]["n"],
+        "counts": [row["features"] for row in named],
+        "beyond": beyond,
+        "as_strong": as_strong,
+    }
 
 
 def _signals(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
