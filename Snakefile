@@ -28,6 +28,7 @@ localrules:
     tracks,
     metrics,
     paper,
+    scores,
 
 
 rule all:
@@ -79,3 +80,9 @@ rule paper:
     """LaTeX tables, pdf figures and citation of every model, on top of what they are made from."""
     input:
         collect("results/{model}/paper", model=MODELS),
+
+
+rule scores:
+    """One's own texts (score.texts), scored by the detector of every model."""
+    input:
+        collect("results/{model}/scores/texts.jsonl", model=MODELS),

@@ -70,7 +70,13 @@ def chosen_settings(wildcards):
     """Param function: every setting that is not at its default, for the record in the report."""
     found = SETTINGS[wildcards.model]
     # The source is in the model's manifest; how the disk is used changes no result.
-    hidden = {"source": True, "model_path": True, "plan": True, "activations": {"disk_budget_gb", "rows_per_job"}}
+    hidden = {
+        "source": True,
+        "model_path": True,
+        "plan": True,
+        "score": True,
+        "activations": {"disk_budget_gb", "rows_per_job"},
+    }
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
     if plan.is_local_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
         chosen["corpus"]["source"] = Path(found.corpus.source).name
@@ -223,6 +229,15 @@ def control_datasets(wildcards):
 def strict_checks(wildcards):
     """Target helper: under `strict: true` a run is finished only when its headline claims hold."""
     return [f"results/{model}/evaluation/claims.json" for model in MODELS if SETTINGS[model].strict]
+
+
+def own_texts(wildcards):
+    """Input function: the file of texts that the target `scores` is asked to score."""
+    path = SETTINGS[wildcards.model].score.texts
+    if not path or not Path(path).is_file():
+        found = f"{path} is not there" if path else "none is given"
+        raise WorkflowError(f"score.texts: {found}; name a file of texts, as in --config 'score={{texts: mine.csv}}'")
+    return path
 
 
 def report_page(path, page):

@@ -93,6 +93,7 @@ rule check_explanations:
         "../envs/torch.yaml"
     threads: 1
     resources:
+        gpu=1,
         mem_mb=splicing_memory,
         runtime=scaled(60),
     params:
@@ -101,7 +102,7 @@ rule check_explanations:
         seed=settings_of("seed", "check_explanations"),
         code=source_digest("check_explanations"),
     message:
-        "Testing the explanations of {wildcards.model}"
+        "Testing the explanations of {wildcards.model} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/check_explanations.py"
 
@@ -269,6 +270,35 @@ rule check_results:
         "Checking the results of {wildcards.model}"
     script:
         "../workflow_scripts/check_results.py"
+
+
+rule score_texts:
+    """Score the texts of one's own file with the saved detector. Not part of `all`: ask for `scores`."""
+    input:
+        texts=own_texts,
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+    output:
+        scores=multiext("results/{model}/scores/texts", ".jsonl", ".csv", ".html"),
+    log:
+        "results/{model}/logs/score_texts.log",
+    benchmark:
+        "results/{model}/benchmarks/score_texts.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=splicing_memory,
+        runtime=scaled(120),
+    params:
+        score=settings_of("score", "score_texts"),
+        code=source_digest("score_texts", "report/templates"),
+    message:
+        "Scoring texts with the detector of {wildcards.model} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/score_texts.py"
 
 
 rule write_paper:

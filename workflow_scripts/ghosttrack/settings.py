@@ -207,6 +207,19 @@ class ReportSettings(Section):
     )
 
 
+class ScoreSettings(Section):
+    """Scoring one's own texts with the saved detector: the target `scores`."""
+
+    texts: str | None = Field(
+        None,
+        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer` and `id`.",
+    )
+    confidence: float = Field(
+        0.75, ge=0.5, le=1, description="Below this probability of its own verdict the detector abstains; 0.5: never."
+    )
+    reasons: int = Field(5, ge=0, description="Features named for each text.")
+
+
 class PlanSettings(Section):
     """What the machine offers: for the size of waves and the expected hours. Changes no result, reruns nothing."""
 
@@ -302,6 +315,7 @@ class Settings(Section):
     detection: DetectionSettings = Field(DetectionSettings(), description="Detectors and their folds.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Intervals and verdicts.")
     report: ReportSettings = Field(ReportSettings(), description="What the pages show.")
+    score: ScoreSettings = Field(ScoreSettings(), description="Scoring one's own texts: the target `scores`.")
     plan: PlanSettings = Field(PlanSettings(), description="What the machine offers, for waves and expected hours.")
 
     @property

@@ -12,13 +12,14 @@ import pytest
 import run_fakes
 
 import check_explanations
+import score_texts
 from ghosttrack import Detector, Text, files, score
 from ghosttrack.activations import example_tokens
 from ghosttrack.detection import faithfulness, saved
 from ghosttrack.detection.scoring import Scorer
 from ghosttrack.errors import UserError
 from ghosttrack.report import scored, tables
-from ghosttrack.settings import EvaluationSettings
+from ghosttrack.settings import EvaluationSettings, ScoreSettings
 
 TEXTS = [
     Text("Q facts 3 is Paris.", "Paris"),
@@ -183,7 +184,7 @@ def test_too_few_texts_give_no_detector_but_say_why(tmp_path: Path) -> None:
     assert tables.read(explanations, tables.EXPLANATIONS).empty
 
 
-def test_the_command_writes_the_api_s_numbers_in_every_form(
+def test_api_command_and_target_give_the_same_numbers_in_every_form(
     run: Path, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "mine.csv"
@@ -200,6 +201,12 @@ def test_the_command_writes_the_api_s_numbers_in_every_form(
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [float(row["probability"]) for row in rows] == [each.probability for each in expected]
     page = (tmp_path / "out.html").read_text()
+    outputs = [tmp_path / f"target.{ending}" for ending in ("jsonl", "csv", "html")]
+    score_texts.main(
+        texts=table, detector=run / "detection" / "detector.safetensors", scores=outputs, score=ScoreSettings()
+    )
+    for path in outputs:
+        assert path.read_bytes() == (tmp_path / f"out{path.suffix}").read_bytes()
     assert "&lt;script&gt;" in page
     assert "<script" not in page
     assert "http:" not in page
