@@ -285,7 +285,9 @@ def risk(inputs: Inputs) -> Figure:
     for dataset, axes in panels:
         for shown, (dashes, width) in reversed(list(zip(tables.SHOWN, LINES, strict=True))):
             chosen = (inputs.curves["curve"] == "risk") & (inputs.curves["dataset"] == dataset)
-            part = inputs.curves[chosen & (inputs.curves["signal"] == shown.signal) & (inputs.curves["x"] >= LEAST_COVERAGE)]
+            part = inputs.curves[
+                chosen & (inputs.curves["signal"] == shown.signal) & (inputs.curves["x"] >= LEAST_COVERAGE)
+            ]
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.25, 0.5))
