@@ -30,9 +30,7 @@ def take(chromium: Browser, name: str) -> None:
 
 def explore(chromium: Browser, page: Path, text: str) -> None:
     """A text with its tracks, a track chosen; then beside its twin, in the dark."""
-    chromium.open(page, 1500, 940)
-    chromium.wait("document.body && document.body.dataset.ready")
-    chromium.run(f"location.hash = '#{text}'; document.body.dataset.shown = ''; location.reload()")
+    chromium.open(page, 1500, 940, text)
     chromium.wait(f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})")
     chromium.wait("document.querySelector('.track')")
     chromium.run(CLICK % "[data-track='1']")

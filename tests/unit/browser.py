@@ -35,12 +35,13 @@ class Browser:
         offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
         self._send("Network.emulateNetworkConditions", offline)
 
-    def open(self, page: Path, width: int = 1500, height: int = 950) -> None:
-        """Load a page in a window of this size."""
+    def open(self, page: Path, width: int = 1500, height: int = 950, part: str = "") -> None:
+        """Load a page in a window of this size; `part` is what follows the # in its address."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._send("Emulation.setDeviceMetricsOverride", size)
         self._page = page.as_uri()
-        self._send("Page.navigate", {"url": self._page})
+        self._send("Page.navigate", {"url": "about:blank"})  # another part alone would load nothing anew
+        self._send("Page.navigate", {"url": f"{self._page}#{part}" if part else self._page})
 
     def run(self, script: str) -> Any:
         """Value of a JavaScript expression in the page; a promise is waited for.
@@ -106,7 +107,7 @@ class Browser:
         match event.get("method"):
             case "Network.requestWillBeSent":
                 url = about["request"]["url"]
-                if url != self._page and not url.startswith("data:"):
+                if url not in (self._page, "about:blank") and not url.startswith("data:"):
                     self.requests.append(url)
             case "Runtime.consoleAPICalled":
                 self.messages.append(json.dumps(about["args"]))

@@ -168,7 +168,7 @@ def test_what_is_not_text_has_a_name_for_those_who_do_not_see_it(page: Browser) 
     )
 
 
-def test_an_address_opens_its_text(page: Browser) -> None:
-    page.run("location.hash = '#questions-3'; location.reload()")
-    page.wait(f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('questions-3')")
-    assert "Tokyo" in page.run("document.querySelector('.passage').textContent")
+def test_an_address_opens_its_text(chromium: Browser, file: Path) -> None:
+    chromium.open(file, part="questions-3")
+    chromium.wait(f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('questions-3')")
+    assert "Tokyo" in chromium.run("document.querySelector('.passage').textContent")
