@@ -88,8 +88,8 @@ def fit(
     units = _units(texts) if parts else np.array([], dtype=object)
     reason = splits.refusal(labels, units, folds) if parts else "no data set was evaluated"
     if reason:
-        columns = {"tokens": ["dataset", "row", "fold", "probe"], "effects": ["fold", "layer", "feature", "weight"]}
-        return Fitted(None, {"reason": reason}, *(pd.DataFrame(columns=names) for names in columns.values()))
+        tokens, effects = ["dataset", "row", "fold", "probe"], ["fold", "layer", "feature", "weight"]
+        return Fitted(None, {"reason": reason}, pd.DataFrame(columns=tokens), pd.DataFrame(columns=effects))
     fold = splits.assign_folds(labels, units, folds, seed)
     found, massive = _fit_probes([sources[name] for name in chosen], saes, labels, fold)
     outputs = np.concatenate([_outputs(sources[name]) for name in chosen])  # (texts, OUTPUTS)
@@ -118,7 +118,8 @@ def _units(texts: pd.DataFrame) -> NDArray[np.object_]:
 
 def _outputs(source: Source) -> Floats:
     table = representations.output_features(source.outputs)
-    return table.iloc[:, saved.features_named(list(table.columns))].to_numpy(dtype=np.float64)
+    own = table.iloc[:, saved.features_named(list(table.columns))]
+    return np.asarray(own.to_numpy(), dtype=np.float64)
 
 
 def _fit_probes(
