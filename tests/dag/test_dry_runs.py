@@ -110,6 +110,19 @@ def test_status_counts_the_jobs_that_snakemake_plans(house: Path, config: list[s
     }
 
 
+def test_scoring_without_texts_names_the_key_and_with_texts_is_one_job_more(house: Path, tmp_path: Path) -> None:
+    result = snakemake(house, "-n", "scores", "--config", "model=tiny-gpt2")
+    assert result.returncode != 0
+    assert "score.texts: none is given" in result.stdout + result.stderr
+    (tmp_path / "mine.txt").write_text("Paris is a city in France.\n")
+    result = snakemake(
+        house, "-n", "scores", "--config", "model=tiny-gpt2", f"score={{texts: {tmp_path / 'mine.txt'}}}"
+    )
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["score_texts"] == counts["save_detector"] == 1
+    assert "write_report" not in counts
+
+
 def test_verifying_plans_nothing_else_and_always_runs(house: Path) -> None:
     for _ in range(2):
         result = snakemake(house, "--cores", "1", "verify_activations", "--config", "model=gpt2-medium")
