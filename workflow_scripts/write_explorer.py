@@ -27,10 +27,11 @@ def main(
     model: str,
     datasets: list[str],
     layers: list[int],
+    clusters: Path | None = None,
 ) -> None:
     """Read the tables of a run and write its page.
 
-    Probe colours and contributions are left out where no detector could be fitted. `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` go with `datasets`, `features` with `layers`.
+    Probe colours and contributions are left out where no detector could be fitted. `clusters` has the columns layer, feature, cluster. `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` go with `datasets`, `features` with `layers`.
     """
     found = {
         name: content.DatasetTables(
@@ -48,7 +49,7 @@ def main(
     explained = content.Explained(frames.read_parquet(token_scores), frames.read_parquet(effects))
     made = content.assemble(
         model, found, frames.read_parquet(scores), described, models.load_tokenizer(tokenizer.parent), report,
-        None if explained.tokens.empty else explained,
+        None if explained.tokens.empty else explained, frames.read_parquet(clusters) if clusters else None,
     )  # fmt: skip
     with files.atomic_write(explorer) as stream:
         stream.write(page.render(made, ghosttrack.__version__))

@@ -209,6 +209,24 @@ def test_the_number_of_texts_and_tracks_is_a_setting(run: explorer_fakes.Run, tm
     assert f"{about['texts']} of {about['of']} texts" in re.sub(r"\s+", " ", page)
 
 
+def test_a_run_without_a_detector_but_with_clusters_has_its_page(run: explorer_fakes.Run, tmp_path: Path) -> None:
+    none = pd.read_parquet(run.token_scores).iloc[:0]
+    none.to_parquet(tmp_path / "none.parquet")
+    pd.DataFrame({"layer": [1], "feature": [3], "cluster": ["places"]}).to_parquet(tmp_path / "clusters.parquet")
+    explorer_fakes.write(
+        run, tmp_path / "page.html", token_scores=tmp_path / "none.parquet", clusters=tmp_path / "clusters.parquet"
+    )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    about = unpack(page, "about")
+    assert about["clusters"]
+    assert not about["probe"]
+    assert unpack(page, "block-0")[0]["probe"] is None
+    names = unpack(page, "names")[0]
+    assert names["cluster"][names["feature"].index(3)] == "places"
+    assert "weight" not in names
+    assert "Contribution of a feature" not in page
+
+
 def test_very_many_tokens_get_fewer_tracks_each() -> None:
     shown = pd.DataFrame({"row_count": [1_000_000]})
     assert content._tracks_per_token(shown, 40) == content.LEAST
