@@ -15,7 +15,7 @@ import check_explanations
 import score_texts
 from ghosttrack import Detector, Text, files, score
 from ghosttrack.activations import example_tokens
-from ghosttrack.detection import faithfulness, saved
+from ghosttrack.detection import faithfulness, saved, saved_fit
 from ghosttrack.detection.scoring import Scorer
 from ghosttrack.errors import UserError
 from ghosttrack.report import scored, tables
@@ -49,6 +49,29 @@ def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> No
     assert about["layers"] == run_fakes.LAYERS
     assert set(about["saes"]) == {"1", "2"}
     assert not list((run / "detection").glob("*.pkl"))
+
+
+def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> None:
+    rows = [
+        ("a", "g1", "capital", "France", "x"), ("b", "g1", "capital", "Norway", "y"), ("b", "g2", "capital", "France", "z"),
+        ("c", "g3", "", "", "Y "), ("c", "g4", "", "", "w"), ("d", "g5", "river", "France", "v"),
+    ]  # fmt: skip
+    texts = pd.DataFrame(rows, columns=["dataset", "group", "relation", "subject", "text"])
+    units = saved_fit._units(texts).tolist()
+    assert units[0] == units[2]  # the capital of France, in two sets
+    assert units[1] == units[3]  # the same text
+    assert len(set(units)) == 4
+
+
+def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated(run: Path) -> None:
+    metrics = pd.read_csv(run / "evaluation" / "metrics.csv")
+    leaky = metrics.assign(dataset="leaky", auroc_low=0.7, auroc_high=0.8)
+    own = metrics.assign(dataset="own", mode="generated")
+    table = pd.concat([metrics, leaky, own])
+    assert saved_fit.strict_sets(table, ["facts", "leaky", "own"], []) == ["facts"]
+    assert saved_fit.strict_sets(table, ["facts", "leaky", "own"], ["facts"]) == ["leaky"]
+    assert saved_fit.strict_sets(table, ["own"], []) == ["own"]
+    assert saved_fit.strict_sets(table, ["nothing"], []) == []
 
 
 def test_two_fits_give_the_same_bytes(run: Path) -> None:
