@@ -236,7 +236,13 @@ rule write_explorer:
         report=settings_of("report", "write_explorer"),
         datasets=property_of("datasets"),
         layers=property_of("layers"),
-        code=source_digest("write_explorer", "report/explorer", "report/templates/style.css"),
+        code=source_digest(
+            "write_explorer",
+            "report/explorer/page.html",
+            "report/explorer/page.css",
+            "report/explorer/page.js",
+            "report/templates/style.css",
+        ),
     message:
         "Writing the explorer of {wildcards.model}"
     script:
