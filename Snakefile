@@ -29,6 +29,8 @@ localrules:
     features,
     tracks,
     metrics,
+    paper,
+    scores,
 
 
 rule all:
@@ -36,6 +38,7 @@ rule all:
     default_target: True
     input:
         reports,
+        collect(rules.write_explorer.output.explorer, model=MODELS),
         all_tracks,
         strict_checks,
         collect(rules.draw_figures.output.figures, model=MODELS),
@@ -79,3 +82,15 @@ rule metrics:
     """Phases 1 to 5 without figures and pages: the metric tables and the claim ledger."""
     input:
         collect("results/{model}/evaluation/metrics.csv", model=MODELS),
+
+
+rule paper:
+    """LaTeX tables, pdf figures and citation of every model, on top of what they are made from."""
+    input:
+        collect("results/{model}/paper", model=MODELS),
+
+
+rule scores:
+    """One's own texts (score.texts), scored by the detector of every model."""
+    input:
+        collect("results/{model}/scores/texts.jsonl", model=MODELS),

@@ -71,7 +71,13 @@ def chosen_settings(wildcards):
     """Param function: every setting that is not at its default, for the record in the report."""
     found = SETTINGS[wildcards.model]
     # The source is in the model's manifest; how the disk is used changes no result.
-    hidden = {"source": True, "model_path": True, "plan": True, "activations": {"disk_budget_gb", "rows_per_job"}}
+    hidden = {
+        "source": True,
+        "model_path": True,
+        "plan": True,
+        "score": True,
+        "activations": {"disk_budget_gb", "rows_per_job"},
+    }
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
     if not found.sae.trained and not found.sae.revision:
         chosen["sae"]["source"] = Path(found.sae.source).name
@@ -180,6 +186,17 @@ def per_variant(pattern):
     ]
 
 
+def shown_tracks(ending):
+    """Input function: the tracks that pages show of every data set: the tracker's, or those of the only null there is."""
+
+    def files(wildcards):
+        settings = SETTINGS[wildcards.model]
+        variant = "default" if "default" in settings.tracking.variants else settings.tracking.variants[0]
+        return [f"results/{wildcards.model}/tracks/{dataset}.{variant}{ending}" for dataset in settings.datasets]
+
+    return files
+
+
 def per_dataset_and_variant(pattern):
     """Input function: `pattern` for every data set and, within it, every variant."""
     return lambda wildcards: [
@@ -259,9 +276,18 @@ def strict_checks(wildcards):
     return [f"results/{model}/evaluation/claims.json" for model in MODELS if SETTINGS[model].strict]
 
 
-def report_page(path):
+def own_texts(wildcards):
+    """Input function: the file of texts that the target `scores` is asked to score."""
+    path = SETTINGS[wildcards.model].score.texts
+    if not path or not Path(path).is_file():
+        found = f"{path} is not there" if path else "none is given"
+        raise WorkflowError(f"score.texts: {found}; name a file of texts, as in --config 'score={{texts: mine.csv}}'")
+    return path
+
+
+def report_page(path, page):
     """`path`, shown in `snakemake --report` too."""
-    return report(path, category="Report", labels={"page": "report"})
+    return report(path, category="Pages", labels={"page": page})
 
 
 # ---- waves under a disk budget

@@ -38,6 +38,75 @@ rule evaluate_detectors:
         "../workflow_scripts/evaluate_detectors.py"
 
 
+rule save_detector:
+    """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        # Made by the jobs that made the activation stores beside them.
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        source="results/{model}/model/source.json",
+    output:
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        token_scores="results/{model}/detection/token_scores.parquet",
+        effects="results/{model}/detection/feature_effects.parquet",
+    log:
+        "results/{model}/logs/save_detector.log",
+    benchmark:
+        "results/{model}/benchmarks/save_detector.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=detector_memory,
+        runtime=scaled(120),
+    params:
+        datasets=property_of("datasets"),
+        controls=control_datasets,
+        layers=property_of("layers"),
+        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        detection=settings_of("detection", "save_detector"),
+        seed=settings_of("seed", "save_detector"),
+        code=source_digest("save_detector"),
+    message:
+        "Saving the detector of {wildcards.model}"
+    script:
+        "../workflow_scripts/save_detector.py"
+
+
+rule check_explanations:
+    """Take the named reasons out of the running model, and as many others, and see how far the score moves."""
+    input:
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+    output:
+        explanations="results/{model}/evaluation/explanations.csv",
+    log:
+        "results/{model}/logs/check_explanations.log",
+    benchmark:
+        "results/{model}/benchmarks/check_explanations.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=splicing_memory,
+        runtime=scaled(60),
+    params:
+        datasets=property_of("datasets"),
+        evaluation=settings_of("evaluation", "check_explanations"),
+        seed=settings_of("seed", "check_explanations"),
+        code=source_digest("check_explanations"),
+    message:
+        "Testing the explanations of {wildcards.model} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/check_explanations.py"
+
+
 rule check_claims:
     """Fail when a headline claim is not established (strict: true)."""
     input:
@@ -74,10 +143,11 @@ rule draw_figures:
         neighbours=neighbour_files,
         links="results/{model}/neighbours/links.csv",
         signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        explanations="results/{model}/evaluation/explanations.csv",
     output:
         figures=expand(
             "results/{{model}}/figures/{name}.{form}",
-            name=["auroc", "roc", "pr", "calibration", "sae_quality", "links", "tracks"],
+            name=["auroc", "roc", "pr", "calibration", "risk", "explanations", "sae_quality", "links", "tracks"],
             form=["png", "pdf", "svg"],
         ),
     log:
@@ -113,9 +183,10 @@ rule write_report:
         neighbours=neighbour_files,
         labels=label_files,
         figures=rules.draw_figures.output.figures,
+        explanations="results/{model}/evaluation/explanations.csv",
         source="results/{model}/model/source.json",
     output:
-        report=report_page("results/{model}/report.html"),
+        report=report_page("results/{model}/report.html", "report"),
     log:
         "results/{model}/logs/write_report.log",
     benchmark:
@@ -136,6 +207,50 @@ rule write_report:
         "Writing the report of {wildcards.model}"
     script:
         "../workflow_scripts/write_report.py"
+
+
+rule write_explorer:
+    """Write the explorer: one self-contained page of texts, their tokens and tracks."""
+    input:
+        checks="results/{model}/evaluation/checks.json",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        tokens=per_dataset("results/{model}/examples/{dataset}/tokens.parquet"),
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        tracks=shown_tracks(".zarr"),
+        tracks_manifests=shown_tracks(".json"),
+        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        clusters="results/{model}/clusters.parquet",
+        scores="results/{model}/detection/scores.parquet",
+        tokenizer=ancient("results/{model}/model/tokenizer.json"),
+        token_scores="results/{model}/detection/token_scores.parquet",
+        effects="results/{model}/detection/feature_effects.parquet",
+    output:
+        explorer=report_page("results/{model}/explorer.html", "explorer"),
+    log:
+        "results/{model}/logs/write_explorer.log",
+    benchmark:
+        "results/{model}/benchmarks/write_explorer.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(30),
+    params:
+        report=settings_of("report", "write_explorer"),
+        datasets=property_of("datasets"),
+        layers=property_of("layers"),
+        code=source_digest(
+            "write_explorer",
+            "report/explorer/page.html",
+            "report/explorer/page.css",
+            "report/explorer/page.js",
+            "report/templates/style.css",
+        ),
+    message:
+        "Writing the explorer of {wildcards.model}"
+    script:
+        "../workflow_scripts/write_explorer.py"
 
 
 rule check_results:
@@ -166,6 +281,63 @@ rule check_results:
         "Checking the results of {wildcards.model}"
     script:
         "../workflow_scripts/check_results.py"
+
+
+rule score_texts:
+    """Score the texts of one's own file with the saved detector. Not part of `all`: ask for `scores`."""
+    input:
+        texts=own_texts,
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+    output:
+        scores=multiext("results/{model}/scores/texts", ".jsonl", ".csv", ".html"),
+    log:
+        "results/{model}/logs/score_texts.log",
+    benchmark:
+        "results/{model}/benchmarks/score_texts.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=splicing_memory,
+        runtime=scaled(120),
+    params:
+        score=settings_of("score", "score_texts"),
+        code=source_digest("score_texts", "report/templates"),
+    message:
+        "Scoring texts with the detector of {wildcards.model} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/score_texts.py"
+
+
+rule write_paper:
+    """Write the run as parts of a paper: LaTeX tables, pdf figures, citation. Not part of `all`: ask for `paper`."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        ledger="results/{model}/evaluation/ledger.csv",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        figures=rules.draw_figures.output.figures,
+    output:
+        paper=directory("results/{model}/paper"),
+    log:
+        "results/{model}/logs/write_paper.log",
+    benchmark:
+        "results/{model}/benchmarks/write_paper.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(500),
+        runtime=scaled(10),
+    params:
+        layers=property_of("layers"),
+        code=source_digest("write_paper"),
+    message:
+        "Writing the paper's parts of {wildcards.model}"
+    script:
+        "../workflow_scripts/write_paper.py"
 
 
 rule compare_models:

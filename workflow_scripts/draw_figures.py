@@ -18,6 +18,7 @@ def main(
     neighbours: list[Path],
     links: Path,
     signals: list[Path],
+    explanations: Path,
     figures: list[Path],
     layers: list[int],
     datasets: list[str],
@@ -37,6 +38,7 @@ def main(
         signals={
             key: frames.read_parquet(path) for key, path in zip(product(datasets, variants), signals, strict=True)
         },
+        explanations=tables.read(explanations, tables.EXPLANATIONS),
         datasets=datasets,
         firings=tables.read(links, tables.LINKS),
     )

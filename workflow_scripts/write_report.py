@@ -18,6 +18,7 @@ def main(
     answers: Path,
     labels: list[Path],
     figures: list[Path],
+    explanations: Path,
     source: Path,
     report: Path,
     settings: dict[str, Any],
@@ -48,6 +49,7 @@ def main(
         datasets=datasets,
         controls=controls or [],
         pairs=link_summary.pairs({layer: frames.read_npz(path) for layer, path in found.items()}, layers),
+        explanations=tables.read(explanations, tables.EXPLANATIONS),
         version=ghosttrack.__version__,
         code=code,
     )

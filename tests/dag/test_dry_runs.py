@@ -51,9 +51,9 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Job ")]
     with_gpu = {line.split(": ", 1)[1].split(" of ")[0].split(" gpt2")[0] for line in lines if "(GPUs: 1)" in line}
     extractions = {"Extracting activations", "Extracting held-out activations", "Letting"}
-    assert with_gpu == {*extractions, "Training the SAE", "Evaluating the SAE"}
-    # Six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured.
-    assert sum("(GPUs: 1)" in line for line in lines) == 60 + 1 + 9 + 1 + 24 + 24
+    assert with_gpu == {*extractions, "Training the SAE", "Evaluating the SAE", "Testing the explanations"}
+    # Six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured, explanations.
+    assert sum("(GPUs: 1)" in line for line in lines) == 60 + 1 + 9 + 1 + 24 + 24 + 1
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,19 @@ def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
     assert "train_sae" not in counts
     counts = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2", sweep).stdout)
     assert not [name for name in counts if "sweep" in name]
+
+
+def test_scoring_without_texts_names_the_key_and_with_texts_is_one_job_more(house: Path, tmp_path: Path) -> None:
+    result = snakemake(house, "-n", "scores", "--config", "model=tiny-gpt2")
+    assert result.returncode != 0
+    assert "score.texts: none is given" in result.stdout + result.stderr
+    (tmp_path / "mine.txt").write_text("Paris is a city in France.\n")
+    result = snakemake(
+        house, "-n", "scores", "--config", "model=tiny-gpt2", f"score={{texts: {tmp_path / 'mine.txt'}}}"
+    )
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["score_texts"] == counts["save_detector"] == 1
+    assert "write_report" not in counts
 
 
 def test_verifying_plans_nothing_else_and_always_runs(house: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ghosttrack.evaluation import statistics
 from ghosttrack.report import tables
 
 LAYERS = [10, 12, 14, 16, 18, 20]
@@ -50,6 +51,7 @@ class Run(NamedTuple):
     examples: list[Path]
     labels: list[Path]
     source: Path
+    explanations: Path
 
 
 def make(folder: Path, seed: int = 0) -> Run:
@@ -87,6 +89,8 @@ def make(folder: Path, seed: int = 0) -> Run:
     }  # fmt: skip
     (folder / "model").mkdir()
     (folder / "model" / "source.json").write_text(json.dumps(source))
+    removals = evaluation / "explanations.csv"
+    _explanations().to_csv(removals, index=False)
     return Run(
         evaluation / "metrics.csv",
         evaluation / "ledger.csv",
@@ -102,6 +106,7 @@ def make(folder: Path, seed: int = 0) -> Run:
         examples,
         [labels],
         folder / "model" / "source.json",
+        removals,
     )
 
 
@@ -202,6 +207,8 @@ def _scores(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
             name = {"dataset": dataset, "mode": mode, "signal": signal}
             x, y, _ = roc_curve(label, score)
             curves.append(pd.DataFrame({**name, "curve": "roc", "x": x, "y": y}))
+            coverage, risk = statistics.risk_curve(label, score)
+            curves.append(pd.DataFrame({**name, "curve": "risk", "x": coverage, "y": risk}))
             precision, recall, _ = precision_recall_curve(label, score)
             curves.append(pd.DataFrame({**name, "curve": "pr", "x": recall, "y": precision}))
             for number, part in enumerate(np.array_split(np.argsort(score), 10)):
@@ -209,6 +216,19 @@ def _scores(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
                     **name, "bin": number, "n": len(part), "predicted": score[part].mean(), "observed": label[part].mean(),
                 })  # fmt: skip
     return pd.concat(scores), pd.concat(curves), pd.DataFrame(bins)
+
+
+def _explanations() -> pd.DataFrame:
+    rows = []
+    for count in (5, 20):
+        for kind, change in (("named reasons", 0.30), ("most active features", 0.21), ("random active features", 0.09)):
+            mean = change * count / 5
+            rows.append({
+                "removed": kind, "features": count, "n": 120, "groups": 110, "change": mean, "change_low": mean - 0.04,
+                "change_high": mean + 0.05, "beyond_random": mean - 0.09, "beyond_random_low": mean - 0.13,
+                "beyond_random_high": mean - 0.05, "agreement": 0.8,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _quality(folder: Path) -> list[Path]:

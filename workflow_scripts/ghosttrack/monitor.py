@@ -15,8 +15,9 @@ from ghosttrack.settings import DatasetSettings, Settings
 PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
     "extract_activations", "extract_heldout", "extract_examples", "fetch_sae", "train_sae", "evaluate_sae",
-    "describe_features", "find_neighbours", "cluster_features", "track_features", "measure_signals", "audit_dataset", "train_detectors",
-    "measure_answers", "evaluate_detectors", "check_results", "draw_figures", "write_report", "check_claims",
+    "describe_features", "find_neighbours", "cluster_features", "track_features", "measure_signals", "measure_answers",
+    "audit_dataset", "train_detectors", "evaluate_detectors", "save_detector", "check_explanations", "check_results",
+    "draw_figures", "write_report", "write_explorer", "check_claims",
 )  # fmt: skip
 
 
@@ -166,8 +167,11 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
         yield "train_detectors", name, [f"detection/{name}/scores.parquet"]
     yield "measure_answers", "", ["saes/answers.csv"]
     yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
+    yield "save_detector", "", ["detection/detector.safetensors", "detection/detector.json"]
+    yield "check_explanations", "", ["evaluation/explanations.csv"]
     yield "check_results", "", ["evaluation/checks.json"]
     yield "draw_figures", "", ["figures/auroc.png"]
     yield "write_report", "", ["report.html"]
+    yield "write_explorer", "", ["explorer.html"]
     if settings.strict:
         yield "check_claims", "", ["evaluation/claims.json"]

@@ -260,6 +260,34 @@ class EvaluationSettings(Section):
     minimum_groups: int = Field(20, ge=2, description="A claim on fewer groups is never called established.")
 
 
+class ReportSettings(Section):
+    """What the pages show."""
+
+    explorer_texts: int = Field(
+        2000,
+        ge=1,
+        description="Most texts in `explorer.html`: whole groups, each data set in proportion, failures included. 2,000 keep it quick.",
+    )
+    explorer_tracks: int = Field(
+        40,
+        ge=1,
+        description="Most tracks of a token in `explorer.html`, strongest first; fewer where answers are long.",
+    )
+
+
+class ScoreSettings(Section):
+    """Scoring one's own texts with the saved detector: the target `scores`."""
+
+    texts: str | None = Field(
+        None,
+        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer` and `id`.",
+    )
+    confidence: float = Field(
+        0.75, ge=0.5, le=1, description="Below this probability of its own verdict the detector abstains; 0.5: never."
+    )
+    reasons: int = Field(5, ge=0, description="Features named for each text.")
+
+
 class PlanSettings(Section):
     """What the machine offers: for the size of waves and the expected hours. Changes no result, reruns nothing."""
 
@@ -357,6 +385,8 @@ class Settings(Section):
     generation: GenerationSettings = Field(GenerationSettings(), description="The model's own answers.")
     detection: DetectionSettings = Field(DetectionSettings(), description="Detectors and their folds.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Intervals and verdicts.")
+    report: ReportSettings = Field(ReportSettings(), description="What the pages show.")
+    score: ScoreSettings = Field(ScoreSettings(), description="Scoring one's own texts: the target `scores`.")
     plan: PlanSettings = Field(PlanSettings(), description="What the machine offers, for waves and expected hours.")
 
     @property

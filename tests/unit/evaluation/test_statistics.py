@@ -128,3 +128,13 @@ def test_reliability_bins_have_equal_mass() -> None:
     bins = statistics.reliability(np.zeros(150, dtype=int), chance)
     assert [each.n for each in bins] == [10] * 15
     assert [each.predicted for each in bins] == sorted(each.predicted for each in bins)
+
+
+def test_a_risk_curve_starts_with_the_surest_texts() -> None:
+    labels = np.array([1, 0, 1, 0, 1, 0, 0, 1])
+    scores = np.array([0.9, 0.1, 0.8, 0.2, 0.4, 0.6, 0.3, 0.7])
+    coverage, risk = statistics.risk_curve(labels, scores)
+    assert coverage.tolist() == [each / 8 for each in range(1, 9)]
+    assert risk[:4].tolist() == [0, 0, 0, 0]  # .9, .1, .8, .2 are right
+    assert risk[-1] == 2 / 8  # .4 and .6 lie on the wrong sides of the cut
+    assert statistics.risk_curve(labels, -scores)[1][:4].tolist() == [1, 1, 1, 1]

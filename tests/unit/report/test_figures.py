@@ -27,6 +27,7 @@ def inputs(folder: Path) -> figures.Inputs:
             zip(product(fake_results.SETS, fake_results.VARIANTS), map(pd.read_parquet, run.signals), strict=True)
         ),
         answers=pd.read_csv(run.answers),
+        explanations=pd.read_csv(run.explanations),
         datasets=list(fake_results.SETS),
         firings=pd.read_csv(run.links),
     )

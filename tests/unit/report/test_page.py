@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {"seed": 3, "evaluation": {"confidence": 0.95}, "corp
 
 def write(run: Run, path: Path, **changed: Any) -> str:
     values: dict[str, Any] = {
-        **{name: getattr(run, name) for name in ("metrics", "ledger", "leak_audit", "quality", "answers", "labels", "source", "neighbours")},
+        **{name: getattr(run, name) for name in ("metrics", "ledger", "leak_audit", "quality", "answers", "labels", "source", "neighbours", "explanations")},
         "figures": [], "report": path, "settings": SETTINGS, "model": "smollm2-135m", "layers": fake_results.LAYERS,
         "datasets": list(fake_results.SETS), "controls": fake_results.CONTROLS, **changed,
     }  # fmt: skip

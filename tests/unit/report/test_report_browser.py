@@ -27,12 +27,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figures = [folder / "figures" / f"{name}.{kind}" for name, kind in product(FIGURES, ["svg"])]
     draw_figures.main(
         metrics=run.metrics, curves=run.curves, calibration=run.calibration, quality=run.quality, answers=run.answers, neighbours=run.neighbours,
-        links=run.links, signals=run.signals, figures=figures, layers=fake_results.LAYERS, datasets=list(fake_results.SETS),
+        links=run.links, signals=run.signals, explanations=run.explanations, figures=figures, layers=fake_results.LAYERS, datasets=list(fake_results.SETS),
         variants=fake_results.VARIANTS,
     )  # fmt: skip
     write_report.main(
         metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, quality=run.quality, answers=run.answers, labels=run.labels,
-        figures=figures, source=run.source, report=folder / "report.html", settings={"seed": 0}, model="smollm2-135m",
+        figures=figures, explanations=run.explanations, source=run.source, report=folder / "report.html", settings={"seed": 0}, model="smollm2-135m",
         layers=fake_results.LAYERS, datasets=list(fake_results.SETS), controls=fake_results.CONTROLS,
         neighbours=run.neighbours,
     )  # fmt: skip

@@ -34,7 +34,7 @@ class ExampleTables(NamedTuple):
     outputs: pd.DataFrame
 
 
-class _TokenScores(NamedTuple):
+class TokenScores(NamedTuple):
     """Per answer row, in nats: what the model's prediction one position earlier says of the token."""
 
     logprob: npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def extract_examples(
     """
     starts = np.concatenate([[0], np.cumsum([len(example.answer) for example in encoded])])
     rows = int(starts[-1])
-    scores = _TokenScores(*(np.empty(rows, dtype=kind) for kind in ("f4", "f4", "f4", "i4")))
+    scores = TokenScores(*(np.empty(rows, dtype=kind) for kind in ("f4", "f4", "f4", "i4")))
     text_logprob = np.empty(len(encoded), dtype=np.float64)
     modules = [model.get_input_embeddings(), *site_modules(model, layers, site)]
     headers = [
@@ -89,15 +89,17 @@ def extract_examples(
             for at in range(0, len(by_length), batch):
                 chosen = by_length[at : at + batch]
                 answer_rows = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in chosen])
-                final = _forward(model, [encoded[number] for number in chosen])
-                example, position = _answer_index([encoded[number] for number in chosen])
+                final = forward(model, [encoded[number] for number in chosen])
+                example, position = answer_index([encoded[number] for number in chosen])
                 for place, output in enumerate(outputs):
                     held[place, answer_rows - first] = output[example, position].float().cpu()
-                text_logprob[chosen] = _score(model, [encoded[number] for number in chosen], final, answer_rows, scores)
+                text_logprob[chosen] = score_tokens(
+                    model, [encoded[number] for number in chosen], final, answer_rows, scores
+                )
                 progress.advance(len(chosen))
             for writer, block in zip(writers, held, strict=True):
                 writer.append(to_block(block))
-    return ExampleTables(_tokens(encoded, scores), _outputs(encoded, scores, starts, text_logprob))
+    return ExampleTables(_tokens(encoded, scores), output_table(encoded, scores, starts, text_logprob))
 
 
 def _windows(encoded: Sequence[Encoded], batch: int) -> Iterator[list[int]]:
@@ -114,7 +116,7 @@ def _windows(encoded: Sequence[Encoded], batch: int) -> Iterator[list[int]]:
         yield window
 
 
-def _forward(model: Any, chosen: Sequence[Encoded]) -> torch.Tensor:
+def forward(model: Any, chosen: Sequence[Encoded]) -> torch.Tensor:
     """Final hidden states, (examples, tokens, d_model). Padding is on the right, where no token can see it."""
     longest = max(len(example.ids) for example in chosen)
     # The separator pads: any token that exists would do.
@@ -129,14 +131,14 @@ def _forward(model: Any, chosen: Sequence[Encoded]) -> torch.Tensor:
     return final
 
 
-def _answer_index(chosen: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_index(chosen: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch index and position of every answer token, in order."""
     example = np.repeat(np.arange(len(chosen)), [len(one.answer) for one in chosen])
     return torch.from_numpy(example), torch.from_numpy(np.concatenate([one.answer for one in chosen]))
 
 
-def _score(
-    model: Any, chosen: Sequence[Encoded], final: torch.Tensor, answer_rows: npt.NDArray[np.int64], scores: _TokenScores
+def score_tokens(
+    model: Any, chosen: Sequence[Encoded], final: torch.Tensor, answer_rows: npt.NDArray[np.int64], scores: TokenScores
 ) -> npt.NDArray[np.float64]:
     """Fill `scores` at `answer_rows`; return each example's log-probability over all tokens but the separator."""
     lengths = [len(one.ids) - 1 for one in chosen]
@@ -178,7 +180,7 @@ def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 def _check_head(model: Any, example: Encoded) -> None:
     ids = torch.from_numpy(example.ids[None]).to(model.device)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = _logits(model, _forward(model, [example])[0])
+    ours = _logits(model, forward(model, [example])[0])
     worst = float((torch.log_softmax(own, -1) - torch.log_softmax(ours, -1)).abs().max())
     if not worst < HEAD_TOLERANCE:
         raise UserError(
@@ -195,7 +197,7 @@ def _sha256(encoded: Sequence[Encoded]) -> str:
     return digest.hexdigest()
 
 
-def _tokens(encoded: Sequence[Encoded], scores: _TokenScores) -> pd.DataFrame:
+def _tokens(encoded: Sequence[Encoded], scores: TokenScores) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "example": np.repeat(np.arange(len(encoded)), [len(one.answer) for one in encoded]),
@@ -206,12 +208,13 @@ def _tokens(encoded: Sequence[Encoded], scores: _TokenScores) -> pd.DataFrame:
     )
 
 
-def _outputs(
+def output_table(
     encoded: Sequence[Encoded],
-    scores: _TokenScores,
+    scores: TokenScores,
     starts: npt.NDArray[np.int64],
     text_logprob: npt.NDArray[np.float64],
 ) -> pd.DataFrame:
+    """One row per example: where its rows are, and sums, means, minima and first values over its answer, in nats."""
     first, count = starts[:-1], np.diff(starts)
     tokens = np.array([len(one.ids) for one in encoded])
     logprob = scores.logprob.astype(np.float64)

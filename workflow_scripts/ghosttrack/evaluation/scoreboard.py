@@ -145,7 +145,7 @@ def calibration_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """curves.csv: points of the ROC and precision-recall curves of the signals that figures show."""
+    """curves.csv: points of the ROC, precision-recall and risk curves of the signals that figures show."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     shown = {each.signal for each in tables.SHOWN}
@@ -155,7 +155,8 @@ def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
             continue
         x, y, _ = roc_curve(labels, score)
         precision, recall, _ = precision_recall_curve(labels, score, drop_intermediate=True)
-        for curve, a, b in (("roc", x, y), ("pr", recall, precision)):
+        coverage, risk = statistics.risk_curve(labels, score)
+        for curve, a, b in (("roc", x, y), ("pr", recall, precision), ("risk", coverage, risk)):
             kept = np.unique(np.linspace(0, len(a) - 1, min(_POINTS, len(a))).round().astype(int))
             rows.append(pd.DataFrame({**head, "curve": curve, "x": a[kept], "y": b[kept]}))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(tables.CURVES))

@@ -166,6 +166,23 @@ def reliability(labels: Ints, probability: Floats, bins: int = CALIBRATION_BINS)
     return [Bin(len(part), float(probability[part].mean()), float(labels[part].mean())) for part in parts]
 
 
+def risk_curve(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
+    """Coverage and risk, each (rows,): share of texts decided, surest first, and the share of these that are decided wrongly.
+
+    Any score will do: texts above its (1 - prevalence) quantile are called hallucinated, and the further a text's rank lies
+    from this cut, as a share of its side, the surer it is. Ties have midranks; equally sure ones keep their order.
+    """
+    from scipy.stats import rankdata
+
+    rank = (rankdata(scores) - 0.5) / len(scores)
+    cut = 1 - float(labels.mean())
+    said = rank > cut
+    sure = np.where(said, (rank - cut) / max(1 - cut, 1e-12), (cut - rank) / max(cut, 1e-12))
+    wrong = (said != (labels == 1))[np.argsort(-sure, kind="stable")]
+    count = np.arange(1, len(labels) + 1)
+    return count / len(labels), np.cumsum(wrong) / count
+
+
 def average_precision(labels: Ints, scores: Floats) -> float:
     """Area under the precision-recall curve as average precision; NaN without both classes or with NaN scores."""
     from sklearn.metrics import average_precision_score

@@ -56,6 +56,8 @@ METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"D
 # More points are invisible at this size and make the report heavy.
 CURVE_POINTS = 150
 COLUMNS = 3
+# Of fewer texts than this share a risk is a handful of coin tosses.
+LEAST_COVERAGE = 0.02
 # Dashes and width of the shown signals' curves, so that they differ without colour too.
 LINES = (("-", 1.8), ("--", 1.1), ("-.", 1.1), (":", 1.3))
 
@@ -73,6 +75,7 @@ class Inputs(NamedTuple):
     neighbours: Mapping[int, Mapping[str, np.ndarray]]
     signals: Mapping[tuple[str, str], pd.DataFrame]
     answers: pd.DataFrame
+    explanations: pd.DataFrame
     datasets: Sequence[str]
     firings: pd.DataFrame | None = None
 
@@ -329,11 +332,53 @@ def tracks(inputs: Inputs) -> Figure:
     return figure
 
 
+def risk(inputs: Inputs) -> Figure:
+    """Share of wrong decisions among the texts that the detector is surest of, against how many it decides, by data set."""
+    figure, panels = _panels(list(inputs.datasets))
+    for dataset, axes in panels:
+        for shown, (dashes, width) in reversed(list(zip(tables.SHOWN, LINES, strict=True))):
+            chosen = (inputs.curves["curve"] == "risk") & (inputs.curves["dataset"] == dataset)
+            part = inputs.curves[
+                chosen & (inputs.curves["signal"] == shown.signal) & (inputs.curves["x"] >= LEAST_COVERAGE)
+            ]
+            x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
+            axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.25, 0.5))
+    handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=len(tables.SHOWN), handletextpad=0.5)
+    return _finished(figure, "share of texts decided, surest first", "share decided wrongly")
+
+
+def explanations(inputs: Inputs) -> Figure:
+    """How far the log-odds move when features are taken out of the running model: the named reasons beside others."""
+    table = inputs.explanations
+    counts = list(dict.fromkeys(table["features"]))
+    figure = Figure(figsize=(6.4, 1.2 + 0.36 * max(1, len(table))), layout="constrained")
+    axes = figure.add_subplot()
+    lanes, names = [], []
+    for place, (kind, part) in enumerate(table.groupby("removed", sort=False)):
+        colour = (DETECTOR_COLOUR, GATE_COLOUR, NULL_COLOUR)[place % 3]
+        own = [(len(counts) + 1) * place + counts.index(count) for count in part["features"]]
+        axes.hlines(own, part["change_low"], part["change_high"], color=colour, lw=1.6)
+        axes.plot(part["change"], own, "osD"[place % 3], color=colour, ls="")
+        lanes += own
+        names += [f"{count} {kind}" for count in part["features"]]
+    axes.set_yticks(lanes, names)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(max(lanes, default=0) + 0.6, -0.6)
+    axes.set_xlim(0, 1.08 * table["change_high"].max() if len(table) else 1)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("mean change of the log-odds when they are taken out")
+    return figure
+
+
 FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "auroc": auroc,
     "roc": roc,
     "pr": precision_recall,
     "calibration": calibration,
+    "risk": risk,
+    "explanations": explanations,
     "sae_quality": sae_quality,
     "links": links,
     "tracks": tracks,

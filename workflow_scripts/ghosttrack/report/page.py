@@ -38,7 +38,7 @@ PARTS = {
 POOLS = {tables.ALL_GIVEN: "mean, given texts", tables.ALL_GENERATED: "mean, own answers"}
 CONTENTS = (
     ("claims", "Claims"), ("datasets", "Data sets"), ("leaks", "Leak audit"), ("curves", "Curves"), ("saes", "SAEs"),
-    ("tracks", "Links and tracks"), ("signals", "All signals"), ("words", "Words"), ("provenance", "Provenance"),
+    ("tracks", "Links and tracks"), ("explanations", "Explanations"), ("signals", "All signals"), ("words", "Words"), ("provenance", "Provenance"),
 )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ class Inputs(NamedTuple):
     datasets: Sequence[str]
     controls: Sequence[str]
     pairs: Sequence[link_summary.Pair]
+    explanations: pd.DataFrame
     version: str
     code: str
 
@@ -108,6 +109,7 @@ def render(inputs: Inputs) -> str:
         figures=pictures.embed(inputs.figures),
         quality=sae_quality.section(inputs.quality, inputs.answers),
         pairs=inputs.pairs,
+        explanations=_explanations(inputs.explanations),
         all_signals=[_signals(inputs.metrics, dataset) for dataset in inputs.datasets],
         meanings=wording.MEANINGS,
         provenance=_provenance(inputs),
@@ -208,6 +210,24 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "range": "" if counted else f"{score(row['low'])}{NONE}{score(row['high'])}",
         "verdict": row["verdict"],
         "style": {"pass": "established", "leak": "artefact"}.get(row["verdict"], "not-established"),
+    }
+
+
+def _explanations(table: pd.DataFrame) -> dict[str, Any]:
+    """The removals, and in words whether the named reasons moved the score more than random features; {} without any."""
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    named = [row for row in rows if row["removed"].startswith("named")]
+    if not named:
+        return {}
+    beyond = [row["features"] for row in named if row["beyond_random_low"] > 0]
+    active = {row["features"]: row["change"] for row in rows if row["removed"].startswith("most active")}
+    as_strong = [row["features"] for row in named if row["change_low"] <= active.get(row["features"], 0.0)]
+    return {
+        "rows": rows,
+        "texts": named[0]["n"],
+        "counts": [row["features"] for row in named],
+        "beyond": beyond,
+        "as_strong": as_strong,
     }
 
 

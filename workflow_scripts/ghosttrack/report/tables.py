@@ -31,6 +31,11 @@ LINKS = (
     "layer", "next_layer", "tokens", "links", "permuted_links", "links_per_token", "permuted_links_per_token",
     "next_fires", "next_fires_relinked",
 )  # fmt: skip
+# One row per removal of features from the running model; none where no detector could be fitted.
+EXPLANATIONS = (
+    "removed", "features", "n", "groups", "change", "change_low", "change_high", "beyond_random", "beyond_random_low",
+    "beyond_random_high", "agreement",
+)  # fmt: skip
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
 # Names of the rows that stand for several data sets, and the two claims that a summary speaks of.

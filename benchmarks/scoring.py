@@ -1,0 +1,64 @@
+"""Tokens per CPU-second of `score` beside the bare forward pass of the same model on the same texts.
+
+PYTHONPATH=workflow_scripts python benchmarks/scoring.py results/smollm2-135m
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import torch
+from measure import Cost, cost, least, show
+
+from ghosttrack import Detector, Text
+from ghosttrack.detection.scoring import BATCH
+
+
+def main(run: Path, texts: int, repeats: int) -> None:
+    """Score texts of the run's data sets and pass the same token batches through the bare model, in turns."""
+    torch.set_num_threads(1)
+    tables = [pd.read_parquet(path) for path in sorted(run.glob("datasets/*/examples.parquet"))]
+    given = pd.concat(tables).query("mode == 'given'").sample(texts, random_state=0)
+    detector = Detector.load(run)
+    scorer = detector._scorer
+    mine = [Text(row.text, row.answer) for row in given.itertuples()]
+    # The bare pass may have its texts sorted by length over all: the least padding that there can be.
+    ids = sorted(scorer.tokenizer([each.text for each in mine], add_special_tokens=False)["input_ids"], key=len)
+    tokens = sum(map(len, ids))
+    batches = [_padded(ids[start : start + BATCH]) for start in range(0, len(ids), BATCH)]
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch, mask in batches:
+                scorer._model(input_ids=batch, attention_mask=mask, use_cache=False)
+
+    found: dict[str, list[Cost]] = {"bare forward pass": [], "score": []}
+    for _ in range(repeats):
+        found["bare forward pass"].append(cost(bare))
+        found["score"].append(cost(lambda: detector.score(mine)))
+    best = {name: least(costs) for name, costs in found.items()}
+    rows = [
+        [name, tokens / each.cpu, tokens / each.wall, best["bare forward pass"].cpu / each.cpu]
+        for name, each in best.items()
+    ]
+    show(
+        f"{texts} texts, {tokens:,} tokens, {len(detector.about['layers'])} layers",
+        ["", "tokens/CPU-s", "tokens/s", "of bare"],
+        rows,
+    )
+
+
+def _padded(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, ids))
+    batch = torch.tensor([each + [0] * (longest - len(each)) for each in ids])
+    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in ids])
+    return batch, mask
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=2)
+    chosen = parser.parse_args()
+    main(chosen.run, chosen.texts, chosen.repeats)

@@ -1,0 +1,64 @@
+"""Take the pictures of docs/walkthrough.md from a finished run, in headless Chromium without a network.
+
+PYTHONPATH=workflow_scripts:tests/unit python docs/pictures.py results/smollm2-135m cities-00058-fab
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from browser import Browser, browser
+from PIL import Image
+
+from ghosttrack import score
+
+HERE = Path(__file__).parent
+# Statements of a kind that the detector knows, and one that no statement is.
+OWN = (
+    "text,answer\nThe capital of France is Paris.,Paris\nThe capital of France is Berlin.,Berlin\nMadrid is a city in Spain.,Spain\n"
+    "Madrid is a city in Norway.,Norway\nThe Nile flows through Egypt.,Egypt\nThe Nile flows through Finland.,Finland\n"
+)
+CLICK = "document.querySelector(%r).dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+
+
+def take(chromium: Browser, name: str) -> None:
+    """What is in sight, in 256 colours: a third of the bytes."""
+    chromium.screenshot(HERE / name)
+    with Image.open(HERE / name) as picture:
+        picture.convert("RGB").quantize(256).save(HERE / name, optimize=True)
+
+
+def explore(chromium: Browser, page: Path, text: str) -> None:
+    """A text with its tracks, a track chosen; then beside its twin, in the dark."""
+    chromium.open(page, 1500, 940, text)
+    chromium.wait(f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})")
+    chromium.wait("document.querySelector('.track')")
+    chromium.run(CLICK % "[data-track='1']")
+    chromium.wait("document.querySelector('#feature h2')")
+    take(chromium, "explorer.png")
+    chromium.run(CLICK % "#twin")
+    chromium.wait("document.querySelectorAll('.panel').length === 2")
+    chromium.run(CLICK % "#theme")
+    take(chromium, "explorer_twin.png")
+
+
+def score_own(chromium: Browser, run: Path) -> None:
+    """The page of a few texts of one's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        mine, page = Path(folder) / "mine.csv", Path(folder) / "mine.html"
+        mine.write_text(OWN)
+        if score.main([str(run), "--texts", str(mine), "--out", str(page)]):
+            raise SystemExit(1)
+        chromium.open(page, 1100, 800)
+        chromium.wait("document.querySelector('footer')")
+        take(chromium, "scored.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("text", help="id of the text to show, as in the explorer's address")
+    chosen = parser.parse_args()
+    with browser() as started:
+        explore(started, (chosen.run / "explorer.html").resolve(), chosen.text)
+        score_own(started, chosen.run)

@@ -1,0 +1,159 @@
+"""A headless Chromium that tests can click through: pages from files, no network, everything it says is kept.
+
+It is driven over two pipes (Chrome DevTools Protocol), so that no driver program and no port are needed.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Where the browser reads commands and writes answers under --remote-debugging-pipe.
+_READS, _WRITES = 3, 4
+
+
+class Browser:
+    """One page of a running browser."""
+
+    def __init__(self, commands: int, answers: int) -> None:
+        self._commands, self._answers = commands, answers
+        self._number, self._waiting = 0, b""
+        self.requests: list[str] = []  # every URL that the page asked for, its own file left out
+        self.messages: list[str] = []  # errors, warnings and whatever else reached the console
+        target = self._send("Target.createTarget", {"url": "about:blank"})["targetId"]
+        self._session = self._send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self._send(f"{domain}.enable")
+        self._send("Performance.enable", {"timeDomain": "threadTicks"})
+        offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        self._send("Network.emulateNetworkConditions", offline)
+
+    def open(self, page: Path, width: int = 1500, height: int = 950, part: str = "") -> None:
+        """Load a page in a window of this size; `part` is what follows the # in its address."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._send("Emulation.setDeviceMetricsOverride", size)
+        self._page = page.as_uri()
+        self._send("Page.navigate", {"url": "about:blank"})  # another part alone would load nothing anew
+        self._send("Page.navigate", {"url": f"{self._page}#{part}" if part else self._page})
+
+    def run(self, script: str) -> Any:
+        """Value of a JavaScript expression in the page; a promise is waited for.
+
+        Raises:
+            AssertionError: with what the script threw.
+        """
+        asked = {"expression": script, "awaitPromise": True, "returnByValue": True, "userGesture": True}
+        found = self._send("Runtime.evaluate", asked)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait(self, condition: str, seconds: float = 20) -> None:
+        """Until a JavaScript expression is true."""
+        script = (
+            f"new Promise((done, fail) => {{ const end = performance.now() + {1000 * seconds};"
+            f"const look = () => ({condition}) ? done() : performance.now() > end ? fail(new Error({json.dumps(condition)})) : setTimeout(look, 5);"
+            "look(); })"
+        )
+        self.run(script)
+
+    def press(self, key: str, text: str = "") -> None:
+        """Press a key where the focus is."""
+        about = {"key": key, "code": key, "windowsVirtualKeyCode": _CODES.get(key, 0)}
+        self._send(
+            "Input.dispatchKeyEvent",
+            {"type": "keyDown", "text": text, **about} if text else {"type": "rawKeyDown", **about},
+        )
+        self._send("Input.dispatchKeyEvent", {"type": "keyUp", **about})
+
+    def busy(self) -> float:
+        """CPU seconds of the page's main thread so far: whatever else the machine does, it does not count."""
+        metrics = self._send("Performance.getMetrics")["metrics"]
+        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
+    def screenshot(self, path: Path) -> None:
+        """Write what is in sight as a png."""
+        path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", {"format": "png"})["data"]))
+
+    def _send(self, method: str, parameters: dict[str, Any] | None = None) -> Any:
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters or {}}
+        if hasattr(self, "_session"):
+            message["sessionId"] = self._session
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            self._note(answer)
+
+    def _receive(self) -> Any:
+        while b"\0" not in self._waiting:
+            more = os.read(self._answers, 1 << 20)
+            assert more, "the browser is gone"
+            self._waiting += more
+        first, self._waiting = self._waiting.split(b"\0", 1)
+        return json.loads(first)
+
+    def _note(self, event: Any) -> None:
+        about = event.get("params", {})
+        match event.get("method"):
+            case "Network.requestWillBeSent":
+                url = about["request"]["url"]
+                if url not in (self._page, "about:blank") and not url.startswith("data:"):
+                    self.requests.append(url)
+            case "Runtime.consoleAPICalled":
+                self.messages.append(json.dumps(about["args"]))
+            case "Runtime.exceptionThrown":
+                self.messages.append(json.dumps(about["exceptionDetails"]))
+            case "Log.entryAdded":
+                self.messages.append(about["entry"]["text"])
+
+
+_CODES = {
+    "Tab": 9,
+    "Enter": 13,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Start a browser with a profile of its own, and end it."""
+    assert CHROMIUM is not None
+    to_browser, commands = os.pipe()
+    answers, from_browser = os.pipe()
+    # Not below pytest's own folder: the browser's socket paths must stay short.
+    with tempfile.TemporaryDirectory(prefix="gt", ignore_cleanup_errors=True) as profile:
+        command = [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-extensions",
+            "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
+        ]  # fmt: skip
+        # A shell puts the pipes where the browser expects them; both ends stay open in the child alone.
+        shell = f'exec "$@" {_READS}<&{to_browser} {_WRITES}>&{from_browser}'
+        child = subprocess.Popen(
+            ["bash", "-c", shell, "bash", *command], pass_fds=(to_browser, from_browser), env={**os.environ, "HOME": profile},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(to_browser)
+        os.close(from_browser)
+        try:
+            yield Browser(commands, answers)
+        finally:
+            child.terminate()
+            child.wait(timeout=20)
+            os.close(commands)
+            os.close(answers)

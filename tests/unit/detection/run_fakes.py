@@ -1,0 +1,98 @@
+"""A small finished run on disk with a real (random) model, SAEs and stores: what the saved detector is fitted on and reads."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import small_models
+import torch
+
+import extract_examples
+import save_detector
+from ghosttrack.files import write_json
+from ghosttrack.report import tables
+from ghosttrack.sae import model as sae_model
+from ghosttrack.settings import DetectionSettings
+
+LAYERS, D_SAE = [1, 2], 24
+TRUE = ("Paris", "gold", "city", "capital", "number")
+FALSE = ("Ada", "79", "Lovelace", "atomic", "São")
+
+
+def make(run: Path, groups: int = 40, seed: int = 0) -> None:
+    """Model, SAEs, examples and their stores: the answer's first word gives the label, so there is something to learn."""
+    model = small_models.make_model("gpt2", seed)
+    small_models.save(model, small_models.make_tokenizer(), run / "model")
+    generator = torch.Generator().manual_seed(seed)
+    for layer in LAYERS:
+        shape = small_models.WIDTH, D_SAE
+        weights = torch.randn(shape, generator=generator)
+        made = sae_model.Sae(
+            weights, torch.zeros(D_SAE), torch.nn.functional.normalize(weights.T.contiguous(), dim=1),
+            torch.zeros(small_models.WIDTH), torch.full((D_SAE,), 0.5),
+        )  # fmt: skip
+        folder = run / "saes" / f"layer_{layer:02d}"
+        folder.mkdir(parents=True)
+        sae_model.save(made, folder / "sae_weights.safetensors", folder / "cfg.json", hook_name="h", model_name="m")
+        features = run / "features"
+        features.mkdir(exist_ok=True)
+        names = [[f" f{layer}.{feature}"] for feature in range(D_SAE)]
+        pd.DataFrame({"top_text": names, "output_text": names}).to_parquet(features / f"layer_{layer:02d}.parquet")
+    for name in ("facts", "others"):
+        _dataset(run, name, groups, np.random.default_rng([seed, len(name)]))
+    metrics = pd.DataFrame([
+        dict.fromkeys(tables.METRICS, 0.5) | {"dataset": "facts", "mode": "given", "signal": signal, "auroc_low": 0.4, "auroc_high": 0.6}
+        for signal in (tables.DETECTOR, tables.TEXT_ONLY)
+    ])  # fmt: skip
+    (run / "evaluation").mkdir()
+    metrics.to_csv(run / "evaluation" / "metrics.csv", index=False)
+
+
+def save(run: Path, datasets: tuple[str, ...] = ("facts", "others"), controls: tuple[str, ...] = ("others",)) -> None:
+    """Fit and keep the detector."""
+    detection = run / "detection"
+    save_detector.main(
+        metrics=run / "evaluation" / "metrics.csv",
+        examples=[run / "datasets" / name / "examples.parquet" for name in datasets],
+        outputs=[run / "examples" / name / "outputs.parquet" for name in datasets],
+        weights=[run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in LAYERS],
+        source=run / "model" / "source.json",
+        detector=detection / "detector.safetensors",
+        about=detection / "detector.json",
+        token_scores=detection / "token_scores.parquet",
+        effects=detection / "feature_effects.parquet",
+        datasets=list(datasets),
+        controls=list(controls),
+        layers=LAYERS,
+        site="resid_post",
+        detection=DetectionSettings(folds=4),
+        seed=0,
+    )
+
+
+def _dataset(run: Path, name: str, groups: int, rng: np.random.Generator) -> None:
+    rows = []
+    for group in range(groups):
+        for label, words in enumerate((TRUE, FALSE)):
+            answer = " ".join(rng.choice(words, 1 + group % 2))
+            prompt = f"Q {name} {group} is"
+            rows.append({
+                "id": f"{name}-{group}-{label}", "group": f"g{group}", "relation": name, "subject": str(group), "mode": "given",
+                "text": f"{prompt} {answer}.", "prompt": prompt, "answer": answer, "question": "", "label": label,
+                "answer_start": len(prompt) + 1, "answer_end": len(prompt) + 1 + len(answer),
+            })  # fmt: skip
+    folder, examples = run / "datasets" / name, run / "examples" / name
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(folder / "examples.parquet")
+    stems = [examples / f"layer_{layer:02d}" for layer in LAYERS]
+    extract_examples.main(
+        examples=folder / "examples.parquet", weights=run / "model" / "model.safetensors",
+        stores=[stem.with_suffix(".zarr") for stem in stems], manifests=[stem.with_suffix(".json") for stem in stems],
+        embedding=examples / "embedding.zarr", embedding_manifest=examples / "embedding.json",
+        tokens=examples / "tokens.parquet", outputs=examples / "outputs.parquet", site="resid_post", dataset=name, batch=8, threads=1,
+    )  # fmt: skip
+
+
+def set_source(run: Path, digest: str) -> None:
+    """Pretend that the run's model has other weights."""
+    write_json(run / "model" / "source.json", {"kind": "random", "id": "", "revision": None, "weights_sha256": digest})

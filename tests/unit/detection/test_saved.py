@@ -1,0 +1,292 @@
+"""The saved detector: fitted without leaks, kept without pickle, refused where it does not fit, the same number by every way."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import run_fakes
+
+import check_explanations
+import score_texts
+from ghosttrack import Detector, Text, files, score
+from ghosttrack.activations import example_tokens
+from ghosttrack.detection import faithfulness, saved, saved_fit
+from ghosttrack.detection.scoring import Scorer
+from ghosttrack.errors import UserError
+from ghosttrack.report import scored, tables
+from ghosttrack.settings import EvaluationSettings, ScoreSettings
+
+TEXTS = [
+    Text("Q facts 3 is Paris.", "Paris"),
+    Text("Q facts 3 is Ada 79.", "Ada 79"),
+    Text("The city of gold <script>", "gold"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run_fakes.make(folder)
+    run_fakes.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(run: Path) -> Detector:
+    return Detector.load(run)
+
+
+def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> None:
+    about = files.read_json(run / "detection" / "detector.json")
+    assert about["quality"]["datasets"] == ["facts"]
+    assert about["quality"]["texts"] == 80
+    assert about["quality"]["auroc"] > 0.8  # the answer's words give the label away here
+    assert about["layers"] == run_fakes.LAYERS
+    assert set(about["saes"]) == {"1", "2"}
+    assert not list((run / "detection").glob("*.pkl"))
+
+
+def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> None:
+    rows = [
+        ("a", "g1", "capital", "France", "x"), ("b", "g1", "capital", "Norway", "y"), ("b", "g2", "capital", "France", "z"),
+        ("c", "g3", "", "", "Y "), ("c", "g4", "", "", "w"), ("d", "g5", "river", "France", "v"),
+    ]  # fmt: skip
+    texts = pd.DataFrame(rows, columns=["dataset", "group", "relation", "subject", "text"])
+    units = saved_fit._units(texts).tolist()
+    assert units[0] == units[2]  # the capital of France, in two sets
+    assert units[1] == units[3]  # the same text
+    assert len(set(units)) == 4
+
+
+def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated(run: Path) -> None:
+    metrics = pd.read_csv(run / "evaluation" / "metrics.csv")
+    leaky = metrics.assign(dataset="leaky", auroc_low=0.7, auroc_high=0.8)
+    own = metrics.assign(dataset="own", mode="generated")
+    table = pd.concat([metrics, leaky, own])
+    assert saved_fit.strict_sets(table, ["facts", "leaky", "own"], []) == ["facts"]
+    assert saved_fit.strict_sets(table, ["facts", "leaky", "own"], ["facts"]) == ["leaky"]
+    assert saved_fit.strict_sets(table, ["own"], []) == ["own"]
+    assert saved_fit.strict_sets(table, ["nothing"], []) == []
+
+
+def test_two_fits_give_the_same_bytes(run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (run / "detection").iterdir()}
+    run_fakes.save(run)
+    assert {path.name: path.read_bytes() for path in (run / "detection").iterdir()} == before
+
+
+def test_a_token_of_a_fitted_set_is_scored_by_the_fit_without_its_group(run: Path) -> None:
+    tokens = pd.read_parquet(run / "detection" / "token_scores.parquet")
+    outputs = pd.read_parquet(run / "examples" / "facts" / "outputs.parquet")
+    examples = pd.read_parquet(run / "datasets" / "facts" / "examples.parquet")
+    own = tokens[tokens["dataset"] == "facts"]
+    assert sorted(set(own["fold"])) == [0, 1, 2, 3]
+    assert (tokens.loc[tokens["dataset"] == "others", "fold"] == -1).all()
+    fold = own.set_index("row")["fold"].loc[outputs["row_start"]].to_numpy()
+    assert (pd.Series(fold).groupby(examples["group"].to_numpy()).nunique() == 1).all()
+
+
+def test_the_scores_of_a_data_set_are_those_of_the_same_texts_given_by_hand(run: Path, detector: Detector) -> None:
+    # A set that is in no fit has the final fit's scores, so tables and API must agree token by token.
+    examples = pd.read_parquet(run / "datasets" / "others" / "examples.parquet")
+    tokens = pd.read_parquet(run / "detection" / "token_scores.parquet")
+    expected = tokens.loc[tokens["dataset"] == "others", "probe"].to_numpy()
+    found = detector.score([Text(row.text, row.answer) for row in examples.itertuples()])
+    np.testing.assert_allclose([token.probe for each in found for token in each.tokens], expected, atol=2e-3)
+    surprise = -pd.read_parquet(run / "examples" / "others" / "tokens.parquet")["logprob"].to_numpy()
+    np.testing.assert_allclose([token.surprise for each in found for token in each.tokens], surprise, atol=2e-4)
+    labels = examples["label"].to_numpy()
+    assert np.mean([each.probability >= 0.5 for each in found] == (labels == 1)) > 0.7
+
+
+def test_the_log_odds_are_intercept_outputs_and_the_mean_of_the_probe_scores(run: Path, detector: Detector) -> None:
+    weights = saved.load(run / "detection").weights
+    outputs = pd.read_parquet(run / "examples" / "others" / "outputs.parquet")
+    from ghosttrack.detection.representations import output_features
+
+    values = output_features(outputs)[list(saved.OUTPUTS)].to_numpy()
+    examples = pd.read_parquet(run / "datasets" / "others" / "examples.parquet")
+    found = detector.score([Text(row.text, row.answer) for row in examples.itertuples()])
+    for place, each in enumerate(found):
+        probes = np.mean([token.probe for token in each.tokens])
+        by_hand = float(weights.intercept[0] + values[place] @ weights.outputs + probes)
+        assert each.log_odds == pytest.approx(by_hand, abs=5e-3)
+        assert each.probability == pytest.approx(1 / (1 + np.exp(-each.log_odds)), abs=1e-3)
+
+
+def test_a_batch_and_single_texts_give_the_same_numbers(detector: Detector) -> None:
+    together = detector.score(TEXTS)
+    for place, text in enumerate(TEXTS):
+        alone = detector.score([text])[0]
+        assert alone.log_odds == pytest.approx(together[place].log_odds, abs=2e-4)
+        assert [reason.feature for reason in alone.reasons] == [reason.feature for reason in together[place].reasons]
+
+
+def test_reasons_are_the_largest_parts_and_have_names(detector: Detector) -> None:
+    (found,) = detector.score(TEXTS[:1], reasons=6)
+    sizes = [abs(reason.log_odds) for reason in found.reasons]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(reason.name == f"f{reason.layer}.{reason.feature}" for reason in found.reasons)
+    assert detector.score(TEXTS[:1], reasons=0)[0].reasons == []
+
+
+def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer_does_to_the_probes(run: Path) -> None:
+    scorer = Scorer(run)
+    frame = pd.DataFrame({"id": ["a"], "text": ["Q facts 3 is Ada."], "answer_start": [13], "answer_end": [16]})
+    encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "x")
+    before = scorer.read(encoded, 50)
+    last = next(part for part in before.parts[0] if part.place == len(run_fakes.LAYERS) - 1)
+    after = scorer.read(encoded, 0, [[(last.place, last.feature)]])
+    # The SAE reads what is left anew, so other features may change a little; the sign and most of the size stay.
+    assert np.sign(before.probe.mean() - after.probe.mean()) == np.sign(last.log_odds)
+    assert scorer.read(encoded, 0, [[]]).log_odds == pytest.approx(before.log_odds)
+    silent = next(
+        f for f in range(run_fakes.D_SAE) if all((1, f) != (part.place, part.feature) for part in before.parts[0])
+    )
+    assert scorer.read(encoded, 0, [[(1, silent)]]).log_odds == pytest.approx(before.log_odds)
+    assert scorer.read(encoded, 0).log_odds == pytest.approx(before.log_odds)  # no hook is left behind
+
+
+def test_below_the_stated_confidence_the_detector_abstains(detector: Detector) -> None:
+    for each in detector.score(TEXTS, confidence=0.9):
+        sure = max(each.probability, 1 - each.probability) >= 0.9
+        assert (each.verdict == "abstain") != sure
+    assert all(each.verdict != "abstain" for each in detector.score(TEXTS, confidence=0.5))
+    with pytest.raises(UserError, match=r"confidence: 1.5 must be from 0.5"):
+        detector.score(TEXTS, confidence=1.5)
+
+
+def test_without_an_answer_the_last_word_is_judged(detector: Detector) -> None:
+    (found, marked) = detector.score(["Q facts 3 is Paris.", TEXTS[0]])
+    assert found.text[found.start : found.end] == "Paris"
+    assert found.log_odds == marked.log_odds
+    assert detector.score(["\U0001f600 ..."])[0].start == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("  ", "text 1: expected text"), ({"texts": "x"}, "expected the keys text"), (Text("a b", "c"), "does not hold its answer"),
+     ("word " * 300, "the model takes")],
+)  # fmt: skip
+def test_a_text_that_cannot_be_scored_is_named(detector: Detector, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        detector.score([text])
+
+
+def test_another_model_another_sae_and_no_detector_are_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    weights = other / "saes" / "layer_02" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match="is not the SAE that the detector was made with"):
+        Detector.load(other)
+    run_fakes.set_source(other, "0" * 64)
+    with pytest.raises(UserError, match="holds another model"):
+        Detector.load(other)
+    (other / "detection" / "detector.safetensors").unlink()
+    with pytest.raises(UserError, match="rule save_detector makes it"):
+        Detector.load(other)
+    with pytest.raises(UserError, match="is not there"):
+        Detector.load(tmp_path / "nowhere")
+
+
+def test_too_few_texts_give_no_detector_but_say_why(tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    run_fakes.make(few, groups=6)
+    run_fakes.save(few)
+    with pytest.raises(UserError, match=r"has no detector: .* groups are needed"):
+        Detector.load(few)
+    explanations = tmp_path / "explanations.csv"
+    explain(few, explanations)
+    assert tables.read(explanations, tables.EXPLANATIONS).empty
+
+
+def test_api_command_and_target_give_the_same_numbers_in_every_form(
+    run: Path, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "mine.csv"
+    pd.DataFrame(TEXTS).drop(columns="id").to_csv(table, index=False)
+    expected = detector.score(TEXTS)
+    assert score.main([str(run), "--texts", str(table)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["log_odds"] for line in lines] == [each.log_odds for each in expected]
+    assert [line["answer"] for line in lines] == ["Paris", "Ada 79", "gold"]
+    assert lines[0]["reasons"][0] == expected[0].reasons[0]._asdict()
+    for ending in ("jsonl", "csv", "html"):
+        assert score.main([str(run), "--texts", str(table), "--out", str(tmp_path / f"out.{ending}")]) == 0
+    assert (tmp_path / "out.jsonl").read_text().splitlines() == [json.dumps(line, ensure_ascii=False) for line in lines]
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [float(row["probability"]) for row in rows] == [each.probability for each in expected]
+    page = (tmp_path / "out.html").read_text()
+    outputs = [tmp_path / f"target.{ending}" for ending in ("jsonl", "csv", "html")]
+    score_texts.main(
+        texts=table, detector=run / "detection" / "detector.safetensors", scores=outputs, score=ScoreSettings()
+    )
+    for path in outputs:
+        assert path.read_bytes() == (tmp_path / f"out{path.suffix}").read_bytes()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "http:" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give texts either"), (["a", "--texts", "b.csv"], "give texts either"), (["a", "b", "--answer", "c"], "exactly one text"),
+        (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "nowhere.csv is not there"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_answered_in_one_line(
+    run: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score.main([str(run), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_importing_the_package_and_naming_the_detector_loads_no_torch() -> None:
+    code = "import sys; import ghosttrack; from ghosttrack import Detector, Text; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(score.__file__).parents[1])
+
+
+def test_a_page_of_scores_holds_the_text_as_it_stands(detector: Detector) -> None:
+    (found,) = detector.score([TEXTS[1]])
+    assert "".join(part["text"] for part in scored._parts(found)) == found.text
+
+
+def explain(run: Path, explanations: Path) -> None:
+    check_explanations.main(
+        detector=run / "detection" / "detector.safetensors", about=run / "detection" / "detector.json",
+        examples=[run / "datasets" / name / "examples.parquet" for name in ("facts", "others")],
+        explanations=explanations, datasets=["facts", "others"], evaluation=EvaluationSettings(bootstrap=100), seed=0,
+    )  # fmt: skip
+
+
+def test_removing_the_named_reasons_is_measured_beside_random_and_most_active_ones(run: Path, tmp_path: Path) -> None:
+    explain(run, tmp_path / "explanations.csv")
+    table = tables.read(tmp_path / "explanations.csv", tables.EXPLANATIONS)
+    assert list(table["features"]) == [count for count in faithfulness.COUNTS for _ in range(3)]
+    assert set(table["removed"]) == {faithfulness.TOP, faithfulness.RANDOM, faithfulness.STRONGEST}
+    assert (table["change_low"] <= table["change"]).all()
+    assert (table["change"] <= table["change_high"]).all()
+    random = table[table["removed"] == faithfulness.RANDOM]
+    assert (random["beyond_random"] == 0).all()
+    named = table[table["removed"] == faithfulness.TOP]
+    assert named["beyond_random"].iloc[0] > 0  # the detector is linear in what is taken out
+
+
+def test_texts_for_the_test_are_chosen_in_equal_parts_without_their_scores() -> None:
+    sets = {
+        name: pd.DataFrame({"id": [f"{name}{row}" for row in range(size)], "mode": "given", "group": "g", "label": 0})
+        for name, size in (("a", 50), ("b", 10))
+    }
+    found = faithfulness.choose(sets, 20)
+    assert found["dataset"].value_counts().to_dict() == {"a": 10, "b": 10}
+    assert list(found["id"]) == list(faithfulness.choose({**sets, "a": sets["a"].assign(label=1)}, 20)["id"])

@@ -1,0 +1,174 @@
+"""The explorer in a real browser, from a file, without a network: what a person clicks, and what the page may not do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import explorer_fakes
+import pytest
+from browser import CHROMIUM, Browser, browser
+from PIL import Image
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
+
+SHOWN = "document.body.dataset.shown"
+OPEN_ALL = "(() => { const show = document.getElementById('show'); show.value = 'all'; show.dispatchEvent(new Event('input', {bubbles: true})); })()"
+
+
+def click(selector: str) -> str:
+    """Script that clicks the first element of a kind; SVG elements have no click() of their own."""
+    return f"document.querySelector({selector!r}).dispatchEvent(new MouseEvent('click', {{bubbles: true}}))"
+
+
+def choose(name: str, value: str) -> str:
+    """Script that sets a field as a person would."""
+    return (
+        f"(() => {{ const field = document.getElementById({name!r}); field.value = {value!r};"
+        "field.dispatchEvent(new Event('input', {bubbles: true})); field.dispatchEvent(new Event('change', {bubbles: true})); })()"
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("explorer")
+    explorer_fakes.write(explorer_fakes.make(folder), folder / "explorer.html")
+    return folder / "explorer.html"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def page(chromium: Browser, file: Path) -> Browser:
+    chromium.requests.clear()
+    chromium.messages.clear()
+    chromium.open(file)
+    chromium.wait("document.body && document.body.dataset.ready")
+    return chromium
+
+
+def quiet(page: Browser) -> bool:
+    page.run("1")  # whatever the page has said so far is read with this answer
+    return page.messages == [] and page.requests == []
+
+
+def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(page: Browser, tmp_path: Path) -> None:
+    page.run(OPEN_ALL)
+    page.wait("document.querySelectorAll('[role=option]').length > 3")
+    page.run(click("#row-1"))
+    page.wait(f"{SHOWN}.startsWith('cities-markup-1')")
+    assert "This text is hallucinated" in page.run("document.querySelector('#reading h2').textContent")
+
+    tracks = page.run("document.querySelectorAll('.track').length")
+    assert tracks >= 3
+    page.run(click("[data-place='2']"))
+    page.wait(f"{SHOWN}.startsWith('cities-markup-1 2')")
+    assert page.run("document.querySelector('.token[aria-pressed=true]').dataset.place") == "2"
+
+    page.run(click("[data-track='1']"))
+    page.wait("document.querySelector('#feature h2')")
+    said = page.run("document.getElementById('feature').textContent")
+    for words in ("Fires on", "Speaks for", "Strongest contexts", "feature", "layer"):
+        assert words in said
+    assert page.run("document.querySelectorAll('.track.chosen').length") == 1
+
+    page.run(click("#twin"))
+    page.wait(f"{SHOWN}.endsWith('twin')")
+    assert page.run("document.querySelectorAll('.panel').length") == 2
+    assert page.run("document.querySelectorAll('.drawing svg').length") == 2
+    assert "Paris" in page.run("document.querySelectorAll('.passage')[1].textContent")
+
+    page.run(choose("decision", "wrong"))
+    wrong = page.run("document.querySelectorAll('[role=option]').length")
+    assert 0 < wrong < page.run("document.querySelectorAll('[role=option]').length + 1000")
+    assert page.run("[...document.querySelectorAll('[role=option]')].every((row) => row.textContent.includes('wrong'))")
+    page.run(choose("find", "no text has these words"))
+    assert page.run("document.getElementById('count').textContent") == "0 texts, 0 decided wrongly"
+    page.run(choose("find", ""))
+
+    before = tmp_path / "before.png"
+    after = tmp_path / "after.png"
+    page.screenshot(before)
+    page.run(click("#theme"))
+    page.screenshot(after)
+    light, dark = (Image.open(path).convert("L").getpixel((3, 3)) for path in (before, after))
+    assert isinstance(light, int)
+    assert isinstance(dark, int)
+    assert light > 200 > 60 > dark
+    assert quiet(page)
+
+
+def test_hostile_texts_are_shown_as_text_and_run_nothing(page: Browser) -> None:
+    page.run(OPEN_ALL)
+    for name, answer in explorer_fakes.HOSTILE.items():
+        page.run(choose("find", "the city " + str(list(explorer_fakes.HOSTILE).index(name)) + " is"))
+        page.wait("document.querySelector('#row-1')")
+        page.run(click("#row-1"))
+        page.wait(f"{SHOWN}.startsWith('cities-{name}-1')")
+        assert answer.strip() in page.run("document.querySelector('.passage').textContent")
+        assert page.run("document.querySelector('.drawing svg') !== null")
+    # No element of a text's making: no image at all, and only the page's own scripts.
+    assert page.run("document.images.length") == 0
+    assert page.run(
+        "[...document.scripts].every((script) => script.type === 'application/octet-stream' || script.textContent.includes('use strict'))"
+    )
+    page.run(choose("find", "the city 1 is"))
+    page.run(click("#row-1"))
+    page.wait(f"{SHOWN}.startsWith('cities-arabic-1')")
+    assert page.run("getComputedStyle(document.querySelector('.passage')).unicodeBidi") == "isolate"
+    assert quiet(page)
+
+
+def test_a_page_that_asked_for_something_would_be_noticed(chromium: Browser, file: Path, tmp_path: Path) -> None:
+    asking = file.read_text(encoding="utf-8").replace(
+        "<footer>", '<img src="http://127.0.0.1:9/x.png"><script>alert(1)</script><footer>'
+    )
+    (tmp_path / "asking.html").write_text(asking, encoding="utf-8")
+    chromium.messages.clear()
+    chromium.open(tmp_path / "asking.html")
+    chromium.wait("document.body && document.body.dataset.ready")
+    assert any("x.png" in message for message in chromium.messages)
+    assert any("script" in message for message in chromium.messages)
+
+
+def test_the_keyboard_alone_leads_through_the_page(page: Browser) -> None:
+    page.run(OPEN_ALL)
+    page.run("document.getElementById('list').focus()")
+    page.press("Home")
+    page.wait(f"{SHOWN}.startsWith('cities-markup-0')")
+    page.press("ArrowDown")
+    page.wait(f"{SHOWN}.startsWith('cities-markup-1')")
+    active = page.run("document.getElementById('list').getAttribute('aria-activedescendant')")
+    assert page.run(f"document.getElementById('{active}').getAttribute('aria-selected')") == "true"
+    page.press("Enter", "\r")
+    page.press("ArrowRight")
+    page.press("Enter", "\r")
+    page.wait(f"{SHOWN}.startsWith('cities-markup-1 1')")
+    assert page.run("document.activeElement.dataset.place") == "1"  # the focus stays where the hand is
+    page.run("document.querySelector('.track[tabindex=\"0\"]').focus()")
+    page.press("ArrowDown")
+    page.press("Enter", "\r")
+    page.wait("document.querySelector('.track.chosen')")
+    assert page.run("document.querySelector('.track.chosen').dataset.track") == "1"
+    assert page.run("document.activeElement.dataset.track") == "1"
+    assert quiet(page)
+
+
+def test_what_is_not_text_has_a_name_for_those_who_do_not_see_it(page: Browser) -> None:
+    unnamed = """[...document.querySelectorAll('[role=button], [role=option], [role=listbox], [role=group], button, select, input')]
+        .filter((node) => !(node.getAttribute('aria-label') || node.labels?.length || node.textContent.trim())).length"""
+    assert page.run(unnamed) == 0
+    assert page.run("document.querySelectorAll('.track[tabindex=\"0\"]').length") == 1
+    page.run("document.querySelector('.panel details summary').click()")
+    page.wait("document.querySelector('.panel table')")
+    assert page.run("document.querySelectorAll('.panel tbody tr').length") == page.run(
+        "document.querySelectorAll('.track').length"
+    )
+
+
+def test_an_address_opens_its_text(chromium: Browser, file: Path) -> None:
+    chromium.open(file, part="questions-3")
+    chromium.wait(f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('questions-3')")
+    assert "Tokyo" in chromium.run("document.querySelector('.passage').textContent")

@@ -1,0 +1,194 @@
+"""The detector on one's own texts: `Detector.load("results/smollm2-135m").score(texts)`.
+
+It needs a finished run: the model, the SAEs and detection/detector.safetensors. Importing this module is cheap; torch and
+transformers are imported when a detector is loaded.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from ghosttrack.errors import UserError
+
+# Texts that are sorted by length together; changes no result but for rounding.
+WINDOW = 256
+# Below this probability of its own verdict the detector abstains, unless another one is asked for.
+CONFIDENCE = 0.75
+TRUE, HALLUCINATED, ABSTAIN = "true", "hallucinated", "abstain"
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+# Digits that are the same whatever the batch: rounding noise of the forward pass lies below.
+_DIGITS = 4
+
+
+class Text(NamedTuple):
+    """A text with the part of it that is judged.
+
+    answer: as it stands in the text, the last time it does; "": the text's last word. The detector was trained on answers at
+    the end of short statements; given a whole text to judge it calls nearly everything hallucinated.
+    """
+
+    text: str
+    answer: str = ""
+    id: str = ""
+
+
+class Token(NamedTuple):
+    """A judged token, text[start:end]: minus its log-probability in nats, and its probe score in log-odds."""
+
+    start: int
+    end: int
+    surprise: float
+    probe: float
+
+
+class Reason(NamedTuple):
+    """A feature that was active on the answer, and by how much the log-odds would fall without it (its part of the sum)."""
+
+    layer: int
+    feature: int
+    name: str
+    log_odds: float
+
+
+class Score(NamedTuple):
+    """What the detector says of one text; probability = that it is hallucinated, calibrated on strict data sets."""
+
+    id: str
+    text: str
+    start: int
+    end: int
+    probability: float
+    log_odds: float
+    verdict: str
+    tokens: list[Token]
+    reasons: list[Reason]
+
+
+class Detector:
+    """A saved detector with its model and SAEs, ready to score."""
+
+    def __init__(self, run: Path) -> None:
+        from ghosttrack.detection.scoring import Scorer
+
+        self.run = run
+        self._scorer = Scorer(run)
+        self._names: dict[int, list[str]] = {}
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Where the detector comes from, and how good it was on left-out folds (`quality`)."""
+        return self._scorer.about
+
+    @classmethod
+    def load(cls, run: str | Path) -> Self:
+        """Load the detector of a finished run, such as results/smollm2-135m.
+
+        Raises:
+            UserError: there is none, or model or SAEs are not those that it was made with.
+        """
+        return cls(Path(run))
+
+    def score(
+        self, texts: Iterable[str | Text | Mapping[str, Any]], *, confidence: float = CONFIDENCE, reasons: int = 5
+    ) -> list[Score]:
+        """Score texts: strings, `Text`s, or mappings with `text` and perhaps `answer` and `id`. Arguments as `stream`."""
+        return list(self.stream(texts, confidence=confidence, reasons=reasons))
+
+    def stream(
+        self, texts: Iterable[str | Text | Mapping[str, Any]], *, confidence: float = CONFIDENCE, reasons: int = 5
+    ) -> Iterator[Score]:
+        """Scores in the order of the texts, some hundred at a time, so that any number of texts needs little memory.
+
+        Args:
+            confidence: below this probability of its verdict the detector abstains, .5 to 1.
+            reasons: how many features to name.
+        Raises:
+            UserError: naming the text that is empty, too long, or does not hold its answer.
+        """
+        if not 0.5 <= confidence <= 1:
+            raise UserError(f"confidence: {confidence} must be from 0.5 (never abstain) to 1")
+        numbered = enumerate(texts, start=1)
+        while window := [_as_text(given, number) for number, given in islice(numbered, WINDOW)]:
+            yield from self._window(window, confidence, reasons)
+
+    def _window(self, window: Sequence[Text], confidence: float, reasons: int) -> Iterator[Score]:
+        import numpy as np
+        import pandas as pd
+
+        from ghosttrack.activations import example_tokens
+        from ghosttrack.detection.probes import probability
+        from ghosttrack.report.explorer.texts import offsets_of
+
+        spans = [_span(each) for each in window]
+        frame = pd.DataFrame({
+            "id": [each.id for each in window], "text": [each.text for each in window],
+            "answer_start": [start for start, _ in spans], "answer_end": [end for _, end in spans],
+        })  # fmt: skip
+        scorer = self._scorer
+        encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "given texts")
+        offsets = offsets_of([each.text for each in window], scorer.tokenizer)
+        found = scorer.read(encoded, reasons)
+        ends = np.cumsum([len(each.answer) for each in encoded])[:-1]
+        probe, surprise = np.split(found.probe, ends), np.split(-found.logprob, ends)
+        chances = probability(found.log_odds)
+        for place, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
+            tokens = [
+                Token(offsets[place][position - 1][0], offsets[place][position - 1][1], _round(one), _round(other))
+                for position, one, other in zip(encoded[place].answer, surprise[place], probe[place], strict=True)
+            ]
+            named = [
+                Reason(scorer.layers[part.place], part.feature, self._name(scorer.layers[part.place], part.feature), _round(part.log_odds))
+                for part in found.parts[place]
+            ]  # fmt: skip
+            chance = _round(chances[place])
+            verdict = HALLUCINATED if chance >= 0.5 else TRUE
+            sure = max(chance, 1 - chance) >= confidence
+            yield Score(
+                text.id, text.text, start, end, chance, _round(found.log_odds[place]), verdict if sure else ABSTAIN, tokens, named
+            )  # fmt: skip
+
+    def _name(self, layer: int, feature: int) -> str:
+        """What a feature is called: its most characteristic token, else the one it speaks for."""
+        if layer not in self._names:
+            from ghosttrack import frames
+            from ghosttrack.report.explorer.dictionary import name_of
+
+            path = self.run / "features" / f"layer_{layer:02d}.parquet"
+            table = frames.read_parquet(path, columns=["top_text", "output_text"])
+            self._names[layer] = [
+                name_of(*lists) for lists in zip(table["top_text"], table["output_text"], strict=True)
+            ]
+        return self._names[layer][feature]
+
+
+def _round(value: float) -> float:
+    return round(float(value), _DIGITS)
+
+
+def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
+    if isinstance(given, str):
+        given = Text(given)
+    elif not isinstance(given, Text):
+        unknown = set(given) - set(Text._fields)
+        if "text" not in given or unknown:
+            raise UserError(
+                f"text {number}: expected the keys text and perhaps answer and id, found {', '.join(map(str, given))}"
+            )
+        given = Text(**{key: str(value or "") for key, value in given.items()})
+    if not given.text.strip():
+        raise UserError(f"text {number}: expected text, found nothing")
+    return given._replace(id=given.id or str(number))
+
+
+def _span(given: Text) -> tuple[int, int]:
+    """Characters of the part that is judged."""
+    answer = given.answer.strip()
+    if not answer:
+        words = list(_WORD.finditer(given.text))
+        return words[-1].span() if words else (0, len(given.text.rstrip()))
+    start = given.text.rfind(answer)
+    if start < 0:
+        raise UserError(f"text {given.id}: it does not hold its answer {answer!r}")
+    return start, start + len(answer)

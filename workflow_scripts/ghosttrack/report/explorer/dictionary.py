@@ -1,0 +1,65 @@
+"""What the page says of a feature: a layer's dictionary, cut down to the features that are drawn."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+# Read of features/layer_LL.parquet.
+COLUMNS = [
+    "feature", "density", "activation_max", "top_text", "top_share", "context_row", "context_activation", "context_before",
+    "context_token", "context_after", "output_text", "output_logit",
+]  # fmt: skip
+# Entries of a list of tokens: what fits on two lines.
+TOKENS = 8
+# At most so many contexts a feature, and so many in all: about 160 characters each, 12 MB before compression.
+CONTEXTS, CONTEXT_BUDGET = 5, 75_000
+
+
+def contexts_per_feature(drawn: int) -> int:
+    """How many contexts each of `drawn` features may show so that the page stays small."""
+    return max(1, min(CONTEXTS, CONTEXT_BUDGET // max(drawn, 1)))
+
+
+def of_layer(
+    table: pd.DataFrame, drawn: Sequence[int], contexts: int, clusters: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """Entries of the `drawn` features as lists in their order; text windows are kept once and named by number.
+
+    Args:
+        table: the dictionary, features/layer_LL.parquet; contexts: how many a feature.
+        clusters: name of each feature's cluster; None where features are not clustered.
+    """
+    rows = table.set_index("feature").loc[list(drawn)]
+    windows: dict[int, int] = {}
+    texts: list[list[str]] = []
+    shown: list[list[Any]] = []
+    for found in rows.itertuples():
+        entries = []
+        columns = (
+            found.context_row, found.context_activation, found.context_before, found.context_token, found.context_after,
+        )  # fmt: skip
+        for row, activation, *parts in list(zip(*columns, strict=True))[:contexts]:
+            if row not in windows:
+                windows[row] = len(texts)
+                texts.append([str(part) for part in parts])
+            entries.append([windows[row], round(float(activation), 2)])
+        shown.append(entries)
+    return {
+        "density": [round(float(value), 6) for value in rows["density"]],
+        "max": [round(float(value), 2) for value in rows["activation_max"]],
+        "top": [_pairs(*lists) for lists in zip(rows["top_text"], rows["top_share"], strict=True)],
+        "output": [_pairs(*lists) for lists in zip(rows["output_text"], rows["output_logit"], strict=True)],
+        "contexts": shown,
+        "windows": texts,
+        **({} if clusters is None else {"cluster": [clusters.get(int(feature), "") for feature in drawn]}),
+    }
+
+
+def name_of(top: Sequence[str], output: Sequence[str]) -> str:
+    """What a feature is called on a drawing: the token it is most characteristic of, else the one it speaks for."""
+    return str(next(iter(top), None) or next(iter(output), "")).strip()
+
+
+def _pairs(texts: Sequence[str], values: Sequence[float]) -> list[list[Any]]:
+    return [[str(text), round(float(value), 3)] for text, value in list(zip(texts, values, strict=True))[:TOKENS]]

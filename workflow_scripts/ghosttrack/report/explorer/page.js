@@ -1,0 +1,463 @@
+"use strict";
+// The explorer. Content lies in the page as compressed JSON and is unpacked when it is needed. Everything from the
+// content becomes text nodes and attributes, never markup.
+(() => {
+  const byId = (id) => document.getElementById(id);
+
+  // ---- elements: make("p", {class: "note"}, "text", child, ...)
+  function fill(node, attributes, children) {
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else node.setAttribute(name, value === true ? "" : String(value));
+    }
+    node.append(...children.filter((child) => child !== null && child !== undefined));
+    return node;
+  }
+  const make = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+  const draw = (tag, attributes, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+  // ---- packed parts
+  const unpacked = new Map();
+  function part(name) {
+    if (!unpacked.has(name)) {
+      const bytes = Uint8Array.from(atob(byId(`part-${name}`).textContent), (letter) => letter.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+      unpacked.set(name, new Response(stream).json());
+    }
+    return unpacked.get(name);
+  }
+  const textOf = async (number) => (await part(`block-${Math.floor(number / about.block)}`))[number % about.block];
+
+  let about, index, names; // names: by layer, features with their names, clusters and weights
+  let places; // by layer: feature -> its place in `names` and in the layer's dictionary
+  const state = { shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", many: 16, twin: false };
+
+  // ---- numbers
+  const MINUS = "\u2212";
+  const fixed = (value, digits) => (value === null ? "\u2013" : value.toFixed(digits).replace("-", MINUS));
+  const signed = (value, digits) => (value > 0 ? "+" : "") + fixed(value, digits);
+  const percent = (value) => `${(100 * value).toFixed(value < 0.001 ? 3 : value < 0.1 ? 1 : 0)} %`;
+  const called = (number) => (index.score[number] === null ? null : index.score[number] >= 0.5 ? 1 : 0);
+  const isWrong = (number) => called(number) !== null && called(number) !== index.label[number];
+  const LABELS = ["true", "hallucinated"];
+
+  // ---- the list
+  const ROW = 58; // height of a row, as in the style
+  const why = new Map();
+
+  function filtered() {
+    const words = byId("find").value.trim().toLowerCase();
+    const [show, set, label, decision, order] = ["show", "set", "label", "decision", "order"].map((id) => byId(id).value);
+    const kept = (show === "picks" ? about.picks.map(([number]) => number) : index.id.map((_, number) => number)).filter(
+      (number) =>
+        (set === "" || index.set[number] === Number(set)) &&
+        (label === "" || index.label[number] === Number(label)) &&
+        (decision === "" || (called(number) !== null && isWrong(number) === (decision === "wrong"))) &&
+        (words === "" || index.text[number].toLowerCase().includes(words)),
+    );
+    const gap = (number) => Math.abs(index.label[number] - index.score[number]);
+    const by = {
+      high: (a, b) => index.score[b] - index.score[a], low: (a, b) => index.score[a] - index.score[b],
+      failures: (a, b) => gap(b) - gap(a), hits: (a, b) => gap(a) - gap(b),
+    }[order];
+    if (!by) return kept;
+    const scored = kept.filter((number) => index.score[number] !== null).sort((a, b) => by(a, b) || a - b);
+    return [...scored, ...kept.filter((number) => index.score[number] === null)];
+  }
+
+  function refilter() {
+    state.shown = filtered();
+    const wrong = state.shown.filter(isWrong).length;
+    byId("count").textContent = `${state.shown.length.toLocaleString("en")} texts, ${wrong.toLocaleString("en")} decided wrongly`;
+    byId("rows").style.height = `${ROW * state.shown.length}px`;
+    byId("list").scrollTop = 0;
+    showRows();
+  }
+
+  // Only the rows in sight exist; each says its place among all.
+  function showRows() {
+    const list = byId("list");
+    const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 3);
+    const last = Math.min(state.shown.length, first + Math.ceil(list.clientHeight / ROW) + 6);
+    const rows = [];
+    for (let place = first; place < last; place++) rows.push(row(place));
+    byId("rows").replaceChildren(...rows);
+    const at = state.shown.indexOf(state.current);
+    if (at >= first && at < last) list.setAttribute("aria-activedescendant", `row-${at}`);
+    else list.removeAttribute("aria-activedescendant");
+  }
+
+  function row(place) {
+    const number = state.shown[place], score = index.score[number];
+    const verdict = score === null ? "not scored" : isWrong(number) ? "wrong" : "right";
+    const facts = [
+      make("span", { class: "gauge", "aria-hidden": "true" }, score === null ? null : make("i", { style: `left: calc(${100 * score}% - 1px)` })),
+      make("span", {}, score === null ? "\u2013" : score.toFixed(2)),
+      make("span", { class: verdict }, verdict === "wrong" ? "\u2715 wrong" : verdict === "right" ? "\u2713 right" : verdict),
+      make("span", { class: "why" }, [LABELS[index.label[number]], about.sets[index.set[number]], why.get(number)].filter(Boolean).join(" \u00b7 ")),
+    ];
+    return make(
+      "div",
+      {
+        class: "row-text", role: "option", id: `row-${place}`, style: `top: ${ROW * place}px`, "aria-selected": String(number === state.current),
+        "aria-setsize": state.shown.length, "aria-posinset": place + 1, onclick: () => open(number),
+      },
+      make("span", { class: "line", dir: "auto" }, index.text[number].slice(0, 300)),
+      make("span", { class: "facts" }, ...facts),
+    );
+  }
+
+  function moveInList(event) {
+    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 8, PageUp: -8, Home: -Infinity, End: Infinity };
+    if (event.key === "Enter") return byId("reading").querySelector(".token")?.focus();
+    if (!(event.key in steps) || !state.shown.length) return;
+    event.preventDefault();
+    const place = Math.min(Math.max(state.shown.indexOf(state.current) + steps[event.key], 0), state.shown.length - 1);
+    const list = byId("list");
+    if (ROW * place < list.scrollTop) list.scrollTop = ROW * place;
+    if (ROW * (place + 1) > list.scrollTop + list.clientHeight) list.scrollTop = ROW * (place + 1) - list.clientHeight;
+    return open(state.shown[place]);
+  }
+
+  // ---- one text
+  async function open(number, token = 0) {
+    Object.assign(state, { current: number, token, track: null });
+    history.replaceState(null, "", `#${encodeURIComponent(index.id[number])}`);
+    showRows();
+    await showText();
+  }
+
+  // A slow part that comes in after a newer choice must not paint over it.
+  let painting = 0;
+  async function showText() {
+    const mine = ++painting, number = state.current, twin = state.twin ? index.twin[number] : -1;
+    const texts = await Promise.all([number, twin].filter((each) => each >= 0).map(async (each) => [each, await textOf(each)]));
+    if (mine !== painting) return;
+    const focus = focused();
+    byId("reading").replaceChildren(
+      head(number), controls(number),
+      make("div", { class: texts.length > 1 ? "columns two" : "columns" }, ...texts.map(([each, text]) => panel(each, text))),
+    );
+    // Tracks are drawn to the width that they have, which is known once the panels stand.
+    for (const [each, text] of texts) drawTracks(each, text);
+    refocus(focus);
+    await showFeature(mine);
+    document.body.dataset.shown = `${index.id[number]} ${state.token} ${state.twin ? "twin" : "alone"}`;
+  }
+
+  const focused = () => document.activeElement?.dataset?.keep;
+  const refocus = (keep) => keep && document.querySelector(`[data-keep="${CSS.escape(keep)}"]`)?.focus({ preventScroll: true });
+
+  function head(number) {
+    const label = LABELS[index.label[number]], score = index.score[number];
+    const decision = score === null ? "not scored by the detector" : `the detector calls it ${LABELS[called(number)]}`;
+    return make(
+      "div", { class: "head" },
+      make("h2", {}, `This text is ${label}; ${decision}. `,
+        score === null ? null : make("span", { class: isWrong(number) ? "wrong" : "right" }, isWrong(number) ? "\u2715 wrong" : "\u2713 right")),
+      make("p", { class: "facts" }, [about.sets[index.set[number]], index.id[number], why.get(number)].filter(Boolean).join(" \u00b7 ")),
+    );
+  }
+
+  const choose = (id, label, options, key) => {
+    const select = make("select", { id, "data-keep": id, onchange: (event) => { state[key] = key === "many" ? Number(event.target.value) : event.target.value; showText(); } },
+      ...options.map(([value, text]) => make("option", { value, selected: String(state[key]) === String(value) }, text)));
+    return make("label", {}, label, select);
+  };
+
+  function controls(number) {
+    const twin = index.twin[number];
+    const colours = [["surprise", "surprise"], ...(about.probe ? [["probe", "probes"]] : [])];
+    const tints = [["track", "track"], ...(about.clusters ? [["cluster", "cluster"]] : []), ...(about.probe ? [["contribution", "contribution to the score"]] : [])];
+    const counts = [8, 16, 24, 40].filter((count) => count < about.most).concat(about.most);
+    return make(
+      "div", { class: "controls" },
+      choose("colour", "Tokens by", colours, "colour"), ramp(state.colour),
+      choose("tint", "Tracks by", tints, "tint"), choose("many", "Strongest", counts.map((count) => [count, String(count)]), "many"),
+      twin < 0 ? null : make("button", { type: "button", id: "twin", "data-keep": "twin", "aria-pressed": String(state.twin), onclick: () => { state.twin = !state.twin; showText(); } },
+        `Beside its ${LABELS[index.label[twin]]} twin`),
+    );
+  }
+
+  // Strength of a token's colour, 0 to 1, and which end it belongs to.
+  const FULL = { surprise: 12, probe: 3 };
+  function tone(kind, value) {
+    if (value === null) return "transparent";
+    const share = Math.round(62 * Math.min(1, Math.abs(value) / FULL[kind]));
+    return `color-mix(in srgb, var(${value < 0 ? "--cool" : "--hot"}) ${share}%, transparent)`;
+  }
+  function ramp(kind) {
+    const ends = kind === "surprise" ? ["0", "12 nats"] : ["true", "hallucinated"];
+    const stops = kind === "surprise" ? `transparent, ${tone(kind, 12)}` : `${tone(kind, -3)}, transparent, ${tone(kind, 3)}`;
+    return make("span", { class: "ramp", "aria-hidden": "true" }, ends[0], make("i", { style: `background: linear-gradient(90deg, ${stops})` }), ends[1]);
+  }
+
+  function panel(number, text) {
+    const own = number === state.current;
+    const token = Math.min(state.token, text.pieces.length - 1);
+    const passage = make("p", { class: "passage", dir: "auto" }, make("span", { class: "context" }, text.before),
+      ...text.pieces.map((piece, place) => tokenOf(number, text, piece, place, place === token)), make("span", { class: "context" }, text.after));
+    const facts = [
+      ["surprise", `${fixed(text.surprise[token], 2)} nats`], ["entropy of the prediction", `${fixed(text.entropy[token], 2)} nats`],
+      ["rank", text.rank[token] === 0 ? "the model's first choice" : `choice ${(text.rank[token] + 1).toLocaleString("en")}`],
+      ...(text.probe ? [["probes", text.probe[token] === null ? "\u2013" : signed(text.probe[token], 2)]] : []),
+      ["score", index.score[number] === null ? "\u2013" : index.score[number].toFixed(2)],
+    ];
+    return make(
+      "section", { class: "panel", "data-text": number, "aria-label": own ? "Text" : "Twin" },
+      state.twin ? make("p", { class: "facts whose" }, own ? "This text: " : "Its twin: ", make("b", {}, LABELS[index.label[number]]),
+        own ? null : make("button", { type: "button", "data-keep": "open-twin", onclick: () => open(number, state.token) }, "open")) : null,
+      passage,
+      text.gold.length && index.label[number] ? make("p", { class: "facts" }, `Accepted: ${text.gold.slice(0, 6).join(", ")}`) : null,
+      make("div", { class: "figures" }, ...facts.map(([name, value]) => make("div", {}, `${name} `, make("b", {}, value)))),
+      make("div", { class: "drawing" }), make("div", { class: "marks" }), make("details", {}, make("summary", {}, "The tracks as a table")),
+    );
+  }
+
+  function tokenOf(number, text, piece, place, chosen) {
+    const value = state.colour === "probe" ? text.probe && text.probe[place] : text.surprise[place];
+    const said = state.colour === "probe" ? `probes ${value === null ? "none" : signed(value, 2)}` : `surprise ${fixed(value, 2)} nats`;
+    return make("span", {
+      class: piece === "" ? "token part" : "token", role: "button", tabindex: chosen ? 0 : -1, "aria-pressed": String(chosen),
+      "aria-label": `${piece || "part of the character before"}: ${said}`, title: said, "data-place": place, "data-keep": `${number} ${place}`,
+      style: `background: ${tone(state.colour, value)}`, onclick: () => chooseToken(number, place),
+      onkeydown: (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (step) { event.preventDefault(); event.currentTarget.parentNode.querySelector(`[data-place="${place + step}"]`)?.focus(); }
+        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); chooseToken(number, place); }
+      },
+    }, piece);
+  }
+
+  function chooseToken(number, place) {
+    Object.assign(state, { token: place, track: null });
+    return showText();
+  }
+
+  // ---- tracks: a column a layer, the strongest feature on top, a band from each to the next of its track
+  const SIZE = { height: 380, node: 12, gap: 3, top: 22, left: 10, right: 90, least: 58 };
+
+  const nameOf = (layer, feature) => names[layer].name[places[layer].get(feature)] || `feature ${feature}`;
+  const clusterOf = (layer, feature) => (names[layer].cluster ? names[layer].cluster[places[layer].get(feature)] : "");
+  // Log-odds that one detection adds to the text's score: weight x activation / tokens of the answer.
+  function contribution(text, layer, feature, level) {
+    const weights = names[layer].weight && names[layer].weight[text.fit];
+    return weights && feature >= 0 ? (weights[places[layer].get(feature)] * (level / about.levels) * about.scale[layer]) / text.pieces.length : 0; // the mean over the answer
+  }
+  const stepsOf = ([first, features, levels]) =>
+    features.map((feature, step) => ({ layer: first + step, feature, level: levels[step] })).filter((each) => each.feature >= 0);
+  const total = (text, track) => stepsOf(track).reduce((sum, each) => sum + contribution(text, each.layer, each.feature, each.level), 0);
+
+  function tint(text, track, place) {
+    if (state.tint === "contribution") {
+      const value = total(text, track), share = Math.round(100 * Math.min(1, Math.abs(value) / 0.2));
+      return `color-mix(in srgb, var(${value < 0 ? "--cool" : "--hot"}) ${share}%, var(--rest))`;
+    }
+    if (state.tint === "cluster") {
+      const name = clusterOf(stepsOf(track)[0].layer, stepsOf(track)[0].feature);
+      return name === "" ? "var(--rest)" : `var(--t${[...name].reduce((sum, letter) => (31 * sum + letter.codePointAt(0)) % 1e9, 7) % 10})`;
+    }
+    return place < 10 ? `var(--t${place})` : "var(--rest)";
+  }
+
+  function drawTracks(number, text) {
+    const box = document.querySelector(`[data-text="${number}"]`);
+    const token = Math.min(state.token, text.pieces.length - 1);
+    const tracks = text.tracks[token].slice(0, state.many), layers = about.layers.length;
+    // Where each detection lies: sorted by activation within its layer.
+    const columns = Array.from({ length: layers }, () => []);
+    tracks.forEach((track, place) => stepsOf(track).forEach((step) => columns[step.layer].push({ place, ...step })));
+    columns.forEach((column) => column.sort((a, b) => b.level - a.level || a.place - b.place));
+    const tallest = Math.max(1, ...columns.map((column) => column.reduce((sum, each) => sum + each.level, 0)));
+    const room = SIZE.height - SIZE.gap * Math.max(...columns.map((column) => column.length));
+    const spots = tracks.map(() => new Map());
+    columns.forEach((column) => {
+      let y = SIZE.top;
+      for (const each of column) {
+        const height = Math.max(1.5, (room * each.level) / tallest);
+        spots[each.place].set(each.layer, { y, height, step: each });
+        y += height + SIZE.gap;
+      }
+    });
+    const inner = box.querySelector(".drawing").clientWidth - 18;
+    const step = Math.max(SIZE.least, (inner - SIZE.left - SIZE.right) / Math.max(1, layers - 1));
+    const width = SIZE.left + SIZE.right + step * (layers - 1), height = SIZE.top + SIZE.height + 6;
+    const x = (layer) => SIZE.left + step * layer;
+    const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Tracks of the token ${text.pieces[token].trim()}: ${tracks.length} strongest of ${text.total[token]}` });
+    if (state.track && state.track.number === number) svg.classList.add("dimmed");
+    about.layers.forEach((name, layer) => svg.append(draw("text", { class: "axis", x: x(layer), y: 12 }, layer ? String(name) : `layer ${name}`)));
+    const drawn = tracks.map((track, place) => oneTrack(number, text, token, track, place, spots[place], x, tracks.length));
+    // The strongest last, so that they lie on top; the order of the Tab key stays that of strength.
+    svg.append(...drawn.slice().reverse());
+    tracks.forEach((track, place) => labels(svg, spots[place], x, step));
+    box.querySelector(".drawing").replaceChildren(svg);
+    box.querySelector(".marks").replaceChildren(...legend(tracks.length, text.total[token]));
+    tabulate(box.querySelector("details"), number, text, token, tracks);
+  }
+
+  function oneTrack(number, text, token, track, place, spots, x, count) {
+    const layers = [...spots.keys()], first = layers[0], last = layers[layers.length - 1];
+    const chosen = state.track && state.track.number === number && state.track.place === place;
+    const said = describe(text, track);
+    const group = draw("g", {
+      class: chosen ? "track chosen" : "track", style: `color: ${tint(text, track, place)}`, role: "button", "aria-pressed": String(Boolean(chosen)),
+      tabindex: place === (state.track && state.track.number === number ? state.track.place : 0) ? 0 : -1, "aria-label": `Track ${place + 1}: ${said}`,
+      "data-track": place, "data-keep": `track ${number} ${place}`, onclick: () => chooseTrack(number, place),
+      onkeydown: (event) => {
+        const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+        if (step) { event.preventDefault(); event.currentTarget.parentNode.querySelector(`[data-track="${Math.min(Math.max(place + step, 0), count - 1)}"]`)?.focus(); }
+        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); chooseTrack(number, place); }
+      },
+    }, draw("title", {}, said));
+    for (let at = 1; at < layers.length; at++) {
+      const a = spots.get(layers[at - 1]), b = spots.get(layers[at]);
+      const x0 = x(layers[at - 1]) + SIZE.node, x1 = x(layers[at]), middle = (x0 + x1) / 2;
+      const path = `M${x0} ${a.y}C${middle} ${a.y} ${middle} ${b.y} ${x1} ${b.y}V${b.y + b.height}C${middle} ${b.y + b.height} ${middle} ${a.y + a.height} ${x0} ${a.y + a.height}Z`;
+      group.append(draw("path", { class: layers[at] - layers[at - 1] > 1 ? "band silent" : "band", d: path }));
+    }
+    for (const layer of layers) {
+      const { y, height } = spots.get(layer);
+      group.append(draw("rect", { class: "node", x: x(layer), y, width: SIZE.node, height, rx: 2 }));
+    }
+    if (first > 0) group.append(draw("circle", { class: "birth", cx: x(first), cy: spots.get(first).y + spots.get(first).height / 2, r: 3 }));
+    if (last < about.layers.length - 1) {
+      const cx = x(last) + SIZE.node, cy = spots.get(last).y + spots.get(last).height / 2;
+      group.append(draw("path", { class: "death", d: `M${cx - 3} ${cy - 3}l6 6m0-6l-6 6` }));
+    }
+    return group;
+  }
+
+  // A name where a block is tall enough for letters, and where it changes along the track.
+  function labels(svg, spots, x, step) {
+    let before = "";
+    for (const [layer, { y, height, step: each }] of spots) {
+      const name = nameOf(each.layer, each.feature), most = Math.floor((step - SIZE.node - 12) / 6.2);
+      if (height >= 11 && name !== before && most > 2)
+        svg.append(draw("text", { class: names[layer].dense[places[layer].get(each.feature)] ? "name dense" : "name", x: x(layer) + SIZE.node + 6, y: y + Math.min(height / 2 + 4, 16) }, name.length > most ? `${name.slice(0, most - 1)}\u2026` : name));
+      before = name;
+    }
+  }
+
+  function legend(count, all) {
+    const sign = (shape, text) => make("span", {}, shape, text);
+    const icon = (...shapes) => draw("svg", { viewBox: "0 0 16 12", "aria-hidden": "true" }, ...shapes);
+    return [
+      make("span", {}, `${count} strongest of ${all} tracks; height = activation`),
+      sign(icon(draw("circle", { cx: 8, cy: 6, r: 3.5, fill: "none", stroke: "currentColor", "stroke-width": 1.6 })), "birth"),
+      sign(icon(draw("path", { d: "M4 2l8 8m0-8l-8 8", stroke: "currentColor", "stroke-width": 1.8, fill: "none" })), "death"),
+      sign(icon(draw("path", { d: "M0 3h16M0 9h16", stroke: "currentColor", "stroke-dasharray": "3 3", fill: "none" })), "silent layer"),
+      make("span", {}, "italic = a dense feature, on more than a tenth of all tokens: its name says little"),
+      ...(state.tint === "contribution" ? [make("span", {}, "orange speaks for hallucinated, blue for true, grey for neither")] : []),
+    ];
+  }
+
+  function describe(text, track) {
+    const steps = stepsOf(track), layers = steps.map((each) => about.layers[each.layer]);
+    const found = [...new Set(steps.map((each) => nameOf(each.layer, each.feature)))];
+    const span = layers.length > 1 ? `layers ${layers[0]} to ${layers[layers.length - 1]}` : `layer ${layers[0]}`;
+    const added = about.probe ? `, ${signed(total(text, track), 3)} to the log-odds` : "";
+    return `${found.join(", ")}; ${span}${added}`;
+  }
+
+  // The same content for those who do not see the drawing; made when it is opened.
+  function tabulate(details, number, text, token, tracks) {
+    details.addEventListener("toggle", () => {
+      if (!details.open || details.querySelector("table")) return;
+      const rows = tracks.map((track, place) => {
+        const steps = stepsOf(track);
+        return make("tr", {}, make("th", { scope: "row" }, make("button", { type: "button", onclick: () => chooseTrack(number, place) }, String(place + 1))),
+          make("td", { class: "text" }, steps.map((each) => `${about.layers[each.layer]}: ${nameOf(each.layer, each.feature)} (${each.feature}), ${(each.level / about.levels).toFixed(2)}`).join("; ")),
+          about.probe ? make("td", {}, signed(total(text, track), 3)) : null);
+      });
+      details.append(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Tracks" }, make("table", {}, make("thead", {}, make("tr", {},
+        make("th", { scope: "col" }, "track"), make("th", { scope: "col", class: "text" }, "layer: name (feature), activation in units of the layer's mean"),
+        about.probe ? make("th", { scope: "col" }, "log-odds") : null)), make("tbody", {}, ...rows))));
+    });
+  }
+
+  // ---- the feature
+  function chooseTrack(number, place, step = null) {
+    state.track = { number, place, step };
+    return showText();
+  }
+
+  async function showFeature(mine) {
+    const pane = byId("feature"), chosen = state.track;
+    if (!chosen) return pane.replaceChildren(make("p", { class: "note" }, "Choose a track in the drawing, and here is what its features fire on."));
+    const text = await textOf(chosen.number), token = Math.min(state.token, text.pieces.length - 1);
+    const track = text.tracks[token][chosen.place], steps = stepsOf(track);
+    // The strongest detection first; the buttons lead to the others.
+    const at = chosen.step ?? steps.reduce((best, each, place) => (each.level > steps[best].level ? place : best), 0);
+    const { layer, feature, level } = steps[at];
+    const layerPart = await part(`layer-${layer}`);
+    if (mine !== painting) return null;
+    const focus = focused(), place = places[layer].get(feature);
+    const chips = (pairs, unit) => make("ul", { class: "chips" }, ...pairs.map(([word, value]) => make("li", { dir: "auto" }, visible(word), make("small", {}, ` ${unit(value)}`))));
+    const added = contribution(text, layer, feature, level);
+    pane.replaceChildren(
+      make("p", { class: "kicker" }, `Track ${chosen.place + 1} of the token \u201c${text.pieces[token].trim()}\u201d`),
+      make("h2", {}, nameOf(layer, feature)),
+      make("div", { class: "steps", role: "group", "aria-label": "Features of this track" }, ...steps.map((each, number) => make("button",
+        { type: "button", "aria-pressed": String(number === at), "data-keep": `step ${number}`, onclick: () => chooseTrack(chosen.number, chosen.place, number) }, `layer ${about.layers[each.layer]}`))),
+      make("div", { class: "figures" }, ...[
+        ["layer", String(about.layers[layer])], ["feature", String(feature)], ["activation here", `${(level / about.levels).toFixed(2)} \u00d7 the layer's mean`],
+        ["fires on", `${percent(layerPart.density[place])} of held-out tokens`],
+        ...(about.probe ? [["adds to the log-odds", signed(added, 3)]] : []),
+        ...(layerPart.cluster && layerPart.cluster[place] !== "" ? [["cluster", layerPart.cluster[place]]] : []),
+      ].map(([name, value]) => make("div", {}, `${name} `, make("b", {}, value)))),
+      make("h3", {}, "Fires on (share of its activation)"),
+      layerPart.top[place].length ? chips(layerPart.top[place], percent) : make("p", { class: "note" }, "It never fires on the held-out text."),
+      make("h3", {}, "Speaks for (logit of one unit)"),
+      layerPart.output[place].length ? chips(layerPart.output[place], (value) => signed(value, 1)) : make("p", { class: "note" }, "Not known for this model."),
+      make("h3", {}, "Strongest contexts in held-out text"),
+      make("ul", { class: "contexts" }, ...layerPart.contexts[place].map(([window, activation]) => {
+        const [before, word, after] = layerPart.windows[window];
+        return make("li", { dir: "auto" }, before, make("mark", {}, word), after, make("small", {}, `  ${activation.toFixed(1)}`));
+      })),
+    );
+    refocus(focus);
+    return null;
+  }
+
+  const visible = (word) => word.replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5");
+
+  // ---- the page
+  function dark() {
+    const root = document.documentElement;
+    const now = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = now ? "light" : "dark";
+    byId("theme").setAttribute("aria-pressed", String(!now));
+  }
+
+  async function start() {
+    [about, index, names] = await Promise.all(["about", "index", "names"].map(part));
+    places = names.map((layer) => new Map(layer.feature.map((feature, place) => [feature, place])));
+    state.colour = about.probe ? "probe" : "surprise";
+    state.tint = about.clusters ? "cluster" : "track";
+    for (const [number, reason] of about.picks) why.set(number, reason);
+    byId("set").append(...about.sets.map((name, place) => make("option", { value: place }, name)));
+    if (!about.picks.length) byId("show").value = "all";
+    byId("theme").setAttribute("aria-pressed", String(matchMedia("(prefers-color-scheme: dark)").matches));
+    byId("theme").addEventListener("click", dark);
+    byId("words-button").addEventListener("click", () => {
+      byId("words").hidden = !byId("words").hidden;
+      byId("words-button").setAttribute("aria-expanded", String(!byId("words").hidden));
+    });
+    byId("filters").addEventListener("input", refilter);
+    byId("filters").addEventListener("submit", (event) => event.preventDefault());
+    byId("list").addEventListener("scroll", showRows);
+    byId("list").addEventListener("keydown", moveInList);
+    let late;
+    addEventListener("resize", () => { clearTimeout(late); late = setTimeout(() => { showRows(); showText(); }, 120); });
+    const asked = index.id.indexOf(decodeURIComponent(location.hash.slice(1)));
+    refilter();
+    await open(asked >= 0 ? asked : (state.shown[0] ?? 0));
+    document.body.dataset.ready = String(Math.round(performance.now()));
+  }
+
+  start().catch((error) => {
+    byId("reading").replaceChildren(make("p", {}, `This page could not be unpacked: ${error.message}. It needs a browser of 2023 or newer.`));
+    throw error;
+  });
+})();

@@ -1,0 +1,45 @@
+"""The explorer's page: content packed into a template, with a script of its own and no request."""
+
+import base64
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ghosttrack.report import page
+from ghosttrack.report.explorer.content import Content
+
+HERE = Path(__file__).parent
+
+
+def render(content: Content, version: str) -> str:
+    """The page as HTML text; the same content gives the same text.
+
+    Every part is JSON, compressed and in base64, so that nothing of it can be taken for markup; the script unpacks a
+    part when it is needed. The page's policy lets this one script run, named by its hash, and forbids every request.
+    """
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([HERE, page.TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    parts: dict[str, Any] = {"about": content.about, "index": content.listing, "names": content.names}
+    parts |= {f"block-{number}": block for number, block in enumerate(content.blocks)}
+    parts |= {f"layer-{number}": layer for number, layer in enumerate(content.layers)}
+    return environment.get_template("page.html").render(
+        about=content.about,
+        version=version,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        parts={name: pack(part) for name, part in parts.items()},
+    )
+
+
+def pack(part: Any) -> str:
+    """A JSON-able value as base64 of its zlib stream."""
+    text = json.dumps(part, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "surrogatepass"), 9)).decode()

@@ -1,0 +1,140 @@
+"""`python -m ghosttrack.score RUN [TEXT ...] [--texts FILE]`: the saved detector of a finished run on one's own texts."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ghosttrack import api, files
+from ghosttrack.api import Score, Text
+from ghosttrack.errors import UserError
+
+# Columns of the csv form, in order; tokens and reasons are one cell each.
+COLUMNS = ("id", "probability", "verdict", "log_odds", "answer", "text", "tokens", "reasons")
+
+
+def read_texts(path: Path) -> Iterator[Text]:
+    """Texts of a file: one a line in .txt, else a table (csv, tsv, jsonl, json, parquet) with `text` and perhaps `answer`, `id`.
+
+    Raises:
+        UserError: naming the row without text, or the column that is missing.
+    """
+    if path.suffix.lower() == ".txt":
+        if not path.is_file():
+            raise UserError(f"{path} is not there; expected a text file with one text a line")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        yield from (Text(line.strip(), "", str(number)) for number, line in enumerate(lines, start=1) if line.strip())
+        return
+    from ghosttrack.inputs.rows import read_rows, require_columns, text_of
+
+    rows = read_rows(path)
+    require_columns(rows[0], [("", "text")], str(path))
+    for number, row in enumerate(rows, start=1):
+        yield Text(text_of(row, "text", number, str(path)), str(row.get("answer") or ""), str(row.get("id") or number))
+
+
+def as_mapping(score: Score) -> dict[str, Any]:
+    """A score as nested plain values, the form of a line of jsonl."""
+    return {
+        **{key: getattr(score, key) for key in ("id", "probability", "verdict", "log_odds", "text")},
+        "answer": score.text[score.start : score.end],
+        "tokens": [{"text": score.text[each.start : each.end], **each._asdict()} for each in score.tokens],
+        "reasons": [each._asdict() for each in score.reasons],
+    }
+
+
+def jsonl(scores: Iterable[Score]) -> Iterator[str]:
+    """One object a line."""
+    for score in scores:
+        yield json.dumps(as_mapping(score), ensure_ascii=False) + "\n"
+
+
+def as_csv(scores: Iterable[Score]) -> Iterator[str]:
+    """A row a text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`, separated by ` ; `."""
+    yield _csv_line(COLUMNS)
+    for score in scores:
+        found = as_mapping(score)
+        tokens = " ; ".join(f"{each['text'].strip()}|{each['surprise']}|{each['probe']}" for each in found["tokens"])
+        reasons = " ; ".join(f"{each.layer}:{each.feature} {each.name} {each.log_odds:+}" for each in score.reasons)
+        yield _csv_line([*(found[name] for name in COLUMNS[:-2]), tokens, reasons])
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
+
+
+def html(scores: Iterable[Score], about: Mapping[str, Any]) -> Iterator[str]:
+    """One page of all texts, complete in itself, everything escaped."""
+    from ghosttrack.report.scored import render
+
+    yield render(list(scores), about)
+
+
+FORMS: dict[str, Callable[[Iterable[Score]], Iterator[str]]] = {".jsonl": jsonl, ".csv": as_csv}
+
+
+def write(scores: Iterable[Score], path: Path | None, about: Mapping[str, Any]) -> None:
+    """Write scores in the form that the file's ending names; None: jsonl to the screen, line by line."""
+    if path is None:
+        for line in jsonl(scores):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        return
+    form = path.suffix.lower()
+    lines = html(scores, about) if form == ".html" else FORMS[form](scores)
+    with files.atomic_write(path) as stream:
+        for line in lines:
+            stream.write(line)
+
+
+def main(arguments: list[str]) -> int:
+    """Score texts of the command line or of a file; 2 after a wrong argument or a run that does not fit."""
+    parser = argparse.ArgumentParser(
+        prog="ghosttrack.score",
+        description="Say how likely texts are hallucinated, with the detector of a finished run.",
+        epilog="Mark the part that is judged with a column `answer`, or with --answer for one text; without it the last word is judged.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run, such as results/smollm2-135m")
+    parser.add_argument("text", nargs="*", help="texts, each an argument")
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        help="file of texts: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet with `text`, and perhaps `answer` and `id`",
+    )
+    parser.add_argument(
+        "--answer", default="", help="the part of the one given text that is judged; default: its last word"
+    )
+    parser.add_argument("--out", type=Path, help="where to write: .jsonl, .csv or .html; default: jsonl on the screen")
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=api.CONFIDENCE,
+        help="abstain below this probability of the verdict, 0.5 (never) to 1; default %(default)s",
+    )
+    parser.add_argument("--reasons", type=int, default=5, help="features to name for each text; default %(default)s")
+    chosen = parser.parse_args(arguments)
+    try:
+        if bool(chosen.text) == bool(chosen.texts):
+            raise UserError("give texts either as arguments or as a file with --texts")
+        if chosen.answer and len(chosen.text) != 1:
+            raise UserError("--answer goes with exactly one text; in a file it is the column `answer`")
+        if chosen.out and chosen.out.suffix.lower() not in (*FORMS, ".html"):
+            raise UserError(f"--out: {chosen.out} must end in {', '.join(FORMS)} or .html")
+        given = read_texts(chosen.texts) if chosen.texts else [Text(each, chosen.answer) for each in chosen.text]
+        detector = api.Detector.load(chosen.run)
+        scores = detector.stream(given, confidence=chosen.confidence, reasons=chosen.reasons)
+        write(scores, chosen.out, {**detector.about, "run": chosen.run.name, "confidence": chosen.confidence})
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from ghosttrack import files, frames, job, provenance, sae
+from ghosttrack.detection import saved, saved_fit
+from ghosttrack.report import tables
+from ghosttrack.settings import DetectionSettings
+
+
+def main(
+    *,
+    metrics: Path,
+    examples: list[Path],
+    outputs: list[Path],
+    weights: list[Path],
+    source: Path,
+    detector: Path,
+    about: Path,
+    token_scores: Path,
+    effects: Path,
+    datasets: list[str],
+    controls: list[str],
+    layers: list[int],
+    site: str,
+    detection: DetectionSettings,
+    seed: int,
+    threads: int = 1,
+) -> None:
+    """Write the detector, and what it says of every answer token of the data sets.
+
+    `examples` and `outputs` go with `datasets`, `weights` with `layers`; `controls` names the positive controls.
+    """
+    sources = {
+        name: saved_fit.Source(frames.read_parquet(own_examples), frames.read_parquet(own_outputs), own_outputs.parent)
+        for name, own_examples, own_outputs in zip(datasets, examples, outputs, strict=True)
+    }
+    chosen = saved_fit.strict_sets(tables.read(metrics, tables.METRICS), datasets, controls)
+    saes = {layer: sae.load(path.parent) for layer, path in zip(layers, weights, strict=True)}
+    with threadpool_limits(threads):
+        fitted = saved_fit.fit(sources, chosen, saes, detection.folds, seed)
+    reason = fitted.quality.pop("reason", "")
+    described: dict[str, Any] = {
+        "reason": reason,
+        "weights_sha256": files.read_json(source)["weights_sha256"],
+        "layers": layers,
+        "site": site,
+        "saes": {str(layer): files.sha256_file(path) for layer, path in zip(layers, weights, strict=True)},
+        "quality": fitted.quality,
+        "seed": seed,
+        "folds": detection.folds,
+        "libraries": provenance.library_versions(),
+    }
+    saved.save(fitted.weights, described, detector, about)
+    for path, table in ((token_scores, fitted.tokens), (effects, fitted.effects)):
+        with files.atomic_write(path, "wb") as stream:
+            table.to_parquet(stream, index=False)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,59 @@
+"""Write the explorer: one page with texts, their tokens, and the tracks of each token."""
+
+from pathlib import Path
+
+import ghosttrack
+from ghosttrack import files, frames, job
+from ghosttrack.inputs import models
+from ghosttrack.report.explorer import content, dictionary, page
+from ghosttrack.settings import ReportSettings
+from ghosttrack.tracks.track_table import Reader
+
+
+def main(
+    *,
+    examples: list[Path],
+    tokens: list[Path],
+    outputs: list[Path],
+    tracks: list[Path],
+    tracks_manifests: list[Path],
+    features: list[Path],
+    scores: Path,
+    tokenizer: Path,
+    token_scores: Path,
+    effects: Path,
+    explorer: Path,
+    report: ReportSettings,
+    model: str,
+    datasets: list[str],
+    layers: list[int],
+    clusters: Path | None = None,
+) -> None:
+    """Read the tables of a run and write its page.
+
+    Probe colours and contributions are left out where no detector could be fitted. `clusters` has the columns layer, feature, cluster. `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` go with `datasets`, `features` with `layers`.
+    """
+    found = {
+        name: content.DatasetTables(
+            frames.read_parquet(own_examples), frames.read_parquet(own_tokens), frames.read_parquet(own_outputs),
+            Reader(store, manifest),
+        )
+        for name, own_examples, own_tokens, own_outputs, store, manifest in zip(
+            datasets, examples, tokens, outputs, tracks, tracks_manifests, strict=True
+        )
+    }  # fmt: skip
+    described = {
+        layer: frames.read_parquet(path, columns=dictionary.COLUMNS)
+        for layer, path in zip(layers, features, strict=True)
+    }
+    explained = content.Explained(frames.read_parquet(token_scores), frames.read_parquet(effects))
+    made = content.assemble(
+        model, found, frames.read_parquet(scores), described, models.load_tokenizer(tokenizer.parent), report,
+        None if explained.tokens.empty else explained, frames.read_parquet(clusters) if clusters else None,
+    )  # fmt: skip
+    with files.atomic_write(explorer) as stream:
+        stream.write(page.render(made, ghosttrack.__version__))
+
+
+if __name__ == "__main__":
+    job.run(main, globals())
