@@ -12,7 +12,7 @@ from ghosttrack.report import tables
 from ghosttrack.report.explorer import choice, dictionary, texts
 from ghosttrack.report.explorer import tracks as explorer_tracks
 from ghosttrack.settings import ReportSettings
-from ghosttrack.tracks.metrics import Tracks
+from ghosttrack.tracks.signals import Tracks
 
 # Texts that are unpacked together: about 50 kB, a few milliseconds.
 BLOCK = 50

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack.tracks.metrics import Tracks, track_numbers
+from ghosttrack.tracks.metrics import track_numbers
+from ghosttrack.tracks.signals import Tracks
 from ghosttrack.tracks.track_table import ROWS, Table
 
 # Activations are in units of the layer's mean activation; this many levels a unit are more than a screen can show.
