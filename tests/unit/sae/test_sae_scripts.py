@@ -68,6 +68,7 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
         "layer": 2,
         "threads": 1,
         "micro_batch": 64,
+        "resident_mb": 1536,
         "state": folder / "state",
         "model": "tiny",
         "made_from": "",

@@ -32,6 +32,11 @@ class MicroBatches:
         self._chunk = min(micro_batch, len(centred))
         self._known: list[Tensor] = []
 
+    @property
+    def kept(self) -> Tensor | None:
+        """Pre-activations of the whole batch, (batch, d_sae), if one chunk held them and they were computed."""
+        return self._known[0] if self._known else None
+
     def __call__(self) -> Iterator[Tensor]:
         """Start over at the first chunk."""
         if self._chunk < self.rows:
@@ -45,6 +50,15 @@ class MicroBatches:
         buffer = self._centred.new_empty(self._chunk, len(W_enc))
         for part in torch.split(self._centred, self._chunk):
             yield self._product(b_enc, part, W_enc, buffer[: len(part)])
+
+
+def cut(encoder: Encoder, k: int) -> Tensor:
+    """The (k * rows + 1)-th largest pre-activation of the batch, at least 0, (): a tensor, so that nothing waits for it."""
+    largest: list[Tensor] = []
+    for pre in encoder():
+        values = torch.cat([*largest, pre.reshape(-1)])
+        largest = [values.topk(min(k * encoder.rows + 1, values.numel()), sorted=False).values]
+    return largest[0].min().clamp(min=0.0)
 
 
 def exact_product(bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
