@@ -96,7 +96,7 @@ class DenseBackEnd:
         loss = squares.sum() / (batch * d_model * len(parts))
         if threshold is not None:
             loss = loss + price
-        return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold, None)
+        return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold)
 
     def _encode(self, bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         if self.precision == "bf16":

@@ -32,11 +32,6 @@ class MicroBatches:
         self._chunk = min(micro_batch, len(centred))
         self._known: list[Tensor] = []
 
-    @property
-    def kept(self) -> Tensor | None:
-        """Pre-activations of the whole batch, (batch, d_sae), if one chunk held them and they were computed."""
-        return self._known[0] if self._known else None
-
     def __call__(self) -> Iterator[Tensor]:
         """Start over at the first chunk."""
         if self._chunk < self.rows:

@@ -151,18 +151,15 @@ class Engine:
         # sum |r - mean r|^2
         spread = (found.squared - len(residual) * residual.mean(0).pow(2).sum().double()).clamp(min=0.0)
         weight = torch.where(spread > 0.0, self.aux_coefficient / spread, 0.0)
-        W_dec = self.parameters.W_dec[dead]  # (dead, d_model)
+        W_enc, W_dec = self.parameters.W_enc[dead], self.parameters.W_dec[dead]  # (dead, d_model)
+        b_enc = self.parameters.b_enc[dead]
         # Gao et al. use about d_model / 2 dead features: enough to span much of the residual.
         width = max(centred.shape[1] // 2, 1)
         squared = torch.zeros((), dtype=torch.float64, device=centred.device)
         for start in range(0, len(centred), AUXILIARY_ROWS):
             rows = slice(start, start + AUXILIARY_ROWS)
             some, rest = centred[rows], residual[rows]  # (chunk, d_model)
-            if found.pre is None:
-                pre = torch.addmm(self.parameters.b_enc[dead], some, self.parameters.W_enc[dead].t())
-            else:
-                pre = found.pre[rows].index_select(1, dead)
-            active = strongest(pre, width)  # (chunk, dead)
+            active = strongest(torch.addmm(b_enc, some, W_enc.t()), width)  # (chunk, dead)
             difference = torch.mm(active, W_dec).sub_(rest)  # (chunk, d_model)
             squared += difference.pow(2).sum().double()
             difference.mul_((2.0 * weight).to(difference.dtype))

@@ -38,4 +38,3 @@ class Pass(NamedTuple):
     gradients: Parameters  # b_dec: as the decoder's bias only
     along: Tensor  # (d_sae,) <gradient, W_dec> of each decoder row: the part that only changes its norm
     threshold: Tensor | None  # (d_sae,) gradient of a learned threshold
-    pre: Tensor | None  # (batch, d_sae) pre-activations, where they are still at hand

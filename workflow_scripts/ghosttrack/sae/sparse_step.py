@@ -33,8 +33,7 @@ class SparseBackEnd:
         batch, d_model = x.shape
         parts = len(architecture.ends)
         centred = x - b_dec  # (batch, d_model)
-        encoder = self.encoder(parameters, centred)
-        code = architecture.select(encoder)
+        code = architecture.select(self.encoder(parameters, centred))
         # A row with nested parts is as many rows, so that the same products serve; entries keep their order.
         split = sparse.split_rows(code, architecture.ends)
         errors = sparse.decode(split, W_dec).view(batch, parts, d_model)
@@ -69,7 +68,7 @@ class SparseBackEnd:
         )
         # <gradient of a decoder row, the row> needs no new pass: it is a sum over the entries at hand.
         along = sparse.feature_sums(transposed, transposed.value * to_code)
-        return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold, encoder.kept)
+        return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold)
 
 
 def _counted(code: Code) -> Tensor:
