@@ -124,6 +124,6 @@ def _weighted_row_sums(index: Tensor, start: Tensor, weight: Tensor, table: Tens
     if columns >= width or index.numel() < _WORTH_SLICING * rows:
         return functional.embedding_bag(index, table, start[:-1], mode="sum", per_sample_weights=weight)
     sums = table.new_empty(start.numel() - 1, width)
-    for part, out in zip(table.split(columns, dim=1), sums.split(columns, dim=1), strict=True):
+    for part, out in zip(torch.split(table, columns, dim=1), torch.split(sums, columns, dim=1), strict=True):
         out.copy_(functional.embedding_bag(index, part.contiguous(), start[:-1], mode="sum", per_sample_weights=weight))
     return sums
