@@ -5,14 +5,17 @@
 Every contestant gets the same rows in the same order with the same share of dead features, so that AuxK works, and
 takes its turn in every round: a busy machine slows all of them. Times are the best of the rounds. Ratios are of CPU time.
 
-limit    sparse: the encoder's product, measured, times (1 + 4 k / d_sae), plus Adam's own time, measured:
-         what a step that touches active entries only cannot do without.
-of it    that limit as a share of the contestant's time; for dense steps of five products, which it does not bind, as well.
-VENV     a virtual environment with sae-lens or eai-sparsify and the torch of this one.
+limit    of a step that touches active entries only: the encoder's product, measured, times (1 + 4 k / d_sae), plus fused
+         Adam's own time, measured. It takes the four sparse passes at the speed of the dense product, which no gather reaches.
+ + AuxK  the same with AuxK's products over dead features at that speed, 5 dead / d_sae of the encoder's. All contestants
+         multiply densely there, so it takes the same time whether few or many of its activations are positive.
+of it    the limit as a share of the contestant's time; for dense steps, which it does not bind, as well.
+VENV     a virtual environment with sae-lens, eai-sparsify or dictionary-learning and the torch of this one.
 """
 
 import argparse
 import importlib
+import itertools
 import sys
 import time
 import warnings
@@ -23,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ghosttrack.memory import keep_freed_memory
+from ghosttrack.memory import keep_freed_memory, use_huge_pages
 from ghosttrack.sae.dense_step import DenseBackEnd
 from ghosttrack.sae.engine import ADAM_BETAS, ADAM_EPSILON, BackEnd, Engine
 from ghosttrack.sae.parameters import Parameters
@@ -35,7 +38,8 @@ Step = Callable[[Tensor], object]
 RATE, AUX = 3e-4, 1 / 32
 # A bias that keeps a feature silent.
 SILENT = -30.0
-BATCHES = 4  # different rows from step to step, as in training
+# Different rows from step to step, as in training; fewer where a step is long.
+BATCHES, LARGE, BATCHES_OF_LARGE = 4, 1024, 2
 
 
 class Case(NamedTuple):
@@ -166,6 +170,19 @@ def sparsify(case: Case) -> Step:
     return step
 
 
+def dictionary_learning(case: Case) -> Step:
+    """dictionary_learning's own BatchTopK trainer, past its first step, which also looks for a geometric median."""
+    module: Any = importlib.import_module("dictionary_learning.trainers.batch_top_k")
+    trainer = module.BatchTopKTrainer(
+        steps=10**9, activation_dim=case.d_model, dict_size=case.d_sae, k=case.k, layer=0, lm_name="", lr=RATE,
+        auxk_alpha=AUX, threshold_start_step=0, device="cpu",
+    )  # fmt: skip
+    with torch.no_grad():
+        trainer.ae.encoder.bias[case.dead] = SILENT
+    trainer.num_tokens_since_fired[case.dead] = 10**12
+    return lambda x: trainer.update(1, x)
+
+
 def contestants(case: Case, first: Tensor) -> dict[str, Step | None]:
     """Steps by name; None where a package is not installed."""
     whole = SparseBackEnd(case.batch)
@@ -178,6 +195,7 @@ def contestants(case: Case, first: Tensor) -> dict[str, Step | None]:
         "SAELens batchtopk": lambda: saelens(case, "batchtopk"),
         "SAELens topk": lambda: saelens(case, "topk"),
         "sparsify topk": lambda: sparsify(case),
+        "dictionary_learning batchtopk": lambda: dictionary_learning(case),
     }
     for name, make in peers.items():
         try:
@@ -222,18 +240,24 @@ def measure(steps: dict[str, Step], batches: list[Tensor], rounds: int) -> dict[
 
 def table(case: Case, times: dict[str, Timing], missing: list[str]) -> str:
     """The measurements as text."""
-    limit = times["encoder product"].cpu * (1 + 4 * case.k / case.d_sae) + times["fused Adam"].cpu
+    product, adam = (times[name].cpu for name in floors(case))
+    sparse = product * (1 + 4 * case.k / case.d_sae) + adam
+    with_auxiliary = sparse + product * 5 * len(case.dead) / case.d_sae
     baseline = times["autograd batchtopk"].cpu
+    saelens_ = times.get("SAELens batchtopk")
     lines = [
         f"d_model {case.d_model}, d_sae {case.d_sae}, k {case.k}, batch {case.batch}, {len(case.dead)} dead; "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}",
-        f"{'':24}{'CPU ms':>9}{'wall ms':>9}{'tokens/s':>10}{'speed-up':>10}{'of limit':>10}",
+        f"{'':32}{'CPU ms':>9}{'wall ms':>9}{'tokens/s':>10}{'x autograd':>12}{'x SAELens':>11}{'of limit':>10}{'+ AuxK':>8}",
     ]
     for name, (cpu, wall) in times.items():
-        speed = f"{case.batch / cpu * 1e3:10,.0f}{baseline / cpu:10.2f}{limit / cpu:10.2f}"
-        lines.append(f"{name:24}{cpu:9.1f}{wall:9.1f}{speed if name not in floors(case) else ''}")
-    lines += [f"{name:24}not installed" for name in missing]
-    return "\n".join([*lines, f"{'sparse limit':24}{limit:9.1f}"])
+        ratios = ""
+        if name not in floors(case):
+            peer = f"{saelens_.cpu / cpu:11.2f}" if saelens_ else f"{'':11}"
+            ratios = f"{case.batch / cpu * 1e3:10,.0f}{baseline / cpu:12.2f}{peer}{sparse / cpu:10.2f}{with_auxiliary / cpu:8.2f}"
+        lines.append(f"{name:32}{cpu:9.1f}{wall:9.1f}{ratios}")
+    lines += [f"{name:32}not installed" for name in missing]
+    return "\n".join([*lines, f"{'sparse limit':32}{sparse:9.1f}", f"{'sparse limit + AuxK':32}{with_auxiliary:9.1f}"])
 
 
 def main() -> None:
@@ -245,21 +269,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[256])
     parser.add_argument("--dead", type=float, default=0.05, help="share of features that never fire")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", help="only contestants whose name starts so (and the autograd baseline)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only contestants whose names start so (and the autograd baseline)"
+    )
     parser.add_argument("--peers", type=Path, metavar="VENV", help="virtual environment with the other projects")
     given = parser.parse_args()
     if given.peers:
         sys.path += map(str, sorted(given.peers.glob("lib/python*/site-packages")))
     warnings.filterwarnings("ignore")  # the other projects' own
-    torch.set_num_threads(given.threads)
-    keep_freed_memory()  # as in training; it spares every contestant the same
-    for batch in given.batch:
+    keep_freed_memory()  # as in training; both spare every contestant the same
+    use_huge_pages()
+    for batch, threads in itertools.product(given.batch, given.threads):
+        torch.set_num_threads(threads)
         dead = torch.arange(int(given.dead * given.d_sae))
         case = Case(given.d_model, given.d_sae, given.k, batch, dead)
-        batches = rows(case, BATCHES)
+        batches = rows(case, BATCHES_OF_LARGE if batch > LARGE else BATCHES)
         every = contestants(case, batches[0])
-        steps = {name: step for name, step in every.items() if step and name.startswith((given.only, "autograd"))}
+        steps = {name: step for name, step in every.items() if step and name.startswith((*given.only, "autograd"))}
         times = measure({**floors(case), **steps}, batches, given.rounds)
         print(table(case, times, [name for name, step in every.items() if not step]), end="\n\n", flush=True)
 

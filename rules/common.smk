@@ -153,6 +153,11 @@ def shrinking(base):
     return lambda wildcards, attempt: max(1, base >> (attempt - 1))
 
 
+def first_attempt(value):
+    """Resource function: `value` until a job failed, then 0."""
+    return lambda wildcards, attempt: value if attempt == 1 else 0
+
+
 # ---- file names
 def layer_names(model):
     return [f"{layer:02d}" for layer in SETTINGS[model].layers]

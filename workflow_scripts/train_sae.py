@@ -1,5 +1,6 @@
 """Train one sparse autoencoder on the activations of one layer."""
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,13 @@ import torch
 
 from ghosttrack import files, job, provenance
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.sampler import ChunkSampler
-from ghosttrack.memory import keep_freed_memory
+from ghosttrack.activations.sampler import ChunkSampler, fits
+from ghosttrack.memory import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae.training import train, write_history
 from ghosttrack.settings import SaeSettings
 
-# Half of what the rule asks for. A larger layer is read window by window instead of kept in memory; the order of the rows is the same.
-RESIDENT_BYTES = 3 * 2**29
+log = logging.getLogger("ghosttrack")
 
 
 def main(
@@ -31,18 +31,27 @@ def main(
     layer: int,
     threads: int,
     micro_batch: int,
+    resident_mb: int,
     state: Path,
     model: str,
     made_from: str,
+    checkpoint_seconds: float = 60.0,
     cuda_graph: bool = False,
 ) -> None:
     """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`."""
     torch.set_num_threads(threads)
     keep_freed_memory()
+    use_huge_pages()
     with files.lock(state):
         expected = {"layer": layer, "weights_sha256": files.read_json(model_source)["weights_sha256"]}
         store = ActivationStore.open(stores, manifests, expected)
-        resident = store.rows * store.d_model * 2 <= RESIDENT_BYTES
+        resident = fits(store, resident_mb)
+        log.info(
+            "activations are %s (resident_mb %s), %s rows on their way at once (micro_batch): neither changes the result",
+            "kept in memory" if resident else "read window by window",
+            f"{resident_mb:,}",
+            f"{min(micro_batch, sae.batch):,}",
+        )
         trained = train(
             store,
             ChunkSampler(store, sae.batch, seed, resident=resident),
@@ -52,6 +61,7 @@ def main(
             micro_batch=micro_batch,
             code=provenance.source_digest("train_sae"),
             label=f"SAE of layer {layer}",
+            checkpoint_seconds=checkpoint_seconds,
             cuda_graph=cuda_graph,
         )
         metadata = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ghosttrack import files, forecast, plan
+from ghosttrack import files, forecast, plan, roofline
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.settings import DatasetSettings, Settings
 from tests.conftest import ROOT
@@ -28,7 +28,6 @@ def benchmark(path: Path, seconds: str) -> None:
 def test_operations_worked_by_hand() -> None:
     # GPT-2 medium: 24 blocks of 12 d^2 weights are 302 M, two operations each a token; attention adds 8 %.
     assert forecast.block_operations(1024, 512) == 24 * 1024**2 + 4 * 512 * 1024 == 27_262_976
-    assert forecast.step_operations(1024, 5120, 64) == 6 * 1024 * 5120 + 12 * 1024 * 64 == 32_243_712
 
 
 def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
@@ -41,9 +40,35 @@ def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
     # Ten jobs on four accelerators take three rounds of a full job.
     assert extraction.hours == pytest.approx(3 * 1_048_576 * 108 * 27_262_976 / 40e12 / 3600)
     training = forecast.training(medium, waves, tmp_path)
-    one = 10_000_384 * 20 * 32_243_712 / 40e12 / 3600
-    assert training.gpu_hours == pytest.approx(24 * one)
-    assert training.hours == pytest.approx(8 * one)
+    # Five products of batch x d_model x d_sae at the assumed rate: at batch 4096 arithmetic is the limit.
+    assert training.steps == 10_000_384 * 20 // 4096 == 48_830
+    one = 48_830 * 10 * 4096 * 1024 * 5120 / 40e12 / 3600
+    assert training.effort.gpu_hours == pytest.approx(24 * one)
+    assert training.effort.hours == pytest.approx(8 * one)
+    assert training.effort.rate == (40.0, 0)
+
+
+def test_hours_of_medium_at_the_original_work_s_batch_are_those_of_memory_traffic(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    waves = plan.waves(medium)
+    training = forecast.training(medium, waves, tmp_path, batch=128)
+    traffic = 54 * 2 * 1024 * 5120 + 40 * 128 * 5120
+    assert training.step.traffic == traffic
+    assert training.step.intensity == pytest.approx(10 * 128 * 1024 * 5120 / traffic) == pytest.approx(11.33, abs=0.01)
+    assert training.bound.balance == pytest.approx(40e12 / 1200e9)
+    assert training.bound.by_memory
+    assert training.effort.gpu_hours == pytest.approx(24 * 1_562_560 * traffic / 1200e9 / 3600)
+    ours = forecast.training(medium, waves, tmp_path)
+    assert not ours.bound.by_memory
+    assert training.effort.hours > 2 * ours.effort.hours
+
+
+def test_a_sparse_step_on_a_cpu_counts_one_product_and_the_active_features() -> None:
+    small = settings(model="smollm2-135m")
+    found = roofline.step(small.sae, 576, "cpu")
+    assert found.operations == 2 * 512 * 576 * (2048 + 4 * 64)
+    assert found.traffic == 54 * 2 * 576 * 2048 + 12 * 512 * 2048 + 16 * 512 * 64 * 576
+    assert roofline.step(small.sae, 576, "gpu").operations == 10 * 512 * 576 * 2048
 
 
 def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
@@ -57,7 +82,12 @@ def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
     benchmark(folder / "extract_activations" / "layers_00_to_02_shard_0009.tsv", f"{operations * 1100 / 2048 / 10e12}")
     benchmark(folder / "extract_activations" / "layers_03_to_05_shard_0000.tsv", f"{operations * 2 / 12e12}")
     assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((12.0, 3))
-    assert forecast.training(medium, waves, tmp_path).rate.jobs == 0
+    assert forecast.training(medium, waves, tmp_path).effort.rate.jobs == 0
+    benchmark(folder / "train_sae" / "layer_03.tsv", "100.0")
+    measured = forecast.training(medium, waves, tmp_path).effort
+    assert measured.rate.jobs == 1
+    assert measured.gpu_hours == pytest.approx(24 * 100 / 3600)
+    assert forecast.training(medium, waves, tmp_path, batch=128).effort.rate.jobs == 0  # says nothing of another batch
 
 
 def test_a_measured_rate_is_the_same_whatever_the_waves_are_cut_into_since(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
         "10.9 GB a layer; all layers at once would take 262 GB",
         "3.5 passes instead of 1",
         "3.3 of 4 in extraction, 4.0 of 4 in SAE training",
-        "assumed: plan.teraflops",
+        "26m 13s on 4 GPUs, 1.7 GPU-hours, at 40 TFLOP/s each (assumed: plan.teraflops)",
+        "153 FLOP a byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: arithmetic is the limit",
         "Nothing of this run is on disk yet.",
     ):
         assert words in text, text
@@ -51,6 +52,18 @@ def test_pretrained_autoencoders_cost_neither_training_nor_activations(tmp_path:
     assert shown["phases"]["fetch_sae"] == {"done": 0, "total": 24}
     assert "train_sae" not in shown["phases"]
     assert (shown["plan"]["peak_bytes"], shown["plan"]["effort"]["train_sae"]["gpu_hours"]) == (0, 0.0)
+
+
+def test_hours_stand_at_the_original_work_s_batch_too_with_what_limits_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status.main(["--config", "model=gpt2-medium"]) == 0
+    text = capsys.readouterr().out
+    assert "at batch 128  1h 17m on 4 GPUs, 5.1 GPU-hours, at 13.6 TFLOP/s each (assumed: plan.bandwidth_gb_s)" in text
+    assert "11.3 FLOP a byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: memory traffic is the limit" in text
+    assert status.main(["--config", "model=gpt2-medium", "preset=seed"]) == 0
+    assert "at batch" not in capsys.readouterr().out  # it is the run's own
 
 
 def test_a_run_under_a_budget_is_followed_by_its_files(tmp_path: Path) -> None:
@@ -93,6 +106,11 @@ def test_json_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert medium["plan"]["peak_bytes"] == 4 * medium["plan"]["layer_bytes"] <= medium["plan"]["budget_bytes"]
     assert medium["plan"]["gpus_busy"]["train_sae"] == 4.0
     assert medium["plan"]["effort"]["train_sae"]["measured_jobs"] == 0
+    by_batch = medium["plan"]["train_sae_by_batch"]
+    assert {batch: found["limit"] for batch, found in by_batch.items()} == {
+        "4096": "arithmetic",
+        "128": "memory traffic",
+    }
     assert medium["phases"]["train_sae"] == {"done": 0, "total": 24}
     assert medium["layers"][23] == {"layer": 23, "stores": 0, "shards": 10, "trained": False, "measured": False}
     assert not medium["started"]

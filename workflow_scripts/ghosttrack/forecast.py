@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from ghosttrack import files, plan
+from ghosttrack import files, plan, roofline
 from ghosttrack.errors import UserError
 from ghosttrack.settings import DatasetSettings, Settings
 
@@ -43,6 +43,16 @@ class Effort(NamedTuple):
     rate: Rate
 
 
+class Training(NamedTuple):
+    """What training the SAEs takes at one batch size, and why."""
+
+    batch: int
+    steps: int  # of one SAE
+    step: roofline.Step
+    bound: roofline.Bound
+    effort: Effort
+
+
 def block_operations(d_model: int, context: int) -> int:
     """Operations of one token in one transformer block, forward.
 
@@ -50,15 +60,6 @@ def block_operations(d_model: int, context: int) -> int:
     (Kaplan et al. 2020, arXiv 2001.08361, table 1; the causal mask saves nothing in dense kernels).
     """
     return 24 * d_model**2 + 4 * context * d_model
-
-
-def step_operations(d_model: int, d_sae: int, k: int) -> int:
-    """Operations of one token in one SAE step.
-
-    Encoding is dense: 2 d d_sae forward, about three times that with its gradients. Decoding touches k
-    features, and so does the auxiliary loss: 2 d k forward each, three times that with gradients.
-    """
-    return 6 * d_model * d_sae + 12 * d_model * k
 
 
 def kept(settings: Settings, datasets: Mapping[str, DatasetSettings], results: Path) -> Kept:
@@ -93,7 +94,7 @@ def _guessed_rows(settings: Settings, dataset: DatasetSettings) -> int:
 
 def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
     """Expected effort of all extraction jobs; waves come one after the other, their jobs side by side."""
-    rate = _rate(settings, _finished_extraction(settings, results))
+    rate = _rate(_finished_extraction(settings, results), settings.plan.teraflops)
     rows = settings.contexts * settings.corpus.context
     rounds = plan.extraction_rounds(settings)
     job = min(settings.contexts, settings.contexts_per_shard) * settings.corpus.context
@@ -105,27 +106,30 @@ def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path
     )
 
 
-def training(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
-    """Expected effort of training all SAEs; a wave's train side by side."""
+def training(settings: Settings, waves: Sequence[Sequence[int]], results: Path, batch: int | None = None) -> Training:
+    """Expected effort of training all SAEs, with the settings' batch or another; a wave's train side by side.
+
+    Until a job was measured a step takes what its roofline says. A measured rate is the settings' batch's own, and is
+    not carried over to another.
+    """
+    assert settings.dimensions is not None
+    chosen = settings.sae.model_copy(update={"batch": batch or settings.sae.batch})
+    steps = settings.contexts * settings.corpus.context * chosen.epochs // chosen.batch
+    step = roofline.step(chosen, settings.dimensions.d_model, settings.plan.device)
+    bound = roofline.bound(step, settings.plan)
+    operations = steps * step.operations
     benchmarks = results / settings.model / "benchmarks" / "train_sae"
-    operations = _training_operations(settings)
     found = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
-    rate = _rate(settings, found)
+    rate = _rate(found if chosen == settings.sae else (), step.operations / bound.seconds / 1e12)
     hours = operations / rate.teraflops / 1e12 / 3600
-    return Effort(hours * plan.training_rounds(waves, settings.plan.gpus), hours * sum(map(len, waves)), rate)
+    rounds = plan.training_rounds(waves, settings.plan.gpus)
+    return Training(chosen.batch, steps, step, bound, Effort(hours * rounds, hours * sum(map(len, waves)), rate))
 
 
 def _pass_operations(settings: Settings, highest: int) -> int:
     """Operations of one token in blocks 0 to `highest`."""
     assert settings.dimensions is not None
     return (highest + 1) * block_operations(settings.dimensions.d_model, settings.corpus.context)
-
-
-def _training_operations(settings: Settings) -> int:
-    """Operations of training one SAE."""
-    assert settings.dimensions is not None
-    rows = settings.contexts * settings.corpus.context
-    return rows * settings.sae.epochs * step_operations(settings.dimensions.d_model, settings.sae.d_sae, settings.sae.k)
 
 
 def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[int, Path]]:
@@ -145,14 +149,14 @@ def _is_older(benchmark: Path, corpus: Path) -> bool:
     return corpus.exists() and benchmark.stat().st_mtime < corpus.stat().st_mtime
 
 
-def _rate(settings: Settings, jobs: Iterable[tuple[int, Path]]) -> Rate:
-    """Median rate of the finished jobs, given as (operations, benchmark file); else the settings' assumption.
+def _rate(jobs: Iterable[tuple[float, Path]], assumed: float) -> Rate:
+    """Median rate of the finished jobs, given as (operations, benchmark file); without one, `assumed` teraflops.
 
     The median, because a resumed job's benchmark holds its last attempt only.
     """
     timed = [(operations, wall_seconds(path)) for operations, path in jobs]
     rates = [operations / seconds / 1e12 for operations, seconds in timed if seconds]
-    return Rate(median(rates), len(rates)) if rates else Rate(settings.plan.teraflops, 0)
+    return Rate(median(rates), len(rates)) if rates else Rate(assumed, 0)
 
 
 def wall_seconds(benchmark: Path) -> float | None:

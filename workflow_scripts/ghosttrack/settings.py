@@ -297,6 +297,14 @@ class PlanSettings(Section):
         gt=0,
         description="Sustained 10^12 operations per second of one accelerator, for expected hours until a first job was measured. 40: an A100 in TF32 at a quarter of its peak, an assumption.",
     )
+    bandwidth_gb_s: float = Field(
+        1200.0,
+        gt=0,
+        description="Sustained 10^9 bytes per second between one accelerator and its memory, which bounds SAE steps of small batches. 1200: an A100 at three quarters of its peak, an assumption.",
+    )
+    device: Literal["gpu", "cpu"] = Field(
+        "gpu", description="Where SAEs train, and so which back end's operations the expected hours count."
+    )
 
 
 class DatasetSettings(Section):

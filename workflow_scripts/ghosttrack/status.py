@@ -29,7 +29,7 @@ class Status(NamedTuple):
     waves: list[list[int]]
     kept: forecast.Kept
     extraction: forecast.Effort
-    training: forecast.Effort
+    training: list[forecast.Training]  # at the settings' batch, then at the original work's if that is another
     jobs: list[monitor.Job]
     layers: list[monitor.Layer]
     disk: monitor.Disk
@@ -49,23 +49,36 @@ class Status(NamedTuple):
         return counted
 
 
-def look(settings: Settings, datasets: Mapping[str, DatasetSettings], results: Path) -> Status:
+def look(
+    settings: Settings, datasets: Mapping[str, DatasetSettings], results: Path, seed_batch: int | None = None
+) -> Status:
     """Plan and progress of one model's run below `results`.
 
+    Args:
+        settings: of the run.
+        datasets: its data sets.
+        results: folder of all results.
+        seed_batch: SAE batch of the original work, to show what another batch costs.
     Raises:
         UserError: the disk budget holds no layer.
     """
     waves = plan.waves(settings)
+    batches = dict.fromkeys((settings.sae.batch, seed_batch or settings.sae.batch))
     return Status(
         settings,
         waves,
         forecast.kept(settings, datasets, results),
         forecast.extraction(settings, waves, results),
-        forecast.training(settings, waves, results),
+        [forecast.training(settings, waves, results, batch) for batch in batches],
         monitor.jobs(settings, waves, datasets, results),
         monitor.layers(settings, results),
         monitor.disk(settings.model, results),
     )
+
+
+def datasets_of(settings: Settings) -> dict[str, DatasetSettings]:
+    """The model's data sets by name."""
+    return {name: load_dataset(name, HOME / "config") for name in settings.datasets}
 
 
 # ---- for a person
@@ -106,15 +119,37 @@ def _plan_lines(status: Status) -> Iterator[str]:
         "GPUs busy",
         f"{plan.extraction_busy(settings):.1f} of {gpus} in extraction, {plan.training_busy(settings, status.waves):.1f} of {gpus} in SAE training",
     )
-    yield _line("extraction", _described_effort(status.extraction, gpus))
-    yield _line("SAE training", _described_effort(status.training, gpus))
+    yield _line("extraction", _described_effort(status.extraction, gpus, "teraflops"))
+    for number, training in enumerate(status.training):
+        name = f"at batch {training.batch}" if number else "SAE training"
+        assumption = "bandwidth_gb_s" if training.bound.by_memory else "teraflops"
+        yield _line(name, _described_effort(training.effort, gpus, assumption))
+        yield _line("", _described_steps(training))
+        yield _line("", _described_bound(training, settings))
 
 
-def _described_effort(effort: forecast.Effort, gpus: int) -> str:
-    origin = f"measured on {plan.counted(effort.rate.jobs, 'job')}" if effort.rate.jobs else "assumed: plan.teraflops"
+def _described_effort(effort: forecast.Effort, gpus: int, assumption: str) -> str:
+    jobs = effort.rate.jobs
+    origin = f"measured on {plan.counted(jobs, 'job')}" if jobs else f"assumed: plan.{assumption}"
     return (
         f"{duration(effort.hours * 3600)} on {plan.counted(gpus, 'GPU')}, {effort.gpu_hours:.2g} GPU-hours, "
         f"at {effort.rate.teraflops:.3g} TFLOP/s each ({origin})"
+    )
+
+
+def _described_steps(training: forecast.Training) -> str:
+    step = training.step
+    return (
+        f"{training.steps:,} steps of {training.batch:,} a layer, each {step.operations / 1e9:.3g} GFLOP and "
+        f"{step.traffic / 1e9:.2g} GB of memory traffic, {1e3 * training.bound.seconds:.2g} ms at best"
+    )
+
+
+def _described_bound(training: forecast.Training, settings: Settings) -> str:
+    bound, machine = training.bound, settings.plan
+    return (
+        f"{training.step.intensity:.3g} FLOP a byte; {machine.teraflops:g} TFLOP/s and {machine.bandwidth_gb_s:,g} GB/s "
+        f"balance at {bound.balance:.3g}: {bound.name} is the limit"
     )
 
 
@@ -166,7 +201,10 @@ def as_json(status: Status) -> dict[str, Any]:
             "gpus_busy": {
                 "extract_activations": plan.extraction_busy(settings), "train_sae": plan.training_busy(settings, waves),
             },
-            "effort": {"extract_activations": _effort(status.extraction), "train_sae": _effort(status.training)},
+            "effort": {
+                "extract_activations": _effort(status.extraction), "train_sae": _effort(status.training[0].effort),
+            },
+            "train_sae_by_batch": {training.batch: _training(training) for training in status.training},
         },
         "started": status.started,
         "disk_bytes": status.disk._asdict(),
@@ -179,6 +217,14 @@ def _effort(effort: forecast.Effort) -> dict[str, Any]:
     return {
         "hours": effort.hours, "gpu_hours": effort.gpu_hours, "teraflops": effort.rate.teraflops,
         "measured_jobs": effort.rate.jobs,
+    }  # fmt: skip
+
+
+def _training(training: forecast.Training) -> dict[str, Any]:
+    return {
+        "steps": training.steps, "operations": training.step.operations, "traffic_bytes": training.step.traffic,
+        "intensity": training.step.intensity, "balance": training.bound.balance, "limit": training.bound.name,
+        "step_seconds": training.bound.seconds, **_effort(training.effort),
     }  # fmt: skip
 
 
@@ -230,11 +276,12 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     results = Path("results")
     try:
-        settings = load(read_config(HOME / "config" / "config.yaml", chosen.config), HOME / "config")
+        config = read_config(HOME / "config" / "config.yaml", chosen.config)
+        settings = load(config, HOME / "config")
         plan.check_sources(settings, results)
+        seed = load({**config, "preset": "seed"}, HOME / "config")
         found = {
-            model: look(each, {name: load_dataset(name, HOME / "config") for name in each.datasets}, results)
-            for model, each in settings.items()
+            model: look(each, datasets_of(each), results, seed[model].sae.batch) for model, each in settings.items()
         }
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

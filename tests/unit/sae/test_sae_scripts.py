@@ -1,6 +1,7 @@
 """The two scripts on a real activation store: whole outputs, twice the same, one writer."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
         "layer": 2,
         "threads": 1,
         "micro_batch": 64,
+        "resident_mb": 1536,
         "state": folder / "state",
         "model": "tiny",
         "made_from": "",
@@ -111,6 +113,19 @@ def test_training_and_evaluation_write_everything_and_twice_the_same_bytes(tmp_p
     assert history[-1].startswith(f"{steps},{steps * SMALL.batch},")
     autoencoder = sae.load(tmp_path / "one")
     assert autoencoder.encode(torch.zeros(3, D_MODEL)).shape == (3, 48)
+
+
+def test_less_memory_gives_the_same_bytes_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, manifest = write_store(tmp_path, "train", seed=0)
+    caplog.set_level(logging.INFO, logger="ghosttrack")
+    settings = SMALL.model_copy(update={"dead_after": 0.02})  # AuxK takes part
+    knobs = {"first": {}, "second": {"resident_mb": 0, "micro_batch": 32}}
+    for name, changed in knobs.items():
+        train_sae.main(**{**arguments(tmp_path / name, store, manifest), "sae": settings, **changed})
+    one, two = (tmp_path / name / "sae_weights.safetensors" for name in knobs)
+    assert one.read_bytes() == two.read_bytes()
+    assert "activations are kept in memory (resident_mb 1,536), 64 rows on their way at once" in caplog.text
+    assert "activations are read window by window (resident_mb 0), 32 rows on their way at once" in caplog.text
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def test_planted_directions_are_found() -> None:
     store, directions = planted(rows=8192, d_model=32, features=48, active=2.5, seed=1)
     settings = SaeSettings(d_sae=96, k=3, batch=256, epochs=20, learning_rate=4e-3)
     state = Path(os.devnull)  # never written: no checkpoint falls due
-    sae = train(store, MemoryBatches(store, 256), settings, seed=0, state=state, micro_batch=256).sae
+    batches = MemoryBatches(store, 256)
+    sae = train(store, batches, settings, seed=0, state=state, micro_batch=256, checkpoint_seconds=1e9).sae
     rows = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).numpy()
     best = (directions @ rows.T).max(axis=1)
     assert np.mean(best > 0.95) >= 0.9
@@ -82,7 +83,8 @@ def recovered() -> Recovered:
     found = {}
     for name, settings in KINDS.items():
         batches = MemoryBatches(train_rows, settings.batch)
-        sae = train(train_rows, batches, settings, seed=0, state=Path(os.devnull), micro_batch=256).sae
+        nowhere = Path(os.devnull)  # never written: no checkpoint falls due, however busy the machine
+        sae = train(train_rows, batches, settings, seed=0, state=nowhere, micro_batch=256, checkpoint_seconds=1e9).sae
         rows = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).numpy()
         found[name] = sae, other, float(np.mean((directions @ rows.T).max(axis=1) > 0.95))
     return found

@@ -26,6 +26,11 @@ class _Window(NamedTuple):
     data: torch.Tensor  # (rows, d_model) float16
 
 
+def fits(store: ActivationStore, megabytes: int) -> bool:
+    """Whether the whole layer, (rows, d_model) float16, takes at most so many MiB of memory."""
+    return store.rows * store.d_model * 2 <= megabytes * 2**20
+
+
 class ChunkSampler:
     """Shuffled batches of kept (not excluded) rows; order is a pure function of (seed, epoch); position one integer.
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ghosttrack.sae.architecture import Activated
-from ghosttrack.sae.encoder import Encoder
+from ghosttrack.sae.encoder import Encoder, cut
 from ghosttrack.sae.export import calibrate
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
@@ -36,10 +37,10 @@ class BatchTopK:
             position, value, rows, d_sae = _candidates(encoder, bar)
             surplus = value.numel() - self.k * rows
             if surplus > 0:  # the cut lies among the candidates: whatever the bar, it is the same one
-                cut = torch.kthvalue(value, surplus).values
-                kept = torch.from_numpy((value > cut).numpy().nonzero()[0])
-                position, value = position[kept], value[kept]
-                self._last = float(cut)
+                # numpy's partial sort is eight times as fast as torch's.
+                self._last = float(np.partition(value.numpy(), surplus - 1)[surplus - 1])
+                kept = torch.from_numpy(np.flatnonzero(value.numpy() > self._last))
+                position, value = position.index_select(0, kept), value.index_select(0, kept)
                 break
         else:
             self._last = 0.0  # fewer positive values than k * rows: all of them stay
@@ -47,21 +48,13 @@ class BatchTopK:
 
     def activate(self, encoder: Encoder) -> Iterator[Activated]:
         """The batch chunk by chunk, after a first pass for the cut."""
-        cut = self._cut(encoder)
+        bar = cut(encoder, self.k)
         for pre in encoder():
-            yield Activated(pre, torch.where(pre > cut, pre, 0.0))
+            yield Activated(pre, torch.where(pre > bar, pre, 0.0))
 
     def export(self, sae: Sae, store: Rows) -> Sae:
         """One threshold that gives k active features a row on average."""
         return calibrate(sae, store, self.k)
-
-    def _cut(self, encoder: Encoder) -> Tensor:
-        """The (k * rows + 1)-th largest value of the batch, at least 0: a tensor, so that nothing waits for it."""
-        largest: list[Tensor] = []
-        for pre in encoder():
-            values = torch.cat([*largest, pre.reshape(-1)])
-            largest = [values.topk(min(self.k * encoder.rows + 1, values.numel()), sorted=False).values]
-        return largest[0].min().clamp(min=0.0)
 
 
 def _candidates(encoder: Encoder, bar: float) -> tuple[Tensor, Tensor, int, int]:
@@ -71,7 +64,7 @@ def _candidates(encoder: Encoder, bar: float) -> tuple[Tensor, Tensor, int, int]
         d_sae = pre.shape[1]
         flat = pre.view(-1)
         position = positions_above(flat, bar)
-        values.append(flat[position])
-        positions.append(position + rows * d_sae)
+        values.append(flat.index_select(0, position))
+        positions.append(position + rows * d_sae if rows else position)
         rows += pre.shape[0]
     return torch.cat(positions), torch.cat(values), rows, d_sae

@@ -47,6 +47,15 @@ class MicroBatches:
             yield self._product(b_enc, part, W_enc, buffer[: len(part)])
 
 
+def cut(encoder: Encoder, k: int) -> Tensor:
+    """The (k * rows + 1)-th largest pre-activation of the batch, at least 0, (): a tensor, so that nothing waits for it."""
+    largest: list[Tensor] = []
+    for pre in encoder():
+        values = torch.cat([*largest, pre.reshape(-1)])
+        largest = [values.topk(min(k * encoder.rows + 1, values.numel()), sorted=False).values]
+    return largest[0].min().clamp(min=0.0)
+
+
 def exact_product(bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """bias + left @ right^T in the precision of its arguments."""
     return torch.addmm(bias, left, right.t(), out=out)

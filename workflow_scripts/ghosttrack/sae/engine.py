@@ -30,6 +30,8 @@ GRADIENT_CLIP = 1.0
 # it needs larger steps to keep up. Of 1, 3, 10 and 30, on planted directions and a real layer, 3 left the fewest dead
 # features at an equal FVU.
 THRESHOLD_PACE = 3.0
+# Rows of AuxK that are on their way at once. Not the micro-batch: a sum over other chunks would round differently.
+AUXILIARY_ROWS = 2048
 
 
 class BackEnd(Protocol):
@@ -146,15 +148,17 @@ class Engine:
     def _add_auxiliary(self, found: Pass, centred: Tensor, dead: Tensor) -> Tensor:
         """Add AuxK over the features `dead` to the gradients and to `along`; return its share of the loss, ()."""
         residual, gradients = found.residual, found.gradients
-        spread = (residual - residual.mean(0)).pow(2).sum()
-        weight = torch.where(spread > 0.0, self.aux_coefficient / spread.double(), 0.0)
+        # sum |r - mean r|^2
+        spread = (found.squared - len(residual) * residual.mean(0).pow(2).sum().double()).clamp(min=0.0)
+        weight = torch.where(spread > 0.0, self.aux_coefficient / spread, 0.0)
         W_enc, W_dec = self.parameters.W_enc[dead], self.parameters.W_dec[dead]  # (dead, d_model)
         b_enc = self.parameters.b_enc[dead]
         # Gao et al. use about d_model / 2 dead features: enough to span much of the residual.
         width = max(centred.shape[1] // 2, 1)
         squared = torch.zeros((), dtype=torch.float64, device=centred.device)
-        micro_batch = self.back_end.micro_batch
-        for some, rest in zip(torch.split(centred, micro_batch), torch.split(residual, micro_batch), strict=True):
+        for start in range(0, len(centred), AUXILIARY_ROWS):
+            rows = slice(start, start + AUXILIARY_ROWS)
+            some, rest = centred[rows], residual[rows]  # (chunk, d_model)
             active = strongest(torch.addmm(b_enc, some, W_enc.t()), width)  # (chunk, dead)
             difference = torch.mm(active, W_dec).sub_(rest)  # (chunk, d_model)
             squared += difference.pow(2).sum().double()

@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Bytes of a table that stay in the second-level cache of a core (1 to 2 MB in servers).
+_CACHE = 2**20
+# A slice of fewer columns would waste parts of the cache lines and prefetches.
+_FEWEST_COLUMNS = 64
+# Reads of each row from which on slicing, which copies the table and the sums once, pays.
+_WORTH_SLICING = 16
+
 
 class Code(NamedTuple):
     """Active entries of a (rows, d_sae) matrix in row-major order (canonical CSR)."""
@@ -30,17 +37,19 @@ class Code(NamedTuple):
 
 
 class Transposed(NamedTuple):
-    """The pattern of a code in feature-major order: where to find each entry, and where each feature starts."""
+    """A code in feature-major order, rows ascending within each feature."""
 
     order: Tensor  # (entries,) int64 into the row-major entries
+    value: Tensor  # (entries,)
     row: Tensor  # (entries,) int64
-    start: Tensor  # (d_sae + 1,) int64
-    active_rows: Tensor  # (d_sae,) int64, in how many rows each feature is active
+    column: Tensor  # (entries,) int64, the feature
+    start: Tensor  # (d_sae + 1,) int64, where each feature begins
+    entries: Tensor  # (d_sae,) int64, how many each feature has
 
 
 def positions_above(flat: Tensor, bar: float) -> Tensor:
     """Ascending positions in `flat` (entries,) of the values above `bar`. (numpy's scan is twice as fast as torch's.)"""
-    return torch.from_numpy(np.flatnonzero((flat > bar).numpy()))
+    return torch.from_numpy(np.flatnonzero(flat.numpy() > bar))
 
 
 def code_from_flat(position: Tensor, value: Tensor, rows: int, d_sae: int) -> Code:
@@ -66,41 +75,55 @@ def decode(code: Code, weight: Tensor) -> Tensor:
     return _weighted_row_sums(code.column, code.row_start, code.value, weight)
 
 
-def products_on_pattern(code: Code, left: Tensor, right: Tensor) -> Tensor:
-    """<left[row], right[column]> for each active entry: (rows, d), (d_sae, d) -> (entries,)."""
-    if code.value.numel() == 0:
-        return torch.zeros_like(code.value)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # beta notice, once a process
-        pattern = torch.sparse_csr_tensor(
-            code.row_start, code.column, torch.zeros_like(code.value), (code.rows, code.d_sae), check_invariants=False
-        )
-    products: Tensor = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
-    return products
-
-
 def transpose(code: Code) -> Transposed:
     """Sort the entries by feature, rows ascending within each."""
     # A narrow key sorts by radix: three times faster than int64.
     key = code.column.to(torch.int16 if code.d_sae <= torch.iinfo(torch.int16).max else torch.int32)
     order = torch.argsort(key, stable=True)
-    active_rows = torch.bincount(code.column, minlength=code.d_sae)
+    entries = torch.bincount(code.column, minlength=code.d_sae)
     start = torch.zeros(code.d_sae + 1, dtype=torch.int64)
-    torch.cumsum(active_rows, 0, out=start[1:])
-    return Transposed(order, code.row[order], start, active_rows)
+    torch.cumsum(entries, 0, out=start[1:])
+    column = torch.repeat_interleave(entries, output_size=order.numel())
+    return Transposed(order, code.value.index_select(0, order), code.row.index_select(0, order), column, start, entries)
+
+
+def products_on_pattern(transposed: Transposed, dense: Tensor, weight: Tensor) -> Tensor:
+    """<weight[column], dense[row]> for each entry, feature-major: (rows, d), (d_sae, d) -> (entries,).
+
+    Feature by feature a row of `weight` is read once; row by row each entry would fetch one.
+    """
+    if transposed.value.numel() == 0:
+        return torch.zeros_like(transposed.value)
+    shape = (len(weight), len(dense))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # beta notice, once a process
+        pattern = torch.sparse_csr_tensor(
+            transposed.start, transposed.row, torch.zeros_like(transposed.value), shape, check_invariants=False
+        )
+    products: Tensor = torch.sparse.sampled_addmm(pattern, weight, dense.t(), beta=0.0).values()
+    return products
 
 
 def transposed_product(transposed: Transposed, value: Tensor, dense: Tensor) -> Tensor:
-    """S^T @ dense for the matrix S with these entries: (rows, d) -> (d_sae, d)."""
-    return _weighted_row_sums(transposed.row, transposed.start, value[transposed.order], dense)
+    """S^T @ dense for the matrix S with this pattern and feature-major values: (rows, d) -> (d_sae, d)."""
+    return _weighted_row_sums(transposed.row, transposed.start, value, dense)
 
 
 def feature_sums(transposed: Transposed, value: Tensor) -> Tensor:
-    """Sum of the entries of each feature: (entries,) -> (d_sae,)."""
-    column = torch.repeat_interleave(transposed.active_rows)
-    return torch.zeros(transposed.active_rows.numel(), dtype=value.dtype).index_add_(0, column, value[transposed.order])
+    """Sum of the feature-major values of each feature: (entries,) -> (d_sae,)."""
+    return torch.zeros(transposed.entries.numel(), dtype=value.dtype).index_add_(0, transposed.column, value)
 
 
 def _weighted_row_sums(index: Tensor, start: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """Sum of weight * table[index] over each bag [start[i], start[i+1]): faster than a sparse-dense product."""
-    return functional.embedding_bag(index, table, start[:-1], mode="sum", per_sample_weights=weight)
+    """Sum of weight * table[index] over each bag [start[i], start[i+1]): faster than a sparse-dense product.
+
+    Where a table that the cache cannot hold is read many times over, some columns at a time: each element is the same sum.
+    """
+    rows, width = table.shape
+    columns = max(_CACHE // (rows * table.element_size()), _FEWEST_COLUMNS)
+    if columns >= width or index.numel() < _WORTH_SLICING * rows:
+        return functional.embedding_bag(index, table, start[:-1], mode="sum", per_sample_weights=weight)
+    sums = table.new_empty(start.numel() - 1, width)
+    for part, out in zip(torch.split(table, columns, dim=1), torch.split(sums, columns, dim=1), strict=True):
+        out.copy_(functional.embedding_bag(index, part.contiguous(), start[:-1], mode="sum", per_sample_weights=weight))
+    return sums

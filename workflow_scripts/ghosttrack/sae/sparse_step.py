@@ -46,34 +46,30 @@ class SparseBackEnd:
         for part in range(parts - 1, 0, -1):
             errors[:, part - 1].add_(errors[:, part])  # a feature has a say in its own part and all after it
         slopes = errors.view(batch * parts, d_model)
-        to_code = sparse.products_on_pattern(split, slopes, W_dec)  # (entries,)
         transposed = sparse.transpose(code)
+        of_slopes = transposed if parts == 1 else transposed._replace(row=split.row[transposed.order])
+        to_code = sparse.products_on_pattern(of_slopes, slopes, W_dec)  # (entries,), like all that follow by feature
         loss = torch.stack(squares).sum() / (batch * d_model * parts)
-        l0, active_rows, to_pre, to_threshold = _counted(code), transposed.active_rows, to_code, None
+        l0, active_rows, to_pre, to_threshold = _counted(code), transposed.entries, to_code, None
         if (threshold := architecture.threshold) is not None:
-            active = code.value > 0
-            l0, active_rows = active.sum().double() / batch, _rows_of(code, active)
+            active = transposed.value > 0
+            l0, active_rows = active.sum().double() / batch, sparse.feature_sums(transposed, active.long())
             price, slope = threshold.penalty(l0)
             loss = loss + price
-            every = threshold.gradient(threshold.value[code.column], to_code, (slope / batch).to(x.dtype))
-            to_threshold = sparse.feature_sums(transposed, every * threshold.near_entries(code))
+            own = threshold.value[transposed.column]
+            every = threshold.gradient(own, to_code, (slope / batch).to(x.dtype))
+            to_threshold = sparse.feature_sums(transposed, every * threshold.near_entries(transposed.value, own))
             to_pre = to_code * active
-        of_slopes = transposed if parts == 1 else transposed._replace(row=split.row[transposed.order])
         gradients = Parameters(
             W_enc=sparse.transposed_product(transposed, to_pre, centred),
-            W_dec=sparse.transposed_product(of_slopes, code.value, slopes),
+            W_dec=sparse.transposed_product(of_slopes, transposed.value, slopes),
             b_enc=sparse.feature_sums(transposed, to_pre),
             b_dec=errors[:, 0].sum(0),
         )
         # <gradient of a decoder row, the row> needs no new pass: it is a sum over the entries at hand.
-        along = sparse.feature_sums(transposed, code.value * to_code)
+        along = sparse.feature_sums(transposed, transposed.value * to_code)
         return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold)
 
 
 def _counted(code: Code) -> Tensor:
     return torch.tensor(code.value.numel() / code.rows, dtype=torch.float64)
-
-
-def _rows_of(code: Code, active: Tensor) -> Tensor:
-    """In how many rows each feature is active, (d_sae,)."""
-    return torch.bincount(code.column[active], minlength=code.d_sae)

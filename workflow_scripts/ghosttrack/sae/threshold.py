@@ -13,8 +13,7 @@ of the mean over the batch.
 import torch
 from torch import Tensor
 
-from ghosttrack.sae.encoder import Encoder
-from ghosttrack.sae.sparse import Code
+from ghosttrack.sae.encoder import Encoder, cut
 
 
 class Threshold:
@@ -25,10 +24,8 @@ class Threshold:
         self.value = torch.zeros(d_sae)
 
     def start(self, encoder: Encoder) -> None:
-        """The one number that leaves `target` features a row of the first chunk active."""
-        pre = next(encoder())
-        cut = torch.kthvalue(pre.reshape(-1), max(pre.numel() - self.target * len(pre), 1)).values
-        self.value.copy_(cut.clamp(min=0.0))
+        """The one number that leaves `target` features a row of the batch active."""
+        self.value.copy_(cut(encoder, self.target))
 
     def penalty(self, l0: Tensor) -> tuple[Tensor, Tensor]:
         """The price of `l0` () active features a row, and its derivative."""
@@ -39,9 +36,9 @@ class Threshold:
         """Which pre-activations (chunk, d_sae) are near enough to teach their threshold."""
         return (pre - self.value).abs_() < 0.5 * self.bandwidth
 
-    def near_entries(self, code: Code) -> Tensor:
-        """The same for the entries of a code that holds nothing below the rectangle, (entries,)."""
-        return code.value < self.value[code.column] + 0.5 * self.bandwidth
+    def near_entries(self, value: Tensor, threshold: Tensor) -> Tensor:
+        """The same for the entries of a code that holds nothing below the rectangle, each with its threshold, (entries,)."""
+        return value < threshold + 0.5 * self.bandwidth
 
     def gradient(self, threshold: Tensor, to_code: Tensor, price: Tensor) -> Tensor:
         """d loss / d threshold of near entries, from d loss / d code and the price of an active entry; any shape."""

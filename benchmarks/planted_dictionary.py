@@ -1,0 +1,150 @@
+"""How much of a known dictionary an SAE finds, as noise grows: a csv on the screen, one line a noise level.
+
+    PYTHONPATH=workflow_scripts python benchmarks/planted_dictionary.py --noise 0.05 0.2 0.5
+
+Rows are sums of `active` of `features` random unit directions in `d_model` dimensions, each with a strength between
+1 and 2, and white noise whose length is `noise` times that of the sum. A true direction counts as recovered if some
+decoder row has a cosine above .95 with it. Random numbers with seed 0; every row is seen once.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ghosttrack.memory import keep_freed_memory, use_huge_pages
+from ghosttrack.sae.quality import measure
+from ghosttrack.sae.training import train
+from ghosttrack.settings import SaeSettings
+
+RECOVERED = 0.95
+# Rows made at once; and rows of another draw, for the quality.
+BLOCK, HELDOUT = 65_536, 16_384
+
+
+class Planted(NamedTuple):
+    """What is hidden in the rows."""
+
+    directions: Tensor  # (features, d_model), unit rows
+    active: int
+    noise: float  # length of the noise, relative to the sum's
+
+    def rows(self, count: int, seed: int) -> npt.NDArray[np.float16]:
+        """`count` rows, (count, d_model)."""
+        generator = torch.Generator().manual_seed(seed)
+        features, d_model = self.directions.shape
+        made = np.empty((count, d_model), dtype=np.float16)
+        for start in range(0, count, BLOCK):
+            size = min(BLOCK, count - start)
+            chosen = self._chosen(size, features, generator)
+            strength = 1.0 + torch.rand(size, self.active, generator=generator)
+            x = functional.embedding_bag(chosen, self.directions, mode="sum", per_sample_weights=strength)
+            noise = functional.normalize(torch.randn(size, d_model, generator=generator), dim=1)
+            x += noise * x.norm(dim=1, keepdim=True) * self.noise
+            made[start : start + size] = x.numpy()
+        return made
+
+    def _chosen(self, count: int, features: int, generator: torch.Generator) -> Tensor:
+        """`active` different directions for each row, all sets equally likely, (count, active)."""
+        sets, found = [], 0
+        while found < count:
+            drawn = torch.randint(features, (count + count // 4, self.active), generator=generator).sort(dim=1).values
+            kept = drawn[(drawn[:, 1:] != drawn[:, :-1]).all(dim=1)]  # rejection: ordered draws without a repeat
+            sets.append(kept)
+            found += len(kept)
+        return torch.cat(sets)[:count]
+
+
+class InMemory:
+    """Rows in an array, and their batches in the order of the rows, which are independent draws."""
+
+    def __init__(self, values: npt.NDArray[np.float16], batch: int) -> None:
+        self.values, self.batch = values, batch
+        self.rows, self.d_model = values.shape
+        self.excluded = np.zeros(self.rows, dtype=np.bool_)
+        self.batches_per_epoch = self.rows // batch
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+        """Rows start .. stop - 1."""
+        return self.values[start:stop]
+
+    def fingerprint(self) -> str:
+        """Never asked for twice: no checkpoint is written."""
+        return "planted"
+
+    def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+        """Batch number `step`, counted over all epochs."""
+        start = step % self.batches_per_epoch * self.batch
+        return self.values[start : start + self.batch].astype(np.float32)
+
+
+def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, Any]:
+    """Train on `rows` rows; what was found, and what it cost."""
+    store = InMemory(planted.rows(rows, seed=1), settings.batch)
+    began = time.process_time()
+    nowhere = Path(os.devnull)  # never written: no checkpoint falls due
+    sae = train(
+        store, store, settings, seed=0, state=nowhere, micro_batch=settings.batch, checkpoint_seconds=1e9, device="cpu"
+    ).sae
+    seconds = time.process_time() - began
+    cosine = (planted.directions @ functional.normalize(sae.W_dec, dim=1).t()).max(1).values  # (features,)
+    found = measure(sae, InMemory(planted.rows(HELDOUT, seed=2), settings.batch), settings.k)
+    # The least that is left when nothing but the noise is.
+    floor = planted.noise**2 / (1.0 + planted.noise**2)
+    return {
+        "noise": planted.noise,
+        "recovered": f"{float((cosine > RECOVERED).float().mean()):.4f}",
+        "mean_cosine": f"{float(cosine.mean()):.4f}",
+        "worst_cosine": f"{float(cosine.min()):.4f}",
+        "fvu": f"{found.reconstruction.fvu:.4f}",
+        "noise_share": f"{floor:.4f}",
+        "l0": f"{found.sparsity.l0:.1f}",
+        "dead_fraction": f"{found.sparsity.dead_fraction:.4f}",
+        "cpu_seconds": f"{seconds:.0f}",
+    }
+
+
+def main() -> None:
+    """Read the command line, train once a noise level, print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-model", type=int, default=256)
+    parser.add_argument("--features", type=int, default=1024, help="true directions")
+    parser.add_argument("--active", type=int, default=16, help="true directions in a row")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--d-sae", type=int, default=2048)
+    parser.add_argument("--architecture", default="batchtopk")
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    keep_freed_memory()
+    use_huge_pages()
+    directions = torch.randn(given.features, given.d_model, generator=torch.Generator().manual_seed(0))
+    settings = SaeSettings(
+        architecture=given.architecture, d_sae=given.d_sae, k=given.active, batch=given.batch, epochs=1,
+        learning_rate=given.learning_rate,
+    )  # fmt: skip
+    writer = None
+    for noise in given.noise:
+        planted = Planted(functional.normalize(directions, dim=1), given.active, noise)
+        line = measured(planted, settings, given.rows)
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, line, lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(line)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Our SAEs and SAELens's batchtopk, trained on the same real activations: `python benchmarks/sae_quality.py --help`.
+
+Both see the same rows, centred and scaled in the same way, in the same batches and order, with the same k, dictionary, steps,
+learning-rate schedule, gradient clip, dead-feature window and seed; what else SAELens does (start, auxiliary loss, Adam) is as it
+comes. Both are measured on the same held-out rows, as exported, and again with the one threshold at which exactly k features
+a row are active: at unequal L0 an FVU does not compare. (For jumprelu, whose thresholds differ, what it exports is what counts.)
+"""
+
+import argparse
+import importlib
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+import torch
+from measure import show
+from storage_modes import stores
+
+from ghosttrack.activations.sampler import ChunkSampler
+from ghosttrack.configuration import load
+from ghosttrack.memory import keep_freed_memory, use_huge_pages
+from ghosttrack.sae import model, quality
+from ghosttrack.sae.export import calibrate, fold
+from ghosttrack.sae.model import Sae
+from ghosttrack.sae.parameters import Parameters
+from ghosttrack.sae.rows import Rows, fit_normaliser
+from ghosttrack.sae.training import schedule, train
+from ghosttrack.settings import SaeSettings
+
+
+class Trained(NamedTuple):
+    """An autoencoder on raw activations, and the CPU seconds of its training."""
+
+    sae: Sae
+    seconds: float
+
+
+class Steps:
+    """The first `batches_per_epoch` batches of a sampler, as one pass."""
+
+    def __init__(self, sampler: ChunkSampler, steps: int) -> None:
+        self.batches_per_epoch = steps
+        self._sampler = sampler
+
+    def batch_at(self, step: int) -> npt.NDArray[Any]:
+        """Batch number `step`, however many epochs of the sampler that takes."""
+        return self._sampler.batch_at(step)
+
+
+def ours(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folder: Path) -> Trained:
+    """The workflow's own training."""
+    began = time.process_time()
+    found = train(
+        store, batches, settings, seed=seed, state=folder, micro_batch=settings.batch, checkpoint_seconds=1e9, device="cpu"
+    )  # fmt: skip
+    return Trained(found.sae, time.process_time() - began)
+
+
+def saelens(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folder: Path) -> Trained:
+    """SAELens's trainer, one step at a time, saved and read again as it saves itself for inference."""
+    saes: Any = importlib.import_module("sae_lens.saes")
+    config: Any = importlib.import_module("sae_lens.config")
+    trainer: Any = importlib.import_module("sae_lens.training.sae_trainer")
+    steps = batches.batches_per_epoch
+    rates = schedule(settings, steps)
+    torch.manual_seed(seed)
+    sae = saes.BatchTopKTrainingSAE(
+        saes.BatchTopKTrainingSAEConfig(d_in=store.d_model, d_sae=settings.d_sae, k=settings.k)
+    )
+    run = trainer.SAETrainer(
+        cfg=config.SAETrainerConfig(
+            total_training_samples=steps * settings.batch, train_batch_size_samples=settings.batch, lr=rates.peak,
+            lr_end=rates.peak, dead_feature_window=round(settings.dead_after * steps),
+        ),
+        sae=sae,
+        data_provider=iter(()),
+    )  # fmt: skip
+    began = time.process_time()
+    normaliser = fit_normaliser(store)
+    for step in range(steps):
+        for group in run.optimizer.param_groups:  # its own schedule is constant
+            group["lr"] = rates.rate(step)
+        run.step(normaliser(torch.from_numpy(batches.batch_at(step))))
+        run.n_training_steps += 1
+    seconds = time.process_time() - began
+    sae.save_inference_model(str(folder))
+    found = model.load(folder)
+    parameters = Parameters(found.W_enc.t(), found.W_dec, found.b_enc, found.b_dec)
+    return Trained(replace(fold(parameters, normaliser), threshold=found.threshold), seconds)
+
+
+def line(name: str, trained: Trained, store: Rows, heldout: Rows, k: int) -> list[Any]:
+    """Held-out quality, as exported and at exactly k."""
+    exported = quality.measure(trained.sae, heldout, k)
+    level = quality.measure(calibrate(trained.sae, store, k), heldout, k)
+    return [
+        name, trained.seconds, exported.sparsity.l0, exported.reconstruction.fvu, level.sparsity.l0,
+        level.reconstruction.fvu, level.reconstruction.fvu_token_median, level.sparsity.dead_fraction,
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Train both on every layer and print a table each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="folder of a finished run whose activations were kept, results/NAME")
+    parser.add_argument(
+        "--peers", type=Path, metavar="VENV", help="virtual environment with sae-lens; without it ours alone"
+    )
+    parser.add_argument("--layers", type=int, nargs="+", required=True)
+    parser.add_argument("--architectures", nargs="+", default=["batchtopk"], help="of ours")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--peer-rates", type=float, nargs="+", default=[], help="SAELens again at other peak rates")
+    given = parser.parse_args()
+    if given.peers:
+        sys.path += map(str, sorted(given.peers.glob("lib/python*/site-packages")))
+    warnings.filterwarnings("ignore")  # the other project's own
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    use_huge_pages()
+    (run,) = load({"model": given.results.name}, Path(__file__).parents[1] / "config").values()
+    for layer in given.layers:
+        store, heldout = stores(given.results, layer)
+        sampler = ChunkSampler(store, run.sae.batch, run.seed)
+        batches = Steps(sampler, given.epochs * sampler.batches_per_epoch)
+        settings = run.sae.model_copy(update={"epochs": 1})
+        rate = schedule(settings, batches.batches_per_epoch).peak
+        contestants = [(f"ours {name}", ours, {"architecture": name}) for name in given.architectures]
+        if given.peers:
+            rates = [rate, *given.peer_rates]
+            contestants += [(f"SAELens at {peak:g}", saelens, {"learning_rate": peak}) for peak in rates]
+        rows = []
+        for name, contestant, changed in contestants:
+            with tempfile.TemporaryDirectory() as folder:
+                trained = contestant(store, batches, settings.model_copy(update=changed), run.seed, Path(folder))
+            rows.append(line(name, trained, store, heldout, settings.k))
+        title = f"{given.results.name} layer {layer}: {batches.batches_per_epoch:,} steps of {settings.batch}, d_sae {settings.d_sae}, k {settings.k}"
+        columns = ["", "CPU s", "L0 exported", "FVU exported", "L0", "FVU", "token median", "dead"]
+        show(title, columns, rows)
+        for other in rows[1:]:
+            fvu, dead = rows[0][5] / other[5] - 1, rows[0][7] - other[7]
+            exported = rows[0][3] / other[3] - 1
+            sys.stdout.write(
+                f"{rows[0][0]} beside {other[0]}: FVU {fvu:+.2%} at equal L0, {exported:+.2%} as exported, dead {dead:+.4f}\n"
+            )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
