@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 GPUS := $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU); [ "$${n:-0}" -gt 0 ] && echo $$n || getconf _NPROCESSORS_ONLN)
 export PYTHONPATH := workflow_scripts
 
-.PHONY: run dry-run status test check docs env clean
+.PHONY: run dry-run status orphans test check docs env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.launch --profile profiles/local --resources gpu=$(GPUS) $(ARGS)
@@ -17,6 +17,9 @@ dry-run: $(READY) ## what `make run` would do
 
 status: $(READY) ## what a run will take and how far it is, beside a running one too: make status ARGS="--config model=gpt2-medium"
 	$(BIN)/python -m ghosttrack.status $(ARGS)
+
+orphans: $(READY) ## jobs of a killed run that still work here, on Slurm too: make orphans ARGS="--wait" or ARGS="--cancel"
+	$(BIN)/python -m ghosttrack.orphans $(ARGS)
 
 test: $(READY) ## every test; what is absent (Slurm, a browser) is skipped with the reason
 	$(BIN)/python -m pytest $(ARGS)

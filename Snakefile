@@ -12,6 +12,10 @@ include: "rules/evaluate.smk"
 include: "rules/develop.smk"
 
 
+onstart:
+    refuse_orphans()
+
+
 onsuccess:
     sys.stderr.writelines(f"Report: {path}\n" for path in reports(None) if Path(path).exists())
 

@@ -276,6 +276,17 @@ def budgeted(model, path):
     return temp(path) if SETTINGS[model].activations.disk_budget_gb else path
 
 
+# ---- before anything is submitted
+def refuse_orphans():
+    """End here if jobs of a killed run still work in this folder: Slurm would get them a second time."""
+    from ghosttrack import orphans  # only now: a dry run has no use for it
+
+    try:
+        orphans.refuse(Path.cwd(), require_slurm=workflow.executor_plugin.name == "slurm")
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
 # ---- what the aggregate targets ask for
 def sae_files(name):
     return [f"results/{model}/saes/layer_{layer}/{name}" for model in MODELS for layer in layer_names(model)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ghosttrack import journal
 from ghosttrack.errors import UserError
 
 log = logging.getLogger("ghosttrack")
@@ -83,11 +84,17 @@ def _start_logging(path: str | None) -> None:
         kept = logging.FileHandler(path, mode="a", encoding="utf-8")
         kept.setFormatter(form)
         root.addHandler(kept)
+        journal.keep(_folder_of_logs(Path(path)) / journal.NAME)
     logging.captureWarnings(True)
     for noisy in ("httpx", "urllib3", "filelock", "fontTools", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # SIGTERM ends the job through SystemExit, so that locks and temporary files are cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _folder_of_logs(path: Path) -> Path:
+    """`logs` of the model, whichever rule's folder a log is in."""
+    return next((parent for parent in path.parents if parent.name == "logs"), path.parent)
 
 
 def _to_log_file_only(message: str) -> None:

@@ -21,6 +21,7 @@ PLUMBING = frozenset(
     {
         "job",
         "files",
+        "journal",
         "settings",
         "configuration",
         "progress",
