@@ -21,6 +21,7 @@ rule train_sae:
         mem_mb=scaled(3000),
         runtime=scaled(120),
         micro_batch=shrinking(4096),
+        checkpoint_seconds=60,  # what a kill without a signal can cost
         cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
     params:
         sae=settings_of("sae", "train_sae"),

@@ -34,6 +34,7 @@ def main(
     state: Path,
     model: str,
     made_from: str,
+    checkpoint_seconds: int = 60,
     cuda_graph: bool = False,
 ) -> None:
     """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`."""
@@ -52,6 +53,7 @@ def main(
             micro_batch=micro_batch,
             code=provenance.source_digest("train_sae"),
             label=f"SAE of layer {layer}",
+            checkpoint_seconds=checkpoint_seconds,
             cuda_graph=cuda_graph,
         )
         metadata = {

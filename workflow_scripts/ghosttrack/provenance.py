@@ -20,6 +20,7 @@ SCRIPTS = PACKAGE.parent
 PLUMBING = frozenset(
     {
         "job",
+        "faults",
         "files",
         "journal",
         "settings",

@@ -63,7 +63,7 @@ def _output(*words: str) -> str:
     except subprocess.TimeoutExpired:
         reason = f"no answer within {_SECONDS} s"
     except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip() or f"exit code {error.returncode}"
+        reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
     except OSError as error:
         reason = str(error)
     raise UserError(
