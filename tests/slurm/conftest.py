@@ -88,10 +88,14 @@ class SlurmHouse:
         folders = (self.results / "state" / "train_sae").glob("layer_*")
         return {folder.name for folder in folders if files.locked(folder)}
 
-    def log(self, layer: int) -> str:
-        """All that training of a layer has said so far."""
-        path = self.results / "logs" / "train_sae" / f"layer_{layer:02d}.log"
-        return path.read_text() if path.exists() else ""
+    def said(self, layer: int) -> str:
+        """All that the training jobs of a layer have said, in order: Snakemake keeps the last log, Slurm those of failed jobs."""
+        folder = self.place / ".snakemake" / "slurm_logs" / "rule_train_sae" / f"{MODEL}_{layer:02d}"
+        logs = [
+            *sorted(folder.glob("*.log"), key=lambda path: int(path.stem)),
+            self.results / "logs" / "train_sae" / f"layer_{layer:02d}.log",
+        ]
+        return "".join(path.read_text() for path in logs if path.exists())
 
     def submitted(self, rule: str, start: int = 0) -> list[str]:
         """sbatch calls for a rule's jobs, without the wrapped command, from call number `start` on."""
