@@ -251,14 +251,20 @@ def missing_saes_before(model, wave):
 
     def files(wildcards):
         show_plan()  # only now Snakemake knows that it will run, or pretend to
-        wanted = made_from(model)
-        missing = [
-            [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]
-            for layers in WAVES[model][: wave + 1]
-        ]
-        return [f"{folder}/sae_weights.safetensors" for folders in missing[:-1] for folder in folders if missing[-1]]
+        return waited_for(model, wave)
 
     return files
+
+
+@cache
+def waited_for(model, wave):
+    """The same for every shard of a wave: planning asks a thousand times."""
+    wanted = made_from(model)
+    missing = [
+        [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]
+        for layers in WAVES[model][: wave + 1]
+    ]
+    return [f"{folder}/sae_weights.safetensors" for folders in missing[:-1] for folder in folders if missing[-1]]
 
 
 def saes_of(model, layers):
