@@ -136,6 +136,25 @@ class SlurmHouse:
             f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(place.glob("layer_*/*"))
         }  # fmt: skip
 
+    def extracted(self, place: Path) -> Iterator[tuple[Any, Any]]:
+        """Every layer's activations as they stand and as extracted here at the first attempt's batch, float16 (rows, d_model)."""
+        import zarr
+
+        import extract_activations
+
+        stores = sorted((self.results / "activations").glob("layer_*/*.zarr"))
+        again = [place / store.relative_to(self.results) for store in stores]
+        corpus, settings = self.results / "corpus", load({"model": MODEL}, ROOT / "config")[MODEL]
+        extract_activations.main(
+            train=corpus / "train.zarr", train_manifest=corpus / "train.json",
+            weights=self.results / "model" / "model.safetensors",
+            stores=again, manifests=[store.with_suffix(".json") for store in again], site=settings.activations.site,
+            storage=settings.activations.storage, contexts_per_shard=settings.contexts, shard=0, batch=16, threads=1, code="",
+        )  # fmt: skip
+        for pair in zip(stores, again, strict=True):
+            one, other = (zarr.open_array(store / settings.activations.site, mode="r")[:] for store in pair)
+            yield one, other
+
 
 def until(seconds: float, ready: Callable[[], Any], what: str, said: Callable[[], str] = str) -> None:
     """Return once `ready()`; fail with what was waited for, and what was said meanwhile."""

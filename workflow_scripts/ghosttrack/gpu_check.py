@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from ghosttrack.activations import extraction
 from ghosttrack.errors import UserError
 from ghosttrack.sae import agreement, speed
+from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.batchtopk import BatchTopK
 from ghosttrack.sae.dense_step import DenseBackEnd
 from ghosttrack.sae.engine import BackEnd, Engine, back_end
@@ -95,7 +96,7 @@ def described(device: torch.device) -> str:
 def training_checks(device: torch.device) -> Iterator[Check]:
     """Every architecture: the dense back end in fp32 on `device` against the sparse one on the CPU, which the tests cover."""
     d_sae, k = agreement.D_SAE, agreement.K
-    makers = {
+    makers: dict[str, Callable[[], Architecture]] = {
         "batchtopk": lambda: BatchTopK(d_sae, k),
         "topk": lambda: TopK(d_sae, k),
         "jumprelu": lambda: JumpReLU(Threshold(d_sae, k, SaeSettings().bandwidth, SaeSettings().l0_coefficient)),
@@ -115,11 +116,11 @@ def training_checks(device: torch.device) -> Iterator[Check]:
 def graph_check(device: torch.device) -> Check:
     """The step's pass as one CUDA graph against the same pass launched kernel by kernel."""
     d_sae, k = agreement.D_SAE, agreement.K
-    engines = [
+    plain, graphed = (
         agreement.engine(BatchTopK(d_sae, k), DenseBackEnd(_MICRO_BATCH, "fp32"), device.type, 0, cuda_graph=graph)
         for graph in (False, True)
-    ]
-    found = agreement.compare(*engines, agreement.planted_batches(0))
+    )
+    found = agreement.compare(plain, graphed, agreement.planted_batches(0))
     return Check("CUDA graph", max(found), agreement.LOSS_TOLERANCE)
 
 

@@ -91,7 +91,8 @@ def _event(path: Path, number: int, line: str) -> Event:
     parts = line.split("\t")
     if len(parts) != len(Event._fields) or not parts[3].isdigit():
         raise UserError(f"{path}, line {number}: expected {len(Event._fields)} tab-separated fields, found {line!r}")
-    return Event(*parts[:3], int(parts[3]), *parts[4:])
+    time, event, folder, process, host, job, remark = parts
+    return Event(time, event, folder, int(process), host, job, remark)
 
 
 def overlaps(events: Iterable[Event]) -> Iterator[Overlap]:

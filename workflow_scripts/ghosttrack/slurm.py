@@ -40,10 +40,10 @@ def jobs_in(folder: Path) -> list[SlurmJob]:
     text = _output("squeue", "-h", "-u", str(os.getuid()), "-o", _FORMAT)
     found = []
     for line in text.splitlines():
-        parts = line.split("|", 5)
-        if len(parts) == 6 and Path(parts[4]) == folder and parts[5].startswith("rule_"):
-            rule, _, wildcards = parts[5].removeprefix("rule_").partition("_wildcards_")
-            found.append(SlurmJob(*parts[:4], rule, wildcards))
+        id_, state, node, elapsed, place, comment = (line.split("|", 5) + [""] * 5)[:6]
+        if comment.startswith("rule_") and Path(place) == folder:
+            rule, _, wildcards = comment.removeprefix("rule_").partition("_wildcards_")
+            found.append(SlurmJob(id_, state, node, elapsed, rule, wildcards))
     return found
 
 
