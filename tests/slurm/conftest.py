@@ -165,6 +165,18 @@ def until(seconds: float, ready: Callable[[], Any], what: str, said: Callable[[]
         time.sleep(0.1)
 
 
+def keep_screen(text: str) -> None:
+    """With GHOSTTRACK_SCREENS set, docs/slurm.md shows `text` from now on: the part from its `disk now` line."""
+    page = ROOT / "docs" / "slurm.md"
+    before, begin, rest = page.read_text().partition("<!-- status: begin -->\n")
+    assert begin, f"{page} has no place for the screen"
+    if os.environ.get("GHOSTTRACK_SCREENS"):
+        lines = text.splitlines()
+        shown = lines[next(number for number, line in enumerate(lines) if "disk now" in line) :]
+        screen = "\n".join(["```", lines[0], *shown, "```", ""])
+        page.write_text(f"{before}{begin}{screen}{rest[rest.index('<!-- status: end -->') :]}")
+
+
 def most_at_once(events: list[journal.Event], part: str) -> int:
     """The largest number of folders with `part` in their name that were held at one time."""
     held: set[str] = set()

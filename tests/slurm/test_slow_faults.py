@@ -10,7 +10,7 @@ import pytest
 from ghosttrack import journal
 from tests.conftest import job_counts
 from tests.slurm.cluster import Cluster, missing_tools
-from tests.slurm.conftest import MODEL, SlurmHouse, most_at_once, temporary_cluster, until
+from tests.slurm.conftest import MODEL, ONE_SHARD, SlurmHouse, keep_screen, most_at_once, temporary_cluster, until
 
 pytestmark = [
     pytest.mark.slurm,
@@ -116,8 +116,7 @@ def test_24_layers_never_hold_more_than_four_gpus(house: SlurmHouse, tmp_path: P
     run = house.start()
     screen = house.place / "screen"
     until(300, lambda: len(house.training()) >= 3 or run.poll() is not None, "layers in training", screen.read_text)
-    shown = house.command("status", "--config", f"model={MODEL}", "activations={rows_per_job: 8192}").stdout
-    (house.place / "status").write_text(shown)
+    keep_screen(house.command("status", "--config", f"model={MODEL}", ONE_SHARD).stdout)
     assert run.wait(timeout=1500) == 0, screen.read_text()[-4000:]
     assert house.trained() == set(range(24))
     events = house.events()

@@ -4,17 +4,18 @@ One story, because Slurm jobs are slow: a run whose Snakemake is killed while la
 one layer that runs out of memory and one that fails; and the run that repeats what failed. Each test reads a part of it.
 """
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from ghosttrack import journal
 from tests.slurm.cluster import Cluster, missing_tools
-from tests.slurm.conftest import MODEL, SlurmHouse, most_at_once, temporary_cluster, until
+from tests.slurm.conftest import MODEL, ONE_SHARD, SlurmHouse, most_at_once, temporary_cluster, until
 
 pytestmark = [
     pytest.mark.slurm,
@@ -34,6 +35,8 @@ class Story(NamedTuple):
     """The workflow's folder after all commands, and what each of them said."""
 
     house: SlurmHouse
+    shown: dict[str, Any]  # what `status --json` said then of the jobs at work, by name
+    queue: dict[str, tuple[str, str, str]]  # what squeue said then: state, job and node, by layer
     orphaned: set[str]  # layers that trained when Snakemake was killed
     refused: Output
     cancelled: Output
@@ -58,6 +61,10 @@ def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Story:
     run = house.start(faults=(slow,))
     screen = house.place / "screen"
     until(180, lambda: len(house.training()) == 2 or run.poll() is not None, "two layers in training", screen.read_text)
+    status = house.command("status", "--json", "--config", f"model={MODEL}", ONE_SHARD)
+    shown = {job["name"]: job for job in json.loads(status.stdout)[MODEL]["jobs"]}
+    lines = [line.split("|") for line in cluster.command("squeue", "-h", "-o", "%k|%T|%i|%N").splitlines()]
+    queue = {f"layer_{comment[-2:]}": (state, job, node) for comment, state, job, node in lines}
     orphaned = house.training()
     run.kill()
     run.wait()
@@ -74,7 +81,15 @@ def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Story:
             ),
         )
     )  # fmt: skip
-    return Story(house, orphaned, refused, cancelled, failed, output(house.run()))
+    return Story(house, shown, queue, orphaned, refused, cancelled, failed, output(house.run()))
+
+
+def test_status_from_another_shell_agrees_with_squeue(story: Story) -> None:
+    states = {"RUNNING": "running", "PENDING": "queued"}
+    assert sorted(state for state, _, _ in story.queue.values()) == ["PENDING", "PENDING", "RUNNING", "RUNNING"]
+    assert {name: (job["state"], job["slurm_job"], job["node"]) for name, job in story.shown.items()} == {
+        name: (states[state], job, node) for name, (state, job, node) in story.queue.items()
+    }
 
 
 def test_jobs_of_a_killed_run_stop_the_next_one_before_it_submits_anything(story: Story) -> None:
