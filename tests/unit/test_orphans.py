@@ -59,12 +59,14 @@ def job(folder: Path) -> Iterator[Job]:
     running.end()
 
 
-def queue(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, code: int = 0) -> Path:
+def queue(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, code: int = 0, error: str = "no controller"
+) -> Path:
     """A squeue that prints `lines`, and a scancel that writes down what it was asked."""
     tools = folder / "bin"
     tools.mkdir()
     text = "\n".join(lines)
-    (tools / "squeue").write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\necho no controller >&2\nexit {code}\n")
+    (tools / "squeue").write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\necho {error} >&2\nexit {code}\n")
     (tools / "scancel").write_text(
         f'#!/bin/sh\necho "$@" > {folder}/cancelled\nprintf "#!/bin/sh\\n" > {tools}/squeue\n'
     )
@@ -186,3 +188,9 @@ def test_a_dry_run_or_the_inner_snakemake_of_a_job_is_no_run(folder: Path) -> No
             other.stdout.readline()
             assert orphans.runs(folder) == []
             other.kill()
+
+
+def test_slurms_programs_without_a_cluster_are_no_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue(folder, monkeypatch, code=1, error="squeue: fatal: Could not establish a configuration source")
+    assert slurm.jobs_in(folder) == []
+    assert orphans.main([]) == 0

@@ -11,6 +11,8 @@ from ghosttrack.errors import UserError
 
 # Id, state, node, run time, work folder, comment; the comment comes last because it may hold anything.
 _FORMAT = "%i|%T|%N|%M|%Z|%k"
+# What squeue says where the programs are installed but no cluster is set up: then there are no jobs either.
+_NO_CLUSTER = "Could not establish a configuration source"
 # A busy controller may need long to answer; a dead one must not stop the caller for ever.
 _SECONDS = 60
 
@@ -32,12 +34,17 @@ def available() -> bool:
 
 
 def jobs_in(folder: Path) -> list[SlurmJob]:
-    """The user's jobs that Snakemake submitted from `folder`, waiting ones too.
+    """The user's jobs that Snakemake submitted from `folder`, waiting ones too; none where no cluster is set up.
 
     Raises:
         UserError: squeue does not answer; then nothing can be said.
     """
-    text = _output("squeue", "-h", "-u", str(os.getuid()), "-o", _FORMAT)
+    try:
+        text = _output("squeue", "-h", "-u", str(os.getuid()), "-o", _FORMAT)
+    except UserError as error:
+        if _NO_CLUSTER in str(error):
+            return []
+        raise
     found = []
     for line in text.splitlines():
         id_, state, node, elapsed, place, comment = (line.split("|", 5) + [""] * 5)[:6]
