@@ -43,6 +43,7 @@ class SlurmHouse:
     def __init__(self, place: Path, cluster: Cluster) -> None:
         self.cluster, self.place = cluster, copy_house(place)
         self.results = self.place / "results" / MODEL
+        self.runs: list[subprocess.Popen[bytes]] = []
         profile = self.place / "profiles" / "slurm" / "config.yaml"
         # Short waits, because the jobs are short.
         profile.write_text(re.sub(r"(status-checks:) \d+", r"\1 2", profile.read_text()))
@@ -67,10 +68,18 @@ class SlurmHouse:
     def start(self, *more: str, faults: tuple[dict[str, Any], ...] = (), **keys: Any) -> "subprocess.Popen[bytes]":
         """The command in the background; its output goes to the file `screen`."""
         with (self.place / "screen").open("w") as screen:
-            return subprocess.Popen(
+            run = subprocess.Popen(
                 [sys.executable, "-m", "snakemake", *self.words(*more, **keys)],
                 cwd=self.place, env={**os.environ, **self.environment(faults)}, stdout=screen, stderr=screen,
             )  # fmt: skip
+        self.runs.append(run)
+        return run
+
+    def stop(self) -> None:
+        """End runs that a failed test left behind."""
+        for run in self.runs:
+            run.kill()
+            run.wait()
 
     def command(self, module: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """`python -m ghosttrack.MODULE WORDS` in the folder."""

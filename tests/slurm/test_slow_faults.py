@@ -28,8 +28,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def house(cluster: Cluster, tmp_path: Path) -> SlurmHouse:
-    return SlurmHouse(tmp_path / "house", cluster)
+def house(cluster: Cluster, tmp_path: Path) -> Iterator[SlurmHouse]:
+    made = SlurmHouse(tmp_path / "house", cluster)
+    yield made
+    made.stop()
 
 
 def check(house: SlurmHouse, place: Path) -> None:
@@ -58,7 +60,7 @@ def test_a_job_at_its_time_limit_saves_and_its_next_attempt_goes_on(house: Slurm
 
 def test_a_cancelled_job_saves_and_its_next_attempt_goes_on(house: SlurmHouse, tmp_path: Path) -> None:
     run = house.start(target=("--", *ONE_LAYER), faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.3},))
-    until(120, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
+    until(600, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
     (job,) = [event.job for event in house.events() if "state/train_sae" in event.folder]
     house.cluster.command("scancel", job)
     assert run.wait(timeout=300) == 0, (house.place / "screen").read_text()[-4000:]
@@ -72,7 +74,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(house: SlurmHouse, tmp_path
         "--set-resources", "train_sae:slurm_partition=preemptible", target=("--", *ONE_LAYER),
         faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.3},),
     )  # fmt: skip
-    until(120, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
+    until(600, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
     (job,) = [event.job for event in house.events() if "state/train_sae" in event.folder]
     house.cluster.command("sbatch", "-p", "gpu", "--gpus=4", "-t", "1", "--wrap", "sleep 3")
     assert run.wait(timeout=600) == 0, (house.place / "screen").read_text()[-4000:]
@@ -84,7 +86,7 @@ def test_a_node_that_is_lost_gives_its_job_back_and_the_old_process_is_kept_out(
     house: SlurmHouse, tmp_path: Path
 ) -> None:
     run = house.start(target=("--", *ONE_LAYER), faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.3},))
-    until(120, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
+    until(600, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
     node = house.cluster.command("sinfo", "-h", "-o", "%n").split()[0]
     house.cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     house.cluster.command("scontrol", "update", f"nodename={node}", "state=resume")
@@ -115,7 +117,7 @@ def test_24_layers_never_hold_more_than_four_gpus(house: SlurmHouse, tmp_path: P
     model.write_text(re.sub(r"n_layers: 4", "n_layers: 24", model.read_text()))
     run = house.start()
     screen = house.place / "screen"
-    until(300, lambda: len(house.training()) >= 3 or run.poll() is not None, "layers in training", screen.read_text)
+    until(900, lambda: len(house.training()) >= 3 or run.poll() is not None, "layers in training", screen.read_text)
     keep_screen(house.command("status", "--config", f"model={MODEL}", ONE_SHARD).stdout)
     assert run.wait(timeout=1500) == 0, screen.read_text()[-4000:]
     assert house.trained() == set(range(24))

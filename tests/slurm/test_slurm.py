@@ -51,8 +51,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    house = SlurmHouse(tmp_path_factory.mktemp("slurm") / "house", cluster)
+def house(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmHouse]:
+    made = SlurmHouse(tmp_path_factory.mktemp("slurm") / "house", cluster)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def story(cluster: Cluster, house: SlurmHouse) -> Story:
 
     def output(result: "subprocess.CompletedProcess[str]") -> Output:
         return Output(result.returncode, result.stdout + result.stderr, len(cluster.submissions()))
@@ -60,7 +66,7 @@ def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Story:
     slow = {"job": "train_sae/*", "kind": "slow", "seconds": 1.0}
     run = house.start(faults=(slow,))
     screen = house.place / "screen"
-    until(180, lambda: len(house.training()) == 2 or run.poll() is not None, "two layers in training", screen.read_text)
+    until(600, lambda: len(house.training()) == 2 or run.poll() is not None, "two layers in training", screen.read_text)
     status = house.command("status", "--json", "--config", f"model={MODEL}", ONE_SHARD)
     shown = {job["name"]: job for job in json.loads(status.stdout)[MODEL]["jobs"]}
     lines = [line.split("|") for line in cluster.command("squeue", "-h", "-o", "%k|%T|%i|%N").splitlines()]
