@@ -40,8 +40,10 @@ def temporary_cluster(gpus: int) -> Iterator[Cluster]:
 class SlurmHouse:
     """A copy of the workflow whose commands go to one test Slurm."""
 
-    def __init__(self, place: Path, cluster: Cluster) -> None:
-        self.cluster, self.place = cluster, copy_house(place)
+    def __init__(self, place: Path, cluster: Cluster, template: Path | None = None) -> None:
+        """`template`: another house, to be copied with its results."""
+        self.cluster = cluster
+        self.place = Path(shutil.copytree(template, place, symlinks=True)) if template else copy_house(place)
         self.results = self.place / "results" / MODEL
         self.runs: list[subprocess.Popen[bytes]] = []
         profile = self.place / "profiles" / "slurm" / "config.yaml"

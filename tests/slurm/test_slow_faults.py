@@ -1,6 +1,7 @@
 """What takes minutes on a real Slurm: time limits, scancel, preemption, a node that is gone, memory in extraction, 24 layers."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from ghosttrack import journal
-from tests.conftest import job_counts
+from tests.conftest import copy_house, job_counts, snakemake
 from tests.slurm.cluster import Cluster, missing_tools
 from tests.slurm.conftest import MODEL, ONE_SHARD, SlurmHouse, keep_screen, most_at_once, temporary_cluster, until
 
@@ -27,9 +28,19 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A house with model, corpus and activations, made without Slurm."""
+    house = copy_house(tmp_path_factory.mktemp("extracted") / "house")
+    arguments = ("--profile", "profiles/local", "--config", f"model={MODEL}", ONE_SHARD, "--", "activations")
+    result = snakemake(house, *arguments, timeout=900)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return house
+
+
 @pytest.fixture
-def house(cluster: Cluster, tmp_path: Path) -> Iterator[SlurmHouse]:
-    made = SlurmHouse(tmp_path / "house", cluster)
+def house(cluster: Cluster, extracted: Path, tmp_path: Path) -> Iterator[SlurmHouse]:
+    made = SlurmHouse(tmp_path / "house", cluster, extracted)
     yield made
     made.stop()
 
@@ -100,6 +111,7 @@ def test_a_node_that_is_lost_gives_its_job_back_and_the_old_process_is_kept_out(
 
 
 def test_an_extraction_that_runs_out_of_memory_takes_half_the_batch(house: SlurmHouse, tmp_path: Path) -> None:
+    shutil.rmtree(house.results / "activations")
     fault = {"job": "extract_activations/*", "kind": "out_of_memory", "after": 2000, "batch_above": 8}
     result = house.run("--retries", "1", target=("--", *ONE_LAYER), faults=(fault,))
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
@@ -113,6 +125,7 @@ def test_an_extraction_that_runs_out_of_memory_takes_half_the_batch(house: Slurm
 
 
 def test_24_layers_never_hold_more_than_four_gpus(house: SlurmHouse, tmp_path: Path) -> None:
+    shutil.rmtree(house.results)  # of a model with fewer layers
     model = house.place / "config" / "models" / f"{MODEL}.yaml"
     model.write_text(re.sub(r"n_layers: 4", "n_layers: 24", model.read_text()))
     run = house.start()

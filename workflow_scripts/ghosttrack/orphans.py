@@ -20,7 +20,7 @@ from ghosttrack import files, slurm
 from ghosttrack.errors import UserError
 
 # Folders with a lock, below `results`: progress of training, stores while they are written.
-LOCKS = ("*/state/*/*/lock", "*/*/*.partial/lock", "*/*/*/*.partial/lock")
+LOCKS = ("*/state/*/*/lock", "*/*.partial/lock", "*/*/*.partial/lock", "*/*/*/*.partial/lock")
 # After SIGTERM a step of training is finished and saved; what is not gone then is killed.
 GRACE_SECONDS = 60.0
 REMEDY = (
