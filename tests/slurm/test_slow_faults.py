@@ -45,6 +45,12 @@ def house(cluster: Cluster, extracted: Path, tmp_path: Path) -> Iterator[SlurmHo
     made.stop()
 
 
+def until_saved(house: SlurmHouse) -> None:
+    """Return once layer 1 trains and has a checkpoint."""
+    state = house.results / "state" / "train_sae" / "layer_01"
+    until(600, lambda: list(state.glob("*.checkpoint")), "a checkpoint of layer 1", (house.place / "screen").read_text)
+
+
 def check(house: SlurmHouse, place: Path) -> None:
     """One writer at a time, and the SAEs of an undisturbed run."""
     assert list(journal.overlaps(house.events())) == []
@@ -71,7 +77,7 @@ def test_a_job_at_its_time_limit_saves_and_its_next_attempt_goes_on(house: Slurm
 
 def test_a_cancelled_job_saves_and_its_next_attempt_goes_on(house: SlurmHouse, tmp_path: Path) -> None:
     run = house.start(target=("--", *ONE_LAYER), faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.3},))
-    until(600, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
+    until_saved(house)
     (job,) = [event.job for event in house.events() if "state/train_sae" in event.folder]
     house.cluster.command("scancel", job)
     assert run.wait(timeout=300) == 0, (house.place / "screen").read_text()[-4000:]
@@ -85,7 +91,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(house: SlurmHouse, tmp_path
         "--set-resources", "train_sae:slurm_partition=preemptible", target=("--", *ONE_LAYER),
         faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.3},),
     )  # fmt: skip
-    until(600, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
+    until_saved(house)
     (job,) = [event.job for event in house.events() if "state/train_sae" in event.folder]
     house.cluster.command("sbatch", "-p", "gpu", "--gpus=4", "-t", "1", "--wrap", "sleep 3")
     assert run.wait(timeout=600) == 0, (house.place / "screen").read_text()[-4000:]
@@ -97,7 +103,7 @@ def test_a_node_that_is_lost_gives_its_job_back_and_the_old_process_is_kept_out(
     house: SlurmHouse, tmp_path: Path
 ) -> None:
     run = house.start(target=("--", *ONE_LAYER), faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.3},))
-    until(600, lambda: "layer_01" in house.training(), "layer 1 in training", (house.place / "screen").read_text)
+    until_saved(house)
     node = house.cluster.command("sinfo", "-h", "-o", "%n").split()[0]
     house.cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     house.cluster.command("scontrol", "update", f"nodename={node}", "state=resume")
