@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +108,7 @@ def test_a_node_that_is_lost_gives_its_job_back_and_the_old_process_is_kept_out(
     until_saved(house)
     node = house.cluster.command("sinfo", "-h", "-o", "%n").split()[0]
     house.cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    house.cluster.command("scontrol", "update", f"nodename={node}", "state=resume")
+    until(60, lambda: _resumed(house.cluster, node), "the node's return")
     code = run.wait(timeout=600)
     screen = (house.place / "screen").read_text()
     if code:  # the old process still wrote when the new one asked for the lock: refused, with the remedy
@@ -114,6 +116,13 @@ def test_a_node_that_is_lost_gives_its_job_back_and_the_old_process_is_kept_out(
         until(120, lambda: not house.training(), "the end of the old process")
         assert house.run(target=("--", *ONE_LAYER)).returncode == 0
     check(house, tmp_path)
+
+
+def _resumed(cluster: Cluster, node: str) -> bool:
+    """Ask the node back; refused while its jobs are still being ended, and where it came back by itself."""
+    with suppress(subprocess.CalledProcessError):
+        cluster.command("scontrol", "update", f"nodename={node}", "state=resume")
+    return "down" not in cluster.command("sinfo", "-h", "-n", node, "-o", "%T")
 
 
 def test_an_extraction_that_runs_out_of_memory_takes_half_the_batch(house: SlurmHouse, tmp_path: Path) -> None:
