@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,7 @@ def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
     arguments: dict[str, Any] = {}
     try:
         arguments = _arguments(main, snakemake)
-        if where:
-            log.info("%s", _place())
-            fault = faults.observer(Path(where), _batch(arguments)[1])
-            progress.observers[:] = [fault] if fault else []
-        with (
-            accelerator.sampled(accelerator.samples_beside(Path(where)))
-            if where and _gpus(snakemake)
-            else nullcontext()
-        ):
+        with _observed(where, _batch(arguments)[1], _gpus(snakemake)):
             main(**arguments)
     except UserError as error:
         _to_log_file_only("traceback of the error below")
@@ -53,6 +45,19 @@ def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
         said = _machine_trouble(error, *_batch(arguments)) or f"unexpected {type(error).__name__}: {error}"
         log.error("%s (traceback in %s)", said, where or "the log")
         sys.exit(1)
+
+
+@contextmanager
+def _observed(where: str | None, batch: int, gpus: int) -> Iterator[None]:
+    """Say where a job runs, let faults on demand see its progress, sample its GPU; nothing for a job without a log."""
+    if where is None:
+        yield
+        return
+    log.info("%s", _place())
+    fault = faults.observer(Path(where), batch)
+    progress.observers[:] = [fault] if fault else []
+    with accelerator.sampled(accelerator.samples_beside(Path(where))) if gpus else nullcontext():
+        yield
 
 
 def _gpus(snakemake: Any) -> int:
