@@ -241,7 +241,7 @@ def main() -> None:
     """Make the reference, then rounds until there were enough faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=30, help="in all")
-    parser.add_argument("--each", type=int, default=3, help="faults a round")
+    parser.add_argument("--each", type=int, default=5, help="faults a round")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     chance = random.Random(chosen.seed)
