@@ -95,7 +95,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(house: SlurmHouse, tmp_path
     )  # fmt: skip
     until_saved(house)
     (job,) = [event.job for event in house.events() if "state/train_sae" in event.folder]
-    house.cluster.command("sbatch", "-p", "gpu", "--gpus=4", "-t", "1", "--wrap", "sleep 3")
+    house.cluster.command("sbatch", "-p", "gpu", "--gpus=4", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3")
     assert run.wait(timeout=600) == 0, (house.place / "screen").read_text()[-4000:]
     assert "Restarts=1" in house.cluster.command("scontrol", "show", "job", job)
     check(house, tmp_path)
