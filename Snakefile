@@ -20,6 +20,10 @@ onsuccess:
     sys.stderr.writelines(f"Report: {path}\n" for path in reports(None) if Path(path).exists())
 
 
+onerror:
+    sys.stderr.write("Finished work stays: mend what the errors above name, then run the same command again\n")
+
+
 # The digests of the rules' code, for the next process that reads this file.
 provenance.remember()
 

@@ -150,5 +150,5 @@ def counts(found: Iterable[Activity]) -> Mapping[str, dict[str, int]]:
 
 
 def at_work(found: Iterable[Activity]) -> Iterator[Activity]:
-    """Jobs that run, wait in Slurm's queue, failed or were cut off: what a person wants to see one by one."""
+    """Jobs that run, wait in Slurm's queue, failed or were cut off."""
     return (each for each in found if each.state not in ("done", "waiting"))

@@ -138,7 +138,8 @@ def _progress_lines(status: Status) -> Iterator[str]:
     for layer in status.layers:
         stores = "-" if layer.trained and not layer.stores else str(layer.stores)
         yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {_sae(layer, training[f'layer_{layer.layer:02d}'])}"
-    if shown := list(activity.at_work(status.activities)):
+    # Those that wait in the queue are many and alike: the tables have counted them.
+    if shown := [each for each in activity.at_work(status.activities) if each.state != "queued"]:
         yield ""
         yield from (_job_line(each) for each in shown)
 
