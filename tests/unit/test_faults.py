@@ -34,6 +34,12 @@ def test_a_fault_strikes_the_named_job_once_it_is_due(monkeypatch: pytest.Monkey
         step(101)
 
 
+def test_a_rule_with_one_log_is_named_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, job="fetch_corpus", kind="error")
+    assert faults.observer(Path("results/tiny/logs/fetch_corpus.log"), 0) is not None
+    assert faults.observer(LOG, 0) is None
+
+
 def test_out_of_memory_is_torchs_own_and_spares_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     ask(monkeypatch, job="train_sae/*", kind="out_of_memory", batch_above=2048)

@@ -54,7 +54,7 @@ def wanted(environment: Mapping[str, str]) -> list[Fault]:
 
 def observer(log: Path, batch: int) -> Callable[[int], None] | None:
     """What a job with this log and batch has to call with its progress; None where no fault is meant for it."""
-    name = "/".join(log.with_suffix("").parts[-2:])
+    name = log.with_suffix("").as_posix().rpartition("logs/")[2]
     mine = [fault for fault in wanted(os.environ) if fnmatch.fnmatch(name, fault.job) and batch > fault.batch_above]
     return (lambda done: strike(mine, done)) if mine else None
 
