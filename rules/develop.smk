@@ -60,6 +60,7 @@ rule check_gpu:
     params:
         d_model=SETTINGS[MODELS[0]].dimensions.d_model,
         sae=SETTINGS[MODELS[0]].sae.model_dump(),
+        code=source_digest("check_gpu"),
     message:
         "Checking the GPU against the CPU (GPUs: {resources.gpu})"
     script:
