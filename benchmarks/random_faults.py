@@ -189,7 +189,9 @@ def strike(house: House, faults: int, seconds: float) -> list[list[str]]:
         else:
             name, did = kind.__name__, ""
             house.start([])
-            time.sleep(chance.uniform(2.0, seconds))
+            moment = time.monotonic() + chance.uniform(2.0, seconds)
+            while house.run.poll() is None and time.monotonic() < moment:
+                time.sleep(0.2)
             while house.run.poll() is None and not (did := kind(house)):
                 time.sleep(0.2)
         ended = house.end()
