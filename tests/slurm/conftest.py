@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ghosttrack import files, journal
@@ -78,10 +79,14 @@ class SlurmHouse:
         return run
 
     def stop(self) -> None:
-        """End runs that a failed test left behind."""
+        """End runs that a failed test left behind, and what no cgroup ended of jobs that were taken from their node."""
         for run in self.runs:
             run.kill()
             run.wait()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if Path(process.cwd()) == self.place:
+                    process.kill()
 
     def command(self, module: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """`python -m ghosttrack.MODULE WORDS` in the folder."""
