@@ -13,8 +13,16 @@ include: "rules/evaluate.smk"
 include: "rules/develop.smk"
 
 
+onstart:
+    refuse_orphans()
+
+
 onsuccess:
     sys.stderr.writelines(f"Report: {path}\n" for path in reports(None) if Path(path).exists())
+
+
+onerror:
+    sys.stderr.write("Finished work stays: mend what the errors above name, then run the same command again\n")
 
 
 # The digests of the rules' code, for the next process that reads this file.

@@ -327,14 +327,20 @@ def missing_saes_before(model, wave):
 
     def files(wildcards):
         show_plan()  # only now Snakemake knows that it will run, or pretend to
-        wanted = made_from(model)
-        missing = [
-            [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]
-            for layers in WAVES[model][: wave + 1]
-        ]
-        return [f"{folder}/sae_weights.safetensors" for folders in missing[:-1] for folder in folders if missing[-1]]
+        return waited_for(model, wave)
 
     return files
+
+
+@cache
+def waited_for(model, wave):
+    """The same for every shard of a wave: planning asks a thousand times."""
+    wanted = made_from(model)
+    missing = [
+        [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]
+        for layers in WAVES[model][: wave + 1]
+    ]
+    return [f"{folder}/sae_weights.safetensors" for folders in missing[:-1] for folder in folders if missing[-1]]
 
 
 def saes_of(model, layers):
@@ -366,6 +372,17 @@ def released_layers(wildcards):
         for layer, folder in zip(settings.layers, saes_of(model, settings.layers), strict=True)
         if settings.activations.disk_budget_gb and plan.is_made_from(Path(folder), made_from(model))
     ]
+
+
+# ---- before anything is submitted
+def refuse_orphans():
+    """End here if jobs of a killed run still work in this folder: Slurm would get them a second time."""
+    from ghosttrack import orphans  # only now: a dry run has no use for it
+
+    try:
+        orphans.refuse(Path.cwd(), require_slurm=workflow.executor_plugin.name == "slurm")
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 # ---- what the aggregate targets ask for

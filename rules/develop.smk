@@ -1,4 +1,4 @@
-# rules/develop.smk -- aside from a run. Needs: nothing, or what a run left. Gives: the leak of a careless split, reproduced; a check of all activation stores; the embedded data anew.
+# rules/develop.smk -- aside from a run. Needs: nothing, or what a run left. Gives: the leak of a careless split, reproduced; a check of all activation stores, or of the GPU; the embedded data anew.
 localrules:
     refresh_facts,
     reproduce_leak,
@@ -80,3 +80,27 @@ rule verify_activations:
         "Verifying the activation stores of {params.models}"
     script:
         "../workflow_scripts/verify_activations.py"
+
+
+# No output, like verify_activations: it runs whenever it is asked for.
+rule check_gpu:
+    """Compare the GPU with the CPU, and time the first model's SAE on it: two minutes, before the first long run."""
+    log:
+        "results/logs/check_gpu.log",
+    retries: 0  # a second look finds the same GPU
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=scaled(8000),
+        runtime=15,
+        micro_batch=4096,
+    params:
+        d_model=SETTINGS[MODELS[0]].dimensions.d_model,
+        sae=SETTINGS[MODELS[0]].sae.model_dump(),
+        code=source_digest("check_gpu"),
+    message:
+        "Checking the GPU against the CPU (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/check_gpu.py"

@@ -25,7 +25,7 @@ rule train_sae:
         # After an out-of-memory: rows read window by window instead of kept, and fewer on their way at once.
         resident_mb=first_attempt(1536),
         micro_batch=shrinking(4096),
-        checkpoint_seconds=60,
+        checkpoint_seconds=60,  # what a kill without a signal can cost
         cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
     params:
         sae=settings_of("sae", "train_sae"),

@@ -296,3 +296,26 @@ def test_a_rule_s_script_carries_the_rule_s_name() -> None:
 def test_the_leak_of_a_random_pair_split_is_shown_without_a_model(house: Path) -> None:
     result = snakemake(house, "--profile", "profiles/local", "reproduce_leak", "-n")
     assert job_counts(result.stdout + result.stderr) == {"fetch_dataset": 8, "score_leak": 1, "reproduce_leak": 1}
+
+
+def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
+    rules = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    profile = (ROOT / "profiles" / "slurm" / "config.yaml").read_text()
+    table = re.findall(r"^#   (\w+) +(\d)  .*? (?:(\d+))$", profile, re.MULTILINE)
+    phases = [phase for phase, _, _ in table]
+    assert phases == [
+        "extract_activations", "extract_heldout", "extract_examples", "generate_answers", "train_sae", "evaluate_sae",
+    ]  # fmt: skip
+    for phase, gpus, minutes in table:
+        found = re.search(
+            rf'(?:rule {phase}:|f"{phase}_{{RULE_NAMES).*?gpu=(\d).*?runtime=scaled\((\d+)\)', rules, re.DOTALL
+        )
+        assert found is not None
+        assert found.groups() == (gpus, minutes), phase
+
+
+def test_every_key_of_a_profile_says_why_it_is_there() -> None:
+    for path in (ROOT / "profiles").glob("*/config.yaml"):
+        for line in path.read_text().splitlines():
+            if re.match(r"[a-z-]+: +\S", line) and not line.startswith("executor"):
+                assert "  # " in line, f"{path.parent.name}: {line}"

@@ -116,14 +116,27 @@ DefMemPerCPU=100
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
 NodeName={host} NodeAddr=127.0.0.1 CPUs={self.cpus} RealMemory={self.memory_mb} Gres=gpu:a100:{self.gpus} State=UNKNOWN
-PartitionName=gpu Nodes={host} Default=YES MaxTime=7-00:00:00 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=gpu Nodes={host} Default=YES MaxTime=7-00:00:00 State=UP PriorityTier=10
+# jobs here give way, and are queued again
+PartitionName=preemptible Nodes={host} Default=NO MaxTime=7-00:00:00 State=UP PriorityTier=1
 """
         )
         # Snakemake's job step drops SLURM_CONF before it calls srun: a shim, first in PATH, puts it back.
-        shim = here / "bin" / "srun"
-        real = shutil.which("srun", path=_path())
-        shim.write_text(f'#!/bin/sh\nSLURM_CONF="{here}/slurm.conf"; export SLURM_CONF\nexec {real} "$@"\n')
-        shim.chmod(0o755)
+        self._shim("srun", f'SLURM_CONF="{here}/slurm.conf"; export SLURM_CONF')
+        # Another one writes down what is asked for.
+        self._shim("sbatch", f"{{ printf '%s\\t' \"$@\"; echo; }} >> {here}/submitted")
+
+    def _shim(self, name: str, first: str) -> None:
+        real = shutil.which(name, path=_path())
+        (self.folder / "bin" / name).write_text(f'#!/bin/sh\n{first}\nexec {real} "$@"\n')
+        (self.folder / "bin" / name).chmod(0o755)
+
+    def submissions(self) -> list[list[str]]:
+        """The words of every sbatch call so far, in order."""
+        path = self.folder / "submitted"
+        return [line.split("\t") for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _path() -> str:

@@ -1,6 +1,7 @@
 """One signature serves Snakemake and the command line."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ghosttrack import job
+from ghosttrack import files, job, journal
 from ghosttrack.errors import UserError
 from ghosttrack.settings import SaeSettings
 
@@ -95,3 +96,42 @@ def test_without_snakemake_the_signature_is_a_command_line(monkeypatch: pytest.M
     monkeypatch.setattr("sys.argv", ["train_sae.py", "--weights", "w.bin", "--layer", "4"])
     job.run(main, {})
     assert seen == [(Path("w.bin"), 4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate"), "out of memory with micro_batch=64: Unable to allocate. The next attempt"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), "out of memory with micro_batch=64: CUDA"),
+        (OSError(28, "No space left on device"), "no room to write: [Errno 28] No space left on device. Free space"),
+        (OSError(2, "No such file"), "unexpected FileNotFoundError"),
+    ],
+)
+def test_trouble_with_the_machine_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def main(*, micro_batch: int) -> None:
+        assert micro_batch == 64
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        job.run(main, snakemake(tmp_path / "log", resources=Named(micro_batch=64)))
+    assert stop.value.code == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_log_begins_with_where_the_job_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    job.run(lambda: None, snakemake(tmp_path / "results/tiny/logs/rule/name.log"))
+    first = (tmp_path / "results/tiny/logs/rule/name.log").read_text().splitlines()[0]
+    assert first.endswith(f"process {os.getpid()} on {os.uname().nodename}, Slurm job 12, GPU 3")
+
+
+def test_locks_of_a_job_are_in_its_models_journal(tmp_path: Path) -> None:
+    def main() -> None:
+        with files.lock(tmp_path / "state"):
+            pass
+
+    job.run(main, snakemake(tmp_path / "results/tiny/logs/train_sae/layer_00.log"))
+    assert [event.event for event in journal.read(tmp_path / "results/tiny/logs/locks.log")] == ["acquired", "released"]

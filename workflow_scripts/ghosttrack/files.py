@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ghosttrack import journal
 from ghosttrack.errors import UserError
 
 
@@ -132,31 +134,58 @@ def sha256_json(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+# Whoever asks whether a folder is locked holds its lock for an instant: one refusal says nothing yet.
+_TRIES, _PAUSE = 4, 0.1
+
+
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold `directory`/lock exclusively; refuse at once when another live process holds it.
+    """Hold `directory`/lock exclusively; refuse when another live process holds it.
 
-    The kernel drops the lock with its process, so a killed job leaves nothing to clean.
+    The kernel drops the lock with its process, so a killed job leaves nothing to clean. Who held it when
+    is in the locks' journal.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            owner = stream.read().strip() or "an unnamed process"
+        if not _flock(stream):
+            owner = owner_of(directory) or "an unnamed process"
+            journal.note("refused", directory, f"held by {owner}")
             raise UserError(
                 f"{directory} is in use by {owner}: another run is still writing it. "
-                "Wait for that process or end it, then run again"
-            ) from None
+                "`make orphans` shows what still works here; wait for it or end it, then run again"
+            )
         if not _same_file(stream, directory / "lock"):
             raise UserError(f"{directory} was just finished by another process: run again")
         stream.seek(0)
         stream.truncate()
-        stream.write(f"process {os.getpid()} on {os.uname().nodename}")
+        job = os.environ.get("SLURM_JOB_ID")
+        stream.write(f"process {os.getpid()} on {os.uname().nodename}" + (f", Slurm job {job}" if job else ""))
         stream.flush()
-        yield
+        journal.note("acquired", directory)
+        try:
+            yield
+        finally:
+            journal.note("released", directory)
+
+
+def _flock(stream: IO[Any]) -> bool:
+    """Whether the exclusive lock could be had."""
+    for attempt in range(_TRIES):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(_PAUSE if attempt < _TRIES - 1 else 0)
+    return False
+
+
+def owner_of(directory: Path) -> str:
+    """What the last process that held `directory`/lock wrote there: `process 12 on node3, Slurm job 7`."""
+    try:
+        return (Path(directory) / "lock").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def locked(directory: Path) -> bool:

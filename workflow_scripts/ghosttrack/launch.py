@@ -1,20 +1,19 @@
 """`python -m ghosttrack.launch ARGS`: snakemake ARGS, after clearing the lock of a run that was killed.
 
-A lock is stale when no process works in this directory any more; a live one is never touched.
+A lock is stale when no Snakemake and none of its jobs work in this directory any more; a live one is never touched.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
+from ghosttrack import orphans
 
 
 def main(arguments: list[str]) -> int:
-    """Run Snakemake here; return its exit code, or 1 when another run is alive in this directory."""
+    """Run Snakemake here; return its exit code, or 1 when another run, or what is left of one, works in this directory."""
     here = Path.cwd()
-    if alive := workers(here):
+    if alive := orphans.runs(here):
         listed = ", ".join(f"{process.pid}" for process in alive)
         print(
             f"error: another run is working in this directory (process {listed}). "
@@ -22,31 +21,15 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    snakemake = [sys.executable, "-m", "snakemake"]
+    if left := orphans.find(here):
+        print(f"error: {orphans.described(left)}\n{orphans.REMEDY}", file=sys.stderr)
+        return 1
     locks = here / ".snakemake" / "locks"
     if locks.is_dir() and any(locks.iterdir()):
         print("clearing the lock of a run that was killed", file=sys.stderr)
         for path in locks.iterdir():
             path.unlink()
-    return subprocess.call([*snakemake, *arguments])
-
-
-def workers(directory: Path) -> list[psutil.Process]:
-    """Snakemake processes and their jobs that run in `directory`, this process and its parents left out."""
-    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
-        if process.pid in mine or process.info["status"] == psutil.STATUS_ZOMBIE:
-            continue
-        command = " ".join(process.info["cmdline"] or [])
-        if "snakemake" not in command or "python" not in command:
-            continue
-        try:
-            if Path(process.cwd()) == directory:
-                found.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-    return found
+    return subprocess.call([sys.executable, "-m", "snakemake", *arguments])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 import logging
 import time
+from collections.abc import Callable
+
+# Called with the units done at every step of whatever a job counts; what hooks in here never changes a result.
+observers: list[Callable[[int], None]] = []
 
 
 class Progress:
@@ -18,6 +22,8 @@ class Progress:
     def advance(self, count: int, note: str = "") -> None:
         """Count `count` more units; log if the last line is old enough or the work is complete."""
         self.done += count
+        for observer in observers:
+            observer(self.done)
         now = time.monotonic()
         if now - self._said < self.every and self.done < self.total:
             return

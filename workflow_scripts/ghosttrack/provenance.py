@@ -20,7 +20,9 @@ SCRIPTS = PACKAGE.parent
 PLUMBING = frozenset(
     {
         "job",
+        "faults",
         "files",
+        "journal",
         "settings",
         "configuration",
         "progress",

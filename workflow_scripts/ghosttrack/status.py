@@ -1,19 +1,20 @@
 """`python -m ghosttrack.status [--config KEY=VALUE ...]`: what a run will take, and how far it is.
 
-Reads config/config.yaml, takes the `--config` of Snakemake, and looks at files alone: no lock is taken and
-nothing is written, so it works beside a running Snakemake and without Slurm. `--json` is for tools.
+Reads config/config.yaml, takes the `--config` of Snakemake, and looks at files, at the processes of this machine
+and, where there is one, at Slurm's queue: no lock is taken and nothing is written, so it works beside a running
+Snakemake, from another shell, and without Slurm. `--json` is for tools.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from ghosttrack import forecast, monitor, plan
+from ghosttrack import activity, forecast, monitor, plan, slurm
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
 from ghosttrack.progress import duration
@@ -31,13 +32,14 @@ class Status(NamedTuple):
     extraction: forecast.Effort
     training: list[forecast.Training]  # at the settings' batch, then at the original work's if that is another
     jobs: list[monitor.Job]
+    activities: list[activity.Activity]  # of the same jobs
     layers: list[monitor.Layer]
     disk: monitor.Disk
 
     @property
     def started(self) -> bool:
         """Whether anything of the run stands."""
-        return any(job.done for job in self.jobs) or self.disk.training > 0
+        return any(each.state != "waiting" for each in self.activities) or self.disk.training > 0
 
     @property
     def phases(self) -> dict[str, tuple[int, int]]:
@@ -50,7 +52,11 @@ class Status(NamedTuple):
 
 
 def look(
-    settings: Settings, datasets: Mapping[str, DatasetSettings], results: Path, seed_batch: int | None = None
+    settings: Settings,
+    datasets: Mapping[str, DatasetSettings],
+    results: Path,
+    seed_batch: int | None = None,
+    queue: Sequence[slurm.SlurmJob] = (),
 ) -> Status:
     """Plan and progress of one model's run below `results`.
 
@@ -59,18 +65,21 @@ def look(
         datasets: its data sets.
         results: folder of all results.
         seed_batch: SAE batch of the original work, to show what another batch costs.
+        queue: what Slurm holds of the workflow's folder.
     Raises:
         UserError: the disk budget holds no layer.
     """
     waves = plan.waves(settings)
     batches = dict.fromkeys((settings.sae.batch, seed_batch or settings.sae.batch))
+    jobs = monitor.jobs(settings, waves, datasets, results)
     return Status(
         settings,
         waves,
         forecast.kept(settings, datasets, results),
         forecast.extraction(settings, waves, results),
         [forecast.training(settings, waves, results, batch) for batch in batches],
-        monitor.jobs(settings, waves, datasets, results),
+        jobs,
+        activity.look(settings.model, jobs, queue, results),
         monitor.layers(settings, results),
         monitor.disk(settings.model, results),
     )
@@ -162,15 +171,47 @@ def _progress_lines(status: Status) -> Iterator[str]:
         f"training activations {plan.amount(used.training)}{partial} and held-out text {plan.amount(used.heldout)}{promise}; examples {plan.amount(used.examples)}",
     )
     yield ""
-    yield f"  {'phase':<20} {'done':>5} {'of':>5}"
+    states = activity.counts(status.activities)
+    yield f"  {'phase':<20} {'done':>5} {'of':>5} {'running':>8} {'queued':>7} {'failed':>7}"
     for phase, (done, total) in status.phases.items():
-        yield f"  {phase:<20} {done:>5} {total:>5}"
+        numbers = [states[phase].get("running", 0), states[phase].get("queued", 0), _failed(states[phase])]
+        yield f"  {phase:<20} {done:>5} {total:>5} {numbers[0] or '-':>8} {numbers[1] or '-':>7} {numbers[2] or '-':>7}"
     yield ""
     yield f"  {'layer':>5} {'stores':>7} {'of':>4}  SAE"
+    training = {each.name: each for each in status.activities if each.phase == "train_sae"}
     for layer in status.layers:
-        sae = "measured" if layer.measured else "trained" if layer.trained else "-"
         stores = "-" if layer.trained and not layer.stores else str(layer.stores)
-        yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {sae}"
+        yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {_sae(layer, training[f'layer_{layer.layer:02d}'])}"
+    # Those that wait in the queue are many and alike: the tables have counted them.
+    if shown := [each for each in activity.at_work(status.activities) if each.state != "queued"]:
+        yield ""
+        yield from (_job_line(each) for each in shown)
+
+
+def _failed(states: Mapping[str, int]) -> int:
+    return states.get("failed", 0) + states.get("cut off", 0)
+
+
+def _sae(layer: monitor.Layer, training: activity.Activity) -> str:
+    if training.state == "running":
+        done = training.progress
+        return f"training, {done.done / done.total:.0%}" if done else "training"
+    if training.state in ("queued", "failed", "cut off"):
+        return training.state
+    return "measured" if layer.measured else "trained" if layer.trained else "-"
+
+
+def _job_line(each: activity.Activity) -> str:
+    where = " ".join(filter(None, [each.slurm_job and f"Slurm job {each.slurm_job}", each.node and f"on {each.node}"]))
+    words = [f"  {each.phase} {each.name}".ljust(44), f"{each.state:<8}", where]
+    if done := each.progress:
+        left = f", {done.left} left" if done.left else ""
+        words.append(f"{done.done:,}/{done.total:,} {done.unit}, {done.rate:,.0f}/s{left}")
+    if gpu := each.gpu:
+        words.append(f"GPU {gpu.utilisation:.0f} %, {gpu.memory_used / 1024:.1f} of {gpu.memory_total / 1024:.1f} GiB")
+    if each.last_line:
+        words.append(each.last_line)
+    return "  ".join(filter(None, words)).rstrip()
 
 
 def _line(name: str, text: str) -> str:
@@ -210,7 +251,16 @@ def as_json(status: Status) -> dict[str, Any]:
         "disk_bytes": status.disk._asdict(),
         "phases": {phase: {"done": done, "total": total} for phase, (done, total) in status.phases.items()},
         "layers": [layer._asdict() for layer in status.layers],
+        "jobs": [_job(each) for each in activity.at_work(status.activities)],
     }  # fmt: skip
+
+
+def _job(each: activity.Activity) -> dict[str, Any]:
+    return {
+        **each._asdict(),
+        "progress": each.progress and each.progress._asdict(),
+        "gpu": each.gpu and each.gpu._asdict(),
+    }
 
 
 def _effort(effort: forecast.Effort) -> dict[str, Any]:
@@ -266,6 +316,17 @@ def _overlaid(base: Any, update: Any) -> Any:
     return {**base, **{key: _overlaid(base.get(key), value) for key, value in update.items()}}
 
 
+def _queue() -> list[slurm.SlurmJob]:
+    """Slurm's jobs of this folder; says on stderr when they cannot be had, and goes on with what the logs tell."""
+    if not slurm.available():
+        return []
+    try:
+        return slurm.jobs_in(Path.cwd())
+    except UserError as error:
+        sys.stderr.write(f"note: without Slurm's queue, jobs are told from their logs alone: {error}\n")
+        return []
+
+
 def main(arguments: list[str]) -> int:
     """Print plan and progress of every chosen model; 2 after a wrong setting."""
     parser = argparse.ArgumentParser(prog="ghosttrack.status", description="What a run will take, and how far it is.")
@@ -279,9 +340,13 @@ def main(arguments: list[str]) -> int:
         config = read_config(HOME / "config" / "config.yaml", chosen.config)
         settings = load(config, HOME / "config")
         plan.check_sources(settings, results)
+        for each in settings.values():
+            plan.waves(each)  # a budget that holds no layer is refused before anything is asked
         seed = load({**config, "preset": "seed"}, HOME / "config")
+        queue = _queue()
         found = {
-            model: look(each, datasets_of(each), results, seed[model].sae.batch) for model, each in settings.items()
+            model: look(each, datasets_of(each), results, seed[model].sae.batch, queue)
+            for model, each in settings.items()
         }
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

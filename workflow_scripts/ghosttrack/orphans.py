@@ -1,0 +1,204 @@
+"""`python -m ghosttrack.orphans [--wait | --cancel]`: jobs that still work in this folder without their Snakemake.
+
+A Snakemake that is killed leaves its jobs behind: on Slurm, where the next run would submit them a second time, and
+on one machine, where they hold the locks that the next run needs. They are found in squeue (by work folder and
+Snakemake's comment), among this machine's processes, and by the locks in `results/`, on whatever host they are held.
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from ghosttrack import files, slurm
+from ghosttrack.errors import UserError
+
+# Folders with a lock, below `results`: progress of training, stores while they are written.
+LOCKS = ("*/state/*/*/lock", "*/*.partial/lock", "*/*/*.partial/lock", "*/*/*/*.partial/lock")
+# After SIGTERM a step of training is finished and saved; what is not gone then is killed.
+GRACE_SECONDS = 60.0
+REMEDY = (
+    "make orphans ARGS=--wait      waits until they have ended; what Slurm jobs finish is kept\n"
+    "make orphans ARGS=--cancel    ends them; training keeps its checkpoint and goes on from there\n"
+    "Then run the same command again."
+)
+
+
+class Orphan(NamedTuple):
+    """One job at work: a Slurm job, a process of this machine, or the holder of a lock that is neither."""
+
+    kind: str  # "slurm", "process" or "lock"
+    id: str  # Slurm's number, process id, or the locked folder
+    name: str  # what it does
+    where: str  # state, node, since when
+
+    @property
+    def line(self) -> str:
+        """For a person."""
+        kind = {"slurm": "Slurm job ", "process": "process ", "lock": "lock of "}[self.kind]
+        return f"  {kind + self.id:<18} {self.name:<40} {self.where}".rstrip()
+
+
+def find(folder: Path, *, require_slurm: bool = False) -> list[Orphan]:
+    """Every job that works in `folder` now.
+
+    Args:
+        folder: with the Snakefile and `results`.
+        require_slurm: whether an unanswered squeue is an error; else this machine alone is looked at then.
+    Raises:
+        UserError: squeue does not answer.
+    """
+    queued: list[slurm.SlurmJob] = []
+    if slurm.available() or require_slurm:
+        try:
+            queued = slurm.jobs_in(folder)
+        except UserError:
+            if require_slurm:
+                raise
+    found = [
+        Orphan("slurm", job.id, f"{job.rule} {job.wildcards}".strip(), f"{job.state} {job.node} {job.elapsed}")
+        for job in queued
+    ]
+    ids = {job.id for job in queued}
+    processes = [process for process in job_processes(folder) if _slurm_job(process) not in ids]
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            since = time.strftime("%H:%M:%S", time.localtime(process.create_time()))
+            found.append(Orphan("process", str(process.pid), _script(process), f"since {since}"))
+    known = {f"process {process.pid} on " for process in processes}
+    for held in held_locks(folder / "results"):
+        owner = files.owner_of(held)
+        of_slurm = owner.rpartition(", Slurm job ")[2] if ", Slurm job " in owner else ""
+        if of_slurm not in ids and not owner.startswith(tuple(known)):
+            found.append(Orphan("lock", str(held), "", f"held by {owner or 'an unnamed process'}"))
+    return found
+
+
+def held_locks(results: Path) -> list[Path]:
+    """Folders below `results` whose lock a live process holds, on this host or another."""
+    return [path.parent for pattern in LOCKS for path in sorted(results.glob(pattern)) if files.locked(path.parent)]
+
+
+def job_processes(folder: Path) -> list[psutil.Process]:
+    """This machine's processes that run a rule's script in `folder`."""
+    return [process for process, words in _processes(folder) if any(".snakemake/scripts/" in word for word in words)]
+
+
+def runs(folder: Path) -> list[psutil.Process]:
+    """Snakemake processes at work in `folder` that submit jobs, this one and its parents left out; dry runs are none."""
+    mine = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
+    return [
+        process
+        for process, words in _processes(folder)
+        if process.pid not in mine
+        and any(Path(word).name == "snakemake" for word in words[:4])
+        and not {"-n", "--dry-run", "--dryrun", "--mode"} & set(words)
+    ]
+
+
+def _processes(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if process.info["status"] == psutil.STATUS_ZOMBIE or not any("snakemake" in word for word in words):
+            continue
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
+            if Path(process.cwd()) == folder:
+                yield process, words
+
+
+def _script(process: psutil.Process) -> str:
+    """`train_sae` from `.snakemake/scripts/tmpab12.train_sae.py`."""
+    word = next(word for word in process.cmdline() if ".snakemake/scripts/" in word)
+    return Path(word).name.split(".")[-2]
+
+
+def _slurm_job(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("SLURM_JOB_ID", "")
+    return ""
+
+
+def described(found: Sequence[Orphan]) -> str:
+    """The list for a person, headed by their number."""
+    number = "1 job" if len(found) == 1 else f"{len(found)} jobs"
+    return "\n".join([f"{number} of an earlier run still at work in this folder:", *(each.line for each in found)])
+
+
+def refuse(folder: Path, *, require_slurm: bool) -> None:
+    """Before anything is submitted: end with the list and the remedy if jobs still work here.
+
+    Raises:
+        UserError: there are some, or squeue does not answer.
+    """
+    if found := find(folder, require_slurm=require_slurm):
+        raise UserError(
+            f"{described(found)}\nA second writer could spoil what they make, so nothing was started.\n{REMEDY}"
+        )
+
+
+def cancel(found: Sequence[Orphan]) -> None:
+    """Ask all to end, and wait; processes that do not within a minute are killed. Locks of other hosts stay."""
+    slurm.cancel([each.id for each in found if each.kind == "slurm"])
+    processes = []
+    for each in found:
+        if each.kind == "process":
+            with contextlib.suppress(psutil.NoSuchProcess):
+                processes.append(psutil.Process(int(each.id)))
+                processes[-1].send_signal(signal.SIGTERM)
+    for process in psutil.wait_procs(processes, timeout=GRACE_SECONDS)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def wait(folder: Path, seconds: float = float("inf"), every: float = 5.0) -> list[Orphan]:
+    """Until nothing works in `folder` any more or `seconds` are over; what is left. Says so whenever fewer are left."""
+    end, before = time.monotonic() + seconds, -1
+    while (found := find(folder)) and time.monotonic() < end:
+        if len(found) != before:
+            sys.stderr.write(f"waiting for {', '.join(each.id for each in found)}\n")
+            before = len(found)
+        time.sleep(min(every, max(0.0, end - time.monotonic())))
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """List, wait for or end them; 0 when none are left, 1 when some are, 2 when that cannot be told."""
+    parser = argparse.ArgumentParser(
+        prog="ghosttrack.orphans", description="Jobs of a killed run that still work here."
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--wait", action="store_true", help="until they have ended")
+    chosen.add_argument("--cancel", action="store_true", help="end them; training keeps its checkpoint")
+    given = parser.parse_args(arguments)
+    folder = Path.cwd()
+    try:
+        if owners := runs(folder):
+            listed = ", ".join(str(process.pid) for process in owners)
+            sys.stderr.write(
+                f"A Snakemake is at work here (process {listed}): its jobs are no orphans. Stop it first.\n"
+            )
+            return 1
+        found = find(folder, require_slurm=slurm.available())
+        if found and (given.wait or given.cancel):
+            if given.cancel:
+                cancel(found)
+            # Slurm needs KillWait, 30 s unless the site changed it, for jobs that do not listen.
+            found = wait(folder, 2 * GRACE_SECONDS if given.cancel else float("inf"), 1.0 if given.cancel else 5.0)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    if not found:
+        sys.stdout.write("no orphans: no job of an earlier run works in this folder\n")
+        return 0
+    sys.stdout.write(f"{described(found)}\n{REMEDY}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
