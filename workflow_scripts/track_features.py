@@ -43,8 +43,9 @@ def main(
     digests = track_run.input_digests(manifests=manifests, weights=weights, neighbours=neighbours)
     for variant, directory, manifest in zip(variants, tracks, tracks_manifests, strict=True):
         plan = track_run.plan_links(
-            variant, layers, neighbours, saes, count=tracking.neighbours, quantile=tracking.gate_quantile, seed=seed
-        )
+            variant, layers, neighbours, saes, kind=tracking.links, count=tracking.neighbours,
+            quantile=tracking.gate_quantile, seed=seed,
+        )  # fmt: skip
         about = track_run.track(opened, saes, layers, plan, options, variant, seed, directory)
         files.write_json(manifest, {**about, "seed": seed, "inputs_sha256": digests})
         tell(variant, about["counts"])

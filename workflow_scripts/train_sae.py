@@ -1,7 +1,6 @@
 """Train one sparse autoencoder on the activations of one layer."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +10,9 @@ from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae import model as sae_model
-from ghosttrack.sae.training import train, write_history
+from ghosttrack.sae import outputs
+from ghosttrack.sae.start import unfold
+from ghosttrack.sae.training import train
 from ghosttrack.settings import SaeSettings
 
 # Half of what the rule asks for. A larger layer is read window by window instead of kept in memory; the order of the rows is the same.
@@ -23,6 +24,7 @@ def main(
     stores: list[Path],
     manifests: list[Path],
     model_source: Path,
+    anchor: list[Path],
     weights: Path,
     cfg: Path,
     history: Path,
@@ -36,7 +38,10 @@ def main(
     made_from: str,
     cuda_graph: bool = False,
 ) -> None:
-    """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`."""
+    """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`.
+
+    `anchor`: weights and cfg of the layer's autoencoder to begin with; none: random directions.
+    """
     torch.set_num_threads(threads)
     keep_freed_memory()
     with files.lock(state):
@@ -53,14 +58,9 @@ def main(
             code=provenance.source_digest("train_sae"),
             label=f"SAE of layer {layer}",
             cuda_graph=cuda_graph,
+            start=unfold(sae_model.load_files(*anchor)) if anchor else None,
         )
-        metadata = {
-            **trained.sae.metadata, "layer": layer, "site": store.site, "context_size": store.context,
-            "storage": store.storage, "storage_error": store.storage_error, "made_from": made_from,
-        }  # fmt: skip
-        hook_name = f"blocks.{layer}.hook_{store.site}"
-        sae_model.save(replace(trained.sae, metadata=metadata), weights, cfg, hook_name=hook_name, model_name=model)
-        write_history(history, trained.history)
+        outputs.write(trained, store, weights, cfg, history, model_name=model, made_from=made_from)
         shutil.rmtree(state)
 
 

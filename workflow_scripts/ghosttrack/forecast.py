@@ -103,13 +103,16 @@ def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path
 
 
 def training(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
-    """Expected effort of training all SAEs; a wave's train side by side."""
+    """Expected effort of training all SAEs; a wave's train side by side, a dictionary for all layers in one job."""
     benchmarks = results / settings.model / "benchmarks" / "train_sae"
     operations = _training_operations(settings)
     found = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
     rate = _rate(settings, found)
     hours = operations / rate.teraflops / 1e12 / 3600
-    return Effort(hours * plan.training_rounds(waves, settings.plan.gpus), hours * len(settings.layers), rate)
+    total = hours * len(settings.layers)
+    if settings.sae.dictionaries == "shared":
+        return Effort(total, total, rate)
+    return Effort(hours * plan.training_rounds(waves, settings.plan.gpus), total, rate)
 
 
 def _pass_operations(settings: Settings, layers: Sequence[int]) -> int:

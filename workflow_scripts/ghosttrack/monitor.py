@@ -13,8 +13,8 @@ from ghosttrack.settings import DatasetSettings, Settings
 # Rules of a default run, without model and wave, in the order of the pipeline.
 PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
-    "extract_activations", "extract_heldout", "extract_examples", "train_sae", "evaluate_sae",
-    "describe_features", "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
+    "extract_activations", "extract_heldout", "extract_examples", "train_sae", "train_shared_sae",
+    "evaluate_sae", "describe_features", "find_neighbours", "track_features", "measure_signals", "audit_dataset", "train_detectors",
     "evaluate_detectors", "check_results", "draw_figures", "write_report", "check_claims",
 )  # fmt: skip
 
@@ -122,8 +122,11 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
         else:
             yield "fetch_dataset", name, [f"datasets/{name}/examples.parquet"]
     yield "extract_heldout", "", [f"heldout/{layer}.json" for layer in folders]
+    if settings.sae.dictionaries == "shared":
+        yield "train_shared_sae", "", [f"saes/{layer}/sae_weights.safetensors" for layer in folders]
     for layer in folders:
-        yield "train_sae", layer, [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")]
+        if settings.sae.dictionaries != "shared":
+            yield "train_sae", layer, [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")]
         yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
         yield "describe_features", layer, [f"features/{layer}.parquet"]
     for layer in folders[:-1]:

@@ -94,6 +94,13 @@ class SaeSettings(Section):
         description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
     )
     d_sae: int = Field(2048, ge=2, description="Dictionary size; the field uses 4 to 32 times d_model.")
+    dictionaries: Literal["independent", "anchored", "shared"] = Field(
+        "independent",
+        description="`independent`: every layer learns its own; `anchored`: every layer begins with the trained SAE of one layer, so that equal numbers go on to mean equal features; `shared`: one dictionary learns from all layers at once, and every layer has the same features.",
+    )
+    anchor: int | None = Field(
+        None, description="`anchored`: the layer that the others begin with; null: the middle one of the analysed."
+    )
     k: int = Field(
         64,
         ge=1,
@@ -143,12 +150,16 @@ class TrackingSettings(Section):
     """How features are followed across layers."""
 
     top_k: int = Field(50, ge=1, description="Strongest active features per token and layer that are followed.")
-    neighbours: int = Field(32, ge=1, description="Decoder neighbours kept per feature and layer pair.")
+    links: Literal["cosine", "correlation", "identity"] = Field(
+        "cosine",
+        description="What makes features of two layers alike. `cosine`: decoder directions; `correlation`: activations on held-out tokens; `identity`: the same number and a decoder cosine above the gate, for dictionaries that share an identity.",
+    )
+    neighbours: int = Field(32, ge=1, description="Neighbours kept per feature and layer pair.")
     gate_quantile: float = Field(
         0.999,
         gt=0.5,
         lt=1,
-        description="A link must beat this quantile of the best-match similarities of permuted decoders.",
+        description="A link must beat this quantile of the best-match similarities under the null: permuted decoders, for correlations shifted tokens.",
     )
     coast: int = Field(1, ge=0, le=1, description="Layers a track may stay silent before it dies.")
     activation_weight: float = Field(
@@ -295,6 +306,13 @@ class Settings(Section):
         return list(range(self._size.n_layers)) if chosen == "all" else list(chosen)
 
     @property
+    def anchor(self) -> int | None:
+        """The layer that all others' autoencoders begin with; None where none does."""
+        if self.sae.dictionaries != "anchored":
+            return None
+        return self.layers[len(self.layers) // 2] if self.sae.anchor is None else self.sae.anchor
+
+    @property
     def _size(self) -> DimensionSettings:
         assert self.dimensions is not None  # the validator below has seen to it
         return self.dimensions
@@ -330,8 +348,22 @@ class Settings(Section):
                 raise ValueError(f"{key}: {names} names one twice")
         if reserved := {"all_strict", "generated"} & set(self.datasets):
             raise ValueError(f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise")
+        if self.tracking.links == "correlation" and "shuffled" in self.tracking.variants:
+            raise ValueError(
+                "tracking.variants: shuffled compares decoders, and tracking.links: correlation compares activations; drop one"
+            )
+        if self.tracking.links == "identity" and self.sae.dictionaries == "independent":
+            raise ValueError(
+                "tracking.links: identity needs features that share their numbers, so sae.dictionaries: anchored or shared"
+            )
         if self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
+        if self.anchor is not None and self.anchor not in self.layers:
+            raise ValueError(f"sae.anchor: {self.anchor} must be one of the analysed layers, {self.layers}")
+        if self.sae.dictionaries == "shared" and self.sae.batch < len(self.layers):
+            raise ValueError(
+                f"sae.batch: {self.sae.batch} rows cannot hold one of each of the {len(self.layers)} layers"
+            )
         return self
 
 

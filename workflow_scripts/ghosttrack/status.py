@@ -83,9 +83,10 @@ def _plan_lines(status: Status) -> Iterator[str]:
     guess = f", examples of {plan.counted(kept.guessed, 'data set')} estimated" if kept.guessed else ""
     phases = status.phases
     yield f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored as {settings.activations.storage}"
+    training = "train_shared_sae" if "train_shared_sae" in phases else "train_sae"
     yield _line(
         "jobs",
-        f"{phases['extract_activations'][1]} extract activations, {phases['train_sae'][1]} train SAEs, {len(status.jobs)} in all",
+        f"{phases['extract_activations'][1]} extract activations, {phases[training][1]} train SAEs, {len(status.jobs)} in all",
     )
     yield _line("disk", plan.described_peak(settings, status.waves))
     yield _line(

@@ -14,7 +14,9 @@ from ghosttrack.errors import UserError
 from ghosttrack.progress import Progress
 from ghosttrack.sae import Sae
 from ghosttrack.tracks import track_table
-from ghosttrack.tracks.neighbours import LayerLinks, Links, compare, links, load_links
+from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
+from ghosttrack.tracks.neighbours import LayerLinks, Links, links, load_links
+from ghosttrack.tracks.similarity import DecoderCosine
 from ghosttrack.tracks.track_table import ROWS, Table
 from ghosttrack.tracks.tracking import Detections, Options, detect, follow, relink, shuffled_order
 
@@ -50,13 +52,13 @@ class LinkPlan(NamedTuple):
 
 def plan_links(
     variant: str, layers: Sequence[int], neighbours: Sequence[Path], saes: Sequence[Sae], *,
-    count: int, quantile: float, seed: int,
+    kind: LinkKind, count: int, quantile: float, seed: int,
 ) -> LinkPlan:  # fmt: skip
     """Links of a variant: as stored, of permuted decoders, none, or between shuffled layers (compared here).
 
     Args:
         layers: analysed layers, ascending; `saes` goes with them, `neighbours` with all but the last.
-        count, quantile: neighbours per feature and gate, for the pairs that no file holds.
+        kind, count, quantile: what makes features alike, neighbours per feature and gate, for the pairs that no file holds.
     Raises:
         UserError: a file holds other layers than expected.
     """
@@ -69,7 +71,8 @@ def plan_links(
 
         def between(step: int, ahead: int) -> Links:
             lower, upper = order[step], order[step + ahead]
-            found = compare(saes[lower].W_dec, saes[upper].W_dec, count, quantile, [seed, layers[lower], layers[upper]])
+            similarity = DecoderCosine(saes[lower].W_dec, saes[upper].W_dec, [seed, layers[lower], layers[upper]])
+            found = compare_as(kind, similarity, count, quantile)
             return links(found.real, found.gate)
 
         return LinkPlan(
