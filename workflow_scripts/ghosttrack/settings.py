@@ -146,9 +146,29 @@ class SaeSettings(Section):
         return self
 
 
+class OriginalTrackingSettings(Section):
+    """Prices of the original GhostTrack's association, for `tracking.mode: original`."""
+
+    semantic_weight: float = Field(0.6, ge=0, description="Weight of 1 - cosine of the decoder directions.")
+    activation_weight: float = Field(0.2, ge=0, description="Weight of the relative activation change |a-b|/(a+b).")
+    position_weight: float = Field(
+        0.2,
+        ge=0,
+        description="Weight of the position, whose price was a constant 0: changes nothing, here as there. Kept so that the original's settings can be given as they were.",
+    )
+    association: float = Field(0.5, gt=0, description="Links at this price or above are dropped after the optimum.")
+    birth: float = Field(
+        0.5, ge=0, description="A detection without a link starts a track if its activation is above this."
+    )
+
+
 class TrackingSettings(Section):
     """How features are followed across layers."""
 
+    mode: Literal["gated", "original"] = Field(
+        "gated",
+        description="`gated`: an optimum in which only similarities above the gate count, with coasting and rescue; `original`: the original GhostTrack's association with the prices below, for comparison.",
+    )
     top_k: int = Field(50, ge=1, description="Strongest active features per token and layer that are followed.")
     links: Literal["cosine", "correlation", "identity"] = Field(
         "cosine",
@@ -174,6 +194,9 @@ class TrackingSettings(Section):
         ["default", "untracked"],
         min_length=1,
         description="The tracker and its nulls: permuted decoders, random links of equal number, shuffled layers, no links (untracked: what do links add?).",
+    )
+    original: OriginalTrackingSettings = Field(
+        OriginalTrackingSettings(), description="Prices of the original's association, for `mode: original`."
     )
 
 
