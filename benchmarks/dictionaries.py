@@ -1,6 +1,6 @@
 """Dictionaries and links side by side on the activations of a finished run: `python benchmarks/dictionaries.py --help`.
 
-Arms are dictionaries (independent, anchored, shared), each followed by every kind of link that it allows. Real answer
+Arms are dictionaries (`sae.dictionaries`), each followed by every kind of link that it allows. Real answer
 tokens are tracked with the settings of the run's model. A row says:
 
 FVU             on held-out text at equal L0 (every layer's threshold gives a mean of k), mean over layers; worse: the
@@ -16,6 +16,7 @@ CPU             seconds of training all layers, and of all comparisons of layers
 import argparse
 import csv
 import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from ghosttrack.sae import Sae, shared_rows
 from ghosttrack.sae.model import CFG_NAME, WEIGHTS_NAME, save
 from ghosttrack.sae.quality import ReconstructionSums
 from ghosttrack.sae.rows import blocks, mean_of
-from ghosttrack.sae.start import Start, unfold
+from ghosttrack.sae.start import Start, seed_of, unfold
 from ghosttrack.sae.training import Trained, train, train_shared
 from ghosttrack.settings import SaeSettings, Settings
 from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
@@ -42,6 +43,7 @@ from ghosttrack.tracks.tracking import Options, detect, follow, relink
 
 KINDS: dict[str, tuple[LinkKind, ...]] = {
     "independent": ("cosine", "correlation"),
+    "common": ("cosine", "correlation", "identity"),
     "anchored": ("cosine", "correlation", "identity"),
     "shared": ("cosine", "correlation", "identity"),
 }
@@ -88,8 +90,8 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
     """The autoencoders of one arm, trained into the folder or read from it, and the CPU seconds that they took."""
     middle = len(layers) // 2
     names = [f"{arm}/layer_{layer.number:02d}" for layer in layers]
-    if arm == "anchored":  # the anchor is the independent one
-        names[middle] = f"independent/layer_{layers[middle].number:02d}"
+    if arm == "anchored":  # the anchor is trained as any other
+        names[middle] = f"common/layer_{layers[middle].number:02d}"
     places = [training.folder / name for name in names]
     if arm == "shared":
         if not places[0].exists():
@@ -98,7 +100,7 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
     for number in sorted(range(len(layers)), key=lambda number: number != middle):
         if not places[number].exists():
             start = unfold(sae.load(places[middle])) if arm == "anchored" and number != middle else None
-            one(layers[number], places[number], training, start)
+            one(arm, layers[number], places[number], training, start)
     return [sae.load(place) for place in places], cpu_of(places)
 
 
@@ -113,21 +115,22 @@ def shared(layers: Sequence[Layer], places: Sequence[Path], training: Training) 
         keep(each.sae, place, layer.number, spent.cpu / len(layers))
 
 
-def one(layer: Layer, place: Path, training: Training, start: Start | None) -> None:
+def one(arm: str, layer: Layer, place: Path, training: Training, start: Start | None) -> None:
     """One layer's autoencoder."""
     chosen = training.following if start else training.settings
     made: list[Trained] = []
+    seed = seed_of(training.seed, layer.number, arm)
     sampler, state = ChunkSampler(layer.train, chosen.batch, training.seed), training.folder / "state"
     spent = cost(
-        lambda: made.append(
-            train(layer.train, sampler, chosen, seed=training.seed, state=state, micro_batch=4096, start=start)
-        )
+        lambda: made.append(train(layer.train, sampler, chosen, seed=seed, state=state, micro_batch=4096, start=start))
     )
     keep(made[0].sae, place, layer.number, spent.cpu)
 
 
 def keep(made: Sae, place: Path, layer: int, cpu: float) -> None:
     """Write an autoencoder, so that a second run of the benchmark only compares."""
+    shutil.rmtree(place.parents[1] / "state")
+    (place.parents[1] / "state").mkdir()
     place.mkdir(parents=True)
     weights, cfg = place / WEIGHTS_NAME, place / CFG_NAME
     save(made, weights, cfg, hook_name=f"blocks.{layer}.hook_resid_post", model_name="benchmark")

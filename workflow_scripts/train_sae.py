@@ -11,7 +11,7 @@ from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae import outputs
-from ghosttrack.sae.start import unfold
+from ghosttrack.sae.start import seed_of, unfold
 from ghosttrack.sae.training import train
 from ghosttrack.settings import SaeSettings
 
@@ -52,7 +52,7 @@ def main(
             store,
             ChunkSampler(store, sae.batch, seed, resident=resident),
             sae,
-            seed=seed,
+            seed=seed_of(seed, layer, sae.dictionaries),
             state=state,
             micro_batch=micro_batch,
             code=provenance.source_digest("train_sae"),

@@ -94,9 +94,9 @@ class SaeSettings(Section):
         description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
     )
     d_sae: int = Field(2048, ge=2, description="Dictionary size; the field uses 4 to 32 times d_model.")
-    dictionaries: Literal["independent", "anchored", "shared"] = Field(
-        "independent",
-        description="`independent`: every layer learns its own; `anchored`: every layer begins with the trained SAE of one layer, so that equal numbers go on to mean equal features; `shared`: one dictionary learns from all layers at once, and every layer has the same features.",
+    dictionaries: Literal["independent", "common", "anchored", "shared"] = Field(
+        "common",
+        description="What the layers' SAEs have in common. `independent`: nothing, each begins with random directions of its own; `common`: they begin with the same random directions, and equal numbers often come to mean similar features; `anchored`: they begin with the trained SAE of one layer, and equal numbers mostly go on to mean equal features; `shared`: one dictionary learns from all layers at once, and all have the same features.",
     )
     anchor: int | None = Field(
         None, description="`anchored`: the layer that the others begin with; null: the middle one of the analysed."
@@ -377,7 +377,7 @@ class Settings(Section):
             )
         if self.tracking.links == "identity" and self.sae.dictionaries == "independent":
             raise ValueError(
-                "tracking.links: identity needs features that share their numbers, so sae.dictionaries: anchored or shared"
+                "tracking.links: identity needs features that share their numbers: any sae.dictionaries but independent"
             )
         if self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")

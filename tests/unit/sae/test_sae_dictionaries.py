@@ -17,7 +17,7 @@ from ghosttrack.sae.model import save
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.rows import Normaliser, fit_normaliser
-from ghosttrack.sae.start import Start, unfold
+from ghosttrack.sae.start import Start, seed_of, unfold
 from ghosttrack.sae.training import Source, Trained, train, train_shared
 from ghosttrack.settings import SaeSettings
 
@@ -72,6 +72,11 @@ def test_a_folder_gives_back_the_training_form_it_was_folded_from(tmp_path: Path
         assert torch.allclose(getattr(found.parameters, name), tensor, atol=2e-5), name
     assert found.fingerprint() == unfold(sae.load(tmp_path)).fingerprint()
     assert found.fingerprint() != found._replace(threshold=found.threshold + 1).fingerprint()
+
+
+def test_layers_begin_with_the_same_directions_unless_they_are_independent() -> None:
+    assert seed_of(7, 3, "common") == seed_of(7, 5, "common") == seed_of(7, 5, "anchored") == 7
+    assert len({seed_of(7, 3, "independent"), seed_of(7, 5, "independent"), seed_of(8, 3, "independent"), 7}) == 4
 
 
 def test_an_autoencoder_from_elsewhere_is_no_anchor(tmp_path: Path) -> None:

@@ -225,6 +225,9 @@ class FakeStore:
     def read(self, start: int, stop: int) -> Any:
         return self.values[start:stop]
 
+    def release(self) -> None:
+        self.released = True
+
 
 def fake_run(folder: Path, rows: int = 50) -> tuple[list[FakeStore], list[Sae], list[Path]]:
     """Three layers with nearly the same autoencoder, and their neighbour files; row 4 is massive in the second."""

@@ -1,8 +1,9 @@
-"""Beginning with another layer's trained autoencoder, so that equal numbers go on to mean equal features."""
+"""What an autoencoder begins with: random directions, or another layer's trained autoencoder."""
 
 import hashlib
 from typing import NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ class Start(NamedTuple):
         content = {**self.parameters._asdict(), "threshold": self.threshold}
         saved = safetensors.torch.save({name: tensor.contiguous() for name, tensor in content.items()})
         return hashlib.sha256(saved).hexdigest()
+
+
+def seed_of(seed: int, layer: int, dictionaries: str) -> int:
+    """Seed of a layer's random directions: the run's, unless the layers are to begin with different ones."""
+    if dictionaries != "independent":
+        return seed
+    return int(np.random.SeedSequence([seed, layer]).generate_state(1)[0])
 
 
 def unfold(sae: Sae) -> Start:

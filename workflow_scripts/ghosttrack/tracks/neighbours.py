@@ -105,7 +105,7 @@ def same_index(found: Comparison, similarity: Similarity) -> Comparison:
     if d_lower != d_upper:
         raise UserError(
             f"tracking.links: identity needs dictionaries of one size, found {d_lower} and {d_upper} features: "
-            "sae.dictionaries must be anchored or shared"
+            "delete the SAEs and run again, or choose other links"
         )
     number = np.arange(d_lower, dtype=np.int32)[:, None]
     real, permuted = (_diagonal(similarity, draw)[:, None] for draw in (0, 1))

@@ -33,6 +33,7 @@ class Store(Protocol):
     @property
     def massive(self) -> NDArray[np.bool_]: ...  # noqa: D102
     def read(self, start: int, stop: int) -> NDArray[np.float16]: ...  # noqa: D102
+    def release(self) -> None: ...  # noqa: D102
 
 
 def load_saes(weights: Sequence[Path], *, decoders: bool) -> list[Sae]:
@@ -195,6 +196,8 @@ def track(
 
         for start in range(0, rows, ROWS):
             batch(start, min(start + ROWS, rows))
+            for store in stores:
+                store.release()
             progress.advance(min(ROWS, rows - start))
         about = {
             "schema": track_table.SCHEMA,

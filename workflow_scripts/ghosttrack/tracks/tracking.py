@@ -53,11 +53,15 @@ class Followed(NamedTuple):
 
 def detect(code: NDArray[np.float32], ranks: int) -> Detections:
     """The up to `ranks` strongest features above 0 of each row of `code` (rows, d_sae); ties: the lower feature first."""
-    row, feature = np.nonzero(code > 0)
-    activation = code[row, feature]
-    order = np.lexsort((-activation, row))  # stable: equal activations stay in feature order
+    flat = np.flatnonzero(code > 0)  # one dimension: several times as fast as two
+    row, feature = np.divmod(flat, code.shape[1])
+    activation = code.ravel()[flat]
+    # One number to sort by: the row, then the strength. Bits of positive floats are ordered as the floats are.
+    strength = activation.astype(np.float32, copy=False).view(np.uint32).astype(np.int64)
+    order = np.argsort((row << 32) - strength, kind="stable")  # equal activations stay in feature order
     row, feature, activation = row[order], feature[order], activation[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    count = np.bincount(row, minlength=len(code))
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     kept = rank < ranks
     width = max(1, int(rank[kept].max(initial=0)) + 1)
     found = Detections(np.full((len(code), width), -1, np.int32), np.zeros((len(code), width), np.float32))
