@@ -234,14 +234,14 @@ def sae_quality(inputs: Inputs) -> Figure:
 
 
 def links(inputs: Inputs) -> Figure:
-    """Best-match decoder similarity of each layer pair against permuted decoders, with the gate."""
+    """Best-match similarity of each layer pair against its null, with the gate."""
     pairs = link_summary.pairs(inputs.neighbours, sorted(inputs.quality))
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axes = figure.add_subplot()
     at = np.arange(len(pairs))
     kinds = (
-        (-0.13, "real", DETECTOR_COLOUR, "o", "real decoders"),
-        (0.13, "null", NULL_COLOUR, "^", "permuted decoders"),
+        (-0.13, "real", DETECTOR_COLOUR, "o", "real layers"),
+        (0.13, "null", NULL_COLOUR, "^", "null"),
     )
     for offset, kind, colour, marker, label in kinds:
         low, middle, high = np.array([getattr(pair, kind) for pair in pairs]).reshape(-1, 3).T
@@ -249,7 +249,7 @@ def links(inputs: Inputs) -> Figure:
         axes.plot(at + offset, middle, marker, color=colour, label=label, ls="")
     axes.hlines([pair.gate for pair in pairs], at - 0.32, at + 0.32, color=GATE_COLOUR, lw=1.6, label="gate")
     axes.set_xticks(at, [f"{pair.lower} to {pair.upper}" for pair in pairs])
-    axes.set(xlabel="layers", ylabel="best-match cosine", xlim=(-0.6, max(len(pairs) - 0.4, 0.6)))
+    axes.set(xlabel="layers", ylabel="best-match similarity", xlim=(-0.6, max(len(pairs) - 0.4, 0.6)))
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside upper left", ncols=3, handletextpad=0.4)
     return figure

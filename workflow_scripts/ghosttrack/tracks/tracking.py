@@ -127,17 +127,19 @@ def follow(
 
 def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], options: Options) -> _Edges:
     """Every pair of a living track and a detection whose similarity beats gate and activation penalty."""
+    width = 1 + max([int(found.feature.max()), *(int(table.target.max(initial=-1)) for _, _, table in sources)])
+    ranks = _rank_of(found.feature, width)
     parts = []
     for gap, layer, table in sources:
         # Two layers back only those that nothing continued; one layer back nothing has been continued yet.
         row, slot = np.nonzero((layer.feature >= 0) & ~layer.continued)
         feature = layer.feature[row, slot]
         count = table.start[feature + 1] - table.start[feature]
-        origin = np.repeat(np.arange(len(row)), count)
-        entry = np.arange(len(origin)) + np.repeat(table.start[feature] - np.cumsum(count) + count, count)
-        rank = _rank_of(found.feature, row[origin], table.target[entry])
-        hit = rank >= 0
-        origin, entry, rank = origin[hit], entry[hit], rank[hit]
+        end = np.cumsum(count)
+        entry = np.arange(end[-1] if len(end) else 0) + np.repeat(table.start[feature] - end + count, count)
+        found_rank = ranks.take(np.repeat(row * width, count) + table.target[entry])
+        hit = np.flatnonzero(found_rank >= 0)
+        origin, entry, rank = np.searchsorted(end, hit, side="right"), entry[hit], found_rank[hit].astype(np.int64)
         parts.append((row[origin], slot[origin], rank, np.full(len(rank), gap), table.surplus[entry],
                       layer.activation[row[origin], slot[origin]]))  # fmt: skip
     if not parts:
@@ -151,15 +153,12 @@ def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], opt
     return _Edges(*(column[weight > 0] for column in edges))  # type: ignore[arg-type]
 
 
-def _rank_of(features: NDArray[np.int32], row: NDArray[np.int64], feature: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Rank of `feature` among a row's detections, -1 if it is not one of them."""
-    if not len(row):
-        return np.zeros(0, np.int64)
-    width = max(int(features.max()), int(feature.max())) + 1
+def _rank_of(features: NDArray[np.int32], width: int) -> NDArray[np.int16]:
+    """Rank of every feature below `width` among a row's detections, -1 if it is not one of them; (rows, width)."""
     ranks = np.full((len(features), width), -1, np.int16)
     where, rank = np.nonzero(features >= 0)
     ranks[where, features[where, rank]] = rank
-    return ranks[row, feature].astype(np.int64)
+    return ranks
 
 
 def _compact(found: Detections, edges: _Edges, top_k: int) -> Table:
