@@ -33,7 +33,7 @@ from ghosttrack.sae import Sae, shared_rows
 from ghosttrack.sae.model import CFG_NAME, WEIGHTS_NAME, save
 from ghosttrack.sae.quality import ReconstructionSums
 from ghosttrack.sae.rows import blocks, mean_of
-from ghosttrack.sae.start import Start, seed_of, unfold
+from ghosttrack.sae.start import Start, following, seed_of, unfold
 from ghosttrack.sae.training import Trained, train, train_shared
 from ghosttrack.settings import SaeSettings, Settings
 from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
@@ -242,10 +242,10 @@ def main() -> None:
     given.keep.mkdir(parents=True, exist_ok=True)
     (given.keep / "state").mkdir(exist_ok=True)
     chosen = settings.sae.model_copy(update={"epochs": given.epochs})
-    following = {"dictionaries": "anchored", "epochs": given.anchored_epochs or given.epochs}
+    anchored: dict[str, Any] = {"dictionaries": "anchored", "anchored_epochs": given.anchored_epochs}
     if given.anchored_rate:
-        following["learning_rate"] = given.anchored_rate
-    training = Training(chosen, chosen.model_copy(update=following), settings.seed, given.keep)
+        anchored["learning_rate"] = given.anchored_rate
+    training = Training(chosen, following(chosen.model_copy(update=anchored)), settings.seed, given.keep)
     tracking = settings.tracking
     options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
     rows: list[list[Any]] = []

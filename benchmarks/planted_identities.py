@@ -17,7 +17,6 @@ from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks.planted import plant, track_planted
 from ghosttrack.tracks.tracking import Options
 
-COSINES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 COLUMNS = ("cosine", "IDF1", "HOTA", "AssA", "switches per 1000", "tracks per identity")
 
 
@@ -27,7 +26,10 @@ def main() -> None:
     parser.add_argument(
         "--sae", type=Path, help="folder of an autoencoder whose decoder is copied; default: random directions"
     )
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument(
+        "--cosines", default="1,.9,.8,.7,.6,.5,.4,.3,.2", help="mean similarity of a feature and its copy"
+    )
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--active", type=int, default=50)
     parser.add_argument("--replaced", type=float, default=0.1)
@@ -37,7 +39,7 @@ def main() -> None:
     tracking = TrackingSettings()
     options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
     rows: list[list[Any]] = []
-    for cosine in COSINES:
+    for cosine in map(float, given.cosines.split(",")):
         planted = plant(
             base,
             layers=given.layers,

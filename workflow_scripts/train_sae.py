@@ -11,7 +11,7 @@ from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae import outputs
-from ghosttrack.sae.start import seed_of, unfold
+from ghosttrack.sae.start import following, seed_of, unfold
 from ghosttrack.sae.training import train
 from ghosttrack.settings import SaeSettings
 
@@ -51,7 +51,7 @@ def main(
         trained = train(
             store,
             ChunkSampler(store, sae.batch, seed, resident=resident),
-            sae,
+            following(sae) if anchor else sae,
             seed=seed_of(seed, layer, sae.dictionaries),
             state=state,
             micro_batch=micro_batch,

@@ -101,6 +101,11 @@ class SaeSettings(Section):
     anchor: int | None = Field(
         None, description="`anchored`: the layer that the others begin with; null: the middle one of the analysed."
     )
+    anchored_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="`anchored`: passes over the training tokens of the layers that begin with the anchor, which need fewer; null: as many as `epochs`.",
+    )
     k: int = Field(
         64,
         ge=1,

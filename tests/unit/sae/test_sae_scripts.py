@@ -171,9 +171,13 @@ def test_a_layer_begins_with_its_anchor_and_says_when_it_cannot(tmp_path: Path) 
     store, manifest = write_store(tmp_path, "train", seed=0)
     given = arguments(tmp_path / "anchor", store, manifest)
     train_sae.main(**given)
-    once = SMALL.model_copy(update={"epochs": 1, "learning_rate": 1e-6})
+    once = SMALL.model_copy(update={"anchored_epochs": 1, "learning_rate": 1e-6})
     begun = {**arguments(tmp_path / "begun", store, manifest), "anchor": [given["weights"], given["cfg"]], "sae": once}
     train_sae.main(**begun)
+    tokens = [
+        files.read_json(tmp_path / name / "cfg.json")["metadata"]["training_tokens"] for name in ("anchor", "begun")
+    ]
+    assert tokens[0] == SMALL.epochs * tokens[1]
     # The same layer, hardly trained any further: the same autoencoder.
     assert torch.allclose(sae.load(tmp_path / "begun").W_dec, sae.load(tmp_path / "anchor").W_dec, atol=1e-2)
     wide = {**begun, "sae": SMALL.model_copy(update={"d_sae": 40})}

@@ -8,7 +8,7 @@ from ghosttrack.tracks.planted import plant, track_planted
 from ghosttrack.tracks.tracking import Options
 
 
-def scored(rows: str) -> tuple[float, float, float, int, float]:
+def scored(rows: str) -> tuple[float, ...]:
     """Detections as "identity track layer" triples; "-" is nothing."""
     table = np.array([[-1 if word == "-" else int(word) for word in row.split()] for row in rows.split(",")])
     return tuple(score(*table.T))

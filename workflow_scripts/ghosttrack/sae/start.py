@@ -11,6 +11,7 @@ from torch import Tensor
 from ghosttrack.errors import UserError
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.parameters import Parameters
+from ghosttrack.settings import SaeSettings
 
 
 class Start(NamedTuple):
@@ -39,6 +40,11 @@ def seed_of(seed: int, layer: int, dictionaries: str) -> int:
     if dictionaries != "independent":
         return seed
     return int(np.random.SeedSequence([seed, layer]).generate_state(1)[0])
+
+
+def following(settings: SaeSettings) -> SaeSettings:
+    """Settings of a layer that begins with an anchor: epochs of its own, if it has any."""
+    return settings.model_copy(update={"epochs": settings.anchored_epochs or settings.epochs})
 
 
 def unfold(sae: Sae) -> Start:

@@ -23,7 +23,19 @@ from ghosttrack.settings import OriginalTrackingSettings
 from ghosttrack.tracks.track_table import Table, blank
 from ghosttrack.tracks.tracking import Detections, Followed, Options
 
+Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+class Chosen(NamedTuple):
+    """Links of one token into one layer: slot they come from, rank they lead to, what their price leaves below the threshold."""
+
+    slot: Ints
+    rank: Ints
+    left: Floats
+
+
+NONE = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
 # Below the first an activation counts as none; above the second what follows it counts as all new.
 NOTHING, SOMETHING = 1e-6, 0.1
@@ -45,7 +57,7 @@ class OriginalPlan(NamedTuple):
         before, cells = None, 0
         for position, found in enumerate(detections):
             found = Detections(found.feature[:, :width], found.activation[:, :width])
-            links = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))] * rows
+            links = [NONE] * rows
             if before is not None:
                 costs = price(before, found, self.decoders[position - 1], self.decoders[position], self.prices)
                 present = (before.feature >= 0).sum(1), (found.feature >= 0).sum(1)
@@ -78,20 +90,18 @@ def _chunks(feature: NDArray[np.int32]) -> list[NDArray[np.int32]]:
     return [kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK)]
 
 
-def _cheapest(cost: Floats, association: float) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Rows, columns and what is left below `association` of the links that stay."""
-    row, column = linear_sum_assignment(cost)
-    left = association - cost[row, column]
+def _cheapest(cost: Floats, association: float) -> Chosen:
+    """The cheapest one-to-one choice, without what costs `association` or more."""
+    slot, rank = linear_sum_assignment(cost)
+    left = association - cost[slot, rank]
     kept = left > 0
-    return row[kept], column[kept], left[kept]
+    return Chosen(slot[kept], rank[kept], left[kept])
 
 
-def _write(
-    table: Table, position: int, found: Detections, links: Sequence[tuple[NDArray[np.int64], ...]], birth: float
-) -> Detections:
+def _write(table: Table, position: int, found: Detections, links: Sequence[Chosen], birth: float) -> Detections:
     """Fill one layer of the table, and give what lives in it: continued and newborn, strongest first."""
-    row = np.repeat(np.arange(len(links)), [len(each[0]) for each in links])
-    slot, rank, left = (np.concatenate([each[part] for each in links]) for part in range(3))
+    row = np.repeat(np.arange(len(links)), [len(each.slot) for each in links])
+    slot, rank, left = (np.concatenate(column) for column in zip(*links, strict=True))
     kept = (found.feature >= 0) & (found.activation > birth)
     kept[row, rank] = True
     place = np.cumsum(kept, axis=1) - 1

@@ -150,7 +150,7 @@ def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], opt
     after = found.activation[row, rank].astype(np.float64)
     weight = surplus - options.activation_weight * np.abs(before - after) / (before + after)
     edges = _Edges(row, slot, rank, gaps, surplus, weight)
-    return _Edges(*(column[weight > 0] for column in edges))  # type: ignore[arg-type]
+    return _Edges(*(column[weight > 0] for column in edges))
 
 
 def _rank_of(features: NDArray[np.int32], width: int) -> NDArray[np.int16]:
