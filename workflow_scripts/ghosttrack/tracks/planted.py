@@ -16,6 +16,8 @@ from ghosttrack.tracks.tracking import Options, detect, follow
 PERSISTENCE = 0.8
 # Relative change of an activation from layer to layer (standard deviation of its logarithm).
 CHANGE = 0.2
+# Copies differ in how well they resemble: cosines are spread evenly, this far to either side of the mean, within 0 and 1.
+SPREAD = 0.2
 NEIGHBOURS, QUANTILE = 32, 0.999
 
 
@@ -39,14 +41,16 @@ def plant(
             distribution: those of a feature drawn at random, its coordinates permuted.
         active: features that fire on each token and layer.
     """
-    generator = np.random.default_rng(seed)
     d_sae = len(base)
+    generator = np.random.default_rng([seed, d_sae])  # not the one that a caller drew `base` from
     decoder, number = _unit(base), np.arange(d_sae)
     decoders, numbers, born = [decoder], [number], d_sae
     for _ in range(layers - 1):
         noise = _unit(generator.standard_normal(base.shape))
         noise = _unit(noise - (noise * decoder).sum(1, keepdims=True) * decoder)  # at a right angle to each row
-        decoder = cosine * decoder + np.sqrt(1 - cosine**2) * noise
+        reach = min(SPREAD, cosine, 1 - cosine)
+        likeness = generator.uniform(cosine - reach, cosine + reach, (d_sae, 1))
+        decoder = likeness * decoder + np.sqrt(1 - likeness**2) * noise
         number = number.copy()
         new = generator.permutation(d_sae)[: round(replaced * d_sae)]
         shuffled = generator.permuted(_unit(base)[generator.integers(d_sae, size=len(new))], axis=1)
