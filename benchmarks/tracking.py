@@ -12,6 +12,7 @@ is not part of any way, and printed beside.
 
 import argparse
 import csv
+import json
 import resource
 import subprocess
 import sys
@@ -198,19 +199,21 @@ def memory(given: argparse.Namespace) -> None:
                     out.append(to_block(turned))
             arguments["stores"].append(str(store))
             arguments["manifests"].append(str(manifest))
+        # All layers copy one dictionary, so one comparison stands for every pair.
+        adjacent, skip = (compare(decoders[0], decoders[ahead], 32, 0.999, [ahead]) for ahead in (1, 2))
         for layer in layers[:-1]:
-            uppers = layers[layer + 1 : layer + 3]
-            pairs = [compare(decoders[layer], decoders[upper], 32, 0.999, [layer, upper]) for upper in uppers]
             arguments["neighbours"].append(str(home / f"{layer}.npz"))
-            save_neighbours(Path(arguments["neighbours"][-1]), [layer, *uppers], pairs)
+            save_neighbours(
+                Path(arguments["neighbours"][-1]),
+                layers[layer : layer + 3],
+                [adjacent, skip][: given.layers - 1 - layer],
+            )
         code = (
             "import sys, json; from pathlib import Path; import track_features; "
             "from ghosttrack.settings import TrackingSettings; given = json.loads(sys.stdin.read()); "
             "track_features.main(**{key: [Path(each) for each in value] for key, value in given['paths'].items()}, "
             "layers=given['layers'], variants=['default'], tracking=TrackingSettings(), seed=0, threads=1)"
         )
-        import json
-
         paths = {**arguments, "tracks": [str(home / "tracks.zarr")], "tracks_manifests": [str(home / "tracks.json")]}
         sent = json.dumps({"paths": paths, "layers": layers})
         scripts = str(Path(__file__).parents[1] / "workflow_scripts")
@@ -236,7 +239,7 @@ def main() -> None:
         part = chosen.add_parser(call.__name__, help=call.__doc__)
         part.set_defaults(call=call)
         if call is memory:
-            for key, value in (("tokens", 100_000), ("layers", 24), ("d-model", 1024), ("d-sae", 5120), ("l0", 64)):
+            for key, value in (("tokens", 100_000), ("layers", 24), ("d-model", 576), ("d-sae", 2048), ("l0", 64)):
                 part.add_argument(f"--{key}", type=int, default=value)
             continue
         part.add_argument("results", type=Path, help="folder of a finished run, results/NAME")
