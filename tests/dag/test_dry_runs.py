@@ -141,7 +141,7 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ("datasets=[nope]", ["datasets: 'nope' is not known", "cities"]),
         ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
         ("sae={dictionaries: anchored, anchor: 11}", ["sae.anchor", "11", "[10, 12, 14, 16, 18, 20]"]),
-        ("tracking={links: identity}", ["tracking.links", "identity", "sae.dictionaries"]),
+        ("tracking={links: correlation, variants: [shuffled]}", ["tracking.variants", "shuffled", "correlation"]),
         ("activations={disk_budget_gb: 0.001}", ["activations.disk_budget_gb", "Raise it to at least"]),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
     ],
