@@ -31,6 +31,8 @@ MODELS = list(SETTINGS)
 RULE_NAMES = plan.rule_names(MODELS)
 GIVEN = [name for name, settings in DATASETS.items() if settings.mode == "given"]
 GENERATED = [name for name, settings in DATASETS.items() if settings.mode == "generated"]
+# Models whose layers have one dictionary together.
+SHARED = [model for model, settings in SETTINGS.items() if settings.sae.shared]
 
 
 def one_of(names):
@@ -148,6 +150,11 @@ def variants_of(model, pattern):
     return [pattern.replace("{variant}", variant) for variant in SETTINGS[model].tracking.variants]
 
 
+def layers_of(model, pattern):
+    """`pattern` for every analysed layer of one model; other wildcards stay."""
+    return [pattern.replace("{layer}", layer) for layer in layer_names(model)]
+
+
 def shrinking(base):
     """Resource function: halves with every attempt, for batches after an out-of-memory."""
     return lambda wildcards, attempt: max(1, base >> (attempt - 1))
@@ -232,6 +239,24 @@ def per_shard(pattern):
     return lambda wildcards: [pattern.format(**{**wildcards, "shard": shard}) for shard in shard_names(wildcards.model)]
 
 
+def per_layer_and_shard(pattern):
+    """Input function: `pattern` for every analysed layer and, within it, every shard in row order."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": layer, "shard": shard})
+        for layer in layer_names(wildcards.model)
+        for shard in shard_names(wildcards.model)
+    ]
+
+
+def anchor_files(wildcards):
+    """Input function: weights and cfg of the autoencoder that this layer's begins with, if it begins with one."""
+    anchor = SETTINGS[wildcards.model].anchor
+    if anchor is None or anchor == int(wildcards.layer):
+        return []
+    folder = f"results/{wildcards.model}/saes/layer_{anchor:02d}"
+    return [f"{folder}/sae_weights.safetensors", f"{folder}/cfg.json"]
+
+
 def local_dataset(wildcards):
     """Input function: the user's own file behind a data set, if there is one."""
     return [path for path in [DATASETS[wildcards.dataset].path] if path]
@@ -253,6 +278,16 @@ def next_layers(wildcards, count=2):
     names = layer_names(wildcards.model)
     start = names.index(wildcards.layer)
     return names[start : start + count + 1]
+
+
+def per_next_layer(pattern):
+    """Input function: `pattern` for a layer and the two analysed layers after it."""
+    return lambda wildcards: [pattern.format(**{**wildcards, "layer": layer}) for layer in next_layers(wildcards)]
+
+
+def if_correlated(files):
+    """Input function: `files` where links come from activations; nothing where they come from decoders."""
+    return lambda wildcards: files(wildcards) if SETTINGS[wildcards.model].tracking.links == "correlation" else []
 
 
 def neighbour_files(wildcards):
@@ -311,10 +346,9 @@ def extraction_waves():
 @cache
 def made_from(model):
     """Digest of everything that one model's SAEs follow from: settings, and the code of every rule before them."""
-    found = SETTINGS[model]
-    return plan.training_digest(
-        found, [source_digest(rule) for rule in ("fetch_model", "fetch_corpus", "extract_activations", "train_sae")]
-    )
+    training = "train_shared_sae" if model in SHARED else "train_sae"
+    rules = ("fetch_model", "fetch_corpus", "extract_activations", training)
+    return plan.training_digest(SETTINGS[model], [source_digest(rule) for rule in rules])
 
 
 def missing_saes_before(model, wave):

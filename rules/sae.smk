@@ -1,10 +1,11 @@
-# rules/sae.smk -- phase 2. Needs: activations of one layer. Gives: weights, loss history, held-out quality and feature dictionary of one SAE.
+# rules/sae.smk -- phase 2. Needs: activations of one layer, or of all. Gives: weights, loss history, held-out quality and feature dictionary of one SAE per layer.
 rule train_sae:
     """Train one sparse autoencoder on the activations of one layer."""
     input:
         stores=ancient(per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
         manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
         model_source="results/{model}/model/source.json",
+        anchor=anchor_files,
     output:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
@@ -14,7 +15,7 @@ rule train_sae:
     benchmark:
         "results/{model}/benchmarks/train_sae/layer_{layer}.tsv"
     wildcard_constraints:
-        model=one_of([model for model in MODELS if SETTINGS[model].sae.trained]),
+        model=one_of([model for model in MODELS if SETTINGS[model].sae.trained and model not in SHARED]),
     conda:
         "../envs/torch.yaml"
     threads: 1
@@ -38,6 +39,50 @@ rule train_sae:
         "Training the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/train_sae.py"
+
+
+# One dictionary for all layers: one job, whose files a model's layers decide.
+for MODEL in SHARED:
+
+    rule:
+        """Train one sparse autoencoder on the activations of all layers of a model."""
+        name:
+            f"train_shared_sae_{RULE_NAMES[MODEL]}"
+        input:
+            stores=ancient(per_layer_and_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
+            manifests=per_layer_and_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+            model_source="results/{model}/model/source.json",
+        output:
+            weights=layers_of(MODEL, "results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+            cfg=layers_of(MODEL, "results/{model}/saes/layer_{layer}/cfg.json"),
+            history=layers_of(MODEL, "results/{model}/saes/layer_{layer}/history.csv"),
+        log:
+            "results/{model}/logs/train_shared_sae.log",
+        benchmark:
+            "results/{model}/benchmarks/train_shared_sae.tsv"
+        wildcard_constraints:
+            model=MODEL,
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        resources:
+            gpu=1,
+            mem_mb=scaled(3000),
+            runtime=scaled(120 * len(SETTINGS[MODEL].layers)),
+            micro_batch=shrinking(4096),
+            cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
+        params:
+            layers=property_of("layers"),
+            sae=settings_of("sae", "train_shared_sae"),
+            seed=settings_of("seed", "train_shared_sae"),
+            state="results/{model}/state/train_shared_sae",
+            # As in train_sae.
+            made_from=lambda wildcards, resources: made_from(wildcards.model),
+            code=source_digest("train_shared_sae"),
+        message:
+            "Training one SAE for all layers of {wildcards.model} (GPUs: {resources.gpu})"
+        script:
+            "../workflow_scripts/train_shared_sae.py"
 
 
 rule evaluate_sae:

@@ -1,10 +1,10 @@
 # rules/track.smk -- phase 3. Needs: SAEs, activations of the examples. Gives: links between layers, tracks, and the metrics of tracks.
 rule find_neighbours:
-    """Find each feature's decoder neighbours in the following layers, and the gate that chance sets."""
+    """Find each feature's neighbours in the following layers, and the gate that chance sets."""
     input:
-        weights=lambda wildcards: [
-            f"results/{wildcards.model}/saes/layer_{layer}/sae_weights.safetensors" for layer in next_layers(wildcards)
-        ],
+        weights=per_next_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        stores=ancient(if_correlated(per_next_layer("results/{model}/heldout/layer_{layer}.zarr"))),
+        manifests=if_correlated(per_next_layer("results/{model}/heldout/layer_{layer}.json")),
     output:
         neighbours="results/{model}/neighbours/layer_{layer}.npz",
     log:

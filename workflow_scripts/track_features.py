@@ -39,17 +39,25 @@ def main(
     `tracks` and `tracks_manifests` go with `variants`.
     """
     torch.set_num_threads(threads)
-    saes = track_run.load_saes(weights, variants)
+    original = tracking.mode == "original"
+    saes = track_run.load_saes(weights, decoders=original or "shuffled" in variants)
     opened = [ActivationStore.open([store], [manifest]) for store, manifest in zip(stores, manifests, strict=True)]
     require_same_rows(opened)
     options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    if original:  # it knows neither coasting nor rescue
+        options = Options(tracking.top_k, rescue=1, coast=0, activation_weight=tracking.original.activation_weight)
     digests = track_run.input_digests(manifests=manifests, weights=weights, neighbours=neighbours)
     for variant, directory, manifest in zip(variants, tracks, tracks_manifests, strict=True):
-        plan = track_run.plan_links(
-            variant, layers, neighbours, saes, count=tracking.neighbours, quantile=tracking.gate_quantile, seed=seed
-        )
+        plan: track_run.Plan
+        if original:
+            plan = track_run.plan_original(variant, saes, tracking.original, seed)
+        else:
+            plan = track_run.plan_links(
+                variant, layers, neighbours, saes, kind=tracking.links, count=tracking.neighbours,
+                quantile=tracking.gate_quantile, seed=seed,
+            )  # fmt: skip
         about = track_run.track(opened, saes, layers, plan, options, variant, seed, directory)
-        files.write_json(manifest, {**about, "seed": seed, "inputs_sha256": digests})
+        files.write_json(manifest, {**about, "mode": tracking.mode, "seed": seed, "inputs_sha256": digests})
         tell(variant, about["counts"])
     names = [f"layer_{layer:02d}" for layer in layers]
     with files.atomic_write(errors, "wb") as stream:

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +11,9 @@ from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler, fits
 from ghosttrack.memory import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model as sae_model
-from ghosttrack.sae.training import train, write_history
+from ghosttrack.sae import outputs
+from ghosttrack.sae.start import following, seed_of, unfold
+from ghosttrack.sae.training import train
 from ghosttrack.settings import SaeSettings
 
 log = logging.getLogger("ghosttrack")
@@ -23,6 +24,7 @@ def main(
     stores: list[Path],
     manifests: list[Path],
     model_source: Path,
+    anchor: list[Path],
     weights: Path,
     cfg: Path,
     history: Path,
@@ -38,7 +40,10 @@ def main(
     checkpoint_seconds: float = 60.0,
     cuda_graph: bool = False,
 ) -> None:
-    """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`."""
+    """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`.
+
+    `anchor`: weights and cfg of the layer's autoencoder to begin with; none: random directions.
+    """
     torch.set_num_threads(threads)
     keep_freed_memory()
     use_huge_pages()
@@ -55,22 +60,17 @@ def main(
         trained = train(
             store,
             ChunkSampler(store, sae.batch, seed, resident=resident),
-            sae,
-            seed=seed,
+            following(sae) if anchor else sae,
+            seed=seed_of(seed, layer, sae.dictionaries),
             state=state,
             micro_batch=micro_batch,
             code=provenance.source_digest("train_sae"),
             label=f"SAE of layer {layer}",
             checkpoint_seconds=checkpoint_seconds,
             cuda_graph=cuda_graph,
+            start=unfold(sae_model.load_files(*anchor)) if anchor else None,
         )
-        metadata = {
-            **trained.sae.metadata, "layer": layer, "site": store.site, "context_size": store.context,
-            "storage": store.storage, "storage_error": store.storage_error, "made_from": made_from,
-        }  # fmt: skip
-        hook_name = f"blocks.{layer}.hook_{store.site}"
-        sae_model.save(replace(trained.sae, metadata=metadata), weights, cfg, hook_name=hook_name, model_name=model)
-        write_history(history, trained.history)
+        outputs.write(trained, store, weights, cfg, history, model_name=model, made_from=made_from)
         shutil.rmtree(state)
 
 

@@ -233,6 +233,8 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ("seed=abc", ["seed", "abc", "integer"]),
         ("datasets=[nope]", ["datasets: 'nope' is not known", "cities"]),
         ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
+        ("sae={dictionaries: anchored, anchor: 11}", ["sae.anchor", "11", "[10, 12, 14, 16, 18, 20]"]),
+        ("tracking={links: correlation, variants: [shuffled]}", ["tracking.variants", "shuffled", "correlation"]),
         ("activations={disk_budget_gb: 0.001}", ["activations.disk_budget_gb", "Raise it to at least"]),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
         ("sae={source: missing}", ["sae.source: there is no folder missing", "sae.revision"]),
@@ -319,3 +321,37 @@ def test_every_key_of_a_profile_says_why_it_is_there() -> None:
         for line in path.read_text().splitlines():
             if re.match(r"[a-z-]+: +\S", line) and not line.startswith("executor"):
                 assert "  # " in line, f"{path.parent.name}: {line}"
+
+
+def test_dictionaries_that_share_an_identity_change_the_plan_of_training_alone(house: Path) -> None:
+    plain = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2").stdout)
+    anchored = snakemake(house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: anchored, anchor: 1}")
+    assert job_counts(anchored.stdout) == plain
+    reasons = [line.partition("updated by another job")[2] for line in anchored.stdout.splitlines()]
+    waiting = [reason for reason in reasons if "saes/layer_01/cfg.json" in reason and "activations/layer_" in reason]
+    assert len(waiting) == 3  # all but the anchor begin with it
+    shared = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: shared}").stdout)
+    assert shared.pop("train_shared_sae_tiny_gpt2") == 1
+    assert shared == {rule: count for rule, count in plain.items() if rule != "train_sae"}
+
+
+def test_links_by_correlation_wait_for_held_out_activations(house: Path) -> None:
+    planned = {}
+    for kind in ("cosine", "correlation"):
+        result = snakemake(house, "-n", "tracks", "--config", "model=tiny-gpt2", f"tracking={{links: {kind}}}")
+        planned[kind] = [
+            line for line in result.stdout.splitlines() if "heldout/layer_00.zarr" in line and "saes/layer_02" in line
+        ]
+    assert not planned["cosine"]
+    assert len(planned["correlation"]) == 1
+
+
+@pytest.mark.parametrize("dictionaries", ["anchored", "shared"])
+def test_status_counts_the_jobs_of_every_kind_of_dictionaries(house: Path, dictionaries: str) -> None:
+    chosen = ["--config", "model=tiny-gpt2", f"sae={{dictionaries: {dictionaries}}}"]
+    planned = job_counts(snakemake(house, "-n", *chosen).stdout)
+    command = [sys.executable, "-m", "ghosttrack.status", "--json", *chosen]
+    environment = {**os.environ, "PYTHONPATH": str(house / "workflow_scripts")}
+    shown = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, check=True)
+    (found,) = json.loads(shown.stdout).values()
+    assert sum(each["total"] for each in found["phases"].values()) == sum(planned.values()) - planned["all"]

@@ -146,7 +146,7 @@ class SlurmHouse:
                 model_source=self.results / "model" / "source.json",
                 weights=target / "sae_weights.safetensors", cfg=target / "cfg.json", history=target / "history.csv",
                 sae=load({"model": MODEL}, ROOT / "config")[MODEL].sae, seed=0, layer=layer, threads=1,
-                resident_mb=1536, micro_batch=4096, state=place / "state" / folder.name, model=MODEL, made_from=cfg["metadata"]["made_from"],
+                anchor=[], resident_mb=1536, micro_batch=4096, state=place / "state" / folder.name, model=MODEL, made_from=cfg["metadata"]["made_from"],
             )  # fmt: skip
         return {
             f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(place.glob("layer_*/*"))

@@ -146,3 +146,29 @@ def test_other_weights_under_a_name_with_results_are_refused(tmp_path: Path) -> 
     files.write_json(manifest, {"kind": "directory", "id": "elsewhere", "revision": None})
     with pytest.raises(UserError, match="results/gpt2-small was made with directory elsewhere"):
         plan.check_sources({"gpt2-small": small}, tmp_path)
+
+
+def test_an_anchor_is_in_the_first_wave_and_every_layer_in_one() -> None:
+    found = plan.waves(settings(model="gpt2-small", sae={"dictionaries": "anchored", "anchor": 7}))
+    assert found[0] == [0, 7]
+    assert sorted(layer for wave in found for layer in wave) == list(range(12))
+    assert all(wave == sorted(wave) for wave in found)
+    assert settings(model="gpt2-small", sae={"dictionaries": "anchored"}).anchor == 6
+    assert settings(model="gpt2-small").anchor is None
+
+
+def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
+    with pytest.raises(UserError, match=r"25 GB holds 2 layers of 12, .*shared.* at least (\d+\.\d)") as caught:
+        plan.waves(settings(model="gpt2-small", sae={"dictionaries": "shared"}))
+    least = float(str(caught.value).partition("at least ")[2].split(",")[0])
+    enough = settings(
+        model="gpt2-small", sae={"dictionaries": "shared"}, activations={"disk_budget_gb": least, "storage": "int8s"}
+    )
+    assert plan.waves(enough) == [list(range(12))]
+    assert plan.training_busy(enough, plan.waves(enough)) == 1.0
+
+
+def test_links_by_number_need_numbers_that_mean_something() -> None:
+    assert settings(tracking={"links": "identity"}).sae.dictionaries == "common"
+    with pytest.raises(UserError, match=r"tracking\.links: identity needs .* any sae\.dictionaries but independent"):
+        settings(tracking={"links": "identity"}, sae={"dictionaries": "independent"})

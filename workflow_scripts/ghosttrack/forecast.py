@@ -122,8 +122,10 @@ def training(settings: Settings, waves: Sequence[Sequence[int]], results: Path, 
     found = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
     rate = _rate(found if chosen == settings.sae else (), step.operations / bound.seconds / 1e12)
     hours = operations / rate.teraflops / 1e12 / 3600
+    total = hours * sum(map(len, waves))
     rounds = plan.training_rounds(waves, settings.plan.gpus)
-    return Training(chosen.batch, steps, step, bound, Effort(hours * rounds, hours * sum(map(len, waves)), rate))
+    wall = total if settings.sae.shared else hours * rounds
+    return Training(chosen.batch, steps, step, bound, Effort(wall, total, rate))
 
 
 def _pass_operations(settings: Settings, highest: int) -> int:

@@ -14,7 +14,7 @@ from ghosttrack.settings import DatasetSettings, Settings
 # Rules of a default run, without model and wave, in the order of the pipeline.
 PHASES = (
     "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
-    "extract_activations", "extract_heldout", "extract_examples", "fetch_sae", "train_sae", "evaluate_sae",
+    "extract_activations", "extract_heldout", "extract_examples", "fetch_sae", "train_sae", "train_shared_sae", "evaluate_sae",
     "describe_features", "find_neighbours", "cluster_features", "track_features", "measure_signals", "measure_answers",
     "audit_dataset", "train_detectors", "evaluate_detectors", "save_detector", "check_explanations", "check_results",
     "draw_figures", "write_report", "write_explorer", "check_claims",
@@ -151,9 +151,12 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
         else:
             yield "fetch_dataset", name, [f"datasets/{name}/examples.parquet"]
     yield "extract_heldout", "", [f"heldout/{layer}.json" for layer in folders]
+    if settings.sae.shared:
+        yield "train_shared_sae", "", [f"saes/{layer}/sae_weights.safetensors" for layer in folders]
     for layer in folders:
-        origin = "train_sae" if settings.sae.trained else "fetch_sae"
-        yield origin, layer, [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")]
+        if not settings.sae.shared:
+            origin = "train_sae" if settings.sae.trained else "fetch_sae"
+            yield origin, layer, [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")]
         yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
         yield "describe_features", layer, [f"features/{layer}.parquet"]
     for layer in folders[:-1]:

@@ -69,18 +69,21 @@ def waves(settings: Settings) -> list[list[int]]:
     The held-out stores, which stay, are taken off the budget first. The SAEs of a wave train side by side, and the next wave waits for them. So of the sizes that fit,
     the one with the fewest rounds of training on `plan.gpus` accelerators is taken, and of those the
     one with the fewest forward passes, and of those the smallest: where six layers fit, four accelerators train 24 layers in
-    waves of four in 6 rounds, in waves of six in 8.
+    waves of four in 6 rounds, in waves of six in 8. An anchor, which all others wait for, is in the first wave.
 
     Pretrained SAEs need no training activations: no wave.
 
     Raises:
-        UserError: when the budget holds not even one layer, with the number that would do.
+        UserError: when the budget holds not even one layer, or not all where one dictionary needs all, with the
+            number that would do.
     """
     layers, budget = settings.layers, settings.activations.disk_budget_gb
     if not settings.sae.trained:
         return []
     if budget is None:
         return [layers]
+    if (anchor := settings.anchor) is not None:
+        layers = [anchor, *(layer for layer in layers if layer != anchor)]
     layer, heldout = layer_bytes(settings), heldout_bytes(settings)
     most = int((budget * 1e9 - heldout) // layer)
     if most < 1:
@@ -94,12 +97,20 @@ def waves(settings: Settings) -> list[list[int]]:
             f"of one layer take {amount(layer)}, the held-out text of all layers {amount(heldout)}. Raise it to at least "
             f"{least:g}, or lower corpus.tokens"
         )
+    if settings.sae.shared:
+        if most >= len(layers):
+            return [layers]
+        raise UserError(
+            f"activations.disk_budget_gb: {budget:g} GB holds {counted(most, 'layer')} of {len(layers)}, and sae.dictionaries: "
+            f"shared trains on all at once. Raise it to at least {math.ceil((len(layers) * layer + heldout) / 1e8) / 10:g}, lower "
+            "corpus.tokens, or choose other dictionaries"
+        )
     choices = [_cut(layers, size) for size in range(1, min(most, len(layers)) + 1)]
     return min(choices, key=lambda each: (training_rounds(each, settings.plan.gpus), len(each)))
 
 
 def _cut(layers: list[int], size: int) -> list[list[int]]:
-    return [layers[start : start + size] for start in range(0, len(layers), size)]
+    return [sorted(layers[start : start + size]) for start in range(0, len(layers), size)]
 
 
 def training_digest(settings: Settings, codes: Sequence[str]) -> str:
@@ -153,6 +164,8 @@ def extraction_busy(settings: Settings) -> float:
 
 def training_busy(settings: Settings, groups: Sequence[Sequence[int]]) -> float:
     """Accelerators that work on average while SAEs train; their jobs taken as equally long."""
+    if settings.sae.shared:
+        return 1.0
     return len(settings.layers) / training_rounds(groups, settings.plan.gpus) if groups else 0.0
 
 

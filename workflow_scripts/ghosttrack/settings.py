@@ -104,6 +104,18 @@ class SaeSettings(Section):
         description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
     )
     d_sae: int = Field(2048, ge=2, description="Dictionary size; the field uses 4 to 32 times d_model.")
+    dictionaries: Literal["independent", "common", "anchored", "shared"] = Field(
+        "common",
+        description="What the layers' SAEs have in common. `independent`: nothing, each begins with random directions of its own; `common`: they begin with the same random directions, and equal numbers often come to mean similar features; `anchored`: they begin with the trained SAE of one layer, and equal numbers mostly go on to mean equal features; `shared`: one dictionary learns from all layers at once, and all have the same features.",
+    )
+    anchor: int | None = Field(
+        None, description="`anchored`: the layer that the others begin with; null: the middle one of the analysed."
+    )
+    anchored_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="`anchored`: passes over the training tokens of the layers that begin with the anchor, which need fewer; null: as many as `epochs`.",
+    )
     k: int = Field(
         64,
         ge=1,
@@ -146,6 +158,11 @@ class SaeSettings(Section):
         """Whether the autoencoders are trained here."""
         return self.source == "train"
 
+    @property
+    def shared(self) -> bool:
+        """Whether one dictionary is trained for all layers; pretrained ones are what they are."""
+        return self.trained and self.dictionaries == "shared"
+
     def place(self, layer: int) -> str:
         """`source` for one layer."""
         return self.source.format(layer=layer, next_layer=layer + 1)
@@ -184,16 +201,40 @@ class SweepSettings(Section):
     )
 
 
+class OriginalTrackingSettings(Section):
+    """Prices of the original GhostTrack's association, for `tracking.mode: original`."""
+
+    semantic_weight: float = Field(0.6, ge=0, description="Weight of 1 - cosine of the decoder directions.")
+    activation_weight: float = Field(0.2, ge=0, description="Weight of the relative activation change |a-b|/(a+b).")
+    position_weight: float = Field(
+        0.2,
+        ge=0,
+        description="Weight of the position, whose price was a constant 0: changes nothing, here as there. Kept so that the original's settings can be given as they were.",
+    )
+    association: float = Field(0.5, gt=0, description="Links at this price or above are dropped after the optimum.")
+    birth: float = Field(
+        0.5, ge=0, description="A detection without a link starts a track if its activation is above this."
+    )
+
+
 class TrackingSettings(Section):
     """How features are followed across layers."""
 
+    mode: Literal["gated", "original"] = Field(
+        "gated",
+        description="`gated`: an optimum in which only similarities above the gate count, with coasting and rescue; `original`: the original GhostTrack's association with the prices below, for comparison.",
+    )
     top_k: int = Field(50, ge=1, description="Strongest active features per token and layer that are followed.")
-    neighbours: int = Field(32, ge=1, description="Decoder neighbours kept per feature and layer pair.")
+    links: Literal["cosine", "correlation", "identity"] = Field(
+        "cosine",
+        description="What makes features of two layers alike. `cosine`: decoder directions; `correlation`: activations on held-out tokens; `identity`: the same number and a decoder cosine above the gate, for dictionaries that share an identity.",
+    )
+    neighbours: int = Field(32, ge=1, description="Neighbours kept per feature and layer pair.")
     gate_quantile: float = Field(
         0.999,
         gt=0.5,
         lt=1,
-        description="A link must beat this quantile of the best-match similarities of permuted decoders.",
+        description="A link must beat this quantile of the best-match similarities under the null: permuted decoders, for correlations shifted tokens.",
     )
     coast: int = Field(1, ge=0, le=1, description="Layers a track may stay silent before it dies.")
     activation_weight: float = Field(
@@ -218,6 +259,9 @@ class TrackingSettings(Section):
         ["default", "untracked"],
         min_length=1,
         description="The tracker and its nulls: permuted decoders, random links of equal number, shuffled layers, no links (untracked: what do links add?).",
+    )
+    original: OriginalTrackingSettings = Field(
+        OriginalTrackingSettings(), description="Prices of the original's association, for `mode: original`."
     )
 
 
@@ -409,6 +453,13 @@ class Settings(Section):
         return self.sweep.layers or [self.layers[len(self.layers) // 2]]
 
     @property
+    def anchor(self) -> int | None:
+        """The layer that all others' autoencoders begin with; None where none does."""
+        if not self.sae.trained or self.sae.dictionaries != "anchored":
+            return None
+        return self.layers[len(self.layers) // 2] if self.sae.anchor is None else self.sae.anchor
+
+    @property
     def _size(self) -> DimensionSettings:
         assert self.dimensions is not None  # the validator below has seen to it
         return self.dimensions
@@ -452,8 +503,22 @@ class Settings(Section):
             raise ValueError(f"sweep: k {self.sweep.k} must be above 0, seeds {self.sweep.seeds} not below it")
         if reserved := {"all_strict", "generated", "all_answers"} & set(self.datasets):
             raise ValueError(f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise")
+        if self.tracking.links == "correlation" and "shuffled" in self.tracking.variants:
+            raise ValueError(
+                "tracking.variants: shuffled compares decoders, and tracking.links: correlation compares activations; drop one"
+            )
+        if self.tracking.links == "identity" and self.sae.dictionaries == "independent":
+            raise ValueError(
+                "tracking.links: identity needs features that share their numbers: any sae.dictionaries but independent"
+            )
         if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
+        if self.anchor is not None and self.anchor not in self.layers:
+            raise ValueError(f"sae.anchor: {self.anchor} must be one of the analysed layers, {self.layers}")
+        if self.sae.shared and self.sae.batch < len(self.layers):
+            raise ValueError(
+                f"sae.batch: {self.sae.batch} rows cannot hold one of each of the {len(self.layers)} layers"
+            )
         return self
 
 

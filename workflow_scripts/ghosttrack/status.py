@@ -111,9 +111,10 @@ def _plan_lines(status: Status) -> Iterator[str]:
         yield _line("disk", f"held-out text {plan.amount(kept.heldout)}, examples {plan.amount(kept.examples)}{guess}")
         return
     yield f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored as {settings.activations.storage}"
+    training = "train_shared_sae" if "train_shared_sae" in phases else "train_sae"
     yield _line(
         "jobs",
-        f"{phases['extract_activations'][1]} extract activations, {phases['train_sae'][1]} train SAEs, {len(status.jobs)} in all",
+        f"{phases['extract_activations'][1]} extract activations, {phases[training][1]} train SAEs, {len(status.jobs)} in all",
     )
     yield _line("disk", plan.described_peak(settings, status.waves))
     yield _line(
@@ -129,12 +130,12 @@ def _plan_lines(status: Status) -> Iterator[str]:
         f"{plan.extraction_busy(settings):.1f} of {gpus} in extraction, {plan.training_busy(settings, status.waves):.1f} of {gpus} in SAE training",
     )
     yield _line("extraction", _described_effort(status.extraction, gpus, "teraflops"))
-    for number, training in enumerate(status.training):
-        name = f"at batch {training.batch}" if number else "SAE training"
-        assumption = "bandwidth_gb_s" if training.bound.by_memory else "teraflops"
-        yield _line(name, _described_effort(training.effort, gpus, assumption))
-        yield _line("", _described_steps(training))
-        yield _line("", _described_bound(training, settings))
+    for number, each in enumerate(status.training):
+        name = f"at batch {each.batch}" if number else "SAE training"
+        assumption = "bandwidth_gb_s" if each.bound.by_memory else "teraflops"
+        yield _line(name, _described_effort(each.effort, gpus, assumption))
+        yield _line("", _described_steps(each))
+        yield _line("", _described_bound(each, settings))
 
 
 def _described_effort(effort: forecast.Effort, gpus: int, assumption: str) -> str:

@@ -13,12 +13,15 @@ from sae_fakes import SMALL, planted
 
 import evaluate_sae
 import train_sae
+import train_shared_sae
 from ghosttrack import files, sae
 from ghosttrack.activations import extraction
+from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus
+from ghosttrack.sae import shared_rows
 from ghosttrack.settings import CorpusSettings
 
 ROWS, D_MODEL, CONTEXT = 1024, 16, 32
@@ -43,12 +46,12 @@ def origin_of(inputs: dict[str, Path]) -> tuple[str, str]:
 
 
 def write_store(
-    folder: Path, name: str, seed: int, weights: str = "w" * 64, tokens: str = "t" * 64
+    folder: Path, name: str, seed: int, weights: str = "w" * 64, tokens: str = "t" * 64, layer: int = 2
 ) -> tuple[Path, Path]:
     values = planted(ROWS, D_MODEL, 32, 3.0, seed)[0].values.astype(np.float32)
     values[::CONTEXT] *= 300.0  # position 0 carries massive activations
     values[5] *= 300.0
-    header = Header("tiny", weights, 2, "resid_post", CONTEXT, tokens)
+    header = Header("tiny", weights, layer, "resid_post", CONTEXT, tokens)
     store, manifest = folder / f"{name}.zarr", folder / f"{name}.json"
     with StoreWriter(store, manifest, header, rows=ROWS, d_model=D_MODEL) as writer:
         writer.append(to_block(values))
@@ -61,6 +64,7 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
         "stores": [store],
         "manifests": [manifest],
         "model_source": manifest.with_suffix(".source.json"),
+        "anchor": [],
         "weights": folder / "sae_weights.safetensors",
         "cfg": folder / "cfg.json",
         "history": folder / "history.csv",
@@ -176,3 +180,52 @@ def test_another_model_or_corpus_than_the_held_out_store_s_is_refused(tmp_path: 
                 batch=2, threads=1,
             )  # fmt: skip
     assert not quality.exists()
+
+
+def test_a_layer_begins_with_its_anchor_and_says_when_it_cannot(tmp_path: Path) -> None:
+    store, manifest = write_store(tmp_path, "train", seed=0)
+    given = arguments(tmp_path / "anchor", store, manifest)
+    train_sae.main(**given)
+    once = SMALL.model_copy(update={"anchored_epochs": 1, "learning_rate": 1e-6})
+    begun = {**arguments(tmp_path / "begun", store, manifest), "anchor": [given["weights"], given["cfg"]], "sae": once}
+    train_sae.main(**begun)
+    tokens = [
+        files.read_json(tmp_path / name / "cfg.json")["metadata"]["training_tokens"] for name in ("anchor", "begun")
+    ]
+    assert tokens[0] == SMALL.epochs * tokens[1]
+    # The same layer, hardly trained any further: the same autoencoder.
+    assert torch.allclose(sae.load(tmp_path / "begun").W_dec, sae.load(tmp_path / "anchor").W_dec, atol=1e-2)
+    wide = {**begun, "sae": SMALL.model_copy(update={"d_sae": 40})}
+    with pytest.raises(UserError, match="48 features of 16 dimensions, this layer needs 40 of 16"):
+        train_sae.main(**wide)
+
+
+def test_one_dictionary_for_two_layers_is_written_twice_and_twice_the_same(tmp_path: Path) -> None:
+    stores = [write_store(tmp_path, f"train_{layer}", seed=layer, layer=layer) for layer in (2, 4)]
+    for name in ("one", "two"):
+        folders = [tmp_path / name / f"layer_{layer:02d}" for layer in (2, 4)]
+        train_shared_sae.main(
+            stores=[store for store, _ in stores], manifests=[manifest for _, manifest in stores],
+            model_source=stores[0][1].with_suffix(".source.json"), layers=[2, 4],
+            weights=[folder / "sae_weights.safetensors" for folder in folders],
+            cfg=[folder / "cfg.json" for folder in folders], history=[folder / "history.csv" for folder in folders],
+            sae=SMALL, seed=0, threads=1, micro_batch=64, state=tmp_path / "state", model="tiny", made_from="",
+        )  # fmt: skip
+    for place in ("layer_02", "layer_04"):
+        for file in ("sae_weights.safetensors", "cfg.json", "history.csv"):
+            assert (tmp_path / "one" / place / file).read_bytes() == (tmp_path / "two" / place / file).read_bytes()
+    lower, upper = (sae.load(tmp_path / "one" / place) for place in ("layer_02", "layer_04"))
+    assert torch.nn.functional.cosine_similarity(lower.W_dec, upper.W_dec).numpy() == pytest.approx(1.0, abs=1e-5)
+    assert (lower.metadata["layer"], upper.metadata["layer"]) == (2, 4)
+    assert upper.metadata["hook_name"] == "blocks.4.hook_resid_post"
+
+
+def test_shares_of_a_batch_are_even_and_layers_have_orders_of_their_own(tmp_path: Path) -> None:
+    path, manifest = write_store(tmp_path, "train", seed=0)
+    store = ActivationStore.open([path], [manifest])
+    parts = shared_rows.sources([store, store, store], 64, seed=0, resident=True)
+    batches = [part.batches.batch_at(0) for part in parts]
+    assert [len(batch) for batch in batches] == [22, 21, 21]
+    assert not np.array_equal(batches[1], batches[2])
+    again = shared_rows.sources([store, store, store], 64, seed=0, resident=False)
+    assert np.array_equal(again[2].batches.batch_at(7), parts[2].batches.batch_at(7))

@@ -226,6 +226,9 @@ class FakeStore:
     def read(self, start: int, stop: int) -> Any:
         return self.values[start:stop]
 
+    def release(self) -> None:
+        self.released = True
+
 
 def fake_run(folder: Path, rows: int = 50) -> tuple[list[FakeStore], list[Sae], list[Path]]:
     """Three layers with nearly the same autoencoder, and their neighbour files; row 4 is massive in the second."""
@@ -246,7 +249,7 @@ def fake_run(folder: Path, rows: int = 50) -> tuple[list[FakeStore], list[Sae], 
 
 def run_variant(folder: Path, variant: str, name: str = "tracks") -> dict[str, Any]:
     stores, saes, paths = fake_run(folder)
-    plan = track_run.plan_links(variant, [2, 4, 6], paths, saes, count=8, quantile=0.99, seed=3)
+    plan = track_run.plan_links(variant, [2, 4, 6], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3)
     options = Options(5, 2, 1, 0.2)
     about = track_run.track(stores, saes, [2, 4, 6], plan, options, variant, 3, folder / f"{name}.zarr")
     files.write_json(folder / f"{name}.json", about)
@@ -300,13 +303,13 @@ def test_a_missing_chunk_is_noticed(tmp_path: Path) -> None:
 def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
     _, saes, paths = fake_run(tmp_path)
     with pytest.raises(UserError, match=r"links layers \[2, 4, 6\] with 48 features, expected \[2, 4, 8\] with 48"):
-        track_run.plan_links("default", [2, 4, 8], paths, saes, count=8, quantile=0.99, seed=3)
+        track_run.plan_links("default", [2, 4, 8], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3)
 
 
 def test_a_single_layer_is_tracked_without_links(tmp_path: Path) -> None:
     stores, saes, _ = fake_run(tmp_path)
     for variant in track_run.VARIANTS:
-        plan = track_run.plan_links(variant, [2], [], saes[:1], count=8, quantile=0.99, seed=3)
+        plan = track_run.plan_links(variant, [2], [], saes[:1], kind="cosine", count=8, quantile=0.99, seed=3)
         about = track_run.track(stores[:1], saes[:1], [2], plan, Options(5, 2, 1, 0.2), variant, 3, tmp_path / variant)
         assert about["counts"]["adjacent"] == [0]
         assert about["counts"]["births"] == about["counts"]["detections"]
@@ -329,7 +332,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
     for at, layer in enumerate(layers[:-1]):
         paths["neighbours"].append(tmp_path / f"found_{layer:02d}.npz")
         find_neighbours.main(
-            weights=paths["weights"][at : at + 3], neighbours=paths["neighbours"][-1], layer=layer,
+            stores=[], manifests=[], weights=paths["weights"][at : at + 3], neighbours=paths["neighbours"][-1], layer=layer,
             tracking=settings, seed=0, threads=1,
         )  # fmt: skip
     track_features.main(

@@ -142,6 +142,10 @@ class ActivationStore:
             )
         )  # fmt: skip
 
+    def release(self) -> None:
+        """Unmap the files: what was read no longer counts as this process's memory, and is mapped again when read."""
+        self._maps.clear()
+
     def _stored(self, number: int) -> npt.NDArray[Any]:
         """One chunk as it is on disk, verified on first touch."""
         part, inside = self._owners[number]

@@ -40,14 +40,22 @@ class ChunkSampler:
         seed: decides the order, together with the epoch.
         resident: keep the whole layer in memory (rows x d_model x 2 bytes); otherwise a window of 64
             chunks at a time. The order is the same.
+        window_chunks: chunks that are mixed before any of their rows is used; decides the order too.
     Raises:
         UserError: the store keeps fewer rows than one batch.
     """
 
     batches_per_epoch: int
 
-    def __init__(self, store: ActivationStore, batch: int, seed: int, resident: bool = True) -> None:
-        self._store, self._batch, self._seed = store, batch, seed
+    def __init__(
+        self,
+        store: ActivationStore,
+        batch: int,
+        seed: int,
+        resident: bool = True,
+        window_chunks: int = WINDOW_CHUNKS,
+    ) -> None:
+        self._store, self._batch, self._seed, self._window_chunks = store, batch, seed, window_chunks
         self._chunks = len(store.chunk_bounds) - 1
         kept = np.add.reduceat(~store.excluded, store.chunk_bounds[:-1], dtype=np.int64)  # (chunks,)
         self._kept = kept
@@ -87,7 +95,7 @@ class ChunkSampler:
         """Chunks in the order of the epoch, (chunks,), and where each window starts among its kept rows."""
         if self._plan is None or self._plan[0] != epoch:
             order = np.random.default_rng([self._seed, epoch]).permutation(self._chunks)
-            per_window = np.add.reduceat(self._kept[order], np.arange(0, self._chunks, WINDOW_CHUNKS))
+            per_window = np.add.reduceat(self._kept[order], np.arange(0, self._chunks, self._window_chunks))
             self._plan = (epoch, order, np.concatenate([[0], np.cumsum(per_window)]))
         return self._plan[1], self._plan[2]
 
@@ -96,7 +104,8 @@ class ChunkSampler:
             return self._window
         self._window = None  # frees its buffer before the next one is read
         order, _ = self._epoch_plan(epoch)
-        chunks = order[index * WINDOW_CHUNKS : (index + 1) * WINDOW_CHUNKS].tolist()
+        first = index * self._window_chunks
+        chunks = order[first : first + self._window_chunks].tolist()
         bounds = self._store.chunk_bounds
         rows = np.concatenate([np.arange(bounds[chunk], bounds[chunk + 1]) for chunk in chunks])
         kept = ~self._store.excluded[rows]

@@ -257,21 +257,21 @@ def sae_quality(inputs: Inputs) -> Figure:
 
 
 def links(inputs: Inputs) -> Figure:
-    """Each layer pair: best-match decoder similarity with its gate, and links per token, against permuted decoders."""
+    """Each layer pair: best-match similarity with its gate, and links per token, against permuted decoders."""
     pairs = link_summary.pairs(inputs.neighbours, sorted(inputs.quality))
     figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     axes, right = figure.subplots(1, 2)
     at = np.arange(len(pairs))
     kinds = (
-        (-0.13, "real", DETECTOR_COLOUR, "o", "real decoders"),
-        (0.13, "null", NULL_COLOUR, "^", "permuted decoders"),
+        (-0.13, "real", DETECTOR_COLOUR, "o", "real layers"),
+        (0.13, "null", NULL_COLOUR, "^", "null"),
     )
     for offset, kind, colour, marker, label in kinds:
         low, middle, high = np.array([getattr(pair, kind) for pair in pairs]).reshape(-1, 3).T
         axes.vlines(at + offset, low, high, color=colour, lw=1.6)
         axes.plot(at + offset, middle, marker, color=colour, label=label, ls="")
     axes.hlines([pair.gate for pair in pairs], at - 0.32, at + 0.32, color=GATE_COLOUR, lw=1.6, label="gate")
-    axes.set(xlabel="layers", ylabel="best-match cosine")
+    axes.set(xlabel="layers", ylabel="best-match similarity")
     if inputs.firings is not None and len(inputs.firings) == len(pairs):
         right.plot(at, inputs.firings["links_per_token"], "o", color=DETECTOR_COLOUR, ls="")
         right.plot(at, inputs.firings["permuted_links_per_token"], "^", color=NULL_COLOUR, ls="")

@@ -133,6 +133,12 @@ class Engine:
                 threshold.value.mul_(gain)
 
     @torch.no_grad()
+    def start_from(self, threshold: Tensor) -> None:
+        """Take over another autoencoder's thresholds (d_sae,), where thresholds are learned; its weights are here already."""
+        if self.architecture.threshold is not None:
+            self.architecture.threshold.value.copy_(threshold)
+
+    @torch.no_grad()
     def backward(self, x: Tensor, dead: Tensor) -> Pass:
         """Loss and gradients for x (batch, d_model), whole; the features `dead` take part in AuxK."""
         found = self._pass(x)

@@ -25,7 +25,7 @@ def fold(parameters: Parameters, normaliser: Normaliser) -> Sae:
     middle = normaliser.mean.to(torch.float64) + b_dec / normaliser.scale
     folded = ((W_enc * normaliser.scale).t(), b_enc, W_dec / normaliser.scale, middle, threshold)
     W_enc, b_enc, W_dec, b_dec, threshold = (tensor.to(torch.float32).contiguous() for tensor in folded)
-    return Sae(W_enc, b_enc, W_dec, b_dec, threshold)
+    return Sae(W_enc, b_enc, W_dec, b_dec, threshold, mean=normaliser.mean.cpu())
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ A folder holds `sae_weights.safetensors` and `cfg.json`. SAELens has two archite
 "topk", and "jumprelu" for all whose rule is a threshold at inference.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class Sae:
     A feature is active above its threshold; with `k`, only where it is also among the k largest of its row. Shapes: W_enc (d_model, d_sae), b_enc (d_sae,), W_dec (d_sae, d_model), b_dec (d_model,),
     threshold (d_sae,), all float32. Codes are in the scale the autoencoder was trained in
     (mean squared norm of the centred activations = d_model), so they compare across layers.
+    `mean`, (d_model,), is what training subtracted, and a part of b_dec; None where nobody wrote it down.
     """
 
     W_enc: Tensor
@@ -36,6 +38,7 @@ class Sae:
     threshold: Tensor
     metadata: Mapping[str, Any] = field(default_factory=dict)
     k: int | None = None
+    mean: Tensor | None = None
 
     @property
     def d_model(self) -> int:
@@ -79,7 +82,7 @@ def save(sae: Sae, weights: Path, cfg: Path, *, hook_name: str, model_name: str)
     names = [name for name in _TENSORS if sae.k is None or name != "threshold"]
     content = {name: getattr(sae, name).detach().contiguous() for name in names}
     with files.atomic_write(weights, "wb") as stream:
-        stream.write(safetensors.torch.save(content))
+        stream.write(safetensors.torch.save(content, _header(sae)))
     described = {
         **({"architecture": "jumprelu"} if sae.k is None else _topk_cfg(sae)),
         "d_in": sae.d_model,
@@ -100,6 +103,20 @@ def save(sae: Sae, weights: Path, cfg: Path, *, hook_name: str, model_name: str)
         },
     }
     files.write_json(cfg, described)
+
+
+# Name in the header of the weight file, where readers of tensors pass it by.
+_MEAN = "activation_mean"
+
+
+def _header(sae: Sae) -> dict[str, str] | None:
+    return None if sae.mean is None else {_MEAN: json.dumps(sae.mean.tolist())}
+
+
+def _read_mean(path: Path) -> Tensor | None:
+    with safetensors.safe_open(path, "pt") as opened:
+        found = (opened.metadata() or {}).get(_MEAN)
+    return None if found is None else torch.tensor(json.loads(found), dtype=torch.float32)
 
 
 def _topk_cfg(sae: Sae) -> dict[str, Any]:
@@ -145,7 +162,7 @@ def load_files(weights_path: Path, cfg_path: Path) -> Sae:
         weights["threshold"] = torch.zeros(d_sae)
         if cfg.get("rescale_acts_by_decoder_norm"):
             _rescale(weights)
-    return Sae(**weights, metadata=dict(cfg.get("metadata") or {}), k=k)
+    return Sae(**weights, metadata=dict(cfg.get("metadata") or {}), k=k, mean=_read_mean(weights_path))
 
 
 def _rescale(weights: dict[str, Tensor]) -> None:

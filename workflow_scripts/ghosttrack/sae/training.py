@@ -1,4 +1,7 @@
-"""The training run of one sparse autoencoder: schedule, history, checkpoints, exact resume.
+"""The training run of one dictionary: schedule, history, checkpoints, exact resume.
+
+A dictionary learns from one layer, or from several at once: then every batch holds rows of all of them, each
+centred and scaled in its own layer, and the export is one autoencoder a layer with the same features.
 
 The order of the data is a pure function of (seed, epoch) and nothing else is random after the start,
 so the position in the run is one integer. A run that was killed and resumed gives the same bytes as
@@ -31,6 +34,7 @@ from ghosttrack.sae.matryoshka import MatryoshkaBatchTopK, nested_ends
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.rows import Batches, Normaliser, Rows, fit_normaliser
+from ghosttrack.sae.start import Start
 from ghosttrack.sae.stopping import stop_requests
 from ghosttrack.sae.threshold import Threshold
 from ghosttrack.sae.topk import TopK
@@ -58,6 +62,13 @@ class HistoryRow(NamedTuple):
     l0: float
     dead: int
     learning_rate: float
+
+
+class Source(NamedTuple):
+    """One layer to learn from."""
+
+    store: Rows  # statistics and the threshold are taken from it
+    batches: Batches  # the same rows, shuffled
 
 
 class Trained(NamedTuple):
@@ -115,12 +126,43 @@ def train(
     checkpoint_seconds: float = 60.0,
     device: str | None = None,
     cuda_graph: bool = False,
+    start: Start | None = None,
 ) -> Trained:
-    """Train on the kept rows of `store`, going on from the newest sound checkpoint in `state`.
+    """Train one layer's autoencoder; see `train_shared`, of which this is the case of one source."""
+    (trained,) = train_shared(
+        [Source(store, batches)],
+        settings,
+        seed=seed,
+        state=state,
+        micro_batch=micro_batch,
+        code=code,
+        label=label,
+        checkpoint_seconds=checkpoint_seconds,
+        device=device,
+        cuda_graph=cuda_graph,
+        start=start,
+    )
+    return trained
+
+
+def train_shared(
+    sources: Sequence[Source],
+    settings: SaeSettings,
+    *,
+    seed: int,
+    state: Path,
+    micro_batch: int,
+    code: str = "",
+    label: str = "SAE",
+    checkpoint_seconds: float = 60.0,
+    device: str | None = None,
+    cuda_graph: bool = False,
+    start: Start | None = None,
+) -> list[Trained]:
+    """Train one dictionary on all sources, going on from the newest sound checkpoint in `state`.
 
     Args:
-        store: the training activations; statistics and the threshold are taken from it.
-        batches: the same rows, shuffled.
+        sources: the layers; a step takes one batch of each, so their batches together are `settings.batch` rows.
         settings: what to train.
         seed: of the initial weights.
         state: folder for checkpoints; the caller holds its lock and removes it on success.
@@ -130,18 +172,26 @@ def train(
         checkpoint_seconds: time between checkpoints, what a kill can lose at most.
         device: where to train, and so with which back end; None: a GPU if there is one.
         cuda_graph: on a GPU, spare the launches of a step's pass; changes no result. Not measured.
+        start: weights to begin with; None: random directions.
+    Returns:
+        One export a source, in order: the same features, with each layer's own mean, scale and threshold. The
+        history is that of all together.
     Raises:
         UserError: settings and data do not fit.
         SystemExit: a signal asked to stop; a checkpoint was saved.
     """
     if settings.k >= settings.d_sae:
         raise UserError(f"sae.k: {settings.k} active of sae.d_sae: {settings.d_sae} features; k must be smaller")
-    identity = {"data": store.fingerprint(), "sae": settings.model_dump(), "seed": seed, "code": code}
+    if start is not None:
+        start.require(settings.d_sae, sources[0].store.d_model)
+    data = [source.store.fingerprint() for source in sources]
+    begun = None if start is None else start.fingerprint()
+    identity = {"data": data, "sae": settings.model_dump(), "seed": seed, "code": code, "start": begun}
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda":
         speed.warn_of_small_batch(settings.batch)
     checkpoints = Checkpoints(state, files.sha256_json(identity))
-    run = _Run(store, batches, settings, seed, micro_batch, checkpoints, place, cuda_graph)
+    run = _Run(sources, settings, seed, micro_batch, checkpoints, place, cuda_graph, start)
     run.resume_or_start()
     run.go(label, checkpoint_seconds)
     return run.finish(seed)
@@ -150,20 +200,27 @@ def train(
 class _Run:
     def __init__(
         self,
-        store: Rows,
-        batches: Batches,
+        sources: Sequence[Source],
         settings: SaeSettings,
         seed: int,
         micro_batch: int,
         checkpoints: Checkpoints,
         device: torch.device,
         cuda_graph: bool,
+        start: Start | None,
     ) -> None:
         self.device = device
-        self.store, self.batches, self.settings, self.checkpoints = store, batches, settings, checkpoints
-        self.schedule = schedule(settings, settings.epochs * batches.batches_per_epoch)
+        self.sources, self.settings, self.checkpoints, self.start = sources, settings, checkpoints, start
+        # Layers lose few rows, so their epochs differ by a batch at most: the shortest counts.
+        steps = settings.epochs * min(source.batches.batches_per_epoch for source in sources)
+        self.schedule = schedule(settings, steps)
+        if start is None:
+            d_model = sources[0].store.d_model
+            parameters = Parameters.tied(d_model, settings.d_sae, torch.Generator().manual_seed(seed))
+        else:
+            parameters = Parameters(*(tensor.clone() for tensor in start.parameters))
         self.engine = Engine(
-            Parameters.tied(store.d_model, settings.d_sae, torch.Generator().manual_seed(seed)).to(device),
+            parameters.to(device),
             architecture(settings),
             aux_coefficient=settings.aux_coefficient,
             dead_after_tokens=min(
@@ -181,18 +238,28 @@ class _Run:
         if found := self.checkpoints.latest():
             self.step = found.step
             self.engine.restore(found.tensors)
-            self.normaliser = Normaliser(found.tensors["mean"].clone(), float(found.tensors["scale"]))
+            means, scales = found.tensors["mean"], found.tensors["scale"]
+            self.normalisers = [
+                Normaliser(mean.clone(), float(scale)) for mean, scale in zip(means, scales, strict=True)
+            ]
             self.sums = found.tensors["sums"].clone()
             for step, tokens, loss, fvu, l0, dead, rate in found.tensors["history"].tolist():
                 self.history.append(HistoryRow(int(step), int(tokens), loss, fvu, l0, int(dead), rate))
             log.info("going on from the checkpoint of step %s of %s", f"{self.step:,}", f"{self.schedule.steps:,}")
-        else:
-            self.normaliser = fit_normaliser(self.store)
+            return
+        self.normalisers = [fit_normaliser(source.store) for source in self.sources]
+        if self.start is None:
             self.engine.start(self.read(0))
+        else:
+            self.engine.start_from(self.start.threshold)
 
     def read(self, step: int) -> Tensor:
-        """Batch number `step`, centred and scaled, (batch, d_model) on the device."""
-        return self.normaliser.to(self.device)(torch.from_numpy(self.batches.batch_at(step)).to(self.device))
+        """Batch number `step`, each layer's rows centred and scaled, (batch, d_model) on the device."""
+        parts = [
+            normaliser.to(self.device)(torch.from_numpy(source.batches.batch_at(step)).to(self.device))
+            for source, normaliser in zip(self.sources, self.normalisers, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def go(self, label: str, checkpoint_seconds: float) -> None:
         batch = self.settings.batch
@@ -234,8 +301,8 @@ class _Run:
 
     def save(self) -> None:
         progress = {
-            "mean": self.normaliser.mean,
-            "scale": torch.tensor(self.normaliser.scale, dtype=torch.float64),
+            "mean": torch.stack([each.mean for each in self.normalisers]),  # (layers, d_model)
+            "scale": torch.tensor([each.scale for each in self.normalisers], dtype=torch.float64),
             "sums": self.sums,
             "history": torch.tensor(self.history, dtype=torch.float64).reshape(
                 len(self.history), len(HistoryRow._fields)
@@ -244,20 +311,27 @@ class _Run:
         tensors = {name: tensor.cpu() for name, tensor in self.engine.state().items()}
         self.checkpoints.save(Checkpoint(self.step, {**tensors, **progress}))
 
-    def finish(self, seed: int) -> Trained:
-        sae = self.engine.architecture.export(fold(self.engine.parameters, self.normaliser), self.store)
+    def finish(self, seed: int) -> list[Trained]:
+        return [
+            Trained(self.export(source.store, normaliser, seed), self.history)
+            for source, normaliser in zip(self.sources, self.normalisers, strict=True)
+        ]
+
+    def export(self, store: Rows, normaliser: Normaliser, seed: int) -> Sae:
+        sae = self.engine.architecture.export(fold(self.engine.parameters, normaliser), store)
         metadata = {
             "training_architecture": self.settings.architecture,
+            "dictionaries": self.settings.dictionaries,
             "k": self.settings.k,
             "seed": seed,
             "batch": self.settings.batch,
             "learning_rate": self.schedule.peak,
             "training_tokens": self.schedule.steps * self.settings.batch,
-            "unique_tokens": int((~self.store.excluded).sum()),
+            "unique_tokens": sum(int((~source.store.excluded).sum()) for source in self.sources),
             "num_dead_features": self.engine.dead_features().numel(),
-            "activation_scale": self.normaliser.scale,
+            "activation_scale": normaliser.scale,
         }
-        return Trained(replace(sae, metadata=metadata), self.history)
+        return replace(sae, metadata=metadata)
 
 
 def write_history(path: Path, history: Sequence[HistoryRow]) -> None:

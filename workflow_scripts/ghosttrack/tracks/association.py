@@ -55,7 +55,11 @@ def assign(left: Ints, right: Ints, weight: Floats) -> Assignment:
 
 
 def _compact(nodes: Ints) -> Ints:
-    return np.unique(nodes, return_inverse=True)[1].astype(np.int64)
+    """The nodes numbered without gaps, in their order; by counting, which takes memory for the largest number."""
+    there = np.zeros(nodes.max() + 1, dtype=bool)
+    there[nodes] = True
+    number: Ints = np.cumsum(there) - 1
+    return number[nodes]
 
 
 def _peel(left: Ints, right: Ints, weight: Floats) -> Flags:

@@ -1,23 +1,23 @@
-"""Which features of two layers mean the same: decoder neighbours, and the gate that chance sets."""
+"""Which features of two layers mean the same: neighbours by similarity, and the gate that chance sets."""
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ghosttrack.errors import UserError
 from ghosttrack.files import atomic_write
+from ghosttrack.tracks.similarity import DecoderCosine, Similarity
 
 # Null similarities expected above the gate: with 20 the share of chance links is known to about a fifth.
 NULL_EXCEEDANCES = 20
 MAX_PERMUTATIONS = 64
-# Rows of one block of similarities: 1024 x 16384 float32 is 64 MiB.
-BLOCK = 1024
 # Keys of the second layer pair (over one silent layer) in a neighbour file start with this.
 SKIP = "skip_"
 
@@ -63,58 +63,86 @@ class LayerLinks(NamedTuple):
     skip: Links | None
 
 
-def compare(
-    lower: torch.Tensor, upper: torch.Tensor, neighbours: int, quantile: float, seed: Sequence[int]
-) -> Comparison:
-    """Neighbour lists of two decoders, and a gate that permuted decoders rarely reach.
-
-    The null permutes the coordinates of the upper decoder, the same permutation for all its rows:
-    the geometry inside either dictionary stays as it is, only their alignment is lost. The gate is
-    the `quantile` of the best-match similarities (each feature against all of the other layer, both
-    directions) over as many permutations as make the tail known. The permuted lists use one more
-    permutation, which the gate has not seen.
+def compare(lower: Tensor, upper: Tensor, neighbours: int, quantile: float, seed: Sequence[int]) -> Comparison:
+    """Neighbour lists of two decoders by cosine, and a gate that permuted decoders rarely reach.
 
     Args:
         lower, upper: (d_lower, d_model), (d_upper, d_model) decoder rows, any length.
         seed: numbers that fix the permutations.
     """
-    lower, upper = _unit(lower), _unit(upper)
-    samples = len(lower) + len(upper)
+    return compare_by(DecoderCosine(lower, upper, seed), neighbours, quantile)
+
+
+def compare_by(similarity: Similarity, neighbours: int, quantile: float) -> Comparison:
+    """Neighbour lists of two layers, and a gate that the similarity's null rarely reaches.
+
+    The gate is the `quantile` of the best-match similarities (each feature against all of the other layer,
+    both directions) over as many draws of the null as make the tail known. The null's own lists use one
+    more draw, which the gate has not seen.
+    """
+    d_lower, d_upper = similarity.sizes
+    samples = d_lower + d_upper
     count = min(MAX_PERMUTATIONS, max(2, math.ceil(NULL_EXCEEDANCES / ((1 - quantile) * samples))))
-    generator = np.random.default_rng(seed)
-    permutations = [torch.from_numpy(generator.permutation(upper.shape[1])) for _ in range(count + 1)]
-    null_best = np.concatenate([_best_matches(lower, upper[:, permutation]) for permutation in permutations[1:]])
+    real, permuted = (_lists(similarity, draw, neighbours) for draw in (0, 1))
+    null_best = np.concatenate([_best_matches(similarity, draw) for draw in range(2, count + 2)])
     gate = float(np.quantile(null_best, quantile))
-    real = _lists(lower, upper, neighbours)
-    mutual = real.back_target[real.target[:, 0], 0] == np.arange(len(lower))
+    mutual = real.back_target[real.target[:, 0], 0] == np.arange(d_lower)
     cut = [bool((cosine[:, -1] > gate).any()) and cosine.shape[1] < other for cosine, other in (
-        (real.cosine, len(upper)), (real.back_cosine, len(lower)),
+        (real.cosine, d_upper), (real.back_cosine, d_lower),
     )]  # fmt: skip
-    permuted = _lists(lower, upper[:, permutations[0]], neighbours)
     return Comparison(real, permuted, gate, real.cosine[:, 0].copy(), null_best, mutual, not all(cut))
 
 
-def _unit(decoder: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(decoder.detach().to(torch.float32), dim=1)
+def same_index(found: Comparison, similarity: Similarity) -> Comparison:
+    """A comparison whose lists hold one pair a feature: with the feature of the same number.
+
+    For dictionaries that share an identity. The gate stays, so that what training has moved apart is no pair.
+
+    Raises:
+        UserError: the layers have different numbers of features.
+    """
+    d_lower, d_upper = similarity.sizes
+    if d_lower != d_upper:
+        raise UserError(
+            f"tracking.links: identity needs dictionaries of one size, found {d_lower} and {d_upper} features: "
+            "delete the SAEs and run again, or choose other links"
+        )
+    number = np.arange(d_lower, dtype=np.int32)[:, None]
+    real, permuted = (_diagonal(similarity, draw)[:, None] for draw in (0, 1))
+    return found._replace(
+        real=Lists(number, real, number, real),
+        permuted=Lists(number, permuted, number, permuted),
+        best=real[:, 0],
+        mutual=found.real.target[:, 0] == number[:, 0],
+        covered=True,
+    )
 
 
-def _lists(lower: torch.Tensor, upper: torch.Tensor, neighbours: int) -> Lists:
-    return Lists(*_nearest(lower, upper, neighbours), *_nearest(upper, lower, neighbours))
+def _diagonal(similarity: Similarity, draw: int) -> NDArray[np.float32]:
+    """(d_sae,) similarity of every feature to the one of the same number."""
+    values, start = [], 0
+    for block in similarity.blocks(draw):
+        values.append(block.diagonal(start))
+        start += len(block)
+    return np.asarray(torch.cat(values).numpy(), dtype=np.float32)
 
 
-def _nearest(rows: torch.Tensor, others: torch.Tensor, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    blocks = [(block @ others.T).topk(min(count, len(others)), dim=1) for block in torch.split(rows, BLOCK)]
-    index = torch.cat([block.indices for block in blocks]).to(torch.int32)
-    return index.numpy(), torch.cat([block.values for block in blocks]).numpy()
+def _lists(similarity: Similarity, draw: int, neighbours: int) -> Lists:
+    return Lists(*_nearest(similarity.blocks(draw), neighbours), *_nearest(similarity.back_blocks(draw), neighbours))
 
 
-def _best_matches(lower: torch.Tensor, upper: torch.Tensor) -> NDArray[np.float32]:
-    """(d_lower + d_upper,) similarity of every row of either decoder to its best match in the other."""
-    forward, backward = [], torch.full((len(upper),), -1.0)
-    for block in torch.split(lower, BLOCK):
-        similarity = block @ upper.T  # (block, d_upper)
-        forward.append(similarity.amax(1))
-        backward = torch.maximum(backward, similarity.amax(0))
+def _nearest(blocks: Iterator[Tensor], count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    best = [block.topk(min(count, block.shape[1]), dim=1) for block in blocks]
+    index = torch.cat([each.indices for each in best]).to(torch.int32)
+    return index.numpy(), torch.cat([each.values for each in best]).numpy()
+
+
+def _best_matches(similarity: Similarity, draw: int) -> NDArray[np.float32]:
+    """(d_lower + d_upper,) similarity of every feature of either layer to its best match in the other."""
+    forward, backward = [], torch.full((similarity.sizes[1],), -1.0)
+    for block in similarity.blocks(draw):
+        forward.append(block.amax(1))
+        backward = torch.maximum(backward, block.amax(0))
     return np.asarray(torch.cat([*forward, backward]).numpy(), dtype=np.float32)
 
 

@@ -13,10 +13,14 @@ from ghosttrack import files, sae
 from ghosttrack.errors import UserError
 from ghosttrack.progress import Progress
 from ghosttrack.sae import Sae
+from ghosttrack.settings import OriginalTrackingSettings
 from ghosttrack.tracks import track_table
-from ghosttrack.tracks.neighbours import LayerLinks, Links, compare, links, load_links
+from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
+from ghosttrack.tracks.neighbours import LayerLinks, Links, links, load_links
+from ghosttrack.tracks.original import OriginalPlan
+from ghosttrack.tracks.similarity import DecoderCosine
 from ghosttrack.tracks.track_table import ROWS, Table
-from ghosttrack.tracks.tracking import Detections, Options, detect, follow, relink, shuffled_order
+from ghosttrack.tracks.tracking import Detections, Followed, Options, detect, follow, relink, shuffled_order
 
 VARIANTS = ("default", "permuted", "random", "shuffled", "untracked")
 
@@ -29,14 +33,15 @@ class Store(Protocol):
     @property
     def massive(self) -> NDArray[np.bool_]: ...  # noqa: D102
     def read(self, start: int, stop: int) -> NDArray[np.float16]: ...  # noqa: D102
+    def release(self) -> None: ...  # noqa: D102
 
 
-def load_saes(weights: Sequence[Path], variants: Sequence[str]) -> list[Sae]:
-    """The autoencoder beside each weight file; without its decoder, half its memory, where no variant has a use for it."""
+def load_saes(weights: Sequence[Path], *, decoders: bool) -> list[Sae]:
+    """The autoencoder beside each weight file; without its decoder, half its memory, where nothing has a use for it."""
     loaded = []
     for path in weights:
         each = sae.load(path.parent)
-        loaded.append(each if "shuffled" in variants else replace(each, W_dec=each.W_dec[:0].clone()))
+        loaded.append(each if decoders else replace(each, W_dec=each.W_dec[:0].clone()))
     return loaded
 
 
@@ -47,16 +52,44 @@ class LinkPlan(NamedTuple):
     adjacent: list[Links | None]
     skip: list[Links | None]
 
+    def follow(self, detections: Sequence[Detections], options: Options) -> Followed:
+        """Link the detections of every layer, in this order."""
+        return follow(detections, self.adjacent, self.skip, options)
+
+
+class Plan(Protocol):
+    """How a variant links: see LinkPlan and OriginalPlan."""
+
+    @property
+    def order(self) -> list[int]: ...  # noqa: D102
+    def follow(self, detections: Sequence[Detections], options: Options) -> Followed: ...  # noqa: D102
+
+
+def plan_original(variant: str, saes: Sequence[Sae], prices: OriginalTrackingSettings, seed: int) -> OriginalPlan:
+    """A variant of the original's association: each decoder's coordinates permuted, no links, or shuffled layers.
+
+    Args:
+        saes: of the analysed layers, with their decoders.
+    """
+    order = shuffled_order(len(saes), seed) if variant == "shuffled" else list(range(len(saes)))
+    decoders = [torch.nn.functional.normalize(saes[position].W_dec, dim=1) for position in order]
+    if variant == "permuted":
+        generator = np.random.default_rng(seed)
+        decoders = [each[:, torch.from_numpy(generator.permutation(each.shape[1]))] for each in decoders]
+    if variant == "untracked":
+        prices = prices.model_copy(update={"association": 0.0})  # no price is below
+    return OriginalPlan(order, decoders, prices)
+
 
 def plan_links(
     variant: str, layers: Sequence[int], neighbours: Sequence[Path], saes: Sequence[Sae], *,
-    count: int, quantile: float, seed: int,
+    kind: LinkKind, count: int, quantile: float, seed: int,
 ) -> LinkPlan:  # fmt: skip
     """Links of a variant: as stored, of permuted decoders, none, or between shuffled layers (compared here).
 
     Args:
         layers: analysed layers, ascending; `saes` goes with them, `neighbours` with all but the last.
-        count, quantile: neighbours per feature and gate, for the pairs that no file holds.
+        kind, count, quantile: what makes features alike, neighbours per feature and gate, for the pairs that no file holds.
     Raises:
         UserError: a file holds other layers than expected.
     """
@@ -69,7 +102,8 @@ def plan_links(
 
         def between(step: int, ahead: int) -> Links:
             lower, upper = order[step], order[step + ahead]
-            found = compare(saes[lower].W_dec, saes[upper].W_dec, count, quantile, [seed, layers[lower], layers[upper]])
+            similarity = DecoderCosine(saes[lower].W_dec, saes[upper].W_dec, [seed, layers[lower], layers[upper]])
+            found = compare_as(kind, similarity, count, quantile)
             return links(found.real, found.gate)
 
         return LinkPlan(
@@ -124,7 +158,7 @@ def track(
     stores: Sequence[Store],
     saes: Sequence[Sae],
     layers: Sequence[int],
-    plan: LinkPlan,
+    plan: Plan,
     options: Options,
     variant: str,
     seed: int,
@@ -152,7 +186,7 @@ def track(
                 _detect(stores[position].read(start, stop), saes[position], excluded[start:stop], ranks)
                 for position in plan.order
             ]
-            table, candidates, hard = follow(found, plan.adjacent, plan.skip, options)
+            table, candidates, hard = plan.follow(found, options)
             if variant == "random":
                 # ASSUME: batches have a fixed size, so draws by batch are the same on every machine.
                 table = relink(table, options.top_k, np.random.default_rng([seed, start]))
@@ -162,6 +196,8 @@ def track(
 
         for start in range(0, rows, ROWS):
             batch(start, min(start + ROWS, rows))
+            for store in stores:
+                store.release()
             progress.advance(min(ROWS, rows - start))
         about = {
             "schema": track_table.SCHEMA,

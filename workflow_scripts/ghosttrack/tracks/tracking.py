@@ -53,11 +53,15 @@ class Followed(NamedTuple):
 
 def detect(code: NDArray[np.float32], ranks: int) -> Detections:
     """The up to `ranks` strongest features above 0 of each row of `code` (rows, d_sae); ties: the lower feature first."""
-    row, feature = np.nonzero(code > 0)
-    activation = code[row, feature]
-    order = np.lexsort((-activation, row))  # stable: equal activations stay in feature order
+    flat = np.flatnonzero(code > 0)  # one dimension: several times as fast as two
+    row, feature = np.divmod(flat, code.shape[1])
+    activation = code.ravel()[flat]
+    # One number to sort by: the row, then the strength. Bits of positive floats are ordered as the floats are.
+    strength = activation.astype(np.float32, copy=False).view(np.uint32).astype(np.int64)
+    order = np.argsort((row << 32) - strength, kind="stable")  # equal activations stay in feature order
     row, feature, activation = row[order], feature[order], activation[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    count = np.bincount(row, minlength=len(code))
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     kept = rank < ranks
     width = max(1, int(rank[kept].max(initial=0)) + 1)
     found = Detections(np.full((len(code), width), -1, np.int32), np.zeros((len(code), width), np.float32))
@@ -123,17 +127,19 @@ def follow(
 
 def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], options: Options) -> _Edges:
     """Every pair of a living track and a detection whose similarity beats gate and activation penalty."""
+    width = 1 + max([int(found.feature.max()), *(int(table.target.max(initial=-1)) for _, _, table in sources)])
+    ranks = _rank_of(found.feature, width)
     parts = []
     for gap, layer, table in sources:
         # Two layers back only those that nothing continued; one layer back nothing has been continued yet.
         row, slot = np.nonzero((layer.feature >= 0) & ~layer.continued)
         feature = layer.feature[row, slot]
         count = table.start[feature + 1] - table.start[feature]
-        origin = np.repeat(np.arange(len(row)), count)
-        entry = np.arange(len(origin)) + np.repeat(table.start[feature] - np.cumsum(count) + count, count)
-        rank = _rank_of(found.feature, row[origin], table.target[entry])
-        hit = rank >= 0
-        origin, entry, rank = origin[hit], entry[hit], rank[hit]
+        end = np.cumsum(count)
+        entry = np.arange(end[-1] if len(end) else 0) + np.repeat(table.start[feature] - end + count, count)
+        found_rank = ranks.take(np.repeat(row * width, count) + table.target[entry])
+        hit = np.flatnonzero(found_rank >= 0)
+        origin, entry, rank = np.searchsorted(end, hit, side="right"), entry[hit], found_rank[hit].astype(np.int64)
         parts.append((row[origin], slot[origin], rank, np.full(len(rank), gap), table.surplus[entry],
                       layer.activation[row[origin], slot[origin]]))  # fmt: skip
     if not parts:
@@ -144,18 +150,15 @@ def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], opt
     after = found.activation[row, rank].astype(np.float64)
     weight = surplus - options.activation_weight * np.abs(before - after) / (before + after)
     edges = _Edges(row, slot, rank, gaps, surplus, weight)
-    return _Edges(*(column[weight > 0] for column in edges))  # type: ignore[arg-type]
+    return _Edges(*(column[weight > 0] for column in edges))
 
 
-def _rank_of(features: NDArray[np.int32], row: NDArray[np.int64], feature: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Rank of `feature` among a row's detections, -1 if it is not one of them."""
-    if not len(row):
-        return np.zeros(0, np.int64)
-    width = max(int(features.max()), int(feature.max())) + 1
+def _rank_of(features: NDArray[np.int32], width: int) -> NDArray[np.int16]:
+    """Rank of every feature below `width` among a row's detections, -1 if it is not one of them; (rows, width)."""
     ranks = np.full((len(features), width), -1, np.int16)
     where, rank = np.nonzero(features >= 0)
     ranks[where, features[where, rank]] = rank
-    return ranks[row, feature].astype(np.int64)
+    return ranks
 
 
 def _compact(found: Detections, edges: _Edges, top_k: int) -> Table:

@@ -1,0 +1,256 @@
+"""Tracking beside the original's algorithm, and what it costs as tokens, layers and activations grow.
+
+    python benchmarks/tracking.py speed results/NAME      texts per CPU second, one token per text, tracks and metrics
+    python benchmarks/tracking.py growth results/NAME     CPU time against tokens and layers
+    python benchmarks/tracking.py memory                  peak memory of the tracking job on made-up activations
+
+Reference of `speed`: original_tracker.py on the same codes. The original's own step of 50 x 50 pairs took 46 ms of CPU where
+a bare loop over the cosines of 50 x 50 pairs of 768 numbers took 15.4. That loop is timed here too, so that what the original
+would take here is known; where the reference takes longer than that, ratios are scaled down. Encoding activations into codes
+is not part of any way, and printed beside.
+"""
+
+import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import original_tracker
+import torch
+from measure import cost, show
+
+from ghosttrack import sae
+from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.sae import Sae
+from ghosttrack.sae.model import save
+from ghosttrack.settings import OriginalTrackingSettings
+from ghosttrack.tracks.metrics import BLOCK, measure
+from ghosttrack.tracks.neighbours import compare, load_links
+from ghosttrack.tracks.neighbours import save as save_neighbours
+from ghosttrack.tracks.track_run import LinkPlan, Plan, plan_original
+from ghosttrack.tracks.track_table import ROWS
+from ghosttrack.tracks.tracking import Options, detect
+
+# CPU milliseconds of the original's own association step, and of the bare loop on the same machine.
+STEP_MS, LOOP_MS = 46.0, 15.4
+WIDE = Options(50, 4, 1, 0.0)
+NARROW = Options(50, 1, 0, 0.0)
+
+
+class Run(NamedTuple):
+    """What is read of a finished run."""
+
+    saes: list[Sae]
+    codes: list[np.ndarray]  # (texts, d_sae) of each layer: the last answer token of every text
+    plan: LinkPlan
+    encoding: float  # CPU seconds of all codes
+
+
+def opened(home: Path, dataset: str, texts: int) -> Run:
+    """One token of each of `texts` texts; more are drawn by repeating them in another order."""
+    folders = sorted((home / "saes").glob("layer_*"))
+    saes = [sae.load(folder) for folder in folders]
+    places = [home / "examples" / dataset / folder.name for folder in folders]
+    stores = [ActivationStore.open([place.with_suffix(".zarr")], [place.with_suffix(".json")]) for place in places]
+    rows = np.random.default_rng(0).permutation(stores[0].rows)[:texts]
+    values = [torch.from_numpy(store.read()[rows].astype(np.float32)) for store in stores]
+    codes: list[np.ndarray] = []
+    with torch.inference_mode():
+        spent = cost(lambda: codes.extend(each.encode(x).numpy() for each, x in zip(saes, values, strict=True)))
+    found = [load_links(home / "neighbours" / f"{folder.name}.npz", permuted=False) for folder in folders[:-1]]
+    plan = LinkPlan(list(range(len(saes))), [each.adjacent for each in found], [each.skip for each in found[:-1]])
+    return Run(saes, codes, plan, spent.cpu)
+
+
+def ours(codes: Sequence[np.ndarray], plan: Plan, options: Options) -> None:
+    """Tracks and metrics of all tokens, from codes."""
+    scale = np.ones(len(codes))
+    for start in range(0, len(codes[0]), ROWS):
+        table = plan.follow([detect(code[start : start + ROWS], options.ranks) for code in codes], options).table
+        for first in range(0, len(table.feature), BLOCK):
+            measure(table.part(first, first + BLOCK), scale)
+
+
+def reference(codes: Sequence[np.ndarray], decoders: list[np.ndarray], texts: int, *, fast: bool) -> None:
+    """The same by the original's algorithm."""
+    for text in range(texts):
+        tracks = original_tracker.track([code[text] for code in codes], decoders, fast=fast)
+        original_tracker.measure(tracks, len(codes))
+
+
+def step_ms(run: Run, decoders: list[np.ndarray], steps: int) -> float:
+    """CPU milliseconds of one association of 50 with 50, in the plain reference."""
+    full = np.flatnonzero(np.min([(code > 0).sum(1) for code in run.codes[:2]], axis=0) >= original_tracker.TOP_K)
+    lower, upper = (
+        [original_tracker.features(code[text], decoder) for text in full[:steps]]
+        for code, decoder in zip(run.codes[:2], decoders[:2], strict=True)
+    )
+    before = [[original_tracker.Track(0, {0: each}) for each in found] for found in lower]
+    spent = cost(
+        lambda: [
+            original_tracker.associate(tracks, found, 1, fast=False)
+            for tracks, found in zip(before, upper, strict=True)
+        ]
+    )
+    return 1000 * spent.cpu / len(upper)
+
+
+def loop_ms(repeats: int = 20) -> float:
+    """CPU milliseconds of 50 x 50 cosines of 768 numbers, cell by cell: how fast plain Python is here."""
+    rows, others = np.random.default_rng(0).standard_normal((2, 50, 768)).astype(np.float32)
+
+    def loop() -> None:
+        found = np.zeros((50, 50))
+        for i in range(50):
+            for j in range(50):
+                lengths = np.linalg.norm(rows[i]) * np.linalg.norm(others[j])
+                found[i, j] = np.dot(rows[i], others[j]) / lengths
+
+    return 1000 * min(cost(loop).cpu for _ in range(repeats))
+
+
+def speed(given: argparse.Namespace) -> None:
+    """Texts per CPU second of each way."""
+    run = opened(given.results, given.dataset, given.texts)
+    decoders = [each.W_dec.numpy() for each in run.saes]
+    layers, texts = len(decoders), len(run.codes[0])
+    step = step_ms(run, decoders, 10)
+    original = STEP_MS * loop_ms() / LOOP_MS
+    scale = min(1.0, original / step)
+    prices = OriginalTrackingSettings()
+    ways: list[tuple[str, int, Callable[[int], Any]]] = [
+        ("the original's algorithm, plain", 8, lambda count: reference(run.codes, decoders, count, fast=False)),
+        ("the same, prices in one product", 100, lambda count: reference(run.codes, decoders, count, fast=True)),
+        ("mode: original", texts, lambda _: ours(run.codes, plan_original("default", run.saes, prices, 0), NARROW)),
+        ("gated, no coasting or rescue", texts, lambda _: ours(run.codes, run.plan, NARROW)),
+        ("gated, as by default", texts, lambda _: ours(run.codes, run.plan, WIDE)),
+    ]
+    rates = [(name, count, cost(lambda: way(count)).cpu / count) for name, count, way in ways]  # noqa: B023
+    plain, fast = rates[0][2], rates[1][2]
+    slow = (
+        (layers - 1) * original / 1000 + rates[0][2] - (layers - 1) * step / 1000
+    )  # all but the steps as in the reference
+    encoding = run.encoding / texts
+    rows = [
+        [name, count, 1000 * each, 1 / each, fast / each, scale * plain / each, slow / each, (slow + encoding) / (each + encoding)]
+        for name, count, each in rates
+    ]  # fmt: skip
+    print(f"a step of 50 x 50: {step:.1f} ms of CPU in the reference, {original:.1f} in the original by the bare loop; "
+          f"encoding {1000 * encoding:.3f} ms a text", flush=True)  # fmt: skip
+    show(
+        f"{given.results.name}, {layers} layers, one token per text: CPU, and how many times the texts of the references",
+        ["way", "texts", "ms/text", "texts/s", "x one product", "x plain", "x original's step", "with encoding"], rows,
+    )  # fmt: skip
+
+
+def growth(given: argparse.Namespace) -> None:
+    """CPU seconds as tokens and layers grow; linear if the last column stays."""
+    run = opened(given.results, given.dataset, given.texts)
+    texts, layers, rows = len(run.codes[0]), len(run.codes), []
+    ours([code[:256] for code in run.codes], run.plan, WIDE)
+    cases = [(layers, texts // part) for part in (8, 4, 2, 1)] + [(some, texts) for some in range(2, layers)]
+    for some, tokens in cases:
+        plan = LinkPlan(list(range(some)), run.plan.adjacent[: some - 1], run.plan.skip[: some - 2])
+        spent = min(cost(lambda: ours([code[:tokens] for code in run.codes[:some]], plan, WIDE)).cpu for _ in range(2))  # noqa: B023
+        rows.append([some, tokens, spent, 1e6 * spent / tokens / some])
+    columns = ["layers", "tokens", "CPU s", "CPU us per token and layer"]
+    show(f"{given.results.name}: tracking and metrics", columns, rows)
+    if given.csv:
+        with given.csv.open("w", newline="") as stream:
+            csv.writer(stream).writerows([columns, *rows])
+
+
+def memory(given: argparse.Namespace) -> None:
+    """Write stores, autoencoders and neighbours, run the job's script on them, and say what it took."""
+    generator = np.random.default_rng(0)
+    base = generator.standard_normal((given.d_sae, given.d_model)).astype(np.float32)
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        arguments: dict[str, list[str]] = {"stores": [], "manifests": [], "weights": [], "neighbours": []}
+        layers = list(range(given.layers))
+        decoders = []
+        block = generator.standard_normal((4096, given.d_model)).astype(np.float32)
+        # One threshold, so that about L0 features are active.
+        threshold = float(np.quantile(block[:256] @ base.T, 1 - given.l0 / given.d_sae))
+        for layer in layers:
+            noise = generator.standard_normal(base.shape).astype(np.float32) / np.sqrt(given.d_model)
+            decoder = torch.nn.functional.normalize(torch.from_numpy(base + 0.75 * noise), dim=1)
+            decoders.append(decoder)
+            folder = home / f"layer_{layer:02d}"
+            each = Sae(decoder.T.contiguous(), torch.zeros(given.d_sae), decoder, torch.zeros(given.d_model),
+                       torch.full((given.d_sae,), threshold))  # fmt: skip
+            arguments["weights"].append(str(folder / sae.model.WEIGHTS_NAME))
+            save(each, folder / sae.model.WEIGHTS_NAME, folder / sae.model.CFG_NAME, hook_name="", model_name="made up")
+            store, manifest = home / f"{layer}.zarr", home / f"{layer}.json"
+            header = Header("made up", "0" * 64, layer, "resid_post", None, "1" * 64)
+            with StoreWriter(store, manifest, header, rows=given.tokens, d_model=given.d_model) as out:
+                for start in range(0, given.tokens, 4096):
+                    turned = np.roll(block, start // 4096 + layer % 2, axis=0)[: given.tokens - start]
+                    out.append(to_block(turned))
+            arguments["stores"].append(str(store))
+            arguments["manifests"].append(str(manifest))
+        # All layers copy one dictionary, so one comparison stands for every pair.
+        adjacent, skip = (compare(decoders[0], decoders[ahead], 32, 0.999, [ahead]) for ahead in (1, 2))
+        for layer in layers[:-1]:
+            arguments["neighbours"].append(str(home / f"{layer}.npz"))
+            save_neighbours(
+                Path(arguments["neighbours"][-1]),
+                layers[layer : layer + 3],
+                [adjacent, skip][: given.layers - 1 - layer],
+            )
+        code = (
+            "import sys, json; from pathlib import Path; import track_features; "
+            "from ghosttrack.settings import TrackingSettings; given = json.loads(sys.stdin.read()); "
+            "track_features.main(**{key: [Path(each) for each in value] for key, value in given['paths'].items()}, "
+            "layers=given['layers'], variants=['default'], tracking=TrackingSettings(), seed=0, threads=1)"
+        )
+        paths = {**arguments, "tracks": [str(home / "tracks.zarr")], "tracks_manifests": [str(home / "tracks.json")]}
+        sent = json.dumps({"paths": paths, "layers": layers})
+        scripts = str(Path(__file__).parents[1] / "workflow_scripts")
+        subprocess.run([sys.executable, "-c", code], input=sent, text=True, check=True, cwd=scripts)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        counts = json.loads((home / "tracks.json").read_text())["counts"]
+        linked = (sum(counts["adjacent"]) + sum(counts["coasted"])) / given.tokens
+        size = sum(path.stat().st_size for path in (home / "tracks.zarr").rglob("*") if path.is_file())
+        show(
+            "memory of the tracking job",
+            ["tokens", "layers", "d_model", "d_sae", "detections/token/layer", "links/token", "peak GB", "CPU s", "tracks GB"],
+            [[given.tokens, given.layers, given.d_model, given.d_sae,
+              sum(counts["detections"]) / given.tokens / given.layers, linked, used.ru_maxrss * 1024 / 1e9,
+              used.ru_utime + used.ru_stime, size / 1e9]],
+        )  # fmt: skip
+
+
+def main() -> None:
+    """One of the three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    chosen = parser.add_subparsers(required=True)
+    for call in (speed, growth, memory):
+        part = chosen.add_parser(call.__name__, help=call.__doc__)
+        part.set_defaults(call=call)
+        if call is memory:
+            for key, value in (("tokens", 100_000), ("layers", 24), ("d-model", 576), ("d-sae", 2048), ("l0", 64)):
+                part.add_argument(f"--{key}", type=int, default=value)
+            continue
+        part.add_argument("results", type=Path, help="folder of a finished run, results/NAME")
+        part.add_argument("--dataset", default="cities")
+        part.add_argument("--texts", type=int, default=2048)
+        if call is growth:
+            part.add_argument("--csv", type=Path, help="write the table there too")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.call(given)
+
+
+if __name__ == "__main__":
+    main()
