@@ -179,6 +179,16 @@ class DetectionSettings(Section):
     folds: int = Field(5, ge=2, le=50, description="Outer folds; whole groups stay in one fold.")
     inner_folds: int = Field(4, ge=2, le=20, description="Folds inside each training fold, for choosing and stacking.")
     trees: int = Field(200, ge=10, description="Trees of the random forest.")
+    detectors: list[Literal["logistic", "forest", "boosting", "svm", "additive", "ensemble"]] = Field(
+        ["logistic", "forest", "boosting", "svm", "additive", "ensemble"],
+        min_length=1,
+        description="Detectors on the metrics of tracks: `additive` explains itself by one curve a metric, `ensemble` is the mean of the others. Nulls get `logistic` and `forest`.",
+    )
+    other_prompts: int = Field(
+        8,
+        ge=0,
+        description="Other prompts of its relation that each answer is also scored after, for PMI and to tell what its activations owe to the answer alone; 0: none. Time grows in proportion.",
+    )
     max_statements: int | None = Field(
         None, ge=8, description="At most this many examples per data set, whole groups kept; null uses all."
     )

@@ -53,7 +53,7 @@ def run(
         scores = _scores(
             examples, embedding, labels, splits.rounds(labels, units, fold, detection.inner_folds, seed), dataset
         )
-    table = detectors.frame(examples, fold, scores, reason)
+    table = detectors.frame(examples, fold, scores, dict.fromkeys(scores, reason))
     return Audited(table, _checks(examples, fold, labels, scores, reason, control, evaluation_settings, seed))
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Singles = NDArray[np.float32]
 
+# Columns of outputs.parquet that say how a number came about.
+NOT_FEATURES = ("other_prompts",)
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
 _ROWS = 4096
 
@@ -65,20 +67,33 @@ def span_max(values: NDArray[Any], where: Spans) -> Singles:
 class LayerBlocks(NamedTuple):
     """What the detectors read of one layer, pooled over the answer's tokens.
 
-    raw: mean activation, (examples, d_model); code: mean and maximum of the SAE code side by side,
-    (examples, 2 d_sae); residual: mean of what the SAE misses, (examples, d_model).
+    raw: mean activation, (examples, d_model); centred: the same minus the answer's background; code: mean of the SAE
+    code minus the code of the background, and its maximum, side by side, (examples, 2 d_sae); residual: mean of what
+    the SAE misses minus what it misses of the background, (examples, d_model).
+
+    The background is what the answer's activation is after other prompts: the part that says which answer it is, and
+    nothing of whether it is true. Where there is none, nothing is taken off.
     """
 
     raw: Singles
+    centred: Singles
     code: Singles
     residual: Singles
 
+    @property
+    def code_max(self) -> Singles:
+        """Maximum of the SAE code, (examples, d_sae)."""
+        return self.code[:, self.code.shape[1] // 2 :]
 
-def layer_blocks(values: NDArray[Any], massive: NDArray[np.bool_], where: Spans, sae: "Sae") -> LayerBlocks:
+
+def layer_blocks(
+    values: NDArray[Any], massive: NDArray[np.bool_], where: Spans, sae: "Sae", background: NDArray[Any]
+) -> LayerBlocks:
     """Encode the answer tokens of one layer and pool them per example.
 
     Args:
-        values: (rows, d_model) activations; massive: (rows,) attention sinks, left out of means.
+        values: (rows, d_model) activations; massive: (rows,) attention sinks, left out of means;
+        background: (examples, d_model), NaN where it is not known.
     """
     import torch
 
@@ -86,13 +101,21 @@ def layer_blocks(values: NDArray[Any], massive: NDArray[np.bool_], where: Spans,
     for examples, rows in _batches(where):
         part, here = values[rows].astype(np.float32), _shift(where, examples)
         x = torch.from_numpy(part)
+        expected = background[examples].astype(np.float32)
+        unknown = np.isnan(expected).any(axis=1)
+        expected[unknown] = 0
         with torch.inference_mode():
             code = sae.encode(x)
             residual = (x - sae.decode(code)).numpy()
+            expected_code = sae.encode(torch.from_numpy(expected))
+            missed = expected - sae.decode(expected_code).numpy()
         kept = ~massive[rows]
         active = code.numpy() * kept[:, None]  # a sink fires everything: it would be the maximum
-        pooled = np.concatenate([span_mean(active, here, kept), span_max(active, here)], axis=1)
-        parts.append(LayerBlocks(span_mean(part, here, kept), pooled, span_mean(residual, here, kept)))
+        taken = np.where(unknown[:, None], 0, expected_code.numpy())
+        pooled = np.concatenate([span_mean(active, here, kept) - taken, span_max(active, here)], axis=1)
+        raw = span_mean(part, here, kept)
+        own = span_mean(residual, here, kept) - np.where(unknown[:, None], 0, missed)
+        parts.append(LayerBlocks(raw, raw - expected, pooled, own))
     return LayerBlocks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -113,9 +136,11 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     """Everything the model's output distribution says about an answer, one row per example.
 
     Log-probabilities, entropies and margins in nats; `surprise_first` is the excess of the first token's
-    surprise over the entropy it was drawn from; ranks are logarithmic.
+    surprise over the entropy it was drawn from; ranks are logarithmic. Columns that some example lacks (PMI, where an
+    answer meets no other prompt) are left out for all.
     """
-    table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens"]).astype(np.float64)
+    table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore")
+    table = table.astype(np.float64).dropna(axis=1)
     table["rank_first"] = np.log1p(table["rank_first"])
     table["surprise_first"] = -table["logprob_first"] - table["entropy_first"]
     table["surprise_mean"] = -table["logprob_mean"] - table["entropy_mean"]
