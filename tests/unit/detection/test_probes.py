@@ -107,3 +107,13 @@ def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_
     np.testing.assert_allclose(found.weights, x[y == 1].mean(0) - x[y == 0].mean(0))
     assert auroc(y, found.inner) > 0.9
     assert found.outer.shape == (10,)
+
+
+def test_calibration_undoes_overconfidence_by_the_inner_scores_alone() -> None:
+    rng = np.random.default_rng(6)
+    odds = rng.standard_normal(4000)
+    y = (rng.random(4000) < probes.probability(odds)).astype(np.int64)
+    sure = probes.Fitted(5 * odds, np.array([-5.0, 0.0, 5.0]), 1.0, 0.5, None)
+    found = probes.calibrated(sure, y)
+    np.testing.assert_allclose(found.inner, odds, atol=0.3)
+    np.testing.assert_allclose(found.outer, [-1, 0, 1], atol=0.15)

@@ -125,7 +125,7 @@ def _output(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str,
 def _logistic(table: pd.DataFrame, y: Ints, step: Round, signal: str, results: Results) -> Fitted:
     """Logistic regression on the columns of a table, with its choices and weights noted."""
     x = table.to_numpy(dtype=np.float64)
-    fit = probes.logistic(x[step.train], y, step.inner, x[step.test])
+    fit = probes.calibrated(probes.logistic(x[step.train], y, step.inner, x[step.test]), y)
     _note(signal, fit, list(table.columns), step, results)
     return fit
 

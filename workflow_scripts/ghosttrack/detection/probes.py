@@ -242,6 +242,12 @@ def _logistic_once(x: Any, y: Ints, test: Any, strength: float, sparse: bool) ->
     return np.asarray(model.decision_function(test), dtype=np.float64), np.asarray(model.coef_[0], dtype=np.float64)
 
 
+def calibrated(fit: Fitted, y: Ints) -> Fitted:
+    """The same scores with log-odds from a logistic regression on the inner ones, which no fit has seen."""
+    odds = platt(fit.inner, y)
+    return fit._replace(inner=odds.apply(fit.inner), outer=odds.apply(fit.outer))
+
+
 def mean_of(fits: Sequence[Fitted], y: Ints) -> Fitted:
     """Average the log-odds of several fits on the same rows, and set them to scale again."""
     inner, outer = np.mean([fit.inner for fit in fits], axis=0), np.mean([fit.outer for fit in fits], axis=0)
