@@ -76,3 +76,14 @@ def test_output_features_are_finite_even_for_certain_answers() -> None:
     found = representations.output_features(table)
     assert np.isfinite(found.to_numpy()).all()
     assert not {"id", "row_start", "row_count", "input_tokens"} & set(found.columns)
+
+
+def test_large_relations_get_features_in_their_own_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representations, "RELATION_ROWS", 3)
+    table = pd.DataFrame({"x": [1.0, 2.0, 3.0, 10.0, 20.0, 60.0, 5.0], "same": 1.0})
+    found = representations.by_relation(table, ["a"] * 3 + ["b"] * 3 + ["c"])
+    assert list(found.columns) == ["x", "same", "x.a", "same.a", "x.b", "same.b"]
+    np.testing.assert_allclose(found["x.a"], [-(1.5**0.5), 0, 1.5**0.5, 0, 0, 0, 0])
+    np.testing.assert_allclose(found["x.b"][3:6].std(ddof=0), 1.0)
+    assert (found[["same.a", "same.b"]] == 0).all(axis=None)
+    assert representations.by_relation(table, ["a"] * 7).equals(table)

@@ -20,7 +20,8 @@ from ghosttrack.settings import DetectionSettings
 
 DEFAULT = "ghosttrack"
 # What the default detector stacks: the output features themselves, and the log-odds of these probes.
-BASES = ("centred_probe", "sae_probe", "residual_probe")
+# The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/method.md).
+BASES = ("centred_probe", "residual_probe")
 # The same stack with less or more, for the claims that its parts must earn.
 STACKS: dict[str, tuple[str, ...]] = {
     DEFAULT: BASES,
@@ -28,7 +29,7 @@ STACKS: dict[str, tuple[str, ...]] = {
     f"{DEFAULT}.with_metrics": (*BASES, "metrics_logistic"),
 }
 # Controls on raw activations and on codes, and the parts of the stack.
-PROBES = ("raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe", *BASES)
+PROBES = ("raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe", "sae_probe", *BASES)
 # The 26 metrics of the original system; signals tables hold more families.
 METRIC_FAMILIES = ("entropy", "churn", "competition", "stability", "dominance", "density")
 # Nulls are compared with the tracker by a linear detector and one that is not.

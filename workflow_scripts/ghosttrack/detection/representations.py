@@ -1,6 +1,6 @@
 """One vector per example from the activations of its answer tokens: raw, SAE code, SAE residual."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Singles = NDArray[np.float32]
 
+# A relation with this many examples gets output features of its own: enough for weights of its own in every fold.
+RELATION_ROWS = 100
 # Columns of outputs.parquet that say how a number came about.
 NOT_FEATURES = ("other_prompts",)
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
@@ -147,3 +149,21 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     # the logarithm of the answer's probability saturates at 0: tell sure from nearly sure
     table["doubt_mean"] = np.log(-table["logprob_mean"] + 1e-4)
     return table
+
+
+def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFrame:
+    """The features, and for each larger relation of several a copy in its own standard units, 0 for all others.
+
+    Capitals given a country and countries given a capital have other log-probabilities: one weight for both loses what
+    each says. No label is read; means and deviations are those of all examples of the relation.
+    """
+    names, counts = np.unique(np.array(relations, dtype=str), return_counts=True)
+    large = [str(name) for name, count in zip(names, counts, strict=True) if count >= RELATION_ROWS]
+    parts = [features]
+    for name in large if len(names) > 1 else []:
+        own = (np.array(relations, dtype=str) == name)[:, None]
+        values = features.to_numpy(dtype=np.float64)
+        mean, spread = values[own[:, 0]].mean(axis=0), values[own[:, 0]].std(axis=0)
+        copy = np.where(own, (values - mean) / np.where(spread > 0, spread, 1), 0)
+        parts.append(pd.DataFrame(copy, columns=[f"{column}.{name}" for column in features], index=features.index))
+    return pd.concat(parts, axis=1)

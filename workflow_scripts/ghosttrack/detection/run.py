@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ghosttrack.detection import agreement, controls, detectors, splits
 from ghosttrack.detection.detectors import Choice, Inputs, Weight
-from ghosttrack.detection.representations import LayerBlocks, layer_blocks, output_features, spans
+from ghosttrack.detection.representations import LayerBlocks, by_relation, layer_blocks, output_features, spans
 from ghosttrack.errors import UserError
 from ghosttrack.settings import DetectionSettings
 
@@ -114,7 +114,8 @@ def read_inputs(
     for variant, path in zip(variants, paths.signals, strict=True):
         table = detectors.read_metrics(frames.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
-    return Inputs(output_features(outputs.iloc[rows].reset_index(drop=True)), blocks, metrics)
+    features = output_features(outputs.iloc[rows].reset_index(drop=True))
+    return Inputs(by_relation(features, examples["relation"].iloc[rows].tolist()), blocks, metrics)
 
 
 def read_background(path: Path, layers: Sequence[int], examples: int) -> dict[str, NDArray[Any]]:
