@@ -69,7 +69,7 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
             for sample in range(3)
         ]
         pd.DataFrame(drawn, columns=["id", "sample", "cluster"]).to_parquet(folder / "samples.parquet")
-    np.savez(folder / "background.npz", **{f"layer_{layer:02d}": np.zeros((n, WIDTH), np.float16) for layer in LAYERS})
+    np.savez(folder / "background.npz", layer_01=np.zeros((n, WIDTH)), layer_03=np.zeros((n, WIDTH)))
     for variant in VARIANTS:
         table = pd.DataFrame(rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"])
         table.assign(id=examples["id"]).to_parquet(folder / f"{variant}.parquet")

@@ -61,7 +61,7 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
             taken = set(own["head"])
             free = [prompt for prompt in prompts if prompt not in taken]
             generator = np.random.default_rng([seed, *(zlib.crc32(str(key).encode()) for key in (relation, answer))])
-            chosen = generator.permutation(len(free))[:count] if len(free) >= LEAST_PROMPTS else []
+            chosen = generator.permutation(len(free))[: count if len(free) >= LEAST_PROMPTS else 0]
             rows += [
                 {
                     "id": f"{answer!r} after {free[at]!r}", "relation": relation, "mode": own["mode"].iloc[0],
@@ -103,13 +103,15 @@ def measure(
         progress = Progress("answers after other prompts", len(pairs), "pairs")
         with torch.inference_mode(), captured(site_modules(model, layers, site), stop=False) as outputs:
             for rows, found in _batches(model, encoded, outputs, batch):
-                np.add.at(sums, (slice(None), of_pair[rows]), found.logprob)
-                np.add.at(states, (slice(None), of_pair[rows]), found.states)
-                np.add.at(times, of_pair[rows], 1)
+                for place, whose in enumerate(of_pair[rows]):
+                    sums[:, whose] += found.logprob[:, place]
+                    states[:, whose] += found.states[:, place]
+                    times[whose] += 1
                 progress.advance(len(rows))
     with np.errstate(invalid="ignore"):
         mean, activation = sums / times, states / times[:, None].astype(np.float32)
-    return Baseline(*mean[:, owner], times[owner], activation[:, owner])
+    total, each, first = mean[:, owner]
+    return Baseline(total, each, first, times[owner], activation[:, owner])
 
 
 class _Answers(NamedTuple):
@@ -137,10 +139,10 @@ def _batches(
             first = [encoded[texts[0]] for texts in chosen]
             started = shared_prefix.start(model, [one.ids[:length] for one in first], begun.after(first[0].before))
             after = torch.log_softmax(logits_of(model, started.final), dim=-1)  # (prompts, vocabulary)
-            texts = [(number, row) for row, numbers in enumerate(chosen) for number in numbers]
-            texts.sort(key=lambda each: len(encoded[each[0]].answer))
-            for start in range(0, len(texts), batch):
-                part = texts[start : start + batch]
+            asked = [(number, row) for row, numbers in enumerate(chosen) for number in numbers]
+            asked.sort(key=lambda each: len(encoded[each[0]].answer))
+            for start in range(0, len(asked), batch):
+                part = asked[start : start + batch]
                 numbers, rows = [number for number, _ in part], [row for _, row in part]
                 answers = [encoded[number].ids[encoded[number].answer] for number in numbers]
                 yield numbers, _answers(model, answers, started, rows, after, outputs)

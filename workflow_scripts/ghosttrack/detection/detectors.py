@@ -142,18 +142,18 @@ def _note(signal: str, fit: Fitted, columns: Sequence[str], step: Round, results
 
 def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str, Fitted]:
     """Probes of every raw layer and the best of them; probes of all layers together, one of each kind."""
-    layers, single, means = list(inputs.layers), [], []
-    for layer, blocks in inputs.layers.items():
-        for kind, fitted, fit in (
-            ("raw.layer", single, probes.ridge),
-            ("means.layer", means, probes.difference_of_means),
-        ):
-            found = fit(blocks.raw[step.train], y, step.inner, blocks.raw[step.test])
-            fitted.append(found)
-            results.choices.append(Choice(kind, step.number, layer, found.strength, found.score))
-    fits = {}
-    for signal, fitted in (("raw_probe", single), ("difference_of_means", means)):
-        best = int(np.argmax([fit.score for fit in fitted]))
+    layers = list(inputs.layers)
+    fits: dict[str, Fitted] = {}
+    for signal, kind, fit in (
+        ("raw_probe", "raw.layer", probes.ridge),
+        ("difference_of_means", "means.layer", probes.difference_of_means),
+    ):
+        fitted = [fit(each.raw[step.train], y, step.inner, each.raw[step.test]) for each in inputs.layers.values()]
+        results.choices.extend(
+            Choice(kind, step.number, layer, found.strength, found.score)
+            for layer, found in zip(layers, fitted, strict=True)
+        )
+        best = int(np.argmax([found.score for found in fitted]))
         fits[signal] = fitted[best]
         results.choices.append(Choice(signal, step.number, layers[best], fits[signal].strength, fits[signal].score))
     joint = {
@@ -163,8 +163,8 @@ def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str,
         "sae_max_probe": [blocks.code_max for blocks in inputs.layers.values()],
         "residual_probe": [blocks.residual for blocks in inputs.layers.values()],
     }
-    for signal, blocks in joint.items():
-        fits[signal] = probes.joint_ridge(blocks, y, step.inner, step.train, step.test)
+    for signal, parts in joint.items():
+        fits[signal] = probes.joint_ridge(parts, y, step.inner, step.train, step.test)
         results.choices.append(Choice(signal, step.number, -1, fits[signal].strength, fits[signal].score))
     return fits
 

@@ -157,13 +157,14 @@ def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFram
     Capitals given a country and countries given a capital have other log-probabilities: one weight for both loses what
     each says. No label is read; means and deviations are those of all examples of the relation.
     """
-    names, counts = np.unique(np.array(relations, dtype=str), return_counts=True)
+    own_names: NDArray[np.str_] = np.array(relations, dtype=str)
+    names, counts = np.unique(own_names, return_counts=True)
     large = [str(name) for name, count in zip(names, counts, strict=True) if count >= RELATION_ROWS]
-    parts = [features]
+    values, parts = features.to_numpy(dtype=np.float64), [features]
     for name in large if len(names) > 1 else []:
-        own = (np.array(relations, dtype=str) == name)[:, None]
-        values = features.to_numpy(dtype=np.float64)
-        mean, spread = values[own[:, 0]].mean(axis=0), values[own[:, 0]].std(axis=0)
-        copy = np.where(own, (values - mean) / np.where(spread > 0, spread, 1), 0)
+        own = np.flatnonzero(own_names == name)
+        spread = values[own].std(axis=0)
+        copy = np.zeros_like(values)
+        copy[own] = (values[own] - values[own].mean(axis=0)) / np.where(spread > 0, spread, 1)
         parts.append(pd.DataFrame(copy, columns=[f"{column}.{name}" for column in features], index=features.index))
     return pd.concat(parts, axis=1)
