@@ -109,7 +109,7 @@ def measure(
                     times[whose] += 1
                 progress.advance(len(rows))
     with np.errstate(invalid="ignore"):
-        mean, activation = sums / times, states / times[:, None].astype(np.float32)
+        mean, activation = sums / times, np.asarray(states / times[:, None], dtype=np.float32)
     total, each, first = mean[:, owner]
     return Baseline(total, each, first, times[owner], activation[:, owner])
 

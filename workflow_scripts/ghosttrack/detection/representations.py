@@ -104,7 +104,7 @@ def layer_blocks(
         part, here = values[rows].astype(np.float32), _shift(where, examples)
         x = torch.from_numpy(part)
         expected = background[examples].astype(np.float32)
-        unknown = np.isnan(expected).any(axis=1)
+        unknown: NDArray[np.bool_] = np.asarray(np.isnan(expected).any(axis=1), dtype=np.bool_)
         expected[unknown] = 0
         with torch.inference_mode():
             code = sae.encode(x)
