@@ -187,7 +187,7 @@ class DetectionSettings(Section):
     other_prompts: int = Field(
         8,
         ge=0,
-        description="Other prompts of its relation that each answer is also scored after, for PMI and to tell what its activations owe to the answer alone; 0: none. Time grows in proportion.",
+        description="Other prompts of its relation that each answer is also scored after (up to four times as many where answers are few), for PMI and to tell what its activations owe to the answer alone; 0: none. Time grows in proportion.",
     )
     max_statements: int | None = Field(
         None, ge=8, description="At most this many examples per data set, whole groups kept; null uses all."

@@ -60,6 +60,12 @@ def test_the_choice_for_an_answer_is_its_own_and_bounded() -> None:
     assert other_prompts.choose_pairs(many, 0, seed=1).empty
 
 
+def test_few_answers_meet_more_prompts_but_not_all() -> None:
+    few = statements("one", [(f"land{number}", f"town{number % 4}") for number in range(60)])
+    assert (other_prompts.choose_pairs(few, 2, seed=0).groupby("owner").size() == 8).all()  # 15 each, at most 4 x 2
+    assert (other_prompts.choose_pairs(few.iloc[:12], 2, seed=0).groupby("owner").size() == 3).all()
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("context", ["", "Q: Who? A: Ada.\n"])

@@ -20,6 +20,9 @@ from ghosttrack.activations.extraction import Site, captured, site_modules
 from ghosttrack.activations.shared_prefix import Started
 from ghosttrack.progress import Progress
 
+# Where few answers share many prompts, each answer meets more of them, up to so many times the wanted count: on us_cities
+# (46 answers, 400 prompts) PMI reaches AUROC .863 with 8 prompts and .883 with 35.
+MOST = 4
 # A mean over fewer prompts is one prompt's opinion.
 LEAST_PROMPTS = 2
 
@@ -49,7 +52,7 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     Args:
         examples: columns relation, mode, text, answer, answer_start. Texts without relation are one relation; without a
             prompt before its answer, a text neither gives nor gets any.
-        count: prompts for each answer; fewer where there are no more.
+        count: prompts for each answer; fewer where there are no more, up to `MOST` times as many where answers are few.
     """
     heads = [text[:start] for text, start in zip(examples["text"], examples["answer_start"], strict=True)]
     known = examples.assign(head=heads, owner=owners(examples))
@@ -57,11 +60,13 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for relation, part in known.groupby("relation", sort=False):
         prompts = list(dict.fromkeys(part["head"]))
+        # half as many answers for a prompt as prompts for an answer
+        wanted = min(MOST * count, max(count, -(-count * len(prompts) // (2 * part["owner"].nunique()))))
         for (owner, answer), own in part.groupby(["owner", "answer"], sort=False):
             taken = set(own["head"])
             free = [prompt for prompt in prompts if prompt not in taken]
             generator = np.random.default_rng([seed, *(zlib.crc32(str(key).encode()) for key in (relation, answer))])
-            chosen = generator.permutation(len(free))[: count if len(free) >= LEAST_PROMPTS else 0]
+            chosen = generator.permutation(len(free))[: wanted if len(free) >= LEAST_PROMPTS else 0]
             rows += [
                 {
                     "id": f"{answer!r} after {free[at]!r}", "relation": relation, "mode": own["mode"].iloc[0],
@@ -83,7 +88,7 @@ def measure(
     model: Any, tokenizer: Any, examples: pd.DataFrame, layers: Sequence[int], *, site: Site, count: int, seed: int,
     limit: int, batch: int, dataset: str,
 ) -> Baseline:  # fmt: skip
-    """Let every answer follow up to `count` other prompts, and average over them.
+    """Let every answer follow about `count` other prompts (see `choose_pairs`), and average over them.
 
     What prompts share is computed once, and each prompt once for all of its answers, so the cost is that of the
     answers' tokens: about count x distinct answers x tokens of an answer.

@@ -6,25 +6,18 @@ any shipped table, in either direction.
 
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
 
-# Subject and answer. ASSUME: ten examples show the form; more cost context and change little.
+# Subject and answer. Five show the form: with twelve of us_cities and ten of cities the answer's log-probability told no
+# more, and with eight of borders_hard less (AUROC .653 against .700).
 SOLVED: dict[str, tuple[tuple[str, str], ...]] = {
-    "capital": (
-        ("Japan", "Tokyo"), ("Egypt", "Cairo"), ("Georgia", "Tbilisi"), ("Peru", "Lima"), ("Wales", "Cardiff"),
-        ("Norway", "Oslo"), ("Andalusia", "Seville"), ("France", "Paris"),
-    ),
+    "capital": (("Japan", "Tokyo"), ("Egypt", "Cairo"), ("France", "Paris"), ("Peru", "Lima"), ("Norway", "Oslo")),
     "largest_city": (
-        ("Brazil", "São Paulo"), ("Egypt", "Cairo"), ("Scotland", "Glasgow"), ("Peru", "Lima"), ("Japan", "Tokyo"),
-        ("Texas", "Houston"), ("France", "Paris"), ("Kenya", "Nairobi"),
+        ("Brazil", "São Paulo"), ("Egypt", "Cairo"), ("France", "Paris"), ("Peru", "Lima"), ("Japan", "Tokyo"),
     ),
     "city": (
-        ("Munich", "Germany"), ("Mumbai", "India"), ("Marseille", "France"), ("Melbourne", "Australia"),
-        ("Guadalajara", "Mexico"), ("Porto", "Portugal"), ("Mombasa", "Kenya"), ("Geneva", "Switzerland"),
-        ("Izmir", "Turkey"), ("Osaka", "Japan"),
+        ("Munich", "Germany"), ("Mumbai", "India"), ("Marseille", "France"), ("Melbourne", "Australia"), ("Osaka", "Japan"),
     ),
     "us_city": (
-        ("Chicago", "Illinois"), ("Houston", "Texas"), ("Minneapolis", "Minnesota"), ("Detroit", "Michigan"),
-        ("Pittsburgh", "Pennsylvania"), ("Seattle", "Washington"), ("Sacramento", "California"),
-        ("Hartford", "Connecticut"), ("Cleveland", "Ohio"), ("Richmond", "Virginia"), ("Des Moines", "Iowa"),
+        ("Chicago", "Illinois"), ("Houston", "Texas"), ("Detroit", "Michigan"), ("Seattle", "Washington"),
         ("Miami", "Florida"),
     ),
     "country_continent": (
@@ -33,15 +26,14 @@ SOLVED: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "city_continent": (
         ("Chicago", "North America"), ("Lima", "South America"), ("Munich", "Europe"), ("Mumbai", "Asia"),
-        ("Melbourne", "Oceania"), ("Cairo", "Africa"),
+        ("Cairo", "Africa"),
     ),
     "language": (
-        ("Angola", "Portuguese"), ("Argentina", "Spanish"), ("Austria", "German"), ("Greece", "Greek"),
-        ("Poland", "Polish"), ("Iran", "Persian"),
+        ("Angola", "Portuguese"), ("Argentina", "Spanish"), ("Austria", "German"), ("Greece", "Greek"), ("Iran", "Persian"),
     ),
     "border": (
         ("Texas", "Oklahoma"), ("Bavaria", "Saxony"), ("Ontario", "Quebec"), ("Kansas", "Nebraska"),
-        ("Provence", "Liguria"), ("Castile", "Aragon"), ("Yunnan", "Sichuan"), ("Kerala", "Tamil Nadu"),
+        ("Provence", "Liguria"),
     ),
     "symbol": (("oxygen", "O"), ("sulfur", "S"), ("iron", "Fe"), ("copper", "Cu"), ("lead", "Pb")),
     "number": (("oxygen", "8"), ("sulfur", "16"), ("iron", "26"), ("copper", "29"), ("lead", "82")),
