@@ -306,6 +306,12 @@ def given_datasets(wildcards):
     return [name for name in SETTINGS[wildcards.model].datasets if name in GIVEN]
 
 
+def drawn_answers(wildcards):
+    """Input function: the answers drawn beside the greedy ones, for a generated data set of a run that draws any."""
+    drawn = getattr(SETTINGS[wildcards.model].generation, "samples", 0) and wildcards.dataset in GENERATED
+    return [f"results/{wildcards.model}/datasets/{wildcards.dataset}/samples.parquet"] if drawn else []
+
+
 def control_datasets(wildcards):
     """Param function: the model's data sets that are positive controls."""
     return [name for name in SETTINGS[wildcards.model].datasets if DATASETS[name].control]

@@ -40,7 +40,9 @@ rule train_detectors:
         stores=ancient(per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
         manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        background="results/{model}/examples/{dataset}/background.npz",
         signals=per_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        samples=drawn_answers,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
         selection="results/{model}/detection/{dataset}/selection.csv",

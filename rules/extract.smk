@@ -94,6 +94,7 @@ for MODEL in MODELS:
             manifests=[f"results/{MODEL}/examples/{{dataset}}/layer_{layer}.json" for layer in layer_names(MODEL)],
             embedding=directory(f"results/{MODEL}/examples/{{dataset}}/embedding.zarr"),
             embedding_manifest=f"results/{MODEL}/examples/{{dataset}}/embedding.json",
+            background=f"results/{MODEL}/examples/{{dataset}}/background.npz",
             tokens=f"results/{MODEL}/examples/{{dataset}}/tokens.parquet",
             outputs=f"results/{MODEL}/examples/{{dataset}}/outputs.parquet",
         log:
@@ -110,6 +111,8 @@ for MODEL in MODELS:
             batch=shrinking(32),
         params:
             site=SETTINGS[MODEL].activations.site,
+            prompts=SETTINGS[MODEL].detection.other_prompts,
+            seed=SETTINGS[MODEL].seed,
             code=source_digest("extract_examples"),
         message:
             f"Extracting activations of {MODEL} on {{wildcards.dataset}} (GPUs: {{resources.gpu}})"

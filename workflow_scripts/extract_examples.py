@@ -2,31 +2,34 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ghosttrack import files, frames, job
-from ghosttrack.activations import example_extraction, example_tokens, extraction
+from ghosttrack.activations import example_extraction, example_tokens, extraction, other_prompts
 from ghosttrack.inputs import models
 from ghosttrack.memory import keep_freed_memory
 
 
 def main(
     *, examples: Path, weights: Path, stores: list[Path], manifests: list[Path], embedding: Path,
-    embedding_manifest: Path, tokens: Path, outputs: Path, site: extraction.Site,
-    dataset: str, batch: int, threads: int,
+    embedding_manifest: Path, background: Path, tokens: Path, outputs: Path, site: extraction.Site, prompts: int,
+    dataset: str, batch: int, threads: int, seed: int,
 ) -> None:  # fmt: skip
-    """Write one store a layer, one of the token embedding, and the tables of tokens and outputs."""
+    """Write one store a layer, one of the token embedding, what answers are after other prompts, and the tables."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     frame = frames.read_parquet(examples)
     tokenizer = models.load_tokenizer(weights.parent)
     limit = models.max_context(weights.parent / "config.json")
     encoded = example_tokens.encode(frame, tokenizer, limit, dataset)
+    model = models.load_model(weights.parent, extraction.best_device())
+    layers = [extraction.layer_of(store) for store in stores]
     found = example_extraction.extract_examples(
-        models.load_model(weights.parent, extraction.best_device()),
+        model,
         extraction.origin(weights.parent),
         encoded,
-        [extraction.layer_of(store) for store in stores],
+        layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.StoreFiles(embedding, embedding_manifest),
         site=site,
@@ -34,6 +37,19 @@ def main(
     )
     found.tokens.insert(3, "text", [tokenizer.decode([token]) for token in found.tokens["token"]])
     found.outputs.insert(0, "id", frame["id"].to_numpy())
+    baseline = other_prompts.measure(
+        model, tokenizer, frame, layers, site=site, count=prompts, seed=seed, limit=limit, batch=batch, dataset=dataset
+    )
+    for kind in ("sum", "mean", "first"):
+        found.outputs[f"pmi_{kind}"] = found.outputs[f"logprob_{kind}"] - getattr(baseline, f"logprob_{kind}")
+    found.outputs["other_prompts"] = baseline.prompts
+    with files.atomic_write(background, "wb") as stream:
+        np.savez(
+            stream,
+            **{
+                f"layer_{layer:02d}": each for layer, each in zip(layers, baseline.activation.astype("f2"), strict=True)
+            },
+        )
     for path, table in ((tokens, found.tokens), (outputs, found.outputs)):
         with files.atomic_write(path, "wb") as stream:
             table.to_parquet(stream, index=False)

@@ -11,14 +11,17 @@ from ghosttrack.settings import DetectionSettings
 
 def main(
     *, examples: Path, outputs: Path, audited: Path, stores: list[Path], manifests: list[Path], weights: list[Path],
-    signals: list[Path], scores: Path, selection: Path, importance: Path, dataset: str, layers: list[int],
+    background: Path, signals: list[Path], samples: list[Path], scores: Path, selection: Path, importance: Path, dataset: str, layers: list[int],
     variants: list[str], detection: DetectionSettings, seed: int, threads: int = 1,
 ) -> None:  # fmt: skip
-    """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`."""
+    """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`; `samples` holds
+    the drawn answers of a generated data set, or nothing."""
+    drawn = [detection_run.Samples(frames.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
         found = detection_run.train_dataset(
             dataset, frames.read_parquet(examples), frames.read_parquet(outputs), frames.read_parquet(audited),
-            detection_run.Files(stores, manifests, weights, signals), layers, variants, detection, seed,
+            detection_run.Files(stores, manifests, weights, background, signals), layers, variants, detection, seed,
+            *drawn,
         )  # fmt: skip
     with files.atomic_write(scores, "wb") as stream:
         found.scores.to_parquet(stream, index=False)

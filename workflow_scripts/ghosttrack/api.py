@@ -125,6 +125,7 @@ class Detector:
         frame = pd.DataFrame({
             "id": [each.id for each in window], "text": [each.text for each in window],
             "answer_start": [start for start, _ in spans], "answer_end": [end for _, end in spans],
+            "relation": "", "mode": "given",
         })  # fmt: skip
         scorer = self._scorer
         encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "given texts")
@@ -136,7 +137,9 @@ class Detector:
         for place, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
             tokens = [
                 Token(offsets[place][position - 1][0], offsets[place][position - 1][1], _round(one), _round(other))
-                for position, one, other in zip(encoded[place].answer, surprise[place], probe[place], strict=True)
+                for position, one, other in zip(
+                    encoded[place].answer + encoded[place].shift, surprise[place], probe[place], strict=True
+                )
             ]
             named = [
                 Reason(scorer.layers[part.place], part.feature, self._name(scorer.layers[part.place], part.feature), _round(part.log_odds))

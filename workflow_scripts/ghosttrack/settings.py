@@ -291,6 +291,16 @@ class DetectionSettings(Section):
         "stop",
         description="What a leak in a data set of given texts does: `stop` the run with the reason, or only mark it in the `report`. Data sets with `control: true` never stop a run.",
     )
+    detectors: list[Literal["logistic", "forest", "boosting", "svm", "additive", "ensemble"]] = Field(
+        ["logistic", "forest", "boosting", "svm", "additive", "ensemble"],
+        min_length=1,
+        description="Detectors on the metrics of tracks: `additive` explains itself by one curve a metric, `ensemble` is the mean of the others. Nulls get `logistic` and `forest`.",
+    )
+    other_prompts: int = Field(
+        8,
+        ge=0,
+        description="Other prompts of its relation that each answer is also scored after (up to four times as many where answers are few), for PMI and to tell what its activations owe to the answer alone; 0: none. Time grows in proportion.",
+    )
     max_statements: int | None = Field(
         None, ge=8, description="At most this many examples per data set, whole groups kept; null uses all."
     )

@@ -45,7 +45,10 @@ def examples() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": [f"e{number}" for number in range(len(PARTS))],
+            "relation": "",
+            "mode": "generated",
             "text": ["".join(part) for part in PARTS],
+            "answer": [answer.strip() for _, answer, _ in PARTS],
             "answer_start": [len(prompt) + 1 for prompt, _, _ in PARTS],  # behind the space
             "answer_end": [len(prompt + answer) for prompt, answer, _ in PARTS],
         }
@@ -124,18 +127,19 @@ def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFr
     states: list[list[torch.Tensor]] = [[], [], []]
     rows = []
     for number, one in enumerate(encoded):
-        ids = torch.from_numpy(one.ids[None])
+        ids = torch.from_numpy(np.concatenate([one.before, one.ids])[None])
+        answer = one.answer + len(one.before)
         with torch.no_grad():
             out = model(ids, output_hidden_states=True)
         log_probabilities = torch.log_softmax(out.logits[0].double(), dim=-1)
         after = [out.hidden_states[layer + 1] for layer in LAYERS]
         for kept, state in zip(states, [model.get_input_embeddings()(ids), *after], strict=True):
-            kept.append(state[0, one.answer])
-        for place in one.answer.tolist():
-            predicted, token = log_probabilities[place - 1], int(one.ids[place])
+            kept.append(state[0, answer])
+        for place in answer.tolist():
+            predicted, token = log_probabilities[place - 1], int(ids[0, place])
             best = predicted.sort(descending=True)
             rows.append({
-                "example": number, "position": place, "token": token, "logprob": float(predicted[token]),
+                "example": number, "position": place - one.lead + 1, "token": token, "logprob": float(predicted[token]),
                 "entropy": float(-(predicted.exp() * predicted).sum()), "margin": float(best.values[0] - best.values[1]),
                 "rank": best.indices.tolist().index(token),
             })  # fmt: skip
@@ -157,6 +161,37 @@ def test_every_batch_gives_what_one_example_at_a_time_gives(
     pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
     require_same_rows([found.embedding, *found.layers])
     assert (found.embedding.layer, found.embedding.site) == (None, "embedding")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_shared_beginning_gives_what_whole_texts_give(
+    tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
+    monkeypatch.setattr(example_tokens, "context_of", {"capital": "Q: Who? A: Ada.\n", "symbol": ""}.__getitem__)
+    examples["relation"], examples["mode"] = ["capital", "symbol", "symbol", "capital", "capital"], "given"
+    encoded = encode(examples, tokenizer, 64, "x")
+    shown = [0, *tokenizer("Q: Who? A: Ada.\n")["input_ids"]]
+    assert [len(one.before) for one in encoded] == [len(shown) - 1, 0, 0, len(shown) - 1, len(shown) - 1]
+    assert encoded[0].ids[0] == shown[-1]
+    assert [tokenizer.decode(one.ids[1:].tolist()) for one in encoded] == examples["text"].tolist()
+    found = extract(tmp_path, model, encoded, batch)
+    states, tokens = one_by_one(model, encoded)
+    for store, expected in zip([found.embedding, *found.layers], states, strict=True):
+        np.testing.assert_allclose(store.read(), expected, rtol=2e-3, atol=1e-3)
+    pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_that_begin_alike_share_their_beginning_but_no_answer(
+    tokenizer: Any, examples: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
+    alike = examples.iloc[[0, 0]].assign(id=["a", "b"])
+    alike.loc[alike["id"] == "b", ["text", "answer_end"]] = ["The capital of France is Paris!", 31]
+    for one, whole in zip(encode(alike, tokenizer, 64, "x"), alike["text"], strict=True):
+        assert tokenizer.decode([*one.before[1:], *one.ids]) == whole
+        assert len(one.before) == one.answer[0] + len(one.before) - 1  # up to the token before the answer
+        assert one.answer[0] + one.shift == len(tokenizer("The capital of France is")["input_ids"]) + 1
 
 
 def test_outputs_sum_up_the_tokens_of_each_example(
@@ -225,7 +260,7 @@ def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: 
     extract_examples.main(
         examples=tmp_path / "examples.parquet", weights=tmp_path / "model" / "model.safetensors",
         stores=[tmp_path / "layer_01.zarr"], manifests=[tmp_path / "layer_01.json"], embedding=tmp_path / "e.zarr",
-        embedding_manifest=tmp_path / "e.json", tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
+        embedding_manifest=tmp_path / "e.json", background=tmp_path / "background.npz", prompts=8, seed=0, tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
         site="resid_post", dataset="x", batch=2, threads=1,
     )  # fmt: skip
     tokens, outputs = pd.read_parquet(tmp_path / "tokens.parquet"), pd.read_parquet(tmp_path / "outputs.parquet")
@@ -234,5 +269,10 @@ def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: 
     assert store.rows == len(tokens) == outputs["row_count"].sum()
     assert tokens.columns.tolist() == ["example", "position", "token", "text", "logprob", "entropy", "margin", "rank"]
     assert outputs["id"].tolist() == examples["id"].tolist()
+    assert outputs["other_prompts"].tolist() == [4] * len(examples)
+    assert np.isfinite(outputs[["pmi_sum", "pmi_mean", "pmi_first"]]).all(axis=None)
+    with np.load(tmp_path / "background.npz") as background:
+        assert background.files == ["layer_01"]
+        assert background["layer_01"].shape == (len(examples), small_models.WIDTH)
     assert "".join(tokens.loc[tokens["example"] == 2, "text"]) == " Ada Lovelace"
     assert models.separator(tokenizer) == example_tokens.encode(examples, tokenizer, 64, "x")[0].ids[0]

@@ -28,7 +28,9 @@ def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.
         x[:, 0] += signal * labels * (layer == 4)
         return x
 
-    layers = {layer: LayerBlocks(block(20, layer), block(200, layer), block(20, layer)) for layer in (2, 4)}
+    layers = {
+        layer: LayerBlocks(block(20, layer), block(20, layer), block(200, layer), block(20, layer)) for layer in (2, 4)
+    }
     outputs = pd.DataFrame(rng.standard_normal((n, 3)), columns=["logprob_sum", "logprob_mean", "entropy_mean"])
     metrics = {
         name: pd.DataFrame(rng.standard_normal((n, 4)), columns=list("abcd")) for name in ("default", "permuted")
@@ -42,7 +44,10 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
     inputs, labels, rounds = made(3.0)
     found = detectors.train(inputs, labels, rounds, SETTINGS, 0, "planted")
     reached = {signal: auroc(labels, score) for signal, score in found.scores.items()}
-    for signal in ("ghosttrack", "raw_probe", "raw_probe_all", "residual_probe", "metrics_logistic", "metrics_forest"):
+    for signal in (
+        "ghosttrack", "raw_probe", "raw_probe_all", "centred_probe", "residual_probe", "difference_of_means", "metrics_logistic",
+        "metrics_forest", "metrics_boosting", "metrics_svm", "metrics_additive", "metrics_ensemble",
+    ):  # fmt: skip
         assert reached[signal] > 0.85, signal
     for signal in ("output_regression", "metrics_forest.permuted", "metrics_logistic.permuted"):
         assert abs(reached[signal] - 0.5) < 0.2, signal
@@ -84,7 +89,7 @@ def test_without_tracks_the_detector_still_stands() -> None:
 @pytest.mark.parametrize(("signal", "family"), [
     ("ghosttrack", "detector"), ("ghosttrack.without_sae", "detector"), ("raw_probe", "probe"), ("raw_probe_all", "probe"),
     ("embedding_probe", "control"), ("text_only", "control"), ("length", "control"), ("output_regression", "output"),
-    ("perplexity", "output"), ("metrics_forest", "tracking"), ("metrics_forest.permuted", "null"),
+    ("perplexity", "output"), ("pmi", "output"), ("difference_of_means", "probe"), ("sae_max_probe", "probe"), ("metrics_forest", "tracking"), ("metrics_forest.permuted", "null"),
 ])  # fmt: skip
 def test_signals_have_families(signal: str, family: str) -> None:
     assert detectors.family_of(signal) == family

@@ -80,3 +80,40 @@ def test_equal_rows_get_equal_probabilities() -> None:
     x, y, inner, _ = sample(60, 90)
     test = np.repeat(x[:1], 33, axis=0)
     assert len(set(probes.probability(probes.ridge(x, y, inner, test).outer))) == 1
+
+
+def test_a_joint_probe_is_a_probe_on_all_columns_side_by_side() -> None:
+    rng = np.random.default_rng(4)
+    blocks = [rng.standard_normal((90, columns)) * (1 + columns) for columns in (3, 40, 2)]
+    y = (blocks[0][:, 0] + blocks[2][:, 1] > 0).astype(np.int64)
+    inner, train, test = np.arange(60) % 3, np.arange(60), np.arange(60, 90)
+    joined = np.concatenate(blocks, axis=1)
+    expected = probes.ridge(joined[train], y[train], inner, joined[test])
+    found = probes.joint_ridge(blocks, y[train], inner, train, test)
+    assert found.strength == expected.strength
+    np.testing.assert_allclose(found.inner, expected.inner, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.outer, expected.outer, rtol=1e-3, atol=1e-4)
+
+
+def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_out_of_fold() -> None:
+    rng = np.random.default_rng(5)
+    y, inner = np.tile([0, 1], 60), np.repeat(np.arange(4), 30)
+    x = rng.standard_normal((120, 30))
+    noise = probes.difference_of_means(x, y, inner, x)
+    assert abs(auroc(y, noise.inner) - 0.5) < 0.2
+    x[:, 3] += 3 * y
+    found = probes.difference_of_means(x, y, inner, x[:10])
+    assert found.weights is not None
+    np.testing.assert_allclose(found.weights, x[y == 1].mean(0) - x[y == 0].mean(0))
+    assert auroc(y, found.inner) > 0.9
+    assert found.outer.shape == (10,)
+
+
+def test_calibration_undoes_overconfidence_by_the_inner_scores_alone() -> None:
+    rng = np.random.default_rng(6)
+    odds = rng.standard_normal(4000)
+    y = (rng.random(4000) < probes.probability(odds)).astype(np.int64)
+    sure = probes.Fitted(5 * odds, np.array([-5.0, 0.0, 5.0]), 1.0, 0.5, None)
+    found = probes.calibrated(sure, y)
+    np.testing.assert_allclose(found.inner, odds, atol=0.3)
+    np.testing.assert_allclose(found.outer, [-1, 0, 1], atol=0.15)

@@ -29,7 +29,10 @@ def test_pooled_blocks_equal_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> Non
     massive = np.zeros(len(values), dtype=bool)
     massive[2] = True  # one of three tokens
     massive[11] = True  # the only token of its example
-    found = representations.layer_blocks(values, massive, representations.spans(outputs(counts), 12, "x"), sae)
+    background = rng.standard_normal((5, 6)).astype(np.float16)
+    background[3] = np.nan  # not known: nothing is taken off
+    where = representations.spans(outputs(counts), 12, "x")
+    found = representations.layer_blocks(values, massive, where, sae, background)
     row = 0
     for example, count in enumerate(counts):
         rows = np.arange(row, row + count)
@@ -39,9 +42,16 @@ def test_pooled_blocks_equal_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> Non
         residual, kept = (x - sae.decode(code)).numpy(), ~massive[rows]
         mean = kept if kept.any() else ~kept
         np.testing.assert_allclose(found.raw[example], x.numpy()[mean].mean(0), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found.residual[example], residual[mean].mean(0), rtol=1e-4, atol=1e-5)
+        known = example != 3
+        expected = torch.from_numpy(background[[example]].astype(np.float32))
+        expected_code = sae.encode(expected)[0].numpy() if known else 0
+        missed = (expected - sae.decode(sae.encode(expected)))[0].numpy() if known else 0
+        np.testing.assert_allclose(found.residual[example], residual[mean].mean(0) - missed, rtol=1e-4, atol=1e-5)
+        centred = x.numpy()[mean].mean(0) - (expected[0].numpy() if known else 0)
+        np.testing.assert_allclose(found.centred[example], centred, rtol=1e-5, atol=1e-6)
         active = code.numpy() * kept[:, None]
-        pooled = np.concatenate([active[mean].mean(0), active.max(0)])
+        pooled = np.concatenate([active[mean].mean(0) - expected_code, active.max(0)])
+        np.testing.assert_allclose(found.code_max[example], active.max(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found.code[example], pooled, rtol=1e-4, atol=1e-5)
 
 
@@ -66,3 +76,14 @@ def test_output_features_are_finite_even_for_certain_answers() -> None:
     found = representations.output_features(table)
     assert np.isfinite(found.to_numpy()).all()
     assert not {"id", "row_start", "row_count", "input_tokens"} & set(found.columns)
+
+
+def test_large_relations_get_features_in_their_own_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representations, "RELATION_ROWS", 3)
+    table = pd.DataFrame({"x": [1.0, 2.0, 3.0, 10.0, 20.0, 60.0, 5.0], "same": 1.0})
+    found = representations.by_relation(table, ["a"] * 3 + ["b"] * 3 + ["c"])
+    assert list(found.columns) == ["x", "same", "x.a", "same.a", "x.b", "same.b"]
+    np.testing.assert_allclose(found["x.a"], [-(1.5**0.5), 0, 1.5**0.5, 0, 0, 0, 0])
+    np.testing.assert_allclose(found["x.b"][3:6].std(ddof=0), 1.0)
+    assert (found[["same.a", "same.b"]] == 0).all(axis=None)
+    assert representations.by_relation(table, ["a"] * 7).equals(table)

@@ -14,6 +14,7 @@ import train_detectors
 from ghosttrack import sae
 from ghosttrack.activations import store
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.detection import run as detection_run
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import ledger
 from ghosttrack.report import tables
@@ -30,15 +31,27 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
     words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(2 * n)]
     examples = pd.DataFrame({
         "id": [f"{name}-{row}" for row in range(n)], "group": [f"g{row // 4:03d}" for row in range(n)],
-        "question": "", "prompt": [f"{word} is" for word in words[:n]], "answer": words[n:], "label": labels, "mode": "given",
+        "question": "", "prompt": [f"{word} is" for word in words[:n]], "answer": words[n:], "label": labels, "mode": "given", "relation": "",
         "text": [f"{word} is {other}." for word, other in zip(words[:n], words[n:], strict=True)],
     })  # fmt: skip
-    measured = ("logprob_sum", "logprob_mean", "logprob_min", "logprob_first", "text_logprob_mean", "margin_mean")
+    measured = (
+        "logprob_sum",
+        "logprob_mean",
+        "logprob_min",
+        "logprob_first",
+        "text_logprob_mean",
+        "margin_mean",
+        "pmi_sum",
+        "pmi_mean",
+        "pmi_first",
+    )
     outputs = pd.DataFrame({
-        "id": examples["id"], "row_start": 2 * np.arange(n), "row_count": 2, "input_tokens": 5, "rank_first": 0,
+        "id": examples["id"], "row_start": 2 * np.arange(n), "row_count": 2, "input_tokens": 5, "rank_first": 0, "other_prompts": 8,
         **{key: -np.exp(rng.standard_normal(n)) - labels for key in measured},
         **{key: np.exp(rng.standard_normal(n)) for key in ("entropy_mean", "entropy_first", "margin_first")},
     })  # fmt: skip
+    if name == "small":
+        outputs.loc[4, ["pmi_sum", "pmi_mean", "pmi_first"]] = np.nan
     folder.mkdir(parents=True)
     examples.to_parquet(folder / "examples.parquet")
     outputs.to_parquet(folder / "outputs.parquet")
@@ -49,6 +62,14 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
         header = store.Header("tiny", "w", layer, "embedding" if layer is None else "resid_post", None, "t")
         with StoreWriter(folder / f"{stem}.zarr", folder / f"{stem}.json", header, rows=2 * n, d_model=WIDTH) as writer:
             writer.append(store.to_block(values))
+    if name == "big":
+        drawn = [
+            (one, sample, sample * wrong)
+            for one, wrong in zip(examples["id"], labels, strict=True)
+            for sample in range(3)
+        ]
+        pd.DataFrame(drawn, columns=["id", "sample", "cluster"]).to_parquet(folder / "samples.parquet")
+    np.savez(folder / "background.npz", layer_01=np.zeros((n, WIDTH)), layer_03=np.zeros((n, WIDTH)))
     for variant in VARIANTS:
         table = pd.DataFrame(rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"])
         table.assign(id=examples["id"]).to_parquet(folder / f"{variant}.parquet")
@@ -83,6 +104,7 @@ def run(inputs: Path, out: Path) -> None:
             stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
             manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
             weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
+            background=folder / "background.npz", samples=sorted(folder.glob("samples.parquet")),
             signals=[folder / f"{variant}.parquet" for variant in VARIANTS], scores=made / "scores.parquet",
             selection=made / "selection.csv", importance=made / "importance.csv", dataset=name, layers=LAYERS,
             variants=VARIANTS, detection=DETECTION, seed=0,
@@ -130,6 +152,23 @@ def test_a_data_set_too_small_is_reported_with_its_reason_and_not_pooled(results
     assert metrics.loc[("all_strict", "ghosttrack"), "n"] == 96
     claims = pd.read_csv(results / "ledger.csv")
     assert set(claims.loc[claims["dataset"] == "small", "verdict"]) == {tables.NOT_ESTABLISHED}
+
+
+def test_signals_that_an_example_lacks_are_not_run_and_say_why(results: Path) -> None:
+    metrics = tables.read(results / "metrics.csv", tables.METRICS).set_index(["dataset", "signal"])
+    assert np.isfinite(metrics.loc[("big", "pmi"), "auroc"])
+    assert metrics.loc[("big", "self_consistency"), "auroc"] == 1.0
+    assert np.isnan(metrics.loc[("small", "pmi"), "auroc"])
+    assert metrics.loc[("small", "pmi"), "reason"].startswith("1 of 32 answers meet no other prompts")
+    assert ("small", "self_consistency") not in metrics.index
+
+
+def test_a_background_of_other_layers_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "background.npz", layer_02=np.zeros((4, 3)))
+    assert list(detection_run.read_background(tmp_path / "background.npz", [2], 4)) == ["layer_02"]
+    for layers, examples in (([2, 3], 4), ([2], 5)):
+        with pytest.raises(UserError, match=r"background\.npz holds layer_02 of other examples; expected layer_02"):
+            detection_run.read_background(tmp_path / "background.npz", layers, examples)
 
 
 def test_scores_of_all_signals_share_their_folds(results: Path) -> None:

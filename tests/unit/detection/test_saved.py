@@ -137,7 +137,16 @@ def test_reasons_are_the_largest_parts_and_have_names(detector: Detector) -> Non
 
 def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer_does_to_the_probes(run: Path) -> None:
     scorer = Scorer(run)
-    frame = pd.DataFrame({"id": ["a"], "text": ["Q facts 3 is Ada."], "answer_start": [13], "answer_end": [16]})
+    frame = pd.DataFrame(
+        {
+            "id": ["a"],
+            "text": ["Q facts 3 is Ada."],
+            "answer_start": [13],
+            "answer_end": [16],
+            "relation": "",
+            "mode": "given",
+        }
+    )
     encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "x")
     before = scorer.read(encoded, 50)
     last = next(part for part in before.parts[0] if part.place == len(run_fakes.LAYERS) - 1)

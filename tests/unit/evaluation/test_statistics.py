@@ -138,3 +138,21 @@ def test_a_risk_curve_starts_with_the_surest_texts() -> None:
     assert risk[:4].tolist() == [0, 0, 0, 0]  # .9, .1, .8, .2 are right
     assert risk[-1] == 2 / 8  # .4 and .6 lie on the wrong sides of the cut
     assert statistics.risk_curve(labels, -scores)[1][:4].tolist() == [1, 1, 1, 1]
+
+
+def test_leaving_out_the_likeliest_hallucinations_has_its_known_worth() -> None:
+    labels = np.array([0, 1, 0, 1])
+    oracle = statistics.selective(labels, labels.astype(float))
+    assert oracle.aurc == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert oracle[1:] == pytest.approx((1.0, 1.0))
+    assert statistics.selective(labels, np.zeros(4)) == pytest.approx((0.5, 0.0, 0.0))  # equal scores are chance
+    found = statistics.selective(labels, np.array([1.0, 2.0, 3.0, 4.0]))  # risks 0, 1/2, 1/3, 1/2
+    assert found.aurc == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    assert found.prr == pytest.approx((0.5 - found.aurc) / (0.5 - oracle.aurc))
+    halves = (0.5 - (1 / 2 + 1 / 3 + 1 / 2) / 3) / (0.5 - (0 + 1 / 3 + 1 / 2) / 3)
+    assert found.prr_half == pytest.approx(halves)
+
+
+def test_selective_measures_need_both_classes_and_finite_scores() -> None:
+    assert np.isnan(statistics.selective(np.ones(3, dtype=int), np.arange(3.0))).all()
+    assert np.isnan(statistics.selective(np.array([0, 1]), np.array([np.nan, 1.0]))).all()

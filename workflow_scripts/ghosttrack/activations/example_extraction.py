@@ -10,8 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from ghosttrack.activations import shared_prefix
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.extraction import Origin, Site, StoreFiles, captured, site_modules, to_block
+from ghosttrack.activations.shared_prefix import Started
 from ghosttrack.activations.store import Header
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
@@ -81,15 +83,15 @@ def extract_examples(
             )
             for files, layer, name in headers
         ]
+        begun = Beginnings(model)
         outputs = stack.enter_context(captured(modules, stop=False))
         for window in _windows(encoded, batch):
             first = int(starts[window[0]])
             held = torch.empty(len(modules), int(starts[window[-1] + 1]) - first, width)
-            by_length = sorted(window, key=lambda number: len(encoded[number].ids))
-            for at in range(0, len(by_length), batch):
-                chosen = by_length[at : at + batch]
+            for chosen in batches(encoded, window, batch):
                 answer_rows = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in chosen])
-                final = forward(model, [encoded[number] for number in chosen])
+                texts = [encoded[number].ids for number in chosen]
+                final = shared_prefix.forward(model, texts, begun.after(encoded[chosen[0]].before))
                 example, position = answer_index([encoded[number] for number in chosen])
                 for place, output in enumerate(outputs):
                     held[place, answer_rows - first] = output[example, position].float().cpu()
@@ -116,19 +118,29 @@ def _windows(encoded: Sequence[Encoded], batch: int) -> Iterator[list[int]]:
         yield window
 
 
-def forward(model: Any, chosen: Sequence[Encoded]) -> torch.Tensor:
-    """Final hidden states, (examples, tokens, d_model). Padding is on the right, where no token can see it."""
-    longest = max(len(example.ids) for example in chosen)
-    # The separator pads: any token that exists would do.
-    ids = torch.full((len(chosen), longest), int(chosen[0].ids[0]))
-    mask = torch.zeros_like(ids)
-    for row, example in enumerate(chosen):
-        ids[row, : len(example.ids)] = torch.from_numpy(example.ids)
-        mask[row, : len(example.ids)] = 1
-    body = model.base_model
-    result = body(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
-    final: torch.Tensor = result.last_hidden_state
-    return final
+def batches(encoded: Sequence[Encoded], window: Sequence[int], batch: int) -> Iterator[list[int]]:
+    """The examples of a window in batches of one beginning and of like length."""
+    groups: dict[bytes, list[int]] = {}
+    for number in sorted(window, key=lambda number: len(encoded[number].ids)):
+        groups.setdefault(encoded[number].before.tobytes(), []).append(number)
+    for group in groups.values():
+        for at in range(0, len(group), batch):
+            yield group[at : at + batch]
+
+
+class Beginnings:
+    """The shared beginnings of texts, each computed when it is first needed."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._started: dict[bytes, Started] = {}
+
+    def after(self, before: npt.NDArray[np.int64]) -> Started | None:
+        """What the model keeps of a beginning; None for an empty one."""
+        key = before.tobytes()
+        if len(before) and key not in self._started:
+            self._started[key] = shared_prefix.start(self._model, [before])
+        return self._started.get(key)
 
 
 def answer_index(chosen: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +165,7 @@ def score_tokens(
     hidden = final[torch.from_numpy(example), torch.from_numpy(position)]  # (predicted tokens, d_model)
     for start in range(0, len(target), HEAD_ROWS):
         part = slice(start, start + HEAD_ROWS)
-        logs = torch.log_softmax(_logits(model, hidden[part]), dim=-1)  # (part, vocabulary)
+        logs = torch.log_softmax(logits_of(model, hidden[part]), dim=-1)  # (part, vocabulary)
         logprob[part] = logs.gather(1, target[part, None].to(logs.device))[:, 0].cpu().numpy()
         inside = row[part] >= 0
         if inside.any():
@@ -168,7 +180,7 @@ def score_tokens(
     return np.add.reduceat(logprob.astype(np.float64), offsets[:-1])
 
 
-def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """float32 logits of final hidden states, with the few things architectures do after the head."""
     config = model.config.get_text_config()
     logits: torch.Tensor = model.get_output_embeddings()(hidden).float()
@@ -180,7 +192,7 @@ def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 def _check_head(model: Any, example: Encoded) -> None:
     ids = torch.from_numpy(example.ids[None]).to(model.device)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = _logits(model, forward(model, [example])[0])
+    ours = logits_of(model, shared_prefix.forward(model, [example.ids], None)[0])
     worst = float((torch.log_softmax(own, -1) - torch.log_softmax(ours, -1)).abs().max())
     if not worst < HEAD_TOLERANCE:
         raise UserError(
@@ -192,8 +204,12 @@ def _check_head(model: Any, example: Encoded) -> None:
 def _sha256(encoded: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
     for example in encoded:
-        digest.update(np.array([len(example.ids), len(example.answer)], dtype="<i8").tobytes())
-        digest.update(example.ids.astype("<i8").tobytes() + example.answer.astype("<i8").tobytes())
+        digest.update(np.array([len(example.before), len(example.ids), len(example.answer)], dtype="<i8").tobytes())
+        digest.update(
+            example.before.astype("<i8").tobytes()
+            + example.ids.astype("<i8").tobytes()
+            + example.answer.astype("<i8").tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -201,7 +217,7 @@ def _tokens(encoded: Sequence[Encoded], scores: TokenScores) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "example": np.repeat(np.arange(len(encoded)), [len(one.answer) for one in encoded]),
-            "position": np.concatenate([one.answer for one in encoded]).astype(np.int32),
+            "position": np.concatenate([one.answer + one.shift for one in encoded]).astype(np.int32),
             "token": np.concatenate([one.ids[one.answer] for one in encoded]).astype(np.int32),
             **scores._asdict(),
         }
@@ -216,7 +232,8 @@ def output_table(
 ) -> pd.DataFrame:
     """One row per example: where its rows are, and sums, means, minima and first values over its answer, in nats."""
     first, count = starts[:-1], np.diff(starts)
-    tokens = np.array([len(one.ids) for one in encoded])
+    tokens = np.array([len(one.ids) + one.shift for one in encoded])
+    predicted = np.array([len(one.ids) - 1 for one in encoded])
     logprob = scores.logprob.astype(np.float64)
     total = np.add.reduceat(logprob, first)
     return pd.DataFrame(
@@ -233,6 +250,6 @@ def output_table(
             "margin_mean": np.add.reduceat(scores.margin.astype(np.float64), first) / count,
             "margin_first": scores.margin[first].astype(np.float64),
             "rank_first": scores.rank[first],
-            "text_logprob_mean": text_logprob / (tokens - 1),
+            "text_logprob_mean": text_logprob / predicted,
         }
     )

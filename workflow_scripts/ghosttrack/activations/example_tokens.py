@@ -7,44 +7,65 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ghosttrack.activations.shared_prefix import common_length
 from ghosttrack.errors import UserError
+from ghosttrack.facts.contexts import context_of
 from ghosttrack.inputs import models
+
+# A beginning that all texts of a relation share is computed once if it is longer than this; shorter ones save nothing.
+SHARED_TOKENS = 16
 
 
 class Encoded(NamedTuple):
-    """One example: `ids` (tokens,) int64, led by the separator; `answer` (rows,) positions of the answer's tokens."""
+    """One example as tokens, int64.
+
+    ids: (tokens,), led by a token that nothing is said about: the separator, or the last one of a shared beginning.
+    answer: (rows,) positions of the answer's tokens in `ids`.
+    before: (tokens,) the rest of what all texts of its relation begin with, led by the separator; empty if that is short.
+    lead: tokens of `before` and `ids` that are not the text's own: the separator and solved statements.
+    """
 
     ids: npt.NDArray[np.int64]
     answer: npt.NDArray[np.int64]
+    before: npt.NDArray[np.int64]
+    lead: int
+
+    @property
+    def shift(self) -> int:
+        """What to add to a position in `ids` for the position in the text, whose first token is 1."""
+        return len(self.before) - self.lead + 1
 
 
 def encode(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> list[Encoded]:
-    """Tokenise the texts and find the tokens of their answers.
+    """Tokenise the texts, behind the solved statements of their relation if it has any, and find the tokens of their answers.
 
     A token belongs to the answer if it shares a character with text[answer_start:answer_end], or
     if it is nothing but the space right before it (tokenizers split " 42" into space and digits).
 
     Args:
-        examples: with columns id, text, answer_start, answer_end.
+        examples: with columns id, text, relation, mode, answer_start, answer_end.
         tokenizer: fast tokenizer with character offsets.
-        limit: tokens that the model takes, separator included.
+        limit: tokens that the model takes, separator and solved statements included.
         dataset: named in errors.
     Raises:
         UserError: with the example's id, where the answer is empty or outside the text, or the text too long.
     """
-    prefix = models.separator(tokenizer)
+    separator = models.separator(tokenizer)
+    options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
     texts = examples["text"].tolist()
-    coded = tokenizer(
-        texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=True
-    )
+    coded = tokenizer(texts, return_offsets_mapping=True, **options)
+    contexts = contexts_of(examples)
+    shown = {text: tokenizer(text, **options)["input_ids"] if text else [] for text in set(contexts)}
     result = []
-    for name, text, start, end, ids, offsets in zip(
-        examples["id"], texts, examples["answer_start"], examples["answer_end"],
+    for name, text, context, start, end, own, offsets in zip(
+        examples["id"], texts, contexts, examples["answer_start"], examples["answer_end"],
         coded["input_ids"], coded["offset_mapping"], strict=True,
     ):  # fmt: skip
-        if len(ids) + 1 > limit:
+        ids = np.array([separator, *shown[context], *own], dtype=np.int64)
+        if len(ids) > limit:
+            behind = f" behind {len(shown[context])} of solved statements" if context else ""
             raise UserError(
-                f"data set {dataset}, id {name}: the text has {len(ids) + 1} tokens, the model takes {limit}; "
+                f"data set {dataset}, id {name}: the text has {len(own) + 1} tokens{behind}, the model takes {limit}; "
                 "shorten or remove this text, or choose a model with a longer context"
             )
         places = answer_tokens(text, int(start), int(end), offsets)
@@ -53,8 +74,35 @@ def encode(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> 
                 f"data set {dataset}, id {name}: characters {start}..{end} of its text of {len(text)} hold no answer; "
                 "expected the answer's text there: fix the answer or remove this row"
             )
-        result.append(Encoded(np.array([prefix, *ids], dtype=np.int64), places + 1))
-    return result
+        lead = len(ids) - len(own)
+        result.append(Encoded(ids, places + lead, np.empty(0, dtype=np.int64), lead))
+    return _share(result, examples["relation"].tolist())
+
+
+def contexts_of(examples: pd.DataFrame) -> list[str]:
+    """What stands before each text, (examples,): given statements of a shipped relation have solved ones, others nothing."""
+    return [
+        context_of(str(relation)) if mode == "given" else ""
+        for relation, mode in zip(examples["relation"], examples["mode"], strict=True)
+    ]
+
+
+def _share(encoded: list[Encoded], relations: Sequence[str]) -> list[Encoded]:
+    """Move what all texts of a relation begin with to `before`, but for its last token: solved statements, else what prompts share."""
+    groups: dict[str, list[int]] = {}
+    for number, relation in enumerate(relations):
+        groups.setdefault(relation, []).append(number)
+    shared = list(encoded)
+    for rows in groups.values():
+        lead = min(encoded[row].lead for row in rows)
+        ends = lead if lead > 1 else min(int(encoded[row].answer[0]) for row in rows)
+        length = min(common_length([encoded[row].ids for row in rows]), ends) - 1
+        if length < SHARED_TOKENS:
+            continue
+        before = encoded[rows[0]].ids[:length]
+        for row in rows:
+            shared[row] = Encoded(encoded[row].ids[length:], encoded[row].answer - length, before, encoded[row].lead)
+    return shared
 
 
 def answer_tokens(text: str, start: int, end: int, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:

@@ -58,7 +58,7 @@ def run(
         scores = _scores(
             examples, embedding, labels, splits.rounds(labels, units, fold, detection.inner_folds, seed), dataset
         )
-    table = detectors.frame(examples, fold, scores, reason)
+    table = detectors.frame(examples, fold, scores, dict.fromkeys(scores, reason))
     checks, leaks = _checks(examples, fold, labels, scores, reason, control, evaluation_settings, seed)
     if leaks and detection.audit == "stop" and not control and str(examples["mode"].iloc[0]) == "given":
         raise UserError(

@@ -115,17 +115,43 @@ class Untrained(NamedTuple):
 UNTRAINED = {
     "answer_logprob_sum": Untrained("logprob_sum", -1),
     "answer_logprob_mean": Untrained("logprob_mean", -1),
+    # pointwise mutual information: minus what the answer has after other prompts of its relation (Holtzman et al. 2021)
+    "pmi": Untrained("pmi_sum", -1),
+    "pmi_mean": Untrained("pmi_mean", -1),
     # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
     "perplexity": Untrained("text_logprob_mean", -1),
     "entropy": Untrained("entropy_mean", 1),
     "margin": Untrained("margin_mean", -1),
+    "self_consistency": Untrained("self_consistency", -1),
+    "semantic_entropy": Untrained("semantic_entropy", 1),
 }
+# Not every data set has these: drawn answers are a generated one's.
+OCCASIONAL = ("self_consistency", "semantic_entropy")
 # Single signals without training on the label, or without the model: the best of them is the bar for a claim.
 SINGLE = (*UNTRAINED, LENGTH, *TEXTS, QUESTION_ONLY)
 
 
 def untrained(name: str, outputs: pd.DataFrame) -> Floats:
-    """Score of an untrained signal, (examples,); perplexity itself is exponentiated, the rest is in nats."""
+    """Score of an untrained signal, (examples,); perplexity itself is exponentiated, the rest is in nats.
+
+    NaN throughout where some example lacks it: see `missing`.
+    """
     column, sign = UNTRAINED[name]
+    if missing(name, outputs):
+        return np.full(len(outputs), np.nan)
     score = sign * outputs[column].to_numpy(dtype=np.float64)
     return np.asarray(np.exp(score) if name == "perplexity" else score, dtype=np.float64)
+
+
+def missing(name: str, outputs: pd.DataFrame) -> str:
+    """Why an untrained signal is not there, or ""."""
+    column = UNTRAINED[name].column
+    lacking = int(outputs[column].isna().sum()) if column in outputs else len(outputs)
+    if not lacking:
+        return ""
+    return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.other_prompts: 0)"
+
+
+def is_measured(name: str, outputs: pd.DataFrame) -> bool:
+    """Whether an untrained signal belongs to a data set at all."""
+    return name not in OCCASIONAL or UNTRAINED[name].column in outputs

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ghosttrack.detection import controls, probes
+from ghosttrack.detection import classifiers, controls, probes
 from ghosttrack.detection.probes import Fitted, Floats, Ints
 from ghosttrack.detection.representations import LayerBlocks
 from ghosttrack.detection.splits import Round
@@ -20,17 +20,20 @@ from ghosttrack.settings import DetectionSettings
 
 DEFAULT = "ghosttrack"
 # What the default detector stacks: the output features themselves, and the log-odds of these probes.
-BASES = ("raw_probe_all", "sae_probe", "residual_probe")
+# The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/method.md).
+BASES = ("centred_probe", "residual_probe")
 # The same stack with less or more, for the claims that its parts must earn.
 STACKS: dict[str, tuple[str, ...]] = {
     DEFAULT: BASES,
-    f"{DEFAULT}.without_sae": ("raw_probe_all",),
+    f"{DEFAULT}.without_sae": ("centred_probe",),
     f"{DEFAULT}.with_metrics": (*BASES, "metrics_logistic"),
 }
+# Controls on raw activations and on codes, and the parts of the stack.
+PROBES = ("raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe", "sae_probe", *BASES)
 # The 26 metrics of the original system; signals tables hold more families.
 METRIC_FAMILIES = ("entropy", "churn", "competition", "stability", "dominance", "density")
-# Leaves of a forest hold this many rows at least, so that its votes are shares and not memories.
-LEAF = 3
+# Nulls are compared with the tracker by a linear detector and one that is not.
+ON_NULLS = ("logistic", "forest")
 
 
 class Inputs(NamedTuple):
@@ -80,16 +83,16 @@ def family_of(signal: str) -> str:
         return "detector"
     if signal.startswith("metrics_"):
         return "null" if "." in signal else "tracking"
-    return "probe" if signal.endswith(("_probe", "_probe_all")) else "output"
+    return "probe" if signal in PROBES else "output"
 
 
-def signal_names(variants: Sequence[str]) -> list[str]:
-    """Every trained signal that `train` gives, in the order of the tables."""
-    metrics = [_of_variant(kind, each) for each in variants for kind in ("metrics_logistic", "metrics_forest")]
+def signal_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """Every trained signal that `train` gives, in the order of the tables; `chosen`: classifiers of the metrics."""
+    metrics = [_of_variant(f"metrics_{name}", each) for each in variants for name in classifiers_of(each, chosen)]
     stacks = [
         name for name, bases in STACKS.items() if "metrics_logistic" in metrics or "metrics_logistic" not in bases
     ]
-    return [*stacks, "raw_probe", *BASES, "output_regression", *metrics]
+    return [*stacks, *PROBES, "output_regression", *metrics]
 
 
 def train(
@@ -100,12 +103,14 @@ def train(
     Args:
         labels: (examples,) 1 = hallucinated; rounds: outer folds with their inner ones; name: for the progress line.
     """
-    results = Results({each: np.full(len(labels), np.nan) for each in signal_names(list(inputs.metrics))}, [], [])
+    results = Results(
+        {each: np.full(len(labels), np.nan) for each in signal_names(list(inputs.metrics), detection.detectors)}, [], []
+    )
     progress = Progress(f"detectors of {name}", len(rounds), "folds")
     for step in rounds:
         y = labels[step.train]
         fits = {**_output(inputs, y, step, results), **_probes(inputs, y, step, results)}
-        fits |= _metrics(inputs, y, step, results, detection.trees, seed)
+        fits |= _metrics(inputs, y, step, results, detection, seed)
         fits |= _stacks(inputs, y, step, results, fits)
         for signal, fit in fits.items():
             results.scores[signal][step.test] = probes.probability(fit.outer)
@@ -121,59 +126,69 @@ def _output(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str,
 def _logistic(table: pd.DataFrame, y: Ints, step: Round, signal: str, results: Results) -> Fitted:
     """Logistic regression on the columns of a table, with its choices and weights noted."""
     x = table.to_numpy(dtype=np.float64)
-    fit = probes.logistic(x[step.train], y, step.inner, x[step.test])
-    assert fit.weights is not None
-    results.choices.append(Choice(signal, step.number, -1, fit.strength, fit.score))
-    results.weights.extend(
-        Weight(signal, step.number, str(feature), float(value))
-        for feature, value in zip(table.columns, fit.weights, strict=True)
-    )
+    fit = probes.calibrated(probes.logistic(x[step.train], y, step.inner, x[step.test]), y)
+    _note(signal, fit, list(table.columns), step, results)
     return fit
 
 
+def _note(signal: str, fit: Fitted, columns: Sequence[str], step: Round, results: Results) -> None:
+    results.choices.append(Choice(signal, step.number, -1, fit.strength, fit.score))
+    if fit.weights is not None:
+        results.weights.extend(
+            Weight(signal, step.number, str(feature), float(value))
+            for feature, value in zip(columns, fit.weights, strict=True)
+        )
+
+
 def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str, Fitted]:
-    """Probes of every layer and pooling; the best raw one, and the mean over layers of each kind."""
-    kinds: dict[str, list[Fitted]] = {field: [] for field in LayerBlocks._fields}
-    for layer, blocks in inputs.layers.items():
-        for field, x in blocks._asdict().items():
-            fit = probes.ridge(x[step.train], y, step.inner, x[step.test])
-            kinds[field].append(fit)
-            results.choices.append(Choice(f"{field}.layer", step.number, layer, fit.strength, fit.score))
+    """Probes of every raw layer and the best of them; probes of all layers together, one of each kind."""
     layers = list(inputs.layers)
-    best = int(np.argmax([fit.score for fit in kinds["raw"]]))
-    chosen = kinds["raw"][best]
-    results.choices.append(Choice("raw_probe", step.number, layers[best], chosen.strength, chosen.score))
-    return {
-        "raw_probe": chosen,
-        "raw_probe_all": probes.mean_of(kinds["raw"], y),
-        "sae_probe": probes.mean_of(kinds["code"], y),
-        "residual_probe": probes.mean_of(kinds["residual"], y),
+    fits: dict[str, Fitted] = {}
+    for signal, kind, fit in (
+        ("raw_probe", "raw.layer", probes.ridge),
+        ("difference_of_means", "means.layer", probes.difference_of_means),
+    ):
+        fitted = [fit(each.raw[step.train], y, step.inner, each.raw[step.test]) for each in inputs.layers.values()]
+        results.choices.extend(
+            Choice(kind, step.number, layer, found.strength, found.score)
+            for layer, found in zip(layers, fitted, strict=True)
+        )
+        best = int(np.argmax([found.score for found in fitted]))
+        fits[signal] = fitted[best]
+        results.choices.append(Choice(signal, step.number, layers[best], fits[signal].strength, fits[signal].score))
+    joint = {
+        "raw_probe_all": [blocks.raw for blocks in inputs.layers.values()],
+        "centred_probe": [blocks.centred for blocks in inputs.layers.values()],
+        "sae_probe": [blocks.code for blocks in inputs.layers.values()],
+        "sae_max_probe": [blocks.code_max for blocks in inputs.layers.values()],
+        "residual_probe": [blocks.residual for blocks in inputs.layers.values()],
     }
-
-
-def _metrics(inputs: Inputs, y: Ints, step: Round, results: Results, trees: int, seed: int) -> dict[str, Fitted]:
-    fits = {}
-    for variant, table in inputs.metrics.items():
-        signal = _of_variant("metrics_logistic", variant)
-        fits[signal] = _logistic(table, y, step, signal, results)
-        signal = _of_variant("metrics_forest", variant)
-        fits[signal] = _forest(table, y, step, signal, results, trees, seed)
+    for signal, parts in joint.items():
+        fits[signal] = probes.joint_ridge(parts, y, step.inner, step.train, step.test)
+        results.choices.append(Choice(signal, step.number, -1, fits[signal].strength, fits[signal].score))
     return fits
 
 
-def _forest(table: pd.DataFrame, y: Ints, step: Round, signal: str, results: Results, trees: int, seed: int) -> Fitted:
-    """Random forest; the log-odds of its votes. Nothing is chosen, so it has no inner scores."""
-    from sklearn.ensemble import RandomForestClassifier
+def _metrics(
+    inputs: Inputs, y: Ints, step: Round, results: Results, detection: DetectionSettings, seed: int
+) -> dict[str, Fitted]:
+    """Every chosen classifier on the metrics of the tracker, and the two that every null is compared by on the nulls'."""
+    options = classifiers.Options(detection.trees, seed)
+    fits: dict[str, Fitted] = {}
+    for variant, table in inputs.metrics.items():
+        x = table.to_numpy(dtype=np.float64)
+        names = classifiers_of(variant, detection.detectors)
+        found = classifiers.fit_all(names, x[step.train], y, step.inner, x[step.test], options)
+        for name, fit in found.items():
+            signal = _of_variant(f"metrics_{name}", variant)
+            _note(signal, fit, list(table.columns), step, results)
+            fits[signal] = fit
+    return fits
 
-    x = table.to_numpy(dtype=np.float32)
-    forest = RandomForestClassifier(trees, min_samples_leaf=LEAF, random_state=seed, n_jobs=1).fit(x[step.train], y)
-    # half a vote on each side keeps the log-odds finite
-    share = (forest.predict_proba(x[step.test])[:, 1] * trees + 0.5) / (trees + 1)
-    results.weights.extend(
-        Weight(signal, step.number, str(feature), float(value))
-        for feature, value in zip(table.columns, forest.feature_importances_, strict=True)
-    )
-    return Fitted(np.empty(0), np.log(share / (1 - share)), float("nan"), float("nan"), None)
+
+def classifiers_of(variant: str, chosen: Sequence[str]) -> list[str]:
+    """The classifiers that run on a variant's metrics, in the order of `classifiers.NAMES`."""
+    return [name for name in classifiers.NAMES if name in chosen and (variant == "default" or name in ON_NULLS)]
 
 
 def _stacks(inputs: Inputs, y: Ints, step: Round, results: Results, fits: Mapping[str, Fitted]) -> dict[str, Fitted]:
@@ -213,12 +228,14 @@ def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.Data
     return metrics
 
 
-def frame(examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reason: str) -> pd.DataFrame:
-    """Scores in the long form of the tables: one row per example and signal."""
-    return pd.concat(list(_frames(examples, fold, scores, reason)), ignore_index=True)
+def frame(examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reasons: Mapping[str, str]) -> pd.DataFrame:
+    """Scores in the long form of the tables: one row per example and signal; `reasons`: why a signal was not run."""
+    return pd.concat(list(_frames(examples, fold, scores, reasons)), ignore_index=True)
 
 
-def _frames(examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reason: str) -> Iterator[pd.DataFrame]:
+def _frames(
+    examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reasons: Mapping[str, str]
+) -> Iterator[pd.DataFrame]:
     for signal, score in scores.items():
         part: dict[str, Any] = {
             column: examples[column].to_numpy() for column in ("dataset", "mode", "id", "group", "label")
@@ -231,6 +248,6 @@ def _frames(examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], re
                 "signal": signal,
                 "family": family_of(signal),
                 "score": score,
-                "reason": reason if missing else "",
+                "reason": reasons.get(signal, "") if missing else "",
             }
         )

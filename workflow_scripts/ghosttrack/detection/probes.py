@@ -66,28 +66,86 @@ def ridge(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: 
         x: training rows (train, columns); y: labels 0/1; inner: inner fold of each; test: rows to score.
     """
     standard = standardise(x)
-    z, target = standard.apply(x), np.asarray(2.0 * y - 1.0, dtype=np.float64)
-    n, centre = len(y), float(target.mean())
-    eigenvalues, q = _decompose(z)  # (rank,), (train, rank)
+    z = standard.apply(x)
+    chosen = _choose(*_decompose(z), float((z**2).sum()) / len(y), y, inner, strengths)
+    weights = z.T @ chosen.dual
+    return _to_odds(chosen, y, standard.apply(test) @ weights, weights)
+
+
+def joint_ridge(
+    blocks: Sequence[NDArray[Any]], y: Ints, inner: Ints, train: Ints, test: Ints, strengths: Sequence[float] = RIDGE
+) -> Fitted:
+    """`ridge` on the columns of several blocks together, without ever holding them side by side.
+
+    One decomposition serves all layers, where a probe per layer needs one each. Trials on statements: level with the
+    mean of the layers' probes.
+
+    Args:
+        blocks: each (examples, columns); y: labels of `train`; inner: inner fold of `train`; train, test: rows.
+    """
+    gram, cross, total = np.zeros((len(train), len(train))), np.zeros((len(test), len(train))), 0.0
+    for block in blocks:
+        standard = standardise(block[train])
+        # single precision: the products are the cost, and every strength drowns their rounding
+        z, other = (standard.apply(block[rows]).astype(np.float32) for rows in (train, test))
+        gram += z @ z.T
+        cross += other @ z.T
+        total += float((z.astype(np.float64) ** 2).sum())
+    eigenvalues, q = np.linalg.eigh(gram)
+    kept = eigenvalues > eigenvalues[-1] * _RANK
+    chosen = _choose(eigenvalues[kept], q[:, kept], total / len(y), y, inner, strengths)
+    return _to_odds(chosen, y, cross @ chosen.dual, None)
+
+
+class _Chosen(NamedTuple):
+    """left_out: (train,) each row without its inner fold; dual: (train,) weights of the training rows."""
+
+    left_out: Floats
+    dual: Floats
+    centre: float
+    strength: float
+    score: float
+
+
+def _choose(eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, strengths: Sequence[float]) -> _Chosen:
+    """The strength with the best AUROC over inner folds, from the eigenvectors of ZZ': (rank,), (train, rank)."""
+    target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
+    centre = float(target.mean())
     seen: Floats = q.T @ (target - centre)  # (rank,)
-    unit = float((z**2).sum()) / n
-    best: tuple[float, float, Floats] | None = None
+    best: _Chosen | None = None
     for strength in strengths:
         shrink = eigenvalues / (eigenvalues + strength * unit)
-        left_out = _leave_folds_out(
-            q, shrink, target, np.asarray(centre + q @ (shrink * seen), dtype=np.float64), inner
-        )
+        fitted = np.asarray(centre + q @ (shrink * seen), dtype=np.float64)
+        left_out = _leave_folds_out(q, shrink, target, fitted, inner)
         score = auroc(y, left_out)
-        if best is None or score > best[0]:
-            best = (score, strength, left_out)
+        if best is None or score > best.score:
+            # weights = Z' (ZZ' + a)^-1 (target - centre)
+            best = _Chosen(left_out, q @ (seen / (eigenvalues + strength * unit)), centre, strength, score)
     assert best is not None, "at least one strength"
-    score, strength, left_out = best
-    # weights = Z' (ZZ' + a)^-1 (target - centre), through the eigenvectors of ZZ'
-    weights = z.T @ (q @ (seen / (eigenvalues + strength * unit)))
-    to_odds = platt(left_out, y)
+    return best
+
+
+def _to_odds(chosen: _Chosen, y: Ints, outer: Floats, weights: Floats | None) -> Fitted:
+    odds = platt(chosen.left_out, y)
     return Fitted(
-        to_odds.apply(left_out), to_odds.apply(standard.apply(test) @ weights + centre), strength, score, weights
+        odds.apply(chosen.left_out), odds.apply(outer + chosen.centre), chosen.strength, chosen.score, weights
     )
+
+
+def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any]) -> Fitted:
+    """Projection on the difference of the classes' means (Marks and Tegmark 2023): no covariance, nothing to choose."""
+
+    def direction(rows: NDArray[np.bool_]) -> Floats:
+        part = x[rows].astype(np.float64)
+        return np.asarray(part[y[rows] == 1].mean(axis=0) - part[y[rows] == 0].mean(axis=0), dtype=np.float64)
+
+    left_out = np.empty(len(y))
+    for fold in np.unique(inner):
+        held = inner == fold
+        left_out[held] = x[held] @ direction(~held)
+    weights = direction(np.ones(len(y), dtype=bool))
+    odds = platt(left_out, y)
+    return Fitted(odds.apply(left_out), odds.apply(test @ weights), float("nan"), auroc(y, left_out), weights)
 
 
 def _decompose(z: Floats) -> tuple[Floats, Floats]:
@@ -182,6 +240,12 @@ def _logistic_once(x: Any, y: Ints, test: Any, strength: float, sparse: bool) ->
     solver = "liblinear" if sparse else "newton-cholesky"
     model = LogisticRegression(C=strength, solver=solver, max_iter=200, random_state=0).fit(x, y)
     return np.asarray(model.decision_function(test), dtype=np.float64), np.asarray(model.coef_[0], dtype=np.float64)
+
+
+def calibrated(fit: Fitted, y: Ints) -> Fitted:
+    """The same scores with log-odds from a logistic regression on the inner ones, which no fit has seen."""
+    odds = platt(fit.inner, y)
+    return fit._replace(inner=odds.apply(fit.inner), outer=odds.apply(fit.outer))
 
 
 def mean_of(fits: Sequence[Fitted], y: Ints) -> Fitted:

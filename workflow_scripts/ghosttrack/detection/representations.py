@@ -1,6 +1,6 @@
 """One vector per example from the activations of its answer tokens: raw, SAE code, SAE residual."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 Singles = NDArray[np.float32]
 
+# A relation with this many examples gets output features of its own: enough for weights of its own in every fold.
+RELATION_ROWS = 100
+# Columns of outputs.parquet that say how a number came about.
+NOT_FEATURES = ("other_prompts",)
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
 _ROWS = 4096
 
@@ -65,20 +69,33 @@ def span_max(values: NDArray[Any], where: Spans) -> Singles:
 class LayerBlocks(NamedTuple):
     """What the detectors read of one layer, pooled over the answer's tokens.
 
-    raw: mean activation, (examples, d_model); code: mean and maximum of the SAE code side by side,
-    (examples, 2 d_sae); residual: mean of what the SAE misses, (examples, d_model).
+    raw: mean activation, (examples, d_model); centred: the same minus the answer's background; code: mean of the SAE
+    code minus the code of the background, and its maximum, side by side, (examples, 2 d_sae); residual: mean of what
+    the SAE misses minus what it misses of the background, (examples, d_model).
+
+    The background is what the answer's activation is after other prompts: the part that says which answer it is, and
+    nothing of whether it is true. Where there is none, nothing is taken off.
     """
 
     raw: Singles
+    centred: Singles
     code: Singles
     residual: Singles
 
+    @property
+    def code_max(self) -> Singles:
+        """Maximum of the SAE code, (examples, d_sae)."""
+        return self.code[:, self.code.shape[1] // 2 :]
 
-def layer_blocks(values: NDArray[Any], massive: NDArray[np.bool_], where: Spans, sae: "Sae") -> LayerBlocks:
+
+def layer_blocks(
+    values: NDArray[Any], massive: NDArray[np.bool_], where: Spans, sae: "Sae", background: NDArray[Any]
+) -> LayerBlocks:
     """Encode the answer tokens of one layer and pool them per example.
 
     Args:
-        values: (rows, d_model) activations; massive: (rows,) attention sinks, left out of means.
+        values: (rows, d_model) activations; massive: (rows,) attention sinks, left out of means;
+        background: (examples, d_model), NaN where it is not known.
     """
     import torch
 
@@ -86,13 +103,21 @@ def layer_blocks(values: NDArray[Any], massive: NDArray[np.bool_], where: Spans,
     for examples, rows in _batches(where):
         part, here = values[rows].astype(np.float32), _shift(where, examples)
         x = torch.from_numpy(part)
+        expected = background[examples].astype(np.float32)
+        unknown: NDArray[np.bool_] = np.asarray(np.isnan(expected).any(axis=1), dtype=np.bool_)
+        expected[unknown] = 0
         with torch.inference_mode():
             code = sae.encode(x)
             residual = (x - sae.decode(code)).numpy()
+            expected_code = sae.encode(torch.from_numpy(expected))
+            missed = expected - sae.decode(expected_code).numpy()
         kept = ~massive[rows]
         active = code.numpy() * kept[:, None]  # a sink fires everything: it would be the maximum
-        pooled = np.concatenate([span_mean(active, here, kept), span_max(active, here)], axis=1)
-        parts.append(LayerBlocks(span_mean(part, here, kept), pooled, span_mean(residual, here, kept)))
+        taken = np.where(unknown[:, None], 0, expected_code.numpy())
+        pooled = np.concatenate([span_mean(active, here, kept) - taken, span_max(active, here)], axis=1)
+        raw = span_mean(part, here, kept)
+        own = span_mean(residual, here, kept) - np.where(unknown[:, None], 0, missed)
+        parts.append(LayerBlocks(raw, raw - expected, pooled, own))
     return LayerBlocks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -113,12 +138,33 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     """Everything the model's output distribution says about an answer, one row per example.
 
     Log-probabilities, entropies and margins in nats; `surprise_first` is the excess of the first token's
-    surprise over the entropy it was drawn from; ranks are logarithmic.
+    surprise over the entropy it was drawn from; ranks are logarithmic. Columns that some example lacks (PMI, where an
+    answer meets no other prompt) are left out for all.
     """
-    table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens"]).astype(np.float64)
+    table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore")
+    table = table.astype(np.float64).dropna(axis=1)
     table["rank_first"] = np.log1p(table["rank_first"])
     table["surprise_first"] = -table["logprob_first"] - table["entropy_first"]
     table["surprise_mean"] = -table["logprob_mean"] - table["entropy_mean"]
     # the logarithm of the answer's probability saturates at 0: tell sure from nearly sure
     table["doubt_mean"] = np.log(-table["logprob_mean"] + 1e-4)
     return table
+
+
+def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFrame:
+    """The features, and for each larger relation of several a copy in its own standard units, 0 for all others.
+
+    Capitals given a country and countries given a capital have other log-probabilities: one weight for both loses what
+    each says. No label is read; means and deviations are those of all examples of the relation.
+    """
+    own_names: NDArray[np.str_] = np.array(relations, dtype=str)
+    names, counts = np.unique(own_names, return_counts=True)
+    large = [str(name) for name, count in zip(names, counts, strict=True) if count >= RELATION_ROWS]
+    values, parts = features.to_numpy(dtype=np.float64), [features]
+    for name in large if len(names) > 1 else []:
+        own = np.flatnonzero(own_names == name)
+        spread = values[own].std(axis=0)
+        copy = np.zeros_like(values)
+        copy[own] = (values[own] - values[own].mean(axis=0)) / np.where(spread > 0, spread, 1)
+        parts.append(pd.DataFrame(copy, columns=[f"{column}.{name}" for column in features], index=features.index))
+    return pd.concat(parts, axis=1)

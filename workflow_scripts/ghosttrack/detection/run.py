@@ -2,25 +2,34 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from ghosttrack.detection import controls, detectors, splits
+from ghosttrack.detection import agreement, controls, detectors, splits
 from ghosttrack.detection.detectors import Choice, Inputs, Weight
-from ghosttrack.detection.representations import LayerBlocks, layer_blocks, output_features, spans
+from ghosttrack.detection.representations import LayerBlocks, by_relation, layer_blocks, output_features, spans
 from ghosttrack.errors import UserError
 from ghosttrack.settings import DetectionSettings
 
 
 class Files(NamedTuple):
-    """Activation stores, their manifests and SAE weights, by layer; signals tables, by variant."""
+    """Activation stores, their manifests and SAE weights, by layer; backgrounds; signals tables, by variant."""
 
     stores: Sequence[Path]
     manifests: Sequence[Path]
     weights: Sequence[Path]
+    background: Path
     signals: Sequence[Path]
+
+
+class Samples(NamedTuple):
+    """samples.parquet of a generated data set, and where it lies."""
+
+    table: pd.DataFrame
+    path: Path
 
 
 class Trained(NamedTuple):
@@ -34,10 +43,12 @@ class Trained(NamedTuple):
 def train_dataset(
     dataset: str, examples: pd.DataFrame, outputs: pd.DataFrame, audited: pd.DataFrame, paths: Files,
     layers: Sequence[int], variants: Sequence[str], detection: DetectionSettings, seed: int,
+    samples: Samples | None = None,
 ) -> Trained:  # fmt: skip
     """Train in the folds that the audit made; a data set without folds gets NaN scores and the reason.
 
     Args:
+        samples: drawn answers of a generated data set, if there are any.
         audited: the controls' scores with folds, from the leak audit of the same examples.
     """
     if list(outputs["id"]) != list(examples["id"]):
@@ -54,11 +65,16 @@ def train_dataset(
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
     units, reason = first["group"].to_numpy(dtype=object), str(first["reason"].iloc[0])
     kept = examples.iloc[rows].reset_index(drop=True).assign(dataset=dataset, group=units)
-    scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in controls.UNTRAINED}
+    if samples is not None:
+        agreed = agreement.measure(samples.table, list(examples["id"]), str(samples.path))
+        outputs = outputs.assign(**{name: agreed[name].to_numpy() for name in agreed})
+    known = [name for name in controls.UNTRAINED if controls.is_measured(name, outputs)]
+    scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in known}
+    reasons = {name: controls.missing(name, outputs.iloc[rows]) for name in known}
     choices: list[Choice] = []
     weights: list[Weight] = []
     if reason:
-        scores |= {name: np.full(len(rows), np.nan) for name in detectors.signal_names(variants)}
+        scores |= {name: np.full(len(rows), np.nan) for name in detectors.signal_names(variants, detection.detectors)}
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
         splits.check_folds(fold, units, list(kept["text"]), list(kept["id"]), dataset)
@@ -66,7 +82,7 @@ def train_dataset(
         trained = detectors.train(inputs, labels, rounds, detection, seed, dataset)
         scores |= trained.scores
         choices, weights = trained.choices, trained.weights
-    own = detectors.frame(kept, fold, scores, reason)
+    own = detectors.frame(kept, fold, scores, {name: reasons.get(name) or reason for name in scores})
     return Trained(
         pd.concat([own, audited], ignore_index=True),
         pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
@@ -87,13 +103,32 @@ def read_inputs(
         for layer, store, manifest in zip(layers, paths.stores, paths.manifests, strict=True)
     ]
     require_same_rows(stores)
+    backgrounds = read_background(paths.background, layers, len(outputs))
     blocks: dict[int, LayerBlocks] = {}
     for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
         where = spans(outputs, opened.rows, dataset)
-        pooled = layer_blocks(opened.read(), opened.massive, where, sae.load(weights.parent))
+        model = sae.load(weights.parent)
+        pooled = layer_blocks(opened.read(), opened.massive, where, model, backgrounds[f"layer_{layer:02d}"])
         blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
     metrics = {}
     for variant, path in zip(variants, paths.signals, strict=True):
         table = detectors.read_metrics(frames.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
-    return Inputs(output_features(outputs.iloc[rows].reset_index(drop=True)), blocks, metrics)
+    features = output_features(outputs.iloc[rows].reset_index(drop=True))
+    return Inputs(by_relation(features, examples["relation"].iloc[rows].tolist()), blocks, metrics)
+
+
+def read_background(path: Path, layers: Sequence[int], examples: int) -> dict[str, NDArray[Any]]:
+    """The backgrounds of a data set's answers, (examples, d_model) by layer.
+
+    Raises:
+        UserError: a file of other layers or examples.
+    """
+    with np.load(path) as found:
+        names = [f"layer_{layer:02d}" for layer in layers]
+        if not set(names) <= set(found.files) or any(len(found[name]) != examples for name in names):
+            raise UserError(
+                f"{path} holds {', '.join(found.files)} of other examples; expected {', '.join(names)} of {examples}: "
+                "delete the data set's folder in examples/ and run again"
+            )
+        return {name: found[name] for name in names}

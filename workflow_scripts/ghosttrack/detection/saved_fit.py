@@ -135,7 +135,9 @@ def _fit_probes(
             where = representations.spans(source.outputs, opened.rows, source.folder.name)
             values = opened.read()
             norms.append(np.linalg.norm(values.astype(np.float32), axis=1))
-            blocks = representations.layer_blocks(values, opened.massive, where, sae)
+            # A text of one's own has no other prompts to meet: nothing is taken off.
+            unknown = np.full((len(where.start), values.shape[1]), np.nan, dtype=np.float32)
+            blocks = representations.layer_blocks(values, opened.massive, where, sae, unknown)
             # The mean alone: what it says is the mean of what each token says.
             pooled_blocks.append((blocks.raw, blocks.code[:, : sae.d_sae], blocks.residual))
         for kind, columns in zip(KINDS, zip(*pooled_blocks, strict=True), strict=True):

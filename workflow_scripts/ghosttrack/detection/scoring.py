@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ghosttrack import sae
 from ghosttrack.activations import example_extraction as reading
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, shared_prefix
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.layout import HALF_MAX
 from ghosttrack.detection import representations, saved
@@ -82,18 +82,19 @@ class Scorer:
         text_logprob = np.empty(len(encoded))
         probe = np.full(rows, float(self._weights.probe_intercept[0]))
         parts: list[list[Part]] = [[] for _ in encoded]
-        by_length = np.argsort([len(one.ids) for one in encoded], kind="stable")
+        begun = reading.Beginnings(self._model)
         with ExitStack() as stack, torch.inference_mode():
+            for one in encoded:  # before anything is taken out of a pass
+                begun.after(one.before)
             cut = stack.enter_context(self._removing()) if removed is not None else None
             outputs = stack.enter_context(extraction.captured(self._modules, stop=False))
-            for first in range(0, len(encoded), BATCH):
-                chosen = by_length[first : first + BATCH]
+            for chosen in reading.batches(encoded, range(len(encoded)), BATCH):
                 batch = [encoded[number] for number in chosen]
                 example, position = reading.answer_index(batch)
                 if cut is not None and removed is not None:
                     cut.aim(example, position, [removed[number] for number in chosen])
                 own = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in chosen])
-                final = reading.forward(self._model, batch)
+                final = shared_prefix.forward(self._model, [one.ids for one in batch], begun.after(batch[0].before))
                 text_logprob[chosen] = reading.score_tokens(self._model, batch, final, own, scores)
                 best: list[list[Part]] = [[] for _ in batch]
                 for place in range(len(self.layers)):

@@ -17,7 +17,7 @@ from ghosttrack.settings import EvaluationSettings
 # The claim that the whole project stands on.
 HEADLINE = "the detector beats its best control"
 # Controls that are trained like the detector itself, on the model's outputs or on raw activations.
-TRAINED_CONTROLS = ("output_regression", "raw_probe", "raw_probe_all")
+TRAINED_CONTROLS = ("output_regression", "raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe")
 COLUMNS = (*tables.LEDGER, "p", "reason")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ghosttrack.detection import controls
 from ghosttrack.evaluation import statistics
-from ghosttrack.evaluation.statistics import Decisions, Floats, Ints
+from ghosttrack.evaluation.statistics import Decisions, Floats, Ints, Selective
 from ghosttrack.report import tables
 from ghosttrack.settings import EvaluationSettings
 
@@ -23,7 +23,8 @@ class Standing(NamedTuple):
     """What all signals reached in one scope: a data set, or several pooled.
 
     auroc: by signal, NaN when it was not run; draws: bootstrap AUROCs by signal, (draws,), on the same resamples;
-    rows: the lines of metrics.csv; control: a positive control; members: the standings behind a pooled one.
+    rows: the lines of metrics.csv; control: a positive control; members: the standings behind a pooled one;
+    labels: (n,) and scores: by signal, (n,), of a single data set.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Standing(NamedTuple):
     draws: dict[str, Floats]
     rows: list[dict[str, Any]]
     members: tuple["Standing", ...] = ()
+    labels: Ints = np.empty(0, dtype=np.int64)
+    scores: Mapping[str, Floats] = {}
 
     def has(self, signal: str) -> bool:
         """Whether the signal was run here and has an AUROC."""
@@ -57,7 +60,7 @@ def of_dataset(scores: pd.DataFrame, control: bool, settings: EvaluationSettings
     standing = Standing(
         dataset, mode, len(labels), len(set(units)), float(labels.mean()), control,
         {name: statistics.auroc(labels, score) for name, score in zip(parts, matrix, strict=True)},
-        dict(zip(parts, draws, strict=True)), [],
+        dict(zip(parts, draws, strict=True)), [], (), labels, dict(zip(parts, matrix, strict=True)),
     )  # fmt: skip
     for name, score in zip(parts, matrix, strict=True):
         part = parts[name]
@@ -83,7 +86,8 @@ def _row(
     low, high = statistics.interval(where.draws[signal], confidence)
     return {
         **_head(where, signal, family), "auroc": where.auroc[signal], "auroc_low": low, "auroc_high": high,
-        "auprc": statistics.average_precision(labels, score), **decided._asdict(), "reason": reason,
+        "auprc": statistics.average_precision(labels, score), **decided._asdict(),
+        **statistics.selective(labels, score)._asdict(), "reason": reason,
     }  # fmt: skip
 
 
@@ -97,7 +101,8 @@ def _head(where: Standing, signal: str, family: str) -> dict[str, Any]:
 def pool(name: str, members: Sequence[Standing], confidence: float) -> Standing:
     """Mean over data sets: each counts the same, each is resampled within itself.
 
-    A signal that was not run on one of them has no pooled value. Scores of different data sets are never mixed.
+    A signal that was not run on one of them has no pooled value. Scores of different data sets are never ranked
+    against each other; a probability means the same everywhere, so its calibration error is that of all texts together.
     """
     signals = list(dict.fromkeys(signal for member in members for signal in member.auroc))
     shared = [signal for signal in signals if all(signal in member.auroc for member in members)]
@@ -112,7 +117,13 @@ def pool(name: str, members: Sequence[Standing], confidence: float) -> Standing:
     for signal in shared:
         rows = [next(row for row in member.rows if row["signal"] == signal) for member in members]
         low, high = statistics.interval(pooled.draws[signal], confidence)
-        means = {key: float(np.mean([row[key] for row in rows])) for key in ("auprc", *Decisions._fields)}
+        kinds = ("auprc", *Decisions._fields, *Selective._fields)
+        means = {key: float(np.mean([row[key] for row in rows])) for key in kinds}
+        if np.isfinite(means["ece"]):
+            labels = np.concatenate([member.labels for member in members])
+            means["ece"] = statistics.calibration_error(
+                labels, np.concatenate([member.scores[signal] for member in members])
+            )
         pooled.rows.append({
             **_head(pooled, signal, rows[0]["family"]), "auroc": pooled.auroc[signal], "auroc_low": low, "auroc_high": high,
             **means, "reason": f"mean over {len(members)} data sets",
@@ -130,7 +141,9 @@ def pools(standings: Sequence[Standing], confidence: float) -> list[Standing]:
 
 def metrics_table(standings: Sequence[Standing]) -> pd.DataFrame:
     """metrics.csv: one row per scope and signal."""
-    return pd.DataFrame([row for each in standings for row in each.rows], columns=[*tables.METRICS, "reason"])
+    return pd.DataFrame(
+        [row for each in standings for row in each.rows], columns=[*tables.METRICS, *Selective._fields, "reason"]
+    )
 
 
 def calibration_table(scores: pd.DataFrame) -> pd.DataFrame:

@@ -140,15 +140,47 @@ def decisions(labels: Ints, probability: Floats) -> Decisions:
         return Decisions(*[float("nan")] * len(Decisions._fields))
     said, true = probability >= 0.5, labels == 1
     hits = float((said & true).sum())
-    bins = reliability(labels, probability)
     return Decisions(
         accuracy=float((said == true).mean()),
         precision=hits / max(float(said.sum()), 1.0),
         recall=hits / max(float(true.sum()), 1.0),
         f1=2 * hits / max(float(said.sum() + true.sum()), 1.0),
-        ece=sum(each.n * abs(each.predicted - each.observed) for each in bins) / len(labels),
+        ece=calibration_error(labels, probability),
         brier=float(((probability - labels) ** 2).mean()),
     )
+
+
+class Selective(NamedTuple):
+    """What it is worth to leave the likeliest hallucinations unanswered, for any score; NaN without both classes.
+
+    aurc: mean share of hallucinated texts among those kept, over all coverages (Geifman and El-Yaniv 2017).
+    prr, prr_half: how much of an oracle's gain over chance it reaches, when all or up to half of the texts are left
+    out (prediction rejection ratio, Malinin and Gales 2021); 1 = the oracle, 0 = chance.
+    """
+
+    aurc: float
+    prr: float
+    prr_half: float
+
+
+def selective(labels: Ints, scores: Floats) -> Selective:
+    """Risk over coverage; texts with equal scores are kept and left out in equal shares."""
+    if len(set(labels.tolist())) < 2 or not np.isfinite(scores).all():
+        return Selective(*[float("nan")] * len(Selective._fields))
+    _, tie, size = np.unique(scores, return_inverse=True, return_counts=True)
+    share = np.bincount(tie, weights=labels) / size  # hallucinated share of each distinct score
+    kept, best = np.repeat(share, size), np.sort(labels).astype(np.float64)
+    coverage = np.arange(1, len(labels) + 1)
+    risk, oracle = np.cumsum(kept) / coverage, np.cumsum(best) / coverage
+    chance, half = float(labels.mean()), len(labels) // 2
+    ratios = [(chance - risk[start:].mean()) / (chance - oracle[start:].mean()) for start in (0, max(0, half - 1))]
+    return Selective(float(risk.mean()), float(ratios[0]), float(ratios[1]))
+
+
+def calibration_error(labels: Ints, probability: Floats) -> float:
+    """Expected calibration error over bins of equal mass."""
+    bins = reliability(labels, probability)
+    return sum(each.n * abs(each.predicted - each.observed) for each in bins) / len(labels)
 
 
 class Bin(NamedTuple):

@@ -275,6 +275,13 @@ def prompt_of(fact: Fact) -> str:
     return _sentence(template_of(fact).prompt.format(relation=fact.relation, subject=fact.subject))
 
 
+def sentence_of(fact: Fact, *, reverse: bool = False) -> str:
+    """The true statement of a fact; turned round, its answer comes first and its subject last."""
+    if not reverse:
+        return f"{prompt_of(fact)} {fact.answer}."
+    return f"{_sentence(template_of(fact).reverse_prompt.format(answer=fact.answer))} {fact.subject}."
+
+
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 

@@ -3,12 +3,16 @@
 from ghosttrack.report import tables
 
 MEANINGS = {
-    tables.DETECTOR: "default detector: output features with probes on raw activations, SAE code and SAE residual, stacked",
+    tables.DETECTOR: "default detector: output features with probes on activations less their background and on SAE residuals, stacked",
     "ghosttrack.without_sae": "the same detector without anything from the SAEs",
     "ghosttrack.with_metrics": "the same detector with the tracking metrics added",
     "answer_logprob_sum": "log-probability the model gives the answer, summed over its tokens",
     "answer_logprob_mean": "log-probability the model gives the answer, mean over its tokens",
-    "perplexity": "perplexity of the whole text",
+    "pmi": "log-probability of the answer minus what it has after other prompts of its relation (PMI), summed over its tokens",
+    "pmi_mean": "the same, mean over its tokens",
+    "self_consistency": "share of drawn answers that say what the model's first answer says",
+    "semantic_entropy": "entropy of the different answers among the drawn ones",
+    "perplexity": "perplexity of the text behind what all texts of its relation share",
     "entropy": "entropy of the model's next-token predictions over the answer",
     "margin": "lead of the likeliest token over the second",
     "length": "length of the text: a control",
@@ -17,12 +21,19 @@ MEANINGS = {
     "question_only": "the question without its answer: a control",
     tables.LEAK_CONTROL: "probe on token embeddings, before any computation: a control",
     "raw_probe": "linear probe on raw activations, layer chosen inside the training folds",
-    "raw_probe_all": "linear probes on raw activations, all layers together",
-    "sae_probe": "linear probe on sparse-autoencoder features",
-    "residual_probe": "linear probe on what the sparse autoencoder misses",
+    "raw_probe_all": "linear probe on raw activations of all layers together",
+    "centred_probe": "linear probe on activations minus the answer's background (the same answer after other prompts)",
+    "difference_of_means": "projection on the difference of the classes' mean activations, layer chosen inside the training folds",
+    "sae_probe": "linear probe on sparse-autoencoder features, less those of the background",
+    "sae_max_probe": "linear probe on the maximum of each sparse-autoencoder feature: an untracked bag of features",
+    "residual_probe": "linear probe on what the sparse autoencoder misses, less what it misses of the background",
     "output_regression": "regression on all output features (log-probability, entropy, margin)",
     "metrics_logistic": "tracking metrics, logistic regression",
     "metrics_forest": "tracking metrics, random forest",
+    "metrics_boosting": "tracking metrics, gradient boosting",
+    "metrics_svm": "tracking metrics, support vector machine",
+    "metrics_additive": "tracking metrics, additive model: one curve a metric",
+    "metrics_ensemble": "tracking metrics, mean of the other detectors",
 }
 NULLS = {
     "permuted": "permuted decoders", "random": "random links", "shuffled": "shuffled layers", "untracked": "no links",
@@ -33,8 +44,16 @@ LABELS = {
     "ghosttrack.with_metrics": "detector with tracking metrics",
     "output_regression": "regression on output features",
     "raw_probe_all": "raw-activation probes of all layers",
+    "pmi": "PMI",
+    "pmi_mean": "PMI, mean over tokens",
+    "centred_probe": "probe on activations less their background",
+    "sae_max_probe": "probe on maxima of SAE features",
     "metrics_logistic": "tracking metrics, logistic regression",
     "metrics_forest": "tracking metrics, random forest",
+    "metrics_boosting": "tracking metrics, gradient boosting",
+    "metrics_svm": "tracking metrics, support vector machine",
+    "metrics_additive": "tracking metrics, additive model",
+    "metrics_ensemble": "tracking metrics, ensemble",
 }
 
 

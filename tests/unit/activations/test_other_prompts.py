@@ -1,0 +1,107 @@
+"""Answers after other prompts: which pairs are formed, and what they come to against whole texts, one at a time."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_models
+import torch
+
+from ghosttrack.activations import example_tokens, other_prompts
+from ghosttrack.inputs import models
+
+LAYERS = [0, 2]
+
+
+def statements(relation: str, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    prompts = [f"The capital of {subject} is" for subject, _ in pairs]
+    answers = [answer for _, answer in pairs]
+    start = [len(prompt) + 1 for prompt in prompts]
+    return pd.DataFrame({
+        "relation": relation, "mode": "given", "answer": answers, "answer_start": start,
+        "text": [f"{prompt} {answer}." for prompt, answer in zip(prompts, answers, strict=True)],
+    })  # fmt: skip
+
+
+@pytest.fixture
+def examples() -> pd.DataFrame:
+    made = [
+        statements("one", [(subject, answer) for subject in "abcde" for answer in ("Paris", "São Paulo")][:7]),
+        statements("two", [("x", "gold"), ("y", "gold"), ("z", "79")]),
+        pd.DataFrame({"relation": ["", "two"], "mode": "given", "answer": ["all of it", "x"], "answer_start": 0, "text": ["all of it", "x"]}),
+    ]  # fmt: skip
+    return pd.concat(made, ignore_index=True)
+
+
+def test_an_answer_meets_prompts_of_its_relation_with_which_it_makes_no_text(examples: pd.DataFrame) -> None:
+    pairs = other_prompts.choose_pairs(examples, 8, seed=0)
+    assert not set(pairs["text"]) & {text.rstrip(".") for text in examples["text"]}
+    spoken = [
+        text[start:end]
+        for text, start, end in zip(pairs["text"], pairs["answer_start"], pairs["answer_end"], strict=True)
+    ]
+    owner = other_prompts.owners(examples)
+    of_owner = dict(zip(owner, examples["answer"], strict=True))
+    assert spoken == [of_owner[number] for number in pairs["owner"]]
+    # São Paulo is asked of a, b and c; Paris of a to d. Each leaves too few or two prompts; 79 may follow x and y.
+    assert sorted(zip(spoken, pairs["text"].str[15:16], strict=True)) == [("79", "x"), ("79", "y")]
+
+
+def test_the_choice_for_an_answer_is_its_own_and_bounded() -> None:
+    many = statements("one", [(f"land{number}", f"town{number}") for number in range(30)])
+    pairs = other_prompts.choose_pairs(many, 5, seed=1)
+    assert (pairs.groupby("owner").size() == 5).all()
+    other = many.assign(relation="one")
+    other.loc[0, "answer"] = "elsewhere"
+    again = other_prompts.choose_pairs(other, 5, seed=1)
+    assert pairs[pairs["owner"] > 0].equals(again[again["owner"] > 0])
+    assert not pairs.equals(other_prompts.choose_pairs(many, 5, seed=2))
+    assert other_prompts.choose_pairs(many, 0, seed=1).empty
+
+
+def test_few_answers_meet_more_prompts_but_not_all() -> None:
+    few = statements("one", [(f"land{number}", f"town{number % 4}") for number in range(60)])
+    assert (other_prompts.choose_pairs(few, 2, seed=0).groupby("owner").size() == 8).all()  # 15 each, at most 4 x 2
+    assert (other_prompts.choose_pairs(few.iloc[:12], 2, seed=0).groupby("owner").size() == 3).all()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("context", ["", "Q: Who? A: Ada.\n"])
+def test_baselines_are_means_over_whole_texts(
+    kind: str, batch: int, context: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
+    monkeypatch.setattr(example_tokens, "context_of", {"one": context, "two": ""}.__getitem__)
+    model, tokenizer = small_models.make_model(kind), small_models.make_tokenizer()
+    examples = pd.concat(
+        [statements("one", [("France", "Paris"), ("gold", "São Paulo"), ("a", "79"), ("bc", "Lima")]), statements("two", [("a", "79")])],
+        ignore_index=True,
+    )  # fmt: skip
+    found = other_prompts.measure(
+        model, tokenizer, examples, LAYERS, site="resid_post", count=2, seed=0, limit=64, batch=batch, dataset="x"
+    )
+    pairs = other_prompts.choose_pairs(examples, 2, 0)
+    slow = [whole(model, tokenizer, context, row) for row in pairs.to_dict("records")]
+    for number in range(4):
+        own = [each for each, owner in zip(slow, pairs["owner"], strict=True) if owner == number]
+        for kind_of, column in enumerate((found.logprob_sum, found.logprob_mean, found.logprob_first)):
+            assert column[number] == pytest.approx(np.mean([each[0][kind_of] for each in own]), abs=1e-4)
+        np.testing.assert_allclose(found.activation[:, number], np.mean([each[1] for each in own], axis=0), atol=1e-4)
+    assert found.prompts.tolist() == [2, 2, 2, 2, 0]
+    assert np.isnan(found.logprob_sum[4])
+    assert np.isnan(found.activation[:, 4]).all()
+
+
+def whole(model: Any, tokenizer: Any, context: str, row: dict[str, Any]) -> tuple[list[float], np.ndarray]:
+    """The slow obvious way: one whole text, all of its logits."""
+    shown = tokenizer(context)["input_ids"] if context else []
+    coded = tokenizer(row["text"], return_offsets_mapping=True)
+    places = example_tokens.answer_tokens(row["text"], row["answer_start"], row["answer_end"], coded["offset_mapping"])
+    places = places + 1 + len(shown)
+    ids = torch.tensor([[models.separator(tokenizer), *shown, *coded["input_ids"]]])
+    out = model(ids, output_hidden_states=True)
+    logs = torch.log_softmax(out.logits[0], dim=-1)[places - 1, ids[0, places]].numpy()
+    states = np.stack([out.hidden_states[layer + 1][0, places].numpy().mean(0) for layer in LAYERS])
+    return [logs.sum(), logs.mean(), logs[0]], states

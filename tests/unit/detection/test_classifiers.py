@@ -1,0 +1,54 @@
+"""Classifiers of tables: each finds what only its kind can see, and none looks at what it is scored on."""
+
+import numpy as np
+import pytest
+
+from ghosttrack.detection import classifiers
+from ghosttrack.evaluation.statistics import auroc
+
+OPTIONS = classifiers.Options(trees=40, seed=0)
+
+
+def planted(shape: str, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns of noise, and labels that follow the first one in a line, in a bow, or through its sign times the second's."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, 5))
+    drive = {"line": x[:, 0], "bow": x[:, 0] ** 2 - 0.5, "product": x[:, 0] * x[:, 1]}[shape]
+    y = (drive + 0.3 * rng.standard_normal(n) > 0).astype(np.int64)
+    return x, y, np.arange(n) % 4
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("logistic", "line"), ("forest", "product"), ("boosting", "bow"), ("svm", "product"), ("additive", "bow"),
+    ("ensemble", "bow"),
+])  # fmt: skip
+def test_each_classifier_finds_a_signal_of_its_kind(name: str, shape: str) -> None:
+    x, y, inner = planted(shape)
+    found = classifiers.fit_all(["forest", "additive", name], x[:300], y[:300], inner[:300], x[300:], OPTIONS)[name]
+    assert auroc(y[300:], found.outer) > 0.75
+    assert auroc(y[:300], found.inner) > 0.75
+    assert found.inner.shape == (300,)
+
+
+def test_the_additive_model_says_which_column_counts_and_misses_products() -> None:
+    x, y, inner = planted("bow")
+    x[:, 4] = 1.0  # constant: no curve
+    found = classifiers.fit("additive", x, y, inner, x, OPTIONS)
+    assert found.weights is not None
+    assert int(np.argmax(found.weights)) == 0
+    assert found.weights[4] == 0
+    x, y, inner = planted("product")
+    assert abs(auroc(y, classifiers.fit("additive", x, y, inner, x, OPTIONS).inner) - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("name", ["forest", "boosting", "svm", "additive"])
+def test_scores_of_training_rows_come_from_fits_without_their_fold(name: str) -> None:
+    x, y, inner = planted("line")
+    turned = y.copy()
+    turned[inner == 2] = 1 - turned[inner == 2]
+    first, second = (
+        classifiers._ONCE[name](x[inner != 2], each[inner != 2], x[inner == 2], OPTIONS).scores for each in (y, turned)
+    )
+    np.testing.assert_array_equal(first, second)
+    noise = np.random.default_rng(1).integers(0, 2, len(y))
+    assert abs(auroc(noise, classifiers.fit(name, x, noise, inner, x, OPTIONS).inner) - 0.5) < 0.15
