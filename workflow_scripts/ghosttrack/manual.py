@@ -82,7 +82,8 @@ def rule_graph(home: Path = HOME) -> dict[Path, str]:
     drawn = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True).stdout
     # Some rules carry the model, and the wave, in their names; one model and one wave need no telling apart.
     nodes = {key: re.sub(r"_smollm2_135m(_wave_00)?", "", name) for key, name in re.findall(r"(id\d+)\[(\w+)\]", drawn)}
-    edges = {(nodes[start], nodes[end]) for start, end in re.findall(r"(id\d+) --> (id\d+)", drawn)}
+    pairs = {(nodes[start], nodes[end]) for start, end in re.findall(r"(id\d+) --> (id\d+)", drawn)}
+    edges = {(start, end) for start, end in pairs if start != end}  # an anchor's followers
     text = "\n".join(f"  {start} --> {end}" for start, end in sorted(_without_shortcuts(edges)) if end != "all")
     return {home / "README.md": _inserted(home / "README.md", f"```mermaid\nflowchart LR\n{text}\n```")}
 
