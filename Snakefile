@@ -39,6 +39,7 @@ localrules:
     metrics,
     paper,
     scores,
+    reproduce_leak,
 
 
 rule all:
@@ -102,3 +103,9 @@ rule scores:
     """One's own texts (score.texts), scored by the detector of every model."""
     input:
         collect("results/{model}/scores/texts.jsonl", model=MODELS),
+
+
+rule reproduce_leak:
+    """What noise and the text alone reach under a random split of pairs, and under a grouped one. Needs no model."""
+    input:
+        collect("results/{model}/evaluation/leak_reproduction.csv", model=MODELS),

@@ -1,13 +1,6 @@
 # rules/develop.smk -- aside from a run. Needs: nothing, or what a run left. Gives: the leak of a careless split, reproduced; a check of all activation stores, or of the GPU; the embedded data anew.
 localrules:
     refresh_facts,
-    reproduce_leak,
-
-
-rule reproduce_leak:
-    """Show what noise and the text alone reach under a random split of pairs, and under a grouped one. Needs no model."""
-    input:
-        expand("results/{model}/evaluation/leak_reproduction.csv", model=MODELS),
 
 
 rule score_leak:

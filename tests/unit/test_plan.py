@@ -169,6 +169,6 @@ def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
 
 
 def test_links_by_number_need_numbers_that_mean_something() -> None:
-    assert settings(tracking={"links": "identity"}).sae.dictionaries == "common"
+    assert settings(tracking={"links": "identity"}).sae.dictionaries == "anchored"
     with pytest.raises(UserError, match=r"tracking\.links: identity needs .* any sae\.dictionaries but independent"):
         settings(tracking={"links": "identity"}, sae={"dictionaries": "independent"})

@@ -102,6 +102,7 @@ def _row(name: str, group: str, prompt: str, answer: str, label: int, mode: str)
     return {
         "id": name, "group": group, "prompt": prompt, "answer": answer, "text": text, "answer_start": len(prompt) + 1,
         "answer_end": len(prompt) + 1 + len(answer), "label": label, "mode": mode, "gold": ["Paris"], "question": "Where?",
+        "relation": "place",
     }  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def _tokens(examples: pd.DataFrame, tokenizer: Any, rng: np.random.Generator) ->
     sizes = np.array([len(each.answer) for each in encoded])
     logprob = -rng.exponential(3, sizes.sum())
     tokens = pd.DataFrame({
-        "example": np.repeat(np.arange(len(encoded)), sizes), "position": np.concatenate([each.answer for each in encoded]),
+        "example": np.repeat(np.arange(len(encoded)), sizes), "position": np.concatenate([each.answer + each.shift for each in encoded]),
         "logprob": logprob, "entropy": rng.exponential(2, len(logprob)), "rank": rng.integers(0, 300, len(logprob)),
     })  # fmt: skip
     outputs = pd.DataFrame({"id": examples["id"], "row_start": np.cumsum(sizes) - sizes, "row_count": sizes})
