@@ -6,13 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ghosttrack import files, plan
+from ghosttrack import plan
 from ghosttrack.configuration import load
 from ghosttrack.settings import Settings
 from tests.conftest import ROOT, copy_house, job_counts, snakemake
@@ -142,20 +140,16 @@ def test_what_a_repair_under_a_budget_leaves_is_named_and_may_be_deleted(
     assert "Nothing to be done" in result.stdout + result.stderr, (result.stdout + result.stderr)[-4000:]
 
 
-@contextmanager
-def training_blocked(house: Path, layer: int) -> Iterator[None]:
-    """As if another job were training this layer."""
-    with files.lock(house / f"results/{MODEL}/state/train_sae/layer_{layer:02d}"):
-        yield
-
-
-def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(tmp_path: Path) -> None:
+def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     house = copy_house(tmp_path / "house")
     given = arguments(limited(2))
-    with training_blocked(house, 2):
-        code, screen, _ = run_and_watch(house, *given)
+    monkeypatch.setenv("GHOSTTRACK_FAULTS", '[{"job": "train_sae/layer_02", "kind": "error"}]')
+    code, screen, _ = run_and_watch(house, *given)
+    monkeypatch.delenv("GHOSTTRACK_FAULTS")
     assert code == 1
-    assert "is in use by process" in screen
+    assert "a fault that GHOSTTRACK_FAULTS asked for" in screen
     assert sorted(path.name for path in (house / f"results/{MODEL}/saes").glob("*/sae_weights.safetensors")) != []
     trained = {path.parent.name for path in (house / f"results/{MODEL}/saes").glob("*/sae_weights.safetensors")}
     assert trained == {"layer_00", "layer_01", "layer_03"}

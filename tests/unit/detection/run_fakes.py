@@ -48,7 +48,9 @@ def make(run: Path, groups: int = 40, seed: int = 0) -> None:
     metrics.to_csv(run / "evaluation" / "metrics.csv", index=False)
 
 
-def save(run: Path, datasets: tuple[str, ...] = ("facts", "others"), controls: tuple[str, ...] = ("others",)) -> None:
+def save(
+    run: Path, datasets: tuple[str, ...] = ("facts", "others"), controls: tuple[str, ...] = ("others",), folds: int = 4
+) -> None:
     """Fit and keep the detector."""
     detection = run / "detection"
     save_detector.main(
@@ -65,7 +67,7 @@ def save(run: Path, datasets: tuple[str, ...] = ("facts", "others"), controls: t
         controls=list(controls),
         layers=LAYERS,
         site="resid_post",
-        detection=DetectionSettings(folds=4),
+        detection=DetectionSettings(folds=folds),
         seed=0,
     )
 

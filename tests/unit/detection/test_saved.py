@@ -74,6 +74,19 @@ def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated(run: Pat
     assert saved_fit.strict_sets(table, ["nothing"], []) == []
 
 
+def test_few_folds_leave_enough_to_fit_on(run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (run / "detection").iterdir()}
+    try:
+        for folds in (2, 3):
+            run_fakes.save(run, folds=folds)
+            about = json.loads((run / "detection" / "detector.json").read_text())
+            assert about["reason"] == ""
+            assert about["quality"]["auroc"] > 0.6
+    finally:
+        for name, content in before.items():
+            (run / "detection" / name).write_bytes(content)
+
+
 def test_two_fits_give_the_same_bytes(run: Path) -> None:
     before = {path.name: path.read_bytes() for path in (run / "detection").iterdir()}
     run_fakes.save(run)

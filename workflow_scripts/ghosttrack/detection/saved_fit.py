@@ -26,6 +26,8 @@ UNSEEN = -1
 _ROWS = 4096
 # As in the stores: a token is an attention sink from this multiple of the median norm on.
 _MASSIVE = 10.0
+# One fold to fit on, one to calibrate on, one to leave out.
+LEAST_FOLDS = 3
 
 
 class Source(NamedTuple):
@@ -86,6 +88,7 @@ def fit(
     texts = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"label": [], "dataset": []})
     labels = texts["label"].to_numpy(dtype=np.int64)
     units = _units(texts) if parts else np.array([], dtype=object)
+    folds = max(folds, LEAST_FOLDS)
     reason = splits.refusal(labels, units, folds) if parts else "no data set was evaluated"
     if reason:
         tokens, effects = ["dataset", "row", "fold", "probe"], ["fold", "layer", "feature", "weight"]
@@ -158,11 +161,17 @@ def _fit_probes(
     return _Probes(weight, intercept, base), np.array(massive)
 
 
+# With three folds a left-out score leaves one to fit on: nothing is left to choose by, so the middle of the choices.
+_ONE_FOLD = probes.LOGISTIC[1]
+
+
 def _stack(columns: Floats, labels: Ints, inner: Ints) -> Linear:
     """Logistic regression in the units of the columns; strength chosen over the inner folds."""
     from sklearn.linear_model import LogisticRegression
 
-    strength = probes.logistic(columns, labels, inner, columns[:1]).strength
+    strength = _ONE_FOLD
+    if len(np.unique(inner)) > 1:
+        strength = probes.logistic(columns, labels, inner, columns[:1]).strength
     standard = probes.standardise(columns)
     model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=200).fit(standard.apply(columns), labels)
     weight = model.coef_[0] / standard.scale
