@@ -42,6 +42,7 @@ localrules:
     scores,
     reproduce_leak,
     transfer,
+    seed_variance,
 
 
 rule all:
@@ -117,3 +118,9 @@ rule transfer:
     """Detectors on relations that they were not trained on: left out one by one, and from each data set to each other."""
     input:
         collect(rules.draw_transfer.output.figures, model=MODELS),
+
+
+rule seed_variance:
+    """The default detector under other fold seeds; and under other SAE seeds, if the sweep is of every analysed layer."""
+    input:
+        collect("results/{model}/evaluation/seed_variance.csv", model=MODELS),
