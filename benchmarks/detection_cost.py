@@ -29,7 +29,7 @@ from ghosttrack.evaluation import statistics
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
 PHASE = ("audit_dataset", "train_detectors", "evaluate_detectors", "save_detector")
-SIZES = (1250, 2500, 5000, 10_000, 20_000)
+SIZES = (1248, 2500, 5000, 10_000, 20_000)
 # Exponents are fitted from here on: below, what does not depend on the number of texts weighs in.
 FITTED = 2500
 # Spread of what is added to repeated texts, in standard deviations of a column.
@@ -159,7 +159,7 @@ def main() -> None:
         part.add_argument("results", type=Path, help="folder of a finished run, results/NAME")
         if call is growth:
             part.add_argument("--dataset", default="us_cities")
-            part.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+            part.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="multiples of 4")
             part.add_argument("--csv", type=Path, help="write the table there too")
             part.add_argument("--figure", type=Path, help="draw it there")
     given = parser.parse_args()

@@ -80,6 +80,16 @@ def test_left_out_labels_do_not_reach_their_scores() -> None:
         assert (score[test] == after[training.name][signal][test]).all(), signal
 
 
+def test_a_text_whose_unit_was_trained_on_is_not_scored() -> None:
+    pool = made(1.0)
+    one, two = (np.flatnonzero(pool.dataset == name)[:4] for name in ("one", "two"))
+    pool.units[two] = pool.units[one[0]]
+    (training,) = transfer.single(pool, ["one"], 3, 0)
+    score = transfer.scores(pool, [training])["one"]["ghosttrack"]
+    assert np.isnan(score[two]).all()
+    assert np.isnan(score).sum() == len(two) + (pool.dataset == "one").sum()
+
+
 def test_probes_from_sums_are_those_refitted_on_the_rows() -> None:
     from sklearn.linear_model import Ridge
 

@@ -107,7 +107,7 @@ def single(found: Pool, datasets: Iterable[str], inner_folds: int, seed: int) ->
 
 
 def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Floats]]:
-    """Log-odds of "hallucinated" by training and signal, (rows,); NaN for the rows trained on.
+    """Log-odds of "hallucinated" by training and signal, (rows,); NaN for the rows trained on, and for others of their units.
 
     Strengths of regularisation and weights of the stack are chosen on inner folds: on relations left out where several
     are trained on.
@@ -131,6 +131,7 @@ def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Fl
         for signal, fit in {**own, SIGNALS[3]: fits[SIGNALS[3]][place]}.items():
             every = np.full(len(outputs), np.nan)
             every[test] = fit.outer
+            every[np.isin(found.units, found.units[train])] = np.nan
             result[training.name][signal] = every
     return result
 

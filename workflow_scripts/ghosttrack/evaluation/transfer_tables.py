@@ -58,9 +58,9 @@ def judge(
     others: list[_Cell] = []
     rows: list[dict[str, Any]] = []
     for name in names:
-        where = pool.dataset == name
         for training, signals in scored.items():
-            if np.isnan(signals[detectors.DEFAULT][where]).any():
+            where = (pool.dataset == name) & np.isfinite(signals[detectors.DEFAULT])
+            if len(set(pool.labels[where])) < 2:
                 continue
             cell = _cell(name, pool, where, {**signals, **untrained}, settings, seed)
             trained_on = OTHERS if training in left_out else training
