@@ -30,6 +30,7 @@ from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
 PHASE = ("audit_dataset", "train_detectors", "evaluate_detectors", "save_detector")
 SIZES = (1248, 2500, 5000, 10_000, 20_000)
+PARTS = ("detectors", "text", "intervals")
 # Exponents are fitted from here on: below, what does not depend on the number of texts weighs in.
 FITTED = 2500
 # Spread of what is added to repeated texts, in standard deviations of a column.
@@ -108,7 +109,7 @@ def growth(given: argparse.Namespace) -> None:
             "intervals": lambda: statistics.bootstrap_auroc(labels, scores, units, draws, 0),  # noqa: B023
         }
         spent = {}
-        for name, call in calls.items():
+        for name, call in ((name, call) for name, call in calls.items() if name in given.parts):
             before = time.process_time()
             call()
             spent[name] = time.process_time() - before
@@ -160,6 +161,7 @@ def main() -> None:
         if call is growth:
             part.add_argument("--dataset", default="us_cities")
             part.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="multiples of 4")
+            part.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
             part.add_argument("--csv", type=Path, help="write the table there too")
             part.add_argument("--figure", type=Path, help="draw it there")
     given = parser.parse_args()
