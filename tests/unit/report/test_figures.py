@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ghosttrack.errors import UserError
 from ghosttrack.report import figures, link_summary, tables
@@ -64,7 +65,7 @@ def test_the_last_digit_of_a_layout_changes_no_byte(
     def slightly_otherwise(self: Figure) -> None:
         lay_out(self)
         for axes in self.axes:
-            axes.set_position([edge + 1e-15 for edge in axes.get_position().bounds])
+            axes.set_position(Bbox(axes.get_position().get_points() + 1e-15))
 
     monkeypatch.setattr(Figure, "draw_without_rendering", slightly_otherwise)
     figures.draw(run, [tmp_path / "other" / "sae_quality.svg"])
