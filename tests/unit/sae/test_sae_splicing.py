@@ -1,5 +1,6 @@
 """Known answers for spliced losses, a slow reference for all of them, and whose rows may be replaced."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -197,6 +198,18 @@ def test_excluded_rows_keep_their_activations(heldout: Heldout) -> None:
     assert torch.equal(seen[~kept], true[~kept])
     assert torch.equal(seen[kept], -2.0 * true[kept])
     assert not module._forward_hooks
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_blocks_below_the_layer_run_once_for_all_passes(tmp_path: Path, kind: str, site: str) -> None:
+    heldout = make(tmp_path, kind, site)
+    ran: Counter[int] = Counter()
+    for place, block in enumerate(models.blocks(heldout.model)):
+        block.get_submodule("mlp").register_forward_hook(lambda *_, place=place: ran.update([place]))
+    splice(*_arguments(heldout, rough()))
+    assert ran[0] > 0
+    assert {place: count // ran[0] for place, count in ran.items()} == {0: 1, LAYER: 4, 2: 4, 3: 4}
+    assert not any("forward" in vars(block) for block in models.blocks(heldout.model))
 
 
 def test_with_every_row_excluded_nothing_is_replaced_and_nothing_counted(heldout: Heldout) -> None:
