@@ -286,7 +286,7 @@ class DetectionSettings(Section):
 
     folds: int = Field(5, ge=2, le=50, description="Outer folds; whole groups stay in one fold.")
     inner_folds: int = Field(4, ge=2, le=20, description="Folds inside each training fold, for choosing and stacking.")
-    trees: int = Field(200, ge=10, description="Trees of the random forest.")
+    trees: int = Field(100, ge=10, description="Trees of the random forest.")
     audit: Literal["stop", "report"] = Field(
         "stop",
         description="What a leak in a data set of given texts does: `stop` the run with the reason, or only mark it in the `report`. Data sets with `control: true` never stop a run.",

@@ -25,9 +25,11 @@ from ghosttrack.progress import Progress
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import mean_of
 
-# One pass over 2,048 tokens of a model of 135 M parameters, and three above a middle layer, take one CPU core half a minute; delta_ce_error is then
-# about .015 nats, and the KL divergence, which does not depend on what happened to come next, exact to a few percent.
+# With 2,048 tokens delta_ce_error is about .015 nats, and the KL divergence, which does not depend on what happened to come
+# next, exact to a few percent.
 TOKENS = 2048
+# Ablations cost ten nats and more: so many tokens tell their mean to some percent, and a score of .98 to less than .001.
+ABLATED = 512
 # Rows of log-probabilities at once: what is made of them, 3 MB for 50,000 tokens, stays in the cache (256: four times slower).
 ROWS = 16
 
@@ -49,6 +51,7 @@ class Spliced(NamedTuple):
     kl_div_with_ablation: float
     kl_div_score: float
     spliced_rows: int  # predictions counted
+    ablated_rows: int  # of these, those that ablations were measured on
 
 
 @torch.inference_mode()
@@ -82,9 +85,14 @@ def splice(model: Any, sae: Sae, store: ActivationStore, tokens: npt.NDArray[np.
             f"no row of the {len(chosen)} held-out contexts can be spliced: all are excluded or last; "
             "raise corpus.context or corpus.heldout_tokens"
         )
+    usable = chosen[counted[chosen].any(axis=1)]
+    ablated = usable[spread(len(usable), tokens.shape[1], ABLATED)]
+    parts = ((ablated, list(replacements)), (np.setdiff1d(chosen, ablated), ["sae"]))
     found: dict[str, list[Tensor]] = {name: [] for name in ("none", *replacements)}
     progress = Progress("splicing", len(chosen) * tokens.shape[1], "tokens")
-    for numbers in (chosen[start : start + batch] for start in range(0, len(chosen), batch)):
+    for numbers, names in (
+        (part[at : at + batch], names) for part, names in parts for at in range(0, len(part), batch)
+    ):
         ids = torch.from_numpy(tokens[numbers].astype(np.int64)).to(model.device)
         inside = torch.from_numpy(kept[numbers]).flatten().to(model.device)
         wanted = torch.from_numpy(counted[numbers]).flatten()
@@ -92,8 +100,8 @@ def splice(model: Any, sae: Sae, store: ActivationStore, tokens: npt.NDArray[np.
         with keeping(below) as kept_outputs:
             reference = _logits(model, ids)
         found["none"].append(losses(reference, reference, targets)[:, wanted])
-        for name, replacement in replacements.items():
-            with standing_in(below, kept_outputs), replaced(module, inside, replacement):
+        for name in names:
+            with standing_in(below, kept_outputs), replaced(module, inside, replacements[name]):
                 logits = _logits(model, ids)
             found[name].append(losses(reference, logits, targets)[:, wanted])
         progress.advance(ids.numel())
@@ -179,10 +187,15 @@ def losses(reference: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def scores(none: Tensor, sae: Tensor, zero: Tensor, mean: Tensor) -> Spliced:
-    """From the losses of the four passes, each (2, predictions): cross-entropy and KL."""
-    (ce, _), (ce_sae, kl_sae), (ce_zero, kl_zero), (ce_mean, _) = (
-        each.mean(1).tolist() for each in (none, sae, zero, mean)
-    )
+    """From the losses of the passes, each (2, predictions): cross-entropy and KL; ablations of the first predictions only.
+
+    An ablation's loss is what it adds on its own predictions, on top of the model's loss on all.
+    """
+    (ce, _), (ce_sae, kl_sae) = (each.mean(1).tolist() for each in (none, sae))
+    ablated = zero.shape[1]
+    (ce_zero, kl_zero), (ce_mean, _) = (each.mean(1).tolist() for each in (zero, mean))
+    harder = ce - float(none[0, :ablated].mean())
+    ce_zero, ce_mean = ce_zero + harder, ce_mean + harder
     cost, predictions = sae[0] - none[0], none.shape[1]
     return Spliced(
         ce_loss_without_sae=ce,
@@ -197,6 +210,7 @@ def scores(none: Tensor, sae: Tensor, zero: Tensor, mean: Tensor) -> Spliced:
         kl_div_with_ablation=kl_zero,
         kl_div_score=_saved(0.0, kl_sae, kl_zero),
         spliced_rows=predictions,
+        ablated_rows=ablated,
     )
 
 
