@@ -43,8 +43,9 @@ env: $(READY) ## only the environment, e.g. on a cluster's login node
 clean: ## remove the environment and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
+# Not compiled: Python compiles a module when it is first imported, and most never are.
 $(READY): envs/requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] >= (3, 11) else "GhostTrack needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement envs/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement envs/requirements.txt
 	touch $@
