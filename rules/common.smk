@@ -484,6 +484,13 @@ def all_tracks(wildcards):
     ]
 
 
+def all_examples(wildcards):
+    """Input function: the texts of every data set of every model."""
+    return [
+        f"results/{model}/datasets/{name}/examples.parquet" for model in MODELS for name in SETTINGS[model].datasets
+    ]
+
+
 def reports(wildcards):
     return [f"results/{model}/report.html" for model in MODELS]
 

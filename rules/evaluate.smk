@@ -372,12 +372,15 @@ rule write_paper:
 
 
 rule compare_models:
-    """Set the models of one run side by side."""
+    """Set the models of one run side by side, and pair them where they have texts in common."""
     input:
         metrics=expand("results/{model}/evaluation/metrics.csv", model=MODELS),
         ledgers=expand("results/{model}/evaluation/ledger.csv", model=MODELS),
+        scores=expand("results/{model}/detection/scores.parquet", model=MODELS),
+        examples=all_examples,
     output:
         table="results/comparison/metrics.csv",
+        differences="results/comparison/differences.csv",
         page="results/comparison/comparison.html",
     log:
         "results/comparison/logs/compare_models.log",
@@ -392,6 +395,8 @@ rule compare_models:
     params:
         models=MODELS,
         controls=[name for name, settings in DATASETS.items() if settings.control],
+        evaluation=SETTINGS[MODELS[0]].evaluation.model_dump(),
+        seed=SETTINGS[MODELS[0]].seed,
         code=source_digest("compare_models", "report/templates"),
     message:
         "Comparing the models"
