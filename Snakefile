@@ -48,6 +48,7 @@ rule all:
     input:
         reports,
         collect(rules.write_explorer.output.explorer, model=MODELS),
+        collect(rules.summarise_costs.output.page, model=MODELS),
         all_tracks,
         strict_checks,
         collect(rules.draw_figures.output.figures, model=MODELS),

@@ -393,6 +393,17 @@ def room_kb(model):
     return int((budget * 1e9 - plan.heldout_bytes(SETTINGS[model])) / 1000) if budget else 0
 
 
+def planned_kb(wildcards):
+    """Resource function: training activations at once at most, and held-out ones, in kB; 0 where SAEs are pretrained."""
+    settings, waves = SETTINGS[wildcards.model], WAVES[wildcards.model]
+    return int((plan.peak_bytes(settings, waves) + plan.heldout_bytes(settings)) / 1000) if waves else 0
+
+
+def budget_kb(wildcards):
+    """Resource function: the disk budget in kB; 0 without one."""
+    return int((SETTINGS[wildcards.model].activations.disk_budget_gb or 0) * 1e6)
+
+
 def budgeted(model, path):
     """temp() under a disk budget; kept without one."""
     return temp(path) if SETTINGS[model].activations.disk_budget_gb else path
@@ -470,6 +481,13 @@ def all_tracks(wildcards):
         for model in MODELS
         for dataset in SETTINGS[model].datasets
         for variant in SETTINGS[model].tracking.variants
+    ]
+
+
+def all_examples(wildcards):
+    """Input function: the texts of every data set of every model."""
+    return [
+        f"results/{model}/datasets/{name}/examples.parquet" for model in MODELS for name in SETTINGS[model].datasets
     ]
 
 
