@@ -10,6 +10,7 @@ include: "rules/sweep.smk"
 include: "rules/track.smk"
 include: "rules/detect.smk"
 include: "rules/evaluate.smk"
+include: "rules/robustness.smk"
 include: "rules/develop.smk"
 
 
@@ -40,6 +41,8 @@ localrules:
     paper,
     scores,
     reproduce_leak,
+    transfer,
+    seed_variance,
 
 
 rule all:
@@ -110,3 +113,15 @@ rule reproduce_leak:
     """What noise and the text alone reach under a random split of pairs, and under a grouped one. Needs no model."""
     input:
         collect("results/{model}/evaluation/leak_reproduction.csv", model=MODELS),
+
+
+rule transfer:
+    """Detectors on relations that they were not trained on: left out one by one, and from each data set to each other."""
+    input:
+        collect(rules.draw_transfer.output.figures, model=MODELS),
+
+
+rule seed_variance:
+    """The default detector under other fold seeds; and under other SAE seeds, if the sweep is of every analysed layer."""
+    input:
+        collect("results/{model}/evaluation/seed_variance.csv", model=MODELS),

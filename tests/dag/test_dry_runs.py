@@ -355,3 +355,14 @@ def test_status_counts_the_jobs_of_every_kind_of_dictionaries(house: Path, dicti
     shown = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, check=True)
     (found,) = json.loads(shown.stdout).values()
     assert sum(each["total"] for each in found["phases"].values()) == sum(planned.values()) - planned["all"]
+
+
+def test_other_relations_and_other_seeds_are_asked_for_by_name_and_use_a_sweep_of_every_layer(house: Path) -> None:
+    result = snakemake(house, "--profile", "profiles/local", "transfer", "seed_variance", "-n")
+    counts = job_counts(result.stdout + result.stderr)
+    assert counts["transfer_detectors"] == counts["draw_transfer"] == counts["measure_seed_variance"] == 1
+    assert counts["vary_seeds"] == counts["train_detectors"]
+    assert "sweep_sae" not in counts
+    swept = "sweep={layers: [10, 12, 14, 16, 18, 20], k: [64]}"
+    result = snakemake(house, "--profile", "profiles/local", "seed_variance", "-n", "--config", swept)
+    assert job_counts(result.stdout + result.stderr)["sweep_sae"] == 6

@@ -301,6 +301,11 @@ class DetectionSettings(Section):
         ge=0,
         description="Other prompts of its relation that each answer is also scored after (up to four times as many where answers are few), for PMI and to tell what its activations owe to the answer alone; 0: none. Time grows in proportion.",
     )
+    fold_seeds: list[int] = Field(
+        [1, 2, 3, 4],
+        min_length=1,
+        description="Seeds of other folds beside the run's own; target `seed_variance`, never part of a run.",
+    )
     max_statements: int | None = Field(
         None, ge=8, description="At most this many examples per data set, whole groups kept; null uses all."
     )

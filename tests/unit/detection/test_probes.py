@@ -117,3 +117,36 @@ def test_calibration_undoes_overconfidence_by_the_inner_scores_alone() -> None:
     found = probes.calibrated(sure, y)
     np.testing.assert_allclose(found.inner, odds, atol=0.3)
     np.testing.assert_allclose(found.outer, [-1, 0, 1], atol=0.15)
+
+
+def test_a_joint_probe_of_many_rows_is_exact_if_some_rows_span_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    y, inner = rng.integers(0, 2, 400), rng.integers(0, 3, 400)
+    blocks = [rng.standard_normal((500, 9)) + np.pad(y, (0, 100))[:, None] * rng.standard_normal(9) for _ in range(2)]
+    train, test = np.arange(400), np.arange(400, 500)
+    exact = probes.joint_ridge(blocks, y, inner, train, test)
+    monkeypatch.setattr(probes, "EXACT", 300)
+    monkeypatch.setattr(probes, "LANDMARKS", 60)
+    found = probes.joint_ridge(blocks, y, inner, train, test)
+    assert found.strength == exact.strength
+    np.testing.assert_allclose(found.outer, exact.outer, atol=1e-3)
+    np.testing.assert_allclose(found.inner, exact.inner, atol=1e-3)
+
+
+def test_a_joint_probe_of_many_rows_in_wide_columns_comes_close_to_the_exact_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(6)
+    y, inner = rng.integers(0, 2, 600), rng.integers(0, 3, 600)
+    blocks = [rng.standard_normal((800, 700)) * np.exp(-np.arange(700) / 100) for _ in range(2)]
+    for block in blocks:
+        block[:600, :30] += y[:, None]
+        block[600:, :30] += np.arange(200)[:, None] % 2
+    train, test = np.arange(600), np.arange(600, 800)
+    exact = probes.joint_ridge(blocks, y, inner, train, test)
+    monkeypatch.setattr(probes, "EXACT", 500)
+    monkeypatch.setattr(probes, "LANDMARKS", 300)
+    found = probes.joint_ridge(blocks, y, inner, train, test)
+    truth = np.arange(200) % 2
+    assert auroc(truth, found.outer) > auroc(truth, exact.outer) - 0.03
+    assert auroc(truth, exact.outer) > 0.6

@@ -57,7 +57,7 @@ def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> Non
         ("c", "g3", "", "", "Y "), ("c", "g4", "", "", "w"), ("d", "g5", "river", "France", "v"),
     ]  # fmt: skip
     texts = pd.DataFrame(rows, columns=["dataset", "group", "relation", "subject", "text"])
-    units = saved_fit._units(texts).tolist()
+    units = saved_fit.units_of(texts).tolist()
     assert units[0] == units[2]  # the capital of France, in two sets
     assert units[1] == units[3]  # the same text
     assert len(set(units)) == 4

@@ -49,10 +49,10 @@ def cross_fit(x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] =
     standard = probes.standardise(x[:, kept])
     z = standard.apply(x[:, kept]).astype(np.float32)
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
-    total = _Sums.of(z, target)
+    total = Sums.of(z, target)
     unit = float(np.trace(total.squares)) / len(z)
     count = int(fold.max()) + 1
-    rest = [total.without(_Sums.of(z[fold == number], target[fold == number])) for number in range(count)]
+    rest = [total.without(Sums.of(z[fold == number], target[fold == number])) for number in range(count)]
     best: tuple[float, float, Floats, list[Linear]] | None = None
     for strength in strengths:
         fits = [sums.solve(strength * unit) for sums in rest]
@@ -76,7 +76,7 @@ def cross_fit(x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] =
     return CrossFit(to_odds.apply(left_out), [unscaled(fit) for fit in fits], unscaled(final), strength)
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What ridge regression needs of some rows: their number, sums, squares, and products with the target."""
 
     rows: int
@@ -86,7 +86,8 @@ class _Sums(NamedTuple):
     products: Floats  # (columns,)
 
     @classmethod
-    def of(cls, z: NDArray[np.float32], target: Floats) -> "_Sums":
+    def of(cls, z: NDArray[np.float32], target: Floats) -> "Sums":
+        """Of these rows."""
         # Single precision: half the cost, and every strength drowns its rounding.
         return cls(
             len(z),
@@ -96,8 +97,14 @@ class _Sums(NamedTuple):
             np.asarray(z.T @ target.astype(np.float32), dtype=np.float64),
         )
 
-    def without(self, part: "_Sums") -> "_Sums":
-        return _Sums(*(whole - less for whole, less in zip(self, part, strict=True)))  # type: ignore[operator]
+    @classmethod
+    def together(cls, parts: Sequence["Sums"]) -> "Sums":
+        """Of the rows of all parts."""
+        return cls(*(sum(values) for values in zip(*parts, strict=True)))
+
+    def without(self, part: "Sums") -> "Sums":
+        """Of the other rows."""
+        return Sums(*(whole - less for whole, less in zip(self, part, strict=True)))  # type: ignore[operator]
 
     def solve(self, penalty: float) -> Linear:
         """Weights and a free intercept."""

@@ -87,7 +87,7 @@ def fit(
     parts = [sources[name].examples.assign(dataset=name) for name in chosen]
     texts = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"label": [], "dataset": []})
     labels = texts["label"].to_numpy(dtype=np.int64)
-    units = _units(texts) if parts else np.array([], dtype=object)
+    units = units_of(texts) if parts else np.array([], dtype=object)
     folds = max(folds, LEAST_FOLDS)
     reason = splits.refusal(labels, units, folds) if parts else "no data set was evaluated"
     if reason:
@@ -109,8 +109,8 @@ def fit(
     )
 
 
-def _units(texts: pd.DataFrame) -> NDArray[np.object_]:
-    """Groups joined where they share a text or what it is about."""
+def units_of(texts: pd.DataFrame) -> NDArray[np.object_]:
+    """Groups of several data sets, joined where they share a text, or a subject and relation, (texts,)."""
     groups = [f"{dataset}: {group}" for dataset, group in zip(texts["dataset"], texts["group"], strict=True)]
     about = [
         f"{relation}: {subject}" if subject else group

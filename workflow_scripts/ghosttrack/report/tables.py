@@ -36,6 +36,12 @@ EXPLANATIONS = (
     "removed", "features", "n", "groups", "change", "change_low", "change_high", "beyond_random", "beyond_random_low",
     "beyond_random_high", "agreement",
 )  # fmt: skip
+# One row per training, tested data set and signal; one per tested data set and control, all trained on other relations.
+TRANSFER = ("trained_on", "dataset", "signal", "n", "groups", "auroc", "auroc_low", "auroc_high")
+LEFT_OUT = (
+    "dataset", "control", "n", "groups", "auroc_ours", "auroc_control", "difference", "difference_low",
+    "difference_high", "verdict",
+)  # fmt: skip
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
 # Names of the rows that stand for several data sets, and the two claims that a summary speaks of.

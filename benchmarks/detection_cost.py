@@ -1,0 +1,172 @@
+"""What the detection phase costs: of a finished run, and as a data set grows to 20,000 texts.
+
+    PYTHONPATH=workflow_scripts python benchmarks/detection_cost.py phase results/smollm2-135m
+    PYTHONPATH=workflow_scripts python benchmarks/detection_cost.py growth results/smollm2-135m --csv cost.csv --figure cost.png
+
+`phase` adds up the run's own tables. Its jobs have one thread each, so their seconds by the clock are an upper limit of their
+CPU time, however busy the machine was. `growth` repeats a data set's texts with noise added, each four of them a group, and takes
+the CPU time of one outer fold of every detector, of the text control and of the intervals (a tenth of the draws). Its reference
+is n log n: the exponent of CPU time over n log n should not be above 0.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from measure import show
+from threadpoolctl import threadpool_limits
+
+from ghosttrack import frames
+from ghosttrack.detection import controls, detectors, splits
+from ghosttrack.detection import run as detection_run
+from ghosttrack.detection.representations import LayerBlocks
+from ghosttrack.evaluation import statistics
+from ghosttrack.settings import DetectionSettings, EvaluationSettings
+
+PHASE = ("audit_dataset", "train_detectors", "evaluate_detectors", "save_detector")
+SIZES = (1248, 2500, 5000, 10_000, 20_000)
+# Exponents are fitted from here on: below, what does not depend on the number of texts weighs in.
+FITTED = 2500
+# Spread of what is added to repeated texts, in standard deviations of a column.
+NOISE = 0.5
+
+
+def phase(given: argparse.Namespace) -> None:
+    """Seconds by the clock of the single-threaded jobs of the detection phase."""
+    rows = []
+    for rule in PHASE:
+        folder = given.results / "benchmarks" / rule
+        paths = sorted(folder.glob("*.tsv")) or [folder.with_suffix(".tsv")]
+        found = pd.concat([pd.read_csv(path, sep="\t") for path in paths if not path.name.endswith(".gpu.tsv")])
+        rows.append([rule, len(found), float(found["s"].sum()), float(found["s"].max())])
+    rows.append(["all", sum(row[1] for row in rows), sum(row[2] for row in rows), max(row[3] for row in rows)])
+    show(f"detection phase of {given.results.name}", ["rule", "jobs", "s", "longest"], rows)
+
+
+def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
+    """What the detectors read of one data set, and its texts."""
+    folder = run / "examples" / dataset
+    layers = sorted(int(path.name.removeprefix("layer_")) for path in (run / "saes").glob("layer_*"))
+    examples = frames.read_parquet(run / "datasets" / dataset / "examples.parquet")
+    paths = detection_run.Files(
+        [folder / f"layer_{layer:02d}.zarr" for layer in layers],
+        [folder / f"layer_{layer:02d}.json" for layer in layers],
+        [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
+        folder / "background.npz",
+        [run / "signals" / f"{dataset}.default.parquet"],
+    )
+    outputs = frames.read_parquet(folder / "outputs.parquet")
+    return detection_run.read_inputs(
+        dataset, examples, outputs, np.arange(len(examples)), paths, layers, ["default"]
+    ), examples
+
+
+def grown(inputs: detectors.Inputs, picked: np.ndarray, generator: np.random.Generator) -> detectors.Inputs:
+    """The rows `picked`, each a little different from the others; zeros of a code stay zeros."""
+
+    def noisy(values: Any) -> Any:
+        x = np.asarray(values)[picked]
+        x += NOISE * x.std(axis=0) * generator.standard_normal(x.shape, dtype=np.float32) * (x != 0)
+        return x
+
+    def table(values: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame(noisy(values.to_numpy(dtype=np.float64)), columns=values.columns)
+
+    return detectors.Inputs(
+        table(inputs.outputs),
+        {layer: LayerBlocks(*map(noisy, blocks)) for layer, blocks in inputs.layers.items()},
+        {name: table(values) for name, values in inputs.metrics.items()},
+    )
+
+
+def growth(given: argparse.Namespace) -> None:
+    """CPU seconds of one fold against the number of texts, and the exponents."""
+    inputs, examples = read(given.results, given.dataset)
+    truth = examples["label"].to_numpy(dtype=np.int64)
+    detection, draws = DetectionSettings(), EvaluationSettings().bootstrap // 10
+    rows = []
+    for size in given.sizes:
+        generator = np.random.default_rng(size)
+        # Blocks of four rows of a swap block stay together.
+        picked = (4 * generator.integers(len(truth) // 4, size=size // 4)[:, None] + np.arange(4)).ravel()
+        made = grown(inputs, picked, generator)
+        labels, units = truth[picked], np.repeat(np.arange(size // 4), 4).astype(str).astype(object)
+        step = splits.rounds(
+            labels, units, splits.assign_folds(labels, units, detection.folds, 0), detection.inner_folds, 0
+        )[0]
+        words = np.array([f"w{number}" for number in generator.integers(size, size=size)], dtype=object)
+        texts = [f"{text} {word}" for text, word in zip(examples["text"].to_numpy()[picked], words, strict=True)]
+        scores = generator.standard_normal((40, size))
+        calls: dict[str, Callable[[], Any]] = {
+            "detectors": lambda: detectors.train(made, labels, [step], detection, 0, f"{len(labels)} texts"),  # noqa: B023
+            "text": lambda: controls.fit_text(texts, labels, step),  # noqa: B023
+            "intervals": lambda: statistics.bootstrap_auroc(labels, scores, units, draws, 0),  # noqa: B023
+        }
+        spent = {}
+        for name, call in calls.items():
+            before = time.process_time()
+            call()
+            spent[name] = time.process_time() - before
+        rows.append([size, *spent.values(), sum(spent.values())])
+        columns = ["texts", *spent, "all"]
+        show(f"{given.dataset}: CPU seconds of one fold", columns, rows)
+    table = pd.DataFrame(rows, columns=columns)
+    kept = table[table["texts"] >= FITTED]
+    n = kept["texts"].to_numpy(dtype=float)
+    exponents = [
+        [name, _slope(n, kept[name]), _slope(n, kept[name].to_numpy() / (n * np.log(n)))] for name in columns[1:]
+    ]
+    show(f"exponents from {FITTED} texts on", ["part", "of n", "beyond n log n"], exponents)
+    if given.csv:
+        table.to_csv(given.csv, index=False)
+    if given.figure:
+        draw(table, given.figure)
+
+
+def _slope(n: np.ndarray, cost: Any) -> float:
+    return float(np.polyfit(np.log(n), np.log(np.asarray(cost)), 1)[0])
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """CPU seconds over texts, and n log n through the last point."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    n = table["texts"].to_numpy(dtype=float)
+    for name in table.columns[1:]:
+        axes.loglog(n, table[name], "o-", label=name)
+    curve = n * np.log(n)
+    axes.loglog(n, curve * table["all"].iloc[-1] / curve[-1], "k:", label="n log n")
+    axes.set_xlabel("texts")
+    axes.set_ylabel("CPU seconds of one fold")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """One of the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    chosen = parser.add_subparsers(required=True)
+    for call in (phase, growth):
+        part = chosen.add_parser(call.__name__, help=call.__doc__)
+        part.set_defaults(call=call)
+        part.add_argument("results", type=Path, help="folder of a finished run, results/NAME")
+        if call is growth:
+            part.add_argument("--dataset", default="us_cities")
+            part.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="multiples of 4")
+            part.add_argument("--csv", type=Path, help="write the table there too")
+            part.add_argument("--figure", type=Path, help="draw it there")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        given.call(given)
+
+
+if __name__ == "__main__":
+    main()

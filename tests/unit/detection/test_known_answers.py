@@ -1,0 +1,39 @@
+"""From inputs to verdicts through every nested fit: what was planted is established, and nothing is where there is nothing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_detectors
+
+from ghosttrack.detection import detectors, probes, seed_runs
+from ghosttrack.evaluation import ledger, scoreboard
+from ghosttrack.report import tables
+from ghosttrack.settings import EvaluationSettings
+
+SETTINGS = EvaluationSettings(bootstrap=200)
+
+
+def judged(signal: float, seed: int) -> pd.DataFrame:
+    """The ledger of one made-up set, from detectors that were trained on it."""
+    inputs, labels, rounds = test_detectors.made(signal, seed)
+    fold = np.empty(len(labels), dtype=np.int64)
+    for step in rounds:
+        fold[step.test] = step.number
+    examples = pd.DataFrame({
+        "dataset": "made", "mode": "given", "id": [f"e{row}" for row in range(len(labels))],
+        "group": np.repeat([f"g{n:02d}" for n in range(test_detectors.GROUPS)], 4), "label": labels,
+    })  # fmt: skip
+    scores = {name: probes.probability(score) for name, score in seed_runs.scores(inputs, labels, rounds).items()}
+    table = detectors.frame(examples, fold, scores, {})
+    return ledger.judge([scoreboard.of_dataset(table, False, SETTINGS, seed)], [], SETTINGS)
+
+
+def test_a_planted_signal_is_established_through_every_fit() -> None:
+    found = judged(3.0, 0).set_index("claim")
+    assert found.loc["the detector beats a regression on all output features", "verdict"] == tables.ESTABLISHED
+
+
+@pytest.mark.slow
+def test_pure_noise_through_every_fit_is_established_in_at_most_5_of_100_seeds() -> None:
+    wrong = sum(bool((judged(0.0, seed)["verdict"] == tables.ESTABLISHED).any()) for seed in range(100))
+    assert wrong <= 5

@@ -1,0 +1,62 @@
+"""Other seeds: the same fits as the detectors', other folds, other autoencoders, and a table of how far it moves."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_detectors
+
+from ghosttrack.detection import detectors, probes, seed_runs, splits
+from ghosttrack.evaluation import seed_variance
+
+SETTINGS = test_detectors.SETTINGS
+
+
+def test_under_the_run_s_own_seed_the_scores_are_the_run_s_own() -> None:
+    inputs, labels, rounds = test_detectors.made(1.0)
+    expected = detectors.train(inputs, labels, rounds, SETTINGS, 0, "planted").scores
+    found = seed_runs.scores(inputs, labels, rounds)
+    assert tuple(found) == seed_runs.SIGNALS
+    for signal, score in found.items():
+        np.testing.assert_array_equal(probes.probability(score), expected[signal])
+
+
+def test_other_folds_give_other_scores_and_other_autoencoders_move_what_reads_them_alone() -> None:
+    inputs, labels, rounds = test_detectors.made(1.0)
+    units = np.repeat([f"g{n:02d}" for n in range(test_detectors.GROUPS)], 4).astype(object)
+    folds = pd.DataFrame(seed_runs.vary_folds(inputs, labels, units, SETTINGS, [0, 1, 2]))
+    wide = folds.pivot_table(index="seed", columns="signal", values="auroc")
+    assert (wide.nunique() == 3).all()
+    other = {layer: blocks._replace(residual=blocks.residual[::-1]) for layer, blocks in inputs.layers.items()}
+    saes = pd.DataFrame(seed_runs.vary_saes(inputs, {0: inputs.layers, 1: other}, labels, rounds))
+    moved = saes.pivot_table(index="seed", columns="signal", values="auroc").nunique() > 1
+    assert set(moved[moved].index) == {"ghosttrack", "residual_probe"}
+    assert set(saes["source"]) == {seed_runs.SAE}
+    fold = splits.assign_folds(labels, units, SETTINGS.folds, 0)
+    assert rounds[0].test.tolist() == np.flatnonzero(fold == 0).tolist()
+
+
+def test_a_gain_is_taken_seed_by_seed() -> None:
+    rows = [
+        (name, "folds", seed, signal, value + lift + 0.1 * seed)
+        for name, lift in (("one", 0.0), ("two", 0.2), ("leaky", 0.5))
+        for seed in (0, 1)
+        for signal, value in (("ghosttrack", 0.3), ("ghosttrack.without_sae", 0.3), ("output_regression", 0.25))
+    ]
+    table = pd.DataFrame(rows, columns=["dataset", "source", "seed", "signal", "auroc"])
+    found = seed_variance.summarise(table, ["one", "two"]).set_index(["dataset", "signal"])
+    assert list(found.reset_index().columns) == [
+        "dataset",
+        "signal",
+        "source",
+        "seeds",
+        "mean",
+        "deviation",
+        "least",
+        "most",
+    ]
+    own = found.loc["all_strict", "ghosttrack"]
+    assert own["mean"] == pytest.approx(0.45)
+    assert own["deviation"] == pytest.approx(0.1 / 2**0.5)
+    gain = found.loc["all_strict", "ghosttrack - output_regression"]
+    assert (gain["mean"], gain["deviation"]) == (pytest.approx(0.05), pytest.approx(0, abs=1e-12))
+    assert gain["seeds"] == 2

@@ -1,0 +1,173 @@
+"""Detectors on other relations: what is shared is found there, what is not is not, and nothing of a left-out label is used."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ghosttrack import sae
+from ghosttrack.activations import store
+from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.detection import probes, transfer
+from ghosttrack.detection.transfer import Pool
+from ghosttrack.errors import UserError
+from ghosttrack.evaluation import transfer_tables
+from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.report import figures, tables, transfer_figure
+from ghosttrack.sae import model as sae_model
+from ghosttrack.settings import EvaluationSettings
+
+SETS, GROUPS, WIDTH = {"one": "capital", "two": "capital_reverse", "three": "city", "four": "border"}, 30, 12
+
+
+def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
+    """Four sets of three parts; `signal` moves channel 0 of every set alike, `own` another channel in each."""
+    rng, n = np.random.default_rng(seed), 4 * GROUPS
+    labels = np.tile([0, 0, 1, 1], GROUPS * len(SETS))
+    dataset = np.repeat(list(SETS), n).astype(object)
+    groups = np.array([f"g{row // 4:02d}" for row in range(n)] * len(SETS), dtype=object)
+    blocks = {}
+    for layer in (2, 4):
+        kinds = {}
+        for kind in transfer.PROBES.values():
+            x = rng.standard_normal((len(labels), WIDTH)).astype(np.float32)
+            x[:, 0] += signal * labels
+            for place, name in enumerate(SETS):
+                x[dataset == name, 1 + place] += own * labels[dataset == name]
+                x[dataset == name] *= 1 + place  # other units in each set
+            kinds[kind] = x
+        blocks[layer] = kinds
+    outputs = pd.DataFrame(rng.standard_normal((len(labels), 4)), columns=list(transfer.OUTPUT_SCORES))
+    relation = np.array([SETS[name] for name in dataset], dtype=object)
+    units = np.array([f"{name} {group}" for name, group in zip(dataset, groups, strict=True)], dtype=object)
+    return Pool(labels, relation, dataset, groups, units, outputs, blocks)
+
+
+def reached(pool: Pool, signal: str) -> list[float]:
+    trainings = transfer.left_out(transfer.parts(pool))
+    found = transfer.scores(pool, trainings)
+    return [auroc(pool.labels[each.inner < 0], found[each.name][signal][each.inner < 0]) for each in trainings]
+
+
+def test_sets_of_one_relation_or_of_shared_units_are_left_out_together() -> None:
+    pool = made(1.0)
+    part = transfer.parts(pool)
+    assert len(set(part)) == 3
+    assert set(part[pool.dataset == "one"]) == set(part[pool.dataset == "two"])
+    pool.units[pool.dataset == "four"] = pool.units[pool.dataset == "three"]
+    assert len(set(transfer.parts(pool))) == 2
+    with pytest.raises(UserError, match="2 groups of relations that share nothing; it takes 3"):
+        transfer.left_out(transfer.parts(pool))
+
+
+def test_what_relations_share_is_found_on_a_left_out_one_and_what_is_its_own_is_not() -> None:
+    assert min(reached(made(3.0), "ghosttrack")) > 0.9
+    assert min(reached(made(3.0), "raw_probe")) > 0.9
+    assert max(abs(value - 0.5) for value in reached(made(0.0, own=3.0), "ghosttrack")) < 0.15
+    assert max(abs(value - 0.5) for value in reached(made(0.0, seed=1), "raw_probe")) < 0.15
+
+
+def test_left_out_labels_do_not_reach_their_scores() -> None:
+    pool = made(1.0)
+    training = transfer.left_out(transfer.parts(pool))[0]
+    before = transfer.scores(pool, [training])[training.name]
+    test = training.inner < 0
+    after = transfer.scores(pool._replace(labels=np.where(test, 1 - pool.labels, pool.labels)), [training])
+    for signal, score in before.items():
+        assert np.isnan(score[~test]).all()
+        assert (score[test] == after[training.name][signal][test]).all(), signal
+
+
+def test_a_text_whose_unit_was_trained_on_is_not_scored() -> None:
+    pool = made(1.0)
+    one, two = (np.flatnonzero(pool.dataset == name)[:4] for name in ("one", "two"))
+    pool.units[two] = pool.units[one[0]]
+    (training,) = transfer.single(pool, ["one"], 3, 0)
+    score = transfer.scores(pool, [training])["one"]["ghosttrack"]
+    assert np.isnan(score[two]).all()
+    assert np.isnan(score).sum() == len(two) + (pool.dataset == "one").sum()
+
+
+def test_probes_from_sums_are_those_refitted_on_the_rows() -> None:
+    from sklearn.linear_model import Ridge
+
+    pool = made(1.0)
+    training = transfer.left_out(transfer.parts(pool))[1]
+    (found,) = transfer._probes(pool, "raw", [training])
+    train = training.inner >= 0
+    y, total = 2.0 * pool.labels - 1, np.zeros((2, len(pool.labels)))
+    for blocks in pool.blocks.values():
+        z = transfer.own_units(blocks["raw"], pool).astype(np.float64)
+        for scored in (training.inner == number for number in np.unique(training.inner)):
+            rows = train & ~scored
+            unit = float((z[rows] ** 2).sum()) / rows.sum()
+            for place, strength in enumerate(transfer.STRENGTHS):
+                total[place, scored] += Ridge(strength * unit).fit(z[rows], y[rows]).predict(z[scored])
+    best = transfer.STRENGTHS.index(found.strength)
+    assert found.score == pytest.approx(max(auroc(pool.labels[train], each[train]) for each in total))
+    odds = probes.platt(total[best][train], pool.labels[train])
+    np.testing.assert_allclose(found.outer, odds.apply(total[best][~train]), atol=1e-3)
+
+
+def test_units_are_those_of_a_large_relation_and_of_the_set_for_a_small_one() -> None:
+    pool = made(0.0)
+    pool.relation[np.flatnonzero(pool.dataset == "four")[:8]] = "rare"
+    found = transfer.own_units(pool.outputs.to_numpy(), pool)
+    rows = pool.dataset == "four"
+    values = pool.outputs.to_numpy()[rows]
+    np.testing.assert_allclose(found[rows][:8], ((values - values.mean(0)) / values.std(0))[:8])
+    common = values[8:]
+    np.testing.assert_allclose(found[rows][8:], (common - common.mean(0)) / common.std(0))
+
+
+def test_tables_hold_every_pair_of_sets_and_the_figure_draws_them(tmp_path: Path) -> None:
+    pool = made(3.0)
+    without = transfer.left_out(transfer.parts(pool))
+    trainings = [*without, *transfer.single(pool, SETS, 3, 0)]
+    within = pd.DataFrame({
+        "dataset": pool.dataset, "signal": "ghosttrack", "group": pool.groups, "label": pool.labels,
+        "score": 0.9 * pool.labels,
+    })  # fmt: skip
+    found = transfer_tables.judge(
+        pool, transfer.scores(pool, trainings), [each.name for each in without], within, EvaluationSettings(bootstrap=100), 0
+    )  # fmt: skip
+    ours = found.transfer[found.transfer["signal"] == "ghosttrack"].set_index(["trained_on", "dataset"])["auroc"]
+    assert len(ours) == 4 * 3 + 4 + 4 + 1
+    assert ours["one", "one"] == 1.0
+    others = ours[transfer_tables.OTHERS]
+    assert others["all_strict"] == pytest.approx(others[list(SETS)].mean())
+    assert list(found.left_out.columns) == list(tables.LEFT_OUT)
+    regression = found.left_out.query("control == 'output_regression'").set_index("dataset")
+    assert set(regression.index) == {*SETS, "all_strict"}
+    assert (regression["verdict"] == tables.ESTABLISHED).all()  # the signal is in the activations alone
+    assert (regression["difference"] == regression["auroc_ours"] - regression["auroc_control"]).all()
+    figures.write(transfer_figure.transfer, [found.transfer], [tmp_path / "transfer.png"])
+    assert (tmp_path / "transfer.png").stat().st_size > 10_000
+
+
+def test_blocks_of_several_sets_are_read_in_their_order(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(WIDTH, 16, generator=generator)
+    made_sae = sae.Sae(w, torch.zeros(16), w.T.contiguous() / WIDTH, torch.zeros(WIDTH), torch.full((16,), 0.5))
+    weights = tmp_path / "sae" / "sae_weights.safetensors"
+    weights.parent.mkdir()
+    sae_model.save(made_sae, weights, weights.parent / "cfg.json", hook_name="h", model_name="m")
+    outputs, paths, kept = {}, {}, []
+    for place, name in enumerate(("one", "two")):
+        folder, n = tmp_path / name, 3 + place
+        folder.mkdir()
+        values = np.random.default_rng(place).standard_normal((2 * n, WIDTH)).astype(np.float16)
+        header = store.Header("tiny", "w", 5, "resid_post", None, "t")
+        with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=2 * n, d_model=WIDTH) as writer:
+            writer.append(store.to_block(values.astype(np.float32)))
+        background = np.random.default_rng(9).standard_normal((n, WIDTH)).astype(np.float32)
+        np.savez(folder / "background.npz", layer_05=background)
+        outputs[name] = pd.DataFrame({"id": range(n), "row_start": 2 * np.arange(n), "row_count": 2})
+        paths[name] = transfer.Files([folder / "a.zarr"], [folder / "a.json"], folder / "background.npz")
+        kept.append((values.astype(np.float32).reshape(n, 2, WIDTH).mean(1), background))
+    (found,) = transfer.read_blocks(outputs, paths, {5: weights}).values()
+    np.testing.assert_allclose(found["raw"], np.concatenate([raw for raw, _ in kept]), atol=1e-6)
+    np.testing.assert_allclose(found["centred"], np.concatenate([raw - less for raw, less in kept]), atol=1e-6)
+    assert found["residual"].shape == (7, WIDTH)

@@ -1,0 +1,144 @@
+"""What detectors reach on relations that they were not trained on, with intervals and differences to controls."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ghosttrack.detection import detectors, transfer
+from ghosttrack.detection.transfer import Pool
+from ghosttrack.evaluation import statistics
+from ghosttrack.evaluation.scoreboard import ALL_STRICT, stream
+from ghosttrack.evaluation.statistics import Floats
+from ghosttrack.report import tables
+from ghosttrack.settings import EvaluationSettings
+
+# Name of the training on all relations but the tested one.
+OTHERS = "other relations"
+PMI = "pmi"
+# Controls of the detector that was trained on other relations, treated alike.
+CONTROLS = ("output_scores", "output_regression", PMI, "raw_probe")
+
+
+class Found(NamedTuple):
+    """transfer.csv and left_out.csv."""
+
+    transfer: pd.DataFrame
+    left_out: pd.DataFrame
+
+
+class _Cell(NamedTuple):
+    """One training on one data set: AUROC by signal, and draws on the same resamples."""
+
+    dataset: str
+    n: int
+    groups: int
+    auroc: dict[str, float]
+    draws: dict[str, Floats]
+
+
+def judge(
+    pool: Pool,
+    scored: Mapping[str, Mapping[str, Floats]],
+    left_out: Sequence[str],
+    within: pd.DataFrame,
+    settings: EvaluationSettings,
+    seed: int,
+) -> Found:
+    """Both tables.
+
+    Args:
+        scored: scores by training and signal, NaN for rows trained on; left_out: the trainings that leave a relation out;
+        within: detection/scores.parquet, for the out-of-fold scores of detectors trained on a data set itself.
+    """
+    names = list(dict.fromkeys(pool.dataset))
+    untrained = {PMI: -pool.outputs["pmi_sum"].to_numpy()} if "pmi_sum" in pool.outputs else {}
+    others: list[_Cell] = []
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        for training, signals in scored.items():
+            where = (pool.dataset == name) & np.isfinite(signals[detectors.DEFAULT])
+            if len(set(pool.labels[where])) < 2:
+                continue
+            cell = _cell(name, pool, where, {**signals, **untrained}, settings, seed)
+            trained_on = OTHERS if training in left_out else training
+            if trained_on == OTHERS:
+                others.append(cell)
+            rows += _rows(trained_on, cell, settings)
+        rows += _own(name, within, settings, seed)
+    if others:
+        pooled = _pool(others)
+        rows += _rows(OTHERS, pooled, settings)
+        others.append(pooled)
+    differences = [_difference(cell, control, settings) for cell in others for control in CONTROLS]
+    return Found(
+        pd.DataFrame(rows, columns=list(tables.TRANSFER)),
+        pd.DataFrame([row for row in differences if row], columns=list(tables.LEFT_OUT)),
+    )
+
+
+def _cell(
+    name: str, pool: Pool, where: NDArray[np.bool_], signals: Mapping[str, Floats], settings: EvaluationSettings, seed: int
+) -> _Cell:  # fmt: skip
+    labels, units = pool.labels[where], pool.groups[where]
+    matrix = np.array([score[where] for score in signals.values()])
+    draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, name))
+    reached = {signal: statistics.auroc(labels, score) for signal, score in zip(signals, matrix, strict=True)}
+    return _Cell(name, len(labels), len(set(units)), reached, dict(zip(signals, draws, strict=True)))
+
+
+def _pool(cells: Sequence[_Cell]) -> _Cell:
+    """Mean over data sets, each resampled within itself."""
+    signals = [signal for signal in cells[0].auroc if all(signal in cell.auroc for cell in cells)]
+    return _Cell(
+        ALL_STRICT,
+        sum(cell.n for cell in cells),
+        sum(cell.groups for cell in cells),
+        {signal: float(np.mean([cell.auroc[signal] for cell in cells])) for signal in signals},
+        {signal: np.mean([cell.draws[signal] for cell in cells], axis=0) for signal in signals},
+    )
+
+
+def _rows(trained_on: str, cell: _Cell, settings: EvaluationSettings) -> list[dict[str, Any]]:
+    result = []
+    for signal, value in cell.auroc.items():
+        low, high = statistics.interval(cell.draws[signal], settings.confidence)
+        result.append({
+            "trained_on": trained_on, "dataset": cell.dataset, "signal": signal, "n": cell.n, "groups": cell.groups,
+            "auroc": value, "auroc_low": low, "auroc_high": high,
+        })  # fmt: skip
+    return result
+
+
+def _own(name: str, within: pd.DataFrame, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
+    """Out-of-fold scores of the detectors that were trained on the data set itself."""
+    own = within[within["dataset"] == name]
+    parts = {signal: own[own["signal"] == signal] for signal in transfer.SIGNALS}
+    parts = {signal: part for signal, part in parts.items() if len(part) and part["score"].notna().all()}
+    if not parts:
+        return []
+    first = next(iter(parts.values()))
+    labels, units = first["label"].to_numpy(dtype=np.int64), first["group"].to_numpy(dtype=object)
+    matrix = np.array([part["score"].to_numpy(dtype=np.float64) for part in parts.values()])
+    draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, name))
+    reached = {signal: statistics.auroc(labels, score) for signal, score in zip(parts, matrix, strict=True)}
+    return _rows(
+        name, _Cell(name, len(labels), len(set(units)), reached, dict(zip(parts, draws, strict=True))), settings
+    )
+
+
+def _difference(cell: _Cell, control: str, settings: EvaluationSettings) -> dict[str, Any] | None:
+    ours = detectors.DEFAULT
+    if control not in cell.auroc:
+        return None
+    gain = statistics.difference(
+        cell.auroc[ours], cell.auroc[control], cell.draws[ours], cell.draws[control], settings.confidence
+    )
+    return {
+        "dataset": cell.dataset, "control": control, "n": cell.n, "groups": cell.groups, "auroc_ours": cell.auroc[ours],
+        "auroc_control": cell.auroc[control], "difference": gain.value, "difference_low": gain.low,
+        "difference_high": gain.high,
+        "verdict": tables.ESTABLISHED if gain.low > 0 and cell.groups >= settings.minimum_groups else tables.NOT_ESTABLISHED,
+    }  # fmt: skip
