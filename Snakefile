@@ -9,6 +9,7 @@ include: "rules/sae.smk"
 include: "rules/sweep.smk"
 include: "rules/track.smk"
 include: "rules/detect.smk"
+include: "rules/ablate.smk"
 include: "rules/evaluate.smk"
 include: "rules/develop.smk"
 
@@ -40,6 +41,8 @@ localrules:
     paper,
     scores,
     reproduce_leak,
+    ablations,
+    tuning,
 
 
 rule all:
@@ -109,3 +112,15 @@ rule reproduce_leak:
     """What noise and the text alone reach under a random split of pairs, and under a grouped one. Needs no model."""
     input:
         collect("results/{model}/evaluation/leak_reproduction.csv", model=MODELS),
+
+
+rule ablations:
+    """Aside from a run: the metrics of tracks without each of their parts, and with links that mean less (ablations)."""
+    input:
+        collect("results/{model}/ablations/ablations.html", model=MODELS),
+
+
+rule tuning:
+    """Aside from a run: other tracking settings, chosen inside the training folds and scored outside (tuning)."""
+    input:
+        collect("results/{model}/ablations/tuning.html", model=MODELS),
