@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 GPUS := $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU); [ "$${n:-0}" -gt 0 ] && echo $$n || getconf _NPROCESSORS_ONLN)
 export PYTHONPATH := workflow_scripts
 
-.PHONY: run dry-run status orphans score test check docs env clean
+.PHONY: run dry-run status orphans score compare test check docs env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.launch --resources gpu=$(GPUS) --profile profiles/local $(ARGS)
@@ -20,6 +20,9 @@ status: $(READY) ## what a run will take and how far it is, beside a running one
 
 score: $(READY) ## the detector of a finished run on your own texts: make score ARGS="results/smollm2-135m --texts mine.csv --out mine.html"
 	@$(BIN)/python -m ghosttrack.score $(ARGS)
+
+compare: $(READY) ## finished runs side by side: make compare ARGS="results/gpt2-small results/gpt2-medium"
+	@$(BIN)/python -m ghosttrack.compare $(ARGS)
 
 orphans: $(READY) ## jobs of a killed run that still work here, on Slurm too: make orphans ARGS="--wait" or ARGS="--cancel"
 	$(BIN)/python -m ghosttrack.orphans $(ARGS)
@@ -43,8 +46,9 @@ env: $(READY) ## only the environment, e.g. on a cluster's login node
 clean: ## remove the environment and caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
+# Not compiled: Python compiles a module when it is first imported, and most never are.
 $(READY): envs/requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] >= (3, 11) else "GhostTrack needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement envs/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement envs/requirements.txt
 	touch $@

@@ -9,6 +9,7 @@ include: "rules/sae.smk"
 include: "rules/sweep.smk"
 include: "rules/track.smk"
 include: "rules/detect.smk"
+include: "rules/ablate.smk"
 include: "rules/evaluate.smk"
 include: "rules/robustness.smk"
 include: "rules/develop.smk"
@@ -43,6 +44,8 @@ localrules:
     reproduce_leak,
     transfer,
     seed_variance,
+    ablations,
+    tuning,
 
 
 rule all:
@@ -51,6 +54,7 @@ rule all:
     input:
         reports,
         collect(rules.write_explorer.output.explorer, model=MODELS),
+        collect(rules.summarise_costs.output.page, model=MODELS),
         all_tracks,
         strict_checks,
         collect(rules.draw_figures.output.figures, model=MODELS),
@@ -124,3 +128,15 @@ rule seed_variance:
     """The default detector under other fold seeds; and under other SAE seeds, if the sweep is of every analysed layer."""
     input:
         collect("results/{model}/evaluation/seed_variance.csv", model=MODELS),
+
+
+rule ablations:
+    """Aside from a run: the metrics of tracks without each of their parts, and with links that mean less (ablations)."""
+    input:
+        collect("results/{model}/ablations/ablations.html", model=MODELS),
+
+
+rule tuning:
+    """Aside from a run: other tracking settings, chosen inside the training folds and scored outside (tuning)."""
+    input:
+        collect("results/{model}/ablations/tuning.html", model=MODELS),

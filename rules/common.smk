@@ -46,6 +46,7 @@ wildcard_constraints:
     shard=r"\d{4}",
     dataset=one_of(DATASETS),
     variant="[a-z]+",
+    arm="[a-z0-9_]+",
 
 
 # ---- settings as params: science. What a rule's code does not read is left out (see provenance.used_settings).
@@ -407,6 +408,17 @@ def room_kb(model):
     return int((budget * 1e9 - plan.heldout_bytes(SETTINGS[model])) / 1000) if budget else 0
 
 
+def planned_kb(wildcards):
+    """Resource function: training activations at once at most, and held-out ones, in kB; 0 where SAEs are pretrained."""
+    settings, waves = SETTINGS[wildcards.model], WAVES[wildcards.model]
+    return int((plan.peak_bytes(settings, waves) + plan.heldout_bytes(settings)) / 1000) if waves else 0
+
+
+def budget_kb(wildcards):
+    """Resource function: the disk budget in kB; 0 without one."""
+    return int((SETTINGS[wildcards.model].activations.disk_budget_gb or 0) * 1e6)
+
+
 def budgeted(model, path):
     """temp() under a disk budget; kept without one."""
     return temp(path) if SETTINGS[model].activations.disk_budget_gb else path
@@ -437,6 +449,71 @@ def refuse_orphans():
         orphans.refuse(Path.cwd(), require_slurm=workflow.executor_plugin.name == "slurm")
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+# ---- arms of ablations and tuning
+@cache
+def arms_of(model):
+    """Every arm of a model by name, and the names of the two studies' arms; only now, for a run has no use for them."""
+    from ghosttrack.ablation import arms
+
+    try:
+        ablations, tuning = arms.ablation_arms(SETTINGS[model]), arms.tuning_arms(SETTINGS[model])
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    return {**ablations, **tuning}, {"ablations": list(ablations), "tuning": list(tuning)}
+
+
+def arm_of(wildcards):
+    """The arm at hand."""
+    found = arms_of(wildcards.model)[0]
+    if wildcards.arm not in found:
+        raise WorkflowError(f"ablations: no arm is called {wildcards.arm}; there are {', '.join(found)}")
+    return found[wildcards.arm]
+
+
+def of_arm(name):
+    """Param function: a property of the arm at hand."""
+    return lambda wildcards: getattr(arm_of(wildcards), name)
+
+
+def arm_tracking(wildcards):
+    """Param function: the run's tracking settings with the arm's changes."""
+    own = settings_of("tracking", "track_arm")(wildcards)
+    return {**own, **arm_of(wildcards).changes}
+
+
+def arm_detectors(wildcards):
+    """Param function: the detectors that score the arm at hand."""
+    chosen = SETTINGS[wildcards.model].ablations.detectors
+    return chosen if arm_of(wildcards).thorough else chosen[:1]
+
+
+def if_arm_correlates(files):
+    """Input function: `files` where an arm compares activations of its own."""
+
+    def needed(wildcards):
+        arm = arm_of(wildcards)
+        links = arm.changes.get("links", SETTINGS[wildcards.model].tracking.links)
+        return files(wildcards) if arm.relinked and links == "correlation" else []
+
+    return needed
+
+
+def arm_signals(wildcards):
+    """Input function: metrics that an arm is scored on, its own or the run's."""
+    if arm_of(wildcards).tracked:
+        return [f"results/{wildcards.model}/ablations/signals/{wildcards.arm}.parquet"]
+    return [
+        f"results/{wildcards.model}/signals/{dataset}.default.parquet" for dataset in SETTINGS[wildcards.model].datasets
+    ]
+
+
+def per_arm(study, ending):
+    """Input function: what every arm of a study came to."""
+    return lambda wildcards: [
+        f"results/{wildcards.model}/ablations/arms/{arm}{ending}" for arm in arms_of(wildcards.model)[1][study]
+    ]
 
 
 # ---- what the aggregate targets ask for
@@ -484,6 +561,13 @@ def all_tracks(wildcards):
         for model in MODELS
         for dataset in SETTINGS[model].datasets
         for variant in SETTINGS[model].tracking.variants
+    ]
+
+
+def all_examples(wildcards):
+    """Input function: the texts of every data set of every model."""
+    return [
+        f"results/{model}/datasets/{name}/examples.parquet" for model in MODELS for name in SETTINGS[model].datasets
     ]
 
 

@@ -253,6 +253,37 @@ rule write_explorer:
         "../workflow_scripts/write_explorer.py"
 
 
+rule summarise_costs:
+    """Sum up what the run took: time and memory by rule, disk by kind of output. Times differ, so this is no part of the report."""
+    input:
+        # The last jobs of a run.
+        report="results/{model}/report.html",
+        explorer="results/{model}/explorer.html",
+    output:
+        page=report_page("results/{model}/benchmarks/costs.html", "cost"),
+        jobs="results/{model}/benchmarks/costs.csv",
+        disk="results/{model}/benchmarks/disk.csv",
+    log:
+        "results/{model}/logs/summarise_costs.log",
+    benchmark:
+        "results/{model}/benchmarks/summarise_costs.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(500),
+        runtime=scaled(10),
+        # Resources, not params: how the disk is used reruns nothing.
+        planned_kb=planned_kb,
+        budget_kb=budget_kb,
+    params:
+        code=source_digest("summarise_costs", "report/templates"),
+    message:
+        "Summing up the cost of {wildcards.model}"
+    script:
+        "../workflow_scripts/summarise_costs.py"
+
+
 rule check_results:
     """Check the finished tables, so that a bad run fails here and not in a reader's hands."""
     input:
@@ -341,12 +372,15 @@ rule write_paper:
 
 
 rule compare_models:
-    """Set the models of one run side by side."""
+    """Set the models of one run side by side, and pair them where they have texts in common."""
     input:
         metrics=expand("results/{model}/evaluation/metrics.csv", model=MODELS),
         ledgers=expand("results/{model}/evaluation/ledger.csv", model=MODELS),
+        scores=expand("results/{model}/detection/scores.parquet", model=MODELS),
+        examples=all_examples,
     output:
         table="results/comparison/metrics.csv",
+        differences="results/comparison/differences.csv",
         page="results/comparison/comparison.html",
     log:
         "results/comparison/logs/compare_models.log",
@@ -361,6 +395,8 @@ rule compare_models:
     params:
         models=MODELS,
         controls=[name for name, settings in DATASETS.items() if settings.control],
+        evaluation=SETTINGS[MODELS[0]].evaluation.model_dump(),
+        seed=SETTINGS[MODELS[0]].seed,
         code=source_digest("compare_models", "report/templates"),
     message:
         "Comparing the models"

@@ -1,28 +1,27 @@
-"""Set the models of one run side by side."""
+"""Set the models of one run side by side, and pair them where they have texts in common."""
 
 from pathlib import Path
 
-import ghosttrack
-from ghosttrack import files, job
-from ghosttrack.report import comparison, tables
+from ghosttrack import job
+from ghosttrack.report import comparison
+from ghosttrack.settings import EvaluationSettings
 
 
 def main(
     *,
     metrics: list[Path],
-    ledgers: list[Path],
-    table: Path,
     page: Path,
     models: list[str],
     controls: list[str] | None = None,
+    evaluation: EvaluationSettings | None = None,
+    seed: int = 0,
 ) -> None:
-    """Join the models' metrics into one table and write the page; `metrics` and `ledgers` follow `models`."""
-    found = {name: tables.read(path, tables.METRICS) for name, path in zip(models, metrics, strict=True)}
-    claims = {name: tables.read(path, tables.LEDGER) for name, path in zip(models, ledgers, strict=True)}
-    with files.atomic_write(table) as stream:
-        comparison.table(found).to_csv(stream, index=False)
-    with files.atomic_write(page) as stream:
-        stream.write(comparison.render(found, claims, controls or [], ghosttrack.__version__))
+    """Write the tables and the page into the folder of `page`.
+
+    `metrics` follow `models`; ledgers, scores and texts are read from the same runs.
+    """
+    runs = {name: comparison.read(path.parents[1]) for name, path in zip(models, metrics, strict=True)}
+    comparison.write(runs, page.parent, controls or [], evaluation or EvaluationSettings(), seed)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ghosttrack import files, frames, job
@@ -22,24 +23,25 @@ def main(
     frame = frames.read_parquet(examples)
     tokenizer = models.load_tokenizer(weights.parent)
     limit = models.max_context(weights.parent / "config.json")
-    encoded = example_tokens.encode(frame, tokenizer, limit, dataset)
-    model = models.load_model(weights.parent, extraction.best_device())
     layers = [extraction.layer_of(store) for store in stores]
+    model = models.load_model(weights.parent, extraction.best_device())
+    pairs = other_prompts.choose_pairs(frame, prompts, seed)
+    encoded = example_tokens.encode(pd.concat([frame, pairs], ignore_index=True), tokenizer, limit, dataset)
+    asked = other_prompts.Asked(pairs, encoded[len(frame) :], len(layers), model.config.get_text_config().hidden_size)
     found = example_extraction.extract_examples(
         model,
         extraction.origin(weights.parent),
-        encoded,
+        encoded[: len(frame)],
         layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.StoreFiles(embedding, embedding_manifest),
         site=site,
         batch=batch,
+        asked=asked,
     )
     found.tokens.insert(3, "text", [tokenizer.decode([token]) for token in found.tokens["token"]])
     found.outputs.insert(0, "id", frame["id"].to_numpy())
-    baseline = other_prompts.measure(
-        model, tokenizer, frame, layers, site=site, count=prompts, seed=seed, limit=limit, batch=batch, dataset=dataset
-    )
+    baseline = asked.baseline(frame)
     for kind in ("sum", "mean", "first"):
         found.outputs[f"pmi_{kind}"] = found.outputs[f"logprob_{kind}"] - getattr(baseline, f"logprob_{kind}")
     found.outputs["other_prompts"] = baseline.prompts

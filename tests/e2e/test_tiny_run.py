@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-from tests.conftest import copy_house, job_counts, snakemake
+from tests.conftest import ROOT, copy_house, job_counts, snakemake
 
 pytestmark = pytest.mark.e2e
 
@@ -97,6 +97,28 @@ def test_the_metric_table_has_every_control_beside_the_detector(finished: Path) 
         shown = rows.dropna(subset=["auroc"])
         assert (shown["auroc_low"] <= shown["auroc"]).all()
         assert (shown["auroc"] <= shown["auroc_high"]).all()
+
+
+def test_the_notebook_opens_a_finished_run(finished: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "e2e" / "notebook.py"), str(ROOT / "docs" / "read_a_run.ipynb")],
+        cwd=finished,
+        env={**environment(finished), "GHOSTTRACK_RUN": str(finished / "results" / MODEL)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    texts = pd.read_parquet(finished / "results" / MODEL / "datasets" / "capitals" / "examples.parquet")["text"]
+    assert texts[0] in result.stdout
+    assert "(context: 16, position: 128, channel: 64)" in result.stdout
+
+
+def test_the_notebook_is_stored_without_outputs() -> None:
+    book = json.loads((ROOT / "docs" / "read_a_run.ipynb").read_text(encoding="utf-8"))
+    assert book["nbformat"] == 4
+    assert not [cell for cell in book["cells"] if cell.get("outputs") or cell.get("execution_count")]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def make(folder: Path, seed: int = 0) -> Run:
     for dataset, (_, n, _, _) in SETS.items():
         path = folder / "datasets" / dataset / "examples.parquet"
         path.parent.mkdir(parents=True)
-        pd.DataFrame({"id": [f"{dataset}-{number}" for number in range(n)]}).to_parquet(path)
+        ids = [f"{dataset}-{number}" for number in range(n)]
+        pd.DataFrame({"id": ids, "text": [f"Text {each}." for each in ids]}).to_parquet(path)
         examples.append(path)
     counts = {
         "correct": 71, "wrong": 113, "ambiguous": 9, "empty": 7,

@@ -17,7 +17,7 @@ PHASES = (
     "extract_activations", "extract_heldout", "extract_examples", "fetch_sae", "train_sae", "train_shared_sae", "evaluate_sae",
     "describe_features", "find_neighbours", "cluster_features", "track_features", "measure_signals", "measure_answers",
     "audit_dataset", "train_detectors", "evaluate_detectors", "save_detector", "check_explanations", "check_results",
-    "draw_figures", "write_report", "write_explorer", "check_claims",
+    "draw_figures", "write_report", "write_explorer", "summarise_costs", "check_claims",
 )  # fmt: skip
 
 
@@ -176,5 +176,6 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
     yield "draw_figures", "", ["figures/auroc.png"]
     yield "write_report", "", ["report.html"]
     yield "write_explorer", "", ["explorer.html"]
+    yield "summarise_costs", "", ["benchmarks/costs.html"]
     if settings.strict:
         yield "check_claims", "", ["evaluation/claims.json"]

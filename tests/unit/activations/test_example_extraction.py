@@ -10,7 +10,7 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import example_extraction, example_tokens
+from ghosttrack.activations import example_extraction, example_tokens, packed_texts
 from ghosttrack.activations.example_extraction import ExampleTables
 from ghosttrack.activations.example_tokens import Encoded, answer_tokens, encode
 from ghosttrack.activations.extraction import Origin, StoreFiles
@@ -151,7 +151,7 @@ def test_every_batch_gives_what_one_example_at_a_time_gives(
     tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(example_extraction, "WINDOW_BATCHES", 2)
-    monkeypatch.setattr(example_extraction, "HEAD_ROWS", 7)
+    monkeypatch.setattr(packed_texts, "HEAD_ROWS", 7)
     encoded = encode(examples, tokenizer, 64, "x")
     found = extract(tmp_path, model, encoded, batch)
     states, tokens = one_by_one(model, encoded)

@@ -1,5 +1,6 @@
 """Answers after other prompts: which pairs are formed, and what they come to against whole texts, one at a time."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import example_tokens, other_prompts
+from ghosttrack.activations import example_extraction, example_tokens, other_prompts
+from ghosttrack.activations.extraction import Origin, StoreFiles
 from ghosttrack.inputs import models
 
 LAYERS = [0, 2]
@@ -70,7 +72,7 @@ def test_few_answers_meet_more_prompts_but_not_all() -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("context", ["", "Q: Who? A: Ada.\n"])
 def test_baselines_are_means_over_whole_texts(
-    kind: str, batch: int, context: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, batch: int, context: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
     monkeypatch.setattr(example_tokens, "context_of", {"one": context, "two": ""}.__getitem__)
@@ -79,9 +81,7 @@ def test_baselines_are_means_over_whole_texts(
         [statements("one", [("France", "Paris"), ("gold", "São Paulo"), ("a", "79"), ("bc", "Lima")]), statements("two", [("a", "79")])],
         ignore_index=True,
     )  # fmt: skip
-    found = other_prompts.measure(
-        model, tokenizer, examples, LAYERS, site="resid_post", count=2, seed=0, limit=64, batch=batch, dataset="x"
-    )
+    found = measured(tmp_path, model, tokenizer, examples, batch)
     pairs = other_prompts.choose_pairs(examples, 2, 0)
     slow = [whole(model, tokenizer, context, row) for row in pairs.to_dict("records")]
     for number in range(4):
@@ -92,6 +92,19 @@ def test_baselines_are_means_over_whole_texts(
     assert found.prompts.tolist() == [2, 2, 2, 2, 0]
     assert np.isnan(found.logprob_sum[4])
     assert np.isnan(found.activation[:, 4]).all()
+
+
+def measured(folder: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int) -> other_prompts.Baseline:
+    pairs = other_prompts.choose_pairs(examples, 2, 0)
+    named = examples.assign(id="x", answer_end=examples["answer_start"] + examples["answer"].str.len())
+    encoded = example_tokens.encode(pd.concat([named, pairs], ignore_index=True), tokenizer, 64, "x")
+    asked = other_prompts.Asked(pairs, encoded[len(examples) :], len(LAYERS), small_models.WIDTH)
+    made = [StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json") for name in (*LAYERS, "embedding")]
+    example_extraction.extract_examples(
+        model, Origin("tiny", "weights"), encoded[: len(examples)], LAYERS, made[:-1], made[-1], site="resid_post",
+        batch=batch, asked=asked,
+    )  # fmt: skip
+    return asked.baseline(examples)
 
 
 def whole(model: Any, tokenizer: Any, context: str, row: dict[str, Any]) -> tuple[list[float], np.ndarray]:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import fake_results
@@ -5,7 +6,9 @@ import pandas as pd
 import pytest
 
 import compare_models
+from ghosttrack import compare as compare_runs
 from ghosttrack.errors import UserError
+from ghosttrack.report import numbers
 
 
 @pytest.fixture(scope="module")
@@ -15,8 +18,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[fake_results.Run]:
 
 def compare(runs: list[fake_results.Run], folder: Path, models: list[str]) -> tuple[pd.DataFrame, str]:
     compare_models.main(
-        metrics=[run.metrics for run in runs], ledgers=[run.ledger for run in runs], table=folder / "metrics.csv",
-        page=folder / "comparison.html", models=models, controls=fake_results.CONTROLS,
+        metrics=[run.metrics for run in runs], page=folder / "comparison.html", models=models, controls=fake_results.CONTROLS,
     )  # fmt: skip
     return pd.read_csv(folder / "metrics.csv"), (folder / "comparison.html").read_text()
 
@@ -44,12 +46,57 @@ def test_one_model_alone_has_a_page_too(runs: list[fake_results.Run], tmp_path: 
 
 def test_a_data_set_that_one_model_lacks_is_a_dash(runs: list[fake_results.Run], tmp_path: Path) -> None:
     metrics = pd.read_csv(runs[1].metrics)
-    metrics[metrics["dataset"] != "cities"].to_csv(tmp_path / "fewer.csv", index=False)
-    _, page = compare([runs[0], runs[1]._replace(metrics=tmp_path / "fewer.csv")], tmp_path, ["small", "medium"])
+    fewer = changed(runs[1], tmp_path / "run", metrics[metrics["dataset"] != "cities"])
+    _, page = compare([runs[0], fewer], tmp_path, ["small", "medium"])
     assert "<td>\u2013</td>" in page
 
 
 def test_a_metrics_file_that_is_none_is_named(runs: list[fake_results.Run], tmp_path: Path) -> None:
-    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"bad\.csv: expected the columns dataset"):
-        compare([runs[0]._replace(metrics=tmp_path / "bad.csv")], tmp_path, ["small"])
+    bad = changed(runs[0], tmp_path / "run", pd.DataFrame({"a": [1]}))
+    with pytest.raises(UserError, match=r"metrics\.csv: expected the columns dataset"):
+        compare([bad], tmp_path, ["small"])
+
+
+def test_the_page_pairs_what_both_models_scored(runs: list[fake_results.Run], tmp_path: Path) -> None:
+    _, page = compare(runs, tmp_path, ["small", "medium"])
+    found = (
+        pd.read_csv(tmp_path / "differences.csv").query("dataset == 'all_strict' and signal == 'ghosttrack'").iloc[0]
+    )
+    assert f"a difference of {numbers.signed(found['difference'])}" in page
+    assert f"On the {found['n']:,} texts that both have" in page
+
+
+def test_finished_runs_are_compared_from_the_command_line(
+    runs: list[fake_results.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(run.metrics.parents[1]) for run in runs]
+    out = tmp_path / "side by side"
+    assert compare_runs.main([*folders, "--out", str(out), "--draws", "100"]) == 0
+    assert capsys.readouterr().out == f"{out / 'comparison.html'}\n"
+    assert set(pd.read_csv(out / "differences.csv")["reference"]) == {Path(folders[0]).name}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["{0}"], "at least two runs"), (["{0}", "{0}"], "given twice"), (["{0}", "nowhere"], "nowhere"), (["{0}", "{1}", "--draws", "9"], "--draws: 9")],
+)  # fmt: skip
+def test_a_wrong_comparison_is_one_line(
+    runs: list[fake_results.Run], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(run.metrics.parents[1]) for run in runs]
+    assert compare_runs.main([each.format(*folders) for each in arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders() -> None:
+    found = compare_runs.names_of([Path("/one/results/small"), Path("/two/results/small")])
+    assert list(found) == ["one/results/small", "two/results/small"]
+
+
+def changed(run: fake_results.Run, folder: Path, metrics: pd.DataFrame) -> fake_results.Run:
+    """A copy of a run with another metrics table."""
+    shutil.copytree(run.metrics.parents[1], folder)
+    metrics.to_csv(folder / "evaluation" / "metrics.csv", index=False)
+    return run._replace(metrics=folder / "evaluation" / "metrics.csv")

@@ -6,6 +6,8 @@ import fake_results
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ghosttrack.errors import UserError
 from ghosttrack.report import figures, link_summary, tables
@@ -52,6 +54,22 @@ def test_drawing_twice_gives_the_same_bytes(run: figures.Inputs, tmp_path: Path)
         figures.draw(run, [tmp_path / folder / name for name in names])
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_the_last_digit_of_a_layout_changes_no_byte(
+    run: figures.Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures.draw(run, [tmp_path / "one" / "sae_quality.svg"])
+    lay_out = Figure.draw_without_rendering
+
+    def slightly_otherwise(self: Figure) -> None:
+        lay_out(self)
+        for axes in self.axes:
+            axes.set_position(Bbox(axes.get_position().get_points() + 1e-15))
+
+    monkeypatch.setattr(Figure, "draw_without_rendering", slightly_otherwise)
+    figures.draw(run, [tmp_path / "other" / "sae_quality.svg"])
+    assert (tmp_path / "one" / "sae_quality.svg").read_bytes() == (tmp_path / "other" / "sae_quality.svg").read_bytes()
 
 
 def test_a_data_set_that_was_not_run_leaves_an_empty_panel(run: figures.Inputs, tmp_path: Path) -> None:

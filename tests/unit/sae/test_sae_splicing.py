@@ -1,5 +1,6 @@
 """Known answers for spliced losses, a slow reference for all of them, and whose rows may be replaced."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -180,6 +181,7 @@ def slow(heldout: Heldout, autoencoder: Sae, site: str) -> dict[str, float]:
         "kl_div_with_ablation": kl["zero"],
         "kl_div_score": (kl["zero"] - kl["sae"]) / kl["zero"],
         "spliced_rows": count,
+        "ablated_rows": count,
     }
 
 
@@ -197,6 +199,18 @@ def test_excluded_rows_keep_their_activations(heldout: Heldout) -> None:
     assert torch.equal(seen[~kept], true[~kept])
     assert torch.equal(seen[kept], -2.0 * true[kept])
     assert not module._forward_hooks
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_blocks_below_the_layer_run_once_for_all_passes(tmp_path: Path, kind: str, site: str) -> None:
+    heldout = make(tmp_path, kind, site)
+    ran: Counter[int] = Counter()
+    for place, block in enumerate(models.blocks(heldout.model)):
+        block.get_submodule("mlp").register_forward_hook(lambda *_, place=place: ran.update([place]))
+    splice(*_arguments(heldout, rough()))
+    assert ran[0] > 0
+    assert {place: count // ran[0] for place, count in ran.items()} == {0: 1, LAYER: 4, 2: 4, 3: 4}
+    assert not any("forward" in vars(block) for block in models.blocks(heldout.model))
 
 
 def test_with_every_row_excluded_nothing_is_replaced_and_nothing_counted(heldout: Heldout) -> None:
@@ -221,7 +235,8 @@ def test_contexts_are_spread_evenly_over_the_held_out_text(contexts: int, contex
 
 
 def test_only_the_chosen_contexts_are_read(heldout: Heldout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splicing, "spread", lambda *_: np.array([0, 4]))
+    spread = splicing.spread
+    monkeypatch.setattr(splicing, "spread", lambda *given: np.array([0, 4]) if given[0] == CONTEXTS else spread(*given))
     found = splice(*_arguments(heldout, rough()))
     assert found.spliced_rows == 2 * (CONTEXT - 2)
     # The other contexts' tokens are not looked at.
@@ -236,10 +251,36 @@ def test_scores_are_shares_of_what_the_ablation_costs() -> None:
         for each in ([[1.0, 3.0], [0, 0]], [[2.5, 2.5], [0.2, 0.6]], [[8.0, 6.0], [5, 3]], [[4.0, 4.0], [3, 3]])
     )
     found = splicing.scores(none, sae, zero, mean)
-    expected = Spliced(2.0, 2.5, 7.0, 4.0, 0.9, 0.75, 0.5, 1.0 / 2**0.5, 0.4, 4.0, 0.9, 2)
+    expected = Spliced(2.0, 2.5, 7.0, 4.0, 0.9, 0.75, 0.5, 1.0 / 2**0.5, 0.4, 4.0, 0.9, 2, 2)
     assert found._asdict() == pytest.approx(expected._asdict())
     assert splicing.scores(none, sae, none, mean).ce_loss_score == 0.0
 
 
 def _arguments(heldout: Heldout, autoencoder: Sae) -> tuple[Any, Sae, ActivationStore, npt.NDArray[np.int32], int]:
     return heldout.model, autoencoder, heldout.store, heldout.tokens, 3
+
+
+def test_ablations_of_some_predictions_cost_what_they_add_there() -> None:
+    none, sae, zero, mean = (
+        torch.tensor(each, dtype=torch.float64)
+        for each in (
+            [[1.0, 3.0, 5.0], [0, 0, 0]],
+            [[2.0, 4.0, 6.0], [1, 1, 1]],
+            [[11.0, 13.0], [5, 3]],
+            [[5.0, 7.0], [3, 3]],
+        )
+    )
+    found = splicing.scores(none, sae, zero, mean)
+    assert (found.spliced_rows, found.ablated_rows) == (3, 2)
+    assert found.ce_loss_with_ablation - found.ce_loss_without_sae == pytest.approx(10.0)
+    assert (found.ce_loss_score, found.ce_loss_score_mean_ablation) == pytest.approx((0.9, 0.75))
+    assert found.kl_div_with_ablation == pytest.approx(4.0)
+
+
+def test_ablations_are_measured_on_a_few_of_the_contexts(heldout: Heldout, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = splice(*_arguments(heldout, rough()))
+    monkeypatch.setattr(splicing, "ABLATED", 3 * CONTEXT)
+    found = splice(*_arguments(heldout, rough()))
+    assert (found.spliced_rows, found.ablated_rows) == (whole.spliced_rows, 3 * (CONTEXT - 2))
+    assert found.delta_ce == pytest.approx(whole.delta_ce, abs=1e-6)
+    assert found.ce_loss_with_ablation != whole.ce_loss_with_ablation

@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ghosttrack.activations.shared_prefix import common_length
 from ghosttrack.errors import UserError
 from ghosttrack.facts.contexts import context_of
 from ghosttrack.inputs import models
@@ -88,21 +87,28 @@ def contexts_of(examples: pd.DataFrame) -> list[str]:
 
 
 def _share(encoded: list[Encoded], relations: Sequence[str]) -> list[Encoded]:
-    """Move what all texts of a relation begin with to `before`, but for its last token: solved statements, else what prompts share."""
+    """Move what all texts of a relation begin with to `before`, but for its last token: solved statements, and what prompts share."""
     groups: dict[str, list[int]] = {}
     for number, relation in enumerate(relations):
         groups.setdefault(relation, []).append(number)
     shared = list(encoded)
     for rows in groups.values():
-        lead = min(encoded[row].lead for row in rows)
-        ends = lead if lead > 1 else min(int(encoded[row].answer[0]) for row in rows)
-        length = min(common_length([encoded[row].ids for row in rows]), ends) - 1
+        prompt = min(int(encoded[row].answer[0]) for row in rows)
+        length = min(_common_length([encoded[row].ids for row in rows]), prompt) - 1
         if length < SHARED_TOKENS:
             continue
         before = encoded[rows[0]].ids[:length]
         for row in rows:
             shared[row] = Encoded(encoded[row].ids[length:], encoded[row].answer - length, before, encoded[row].lead)
     return shared
+
+
+def _common_length(texts: Sequence[npt.NDArray[np.int64]]) -> int:
+    """Tokens at the head of every text that are the same in all."""
+    least = min(map(len, texts))
+    table = np.stack([text[:least] for text in texts])
+    differing = np.flatnonzero((table != table[0]).any(axis=0))
+    return int(differing[0]) if len(differing) else least
 
 
 def answer_tokens(text: str, start: int, end: int, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:

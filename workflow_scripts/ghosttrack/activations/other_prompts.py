@@ -5,7 +5,7 @@ is true is so never part of its own baseline, nor is its partner in a swap block
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from ghosttrack.activations import shared_prefix
-from ghosttrack.activations.example_extraction import HEAD_ROWS, Beginnings, logits_of
-from ghosttrack.activations.example_tokens import Encoded, encode
-from ghosttrack.activations.extraction import Site, captured, site_modules
-from ghosttrack.activations.shared_prefix import Started
-from ghosttrack.progress import Progress
+from ghosttrack.activations.example_tokens import Encoded
+from ghosttrack.activations.packed_texts import Pack, Reader
 
 # Where few answers share many prompts, each answer meets more of them, up to so many times the wanted count: on us_cities
 # (46 answers, 400 prompts) PMI reaches AUROC .863 with 8 prompts and .883 with 35.
@@ -84,92 +80,56 @@ def owners(examples: pd.DataFrame) -> npt.NDArray[np.int64]:
     return np.asarray(pd.factorize(keys)[0], dtype=np.int64)
 
 
-def measure(
-    model: Any, tokenizer: Any, examples: pd.DataFrame, layers: Sequence[int], *, site: Site, count: int, seed: int,
-    limit: int, batch: int, dataset: str,
-) -> Baseline:  # fmt: skip
-    """Let every answer follow about `count` other prompts (see `choose_pairs`), and average over them.
-
-    What prompts share is computed once, and each prompt once for all of its answers, so the cost is that of the
-    answers' tokens: about count x distinct answers x tokens of an answer.
+class Asked:
+    """Answers that are read after other prompts, and what they come to.
 
     Args:
-        layers: ascending, 0-based; limit: tokens that the model takes; batch: texts per forward pass.
+        pairs: from `choose_pairs`; encoded: the same texts as tokens.
+        layers: how many are read; width: d_model.
     """
-    owner = owners(examples)
-    pairs = choose_pairs(examples, count, seed)
-    width, number = model.config.get_text_config().hidden_size, int(owner.max(initial=-1)) + 1
-    sums = np.zeros((3, number))
-    states = np.zeros((len(layers), number, width), dtype=np.float32)
-    times = np.zeros(number, dtype=np.int64)
-    if len(pairs):
-        encoded = encode(pairs, tokenizer, limit, dataset)
-        of_pair = pairs["owner"].to_numpy(dtype=np.int64)
-        progress = Progress("answers after other prompts", len(pairs), "pairs")
-        with torch.inference_mode(), captured(site_modules(model, layers, site), stop=False) as outputs:
-            for rows, found in _batches(model, encoded, outputs, batch):
-                for place, whose in enumerate(of_pair[rows]):
-                    sums[:, whose] += found.logprob[:, place]
-                    states[:, whose] += found.states[:, place]
-                    times[whose] += 1
-                progress.advance(len(rows))
-    with np.errstate(invalid="ignore"):
-        mean, activation = sums / times, np.asarray(states / times[:, None], dtype=np.float32)
-    total, each, first = mean[:, owner]
-    return Baseline(total, each, first, times[owner], activation[:, owner])
 
+    def __init__(self, pairs: pd.DataFrame, encoded: Sequence[Encoded], layers: int, width: int) -> None:
+        self.encoded = encoded
+        self._owner = pairs["owner"].to_numpy(dtype=np.int64)
+        number = int(self._owner.max(initial=-1)) + 1
+        self._sums = np.zeros((3, number))
+        self._states = np.zeros((layers, number, width), dtype=np.float32)
+        self._times = np.zeros(number, dtype=np.int64)
 
-class _Answers(NamedTuple):
-    """logprob: (3, texts) sum, mean and first over an answer's tokens; states: (layers, texts, d_model) their mean."""
+    def take(
+        self, reader: Reader, pack: Pack, texts: Sequence[int], offset: int, final: torch.Tensor, outputs: Sequence[torch.Tensor]
+    ) -> None:  # fmt: skip
+        """Add what some texts of a pack came to.
 
-    logprob: Floats
-    states: npt.NDArray[np.float32]
+        Args:
+            offset: what to take off their numbers for a place in `encoded`.
+            final: (length, d_model) final hidden states; outputs: of each layer (1, length, d_model).
+        """
+        numbers = [pack.numbers[text] - offset for text in texts]
+        answers = [self.encoded[number].answer for number in numbers]
+        size = np.array([len(answer) for answer in answers])
+        first = np.cumsum(size) - size
+        places = [pack.places[text] for text in texts]
+        before = np.concatenate([place[answer - 1] for place, answer in zip(places, answers, strict=True)])
+        at = np.concatenate([place[answer] for place, answer in zip(places, answers, strict=True)])
+        found = reader.opinions(final, before, pack.ids[at], np.zeros(len(at), dtype=bool)).logprob.astype(np.float64)
+        total = np.add.reduceat(found, first)
+        owner = self._owner[numbers]
+        for summed, values in zip(self._sums, (total, total / size, found[first]), strict=True):
+            np.add.at(summed, owner, values)
+        np.add.at(self._times, owner, 1)
+        rows = torch.from_numpy(at).to(final.device)
+        for kept, output in zip(self._states, outputs, strict=True):
+            each = np.add.reduceat(output[0, rows].float().cpu().numpy(), first, axis=0) / size[:, None]
+            np.add.at(kept, owner, each.astype(np.float32))
 
-
-def _batches(
-    model: Any, encoded: Sequence[Encoded], outputs: list[torch.Tensor], batch: int
-) -> Iterator[tuple[list[int], _Answers]]:
-    """Batches of texts, each prompt computed once: numbers of the texts, and what their answers came to."""
-    begun = Beginnings(model)
-    texts_of: dict[tuple[bytes, bytes], list[int]] = {}
-    for number, one in enumerate(encoded):
-        texts_of.setdefault((one.before.tobytes(), one.ids[: one.answer[0]].tobytes()), []).append(number)
-    # prompts of one beginning and one length go together: their keys and values hold no padding
-    alike: dict[tuple[bytes, int], list[list[int]]] = {}
-    for (before, _), texts in texts_of.items():
-        alike.setdefault((before, int(encoded[texts[0]].answer[0])), []).append(texts)
-    for (_, length), prompts in alike.items():
-        for at in range(0, len(prompts), batch):
-            chosen = prompts[at : at + batch]
-            first = [encoded[texts[0]] for texts in chosen]
-            started = shared_prefix.start(model, [one.ids[:length] for one in first], begun.after(first[0].before))
-            after = torch.log_softmax(logits_of(model, started.final), dim=-1)  # (prompts, vocabulary)
-            asked = [(number, row) for row, numbers in enumerate(chosen) for number in numbers]
-            asked.sort(key=lambda each: len(encoded[each[0]].answer))
-            for start in range(0, len(asked), batch):
-                part = asked[start : start + batch]
-                numbers, rows = [number for number, _ in part], [row for _, row in part]
-                answers = [encoded[number].ids[encoded[number].answer] for number in numbers]
-                yield numbers, _answers(model, answers, started, rows, after, outputs)
-
-
-def _answers(
-    model: Any, answers: Sequence[npt.NDArray[np.int64]], started: Started, rows: Sequence[int], after: torch.Tensor,
-    outputs: list[torch.Tensor],
-) -> _Answers:  # fmt: skip
-    final = shared_prefix.forward(model, answers, started, rows)
-    size = np.array([len(answer) for answer in answers])
-    own = torch.from_numpy(np.arange(final.shape[1])[None] < size[:, None])  # (texts, tokens)
-    first = np.array([float(after[row, answer[0]]) for row, answer in zip(rows, answers, strict=True)])
-    total = first.copy()
-    text = np.repeat(np.arange(len(answers)), size - 1)
-    place = torch.from_numpy(np.concatenate([np.arange(length - 1) for length in size]).astype(np.int64))
-    target = torch.from_numpy(np.concatenate([answer[1:] for answer in answers]))
-    hidden = final[torch.from_numpy(text), place]  # where each later token was predicted
-    for start in range(0, len(target), HEAD_ROWS):
-        part = slice(start, start + HEAD_ROWS)
-        logs = torch.log_softmax(logits_of(model, hidden[part]), dim=-1)
-        np.add.at(total, text[part], logs.gather(1, target[part, None].to(logs.device))[:, 0].cpu().double().numpy())
-    weight = (own / own.sum(dim=1, keepdim=True)).to(final.device)
-    states = torch.stack([torch.einsum("atd,at->ad", output.float(), weight) for output in outputs])
-    return _Answers(np.stack([total, total / size, first]), states.cpu().numpy())
+    def baseline(self, examples: pd.DataFrame) -> Baseline:
+        """The means, of every example."""
+        owner = owners(examples)
+        missing = int(owner.max(initial=-1)) + 1 - len(self._times)
+        sums = np.pad(self._sums, ((0, 0), (0, missing)))
+        states, times = np.pad(self._states, ((0, 0), (0, missing), (0, 0))), np.pad(self._times, (0, missing))
+        with np.errstate(invalid="ignore"):
+            mean, activation = sums / times, np.asarray(states / times[:, None], dtype=np.float32)
+        total, each, first = mean[:, owner]
+        return Baseline(total, each, first, times[owner], activation[:, owner])

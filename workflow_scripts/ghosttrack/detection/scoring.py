@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 
 from ghosttrack import sae
 from ghosttrack.activations import example_extraction as reading
-from ghosttrack.activations import extraction, shared_prefix
+from ghosttrack.activations import extraction
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.layout import HALF_MAX
+from ghosttrack.activations.packed_texts import Reader, packs
 from ghosttrack.detection import representations, saved
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 
 Floats = NDArray[np.float64]
-# Texts of one forward pass; changes nothing but rounding.
+# Texts of one forward pass, about; changes nothing but rounding.
 BATCH = 16
 
 
@@ -76,33 +77,31 @@ class Scorer:
             removed: for each text the features, (place, feature), whose parts are taken out of their layers' activations at
                 the answer's tokens while the model runs, so that all that follows is computed without them.
         """
-        starts = np.concatenate([[0], np.cumsum([len(one.answer) for one in encoded])])
-        rows = int(starts[-1])
-        scores = reading.TokenScores(*(np.empty(rows, dtype=kind) for kind in ("f4", "f4", "f4", "i4")))
-        text_logprob = np.empty(len(encoded))
-        probe = np.full(rows, float(self._weights.probe_intercept[0]))
+        starts = reading.row_starts(encoded)
+        scores = reading.TextScores.empty(encoded)
+        probe = np.full(int(starts[-1]), float(self._weights.probe_intercept[0]))
         parts: list[list[Part]] = [[] for _ in encoded]
-        begun = reading.Beginnings(self._model)
         with ExitStack() as stack, torch.inference_mode():
+            reader = Reader(self._model, encoded[: reading.TRIED])
             for one in encoded:  # before anything is taken out of a pass
-                begun.after(one.before)
+                reader.begin(one.before)
             cut = stack.enter_context(self._removing()) if removed is not None else None
             outputs = stack.enter_context(extraction.captured(self._modules, stop=False))
-            for chosen in reading.batches(encoded, range(len(encoded)), BATCH):
-                batch = [encoded[number] for number in chosen]
-                example, position = reading.answer_index(batch)
+            for pack in packs(encoded, range(len(encoded)), BATCH):
+                texts = range(len(pack.numbers))
+                own, places = reading.answer_rows(encoded, pack, texts, starts)
+                text = torch.from_numpy(np.repeat(texts, [len(encoded[number].answer) for number in pack.numbers]))
                 if cut is not None and removed is not None:
-                    cut.aim(example, position, [removed[number] for number in chosen])
-                own = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in chosen])
-                final = shared_prefix.forward(self._model, [one.ids for one in batch], begun.after(batch[0].before))
-                text_logprob[chosen] = reading.score_tokens(self._model, batch, final, own, scores)
-                best: list[list[Part]] = [[] for _ in batch]
+                    cut.aim(text, places, [removed[number] for number in pack.numbers])
+                final = reader.final(pack)
+                reading.score_texts(reader, encoded, pack, texts, final, starts, scores)
+                best: list[list[Part]] = [[] for _ in texts]
                 for place in range(len(self.layers)):
-                    probe[own] += self._layer(place, outputs[place][example, position], example, best, count)
-                for number, found in zip(chosen, best, strict=True):
+                    probe[own] += self._layer(place, outputs[place][0, places], text, best, count)
+                for number, found in zip(pack.numbers, best, strict=True):
                     parts[number] = sorted(found, key=lambda part: -abs(part.log_odds))[:count]
-        table = reading.output_table(encoded, scores, starts, text_logprob)
-        return Reading(self._log_odds(table, probe), scores.logprob, probe, parts)
+        table = reading.output_table(encoded, scores, starts)
+        return Reading(self._log_odds(table, probe), scores.tokens.logprob, probe, parts)
 
     def _log_odds(self, table: pd.DataFrame, probe: Floats) -> Floats:
         features = representations.output_features(table.assign(id=range(len(table))))
@@ -111,15 +110,19 @@ class Scorer:
         return np.asarray(self._weights.intercept[0] + outputs @ self._weights.outputs + means, dtype=np.float64)
 
     def _layer(
-        self, place: int, x: torch.Tensor, example: torch.Tensor, best: list[list[Part]], count: int
+        self, place: int, x: torch.Tensor, text: torch.Tensor, best: list[list[Part]], count: int
     ) -> Floats:  # fmt: skip
-        """Each row's part of its probe score from one layer, (rows,); adds the layer's largest parts to `best`."""
+        """Each row's part of its probe score from one layer, (rows,); adds the layer's largest parts to `best`.
+
+        Args:
+            x: (rows, d_model); text: (rows,) whose answer each belongs to, a place in `best`.
+        """
         own = {name: values[place] for name, values in self._tensors.items()}
         kept = torch.linalg.vector_norm(x.float(), dim=1) <= own["massive"]
         # What a store keeps is half precision, so this is what the probes were fitted on.
         x = x.float().clamp(-HALF_MAX, HALF_MAX).half().float()
         z = self._saes[place].encode(x.cpu()).to(x.device)  # (rows, d_sae)
-        number = example.to(x.device)
+        number = text.to(x.device)
         tokens = torch.zeros(len(best), device=x.device).index_add_(0, number, torch.ones(len(x), device=x.device))
         left = torch.zeros_like(tokens).index_add_(0, number, kept.float())
         kept = kept | (left[number] == 0)  # a text of attention sinks alone
@@ -128,11 +131,11 @@ class Scorer:
             mean = torch.zeros(len(best), z.shape[1], device=x.device).index_add_(0, number, z * share[:, None])
             added = mean * own["effect"]
             strongest = added.abs().topk(min(count, added.shape[1]), dim=1).indices
-            for text, features in enumerate(strongest.tolist()):
-                best[text] += [
-                    Part(place, feature, float(mean[text, feature]), float(added[text, feature]))
+            for one, features in enumerate(strongest.tolist()):
+                best[one] += [
+                    Part(place, feature, float(mean[one, feature]), float(added[one, feature]))
                     for feature in features
-                    if added[text, feature] != 0
+                    if added[one, feature] != 0
                 ]
         return np.asarray(((x @ own["raw"] + z @ own["code"]) * share * tokens[number]).double().cpu().numpy())
 
@@ -156,13 +159,13 @@ class _Removal:
     def __init__(self, saes: Sequence[sae.Sae]) -> None:
         self._saes = saes
 
-    def aim(self, example: torch.Tensor, position: torch.Tensor, features: Sequence[Sequence[tuple[int, int]]]) -> None:
-        """Which features of each text of the batch, and where its answer's tokens are."""
-        self._rows = example, position
+    def aim(self, text: torch.Tensor, places: torch.Tensor, features: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Which features of each text of the pack, and whose answer's tokens are where in it, (rows,)."""
+        self._text, self._places = text, places
         self._masks = [torch.zeros(len(features), each.d_sae) for each in self._saes]
-        for text, chosen in enumerate(features):
+        for number, chosen in enumerate(features):
             for place, feature in chosen:
-                self._masks[place][text, feature] = 1
+                self._masks[place][number, feature] = 1
 
     def apply(self, place: int, output: Any) -> Any:
         """The block's output without them."""
@@ -170,8 +173,8 @@ class _Removal:
         if not mask.any():
             return None  # as it was
         x, own = models.first_tensor(output), self._saes[place]
-        rows = x[self._rows]
-        z = own.encode(rows.float().cpu()) * mask[self._rows[0]]
+        rows = x[0, self._places]
+        z = own.encode(rows.float().cpu()) * mask[self._text]
         x = x.clone()
-        x[self._rows] = rows - (z @ own.W_dec).to(rows)
+        x[0, self._places] = rows - (z @ own.W_dec).to(rows)
         return (x, *output[1:]) if isinstance(output, tuple) else x

@@ -1,15 +1,65 @@
 """Models side by side: one long table, one page."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+import ghosttrack
+from ghosttrack import files, frames
+from ghosttrack.evaluation import paired
 from ghosttrack.report import numbers, page, tables, verdicts, wording
+from ghosttrack.settings import EvaluationSettings
 
 # A colour and a mark per model; a fifth model starts over.
 KINDS = ("detector", "output", "probe", "control")
 MARKERS = ("o", "s", "D", "^")
+
+
+class Run(NamedTuple):
+    """What a comparison reads of one model's run."""
+
+    metrics: pd.DataFrame
+    ledger: pd.DataFrame
+    scored: paired.Scored
+
+
+def read(folder: Path) -> Run:
+    """A finished run, results/MODEL.
+
+    Raises:
+        UserError: naming the file that is missing or lacks a column.
+    """
+    scores = frames.read_parquet(folder / "detection" / "scores.parquet")
+    texts = [
+        frames.read_parquet(folder / "datasets" / str(name) / "examples.parquet", columns=["id", "text"]).assign(
+            dataset=name
+        )
+        for name in scores["dataset"].unique()
+    ]
+    return Run(
+        tables.read(folder / "evaluation" / "metrics.csv", tables.METRICS),
+        tables.read(folder / "evaluation" / "ledger.csv", tables.LEDGER),
+        paired.Scored(scores, pd.concat(texts, ignore_index=True)),
+    )
+
+
+def write(
+    runs: Mapping[str, Run], folder: Path, controls: Sequence[str], settings: EvaluationSettings, seed: int
+) -> None:
+    """Write metrics.csv, differences.csv and comparison.html of several runs into a folder."""
+    differences = paired.differences({name: run.scored for name, run in runs.items()}, controls, settings, seed)
+    for name, found in (
+        ("metrics.csv", table({name: run.metrics for name, run in runs.items()})),
+        ("differences.csv", differences),
+    ):
+        with files.atomic_write(folder / name) as stream:
+            found.to_csv(stream, index=False)
+    with files.atomic_write(folder / "comparison.html") as stream:
+        stream.write(render(runs, differences, controls, ghosttrack.__version__))
 
 
 def table(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -17,18 +67,15 @@ def table(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([found.assign(model=name)[["model", *found.columns]] for name, found in metrics.items()])
 
 
-def render(
-    metrics: Mapping[str, pd.DataFrame], ledgers: Mapping[str, pd.DataFrame], controls: Sequence[str], version: str
-) -> str:
-    """The page as HTML text: verdicts, a forest plot of the detectors, the shown signals, the headline claim.
+def render(runs: Mapping[str, Run], differences: pd.DataFrame, controls: Sequence[str], version: str) -> str:
+    """The page as HTML text: verdicts, paired differences, a forest plot of the detectors, the shown signals, the headline claim.
 
     Args:
-        metrics, ledgers: tables of evaluation/ by model, the same models in the same order.
-        controls: data sets that are positive controls; version: GhostTrack's.
+        runs: by model; differences: of paired.differences; controls: data sets that are positive controls; version: GhostTrack's.
     """
-    models = list(metrics)
+    models, metrics = list(runs), {name: run.metrics for name, run in runs.items()}
     datasets = list(dict.fromkeys(name for found in metrics.values() for name in found["dataset"]))
-    rows = {name: ledger.to_dict("records") for name, ledger in ledgers.items()}
+    rows = {name: run.ledger.to_dict("records") for name, run in runs.items()}
     kinds = {name: tables.kinds(found, _single(found), list(controls)) for name, found in metrics.items()}
     looks = [(KINDS[number % len(KINDS)], MARKERS[number % len(MARKERS)]) for number in range(len(models))]
     return page.page(
@@ -39,6 +86,8 @@ def render(
         series=[{"label": name, "kind": kind, "marker": marker} for name, (kind, marker) in zip(models, looks, strict=True)],
         scale=page.scale_of(pd.concat(list(metrics.values()))),
         forest=[_lane(metrics, dataset, looks) for dataset in datasets],
+        paired=[_paired(differences, *pair, datasets) for pair in combinations(models, 2)],
+        columns=[_capital(wording.label(shown.signal)) for shown in tables.SHOWN],
         signals=[
             {"title": _capital(wording.label(shown.signal)), "rows": _rows(metrics, datasets, shown.signal)}
             for shown in tables.SHOWN
@@ -48,6 +97,31 @@ def render(
             for dataset in datasets
         ],
     )  # fmt: skip
+
+
+def _paired(differences: pd.DataFrame, reference: str, model: str, datasets: Sequence[str]) -> dict[str, Any]:
+    """Two models: a sentence on the detector's mean difference, and a row per data set that they share."""
+    own = differences[(differences["reference"] == reference) & (differences["model"] == model)]
+    cells = {(row["dataset"], row["signal"]): row for row in own.to_dict("records")}
+    named = sorted(set(own["dataset"]), key=lambda name: (name != tables.ALL_GIVEN, datasets.index(name)))
+    rows = []
+    for name in named:
+        found = [cells.get((name, shown.signal)) for shown in tables.SHOWN]
+        any_row = next(row for row in found if row)
+        rows.append(
+            {"dataset": page.POOLS.get(name, name), "n": any_row["n"], "share": any_row["share"], "cells": found}
+        )
+    return {"reference": reference, "model": model, "rows": rows, "sentence": _sentence(cells, reference, model)}
+
+
+def _sentence(cells: Mapping[tuple[str, str], Mapping[str, Any]], reference: str, model: str) -> str:
+    row = cells.get((tables.ALL_GIVEN, tables.DETECTOR))
+    if row is None or math.isnan(row["difference"]):
+        return ""
+    interval = f"{numbers.signed(row['difference_low'])} to {numbers.signed(row['difference_high'])}"
+    text = f"On the {row['n']:,} texts that both have, the detector of {model} reaches a mean AUROC of {row['auroc_model']:.3f}, that of {reference} {row['auroc_reference']:.3f}"
+    verdict = row["verdict"] if row["verdict"] == tables.ESTABLISHED else f"{row['verdict']}: {row['reason']}"
+    return f"{text}: a difference of {numbers.signed(row['difference'])} ({interval}), {verdict}."
 
 
 def _single(metrics: pd.DataFrame) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ghosttrack import files
 from ghosttrack.errors import UserError
@@ -104,6 +105,8 @@ def write(make: Callable[..., Figure], arguments: Sequence[Any], paths: Sequence
         figure = make(*arguments)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, the same in every format
+        for axes in figure.axes:  # the solver's last digit varies from run to run, and names what it clips in an svg
+            axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)))
         for path in paths:
             save(figure, path)
 

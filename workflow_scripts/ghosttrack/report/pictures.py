@@ -46,6 +46,12 @@ def embed(paths: Sequence[Path]) -> dict[str, Picture | None]:
     return found
 
 
+def embed_one(paths: Sequence[Path], alt: str, caption: str) -> Picture | None:
+    """The svg among `paths` as a picture with words of its own; None without one."""
+    found = next((path for path in paths if path.suffix == ".svg"), None)
+    return Picture(_svg(found, alt), alt, caption) if found else None
+
+
 def _png(path: Path, alt: str) -> Markup:
     data = base64.b64encode(path.read_bytes()).decode()
     return Markup(f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">')

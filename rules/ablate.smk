@@ -1,0 +1,107 @@
+# rules/ablate.smk -- aside from a run (targets ablations, tuning). Needs: audited folds, metrics and activations of the examples. Gives: what each part of the tracks is worth, arm by arm.
+rule track_arm:
+    """Follow features as one arm says, and measure the tracks of every data set."""
+    input:
+        stores=ancient(per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
+        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        neighbours=neighbour_files,
+        heldout_stores=ancient(if_arm_correlates(per_layer("results/{model}/heldout/layer_{layer}.zarr"))),
+        heldout_manifests=if_arm_correlates(per_layer("results/{model}/heldout/layer_{layer}.json")),
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        errors=per_dataset("results/{model}/tracks/{dataset}.errors.parquet"),
+        clusters="results/{model}/clusters.parquet",
+    output:
+        signals="results/{model}/ablations/signals/{arm}.parquet",
+    log:
+        "results/{model}/logs/track_arm/{arm}.log",
+    benchmark:
+        "results/{model}/benchmarks/track_arm/{arm}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(120),
+    params:
+        layers=property_of("layers"),
+        datasets=property_of("datasets"),
+        tracking=arm_tracking,
+        variant=of_arm("variant"),
+        relinked=of_arm("relinked"),
+        seed=settings_of("seed", "track_arm"),
+        code=source_digest("track_arm"),
+    message:
+        "Tracking features of {wildcards.model} for the arm {wildcards.arm}"
+    script:
+        "../workflow_scripts/track_arm.py"
+
+
+rule score_arm:
+    """Train detectors on the metrics of one arm, in the folds of the run."""
+    input:
+        audited=per_dataset("results/{model}/detection/{dataset}/controls.parquet"),
+        signals=arm_signals,
+    output:
+        scores="results/{model}/ablations/arms/{arm}.parquet",
+        fits="results/{model}/ablations/arms/{arm}.csv",
+    log:
+        "results/{model}/logs/score_arm/{arm}.log",
+    benchmark:
+        "results/{model}/benchmarks/score_arm/{arm}.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(120),
+    params:
+        datasets=property_of("datasets"),
+        columns=of_arm("columns"),
+        detectors=arm_detectors,
+        detection=settings_of("detection", "score_arm"),
+        seed=settings_of("seed", "score_arm"),
+        code=source_digest("score_arm"),
+    message:
+        "Scoring the arm {wildcards.arm} of {wildcards.model}"
+    script:
+        "../workflow_scripts/score_arm.py"
+
+
+for STUDY in ("ablations", "tuning"):
+
+    rule:
+        """Hold every arm of a study against the run's own tracks: tables, a figure, a page."""
+        name:
+            f"judge_{STUDY}"
+        input:
+            scores=per_arm(STUDY, ".parquet"),
+            fits=per_arm(STUDY, ".csv"),
+        output:
+            table=f"results/{{model}}/ablations/{STUDY}.csv",
+            choices=[f"results/{{model}}/ablations/{STUDY}_choices.csv"] if STUDY == "tuning" else [],
+            figures=expand("results/{{model}}/ablations/{study}.{form}", study=STUDY, form=["png", "pdf", "svg"]),
+            page=report_page(f"results/{{model}}/ablations/{STUDY}.html", STUDY),
+        log:
+            f"results/{{model}}/logs/judge_{STUDY}.log",
+        benchmark:
+            f"results/{{model}}/benchmarks/judge_{STUDY}.tsv"
+        conda:
+            "../envs/analysis.yaml"
+        threads: 1
+        resources:
+            mem_mb=scaled(2000),
+            runtime=scaled(60),
+        params:
+            study=STUDY,
+            arms=lambda wildcards, study=STUDY: {
+                name: arms_of(wildcards.model)[0][name]._asdict() for name in arms_of(wildcards.model)[1][study]
+            },
+            controls=control_datasets,
+            evaluation=settings_of("evaluation", "judge_arms"),
+            seed=settings_of("seed", "judge_arms"),
+            code=source_digest("judge_arms", "report/templates"),
+        message:
+            f"Judging the {STUDY} of {{wildcards.model}}"
+        script:
+            "../workflow_scripts/judge_arms.py"

@@ -1,0 +1,97 @@
+"""Sequences of several texts: every text once, prompts shared, none longer than asked for, and models that cannot read them."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import small_models
+import torch
+
+from ghosttrack.activations.example_tokens import Encoded
+from ghosttrack.activations.packed_texts import TOKENS, Reader, packs
+from ghosttrack.errors import UserError
+
+
+def text(prompt: list[int], rest: list[int], before: tuple[int, ...] = ()) -> Encoded:
+    ids = np.array([*prompt, *rest], dtype=np.int64)
+    return Encoded(ids, np.array([len(prompt)]), np.array(before, dtype=np.int64), lead=1)
+
+
+def some_texts(count: int = 60) -> list[Encoded]:
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(1, 99, generator.integers(1, 9)).tolist() for _ in range(count // 4)]
+    return [
+        text(
+            prompts[generator.integers(len(prompts))],
+            generator.integers(1, 99, generator.integers(1, 5)).tolist(),
+            before=((7, 8), ())[generator.integers(2)],
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_every_text_stands_in_one_pack_and_sees_its_own_tokens_alone(batch: int) -> None:
+    texts = some_texts()
+    found = Counter[int]()
+    for pack in packs(texts, range(len(texts)), batch):
+        found.update(pack.numbers)
+        assert len(pack.ids) <= max(TOKENS * batch, 2 * max(texts[number].answer[0] for number in pack.numbers))
+        for number, places in zip(pack.numbers, pack.places, strict=True):
+            own = texts[number]
+            assert pack.ids[places].tolist() == own.ids.tolist()
+            assert pack.position[places].tolist() == list(range(len(own.ids)))
+            assert pack.before.tolist() == own.before.tolist()
+            for order, place in enumerate(places):
+                assert np.flatnonzero(pack.seen[place]).tolist() == places[: order + 1].tolist()
+    assert found == Counter(range(len(texts)))
+
+
+def test_a_prompt_stands_once_for_all_of_its_texts_that_fit() -> None:
+    texts = [text([1, 2, 3], [number]) for number in range(4, 14)]
+    (whole,) = packs(texts, range(10), 2)
+    assert whole.ids.tolist() == [1, 2, 3, *range(4, 14)]
+    parts = list(packs(texts, range(10), 1))
+    assert [part.ids.tolist() for part in parts] == [[1, 2, 3, *range(4, 9)], [1, 2, 3, *range(9, 14)]]
+
+
+def test_a_long_prompt_is_not_repeated_for_each_of_its_texts() -> None:
+    texts = [text(list(range(1, 51)), [number]) for number in range(60)]
+    assert [len(pack.ids) for pack in packs(texts, range(60), 1)] == [100, 60]
+
+
+def test_texts_read_together_are_read_as_alone() -> None:
+    model = small_models.make_model("llama")
+    texts = some_texts(12)
+    reader = Reader(model, texts[:2])
+    with torch.inference_mode():
+        for pack in packs(texts, range(12), 100):
+            final = reader.final(pack)
+            for number, places in zip(pack.numbers, pack.places, strict=True):
+                ids = torch.from_numpy(np.concatenate([pack.before, texts[number].ids])[None])
+                alone = model.base_model(input_ids=ids).last_hidden_state[0, len(pack.before) :]
+                torch.testing.assert_close(final[torch.from_numpy(places)], alone, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_that_cannot_read_texts_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_models.make_model("llama")
+    texts = [text([1, 2, 3], [4, 5]), text([1, 2, 3], [6, 7])]
+    whole = type(model.base_model).forward
+
+    def blind(self: Any, *arguments: Any, attention_mask: Any = None, position_ids: Any = None, **options: Any) -> Any:
+        del attention_mask, position_ids
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(type(model.base_model), "forward", blind)
+    with pytest.raises(
+        UserError, match="LlamaForCausalLM reads texts otherwise if they stand together in one sequence"
+    ):
+        Reader(model, texts)
+
+    def without_positions(self: Any, input_ids: Any) -> Any:
+        return whole(self, input_ids)
+
+    monkeypatch.setattr(type(model.base_model), "forward", without_positions)
+    with pytest.raises(UserError, match="takes no positions"):
+        Reader(model, texts)
