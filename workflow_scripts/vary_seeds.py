@@ -7,7 +7,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ghosttrack import files, frames, job
-from ghosttrack.detection import controls, seed_runs, splits
+from ghosttrack.detection import agreement, controls, seed_runs, splits
 from ghosttrack.detection import run as detection_run
 from ghosttrack.detection.detectors import Inputs
 from ghosttrack.settings import DetectionSettings
@@ -15,11 +15,14 @@ from ghosttrack.settings import DetectionSettings
 
 def main(
     *, examples: Path, outputs: Path, audited: Path, stores: list[Path], manifests: list[Path], weights: list[Path],
-    background: Path, sweeps: list[Path], seeds: Path, dataset: str, layers: list[int], arms: dict[str, int],
+    background: Path, samples: list[Path], sweeps: list[Path], seeds: Path, dataset: str, layers: list[int], arms: dict[str, int],
     detection: DetectionSettings, seed: int, threads: int = 1,
 ) -> None:  # fmt: skip
-    """Write one row per seed and signal; `sweeps` holds the swept SAEs of every layer or nothing, `arms` their folders' seeds by name."""
+    """Write one row per seed and signal; `samples` holds the drawn answers of a generated data set, or nothing; `sweeps` holds the swept SAEs of every layer or nothing, `arms` their folders' seeds by name."""
     texts, measured, first = frames.read_parquet(examples), frames.read_parquet(outputs), frames.read_parquet(audited)
+    for path in samples:
+        agreed = agreement.measure(frames.read_parquet(path), list(texts["id"]), str(path))
+        measured = measured.assign(**{name: agreed[name].to_numpy() for name in agreed})
     first = first[first["signal"] == controls.TEXT_ONLY]
     reason = str(first["reason"].iloc[0])
     found: list[seed_runs.Reached] = []

@@ -1,5 +1,6 @@
 """From files to tables: the three scripts on made-up data sets, one of them too small to train on."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 import audit_dataset
 import check_claims
 import evaluate_detectors
+import measure_seed_variance
 import train_detectors
+import vary_seeds
 from ghosttrack import sae
 from ghosttrack.activations import store
 from ghosttrack.activations.writer import StoreWriter
@@ -194,3 +197,39 @@ def test_strict_mode_passes_or_names_the_claim(results: Path, tmp_path: Path) ->
     table.to_csv(tmp_path / "lost.csv", index=False)
     with pytest.raises(UserError, match="strict: true"):
         check_claims.main(ledger=tmp_path / "lost.csv", passed=tmp_path / "never.json")
+
+
+def test_other_seeds_are_scored_in_files_of_the_run_and_a_set_too_small_has_none(
+    inputs: Path, results: Path, tmp_path: Path
+) -> None:
+    arms = {"k_002_seed_0": 0, "k_002_seed_7": 7}
+    for layer in LAYERS:
+        for place, name in enumerate(arms):  # the second arm has the other layer's SAE
+            shutil.copytree(
+                inputs / f"sae_{LAYERS[::-1][LAYERS.index(layer)] if place else layer}", tmp_path / str(layer) / name
+            )
+    for name in ("big", "small"):
+        folder = inputs / name
+        vary_seeds.main(
+            examples=folder / "examples.parquet", outputs=folder / "outputs.parquet",
+            audited=results / name / "controls.parquet", stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
+            manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
+            weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
+            background=folder / "background.npz", samples=sorted(folder.glob("samples.parquet")), sweeps=[tmp_path / str(layer) for layer in LAYERS],
+            seeds=tmp_path / f"{name}.csv", dataset=name, layers=LAYERS, arms=arms,
+            detection=DETECTION.model_copy(update={"fold_seeds": [3]}), seed=0,
+        )  # fmt: skip
+    measure_seed_variance.main(
+        metrics=results / "metrics.csv", seeds=[tmp_path / "big.csv", tmp_path / "small.csv"], all_seeds=tmp_path / "all.csv",
+        variance=tmp_path / "variance.csv", datasets=["big", "small"], controls=[],
+    )  # fmt: skip
+    table = pd.read_csv(tmp_path / "all.csv")
+    assert set(table["dataset"]) == {"big"}
+    own = table[table["signal"] == "ghosttrack"].set_index(["source", "seed"])["auroc"]
+    assert set(own.index) == {("folds", 0), ("folds", 3), ("sae", 0), ("sae", 7)}
+    assert own["sae", 0] == own["folds", 0]
+    metrics = pd.read_csv(results / "metrics.csv").query("dataset == 'big' and signal == 'ghosttrack'")
+    assert own["folds", 0] == pytest.approx(metrics["auroc"].iloc[0], abs=1e-6)
+    variance = pd.read_csv(tmp_path / "variance.csv")
+    assert set(variance["dataset"]) == {"big", "all_strict"}
+    assert (variance["seeds"] == 2).all()

@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 RIDGE = (0.1, 0.3, 1.0, 3.0, 10.0)
 # Up to this many training rows joint probes are exact. Beyond, the weights are sought in the span of some of the rows, so that
 # the cost grows in proportion to the rows and not with their cube.
-EXACT = 2048
+EXACT = 1024
 LANDMARKS = 1024
 # Inverse strengths of logistic regression on a handful of standardised columns.
 LOGISTIC = (0.01, 0.1, 1.0)
