@@ -27,7 +27,8 @@ def split(table: str, texts: int, shown: int) -> tuple[list[str], pd.DataFrame]:
     """True statements of the table's most frequent relation, and whole groups of others to judge."""
     found = statements.build_statements(table, 0)
     own = found[found["relation"] == found["relation"].value_counts().index[0]]
-    groups = np.random.default_rng(0).permutation(list(dict.fromkeys(own["group"])))
+    shuffled = np.random.default_rng(0).permutation(list(dict.fromkeys(found["group"])))
+    groups = [group for group in shuffled if group in set(own["group"])]
     first = [own[(own["group"] == group) & (own["label"] == 0)]["text"].iloc[0] for group in groups[:shown]]
     sizes = own["group"].value_counts()[groups[shown:]]
     kept = sizes.index[sizes.cumsum() <= texts]
