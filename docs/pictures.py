@@ -1,6 +1,6 @@
 """Take the pictures of docs/walkthrough.md from a finished run, in headless Chromium without a network.
 
-PYTHONPATH=workflow_scripts:tests/unit python docs/pictures.py results/smollm2-135m cities-00058-fab
+PYTHONPATH=workflow_scripts:tests/unit python docs/pictures.py results/smollm2-135m cities-00058-fab capitals-00030-faa
 """
 
 import argparse
@@ -42,6 +42,17 @@ def explore(chromium: Browser, page: Path, text: str) -> None:
     take(chromium, "explorer_twin.png")
 
 
+def by_token(chromium: Browser, page: Path, text: str) -> None:
+    """An answer of several tokens, drawn along the answer."""
+    chromium.open(page, 1500, 800, text)
+    chromium.wait(f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})")
+    chromium.run(
+        "(() => { const field = document.getElementById('axis'); field.value = 'tokens'; field.dispatchEvent(new Event('change', {bubbles: true})); })()"
+    )
+    chromium.wait("document.querySelector('[data-answer]')")
+    take(chromium, "explorer_answer.png")
+
+
 def score_own(chromium: Browser, run: Path) -> None:
     """The page of a few texts of one's own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +69,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("text", help="id of the text to show, as in the explorer's address")
+    parser.add_argument("answer", help="id of a text whose answer has several tokens")
     chosen = parser.parse_args()
     with browser() as started:
         explore(started, (chosen.run / "explorer.html").resolve(), chosen.text)
+        by_token(started, (chosen.run / "explorer.html").resolve(), chosen.answer)
         score_own(started, chosen.run)

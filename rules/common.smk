@@ -346,6 +346,16 @@ def own_texts(wildcards):
     return path
 
 
+def own_context(wildcards):
+    """Input function: the file of statements that stand before the texts, if one is named."""
+    path = SETTINGS[wildcards.model].score.context
+    if path and not Path(path).is_file():
+        raise WorkflowError(
+            f"score.context: {path} is not there; name a text file of a few true statements, one a line"
+        )
+    return [path] if path else []
+
+
 def report_page(path, page):
     """`path`, shown in `snakemake --report` too."""
     return report(path, category="Pages", labels={"page": page})

@@ -244,6 +244,7 @@ rule write_explorer:
             "write_explorer",
             "report/explorer/page.html",
             "report/explorer/page.css",
+            "report/explorer/answer.js",
             "report/explorer/page.js",
             "report/templates/style.css",
         ),
@@ -318,6 +319,7 @@ rule score_texts:
     """Score the texts of one's own file with the saved detector. Not part of `all`: ask for `scores`."""
     input:
         texts=own_texts,
+        context=own_context,
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
         features=per_layer("results/{model}/features/layer_{layer}.parquet"),

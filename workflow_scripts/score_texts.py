@@ -6,16 +6,24 @@ import torch
 
 from ghosttrack import job
 from ghosttrack.api import Detector
-from ghosttrack.score import read_texts, write
+from ghosttrack.score import read_context, read_texts, write
 from ghosttrack.settings import ScoreSettings
 
 
-def main(*, texts: Path, detector: Path, scores: list[Path], score: ScoreSettings, threads: int = 1) -> None:
+def main(
+    *,
+    texts: Path,
+    detector: Path,
+    scores: list[Path],
+    score: ScoreSettings,
+    threads: int = 1,
+) -> None:
     """Write the same scores in every form of `scores`; the run's folder is that of `detector`."""
     torch.set_num_threads(threads)
     run = detector.parent.parent
     loaded = Detector.load(run)
-    found = loaded.score(read_texts(texts), confidence=score.confidence, reasons=score.reasons)
+    given = read_texts(texts, read_context(score.context))
+    found = loaded.score(given, confidence=score.confidence, reasons=score.reasons)
     for path in scores:
         write(found, path, {**loaded.about, "run": run.name, "confidence": score.confidence})
 

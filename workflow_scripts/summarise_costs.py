@@ -1,6 +1,7 @@
 """Sum up what a run took: time and memory by rule, disk by kind of output, as tables and a page."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +25,14 @@ def main(*, page: Path, jobs: Path, disk: Path, model: str, planned_kb: int = 0,
 def _write(path: Path, columns: Sequence[str], rows: Sequence[NamedTuple]) -> None:
     with files.atomic_write(path) as stream:
         table = csv.writer(stream, lineterminator="\n")
-        # A number that nobody took stays empty.
-        table.writerows([columns, *(["" if value != value else value for value in row] for row in rows)])
+        table.writerows([columns, *([_cell(value) for value in row] for row in rows)])
+
+
+def _cell(value: object) -> object:
+    """Numbers to the hundredth, as Snakemake takes them; one that nobody took stays empty."""
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else round(value, 2)
 
 
 if __name__ == "__main__":

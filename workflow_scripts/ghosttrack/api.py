@@ -27,11 +27,14 @@ class Text(NamedTuple):
 
     answer: as it stands in the text, the last time it does; "": the text's last word. The detector was trained on answers at
     the end of short statements; given a whole text to judge it calls nearly everything hallucinated.
+    context: what the model reads before the text and nobody judges, best a few true statements of the same kind, one a line, as
+    in training; they show what kind of answer is due.
     """
 
     text: str
     answer: str = ""
     id: str = ""
+    context: str = ""
 
 
 class Token(NamedTuple):
@@ -125,10 +128,12 @@ class Detector:
         frame = pd.DataFrame({
             "id": [each.id for each in window], "text": [each.text for each in window],
             "answer_start": [start for start, _ in spans], "answer_end": [end for _, end in spans],
-            "relation": "", "mode": "given",
+            # What texts of one context begin with is computed once.
+            "relation": [each.context for each in window], "mode": "given",
         })  # fmt: skip
         scorer = self._scorer
-        encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "given texts")
+        contexts = [each.context for each in window]
+        encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "given texts", contexts)
         offsets = offsets_of([each.text for each in window], scorer.tokenizer)
         found = scorer.read(encoded, reasons)
         ends = np.cumsum([len(each.answer) for each in encoded])[:-1]
@@ -177,12 +182,13 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
         unknown = set(given) - set(Text._fields)
         if "text" not in given or unknown:
             raise UserError(
-                f"text {number}: expected the keys text and perhaps answer and id, found {', '.join(map(str, given))}"
+                f"text {number}: expected the keys text and perhaps {', '.join(Text._fields[1:])}, found {', '.join(map(str, given))}"
             )
         given = Text(**{key: str(value or "") for key, value in given.items()})
     if not given.text.strip():
         raise UserError(f"text {number}: expected text, found nothing")
-    return given._replace(id=given.id or str(number))
+    context = given.context.strip()
+    return given._replace(id=given.id or str(number), context=f"{context}\n" if context else "")
 
 
 def _span(given: Text) -> tuple[int, int]:

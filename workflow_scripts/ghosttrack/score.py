@@ -17,8 +17,30 @@ from ghosttrack.errors import UserError
 COLUMNS = ("id", "probability", "verdict", "log_odds", "answer", "text", "tokens", "reasons")
 
 
-def read_texts(path: Path) -> Iterator[Text]:
-    """Texts of a file: one a line in .txt, else a table (csv, tsv, jsonl, json, parquet) with `text` and perhaps `answer`, `id`.
+def read_context(path: Path | str | None) -> str:
+    """What stands before texts that have no context of their own: a text file as it is; "" without one.
+
+    Raises:
+        UserError: it is missing, no text, or empty.
+    """
+    if not path:
+        return ""
+    try:
+        found = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"context: {path} cannot be read ({error}); expected a text file") from None
+    if not found.strip():
+        raise UserError(
+            f"context: {path} is empty; expected a few true statements of the kind that is judged, one a line"
+        )
+    return found
+
+
+def read_texts(path: Path, context: str = "") -> Iterator[Text]:
+    """Texts of a file: one a line in .txt, else a table (csv, tsv, jsonl, json, parquet) with `text` and perhaps `answer`, `id`, `context`.
+
+    Args:
+        context: of texts that have none of their own.
 
     Raises:
         UserError: naming the row without text, or the column that is missing.
@@ -27,14 +49,19 @@ def read_texts(path: Path) -> Iterator[Text]:
         if not path.is_file():
             raise UserError(f"{path} is not there; expected a text file with one text a line")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-        yield from (Text(line.strip(), "", str(number)) for number, line in enumerate(lines, start=1) if line.strip())
+        yield from (
+            Text(line.strip(), "", str(number), context) for number, line in enumerate(lines, start=1) if line.strip()
+        )
         return
     from ghosttrack.inputs.rows import read_rows, require_columns, text_of
 
     rows = read_rows(path)
     require_columns(rows[0], [("", "text")], str(path))
     for number, row in enumerate(rows, start=1):
-        yield Text(text_of(row, "text", number, str(path)), str(row.get("answer") or ""), str(row.get("id") or number))
+        text = text_of(row, "text", number, str(path))
+        yield Text(
+            text, *(str(row.get(key) or other) for key, other in (("answer", ""), ("id", number), ("context", context)))
+        )
 
 
 def as_mapping(score: Score) -> dict[str, Any]:
@@ -105,7 +132,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--texts",
         type=Path,
-        help="file of texts: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet with `text`, and perhaps `answer` and `id`",
+        help="file of texts: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet with `text`, and perhaps `answer`, `id` and `context`",
+    )
+    parser.add_argument(
+        "--context",
+        type=Path,
+        help="text file that the model reads before each text and nobody judges: a few true statements of the same kind, one a line",
     )
     parser.add_argument(
         "--answer", default="", help="the part of the one given text that is judged; default: its last word"
@@ -126,7 +158,9 @@ def main(arguments: list[str]) -> int:
             raise UserError("--answer goes with exactly one text; in a file it is the column `answer`")
         if chosen.out and chosen.out.suffix.lower() not in (*FORMS, ".html"):
             raise UserError(f"--out: {chosen.out} must end in {', '.join(FORMS)} or .html")
-        given = read_texts(chosen.texts) if chosen.texts else [Text(each, chosen.answer) for each in chosen.text]
+        context = read_context(chosen.context)
+        one_by_one = [Text(each, chosen.answer, context=context) for each in chosen.text]
+        given = read_texts(chosen.texts, context) if chosen.texts else one_by_one
         detector = api.Detector.load(chosen.run)
         scores = detector.stream(given, confidence=chosen.confidence, reasons=chosen.reasons)
         write(scores, chosen.out, {**detector.about, "run": chosen.run.name, "confidence": chosen.confidence})

@@ -390,7 +390,11 @@ class ScoreSettings(Section):
 
     texts: str | None = Field(
         None,
-        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer` and `id`.",
+        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`.",
+    )
+    context: str | None = Field(
+        None,
+        description="Text file that the model reads before each text and nobody judges: a few true statements of the same kind, one a line.",
     )
     confidence: float = Field(
         0.75, ge=0.5, le=1, description="Below this probability of its own verdict the detector abstains; 0.5: never."

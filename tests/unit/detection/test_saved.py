@@ -18,6 +18,7 @@ from ghosttrack.activations import example_tokens
 from ghosttrack.detection import faithfulness, saved, saved_fit
 from ghosttrack.detection.scoring import Scorer
 from ghosttrack.errors import UserError
+from ghosttrack.facts import contexts
 from ghosttrack.report import scored, tables
 from ghosttrack.settings import EvaluationSettings, ScoreSettings
 
@@ -233,7 +234,7 @@ def test_api_command_and_target_give_the_same_numbers_in_every_form(
     run: Path, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "mine.csv"
-    pd.DataFrame(TEXTS).drop(columns="id").to_csv(table, index=False)
+    pd.DataFrame(TEXTS).drop(columns=["id", "context"]).to_csv(table, index=False)
     expected = detector.score(TEXTS)
     assert score.main([str(run), "--texts", str(table)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -257,9 +258,59 @@ def test_api_command_and_target_give_the_same_numbers_in_every_form(
     assert "http:" not in page
 
 
+def test_a_context_is_read_before_the_text_and_not_judged(detector: Detector) -> None:
+    alone, behind = detector.score([TEXTS[0], TEXTS[0]._replace(context="Q facts 1 is Oslo.")])
+    assert (behind.text, behind.start, behind.end) == (alone.text, alone.start, alone.end)
+    assert [(each.start, each.end) for each in behind.tokens] == [(each.start, each.end) for each in alone.tokens]
+    assert behind.log_odds != alone.log_odds
+    spaced = detector.score([TEXTS[0]._replace(context="\n Q facts 1 is Oslo.  ")])[0]
+    assert spaced.log_odds == behind.log_odds
+
+
+def test_texts_behind_solved_statements_get_what_the_training_set_got(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a data set the texts stand behind the solved statements of their relation; by hand the same ones are given.
+    monkeypatch.setitem(contexts.SOLVED, "capital", (("Peru", "Lima"),))
+    shown = contexts.context_of("capital")
+    text = "The capital of Chad is Lima."
+    frame = pd.DataFrame(
+        {
+            "id": ["1"],
+            "text": [text],
+            "answer_start": [23],
+            "answer_end": [27],
+            "relation": ["capital"],
+            "mode": ["given"],
+        }
+    )
+    scorer = detector._scorer
+    own = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "facts")
+    expected = scorer.read(own, 0).log_odds[0]
+    assert detector.score([Text(text, "Lima", context=shown)])[0].log_odds == pytest.approx(expected, abs=1e-3)
+
+
+def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
+    run: Path, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, table = tmp_path / "solved.txt", tmp_path / "mine.csv"
+    shown.write_text("Q facts 1 is Oslo.\nQ facts 2 is Rome.\n")
+    rows = [TEXTS[0]._replace(id="1"), TEXTS[1]._replace(id="2", context="Ada 79.")]
+    pd.DataFrame(rows).to_csv(table, index=False)
+    assert score.main([str(run), "--texts", str(table), "--context", str(shown)]) == 0
+    found = [json.loads(line)["log_odds"] for line in capsys.readouterr().out.splitlines()]
+    expected = detector.score([rows[0]._replace(context=shown.read_text()), rows[1]])
+    assert found == [each.log_odds for each in expected]
+    out = tmp_path / "target.jsonl"
+    weights = run / "detection" / "detector.safetensors"
+    score_texts.main(texts=table, detector=weights, scores=[out], score=ScoreSettings(context=str(shown)))
+    assert [json.loads(line)["log_odds"] for line in out.read_text().splitlines()] == found
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["a", "--context", "nowhere.txt"], "nowhere.txt cannot be read"),
         ([], "give texts either"), (["a", "--texts", "b.csv"], "give texts either"), (["a", "b", "--answer", "c"], "exactly one text"),
         (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "nowhere.csv is not there"),
     ],

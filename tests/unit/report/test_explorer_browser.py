@@ -100,6 +100,46 @@ def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(pa
     assert quiet(page)
 
 
+def test_an_answer_is_drawn_token_by_token_with_births_and_deaths(page: Browser) -> None:
+    page.run(OPEN_ALL)
+    page.run(click("#row-1"))
+    page.wait(f"{SHOWN}.startsWith('cities-markup-1')")
+    page.run(choose("axis", "tokens"))
+    page.wait("document.querySelector('[data-answer]')")
+    tokens = page.run("document.querySelectorAll('.token').length")
+    columns = page.run(
+        "new Set([...document.querySelectorAll('[data-answer]')].map((each) => each.dataset.answer.split(' ')[0])).size"
+    )
+    assert 1 < columns == min(tokens, 24)
+    # A track says in words what its mark shows; the first token has no births, the last no deaths.
+    said = page.run(
+        "[...document.querySelectorAll('[data-answer]')].map((each) => [each.dataset.answer, each.getAttribute('aria-label'), !!each.querySelector('.birth'), !!each.querySelector('.death')])"
+    )
+    for place, label, born, died in said:
+        assert born == ("begins here" in label)
+        assert died == ("ends here" in label)
+        assert not (born and place.startswith("0 "))
+        assert not (died and place.startswith(f"{columns - 1} "))
+    page.run(click("[data-answer='1 0']"))
+    page.wait(f"{SHOWN}.startsWith('cities-markup-1 1')")
+    page.wait("document.querySelector('#feature h2')")
+    assert page.run("document.querySelector('.track[aria-pressed=true]').dataset.answer") == "1 0"
+    assert quiet(page)
+
+
+def test_a_track_goes_on_as_the_one_that_shares_most_of_its_detections(page: Browser) -> None:
+    # Features by layer: the first track of token 0 shares one detection with track 0 and two with track 1 of token 1.
+    tokens = [
+        [[0, [5, 6, 7], [9, 9, 9]], [0, [1, -1, 2], [5, 0, 5]], [1, [8], [3]]],
+        [[0, [5], [9]], [1, [6, 7], [4, 4]], [0, [9], [2]]],
+    ]
+    found = page.run(f"answerAxis.follow({tokens})")
+    assert [each["next"] for each in found[0]] == [1, -1, -1]
+    assert [each["begins"] for each in found[1]] == [False, False, True]
+    assert found[1][1]["chain"] == found[0][0]["chain"]
+    assert len({each["chain"] for each in found[0] + [found[1][0], found[1][2]]}) == 5
+
+
 def test_hostile_texts_are_shown_as_text_and_run_nothing(page: Browser) -> None:
     page.run(OPEN_ALL)
     for name, answer in explorer_fakes.HOSTILE.items():

@@ -35,7 +35,9 @@ class Encoded(NamedTuple):
         return len(self.before) - self.lead + 1
 
 
-def encode(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> list[Encoded]:
+def encode(
+    examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str, contexts: Sequence[str] | None = None
+) -> list[Encoded]:
     """Tokenise the texts, behind the solved statements of their relation if it has any, and find the tokens of their answers.
 
     A token belongs to the answer if it shares a character with text[answer_start:answer_end], or
@@ -46,6 +48,7 @@ def encode(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> 
         tokenizer: fast tokenizer with character offsets.
         limit: tokens that the model takes, separator and solved statements included.
         dataset: named in errors.
+        contexts: what stands before each text instead, (examples,); "": nothing.
     Raises:
         UserError: with the example's id, where the answer is empty or outside the text, or the text too long.
     """
@@ -53,7 +56,7 @@ def encode(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> 
     options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
     texts = examples["text"].tolist()
     coded = tokenizer(texts, return_offsets_mapping=True, **options)
-    contexts = contexts_of(examples)
+    contexts = contexts_of(examples) if contexts is None else contexts
     shown = {text: tokenizer(text, **options)["input_ids"] if text else [] for text in set(contexts)}
     result = []
     for name, text, context, start, end, own, offsets in zip(
@@ -62,7 +65,7 @@ def encode(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> 
     ):  # fmt: skip
         ids = np.array([separator, *shown[context], *own], dtype=np.int64)
         if len(ids) > limit:
-            behind = f" behind {len(shown[context])} of solved statements" if context else ""
+            behind = f" behind {len(shown[context])} of what stands before it" if context else ""
             raise UserError(
                 f"data set {dataset}, id {name}: the text has {len(own) + 1} tokens{behind}, the model takes {limit}; "
                 "shorten or remove this text, or choose a model with a longer context"

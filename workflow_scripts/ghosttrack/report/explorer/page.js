@@ -31,7 +31,7 @@
 
   let about, index, names; // names: by layer, features with their names, clusters and weights
   let places; // by layer: feature -> its place in `names` and in the layer's dictionary
-  const state = { shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", many: 16, twin: false };
+  const state = { shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", many: 16, twin: false };
 
   // ---- numbers
   const MINUS = "\u2212";
@@ -136,11 +136,11 @@
     if (mine !== painting) return;
     const focus = focused();
     byId("reading").replaceChildren(
-      head(number), controls(number),
+      head(number), controls(number, texts.some(([, text]) => text.pieces.length > 1)),
       make("div", { class: texts.length > 1 ? "columns two" : "columns" }, ...texts.map(([each, text]) => panel(each, text))),
     );
     // Tracks are drawn to the width that they have, which is known once the panels stand.
-    for (const [each, text] of texts) drawTracks(each, text);
+    for (const [each, text] of texts) (state.axis === "tokens" && text.pieces.length > 1 ? drawAnswer : drawTracks)(each, text);
     refocus(focus);
     await showFeature(mine);
     document.body.dataset.shown = `${index.id[number]} ${state.token} ${state.twin ? "twin" : "alone"}`;
@@ -166,7 +166,7 @@
     return make("label", {}, label, select);
   };
 
-  function controls(number) {
+  function controls(number, several) {
     const twin = index.twin[number];
     const colours = [["surprise", "surprise"], ...(about.probe ? [["probe", "probes"]] : [])];
     const tints = [["track", "track"], ...(about.clusters ? [["cluster", "cluster"]] : []), ...(about.probe ? [["contribution", "contribution to the score"]] : [])];
@@ -174,6 +174,7 @@
     return make(
       "div", { class: "controls" },
       choose("colour", "Tokens by", colours, "colour"), ramp(state.colour),
+      several ? choose("axis", "Drawn", [["layers", "layer by layer"], ["tokens", "token by token"]], "axis") : null,
       choose("tint", "Tracks by", tints, "tint"), choose("many", "Strongest", counts.map((count) => [count, String(count)]), "many"),
       twin < 0 ? null : make("button", { type: "button", id: "twin", "data-keep": "twin", "aria-pressed": String(state.twin), onclick: () => { state.twin = !state.twin; showText(); } },
         `Beside its ${LABELS[index.label[twin]]} twin`),
@@ -296,6 +297,29 @@
     tabulate(box.querySelector("details"), number, text, token, tracks);
   }
 
+  // The other axis: the tracks of the answer's tokens, of a long answer those around the chosen one; see answer.js.
+  const SPAN = 24;
+  function drawAnswer(number, text) {
+    const box = document.querySelector(`[data-text="${number}"]`);
+    const token = Math.min(state.token, text.pieces.length - 1), own = state.track && state.track.number === number ? state.track : null;
+    const first = Math.max(0, Math.min(token - SPAN / 2, text.pieces.length - SPAN)), at = token - first;
+    const part = { pieces: text.pieces.slice(first, first + SPAN), tracks: text.tracks.slice(first, first + SPAN) };
+    const svg = answerAxis.drawing(part, {
+      draw, number, token: at, size: SIZE, many: state.many, inner: box.querySelector(".drawing").clientWidth - 18,
+      chosen: own && { token: at, place: own.place, chain: answerAxis.follow(part.tracks)[at][own.place].chain },
+      tint: (track, chain) => tint(text, track, chain), describe: (track) => describe(text, track),
+      name: (track) => {
+        const { layer, feature } = stepsOf(track).reduce((best, each) => (each.level > best.level ? each : best));
+        return { name: nameOf(layer, feature), dense: names[layer].dense[places[layer].get(feature)] };
+      },
+      choose: (place, track) => { state.token = first + place; return chooseTrack(number, track); },
+    });
+    box.querySelector(".drawing").replaceChildren(svg);
+    box.querySelector(".marks").replaceChildren(...legend(Math.min(state.many, text.tracks[token].length), text.total[token]),
+      make("span", {}, `a band leads to the track that shares most features at the next token, among the ${about.most} strongest`));
+    tabulate(box.querySelector("details"), number, text, token, text.tracks[token].slice(0, state.many));
+  }
+
   function oneTrack(number, text, token, track, place, spots, x, count) {
     const layers = [...spots.keys()], first = layers[0], last = layers[layers.length - 1];
     const chosen = state.track && state.track.number === number && state.track.place === place;
@@ -346,7 +370,7 @@
       make("span", {}, `${count} strongest of ${all} tracks; height = activation`),
       sign(icon(draw("circle", { cx: 8, cy: 6, r: 3.5, fill: "none", stroke: "currentColor", "stroke-width": 1.6 })), "birth"),
       sign(icon(draw("path", { d: "M4 2l8 8m0-8l-8 8", stroke: "currentColor", "stroke-width": 1.8, fill: "none" })), "death"),
-      sign(icon(draw("path", { d: "M0 3h16M0 9h16", stroke: "currentColor", "stroke-dasharray": "3 3", fill: "none" })), "silent layer"),
+      state.axis === "layers" ? sign(icon(draw("path", { d: "M0 3h16M0 9h16", stroke: "currentColor", "stroke-dasharray": "3 3", fill: "none" })), "silent layer") : "",
       make("span", {}, "italic = a dense feature, on more than a tenth of all tokens: its name says little"),
       ...(state.tint === "contribution" ? [make("span", {}, "orange speaks for hallucinated, blue for true, grey for neither")] : []),
     ];

@@ -14,6 +14,8 @@ from ghosttrack.report import page
 from ghosttrack.report.explorer.content import Content
 
 HERE = Path(__file__).parent
+# One script of the page, in this order.
+SCRIPTS = ("answer.js", "page.js")
 
 
 def render(content: Content, version: str) -> str:
@@ -22,7 +24,7 @@ def render(content: Content, version: str) -> str:
     Every part is JSON, compressed and in base64, so that nothing of it can be taken for markup; the script unpacks a
     part when it is needed. The page's policy lets this one script run, named by its hash, and forbids every request.
     """
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([HERE, page.TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
