@@ -310,10 +310,13 @@ def neighbour_files(wildcards):
     return [f"results/{wildcards.model}/neighbours/layer_{layer}.npz" for layer in layer_names(wildcards.model)[:-1]]
 
 
-def label_files(wildcards):
-    """Input function: how the model's own answers were marked, for every generated data set."""
-    names = [name for name in SETTINGS[wildcards.model].datasets if name in GENERATED]
-    return [f"results/{wildcards.model}/datasets/{name}/labels.json" for name in names]
+def generated_files(ending):
+    """Input function: a file of every data set whose answers are the model's own."""
+    return lambda wildcards: [
+        f"results/{wildcards.model}/datasets/{name}/{ending}"
+        for name in SETTINGS[wildcards.model].datasets
+        if name in GENERATED
+    ]
 
 
 def given_datasets(wildcards):
@@ -325,6 +328,11 @@ def drawn_answers(wildcards):
     """Input function: the answers drawn beside the greedy ones, for a generated data set of a run that draws any."""
     drawn = getattr(SETTINGS[wildcards.model].generation, "samples", 0) and wildcards.dataset in GENERATED
     return [f"results/{wildcards.model}/datasets/{wildcards.dataset}/samples.parquet"] if drawn else []
+
+
+def asked_whether_true(model, dataset):
+    """Whether the model is asked about the texts of a data set (P(True))."""
+    return SETTINGS[model].detection.p_true in ("all", DATASETS[dataset].mode)
 
 
 def control_datasets(wildcards):

@@ -3,6 +3,7 @@ rule evaluate_detectors:
     """Put an interval on every score, and hold each claim against its best control."""
     input:
         parts=per_dataset("results/{model}/detection/{dataset}/scores.parquet"),
+        generated=generated_files("examples.parquet"),
         selections=per_dataset("results/{model}/detection/{dataset}/selection.csv"),
         importances=per_dataset("results/{model}/detection/{dataset}/importance.csv"),
         audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
@@ -15,6 +16,7 @@ rule evaluate_detectors:
         leak_audit="results/{model}/evaluation/leak_audit.csv",
         calibration="results/{model}/evaluation/calibration.csv",
         curves="results/{model}/evaluation/curves.csv",
+        relations="results/{model}/evaluation/relations.csv",
     log:
         "results/{model}/logs/evaluate_detectors.log",
     benchmark:
@@ -181,7 +183,8 @@ rule write_report:
         quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
-        labels=label_files,
+        labels=generated_files("labels.json"),
+        relations="results/{model}/evaluation/relations.csv",
         figures=rules.draw_figures.output.figures,
         explanations="results/{model}/evaluation/explanations.csv",
         source="results/{model}/model/source.json",

@@ -112,6 +112,7 @@ for MODEL in MODELS:
         params:
             site=SETTINGS[MODEL].activations.site,
             prompts=SETTINGS[MODEL].detection.other_prompts,
+            whether_true=lambda wildcards, model=MODEL: asked_whether_true(model, wildcards.dataset),
             seed=SETTINGS[MODEL].seed,
             code=source_digest("extract_examples"),
         message:

@@ -6,27 +6,40 @@ import pandas as pd
 
 from ghosttrack import files, frames, job
 from ghosttrack.evaluation import ledger as claim_ledger
+from ghosttrack.evaluation import relations as by_relation
 from ghosttrack.evaluation import scoreboard
 from ghosttrack.settings import EvaluationSettings
 
 
 def main(
-    *, parts: list[Path], selections: list[Path], importances: list[Path], audits: list[Path],
+    *, parts: list[Path], generated: list[Path], selections: list[Path], importances: list[Path], audits: list[Path],
     scores: Path, selection: Path, importance: Path, metrics: Path, ledger: Path, leak_audit: Path, calibration: Path,
-    curves: Path, controls: list[str], variants: list[str], evaluation: EvaluationSettings, seed: int,
+    curves: Path, relations: Path, controls: list[str], variants: list[str], evaluation: EvaluationSettings, seed: int,
 ) -> None:  # fmt: skip
-    """Join the data sets' tables and write the tables of evaluation/; `controls` names the positive controls."""
+    """Join the data sets' tables and write the tables of evaluation/; `controls` names the positive controls.
+
+    `generated`: examples.parquet of the data sets that the model answered itself, in the folder named as the data set.
+    """
     table = pd.concat([frames.read_parquet(part) for part in parts], ignore_index=True)
     standings = [
         scoreboard.of_dataset(part, str(name) in controls, evaluation, seed)
         for name, part in table.groupby("dataset", sort=False)
     ]
     standings += scoreboard.pools(standings, evaluation.confidence)
+    single = []
+    for path in generated:
+        part = table[table["dataset"] == path.parent.name]
+        relation = frames.read_parquet(path, columns=["id", "relation"]).set_index("id")["relation"]
+        single.append(by_relation.standings(part, relation, evaluation, seed))
+    claimed = [each for found in single for each in by_relation.claimed(found, evaluation)]
     with files.atomic_write(scores, "wb") as stream:
         table.to_parquet(stream, index=False)
     written = {
         metrics: scoreboard.metrics_table(standings),
-        ledger: claim_ledger.judge(standings, variants, evaluation),
+        ledger: claim_ledger.judge([*standings, *claimed], variants, evaluation),
+        relations: scoreboard.metrics_table(
+            [*(each for found in single for each in found), *(each for each in claimed if each.members)]
+        ),
         calibration: scoreboard.calibration_table(table),
         curves: scoreboard.curves_table(table),
         **{

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from ghosttrack import files, frames, job
-from ghosttrack.activations import example_extraction, example_tokens, extraction, other_prompts
+from ghosttrack.activations import example_extraction, example_tokens, extraction, other_prompts, p_true
 from ghosttrack.inputs import models
 from ghosttrack.memory import keep_freed_memory
 
@@ -15,7 +15,7 @@ from ghosttrack.memory import keep_freed_memory
 def main(
     *, examples: Path, weights: Path, stores: list[Path], manifests: list[Path], embedding: Path,
     embedding_manifest: Path, background: Path, tokens: Path, outputs: Path, site: extraction.Site, prompts: int,
-    dataset: str, batch: int, threads: int, seed: int,
+    whether_true: bool, dataset: str, batch: int, threads: int, seed: int,
 ) -> None:  # fmt: skip
     """Write one store a layer, one of the token embedding, what answers are after other prompts, and the tables."""
     torch.set_num_threads(threads)
@@ -45,6 +45,8 @@ def main(
     for kind in ("sum", "mean", "first"):
         found.outputs[f"pmi_{kind}"] = found.outputs[f"logprob_{kind}"] - getattr(baseline, f"logprob_{kind}")
     found.outputs["other_prompts"] = baseline.prompts
+    if whether_true:
+        found.outputs["p_true"] = p_true.measure(model, tokenizer, frame, limit=limit, batch=batch)
     with files.atomic_write(background, "wb") as stream:
         np.savez(
             stream,

@@ -292,7 +292,7 @@ def test_a_rule_s_script_carries_the_rule_s_name() -> None:
     scripts = set(re.findall(r'workflow_scripts/(\w+)\.py"', text))
     assert scripts == {path.stem for path in (ROOT / "workflow_scripts").glob("*.py")}
     for name in scripts:
-        assert f"rule {name}:" in text or f"{name}_{{RULE_NAMES[MODEL]" in text
+        assert re.search(rf"rule {name}:|{name}_{{RULE_NAMES\[MODEL\]|{name.split('_')[0]}_{{STUDY}}", text), name
 
 
 def test_the_leak_of_a_random_pair_split_is_shown_without_a_model(house: Path) -> None:

@@ -52,6 +52,7 @@ class Run(NamedTuple):
     labels: list[Path]
     source: Path
     explanations: Path
+    relations: Path
 
 
 def make(folder: Path, seed: int = 0) -> Run:
@@ -108,7 +109,16 @@ def make(folder: Path, seed: int = 0) -> Run:
         [labels],
         folder / "model" / "source.json",
         removals,
+        _relations(evaluation, metrics),
     )
+
+
+def _relations(folder: Path, metrics: pd.DataFrame) -> Path:
+    """The questions' rows again, as those of two relations; P(True) was not asked."""
+    own = metrics[metrics["dataset"] == "questions"]
+    path = folder / "relations.csv"
+    pd.concat([own.assign(dataset=f"questions/{name}") for name in ("capital", "city")]).to_csv(path, index=False)
+    return path
 
 
 def _metrics(rng: np.random.Generator) -> pd.DataFrame:

@@ -357,6 +357,10 @@ class DetectionSettings(Section):
         min_length=1,
         description="Seeds of other folds beside the run's own; target `seed_variance`, never part of a run.",
     )
+    p_true: Literal["generated", "given", "all", "none"] = Field(
+        "generated",
+        description="Texts that the model is also asked about, true or false, as a control: its own answers, given texts, `all` or `none`. It reads every text once more.",
+    )
     max_statements: int | None = Field(
         None, ge=8, description="At most this many examples per data set, whole groups kept; null uses all."
     )
@@ -368,6 +372,11 @@ class EvaluationSettings(Section):
     bootstrap: int = Field(1000, ge=100, description="Cluster-bootstrap draws behind every interval.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     minimum_groups: int = Field(20, ge=2, description="A claim on fewer groups is never called established.")
+    minimum_answers: int = Field(
+        50,
+        ge=10,
+        description="A relation of generated answers carries claims of its own from so many right and so many wrong ones on; with `generation.questions: 700` several do.",
+    )
 
 
 class ReportSettings(Section):

@@ -261,7 +261,7 @@ def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: 
         examples=tmp_path / "examples.parquet", weights=tmp_path / "model" / "model.safetensors",
         stores=[tmp_path / "layer_01.zarr"], manifests=[tmp_path / "layer_01.json"], embedding=tmp_path / "e.zarr",
         embedding_manifest=tmp_path / "e.json", background=tmp_path / "background.npz", prompts=8, seed=0, tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
-        site="resid_post", dataset="x", batch=2, threads=1,
+        site="resid_post", dataset="x", batch=2, threads=1, whether_true=True,
     )  # fmt: skip
     tokens, outputs = pd.read_parquet(tmp_path / "tokens.parquet"), pd.read_parquet(tmp_path / "outputs.parquet")
     store = ActivationStore.open([tmp_path / "layer_01.zarr"], [tmp_path / "layer_01.json"])
@@ -270,6 +270,7 @@ def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: 
     assert tokens.columns.tolist() == ["example", "position", "token", "text", "logprob", "entropy", "margin", "rank"]
     assert outputs["id"].tolist() == examples["id"].tolist()
     assert outputs["other_prompts"].tolist() == [4] * len(examples)
+    assert outputs["p_true"].isna().all()  # behind solved examples these texts are longer than the 64 tokens it takes
     assert np.isfinite(outputs[["pmi_sum", "pmi_mean", "pmi_first"]]).all(axis=None)
     with np.load(tmp_path / "background.npz") as background:
         assert background.files == ["layer_01"]

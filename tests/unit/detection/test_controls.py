@@ -88,7 +88,7 @@ def test_untrained_scores_rise_with_surprise_by_definition() -> None:
     outputs = pd.DataFrame({
         "logprob_sum": [-1.0, -5.0], "logprob_mean": [-0.5, -2.0], "text_logprob_mean": [-1.0, -2.0],
         "entropy_mean": [0.1, 3.0], "margin_mean": [4.0, 0.2],
-            "pmi_sum": [3.0, -1.0], "pmi_mean": [1.0, -0.2], "self_consistency": [0.75, 0.0], "semantic_entropy": [0.2, 1.4],
+            "pmi_sum": [3.0, -1.0], "pmi_mean": [1.0, -0.2], "self_consistency": [0.75, 0.0], "semantic_entropy": [0.2, 1.4], "p_true": [2.0, -1.0],
     })  # fmt: skip
     for name in controls.UNTRAINED:
         sure, unsure = controls.untrained(name, outputs)

@@ -118,8 +118,8 @@ def run(inputs: Path, out: Path) -> None:
     }
     evaluate_detectors.main(
         parts=parts["scores.parquet"], selections=parts["selection.csv"], importances=parts["importance.csv"],
-        audits=parts["audit.csv"], scores=out / "scores.parquet",
-        **{name: out / f"{name}.csv" for name in ("selection", "importance", "metrics", "ledger", "leak_audit", "calibration", "curves")},
+        audits=parts["audit.csv"], generated=[], scores=out / "scores.parquet",
+        **{name: out / f"{name}.csv" for name in ("selection", "importance", "metrics", "ledger", "leak_audit", "calibration", "curves", "relations")},
         controls=[], variants=VARIANTS, evaluation=EVALUATION, seed=0,
     )  # fmt: skip
 

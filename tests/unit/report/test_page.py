@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {"seed": 3, "evaluation": {"confidence": 0.95}, "corp
 
 def write(run: Run, path: Path, **changed: Any) -> str:
     values: dict[str, Any] = {
-        **{name: getattr(run, name) for name in ("metrics", "ledger", "leak_audit", "quality", "answers", "labels", "source", "neighbours", "explanations")},
+        **{name: getattr(run, name) for name in ("metrics", "ledger", "leak_audit", "quality", "answers", "labels", "relations", "source", "neighbours", "explanations")},
         "figures": [], "report": path, "settings": SETTINGS, "model": "smollm2-135m", "layers": fake_results.LAYERS,
         "datasets": list(fake_results.SETS), "controls": fake_results.CONTROLS, **changed,
     }  # fmt: skip
@@ -35,6 +35,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(run, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_own_answers_are_shown_relation_by_relation(page: str) -> None:
+    section = page[page.index("own answers by relation") :]
+    table = section[: section.index("</table>")]
+    assert [name in table for name in ("questions: capital", "questions: city")] == [True, True]
+    assert "P(True)" in table
 
 
 class Outline(HTMLParser):

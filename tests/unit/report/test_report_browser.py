@@ -31,7 +31,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         variants=fake_results.VARIANTS,
     )  # fmt: skip
     write_report.main(
-        metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, quality=run.quality, answers=run.answers, labels=run.labels,
+        metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, quality=run.quality, answers=run.answers, labels=run.labels, relations=run.relations,
         figures=figures, explanations=run.explanations, source=run.source, report=folder / "report.html", settings={"seed": 0}, model="smollm2-135m",
         layers=fake_results.LAYERS, datasets=list(fake_results.SETS), controls=fake_results.CONTROLS,
         neighbours=run.neighbours,

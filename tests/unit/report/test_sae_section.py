@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {
 
 def write(run: fake_results.Run, report: Path, **changed: Any) -> str:
     write_report.main(
-        metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, labels=run.labels, explanations=run.explanations, figures=[], source=run.source,
+        metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, labels=run.labels, relations=run.relations, explanations=run.explanations, figures=[], source=run.source,
         report=report, settings={"seed": 0}, model="smollm2-135m", layers=fake_results.LAYERS,
         datasets=list(fake_results.SETS), **{"quality": run.quality, "answers": run.answers, **changed},
     )  # fmt: skip

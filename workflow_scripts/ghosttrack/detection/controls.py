@@ -122,11 +122,12 @@ UNTRAINED = {
     "perplexity": Untrained("text_logprob_mean", -1),
     "entropy": Untrained("entropy_mean", 1),
     "margin": Untrained("margin_mean", -1),
+    "p_true": Untrained("p_true", -1),
     "self_consistency": Untrained("self_consistency", -1),
     "semantic_entropy": Untrained("semantic_entropy", 1),
 }
-# Not every data set has these: drawn answers are a generated one's.
-OCCASIONAL = ("self_consistency", "semantic_entropy")
+# Not every data set has these: drawn answers are a generated one's, and not every text is asked about.
+OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true")
 # Single signals without training on the label, or without the model: the best of them is the bar for a claim.
 SINGLE = (*UNTRAINED, LENGTH, *TEXTS, QUESTION_ONLY)
 
@@ -149,6 +150,8 @@ def missing(name: str, outputs: pd.DataFrame) -> str:
     lacking = int(outputs[column].isna().sum()) if column in outputs else len(outputs)
     if not lacking:
         return ""
+    if name == "p_true":
+        return f"{lacking} of {len(outputs)} texts are too long to be asked about behind solved examples"
     return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.other_prompts: 0)"
 
 

@@ -16,8 +16,8 @@ Singles = NDArray[np.float32]
 
 # A relation with this many examples gets output features of its own: enough for weights of its own in every fold.
 RELATION_ROWS = 100
-# Columns of outputs.parquet that say how a number came about.
-NOT_FEATURES = ("other_prompts",)
+# Columns of outputs.parquet that say how a number came about, or come from another text than the answer's own.
+NOT_FEATURES = ("other_prompts", "p_true")
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
 _ROWS = 4096
 

@@ -34,6 +34,7 @@ def claims(variants: Sequence[str]) -> list[Claim]:
     default = detectors.DEFAULT
     found = [
         Claim(HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
+        Claim("the detector beats its best single control", default, controls.SINGLE),
         Claim("the detector beats a regression on all output features", default, ("output_regression",)),
         Claim("the detector beats probes on raw activations", default, ("raw_probe_all",)),
         Claim("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),

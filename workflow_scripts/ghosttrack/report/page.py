@@ -27,6 +27,11 @@ COLUMNS = (
     (tables.TEXT_ONLY, "text only"),
     (tables.LEAK_CONTROL, "embedding probe"),
 )
+# Signals shown for every relation of generated answers.
+BY_RELATION = (
+    tables.DETECTOR, "answer_logprob_sum", "answer_logprob_mean", "self_consistency", "semantic_entropy", "p_true",
+    "output_regression", tables.TEXT_ONLY, "length",
+)  # fmt: skip
 PARTS = {
     "pooled": ("Together", "Means over data sets that carry claims; every data set counts the same."),
     "strict": ("Strict sets", "The label cannot be read off the text: the text-only interval covers 0.5. These carry the weight."),
@@ -72,6 +77,7 @@ class Inputs(NamedTuple):
     quality: Mapping[int, Mapping[str, Any]]
     answers: pd.DataFrame
     labels: Mapping[str, Mapping[str, Any]]
+    relations: pd.DataFrame
     figures: Sequence[Path]
     source: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -105,6 +111,7 @@ def render(inputs: Inputs) -> str:
         parts_of_data=parts,
         scale=scale,
         labels=_labels(inputs.labels),
+        relations=_relations(inputs.relations),
         audit=_audit(inputs.leak_audit, inputs.datasets),
         figures=pictures.embed(inputs.figures),
         quality=sae_quality.section(inputs.quality, inputs.answers),
@@ -190,6 +197,20 @@ def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "columns": columns,
         "rows": [{"name": name, "counts": [found.get(key, 0) for key in columns]} for name, found in labels.items()],
     }
+
+
+def _relations(metrics: pd.DataFrame) -> dict[str, Any]:
+    """Signals of `BY_RELATION` on every relation of generated answers; {} without any."""
+    names = list(dict.fromkeys(metrics["dataset"]))
+    rows = []
+    for name in names:
+        found = {signal: tables.row_of(metrics, name, signal) for signal in BY_RELATION}
+        detector = found[tables.DETECTOR]
+        if detector:
+            right = round((1 - detector["prevalence"]) * detector["n"])
+            counts = {"right": right, "wrong": int(detector["n"]) - right}
+            rows.append({"name": name.replace("/", ": "), **counts, "signals": list(found.values())})
+    return {"signals": list(BY_RELATION), "rows": rows} if rows else {}
 
 
 def _audit(audit: pd.DataFrame, datasets: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""P(True): what a model says when it is asked whether a text is true (Kadavath et al. 2022, arXiv:2207.05221).
+
+The question stands after four solved examples, as many true as false, of facts that are never evaluated. No label is read.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from ghosttrack.activations import packed_texts
+from ghosttrack.activations.example_tokens import Encoded
+from ghosttrack.facts import contexts
+from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
+from ghosttrack.inputs import models
+from ghosttrack.progress import Progress
+
+ASK = "True or false?"
+TRUE, FALSE = " True", " False"
+# The same question about nothing: what is left is the model's liking for one of the words (Zhao et al. 2021, arXiv:2102.09690).
+NOTHING = "N/A."
+# For texts without a relation, or of one that has no solved statements: (question, answer, statement, true).
+GENERAL = (
+    ("What color is snow?", "white", "Snow is white.", True),
+    ("Is fire hot or cold?", "cold", "Fire is cold.", False),
+    ("What do cows eat?", "stones", "Cows eat stones.", False),
+    ("What do birds have?", "wings", "Birds have wings.", True),
+)
+
+Floats = npt.NDArray[np.float64]
+
+
+class Asked(NamedTuple):
+    """A text up to the token at which TRUE and FALSE part, and the tokens of either there."""
+
+    ids: npt.NDArray[np.int64]
+    true: int
+    false: int
+
+
+def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, batch: int) -> Floats:
+    """Log-odds of true against false for every text, less those of no text at all, (examples,).
+
+    NaN for a text that, with the solved examples, is longer than the model takes.
+
+    Args:
+        examples: columns relation, mode, text, question, answer; a generated answer is shown with its question.
+        limit: tokens that the model takes; batch: texts per forward pass, which changes nothing but rounding noise.
+    """
+    shown = shown_texts(examples)
+    keys = [
+        (str(relation), mode == "generated")
+        for relation, mode in zip(examples["relation"], examples["mode"], strict=True)
+    ]
+    odds = np.full(len(examples), np.nan)
+    progress = Progress("asking whether it is true", len(examples), "texts")
+    for key in dict.fromkeys(keys):
+        rows = [row for row, own in enumerate(keys) if own == key]
+        head = solved(*key)
+        asked = [_ask(tokenizer, f"{head}{text}") for text in [NOTHING, *(shown[row] for row in rows)]]
+        fitting = [place for place, one in enumerate(asked) if len(one.ids) <= limit]
+        found = np.full(len(asked), np.nan)
+        found[fitting] = _log_odds(model, [asked[place] for place in fitting], batch)
+        odds[rows] = found[1:] - found[0]
+        progress.advance(len(rows))
+    return odds  # fmt: skip
+
+
+def shown_texts(examples: pd.DataFrame) -> list[str]:
+    """What is asked about: a given text as it is, a generated answer behind its question."""
+    columns = zip(examples["mode"], examples["text"], examples["question"], examples["answer"], strict=True)
+    return [
+        f"{question} {str(answer).strip()}." if mode == "generated" else str(text)
+        for mode, text, question, answer in columns
+    ]
+
+
+def solved(relation: str, with_question: bool) -> str:
+    """Four solved examples, one a line: two true ones, and between them two with an answer of the others."""
+    base, reverse = relation.removesuffix(contexts.REVERSE), relation.endswith(contexts.REVERSE)
+    if not (contexts.SOLVED.get(base) and contexts.context_of(relation)):
+        lines = [
+            (f"{question} {answer}." if with_question else statement, true)
+            for question, answer, statement, true in GENERAL
+        ]
+    else:
+        facts = [Fact(base, subject, answer, (), (), (), (), "solved") for subject, answer in contexts.SOLVED[base]]
+        first, second, third, fourth = facts[:4]
+        part = "subject" if reverse else "answer"  # what stands at the end of the sentence
+        chosen = (
+            (first, True), (second._replace(**{part: getattr(first, part)}), False),
+            (third._replace(**{part: getattr(fourth, part)}), False), (fourth, True),
+        )  # fmt: skip
+        lines = [(_sentence(fact, reverse, with_question), true) for fact, true in chosen]
+    return "".join(f"{line} {ASK}{TRUE if true else FALSE}\n" for line, true in lines)
+
+
+def _sentence(fact: Fact, reverse: bool, with_question: bool) -> str:
+    if not with_question:
+        return sentence_of(fact, reverse=reverse)
+    return f"{TEMPLATES[fact.relation].question.format(subject=fact.subject)} {fact.answer}."
+
+
+def _ask(tokenizer: Any, text: str) -> Asked:
+    options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
+    true, false = (tokenizer(f"{text} {ASK}{word}", **options)["input_ids"] for word in (TRUE, FALSE))
+    place = next(place for place, (one, other) in enumerate(zip(true, false, strict=False)) if one != other)
+    ids = np.array([models.separator(tokenizer), *true[:place]], dtype=np.int64)
+    return Asked(ids, true[place], false[place])
+
+
+def _log_odds(model: Any, asked: Sequence[Asked], batch: int) -> Floats:
+    """log P(true) - log P(false) behind each text, (asked,); what they all begin with is computed once."""
+    if not asked:
+        return np.empty(0)
+    ids = [one.ids for one in asked]
+    shared = min(_common_length(ids), min(map(len, ids)) - 1)
+    texts = [
+        Encoded(own[shared:], answer=np.arange(len(own) - shared), before=own[:shared], lead=shared) for own in ids
+    ]
+    found = np.empty(len(asked))
+    with torch.inference_mode():
+        reader = packed_texts.Reader(model, texts[:1])
+        for pack in packed_texts.packs(texts, range(len(texts)), batch):
+            last = np.repeat([places[-1] for places in pack.places], 2)
+            words = np.array([word for number in pack.numbers for word in (asked[number].true, asked[number].false)])
+            closely = np.zeros(len(words), dtype=bool)
+            logprob = reader.opinions(reader.final(pack), last, words, closely).logprob.astype(np.float64)
+            found[pack.numbers] = logprob[::2] - logprob[1::2]
+    return found
+
+
+def _common_length(texts: Sequence[npt.NDArray[np.int64]]) -> int:
+    """Tokens that all texts begin with."""
+    shortest = min(map(len, texts))
+    same = np.all([text[:shortest] == texts[0][:shortest] for text in texts], axis=0)
+    return int(np.argmin(same)) if not same.all() else shortest
