@@ -410,10 +410,19 @@ def waited_for(model, wave):
     """The same for every shard of a wave: planning asks a thousand times."""
     wanted = made_from(model)
     missing = [
-        [folder for folder in saes_of(model, layers) if not plan.is_made_from(Path(folder), wanted)]
+        [layer for layer in layers if not plan.is_made_from(Path(f"results/{model}/saes/layer_{layer:02d}"), wanted)]
         for layers in WAVES[model][: wave + 1]
     ]
-    return [f"{folder}/sae_weights.safetensors" for folders in missing[:-1] for folder in folders if missing[-1]]
+    folders = saes_of(model, plan.layers_waited_for(missing, lambda layer: may_start_at_once(model, layer)))
+    return [f"{folder}/sae_weights.safetensors" for folder in folders]
+
+
+@cache
+def may_start_at_once(model, layer):
+    """Whether no extraction is surely due for a layer: its stores all stand, or it has an SAE that Snakemake may keep."""
+    folder = Path(f"results/{model}/activations/layer_{layer:02d}")
+    stores = [folder / f"shard_{shard}{ending}" for shard in shard_names(model) for ending in (".json", ".zarr")]
+    return Path(f"{saes_of(model, [layer])[0]}/sae_weights.safetensors").exists() or all(map(Path.exists, stores))
 
 
 def saes_of(model, layers):

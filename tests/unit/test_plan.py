@@ -172,3 +172,20 @@ def test_links_by_number_need_numbers_that_mean_something() -> None:
     assert settings(tracking={"links": "identity"}).sae.dictionaries == "anchored"
     with pytest.raises(UserError, match=r"tracking\.links: identity needs .* any sae\.dictionaries but independent"):
         settings(tracking={"links": "identity"}, sae={"dictionaries": "independent"})
+
+
+@pytest.mark.parametrize(
+    ("missing", "extracted", "waited_for"),
+    [
+        ([[0, 1], [2, 3], [4, 5]], set(), [2, 3]),  # layers 2 and 3 wait for 0 and 1 themselves
+        ([[0, 1], [2, 3], [4, 5]], {2}, [2, 3]),  # layer 3 does
+        ([[0, 1], [2, 3], [4, 5]], {2, 3}, [2, 3, 0, 1]),  # no extraction is due that would wait
+        ([[0, 1], [], [4, 5]], set(), [0, 1]),
+        ([[0], [2, 3], []], set(), []),  # nothing to extract
+        ([[0, 1]], set(), []),
+    ],
+)
+def test_a_wave_waits_for_the_nearest_earlier_saes_and_for_what_those_do_not_wait_for(
+    missing: list[list[int]], extracted: set[int], waited_for: list[int]
+) -> None:
+    assert plan.layers_waited_for(missing, extracted.__contains__) == waited_for

@@ -6,7 +6,7 @@ The Snakefile imports this: nothing here may import numpy, torch, zarr or pandas
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ghosttrack import files
@@ -134,6 +134,26 @@ def is_made_from(folder: Path, digest: str) -> bool:
         return False
     found = files.read_json(folder / "cfg.json")
     return isinstance(found, dict) and found.get("metadata", {}).get("made_from") == digest
+
+
+def layers_waited_for(missing: Sequence[Sequence[int]], may_start_at_once: Callable[[int], bool]) -> list[int]:
+    """Layers whose SAEs the extraction of the last of some waves waits for, so that the disk holds one wave at a time.
+
+    Nearest wave first. A layer that must be extracted waits by itself for the waves before its own: naming those again
+    for each of thousands of jobs would take most of the planning. One that may start at once does not.
+
+    Args:
+        missing: the layers of each wave that have no SAE yet, in the order of the waves; the last wave is the waiting one.
+        may_start_at_once: whether a layer's training needs no extraction that would wait.
+    """
+    found: list[int] = []
+    if not missing or not missing[-1]:
+        return found
+    for layers in reversed(missing[:-1]):
+        found += layers
+        if not all(may_start_at_once(layer) for layer in layers):
+            break
+    return found
 
 
 def training_rounds(groups: Sequence[Sequence[int]], gpus: int) -> int:
