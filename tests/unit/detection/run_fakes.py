@@ -92,7 +92,7 @@ def _dataset(run: Path, name: str, groups: int, rng: np.random.Generator) -> Non
         stores=[stem.with_suffix(".zarr") for stem in stems], manifests=[stem.with_suffix(".json") for stem in stems],
         embedding=examples / "embedding.zarr", embedding_manifest=examples / "embedding.json",
         tokens=examples / "tokens.parquet", outputs=examples / "outputs.parquet", site="resid_post", dataset=name, batch=8, threads=1,
-        background=examples / "background.npz", asked=False, prompts=2, seed=0,
+        background=examples / "background.npz", whether_true=False, prompts=2, seed=0,
     )  # fmt: skip
 
 
