@@ -1,5 +1,6 @@
 """Random models of two architectures and a byte-level tokenizer, small enough to run in milliseconds."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,40 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
     digest = sha256_file(directory / "model.safetensors")
     write_json(directory / "source.json", {"kind": "random", "id": "", "revision": None, "weights_sha256": digest})
+
+
+def save_gguf(model: Any, tokenizer: Any, path: Path) -> None:
+    """A llama model as one GGUF file in float32, with its tokenizer inside; rows of queries and keys in GGUF's order."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("small")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    words = sorted(parts["vocab"], key=parts["vocab"].__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([3 if word == "<s>" else 1 for word in words])  # control, normal
+    writer.add_token_merges([" ".join(merge) for merge in parts["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        values = weight.numpy()
+        for ending, count in heads.items():
+            if name.endswith(ending):
+                values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

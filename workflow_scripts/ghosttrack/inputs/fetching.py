@@ -5,14 +5,17 @@ everything after it reads nothing else. Code that comes with a model is never ru
 """
 
 import contextlib
+import functools
 import io
 import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ghosttrack.errors import UserError
 from ghosttrack.files import atomic_directory, sampled_sha256, sha256_file, weight_files, write_json
@@ -112,7 +115,7 @@ def _convert(directory: Path, destination: Path, name: str, gguf: str | None = N
     extra: dict[str, Any] = {"gguf_file": gguf, "dtype": torch.float32} if gguf else {"dtype": "auto"}
     log.info("loading %s", name)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of the GGUF reader
+        with contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():  # progress bars of the GGUF reader
             model, report = AutoModelForCausalLM.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False, output_loading_info=True, **extra
             )
@@ -134,6 +137,18 @@ def _convert(directory: Path, destination: Path, name: str, gguf: str | None = N
     model.save_pretrained(destination, max_shard_size=_ONE_FILE)
     (destination / "model.safetensors").chmod(0o644)  # safetensors makes it private; group members share results
     tokenizer.save_pretrained(destination)
+
+
+@contextlib.contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """transformers reads a GGUF file for the configuration, the weights and the tokenizer, and its tables block by block."""
+    import gguf
+
+    once: dict[str, Any] = {
+        name: functools.cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")
+    }
+    with mock.patch.multiple(gguf, **once):
+        yield
 
 
 def _describe(
