@@ -293,7 +293,7 @@ def test_gguf_weights_become_a_model_of_their_own_and_are_read_once(
     fetching._convert(tmp_path, tmp_path / "out", "x", gguf="weights.gguf")
     assert len(files) == 1
     assert gguf.GGUFReader is read
-    found = models.load_model(tmp_path / "out", torch.device("cpu"))
+    found = models.load_model(tmp_path / "out", "cpu")
     ids = torch.arange(2, 20)[None]
     with torch.inference_mode():
         assert torch.allclose(found(ids).logits, model(ids).logits, atol=1e-5)
