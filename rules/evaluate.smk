@@ -43,7 +43,7 @@ rule evaluate_detectors:
 rule save_detector:
     """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
     input:
-        metrics="results/{model}/evaluation/metrics.csv",
+        audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
         examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
         # Made by the jobs that made the activation stores beside them.
         outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
@@ -66,7 +66,6 @@ rule save_detector:
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),
-        controls=control_datasets,
         layers=property_of("layers"),
         site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
         detection=settings_of("detection", "save_detector"),

@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ghosttrack import files, frames, job, provenance, sae
-from ghosttrack.detection import saved, saved_fit
+from ghosttrack.detection import audit, saved, saved_fit
 from ghosttrack.report import tables
 from ghosttrack.settings import DetectionSettings
 
 
 def main(
     *,
-    metrics: Path,
+    audits: list[Path],
     examples: list[Path],
     outputs: list[Path],
     weights: list[Path],
@@ -23,7 +24,6 @@ def main(
     token_scores: Path,
     effects: Path,
     datasets: list[str],
-    controls: list[str],
     layers: list[int],
     site: str,
     detection: DetectionSettings,
@@ -32,13 +32,14 @@ def main(
 ) -> None:
     """Write the detector, and what it says of every answer token of the data sets.
 
-    `examples` and `outputs` go with `datasets`, `weights` with `layers`; `controls` names the positive controls.
+    `audits`, `examples` and `outputs` go with `datasets`, `weights` with `layers`.
     """
     sources = {
         name: saved_fit.Source(frames.read_parquet(own_examples), frames.read_parquet(own_outputs), own_outputs.parent)
         for name, own_examples, own_outputs in zip(datasets, examples, outputs, strict=True)
     }
-    chosen = saved_fit.strict_sets(tables.read(metrics, tables.METRICS), datasets, controls)
+    checks = pd.concat([tables.read(path, audit.COLUMNS) for path in audits], ignore_index=True)
+    chosen = saved_fit.strict_sets(checks)
     saes = {layer: sae.load(path.parent) for layer, path in zip(layers, weights, strict=True)}
     with threadpool_limits(threads):
         fitted = saved_fit.fit(sources, chosen, saes, detection.folds, seed)

@@ -9,6 +9,7 @@ import torch
 
 import extract_examples
 import save_detector
+from ghosttrack.detection import audit
 from ghosttrack.files import write_json
 from ghosttrack.report import tables
 from ghosttrack.sae import model as sae_model
@@ -40,21 +41,29 @@ def make(run: Path, groups: int = 40, seed: int = 0) -> None:
         pd.DataFrame({"top_text": names, "output_text": names}).to_parquet(features / f"layer_{layer:02d}.parquet")
     for name in ("facts", "others"):
         _dataset(run, name, groups, np.random.default_rng([seed, len(name)]))
-    metrics = pd.DataFrame([
-        dict.fromkeys(tables.METRICS, 0.5) | {"dataset": "facts", "mode": "given", "signal": signal, "auroc_low": 0.4, "auroc_high": 0.6}
-        for signal in (tables.DETECTOR, tables.TEXT_ONLY)
-    ])  # fmt: skip
-    (run / "evaluation").mkdir()
-    metrics.to_csv(run / "evaluation" / "metrics.csv", index=False)
+    (run / "audits").mkdir()
+    for name in ("facts", "others"):
+        text_only(name, control=name == "others").to_csv(run / "audits" / f"{name}.csv", index=False)
 
 
-def save(
-    run: Path, datasets: tuple[str, ...] = ("facts", "others"), controls: tuple[str, ...] = ("others",), folds: int = 4
-) -> None:
+def text_only(dataset: str, *, mode: str = "given", low: float = 0.4, control: bool = False) -> pd.DataFrame:
+    """The row of a leak audit that says what the text alone gives away."""
+    row = {
+        "dataset": dataset,
+        "mode": mode,
+        "check": tables.TEXT_ONLY,
+        "verdict": "pass",
+        "low": low,
+        "high": low + 0.2,
+    }
+    return pd.DataFrame([dict.fromkeys(audit.COLUMNS, 0.5) | row | {"control": control}])
+
+
+def save(run: Path, datasets: tuple[str, ...] = ("facts", "others"), folds: int = 4) -> None:
     """Fit and keep the detector."""
     detection = run / "detection"
     save_detector.main(
-        metrics=run / "evaluation" / "metrics.csv",
+        audits=[run / "audits" / f"{name}.csv" for name in datasets],
         examples=[run / "datasets" / name / "examples.parquet" for name in datasets],
         outputs=[run / "examples" / name / "outputs.parquet" for name in datasets],
         weights=[run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in LAYERS],
@@ -64,7 +73,6 @@ def save(
         token_scores=detection / "token_scores.parquet",
         effects=detection / "feature_effects.parquet",
         datasets=list(datasets),
-        controls=list(controls),
         layers=LAYERS,
         site="resid_post",
         detection=DetectionSettings(folds=folds),

@@ -64,15 +64,14 @@ def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> Non
     assert len(set(units)) == 4
 
 
-def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated(run: Path) -> None:
-    metrics = pd.read_csv(run / "evaluation" / "metrics.csv")
-    leaky = metrics.assign(dataset="leaky", auroc_low=0.7, auroc_high=0.8)
-    own = metrics.assign(dataset="own", mode="generated")
-    table = pd.concat([metrics, leaky, own])
-    assert saved_fit.strict_sets(table, ["facts", "leaky", "own"], []) == ["facts"]
-    assert saved_fit.strict_sets(table, ["facts", "leaky", "own"], ["facts"]) == ["leaky"]
-    assert saved_fit.strict_sets(table, ["own"], []) == ["own"]
-    assert saved_fit.strict_sets(table, ["nothing"], []) == []
+def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated() -> None:
+    facts, leaky = run_fakes.text_only("facts"), run_fakes.text_only("leaky", low=0.7)
+    control, own = run_fakes.text_only("control", control=True), run_fakes.text_only("own", mode="generated")
+    small = run_fakes.text_only("small").assign(verdict="not run")
+    assert saved_fit.strict_sets(pd.concat([small, control, own, leaky, facts])) == ["facts"]
+    assert saved_fit.strict_sets(pd.concat([small, control, own, leaky])) == ["leaky"]
+    assert saved_fit.strict_sets(pd.concat([small, control, own])) == ["own"]
+    assert saved_fit.strict_sets(pd.concat([small, control])) == []
 
 
 def test_few_folds_leave_enough_to_fit_on(run: Path) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack.detection import pooled, probes, representations, saved, splits
+from ghosttrack.detection.audit import NOT_RUN
 from ghosttrack.detection.pooled import Linear
 from ghosttrack.detection.probes import Floats, Ints
 from ghosttrack.evaluation import statistics
@@ -66,10 +67,14 @@ class _Probes(NamedTuple):
     base: dict[str, Floats]
 
 
-def strict_sets(metrics: pd.DataFrame, datasets: Sequence[str], controls: Sequence[str]) -> list[str]:
-    """Names of the sets to fit on: given texts that their words do not give away; without such, whatever was evaluated."""
-    kinds = tables.kinds(metrics, list(datasets), list(controls))
-    return kinds.strict or kinds.leaky or kinds.generated
+def strict_sets(audits: pd.DataFrame) -> list[str]:
+    """Names of the sets to fit on, from all leak audits: given texts that their words do not give away, without positive
+    controls; without such, given texts that leak; without those, generated answers.
+    """
+    found = audits[(audits["check"] == tables.TEXT_ONLY) & (audits["verdict"] != NOT_RUN) & ~audits["control"]]
+    given = found["mode"] == "given"
+    strict = given & (found["low"] <= 0.5) & (found["high"] >= 0.5)
+    return next((list(part["dataset"]) for part in (found[strict], found[given], found[~given]) if len(part)), [])
 
 
 def fit(
