@@ -27,6 +27,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             f"results/{MODEL}/logs/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.log",
         benchmark:
             f"results/{MODEL}/benchmarks/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.tsv"
+        priority: 1  # the longest path of a run begins here: fetch_corpus, this, train_sae
         conda:
             "../envs/torch.yaml"
         threads: 1

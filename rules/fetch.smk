@@ -77,6 +77,7 @@ rule fetch_corpus:
         "results/{model}/logs/fetch_corpus.log",
     benchmark:
         "results/{model}/benchmarks/fetch_corpus.tsv"
+    priority: 1
     conda:
         "../envs/fetch.yaml"
     resources:

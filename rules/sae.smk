@@ -16,6 +16,7 @@ rule train_sae:
         "results/{model}/benchmarks/train_sae/layer_{layer}.tsv"
     wildcard_constraints:
         model=one_of([model for model in MODELS if SETTINGS[model].sae.trained and model not in SHARED]),
+    priority: 1
     conda:
         "../envs/torch.yaml"
     threads: 1
@@ -62,6 +63,7 @@ for MODEL in SHARED:
             "results/{model}/benchmarks/train_shared_sae.tsv"
         wildcard_constraints:
             model=MODEL,
+        priority: 1
         conda:
             "../envs/torch.yaml"
         threads: 1
