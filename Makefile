@@ -6,6 +6,8 @@ READY := $(VENV)/.installed
 # An accelerator job per GPU; without a GPU, one per core.
 GPUS := $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU); [ "$${n:-0}" -gt 0 ] && echo $$n || getconf _NPROCESSORS_ONLN)
 export PYTHONPATH := workflow_scripts
+# Some images set it; every job would then compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run dry-run status orphans score compare test check docs env clean
 
