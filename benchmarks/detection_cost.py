@@ -39,7 +39,7 @@ NOISE = 0.5
 
 def phase(given: argparse.Namespace) -> None:
     """Seconds by the clock of the single-threaded jobs of the detection phase."""
-    rows = []
+    rows: list[list[Any]] = []
     for rule in PHASE:
         folder = given.results / "benchmarks" / rule
         paths = sorted(folder.glob("*.tsv")) or [folder.with_suffix(".tsv")]

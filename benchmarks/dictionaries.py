@@ -193,17 +193,22 @@ def tracked(codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options
         found = [detect(code[start : start + BATCH], options.ranks) for code in codes]
         table, candidates, hard = follow(found, tables[1], tables[2], options)
         random = relink(table, options.top_k, np.random.default_rng([seed, start]))
-        present = int((table.feature >= 0).sum())
-        sums += [int((table.gap > 0).sum()), present, candidates, hard, int((random.gap > 0).sum())]
-    linked, present, candidates, hard, drawn = sums
+        sums += [
+            int((table.gap > 0).sum()),
+            int((table.feature >= 0).sum()),
+            candidates,
+            hard,
+            int((random.gap > 0).sum()),
+        ]
+    linked, detections, links, unsettled, drawn = sums.tolist()
     hits = np.zeros((steps, 3))
     generator = np.random.default_rng(seed)
     for step in range(steps):
         hits[step] = followed(codes[step] > 0, codes[step + 1] > 0, tables[1][step], generator)
     fires, next_fires, by_chance = hits.sum(0)
     return Tracked(
-        linked / tokens / steps, present / (present - linked), present / (present - drawn),
-        next_fires / max(fires, 1), by_chance / max(fires, 1), hard / max(candidates, 1),
+        linked / tokens / steps, detections / (detections - linked), detections / (detections - drawn),
+        next_fires / max(fires, 1), by_chance / max(fires, 1), unsettled / max(links, 1),
     )  # fmt: skip
 
 

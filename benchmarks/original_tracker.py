@@ -79,7 +79,8 @@ def prices_at_once(tracks: list[Track], found: list[Feature]) -> np.ndarray:
     lengths = np.outer(np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1))
     a = np.array([track.last().activation for track in tracks])[:, None]
     b = np.array([each.activation for each in found])[None, :]
-    return SEMANTIC * (1 - before @ after.T / lengths) + ACTIVATION * np.abs(a - b) / (a + b)
+    price: np.ndarray = SEMANTIC * (1 - before @ after.T / lengths) + ACTIVATION * np.abs(a - b) / (a + b)
+    return price
 
 
 def associate(tracks: list[Track], found: list[Feature], layer: int, *, fast: bool) -> list[Track]:

@@ -177,22 +177,23 @@ def strike(house: House, faults: int, seconds: float) -> list[list[str]]:
     """Runs with one fault each, at a moment within `seconds`; a row (fault, what it did, how the run ended, what mended it) each."""
     rows, chance = [], house.chance
     for _ in range(faults):
-        kind = chance.choice([*DURING, "quota", "memory"])
-        if kind == "quota":
+        at = chance.randrange(len(DURING) + 2)
+        if at == len(DURING):
             largest = chance.choice([20_000, 60_000, 150_000])
-            name, did = kind, f"no file above {largest // 1000} kB"
+            name, did = "quota", f"no file above {largest // 1000} kB"
             house.start([], largest)
-        elif kind == "memory":
+        elif at > len(DURING):
             layer = chance.randrange(5)
-            name, did = kind, f"training of layer {layer}"
+            name, did = "memory", f"training of layer {layer}"
             house.start([{"job": f"*/layer_{layer:02d}", "kind": "out_of_memory", "after": chance.randrange(16_000)}])
         else:
-            name, did = kind.__name__, ""
+            fault = DURING[at]
+            name, did = fault.__name__, ""
             house.start([])
             moment = time.monotonic() + chance.uniform(2.0, seconds)
             while house.run.poll() is None and time.monotonic() < moment:
                 time.sleep(0.2)
-            while house.run.poll() is None and not (did := kind(house)):
+            while house.run.poll() is None and not (did := fault(house)):
                 time.sleep(0.2)
         ended = house.end()
         if ended.code < 0:  # killed; one time in three the next run is simply started, and has to refuse

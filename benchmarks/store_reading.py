@@ -2,6 +2,7 @@
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from measure import Cost, cost, least, show
 from sae_step import Case, ours, rows
 
+from ghosttrack.activations.layout import CHUNK_ROWS
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
-from ghosttrack.activations.store import CHUNK_ROWS, Header, to_block
+from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae.sparse_step import SparseBackEnd
@@ -66,12 +68,12 @@ def main() -> None:
                 buffer[: len(part)] = part
 
         read_plain()
-        first = {storage: cost(lambda store=store: read(store)) for storage, store in stores.items()}
+        first = {storage: cost(partial(read, store)) for storage, store in stores.items()}
         costs: dict[str, list[Cost]] = {"plain memory map": [], "fp16": [], "int8s": []}
         for _ in range(given.repeats):
             costs["plain memory map"].append(cost(read_plain))
             for storage, store in stores.items():
-                costs[storage].append(cost(lambda store=store: read(store)))
+                costs[storage].append(cost(partial(read, store)))
         reference = least(costs["plain memory map"])
         size = given.rows * given.d_model * 2 / 1e6
         table = [
@@ -96,20 +98,26 @@ def main() -> None:
         sampled(stores, given)
 
 
+def drawn(sampler: ChunkSampler, steps: int) -> None:
+    """Draw one epoch."""
+    for step in range(steps):
+        sampler.batch_at(step)
+
+
 def sampled(stores: dict[str, ActivationStore], given: argparse.Namespace) -> None:
     """The whole sampler (shuffle and cast included) beside a training step, and beside the one dense product in it."""
     case = Case(given.d_model, given.d_sae, given.k, given.batch, dead=torch.arange(given.d_sae // 20))
     batches = rows(case, 2)
     step = ours(case, "batchtopk", SparseBackEnd(given.batch), batches[0])
     encoder = torch.randn(given.d_model, given.d_sae)
-    least_step = least([cost(lambda batch=batch: step(batch)) for batch in batches * given.repeats][2:])
+    least_step = least([cost(partial(step, batch)) for batch in batches * given.repeats][2:])
     product = least([cost(lambda: batches[0] @ encoder) for _ in range(given.repeats)])
     table = []
     for storage, store in stores.items():
         for resident in (True, False):
             sampler = ChunkSampler(store, given.batch, seed=0, resident=resident)
             steps = sampler.batches_per_epoch
-            epoch = cost(lambda sampler=sampler, steps=steps: [sampler.batch_at(step) for step in range(steps)])
+            epoch = cost(partial(drawn, sampler, steps))
             label = f"{storage}, {'resident' if resident else 'window of 64 chunks'}"
             spent = epoch.cpu / steps
             table.append([label, 1000 * spent, spent / least_step.cpu, spent / product.cpu])

@@ -33,9 +33,10 @@ from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save
 from ghosttrack.settings import OriginalTrackingSettings
-from ghosttrack.tracks.metrics import BLOCK, measure
+from ghosttrack.tracks.metrics import measure
 from ghosttrack.tracks.neighbours import compare, load_links
 from ghosttrack.tracks.neighbours import save as save_neighbours
+from ghosttrack.tracks.signals import BLOCK
 from ghosttrack.tracks.track_run import LinkPlan, Plan, plan_original
 from ghosttrack.tracks.track_table import ROWS
 from ghosttrack.tracks.tracking import Options, detect
