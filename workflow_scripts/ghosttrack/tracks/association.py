@@ -20,7 +20,7 @@ class Assignment(NamedTuple):
     hard: int
 
 
-def assign(left: Ints, right: Ints, weight: Floats) -> Assignment:
+def assign(left: Ints, right: Ints, weight: NDArray[np.floating]) -> Assignment:
     """Choose the set of edges of largest total weight in which no node appears twice.
 
     The edges of any number of problems come together; problems share no nodes. Staying unmatched
@@ -31,12 +31,13 @@ def assign(left: Ints, right: Ints, weight: Floats) -> Assignment:
     Args:
         left: (edges,) node on the earlier side, any non-negative numbers.
         right: (edges,) node on the later side, numbered apart from `left`.
-        weight: (edges,) above 0.
+        weight: (edges,) above 0; rounded to float32.
     """
     kept = np.zeros(len(weight), dtype=bool)
     if not len(weight):
         return Assignment(kept, 0)
-    order = np.argsort(-weight, kind="stable")  # heaviest first, for every step below
+    weight = weight.astype(np.float32)
+    order = _heaviest_first(weight)
     lefts, rights = _compact(left)[order], _compact(right)[order]
     weights = weight[order].astype(np.float64)
     alive = np.arange(len(order))
@@ -52,6 +53,13 @@ def assign(left: Ints, right: Ints, weight: Floats) -> Assignment:
     if len(alive):
         kept[order[alive[_solve(lefts[alive], rights[alive], weights[alive])]]] = True
     return Assignment(kept, len(alive))
+
+
+def _heaviest_first(weight: NDArray[np.float32]) -> Ints:
+    """The order of every step above. One sort of whole numbers: bits of positive floats are ordered as the floats are."""
+    down = np.iinfo(np.int32).max - weight.view(np.int32).astype(np.int64)
+    found: Ints = np.sort((down << 32) | np.arange(len(weight))) & np.int64(2**32 - 1)
+    return found
 
 
 def _compact(nodes: Ints) -> Ints:

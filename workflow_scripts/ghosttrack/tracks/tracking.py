@@ -21,6 +21,10 @@ from ghosttrack.tracks.track_table import Table, blank
 
 Flags = NDArray[np.bool_]
 
+# Of a sorted detection: its strength counted down from here, and its feature in the low bits; NOTHING is feature -1 at 0.0.
+_STRONGEST, _LOW = np.int64(2**31 - 1), np.int64(2**32 - 1)
+_NOTHING = (_STRONGEST << 32) | _LOW
+
 
 class Detections(NamedTuple):
     """Active features of one layer, both (rows, ranks): strongest first, feature -1 where there are no more."""
@@ -54,20 +58,17 @@ class Followed(NamedTuple):
 def detect(code: NDArray[np.float32], ranks: int) -> Detections:
     """The up to `ranks` strongest features above 0 of each row of `code` (rows, d_sae); ties: the lower feature first."""
     flat = np.flatnonzero(code > 0)  # one dimension: several times as fast as two
-    row, feature = np.divmod(flat, code.shape[1])
-    activation = code.ravel()[flat]
-    # One number to sort by: the row, then the strength. Bits of positive floats are ordered as the floats are.
-    strength = activation.astype(np.float32, copy=False).view(np.uint32).astype(np.int64)
-    order = np.argsort((row << 32) - strength, kind="stable")  # equal activations stay in feature order
-    row, feature, activation = row[order], feature[order], activation[order]
-    count = np.bincount(row, minlength=len(code))
-    rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    kept = rank < ranks
-    width = max(1, int(rank[kept].max(initial=0)) + 1)
-    found = Detections(np.full((len(code), width), -1, np.int32), np.zeros((len(code), width), np.float32))
-    found.feature[row[kept], rank[kept]] = feature[kept]
-    found.activation[row[kept], rank[kept]] = activation[kept]
-    return found
+    count = np.bincount(flat // code.shape[1], minlength=len(code))
+    row = np.repeat(np.arange(len(code)), count)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    # One number that says all, and sorts strongest first: bits of positive floats are ordered as the floats are.
+    strength = code.ravel()[flat].astype(np.float32, copy=False).view(np.int32).astype(np.int64)
+    keys = np.full((len(code), max(1, int(count.max(initial=0)))), _NOTHING)
+    keys[row, place] = ((_STRONGEST - strength) << 32) | (flat - row * code.shape[1])
+    keys.sort(axis=1)
+    keys = keys[:, :ranks]
+    activation = (_STRONGEST - (keys >> 32)).astype(np.int32).view(np.float32)
+    return Detections((keys & _LOW).astype(np.uint32).view(np.int32), activation)
 
 
 class _Layer(NamedTuple):
@@ -86,7 +87,7 @@ class _Edges(NamedTuple):
     rank: NDArray[np.int64]
     gap: NDArray[np.int64]
     surplus: NDArray[np.float32]
-    weight: NDArray[np.float64]
+    weight: NDArray[np.float32]
 
 
 def follow(
@@ -132,32 +133,34 @@ def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], opt
     parts = []
     for gap, layer, table in sources:
         # Two layers back only those that nothing continued; one layer back nothing has been continued yet.
-        row, slot = np.nonzero((layer.feature >= 0) & ~layer.continued)
-        feature = layer.feature[row, slot]
+        living = np.flatnonzero((layer.feature >= 0) & ~layer.continued)
+        row, slot = np.divmod(living, layer.feature.shape[1])
+        feature = layer.feature.ravel()[living]
         count = table.start[feature + 1] - table.start[feature]
         end = np.cumsum(count)
         entry = np.arange(end[-1] if len(end) else 0) + np.repeat(table.start[feature] - end + count, count)
-        found_rank = ranks.take(np.repeat(row * width, count) + table.target[entry])
+        found_rank = ranks.take(np.repeat(row * ranks.shape[1], count) + table.target[entry])
         hit = np.flatnonzero(found_rank >= 0)
         origin, entry, rank = np.searchsorted(end, hit, side="right"), entry[hit], found_rank[hit].astype(np.int64)
         parts.append((row[origin], slot[origin], rank, np.full(len(rank), gap), table.surplus[entry],
                       layer.activation[row[origin], slot[origin]]))  # fmt: skip
     if not parts:
         none = np.zeros(0, np.int64)
-        return _Edges(none, none, none, none, none.astype(np.float32), none.astype(np.float64))
+        return _Edges(none, none, none, none, none.astype(np.float32), none.astype(np.float32))
     row, slot, rank, gaps, surplus, before = (np.concatenate(column) for column in zip(*parts, strict=True))
     # ASSUME: activations of two layers compare as they are; the autoencoders' own scales make them so.
     after = found.activation[row, rank].astype(np.float64)
     weight = surplus - options.activation_weight * np.abs(before - after) / (before + after)
-    edges = _Edges(row, slot, rank, gaps, surplus, weight)
+    edges = _Edges(row, slot, rank, gaps, surplus, weight.astype(np.float32))
     return _Edges(*(column[weight > 0] for column in edges))
 
 
 def _rank_of(features: NDArray[np.int32], width: int) -> NDArray[np.int16]:
-    """Rank of every feature below `width` among a row's detections, -1 if it is not one of them; (rows, width)."""
-    ranks = np.full((len(features), width), -1, np.int16)
-    where, rank = np.nonzero(features >= 0)
-    ranks[where, features[where, rank]] = rank
+    """Rank of every feature below `width` among a row's detections, -1 if it is not one of them; (rows, width + 1)."""
+    ranks = np.full((len(features), width + 1), -1, np.int16)
+    ranks[np.arange(len(features))[:, None], features] = np.arange(
+        features.shape[1], dtype=np.int16
+    )  # -1: the last column
     return ranks
 
 
@@ -166,12 +169,13 @@ def _compact(found: Detections, edges: _Edges, top_k: int) -> Table:
     kept = found.feature >= 0
     kept[:, top_k:] = False
     kept[edges.row, edges.rank] = True
-    slot = np.cumsum(kept, axis=1) - 1
+    slot = np.cumsum(kept, axis=1, dtype=np.int32) - 1
     whole = blank(len(kept), 1, max(1, int(slot.max(initial=0)) + 1))
     table = Table(*(column[:, 0] for column in whole))  # type: ignore[arg-type]
-    row, rank = np.nonzero(kept)
-    table.feature[row, slot[row, rank]] = found.feature[row, rank]
-    table.activation[row, slot[row, rank]] = found.activation[row, rank]
+    one = np.flatnonzero(kept)
+    to = one // kept.shape[1], slot.ravel()[one]
+    table.feature[to] = found.feature.ravel()[one]
+    table.activation[to] = found.activation.ravel()[one]
     at = edges.row, slot[edges.row, edges.rank]
     table.previous[at], table.gap[at], table.surplus[at] = edges.slot, edges.gap, edges.surplus
     return table
