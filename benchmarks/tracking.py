@@ -213,10 +213,10 @@ def memory(given: argparse.Namespace) -> None:
             "import sys, json; from pathlib import Path; import track_features; "
             "from ghosttrack.settings import TrackingSettings; given = json.loads(sys.stdin.read()); "
             "track_features.main(**{key: [Path(each) for each in value] for key, value in given['paths'].items()}, "
-            "layers=given['layers'], variants=['default'], tracking=TrackingSettings(), seed=0, threads=1)"
+            "errors=Path(given['errors']), layers=given['layers'], variants=['default'], tracking=TrackingSettings(), seed=0, threads=1)"
         )
         paths = {**arguments, "tracks": [str(home / "tracks.zarr")], "tracks_manifests": [str(home / "tracks.json")]}
-        sent = json.dumps({"paths": paths, "layers": layers})
+        sent = json.dumps({"paths": paths, "layers": layers, "errors": str(home / "errors.npy")})
         scripts = str(Path(__file__).parents[1] / "workflow_scripts")
         subprocess.run([sys.executable, "-c", code], input=sent, text=True, check=True, cwd=scripts)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
