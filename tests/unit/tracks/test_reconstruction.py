@@ -33,9 +33,14 @@ class Memory:
     def __init__(self, values: np.ndarray, massive: list[int]) -> None:
         self.values, self.rows, self.massive = values.astype(np.float16), len(values), np.zeros(len(values), bool)
         self.massive[massive] = True
+        self.held = 0
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        self.held += stop - start
         return self.values[start:stop]
+
+    def release(self) -> None:
+        self.held = 0
 
 
 def test_the_error_is_the_share_that_the_autoencoder_leaves(tmp_path: Path) -> None:
@@ -49,7 +54,9 @@ def test_the_error_is_the_share_that_the_autoencoder_leaves(tmp_path: Path) -> N
         save(sae, *paths, hook_name="h", model_name="m")
     rows = np.array([[4.0, 2.0], [1.0, 5.0], [4.0, 6.0], [-2.0, 2.0]])
     weights = [tmp_path / layer / "sae_weights.safetensors" for layer in ("layer_01", "layer_02")]
-    found = token_errors([Memory(rows, []), Memory(rows[::-1].copy(), [1])], weights)
+    stores = [Memory(rows, []), Memory(rows[::-1].copy(), [1])]
+    found = token_errors(stores, weights)
+    assert [store.held for store in stores] == [0, 0]
     # (3, 0) is kept; (0, 3) is lost; of (3, 4) 9 of 25 are kept; (-3, 0) is below the threshold and lost.
     expected = np.array([0.0, 1.0, 16 / 25, 1.0])
     assert found[:, 0] == pytest.approx([0.0, np.nan, 16 / 25, 1.0], nan_ok=True)

@@ -24,6 +24,7 @@ class Store(Protocol):
     @property
     def massive(self) -> NDArray[np.bool_]: ...  # noqa: D102
     def read(self, start: int, stop: int) -> NDArray[np.float16]: ...  # noqa: D102
+    def release(self) -> None: ...  # noqa: D102
 
 
 def token_errors(stores: Sequence[Store], weights: Sequence[Path]) -> NDArray[np.float32]:
@@ -40,5 +41,6 @@ def token_errors(stores: Sequence[Store], weights: Sequence[Path]) -> NDArray[np
                 left = (x - model.decode(model.encode(x))).square().sum(1)
                 whole = (x - model.b_dec).square().sum(1)
                 errors[start : start + ROWS, place] = (left / whole).numpy()
+        store.release()
     errors[np.any([store.massive for store in stores], axis=0)] = np.nan
     return errors
