@@ -48,6 +48,7 @@ def examples() -> pd.DataFrame:
             "relation": "",
             "mode": "generated",
             "text": ["".join(part) for part in PARTS],
+            "question": [f"{prompt}?" for prompt, _, _ in PARTS],
             "answer": [answer.strip() for _, answer, _ in PARTS],
             "answer_start": [len(prompt) + 1 for prompt, _, _ in PARTS],  # behind the space
             "answer_end": [len(prompt + answer) for prompt, answer, _ in PARTS],
