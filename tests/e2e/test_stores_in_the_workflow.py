@@ -14,10 +14,9 @@ from ghosttrack import plan
 from ghosttrack.configuration import load
 from ghosttrack.settings import Settings
 from tests.conftest import ROOT, copy_house, job_counts, snakemake
-from tests.e2e.test_tiny_run import MODEL, RUN, contents, environment, finished, house_to_change, planned
+from tests.e2e.tiny_runs import MODEL, RUN, contents, environment, planned
 
 pytestmark = pytest.mark.e2e
-__all__ = ["finished", "house_to_change"]
 
 # Six layers of two stores each, so that groups of one, two and three layers are different plans.
 SIZES = {

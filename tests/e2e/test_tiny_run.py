@@ -16,66 +16,12 @@ import pytest
 import safetensors.numpy
 
 from tests.conftest import ROOT, copy_house, job_counts, snakemake
+from tests.e2e.tiny_runs import MODEL, RUN, contents, environment, launch, planned
 
 pytestmark = pytest.mark.e2e
 
-MODEL = "tiny-gpt2"
-RUN = ("--profile", "profiles/local", "--resources", "gpu=2", "--config", f"model={MODEL}")
 # Jobs that must not run again because of anything that comes after them.
 EXPENSIVE = ("fetch", "extract", "generate", "train_sae", "evaluate_sae", "describe")
-
-
-def launch(house: Path, *arguments: str, timeout: float = 900) -> "subprocess.CompletedProcess[str]":
-    """What `make run` calls."""
-    return subprocess.run(
-        [sys.executable, "-m", "ghosttrack.launch", *RUN, *arguments],
-        cwd=house,
-        env=environment(house),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-def environment(house: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(house / "workflow_scripts")}
-
-
-def planned(house: Path, *arguments: str) -> dict[str, int]:
-    """Jobs that a dry run would start, without the bookkeeping target."""
-    result = snakemake(house, *RUN, "-n", *arguments)
-    assert result.returncode == 0, result.stderr
-    counts = job_counts(result.stdout + result.stderr)
-    if not counts:
-        assert "Nothing to be done" in result.stdout + result.stderr
-    counts.pop("all", None)
-    return counts
-
-
-def contents(house: Path) -> dict[str, bytes]:
-    """Every result file by name; logs, timings and progress are not results."""
-    results = house / "results" / MODEL
-    return {
-        path.relative_to(results).as_posix(): path.read_bytes()
-        for path in sorted(results.rglob("*"))
-        if path.is_file() and path.relative_to(results).parts[0] not in ("logs", "benchmarks", "state")
-        and not path.name.startswith(".snakemake")
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A house with a finished run. Tests that change anything take a copy."""
-    house = copy_house(tmp_path_factory.mktemp("finished") / "house")
-    result = launch(house)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
-    return house
-
-
-@pytest.fixture
-def house_to_change(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "house", symlinks=True))
 
 
 def test_a_second_run_has_nothing_to_do(finished: Path) -> None:

@@ -1,0 +1,50 @@
+"""Runs of the real workflow on the tiny model, and what they leave behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import job_counts, snakemake
+
+MODEL = "tiny-gpt2"
+RUN = ("--profile", "profiles/local", "--resources", "gpu=2", "--config", f"model={MODEL}")
+
+
+def launch(house: Path, *arguments: str, timeout: float = 900) -> "subprocess.CompletedProcess[str]":
+    """What `make run` calls."""
+    return subprocess.run(
+        [sys.executable, "-m", "ghosttrack.launch", *RUN, *arguments],
+        cwd=house,
+        env=environment(house),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def environment(house: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(house / "workflow_scripts")}
+
+
+def planned(house: Path, *arguments: str) -> dict[str, int]:
+    """Jobs that a dry run would start, without the bookkeeping target."""
+    result = snakemake(house, *RUN, "-n", *arguments)
+    assert result.returncode == 0, result.stderr
+    counts = job_counts(result.stdout + result.stderr)
+    if not counts:
+        assert "Nothing to be done" in result.stdout + result.stderr
+    counts.pop("all", None)
+    return counts
+
+
+def contents(house: Path) -> dict[str, bytes]:
+    """Every result file by name; logs, timings and progress are not results."""
+    results = house / "results" / MODEL
+    return {
+        path.relative_to(results).as_posix(): path.read_bytes()
+        for path in sorted(results.rglob("*"))
+        if path.is_file() and path.relative_to(results).parts[0] not in ("logs", "benchmarks", "state")
+        and not path.name.startswith(".snakemake")
+    }  # fmt: skip
