@@ -57,8 +57,10 @@ rule all:
         collect(rules.summarise_costs.output.page, model=MODELS),
         all_tracks,
         strict_checks,
+        collect(rules.evaluate_detectors.output, model=MODELS),
+        collect(rules.save_detector.output, model=MODELS),
         collect(rules.draw_figures.output.figures, model=MODELS),
-        sae_files("quality.json"),
+        sae_files("sae_weights.safetensors", "cfg.json", "quality.json"),
         all_histories,
         all_features,
         comparison,
@@ -73,7 +75,7 @@ rule activations:
 rule saes:
     """Phases 1 and 2: one sparse autoencoder per layer, with its quality on held-out text."""
     input:
-        sae_files("quality.json"),
+        sae_files("sae_weights.safetensors", "cfg.json", "quality.json"),
 
 
 rule sae_sweep:

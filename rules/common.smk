@@ -544,8 +544,13 @@ def per_arm(study, ending):
 
 
 # ---- what the aggregate targets ask for
-def sae_files(name, models=MODELS):
-    return [f"results/{model}/saes/layer_{layer}/{name}" for model in models for layer in layer_names(model)]
+def sae_files(*names, models=MODELS):
+    return [
+        f"results/{model}/saes/layer_{layer}/{name}"
+        for model in models
+        for layer in layer_names(model)
+        for name in names
+    ]
 
 
 def all_sweeps(wildcards):
@@ -561,7 +566,7 @@ def all_features(wildcards):
 
 
 def all_histories(wildcards):
-    return sae_files("history.csv", [model for model in MODELS if SETTINGS[model].sae.trained])
+    return sae_files("history.csv", models=[model for model in MODELS if SETTINGS[model].sae.trained])
 
 
 def all_activations(wildcards):

@@ -137,6 +137,20 @@ def test_a_lost_sae_is_trained_again_alone(house_to_change: Path) -> None:
     assert not [name for name in counts if name.startswith(("fetch", "extract", "generate"))]
 
 
+@pytest.mark.parametrize(
+    ("lost", "rule"),
+    [
+        ("saes/layer_02/sae_weights.safetensors", "train_sae"),
+        ("saes/layer_02/cfg.json", "train_sae"),
+        ("evaluation/ledger.csv", "evaluate_detectors"),
+        ("detection/detector.safetensors", "save_detector"),
+    ],
+)
+def test_a_lost_file_is_made_again_by_its_job(house_to_change: Path, lost: str, rule: str) -> None:
+    (house_to_change / "results" / MODEL / lost).unlink()
+    assert planned(house_to_change)[rule] == 1
+
+
 def test_pretrained_autoencoders_take_the_place_of_trained_ones(house_to_change: Path) -> None:
     saes = house_to_change / "results" / MODEL / "saes"
     shutil.copytree(saes, house_to_change / "pretrained")
