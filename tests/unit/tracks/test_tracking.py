@@ -353,3 +353,12 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
     }  # fmt: skip
     attributes = files.read_json(tmp_path / "t.zarr" / "zarr.json")["attributes"]
     assert (attributes["layers"], attributes["variant"], attributes["top_k"]) == (layers, "default", 5)
+    threads = torch.get_num_threads()
+    try:  # a host with other threads makes the same tracks
+        track_features.main(
+            **paths, tracks=[tmp_path / "v.zarr"], layers=layers, errors=tmp_path / "again.parquet",
+            tracks_manifests=[tmp_path / "v.json"], tracking=settings, variants=["default"], seed=0, threads=2,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert files.read_json(tmp_path / "v.json") == about
