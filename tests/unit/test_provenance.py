@@ -24,8 +24,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+def forget() -> None:
+    """What a process keeps in memory."""
+    for each in (provenance._closure, provenance._imported_files, provenance._source, provenance._remembered):
+        each.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _new_process() -> None:
+    forget()
+
+
 def digest() -> str:
-    provenance._closure.cache_clear()
+    """The digest that a new process finds."""
+    forget()
     return provenance.source_digest("track")
 
 
@@ -34,12 +46,10 @@ def test_what_was_parsed_is_remembered_by_date_and_size(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     first = digest()
     provenance.remember()
-    provenance._remembered.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "_parse", lambda path: pytest.fail(f"{path} was parsed again"))
         assert digest() == first
     (tmp_path / provenance.MEMORY).write_text("{damaged")
-    provenance._remembered.cache_clear()
     assert digest() == first
 
 
@@ -67,12 +77,6 @@ def test_an_edit_two_imports_away_changes_the_digest(package: Path) -> None:
 def test_a_settings_key_that_no_line_reads_is_left_out() -> None:
     digest()
     assert provenance.used_settings("track", {"top_k": 50, "brand_new": 1}) == {"top_k": 50}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_caches() -> None:
-    provenance._closure.cache_clear()
-    provenance._remembered.cache_clear()
 
 
 def test_every_rule_s_own_code_is_in_its_digest() -> None:

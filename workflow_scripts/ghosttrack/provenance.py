@@ -106,11 +106,16 @@ def _closure(script: str) -> tuple[Path, ...]:
     seen: dict[Path, None] = {start: None}
     waiting = [start]
     while waiting:
-        for path in _module_files(_source(waiting.pop()).imports):
+        for path in _imported_files(waiting.pop()):
             if path not in seen:
                 seen[path] = None
                 waiting.append(path)
     return (start, *sorted(path for path in seen if path != start))
+
+
+@cache
+def _imported_files(path: Path) -> tuple[Path, ...]:
+    return tuple(_module_files(_source(path).imports))
 
 
 def _module_files(imports: tuple[str, ...]) -> Iterator[Path]:
@@ -126,6 +131,7 @@ def _module_files(imports: tuple[str, ...]) -> Iterator[Path]:
                 yield place / "__init__.py"
 
 
+@cache
 def _source(path: Path) -> Source:
     known = _remembered(Path.cwd() / MEMORY)
     if (key := _key(path)) not in known:
