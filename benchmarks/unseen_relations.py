@@ -47,7 +47,7 @@ def read(run: Path, home: Path, table: str, layers: list[int], detection: Detect
         manifests=[folder / f"layer_{layer:02d}.json" for layer in layers],
         embedding=folder / "embedding.zarr", embedding_manifest=folder / "embedding.json",
         background=folder / "background.npz", tokens=folder / "tokens.parquet", outputs=folder / "outputs.parquet",
-        site="resid_post", prompts=detection.other_prompts, whether_true=False, dataset=table, batch=32, threads=1, seed=seed,
+        site="resid_post", positions="answer", prompts=detection.other_prompts, whether_true=False, dataset=table, batch=32, threads=1, seed=seed,
     )  # fmt: skip
 
 

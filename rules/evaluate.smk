@@ -68,6 +68,7 @@ rule save_detector:
         datasets=property_of("datasets"),
         layers=property_of("layers"),
         site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        positions=lambda wildcards: SETTINGS[wildcards.model].activations.positions,
         detection=settings_of("detection", "save_detector"),
         seed=settings_of("seed", "save_detector"),
         code=source_digest("save_detector"),

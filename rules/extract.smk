@@ -112,6 +112,7 @@ for MODEL in MODELS:
             batch=shrinking(32),
         params:
             site=SETTINGS[MODEL].activations.site,
+            positions=SETTINGS[MODEL].activations.positions,
             prompts=SETTINGS[MODEL].detection.other_prompts,
             whether_true=lambda wildcards, model=MODEL: asked_whether_true(model, wildcards.dataset),
             seed=SETTINGS[MODEL].seed,

@@ -1,4 +1,4 @@
-"""Read the activations of every answer token of a data set, and the model's own opinion of each."""
+"""Read the activations of every answer token of a data set, or others, and the model's own opinion of each."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from ghosttrack.memory import keep_freed_memory
 
 def main(
     *, examples: Path, weights: Path, stores: list[Path], manifests: list[Path], embedding: Path,
-    embedding_manifest: Path, background: Path, tokens: Path, outputs: Path, site: extraction.Site, prompts: int,
-    whether_true: bool, dataset: str, batch: int, threads: int, seed: int,
+    embedding_manifest: Path, background: Path, tokens: Path, outputs: Path, site: extraction.Site,
+    positions: example_tokens.Positions, prompts: int, whether_true: bool, dataset: str, batch: int, threads: int, seed: int,
 ) -> None:  # fmt: skip
     """Write one store a layer, one of the token embedding, what answers are after other prompts, and the tables."""
     torch.set_num_threads(threads)
@@ -26,7 +26,8 @@ def main(
     layers = [extraction.layer_of(store) for store in stores]
     model = models.load_model(weights.parent, extraction.best_device())
     pairs = other_prompts.choose_pairs(frame, prompts, seed)
-    encoded = example_tokens.encode(pd.concat([frame, pairs], ignore_index=True), tokenizer, limit, dataset)
+    every = pd.concat([frame, pairs], ignore_index=True)
+    encoded = example_tokens.encode(every, tokenizer, limit, dataset, positions=positions)
     asked = other_prompts.Asked(pairs, encoded[len(frame) :], len(layers), model.config.get_text_config().hidden_size)
     found = example_extraction.extract_examples(
         model,

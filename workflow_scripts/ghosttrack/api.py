@@ -133,17 +133,19 @@ class Detector:
         })  # fmt: skip
         scorer = self._scorer
         contexts = [each.context for each in window]
-        encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "given texts", contexts)
+        encoded = example_tokens.encode(
+            frame, scorer.tokenizer, scorer.limit, "given texts", contexts, scorer.about["positions"]
+        )
         offsets = offsets_of([each.text for each in window], scorer.tokenizer)
         found = scorer.read(encoded, reasons)
-        ends = np.cumsum([len(each.answer) for each in encoded])[:-1]
+        ends = np.cumsum([len(each.read) for each in encoded])[:-1]
         probe, surprise = np.split(found.probe, ends), np.split(-found.logprob, ends)
         chances = probability(found.log_odds)
         for place, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
             tokens = [
                 Token(offsets[place][position - 1][0], offsets[place][position - 1][1], _round(one), _round(other))
                 for position, one, other in zip(
-                    encoded[place].answer + encoded[place].shift, surprise[place], probe[place], strict=True
+                    encoded[place].read + encoded[place].shift, surprise[place], probe[place], strict=True
                 )
             ]
             named = [

@@ -18,6 +18,8 @@ FACTS = Path(__file__).parent / "data" / "facts"
 ROWS_PER_FACT = 8
 # ASSUME: examples of other data sets, where `max_examples` says nothing, and answer tokens of each.
 EXAMPLES, ROWS_PER_EXAMPLE = 2000, 8
+# ASSUME: tokens that are read, against those of the answer.
+READ = {"answer": 1.0, "last": 0.5, "all": 5.0}
 
 
 class Kept(NamedTuple):
@@ -70,7 +72,8 @@ def kept(settings: Settings, datasets: Mapping[str, DatasetSettings], results: P
     for name in settings.datasets:
         rows = _stored_rows(results / settings.model / "examples" / name / "embedding.json")
         if rows is None:
-            rows, guessed = _guessed_rows(settings, datasets[name]), guessed + 1
+            rows = round(_guessed_rows(settings, datasets[name]) * READ[settings.activations.positions])
+            guessed += 1
         examples += (layers + 1) * plan.store_bytes(rows, width, "fp16", settings.corpus.context)
     return Kept(plan.heldout_bytes(settings), examples, guessed)
 

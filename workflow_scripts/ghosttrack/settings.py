@@ -72,6 +72,10 @@ class ActivationSettings(Section):
     site: Literal["resid_post", "mlp_out", "attn_out"] = Field(
         "resid_post", description="Where activations are read in each block."
     )
+    positions: Literal["answer", "last", "all"] = Field(
+        "answer",
+        description="At which tokens of a data set's texts activations are read, tracked and pooled: all of the answer, its last one, or all of the text.",
+    )
     storage: Literal["fp16", "int8s"] = Field(
         "fp16",
         description="How training activations are kept: half precision, or standardised 8-bit integers at half the size. Held-out text and examples are always fp16.",

@@ -129,14 +129,14 @@ def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFr
     rows = []
     for number, one in enumerate(encoded):
         ids = torch.from_numpy(np.concatenate([one.before, one.ids])[None])
-        answer = one.answer + len(one.before)
+        read = one.read + len(one.before)
         with torch.no_grad():
             out = model(ids, output_hidden_states=True)
         log_probabilities = torch.log_softmax(out.logits[0].double(), dim=-1)
         after = [out.hidden_states[layer + 1] for layer in LAYERS]
         for kept, state in zip(states, [model.get_input_embeddings()(ids), *after], strict=True):
-            kept.append(state[0, answer])
-        for place in answer.tolist():
+            kept.append(state[0, read])
+        for place in read.tolist():
             predicted, token = log_probabilities[place - 1], int(ids[0, place])
             best = predicted.sort(descending=True)
             rows.append({
@@ -181,6 +181,38 @@ def test_a_shared_beginning_gives_what_whole_texts_give(
     for store, expected in zip([found.embedding, *found.layers], states, strict=True):
         np.testing.assert_allclose(store.read(), expected, rtol=2e-3, atol=1e-3)
     pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("positions", "texts"), [
+    ("last", [" Paris", " 79", " Lovelace", " gold"]),
+    ("all", ["The capital of France is Paris.", "The atomic number of gold is 79.", "Q: Who? A: Ada Lovelace", "Is it gold? The capital"]),
+])  # fmt: skip
+def test_other_positions_are_read_and_the_answer_is_scored_alike(
+    tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, positions: example_tokens.Positions,
+    texts: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
+    examples = examples.iloc[[0, 1, 2, 4]]
+    answers = encode(examples, tokenizer, 64, "x")
+    encoded = encode(examples, tokenizer, 64, "x", ["Q: Who? A: Ada.\n"] * 4, positions=positions)
+    assert min(len(one.before) for one in encoded) > 2
+    spoken_of = [str(tokenizer.decode(one.ids[one.read].tolist())) for one in encoded]
+    assert all(
+        own.endswith(text) if positions == "all" else text.endswith(own)
+        for own, text in zip(spoken_of, texts, strict=True)
+    )
+    assert positions == "last" or spoken_of == texts
+    assert [spoken(tokenizer, one) for one in encoded] == [spoken(tokenizer, one) for one in answers]
+    found = extract(tmp_path / positions, model, encoded, 2)
+    states, tokens = one_by_one(model, encoded)
+    for store, expected in zip([found.embedding, *found.layers], states, strict=True):
+        np.testing.assert_allclose(store.read(), expected, rtol=2e-3, atol=1e-3)
+    pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
+    plain = encode(examples, tokenizer, 64, "x", ["Q: Who? A: Ada.\n"] * 4)
+    about_answers = extract(tmp_path / "answer", model, plain, 2).tables.outputs
+    rows = ["row_start", "row_count"]
+    pd.testing.assert_frame_equal(found.tables.outputs.drop(columns=rows), about_answers.drop(columns=rows), rtol=1e-4)
+    assert found.tables.outputs["row_count"].tolist() == [len(one.read) for one in encoded]
 
 
 def test_prompts_that_begin_alike_share_their_beginning_but_no_answer(
@@ -262,7 +294,7 @@ def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: 
         examples=tmp_path / "examples.parquet", weights=tmp_path / "model" / "model.safetensors",
         stores=[tmp_path / "layer_01.zarr"], manifests=[tmp_path / "layer_01.json"], embedding=tmp_path / "e.zarr",
         embedding_manifest=tmp_path / "e.json", background=tmp_path / "background.npz", prompts=8, seed=0, tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
-        site="resid_post", dataset="x", batch=2, threads=1, whether_true=True,
+        site="resid_post", positions="answer", dataset="x", batch=2, threads=1, whether_true=True,
     )  # fmt: skip
     tokens, outputs = pd.read_parquet(tmp_path / "tokens.parquet"), pd.read_parquet(tmp_path / "outputs.parquet")
     store = ActivationStore.open([tmp_path / "layer_01.zarr"], [tmp_path / "layer_01.json"])

@@ -15,7 +15,8 @@ from ghosttrack.errors import UserError
 
 def text(prompt: list[int], rest: list[int], before: tuple[int, ...] = ()) -> Encoded:
     ids = np.array([*prompt, *rest], dtype=np.int64)
-    return Encoded(ids, np.array([len(prompt)]), np.array(before, dtype=np.int64), lead=1)
+    answer = np.array([len(prompt)])
+    return Encoded(ids, answer, answer, np.array(before, dtype=np.int64), lead=1)
 
 
 def some_texts(count: int = 60) -> list[Encoded]:

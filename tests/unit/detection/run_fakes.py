@@ -9,6 +9,7 @@ import torch
 
 import extract_examples
 import save_detector
+from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.detection import audit
 from ghosttrack.files import write_json
 from ghosttrack.report import tables
@@ -20,7 +21,7 @@ TRUE = ("Paris", "gold", "city", "capital", "number")
 FALSE = ("Ada", "79", "Lovelace", "atomic", "São")
 
 
-def make(run: Path, groups: int = 40, seed: int = 0) -> None:
+def make(run: Path, groups: int = 40, seed: int = 0, positions: Positions = "answer") -> None:
     """Model, SAEs, examples and their stores: the answer's first word gives the label, so there is something to learn."""
     model = small_models.make_model("gpt2", seed)
     small_models.save(model, small_models.make_tokenizer(), run / "model")
@@ -40,7 +41,7 @@ def make(run: Path, groups: int = 40, seed: int = 0) -> None:
         names = [[f" f{layer}.{feature}"] for feature in range(D_SAE)]
         pd.DataFrame({"top_text": names, "output_text": names}).to_parquet(features / f"layer_{layer:02d}.parquet")
     for name in ("facts", "others"):
-        _dataset(run, name, groups, np.random.default_rng([seed, len(name)]))
+        _dataset(run, name, groups, positions, np.random.default_rng([seed, len(name)]))
     (run / "audits").mkdir()
     for name in ("facts", "others"):
         text_only(name, control=name == "others").to_csv(run / "audits" / f"{name}.csv", index=False)
@@ -59,7 +60,9 @@ def text_only(dataset: str, *, mode: str = "given", low: float = 0.4, control: b
     return pd.DataFrame([dict.fromkeys(audit.COLUMNS, 0.5) | row | {"control": control}])
 
 
-def save(run: Path, datasets: tuple[str, ...] = ("facts", "others"), folds: int = 4) -> None:
+def save(
+    run: Path, datasets: tuple[str, ...] = ("facts", "others"), folds: int = 4, positions: Positions = "answer"
+) -> None:
     """Fit and keep the detector."""
     detection = run / "detection"
     save_detector.main(
@@ -75,12 +78,13 @@ def save(run: Path, datasets: tuple[str, ...] = ("facts", "others"), folds: int 
         datasets=list(datasets),
         layers=LAYERS,
         site="resid_post",
+        positions=positions,
         detection=DetectionSettings(folds=folds),
         seed=0,
     )
 
 
-def _dataset(run: Path, name: str, groups: int, rng: np.random.Generator) -> None:
+def _dataset(run: Path, name: str, groups: int, positions: Positions, rng: np.random.Generator) -> None:
     rows = []
     for group in range(groups):
         for label, words in enumerate((TRUE, FALSE)):
@@ -100,7 +104,7 @@ def _dataset(run: Path, name: str, groups: int, rng: np.random.Generator) -> Non
         stores=[stem.with_suffix(".zarr") for stem in stems], manifests=[stem.with_suffix(".json") for stem in stems],
         embedding=examples / "embedding.zarr", embedding_manifest=examples / "embedding.json",
         tokens=examples / "tokens.parquet", outputs=examples / "outputs.parquet", site="resid_post", dataset=name, batch=8, threads=1,
-        background=examples / "background.npz", whether_true=False, prompts=2, seed=0,
+        background=examples / "background.npz", whether_true=False, prompts=2, seed=0, positions=positions,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import check_explanations
 import score_texts
 from ghosttrack import Detector, Text, files, score
 from ghosttrack.activations import example_tokens
+from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.detection import faithfulness, saved, saved_fit
 from ghosttrack.detection.scoring import Scorer
 from ghosttrack.errors import UserError
@@ -115,6 +116,19 @@ def test_the_scores_of_a_data_set_are_those_of_the_same_texts_given_by_hand(run:
     np.testing.assert_allclose([token.surprise for each in found for token in each.tokens], surprise, atol=2e-4)
     labels = examples["label"].to_numpy()
     assert np.mean([each.probability >= 0.5 for each in found] == (labels == 1)) > 0.7
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_own_texts_are_read_at_the_positions_of_the_run(tmp_path: Path, positions: Positions) -> None:
+    run_fakes.make(tmp_path, groups=16, positions=positions)
+    run_fakes.save(tmp_path, positions=positions)
+    examples = pd.read_parquet(tmp_path / "datasets" / "others" / "examples.parquet")
+    tokens = pd.read_parquet(tmp_path / "detection" / "token_scores.parquet")
+    expected = tokens.loc[tokens["dataset"] == "others", "probe"].to_numpy()
+    found = Detector.load(tmp_path).score([Text(row.text, row.answer) for row in examples.itertuples()])
+    np.testing.assert_allclose([token.probe for each in found for token in each.tokens], expected, atol=2e-3)
+    ends = {(each.tokens[0].start, each.tokens[-1].end) for each in found}
+    assert all(len(each.tokens) == 1 for each in found) if positions == "last" else min(ends)[0] == 0
 
 
 def test_the_log_odds_are_intercept_outputs_and_the_mean_of_the_probe_scores(run: Path, detector: Detector) -> None:

@@ -1,4 +1,4 @@
-"""From examples to activation stores of their answer tokens, and to what the model itself thought of each token."""
+"""From examples to activation stores of their answer tokens, or others, and to what the model itself thought of each token."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -34,23 +34,44 @@ class ExampleTables(NamedTuple):
 
 
 class TextScores(NamedTuple):
-    """tokens: of each answer token, in the order of the texts; text: (texts,) log-probability of a text behind its lead token."""
+    """What a model says of texts.
+
+    tokens: of each scored token, in the order of the texts; starts: (texts + 1,) where those of each text begin.
+    text: (texts,) log-probability of a text behind its lead token.
+    """
 
     tokens: Opinions
+    starts: npt.NDArray[np.int64]
     text: npt.NDArray[np.float64]
 
     @classmethod
     def empty(cls, encoded: Sequence[Encoded]) -> "TextScores":
         """Room for the scores of these texts."""
-        rows = sum(len(one.answer) for one in encoded)
-        return cls(Opinions(*(np.empty(rows, dtype=kind) for kind in ("f4", "f4", "f4", "i4"))), np.empty(len(encoded)))
+        starts = _starts([one.scored for one in encoded])
+        rooms = (np.empty(int(starts[-1]), dtype=kind) for kind in ("f4", "f4", "f4", "i4"))
+        return cls(Opinions(*rooms), starts, np.empty(len(encoded)))
+
+    def of_read(self, encoded: Sequence[Encoded]) -> Opinions:
+        """Of the tokens that are read."""
+        return self._of(encoded, [one.read for one in encoded])
+
+    def of_answer(self, encoded: Sequence[Encoded]) -> Opinions:
+        """Of the answers' tokens."""
+        return self._of(encoded, [one.answer for one in encoded])
+
+    def _of(self, encoded: Sequence[Encoded], positions: Sequence[npt.NDArray[np.int64]]) -> Opinions:
+        chosen = np.concatenate([
+            start + np.searchsorted(one.scored, own)
+            for start, one, own in zip(self.starts[:-1], encoded, positions, strict=True)
+        ])  # fmt: skip
+        return Opinions(*(values[chosen] for values in self.tokens))
 
 
 def extract_examples(
     model: Any, made_by: Origin, encoded: Sequence[Encoded], layers: Sequence[int], targets: Sequence[StoreFiles],
     embedding: StoreFiles, *, site: Site, batch: int, asked: Asked | None = None,
 ) -> ExampleTables:  # fmt: skip
-    """Write the answer-token activations of all examples, one store a layer and one of the token embedding.
+    """Write the activations of all examples at the tokens that are read, one store a layer and one of the token embedding.
 
     Args:
         model: causal language model in evaluation mode.
@@ -92,26 +113,30 @@ def extract_examples(
                 final = reader.final(pack)
                 own = [place for place, number in enumerate(pack.numbers) if number < len(encoded)]
                 if own:
-                    rows, places = answer_rows(encoded, pack, own, starts)
+                    rows, places = read_rows(encoded, pack, own, starts)
                     for store, output in enumerate(outputs):
                         held[store, rows - first] = output[0, places].float().cpu()
-                    score_texts(reader, encoded, pack, own, final, starts, scores)
+                    score_texts(reader, encoded, pack, own, final, scores)
                 if asked and len(own) < len(pack.numbers):
                     rest = [place for place, number in enumerate(pack.numbers) if number >= len(encoded)]
                     asked.take(reader, pack, rest, len(encoded), final, outputs[1:])
                 progress.advance(len(pack.numbers))
             for writer, block in zip(writers, held, strict=True):
                 writer.append(to_block(block))
-    return ExampleTables(_tokens(encoded, scores.tokens), output_table(encoded, scores, starts))
+    return ExampleTables(_tokens(encoded, scores.of_read(encoded)), output_table(encoded, scores))
 
 
 def row_starts(encoded: Sequence[Encoded]) -> npt.NDArray[np.int64]:
-    """First answer row of each text, and the number of all rows, (texts + 1,)."""
-    return np.concatenate([[0], np.cumsum([len(one.answer) for one in encoded])]).astype(np.int64)
+    """First row of each text, and the number of all rows, (texts + 1,)."""
+    return _starts([one.read for one in encoded])
+
+
+def _starts(positions: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum([len(own) for own in positions])]).astype(np.int64)
 
 
 def _windows(every: Sequence[Encoded], examples: int, batch: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Consecutive examples, up to WINDOW_BATCHES batches or about WINDOW_ROWS answer rows at a time, and the texts behind
+    """Consecutive examples, up to WINDOW_BATCHES batches or about WINDOW_ROWS rows at a time, and the texts behind
     the first `examples` whose prompts are first seen in them.
     """
     waiting: dict[tuple[bytes, bytes], list[int]] = {}
@@ -121,7 +146,7 @@ def _windows(every: Sequence[Encoded], examples: int, batch: int) -> Iterator[tu
     rows = 0
     for number in range(examples):
         window.append(number)
-        rows += len(every[number].answer)
+        rows += len(every[number].read)
         if len(window) == WINDOW_BATCHES * batch or rows >= WINDOW_ROWS or number == examples - 1:
             yield window, [other for one in window for other in waiting.pop(_prompt(every[one]), ())]
             window, rows = [], 0
@@ -131,19 +156,18 @@ def _prompt(one: Encoded) -> tuple[bytes, bytes]:
     return one.before.tobytes(), one.ids[: one.answer[0]].tobytes()
 
 
-def answer_rows(
+def read_rows(
     encoded: Sequence[Encoded], pack: Pack, texts: Sequence[int], starts: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], torch.Tensor]:
-    """Rows of the answer tokens of some texts of a pack, and where in the sequence they stand."""
+    """Rows of some texts of a pack, and where in the sequence they stand."""
     numbers = [pack.numbers[text] for text in texts]
     rows = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])
-    places = [pack.places[text][encoded[number].answer] for text, number in zip(texts, numbers, strict=True)]
+    places = [pack.places[text][encoded[number].read] for text, number in zip(texts, numbers, strict=True)]
     return rows, torch.from_numpy(np.concatenate(places))
 
 
 def score_texts(
-    reader: Reader, encoded: Sequence[Encoded], pack: Pack, texts: Sequence[int], final: torch.Tensor,
-    starts: npt.NDArray[np.int64], scores: TextScores,
+    reader: Reader, encoded: Sequence[Encoded], pack: Pack, texts: Sequence[int], final: torch.Tensor, scores: TextScores
 ) -> None:  # fmt: skip
     """Fill in the scores of some texts of a pack."""
     numbers = [pack.numbers[text] for text in texts]
@@ -152,12 +176,12 @@ def score_texts(
     target = np.concatenate([encoded[number].ids[1:] for number in numbers])
     offsets = np.cumsum(lengths) - lengths
     inside = np.concatenate(
-        [offset + encoded[number].answer - 1 for offset, number in zip(offsets, numbers, strict=True)]
+        [offset + encoded[number].scored - 1 for offset, number in zip(offsets, numbers, strict=True)]
     )
     closely = np.zeros(len(target), dtype=bool)
     closely[inside] = True
     found = reader.opinions(final, place, target, closely)
-    rows = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])
+    rows = np.concatenate([np.arange(scores.starts[number], scores.starts[number + 1]) for number in numbers])
     for kept, values in zip(scores.tokens, found, strict=True):
         kept[rows] = values[inside]
     scores.text[numbers] = np.add.reduceat(found.logprob.astype(np.float64), offsets)
@@ -166,11 +190,11 @@ def score_texts(
 def _sha256(encoded: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
     for example in encoded:
-        digest.update(np.array([len(example.before), len(example.ids), len(example.answer)], dtype="<i8").tobytes())
+        digest.update(np.array([len(example.before), len(example.ids), len(example.read)], dtype="<i8").tobytes())
         digest.update(
             example.before.astype("<i8").tobytes()
             + example.ids.astype("<i8").tobytes()
-            + example.answer.astype("<i8").tobytes()
+            + example.read.astype("<i8").tobytes()
         )
     return digest.hexdigest()
 
@@ -178,26 +202,28 @@ def _sha256(encoded: Sequence[Encoded]) -> str:
 def _tokens(encoded: Sequence[Encoded], scores: Opinions) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "example": np.repeat(np.arange(len(encoded)), [len(one.answer) for one in encoded]),
-            "position": np.concatenate([one.answer + one.shift for one in encoded]).astype(np.int32),
-            "token": np.concatenate([one.ids[one.answer] for one in encoded]).astype(np.int32),
+            "example": np.repeat(np.arange(len(encoded)), [len(one.read) for one in encoded]),
+            "position": np.concatenate([one.read + one.shift for one in encoded]).astype(np.int32),
+            "token": np.concatenate([one.ids[one.read] for one in encoded]).astype(np.int32),
             **scores._asdict(),
         }
     )
 
 
-def output_table(encoded: Sequence[Encoded], scores: TextScores, starts: npt.NDArray[np.int64]) -> pd.DataFrame:
+def output_table(encoded: Sequence[Encoded], scores: TextScores) -> pd.DataFrame:
     """One row per example: where its rows are, and sums, means, minima and first values over its answer, in nats."""
-    first, count = starts[:-1], np.diff(starts)
+    rows = row_starts(encoded)
+    count = np.array([len(one.answer) for one in encoded])
+    first = np.cumsum(count) - count
     tokens = np.array([len(one.ids) + one.shift for one in encoded])
     predicted = np.array([len(one.ids) - 1 for one in encoded])
-    of_token = scores.tokens
+    of_token = scores.of_answer(encoded)
     logprob = of_token.logprob.astype(np.float64)
     total = np.add.reduceat(logprob, first)
     return pd.DataFrame(
         {
-            "row_start": first,
-            "row_count": count,
+            "row_start": rows[:-1],
+            "row_count": np.diff(rows),
             "input_tokens": tokens,
             "logprob_sum": total,
             "logprob_mean": total / count,

@@ -1,7 +1,7 @@
-"""Examples as token sequences: which tokens of a text carry its answer."""
+"""Examples as token sequences: which tokens of a text carry its answer, and at which ones the model is read."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +13,29 @@ from ghosttrack.inputs import models
 
 # A beginning that all texts of a relation share is computed once if it is longer than this; shorter ones save nothing.
 SHARED_TOKENS = 16
+Positions = Literal["answer", "last", "all"]
 
 
 class Encoded(NamedTuple):
     """One example as tokens, int64.
 
     ids: (tokens,), led by a token that nothing is said about: the separator, or the last one of a shared beginning.
-    answer: (rows,) positions of the answer's tokens in `ids`.
+    answer: (tokens of the answer,) their positions in `ids`.
+    read: (rows,) positions in `ids` whose activations are wanted: `answer`, its last one, or all that are the text's own.
     before: (tokens,) the rest of what all texts of its relation begin with, led by the separator; empty if that is short.
     lead: tokens of `before` and `ids` that are not the text's own: the separator and solved statements.
     """
 
     ids: npt.NDArray[np.int64]
     answer: npt.NDArray[np.int64]
+    read: npt.NDArray[np.int64]
     before: npt.NDArray[np.int64]
     lead: int
+
+    @property
+    def scored(self) -> npt.NDArray[np.int64]:
+        """Positions in `ids` of the tokens that the model's opinion is wanted of: those read, and the answer's."""
+        return self.read if len(self.read) > len(self.answer) else self.answer
 
     @property
     def shift(self) -> int:
@@ -36,8 +44,9 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str, contexts: Sequence[str] | None = None
-) -> list[Encoded]:
+    examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str, contexts: Sequence[str] | None = None,
+    positions: Positions = "answer",
+) -> list[Encoded]:  # fmt: skip
     """Tokenise the texts, behind the solved statements of their relation if it has any, and find the tokens of their answers.
 
     A token belongs to the answer if it shares a character with text[answer_start:answer_end], or
@@ -49,6 +58,7 @@ def encode(
         limit: tokens that the model takes, separator and solved statements included.
         dataset: named in errors.
         contexts: what stands before each text instead, (examples,); "": nothing.
+        positions: which tokens of a text are read.
     Raises:
         UserError: with the example's id, where the answer is empty or outside the text, or the text too long.
     """
@@ -77,7 +87,9 @@ def encode(
                 "expected the answer's text there: fix the answer or remove this row"
             )
         lead = len(ids) - len(own)
-        result.append(Encoded(ids, places + lead, np.empty(0, dtype=np.int64), lead))
+        answer = places + lead
+        read = {"answer": answer, "last": answer[-1:], "all": np.arange(lead, len(ids))}[positions]
+        result.append(Encoded(ids, answer, read, np.empty(0, dtype=np.int64), lead))
     return _share(result, examples["relation"].tolist())
 
 
@@ -96,13 +108,14 @@ def _share(encoded: list[Encoded], relations: Sequence[str]) -> list[Encoded]:
         groups.setdefault(relation, []).append(number)
     shared = list(encoded)
     for rows in groups.values():
-        prompt = min(int(encoded[row].answer[0]) for row in rows)
+        prompt = min(min(int(encoded[row].answer[0]), int(encoded[row].read[0])) for row in rows)
         length = min(_common_length([encoded[row].ids for row in rows]), prompt) - 1
         if length < SHARED_TOKENS:
             continue
         before = encoded[rows[0]].ids[:length]
         for row in rows:
-            shared[row] = Encoded(encoded[row].ids[length:], encoded[row].answer - length, before, encoded[row].lead)
+            one = encoded[row]
+            shared[row] = Encoded(one.ids[length:], one.answer - length, one.read - length, before, one.lead)
     return shared
 
 

@@ -106,7 +106,8 @@ class Asked:
             final: (length, d_model) final hidden states; outputs: of each layer (1, length, d_model).
         """
         numbers = [pack.numbers[text] - offset for text in texts]
-        answers = [self.encoded[number].answer for number in numbers]
+        texts_read = [self.encoded[number] for number in numbers]
+        answers = [one.answer for one in texts_read]
         size = np.array([len(answer) for answer in answers])
         first = np.cumsum(size) - size
         places = [pack.places[text] for text in texts]
@@ -118,7 +119,10 @@ class Asked:
         for summed, values in zip(self._sums, (total, total / size, found[first]), strict=True):
             np.add.at(summed, owner, values)
         np.add.at(self._times, owner, 1)
-        rows = torch.from_numpy(at).to(final.device)
+        size = np.array([len(one.read) for one in texts_read])
+        first = np.cumsum(size) - size
+        read = np.concatenate([place[one.read] for place, one in zip(places, texts_read, strict=True)])
+        rows = torch.from_numpy(read).to(final.device)
         for kept, output in zip(self._states, outputs, strict=True):
             each = np.add.reduceat(output[0, rows].float().cpu().numpy(), first, axis=0) / size[:, None]
             np.add.at(kept, owner, each.astype(np.float32))

@@ -119,7 +119,10 @@ def _log_odds(model: Any, asked: Sequence[Asked], batch: int) -> Floats:
     ids = [one.ids for one in asked]
     shared = min(_common_length(ids), min(map(len, ids)) - 1)
     texts = [
-        Encoded(own[shared:], answer=np.arange(len(own) - shared), before=own[:shared], lead=shared) for own in ids
+        Encoded(
+            own[shared:], answer=(every := np.arange(len(own) - shared)), read=every, before=own[:shared], lead=shared
+        )
+        for own in ids
     ]
     found = np.empty(len(asked))
     with torch.inference_mode():

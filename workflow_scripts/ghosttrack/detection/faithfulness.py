@@ -49,7 +49,9 @@ def measure(scorer: Scorer, texts: pd.DataFrame, seed: int, draws: int, confiden
     features that are active on the same answer, with an interval from a bootstrap over groups; `agreement`: share of texts
     whose score moved to the side that the removed features' parts announce.
     """
-    encoded = example_tokens.encode(texts, scorer.tokenizer, scorer.limit, "texts of the explanation test")
+    encoded = example_tokens.encode(
+        texts, scorer.tokenizer, scorer.limit, "texts of the explanation test", positions=scorer.about["positions"]
+    )
     found = scorer.read(encoded, _ALL)
     groups = np.array([f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)])
     rows = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ghosttrack import files
 from ghosttrack.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 WEIGHTS_NAME, ABOUT_NAME = "detector.safetensors", "detector.json"
 # Output features that a text has without its data set; `representations.output_features` may give more.
 OUTPUTS = (

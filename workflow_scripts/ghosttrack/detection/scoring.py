@@ -89,19 +89,19 @@ class Scorer:
             outputs = stack.enter_context(extraction.captured(self._modules, stop=False))
             for pack in packs(encoded, range(len(encoded)), BATCH):
                 texts = range(len(pack.numbers))
-                own, places = reading.answer_rows(encoded, pack, texts, starts)
-                text = torch.from_numpy(np.repeat(texts, [len(encoded[number].answer) for number in pack.numbers]))
+                own, places = reading.read_rows(encoded, pack, texts, starts)
+                text = torch.from_numpy(np.repeat(texts, [len(encoded[number].read) for number in pack.numbers]))
                 if cut is not None and removed is not None:
                     cut.aim(text, places, [removed[number] for number in pack.numbers])
                 final = reader.final(pack)
-                reading.score_texts(reader, encoded, pack, texts, final, starts, scores)
+                reading.score_texts(reader, encoded, pack, texts, final, scores)
                 best: list[list[Part]] = [[] for _ in texts]
                 for place in range(len(self.layers)):
                     probe[own] += self._layer(place, outputs[place][0, places], text, best, count)
                 for number, found in zip(pack.numbers, best, strict=True):
                     parts[number] = sorted(found, key=lambda part: -abs(part.log_odds))[:count]
-        table = reading.output_table(encoded, scores, starts)
-        return Reading(self._log_odds(table, probe), scores.tokens.logprob, probe, parts)
+        table = reading.output_table(encoded, scores)
+        return Reading(self._log_odds(table, probe), scores.of_read(encoded).logprob, probe, parts)
 
     def _log_odds(self, table: pd.DataFrame, probe: Floats) -> Floats:
         features = representations.output_features(table.assign(id=range(len(table))))
