@@ -168,6 +168,24 @@ def growth(given: argparse.Namespace) -> None:
     if given.csv:
         with given.csv.open("w", newline="") as stream:
             csv.writer(stream).writerows([columns, *rows])
+    if given.figure:
+        draw(rows, layers, texts, given.figure)
+
+
+def draw(rows: list[list[Any]], layers: int, texts: int, path: Path) -> None:
+    """CPU time over tokens and over layers, each with the line through the origin that ends at the whole."""
+    from matplotlib.figure import Figure
+
+    whole = next(row[2] for row in rows if row[0] == layers and row[1] == texts)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    for place, (label, column, end, kept) in enumerate((("tokens", 1, texts, 0), ("layers", 0, layers, 1))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        points = [(row[column], row[2]) for row in rows if row[kept] == (layers, texts)[kept]]
+        axes.plot([0, end], [0, whole], color="0.6", linestyle="--", label="proportional")
+        axes.plot(*zip(*sorted(points), strict=True), "o", label="measured")
+        axes.set(xlabel=label, ylabel="CPU s", xlim=(0, None), ylim=(0, None))
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 def memory(given: argparse.Namespace) -> None:
@@ -248,6 +266,7 @@ def main() -> None:
         part.add_argument("--texts", type=int, default=2048)
         if call is growth:
             part.add_argument("--csv", type=Path, help="write the table there too")
+            part.add_argument("--figure", type=Path, help="draw it there")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.call(given)

@@ -163,6 +163,33 @@ def test_24_layers_never_hold_more_than_four_gpus(house: SlurmHouse, tmp_path: P
     check(house, tmp_path)
 
 
+def test_four_jobs_outlive_a_killed_snakemake_and_none_is_repeated_or_written_twice(
+    house: SlurmHouse, tmp_path: Path
+) -> None:
+    run = house.start(faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.5},))
+    screen = house.place / "screen"
+    until(
+        600, lambda: len(house.training()) == 4 or run.poll() is not None, "four layers in training", screen.read_text
+    )
+    run.kill()
+    run.wait()
+    house.run("--unlock")
+    submitted = len(house.cluster.submissions())
+    refused = house.run()
+    assert refused.returncode == 1
+    assert "make orphans" in refused.stdout + refused.stderr
+    assert house.command("orphans", "--wait").returncode == 0
+    assert len(house.cluster.submissions()) == submitted
+    assert house.trained() == {0, 1, 2, 3}
+    before = house.saes()
+    result = house.run()
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    assert house.saes() == before
+    assert house.submitted("train_sae", submitted) == []
+    assert most_at_once(house.events(), "state/train_sae") == 4
+    check(house, tmp_path)
+
+
 def test_a_layer_lost_after_everything_stood_is_repeated_with_its_followers_alone(house: SlurmHouse) -> None:
     fault = {"job": "train_sae/layer_01", "kind": "error"}
     result = house.run("--retries", "0", target=("--", "saes"), faults=(fault,))
