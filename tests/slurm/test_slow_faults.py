@@ -13,7 +13,16 @@ import pytest
 from ghosttrack import journal
 from tests.conftest import copy_house, job_counts, snakemake
 from tests.slurm.cluster import Cluster, missing_tools
-from tests.slurm.conftest import MODEL, ONE_SHARD, SlurmHouse, keep_screen, most_at_once, temporary_cluster, until
+from tests.slurm.conftest import (
+    MODEL,
+    ONE_SHARD,
+    SHORT,
+    SlurmHouse,
+    keep_screen,
+    most_at_once,
+    temporary_cluster,
+    until,
+)
 
 pytestmark = [
     pytest.mark.slurm,
@@ -90,7 +99,8 @@ def test_a_cancelled_job_saves_and_its_next_attempt_goes_on(house: SlurmHouse, t
 
 def test_a_preempted_job_is_queued_again_and_goes_on(house: SlurmHouse, tmp_path: Path) -> None:
     run = house.start(
-        "--set-resources", "train_sae:slurm_partition=preemptible", target=("--", *ONE_LAYER),
+        # Snakemake takes the last --set-resources alone.
+        *SHORT, "train_sae:slurm_partition=preemptible", target=("--", *ONE_LAYER),
         faults=({"job": "train_sae/*", "kind": "slow", "seconds": 0.3},),
     )  # fmt: skip
     until_saved(house)
