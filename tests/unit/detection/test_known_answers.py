@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 import test_detectors
 
 from ghosttrack.detection import detectors, probes, seed_runs
@@ -33,7 +32,6 @@ def test_a_planted_signal_is_established_through_every_fit() -> None:
     assert found.loc["the detector beats a regression on all output features", "verdict"] == tables.ESTABLISHED
 
 
-@pytest.mark.slow
 def test_pure_noise_through_every_fit_is_established_in_at_most_5_of_100_seeds() -> None:
     wrong = sum(bool((judged(0.0, seed)["verdict"] == tables.ESTABLISHED).any()) for seed in range(100))
     assert wrong <= 5
