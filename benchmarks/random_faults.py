@@ -5,7 +5,7 @@ until it is complete. Where a run stops, its error must name the remedy, and the
 mend it. In the end every result is byte for byte that of a run without faults, and no folder ever had two writers.
 
 Faults: a job is killed (SIGKILL), preempted (SIGTERM), or takes too much memory; Snakemake is killed and its jobs run
-on; nothing larger than some kB can be written any more (a full quota); a result or a file inside a store is lost.
+on; nothing larger than some 10 kB can be written any more (a full quota); a result or a file inside a store is lost.
 """
 
 import argparse
@@ -179,7 +179,7 @@ def strike(house: House, faults: int, seconds: float) -> list[list[str]]:
     for _ in range(faults):
         at = chance.randrange(len(DURING) + 2)
         if at == len(DURING):
-            largest = chance.choice([20_000, 60_000, 150_000])
+            largest = chance.choice([40_000, 80_000, 150_000])  # Snakemake copies the rules, the longest of 25 kB
             name, did = "quota", f"no file above {largest // 1000} kB"
             house.start([], largest)
         elif at > len(DURING):
