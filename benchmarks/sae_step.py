@@ -114,13 +114,16 @@ def obvious(case: Case) -> Step:
         if len(case.dead):
             kept = residual.detach()
             rest = pre.masked_fill(~silent, -torch.inf).topk(min(case.d_model // 2, len(case.dead)), dim=1)
-            guess = torch.zeros_like(pre).scatter(1, rest.indices, rest.values.relu()) @ W_dec
+            guess = torch.zeros_like(pre).scatter(1, rest.indices, rest.values) @ W_dec
             loss = loss + AUX * (guess - kept).pow(2).sum() / (kept - kept.mean(0)).pow(2).sum()
         torch.autograd.backward(loss)
         with torch.no_grad():
             assert W_dec.grad is not None
             W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            for weight in weights:
+                assert weight.grad is not None
+                weight.grad /= norm
             adam.step()
             W_dec.div_(W_dec.norm(dim=1, keepdim=True))
 

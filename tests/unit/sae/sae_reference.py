@@ -76,7 +76,7 @@ def loss_of(kind: Kind, parameters: Parameters, threshold: Tensor, x: Tensor, de
         loss = loss + kind.coefficient * (l0 / kind.k - 1) ** 2
     if dead.numel():
         residual = -errors[-1].detach()
-        rest = pre[:, dead].relu()
+        rest = pre[:, dead]
         strongest = rest.topk(min(d_model // 2, dead.numel()), dim=1)
         rest = torch.zeros_like(rest).scatter(1, strongest.indices, strongest.values)
         spread = (residual - residual.mean(0)).pow(2).sum(1).mean()

@@ -127,7 +127,7 @@ def test_the_device_chooses_the_back_end() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_steps_equal_a_plain_adam_loop_with_projection_and_clipping(kind: str) -> None:
+def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_one_length(kind: str) -> None:
     start = random_parameters(torch.float64)
     ours = engine(Parameters(*(tensor.clone() for tensor in start)), kind=kind)
     plain = Parameters(*(torch.nn.Parameter(tensor.clone()) for tensor in start))
@@ -135,7 +135,7 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_clipping(kind
     groups: list[dict[str, Any]] = [{"params": list(plain)}, {"params": [threshold], "lr": 0.01 * THRESHOLD_PACE}]
     adam = torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
     for step in range(5):
-        x = 9.0 * random_batch(torch.float64, seed=step)  # large enough for clipping to bind
+        x = (9.0, 0.5)[step % 2] * random_batch(torch.float64, seed=step)
         ours.step(x, 0.01)
         adam.zero_grad()
         torch.autograd.backward(loss_of(KINDS[kind], plain, threshold, x, NOBODY))
@@ -143,7 +143,10 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_clipping(kind
             gradient = plain.W_dec.grad
             assert gradient is not None
             gradient -= (gradient * plain.W_dec).sum(1, keepdim=True) * plain.W_dec
-            assert float(torch.nn.utils.clip_grad_norm_([*plain, threshold], 1.0)) > 1.0
+            found = [each.grad for each in (*plain, threshold) if each.grad is not None]
+            norm = torch.nn.utils.get_total_norm(found)
+            for each in found:
+                each /= norm
             adam.step()
             plain.W_dec.div_(plain.W_dec.norm(dim=1, keepdim=True))
             threshold.clamp_(min=0.0)
@@ -182,7 +185,7 @@ def test_a_feature_is_dead_after_the_given_tokens_of_silence() -> None:
 
 def test_following_auxk_alone_lowers_it_until_dead_features_win_again() -> None:
     parameters = random_parameters(torch.float64)
-    parameters.b_enc[:20] = -4.0  # low enough to lose against the others, not out of reach
+    parameters.b_enc[:20] = -8.0  # below zero on every row
     ours, x, dead = engine(parameters), random_batch(torch.float64), torch.arange(20)
     losses, wins = [], []
     for _ in range(100):
