@@ -20,6 +20,7 @@ from torch import Tensor
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.dense_step import DenseBackEnd, Graphed, Precision
 from ghosttrack.sae.encoder import Encoder
+from ghosttrack.sae.model import largest
 from ghosttrack.sae.parameters import Parameters, Pass
 from ghosttrack.sae.sparse_step import SparseBackEnd
 
@@ -167,7 +168,7 @@ class Engine:
         for start in range(0, len(centred), AUXILIARY_ROWS):
             rows = slice(start, start + AUXILIARY_ROWS)
             some, rest = centred[rows], residual[rows]  # (chunk, d_model)
-            active = _largest(torch.addmm(b_enc, some, W_enc.t()), width)  # (chunk, dead)
+            active = largest(torch.addmm(b_enc, some, W_enc.t()), width)  # (chunk, dead)
             difference = torch.mm(active, W_dec).sub_(rest)  # (chunk, d_model)
             squared += difference.pow(2).sum().double()
             difference.mul_((2.0 * weight).to(difference.dtype))
@@ -218,11 +219,3 @@ class Engine:
             parameter.copy_(tensors[name])
             moments[index] = {key: tensors[f"{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
-
-
-def _largest(pre: Tensor, k: int) -> Tensor:
-    """`pre` (rows, n) where it is among the k largest of its row, else 0."""
-    if k >= pre.shape[1]:
-        return pre
-    top = pre.topk(k, dim=1, sorted=False)
-    return torch.zeros_like(pre).scatter_(1, top.indices, top.values)

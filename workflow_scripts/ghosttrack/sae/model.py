@@ -66,12 +66,17 @@ class Sae:
         return torch.addmm(self.b_dec, code, self.W_dec)
 
 
+def largest(pre: Tensor, k: int) -> Tensor:
+    """`pre` (rows, n) where it is among the k largest of its row, else 0."""
+    if k >= pre.shape[1]:
+        return pre
+    top = pre.topk(k, dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter_(1, top.indices, top.values)
+
+
 def strongest(pre: Tensor, k: int) -> Tensor:
     """`pre` (rows, n) where it is positive and among the k largest of its row, else 0."""
-    if k >= pre.shape[1]:
-        return pre.relu()
-    largest = pre.topk(k, dim=1, sorted=False)
-    return torch.zeros_like(pre).scatter_(1, largest.indices, largest.values.relu_())
+    return largest(pre, k).relu()
 
 
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
