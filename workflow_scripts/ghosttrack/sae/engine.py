@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.dense_step import DenseBackEnd, Graphed, Precision
 from ghosttrack.sae.encoder import Encoder
@@ -182,11 +183,14 @@ class Engine:
     def _update(self, found: Pass, learning_rate: float) -> None:
         """Project, scale to one global norm, Adam, unit decoder rows, thresholds not below zero."""
         W_dec, threshold = self.parameters.W_dec, self.architecture.threshold
-        found.gradients.W_dec.addcmul_(W_dec, found.along.unsqueeze(1), value=-1)
         learned, gradients = list(self._learned().values()), list(found.gradients)
         if found.threshold is not None:
             gradients.append(found.threshold)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        lengths = [torch.linalg.vector_norm(each) for each in gradients if each is not found.gradients.W_dec]
+        for rows in _cached_rows(W_dec):
+            part = found.gradients.W_dec[rows].addcmul_(W_dec[rows], found.along[rows].unsqueeze(1), value=-1)
+            lengths.append(torch.linalg.vector_norm(part))
+        norm = float(torch.linalg.vector_norm(torch.stack(lengths)))
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient.mul_(GRADIENT_NORM / norm) if norm > 0.0 else gradient
         for group, pace in zip(self._optimizer.param_groups, (1.0, THRESHOLD_PACE), strict=False):
@@ -219,3 +223,9 @@ class Engine:
             parameter.copy_(tensors[name])
             moments[index] = {key: tensors[f"{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+
+
+def _cached_rows(weight: Tensor) -> list[slice]:
+    """Slices of the rows of weight (d_sae, d_model) that stay in a core's cache from one reading to the next; of all on a GPU."""
+    rows = len(weight) if weight.is_cuda else max(sparse.CACHE // (weight.shape[1] * weight.element_size()), 1)
+    return [slice(start, start + rows) for start in range(0, len(weight), rows)]

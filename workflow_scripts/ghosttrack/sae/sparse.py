@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
 # Bytes of a table that stay in the second-level cache of a core (1 to 2 MB in servers).
-_CACHE = 2**20
+CACHE = 2**20
 # A slice of fewer columns would waste parts of the cache lines and prefetches.
 _FEWEST_COLUMNS = 64
 # Reads of each row from which on slicing, which copies the table and the sums once, pays.
@@ -77,14 +78,14 @@ def decode(code: Code, weight: Tensor) -> Tensor:
 
 def transpose(code: Code) -> Transposed:
     """Sort the entries by feature, rows ascending within each."""
-    # A narrow key sorts by radix: three times faster than int64.
-    key = code.column.to(torch.int16 if code.d_sae <= torch.iinfo(torch.int16).max else torch.int32)
-    order = torch.argsort(key, stable=True)
-    entries = torch.bincount(code.column, minlength=code.d_sae)
-    start = torch.zeros(code.d_sae + 1, dtype=torch.int64)
-    torch.cumsum(entries, 0, out=start[1:])
+    # scipy counts the entries of each feature and puts them in place, where torch sorts: two to four times as fast.
+    features, row_start = (each.numpy().astype(np.int32) for each in (code.column, code.row_start))
+    numbered = np.arange(len(features), dtype=np.int32)
+    found = csr_array((numbered, features, row_start), shape=(code.rows, code.d_sae)).tocsc()
+    order, row, start = (torch.from_numpy(each).long() for each in (found.data, found.indices, found.indptr))
+    entries = start.diff()
     column = torch.repeat_interleave(entries, output_size=order.numel())
-    return Transposed(order, code.value.index_select(0, order), code.row.index_select(0, order), column, start, entries)
+    return Transposed(order, code.value.index_select(0, order), row, column, start, entries)
 
 
 def products_on_pattern(transposed: Transposed, dense: Tensor, weight: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def _weighted_row_sums(index: Tensor, start: Tensor, weight: Tensor, table: Tens
     Where a table that the cache cannot hold is read many times over, some columns at a time: each element is the same sum.
     """
     rows, width = table.shape
-    columns = max(_CACHE // (rows * table.element_size()), _FEWEST_COLUMNS)
+    columns = max(CACHE // (rows * table.element_size()), _FEWEST_COLUMNS)
     if columns >= width or index.numel() < _WORTH_SLICING * rows:
         return functional.embedding_bag(index, table, start[:-1], mode="sum", per_sample_weights=weight)
     sums = table.new_empty(start.numel() - 1, width)
