@@ -144,6 +144,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes.loglog(n, table[name], "o-", label=name)
     curve = n * np.log(n)
     axes.loglog(n, curve * table["all"].iloc[-1] / curve[-1], "k:", label="n log n")
+    axes.set_xticks(n, [f"{size:,.0f}" for size in n])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("texts")
     axes.set_ylabel("CPU seconds of one fold")
     axes.legend()

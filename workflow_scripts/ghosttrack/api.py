@@ -56,7 +56,11 @@ class Reason(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What the detector says of one text; probability = that it is hallucinated, calibrated on strict data sets."""
+    """What the detector says of one text; probability = that it is hallucinated, calibrated on strict data sets.
+
+    output: the part of the log-odds that the model's own output gives (log-probabilities, entropies). The rest is the mean of
+    the tokens' probe scores: what activations add.
+    """
 
     id: str
     text: str
@@ -64,6 +68,7 @@ class Score(NamedTuple):
     end: int
     probability: float
     log_odds: float
+    output: float
     verdict: str
     tokens: list[Token]
     reasons: list[Reason]
@@ -156,7 +161,8 @@ class Detector:
             verdict = HALLUCINATED if chance >= 0.5 else TRUE
             sure = max(chance, 1 - chance) >= confidence
             yield Score(
-                text.id, text.text, start, end, chance, _round(found.log_odds[place]), verdict if sure else ABSTAIN, tokens, named
+                text.id, text.text, start, end, chance, _round(found.log_odds[place]), _round(found.log_odds[place] - probe[place].mean()),
+                verdict if sure else ABSTAIN, tokens, named,
             )  # fmt: skip
 
     def _name(self, layer: int, feature: int) -> str:

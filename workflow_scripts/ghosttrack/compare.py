@@ -56,6 +56,9 @@ def main(arguments: list[str]) -> int:
         from ghosttrack.report import comparison
         from ghosttrack.settings import EvaluationSettings
 
+        for path in chosen.run:
+            if not path.is_dir():
+                raise UserError(f"{path} is not there: give the folder of a finished run, such as results/smollm2-135m")
         runs = {name: comparison.read(path) for name, path in names_of(chosen.run).items()}
         datasets = dict.fromkeys(name for run in runs.values() for name in run.metrics["dataset"])
         settings = EvaluationSettings(bootstrap=chosen.draws)

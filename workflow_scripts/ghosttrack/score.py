@@ -14,7 +14,7 @@ from ghosttrack.api import Score, Text
 from ghosttrack.errors import UserError
 
 # Columns of the csv form, in order; tokens and reasons are one cell each.
-COLUMNS = ("id", "probability", "verdict", "log_odds", "answer", "text", "tokens", "reasons")
+COLUMNS = ("id", "probability", "verdict", "log_odds", "output", "answer", "text", "tokens", "reasons")
 
 
 def read_context(path: Path | str | None) -> str:
@@ -47,7 +47,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
     """
     if path.suffix.lower() == ".txt":
         if not path.is_file():
-            raise UserError(f"{path} is not there; expected a text file with one text a line")
+            raise UserError(f"texts: {path} is not there; expected a text file with one text a line")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         yield from (
             Text(line.strip(), "", str(number), context) for number, line in enumerate(lines, start=1) if line.strip()
@@ -55,7 +55,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
         return
     from ghosttrack.inputs.rows import read_rows, require_columns, text_of
 
-    rows = read_rows(path)
+    rows = read_rows(path, "texts")
     require_columns(rows[0], [("", "text")], str(path))
     for number, row in enumerate(rows, start=1):
         text = text_of(row, "text", number, str(path))
@@ -67,7 +67,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
 def as_mapping(score: Score) -> dict[str, Any]:
     """A score as nested plain values, the form of a line of jsonl."""
     return {
-        **{key: getattr(score, key) for key in ("id", "probability", "verdict", "log_odds", "text")},
+        **{key: getattr(score, key) for key in ("id", "probability", "verdict", "log_odds", "output", "text")},
         "answer": score.text[score.start : score.end],
         "tokens": [{"text": score.text[each.start : each.end], **each._asdict()} for each in score.tokens],
         "reasons": [each._asdict() for each in score.reasons],
@@ -150,12 +150,14 @@ def main(arguments: list[str]) -> int:
         help="abstain below this probability of the verdict, 0.5 (never) to 1; default %(default)s",
     )
     parser.add_argument("--reasons", type=int, default=5, help="features to name for each text; default %(default)s")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)  # options may stand between texts
     try:
         if bool(chosen.text) == bool(chosen.texts):
             raise UserError("give texts either as arguments or as a file with --texts")
         if chosen.answer and len(chosen.text) != 1:
             raise UserError("--answer goes with exactly one text; in a file it is the column `answer`")
+        if len(chosen.text) > 1 and not any(" " in each.strip() for each in chosen.text):
+            raise UserError(f"{len(chosen.text)} texts of one word each: put quotation marks around a text")
         if chosen.out and chosen.out.suffix.lower() not in (*FORMS, ".html"):
             raise UserError(f"--out: {chosen.out} must end in {', '.join(FORMS)} or .html")
         context = read_context(chosen.context)

@@ -143,6 +143,7 @@ def test_the_log_odds_are_intercept_outputs_and_the_mean_of_the_probe_scores(run
         probes = np.mean([token.probe for token in each.tokens])
         by_hand = float(weights.intercept[0] + values[place] @ weights.outputs + probes)
         assert each.log_odds == pytest.approx(by_hand, abs=5e-3)
+        assert each.output == pytest.approx(by_hand - probes, abs=5e-3)
         assert each.probability == pytest.approx(1 / (1 + np.exp(-each.log_odds)), abs=1e-3)
 
 
@@ -325,7 +326,8 @@ def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
     [
         (["a", "--context", "nowhere.txt"], "nowhere.txt cannot be read"),
         ([], "give texts either"), (["a", "--texts", "b.csv"], "give texts either"), (["a", "b", "--answer", "c"], "exactly one text"),
-        (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "nowhere.csv is not there"),
+        (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "texts: nowhere.csv is not there"),
+        (["a", "b"], "quotation marks"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_is_answered_in_one_line(

@@ -68,9 +68,11 @@ def make(folder: Path, groups: int = 12) -> Run:
             table.to_parquet(paths[-1])
         _tracks(folder, name, len(tokens), rng, run)
         score = np.clip(0.5 + 0.35 * (2 * examples["label"] - 1) + rng.normal(0, 0.3, len(examples)), 0.01, 0.99)
-        scores.append(examples[["id", "group", "label"]].assign(
-            dataset=name, mode=mode, fold=np.arange(len(examples)) // 2 % 3, signal="ghosttrack", family="detector", score=score, reason="",
-        ))  # fmt: skip
+        for signal, family, values in (("ghosttrack", "detector", score), ("output_regression", "output", 0.25)):
+            if name == "cities" or family == "detector":
+                scores.append(examples[["id", "group", "label"]].assign(
+                    dataset=name, mode=mode, fold=np.arange(len(examples)) // 2 % 3, signal=signal, family=family, score=values, reason="",
+                ))  # fmt: skip
     pd.concat(scores).to_parquet(run.scores)
     _explained(run.token_scores, run.effects, rng)
     for layer in LAYERS:

@@ -73,6 +73,11 @@ def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(pa
     for words in ("Fires on", "Speaks for", "Strongest contexts", "feature", "layer"):
         assert words in said
     assert page.run("document.querySelectorAll('.track.chosen').length") == 1
+    # A block opens the feature of its own layer.
+    blocks = "document.querySelectorAll(\"[data-track='1'] .node\")"
+    for place in range(page.run(f"{blocks}.length")):
+        page.run(f"{blocks}[{place}].dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
+        page.wait(f"document.querySelectorAll('.steps button')[{place}].ariaPressed === 'true'")
 
     page.run(click("#twin"))
     page.wait(f"{SHOWN}.endsWith('twin')")
@@ -98,6 +103,21 @@ def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(pa
     assert isinstance(dark, int)
     assert light > 200 > 60 > dark
     assert quiet(page)
+
+
+def test_words_are_found_in_any_text_whatever_was_shown_before(page: Browser) -> None:
+    assert page.run("document.getElementById('show').value") == "picks"
+    page.run(choose("find", "Ada 7"))
+    assert page.run("document.getElementById('show').value") == "all"
+    assert page.run("document.querySelectorAll('[role=option]').length") > 0
+
+
+def test_the_score_from_the_output_alone_stands_beside_the_score(chromium: Browser, file: Path) -> None:
+    figures = "document.querySelector('.figures').textContent"
+    for number, said in (("cities-markup-1", "0.25"), ("questions-3", "\u2013")):
+        chromium.open(file, part=number)
+        chromium.wait(f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('{number}')")
+        assert chromium.run(figures).endswith(f"score from the output alone {said}")
 
 
 def test_an_answer_is_drawn_token_by_token_with_births_and_deaths(page: Browser) -> None:
@@ -212,3 +232,13 @@ def test_an_address_opens_its_text(chromium: Browser, file: Path) -> None:
     chromium.open(file, part="questions-3")
     chromium.wait(f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('questions-3')")
     assert "Tokyo" in chromium.run("document.querySelector('.passage').textContent")
+
+
+def test_an_address_of_a_text_that_is_not_here_says_so_until_another_is_opened(chromium: Browser, file: Path) -> None:
+    chromium.open(file, part="nowhere-7")
+    chromium.wait("document.body && document.body.dataset.ready")
+    note = "document.querySelector('.head [role=status]')?.textContent"
+    assert "nowhere-7" in chromium.run(note)
+    chromium.run(OPEN_ALL)
+    chromium.run(click("#row-2"))
+    chromium.wait(f"!({note})")

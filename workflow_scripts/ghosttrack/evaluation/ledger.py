@@ -59,7 +59,7 @@ class _Row(NamedTuple):
     ours_auroc: float
     control_auroc: float
     gain: Difference
-    explained: bool
+    explained: str
 
 
 def judge(standings: Sequence[Standing], variants: Sequence[str], settings: EvaluationSettings) -> pd.DataFrame:
@@ -112,17 +112,17 @@ def best_of(where: Standing, signals: Sequence[str]) -> Best:
     return Best(name, where.auroc[name], where.draws[name])
 
 
-def _text_explains(ours: str, where: Standing, confidence: float) -> bool:
-    """Whether the text alone, or the answer alone, is above chance and `ours` is not above it."""
+def _text_explains(ours: str, where: Standing, confidence: float) -> str:
+    """The control, whole text or answer alone, that is above chance and that `ours` is not above; "" if there is none."""
     if not where.has(ours):
-        return False
+        return ""
     for text in filter(where.has, controls.TEXTS):
         gain = statistics.difference(
             where.auroc[ours], where.auroc[text], where.draws[ours], where.draws[text], confidence
         )
         if statistics.interval(where.draws[text], confidence).low > 0.5 and not gain.low > 0:
-            return True
-    return False
+            return text
+    return ""
 
 
 def _line(row: _Row, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[st
         )
         return tables.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
     if row.explained:
-        return tables.ARTEFACT, "the text alone is above chance, and this is not above the text alone"
+        what = "answer" if row.explained == controls.ANSWER_ONLY else "text"
+        return tables.ARTEFACT, f"the {what} alone is above chance, and this is not above the {what} alone"
     if row.where.control:
         return tables.NOT_ESTABLISHED, "a positive control supports no claim"
     if groups < settings.minimum_groups:

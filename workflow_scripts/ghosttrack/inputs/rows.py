@@ -13,28 +13,28 @@ FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 Row = Mapping[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, key: str = "path") -> list[Row]:
     """All rows of a table; the first is row 1 in every message about it.
 
     In csv and tsv every value is text, the empty one included. A .json file holds a list of objects,
     one object a line, or an object whose `Data` is the list (TriviaQA's own form).
 
     Raises:
-        UserError: naming the file and `path`, the key that led to it.
+        UserError: naming the file and `key`, the setting or argument that led to it.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"path: {path} is not there; expected a {', '.join(FILES)} file")
+        raise UserError(f"{key}: {path} is not there; expected a {', '.join(FILES)} file")
     if path.suffix.lower() not in FILES:
-        raise UserError(f"path: {path} must end in one of {', '.join(FILES)}")
+        raise UserError(f"{key}: {path} must end in one of {', '.join(FILES)}")
     try:
         rows = _READERS[path.suffix.lower()](path)
     except UnicodeDecodeError as error:
-        raise UserError(f"path: {path} is not UTF-8 text ({error}); convert it") from None
+        raise UserError(f"{key}: {path} is not UTF-8 text ({error}); convert it") from None
     except csv.Error as error:
-        raise UserError(f"path: {path} is not a table of separated values ({error})") from None
+        raise UserError(f"{key}: {path} is not a table of separated values ({error})") from None
     if not rows:
-        raise UserError(f"path: {path} holds no rows")
+        raise UserError(f"{key}: {path} holds no rows")
     return rows
 
 
@@ -78,7 +78,7 @@ def _csv(path: Path) -> list[Row]:
         reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         header = next(reader, [])
         if len(set(header)) < len(header):
-            raise UserError(f"path: {path} has two columns of one name: {', '.join(header)}")
+            raise UserError(f"{path} has two columns of one name: {', '.join(header)}")
         rows: list[Row] = []
         for values in reader:
             if not values:
@@ -101,9 +101,9 @@ def _jsonl(path: Path) -> list[Row]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UserError(f"path: line {number} of {path} is not JSON: {error}") from None
+                raise UserError(f"line {number} of {path} is not JSON: {error}") from None
             if not isinstance(row, dict):
-                raise UserError(f"path: line {number} of {path} is not an object with the columns as keys")
+                raise UserError(f"line {number} of {path} is not an object with the columns as keys")
             rows.append(row)
     return rows
 
@@ -116,7 +116,7 @@ def _json(path: Path) -> list[Row]:
     if isinstance(content, dict):
         content = content.get("Data", [content])
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise UserError(f"path: {path} is not a list of objects with the columns as keys")
+        raise UserError(f"{path} is not a list of objects with the columns as keys")
     return content
 
 
@@ -127,7 +127,7 @@ def _parquet(path: Path) -> list[Row]:
     try:
         return list(parquet.read_table(path).to_pylist())
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"path: {path} is not a parquet file ({error})") from None
+        raise UserError(f"{path} is not a parquet file ({error})") from None
 
 
 _READERS = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}

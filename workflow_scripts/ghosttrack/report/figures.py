@@ -328,7 +328,7 @@ def tracks(inputs: Inputs) -> Figure:
         seen = np.where(share > 0, share, np.nan)
         style = f"{_TRACKED.get(variant, 'x')}{_DASHES.get(variant, '-')}"
         lasting.plot(np.arange(1, len(share) + 1), seen, style, color=colour, label=name, mfc="none")
-    lasting.set(title="Tracks of at least so many layers", yscale="log", ylabel="share of tracks")
+    lasting.set(title="Tracks that last (layers)", yscale="log", ylabel="share of tracks")
     lasting.set_xticks(range(1, 1 + max((len(line.get_xdata()) for line in lasting.lines), default=1)))
     if len(variants) > 1 and lasting.lines:
         lasting.legend(fontsize=7)

@@ -50,6 +50,7 @@ ALL_GIVEN, ALL_GENERATED = "all_strict", "generated"
 ALL_ANSWERS = "all_answers"
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
 DETECTOR, TEXT_ONLY, LEAK_CONTROL = "ghosttrack", "text_only", "embedding_probe"
+OUTPUT_ALONE = "output_regression"
 
 
 class Shown(NamedTuple):

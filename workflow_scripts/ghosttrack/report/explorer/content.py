@@ -100,7 +100,11 @@ def assemble(
 
 def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.DataFrame:
     """All texts of all sets with the detector's score; texts that were not evaluated are left out."""
-    own = scores.loc[scores["signal"] == tables.DETECTOR, ["dataset", "id", "score"]]
+    own, alone = (
+        scores.loc[scores["signal"] == signal, ["dataset", "id", "score"]]
+        for signal in (tables.DETECTOR, tables.OUTPUT_ALONE)
+    )
+    own = own.merge(alone.rename(columns={"score": "output"}), on=["dataset", "id"], how="left", validate="one_to_one")
     parts = []
     for name, found in datasets.items():
         if list(found.outputs["id"]) != list(found.examples["id"]):
@@ -133,7 +137,10 @@ def _index(shown: pd.DataFrame, names: list[str]) -> dict[str, list[Any]]:
         "id": [str(value) for value in shown["id"]],
         "set": [names.index(value) for value in shown["dataset"]],
         "label": [int(value) for value in shown["label"]],
-        "score": [None if pd.isna(value) else round(float(value), 4) for value in shown["score"]],
+        **{
+            key: [None if pd.isna(value) else round(float(value), 4) for value in shown[key]]
+            for key in ("score", "output")
+        },
         "twin": [int(value) for value in twins],
         "text": [str(value) for value in shown["seen"]],
     }

@@ -31,7 +31,7 @@
 
   let about, index, names; // names: by layer, features with their names, clusters and weights
   let places; // by layer: feature -> its place in `names` and in the layer's dictionary
-  const state = { shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", many: 16, twin: false };
+  const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", many: 16, twin: false };
 
   // ---- numbers
   const MINUS = "\u2212";
@@ -122,7 +122,7 @@
 
   // ---- one text
   async function open(number, token = 0) {
-    Object.assign(state, { current: number, token, track: null });
+    Object.assign(state, { current: number, token, track: null, missing: number === state.current ? state.missing : "" });
     history.replaceState(null, "", `#${encodeURIComponent(index.id[number])}`);
     showRows();
     await showText();
@@ -154,6 +154,7 @@
     const decision = score === null ? "not scored by the detector" : `the detector calls it ${LABELS[called(number)]}`;
     return make(
       "div", { class: "head" },
+      state.missing ? make("p", { class: "note", role: "status" }, `No text with the id ${state.missing} is on this page, which holds a choice of them (How to read this).`) : null,
       make("h2", {}, `This text is ${label}; ${decision}. `,
         score === null ? null : make("span", { class: isWrong(number) ? "wrong" : "right" }, isWrong(number) ? "\u2715 wrong" : "\u2713 right")),
       make("p", { class: "facts" }, [about.sets[index.set[number]], index.id[number], why.get(number)].filter(Boolean).join(" \u00b7 ")),
@@ -203,7 +204,8 @@
       ["surprise", `${fixed(text.surprise[token], 2)} nats`], ["entropy of the prediction", `${fixed(text.entropy[token], 2)} nats`],
       ["rank", text.rank[token] === 0 ? "the model's first choice" : `choice ${(text.rank[token] + 1).toLocaleString("en")}`],
       ...(text.probe ? [["probes", text.probe[token] === null ? "\u2013" : signed(text.probe[token], 2)]] : []),
-      ["score", index.score[number] === null ? "\u2013" : index.score[number].toFixed(2)],
+      ["score", fixed(index.score[number], 2)],
+      ["score from the output alone", fixed(index.output[number], 2)],
     ];
     return make(
       "section", { class: "panel", "data-text": number, "aria-label": own ? "Text" : "Twin" },
@@ -237,7 +239,7 @@
   }
 
   // ---- tracks: a column a layer, the strongest feature on top, a band from each to the next of its track
-  const SIZE = { height: 380, node: 12, gap: 3, top: 22, left: 10, right: 90, least: 58 };
+  const SIZE = { height: 380, node: 12, gap: 3, top: 22, left: 10, right: 90, least: 58, beside: 38 };
 
   const nameOf = (layer, feature) => names[layer].name[places[layer].get(feature)] || `feature ${feature}`;
   const clusterOf = (layer, feature) => (names[layer].cluster ? names[layer].cluster[places[layer].get(feature)] : "");
@@ -282,7 +284,7 @@
       }
     });
     const inner = box.querySelector(".drawing").clientWidth - 18;
-    const step = Math.max(SIZE.least, (inner - SIZE.left - SIZE.right) / Math.max(1, layers - 1));
+    const step = Math.max(state.twin ? SIZE.beside : SIZE.least, (inner - SIZE.left - SIZE.right) / Math.max(1, layers - 1));
     const width = SIZE.left + SIZE.right + step * (layers - 1), height = SIZE.top + SIZE.height + 6;
     const x = (layer) => SIZE.left + step * layer;
     const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Tracks of the token ${text.pieces[token].trim()}: ${tracks.length} strongest of ${text.total[token]}` });
@@ -342,7 +344,8 @@
     }
     for (const layer of layers) {
       const { y, height } = spots.get(layer);
-      group.append(draw("rect", { class: "node", x: x(layer), y, width: SIZE.node, height, rx: 2 }));
+      const open = (event) => { event.stopPropagation(); chooseTrack(number, place, layers.indexOf(layer)); };
+      group.append(draw("rect", { class: "node", x: x(layer), y, width: SIZE.node, height, rx: 2, onclick: open }));
     }
     if (first > 0) group.append(draw("circle", { class: "birth", cx: x(first), cy: spots.get(first).y + spots.get(first).height / 2, r: 3 }));
     if (last < about.layers.length - 1) {
@@ -468,6 +471,7 @@
       byId("words").hidden = !byId("words").hidden;
       byId("words-button").setAttribute("aria-expanded", String(!byId("words").hidden));
     });
+    byId("find").addEventListener("input", () => { if (byId("find").value.trim()) byId("show").value = "all"; }); // words may stand in any text
     byId("filters").addEventListener("input", refilter);
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     byId("list").addEventListener("scroll", showRows);
@@ -476,7 +480,9 @@
     addEventListener("resize", () => { clearTimeout(late); late = setTimeout(() => { showRows(); showText(); }, 120); });
     const asked = index.id.indexOf(decodeURIComponent(location.hash.slice(1)));
     refilter();
-    await open(asked >= 0 ? asked : (state.shown[0] ?? 0));
+    const first = asked >= 0 ? asked : (state.shown[0] ?? 0);
+    if (asked < 0 && location.hash.length > 1) Object.assign(state, { current: first, missing: decodeURIComponent(location.hash.slice(1)) });
+    await open(first);
     document.body.dataset.ready = String(Math.round(performance.now()));
   }
 
