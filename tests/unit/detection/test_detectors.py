@@ -90,6 +90,7 @@ def test_without_tracks_the_detector_still_stands() -> None:
     ("ghosttrack", "detector"), ("ghosttrack.without_sae", "detector"), ("raw_probe", "probe"), ("raw_probe_all", "probe"),
     ("embedding_probe", "control"), ("text_only", "control"), ("length", "control"), ("output_regression", "output"),
     ("perplexity", "output"), ("pmi", "output"), ("difference_of_means", "probe"), ("sae_max_probe", "probe"), ("metrics_forest", "tracking"), ("metrics_forest.permuted", "null"),
+    ("ghosttrack.with_metrics", "detector"), ("ghosttrack.with_metrics.untracked", "null"),
 ])  # fmt: skip
 def test_signals_have_families(signal: str, family: str) -> None:
     assert detectors.family_of(signal) == family

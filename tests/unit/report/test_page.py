@@ -169,6 +169,21 @@ def test_the_summary_says_the_verdict_in_plain_words(verdict: str, said: str) ->
     assert found.endswith("That tracking adds to it is not established.")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (tables.ESTABLISHED, "Tracking adds to it."),
+        (tables.NOT_ESTABLISHED, "without the links that make a track is not established."),
+    ],
+)
+def test_tracking_adds_only_if_its_null_adds_less(more: str, said: str) -> None:
+    rows = [
+        row(tables.HEADLINE, tables.ALL_GIVEN, tables.ESTABLISHED), row(tables.TRACKING, tables.ALL_GIVEN, tables.ESTABLISHED),
+        row(f"{tables.TRACKING}{tables.MORE_THAN} untracked null", tables.ALL_GIVEN, more),
+    ]  # fmt: skip
+    assert verdicts.summary(rows, KINDS).endswith(said)
+
+
 def test_without_a_claim_over_data_sets_nothing_is_established() -> None:
     assert verdicts.summary([row(tables.HEADLINE, "element_symbol", tables.ARTEFACT)], KINDS).startswith(
         "Nothing can be"

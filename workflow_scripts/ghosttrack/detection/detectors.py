@@ -4,7 +4,7 @@ Every score is out-of-fold, and everything that is chosen (layer, strength, weig
 chosen inside the training folds: a stack is fitted on base scores from fits without the row's inner fold.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +22,9 @@ DEFAULT = "ghosttrack"
 # What the default detector stacks: the output features themselves, and the log-odds of these probes.
 # The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/method.md).
 BASES = ("centred_probe", "residual_probe")
-# The same stack with less or more, for the claims that its parts must earn.
-STACKS: dict[str, tuple[str, ...]] = {
-    DEFAULT: BASES,
-    f"{DEFAULT}.without_sae": ("centred_probe",),
-    f"{DEFAULT}.with_metrics": (*BASES, "metrics_logistic"),
-}
+# The same stack with less, for the claim that its parts must earn; with more: see `stacks`.
+STACKS: dict[str, tuple[str, ...]] = {DEFAULT: BASES, f"{DEFAULT}.without_sae": ("centred_probe",)}
+WITH_METRICS = f"{DEFAULT}.with_metrics"
 # Controls on raw activations and on codes, and the parts of the stack.
 PROBES = ("raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe", "sae_probe", *BASES)
 # The 26 metrics of the original system; signals tables hold more families.
@@ -79,20 +76,25 @@ def family_of(signal: str) -> str:
     """Family of a signal, for tables: detector, output, probe, control, tracking or null."""
     if signal in controls.AUDITED:
         return "control"
+    if signal.startswith(("metrics_", WITH_METRICS)) and signal.removeprefix(WITH_METRICS).count("."):
+        return "null"
     if signal.startswith(DEFAULT):
         return "detector"
     if signal.startswith("metrics_"):
-        return "null" if "." in signal else "tracking"
+        return "tracking"
     return "probe" if signal in PROBES else "output"
 
 
 def signal_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
     """Every trained signal that `train` gives, in the order of the tables; `chosen`: classifiers of the metrics."""
     metrics = [_of_variant(f"metrics_{name}", each) for each in variants for name in classifiers_of(each, chosen)]
-    stacks = [
-        name for name, bases in STACKS.items() if "metrics_logistic" in metrics or "metrics_logistic" not in bases
-    ]
-    return [*stacks, *PROBES, "output_regression", *metrics]
+    return [*stacks(metrics), *PROBES, "output_regression", *metrics]
+
+
+def stacks(signals: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What each stack is made of beside the output features: STACKS, and one for each logistic regression on metrics among `signals`."""
+    more = (signal for signal in signals if signal.startswith("metrics_logistic"))
+    return {**STACKS, **{signal.replace("metrics_logistic", WITH_METRICS): (*BASES, signal) for signal in more}}
 
 
 def train(
@@ -194,9 +196,7 @@ def classifiers_of(variant: str, chosen: Sequence[str]) -> list[str]:
 def _stacks(inputs: Inputs, y: Ints, step: Round, results: Results, fits: Mapping[str, Fitted]) -> dict[str, Fitted]:
     """Logistic regression on output features and base log-odds: inner ones to fit, outer ones to score."""
     made = {}
-    for signal, bases in STACKS.items():
-        if any(base not in fits for base in bases):  # without tracks there are no metrics to add
-            continue
+    for signal, bases in stacks(fits).items():
         table = inputs.outputs.copy()
         for base in bases:
             column = np.empty(len(table))

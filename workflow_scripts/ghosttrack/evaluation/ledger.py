@@ -41,7 +41,16 @@ def claims(variants: Sequence[str]) -> list[Claim]:
     ]
     if "default" in variants:
         found += [
-            Claim("tracking metrics add to the detector", f"{default}.with_metrics", (default,)),
+            Claim(tables.TRACKING, detectors.WITH_METRICS, (default,)),
+            *(
+                Claim(
+                    f"{tables.TRACKING}{tables.MORE_THAN} {variant} null",
+                    detectors.WITH_METRICS,
+                    (f"{detectors.WITH_METRICS}.{variant}",),
+                )
+                for variant in variants
+                if variant != "default"
+            ),
             *(
                 Claim(f"tracking metrics beat their {variant} null", "metrics_forest", (f"metrics_forest.{variant}",))
                 for variant in variants

@@ -50,6 +50,8 @@ ALL_GIVEN, ALL_GENERATED = "all_strict", "generated"
 ALL_ANSWERS = "all_answers"
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
 DETECTOR, TEXT_ONLY, LEAK_CONTROL = "ghosttrack", "text_only", "embedding_probe"
+# What follows TRACKING in the claim that it is the tracks that add, and not what their null has as well.
+MORE_THAN = " more than their"
 OUTPUT_ALONE = "output_regression"
 
 

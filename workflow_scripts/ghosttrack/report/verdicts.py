@@ -98,13 +98,26 @@ def summary(rows: Sequence[Mapping[str, Any]], kinds: tables.Kinds) -> str:
 
 
 def _tracking(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = {name: row["verdict"] for name in SCOPES if (row := _row(rows, name, tables.TRACKING))}
-    adds = [SCOPES[name].lower() for name, verdict in found.items() if verdict == tables.ESTABLISHED]
+    found = {name: _tracking_claims(rows, name) for name in SCOPES if _row(rows, name, tables.TRACKING)}
+    adds = [SCOPES[name].lower() for name, verdicts in found.items() if set(verdicts.values()) == {tables.ESTABLISHED}]
     if not found:
         return []
+    if not adds and any(verdicts[tables.TRACKING] == tables.ESTABLISHED for verdicts in found.values()):
+        return [
+            "The metrics of tracks add to it, but that they add more than the same without the links that make a track is not established."
+        ]
     if not adds:
         return ["That tracking adds to it is not established."]
     return ["Tracking adds to it." if len(adds) == len(found) else f"Tracking adds to it {adds[0]} only."]
+
+
+def _tracking_claims(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
+    """Verdicts of a scope's claims that tracks add to the detector: at all, and more than each null."""
+    return {
+        row["claim"]: row["verdict"]
+        for row in rows
+        if row["dataset"] == name and row["claim"].startswith(tables.TRACKING)
+    }
 
 
 def _headline(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], where: str, names: Sequence[str]) -> str:

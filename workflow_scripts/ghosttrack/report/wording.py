@@ -63,7 +63,7 @@ def label(signal: str) -> str:
     """A signal's name as people say it, alone or inside a longer note."""
     if signal in LABELS:
         return LABELS[signal]
-    base, _, variant = signal.partition(".")
+    base, _, variant = signal.rpartition(".")
     if base in LABELS and variant in NULLS:
         return f"{LABELS[base]}, {NULLS[variant]}"
     return signal.replace("logprob", "log-probability").replace("_", " ")
@@ -71,7 +71,7 @@ def label(signal: str) -> str:
 
 def meaning(signal: str, family: str) -> str:
     """What a signal is; its family if nothing more is known."""
-    base, _, variant = signal.partition(".")
+    base, _, variant = signal.rpartition(".")
     if signal not in MEANINGS and base in MEANINGS and variant in NULLS:
         return f"{MEANINGS[base]}, {NULLS[variant]}: a null"
     return MEANINGS.get(signal, family)
