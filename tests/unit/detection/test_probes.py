@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from ghosttrack.detection import probes
@@ -150,3 +151,21 @@ def test_a_joint_probe_of_many_rows_in_wide_columns_comes_close_to_the_exact_one
     truth = np.arange(200) % 2
     assert auroc(truth, found.outer) > auroc(truth, exact.outer) - 0.03
     assert auroc(truth, exact.outer) > 0.6
+
+
+def test_of_many_texts_the_text_model_is_the_exact_one_but_for_the_third_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, probes.EXACT + 400).astype(np.int64)
+    counts = rng.poisson(0.05, (len(labels), 300)) * (1 + labels[:, None] * (np.arange(300) < 20))
+    words = sparse.csr_array(counts.astype(np.float64))
+    train, inner = slice(0, probes.EXACT + 200), np.arange(probes.EXACT + 200) % 3
+    test = slice(train.stop, None)
+
+    def fitted() -> float:
+        fit = probes.logistic(words[train], labels[train], inner, words[test], (0.3, 30.0))
+        return auroc(labels[test], fit.outer)
+
+    early = fitted()
+    monkeypatch.setattr(probes, "EXACT", len(labels))
+    assert early == pytest.approx(fitted(), abs=2e-3)
+    assert early > 0.6
