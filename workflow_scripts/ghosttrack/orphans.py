@@ -70,7 +70,8 @@ def find(folder: Path, *, require_slurm: bool = False) -> list[Orphan]:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             since = time.strftime("%H:%M:%S", time.localtime(process.create_time()))
-            found.append(Orphan("process", str(process.pid), _script(process), f"since {since}"))
+            if script := _script(process):
+                found.append(Orphan("process", str(process.pid), script, f"since {since}"))
     known = {f"process {process.pid} on " for process in processes}
     for held in held_locks(folder / "results"):
         owner = files.owner_of(held)
@@ -113,9 +114,9 @@ def _processes(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
 
 
 def _script(process: psutil.Process) -> str:
-    """`train_sae` from `.snakemake/scripts/tmpab12.train_sae.py`."""
-    word = next(word for word in process.cmdline() if ".snakemake/scripts/" in word)
-    return Path(word).name.split(".")[-2]
+    """`train_sae` from `.snakemake/scripts/tmpab12.train_sae.py`; "" of a process that has ended meanwhile and has no words left."""
+    words = (word for word in process.cmdline() if ".snakemake/scripts/" in word)
+    return next((Path(word).name.split(".")[-2] for word in words), "")
 
 
 def _slurm_job(process: psutil.Process) -> str:
