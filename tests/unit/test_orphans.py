@@ -91,13 +91,13 @@ def test_a_process_that_a_killed_snakemake_left_is_found_once_and_refused(folder
         orphans.refuse(folder, require_slurm=False)
 
 
-@pytest.mark.usefixtures("job")
 def test_a_process_that_ends_while_it_is_looked_at_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = SimpleNamespace(pid=1, create_time=lambda: 0.0, cmdline=list, environ=dict)
     monkeypatch.setattr(orphans, "job_processes", lambda _: [ended])
     assert orphans.find(folder) == []
 
 
+@pytest.mark.usefixtures("job")
 def test_a_run_is_not_launched_beside_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["--version"]) == 1
     assert "make orphans ARGS=--wait" in capsys.readouterr().err
