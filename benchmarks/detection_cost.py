@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from ghosttrack import frames
 from ghosttrack.detection import controls, detectors, splits
 from ghosttrack.detection import run as detection_run
-from ghosttrack.detection.representations import LayerBlocks
+from ghosttrack.detection.representations import LayerBlocks, Pairs
 from ghosttrack.evaluation import statistics
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
@@ -59,6 +59,7 @@ def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
         [folder / f"layer_{layer:02d}.json" for layer in layers],
         [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
         folder / "background.npz",
+        folder / "prompts.npz",
         [run / "signals" / f"{dataset}.default.parquet"],
     )
     outputs = frames.read_parquet(folder / "outputs.parquet")
@@ -80,7 +81,12 @@ def grown(inputs: detectors.Inputs, picked: np.ndarray, generator: np.random.Gen
 
     return detectors.Inputs(
         table(inputs.outputs),
+        table(inputs.lens),
         {layer: LayerBlocks(*map(noisy, blocks)) for layer, blocks in inputs.layers.items()},
+        Pairs(
+            [noisy(block) for block in inputs.pairs.prompt], noisy(inputs.pairs.answer), inputs.pairs.relation[picked]
+        ),
+        inputs.texts.iloc[picked].reset_index(drop=True),
         {name: table(values) for name, values in inputs.metrics.items()},
     )
 

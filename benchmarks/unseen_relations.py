@@ -46,7 +46,7 @@ def read(run: Path, home: Path, table: str, layers: list[int], detection: Detect
         stores=[folder / f"layer_{layer:02d}.zarr" for layer in layers],
         manifests=[folder / f"layer_{layer:02d}.json" for layer in layers],
         embedding=folder / "embedding.zarr", embedding_manifest=folder / "embedding.json",
-        background=folder / "background.npz", tokens=folder / "tokens.parquet", outputs=folder / "outputs.parquet",
+        background=folder / "background.npz", prompt_states=folder / "prompts.npz", tokens=folder / "tokens.parquet", outputs=folder / "outputs.parquet",
         site="resid_post", positions="answer", prompts=detection.other_prompts, whether_true=False, dataset=table, batch=32, threads=1, seed=seed,
     )  # fmt: skip
 
@@ -66,6 +66,7 @@ def scores(
         [folder / f"layer_{layer:02d}.json" for layer in layers],
         [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
         folder / "background.npz",
+        folder / "prompts.npz",
         [],
     )
     return detection_run.train_dataset(

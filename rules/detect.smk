@@ -41,6 +41,7 @@ rule train_detectors:
         manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
         background="results/{model}/examples/{dataset}/background.npz",
+        prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         signals=per_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
         samples=drawn_answers,
     output:

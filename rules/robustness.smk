@@ -70,6 +70,7 @@ rule vary_seeds:
         manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
         background="results/{model}/examples/{dataset}/background.npz",
+        prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         samples=drawn_answers,
         sweeps=swept_saes,
     output:

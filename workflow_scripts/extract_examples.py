@@ -7,17 +7,17 @@ import pandas as pd
 import torch
 
 from ghosttrack import files, frames, job
-from ghosttrack.activations import example_extraction, example_tokens, extraction, other_prompts, p_true
+from ghosttrack.activations import example_extraction, example_tokens, extraction, other_prompts, p_true, rivals
 from ghosttrack.inputs import models
 from ghosttrack.memory import keep_freed_memory
 
 
 def main(
     *, examples: Path, weights: Path, stores: list[Path], manifests: list[Path], embedding: Path,
-    embedding_manifest: Path, background: Path, tokens: Path, outputs: Path, site: extraction.Site,
+    embedding_manifest: Path, background: Path, prompt_states: Path, tokens: Path, outputs: Path, site: extraction.Site,
     positions: example_tokens.Positions, prompts: int, whether_true: bool, dataset: str, batch: int, threads: int, seed: int,
 ) -> None:  # fmt: skip
-    """Write one store a layer, one of the token embedding, what answers are after other prompts, and the tables."""
+    """Write one store a layer, one of the token embedding, what answers are after other prompts, what prompts end in, and the tables."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     frame = frames.read_parquet(examples)
@@ -29,6 +29,7 @@ def main(
     every = pd.concat([frame, pairs], ignore_index=True)
     encoded = example_tokens.encode(every, tokenizer, limit, dataset, positions=positions)
     asked = other_prompts.Asked(pairs, encoded[len(frame) :], len(layers), model.config.get_text_config().hidden_size)
+    among = rivals.Rivals(model, encoded[: len(frame)], frame["relation"].tolist())
     found = example_extraction.extract_examples(
         model,
         extraction.origin(weights.parent),
@@ -39,6 +40,7 @@ def main(
         site=site,
         batch=batch,
         asked=asked,
+        rivals=among,
     )
     found.tokens.insert(3, "text", [tokenizer.decode([token]) for token in found.tokens["token"]])
     found.outputs.insert(0, "id", frame["id"].to_numpy())
@@ -46,8 +48,9 @@ def main(
     for kind in ("sum", "mean", "first"):
         found.outputs[f"pmi_{kind}"] = found.outputs[f"logprob_{kind}"] - getattr(baseline, f"logprob_{kind}")
     found.outputs["other_prompts"] = baseline.prompts
+    measured = pd.concat([found.outputs, among.table()], axis=1)
     if whether_true:
-        found.outputs["p_true"] = p_true.measure(model, tokenizer, frame, limit=limit, batch=batch)
+        measured["p_true"] = p_true.measure(model, tokenizer, frame, limit=limit, batch=batch)
     with files.atomic_write(background, "wb") as stream:
         np.savez(
             stream,
@@ -55,7 +58,9 @@ def main(
                 f"layer_{layer:02d}": each for layer, each in zip(layers, baseline.activation.astype("f2"), strict=True)
             },
         )
-    for path, table in ((tokens, found.tokens), (outputs, found.outputs)):
+    with files.atomic_write(prompt_states, "wb") as stream:
+        rivals.write(stream, among.states())
+    for path, table in ((tokens, found.tokens), (outputs, measured)):
         with files.atomic_write(path, "wb") as stream:
             table.to_parquet(stream, index=False)
 

@@ -11,7 +11,7 @@ from ghosttrack.settings import DetectionSettings
 
 def main(
     *, examples: Path, outputs: Path, audited: Path, stores: list[Path], manifests: list[Path], weights: list[Path],
-    background: Path, signals: list[Path], samples: list[Path], scores: Path, selection: Path, importance: Path, dataset: str, layers: list[int],
+    background: Path, prompt_states: Path, signals: list[Path], samples: list[Path], scores: Path, selection: Path, importance: Path, dataset: str, layers: list[int],
     variants: list[str], detection: DetectionSettings, seed: int, threads: int = 1,
 ) -> None:  # fmt: skip
     """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`; `samples` holds
@@ -20,7 +20,7 @@ def main(
     with threadpool_limits(threads):
         found = detection_run.train_dataset(
             dataset, frames.read_parquet(examples), frames.read_parquet(outputs), frames.read_parquet(audited),
-            detection_run.Files(stores, manifests, weights, background, signals), layers, variants, detection, seed,
+            detection_run.Files(stores, manifests, weights, background, prompt_states, signals), layers, variants, detection, seed,
             *drawn,
         )  # fmt: skip
     with files.atomic_write(scores, "wb") as stream:

@@ -15,7 +15,7 @@ from ghosttrack.settings import DetectionSettings
 
 def main(
     *, examples: Path, outputs: Path, audited: Path, stores: list[Path], manifests: list[Path], weights: list[Path],
-    background: Path, samples: list[Path], sweeps: list[Path], seeds: Path, dataset: str, layers: list[int], arms: dict[str, int],
+    background: Path, prompt_states: Path, samples: list[Path], sweeps: list[Path], seeds: Path, dataset: str, layers: list[int], arms: dict[str, int],
     detection: DetectionSettings, seed: int, threads: int = 1,
 ) -> None:  # fmt: skip
     """Write one row per seed and signal; `samples` holds the drawn answers of a generated data set, or nothing; `sweeps` holds the swept SAEs of every layer or nothing, `arms` their folders' seeds by name."""
@@ -32,7 +32,7 @@ def main(
         labels, units = first["label"].to_numpy(dtype=np.int64), first["group"].to_numpy(dtype=object)
 
         def read(saes: list[Path]) -> Inputs:
-            paths = detection_run.Files(stores, manifests, saes, background, [])
+            paths = detection_run.Files(stores, manifests, saes, background, prompt_states, [])
             return detection_run.read_inputs(dataset, texts, measured, rows, paths, layers, [])
 
         with threadpool_limits(threads):

@@ -293,7 +293,7 @@ def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: 
     extract_examples.main(
         examples=tmp_path / "examples.parquet", weights=tmp_path / "model" / "model.safetensors",
         stores=[tmp_path / "layer_01.zarr"], manifests=[tmp_path / "layer_01.json"], embedding=tmp_path / "e.zarr",
-        embedding_manifest=tmp_path / "e.json", background=tmp_path / "background.npz", prompts=8, seed=0, tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
+        embedding_manifest=tmp_path / "e.json", background=tmp_path / "background.npz", prompt_states=tmp_path / "prompts.npz", prompts=8, seed=0, tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
         site="resid_post", positions="answer", dataset="x", batch=2, threads=1, whether_true=True,
     )  # fmt: skip
     tokens, outputs = pd.read_parquet(tmp_path / "tokens.parquet"), pd.read_parquet(tmp_path / "outputs.parquet")

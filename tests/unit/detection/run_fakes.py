@@ -104,7 +104,7 @@ def _dataset(run: Path, name: str, groups: int, positions: Positions, rng: np.ra
         stores=[stem.with_suffix(".zarr") for stem in stems], manifests=[stem.with_suffix(".json") for stem in stems],
         embedding=examples / "embedding.zarr", embedding_manifest=examples / "embedding.json",
         tokens=examples / "tokens.parquet", outputs=examples / "outputs.parquet", site="resid_post", dataset=name, batch=8, threads=1,
-        background=examples / "background.npz", whether_true=False, prompts=2, seed=0, positions=positions,
+        background=examples / "background.npz", prompt_states=examples / "prompts.npz", whether_true=False, prompts=2, seed=0, positions=positions,
     )  # fmt: skip
 
 

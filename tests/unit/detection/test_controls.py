@@ -88,9 +88,26 @@ def test_untrained_scores_rise_with_surprise_by_definition() -> None:
     outputs = pd.DataFrame({
         "logprob_sum": [-1.0, -5.0], "logprob_mean": [-0.5, -2.0], "text_logprob_mean": [-1.0, -2.0],
         "entropy_mean": [0.1, 3.0], "margin_mean": [4.0, 0.2],
-            "pmi_sum": [3.0, -1.0], "pmi_mean": [1.0, -0.2], "self_consistency": [0.75, 0.0], "semantic_entropy": [0.2, 1.4], "p_true": [2.0, -1.0],
+            "pmi_sum": [3.0, -1.0], "pmi_mean": [1.0, -0.2], "self_consistency": [0.75, 0.0], "semantic_entropy": [0.2, 1.4], "p_true": [2.0, -1.0], "final_matched": [-0.1, -4.0],
     })  # fmt: skip
     for name in controls.UNTRAINED:
         sure, unsure = controls.untrained(name, outputs)
         assert unsure > sure, name
     np.testing.assert_allclose(controls.untrained("perplexity", outputs), np.exp([1.0, 2.0]))
+
+
+def test_the_text_pair_control_sees_which_question_goes_with_which_answer_and_counts_of_words_do_not() -> None:
+    names = [f"{a}{b}" for a in "bcdfghklmnprst" for b in "aeiou"]
+    pairs = [(name, name[::-1] + "ia", 0) for name in names]  # an answer looks like its question
+    pairs += [(name, names[(place + 7) % len(names)][::-1] + "ia", 1) for place, name in enumerate(names)]
+    examples = pd.DataFrame(pairs, columns=["prompt", "answer", "label"]).assign(
+        question="", relation="r", mode="given", text=lambda table: table["prompt"] + " " + table["answer"]
+    )
+    labels, fold = examples["label"].to_numpy(), np.tile(np.arange(len(names)) % 5, 2)
+    step = splits.Round(0, np.flatnonzero(fold), np.flatnonzero(fold == 0), np.flatnonzero(fold) % 3)
+    reached = {
+        control: auroc(labels[step.test], getattr(controls, control)(examples, labels, step).outer)
+        for control in ("text_pair", "text_only")
+    }
+    assert reached["text_pair"] > 0.9
+    assert reached["text_only"] < 0.7

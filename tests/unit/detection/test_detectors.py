@@ -8,7 +8,7 @@ import pytest
 
 from ghosttrack.detection import detectors, splits
 from ghosttrack.detection.detectors import Inputs
-from ghosttrack.detection.representations import LayerBlocks
+from ghosttrack.detection.representations import LayerBlocks, Pairs
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation.statistics import auroc
 from ghosttrack.settings import DetectionSettings
@@ -37,7 +37,20 @@ def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.
     }
     metrics["default"]["a"] += signal * labels
     fold = splits.assign_folds(labels, units, SETTINGS.folds, seed)
-    return Inputs(outputs, layers, metrics), labels, splits.rounds(labels, units, fold, SETTINGS.inner_folds, seed)
+    lens = pd.DataFrame(rng.standard_normal((n, 2)), columns=["lens_lead", "lens_rank"])
+    prompt, answer = (rng.standard_normal((n, 6)).astype(np.float32) for _ in range(2))
+    answer += signal * prompt * np.where(labels == 1, -1, 1)[:, None]  # which answer goes with which prompt
+    pairs = Pairs([prompt], answer, np.zeros(n, dtype=np.int64))
+    letters = rng.integers(97, 123, (n, 2, 5)).astype("u1")
+    texts = pd.DataFrame({
+        "question": "", "prompt": [row[0].tobytes().decode() for row in letters], "answer": [row[1].tobytes().decode() for row in letters],
+        "relation": "r",
+    })  # fmt: skip
+    return (
+        Inputs(outputs, lens, layers, pairs, texts, metrics),
+        labels,
+        splits.rounds(labels, units, fold, SETTINGS.inner_folds, seed),
+    )
 
 
 def test_a_planted_signal_is_found_where_it_was_planted() -> None:
@@ -45,11 +58,11 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
     found = detectors.train(inputs, labels, rounds, SETTINGS, 0, "planted")
     reached = {signal: auroc(labels, score) for signal, score in found.scores.items()}
     for signal in (
-        "ghosttrack", "raw_probe", "raw_probe_all", "centred_probe", "residual_probe", "difference_of_means", "metrics_logistic",
+        "ghosttrack", "raw_probe", "raw_probe_all", "centred_probe", "residual_probe", "bilinear_probe", "difference_of_means", "metrics_logistic",
         "metrics_forest", "metrics_boosting", "metrics_svm", "metrics_additive", "metrics_ensemble",
     ):  # fmt: skip
         assert reached[signal] > 0.85, signal
-    for signal in ("output_regression", "metrics_forest.permuted", "metrics_logistic.permuted"):
+    for signal in ("output_regression", "text_pair", "metrics_forest.permuted", "metrics_logistic.permuted"):
         assert abs(reached[signal] - 0.5) < 0.2, signal
     assert {choice.layer for choice in found.choices if choice.signal == "raw_probe"} == {4}
     weights = pd.DataFrame(found.weights).query("signal == 'metrics_forest'").groupby("feature")["importance"].mean()

@@ -96,6 +96,53 @@ def test_a_joint_probe_is_a_probe_on_all_columns_side_by_side() -> None:
     np.testing.assert_allclose(found.outer, expected.outer, rtol=1e-3, atol=1e-4)
 
 
+def test_a_bilinear_probe_is_a_probe_on_all_products_of_channels() -> None:
+    rng = np.random.default_rng(7)
+    left, right = rng.standard_normal((90, 3)), rng.standard_normal((90, 4)).astype(np.float32)
+    y = ((left[:, 0] * right[:, 1] + 0.3 * rng.standard_normal(90)) > 0).astype(np.int64)
+    inner, train, test = np.arange(60) % 3, np.arange(60), np.arange(60, 90)
+    found = probes.bilinear_ridge([left], right, np.zeros(90, dtype=np.int64), y[train], inner, train, test)
+    z = probes.standardise(left[train]).apply(left)
+    unit = right - right[train].mean(axis=0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    products = (z[:, :, None] * unit[:, None, :]).reshape(90, -1)
+    centred = products[train] - products[train].mean(axis=0)
+    alpha = found.strength * (centred**2).sum() / len(train)
+    slow = np.empty(60)
+    for fold in range(3):
+        kept = inner != fold
+        slow[~kept] = Ridge(alpha).fit(products[train][kept], 2.0 * y[train][kept] - 1).predict(products[train][~kept])
+    to_odds = probes.platt(slow, y[train])
+    np.testing.assert_allclose(found.inner, to_odds.apply(slow), rtol=1e-3, atol=1e-3)
+    whole = Ridge(alpha).fit(products[train], 2.0 * y[train] - 1).predict(products[test])
+    np.testing.assert_allclose(found.outer, to_odds.apply(whole), rtol=1e-3, atol=1e-3)
+    assert auroc(y[test], found.outer) > 0.8
+
+
+def test_a_bilinear_probe_learns_each_relation_by_itself() -> None:
+    rng = np.random.default_rng(8)
+    left, right = rng.standard_normal((400, 3)), rng.standard_normal((400, 3)).astype(np.float32)
+    relation = np.arange(400) % 2
+    y = ((left[:, 0] * right[:, 0] * np.where(relation == 1, 1, -1)) > 0).astype(np.int64)  # the other way round
+    train, test = np.arange(300), np.arange(300, 400)
+    reached = [
+        auroc(y[test], probes.bilinear_ridge([left], right, of, y[train], train % 3, train, test).outer)
+        for of in (relation, np.zeros_like(relation))
+    ]
+    assert reached[0] > 0.9
+    assert abs(reached[1] - 0.5) < 0.2
+
+
+def test_a_bilinear_probe_of_prompts_that_do_not_differ_knows_nothing() -> None:
+    y, right = np.tile([0, 1], 30), np.random.default_rng(9).standard_normal((60, 4)).astype(np.float32)
+    train, test = np.arange(40), np.arange(40, 60)
+    found = probes.bilinear_ridge(
+        [np.ones((60, 3))], right, np.zeros(60, dtype=np.int64), y[train], train % 4, train, test
+    )
+    assert np.ptp(found.outer) < 1e-6
+    assert np.isfinite(found.inner).all()
+
+
 def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_out_of_fold() -> None:
     rng = np.random.default_rng(5)
     y, inner = np.tile([0, 1], 60), np.repeat(np.arange(4), 30)

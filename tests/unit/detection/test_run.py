@@ -15,7 +15,7 @@ import measure_seed_variance
 import train_detectors
 import vary_seeds
 from ghosttrack import sae
-from ghosttrack.activations import store
+from ghosttrack.activations import rivals, store
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.detection import run as detection_run
 from ghosttrack.errors import UserError
@@ -73,6 +73,9 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
         ]
         pd.DataFrame(drawn, columns=["id", "sample", "cluster"]).to_parquet(folder / "samples.parquet")
     np.savez(folder / "background.npz", layer_01=np.zeros((n, WIDTH)), layer_03=np.zeros((n, WIDTH)))
+    with (folder / "prompts.npz").open("wb") as stream:
+        states = rng.standard_normal((n, WIDTH)).astype("f2")
+        rivals.write(stream, rivals.States({2: states}, np.arange(n), states[:2], np.arange(n) % 2))
     for variant in VARIANTS:
         table = pd.DataFrame(rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"])
         table.assign(id=examples["id"]).to_parquet(folder / f"{variant}.parquet")
@@ -107,7 +110,7 @@ def run(inputs: Path, out: Path) -> None:
             stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
             manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
             weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
-            background=folder / "background.npz", samples=sorted(folder.glob("samples.parquet")),
+            background=folder / "background.npz", prompt_states=folder / "prompts.npz", samples=sorted(folder.glob("samples.parquet")),
             signals=[folder / f"{variant}.parquet" for variant in VARIANTS], scores=made / "scores.parquet",
             selection=made / "selection.csv", importance=made / "importance.csv", dataset=name, layers=LAYERS,
             variants=VARIANTS, detection=DETECTION, seed=0,
@@ -215,7 +218,7 @@ def test_other_seeds_are_scored_in_files_of_the_run_and_a_set_too_small_has_none
             audited=results / name / "controls.parquet", stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
             manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
             weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
-            background=folder / "background.npz", samples=sorted(folder.glob("samples.parquet")), sweeps=[tmp_path / str(layer) for layer in LAYERS],
+            background=folder / "background.npz", prompt_states=folder / "prompts.npz", samples=sorted(folder.glob("samples.parquet")), sweeps=[tmp_path / str(layer) for layer in LAYERS],
             seeds=tmp_path / f"{name}.csv", dataset=name, layers=LAYERS, arms=arms,
             detection=DETECTION.model_copy(update={"fold_seeds": [3]}), seed=0,
         )  # fmt: skip

@@ -40,9 +40,10 @@ def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
             kinds[kind] = x
         blocks[layer] = kinds
     outputs = pd.DataFrame(rng.standard_normal((len(labels), 4)), columns=list(transfer.OUTPUT_SCORES))
+    lens = pd.DataFrame(rng.standard_normal((len(labels), 2)), columns=["lens_lead", "lens_rank"])
     relation = np.array([SETS[name] for name in dataset], dtype=object)
     units = np.array([f"{name} {group}" for name, group in zip(dataset, groups, strict=True)], dtype=object)
-    return Pool(labels, relation, dataset, groups, units, outputs, blocks)
+    return Pool(labels, relation, dataset, groups, units, outputs, lens, blocks)
 
 
 def reached(pool: Pool, signal: str) -> list[float]:

@@ -14,7 +14,7 @@ from ghosttrack.settings import EvaluationSettings
 SETTINGS = EvaluationSettings(bootstrap=200)
 VARIANTS = ["default", "permuted"]
 SIGNALS = [
-    "ghosttrack", "ghosttrack.without_sae", "ghosttrack.with_metrics", "ghosttrack.with_metrics.permuted", "raw_probe_all", "output_regression", "text_only",
+    "ghosttrack", "ghosttrack.without_sae", "ghosttrack.with_metrics", "ghosttrack.with_metrics.permuted", "raw_probe_all", "output_regression", "output_regression.alone", "text_only",
     "length", "question_only", "answer_logprob_mean", "metrics_forest", "metrics_forest.permuted",
 ]  # fmt: skip
 

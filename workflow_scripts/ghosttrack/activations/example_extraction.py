@@ -14,6 +14,7 @@ from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.extraction import Origin, Site, StoreFiles, captured, site_modules, to_block
 from ghosttrack.activations.other_prompts import Asked
 from ghosttrack.activations.packed_texts import Opinions, Pack, Reader, packs
+from ghosttrack.activations.rivals import Rivals
 from ghosttrack.activations.store import Header
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.progress import Progress
@@ -69,7 +70,7 @@ class TextScores(NamedTuple):
 
 def extract_examples(
     model: Any, made_by: Origin, encoded: Sequence[Encoded], layers: Sequence[int], targets: Sequence[StoreFiles],
-    embedding: StoreFiles, *, site: Site, batch: int, asked: Asked | None = None,
+    embedding: StoreFiles, *, site: Site, batch: int, asked: Asked | None = None, rivals: Rivals | None = None,
 ) -> ExampleTables:  # fmt: skip
     """Write the activations of all examples at the tokens that are read, one store a layer and one of the token embedding.
 
@@ -82,6 +83,7 @@ def extract_examples(
         site: which output of each block.
         batch: examples per forward pass, about; changes nothing but memory and rounding noise.
         asked: answers that follow other prompts of the examples; they are read with the examples and told what they came to.
+        rivals: of the same examples; shown every prompt's end.
     Returns:
         Tables without text and id columns, which the caller knows.
     Raises:
@@ -90,7 +92,8 @@ def extract_examples(
     starts = row_starts(encoded)
     every = [*encoded, *(asked.encoded if asked else ())]
     scores = TextScores.empty(encoded)
-    modules = [model.get_input_embeddings(), *site_modules(model, layers, site)]
+    stored = [model.get_input_embeddings(), *site_modules(model, layers, site)]
+    modules = [*stored, *(rivals.modules() if rivals else ())]
     headers = [
         (embedding, None, "embedding"),
         *((target, layer, site) for target, layer in zip(targets, layers, strict=True)),
@@ -108,18 +111,20 @@ def extract_examples(
         outputs = stack.enter_context(captured(modules, stop=False))
         for window, others in _windows(every, len(encoded), batch):
             first = int(starts[window[0]])
-            held = torch.empty(len(modules), int(starts[window[-1] + 1]) - first, width)
+            held = torch.empty(len(stored), int(starts[window[-1] + 1]) - first, width)
             for pack in packs(every, [*window, *others], batch):
                 final = reader.final(pack)
                 own = [place for place, number in enumerate(pack.numbers) if number < len(encoded)]
                 if own:
                     rows, places = read_rows(encoded, pack, own, starts)
-                    for store, output in enumerate(outputs):
+                    for store, output in enumerate(outputs[: len(stored)]):
                         held[store, rows - first] = output[0, places].float().cpu()
                     score_texts(reader, encoded, pack, own, final, scores)
+                    if rivals:
+                        rivals.take(pack, own, final, outputs[len(stored) :])
                 if asked and len(own) < len(pack.numbers):
                     rest = [place for place, number in enumerate(pack.numbers) if number >= len(encoded)]
-                    asked.take(reader, pack, rest, len(encoded), final, outputs[1:])
+                    asked.take(reader, pack, rest, len(encoded), final, outputs[1 : len(stored)])
                 progress.advance(len(pack.numbers))
             for writer, block in zip(writers, held, strict=True):
                 writer.append(to_block(block))

@@ -13,6 +13,7 @@ from ghosttrack.detection.splits import Round
 
 TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
 LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
+TEXT_PAIR = "text_pair"
 # Whole text and answer are two controls: on TruthfulQA the answer alone is the stronger one.
 TEXTS = (TEXT_ONLY, ANSWER_ONLY)
 # Trained on what the audit may see: no activation past the token embedding, no output of the model.
@@ -77,6 +78,35 @@ def question_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
     return fit_text(question_of(examples), labels, step)
 
 
+def text_pair(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+    """Which question goes with which answer, told from their characters: the text control of the bilinear probe.
+
+    A kernel of question and answer: the product of a likeness of questions and one of answers (TF-IDF of characters, 1-4; and
+    whether two answers are the same), within a relation. Counts of words cannot tell a swapped pair; this can, where names
+    look like their answers.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def likeness(texts: Sequence[str]) -> Any:
+        shown = np.array([text.strip() or "-" for text in texts], dtype=object)
+        vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
+        vectorizer.fit(shown[step.train])
+        return vectorizer.transform(shown)
+
+    answers = [str(answer) for answer in examples["answer"]]
+    same, relation = (
+        pd.factorize(np.array(each, dtype=object))[0] for each in (answers, examples["relation"].tolist())
+    )
+    question, answer = likeness(question_of(examples)), likeness(answers)
+
+    def kernel(rows: Ints, marks: Ints) -> NDArray[Any]:
+        asked, told, name, about = question[rows], answer[rows], same[rows], relation[rows]
+        alike = (told @ told[marks].T).toarray() + (name[:, None] == name[marks])
+        return np.asarray((asked @ asked[marks].T).toarray() * alike * (about[:, None] == about[marks]))
+
+    return probes.kernel_ridge(kernel, labels[step.train], step.inner, step.train, step.test)
+
+
 def length_features(examples: pd.DataFrame) -> Floats:
     """Characters and words of the text and of the answer, logarithmic, (examples, 4)."""
     kinds = (visible_text(examples), [str(answer) for answer in examples["answer"]])
@@ -119,6 +149,8 @@ UNTRAINED = {
     "pmi": Untrained("pmi_sum", -1),
     "pmi_mean": Untrained("pmi_mean", -1),
     # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
+    # the same first token against all answers of the relation at once: see `activations.rivals.standing`
+    "matched": Untrained("final_matched", -1),
     "perplexity": Untrained("text_logprob_mean", -1),
     "entropy": Untrained("entropy_mean", 1),
     "margin": Untrained("margin_mean", -1),
@@ -129,7 +161,7 @@ UNTRAINED = {
 # Not every data set has these: drawn answers are a generated one's, and not every text is asked about.
 OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true")
 # Single signals without training on the label, or without the model: the best of them is the bar for a claim.
-SINGLE = (*UNTRAINED, LENGTH, *TEXTS, QUESTION_ONLY)
+SINGLE = (*UNTRAINED, LENGTH, *TEXTS, QUESTION_ONLY, TEXT_PAIR)
 
 
 def untrained(name: str, outputs: pd.DataFrame) -> Floats:
@@ -152,6 +184,8 @@ def missing(name: str, outputs: pd.DataFrame) -> str:
         return ""
     if name == "p_true":
         return f"{lacking} of {len(outputs)} texts are too long to be asked about behind solved examples"
+    if name == "matched":
+        return f"{lacking} of {len(outputs)} answers have no rivals (fewer than two prompts in their relation, or two answers that begin differently)"
     return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.other_prompts: 0)"
 
 

@@ -12,18 +12,21 @@ import pandas as pd
 
 from ghosttrack.detection import classifiers, controls, probes
 from ghosttrack.detection.probes import Fitted, Floats, Ints
-from ghosttrack.detection.representations import LayerBlocks
+from ghosttrack.detection.representations import RIVALS, LayerBlocks, Pairs
 from ghosttrack.detection.splits import Round
 from ghosttrack.errors import UserError
 from ghosttrack.progress import Progress
 from ghosttrack.settings import DetectionSettings
 
 DEFAULT = "ghosttrack"
-# What the default detector stacks: the output features themselves, and the log-odds of these probes.
+BILINEAR = "bilinear_probe"
+# The regression on all output features, and on those that no other answer of the relation is needed for but as PMI's baseline.
+OUTPUT, ALONE = "output_regression", "output_regression.alone"
+# What the default detector stacks: the output features themselves, what the logit lens says, and the log-odds of these probes.
 # The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/method.md).
-BASES = ("centred_probe", "residual_probe")
+BASES = (BILINEAR, "centred_probe", "residual_probe")
 # The same stack with less, for the claim that its parts must earn; with more: see `stacks`.
-STACKS: dict[str, tuple[str, ...]] = {DEFAULT: BASES, f"{DEFAULT}.without_sae": ("centred_probe",)}
+STACKS: dict[str, tuple[str, ...]] = {DEFAULT: BASES, f"{DEFAULT}.without_sae": (BILINEAR, "centred_probe")}
 WITH_METRICS = f"{DEFAULT}.with_metrics"
 # Controls on raw activations and on codes, and the parts of the stack.
 PROBES = ("raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe", "sae_probe", *BASES)
@@ -36,12 +39,16 @@ ON_NULLS = ("logistic", "forest")
 class Inputs(NamedTuple):
     """What is known of each example of a data set, all in the same order.
 
-    outputs: the model's output features, (examples, features); layers: pooled activations by layer;
-    metrics: the tracking metrics by variant, each (examples, metrics).
+    outputs: the model's output features, (examples, features); lens: what an earlier block says of the answers, (examples,
+    features); layers: pooled activations by layer; pairs: prompts' states and answers; texts: the examples themselves, for
+    controls; metrics: the tracking metrics by variant, each (examples, metrics).
     """
 
     outputs: pd.DataFrame
+    lens: pd.DataFrame
     layers: Mapping[int, LayerBlocks]
+    pairs: Pairs
+    texts: pd.DataFrame
     metrics: Mapping[str, pd.DataFrame]
 
 
@@ -74,7 +81,7 @@ class Results(NamedTuple):
 
 def family_of(signal: str) -> str:
     """Family of a signal, for tables: detector, output, probe, control, tracking or null."""
-    if signal in controls.AUDITED:
+    if signal in (*controls.AUDITED, controls.TEXT_PAIR):
         return "control"
     if signal.startswith(("metrics_", WITH_METRICS)) and signal.removeprefix(WITH_METRICS).count("."):
         return "null"
@@ -88,7 +95,7 @@ def family_of(signal: str) -> str:
 def signal_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
     """Every trained signal that `train` gives, in the order of the tables; `chosen`: classifiers of the metrics."""
     metrics = [_of_variant(f"metrics_{name}", each) for each in variants for name in classifiers_of(each, chosen)]
-    return [*stacks(metrics), *PROBES, "output_regression", *metrics]
+    return [*stacks(metrics), *PROBES, OUTPUT, ALONE, controls.TEXT_PAIR, *metrics]
 
 
 def stacks(signals: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -112,6 +119,7 @@ def train(
     for step in rounds:
         y = labels[step.train]
         fits = {**_output(inputs, y, step, results), **_probes(inputs, y, step, results)}
+        fits[controls.TEXT_PAIR] = controls.text_pair(inputs.texts, labels, step)
         fits |= _metrics(inputs, y, step, results, detection, seed)
         fits |= _stacks(inputs, y, step, results, fits)
         for signal, fit in fits.items():
@@ -121,8 +129,11 @@ def train(
 
 
 def _output(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str, Fitted]:
-    fit = _logistic(inputs.outputs, y, step, "output_regression", results)
-    return {"output_regression": fit}
+    alone = inputs.outputs[[name for name in inputs.outputs if not str(name).startswith(RIVALS)]]
+    return {
+        signal: _logistic(table, y, step, signal, results)
+        for signal, table in ((OUTPUT, inputs.outputs), (ALONE, alone))
+    }
 
 
 def _logistic(table: pd.DataFrame, y: Ints, step: Round, signal: str, results: Results) -> Fitted:
@@ -167,8 +178,17 @@ def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str,
     }
     for signal, parts in joint.items():
         fits[signal] = probes.joint_ridge(parts, y, step.inner, step.train, step.test)
-        results.choices.append(Choice(signal, step.number, -1, fits[signal].strength, fits[signal].score))
+    fits[BILINEAR] = bilinear(inputs, y, step)
+    results.choices.extend(
+        Choice(each, step.number, -1, fits[each].strength, fits[each].score) for each in (*joint, BILINEAR)
+    )
     return fits
+
+
+def bilinear(inputs: Inputs, y: Ints, step: Round) -> Fitted:
+    """The probe on where the model stands before an answer and on the answer's row of the output embedding."""
+    pairs = inputs.pairs
+    return probes.bilinear_ridge(pairs.prompt, pairs.answer, pairs.relation, y, step.inner, step.train, step.test)
 
 
 def _metrics(
@@ -197,13 +217,17 @@ def _stacks(inputs: Inputs, y: Ints, step: Round, results: Results, fits: Mappin
     """Logistic regression on output features and base log-odds: inner ones to fit, outer ones to score."""
     made = {}
     for signal, bases in stacks(fits).items():
-        table = inputs.outputs.copy()
-        for base in bases:
-            column = np.empty(len(table))
-            column[step.train], column[step.test] = fits[base].inner, fits[base].outer
-            table[base] = column
-        made[signal] = _logistic(table, y, step, signal, results)
+        made[signal] = _logistic(stacked(inputs, bases, step, fits), y, step, signal, results)
     return made
+
+
+def stacked(inputs: Inputs, bases: Iterable[str], step: Round, fits: Mapping[str, Fitted]) -> pd.DataFrame:
+    """Columns of a stack, (examples, columns): inner log-odds of the bases for the training rows, outer ones for the others."""
+    columns = {}
+    for base in bases:
+        columns[base] = np.full(len(inputs.outputs), np.nan)
+        columns[base][step.train], columns[base][step.test] = fits[base].inner, fits[base].outer
+    return pd.concat([inputs.outputs, inputs.lens, pd.DataFrame(columns, index=inputs.outputs.index)], axis=1)
 
 
 def _of_variant(kind: str, variant: str) -> str:

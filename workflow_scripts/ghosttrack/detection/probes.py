@@ -1,6 +1,6 @@
 """Linear probes with nested choices: every training row is also scored by a fit that never saw its fold."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ from ghosttrack.evaluation.statistics import auroc
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+# Products of rows with some of them: examples (rows,), and places among them (marks,) -> (rows, marks).
+Kernel = Callable[[Ints, Ints], NDArray[Any]]
 
 # Ridge strengths in units of the mean squared norm of a standardised row (about d): in trials on statements the best
 # lay between .3 and 3, level with the best logistic regression; weaker ones only overfit.
@@ -82,53 +84,88 @@ def joint_ridge(
     """`ridge` on the columns of several blocks together, without ever holding them side by side.
 
     One decomposition serves all layers, where a probe per layer needs one each. Trials on statements: level with the
-    mean of the layers' probes. With more than EXACT training rows it is the Nystroem approximation (Williams and Seeger
-    2001): weights in the span of LANDMARKS of the rows, evenly spaced.
+    mean of the layers' probes.
 
     Args:
         blocks: each (examples, columns); y: labels of `train`; inner: inner fold of `train`; train, test: rows.
     """
-    if len(train) > EXACT:
-        return _landmark_ridge(blocks, y, inner, train, test, strengths)
-    gram, cross, total = np.zeros((len(train), len(train))), np.zeros((len(test), len(train))), 0.0
-    for block in blocks:
-        standard = standardise(block[train])
-        # single precision: the products are the cost, and every strength drowns their rounding
-        z, other = (standard.apply(block[rows]).astype(np.float32) for rows in (train, test))
-        gram += z @ z.T
-        cross += other @ z.T
-        total += float((z.astype(np.float64) ** 2).sum())
-    eigenvalues, q = np.linalg.eigh(gram)
-    kept = eigenvalues > eigenvalues[-1] * _RANK
-    chosen = _choose(eigenvalues[kept], q[:, kept], total / len(y), y, inner, strengths)
-    return _to_odds(chosen, y, cross @ chosen.dual, None)
+
+    def kernel(rows: Ints, marks: Ints) -> NDArray[Any]:
+        products = np.zeros((len(rows), len(marks)))
+        for block in blocks:
+            # single precision: the products are the cost, and every strength drowns their rounding
+            z = standardise(block[train]).apply(block[rows]).astype(np.float32)
+            products += z @ z[marks].T
+        return products
+
+    return kernel_ridge(kernel, y, inner, train, test, strengths)
 
 
-def _landmark_ridge(
-    blocks: Sequence[NDArray[Any]], y: Ints, inner: Ints, train: Ints, test: Ints, strengths: Sequence[float]
+def bilinear_ridge(
+    left: Sequence[NDArray[Any]], right: NDArray[Any], relation: Ints, y: Ints, inner: Ints, train: Ints, test: Ints
+) -> Fitted:  # fmt: skip
+    """Ridge regression on the products of every channel of `left` with every channel of `right`, of each relation by itself.
+
+    A bilinear form left' W right says which answer goes with which prompt, where a probe on either, or on both side by side,
+    says how true answers look. Its kernel is the product of the two kernels, so W is never formed.
+
+    Args:
+        left: blocks (examples, columns), standardised like those of `joint_ridge`; right: (examples, columns), whose rows
+            are centred and brought to length 1. The rest as in `joint_ridge`; relation: (examples,).
+    """
+
+    def kernel(rows: Ints, marks: Ints) -> NDArray[Any]:
+        products = np.zeros((len(rows), len(marks)), dtype=np.float32)
+        for block in left:
+            z = standardise(block[train]).apply(block[rows]).astype(np.float32)
+            products += z @ z[marks].T
+        answers = right[rows].astype(np.float32) - right[train].mean(axis=0, dtype=np.float32)
+        answers /= np.maximum(np.linalg.norm(answers, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        own = relation[rows]
+        return np.asarray(products * (answers @ answers[marks].T) * (own[:, None] == own[marks]))
+
+    return kernel_ridge(kernel, y, inner, train, test)
+
+
+def kernel_ridge(
+    kernel: Kernel, y: Ints, inner: Ints, train: Ints, test: Ints, strengths: Sequence[float] = RIDGE
 ) -> Fitted:
-    """`joint_ridge` in the span of some training rows, whose products with all rows are all that is needed."""
-    marks = np.linspace(0, len(train) - 1, LANDMARKS).round().astype(np.int64)
-    rows = np.concatenate([train, test])
-    products, total = np.zeros((len(rows), LANDMARKS)), 0.0
-    for block in blocks:
-        standard = standardise(block[train])
-        z = standard.apply(block[rows]).astype(np.float32)
-        products += z @ z[marks].T
-        total += float(np.einsum("ij,ij->", z[: len(train)], z[: len(train)], dtype=np.float64))
+    """`ridge` on the features behind a kernel.
+
+    With more than EXACT training rows it is the Nystroem approximation (Williams and Seeger 2001): weights in the span of
+    LANDMARKS of the rows, evenly spaced. Arguments as `joint_ridge`.
+    """
+    n, rows = len(train), np.concatenate([train, test])
+    if n > EXACT:
+        return _landmark_ridge(kernel, y, inner, rows, strengths)
+    products = np.asarray(kernel(rows, np.arange(n)), dtype=np.float64)
+    centre = products[:n].mean(axis=0)  # the intercept is free
+    products += centre.mean() - centre - products.mean(axis=1, keepdims=True)
+    eigenvalues, q = np.linalg.eigh(products[:n])
+    kept = eigenvalues > max(eigenvalues[-1], 0) * _RANK
+    chosen = _choose(eigenvalues[kept], q[:, kept], float(np.trace(products[:n])) / n, y, inner, strengths)
+    return _to_odds(chosen, y, products[n:] @ chosen.dual, None)
+
+
+def _landmark_ridge(kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths: Sequence[float]) -> Fitted:
+    """`kernel_ridge` in the span of some training rows, whose products with all rows are all that is needed; `rows` begins
+    with the training rows, which `y` belongs to.
+    """
+    n = len(y)
+    marks = np.linspace(0, n - 1, LANDMARKS).round().astype(np.int64)
+    products = np.asarray(kernel(rows, marks), dtype=np.float64)
     eigenvalues, q = np.linalg.eigh(products[marks])
     kept = eigenvalues > eigenvalues[-1] * _RANK
     x = products @ (q[:, kept] / np.sqrt(eigenvalues[kept]))  # (rows, rank): coordinates of each row in the span
-    trained = x[: len(train)]
-    mean = trained.mean(axis=0)  # the intercept is free
-    squares, v = np.linalg.eigh((trained - mean).T @ (trained - mean))
+    mean = x[:n].mean(axis=0)  # the intercept is free
+    squares, v = np.linalg.eigh((x[:n] - mean).T @ (x[:n] - mean))
     held = squares > squares[-1] * _RANK
     turned = (x - mean) @ v[:, held] / np.sqrt(squares[held])
-    own = turned[: len(train)]
-    chosen = _choose(squares[held], own, total / len(y), y, inner, strengths)
+    own = turned[:n]
+    unit = float((x[:n] ** 2).sum()) / n
+    chosen = _choose(squares[held], own, unit, y, inner, strengths)
     weights = np.sqrt(squares[held]) * (own.T @ chosen.dual)
-    outer = (turned[len(train) :] * np.sqrt(squares[held])) @ weights
-    return _to_odds(chosen, y, outer, None)
+    return _to_odds(chosen, y, (turned[n:] * np.sqrt(squares[held])) @ weights, None)
 
 
 class _Chosen(NamedTuple):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ghosttrack.errors import UserError
 
 if TYPE_CHECKING:
+    from ghosttrack.activations.rivals import States
     from ghosttrack.sae import Sae
 
 Singles = NDArray[np.float32]
@@ -18,6 +19,10 @@ Singles = NDArray[np.float32]
 RELATION_ROWS = 100
 # Columns of outputs.parquet that say how a number came about, or come from another text than the answer's own.
 NOT_FEATURES = ("other_prompts", "p_true")
+# Columns that an earlier block has made, not the output: see `activations.rivals`.
+LENS = "lens_"
+# Columns of the output that set an answer beside its rivals: from the same.
+RIVALS = "final_"
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
 _ROWS = 4096
 
@@ -142,6 +147,7 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     answer meets no other prompt) are left out for all.
     """
     table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore")
+    table = table.drop(columns=[name for name in table if str(name).startswith(LENS)])
     table = table.astype(np.float64).dropna(axis=1)
     table["rank_first"] = np.log1p(table["rank_first"])
     table["surprise_first"] = -table["logprob_first"] - table["entropy_first"]
@@ -149,6 +155,33 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     # the logarithm of the answer's probability saturates at 0: tell sure from nearly sure
     table["doubt_mean"] = np.log(-table["logprob_mean"] + 1e-4)
     return table
+
+
+def lens_features(outputs: pd.DataFrame) -> pd.DataFrame:
+    """How answers stand among their rivals for the logit lens, one row per example; no column where some example lacks it."""
+    return outputs[[name for name in outputs if str(name).startswith(LENS)]].astype(np.float64).dropna(axis=1)
+
+
+class Pairs(NamedTuple):
+    """What a bilinear probe reads of each example: where the model stands before the answer, and the answer itself.
+
+    prompt: by block, (examples, d_model), residual stream at the prompt's last token; answer: (examples, d_model), row of
+    the output embedding of the answer's first token; relation: (examples,) number of its relation.
+    """
+
+    prompt: Sequence[NDArray[Any]]
+    answer: NDArray[Any]
+    relation: NDArray[np.int64]
+
+
+def pairs_of(states: "States", relations: Sequence[str], rows: NDArray[np.int64]) -> Pairs:
+    """The pairs of the examples `rows`, whose relations are given, (rows,)."""
+    prompt, answer = states.prompt[rows], states.answer[rows]
+    return Pairs(
+        [each[prompt] for each in states.blocks.values()],
+        states.unembedding[answer],
+        pd.factorize(np.array(relations, dtype=object))[0].astype(np.int64),
+    )
 
 
 def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFrame:

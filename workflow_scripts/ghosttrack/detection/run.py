@@ -10,18 +10,27 @@ from numpy.typing import NDArray
 
 from ghosttrack.detection import agreement, controls, detectors, splits
 from ghosttrack.detection.detectors import Choice, Inputs, Weight
-from ghosttrack.detection.representations import LayerBlocks, by_relation, layer_blocks, output_features, spans
+from ghosttrack.detection.representations import (
+    LayerBlocks,
+    by_relation,
+    layer_blocks,
+    lens_features,
+    output_features,
+    pairs_of,
+    spans,
+)
 from ghosttrack.errors import UserError
 from ghosttrack.settings import DetectionSettings
 
 
 class Files(NamedTuple):
-    """Activation stores, their manifests and SAE weights, by layer; backgrounds; signals tables, by variant."""
+    """Activation stores, their manifests and SAE weights, by layer; backgrounds; states of prompts; signals tables, by variant."""
 
     stores: Sequence[Path]
     manifests: Sequence[Path]
     weights: Sequence[Path]
     background: Path
+    prompt_states: Path
     signals: Sequence[Path]
 
 
@@ -96,6 +105,7 @@ def read_inputs(
 ) -> Inputs:  # fmt: skip
     """Pool the activations of every layer and read the metrics, for the examples `rows`, in that order."""
     from ghosttrack import frames, sae
+    from ghosttrack.activations import rivals
     from ghosttrack.activations.reader import ActivationStore, require_same_rows
 
     stores = [
@@ -114,8 +124,10 @@ def read_inputs(
     for variant, path in zip(variants, paths.signals, strict=True):
         table = detectors.read_metrics(frames.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
-    features = output_features(outputs.iloc[rows].reset_index(drop=True))
-    return Inputs(by_relation(features, examples["relation"].iloc[rows].tolist()), blocks, metrics)
+    measured, texts = (table.iloc[rows].reset_index(drop=True) for table in (outputs, examples))
+    features = by_relation(output_features(measured), texts["relation"].tolist())
+    pairs = pairs_of(rivals.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows)
+    return Inputs(features, lens_features(measured), blocks, pairs, texts, metrics)
 
 
 def read_background(path: Path, layers: Sequence[int], examples: int) -> dict[str, NDArray[Any]]:

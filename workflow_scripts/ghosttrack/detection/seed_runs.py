@@ -18,7 +18,7 @@ FOLDS, SAE = "folds", "sae"
 # The default detector, what it stacks, and what it is compared with. `residual_probe` alone sees an SAE.
 SIGNALS = (
     detectors.DEFAULT, f"{detectors.DEFAULT}.without_sae", "output_regression", "raw_probe_all", "centred_probe",
-    "residual_probe",
+    "residual_probe", detectors.BILINEAR,
 )  # fmt: skip
 _KINDS = {"raw_probe_all": "raw", "centred_probe": "centred", "residual_probe": "residual"}
 
@@ -63,14 +63,10 @@ def scores(inputs: Inputs, labels: Ints, rounds: Sequence[splits.Round]) -> dict
             )
             for signal, kind in _KINDS.items()
         }
+        fits[detectors.BILINEAR] = detectors.bilinear(inputs, y, step)
         fits["output_regression"] = _logistic(inputs.outputs, y, step)
         for signal in SIGNALS[:2]:
-            table = inputs.outputs.copy()
-            for base in detectors.STACKS[signal]:
-                column = np.empty(len(labels))
-                column[step.train], column[step.test] = fits[base].inner, fits[base].outer
-                table[base] = column
-            fits[signal] = _logistic(table, y, step)
+            fits[signal] = _logistic(detectors.stacked(inputs, detectors.STACKS[signal], step, fits), y, step)
         for signal in SIGNALS:
             result[signal][step.test] = fits[signal].outer
     return result

@@ -24,8 +24,9 @@ from ghosttrack.progress import Progress
 STRENGTHS = (3.0, 30.0)
 # What the model's output says of an answer in four scores, as they are: the plainest regression that needs no label of a set.
 OUTPUT_SCORES = ("logprob_sum", "logprob_mean", "pmi_sum", "entropy_mean")
-# Probes by the block that they read; the last two are the default detector's.
+# Probes by the block that they read; the last two are the default detector's. Its bilinear probe is of one relation alone.
 PROBES = {"raw_probe": "raw", "centred_probe": "centred", "residual_probe": "residual"}
+STACKED = ("centred_probe", "residual_probe")
 REVERSE = "_reverse"
 # One to leave out, and two of which each is left out in turn.
 LEAST_PARTS = 3
@@ -38,7 +39,7 @@ class Pool(NamedTuple):
     """All texts of several data sets, row by row.
 
     labels, relation, dataset: (rows,); groups: (rows,) within a data set; units: (rows,) groups joined across data sets,
-    never parted; outputs: (rows, features); blocks: by layer and kind, (rows, d_model).
+    never parted; outputs, lens: (rows, features); blocks: by layer and kind, (rows, d_model).
     """
 
     labels: Ints
@@ -47,6 +48,7 @@ class Pool(NamedTuple):
     groups: NDArray[np.object_]
     units: NDArray[np.object_]
     outputs: pd.DataFrame
+    lens: pd.DataFrame
     blocks: Blocks
 
 
@@ -60,14 +62,18 @@ class Training(NamedTuple):
 def pool(examples: Mapping[str, pd.DataFrame], outputs: Mapping[str, pd.DataFrame], blocks: Blocks) -> Pool:
     """Join the data sets, in their order; output features that one of them lacks are left out for all."""
     texts = pd.concat([table.assign(dataset=name) for name, table in examples.items()], ignore_index=True)
-    features = [representations.output_features(outputs[name]) for name in examples]
+    features, lens = (
+        pd.concat([read(outputs[name]) for name in examples], join="inner", ignore_index=True)
+        for read in (representations.output_features, representations.lens_features)
+    )
     return Pool(
         texts["label"].to_numpy(dtype=np.int64),
         texts["relation"].to_numpy(dtype=object),
         texts["dataset"].to_numpy(dtype=object),
         texts["group"].to_numpy(dtype=object),
         saved_fit.units_of(texts),
-        pd.concat(features, join="inner", ignore_index=True),
+        features,
+        lens,
         blocks,
     )
 
@@ -113,16 +119,17 @@ def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Fl
     are trained on.
     """
     outputs = own_units(found.outputs.to_numpy(dtype=np.float64), found)
+    lens = own_units(found.lens.to_numpy(dtype=np.float64), found)
     plain = found.outputs[[name for name in OUTPUT_SCORES if name in found.outputs]].to_numpy(dtype=np.float64)
     fits = {signal: _probes(found, kind, trainings) for signal, kind in PROBES.items()}
     result: dict[str, dict[str, Floats]] = {}
     for place, training in enumerate(trainings):
         train, test = np.flatnonzero(training.inner >= 0), np.flatnonzero(training.inner < 0)
         y, inner = found.labels[train], training.inner[train]
-        bases = np.empty((len(outputs), len(detectors.BASES)))
-        for column, base in enumerate(detectors.BASES):
+        bases = np.empty((len(outputs), len(STACKED)))
+        for column, base in enumerate(STACKED):
             bases[train, column], bases[test, column] = fits[base][place].inner, fits[base][place].outer
-        stacked = np.column_stack([outputs, own_units(bases, found)])
+        stacked = np.column_stack([outputs, lens, own_units(bases, found)])
         own = {
             signal: probes.calibrated(probes.logistic(x[train], y, inner, x[test]), y)
             for signal, x in ((SIGNALS[0], stacked), (SIGNALS[1], outputs), (SIGNALS[2], plain))

@@ -17,7 +17,9 @@ from ghosttrack.settings import EvaluationSettings
 # The claim that the whole project stands on.
 HEADLINE = "the detector beats its best control"
 # Controls that are trained like the detector itself, on the model's outputs or on raw activations.
-TRAINED_CONTROLS = ("output_regression", "raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe")
+TRAINED_CONTROLS = (
+    detectors.OUTPUT, detectors.ALONE, "raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe",
+)  # fmt: skip
 COLUMNS = (*tables.LEDGER, "p", "reason")
 
 
@@ -35,7 +37,8 @@ def claims(variants: Sequence[str]) -> list[Claim]:
     found = [
         Claim(HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
         Claim("the detector beats its best single control", default, controls.SINGLE),
-        Claim("the detector beats a regression on all output features", default, ("output_regression",)),
+        Claim("the detector beats a regression on all output features", default, (detectors.OUTPUT,)),
+        Claim("the detector beats a regression on output features without rivals", default, (detectors.ALONE,)),
         Claim("the detector beats probes on raw activations", default, ("raw_probe_all",)),
         Claim("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),
     ]
@@ -125,7 +128,7 @@ def _text_explains(ours: str, where: Standing, confidence: float) -> str:
     """The control, whole text or answer alone, that is above chance and that `ours` is not above; "" if there is none."""
     if not where.has(ours):
         return ""
-    for text in filter(where.has, controls.TEXTS):
+    for text in filter(where.has, (*controls.TEXTS, controls.TEXT_PAIR)):
         gain = statistics.difference(
             where.auroc[ours], where.auroc[text], where.draws[ours], where.draws[text], confidence
         )
