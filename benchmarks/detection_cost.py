@@ -84,7 +84,10 @@ def grown(inputs: detectors.Inputs, picked: np.ndarray, generator: np.random.Gen
         table(inputs.lens),
         {layer: LayerBlocks(*map(noisy, blocks)) for layer, blocks in inputs.layers.items()},
         Pairs(
-            [noisy(block) for block in inputs.pairs.prompt], noisy(inputs.pairs.answer), inputs.pairs.relation[picked]
+            [noisy(block.astype(np.float32)) for block in inputs.pairs.prompt],
+            noisy(inputs.pairs.words.astype(np.float32)),
+            noisy(inputs.pairs.answer.astype(np.float32)),
+            inputs.pairs.relation[picked],
         ),
         inputs.texts.iloc[picked].reset_index(drop=True),
         {name: table(values) for name, values in inputs.metrics.items()},

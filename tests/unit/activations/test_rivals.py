@@ -57,16 +57,18 @@ def test_states_and_lens_are_what_the_model_computes_for_each_prompt_alone(
     norm: Any = rivals.final_norm(model, encoded[0])
     assert norm is getattr(model.base_model, "ln_f" if architecture == "gpt2" else "norm")
     head: Any = model.get_output_embeddings()
+    # " Paris" is a token, so capitals differ in their first one; colours begin with the token of the space
+    starts = [int(one.answer[int(row >= 5)]) for row, one in enumerate(encoded)]
     hidden, logits = [], []
-    for one in encoded:
+    for one, at in zip(encoded, starts, strict=True):
         with torch.no_grad():
-            made = model(torch.from_numpy(one.ids[: one.answer[0]][None]), output_hidden_states=True)
+            made = model(torch.from_numpy(one.ids[:at][None]), output_hidden_states=True)
             hidden.append(made.hidden_states[block + 1][0, -1])
             logits.append((made.logits[0, -1], head(norm(hidden[-1]))))
     np.testing.assert_allclose(
         states.blocks[block][states.prompt].astype(float), torch.stack(hidden).numpy(), atol=2e-3, rtol=2e-3
     )
-    first = np.array([one.ids[one.answer[0]] for one in encoded])
+    first = np.array([one.ids[at] for one, at in zip(encoded, starts, strict=True)])
     np.testing.assert_allclose(
         states.unembedding[states.answer].astype(float), model.get_output_embeddings().weight.detach()[first], atol=1e-3
     )
@@ -134,7 +136,11 @@ def test_the_last_block_is_never_read(count: int, blocks: list[int]) -> None:
 
 def test_states_come_back_and_those_of_other_examples_are_refused(tmp_path: Path) -> None:
     made = rivals.States(
-        {3: np.ones((2, 4), "f2")}, np.array([0, 1, 1]), np.zeros((2, 4), dtype="f2"), np.array([0, 1, 0])
+        {3: np.ones((2, 4), "f2")},
+        np.zeros((2, 4), "f2"),
+        np.array([0, 1, 1]),
+        np.zeros((2, 4), dtype="f2"),
+        np.array([0, 1, 0]),
     )
     with (tmp_path / "prompts.npz").open("wb") as stream:
         rivals.write(stream, made)
@@ -143,3 +149,35 @@ def test_states_come_back_and_those_of_other_examples_are_refused(tmp_path: Path
     np.testing.assert_array_equal(found.prompt, made.prompt)
     with pytest.raises(UserError, match="prompts of other examples; expected those of 4: delete"):
         rivals.read(tmp_path / "prompts.npz", 4)
+
+
+def test_what_all_answers_of_a_relation_begin_with_counts_to_the_prompt(tmp_path: Path, tokenizer: Any) -> None:
+    examples = frame()
+    numbers = [("The atomic number of gold is", " 79"), ("The atomic number of tin is", " 50")]
+    for row, (prompt, answer) in enumerate(numbers, start=5):  # the tokenizer splits " 79" into a space and digits
+        examples.loc[row, ["text", "answer_start", "answer_end"]] = [
+            f"{prompt}{answer}.", len(prompt) + 1, len(prompt + answer),
+        ]  # fmt: skip
+    encoded = example_tokens.encode(examples, tokenizer, 64, "x", contexts=[""] * len(examples))
+    model = small_models.make_model("llama").eval()
+    among = rivals.Rivals(model, encoded, examples["relation"].tolist())
+    files = [StoreFiles(tmp_path / f"{name}.zarr", tmp_path / f"{name}.json") for name in "ab"]
+    example_extraction.extract_examples(
+        model, Origin("tiny", "w"), encoded, [0], files[:1], files[1], site="resid_post", batch=4, rivals=among
+    )
+    assert among.table().notna().all(axis=None)
+    states, own = among.states(), encoded[6]
+    at = int(own.answer[1])
+    assert tokenizer.decode([int(own.ids[at])]) == "5"
+    with torch.no_grad():
+        made = model(torch.from_numpy(own.ids[:at][None]), output_hidden_states=True)
+        words = model.get_input_embeddings()(torch.from_numpy(own.ids[own.lead : at])).mean(dim=0)
+    block = among.blocks[0]
+    np.testing.assert_allclose(
+        states.blocks[block][states.prompt[6]].astype(float), made.hidden_states[block + 1][0, -1], atol=2e-3, rtol=2e-3
+    )
+    np.testing.assert_allclose(states.words[states.prompt[6]].astype(float), words, atol=1e-3)
+
+
+def test_states_that_half_precision_cannot_hold_are_cut_at_its_ends() -> None:
+    assert np.isfinite(rivals._half(torch.tensor([1e6, -1e6, 1.0]))).all()

@@ -40,7 +40,7 @@ def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.
     lens = pd.DataFrame(rng.standard_normal((n, 2)), columns=["lens_lead", "lens_rank"])
     prompt, answer = (rng.standard_normal((n, 6)).astype(np.float32) for _ in range(2))
     answer += signal * prompt * np.where(labels == 1, -1, 1)[:, None]  # which answer goes with which prompt
-    pairs = Pairs([prompt], answer, np.zeros(n, dtype=np.int64))
+    pairs = Pairs([prompt], rng.standard_normal((n, 6)), answer, np.zeros(n, dtype=np.int64))
     letters = rng.integers(97, 123, (n, 2, 5)).astype("u1")
     texts = pd.DataFrame({
         "question": "", "prompt": [row[0].tobytes().decode() for row in letters], "answer": [row[1].tobytes().decode() for row in letters],
@@ -62,7 +62,14 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
         "metrics_forest", "metrics_boosting", "metrics_svm", "metrics_additive", "metrics_ensemble",
     ):  # fmt: skip
         assert reached[signal] > 0.85, signal
-    for signal in ("output_regression", "text_pair", "metrics_forest.permuted", "metrics_logistic.permuted"):
+    for signal in (
+        "output_regression",
+        "text_pair",
+        "embedding_pair",
+        "output_and_words",
+        "metrics_forest.permuted",
+        "metrics_logistic.permuted",
+    ):
         assert abs(reached[signal] - 0.5) < 0.2, signal
     assert {choice.layer for choice in found.choices if choice.signal == "raw_probe"} == {4}
     weights = pd.DataFrame(found.weights).query("signal == 'metrics_forest'").groupby("feature")["importance"].mean()

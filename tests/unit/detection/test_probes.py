@@ -133,14 +133,16 @@ def test_a_bilinear_probe_learns_each_relation_by_itself() -> None:
     assert abs(reached[1] - 0.5) < 0.2
 
 
-def test_a_bilinear_probe_of_prompts_that_do_not_differ_knows_nothing() -> None:
+def test_a_bilinear_probe_of_prompts_that_do_not_differ_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     y, right = np.tile([0, 1], 30), np.random.default_rng(9).standard_normal((60, 4)).astype(np.float32)
     train, test = np.arange(40), np.arange(40, 60)
-    found = probes.bilinear_ridge(
-        [np.ones((60, 3))], right, np.zeros(60, dtype=np.int64), y[train], train % 4, train, test
-    )
-    assert np.ptp(found.outer) < 1e-6
-    assert np.isfinite(found.inner).all()
+    for left in ([np.ones((60, 3))], []):
+        for exact in (1024, 20):
+            monkeypatch.setattr(probes, "EXACT", exact)
+            monkeypatch.setattr(probes, "LANDMARKS", 10)
+            found = probes.bilinear_ridge(left, right, np.zeros(60, dtype=np.int64), y[train], train % 4, train, test)
+            assert np.ptp(found.outer) < 1e-6
+            assert np.isfinite(found.inner).all()
 
 
 def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_out_of_fold() -> None:

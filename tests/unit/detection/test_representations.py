@@ -87,3 +87,9 @@ def test_large_relations_get_features_in_their_own_units(monkeypatch: pytest.Mon
     np.testing.assert_allclose(found["x.b"][3:6].std(ddof=0), 1.0)
     assert (found[["same.a", "same.b"]] == 0).all(axis=None)
     assert representations.by_relation(table, ["a"] * 7).equals(table)
+
+
+def test_an_answer_without_rivals_stands_at_zero_and_the_others_keep_their_columns() -> None:
+    table = pd.DataFrame({"lens_lead": [1.0, np.nan], "lens_rank": [np.nan, np.nan], "other": [1.0, 2.0]})
+    found = representations.lens_features(table)
+    assert found.to_dict("list") == {"lens_lead": [1.0, 0.0]}

@@ -75,7 +75,7 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
     np.savez(folder / "background.npz", layer_01=np.zeros((n, WIDTH)), layer_03=np.zeros((n, WIDTH)))
     with (folder / "prompts.npz").open("wb") as stream:
         states = rng.standard_normal((n, WIDTH)).astype("f2")
-        rivals.write(stream, rivals.States({2: states}, np.arange(n), states[:2], np.arange(n) % 2))
+        rivals.write(stream, rivals.States({2: states}, states, np.arange(n), states[:2], np.arange(n) % 2))
     for variant in VARIANTS:
         table = pd.DataFrame(rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"])
         table.assign(id=examples["id"]).to_parquet(folder / f"{variant}.parquet")

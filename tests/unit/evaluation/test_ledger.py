@@ -14,7 +14,7 @@ from ghosttrack.settings import EvaluationSettings
 SETTINGS = EvaluationSettings(bootstrap=200)
 VARIANTS = ["default", "permuted"]
 SIGNALS = [
-    "ghosttrack", "ghosttrack.without_sae", "ghosttrack.with_metrics", "ghosttrack.with_metrics.permuted", "raw_probe_all", "output_regression", "output_regression.alone", "text_only",
+    "ghosttrack", "ghosttrack.without_sae", "ghosttrack.with_metrics", "ghosttrack.with_metrics.permuted", "raw_probe_all", "output_regression", "output_regression.alone", "output_and_words", "text_only",
     "length", "question_only", "answer_logprob_mean", "metrics_forest", "metrics_forest.permuted",
 ]  # fmt: skip
 
@@ -53,9 +53,9 @@ def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
 
 
 def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
-    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(300)]
+    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(600)]
     wrong = sum(bool((table["verdict"] == tables.ESTABLISHED).any()) for table in tables_of_noise)
-    assert wrong <= 15  # any claim at all: Holm's correction holds for the whole ledger of a scope
+    assert wrong <= 30  # any claim at all: Holm's correction holds for the whole ledger of a scope
 
 
 def test_what_the_text_explains_is_an_artefact() -> None:

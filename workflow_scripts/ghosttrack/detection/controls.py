@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from ghosttrack.detection import probes
 from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.representations import Pairs
 from ghosttrack.detection.splits import Round
 
 TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
 LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
-TEXT_PAIR = "text_pair"
+# Which question goes with which answer: told from characters, and from token embeddings before any computation.
+TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
 # Whole text and answer are two controls: on TruthfulQA the answer alone is the stronger one.
 TEXTS = (TEXT_ONLY, ANSWER_ONLY)
 # Trained on what the audit may see: no activation past the token embedding, no output of the model.
@@ -78,8 +80,15 @@ def question_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
     return fit_text(question_of(examples), labels, step)
 
 
+def embedding_pair(pairs: Pairs, labels: Ints, step: Round) -> Fitted:
+    """The bilinear probe without the model's computation: mean token embedding of the prompt, output embedding of the answer."""
+    return probes.bilinear_ridge(
+        [pairs.words], pairs.answer, pairs.relation, labels[step.train], step.inner, step.train, step.test
+    )
+
+
 def text_pair(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
-    """Which question goes with which answer, told from their characters: the text control of the bilinear probe.
+    """Which question goes with which answer, told from their characters.
 
     A kernel of question and answer: the product of a likeness of questions and one of answers (TF-IDF of characters, 1-4; and
     whether two answers are the same), within a relation. Counts of words cannot tell a swapped pair; this can, where names
@@ -148,9 +157,9 @@ UNTRAINED = {
     # pointwise mutual information: minus what the answer has after other prompts of its relation (Holtzman et al. 2021)
     "pmi": Untrained("pmi_sum", -1),
     "pmi_mean": Untrained("pmi_mean", -1),
-    # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
-    # the same first token against all answers of the relation at once: see `activations.rivals.standing`
+    # the first token against all answers of the relation at once: see `activations.rivals.standing`
     "matched": Untrained("final_matched", -1),
+    # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
     "perplexity": Untrained("text_logprob_mean", -1),
     "entropy": Untrained("entropy_mean", 1),
     "margin": Untrained("margin_mean", -1),

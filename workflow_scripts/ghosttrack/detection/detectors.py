@@ -22,6 +22,9 @@ DEFAULT = "ghosttrack"
 BILINEAR = "bilinear_probe"
 # The regression on all output features, and on those that no other answer of the relation is needed for but as PMI's baseline.
 OUTPUT, ALONE = "output_regression", "output_regression.alone"
+# All that can be had without a look inside: output features, and which question goes with which answer by their words.
+OUTSIDE = "output_and_words"
+PAIRS = (controls.TEXT_PAIR, controls.EMBEDDING_PAIR)
 # What the default detector stacks: the output features themselves, what the logit lens says, and the log-odds of these probes.
 # The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/method.md).
 BASES = (BILINEAR, "centred_probe", "residual_probe")
@@ -81,7 +84,7 @@ class Results(NamedTuple):
 
 def family_of(signal: str) -> str:
     """Family of a signal, for tables: detector, output, probe, control, tracking or null."""
-    if signal in (*controls.AUDITED, controls.TEXT_PAIR):
+    if signal in (*controls.AUDITED, *PAIRS):
         return "control"
     if signal.startswith(("metrics_", WITH_METRICS)) and signal.removeprefix(WITH_METRICS).count("."):
         return "null"
@@ -95,7 +98,7 @@ def family_of(signal: str) -> str:
 def signal_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
     """Every trained signal that `train` gives, in the order of the tables; `chosen`: classifiers of the metrics."""
     metrics = [_of_variant(f"metrics_{name}", each) for each in variants for name in classifiers_of(each, chosen)]
-    return [*stacks(metrics), *PROBES, OUTPUT, ALONE, controls.TEXT_PAIR, *metrics]
+    return [*stacks(metrics), *PROBES, OUTPUT, ALONE, OUTSIDE, *PAIRS, *metrics]
 
 
 def stacks(signals: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -120,6 +123,9 @@ def train(
         y = labels[step.train]
         fits = {**_output(inputs, y, step, results), **_probes(inputs, y, step, results)}
         fits[controls.TEXT_PAIR] = controls.text_pair(inputs.texts, labels, step)
+        fits[controls.EMBEDDING_PAIR] = controls.embedding_pair(inputs.pairs, labels, step)
+        outside = stacked(inputs._replace(lens=inputs.lens.iloc[:, :0]), PAIRS, step, fits)
+        fits[OUTSIDE] = _logistic(outside, y, step, OUTSIDE, results)
         fits |= _metrics(inputs, y, step, results, detection, seed)
         fits |= _stacks(inputs, y, step, results, fits)
         for signal, fit in fits.items():

@@ -155,7 +155,11 @@ def _landmark_ridge(kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths:
     marks = np.linspace(0, n - 1, LANDMARKS).round().astype(np.int64)
     products = np.asarray(kernel(rows, marks), dtype=np.float64)
     eigenvalues, q = np.linalg.eigh(products[marks])
-    kept = eigenvalues > eigenvalues[-1] * _RANK
+    kept = eigenvalues > max(eigenvalues[-1], 0) * _RANK
+    if not kept.any():  # rows that do not differ
+        return _to_odds(
+            _choose(np.zeros(0), np.zeros((n, 0)), 1.0, y, inner, strengths), y, np.zeros(len(rows) - n), None
+        )
     x = products @ (q[:, kept] / np.sqrt(eigenvalues[kept]))  # (rows, rank): coordinates of each row in the span
     mean = x[:n].mean(axis=0)  # the intercept is free
     squares, v = np.linalg.eigh((x[:n] - mean).T @ (x[:n] - mean))

@@ -144,11 +144,10 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
 
     Log-probabilities, entropies and margins in nats; `surprise_first` is the excess of the first token's
     surprise over the entropy it was drawn from; ranks are logarithmic. Columns that some example lacks (PMI, where an
-    answer meets no other prompt) are left out for all.
+    answer meets no other prompt) are left out for all; an answer without rivals stands at 0 among them.
     """
     table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore")
-    table = table.drop(columns=[name for name in table if str(name).startswith(LENS)])
-    table = table.astype(np.float64).dropna(axis=1)
+    table = _without_gaps(table.drop(columns=[name for name in table if str(name).startswith(LENS)]))
     table["rank_first"] = np.log1p(table["rank_first"])
     table["surprise_first"] = -table["logprob_first"] - table["entropy_first"]
     table["surprise_mean"] = -table["logprob_mean"] - table["entropy_mean"]
@@ -158,18 +157,27 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
 
 
 def lens_features(outputs: pd.DataFrame) -> pd.DataFrame:
-    """How answers stand among their rivals for the logit lens, one row per example; no column where some example lacks it."""
-    return outputs[[name for name in outputs if str(name).startswith(LENS)]].astype(np.float64).dropna(axis=1)
+    """How answers stand among their rivals for the logit lens, one row per example; 0 without rivals, no column if none has any."""
+    return _without_gaps(outputs[[name for name in outputs if str(name).startswith(LENS)]])
+
+
+def _without_gaps(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.astype(np.float64)
+    rivals = [name for name in table if str(name).startswith((RIVALS, LENS)) and table[name].notna().any()]
+    table[rivals] = table[rivals].fillna(0.0)
+    return table.dropna(axis=1)
 
 
 class Pairs(NamedTuple):
     """What a bilinear probe reads of each example: where the model stands before the answer, and the answer itself.
 
-    prompt: by block, (examples, d_model), residual stream at the prompt's last token; answer: (examples, d_model), row of
-    the output embedding of the answer's first token; relation: (examples,) number of its relation.
+    prompt: by block, (examples, d_model), residual stream at the prompt's last token; words: (examples, d_model), mean
+    token embedding of the prompt; answer: (examples, d_model), row of the output embedding of the answer's first token;
+    relation: (examples,) number of its relation.
     """
 
     prompt: Sequence[NDArray[Any]]
+    words: NDArray[Any]
     answer: NDArray[Any]
     relation: NDArray[np.int64]
 
@@ -179,6 +187,7 @@ def pairs_of(states: "States", relations: Sequence[str], rows: NDArray[np.int64]
     prompt, answer = states.prompt[rows], states.answer[rows]
     return Pairs(
         [each[prompt] for each in states.blocks.values()],
+        states.words[prompt],
         states.unembedding[answer],
         pd.factorize(np.array(relations, dtype=object))[0].astype(np.int64),
     )

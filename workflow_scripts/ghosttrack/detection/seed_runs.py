@@ -17,7 +17,7 @@ from ghosttrack.settings import DetectionSettings
 FOLDS, SAE = "folds", "sae"
 # The default detector, what it stacks, and what it is compared with. `residual_probe` alone sees an SAE.
 SIGNALS = (
-    detectors.DEFAULT, f"{detectors.DEFAULT}.without_sae", "output_regression", "raw_probe_all", "centred_probe",
+    detectors.DEFAULT, f"{detectors.DEFAULT}.without_sae", detectors.OUTPUT, "raw_probe_all", "centred_probe",
     "residual_probe", detectors.BILINEAR,
 )  # fmt: skip
 _KINDS = {"raw_probe_all": "raw", "centred_probe": "centred", "residual_probe": "residual"}
@@ -64,7 +64,7 @@ def scores(inputs: Inputs, labels: Ints, rounds: Sequence[splits.Round]) -> dict
             for signal, kind in _KINDS.items()
         }
         fits[detectors.BILINEAR] = detectors.bilinear(inputs, y, step)
-        fits["output_regression"] = _logistic(inputs.outputs, y, step)
+        fits[detectors.OUTPUT] = _logistic(inputs.outputs, y, step)
         for signal in SIGNALS[:2]:
             fits[signal] = _logistic(detectors.stacked(inputs, detectors.STACKS[signal], step, fits), y, step)
         for signal in SIGNALS:

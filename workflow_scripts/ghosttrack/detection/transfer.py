@@ -30,7 +30,7 @@ STACKED = ("centred_probe", "residual_probe")
 REVERSE = "_reverse"
 # One to leave out, and two of which each is left out in turn.
 LEAST_PARTS = 3
-SIGNALS = (detectors.DEFAULT, "output_regression", "output_scores", "raw_probe")
+SIGNALS = (detectors.DEFAULT, detectors.OUTPUT, "output_scores", "raw_probe")
 
 Blocks = Mapping[int, Mapping[str, NDArray[np.float32]]]
 

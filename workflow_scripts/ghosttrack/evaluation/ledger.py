@@ -18,9 +18,14 @@ from ghosttrack.settings import EvaluationSettings
 HEADLINE = "the detector beats its best control"
 # Controls that are trained like the detector itself, on the model's outputs or on raw activations.
 TRAINED_CONTROLS = (
-    detectors.OUTPUT, detectors.ALONE, "raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe",
+    detectors.OUTPUT, detectors.ALONE, detectors.OUTSIDE, controls.EMBEDDING_PAIR, "raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe",
 )  # fmt: skip
 COLUMNS = (*tables.LEDGER, "p", "reason")
+# What a text gives away without a model, by control, in words.
+_TEXTS = {
+    controls.TEXT_ONLY: "the text alone", controls.ANSWER_ONLY: "the answer alone",
+    controls.TEXT_PAIR: "the likeness of question and answer alone",
+}  # fmt: skip
 
 
 class Claim(NamedTuple):
@@ -39,6 +44,7 @@ def claims(variants: Sequence[str]) -> list[Claim]:
         Claim("the detector beats its best single control", default, controls.SINGLE),
         Claim("the detector beats a regression on all output features", default, (detectors.OUTPUT,)),
         Claim("the detector beats a regression on output features without rivals", default, (detectors.ALONE,)),
+        Claim("the detector beats output features and pairs of words together", default, (detectors.OUTSIDE,)),
         Claim("the detector beats probes on raw activations", default, ("raw_probe_all",)),
         Claim("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),
     ]
@@ -125,10 +131,10 @@ def best_of(where: Standing, signals: Sequence[str]) -> Best:
 
 
 def _text_explains(ours: str, where: Standing, confidence: float) -> str:
-    """The control, whole text or answer alone, that is above chance and that `ours` is not above; "" if there is none."""
+    """The control, one of _TEXTS, that is above chance and that `ours` is not above; "" if there is none."""
     if not where.has(ours):
         return ""
-    for text in filter(where.has, (*controls.TEXTS, controls.TEXT_PAIR)):
+    for text in filter(where.has, _TEXTS):
         gain = statistics.difference(
             where.auroc[ours], where.auroc[text], where.draws[ours], where.draws[text], confidence
         )
@@ -157,8 +163,8 @@ def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[st
         )
         return tables.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
     if row.explained:
-        what = "answer" if row.explained == controls.ANSWER_ONLY else "text"
-        return tables.ARTEFACT, f"the {what} alone is above chance, and this is not above the {what} alone"
+        what = _TEXTS[row.explained]
+        return tables.ARTEFACT, f"{what} is above chance, and this is not above {what}"
     if row.where.control:
         return tables.NOT_ESTABLISHED, "a positive control supports no claim"
     if groups < settings.minimum_groups:

@@ -95,13 +95,15 @@ def products_on_pattern(transposed: Transposed, dense: Tensor, weight: Tensor) -
     """
     if transposed.value.numel() == 0:
         return torch.zeros_like(transposed.value)
-    shape = (len(weight), len(dense))
+    shape, columns = (len(weight), len(dense)), _columns_at_once(dense, transposed.value.numel())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # beta notice, once a process
-        pattern = torch.sparse_csr_tensor(
+        found = torch.sparse_csr_tensor(
             transposed.start, transposed.row, torch.zeros_like(transposed.value), shape, check_invariants=False
         )
-    products: Tensor = torch.sparse.sampled_addmm(pattern, weight, dense.t(), beta=0.0).values()
+    for left, right in zip(torch.split(weight, columns, dim=1), torch.split(dense, columns, dim=1), strict=True):
+        found = torch.sparse.sampled_addmm(found, left.contiguous(), right.contiguous().t())
+    products: Tensor = found.values()
     return products
 
 
@@ -120,11 +122,20 @@ def _weighted_row_sums(index: Tensor, start: Tensor, weight: Tensor, table: Tens
 
     Where a table that the cache cannot hold is read many times over, some columns at a time: each element is the same sum.
     """
-    rows, width = table.shape
-    columns = max(CACHE // (rows * table.element_size()), _FEWEST_COLUMNS)
-    if columns >= width or index.numel() < _WORTH_SLICING * rows:
+    columns = _columns_at_once(table, index.numel())
+    if columns == table.shape[1]:
         return functional.embedding_bag(index, table, start[:-1], mode="sum", per_sample_weights=weight)
-    sums = table.new_empty(start.numel() - 1, width)
+    sums = table.new_empty(start.numel() - 1, table.shape[1])
     for part, out in zip(torch.split(table, columns, dim=1), torch.split(sums, columns, dim=1), strict=True):
         out.copy_(functional.embedding_bag(index, part.contiguous(), start[:-1], mode="sum", per_sample_weights=weight))
     return sums
+
+
+def _columns_at_once(table: Tensor, reads: int) -> int:
+    """How many columns of a table (rows, columns) to take at a time, for so many reads of a row of it: all that the cache holds,
+    or all if it is not read often enough.
+    """
+    rows, width = table.shape
+    if reads < _WORTH_SLICING * rows:
+        return width
+    return min(max(CACHE // (rows * table.element_size()), _FEWEST_COLUMNS), width)
