@@ -181,3 +181,19 @@ def test_what_all_answers_of_a_relation_begin_with_counts_to_the_prompt(tmp_path
 
 def test_states_that_half_precision_cannot_hold_are_cut_at_its_ends() -> None:
     assert np.isfinite(rivals._half(torch.tensor([1e6, -1e6, 1.0]))).all()
+
+
+def test_a_model_that_needs_more_than_a_norm_before_its_head_has_no_lens(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=400, hidden_size=16, word_embed_proj_dim=8, num_hidden_layers=4, num_attention_heads=2, ffn_dim=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    among, _ = collect(tmp_path, OPTForCausalLM(config).eval(), tokenizer, batch=4)
+    table, states = among.table(), among.states()
+    assert states.words.shape[1] == states.unembedding.shape[1] == 8
+    assert states.blocks[among.blocks[0]].shape[1] == 16
+    assert table.filter(like="lens_").isna().all(axis=None)
+    assert table.filter(like="final_").iloc[:5].notna().all(axis=None)

@@ -94,31 +94,33 @@ def extract_examples(
     scores = TextScores.empty(encoded)
     stored = [model.get_input_embeddings(), *site_modules(model, layers, site)]
     modules = [*stored, *(rivals.modules() if rivals else ())]
-    headers = [
-        (embedding, None, "embedding"),
-        *((target, layer, site) for target, layer in zip(targets, layers, strict=True)),
-    ]
     digest, width = _sha256(encoded), model.config.get_text_config().hidden_size
+    headers = [
+        (embedding, None, "embedding", stored[0].embedding_dim),
+        *((target, layer, site, width) for target, layer in zip(targets, layers, strict=True)),
+    ]
     progress = Progress("extracting", len(every), "texts")
     with ExitStack() as stack, torch.inference_mode():
         reader = Reader(model, encoded[:TRIED])
         writers = [
             stack.enter_context(
-                StoreWriter(*files, Header(*made_by, layer, name, None, digest), rows=int(starts[-1]), d_model=width)
+                StoreWriter(
+                    *files, Header(*made_by, layer, name, None, digest), rows=int(starts[-1]), d_model=own_width
+                )
             )
-            for files, layer, name in headers
+            for files, layer, name, own_width in headers
         ]
         outputs = stack.enter_context(captured(modules, stop=False))
         for window, others in _windows(every, len(encoded), batch):
-            first = int(starts[window[0]])
-            held = torch.empty(len(stored), int(starts[window[-1] + 1]) - first, width)
+            first, end = int(starts[window[0]]), int(starts[window[-1] + 1])
+            held = [torch.empty(end - first, own_width) for *_, own_width in headers]
             for pack in packs(every, [*window, *others], batch):
                 final = reader.final(pack)
                 own = [place for place, number in enumerate(pack.numbers) if number < len(encoded)]
                 if own:
                     rows, places = read_rows(encoded, pack, own, starts)
-                    for store, output in enumerate(outputs[: len(stored)]):
-                        held[store, rows - first] = output[0, places].float().cpu()
+                    for block, output in zip(held, outputs[: len(stored)], strict=True):
+                        block[rows - first] = output[0, places].float().cpu()
                     score_texts(reader, encoded, pack, own, final, scores)
                     if rivals:
                         rivals.take(pack, own, final, outputs[len(stored) :])

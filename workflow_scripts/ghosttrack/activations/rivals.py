@@ -45,9 +45,9 @@ FINAL, LENS = "final", "lens"
 class States(NamedTuple):
     """What the model holds where answers begin.
 
-    blocks: by block, (prompts, d_model), residual stream at a prompt's last token; words: (prompts, d_model), mean token
+    blocks: by block, (prompts, d_model), residual stream at a prompt's last token; words: (prompts, d), mean token
     embedding of the prompt's own tokens, before any computation; prompt: (examples,) rows of both.
-    unembedding: (answers, d_model), rows of the output embedding, of answers' first tokens; answer: (examples,) rows of it.
+    unembedding: (answers, d), rows of the output embedding, of answers' first tokens; answer: (examples,) rows of it.
     """
 
     blocks: Mapping[int, npt.NDArray[np.float16]]
@@ -117,13 +117,13 @@ class Rivals:
     def _words(self) -> torch.Tensor:
         """Mean token embedding of each prompt's own tokens; of its last one where it has none of its own."""
         embed = self._model.get_input_embeddings()
-        result = torch.zeros(self._states.shape[1:])
+        means = []
         with torch.inference_mode():
-            for row, number in enumerate(np.unique(self._prompt, return_index=True)[1]):
+            for number in np.unique(self._prompt, return_index=True)[1]:
                 one, at = self._encoded[number], self._at[number]
                 own = np.concatenate([one.before, one.ids[:at]])[min(one.lead, len(one.before) + at - 1) :]
-                result[row] = embed(torch.from_numpy(own).to(self._model.device)).float().mean(dim=0).cpu()
-        return result
+                means.append(embed(torch.from_numpy(own).to(self._model.device)).float().mean(dim=0).cpu())
+        return torch.stack(means)
 
     @torch.inference_mode()
     def table(self) -> pd.DataFrame:
