@@ -44,7 +44,7 @@ class Claim(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """The claims about several data sets together, or a line of the table by data set."""
+    """The claims about several data sets together, or those about one."""
 
     title: str
     claims: list[Claim | None]
@@ -54,7 +54,7 @@ class Verdict(NamedTuple):
     """What a run has shown.
 
     summary: one to four sentences; findings: claims about data sets together, by verdict; scopes: the same in full;
-    titles, lines: every claim (column) on every data set (line).
+    titles, lines: every claim, by its title, on every data set.
     """
 
     summary: str
