@@ -8,6 +8,8 @@ import torch
 from sae_reference import AUX, Kind, code_of, loss_of
 from torch import Tensor
 
+import ghosttrack.sae.engine
+from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.batchtopk import BatchTopK
 from ghosttrack.sae.dense_step import DenseBackEnd
@@ -109,6 +111,25 @@ def test_loss_and_every_gradient_equal_autograd(
     active = code_of(KINDS[kind], pre, random_thresholds(dtype)) > 0
     assert torch.equal(found.active_rows, active.sum(0))
     assert float(found.l0) == pytest.approx(int(active.sum()) / BATCH)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slices_of_columns_and_chunks_of_auxk_change_nothing_but_rounding(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters, x, dead = random_parameters(torch.float64), random_batch(torch.float64), 2 * torch.arange(40)
+    whole = engine(parameters, kind=kind).backward(x, dead)
+    monkeypatch.setattr(sparse, "_WORTH_SLICING", 0)
+    monkeypatch.setattr(sparse, "_FEWEST_COLUMNS", 7)
+    monkeypatch.setattr(sparse, "CACHE", 1)
+    monkeypatch.setattr(ghosttrack.sae.engine, "AUXILIARY_ROWS", 16)
+    assert [len(range(D_MODEL)[columns]) for columns in sparse.column_slices(parameters.W_dec, 0)] == [7, 7, 7, 3]
+    sliced = engine(parameters, kind=kind).backward(x, dead)
+    for name, gradient in sliced.gradients._asdict().items():
+        assert apart(gradient, getattr(whole.gradients, name)) < 1e-10, name
+    for name in ("loss", "squared", "error", "along"):
+        assert apart(getattr(sliced, name), getattr(whole, name)) < 1e-10, name
+    assert torch.equal(sliced.active_rows, whole.active_rows)
 
 
 def test_products_in_bf16_round_their_factors_only() -> None:

@@ -60,7 +60,7 @@ class DenseBackEnd:
         gradients = Parameters(*(torch.zeros_like(tensor) for tensor in parameters))
         along = torch.zeros_like(parameters.b_enc)
         active_rows = torch.zeros_like(along, dtype=torch.int64)
-        residual = torch.empty_like(x)
+        last = torch.empty_like(x)
         squares = torch.zeros(len(parts), dtype=torch.float64, device=x.device)
         threshold, to_threshold = architecture.threshold, None
         if threshold is not None:
@@ -75,7 +75,7 @@ class DenseBackEnd:
                 errors.append(errors[-1] + self.product(code[:, start:end], W_dec[start:end]))
             errors = errors[1:]  # xhat - x, each (chunk, d_model), with all features up to the end of the part
             squares += torch.stack([error.pow(2).sum().double() for error in errors])
-            residual[rows] = -errors[-1]
+            last[rows] = errors[-1]
             active = code > 0
             to_code = torch.empty_like(code)
             slopes = torch.zeros_like(errors[0])
@@ -96,7 +96,7 @@ class DenseBackEnd:
         loss = squares.sum() / (batch * d_model * len(parts))
         if threshold is not None:
             loss = loss + price
-        return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold)
+        return Pass(loss, squares[-1], l0, last, active_rows, gradients, along, to_threshold)
 
     def _encode(self, bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         if self.precision == "bf16":

@@ -35,7 +35,7 @@ GRADIENT_NORM = 1.0
 # features at an equal FVU.
 THRESHOLD_PACE = 3.0
 # Rows of AuxK that are on their way at once. Not the micro-batch: a sum over other chunks would round differently.
-AUXILIARY_ROWS = 2048
+AUXILIARY_ROWS = 1024
 
 
 class BackEnd(Protocol):
@@ -111,7 +111,7 @@ class Engine:
         self.tokens_silent += x.shape[0]
         self.tokens_silent[found.active_rows > 0] = 0
         self._update(found, learning_rate)
-        fvu = found.squared / x.pow(2).sum().double().clamp(min=torch.finfo(x.dtype).tiny)
+        fvu = found.squared / torch.linalg.vector_norm(x).double().square().clamp(min=torch.finfo(x.dtype).tiny)
         return StepResult(float(found.loss), float(fvu), float(found.l0), dead.numel())
 
     def dead_features(self) -> Tensor:
@@ -147,7 +147,7 @@ class Engine:
         """Loss and gradients for x (batch, d_model), whole; the features `dead` take part in AuxK."""
         found = self._pass(x)
         if dead.numel() and self.aux_coefficient:
-            found = found._replace(loss=found.loss + self._add_auxiliary(found, x - self.parameters.b_dec, dead))
+            found = found._replace(loss=found.loss + self._add_auxiliary(found, x, dead))
         # b_dec also enters through x - b_dec: a matrix-vector product, the gradient of x is never formed.
         found.gradients.b_dec.sub_(torch.mv(self.parameters.W_enc.t(), found.gradients.b_enc))
         return found
@@ -155,29 +155,32 @@ class Engine:
     def _plain_pass(self, x: Tensor) -> Pass:
         return self.back_end.backward(self.parameters, self.architecture, x)
 
-    def _add_auxiliary(self, found: Pass, centred: Tensor, dead: Tensor) -> Tensor:
+    def _add_auxiliary(self, found: Pass, x: Tensor, dead: Tensor) -> Tensor:
         """Add AuxK over the features `dead` to the gradients and to `along`; return its share of the loss, ()."""
-        residual, gradients = found.residual, found.gradients
+        error, gradients, b_dec = found.error, found.gradients, self.parameters.b_dec
         # sum |r - mean r|^2
-        spread = (found.squared - len(residual) * residual.mean(0).pow(2).sum().double()).clamp(min=0.0)
+        spread = (found.squared - len(error) * error.mean(0).pow(2).sum().double()).clamp(min=0.0)
         weight = torch.where(spread > 0.0, self.aux_coefficient / spread, 0.0)
         W_enc, W_dec = self.parameters.W_enc[dead], self.parameters.W_dec[dead]  # (dead, d_model)
-        b_enc = self.parameters.b_enc[dead]
+        bias = self.parameters.b_enc[dead] - torch.mv(W_enc, b_dec)  # x is not centred here
         # Gao et al. use about d_model / 2 dead features: enough to span much of the residual.
-        width = max(centred.shape[1] // 2, 1)
-        squared = torch.zeros((), dtype=torch.float64, device=centred.device)
-        for start in range(0, len(centred), AUXILIARY_ROWS):
-            rows = slice(start, start + AUXILIARY_ROWS)
-            some, rest = centred[rows], residual[rows]  # (chunk, d_model)
-            active = largest(torch.addmm(b_enc, some, W_enc.t()), width)  # (chunk, dead)
-            difference = torch.mm(active, W_dec).sub_(rest)  # (chunk, d_model)
-            squared += difference.pow(2).sum().double()
-            difference.mul_((2.0 * weight).to(difference.dtype))
-            to_pre = torch.mm(difference, W_dec.t()).mul_(active != 0)  # (chunk, dead)
-            gradients.W_dec.index_add_(0, dead, torch.mm(active.t(), difference))
-            found.along.index_add_(0, dead, (active * to_pre).sum(0))
-            gradients.W_enc.index_add_(0, dead, torch.mm(to_pre.t(), some))
-            gradients.b_enc.index_add_(0, dead, to_pre.sum(0))
+        width = max(x.shape[1] // 2, 1)
+        slope = (2.0 * weight).to(x.dtype)
+        squared = torch.zeros((), dtype=torch.float64, device=x.device)
+        for some, rest in zip(torch.split(x, AUXILIARY_ROWS), torch.split(error, AUXILIARY_ROWS), strict=True):
+            pre = torch.addmm(bias, some, W_enc.t())  # (chunk, dead)
+            active = largest(pre, width)
+            difference = torch.addmm(rest, active, W_dec)  # (chunk, d_model) rhat - r
+            squared += torch.linalg.vector_norm(difference).double().square()
+            to_pre = torch.mm(difference, W_dec.t())  # (chunk, dead), up to the slope
+            if active is not pre:
+                to_pre.mul_(active != 0)
+            to_decoder = torch.mm(active.t(), difference).mul_(slope)  # (dead, d_model)
+            to_bias = to_pre.sum(0).mul_(slope)
+            gradients.W_dec.index_add_(0, dead, to_decoder)
+            gradients.W_enc.index_add_(0, dead, torch.mm(to_pre.t(), some).mul_(slope).addr_(to_bias, b_dec, alpha=-1))
+            gradients.b_enc.index_add_(0, dead, to_bias)
+            found.along.index_add_(0, dead, to_decoder.mul_(W_dec).sum(1))
         return weight * squared
 
     def _update(self, found: Pass, learning_rate: float) -> None:

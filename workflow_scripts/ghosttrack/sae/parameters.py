@@ -33,7 +33,7 @@ class Pass(NamedTuple):
     loss: Tensor  # () mean over the nested parts of the mean of |xhat - x|^2 / d_model, and the L0 penalty
     squared: Tensor  # () sum |xhat - x|^2, all features
     l0: Tensor  # () active features a row
-    residual: Tensor  # (batch, d_model) x - xhat, all features
+    error: Tensor  # (batch, d_model) xhat - x, all features
     active_rows: Tensor  # (d_sae,) int64, in how many rows each feature was active
     gradients: Parameters  # b_dec: as the decoder's bias only
     along: Tensor  # (d_sae,) <gradient, W_dec> of each decoder row: the part that only changes its norm

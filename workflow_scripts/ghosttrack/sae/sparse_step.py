@@ -36,20 +36,29 @@ class SparseBackEnd:
         code = architecture.select(self.encoder(parameters, centred))
         # A row with nested parts is as many rows, so that the same products serve; entries keep their order.
         split = sparse.split_rows(code, architecture.ends)
-        errors = sparse.decode(split, W_dec).view(batch, parts, d_model)
-        errors[:, 0].add_(b_dec).sub_(x)
-        for part in range(1, parts):
-            errors[:, part].add_(errors[:, part - 1])  # xhat - x with all features up to the end of the part
-        squares = [errors[:, part].pow(2).sum().double() for part in range(parts)]
-        residual = -errors[:, -1]
-        errors.mul_(2.0 / (batch * d_model * parts))  # d loss / d xhat of each part
-        for part in range(parts - 1, 0, -1):
-            errors[:, part - 1].add_(errors[:, part])  # a feature has a say in its own part and all after it
-        slopes = errors.view(batch * parts, d_model)
         transposed = sparse.transpose(code)
-        of_slopes = transposed if parts == 1 else transposed._replace(row=split.row[transposed.order])
-        to_code = sparse.products_on_pattern(of_slopes, slopes, W_dec)  # (entries,), like all that follow by feature
-        loss = torch.stack(squares).sum() / (batch * d_model * parts)
+        by_part = transposed if parts == 1 else transposed._replace(row=split.row[transposed.order])
+        scale = 2.0 / (batch * d_model * parts)  # of an error to its slope, d loss / d xhat
+        slices = sparse.column_slices(W_dec, code.value.numel())
+        squares, products = torch.zeros(parts, dtype=torch.float64), sparse.PatternProducts(by_part, batch * parts)
+        scaled = transposed.value * scale
+        last, to_encoder, to_decoder, to_bias = [], [], [], []  # slice by slice
+        for columns in slices:
+            decoder = W_dec[:, columns].contiguous()
+            errors = sparse.decode(split, decoder).view(batch, parts, -1)
+            errors[:, 0].add_(b_dec[columns]).sub_(x[:, columns])
+            for part in range(1, parts):
+                errors[:, part].add_(errors[:, part - 1])  # xhat - x with all features up to the end of the part
+            squares += torch.linalg.vector_norm(errors, dim=(0, 2)).double().square()
+            last.append(errors[:, -1])
+            for part in range(parts - 1, 0, -1):
+                errors[:, part - 1].add_(errors[:, part])  # a feature has a say in its own part and all after it
+            to_bias.append(errors[:, 0].sum(0))
+            errors = errors.view(batch * parts, -1)
+            products.add(decoder, errors)
+            to_decoder.append(sparse.transposed_product(by_part, scaled, errors))
+        to_code = products.values().mul_(scale)  # (entries,), like all that follow by feature
+        loss = squares.sum() / (batch * d_model * parts)
         l0, active_rows, to_pre, to_threshold = _counted(code), transposed.entries, to_code, None
         if (threshold := architecture.threshold) is not None:
             active = transposed.value > 0
@@ -60,16 +69,22 @@ class SparseBackEnd:
             every = threshold.gradient(own, to_code, (slope / batch).to(x.dtype))
             to_threshold = sparse.feature_sums(transposed, every * threshold.near_entries(transposed.value, own))
             to_pre = to_code * active
+        for columns in slices:
+            to_encoder.append(sparse.transposed_product(transposed, to_pre, centred[:, columns].contiguous()))
         gradients = Parameters(
-            W_enc=sparse.transposed_product(transposed, to_pre, centred),
-            W_dec=sparse.transposed_product(of_slopes, transposed.value, slopes),
+            W_enc=_joined(to_encoder),
+            W_dec=_joined(to_decoder),
             b_enc=sparse.feature_sums(transposed, to_pre),
-            b_dec=errors[:, 0].sum(0),
+            b_dec=_joined(to_bias).mul_(scale),
         )
         # <gradient of a decoder row, the row> needs no new pass: it is a sum over the entries at hand.
         along = sparse.feature_sums(transposed, transposed.value * to_code)
-        return Pass(loss, squares[-1], l0, residual, active_rows, gradients, along, to_threshold)
+        return Pass(loss, squares[-1], l0, _joined(last), active_rows, gradients, along, to_threshold)
 
 
 def _counted(code: Code) -> Tensor:
     return torch.tensor(code.value.numel() / code.rows, dtype=torch.float64)
+
+
+def _joined(slices: list[Tensor]) -> Tensor:
+    return slices[0] if len(slices) == 1 else torch.cat(slices, dim=-1)
