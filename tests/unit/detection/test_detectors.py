@@ -1,5 +1,6 @@
 """Detectors: a planted signal is found, noise is not, nothing outside the training folds is used."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -109,11 +110,12 @@ def test_without_tracks_the_detector_still_stands() -> None:
 @pytest.mark.parametrize(("signal", "family"), [
     ("ghosttrack", "detector"), ("ghosttrack.without_sae", "detector"), ("raw_probe", "probe"), ("raw_probe_all", "probe"),
     ("embedding_probe", "control"), ("text_only", "control"), ("length", "control"), ("output_regression", "output"),
-    ("perplexity", "output"), ("pmi", "output"), ("difference_of_means", "probe"), ("sae_max_probe", "probe"), ("metrics_forest", "tracking"), ("metrics_forest.permuted", "null"),
-    ("ghosttrack.with_metrics", "detector"), ("ghosttrack.with_metrics.untracked", "null"),
+    ("perplexity", "output"), ("pmi", "output"), ("difference_of_means", "probe"), ("sae_max_probe", "probe"), ("metrics_forest", "tracking"), ("metrics_forest.permuted", "tracking_null"),
+    ("ghosttrack.with_metrics", "detector"), ("ghosttrack.with_metrics.untracked", "tracking_null"),
 ])  # fmt: skip
 def test_signals_have_families(signal: str, family: str) -> None:
     assert detectors.family_of(signal) == family
+    assert pd.read_csv(io.StringIO(f"family\n{family}\n"))["family"].tolist() == [family]  # no word for a missing value
 
 
 def table(**columns: Any) -> pd.DataFrame:

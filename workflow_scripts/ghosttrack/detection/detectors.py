@@ -83,11 +83,11 @@ class Results(NamedTuple):
 
 
 def family_of(signal: str) -> str:
-    """Family of a signal, for tables: detector, output, probe, control, tracking or null."""
+    """Family of a signal, for tables: detector, output, probe, control, tracking or tracking_null."""
     if signal in (*controls.AUDITED, *PAIRS):
         return "control"
     if signal.startswith(("metrics_", WITH_METRICS)) and signal.removeprefix(WITH_METRICS).count("."):
-        return "null"
+        return "tracking_null"
     if signal.startswith(DEFAULT):
         return "detector"
     if signal.startswith("metrics_"):
