@@ -1,0 +1,136 @@
+"""What each part of the default detector gives: stacks with fewer parts, with others in their place, and kernels cut short.
+
+    PYTHONPATH=workflow_scripts python benchmarks/stack_parts.py results/smollm2-135m
+
+Every stack is fitted in the folds of the finished run, on the same base scores, so that the differences are those of the parts.
+`landmarks` does the two kernels of pairs again with weights in the span of a quarter of the training rows, as they are fitted
+beyond 1,024 rows. Looking at this table is looking at the data sets that are evaluated: what is chosen by it needs others.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+from measure import show
+
+from ghosttrack import frames
+from ghosttrack.detection import controls, detectors, probes, splits
+from ghosttrack.detection import run as detection_run
+from ghosttrack.detection.detectors import BASES, BILINEAR, PAIRS, Inputs
+from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.representations import RIVALS
+from ghosttrack.detection.splits import Round
+from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.facts import statements
+from ghosttrack.report import tables
+from ghosttrack.settings import DetectionSettings
+
+JOINT = {"centred_probe": "centred", "residual_probe": "residual"}
+LENS = "lens"
+# Output features of the stack, with or without rivals; whether the lens is in it; and the probes whose log-odds are.
+OUTPUTS, ALONE = "output features", "output features without rivals"
+STACKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    ALONE: (ALONE, ()),
+    f"{ALONE}, two probes": (ALONE, tuple(JOINT)),
+    OUTPUTS: (OUTPUTS, ()),
+    f"{OUTPUTS}, words": (OUTPUTS, PAIRS),
+    f"{OUTPUTS}, two probes": (OUTPUTS, tuple(JOINT)),
+    f"{OUTPUTS}, lens": (OUTPUTS, (LENS,)),
+    f"{OUTPUTS}, embedding_pair": (OUTPUTS, (controls.EMBEDDING_PAIR,)),
+    f"{OUTPUTS}, bilinear probe": (OUTPUTS, (BILINEAR,)),
+    "the default detector": (OUTPUTS, (LENS, *BASES)),
+    **{f"without {part}": (OUTPUTS, tuple(each for each in (LENS, *BASES) if each != part)) for part in (LENS, *BASES)},
+}
+CUT = {BILINEAR: "bilinear probe, landmarks", controls.TEXT_PAIR: "text_pair, landmarks"}
+
+
+def score(inputs: Inputs, labels: Ints, rounds: list[Round]) -> dict[str, Floats]:
+    """Out-of-fold log-odds of every stack and of the kernels of pairs, each (examples,)."""
+    found: dict[str, Floats] = {name: np.empty(len(labels)) for name in (*STACKS, *BASES, *PAIRS, *CUT.values())}
+    for step in rounds:
+        fits = _parts(inputs, labels, step)
+        quarter = len(step.train) // 4
+        with patch.object(probes, "EXACT", quarter), patch.object(probes, "LANDMARKS", quarter):
+            fits[CUT[BILINEAR]] = detectors.bilinear(inputs, labels[step.train], step)
+            fits[CUT[controls.TEXT_PAIR]] = controls.text_pair(inputs.texts, labels, step)
+        for name, fit in {**fits, **_stacks(inputs, labels[step.train], step, fits)}.items():
+            found[name][step.test] = fit.outer
+    return found
+
+
+def _parts(inputs: Inputs, labels: Ints, step: Round) -> dict[str, Fitted]:
+    y = labels[step.train]
+    fits = {
+        name: probes.joint_ridge([getattr(blocks, kind) for blocks in inputs.layers.values()], y, step.inner, step.train, step.test)
+        for name, kind in JOINT.items()
+    }  # fmt: skip
+    fits[BILINEAR] = detectors.bilinear(inputs, y, step)
+    fits[controls.TEXT_PAIR] = controls.text_pair(inputs.texts, labels, step)
+    fits[controls.EMBEDDING_PAIR] = controls.embedding_pair(inputs.pairs, labels, step)
+    return fits
+
+
+def _stacks(inputs: Inputs, y: Ints, step: Round, fits: Mapping[str, Fitted]) -> dict[str, Fitted]:
+    without_rivals = [name for name in inputs.outputs if not str(name).startswith(RIVALS)]
+    made = {}
+    for name, (outputs, parts) in STACKS.items():
+        given = inputs._replace(
+            outputs=inputs.outputs if outputs == OUTPUTS else inputs.outputs[without_rivals],
+            lens=inputs.lens if LENS in parts else inputs.lens.iloc[:, :0],
+        )
+        table = detectors.stacked(given, [part for part in parts if part != LENS], step, fits)
+        x = table.to_numpy(dtype=np.float64)
+        made[name] = probes.logistic(x[step.train], y, step.inner, x[step.test])
+    return made
+
+
+def of_dataset(run: Path, dataset: str, layers: list[int], detection: DetectionSettings, seed: int) -> dict[str, float]:
+    """AUROC of every stack and kernel on one data set of a finished run."""
+    folder = run / "examples" / dataset
+    examples = frames.read_parquet(run / "datasets" / dataset / "examples.parquet")
+    outputs = frames.read_parquet(folder / "outputs.parquet")
+    audited = frames.read_parquet(run / "detection" / dataset / "controls.parquet")
+    first = audited[audited["signal"] == controls.TEXT_ONLY]
+    rows = pd.Index(examples["id"]).get_indexer(first["id"])
+    labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
+    paths = detection_run.Files(
+        [folder / f"layer_{layer:02d}.zarr" for layer in layers],
+        [folder / f"layer_{layer:02d}.json" for layer in layers],
+        [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
+        folder / "background.npz",
+        folder / "prompts.npz",
+        [],
+    )
+    inputs = detection_run.read_inputs(dataset, examples, outputs, rows, paths, layers, [])
+    rounds = splits.rounds(labels, first["group"].to_numpy(dtype=object), fold, detection.inner_folds, seed)
+    return {name: auroc(labels, each) for name, each in score(inputs, labels, list(rounds)).items()}
+
+
+def main() -> None:
+    """Fit, and print a table: a row for each stack, a column for each strict set and their mean."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run, results/NAME")
+    parser.add_argument("--datasets", nargs="+", help="data sets of the run; default: the strict ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the run")
+    given = parser.parse_args()
+    layers = sorted(int(path.name.removeprefix("layer_")) for path in (given.run / "saes").glob("layer_*"))
+    metrics = tables.read(given.run / "evaluation" / "metrics.csv", tables.METRICS)
+    known = [str(name) for name in dict.fromkeys(metrics["dataset"]) if (given.run / "examples" / str(name)).is_dir()]
+    chosen = given.datasets or tables.kinds(metrics, known, list(statements.CONTROL_SETS)).strict
+    found = {name: of_dataset(given.run, name, layers, DetectionSettings(), given.seed) for name in chosen}
+    rows = [
+        [
+            part,
+            *(f"{found[name][part]:.4f}" for name in chosen),
+            f"{np.mean([found[name][part] for name in chosen]):.4f}",
+        ]
+        for part in found[chosen[0]]
+    ]
+    show("AUROC by stack", ["stack", *chosen, "mean"], rows)
+
+
+if __name__ == "__main__":
+    main()
