@@ -83,7 +83,7 @@ def _stacks(inputs: Inputs, y: Ints, step: Round, fits: Mapping[str, Fitted]) ->
         )
         table = detectors.stacked(given, [part for part in parts if part != LENS], step, fits)
         x = table.to_numpy(dtype=np.float64)
-        made[name] = probes.logistic(x[step.train], y, step.inner, x[step.test])
+        made[name] = probes.calibrated(probes.logistic(x[step.train], y, step.inner, x[step.test]), y)
     return made
 
 
