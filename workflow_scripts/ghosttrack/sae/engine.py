@@ -199,6 +199,7 @@ class Engine:
         for group, pace in zip(self._optimizer.param_groups, (1.0, THRESHOLD_PACE), strict=False):
             group["lr"] = pace * learning_rate
         self._optimizer.step()
+        self._optimizer.zero_grad()  # the next gradients get this memory, which the cache still holds
         W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
         if threshold is not None:
             threshold.value.clamp_(min=0.0)
