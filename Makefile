@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # An accelerator job per GPU; without a GPU, one per core.
 GPUS := $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU); [ "$${n:-0}" -gt 0 ] && echo $$n || getconf _NPROCESSORS_ONLN)
+# Megabytes that all running jobs may have together: most of what is here, or what a laptop has.
+MEM := $(shell awk '/^MemTotal/ {mb = int($$2 * 0.9 / 1024)} END {print mb ? mb : 7500}' /proc/meminfo 2>/dev/null || echo 7500)
 export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -12,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: run dry-run status orphans score compare test check docs env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
-	$(BIN)/python -m ghosttrack.launch --resources gpu=$(GPUS) --profile profiles/local $(ARGS)
+	$(BIN)/python -m ghosttrack.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
 
 dry-run: $(READY) ## what `make run` would do
 	$(BIN)/snakemake -n --profile profiles/local $(ARGS)
@@ -29,7 +31,7 @@ compare: $(READY) ## finished runs side by side: make compare ARGS="results/gpt2
 orphans: $(READY) ## jobs of a killed run that still work here, on Slurm too: make orphans ARGS="--wait" or ARGS="--cancel"
 	$(BIN)/python -m ghosttrack.orphans $(ARGS)
 
-test: $(READY) ## every test; what is absent (Slurm, a browser) is skipped with the reason
+test: $(READY) ## every test but the slow ones (ARGS="-m slow"); what is absent (Slurm, a browser) is skipped with the reason
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY) ## lint, format, types, schema

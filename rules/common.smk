@@ -16,6 +16,7 @@ sys.path.insert(0, str(HOME / "workflow_scripts"))
 from ghosttrack import monitor, plan, provenance
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import corpus_sources
 
 try:
     SETTINGS = load(config, HOME / "config")
@@ -84,7 +85,7 @@ def chosen_settings(wildcards):
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
     if not found.sae.trained and not found.sae.revision:
         chosen["sae"]["source"] = Path(found.sae.source).name
-    if plan.is_local_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
+    if corpus_sources.is_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
         chosen["corpus"]["source"] = Path(found.corpus.source).name
     return {"seed": found.seed, **chosen}
 
@@ -93,6 +94,15 @@ source_digest = provenance.source_digest
 
 
 # ---- machine knobs as resources: they never change a result and never rerun a job.
+def accelerator(settings):
+    """Resources of a job with a GPU. The models of a run share a machine: the first one's settings count."""
+    asked = {"gpu_model": settings.plan.gpu_model, "slurm_partition": settings.plan.gpu_partition}
+    return {"gpu": 1, **{key: value for key, value in asked.items() if value is not None}}
+
+
+ACCELERATOR = accelerator(SETTINGS[MODELS[0]])
+
+
 def scaled(base):
     """Resource function: grows with every attempt."""
     return lambda wildcards, attempt: base * attempt
@@ -279,7 +289,7 @@ def local_dataset(wildcards):
 
 def local_corpus(wildcards):
     """Input function: the user's own file behind the corpus, if there is one."""
-    return [path for path in [SETTINGS[wildcards.model].corpus.source] if plan.is_local_file(path)]
+    return [path for path in [SETTINGS[wildcards.model].corpus.source] if corpus_sources.is_file(path)]
 
 
 def pretrained_files(wildcards):

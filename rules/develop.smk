@@ -85,7 +85,7 @@ rule check_gpu:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=1,
+        **ACCELERATOR,
         mem_mb=scaled(8000),
         runtime=15,
         micro_batch=4096,

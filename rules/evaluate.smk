@@ -95,7 +95,7 @@ rule check_explanations:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=1,
+        **ACCELERATOR,
         mem_mb=splicing_memory,
         runtime=scaled(60),
     params:
@@ -336,7 +336,7 @@ rule score_texts:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=1,
+        **ACCELERATOR,
         mem_mb=splicing_memory,
         runtime=scaled(120),
     params:

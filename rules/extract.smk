@@ -32,7 +32,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             "../envs/torch.yaml"
         threads: 1
         resources:
-            gpu=1,
+            **ACCELERATOR,
             mem_mb=extraction_memory(MODEL, LAYERS),
             runtime=scaled(120),
             batch=shrinking(16),
@@ -69,7 +69,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         threads: 1
         resources:
-            gpu=1,
+            **ACCELERATOR,
             mem_mb=extraction_memory(MODEL),
             runtime=scaled(60),
             batch=shrinking(16),
@@ -107,7 +107,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         threads: 1
         resources:
-            gpu=1,
+            **ACCELERATOR,
             mem_mb=extraction_memory(MODEL),
             runtime=scaled(60),
             batch=shrinking(32),
@@ -144,7 +144,7 @@ rule generate_answers:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=1,
+        **ACCELERATOR,
         mem_mb=scaled(3000),
         runtime=scaled(60),
         batch=shrinking(32),

@@ -21,7 +21,7 @@ rule train_sae:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=1,
+        **ACCELERATOR,
         mem_mb=scaled(3000),
         runtime=scaled(120),
         # After an out-of-memory: rows read window by window instead of kept, and fewer on their way at once.
@@ -68,7 +68,7 @@ for MODEL in SHARED:
             "../envs/torch.yaml"
         threads: 1
         resources:
-            gpu=1,
+            **ACCELERATOR,
             mem_mb=scaled(3000),
             runtime=scaled(120 * len(SETTINGS[MODEL].layers)),
             micro_batch=shrinking(4096),
@@ -108,7 +108,7 @@ rule evaluate_sae:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=1,
+        **ACCELERATOR,
         mem_mb=splicing_memory,
         runtime=scaled(30),
         batch=shrinking(2),

@@ -19,7 +19,7 @@ rule sweep_sae:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=1,
+        **ACCELERATOR,
         mem_mb=sweep_memory,
         runtime=scaled(720),
         micro_batch=shrinking(4096),

@@ -119,6 +119,8 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs={self.cpus} RealMemory={self.memory_mb} 
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=gpu Nodes={host} Default=YES MaxTime=7-00:00:00 State=UP PriorityTier=10
+# the same node by another name
+PartitionName=accelerated Nodes={host} Default=NO MaxTime=7-00:00:00 State=UP PriorityTier=10
 # jobs here give way, and are queued again
 PartitionName=preemptible Nodes={host} Default=NO MaxTime=7-00:00:00 State=UP PriorityTier=1
 """

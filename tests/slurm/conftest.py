@@ -24,6 +24,8 @@ from tests.slurm.cluster import Cluster
 MODEL = "tiny-gpt2"
 # One extraction job, and a checkpoint at every step: the runs are short.
 ONE_SHARD = "activations={rows_per_job: 8192}"
+# As on a site whose GPUs have a type and a partition of their own.
+SITE = "plan={gpu_partition: accelerated, gpu_model: a100}"
 SHORT = ("--set-resources", "train_sae:checkpoint_seconds=0")
 
 
@@ -60,7 +62,7 @@ class SlurmHouse:
 
     def words(self, *more: str, target: tuple[str, ...] = ("--until", "train_sae", "--", "saes")) -> tuple[str, ...]:
         """The documented command, with short checkpoints, up to the SAEs."""
-        return ("--profile", "slurm", *SHORT, *more, "--config", f"model={MODEL}", ONE_SHARD, *target)
+        return ("--profile", "slurm", *SHORT, *more, "--config", f"model={MODEL}", ONE_SHARD, SITE, *target)
 
     def run(
         self, *more: str, faults: tuple[dict[str, Any], ...] = (), **keys: Any

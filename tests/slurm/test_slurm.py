@@ -163,13 +163,13 @@ def test_as_many_layers_train_as_there_are_gpus_each_on_its_own(story: Story) ->
 @pytest.mark.parametrize(
     ("rule", "asked"),
     [
-        ("extract_activations_tiny_gpt2_wave_00", ["--gpus=1", "--mem 3000", "-t 120"]),
-        (f"train_sae_wildcards_{MODEL}_02", ["--gpus=1", "--mem 3000", "-t 120"]),
+        ("extract_activations_tiny_gpt2_wave_00", ["--gpus=a100:1", "--mem 3000", "-t 120"]),
+        (f"train_sae_wildcards_{MODEL}_02", ["--gpus=a100:1", "--mem 3000", "-t 120"]),
     ],
 )
 def test_a_rules_jobs_ask_for_what_it_promises(story: Story, rule: str, asked: list[str]) -> None:
     call = story.house.submitted(rule)[0]
-    for words in [*asked, "--signal=TERM@60", "-p gpu", "--export=ALL"]:
+    for words in [*asked, "--signal=TERM@60", "-p accelerated", "--export=ALL"]:
         assert words in call, call
 
 

