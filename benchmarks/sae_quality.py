@@ -114,6 +114,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", required=True)
     parser.add_argument("--architectures", nargs="+", default=["batchtopk"], help="of ours")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--rates", type=float, nargs="+", default=[], help="ours again at other peak rates")
+    parser.add_argument("--seed", type=int, help="of the initial weights; default: the run's")
     parser.add_argument("--peer-rates", type=float, nargs="+", default=[], help="SAELens again at other peak rates")
     given = parser.parse_args()
     if given.peers:
@@ -129,14 +131,19 @@ def main() -> None:
         batches = Steps(sampler, given.epochs * sampler.batches_per_epoch)
         settings = run.sae.model_copy(update={"epochs": 1})
         rate = schedule(settings, batches.batches_per_epoch).peak
-        contestants = [(f"ours {name}", ours, {"architecture": name}) for name in given.architectures]
+        seed = run.seed if given.seed is None else given.seed
+        contestants = [
+            (f"ours {name} at {peak:g}", ours, {"architecture": name, "learning_rate": peak})
+            for name in given.architectures
+            for peak in [rate, *given.rates]
+        ]
         if given.peers:
             rates = [rate, *given.peer_rates]
             contestants += [(f"SAELens at {peak:g}", saelens, {"learning_rate": peak}) for peak in rates]
         rows = []
         for name, contestant, changed in contestants:
             with tempfile.TemporaryDirectory() as folder:
-                trained = contestant(store, batches, settings.model_copy(update=changed), run.seed, Path(folder))
+                trained = contestant(store, batches, settings.model_copy(update=changed), seed, Path(folder))
             rows.append(line(name, trained, store, heldout, settings.k))
         title = f"{given.results.name} layer {layer}: {batches.batches_per_epoch:,} steps of {settings.batch}, d_sae {settings.d_sae}, k {settings.k}"
         columns = ["", "CPU s", "L0 exported", "FVU exported", "L0", "FVU", "token median", "dead"]
