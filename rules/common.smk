@@ -61,6 +61,12 @@ def settings_of(section, rule):
     return values
 
 
+def swept_settings(wildcards):
+    """Param function: what every arm of a sweep takes from the run; k is its own, and it begins with no other layer's weights."""
+    found = settings_of("sae", "sweep_sae")(wildcards)
+    return {key: value for key, value in found.items() if key not in ("k", "dictionaries", "anchored_epochs")}
+
+
 def dataset_settings(rule):
     """Param function: the settings of the data set at hand."""
     return lambda wildcards: provenance.used_settings(rule, DATASETS[wildcards.dataset].model_dump())

@@ -24,7 +24,7 @@ rule sweep_sae:
         runtime=scaled(720),
         micro_batch=shrinking(4096),
     params:
-        sae=settings_of("sae", "sweep_sae"),
+        sae=swept_settings,
         sweep_settings=lambda wildcards: SETTINGS[wildcards.model].sweep.model_dump(exclude={"layers"}),
         seed=settings_of("seed", "sweep_sae"),
         state="results/{model}/state/sweep_sae/layer_{layer}",

@@ -35,7 +35,7 @@ def main(
         resident = store.rows * store.d_model * 2 <= RESIDENT_BYTES
         trained = sweep(
             store, ChunkSampler(store, sae.batch, seed, resident=resident), sae, keys, state=state, micro_batch=micro_batch,
-            code=provenance.source_digest("sweep_sae"), label=f"sweep of layer {layer}",
+            order=seed, code=provenance.source_digest("sweep_sae"), label=f"sweep of layer {layer}",
         )  # fmt: skip
         tables = tabulate(trained, text, layer, seed)
         with files.atomic_directory(saes) as partial:

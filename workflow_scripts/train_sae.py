@@ -52,7 +52,7 @@ def main(
         store = ActivationStore.open(stores, manifests, expected)
         resident = fits(store, resident_mb)
         log.info(
-            "activations are %s (resident_mb %s), %s rows on their way at once (micro_batch): neither changes the result",
+            "activations are %s (resident_mb %s), %s rows on their way at once (micro_batch): neither changes the result, on a GPU but for rounding",
             "kept in memory" if resident else "read window by window",
             f"{resident_mb:,}",
             f"{min(micro_batch, sae.batch):,}",

@@ -9,6 +9,7 @@ from sae_reference import AUX, Kind, code_of, loss_of
 from torch import Tensor
 
 import ghosttrack.sae.engine
+from ghosttrack.errors import UserError
 from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.batchtopk import BatchTopK
@@ -16,7 +17,7 @@ from ghosttrack.sae.dense_step import DenseBackEnd
 from ghosttrack.sae.engine import THRESHOLD_PACE, BackEnd, Engine, back_end
 from ghosttrack.sae.jumprelu import JumpReLU
 from ghosttrack.sae.matryoshka import MatryoshkaBatchTopK, nested_ends
-from ghosttrack.sae.parameters import Parameters
+from ghosttrack.sae.parameters import Parameters, row_squares
 from ghosttrack.sae.sparse import Code
 from ghosttrack.sae.sparse_step import SparseBackEnd
 from ghosttrack.sae.threshold import Threshold
@@ -190,6 +191,48 @@ def test_the_micro_batch_changes_nothing_but_rounding(kind: str, computed: str) 
         assert whole.step(x, 0.01)[:3] == pytest.approx(parts.step(x, 0.01)[:3], rel=1e-12)
     for one, other in zip(whole.parameters, parts.parameters, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_squares_of_a_large_batch_are_not_lost_in_single_precision() -> None:
+    x = torch.randn(4096, 5, 768, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(row_squares(x).sum(0), x.double().square().sum((0, 2)), rtol=1e-6, atol=0.0)
+    ours = engine(random_parameters(torch.float32), kind="matryoshka")
+    batch = random_batch(torch.float32, rows=50_000)
+    found = ours.backward(batch, NOBODY)
+    assert float(found.squared) == pytest.approx(float(found.error.double().square().sum()), rel=1e-6)
+
+
+def test_training_that_diverges_ends_with_one_error_before_anything_is_changed() -> None:
+    ours, x = engine(random_parameters(torch.float32)), random_batch(torch.float32)
+    ours.parameters.W_dec.mul_(1e30)
+    before = ours.parameters.W_enc.clone()
+    with pytest.raises(UserError, match=r"training diverged: at a learning rate of 0\.01 .*Lower sae\.learning_rate"):
+        ours.step(x, 0.01)
+    assert torch.equal(ours.parameters.W_enc, before)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_auxk_says_nothing_where_all_residuals_are_equal(rows: int) -> None:
+    dead = torch.arange(28)
+    for seed in range(6):
+        ours = engine(random_parameters(torch.float32, seed), kind="topk")
+        x = random_batch(torch.float32, seed, rows=1).expand(rows, -1).contiguous()
+        assert float(ours.backward(x, dead).loss) == pytest.approx(float(ours.backward(x, NOBODY).loss), rel=1e-6)
+
+
+def test_the_first_batch_holds_no_more_candidates_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def counted(flat: Tensor, bar: float) -> Tensor:
+        found = sparse.positions_above(flat, bar)
+        held.append(len(found))
+        return found
+
+    monkeypatch.setattr("ghosttrack.sae.batchtopk.positions_above", counted)
+    ours, x = engine(random_parameters(torch.float32)), random_batch(torch.float32, rows=2000)
+    assert ours.backward(x, NOBODY).active_rows.sum() == 2000 * K
+    assert len(held) == 2  # each chunk once
+    assert sum(held) < 1.5 * 2000 * K  # half of the pre-activations are positive: eight times as many as stay
 
 
 def test_a_feature_is_dead_after_the_given_tokens_of_silence() -> None:

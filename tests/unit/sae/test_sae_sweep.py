@@ -86,6 +86,21 @@ def test_killed_arms_stand_at_different_steps_and_end_in_the_same_bytes(
         assert weights(found[arm]) == weights(undisturbed[arm]), arm
 
 
+def test_checkpoints_of_another_order_of_the_rows_are_not_gone_on_from(tmp_path: Path) -> None:
+    batches = MemoryBatches(STORE, SMALL.batch, fail_at=20)
+    with pytest.raises(InterruptedError):
+        sweep(STORE, batches, SMALL, ARMS, state=tmp_path, micro_batch=1024, order=0, checkpoint_seconds=0.0)
+    other = Counted(STORE, SMALL.batch)
+    sweep(STORE, other, SMALL, ARMS, state=tmp_path, micro_batch=1024, order=5)
+    assert other.reads[:2] == [0, 0]
+
+
+def test_decoders_without_a_firing_feature_share_nothing() -> None:
+    found = compare(torch.zeros(0, 8), torch.randn(3, 8), seed=0)
+    assert found.features == 0
+    assert np.isnan(found[1:]).all()
+
+
 def test_an_impossible_k_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sweep\.k: 48 active of sae\.d_sae: 48"):
         sweep(STORE, MemoryBatches(STORE, 64), SMALL, [Arm(4, 0), Arm(48, 0)], state=tmp_path, micro_batch=64)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ghosttrack.sae.architecture import Activated
 from ghosttrack.sae.encoder import Encoder, cut
-from ghosttrack.sae.export import calibrate
+from ghosttrack.sae.export import GUESS_ROWS, calibrate
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
 from ghosttrack.sae.sparse import Code, code_from_flat, positions_above
@@ -33,6 +33,8 @@ class BatchTopK:
 
     def select(self, encoder: Encoder) -> Code:
         """The active entries of the batch."""
+        if not self._last:
+            self._last = _guess(encoder, self.k)
         for bar in dict.fromkeys((_NEAR * self._last, 0.5 * self._last, 0.0)):
             position, value, rows, d_sae = _candidates(encoder, bar)
             surplus = value.numel() - self.k * rows
@@ -55,6 +57,13 @@ class BatchTopK:
     def export(self, sae: Sae, store: Rows) -> Sae:
         """One threshold that gives k active features a row on average."""
         return calibrate(sae, store, self.k)
+
+
+def _guess(encoder: Encoder, k: int) -> float:
+    """The cut of some rows: without a hint every positive pre-activation would be a candidate, and held."""
+    some = next(encoder())[:GUESS_ROWS]
+    flat = some.reshape(-1)
+    return max(float(torch.kthvalue(flat, max(flat.numel() - k * len(some), 1)).values), 0.0)
 
 
 def _candidates(encoder: Encoder, bar: float) -> tuple[Tensor, Tensor, int, int]:

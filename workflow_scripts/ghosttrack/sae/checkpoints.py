@@ -56,31 +56,38 @@ class Checkpoints:
         self._own = self._own[-_KEEP:]
 
     def latest(self) -> Checkpoint | None:
-        """The newest sound checkpoint of this run, or None; says in the log why others are refused."""
-        found: list[tuple[Path, Checkpoint]] = []
+        """The newest sound checkpoint of this run, or None; says in the log why others are refused. Older ones are not read."""
+        found: Checkpoint | None = None
+        own: list[Path] = []
         for path in sorted(self.folder.glob("step_*.checkpoint"), reverse=True):
             try:
-                found.append((path, self._read(path)))
+                with path.open("rb") as stream:
+                    header = self._header(stream.readline())
+                    if found is None:
+                        found = self._content(header, stream.read())
+                own.append(path)
             except _RefusedError as reason:
                 log.warning("checkpoint %s is not used: %s", path.name, reason)
-        self._own = [path for path, _ in reversed(found)]
-        return found[0][1] if found else None
+        self._own = own[::-1]
+        return found
 
-    def _read(self, path: Path) -> Checkpoint:
-        line, _, payload = path.read_bytes().partition(b"\n")
+    def _header(self, line: bytes) -> dict[str, Any]:
         try:
             header: Any = json.loads(line)
-            form, step = header["format"], int(header["step"])
-            fingerprint, digest = header["fingerprint"], header["sha256"]
+            form, fingerprint = header["format"], header["fingerprint"]
+            content = {"step": int(header["step"]), "sha256": header["sha256"]}
         except (ValueError, TypeError, KeyError):
             raise _RefusedError("its first line is damaged") from None
         if form != _FORMAT:
             raise _RefusedError(f"its format is {form!r}, expected {_FORMAT}")
         if fingerprint != self.fingerprint:
             raise _RefusedError("it is from other activations, settings, seed or code")
-        if hashlib.sha256(payload).hexdigest() != digest:
+        return content
+
+    def _content(self, header: dict[str, Any], payload: bytes) -> Checkpoint:
+        if hashlib.sha256(payload).hexdigest() != header["sha256"]:
             raise _RefusedError(f"its checksum is wrong ({len(payload)} bytes of payload): it is truncated or damaged")
-        return Checkpoint(step, safetensors.torch.load(payload))
+        return Checkpoint(header["step"], safetensors.torch.load(payload))
 
 
 class _RefusedError(Exception):

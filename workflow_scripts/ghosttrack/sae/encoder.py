@@ -51,7 +51,11 @@ def cut(encoder: Encoder, k: int) -> Tensor:
     """The (k * rows + 1)-th largest pre-activation of the batch, at least 0, (): a tensor, so that nothing waits for it."""
     largest: list[Tensor] = []
     for pre in encoder():
-        values = torch.cat([*largest, pre.reshape(-1)])
+        values = pre.reshape(-1)
+        values = values.topk(
+            min(k * encoder.rows + 1, values.numel()), sorted=False
+        ).values  # nothing else can be among them
+        values = torch.cat([*largest, values])
         largest = [values.topk(min(k * encoder.rows + 1, values.numel()), sorted=False).values]
     return largest[0].min().clamp(min=0.0)
 

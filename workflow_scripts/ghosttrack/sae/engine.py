@@ -12,17 +12,19 @@ their sign: a feature that is below zero on every row would never come back. Bot
 (d_sae, d_model), a row per feature, so that gathers read whole rows.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ghosttrack.errors import UserError
 from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.dense_step import DenseBackEnd, Graphed, Precision
 from ghosttrack.sae.encoder import Encoder
 from ghosttrack.sae.model import largest
-from ghosttrack.sae.parameters import Parameters, Pass
+from ghosttrack.sae.parameters import Parameters, Pass, row_squares
 from ghosttrack.sae.sparse_step import SparseBackEnd
 
 # Adam as in Gao et al. (arXiv 2406.04093): gradients of rare features are tiny, the usual 1e-8 would drown them.
@@ -34,6 +36,8 @@ GRADIENT_NORM = 1.0
 # it needs larger steps to keep up. Of 1, 3, 10 and 30, on planted directions and a real layer, 3 left the fewest dead
 # features at an equal FVU.
 THRESHOLD_PACE = 3.0
+# Share of the residuals' squares that their spread must reach, so that AuxK, which is divided by it, means something.
+LEAST_SPREAD = 1e-5
 # Rows of AuxK that are on their way at once. Not the micro-batch: a sum over other chunks would round differently.
 AUXILIARY_ROWS = 1024
 
@@ -111,7 +115,7 @@ class Engine:
         self.tokens_silent += x.shape[0]
         self.tokens_silent[found.active_rows > 0] = 0
         self._update(found, learning_rate)
-        fvu = found.squared / torch.linalg.vector_norm(x).double().square().clamp(min=torch.finfo(x.dtype).tiny)
+        fvu = found.squared / row_squares(x).sum().clamp(min=torch.finfo(x.dtype).tiny)
         return StepResult(float(found.loss), float(fvu), float(found.l0), dead.numel())
 
     def dead_features(self) -> Tensor:
@@ -160,7 +164,8 @@ class Engine:
         error, gradients, b_dec = found.error, found.gradients, self.parameters.b_dec
         # sum |r - mean r|^2
         spread = (found.squared - len(error) * error.mean(0).pow(2).sum().double()).clamp(min=0.0)
-        weight = torch.where(spread > 0.0, self.aux_coefficient / spread, 0.0)
+        # Of equal residuals rounding is all that is left of it.
+        weight = torch.where(spread > LEAST_SPREAD * found.squared, self.aux_coefficient / spread, 0.0)
         W_enc, W_dec = self.parameters.W_enc[dead], self.parameters.W_dec[dead]  # (dead, d_model)
         bias = self.parameters.b_enc[dead] - torch.mv(W_enc, b_dec)  # x is not centred here
         # Gao et al. use about d_model / 2 dead features: enough to span much of the residual.
@@ -171,7 +176,7 @@ class Engine:
             pre = torch.addmm(bias, some, W_enc.t())  # (chunk, dead)
             active = largest(pre, width)
             difference = torch.addmm(rest, active, W_dec)  # (chunk, d_model) rhat - r
-            squared += torch.linalg.vector_norm(difference).double().square()
+            squared += row_squares(difference).sum()
             to_pre = torch.mm(difference, W_dec.t())  # (chunk, dead), up to the slope
             if active is not pre:
                 to_pre.mul_(active != 0)
@@ -194,6 +199,11 @@ class Engine:
             part = found.gradients.W_dec[rows].addcmul_(W_dec[rows], found.along[rows].unsqueeze(1), value=-1)
             lengths.append(torch.linalg.vector_norm(part))
         norm = float(torch.linalg.vector_norm(torch.stack(lengths)))
+        if not math.isfinite(norm):
+            raise UserError(
+                f"training diverged: at a learning rate of {learning_rate:.3g} the gradient's length is {norm}. Lower "
+                "sae.learning_rate and run again; nothing of this step was kept"
+            )
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient.mul_(GRADIENT_NORM / norm) if norm > 0.0 else gradient
         for group, pace in zip(self._optimizer.param_groups, (1.0, THRESHOLD_PACE), strict=False):

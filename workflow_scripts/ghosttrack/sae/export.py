@@ -12,6 +12,8 @@ from ghosttrack.sae.rows import Normaliser, Rows, blocks
 
 # The L0 of a token varies by about 30 around the mean: 65,536 rows give the mean within a few tenths.
 THRESHOLD_ROWS = 65_536
+# Rows of a first guess, which sets how many values are held and not what is found.
+GUESS_ROWS = 512
 
 
 def fold(parameters: Parameters, normaliser: Normaliser) -> Sae:
@@ -41,9 +43,9 @@ def calibrate(sae: Sae, store: Rows, k: int, at_most: int = THRESHOLD_ROWS) -> S
 
 def _threshold(preactivations: Callable[[], Iterator[Tensor]], k: int) -> float:
     """The (k * rows + 1)-th largest of all values, at least 0, holding only the larger ones in memory."""
-    first = next(preactivations())  # (rows, d_sae)
+    first = next(preactivations())[:GUESS_ROWS]  # (rows, d_sae)
     cut = torch.kthvalue(first.reshape(-1), max(first.numel() - k * len(first), 1)).values
-    # Half the cut of the first block surely lies below the cut of all; if not, the second bar does.
+    # Half the cut of some rows surely lies below the cut of all; if not, the second bar does.
     guess = max(0.5 * float(cut), 0.0)
     for bar in dict.fromkeys((guess, 0.0)):
         values, rows = _above(preactivations(), bar)

@@ -38,3 +38,11 @@ class Pass(NamedTuple):
     gradients: Parameters  # b_dec: as the decoder's bias only
     along: Tensor  # (d_sae,) <gradient, W_dec> of each decoder row: the part that only changes its norm
     threshold: Tensor | None  # (d_sae,) gradient of a learned threshold
+
+
+def row_squares(x: Tensor) -> Tensor:
+    """Sum of squares of each row (..., columns) -> (...), float64. Over all rows at once torch would add up in float32, one after
+    the other, and lose up to percents of a large batch.
+    """
+    squares: Tensor = torch.linalg.vector_norm(x, dim=-1).double().square()
+    return squares

@@ -9,7 +9,7 @@ from torch import Tensor
 from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.encoder import MicroBatches, exact_product
-from ghosttrack.sae.parameters import Parameters, Pass
+from ghosttrack.sae.parameters import Parameters, Pass, row_squares
 from ghosttrack.sae.sparse import Code
 
 
@@ -49,7 +49,7 @@ class SparseBackEnd:
             errors[:, 0].add_(b_dec[columns]).sub_(x[:, columns])
             for part in range(1, parts):
                 errors[:, part].add_(errors[:, part - 1])  # xhat - x with all features up to the end of the part
-            squares += torch.linalg.vector_norm(errors, dim=(0, 2)).double().square()
+            squares += row_squares(errors).sum(0)
             last.append(errors[:, -1])
             for part in range(parts - 1, 0, -1):
                 errors[:, part - 1].add_(errors[:, part])  # a feature has a say in its own part and all after it

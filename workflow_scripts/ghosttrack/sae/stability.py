@@ -1,5 +1,6 @@
 """How many of its features an autoencoder has in common with one that started from other weights."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +31,13 @@ def compare(one: Tensor, other: Tensor, seed: int) -> Stability:
     with the same values in another order of its coordinates gives: similarity that dimension alone brings.
 
     Args:
-        one, other: rows of the features that fire at all; at least one each.
+        one, other: rows of the features that fire at all.
         seed: of the permutation.
+    Returns:
+        NaN but for `features`, 0, where none fires on one side.
     """
+    if not len(one) or not len(other):
+        return Stability(0, *[math.nan] * (len(Stability._fields) - 1))
     left, right = (torch.nn.functional.normalize(each, dim=1) for each in (one, other))
     cosine = (left @ right.T).numpy()  # (n, m)
     rows, columns = linear_sum_assignment(cosine, maximize=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ def sweep(
     *,
     state: Path,
     micro_batch: int,
+    order: int = 0,
     code: str = "",
     label: str = "sweep",
     checkpoint_seconds: float = 60.0,
@@ -66,7 +67,7 @@ def sweep(
         arms: without repeats.
         state: folder for checkpoints; the caller holds its lock and removes it on success.
         micro_batch: rows of one encoder product; bounds memory only.
-        code: digest of the code, part of what a checkpoint must agree with.
+        order: seed of the batches' order. code: digest of the code. Both are part of what a checkpoint must agree with.
         label: name in the progress line.
         checkpoint_seconds: time in which each arm is saved once, what a kill can lose at most.
         device: where to train; None: a GPU if there is one.
@@ -79,7 +80,9 @@ def sweep(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     steps = settings.epochs * batches.batches_per_epoch
     normaliser = fit_normaliser(store)
-    running = [_Running(arm, settings, store, steps, state, micro_batch, code, place) for arm in arms]
+    running = [
+        _Running(arm, settings, store, steps, state, micro_batch, {"order": order, "code": code}, place) for arm in arms
+    ]
     to_device = normaliser.to(place)
 
     def read(step: int) -> Tensor:
@@ -118,7 +121,7 @@ class _Running:
     """One arm on its way."""
 
     def __init__(
-        self, key: Arm, settings: SaeSettings, store: Rows, steps: int, state: Path, micro_batch: int, code: str,
+        self, key: Arm, settings: SaeSettings, store: Rows, steps: int, state: Path, micro_batch: int, basis: dict[str, Any],
         device: torch.device,
     ) -> None:  # fmt: skip
         self.key = key
@@ -131,7 +134,7 @@ class _Running:
             dead_after_tokens=min(DEAD_AFTER_AT_MOST, math.ceil(settings.dead_after * steps * settings.batch)),
             back_end=back_end(device, micro_batch, settings.precision),
         )
-        identity = {"data": store.fingerprint(), "sae": self.settings.model_dump(), "seed": key.seed, "code": code}
+        identity = {"data": store.fingerprint(), "sae": self.settings.model_dump(), "seed": key.seed, **basis}
         self.checkpoints = Checkpoints(state / key.name, files.sha256_json(identity))
         self.step, self.fvu = 0, math.inf
         if found := self.checkpoints.latest():

@@ -287,6 +287,8 @@ class _Run:
                 if time.monotonic() - saved >= checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
+        if time.monotonic() - saved >= checkpoint_seconds / 10:
+            self.save()  # the export reads the store again, and may fail
         if stepping > TELLING_SECONDS:
             speed.report(label, self.engine, batch, self.history[-1].l0, stepping / (self.step - first))
 
