@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from finished_run import detection_files, layers_of
 from measure import show
 from threadpoolctl import threadpool_limits
 
@@ -52,16 +53,9 @@ def phase(given: argparse.Namespace) -> None:
 def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
     """What the detectors read of one data set, and its texts."""
     folder = run / "examples" / dataset
-    layers = sorted(int(path.name.removeprefix("layer_")) for path in (run / "saes").glob("layer_*"))
+    layers = layers_of(run)
     examples = frames.read_parquet(run / "datasets" / dataset / "examples.parquet")
-    paths = detection_run.Files(
-        [folder / f"layer_{layer:02d}.zarr" for layer in layers],
-        [folder / f"layer_{layer:02d}.json" for layer in layers],
-        [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
-        folder / "background.npz",
-        folder / "prompts.npz",
-        [run / "signals" / f"{dataset}.default.parquet"],
-    )
+    paths = detection_files(folder, run, layers, [run / "signals" / f"{dataset}.default.parquet"])
     outputs = frames.read_parquet(folder / "outputs.parquet")
     return detection_run.read_inputs(
         dataset, examples, outputs, np.arange(len(examples)), paths, layers, ["default"]

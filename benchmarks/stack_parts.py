@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+from finished_run import detection_files, layers_of
 from measure import show
 
 from ghosttrack import frames
@@ -96,14 +97,7 @@ def of_dataset(run: Path, dataset: str, layers: list[int], detection: DetectionS
     first = audited[audited["signal"] == controls.TEXT_ONLY]
     rows = pd.Index(examples["id"]).get_indexer(first["id"])
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
-    paths = detection_run.Files(
-        [folder / f"layer_{layer:02d}.zarr" for layer in layers],
-        [folder / f"layer_{layer:02d}.json" for layer in layers],
-        [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
-        folder / "background.npz",
-        folder / "prompts.npz",
-        [],
-    )
+    paths = detection_files(folder, run, layers)
     inputs = detection_run.read_inputs(dataset, examples, outputs, rows, paths, layers, [])
     rounds = splits.rounds(labels, first["group"].to_numpy(dtype=object), fold, detection.inner_folds, seed)
     return {name: auroc(labels, each) for name, each in score(inputs, labels, list(rounds)).items()}
@@ -116,7 +110,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", help="data sets of the run; default: the strict ones")
     parser.add_argument("--seed", type=int, default=0, help="of the run")
     given = parser.parse_args()
-    layers = sorted(int(path.name.removeprefix("layer_")) for path in (given.run / "saes").glob("layer_*"))
+    layers = layers_of(given.run)
     metrics = tables.read(given.run / "evaluation" / "metrics.csv", tables.METRICS)
     known = [str(name) for name in dict.fromkeys(metrics["dataset"]) if (given.run / "examples" / str(name)).is_dir()]
     chosen = given.datasets or tables.kinds(metrics, known, list(statements.CONTROL_SETS)).strict

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from finished_run import detection_files, layers_of
 from measure import cost, show
 
 import extract_examples
@@ -61,14 +62,7 @@ def scores(
     store = ActivationStore.open([folder / "embedding.zarr"], [folder / "embedding.json"])
     embedding = representations.span_mean(np.asarray(store.read()), representations.spans(outputs, store.rows, table))
     found = audit.run(examples, embedding, table, True, detection, EvaluationSettings(), seed)
-    paths = detection_run.Files(
-        [folder / f"layer_{layer:02d}.zarr" for layer in layers],
-        [folder / f"layer_{layer:02d}.json" for layer in layers],
-        [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
-        folder / "background.npz",
-        folder / "prompts.npz",
-        [],
-    )
+    paths = detection_files(folder, run, layers)
     return detection_run.train_dataset(
         table, examples, outputs, found.scores, paths, layers, [], detection, seed
     ).scores
@@ -110,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    layers = sorted(int(path.name.removeprefix("layer_")) for path in (given.run / "saes").glob("layer_*"))
+    layers = layers_of(given.run)
     detection, settings = DetectionSettings(audit="report"), EvaluationSettings()
     standings, reading = [], {}
     for table in given.tables:

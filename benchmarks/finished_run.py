@@ -1,0 +1,23 @@
+"""Where a finished run has what several benchmarks read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ghosttrack.detection.run import Files
+
+
+def layers_of(run: Path) -> list[int]:
+    """The layers whose autoencoders a run has, ascending."""
+    return sorted(int(path.name.removeprefix("layer_")) for path in (run / "saes").glob("layer_*"))
+
+
+def detection_files(folder: Path, run: Path, layers: Sequence[int], signals: Sequence[Path] = ()) -> Files:
+    """What the detectors of a data set read: its `folder` of examples, the autoencoders of a `run`, tracking signals if any."""
+    return Files(
+        [folder / f"layer_{layer:02d}.zarr" for layer in layers],
+        [folder / f"layer_{layer:02d}.json" for layer in layers],
+        [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
+        folder / "background.npz",
+        folder / "prompts.npz",
+        list(signals),
+    )
