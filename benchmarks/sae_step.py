@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ghosttrack.memory import keep_freed_memory, use_huge_pages
+from ghosttrack.sae.adam import BETA1, EPSILON
 from ghosttrack.sae.dense_step import DenseBackEnd
-from ghosttrack.sae.engine import ADAM_BETAS, ADAM_EPSILON, BackEnd, Engine
+from ghosttrack.sae.engine import BackEnd, Engine
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.sparse_step import SparseBackEnd
 from ghosttrack.sae.training import architecture
@@ -38,6 +39,7 @@ Step = Callable[[Tensor], object]
 RATE, AUX = 3e-4, 1 / 32
 # A bias that keeps a feature silent.
 SILENT = -30.0
+BETAS = BETA1, 0.999
 # Different rows from step to step, as in training; fewer where a step is long.
 BATCHES, LARGE, BATCHES_OF_LARGE = 4, 1024, 2
 
@@ -100,7 +102,7 @@ def obvious(case: Case) -> Step:
     """BatchTopK and AuxK with dense products, autograd and the default Adam."""
     weights = [torch.nn.Parameter(tensor) for tensor in parameters(case)]
     W_enc, W_dec, b_enc, b_dec = weights
-    adam = torch.optim.Adam(weights, lr=RATE, betas=ADAM_BETAS, eps=ADAM_EPSILON)
+    adam = torch.optim.Adam(weights, lr=RATE, betas=BETAS, eps=EPSILON)
     silent = torch.zeros(case.d_sae, dtype=torch.bool)
     silent[case.dead] = True
 
@@ -211,7 +213,7 @@ def contestants(case: Case, first: Tensor) -> dict[str, Step | None]:
 def floors(case: Case) -> dict[str, Step]:
     """What the limit is made of: the encoder's product, and fused Adam."""
     weights = parameters(case)
-    adam = torch.optim.Adam(list(weights), lr=RATE, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
+    adam = torch.optim.Adam(list(weights), lr=RATE, betas=BETAS, eps=EPSILON, fused=True)
     for tensor in weights:
         tensor.grad = torch.full_like(tensor, 1e-6)
     out = torch.empty(case.batch, case.d_sae)

@@ -179,6 +179,20 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_
         torch.testing.assert_close(ours.architecture.threshold.value, threshold.data, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_variance_neither_moves_the_weights_nor_spoils_what_follows(kind: str) -> None:
+    ours = engine(random_parameters(torch.float32), kind=kind)
+    ours.parameters.b_enc.zero_()
+    ours.parameters.b_dec.zero_()
+    before = [tensor.clone() for tensor in ours.parameters]
+    ours.step(torch.zeros(BATCH, D_MODEL), 0.01)
+    for tensor, last in zip(ours.parameters, before, strict=True):
+        torch.testing.assert_close(tensor, last, rtol=1e-6, atol=1e-6)
+    losses = [ours.step(random_batch(torch.float32), 0.001).fvu for _ in range(60)]
+    assert losses[-1] < losses[0]
+    assert all(bool(tensor.isfinite().all()) for tensor in ours.parameters)
+
+
 @pytest.mark.parametrize("computed", BACK_ENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_micro_batch_changes_nothing_but_rounding(kind: str, computed: str) -> None:
@@ -233,6 +247,13 @@ def test_the_first_batch_holds_no_more_candidates_than_it_needs(monkeypatch: pyt
     assert ours.backward(x, NOBODY).active_rows.sum() == 2000 * K
     assert len(held) == 2  # each chunk once
     assert sum(held) < 1.5 * 2000 * K  # half of the pre-activations are positive: eight times as many as stay
+
+
+@pytest.mark.parametrize("entries", [0, 7, 8, 9, 1003])
+@pytest.mark.parametrize("bar", [-1.0, 0.5, 0.98, 2.0])
+def test_positions_above_a_bar_are_all_found_in_their_order(entries: int, bar: float) -> None:
+    flat = torch.rand(entries, generator=torch.Generator().manual_seed(entries))
+    assert torch.equal(sparse.positions_above(flat, bar), (flat > bar).nonzero().squeeze(1))
 
 
 def test_a_feature_is_dead_after_the_given_tokens_of_silence() -> None:

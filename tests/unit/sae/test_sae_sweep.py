@@ -37,7 +37,7 @@ class Counted(MemoryBatches):
 
 def run(state: Path, batches: MemoryBatches, checkpoint_seconds: float = 60.0) -> dict[Arm, Sae]:
     return sweep(
-        STORE, batches, SMALL, ARMS, state=state, micro_batch=1024, checkpoint_seconds=checkpoint_seconds
+        STORE, batches, SMALL, ARMS, state=state, micro_batch=1024, order=0, checkpoint_seconds=checkpoint_seconds
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_decoders_without_a_firing_feature_share_nothing() -> None:
 
 def test_an_impossible_k_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sweep\.k: 48 active of sae\.d_sae: 48"):
-        sweep(STORE, MemoryBatches(STORE, 64), SMALL, [Arm(4, 0), Arm(48, 0)], state=tmp_path, micro_batch=64)
+        sweep(STORE, MemoryBatches(STORE, 64), SMALL, [Arm(4, 0), Arm(48, 0)], state=tmp_path, micro_batch=64, order=0)
 
 
 def test_features_that_two_decoders_share_are_found_whatever_their_order() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ghosttrack.errors import UserError
 from ghosttrack.sae import sparse
+from ghosttrack.sae.adam import Adam
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.dense_step import DenseBackEnd, Graphed, Precision
 from ghosttrack.sae.encoder import Encoder
@@ -27,10 +28,8 @@ from ghosttrack.sae.model import largest
 from ghosttrack.sae.parameters import Parameters, Pass, row_squares
 from ghosttrack.sae.sparse_step import SparseBackEnd
 
-# Adam as in Gao et al. (arXiv 2406.04093): gradients of rare features are tiny, the usual 1e-8 would drown them.
-ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 6.25e-10
-# Every step's gradient has this length. Adam remembers squares for a thousand steps, most of a short run: the steep
-# first ones would hold all that follow back (FVU .131 instead of .121 after 1,200 steps on a real layer).
+# Every step's gradient has this length: the steep first ones would hold up all that follow, for as long as Adam remembers
+# their squares (FVU .131 instead of .121 after 1,200 steps on a real layer, at the usual thousand steps of memory).
 GRADIENT_NORM = 1.0
 # An Adam step moves a pre-activation by the learning rate times the sum of |x|, a threshold by the learning rate alone;
 # it needs larger steps to keep up. Of 1, 3, 10 and 30, on planted directions and a real layer, 3 left the fewest dead
@@ -80,6 +79,7 @@ class Engine:
         aux_coefficient: weight of AuxK.
         dead_after_tokens: silence after which a feature counts as dead.
         back_end: sparse or dense.
+        beta2: decay of Adam's average of squares.
         cuda_graph: on a GPU, run the pass as one CUDA graph. Batches must have one size.
     """
 
@@ -91,6 +91,7 @@ class Engine:
         aux_coefficient: float,
         dead_after_tokens: int,
         back_end: BackEnd,
+        beta2: float = 0.999,
         cuda_graph: bool = False,
     ) -> None:
         self.parameters = parameters
@@ -100,11 +101,11 @@ class Engine:
         self.back_end = back_end
         W_enc = parameters.W_enc
         self.tokens_silent = torch.zeros(len(W_enc), dtype=torch.int64, device=W_enc.device)
-        groups = [{"params": list(parameters)}]
+        groups = [(parameters._asdict(), 1.0)]
         if (threshold := architecture.threshold) is not None:
             threshold.value = threshold.value.to(W_enc)
-            groups.append({"params": [threshold.value]})
-        self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
+            groups.append(({"threshold": threshold.value}, THRESHOLD_PACE))
+        self._adam = Adam(groups, beta2)
         self._pass = Graphed(self._plain_pass) if cuda_graph and W_enc.is_cuda else self._plain_pass
 
     @torch.no_grad()
@@ -166,8 +167,8 @@ class Engine:
         spread = (found.squared - len(error) * error.mean(0).pow(2).sum().double()).clamp(min=0.0)
         # Of equal residuals rounding is all that is left of it.
         weight = torch.where(spread > LEAST_SPREAD * found.squared, self.aux_coefficient / spread, 0.0)
-        W_enc, W_dec = self.parameters.W_enc[dead], self.parameters.W_dec[dead]  # (dead, d_model)
-        bias = self.parameters.b_enc[dead] - torch.mv(W_enc, b_dec)  # x is not centred here
+        W_enc, W_dec, b_enc = (each.index_select(0, dead) for each in self.parameters[:3])
+        bias = b_enc - torch.mv(W_enc, b_dec)  # (dead,) x is not centred here
         # Gao et al. use about d_model / 2 dead features: enough to span much of the residual.
         width = max(x.shape[1] // 2, 1)
         slope = (2.0 * weight).to(x.dtype)
@@ -191,7 +192,7 @@ class Engine:
     def _update(self, found: Pass, learning_rate: float) -> None:
         """Project, scale to one global norm, Adam, unit decoder rows, thresholds not below zero."""
         W_dec, threshold = self.parameters.W_dec, self.architecture.threshold
-        learned, gradients = list(self._learned().values()), list(found.gradients)
+        gradients = list(found.gradients)
         if found.threshold is not None:
             gradients.append(found.threshold)
         lengths = [torch.linalg.vector_norm(each) for each in gradients if each is not found.gradients.W_dec]
@@ -204,39 +205,26 @@ class Engine:
                 f"training diverged: at a learning rate of {learning_rate:.3g} the gradient's length is {norm}. Lower "
                 "sae.learning_rate and run again; nothing of this step was kept"
             )
-        for parameter, gradient in zip(learned, gradients, strict=True):
-            parameter.grad = gradient.mul_(GRADIENT_NORM / norm) if norm > 0.0 else gradient
-        for group, pace in zip(self._optimizer.param_groups, (1.0, THRESHOLD_PACE), strict=False):
-            group["lr"] = pace * learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()  # the next gradients get this memory, which the cache still holds
+        self._adam.step(gradients, GRADIENT_NORM / norm if norm > 0.0 else 1.0, learning_rate)
         W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
         if threshold is not None:
             threshold.value.clamp_(min=0.0)
 
-    def _learned(self) -> dict[str, Tensor]:
-        """Everything that Adam moves, by name, in its order."""
-        threshold = self.architecture.threshold
-        return {**self.parameters._asdict(), **({} if threshold is None else {"threshold": threshold.value})}
-
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs to go on bit by bit: weights, thresholds, moments, counters."""
-        tensors = {"tokens_silent": self.tokens_silent}
-        for name, parameter in self._learned().items():
-            tensors[name] = parameter
-            for key, value in self._optimizer.state[parameter].items():
-                tensors[f"{name}.{key}"] = value
-        return tensors
+        return {**self._tensors(), **self._adam.state()}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Set the state that `state` returned, by value."""
-        self.tokens_silent.copy_(tensors["tokens_silent"])
-        moments = {}
-        for index, (name, parameter) in enumerate(self._learned().items()):
-            parameter.copy_(tensors[name])
-            moments[index] = {key: tensors[f"{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])
+        self._adam.restore(tensors)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        threshold = self.architecture.threshold
+        learned = {} if threshold is None else {"threshold": threshold.value}
+        return {"tokens_silent": self.tokens_silent, **self.parameters._asdict(), **learned}
 
 
 def _cached_rows(weight: Tensor) -> list[slice]:

@@ -17,6 +17,8 @@ from torch.nn import functional
 
 # Bytes of a table that stay in the second-level cache of a core (1 to 2 MB in servers).
 CACHE = 2**20
+# Booleans of a byte each that are looked at as one number.
+_WORD = 8
 # A slice of fewer columns would waste parts of the cache lines and prefetches.
 _FEWEST_COLUMNS = 64
 # Reads of each row from which on slicing, which copies tables and sums once, pays (d_sae 4096 and 24,576, batch 512 to 4096).
@@ -50,8 +52,15 @@ class Transposed(NamedTuple):
 
 
 def positions_above(flat: Tensor, bar: float) -> Tensor:
-    """Ascending positions in `flat` (entries,) of the values above `bar`. (numpy's scan is twice as fast as torch's.)"""
-    return torch.from_numpy(np.flatnonzero(flat.numpy() > bar))
+    """Ascending positions in `flat` (entries,) of the values above `bar`."""
+    # numpy's scan is twice as fast as torch's, and few are above: eight at a time, most are passed over at once.
+    above = flat.numpy() > bar
+    whole = len(above) // _WORD * _WORD
+    words = above[:whole].view(np.uint64)
+    word = np.flatnonzero(words != 0)
+    place = np.flatnonzero(words.take(word).view(np.bool_))  # among the entries of these words
+    found = (word.take(place // _WORD) - place // _WORD) * _WORD + place
+    return torch.from_numpy(np.concatenate([found, whole + np.flatnonzero(above[whole:])]))
 
 
 def code_from_flat(position: Tensor, value: Tensor, rows: int, d_sae: int) -> Code:

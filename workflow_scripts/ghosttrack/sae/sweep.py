@@ -19,6 +19,7 @@ from torch import Tensor
 from ghosttrack import files
 from ghosttrack.errors import UserError
 from ghosttrack.progress import Progress
+from ghosttrack.sae.adam import beta2
 from ghosttrack.sae.checkpoints import Checkpoint, Checkpoints
 from ghosttrack.sae.engine import Engine, back_end
 from ghosttrack.sae.export import fold
@@ -52,7 +53,7 @@ def sweep(
     *,
     state: Path,
     micro_batch: int,
-    order: int = 0,
+    order: int,
     code: str = "",
     label: str = "sweep",
     checkpoint_seconds: float = 60.0,
@@ -133,6 +134,7 @@ class _Running:
             aux_coefficient=settings.aux_coefficient,
             dead_after_tokens=min(DEAD_AFTER_AT_MOST, math.ceil(settings.dead_after * steps * settings.batch)),
             back_end=back_end(device, micro_batch, settings.precision),
+            beta2=beta2(steps),
         )
         identity = {"data": store.fingerprint(), "sae": self.settings.model_dump(), "seed": key.seed, **basis}
         self.checkpoints = Checkpoints(state / key.name, files.sha256_json(identity))

@@ -24,6 +24,7 @@ from ghosttrack import files
 from ghosttrack.errors import UserError
 from ghosttrack.progress import Progress
 from ghosttrack.sae import speed
+from ghosttrack.sae.adam import beta2
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.batchtopk import BatchTopK
 from ghosttrack.sae.checkpoints import Checkpoint, Checkpoints
@@ -227,6 +228,7 @@ class _Run:
                 DEAD_AFTER_AT_MOST, math.ceil(settings.dead_after * self.schedule.steps * settings.batch)
             ),
             back_end=back_end(device, micro_batch, settings.precision),
+            beta2=beta2(self.schedule.steps),
             cuda_graph=cuda_graph,
         )
         self.step = 0
