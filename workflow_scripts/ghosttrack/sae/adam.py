@@ -54,7 +54,8 @@ class Adam:
         usual = self._scales[0] / (1.0 - BETA1**self._steps) if self._steps else 1.0
         near = min(max(scale, usual / FAR), usual * FAR)
         if near != scale:
-            torch._foreach_mul_(list(gradients), scale / near)
+            for gradient in gradients:
+                gradient.mul_(scale / near)
         self._steps += 1
         decays, scales, rests = [], [], []
         for power, (beta, last) in enumerate(zip(self._betas, self._scales, strict=True), start=1):
