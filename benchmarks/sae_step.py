@@ -7,8 +7,9 @@ takes its turn in every round: a busy machine slows all of them. Times are the b
 
 limit    of a step that touches active entries only: the encoder's product, measured, times (1 + 4 k / d_sae), plus fused
          Adam's own time, measured. It takes the four sparse passes at the speed of the dense product, which no gather reaches.
- + AuxK  the same with AuxK's products over dead features at that speed, 5 dead / d_sae of the encoder's. All contestants
-         multiply densely there, so it takes the same time whether few or many of its activations are positive.
+ + AuxK  the same with AuxK's products over dead features at that speed, 4 dead / d_sae of the encoder's (a fifth one, of its
+         pre-activations, is part of the encoder's). All contestants multiply densely there, so it takes the same time
+         whether few or many of its activations are positive.
 of it    the limit as a share of the contestant's time; for dense steps, which it does not bind, as well.
 VENV     a virtual environment with sae-lens, eai-sparsify or dictionary-learning and the torch of this one.
 """
@@ -247,7 +248,7 @@ def table(case: Case, times: dict[str, Timing], missing: list[str]) -> str:
     """The measurements as text."""
     product, adam = (times[name].cpu for name in floors(case))
     sparse = product * (1 + 4 * case.k / case.d_sae) + adam
-    with_auxiliary = sparse + product * 5 * len(case.dead) / case.d_sae
+    with_auxiliary = sparse + product * 4 * len(case.dead) / case.d_sae
     baseline = times["autograd batchtopk"].cpu
     saelens_ = times.get("SAELens batchtopk")
     lines = [

@@ -66,7 +66,7 @@ def loss_of(kind: Kind, parameters: Parameters, threshold: Tensor, x: Tensor, de
     """The whole loss, (); gradients flow to the parameters and the threshold."""
     W_enc, W_dec, b_enc, b_dec = parameters
     d_model = x.shape[1]
-    pre = (x - b_dec) @ W_enc.t() + b_enc
+    pre = (x - b_dec.detach()) @ W_enc.t() + b_enc
     code = code_of(kind, pre, threshold)
     ends = kind.ends or (len(W_dec),)
     errors = [code[:, :end] @ W_dec[:end] + b_dec - x for end in ends]

@@ -50,7 +50,7 @@ def test_a_restored_one_goes_on_bit_by_bit() -> None:
         first.step(gradients(step, torch.float32), 0.5 + step, 0.01)
     other = {name: tensor.clone() for name, tensor in one.items()}
     second = Adam([(other, 1.0)], 0.99)
-    second.restore(first.state())
+    second.restore({name: tensor.clone() for name, tensor in first.state().items()})
     for step in range(3, 6):
         first.step(gradients(step, torch.float32), 0.5 + step, 0.01)
         second.step(gradients(step, torch.float32), 0.5 + step, 0.01)

@@ -29,8 +29,10 @@ def test_sparse_and_dense_agree_to_rounding() -> None:
 class WrongBackEnd(DenseBackEnd):
     """Its decoder gradient is a thousandth too large."""
 
-    def backward(self, parameters: Parameters, architecture: Architecture, x: Tensor) -> Pass:
-        found = super().backward(parameters, architecture, x)
+    def backward(
+        self, parameters: Parameters, architecture: Architecture, x: Tensor, dead: Tensor | None = None
+    ) -> Pass:
+        found = super().backward(parameters, architecture, x, dead)
         found.gradients.W_dec.mul_(1.001)
         return found
 

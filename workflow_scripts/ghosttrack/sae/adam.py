@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 # Adam as in Gao et al. (arXiv 2406.04093): gradients of rare features are tiny, the usual 1e-8 would drown them.
 BETA1, EPSILON = 0.9, 6.25e-10
@@ -23,8 +24,8 @@ BETA1, EPSILON = 0.9, 6.25e-10
 SQUARES_SHARE, SQUARES_LEAST, SQUARES_MOST = 0.1, 50, 1000
 # A scale that differs from the average by a larger factor, or comes first, is applied by multiplication: of 1 - b2' few digits are left.
 FAR = 1000.0
-# Key in the state.
-_SCALES = "adam_scales"
+# Key in the state: steps, s, r.
+_NUMBERS = "adam"
 
 
 def beta2(steps: int) -> float:
@@ -41,11 +42,7 @@ class Adam:
     """
 
     def __init__(self, groups: Sequence[tuple[dict[str, Tensor], float]], beta2: float) -> None:
-        self._learned = {name: tensor for tensors, _ in groups for name, tensor in tensors.items()}
-        self._paces = [pace for _, pace in groups]
-        self._torch = torch.optim.Adam(
-            [{"params": list(tensors.values())} for tensors, _ in groups], lr=0.0, fused=True
-        )
+        self._groups = [_Group(tensors, pace) for tensors, pace in groups]
         self._betas = BETA1, beta2
         self._steps, self._scales = 0, (0.0, 0.0)  # s and r
 
@@ -64,30 +61,50 @@ class Adam:
             scales.append(now)
             # Adam corrects for its start by the first decay, torch by the one that it is given.
             rests.append(now * (1.0 - decays[-1] ** self._steps) / (1.0 - beta**self._steps))
-        spread = math.sqrt(rests[1])
-        for group, pace in zip(self._torch.param_groups, self._paces, strict=True):
-            group.update(lr=pace * learning_rate * rests[0] / spread, betas=tuple(decays), eps=EPSILON / spread)
-        for tensor, gradient in zip(self._learned.values(), gradients, strict=True):
-            tensor.grad = gradient
-        self._torch.step()
-        self._torch.zero_grad()  # the next gradients get this memory, which the cache still holds
         self._scales = scales[0], scales[1]
+        spread = math.sqrt(rests[1])
+        left = iter(gradients)
+        for group in self._groups:
+            adam(
+                list(group.learned.values()),
+                [next(left) for _ in group.learned],
+                group.means,
+                group.squares,
+                [],
+                [torch.full((), self._steps - 1.0, device=each.device) for each in group.means],  # torch adds 1
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                weight_decay=0.0,
+                beta1=decays[0],
+                beta2=decays[1],
+                lr=group.pace * learning_rate * rests[0] / spread,
+                eps=EPSILON / spread,
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs to go on bit by bit, but for the tensors themselves."""
-        moments = {
-            f"{name}.{key}": value
-            for name, tensor in self._learned.items()
-            for key, value in self._torch.state[tensor].items()
-        }
-        return {**moments, _SCALES: torch.tensor(self._scales, dtype=torch.float64)}
+        numbers = torch.tensor([self._steps, *self._scales], dtype=torch.float64)
+        return {**self._moments(), _NUMBERS: numbers}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the state that `state` returned, by value."""
-        moments = {
-            index: {key: tensors[f"{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-            for index, name in enumerate(self._learned)
-        }
-        self._torch.load_state_dict({**self._torch.state_dict(), "state": moments})
-        self._steps = int(tensors[f"{next(iter(self._learned))}.step"])
-        self._scales = tuple(tensors[_SCALES].tolist())
+        for name, moment in self._moments().items():
+            moment.copy_(tensors[name])
+        steps, *scales = tensors[_NUMBERS].tolist()
+        self._steps, self._scales = int(steps), (scales[0], scales[1])
+
+    def _moments(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for group in self._groups:
+            for name, mean, square in zip(group.learned, group.means, group.squares, strict=True):
+                found |= {f"{name}.mean": mean, f"{name}.square": square}
+        return found
+
+
+class _Group:
+    """Tensors with one pace, and the averages of their gradients and of the gradients' squares."""
+
+    def __init__(self, learned: dict[str, Tensor], pace: float) -> None:
+        self.learned, self.pace = learned, pace
+        self.means, self.squares = ([torch.zeros_like(tensor) for tensor in learned.values()] for _ in range(2))

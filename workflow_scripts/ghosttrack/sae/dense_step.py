@@ -48,8 +48,14 @@ class DenseBackEnd:
         chunks = architecture.activate(self.encoder(parameters, x))
         return torch.cat([self.product(chunk.code, parameters.W_dec) for chunk in chunks])
 
-    def backward(self, parameters: Parameters, architecture: Architecture, x: Tensor) -> Pass:
-        """Loss and gradients for x (batch, d_model)."""
+    def backward(
+        self,
+        parameters: Parameters,
+        architecture: Architecture,
+        x: Tensor,
+        dead: Tensor | None = None,  # noqa: ARG002 (how many there are changes, which a graph does not allow)
+    ) -> Pass:
+        """Loss and gradients for x (batch, d_model); nothing is kept of the features `dead`."""
         W_dec, b_dec = parameters.W_dec, parameters.b_dec
         batch, d_model = x.shape
         centred = x - b_dec  # (batch, d_model)

@@ -24,11 +24,18 @@ class Encoder(Protocol):
 
 
 class MicroBatches:
-    """Pre-activations of centred (batch, d_model); kept if one chunk holds them all, else computed anew at each call."""
+    """Pre-activations of centred (batch, d_model); kept if one chunk holds them all, else computed anew at each call.
 
-    def __init__(self, parameters: Parameters, centred: Tensor, micro_batch: int, product: Product) -> None:
+    Those of the features `some`, if given, are `of_some` (batch, features) once every chunk was asked for.
+    """
+
+    of_some: Tensor | None = None
+
+    def __init__(
+        self, parameters: Parameters, centred: Tensor, micro_batch: int, product: Product, some: Tensor | None = None
+    ) -> None:
         self.rows = len(centred)
-        self._parameters, self._centred, self._product = parameters, centred, product
+        self._parameters, self._centred, self._product, self._some = parameters, centred, product, some
         self._chunk = min(micro_batch, len(centred))
         self._known: list[Tensor] = []
 
@@ -43,8 +50,14 @@ class MicroBatches:
     def _compute(self) -> Iterator[Tensor]:
         W_enc, _, b_enc, _ = self._parameters
         buffer = self._centred.new_empty(self._chunk, len(W_enc))
+        of_some = []
         for part in torch.split(self._centred, self._chunk):
-            yield self._product(b_enc, part, W_enc, buffer[: len(part)])
+            pre = self._product(b_enc, part, W_enc, buffer[: len(part)])
+            if self._some is not None:
+                of_some.append(pre.index_select(1, self._some))
+            yield pre
+        if self._some is not None:
+            self.of_some = torch.cat(of_some)
 
 
 def cut(encoder: Encoder, k: int) -> Tensor:

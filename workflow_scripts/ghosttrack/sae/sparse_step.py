@@ -19,21 +19,24 @@ class SparseBackEnd:
     def __init__(self, micro_batch: int) -> None:
         self.micro_batch = micro_batch
 
-    def encoder(self, parameters: Parameters, centred: Tensor) -> MicroBatches:
-        """Pre-activations of centred (batch, d_model)."""
-        return MicroBatches(parameters, centred, self.micro_batch, exact_product)
+    def encoder(self, parameters: Parameters, centred: Tensor, some: Tensor | None = None) -> MicroBatches:
+        """Pre-activations of centred (batch, d_model); those of the features `some` are kept."""
+        return MicroBatches(parameters, centred, self.micro_batch, exact_product, some)
 
     def guess(self, parameters: Parameters, architecture: Architecture, x: Tensor) -> Tensor:
         """Code of x (batch, d_model) times decoder, no biases subtracted or added."""
         return sparse.decode(architecture.select(self.encoder(parameters, x)), parameters.W_dec)
 
-    def backward(self, parameters: Parameters, architecture: Architecture, x: Tensor) -> Pass:
-        """Loss and gradients for x (batch, d_model)."""
+    def backward(
+        self, parameters: Parameters, architecture: Architecture, x: Tensor, dead: Tensor | None = None
+    ) -> Pass:
+        """Loss and gradients for x (batch, d_model), and the pre-activations of the features `dead`."""
         W_dec, b_dec = parameters.W_dec, parameters.b_dec
         batch, d_model = x.shape
         parts = len(architecture.ends)
         centred = x - b_dec  # (batch, d_model)
-        code = architecture.select(self.encoder(parameters, centred))
+        encoder = self.encoder(parameters, centred, dead)
+        code = architecture.select(encoder)
         # A row with nested parts is as many rows, so that the same products serve; entries keep their order.
         split = sparse.split_rows(code, architecture.ends)
         transposed = sparse.transpose(code)
@@ -79,7 +82,8 @@ class SparseBackEnd:
         )
         # <gradient of a decoder row, the row> needs no new pass: it is a sum over the entries at hand.
         along = sparse.feature_sums(transposed, transposed.value * to_code)
-        return Pass(loss, squares[-1], l0, _joined(last), active_rows, gradients, along, to_threshold)
+        error = _joined(last)
+        return Pass(loss, squares[-1], l0, error, active_rows, gradients, along, to_threshold, encoder.of_some)
 
 
 def _counted(code: Code) -> Tensor:
