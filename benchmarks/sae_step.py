@@ -3,7 +3,8 @@
     PYTHONPATH=workflow_scripts python benchmarks/sae_step.py --batch 256 4096 --peers VENV
 
 Every contestant gets the same rows in the same order with the same share of dead features, so that AuxK works, and
-takes its turn in every round: a busy machine slows all of them. Times are the best of the rounds. Ratios are of CPU time.
+takes its turn in every round: a busy machine slows all of them. Times are medians of the rounds. Ratios are of CPU time, medians
+of each round's: of the best times a short contestant would catch the quiet moments, and a long one none.
 
 limit    of a step that touches active entries only: the encoder's product, measured, times (1 + 4 k / d_sae), plus fused
          Adam's own time, measured. It takes the four sparse passes at the speed of the dense product, which no gather reaches.
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ class Case(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Best of the rounds, milliseconds a step."""
+    """Milliseconds a step."""
 
     cpu: float
     wall: float
@@ -233,37 +235,39 @@ def timed(step: Step, batches: list[Tensor]) -> Timing:
     return Timing(*(1e3 * seconds / len(batches) for seconds in spent))
 
 
-def measure(steps: dict[str, Step], batches: list[Tensor], rounds: int) -> dict[str, Timing]:
-    """The best of the rounds, each contestant once in every round; a first round warms up."""
+def measure(steps: dict[str, Step], batches: list[Tensor], rounds: int) -> dict[str, list[Timing]]:
+    """One timing a round, each contestant once in every round; a first round warms up."""
     times: dict[str, list[Timing]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
             found = timed(step, batches)
             if number:
                 times[name].append(found)
-    return {name: Timing(*map(min, zip(*found, strict=True))) for name, found in times.items()}
+    return times
 
 
-def table(case: Case, times: dict[str, Timing], missing: list[str]) -> str:
+def table(case: Case, times: dict[str, list[Timing]], missing: list[str]) -> str:
     """The measurements as text."""
-    product, adam = (times[name].cpu for name in floors(case))
+    cpu = {name: np.array([each.cpu for each in found]) for name, found in times.items()}
+    product, adam = (cpu[name] for name in floors(case))
     sparse = product * (1 + 4 * case.k / case.d_sae) + adam
     with_auxiliary = sparse + product * 4 * len(case.dead) / case.d_sae
-    baseline = times["autograd batchtopk"].cpu
-    saelens_ = times.get("SAELens batchtopk")
     lines = [
         f"d_model {case.d_model}, d_sae {case.d_sae}, k {case.k}, batch {case.batch}, {len(case.dead)} dead; "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}",
         f"{'':32}{'CPU ms':>9}{'wall ms':>9}{'tokens/s':>10}{'x autograd':>12}{'x SAELens':>11}{'of limit':>10}{'+ AuxK':>8}",
     ]
-    for name, (cpu, wall) in times.items():
-        ratios = ""
+    for name, found in times.items():
+        line = f"{name:32}{np.median(cpu[name]):9.1f}{np.median([each.wall for each in found]):9.1f}"
         if name not in floors(case):
-            peer = f"{saelens_.cpu / cpu:11.2f}" if saelens_ else f"{'':11}"
-            ratios = f"{case.batch / cpu * 1e3:10,.0f}{baseline / cpu:12.2f}{peer}{sparse / cpu:10.2f}{with_auxiliary / cpu:8.2f}"
-        lines.append(f"{name:32}{cpu:9.1f}{wall:9.1f}{ratios}")
+            line += f"{np.median(case.batch / cpu[name] * 1e3):10,.0f}"
+            for other, width in (("autograd batchtopk", 12), ("SAELens batchtopk", 11)):
+                line += f"{np.median(cpu[other] / cpu[name]):{width}.2f}" if other in cpu else " " * width
+            line += f"{np.median(sparse / cpu[name]):10.2f}{np.median(with_auxiliary / cpu[name]):8.2f}"
+        lines.append(line)
     lines += [f"{name:32}not installed" for name in missing]
-    return "\n".join([*lines, f"{'sparse limit':32}{sparse:9.1f}", f"{'sparse limit + AuxK':32}{with_auxiliary:9.1f}"])
+    limits = {"sparse limit": sparse, "sparse limit + AuxK": with_auxiliary}
+    return "\n".join([*lines, *(f"{name:32}{np.median(limit):9.1f}" for name, limit in limits.items())])
 
 
 def main() -> None:
@@ -274,7 +278,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[256])
     parser.add_argument("--dead", type=float, default=0.05, help="share of features that never fire")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument(
         "--only", nargs="+", default=[""], help="only contestants whose names start so (and the autograd baseline)"

@@ -49,7 +49,7 @@ class SparseBackEnd:
         for columns in slices:
             decoder = W_dec[:, columns].contiguous()
             errors = sparse.decode(split, decoder).view(batch, parts, -1)
-            errors[:, 0].add_(b_dec[columns]).sub_(x[:, columns])
+            errors[:, 0].sub_(centred[:, columns])
             for part in range(1, parts):
                 errors[:, part].add_(errors[:, part - 1])  # xhat - x with all features up to the end of the part
             squares += row_squares(errors).sum(0)
