@@ -11,7 +11,7 @@ limit    of a step that touches active entries only: the encoder's product, meas
  + AuxK  the same with AuxK's products over dead features at that speed, 4 dead / d_sae of the encoder's (a fifth one, of its
          pre-activations, is part of the encoder's). All contestants multiply densely there, so it takes the same time
          whether few or many of its activations are positive.
-of it    the limit as a share of the contestant's time; for dense steps, which it does not bind, as well.
+of limit the limit as a share of the contestant's time; for dense steps, which it does not bind, as well.
 VENV     a virtual environment with sae-lens, eai-sparsify or dictionary-learning and the torch of this one.
 """
 

@@ -43,6 +43,23 @@ def test_steps_are_those_of_adam_on_scaled_gradients(dtype: torch.dtype, toleran
         torch.testing.assert_close(tensor, plain[name], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("fall", [10.0, 1e3, 1e5])
+def test_scales_that_fall_for_good_lose_no_digits(fall: float) -> None:
+    ours, plain = both(torch.float64)
+    found = Adam([(ours, 1.0)], 0.999)
+    expected = torch.optim.Adam(plain.values(), lr=0.01, betas=(BETA1, 0.999), eps=EPSILON)
+    for step in range(100):
+        scale = fall ** -(step // 25)
+        given = [each / scale for each in gradients(step, torch.float64)]
+        given[1] *= step >= 80  # met late, when what its squares are added to is large
+        for tensor, gradient in zip(plain.values(), given, strict=True):
+            tensor.grad = gradient * scale
+        expected.step()
+        found.step(given, scale, 0.01)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, plain[name], rtol=0.0, atol=1e-7)
+
+
 def test_a_restored_one_goes_on_bit_by_bit() -> None:
     one, _ = both(torch.float32)
     first = Adam([(one, 1.0)], 0.99)

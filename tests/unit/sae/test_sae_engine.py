@@ -163,7 +163,8 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_
         torch.autograd.backward(loss_of(KINDS[kind], plain, threshold, x, NOBODY))
         with torch.no_grad():
             found = [each.grad for each in (*plain, threshold) if each.grad is not None]
-            norm = MEASURED**0.5 * torch.nn.utils.get_total_norm([each[::MEASURED] for each in found])
+            measured = [MEASURED**0.5 * each[::MEASURED] if each.dim() > 1 else each for each in found]
+            norm = torch.nn.utils.get_total_norm(measured)
             for each in found:
                 each /= norm
             gradient = plain.W_dec.grad
@@ -223,6 +224,17 @@ def test_training_that_diverges_ends_with_one_error_before_anything_is_changed()
     with pytest.raises(UserError, match=r"training diverged: at a learning rate of 0\.01 .*Lower sae\.learning_rate"):
         ours.step(x, 0.01)
     assert torch.equal(ours.parameters.W_enc, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_number_that_is_none_ends_training_wherever_it_stands(kind: str) -> None:
+    for column in range(D_MODEL):
+        ours, x = engine(random_parameters(torch.float32), kind=kind), random_batch(torch.float32)
+        x[3, column] = float("nan")
+        before = [tensor.clone() for tensor in ours.parameters]
+        with pytest.raises(UserError, match="training diverged"):
+            ours.step(x, 0.01)
+        assert all(map(torch.equal, ours.parameters, before))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])

@@ -22,7 +22,8 @@ BETA1, EPSILON = 0.9, 6.25e-10
 # holds up all that follow: with a tenth the FVU is 1 to 2 % lower after 1,200 to 1,700 steps of a real layer, and equal where an
 # anchor's weights are taken over.
 SQUARES_SHARE, SQUARES_LEAST, SQUARES_MOST = 0.1, 50, 1000
-# A scale that differs from the average by a larger factor, or comes first, is applied by multiplication: of 1 - b2' few digits are left.
+# A scale that differs from the average (the first: from 1) by a larger factor is applied by multiplication: of 1 - b2' few
+# digits would be left.
 FAR = 1000.0
 # Key in the state: steps, s, r.
 _NUMBERS = "adam"
@@ -48,8 +49,14 @@ class Adam:
 
     def step(self, gradients: Sequence[Tensor], scale: float, learning_rate: float) -> None:
         """One step with the gradients, in the order of the tensors, times `scale` > 0."""
-        usual = self._scales[0] / (1.0 - BETA1**self._steps) if self._steps else 1.0
-        near = min(max(scale, usual / FAR), usual * FAR)
+        low = high = 1.0
+        if self._steps:
+            # Squares are remembered for longer: after one large scale a usual one counts for little.
+            high, squares = (
+                kept / (1.0 - beta**self._steps) for kept, beta in zip(self._scales, self._betas, strict=True)
+            )
+            low = math.sqrt(squares)
+        near = min(max(scale, low / FAR), high * FAR)
         if near != scale:
             for gradient in gradients:
                 gradient.mul_(scale / near)
@@ -62,12 +69,12 @@ class Adam:
             # Adam corrects for its start by the first decay, torch by the one that it is given.
             rests.append(now * (1.0 - decays[-1] ** self._steps) / (1.0 - beta**self._steps))
         self._scales = scales[0], scales[1]
-        spread = math.sqrt(rests[1])
-        left = iter(gradients)
+        root = math.sqrt(rests[1])
+        given = iter(gradients)
         for group in self._groups:
             adam(
                 list(group.learned.values()),
-                [next(left) for _ in group.learned],
+                [next(given) for _ in group.learned],
                 group.means,
                 group.squares,
                 [],
@@ -78,8 +85,8 @@ class Adam:
                 weight_decay=0.0,
                 beta1=decays[0],
                 beta2=decays[1],
-                lr=group.pace * learning_rate * rests[0] / spread,
-                eps=EPSILON / spread,
+                lr=group.pace * learning_rate * rests[0] / root,
+                eps=EPSILON / root,
             )
 
     def state(self) -> dict[str, Tensor]:

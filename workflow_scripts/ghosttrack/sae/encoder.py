@@ -50,14 +50,17 @@ class MicroBatches:
     def _compute(self) -> Iterator[Tensor]:
         W_enc, _, b_enc, _ = self._parameters
         buffer = self._centred.new_empty(self._chunk, len(W_enc))
-        of_some = []
+        if self._some is not None:
+            of_some = self._centred.new_empty(self.rows, len(self._some))
+        done = 0
         for part in torch.split(self._centred, self._chunk):
             pre = self._product(b_enc, part, W_enc, buffer[: len(part)])
             if self._some is not None:
-                of_some.append(pre.index_select(1, self._some))
+                torch.index_select(pre, 1, self._some, out=of_some[done : done + len(part)])
+            done += len(part)
             yield pre
         if self._some is not None:
-            self.of_some = torch.cat(of_some)
+            self.of_some = of_some
 
 
 def cut(encoder: Encoder, k: int) -> Tensor:

@@ -29,10 +29,11 @@ from ghosttrack.sae.model import largest
 from ghosttrack.sae.parameters import Parameters, Pass, row_squares
 from ghosttrack.sae.sparse_step import SparseBackEnd
 
-# Every step's gradient has this length: the steep first ones would hold up all that follow, for as long as Adam remembers
-# their squares (FVU .131 instead of .121 after 1,200 steps on a real layer, at the usual thousand steps of memory).
+# Every step's gradient is scaled to about this length, before the decoder's projection: the steep first ones would hold up all
+# that follow, for as long as Adam remembers their squares (FVU .131 instead of .121 after 1,200 steps on a real layer, at the
+# usual thousand steps of memory).
 GRADIENT_NORM = 1.0
-# The length is measured on every eighth row: to read them all takes 2 % of a step and leaves the FVU as it is (four seeds).
+# Matrices are measured on every eighth row: to read them all takes 2 % of a step and leaves the FVU as it is (four seeds).
 MEASURED = 8
 # An Adam step moves a pre-activation by the learning rate times the sum of |x|, a threshold by the learning rate alone;
 # it needs larger steps to keep up. Of 1, 3, 10 and 30, on planted directions and a real layer, 3 left the fewest dead
@@ -155,8 +156,9 @@ class Engine:
     @torch.no_grad()
     def backward(self, x: Tensor, dead: Tensor) -> Pass:
         """Loss and gradients for x (batch, d_model), whole; the features `dead` take part in AuxK."""
-        found = self._graph(x) if self._graph else self._pass(x, dead)
-        if dead.numel() and self.aux_coefficient:
+        auxiliary = bool(dead.numel() and self.aux_coefficient)
+        found = self._graph(x) if self._graph else self._pass(x, dead if auxiliary else None)
+        if auxiliary:
             found = found._replace(loss=found.loss + self._add_auxiliary(found, x, dead))
         return found
 
@@ -177,7 +179,8 @@ class Engine:
         squared = torch.zeros((), dtype=torch.float64, device=x.device)
         for start in range(0, len(x), AUXILIARY_ROWS):
             rows = slice(start, start + AUXILIARY_ROWS)
-            pre = self._encode(x[rows] - b_dec, dead) if found.dead is None else found.dead[rows]  # (chunk, dead)
+            centred = x[rows] - b_dec
+            pre = self._encode(centred, dead) if found.dead_pre is None else found.dead_pre[rows]  # (chunk, dead)
             active = largest(pre, width)
             difference = torch.addmm(error[rows], active, W_dec)  # (chunk, d_model) rhat - r
             squared += row_squares(difference).sum()
@@ -186,11 +189,8 @@ class Engine:
                 to_pre.mul_(active != 0)
             to_decoder = torch.mm(active.t(), difference).mul_(slope)  # (dead, d_model)
             gradients.W_dec.index_add_(0, dead, to_decoder)
-            to_bias = to_pre.sum(0).mul_(slope)
-            gradients.W_enc.index_add_(
-                0, dead, torch.mm(to_pre.t(), x[rows]).mul_(slope).addr_(to_bias, b_dec, alpha=-1)
-            )
-            gradients.b_enc.index_add_(0, dead, to_bias)
+            gradients.W_enc.index_add_(0, dead, torch.mm(to_pre.t(), centred).mul_(slope))
+            gradients.b_enc.index_add_(0, dead, to_pre.sum(0).mul_(slope))
             found.along.index_add_(0, dead, to_decoder.mul_(W_dec).sum(1))
         return weight * squared
 
@@ -204,8 +204,7 @@ class Engine:
         gradients = list(found.gradients)
         if found.threshold is not None:
             gradients.append(found.threshold)
-        squares = [row_squares(each[::MEASURED]).sum() for each in gradients]
-        norm = math.sqrt(MEASURED * float(torch.stack(squares).sum()))
+        norm = math.sqrt(float(torch.stack([_squares(each) for each in gradients]).sum()))
         if not math.isfinite(norm):
             raise UserError(
                 f"training diverged: at a learning rate of {learning_rate:.3g} the gradient's length is {norm}. Lower "
@@ -232,3 +231,10 @@ class Engine:
         threshold = self.architecture.threshold
         learned = {} if threshold is None else {"threshold": threshold.value}
         return {"tokens_silent": self.tokens_silent, **self.parameters._asdict(), **learned}
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """Sum of squares, (): of a vector, so that nothing unfit for a step goes unseen; of a matrix as its measured rows tell."""
+    if gradient.dim() == 1:
+        return row_squares(gradient)
+    return MEASURED * row_squares(gradient[::MEASURED]).sum()

@@ -38,9 +38,7 @@ class Pass(NamedTuple):
     gradients: Parameters  # b_dec: as the decoder's bias only
     along: Tensor  # (d_sae,) <gradient, W_dec> of each decoder row: the part that only changes its norm
     threshold: Tensor | None  # (d_sae,) gradient of a learned threshold
-    dead: Tensor | None = (
-        None  # (batch, dead) pre-activations of the features that AuxK is about, if the back end kept them
-    )
+    dead_pre: Tensor | None = None  # (batch, dead) pre-activations of the dead features; None: not kept
 
 
 def row_squares(x: Tensor) -> Tensor:
