@@ -194,6 +194,12 @@ def test_a_batch_without_variance_neither_moves_the_weights_nor_spoils_what_foll
     assert all(bool(tensor.isfinite().all()) for tensor in ours.parameters)
 
 
+def test_a_micro_batch_that_leaves_one_row_over_does_not_even_change_the_rounding() -> None:
+    parameters, x, dead = random_parameters(torch.float32), random_batch(torch.float32), torch.arange(3)
+    whole, nearly = (engine(parameters, computed=SparseBackEnd(rows)).backward(x, dead) for rows in (BATCH, BATCH - 1))
+    assert all(map(torch.equal, nearly.gradients, whole.gradients))
+
+
 @pytest.mark.parametrize("computed", BACK_ENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_micro_batch_changes_nothing_but_rounding(kind: str, computed: str) -> None:

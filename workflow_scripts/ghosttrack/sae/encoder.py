@@ -1,5 +1,6 @@
 """The encoder's product over one batch, a micro-batch at a time."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -36,7 +37,9 @@ class MicroBatches:
     ) -> None:
         self.rows = len(centred)
         self._parameters, self._centred, self._product, self._some = parameters, centred, product, some
-        self._chunk = min(micro_batch, len(centred))
+        # About equal chunks: a last one of one to three rows would be computed by other kernels, which round otherwise.
+        chunks = max(math.ceil(len(centred) / micro_batch), 1)
+        self._chunk = math.ceil(len(centred) / chunks)
         self._known: list[Tensor] = []
 
     def __call__(self) -> Iterator[Tensor]:
