@@ -43,13 +43,16 @@ def finished_files(folder: Path) -> int:
 
 
 def naming(folder: Path) -> bool:
-    """Whether every layer's store was complete but for its name and manifest."""
-    return all(
-        (folder / f"layer_{layer}.zarr{ending}" / "zarr.json").exists()
-        for layer in LAYERS
-        for ending in ("", ".partial")
-        if (folder / f"layer_{layer}.zarr{ending}").exists()
-    )
+    """Whether every layer's store was complete but for its name and manifest.
+
+    What an earlier job named stands beside the new store until that one takes its place, file by file.
+    """
+
+    def newest(layer: int) -> Path:
+        partial = folder / f"layer_{layer}.zarr.partial"
+        return partial if partial.exists() else folder / f"layer_{layer}.zarr"
+
+    return all((newest(layer) / "zarr.json").exists() for layer in LAYERS)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
