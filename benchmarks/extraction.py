@@ -19,6 +19,7 @@ from ghosttrack.activations import extraction
 from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
 from ghosttrack.inputs import models
 from ghosttrack.memory import keep_freed_memory
+from ghosttrack.products import quicken
 
 
 def load(name: str) -> Any:
@@ -28,7 +29,9 @@ def load(name: str) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
+    model = GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
+    quicken(model)  # as load_model does
+    return model
 
 
 def bare(model: Any, tokens: Any, batch: int, highest: int) -> None:

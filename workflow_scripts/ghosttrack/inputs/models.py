@@ -42,6 +42,8 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    from ghosttrack.products import quicken
+
     transformers_logging.disable_progress_bar()
     loading: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
     try:
@@ -54,7 +56,10 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
             f"{Path(directory) / 'model.safetensors'} cannot be loaded ({first_line(error)}): "
             "delete its directory and run again, its job remakes it"
         ) from error
-    return model.requires_grad_(False).eval().to(device)
+    model = model.requires_grad_(False).eval().to(device)
+    if device == "cpu":
+        quicken(model)
+    return model
 
 
 def separator(tokenizer: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.encoder import MicroBatches
@@ -104,10 +105,10 @@ class DenseBackEnd:
             loss = loss + price
         return Pass(loss, squares[-1], l0, last, active_rows, gradients, along, to_threshold)
 
-    def _encode(self, bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    def _encode(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.precision == "bf16":
-            return torch.add(self.product(left, right.t()), bias, out=out)
-        return torch.addmm(bias, left, right.t(), out=out)
+            return self.product(x, weight.t()).add_(bias)
+        return functional.linear(x, weight, bias)
 
     def _l0(self, architecture: Architecture, encoder: MicroBatches) -> Tensor:
         """Active features a row, (): its price must be known before the first chunk's gradients."""

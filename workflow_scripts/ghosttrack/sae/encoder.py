@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ghosttrack.sae.parameters import Parameters
 
-# (bias, left, right, out): bias + left @ right^T, written to `out`.
-Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (x, weight, bias): x @ weight^T + bias.
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Encoder(Protocol):
@@ -52,12 +52,11 @@ class MicroBatches:
 
     def _compute(self) -> Iterator[Tensor]:
         W_enc, _, b_enc, _ = self._parameters
-        buffer = self._centred.new_empty(self._chunk, len(W_enc))
         if self._some is not None:
             of_some = self._centred.new_empty(self.rows, len(self._some))
         done = 0
         for part in torch.split(self._centred, self._chunk):
-            pre = self._product(b_enc, part, W_enc, buffer[: len(part)])
+            pre = self._product(part, W_enc, b_enc)
             if self._some is not None:
                 torch.index_select(pre, 1, self._some, out=of_some[done : done + len(part)])
             done += len(part)
@@ -77,8 +76,3 @@ def cut(encoder: Encoder, k: int) -> Tensor:
         values = torch.cat([*largest, values])
         largest = [values.topk(min(k * encoder.rows + 1, values.numel()), sorted=False).values]
     return largest[0].min().clamp(min=0.0)
-
-
-def exact_product(bias: Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """bias + left @ right^T in the precision of its arguments."""
-    return torch.addmm(bias, left, right.t(), out=out)

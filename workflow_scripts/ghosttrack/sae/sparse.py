@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
 # Bytes of a table that stay in the second-level cache of a core (1 to 2 MB in servers).
 CACHE = 2**20
-# Booleans of a byte each that are looked at as one number.
-_WORD = 8
+# Booleans of a byte each that are looked at as one number: 2^3.
+_WORD_BITS = 3
+# numpy sorts numbers of so many bits by their digits, in two readings; wider ones it compares.
+_DIGIT = 16
 # A slice of fewer columns would waste parts of the cache lines and prefetches.
 _FEWEST_COLUMNS = 64
 # Reads of each row from which on slicing, which copies tables and sums once, pays (d_sae 4096 and 24,576, batch 512 to 4096).
@@ -55,19 +56,23 @@ def positions_above(flat: Tensor, bar: float) -> Tensor:
     """Ascending positions in `flat` (entries,) of the values above `bar`."""
     # numpy's scan is twice as fast as torch's, and few are above: eight at a time, most are passed over at once.
     above = flat.numpy() > bar
-    whole = len(above) // _WORD * _WORD
-    words = above[:whole].view(np.uint64)
-    word = np.flatnonzero(words != 0)
-    place = np.flatnonzero(words.take(word).view(np.bool_))  # among the entries of these words
-    found = (word.take(place // _WORD) - place // _WORD) * _WORD + place
-    return torch.from_numpy(np.concatenate([found, whole + np.flatnonzero(above[whole:])]))
+    words = len(above) >> _WORD_BITS
+    whole = words << _WORD_BITS
+    word = np.flatnonzero(above[:whole].view(np.uint64) != 0)
+    place = np.flatnonzero(above[:whole].view(np.uint64).take(word).view(np.bool_))  # among the entries of these words
+    found = (word.take(place >> _WORD_BITS) << _WORD_BITS) + (place & (1 << _WORD_BITS) - 1)
+    if whole < len(above):
+        found = np.concatenate([found, whole + np.flatnonzero(above[whole:])])
+    return torch.from_numpy(found)
 
 
 def code_from_flat(position: Tensor, value: Tensor, rows: int, d_sae: int) -> Code:
     """Code from ascending positions in the flattened (rows, d_sae) matrix and their values."""
-    row = position // d_sae
-    row_start = torch.searchsorted(position, torch.arange(rows + 1) * d_sae)
-    return Code(value, position - row * d_sae, row, row_start, d_sae)
+    # numpy divides these numbers twice as fast as torch.
+    row = position.numpy() // d_sae
+    row_start = np.searchsorted(row, np.arange(rows + 1))
+    every = torch.from_numpy(row)
+    return Code(value, position - every * d_sae, every, torch.from_numpy(row_start), d_sae)
 
 
 def split_rows(code: Code, ends: Sequence[int]) -> Code:
@@ -88,14 +93,16 @@ def decode(code: Code, weight: Tensor) -> Tensor:
 
 def transpose(code: Code) -> Transposed:
     """Sort the entries by feature, rows ascending within each."""
-    # scipy counts the entries of each feature and puts them in place, where torch sorts: two to four times as fast.
-    features, row_start = (each.numpy().astype(np.int32) for each in (code.column, code.row_start))
-    numbered = np.arange(len(features), dtype=np.int32)
-    found = csr_array((numbered, features, row_start), shape=(code.rows, code.d_sae)).tocsc()
-    order, row, start = (torch.from_numpy(each).long() for each in (found.data, found.indices, found.indptr))
-    entries = start.diff()
-    column = torch.repeat_interleave(entries, output_size=order.numel())
-    return Transposed(order, code.value.index_select(0, order), row, column, start, entries)
+    # Digit by digit, last digit first: three times as fast as torch's sort.
+    feature = code.column.numpy()
+    order = feature.astype(np.uint16).argsort(kind="stable")
+    for shift in range(_DIGIT, (code.d_sae - 1).bit_length(), _DIGIT):
+        order = order.take((feature.take(order) >> shift).astype(np.uint16).argsort(kind="stable"))
+    entries = torch.from_numpy(np.bincount(feature, minlength=code.d_sae))
+    start = functional.pad(entries.cumsum(0), (1, 0))
+    by_feature = torch.from_numpy(order)
+    value, row, column = (each.index_select(0, by_feature) for each in (code.value, code.row, code.column))
+    return Transposed(by_feature, value, row, column, start, entries)
 
 
 class PatternProducts:

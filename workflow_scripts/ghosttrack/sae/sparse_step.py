@@ -6,9 +6,10 @@
 import torch
 from torch import Tensor
 
+from ghosttrack.products import linear
 from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
-from ghosttrack.sae.encoder import MicroBatches, exact_product
+from ghosttrack.sae.encoder import MicroBatches
 from ghosttrack.sae.parameters import Parameters, Pass, row_squares
 from ghosttrack.sae.sparse import Code
 
@@ -21,7 +22,7 @@ class SparseBackEnd:
 
     def encoder(self, parameters: Parameters, centred: Tensor, some: Tensor | None = None) -> MicroBatches:
         """Pre-activations of centred (batch, d_model); those of the features `some` are kept."""
-        return MicroBatches(parameters, centred, self.micro_batch, exact_product, some)
+        return MicroBatches(parameters, centred, self.micro_batch, linear, some)
 
     def guess(self, parameters: Parameters, architecture: Architecture, x: Tensor) -> Tensor:
         """Code of x (batch, d_model) times decoder, no biases subtracted or added."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from ghosttrack.products import product
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
 
@@ -76,7 +77,7 @@ def _unit(decoder: Tensor) -> Tensor:
 
 
 def _products(rows: Tensor, others: Tensor) -> Iterator[Tensor]:
-    return (block @ others.T for block in torch.split(rows, BLOCK))
+    return (product(block, others.T) for block in torch.split(rows, BLOCK))
 
 
 class ActivationCorrelation:
