@@ -7,6 +7,7 @@ import torch
 from ghosttrack import files, job, sae
 from ghosttrack.activations import extraction
 from ghosttrack.inputs import corpus, models
+from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.splicing import splice
 
@@ -17,6 +18,7 @@ def main(
 ) -> None:  # fmt: skip
     """Read the SAELens folder, the held-out store, and the model and tokens that it was made from; write quality.json."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     trained = sae.load_files(weights, cfg)
     tokens = corpus.read_tokens(heldout, heldout_manifest).tokens
     rows = extraction.open_packed(store, manifest, layer, model_weights.parent, tokens)

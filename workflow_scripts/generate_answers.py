@@ -11,6 +11,7 @@ from ghosttrack.activations import extraction
 from ghosttrack.activations import generation as answering
 from ghosttrack.activations.decoding import complete
 from ghosttrack.inputs import models
+from ghosttrack.memory import keep_freed_memory
 from ghosttrack.settings import GenerationSettings
 
 log = logging.getLogger("ghosttrack")
@@ -22,6 +23,7 @@ def main(
 ) -> None:  # fmt: skip
     """Write the judged greedy answers as examples, the counts of all verdicts, and every answer with the drawn ones."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     chosen = answering.choose_questions(frames.read_parquet(questions), generation.questions, seed)
     prompts = chosen["prompt"].tolist()
     decode = functools.partial(

@@ -274,6 +274,21 @@ def test_positions_above_a_bar_are_all_found_in_their_order(entries: int, bar: f
     assert torch.equal(sparse.positions_above(flat, bar), (flat > bar).nonzero().squeeze(1))
 
 
+@pytest.mark.parametrize("d_sae", [1, 300, 2**16, 2**16 + 1, 200_000])
+def test_a_transposed_code_is_ordered_by_feature_and_then_by_row(d_sae: int) -> None:
+    generator = torch.Generator().manual_seed(d_sae)
+    position = torch.randint(50 * d_sae, (400,), generator=generator).unique()
+    code = sparse.code_from_flat(position, torch.rand(len(position), generator=generator), 50, d_sae)
+    assert torch.equal(code.row * d_sae + code.column, position)
+    assert torch.equal(code.row_start.diff(), torch.bincount(code.row, minlength=50))
+    found = sparse.transpose(code)
+    assert torch.equal(found.order, (code.column * 50 + code.row).argsort())
+    for name in ("value", "row", "column"):
+        assert torch.equal(getattr(found, name), getattr(code, name)[found.order])
+    assert torch.equal(found.entries, torch.bincount(code.column, minlength=d_sae))
+    assert torch.equal(found.start.diff(), found.entries)
+
+
 def test_a_feature_is_dead_after_the_given_tokens_of_silence() -> None:
     parameters = random_parameters(torch.float64)
     parameters.b_enc[:3] = -100.0
