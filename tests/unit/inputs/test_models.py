@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from ghosttrack import products
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import fetching, hub, models
 from ghosttrack.settings import DimensionSettings, SourceSettings
@@ -144,6 +145,24 @@ def test_a_directory_becomes_one_safetensors_file_with_the_same_outputs_and_the_
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
     torch.testing.assert_close(model(ids).logits, tiny_model("Llama")(ids).logits.detach())
+
+
+def test_a_loaded_models_large_products_take_the_faster_library(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch_directory(directory, tmp_path / "a")
+    model, ids = models.load_model(tmp_path / "a"), torch.arange(6)[None]
+    usual = model(ids).logits
+    monkeypatch.setattr(products, "WORTH", 0)
+    asked: list[torch.Size] = []
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        asked.append(x.shape)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(products, "linear", linear)
+    assert torch.equal(model(ids).logits, usual)
+    assert len(asked) == 7 * LAYERS + 1  # and the unembedding
 
 
 def test_weights_keep_their_precision_and_are_computed_with_in_float32(directory: Path, tmp_path: Path) -> None:
