@@ -18,8 +18,8 @@ from measure import Cost, cost, least, show
 from ghosttrack.activations import extraction
 from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
 from ghosttrack.inputs import models
+from ghosttrack.inputs.dense_layers import quicken
 from ghosttrack.memory import keep_freed_memory
-from ghosttrack.products import quicken
 
 
 def load(name: str) -> Any:

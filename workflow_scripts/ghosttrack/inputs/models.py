@@ -42,7 +42,7 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from ghosttrack.products import quicken
+    from ghosttrack.inputs.dense_layers import quicken
 
     transformers_logging.disable_progress_bar()
     loading: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
@@ -57,7 +57,7 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
             "delete its directory and run again, its job remakes it"
         ) from error
     model = model.requires_grad_(False).eval().to(device)
-    if device == "cpu":
+    if model.device.type == "cpu":
         quicken(model)
     return model
 

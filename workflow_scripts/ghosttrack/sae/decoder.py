@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ghosttrack.inputs.unembedding import Unembedding
-from ghosttrack.products import product
 
 # Features of one block of products: with 50,000 tokens it takes 50 MB.
 _BLOCK = 256
@@ -41,7 +40,7 @@ def output_tokens(decoder: Tensor, unembedding: Unembedding, tokens: int, count:
     found = []
     for rows in torch.split(decoder, _BLOCK):
         direction = (rows - rows.mean(1, keepdim=True) if unembedding.centred else rows) * unembedding.gain
-        logits = product(direction, weight.T)  # (block, tokens)
+        logits = direction @ weight.T  # (block, tokens)
         top = logits.topk(min(count, len(weight)), dim=1)
         found.append((top.indices, top.values - logits.mean(1, keepdim=True)))
     return _joined(found)
@@ -53,7 +52,7 @@ def nearest(decoder: Tensor, count: int) -> Ranked:
     unit = torch.nn.functional.normalize(decoder, dim=1)
     found = []
     for start in range(0, len(unit), _BLOCK):
-        cosine = product(unit[start : start + _BLOCK], unit.T)  # (block, d_sae)
+        cosine = unit[start : start + _BLOCK] @ unit.T  # (block, d_sae)
         cosine.diagonal(start).fill_(-torch.inf)
         top = cosine.topk(min(count, len(unit) - 1), dim=1)
         found.append((top.indices, top.values))

@@ -21,7 +21,7 @@ class Encoder(Protocol):
         """Rows of the batch."""
 
     def __call__(self) -> Iterator[Tensor]:
-        """Start over at the first chunk; a chunk is valid until the next is asked for, and nobody writes to it."""
+        """Start over at the first chunk; nobody writes to one."""
 
 
 class MicroBatches:
@@ -37,7 +37,7 @@ class MicroBatches:
     ) -> None:
         self.rows = len(centred)
         self._parameters, self._centred, self._product, self._some = parameters, centred, product, some
-        # About equal chunks: a last one of one to three rows would be computed by other kernels, which round otherwise.
+        # About equal chunks: a last one of one row, with MKL of three, would be computed by other kernels, which round otherwise.
         chunks = max(math.ceil(len(centred) / micro_batch), 1)
         self._chunk = math.ceil(len(centred) / chunks)
         self._known: list[Tensor] = []

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from ghosttrack.errors import UserError
-from ghosttrack.products import linear, product
 from ghosttrack.sae.adam import Adam
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.dense_step import DenseBackEnd, Graphed, Precision
@@ -184,21 +183,21 @@ class Engine:
             centred = x[rows] - b_dec
             pre = self._encode(centred, dead) if found.dead_pre is None else found.dead_pre[rows]  # (chunk, dead)
             active = largest(pre, width)
-            difference = product(active, W_dec).add_(error[rows])  # (chunk, d_model) rhat - r
+            difference = torch.addmm(error[rows], active, W_dec)  # (chunk, d_model) rhat - r
             squared += row_squares(difference).sum()
-            to_pre = product(difference, W_dec.t())  # (chunk, dead), up to the slope
+            to_pre = torch.mm(difference, W_dec.t())  # (chunk, dead), up to the slope
             if active is not pre:
                 to_pre.mul_(active != 0)
-            to_decoder = product(active.t(), difference).mul_(slope)  # (dead, d_model)
+            to_decoder = torch.mm(active.t(), difference).mul_(slope)  # (dead, d_model)
             gradients.W_dec.index_add_(0, dead, to_decoder)
-            gradients.W_enc.index_add_(0, dead, product(to_pre.t(), centred).mul_(slope))
+            gradients.W_enc.index_add_(0, dead, torch.mm(to_pre.t(), centred).mul_(slope))
             gradients.b_enc.index_add_(0, dead, to_pre.sum(0).mul_(slope))
             found.along.index_add_(0, dead, to_decoder.mul_(W_dec).sum(1))
         return weight * squared
 
     def _encode(self, centred: Tensor, features: Tensor) -> Tensor:
         W_enc, b_enc = (each.index_select(0, features) for each in (self.parameters.W_enc, self.parameters.b_enc))
-        return linear(centred, W_enc, b_enc)
+        return torch.addmm(b_enc, centred, W_enc.t())
 
     def _update(self, found: Pass, learning_rate: float) -> None:
         """Scale to one global norm, Adam on the projected gradient, unit decoder rows, thresholds not below zero."""
@@ -236,7 +235,7 @@ class Engine:
 
 
 def _length(gradients: Sequence[Tensor]) -> float:
-    """Of all in one: of vectors exactly, so that nothing unfit for a step goes unseen; of matrices as their measured rows tell."""
+    """Of all gradients as one vector; vectors whole, so that nothing unfit for a step goes unseen, matrices as their measured rows tell."""
     parts = [
         each if each.dim() == 1 else torch.linalg.vector_norm(each[::MEASURED], dim=1).mul_(math.sqrt(MEASURED))
         for each in gradients

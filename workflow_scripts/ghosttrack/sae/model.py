@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ghosttrack import files
 from ghosttrack.errors import UserError
-from ghosttrack.products import product
 
 WEIGHTS_NAME, CFG_NAME = "sae_weights.safetensors", "cfg.json"
 
@@ -53,7 +52,7 @@ class Sae:
 
     def preactivations(self, x: Tensor) -> Tensor:
         """What is compared with the threshold: x (rows, d_model), raw activations -> (rows, d_sae)."""
-        return product(x.to(self.W_enc.dtype) - self.b_dec, self.W_enc).add_(self.b_enc)
+        return torch.addmm(self.b_enc, x.to(self.W_enc.dtype) - self.b_dec, self.W_enc)
 
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations: x (rows, d_model), raw activations -> (rows, d_sae), zero where silent."""
@@ -64,7 +63,7 @@ class Sae:
 
     def decode(self, code: Tensor) -> Tensor:
         """Reconstruction: code (rows, d_sae) -> (rows, d_model), in the units of the raw activations."""
-        return product(code, self.W_dec).add_(self.b_dec)
+        return torch.addmm(self.b_dec, code, self.W_dec)
 
 
 def largest(pre: Tensor, k: int) -> Tensor:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttrack import products
 from ghosttrack.errors import UserError
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows, blocks, mean_of
@@ -208,9 +207,9 @@ def random_fvu(store: Rows, mean: Tensor, d_sae: int, k: int) -> float:
     squared = product = spread = 0.0
     for x in blocks(store, RANDOM_ROWS):
         centred = x - mean.to(x.dtype)
-        strongest = products.product(centred, directions.t()).topk(min(k, d_sae), dim=1, sorted=False)
+        strongest = (centred @ directions.t()).topk(min(k, d_sae), dim=1, sorted=False)
         code = torch.zeros(len(x), d_sae).scatter_(1, strongest.indices, strongest.values.relu())
-        guess = products.product(code, directions)
+        guess = code @ directions
         squared += float(guess.pow(2).sum(dtype=torch.float64))
         product += float((guess * centred).sum(dtype=torch.float64))
         spread += float(centred.pow(2).sum(dtype=torch.float64))

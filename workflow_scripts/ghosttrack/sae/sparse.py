@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,8 +19,6 @@ from torch.nn import functional
 CACHE = 2**20
 # Booleans of a byte each that are looked at as one number.
 _WORD = 8
-# numpy sorts numbers of up to so many bits without comparing them, in two readings.
-_DIGIT = 16
 # A slice of fewer columns would waste parts of the cache lines and prefetches.
 _FEWEST_COLUMNS = 64
 # Reads of each row from which on slicing, which copies tables and sums once, pays (d_sae 4096 and 24,576, batch 512 to 4096).
@@ -94,16 +93,14 @@ def decode(code: Code, weight: Tensor) -> Tensor:
 
 def transpose(code: Code) -> Transposed:
     """Sort the entries by feature, rows ascending within each."""
-    # By digits, the last one first: three times as fast as torch's sort.
-    feature = code.column.numpy()
-    order = feature.astype(np.uint16).argsort(kind="stable")
-    for shift in range(_DIGIT, (code.d_sae - 1).bit_length(), _DIGIT):
-        order = order.take((feature.take(order) >> shift).astype(np.uint16).argsort(kind="stable"))
-    entries = torch.from_numpy(np.bincount(feature, minlength=code.d_sae))
-    start = functional.pad(entries.cumsum(0), (1, 0))
-    by_feature = torch.from_numpy(order)
-    value, row, column = (each.index_select(0, by_feature) for each in (code.value, code.row, code.column))
-    return Transposed(by_feature, value, row, column, start, entries)
+    # scipy counts the entries of each feature and puts them in place, where torch sorts: two to four times as fast.
+    features, row_start = (each.numpy().astype(np.int32) for each in (code.column, code.row_start))
+    numbered = np.arange(len(features), dtype=np.int32)
+    found = csr_array((numbered, features, row_start), shape=(code.rows, code.d_sae)).tocsc()
+    order, row, start = (torch.from_numpy(each).long() for each in (found.data, found.indices, found.indptr))
+    entries = start.diff()
+    column = torch.repeat_interleave(entries, output_size=order.numel())
+    return Transposed(order, code.value.index_select(0, order), row, column, start, entries)
 
 
 class PatternProducts:

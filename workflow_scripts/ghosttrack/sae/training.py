@@ -167,7 +167,7 @@ def train_shared(
         settings: what to train.
         seed: of the initial weights.
         state: folder for checkpoints; the caller holds its lock and removes it on success.
-        micro_batch: rows of one encoder product, on a GPU of everything; bounds memory only.
+        micro_batch: rows of one encoder product, on a GPU of everything; bounds memory only, to about three such products.
         code: digest of the code, part of what a checkpoint must agree with.
         label: name in the progress line.
         checkpoint_seconds: time between checkpoints, what a kill can lose at most.

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from ghosttrack.products import product
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
 
@@ -77,7 +76,7 @@ def _unit(decoder: Tensor) -> Tensor:
 
 
 def _products(rows: Tensor, others: Tensor) -> Iterator[Tensor]:
-    return (product(block, others.T) for block in torch.split(rows, BLOCK))
+    return (block @ others.T for block in torch.split(rows, BLOCK))
 
 
 class ActivationCorrelation:
