@@ -20,6 +20,7 @@ onstart:
 
 
 onsuccess:
+    refuse_disagreement()
     sys.stderr.writelines(f"Report: {path}\n" for path in reports(None) if Path(path).exists())
 
 

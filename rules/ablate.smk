@@ -2,11 +2,12 @@
 rule track_arm:
     """Follow features as one arm says, and measure the tracks of every data set."""
     input:
-        stores=ancient(per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
+        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
         manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
         neighbours=neighbour_files,
-        heldout_stores=ancient(if_arm_correlates(per_layer("results/{model}/heldout/layer_{layer}.zarr"))),
+        heldout_stores=if_arm_correlates(per_layer("results/{model}/heldout/layer_{layer}.zarr")),
         heldout_manifests=if_arm_correlates(per_layer("results/{model}/heldout/layer_{layer}.json")),
         outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
         errors=per_dataset("results/{model}/tracks/{dataset}.errors.parquet"),

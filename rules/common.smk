@@ -13,12 +13,13 @@ gc.set_threshold(200_000, 100, 100)
 HOME = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(HOME / "workflow_scripts"))
 
-from ghosttrack import monitor, plan, provenance
+from ghosttrack import due, monitor, plan, provenance
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources
 
 try:
+    due.install()
     SETTINGS = load(config, HOME / "config")
     plan.check_sources(SETTINGS, Path("results"))
     WAVES = {model: plan.waves(settings) for model, settings in SETTINGS.items()}
@@ -64,7 +65,7 @@ def settings_of(section, rule):
 def swept_settings(wildcards):
     """Param function: what every arm of a sweep takes from the run; k is its own, and it begins with no other layer's weights."""
     found = settings_of("sae", "sweep_sae")(wildcards)
-    return {key: value for key, value in found.items() if key not in ("k", "dictionaries", "anchored_epochs")}
+    return {key: value for key, value in found.items() if key not in ("k", "dictionaries", "anchor", "anchored_epochs")}
 
 
 def dataset_settings(rule):
@@ -94,6 +95,18 @@ def chosen_settings(wildcards):
     if corpus_sources.is_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
         chosen["corpus"]["source"] = Path(found.corpus.source).name
     return {"seed": found.seed, **chosen}
+
+
+def expected_settings(wildcards, resources):
+    """Param function: the settings that a run's results must have been made with. As a function of `resources` it is
+    no reason to run a job again."""
+    found = SETTINGS[wildcards.model]
+    sections = ("corpus", "sae", "tracking", "generation", "detection", "evaluation")
+    return {
+        "seed": found.seed,
+        "site": found.activations.site,
+        **{section: getattr(found, section).model_dump() for section in sections},
+    }
 
 
 source_digest = provenance.source_digest
@@ -492,6 +505,18 @@ def refuse_orphans():
         orphans.refuse(Path.cwd(), require_slurm=workflow.executor_plugin.name == "slurm")
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+def refuse_disagreement():
+    """After the last job: end with an error if a result no longer matches what it was made from.
+
+    So it is when a lost file was made again with other bytes, as on another processor: what follows from it stands.
+    """
+    if found := sorted(set(workflow.dag.disagreements())):
+        listed = "\n".join(f"  {reason}" for reason in found[:12])
+        raise WorkflowError(
+            f"results disagree with what they were made from:\n{listed}\nRun the same command again: it makes them anew"
+        )
 
 
 # ---- arms of ablations and tuning

@@ -4,7 +4,7 @@ rule audit_dataset:
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
-        embedding=ancient("results/{model}/examples/{dataset}/embedding.zarr"),
+        embedding="results/{model}/examples/{dataset}/embedding.zarr",
         embedding_manifest="results/{model}/examples/{dataset}/embedding.json",
     output:
         scores="results/{model}/detection/{dataset}/controls.parquet",
@@ -37,9 +37,10 @@ rule train_detectors:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
         audited="results/{model}/detection/{dataset}/controls.parquet",
-        stores=ancient(per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
+        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
         manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
         background="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         signals=per_variant("results/{model}/signals/{dataset}.{variant}.parquet"),

@@ -45,9 +45,11 @@ rule save_detector:
     input:
         audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
         examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        # Made by the jobs that made the activation stores beside them.
         outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
         source="results/{model}/model/source.json",
     output:
         detector="results/{model}/detection/detector.safetensors",
@@ -85,6 +87,9 @@ rule check_explanations:
         about="results/{model}/detection/detector.json",
         examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        model_weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
     output:
         explanations="results/{model}/evaluation/explanations.csv",
     log:
@@ -224,7 +229,8 @@ rule write_explorer:
         features=per_layer("results/{model}/features/layer_{layer}.parquet"),
         clusters="results/{model}/clusters.parquet",
         scores="results/{model}/detection/scores.parquet",
-        tokenizer=ancient("results/{model}/model/tokenizer.json"),
+        tokenizer="results/{model}/model/tokenizer.json",
+        beside_weights=beside_weights("{model}"),
         token_scores="results/{model}/detection/token_scores.parquet",
         effects="results/{model}/detection/feature_effects.parquet",
     output:
@@ -311,6 +317,7 @@ rule check_results:
     params:
         layers=property_of("layers"),
         datasets=property_of("datasets"),
+        expected=expected_settings,
         code=source_digest("check_results"),
     message:
         "Checking the results of {wildcards.model}"
@@ -326,6 +333,10 @@ rule score_texts:
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
         features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        model_weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
     output:
         scores=multiext("results/{model}/scores/texts", ".jsonl", ".csv", ".html"),
     log:

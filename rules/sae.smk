@@ -2,7 +2,7 @@
 rule train_sae:
     """Train one sparse autoencoder on the activations of one layer."""
     input:
-        stores=ancient(per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
+        stores=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
         manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
         model_source="results/{model}/model/source.json",
         anchor=anchor_files,
@@ -50,7 +50,7 @@ for MODEL in SHARED:
         name:
             f"train_shared_sae_{RULE_NAMES[MODEL]}"
         input:
-            stores=ancient(per_layer_and_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
+            stores=per_layer_and_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
             manifests=per_layer_and_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
             model_source="results/{model}/model/source.json",
         output:
@@ -92,9 +92,9 @@ rule evaluate_sae:
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
-        store=ancient("results/{model}/heldout/layer_{layer}.zarr"),
+        store="results/{model}/heldout/layer_{layer}.zarr",
         manifest="results/{model}/heldout/layer_{layer}.json",
-        heldout=ancient("results/{model}/corpus/heldout.zarr"),
+        heldout="results/{model}/corpus/heldout.zarr",
         heldout_manifest="results/{model}/corpus/heldout.json",
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
@@ -123,9 +123,10 @@ rule evaluate_sae:
 rule measure_answers:
     """Measure every sparse autoencoder on the answer tokens of every data set."""
     input:
-        stores=ancient(per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
+        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
         manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
     output:
         answers="results/{model}/saes/answers.csv",
     log:
@@ -153,9 +154,9 @@ rule describe_features:
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
-        store=ancient("results/{model}/heldout/layer_{layer}.zarr"),
+        store="results/{model}/heldout/layer_{layer}.zarr",
         manifest="results/{model}/heldout/layer_{layer}.json",
-        heldout=ancient("results/{model}/corpus/heldout.zarr"),
+        heldout="results/{model}/corpus/heldout.zarr",
         heldout_manifest="results/{model}/corpus/heldout.json",
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),

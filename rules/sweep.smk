@@ -2,10 +2,10 @@
 rule sweep_sae:
     """Train SAEs of other k and other seeds on one layer, in one reading of its activations, and compare them."""
     input:
-        stores=ancient(per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr")),
+        stores=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
         manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
         model_source="results/{model}/model/source.json",
-        heldout=ancient("results/{model}/heldout/layer_{layer}.zarr"),
+        heldout="results/{model}/heldout/layer_{layer}.zarr",
         heldout_manifest="results/{model}/heldout/layer_{layer}.json",
     output:
         saes=directory("results/{model}/sweep/layer_{layer}/saes"),

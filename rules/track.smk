@@ -3,7 +3,8 @@ rule find_neighbours:
     """Find each feature's neighbours in the following layers, and the gate that chance sets."""
     input:
         weights=per_next_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        stores=ancient(if_correlated(per_next_layer("results/{model}/heldout/layer_{layer}.zarr"))),
+        cfgs=per_next_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=if_correlated(per_next_layer("results/{model}/heldout/layer_{layer}.zarr")),
         manifests=if_correlated(per_next_layer("results/{model}/heldout/layer_{layer}.json")),
     output:
         neighbours="results/{model}/neighbours/layer_{layer}.npz",
@@ -33,9 +34,10 @@ rule cluster_features:
     input:
         neighbours=neighbour_files,
         features=per_layer("results/{model}/features/layer_{layer}.parquet"),
-        stores=ancient(per_layer("results/{model}/heldout/layer_{layer}.zarr")),
+        stores=per_layer("results/{model}/heldout/layer_{layer}.zarr"),
         manifests=per_layer("results/{model}/heldout/layer_{layer}.json"),
         weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
     output:
         table="results/{model}/clusters.parquet",
         labels="results/{model}/cluster_labels.parquet",
@@ -69,9 +71,10 @@ for MODEL in MODELS:
         name:
             f"track_features_{RULE_NAMES[MODEL]}"
         input:
-            stores=ancient(per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr")),
+            stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
             manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
             weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+            cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
             neighbours=neighbour_files,
         output:
             tracks=directory(variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr")),

@@ -1,8 +1,9 @@
 """Check the finished tables, so that a bad run fails here and not in a reader's hands."""
 
 from pathlib import Path
+from typing import Any
 
-from ghosttrack import files, frames, job
+from ghosttrack import files, frames, job, records
 from ghosttrack.evaluation.checks import check_answers, check_metrics, check_quality, check_scores
 from ghosttrack.evaluation.gates import judge
 from ghosttrack.report import tables
@@ -18,8 +19,13 @@ def main(
     checks: Path,
     layers: list[int],
     datasets: list[str],
+    expected: dict[str, Any] | None = None,
 ) -> None:
-    """Read every table, raise at the first thing that cannot be, and count what was checked."""
+    """Read every table, raise at the first thing that cannot be, and count what was checked.
+
+    `expected`: this run's settings by section; every result must have been made with them.
+    """
+    records.check_lineage([metrics, *scores, *quality, answers, *examples], expected or {})
     table = tables.read(metrics, tables.METRICS)
     ids = {
         name: set(frames.read_parquet(path, columns=["id"])["id"].astype(str))

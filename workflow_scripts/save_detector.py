@@ -18,6 +18,7 @@ def main(
     examples: list[Path],
     outputs: list[Path],
     weights: list[Path],
+    cfgs: list[Path],
     source: Path,
     detector: Path,
     about: Path,
@@ -33,7 +34,7 @@ def main(
 ) -> None:
     """Write the detector, and what it says of every answer token of the data sets.
 
-    `audits`, `examples` and `outputs` go with `datasets`, `weights` with `layers`.
+    `audits`, `examples` and `outputs` go with `datasets`, `weights` and `cfgs` with `layers`.
     """
     sources = {
         name: saved_fit.Source(frames.read_parquet(own_examples), frames.read_parquet(own_outputs), own_outputs.parent)
@@ -47,11 +48,14 @@ def main(
     reason = fitted.quality.pop("reason", "")
     described: dict[str, Any] = {
         "reason": reason,
-        "weights_sha256": files.read_json(source)["weights_sha256"],
+        "model": files.read_json(source)["files_sha256"],
         "layers": layers,
         "site": site,
         "positions": positions,
-        "saes": {str(layer): files.sha256_file(path) for layer, path in zip(layers, weights, strict=True)},
+        "saes": {
+            str(layer): {path.name: files.sha256_file(path) for path in pair}
+            for layer, pair in zip(layers, zip(weights, cfgs, strict=True), strict=True)
+        },
         "quality": fitted.quality,
         "seed": seed,
         "folds": detection.folds,

@@ -61,8 +61,9 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
 
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    digest = sha256_file(directory / "model.safetensors")
-    write_json(directory / "source.json", {"kind": "random", "id": "", "revision": None, "weights_sha256": digest})
+    digests = {path.name: sha256_file(path) for path in directory.glob("*.*")}
+    about = {"kind": "random", "id": "", "revision": None, "weights_sha256": digests["model.safetensors"]}
+    write_json(directory / "source.json", {**about, "files_sha256": digests})
 
 
 def save_gguf(model: Any, tokenizer: Any, path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +83,22 @@ def sync_tree(directory: Path) -> None:
         sync_directory(Path(folder))
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replace a small file in one step, without waiting for the disk: for what may be lost but never torn.
+
+    The folder must exist.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as sorted, indented JSON, atomically. NaN is refused: JSON has none."""
     with atomic_write(Path(path)) as stream:
@@ -109,23 +125,6 @@ def sha256_file(path: Path) -> str:
 def weight_files(directory: Path) -> list[Path]:
     """Files with weights in a transformers directory; none, if there are none."""
     return [path for pattern in ("*.safetensors", "pytorch_model*.bin", "*.gguf") for path in directory.glob(pattern)]
-
-
-# 64 blocks of 4 KiB: other weights of the same size differ in nearly every block, and reading takes milliseconds.
-SAMPLED_BLOCKS, BLOCK_BYTES = 64, 4096
-
-
-def sampled_sha256(paths: Iterable[Path]) -> str:
-    """Hex SHA-256 over the names, sizes and evenly spaced blocks of files: tells weights apart without reading all."""
-    total = hashlib.sha256()
-    for path in sorted(paths):
-        size = path.stat().st_size
-        total.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as stream:
-            for block in range(SAMPLED_BLOCKS):
-                stream.seek(size * block // SAMPLED_BLOCKS)
-                total.update(stream.read(BLOCK_BYTES))
-    return total.hexdigest()
 
 
 def sha256_json(content: Any) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ghosttrack import accelerator, faults, journal, progress
+from ghosttrack import accelerator, faults, journal, progress, records
 from ghosttrack.errors import UserError
 
 log = logging.getLogger("ghosttrack")
@@ -34,7 +34,7 @@ def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
     arguments: dict[str, Any] = {}
     try:
         arguments = _arguments(main, snakemake)
-        with _observed(where, _batch(arguments)[1], _gpus(snakemake)):
+        with _observed(where, _batch(arguments)[1], _gpus(snakemake)), records.recorded(snakemake):
             main(**arguments)
     except UserError as error:
         _to_log_file_only("traceback of the error below")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ghosttrack import files
+from ghosttrack import files, records
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources, pretrained
@@ -315,13 +315,13 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
 def _check_weights(model: str, wanted: Settings, found: Mapping[str, str]) -> None:
     source = wanted.source
     if source.kind == "directory":
-        same = found.get("source_sample_sha256") == files.sampled_sha256(files.weight_files(Path(source.id)))
+        same = found.get("source_sha256") == records.model_digest(Path(source.id))
     else:
         same = (found.get("kind"), found.get("id")) == (source.kind, source.id)
         same = same and source.revision in (None, found.get("revision"))
     if not same:
         raise UserError(
             f"results/{model} was made with {found.get('kind')} {found.get('id')} {found.get('revision') or ''}, now "
-            f"{source.kind} {source.id} {source.revision or ''} holds other weights. Give them a name of their own "
-            f"(model=NAME model_path=DIRECTORY, or a new file in config/models), or move results/{model} away"
+            f"{source.kind} {source.id} {source.revision or ''} holds other weights, another configuration or another "
+            f"tokenizer. Give that model a name of its own (model=NAME model_path=DIRECTORY, or a new file in config/models), or move results/{model} away"
         )

@@ -629,6 +629,8 @@ class Settings(Section):
             )
         if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
+        if self.anchor is not None and self.sae.anchor is None:  # an implied setting is a setting
+            object.__setattr__(self, "sae", self.sae.model_copy(update={"anchor": self.anchor}))
         if self.anchor is not None and self.anchor not in self.layers:
             raise ValueError(f"sae.anchor: {self.anchor} must be one of the analysed layers, {self.layers}")
         if self.sae.shared and self.sae.batch < len(self.layers):

@@ -11,7 +11,6 @@ import extract_examples
 import save_detector
 from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.detection import audit
-from ghosttrack.files import write_json
 from ghosttrack.report import tables
 from ghosttrack.sae import model as sae_model
 from ghosttrack.settings import DetectionSettings
@@ -70,6 +69,7 @@ def save(
         examples=[run / "datasets" / name / "examples.parquet" for name in datasets],
         outputs=[run / "examples" / name / "outputs.parquet" for name in datasets],
         weights=[run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in LAYERS],
+        cfgs=[run / "saes" / f"layer_{layer:02d}" / "cfg.json" for layer in LAYERS],
         source=run / "model" / "source.json",
         detector=detection / "detector.safetensors",
         about=detection / "detector.json",
@@ -106,8 +106,3 @@ def _dataset(run: Path, name: str, groups: int, positions: Positions, rng: np.ra
         tokens=examples / "tokens.parquet", outputs=examples / "outputs.parquet", site="resid_post", dataset=name, batch=8, threads=1,
         background=examples / "background.npz", prompt_states=examples / "prompts.npz", whether_true=False, prompts=2, seed=0, positions=positions,
     )  # fmt: skip
-
-
-def set_source(run: Path, digest: str) -> None:
-    """Pretend that the run's model has other weights."""
-    write_json(run / "model" / "source.json", {"kind": "random", "id": "", "revision": None, "weights_sha256": digest})

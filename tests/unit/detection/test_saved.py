@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +51,9 @@ def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> No
     assert about["quality"]["texts"] == 80
     assert about["quality"]["auroc"] > 0.8  # the answer's words give the label away here
     assert about["layers"] == run_fakes.LAYERS
-    assert set(about["saes"]) == {"1", "2"}
+    assert {layer: set(digests) for layer, digests in about["saes"].items()} == {
+        layer: {"sae_weights.safetensors", "cfg.json"} for layer in ("1", "2")
+    }
     assert not list((run / "detection").glob("*.pkl"))
 
 
@@ -215,16 +219,35 @@ def test_a_text_that_cannot_be_scored_is_named(detector: Detector, text: str, wo
         detector.score([text])
 
 
-def test_another_model_another_sae_and_no_detector_are_refused_in_one_line(run: Path, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/model.safetensors",
+        "model/config.json",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+        "saes/layer_02/sae_weights.safetensors",
+        "saes/layer_02/cfg.json",
+        "detection/detector.safetensors",
+        "detection/detector.json",
+    ],
+)
+def test_one_flipped_bit_in_what_a_score_is_made_with_is_refused_and_named(
+    run: Path, tmp_path: Path, name: str
+) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    weights = other / "saes" / "layer_02" / "sae_weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UserError, match="is not the SAE that the detector was made with"):
+    content = bytearray((other / name).read_bytes())
+    place = content.rindex(b"1") if name.endswith(".json") else len(content) - 3
+    content[place] ^= 2  # of JSON, one digit for another
+    (other / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(name)):
         Detector.load(other)
-    run_fakes.set_source(other, "0" * 64)
-    with pytest.raises(UserError, match="holds another model"):
+
+
+def test_a_missing_model_sae_or_detector_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    (other / "saes" / "layer_02" / "cfg.json").unlink()
+    with pytest.raises(UserError, match=r"cfg\.json is missing"):
         Detector.load(other)
     (other / "detection" / "detector.safetensors").unlink()
     with pytest.raises(UserError, match="rule save_detector makes it"):

@@ -5,6 +5,7 @@ probe score of a token = probe_intercept + sum over layers of x . raw + z . code
 The part that reads the SAE residual x - decode(z) is folded into `raw` and `code`; calibration is folded into all.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack import files
+from ghosttrack import files, records
 from ghosttrack.errors import UserError
 
-SCHEMA = 2
+SCHEMA = 3
 WEIGHTS_NAME, ABOUT_NAME = "detector.safetensors", "detector.json"
 # Output features that a text has without its data set; `representations.output_features` may give more.
 OUTPUTS = (
@@ -60,9 +61,12 @@ def save(weights: Weights | None, about: Mapping[str, Any], weights_path: Path, 
     content = (
         {} if weights is None else {name: np.ascontiguousarray(value) for name, value in weights._asdict().items()}
     )
+    stored = to_bytes(content)
     with files.atomic_write(weights_path, "wb") as stream:
-        stream.write(to_bytes(content))
-    files.write_json(about_path, {"schema": SCHEMA, "outputs": list(OUTPUTS), **about})
+        stream.write(stored)
+    digest = hashlib.sha256(stored).hexdigest()
+    described = {"schema": SCHEMA, "outputs": list(OUTPUTS), "detector_sha256": digest, **about}
+    files.write_json(about_path, {**described, "about_sha256": files.sha256_json(described)})
 
 
 def load(folder: Path) -> Saved:
@@ -77,35 +81,42 @@ def load(folder: Path) -> Saved:
     weights_path, about_path = folder / WEIGHTS_NAME, folder / ABOUT_NAME
     if not weights_path.is_file() or not about_path.is_file():
         raise UserError(f"{weights_path} is missing: run the workflow first, rule save_detector makes it")
-    about = files.read_json(about_path)
+    about = dict(files.read_json(about_path))
+    sealed = about.pop("about_sha256", "")
     if about.get("schema") != SCHEMA or about.get("outputs") != list(OUTPUTS):
         raise UserError(f"{about_path} is of another version of GhostTrack: run the workflow again")
     if about.get("reason"):
         raise UserError(f"{folder.parent} has no detector: {about['reason']}")
+    if sealed != files.sha256_json(about):
+        raise UserError(f"{about_path} is not what save_detector wrote (damaged or edited): delete it and run again")
     try:
-        found = from_bytes(weights_path.read_bytes())
+        stored = weights_path.read_bytes()
+        if hashlib.sha256(stored).hexdigest() != about["detector_sha256"]:
+            raise UserError(
+                f"{weights_path} is not what save_detector wrote (damaged or edited): delete it and run again"
+            )
+        found = from_bytes(stored)
         return Saved(Weights(**found), about)
     except (SafetensorError, TypeError) as error:
         raise UserError(f"{weights_path} is damaged ({error}): delete it and run again") from None
 
 
 def require_same(saved: Saved, run: Path) -> None:
-    """Check that the model and the SAEs of a run are those that the detector was made with.
+    """Check by all their bytes that the model and the SAEs of a run are those that the detector was made with.
 
     Raises:
-        UserError: naming the one that differs.
+        UserError: naming the file that differs or is missing.
     """
-    found = files.read_json(run / "model" / "source.json")["weights_sha256"]
-    if found != saved.about["weights_sha256"]:
-        raise UserError(
-            f"{run / 'model'} holds another model (weights {found[:12]}) than the detector was made with "
-            f"({saved.about['weights_sha256'][:12]}): run the workflow again"
-        )
-    for layer, expected in saved.about["saes"].items():
-        path = run / "saes" / f"layer_{int(layer):02d}" / "sae_weights.safetensors"
-        if not path.is_file() or files.sha256_file(path) != expected:
+    expected = {Path("model") / name: digest for name, digest in saved.about["model"].items()}
+    for layer, digests in saved.about["saes"].items():
+        expected |= {Path("saes") / f"layer_{int(layer):02d}" / name: digest for name, digest in digests.items()}
+    for name, digest in expected.items():
+        found = records.digest_of(run / name)
+        if found != digest:
+            state = "is missing" if found is None else "is not the one that the detector was made with"
             raise UserError(
-                f"{path} is not the SAE that the detector was made with: run the workflow again, rule save_detector remakes it"
+                f"{run / name} {state}. Run the workflow again: it makes the file anew where it is damaged, and the "
+                "detector where the settings have changed"
             )
 
 

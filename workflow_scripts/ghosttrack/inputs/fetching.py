@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ghosttrack import records
 from ghosttrack.errors import UserError
-from ghosttrack.files import atomic_directory, sampled_sha256, sha256_file, weight_files, write_json
+from ghosttrack.files import atomic_directory, sha256_file, write_json
 from ghosttrack.inputs import hub
 from ghosttrack.inputs.models import first_line, load_tokenizer, separator
 from ghosttrack.settings import DimensionSettings, SourceSettings
@@ -180,11 +181,9 @@ def _describe(
             f"source.id: the tokenizer of {name} does not fit its model of {config.vocab_size} tokens "
             f"(a plain sentence becomes {ids[:8]}); put the right tokenizer.json beside the weights"
         )
-    sample = (
-        {"source_sample_sha256": sampled_sha256(weight_files(Path(source.id)))} if source.kind == "directory" else {}
-    )
+    origin = {"source_sha256": records.model_digest(Path(source.id))} if source.kind == "directory" else {}
     return {
-        **sample,
+        **origin,
         "kind": source.kind,
         "id": Path(source.id).name if source.kind == "directory" else source.id,
         "revision": revision,
@@ -193,5 +192,8 @@ def _describe(
         "d_model": config.hidden_size,
         "vocab_size": config.vocab_size,
         "tokenizer_sha256": sha256_file(directory / "tokenizer.json"),
+        "files_sha256": {
+            path.name: sha256_file(path) for path in sorted(directory.glob("*.*")) if path.name != "source.json"
+        },
         "prefix_token": separator(tokenizer),
     }

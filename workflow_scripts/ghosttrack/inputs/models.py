@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghosttrack.errors import UserError
-from ghosttrack.files import read_json
+from ghosttrack.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ def load_tokenizer(directory: Path) -> Any:
 
     if not (Path(directory) / "tokenizer.json").is_file():
         raise UserError(f"{directory} has no tokenizer.json: delete the directory and run again, its job remakes it")
+    require_unchanged(Path(directory))
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
@@ -44,6 +45,7 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
 
     from ghosttrack.inputs.dense_layers import quicken
 
+    require_unchanged(Path(directory))
     transformers_logging.disable_progress_bar()
     loading: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
     try:
@@ -60,6 +62,27 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
     if model.device.type == "cpu":
         quicken(model)
     return model
+
+
+def require_unchanged(directory: Path) -> None:
+    """Check a fetched model's files, but for its weights, against the digests that its source.json holds.
+
+    The weights are checked where a job begins (`ghosttrack.records`) and where a detector is loaded. A directory
+    without a source.json is not a fetched model, and is not checked.
+
+    Raises:
+        UserError: naming the file that differs or is missing.
+    """
+    manifest = directory / "source.json"
+    if not manifest.is_file():
+        return
+    for name, digest in read_json(manifest).get("files_sha256", {}).items():
+        path = directory / name
+        if name != "model.safetensors" and (not path.is_file() or sha256_file(path) != digest):
+            raise UserError(
+                f"{path} is not what fetch_model wrote (damaged, edited or deleted): delete the directory and run "
+                "again, its job makes it anew"
+            )
 
 
 def separator(tokenizer: Any) -> int:
