@@ -133,8 +133,8 @@ def test_a_lost_sae_is_trained_again_alone(house_to_change: Path) -> None:
     shutil.rmtree(house_to_change / "results" / MODEL / "saes" / "layer_02")
     counts = planned(house_to_change)
     assert counts["train_sae"] == 1
-    assert counts["evaluate_sae"] == counts["describe_features"] == 1
-    assert not [name for name in counts if name.startswith(("fetch", "extract", "generate"))]
+    assert counts["evaluate_sae"] == 1  # its quality.json was lost too
+    assert set(counts) == {"train_sae", "evaluate_sae"}
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,6 @@ def contents(house: Path) -> dict[str, bytes]:
     return {
         path.relative_to(results).as_posix(): path.read_bytes()
         for path in sorted(results.rglob("*"))
-        if path.is_file() and path.relative_to(results).parts[0] not in ("logs", "benchmarks", "state")
+        if path.is_file() and not {"logs", "benchmarks", "state"} & set(path.relative_to(results).parts[:2])
         and not path.name.startswith(".snakemake")
     }  # fmt: skip

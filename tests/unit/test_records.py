@@ -229,6 +229,15 @@ def test_a_job_refuses_an_input_that_is_not_what_its_own_job_wrote() -> None:
     assert records.read(SAE) is None
 
 
+def test_on_a_cluster_a_job_waits_for_what_another_node_has_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(chain()[:1])
+    put(MANIFEST, b"the former version")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("time.sleep", lambda _: put(MANIFEST))
+    made(chain()[1])
+    assert records.read(SAE) is not None
+
+
 def _write_half() -> None:
     put(SAE)
     raise UserError("no room")

@@ -174,7 +174,7 @@ class Walk(RuleBasedStateMachine):
             before, stat = bytearray(path.read_bytes()), path.stat()
             if kind == "flip":
                 before[len(before) // 2] ^= 1
-            path.write_bytes({"flip": before, "cut": before[: len(before) // 2], "empty": b""}[kind])
+            path.write_bytes({"flip": bytes(before), "cut": bytes(before[: len(before) // 2]), "empty": b""}[kind])
             if quiet:
                 os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 

@@ -15,6 +15,7 @@ the job write other bytes this time, `ContentDAG.disagreements` tells after the 
 """
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -195,9 +196,17 @@ def _content_dag(base: type[Any]) -> type[Any]:
             return iter(()) if self._planning else super().bfs(direction, *jobs, **options)
 
         def disagreements(self) -> list[str]:
-            """What disagrees now: after a run, results that no longer match what they were made from."""
+            """What disagrees now: after a run, results that no longer match what they were made from.
+
+            What other nodes wrote may show late on a shared file system: it has as long as Snakemake gives outputs.
+            """
             requests = [request._replace(call="") for request in self._requests()[1]]
-            return [verdict.reason for verdict in judge(requests) if verdict.reason]
+            end = time.monotonic() + self.workflow.execution_settings.latency_wait
+            while (
+                found := [verdict.reason for verdict in judge(requests) if verdict.reason]
+            ) and time.monotonic() < end:
+                time.sleep(1.0)
+            return found
 
         def _decide(self) -> None:
             jobs, requests = self._requests()

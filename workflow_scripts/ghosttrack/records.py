@@ -29,6 +29,8 @@ SETTLED_SECONDS = 2.0
 UNTRACKED_PARAMS = frozenset({"state", "made_from", "expected"})
 # Inputs that a job only waits for and does not read, by their name in the rule.
 ORDER_ONLY_INPUTS = ("earlier",)
+# How long a shared file system may show one node the former version of what another node has replaced (NFS: 60 s).
+SHARED_SECONDS = 60.0
 REMEDY = "Run the same command again: its job makes it anew. To keep your version, copy it elsewhere first"
 # Snakemake keeps the date of a directory in this file.
 _STAMP = ".snakemake_timestamp"
@@ -198,10 +200,15 @@ def checked_digest(path: str | Path) -> str:
     Raises:
         UserError: it is missing or differs.
     """
-    found = digest_of(path)
+    end = time.monotonic() + (SHARED_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0)
+    while True:
+        found, record = digest_of(path), read(path)
+        if (found is not None and (record is None or record.sha256 == found)) or time.monotonic() >= end:
+            break
+        time.sleep(1.0)
     if found is None:
         raise UserError(f"{path} is missing: run the same command again, its job makes it")
-    if (record := read(path)) is not None and record.sha256 != found:
+    if record is not None and record.sha256 != found:
         raise UserError(f"{path} is not what its job wrote (damaged or edited). {REMEDY}")
     return found
 

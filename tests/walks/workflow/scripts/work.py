@@ -10,8 +10,6 @@ from typing import Any
 from ghosttrack import job
 from ghosttrack.errors import UserError
 
-snakemake: Any
-
 
 def content(name: str, params: dict[str, Any], inputs: list[bytes]) -> bytes:
     """What an output holds. `name` is its path below results."""
@@ -21,9 +19,9 @@ def content(name: str, params: dict[str, Any], inputs: list[bytes]) -> bytes:
     return total.hexdigest().encode() * 4
 
 
-def main(*, code: str, layers: list[int] | None = None, seed: int = 0) -> None:
+def main() -> None:
     """Write the outputs; fail, or be killed half-way, where WALK_FAULT says so."""
-    given = snakemake  # noqa: F821
+    given = globals()["snakemake"]
     fault, _, name = os.environ.get("WALK_FAULT", "").partition(" ")
     kept = {key: value for key, value in given.params.items() if key not in ("state", "dataset_settings")}
     waited = list(getattr(given.input, "earlier", []))
