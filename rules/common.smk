@@ -498,9 +498,14 @@ def released_layers(wildcards):
 
 # ---- before anything is submitted
 def refuse_orphans():
-    """End here if jobs of a killed run still work in this folder: Slurm would get them a second time."""
-    from ghosttrack import orphans  # only now: a dry run has no use for it
+    """End here if another run, or jobs of a killed one, work in this folder: Slurm would get them a second time."""
+    from ghosttrack import lease, orphans  # only now: a dry run has no use for it
 
+    try:
+        lease.hold_for_this_process(Path.cwd())
+    except UserError as error:
+        workflow.persistence.unlock = lambda: None  # it would remove the other run's lock as well
+        raise WorkflowError(str(error)) from None
     try:
         orphans.refuse(Path.cwd(), require_slurm=workflow.executor_plugin.name == "slurm")
     except UserError as error:

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
+from ghosttrack import lease
 from tests.conftest import ROOT, copy_house, job_counts, snakemake
 from tests.e2e.tiny_runs import MODEL, RUN, contents, environment, launch, planned
 
@@ -213,7 +214,24 @@ def test_a_killed_run_is_finished_by_the_same_command_with_the_same_bytes(finish
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-def test_two_runs_at_once_are_refused(finished: Path) -> None:
+def test_two_runs_at_once_are_refused(house_to_change: Path) -> None:
+    (house_to_change / "results" / MODEL / "report.html").unlink()
+    # As of a run on other targets: Snakemake's lock does not see that the two work in one folder.
+    other_lock = house_to_change / ".snakemake/locks/0.output.lock"
+    other_lock.parent.mkdir(exist_ok=True)
+    other_lock.write_text("results/other/report.html\n")
+    with lease.hold(house_to_change, "snakemake other", pytest.fail):
+        for result in (launch(house_to_change), snakemake(house_to_change, *RUN)):
+            assert result.returncode == 1
+            assert "another run is at work in this folder: " in result.stderr
+            assert f"process {os.getpid()} (snakemake other)" in result.stderr
+            assert "--config model=both" in result.stderr
+            assert "Traceback" not in result.stderr
+        assert other_lock.exists()
+    assert not (house_to_change / "results" / MODEL / "report.html").exists()
+
+
+def test_a_snakemake_without_a_lease_is_seen_by_its_process(finished: Path) -> None:
     code = "import sys, time; print('snakemake', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", code, "snakemake"], cwd=finished, stdout=subprocess.PIPE, text=True

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from ghosttrack import files, launch, orphans, slurm
+from ghosttrack import files, launch, lease, orphans, slurm
 from ghosttrack.errors import UserError
 
 JOB = """
@@ -99,7 +100,7 @@ def test_a_process_that_ends_while_it_is_looked_at_is_none(folder: Path, monkeyp
 
 @pytest.mark.usefixtures("job")
 def test_a_run_is_not_launched_beside_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["--version"]) == 1
+    assert launch.main(["saes"]) == 1
     assert "make orphans ARGS=--wait" in capsys.readouterr().err
 
 
@@ -134,6 +135,77 @@ def test_a_lock_that_no_process_of_this_machine_explains_is_shown_with_its_owner
         (store / "lock").write_text("process 5 on elsewhere")
         (found,) = orphans.find(folder)
     assert (found.kind, found.id, found.where) == ("lock", str(store), "held by process 5 on elsewhere")
+
+
+def test_a_lock_that_this_user_may_not_open_counts_as_held_and_names_its_owner(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = folder / "results/tiny/state/train_sae/layer_01"
+    with files.lock(state):
+        pass
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:  # root may open everything, so no mode refuses it
+        if path.name == "lock":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    owner = files.user_name(os.getuid())
+    (found,) = orphans.find(folder)
+    assert (found.kind, found.id) == ("lock", str(state))
+    assert f"held by {owner}, perhaps: you may not read" in found.where
+    with pytest.raises(UserError, match=f"lock belongs to {owner}, and you may not write to it"), files.lock(state):
+        pass
+
+
+def test_slurm_is_asked_for_the_jobs_of_everyone_who_ran_something_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def output(*words: str) -> str:
+        asked.append(words[words.index("-u") + 1])
+        return ""
+
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "_output", output)
+    held = lease.acquire(folder, "")
+    known, unknown = 1, 4_000_001
+    held.path.write_bytes(lease._packed(held.lease._replace(users=[known, unknown])))
+    orphans.find(folder)
+    held.release()
+    orphans.find(folder)
+    assert asked == [",".join(map(str, sorted({known, os.getuid()})))] * 2
+
+
+def test_a_live_lease_of_any_host_protects_its_jobs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cancelled = queue(folder, monkeypatch, f"12|RUNNING|node1|3:20|{folder}|rule_train_sae_wildcards_tiny-gpt2_01")
+    held = lease.acquire(folder, "snakemake")
+    held.path.write_bytes(lease._packed(held.lease._replace(host="node7", boot="b7", user="ann")))
+    held.leave()
+    assert orphans.main(["--cancel"]) == 1
+    assert "A run is at work here (ann on node7, process" in capsys.readouterr().err
+    assert not cancelled.exists()
+
+
+@pytest.mark.usefixtures("job")
+def test_no_run_starts_while_orphans_are_cancelled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    cancel = orphans.cancel
+
+    def meanwhile(found: list[orphans.Orphan]) -> None:
+        with pytest.raises(UserError) as refused:
+            lease.acquire(folder, "snakemake")
+        said.append(str(refused.value))
+        cancel(found)
+
+    monkeypatch.setattr(orphans, "cancel", meanwhile)
+    assert orphans.main(["--cancel"]) == 0
+    assert "(make orphans ARGS=--cancel)" in said[0]
+    assert lease.current(folder) is None
 
 
 def test_jobs_of_this_folder_are_found_in_the_queue_waiting_ones_too(

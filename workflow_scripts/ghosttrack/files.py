@@ -4,11 +4,12 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,8 +147,8 @@ def lock(directory: Path) -> Iterator[None]:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("a+", encoding="utf-8") as stream:
-        if not _flock(stream):
+    with _opened(directory / "lock") as stream:
+        if not flock(stream.fileno()):
             owner = owner_of(directory) or "an unnamed process"
             journal.note("refused", directory, f"held by {owner}")
             raise UserError(
@@ -168,11 +169,26 @@ def lock(directory: Path) -> Iterator[None]:
             journal.note("released", directory)
 
 
-def _flock(stream: IO[Any]) -> bool:
-    """Whether the exclusive lock could be had."""
+def _opened(path: Path) -> IO[str]:
+    """Open a lock file.
+
+    Raises:
+        UserError: it is another user's, and may not be written.
+    """
+    try:
+        return path.open("a+", encoding="utf-8")
+    except PermissionError:
+        raise UserError(
+            f"{path} belongs to {user_of(path)}, and you may not write to it: two users of one folder need a group that "
+            "may write (chmod -R g+rwX results, and umask 002 for later runs)"
+        ) from None
+
+
+def flock(handle: int) -> bool:
+    """Whether the exclusive lock on an open file could be had."""
     for attempt in range(_TRIES):
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             time.sleep(_PAUSE if attempt < _TRIES - 1 else 0)
@@ -181,22 +197,41 @@ def _flock(stream: IO[Any]) -> bool:
 
 def owner_of(directory: Path) -> str:
     """What the last process that held `directory`/lock wrote there: `process 12 on node3, Slurm job 7`."""
+    path = Path(directory) / "lock"
     try:
-        return (Path(directory) / "lock").read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8").strip()
+    except PermissionError:
+        return f"{user_of(path)}, perhaps: you may not read {path}"
     except OSError:
         return ""
 
 
 def locked(directory: Path) -> bool:
-    """Whether a live process holds `directory`/lock. Asks with a shared lock, given back at once."""
+    """Whether a live process holds `directory`/lock, or this user may not ask. Asks with a shared lock, given back at once."""
     try:
         with (Path(directory) / "lock").open(encoding="utf-8") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return True
     return False
+
+
+def user_name(uid: int) -> str:
+    """A user's name; `user 1234` where the system does not know one."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def user_of(path: Path) -> str:
+    """Name of the user that owns `path`, or the first folder above it that can be looked at."""
+    for place in (path, *path.absolute().parents):
+        with suppress(OSError):
+            return user_name(place.stat().st_uid)
+    return "another user"
 
 
 def sync_directory(path: Path) -> None:

@@ -3,10 +3,12 @@
 A Snakemake that is killed leaves its jobs behind: on Slurm, where the next run would submit them a second time, and
 on one machine, where they hold the locks that the next run needs. They are found in squeue (by work folder and
 Snakemake's comment), among this machine's processes, and by the locks in `results/`, on whatever host they are held.
+Jobs of a live run are no orphans: the lease of the folder (`lease.py`) tells, for every host and user.
 """
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -16,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from ghosttrack import files, slurm
+from ghosttrack import files, lease, slurm
 from ghosttrack.errors import UserError
 
 # Folders with a lock, below `results`: progress of training, stores while they are written.
@@ -27,6 +29,10 @@ REMEDY = (
     "make orphans ARGS=--wait      waits until they have ended; what Slurm jobs finish is kept\n"
     "make orphans ARGS=--cancel    ends them; training keeps its checkpoint and goes on from there\n"
     "Then run the same command again."
+)
+UNSEEN = (
+    "Looked at: Slurm jobs of everyone who ran something here, this machine's processes, the locks in results/. "
+    "Processes of another host or container show by their locks only, and many jobs hold none.\n"
 )
 
 
@@ -57,7 +63,7 @@ def find(folder: Path, *, require_slurm: bool = False) -> list[Orphan]:
     queued: list[slurm.SlurmJob] = []
     if slurm.available() or require_slurm:
         try:
-            queued = slurm.jobs_in(folder)
+            queued = slurm.jobs_in(folder, lease.users(folder))
         except UserError:
             if require_slurm:
                 raise
@@ -71,7 +77,8 @@ def find(folder: Path, *, require_slurm: bool = False) -> list[Orphan]:
         with contextlib.suppress(psutil.Error):
             since = time.strftime("%H:%M:%S", time.localtime(process.create_time()))
             if script := _script(process):
-                found.append(Orphan("process", str(process.pid), script, f"since {since}"))
+                whose = "" if process.uids().real == os.getuid() else f", of {process.username()}"
+                found.append(Orphan("process", str(process.pid), script, f"since {since}{whose}"))
     known = {f"process {process.pid} on " for process in processes}
     for held in held_locks(folder / "results"):
         owner = files.owner_of(held)
@@ -88,7 +95,7 @@ def held_locks(results: Path) -> list[Path]:
 
 def job_processes(folder: Path) -> list[psutil.Process]:
     """This machine's processes that run a rule's script in `folder`."""
-    return [process for process, words in _processes(folder) if any(".snakemake/scripts/" in word for word in words)]
+    return [process for process, words in _processes(folder) if any(lease.JOB_SCRIPTS in word for word in words)]
 
 
 def runs(folder: Path) -> list[psutil.Process]:
@@ -108,14 +115,23 @@ def _processes(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
         words = process.info["cmdline"] or []
         if process.info["status"] == psutil.STATUS_ZOMBIE or not any("snakemake" in word for word in words):
             continue
-        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
-            if Path(process.cwd()) == folder:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            if _works_in(folder, process, words):
                 yield process, words
+
+
+def _works_in(folder: Path, process: psutil.Process, words: list[str]) -> bool:
+    """Whether a process works in `folder`. Another user's is known by its script's name, which is there only."""
+    try:
+        return Path(process.cwd()) == folder
+    except psutil.AccessDenied:
+        scripts = [Path(word).name for word in words if lease.JOB_SCRIPTS in word]
+        return any((folder / lease.JOB_SCRIPTS / name).exists() for name in scripts)
 
 
 def _script(process: psutil.Process) -> str:
     """`train_sae` from `.snakemake/scripts/tmpab12.train_sae.py`; "" of a process that has ended meanwhile and has no words left."""
-    words = (word for word in process.cmdline() if ".snakemake/scripts/" in word)
+    words = (word for word in process.cmdline() if lease.JOB_SCRIPTS in word)
     return next((Path(word).name.split(".")[-2] for word in words), "")
 
 
@@ -144,14 +160,15 @@ def refuse(folder: Path, *, require_slurm: bool) -> None:
 
 
 def cancel(found: Sequence[Orphan]) -> None:
-    """Ask all to end, and wait; processes that do not within a minute are killed. Locks of other hosts stay."""
+    """Ask all to end, and wait; processes that do not within a minute are killed. Other hosts' and users' jobs stay."""
     slurm.cancel([each.id for each in found if each.kind == "slurm"])
     processes = []
     for each in found:
         if each.kind == "process":
-            with contextlib.suppress(psutil.NoSuchProcess):
-                processes.append(psutil.Process(int(each.id)))
-                processes[-1].send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process = psutil.Process(int(each.id))
+                process.send_signal(signal.SIGTERM)
+                processes.append(process)
     for process in psutil.wait_procs(processes, timeout=GRACE_SECONDS)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -179,26 +196,46 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     folder = Path.cwd()
     try:
-        if owners := runs(folder):
-            listed = ", ".join(str(process.pid) for process in owners)
-            sys.stderr.write(
-                f"A Snakemake is at work here (process {listed}): its jobs are no orphans. Stop it first.\n"
-            )
+        if at_work := _live_run(folder):
+            sys.stderr.write(f"{at_work}: its jobs are no orphans. Stop it first.\n")
             return 1
         found = find(folder, require_slurm=slurm.available())
-        if found and (given.wait or given.cancel):
-            if given.cancel:
-                cancel(found)
-            # Slurm needs KillWait, 30 s unless the site changed it, for jobs that do not listen.
-            found = wait(folder, 2 * GRACE_SECONDS if given.cancel else float("inf"), 1.0 if given.cancel else 5.0)
+        if found and given.wait:
+            found = wait(folder)
+        elif found and given.cancel:
+            found = _cancel_all(folder)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     if not found:
-        sys.stdout.write("no orphans: no job of an earlier run works in this folder\n")
+        sys.stdout.write(f"no orphans: no job of an earlier run works in this folder\n{UNSEEN}")
         return 0
     sys.stdout.write(f"{described(found)}\n{REMEDY}\n")
     return 1
+
+
+def _live_run(folder: Path) -> str:
+    """What runs in `folder` under a live lease, or as a Snakemake of this machine; "" if nothing does."""
+    found = lease.current(folder)
+    if found and found.live:
+        return f"A run is at work here ({found.holder})"
+    listed = ", ".join(str(process.pid) for process in runs(folder))
+    return f"A Snakemake is at work here (process {listed})" if listed else ""
+
+
+def _cancel_all(folder: Path) -> list[Orphan]:
+    """End every orphan, under the folder's lease: no run can start meanwhile, so none of its jobs is among them."""
+    with lease.hold(folder, "make orphans ARGS=--cancel", _lost) as held:
+        if held.after_killed:
+            lease.clear_snakemake_locks(folder)
+        cancel(find(folder, require_slurm=slurm.available()))
+        # Slurm needs KillWait, 30 s unless the site changed it, for jobs that do not listen.
+        return wait(folder, 2 * GRACE_SECONDS, 1.0)
+
+
+def _lost(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What Slurm says of the jobs of one workflow folder. Only `squeue` and `scancel` are asked; neither waits for a job."""
 
 import os
+import pwd
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,14 +34,19 @@ def available() -> bool:
     return shutil.which("squeue") is not None
 
 
-def jobs_in(folder: Path) -> list[SlurmJob]:
-    """The user's jobs that Snakemake submitted from `folder`, waiting ones too; none where no cluster is set up.
+def jobs_in(folder: Path, users: Collection[int] = ()) -> list[SlurmJob]:
+    """Jobs that Snakemake submitted from `folder`, waiting ones too; none where no cluster is set up.
+
+    Args:
+        folder: with the Snakefile.
+        users: ids of others whose jobs count beside this user's.
 
     Raises:
         UserError: squeue does not answer; then nothing can be said.
     """
+    asked = ",".join(str(uid) for uid in sorted({os.getuid(), *filter(_is_known, users)}))
     try:
-        text = _output("squeue", "-h", "-u", str(os.getuid()), "-o", _FORMAT)
+        text = _output("squeue", "-h", "-u", asked, "-o", _FORMAT)
     except UserError as error:
         if _NO_CLUSTER in str(error):
             return []
@@ -52,6 +58,14 @@ def jobs_in(folder: Path) -> list[SlurmJob]:
             rule, _, wildcards = comment.removeprefix("rule_").partition("_wildcards_")
             found.append(SlurmJob(id_, state, node, elapsed, rule, wildcards))
     return found
+
+
+def _is_known(uid: int) -> bool:
+    """Whether a user exists still: squeue refuses the whole question otherwise."""
+    try:
+        return bool(pwd.getpwuid(uid))
+    except KeyError:
+        return False
 
 
 def cancel(ids: Sequence[str]) -> None:
