@@ -7,11 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ghosttrack import orphans
+from ghosttrack import orphans, traps
 
 
 def main(arguments: list[str]) -> int:
-    """Run Snakemake here; return its exit code, or 1 when another run, or what is left of one, works in this directory."""
+    """Run Snakemake here; return its exit code.
+
+    1: another run, or what is left of one, works in this directory. 2: Snakemake could not read the arguments.
+    """
+    if reason := traps.refused_arguments(arguments):
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     here = Path.cwd()
     if alive := orphans.runs(here):
         listed = ", ".join(f"{process.pid}" for process in alive)
