@@ -17,6 +17,7 @@ run: $(READY) ## the whole pipeline on the embedded default; arguments: make run
 	$(BIN)/python -m ghosttrack.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
 
 dry-run: $(READY) ## what `make run` would do
+	@$(BIN)/python -m ghosttrack.traps $(ARGS)
 	$(BIN)/snakemake -n --profile profiles/local $(ARGS)
 
 status: $(READY) ## what a run will take and how far it is, beside a running one too: make status ARGS="--config model=gpt2-medium"
@@ -53,6 +54,7 @@ clean: ## remove the environment and caches; results stay
 # Not compiled: Python compiles a module when it is first imported, and most never are.
 $(READY): envs/requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] >= (3, 11) else "GhostTrack needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m ghosttrack.traps --folder "$(BIN)/python"
+	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement envs/requirements.txt
 	touch $@

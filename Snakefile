@@ -171,3 +171,9 @@ rule tuning:
         collect("results/{model}/ablations/tuning.html", model=MODELS),
     message:
         "Gathering the tuning"
+
+
+# Last, when all rules are known: refuse options and settings that Snakemake would ignore.
+from ghosttrack import traps
+
+traps.check(workflow, MODELS)

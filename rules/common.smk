@@ -1,5 +1,6 @@
 # rules/common.smk -- settings, names and helpers of all phases. No rules.
 import gc
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -38,8 +39,8 @@ SHARED = [model for model, settings in SETTINGS.items() if settings.sae.shared]
 
 
 def one_of(names):
-    """A wildcard constraint that matches exactly `names`; nothing, if there are none."""
-    return "|".join(names) or "(?!)"
+    """A wildcard constraint that matches exactly `names`, whatever characters they hold; nothing, if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 wildcard_constraints:

@@ -62,7 +62,7 @@ for MODEL in SHARED:
         benchmark:
             "results/{model}/benchmarks/train_shared_sae.tsv"
         wildcard_constraints:
-            model=MODEL,
+            model=one_of([MODEL]),
         priority: 1
         conda:
             "../envs/torch.yaml"

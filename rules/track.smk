@@ -85,7 +85,7 @@ for MODEL in MODELS:
         benchmark:
             "results/{model}/benchmarks/track_features/{dataset}.tsv"
         wildcard_constraints:
-            model=MODEL,
+            model=one_of([MODEL]),
         conda:
             "../envs/torch.yaml"
         threads: 1
@@ -121,7 +121,7 @@ for MODEL in MODELS:
         benchmark:
             "results/{model}/benchmarks/measure_signals/{dataset}.tsv"
         wildcard_constraints:
-            model=MODEL,
+            model=one_of([MODEL]),
         conda:
             "../envs/analysis.yaml"
         threads: 1

@@ -27,7 +27,7 @@ def main(
     with files.atomic_write(scores, "wb") as stream:
         found.scores.to_parquet(stream, index=False)
     with files.atomic_write(checks) as stream:
-        found.checks.to_csv(stream, index=False)
+        frames.write_csv(found.checks, stream)
 
 
 if __name__ == "__main__":

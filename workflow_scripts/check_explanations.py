@@ -41,7 +41,7 @@ def main(
                 Scorer(detector.parent.parent), texts, seed, evaluation.bootstrap, evaluation.confidence
             )
     with files.atomic_write(explanations) as stream:
-        table.to_csv(stream, index=False)
+        frames.write_csv(table, stream)
 
 
 if __name__ == "__main__":

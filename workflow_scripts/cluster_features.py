@@ -44,7 +44,7 @@ def main(
         with files.atomic_write(path, "wb") as stream:
             frame.to_parquet(stream, index=False)
     with files.atomic_write(links) as text:
-        joined.links.to_csv(text, index=False)
+        frames.write_csv(joined.links, text)
     tell(found, described)
 
 

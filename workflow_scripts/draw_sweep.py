@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghosttrack import files, job
+from ghosttrack import files, frames, job
 from ghosttrack.report import figures as drawing
 from ghosttrack.report.sweep_figure import draw
 
 
 def main(*, arms: list[Path], stability: list[Path], all_arms: Path, all_stability: Path, figures: list[Path]) -> None:
     """Join the layers' tables, and write the figure in every format."""
-    tables = [pd.concat([pd.read_csv(path) for path in paths], ignore_index=True) for paths in (arms, stability)]
+    tables = [pd.concat([frames.read_csv(path) for path in paths], ignore_index=True) for paths in (arms, stability)]
     for path, table in zip((all_arms, all_stability), tables, strict=True):
         with files.atomic_write(path) as stream:
-            table.to_csv(stream, index=False)
+            frames.write_csv(table, stream)
     drawing.write(draw, tables, figures)
 
 

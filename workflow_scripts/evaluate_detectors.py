@@ -43,13 +43,13 @@ def main(
         calibration: scoreboard.calibration_table(table),
         curves: scoreboard.curves_table(table),
         **{
-            joined: pd.concat([pd.read_csv(part) for part in single], ignore_index=True)
+            joined: pd.concat([frames.read_csv(part) for part in single], ignore_index=True)
             for joined, single in ((leak_audit, audits), (selection, selections), (importance, importances))
         },
     }
     for path, content in written.items():
         with files.atomic_write(path) as stream:
-            content.to_csv(stream, index=False)
+            frames.write_csv(content, stream)
 
 
 if __name__ == "__main__":

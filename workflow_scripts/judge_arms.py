@@ -25,13 +25,13 @@ def main(
     chosen = pd.DataFrame(columns=list(judging.CHOICES))
     if choices:
         free = [name for name, arm in arms.items() if arm.variant == "default"]
-        inner = {name: pd.read_csv(path) for name, path in zip(arms, fits, strict=True)}
+        inner = {name: frames.read_csv(path) for name, path in zip(arms, fits, strict=True)}
         picked = judging.choose(judging.Results({n: found[n] for n in free}, {n: inner[n] for n in free}))
         found[judging.TUNED], chosen = picked
     compared = judging.compare(arms, found, controls, evaluation, seed)
     for path, content in [(table, compared), *((path, chosen) for path in choices)]:
         with files.atomic_write(path) as stream:
-            content.to_csv(stream, index=False)
+            frames.write_csv(content, stream)
     drawing.write(ablation_page.draw, [compared], figures)
     with files.atomic_write(page) as stream:
         stream.write(ablation_page.render(model, study, compared, chosen, figures, ghosttrack.__version__))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ghosttrack import files, job, sae
+from ghosttrack import files, frames, job, sae
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.progress import Progress
 from ghosttrack.sae.answers import measure_answers
@@ -28,7 +28,7 @@ def main(
         rows += measure_answers(sae.load(path.parent), layer, opened)
         progress.advance(1)
     with files.atomic_write(answers) as stream:
-        pd.DataFrame(rows).to_csv(stream, index=False)
+        frames.write_csv(pd.DataFrame(rows), stream)
 
 
 if __name__ == "__main__":

@@ -49,9 +49,8 @@ def main(
         with files.atomic_write(path, "wb") as stream:
             frame.to_parquet(stream, index=False)
     with files.atomic_write(redundant) as text:
-        pd.concat(found)[["variant", "metric", "family", "constant", "repeats", "correlation"]].to_csv(
-            text, index=False
-        )
+        columns = ["variant", "metric", "family", "constant", "repeats", "correlation"]
+        frames.write_csv(pd.concat(found)[columns], text)
 
 
 if __name__ == "__main__":

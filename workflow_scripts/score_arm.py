@@ -26,7 +26,7 @@ def main(
     with files.atomic_write(scores, "wb") as stream:
         found.scores.to_parquet(stream, index=False)
     with files.atomic_write(fits) as text:
-        found.fits.to_csv(text, index=False)
+        frames.write_csv(found.fits, text)
 
 
 if __name__ == "__main__":

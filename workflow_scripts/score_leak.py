@@ -27,7 +27,7 @@ def main(
     for line in leak_reproduction.summary(found):
         log.info(line)
     with files.atomic_write(table) as stream:
-        found.to_csv(stream, index=False)
+        frames.write_csv(found, stream)
     leak_figure.draw(found, figures)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack import files, job, provenance
+from ghosttrack import files, frames, job, provenance
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.memory import keep_freed_memory
@@ -47,7 +47,7 @@ def main(
                 )  # fmt: skip
         for path, table in zip((arms, stability), tables, strict=True):
             with files.atomic_write(path) as stream:
-                table.to_csv(stream, index=False)
+                frames.write_csv(table, stream)
         shutil.rmtree(state)
 
 

@@ -27,7 +27,7 @@ def main(
         found.scores.to_parquet(stream, index=False)
     for path, table in ((selection, found.selection), (importance, found.importance)):
         with files.atomic_write(path) as stream:
-            table.to_csv(stream, index=False)
+            frames.write_csv(table, stream)
 
 
 if __name__ == "__main__":

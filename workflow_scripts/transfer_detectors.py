@@ -46,7 +46,7 @@ def main(
         )
     for path, table in ((transfer, found.transfer), (left_out, found.left_out)):
         with files.atomic_write(path) as stream:
-            table.to_csv(stream, index=False)
+            frames.write_csv(table, stream)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(
     table = pd.DataFrame(found, columns=list(seed_runs.Reached._fields))
     table.insert(0, "dataset", dataset)
     with files.atomic_write(seeds) as stream:
-        table.to_csv(stream, index=False)
+        frames.write_csv(table, stream)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Damaged tables are named, with what to do."""
 
+import csv
+import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from ghosttrack import frames
 from ghosttrack.errors import UserError
+from tests.conftest import ROOT
 
 
 def test_whole_files_are_read(tmp_path: Path) -> None:
@@ -31,3 +35,70 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         frames.read_parquet(tmp_path / "gone.parquet")
     with pytest.raises(UserError, match=r"gone\.npz cannot be read"):
         frames.read_npz(tmp_path / "gone.npz")
+
+
+FORMULAS = (
+    "=1+1",
+    "+1 Paris",
+    "-x",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "\uff1d1",
+    "=cmd|' /C calc'!A0",
+    "'=1",
+    "''-x",
+    "-1;2",
+)
+PLAIN = ("Paris", "'tis", "a=b", "-5", "+1.5e3", "-.5", "", "a\rb", 'say "no"', "a,b", "x\n=1", "NA", "é")
+
+
+def written(table: pd.DataFrame) -> str:
+    text = io.StringIO()
+    frames.write_csv(table, text)
+    return text.getvalue()
+
+
+def test_no_text_of_a_csv_table_is_a_formula_and_all_of_it_comes_back(tmp_path: Path) -> None:
+    table = pd.DataFrame({"claim": [*FORMULAS, *PLAIN], "value": -1.5})
+    text = written(table)
+    cells = [row["claim"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert len(cells) == len(table)
+    assert [cell for cell in cells if cell[:1] in set("=+-@\t\r\n\uff1d")] == ["-5", "+1.5e3", "-.5"]  # numbers
+    (tmp_path / "t.csv").write_text(text, newline="")
+    assert frames.read_csv(tmp_path / "t.csv")["claim"].fillna("").tolist() == table["claim"].tolist()
+
+
+@pytest.mark.parametrize("name", ["=1", "a\r=1"])
+def test_a_line_break_in_a_text_begins_no_row(name: str) -> None:
+    assert len(list(csv.reader(io.StringIO(written(pd.DataFrame({"a": [name], "b": ["x"]})), newline="")))) == 2
+
+
+def test_numbers_and_truth_values_of_a_csv_table_stay_what_they_are(tmp_path: Path) -> None:
+    table = pd.DataFrame({"n": [-1, 2], "x": [-0.25, float("nan")], "control": [True, False], "reason": ["-x", None]})
+    assert written(table) == "n,x,control,reason\n-1,-0.25,True,'-x\n2,,False,\n"
+    (tmp_path / "t.csv").write_text(written(table))
+    back = frames.read_csv(tmp_path / "t.csv")
+    assert back["n"].tolist() == [-1, 2]
+    assert back["x"].isna().tolist() == [False, True]
+    assert back["control"].tolist() == [True, False]
+    assert back["reason"].tolist()[0] == "-x"
+
+
+@pytest.mark.parametrize("column", ["dataset", "trained_on", "model", "reference"])
+@pytest.mark.parametrize(
+    "names", [["NA", "null", "nan", "None", "N/A", "NULL"], ["2024", "007"], ["true", "false"], ["1.10"]]
+)
+def test_names_of_data_sets_and_models_come_back_from_csv_as_they_are(
+    tmp_path: Path, column: str, names: list[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(written(pd.DataFrame({column: names, "auroc": 0.5})))
+    assert frames.read_csv(tmp_path / "t.csv")[column].tolist() == names
+
+
+def test_every_csv_table_is_written_and_read_by_the_one_helper() -> None:
+    sources = [path for path in (ROOT / "workflow_scripts").rglob("*.py") if path.name != "frames.py"]
+    assert len(sources) > 100
+    for path in sources:
+        assert not re.search(r"\.to_csv\(|\bpd\.read_csv\(", path.read_text()), path

