@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import job_counts, snakemake
@@ -11,10 +12,12 @@ MODEL = "tiny-gpt2"
 RUN = ("--profile", "profiles/local", "--resources", "gpu=2", "--config", f"model={MODEL}")
 
 
-def launch(house: Path, *arguments: str, timeout: float = 900) -> "subprocess.CompletedProcess[str]":
-    """What `make run` calls."""
+def launch(
+    house: Path, *arguments: str, timeout: float = 900, before: Sequence[str] = ()
+) -> "subprocess.CompletedProcess[str]":
+    """What `make run` calls, behind the words `before`."""
     return subprocess.run(
-        [sys.executable, "-m", "ghosttrack.launch", *RUN, *arguments],
+        [*before, sys.executable, "-m", "ghosttrack.launch", *RUN, *arguments],
         cwd=house,
         env=environment(house),
         capture_output=True,
