@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ghosttrack import activity, status
+from ghosttrack import activity, plan, status
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.monitor import Job
 from ghosttrack.slurm import SlurmJob
@@ -106,6 +106,12 @@ def test_slurm_jobs_are_told_by_their_comment(rule: str, wildcards: str, phase: 
     job = queued("RUNNING", wildcards, rule)
     assert activity.by_job("tiny-gpt2", [job]) == {(phase, name): job}
     assert activity.by_job("tiny", [job]) == {}
+
+
+def test_slurm_jobs_of_a_model_with_dots_are_found_by_their_rules() -> None:
+    rule = f"extract_heldout_{plan.rule_names(['Llama-3.1-8B'])['Llama-3.1-8B']}"
+    job = queued("RUNNING", "", rule)
+    assert activity.by_job("Llama-3.1-8B", [job]) == {("extract_heldout", ""): job}
 
 
 def test_status_shows_every_state_beside_the_layers(tmp_path: Path) -> None:

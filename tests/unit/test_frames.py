@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ghosttrack import frames
+from ghosttrack import frames, score
+from ghosttrack.api import Score, Token
 from ghosttrack.errors import UserError
 from tests.conftest import ROOT
 
@@ -73,6 +74,16 @@ def test_no_text_of_a_csv_table_is_a_formula_and_all_of_it_comes_back(tmp_path: 
 @pytest.mark.parametrize("name", ["=1", "a\r=1"])
 def test_a_line_break_in_a_text_begins_no_row(name: str) -> None:
     assert len(list(csv.reader(io.StringIO(written(pd.DataFrame({"a": [name], "b": ["x"]})), newline="")))) == 2
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, "a\r=1+1", "a\n=1+1"])
+def test_a_scored_text_is_no_formula_and_begins_no_row_in_the_csv_of_scores(text: str) -> None:
+    judged = Score(text, text, 0, len(text), 0.5, -0.25, 0.0, "abstain", [Token(0, len(text), 1.0, 0.0)], [])
+    rows = list(csv.reader(io.StringIO("".join(score.as_csv([judged])), newline="")))
+    assert len(rows) == 2
+    for name, cell in zip(*rows, strict=True):
+        assert not cell.startswith(("=", "+", "@", "\t", "\r", "\n", "\uff1d")), name
+        assert not cell.startswith("-") or cell == "-0.25", name
 
 
 def test_numbers_and_truth_values_of_a_csv_table_stay_what_they_are(tmp_path: Path) -> None:
