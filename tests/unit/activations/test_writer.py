@@ -158,6 +158,13 @@ def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failur
     open_one(tmp_path / "a.zarr", tmp_path / "a.json").verify()
 
 
+@pytest.mark.parametrize("rows", [0, -1])
+def test_a_store_without_rows_is_refused(rows: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"a store needs at least one row, found {rows}"):
+        StoreWriter(tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=rows, d_model=WIDTH)
+    assert open_one(*write(tmp_path, make_rows(1))).rows == 1
+
+
 # ---- kills and power losses
 def write_store(folder: Path, storage: store.Storage, seed: int = 0, resume: str | None = "v1") -> None:
     header = HEADER._replace(storage=storage)

@@ -53,12 +53,6 @@ def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
     assert 0 < float(str(row["difference_low"])) < float(str(row["difference"])) < float(str(row["difference_high"]))
 
 
-def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
-    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(600)]
-    wrong = sum(bool((table["verdict"] == tables.ESTABLISHED).any()) for table in tables_of_noise)
-    assert wrong <= 30  # any claim at all: Holm's correction holds for the whole ledger of a scope
-
-
 def test_what_the_text_explains_is_an_artefact() -> None:
     row = judged(standing({"ghosttrack": 2.0, "text_only": 2.2, "answer_logprob_mean": 0.1}))
     assert row["verdict"] == tables.ARTEFACT
@@ -213,3 +207,9 @@ def test_tables_have_the_columns_their_readers_expect() -> None:
     calibration = scoreboard.calibration_table(table)
     assert list(calibration.columns) == list(tables.CALIBRATION)
     assert "answer_logprob_mean" not in set(calibration["signal"])
+
+
+def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
+    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(600)]
+    wrong = sum(bool((table["verdict"] == tables.ESTABLISHED).any()) for table in tables_of_noise)
+    assert wrong <= 30  # any claim at all: Holm's correction holds for the whole ledger of a scope

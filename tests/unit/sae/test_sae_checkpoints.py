@@ -71,6 +71,15 @@ def test_the_two_newest_of_a_run_are_kept(processes: list[list[int]], left: list
     assert steps_in(tmp_path) == left
 
 
+def test_a_checkpoint_that_someone_deleted_is_not_missed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run")
+    for step in (1, 2, 3):
+        checkpoints.save(Checkpoint(step, {}))
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert Checkpoints(tmp_path / "never", "run").latest() is None
+
+
 def test_the_newest_is_found_and_files_of_another_run_are_left_alone(tmp_path: Path) -> None:
     save(tmp_path, 8, 9, fingerprint="other")
     assert latest(tmp_path) is None
