@@ -230,6 +230,18 @@ def test_too_few_examples_of_a_class_are_reported_and_not_trained_on() -> None:
     assert (found.scores["fold"] == -1).all()
 
 
+@pytest.mark.parametrize("contradicted", [True, False])
+def test_without_folds_only_contradictions_are_judged(contradicted: bool) -> None:
+    table = swap_blocks(3)
+    if contradicted:
+        table.loc[5, "text"], table.loc[5, "label"] = table.loc[0, "text"], 1 - table.loc[0, "label"]
+    found = checks(table)
+    judged = found[found["verdict"] != "not run"]["verdict"]
+    assert judged.to_dict() == {"contradictions": "leak" if contradicted else "pass"}
+    assert found.loc["status", "value"] == contradicted
+    assert found.loc["contradictions", "value"] == 2 * contradicted
+
+
 def test_a_limit_takes_whole_groups() -> None:
     table = swap_blocks()
     settings = DETECTION.model_copy(update={"max_statements": 60})
