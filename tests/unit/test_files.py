@@ -6,6 +6,8 @@ import os
 import stat
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,6 +43,21 @@ def test_a_directory_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> N
         assert (target / "stale").exists()
     assert [path.name for path in target.iterdir()] == ["fresh"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_directory_leaves_the_old_one_and_no_partial(tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(RuntimeError):
+        _make_half(target)
+    assert list(tmp_path.rglob("*")) == [target, target / "old"]
+
+
+def _make_half(target: Path) -> None:
+    with files.atomic_directory(target) as partial:
+        (partial / "half").touch()
+        raise RuntimeError
 
 
 def test_json_is_sorted_and_refuses_nan(tmp_path: Path) -> None:
@@ -85,7 +102,7 @@ def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None
 def test_a_file_is_on_disk_before_it_has_its_name(
     content: str, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "folder" / "table.csv"
+    target = tmp_path / "new" / "folder" / "table.csv"
     if replaced:
         files.write_json(target, "old")
     disk = Disk(monkeypatch)
@@ -100,9 +117,9 @@ def test_a_file_is_on_disk_before_it_has_its_name(
 def test_a_directory_is_on_disk_before_it_has_its_name(
     replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "store"
+    target = tmp_path / "new" / "folder" / "store"
     if replaced:
-        target.mkdir()
+        target.mkdir(parents=True)
     disk = Disk(monkeypatch)
     with files.atomic_directory(target) as partial:
         (partial / "a" / "b").mkdir(parents=True)
@@ -203,11 +220,11 @@ def test_a_lock_says_who_holds_it_and_not_who_held_it_before(tmp_path: Path, mon
         assert files.owner_of(tmp_path) == f"process {os.getpid()} on {os.uname().nodename}"
 
 
-@pytest.mark.parametrize("refusals", [0, 3])
+@pytest.mark.parametrize(("refusals", "had"), [(0, True), (1, True), (3, True), (4, False)])
 def test_a_lock_that_is_asked_about_for_an_instant_is_waited_for(
-    refusals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refusals: int, had: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, take = [BlockingIOError] * refusals, fcntl.flock
+    answers, slept, take = [BlockingIOError] * refusals, list[float](), fcntl.flock
 
     def sometimes_held(stream: IO[Any], how: int) -> None:
         if answers:
@@ -215,8 +232,11 @@ def test_a_lock_that_is_asked_about_for_an_instant_is_waited_for(
         take(stream, how)
 
     monkeypatch.setattr(fcntl, "flock", sometimes_held)
-    with files.lock(tmp_path):
-        assert (tmp_path / "lock").exists()
+    monkeypatch.setattr(time, "sleep", slept.append)
+    folder = tmp_path / "new" / "folder"
+    with nullcontext() if had else pytest.raises(UserError, match="in use by an unnamed process"), files.lock(folder):
+        assert (folder / "lock").exists()
+    assert sum(slept) == pytest.approx(0.1 * min(refusals, 3))  # no pause where no other try follows
 
 
 # A quarter larger than what is sampled: blocks have gaps between them.

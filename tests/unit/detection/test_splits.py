@@ -30,8 +30,11 @@ def test_inner_folds_cover_the_training_rows_and_keep_units_whole() -> None:
     labels, units = blocks(20)
     fold = splits.assign_folds(labels, units, 5, seed=0)
     seen: list[int] = []
-    for step in splits.rounds(labels, units, fold, 4, seed=0):
+    found = splits.rounds(labels, units, fold, 4, seed=0)
+    assert [step.number for step in found] == [0, 1, 2, 3, 4]
+    for step in found:
         assert not set(units[step.train]) & set(units[step.test])
+        assert set(fold[step.test]) == {step.number}
         assert len(step.inner) == len(step.train)
         for number in range(4):
             assert not set(units[step.train][step.inner == number]) & set(units[step.train][step.inner != number])
