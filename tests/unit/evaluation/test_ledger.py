@@ -149,6 +149,15 @@ def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
     assert scoreboard.pools([where], 0.95) == []
 
 
+@pytest.mark.parametrize("missing", ["ghosttrack", "raw_probe_all"])
+@pytest.mark.parametrize("reason", ["3 of 320 texts are true", ""])
+def test_the_reason_is_that_of_the_missing_signal_and_of_no_other(missing: str, reason: str) -> None:
+    rows = [{"signal": signal, "reason": f"because of {signal}"} for signal in SIGNALS]
+    rows = [{**row, "reason": reason} if row["signal"] == missing else row for row in rows]
+    row = judged(exact({missing: float("nan")})._replace(rows=rows), "the detector beats probes on raw activations")
+    assert row["reason"] == f"{missing} was not run" + (f": {reason}" if reason else "")
+
+
 def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None:
     sets = [
         standing({"ghosttrack": 3.0, "answer_logprob_mean": 1.0}, dataset="one"),
