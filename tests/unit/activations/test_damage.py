@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zarr
 from small_stores import HEADER, WIDTH, empty, flip, make_rows, overwrite, truncate, write, zero
 
+from ghosttrack import files
 from ghosttrack.activations import verification
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.store import Header, Storage, to_block
+from ghosttrack.activations.store import Header, Storage, read_flat, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 
@@ -73,14 +75,43 @@ def store_of_another_model(folder: Path, header: Header) -> None:
     job(folder, header._replace(model="other", weights_sha256="other"), "two")
 
 
-def rows_of_nan(folder: Path, header: Header) -> None:
+def rows_that_are_not_finite(value: float) -> Callable[[Path, Header], None]:
     """Behind the back of the writer, which looks at the norms: the checksums are sound."""
-    block = to_block(make_rows(70_000))
-    block.values[69_999] = np.nan
-    with StoreWriter(
-        folder / "one.zarr", folder / MANIFEST, header, rows=70_000, d_model=WIDTH, total_rows=TOTAL
-    ) as writer:
-        writer.append(block)
+
+    def write_them(folder: Path, header: Header) -> None:
+        block = to_block(make_rows(70_000))
+        block.values[69_999] = value
+        with StoreWriter(
+            folder / "one.zarr", folder / MANIFEST, header, rows=70_000, d_model=WIDTH, total_rows=TOTAL
+        ) as writer:
+            writer.append(block)
+
+    return write_them
+
+
+def small_array(name: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Callable[[Path, Header], None]:
+    """Other values in a small array, and a manifest that vouches for them."""
+
+    def replace(folder: Path, _: Header) -> None:
+        target, manifest = folder / "one.zarr", folder / MANIFEST
+        values = change(read_flat(target, name))
+        shutil.rmtree(target / name)
+        array = zarr.open_group(target, mode="a").create_array(
+            name, shape=values.shape, dtype=values.dtype, chunks=values.shape, config={"write_empty_chunks": True}
+        )
+        array[:] = values
+        content = json.loads(manifest.read_text())
+        for listed, entry in content["files"].items():
+            if listed.startswith(f"{name}/"):
+                path = target / listed
+                entry.update(bytes=path.stat().st_size, sha256=files.sha256_file(path))
+        manifest.write_text(json.dumps(content))
+
+    return replace
+
+
+def first_is(value: float) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    return lambda values: np.concatenate([np.full_like(values[:1], value), values[1:]])
 
 
 KINDS = {
@@ -92,7 +123,15 @@ KINDS = {
     "page zeroed": Kind(at(SHARD, lambda path: overwrite(path, 4096, zero, 4096)), "chunk 0 has checksum"),
     "manifest missing": Kind(at(MANIFEST, Path.unlink), "is missing", MANIFEST),
     "manifest of another run": Kind(manifest_of_another_run, "has checksum|its SHA-256|bytes, its manifest", "one.zarr"),
-    "NaN rows": Kind(rows_of_nan, "holds NaN", "one.zarr"),
+    "NaN rows": Kind(rows_that_are_not_finite(np.nan), "holds NaN", "one.zarr"),
+    "rows of infinity": Kind(rows_that_are_not_finite(np.inf), "holds NaN", "one.zarr"),
+    "rows of minus infinity": Kind(rows_that_are_not_finite(-np.inf), "holds NaN", "one.zarr"),
+    "massive flags of too few rows": Kind(
+        small_array("massive", lambda flags: flags[:-1]), r"\(69999,\) values for 70000 rows", "one.zarr/massive"
+    ),
+    "massive flags of too many rows": Kind(
+        small_array("massive", lambda flags: np.append(flags, flags[0])), "for 70000 rows", "one.zarr/massive"
+    ),
     "shard of another model": Kind(shard_of_another_model, "chunk 0 has checksum"),
     "store of another model": Kind(store_of_another_model, "comes from another run: its", "two.zarr", "two"),
     "row range held twice": Kind(
@@ -120,6 +159,8 @@ KINDS = {
 SCALES = "one.zarr/row_scale/c/0"
 KINDS_OF_INT8S = {
     "scales missing": Kind(at(SCALES, Path.unlink), "the file is missing", SCALES),
+    "scales of NaN": Kind(small_array("row_scale", first_is(np.nan)), "it holds NaN or inf", "one.zarr/row_scale"),
+    "means of infinity": Kind(small_array("mean", first_is(np.inf)), "it holds NaN or inf", "one.zarr/mean"),
     "scales changed": Kind(at(SCALES, lambda path: overwrite(path, 400, flip, 1)), "its SHA-256", SCALES),
 }
 

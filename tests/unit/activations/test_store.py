@@ -10,7 +10,11 @@ from small_stores import CONTEXT, HEADER, WIDTH, make_rows, open_one, write
 from zarr.codecs import Crc32cCodec
 
 from ghosttrack import files
+from ghosttrack.activations.layout import CHUNK_ROWS
+from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.activations.store import Storage, to_block
+from ghosttrack.activations.writer import StoreWriter
 
 
 def test_rows_come_back_rounded_to_half_precision(tmp_path: Path) -> None:
@@ -93,6 +97,47 @@ def test_several_stores_read_as_one_in_row_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.read(4_000, 6_000), values[4_000:6_000].astype(np.float16))
     assert found.chunk_bounds.tolist() == [0, 4096, 5000, 9000]
     assert found.excluded.sum() == 900
+
+
+def test_what_storage_costs_is_what_was_measured_on_the_first_rows(tmp_path: Path) -> None:
+    values, made = make_rows(3 * 500), []
+    header = HEADER._replace(storage="int8s")
+    for number, size in enumerate([1.0, 30.0, 900.0]):
+        target, manifest = tmp_path / f"{number}.zarr", tmp_path / f"{number}.json"
+        part = values[number * 500 : (number + 1) * 500] ** 3 * size
+        with StoreWriter(
+            target, manifest, header, rows=500, d_model=WIDTH, row_start=number * 500, total_rows=1500
+        ) as out:
+            out.append(to_block(part)._replace(exact=part))
+        made.append((target, manifest))
+    errors = [files.read_json(manifest)["storage_error"] for _, manifest in made]
+    assert errors[0] not in errors[1:]
+    stores, manifests = ([pair[place] for pair in made[::-1]] for place in (0, 1))
+    found = ActivationStore.open(stores, manifests)
+    assert found.storage_error == errors[0]
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+@pytest.mark.parametrize("size", [0.1, 30.0])
+def test_what_storage_costs_is_measured_on_rows_that_are_neither_massive_nor_first(
+    size: float, storage: Storage, tmp_path: Path
+) -> None:
+    exact = make_rows(5_000) * size
+    massive = [16, 401]
+    exact[massive] *= 1_000
+    target, manifest = tmp_path / "a.zarr", tmp_path / "a.json"
+    header = HEADER._replace(storage=storage)
+    with StoreWriter(target, manifest, header, rows=5_000, d_model=WIDTH, row_start=3, total_rows=5_003) as out:
+        for at in range(0, 5_000, 1_000):
+            out.append(to_block(exact[at : at + 1_000])._replace(exact=exact[at : at + 1_000]))
+    rows = np.arange(CHUNK_ROWS)  # of the first chunk alone
+    normal = rows[((rows + 3) % CONTEXT != 0) & ~np.isin(rows, massive)]
+    # Rows from 3 on, as the store has them: the reader takes a whole layer only.
+    write(tmp_path, exact[:3], header, total=5_003, name="b")
+    stored = ActivationStore.open([tmp_path / "b.zarr", target], [tmp_path / "b.json", manifest]).read(3)
+    expected = storage_error(exact[normal], stored[normal])
+    assert expected is not None
+    assert files.read_json(manifest)["storage_error"] == pytest.approx(expected._asdict(), rel=1e-6)
 
 
 def test_the_same_rows_give_the_same_bytes_whatever_the_blocks(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """The writer: whole or not at all, one at a time, and going on where a killed one stopped."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from disk_spy import Disk, run_until
 from small_stores import HEADER, WIDTH, Damage, empty, flip, make_rows, open_one, overwrite, truncate, write
 
 from ghosttrack.activations import store
-from ghosttrack.activations.layout import SHARD_ROWS
+from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX, SHARD_ROWS
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
@@ -153,3 +156,70 @@ def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failur
     ) as writer:
         assert writer.kept_rows == 70_000
     open_one(tmp_path / "a.zarr", tmp_path / "a.json").verify()
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_a_store_without_rows_is_refused(rows: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"a store needs at least one row, found {rows}"):
+        StoreWriter(tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=rows, d_model=WIDTH)
+    assert open_one(*write(tmp_path, make_rows(1))).rows == 1
+
+
+# ---- kills and power losses
+def write_store(folder: Path, storage: store.Storage, seed: int = 0, resume: str | None = "v1") -> None:
+    header = HEADER._replace(storage=storage)
+    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=5_000, d_model=WIDTH, resume=resume) as writer:
+        writer.keep(writer.kept_rows)
+        writer.append(to_block(make_rows(5_000, seed)[writer.kept_rows :]))
+
+
+@pytest.mark.parametrize("resume", ["v1", None])
+@pytest.mark.parametrize("replaced", [True, False])
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+def test_a_store_is_on_disk_before_its_name_and_its_name_before_its_manifest(
+    storage: store.Storage, replaced: bool, resume: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if replaced:
+        write_store(tmp_path, storage, seed=1)
+    disk = Disk(monkeypatch)
+    write_store(tmp_path, storage, resume=resume)
+    assert disk.renamed == [tmp_path / "a.zarr", tmp_path / "a.json"]
+    assert not disk.lost
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_kill_at_any_file_operation_leaves_no_manifest_beside_another_store(replaced: bool, tmp_path: Path) -> None:
+    before, whole = tmp_path / "before", tmp_path / "whole"
+    before.mkdir()
+    if replaced:
+        write_store(before, "fp16", seed=1)
+    shutil.copytree(before, whole)
+    operations = run_until(None, lambda: write_store(whole, "fp16"))
+    assert operations > 10
+    for operation in range(operations):
+        folder = Path(shutil.copytree(before, tmp_path / str(operation)))
+        run_until(operation, lambda folder=folder: write_store(folder, "fp16"))  # type: ignore[misc]
+        if (folder / "a.json").exists():
+            open_one(folder / "a.zarr", folder / "a.json").verify()
+            left = {name: content for name, content in content_of(folder).items() if ".partial/" not in name}
+            assert left in (content_of(before), content_of(whole)), operation
+        write_store(folder, "fp16")
+        assert content_of(folder) == content_of(whole), operation
+
+
+# ---- what is counted
+@pytest.mark.parametrize("row", [0, CHUNK_ROWS - 1, CHUNK_ROWS, SHARD_ROWS - 1, SHARD_ROWS, SHARD_ROWS + 4_463])
+@pytest.mark.parametrize(("value", "clipped"), [(65_505.0, 1), (-66_000.0, 1), (3e5, 1), (65_000.0, 0)])
+def test_a_value_just_beyond_half_precision_is_counted_in_any_row(
+    row: int, value: float, clipped: int, tmp_path: Path
+) -> None:
+    values = np.zeros((SHARD_ROWS + 4_464, 2), np.float32)
+    values[row, 1] = value
+    _, manifest = write(tmp_path, values, step=CHUNK_ROWS)
+    assert json.loads(manifest.read_text())["clipped"] == clipped
+
+
+def test_a_long_row_of_values_within_half_precision_has_none_clipped(tmp_path: Path) -> None:
+    values = np.full((3, WIDTH), HALF_MAX / 2, np.float32)
+    assert np.linalg.norm(values[0]) > HALF_MAX
+    assert json.loads(write(tmp_path, values)[1].read_text())["clipped"] == 0

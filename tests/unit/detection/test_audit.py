@@ -1,12 +1,16 @@
 """The leak audit: clean sets pass, planted leaks are caught, and noise is unmasked by grouped folds."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from sklearn.ensemble import RandomForestClassifier
 
-from ghosttrack.detection import audit, splits
+from ghosttrack.detection import audit, controls, splits
 from ghosttrack.errors import UserError
+from ghosttrack.evaluation import statistics
 from ghosttrack.evaluation.statistics import auroc
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
@@ -81,6 +85,103 @@ def test_a_leak_stops_the_run_with_the_reason_and_the_remedies() -> None:
         stopping(leaky())
 
 
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
+    """AUROC and standard error, by control, that the audit finds; where none is named it finds .5 and 0."""
+    known: dict[str, tuple[float, float]] = {}
+
+    def scores(examples: pd.DataFrame, *_: Any) -> dict[str, np.ndarray]:
+        return {name: np.full(len(examples), number) for number, name in enumerate(controls.AUDITED)}
+
+    def auroc_of(_: Any, score: np.ndarray) -> float:
+        return known.get(controls.AUDITED[int(score[0])], (0.5, 0.0))[0]
+
+    def draws(_labels: Any, matrix: np.ndarray, *_: Any) -> np.ndarray:
+        errors = norm.ppf((np.arange(4_000) + 0.5) / 4_000)
+        found = (known.get(controls.AUDITED[int(score[0])], (0.5, 0.0)) for score in matrix)
+        return np.array([value + error * errors for value, error in found])
+
+    monkeypatch.setattr(audit, "_scores", scores)
+    monkeypatch.setattr(statistics, "auroc", auroc_of)
+    monkeypatch.setattr(statistics, "bootstrap_auroc", draws)
+    return known
+
+
+# Of 5 checks, 1.96 standard errors below the AUROC is the lower end of the interval at 95 %, and 2.58 that of the
+# corrected one, which alone can stop a run.
+@pytest.mark.parametrize("check", controls.AUDITED)
+@pytest.mark.parametrize(
+    ("value", "error", "verdict", "stops"),
+    [
+        (0.53, 0.02, "pass", False),  # .491
+        (0.50, 0.00, "pass", False),
+        (0.501, 0.0, "leak", False),
+        (0.55, 0.02, "leak", False),  # .511
+        (0.57, 0.0225, "leak", False),  # .526, corrected .512
+        (0.58, 0.0225, "leak", True),  # .536, corrected .522
+        (0.52, 0.00, "leak", False),
+        (0.521, 0.0, "leak", True),
+    ],
+)
+def test_a_leak_is_an_interval_above_chance_and_stops_a_run_only_when_it_is_large_after_correction(
+    check: str, value: float, error: float, verdict: str, stops: bool, planted: dict[str, tuple[float, float]]
+) -> None:
+    planted[check] = value, error
+    found = checks(swap_blocks())
+    assert found.loc[check, "verdict"] == verdict
+    assert found.loc[check, "low"] == pytest.approx(value - 1.96 * error, abs=1e-3)
+    assert found.loc[check, "high"] == pytest.approx(value + 1.96 * error, abs=1e-3)
+    assert found.loc["status", "verdict"] == ("pass" if verdict == "pass" else f"leaks: {check}")
+    assert found.loc["status", "value"] == (verdict == "leak")
+    assert found.loc["below_chance", "verdict"] == "pass"
+    if stops:
+        with pytest.raises(UserError, match=f"made: .*{check} reaches an AUROC of {value:.3f}"):
+            stopping(swap_blocks())
+    else:
+        stopping(swap_blocks())
+
+
+@pytest.mark.parametrize("check", controls.AUDITED)
+@pytest.mark.parametrize(
+    ("value", "error", "alarm"),
+    [
+        (0.38, 0.05, True),  # at most .478
+        (0.38, 0.08, False),  # at most .537: a small set
+        (0.399, 0.0, True),
+        (0.40, 0.00, False),
+        (0.45, 0.01, False),  # below chance, and not far
+    ],
+)
+def test_folds_anti_learn_when_an_auroc_is_far_below_chance_and_its_interval_is_below_it(
+    check: str, value: float, error: float, alarm: bool, planted: dict[str, tuple[float, float]]
+) -> None:
+    planted[check] = value, error
+    found = checks(swap_blocks())
+    assert found.loc["below_chance", "verdict"] == ("leak" if alarm else "pass")
+    assert found.loc["below_chance", "value"] == alarm
+    if alarm:
+        with pytest.raises(UserError, match=f"an AUROC of {value:.3f} is far below chance"):
+            stopping(swap_blocks())
+    else:
+        stopping(swap_blocks())
+
+
+def test_folds_that_split_a_group_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "assign_folds", lambda _labels, units, folds, _seed: np.arange(len(units)) % folds)
+    with pytest.raises(UserError, match=r"made: rows s0 \(fold 0\), s1 \(fold 1\).* share a group across folds"):
+        checks(swap_blocks())
+
+
+def test_the_table_says_how_many_texts_groups_and_hallucinations_there_are() -> None:
+    table = swap_blocks()
+    found = audited(table.drop(index=[3, 7])).checks
+    assert set(found["n"]) == {94}
+    assert set(found["groups"]) == {24}
+    assert set(found["prevalence"]) == {table.drop(index=[3, 7])["label"].mean()}
+    assert set(found["control"]) == {False}
+    assert set(found["reason"]) == {""}
+
+
 def test_clean_sets_positive_controls_and_own_answers_go_on() -> None:
     assert len(stopping(swap_blocks()).checks)
     marked = stopping(leaky(), control=True).checks.set_index("check")
@@ -127,6 +228,18 @@ def test_too_few_examples_of_a_class_are_reported_and_not_trained_on() -> None:
     assert found.scores["score"].isna().all()
     assert found.scores["reason"].iloc[0].startswith("0 of 24 texts are true")
     assert (found.scores["fold"] == -1).all()
+
+
+@pytest.mark.parametrize("contradicted", [True, False])
+def test_without_folds_only_contradictions_are_judged(contradicted: bool) -> None:
+    table = swap_blocks(3)
+    if contradicted:
+        table.loc[5, "text"], table.loc[5, "label"] = table.loc[0, "text"], 1 - table.loc[0, "label"]
+    found = checks(table)
+    judged = found[found["verdict"] != "not run"]["verdict"]
+    assert judged.to_dict() == {"contradictions": "leak" if contradicted else "pass"}
+    assert found.loc["status", "value"] == contradicted
+    assert found.loc["contradictions", "value"] == 2 * contradicted
 
 
 def test_a_limit_takes_whole_groups() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from ghosttrack.detection import detectors
 from ghosttrack.errors import UserError
@@ -52,12 +53,6 @@ def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
     assert 0 < float(str(row["difference_low"])) < float(str(row["difference"])) < float(str(row["difference_high"]))
 
 
-def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
-    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(600)]
-    wrong = sum(bool((table["verdict"] == tables.ESTABLISHED).any()) for table in tables_of_noise)
-    assert wrong <= 30  # any claim at all: Holm's correction holds for the whole ledger of a scope
-
-
 def test_what_the_text_explains_is_an_artefact() -> None:
     row = judged(standing({"ghosttrack": 2.0, "text_only": 2.2, "answer_logprob_mean": 0.1}))
     assert row["verdict"] == tables.ARTEFACT
@@ -66,6 +61,74 @@ def test_what_the_text_explains_is_an_artefact() -> None:
 
 def test_a_detector_above_a_leaky_text_is_no_artefact() -> None:
     assert judged(standing({"ghosttrack": 4.0, "text_only": 1.0}))["verdict"] == tables.ESTABLISHED
+
+
+def exact(auroc: dict[str, float], error: float = 0.0, groups: int = 80, name: str = "exact") -> Standing:
+    """A data set whose signals have these AUROCs, and whose detector alone has draws that vary, by a standard error."""
+    everything = dict.fromkeys(SIGNALS, 0.5) | auroc
+    noise = norm.ppf((np.arange(4_000) + 0.5) / 4_000)
+    draws = {signal: value + error * noise * signal.startswith("ghosttrack") for signal, value in everything.items()}
+    return Standing(name, "given", 4 * groups, groups, 0.5, False, everything, draws, [])
+
+
+@pytest.mark.parametrize(("groups", "verdict"), [(19, tables.NOT_ESTABLISHED), (20, tables.ESTABLISHED)])
+def test_as_many_groups_as_the_setting_asks_for_are_enough(groups: int, verdict: str) -> None:
+    assert SETTINGS.minimum_groups == 20
+    assert judged(exact({"ghosttrack": 0.8}, groups=groups))["verdict"] == verdict
+
+
+# .96 of a claim's standard errors make the interval; Holm's correction asks for about 3 of them here.
+@pytest.mark.parametrize(
+    ("errors", "verdict", "reason"),
+    [
+        (5.0, tables.ESTABLISHED, ""),
+        (2.1, tables.NOT_ESTABLISHED, "the interval is above 0, but not after correction for the number of claims"),
+        (1.8, tables.NOT_ESTABLISHED, "the interval of the difference covers 0"),
+        (0.0, tables.NOT_ESTABLISHED, "the interval of the difference covers 0"),
+        (-1.8, tables.NOT_ESTABLISHED, "the interval of the difference covers 0"),
+        (-2.1, tables.NOT_ESTABLISHED, "the control wins"),
+    ],
+)
+def test_a_verdict_is_that_of_the_interval_and_of_the_corrected_p(errors: float, verdict: str, reason: str) -> None:
+    row = judged(exact({"ghosttrack": 0.7 + 0.01 * errors, "answer_logprob_mean": 0.7}, error=0.01))
+    assert (row["verdict"], row["reason"]) == (verdict, reason)
+
+
+def test_no_difference_at_all_is_neither_a_gain_nor_a_loss() -> None:
+    row = judged(exact({"ghosttrack": 0.7, "answer_logprob_mean": 0.7}))
+    assert row["reason"] == "the interval of the difference covers 0"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "artefact"),
+    [
+        (0.69, 0.01, True),  # above chance, and the detector is not above it: .70 less 1.96 times .01
+        (0.70, 0.0, True),  # no difference at all
+        (0.69, 0.0, False),
+        (0.60, 0.01, False),
+        (0.50, 0.2, False),  # the text is at chance, whatever the detector is
+    ],
+)
+def test_a_text_explains_a_score_when_it_is_above_chance_and_the_score_is_not_above_it(
+    text: float, error: float, artefact: bool
+) -> None:
+    row = judged(exact({"ghosttrack": 0.7, "text_only": text}, error=error))
+    assert (row["verdict"] == tables.ARTEFACT) == artefact
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_pooled_claim_is_held_against_the_best_of_any_number_of_controls(count: int) -> None:
+    rivals = ["length", "question_only", "answer_logprob_mean"][:count]
+    sets = [exact({rival: 0.6 + 0.05 * number}, name=rival) for number, rival in enumerate(rivals)]
+    scope = exact({rivals[0]: 0.53})._replace(members=tuple(sets))
+    found = ledger.best_of(scope, rivals)
+    assert found.auroc == pytest.approx(np.mean([0.6 + 0.05 * number for number in range(count)]))
+    assert found.draws == pytest.approx(np.full(4_000, found.auroc))
+    assert found.name == "best of each set: " + ", ".join(f"{rival} 1" for rival in sorted(rivals))
+    alone = ledger.best_of(scope, rivals[:1])
+    assert (alone.name, alone.auroc) == (rivals[0], 0.53)
+    same = [exact({"length": 0.6}, name="one"), exact({"length": 0.7}, name="two")]
+    assert ledger.best_of(scope._replace(members=tuple(same)), rivals).name == "length"
 
 
 def test_few_groups_and_positive_controls_establish_nothing() -> None:
@@ -84,6 +147,15 @@ def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
     assert row["verdict"] == tables.NOT_ESTABLISHED
     assert row["reason"] == "ghosttrack was not run: 3 of 320 texts are true"
     assert scoreboard.pools([where], 0.95) == []
+
+
+@pytest.mark.parametrize("missing", ["ghosttrack", "raw_probe_all"])
+@pytest.mark.parametrize("reason", ["3 of 320 texts are true", ""])
+def test_the_reason_is_that_of_the_missing_signal_and_of_no_other(missing: str, reason: str) -> None:
+    rows = [{"signal": signal, "reason": f"because of {signal}"} for signal in SIGNALS]
+    rows = [{**row, "reason": reason} if row["signal"] == missing else row for row in rows]
+    row = judged(exact({missing: float("nan")})._replace(rows=rows), "the detector beats probes on raw activations")
+    assert row["reason"] == f"{missing} was not run" + (f": {reason}" if reason else "")
 
 
 def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None:
@@ -144,3 +216,9 @@ def test_tables_have_the_columns_their_readers_expect() -> None:
     calibration = scoreboard.calibration_table(table)
     assert list(calibration.columns) == list(tables.CALIBRATION)
     assert "answer_logprob_mean" not in set(calibration["signal"])
+
+
+def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
+    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(600)]
+    wrong = sum(bool((table["verdict"] == tables.ESTABLISHED).any()) for table in tables_of_noise)
+    assert wrong <= 30  # any claim at all: Holm's correction holds for the whole ledger of a scope

@@ -98,6 +98,52 @@ def test_an_interval_with_too_few_defined_draws_is_nan() -> None:
     assert np.isnan(statistics.interval(np.array([0.5, np.nan]), 0.95)).all()
 
 
+def normal_draws(value: float, error: float, draws: int = 2_000) -> np.ndarray:
+    """Bootstrap draws of exactly this mean and standard error."""
+    noise = np.random.default_rng(0).standard_normal(draws)
+    return np.asarray(value + error * (noise - noise.mean()) / noise.std(ddof=1))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("errors", "p"), [(1.0, 0.3173), (1.95996, 0.05), (2.57583, 0.01), (4.0, 6.334e-5)])
+def test_p_is_two_sided_and_has_its_known_values(errors: float, p: float, sign: int) -> None:
+    ours = 0.7 + sign * errors * 0.01
+    draws = normal_draws(ours, 0.01)
+    found = statistics.difference(ours, 0.7, draws, np.full(len(draws), 0.7), 0.95)
+    assert found.value == pytest.approx(sign * errors * 0.01)
+    assert found.p == pytest.approx(p, rel=1e-3)
+    assert found.low < found.value < found.high
+    swapped = statistics.difference(0.7, ours, np.full(len(draws), 0.7), draws, 0.95)
+    assert (swapped.value, swapped.low, swapped.high, swapped.p) == pytest.approx(
+        (-found.value, -found.high, -found.low, found.p)
+    )
+
+
+def test_p_of_draws_that_do_not_vary_is_one_without_a_difference_and_zero_with_one() -> None:
+    assert statistics.difference(0.6, 0.6, np.full(9, 0.6), np.full(9, 0.6), 0.95).p == 1
+    assert statistics.difference(0.7, 0.6, np.full(9, 0.7), np.full(9, 0.6), 0.95).p == 0
+
+
+def test_a_difference_without_a_value_or_an_interval_has_no_p() -> None:
+    draws = normal_draws(0.7, 0.01)
+    assert np.isnan(statistics.difference(float("nan"), 0.6, draws, draws, 0.95).p)
+    assert np.isnan(statistics.difference(0.7, 0.6, np.full(9, np.nan), np.full(9, 0.6), 0.95).p)
+    some = np.where(np.arange(len(draws)) < 2, np.nan, draws)  # a few undefined draws cost nothing
+    assert statistics.difference(0.7, 0.6, some, np.full(len(draws), 0.6), 0.95).p < 1e-6
+
+
+@pytest.mark.parametrize(("confidence", "low", "high"), [(0.95, 2.5, 97.5), (0.9, 5, 95), (0.5, 25, 75)])
+def test_an_interval_lies_between_its_percentiles(confidence: float, low: float, high: float) -> None:
+    assert statistics.interval(np.arange(101.0)[::-1], confidence) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(("undefined", "known"), [(0, True), (5, True), (6, False), (100, False)])
+def test_an_interval_needs_95_of_100_draws(undefined: int, known: bool) -> None:
+    draws = np.where(np.arange(100) < undefined, np.nan, 0.7)
+    assert np.isfinite(statistics.interval(draws, 0.95)).all() == known
+    assert np.isnan(statistics.interval(np.zeros(0), 0.95)).all()
+
+
 def test_holm_multiplies_by_the_claims_that_are_left_and_never_falls() -> None:
     assert statistics.holm([0.01, 0.04, 0.03, float("nan")])[:3] == pytest.approx([0.03, 0.06, 0.06])
     assert np.isnan(statistics.holm([0.01, float("nan")])[1])
@@ -113,6 +159,19 @@ def test_decisions_agree_with_scikit_learn() -> None:
     assert found.recall == pytest.approx(recall_score(labels, said))
     assert found.accuracy == pytest.approx((said == labels).mean())
     assert found.brier == pytest.approx(brier_score_loss(labels, chance))
+
+
+def test_decisions_have_their_known_values_at_the_threshold_and_at_the_ends() -> None:
+    labels = np.array([1, 1, 0, 0])
+    found = statistics.decisions(labels, np.array([0.5, 0.49, 0.0, 1.0]))  # .5 says hallucinated
+    assert (found.accuracy, found.precision, found.recall, found.f1) == (0.5, 0.5, 0.5, 0.5)
+    assert found.brier == pytest.approx((0.25 + 0.51**2 + 0 + 1) / 4)
+    none = statistics.decisions(labels, np.full(4, 0.2))
+    assert (none.precision, none.recall, none.f1) == (0, 0, 0)
+    assert statistics.decisions(np.zeros(4, dtype=int), np.full(4, 0.2)).f1 == 0
+    for wrong in (-0.01, 1.01, np.nan):
+        assert np.isnan(statistics.decisions(labels, np.array([0.5, wrong, 0.1, 0.2]))).all()
+    assert np.isnan(statistics.decisions(np.zeros(0, dtype=int), np.zeros(0))).all()
 
 
 def test_calibration_error_has_its_known_values() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ghosttrack.facts.answers import Verdict, first_answer, judge, normalise
+from ghosttrack.facts.answers import TENS, UNITS, Verdict, first_answer, judge, normalise
 
 CORRECT, WRONG, AMBIGUOUS, EMPTY = Verdict.CORRECT, Verdict.WRONG, Verdict.AMBIGUOUS, Verdict.EMPTY
 
@@ -133,6 +133,9 @@ def test_known_answers_without_candidates(answer: str, gold: list[str], expected
         ("West Virginia", ["West Virginia"], ["Virginia"], CORRECT),
         ("New York", ["New York"], ["York"], CORRECT),
         ("English and French", ["English", "French"], ["English", "French", "Dutch"], CORRECT),
+        ("alpha beta gamma", ["beta"], ["alpha beta gamma"], WRONG),
+        ("alpha beta gamma", ["alpha beta"], ["beta gamma"], AMBIGUOUS),  # they overlap, neither is inside the other
+        ("alpha beta alpha", ["alpha"], ["alpha beta"], AMBIGUOUS),
         ("English and Dutch", ["English", "French"], ["English", "French", "Dutch"], AMBIGUOUS),
         ("the Republic of the Congo", ["the Democratic Republic of the Congo"], ["the Republic of the Congo"], WRONG),
     ],
@@ -167,7 +170,63 @@ def test_numbers_in_words_become_digits_and_other_words_stay() -> None:
     assert normalise("one hundred million") == ("100000000",)
     assert normalise("hundred years") == ("100", "years")
     assert normalise("Rock and Roll") == ("rock", "and", "roll")
-    assert normalise("carbon-14") == ("carbon", "14")
+
+
+def spelled(number: int) -> str:
+    """A number below a billion in English words."""
+    for name, scale in (("million", 1_000_000), ("thousand", 1_000), ("hundred", 100)):
+        if number >= scale:
+            rest = f" {spelled(number % scale)}" if number % scale else ""
+            return f"{spelled(number // scale)} {name}{rest}"
+    return (
+        UNITS[number]
+        if number < 20
+        else f"{TENS[number // 10 - 2]} {UNITS[number % 10] if number % 10 else ''}".strip()
+    )
+
+
+def test_every_number_in_words_is_that_number() -> None:
+    large = [
+        scale * times + rest for scale in (10**3, 10**6) for times in (1, 20, 999) for rest in (0, 1, 99, 100, 999)
+    ]
+    for number in [*range(1_000), *large]:
+        assert normalise(spelled(number)) == (str(number),)
+        assert normalise(f"x {spelled(number)} y") == ("x", str(number), "y")
+        assert normalise(f"minus {spelled(number)}") == (f"-{number}",)
+        hundreds, rest = divmod(number, 100)
+        if hundreds and rest:
+            assert normalise(f"{spelled(100 * hundreds)} and {spelled(rest)}") == (str(number),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ninety nine hundred", "9900"),
+        ("one hundred hundred", "100 100"),
+        ("thousand hundred", "1000 100"),
+        ("zero hundred", "0 100"),
+        ("one thousand million", "1000 1000000"),
+        ("nineteen one", "19 1"),
+        ("one two", "1 2"),
+        ("one hundred and", "100 and"),
+        ("one hundred and more", "100 and more"),
+        ("one and two", "1 and 2"),
+        ("and five", "and 5"),
+        ("minus paris", "minus paris"),
+        ("negative 2.5", "-2.5"),
+        ("minus", "minus"),
+        ("carbon-14", "carbon 14"),
+        ("it is -6 degrees", "it is -6 degrees"),
+        ("carbon-14 at -14", "carbon 14 at -14"),
+        ("\u22126 and 3\u22126", "-6 and 3 6"),
+        ("x-1 and -14", "x 1 and -14"),
+        ("1--2", "1 2"),
+        ("00.50", "0.5"),
+        ("10 000", "10 0"),
+    ],
+)
+def test_numbers_begin_and_end_where_they_should(text: str, words: str) -> None:
+    assert normalise(text) == tuple(words.split())
 
 
 def test_no_gold_answer_is_refused() -> None:

@@ -16,7 +16,6 @@ from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted
 
 from ghosttrack.errors import UserError
 from ghosttrack.sae import Sae, speed, training
-from ghosttrack.sae.checkpoints import Checkpoint, Checkpoints
 from ghosttrack.sae.dense_step import DenseBackEnd
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.rows import blocks, fit_normaliser
@@ -277,16 +276,6 @@ def test_a_checkpoint_of_another_run_is_refused_and_outlived(
     caplog.set_level(logging.INFO, logger="ghosttrack")
     start(fail_at=None)  # the foreign files have higher numbers, and still ours are found
     assert "going on from the checkpoint of step 5 " in caplog.text
-
-
-def test_checkpoint_tensors_come_back_bit_by_bit(tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(3, 5), "b": torch.tensor(7.0, dtype=torch.float64), "c": torch.arange(4)}
-    Checkpoints(tmp_path, "f").save(Checkpoint(12, tensors))
-    found = Checkpoints(tmp_path, "f").latest()
-    assert found is not None
-    assert found.step == 12
-    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
-    assert Checkpoints(tmp_path, "g").latest() is None
 
 
 def test_the_micro_batch_changes_the_result_by_rounding_only(tmp_path: Path) -> None:

@@ -47,6 +47,21 @@ def test_many_ties_still_give_the_optimum() -> None:
     assert weight[kept].sum() == pytest.approx(optimum(dense))
 
 
+def test_weights_of_all_magnitudes_give_the_optimum() -> None:
+    generator = np.random.default_rng(2)
+    weights = (10 ** generator.uniform(-6, 6, (60, 12, 12))).astype(np.float32).astype(np.float64)
+    dense = np.where(generator.random(weights.shape) < 0.3, weights, 0)
+    left, right, weight, _ = edges_of(dense)
+    shuffled = generator.permutation(len(weight))
+    kept = shuffled[assign(left[shuffled], right[shuffled], weight[shuffled]).kept]
+    assert len(set(left[kept])) == len(set(right[kept])) == len(kept)
+    assert weight[kept].sum() == pytest.approx(optimum(dense), rel=1e-12)
+    for matrix in dense:  # each problem by itself: a small sum is lost in the total
+        rows, columns = np.nonzero(matrix)
+        own = assign(rows, columns, matrix[rows, columns]).kept
+        assert matrix[rows, columns][own].sum() == pytest.approx(optimum(matrix[None]), rel=1e-12)
+
+
 def test_the_heaviest_link_gives_way_when_two_others_weigh_more_together() -> None:
     # a-x .5, a-y .6, b-y .4: greedy takes a-y alone, the optimum is a-x and b-y.
     found = assign(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([0.5, 0.6, 0.4]))
@@ -62,7 +77,8 @@ def test_the_heaviest_link_stays_when_it_weighs_more_than_both_rivals() -> None:
 
 def test_no_edges_give_no_links() -> None:
     none = np.zeros(0, np.int64)
-    assert len(assign(none, none, none.astype(float)).kept) == 0
+    found = assign(none, none, none.astype(float))
+    assert (len(found.kept), found.hard) == (0, 0)
 
 
 def test_equal_weights_go_to_the_earlier_edge() -> None:

@@ -52,6 +52,16 @@ def test_detections_are_the_strongest_active_features_ties_to_the_lower_one() ->
     assert found.activation.tolist() == [[5.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tokens_without_any_active_feature_have_no_detection_and_no_track(rows: int) -> None:
+    silent = detect(np.zeros((rows, 5), np.float32), 3)
+    assert silent.feature.tolist() == [[-1]] * rows
+    assert silent.activation.tolist() == [[0.0]] * rows
+    found = follow([silent] * 3, [link_table({(1, 2): 0.5})] * 2, [link_table({})], PLAIN._replace(coast=1))
+    assert (found.table.feature == -1).all()
+    assert (found.candidates, found.hard) == (0, 0)
+
+
 def test_a_link_above_the_gate_continues_a_track_and_the_rest_are_births() -> None:
     layers = [one_row((1, 3.0), (2, 2.0)), one_row((7, 4.0), (5, 1.0))]
     table = follow(layers, [link_table({(2, 7): 0.3})], [], PLAIN).table

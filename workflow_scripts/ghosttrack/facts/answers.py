@@ -156,8 +156,9 @@ def _tokens(text: str) -> Words:
     plain = re.sub(rf"(?<=[^\W\d_])[{APOSTROPHES}](?=[^\W\d_])", "", plain)
     plain = plain.translate(dict.fromkeys(map(ord, APOSTROPHES), " "))
     plain = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", plain)  # u.s. -> us
-    words = re.findall(r"[-\u2212]?\d+(?:\.\d+)?|[^\W\d_]+", plain)
-    return tuple(_canonical(_signed(word, plain)) for word in words)
+    # A minus sign counts only when it stands alone before a number, not as a hyphen: carbon-14.
+    words = re.findall(r"(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?|[^\W\d_]+", plain)
+    return tuple(_canonical(word.replace("\u2212", "-")) for word in words)
 
 
 def _canonical(word: str) -> str:
@@ -167,13 +168,6 @@ def _canonical(word: str) -> str:
         return word
     sign, whole, part = found.groups()
     return f"{sign}{whole}.{part}" if part else f"{sign}{whole}"
-
-
-def _signed(word: str, text: str) -> str:
-    """A minus sign counts only when it stands alone before a number, not as a hyphen (`carbon-14`)."""
-    if word[0] not in "-\u2212":
-        return word
-    return f"-{word[1:]}" if re.search(rf"(?<![\w-]){re.escape(word)}", text) else word[1:]
 
 
 @functools.cache

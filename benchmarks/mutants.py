@@ -1,0 +1,287 @@
+"""Mutation testing: `python benchmarks/mutants.py --sample 40 --seed 0` shows which small faults no unit test notices.
+
+Each mutant is one file with one change: a comparison, an operator, a number, a negated condition, a deleted call or
+two swapped arguments. Its unit tests run on a copy of the checkout. A mutant is killed when a test fails, or when the
+tests take far longer than without it. It survives when all tests pass: a test is missing, or the change has no effect.
+"""
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from copy import copy
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from measure import show
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "workflow_scripts/ghosttrack"
+# The unit tests of each file that is mutated, the fastest first.
+TESTS = {
+    "evaluation/ledger.py": ["evaluation/test_ledger.py"],
+    "evaluation/statistics.py": ["evaluation/test_statistics.py"],
+    "detection/splits.py": ["detection/test_splits.py"],
+    "detection/audit.py": ["detection/test_audit.py"],
+    "tracks/association.py": ["tracks/test_association.py"],
+    "tracks/tracking.py": ["tracks/test_tracking.py"],
+    "activations/writer.py": ["activations/test_store.py", "activations/test_writer.py", "activations/test_damage.py"],
+    "activations/reader.py": ["activations/test_reader.py", "activations/test_store.py", "activations/test_damage.py"],
+    "files.py": ["test_files.py", "test_journal.py"],
+    "sae/checkpoints.py": ["sae/test_sae_checkpoints.py"],
+    "facts/answers.py": ["facts/test_answers.py"],
+}
+# Left as they are: how much is done at once, how often something is tried, how many rows a message names.
+UNCHANGED = {"_BLOCK", "_TRIES", "_PAUSE", "_NAMED", "SAMPLED_BLOCKS", "BLOCK_BYTES"}
+# Arguments that change the speed, or only stop what cannot happen.
+KEYWORDS = {"strict", "copy", "ignore_errors", "maxsize"}
+# Calls that only report, and functions of which the order of arguments does not matter.
+REPORTS, SYMMETRIC = ("log", "progress"), ("min", "max")
+# Fields of a syntax tree that hold no behaviour of the code itself.
+FIELDS = {"annotation", "returns", "decorator_list", "bases"}
+
+COMPARISONS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
+    ast.Lt: [ast.LtE, ast.GtE],
+    ast.LtE: [ast.Lt, ast.Gt],
+    ast.Gt: [ast.GtE, ast.LtE],
+    ast.GtE: [ast.Gt, ast.Lt],
+    ast.Eq: [ast.NotEq],
+    ast.NotEq: [ast.Eq],
+    ast.Is: [ast.IsNot],
+    ast.IsNot: [ast.Is],
+    ast.In: [ast.NotIn],
+    ast.NotIn: [ast.In],
+}
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+
+
+class Place(NamedTuple):
+    """A node's place in the syntax tree: a field of its parent, with the position if the field is a list."""
+
+    parent: ast.AST
+    field: str
+    position: int | None
+
+    def put(self, node: ast.AST) -> None:
+        """Set the node at this place."""
+        if self.position is None:
+            setattr(self.parent, self.field, node)
+        else:
+            getattr(self.parent, self.field)[self.position] = node
+
+
+class Mutant(NamedTuple):
+    """One change of one file: the old and the new node at a place of the file's syntax tree."""
+
+    file: str
+    tree: ast.Module
+    place: Place
+    old: ast.AST
+    new: ast.AST
+    line: int
+
+    @property
+    def change(self) -> str:
+        """The change in one line: the expression around it, or a part of it if that is long."""
+        around = self.place.parent if isinstance(self.place.parent, ast.expr) else None
+        before = " ".join(ast.unparse(around or self.old).split())
+        self.place.put(self.new)
+        after = " ".join(ast.unparse(around or self.new).split())
+        self.place.put(self.old)
+        same = next((at for at, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), 0)
+        start = max(0, same - 25)
+        return f"{before[start : start + 50]} -> {after[start : start + 50]}"
+
+    @property
+    def source(self) -> str:
+        """Text of the changed file."""
+        self.place.put(self.new)
+        text = ast.unparse(self.tree)
+        self.place.put(self.old)
+        return text
+
+
+def mutants(file: str, source: str) -> list[Mutant]:
+    """All mutants of a file, in the order of its lines."""
+    tree = ast.parse(source)
+    found = [
+        Mutant(file, tree, place, node, new, getattr(node, "lineno", getattr(place.parent, "lineno", 0)))
+        for place, node in _places(tree)
+        for new in _changes(node, place)
+    ]
+    return sorted(found, key=lambda mutant: mutant.line)
+
+
+def _places(parent: ast.AST) -> Iterator[tuple[Place, ast.AST]]:
+    """Every node whose change could change a result: no annotations, messages, assertions or reports."""
+    for field, value in ast.iter_fields(parent):
+        if field in FIELDS:
+            continue
+        for position, node in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(node, ast.AST) and not _without_effect(node):
+                yield Place(parent, field, position if isinstance(value, list) else None), node
+                if not isinstance(node, ast.Raise):
+                    yield from _places(node)
+
+
+def _without_effect(node: ast.AST) -> bool:
+    if isinstance(node, ast.Expr):
+        root = ast.unparse(node.value).partition("(")[0].partition(".")[0]
+        return not isinstance(node.value, ast.Call) or root in REPORTS
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+        return "__all__" in names or bool(names & UNCHANGED)
+    return isinstance(node, ast.JoinedStr | ast.Assert) or (isinstance(node, ast.keyword) and node.arg in KEYWORDS)
+
+
+def _changes(node: ast.AST, place: Place) -> Iterator[ast.AST]:
+    """What a node is replaced by, one at a time."""
+    if place.field in ("test", "ifs") and not isinstance(node, ast.Compare | ast.UnaryOp):
+        yield ast.UnaryOp(ast.Not(), node)  # type: ignore[arg-type]
+    match node:
+        case ast.Compare():
+            for position, operator in enumerate(node.ops):
+                for other in COMPARISONS[type(operator)]:
+                    yield _with(node, ops=[*node.ops[:position], other(), *node.ops[position + 1 :]])
+        case ast.BinOp() if type(node.op) in OPERATORS and not any(map(_is_text, (node.left, node.right))):
+            yield _with(node, op=OPERATORS[type(node.op)]())
+        case ast.AugAssign() if type(node.op) in OPERATORS:
+            yield _with(node, op=OPERATORS[type(node.op)]())
+        case ast.BoolOp():
+            yield _with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
+        case ast.UnaryOp():
+            yield node.operand
+        case ast.Constant(value=bool()):
+            yield ast.Constant(not node.value)
+        case ast.Constant(value=int() | float() as number):
+            step = 1 if isinstance(number, int) else number / 10 or 0.1
+            yield from (ast.Constant(number + step), ast.Constant(number - step))
+        case ast.Expr(value=ast.Call()) | ast.Raise():
+            yield ast.Pass()
+        case ast.Call(args=[first, second, *others]) if ast.unparse(node.func) not in SYMMETRIC:
+            if ast.unparse(first) != ast.unparse(second):
+                yield _with(node, args=[second, first, *others])
+
+
+def _with(node: ast.AST, **fields: Any) -> ast.AST:
+    changed = copy(node)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes))
+
+
+def sample(groups: Iterable[Sequence[Mutant]], size: int, seed: int) -> list[Mutant]:
+    """Draw `size` mutants at random, the same number from each group, as far as it has so many."""
+    shuffled = [random.Random(f"{seed} {number}").sample(group, len(group)) for number, group in enumerate(groups)]
+    turns = (mutant for turn in zip_longest(*shuffled) for mutant in turn if mutant is not None)
+    drawn = [mutant for mutant, _ in zip(turns, range(size), strict=False)]
+    return sorted(drawn, key=lambda mutant: (mutant.file, mutant.line))
+
+
+class Ended(NamedTuple):
+    """One run of tests: exit code (None: stopped at the time limit), output and seconds."""
+
+    code: int | None
+    output: str
+    seconds: float
+
+
+def run_tests(house: Path, file: str, limit: float) -> Ended:
+    """Run the unit tests of `file` in a copy of the checkout until the first one fails."""
+    tests = [f"tests/unit/{name}" for name in TESTS[file]]
+    # Without compiled files: two mutants of one second and one size would be taken for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=house,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=limit)
+        return Ended(process.returncode, output, time.monotonic() - began)
+    except subprocess.TimeoutExpired:
+        return Ended(None, "", limit)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # processes that a test started too
+        process.wait()
+
+
+def time_limit(house: Path, file: str) -> float:
+    """Seconds after which a mutant of `file` counts as killed: three times what its tests take without a change."""
+    ended = run_tests(house, file, 600)
+    if ended.code != 0:
+        raise SystemExit(f"the tests of {file} fail without any mutant:\n{ended.output}")
+    return 10 + 3 * ended.seconds
+
+
+def verdict(house: Path, mutant: Mutant, limit: float) -> str:
+    """Whether a test notices the mutant."""
+    path = house / PACKAGE / mutant.file
+    original = path.read_text()
+    path.write_text(mutant.source)
+    try:
+        code = run_tests(house, mutant.file, limit).code
+    finally:
+        path.write_text(original)
+    return "survived" if code == 0 else "killed" if code is not None else "killed (time limit)"
+
+
+def main() -> None:
+    """Sample mutants, run the tests of each and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=40, help="number of mutants, shared out evenly among the files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", nargs="+", choices=sorted(TESTS), default=list(TESTS), metavar="FILE")
+    chosen = parser.parse_args()
+    made = {file: mutants(file, (ROOT / PACKAGE / file).read_text()) for file in chosen.files}
+    drawn = sample(made.values(), chosen.sample, chosen.seed)
+    rows: list[list[str]] = []
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        house = Path(folder) / "house"
+        left_out = shutil.ignore_patterns(".*", "results", "__pycache__")
+        shutil.copytree(ROOT, house, symlinks=True, ignore=left_out)
+        limits = {file: time_limit(house, file) for file in {mutant.file for mutant in drawn}}
+        for mutant in drawn:
+            rows.append([mutant.file, str(mutant.line), mutant.change, verdict(house, mutant, limits[mutant.file])])
+            sys.stderr.write("  ".join(rows[-1]) + "\n")
+    show("Mutants", ["file", "line", "mutation", "verdict"], rows)
+    killed = sum(row[-1] != "survived" for row in rows)
+    available = sum(map(len, made.values()))
+    sys.stdout.write(f"\n{killed} of {len(rows)} killed; seed {chosen.seed}, {available} possible mutants\n")
+
+
+if __name__ == "__main__":
+    main()
