@@ -1,20 +1,23 @@
 """Packing documents into contexts, splitting them, storing them; and the sources they come from."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
+import small_models
 import zarr
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
-from ghosttrack.inputs import corpus, documents, hub
+from ghosttrack.inputs import corpus, documents, hub, repeats
 from ghosttrack.inputs.corpus import Packer, Place, Stream
 from ghosttrack.settings import CorpusSettings
 
@@ -58,19 +61,27 @@ def packed_slowly(texts: Iterable[list[int]], contexts: int, context: int) -> tu
     return tokens[: contexts * context], owners[: contexts * context]
 
 
+@pytest.mark.parametrize("block", [1, 7, 20, 99])
 @pytest.mark.parametrize("context", [3, 5, 8])
-def test_packing_equals_the_one_token_at_a_time_reference(context: int) -> None:
+def test_packing_equals_the_one_token_at_a_time_reference(context: int, block: int) -> None:
     generator = np.random.default_rng(context)
     texts = [generator.integers(1, 99, generator.integers(1, 20)).tolist() for _ in range(60)]
-    packer = Packer(20, context, SEPARATOR)
+    packed, documents = np.full((20, context), -2), np.full((20, context), -2)
+
+    def write(start: int, tokens: npt.NDArray[np.int32], owners: npt.NDArray[np.int32]) -> None:
+        assert start % block == 0
+        assert (packed[start : start + block] == -2).all()
+        packed[start : start + len(tokens)], documents[start : start + len(tokens)] = tokens, owners
+
+    packer = Packer(20, context, SEPARATOR, write, block)
     for number, text in enumerate(texts):
         packer.add(number, text)
     tokens, owners = packed_slowly(texts, 20, context)
     assert packer.full
-    assert packer.tokens.ravel().tolist() == tokens
-    assert packer.documents.ravel().tolist() == owners
+    assert packed.ravel().tolist() == tokens
+    assert documents.ravel().tolist() == owners
     assert packer.used == owners[-1] + 1
-    assert (packer.tokens[:, 0] == SEPARATOR).all()
+    assert (packed[:, 0] == SEPARATOR).all()
 
 
 def test_every_row_leads_back_to_its_document_its_position_and_its_token(tmp_path: Path) -> None:
@@ -136,6 +147,54 @@ def test_a_mixture_goes_on_without_the_source_that_is_used_up(tmp_path: Path) ->
     streams = [Stream("long", numbered(), 0.5), Stream("short", numbered("s", 20), 0.5)]
     train, _ = build(tmp_path, streams, tokens=8000, heldout_tokens=800, context=100)
     assert train.manifest["tokens_by_source"]["short"] < 500
+
+
+@pytest.mark.parametrize("gap", [" ", "  ", "\n", " \n "])
+@pytest.mark.parametrize("limit", [7, 30, 10**6])
+def test_a_text_that_is_tokenised_in_pieces_has_the_tokens_and_the_digest_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, limit: int, gap: str
+) -> None:
+    text = gap.join(["some", "words", "of", "several", "lengths", "andonethatislongerthanthelimitofapiece"] * 5)
+    whole = hashlib.sha256(" ".join(text.split()).encode()).digest()[:16]
+    monkeypatch.setattr(corpus, "_BATCH_CHARACTERS", limit)
+    ((found, tokens),) = corpus._tokenised(iter([text]), Letters())
+    assert found == text
+    assert list(tokens) == [ord(letter) for letter in text]
+    assert "".join(corpus._pieces(text)) == text
+    assert max(map(len, corpus._pieces(text))) <= limit
+    assert corpus._digest(text) == whole
+
+
+def test_pieces_of_a_long_text_have_the_tokens_of_the_whole_under_byte_pair_encoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = small_models.make_tokenizer()
+    text = " ".join(islice(fact_text.corpus_documents(0), 200))
+    ((_, whole),) = corpus._tokenised(iter([text]), tokenizer)
+    monkeypatch.setattr(corpus, "_BATCH_CHARACTERS", 100)
+    ((_, tokens),) = corpus._tokenised(iter([text]), tokenizer)
+    assert list(tokens) == list(whole)
+
+
+def test_a_batch_holds_no_more_texts_and_characters_than_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_BATCH", 3)
+    monkeypatch.setattr(corpus, "_BATCH_CHARACTERS", 10)
+    texts = ["a" * length for length in (1, 2, 3, 4, 9, 1, 1, 30, 5, 5, 1)]
+    batches = list(corpus._batches(iter(texts)))
+    assert list(chain.from_iterable(batches)) == texts
+    assert [[len(text) for text in batch] for batch in batches] == [[1, 2, 3], [4], [9, 1], [1], [30], [5, 5], [1]]
+
+
+def test_a_set_of_digests_knows_all_that_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "_LEAST_RECENT", 10)
+    digests = [hashlib.sha256(bytes([number % 200, number // 400])).digest() for number in range(1000)]
+    digests[5] = bytes(16)
+    digests[6] = b"\xff" * 16
+    found, known = repeats.Digests(), set[bytes]()
+    for digest in digests:
+        assert found.add(digest) == (digest not in known)
+        known.add(digest)
+        assert len(found) == len(known)
 
 
 def test_reading_stops_as_soon_as_both_sides_are_full(tmp_path: Path) -> None:
@@ -228,6 +287,16 @@ def test_jsonl_and_parquet_are_read_from_the_named_column(tmp_path: Path) -> Non
         ("a.jsonl", '{"body": "one"}\n', "corpus.text_column: row 1 of .* has no text in 'text'; found body"),
         ("a.jsonl", '{"text": 3}\n', "row 1 of .* has no text in 'text'"),
         ("a.jsonl", '{"text": "a"}\n{oops\n', "line 2 of .* is not JSON"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n\n{"text": ' + "[" * 100_000 + "\n",
+            "line 3 of .*a.jsonl holds .*nested too deeply",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": "b\\ud800"}\n',
+            r"row 2 of .*'text': character 2 is half of a surrogate pair, .ud800",
+        ),
         ("a.parquet", "not parquet", "is not a parquet file"),
         ("a.doc", "word", "must end in one of .txt, .jsonl, .parquet"),
         ("missing.txt", None, "there is no file .*missing.txt"),
@@ -241,8 +310,11 @@ def test_a_bad_local_file_is_named_with_its_key(tmp_path: Path, name: str, conte
 
 
 def test_text_that_is_not_utf8_and_a_parquet_without_the_column_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("Zürich\n".encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8"):
+    (tmp_path / "a.txt").write_bytes("\ufeffeins\r\nzwei ü\rZ".encode() + "ürich\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8 text: line 3 holds the byte 0xfc at offset 18 of the file; convert"):
+        texts_of(CorpusSettings(source=str(tmp_path / "a.txt")))
+    (tmp_path / "a.txt").write_bytes("Zürich\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"line 1 holds the byte 0xff at offset 0 of the file \(it looks like UTF-16\)"):
         texts_of(CorpusSettings(source=str(tmp_path / "a.txt")))
     pd.DataFrame({"body": ["one"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"corpus\.text_column: .* has no column 'text'; found body"):

@@ -1,5 +1,6 @@
 """Every data set in one form: known ones from small samples and from real files, and a user's own."""
 
+import csv
 import json
 import os
 from collections.abc import Mapping
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
@@ -250,7 +253,30 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         ("a.csv", b"text,label\na,0,1\n", "row 1 of .* has 3 values for 2 columns"),
         ("a.csv", b'text,label\n"a,0\n', "not a table of separated values"),
         ("a.csv", b"text,text\na,0\n", "two columns of one name"),
-        ("a.csv", "text,label\nZürich,0\n".encode("latin-1"), "not UTF-8"),
+        ("a.csv", "text,label\nZürich,0\n".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 12"),
+        ("a.json", "[{}]\nü".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 5"),
+        ("a.csv", "text,label\na,0\n".encode("utf-16"), "line 1 holds the byte 0xff at offset 0 of the file .it looks like UTF-16"),
+        ("a.csv", "text,label\na,0\n".encode("utf-16-le"), "path: the header of .*a.csv: character 2 is NUL, as in UTF-16"),
+        ("a.csv", b"text,label\n", "holds no rows"),
+        ("a.csv", b"\xef\xbb\xbf", "holds no rows"),
+        ("a.jsonl", b"\n\n", "holds no rows"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.csv", b"text,label\na,0\nb\0c,1\n", "row 2 of .*a.csv, column 'text': character 2 is NUL"),
+        pytest.param("a.csv", b"text,label\na,0\n" + b"b" * 100_001 + b",1\n", "row 2 of .*column 'text': 100,001 characters, more than 100,000", id="long text"),
+        ("a.csv", b'text,label\na,0\n"b,1\nc,0\n', "row 2, column 'text', line 4: unexpected end of data; is a quotation mark"),
+        pytest.param("a.csv", b'text,label\na,0\nb,"1' + b"5\n" * 6_000_000, "row 2, column 'label', line .*field larger than field limit", id="open quotation mark"),
+        ("a.csv", b'text,label\na,0\n"b"c,1\n', "row 2, line 3: ',' expected after"),
+        ("a.csv", b'"text,label\na,0\n', "the header, value 1, line 2: unexpected end"),
+        pytest.param("a.csv", b"text,label\n" + b"a" * 10_000_001 + b",0\n", "line 2 of .* has 10,000,003 characters, more than 10,000,000", id="long line"),
+        pytest.param("a.csv", b"text,label\na," + b"9" * 90_000 + b"\n", "row 1 of .*'label'.* holds '999.*[.]{3} .90,002 characters.; expected 0 or 1", id="long label"),
+        pytest.param("a.csv", ",".join(f"c{n}" for n in range(99_999)).encode() + b"\n" + b"," * 99_998, "found c0, c1, .*, c19 and 99,979 more", id="many columns"),
+        pytest.param("a.jsonl", b'{"text": "a", "label": 0}\n\n{"text": ' + b"[" * 100_000, "line 3 of .*a.jsonl holds .*nested too deeply", id="deep jsonl"),
+        pytest.param("a.json", b"[" * 100_000, "path: .*a.json holds .*nested too deeply", id="deep json"),
+        pytest.param("a.jsonl", b'{"text": "a", "x": 1}\n{"text": "a", "x": ' + b"[" * 99 + b"]" * 99 + b"}", "row 2 of .*column 'x': .*nested more than 50", id="deep cell"),
+        ("a.jsonl", b'{"text": "a", "x": {"y": ["\\ud800"]}}', "row 1 of .*column 'x': character 1 is half of a surrogate pair, .ud800"),
+        ("a.json", b'[{"text": "a"}, {"text": "ab\\udc00c"}]', "row 2 of .*column 'text': character 3 is half of a surrogate pair, .udc00"),
+        ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is half"),
+        ("a.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 of .* is not an object"),
         ("a.json", b"[1, 2]", "not a list of objects"),
@@ -263,6 +289,29 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         datasets.load_examples(settings(source="file", path=str(tmp_path / name)), seed=0)
+
+
+def test_a_parquet_cell_that_is_not_utf8_is_named_with_its_row_and_column(tmp_path: Path) -> None:
+    cells = pa.array([b"a", b"Z\xfcrich"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"label": [0, 1], "text": cells}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"row 2 of .*a\.parquet, column 'text' cannot be read"):
+        datasets.load_examples(settings(source="file", path=str(tmp_path / "a.parquet")), seed=0)
+
+
+def test_a_long_cell_in_a_column_that_nobody_reads_is_no_hindrance(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    frame = own(tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1], "page": ["c" * 2_000_000, "d\0"]})
+    assert frame["text"].tolist() == ["a", "b"]
+    assert csv.field_size_limit() == limit
+
+
+def test_an_accepted_answer_with_half_a_surrogate_pair_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = [{"q": f"Number {n}?", "gold": '["\\ud800"]' if n == 3 else "n"} for n in range(9)]
+    path = tmp_path / "q.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q", "gold_column": "gold"}
+    with pytest.raises(UserError, match=r"row 4 of .*q\.csv, column 'gold': character 1 is half of a surrogate pair"):
+        datasets.load_questions(settings(**base), seed=0, count=2)
 
 
 def test_a_missing_file_is_named() -> None:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ghosttrack.activations import example_tokens
+from ghosttrack.codes import codes_of
 from ghosttrack.detection.scoring import Part, Scorer
 from ghosttrack.evaluation import statistics
 from ghosttrack.progress import Progress
@@ -53,7 +55,7 @@ def measure(scorer: Scorer, texts: pd.DataFrame, seed: int, draws: int, confiden
         texts, scorer.tokenizer, scorer.limit, "texts of the explanation test", positions=scorer.about["positions"]
     )
     found = scorer.read(encoded, _ALL)
-    groups = np.array([f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)])
+    groups = codes_of(f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)).code
     rows = []
     progress = Progress("removing reasons", 3 * len(COUNTS), "rounds")
     for count in COUNTS:
@@ -79,7 +81,7 @@ def _chosen(parts: Sequence[Part], kind: str, count: int, seed: list[int]) -> li
 
 
 def _row(
-    kind: str, count: int, changes: Mapping[str, Changes], groups: np.ndarray, seed: int, draws: int, confidence: float
+    kind: str, count: int, changes: Mapping[str, Changes], groups: NDArray[np.int64], seed: int, draws: int, confidence: float
 ) -> dict[str, object]:  # fmt: skip
     own, random = (np.abs(changes[name].after - changes[name].before) for name in (kind, RANDOM))
     moved = np.sign(changes[kind].before - changes[kind].after) == np.sign(changes[kind].parts)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack.codes import codes_of
 from ghosttrack.errors import UserError
 
 if TYPE_CHECKING:
@@ -199,14 +200,15 @@ def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFram
     Capitals given a country and countries given a capital have other log-probabilities: one weight for both loses what
     each says. No label is read; means and deviations are those of all examples of the relation.
     """
-    own_names: NDArray[np.str_] = np.array(relations, dtype=str)
-    names, counts = np.unique(own_names, return_counts=True)
-    large = [str(name) for name, count in zip(names, counts, strict=True) if count >= RELATION_ROWS]
+    names, code, counts = codes_of(relations)
+    large = np.flatnonzero(counts >= RELATION_ROWS)
     values, parts = features.to_numpy(dtype=np.float64), [features]
-    for name in large if len(names) > 1 else []:
-        own = np.flatnonzero(own_names == name)
+    for number in large if len(names) > 1 else []:
+        own = np.flatnonzero(code == number)
         spread = values[own].std(axis=0)
         copy = np.zeros_like(values)
         copy[own] = (values[own] - values[own].mean(axis=0)) / np.where(spread > 0, spread, 1)
-        parts.append(pd.DataFrame(copy, columns=[f"{column}.{name}" for column in features], index=features.index))
+        parts.append(
+            pd.DataFrame(copy, columns=[f"{column}.{names[number]}" for column in features], index=features.index)
+        )
     return pd.concat(parts, axis=1)

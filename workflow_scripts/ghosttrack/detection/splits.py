@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ghosttrack.codes import codes_of
 from ghosttrack.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -57,7 +58,7 @@ def sample_units(units: Names, limit: int | None, seed: int) -> NDArray[np.bool_
     """Mark whole units, in a random order, as long as at most `limit` rows are marked; None marks every row."""
     if limit is None or len(units) <= limit:
         return np.ones(len(units), dtype=bool)
-    names, code, size = np.unique(units.astype(str), return_inverse=True, return_counts=True)
+    names, code, size = codes_of(units)
     order = np.random.default_rng(seed).permutation(len(names))
     kept = order[np.cumsum(size[order]) <= limit]
     if not len(kept):
@@ -89,7 +90,7 @@ def assign_folds(labels: Ints, units: Names, folds: int, seed: int) -> Ints:
 
     fold = np.full(len(labels), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for number, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, units.astype(str))):
+    for number, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, codes_of(units).code)):
         fold[held] = number
     return fold
 

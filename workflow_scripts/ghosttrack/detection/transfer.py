@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack.codes import codes_of
 from ghosttrack.detection import detectors, probes, representations, saved_fit, splits
 from ghosttrack.detection import run as detection_run
 from ghosttrack.detection.pooled import Linear, Sums
@@ -90,7 +91,7 @@ def left_out(part: NDArray[np.object_]) -> list[Training]:
     Raises:
         UserError: with two parts no relation is left to choose by.
     """
-    names, code = np.unique(part.astype(str), return_inverse=True)
+    names, code, _ = codes_of(part)
     if len(names) < LEAST_PARTS:
         raise UserError(
             f"transfer: the data sets hold {len(names)} groups of relations that share nothing; it takes {LEAST_PARTS} (datasets)"
@@ -120,6 +121,7 @@ def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Fl
     """
     outputs = own_units(found.outputs.to_numpy(dtype=np.float64), found)
     lens = own_units(found.lens.to_numpy(dtype=np.float64), found)
+    unit = codes_of(found.units).code
     plain = found.outputs[[name for name in OUTPUT_SCORES if name in found.outputs]].to_numpy(dtype=np.float64)
     fits = {signal: _probes(found, kind, trainings) for signal, kind in PROBES.items()}
     result: dict[str, dict[str, Floats]] = {}
@@ -138,7 +140,7 @@ def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Fl
         for signal, fit in {**own, SIGNALS[3]: fits[SIGNALS[3]][place]}.items():
             every = np.full(len(outputs), np.nan)
             every[test] = fit.outer
-            every[np.isin(found.units, found.units[train])] = np.nan
+            every[np.isin(unit, unit[train])] = np.nan
             result[training.name][signal] = every
     return result
 
@@ -148,7 +150,7 @@ def own_units(values: NDArray[Any], found: Pool) -> NDArray[Any]:
     result = np.zeros_like(values)
     for name in dict.fromkeys(found.dataset):
         rows = np.flatnonzero(found.dataset == name)
-        relations, code, counts = np.unique(found.relation[rows].astype(str), return_inverse=True, return_counts=True)
+        relations, code, counts = codes_of(found.relation[rows])
         for number in range(len(relations)):
             own = rows[code == number]
             norm = own if counts[number] >= representations.RELATION_ROWS else rows

@@ -106,9 +106,8 @@ def _score(signal: str, texts: pd.DataFrame, labels: Ints, noise: Floats, part: 
         known = part.train[labels[part.train] == 0]
         return (~np.isin(part.test, known)).astype(np.float64)
     # The strength of the text's regression is chosen as carelessly, or as carefully, as the split itself.
-    names = (
-        np.arange(len(part.train)) if len(set(part.train)) < len(part.train) else texts["group"].iloc[part.train]
-    ).astype(str)
+    repeated = len(set(part.train)) < len(part.train)
+    names = np.arange(len(part.train)) if repeated else texts["group"].iloc[part.train]
     inner = splits.assign_folds(labels[part.train], np.asarray(names, dtype=object), 3, seed)
     fit = controls.fit_text(controls.visible_text(texts), labels, Round(0, part.train, part.test, inner))
     return probes.probability(fit.outer)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ghosttrack.codes import codes_of
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -53,7 +55,7 @@ def bootstrap_auroc(labels: Ints, scores: Floats, units: NDArray[Any], draws: in
     Returns:
         (signals, draws).
     """
-    names, code = np.unique(units.astype(str), return_inverse=True)
+    names, code, _ = codes_of(units)
     generator = np.random.default_rng(seed)
     result = np.full((len(scores), draws), np.nan)
     block = max(1, _BLOCK // max(1, len(labels)))

@@ -6,8 +6,8 @@ Every context starts with the separator token; a document that does not fit goes
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +18,20 @@ from numpy.typing import NDArray
 from ghosttrack.errors import UserError
 from ghosttrack.files import atomic_directory, read_json, sha256_file, write_json
 from ghosttrack.inputs.models import separator
+from ghosttrack.inputs.repeats import Digests
 from ghosttrack.progress import Progress
 from ghosttrack.settings import CorpusSettings
 
 log = logging.getLogger("ghosttrack")
 
+Ints = NDArray[np.int32]
+
 SCHEMA = "ghosttrack-corpus/1"
 # Tokens per chunk of the arrays: 4 MB, so that 100 M tokens are 100 files.
 _CHUNK_TOKENS = 2**20
-# Documents per call of the tokenizer: enough to keep its threads busy, little enough to stop soon after the last one.
-_BATCH = 256
+# Documents and characters per call of the tokenizer: enough to keep its threads busy, little enough to stop soon after the
+# last one, and little memory (it takes 155 bytes a character).
+_BATCH, _BATCH_CHARACTERS = 256, 2**19
 # Held-out documents are drawn at a higher rate than they are needed, so that they are complete before the training
 # text is; and never at less than 1 in 50, so that a few long documents do not decide what the quality numbers say.
 _HELDOUT_HASTE = 1.25
@@ -54,8 +58,8 @@ class Origin(NamedTuple):
 class Tokens(NamedTuple):
     """Packed tokens, the document that each belongs to, and the manifest."""
 
-    tokens: NDArray[np.int32]  # (contexts, context)
-    documents: NDArray[np.int32]  # (contexts, context)
+    tokens: Ints  # (contexts, context)
+    documents: Ints  # (contexts, context)
     manifest: dict[str, Any]
 
     def origin(self, row: int) -> Origin:
@@ -71,34 +75,41 @@ class Place(NamedTuple):
     manifest: Path
 
 
+# Takes the number of the first context, and tokens and documents of it and those after it, (contexts, context) each.
+Write = Callable[[int, Ints, Ints], None]
+
+
 class Packer:
     """Lays documents end to end into contexts: [separator, text..., separator, text...].
 
     Args:
         contexts: contexts to fill. context: tokens in each. separator: token before every document
             and at the start of every context.
+        write: takes filled contexts, `block` at a time and the last ones when all are filled; it copies what it keeps.
     """
 
-    def __init__(self, contexts: int, context: int, separator: int) -> None:
-        self.tokens = np.full((contexts, context), -1, dtype=np.int32)
-        self.documents = np.full((contexts, context), -1, dtype=np.int32)
+    def __init__(self, contexts: int, context: int, separator: int, write: Write, block: int) -> None:
+        self.size = contexts * context
         self.used = 0  # documents
-        self._separator = separator
-        self._row = self._column = 0
+        self._tokens = np.full((min(block, contexts), context), -1, dtype=np.int32)
+        self._documents = np.full_like(self._tokens, -1)
+        self._write = write
+        self._contexts, self._context, self._separator = contexts, context, separator
+        self._row = self._column = self._written = 0
 
     @property
     def full(self) -> bool:
         """All contexts are filled."""
-        return self._row == len(self.tokens)
+        return self._row == self._contexts
 
     @property
     def placed(self) -> int:
         """Tokens laid down, separators included."""
-        return self._row * self.tokens.shape[1] + self._column
+        return self._row * self._context + self._column
 
-    def add(self, document: int, tokens: Sequence[int]) -> None:
+    def add(self, document: int, tokens: Sequence[int] | Ints) -> None:
         """Lay down one document; what does not fit into the last context is dropped."""
-        context = self.tokens.shape[1]
+        context = self._context
         start = 0
         if not self.full:
             self.used += 1
@@ -110,11 +121,15 @@ class Packer:
             self._put(document, piece)
             start += len(piece)
 
-    def _put(self, document: int, piece: Sequence[int]) -> None:
-        end = self._column + len(piece)
-        self.tokens[self._row, self._column : end] = piece
-        self.documents[self._row, self._column : end] = document
-        self._row, self._column = (self._row + 1, 0) if end == self.tokens.shape[1] else (self._row, end)
+    def _put(self, document: int, piece: Sequence[int] | Ints) -> None:
+        end, row = self._column + len(piece), self._row - self._written
+        self._tokens[row, self._column : end] = piece
+        self._documents[row, self._column : end] = document
+        self._row, self._column = (self._row + 1, 0) if end == self._context else (self._row, end)
+        filled = self._row - self._written
+        if filled and (filled == len(self._tokens) or self.full):
+            self._write(self._written, self._tokens[:filled], self._documents[:filled])
+            self._written = self._row
 
 
 def build(
@@ -138,21 +153,41 @@ def build(
     Raises:
         UserError: the text ends before both sides are full.
     """
-    sides = [
-        Packer(-(-count // settings.context), settings.context, separator(tokenizer))
-        for count in (settings.tokens, settings.heldout_tokens)
-    ]
-    boundary = _heldout_share(settings)
-    seen: set[bytes] = set()
+    with ExitStack() as stores:
+        sides = []
+        for place, count in ((train, settings.tokens), (heldout, settings.heldout_tokens)):
+            contexts = -(-count // settings.context)
+            block = min(contexts, max(1, _CHUNK_TOKENS // settings.context))
+            write = _writer(stores.enter_context(atomic_directory(place.store)), contexts, settings.context, block)
+            sides.append(Packer(contexts, settings.context, separator(tokenizer), write, block))
+        shares = _pack(streams, tokenizer, sides, _heldout_share(settings), str(about["source"]))
+    for side, place in zip(sides, (train, heldout), strict=True):
+        manifest = {
+            **about, "tokens_by_source": shares, "schema": SCHEMA, "contexts": side.size // settings.context,
+            "context": settings.context, "tokens": side.size, "documents": side.used, "files_sha256": _digests(place.store),
+        }  # fmt: skip
+        write_json(place.manifest, manifest)
+
+
+def _pack(
+    streams: Sequence[Stream], tokenizer: Any, sides: Sequence[Packer], boundary: float, source: str
+) -> dict[str, int]:
+    """Fill both sides, training and held-out, of which the second takes the share `boundary` of all texts.
+
+    Returns:
+        How many tokens each stream gave.
+    Raises:
+        UserError: `source` ends before both sides are full.
+    """
+    seen = Digests()
     shares = {stream.name: 0 for stream in streams}
-    progress = Progress("corpus", sum(side.tokens.size for side in sides), "tokens")
+    progress = Progress("corpus", sum(side.size for side in sides), "tokens")
     repeated = 0
     for name, text, tokens in _mixed(streams, tokenizer):
         digest = _digest(text)
-        if digest in seen:
+        if not seen.add(digest):
             repeated += 1
             continue
-        seen.add(digest)
         side = sides[int.from_bytes(digest[:8], "big") < boundary * 2**64]
         before = side.placed
         side.add(len(seen) - 1, tokens)
@@ -163,12 +198,11 @@ def build(
     for side, key in zip(sides, ("tokens", "heldout_tokens"), strict=True):
         if not side.full:
             raise UserError(
-                f"corpus.{key}: {about['source']} gives only {side.placed:,} of {side.tokens.size:,} tokens for this part "
+                f"corpus.{key}: {source} gives only {side.placed:,} of {side.size:,} tokens for this part "
                 f"({len(seen):,} different documents read to the end); lower corpus.{key}, or name a larger corpus.source"
             )
     log.info("%d documents, %d repeated ones dropped; tokens by source: %s", len(seen), repeated, shares)
-    for side, place in zip(sides, (train, heldout), strict=True):
-        _write(side, place, {**about, "tokens_by_source": shares})
+    return shares
 
 
 def _heldout_share(settings: CorpusSettings) -> float:
@@ -178,10 +212,19 @@ def _heldout_share(settings: CorpusSettings) -> float:
 
 def _digest(text: str) -> bytes:
     """16 bytes that name a text; spacing does not count."""
-    return hashlib.sha256(" ".join(text.split()).encode()).digest()[:16]
+    found = hashlib.sha256()
+    begun = space = False
+    for piece in _pieces(text):
+        words = " ".join(piece.split())
+        if words:
+            if begun and (space or piece[0].isspace()):
+                found.update(b" ")
+            found.update(words.encode())
+        begun, space = begun or bool(words), piece[-1].isspace()
+    return found.digest()[:16]
 
 
-def _mixed(streams: Sequence[Stream], tokenizer: Any) -> Iterator[tuple[str, str, list[int]]]:
+def _mixed(streams: Sequence[Stream], tokenizer: Any) -> Iterator[tuple[str, str, Sequence[int] | Ints]]:
     """(stream, text, tokens), always from the stream that is furthest behind its share of the tokens.
 
     When one ends the others go on, so the shares of a corpus that uses it up are not kept.
@@ -202,37 +245,76 @@ def _mixed(streams: Sequence[Stream], tokenizer: Any) -> Iterator[tuple[str, str
         yield behind, text, tokens
 
 
-def _tokenised(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
-    remaining = (text for text in documents if text.strip())
-    while batch := list(islice(remaining, _BATCH)):
-        # split_special_tokens: a document that quotes a special token's name is still plain text.
-        encoded = tokenizer(
-            batch, add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+def _tokenised(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, Sequence[int] | Ints]]:
+    for batch in _batches(text for text in documents if text.strip()):
+        if len(batch[0]) > _BATCH_CHARACTERS:
+            ids = [np.array(_encode([piece], tokenizer)[0], dtype=np.int32) for piece in _pieces(batch[0])]
+            yield batch[0], np.concatenate(ids)
+        else:
+            yield from zip(batch, _encode(batch, tokenizer), strict=True)
+
+
+def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    # split_special_tokens: a document that quotes a special token's name is still plain text.
+    encoded = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in order, at most _BATCH and _BATCH_CHARACTERS characters at a time; a longer text stands alone."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and (len(batch) == _BATCH or size + len(text) > _BATCH_CHARACTERS):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A long text in pieces of at most _BATCH_CHARACTERS characters, cut before a space where there is one.
+
+    Tokenizers start a token at a space anyway, so that the tokens are those of the whole text; without spaces the cut
+    may add a token.
+    """
+    start = 0
+    while start < len(text):
+        end = start + _BATCH_CHARACTERS
+        if end < len(text):
+            space = text.rfind(" ", start + 1, end + 1)
+            end = space if space > 0 else end
+        yield text[start:end]
+        start = end
+
+
+def _writer(folder: Path, contexts: int, context: int, block: int) -> Write:
+    """What writes packed contexts into a new store in `folder`, in chunks of `block` contexts."""
+    group = zarr.create_group(folder, zarr_format=3, attributes={"schema": SCHEMA})
+    arrays = [
+        group.create_array(
+            name,
+            shape=(contexts, context),
+            chunks=(block, context),
+            dtype="int32",
+            compressors=zarr.codecs.ZstdCodec(level=3, checksum=True),
+            fill_value=-1,  # no token: a lost chunk never looks like text
+            dimension_names=("context", "position"),
+            config={"write_empty_chunks": True},
         )
-        yield from zip(batch, encoded["input_ids"], strict=True)
+        for name in ("tokens", "document")
+    ]
 
+    def write(start: int, tokens: Ints, documents: Ints) -> None:
+        for array, values in zip(arrays, (tokens, documents), strict=True):
+            array[start : start + len(values)] = values
 
-def _write(side: Packer, place: Place, about: dict[str, Any]) -> None:
-    contexts, context = side.tokens.shape
-    with atomic_directory(place.store) as partial:
-        group = zarr.create_group(partial, zarr_format=3, attributes={"schema": SCHEMA})
-        for name, values in (("tokens", side.tokens), ("document", side.documents)):
-            array = group.create_array(
-                name,
-                shape=values.shape,
-                chunks=(min(contexts, max(1, _CHUNK_TOKENS // context)), context),
-                dtype="int32",
-                compressors=zarr.codecs.ZstdCodec(level=3, checksum=True),
-                fill_value=-1,  # no token: a lost chunk never looks like text
-                dimension_names=("context", "position"),
-                config={"write_empty_chunks": True},
-            )
-            array[:] = values
-    manifest = {
-        **about, "schema": SCHEMA, "contexts": contexts, "context": context, "tokens": side.tokens.size,
-        "documents": side.used, "files_sha256": _digests(place.store),
-    }  # fmt: skip
-    write_json(place.manifest, manifest)
+    return write
 
 
 def _digests(store: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ghosttrack.facts import statements
 from ghosttrack.files import atomic_write
 from ghosttrack.inputs import hub, own_texts
 from ghosttrack.inputs.own_texts import normalised
-from ghosttrack.inputs.rows import Row, list_of, read_rows, require_columns, text_of
+from ghosttrack.inputs.rows import Row, answers_of, list_of, read_rows, require_columns, text_of
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -199,8 +199,8 @@ def _truthfulqa(row: Row, number: int, name: str) -> Item:
     best = text_of(cells, "best_answer", number, name)
     return Item(
         str(cells["category"]), text_of(cells, "question", number, name),
-        _distinct([best, *list_of(cells["correct_answers"])]),
-        _distinct([*_single(cells.get("best_incorrect_answer")), *list_of(cells["incorrect_answers"])]),
+        _distinct([best, *answers_of(cells, "correct_answers", number, name)]),
+        _distinct([*_single(cells.get("best_incorrect_answer")), *answers_of(cells, "incorrect_answers", number, name)]),
     )  # fmt: skip
 
 
@@ -226,7 +226,12 @@ def _triviaqa(row: Row, number: int, name: str) -> Item:
 
 def _nq_open(row: Row, number: int, name: str) -> Item:
     require_columns(row, [("", "question"), ("", "answer")], name)
-    return Item("nq_open", text_of(row, "question", number, name), _required(list_of(row["answer"]), number, name), [])
+    return Item(
+        "nq_open",
+        text_of(row, "question", number, name),
+        _required(answers_of(row, "answer", number, name), number, name),
+        [],
+    )
 
 
 # The hub's form of each; a local file in the authors' own form is read too.

@@ -1,29 +1,32 @@
 """Where the autoencoders' training text comes from: embedded, from the hub, or a local file.
 
 A local .txt file holds documents between blank lines (without any blank line, one a line); .jsonl
-and .parquet hold one a row. On the hub, `openwebtext` and `wikitext-103` are short names; any other
+and .parquet hold one a row. Files are read document by document; of a parquet file at least one page at a time, which holds 1 MB
+as a rule and 1,024 rows where those are longer. On the hub, `openwebtext` and `wikitext-103` are short names; any other
 data set is OWNER/NAME, OWNER/NAME:CONFIG or either with @COMMIT, read from its `train` split.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
 from ghosttrack.files import sha256_file
 from ghosttrack.inputs import corpus_sources, hub
 from ghosttrack.inputs.corpus import Place, Stream, build
+from ghosttrack.inputs.lines import LONGEST, read_lines
 from ghosttrack.inputs.models import load_tokenizer, max_context
+from ghosttrack.inputs.rows import flaw, parsed
 from ghosttrack.settings import CorpusSettings
 
 # A level-one heading of WikiText: " = Title = ".
 _TITLE = re.compile(r"^\s*= [^=].* =\s*$")
 _INSTEAD = "without the hub use --config 'corpus={source: embedded}' or a local .txt, .jsonl or .parquet file"
-# Rows that are read from parquet at a time.
-_ROWS = 1024
+# Rows and bytes that are read from parquet at a time; of a page of the file, 1 MB as a rule, always all.
+_ROWS, _BUFFER = 32, 2**20
 
 
 class Source(NamedTuple):
@@ -92,6 +95,8 @@ def _column(rows: Iterable[object], column: str, name: str) -> Iterator[str]:
         if not isinstance(row, dict) or not isinstance(row.get(column), str):
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise UserError(f"corpus.text_column: row {number} of {name} has no text in {column!r}; found {found}")
+        if reason := flaw(row[column], LONGEST):
+            raise UserError(f"corpus.source: row {number} of {name}, column {column!r}: {reason}")
         yield row[column]
 
 
@@ -110,8 +115,7 @@ def _local(path: Path, column: str) -> Iterator[str]:
     """Documents of a local file; reads it as it goes."""
     if path.suffix == ".parquet":
         return _parquet(path, column)
-    texts = _decoded(path)
-    return _column(_json_rows(texts, path), column, str(path)) if path.suffix == ".jsonl" else _paragraphs(path)
+    return _column(_json_rows(path), column, str(path)) if path.suffix == ".jsonl" else _paragraphs(path)
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
@@ -119,7 +123,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)  # page by page, never a whole column
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"corpus.source: {path} is not a parquet file ({error})") from None
     if column not in file.schema_arrow.names:
@@ -128,38 +132,62 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         )
     if file.metadata.num_rows == 0:
         raise UserError(f"corpus.source: {path} holds no rows")
-    batches = file.iter_batches(batch_size=_ROWS, columns=[column])
-    return _column((row for batch in batches for row in batch.to_pylist()), column, str(path))
+    return _column(_cells(file, column, path), column, str(path))
 
 
-def _json_rows(lines: Iterable[str], path: Path) -> Iterator[object]:
-    for number, line in enumerate(lines, start=1):
+def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
+    """Cells of one column of a parquet file, each as a row, a few hundred at a time."""
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+            for cell in batch.column(0):
+                number += 1
+                yield {column: cell.as_py()}
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"corpus.source: {path} is damaged after row {number} ({error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"corpus.source: row {number} of {path}, column {column!r}: not UTF-8 text ({error}); write the file again"
+        ) from None
+
+
+def _json_rows(path: Path) -> Iterator[object]:
+    for number, line in enumerate(read_lines(path, "corpus.source"), start=1):
         if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"corpus.source: line {number} of {path} is not JSON: {error}") from None
+            yield parsed(line, f"corpus.source: line {number} of {path}")
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
-    texts = (line.strip() for line in _decoded(path))
-    # Blank lines separate documents if text follows one; the last line's newline does not count.
-    between = "\n\n" in "\n".join(texts).strip()
+    """Documents between blank lines; where no blank line stands between two others, every line is one."""
+    between = _has_gaps(read_lines(path, "corpus.source"))
     block: list[str] = []
-    for line in _decoded(path):
+    first = length = 0  # number of the document's first line, and its characters
+    for number, line in enumerate(chain(read_lines(path, "corpus.source"), [""]), start=1):
         if line.strip():
-            block.append(line)
-        if block and not (between and line.strip()):
+            first = first if length else number
+            length += len(line)
+            if length <= LONGEST:
+                block.append(line)
+        if length and not (between and line.strip()):
+            if length > LONGEST:
+                raise UserError(
+                    f"corpus.source: the document that begins at line {first} of {path} has {length:,} characters, more "
+                    f"than {LONGEST:,}; put blank lines between documents"
+                )
             yield "".join(block).strip()
-            block = []
-    if block:
-        yield "".join(block).strip()
+            block, length = [], 0
 
 
-def _decoded(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file."""
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            yield from stream
-    except UnicodeDecodeError as error:
-        raise UserError(f"corpus.source: {path} is not UTF-8 text ({error}); convert it") from None
+def _has_gaps(lines: Iterable[str]) -> bool:
+    """Whether a blank line stands between two others; reads no further than the first that does."""
+    text = gap = False
+    for line in lines:
+        if line.strip():
+            if gap:
+                return True
+            text = True
+        else:
+            gap = text
+    return False

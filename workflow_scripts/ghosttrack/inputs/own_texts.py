@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.rows import Row, list_of, read_rows, require_columns, text_of
+from ghosttrack.inputs.rows import Row, answers_of, read_rows, require_columns, shown, text_of
 from ghosttrack.settings import DatasetSettings
 
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -62,7 +62,7 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
             raise UserError(
                 f"row {number} of {name}: "
                 + (
-                    f"the text does not hold its answer {answer!r} after the question"
+                    f"the text does not hold its answer {shown(answer)} after the question"
                     if answer
                     else "there is no text after the question"
                 )
@@ -81,7 +81,7 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
     questions = []
     for number, row in enumerate(rows, start=1):
         question = text_of(row, question_column, number, name)
-        gold = list_of(row.get(gold_column))
+        gold = answers_of(row, gold_column, number, name)
         if not gold:
             raise UserError(f"row {number} of {name}: no accepted answer in column {gold_column!r}")
         questions.append(OwnQuestion(_group(row, settings, question), question, gold))
@@ -117,7 +117,7 @@ def _label(value: Any, number: int, settings: DatasetSettings, name: str) -> int
     label = _LABELS.get(str(value).strip().lower())
     if label is None:
         raise UserError(
-            f"row {number} of {name}: column {settings.label_column!r} (label_column) holds {value!r}; expected 0 or 1 "
+            f"row {number} of {name}: column {settings.label_column!r} (label_column) holds {shown(value)}; expected 0 or 1 "
             f"(false or true), where {settings.true_label} marks a true text (true_label)"
         )
     return label ^ settings.true_label

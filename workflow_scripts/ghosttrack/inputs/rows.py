@@ -2,15 +2,26 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.lines import LONGEST, read_lines, read_text
 
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 Row = Mapping[str, Any]
+
+# Characters of a text that is judged or asked: some 25,000 tokens, whose attention masks take gigabytes.
+LONGEST_TEXT = 100_000
+# Lists and objects inside one another in a cell; Python prints and copies no more than some hundreds.
+_DEEPEST = 50
+# Characters of a bad value, and names of columns, that an error shows.
+_SHOWN, _NAMED = 80, 20
 
 
 def read_rows(path: Path, key: str = "path") -> list[Row]:
@@ -20,19 +31,14 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
     one object a line, or an object whose `Data` is the list (TriviaQA's own form).
 
     Raises:
-        UserError: naming the file and `key`, the setting or argument that led to it.
+        UserError: naming the file, the row and the column, or `key`, the setting or argument that led to the file.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{key}: {path} is not there; expected a {', '.join(FILES)} file")
     if path.suffix.lower() not in FILES:
         raise UserError(f"{key}: {path} must end in one of {', '.join(FILES)}")
-    try:
-        rows = _READERS[path.suffix.lower()](path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {path} is not UTF-8 text ({error}); convert it") from None
-    except csv.Error as error:
-        raise UserError(f"{key}: {path} is not a table of separated values ({error})") from None
+    rows = _READERS[path.suffix.lower()](path, key)
     if not rows:
         raise UserError(f"{key}: {path} holds no rows")
     return rows
@@ -43,7 +49,7 @@ def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> 
     for key, column in columns:
         if column not in row:
             raise UserError(
-                f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {', '.join(map(str, row))}"
+                f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(row)}"
                 + (f". Set {key} to the column that holds it" if key else "")
             )
 
@@ -52,8 +58,10 @@ def text_of(row: Row, column: str, number: int, name: str, *, empty: bool = Fals
     """The text in a cell, stripped; anything but text, or no text, is a UserError with the row's number."""
     value = row.get(column)
     if isinstance(value, str) and (value.strip() or empty):
+        if reason := _nul(value) or flaw(value, LONGEST_TEXT):
+            raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
         return value.strip()
-    found = "nothing" if value is None or value == "" else "blanks" if isinstance(value, str) else repr(value)
+    found = "nothing" if value is None or value == "" else "blanks" if isinstance(value, str) else shown(value)
     raise UserError(
         f"row {number} of {name}: expected text in column {column!r}, found {found}; fill it or remove the row"
     )
@@ -67,67 +75,201 @@ def list_of(value: Any) -> list[str]:
         if value.lstrip().startswith("["):
             try:
                 return list_of(json.loads(value))
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass  # a text that merely starts with a bracket
         value = value.split(";")
     return [text for item in value if (text := str(item).strip())]
 
 
-def _csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise UserError(f"{path} has two columns of one name: {', '.join(header)}")
-        rows: list[Row] = []
-        for values in reader:
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise UserError(
-                    f"row {len(rows) + 1} of {path} has {len(values)} values for {len(header)} columns; quote texts that "
-                    "hold a separator"
-                )
-            rows.append(dict(zip(header, values, strict=True)))
-        return rows
+def answers_of(row: Row, column: str, number: int, name: str) -> list[str]:
+    """`list_of` a cell; an answer that is too long or no text is a UserError with the row's number."""
+    answers = list_of(row.get(column))
+    if reason := next((found for answer in answers if (found := flaw(answer, LONGEST_TEXT))), ""):
+        raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
+    return answers
 
 
-def _jsonl(path: Path) -> list[Row]:
+def flaw(text: str, longest: int) -> str:
+    """Why a text cannot be read by a model or written to a file, and what to do; "" if it can."""
+    if len(text) > longest:
+        return f"{len(text):,} characters, more than {longest:,}; shorten the text or remove the row"
+    return _surrogate(text)
+
+
+def _nul(text: str) -> str:
+    """Where a text holds the character NUL, and what to do; "" if it holds none."""
+    place = text.find("\0") + 1
+    return (
+        f"character {place} is NUL, as in UTF-16 or binary files; remove it, or save the file as UTF-8" if place else ""
+    )
+
+
+def _surrogate(text: str) -> str:
+    """Where a text holds half of a surrogate pair, which is no character, and what to do; "" if it holds none."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            return f"character {error.start + 1} is half of a surrogate pair, {half}, without the other half; remove it"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, for an error: the first characters of a long one."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"
+
+
+def columns_of(row: Iterable[Any]) -> str:
+    """The names of a row's columns, for an error: the first ones of many."""
+    names = [str(name) for name in row]
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def parsed(text: str, where: str) -> Any:
+    """JSON as Python values; a UserError says `where` it stands if it is not JSON, or nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} holds lists or objects nested too deeply; flatten it") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+
+
+def _csv(path: Path, key: str) -> list[Row]:
+    header: list[str] = []
     rows: list[Row] = []
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"line {number} of {path} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"line {number} of {path} is not an object with the columns as keys")
-            rows.append(row)
+    lines: list[str] = []  # of the row that is being read
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(_noted(read_lines(path, key, newline=""), lines), delimiter=delimiter, strict=True)
+    try:
+        with _field_limit(LONGEST):
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise UserError(f"{path} has two columns of one name: {columns_of(header)}")
+            if reason := next(filter(None, map(_nul, header)), ""):
+                raise UserError(f"{key}: the header of {path}: {reason}")
+            lines.clear()
+            for values in reader:
+                if values:
+                    rows.append(_named(header, values, len(rows) + 1, path))
+                lines.clear()
+    except csv.Error as error:
+        row = f"row {len(rows) + 1}" if header else "the header"
+        with _field_limit(sys.maxsize):
+            column = _unfinished(next(csv.reader(lines, delimiter=delimiter), []), header, str(error))
+        raise UserError(
+            f"{key}: {path} is not a table of separated values: {row}{column}, line {reader.line_num}: {error}; "
+            "is a quotation mark not closed, or not doubled inside a quoted text?"
+        ) from None
     return rows
 
 
-def _json(path: Path) -> list[Row]:
+def _noted(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
+    """The lines, each appended to `kept` before it is handed on."""
+    for line in lines:
+        kept.append(line)
+        yield line
+
+
+@contextmanager
+def _field_limit(most: int) -> Iterator[None]:
+    """Let the csv module read cells of up to `most` characters, instead of 131,072."""
+    before = csv.field_size_limit(most)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _named(header: Sequence[str], values: Sequence[str], number: int, path: Path) -> Row:
+    if len(values) != len(header):
+        raise UserError(
+            f"row {number} of {path} has {len(values)} values for {len(header)} columns; quote texts that hold a separator"
+        )
+    return dict(zip(header, values, strict=True))
+
+
+def _unfinished(values: Sequence[str], header: Sequence[str], error: str) -> str:
+    """The column of a row's last cell or of its first one that is too long, in words; "" where it cannot be told."""
+    long = [place for place, value in enumerate(values) if len(value) > LONGEST]
+    if not values or not (long or error.startswith("unexpected end")):
+        return ""
+    place = long[0] if long else len(values) - 1
+    return f", column {header[place]!r}" if place < len(header) else f", value {place + 1}"
+
+
+def _jsonl(path: Path, key: str) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(read_lines(path, key), start=1):
+        if not line.strip():
+            continue
+        row = parsed(line, f"line {number} of {path}")
+        if not isinstance(row, dict):
+            raise UserError(f"line {number} of {path} is not an object with the columns as keys")
+        rows.append(_checked(row, len(rows) + 1, path))
+    return rows
+
+
+def _json(path: Path, key: str) -> list[Row]:
+    text = read_text(path, key)
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{key}: {path} holds lists or objects nested too deeply; flatten it") from None
     except ValueError:
-        return _jsonl(path)
+        return _jsonl(path, key)
     if isinstance(content, dict):
         content = content.get("Data", [content])
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise UserError(f"{path} is not a list of objects with the columns as keys")
-    return content
+    return [_checked(row, number, path) for number, row in enumerate(content, start=1)]
 
 
-def _parquet(path: Path) -> list[Row]:
+def _checked(row: Row, number: int, path: Path) -> Row:
+    """A row of JSON without lone surrogates, and not nested beyond what later steps can print and copy."""
+    for column, value in row.items():
+        if reason := _surrogate(column) or _nested_flaw(value, 0):
+            raise UserError(f"row {number} of {path}, column {column!r}: {reason}")
+    return row
+
+
+def _nested_flaw(value: Any, depth: int) -> str:
+    if isinstance(value, str):
+        return _surrogate(value)
+    if not isinstance(value, dict | list):
+        return ""
+    if depth == _DEEPEST:
+        return f"lists or objects nested more than {_DEEPEST} times; flatten them, or remove the column"
+    inner = chain(value, value.values()) if isinstance(value, dict) else value
+    return next((reason for each in inner if (reason := _nested_flaw(each, depth + 1))), "")
+
+
+def _parquet(path: Path, _key: str) -> list[Row]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return list(parquet.read_table(path).to_pylist())
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a parquet file ({error})") from None
+    try:
+        return list(table.to_pylist())
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{_unreadable_cell(table, path)} cannot be read ({error}); write the file again") from None
+
+
+def _unreadable_cell(table: Any, path: Path) -> str:
+    """Row and column of the first cell of a pyarrow table that is no Python value, such as text that is not UTF-8."""
+    for column, cells in zip(table.column_names, table.columns, strict=True):
+        for number, cell in enumerate(cells, start=1):
+            try:
+                cell.as_py()
+            except (ValueError, OverflowError):
+                return f"row {number} of {path}, column {column!r}"
+    return str(path)
 
 
 _READERS = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}

@@ -1,0 +1,77 @@
+"""Groups as numbers: the same as numpy's, in memory that does not grow with the longest name."""
+
+import tracemalloc
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ghosttrack.codes import codes_of
+from ghosttrack.detection import representations, splits, transfer
+from ghosttrack.evaluation import statistics
+
+ROWS = 400
+LABELS = np.arange(ROWS) % 2
+# As padded text the groups take ROWS x 4 bytes x 50,000 characters: 80 MB a copy.
+MOST = 20_000_000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["b", "a", "b", ""],
+        ["10", "9", "1", "é", "z", "Z", "\U0001f600", "\uffff"],
+        ["a b", "a", "ab", "a  b", " a"],
+        [3, 10, 3, 1],
+        [None, "None", float("nan"), "nan", 1.5],
+        [],
+    ],
+)
+def test_codes_are_those_of_the_padded_text(values: list[Any]) -> None:
+    names, code, count = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True, return_counts=True)
+    found = codes_of(values)
+    assert found.names.tolist() == names.tolist()
+    assert found.code.tolist() == code.tolist()
+    assert found.size.tolist() == count.tolist()
+    assert found.code.dtype == np.int64
+
+
+def test_codes_of_random_names_are_those_of_the_padded_text() -> None:
+    generator = np.random.default_rng(0)
+    letters = np.array(list("aAbé \u4e00\U0001f600"), dtype=object)
+    values = ["".join(generator.choice(letters, generator.integers(1, 5))) + "." for _ in range(2000)]
+    names, code = np.unique(np.array(values), return_inverse=True)
+    found = codes_of(values)
+    assert found.names.tolist() == names.tolist()
+    assert found.code.tolist() == code.tolist()
+
+
+def in_own_units(units: Any) -> Any:
+    found: Any = SimpleNamespace(relation=units, dataset=np.full(ROWS, "a", dtype=object))
+    return transfer.own_units(np.ones((ROWS, 2)), found)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda units: statistics.bootstrap_auroc(LABELS, LABELS[None].astype(np.float64), units, 100, 0),
+        lambda units: splits.sample_units(units, 200, 0),
+        lambda units: splits.assign_folds(LABELS, units, 3, 0),
+        transfer.left_out,
+        in_own_units,
+        lambda units: representations.by_relation(pd.DataFrame({"a": LABELS}), list(units)),
+    ],
+    ids=["bootstrap", "sample", "folds", "left out", "own units", "by relation"],
+)
+def test_one_long_name_among_many_takes_no_memory_for_each_of_them(work: Callable[[Any], Any]) -> None:
+    units = np.array([f"group {row // 4}" for row in range(ROWS)], dtype=object)
+    work(units)  # what is imported on the way
+    units[:4] = "g" * 50_000
+    tracemalloc.start()
+    work(units)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MOST
