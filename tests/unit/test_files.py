@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import pytest
 from disk_spy import Disk, run_until
-from small_stores import flip, overwrite
 
 from ghosttrack import files
 from ghosttrack.errors import UserError
@@ -237,31 +236,6 @@ def test_a_lock_that_is_asked_about_for_an_instant_is_waited_for(
     with nullcontext() if had else pytest.raises(UserError, match="in use by an unnamed process"), files.lock(folder):
         assert (folder / "lock").exists()
     assert sum(slept) == pytest.approx(0.1 * min(refusals, 3))  # no pause where no other try follows
-
-
-# A quarter larger than what is sampled: blocks have gaps between them.
-WEIGHTS = bytes(files.SAMPLED_BLOCKS * files.BLOCK_BYTES * 5 // 4)
-
-
-@pytest.mark.parametrize("share", [0, 1 / 64, 1 / 2, 63 / 64])
-def test_weights_that_differ_in_one_block_have_another_digest(share: float, tmp_path: Path) -> None:
-    one, other = tmp_path / "one" / "weights", tmp_path / "other" / "weights"
-    for path in (one, other):
-        path.parent.mkdir()
-        path.write_bytes(WEIGHTS)
-    assert files.sampled_sha256([one]) == files.sampled_sha256([other])
-    overwrite(other, int(share * len(WEIGHTS)), flip, 1)
-    assert files.sampled_sha256([one]) != files.sampled_sha256([other])
-
-
-def test_weights_of_another_name_size_or_number_have_another_digest(tmp_path: Path) -> None:
-    kinds = {"a": WEIGHTS, "b": WEIGHTS, "c": WEIGHTS + bytes(1)}
-    for name, content in kinds.items():
-        (tmp_path / name).write_bytes(content)
-    a, b, c = (tmp_path / name for name in kinds)
-    digests = [files.sampled_sha256(paths) for paths in ([a], [b], [c], [a, b], [])]
-    assert len(set(digests)) == len(digests)
-    assert files.sampled_sha256([b, a]) == files.sampled_sha256([a, b])
 
 
 def test_the_weights_of_a_model_folder_are_found_whatever_their_format(tmp_path: Path) -> None:
