@@ -20,9 +20,13 @@ import pytest
 from ghosttrack import files, launch, lease
 
 SNAKEFILE = """
+import time
 from pathlib import Path
 from ghosttrack import lease, orphans
 from ghosttrack.errors import UserError
+
+while Path("reading").exists():
+    time.sleep(0.05)
 
 onstart:
     try:
@@ -310,6 +314,25 @@ def test_a_snakemake_whose_launch_alone_was_killed_keeps_the_lease(folder: Path)
     assert len(began(folder)) == 1
 
 
+@pytest.mark.parametrize("place", [HERE, Place(site=HERE.site + NO_FLOCK)], ids=["flock", "no flock"])
+def test_a_snakemake_that_still_reads_its_workflow_keeps_the_lease_of_its_killed_launch(
+    folder: Path, place: Place
+) -> None:
+    (folder / "reading").touch()
+    run = place.start(folder, "ghosttrack.launch", *COMMAND)
+    until(lambda: (found := lease.current(folder)) and found.lease and found.lease.pid != run.pid, "Snakemake")
+    (snakemake,) = psutil.Process(run.pid).children()
+    run.kill()
+    run.wait()
+    code, said = place.run(folder, "ghosttrack.launch", *COMMAND)
+    assert (code, f"another run is at work in this folder: {files.user_name(os.getuid())}" in said) == (1, True), said
+    assert f"kill {snakemake.pid}" in said
+    (folder / "go").touch()
+    (folder / "reading").unlink()
+    until(lambda: lease.current(folder) is None, "the end of the run")
+    assert len(began(folder)) == 1
+
+
 def test_a_snakemake_that_was_killed_under_launch_leaves_a_dead_lease(folder: Path) -> None:
     run = at_work(folder, HERE)
     (snakemake,) = psutil.Process(run.pid).children()
@@ -336,6 +359,7 @@ def test_a_signal_reaches_snakemake_which_ends_in_order(folder: Path, number: si
         (folder / "go").touch()  # Snakemake lets running jobs finish
     run.wait(timeout=60)
     said = screens[run.pid].read_text()
+    assert "launch.py" not in said  # no traceback of its own
     assert ("Terminating processes" if number == signal.SIGINT else "Will exit after finishing") in said
     assert lease.current(folder) is None
     assert locks(folder) == {}

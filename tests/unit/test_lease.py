@@ -315,7 +315,7 @@ def test_of_several_challengers_exactly_one_wins_each_time(tmp_path: Path, flock
     said = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0] * 5, said
     counts = [[int(number) for number in text.split()] for text in said]
-    assert all(turns > 0 for turns, _ in counts), counts
+    assert sum(turns for turns, _ in counts) > 10, counts
     assert sum(others for _, others in counts) > 0, counts
 
 
