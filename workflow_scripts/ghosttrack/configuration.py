@@ -5,6 +5,7 @@ Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and
 
 import difflib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
 from ghosttrack.settings import DatasetSettings, Settings, section_type
 
+# Values in errors: the beginning of long ones, so that a list of thousands does not fill the screen.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlevel = 3
 # `model=both` compares the two models of the original work.
 MODEL_GROUPS = {"both": ["gpt2-small", "gpt2-medium"]}
 
@@ -100,8 +105,10 @@ def _read_choice(folder: Path, name: str, key: str, also: list[str] | None = Non
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: lists or keys nested too deeply") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     return str(path), values
@@ -123,10 +130,13 @@ def _describe_directory(path: Path) -> dict[str, Any]:
         about = about.get("text_config", about)
         n_layers = about.get("num_hidden_layers", about.get("n_layer"))
         d_model = about.get("hidden_size", about.get("n_embd"))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"model_path: {path / 'config.json'} cannot be read: {error}") from None
-    if not n_layers or not d_model:
-        raise UserError(f"model_path: {path / 'config.json'} names no num_hidden_layers and hidden_size")
+    if not all(isinstance(size, int) and size > 0 for size in (n_layers, d_model)):
+        raise UserError(
+            f"model_path: {path / 'config.json'} names no num_hidden_layers and hidden_size above 0, "
+            f"found {_SHORT.repr(n_layers)} and {_SHORT.repr(d_model)}"
+        )
     return {
         "source": {"kind": "directory", "id": str(path)},
         "dimensions": {"n_layers": n_layers, "d_model": d_model},
@@ -150,8 +160,14 @@ def _lenient(key: str, value: Any) -> Any:
     if isinstance(value, str):
         try:
             return yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"{key}: {value!r} is not valid YAML; write e.g. --config 'sae={{k: 32}}'") from None
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ):  # also a number of too many digits, and a date that is none
+            raise UserError(
+                f"{key}: {_SHORT.repr(value)} is not valid YAML; write e.g. --config 'sae={{k: 32}}'"
+            ) from None
     return value
 
 
@@ -192,7 +208,7 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
         elif item["type"] == "value_error":
             lines.append(str(item["ctx"]["error"]))
         else:
-            lines.append(f"{key}: {item['input']!r} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}")
+            lines.append(f"{key}: {_SHORT.repr(item['input'])} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}")
     return "; ".join(dict.fromkeys(lines))
 
 
