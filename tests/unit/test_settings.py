@@ -1,17 +1,21 @@
 """Precedence, lenient reading of the command line, and errors that name the key."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from ghosttrack import manual
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
-from ghosttrack.settings import Settings
+from ghosttrack.settings import Settings, section_type
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "config"
+# Written out it has 10^9 items.
+BOMB = "path: [" + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 10 if n else ['x'] * 10)}]" for n in range(9)) + "]"
 
 
 def one(**config: Any) -> Settings:
@@ -127,6 +131,74 @@ def test_a_directory_of_weights_tells_its_own_size(tmp_path: Path) -> None:
     assert found.source.kind == "directory"
     assert found.dimensions is not None
     assert (found.dimensions.n_layers, found.dimensions.d_model, found.sae.d_sae) == (5, 24, 96)
+
+
+def test_as_many_shards_and_layers_as_file_names_can_count_are_accepted_and_no_more() -> None:
+    size = {"n_layers": 96, "d_model": 8}
+    few = {"dimensions": size, "corpus": {"context": 8}, "activations": {"layers": "all", "rows_per_job": 16}}
+    found = one(**{**few, "corpus": {"context": 8, "tokens": 9_999 * 16}})
+    assert (found.shards, len(found.layers)) == (9_999, 96)
+    refused = {**few, "corpus": {"context": 8, "tokens": 9_999 * 16 + 1}}
+    message = (
+        r"activations\.rows_per_job: 16 tokens a job make 10,000 extraction jobs a layer, more than 9,999; "
+        r"set it to at least 24, or corpus\.tokens to at most 159984"
+    )
+    with pytest.raises(UserError, match=message):
+        one(**refused)
+    assert one(**{**refused, "activations": {"layers": "all", "rows_per_job": 24}}).shards == 6_667
+    assert one(**{**refused, "corpus": {"context": 8, "tokens": 159_984}}).shards == 9_999
+    assert one(dimensions={"n_layers": 999, "d_model": 8}, activations={"layers": "all"}).layers[-1] == 998
+    with pytest.raises(UserError, match=r"dimensions\.n_layers: 1000 does not fit"):
+        one(dimensions={"n_layers": 1000, "d_model": 8}, activations={"layers": "all"})
+
+
+def numbers(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Keys of all numbers, and whether they stand in a list."""
+    for name, field in section.model_fields.items():
+        inner = section_type(field.annotation)
+        kinds = {field.annotation, *getattr(field.annotation, "__args__", ())}
+        if inner is not None:
+            yield from numbers(inner, f"{prefix}{name}.")
+        elif kinds & {int, float}:
+            yield f"{prefix}{name}", False
+        elif kinds & {list[int], list[float]}:
+            yield f"{prefix}{name}", True
+
+
+@pytest.mark.parametrize(("key", "several"), list(numbers(Settings)))
+def test_a_number_that_no_run_can_have_is_refused_by_its_key(tmp_path: Path, key: str, several: bool) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.yaml").write_text("source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}")
+    for value in (-1, 10**30, -(10**30), float("nan"), float("inf"), 1e300, "9" * 5000, "[" * 10_000):
+        given: Any = [value] if several else value
+        for name in reversed(key.split(".")):
+            given = {name: given}
+        with pytest.raises(UserError, match=key.rpartition(".")[2]) as error:
+            load({"model": "m", **given}, tmp_path)
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 10_000, "{path: 2024-13-45}", "max_examples: " + "9" * 5000, "a: \udce4", BOMB], ids=range(5)
+)
+def test_a_file_of_settings_that_is_no_yaml_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "mine.yaml").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"datasets/mine\.yaml: ") as error:
+        load_dataset("mine", tmp_path)
+    assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "about",
+    ["[" * 100_000, '{"hidden_size": "64", "num_hidden_layers": 2}', '{"hidden_size": 64, "num_hidden_layers": -2}'],
+    ids=["deep", "text", "negative"],
+)
+def test_a_model_whose_config_names_no_size_is_refused(tmp_path: Path, about: str) -> None:
+    (tmp_path / "config.json").write_text(about)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model_path: .*config\.json"):
+        one(model="mine", model_path=str(tmp_path))
 
 
 def test_shards_cover_every_context_once() -> None:

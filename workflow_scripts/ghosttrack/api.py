@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.rows import LONGEST_TEXT, flaw
 
 # Texts that are sorted by length together; changes no result but for rounding.
 WINDOW = 256
@@ -195,6 +196,9 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
         given = Text(**{key: str(value or "") for key, value in given.items()})
     if not given.text.strip():
         raise UserError(f"text {number}: expected text, found nothing")
+    for name in ("text", "answer", "id", "context"):
+        if reason := flaw(getattr(given, name), LONGEST_TEXT):
+            raise UserError(f"text {number}: {name}: {reason}")
     context = given.context.strip()
     return given._replace(id=given.id or str(number), context=f"{context}\n" if context else "")
 

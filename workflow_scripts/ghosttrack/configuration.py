@@ -133,17 +133,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {described(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except NOT_YAML as error:
+        raise UserError(f"{path}: not valid YAML: {described(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     return values
 
 
-def described(error: yaml.YAMLError) -> str:
+# What reading YAML may raise: a number of too many digits and a date that is none are a ValueError.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def described(error: Exception) -> str:
     """What is wrong with YAML text and where, on one line."""
+    if isinstance(error, RecursionError):
+        return "lists or keys nested too deeply"
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark
@@ -166,10 +174,13 @@ def _describe_directory(path: Path) -> dict[str, Any]:
         about = about.get("text_config", about)
         n_layers = about.get("num_hidden_layers", about.get("n_layer"))
         d_model = about.get("hidden_size", about.get("n_embd"))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"model_path: {path / 'config.json'} cannot be read: {error}") from None
-    if not n_layers or not d_model:
-        raise UserError(f"model_path: {path / 'config.json'} names no num_hidden_layers and hidden_size")
+    if not all(isinstance(size, int) and size > 0 for size in (n_layers, d_model)):
+        raise UserError(
+            f"model_path: {path / 'config.json'} names no num_hidden_layers and hidden_size above 0, "
+            f"found {names.short(n_layers)} and {names.short(d_model)}"
+        )
     return {
         "source": {"kind": "directory", "id": str(path)},
         "dimensions": {"n_layers": n_layers, "d_model": d_model},
@@ -190,9 +201,10 @@ def _lenient(key: str, value: Any) -> Any:
     if isinstance(value, str):
         try:
             return parse_yaml(value)
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             raise UserError(
-                f"{key}: {value!r} is not valid YAML ({described(error)}); write e.g. --config 'sae={{k: 32}}'"
+                f"{key}: {names.short(value)} is not valid YAML ({described(error)}); "
+                "write e.g. --config 'sae={k: 32}'"
             ) from None
     return value
 
@@ -259,9 +271,10 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
         elif item["type"] == "string_type":
             lines.append(f"{listed}: {names.quotes_needed(item['input'])}")
         elif item["type"] == "list_type":
-            lines.append(f"{key}: {item['input']!r} is no list; write square brackets, as in [{item['input']}]")
+            found = names.short(item["input"])
+            lines.append(f"{key}: {found} is no list; write square brackets, as in [{str(item['input'])[:120]}]")
         else:
-            lines.append(f"{key}: {item['input']!r} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}")
+            lines.append(f"{key}: {names.short(item['input'])} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}")
     return "; ".join(dict.fromkeys(lines))
 
 

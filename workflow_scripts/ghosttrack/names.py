@@ -5,6 +5,7 @@ puts the settings key in front. The Snakefile imports this module, so `packaging
 """
 
 import re
+import reprlib
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any
@@ -32,11 +33,22 @@ class InvalidNameError(ValueError):
     """A value that the workflow cannot use as a name or a path; the message goes behind the settings key."""
 
 
+# Values in errors: the beginning of long ones, so that a list of thousands does not fill the screen.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlevel = 3
+
+
+def short(value: Any) -> str:
+    """A value of the settings for a message, cut where it is long or nested deeply."""
+    return _SHORT.repr(value)
+
+
 def quotes_needed(value: Any) -> str:
     """Why a value that YAML does not read as text (2024, true, null, 1.10) cannot be a name, and the remedy."""
     kinds = {bool: "a truth value", int: "a number", float: "a number", type(None): "no value at all"}
     kind = kinds.get(type(value), f"a {type(value).__name__}")
-    return f"{value!r} is read as {kind}, not as text; write it in quotation marks"
+    return f"{short(value)} is read as {kind}, not as text; write it in quotation marks"
 
 
 def model(name: str) -> str:

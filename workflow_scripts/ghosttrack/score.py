@@ -6,12 +6,15 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ghosttrack import api, files
 from ghosttrack.api import Score, Text
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import lines
+from ghosttrack.inputs.rows import LONGEST_TEXT, flaw, read_rows, require_columns, text_of
 
 # Columns of the csv form, in order; tokens and reasons are one cell each.
 COLUMNS = ("id", "probability", "verdict", "log_odds", "output", "answer", "text", "tokens", "reasons")
@@ -21,14 +24,13 @@ def read_context(path: Path | str | None) -> str:
     """What stands before texts that have no context of their own: a text file as it is; "" without one.
 
     Raises:
-        UserError: it is missing, no text, or empty.
+        UserError: it is missing, no text, empty, or longer than a text may be.
     """
     if not path:
         return ""
-    try:
-        found = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"context: {path} cannot be read ({error}); expected a text file") from None
+    found = "".join(islice(chain.from_iterable(lines.read_lines(Path(path), "context")), LONGEST_TEXT + 1))
+    if len(found) > LONGEST_TEXT:
+        raise UserError(f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are enough")
     if not found.strip():
         raise UserError(
             f"context: {path} is empty; expected a few true statements of the kind that is judged, one a line"
@@ -48,13 +50,12 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
     if path.suffix.lower() == ".txt":
         if not path.is_file():
             raise UserError(f"texts: {path} is not there; expected a text file with one text a line")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        yield from (
-            Text(line.strip(), "", str(number), context) for number, line in enumerate(lines, start=1) if line.strip()
-        )
+        for number, line in enumerate(lines.read_lines(path, "texts"), start=1):
+            if reason := flaw(line.strip(), LONGEST_TEXT):
+                raise UserError(f"texts: line {number} of {path}: {reason}")
+            if line.strip():
+                yield Text(line.strip(), "", str(number), context)
         return
-    from ghosttrack.inputs.rows import read_rows, require_columns, text_of
-
     rows = read_rows(path, "texts")
     require_columns(rows[0], [("", "text")], str(path))
     for number, row in enumerate(rows, start=1):
@@ -120,9 +121,9 @@ def write(scores: Iterable[Score], path: Path | None, about: Mapping[str, Any]) 
             sys.stdout.flush()
         return
     form = path.suffix.lower()
-    lines = html(scores, about) if form == ".html" else FORMS[form](scores)
+    written = html(scores, about) if form == ".html" else FORMS[form](scores)
     with files.atomic_write(path) as stream:
-        for line in lines:
+        for line in written:
             stream.write(line)
 
 

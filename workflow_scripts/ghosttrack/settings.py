@@ -4,17 +4,24 @@ Science lives here; machine knobs (batches, workers, memory, time) are rule reso
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ghosttrack import names
 
+# Numbers beyond this are typing errors: no run has as many tokens, and sizes and hours are computed from them.
+_LARGEST = 10**12
+# Extraction jobs of a layer: file names count them with four digits.
+MOST_SHARDS = 9_999
+_LARGEST_SEED = 2**31 - 1
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceSettings(Section):
@@ -134,7 +141,9 @@ class SaeSettings(Section):
         description="What the layers' SAEs have in common. `independent`: nothing, each begins with random directions of its own; `common`: they begin with the same random directions, and equal numbers often come to mean similar features; `anchored`: they begin with the trained SAE of one layer, and equal numbers mostly go on to mean equal features; `shared`: one dictionary learns from all layers at once, and all have the same features.",
     )
     anchor: int | None = Field(
-        None, description="`anchored`: the layer that the others begin with; null: the middle one of the analysed."
+        None,
+        ge=0,
+        description="`anchored`: the layer that the others begin with; null: the middle one of the analysed.",
     )
     anchored_epochs: int | None = Field(
         None,
@@ -526,7 +535,7 @@ class Settings(Section):
         None,
         description="A file in config/presets. `laptop`: little text and small batches, as in the embedded default; `seed`: the original work's data sets and, for the two GPT-2 models, its SAE batches.",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, le=_LARGEST_SEED, description="Seed of everything random.")
     strict: bool = Field(False, description="Fail the run when a headline claim is not established.")
     datasets: list[names.DatasetName] = Field(
         [
@@ -599,6 +608,20 @@ class Settings(Section):
         return max(1, self.activations.rows_per_job // self.corpus.context)
 
     @model_validator(mode="after")
+    def _plannable(self) -> Self:
+        for key, value in _numbers(self.model_dump(), ""):
+            if abs(value) > _LARGEST:
+                raise ValueError(f"{key}: {value:.3g} is too large; expected at most {_LARGEST:,}")
+        if self.shards > MOST_SHARDS:
+            rows = -(-self.contexts // MOST_SHARDS) * self.corpus.context
+            tokens = MOST_SHARDS * self.contexts_per_shard * self.corpus.context
+            raise ValueError(
+                f"activations.rows_per_job: {self.activations.rows_per_job:,} tokens a job make {self.shards:,} extraction "
+                f"jobs a layer, more than {MOST_SHARDS:,}; set it to at least {rows}, or corpus.tokens to at most {tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.dimensions is None:
             raise ValueError("dimensions: n_layers and d_model of the model are needed in its file in config/models")
@@ -611,7 +634,7 @@ class Settings(Section):
                 )
         named: dict[str, list[Any]] = {
             "datasets": [*self.datasets], "tracking.variants": [*self.tracking.variants], "sweep.layers": self.sweep_layers,
-            "sweep.k": self.sweep.k, "sweep.seeds": self.sweep.seeds,
+            "sweep.k": self.sweep.k, "sweep.seeds": self.sweep.seeds, "detection.fold_seeds": self.detection.fold_seeds,
         }  # fmt: skip
         for key, values in named.items():
             if len(set(values)) < len(values):
@@ -623,6 +646,8 @@ class Settings(Section):
             )
         if foreign := set(self.sweep_layers) - set(self.layers):
             raise ValueError(f"sweep.layers: {min(foreign)} is not among the analysed layers (activations.layers)")
+        if min(self.detection.fold_seeds) < 0 or max(self.detection.fold_seeds) > _LARGEST_SEED:
+            raise ValueError(f"detection.fold_seeds: {self.detection.fold_seeds} must lie within 0..{_LARGEST_SEED}")
         if min(self.sweep.k) < 1 or min(self.sweep.seeds) < 0:
             raise ValueError(f"sweep: k {self.sweep.k} must be above 0, seeds {self.sweep.seeds} not below it")
         if reserved := {"all_strict", "generated", "all_answers"} & set(self.datasets):
@@ -646,6 +671,18 @@ class Settings(Section):
                 f"sae.batch: {self.sae.batch} rows cannot hold one of each of the {len(self.layers)} layers"
             )
         return self
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, int | float]]:
+    """Every number in nested settings with its key."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _numbers(each, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _numbers(each, key)
+    elif isinstance(value, int | float):
+        yield key, value
 
 
 def section_type(annotation: Any) -> type[BaseModel] | None:

@@ -348,15 +348,27 @@ def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
     ("arguments", "words"),
     [
         (["a", "--context", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["a", "--context", "long.txt"], "long.txt has more than 100,000 characters"),
+        (["--texts", "latin.txt"], "texts: latin.txt is not UTF-8 text: line 2 holds the byte 0xfc at offset 5"),
+        (["--texts", "long.txt"], "texts: line 1 of long.txt: 100,001 characters, more than 100,000"),
+        (["Z\udcfcrich is a city."], "text 1: text: character 2 is half of a surrogate pair"),
         ([], "give texts either"), (["a", "--texts", "b.csv"], "give texts either"), (["a", "b", "--answer", "c"], "exactly one text"),
         (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "texts: nowhere.csv is not there"),
         (["a", "b"], "quotation marks"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_is_answered_in_one_line(
-    run: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert score.main([str(run), *arguments]) == 2
+    (tmp_path / "long.txt").write_text("a" * 100_001)
+    (tmp_path / "latin.txt").write_bytes("abc\nZürich".encode("latin-1"))
+    monkeypatch.chdir(tmp_path)
+    assert score.main([str(run.absolute()), *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1

@@ -122,7 +122,7 @@ def site_modules(model: nn.Module, layers: Sequence[int], site: Site) -> list[nn
 
 def tokens_sha256(tokens: npt.NDArray[np.int32]) -> str:
     """Hex SHA-256 of a token array, little-endian int32 in C order."""
-    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").data).hexdigest()
 
 
 def open_packed(
