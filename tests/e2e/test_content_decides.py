@@ -23,7 +23,7 @@ def results(house: Path) -> Path:
 
 def said(house: Path, *given: str) -> str:
     """What a dry run prints."""
-    result = snakemake(house, *RUN, *given, "-n")
+    result = snakemake(house, "-n", *RUN, *given)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout + result.stderr
 

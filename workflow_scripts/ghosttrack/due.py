@@ -66,7 +66,7 @@ def _judge(request: Request, digests: dict[str, str | None]) -> Verdict:
     """State of a job whose inputs are made by no job that is due. `digests`: of each path that was read already."""
     if request.call:
         return Verdict("due", request.call)
-    verdict = Verdict("current")
+    missing, damaged = False, list[str]()
     for output in request.outputs:
         standing = _digest(output, digests)
         record = records.read(output)
@@ -74,11 +74,12 @@ def _judge(request: Request, digests: dict[str, str | None]) -> Verdict:
             return Verdict("due", f"{output} has no record of what it was made from")
         if record is not None and (reason := _disagreement(request, record, digests)):
             return Verdict("due", reason)
-        if standing is None and verdict.state == "current":
-            verdict = Verdict("missing")
-        elif record is not None and standing not in (None, record.sha256):
-            verdict = Verdict("damaged", f"{output} is not what its job wrote (damaged or edited)")
-    return verdict
+        missing = missing or standing is None
+        if record is not None and standing not in (None, record.sha256):
+            damaged.append(output)
+    if damaged:
+        return Verdict("damaged", f"{' and '.join(damaged)}: not what the job wrote (damaged or edited)")
+    return Verdict("missing" if missing else "current")
 
 
 def _digest(path: str, digests: dict[str, str | None]) -> str | None:
