@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -104,6 +105,16 @@ def test_live_or_dead_follows_from_place_process_date_and_lock(
             fcntl.flock(stream, fcntl.LOCK_EX)
         live = standing(tmp_path).live
     assert live == (locked or (state == "alive" if seen_from_here else age == "fresh"))
+
+
+def test_a_copy_of_a_folder_is_not_held_by_the_run_in_the_original(tmp_path: Path) -> None:
+    held = lease.acquire(tmp_path / "original", "snakemake saes")
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    assert standing(tmp_path / "original").live
+    assert not standing(tmp_path / "copy").live
+    (tmp_path / "original").rename(tmp_path / "moved")
+    assert standing(tmp_path / "moved").live
+    held.leave()
 
 
 AS_STRANGER = """
@@ -345,7 +356,8 @@ def test_the_old_holder_notices_that_it_lost_the_lease(tmp_path: Path, monkeypat
     assert len(said) == 1
     assert "the run of bob on node7" in said[0]
     assert "no sign of life for more than 120 s" in said[0]
-    assert standing(tmp_path).lease == new  # it is not given back with the old one
+    found = standing(tmp_path)
+    assert found.lease == new._replace(inode=found.inode)  # it is not given back with the old one
 
 
 def test_a_deleted_lease_is_made_again(tmp_path: Path) -> None:
@@ -354,7 +366,7 @@ def test_a_deleted_lease_is_made_again(tmp_path: Path) -> None:
     held.path.parent.rmdir()
     assert held.renew()
     assert standing(tmp_path).locked
-    assert standing(tmp_path).lease == held.lease
+    assert standing(tmp_path).lease == held.lease._replace(inode=held.path.stat().st_ino)
     held.release()
 
 

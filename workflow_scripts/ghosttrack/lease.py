@@ -60,6 +60,7 @@ class Lease(NamedTuple):
     command: str
     started: str  # local time with its offset from UTC
     users: list[int]  # ids of everyone who has held this folder's lease: their Slurm jobs may still be queued
+    inode: int = 0  # of the lease's file: a copy of the folder holds a copy of the lease
 
 
 class Found(NamedTuple):
@@ -71,10 +72,13 @@ class Found(NamedTuple):
     modified: float  # date of its last renewal, s
     silent: float  # seconds since then, by the file system's clock
     locked: bool  # whether a process holds its flock
+    inode: int = 0
 
     @property
     def alive(self) -> bool | None:
-        """Whether its process exists; None where this machine cannot tell."""
+        """Whether its process exists and works here; None where this machine cannot tell."""
+        if self.lease and self.lease.inode not in (0, self.inode) and _same_processes(self.lease):
+            return False  # the folder is a copy: its run works in the original
         return _alive(self.lease) if self.lease else None
 
     @property
@@ -183,7 +187,7 @@ class Held:
         """Name process `pid` of this machine as the holder: the Snakemake that works under the lease."""
         self.lease = self.lease._replace(pid=pid, ticks=_ticks(pid))
         with contextlib.suppress(OSError):  # no room: the old record stays right as long as its process lives
-            os.pwrite(self.handle, _packed(self.lease), 0)
+            _put(self.handle, self.lease)
 
     def release(self) -> None:
         """Give the lease back, so that the next run starts at once."""
@@ -237,9 +241,10 @@ def users(folder: Path) -> set[int]:
 
 
 def _found(number: int, path: Path, handle: int, now: float) -> Found:
-    modified = os.fstat(handle).st_mtime
+    status = os.fstat(handle)
     lease = _unpacked(os.pread(handle, 2 * _RECORD_BYTES, 0))
-    return Found(number, path, lease, modified, now - modified, _flock_is_held(handle))
+    silent = now - status.st_mtime
+    return Found(number, path, lease, status.st_mtime, silent, _flock_is_held(handle), status.st_ino)
 
 
 @contextlib.contextmanager
@@ -440,8 +445,12 @@ def _create(folder: Path, number: int, lease: Lease) -> int | None:
 def _fill(handle: int, lease: Lease) -> None:
     with contextlib.suppress(OSError):  # flock does not work here: process and date decide
         files.flock(handle)
-    os.pwrite(handle, _packed(lease), 0)
+    _put(handle, lease)
     os.fsync(handle)
+
+
+def _put(handle: int, lease: Lease) -> None:
+    os.pwrite(handle, _packed(lease._replace(inode=os.fstat(handle).st_ino)), 0)
 
 
 def _withdraw(path: Path, handle: int) -> None:
