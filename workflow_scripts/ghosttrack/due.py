@@ -219,8 +219,10 @@ def _content_dag(base: type[Any]) -> type[Any]:
                     for path in job.input:
                         path._file = flag(path._file, "ancient")
             self._current = frozenset(job for job, verdict in judged if verdict.state == "current")
-            # Nor may what Snakemake remembers of earlier attempts: it keeps the settings of a failed job.
-            self.workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
+            # Nor may what Snakemake remembers of earlier attempts: it keeps the settings of a failed job. A workflow
+            # that uses this one as a module has rules of its own, which need it.
+            if len(jobs) == sum(bool(job.output) for job in self.jobs):
+                self.workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
             if self.workflow.executor_plugin:  # not for lists, graphs and lint
                 sys.stderr.write(described(requests, [verdict for _, verdict in judged]))
 

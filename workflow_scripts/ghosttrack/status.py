@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ghosttrack import activity, forecast, monitor, plan, slurm
-from ghosttrack.configuration import load, load_dataset
+from ghosttrack.configuration import load, load_dataset, read_yaml
 from ghosttrack.errors import UserError
 from ghosttrack.progress import duration
 from ghosttrack.settings import DatasetSettings, Settings
@@ -289,12 +289,7 @@ def read_config(path: Path, given: list[str]) -> dict[str, Any]:
     Raises:
         UserError: a word without `=`, or a file that is not YAML.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {type(found).__name__}")
+    found = read_yaml(path)
     for word in given:
         key, equals, text = word.partition("=")
         if not equals or not key:

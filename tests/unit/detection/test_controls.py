@@ -43,6 +43,13 @@ def test_question_or_answer_alone_is_exactly_at_chance_in_swap_blocks(control: o
     assert auroc(*scored(statements(), control)) == 0.5
 
 
+@pytest.mark.parametrize("answer", ["", "7"])
+def test_answers_that_are_empty_or_one_character_leave_a_control_at_chance(answer: str) -> None:
+    table = statements().assign(answer=answer, question="")
+    for control in (controls.answer_only, controls.question_only):
+        assert auroc(*scored(table, control)) == 0.5
+
+
 def test_an_embedding_probe_is_exactly_at_chance_in_swap_blocks() -> None:
     table = statements()
     rng = np.random.default_rng(0)

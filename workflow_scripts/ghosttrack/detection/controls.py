@@ -57,6 +57,8 @@ def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
     train: list[Any] = []
     test: list[Any] = []
     for analyzer, pattern, span in (("word", r"\w+|[^\w\s]", (1, 2)), ("char", None, (2, 5))):
+        if analyzer == "char" and max(map(len, texts[step.train])) < span[0]:
+            continue  # texts without answers or questions: no two characters stand together
         vectorizer = TfidfVectorizer(analyzer=analyzer, token_pattern=pattern, ngram_range=span, sublinear_tf=True)
         train.append(vectorizer.fit_transform(texts[step.train]))
         test.append(vectorizer.transform(texts[step.test]))
