@@ -365,3 +365,32 @@ def test_other_relations_and_other_seeds_are_asked_for_by_name_and_use_a_sweep_o
     swept = "sweep={layers: [10, 12, 14, 16, 18, 20], k: [64]}"
     result = snakemake(house, "--profile", "profiles/local", "seed_variance", "-n", "--config", swept)
     assert job_counts(result.stdout + result.stderr)["sweep_sae"] == 6
+
+
+OUTER = """
+config["model"] = "tiny-gpt2"
+module ghosttrack:
+    snakefile: "{snakefile}"
+    config: config
+use rule * from ghosttrack as gt_*
+rule mine:
+    output: "mine.txt"
+    params: word=open("word").read()
+    shell: "echo {{params.word}} > {{output}}"
+rule top:
+    default_target: True
+    input: "mine.txt", "results/tiny-gpt2/datasets/capitals/examples.parquet"
+"""
+
+
+def test_a_workflow_that_uses_this_one_as_a_module_keeps_its_own_reasons_to_run(house: Path, tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(OUTER.format(snakefile=house / "Snakefile"))
+    (tmp_path / "word").write_text("first")
+    environment = {"PYTHONPATH": str(house / "workflow_scripts")}
+    made = snakemake(tmp_path, "-c1", **environment)
+    assert made.returncode == 0, made.stderr[-3000:]
+    again = snakemake(tmp_path, "-n", **environment)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    (tmp_path / "word").write_text("second")
+    changed = snakemake(tmp_path, "-n", **environment)
+    assert job_counts(changed.stdout + changed.stderr) == {"mine": 1, "top": 1}
