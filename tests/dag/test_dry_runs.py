@@ -386,11 +386,10 @@ rule top:
 def test_a_workflow_that_uses_this_one_as_a_module_keeps_its_own_reasons_to_run(house: Path, tmp_path: Path) -> None:
     (tmp_path / "Snakefile").write_text(OUTER.format(snakefile=house / "Snakefile"))
     (tmp_path / "word").write_text("first")
-    environment = {"PYTHONPATH": str(house / "workflow_scripts")}
-    made = snakemake(tmp_path, "-c1", **environment)
+    made = snakemake(tmp_path, "-c1")
     assert made.returncode == 0, made.stderr[-3000:]
-    again = snakemake(tmp_path, "-n", **environment)
+    again = snakemake(tmp_path, "-n")
     assert "Nothing to be done" in again.stdout + again.stderr
     (tmp_path / "word").write_text("second")
-    changed = snakemake(tmp_path, "-n", **environment)
+    changed = snakemake(tmp_path, "-n")
     assert job_counts(changed.stdout + changed.stderr) == {"mine": 1, "top": 1}
