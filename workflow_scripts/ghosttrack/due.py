@@ -155,7 +155,7 @@ def install() -> None:
     import snakemake.workflow
     from snakemake.dag import DAG
 
-    relied_on = ("update_needrun", "finished", "bfs", "toposorted", "dependencies", "init")
+    relied_on = ("update_needrun", "check_output_mtime", "finished", "bfs", "toposorted", "dependencies")
     if not hasattr(snakemake.workflow, "DAG") or not all(hasattr(DAG, name) for name in relied_on):
         raise UserError(
             "this version of Snakemake plans in a way that GhostTrack does not know: install the version that "
@@ -163,6 +163,11 @@ def install() -> None:
         )
     if not hasattr(snakemake.workflow.DAG, "disagreements"):
         snakemake.workflow.DAG = _content_dag(DAG)
+
+
+def _recorded(job: Any) -> bool:
+    """Whether a job of Snakemake's graph is one of this workflow that leaves records."""
+    return bool(job.output) and "code" in job.params.keys()  # noqa: SIM118
 
 
 def _content_dag(base: type[Any]) -> type[Any]:
@@ -196,6 +201,11 @@ def _content_dag(base: type[Any]) -> type[Any]:
             """
             return iter(()) if self._planning else super().bfs(direction, *jobs, **options)
 
+        async def check_output_mtime(self, job: Any, expanded_output: Any) -> None:
+            """Snakemake fails a job whose inputs are dated later, as by another clock; here dates mean nothing."""
+            if not _recorded(job):
+                await super().check_output_mtime(job, expanded_output)
+
         def disagreements(self) -> list[str]:
             """What disagrees now: after a run, results that no longer match what they were made from.
 
@@ -228,12 +238,7 @@ def _content_dag(base: type[Any]) -> type[Any]:
 
         def _requests(self) -> tuple[list[Any], list[Request]]:
             """This workflow's jobs with outputs and a digest of their code, each after those that it depends on."""
-            jobs = [
-                job
-                for level in self.toposorted()
-                for job in level
-                if job.output and "code" in job.params.keys()  # noqa: SIM118
-            ]
+            jobs = [job for level in self.toposorted() for job in level if _recorded(job)]
             places = {job: index for index, job in enumerate(jobs)}
             return jobs, [self._request(job, places) for job in jobs]
 
