@@ -53,26 +53,45 @@ def judge(requests: Sequence[Request]) -> list[Verdict]:
         requests: each after the requests that make its inputs.
     """
     found: list[Verdict] = []
-    digests: dict[str, str | None] = {}
+    disk = Disk()
     for request in requests:
         if any(found[index].state == "due" for index in request.producers.values()):
             found.append(Verdict("due"))
         else:
-            found.append(_judge(request, digests))
+            found.append(_judge(request, disk))
     return found
 
 
-def _judge(request: Request, digests: dict[str, str | None]) -> Verdict:
-    """State of a job whose inputs are made by no job that is due. `digests`: of each path that was read already."""
+class Disk:
+    """Content digests and records as they are now; each is read once."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, str | None] = {}
+        self._records: dict[str, records.Record | None] = {}
+
+    def digest(self, path: str) -> str | None:
+        """Content digest of what stands at `path`; None if nothing does."""
+        if path not in self._digests:
+            self._digests[path] = records.digest_of(path)
+        return self._digests[path]
+
+    def record(self, path: str) -> records.Record | None:
+        """Record of the output `path`; None if there is none."""
+        if path not in self._records:
+            self._records[path] = records.read(path)
+        return self._records[path]
+
+
+def _judge(request: Request, disk: Disk) -> Verdict:
+    """State of a job whose inputs are made by no job that is due."""
     if request.call:
         return Verdict("due", request.call)
     missing, damaged = False, list[str]()
     for output in request.outputs:
-        standing = _digest(output, digests)
-        record = records.read(output)
+        standing, record = disk.digest(output), disk.record(output)
         if record is None and standing is not None:
             return Verdict("due", f"{output} has no record of what it was made from")
-        if record is not None and (reason := _disagreement(request, record, digests)):
+        if record is not None and (reason := _disagreement(request, record, disk)):
             return Verdict("due", reason)
         missing = missing or standing is None
         if record is not None and standing not in (None, record.sha256):
@@ -82,13 +101,7 @@ def _judge(request: Request, digests: dict[str, str | None]) -> Verdict:
     return Verdict("missing" if missing else "current")
 
 
-def _digest(path: str, digests: dict[str, str | None]) -> str | None:
-    if path not in digests:
-        digests[path] = records.digest_of(path)
-    return digests[path]
-
-
-def _disagreement(request: Request, record: records.Record, digests: dict[str, str | None]) -> str:
+def _disagreement(request: Request, record: records.Record, disk: Disk) -> str:
     """What an output was made from that is not asked for now; "" if nothing."""
     wanted = request.description
     if record.params != wanted.params:
@@ -98,8 +111,10 @@ def _disagreement(request: Request, record: records.Record, digests: dict[str, s
         return f"other input files ({', '.join(other[:3])}{', ...' if len(other) > 3 else ''})"
     for label, path in wanted.inputs.items():
         # Of a file that is released, lost or damaged, what its job recorded counts.
-        made = records.read(path) if path in request.producers else None
-        now = made.sha256 if made is not None else _digest(path, digests)
+        made = disk.record(path) if path in request.producers else None
+        now = made.sha256 if made is not None else disk.digest(path)
+        if now is None:
+            return f"{label} is missing, and so is the record of what it was"
         if now != record.inputs[label]:
             return f"the content of {label} changed"
     return ""
