@@ -16,7 +16,7 @@ from ghosttrack import files, sae
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, pretrained
 from ghosttrack.sae.conversion import convert
-from ghosttrack.settings import SaeSettings
+from ghosttrack.settings import SaeSettings, SourceSettings
 
 D_MODEL, D_SAE, K = 8, 24, 3
 HOOK = "blocks.5.hook_resid_post"
@@ -132,7 +132,13 @@ def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
     [
         ({"W_dec": None}, r"W_dec should be \(24, 8\) by .*cfg\.json, found no such tensor"),
         ({"b_enc": torch.zeros(5)}, r"b_enc should be \(24,\) by .*cfg\.json, found \(5,\)"),
-        ({"b_dec": torch.full((D_MODEL,), float("nan"))}, "b_dec holds NaN"),
+        (
+            {"b_dec": torch.full((D_MODEL,), float("nan"))},
+            "b_dec holds NaN or infinity, expected numbers; .*download it again",
+        ),
+        ({"finetuning_scaling_factor": torch.full((D_SAE,), 2.0)}, "finetuning_scaling_factor is not 1 everywhere"),
+        ({"W_skip": torch.zeros(D_MODEL, D_MODEL)}, "the tensor W_skip belongs to no jumprelu autoencoder"),
+        ({"b_gate": torch.zeros(D_SAE)}, "the tensor b_gate belongs to no jumprelu autoencoder"),
         ({"scaling_factor": torch.full((D_SAE,), 2.0)}, "scaling_factor is not 1 everywhere"),
         ({"threshold": None}, "threshold should be"),
     ],
@@ -160,7 +166,7 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
     fetch_sae.main(
         weights=out / "sae_weights.safetensors", cfg=out / "cfg.json", model_config=tmp_path / "config.json", layer=5,
         model="tiny", sae=SaeSettings(source=str(tmp_path / "given")), site="resid_post",
-        d_model=D_MODEL,
+        d_model=D_MODEL, source=SourceSettings(kind="random"),
     )  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     code = plain().relu() * (plain() > THRESHOLD)
