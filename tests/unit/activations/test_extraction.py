@@ -148,9 +148,13 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
 
 def test_a_tensor_becomes_the_block_that_numpy_makes_of_it() -> None:
     rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) * 3e4
+    rows[7, 3], rows[9, :2] = 65_504.0, 1e5
     one, other = extraction.to_block(torch.from_numpy(rows)), store.to_block(rows)
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
+    np.testing.assert_array_equal(one.clipped, other.clipped)
+    np.testing.assert_array_equal(other.clipped[:, 1], [n for n in (np.abs(rows) > 65_504).sum(1) if n])
+    assert len(extraction.to_block(torch.from_numpy(rows / 1e3)).clipped) == 0
 
 
 def test_a_model_with_damaged_weights_publishes_nothing(

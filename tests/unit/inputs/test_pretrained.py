@@ -159,24 +159,64 @@ def test_what_sparsify_has_and_we_do_not_is_named(change: dict[str, Any], said: 
 
 # Every field that the two libraries write, with the values that they write when nothing unusual is asked for.
 SAELENS_6 = {
-    "architecture": "standard", "d_in": 8, "d_sae": 16, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
-    "normalize_activations": "none", "reshape_activations": "none", "metadata": {
-        "sae_lens_version": "6.54.12", "sae_lens_training_version": "6.54.12", "hook_name": HOOK, "hook_head_index": None,
-        "model_name": "gpt2", "seqpos_slice": [None], "anything": {"of": "the training"},
+    "architecture": "standard",
+    "d_in": 8,
+    "d_sae": 16,
+    "dtype": "float32",
+    "device": "cpu",
+    "apply_b_dec_to_input": True,
+    "normalize_activations": "none",
+    "reshape_activations": "none",
+    "metadata": {
+        "sae_lens_version": "6.54.12",
+        "sae_lens_training_version": "6.54.12",
+        "hook_name": HOOK,
+        "hook_head_index": None,
+        "model_name": "gpt2",
+        "seqpos_slice": [None],
+        "anything": {"of": "the training"},
     },
-}  # fmt: skip
+}
 SAELENS_3 = {
-    "architecture": "standard", "d_in": 8, "d_sae": 16, "activation_fn_str": "relu", "apply_b_dec_to_input": True,
-    "finetuning_scaling_factor": False, "context_size": 128, "model_name": "gpt2-small", "hook_name": HOOK, "hook_layer": 5,
-    "hook_head_index": None, "prepend_bos": True, "dataset_path": "x", "dataset_trust_remote_code": True,
-    "normalize_activations": "none", "dtype": "torch.float32", "device": "cpu", "sae_lens_training_version": None,
-    "activation_fn_kwargs": {}, "neuronpedia_id": None, "model_from_pretrained_kwargs": {}, "noise_scale": 0.0,
-}  # fmt: skip
+    "architecture": "standard",
+    "d_in": 8,
+    "d_sae": 16,
+    "activation_fn_str": "relu",
+    "apply_b_dec_to_input": True,
+    "finetuning_scaling_factor": False,
+    "context_size": 128,
+    "model_name": "gpt2-small",
+    "hook_name": HOOK,
+    "hook_layer": 5,
+    "hook_head_index": None,
+    "prepend_bos": True,
+    "dataset_path": "x",
+    "dataset_trust_remote_code": True,
+    "normalize_activations": "none",
+    "dtype": "torch.float32",
+    "device": "cpu",
+    "sae_lens_training_version": None,
+    "activation_fn_kwargs": {},
+    "neuronpedia_id": None,
+    "model_from_pretrained_kwargs": {},
+    "noise_scale": 0.0,
+}
 SPARSIFY_1 = {
-    "activation": "topk", "expansion_factor": 4, "normalize_decoder": True, "num_latents": 0, "k": 3, "multi_topk": False,
-    "skip_connection": False, "transcode": False, "d_in": 8, "signed": False, "embed_skip": False, "gram_lookup": False,
-    "lookup_max_order": 4, "gram_table_hash": None,
-}  # fmt: skip
+    "activation": "topk",
+    "expansion_factor": 4,
+    "normalize_decoder": True,
+    "num_latents": 0,
+    "k": 3,
+    "multi_topk": False,
+    "skip_connection": False,
+    "transcode": False,
+    "d_in": 8,
+    "signed": False,
+    "embed_skip": False,
+    "gram_lookup": False,
+    "lookup_max_order": 4,
+    "gram_table_hash": None,
+}
 
 
 @pytest.mark.parametrize(

@@ -295,9 +295,8 @@ def _saelens(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     k = None
     if architecture == "topk":
         k = _count(path, "k", cfg.get("k", kwargs.get("k")))
-    return Pretrained(
-        folder, "saelens", cfg, architecture, _count(path, "d_in", cfg.get("d_in")), _count(path, "d_sae", cfg.get("d_sae")), k
-    )  # fmt: skip
+    d_in, d_sae = _count(path, "d_in", cfg.get("d_in")), _count(path, "d_sae", cfg.get("d_sae"))
+    return Pretrained(folder, "saelens", cfg, architecture, d_in, d_sae, k)
 
 
 def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
