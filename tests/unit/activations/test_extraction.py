@@ -166,6 +166,17 @@ def test_a_model_with_damaged_weights_publishes_nothing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_activations_that_a_store_cannot_hold_are_refused_with_their_layer(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
+) -> None:
+    model.get_input_embeddings().weight[:, 3] = 90_000.0
+    with pytest.raises(
+        UserError, match=r"resid_post of layer 0: \d+ of \d+ rows hold values beyond float16.*is (89|90),\d\d\d"
+    ):
+        extract(tmp_path, model, tokens, [0, 1])
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize("layers", [[], [0, 4], [1, 0], [-1]])
 def test_layers_that_the_model_does_not_have_are_refused(tmp_path: Path, layers: list[int]) -> None:
     with pytest.raises(UserError, match=r"activations\.layers: .* within 0\.\.3"):

@@ -180,6 +180,30 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
     assert str(tmp_path) not in (out / "cfg.json").read_text()
 
 
+def test_the_script_logs_a_model_name_that_it_cannot_compare_and_refuses_one_that_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = {"hook_name": HOOK, "model_name": "pythia-70m"}
+    put(tmp_path / "given" / HOOK, {**CFG, "metadata": metadata}, WEIGHTS)
+    (tmp_path / "config.json").write_text('{"rms_norm_eps": 1e-5}')
+    given: dict[str, Any] = {
+        "weights": tmp_path / "sae_weights.safetensors",
+        "cfg": tmp_path / "cfg.json",
+        "layer": 5,
+        "model": "mine",
+        "model_config": tmp_path / "config.json",
+        "sae": SaeSettings(source=str(tmp_path / "given")),
+        "site": "resid_post",
+        "d_model": D_MODEL,
+    }
+    with pytest.raises(UserError, match="trained on the model pythia-70m, expected openai-community/gpt2"):
+        fetch_sae.main(**given, source=SourceSettings(kind="hub", id="openai-community/gpt2"))
+    assert not given["cfg"].exists()
+    fetch_sae.main(**given, source=SourceSettings(kind="directory", id="models/mine"))
+    assert "a model named pythia-70m, and this one is mine" in caplog.text
+    assert given["cfg"].exists()
+
+
 def test_norms_that_take_out_means_are_told_from_those_that_do_not(tmp_path: Path) -> None:
     for name, content, expected in (
         ("a", '{"layer_norm_epsilon": 1e-5}', True),
