@@ -119,6 +119,7 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
         ({"hook_point_head_index": 2, "metadata": None, "hook_point": HOOK}, "one attention head"),
         ({"metadata": ["x"]}, r"metadata is \['x'\], expected a JSON object"),
         ({"architecture": "abstopk", "k": 3}, "architecture is 'abstopk'"),
+        ({"architecture": "temporal", "n_heads": 8}, "architecture is 'temporal'"),
         ({"architecture": "jumprelu", "activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu', only relu"),
         ({"activation_fn_kwargs": {"slope": 2}}, "activation_fn_kwargs is .*only k can be read"),
         ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false', expected true or false"),

@@ -277,11 +277,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _saelens(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     path = folder / CFG
-    sae_fields.require_known(path, cfg, sae_fields.SAELENS)
     if not isinstance(metadata := cfg.get("metadata") or {}, Mapping):
         raise UserError(f"{path}: metadata is {metadata!r}, expected a JSON object")
     kwargs = cfg.get("activation_fn_kwargs") or {}
     architecture = _architecture(path, cfg)
+    sae_fields.require_known(path, cfg, sae_fields.SAELENS)
     _require_plain_input(folder, cfg)
     sae_fields.require_flag(path, cfg, "apply_b_dec_to_input", True)
     sae_fields.require_flag(path, cfg, "finetuning_scaling_factor", False)
@@ -330,8 +330,8 @@ def _require_plain_input(folder: Path, cfg: Mapping[str, Any]) -> None:
 
 def _sparsify(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     path = folder / CFG
-    sae_fields.require_known(path, cfg, sae_fields.SPARSIFY)
     _one_of(path, "activation", cfg.get("activation", "topk"), ("topk",))
+    sae_fields.require_known(path, cfg, sae_fields.SPARSIFY)
     d_in = _count(path, "d_in", cfg.get("d_in"))
     d_sae = cfg.get("num_latents") or d_in * _count(path, "expansion_factor", cfg.get("expansion_factor", 32))
     return Pretrained(
