@@ -53,6 +53,7 @@ rule fetch_sae:
         mem_mb=scaled(4000),
     params:
         sae=settings_of("sae", "fetch_sae"),
+        source=settings_of("source", "fetch_sae"),
         site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
         d_model=lambda wildcards: SETTINGS[wildcards.model].dimensions.d_model,
         code=source_digest("fetch_sae"),

@@ -1,5 +1,6 @@
 """Measure one sparse autoencoder on held-out documents, by itself and spliced into the model."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,8 +9,11 @@ from ghosttrack import files, job, sae
 from ghosttrack.activations import extraction
 from ghosttrack.inputs import corpus, models
 from ghosttrack.memory import keep_freed_memory
+from ghosttrack.sae.plausibility import warning
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.splicing import splice
+
+log = logging.getLogger("ghosttrack")
 
 
 def main(
@@ -23,6 +27,8 @@ def main(
     tokens = corpus.read_tokens(heldout, heldout_manifest).tokens
     rows = extraction.open_packed(store, manifest, layer, model_weights.parent, tokens)
     found = measure(trained, rows, trained.metadata.get("k"))
+    if doubt := warning(found, trained.metadata):
+        log.warning("layer %s: %s", layer, doubt)
     spliced = splice(models.load_model(model_weights.parent, extraction.best_device()), trained, rows, tokens, batch)
     files.write_json(
         quality,
@@ -44,6 +50,7 @@ def main(
             "pretrained": trained.metadata.get("pretrained"),
             "storage": trained.metadata.get("storage"),
             "storage_error": trained.metadata.get("storage_error"),
+            **({"warning": doubt} if doubt else {}),
         },
     )
 

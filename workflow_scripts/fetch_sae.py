@@ -1,5 +1,6 @@
 """Bring the pretrained autoencoder of one layer into the form of those that are trained here."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,15 +8,19 @@ from ghosttrack import job
 from ghosttrack.inputs import models, pretrained
 from ghosttrack.sae import conversion
 from ghosttrack.sae import model as sae_model
-from ghosttrack.settings import SaeSettings
+from ghosttrack.settings import SaeSettings, SourceSettings
+
+log = logging.getLogger("ghosttrack")
 
 
 def main(
     *, weights: Path, cfg: Path, model_config: Path, layer: int, model: str, sae: SaeSettings, site: str,
-    d_model: int,
+    d_model: int, source: SourceSettings,
 ) -> None:  # fmt: skip
     """Fetch or find the checkpoint that `sae.source` and `sae.revision` name, check it, and write a SAELens folder."""
     found = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, d_model)
+    if warning := pretrained.require_model(found, model, source):
+        log.warning("%s", warning)
     converted = conversion.convert(found, layer_norm=models.takes_out_means(model_config))
     metadata = conversion.provenance(found, sae, layer) | {"layer": layer, "site": site}
     hook_name = f"blocks.{layer}.hook_{site}"

@@ -285,15 +285,18 @@ def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
     """The pretrained autoencoder of every layer, where they lie in a local folder; else none.
 
     Raises:
-        UserError: one is missing, or fits neither layer, site nor width.
+        UserError: one is missing, does not fit layer, site or width, or was trained on another model.
     """
     assert settings.dimensions is not None
     sae, site, width = settings.sae, settings.activations.site, settings.dimensions.d_model
     if sae.trained or sae.revision:
         return {}
-    return {
+    found = {
         layer: pretrained.read(pretrained.locate(sae, layer, site), layer, site, width) for layer in settings.layers
     }
+    for each in found.values():
+        pretrained.require_model(each, settings.model, settings.source)
+    return found
 
 
 def check_sources(settings: Mapping[str, Settings], results: Path) -> None:

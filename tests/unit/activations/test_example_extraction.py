@@ -123,6 +123,15 @@ def extract(folder: Path, model: Any, encoded: list[Encoded], batch: int) -> Fou
     return Found(stores[:-1], stores[-1], tables)
 
 
+def test_answer_tokens_that_a_store_cannot_hold_are_refused_with_their_layer(
+    tmp_path: Path, tokenizer: Any, model: Any, examples: pd.DataFrame
+) -> None:
+    model.get_input_embeddings().weight.data[:, 3] = -90_000.0
+    with pytest.raises(UserError, match=r"hold values beyond float16.*the largest is (89|90),\d\d\d in row \d"):
+        extract(tmp_path, model, encode(examples, tokenizer, 64, "x"), 2)
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFrame]:
     """The slow obvious way: one unpadded example at a time, all logits at once."""
     states: list[list[torch.Tensor]] = [[], [], []]

@@ -148,9 +148,13 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
 
 def test_a_tensor_becomes_the_block_that_numpy_makes_of_it() -> None:
     rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) * 3e4
+    rows[7, 3], rows[9, :2] = 65_504.0, 1e5
     one, other = extraction.to_block(torch.from_numpy(rows)), store.to_block(rows)
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
+    np.testing.assert_array_equal(one.clipped, other.clipped)
+    np.testing.assert_array_equal(other.clipped[:, 1], [n for n in (np.abs(rows) > 65_504).sum(1) if n])
+    assert len(extraction.to_block(torch.from_numpy(rows / 1e3)).clipped) == 0
 
 
 def test_a_model_with_damaged_weights_publishes_nothing(
@@ -160,6 +164,17 @@ def test_a_model_with_damaged_weights_publishes_nothing(
     with pytest.raises(UserError, match=r"resid_post of layer 0: row \d+ holds NaN"):
         extract(tmp_path, model, tokens, [0, 1])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_activations_that_a_store_cannot_hold_are_refused_with_their_layer(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
+) -> None:
+    model.get_input_embeddings().weight[:, 3] = 90_000.0
+    with pytest.raises(
+        UserError, match=r"resid_post of layer 0: \d+ of \d+ rows hold values beyond float16.*is (89|90),\d\d\d"
+    ):
+        extract(tmp_path, model, tokens, [0, 1])
+    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize("layers", [[], [0, 4], [1, 0], [-1]])

@@ -62,13 +62,18 @@ def test_xarray_opens_a_store_with_named_dimensions(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dataset["resid_post"].values, values.astype(np.float16))
 
 
-def test_values_beyond_half_precision_are_clipped_and_counted(tmp_path: Path) -> None:
+def test_values_beyond_half_precision_of_rows_that_no_figure_uses_are_clipped_counted_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     values = make_rows(100)
-    values[3, 2], values[5, 1] = 1e6, -7e4
-    target, manifest = write(tmp_path, values)
-    assert json.loads(manifest.read_text())["clipped"] == 2
-    found = open_one(target, manifest).read()
-    assert (found[3, 2], found[5, 1]) == (65504, -65504)
+    values[3, 2], values[5, 1] = 1e6, -7e4  # massive
+    values[50, :2] = 8e4  # position 0
+    target, manifest = write(tmp_path, values, step=7)
+    assert json.loads(manifest.read_text())["clipped"] == 4
+    assert "4 values in 3 massive or first rows were clipped to 65,504, the largest is 1,000,000" in caplog.text
+    found = open_one(target, manifest)
+    assert (found.read()[3, 2], found.read()[5, 1]) == (65504, -65504)
+    assert found.excluded[[3, 5, 50]].all()
 
 
 def test_massive_rows_and_first_positions_are_excluded(tmp_path: Path) -> None:

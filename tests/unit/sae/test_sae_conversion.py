@@ -16,7 +16,7 @@ from ghosttrack import files, sae
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, pretrained
 from ghosttrack.sae.conversion import convert
-from ghosttrack.settings import SaeSettings
+from ghosttrack.settings import SaeSettings, SourceSettings
 
 D_MODEL, D_SAE, K = 8, 24, 3
 HOOK = "blocks.5.hook_resid_post"
@@ -132,7 +132,13 @@ def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
     [
         ({"W_dec": None}, r"W_dec should be \(24, 8\) by .*cfg\.json, found no such tensor"),
         ({"b_enc": torch.zeros(5)}, r"b_enc should be \(24,\) by .*cfg\.json, found \(5,\)"),
-        ({"b_dec": torch.full((D_MODEL,), float("nan"))}, "b_dec holds NaN"),
+        (
+            {"b_dec": torch.full((D_MODEL,), float("nan"))},
+            "b_dec holds NaN or infinity, expected numbers; .*download it again",
+        ),
+        ({"finetuning_scaling_factor": torch.full((D_SAE,), 2.0)}, "finetuning_scaling_factor is not 1 everywhere"),
+        ({"W_skip": torch.zeros(D_MODEL, D_MODEL)}, "the tensor W_skip belongs to no jumprelu autoencoder"),
+        ({"b_gate": torch.zeros(D_SAE)}, "the tensor b_gate belongs to no jumprelu autoencoder"),
         ({"scaling_factor": torch.full((D_SAE,), 2.0)}, "scaling_factor is not 1 everywhere"),
         ({"threshold": None}, "threshold should be"),
     ],
@@ -160,7 +166,7 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
     fetch_sae.main(
         weights=out / "sae_weights.safetensors", cfg=out / "cfg.json", model_config=tmp_path / "config.json", layer=5,
         model="tiny", sae=SaeSettings(source=str(tmp_path / "given")), site="resid_post",
-        d_model=D_MODEL,
+        d_model=D_MODEL, source=SourceSettings(kind="random"),
     )  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     code = plain().relu() * (plain() > THRESHOLD)
@@ -172,6 +178,30 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
         "sha256": {name: files.sha256_file(folder / name) for name in ("cfg.json", "sae_weights.safetensors")},
     }  # fmt: skip
     assert str(tmp_path) not in (out / "cfg.json").read_text()
+
+
+def test_the_script_logs_a_model_name_that_it_cannot_compare_and_refuses_one_that_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = {"hook_name": HOOK, "model_name": "pythia-70m"}
+    put(tmp_path / "given" / HOOK, {**CFG, "metadata": metadata}, WEIGHTS)
+    (tmp_path / "config.json").write_text('{"rms_norm_eps": 1e-5}')
+    given: dict[str, Any] = {
+        "weights": tmp_path / "sae_weights.safetensors",
+        "cfg": tmp_path / "cfg.json",
+        "layer": 5,
+        "model": "mine",
+        "model_config": tmp_path / "config.json",
+        "sae": SaeSettings(source=str(tmp_path / "given")),
+        "site": "resid_post",
+        "d_model": D_MODEL,
+    }
+    with pytest.raises(UserError, match="trained on the model pythia-70m, expected openai-community/gpt2"):
+        fetch_sae.main(**given, source=SourceSettings(kind="hub", id="openai-community/gpt2"))
+    assert not given["cfg"].exists()
+    fetch_sae.main(**given, source=SourceSettings(kind="directory", id="models/mine"))
+    assert "a model named pythia-70m, and this one is mine" in caplog.text
+    assert given["cfg"].exists()
 
 
 def test_norms_that_take_out_means_are_told_from_those_that_do_not(tmp_path: Path) -> None:

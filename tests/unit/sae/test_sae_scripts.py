@@ -156,6 +156,35 @@ def test_every_architecture_is_trained_saved_and_evaluated(name: str, tmp_path: 
     assert described["metadata"]["training_architecture"] == name
 
 
+def test_a_pretrained_autoencoder_that_does_not_fit_is_named_in_the_log_and_in_its_quality(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = write_inputs(tmp_path / "inputs")
+    store, manifest = write_store(tmp_path, "heldout", 0, *origin_of(inputs))
+    train_sae.main(**arguments(tmp_path, store, manifest))
+    weights, cfg, quality = (tmp_path / file for file in ("sae_weights.safetensors", "cfg.json", "quality.json"))
+    found = []
+    for pretrained in (None, {"source": "layer_02"}):
+        described = json.loads(cfg.read_text())
+        described["metadata"] |= {"pretrained": pretrained, "k": 10 * SMALL.k}
+        cfg.write_text(json.dumps(described))
+        evaluate_sae.main(
+            weights=weights,
+            cfg=cfg,
+            store=store,
+            manifest=manifest,
+            **inputs,
+            quality=quality,
+            layer=2,
+            batch=2,
+            threads=1,
+        )
+        found.append(json.loads(quality.read_text()))
+    assert "warning" not in found[0]
+    assert "its cfg.json promises 40; likely causes" in found[1]["warning"]
+    assert f"layer 2: {found[1]['warning']}" in caplog.text
+
+
 def test_activations_of_another_layer_or_model_are_refused(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
     files.write_json(tmp_path / "other.json", {"weights_sha256": "x"})

@@ -16,7 +16,7 @@ from torch import nn
 from ghosttrack import files
 from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.store import Block, Header, Storage
+from ghosttrack.activations.store import Block, Header, Storage, clipped_rows
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -105,9 +105,11 @@ def run_to_highest(model: Any, ids: torch.Tensor) -> None:
 def to_block(rows: torch.Tensor, exact: bool = False) -> Block:
     """As `store.to_block`, on the tensor's own device, (n, d_model) float32; `exact` keeps the rows as they were, too."""
     norms = torch.linalg.vector_norm(rows, dim=1)
-    values = rows.clamp(-HALF_MAX, HALF_MAX) if float(norms.max()) > HALF_MAX else rows
     kept = rows.cpu().numpy() if exact else None
-    return Block(values.half().cpu().numpy(), norms.cpu().numpy(), kept)
+    if float(norms.max()) <= HALF_MAX:
+        return Block(rows.half().cpu().numpy(), norms.cpu().numpy(), kept)
+    values, clipped = rows.clamp(-HALF_MAX, HALF_MAX), clipped_rows(rows.float().cpu().numpy())
+    return Block(values.half().cpu().numpy(), norms.cpu().numpy(), kept, clipped)
 
 
 def site_modules(model: nn.Module, layers: Sequence[int], site: Site) -> list[nn.Module]:

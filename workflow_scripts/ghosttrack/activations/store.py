@@ -33,18 +33,34 @@ class Header(NamedTuple):
     storage: Storage = "fp16"
 
 
+NOTHING_CLIPPED: npt.NDArray[np.float64] = np.empty((0, 3))
+
+
 class Block(NamedTuple):
-    """Rows ready for a store: float16 values (n, d_model), clipped to what float16 holds; float32 norms (n,) before that."""
+    """Rows ready for a store: float16 values (n, d_model), clipped to what float16 holds; float32 norms (n,) before that.
+
+    `clipped`, (m, 3) float64, has one line for each row of which a value was clipped: its place in the block, how many of
+    its values were, and the largest of them in absolute value.
+    """
 
     values: Half
     norms: npt.NDArray[np.float32]
     exact: npt.NDArray[np.float32] | None = None  # (n, d_model), where the error of storage is to be measured
+    clipped: npt.NDArray[np.float64] = NOTHING_CLIPPED
 
 
 def to_block(rows: npt.NDArray[np.float32]) -> Block:
     """Round (n, d_model) float32 rows to float16, clipping what it cannot hold instead of making it infinite."""
     values = np.clip(rows, -HALF_MAX, HALF_MAX).astype(np.float16)
-    return Block(values, np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+    return Block(values, np.sqrt(np.einsum("ij,ij->i", rows, rows)), clipped=clipped_rows(rows))
+
+
+def clipped_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """`Block.clipped` of (n, d_model) rows."""
+    size = np.abs(rows)
+    count = (size > HALF_MAX).sum(axis=1)
+    numbers = np.flatnonzero(count)
+    return np.stack([numbers, count[numbers], size[numbers].max(axis=1)], axis=1, dtype=np.float64)
 
 
 def positions(row_start: int, rows: int, context: int | None) -> npt.NDArray[np.int64]:

@@ -5,6 +5,7 @@ record of what the manifest will need of it, so that a job that was killed goes 
 """
 
 import json
+import logging
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,15 +20,25 @@ from ghosttrack.activations import int8s
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD, HALF_MAX, MASSIVE_FACTOR, SHARD_ROWS
 from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.shards import Half, ShardWriter
-from ghosttrack.activations.store import SCHEMA, SIDECARS, Block, Header, place, positions, write_group
+from ghosttrack.activations.store import NOTHING_CLIPPED, SCHEMA, SIDECARS, Block, Header, place, positions, write_group
 from ghosttrack.errors import UserError
+
+log = logging.getLogger("ghosttrack")
 
 
 class _Record(NamedTuple):
     """What a finished shard file contributes to the manifest and the small arrays."""
 
-    about: dict[str, Any]  # identity, summary, clipped, error
-    flat: dict[str, npt.NDArray[Any]]  # norms, and the sidecars of an int8s store
+    about: dict[str, Any]  # identity, summary, error
+    flat: dict[str, npt.NDArray[Any]]  # norms, clipped rows, and the sidecars of an int8s store
+
+
+class _Flags(NamedTuple):
+    """Which of some rows no figure uses, and by what norm."""
+
+    massive: npt.NDArray[np.bool_]  # (rows,), more than ten times the median norm
+    first: npt.NDArray[np.bool_]  # (rows,), position 0 of a context
+    median: float
 
 
 class StoreWriter:
@@ -43,7 +54,8 @@ class StoreWriter:
         resume: digest of the code that makes the rows. Shard files that a killed writer of the same rows
             finished are kept, see `kept_rows`, and this writer leaves its own behind when it fails. Default: start afresh.
     Raises:
-        UserError: another process writes this store, or a row is not finite.
+        UserError: another process writes this store, a row is not finite, or a row that is neither massive nor the first of
+            its context holds values beyond float16.
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class StoreWriter:
         }
         files.sweep(self._folder, keep={self._folder / "lock", *kept})
         self._done = self.kept_rows
+        self._clipped = [NOTHING_CLIPPED]
         self._shard: ShardWriter | None = None
         self._start_shard()
 
@@ -108,8 +121,11 @@ class StoreWriter:
             raise UserError(
                 f"{place(self._header)}: row {self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
                 f"expected numbers: the weights of model {self._header.model} are damaged or do not fit its config.json; "
-                "delete the model folder and run again"
+                "name another copy or revision of the weights (source.id, source.revision or model_path); fetching the same "
+                "ones again does not help"
             )
+        if len(block.clipped):
+            self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
         taken = 0
         while taken < count:
             at = self._done % CHUNK_ROWS
@@ -165,7 +181,6 @@ class StoreWriter:
     def _start_shard(self) -> None:
         self._buffer: Half = np.empty((CHUNK_ROWS, self._width), dtype=np.float16)
         self._exact: list[npt.NDArray[np.float32]] = []
-        self._clipped = 0
         self._norms = np.empty(min(SHARD_ROWS, self._rows - self._done), dtype=np.float32)
         self._coded: list[int8s.Coded] = []
         self._error: dict[str, float] | None = None
@@ -177,9 +192,6 @@ class StoreWriter:
         stored = chunk[:size]
         if size < CHUNK_ROWS:
             chunk[size:] = np.nan  # rows beyond the last read as fill values
-        inside = (self._done - 1) % SHARD_ROWS + 1
-        if self._norms[inside - size : inside].max() >= HALF_MAX:  # else no value can have been clipped
-            self._clipped += int((np.abs(stored) == HALF_MAX).sum())
         if self._header.storage == "fp16":
             self._shard.append(chunk)
         else:
@@ -205,10 +217,15 @@ class StoreWriter:
     def _end_shard(self) -> None:
         assert self._shard is not None  # a chunk was just added to it
         summary, self._shard = self._shard.close(), None
-        about = {
-            "identity": self._identity, "summary": summary._asdict(), "clipped": self._clipped, "error": self._error,
-        }  # fmt: skip
-        record = _Record(about, {"norms": self._norms, **self._sidecars()})
+        about = {"identity": self._identity, "summary": summary._asdict(), "error": self._error}
+        clipped = np.concatenate(self._clipped)
+        here = clipped[:, 0] < self._done
+        self._clipped = [clipped[~here]]
+        # Only all norms say which rows are massive; where it is this many, the rest cannot make them so: stop early.
+        before = self._done - len(self._norms)
+        massive, first, _ = self._flags(self._norms, self._start + before)
+        self._require_held(clipped[here], massive | first, first=before, most=len(self._norms) // 100)
+        record = _Record(about, {"norms": self._norms, "clipped": clipped[here], **self._sidecars()})
         if self._resume is not None:
             with files.atomic_write(self._record_path(len(self._records)), "wb") as stream:
                 arrays: dict[str, Any] = {
@@ -257,17 +274,18 @@ class StoreWriter:
     # ---- the manifest
     def _finished(self) -> dict[str, Any]:
         norms = self._joined("norms")
-        first = positions(self._start, self._rows, self._header.context) == 0
-        # Position 0 is massive by nature; it must not move the median.
-        median = float(np.median(norms[~first] if not first.all() else norms))
-        massive = norms > MASSIVE_FACTOR * median
+        massive, first, median = self._flags(norms, self._start)
+        clipped = self._joined("clipped")
+        self._require_held(clipped, massive | first, first=0, most=0)
+        if len(clipped):
+            self._log_clipped(clipped)
         sidecars = {name: self._joined(name) for name in SIDECARS if self._header.storage == "int8s"}
         write_group(self._folder, self.attributes, {"massive": massive, **sidecars})
         kept = norms[~(massive | first)].astype(np.float64)
         return {
             **self.attributes,
             "files": self._file_entries(),
-            "clipped": sum(record.about["clipped"] for record in self._records),
+            "clipped": int(clipped[:, 1].sum()),
             "nan": 0,
             "massive_rows": int(massive.sum()),
             "excluded_rows": int((massive | first).sum()),
@@ -275,6 +293,34 @@ class StoreWriter:
             "mean_square_norm": float(np.square(kept).mean()) if kept.size else None,
             "storage_error": self._records[0].about["error"],
         }
+
+    def _flags(self, norms: npt.NDArray[np.float32], start: int) -> _Flags:
+        """The rows with these norms, of which the first is row `start` of the layer."""
+        first = positions(start, len(norms), self._header.context) == 0
+        # Position 0 is massive by nature; it must not move the median.
+        median = float(np.median(norms[~first] if not first.all() else norms))
+        return _Flags(norms > MASSIVE_FACTOR * median, first, median)
+
+    def _require_held(
+        self, clipped: npt.NDArray[np.float64], excluded: npt.NDArray[np.bool_], first: int, most: int
+    ) -> None:
+        """Refuse clipped values in more than `most` rows that are not `excluded`, (rows,) bool from row `first` of the store on."""
+        lost = clipped[~excluded[clipped[:, 0].astype(np.int64) - first]]
+        if len(lost) <= most:
+            return
+        self._records = []  # nothing to resume: the same rows would come again
+        row, _, largest = lost[np.argmax(lost[:, 2])]
+        raise UserError(
+            f"{place(self._header)}: {len(lost):,} of {len(excluded):,} rows hold values beyond float16, which stores end at "
+            f"{HALF_MAX:,.0f}; the largest is {largest:,.0f} in row {self._start + int(row):,}. Choose another activations.site, "
+            "or activations.layers without this layer"
+        )
+
+    def _log_clipped(self, clipped: npt.NDArray[np.float64]) -> None:
+        log.warning(
+            f"{place(self._header)}: {clipped[:, 1].sum():,.0f} values in {len(clipped):,} massive or first rows were clipped to "
+            f"{HALF_MAX:,.0f}, the largest is {clipped[:, 2].max():,.0f}; such rows are left out of training and of all figures"
+        )
 
     def _joined(self, name: str) -> npt.NDArray[Any]:
         return np.concatenate([record.flat[name] for record in self._records])

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import hub
-from ghosttrack.settings import SaeSettings
+from ghosttrack.inputs import hub, model_names, sae_fields
+from ghosttrack.settings import SaeSettings, SourceSettings
 
 CFG = "cfg.json"
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
@@ -26,6 +26,14 @@ NORMALISATIONS = ("none", "expected_average_only_in")
 # Places in a block by TransformerLens's name, and by that of the module whose output is read.
 _HOOK = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)?hook_(\w+)$")
 _MODULE = re.compile(r"(?:^|\.)(?:layers?|blocks|h)[._](\d+)(?:\.(\w+))?$")
+_SITES = ("resid_post", "mlp_out", "attn_out")
+_LFS = b"version https://git-lfs"
+# Files of other forms, by how their names end, with whose they are.
+_OTHER_FORMS = {"params.npz": "Gemma Scope", "ae.pt": "dictionary_learning"}
+_CONVERT = (
+    "load it with SAELens (SAE.from_pretrained), write it with its save_model(FOLDER/blocks.N.hook_SITE) and name FOLDER "
+    "as sae.source"
+)
 _PARTS = {"mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
 
 
@@ -82,10 +90,36 @@ def locate(sae: SaeSettings, layer: int, site: str) -> Path:
             raise UserError(
                 f"sae.source: there is no folder {sae.source}; for a hub repository give its commit as sae.revision"
             )
-        place /= choose([path.parent.name for path in place.glob(f"*/{CFG}")], layer, site, sae.source)
+        names = [path.parent.name for path in place.glob(f"*/{CFG}")]
+        if not names:
+            _refuse_other_forms(str(place), _files_below(place))
+        place /= choose(names, layer, site, sae.source)
     if not (place / CFG).is_file():
+        if place.is_dir():
+            _refuse_other_forms(str(place), _files_below(place))
         raise UserError(f"sae.source: {place} has no {CFG}: there is no autoencoder of layer {layer}")
     return place
+
+
+def _files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _refuse_other_forms(where: str, paths: Sequence[str]) -> None:
+    """Name what lies where no checkpoint of a known form does, if that can be told."""
+    if CFG in paths:
+        raise UserError(
+            f"sae.source: {where} is the folder of one autoencoder (it holds {CFG}), expected the folder above it; or write "
+            "{layer} for the layer's number in its path"
+        )
+    for path in paths:
+        name = path.rsplit("/", 1)[-1]
+        form = _OTHER_FORMS.get(name) or ("PyTorch or NumPy" if name.endswith((".pt", ".npz", ".pth")) else None)
+        if form:
+            raise UserError(
+                f"sae.source: {where} holds {path}, a file of {form}; expected {CFG} with {' or '.join(WEIGHTS.values())} "
+                f"(SAELens or sparsify): {_CONVERT}"
+            )
 
 
 def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
@@ -98,19 +132,27 @@ def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
     def pick(paths: Sequence[str]) -> str:
         if "{" in sae.source:
             if f"{below}/{CFG}" not in paths:
+                _refuse_other_forms(f"{owner}/{name}/{below}", _inside(paths, below))
                 raise UserError(
                     f"sae.source: {owner}/{name} holds no {below}/{CFG}: there is no autoencoder of layer {layer}"
                 )
             return below
-        start = f"{below}/" if below else ""
-        folders = [
-            path[len(start) : -len(CFG) - 1] for path in paths if path.startswith(start) and path.endswith(f"/{CFG}")
-        ]
-        return start + choose([each for each in folders if "/" not in each], layer, site, sae.source)
+        inner = _inside(paths, below)
+        folders = [path[: -len(CFG) - 1] for path in inner if path.endswith(f"/{CFG}")]
+        if not folders:
+            _refuse_other_forms(f"{owner}/{name}", inner)
+        found = choose([each for each in folders if "/" not in each], layer, site, sae.source)
+        return f"{below}/{found}" if below else found
 
     return hub.folder(
         f"{owner}/{name}", sae.revision, pick, NEEDED, key="sae.source", instead="without the hub name a local folder, with no sae.revision"
     )  # fmt: skip
+
+
+def _inside(paths: Sequence[str], folder: str) -> list[str]:
+    """The paths below a folder, relative to it."""
+    start = f"{folder}/" if folder else ""
+    return [path[len(start) :] for path in paths if path.startswith(start)]
 
 
 def choose(names: Collection[str], layer: int, site: str, where: str) -> str:
@@ -160,8 +202,10 @@ def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
     form: Literal["saelens", "sparsify"] = "saelens"
     if not (folder / WEIGHTS["saelens"]).is_file():
         if not (folder / WEIGHTS["sparsify"]).is_file():
+            _refuse_other_forms(str(folder), [name for name in _files_below(folder) if name != CFG])
             raise UserError(f"sae.source: {folder} holds neither {' nor '.join(WEIGHTS.values())}")
         form = "sparsify"
+    refuse_pointer(folder / WEIGHTS[form])
     found = _saelens(folder, cfg) if form == "saelens" else _sparsify(folder, cfg)
     _require_place(found, layer, site)
     if found.d_in != d_model:
@@ -169,8 +213,59 @@ def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
     return found
 
 
+def require_model(found: Pretrained, model: str, source: SourceSettings) -> str | None:
+    """Refuse an autoencoder whose configuration names another model.
+
+    Args:
+        found: the autoencoder.
+        model: name of the model in this run.
+        source: where its weights come from.
+    Returns:
+        A warning with both names where they differ but the model's origin is not known by name; else None.
+    Raises:
+        UserError: the model comes from the hub and has another name.
+    """
+    path, named = _named_model(found)
+    if not named:
+        return None
+    known = [model, *([source.id.partition("==")[0]] if source.kind in ("hub", "wheel") else [])]
+    if model_names.same(named, known):
+        return None
+    if source.kind == "hub" and not model_names.is_path(named):
+        raise UserError(
+            f"{path}: it was trained on the model {named}, expected {source.id}; choose autoencoders of that model, or, if "
+            "the weights are those of the same model, write its name as model_name in a copy of that file"
+        )
+    return (
+        f"{path}: it was trained on a model named {named}, and this one is {model} ({source.kind}); the names alone do not "
+        "tell whether they are the same: see fvu in quality.json"
+    )
+
+
+def _named_model(found: Pretrained) -> tuple[Path, str | None]:
+    """The file that names the model of the training, and the name; sparsify keeps it beside the folders."""
+    path = found.folder / CFG
+    named = found.metadata.get("model_name")
+    if found.form == "sparsify":
+        path = found.folder.parent / "config.json"
+        named = read_object(path).get("model") if path.is_file() else None
+    return path, named if isinstance(named, str) and named else None
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a git-lfs pointer in the place of a file."""
+    with path.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise UserError(
+                f"sae.source: {path} is a git-lfs pointer, not the file itself; run `git lfs pull` in that repository, or "
+                "download it with `hf download`"
+            )
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A checkpoint's JSON file; a UserError says what is wrong with it."""
+    if path.is_file():
+        refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -182,37 +277,61 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _saelens(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     path = folder / CFG
+    if not isinstance(metadata := cfg.get("metadata") or {}, Mapping):
+        raise UserError(f"{path}: metadata is {metadata!r}, expected a JSON object")
     kwargs = cfg.get("activation_fn_kwargs") or {}
-    function = cfg.get("activation_fn") or cfg.get("activation_fn_str") or "relu"
+    architecture = _architecture(path, cfg)
+    sae_fields.require_known(path, cfg, sae_fields.SAELENS)
+    _require_plain_input(folder, cfg)
+    sae_fields.require_flag(path, cfg, "apply_b_dec_to_input", True)
+    sae_fields.require_flag(path, cfg, "finetuning_scaling_factor", False)
+    scaled = sae_fields.require_flag(path, cfg, "rescale_acts_by_decoder_norm", False)
+    if scaled and "topk" not in architecture:
+        raise UserError(
+            f"{path}: rescale_acts_by_decoder_norm is true, expected false with architecture {architecture!r}"
+        )
+    if not isinstance(kwargs, Mapping) or set(kwargs) - {"k"}:
+        raise UserError(f"{path}: activation_fn_kwargs is {kwargs!r}, only k can be read")
+    k = None
+    if architecture == "topk":
+        k = _count(path, "k", cfg.get("k", kwargs.get("k")))
+    d_in, d_sae = _count(path, "d_in", cfg.get("d_in")), _count(path, "d_sae", cfg.get("d_sae"))
+    return Pretrained(folder, "saelens", cfg, architecture, d_in, d_sae, k)
+
+
+def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
+    """One of ARCHITECTURES, whose activation function is the one that it stands for."""
+    function = cfg.get("activation_fn") or cfg.get("activation_fn_str")
     architecture = cfg.get("architecture") or "standard"
     if architecture == "standard" and function == "topk":  # the form before version 6
         architecture = "topk"
-    elif architecture == "standard" and function != "relu":
-        raise UserError(f"{path}: activation_fn is {function!r}, only relu and topk can be read")
     _one_of(path, "architecture", architecture, ARCHITECTURES)
-    given = cfg.get("normalize_activations")
+    expected = "topk" if architecture == "topk" else "relu"
+    if function not in (None, expected):
+        raise UserError(
+            f"{path}: activation_fn is {function!r}, only relu and topk can be read (architecture {architecture!r} needs "
+            f"{expected!r})"
+        )
+    return str(architecture)
+
+
+def _require_plain_input(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Refuse an input that is normalised token by token, or reshaped."""
+    path, given = folder / CFG, cfg.get("normalize_activations")
     normalisation = "expected_average_only_in" if given is True else given or "none"
     _one_of(path, "normalize_activations", normalisation, NORMALISATIONS)
     if normalisation != "none" and not (folder / SCALER).is_file():
         raise UserError(
             f"{path}: normalize_activations is {given!r}, and there is no {SCALER} beside it with the scale"
         )
-    if cfg.get("reshape_activations", "none") != "none":
+    if (cfg.get("reshape_activations") or "none") != "none":
         raise UserError(f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' can be read")
-    k = None
-    if architecture == "topk":
-        k = _count(path, "k", cfg.get("k", kwargs.get("k")))
-    return Pretrained(
-        folder, "saelens", cfg, architecture, _count(path, "d_in", cfg.get("d_in")), _count(path, "d_sae", cfg.get("d_sae")), k
-    )  # fmt: skip
 
 
 def _sparsify(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     path = folder / CFG
     _one_of(path, "activation", cfg.get("activation", "topk"), ("topk",))
-    for key in ("transcode", "skip_connection", "embed_skip", "gram_lookup"):
-        if cfg.get(key):
-            raise UserError(f"{path}: {key} is true: it is no plain autoencoder, and cannot be read")
+    sae_fields.require_known(path, cfg, sae_fields.SPARSIFY)
     d_in = _count(path, "d_in", cfg.get("d_in"))
     d_sae = cfg.get("num_latents") or d_in * _count(path, "expansion_factor", cfg.get("expansion_factor", 32))
     return Pretrained(
@@ -221,17 +340,30 @@ def _sparsify(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
 
 
 def _require_place(found: Pretrained, layer: int, site: str) -> None:
-    named = found.metadata.get("hook_name") or found.metadata.get("hook_point") if found.form == "saelens" else None
-    place = hook(str(named or found.folder.name))
+    path, metadata = found.folder / CFG, found.metadata if found.form == "saelens" else {}
+    named = metadata.get("hook_name") or metadata.get("hook_point")
+    shown = named or found.folder.name
+    place = hook(str(shown))
     if named and place is None:
-        raise UserError(f"{found.folder / CFG}: hook_name {named!r} names no place in a block that is known here")
+        raise UserError(f"{path}: hook_name {named!r} names no place in a block that is known here")
+    if place and place.site not in (*_SITES, None):
+        raise UserError(
+            f"{path}: it reads {place.site} of layer {place.layer} ({shown}), expected {site} of layer {layer}; only what is "
+            f"added to the residual stream, or the stream itself, can be read: {', '.join(_SITES)}"
+        )
     if place and (place.layer != layer or place.site not in (site, None)):
         raise UserError(
-            f"{found.folder / CFG}: it reads {place.site or 'activations'} of layer {place.layer} ({named or found.folder.name}), expected "
+            f"{path}: it reads {place.site or 'activations'} of layer {place.layer} ({shown}), expected "
             f"{site} of layer {layer}; check sae.source and activations.site"
         )
-    if found.metadata.get("hook_head_index") is not None:
-        raise UserError(f"{found.folder / CFG}: it reads one attention head, expected {site} of layer {layer}")
+    for key in ("hook_head_index", "hook_point_head_index"):
+        if metadata.get(key) is not None:
+            raise UserError(
+                f"{path}: {key} is {metadata[key]!r}: it reads one attention head, expected {site} of layer {layer}"
+            )
+    for key in sae_fields.SAELENS.off:
+        if metadata.get(key) not in (None, False, "", named):
+            raise UserError(f"{path}: {key} is {metadata[key]!r}: it is a transcoder, expected an autoencoder")
 
 
 def _one_of(path: Path, key: str, value: Any, known: Collection[str]) -> None:

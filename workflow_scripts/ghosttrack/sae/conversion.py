@@ -15,6 +15,8 @@ from ghosttrack.settings import SaeSettings
 
 # sparsify's names in ours; its encoder is stored a row per feature.
 _SPARSIFY = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+# One factor per feature, in SAELens before version 6 and in its files.
+_FINETUNED = {"scaling_factor", "finetuning_scaling_factor"}
 
 
 def convert(found: Pretrained, *, layer_norm: bool) -> Sae:
@@ -53,24 +55,31 @@ def _read(found: Pretrained) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{found.weights} is not a valid safetensors file ({error})") from None
     if found.form == "sparsify":
-        stored = {ours: stored[name] for name, ours in _SPARSIFY.items() if name in stored}
+        stored = {_SPARSIFY.get(name, name): tensor for name, tensor in stored.items()}
         if "W_enc" in stored:
             stored["W_enc"] = stored["W_enc"].T
-    if (finetuned := stored.get("scaling_factor")) is not None and not torch.allclose(
-        finetuned, torch.ones_like(finetuned)
-    ):
-        raise UserError(f"{found.weights}: scaling_factor is not 1 everywhere; fine-tuned scales cannot be read")
+    for name in _FINETUNED & set(stored):
+        if not torch.allclose(stored[name], torch.ones_like(stored[name])):
+            raise UserError(f"{found.weights}: {name} is not 1 everywhere; fine-tuned scales cannot be read")
     shapes = {
         "W_enc": (found.d_in, found.d_sae), "b_enc": (found.d_sae,), "W_dec": (found.d_sae, found.d_in), "b_dec": (found.d_in,),
         **({"threshold": (found.d_sae,)} if found.architecture == "jumprelu" else {}),
         **({"topk_threshold": ()} if found.architecture == "batchtopk" else {}),
     }  # fmt: skip
+    if unknown := sorted(set(stored) - set(shapes) - _FINETUNED):
+        raise UserError(
+            f"{found.weights}: the tensor {unknown[0]} belongs to no {found.architecture} autoencoder, expected "
+            f"{', '.join(shapes)}; check architecture in {found.folder.name}/cfg.json"
+        )
     for name, shape in shapes.items():
         shown = tuple(stored[name].shape) if name in stored else "no such tensor"
         if shown != shape:
             raise UserError(f"{found.weights}: {name} should be {shape} by {found.folder.name}/cfg.json, found {shown}")
         if not bool(torch.isfinite(stored[name]).all()):
-            raise UserError(f"{found.weights}: {name} holds NaN or infinity")
+            raise UserError(
+                f"{found.weights}: {name} holds NaN or infinity, expected numbers; the file is damaged or its training "
+                "diverged: download it again and compare its SHA-256 with the published one, or choose another checkpoint"
+            )
     weights = {name: stored[name].to(torch.float64) for name in shapes}
     # relu and topk are a threshold of 0; a batchtopk training folder keeps its one threshold for inference.
     weights.setdefault("threshold", torch.zeros(found.d_sae, dtype=torch.float64) + weights.pop("topk_threshold", 0.0))
@@ -116,7 +125,9 @@ def _scale(found: Pretrained) -> float | None:
 def provenance(found: Pretrained, sae: SaeSettings, layer: int) -> dict[str, Any]:
     """Where a checkpoint came from, for cfg.json: names and hashes, and no folder of this machine's own."""
     carried = {
-        key: found.metadata[key] for key in ("context_size", "dataset_path") if found.metadata.get(key) is not None
+        key: found.metadata[key]
+        for key in ("context_size", "dataset_path", "l0")
+        if found.metadata.get(key) is not None
     }
     return carried | {
         "training_architecture": found.architecture,
