@@ -428,7 +428,7 @@ class ScoreSettings(Section):
 
     texts: names.LocalPath | None = Field(
         None,
-        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`.",
+        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`, each text or a number. No two rows have one `id`; without one a row has its number.",
     )
     context: names.LocalPath | None = Field(
         None,
@@ -503,7 +503,7 @@ class DatasetSettings(Section):
     )
     answer_column: str | None = Field(
         None,
-        description="`file`: part of the text that is judged, text or a number; null: all of it after the question. A text may stand in several rows with other parts, which share a group.",
+        description="`file`: part of the text that is judged, text or a number; null: all of it after the question. A text may stand in several rows with other parts, each with its label; these rows stay in one fold.",
     )
     gold_column: str | None = Field(
         None,

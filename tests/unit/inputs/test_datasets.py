@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from ghosttrack.detection import splits
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
 from ghosttrack.inputs import datasets, hub
@@ -375,17 +376,16 @@ def test_a_span_with_both_labels_is_dropped_with_its_rows_named_and_other_spans_
     assert "2 rows dropped whose text stands with both labels: row-000001, row-000003" in caplog.text
 
 
-def test_spans_of_one_text_in_two_groups_are_refused_with_their_rows(tmp_path: Path) -> None:
+def test_spans_of_one_text_in_two_groups_are_one_unit_of_the_folds(tmp_path: Path) -> None:
     table = {
         "text": ["b", "in Rome, in 1942", "in Rome, in 1942"],
         "a": ["b", "Rome", "1942"],
         "label": [0, 0, 1],
         "g": [1, 1, 2],
     }
-    with pytest.raises(
-        UserError, match=r"row-000002 and row-000003 of .*a\.csv hold the same text in the groups '1' and '2'"
-    ):
-        own(tmp_path / "a.csv", table, answer_column="a", group_column="g")
+    frame = own(tmp_path / "a.csv", table, answer_column="a", group_column="g")
+    assert frame["group"].tolist() == ["1", "1", "2"]
+    assert len(set(splits.split_units(list(frame["group"]), list(frame["text"])))) == 1
 
 
 def write_any(path: Path, table: Mapping[str, Any]) -> Path:

@@ -23,6 +23,9 @@ FILES = ("csv", "jsonl", "parquet")
 FORMS: dict[str, tuple[Any, list[str]]] = {
     "text": ("Paris", ["Paris"]),
     "texts with semicolons": ("Paris; City of Paris", ["Paris", "City of Paris"]),
+    "text with an HTML entity": ("AT&amp;T; Bell &amp; Co", ["AT&amp;T", "Bell &amp; Co"]),
+    "text that begins with a round bracket": ("(5) Ceres; (a, b)", ["(5) Ceres", "(a, b)"]),
+    "text in quotation marks": ('"Heroes"', ["Heroes"]),
     "integer": (7, ["7"]),
     "zero": (0, ["0"]),
     "number with a fraction": (2.5, ["2.5"]),

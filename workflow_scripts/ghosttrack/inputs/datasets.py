@@ -20,7 +20,7 @@ from ghosttrack.files import atomic_write
 from ghosttrack.inputs import hub, own_texts
 from ghosttrack.inputs.gold import answers_of
 from ghosttrack.inputs.own_texts import normalised
-from ghosttrack.inputs.rows import Row, columns_of, read_rows, require_columns, shown, text_of
+from ghosttrack.inputs.rows import Row, columns_of, read_rows, require_columns, text_of
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -80,7 +80,6 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
         items, revision = _items(settings)
         frame = pd.DataFrame(_given_rows(settings.source, items), columns=list(statements.COLUMNS))
     frame, dropped = _without_repeats(frame)
-    _check_groups(frame, settings)
     if frame["label"].nunique() < 2:
         raise UserError(
             f"{settings.path or settings.source}: only label {sorted(set(frame['label']))} is left of {len(frame)} texts "
@@ -303,19 +302,6 @@ def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]
         if gone.any():
             log.warning("%d rows dropped whose text %s: %s", gone.sum(), reason, columns_of(frame["id"][gone]))
     return frame[~both & ~repeated].reset_index(drop=True), dropped
-
-
-def _check_groups(frame: pd.DataFrame, settings: DatasetSettings) -> None:
-    """Spans of one text must share a group, or the same text is trained on and tested."""
-    first: dict[str, tuple[str, str]] = {}
-    for name, text, group in zip(frame["id"], frame["text"], frame["group"], strict=True):
-        earlier, other = first.setdefault(normalised(text), (name, group))
-        if other != group:
-            raise UserError(
-                f"group_column: {earlier} and {name} of {settings.path} hold the same text in the groups {shown(other)} and "
-                f"{shown(group)}, so that it would be trained on and tested; give rows of one text one value in the column "
-                "that group_column names"
-            )
 
 
 def _whole_groups(frame: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:

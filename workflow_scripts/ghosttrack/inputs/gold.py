@@ -39,6 +39,8 @@ EXPECTED = (
 _MISSING = frozenset(("nan", "NaN", "NaT", "<NA>", "null", "None"))
 # array([...]), dict(...), deque([...]): how Python shows other collections, which this module does not read.
 _CONSTRUCTOR = re.compile(r"[A-Za-z_.]+\(\s*[\[{(]")
+# What stands between semicolons; the one that ends an HTML entity separates nothing: AT&amp;T.
+_PARTS = re.compile(r"(?:&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);|[^;])+")
 # The token that the test split of TriviaQA has in place of its hidden answers.
 _HIDDEN = "<unk>"
 # Keys beside `text` that say where an answer stands, and keys beside TriviaQA's `value` and `aliases`.
@@ -119,7 +121,7 @@ def _of_text(text: str, separated: bool) -> list[str]:
         )
     if separated and (re.fullmatch(r"-?\d+\.0", text) or text in ("True", "False")):
         return [text.removesuffix(".0").lower()]
-    return [part for each in text.split(";") if (part := each.strip())]
+    return [part for each in _PARTS.findall(text) if (part := each.strip())]
 
 
 def _texts(text: str) -> list[str]:
