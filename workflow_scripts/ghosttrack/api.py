@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.rows import LONGEST_TEXT, flaw
+from ghosttrack.inputs.rows import LONGEST_TEXT, flaw, shown, written
 
 # Texts that are sorted by length together; changes no result but for rounding.
 WINDOW = 256
@@ -114,12 +114,12 @@ class Detector:
             confidence: below this probability of its verdict the detector abstains, .5 to 1.
             reasons: how many features to name.
         Raises:
-            UserError: naming the text that is empty, too long, or does not hold its answer.
+            UserError: naming the text that is empty, too long, or does not hold its answer, or two texts of one id.
         """
         if not 0.5 <= confidence <= 1:
             raise UserError(f"confidence: {confidence} must be from 0.5 (never abstain) to 1")
-        numbered = enumerate(texts, start=1)
-        while window := [_as_text(given, number) for number, given in islice(numbered, WINDOW)]:
+        numbered = _with_own_ids(_as_text(given, number) for number, given in enumerate(texts, start=1))
+        while window := list(islice(numbered, WINDOW)):
             yield from self._window(window, confidence, reasons)
 
     def _window(self, window: Sequence[Text], confidence: float, reasons: int) -> Iterator[Score]:
@@ -184,6 +184,18 @@ def _round(value: float) -> float:
     return round(float(value), _DIGITS)
 
 
+def _with_own_ids(texts: Iterable[Text]) -> Iterator[Text]:
+    """The texts as they come; an id that an earlier one has is a UserError."""
+    first: dict[str, int] = {}
+    for number, each in enumerate(texts, start=1):
+        if (earlier := first.setdefault(each.id, number)) != number:
+            raise UserError(
+                f"texts {earlier} and {number} have the same id {shown(each.id)} (a text without one has its number); "
+                "give each its own, or none to all"
+            )
+        yield each
+
+
 def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
     if isinstance(given, str):
         given = Text(given)
@@ -193,7 +205,8 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
             raise UserError(
                 f"text {number}: expected the keys text and perhaps {', '.join(Text._fields[1:])}, found {', '.join(map(str, given))}"
             )
-        given = Text(**{key: str(value or "") for key, value in given.items()})
+        given = Text(**given)
+    given = Text(*(_plain(value, name, number) for name, value in given._asdict().items()))
     if not given.text.strip():
         raise UserError(f"text {number}: expected text, found nothing")
     for name in ("text", "answer", "id", "context"):
@@ -201,6 +214,14 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
             raise UserError(f"text {number}: {name}: {reason}")
     context = given.context.strip()
     return given._replace(id=given.id or str(number), context=f"{context}\n" if context else "")
+
+
+def _plain(value: Any, name: str, number: int) -> str:
+    """Text, a number or a boolean as text; "" for None and NaN."""
+    found = written(value)
+    if found is None:
+        raise UserError(f"text {number}: {name}: expected text or a number, found {shown(value)}")
+    return found
 
 
 def _span(given: Text) -> tuple[int, int]:

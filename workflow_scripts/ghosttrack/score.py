@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ghosttrack import api, files
 from ghosttrack.api import Score, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import lines
-from ghosttrack.inputs.rows import LONGEST_TEXT, flaw, read_rows, require_columns, text_of
+from ghosttrack.inputs.rows import LONGEST_TEXT, Row, flaw, read_rows, require_columns, shown, text_of, written
 
 # Columns of the csv form, in order; tokens and reasons are one cell each.
 COLUMNS = ("id", "probability", "verdict", "log_odds", "output", "answer", "text", "tokens", "reasons")
@@ -45,7 +45,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
         context: of texts that have none of their own.
 
     Raises:
-        UserError: naming the row without text, or the column that is missing.
+        UserError: naming the row without text, the column that is missing, or two rows of one id.
     """
     if path.suffix.lower() == ".txt":
         if not path.is_file():
@@ -58,11 +58,33 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
         return
     rows = read_rows(path, "texts")
     require_columns(rows[0], [("", "text")], str(path))
+    ids = _ids(rows, path)
     for number, row in enumerate(rows, start=1):
-        text = text_of(row, "text", number, str(path))
-        yield Text(
-            text, *(str(row.get(key) or other) for key, other in (("answer", ""), ("id", number), ("context", context)))
+        text, answer = text_of(row, "text", number, str(path)), _optional(row, "answer", number, path)
+        yield Text(text, answer, ids[number - 1], _optional(row, "context", number, path) or context)
+
+
+def _ids(rows: Sequence[Row], path: Path) -> list[str]:
+    """The id of each row: its cell in the column `id`, or its number where that is missing; no two alike."""
+    ids = [_optional(row, "id", number, path) or str(number) for number, row in enumerate(rows, start=1)]
+    first: dict[str, int] = {}
+    for number, each in enumerate(ids, start=1):
+        if (earlier := first.setdefault(each, number)) != number:
+            raise UserError(
+                f"texts: rows {earlier} and {number} of {path} have the same id {shown(each)} (a row without one has its "
+                "number); give each row its own, or remove the column `id`"
+            )
+    return ids
+
+
+def _optional(row: Row, column: str, number: int, path: Path) -> str:
+    """Text, a number or a boolean in a column that a file may lack, as text; "" where there is none."""
+    found = written(row.get(column))
+    if found is None:
+        raise UserError(
+            f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}"
         )
+    return found
 
 
 def as_mapping(score: Score) -> dict[str, Any]:

@@ -428,7 +428,7 @@ class ScoreSettings(Section):
 
     texts: names.LocalPath | None = Field(
         None,
-        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`.",
+        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`, each text or a number. No two rows have one `id`; without one a row has its number.",
     )
     context: names.LocalPath | None = Field(
         None,
@@ -487,22 +487,27 @@ class DatasetSettings(Section):
     table: str | None = Field(None, description="Fact table, for `facts` in given mode.")
     path: names.LocalPath | None = Field(None, description="Local file that replaces the hub.")
     text_column: str = Field("text", description="`file`: the whole text.")
-    label_column: str = Field("label", description="`file`: 1 = hallucinated, 0 = true; `true_label` turns it round.")
+    label_column: str = Field(
+        "label",
+        description="`file`: 1 or true = hallucinated, 0 or false = true; `true_label` turns it round. The log shows how each label is read, with two examples.",
+    )
     true_label: Literal[0, 1] = Field(
         0, description="`file`: the label of true texts; 1 for the many public files that mark a true statement with 1."
     )
     group_column: str | None = Field(
         None,
-        description="`file`: rows that must stay in one fold (same question, same subject); null: the question, or without one every distinct text is its own group.",
+        description="`file`: rows that must stay in one fold (same question, same subject), text or numbers; null: the question, or without one every distinct text is its own group. The same holds for a row whose cell is missing (null, NaN, empty, or the text NaN, NaT, <NA>, null or None); a warning counts them.",
     )
     question_column: str | None = Field(
         None, description="`file`: question or prompt that the text starts with or answers."
     )
     answer_column: str | None = Field(
-        None, description="`file`: part of the text that is judged; null: all of it after the question."
+        None,
+        description="`file`: part of the text that is judged, text or a number; null: all of it after the question. A text may stand in several rows with other parts, each with its label; these rows stay in one fold.",
     )
     gold_column: str | None = Field(
-        None, description="`file`, generated mode: accepted answers, a list or separated by `;`."
+        None,
+        description="`file`, generated mode: accepted answers. Text (several separated by `;`), a number (7.0 is `7`), a boolean (`true`, `false`), a list or a list as text (JSON or Python's), SQuAD's `{text, answer_start}`, TriviaQA's `{value, aliases}`, Natural Questions' short answers, or `{choices, labels}`, whose choices of label 1 count. `answer.value` names the key `value` of objects in column `answer`; every column key takes such names. Anything else is refused with its row.",
     )
     max_examples: int | None = Field(
         None, ge=8, description="Take at most so many examples, whole groups, chosen by the seed."

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from ghosttrack.detection import splits
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
 from ghosttrack.inputs import datasets, hub
@@ -340,6 +341,132 @@ def test_own_questions_need_gold_answers(tmp_path: Path) -> None:
     base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q"}
     frame = datasets.load_questions(settings(**base, gold_column="gold"), seed=0, count=2)
     assert all(gold == [gold[0], f"n{gold[0]}"] for gold in frame["gold"])
+
+
+def test_several_labelled_spans_of_one_text_all_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "Ann was born in Rome in 1942 and died in Peru."
+    table = {
+        "text": [text, text, text.upper() + " ", text, "Bob is in Peru.", text],
+        "a": ["Rome", "1942", "ROME", "Peru", "Peru", "1942"],
+        "label": [0, 1, 0, 1, 0, 1],
+    }
+    with caplog.at_level("WARNING", "ghosttrack"):
+        frame = own(tmp_path / "a.csv", table, answer_column="a")
+    check_form(frame)
+    assert frame[["id", "answer", "label"]].values.tolist() == [
+        ["row-000001", "Rome", 0],
+        ["row-000002", "1942", 1],
+        ["row-000004", "Peru", 1],
+        ["row-000005", "Peru", 0],
+    ]
+    assert frame.attrs["dropped_repeats"] == 2
+    assert "2 rows dropped whose text came before with the same label: row-000003, row-000006" in caplog.text
+
+
+def test_a_span_with_both_labels_is_dropped_with_its_rows_named_and_other_spans_of_its_text_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = {
+        "text": ["Ann is in Rome, in 1942."] * 3 + ["b"],
+        "a": ["Rome", "1942", "Rome", "b"],
+        "label": [0, 0, 1, 1],
+    }
+    frame = own(tmp_path / "a.csv", table, answer_column="a")
+    assert frame["id"].tolist() == ["row-000002", "row-000004"]
+    assert "2 rows dropped whose text stands with both labels: row-000001, row-000003" in caplog.text
+
+
+def test_spans_of_one_text_in_two_groups_are_one_unit_of_the_folds(tmp_path: Path) -> None:
+    table = {
+        "text": ["b", "in Rome, in 1942", "in Rome, in 1942"],
+        "a": ["b", "Rome", "1942"],
+        "label": [0, 0, 1],
+        "g": [1, 1, 2],
+    }
+    frame = own(tmp_path / "a.csv", table, answer_column="a", group_column="g")
+    assert frame["group"].tolist() == ["1", "1", "2"]
+    assert len(set(splits.split_units(list(frame["group"]), list(frame["text"])))) == 1
+
+
+def write_any(path: Path, table: Mapping[str, Any]) -> Path:
+    frame = pd.DataFrame(table)
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False, na_rep="nan" if path.stem == "words" else "")
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        write_lines(path, frame.to_dict("records"))  # a gap is NaN
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "words.csv", "a.jsonl", "a.parquet"])
+def test_rows_without_a_group_are_groups_of_their_own_and_counted(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_any(tmp_path / name, {"text": list("abcde"), "label": [0, 1] * 2 + [0], "g": [0, 0, None, None, 1]})
+    frame = datasets.load_examples(settings(source="file", path=str(path), group_column="g"), seed=0)
+    groups = frame["group"].tolist()
+    assert groups[2:4] == ["c", "d"]
+    assert groups[0] == groups[1]
+    assert frame["group"].nunique() == 4
+    assert "2 of 5 rows have no value in column 'g' (group_column), such as row 3" in caplog.text
+
+
+def test_questions_without_a_group_are_groups_of_their_own_too(tmp_path: Path) -> None:
+    rows = [{"q": f"Number {n}?", "gold": n, "g": float("nan")} for n in range(12)]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    chosen = settings(
+        source="file", mode="generated", path=str(path), question_column="q", gold_column="gold", group_column="g"
+    )
+    frame = datasets.load_questions(chosen, seed=0, count=7)
+    assert len(frame) == frame["group"].nunique() == 7
+    assert all(row.gold == [row.question[7:-1]] for row in frame.itertuples())
+
+
+def test_a_group_that_is_no_text_or_number_is_refused(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "a", "label": 0, "g": ["x"]}])
+    with pytest.raises(
+        UserError, match=r"row 1 of .*column 'g' \(group_column\) holds \['x'\]; expected text or a number"
+    ):
+        datasets.load_examples(settings(source="file", path=str(path), group_column="g"), seed=0)
+
+
+@pytest.mark.parametrize(("true_label", "meanings"), [(0, ("true", "hallucinated")), (1, ("hallucinated", "true"))])
+def test_the_log_shows_how_each_label_is_read_with_two_examples(
+    tmp_path: Path, true_label: int, meanings: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "ghosttrack"):
+        own(tmp_path / "a.csv", {"text": list("abcde"), "label": [False, True] * 2 + [True]}, true_label=true_label)
+    assert f"label 'false' is read as {meanings[0]} in 2 texts, such as row 1, 'a' and row 3, 'c'" in caplog.text
+    assert f"label 'true' is read as {meanings[1]} in 3 texts, such as row 2, 'b' and row 4, 'd'" in caplog.text
+    assert f"the other way round, set true_label: {1 - true_label}" in caplog.text
+
+
+def test_columns_of_nested_objects_and_answers_that_are_numbers_are_taken(tmp_path: Path) -> None:
+    rows = [
+        {"x": {"text": "Rome was founded in 753 BC", "truth": True, "year": 753.0}},
+        {"x": {"text": "Rome was founded in 17 AD", "truth": False, "year": 17}},
+    ]
+    chosen = settings(
+        source="file",
+        path=str(write_lines(tmp_path / "a.jsonl", rows)),
+        text_column="x.text",
+        label_column="x.truth",
+        answer_column="x.year",
+        group_column="x.year",
+        true_label=1,
+    )
+    frame = datasets.load_examples(chosen, seed=0)
+    assert frame[["answer", "label", "group"]].values.tolist() == [["753", 0, "753"], ["17", 1, "17"]]
+
+
+def test_the_log_shows_the_accepted_answers_of_two_questions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_lines(tmp_path / "q.jsonl", [{"q": f"Number {n}?", "gold": [n, f"no. {n}"]} for n in range(9)])
+    chosen = settings(source="file", mode="generated", path=str(path), question_column="q", gold_column="gold")
+    with caplog.at_level("INFO", "ghosttrack"):
+        datasets.load_questions(chosen, seed=0, count=2)
+    assert "row 2 of" in caplog.text
+    assert "'Number 1?' has the accepted answers ['1', 'no. 1']" in caplog.text
 
 
 @pytest.mark.parametrize("limit", [8, 17, 50])

@@ -1,7 +1,7 @@
 """Labelled texts and questions from every source, in the columns of examples.parquet and questions.parquet.
 
 Known data sets come from the hub, or from `path` in the same form. Nothing is decided here but what
-the data say: a text that stands with both labels is dropped, and counted in the log and in `attrs`.
+the data say: a judged span that stands with both labels is dropped, and counted in the log and in `attrs`.
 """
 
 import json
@@ -18,8 +18,9 @@ from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
 from ghosttrack.files import atomic_write
 from ghosttrack.inputs import hub, own_texts
+from ghosttrack.inputs.gold import answers_of
 from ghosttrack.inputs.own_texts import normalised
-from ghosttrack.inputs.rows import Row, answers_of, list_of, read_rows, require_columns, text_of
+from ghosttrack.inputs.rows import Row, columns_of, read_rows, require_columns, text_of
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -215,13 +216,8 @@ def _halueval(row: Row, number: int, name: str) -> Item:
 def _triviaqa(row: Row, number: int, name: str) -> Item:
     cells = {str(key).lower(): value for key, value in row.items()}
     require_columns(cells, [("", "question"), ("", "answer")], name)
-    answer = cells["answer"]
-    if isinstance(answer, dict):
-        parts = {str(key).lower(): value for key, value in answer.items()}
-        answers = [*_single(parts.get("value")), *list_of(parts.get("aliases"))]
-    else:
-        answers = list_of(answer)
-    return Item("triviaqa", text_of(cells, "question", number, name), _required(answers, number, name), [])
+    answers = _required(answers_of(cells, "answer", number, name), number, name)
+    return Item("triviaqa", text_of(cells, "question", number, name), answers, [])
 
 
 def _nq_open(row: Row, number: int, name: str) -> Item:
@@ -292,13 +288,19 @@ def _from_file(settings: DatasetSettings) -> pd.DataFrame:
 
 
 def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Drop repeats of a text, and every text that stands with both labels; say how many rows went."""
-    key = frame["text"].map(normalised)
+    """Drop repeats of a judged span, and every span that stands with both labels; say which rows went.
+
+    A span is a part of one text: several spans of a text, each with its own label, all stay.
+    """
+    starts = [text[:start] for text, start in zip(frame["text"], frame["answer_start"], strict=True)]
+    spans = zip(frame["text"].map(normalised), map(normalised, starts), frame["answer"].map(normalised), strict=True)
+    key = pd.Series(pd.factorize(pd.Series(list(spans), dtype=object))[0], index=frame.index)
     both = frame["label"].groupby(key).transform("nunique") > 1
     repeated = key.duplicated() & ~both
     dropped = {"dropped_both_labels": int(both.sum()), "dropped_repeats": int(repeated.sum())}
-    if any(dropped.values()):
-        log.warning("%d rows dropped whose text has both labels, %d whose text came before", *dropped.values())
+    for gone, reason in ((both, "stands with both labels"), (repeated, "came before with the same label")):
+        if gone.any():
+            log.warning("%d rows dropped whose text %s: %s", gone.sum(), reason, columns_of(frame["id"][gone]))
     return frame[~both & ~repeated].reset_index(drop=True), dropped
 
 

@@ -1,14 +1,22 @@
 """A user's own labelled texts or questions, from any table with the columns that the settings name."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.rows import Row, answers_of, read_rows, require_columns, shown, text_of
+from ghosttrack.inputs.gold import EXPECTED, answers_of
+from ghosttrack.inputs.rows import Row, cell, read_rows, require_columns, shown, text_of, written
 from ghosttrack.settings import DatasetSettings
 
+log = logging.getLogger("ghosttrack")
+
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+# What a group column holds for a missing group, in lower case: a null of json or parquet, and how programs write one in csv.
+_NO_GROUP = frozenset(("", "nan", "nat", "<na>", "null", "none"))
+# Rows that a message shows as examples, and characters of the text of one.
+_EXAMPLES, _CHARACTERS = 2, 60
 
 
 class OwnText(NamedTuple):
@@ -48,7 +56,7 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
     texts = []
     for number, row in enumerate(rows, start=1):
         text = text_of(row, settings.text_column, number, name)
-        label = _label(row.get(settings.label_column), number, settings, name)
+        label = _label(cell(row, settings.label_column), number, settings, name)
         question, prompt = "", ""
         if settings.question_column:
             question = text_of(row, settings.question_column, number, name)
@@ -56,7 +64,7 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
             text = text if starts else f"{prompt} {text}"
         answer = text[len(prompt) :].strip()
         if settings.answer_column:
-            answer = text_of(row, settings.answer_column, number, name)
+            answer = text_of(row, settings.answer_column, number, name, numbers=True)
         start = text.rfind(answer)
         if not answer or start < len(prompt):
             raise UserError(
@@ -67,8 +75,10 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
                     else "there is no text after the question"
                 )
             )
-        group = _group(row, settings, question or text)
+        group = _group(row, number, settings, question or text)
         texts.append(OwnText(group, question, text[:start].rstrip(), text, start, start + len(answer), label))
+    _log_labels(rows, texts, settings)
+    _log_missing_groups(rows, settings)
     return texts
 
 
@@ -83,8 +93,14 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
         question = text_of(row, question_column, number, name)
         gold = answers_of(row, gold_column, number, name)
         if not gold:
-            raise UserError(f"row {number} of {name}: no accepted answer in column {gold_column!r}")
-        questions.append(OwnQuestion(_group(row, settings, question), question, gold))
+            raise UserError(
+                f"row {number} of {name}: no accepted answer in column {gold_column!r}, found {shown(cell(row, gold_column))}; "
+                f"remove the row, or write {EXPECTED}"
+            )
+        questions.append(OwnQuestion(_group(row, number, settings, question), question, gold))
+    for number, each in enumerate(questions[:_EXAMPLES], start=1):
+        log.info("row %d of %s: %s has the accepted answers %s", number, name, shown(each.question), shown(each.gold))
+    _log_missing_groups(rows, settings)
     return questions
 
 
@@ -114,7 +130,7 @@ def _starts_with_question(rows: Sequence[Row], settings: DatasetSettings, name: 
 
 
 def _label(value: Any, number: int, settings: DatasetSettings, name: str) -> int:
-    label = _LABELS.get(str(value).strip().lower())
+    label = _LABELS.get(_word(value))
     if label is None:
         raise UserError(
             f"row {number} of {name}: column {settings.label_column!r} (label_column) holds {shown(value)}; expected 0 or 1 "
@@ -123,9 +139,60 @@ def _label(value: Any, number: int, settings: DatasetSettings, name: str) -> int
     return label ^ settings.true_label
 
 
-def _group(row: Row, settings: DatasetSettings, otherwise: str) -> str:
-    value = otherwise if settings.group_column is None else row.get(settings.group_column)
-    return normalised(str(value)) if value is not None and str(value).strip() else normalised(otherwise)
+def _word(value: Any) -> str:
+    """A label as it is compared and shown."""
+    return str(value).strip().lower()
+
+
+def _group(row: Row, number: int, settings: DatasetSettings, otherwise: str) -> str:
+    """The row's group; its question, or without one its text, where there is no column or no value in it."""
+    if settings.group_column is None or _lacks_group(row, settings.group_column):
+        return normalised(otherwise)
+    value = cell(row, settings.group_column)
+    group = written(value)
+    if group is None:
+        raise UserError(
+            f"row {number} of {settings.path}: column {settings.group_column!r} (group_column) holds {shown(value)}; "
+            "expected text or a number that names the group"
+        )
+    return normalised(group)
+
+
+def _lacks_group(row: Row, column: str) -> bool:
+    group = written(cell(row, column))
+    return group is not None and group.strip().lower() in _NO_GROUP
+
+
+def _log_missing_groups(rows: Sequence[Row], settings: DatasetSettings) -> None:
+    column = settings.group_column
+    lacking = [number for number, row in enumerate(rows, start=1) if column and _lacks_group(row, column)]
+    if lacking:
+        log.warning(
+            "%d of %d rows have no value in column %r (group_column), such as row %d: the group of each is its question, "
+            "or without a question its text; fill the column if some of them belong together",
+            len(lacking),
+            len(rows),
+            column,
+            lacking[0],
+        )
+
+
+def _log_labels(rows: Sequence[Row], texts: Sequence[OwnText], settings: DatasetSettings) -> None:
+    """Say how each label word is read, with examples, so that a reader sees labels that are the wrong way round."""
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(_word(cell(row, settings.label_column)), []).append(place)
+    for word, found in places.items():
+        examples = " and ".join(f"row {place + 1}, {_ending(texts[place])}" for place in found[:_EXAMPLES])
+        meaning = "hallucinated" if texts[found[0]].label else "true"
+        log.info("label %r is read as %s in %d texts, such as %s", word, meaning, len(found), examples)
+    log.info("If they are the other way round, set true_label: %d in the data set's file", 1 - settings.true_label)
+
+
+def _ending(text: OwnText) -> str:
+    """A text up to the end of the part that is judged; of a long one the end."""
+    read = text.text[: text.answer_end]
+    return repr(read if len(read) <= _CHARACTERS else f"...{read[-_CHARACTERS:]}")
 
 
 def normalised(text: str) -> str:

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +50,92 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
 def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> None:
     """Check that a table has its columns, given as (settings key or "", column); names every column found."""
     for key, column in columns:
-        if column not in row:
+        if not _has(row, column):
             raise UserError(
-                f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(row)}"
+                f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(_nested(row, column))}"
                 + (f". Set {key} to the column that holds it" if key else "")
             )
 
 
-def text_of(row: Row, column: str, number: int, name: str, *, empty: bool = False) -> str:
-    """The text in a cell, stripped; anything but text, or no text, is a UserError with the row's number."""
-    value = row.get(column)
-    if isinstance(value, str) and (value.strip() or empty):
-        if reason := _nul(value) or flaw(value, LONGEST_TEXT):
+def cell(row: Row, column: str) -> Any:
+    """The value in a column; None where there is none.
+
+    `answer.value` is the key `value` of an object in the column `answer`, unless a column has that name itself.
+    Of a list of objects it is the list of their values.
+    """
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        value = _inside(value, key)
+    return value
+
+
+def _nested(row: Row, column: str) -> list[str]:
+    """The names of a row's columns, and of the keys of the object in which a nested column was looked for."""
+    head = column.partition(".")[0]
+    inner = row.get(head) if head != column else None
+    return [*map(str, row), *(f"{head}.{key}" for key in (inner if isinstance(inner, Mapping) else ()))]
+
+
+def _inside(value: Any, key: str) -> Any:
+    if isinstance(value, list):
+        return [_inside(each, key) for each in value]
+    return value.get(key) if isinstance(value, Mapping) else None
+
+
+def _has(row: Row, column: str) -> bool:
+    """Whether a row has a column; a null or a list on the way to a nested one leaves it open."""
+    if column in row:
+        return True
+    value: Any = row
+    for key in column.split("."):
+        if value is None or isinstance(value, list):
+            return True
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
+
+
+def written(value: Any) -> str | None:
+    """Text, a number or a boolean as text: 7.0 is "7" and True is "true".
+
+    Returns:
+        "" for a missing value (None or NaN); None for a value of another kind, and for an infinite number.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Integral):
+        return str(int(value))
+    if not isinstance(value, Real) or math.isinf(value):
+        return None
+    return "" if math.isnan(value) else _decimal(float(value))
+
+
+def _decimal(value: float) -> str:
+    """A finite number in its shortest decimal form, without an exponent or a final ".0"."""
+    import numpy as np
+
+    digits = repr(value)
+    if not value.is_integer() and float(narrow := np.float32(value)) == value:
+        digits = str(narrow)  # a float32 of a parquet file: .1, which Python has as 0.10000000149011612
+    return f"{Decimal(digits):f}".removesuffix(".0")
+
+
+def text_of(row: Row, column: str, number: int, name: str, *, numbers: bool = False) -> str:
+    """The text in a cell, stripped; anything else, or no text, is a UserError with the row's number.
+
+    Args:
+        numbers: numbers and booleans are taken too, as `written` writes them.
+    """
+    value = cell(row, column)
+    if numbers and isinstance(value, Real):
+        value = written(value)
+    if isinstance(value, str) and value.strip():
+        if reason := text_flaw(value):
             raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
         return value.strip()
     found = "nothing" if value is None or value == "" else "blanks" if isinstance(value, str) else shown(value)
@@ -67,26 +144,9 @@ def text_of(row: Row, column: str, number: int, name: str, *, empty: bool = Fals
     )
 
 
-def list_of(value: Any) -> list[str]:
-    """A cell with several texts: a list, a list written as JSON, or texts separated by `;`."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            try:
-                return list_of(json.loads(value))
-            except (ValueError, RecursionError):
-                pass  # a text that merely starts with a bracket
-        value = value.split(";")
-    return [text for item in value if (text := str(item).strip())]
-
-
-def answers_of(row: Row, column: str, number: int, name: str) -> list[str]:
-    """`list_of` a cell; an answer that is too long or no text is a UserError with the row's number."""
-    answers = list_of(row.get(column))
-    if reason := next((found for answer in answers if (found := flaw(answer, LONGEST_TEXT))), ""):
-        raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
-    return answers
+def text_flaw(text: str) -> str:
+    """Why a text that is judged, asked or accepted cannot be taken, and what to do; "" if it can."""
+    return _nul(text) or flaw(text, LONGEST_TEXT)
 
 
 def flaw(text: str, longest: int) -> str:
