@@ -1,6 +1,7 @@
 """Fixtures of every test: a private copy of the workflow, and skips that count as failures where nothing may be absent."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def job_counts(output: str) -> dict[str, int]:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the workflow without results; tests that change files take their own."""
     return copy_house(tmp_path_factory.mktemp("house"))
+
+
+# Of the random walks: printed with every run, and taken from the environment to replay one.
+SEED = int(os.environ.get("GHOSTTRACK_SEED") or random.SystemRandom().randrange(2**32))
+
+
+def pytest_report_header() -> str:
+    return f"random walks: GHOSTTRACK_SEED={SEED}"
 
 
 @pytest.hookimpl(wrapper=True)

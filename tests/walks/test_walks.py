@@ -1,6 +1,6 @@
 """Random walks through what people do to a run: no walk ends with exit code 0 and other bytes than a run from scratch.
 
-GHOSTTRACK_WALKS sets their number, GHOSTTRACK_SEED replays those of an earlier run; the seed is in every failure.
+GHOSTTRACK_WALKS sets their number, GHOSTTRACK_SEED replays those of an earlier run, whose first lines print it.
 """
 
 import os
@@ -17,13 +17,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SEED
 from tests.walks.workflow.scripts.work import content
 
 pytestmark = pytest.mark.e2e
 
 WORKFLOW = Path(__file__).parent / "workflow"
-SEED = int(os.environ.get("GHOSTTRACK_SEED") or random.SystemRandom().randrange(2**32))
 WALKS = int(os.environ.get("GHOSTTRACK_WALKS") or 20)
 STEPS = 9
 # Results of every run, those of a layer behind the others.
