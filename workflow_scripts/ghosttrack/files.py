@@ -18,10 +18,11 @@ from ghosttrack.errors import UserError
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success flush, fsync and rename it to `path`.
 
-    After an exception or a kill `path` is what it was before. `mode` is "w" or "wb".
+    After an exception or a kill `path` is what it was before. `mode` is "w" or "wb". Not `durable`: it does
+    not wait for the disk, so a power cut may lose or empty the file; for files whose reader takes that for none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +31,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -82,22 +85,6 @@ def sync_tree(directory: Path) -> None:
         for name in names:
             _sync_file(Path(folder) / name)
         sync_directory(Path(folder))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small file in one step, without waiting for the disk: for what may be lost but never torn.
-
-    The folder must exist.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -6,6 +6,7 @@ what is asked for (`ghosttrack.due`). File dates and Snakemake's own metadata de
 clone or a deleted .snakemake neither hides a changed setting nor causes needless work.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -129,10 +130,9 @@ def write(rule: str, description: Description, digests: Mapping[str, str], outpu
         found = digest_of(output)
         if found is None:
             raise UserError(f"{output} was not written by its job: run the same command again")
-        path = record_path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"rule": rule, "params": description.params, "inputs": dict(digests), "sha256": found}
-        files.replace_text(path, json.dumps(content, sort_keys=True, separators=(",", ":")))
+        with files.atomic_write(record_path(output), durable=False) as stream:
+            json.dump(content, stream, sort_keys=True, separators=(",", ":"))
 
 
 @contextmanager
@@ -289,8 +289,5 @@ def _remember(place: Path, text: str) -> None:
     """Cache a digest. Where the folder cannot be written, or Snakemake never ran, nothing is cached."""
     if not place.parents[2].is_dir():
         return
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_text(place, text)
-    except OSError:
-        return
+    with contextlib.suppress(OSError), files.atomic_write(place, durable=False) as stream:
+        stream.write(text)
