@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from measure import Cost, cost, least, show
 
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, hooks
 from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
-from ghosttrack.inputs import models
+from ghosttrack.inputs import models, sites
 from ghosttrack.inputs.dense_layers import quicken
 from ghosttrack.memory import keep_freed_memory
 
@@ -36,10 +36,10 @@ def load(name: str) -> Any:
 
 def bare(model: Any, tokens: Any, batch: int, highest: int) -> None:
     """Forward passes that end behind block `highest`."""
-    modules = extraction.site_modules(model, [highest], "resid_post")
-    with torch.inference_mode(), extraction.captured(modules, stop=True):
+    modules = sites.site_modules(model, [highest], "resid_post")
+    with torch.inference_mode(), hooks.captured(modules, stop=True):
         for start in range(0, len(tokens), batch):
-            extraction.run_to_highest(model, torch.from_numpy(tokens[start : start + batch].astype(np.int64)))
+            hooks.run_to_highest(model, torch.from_numpy(tokens[start : start + batch].astype(np.int64)))
 
 
 def full(model: Any, tokens: Any, batch: int) -> None:

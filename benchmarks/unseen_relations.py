@@ -43,7 +43,7 @@ def read(run: Path, home: Path, table: str, layers: list[int], detection: Detect
     with files.atomic_write(examples, "wb") as stream:
         statements.build_statements(table, seed).to_parquet(stream, index=False)
     extract_examples.main(
-        examples=examples, weights=run / "model" / "model.safetensors",
+        examples=examples, weights=run / "model" / "model.safetensors", check=run / "model_check.json",
         stores=[folder / f"layer_{layer:02d}.zarr" for layer in layers],
         manifests=[folder / f"layer_{layer:02d}.json" for layer in layers],
         embedding=folder / "embedding.zarr", embedding_manifest=folder / "embedding.json",

@@ -90,6 +90,7 @@ rule check_explanations:
         cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
     output:
         explanations="results/{model}/evaluation/explanations.csv",
     log:
@@ -337,6 +338,7 @@ rule score_texts:
         cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
     output:
         scores=multiext("results/{model}/scores/texts", ".jsonl", ".csv", ".html"),
     log:

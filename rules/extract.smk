@@ -1,4 +1,33 @@
-# rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: activation stores of every analysed layer; the model's own answers.
+# rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: what reads the model right; activation stores of every analysed layer; the model's own answers.
+
+
+rule check_model:
+    """Compare the fast ways of reading a model with the plain one; refuse a model that cannot be read."""
+    input:
+        weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+    output:
+        check="results/{model}/model_check.json",
+        table="results/{model}/model_check.csv",
+    log:
+        "results/{model}/logs/check_model.log",
+    benchmark:
+        "results/{model}/benchmarks/check_model.tsv"
+    priority: 2  # every job that reads the model waits for it
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        **ACCELERATOR,
+        mem_mb=lambda wildcards, attempt: extraction_memory(wildcards.model)(wildcards, attempt),
+        runtime=scaled(30),
+    params:
+        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        code=source_digest("check_model"),
+    message:
+        "Checking how {wildcards.model} can be read (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/check_model.py"
 
 
 # One forward pass serves all layers of a wave. Its outputs are named by layer, which no wildcard of
@@ -11,6 +40,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
             beside_weights=beside_weights(MODEL),
+            check=f"results/{MODEL}/model_check.json",
             train=f"results/{MODEL}/corpus/train.zarr",
             train_manifest=f"results/{MODEL}/corpus/train.json",
             earlier=missing_saes_before(MODEL, WAVE),
@@ -56,6 +86,7 @@ for MODEL in MODELS:
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
             beside_weights=beside_weights(MODEL),
+            check=f"results/{MODEL}/model_check.json",
             heldout=f"results/{MODEL}/corpus/heldout.zarr",
             heldout_manifest=f"results/{MODEL}/corpus/heldout.json",
         output:
@@ -87,6 +118,7 @@ for MODEL in MODELS:
         input:
             weights=f"results/{MODEL}/model/model.safetensors",
             beside_weights=beside_weights(MODEL),
+            check=f"results/{MODEL}/model_check.json",
             examples=f"results/{MODEL}/datasets/{{dataset}}/examples.parquet",
         output:
             stores=[
@@ -129,6 +161,7 @@ rule generate_answers:
     input:
         weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
         questions="results/{model}/datasets/{dataset}/questions.parquet",
     output:
         examples="results/{model}/datasets/{dataset}/examples.parquet",

@@ -38,6 +38,7 @@ rule fetch_sae:
     input:
         checkpoint=pretrained_files,
         model_config="results/{model}/model/config.json",
+        check="results/{model}/model_check.json",
     output:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",

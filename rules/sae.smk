@@ -98,6 +98,7 @@ rule evaluate_sae:
         heldout_manifest="results/{model}/corpus/heldout.json",
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
     output:
         quality="results/{model}/saes/layer_{layer}/quality.json",
     log:

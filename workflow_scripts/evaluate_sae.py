@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ghosttrack import files, job, sae
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, limits
 from ghosttrack.inputs import corpus, models
 from ghosttrack.memory import keep_freed_memory
 from ghosttrack.sae.plausibility import warning
@@ -18,7 +18,7 @@ log = logging.getLogger("ghosttrack")
 
 def main(
     *, weights: Path, cfg: Path, store: Path, manifest: Path, heldout: Path, heldout_manifest: Path, model_weights: Path,
-    quality: Path, layer: int, batch: int, threads: int,
+    check: Path, quality: Path, layer: int, batch: int, threads: int,
 ) -> None:  # fmt: skip
     """Read the SAELens folder, the held-out store, and the model and tokens that it was made from; write quality.json."""
     torch.set_num_threads(threads)
@@ -29,7 +29,8 @@ def main(
     found = measure(trained, rows, trained.metadata.get("k"))
     if doubt := warning(found, trained.metadata):
         log.warning("layer %s: %s", layer, doubt)
-    spliced = splice(models.load_model(model_weights.parent, extraction.best_device()), trained, rows, tokens, batch)
+    model = models.load_model(model_weights.parent, extraction.best_device())
+    spliced = splice(model, trained, rows, tokens, batch, limits.read(check))
     files.write_json(
         quality,
         {

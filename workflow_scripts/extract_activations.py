@@ -5,15 +5,16 @@ from pathlib import Path
 import torch
 
 from ghosttrack import job, plan
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, limits
 from ghosttrack.activations.store import Storage
 from ghosttrack.inputs import corpus, models
+from ghosttrack.inputs.sites import Site
 from ghosttrack.memory import keep_freed_memory
 
 
 def main(
-    *, train: Path, train_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path],
-    site: extraction.Site, storage: Storage, contexts_per_shard: int, shard: int, batch: int, threads: int, code: str, room_kb: int = 0,
+    *, train: Path, train_manifest: Path, weights: Path, check: Path, stores: list[Path], manifests: list[Path],
+    site: Site, storage: Storage, contexts_per_shard: int, shard: int, batch: int, threads: int, code: str, room_kb: int = 0,
 ) -> None:  # fmt: skip
     """Write the stores of contexts shard x contexts_per_shard onwards; each store keeps a second writer out."""
     torch.set_num_threads(threads)
@@ -30,7 +31,14 @@ def main(
         tokens,
         [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        extraction.Extraction(site, batch, shard * contexts_per_shard, contexts_per_shard, storage, code),
+        extraction.Extraction(
+            site,
+            batch if limits.read(check).batched else 1,
+            shard * contexts_per_shard,
+            contexts_per_shard,
+            storage,
+            code,
+        ),
     )
 
 

@@ -7,14 +7,15 @@ import pandas as pd
 import torch
 
 from ghosttrack import files, frames, job
-from ghosttrack.activations import example_extraction, example_tokens, extraction, other_prompts, p_true, rivals
+from ghosttrack.activations import example_extraction, example_tokens, extraction, limits, other_prompts, p_true, rivals
 from ghosttrack.inputs import models
+from ghosttrack.inputs.sites import Site
 from ghosttrack.memory import keep_freed_memory
 
 
 def main(
-    *, examples: Path, weights: Path, stores: list[Path], manifests: list[Path], embedding: Path,
-    embedding_manifest: Path, background: Path, prompt_states: Path, tokens: Path, outputs: Path, site: extraction.Site,
+    *, examples: Path, weights: Path, check: Path, stores: list[Path], manifests: list[Path], embedding: Path,
+    embedding_manifest: Path, background: Path, prompt_states: Path, tokens: Path, outputs: Path, site: Site,
     positions: example_tokens.Positions, prompts: int, whether_true: bool, dataset: str, batch: int, threads: int, seed: int,
 ) -> None:  # fmt: skip
     """Write one store a layer, one of the token embedding, what answers are after other prompts, what prompts end in, and the tables."""
@@ -22,6 +23,7 @@ def main(
     keep_freed_memory()
     frame = frames.read_parquet(examples)
     tokenizer = models.load_tokenizer(weights.parent)
+    together = limits.read(check).together
     limit = models.max_context(weights.parent / "config.json")
     layers = [extraction.layer_of(store) for store in stores]
     model = models.load_model(weights.parent, extraction.best_device())
@@ -39,6 +41,7 @@ def main(
         extraction.StoreFiles(embedding, embedding_manifest),
         site=site,
         batch=batch,
+        together=together,
         asked=asked,
         rivals=among,
     )
@@ -50,7 +53,7 @@ def main(
     found.outputs["other_prompts"] = baseline.prompts
     measured = pd.concat([found.outputs, among.table()], axis=1)
     if whether_true:
-        measured["p_true"] = p_true.measure(model, tokenizer, frame, limit=limit, batch=batch)
+        measured["p_true"] = p_true.measure(model, tokenizer, frame, limit=limit, batch=batch, together=together)
     with files.atomic_write(background, "wb") as stream:
         np.savez(
             stream,

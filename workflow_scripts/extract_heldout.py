@@ -5,14 +5,15 @@ from pathlib import Path
 import torch
 
 from ghosttrack import job
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, limits
 from ghosttrack.inputs import corpus, models
+from ghosttrack.inputs.sites import Site
 from ghosttrack.memory import keep_freed_memory
 
 
 def main(
-    *, heldout: Path, heldout_manifest: Path, weights: Path, stores: list[Path], manifests: list[Path],
-    site: extraction.Site, batch: int, threads: int, code: str,
+    *, heldout: Path, heldout_manifest: Path, weights: Path, check: Path, stores: list[Path], manifests: list[Path],
+    site: Site, batch: int, threads: int, code: str,
 ) -> None:  # fmt: skip
     """Write one store a layer over all held-out contexts."""
     torch.set_num_threads(threads)
@@ -23,7 +24,7 @@ def main(
         corpus.read_tokens(heldout, heldout_manifest).tokens,
         [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        extraction.Extraction(site, batch, code=code),
+        extraction.Extraction(site, batch if limits.read(check).batched else 1, code=code),
     )
 
 

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ghosttrack import job
+from ghosttrack import files, job
 from ghosttrack.inputs import models, pretrained
 from ghosttrack.sae import conversion
 from ghosttrack.sae import model as sae_model
@@ -14,11 +14,13 @@ log = logging.getLogger("ghosttrack")
 
 
 def main(
-    *, weights: Path, cfg: Path, model_config: Path, layer: int, model: str, sae: SaeSettings, site: str,
+    *, weights: Path, cfg: Path, model_config: Path, check: Path, layer: int, model: str, sae: SaeSettings, site: str,
     d_model: int, source: SourceSettings,
 ) -> None:  # fmt: skip
     """Fetch or find the checkpoint that `sae.source` and `sae.revision` name, check it, and write a SAELens folder."""
     found = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, d_model)
+    if site != "resid_post":
+        pretrained.require_sublayer(found, site, files.read_json(check)["sublayers"][layer][site])
     if warning := pretrained.require_model(found, model, source):
         log.warning("%s", warning)
     converted = conversion.convert(found, layer_norm=models.takes_out_means(model_config))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ghosttrack import files, frames, job
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, limits
 from ghosttrack.activations import generation as answering
 from ghosttrack.activations.decoding import complete
 from ghosttrack.inputs import models
@@ -18,7 +18,7 @@ log = logging.getLogger("ghosttrack")
 
 
 def main(
-    *, questions: Path, weights: Path, examples: Path, labels: Path, samples: Path, generation: GenerationSettings,
+    *, questions: Path, weights: Path, check: Path, examples: Path, labels: Path, samples: Path, generation: GenerationSettings,
     dataset: str, batch: int, threads: int, seed: int,
 ) -> None:  # fmt: skip
     """Write the judged greedy answers as examples, the counts of all verdicts, and every answer with the drawn ones."""
@@ -30,6 +30,7 @@ def main(
         complete,
         models.load_model(weights.parent, extraction.best_device()),
         models.load_tokenizer(weights.parent),
+        limits=limits.read(check),
         max_new_tokens=generation.max_new_tokens,
         batch=batch,
         dataset=dataset,

@@ -50,10 +50,10 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
     result = snakemake(house, "--profile", "slurm", "--config", "model=gpt2-medium", "-n")
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Job ")]
     with_gpu = {line.split(": ", 1)[1].split(" of ")[0].split(" gpt2")[0] for line in lines if "(GPUs: 1)" in line}
-    extractions = {"Extracting activations", "Extracting held-out activations", "Letting"}
+    extractions = {"Checking how", "Extracting activations", "Extracting held-out activations", "Letting"}
     assert with_gpu == {*extractions, "Training the SAE", "Evaluating the SAE", "Testing the explanations"}
-    # Six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured, explanations.
-    assert sum("(GPUs: 1)" in line for line in lines) == 60 + 1 + 9 + 1 + 24 + 24 + 1
+    # The check of the model, six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured, explanations.
+    assert sum("(GPUs: 1)" in line for line in lines) == 1 + 60 + 1 + 9 + 1 + 24 + 24 + 1
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ class SlurmHouse:
         corpus, settings = self.results / "corpus", load({"model": MODEL}, ROOT / "config")[MODEL]
         extract_activations.main(
             train=corpus / "train.zarr", train_manifest=corpus / "train.json",
-            weights=self.results / "model" / "model.safetensors",
+            weights=self.results / "model" / "model.safetensors", check=self.results / "model_check.json",
             stores=again, manifests=[store.with_suffix(".json") for store in again], site=settings.activations.site,
             storage=settings.activations.storage, contexts_per_shard=settings.contexts, shard=0, batch=16, threads=1, code="",
         )  # fmt: skip

@@ -55,6 +55,22 @@ def make_model(kind: str, seed: int = 0) -> Any:
     return model.requires_grad_(False).eval()
 
 
+def exact(tokens: int = CONTEXT) -> Any:
+    """Limits of a model that is read exactly in every way, up to so many tokens."""
+    from ghosttrack.activations.limits import Limits
+
+    return Limits(tokens, tokens, tokens, batched=True, skipped=True)
+
+
+def save_check(folder: Path, tokens: int = CONTEXT) -> Path:
+    """The file of a checked model that is read exactly in every way."""
+    from ghosttrack.files import write_json
+
+    path = folder / "model_check.json"
+    write_json(path, {"limits": exact(tokens)._asdict(), "sublayers": []})
+    return path
+
+
 def save(model: Any, tokenizer: Any, directory: Path) -> None:
     """As a fetched model lies on disk."""
     from ghosttrack.files import sha256_file, write_json

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from ghosttrack.activations import extraction
+from ghosttrack.activations import hooks
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import sites
 from ghosttrack.sae import agreement, speed
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.batchtopk import BatchTopK
@@ -138,9 +139,9 @@ def extraction_check(device: torch.device) -> Check:
     ids = torch.randint(config.vocab_size, (8, config.n_positions), generator=generator)
     found = []
     for place in (torch.device("cpu"), device):
-        modules = extraction.site_modules(model.to(place), range(config.n_layer), "resid_post")
-        with torch.inference_mode(), extraction.captured(modules, stop=True) as outputs:
-            extraction.run_to_highest(model, ids.to(place))
+        modules = sites.site_modules(model.to(place), range(config.n_layer), "resid_post")
+        with torch.inference_mode(), hooks.captured(modules, stop=True) as outputs:
+            hooks.run_to_highest(model, ids.to(place))
             found.append([output.float().cpu().clone() for output in outputs])
     apart = [float((one - other).norm() / one.norm()) for one, other in zip(*found, strict=True)]
     return Check("activations of every layer", max(apart), EXTRACTION_TOLERANCE)

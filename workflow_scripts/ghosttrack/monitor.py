@@ -13,7 +13,7 @@ from ghosttrack.settings import DatasetSettings, Settings
 
 # Rules of a default run, without model and wave, in the order of the pipeline.
 PHASES = (
-    "fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
+    "fetch_model", "check_model", "fetch_corpus", "fetch_dataset", "fetch_questions", "generate_answers",
     "extract_activations", "extract_heldout", "extract_examples", "fetch_sae", "train_sae", "train_shared_sae", "evaluate_sae",
     "describe_features", "find_neighbours", "cluster_features", "track_features", "measure_signals", "measure_answers",
     "audit_dataset", "train_detectors", "evaluate_detectors", "save_detector", "check_explanations", "check_results",
@@ -135,6 +135,7 @@ def _outputs(settings: Settings, datasets: Mapping[str, DatasetSettings]) -> Ite
     folders = [f"layer_{layer:02d}" for layer in settings.layers]
     variants = settings.tracking.variants
     yield "fetch_model", "", ["model/source.json", "model/model.safetensors"]
+    yield "check_model", "", ["model_check.json", "model_check.csv"]
     yield "fetch_corpus", "", ["corpus/train.json", "corpus/heldout.json"]
     for name in settings.datasets:
         if datasets[name].mode == "generated":

@@ -11,7 +11,7 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import extraction, reader, store, writer
+from ghosttrack.activations import extraction, hooks, reader, store, writer
 from ghosttrack.activations.extraction import Origin, StoreFiles
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
@@ -206,7 +206,7 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
     monkeypatch.setattr(corpus, "read_tokens", lambda *_: corpus.Tokens(tokens, tokens, {}))
     small_models.save(small_models.make_model("llama"), small_models.make_tokenizer(), tmp_path / "model")
     common: dict[str, Any] = {
-        "weights": tmp_path / "model" / "model.safetensors", "site": "resid_post", "batch": 2, "threads": 1, "code": "",
+        "weights": tmp_path / "model" / "model.safetensors", "check": small_models.save_check(tmp_path), "site": "resid_post", "batch": 2, "threads": 1, "code": "",
     }  # fmt: skip
     made = [targets(tmp_path / "train", [0, 2], shard) for shard in (0, 1)]
     for shard in (0, 1):
@@ -252,7 +252,7 @@ def test_a_job_that_fails_is_gone_on_with_and_gives_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     extract(tmp_path / "whole", model, tokens, [0, 2], storage=storage)
-    run, allowed, count = extraction.run_to_highest, passes, 0
+    run, allowed, count = hooks.run_to_highest, passes, 0
 
     def limited(*arguments: Any) -> None:
         nonlocal count

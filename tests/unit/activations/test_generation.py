@@ -68,7 +68,9 @@ def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(model: A
     # The last three share their head with the first, as questions share their solved examples.
     prompts = [*PROMPTS, *(f"{PROMPTS[1]} {end}" for end in ("Ada", "gold", "Is it Paris"))]
     for found, prompt in zip(
-        complete(model, tokenizer, prompts, max_new_tokens=6, batch=batch, dataset="x"), prompts, strict=True
+        complete(model, tokenizer, prompts, max_new_tokens=6, batch=batch, dataset="x", limits=small_models.exact()),
+        prompts,
+        strict=True,
     ):
         assert_same(found, slowly(model, tokenizer, prompt, 6))
         assert found.text
@@ -79,7 +81,15 @@ def test_drawn_answers_follow_from_their_own_numbers_alone(model: Any, tokenizer
     prompts = [prompt for prompt in PROMPTS for _ in range(3)]
     draws = uniform_numbers(PROMPTS, 3, 6, seed=5)
     found = complete(
-        model, tokenizer, prompts, max_new_tokens=6, batch=batch, dataset="x", draws=draws, temperature=0.7
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=6,
+        batch=batch,
+        dataset="x",
+        limits=small_models.exact(),
+        draws=draws,
+        temperature=0.7,
     )
     for each, prompt, numbers in zip(found, prompts, draws, strict=True):
         assert_same(each, slowly(model, tokenizer, prompt, 6, numbers, 0.7))
@@ -95,7 +105,15 @@ def test_a_question_keeps_its_numbers_when_others_come_or_more_samples_are_asked
 def test_drawn_tokens_are_as_frequent_as_the_model_says(model: Any, tokenizer: Any) -> None:
     numbers = (np.arange(2000) + 0.5)[:, None] / 2000
     found = complete(
-        model, tokenizer, [PROMPTS[0]] * 2000, max_new_tokens=1, batch=500, dataset="x", draws=numbers, temperature=2.0
+        model,
+        tokenizer,
+        [PROMPTS[0]] * 2000,
+        max_new_tokens=1,
+        batch=500,
+        dataset="x",
+        limits=small_models.exact(),
+        draws=numbers,
+        temperature=2.0,
     )
     ids = [0, *tokenizer(PROMPTS[0], add_special_tokens=False)["input_ids"]]
     with torch.no_grad():
@@ -122,15 +140,20 @@ def test_an_answer_ends_with_its_first_line(tokenizer: Any) -> None:
         return result
 
     model.forward = forward.__get__(model)
-    (found,) = complete(model, tokenizer, ["Is it"], max_new_tokens=30, batch=1, dataset="x")
+    (found,) = complete(
+        model, tokenizer, ["Is it"], max_new_tokens=30, batch=1, dataset="x", limits=small_models.exact()
+    )
     assert found.text == "\n\nParis it\n"
 
 
 def test_the_sampling_defaults_of_a_model_are_ignored(model: Any, tokenizer: Any) -> None:
-    expected = complete(model, tokenizer, PROMPTS, max_new_tokens=6, batch=2, dataset="x")
+    expected = complete(model, tokenizer, PROMPTS, max_new_tokens=6, batch=2, dataset="x", limits=small_models.exact())
     model.generation_config.do_sample = True
     model.generation_config.repetition_penalty = 5.0
-    assert complete(model, tokenizer, PROMPTS, max_new_tokens=6, batch=2, dataset="x") == expected
+    assert (
+        complete(model, tokenizer, PROMPTS, max_new_tokens=6, batch=2, dataset="x", limits=small_models.exact())
+        == expected
+    )
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tokenizer: Any) -> None:
@@ -138,7 +161,7 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tokenizer: Any) -
     with pytest.raises(
         UserError, match=r"data set trivia: a prompt of \d+ tokens and generation\.max_new_tokens 60 exceed the 64"
     ):
-        complete(model, tokenizer, PROMPTS, max_new_tokens=60, batch=2, dataset="trivia")
+        complete(model, tokenizer, PROMPTS, max_new_tokens=60, batch=2, dataset="trivia", limits=small_models.exact())
 
 
 def questions(count: int = 1) -> pd.DataFrame:
@@ -234,7 +257,7 @@ def test_the_script_writes_examples_and_counts_the_same_twice(tmp_path: Path, to
     questions(3).to_parquet(tmp_path / "questions.parquet")
     for name in "xy":
         generate_answers.main(
-            questions=tmp_path / "questions.parquet", weights=tmp_path / "model" / "model.safetensors",
+            questions=tmp_path / "questions.parquet", weights=tmp_path / "model" / "model.safetensors", check=small_models.save_check(tmp_path),
             examples=tmp_path / f"{name}.parquet", labels=tmp_path / f"{name}.json", dataset="facts", batch=4,
             samples=tmp_path / f"{name}.samples.parquet", threads=1, seed=0,
             generation=GenerationSettings(max_new_tokens=5, questions=8, samples=2),

@@ -102,7 +102,7 @@ def measured(folder: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, b
     made = [StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json") for name in (*LAYERS, "embedding")]
     example_extraction.extract_examples(
         model, Origin("tiny", "weights"), encoded[: len(examples)], LAYERS, made[:-1], made[-1], site="resid_post",
-        batch=batch, asked=asked,
+        batch=batch, together=64, asked=asked,
     )  # fmt: skip
     return asked.baseline(examples)
 

@@ -34,7 +34,7 @@ ROWS = examples([
 def test_log_odds_are_the_model_s_own_behind_every_whole_text(tokenizer: Any) -> None:
     model = small_models.make_model("llama")
     model.eval()
-    found = p_true.measure(model, tokenizer, ROWS, limit=512, batch=2)
+    found = p_true.measure(model, tokenizer, ROWS, limit=512, batch=2, together=512)
     for row, text in enumerate(p_true.shown_texts(ROWS)):
         head = p_true.solved(ROWS["relation"][row], ROWS["mode"][row] == "generated")
         odds = []
@@ -54,7 +54,7 @@ def test_log_odds_are_the_model_s_own_behind_every_whole_text(tokenizer: Any) ->
 def test_a_text_that_does_not_fit_has_no_score(tokenizer: Any) -> None:
     model = small_models.make_model("llama")
     long = pd.concat([ROWS, ROWS.iloc[1:2].assign(text="Ice is warm. " * 200)], ignore_index=True)
-    found = p_true.measure(model, tokenizer, long, limit=512, batch=4)
+    found = p_true.measure(model, tokenizer, long, limit=512, batch=4, together=512)
     assert np.isnan(found).tolist() == [False, False, False, False, True]
 
 

@@ -1,7 +1,6 @@
 """Sequences of several texts: every text once, prompts shared, none longer than asked for, and models that cannot read them."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.packed_texts import TOKENS, Reader, packs
-from ghosttrack.errors import UserError
 
 
 def text(prompt: list[int], rest: list[int], before: tuple[int, ...] = ()) -> Encoded:
@@ -44,6 +42,7 @@ def test_every_text_stands_in_one_pack_and_sees_its_own_tokens_alone(batch: int)
             assert pack.ids[places].tolist() == own.ids.tolist()
             assert pack.position[places].tolist() == list(range(len(own.ids)))
             assert pack.before.tolist() == own.before.tolist()
+            assert pack.seen is not None
             for order, place in enumerate(places):
                 assert np.flatnonzero(pack.seen[place]).tolist() == places[: order + 1].tolist()
     assert found == Counter(range(len(texts)))
@@ -62,37 +61,28 @@ def test_a_long_prompt_is_not_repeated_for_each_of_its_texts() -> None:
     assert [len(pack.ids) for pack in packs(texts, range(60), 1)] == [100, 60]
 
 
-def test_texts_read_together_are_read_as_alone() -> None:
+@pytest.mark.parametrize("together", [0, 9, 1000])
+def test_texts_are_read_as_alone_whether_they_share_a_sequence_or_not(together: int) -> None:
     model = small_models.make_model("llama")
     texts = some_texts(12)
-    reader = Reader(model, texts[:2])
+    reader = Reader(model, together)
+    seen = Counter[int]()
     with torch.inference_mode():
-        for pack in packs(texts, range(12), 100):
+        for pack in reader.packs(texts, range(12), 100):
+            assert len(pack.before) + len(pack.ids) <= together or pack.seen is None
+            seen.update(pack.numbers)
             final = reader.final(pack)
             for number, places in zip(pack.numbers, pack.places, strict=True):
-                ids = torch.from_numpy(np.concatenate([pack.before, texts[number].ids])[None])
-                alone = model.base_model(input_ids=ids).last_hidden_state[0, len(pack.before) :]
+                own = texts[number]
+                ids = torch.from_numpy(np.concatenate([own.before, own.ids])[None])
+                alone = model.base_model(input_ids=ids).last_hidden_state[0, len(own.before) :]
                 torch.testing.assert_close(final[torch.from_numpy(places)], alone, atol=1e-4, rtol=1e-3)
+    assert seen == Counter(range(12))
 
 
-def test_a_model_that_cannot_read_texts_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small_models.make_model("llama")
-    texts = [text([1, 2, 3], [4, 5]), text([1, 2, 3], [6, 7])]
-    whole = type(model.base_model).forward
-
-    def blind(self: Any, *arguments: Any, attention_mask: Any = None, position_ids: Any = None, **options: Any) -> Any:
-        del attention_mask, position_ids
-        return whole(self, *arguments, **options)
-
-    monkeypatch.setattr(type(model.base_model), "forward", blind)
-    with pytest.raises(
-        UserError, match="LlamaForCausalLM reads texts otherwise if they stand together in one sequence"
-    ):
-        Reader(model, texts)
-
-    def without_positions(self: Any, input_ids: Any) -> Any:
-        return whole(self, input_ids)
-
-    monkeypatch.setattr(type(model.base_model), "forward", without_positions)
-    with pytest.raises(UserError, match="takes no positions"):
-        Reader(model, texts)
+def test_a_text_that_shares_no_sequence_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader(small_models.make_model("llama"), 20)
+    texts = [text([1, 2, 3], [4]), text([1, 2], list(range(3, 30)))]
+    for _ in range(2):
+        assert [len(pack.numbers) for pack in reader.packs(texts, range(2), 4)] == [1, 1]
+    assert [record.getMessage()[:36] for record in caplog.records] == ["texts of more than 20 tokens are rea"]

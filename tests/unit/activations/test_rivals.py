@@ -41,7 +41,16 @@ def collect(folder: Path, model: Any, tokenizer: Any, batch: int) -> tuple[rival
     files = StoreFiles(folder / f"{batch}.zarr", folder / f"{batch}.json")
     other = StoreFiles(folder / f"e{batch}.zarr", folder / f"e{batch}.json")
     example_extraction.extract_examples(
-        model, Origin("tiny", "w"), encoded, [0], [files], other, site="resid_post", batch=batch, rivals=among
+        model,
+        Origin("tiny", "w"),
+        encoded,
+        [0],
+        [files],
+        other,
+        site="resid_post",
+        batch=batch,
+        together=64,
+        rivals=among,
     )
     return among, encoded
 
@@ -163,7 +172,16 @@ def test_what_all_answers_of_a_relation_begin_with_counts_to_the_prompt(tmp_path
     among = rivals.Rivals(model, encoded, examples["relation"].tolist())
     files = [StoreFiles(tmp_path / f"{name}.zarr", tmp_path / f"{name}.json") for name in "ab"]
     example_extraction.extract_examples(
-        model, Origin("tiny", "w"), encoded, [0], files[:1], files[1], site="resid_post", batch=4, rivals=among
+        model,
+        Origin("tiny", "w"),
+        encoded,
+        [0],
+        files[:1],
+        files[1],
+        site="resid_post",
+        batch=4,
+        together=64,
+        rivals=among,
     )
     assert among.table().notna().all(axis=None)
     states, own = among.states(), encoded[6]

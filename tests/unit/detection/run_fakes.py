@@ -24,6 +24,7 @@ def make(run: Path, groups: int = 40, seed: int = 0, positions: Positions = "ans
     """Model, SAEs, examples and their stores: the answer's first word gives the label, so there is something to learn."""
     model = small_models.make_model("gpt2", seed)
     small_models.save(model, small_models.make_tokenizer(), run / "model")
+    small_models.save_check(run)
     generator = torch.Generator().manual_seed(seed)
     for layer in LAYERS:
         shape = small_models.WIDTH, D_SAE
@@ -100,7 +101,7 @@ def _dataset(run: Path, name: str, groups: int, positions: Positions, rng: np.ra
     pd.DataFrame(rows).to_parquet(folder / "examples.parquet")
     stems = [examples / f"layer_{layer:02d}" for layer in LAYERS]
     extract_examples.main(
-        examples=folder / "examples.parquet", weights=run / "model" / "model.safetensors",
+        examples=folder / "examples.parquet", weights=run / "model" / "model.safetensors", check=run / "model_check.json",
         stores=[stem.with_suffix(".zarr") for stem in stems], manifests=[stem.with_suffix(".json") for stem in stems],
         embedding=examples / "embedding.zarr", embedding_manifest=examples / "embedding.json",
         tokens=examples / "tokens.parquet", outputs=examples / "outputs.parquet", site="resid_post", dataset=name, batch=8, threads=1,

@@ -390,3 +390,32 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
 def test_a_source_that_cannot_be_meant_is_refused(values: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SaeSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("named", "sublayer", "right"),
+    [
+        ("model.layers.5.mlp", "mlp", True),
+        ("layers.5.mlp", "post_feedforward_layernorm", False),  # Gemma 2 normalises what its MLP returns
+        ("layers.5.self_attn", "post_attention_layernorm", False),
+        ("blocks.5.hook_mlp_out", "post_feedforward_layernorm", True),  # a hook, which is where the sum is
+        ("layer_05", "mlp.dense_4h_to_h", True),
+    ],
+)
+def test_a_module_that_is_not_what_is_added_to_the_stream_is_refused(
+    tmp_path: Path, named: str, sublayer: str, right: bool
+) -> None:
+    site = "attn_out" if "attn" in named else "mlp_out"
+    folder = put(tmp_path / "sae", {**CFG, "metadata": {"hook_name": named}})
+    found = (
+        pretrained.read(folder, 5, site, 8)
+        if named != "layer_05"
+        else pretrained.Pretrained(tmp_path / named, "sparsify", {}, "topk", 8, 16, 3)
+    )
+    if right:
+        pretrained.require_sublayer(found, site, sublayer)
+    else:
+        with pytest.raises(
+            UserError, match=rf"cfg\.json: it reads the module \w+ \({named}\), expected one of {sublayer}"
+        ):
+            pretrained.require_sublayer(found, site, sublayer)

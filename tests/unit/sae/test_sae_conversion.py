@@ -164,7 +164,7 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
     out.mkdir(parents=True)
     (out / "history.csv").write_text("of an earlier training")
     fetch_sae.main(
-        weights=out / "sae_weights.safetensors", cfg=out / "cfg.json", model_config=tmp_path / "config.json", layer=5,
+        weights=out / "sae_weights.safetensors", cfg=out / "cfg.json", model_config=tmp_path / "config.json", check=tmp_path / "model_check.json", layer=5,
         model="tiny", sae=SaeSettings(source=str(tmp_path / "given")), site="resid_post",
         d_model=D_MODEL, source=SourceSettings(kind="random"),
     )  # fmt: skip
@@ -192,6 +192,7 @@ def test_the_script_logs_a_model_name_that_it_cannot_compare_and_refuses_one_tha
         "layer": 5,
         "model": "mine",
         "model_config": tmp_path / "config.json",
+        "check": tmp_path / "model_check.json",
         "sae": SaeSettings(source=str(tmp_path / "given")),
         "site": "resid_post",
         "d_model": D_MODEL,

@@ -36,7 +36,12 @@ def write_inputs(folder: Path, word: str = "text", seed: int = 0) -> dict[str, P
     texts = (f"{word} {number} of many" for number in range(5000))
     corpus.build([corpus.Stream("a", texts, 1.0)], tokenizer, train, heldout, settings, {"source": "test"})
     weights = folder / "model" / "model.safetensors"
-    return {"heldout": heldout.store, "heldout_manifest": heldout.manifest, "model_weights": weights}
+    return {
+        "heldout": heldout.store,
+        "heldout_manifest": heldout.manifest,
+        "model_weights": weights,
+        "check": small_models.save_check(folder),
+    }
 
 
 def origin_of(inputs: dict[str, Path]) -> tuple[str, str]:

@@ -1,17 +1,28 @@
-"""Continuations of prompts, greedy or drawn: one pass over what prompts share, then token by token for a whole batch."""
+"""Continuations of prompts, greedy or drawn, token by token for a whole batch.
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+Prompts of different lengths share a batch by padding, and what they begin with is read once, as far as `model_check` has
+found that exact for the model. Others share a batch with prompts of their own length.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ghosttrack.activations.limits import Limits
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.progress import Progress
 
+log = logging.getLogger("ghosttrack")
+
+# padded: prompts of any length, padded behind what all begin with, which is read once. cached: prompts of one length, keys and
+# values kept between steps. plain: of one length, every step reads the whole sequence.
+Way = Literal["padded", "cached", "plain"]
 # Prompts of one batch share at least this part of their tokens: the solved examples of one relation.
 SHARED = 0.5
 
@@ -27,16 +38,14 @@ class Written(NamedTuple):
 class _Decoder(NamedTuple):
     """What every batch needs: `breaks` and `blank` say of each token id whether its text has a line end, or nothing else."""
 
-    model: Any
     tokenizer: Any
-    prefix: int
     temperature: float
     breaks: Tensor
     blank: Tensor
 
 
 def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch: int, dataset: str,
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, limits: Limits, max_new_tokens: int, batch: int, dataset: str,
     draws: NDArray[np.float64] | None = None, temperature: float = 1.0,
 ) -> list[Written]:  # fmt: skip
     """Continue each prompt: with the likeliest token at every step, or with drawn ones.
@@ -46,6 +55,7 @@ def complete(
 
     Args:
         model: causal language model in evaluation mode.
+        limits: how far the model was checked to continue prompts of a batch as it continues each alone.
         draws: (prompts, max_new_tokens) numbers in [0, 1); None: greedy.
         temperature: divides the logits before a draw.
         batch: prompts at a time; changes nothing but memory and rounding noise.
@@ -53,8 +63,6 @@ def complete(
     Raises:
         UserError: a prompt and its answer do not fit the model's context.
     """
-    from transformers import GenerationConfig
-
     prefix = models.separator(tokenizer)
     limit = models.max_context(model.config.to_dict())
     ids_of = tokenizer(list(prompts), add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
@@ -65,40 +73,72 @@ def complete(
             f"data set {dataset}: a prompt of {longest} tokens and generation.max_new_tokens {max_new_tokens} exceed "
             f"the {limit} tokens that the model takes; lower generation.max_new_tokens or shorten the questions"
         )
-    # The model's own sampling defaults (penalties, temperature) would make this anything but plain decoding.
-    model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=prefix,
-    )  # fmt: skip
+    prepare(model, max_new_tokens, prefix, tokenizer.eos_token_id)
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
     texts += [""] * (vocabulary - len(texts))  # rows of the embedding that no token has
-    decoder = _Decoder(
-        model, tokenizer, prefix, temperature,
-        torch.tensor(["\n" in text for text in texts]), torch.tensor([not text.strip() for text in texts]),
-    )  # fmt: skip
+    breaks, blank = (torch.tensor([test(text) for text in texts]) for test in (lambda text: "\n" in text, _is_blank))
+    decoder = _Decoder(tokenizer, temperature, breaks, blank)
     results: dict[int, Written] = {}
     progress = Progress("generating", len(coded), "answers")
-    for chosen in _batches(coded, batch):
-        numbers = None if draws is None else torch.from_numpy(draws[chosen])
-        written = _continue(decoder, [coded[number] for number in chosen], numbers)
-        results.update(zip(chosen, written, strict=True))
+    for chosen, way in _batches(coded, batch, limits, max_new_tokens):
+        steps = _Steps(decoder, None if draws is None else torch.from_numpy(draws[chosen]), len(chosen))
+        prompt_ids = [coded[number] for number in chosen]
+        new = continue_together(model, prompt_ids, steps, way, prefix)
+        logprobs = torch.stack(steps.logprobs, dim=1).cpu()  # (prompts, steps)
+        for number, ids, row, logprob, length in zip(
+            chosen, prompt_ids, new, logprobs, steps.lengths.tolist(), strict=True
+        ):
+            results[number] = _written(tokenizer, ids[1:], row[:length].tolist(), logprob[:length].tolist())
         progress.advance(len(chosen))
     return [results[number] for number in range(len(coded))]
 
 
-def _batches(coded: Sequence[list[int]], size: int) -> Iterator[list[int]]:
-    """Up to `size` prompts at a time, those together that begin alike."""
+def _is_blank(text: str) -> bool:
+    return not text.strip()
+
+
+def prepare(model: Any, max_new_tokens: int, pad: int, eos: int | None) -> None:
+    """Let a model decode plainly: its own sampling defaults (penalties, temperature) are switched off."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad
+    )
+
+
+def _batches(coded: Sequence[list[int]], size: int, limits: Limits, new: int) -> Iterator[tuple[list[int], Way]]:
+    """Up to `size` prompts at a time: those that begin alike, and, where padding is not exact, those of one length."""
+    short = [number for number, ids in enumerate(coded) if len(ids) + new <= limits.padded]
+    for chosen in _runs(coded, sorted(short, key=lambda number: coded[number]), size, _begin_alike):
+        yield chosen, "padded"
+    rest = sorted(set(range(len(coded))) - set(short), key=lambda number: (len(coded[number]), coded[number]))
+    if rest:
+        log.warning(
+            "%d of %d prompts are longer than %d tokens, up to which the model was checked to continue prompts of different "
+            "lengths together (model_check.csv): they share a batch with prompts of their own length, which is slower",
+            len(rest), len(coded), max(limits.padded - new, 0),
+        )  # fmt: skip
+    for chosen in _runs(coded, rest, size if limits.batched else 1, lambda one, other: len(one) == len(other)):
+        yield chosen, "cached" if len(coded[chosen[0]]) + new <= limits.cached else "plain"
+
+
+def _runs(
+    coded: Sequence[list[int]], order: Sequence[int], size: int, together: Callable[[list[int], list[int]], bool]
+) -> Iterator[list[int]]:
+    """Consecutive prompts, up to `size`, each of which goes together with the first."""
     waiting: list[int] = []
-    for number in sorted(range(len(coded)), key=lambda number: coded[number]):
-        if waiting and (
-            len(waiting) == size or _shared([coded[waiting[0]], coded[number]]) < SHARED * len(coded[number])
-        ):
+    for number in order:
+        if waiting and (len(waiting) == size or not together(coded[waiting[0]], coded[number])):
             yield waiting
             waiting = []
         waiting.append(number)
     if waiting:
         yield waiting
+
+
+def _begin_alike(one: list[int], other: list[int]) -> bool:
+    return _shared([one, other]) >= SHARED * len(other)
 
 
 def _shared(coded: Sequence[list[int]]) -> int:
@@ -109,33 +149,48 @@ def _shared(coded: Sequence[list[int]]) -> int:
     return min(shortest, next((place for place, (one, other) in pairs if one != other), shortest))
 
 
-def _continue(decoder: _Decoder, coded: Sequence[list[int]], draws: Tensor | None) -> list[Written]:
-    """Continue the prompts of one batch, padded on the left of what they do not share."""
+def continue_together(model: Any, coded: Sequence[list[int]], steps: "Steps", way: Way, pad: int) -> Tensor:
+    """Continue the prompts of one batch.
+
+    Args:
+        model: after `prepare`.
+        coded: token ids of each prompt; of one length unless `way` is padded.
+        steps: chooses each token and knows when to stop.
+        pad: a token; what it is does not matter.
+    Returns:
+        (prompts, steps) token ids on the CPU.
+    """
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-    model, shared = decoder.model, _shared(coded)
     width = max(map(len, coded))
-    ids = torch.full((len(coded), width), decoder.prefix)
+    shared = _shared(coded) if way == "padded" else 0
+    ids = torch.full((len(coded), width), pad)
     mask = torch.zeros_like(ids)
     for row, each in enumerate(coded):
         own = width - (len(each) - shared)
         ids[row, :shared], mask[row, :shared] = torch.tensor(each[:shared]), 1
         ids[row, own:], mask[row, own:] = torch.tensor(each[shared:]), 1
-    steps = _Steps(decoder, draws, len(coded))
     with torch.inference_mode():
         past = None
         if shared:
             past = model(input_ids=ids[:1, :shared].to(model.device), use_cache=True).past_key_values
             past.batch_repeat_interleave(len(coded))
-        found = model.generate(
+        found: Tensor = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), past_key_values=past,
-            logits_processor=LogitsProcessorList([steps.choose]), stopping_criteria=StoppingCriteriaList([steps.stop]),
+            use_cache=way != "plain", logits_processor=LogitsProcessorList([steps.choose]),
+            stopping_criteria=StoppingCriteriaList([steps.stop]),
         ).cpu()  # fmt: skip
-    logprobs = torch.stack(steps.logprobs, dim=1).cpu()  # (prompts, steps)
-    return [
-        _written(decoder.tokenizer, prompt[1:], row[width : width + length].tolist(), logprob[:length].tolist())
-        for prompt, row, logprob, length in zip(coded, found, logprobs, steps.lengths.tolist(), strict=True)
-    ]
+    return found[:, width:]
+
+
+class Steps(Protocol):
+    """Chooses the tokens of a batch."""
+
+    def choose(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (prompts, vocabulary) whose largest is the chosen token's."""
+
+    def stop(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        """(prompts,) bool, whether each continuation is complete."""
 
 
 class _Steps:

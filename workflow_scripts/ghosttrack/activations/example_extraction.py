@@ -11,20 +11,20 @@ import pandas as pd
 import torch
 
 from ghosttrack.activations.example_tokens import Encoded
-from ghosttrack.activations.extraction import Origin, Site, StoreFiles, captured, site_modules, to_block
+from ghosttrack.activations.extraction import Origin, StoreFiles, to_block
+from ghosttrack.activations.hooks import captured
 from ghosttrack.activations.other_prompts import Asked
-from ghosttrack.activations.packed_texts import Opinions, Pack, Reader, packs
+from ghosttrack.activations.packed_texts import Opinions, Pack, Reader
 from ghosttrack.activations.rivals import Rivals
 from ghosttrack.activations.store import Header
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.progress import Progress
 
 # Rows wait in memory for their order within a window of so many batches of examples:
 # 4,096 rows x 25 stores x 1,024 x 4 bytes are 400 MB.
 WINDOW_BATCHES = 8
 WINDOW_ROWS = 4096
-# Texts on which a model is tried.
-TRIED = 2
 
 
 class ExampleTables(NamedTuple):
@@ -70,7 +70,7 @@ class TextScores(NamedTuple):
 
 def extract_examples(
     model: Any, made_by: Origin, encoded: Sequence[Encoded], layers: Sequence[int], targets: Sequence[StoreFiles],
-    embedding: StoreFiles, *, site: Site, batch: int, asked: Asked | None = None, rivals: Rivals | None = None,
+    embedding: StoreFiles, *, site: Site, batch: int, together: int, asked: Asked | None = None, rivals: Rivals | None = None,
 ) -> ExampleTables:  # fmt: skip
     """Write the activations of all examples at the tokens that are read, one store a layer and one of the token embedding.
 
@@ -82,12 +82,13 @@ def extract_examples(
         embedding: where the token-embedding output goes.
         site: which output of each block.
         batch: examples per forward pass, about; changes nothing but memory and rounding noise.
+        together: tokens of a sequence up to which texts share one, from `Limits`.
         asked: answers that follow other prompts of the examples; they are read with the examples and told what they came to.
         rivals: of the same examples; shown every prompt's end.
     Returns:
         Tables without text and id columns, which the caller knows.
     Raises:
-        UserError: no such layers, activations that are not finite, a model that does not read texts together.
+        UserError: no such layers, activations that are not finite.
     """
     starts = row_starts(encoded)
     every = [*encoded, *(asked.encoded if asked else ())]
@@ -101,7 +102,7 @@ def extract_examples(
     ]
     progress = Progress("extracting", len(every), "texts")
     with ExitStack() as stack, torch.inference_mode():
-        reader = Reader(model, encoded[:TRIED])
+        reader = Reader(model, together)
         writers = [
             stack.enter_context(
                 StoreWriter(
@@ -114,7 +115,7 @@ def extract_examples(
         for window, others in _windows(every, len(encoded), batch):
             first, end = int(starts[window[0]]), int(starts[window[-1] + 1])
             held = [torch.empty(end - first, own_width) for *_, own_width in headers]
-            for pack in packs(every, [*window, *others], batch):
+            for pack in reader.packs(every, [*window, *others], batch):
                 final = reader.final(pack)
                 own = [place for place, number in enumerate(pack.numbers) if number < len(encoded)]
                 if own:

@@ -2,29 +2,28 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from ghosttrack import files
+from ghosttrack.activations.hooks import handed_over, run_to_highest
 from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.store import Block, Header, Storage, clipped_rows
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
+from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.progress import Progress
 
 log = logging.getLogger("ghosttrack")
-
-Site = Literal["resid_post", "mlp_out", "attn_out"]
 
 
 class Origin(NamedTuple):
@@ -41,10 +40,6 @@ class StoreFiles(NamedTuple):
     manifest: Path
 
 
-class _HighestLayerReached(Exception):  # noqa: N818 (not an error: it ends a forward pass early)
-    """Raised by the last hook, caught by the caller of the model."""
-
-
 def origin(model_directory: Path) -> Origin:
     """Identity of a fetched model, from the source.json in its directory."""
     about = files.read_json(model_directory / "source.json")
@@ -56,52 +51,6 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@contextmanager
-def captured(modules: Sequence[nn.Module], *, stop: bool) -> Iterator[list[torch.Tensor]]:
-    """Collect the main output of each module, (batch, position, d_model), in a list that every pass refills.
-
-    `stop` as in `handed_over`.
-    """
-    outputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
-    with handed_over(modules, outputs.__setitem__, stop=stop):
-        yield outputs
-
-
-@contextmanager
-def handed_over(
-    modules: Sequence[nn.Module], take: Callable[[int, torch.Tensor], None], *, stop: bool
-) -> Iterator[None]:
-    """Call `take` with the place of each module in `modules` and its main output as soon as it has run.
-
-    With `stop`, a forward pass ends as soon as the last module has run: give the modules in the
-    order in which they run, and call the model through `run_to_highest`.
-    """
-
-    def hook(place: int) -> Callable[[nn.Module, Any, Any], None]:
-        def give(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            take(place, models.first_tensor(output))
-            if stop and place == len(modules) - 1:
-                raise _HighestLayerReached
-
-        return give
-
-    handles = [module.register_forward_hook(hook(place)) for place, module in enumerate(modules)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run_to_highest(model: Any, ids: torch.Tensor) -> None:
-    """One forward pass under `handed_over(..., stop=True)`; nothing above the last module is computed."""
-    try:
-        model(input_ids=ids, use_cache=False)
-    except _HighestLayerReached:
-        return
-    raise RuntimeError("the forward pass never reached the module it should stop at")
-
-
 def to_block(rows: torch.Tensor, exact: bool = False) -> Block:
     """As `store.to_block`, on the tensor's own device, (n, d_model) float32; `exact` keeps the rows as they were, too."""
     norms = torch.linalg.vector_norm(rows, dim=1)
@@ -110,16 +59,6 @@ def to_block(rows: torch.Tensor, exact: bool = False) -> Block:
         return Block(rows.half().cpu().numpy(), norms.cpu().numpy(), kept)
     values, clipped = rows.clamp(-HALF_MAX, HALF_MAX), clipped_rows(rows.float().cpu().numpy())
     return Block(values.half().cpu().numpy(), norms.cpu().numpy(), kept, clipped)
-
-
-def site_modules(model: nn.Module, layers: Sequence[int], site: Site) -> list[nn.Module]:
-    """The modules whose outputs are stored, in ascending layer order."""
-    count = len(models.blocks(model))
-    if list(layers) != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= count:
-        raise UserError(
-            f"activations.layers: {list(layers)} must be ascending within 0..{count - 1}, the model's blocks"
-        )
-    return [models.block_site(model, layer, site) for layer in layers]
 
 
 def tokens_sha256(tokens: npt.NDArray[np.int32]) -> str:

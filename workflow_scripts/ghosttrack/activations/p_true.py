@@ -41,7 +41,7 @@ class Asked(NamedTuple):
     false: int
 
 
-def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, batch: int) -> Floats:
+def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, batch: int, together: int) -> Floats:
     """Log-odds of true against false for every text, less those of no text at all, (examples,).
 
     NaN for a text that, with the solved examples, is longer than the model takes.
@@ -49,6 +49,7 @@ def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, b
     Args:
         examples: columns relation, mode, text, question, answer; a generated answer is shown with its question.
         limit: tokens that the model takes; batch: texts per forward pass, which changes nothing but rounding noise.
+        together: tokens of a sequence up to which texts share one, from `Limits`.
     """
     shown = shown_texts(examples)
     keys = [
@@ -57,13 +58,14 @@ def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, b
     ]
     odds = np.full(len(examples), np.nan)
     progress = Progress("asking whether it is true", len(examples), "texts")
+    reader = packed_texts.Reader(model, together)
     for key in dict.fromkeys(keys):
         rows = [row for row, own in enumerate(keys) if own == key]
         head = solved(*key)
         asked = [_ask(tokenizer, f"{head}{text}") for text in [NOTHING, *(shown[row] for row in rows)]]
         fitting = [place for place, one in enumerate(asked) if len(one.ids) <= limit]
         found = np.full(len(asked), np.nan)
-        found[fitting] = _log_odds(model, [asked[place] for place in fitting], batch)
+        found[fitting] = _log_odds(reader, [asked[place] for place in fitting], batch)
         odds[rows] = found[1:] - found[0]
         progress.advance(len(rows))
     return odds  # fmt: skip
@@ -112,7 +114,7 @@ def _ask(tokenizer: Any, text: str) -> Asked:
     return Asked(ids, true[place], false[place])
 
 
-def _log_odds(model: Any, asked: Sequence[Asked], batch: int) -> Floats:
+def _log_odds(reader: packed_texts.Reader, asked: Sequence[Asked], batch: int) -> Floats:
     """log P(true) - log P(false) behind each text, (asked,); what they all begin with is computed once."""
     if not asked:
         return np.empty(0)
@@ -126,8 +128,7 @@ def _log_odds(model: Any, asked: Sequence[Asked], batch: int) -> Floats:
     ]
     found = np.empty(len(asked))
     with torch.inference_mode():
-        reader = packed_texts.Reader(model, texts[:1])
-        for pack in packed_texts.packs(texts, range(len(texts)), batch):
+        for pack in reader.packs(texts, range(len(texts)), batch):
             last = np.repeat([places[-1] for places in pack.places], 2)
             words = np.array([word for number in pack.numbers for word in (asked[number].true, asked[number].false)])
             closely = np.zeros(len(words), dtype=bool)

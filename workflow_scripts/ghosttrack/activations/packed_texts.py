@@ -1,12 +1,15 @@
 """Texts that begin alike, read together: in one sequence a prompt stands once, and the rest of each text sees its own prompt alone.
 
-What all texts of a relation begin with is read before, once, and kept as keys and values.
+What all texts of a relation begin with is read before, once, and kept as keys and values. A model reads texts together only as
+far as `model_check` has found it exact; other texts are read one at a time, by the plain model.
 """
 
 import copy
-import inspect
 import itertools
+import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,15 +17,15 @@ import numpy.typing as npt
 import torch
 
 from ghosttrack.activations.example_tokens import Encoded
-from ghosttrack.errors import UserError
+from ghosttrack.inputs import models
+
+log = logging.getLogger("ghosttrack")
 
 # Tokens of a sequence for each text of `batch`. Attention to other texts is computed and thrown away, so that long sequences
 # cost more: a tenth at 256 tokens on a model of 576 channels; short ones use a processor badly.
 TOKENS = 8
 # Positions whose logits are held at once: 256 x 50,000 x 4 bytes are 51 MB, and a few copies.
 HEAD_ROWS = 256
-# The head applied by hand, and texts read together, must give the model's own log-probabilities up to rounding.
-TOLERANCE = 1e-3
 
 Numbers = npt.NDArray[np.int64]
 
@@ -33,7 +36,7 @@ class Pack(NamedTuple):
     before: what all of them begin with, read already.
     numbers: (texts,) which they are; places: of each text, where its tokens stand in the sequence, (tokens,).
     ids: (length,) the sequence; position: (length,) of each token in its own text, behind `before`.
-    seen: (length, length) bool, whether a token (row) sees another (column).
+    seen: (length, length) bool, whether a token (row) sees another (column); None: one text, which the plain model reads.
     """
 
     before: Numbers
@@ -41,7 +44,7 @@ class Pack(NamedTuple):
     places: list[Numbers]
     ids: Numbers
     position: Numbers
-    seen: npt.NDArray[np.bool_]
+    seen: npt.NDArray[np.bool_] | None
 
 
 class Opinions(NamedTuple):
@@ -53,17 +56,21 @@ class Opinions(NamedTuple):
     rank: npt.NDArray[np.int32]
 
 
-def packs(encoded: Sequence[Encoded], numbers: Iterable[int], batch: int) -> Iterator[Pack]:
+def packs(encoded: Sequence[Encoded], numbers: Iterable[int], batch: int, longest: int = sys.maxsize) -> Iterator[Pack]:
     """Lay out the texts in sequences of about `TOKENS` x batch tokens; each starts with prompts of its own.
 
     A prompt is what stands before a text's answer. Texts that share one keep together; a prompt whose texts do not fit is
     repeated, and a sequence that begins with a long prompt may be twice as long as it.
+
+    Args:
+        longest: tokens of a sequence and what stands before it, at most; no text alone has more.
     """
     grouped: dict[bytes, dict[bytes, list[int]]] = {}
     for number in numbers:
         one = encoded[number]
         grouped.setdefault(one.before.tobytes(), {}).setdefault(one.ids[: one.answer[0]].tobytes(), []).append(number)
     for prompts in grouped.values():
+        room = longest - len(encoded[next(iter(prompts.values()))[0]].before)
         stems: list[list[int]] = []
         size = limit = 0
         for texts in prompts.values():
@@ -75,7 +82,7 @@ def packs(encoded: Sequence[Encoded], numbers: Iterable[int], batch: int) -> Ite
                     yield _laid_out(encoded, stems)
                     stems, size, fresh = [], 0, True
                 if not stems:
-                    limit = max(TOKENS * batch, 2 * head)
+                    limit = min(max(TOKENS * batch, 2 * head), room)
                 if fresh:
                     stems.append([])
                 stems[-1].append(number)
@@ -114,50 +121,99 @@ def _laid_out(encoded: Sequence[Encoded], stems: Sequence[Sequence[int]]) -> Pac
 
 
 class Reader:
-    """Runs packs through a model.
+    """Runs texts through a model.
 
     Args:
         model: causal language model in evaluation mode.
-        like: a few texts to try it on.
-    Raises:
-        UserError: a model that does not take such sequences, or changes its logits behind its head.
+        together: tokens of a sequence, and of what stands before it, up to which texts share one; 0: none does. From
+            `model_check.Limits`.
     """
 
-    def __init__(self, model: Any, like: Sequence[Encoded]) -> None:
+    def __init__(self, model: Any, together: int) -> None:
         self._model = model
+        self._together = together
         self._begun: dict[bytes, Any] = {}
-        if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-            raise _unsupported(model, "takes no positions, so texts cannot be read together")
-        _try(self, model, like)
+        self._masks: dict[str, torch.Tensor] = {}
+        self._told = False
+
+    def packs(self, encoded: Sequence[Encoded], numbers: Iterable[int], batch: int) -> Iterator[Pack]:
+        """As `packs`, with a pack of its own for each text that is too long to share a sequence."""
+        chosen = list(numbers)
+        short = [number for number in chosen if self._shares(encoded[number])]
+        if len(short) < len(chosen) and not self._told:
+            self._told = True
+            log.warning(
+                "texts of more than %d tokens are read one at a time, which is slower: up to there the model was checked to "
+                "read texts together exactly (model_check.csv)", self._together,
+            )  # fmt: skip
+        yield from packs(encoded, short, batch, self._together)
+        for number in chosen:
+            if not self._shares(encoded[number]):
+                yield alone(encoded[number], number)
+
+    def _shares(self, one: Encoded) -> bool:
+        return len(one.before) + len(one.ids) <= self._together
 
     def final(self, pack: Pack) -> torch.Tensor:
         """Final hidden states of a pack's tokens, (length, d_model)."""
-        cache = self.begin(pack.before)
-        kind, device = self._model.dtype, self._model.device
-        length, before = len(pack.ids), len(pack.before)
-        mask = torch.zeros(1, 1, length, before + length, dtype=kind)
-        mask[0, 0, :, before:].masked_fill_(torch.from_numpy(~pack.seen), torch.finfo(kind).min)
-        result = self._model.base_model(
-            input_ids=torch.from_numpy(pack.ids[None]).to(device), attention_mask=mask.to(device),
-            position_ids=torch.from_numpy(pack.position[None] + before).to(device), past_key_values=cache,
-            use_cache=cache is not None,
-        )  # fmt: skip
+        device = self._model.device
+        ids = torch.from_numpy(pack.ids[None]).to(device)
+        if pack.seen is None:
+            result = models.backbone(self._model)(input_ids=ids, use_cache=False)
+        else:
+            cache = self._begin(pack.before)
+            result = models.backbone(self._model)(
+                input_ids=ids, attention_mask=self._mask(pack), past_key_values=cache, use_cache=cache is not None,
+                position_ids=torch.from_numpy(pack.position[None] + len(pack.before)).to(device),
+            )  # fmt: skip
         final: torch.Tensor = result.last_hidden_state[0]
         return final
 
-    def begin(self, before: Numbers) -> Any:
+    def _mask(self, pack: Pack) -> Any:
+        """What each token of a pack sees, as the model takes it: one mask, or one for each type of layer.
+
+        Of its own text a token sees what the library lets a token at its position see (windows, chunks), of others nothing.
+        """
+        kind, device = self._model.dtype, self._model.device
+        before = len(pack.before)
+        row = pack.position + before
+        column = np.concatenate([np.arange(before), row])
+        own = np.concatenate([np.ones((len(row), before), dtype=bool), pack.seen], axis=1)
+
+        def additive(visible: torch.Tensor) -> torch.Tensor:
+            seen = visible[torch.from_numpy(row)[:, None], torch.from_numpy(column)] & torch.from_numpy(own)
+            mask = torch.zeros(1, 1, *seen.shape, dtype=kind)
+            return mask.masked_fill_(~seen, torch.finfo(kind).min).to(device)
+
+        found = {name: additive(visible) for name, visible in self._visible(int(column.max()) + 1).items()}
+        return found.get("", found)
+
+    def _visible(self, length: int) -> dict[str, torch.Tensor]:
+        """Which positions each position of a text sees, (length, length) bool or larger, by type of layer; "": of all layers."""
+        if not self._masks or len(next(iter(self._masks.values()))) < length:
+            self._masks = visible_positions(self._model, max(length, 2 * len(next(iter(self._masks.values()), ()))))
+        return self._masks
+
+    def begin(self, encoded: Sequence[Encoded]) -> None:
+        """Read what some texts begin with, before anything changes the model's activations."""
+        for one in encoded:
+            if self._shares(one):
+                self._begin(one.before)
+
+    def _begin(self, before: Numbers) -> Any:
         """Keys and values of what texts begin with, read when first needed; a cache of its own for each pass. None of nothing."""
+        from transformers import DynamicCache
+
         if not len(before):
             return None
         key = before.tobytes()
         if key not in self._begun:
             ids = torch.from_numpy(before[None]).to(self._model.device)
-            found = getattr(self._model.base_model(input_ids=ids, use_cache=True), "past_key_values", None)
-            if not hasattr(found, "layers"):
-                raise _unsupported(
-                    self._model, "keeps no keys and values of what it has read, so texts cannot share a beginning"
-                )
-            self._begun[key] = found
+            # Without the configuration a cache keeps every position: one that forgets what lies behind a window would not
+            # fit the masks.
+            cache = DynamicCache()
+            models.backbone(self._model)(input_ids=ids, past_key_values=cache, use_cache=True)
+            self._begun[key] = cache
         cache = copy.copy(self._begun[key])
         cache.layers = [copy.copy(layer) for layer in cache.layers]  # a pass appends by making new tensors
         return cache
@@ -196,47 +252,67 @@ class Reader:
         return found
 
 
+def alone(one: Encoded, number: int) -> Pack:
+    """A pack of one text, which the plain model reads from its first token on."""
+    before = len(one.before)
+    ids = np.concatenate([one.before, one.ids])
+    return Pack(ids[:0], [number], [np.arange(before, len(ids))], ids, np.arange(len(ids)), None)
+
+
+def visible_positions(model: Any, length: int) -> dict[str, torch.Tensor]:
+    """Which positions of a text each position sees, from the library's own mask functions.
+
+    Returns:
+        (length, length) bool on the CPU by the type of layer, as the model's configuration names it; under "" alone where all
+        layers see the same.
+    Raises:
+        ValueError: for a type of layer that has no such mask.
+    """
+    from transformers.masking_utils import create_masks_for_generate
+
+    like = torch.empty(1, length, 1, dtype=model.dtype)
+    found = create_masks_for_generate(model.config, like, attention_mask=None, past_key_values=None)
+    masks = found if isinstance(found, dict) else {"": found}
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return {name: causal if mask is None else _as_bool(mask, length) for name, mask in masks.items()}
+
+
+def _as_bool(mask: torch.Tensor, length: int) -> torch.Tensor:
+    if mask.shape != (1, 1, length, length):
+        raise ValueError(f"a mask of shape {tuple(mask.shape)}, expected (1, 1, {length}, {length})")
+    return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+
+
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """float32 logits of final hidden states, with the few things architectures do after the head."""
-    config = model.config.get_text_config()
-    logits: torch.Tensor = model.get_output_embeddings()(hidden).float()
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    """float32 logits of final hidden states (n, d_model): the model's own forward pass, entered behind its last layer."""
+    # Some architectures call the decoder inside the model without its head; some call something else by that name.
+    behind = {models.backbone(model), model.get_decoder()} - {model, model.get_output_embeddings()}
+    with _standing_for(behind, hidden):
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[0].float()
 
 
-@torch.inference_mode()
-def _try(reader: Reader, model: Any, like: Sequence[Encoded]) -> None:
-    """Read some texts together, and each alone through the whole model: the same up to rounding, or a UserError."""
-    for pack in packs(like, range(len(like)), batch=sum(len(one.ids) for one in like)):
-        final = reader.final(pack)
-        for number, places in zip(pack.numbers, pack.places, strict=True):
-            ids = np.concatenate([pack.before, like[number].ids])[None]
-            own = _alone(
-                model.base_model(input_ids=torch.from_numpy(ids).to(model.device), use_cache=False).last_hidden_state,
-                pack,
-            )
-            whole = _alone(
-                model(input_ids=torch.from_numpy(ids).to(model.device), use_cache=False).logits, pack
-            ).float()
-            alone, together = logits_of(model, own), logits_of(model, final[torch.from_numpy(places).to(final.device)])
-            for worst, what in (
-                (_distance(whole, alone), "changes its logits after the head"),
-                (_distance(alone, together), "reads texts otherwise if they stand together in one sequence"),
-            ):
-                if not worst < TOLERANCE:
-                    raise _unsupported(
-                        model, f"{what} (log-probabilities differ by {worst:.3g}), in a way that is not known here"
-                    )
+class _Hidden:
+    """What a model without its head returns, with final hidden states alone, (1, n, d_model)."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, _: str) -> None:
+        return None  # what only some architectures return, such as router logits
 
 
-def _alone(found: torch.Tensor, pack: Pack) -> torch.Tensor:
-    return found[0, len(pack.before) :]
-
-
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((torch.log_softmax(one, -1) - torch.log_softmax(other, -1)).abs().max())
-
-
-def _unsupported(model: Any, what: str) -> UserError:
-    return UserError(f"{type(model).__name__} {what}: this architecture is not supported; choose another model")
+@contextmanager
+def _standing_for(modules: Iterable[Any], hidden: torch.Tensor) -> Iterator[None]:
+    """Within, modules (a model without its head, its decoder) compute nothing and return `hidden`, (n, d_model), as a batch of one."""
+    for module in (chosen := list(modules)):
+        module.forward = lambda *_, **__: _Hidden(hidden[None])
+    try:
+        yield
+    finally:
+        for module in chosen:
+            del module.forward  # the class's own again

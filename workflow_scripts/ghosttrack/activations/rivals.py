@@ -17,11 +17,11 @@ from torch import nn
 
 from ghosttrack import frames
 from ghosttrack.activations.example_tokens import Encoded
-from ghosttrack.activations.extraction import captured, site_modules
 from ghosttrack.activations.layout import HALF_MAX
 from ghosttrack.activations.packed_texts import HEAD_ROWS, Pack, logits_of
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
+from ghosttrack.inputs.sites import site_modules
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -227,21 +227,26 @@ def _parts(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
 def final_norm(model: Any, like: Encoded) -> nn.Module | None:
     """The module that makes final hidden states of the last block's output; None if there is none that does it alone."""
     made: list[tuple[nn.Module, torch.Tensor]] = []
+    last: list[torch.Tensor] = []
 
     def hook(module: nn.Module, given: Any, output: Any) -> None:
         taken = given[0] if given else None
-        if torch.is_tensor(taken) and torch.is_tensor(output) and taken.data_ptr() == outputs[0].data_ptr():
+        if last and torch.is_tensor(taken) and torch.is_tensor(output) and taken.data_ptr() == last[-1].data_ptr():
             made.append((module, output))
 
-    leaves = [each for each in model.base_model.modules() if not list(each.children())]
-    with captured([models.blocks(model)[-1]], stop=False) as outputs:
-        handles = [each.register_forward_hook(hook) for each in leaves]
-        try:
-            ids = torch.from_numpy(like.ids[None]).to(model.device)
-            final = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        finally:
-            for handle in handles:
-                handle.remove()
+    leaves = [each for each in models.backbone(model).modules() if not list(each.children())]
+    handles = [
+        models.blocks(model)[-1].register_forward_hook(
+            lambda _module, _given, output: last.append(models.first_tensor(output))
+        ),
+        *(each.register_forward_hook(hook) for each in leaves),
+    ]
+    try:
+        ids = torch.from_numpy(like.ids[None]).to(model.device)
+        final = models.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    finally:
+        for handle in handles:
+            handle.remove()
     return next((module for module, output in reversed(made) if output.data_ptr() == final.data_ptr()), None)
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from ghosttrack import sae
 from ghosttrack.activations import example_extraction as reading
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, hooks, limits
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.layout import HALF_MAX
-from ghosttrack.activations.packed_texts import Reader, packs
+from ghosttrack.activations.packed_texts import Reader
 from ghosttrack.detection import representations, saved
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
+from ghosttrack.inputs.sites import site_modules
 
 Floats = NDArray[np.float64]
 # Texts of one forward pass, about; changes nothing but rounding.
@@ -60,7 +61,8 @@ class Scorer:
         self.tokenizer = models.load_tokenizer(run / "model")
         self.limit = models.max_context(run / "model" / "config.json")
         self._model = models.load_model(run / "model", self._device)
-        self._modules = extraction.site_modules(self._model, self.layers, self.about["site"])
+        self._together = limits.read(run / "model_check.json").together
+        self._modules = site_modules(self._model, self.layers, self.about["site"])
         self._saes = [sae.load(run / "saes" / f"layer_{layer:02d}") for layer in self.layers]
         self._tensors = {
             name: torch.from_numpy(getattr(self._weights, name)).to(self._device)
@@ -82,12 +84,11 @@ class Scorer:
         probe = np.full(int(starts[-1]), float(self._weights.probe_intercept[0]))
         parts: list[list[Part]] = [[] for _ in encoded]
         with ExitStack() as stack, torch.inference_mode():
-            reader = Reader(self._model, encoded[: reading.TRIED])
-            for one in encoded:  # before anything is taken out of a pass
-                reader.begin(one.before)
+            reader = Reader(self._model, self._together)
+            reader.begin(encoded)
             cut = stack.enter_context(self._removing()) if removed is not None else None
-            outputs = stack.enter_context(extraction.captured(self._modules, stop=False))
-            for pack in packs(encoded, range(len(encoded)), BATCH):
+            outputs = stack.enter_context(hooks.captured(self._modules, stop=False))
+            for pack in reader.packs(encoded, range(len(encoded)), BATCH):
                 texts = range(len(pack.numbers))
                 own, places = reading.read_rows(encoded, pack, texts, starts)
                 text = torch.from_numpy(np.repeat(texts, [len(encoded[number].read) for number in pack.numbers]))
@@ -177,4 +178,4 @@ class _Removal:
         z = own.encode(rows.float().cpu()) * mask[self._text]
         x = x.clone()
         x[0, self._places] = rows - (z @ own.W_dec).to(rows)
-        return (x, *output[1:]) if isinstance(output, tuple) else x
+        return models.with_first(output, x)

@@ -1,5 +1,7 @@
 """A model's dense layers by oneDNN."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,3 +36,17 @@ def quicken(model: nn.Module) -> None:
             # (in, out) as before, stored the other way round: oneDNN would copy it at every call.
             module.weight.data = module.weight.data.t().contiguous().t()
         module.__class__ = _Linear if type(module) is nn.Linear else _Conv1D
+
+
+@contextmanager
+def unquickened(model: nn.Module) -> Iterator[None]:
+    """Within, the dense layers multiply as the library's own do."""
+    modules: list[Any] = [module for module in model.modules() if type(module) in (_Linear, _Conv1D)]
+    kinds = [type(module) for module in modules]
+    for module in modules:
+        module.__class__ = nn.Linear if type(module) is _Linear else Conv1D
+    try:
+        yield
+    finally:
+        for module, kind in zip(modules, kinds, strict=True):
+            module.__class__ = kind

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ghosttrack.errors import UserError
 from ghosttrack.files import read_json, sha256_file
@@ -13,11 +14,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Where architectures keep the two halves of a block; OPT has no MLP module, its fc2 writes the MLP's output.
-_CHILDREN = {
-    "mlp_out": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2"),
-    "attn_out": ("self_attn", "attn", "attention", "self_attention", "linear_attn"),
-}
 _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "seq_len",
 )  # fmt: skip
@@ -123,23 +119,23 @@ def _size(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def block_site(model: nn.Module, layer: int, site: Literal["resid_post", "mlp_out", "attn_out"]) -> nn.Module:
-    """The module whose output is `site` of block `layer` (0-based): (batch, position, d_model) or a tuple led by it."""
-    block = blocks(model)[layer]
-    if site == "resid_post":
-        return block
-    for name in _CHILDREN[site]:
-        if name in block._modules:
-            return block.get_submodule(name)
-    raise UserError(
-        f"activations.site: {site} was not found in {type(block).__name__}, which holds "
-        f"{', '.join(name for name, _ in block.named_children())}; use resid_post"
-    )
+def backbone(model: Any) -> Any:
+    """The model without its head; returns final hidden states."""
+    if model.base_model is not model:
+        return model.base_model
+    first = blocks(model)[0]  # the library's name for it is wrong, as Llama 4's
+    return next(child for child in model.children() if any(each is first for each in child.modules()))
 
 
-def first_tensor(output: torch.Tensor | tuple[Any, ...]) -> torch.Tensor:
-    """A hooked module's main output: some architectures return a bare tensor, others a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+def first_tensor(output: torch.Tensor | Sequence[Any]) -> torch.Tensor:
+    """A hooked module's main output: some architectures return a bare tensor, others a tuple or a list."""
+    tensor: Any = output[0] if isinstance(output, tuple | list) else output
+    return tensor  # type: ignore[no-any-return]
+
+
+def with_first(output: torch.Tensor | Sequence[Any], tensor: torch.Tensor) -> Any:
+    """A hooked module's output with another main output."""
+    return type(output)((tensor, *output[1:])) if isinstance(output, tuple | list) else tensor
 
 
 def max_context(model_config: Path | dict[str, Any]) -> int:

@@ -213,6 +213,25 @@ def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
     return found
 
 
+def require_sublayer(found: Pretrained, site: str, sublayer: str) -> None:
+    """Refuse an autoencoder of a module that is not the one whose output is added to the residual stream.
+
+    Args:
+        found: the autoencoder; only one that names a module of the model, and not a hook of TransformerLens, is checked.
+        site: mlp_out or attn_out.
+        sublayer: the module, within its block, whose output is the site in this model.
+    Raises:
+        UserError: the autoencoder names another one, such as the MLP of a model that normalises what its MLP returns.
+    """
+    named = str(found.metadata.get("hook_name") or found.metadata.get("hook_point") or found.folder.name)
+    match = None if _HOOK.search(named) else _MODULE.search(named)
+    if match and match[2] and match[2] != sublayer:
+        raise UserError(
+            f"{found.folder / CFG}: it reads the module {match[2]} ({named}), expected one of {sublayer}: in this model that is the "
+            f"module whose output is added to the residual stream ({site}); choose other autoencoders"
+        )
+
+
 def require_model(found: Pretrained, model: str, source: SourceSettings) -> str | None:
     """Refuse an autoencoder whose configuration names another model.
 

@@ -16,7 +16,7 @@ from ghosttrack.monitor import PHASES
 STEPS = {
     "fetch": ("fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions"),
     "generate": ("generate_answers",),
-    "extract": ("extract_activations", "extract_heldout", "extract_examples"),
+    "extract": ("check_model", "extract_activations", "extract_heldout", "extract_examples"),
     "autoencoders": (
         "fetch_sae", "train_sae", "train_shared_sae", "evaluate_sae", "describe_features", "measure_answers", "sweep_sae", "draw_sweep",
     ),

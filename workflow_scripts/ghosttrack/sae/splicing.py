@@ -9,18 +9,21 @@ Excluded rows (position 0 and massive rows, see the store) keep their true activ
 predicted at them is not counted: the autoencoder was neither trained nor measured on them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ghosttrack.activations.hooks import keeping, standing_in
+from ghosttrack.activations.limits import Limits
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
+from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.progress import Progress
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import mean_of
@@ -55,7 +58,9 @@ class Spliced(NamedTuple):
 
 
 @torch.inference_mode()
-def splice(model: Any, sae: Sae, store: ActivationStore, tokens: npt.NDArray[np.int32], batch: int) -> Spliced:
+def splice(
+    model: Any, sae: Sae, store: ActivationStore, tokens: npt.NDArray[np.int32], batch: int, limits: Limits
+) -> Spliced:
     """Losses with and without the autoencoder on about `TOKENS` tokens, in contexts spread evenly over all.
 
     Args:
@@ -64,12 +69,13 @@ def splice(model: Any, sae: Sae, store: ActivationStore, tokens: npt.NDArray[np.
         store: held-out activations; gives layer, site, excluded rows and the mean.
         tokens: (contexts, context) int32, what the store's rows were computed from.
         batch: contexts per forward pass; changes nothing but memory and rounding noise.
+        limits: which fast ways of reading are exact for the model.
     Raises:
         UserError: when no prediction can be counted.
     """
     assert store.layer is not None
-    module = models.block_site(model, store.layer, store.site)  # type: ignore[arg-type]
-    below = models.blocks(model)[: store.layer]
+    (module,) = site_modules(model, [store.layer], cast("Site", store.site))
+    below = models.blocks(model)[: store.layer] if limits.skipped else []
     mean = mean_of(store).to(torch.float32)
     replacements: dict[str, Replacement] = {
         "sae": lambda x: sae.decode(sae.encode(x)),
@@ -89,10 +95,9 @@ def splice(model: Any, sae: Sae, store: ActivationStore, tokens: npt.NDArray[np.
     ablated = usable[spread(len(usable), tokens.shape[1], ABLATED)]
     parts = ((ablated, list(replacements)), (np.setdiff1d(chosen, ablated), ["sae"]))
     found: dict[str, list[Tensor]] = {name: [] for name in ("none", *replacements)}
+    size = batch if limits.batched else 1
     progress = Progress("splicing", len(chosen) * tokens.shape[1], "tokens")
-    for numbers, names in (
-        (part[at : at + batch], names) for part, names in parts for at in range(0, len(part), batch)
-    ):
+    for numbers, names in ((part[at : at + size], names) for part, names in parts for at in range(0, len(part), size)):
         ids = torch.from_numpy(tokens[numbers].astype(np.int64)).to(model.device)
         inside = torch.from_numpy(kept[numbers]).flatten().to(model.device)
         wanted = torch.from_numpy(counted[numbers]).flatten()
@@ -115,38 +120,6 @@ def spread(contexts: int, context: int, at_most: int = TOKENS) -> npt.NDArray[np
 
 
 @contextmanager
-def keeping(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """Within, what the last of the blocks puts out, as it is, takes the place of the only item of a list."""
-    last: list[Any] = [None]
-    handles = [
-        block.register_forward_hook(lambda _block, _arguments, output: last.__setitem__(0, output))
-        for block in blocks[-1:]
-    ]
-    try:
-        yield last
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def standing_in(blocks: Sequence[nn.Module], last: Sequence[Any]) -> Iterator[None]:
-    """Within, none of the first blocks of a model computes anything: each puts out what the last of them did before.
-
-    Args:
-        blocks: consecutive, from the first on, which nothing above them reads but through the last one's output.
-        last: from `keeping`, on the same tokens.
-    """
-    for block in blocks:
-        block.forward = lambda *_arguments, **_options: last[0]
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward  # the class's own again
-
-
-@contextmanager
 def replaced(module: nn.Module, kept: Tensor, replacement: Replacement) -> Iterator[None]:
     """Within, the module's main output is replaced in the rows that `kept` marks.
 
@@ -160,8 +133,7 @@ def replaced(module: nn.Module, kept: Tensor, replacement: Replacement) -> Itera
         true = models.first_tensor(output)
         rows = true.flatten(0, -2).clone()
         rows[kept] = replacement(rows[kept].cpu()).to(rows.device)
-        spliced = rows.reshape(true.shape)
-        return (spliced, *output[1:]) if isinstance(output, tuple) else spliced
+        return models.with_first(output, rows.reshape(true.shape))
 
     handle = module.register_forward_hook(hook)
     try:

@@ -1,0 +1,250 @@
+"""The check of a model: it finds every fast way that is wrong, and refuses a model that cannot be read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_models
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ghosttrack.activations import limits, model_check
+from ghosttrack.activations.limits import Limits
+from ghosttrack.errors import UserError
+
+TOKENS = np.random.default_rng(0).integers(1, 128, 900)
+COMMON: dict[str, Any] = {
+    "vocab_size": 128, "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def build(config: Any) -> Any:
+    """A random model whose attention is sharp: what a token wrongly sees, or does not see, changes its predictions."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            weight.copy_(torch.randn_like(weight) * (1.0 if "embed" in name else 1.5 * weight.shape[-1] ** -0.5))
+    return model
+
+
+def llama(**changes: Any) -> Any:
+    return build(transformers.LlamaConfig(**{**COMMON, **changes}))
+
+
+def checked(model: Any, site: Any = "resid_post") -> model_check.ModelCheck:
+    return model_check.check(model, TOKENS, 0, site)
+
+
+def test_a_plain_model_is_read_in_every_fast_way() -> None:
+    found = checked(llama())
+    assert found.limits == Limits(together=384, padded=256, cached=400, batched=True, skipped=True)
+    assert {each.way for each in found.comparisons} == {"batched", "together", "padded", "cached", "skipped"}
+    assert all(each.exact and each.logprob < 1e-4 for each in found.comparisons)
+
+
+@pytest.mark.parametrize(
+    ("config", "together", "padded"),
+    [
+        # Padding between a shared beginning and the rest counts as distance for a window.
+        (transformers.MistralConfig(**COMMON, sliding_window=8), 384, 0),
+        (transformers.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=8), 384, 0),
+        # A window that none of the tried sequences exceeds changes nothing, and is exceeded by one that is tried.
+        (transformers.MistralConfig(**COMMON, sliding_window=100), 384, 32),
+        (transformers.MistralConfig(**COMMON, sliding_window=300), 384, 256),
+        # Its own local attention counts places in the sequence, so texts of one sequence push each other out of the window.
+        (transformers.GPTNeoConfig(vocab_size=128, num_layers=4, hidden_size=32, num_heads=4, window_size=8,
+                                   attention_types=[[["global", "local"], 2]], max_position_embeddings=400), 0, 0),
+        # Distances instead of positions: there is no position to give to a token.
+        (transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4), 0, 256),
+        (transformers.MptConfig(vocab_size=128, n_layers=4, d_model=32, n_heads=4, max_seq_len=400), 0, 0),
+    ],
+)  # fmt: skip
+def test_a_way_is_taken_only_as_far_as_windows_and_distances_leave_it_exact(
+    config: Any, together: int, padded: int
+) -> None:
+    found = checked(build(config)).limits
+    assert (found.together, found.padded) == (together, padded)
+    assert found.batched
+    assert found.cached
+
+
+def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
+    found = checked(llama(max_position_embeddings=8192, rope_parameters={
+        "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 4096,
+    })).limits  # fmt: skip
+    assert found == Limits(together=384, padded=256, cached=4096, batched=True, skipped=True)
+
+
+def test_without_a_limit_of_its_own_a_model_has_none() -> None:
+    assert (
+        checked(build(transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4))).limits.cached
+        > 10**9
+    )
+
+
+# ---- readers that are wrong
+def blind(options: dict[str, Any]) -> None:
+    if options.get("attention_mask") is not None and options["attention_mask"].dim() == 4:
+        options["attention_mask"] = None
+
+
+def unplaced(options: dict[str, Any]) -> None:
+    if options.get("attention_mask") is not None and options["attention_mask"].dim() == 4:
+        options["position_ids"] = None
+
+
+def refusing(options: dict[str, Any]) -> None:
+    if options.get("attention_mask") is not None and options["attention_mask"].dim() == 4:
+        raise ValueError("masks of four dimensions are not understood")
+
+
+@pytest.mark.parametrize("wrong", [blind, unplaced, refusing])
+def test_a_model_that_reads_texts_of_one_sequence_otherwise_reads_them_alone(
+    wrong: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama()
+    whole = type(model.base_model).forward
+
+    def forward(self: Any, **options: Any) -> Any:
+        wrong(options)
+        return whole(self, **options)
+
+    monkeypatch.setattr(type(model.base_model), "forward", forward)
+    found = checked(model)
+    assert found.limits.together == 0
+    assert found.limits.padded == 256
+    (together,) = [each for each in found.comparisons if each.way == "together"]
+    assert together.problem.startswith("ValueError: masks") if wrong is refusing else together.hidden > 0.1
+
+
+class _RowsMeet(nn.Module):
+    """A block's output with a little of the batch's mean: what no text reads alone."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        out: Tensor = self.block(*arguments, **options)
+        return out + 0.3 * (out.mean(dim=0, keepdim=True) - out) if len(out) > 1 else out
+
+
+def test_inputs_that_meet_in_a_batch_are_read_one_by_one() -> None:
+    model = llama()
+    model.model.layers[1] = _RowsMeet(model.model.layers[1])
+    model.model.layers[1].attention_type = "full_attention"
+    found = checked(model).limits
+    assert not found.batched
+    assert found.padded == 0
+    assert found.together == 384  # one sequence is one row
+
+
+class _ReadsTheFirst(nn.Module):
+    """A block that also reads what the first block returned, as value residuals do."""
+
+    def __init__(self, block: nn.Module, first: Any) -> None:
+        super().__init__()
+        self.block = block
+        self.kept: Tensor
+        first.self_attn.register_forward_hook(lambda _module, _arguments, output: setattr(self, "kept", output[0]))
+
+    def forward(self, hidden: Tensor, **options: Any) -> Any:
+        out: Tensor = self.block(hidden, **options) + self.kept[:, : hidden.shape[1]]
+        self.kept = torch.zeros_like(out)  # a block that did not run again left nothing
+        return out
+
+
+def test_blocks_that_read_more_than_the_stream_are_computed_in_every_pass() -> None:
+    model = llama()
+    model.model.layers[3] = _ReadsTheFirst(model.model.layers[3], model.model.layers[0])
+    found = checked(model)
+    assert not found.limits.skipped
+    assert found.limits.batched
+
+
+# ---- models that are refused
+def two_ways(model: Any) -> Any:
+    model.config.is_causal = False
+    return model
+
+
+def test_a_model_that_reads_in_both_directions_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"LlamaForCausalLM is not causal: .* choose a model that reads from left to right"
+    ):
+        checked(two_ways(llama()))
+
+
+def test_a_block_that_does_not_read_the_one_below_is_refused() -> None:
+    model = llama()
+    model.model.layers[1].register_forward_pre_hook(lambda _module, arguments: (2.0 * arguments[0], *arguments[1:]))
+    with pytest.raises(UserError, match="block 1 does not read what block 0 returns"):
+        checked(model)
+
+
+def test_a_model_whose_weights_are_damaged_is_refused() -> None:
+    model = llama()
+    model.model.layers[2].mlp.up_proj.weight[3, 4] = torch.nan
+    with pytest.raises(UserError, match="hidden states of a plain text are not finite"):
+        checked(model)
+
+
+def test_a_model_that_fails_on_a_plain_text_is_refused_with_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama()
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ImportError("kernels are needed\nand more")
+
+    monkeypatch.setattr(type(model.base_model), "forward", fails)
+    with pytest.raises(UserError, match=r"cannot read a text of 32 tokens \(ImportError: kernels are needed\); choose"):
+        checked(model)
+
+
+def test_running_out_of_memory_is_no_property_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(model_check, "_together", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        checked(llama())
+
+
+def test_a_site_that_a_model_lacks_is_refused_only_where_it_is_wanted() -> None:
+    granite = build(transformers.GraniteConfig(**COMMON, residual_multiplier=0.5))
+    assert "has no two modules" in str(checked(granite).sublayers)
+    with pytest.raises(UserError, match=r"activations\.site: block 0 of GraniteForCausalLM .*; use resid_post"):
+        checked(granite, "mlp_out")
+
+
+# ---- the job
+def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_twice(tmp_path: Path) -> None:
+    import pandas as pd
+
+    import check_model
+
+    small_models.save(small_models.make_model("gpt2"), small_models.make_tokenizer(), tmp_path / "model")
+    for name in "ab":
+        check_model.main(
+            weights=tmp_path / "model" / "model.safetensors", check=tmp_path / f"{name}.json", table=tmp_path / "table.csv",
+            site="mlp_out", threads=1,
+        )  # fmt: skip
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    context = small_models.CONTEXT
+    assert limits.read(tmp_path / "a.json") == Limits(context, context, context, batched=True, skipped=True)
+    assert json.loads((tmp_path / "a.json").read_text())["sublayers"] == [{"attn_out": "attn", "mlp_out": "mlp"}] * 4
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table["exact"].all()
+    assert table["logprob"].max() < 1e-4
+    assert {"batched", "together", "padded", "cached", "skipped"} == set(table["way"])
+
+
+def test_a_file_that_is_no_check_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_check.json").write_text('{"limits": {"together": 3}}')
+    with pytest.raises(UserError, match=r"model_check\.json: it is not the check of a model; delete it and run again"):
+        limits.read(tmp_path / "model_check.json")

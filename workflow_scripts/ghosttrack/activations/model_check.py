@@ -1,0 +1,353 @@
+"""Whether a model is read right, tried before anything is extracted from it.
+
+Jobs read a model in ways that are faster than one text at a time: texts share a sequence, prompts share a batch and a
+beginning, blocks stand in for what they returned before. Each way is compared with the plain model, which reads one text,
+alone, without kept keys and values: hidden states of every block, and log-probabilities of the next token. A way that differs
+is not taken (`Limits`). A model that has no residual stream of blocks, is not causal, or has a head that is not known is
+refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ghosttrack.activations import decoding
+from ghosttrack.activations.example_tokens import Encoded
+from ghosttrack.activations.hooks import captured, keeping, standing_in
+from ghosttrack.activations.limits import Limits
+from ghosttrack.activations.packed_texts import Reader, logits_of
+from ghosttrack.errors import UserError
+from ghosttrack.inputs import models, sites
+from ghosttrack.inputs.dense_layers import unquickened
+
+log = logging.getLogger("ghosttrack")
+
+# Largest difference that rounding explains: of a hidden state, as a share of its length, and of a log-probability, in nats.
+HIDDEN, LOGPROB = 1e-3, 1e-3
+# Tokens of the sequences that are tried. Beyond the longest, texts are read alone, and prompts are continued with others of
+# their length.
+SHORTEST = 32
+TOGETHER, PADDED = 384, 256
+# A window of up to so many tokens is tried with longer texts; texts that exceed a larger one are read alone.
+LARGEST_WINDOW = 1024
+BEYOND = 32
+# Positions at the end of each text whose log-probabilities are compared: a head of 262,144 rows takes longer than the blocks.
+LAST = 48
+# Tokens that each prompt is continued by.
+NEW = 4
+# Tokens that texts begin with together, and of a prompt.
+BEFORE, PROMPT = 16, 4
+
+Ids = npt.NDArray[np.int64]
+
+
+class Comparison(NamedTuple):
+    """One fast way on some sequences, against the plain model.
+
+    way: together, alone, batched, padded, cached, skipped; tokens: of the longest sequence.
+    hidden: largest difference of a hidden state, as a share of its length; NaN where none is compared.
+    logprob: largest difference of a log-probability, in nats.
+    problem: what failed, where the model does not take such input at all; else empty.
+    """
+
+    way: str
+    tokens: int
+    hidden: float
+    logprob: float
+    problem: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether rounding explains the differences."""
+        return not self.problem and not self.hidden > HIDDEN and self.logprob <= LOGPROB
+
+
+class ModelCheck(NamedTuple):
+    """What was found of a model.
+
+    sublayers: of each block, the modules that write to the residual stream; or why there are none.
+    """
+
+    limits: Limits
+    sublayers: list[sites.Sublayers] | str
+    comparisons: list[Comparison]
+
+
+class _Plain(NamedTuple):
+    """What the plain model makes of one text.
+
+    blocks: of each block, (tokens, d_model); final: (tokens, d) final hidden states; logprobs: (last tokens, vocabulary).
+    """
+
+    blocks: list[torch.Tensor]
+    final: torch.Tensor
+    logprobs: torch.Tensor
+
+
+def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelCheck:
+    """Compare the fast ways of reading a model with the plain one.
+
+    Args:
+        model: causal language model in evaluation mode.
+        tokens: (n,) ids of ordinary text without special tokens; repeated where more are needed.
+        separator: the token in front of every text.
+        site: what is stored of each block.
+    Raises:
+        UserError: a model that cannot be read at all, or has no such site.
+    """
+    limit = models.max_context(model.config.to_dict())
+    text = np.concatenate([[separator], np.resize(tokens, min(limit, LARGEST_WINDOW + BEYOND))])
+    shortest = min(SHORTEST, limit)
+    with torch.inference_mode():
+        require_readable(model, text[:shortest])
+        sublayers = _sublayers(model, site)
+        batched = _compared("batched", shortest, lambda tokens: _batched(model, text, tokens))
+        together = _tried("together", _lengths(model, TOGETHER), lambda tokens: _together(model, text, tokens))
+        padded = _tried("padded", _lengths(model, PADDED), lambda tokens: _continued(model, text, tokens, "padded"))
+        cached = _tried("cached", _lengths(model, SHORTEST), lambda tokens: _continued(model, text, tokens, "cached"))
+        skipped = _compared("skipped", shortest, lambda tokens: _skipped(model, text[:tokens]))
+    limits = Limits(
+        _longest(model, together), _longest(model, padded), _reach(model, cached), batched.exact, skipped.exact
+    )
+    return ModelCheck(limits, sublayers, [batched, *together, *padded, *cached, skipped])
+
+
+def windows(model: Any) -> list[int]:
+    """Lengths at which a model may begin to read otherwise, ascending: its windows, chunks, and where its positions are scaled."""
+    found: set[int] = set()
+
+    def search(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                search(value)
+            elif (
+                isinstance(value, int)
+                and value > 1
+                and any(word in name for word in ("window", "chunk", "original_max"))
+            ):
+                found.add(value)
+
+    search(model.config.get_text_config().to_dict())
+    return sorted(found)
+
+
+def _lengths(model: Any, longest: int) -> list[int]:
+    """Tokens of the sequences that are tried, ascending: the shortest, the longest, and beyond each window."""
+    limit = models.max_context(model.config.to_dict())
+    beyond = [window + BEYOND for window in windows(model) if window <= LARGEST_WINDOW]
+    return sorted({min(length, limit) for length in (SHORTEST, longest, *beyond)})
+
+
+def _tried(way: str, lengths: Sequence[int], compare: Callable[[int], tuple[float, float]]) -> list[Comparison]:
+    """The shortest sequence; then, from the longest on down, until one is exact: its tokens had every shorter length, too."""
+    found = [_compared(way, lengths[0], compare)]
+    for tokens in reversed(lengths[1:]):
+        if found[0].exact and (len(found) == 1 or not found[-1].exact):
+            found.append(_compared(way, tokens, compare))
+    return found
+
+
+def _compared(way: str, tokens: int, compare: Callable[[int], tuple[float, float]]) -> Comparison:
+    """Compare; a model may refuse what a fast way gives it in any manner, which is no error: that way is not taken."""
+    try:
+        return Comparison(way, tokens, *compare(tokens))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each architecture has its own
+        return Comparison(way, tokens, np.nan, np.nan, models.first_line(error))
+
+
+def _longest(model: Any, comparisons: Sequence[Comparison]) -> int:
+    """Tokens of the longest sequence that was exact; 0 if none was, or if a longer one was wrong and no window explains why."""
+    longest = max((each.tokens for each in comparisons if each.exact), default=0)
+    wrong = [each.tokens for each in comparisons if each.tokens > longest]
+    return longest if not wrong or any(longest < window < min(wrong) for window in windows(model)) else 0
+
+
+def _reach(model: Any, comparisons: Sequence[Comparison]) -> int:
+    """Tokens up to which the library's own cache is exact: if every try was, up to the first window that none of them reached."""
+    longest = _longest(model, comparisons)
+    if not all(each.exact for each in comparisons):
+        return longest
+    return min([models.max_context(model.config.to_dict()), *(each for each in windows(model) if each > longest)])
+
+
+def require_readable(model: Any, ids: Ids) -> None:
+    """Refuse a model whose blocks hold no residual stream, or that is not causal, or whose head is not known.
+
+    Raises:
+        UserError: with the model's class and what was found.
+    """
+    name = type(model).__name__
+    try:
+        whole = _read(model, ids)
+        head = model(input_ids=_batch(model, ids), use_cache=False).logits[0, -LAST:].float().log_softmax(-1)
+    except (MemoryError, torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot read a text of {len(ids)} tokens ({models.first_line(error)}); choose another model"
+        ) from error
+    if not all(bool(block.isfinite().all()) for block in (*whole.blocks, whole.final)):
+        raise UserError(f"{name}: hidden states of a plain text are not finite; its weights are damaged, get them anew")
+    sites.require_stream(model)
+    half = len(ids) // 2
+    changed = _read(model, np.concatenate([ids[:half], np.roll(ids[half:], 1)]))
+    difference = max(
+        _distance(one[:half], other[:half]) for one, other in zip(changed.blocks, whole.blocks, strict=True)
+    )
+    if not difference <= HIDDEN:
+        raise UserError(
+            f"{name} is not causal: what follows a token changes its hidden state (by {difference:.2g} of its length); choose "
+            "a model that reads from left to right"
+        )
+    difference = float((head - whole.logprobs).abs().max())
+    if not difference <= LOGPROB:
+        raise UserError(
+            f"{name} makes its predictions from its final hidden states in a way that is not known here (log-probabilities "
+            f"differ by {difference:.3g}); choose another model"
+        )
+
+
+def _sublayers(model: Any, site: sites.Site) -> list[sites.Sublayers] | str:
+    try:
+        return sites.find_sublayers(model)
+    except UserError as error:
+        if site != "resid_post":
+            raise
+        return str(error)
+
+
+def _batch(model: Any, ids: Ids) -> torch.Tensor:
+    return torch.from_numpy(np.atleast_2d(ids)).to(model.device)
+
+
+def _read(model: Any, ids: Ids) -> _Plain:
+    """One text by the plain model."""
+    with unquickened(model), captured(models.blocks(model), stop=False) as outputs:
+        final = models.backbone(model)(input_ids=_batch(model, ids), use_cache=False).last_hidden_state[0]
+        return _Plain([output[0] for output in outputs], final, _logprobs(model, final))
+
+
+def _logprobs(model: Any, final: torch.Tensor) -> torch.Tensor:
+    """Of the token after each of the last tokens, (at most LAST, vocabulary)."""
+    return logits_of(model, final[-LAST:]).log_softmax(-1)
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference of two hidden states as a share of the second's length."""
+    gap = torch.linalg.vector_norm(one - other, dim=-1) / torch.linalg.vector_norm(other, dim=-1).clamp(min=1e-20)
+    return float(gap.max())
+
+
+def _compare(plain: _Plain, blocks: Sequence[torch.Tensor], logprobs: torch.Tensor) -> tuple[float, float]:
+    """Differences of hidden states and log-probabilities of the last tokens of a text; `blocks`: as many rows as there are."""
+    rows = len(blocks[0])
+    hidden = max(_distance(fast, true[-rows:]) for fast, true in zip(blocks, plain.blocks, strict=True))
+    return hidden, float((logprobs - plain.logprobs[-len(logprobs) :]).abs().max())
+
+
+def _worst(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    hidden, logprob = np.max(np.array(found), axis=0)  # NaN stays
+    return float(hidden), float(logprob)
+
+
+def _batched(model: Any, text: Ids, tokens: int) -> tuple[float, float]:
+    """Inputs of one length in a batch."""
+    rows = np.stack([np.concatenate([text[:1], np.roll(text[1:], shift)[: tokens - 1]]) for shift in (0, 7, 50)])
+    with captured(models.blocks(model), stop=False) as outputs:
+        final = models.backbone(model)(input_ids=_batch(model, rows), use_cache=False).last_hidden_state
+        fast = [[output[row] for output in outputs] for row in range(len(rows))]
+    return _worst([
+        _compare(_read(model, ids), fast[row], _logprobs(model, final[row])) for row, ids in enumerate(rows)
+    ])  # fmt: skip
+
+
+def _together(model: Any, text: Ids, tokens: int) -> tuple[float, float]:
+    """Texts that share a sequence of so many tokens: two short ones of one prompt, and a long one; behind a beginning, or not."""
+    reader = Reader(model, tokens)
+    beginnings = [text[:0]] if tokens > SHORTEST else [text[:0], text[: min(BEFORE, tokens // 4)]]
+    found = []
+    for before in beginnings:
+        texts = _texts(text, before, tokens)
+        for pack in reader.packs(texts, range(len(texts)), tokens):
+            with captured(models.blocks(model), stop=False) as outputs:
+                final = reader.final(pack)
+            for number, places in zip(pack.numbers, pack.places, strict=True):
+                rows = torch.from_numpy(places).to(final.device)
+                plain = _read(model, np.concatenate([before, texts[number].ids]))
+                fast = [output[0, rows] for output in outputs]
+                found.append(_compare(plain, fast, _logprobs(model, final[rows])))
+    return _worst(found)
+
+
+def _texts(text: Ids, before: Ids, tokens: int) -> list[Encoded]:
+    """Two short texts and a long one that fill a sequence of so many tokens."""
+    lead = text[:0] if len(before) else text[:1]
+    rest = text[1 + len(before) :]
+
+    def one(start: int, prompt: int, length: int) -> Encoded:
+        ids = np.concatenate([lead, rest[:prompt], rest[start : start + length - prompt - len(lead)]])
+        answer = np.arange(len(lead) + prompt, len(ids))
+        return Encoded(ids, answer, answer, before, 1)
+
+    short = len(lead) + PROMPT
+    return [
+        one(20, PROMPT, short + 1),
+        one(30, PROMPT, short + 3),
+        one(PROMPT + 1, PROMPT + 1, tokens - len(before) - short - 4),
+    ]
+
+
+def _continued(model: Any, text: Ids, tokens: int, way: decoding.Way) -> tuple[float, float]:
+    """Greedy continuations of two prompts in a batch; those of a padded batch are as different in length as may be."""
+    most = tokens - NEW
+    shared = most // 2
+    lengths = (shared + 1, most) if way == "padded" else (most, most)
+    prompts = [
+        np.concatenate([text[:shared], np.roll(text[1:], -at)[shared : shared + length - shared]])
+        for at, length in enumerate(lengths)
+    ]
+    decoding.prepare(model, NEW, int(text[0]), None)
+    steps = _Greedy()
+    new = decoding.continue_together(model, [prompt.tolist() for prompt in prompts], steps, way, int(text[0])).numpy()
+    worst = []
+    for prompt, ids, found in zip(prompts, new, torch.stack(steps.logprobs, dim=1), strict=True):
+        plain = _read(model, np.concatenate([prompt, ids[:-1]])).logprobs[-NEW:]  # (NEW, vocabulary)
+        own = plain.gather(1, torch.from_numpy(ids).to(plain.device)[:, None])[:, 0]
+        # A token that is the likeliest but for rounding is a right choice, too.
+        worst += [(found - plain).abs().max(), (plain.max(dim=1).values - own).max()]
+    return np.nan, float(torch.stack(worst).max())
+
+
+class _Greedy:
+    """The likeliest token at every step, and never an end; `logprobs`: of every step, (prompts, vocabulary)."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[torch.Tensor] = []
+
+    def choose(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.logprobs.append(scores.float().log_softmax(-1))
+        return scores
+
+    def stop(self, ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+
+def _skipped(model: Any, ids: Ids) -> tuple[float, float]:
+    """A second pass in which the lower half of the blocks computes nothing."""
+    blocks = models.blocks(model)
+    below = blocks[: len(blocks) // 2]
+    with keeping(below) as kept:
+        models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
+    with standing_in(below, kept), captured(blocks[len(below) :], stop=False) as outputs:
+        final = models.backbone(model)(input_ids=_batch(model, ids), use_cache=False).last_hidden_state[0]
+    plain = _read(model, ids)
+    fast = [*plain.blocks[: len(below)], *(output[0] for output in outputs)]
+    return _compare(plain, fast, _logprobs(model, final))
