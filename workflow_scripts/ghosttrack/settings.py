@@ -94,7 +94,8 @@ class ActivationSettings(Section):
         "all", description="Analysed layers (0 = output of the first block), ascending."
     )
     site: Literal["resid_post", "mlp_out", "attn_out"] = Field(
-        "resid_post", description="Where activations are read in each block."
+        "resid_post",
+        description="What is read of each block: the residual stream behind it, or what its MLP or its attention adds to the stream.",
     )
     positions: Literal["answer", "last", "all"] = Field(
         "answer",
