@@ -98,7 +98,7 @@ class ActivationSettings(Section):
     )
     positions: Literal["answer", "last", "all"] = Field(
         "answer",
-        description="At which tokens of a data set's texts activations are read, tracked and pooled: all of the answer, its last one, or all of the text.",
+        description="At which tokens of a data set's texts activations are read, tracked and pooled: all of the answer, its last one, or all of the text (of an answer in `generation.prompt: chat`: all behind the prompt).",
     )
     storage: Literal["fp16", "int8s"] = Field(
         "fp16",
@@ -348,6 +348,10 @@ class TuningSettings(Section):
 class GenerationSettings(Section):
     """The model's own answers."""
 
+    prompt: Literal["plain", "chat"] = Field(
+        "plain",
+        description="How a question is put: `plain` text behind solved questions, for base models; or, for instruct models, messages of `chat` in the template of the model's own tokenizer, solved questions as earlier messages (enable_thinking: false; a template that shows a date gets a fixed one). Labelled texts are read as they are in either case.",
+    )
     max_new_tokens: int = Field(12, ge=1, le=512, description="Longest generated answer.")
     questions: int = Field(200, ge=4, description="Questions per generated data set, spread evenly over its relations.")
     samples: int = Field(

@@ -33,11 +33,12 @@ class _Decoder(NamedTuple):
     temperature: float
     breaks: Tensor
     blank: Tensor
+    stops: list[int]  # tokens that end an answer and are no part of it
 
 
 def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch: int, dataset: str,
-    draws: NDArray[np.float64] | None = None, temperature: float = 1.0,
+    model: Any, tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int, batch: int,
+    dataset: str, draws: NDArray[np.float64] | None = None, temperature: float = 1.0, stops: Sequence[int] | None = None,
 ) -> list[Written]:  # fmt: skip
     """Continue each prompt: with the likeliest token at every step, or with drawn ones.
 
@@ -46,10 +47,12 @@ def complete(
 
     Args:
         model: causal language model in evaluation mode.
+        prompts: texts, which are read behind the separator, or all token ids that the model reads.
         draws: (prompts, max_new_tokens) numbers in [0, 1); None: greedy.
         temperature: divides the logits before a draw.
         batch: prompts at a time; changes nothing but memory and rounding noise.
         dataset: named in errors.
+        stops: tokens that end an answer and are no part of it; None: the end-of-sequence token.
     Raises:
         UserError: a prompt and its answer do not fit the model's context.
     """
@@ -57,8 +60,9 @@ def complete(
 
     prefix = models.separator(tokenizer)
     limit = models.max_context(model.config.to_dict())
-    ids_of = tokenizer(list(prompts), add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
-    coded = [[prefix, *ids] for ids in ids_of]
+    coded = _coded(tokenizer, prompts, prefix)
+    if stops is None:
+        stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     longest = max(map(len, coded), default=0)
     if longest + max_new_tokens > limit:
         raise UserError(
@@ -68,7 +72,7 @@ def complete(
     # The model's own sampling defaults (penalties, temperature) would make this anything but plain decoding.
     model.generation_config = GenerationConfig(
         do_sample=False, num_beams=1, use_cache=True, max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=prefix,
+        eos_token_id=list(stops) or None, pad_token_id=prefix,
     )  # fmt: skip
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
@@ -76,6 +80,7 @@ def complete(
     decoder = _Decoder(
         model, tokenizer, prefix, temperature,
         torch.tensor(["\n" in text for text in texts]), torch.tensor([not text.strip() for text in texts]),
+        list(stops),
     )  # fmt: skip
     results: dict[int, Written] = {}
     progress = Progress("generating", len(coded), "answers")
@@ -85,6 +90,15 @@ def complete(
         results.update(zip(chosen, written, strict=True))
         progress.advance(len(chosen))
     return [results[number] for number in range(len(coded))]
+
+
+def _coded(tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], prefix: int) -> list[list[int]]:
+    """Token ids that the model reads: a text's own behind the separator, or the ids as they are given."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if not texts:
+        return [[int(token) for token in prompt] for prompt in prompts]
+    coded = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
+    return [[prefix, *ids] for ids in coded]
 
 
 def _batches(coded: Sequence[list[int]], size: int) -> Iterator[list[int]]:
@@ -133,7 +147,7 @@ def _continue(decoder: _Decoder, coded: Sequence[list[int]], draws: Tensor | Non
         ).cpu()  # fmt: skip
     logprobs = torch.stack(steps.logprobs, dim=1).cpu()  # (prompts, steps)
     return [
-        _written(decoder.tokenizer, prompt[1:], row[width : width + length].tolist(), logprob[:length].tolist())
+        _written(decoder, prompt[1:], row[width : width + length].tolist(), logprob[:length].tolist())
         for prompt, row, logprob, length in zip(coded, found, logprobs, steps.lengths.tolist(), strict=True)
     ]
 
@@ -168,13 +182,16 @@ class _Steps:
         token = ids[:, -1].cpu()
         self.lengths += ~self._done
         self._begun |= ~self._decoder.blank[token]
-        self._done |= (self._begun & self._decoder.breaks[token]) | (token == self._decoder.tokenizer.eos_token_id)
+        self._done |= (self._begun & self._decoder.breaks[token]) | torch.isin(
+            token, torch.tensor(self._decoder.stops, dtype=token.dtype)
+        )
         return self._done.to(ids.device)
 
 
-def _written(tokenizer: Any, prompt: list[int], new: list[int], logprobs: list[float]) -> Written:
+def _written(decoder: _Decoder, prompt: list[int], new: list[int], logprobs: list[float]) -> Written:
     """Text as it stands after the prompt: some tokenizers drop a leading space when decoded alone."""
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    whole = [tokenizer.decode(prompt + new[:count], **options) for count in range(len(new) + 1)]
+    shown = [[token for token in new[:count] if token not in decoder.stops] for count in range(len(new) + 1)]
+    whole = [decoder.tokenizer.decode(prompt + tokens, **options) for tokens in shown]
     ends = [len(text) - len(whole[0]) for text in whole[1:]]
     return Written(whole[-1][len(whole[0]) :], tuple(ends), tuple(logprobs))
