@@ -432,7 +432,7 @@ class ScoreSettings(Section):
 
     texts: names.LocalPath | None = Field(
         None,
-        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`, each text or a number. No two rows have one `id`; without one a row has its number.",
+        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id`, `context` and `question` (see `generation.prompt`), each text or a number. No two rows have one `id`; without one a row has its number.",
     )
     context: names.LocalPath | None = Field(
         None,

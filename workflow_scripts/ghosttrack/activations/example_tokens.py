@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
 
 def encode(
     examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str, contexts: Sequence[str] | None = None,
-    positions: Positions = "answer",
+    positions: Positions = "answer", *, share: bool = True,
 ) -> list[Encoded]:  # fmt: skip
     """Tokenise the texts, behind the solved statements of their relation if it has any, and find the tokens of their answers.
 
@@ -60,6 +60,7 @@ def encode(
         dataset: named in errors.
         contexts: what stands before each text instead, (examples,); "": nothing.
         positions: which tokens of a text are read.
+        share: whether what all texts of a relation begin with is computed once, and does not count to any of them.
     Raises:
         UserError: with the example's id, where the answer is empty or outside the text, or the text too long.
     """
@@ -85,7 +86,7 @@ def encode(
         answer = places + lead
         read = {"answer": answer, "last": answer[-1:], "all": np.arange(lead, len(ids))}[positions]
         result.append(Encoded(ids, answer, read, np.empty(0, dtype=np.int64), lead))
-    return _share(result, examples["relation"].tolist())
+    return _share(result, examples["relation"].tolist()) if share else result
 
 
 class _Coded(NamedTuple):

@@ -223,3 +223,26 @@ def of_examples(examples: pd.DataFrame, tokenizer: Any) -> list[Continuation]:
         Continuation(found.ids, [(first + head, last + head) for first, last in found.offsets])
         for head, found in zip(heads, continuations(tokenizer, behind), strict=True)
     ]
+
+
+def answered(texts: pd.DataFrame, tokenizer: Any) -> pd.DataFrame:
+    """Answers to questions as examples behind their rendered prompts, for `encode`.
+
+    Args:
+        texts: columns id, question, text (the answer as a whole), answer_start, answer_end.
+    """
+    turns = [[question] for question in texts["question"]]
+    found, lead = ask(texts.assign(prompt=""), turns, tokenizer), answer_lead(tokenizer)
+    heads = found["prompt"].str.len() + len(lead)
+    return found.assign(
+        text=found["prompt"] + lead + found["text"],
+        answer_start=found["answer_start"] + heads,
+        answer_end=found["answer_end"] + heads,
+    )
+
+
+def ranges_of_answered(texts: pd.DataFrame, tokenizer: Any) -> list[list[tuple[int, int]]]:
+    """The character range in its text of each token behind the prompt of `answered`."""
+    lead = answer_lead(tokenizer)
+    found = continuations(tokenizer, [lead + text for text in texts["text"]])
+    return [[(max(first - len(lead), 0), max(last - len(lead), 0)) for first, last in each.offsets] for each in found]
