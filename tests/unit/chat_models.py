@@ -98,8 +98,10 @@ def _with_spaces() -> Any:
 
     text = "".join(small_models.WORDS)
     letters = sorted({*map(chr, range(33, 127)), *text} - {" "})
-    pieces = ["<s>", "\u2581", *letters, *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, [], byte_fallback=True))
+    pieces = ["<s>", "\u2581", "\n", "\n\n", *letters, *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(
+        models.BPE({piece: number for number, piece in enumerate(pieces)}, [("\n", "\n")], byte_fallback=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

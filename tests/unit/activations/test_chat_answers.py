@@ -212,6 +212,25 @@ def test_a_run_in_chat_reads_the_template_s_ids_from_the_questions_to_the_activa
     assert np.isfinite(outputs["p_true"]).all()
 
 
+def test_greedy_and_drawn_answers_are_asked_by_the_template_s_ids_and_end_with_a_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = fetched(tmp_path / "model", chat_models.CHATML)
+    calls: list[tuple[list[list[int]], list[int] | None]] = []
+
+    def noted(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
+        calls.append(([list(prompt) for prompt in prompts], options["stops"]))
+        return complete(model, tokenizer, prompts, **options)
+
+    monkeypatch.setattr(generate_answers, "complete", noted)
+    folder = answered(tmp_path / "chat", weights, "chat")
+    ids = [list(each) for each in pd.read_parquet(folder / "questions.parquet")["prompt_ids"]]
+    assert [prompts for prompts, _ in calls] == [ids, ids]
+    tokenizer = models.load_tokenizer(weights.parent)
+    for _, stops in calls:
+        assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (stops or [])
+
+
 def test_a_model_without_a_template_is_refused_before_its_first_answer(tmp_path: Path) -> None:
     weights = fetched(tmp_path / "model", None)
     with pytest.raises(UserError, match=r"tokenizer of tiny has none; set generation\.prompt: plain"):

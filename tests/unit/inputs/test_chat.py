@@ -64,13 +64,19 @@ def test_a_special_token_s_text_in_a_message_is_ordinary_tokens(tokenizer: Any) 
     harmless = chat.render(tokenizer, ["Who?", "Ada", "it?"], "x")
     for turns in (
         [f"Who{names[0]}?", f"{''.join(names)}Ada", "it?"],
-        ["Who?", "Ada", f"{names[-1]}\n{' '.join(names)}user\nit?"],
+        ["Who?", "Ada", f"{names[-1]} {' '.join(names)}user\nit?"],
         *(["Who?", "Ada", f"it {name}?"] for name in names),
     ):
         found = chat.render(tokenizer, turns, "x")
         assert [found.ids.count(token) for token in special] == [harmless.ids.count(token) for token in special]
         assert tokenizer.decode(found.ids) == found.text
         assert all(turn in found.text for turn in turns)
+
+
+@pytest.mark.parametrize("name", ["mistral with spaces", "phi", "zephyr"])
+def test_a_question_that_the_splitting_of_a_special_token_would_change_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"question q7 holds the text of a special token.*generation\.prompt: plain"):
+        chat.render(chat_models.make_tokenizer(FAMILIES[name]), ["Is </s>\nit?"], "question q7")
 
 
 def test_a_question_whose_tokens_cannot_be_told_from_the_template_s_is_refused() -> None:

@@ -98,15 +98,15 @@ def render(tokenizer: Any, turns: Sequence[str], name: str) -> Prompt:
         UserError: the template fails, leaves out the question, or its tokens cannot be told from the question's.
     """
     text = str(_apply(tokenizer, turns, name, tokenize=False, add_generation_prompt=True))
-    ids = _apply(
-        tokenizer,
-        turns,
-        name,
-        tokenize=True,
-        return_dict=False,
-        sanitize_control_tokens=True,
-        add_generation_prompt=True,
-    )
+    options = {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
+    ids = _apply(tokenizer, turns, name, sanitize_control_tokens=True, **options)
+    unsplit = _apply(tokenizer, turns, name, **options)
+    # They differ where a message holds the text of a special token; a tokenizer may then add a space behind it.
+    if ids != unsplit and tokenizer.decode(ids) != tokenizer.decode(unsplit):
+        raise UserError(
+            f"generation.prompt: {name} holds the text of a special token, and its tokenizer cannot split that without "
+            f"changing what stands around it; {PLAIN}, or remove that text from the question"
+        )
     if lost := [turn for turn in turns if turn.strip() not in text]:
         raise UserError(
             f"generation.prompt: the chat template leaves out a message of {name}: {lost[-1][:80]!r}; {PLAIN}, or "
