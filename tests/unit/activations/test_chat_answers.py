@@ -131,6 +131,16 @@ def test_the_explorer_finds_an_answer_s_tokens_in_its_text(tokenizer: Any) -> No
         assert parts.before + "".join(parts.pieces) + parts.after == text
 
 
+def test_answers_in_chat_beside_given_texts_are_found_in_their_own_set(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "examples.parquet"
+    examples(tokenizer).to_parquet(path)
+    asked, plain = pd.read_parquet(path), pd.DataFrame({"text": ["It is Ada."], "prompt": ["It is"]})
+    every = pd.concat([asked.assign(dataset="asked"), plain.assign(dataset="plain")], ignore_index=True)
+    parts = {str(name): texts.offsets_of_examples(part, tokenizer) for name, part in every.groupby("dataset")}
+    assert parts["asked"] == texts.offsets_of_examples(asked, tokenizer)
+    assert parts["plain"] == texts.offsets_of(["It is Ada."], tokenizer)
+
+
 def test_p_true_is_asked_in_the_chat_template(tokenizer: Any) -> None:
     frame, model = examples(tokenizer), chat_models.make_model(tokenizer)
     found = p_true.measure(model, tokenizer, frame, limit=1024, batch=2)
