@@ -307,6 +307,12 @@ def local_dataset(wildcards):
     return [path for path in [DATASETS[wildcards.dataset].path] if path]
 
 
+def chat_tokenizer(wildcards):
+    """Input function: the model's folder, for the chat template of its tokenizer; nothing with generation.prompt: plain."""
+    found = SETTINGS[wildcards.model]
+    return beside_weights(wildcards.model) if found.generation.prompt == "chat" else []
+
+
 def local_corpus(wildcards):
     """Input function: the user's own file behind the corpus, if there is one."""
     return [path for path in [SETTINGS[wildcards.model].corpus.source] if corpus_sources.is_file(path)]

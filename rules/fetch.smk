@@ -122,6 +122,7 @@ rule fetch_questions:
     """Bring one set of questions into the common form, for the model to answer."""
     input:
         local_dataset,
+        tokenizer=chat_tokenizer,
     output:
         questions="results/{model}/datasets/{dataset}/questions.parquet",
     log:

@@ -3,16 +3,24 @@
 from pathlib import Path
 
 from ghosttrack import job
-from ghosttrack.inputs import datasets
+from ghosttrack.inputs import chat, datasets, models
 from ghosttrack.settings import DatasetSettings, GenerationSettings
 
 
 def main(
-    *, questions: Path, dataset_settings: DatasetSettings, dataset: str, generation: GenerationSettings, seed: int
-) -> None:
-    """Write questions.parquet."""
+    *, tokenizer: list[Path], questions: Path, dataset_settings: DatasetSettings, dataset: str, model: str,
+    generation: GenerationSettings, seed: int,
+) -> None:  # fmt: skip
+    """Write questions.parquet; `tokenizer` (files of the model's folder) is read for generation.prompt: chat alone."""
+    in_chat = generation.prompt == "chat"
+    loaded = models.load_tokenizer(tokenizer[0].parent) if in_chat else None
+    if in_chat:
+        chat.require_template(loaded, model)
     with datasets.named(dataset):
-        frame = datasets.load_questions(dataset_settings, seed, generation.questions)
+        frame = datasets.load_questions(dataset_settings, seed, generation.questions, chat=in_chat)
+        if in_chat:
+            turns = frame.pop("turns").tolist()
+            frame = chat.ask(frame, turns, loaded)
     datasets.write_table(frame, questions)
 
 

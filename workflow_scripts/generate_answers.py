@@ -10,7 +10,7 @@ from ghosttrack import files, frames, job
 from ghosttrack.activations import extraction, limits
 from ghosttrack.activations import generation as answering
 from ghosttrack.activations.decoding import complete
-from ghosttrack.inputs import models
+from ghosttrack.inputs import chat, models
 from ghosttrack.memory import keep_freed_memory
 from ghosttrack.settings import GenerationSettings
 
@@ -25,12 +25,16 @@ def main(
     torch.set_num_threads(threads)
     keep_freed_memory()
     chosen = answering.choose_questions(frames.read_parquet(questions), generation.questions, seed)
-    prompts = chosen["prompt"].tolist()
+    in_chat = chat.is_asked(chosen)
+    prompts = chosen["prompt_ids" if in_chat else "prompt"].tolist()
+    model = models.load_model(weights.parent, extraction.best_device())
+    tokenizer = models.load_tokenizer(weights.parent)
     decode = functools.partial(
         complete,
-        models.load_model(weights.parent, extraction.best_device()),
-        models.load_tokenizer(weights.parent),
+        model,
+        tokenizer,
         limits=limits.read(check),
+        stops=chat.answer_ends(tokenizer, model.generation_config) if in_chat else None,
         max_new_tokens=generation.max_new_tokens,
         batch=batch,
         dataset=dataset,

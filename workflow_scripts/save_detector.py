@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from ghosttrack import files, frames, job, provenance, sae
 from ghosttrack.detection import audit, saved, saved_fit
+from ghosttrack.inputs import chat
 from ghosttrack.report import tables
 from ghosttrack.settings import DetectionSettings
 
@@ -52,6 +53,7 @@ def main(
         "layers": layers,
         "site": site,
         "positions": positions,
+        "prompt": "chat" if chosen and all(chat.is_asked(sources[name].examples) for name in chosen) else "plain",
         "saes": {
             str(layer): {path.name: files.sha256_file(path) for path in pair}
             for layer, pair in zip(layers, zip(weights, cfgs, strict=True), strict=True)

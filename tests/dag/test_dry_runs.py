@@ -345,6 +345,17 @@ def test_links_by_correlation_wait_for_held_out_activations(house: Path) -> None
     assert len(planned["correlation"]) == 1
 
 
+def test_questions_in_a_chat_template_wait_for_the_tokenizer_and_plain_ones_do_not(house: Path) -> None:
+    questions = "results/tiny-gpt2/datasets/questions/questions.parquet"
+    planned = {}
+    for kind in ("plain", "chat"):
+        asked = "model=tiny-gpt2", "datasets=[questions]", f"generation={{prompt: {kind}}}"
+        result = snakemake(house, "-n", "features", questions, "--config", *asked)
+        (planned[kind],) = (line for line in result.stdout.splitlines() if f"output files: {questions}" in line)
+    assert "model/tokenizer.json" in planned["chat"]
+    assert "model/tokenizer.json" not in planned["plain"]
+
+
 @pytest.mark.parametrize("dictionaries", ["anchored", "shared"])
 def test_status_counts_the_jobs_of_every_kind_of_dictionaries(house: Path, dictionaries: str) -> None:
     chosen = ["--config", "model=tiny-gpt2", f"sae={{dictionaries: {dictionaries}}}"]

@@ -65,6 +65,12 @@ def test_a_list_where_a_text_is_expected_is_refused_with_row_and_column(tmp_path
         list(read_texts(path))
 
 
+def test_a_text_with_a_question_does_not_take_the_context_of_the_others(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "Ada", "question": "Who?"}, {"text": "It is so"}])
+    found = list(read_texts(path, "Before.\n"))
+    assert [(each.question, each.context) for each in found] == [("Who?", ""), ("", "Before.\n")]
+
+
 class Echo(Detector):
     """A detector without a model, which hands back the texts as it would read them."""
 

@@ -8,10 +8,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.rows import LONGEST_TEXT, flaw, shown, written
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ghosttrack.activations.example_tokens import Encoded
 
 # Texts that are sorted by length together; changes no result but for rounding.
 WINDOW = 256
@@ -30,12 +35,15 @@ class Text(NamedTuple):
     the end of short statements; given a whole text to judge it calls nearly everything hallucinated.
     context: what the model reads before the text and nobody judges, best a few true statements of the same kind, one a line, as
     in training; they show what kind of answer is due.
+    question: what the model was asked, where the detector was fitted on answers in a chat template (generation.prompt: chat).
+    The model reads it as a message of the user, and the text as the assistant's answer. It takes the place of `context`.
     """
 
     text: str
     answer: str = ""
     id: str = ""
     context: str = ""
+    question: str = ""
 
 
 class Token(NamedTuple):
@@ -126,9 +134,7 @@ class Detector:
         import numpy as np
         import pandas as pd
 
-        from ghosttrack.activations import example_tokens
         from ghosttrack.detection.probes import probability
-        from ghosttrack.report.explorer.texts import offsets_of
 
         spans = [_span(each) for each in window]
         frame = pd.DataFrame({
@@ -136,13 +142,10 @@ class Detector:
             "answer_start": [start for start, _ in spans], "answer_end": [end for _, end in spans],
             # What texts of one context begin with is computed once.
             "relation": [each.context for each in window], "mode": "given",
+            "question": [each.question for each in window],
         })  # fmt: skip
         scorer = self._scorer
-        contexts = [each.context for each in window]
-        encoded = example_tokens.encode(
-            frame, scorer.tokenizer, scorer.limit, "given texts", contexts, scorer.about["positions"]
-        )
-        offsets = offsets_of([each.text for each in window], scorer.tokenizer)
+        encoded, offsets = self._encoded(frame)
         found = scorer.read(encoded, reasons)
         ends = np.cumsum([len(each.read) for each in encoded])[:-1]
         probe, surprise = np.split(found.probe, ends), np.split(-found.logprob, ends)
@@ -165,6 +168,41 @@ class Detector:
                 text.id, text.text, start, end, chance, _round(found.log_odds[place]), _round(found.log_odds[place] - probe[place].mean()),
                 verdict if sure else ABSTAIN, tokens, named,
             )  # fmt: skip
+
+    def _encoded(self, frame: "pd.DataFrame") -> tuple[list["Encoded"], list[list[tuple[int, int]]]]:
+        """The texts as tokens, and the character range in its text of each token of a text.
+
+        Args:
+            frame: columns of `encode`, question ("" for a text without one), and as relation the context.
+        """
+        from ghosttrack.activations import example_tokens
+        from ghosttrack.inputs import chat
+        from ghosttrack.report.explorer.texts import offsets_of
+
+        asked = frame["question"] != ""
+        if asked.any() and self.about.get("prompt") != "chat":
+            raise UserError(
+                f"text {frame['id'][asked].iloc[0]}: question: the detector of {self.run} was not fitted on answers in a "
+                "chat template (generation.prompt: chat, generated data sets alone); leave out the question"
+            )
+        tokenizer, limit, positions = self._scorer.tokenizer, self._scorer.limit, self.about["positions"]
+        encoded: dict[int, Encoded] = {}
+        offsets: dict[int, list[tuple[int, int]]] = {}
+        for part in (frame[~asked], frame[asked]):
+            if part.empty:
+                continue
+            if part["question"].iloc[0]:
+                read, contexts = chat.answered(part, tokenizer), None
+                ranges = chat.ranges_of_answered(part, tokenizer)
+            else:
+                read, contexts = part, part["relation"].tolist()
+                ranges = offsets_of(part["text"].tolist(), tokenizer)
+            # Questions share nothing: the score of an answer must not hang on what else is asked.
+            share = contexts is not None
+            own = example_tokens.encode(read, tokenizer, limit, "given texts", contexts, positions, share=share)
+            encoded |= zip(part.index, own, strict=True)
+            offsets |= zip(part.index, ranges, strict=True)
+        return [encoded[row] for row in frame.index], [offsets[row] for row in frame.index]
 
     def _name(self, layer: int, feature: int) -> str:
         """What a feature is called: its most characteristic token, else the one it speaks for."""
@@ -209,11 +247,15 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
     given = Text(*(_plain(value, name, number) for name, value in given._asdict().items()))
     if not given.text.strip():
         raise UserError(f"text {number}: expected text, found nothing")
-    for name in ("text", "answer", "id", "context"):
+    for name in ("text", "answer", "id", "context", "question"):
         if reason := flaw(getattr(given, name), LONGEST_TEXT):
             raise UserError(f"text {number}: {name}: {reason}")
+    if given.context.strip() and given.question.strip():
+        raise UserError(f"text {number}: it has a question and a context; give one of them")
     context = given.context.strip()
-    return given._replace(id=given.id or str(number), context=f"{context}\n" if context else "")
+    return given._replace(
+        id=given.id or str(number), context=f"{context}\n" if context else "", question=given.question.strip()
+    )
 
 
 def _plain(value: Any, name: str, number: int) -> str:

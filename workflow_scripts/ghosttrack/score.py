@@ -39,7 +39,7 @@ def read_context(path: Path | str | None) -> str:
 
 
 def read_texts(path: Path, context: str = "") -> Iterator[Text]:
-    """Texts of a file: one a line in .txt, else a table (csv, tsv, jsonl, json, parquet) with `text` and perhaps `answer`, `id`, `context`.
+    """Texts of a file: one a line in .txt, else a table (csv, tsv, jsonl, json, parquet) with `text` and perhaps `answer`, `id`, `context`, `question`.
 
     Args:
         context: of texts that have none of their own.
@@ -61,7 +61,8 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
     ids = _ids(rows, path)
     for number, row in enumerate(rows, start=1):
         text, answer = text_of(row, "text", number, str(path)), _optional(row, "answer", number, path)
-        yield Text(text, answer, ids[number - 1], _optional(row, "context", number, path) or context)
+        question, own = (_optional(row, column, number, path) for column in ("question", "context"))
+        yield Text(text, answer, ids[number - 1], own or ("" if question else context), question)
 
 
 def _ids(rows: Sequence[Row], path: Path) -> list[str]:

@@ -99,7 +99,7 @@ class ActivationSettings(Section):
     )
     positions: Literal["answer", "last", "all"] = Field(
         "answer",
-        description="At which tokens of a data set's texts activations are read, tracked and pooled: all of the answer, its last one, or all of the text.",
+        description="At which tokens of a data set's texts activations are read, tracked and pooled: all of the answer, its last one, or all of the text (of an answer in `generation.prompt: chat`: all behind the prompt).",
     )
     storage: Literal["fp16", "int8s"] = Field(
         "fp16",
@@ -349,6 +349,10 @@ class TuningSettings(Section):
 class GenerationSettings(Section):
     """The model's own answers."""
 
+    prompt: Literal["plain", "chat"] = Field(
+        "plain",
+        description="How a question is put: `plain` text behind solved questions, for base models; or, for instruct models, messages of `chat` in the template of the model's own tokenizer, solved questions as earlier messages (enable_thinking: false; a template that shows a date gets a fixed one). Labelled texts are read as they are in either case.",
+    )
     max_new_tokens: int = Field(12, ge=1, le=512, description="Longest generated answer.")
     questions: int = Field(200, ge=4, description="Questions per generated data set, spread evenly over its relations.")
     samples: int = Field(
@@ -429,7 +433,7 @@ class ScoreSettings(Section):
 
     texts: names.LocalPath | None = Field(
         None,
-        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id` and `context`, each text or a number. No two rows have one `id`; without one a row has its number.",
+        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id`, `context` and `question` (see `generation.prompt`), each text or a number. No two rows have one `id`; without one a row has its number.",
     )
     context: names.LocalPath | None = Field(
         None,

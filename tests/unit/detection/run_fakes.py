@@ -96,9 +96,15 @@ def _dataset(run: Path, name: str, groups: int, positions: Positions, rng: np.ra
                 "text": f"{prompt} {answer}.", "prompt": prompt, "answer": answer, "question": "", "label": label,
                 "answer_start": len(prompt) + 1, "answer_end": len(prompt) + 1 + len(answer),
             })  # fmt: skip
-    folder, examples = run / "datasets" / name, run / "examples" / name
+    folder = run / "datasets" / name
     folder.mkdir(parents=True)
     pd.DataFrame(rows).to_parquet(folder / "examples.parquet")
+    extract(run, name, positions)
+
+
+def extract(run: Path, name: str, positions: Positions = "answer") -> None:
+    """Read the activations of a data set's examples."""
+    folder, examples = run / "datasets" / name, run / "examples" / name
     stems = [examples / f"layer_{layer:02d}" for layer in LAYERS]
     extract_examples.main(
         examples=folder / "examples.parquet", weights=run / "model" / "model.safetensors", check=run / "model_check.json",

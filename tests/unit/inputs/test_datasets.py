@@ -112,6 +112,24 @@ def test_solved_examples_are_never_asked(tmp_path: Path) -> None:
         assert row.gold[0] == row.question.split()[-1]
 
 
+@pytest.mark.parametrize("source", ["nq_open", "facts"])
+def test_the_messages_of_a_chat_are_the_solved_examples_of_the_plain_prompt_and_the_question(
+    tmp_path: Path, source: str
+) -> None:
+    path = str(write_lines(tmp_path / "nq.jsonl", questions(30))) if source == "nq_open" else None
+    chosen = settings(source=source, mode="generated", path=path)
+    plain, chat = (datasets.load_questions(chosen, seed=1, count=20, chat=each) for each in (False, True))
+    pd.testing.assert_frame_equal(chat.drop(columns="turns"), plain)
+    for row in chat.itertuples():
+        *earlier, question = row.turns
+        assert question.removesuffix("?") == row.question.removesuffix("?")
+        assert question.endswith("?")
+        assert len(earlier) >= 2
+        for asked, answer in zip(earlier[::2], earlier[1::2], strict=True):
+            assert (f"Q: {asked}\nA: {answer}\n" if source == "nq_open" else f" {answer}.\n") in row.prompt
+            assert asked != question
+
+
 def test_questions_are_spread_over_relations_and_chosen_by_the_seed(tmp_path: Path) -> None:
     table = pd.DataFrame({
         "Category": ["a"] * 40 + ["b"] * 10, "Question": [f"Question {n}?" for n in range(50)], "Best Answer": "Yes",

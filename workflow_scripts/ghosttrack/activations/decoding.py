@@ -42,11 +42,13 @@ class _Decoder(NamedTuple):
     temperature: float
     breaks: Tensor
     blank: Tensor
+    stops: list[int]  # tokens that end an answer and are no part of it
 
 
 def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, limits: Limits, max_new_tokens: int, batch: int, dataset: str,
-    draws: NDArray[np.float64] | None = None, temperature: float = 1.0,
+    model: Any, tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], *, limits: Limits, max_new_tokens: int,
+    batch: int, dataset: str, draws: NDArray[np.float64] | None = None, temperature: float = 1.0,
+    stops: Sequence[int] | None = None,
 ) -> list[Written]:  # fmt: skip
     """Continue each prompt: with the likeliest token at every step, or with drawn ones.
 
@@ -55,30 +57,33 @@ def complete(
 
     Args:
         model: causal language model in evaluation mode.
+        prompts: texts, which are read behind the separator, or all token ids that the model reads.
         limits: how far the model was checked to continue prompts of a batch as it continues each alone.
         draws: (prompts, max_new_tokens) numbers in [0, 1); None: greedy.
         temperature: divides the logits before a draw.
         batch: prompts at a time; changes nothing but memory and rounding noise.
         dataset: named in errors.
+        stops: tokens that end an answer and are no part of it; None: the end-of-sequence token.
     Raises:
         UserError: a prompt and its answer do not fit the model's context.
     """
     prefix = models.separator(tokenizer)
     limit = models.max_context(model.config.to_dict())
-    ids_of = tokenizer(list(prompts), add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
-    coded = [[prefix, *ids] for ids in ids_of]
+    coded = _coded(tokenizer, prompts, prefix)
+    if stops is None:
+        stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     longest = max(map(len, coded), default=0)
     if longest + max_new_tokens > limit:
         raise UserError(
             f"data set {dataset}: a prompt of {longest} tokens and generation.max_new_tokens {max_new_tokens} exceed "
             f"the {limit} tokens that the model takes; lower generation.max_new_tokens or shorten the questions"
         )
-    prepare(model, max_new_tokens, prefix, tokenizer.eos_token_id)
+    prepare(model, max_new_tokens, prefix, stops)
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
     texts += [""] * (vocabulary - len(texts))  # rows of the embedding that no token has
     breaks, blank = (torch.tensor([test(text) for text in texts]) for test in (lambda text: "\n" in text, _is_blank))
-    decoder = _Decoder(tokenizer, temperature, breaks, blank)
+    decoder = _Decoder(tokenizer, temperature, breaks, blank, list(stops))
     results: dict[int, Written] = {}
     progress = Progress("generating", len(coded), "answers")
     for chosen, way in _batches(coded, batch, limits, max_new_tokens):
@@ -89,7 +94,7 @@ def complete(
         for number, ids, row, logprob, length in zip(
             chosen, prompt_ids, new, logprobs, steps.lengths.tolist(), strict=True
         ):
-            results[number] = _written(tokenizer, ids[1:], row[:length].tolist(), logprob[:length].tolist())
+            results[number] = _written(decoder, ids[1:], row[:length].tolist(), logprob[:length].tolist())
         progress.advance(len(chosen))
     return [results[number] for number in range(len(coded))]
 
@@ -98,13 +103,22 @@ def _is_blank(text: str) -> bool:
     return not text.strip()
 
 
-def prepare(model: Any, max_new_tokens: int, pad: int, eos: int | None) -> None:
+def prepare(model: Any, max_new_tokens: int, pad: int, stops: Sequence[int]) -> None:
     """Let a model decode plainly: its own sampling defaults (penalties, temperature) are switched off."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad
     )
+
+
+def _coded(tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], prefix: int) -> list[list[int]]:
+    """Token ids that the model reads: a text's own behind the separator, or the ids as they are given."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if not texts:
+        return [[int(token) for token in prompt] for prompt in prompts]
+    coded = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
+    return [[prefix, *ids] for ids in coded]
 
 
 def _batches(coded: Sequence[list[int]], size: int, limits: Limits, new: int) -> Iterator[tuple[list[int], Way]]:
@@ -223,13 +237,16 @@ class _Steps:
         token = ids[:, -1].cpu()
         self.lengths += ~self._done
         self._begun |= ~self._decoder.blank[token]
-        self._done |= (self._begun & self._decoder.breaks[token]) | (token == self._decoder.tokenizer.eos_token_id)
+        self._done |= (self._begun & self._decoder.breaks[token]) | torch.isin(
+            token, torch.tensor(self._decoder.stops, dtype=token.dtype)
+        )
         return self._done.to(ids.device)
 
 
-def _written(tokenizer: Any, prompt: list[int], new: list[int], logprobs: list[float]) -> Written:
+def _written(decoder: _Decoder, prompt: list[int], new: list[int], logprobs: list[float]) -> Written:
     """Text as it stands after the prompt: some tokenizers drop a leading space when decoded alone."""
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    whole = [tokenizer.decode(prompt + new[:count], **options) for count in range(len(new) + 1)]
+    shown = [[token for token in new[:count] if token not in decoder.stops] for count in range(len(new) + 1)]
+    whole = [decoder.tokenizer.decode(prompt + tokens, **options) for tokens in shown]
     ends = [len(text) - len(whole[0]) for text in whole[1:]]
     return Written(whole[-1][len(whole[0]) :], tuple(ends), tuple(logprobs))

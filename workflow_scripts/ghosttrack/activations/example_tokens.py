@@ -9,7 +9,7 @@ import pandas as pd
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts.contexts import context_of
-from ghosttrack.inputs import models
+from ghosttrack.inputs import chat, models
 
 # A beginning that all texts of a relation share is computed once if it is longer than this; shorter ones save nothing.
 SHARED_TOKENS = 16
@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
 
 def encode(
     examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str, contexts: Sequence[str] | None = None,
-    positions: Positions = "answer",
+    positions: Positions = "answer", *, share: bool = True,
 ) -> list[Encoded]:  # fmt: skip
     """Tokenise the texts, behind the solved statements of their relation if it has any, and find the tokens of their answers.
 
@@ -53,29 +53,25 @@ def encode(
     if it is nothing but the space right before it (tokenizers split " 42" into space and digits).
 
     Args:
-        examples: with columns id, text, relation, mode, answer_start, answer_end.
+        examples: with columns id, text, relation, mode, answer_start, answer_end; those that were asked in a chat
+            template also prompt and prompt_ids: the model reads these ids, and behind them what follows the prompt.
         tokenizer: fast tokenizer with character offsets.
         limit: tokens that the model takes, separator and solved statements included.
         dataset: named in errors.
         contexts: what stands before each text instead, (examples,); "": nothing.
         positions: which tokens of a text are read.
+        share: whether what all texts of a relation begin with is computed once, and does not count to any of them.
     Raises:
         UserError: with the example's id, where the answer is empty or outside the text, or the text too long.
     """
-    separator = models.separator(tokenizer)
-    options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
-    texts = examples["text"].tolist()
-    coded = tokenizer(texts, return_offsets_mapping=True, **options)
-    contexts = contexts_of(examples) if contexts is None else contexts
-    shown = {text: tokenizer(text, **options)["input_ids"] if text else [] for text in set(contexts)}
+    coded = _in_chat(examples, tokenizer) if chat.is_asked(examples) else _in_plain(examples, tokenizer, contexts)
     result = []
-    for name, text, context, start, end, own, offsets in zip(
-        examples["id"], texts, contexts, examples["answer_start"], examples["answer_end"],
-        coded["input_ids"], coded["offset_mapping"], strict=True,
-    ):  # fmt: skip
-        ids = np.array([separator, *shown[context], *own], dtype=np.int64)
+    for name, text, start, end, (head, own, offsets) in zip(
+        examples["id"], examples["text"], examples["answer_start"], examples["answer_end"], coded, strict=True
+    ):
+        ids = np.array([*head, *own], dtype=np.int64)
         if len(ids) > limit:
-            behind = f" behind {len(shown[context])} of what stands before it" if context else ""
+            behind = f" behind {len(head) - 1} of what stands before it" if len(head) > 1 else ""
             raise UserError(
                 f"data set {dataset}, id {name}: the text has {len(own) + 1} tokens{behind}, the model takes {limit}; "
                 "shorten or remove this text, or choose a model with a longer context"
@@ -90,7 +86,36 @@ def encode(
         answer = places + lead
         read = {"answer": answer, "last": answer[-1:], "all": np.arange(lead, len(ids))}[positions]
         result.append(Encoded(ids, answer, read, np.empty(0, dtype=np.int64), lead))
-    return _share(result, examples["relation"].tolist())
+    return _share(result, examples["relation"].tolist()) if share else result
+
+
+class _Coded(NamedTuple):
+    """Token ids before a text's own, its own, and their character ranges in the text."""
+
+    head: list[int]
+    own: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def _in_plain(examples: pd.DataFrame, tokenizer: Any, contexts: Sequence[str] | None) -> list[_Coded]:
+    """Each text behind the separator and its context."""
+    separator = models.separator(tokenizer)
+    options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
+    coded = tokenizer(examples["text"].tolist(), return_offsets_mapping=True, **options)
+    contexts = contexts_of(examples) if contexts is None else contexts
+    shown = {text: tokenizer(text, **options)["input_ids"] if text else [] for text in set(contexts)}
+    return [
+        _Coded([separator, *shown[context]], own, offsets)
+        for context, own, offsets in zip(contexts, coded["input_ids"], coded["offset_mapping"], strict=True)
+    ]
+
+
+def _in_chat(examples: pd.DataFrame, tokenizer: Any) -> list[_Coded]:
+    """What stands behind each rendered prompt, behind the prompt's own ids."""
+    return [
+        _Coded([int(token) for token in head], found.ids, found.offsets)
+        for head, found in zip(examples["prompt_ids"], chat.of_examples(examples, tokenizer), strict=True)
+    ]
 
 
 def contexts_of(examples: pd.DataFrame) -> list[str]:

@@ -52,7 +52,8 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
     """Cut each continuation to its answer and judge it; ambiguous and empty answers are left out, and counted.
 
     Args:
-        questions: columns id, group, relation, subject, question, prompt, gold (accepted answers).
+        questions: columns id, group, relation, subject, question, prompt, gold (accepted answers); perhaps prompt_ids,
+            which the examples then have, too.
         continuations: the greedy text after each prompt.
         dataset: named in errors.
     Raises:
@@ -87,7 +88,8 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
         **_count(verdicts),
         "by_relation": {name: _count(pair for pair in verdicts if pair[0] == name) for name in relations},
     }
-    return Marked(pd.DataFrame(rows)[EXAMPLE_COLUMNS], counts)
+    kept = [*EXAMPLE_COLUMNS, *(name for name in ("prompt_ids",) if name in questions)]
+    return Marked(pd.DataFrame(rows)[kept], counts)
 
 
 def sample_table(questions: pd.DataFrame, greedy: Sequence[Written], drawn: Sequence[Written]) -> pd.DataFrame:

@@ -314,7 +314,7 @@ def _continued(model: Any, text: Ids, tokens: int, way: decoding.Way) -> tuple[f
         np.concatenate([text[:shared], np.roll(text[1:], -at)[shared : shared + length - shared]])
         for at, length in enumerate(lengths)
     ]
-    decoding.prepare(model, NEW, int(text[0]), None)
+    decoding.prepare(model, NEW, int(text[0]), [])
     steps = _Greedy()
     new = decoding.continue_together(model, [prompt.tolist() for prompt in prompts], steps, way, int(text[0])).numpy()
     worst = []

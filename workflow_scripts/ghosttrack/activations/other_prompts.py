@@ -15,6 +15,7 @@ import torch
 
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.packed_texts import Pack, Reader
+from ghosttrack.inputs import chat
 
 # Where few answers share many prompts, each answer meets more of them, up to so many times the wanted count: on us_cities
 # (46 answers, 400 prompts) PMI reaches AUROC .863 with 8 prompts and .883 with 35.
@@ -46,7 +47,8 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     prompts of its relation, the answer and the seed alone.
 
     Args:
-        examples: columns relation, mode, text, answer, answer_start. Texts without relation are one relation; without a
+        examples: columns relation, mode, text, answer, answer_start, and prompt and prompt_ids if they were asked in a
+            chat template, which the pairs then have, too. Texts without relation are one relation; without a
             prompt before its answer, a text neither gives nor gets any.
         count: prompts for each answer; fewer where there are no more, up to `MOST` times as many where answers are few.
     """
@@ -71,7 +73,15 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
                 }
                 for at in sorted(chosen)
             ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["id", "relation", "mode", "text", "answer_start", "answer_end", "owner"])
+    pairs = pd.DataFrame(rows, columns=["id", "relation", "mode", "text", "answer_start", "answer_end", "owner"])
+    return _with_prompts(pairs, known) if chat.is_asked(examples) else pairs
+
+
+def _with_prompts(pairs: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The pairs with the columns prompt and prompt_ids of the examples whose prompts they have."""
+    asked = known.drop_duplicates("head").set_index("head")
+    heads = [text[:start] for text, start in zip(pairs["text"], pairs["answer_start"], strict=True)]
+    return pairs.assign(**{name: asked.loc[heads, name].to_numpy() for name in ("prompt", "prompt_ids")})
 
 
 def owners(examples: pd.DataFrame) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 The question stands after four solved examples, as many true as false, of facts that are never evaluated. No label is read.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ghosttrack.activations import packed_texts
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.facts import contexts
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
-from ghosttrack.inputs import models
+from ghosttrack.inputs import chat, models
 from ghosttrack.progress import Progress
 
 ASK = "True or false?"
@@ -47,11 +48,14 @@ def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, b
     NaN for a text that, with the solved examples, is longer than the model takes.
 
     Args:
-        examples: columns relation, mode, text, question, answer; a generated answer is shown with its question.
+        examples: columns relation, mode, text, question, answer; a generated answer is shown with its question. Those
+            that were asked in a chat template (column prompt_ids) are asked about in it, the solved examples as earlier
+            messages.
         limit: tokens that the model takes; batch: texts per forward pass, which changes nothing but rounding noise.
         together: tokens of a sequence up to which texts share one, from `Limits`.
     """
     shown = shown_texts(examples)
+    ask = functools.partial(_ask_in_chat, lead=chat.answer_lead(tokenizer)) if chat.is_asked(examples) else _ask
     keys = [
         (str(relation), mode == "generated")
         for relation, mode in zip(examples["relation"], examples["mode"], strict=True)
@@ -61,8 +65,7 @@ def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, b
     reader = packed_texts.Reader(model, together)
     for key in dict.fromkeys(keys):
         rows = [row for row, own in enumerate(keys) if own == key]
-        head = solved(*key)
-        asked = [_ask(tokenizer, f"{head}{text}") for text in [NOTHING, *(shown[row] for row in rows)]]
+        asked = [ask(tokenizer, _solved(*key), text) for text in [NOTHING, *(shown[row] for row in rows)]]
         fitting = [place for place, one in enumerate(asked) if len(one.ids) <= limit]
         found = np.full(len(asked), np.nan)
         found[fitting] = _log_odds(reader, [asked[place] for place in fitting], batch)
@@ -82,22 +85,29 @@ def shown_texts(examples: pd.DataFrame) -> list[str]:
 
 def solved(relation: str, with_question: bool) -> str:
     """Four solved examples, one a line: two true ones, and between them two with an answer of the others."""
+    return _lines(_solved(relation, with_question))
+
+
+def _lines(solved_texts: Sequence[tuple[str, bool]]) -> str:
+    return "".join(f"{text} {ASK}{TRUE if true else FALSE}\n" for text, true in solved_texts)
+
+
+def _solved(relation: str, with_question: bool) -> list[tuple[str, bool]]:
+    """The text of each solved example and whether it is true."""
     base, reverse = relation.removesuffix(contexts.REVERSE), relation.endswith(contexts.REVERSE)
     if not (contexts.SOLVED.get(base) and contexts.context_of(relation)):
-        lines = [
+        return [
             (f"{question} {answer}." if with_question else statement, true)
             for question, answer, statement, true in GENERAL
         ]
-    else:
-        facts = [Fact(base, subject, answer, (), (), (), (), "solved") for subject, answer in contexts.SOLVED[base]]
-        first, second, third, fourth = facts[:4]
-        part = "subject" if reverse else "answer"  # what stands at the end of the sentence
-        chosen = (
-            (first, True), (second._replace(**{part: getattr(first, part)}), False),
-            (third._replace(**{part: getattr(fourth, part)}), False), (fourth, True),
-        )  # fmt: skip
-        lines = [(_sentence(fact, reverse, with_question), true) for fact, true in chosen]
-    return "".join(f"{line} {ASK}{TRUE if true else FALSE}\n" for line, true in lines)
+    facts = [Fact(base, subject, answer, (), (), (), (), "solved") for subject, answer in contexts.SOLVED[base]]
+    first, second, third, fourth = facts[:4]
+    part = "subject" if reverse else "answer"  # what stands at the end of the sentence
+    chosen = (
+        (first, True), (second._replace(**{part: getattr(first, part)}), False),
+        (third._replace(**{part: getattr(fourth, part)}), False), (fourth, True),
+    )  # fmt: skip
+    return [(_sentence(fact, reverse, with_question), true) for fact, true in chosen]
 
 
 def _sentence(fact: Fact, reverse: bool, with_question: bool) -> str:
@@ -106,12 +116,29 @@ def _sentence(fact: Fact, reverse: bool, with_question: bool) -> str:
     return f"{TEMPLATES[fact.relation].question.format(subject=fact.subject)} {fact.answer}."
 
 
-def _ask(tokenizer: Any, text: str) -> Asked:
+def _ask(tokenizer: Any, solved_texts: Sequence[tuple[str, bool]], text: str) -> Asked:
     options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
-    true, false = (tokenizer(f"{text} {ASK}{word}", **options)["input_ids"] for word in (TRUE, FALSE))
+    shown = f"{_lines(solved_texts)}{text}"
+    true, false = (tokenizer(f"{shown} {ASK}{word}", **options)["input_ids"] for word in (TRUE, FALSE))
+    return _up_to_the_words([models.separator(tokenizer)], true, false)
+
+
+def _ask_in_chat(tokenizer: Any, solved_texts: Sequence[tuple[str, bool]], text: str, lead: str) -> Asked:
+    """The solved examples as earlier messages, answered with one word; the question as the last message of the user.
+
+    Args:
+        lead: blanks before an answer.
+    """
+    earlier = [turn for own, true in solved_texts for turn in (f"{own} {ASK}", (TRUE if true else FALSE).strip())]
+    prompt = chat.render(tokenizer, [*earlier, f"{text} {ASK}"], f"the question whether this is true: {text[:80]!r}")
+    true, false = chat.continuations(tokenizer, [lead + word.strip() for word in (TRUE, FALSE)])
+    return _up_to_the_words(prompt.ids, true.ids, false.ids)
+
+
+def _up_to_the_words(before: Sequence[int], true: Sequence[int], false: Sequence[int]) -> Asked:
+    """The ids before the first token at which the two continuations differ, and that token of either."""
     place = next(place for place, (one, other) in enumerate(zip(true, false, strict=False)) if one != other)
-    ids = np.array([models.separator(tokenizer), *true[:place]], dtype=np.int64)
-    return Asked(ids, true[place], false[place])
+    return Asked(np.array([*before, *true[:place]], dtype=np.int64), true[place], false[place])
 
 
 def _log_odds(reader: packed_texts.Reader, asked: Sequence[Asked], batch: int) -> Floats:

@@ -349,10 +349,21 @@ def build_questions(seed: int, count: int) -> "pd.DataFrame":
         for number, fact in enumerate(pool[: taken[relation]]):
             rows.append({
                 "id": f"questions-{relation}-{number:04d}", "group": f"{relation}: {fact.subject}", "relation": relation,
-                "subject": fact.subject, "question": template_of(fact).question.format(subject=fact.subject),
+                "subject": fact.subject, "question": question_of(fact),
                 "prompt": shots + prompt_of(fact), "gold": fact.gold,
             })  # fmt: skip
     return pd.DataFrame(rows, columns=list(QUESTION_COLUMNS))
+
+
+def solved_questions(relation: str) -> list[str]:
+    """Question and answer of the relation's solved examples in turn: the earlier messages of a chat."""
+    pairs = ((question_of(fact), fact.answer) for fact in solved_examples(relation))
+    return [text for pair in pairs for text in pair]
+
+
+def question_of(fact: Fact) -> str:
+    """The question whose answer is the fact's."""
+    return template_of(fact).question.format(subject=fact.subject)
 
 
 def _question_pool(relation: str, rng: random.Random) -> list[Fact]:

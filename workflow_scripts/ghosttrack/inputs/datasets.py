@@ -6,7 +6,7 @@ the data say: a judged span that stands with both labels is dropped, and counted
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +97,7 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
     return frame.astype({"answer_start": "int64", "answer_end": "int64", "label": "int64"})
 
 
-def load_questions(settings: DatasetSettings, seed: int, count: int) -> pd.DataFrame:
+def load_questions(settings: DatasetSettings, seed: int, count: int, *, chat: bool = False) -> pd.DataFrame:
     """Questions of a `generated` data set with few-shot prompts, evenly over its relations.
 
     The solved examples in the prompts are other questions than those returned.
@@ -106,8 +106,10 @@ def load_questions(settings: DatasetSettings, seed: int, count: int) -> pd.DataF
         settings: the data set.
         seed: chooses the solved examples and the questions.
         count: questions wanted; `settings.max_examples` may ask for fewer.
+        chat: whether a chat will be made of them.
     Returns:
-        Columns `statements.QUESTION_COLUMNS`.
+        Columns `statements.QUESTION_COLUMNS`; with `chat` also `turns`, the messages of user and assistant in turn: the
+        solved questions with their answers, then the question.
     Raises:
         UserError: no network, missing column, no accepted answer, too few questions.
     """
@@ -115,7 +117,7 @@ def load_questions(settings: DatasetSettings, seed: int, count: int) -> pd.DataF
     if settings.source == "facts":
         frame = statements.build_questions(seed, count)
         frame.attrs = {"source": "facts", "revision": None}
-        return frame
+        return _with_turns(frame, [statements.solved_questions(each) for each in frame["relation"]]) if chat else frame
     revision = None
     if settings.source == "file":
         asked = [("file", item.group, item.question, item.gold) for item in own_texts.read_questions(settings)]
@@ -146,7 +148,14 @@ def load_questions(settings: DatasetSettings, seed: int, count: int) -> pd.DataF
         columns=list(statements.QUESTION_COLUMNS),
     )
     frame.attrs = {"source": _name(settings), "revision": revision}
-    return frame
+    earlier = [text for at in order[:SHOTS] for text in (_with_mark(pool[at][2]), pool[at][3][0])]
+    return _with_turns(frame, [earlier] * len(frame)) if chat else frame
+
+
+def _with_turns(frame: pd.DataFrame, earlier: Sequence[list[str]]) -> pd.DataFrame:
+    """The questions with a column `turns`: the earlier messages of each, then the question itself."""
+    asked = frame["question"].map(_with_mark)
+    return frame.assign(turns=[[*own, question] for own, question in zip(earlier, asked, strict=True)])
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -154,7 +163,13 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    fields = {"answer_start": pa.int64(), "answer_end": pa.int64(), "label": pa.int64(), "gold": pa.list_(pa.string())}
+    fields = {
+        "answer_start": pa.int64(),
+        "answer_end": pa.int64(),
+        "label": pa.int64(),
+        "gold": pa.list_(pa.string()),
+        "prompt_ids": pa.list_(pa.int64()),
+    }
     schema = pa.schema([(name, fields.get(name, pa.string())) for name in frame.columns])
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     # The key under which pandas itself keeps and restores `attrs`.
@@ -164,8 +179,13 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _ask(question: str) -> str:
-    """The question as a prompt that an answer completes; NQ-open's questions come without a question mark."""
-    return f"Q: {question}{'' if question[-1] in '?.!:' else '?'}\nA:"
+    """The question as a prompt that an answer completes."""
+    return f"Q: {_with_mark(question)}\nA:"
+
+
+def _with_mark(question: str) -> str:
+    """The question with a mark at its end; NQ-open's questions come without one."""
+    return f"{question}{'' if question[-1] in '?.!:' else '?'}"
 
 
 def _round_robin(lists: list[list[int]], count: int) -> list[int]:

@@ -159,7 +159,7 @@ def _texts(
             for row in range(start, start + count)
         ]
         followed = explorer_tracks.of_rows(found.tracks, rows, most)
-        offsets = texts.offsets_of([str(text) for text in part["text"]], tokenizer)
+        offsets = texts.offsets_of_examples(part, tokenizer)
         columns = {
             key: found.tokens[key].to_numpy()
             for key in ("position", "logprob", "entropy", "rank")

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import chat
 
 
 class Parts(NamedTuple):
@@ -31,6 +34,17 @@ def offsets_of(texts: Sequence[str], tokenizer: Any) -> list[list[tuple[int, int
         list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=True
     )
     return [[(int(first), int(last)) for first, last in found] for found in coded["offset_mapping"]]
+
+
+def offsets_of_examples(examples: pd.DataFrame, tokenizer: Any) -> list[list[tuple[int, int]]]:
+    """As `offsets_of`; of answers in a chat template, of every token behind the prompt.
+
+    Args:
+        examples: columns text, and prompt and prompt_ids if they were asked in a chat template.
+    """
+    if chat.is_asked(examples):
+        return [each.offsets for each in chat.of_examples(examples, tokenizer)]
+    return offsets_of([str(text) for text in examples["text"]], tokenizer)
 
 
 def require_positions(positions: Sequence[int], offsets: Sequence[tuple[int, int]], name: str) -> None:
