@@ -280,9 +280,30 @@ def own_code(folder: Path) -> None:
     text("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}')(folder)
 
 
+def test_weights_that_transformers_keeps_quantized_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "is_quantized", True, raising=False)
+    with pytest.raises(UserError, match=r"holds quantized weights; use the model's weights in float32"):
+        fetch(source, tmp_path / "out")
+
+
+def fp8_with_scales(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    for name in [name for name in weights if name.endswith("proj.weight")]:
+        weights[name] = torch.full(weights[name].shape, 2.0).to(torch.float8_e4m3fn)
+        weights[f"{name}_scale_inv"] = torch.full((1, 1), 0.005)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    about = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    config(quantization_config=about)(folder)
+
+
 READ: dict[str, Change] = {
     "shards": shards,
     "pickle": as_pickle,
+    "fp8 that transformers dequantizes": fp8_with_scales,
     "other files beside it": text("training_args.json", "not JSON"),
     "a tokenizer without the code that it asked for": own_code,
     "sampling that contradicts itself": text("generation_config.json", '{"temperature": 0.6, "do_sample": false}'),

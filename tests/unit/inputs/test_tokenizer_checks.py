@@ -142,10 +142,20 @@ def name_bos(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", lambda content: content.update(bos_token="<begin>"))
 
 
+def add_special_to_model(folder: Path) -> None:
+    add_to_model(folder)
+    edit(folder / "tokenizer_config.json", lambda content: content.update(pad_token="beyond"))
+
+
 @pytest.mark.parametrize(
     ("change", "token"),
-    [(add_token("<new>", 10**3, special=False), "<new>"), (add_to_model, "beyond"), (name_bos, "<begin>")],
-    ids=["ordinary token added", "token of the model part", "bos"],
+    [
+        (add_token("<new>", 10**3, special=False), "<new>"),
+        (add_to_model, "beyond"),
+        (name_bos, "<begin>"),
+        (add_special_to_model, "beyond"),
+    ],
+    ids=["ordinary token added", "token of the model part", "bos", "special token of the model part"],
 )
 def test_a_token_that_can_be_used_lies_inside_the_embedding(
     change: Callable[[Path], None], token: str, tmp_path: Path
@@ -324,6 +334,27 @@ def test_the_probes_hold_each_kind_of_text_that_tokenizers_disagree_on() -> None
     assert {"\t", "\n", "\u200d", "    ", "65535"} <= {
         part for part in ["\t", "\n", "\u200d", "    ", "65535"] if part in text
     }
+
+
+def test_a_tokenizer_that_is_saved_in_another_form_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GPT2Tokenizer
+
+    source = tmp_path / "source"
+    small_tokenizers.save("GPT-2", source)
+    model = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (source / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    (source / "merges.txt").write_text("\n".join(" ".join(merge) for merge in model["merges"]), encoding="utf-8")
+    (source / "tokenizer.json").unlink()
+    save = GPT2Tokenizer.save_pretrained
+
+    def save_lowercase(tokenizer: Any, folder: Path) -> None:
+        save(tokenizer, folder)
+        set_json("normalizer", LOWERCASE)(folder)
+        set_class("PreTrainedTokenizerFast")(folder)
+
+    monkeypatch.setattr(GPT2Tokenizer, "save_pretrained", save_lowercase)
+    with pytest.raises(UserError, match=r"the stored TokenizersBackend gives .* GPT2Tokenizer of transformers gives"):
+        fetch(source, tmp_path / "out")
 
 
 def test_without_a_source_the_stored_tokenizer_json_is_compared(tmp_path: Path) -> None:

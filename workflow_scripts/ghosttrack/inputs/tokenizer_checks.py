@@ -266,9 +266,11 @@ def _require_within_embedding(tokenizer: Any, rows: int, name: str) -> None:
     used = {tokenizer.bos_token_id, tokenizer.eos_token_id, *_unknown(tokenizer)}
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     special = _special(tokenizer)
-    unused = {token for token in beyond if token in special and token not in model_part and beyond[token] not in used}
-    produced = {number for ids in _encode(tokenizer, ["", *unused], name, "")["input_ids"] for number in ids}
-    refused = {token: number for token, number in beyond.items() if token not in unused or number in produced}
+    refused = {
+        token: number
+        for token, number in beyond.items()
+        if token not in special or token in model_part or number in used
+    }
     if refused:
         token = min(refused, key=refused.__getitem__)
         others = f" ({len(refused)} such tokens)" if len(refused) > 1 else ""
