@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import small_tokenizers
+from hypothesis import given, settings, strategies
 from small_tokenizers import KINDS, ROWS, edit
 
 from ghosttrack.errors import UserError
@@ -367,3 +368,25 @@ def test_without_a_source_the_stored_tokenizer_json_is_compared(tmp_path: Path) 
         tokenizer_checks.check(
             models.load_tokenizer(tmp_path / "out"), tmp_path / "out", rows=ROWS, name="x", source=None
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_accepted_tokenizer_agrees_with_its_tokenizer_json_on_any_text(kind: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    source = tmp_path / "source"
+    small_tokenizers.save(kind, source)
+    stored = fetch(source, tmp_path / "out")
+    raw = Tokenizer.from_file(str(source / "tokenizer.json"))
+    raw.encode_special_tokens = True
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(strategies.text(max_size=20))
+    def agrees(text: str) -> None:
+        coded = stored(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        assert coded["input_ids"] == raw.encode(text, add_special_tokens=False).ids
+        assert stored.bos_token_id not in coded["input_ids"]
+        assert max(coded["input_ids"], default=0) < ROWS
+        assert tokenizer_checks._misplaced(text, coded["offset_mapping"]) is None
+
+    agrees()
