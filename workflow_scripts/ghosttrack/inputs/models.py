@@ -17,16 +17,32 @@ if TYPE_CHECKING:
 _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "seq_len",
 )  # fmt: skip
+# Names of the class that takes a tokenizer.json as it is.
+_AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load_tokenizer(directory: Path) -> Any:
     """The fast tokenizer of a fetched model."""
-    from transformers import AutoTokenizer
-
     if not (Path(directory) / "tokenizer.json").is_file():
         raise UserError(f"{directory} has no tokenizer.json: delete the directory and run again, its job remakes it")
     require_unchanged(Path(directory))
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return tokenizer_in(Path(directory))
+
+
+def tokenizer_in(directory: Path, **options: Any) -> Any:
+    """The tokenizer that the files of `directory` describe.
+
+    Many classes of transformers take only the vocabulary from tokenizer.json and build the rest themselves.
+    A tokenizer_config.json that names PreTrainedTokenizerFast asks for tokenizer.json as it is; AutoTokenizer
+    ignores it for some architectures (Qwen2, Phi-3).
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    config = directory / "tokenizer_config.json"
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
+    as_it_is = named in _AS_IT_IS and (directory / "tokenizer.json").is_file()
+    loader: Any = PreTrainedTokenizerFast if as_it_is else AutoTokenizer
+    return loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **options)
 
 
 def load_model(directory: Path, device: str = "cpu") -> Any:
@@ -93,7 +109,12 @@ def separator(tokenizer: Any) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise UserError("the tokenizer names neither bos_token nor eos_token; add one to its tokenizer_config.json")
+    others = {key: getattr(tokenizer, key, None) for key in ("cls_token", "sep_token", "pad_token")}
+    known = ", ".join(f"{key} {token!r}" for key, token in others.items() if token is not None)
+    raise UserError(
+        f"the tokenizer names neither bos_token nor eos_token (it has {known or 'no cls_token, sep_token or pad_token'}); "
+        "set bos_token in its tokenizer_config.json to the token that began each text in training"
+    )
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
