@@ -1,7 +1,10 @@
 """The random models of `architectures` are sharp enough to show a wrong reader, and exact enough to compare with."""
 
 import functools
+import io
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,16 @@ WINDOWED = [
     for key in architectures.window_keys(name)
     if not name.startswith("inkling")
 ]
+
+
+@pytest.fixture
+def library_log() -> Iterator[io.StringIO]:
+    """What transformers logs; its own handler writes past pytest's capture."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    logging.getLogger("transformers").addHandler(handler)
+    yield text
+    logging.getLogger("transformers").removeHandler(handler)
 
 
 @functools.cache
@@ -57,9 +70,12 @@ def test_at_least_fifty_architectures_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", architectures.CONFIGS)
-def test_a_model_is_built_in_silence_for_reading_on_a_cpu(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_built_in_silence_for_reading_on_a_cpu(
+    name: str, library_log: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    architectures.CONFIGS[name]()
     model = architectures.make(name)
-    assert tuple(capfd.readouterr()) == ("", "")
+    assert (library_log.getvalue(), *capfd.readouterr()) == ("", "", "")
     assert not model.training
     assert {(weight.dtype, weight.device.type, weight.requires_grad) for weight in model.parameters()} == {
         (torch.float32, "cpu", False)
