@@ -154,7 +154,8 @@ _DEEPSEEK: _Values = (
         "first_k_dense_replace": 1,
     }
 )
-_INDEXED: _Values = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 4}
+# 16 heads: with few heads the index scores of many keys are exactly 0, and such ties hide which keys are selected.
+_INDEXED: _Values = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 16}
 _DELTA: _Values = {
     "linear_conv_kernel_dim": 4,
     "linear_key_head_dim": 8,
@@ -805,6 +806,13 @@ NOT_CAUSAL = {
     "doge+moe": "the router reads its scores across tokens and texts",
     "prophetnet": "its n-gram streams mix positions",
     "reformer+lsh": "the hash buckets of a text are split into chunks, and later tokens move the boundaries",
+}
+
+# In these architectures the same first tokens get other log-probabilities in a longer text. Each has its reason.
+LENGTH_DEPENDENT = {
+    "doge": "repeated tokens tie in the choice of kept keys, and the length of the text breaks the tie",
+    "llama+dynamic_ntk_16": "texts of more than 16 tokens use other rotary frequencies",
+    "phi3+longrope": "texts of more than 16 tokens use other rotary frequencies",
 }
 
 # These architectures give other log-probabilities after save_pretrained and from_pretrained. Each has its reason.
