@@ -479,7 +479,10 @@ _VALUES: dict[str, _Values] = {
         "model_max_length": 64,
         "mlp_layer_types": _FIRST_DENSE,
     },
-    "kolibri1": _LLAMA | _WINDOW | _MIXTURE | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    "kolibri1": _LLAMA
+    | _WINDOW
+    | _MIXTURE
+    | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "layer_types": _ALTERNATING},
     "laguna": _LLAMA
     | _WINDOW
     | {
@@ -547,7 +550,17 @@ _VALUES: dict[str, _Values] = {
     "minimax_m2": _LLAMA | _MIXTURE,
     "minimax_m3_vl_text": _LLAMA
     | _MIXTURE
-    | {"dense_intermediate_size": 48, "shared_intermediate_size": 24, "rotary_dim": 8, "mlp_layer_types": _FIRST_DENSE},
+    | {
+        "dense_intermediate_size": 48,
+        "shared_intermediate_size": 24,
+        "rotary_dim": 8,
+        "mlp_layer_types": _FIRST_DENSE,
+        "layer_types": [_FULL, "minimax_m3_sparse", _FULL, "minimax_m3_sparse"],
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
     "ministral": _LLAMA | _WINDOW | {"layer_types": _ALTERNATING},
     "ministral3": _LLAMA
     | {"rope_parameters": _YARN_ROPE | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}},
@@ -784,7 +797,13 @@ _VALUES: dict[str, _Values] = {
         "use_mem_rope": True,
     },
     "zaya": _LLAMA
-    | {"moe_intermediate_size": 24, "num_experts": 4, "router_hidden_size": 8, "layer_types": ["hybrid"] * 4},
+    | _WINDOW
+    | {
+        "moe_intermediate_size": 24,
+        "num_experts": 4,
+        "router_hidden_size": 8,
+        "layer_types": ["hybrid", "hybrid_sliding"] * 2,
+    },
 }
 
 
@@ -798,6 +817,7 @@ WINDOW_KEYS = (
     "attention_chunk_size",
     "index_topk",
     "keep_window_size",
+    "index_topk_blocks",
     "indexer_budget",
 )
 
