@@ -154,7 +154,8 @@ _DEEPSEEK: _Values = (
         "first_k_dense_replace": 1,
     }
 )
-_INDEXED: _Values = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 4}
+# 16 heads: with few heads the index scores of many keys are exactly 0, and such ties hide which keys are selected.
+_INDEXED: _Values = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 16}
 _DELTA: _Values = {
     "linear_conv_kernel_dim": 4,
     "linear_key_head_dim": 8,
@@ -182,7 +183,7 @@ _VALUES: dict[str, _Values] = {
         "num_shared_experts": 1,
         "mup_enabled": True,
     },
-    "apertus": _LLAMA,
+    "apertus": _LLAMA | {"rope_parameters": _LLAMA3_ROPE},
     "arcee": _LLAMA,
     "aria_text": _LLAMA | {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
     "axk1": _DEEPSEEK | {"mlp_layer_types": _FIRST_DENSE},
@@ -478,7 +479,10 @@ _VALUES: dict[str, _Values] = {
         "model_max_length": 64,
         "mlp_layer_types": _FIRST_DENSE,
     },
-    "kolibri1": _LLAMA | _WINDOW | _MIXTURE | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    "kolibri1": _LLAMA
+    | _WINDOW
+    | _MIXTURE
+    | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "layer_types": _ALTERNATING},
     "laguna": _LLAMA
     | _WINDOW
     | {
@@ -546,13 +550,29 @@ _VALUES: dict[str, _Values] = {
     "minimax_m2": _LLAMA | _MIXTURE,
     "minimax_m3_vl_text": _LLAMA
     | _MIXTURE
-    | {"dense_intermediate_size": 48, "shared_intermediate_size": 24, "rotary_dim": 8, "mlp_layer_types": _FIRST_DENSE},
+    | {
+        "dense_intermediate_size": 48,
+        "shared_intermediate_size": 24,
+        "rotary_dim": 8,
+        "mlp_layer_types": _FIRST_DENSE,
+        "layer_types": [_FULL, "minimax_m3_sparse", _FULL, "minimax_m3_sparse"],
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
     "ministral": _LLAMA | _WINDOW | {"layer_types": _ALTERNATING},
     "ministral3": _LLAMA
     | {"rope_parameters": _YARN_ROPE | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}},
     "mistral": _LLAMA | _WINDOW,
     "mixtral": _LLAMA | _MIXTURE | _WINDOW,
-    "modernbert-decoder": _LLAMA | {"local_attention": 16, "layer_types": [_FULL, _SLIDING, _SLIDING, _FULL]},
+    "modernbert-decoder": _LLAMA
+    | {
+        "local_attention": 16,
+        "layer_types": [_FULL, _SLIDING, _SLIDING, _FULL],
+        "cls_token_id": 0,
+        "sep_token_id": 0,
+    },
     "mpt": {"vocab_size": 128, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64} | _IDS,
     "mvp": _BART,
     "nanochat": _ALL_HEADS,
@@ -590,6 +610,7 @@ _VALUES: dict[str, _Values] = {
             "rope_theta": 10000.0,
             "short_factor": [1.0, 1.1, 1.2, 1.3],
             "long_factor": [1.0, 2.0, 3.0, 4.0],
+            "factor": 4.0,
             "original_max_position_embeddings": 16,
         },
     },
@@ -776,7 +797,13 @@ _VALUES: dict[str, _Values] = {
         "use_mem_rope": True,
     },
     "zaya": _LLAMA
-    | {"moe_intermediate_size": 24, "num_experts": 4, "router_hidden_size": 8, "layer_types": ["hybrid"] * 4},
+    | _WINDOW
+    | {
+        "moe_intermediate_size": 24,
+        "num_experts": 4,
+        "router_hidden_size": 8,
+        "layer_types": ["hybrid", "hybrid_sliding"] * 2,
+    },
 }
 
 
@@ -790,6 +817,7 @@ WINDOW_KEYS = (
     "attention_chunk_size",
     "index_topk",
     "keep_window_size",
+    "index_topk_blocks",
     "indexer_budget",
 )
 
@@ -798,6 +826,13 @@ NOT_CAUSAL = {
     "doge+moe": "the router reads its scores across tokens and texts",
     "prophetnet": "its n-gram streams mix positions",
     "reformer+lsh": "the hash buckets of a text are split into chunks, and later tokens move the boundaries",
+}
+
+# In these architectures the same first tokens get other log-probabilities in a longer text. Each has its reason.
+LENGTH_DEPENDENT = {
+    "doge": "repeated tokens tie in the choice of kept keys, and the length of the text breaks the tie",
+    "llama+dynamic_ntk_16": "texts of more than 16 tokens use other rotary frequencies",
+    "phi3+longrope": "texts of more than 16 tokens use other rotary frequencies",
 }
 
 # These architectures give other log-probabilities after save_pretrained and from_pretrained. Each has its reason.
