@@ -18,7 +18,8 @@ from ghosttrack.files import sha256_file
 from ghosttrack.inputs import corpus_sources, hub
 from ghosttrack.inputs.corpus import Place, Stream, build
 from ghosttrack.inputs.lines import LONGEST, read_lines
-from ghosttrack.inputs.models import load_tokenizer, max_context
+from ghosttrack.inputs.model_sizes import read_limit, require_context
+from ghosttrack.inputs.models import load_tokenizer
 from ghosttrack.inputs.rows import flaw, parsed
 from ghosttrack.settings import CorpusSettings
 
@@ -47,11 +48,7 @@ def fetch(
     Raises:
         UserError: contexts longer than the model takes, and all of `open_source` and `corpus.build`.
     """
-    longest = max_context(model_config)
-    if settings.context > longest:
-        raise UserError(
-            f"corpus.context: {settings.context} tokens are more than the model takes; set it to at most {longest}"
-        )
+    require_context(settings.context, read_limit(model_config, "source.id"), "the model")
     source = open_source(settings, seed)
     about = {
         # A file by its name alone: its folder is this machine's business.

@@ -20,6 +20,7 @@ _CHILDREN = {
 }
 _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "seq_len",
+    "max_target_positions", "model_max_length", "context_length",
 )  # fmt: skip
 
 
