@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ghosttrack import files, names
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
-from ghosttrack.inputs import model_sizes
+from ghosttrack.inputs import model_sizes, rows
 from ghosttrack.settings import DatasetSettings, Settings, section_type
 
 # `model=both` compares the two models of the original work.
@@ -87,8 +87,8 @@ def load_dataset(name: str, root: Path) -> DatasetSettings:
         raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
     if found.table and found.table not in (tables := statements.list_tables()):
         raise UserError(f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}")
-    if found.path and not Path(found.path).is_file():
-        raise UserError(f"{origin}: path: there is no file {found.path} (it is looked for where Snakemake runs)")
+    if found.path and (reason := rows.refusal(Path(found.path))):
+        raise UserError(f"{origin}: path: {reason}")
     return found
 
 

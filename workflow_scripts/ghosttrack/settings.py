@@ -73,7 +73,9 @@ class CorpusSettings(Section):
         description="`embedded`, `openwebtext`, `wikitext-103`; another hub data set, `OWNER/NAME`, with `:CONFIG` if it has several and `@COMMIT` to pin it, of which the `train` split is read; or a local file: .txt with documents between blank lines (without any, one a line), .jsonl or .parquet with one a row.",
     )
     text_column: str = Field(
-        "text", min_length=1, description="Column with the text, for jsonl, parquet and hub data sets."
+        "text",
+        min_length=1,
+        description="Column with the text, for jsonl, parquet and hub data sets; `page.text` names the key `text` of objects in the column `page`.",
     )
     tokens: int = Field(
         10_000_000,
