@@ -148,6 +148,65 @@ def test_other_weights_under_a_name_with_results_are_refused(tmp_path: Path) -> 
         plan.check_sources({"gpt2-small": small}, tmp_path)
 
 
+MODEL_64 = {"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings": 64}
+
+
+def known_model(folder: Path, place: str, **about: object) -> Settings:
+    """Settings of tiny-gpt2 with contexts of 128 tokens, for a model whose limit of 64 tokens stands in one place."""
+    config = {**MODEL_64, **about}
+    if place == "settings":
+        return settings(model="tiny-gpt2", dimensions={"max_position_embeddings": 64})
+    if place == "fetched":
+        files.write_json(folder / "results" / "tiny-gpt2" / "model" / "config.json", config)
+        return settings(model="tiny-gpt2")
+    files.write_json(folder / "mine" / "config.json", config)
+    (folder / "mine" / "model.safetensors").write_bytes(b"")
+    if place == "model_path":
+        return settings(model="mine", model_path=str(folder / "mine"), corpus={"source": "embedded", "context": 128})
+    return settings(model="tiny-gpt2", source={"kind": "directory", "id": str(folder / "mine")})
+
+
+@pytest.mark.parametrize("place", ["settings", "fetched", "model_path", "source.id"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, r"corpus\.context: 128 tokens are more than .* takes; set corpus\.context to at most 64"),
+        ({"corpus": {"context": 64}}, ""),
+        (
+            {"corpus": {"context": 64}, "generation": {"max_new_tokens": 64}},
+            r"generation\.max_new_tokens: 64 tokens leave",
+        ),
+    ],
+)
+def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_the_limit_is_known(
+    tmp_path: Path, place: str, changed: dict[str, dict[str, int]], message: str
+) -> None:
+    wanted = known_model(tmp_path, place)
+    for section, values in changed.items():
+        wanted = wanted.model_copy(update={section: getattr(wanted, section).model_copy(update=values)})
+    if not message:
+        plan.check_sources({wanted.model: wanted}, tmp_path / "results")
+        return
+    with pytest.raises(UserError, match=message):
+        plan.check_sources({wanted.model: wanted}, tmp_path / "results")
+
+
+def test_a_damaged_config_of_a_fetched_model_stops_no_plan_because_its_job_makes_it_again(tmp_path: Path) -> None:
+    config = tmp_path / "tiny-gpt2" / "model" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{", encoding="utf-8")
+    plan.check_sources({"tiny-gpt2": settings(model="tiny-gpt2")}, tmp_path)
+
+
+@pytest.mark.parametrize(("about", "key"), [({"num_hidden_layers": 5}, "n_layers"), ({"hidden_size": 65}, "d_model")])
+def test_a_directory_of_other_sizes_than_the_settings_is_refused_before_any_job(
+    tmp_path: Path, about: dict[str, int], key: str
+) -> None:
+    wanted = known_model(tmp_path, "source.id", **about)
+    with pytest.raises(UserError, match=rf"dimensions\.{key}: the settings say .*; correct it in config/models"):
+        plan.check_sources({wanted.model: wanted}, tmp_path)
+
+
 def test_an_anchor_is_in_the_first_wave_and_every_layer_in_one() -> None:
     found = plan.waves(settings(model="gpt2-small", sae={"dictionaries": "anchored", "anchor": 7}))
     assert found[0] == [0, 7]

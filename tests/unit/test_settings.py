@@ -189,16 +189,20 @@ def test_a_file_of_settings_that_is_no_yaml_is_named(tmp_path: Path, content: st
     assert len(str(error.value)) < 2000
 
 
-@pytest.mark.parametrize(
-    "about",
-    ["[" * 100_000, '{"hidden_size": "64", "num_hidden_layers": 2}', '{"hidden_size": 64, "num_hidden_layers": -2}'],
-    ids=["deep", "text", "negative"],
-)
-def test_a_model_whose_config_names_no_size_is_refused(tmp_path: Path, about: str) -> None:
-    (tmp_path / "config.json").write_text(about)
+def test_a_model_whose_config_names_no_size_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"model_path: .*config\.json"):
+    with pytest.raises(
+        UserError, match=r"model_path: .*config\.json states .*hidden_size.*; expected num_hidden_layers"
+    ):
         one(model="mine", model_path=str(tmp_path))
+
+
+def test_values_of_k_in_a_sweep_are_below_the_size_of_the_dictionary() -> None:
+    assert one(sae={"d_sae": 64, "k": 8}).sweep.k[-1] == 128  # the default, which only sae_sweep reads
+    assert one(sae={"d_sae": 64, "k": 8}, sweep={"k": [63]}).sweep.k == [63]
+    with pytest.raises(UserError, match=r"sweep\.k: 64 must be below sae\.d_sae \(64\)"):
+        one(sae={"d_sae": 64, "k": 8}, sweep={"k": [8, 64]})
 
 
 def test_shards_cover_every_context_once() -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from ghosttrack import names
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.rows import LONGEST_TEXT, flaw, shown, written
 
@@ -105,7 +106,10 @@ class Detector:
         Raises:
             UserError: there is none, or model or SAEs are not those that it was made with.
         """
-        return cls(Path(run))
+        try:
+            return cls(Path(names.home_expanded(str(run))))
+        except names.InvalidNameError as error:
+            raise UserError(f"run: {error}") from None
 
     def score(
         self, texts: Iterable[str | Text | Mapping[str, Any]], *, confidence: float = CONFIDENCE, reasons: int = 5

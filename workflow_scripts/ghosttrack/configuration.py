@@ -4,7 +4,6 @@ Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and
 """
 
 import difflib
-import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ghosttrack import files, names
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
+from ghosttrack.inputs import model_sizes, rows
 from ghosttrack.settings import DatasetSettings, Settings, section_type
 
 # `model=both` compares the two models of the original work.
@@ -87,8 +87,8 @@ def load_dataset(name: str, root: Path) -> DatasetSettings:
         raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
     if found.table and found.table not in (tables := statements.list_tables()):
         raise UserError(f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}")
-    if found.path and not Path(found.path).is_file():
-        raise UserError(f"{origin}: path: there is no file {found.path} (it is looked for where Snakemake runs)")
+    if found.path and (reason := rows.refusal(Path(found.path))):
+        raise UserError(f"{origin}: path: {reason}")
     return found
 
 
@@ -169,22 +169,14 @@ def _describe_directory(path: Path) -> dict[str, Any]:
         raise UserError(
             f"model_path: {path} has no {missing}; expected a transformers model as save_pretrained writes it"
         )
-    try:
-        about = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        about = about.get("text_config", about)
-        n_layers = about.get("num_hidden_layers", about.get("n_layer"))
-        d_model = about.get("hidden_size", about.get("n_embd"))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"model_path: {path / 'config.json'} cannot be read: {error}") from None
-    if not all(isinstance(size, int) and size > 0 for size in (n_layers, d_model)):
-        raise UserError(
-            f"model_path: {path / 'config.json'} names no num_hidden_layers and hidden_size above 0, "
-            f"found {names.short(n_layers)} and {names.short(d_model)}"
-        )
+    sizes = model_sizes.read_sizes(path / "config.json", "model_path")
     return {
         "source": {"kind": "directory", "id": str(path)},
-        "dimensions": {"n_layers": n_layers, "d_model": d_model},
-        "sae": {"d_sae": 4 * d_model},
+        "dimensions": {
+            "n_layers": sizes.n_layers,
+            "d_model": sizes.d_model,
+        },
+        "sae": {"d_sae": 4 * sizes.d_model},
     }
 
 

@@ -7,13 +7,14 @@ import contextlib
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ghosttrack import files, records
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import corpus_sources, pretrained
+from ghosttrack.inputs import corpus_sources, model_sizes, pretrained
 from ghosttrack.settings import Settings
 
 # A crc32c behind every chunk and behind every index (zarr v3, sharding_indexed).
@@ -300,7 +301,9 @@ def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
 
 
 def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
-    """Refuse a corpus or a model directory that is not there, pretrained SAEs that do not fit, and other weights under the name of finished results.
+    """Check what the settings name: corpus, model directory, pretrained SAEs, and the model of finished results.
+
+    Inputs that would be longer than the model takes are refused where its config.json or its settings state the limit.
 
     Raises:
         UserError: naming the key and the remedy.
@@ -314,6 +317,41 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
         manifest = results / model / "model" / "source.json"
         if manifest.exists():
             _check_weights(model, wanted, files.read_json(manifest))
+        _check_lengths(model, wanted, _known_limit(model, wanted, results))
+
+
+def _known_limit(model: str, wanted: Settings, results: Path) -> int:
+    """Longest input of a model in tokens, from its settings, its directory or its fetched config.json; else sys.maxsize.
+
+    Raises:
+        UserError: the model's directory holds a config.json that cannot be read or states other sizes than the settings.
+    """
+    assert wanted.dimensions is not None
+    limits = [wanted.dimensions.max_position_embeddings or sys.maxsize]
+    fetched = results / model / "model" / "config.json"
+    if fetched.is_file():
+        with contextlib.suppress(UserError):  # damaged: its job makes it again
+            limits.append(model_sizes.read_limit(fetched, "source.id"))
+    own = Path(wanted.source.id) / "config.json"
+    if wanted.source.kind == "directory" and own.is_file():
+        sizes = model_sizes.read_sizes(own, "source.id")
+        for key in ("n_layers", "d_model"):
+            if (said := getattr(wanted.dimensions, key)) != (found := getattr(sizes, key)):
+                raise UserError(
+                    f"dimensions.{key}: the settings say {said}, {own} says {found}; correct it in config/models/{model}.yaml"
+                )
+        limits.append(sizes.max_context)
+    return min(limits)
+
+
+def _check_lengths(model: str, wanted: Settings, limit: int) -> None:
+    """Check the lengths in the settings against the longest input of the model, all in tokens."""
+    model_sizes.require_context(wanted.corpus.context, limit, model)
+    if wanted.generation.max_new_tokens >= limit:
+        raise UserError(
+            f"generation.max_new_tokens: {wanted.generation.max_new_tokens} tokens leave no room for a prompt in the "
+            f"{limit} that {model} takes; set it well below {limit}"
+        )
 
 
 def _check_weights(model: str, wanted: Settings, found: Mapping[str, str]) -> None:

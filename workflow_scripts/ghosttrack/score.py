@@ -4,20 +4,29 @@ import argparse
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ghosttrack import api, files
+from ghosttrack import api, files, names
 from ghosttrack.api import Score, Text
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import lines
+from ghosttrack.inputs import file_kinds, lines
 from ghosttrack.inputs.rows import LONGEST_TEXT, Row, flaw, read_rows, require_columns, shown, text_of, written
 
 # Columns of the csv form, in order; tokens and reasons are one cell each.
 COLUMNS = ("id", "probability", "verdict", "log_odds", "output", "answer", "text", "tokens", "reasons")
+
+
+def path_of(text: str) -> Path:
+    """A path of the command line, with `~` replaced by the home directory; argparse shows what is wrong with it."""
+    try:
+        return Path(names.home_expanded(text))
+    except names.InvalidNameError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def read_context(path: Path | str | None) -> str:
@@ -28,6 +37,8 @@ def read_context(path: Path | str | None) -> str:
     """
     if not path:
         return ""
+    if reason := file_kinds.not_a_file(Path(path)):
+        raise UserError(f"context: {reason}; expected a text file")
     found = "".join(islice(chain.from_iterable(lines.read_lines(Path(path), "context")), LONGEST_TEXT + 1))
     if len(found) > LONGEST_TEXT:
         raise UserError(f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are enough")
@@ -45,16 +56,21 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
         context: of texts that have none of their own.
 
     Raises:
-        UserError: naming the row without text, the column that is missing, or two rows of one id.
+        UserError: naming the row without text, the column that is missing, or two rows of one id; or the file is empty.
     """
+    path = path.expanduser()
     if path.suffix.lower() == ".txt":
-        if not path.is_file():
-            raise UserError(f"texts: {path} is not there; expected a text file with one text a line")
+        empty = True
+        if reason := file_kinds.not_a_file(path):
+            raise UserError(f"texts: {reason}; expected a text file with one text a line")
         for number, line in enumerate(lines.read_lines(path, "texts"), start=1):
             if reason := flaw(line.strip(), LONGEST_TEXT):
                 raise UserError(f"texts: line {number} of {path}: {reason}")
             if line.strip():
+                empty = False
                 yield Text(line.strip(), "", str(number), context)
+        if empty:
+            raise UserError(f"texts: {path} holds no text; expected one text a line")
         return
     rows = read_rows(path, "texts")
     require_columns(rows[0], [("", "text")], str(path))
@@ -150,6 +166,22 @@ def write(scores: Iterable[Score], path: Path | None, about: Mapping[str, Any]) 
             stream.write(line)
 
 
+def refused_place(path: Path) -> str:
+    """Why a file cannot be written at a path, with a remedy; "" if nothing is known against it."""
+    if path.is_dir():
+        return f"{path} is a folder; name a file in it"
+    folder = next((each for each in path.parents if each.exists()), path.parent)
+    if not folder.is_dir():
+        return f"{folder} is a file, not a folder; name another place"
+    return "" if os.access(folder, os.W_OK) else f"the folder {folder} cannot be written to; name another place"
+
+
+def _begun(texts: Iterator[Text]) -> Iterator[Text]:
+    """The same texts, of which the first is read now."""
+    first = list(islice(texts, 1))
+    return chain(first, texts)
+
+
 def main(arguments: list[str]) -> int:
     """Score texts of the command line or of a file; 2 after a wrong argument or a run that does not fit."""
     parser = argparse.ArgumentParser(
@@ -157,22 +189,24 @@ def main(arguments: list[str]) -> int:
         description="Say how likely texts are hallucinated, with the detector of a finished run.",
         epilog="Mark the part that is judged with a column `answer`, or with --answer for one text; without it the last word is judged.",
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run, such as results/smollm2-135m")
+    parser.add_argument("run", type=path_of, help="folder of a finished run, such as results/smollm2-135m")
     parser.add_argument("text", nargs="*", help="texts, each an argument")
     parser.add_argument(
         "--texts",
-        type=Path,
+        type=path_of,
         help="file of texts: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet with `text`, and perhaps `answer`, `id` and `context`",
     )
     parser.add_argument(
         "--context",
-        type=Path,
+        type=path_of,
         help="text file that the model reads before each text and nobody judges: a few true statements of the same kind, one a line",
     )
     parser.add_argument(
         "--answer", default="", help="the part of the one given text that is judged; default: its last word"
     )
-    parser.add_argument("--out", type=Path, help="where to write: .jsonl, .csv or .html; default: jsonl on the screen")
+    parser.add_argument(
+        "--out", type=path_of, help="where to write: .jsonl, .csv or .html; default: jsonl on the screen"
+    )
     parser.add_argument(
         "--confidence",
         type=float,
@@ -190,9 +224,12 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{len(chosen.text)} texts of one word each: put quotation marks around a text")
         if chosen.out and chosen.out.suffix.lower() not in (*FORMS, ".html"):
             raise UserError(f"--out: {chosen.out} must end in {', '.join(FORMS)} or .html")
+        if chosen.out and (reason := refused_place(chosen.out)):
+            raise UserError(f"--out: {reason}")
         context = read_context(chosen.context)
         one_by_one = [Text(each, chosen.answer, context=context) for each in chosen.text]
-        given = read_texts(chosen.texts, context) if chosen.texts else one_by_one
+        # The first text is read before the model is loaded, which takes long: a wrong file is named at once.
+        given = _begun(read_texts(chosen.texts, context)) if chosen.texts else one_by_one
         detector = api.Detector.load(chosen.run)
         scores = detector.stream(given, confidence=chosen.confidence, reasons=chosen.reasons)
         write(scores, chosen.out, {**detector.about, "run": chosen.run.name, "confidence": chosen.confidence})

@@ -57,6 +57,11 @@ class DimensionSettings(Section):
 
     n_layers: int = Field(..., ge=1, le=999, description="Transformer blocks of the model.")
     d_model: int = Field(..., ge=1, description="Width of the residual stream.")
+    max_position_embeddings: int | None = Field(
+        None,
+        ge=1,
+        description="Longest input in tokens, to refuse a longer `corpus.context` before the model is fetched; null: known once config.json is there.",
+    )
 
 
 class CorpusSettings(Section):
@@ -68,7 +73,9 @@ class CorpusSettings(Section):
         description="`embedded`, `openwebtext`, `wikitext-103`; another hub data set, `OWNER/NAME`, with `:CONFIG` if it has several and `@COMMIT` to pin it, of which the `train` split is read; or a local file: .txt with documents between blank lines (without any, one a line), .jsonl or .parquet with one a row.",
     )
     text_column: str = Field(
-        "text", min_length=1, description="Column with the text, for jsonl, parquet and hub data sets."
+        "text",
+        min_length=1,
+        description="Column with the text, for jsonl, parquet and hub data sets; `page.text` names the key `text` of objects in the column `page`.",
     )
     tokens: int = Field(
         10_000_000,
@@ -672,6 +679,9 @@ class Settings(Section):
             )
         if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
+        # The default values may be too large for a small dictionary: only the target sae_sweep reads them.
+        if self.sae.trained and "k" in self.sweep.model_fields_set and max(self.sweep.k) >= self.sae.d_sae:
+            raise ValueError(f"sweep.k: {max(self.sweep.k)} must be below sae.d_sae ({self.sae.d_sae})")
         if self.anchor is not None and self.sae.anchor is None:  # an implied setting is a setting
             object.__setattr__(self, "sae", self.sae.model_copy(update={"anchor": self.anchor}))
         if self.anchor is not None and self.anchor not in self.layers:

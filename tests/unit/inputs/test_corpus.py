@@ -211,14 +211,41 @@ def test_reading_stops_as_soon_as_both_sides_are_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "heldout", "key"), [(10**6, 100, "corpus.tokens"), (1000, 10**6, "corpus.heldout_tokens")]
+    ("tokens", "heldout", "documents"),
+    [
+        (10**6, 100, 1000),
+        (1000, 10**6, 1000),
+        (10**5, 10**5, 1000),
+        (30_000, 3000, 1000),
+        (3000, 300, 60),
+        (999, 999, 7),
+    ],
 )
-def test_too_little_text_says_how_much_there_is_and_which_key_to_lower(
-    tmp_path: Path, tokens: int, heldout: int, key: str
+def test_too_little_text_says_how_much_there_is_and_settings_for_which_it_is_enough(
+    tmp_path: Path, tokens: int, heldout: int, documents: int
 ) -> None:
-    with pytest.raises(UserError, match=rf"{key}: test gives only [\d,]+ of .*lower {key}"):
-        build(tmp_path, [Stream("a", numbered(), 1.0)], tokens=tokens, heldout_tokens=heldout, context=100)
+    sizes = {"tokens": tokens, "heldout_tokens": heldout}
+    pattern = (
+        r"test, read to the end, .* [\d,]+ of [\d,]+ tokens for corpus.tokens and .* corpus.heldout_tokens\. Set .*"
+    )
+    stream = [Stream("a", numbered(count=documents), 1.0)]
+    with pytest.raises(UserError, match=pattern) as error:
+        build(tmp_path, stream, **sizes, context=10)
     assert not list(tmp_path.iterdir())
+    enough = [int(each) for each in re.findall(r"_?tokens to (\d+)", str(error.value))]
+    build(
+        tmp_path, [Stream("a", numbered(count=documents), 1.0)], tokens=enough[0], heldout_tokens=enough[1], context=10
+    )
+
+
+@pytest.mark.parametrize("documents", [1, 2])
+def test_a_corpus_of_one_document_or_two_asks_for_more_and_shorter_ones(tmp_path: Path, documents: int) -> None:
+    texts = (f"{number} " + "a long text " * 1000 for number in range(documents))
+    message = (
+        rf"gives {documents} different documents: .* of 1,000 tokens for corpus\.tokens .* give more and shorter ones"
+    )
+    with pytest.raises(UserError, match=message):
+        build(tmp_path, [Stream("a", texts, 1.0)], tokens=1000, heldout_tokens=100, context=50)
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
@@ -314,7 +341,7 @@ def test_text_that_is_not_utf8_and_a_parquet_without_the_column_are_named(tmp_pa
     with pytest.raises(UserError, match="not UTF-8 text: line 3 holds the byte 0xfc at offset 18 of the file; convert"):
         texts_of(CorpusSettings(source=str(tmp_path / "a.txt")))
     (tmp_path / "a.txt").write_bytes("Zürich\n".encode("utf-16"))
-    with pytest.raises(UserError, match=r"line 1 holds the byte 0xff at offset 0 of the file \(it looks like UTF-16\)"):
+    with pytest.raises(UserError, match=r"corpus\.source: .*a\.txt is UTF-16 text: convert it to UTF-8"):
         texts_of(CorpusSettings(source=str(tmp_path / "a.txt")))
     pd.DataFrame({"body": ["one"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"corpus\.text_column: .* has no column 'text'; found body"):

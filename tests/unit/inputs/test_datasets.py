@@ -274,8 +274,9 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         ("a.csv", b"text,text\na,0\n", "two columns of one name"),
         ("a.csv", "text,label\nZürich,0\n".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 12"),
         ("a.json", "[{}]\nü".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 5"),
-        ("a.csv", "text,label\na,0\n".encode("utf-16"), "line 1 holds the byte 0xff at offset 0 of the file .it looks like UTF-16"),
-        ("a.csv", "text,label\na,0\n".encode("utf-16-le"), "path: the header of .*a.csv: character 2 is NUL, as in UTF-16"),
+        ("a.csv", "text,label\na,0\n".encode("utf-16"), "path: .*a.csv is UTF-16 text: convert it to UTF-8: iconv -f UTF-16 "),
+        ("a.csv", "text,label\na,0\n".encode("utf-16-le"), "path: .*a.csv is full of NUL bytes, as UTF-16 text without"),
+        ("a.csv", b"text,x\0y,label\n", "path: the header of .*a.csv: character 2 is NUL"),
         ("a.csv", b"text,label\n", "holds no rows"),
         ("a.csv", b"\xef\xbb\xbf", "holds no rows"),
         ("a.jsonl", b"\n\n", "holds no rows"),
@@ -334,7 +335,7 @@ def test_an_accepted_answer_with_half_a_surrogate_pair_is_named_with_its_row(tmp
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(UserError, match=r"path: nowhere\.csv is not there"):
+    with pytest.raises(UserError, match=r"path: there is no file nowhere\.csv .*; expected a \.csv, "):
         datasets.load_examples(settings(source="file", path="nowhere.csv"), seed=0)
 
 

@@ -36,6 +36,8 @@ _BATCH, _BATCH_CHARACTERS = 256, 2**19
 # text is; and never at less than 1 in 50, so that a few long documents do not decide what the quality numbers say.
 _HELDOUT_HASTE = 1.25
 _HELDOUT_LEAST = 0.02
+# Of the tokens that a short corpus holds, the share that its error proposes: rounding may move a document to the other side.
+_MARGIN = 0.95
 
 
 class Stream(NamedTuple):
@@ -94,13 +96,18 @@ class Packer:
         self._tokens = np.full((min(block, contexts), context), -1, dtype=np.int32)
         self._documents = np.full_like(self._tokens, -1)
         self._write = write
-        self._contexts, self._context, self._separator = contexts, context, separator
+        self.contexts, self._context, self._separator = contexts, context, separator
         self._row = self._column = self._written = 0
+
+    @property
+    def filled(self) -> int:
+        """Contexts that are filled."""
+        return self._row
 
     @property
     def full(self) -> bool:
         """All contexts are filled."""
-        return self._row == self._contexts
+        return self._row == self.contexts
 
     @property
     def placed(self) -> int:
@@ -142,7 +149,9 @@ def build(
 ) -> None:
     """Tokenise, split, pack and write both sides; reads the streams only until both are full.
 
-    A document's text (its hash) decides its side, so no text is on both; repeated documents are dropped.
+    A document's text (its hash) decides its side, so no text is on both; repeated documents are dropped. A document is
+    never divided between the sides, however long: parts of one text share names, topics and phrases, so a part held out
+    beside the rest would make the SAEs look better than they are on new text. A corpus of one document is refused.
 
     Args:
         streams: sources of documents with their shares of the tokens.
@@ -160,7 +169,7 @@ def build(
             block = min(contexts, max(1, _CHUNK_TOKENS // settings.context))
             write = _writer(stores.enter_context(atomic_directory(place.store)), contexts, settings.context, block)
             sides.append(Packer(contexts, settings.context, separator(tokenizer), write, block))
-        shares = _pack(streams, tokenizer, sides, _heldout_share(settings), str(about["source"]))
+        shares = _pack(streams, tokenizer, sides, settings, str(about["source"]))
     for side, place in zip(sides, (train, heldout), strict=True):
         manifest = {
             **about, "tokens_by_source": shares, "schema": SCHEMA, "contexts": side.size // settings.context,
@@ -170,9 +179,9 @@ def build(
 
 
 def _pack(
-    streams: Sequence[Stream], tokenizer: Any, sides: Sequence[Packer], boundary: float, source: str
+    streams: Sequence[Stream], tokenizer: Any, sides: Sequence[Packer], settings: CorpusSettings, source: str
 ) -> dict[str, int]:
-    """Fill both sides, training and held-out, of which the second takes the share `boundary` of all texts.
+    """Fill both sides, training and held-out.
 
     Returns:
         How many tokens each stream gave.
@@ -180,6 +189,7 @@ def _pack(
         UserError: `source` ends before both sides are full.
     """
     seen = Digests()
+    boundary = _heldout_share(settings)
     shares = {stream.name: 0 for stream in streams}
     progress = Progress("corpus", sum(side.size for side in sides), "tokens")
     repeated = 0
@@ -195,14 +205,30 @@ def _pack(
         progress.advance(side.placed - before)
         if all(side.full for side in sides):
             break
-    for side, key in zip(sides, ("tokens", "heldout_tokens"), strict=True):
-        if not side.full:
-            raise UserError(
-                f"corpus.{key}: {source} gives only {side.placed:,} of {side.size:,} tokens for this part "
-                f"({len(seen):,} different documents read to the end); lower corpus.{key}, or name a larger corpus.source"
-            )
+    if not all(side.full for side in sides):
+        raise UserError(_too_little(sides, len(seen), source, settings))
     log.info("%d documents, %d repeated ones dropped; tokens by source: %s", len(seen), repeated, shares)
     return shares
+
+
+def _too_little(sides: Sequence[Packer], documents: int, source: str, settings: CorpusSettings) -> str:
+    """What a corpus that ended before both sides were full gave, and what to do; sides: training and held-out."""
+    found = [
+        f"{side.placed:,} of {side.size:,} tokens for {name}"
+        for side, name in zip(sides, ("corpus.tokens", "corpus.heldout_tokens"), strict=True)
+    ]
+    said = f"corpus.source: {source}, read to the end, gives {documents:,} different documents: {' and '.join(found)}"
+    # Both by one factor: the ratio of the two decides which documents are held out.
+    share = _MARGIN * min(side.filled / side.contexts for side in sides)
+    tokens, heldout = int(settings.tokens * share), int(settings.heldout_tokens * share)
+    if not tokens or not heldout:
+        return (
+            f"{said}. A document is never divided between training and held-out text, and its hash decides where it goes: "
+            "give more and shorter ones (.txt: a blank line between two, .jsonl and .parquet: a row each), or a larger corpus"
+        )
+    return (
+        f"{said}. Set corpus.tokens to {tokens} and corpus.heldout_tokens to {heldout}, or name a larger corpus.source"
+    )
 
 
 def _heldout_share(settings: CorpusSettings) -> float:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from ghosttrack.inputs import file_kinds
+
 EMBEDDED = "embedded"
 # Short name -> hub id, configuration.
 HUB = {"openwebtext": ("Skylion007/openwebtext", None), "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1")}
@@ -15,21 +17,33 @@ HUB_ID = re.compile(rf"(?P<id>{_PART}/{_PART})(:(?P<config>{_PART}))?(@(?P<revis
 def is_file(source: str) -> bool:
     """Whether it names a file of the user's own rather than a hub data set."""
     path = Path(source).expanduser()
-    return path.suffix in FILES or (source not in (EMBEDDED, *HUB) and path.exists())
+    return path.suffix.lower() in FILES or (source not in (EMBEDDED, *HUB) and path.exists())
 
 
 def refusal(source: str) -> str:
     """Why nothing can be read from it, or ""; whether the hub has it is not asked."""
     if is_file(source):
         path = Path(source).expanduser()
-        if not path.is_file():
-            return f"corpus.source: there is no file {source}"
-        if path.suffix not in FILES:
-            return f"corpus.source: {path} must end in one of {', '.join(FILES)}"
-        return f"corpus.source: {path} is empty" if path.stat().st_size == 0 else ""
+        if reason := file_kinds.not_a_file(path):
+            return f"corpus.source: {reason}"
+        if path.suffix.lower() not in FILES:
+            return f"corpus.source: {path} must end in one of {', '.join(FILES)}; {_converted(path)}"
+        if path.stat().st_size == 0:
+            return f"corpus.source: {path} is empty"
+        return f"corpus.source: {reason}" if (reason := file_kinds.refusal(path)) else ""
     if source in (EMBEDDED, *HUB) or HUB_ID.fullmatch(source):
         return ""
     return (
         f"corpus.source: {source!r} is neither a file nor a hub data set; expected {EMBEDDED}, {', '.join(HUB)}, "
         f"OWNER/NAME, or a local {', '.join(FILES)} file"
     )
+
+
+def _converted(path: Path) -> str:
+    """How a file with another ending becomes a corpus."""
+    reader = {".csv": "read_csv(FILE)", ".tsv": 'read_csv(FILE, sep="\\t")', ".json": "read_json(FILE)"}.get(
+        path.suffix.lower()
+    )
+    if reader:
+        return f'with pandas: pandas.{reader}.to_json("NAME.jsonl", orient="records", lines=True)'
+    return file_kinds.converted(path)

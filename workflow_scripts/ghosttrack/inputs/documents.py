@@ -17,9 +17,11 @@ from ghosttrack.facts import fact_text
 from ghosttrack.files import sha256_file
 from ghosttrack.inputs import corpus_sources, hub
 from ghosttrack.inputs.corpus import Place, Stream, build
+from ghosttrack.inputs.json_tables import parsed
 from ghosttrack.inputs.lines import LONGEST, read_lines
-from ghosttrack.inputs.models import load_tokenizer, max_context
-from ghosttrack.inputs.rows import flaw, parsed
+from ghosttrack.inputs.model_sizes import read_limit, require_context
+from ghosttrack.inputs.models import load_tokenizer
+from ghosttrack.inputs.rows import cell, columns_of, flaw, require_distinct, shown
 from ghosttrack.settings import CorpusSettings
 
 # A level-one heading of WikiText: " = Title = ".
@@ -47,11 +49,7 @@ def fetch(
     Raises:
         UserError: contexts longer than the model takes, and all of `open_source` and `corpus.build`.
     """
-    longest = max_context(model_config)
-    if settings.context > longest:
-        raise UserError(
-            f"corpus.context: {settings.context} tokens are more than the model takes; set it to at most {longest}"
-        )
+    require_context(settings.context, read_limit(model_config, "source.id"), "the model")
     source = open_source(settings, seed)
     about = {
         # A file by its name alone: its folder is this machine's business.
@@ -91,13 +89,25 @@ def open_source(settings: CorpusSettings, seed: int) -> Source:
 
 
 def _column(rows: Iterable[object], column: str, name: str) -> Iterator[str]:
+    """The text of each row in a column; a dotted name such as `page.text` is a key of an object in the column `page`."""
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"corpus.text_column: row {number} of {name} has no text in {column!r}; found {found}")
-        if reason := flaw(row[column], LONGEST):
+        text = cell(row, column) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise UserError(
+                f"corpus.text_column: row {number} of {name} has no text in {column!r}; {_found(row, column, text)}"
+            )
+        if reason := flaw(text, LONGEST):
             raise UserError(f"corpus.source: row {number} of {name}, column {column!r}: {reason}")
-        yield row[column]
+        yield text
+
+
+def _found(row: object, column: str, value: Any) -> str:
+    """What a row without text in a column holds, in words."""
+    if not isinstance(row, dict):
+        return f"found {shown(row)}, expected an object with the columns as keys on each line"
+    if column in row or value is not None:
+        return f"found {shown(value)}; fill it or remove the row"
+    return f"found {columns_of(row)}; set corpus.text_column to the column that holds it"
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
@@ -113,9 +123,9 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
 
 def _local(path: Path, column: str) -> Iterator[str]:
     """Documents of a local file; reads it as it goes."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _parquet(path, column)
-    return _column(_json_rows(path), column, str(path)) if path.suffix == ".jsonl" else _paragraphs(path)
+    return _column(_json_rows(path), column, str(path)) if path.suffix.lower() == ".jsonl" else _paragraphs(path)
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
@@ -126,13 +136,17 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)  # page by page, never a whole column
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"corpus.source: {path} is not a parquet file ({error})") from None
-    if column not in file.schema_arrow.names:
+    names = file.schema_arrow.names
+    require_distinct(names, f"corpus.source: {path}")
+    stored = column if column in names else column.partition(".")[0]
+    if stored not in names:
         raise UserError(
-            f"corpus.text_column: {path} has no column {column!r}; found {', '.join(file.schema_arrow.names)}"
+            f"corpus.text_column: {path} has no column {column!r}; found {columns_of(names)}. "
+            "Set corpus.text_column to the column that holds the text"
         )
     if file.metadata.num_rows == 0:
         raise UserError(f"corpus.source: {path} holds no rows")
-    return _column(_cells(file, column, path), column, str(path))
+    return _column(_cells(file, stored, path), column, str(path))
 
 
 def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
@@ -142,9 +156,9 @@ def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
     number = 0
     try:
         for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
-            for cell in batch.column(0):
+            for each in batch.column(batch.schema.get_field_index(column)):
                 number += 1
-                yield {column: cell.as_py()}
+                yield {column: each.as_py()}
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"corpus.source: {path} is damaged after row {number} ({error})") from None
     except UnicodeDecodeError as error:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import IO
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import file_kinds
 
 # Characters of a line, and of a document of a corpus: more than the longest novels, in at most 40 MB of memory.
 LONGEST = 10_000_000
 # Characters or bytes that are read at a time where they are only counted.
 _PIECE = 2**20
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[str]:
@@ -22,8 +22,10 @@ def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[
         path: the file. key: the setting or argument that names it, for errors.
         newline: as in `open`: None turns "\r\n" and "\r" into "\n", "" keeps them.
     Raises:
-        UserError: a line is longer than LONGEST characters, or a byte is not UTF-8; names the line, and the byte's offset.
+        UserError: the file is of another kind (compressed, a workbook), a line is longer than LONGEST characters, or a byte
+            is not UTF-8; names the line, and the byte's offset.
     """
+    _require_text(path, key)
     number = 0
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as stream:
@@ -41,16 +43,25 @@ def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[
 
 def read_text(path: Path, key: str) -> str:
     """A UTF-8 file as a whole, without its byte order mark; a UserError names the line and the offset of a bad byte."""
+    _require_text(path, key)
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, key, error) from None
 
 
+def _require_text(path: Path, key: str) -> None:
+    if reason := file_kinds.refusal(path):
+        raise UserError(f"{key}: {reason}")
+
+
 def _unreadable(path: Path, key: str, error: OSError | UnicodeDecodeError) -> UserError:
     if isinstance(error, OSError):
         return UserError(f"{key}: {path} cannot be read ({error.strerror}); make it readable, or name another file")
-    return UserError(f"{key}: {path} is not UTF-8 text: {_first_bad_byte(path)}; convert it to UTF-8")
+    return UserError(
+        f"{key}: {path} is not UTF-8 text: {_first_bad_byte(path)}; convert it to UTF-8, "
+        "if it is from Windows or Excel: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+    )
 
 
 def _rest_of_line(stream: IO[str]) -> int:
@@ -69,8 +80,6 @@ def _first_bad_byte(path: Path) -> str:
     ends = io.IncrementalNewlineDecoder(None, translate=True)  # every kind of line end becomes one "\n"
     offset, line = 0, 1
     with path.open("rb") as stream:
-        utf_16 = stream.read(2) in _UTF_16
-        stream.seek(0)
         while True:
             piece = stream.read(_PIECE)
             offset += len(piece)
@@ -81,7 +90,6 @@ def _first_bad_byte(path: Path) -> str:
                 line += before.count("\n")
                 # error.object also holds the bytes of a character that the piece before had begun.
                 offset += error.start - len(error.object)
-                found = f"line {line} holds the byte 0x{error.object[error.start]:02x} at offset {offset:,} of the file"
-                return f"{found} (it looks like UTF-16)" if utf_16 else found
+                return f"line {line} holds the byte 0x{error.object[error.start]:02x} at offset {offset:,} of the file"
             if not piece:
                 return "it changed while it was read"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "seq_len",
+    "max_target_positions", "model_max_length", "context_length",
 )  # fmt: skip
 # Names of the class that takes a tokenizer.json as it is.
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")

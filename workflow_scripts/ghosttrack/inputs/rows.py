@@ -1,19 +1,24 @@
 """Rows of a local csv, tsv, json, jsonl or parquet file, as text stands in them, with readable errors."""
 
 import csv
-import json
+import logging
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import file_kinds
+from ghosttrack.inputs.json_tables import parsed, rows_in, values_in
 from ghosttrack.inputs.lines import LONGEST, read_lines, read_text
+
+log = logging.getLogger("ghosttrack")
 
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -23,6 +28,10 @@ Row = Mapping[str, Any]
 LONGEST_TEXT = 100_000
 # Lists and objects inside one another in a cell; Python prints and copies no more than some hundreds.
 _DEEPEST = 50
+# What stands between columns, in words.
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+# A first line by which Excel is told the separator.
+_SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
 
@@ -30,21 +39,37 @@ _SHOWN, _NAMED = 80, 20
 def read_rows(path: Path, key: str = "path") -> list[Row]:
     """All rows of a table; the first is row 1 in every message about it.
 
-    In csv and tsv every value is text, the empty one included. A .json file holds a list of objects,
-    one object a line, or an object whose `Data` is the list (TriviaQA's own form).
+    In csv and tsv every value is text, the empty one included, and blanks around a column's name do not count. The forms
+    of a .json file are those of `json_tables`.
 
     Raises:
         UserError: naming the file, the row and the column, or `key`, the setting or argument that led to the file.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"{key}: {path} is not there; expected a {', '.join(FILES)} file")
-    if path.suffix.lower() not in FILES:
-        raise UserError(f"{key}: {path} must end in one of {', '.join(FILES)}")
+    if reason := refusal(path):
+        raise UserError(f"{key}: {reason}")
     rows = _READERS[path.suffix.lower()](path, key)
     if not rows:
         raise UserError(f"{key}: {path} holds no rows")
     return rows
+
+
+def refusal(path: Path) -> str:
+    """Why a file cannot be read as a table, by its name and its first bytes, with a remedy; "" if nothing is against it."""
+    if reason := file_kinds.not_a_file(path):
+        return f"{reason}; expected a {', '.join(FILES)} file"
+    if path.suffix.lower() not in FILES:
+        return f"{path} must end in one of {', '.join(FILES)}; {file_kinds.converted(path)}"
+    return file_kinds.refusal(path)
+
+
+def require_distinct(columns: Iterable[str], where: str) -> None:
+    """Check that no two columns have one name; a UserError that begins with `where` names the first that is there twice."""
+    seen: set[str] = set()
+    for column in columns:
+        if column in seen:
+            raise UserError(f"{where} has two columns of one name: {shown(column)}; rename or remove one")
+        seen.add(column)
 
 
 def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> None:
@@ -54,6 +79,7 @@ def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> 
             raise UserError(
                 f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(_nested(row, column))}"
                 + (f". Set {key} to the column that holds it" if key else "")
+                + (", and name the columns in the first line" if Path(name).suffix.lower() in (".csv", ".tsv") else "")
             )
 
 
@@ -188,29 +214,15 @@ def columns_of(row: Iterable[Any]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def parsed(text: str, where: str) -> Any:
-    """JSON as Python values; a UserError says `where` it stands if it is not JSON, or nested too deeply to be read."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise UserError(f"{where} holds lists or objects nested too deeply; flatten it") from None
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-
-
 def _csv(path: Path, key: str) -> list[Row]:
+    separator = _separator(path, key)
     header: list[str] = []
     rows: list[Row] = []
     lines: list[str] = []  # of the row that is being read
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(_noted(read_lines(path, key, newline=""), lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(_noted(_table_lines(path, key), lines), delimiter=separator, strict=True)
     try:
         with _field_limit(LONGEST):
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise UserError(f"{path} has two columns of one name: {columns_of(header)}")
-            if reason := next(filter(None, map(_nul, header)), ""):
-                raise UserError(f"{key}: the header of {path}: {reason}")
+            header = _header(next(reader, []), path, key)
             lines.clear()
             for values in reader:
                 if values:
@@ -219,12 +231,63 @@ def _csv(path: Path, key: str) -> list[Row]:
     except csv.Error as error:
         row = f"row {len(rows) + 1}" if header else "the header"
         with _field_limit(sys.maxsize):
-            column = _unfinished(next(csv.reader(lines, delimiter=delimiter), []), header, str(error))
+            column = _unfinished(next(csv.reader(lines, delimiter=separator), []), header, str(error))
         raise UserError(
             f"{key}: {path} is not a table of separated values: {row}{column}, line {reader.line_num}: {error}; "
             "is a quotation mark not closed, or not doubled inside a quoted text?"
         ) from None
     return rows
+
+
+def _table_lines(path: Path, key: str) -> Iterator[str]:
+    """The lines of a csv or tsv file from its header on; a first line `sep=;`, as Excel takes it, is left out."""
+    lines = read_lines(path, key, newline="")
+    first = next(lines, "")
+    return lines if _SEP.fullmatch(first) else chain([first], lines)
+
+
+def _separator(path: Path, key: str) -> str:
+    """The character that separates the values of a csv or tsv file.
+
+    It is the one that a first line `sep=;` names, else the usual one of the ending. Where the usual one leaves a single
+    column, and one of the others separates both the header and the first row, it is that one, and the log says so.
+
+    Raises:
+        UserError: several of the others do.
+    """
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    if named := _SEP.fullmatch(next(read_lines(path, key, newline=""), "")):
+        return named[1]
+    if _widths(path, key, usual)[:1] != [1]:
+        return usual
+    fitting = [mark for mark in _SEPARATORS if mark != usual and min(_widths(path, key, mark)) > 1]
+    if len(fitting) > 1:
+        raise UserError(
+            f"{key}: the header of {path} may be separated by {' or by '.join(map(repr, fitting))}; "
+            f"write the file with {_SEPARATORS[usual]} between its columns"
+        )
+    if fitting:
+        log.info("%s: its columns are separated by %s, not by %s", path, _SEPARATORS[fitting[0]], _SEPARATORS[usual])
+    return fitting[0] if fitting else usual
+
+
+def _widths(path: Path, key: str, separator: str) -> list[int]:
+    """Values in the header of a file and in its first row, where there are such, if a separator is taken; [0] if it is no table."""
+    try:
+        with _field_limit(LONGEST):
+            table = csv.reader(_table_lines(path, key), delimiter=separator)
+            return [len(values) for values in islice(filter(None, table), 2)]
+    except csv.Error:
+        return [0]
+
+
+def _header(cells: Sequence[str], path: Path, key: str) -> list[str]:
+    """The names of the columns, without blanks around them; a UserError names one that is there twice, or holds NUL."""
+    header = [cell.strip() for cell in cells]
+    if reason := next(filter(None, map(_nul, header)), ""):
+        raise UserError(f"{key}: the header of {path}: {reason}")
+    require_distinct(filter(None, header), f"{key}: {path}")
+    return header
 
 
 def _noted(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
@@ -245,11 +308,12 @@ def _field_limit(most: int) -> Iterator[None]:
 
 
 def _named(header: Sequence[str], values: Sequence[str], number: int, path: Path) -> Row:
-    if len(values) != len(header):
+    if any(values[len(header) :]) or len(values) < len(header):
         raise UserError(
-            f"row {number} of {path} has {len(values)} values for {len(header)} columns; quote texts that hold a separator"
+            f"row {number} of {path} has {len(values)} values for {len(header)} columns ({columns_of(header)}); "
+            "quote texts that hold a separator or a line break, and name every column in the first line"
         )
-    return dict(zip(header, values, strict=True))
+    return dict(zip(header, values, strict=False))  # empty cells behind the last column: spreadsheets write them
 
 
 def _unfinished(values: Sequence[str], header: Sequence[str], error: str) -> str:
@@ -266,9 +330,17 @@ def _jsonl(path: Path, key: str) -> list[Row]:
     for number, line in enumerate(read_lines(path, key), start=1):
         if not line.strip():
             continue
-        row = parsed(line, f"line {number} of {path}")
+        hint = (
+            ""
+            if rows
+            else "; if the file is one list, or its objects take several lines, give its name the ending .json"
+        )
+        try:
+            row = parsed(line, f"line {number} of {path}")
+        except UserError as error:
+            raise UserError(f"{error}{hint}") from None
         if not isinstance(row, dict):
-            raise UserError(f"line {number} of {path} is not an object with the columns as keys")
+            raise UserError(f"line {number} of {path} is not an object with the columns as keys{hint}")
         rows.append(_checked(row, len(rows) + 1, path))
     return rows
 
@@ -276,16 +348,12 @@ def _jsonl(path: Path, key: str) -> list[Row]:
 def _json(path: Path, key: str) -> list[Row]:
     text = read_text(path, key)
     try:
-        content = json.loads(text)
-    except RecursionError:
-        raise UserError(f"{key}: {path} holds lists or objects nested too deeply; flatten it") from None
-    except ValueError:
-        return _jsonl(path, key)
-    if isinstance(content, dict):
-        content = content.get("Data", [content])
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise UserError(f"{path} is not a list of objects with the columns as keys")
-    return [_checked(row, number, path) for number, row in enumerate(content, start=1)]
+        found = rows_in(values_in(text, path), str(path))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    if found.form:
+        log.info("%s holds %s: %d rows", path, found.form, len(found.rows))
+    return [_checked(row, number, path) for number, row in enumerate(found.rows, start=1)]
 
 
 def _checked(row: Row, number: int, path: Path) -> Row:
@@ -307,14 +375,18 @@ def _nested_flaw(value: Any, depth: int) -> str:
     return next((reason for each in inner if (reason := _nested_flaw(each, depth + 1))), "")
 
 
-def _parquet(path: Path, _key: str) -> list[Row]:
+def _parquet(path: Path, key: str) -> list[Row]:
     import pyarrow
     from pyarrow import parquet
+
+    if reason := file_kinds.refusal(path):
+        raise UserError(f"{key}: {reason}")
 
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a parquet file ({error})") from None
+        raise UserError(f"{key}: {path} is not a parquet file ({error}); write it again") from None
+    require_distinct(table.column_names, f"{key}: {path}")
     try:
         return list(table.to_pylist())
     except (ValueError, OverflowError) as error:

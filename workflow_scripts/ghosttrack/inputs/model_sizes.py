@@ -1,0 +1,111 @@
+"""Sizes of a model from its config.json, before its weights are read. The Snakefile imports this module: no torch here."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ghosttrack import names
+from ghosttrack.errors import UserError
+from ghosttrack.inputs.models import first_line, max_context
+
+# Keys of the number of blocks and of the width, over all causal language models of transformers. Where one file has
+# several of them, the first counts (a test compares this order with transformers).
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "layers", "decoder_layers")
+_WIDTH = ("n_embed", "hidden_size", "n_embd", "d_model", "embed_dim", "dim", "emb_dim")
+# Architectures that build another number of blocks than a key says: transformers is asked at once.
+_COMPUTED = ("longcat_flash",)
+
+
+class ModelSizes(NamedTuple):
+    """Transformer blocks, width of the residual stream, and the longest input in tokens (sys.maxsize: no limit)."""
+
+    n_layers: int
+    d_model: int
+    max_context: int
+
+
+def read_sizes(path: Path, key: str) -> ModelSizes:
+    """The sizes that a config.json states, under any of the names that architectures give them.
+
+    transformers is imported only if the file states a size under none of these names.
+
+    Args:
+        path: the config.json. key: the settings key that leads to it, for errors.
+    Raises:
+        UserError: the file cannot be read, or states no number of layers or no width.
+    """
+    about = _read(path, key)
+    sizes = None if about.get("model_type") in _COMPUTED else _stated(about)
+    if sizes is None:
+        sizes = _from_transformers(path, key, about)
+    return ModelSizes(*sizes, _limit(about, path, key))
+
+
+def read_limit(path: Path, key: str) -> int:
+    """Longest input in tokens, from a config.json; sys.maxsize if it states none. Errors as in `read_sizes`."""
+    return _limit(_read(path, key), path, key)
+
+
+def require_context(context: int, limit: int, model: str) -> None:
+    """Check `corpus.context` against the longest input of a model, both in tokens; a UserError names the largest value."""
+    if context > limit:
+        raise UserError(
+            f"corpus.context: {context:,} tokens are more than {model} takes; set corpus.context to at most {limit}"
+        )
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{key}: {path} cannot be read: {error}; copy config.json from the model again") from None
+    if not isinstance(about, dict):
+        raise UserError(f"{key}: {path} holds {names.short(about)}, expected the object that save_pretrained writes")
+    return about
+
+
+def _text_part(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part about the language model, where a config.json also describes an image or audio model."""
+    inner = about.get("text_config")
+    return inner if isinstance(inner, dict) else about
+
+
+def _stated(about: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Number of layers and width as a configuration states them; None if it states not both."""
+    part = _text_part(about)
+    found = [next((part[key] for key in keys if part.get(key) is not None), None) for keys in (_LAYERS, _WIDTH)]
+    if all(type(size) is int and size > 0 for size in found):
+        return int(str(found[0])), int(str(found[1]))
+    return None
+
+
+def _from_transformers(path: Path, key: str, about: Mapping[str, Any]) -> tuple[int, int]:
+    part = _text_part(about)
+    stated = {name: part[name] for name in (*_LAYERS, *_WIDTH) if name in part}
+    expected = (
+        f"expected {_LAYERS[0]} and {_WIDTH[1]} as whole numbers above 0, or a model_type that transformers knows"
+    )
+    try:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config()
+        sizes = (text.num_hidden_layers, text.hidden_size)
+    except Exception as error:  # every architecture has its own errors
+        raise UserError(
+            f"{key}: {path} states {names.short(stated) if stated else 'no size of the model'}; {expected} "
+            f"({first_line(error)})"
+        ) from None
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(f"{key}: {path} states {names.short(stated)}; {expected}")
+    return sizes
+
+
+def _limit(about: Mapping[str, Any], path: Path, key: str) -> int:
+    try:
+        limit = max_context(dict(about))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{key}: {path} states no readable longest input: {error}; expected a whole number") from None
+    return limit if limit > 0 else sys.maxsize
