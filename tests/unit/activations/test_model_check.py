@@ -81,6 +81,11 @@ def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
     assert found == Limits(together=384, padded=256, cached=4096, batched=True, skipped=True)
 
 
+def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_length_of_training() -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 100}
+    assert checked(llama(rope_parameters=rope)).limits == Limits(100, 100, 100, batched=True, skipped=True)
+
+
 def test_without_a_limit_of_its_own_a_model_has_none() -> None:
     assert (
         checked(build(transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4))).limits.cached
@@ -203,6 +208,37 @@ def test_a_model_that_fails_on_a_plain_text_is_refused_with_what_it_said(monkeyp
 
     monkeypatch.setattr(type(model.base_model), "forward", fails)
     with pytest.raises(UserError, match=r"cannot read a text of 32 tokens \(ImportError: kernels are needed\); choose"):
+        checked(model)
+
+
+class _Remembers(nn.Module):
+    """A block that shifts its output by the length of the longest text it has read."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.longest = 32
+
+    def forward(self, hidden: Tensor, **options: Any) -> Any:
+        self.longest = max(self.longest, hidden.shape[1])
+        out: Tensor = self.block(hidden, **options)
+        return out * (1.0 + 0.01 * (self.longest - 32))
+
+
+def test_a_model_that_keeps_something_of_longer_texts_is_refused() -> None:
+    model = llama()
+    model.model.layers[1] = _Remembers(model.model.layers[1])
+    model.model.layers[1].attention_type = "full_attention"
+    with pytest.raises(UserError, match="reads the same text otherwise after longer ones"):
+        checked(model)
+
+
+def test_a_model_that_cannot_read_as_many_tokens_as_it_says_is_refused() -> None:
+    model = build(transformers.GPT2Config(vocab_size=128, n_layer=2, n_embd=32, n_head=4, n_positions=64))
+    model.config.n_positions = 80
+    with pytest.raises(
+        UserError, match=r"GPT2LMHeadModel cannot read a text of 80 tokens \(IndexError: .*\), though its config"
+    ):
         checked(model)
 
 

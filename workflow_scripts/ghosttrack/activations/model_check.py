@@ -105,13 +105,15 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
     text = np.concatenate([[separator], np.resize(tokens, min(limit, LARGEST_WINDOW + BEYOND))])
     shortest = min(SHORTEST, limit)
     with torch.inference_mode():
-        require_readable(model, text[:shortest])
+        first = require_readable(model, text[:shortest])
+        _require_longest(model, text[:limit])
         sublayers = _sublayers(model, site)
         batched = _compared("batched", shortest, lambda tokens: _batched(model, text, tokens))
         together = _tried("together", _lengths(model, TOGETHER), lambda tokens: _together(model, text, tokens))
         padded = _tried("padded", _lengths(model, PADDED), lambda tokens: _continued(model, text, tokens, "padded"))
         cached = _tried("cached", _lengths(model, SHORTEST), lambda tokens: _continued(model, text, tokens, "cached"))
         skipped = _compared("skipped", shortest, lambda tokens: _skipped(model, text[:tokens]))
+        _require_unchanged(model, text[:shortest], first)
     limits = Limits(
         _longest(model, together), _longest(model, padded), _reach(model, cached), batched.exact, skipped.exact
     )
@@ -178,9 +180,11 @@ def _reach(model: Any, comparisons: Sequence[Comparison]) -> int:
     return min([models.max_context(model.config.to_dict()), *(each for each in windows(model) if each > longest)])
 
 
-def require_readable(model: Any, ids: Ids) -> None:
+def require_readable(model: Any, ids: Ids) -> torch.Tensor:
     """Refuse a model whose blocks hold no residual stream, or that is not causal, or whose head is not known.
 
+    Returns:
+        Final hidden states of the text, (tokens, d_model).
     Raises:
         UserError: with the model's class and what was found.
     """
@@ -212,6 +216,32 @@ def require_readable(model: Any, ids: Ids) -> None:
         raise UserError(
             f"{name} makes its predictions from its final hidden states in a way that is not known here (log-probabilities "
             f"differ by {difference:.3g}); choose another model"
+        )
+    return whole.final
+
+
+def _require_longest(model: Any, ids: Ids) -> None:
+    """Refuse a model that cannot read as many tokens as its configuration says; long contexts are not tried."""
+    if len(ids) > LARGEST_WINDOW:
+        return
+    try:
+        models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{type(model).__name__} cannot read a text of {len(ids)} tokens ({models.first_line(error)}), though its config.json "
+            "says so; choose another model"
+        ) from error
+
+
+def _require_unchanged(model: Any, ids: Ids, first: torch.Tensor) -> None:
+    """Refuse a model that has kept something of the texts it read: it would depend on their order."""
+    difference = _distance(_read(model, ids).final, first)
+    if not difference <= HIDDEN:
+        raise UserError(
+            f"{type(model).__name__} reads the same text otherwise after longer ones (hidden states differ by {difference:.2g} "
+            "of their length); choose another model, or one whose positions do not depend on the longest text"
         )
 
 

@@ -20,6 +20,10 @@ _CONTEXT_KEYS = (
 )  # fmt: skip
 # Names of the class that takes a tokenizer.json as it is.
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Models whose positions begin behind the number of the padding token.
+_PADDED_POSITIONS = (
+    "roberta", "camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -167,7 +171,14 @@ def max_context(model_config: Path | dict[str, Any]) -> int:
     """
     about = model_config if isinstance(model_config, dict) else read_json(Path(model_config))
     about = about.get("text_config", about)
-    return next((int(about[key]) for key in _CONTEXT_KEYS if about.get(key)), sys.maxsize)
+    if about.get("model_type") in _PADDED_POSITIONS:
+        return int(about["max_position_embeddings"]) - int(about.get("pad_token_id", 1)) - 1
+    stated = next((int(about[key]) for key in _CONTEXT_KEYS if about.get(key)), sys.maxsize)
+    rope = about.get("rope_parameters") or about.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type")) == "dynamic":
+        # Beyond the length of training it rescales positions by the longest text read so far: texts would depend on their order.
+        return min(stated, int(rope.get("original_max_position_embeddings") or stated))
+    return stated
 
 
 def takes_out_means(model_config: Path) -> bool:
