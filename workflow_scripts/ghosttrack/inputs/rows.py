@@ -32,6 +32,7 @@ _DEEPEST = 50
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # A first line by which Excel is told the separator.
 _SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
+_FIRST_LINE = " (the first line of a csv or tsv file names its columns)"
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
 
@@ -78,8 +79,12 @@ def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> 
         if not _has(row, column):
             raise UserError(
                 f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(_nested(row, column))}"
-                + (f". Set {key} to the column that holds it" if key else "")
-                + (", and name the columns in the first line" if Path(name).suffix.lower() in (".csv", ".tsv") else "")
+                + (
+                    f". Set {key} to the column that holds it"
+                    if key
+                    else f". Rename the column that holds it to {column!r}"
+                )
+                + (_FIRST_LINE if Path(name).suffix.lower() in (".csv", ".tsv") else "")
             )
 
 
@@ -383,10 +388,11 @@ def _parquet(path: Path, key: str) -> list[Row]:
         raise UserError(f"{key}: {reason}")
 
     try:
-        table = parquet.read_table(path)
+        file = parquet.ParquetFile(path)  # not read_table, which makes columns out of the names of folders
+        require_distinct(file.schema_arrow.names, f"{key}: {path}")
+        table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{key}: {path} is not a parquet file ({error}); write it again") from None
-    require_distinct(table.column_names, f"{key}: {path}")
     try:
         return list(table.to_pylist())
     except (ValueError, OverflowError) as error:
