@@ -37,9 +37,10 @@ def read_context(path: Path | str | None) -> str:
     """
     if not path:
         return ""
-    if reason := file_kinds.not_a_file(Path(path)):
+    path = Path(path).expanduser()
+    if reason := file_kinds.not_a_file(path):
         raise UserError(f"context: {reason}; expected a text file")
-    found = "".join(islice(chain.from_iterable(lines.read_lines(Path(path), "context")), LONGEST_TEXT + 1))
+    found = "".join(islice(chain.from_iterable(lines.read_lines(path, "context")), LONGEST_TEXT + 1))
     if len(found) > LONGEST_TEXT:
         raise UserError(f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are enough")
     if not found.strip():
