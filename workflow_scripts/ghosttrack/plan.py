@@ -14,7 +14,7 @@ from pathlib import Path
 from ghosttrack import files, records
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import corpus_sources, model_sizes, pretrained
+from ghosttrack.inputs import corpus_sources, file_kinds, model_sizes, pretrained
 from ghosttrack.settings import Settings
 
 # A crc32c behind every chunk and behind every index (zarr v3, sharding_indexed).
@@ -311,8 +311,12 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
     for model, wanted in settings.items():
         if reason := corpus_sources.refusal(wanted.corpus.source):
             raise UserError(reason)
-        if wanted.source.kind == "directory" and not Path(wanted.source.id).is_dir():
-            raise UserError(f"source.id: there is no directory {wanted.source.id}")
+        if wanted.source.kind == "directory" and (reason := file_kinds.not_a_folder(Path(wanted.source.id))):
+            raise UserError(f"source.id: {reason}")
+        for key in ("texts", "context"):
+            path = getattr(wanted.score, key)
+            if path and (reason := file_kinds.not_a_file(Path(path)) or file_kinds.refusal(Path(path))):
+                raise UserError(f"score.{key}: {reason}")
         pretrained_locally(wanted)
         manifest = results / model / "model" / "source.json"
         if manifest.exists():

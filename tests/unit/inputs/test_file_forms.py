@@ -67,6 +67,8 @@ READ: dict[str, tuple[str, bytes]] = {
     "sep= of Excel": ("a.csv", b"sep=;\r\n" + csv_of(sep=";", lineterminator="\r\n")),
     "sep= with a byte order mark": ("a.csv", b'\xef\xbb\xbf"sep=,"\r\n' + PLAIN),
     "blanks around names": ("a.csv", PLAIN.replace(b"text,label", b" text , label ")),
+    "two byte order marks": ("a.csv", b"\xef\xbb\xbf" * 2 + PLAIN),
+    "no-break space around a name": ("a.csv", PLAIN.replace(b"text,label", "text,\u00a0label\u200b".encode())),
     "empty cells behind the last column": ("a.csv", b"text,label,,\n" + b"".join(
         f'"{text.replace(chr(34), chr(34) * 2)}",{label},,,\n'.encode() for text, label in zip(TEXTS, LABELS, strict=True)
     )),
@@ -203,6 +205,8 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ("a.csv.gz", gzip.compress(PLAIN), "must end in one of .*; unpack it with gunzip"),
     ("a.arrow", b"x", "must end in one of .*to_parquet"),
     ("table", b"x", "must end in one of .*; add the ending that says what it holds"),
+    ("a.jsonl", b'{"text ": "a", "label": 0}\n', "no column 'text'; found 'text ', label. Set text_column"),
+    ("n" * 300 + ".csv", b"", "cannot be reached .File name too long.; name another place"),
     (".", b"", r"is a folder, expected one file \(of a folder that Dataset\.save_to_disk wrote: "),
     ("nowhere.csv", b"", r"there is no file .*nowhere\.csv"),
 ]  # fmt: skip
@@ -213,7 +217,7 @@ def test_a_table_that_may_be_read_in_two_ways_or_not_at_all_is_refused_in_one_li
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = tmp_path / name
-    if name not in (".", "nowhere.csv"):
+    if content or name == "a.json":
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         datasets.load_examples(DatasetSettings(source="file", path=str(path)), seed=0)
@@ -294,9 +298,10 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
         ("a.parquet", b"PAR1", "is not a parquet file"),
         ("folder.txt", None, "is a folder, expected one file"),
         ("nowhere.txt", b"", "there is no file"),
+        ("n" * 300 + ".txt", b"", "cannot be reached .File name too long"),
         ("a.txt", "Zürich".encode("cp1252"), "line 1 holds the byte 0xfc at offset 1 .*iconv -f WINDOWS-1252"),
     ],
-    ids=range(11),
+    ids=range(12),
 )  # fmt: skip
 def test_a_corpus_that_cannot_be_read_is_refused_in_one_line(
     tmp_path: Path, name: str, content: bytes | None, message: str

@@ -34,6 +34,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     ),
 )
 _PAGES = (b"<!doctype html", b"<html")
+_MISSING = "missing"
 _NUL_SHARE = 0.2  # UTF-16 without a byte order mark: every second byte of Western text is NUL
 
 
@@ -62,13 +63,42 @@ def refusal(path: Path) -> str:
 
 
 def not_a_file(path: Path) -> str:
-    """Why a path names no readable file, with a remedy; "" if it names one."""
+    """Why a path names no file that can be looked at, with a remedy; "" if it names one."""
+    if reason := _out_of_reach(path):
+        return (
+            f"there is no file {path} (it is looked for from the folder of the command)"
+            if reason == _MISSING
+            else reason
+        )
     if path.is_dir():
         return (
             f"{path} is a folder, expected one file (of a folder that Dataset.save_to_disk wrote: "
             "datasets.load_from_disk(FOLDER).to_parquet(FILE))"
         )
-    return "" if path.is_file() else f"there is no file {path} (it is looked for from the folder of the command)"
+    return "" if path.is_file() else f"{path} is a device or a pipe; write its content to a file"
+
+
+def not_a_folder(path: Path) -> str:
+    """Why a path names no folder that can be looked at, with a remedy; "" if it names one."""
+    if reason := _out_of_reach(path):
+        return f"there is no directory {path}" if reason == _MISSING else reason
+    return "" if path.is_dir() else f"{path} is not a directory but a file"
+
+
+def exists(path: Path) -> bool:
+    """Whether anything lies at a path; False too where that cannot be found out."""
+    return not _out_of_reach(path)
+
+
+def _out_of_reach(path: Path) -> str:
+    """Why nothing can be said of what lies at a path, or `_MISSING`; "" if it can."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _MISSING
+    except OSError as error:  # a name that is too long, a folder without permission, a link to itself
+        return f"{path} cannot be reached ({error.strerror}); name another place, or make its folders readable"
+    return ""
 
 
 _CONVERSIONS = {

@@ -32,6 +32,8 @@ _DEEPEST = 50
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # A first line by which Excel is told the separator.
 _SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
+# A byte order mark within a file, where two were joined, and a space without width.
+_INVISIBLE = "\ufeff\u200b"
 _FIRST_LINE = " (the first line of a csv or tsv file names its columns)"
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
@@ -213,8 +215,8 @@ def shown(value: Any) -> str:
 
 
 def columns_of(row: Iterable[Any]) -> str:
-    """The names of a row's columns, for an error: the first ones of many."""
-    names = [str(name) for name in row]
+    """The names of a row's columns, for an error: the first ones of many; blanks and marks that nobody sees are shown."""
+    names = [name if name.isprintable() and name == name.strip() else repr(name) for name in map(str, row)]
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
@@ -287,8 +289,8 @@ def _widths(path: Path, key: str, separator: str) -> list[int]:
 
 
 def _header(cells: Sequence[str], path: Path, key: str) -> list[str]:
-    """The names of the columns, without blanks around them; a UserError names one that is there twice, or holds NUL."""
-    header = [cell.strip() for cell in cells]
+    """The names of the columns, without blanks and invisible marks around them; a UserError names one that is there twice, or holds NUL."""
+    header = [cell.strip().strip(_INVISIBLE).strip() for cell in cells]
     if reason := next(filter(None, map(_nul, header)), ""):
         raise UserError(f"{key}: the header of {path}: {reason}")
     require_distinct(filter(None, header), f"{key}: {path}")
