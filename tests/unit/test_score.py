@@ -117,6 +117,7 @@ NOBODY = "~nobody-of-this-name"
         (["run", "--texts", "nowhere.txt"], "error: texts: there is no file nowhere.txt"),
         (["run", "--texts", "."], "error: texts: . is a folder"),
         (["run", "--texts", "blank.txt"], "error: texts: blank.txt holds no text; expected one text a line"),
+        (["run", "--texts", "nul.txt"], "error: texts: line 1 of nul.txt: character 2 is NUL"),
         (["run", "--texts", "label.csv"], "has no column 'text'; found label. Rename the column that holds it to 'text'"),
         (["run", "a b", "--context", "nowhere.txt"], "error: context: there is no file nowhere.txt"),
         (["run", "a b", "--context", "."], "error: context: . is a folder"),
@@ -140,6 +141,7 @@ def test_a_wrong_path_is_refused_in_one_line_before_the_model_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "nul.txt").write_text("a\0 is a letter of many\n", encoding="utf-8")
     (tmp_path / "label.csv").write_text("label\n0\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="2"):
         sys.exit(score.main(arguments))

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings, strategies
 from pyarrow import feather, parquet
 
 from ghosttrack import configuration, score
@@ -69,6 +71,7 @@ READ: dict[str, tuple[str, bytes]] = {
     "blanks around names": ("a.csv", PLAIN.replace(b"text,label", b" text , label ")),
     "two byte order marks": ("a.csv", b"\xef\xbb\xbf" * 2 + PLAIN),
     "no-break space around a name": ("a.csv", PLAIN.replace(b"text,label", "text,\u00a0label\u200b".encode())),
+    "blank lines in front": ("a.csv", b"\n\r\n" + PLAIN),
     "empty cells behind the last column": ("a.csv", b"text,label,,\n" + b"".join(
         f'"{text.replace(chr(34), chr(34) * 2)}",{label},,,\n'.encode() for text, label in zip(TEXTS, LABELS, strict=True)
     )),
@@ -86,6 +89,7 @@ READ: dict[str, tuple[str, bytes]] = {
     "lists by column": ("a.json", json_of(FRAME.to_dict("list"))),
     "data": ("a.json", json_of({"version": "1.1", "data": RECORDS})),
     "rows": ("a.json", json_of({"rows": RECORDS, "num_rows_total": 4})),
+    "one key of any name": ("a.json", json_of({"train": RECORDS})),
     "Data": ("a.json", json_of({"Data": RECORDS, "Domain": "x"})),
     "parquet": ("a.parquet", parquet_of(pa.Table.from_pandas(FRAME))),
     "parquet of categories": ("a.parquet", parquet_of(pa.Table.from_pandas(FRAME.astype("category")))),
@@ -101,6 +105,37 @@ def test_a_table_in_a_form_that_programs_write_gives_exactly_its_texts_and_label
     found = datasets.load_examples(DatasetSettings(source="file", path=str(path)), seed=0)
     assert found[["text", "label"]].values.tolist() == [list(row) for row in zip(TEXTS, LABELS, strict=True)]
     assert [each.text for each in score.read_texts(path)] == TEXTS
+
+
+CELLS = strategies.text(strategies.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=30)
+# What pandas makes of a table: the ending and the options.
+WRITERS: list[tuple[str, dict[str, Any]]] = [
+    *((".csv", {"sep": separator, "quoting": quoting}) for separator in ",;\t|" for quoting in (0, 1)),
+    *((".json", {"orient": orient}) for orient in ("columns", "records", "index", "split", "table")),
+    (".jsonl", {"orient": "records", "lines": True}),
+    (".parquet", {}),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    strategies.lists(strategies.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6), strategies.sampled_from(WRITERS)
+)
+def test_whatever_pandas_writes_is_read_as_the_same_table(
+    rows: list[tuple[str, str, str]], writer: tuple[str, dict[str, Any]]
+) -> None:
+    frame = pd.DataFrame(rows, columns=["text", "answer", "page; 1"])
+    ending, options = writer
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{ending}"
+        if ending == ".parquet":
+            frame.to_parquet(path, **options)
+        elif ending == ".csv":
+            frame.to_csv(path, index=False, **options)
+        else:
+            frame.to_json(path, **options)
+        found = [{key: row[key] for key in frame} for row in read_rows(path)]
+    assert found == frame.to_dict("records")
 
 
 def xlsx() -> bytes:
@@ -135,6 +170,9 @@ OTHER_KINDS: dict[str, tuple[bytes, str]] = {
     "pickle": (pickle.dumps(FRAME), "is a Python pickle: .*to_parquet"),
     "SQLite": (b"SQLite format 3\x00", "is an SQLite database: export"),
     "PDF": (b"%PDF-1.7", "is a PDF"),
+    "XML": (b'<?xml version="1.0"?>', "is an XML file"),
+    "RTF": (b"{\\rtf1 x}", "is an RTF document: save it as plain text"),
+    "table of a page": (b"<table border>", "is a web page: .*or save a table of the page as CSV"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "is a pointer of Git LFS.*git lfs pull"),
     "web page": (b"\n<!DOCTYPE html>\n<html><head>", "is a web page: download the file itself"),
     "UTF-16": (PLAIN.decode().encode("utf-16"), "is UTF-16 text: convert it to UTF-8: iconv"),
@@ -165,6 +203,8 @@ def test_a_file_of_another_kind_is_named_with_the_way_to_convert_it_before_any_j
                 configuration.load_dataset("mine", tmp_path)
 
 
+INTACT = parquet_of(pa.Table.from_pandas(FRAME))
+DAMAGED = INTACT[:60] + b"\xff" * 30 + INTACT[90:]
 TRICKY: list[tuple[str, bytes, str]] = [
     ("a.csv", b"text;label|x\na;0|1\n", r"the header of .* may be separated by ';' or by '\|'; write the file with commas"),
     ("a.csv", b"text,label,text\na,0,b\n", "has two columns of one name: 'text'; rename or remove one"),
@@ -180,11 +220,16 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ("a.csv", b"text,label\na\n", r"row 1 of .* has 1 values for 2 columns \(text, label\)"),
     ("a.csv", b"text;label\nParis; big;0\n", r"row 1 of .* has 3 values for 2 columns \(text, label\)"),
     ("a.csv", b"text\tlabel\n\t0\n", "row 1 of .*: expected text in column 'text', found nothing"),
+    ("a.csv", b"text,label\na,0\n #N/A ,1\n", "row 2 of .*, column 'text': #N/A is the error value of a spreadsheet; correct"),
+    ("a.csv", b'"text" "label"\n"1" "a b" 0\n', "not a table of values between commas: the header, line 1: ',' expected"),
+    ("a.json", b'[{"text": "a", "label": ' + b"9" * 5000 + b"}]", "line 1 of .* is not JSON: [^;]*digits$"),
+    ("a.parquet", parquet_of(pa.table({})), "holds no rows"),
+    ("a.parquet", DAMAGED, "is not a readable parquet file"),
     ("a.csv", b"sep=;\n", "holds no rows"),
     ("a.json", b"", "holds no rows"),
     ("a.json", b"{}", "holds no rows"),
     ("a.json", b'{"data": []}', "holds no rows"),
-    ("a.json", b'"text"', "holds str, not a list of objects"),
+    ("a.json", b'"text"', "holds a text, not a list of objects"),
     ("a.json", b"[[1, 2]]", "not a list of objects .*: item 1 is a list; write one object a line, with pandas: .*orient=.records., lines=True"),
     ("a.json", b'[{"text": "a", "label": 0}, null]', "item 2 is null"),
     ("a.json", b'{"text": "a", "label": 0}\n{"text": "b", "label": }\n', "line 2 of .*a.json is not JSON: Expecting value"),
@@ -195,6 +240,9 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ("a.json", b'{"columns": ["text", "label"], "data": [["a", 0], ["b"]]}', "row 2 of data has 1 values for 2 columns"),
     ("a.json", b'{"columns": ["text", "text"], "data": [["a", "b"]]}', "two columns of one name: text, text"),
     ("a.json", b'{"data": [{"title": "T", "paragraphs": []}]}', "no column 'text'; found title, paragraphs"),
+    ("a.json", b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "lists of objects under the keys train, test; write one of them"),
+    ("a.csv", b"| text | label |\n|:---|---:|\n| a | 0 |\n", "is a table of Markdown; save it as CSV"),
+    ("a.csv", b",body\n0,a\n", "no column 'text'; found '', body. Set"),
     ("a.jsonl", b"[\n" + json_of(RECORDS[0]) + b"\n]", r"line 1 of .* is not JSON: .*; if the file is one list, .* the ending \.json"),
     ("a.jsonl", json_of(RECORDS), r"line 1 of .* is not an object .*; if the file is one list"),
     ("a.jsonl", json_of(RECORDS[0], indent=1), r"line 1 of .* is not JSON: .*objects take several lines, give its name the ending \.json"),
@@ -225,6 +273,25 @@ def test_a_table_that_may_be_read_in_two_ways_or_not_at_all_is_refused_in_one_li
     assert len(str(error.value)) < 1000
 
 
+def test_squads_own_file_gives_its_questions_with_their_answers(tmp_path: Path) -> None:
+    asked = [
+        {"id": str(n), "question": f"Number {n}?", "answers": [{"text": str(n), "answer_start": 0}]} for n in range(8)
+    ]
+    paragraphs = [{"context": "c", "qas": asked[:5]}, {"context": "d", "qas": asked[5:]}]
+    path = tmp_path / "a.json"
+    path.write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "T", "paragraphs": paragraphs}]}), encoding="utf-8"
+    )
+    assert [row["context"] for row in read_rows(path)] == ["c"] * 5 + ["d"] * 3
+    asking = DatasetSettings(
+        source="file", mode="generated", path=str(path), question_column="question", gold_column="answers"
+    )
+    found = datasets.load_questions(asking, seed=0, count=3)
+    assert len(found) == 3
+    for question, gold in zip(found["question"], found["gold"], strict=True):
+        assert gold == [question.split()[1].removesuffix("?")]
+
+
 def test_a_column_of_separators_that_is_alone_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\n"a;b"\nc;d\n"e|f"\n', encoding="utf-8")
@@ -246,8 +313,8 @@ def test_the_log_says_how_an_unusual_table_was_read(
     assert said in caplog.text
 
 
-def corpus_of(path: Path, **settings: Any) -> list[str]:
-    (stream,) = documents.open_source(CorpusSettings(source=str(path), **settings), 0).streams
+def corpus_of(path: Path, **values: Any) -> list[str]:
+    (stream,) = documents.open_source(CorpusSettings(source=str(path), **values), 0).streams
     return list(stream.documents)
 
 
@@ -295,13 +362,15 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
         ("a.jsonl", json_of(RECORDS, indent=1), "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": null}\n', "row 1 of .* has no text in 'text'; found None; fill it or remove the row"),
         ("a.parquet", parquet_of(pa.table([TEXTS, TEXTS], names=["text", "text"])), "two columns of one name: 'text'"),
-        ("a.parquet", b"PAR1", "is not a parquet file"),
+        ("a.parquet", DAMAGED, "is (damaged after row 0|not a readable parquet file)"),
+        ("a.parquet", parquet_of(pa.table({})), "no column 'text'; found none. Set"),
+        ("a.parquet", b"PAR1", "is not a readable parquet file"),
         ("folder.txt", None, "is a folder, expected one file"),
         ("nowhere.txt", b"", "there is no file"),
         ("n" * 300 + ".txt", b"", "cannot be reached .File name too long"),
         ("a.txt", "Zürich".encode("cp1252"), "line 1 holds the byte 0xfc at offset 1 .*iconv -f WINDOWS-1252"),
     ],
-    ids=range(12),
+    ids=range(14),
 )  # fmt: skip
 def test_a_corpus_that_cannot_be_read_is_refused_in_one_line(
     tmp_path: Path, name: str, content: bytes | None, message: str

@@ -26,6 +26,8 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
     (b"\x80\x04\x95", "a Python pickle", _TO_PARQUET),
     (b"\x80\x05\x95", "a Python pickle", _TO_PARQUET),
+    (b"<?xml", "an XML file", _TO_PARQUET),
+    (b"{\\rtf", "an RTF document", "save it as plain text in UTF-8"),
     (b"%PDF-", "a PDF", "save its text as a UTF-8 text file"),
     (
         b"version https://git-lfs.github.com/spec/",
@@ -33,7 +35,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
         "fetch the file with git lfs pull",
     ),
 )
-_PAGES = (b"<!doctype html", b"<html")
+_PAGES = (b"<!doctype html", b"<html", b"<table")
 _MISSING = "missing"
 _NUL_SHARE = 0.2  # UTF-16 without a byte order mark: every second byte of Western text is NUL
 
@@ -53,7 +55,7 @@ def refusal(path: Path) -> str:
         if head.startswith(start) and not (parquet and start == b"PAR1"):
             return f"{path} is {kind}: {remedy}"
     if head.lstrip().lower().startswith(_PAGES):
-        return f"{path} is a web page: download the file itself (on the hub and on GitHub, its raw form)"
+        return f"{path} is a web page: download the file itself (on the hub and on GitHub, its raw form), or save a table of the page as CSV"
     if head.count(0) > _NUL_SHARE * len(head) and not parquet:
         return (
             f"{path} is full of NUL bytes, as UTF-16 text without a byte order mark is and binary files are: "

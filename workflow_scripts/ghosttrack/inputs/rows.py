@@ -34,6 +34,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical ba
 _SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
 # A byte order mark within a file, where two were joined, and a space without width.
 _INVISIBLE = "\ufeff\u200b"
+_ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!"))
 _FIRST_LINE = " (the first line of a csv or tsv file names its columns)"
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
@@ -168,13 +169,20 @@ def text_of(row: Row, column: str, number: int, name: str, *, numbers: bool = Fa
     if numbers and isinstance(value, Real):
         value = written(value)
     if isinstance(value, str) and value.strip():
-        if reason := text_flaw(value):
+        if reason := _spreadsheet_error(value) or text_flaw(value):
             raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
         return value.strip()
     found = "nothing" if value is None or value == "" else "blanks" if isinstance(value, str) else shown(value)
     raise UserError(
         f"row {number} of {name}: expected text in column {column!r}, found {found}; fill it or remove the row"
     )
+
+
+def _spreadsheet_error(text: str) -> str:
+    """What to do about the error value of a spreadsheet in the place of a text; "" if the text is none."""
+    if text.strip() in _ERRORS:
+        return f"{text.strip()} is the error value of a spreadsheet; correct the formula, or remove the row"
+    return ""
 
 
 def text_flaw(text: str) -> str:
@@ -216,9 +224,9 @@ def shown(value: Any) -> str:
 
 def columns_of(row: Iterable[Any]) -> str:
     """The names of a row's columns, for an error: the first ones of many; blanks and marks that nobody sees are shown."""
-    names = [name if name.isprintable() and name == name.strip() else repr(name) for name in map(str, row)]
+    names = [name if name and name.isprintable() and name == name.strip() else repr(name) for name in map(str, row)]
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(names[:_NAMED]) + more or "none"
 
 
 def _csv(path: Path, key: str) -> list[Row]:
@@ -229,7 +237,7 @@ def _csv(path: Path, key: str) -> list[Row]:
     reader = csv.reader(_noted(_table_lines(path, key), lines), delimiter=separator, strict=True)
     try:
         with _field_limit(LONGEST):
-            header = _header(next(reader, []), path, key)
+            header = _header(next(filter(None, reader), []), path, key)
             lines.clear()
             for values in reader:
                 if values:
@@ -240,7 +248,7 @@ def _csv(path: Path, key: str) -> list[Row]:
         with _field_limit(sys.maxsize):
             column = _unfinished(next(csv.reader(lines, delimiter=separator), []), header, str(error))
         raise UserError(
-            f"{key}: {path} is not a table of separated values: {row}{column}, line {reader.line_num}: {error}; "
+            f"{key}: {path} is not a table of values between {_SEPARATORS[separator]}: {row}{column}, line {reader.line_num}: {error}; "
             "is a quotation mark not closed, or not doubled inside a quoted text?"
         ) from None
     return rows
@@ -260,7 +268,7 @@ def _separator(path: Path, key: str) -> str:
     column, and one of the others separates both the header and the first row, it is that one, and the log says so.
 
     Raises:
-        UserError: several of the others do.
+        UserError: several of the others do, or the file is a table of Markdown.
     """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     if named := _SEP.fullmatch(next(read_lines(path, key, newline=""), "")):
@@ -273,9 +281,17 @@ def _separator(path: Path, key: str) -> str:
             f"{key}: the header of {path} may be separated by {' or by '.join(map(repr, fitting))}; "
             f"write the file with {_SEPARATORS[usual]} between its columns"
         )
+    if fitting == ["|"] and _is_markdown(path, key):
+        raise UserError(f"{key}: {path} is a table of Markdown; save it as CSV, without the line of dashes")
     if fitting:
         log.info("%s: its columns are separated by %s, not by %s", path, _SEPARATORS[fitting[0]], _SEPARATORS[usual])
     return fitting[0] if fitting else usual
+
+
+def _is_markdown(path: Path, key: str) -> bool:
+    """Whether the second line of a file holds only dashes, colons and vertical bars."""
+    second = next(islice(filter(str.strip, _table_lines(path, key)), 1, None), "")
+    return "-" in second and not set(second.strip()) - set("|-: ")
 
 
 def _widths(path: Path, key: str, separator: str) -> list[int]:
@@ -394,11 +410,17 @@ def _parquet(path: Path, key: str) -> list[Row]:
         require_distinct(file.schema_arrow.names, f"{key}: {path}")
         table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{key}: {path} is not a parquet file ({error}); write it again") from None
+        raise UserError(f"{key}: {path} is not a readable parquet file ({_one_line(error)}); write it again") from None
     try:
         return list(table.to_pylist())
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{_unreadable_cell(table, path)} cannot be read ({error}); write the file again") from None
+        raise UserError(
+            f"{_unreadable_cell(table, path)} cannot be read ({_one_line(error)}); write the file again"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _unreadable_cell(table: Any, path: Path) -> str:
