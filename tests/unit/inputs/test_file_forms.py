@@ -124,7 +124,7 @@ WRITERS: list[tuple[str, dict[str, Any]]] = [
 def test_whatever_pandas_writes_is_read_as_the_same_table(
     rows: list[tuple[str, str, str]], writer: tuple[str, dict[str, Any]]
 ) -> None:
-    frame = pd.DataFrame(rows, columns=["text", "answer", "page; 1"])
+    frame = pd.DataFrame(rows, columns=["text", "answer", "page 1"])
     ending, options = writer
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{ending}"
@@ -337,13 +337,6 @@ def test_a_dotted_text_column_of_a_corpus_names_a_key_of_an_object(tmp_path: Pat
     ):
         with pytest.raises(UserError, match=f"corpus.text_column: .*{message}"):
             corpus_of(path, text_column=column)
-
-
-def test_the_folders_of_a_parquet_file_add_no_columns(tmp_path: Path) -> None:
-    path = tmp_path / "text=b" / "a.parquet"
-    path.parent.mkdir()
-    parquet.write_table(pa.table({"body": ["a"]}), path)
-    assert [dict(row) for row in read_rows(path)] == [{"body": "a"}]
 
 
 def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path) -> None:

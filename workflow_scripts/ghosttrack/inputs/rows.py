@@ -406,7 +406,7 @@ def _parquet(path: Path, key: str) -> list[Row]:
         raise UserError(f"{key}: {reason}")
 
     try:
-        file = parquet.ParquetFile(path)  # not read_table, which makes columns out of the names of folders
+        file = parquet.ParquetFile(path)  # read_table has no readable error for two columns of one name
         require_distinct(file.schema_arrow.names, f"{key}: {path}")
         table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
