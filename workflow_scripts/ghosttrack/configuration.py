@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ghosttrack import files, names
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
-from ghosttrack.inputs import file_kinds, model_sizes, rows
+from ghosttrack.inputs import file_kinds, model_sizes, own_texts, rows
 from ghosttrack.settings import DatasetSettings, Settings, section_type
 
 # `model=both` compares the two models of the original work.
@@ -89,6 +89,10 @@ def load_dataset(name: str, root: Path) -> DatasetSettings:
         raise UserError(f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}")
     if found.path and (reason := rows.refusal(Path(found.path))):
         raise UserError(f"{origin}: path: {reason}")
+    try:
+        own_texts.check_columns(found)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
     return found
 
 

@@ -292,6 +292,36 @@ def test_squads_own_file_gives_its_questions_with_their_answers(tmp_path: Path) 
         assert gold == [question.split()[1].removesuffix("?")]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", b"body,label\na,0\n"), ("a.tsv", b"body\tlabel\n"), ("a.csv", b"body;label\n"), ("a.jsonl", b'\n{"body": "a", "label": 0}\n')],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("", r"mine\.yaml: text_column: .* has no column 'text'; found body, label\. Set text_column"),
+        ("text_column: body\ngroup_column: g", "group_column: .* has no column 'g'"),
+        (
+            "text_column: body\nmode: generated\nquestion_column: body\ngold_column: gold",
+            "gold_column: .* no column 'gold'",
+        ),
+        ("text_column: body", ""),
+    ],
+)
+def test_a_missing_column_is_named_before_any_job_where_the_first_line_tells(
+    tmp_path: Path, name: str, content: bytes, described: str, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "datasets").mkdir()
+    text = f"source: file\npath: {tmp_path / name}\n{described}"
+    (tmp_path / "datasets" / "mine.yaml").write_text(text, encoding="utf-8")
+    if message:
+        with pytest.raises(UserError, match=message):
+            configuration.load_dataset("mine", tmp_path)
+    else:
+        configuration.load_dataset("mine", tmp_path)
+
+
 def test_a_column_of_separators_that_is_alone_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\n"a;b"\nc;d\n"e|f"\n', encoding="utf-8")

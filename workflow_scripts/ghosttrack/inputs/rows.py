@@ -58,6 +58,27 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
     return rows
 
 
+def first_row(path: Path, key: str) -> Row | None:
+    """The first row of a jsonl file, or the columns of a csv or tsv file without values: quick, for a dry run.
+
+    Returns:
+        None for a file of another kind, which only its job reads, and for one without rows.
+    Raises:
+        UserError: as `read_rows`, as far as it has been read.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() == ".jsonl":
+        return next(_objects(path, key), None)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return None
+    table = csv.reader(_table_lines(path, key), delimiter=_separator(path, key))
+    try:
+        with _field_limit(LONGEST):
+            return dict.fromkeys(_header(next(filter(None, table), []), path, key)) or None
+    except csv.Error:
+        return None  # the job says which row is wrong
+
+
 def refusal(path: Path) -> str:
     """Why a file cannot be read as a table, by its name and its first bytes, with a remedy; "" if nothing is against it."""
     if reason := file_kinds.not_a_file(path):
@@ -349,23 +370,24 @@ def _unfinished(values: Sequence[str], header: Sequence[str], error: str) -> str
 
 
 def _jsonl(path: Path, key: str) -> list[Row]:
-    rows: list[Row] = []
-    for number, line in enumerate(read_lines(path, key), start=1):
+    return list(_objects(path, key))
+
+
+def _objects(path: Path, key: str) -> Iterator[Row]:
+    """The rows of a jsonl file as they are read."""
+    number = 0
+    hint = "; if the file is one list, or its objects take several lines, give its name the ending .json"
+    for line_number, line in enumerate(read_lines(path, key), start=1):
         if not line.strip():
             continue
-        hint = (
-            ""
-            if rows
-            else "; if the file is one list, or its objects take several lines, give its name the ending .json"
-        )
         try:
-            row = parsed(line, f"line {number} of {path}")
+            row = parsed(line, f"line {line_number} of {path}")
         except UserError as error:
             raise UserError(f"{error}{hint}") from None
         if not isinstance(row, dict):
-            raise UserError(f"line {number} of {path} is not an object with the columns as keys{hint}")
-        rows.append(_checked(row, len(rows) + 1, path))
-    return rows
+            raise UserError(f"line {line_number} of {path} is not an object with the columns as keys{hint}")
+        number, hint = number + 1, ""
+        yield _checked(row, number, path)
 
 
 def _json(path: Path, key: str) -> list[Row]:
