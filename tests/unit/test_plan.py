@@ -191,6 +191,35 @@ def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_th
         plan.check_sources({wanted.model: wanted}, tmp_path / "results")
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"source": {"kind": "directory", "id": "nowhere"}}, "source.id: there is no directory nowhere"),
+        ({"source": {"kind": "directory", "id": __file__}}, "source.id: .*test_plan.py is not a directory but a file"),
+        ({"source": {"kind": "directory", "id": "n" * 300}}, "source.id: n+ cannot be reached .File name too long"),
+        ({"score": {"texts": "nowhere.csv"}}, "score.texts: there is no file nowhere.csv"),
+        ({"score": {"context": "."}}, "score.context: . is a folder"),
+        ({"corpus": {"source": "n" * 300}}, "corpus.source: 'n+' is neither a file nor a hub data set"),
+    ],
+)
+def test_a_file_or_directory_that_the_settings_name_and_that_is_not_there_is_refused_before_any_job(
+    tmp_path: Path, config: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan.check_sources({"tiny-gpt2": settings(model="tiny-gpt2", **config)}, tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"body": "a"}', "[", '{"text": 1, "text": 2}'])
+def test_a_corpus_whose_first_line_cannot_serve_is_refused_before_any_job(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content, encoding="utf-8")
+    wanted = settings(model="tiny-gpt2", corpus={"source": str(path)})
+    with pytest.raises(UserError, match=r"text_column: .*no column 'text'; found body|line 1 of"):
+        plan.check_sources({"tiny-gpt2": wanted}, tmp_path)
+    path.write_text('{"text": "a"}', encoding="utf-8")
+    plan.check_sources({"tiny-gpt2": wanted}, tmp_path)
+
+
 def test_a_damaged_config_of_a_fetched_model_stops_no_plan_because_its_job_makes_it_again(tmp_path: Path) -> None:
     config = tmp_path / "tiny-gpt2" / "model" / "config.json"
     config.parent.mkdir(parents=True)

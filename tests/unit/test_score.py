@@ -1,6 +1,7 @@
 """Texts to score from files: ids, answers and contexts in every form that files have."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from ghosttrack import score
 from ghosttrack.api import Detector, Score, Text
 from ghosttrack.errors import UserError
 from ghosttrack.score import read_texts
@@ -95,3 +97,59 @@ def test_the_detector_refuses_two_texts_of_one_id_and_values_that_are_no_text() 
         Echo().score([{"text": "It is so", "id": 0}, Text("It is not", id="0")])
     with pytest.raises(UserError, match=r"text 1: answer: expected text or a number, found \['so'\]"):
         Echo().score([{"text": "It is so", "answer": ["so"]}])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_tilde_stands_for_the_home_directory_wherever_a_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).write_text('{"text": "a"}' if name == "a.jsonl" else "a", encoding="utf-8")
+    (tmp_path / "context.txt").write_text("b", encoding="utf-8")
+    assert [each.text for each in score.read_texts(Path(f"~/{name}"))] == ["a"]
+    assert score.read_context("~/context.txt") == "b"
+    assert score.path_of("~/a.html") == tmp_path / "a.html"
+    with pytest.raises(UserError, match=rf"{tmp_path}/run is not there: give the folder of a finished run"):
+        Detector.load("~/run")
+
+
+NOBODY = "~nobody-of-this-name"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--texts", "nowhere.csv"], "error: texts: there is no file nowhere.csv"),
+        (["run", "--texts", "nowhere.txt"], "error: texts: there is no file nowhere.txt"),
+        (["run", "--texts", "."], "error: texts: . is a folder"),
+        (["run", "--texts", "blank.txt"], "error: texts: blank.txt holds no text; expected one text a line"),
+        (["run", "--texts", "nul.txt"], "error: texts: line 1 of nul.txt: character 2 is NUL"),
+        (["run", "--texts", "label.csv"], "has no column 'text'; found label. Rename the column that holds it to 'text'"),
+        (["run", "a b", "--context", "nowhere.txt"], "error: context: there is no file nowhere.txt"),
+        (["run", "a b", "--context", "."], "error: context: . is a folder"),
+        (["run", "a b", "--out", "folder.csv"], "error: --out: folder.csv is a folder; name a file in it"),
+        (["run", "a b", "--out", "blank.txt/x/a.csv"], "error: --out: blank.txt is a file, not a folder"),
+        (["run", "a b", "--out", "a.xlsx"], "error: --out: a.xlsx must end in .jsonl, .csv or .html"),
+        (["nowhere", "a b"], "error: nowhere is not there: give the folder of a finished run"),
+        ([NOBODY, "a b"], "argument run: '~nobody-of-this-name' begins with the home directory of a user who is not known"),
+        (["run", "--texts", NOBODY], "argument --texts: '~nobody-of-this-name' begins"),
+        (["run", "a b", "--out", NOBODY], "argument --out: '~nobody-of-this-name' begins"),
+        (["run", "a b", "--context", NOBODY], "argument --context: '~nobody-of-this-name' begins"),
+    ],
+)  # fmt: skip
+def test_a_wrong_path_is_refused_in_one_line_before_the_model_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "nul.txt").write_text("a\0 is a letter of many\n", encoding="utf-8")
+    (tmp_path / "label.csv").write_text("label\n0\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(score.main(arguments))
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in last

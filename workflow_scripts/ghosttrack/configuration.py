@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ghosttrack import files, names
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
-from ghosttrack.inputs import model_sizes, rows
+from ghosttrack.inputs import file_kinds, model_sizes, own_texts, rows
 from ghosttrack.settings import DatasetSettings, Settings, section_type
 
 # `model=both` compares the two models of the original work.
@@ -89,6 +89,10 @@ def load_dataset(name: str, root: Path) -> DatasetSettings:
         raise UserError(f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}")
     if found.path and (reason := rows.refusal(Path(found.path))):
         raise UserError(f"{origin}: path: {reason}")
+    try:
+        own_texts.check_columns(found)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
     return found
 
 
@@ -159,11 +163,9 @@ def described(error: Exception) -> str:
 
 
 def _describe_directory(path: Path) -> dict[str, Any]:
+    if reason := file_kinds.not_a_folder(path):
+        raise UserError(f"model_path: {reason}; expected a directory with config.json, weights and a tokenizer")
     weights = files.weight_files(path)
-    if not path.is_dir():
-        raise UserError(
-            f"model_path: {path} is not a directory; expected one with config.json, weights and a tokenizer"
-        )
     if not (path / "config.json").exists() or not weights:
         missing = "config.json" if not (path / "config.json").exists() else "weights (*.safetensors)"
         raise UserError(

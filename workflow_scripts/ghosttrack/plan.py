@@ -14,7 +14,7 @@ from pathlib import Path
 from ghosttrack import files, records
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import corpus_sources, model_sizes, pretrained
+from ghosttrack.inputs import corpus_sources, file_kinds, model_sizes, pretrained, rows
 from ghosttrack.settings import Settings
 
 # A crc32c behind every chunk and behind every index (zarr v3, sharding_indexed).
@@ -309,15 +309,27 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
         UserError: naming the key and the remedy.
     """
     for model, wanted in settings.items():
-        if reason := corpus_sources.refusal(wanted.corpus.source):
-            raise UserError(reason)
-        if wanted.source.kind == "directory" and not Path(wanted.source.id).is_dir():
-            raise UserError(f"source.id: there is no directory {wanted.source.id}")
+        _check_corpus(wanted)
+        if wanted.source.kind == "directory" and (reason := file_kinds.not_a_folder(Path(wanted.source.id))):
+            raise UserError(f"source.id: {reason}")
+        for key in ("texts", "context"):
+            path = getattr(wanted.score, key)
+            if path and (reason := file_kinds.not_a_file(Path(path)) or file_kinds.refusal(Path(path))):
+                raise UserError(f"score.{key}: {reason}")
         pretrained_locally(wanted)
         manifest = results / model / "model" / "source.json"
         if manifest.exists():
             _check_weights(model, wanted, files.read_json(manifest))
         _check_lengths(model, wanted, _known_limit(model, wanted, results))
+
+
+def _check_corpus(wanted: Settings) -> None:
+    """Check that the corpus can be read, and of a .jsonl file that its first row has the text column."""
+    source, column = wanted.corpus.source, wanted.corpus.text_column
+    if reason := corpus_sources.refusal(source):
+        raise UserError(reason)
+    if corpus_sources.is_file(source) and (row := rows.first_row(Path(source), "corpus.source")) is not None:
+        rows.require_columns(row, [("corpus.text_column", column)], source)
 
 
 def _known_limit(model: str, wanted: Settings, results: Path) -> int:

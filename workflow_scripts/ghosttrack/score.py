@@ -15,7 +15,7 @@ from ghosttrack import api, files, names
 from ghosttrack.api import Score, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds, lines
-from ghosttrack.inputs.rows import LONGEST_TEXT, Row, flaw, read_rows, require_columns, shown, text_of, written
+from ghosttrack.inputs.rows import LONGEST_TEXT, Row, read_rows, require_columns, shown, text_flaw, text_of, written
 
 # Columns of the csv form, in order; tokens and reasons are one cell each.
 COLUMNS = ("id", "probability", "verdict", "log_odds", "output", "answer", "text", "tokens", "reasons")
@@ -37,9 +37,10 @@ def read_context(path: Path | str | None) -> str:
     """
     if not path:
         return ""
-    if reason := file_kinds.not_a_file(Path(path)):
+    path = Path(path).expanduser()
+    if reason := file_kinds.not_a_file(path):
         raise UserError(f"context: {reason}; expected a text file")
-    found = "".join(islice(chain.from_iterable(lines.read_lines(Path(path), "context")), LONGEST_TEXT + 1))
+    found = "".join(islice(chain.from_iterable(lines.read_lines(path, "context")), LONGEST_TEXT + 1))
     if len(found) > LONGEST_TEXT:
         raise UserError(f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are enough")
     if not found.strip():
@@ -64,7 +65,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
         if reason := file_kinds.not_a_file(path):
             raise UserError(f"texts: {reason}; expected a text file with one text a line")
         for number, line in enumerate(lines.read_lines(path, "texts"), start=1):
-            if reason := flaw(line.strip(), LONGEST_TEXT):
+            if reason := text_flaw(line.strip()):
                 raise UserError(f"texts: line {number} of {path}: {reason}")
             if line.strip():
                 empty = False

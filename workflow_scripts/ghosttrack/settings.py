@@ -497,7 +497,10 @@ class DatasetSettings(Section):
         description="A positive control: its text alone is known to give the label away, so it supports no claim.",
     )
     table: str | None = Field(None, description="Fact table, for `facts` in given mode.")
-    path: names.LocalPath | None = Field(None, description="Local file that replaces the hub.")
+    path: names.LocalPath | None = Field(
+        None,
+        description="Local file that replaces the hub: csv (columns between commas, semicolons, tabs or vertical bars), tsv, jsonl, parquet, or json as pandas and `datasets` write it.",
+    )
     text_column: str = Field("text", description="`file`: the whole text.")
     label_column: str = Field(
         "label",

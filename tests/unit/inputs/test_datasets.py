@@ -270,7 +270,7 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
     [
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"text,label\na,0,1\n", "row 1 of .* has 3 values for 2 columns"),
-        ("a.csv", b'text,label\n"a,0\n', "not a table of separated values"),
+        ("a.csv", b'text,label\n"a,0\n', "not a table of values between commas"),
         ("a.csv", b"text,text\na,0\n", "two columns of one name"),
         ("a.csv", "text,label\nZürich,0\n".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 12"),
         ("a.json", "[{}]\nü".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 5"),
@@ -300,7 +300,7 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 of .* is not an object"),
         ("a.json", b"[1, 2]", "not a list of objects"),
-        ("a.parquet", b"PAR", "not a parquet file"),
+        ("a.parquet", b"PAR", "not a readable parquet file"),
         ("a.xlsx", b"x", "must end in one of"),
         ("a.jsonl", b'{"text": 3, "label": 0}\n', "row 1 of .*found 3"),
     ],

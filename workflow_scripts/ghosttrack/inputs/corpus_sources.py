@@ -17,7 +17,7 @@ HUB_ID = re.compile(rf"(?P<id>{_PART}/{_PART})(:(?P<config>{_PART}))?(@(?P<revis
 def is_file(source: str) -> bool:
     """Whether it names a file of the user's own rather than a hub data set."""
     path = Path(source).expanduser()
-    return path.suffix.lower() in FILES or (source not in (EMBEDDED, *HUB) and path.exists())
+    return path.suffix.lower() in FILES or (source not in (EMBEDDED, *HUB) and file_kinds.exists(path))
 
 
 def refusal(source: str) -> str:

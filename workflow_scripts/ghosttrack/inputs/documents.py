@@ -20,7 +20,7 @@ from ghosttrack.inputs.corpus import Place, Stream, build
 from ghosttrack.inputs.json_tables import parsed
 from ghosttrack.inputs.lines import LONGEST, read_lines
 from ghosttrack.inputs.model_sizes import read_limit, require_context
-from ghosttrack.inputs.models import load_tokenizer
+from ghosttrack.inputs.models import first_line, load_tokenizer
 from ghosttrack.inputs.rows import cell, columns_of, flaw, require_distinct, shown
 from ghosttrack.settings import CorpusSettings
 
@@ -135,7 +135,9 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)  # page by page, never a whole column
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"corpus.source: {path} is not a parquet file ({error})") from None
+        raise UserError(
+            f"corpus.source: {path} is not a readable parquet file ({first_line(error)}); write it again"
+        ) from None
     names = file.schema_arrow.names
     require_distinct(names, f"corpus.source: {path}")
     stored = column if column in names else column.partition(".")[0]
@@ -160,7 +162,9 @@ def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
                 number += 1
                 yield {column: each.as_py()}
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"corpus.source: {path} is damaged after row {number} ({error})") from None
+        raise UserError(
+            f"corpus.source: {path} is damaged after row {number} ({first_line(error)}); write it again"
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"corpus.source: row {number} of {path}, column {column!r}: not UTF-8 text ({error}); write the file again"

@@ -26,6 +26,8 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
     (b"\x80\x04\x95", "a Python pickle", _TO_PARQUET),
     (b"\x80\x05\x95", "a Python pickle", _TO_PARQUET),
+    (b"<?xml", "an XML file", _TO_PARQUET),
+    (b"{\\rtf", "an RTF document", "save it as plain text in UTF-8"),
     (b"%PDF-", "a PDF", "save its text as a UTF-8 text file"),
     (
         b"version https://git-lfs.github.com/spec/",
@@ -33,7 +35,8 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
         "fetch the file with git lfs pull",
     ),
 )
-_PAGES = (b"<!doctype html", b"<html")
+_PAGES = (b"<!doctype html", b"<html", b"<table")
+_MISSING = "missing"
 _NUL_SHARE = 0.2  # UTF-16 without a byte order mark: every second byte of Western text is NUL
 
 
@@ -52,7 +55,7 @@ def refusal(path: Path) -> str:
         if head.startswith(start) and not (parquet and start == b"PAR1"):
             return f"{path} is {kind}: {remedy}"
     if head.lstrip().lower().startswith(_PAGES):
-        return f"{path} is a web page: download the file itself (on the hub and on GitHub, its raw form)"
+        return f"{path} is a web page: download the file itself (on the hub and on GitHub, its raw form), or save a table of the page as CSV"
     if head.count(0) > _NUL_SHARE * len(head) and not parquet:
         return (
             f"{path} is full of NUL bytes, as UTF-16 text without a byte order mark is and binary files are: "
@@ -62,13 +65,42 @@ def refusal(path: Path) -> str:
 
 
 def not_a_file(path: Path) -> str:
-    """Why a path names no readable file, with a remedy; "" if it names one."""
+    """Why a path names no file that can be looked at, with a remedy; "" if it names one."""
+    if reason := _out_of_reach(path):
+        return (
+            f"there is no file {path} (it is looked for from the folder of the command)"
+            if reason == _MISSING
+            else reason
+        )
     if path.is_dir():
         return (
             f"{path} is a folder, expected one file (of a folder that Dataset.save_to_disk wrote: "
             "datasets.load_from_disk(FOLDER).to_parquet(FILE))"
         )
-    return "" if path.is_file() else f"there is no file {path} (it is looked for from the folder of the command)"
+    return "" if path.is_file() else f"{path} is a device or a pipe; write its content to a file"
+
+
+def not_a_folder(path: Path) -> str:
+    """Why a path names no folder that can be looked at, with a remedy; "" if it names one."""
+    if reason := _out_of_reach(path):
+        return f"there is no directory {path}" if reason == _MISSING else reason
+    return "" if path.is_dir() else f"{path} is not a directory but a file"
+
+
+def exists(path: Path) -> bool:
+    """Whether anything lies at a path; False too where that cannot be found out."""
+    return not _out_of_reach(path)
+
+
+def _out_of_reach(path: Path) -> str:
+    """Why nothing can be said of what lies at a path, or `_MISSING`; "" if it can."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _MISSING
+    except OSError as error:  # a name that is too long, a folder without permission, a link to itself
+        return f"{path} cannot be reached ({error.strerror}); name another place, or make its folders readable"
+    return ""
 
 
 _CONVERSIONS = {

@@ -5,6 +5,8 @@
 | a list of objects | the objects |
 | objects one after the other, each on one or on several lines | the objects |
 | `{"data": [objects], ...}`, also `rows`, `records`, `examples`, `questions`, `items`, `instances` | the objects of that list |
+| the same with `paragraphs` and `qas` inside (SQuAD) | the questions, with their title and context |
+| `{NAME: [objects]}`, whatever the name | the objects |
 | `{"columns": [...], "data": [[...], ...]}` (pandas' orient="split") | the inner lists, named by `columns` |
 | `{"text": [...], "label": [...]}`, all lists of one length (`Dataset.to_dict`) | one for each place in the lists |
 | `{"text": {"0": ..., "1": ...}, ...}` (pandas' default, orient="columns") | one for each of the inner keys |
@@ -45,7 +47,7 @@ def parsed(text: str, where: str) -> Any:
     except _RepeatedKeyError as error:
         raise UserError(f"{where}: {error}") from None
     except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
+        raise UserError(f"{where} is not JSON: {_short(error)}") from None
 
 
 def values_in(text: str, path: object) -> list[Any]:
@@ -65,7 +67,7 @@ def values_in(text: str, path: object) -> list[Any]:
         except json.JSONDecodeError as error:
             raise UserError(f"{_line(text, error.pos, path)} is not JSON: {error.msg}") from None
         except ValueError as error:
-            raise UserError(f"{_line(text, place, path)} is not JSON: {error}") from None
+            raise UserError(f"{_line(text, place, path)} is not JSON: {_short(error)}") from None
         found.append(value)
         place = _next(text, end)
     return found
@@ -79,7 +81,7 @@ def rows_in(values: Sequence[Any], where: str) -> Found:
     if isinstance(content, list):
         return Found(_objects(content, where), "")
     if not isinstance(content, dict):
-        raise UserError(f"{where} holds {type(content).__name__}, not a list of objects with the columns as keys")
+        raise UserError(f"{where} holds {_kind(content)}, not a list of objects with the columns as keys")
     return _in_object(content, where)
 
 
@@ -88,11 +90,14 @@ def _in_object(content: dict[str, Any], where: str) -> Found:
     if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return Found(_split(columns, data, where), 'lists named by "columns", as pandas\' orient="split" writes them')
     inside = list(content.values())
-    named = [key for key in content if key.lower() in _WRAPPERS and isinstance(content[key], list)]
-    if len(named) == 1 and _are(content[named[0]], dict):
-        return Found(content[named[0]], f"the list under the key {named[0]!r}")
-    if len(named) > 1 and all(_are(content[key], dict) for key in named):
-        raise UserError(f"{where} holds lists of objects under the keys {', '.join(named)}; write one of them alone")
+    lists = [key for key in content if _are(content[key], dict)]
+    named = [key for key in lists if key.lower() in _WRAPPERS or len(content) == 1]
+    if len(named) == 1:
+        return Found(_questions(content[named[0]]), f"the list under the key {named[0]!r}")
+    if named or (lists and len(lists) == len(content)):
+        raise UserError(
+            f"{where} holds lists of objects under the keys {', '.join(named or lists)}; write one of them alone to a file"
+        )
     if _are(inside, list):
         return Found(_columns({key: dict(enumerate(each)) for key, each in content.items()}, where), "a list a column")
     if _are(inside, dict):
@@ -100,9 +105,23 @@ def _in_object(content: dict[str, Any], where: str) -> Found:
     return Found([content] if content else [], "")
 
 
+def _questions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The questions of SQuAD's articles, each with the title and the context that it stands under; else the rows."""
+    if not all(_are(row.get("paragraphs"), dict) for row in rows):
+        return rows
+    paragraphs = [(row.get("title"), each) for row in rows for each in row["paragraphs"]]
+    if not all(_are(each.get("qas"), dict) for _, each in paragraphs):
+        return rows
+    return [
+        {"title": title, "context": each.get("context"), **question}
+        for title, each in paragraphs
+        for question in each["qas"]
+    ]
+
+
 def _are(values: Any, kind: type) -> bool:
-    """Whether a list holds something, and all of it is of one kind."""
-    return bool(values) and all(isinstance(value, kind) for value in values)
+    """Whether a value is a list that holds something, all of it of one kind."""
+    return isinstance(values, list) and bool(values) and all(isinstance(value, kind) for value in values)
 
 
 def _objects(values: Sequence[Any], where: str) -> list[dict[str, Any]]:
@@ -153,6 +172,11 @@ def _nested(content: dict[str, Any], where: str) -> Found:
         f"{where} holds objects by the keys {keys}, ..., which may be rows or columns; {ONE_A_LINE}, where frame is "
         'pandas.read_json(FILE, orient="index") if the keys name rows, and orient="columns" if they name columns'
     )
+
+
+def _short(error: ValueError) -> str:
+    """What is wrong, without Python's advice to its programmer."""
+    return str(error).partition("; use sys.")[0]
 
 
 class _RepeatedKeyError(ValueError):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.gold import EXPECTED, answers_of
-from ghosttrack.inputs.rows import Row, cell, read_rows, require_columns, shown, text_of, written
+from ghosttrack.inputs.rows import Row, cell, first_row, read_rows, require_columns, shown, text_of, written
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -50,8 +50,7 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
     """
     name = str(settings.path)
     rows = read_rows(Path(name))
-    columns = [("text_column", settings.text_column), ("label_column", settings.label_column)]
-    require_columns(rows[0], columns + _optional(settings), name)
+    require_columns(rows[0], _columns(settings), name)
     starts = _starts_with_question(rows, settings, name)
     texts = []
     for number, row in enumerate(rows, start=1):
@@ -87,7 +86,7 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
     name = str(settings.path)
     question_column, gold_column = str(settings.question_column), str(settings.gold_column)
     rows = read_rows(Path(name))
-    require_columns(rows[0], [("gold_column", gold_column), *_optional(settings)], name)
+    require_columns(rows[0], _columns(settings), name)
     questions = []
     for number, row in enumerate(rows, start=1):
         question = text_of(row, question_column, number, name)
@@ -104,12 +103,26 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
     return questions
 
 
-def _optional(settings: DatasetSettings) -> list[tuple[str, str]]:
-    named = [
+def check_columns(settings: DatasetSettings) -> None:
+    """Check that the file of a `file` data set has its columns, as far as its first line tells: for a dry run.
+
+    Raises:
+        UserError: naming the column that is missing, or what is wrong with the first line.
+    """
+    if settings.source == "file" and (row := first_row(Path(str(settings.path)), "path")) is not None:
+        require_columns(row, _columns(settings), str(settings.path))
+
+
+def _columns(settings: DatasetSettings) -> list[tuple[str, str]]:
+    """Settings key and name of every column that is read."""
+    needed = [("text_column", settings.text_column), ("label_column", settings.label_column)]
+    if settings.mode == "generated":
+        needed = [("gold_column", str(settings.gold_column))]
+    optional = [
         ("question_column", settings.question_column), ("answer_column", settings.answer_column),
         ("group_column", settings.group_column),
     ]  # fmt: skip
-    return [(key, column) for key, column in named if column]
+    return needed + [(key, column) for key, column in optional if column]
 
 
 def _starts_with_question(rows: Sequence[Row], settings: DatasetSettings, name: str) -> bool:

@@ -32,6 +32,10 @@ _DEEPEST = 50
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # A first line by which Excel is told the separator.
 _SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
+# A byte order mark within a file, where two were joined, and a space without width.
+_INVISIBLE = "\ufeff\u200b"
+_ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!"))
+_FIRST_LINE = " (the first line of a csv or tsv file names its columns)"
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
 
@@ -52,6 +56,27 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
     if not rows:
         raise UserError(f"{key}: {path} holds no rows")
     return rows
+
+
+def first_row(path: Path, key: str) -> Row | None:
+    """The first row of a jsonl file, or the columns of a csv or tsv file without values: quick, for a dry run.
+
+    Returns:
+        None for a file of another kind, which only its job reads, and for one without rows.
+    Raises:
+        UserError: as `read_rows`, as far as it has been read.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() == ".jsonl":
+        return next(_objects(path, key), None)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return None
+    table = csv.reader(_table_lines(path, key), delimiter=_separator(path, key))
+    try:
+        with _field_limit(LONGEST):
+            return dict.fromkeys(_header(next(filter(None, table), []), path, key)) or None
+    except csv.Error:
+        return None  # the job says which row is wrong
 
 
 def refusal(path: Path) -> str:
@@ -78,8 +103,12 @@ def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> 
         if not _has(row, column):
             raise UserError(
                 f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(_nested(row, column))}"
-                + (f". Set {key} to the column that holds it" if key else "")
-                + (", and name the columns in the first line" if Path(name).suffix.lower() in (".csv", ".tsv") else "")
+                + (
+                    f". Set {key} to the column that holds it"
+                    if key
+                    else f". Rename the column that holds it to {column!r}"
+                )
+                + (_FIRST_LINE if Path(name).suffix.lower() in (".csv", ".tsv") else "")
             )
 
 
@@ -161,13 +190,20 @@ def text_of(row: Row, column: str, number: int, name: str, *, numbers: bool = Fa
     if numbers and isinstance(value, Real):
         value = written(value)
     if isinstance(value, str) and value.strip():
-        if reason := text_flaw(value):
+        if reason := _spreadsheet_error(value) or text_flaw(value):
             raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
         return value.strip()
     found = "nothing" if value is None or value == "" else "blanks" if isinstance(value, str) else shown(value)
     raise UserError(
         f"row {number} of {name}: expected text in column {column!r}, found {found}; fill it or remove the row"
     )
+
+
+def _spreadsheet_error(text: str) -> str:
+    """What to do about the error value of a spreadsheet in the place of a text; "" if the text is none."""
+    if text.strip() in _ERRORS:
+        return f"{text.strip()} is the error value of a spreadsheet; correct the formula, or remove the row"
+    return ""
 
 
 def text_flaw(text: str) -> str:
@@ -208,10 +244,10 @@ def shown(value: Any) -> str:
 
 
 def columns_of(row: Iterable[Any]) -> str:
-    """The names of a row's columns, for an error: the first ones of many."""
-    names = [str(name) for name in row]
+    """The names of a row's columns, for an error: the first ones of many; blanks and marks that nobody sees are shown."""
+    names = [name if name and name.isprintable() and name == name.strip() else repr(name) for name in map(str, row)]
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(names[:_NAMED]) + more or "none"
 
 
 def _csv(path: Path, key: str) -> list[Row]:
@@ -222,7 +258,7 @@ def _csv(path: Path, key: str) -> list[Row]:
     reader = csv.reader(_noted(_table_lines(path, key), lines), delimiter=separator, strict=True)
     try:
         with _field_limit(LONGEST):
-            header = _header(next(reader, []), path, key)
+            header = _header(next(filter(None, reader), []), path, key)
             lines.clear()
             for values in reader:
                 if values:
@@ -233,7 +269,7 @@ def _csv(path: Path, key: str) -> list[Row]:
         with _field_limit(sys.maxsize):
             column = _unfinished(next(csv.reader(lines, delimiter=separator), []), header, str(error))
         raise UserError(
-            f"{key}: {path} is not a table of separated values: {row}{column}, line {reader.line_num}: {error}; "
+            f"{key}: {path} is not a table of values between {_SEPARATORS[separator]}: {row}{column}, line {reader.line_num}: {error}; "
             "is a quotation mark not closed, or not doubled inside a quoted text?"
         ) from None
     return rows
@@ -253,7 +289,7 @@ def _separator(path: Path, key: str) -> str:
     column, and one of the others separates both the header and the first row, it is that one, and the log says so.
 
     Raises:
-        UserError: several of the others do.
+        UserError: several of the others do, or the file is a table of Markdown.
     """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     if named := _SEP.fullmatch(next(read_lines(path, key, newline=""), "")):
@@ -266,9 +302,17 @@ def _separator(path: Path, key: str) -> str:
             f"{key}: the header of {path} may be separated by {' or by '.join(map(repr, fitting))}; "
             f"write the file with {_SEPARATORS[usual]} between its columns"
         )
+    if fitting == ["|"] and _is_markdown(path, key):
+        raise UserError(f"{key}: {path} is a table of Markdown; save it as CSV, without the line of dashes")
     if fitting:
         log.info("%s: its columns are separated by %s, not by %s", path, _SEPARATORS[fitting[0]], _SEPARATORS[usual])
     return fitting[0] if fitting else usual
+
+
+def _is_markdown(path: Path, key: str) -> bool:
+    """Whether the second line of a file holds only dashes, colons and vertical bars."""
+    second = next(islice(filter(str.strip, _table_lines(path, key)), 1, None), "")
+    return "-" in second and not set(second.strip()) - set("|-: ")
 
 
 def _widths(path: Path, key: str, separator: str) -> list[int]:
@@ -282,8 +326,8 @@ def _widths(path: Path, key: str, separator: str) -> list[int]:
 
 
 def _header(cells: Sequence[str], path: Path, key: str) -> list[str]:
-    """The names of the columns, without blanks around them; a UserError names one that is there twice, or holds NUL."""
-    header = [cell.strip() for cell in cells]
+    """The names of the columns, without blanks and invisible marks around them; a UserError names one that is there twice, or holds NUL."""
+    header = [cell.strip().strip(_INVISIBLE).strip() for cell in cells]
     if reason := next(filter(None, map(_nul, header)), ""):
         raise UserError(f"{key}: the header of {path}: {reason}")
     require_distinct(filter(None, header), f"{key}: {path}")
@@ -326,23 +370,24 @@ def _unfinished(values: Sequence[str], header: Sequence[str], error: str) -> str
 
 
 def _jsonl(path: Path, key: str) -> list[Row]:
-    rows: list[Row] = []
-    for number, line in enumerate(read_lines(path, key), start=1):
+    return list(_objects(path, key))
+
+
+def _objects(path: Path, key: str) -> Iterator[Row]:
+    """The rows of a jsonl file as they are read."""
+    number = 0
+    hint = "; if the file is one list, or its objects take several lines, give its name the ending .json"
+    for line_number, line in enumerate(read_lines(path, key), start=1):
         if not line.strip():
             continue
-        hint = (
-            ""
-            if rows
-            else "; if the file is one list, or its objects take several lines, give its name the ending .json"
-        )
         try:
-            row = parsed(line, f"line {number} of {path}")
+            row = parsed(line, f"line {line_number} of {path}")
         except UserError as error:
             raise UserError(f"{error}{hint}") from None
         if not isinstance(row, dict):
-            raise UserError(f"line {number} of {path} is not an object with the columns as keys{hint}")
-        rows.append(_checked(row, len(rows) + 1, path))
-    return rows
+            raise UserError(f"line {line_number} of {path} is not an object with the columns as keys{hint}")
+        number, hint = number + 1, ""
+        yield _checked(row, number, path)
 
 
 def _json(path: Path, key: str) -> list[Row]:
@@ -383,14 +428,21 @@ def _parquet(path: Path, key: str) -> list[Row]:
         raise UserError(f"{key}: {reason}")
 
     try:
-        table = parquet.read_table(path)
+        file = parquet.ParquetFile(path)  # read_table has no readable error for two columns of one name
+        require_distinct(file.schema_arrow.names, f"{key}: {path}")
+        table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{key}: {path} is not a parquet file ({error}); write it again") from None
-    require_distinct(table.column_names, f"{key}: {path}")
+        raise UserError(f"{key}: {path} is not a readable parquet file ({_one_line(error)}); write it again") from None
     try:
         return list(table.to_pylist())
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{_unreadable_cell(table, path)} cannot be read ({error}); write the file again") from None
+        raise UserError(
+            f"{_unreadable_cell(table, path)} cannot be read ({_one_line(error)}); write the file again"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _unreadable_cell(table: Any, path: Path) -> str:
