@@ -43,7 +43,7 @@ def checked(model: Any, site: Any = "resid_post") -> model_check.ModelCheck:
 
 def test_a_plain_model_is_read_in_every_fast_way() -> None:
     found = checked(llama())
-    assert found.limits == Limits(together=384, padded=256, cached=400, batched=True, skipped=True)
+    assert found.limits == Limits(together=384, padded=192, cached=400, batched=True, skipped=True)
     assert {each.way for each in found.comparisons} == {"batched", "together", "padded", "cached", "skipped"}
     assert all(each.exact and each.logprob < 1e-4 for each in found.comparisons)
 
@@ -56,12 +56,12 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
         (transformers.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=8), 384, 0),
         # A window that none of the tried sequences exceeds changes nothing, and is exceeded by one that is tried.
         (transformers.MistralConfig(**COMMON, sliding_window=100), 384, 32),
-        (transformers.MistralConfig(**COMMON, sliding_window=300), 384, 256),
+        (transformers.MistralConfig(**COMMON, sliding_window=300), 384, 192),
         # Its own local attention counts places in the sequence, so texts of one sequence push each other out of the window.
         (transformers.GPTNeoConfig(vocab_size=128, num_layers=4, hidden_size=32, num_heads=4, window_size=8,
                                    attention_types=[[["global", "local"], 2]], max_position_embeddings=400), 0, 0),
         # Distances instead of positions: there is no position to give to a token.
-        (transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4), 0, 256),
+        (transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4), 0, 192),
         (transformers.MptConfig(vocab_size=128, n_layers=4, d_model=32, n_heads=4, max_seq_len=400), 0, 0),
     ],
 )  # fmt: skip
@@ -78,7 +78,7 @@ def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
     found = checked(llama(max_position_embeddings=8192, rope_parameters={
         "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 4096,
     })).limits  # fmt: skip
-    assert found == Limits(together=384, padded=256, cached=4096, batched=True, skipped=True)
+    assert found == Limits(together=384, padded=192, cached=4096, batched=True, skipped=True)
 
 
 def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_length_of_training() -> None:
@@ -123,7 +123,7 @@ def test_a_model_that_reads_texts_of_one_sequence_otherwise_reads_them_alone(
     monkeypatch.setattr(type(model.base_model), "forward", forward)
     found = checked(model)
     assert found.limits.together == 0
-    assert found.limits.padded == 256
+    assert found.limits.padded == 192
     (together,) = [each for each in found.comparisons if each.way == "together"]
     assert together.problem.startswith("ValueError: masks") if wrong is refusing else together.hidden > 0.1
 

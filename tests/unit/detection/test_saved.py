@@ -347,13 +347,13 @@ def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["a", "--context", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["a", "--context", "nowhere.txt"], "context: there is no file nowhere.txt"),
         (["a", "--context", "long.txt"], "long.txt has more than 100,000 characters"),
         (["--texts", "latin.txt"], "texts: latin.txt is not UTF-8 text: line 2 holds the byte 0xfc at offset 5"),
         (["--texts", "long.txt"], "texts: line 1 of long.txt: 100,001 characters, more than 100,000"),
         (["Z\udcfcrich is a city."], "text 1: text: character 2 is half of a surrogate pair"),
         ([], "give texts either"), (["a", "--texts", "b.csv"], "give texts either"), (["a", "b", "--answer", "c"], "exactly one text"),
-        (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "texts: nowhere.csv is not there"),
+        (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "texts: there is no file nowhere.csv"),
         (["a", "b"], "quotation marks"),
     ],
 )  # fmt: skip

@@ -33,7 +33,7 @@ HIDDEN, LOGPROB = 1e-3, 1e-3
 # Tokens of the sequences that are tried. Beyond the longest, texts are read alone, and prompts are continued with others of
 # their length.
 SHORTEST = 32
-TOGETHER, PADDED = 384, 256
+TOGETHER, PADDED = 384, 192
 # A window of up to so many tokens is tried with longer texts; texts that exceed a larger one are read alone.
 LARGEST_WINDOW = 1024
 BEYOND = 32

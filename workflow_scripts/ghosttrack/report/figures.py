@@ -199,6 +199,7 @@ def calibration(inputs: Inputs) -> Figure:
     chosen = inputs.calibration[inputs.calibration["signal"] == tables.DETECTOR]
     for dataset, axes in panels:
         part = chosen[(chosen["dataset"] == dataset) & (chosen["n"] > 0)].sort_values("predicted")
+        part = part.astype({"predicted": float, "observed": float, "n": float})  # a table without rows has no types
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (3, 3)))
         axes.plot(part["predicted"], part["observed"], color=DETECTOR_COLOUR, lw=1.2)
         # Area in proportion to the texts in a bin; the fullest bin has 40 square points.

@@ -66,7 +66,8 @@ def picks(table: pd.DataFrame) -> list[Pick]:
         rows = rows[(rows["label"] == label) & rows["score"].notna()]
         rows = rows.sort_values("score", ascending=not highest, kind="stable")
         rows = rows.drop_duplicates(["dataset", "group"])
-        free = [not {key} & taken for key in zip(rows["dataset"], rows["group"].astype(str), strict=True)]
+        keys = zip(rows["dataset"], rows["group"].astype(str), strict=True)
+        free = np.array([key not in taken for key in keys], dtype=bool)  # of no text at all, too
         # The best of every set come before the second best of any.
         rows = rows[free].assign(turn=lambda kept: kept.groupby("dataset", sort=False).cumcount())
         best = rows.sort_values("turn", kind="stable").head(PICKS)
