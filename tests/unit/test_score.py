@@ -124,19 +124,25 @@ NOBODY = "~nobody-of-this-name"
         (["run", "--texts", "."], "error: texts: . is a folder"),
         (["run", "--texts", "blank.txt"], "error: texts: blank.txt holds no text; expected one text a line"),
         (["run", "--texts", "nul.txt"], "error: texts: line 1 of nul.txt: character 2 is NUL"),
-        (["run", "--texts", "label.csv"], "has no column 'text'; found label. Rename the column that holds it to 'text'"),
+        (
+            ["run", "--texts", "label.csv"],
+            "has no column 'text'; found label. Rename the column that holds it to 'text'",
+        ),
         (["run", "a b", "--context", "nowhere.txt"], "error: context: there is no file nowhere.txt"),
         (["run", "a b", "--context", "."], "error: context: . is a folder"),
         (["run", "a b", "--out", "folder.csv"], "error: --out: folder.csv is a folder; name a file in it"),
         (["run", "a b", "--out", "blank.txt/x/a.csv"], "error: --out: blank.txt is a file, not a folder"),
         (["run", "a b", "--out", "a.xlsx"], "error: --out: a.xlsx must end in .jsonl, .csv or .html"),
         (["nowhere", "a b"], "error: nowhere is not there: give the folder of a finished run"),
-        ([NOBODY, "a b"], "argument run: '~nobody-of-this-name' begins with the home directory of a user who is not known"),
+        (
+            [NOBODY, "a b"],
+            "argument run: '~nobody-of-this-name' begins with the home directory of a user who is not known",
+        ),
         (["run", "--texts", NOBODY], "argument --texts: '~nobody-of-this-name' begins"),
         (["run", "a b", "--out", NOBODY], "argument --out: '~nobody-of-this-name' begins"),
         (["run", "a b", "--context", NOBODY], "argument --context: '~nobody-of-this-name' begins"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_path_is_refused_in_one_line_before_the_model_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -72,9 +72,14 @@ READ: dict[str, tuple[str, bytes]] = {
     "two byte order marks": ("a.csv", b"\xef\xbb\xbf" * 2 + PLAIN),
     "no-break space around a name": ("a.csv", PLAIN.replace(b"text,label", "text,\u00a0label\u200b".encode())),
     "blank lines in front": ("a.csv", b"\n\r\n" + PLAIN),
-    "empty cells behind the last column": ("a.csv", b"text,label,,\n" + b"".join(
-        f'"{text.replace(chr(34), chr(34) * 2)}",{label},,,\n'.encode() for text, label in zip(TEXTS, LABELS, strict=True)
-    )),
+    "empty cells behind the last column": (
+        "a.csv",
+        b"text,label,,\n"
+        + b"".join(
+            f'"{text.replace(chr(34), chr(34) * 2)}",{label},,,\n'.encode()
+            for text, label in zip(TEXTS, LABELS, strict=True)
+        ),
+    ),
     "jsonl": ("a.jsonl", frame_json(orient="records", lines=True)),
     "jsonl with escapes": ("a.jsonl", "".join(json.dumps(row) + "\n" for row in RECORDS).encode()),
     "jsonl in .json": ("a.json", frame_json(orient="records", lines=True)),
@@ -93,8 +98,11 @@ READ: dict[str, tuple[str, bytes]] = {
     "Data": ("a.json", json_of({"Data": RECORDS, "Domain": "x"})),
     "parquet": ("a.parquet", parquet_of(pa.Table.from_pandas(FRAME))),
     "parquet of categories": ("a.parquet", parquet_of(pa.Table.from_pandas(FRAME.astype("category")))),
-    "parquet of large strings": ("a.parquet", parquet_of(pa.table({"text": pa.array(TEXTS, pa.large_string()), "label": LABELS}))),
-}  # fmt: skip
+    "parquet of large strings": (
+        "a.parquet",
+        parquet_of(pa.table({"text": pa.array(TEXTS, pa.large_string()), "label": LABELS})),
+    ),
+}
 
 
 @pytest.mark.parametrize("form", READ)
@@ -173,13 +181,16 @@ OTHER_KINDS: dict[str, tuple[bytes, str]] = {
     "XML": (b'<?xml version="1.0"?>', "is an XML file"),
     "RTF": (b"{\\rtf1 x}", "is an RTF document: save it as plain text"),
     "table of a page": (b"<table border>", "is a web page: .*or save a table of the page as CSV"),
-    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "is a pointer of Git LFS.*git lfs pull"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
+        "is a pointer of Git LFS.*git lfs pull",
+    ),
     "web page": (b"\n<!DOCTYPE html>\n<html><head>", "is a web page: download the file itself"),
     "UTF-16": (PLAIN.decode().encode("utf-16"), "is UTF-16 text: convert it to UTF-8: iconv"),
     "UTF-16, big-endian": (b"\xfe\xff" + PLAIN.decode().encode("utf-16-be"), "is UTF-16 text"),
     "UTF-32": (PLAIN.decode().encode("utf-32"), "is UTF-32 text"),
     "UTF-16 without a mark": (PLAIN.decode().encode("utf-16-le"), "is full of NUL bytes, as UTF-16 text without"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
@@ -206,22 +217,54 @@ def test_a_file_of_another_kind_is_named_with_the_way_to_convert_it_before_any_j
 INTACT = parquet_of(pa.Table.from_pandas(FRAME))
 DAMAGED = INTACT[:60] + b"\xff" * 30 + INTACT[90:]
 TRICKY: list[tuple[str, bytes, str]] = [
-    ("a.csv", b"text;label|x\na;0|1\n", r"the header of .* may be separated by ';' or by '\|'; write the file with commas"),
+    (
+        "a.csv",
+        b"text;label|x\na;0|1\n",
+        r"the header of .* may be separated by ';' or by '\|'; write the file with commas",
+    ),
     ("a.csv", b"text,label,text\na,0,b\n", "has two columns of one name: 'text'; rename or remove one"),
     ("a.csv", b"text,label, text\na,0,b\n", "has two columns of one name: 'text'"),
     ("a.csv", b"text;label;text \na;0;b\n", "has two columns of one name: 'text'"),
-    ("a.parquet", parquet_of(pa.table([TEXTS, TEXTS, LABELS], names=["text", "text", "label"])), "has two columns of one name: 'text'"),
-    ("a.jsonl", b'{"text": "a", "label": 0, "text": "b"}\n', "line 1 of .*: an object has the key 'text' twice; keep one"),
-    ("a.json", b'[{"text": "a", "label": 0},\n {"text": "a", "label": 1, "text": "b"}]', "line 1 of .*: an object has the key 'text' twice"),
-    ("a.csv", b"Paris is big,0\nOslo is small,1\n", "no column 'text'; found Paris is big, 0. .*first line of a csv or tsv file names its columns"),
+    (
+        "a.parquet",
+        parquet_of(pa.table([TEXTS, TEXTS, LABELS], names=["text", "text", "label"])),
+        "has two columns of one name: 'text'",
+    ),
+    (
+        "a.jsonl",
+        b'{"text": "a", "label": 0, "text": "b"}\n',
+        "line 1 of .*: an object has the key 'text' twice; keep one",
+    ),
+    (
+        "a.json",
+        b'[{"text": "a", "label": 0},\n {"text": "a", "label": 1, "text": "b"}]',
+        "line 1 of .*: an object has the key 'text' twice",
+    ),
+    (
+        "a.csv",
+        b"Paris is big,0\nOslo is small,1\n",
+        "no column 'text'; found Paris is big, 0. .*first line of a csv or tsv file names its columns",
+    ),
     # write.table of R: one name less than columns.
-    ("a.csv", b'"text","label"\n"1","a",0\n"2","b",1\n', r"row 1 of .* has 3 values for 2 columns \(text, label\); quote .*and name every column"),
+    (
+        "a.csv",
+        b'"text","label"\n"1","a",0\n"2","b",1\n',
+        r"row 1 of .* has 3 values for 2 columns \(text, label\); quote .*and name every column",
+    ),
     ("a.csv", b"# made by hand\ntext,label\na,0\n", r"row 1 of .* has 2 values for 1 columns \(# made by hand\)"),
     ("a.csv", b"text,label\na\n", r"row 1 of .* has 1 values for 2 columns \(text, label\)"),
     ("a.csv", b"text;label\nParis; big;0\n", r"row 1 of .* has 3 values for 2 columns \(text, label\)"),
     ("a.csv", b"text\tlabel\n\t0\n", "row 1 of .*: expected text in column 'text', found nothing"),
-    ("a.csv", b"text,label\na,0\n #N/A ,1\n", "row 2 of .*, column 'text': #N/A is the error value of a spreadsheet; correct"),
-    ("a.csv", b'"text" "label"\n"1" "a b" 0\n', "not a table of values between commas: the header, line 1: ',' expected"),
+    (
+        "a.csv",
+        b"text,label\na,0\n #N/A ,1\n",
+        "row 2 of .*, column 'text': #N/A is the error value of a spreadsheet; correct",
+    ),
+    (
+        "a.csv",
+        b'"text" "label"\n"1" "a b" 0\n',
+        "not a table of values between commas: the header, line 1: ',' expected",
+    ),
     ("a.json", b'[{"text": "a", "label": ' + b"9" * 5000 + b"}]", "line 1 of .* is not JSON: [^;]*digits$"),
     ("a.parquet", parquet_of(pa.table({})), "holds no rows"),
     ("a.parquet", DAMAGED, "is not a readable parquet file"),
@@ -230,24 +273,60 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ("a.json", b"{}", "holds no rows"),
     ("a.json", b'{"data": []}', "holds no rows"),
     ("a.json", b'"text"', "holds a text, not a list of objects"),
-    ("a.json", b"[[1, 2]]", "not a list of objects .*: item 1 is a list; write one object a line, with pandas: .*orient=.records., lines=True"),
+    (
+        "a.json",
+        b"[[1, 2]]",
+        "not a list of objects .*: item 1 is a list; write one object a line, with pandas: .*orient=.records., lines=True",
+    ),
     ("a.json", b'[{"text": "a", "label": 0}, null]', "item 2 is null"),
-    ("a.json", b'{"text": "a", "label": 0}\n{"text": "b", "label": }\n', "line 2 of .*a.json is not JSON: Expecting value"),
+    (
+        "a.json",
+        b'{"text": "a", "label": 0}\n{"text": "b", "label": }\n',
+        "line 2 of .*a.json is not JSON: Expecting value",
+    ),
     ("a.json", b'{"text": ["a", "b"], "label": [0]}', "'text' has 2 values, 'label' has 1; .*orient="),
     ("a.json", b'{"text": {"0": "a", "1": "b"}, "label": {"0": 1}}', "'text' has 2 values, 'label' has 1"),
-    ("a.json", b'{"q1": {"text": "a", "label": 0}, "q2": {"text": "b", "label": 1}}', "objects by the keys q1, q2, ..., which may be rows or columns; .*orient=.index."),
-    ("a.json", b'{"train": [{"text": "a"}], "data": [{"text": "a"}], "rows": [{"text": "a"}]}', "lists of objects under the keys data, rows"),
-    ("a.json", b'{"columns": ["text", "label"], "data": [["a", 0], ["b"]]}', "row 2 of data has 1 values for 2 columns"),
+    (
+        "a.json",
+        b'{"q1": {"text": "a", "label": 0}, "q2": {"text": "b", "label": 1}}',
+        "objects by the keys q1, q2, ..., which may be rows or columns; .*orient=.index.",
+    ),
+    (
+        "a.json",
+        b'{"train": [{"text": "a"}], "data": [{"text": "a"}], "rows": [{"text": "a"}]}',
+        "lists of objects under the keys data, rows",
+    ),
+    (
+        "a.json",
+        b'{"columns": ["text", "label"], "data": [["a", 0], ["b"]]}',
+        "row 2 of data has 1 values for 2 columns",
+    ),
     ("a.json", b'{"columns": ["text", "text"], "data": [["a", "b"]]}', "two columns of one name: text, text"),
     ("a.json", b'{"data": [{"title": "T", "paragraphs": []}]}', "no column 'text'; found title, paragraphs"),
-    ("a.json", b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "lists of objects under the keys train, test; write one of them"),
+    (
+        "a.json",
+        b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
+        "lists of objects under the keys train, test; write one of them",
+    ),
     ("a.csv", b"| text | label |\n|:---|---:|\n| a | 0 |\n", "is a table of Markdown; save it as CSV"),
     ("a.csv", b",body\n0,a\n", "no column 'text'; found '', body. Set"),
-    ("a.jsonl", b"[\n" + json_of(RECORDS[0]) + b"\n]", r"line 1 of .* is not JSON: .*; if the file is one list, .* the ending \.json"),
+    (
+        "a.jsonl",
+        b"[\n" + json_of(RECORDS[0]) + b"\n]",
+        r"line 1 of .* is not JSON: .*; if the file is one list, .* the ending \.json",
+    ),
     ("a.jsonl", json_of(RECORDS), r"line 1 of .* is not an object .*; if the file is one list"),
-    ("a.jsonl", json_of(RECORDS[0], indent=1), r"line 1 of .* is not JSON: .*objects take several lines, give its name the ending \.json"),
+    (
+        "a.jsonl",
+        json_of(RECORDS[0], indent=1),
+        r"line 1 of .* is not JSON: .*objects take several lines, give its name the ending \.json",
+    ),
     ("a.jsonl", json_of(RECORDS[0]) + b",\n", "line 1 of .* is not JSON: Extra data"),
-    ("a.txt", b"text\n", r"must end in one of .*; a table needs a line with the names of its columns: save it as \.csv"),
+    (
+        "a.txt",
+        b"text\n",
+        r"must end in one of .*; a table needs a line with the names of its columns: save it as \.csv",
+    ),
     ("a.xlsx", xlsx(), "must end in one of .*; open it in the program that wrote it and save it as CSV"),
     ("a.ndjson", b"{}", r"must end in one of .*; give its name the ending \.jsonl"),
     ("a.csv.gz", gzip.compress(PLAIN), "must end in one of .*; unpack it with gunzip"),
@@ -257,7 +336,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ("n" * 300 + ".csv", b"", "cannot be reached .File name too long.; name another place"),
     (".", b"", r"is a folder, expected one file \(of a folder that Dataset\.save_to_disk wrote: "),
     ("nowhere.csv", b"", r"there is no file .*nowhere\.csv"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), TRICKY, ids=range(len(TRICKY)))
@@ -294,8 +373,13 @@ def test_squads_own_file_gives_its_questions_with_their_answers(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.csv", b"body,label\na,0\n"), ("a.tsv", b"body\tlabel\n"), ("a.csv", b"body;label\n"), ("a.jsonl", b'\n{"body": "a", "label": 0}\n')],
-)  # fmt: skip
+    [
+        ("a.csv", b"body,label\na,0\n"),
+        ("a.tsv", b"body\tlabel\n"),
+        ("a.csv", b"body;label\n"),
+        ("a.jsonl", b'\n{"body": "a", "label": 0}\n'),
+    ],
+)
 @pytest.mark.parametrize(
     ("described", "message"),
     [
@@ -378,10 +462,18 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", PLAIN, r'must end in one of .*; with pandas: pandas.read_csv\(FILE\).to_json\("NAME.jsonl", orient="records", lines=True\)'),
+        (
+            "a.csv",
+            PLAIN,
+            r'must end in one of .*; with pandas: pandas.read_csv\(FILE\).to_json\("NAME.jsonl", orient="records", lines=True\)',
+        ),
         ("a.tsv", PLAIN, r'pandas.read_csv\(FILE, sep="\\t"\).to_json'),
         ("a.json", b"[]", r"pandas.read_json\(FILE\).to_json"),
-        ("a.jsonl", json_of(RECORDS), "row 1 of .* has no text in 'text'; found .*, expected an object with the columns as keys on each line"),
+        (
+            "a.jsonl",
+            json_of(RECORDS),
+            "row 1 of .* has no text in 'text'; found .*, expected an object with the columns as keys on each line",
+        ),
         ("a.jsonl", json_of(RECORDS, indent=1), "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": null}\n', "row 1 of .* has no text in 'text'; found None; fill it or remove the row"),
         ("a.parquet", parquet_of(pa.table([TEXTS, TEXTS], names=["text", "text"])), "two columns of one name: 'text'"),
@@ -394,7 +486,7 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
         ("a.txt", "Zürich".encode("cp1252"), "line 1 holds the byte 0xfc at offset 1 .*iconv -f WINDOWS-1252"),
     ],
     ids=range(14),
-)  # fmt: skip
+)
 def test_a_corpus_that_cannot_be_read_is_refused_in_one_line(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:

@@ -21,7 +21,12 @@ from tests.conftest import ROOT
 
 # As these models stand on the hub, with keys that transformers' own save_pretrained no longer writes.
 HUB = {
-    "gpt_neo": {"model_type": "gpt_neo", "num_layers": 12, "hidden_size": 768, "attention_types": [[["global", "local"], 6]]},
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        "num_layers": 12,
+        "hidden_size": 768,
+        "attention_types": [[["global", "local"], 6]],
+    },
     "mpt": {"model_type": "mpt", "n_layers": 32, "d_model": 4096, "max_seq_len": 2048},
     "bloom": {"model_type": "bloom", "n_layer": 24, "n_embed": 1024},
     "bloom with both": {"model_type": "bloom", "n_layer": 70, "n_embed": 14336, "hidden_size": 64},
@@ -31,8 +36,11 @@ HUB = {
     "opt": {"model_type": "opt", "num_hidden_layers": 12, "hidden_size": 768, "max_position_embeddings": 2048},
     "falcon": {"model_type": "falcon", "n_layer": 32, "hidden_size": 4544},
     "t5": {"model_type": "t5", "num_layers": 6, "d_model": 512},
-    "gemma3": {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 32}},
-}  # fmt: skip
+    "gemma3": {
+        "model_type": "gemma3",
+        "text_config": {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 32},
+    },
+}
 
 
 def write(path: Path, about: Any) -> Path:

@@ -105,12 +105,21 @@ def _out_of_reach(path: Path) -> str:
 
 _CONVERSIONS = {
     "": "add the ending that says what it holds",
-    ".xlsx": _TO_CSV, ".xls": _TO_CSV, ".ods": _TO_CSV, ".numbers": _TO_CSV,
-    ".ndjson": "give its name the ending .jsonl", ".jsonlines": "give its name the ending .jsonl",
-    ".txt": "a table needs a line with the names of its columns: save it as .csv", ".tab": "give its name the ending .tsv",
-    ".gz": "unpack it with gunzip", ".zip": "unpack it with unzip", ".bz2": "unpack it with bunzip2", ".xz": "unpack it with unxz",
-    ".zst": "unpack it with unzstd", ".rds": "in R: write.csv(readRDS(FILE), NEW, row.names = FALSE)",
-}  # fmt: skip
+    ".xlsx": _TO_CSV,
+    ".xls": _TO_CSV,
+    ".ods": _TO_CSV,
+    ".numbers": _TO_CSV,
+    ".ndjson": "give its name the ending .jsonl",
+    ".jsonlines": "give its name the ending .jsonl",
+    ".txt": "a table needs a line with the names of its columns: save it as .csv",
+    ".tab": "give its name the ending .tsv",
+    ".gz": "unpack it with gunzip",
+    ".zip": "unpack it with unzip",
+    ".bz2": "unpack it with bunzip2",
+    ".xz": "unpack it with unxz",
+    ".zst": "unpack it with unzstd",
+    ".rds": "in R: write.csv(readRDS(FILE), NEW, row.names = FALSE)",
+}
 
 
 def converted(path: Path) -> str:
