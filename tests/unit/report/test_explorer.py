@@ -77,6 +77,13 @@ def test_the_page_opens_on_extremes_of_each_kind_from_different_groups() -> None
     assert (misses["score"] < 0.1).all()
 
 
+def test_without_texts_of_one_label_the_page_opens_on_those_of_the_other() -> None:
+    table = scored({"a": 40, "b": 40})
+    wrong = table[table["label"] == 1].reset_index(drop=True)
+    assert {wrong["label"].iloc[pick.row] for pick in choice.picks(wrong)} == {1}
+    assert choice.picks(wrong.assign(score=np.nan)) == []
+
+
 def test_a_twin_has_the_same_prompt_and_the_other_label() -> None:
     table = pd.DataFrame({
         "dataset": ["a"] * 5, "group": ["g", "g", "g", "g", "alone"], "label": [0, 1, 1, 0, 1], "prompt": ["x", "x", "y", "y", "x"],

@@ -84,6 +84,18 @@ def test_a_data_set_that_was_not_run_leaves_an_empty_panel(run: figures.Inputs, 
     figures.draw(nothing, [tmp_path / f"{name}.svg" for name in ("auroc", "roc", "calibration")])
 
 
+def test_tables_without_rows_give_empty_panels(run: figures.Inputs, tmp_path: Path) -> None:
+    """A run whose answers are all wrong has a header and nothing else, and pandas then knows no types."""
+    tables_without_rows = {
+        name: getattr(run, name).iloc[:0].astype(object)
+        for name in ("curves", "calibration")
+        if len(getattr(run, name))
+    }
+    assert len(tables_without_rows) == 2
+    figures.draw(run._replace(**tables_without_rows), [tmp_path / f"{name}.svg" for name in ("roc", "calibration")])
+    assert (tmp_path / "calibration.svg").exists()
+
+
 def test_one_layer_has_no_links_and_still_a_figure(run: figures.Inputs, tmp_path: Path) -> None:
     figures.draw(
         run._replace(quality={10: run.quality[10]}, neighbours={}, signals={}, firings=None),
