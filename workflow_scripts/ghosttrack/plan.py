@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ghosttrack import files, records
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
+from ghosttrack.configuration import reachable
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources, model_sizes, pretrained
 from ghosttrack.settings import Settings
@@ -309,11 +310,17 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
         UserError: naming the key and the remedy.
     """
     for model, wanted in settings.items():
-        if reason := corpus_sources.refusal(wanted.corpus.source):
-            raise UserError(reason)
-        if wanted.source.kind == "directory" and not Path(wanted.source.id).is_dir():
-            raise UserError(f"source.id: there is no directory {wanted.source.id}")
-        pretrained_locally(wanted)
+        with reachable("corpus.source"):
+            if reason := corpus_sources.refusal(wanted.corpus.source):
+                raise UserError(reason)
+        with reachable("source.id"):
+            if wanted.source.kind == "directory" and not Path(wanted.source.id).is_dir():
+                raise UserError(f"source.id: there is no directory {wanted.source.id}")
+        with reachable("sae.source"):
+            pretrained_locally(wanted)
+        for key in ("texts", "context"):
+            with reachable(f"score.{key}"):  # whether it is there, only the target `scores` asks
+                Path(getattr(wanted.score, key) or "").exists()
         manifest = results / model / "model" / "source.json"
         if manifest.exists():
             _check_weights(model, wanted, files.read_json(manifest))
@@ -337,9 +344,7 @@ def _known_limit(model: str, wanted: Settings, results: Path) -> int:
         sizes = model_sizes.read_sizes(own, "source.id")
         for key in ("n_layers", "d_model"):
             if (said := getattr(wanted.dimensions, key)) != (found := getattr(sizes, key)):
-                raise UserError(
-                    f"dimensions.{key}: the settings say {said}, {own} says {found}; correct it in config/models/{model}.yaml"
-                )
+                raise UserError(f"dimensions.{key}: the settings say {said}, {own} says {found}; set it to {found}")
         limits.append(sizes.max_context)
     return min(limits)
 
