@@ -163,11 +163,17 @@ def with_first(output: torch.Tensor | Sequence[Any], tensor: torch.Tensor) -> An
 def max_context(model_config: Path | dict[str, Any]) -> int:
     """Longest input in tokens that a model takes, from its config.json (the path or the content).
 
-    A model that states no limit (relative positions only) has none: sys.maxsize.
+    A model that states no limit (relative positions only) has none: sys.maxsize. Some files state "no limit" as null,
+    0 or -1.
+
+    Raises:
+        TypeError, ValueError, OverflowError: a limit is no number.
     """
     about = model_config if isinstance(model_config, dict) else read_json(Path(model_config))
-    about = about.get("text_config", about)
-    return next((int(about[key]) for key in _CONTEXT_KEYS if about.get(key)), sys.maxsize)
+    inner = about.get("text_config")
+    about = inner if isinstance(inner, dict) else about
+    limits = (int(about[key]) for key in _CONTEXT_KEYS if about.get(key))
+    return next((limit for limit in limits if limit > 0), sys.maxsize)
 
 
 def takes_out_means(model_config: Path) -> bool:
