@@ -133,6 +133,9 @@ def test_a_configuration_without_readable_sizes_is_refused_with_what_it_states(
         ({"text_config": None, "n_positions": 64}, 64),
         ({"text_config": [1], "n_positions": 64}, 64),
         ({"text_config": {}, "n_positions": 64}, sys.maxsize),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "xmod", "max_position_embeddings": 514, "pad_token_id": 0}, 513),
     ],
 )
 def test_the_longest_input_is_found_under_every_name_that_architectures_use(

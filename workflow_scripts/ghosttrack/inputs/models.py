@@ -18,6 +18,10 @@ _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "seq_len",
     "max_target_positions", "model_max_length", "context_length",
 )  # fmt: skip
+# Their positions begin behind the id of the padding token: of 514 positions, 512 hold tokens.
+_POSITIONS_AFTER_PADDING = (
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 # Names of the class that takes a tokenizer.json as it is.
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -173,7 +177,11 @@ def max_context(model_config: Path | dict[str, Any]) -> int:
     inner = about.get("text_config")
     about = inner if isinstance(inner, dict) else about
     limits = (int(about[key]) for key in _CONTEXT_KEYS if about.get(key))
-    return next((limit for limit in limits if limit > 0), sys.maxsize)
+    limit = next((limit for limit in limits if limit > 0), sys.maxsize)
+    if about.get("model_type") not in _POSITIONS_AFTER_PADDING:
+        return limit
+    padding = about.get("pad_token_id")
+    return limit - (1 if padding is None else int(padding)) - 1
 
 
 def takes_out_means(model_config: Path) -> bool:
