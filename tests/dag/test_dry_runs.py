@@ -190,6 +190,17 @@ def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
     assert not [name for name in counts if "sweep" in name]
 
 
+def test_a_sweep_of_default_values_that_no_small_dictionary_holds_is_refused_before_any_job(house: Path) -> None:
+    small = ["--config", "model=tiny-gpt2", "sae={d_sae: 100}"]
+    assert snakemake(house, "-n", "saes", *small).returncode == 0  # no part of a run reads sweep.k
+    result = snakemake(house, "-n", "sae_sweep", *small)
+    assert result.returncode != 0
+    assert "sweep.k: 128 must be below sae.d_sae (100)" in result.stdout + result.stderr
+    advised = ["sweep={k: [12, 25]}"]
+    assert f"--config '{advised[0]}'" in result.stdout + result.stderr
+    assert snakemake(house, "-n", "sae_sweep", *small, *advised).returncode == 0
+
+
 def test_scoring_without_texts_names_the_key_and_with_texts_is_one_job_more(house: Path, tmp_path: Path) -> None:
     result = snakemake(house, "-n", "scores", "--config", "model=tiny-gpt2")
     assert result.returncode != 0

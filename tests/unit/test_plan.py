@@ -232,7 +232,7 @@ def test_a_directory_of_other_sizes_than_the_settings_is_refused_before_any_job(
     tmp_path: Path, about: dict[str, int], key: str
 ) -> None:
     wanted = known_model(tmp_path, "source.id", **about)
-    with pytest.raises(UserError, match=rf"dimensions\.{key}: the settings say .*; correct it in config/models"):
+    with pytest.raises(UserError, match=rf"dimensions\.{key}: the settings say .* says (\d+); set it to \1$"):
         plan.check_sources({wanted.model: wanted}, tmp_path)
 
 

@@ -1,16 +1,18 @@
 """Precedence, lenient reading of the command line, and errors that name the key."""
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from ghosttrack import manual
+from ghosttrack import manual, names, plan
 from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
-from ghosttrack.settings import Settings, section_type
+from ghosttrack.settings import DatasetSettings, Settings, section_type
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "config"
@@ -230,3 +232,96 @@ def test_the_schema_and_the_manual_are_in_step_with_the_settings() -> None:
 def test_nested_parts_must_ascend_to_the_whole_dictionary(shares: str) -> None:
     with pytest.raises(UserError, match="must ascend from above 0 to 1"):
         one(sae=f"{{prefixes: {shares}}}")
+
+
+def path_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Keys of the settings that hold a path of the user's own."""
+    for name, field in section.model_fields.items():
+        if (inner := section_type(field.annotation)) is not None:
+            yield from path_keys(inner, f"{prefix}{name}.")
+        elif {names.local_path, names.home_expanded} & {
+            getattr(each, "func", None) for each in (*field.metadata, *typed(field.annotation))
+        }:
+            yield prefix + name
+
+
+def typed(annotation: Any) -> Iterator[Any]:
+    """What the parts of an optional annotation carry, such as validators."""
+    for each in getattr(annotation, "__args__", ()):
+        yield from getattr(each, "__metadata__", ())
+
+
+# Of a key that holds a path: the settings that set it. `path` is that of a data set.
+PATH_SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "model_path": lambda path: {"model": "mine", "model_path": path},
+    "source.id": lambda path: {
+        "model": "tiny-gpt2", "source": {"kind": "directory", "id": path}, "dimensions": {"n_layers": 2, "d_model": 32},
+    },
+    "corpus.source": lambda path: {"model": "tiny-gpt2", "corpus": {"source": path}},
+    "sae.source": lambda path: {"model": "tiny-gpt2", "sae": {"source": path}},
+    "score.texts": lambda path: {"model": "tiny-gpt2", "score": {"texts": path}},
+    "score.context": lambda path: {"model": "tiny-gpt2", "score": {"context": path}},
+}  # fmt: skip
+
+
+def test_every_setting_that_holds_a_path_is_tried_below() -> None:
+    assert {*path_keys(Settings), "source.id"} == set(PATH_SETTINGS)
+    assert set(path_keys(DatasetSettings)) == {"path"}
+
+
+def check_path(key: str, path: str, folder: Path) -> dict[str, Any]:
+    """Do what a dry run does with a path in the settings; return the settings."""
+    if key == "path":
+        (folder / "datasets").mkdir(exist_ok=True)
+        (folder / "datasets" / "mine.yaml").write_text(json.dumps({"source": "file", "path": path}))
+        return load_dataset("mine", folder).model_dump()
+    found = load(PATH_SETTINGS[key](path), CONFIG)
+    plan.check_sources(found, folder)
+    return next(iter(found.values())).model_dump()
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize("key", [*PATH_SETTINGS, "path"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("~no-such-user/x.csv", "begins with the home directory of a user who is not known here"),
+        ("folder/{x}.csv", "holds a brace|may hold {layer}"),
+        ("folder/{layer.csv", "holds a brace|may hold {layer}"),
+        ("a\nb.csv", "holds a line break or another control character"),
+        (f"{LONG}/x.csv", "cannot be looked up .File name too long.; correct the path"),
+        ("a/" * 3000 + "x.csv", "cannot be looked up .File name too long.; correct the path"),
+    ],
+    ids=["user", "braces", "open brace", "line break", "long name", "long path"],
+)
+def test_a_path_that_no_file_can_have_is_refused_on_one_line_by_its_key(
+    tmp_path: Path, key: str, path: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        check_path(key, path, tmp_path)
+    assert re.match(rf"([^ ]*mine\.yaml: )?{re.escape(key)}: ", str(error.value))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("key", [*PATH_SETTINGS, "path"])
+def test_a_path_may_begin_at_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.json").write_text('{"n_layer": 2, "n_embd": 32, "n_positions": 512}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "mine.csv").write_text("text,label\nParis,0\n")
+    (tmp_path / "mine.txt").write_text("Paris\n")
+    folders, tables = ("model_path", "source.id"), ("path",)
+    place = (
+        "~/" if key in folders else "~/mine.csv" if key in tables else "~/mine" if key == "sae.source" else "~/mine.txt"
+    )
+    if key == "sae.source":  # no SAE lies there: the refusal shows where it was looked for
+        with pytest.raises(UserError, match=re.escape(f"sae.source: there is no folder {tmp_path / 'mine'};")):
+            check_path(key, place, tmp_path)
+        return
+    found: Any = check_path(key, place, tmp_path)
+    for part in key.split("."):
+        found = found[part]
+    assert found == place.replace("~", str(tmp_path)).rstrip("/")

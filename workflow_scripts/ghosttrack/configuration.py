@@ -3,9 +3,10 @@
 Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and the command line.
 """
 
+import contextlib
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
         layers.append(_read_choice(root / "models", name, "model"))
     layers.append(("config", given))
     if path := given.get("model_path"):
-        layers.insert(-1, ("model_path", _describe_directory(Path(str(path)).expanduser())))
+        layers.insert(-1, ("model_path", _describe_directory(path)))
     for origin, values in layers:
         if unknown := _unknown_in(values, Settings, ""):
             raise UserError(unknown if origin == "config" else f"{origin}: {unknown}")
@@ -87,13 +88,34 @@ def load_dataset(name: str, root: Path) -> DatasetSettings:
         raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
     if found.table and found.table not in (tables := statements.list_tables()):
         raise UserError(f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}")
-    if found.path and (reason := rows.refusal(Path(found.path))):
-        raise UserError(f"{origin}: path: {reason}")
+    with reachable(f"{origin}: path"):
+        if found.path and (reason := rows.refusal(Path(found.path))):
+            raise UserError(f"{origin}: path: {reason}")
     try:
         own_texts.check_columns(found)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     return found
+
+
+@contextlib.contextmanager
+def reachable(key: str) -> Iterator[None]:
+    """Turn the operating system's error about a path in the settings into a UserError.
+
+    Python's `exists`, `is_file` and `is_dir` raise it for a path that is too long and for a folder that may not be read.
+
+    Args:
+        key: the settings key that holds the path.
+    Raises:
+        UserError: naming the key, the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{key}: {names.short(str(error.filename))} cannot be looked up ({error.strerror}); correct the path, or "
+            "the permissions of its folders"
+        ) from None
 
 
 def _read_choice(folder: Path, name: str, key: str, also: list[str] | None = None) -> tuple[str, dict[str, Any]]:
@@ -162,7 +184,19 @@ def described(error: Exception) -> str:
     return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
-def _describe_directory(path: Path) -> dict[str, Any]:
+def _describe_directory(given: Any) -> dict[str, Any]:
+    """What the directory of `model_path` says about its model, as settings."""
+    if not isinstance(given, str):
+        raise UserError(f"model_path: {names.quotes_needed(given)}")
+    try:
+        path = Path(names.local_path(given))
+    except names.InvalidNameError as error:
+        raise UserError(f"model_path: {error}") from None
+    with reachable("model_path"):
+        return _described_model(path)
+
+
+def _described_model(path: Path) -> dict[str, Any]:
     if reason := file_kinds.not_a_folder(path):
         raise UserError(f"model_path: {reason}; expected a directory with config.json, weights and a tokenizer")
     weights = files.weight_files(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ghosttrack import files, records
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
+from ghosttrack.configuration import reachable
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources, file_kinds, model_sizes, pretrained, rows
 from ghosttrack.settings import Settings
@@ -309,14 +310,18 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
         UserError: naming the key and the remedy.
     """
     for model, wanted in settings.items():
-        _check_corpus(wanted)
-        if wanted.source.kind == "directory" and (reason := file_kinds.not_a_folder(Path(wanted.source.id))):
-            raise UserError(f"source.id: {reason}")
+        with reachable("corpus.source"):
+            _check_corpus(wanted)
+        with reachable("source.id"):
+            if wanted.source.kind == "directory" and (reason := file_kinds.not_a_folder(Path(wanted.source.id))):
+                raise UserError(f"source.id: {reason}")
         for key in ("texts", "context"):
             path = getattr(wanted.score, key)
-            if path and (reason := file_kinds.not_a_file(Path(path)) or file_kinds.refusal(Path(path))):
-                raise UserError(f"score.{key}: {reason}")
-        pretrained_locally(wanted)
+            with reachable(f"score.{key}"):
+                if path and (reason := file_kinds.not_a_file(Path(path)) or file_kinds.refusal(Path(path))):
+                    raise UserError(f"score.{key}: {reason}")
+        with reachable("sae.source"):
+            pretrained_locally(wanted)
         manifest = results / model / "model" / "source.json"
         if manifest.exists():
             _check_weights(model, wanted, files.read_json(manifest))
@@ -349,9 +354,7 @@ def _known_limit(model: str, wanted: Settings, results: Path) -> int:
         sizes = model_sizes.read_sizes(own, "source.id")
         for key in ("n_layers", "d_model"):
             if (said := getattr(wanted.dimensions, key)) != (found := getattr(sizes, key)):
-                raise UserError(
-                    f"dimensions.{key}: the settings say {said}, {own} says {found}; correct it in config/models/{model}.yaml"
-                )
+                raise UserError(f"dimensions.{key}: the settings say {said}, {own} says {found}; set it to {found}")
         limits.append(sizes.max_context)
     return min(limits)
 

@@ -165,3 +165,12 @@ def test_the_seed_alone_decides_the_weights() -> None:
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# ProphetNet's n-gram streams take positions of their own; `NOT_CAUSAL` says why no run reads it.
+@pytest.mark.parametrize("name", [name for name in architectures.CONFIGS if name != "prophetnet"])
+def test_a_text_of_the_longest_stated_length_is_read(name: str) -> None:
+    model = model_of(name)
+    longest = models.max_context(model.config.to_dict())
+    ids = texts()[:1].repeat(1, 2)[:, : min(longest, 80)]  # a model without a limit: more than all others take
+    assert read(model, ids).isfinite().all()

@@ -17,7 +17,7 @@ import zarr
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
-from ghosttrack.inputs import corpus, documents, hub, repeats
+from ghosttrack.inputs import corpus, corpus_split, documents, hub, repeats
 from ghosttrack.inputs.corpus import Packer, Place, Stream
 from ghosttrack.settings import CorpusSettings
 
@@ -120,7 +120,7 @@ def test_the_side_of_a_text_does_not_depend_on_its_place_in_the_corpus(tmp_path:
     )
     assert whole_texts(train) <= whole_texts(longer)
     settings = CorpusSettings(**sizes)
-    share = corpus._heldout_share(settings)
+    share = corpus_split.heldout_share(settings)
     below = [int.from_bytes(corpus._digest(text)[:8], "big") < share * 2**64 for text in numbered()]
     assert np.mean(below) == pytest.approx(share, abs=0.04)
     for side, other in ((train, other_heldout), (heldout, other_train), (longer, heldout), (longer, other_heldout)):
@@ -219,6 +219,8 @@ def test_reading_stops_as_soon_as_both_sides_are_full(tmp_path: Path) -> None:
         (30_000, 3000, 1000),
         (3000, 300, 60),
         (999, 999, 7),
+        (10, 5000, 60),
+        (5000, 1, 60),
     ],
 )
 def test_too_little_text_says_how_much_there_is_and_settings_for_which_it_is_enough(
@@ -238,14 +240,29 @@ def test_too_little_text_says_how_much_there_is_and_settings_for_which_it_is_eno
     )
 
 
-@pytest.mark.parametrize("documents", [1, 2])
-def test_a_corpus_of_one_document_or_two_asks_for_more_and_shorter_ones(tmp_path: Path, documents: int) -> None:
-    texts = (f"{number} " + "a long text " * 1000 for number in range(documents))
-    message = (
-        rf"gives {documents} different documents: .* of 1,000 tokens for corpus\.tokens .* give more and shorter ones"
-    )
-    with pytest.raises(UserError, match=message):
-        build(tmp_path, [Stream("a", texts, 1.0)], tokens=1000, heldout_tokens=100, context=50)
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], r"test holds no text; fill it, or name another corpus\.source"),
+        (["  \n"], r"test holds no text; fill it, or name another corpus\.source"),
+        (
+            ["a long text " * 1000],
+            r"gives 1 document: .* of 1,000 tokens for corpus\.tokens .* divide the text into more",
+        ),
+        (["a text"], r"gives 1 document: .* divide the text into more documents"),
+        (["a text"] * 5, r"gives 1 document: .* divide the text into more documents"),
+        (
+            [f"text {number}" for number in range(8)],
+            r"gives 8 different documents: .* tokens fill no two contexts of 50.* or lower corpus\.context",
+        ),
+    ],
+    ids=["none", "blank", "one long", "one short", "one repeated", "eight short"],
+)
+def test_a_corpus_that_no_sizes_fit_is_refused_with_what_would_help(
+    tmp_path: Path, texts: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^corpus\.source: .*{message}"):
+        build(tmp_path, [Stream("a", iter(texts), 1.0)], tokens=1000, heldout_tokens=100, context=50)
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:

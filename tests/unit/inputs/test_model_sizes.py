@@ -134,12 +134,22 @@ def test_a_configuration_without_readable_sizes_is_refused_with_what_it_states(
         ({"context_length": 1024}, 1024),
         ({"vocab_size": 8}, sys.maxsize),
         ({"n_positions": -1}, sys.maxsize),
+        ({"max_position_embeddings": -1, "n_positions": 64}, 64),
+        ({"max_position_embeddings": 0, "n_positions": 64}, 64),
+        ({"max_position_embeddings": None, "n_positions": 64}, 64),
+        ({"max_position_embeddings": 64.0}, 64),
+        ({"text_config": None, "n_positions": 64}, 64),
+        ({"text_config": [1], "n_positions": 64}, 64),
+        ({"text_config": {}, "n_positions": 64}, sys.maxsize),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "xmod", "max_position_embeddings": 514, "pad_token_id": 0}, 513),
     ],
 )
 def test_the_longest_input_is_found_under_every_name_that_architectures_use(
     tmp_path: Path, about: dict[str, Any], limit: int
 ) -> None:
-    assert read_limit(write(tmp_path / "config.json", about), "k") == limit
+    assert read_limit(write(tmp_path / "config.json", about), "k") == max_context(about) == limit
 
 
 def test_a_context_may_be_as_long_as_the_model_takes_and_no_longer() -> None:

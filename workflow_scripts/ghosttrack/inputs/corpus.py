@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ghosttrack.errors import UserError
 from ghosttrack.files import atomic_directory, read_json, sha256_file, write_json
+from ghosttrack.inputs.corpus_split import DocumentLengths, heldout_share, is_held_out
 from ghosttrack.inputs.models import separator
 from ghosttrack.inputs.repeats import Digests
 from ghosttrack.progress import Progress
@@ -32,12 +33,6 @@ _CHUNK_TOKENS = 2**20
 # Documents and characters per call of the tokenizer: enough to keep its threads busy, little enough to stop soon after the
 # last one, and little memory (it takes 155 bytes a character).
 _BATCH, _BATCH_CHARACTERS = 256, 2**19
-# Held-out documents are drawn at a higher rate than they are needed, so that they are complete before the training
-# text is; and never at less than 1 in 50, so that a few long documents do not decide what the quality numbers say.
-_HELDOUT_HASTE = 1.25
-_HELDOUT_LEAST = 0.02
-# Of the tokens that a short corpus holds, the share that its error proposes: rounding may move a document to the other side.
-_MARGIN = 0.95
 
 
 class Stream(NamedTuple):
@@ -98,11 +93,6 @@ class Packer:
         self._write = write
         self.contexts, self._context, self._separator = contexts, context, separator
         self._row = self._column = self._written = 0
-
-    @property
-    def filled(self) -> int:
-        """Contexts that are filled."""
-        return self._row
 
     @property
     def full(self) -> bool:
@@ -189,7 +179,7 @@ def _pack(
         UserError: `source` ends before both sides are full.
     """
     seen = Digests()
-    boundary = _heldout_share(settings)
+    share, read = heldout_share(settings), DocumentLengths()
     shares = {stream.name: 0 for stream in streams}
     progress = Progress("corpus", sum(side.size for side in sides), "tokens")
     repeated = 0
@@ -198,7 +188,8 @@ def _pack(
         if not seen.add(digest):
             repeated += 1
             continue
-        side = sides[int.from_bytes(digest[:8], "big") < boundary * 2**64]
+        read.add(digest, len(tokens))
+        side = sides[is_held_out(digest, share)]
         before = side.placed
         side.add(len(seen) - 1, tokens)
         shares[name] += side.placed - before
@@ -206,34 +197,36 @@ def _pack(
         if all(side.full for side in sides):
             break
     if not all(side.full for side in sides):
-        raise UserError(_too_little(sides, len(seen), source, settings))
+        raise UserError(_too_little(sides, read, source, settings))
     log.info("%d documents, %d repeated ones dropped; tokens by source: %s", len(seen), repeated, shares)
     return shares
 
 
-def _too_little(sides: Sequence[Packer], documents: int, source: str, settings: CorpusSettings) -> str:
+def _too_little(sides: Sequence[Packer], read: DocumentLengths, source: str, settings: CorpusSettings) -> str:
     """What a corpus that ended before both sides were full gave, and what to do; sides: training and held-out."""
+    if not len(read):
+        return f"corpus.source: {source} holds no text; fill it, or name another corpus.source"
     found = [
         f"{side.placed:,} of {side.size:,} tokens for {name}"
         for side, name in zip(sides, ("corpus.tokens", "corpus.heldout_tokens"), strict=True)
     ]
-    said = f"corpus.source: {source}, read to the end, gives {documents:,} different documents: {' and '.join(found)}"
-    # Both by one factor: the ratio of the two decides which documents are held out.
-    share = _MARGIN * min(side.filled / side.contexts for side in sides)
-    tokens, heldout = int(settings.tokens * share), int(settings.heldout_tokens * share)
-    if not tokens or not heldout:
+    documents = "1 document" if len(read) == 1 else f"{len(read):,} different documents"
+    said = f"corpus.source: {source}, read to the end, gives {documents}: {' and '.join(found)}"
+    if fitting := read.largest_sizes(settings):
         return (
-            f"{said}. A document is never divided between training and held-out text, and its hash decides where it goes: "
-            "give more and shorter ones (.txt: a blank line between two, .jsonl and .parquet: a row each), or a larger corpus"
+            f"{said}. Set corpus.tokens to {fitting.tokens} and corpus.heldout_tokens to {fitting.heldout_tokens}, or "
+            "name a larger corpus.source"
+        )
+    if len(read) > 1 and read.total < 2 * settings.context:
+        return (
+            f"{said}. {read.total:,} tokens fill no two contexts of {settings.context}, one for each side: name a larger "
+            "corpus.source, or lower corpus.context (8 or more)"
         )
     return (
-        f"{said}. Set corpus.tokens to {tokens} and corpus.heldout_tokens to {heldout}, or name a larger corpus.source"
+        f"{said}. A document is never divided between training and held-out text, and its hash decides where it goes: "
+        "divide the text into more documents (.txt: a blank line between two, .jsonl and .parquet: a row each), or name "
+        "a corpus.source of more documents"
     )
-
-
-def _heldout_share(settings: CorpusSettings) -> float:
-    needed = settings.heldout_tokens / (settings.tokens + settings.heldout_tokens)
-    return min(0.5, max(_HELDOUT_LEAST, _HELDOUT_HASTE * needed))
 
 
 def _digest(text: str) -> bytes:

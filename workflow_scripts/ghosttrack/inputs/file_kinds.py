@@ -3,6 +3,8 @@
 import codecs
 from pathlib import Path
 
+from ghosttrack import names
+
 _HEAD = 4096
 _TO_CSV = "open it in the program that wrote it and save it as CSV in UTF-8"
 _TO_PARQUET = "read it with the library that wrote it and write it with pandas' to_parquet"
@@ -88,8 +90,8 @@ def not_a_folder(path: Path) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything lies at a path; False too where that cannot be found out."""
-    return not _out_of_reach(path)
+    """Whether anything lies at a path; True too where that cannot be found out, which `not_a_file` then says."""
+    return _out_of_reach(path) != _MISSING
 
 
 def _out_of_reach(path: Path) -> str:
@@ -99,7 +101,8 @@ def _out_of_reach(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return _MISSING
     except OSError as error:  # a name that is too long, a folder without permission, a link to itself
-        return f"{path} cannot be reached ({error.strerror}); name another place, or make its folders readable"
+        shown = names.short(str(path))
+        return f"{shown} cannot be looked up ({error.strerror}); correct the path, or the permissions of its folders"
     return ""
 
 

@@ -18,12 +18,12 @@ _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "seq_len",
     "max_target_positions", "model_max_length", "context_length",
 )  # fmt: skip
+# Their positions begin behind the id of the padding token: of 514 positions, 512 hold tokens.
+_POSITIONS_AFTER_PADDING = (
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 # Names of the class that takes a tokenizer.json as it is.
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-# Models whose positions begin behind the number of the padding token.
-_PADDED_POSITIONS = (
-    "roberta", "camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -167,18 +167,25 @@ def with_first(output: torch.Tensor | Sequence[Any], tensor: torch.Tensor) -> An
 def max_context(model_config: Path | dict[str, Any]) -> int:
     """Longest input in tokens that a model takes, from its config.json (the path or the content).
 
-    A model that states no limit (relative positions only) has none: sys.maxsize.
+    A model that states no limit (relative positions only) has none: sys.maxsize. Some files state "no limit" as null,
+    0 or -1.
+
+    Raises:
+        TypeError, ValueError, OverflowError: a limit is no number.
     """
     about = model_config if isinstance(model_config, dict) else read_json(Path(model_config))
-    about = about.get("text_config", about)
-    if about.get("model_type") in _PADDED_POSITIONS:
-        return int(about["max_position_embeddings"]) - int(about.get("pad_token_id", 1)) - 1
-    stated = next((int(about[key]) for key in _CONTEXT_KEYS if about.get(key)), sys.maxsize)
+    inner = about.get("text_config")
+    about = inner if isinstance(inner, dict) else about
+    limits = (int(about[key]) for key in _CONTEXT_KEYS if about.get(key))
+    limit = next((limit for limit in limits if limit > 0), sys.maxsize)
+    if about.get("model_type") in _POSITIONS_AFTER_PADDING:
+        padding = about.get("pad_token_id")
+        return limit - (1 if padding is None else int(padding)) - 1
     rope = about.get("rope_parameters") or about.get("rope_scaling") or {}
     if (rope.get("rope_type") or rope.get("type")) == "dynamic":
-        # Beyond the length of training it rescales positions by the longest text read so far: texts would depend on their order.
-        return min(stated, int(rope.get("original_max_position_embeddings") or stated))
-    return stated
+        # Beyond the length of training it rescales positions by the longest text so far: texts would depend on their order.
+        return min(limit, int(rope.get("original_max_position_embeddings") or limit))
+    return limit
 
 
 def takes_out_means(model_config: Path) -> bool:
