@@ -333,7 +333,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ("a.arrow", b"x", "must end in one of .*to_parquet"),
     ("table", b"x", "must end in one of .*; add the ending that says what it holds"),
     ("a.jsonl", b'{"text ": "a", "label": 0}\n', "no column 'text'; found 'text ', label. Set text_column"),
-    ("n" * 300 + ".csv", b"", "cannot be reached .File name too long.; name another place"),
+    ("n" * 300 + ".csv", b"", "cannot be looked up .File name too long.; correct the path"),
     (".", b"", r"is a folder, expected one file \(of a folder that Dataset\.save_to_disk wrote: "),
     ("nowhere.csv", b"", r"there is no file .*nowhere\.csv"),
 ]
@@ -482,7 +482,7 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
         ("a.parquet", b"PAR1", "is not a readable parquet file"),
         ("folder.txt", None, "is a folder, expected one file"),
         ("nowhere.txt", b"", "there is no file"),
-        ("n" * 300 + ".txt", b"", "cannot be reached .File name too long"),
+        ("n" * 300 + ".txt", b"", "cannot be looked up .File name too long"),
         ("a.txt", "Zürich".encode("cp1252"), "line 1 holds the byte 0xfc at offset 1 .*iconv -f WINDOWS-1252"),
     ],
     ids=range(14),
