@@ -1,6 +1,7 @@
 """Read the activations of every answer token of a data set, or others, and the model's own opinion of each."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import torch
 
 from ghosttrack import files, frames, job
 from ghosttrack.activations import example_extraction, example_tokens, extraction, limits, other_prompts, p_true, rivals
+from ghosttrack.activations.store import smallest_float
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
 from ghosttrack.memory import keep_freed_memory
@@ -54,13 +56,11 @@ def main(
     measured = pd.concat([found.outputs, among.table()], axis=1)
     if whether_true:
         measured["p_true"] = p_true.measure(model, tokenizer, frame, limit=limit, batch=batch, together=together)
+    means: dict[str, Any] = {
+        f"layer_{layer:02d}": smallest_float(each) for layer, each in zip(layers, baseline.activation, strict=True)
+    }
     with files.atomic_write(background, "wb") as stream:
-        np.savez(
-            stream,
-            **{
-                f"layer_{layer:02d}": each for layer, each in zip(layers, baseline.activation.astype("f2"), strict=True)
-            },
-        )
+        np.savez(stream, **means)
     with files.atomic_write(prompt_states, "wb") as stream:
         rivals.write(stream, among.states())
     for path, table in ((tokens, found.tokens), (outputs, measured)):

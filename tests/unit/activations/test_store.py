@@ -13,7 +13,7 @@ from ghosttrack import files
 from ghosttrack.activations.layout import CHUNK_ROWS
 from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.store import Storage, to_block
+from ghosttrack.activations.store import Storage, smallest_float, to_block
 from ghosttrack.activations.writer import StoreWriter
 
 
@@ -160,3 +160,10 @@ def test_a_manifest_holds_no_path_and_vouches_for_every_file(tmp_path: Path) -> 
     assert str(tmp_path) not in manifest.read_text()
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert present == set(content["files"])
+
+
+def test_values_beyond_half_precision_are_kept_as_they_are() -> None:
+    small, large = (np.array([1.0, np.nan, -end], dtype=np.float32) for end in (65_504.0, 1e6))
+    assert smallest_float(small).dtype == np.float16
+    np.testing.assert_array_equal(smallest_float(small), small)
+    np.testing.assert_array_equal(smallest_float(large), large)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import run_fakes
+import torch
 
 import check_explanations
 import score_texts
@@ -157,6 +158,18 @@ def test_a_batch_and_single_texts_give_the_same_numbers(detector: Detector) -> N
         alone = detector.score([text])[0]
         assert alone.log_odds == pytest.approx(together[place].log_odds, abs=2e-4)
         assert [reason.feature for reason in alone.reasons] == [reason.feature for reason in together[place].reasons]
+
+
+def test_an_activation_beyond_what_is_stored_is_no_score(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = detector._scorer
+    everything = {**scorer._tensors, "massive": torch.full_like(scorer._tensors["massive"], torch.inf)}
+    monkeypatch.setattr(scorer, "_tensors", everything)
+    handle = scorer._modules[0].register_forward_hook(lambda _module, _arguments, output: output * 1e9, prepend=True)
+    try:
+        with pytest.raises(UserError, match=r"an activation beyond 65,504 in layer \d+, .*: it cannot be scored"):
+            detector.score(TEXTS[:1])
+    finally:
+        handle.remove()
 
 
 def test_reasons_are_the_largest_parts_and_have_names(detector: Detector) -> None:

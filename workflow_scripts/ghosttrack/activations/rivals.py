@@ -17,8 +17,8 @@ from torch import nn
 
 from ghosttrack import frames
 from ghosttrack.activations.example_tokens import Encoded
-from ghosttrack.activations.layout import HALF_MAX
 from ghosttrack.activations.packed_texts import HEAD_ROWS, Pack, logits_of
+from ghosttrack.activations.store import smallest_float
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import site_modules
@@ -43,17 +43,17 @@ FINAL, LENS = "final", "lens"
 
 
 class States(NamedTuple):
-    """What the model holds where answers begin.
+    """What the model holds where answers begin; float16, or float32 where that cannot hold it.
 
     blocks: by block, (prompts, d_model), residual stream at a prompt's last token; words: (prompts, d), mean token
     embedding of the prompt's own tokens, before any computation; prompt: (examples,) rows of both.
     unembedding: (answers, d), rows of the output embedding, of answers' first tokens; answer: (examples,) rows of it.
     """
 
-    blocks: Mapping[int, npt.NDArray[np.float16]]
-    words: npt.NDArray[np.float16]
+    blocks: Mapping[int, npt.NDArray[np.floating[Any]]]
+    words: npt.NDArray[np.floating[Any]]
     prompt: Ints
-    unembedding: npt.NDArray[np.float16]
+    unembedding: npt.NDArray[np.floating[Any]]
     answer: Ints
 
 
@@ -111,8 +111,8 @@ class Rivals:
         """What was kept, for a probe."""
         first, answer = np.unique(self._first, return_inverse=True)
         head = self._model.get_output_embeddings().weight.detach()[torch.from_numpy(first)]
-        blocks = {block: _half(each) for block, each in zip(self.blocks, self._states, strict=True)}
-        return States(blocks, _half(self._words()), self._prompt, _half(head), answer.astype(np.int64))
+        blocks = {block: _stored(each) for block, each in zip(self.blocks, self._states, strict=True)}
+        return States(blocks, _stored(self._words()), self._prompt, _stored(head), answer.astype(np.int64))
 
     def _words(self) -> torch.Tensor:
         """Mean token embedding of each prompt's own tokens; of its last one where it has none of its own."""
@@ -214,9 +214,8 @@ def _shared(encoded: Sequence[Encoded], relation: Ints) -> Ints:
     return result
 
 
-def _half(values: torch.Tensor) -> npt.NDArray[np.float16]:
-    """As float16, what is too large at its ends."""
-    return np.asarray(values.float().clamp(-HALF_MAX, HALF_MAX).cpu().numpy().astype(np.float16))
+def _stored(values: torch.Tensor) -> npt.NDArray[np.floating[Any]]:
+    return smallest_float(values.float().cpu().numpy())
 
 
 def _parts(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

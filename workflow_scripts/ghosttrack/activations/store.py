@@ -55,6 +55,11 @@ def to_block(rows: npt.NDArray[np.float32]) -> Block:
     return Block(values, np.sqrt(np.einsum("ij,ij->i", rows, rows)), clipped=clipped_rows(rows))
 
 
+def smallest_float(values: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
+    """The values as float16 if it holds all of them, else as they are; NaN stays."""
+    return values.astype(np.float16) if not (np.abs(values) > HALF_MAX).any() else values
+
+
 def clipped_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """`Block.clipped` of (n, d_model) rows."""
     size = np.abs(rows)

@@ -120,6 +120,11 @@ class Scorer:
         """
         own = {name: values[place] for name, values in self._tensors.items()}
         kept = torch.linalg.vector_norm(x.float(), dim=1) <= own["massive"]
+        if bool((x[kept].abs() > HALF_MAX).any()):
+            raise UserError(
+                f"a text has an activation beyond {HALF_MAX:,.0f} in layer {self.layers[place]}, which no text has that the "
+                "detector was fitted on: it cannot be scored; leave it out"
+            )
         # What a store keeps is half precision, so this is what the probes were fitted on.
         x = x.float().clamp(-HALF_MAX, HALF_MAX).half().float()
         z = self._saes[place].encode(x.cpu()).to(x.device)  # (rows, d_sae)
