@@ -113,6 +113,15 @@ def test_prompts_are_padded_only_where_keys_and_values_may_be_kept(monkeypatch: 
     assert all(each.exact for each in found.comparisons if each.way == "padded")
 
 
+@pytest.mark.parametrize("way", ["together", "batched", "skipped", "cached", "padded"])
+def test_a_continuation_may_differ_less_as_answers_are_longer_than_what_is_tried(way: str) -> None:
+    continued = way in ("cached", "padded")
+    assert model_check.Comparison(way, 32, np.nan, 4e-4).exact
+    assert model_check.Comparison(way, 32, np.nan, 8e-4).exact != continued
+    assert not model_check.Comparison(way, 32, np.nan, 2e-3).exact
+    assert not model_check.Comparison(way, 32, 2e-3, 0.0).exact
+
+
 @pytest.mark.parametrize("context", [16, 20, 40])
 def test_a_model_of_short_texts_reads_them_in_every_fast_way(context: int) -> None:
     assert checked(llama(max_position_embeddings=context)).limits == small_models.exact(context)

@@ -204,7 +204,7 @@ def _read_anew(model: Any, ids: Tensor, steps: "Steps") -> Tensor:
     """Continue prompts (prompts, length) by a pass over the whole sequence at every step.
 
     The model is given nothing but the tokens. `generate` also gives it a mask and positions, which some architectures
-    (RoBERTa, Doge) do not read as they read the tokens alone.
+    (RoBERTa) do not read as they read the tokens alone.
     """
     length = ids.shape[1]
     for _ in range(model.generation_config.max_new_tokens):

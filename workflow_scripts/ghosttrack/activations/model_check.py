@@ -31,6 +31,9 @@ log = logging.getLogger("ghosttrack")
 
 # Largest difference that rounding explains: of a hidden state, as a share of its length, and of a log-probability, in nats.
 HIDDEN, LOGPROB = 1e-3, 1e-3
+# The same of a continuation's log-probabilities. Answers are longer than what is tried, and what a recurrence keeps may
+# differ more with every token (Nemotron-H: .0009 nats in this check, .0011 elsewhere).
+CONTINUED = 5e-4
 # Tokens of the sequences that are tried; small windows are tried with shorter ones, of LEAST or more. Beyond the longest,
 # texts are read alone, and prompts are continued with others of their length.
 SHORTEST, LEAST = 32, 12
@@ -43,7 +46,7 @@ LAST = 48
 # Tokens that each prompt is continued by.
 NEW = 4
 # Prompts of one length that are continued, and how far apart in the text they begin. A model that chooses the tokens it
-# reads (Doge) continues half of all prompts right by luck.
+# reads (Doge) continues about half of all prompts right by luck.
 PROMPTS, APART = 6, 29
 # Tokens that texts begin with together, and of a prompt.
 BEFORE, PROMPT = 16, 4
@@ -69,7 +72,8 @@ class Comparison(NamedTuple):
     @property
     def exact(self) -> bool:
         """Whether rounding explains the differences."""
-        return not self.problem and not self.hidden > HIDDEN and self.logprob <= LOGPROB
+        allowed = CONTINUED if self.way in ("cached", "padded") else LOGPROB
+        return not self.problem and not self.hidden > HIDDEN and self.logprob <= allowed
 
 
 class ModelCheck(NamedTuple):
