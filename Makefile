@@ -11,7 +11,7 @@ export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run dry-run status orphans score compare test check docs env clean
+.PHONY: run dry-run status orphans score compare test check docs architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
@@ -45,6 +45,9 @@ check: $(READY) ## lint, format, types, schema
 
 docs: $(READY) ## write the generated parts of the documentation
 	$(BIN)/python -m ghosttrack.manual
+
+architectures: $(READY) ## write the table of docs/architectures.md: every model type, read in every way (minutes)
+	GHOSTTRACK_ARCHITECTURES=1 $(BIN)/python -m pytest tests/unit/test_architecture_matrix.py
 
 env: $(READY) ## only the environment, e.g. on a cluster's login node
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import architectures
 import numpy as np
 import pytest
 import small_models
@@ -72,6 +73,58 @@ def test_a_way_is_taken_only_as_far_as_windows_and_distances_leave_it_exact(
     assert (found.together, found.padded) == (together, padded)
     assert found.batched
     assert found.cached
+
+
+def longrope(original: int) -> dict[str, Any]:
+    """Positions that are scaled otherwise in texts of more than so many tokens."""
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": original,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.5, 2.0, 3.0, 4.0],
+    }
+
+
+@pytest.mark.parametrize("original", [16, 100, 300])
+def test_no_fast_way_crosses_a_length_at_which_positions_are_scaled_otherwise(original: int) -> None:
+    found = checked(llama(rope_parameters=longrope(original)))
+    assert max(found.limits[:3]) < original
+    assert found.limits.padded <= found.limits.cached
+    # Keys that were kept from below that length are wrong beyond; those of a prompt beyond it are right.
+    assert not next(each for each in found.comparisons if each.way == "cached" and each.tokens == original + 2).exact
+
+
+def test_a_cache_that_is_wrong_for_some_prompts_alone_is_not_used() -> None:
+    found = checked(architectures.make("doge")).limits
+    assert (found.cached, found.padded) == (0, 0)
+
+
+def test_prompts_are_padded_only_where_keys_and_values_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = model_check._continued
+
+    def continued(model: Any, text: model_check.Ids, tokens: int, way: Any) -> tuple[float, float]:
+        return (0.0, 1.0) if way == "cached" else whole(model, text, tokens, way)
+
+    monkeypatch.setattr(model_check, "_continued", continued)
+    found = checked(llama())
+    assert (found.limits.padded, found.limits.cached) == (0, 0)
+    assert all(each.exact for each in found.comparisons if each.way == "padded")
+
+
+@pytest.mark.parametrize("way", ["together", "batched", "skipped", "cached", "padded"])
+def test_a_continuation_may_differ_less_as_answers_are_longer_than_what_is_tried(way: str) -> None:
+    continued = way in ("cached", "padded")
+    assert model_check.Comparison(way, 32, np.nan, 4e-4).exact
+    assert model_check.Comparison(way, 32, np.nan, 8e-4).exact != continued
+    assert not model_check.Comparison(way, 32, np.nan, 2e-3).exact
+    assert not model_check.Comparison(way, 32, 2e-3, 0.0).exact
+
+
+@pytest.mark.parametrize("context", [16, 20, 40])
+def test_a_model_of_short_texts_reads_them_in_every_fast_way(context: int) -> None:
+    assert checked(llama(max_position_embeddings=context)).limits == small_models.exact(context)
 
 
 def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:

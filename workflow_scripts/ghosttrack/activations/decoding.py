@@ -184,6 +184,8 @@ def continue_together(model: Any, coded: Sequence[list[int]], steps: "Steps", wa
         own = width - (len(each) - shared)
         ids[row, :shared], mask[row, :shared] = torch.tensor(each[:shared]), 1
         ids[row, own:], mask[row, own:] = torch.tensor(each[shared:]), 1
+    if way == "plain":
+        return _read_anew(model, ids.to(model.device), steps)
     with torch.inference_mode():
         past = None
         if shared:
@@ -191,10 +193,26 @@ def continue_together(model: Any, coded: Sequence[list[int]], steps: "Steps", wa
             past.batch_repeat_interleave(len(coded))
         found: Tensor = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), past_key_values=past,
-            use_cache=way != "plain", logits_processor=LogitsProcessorList([steps.choose]),
+            use_cache=True, logits_processor=LogitsProcessorList([steps.choose]),
             stopping_criteria=StoppingCriteriaList([steps.stop]),
         ).cpu()  # fmt: skip
     return found[:, width:]
+
+
+@torch.inference_mode()
+def _read_anew(model: Any, ids: Tensor, steps: "Steps") -> Tensor:
+    """Continue prompts (prompts, length) by a pass over the whole sequence at every step.
+
+    The model is given nothing but the tokens. `generate` also gives it a mask and positions, which some architectures
+    (RoBERTa) do not read as they read the tokens alone.
+    """
+    length = ids.shape[1]
+    for _ in range(model.generation_config.max_new_tokens):
+        scores = model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        ids = torch.cat([ids, steps.choose(ids, scores).argmax(dim=-1, keepdim=True)], dim=1)
+        if bool(steps.stop(ids).all()):
+            break
+    return ids[:, length:].cpu()
 
 
 class Steps(Protocol):
