@@ -18,7 +18,7 @@ from ghosttrack.files import sha256_file
 from ghosttrack.inputs import corpus_sources, hub
 from ghosttrack.inputs.corpus import Place, Stream, build
 from ghosttrack.inputs.json_tables import parsed
-from ghosttrack.inputs.lines import LONGEST, read_lines
+from ghosttrack.inputs.lines import LONGEST, in_one_line, read_lines
 from ghosttrack.inputs.model_sizes import read_limit, require_context
 from ghosttrack.inputs.models import load_tokenizer
 from ghosttrack.inputs.rows import cell, columns_of, flaw, require_distinct, shown
@@ -134,8 +134,10 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
     try:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)  # page by page, never a whole column
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"corpus.source: {path} is not a parquet file ({error})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"corpus.source: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it or download it again"
+        ) from None
     names = file.schema_arrow.names
     require_distinct(names, f"corpus.source: {path}")
     stored = column if column in names else column.partition(".")[0]
@@ -160,7 +162,9 @@ def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
                 number += 1
                 yield {column: each.as_py()}
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"corpus.source: {path} is damaged after row {number} ({error})") from None
+        raise UserError(
+            f"corpus.source: {path} is damaged after row {number} ({in_one_line(error)}); write it or download it again"
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"corpus.source: row {number} of {path}, column {column!r}: not UTF-8 text ({error}); write the file again"

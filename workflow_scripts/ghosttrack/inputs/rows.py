@@ -16,7 +16,7 @@ from typing import Any
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds
 from ghosttrack.inputs.json_tables import parsed, rows_in, values_in
-from ghosttrack.inputs.lines import LONGEST, read_lines, read_text
+from ghosttrack.inputs.lines import LONGEST, in_one_line, read_lines, read_text
 
 log = logging.getLogger("ghosttrack")
 
@@ -381,16 +381,22 @@ def _parquet(path: Path, key: str) -> list[Row]:
 
     if reason := file_kinds.refusal(path):
         raise UserError(f"{key}: {reason}")
-
     try:
-        table = parquet.read_table(path)
+        # Not `read_table`: it takes the file for a folder of them, and reports a repeated column as damage.
+        file = parquet.ParquetFile(path)
+        require_distinct(file.schema_arrow.names, f"{key}: {path}")
+        table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{key}: {path} is not a parquet file ({error}); write it again") from None
-    require_distinct(table.column_names, f"{key}: {path}")
+        raise UserError(
+            f"{key}: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it or download it again"
+        ) from None
     try:
         return list(table.to_pylist())
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{_unreadable_cell(table, path)} cannot be read ({error}); write the file again") from None
+        raise UserError(
+            f"{_unreadable_cell(table, path)} cannot be read ({in_one_line(error)}); "
+            "write the file again without the column, or with text in it"
+        ) from None
 
 
 def _unreadable_cell(table: Any, path: Path) -> str:
