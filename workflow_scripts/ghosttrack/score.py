@@ -15,7 +15,17 @@ from ghosttrack import api, files, names
 from ghosttrack.api import Score, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds, lines
-from ghosttrack.inputs.rows import LONGEST_TEXT, Row, flaw, read_rows, require_columns, shown, text_of, written
+from ghosttrack.inputs.rows import (
+    LONGEST_TEXT,
+    Row,
+    all_columns,
+    flaw,
+    read_rows,
+    require_columns,
+    shown,
+    text_of,
+    written,
+)
 
 # Columns of the csv form, in order; tokens and reasons are one cell each.
 COLUMNS = ("id", "probability", "verdict", "log_odds", "output", "answer", "text", "tokens", "reasons")
@@ -73,7 +83,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
             raise UserError(f"texts: {path} holds no text; expected one text a line")
         return
     rows = read_rows(path, "texts")
-    require_columns(rows[0], [("", "text")], str(path))
+    require_columns(all_columns(rows), [("", "text")], f"texts: {path}")
     ids = _ids(rows, path)
     for number, row in enumerate(rows, start=1):
         text, answer = text_of(row, "text", number, str(path)), _optional(row, "answer", number, path)

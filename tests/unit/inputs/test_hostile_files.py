@@ -1,7 +1,11 @@
 """Files as people have them: each is read exactly, or refused in one line that says what to do. No file gives a traceback."""
 
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -29,7 +33,7 @@ def documents_of(path: Path, **values: Any) -> list[str]:
     return [text for stream in source.streams for text in stream.documents]
 
 
-def refused(path: Path, message: str, read: Any) -> None:
+def refused(path: Path, message: str, read: Callable[[Path], Iterable[Any]]) -> None:
     """Check that a file is refused by a reader, in one line."""
     with pytest.raises(UserError, match=message) as caught:
         list(read(path))
@@ -41,7 +45,11 @@ def write_parquet(path: Path, table: pa.Table) -> Path:
     return path
 
 
-READERS = {"data set": read_rows, "score": read_texts, "corpus": documents_of}
+READERS: dict[str, Callable[[Path], Iterable[Any]]] = {
+    "data set": read_rows,
+    "score": read_texts,
+    "corpus": documents_of,
+}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -59,3 +67,93 @@ def test_damaged_parquet_is_refused_in_one_line_with_a_remedy(tmp_path: Path, re
     refused(path, r"a\.parquet is damaged.*; write it or download it again", READERS[reader])
     path.write_bytes(content[: len(content) // 2])
     refused(path, r"a\.parquet is damaged or is not a parquet file .*; write it or download it again", READERS[reader])
+
+
+def separated(rows: Iterable[Iterable[str]], mark: str, quoting: Literal[0, 1]) -> str:
+    """A table as a program writes it with a separator."""
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=mark, quoting=quoting).writerows(rows)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("end", ["csv", "tsv"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("above", ["", "\ufeff", "\ufeff\ufeff", "\r\n\n", "sep={}\r\n"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("name", ["note", "note (short, or none)"])
+def test_a_table_is_read_exactly_whatever_separates_its_columns(
+    tmp_path: Path, end: str, mark: str, above: str, quoting: Literal[0, 1], name: str
+) -> None:
+    rows = [("text", " label ", name), *((*row, "0,5") for row in TABLE)]
+    path = tmp_path / f"a.{end}"
+    path.write_text(above.format(mark) + separated(rows, mark, quoting), encoding="utf-8", newline="")
+    assert texts_of(path) == [(text, int(label)) for text, label in TABLE]
+    assert [each.text for each in read_texts(path)] == [text for text, _ in TABLE]
+
+
+def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text\nParis; in France | so\nRome\n", encoding="utf-8")
+    assert [each.text for each in read_texts(path)] == ["Paris; in France | so", "Rome"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text;label;a,b\nParis, Rome;0;1\n" * 60 + "Rome;1;2\n", "row 120 .* if semicolons separate the columns, put the line sep=; above"),
+        ("a.csv", "text;label;a,b\nParis, Rome;0;1\n", "no column 'text'; .* if semicolons separate the columns, put the line sep=; above"),
+        ("a.csv", "a;b|c;d\nx;y|z;w\n", "may be separated by ';' or by '|'; write the file with commas"),
+        ("a.csv", "text label\nParis 0\n", "no column 'text'; found text label"),
+        ("a.csv", '"text","label"\n"1","Paris",0\n', "row 1 .* 3 values for 2 columns .*in R, .* row.names = FALSE$"),
+        ("a.csv", "text,label\nParis, x,0\n", "row 1 .* 3 values for 2 columns .*name every column in the first line$"),
+        ("a.csv", 'label, text\n0, "Paris is"\n', "row 1 of .*, column 'text': a blank stands before the quotation mark"),
+        ("a.tsv", 'text\tlabel\n"Hello he said\t0\nworld"\t1\n', "row 1 of .*, column 'text': a tab and a line break within quotation marks"),
+        ("a.csv", '[{"text": "a"}]', "begins like JSON, .*ending .jsonl"),
+        ("a.csv", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "begins like JSON, .*ending .jsonl"),
+        ("a.csv", "{\n}\n", "begins like JSON, .*ending .jsonl"),
+        ("a.csv", "text,label\n", "holds no rows, expected at least one"),
+        ("a.csv", ",,\n\n", "holds no rows, expected at least one"),
+        ("a.csv", "Text,label\nParis,0\n", "found Text, label. (Set text_column to|Rename) 'Text'"),
+        ("a.csv", "a\u2060,\nParis,0\n", r"found 'a.u2060', ''\. "),
+        ("a.jsonl", json.dumps([{"text": "a"}]), "line 1 of .*, give its name the ending .json$"),
+        ("a.jsonl", json.dumps([{"text": "a"}], indent=1), "line 1 of .*, give its name the ending .json$"),
+        ("a.jsonl", json.dumps({"text": "a"}, indent=1), "line 1 of .*, give its name the ending .json$"),
+        ("a.jsonl", '{"text": "a"},\n{"text": "b"}\n', "line 1 of .* if a comma stands between the objects, remove it"),
+        ("a.jsonl", "text,label\na,0\n", "line 1 of .* give its name the ending .csv or .tsv$"),
+        ("a.jsonl", '{"text": "a", "text": "b"}\n', "an object has the key 'text' twice; keep one$"),
+        ("a.jsonl", '{"text": "a", "label": 0}\nnull\n', "line 2 of .* is not an object with the columns as keys$"),
+        ("a.json", json.dumps({"version": 1, "test": [{"text": "a"}]}), "no column 'text'; .* if the rows are the objects in test, write those to a file"),
+        ("a.json", json.dumps({"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}), "if the rows are the objects in paragraphs, write those"),
+        ("a.json", json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}), "if the rows are the objects in train, test, write those"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_read_is_refused_in_one_line_with_a_remedy(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8", newline="")
+    for read in (texts_of, read_texts):
+        refused(path, message, read)
+
+
+def test_a_column_inside_an_object_is_named_with_its_dot_and_then_read(tmp_path: Path) -> None:
+    rows = [{"row_idx": place, "row": {"text": text, "label": label}} for place, (text, label) in enumerate(TABLE)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"features": [], "rows": rows}), encoding="utf-8")
+    refused(path, "Set text_column to 'row.text'$", texts_of)
+    named = {"source": "file", "path": str(path), "text_column": "row.text", "label_column": "row.label"}
+    frame = datasets.load_examples(DatasetSettings.model_validate(named), seed=0)
+    assert list(frame["text"]) == [text for text, _ in TABLE]
+
+
+@pytest.mark.parametrize("end", ["jsonl", "json"])
+def test_a_key_that_the_first_rows_leave_out_is_a_column(tmp_path: Path, end: str) -> None:
+    rows = [{"text": text, "label": int(label)} for text, label in TABLE]
+    rows[1]["subject"] = 7
+    path = tmp_path / f"a.{end}"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    named = {"source": "file", "path": str(path), "group_column": "subject"}
+    frame = datasets.load_examples(DatasetSettings.model_validate(named), seed=0)
+    assert list(frame["group"]) == ["paris is in france", "7"]
+    path.write_text("\n".join(map(json.dumps, [{"label": 0}, *rows])), encoding="utf-8")
+    refused(path, "row 1 of .*: expected text in column 'text', found nothing; fill it or remove the row", texts_of)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.gold import EXPECTED, answers_of
-from ghosttrack.inputs.rows import Row, cell, read_rows, require_columns, shown, text_of, written
+from ghosttrack.inputs.rows import Row, all_columns, cell, read_rows, require_columns, shown, text_of, written
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -51,7 +51,7 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
     name = str(settings.path)
     rows = read_rows(Path(name))
     columns = [("text_column", settings.text_column), ("label_column", settings.label_column)]
-    require_columns(rows[0], columns + _optional(settings), name)
+    require_columns(all_columns(rows), columns + _optional(settings), name)
     starts = _starts_with_question(rows, settings, name)
     texts = []
     for number, row in enumerate(rows, start=1):
@@ -87,7 +87,7 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
     name = str(settings.path)
     question_column, gold_column = str(settings.question_column), str(settings.gold_column)
     rows = read_rows(Path(name))
-    require_columns(rows[0], [("gold_column", gold_column), *_optional(settings)], name)
+    require_columns(all_columns(rows), [("gold_column", gold_column), *_optional(settings)], name)
     questions = []
     for number, row in enumerate(rows, start=1):
         question = text_of(row, question_column, number, name)
