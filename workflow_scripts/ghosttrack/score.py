@@ -19,10 +19,10 @@ from ghosttrack.inputs.rows import (
     LONGEST_TEXT,
     Row,
     all_columns,
-    flaw,
     read_rows,
     require_columns,
     shown,
+    text_flaw,
     text_of,
     written,
 )
@@ -74,7 +74,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
         if reason := file_kinds.not_a_file(path):
             raise UserError(f"texts: {reason}; expected a text file with one text a line")
         for number, line in enumerate(lines.read_lines(path, "texts"), start=1):
-            if reason := flaw(line.strip(), LONGEST_TEXT):
+            if reason := text_flaw(line.strip()):
                 raise UserError(f"texts: line {number} of {path}: {reason}")
             if line.strip():
                 empty = False
@@ -109,7 +109,8 @@ def _optional(row: Row, column: str, number: int, path: Path) -> str:
     found = written(row.get(column))
     if found is None:
         raise UserError(
-            f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}"
+            f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}; "
+            "write it as text, or remove or rename the column"
         )
     return found
 

@@ -1,9 +1,11 @@
 """Files as people have them: each is read exactly, or refused in one line that says what to do. No file gives a traceback."""
 
 import csv
+import datetime
 import io
 import json
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from ghosttrack.api import Detector
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import datasets, documents
 from ghosttrack.inputs.rows import read_rows
@@ -157,3 +160,122 @@ def test_a_key_that_the_first_rows_leave_out_is_a_column(tmp_path: Path, end: st
     assert list(frame["group"]) == ["paris is in france", "7"]
     path.write_text("\n".join(map(json.dumps, [{"label": 0}, *rows])), encoding="utf-8")
     refused(path, "row 1 of .*: expected text in column 'text', found nothing; fill it or remove the row", texts_of)
+
+
+@pytest.mark.parametrize("end", ["jsonl", "txt", "parquet"])
+@pytest.mark.parametrize("reader", ["score", "corpus"])
+def test_a_file_of_blanks_alone_is_refused(tmp_path: Path, end: str, reader: str) -> None:
+    path = tmp_path / f"a.{end}"
+    if end == "parquet":
+        write_parquet(path, pa.table({"text": pa.array([], pa.string())}))
+    else:
+        path.write_text(" \n\n", encoding="utf-8")
+    refused(path, "holds no (rows|text)", READERS[reader])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "a"}]\n', "row 1 of .*expected an object .* on each line; write one object a line, with pandas"),
+        ('{\n "text": "a"\n}\n', "line 1 of .* is not JSON.*; write one object a line, with pandas"),
+        ("text\nParis\n", "line 1 of .* is not JSON.*; write one object a line, with pandas"),
+        ('{"text": "a"}\n{"text": \n', r"line 2 of .* is not JSON: [^;]*$"),
+        ('{"text": "a"}\nnull\n', "row 2 of .*found None, expected an object"),
+        ('{"text": ["a"]}\n', r"row 1 of .*found \['a'\] \(list\); write it as text, or name another column"),
+        ('{"text": "a"}\n{"text": null}\n', "row 2 of .*found nothing; fill it or remove the row"),
+        ('{"Text": "a"}\n', "row 1 of .*found Text; set corpus.text_column"),
+    ],
+)
+def test_a_corpus_of_another_form_is_refused_with_the_way_to_write_it(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content, encoding="utf-8")
+    refused(path, message, documents_of)
+
+
+@pytest.mark.parametrize("end", ["jsonl", "parquet"])
+def test_a_dotted_name_reads_a_corpus_of_objects_and_a_wrong_one_lists_their_keys(tmp_path: Path, end: str) -> None:
+    rows = [{"page": {"text": text, "url": "u"}} for text, _ in TABLE]
+    path = tmp_path / f"a.{end}"
+    if end == "parquet":
+        write_parquet(path, pa.Table.from_pylist(rows))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert documents_of(path, text_column="page.text") == [text for text, _ in TABLE]
+    refused(path, r"found page, page\.text, page\.url; set", lambda each: documents_of(each, text_column="page.body"))
+
+
+LABELS = {
+    "decimals": pa.array([Decimal("0.00"), Decimal("1.00")]),
+    "halves": pa.array([0, 1], pa.float16()),
+    "bytes": pa.array([0, 1], pa.int8()),
+    "booleans": pa.array([False, True]),
+    "categories": pa.array(["0", "1"]).dictionary_encode(),
+    "text with a point": pa.array(["0.0", "1.0"]),
+}
+
+
+@pytest.mark.parametrize("form", LABELS)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), "categories"])
+def test_labels_and_texts_of_parquet_are_read_whatever_their_type(tmp_path: Path, form: str, kind: Any) -> None:
+    plain = pa.array([text for text, _ in TABLE])
+    text = plain.dictionary_encode() if kind == "categories" else plain.cast(kind)
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"text": text, "label": LABELS[form]}))
+    assert texts_of(path) == [(text, int(label)) for text, label in TABLE]
+    assert documents_of(path) == [text for text, _ in TABLE]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [("7.00", "7"), ("0.50", "0.5"), ("1E+3", "1000"), ("-0.10", "-0.1"), ("123456789012345678901.5", "123456789012345678901.5")],
+)  # fmt: skip
+def test_a_decimal_number_is_written_with_all_its_digits(tmp_path: Path, number: str, words: str) -> None:
+    column = pa.array([Decimal(number)], pa.decimal128(38, 2))
+    table = pa.table({"text": [f"It is {words}"], "id": column, "answer": column})
+    (found,) = read_texts(write_parquet(tmp_path / "a.parquet", table))
+    assert (found.id, found.answer) == (words, words)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([b"a b", b"c"], r"found b'a b' \(bytes\); write it as text"),
+        ([["a"], ["b"]], r"found \['a'\] \(list\); write it as text"),
+        ([3, 4], r"found 3 \(int\); write it as text"),
+        ([None, "a"], "found nothing; fill it or remove the row"),
+        (["", "a"], "found nothing; fill it or remove the row"),
+        ([float("nan"), 1.0], "found nothing; fill it or remove the row"),
+        ([" ", "a"], "found blanks; fill it or remove the row"),
+        (["a\0b", "a"], "character 2 is NUL"),
+    ],
+)
+@pytest.mark.parametrize("read", [texts_of, read_texts])
+def test_a_cell_without_text_is_refused_with_row_column_and_remedy(
+    tmp_path: Path, values: list[Any], words: str, read: Callable[[Path], Iterable[Any]]
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"text": pa.array(values), "label": [0, 1]}))
+    refused(path, f"row 1 of .*'text'.*{words}", read)
+
+
+@pytest.mark.parametrize("value", [datetime.date(2020, 1, 1), [1], {"a": 1}, b"a", float("inf")])
+@pytest.mark.parametrize("column", ["id", "answer", "question", "context"])
+def test_a_value_to_score_that_is_no_text_is_refused_with_row_column_and_remedy(
+    tmp_path: Path, column: str, value: Any
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"text": ["It is so"], column: [value]}))
+    refused(path, f"row 1 of .* column '{column}', found .*; write it as text, or remove or rename", read_texts)
+
+
+def test_a_line_to_score_with_nul_is_refused_as_a_cell_with_nul_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"It is so\nIt is\0 not\n")
+    refused(path, "line 2 of .*: character 6 is NUL", read_texts)
+
+
+@pytest.mark.parametrize("key", ["text", "answer", "id", "context", "question"])
+@pytest.mark.parametrize("bad", ["It is\0 so", "It is \ud83d so"])
+def test_the_detector_refuses_characters_that_files_may_not_hold(key: str, bad: str) -> None:
+    detector = object.__new__(Detector)
+    with pytest.raises(UserError, match=f"text 1: {key}: character "):
+        detector.score([{"text": "It is so", key: bad}])

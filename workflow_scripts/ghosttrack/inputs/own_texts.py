@@ -141,7 +141,8 @@ def _label(value: Any, number: int, settings: DatasetSettings, name: str) -> int
 
 def _word(value: Any) -> str:
     """A label as it is compared and shown."""
-    return str(value).strip().lower()
+    plain = written(value)
+    return (str(value) if plain is None else plain).strip().lower()
 
 
 def _group(row: Row, number: int, settings: DatasetSettings, otherwise: str) -> str:

@@ -180,6 +180,8 @@ def written(value: Any) -> str | None:
         return str(value).lower()
     if isinstance(value, Integral):
         return str(int(value))
+    if isinstance(value, Decimal) and not value.is_infinite():  # of a parquet file that a database wrote
+        return "" if value.is_nan() else f"{value.normalize():f}"
     if not isinstance(value, Real) or math.isinf(value):
         return None
     return "" if math.isnan(value) else _decimal(float(value))
@@ -202,16 +204,20 @@ def text_of(row: Row, column: str, number: int, name: str, *, numbers: bool = Fa
         numbers: numbers and booleans are taken too, as `written` writes them.
     """
     value = cell(row, column)
-    if numbers and isinstance(value, Real):
+    if numbers and isinstance(value, Real | Decimal):
         value = written(value)
     if isinstance(value, str) and value.strip():
         if reason := text_flaw(value):
             raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
         return value.strip()
-    found = "nothing" if value is None or value == "" else "blanks" if isinstance(value, str) else shown(value)
-    raise UserError(
-        f"row {number} of {name}: expected text in column {column!r}, found {found}; fill it or remove the row"
-    )
+    raise UserError(f"row {number} of {name}: expected text in column {column!r}, {without_text(value)}")
+
+
+def without_text(value: Any) -> str:
+    """What stands in a cell in place of text, and what to do."""
+    if isinstance(value, str) or written(value) == "":
+        return f"found {'blanks' if isinstance(value, str) and value else 'nothing'}; fill it or remove the row"
+    return f"found {shown(value)} ({type(value).__name__}); write it as text, or name another column"
 
 
 def text_flaw(text: str) -> str:
