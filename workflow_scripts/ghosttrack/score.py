@@ -19,6 +19,7 @@ from ghosttrack.inputs.rows import (
     LONGEST_TEXT,
     Row,
     all_columns,
+    missing_flaw,
     read_rows,
     require_columns,
     shown,
@@ -88,6 +89,9 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
     for number, row in enumerate(rows, start=1):
         text, answer = text_of(row, "text", number, str(path)), _optional(row, "answer", number, path)
         question, own = (_optional(row, column, number, path) for column in ("question", "context"))
+        for column, value in (("question", question), ("context", own)):
+            if reason := missing_flaw(value, str(path)):
+                raise UserError(f"row {number} of {path}: expected text or nothing in column {column!r}, {reason}")
         yield Text(text, answer, ids[number - 1], own or ("" if question else context), question)
 
 

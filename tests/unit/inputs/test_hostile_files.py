@@ -4,6 +4,7 @@ import csv
 import datetime
 import io
 import json
+import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ from pyarrow import parquet
 
 from ghosttrack.api import Detector
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import datasets, documents
+from ghosttrack.inputs import datasets, documents, own_texts
 from ghosttrack.inputs.rows import read_rows
 from ghosttrack.score import read_texts
 from ghosttrack.settings import CorpusSettings, DatasetSettings
@@ -279,3 +280,47 @@ def test_the_detector_refuses_characters_that_files_may_not_hold(key: str, bad: 
     detector = object.__new__(Detector)
     with pytest.raises(UserError, match=f"text 1: {key}: character "):
         detector.score([{"text": "It is so", key: bad}])
+
+
+MISSING = ["NA", "nan", "NaN", "<NA>", "None", "NULL", "null", "N/A", "#N/A", "\\N", "NaT"]
+
+
+@pytest.mark.parametrize("end", ["csv", "tsv"])
+@pytest.mark.parametrize("word", MISSING)
+def test_a_word_for_a_missing_value_in_csv_is_no_answer_no_group_and_no_context(
+    tmp_path: Path, word: str, end: str
+) -> None:
+    full = {"text": "a b", "question": "Who?", "context": "So.", "gold": "Ann", "group": "g", "label": "0"}
+    path = tmp_path / f"a.{end}"
+
+    def write(column: str) -> None:
+        rows = [full, {**full, column: word}, {**full, "text": "c d", "question": "When?", "label": "1", column: word}]
+        table = [list(full), *(list(row.values()) for row in rows)]
+        path.write_text(separated(table, "\t" if end == "tsv" else ",", 0), encoding="utf-8", newline="")
+
+    base = {"source": "file", "path": str(path), "question_column": "question"}
+    given = DatasetSettings.model_validate({**base, "group_column": "group"})
+    asked = DatasetSettings.model_validate({**base, "mode": "generated", "gold_column": "gold"})
+    for column in ("question", "context"):
+        write(column)
+        refused(path, f"row 2 of .*text or nothing in column '{column}', found {re.escape(word)}, which", read_texts)
+    write("gold")
+    refused(
+        path, f"row 2 of .*column 'gold': found {re.escape(word)}, which", lambda _: own_texts.read_questions(asked)
+    )
+    write("group")
+    assert [each.group for each in own_texts.read_texts(given)] == ["g", "who?", "when?"]
+
+
+def test_a_word_for_a_missing_value_is_text_where_a_file_has_nulls(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"text": ["NA", "None"], "label": [0, 1]}))
+    assert texts_of(path) == [("NA", 0), ("None", 1)]
+    assert [each.text for each in read_texts(path)] == ["NA", "None"]
+
+
+def test_a_backslash_before_a_quotation_mark_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"say \\"no\\" now",0\nRome,1\n', encoding="utf-8")
+    refused(path, r'row 1, line 2: .*; in R, write with qmethod = "double"$', read_rows)
+    path.write_text('text,label\n"say "no" now",0\nRome,1\n', encoding="utf-8")
+    refused(path, r"row 1, line 2: .*not doubled inside a quoted text\?$", read_rows)

@@ -7,14 +7,24 @@ from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.gold import EXPECTED, answers_of
-from ghosttrack.inputs.rows import Row, all_columns, cell, read_rows, require_columns, shown, text_of, written
+from ghosttrack.inputs.rows import (
+    MISSING,
+    Row,
+    all_columns,
+    cell,
+    read_rows,
+    require_columns,
+    shown,
+    text_of,
+    written,
+)
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
 
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 # What a group column holds for a missing group, in lower case: a null of json or parquet, and how programs write one in csv.
-_NO_GROUP = frozenset(("", "nan", "nat", "<na>", "null", "none"))
+_NO_GROUP = frozenset(("", *(word.lower() for word in MISSING)))
 # Rows that a message shows as examples, and characters of the text of one.
 _EXAMPLES, _CHARACTERS = 2, 60
 

@@ -39,6 +39,8 @@ _AROUND_NAMES = string.whitespace + "\u00a0\u200b\ufeff"
 _JSON_START = re.compile(r"\[\s*(\{|\[|$)|\{\s*([\"']|$)")
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
+# What pandas, R, Excel and databases write for a missing value. In csv and tsv it cannot be told from a text.
+MISSING = frozenset(("nan", "NaN", "NaT", "<NA>", "null", "NULL", "None", "NA", "N/A", "#N/A", "\\N"))
 # Rows from which the separator is told.
 _TRIED = 100
 
@@ -213,6 +215,14 @@ def text_of(row: Row, column: str, number: int, name: str, *, numbers: bool = Fa
     raise UserError(f"row {number} of {name}: expected text in column {column!r}, {without_text(value)}")
 
 
+def missing_flaw(text: str, name: str) -> str:
+    """Why a cell of csv or tsv may hold a missing value rather than a text, and what to do; "" if it holds a text."""
+    separated = Path(name).suffix.lower() in (".csv", ".tsv")
+    if not separated or text.strip() not in MISSING:
+        return ""
+    return f"found {text.strip()}, which is how programs write a missing value; leave the cell empty, or fill it"
+
+
 def without_text(value: Any) -> str:
     """What stands in a cell in place of text, and what to do."""
     if isinstance(value, str) or written(value) == "":
@@ -286,8 +296,18 @@ def _csv(path: Path, key: str) -> list[Row]:
         raise UserError(
             f"{key}: {path} is not a table of separated values: {row}{column}, line {reader.line_num}: {error}; "
             "is a quotation mark not closed, or not doubled inside a quoted text?"
+            + (
+                ' A backslash does not stand for a second one; in R, write with qmethod = "double"'
+                if _escaped(lines)
+                else ""
+            )
         ) from None
     return rows
+
+
+def _escaped(lines: Iterable[str]) -> bool:
+    """Whether lines hold a quotation mark behind a backslash."""
+    return any('\\"' in line for line in lines)
 
 
 def _table_lines(path: Path, key: str) -> Iterator[str]:
