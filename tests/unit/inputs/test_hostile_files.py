@@ -10,8 +10,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ghosttrack.api import Detector
@@ -104,14 +108,30 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text;label;a,b\nParis, Rome;0;1\n" * 60 + "Rome;1;2\n", "row 120 .* if semicolons separate the columns, put the line sep=; above"),
-        ("a.csv", "text;label;a,b\nParis, Rome;0;1\n", "no column 'text'; .* if semicolons separate the columns, put the line sep=; above"),
+        (
+            "a.csv",
+            "text;label;a,b\nParis, Rome;0;1\n" * 60 + "Rome;1;2\n",
+            "row 120 .* if semicolons separate the columns, put the line sep=; above",
+        ),
+        (
+            "a.csv",
+            "text;label;a,b\nParis, Rome;0;1\n",
+            "no column 'text'; .* if semicolons separate the columns, put the line sep=; above",
+        ),
         ("a.csv", "a;b|c;d\nx;y|z;w\n", "may be separated by ';' or by '|'; write the file with commas"),
         ("a.csv", "text label\nParis 0\n", "no column 'text'; found text label"),
         ("a.csv", '"text","label"\n"1","Paris",0\n', "row 1 .* 3 values for 2 columns .*in R, .* row.names = FALSE$"),
         ("a.csv", "text,label\nParis, x,0\n", "row 1 .* 3 values for 2 columns .*name every column in the first line$"),
-        ("a.csv", 'label, text\n0, "Paris is"\n', "row 1 of .*, column 'text': a blank stands before the quotation mark"),
-        ("a.tsv", 'text\tlabel\n"Hello he said\t0\nworld"\t1\n', "row 1 of .*, column 'text': a tab and a line break within quotation marks"),
+        (
+            "a.csv",
+            'label, text\n0, "Paris is"\n',
+            "row 1 of .*, column 'text': a blank stands before the quotation mark",
+        ),
+        (
+            "a.tsv",
+            'text\tlabel\n"Hello he said\t0\nworld"\t1\n',
+            "row 1 of .*, column 'text': a tab and a line break within quotation marks",
+        ),
         ("a.csv", '[{"text": "a"}]', "begins like JSON, .*ending .jsonl"),
         ("a.csv", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "begins like JSON, .*ending .jsonl"),
         ("a.csv", "{\n}\n", "begins like JSON, .*ending .jsonl"),
@@ -126,11 +146,23 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         ("a.jsonl", "text,label\na,0\n", "line 1 of .* give its name the ending .csv or .tsv$"),
         ("a.jsonl", '{"text": "a", "text": "b"}\n', "an object has the key 'text' twice; keep one$"),
         ("a.jsonl", '{"text": "a", "label": 0}\nnull\n', "line 2 of .* is not an object with the columns as keys$"),
-        ("a.json", json.dumps({"version": 1, "test": [{"text": "a"}]}), "no column 'text'; .* if the rows are the objects in test, write those to a file"),
-        ("a.json", json.dumps({"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}), "if the rows are the objects in paragraphs, write those"),
-        ("a.json", json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}), "if the rows are the objects in train, test, write those"),
+        (
+            "a.json",
+            json.dumps({"version": 1, "test": [{"text": "a"}]}),
+            "no column 'text'; .* if the rows are the objects in test, write those to a file",
+        ),
+        (
+            "a.json",
+            json.dumps({"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}),
+            "if the rows are the objects in paragraphs, write those",
+        ),
+        (
+            "a.json",
+            json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}),
+            "if the rows are the objects in train, test, write those",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_table_that_cannot_be_read_is_refused_in_one_line_with_a_remedy(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
@@ -229,8 +261,14 @@ def test_labels_and_texts_of_parquet_are_read_whatever_their_type(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [("7.00", "7"), ("0.50", "0.5"), ("1E+3", "1000"), ("-0.10", "-0.1"), ("123456789012345678901.5", "123456789012345678901.5")],
-)  # fmt: skip
+    [
+        ("7.00", "7"),
+        ("0.50", "0.5"),
+        ("1E+3", "1000"),
+        ("-0.10", "-0.1"),
+        ("123456789012345678901.5", "123456789012345678901.5"),
+    ],
+)
 def test_a_decimal_number_is_written_with_all_its_digits(tmp_path: Path, number: str, words: str) -> None:
     column = pa.array([Decimal(number)], pa.decimal128(38, 2))
     table = pa.table({"text": [f"It is {words}"], "id": column, "answer": column})
@@ -299,7 +337,7 @@ def test_a_word_for_a_missing_value_in_csv_is_no_answer_no_group_and_no_context(
         path.write_text(separated(table, "\t" if end == "tsv" else ",", 0), encoding="utf-8", newline="")
 
     base = {"source": "file", "path": str(path), "question_column": "question"}
-    given = DatasetSettings.model_validate({**base, "group_column": "group"})
+    labelled = DatasetSettings.model_validate({**base, "group_column": "group"})
     asked = DatasetSettings.model_validate({**base, "mode": "generated", "gold_column": "gold"})
     for column in ("question", "context"):
         write(column)
@@ -309,7 +347,7 @@ def test_a_word_for_a_missing_value_in_csv_is_no_answer_no_group_and_no_context(
         path, f"row 2 of .*column 'gold': found {re.escape(word)}, which", lambda _: own_texts.read_questions(asked)
     )
     write("group")
-    assert [each.group for each in own_texts.read_texts(given)] == ["g", "who?", "when?"]
+    assert [each.group for each in own_texts.read_texts(labelled)] == ["g", "who?", "when?"]
 
 
 def test_a_word_for_a_missing_value_is_text_where_a_file_has_nulls(tmp_path: Path) -> None:
@@ -324,3 +362,172 @@ def test_a_backslash_before_a_quotation_mark_is_named(tmp_path: Path) -> None:
     refused(path, r'row 1, line 2: .*; in R, write with qmethod = "double"$', read_rows)
     path.write_text('text,label\n"say "no" now",0\nRome,1\n', encoding="utf-8")
     refused(path, r"row 1, line 2: .*not doubled inside a quoted text\?$", read_rows)
+
+
+UNDER_A_WRONG_ENDING = {
+    "workbook": (b"PK\x03\x04\x14\0", "Excel workbook .*save it as CSV"),
+    "old workbook": (b"\xd0\xcf\x11\xe0\xa1\xb1", "old Excel workbook .*save it as CSV"),
+    "gzip": (b"\x1f\x8b\x08\0", "gzip: unpack it with gunzip"),
+    "bzip2": (b"BZh91AY", "bzip2: unpack it with bunzip2"),
+    "xz": (b"\xfd7zXZ\0\0", "xz: unpack it with unxz"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x24", "zstd: unpack it with unzstd"),
+    "arrow": (b"ARROW1\0\0", "Arrow .*to_parquet"),
+    "arrow stream": (b"\xff\xff\xff\xff\x10", "save_to_disk .*to_parquet"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "web page": (b"\n<!DOCTYPE html>\n<html>", "web page: download the file itself"),
+    "pdf": (b"%PDF-1.7", "PDF"),
+    "sqlite": (b"SQLite format 3\0", "SQLite database: export"),
+    "pickle": (b"\x80\x04\x95\x10", "pickle.*to_parquet"),
+    "hdf5": (b"\x89HDF\r\n", "HDF5 .*to_parquet"),
+    "numpy": (b"\x93NUMPY\x01", "numpy .*to_parquet"),
+    "utf-16": ("text,label\n".encode("utf-16"), "UTF-16 text: .*iconv -f UTF-16"),
+    "utf-16 without a mark": ("text,label\n".encode("utf-16-be"), "full of NUL bytes, .*iconv"),
+    "utf-32": ("text,label\n".encode("utf-32"), "UTF-32 text: .*iconv -f UTF-32"),
+    "windows-1252": (
+        "text,label\nZürich,0\n".encode("cp1252"),
+        "not UTF-8 text: line 2 .*byte 0xfc at offset 12 .*iconv -f WINDOWS-1252",
+    ),
+    "empty": (b"", "holds no (rows|text)|is empty"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("end", ["csv", "tsv", "json", "jsonl", "txt", "parquet"])
+@pytest.mark.parametrize("kind", UNDER_A_WRONG_ENDING)
+def test_a_file_of_another_kind_is_refused_by_its_kind(tmp_path: Path, kind: str, end: str, reader: str) -> None:
+    content, message = UNDER_A_WRONG_ENDING[kind]
+    path = tmp_path / f"a.{end}"
+    path.write_bytes(content)
+    if end == "parquet" and kind in ("windows-1252", "empty", "utf-16 without a mark"):
+        message = "not a parquet file|is empty"
+    if (reader == "corpus" and end in ("csv", "tsv", "json")) or (reader == "data set" and end == "txt"):
+        message = "must end in one of"
+    refused(path, message, READERS[reader])
+
+
+def _csv(**options: Any) -> Callable[[pd.DataFrame, Path], None]:
+    return lambda frame, path: frame.to_csv(path, index=False, **options)
+
+
+def _json(**options: Any) -> Callable[[pd.DataFrame, Path], None]:
+    return lambda frame, path: frame.to_json(path, **options)
+
+
+def _plain_json(frame: pd.DataFrame, path: Path) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in frame.to_dict("records")), encoding="utf-8")
+
+
+# Ending of the file, and what writes it.
+WRITERS: dict[str, tuple[str, Callable[[pd.DataFrame, Path], object]]] = {
+    "commas": ("csv", _csv()),
+    "semicolons": ("csv", _csv(sep=";", decimal=",")),
+    "tabs": ("tsv", _csv(sep="\t")),
+    "bars": ("csv", _csv(sep="|")),
+    "commas in tsv": ("tsv", _csv()),
+    "all quoted": ("csv", _csv(sep=";", quoting=csv.QUOTE_ALL)),
+    "byte order mark": ("csv", _csv(encoding="utf-8-sig", lineterminator="\r\n")),
+    "lines": ("jsonl", _json(orient="records", lines=True)),
+    "plain lines": ("jsonl", _plain_json),
+    "records": ("json", _json(orient="records", indent=1)),
+    "columns": ("json", _json()),
+    "index": ("json", _json(orient="index")),
+    "split": ("json", _json(orient="split")),
+    "table": ("json", _json(orient="table")),
+    "values": ("json", _json(orient="values")),
+    "dict of lists": ("json", lambda frame, path: path.write_text(json.dumps(frame.to_dict("list")), encoding="utf-8")),
+    "parquet": ("parquet", lambda frame, path: frame.to_parquet(path)),
+}
+
+# No carriage return alone: csv writers of Python and pandas leave it without quotation marks, as the end of a line.
+_PIECES = (
+    "a",
+    "b",
+    " ",
+    ",",
+    ";",
+    "|",
+    "\t",
+    '"',
+    "\\",
+    "\n",
+    "\r\n",
+    "'",
+    "\u2028",
+    "\u00e9",
+    "{",
+    "[",
+    "#",
+    "=",
+    "0",
+)
+TEXTS = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=12).map("".join)
+
+
+def rows_or_refusal(path: Path, read: Callable[[Path], Iterable[Any]]) -> tuple[list[Any], str]:
+    """What a reader gives of a file, or its error."""
+    try:
+        return list(read(path)), ""
+    except UserError as error:
+        return [], str(error)
+
+
+# What damaged files, other programs and other encodings have in places where it is not expected.
+_BYTES = (
+    b"\0",
+    b"\xef\xbb\xbf",
+    b"\xff",
+    b"\xe9",
+    b"\xe2\x80\xa8",
+    b"\xc2\x85",
+    b"\x1a",
+    b'"',
+    b"\n",
+    b"[",
+    b"{",
+    b"null",
+    b"NaN",
+    b"1e999",
+    b"\\ud800",
+    b"9" * 5000,
+)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXTS, min_size=2, max_size=4), others=st.lists(TEXTS, min_size=4, max_size=4))
+def test_what_programs_write_of_a_table_is_read_as_that_table_or_refused_in_one_line(
+    tmp_path: Path, writer: str, texts: list[str], others: list[str]
+) -> None:
+    end, write = WRITERS[writer]
+    frame = pd.DataFrame({"text": texts, "note": others[: len(texts)], "label": range(len(texts))})
+    path = tmp_path / f"a.{end}"
+    write(frame, path)
+    rows, refusal = rows_or_refusal(path, read_rows)
+    assert "\n" not in refusal
+    found = [(row["text"], row["note"], str(row["label"])) for row in rows]
+    assert refusal or found == list(zip(texts, others, map(str, range(len(texts))), strict=False))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("writer", WRITERS)
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 6), st.binary(max_size=3) | st.sampled_from(_BYTES)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_no_damage_to_a_file_gives_a_traceback(
+    tmp_path: Path, writer: str, reader: str, edits: list[tuple[float, int, bytes]]
+) -> None:
+    end, write = WRITERS[writer]
+    path = tmp_path / f"a.{end}"
+    write(pd.DataFrame({"text": ["Paris, France", 'say "no"'], "note": ["a;b", "c|d"], "label": [0, 1]}), path)
+    content = path.read_bytes()
+    for share, length, put in edits:
+        place = int(share * len(content))
+        content = content[:place] + put + content[place + length :]
+    path.write_bytes(content)
+    _, refusal = rows_or_refusal(path, READERS[reader])
+    assert len(refusal.splitlines()) <= 1
