@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ghosttrack import names
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.rows import LONGEST_TEXT, flaw, shown, written
+from ghosttrack.inputs.rows import shown, text_flaw, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -252,7 +252,7 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
     if not given.text.strip():
         raise UserError(f"text {number}: expected text, found nothing")
     for name in ("text", "answer", "id", "context", "question"):
-        if reason := flaw(getattr(given, name), LONGEST_TEXT):
+        if reason := text_flaw(getattr(given, name)):
             raise UserError(f"text {number}: {name}: {reason}")
     if given.context.strip() and given.question.strip():
         raise UserError(f"text {number}: it has a question and a context; give one of them")

@@ -15,7 +15,18 @@ from ghosttrack import api, files, names
 from ghosttrack.api import Score, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds, lines
-from ghosttrack.inputs.rows import LONGEST_TEXT, Row, read_rows, require_columns, shown, text_flaw, text_of, written
+from ghosttrack.inputs.rows import (
+    LONGEST_TEXT,
+    Row,
+    all_columns,
+    missing_flaw,
+    read_rows,
+    require_columns,
+    shown,
+    text_flaw,
+    text_of,
+    written,
+)
 
 # Columns of the csv form, in order; tokens and reasons are one cell each.
 COLUMNS = ("id", "probability", "verdict", "log_odds", "output", "answer", "text", "tokens", "reasons")
@@ -74,11 +85,14 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
             raise UserError(f"texts: {path} holds no text; expected one text a line")
         return
     rows = read_rows(path, "texts")
-    require_columns(rows[0], [("", "text")], str(path))
+    require_columns(all_columns(rows), [("", "text")], f"texts: {path}")
     ids = _ids(rows, path)
     for number, row in enumerate(rows, start=1):
         text, answer = text_of(row, "text", number, str(path)), _optional(row, "answer", number, path)
         question, own = (_optional(row, column, number, path) for column in ("question", "context"))
+        for column, value in (("question", question), ("context", own)):
+            if reason := missing_flaw(value, str(path)):
+                raise UserError(f"row {number} of {path}: expected text or nothing in column {column!r}, {reason}")
         yield Text(text, answer, ids[number - 1], own or ("" if question else context), question)
 
 
@@ -100,7 +114,8 @@ def _optional(row: Row, column: str, number: int, path: Path) -> str:
     found = written(row.get(column))
     if found is None:
         raise UserError(
-            f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}"
+            f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}; "
+            "write it as text, or remove or rename the column"
         )
     return found
 

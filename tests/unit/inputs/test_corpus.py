@@ -341,7 +341,7 @@ def test_jsonl_and_parquet_are_read_from_the_named_column(tmp_path: Path) -> Non
             '{"text": "a"}\n{"text": "b\\ud800"}\n',
             r"row 2 of .*'text': character 2 is half of a surrogate pair, .ud800",
         ),
-        ("a.parquet", "not parquet", "is not a readable parquet file"),
+        ("a.parquet", "not parquet", "is damaged or is not a parquet file"),
         ("a.doc", "word", "must end in one of .txt, .jsonl, .parquet"),
         ("missing.txt", None, "there is no file .*missing.txt"),
     ],

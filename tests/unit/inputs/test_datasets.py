@@ -300,7 +300,7 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 of .* is not an object"),
         ("a.json", b"[1, 2]", "not a list of objects"),
-        ("a.parquet", b"PAR", "not a readable parquet file"),
+        ("a.parquet", b"PAR", "is damaged or is not a parquet file"),
         ("a.xlsx", b"x", "must end in one of"),
         ("a.jsonl", b'{"text": 3, "label": 0}\n', "row 1 of .*found 3"),
     ],

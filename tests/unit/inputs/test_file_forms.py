@@ -243,7 +243,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.csv",
         b"Paris is big,0\nOslo is small,1\n",
-        "no column 'text'; found Paris is big, 0. .*first line of a csv or tsv file names its columns",
+        "no column 'text'; found Paris is big, 0. .*name the columns in the first line",
     ),
     # write.table of R: one name less than columns.
     (
@@ -267,7 +267,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ),
     ("a.json", b'[{"text": "a", "label": ' + b"9" * 5000 + b"}]", "line 1 of .* is not JSON: [^;]*digits$"),
     ("a.parquet", parquet_of(pa.table({})), "holds no rows"),
-    ("a.parquet", DAMAGED, "is not a readable parquet file"),
+    ("a.parquet", DAMAGED, "is damaged or is not a parquet file"),
     ("a.csv", b"sep=;\n", "holds no rows"),
     ("a.json", b"", "holds no rows"),
     ("a.json", b"{}", "holds no rows"),
@@ -446,7 +446,7 @@ def test_a_dotted_text_column_of_a_corpus_names_a_key_of_an_object(tmp_path: Pat
     assert corpus_of(path) == ["x", "y"]
     for column, message in (
         ("page.body", "row 1 of .* has no text in 'page.body'; found page.*; set corpus.text_column"),
-        ("page.n", "row 1 of .* has no text in 'page.n'; found 1; fill it or remove the row"),
+        ("page.n", "row 1 of .* has no text in 'page.n'; found 1 .int.; write it as text"),
         ("body", "no (text in|column) 'body'"),
     ):
         with pytest.raises(UserError, match=f"corpus.text_column: .*{message}"):
@@ -475,11 +475,11 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
             "row 1 of .* has no text in 'text'; found .*, expected an object with the columns as keys on each line",
         ),
         ("a.jsonl", json_of(RECORDS, indent=1), "line 1 of .* is not JSON"),
-        ("a.jsonl", b'{"text": null}\n', "row 1 of .* has no text in 'text'; found None; fill it or remove the row"),
+        ("a.jsonl", b'{"text": null}\n', "row 1 of .* has no text in 'text'; found nothing; fill it or remove the row"),
         ("a.parquet", parquet_of(pa.table([TEXTS, TEXTS], names=["text", "text"])), "two columns of one name: 'text'"),
-        ("a.parquet", DAMAGED, "is (damaged after row 0|not a readable parquet file)"),
+        ("a.parquet", DAMAGED, "is (damaged after row 0|is damaged or is not a parquet file)"),
         ("a.parquet", parquet_of(pa.table({})), "no column 'text'; found none. Set"),
-        ("a.parquet", b"PAR1", "is not a readable parquet file"),
+        ("a.parquet", b"PAR1", "is damaged or is not a parquet file"),
         ("folder.txt", None, "is a folder, expected one file"),
         ("nowhere.txt", b"", "there is no file"),
         ("n" * 300 + ".txt", b"", "cannot be looked up .File name too long"),

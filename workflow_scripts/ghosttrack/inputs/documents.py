@@ -17,11 +17,11 @@ from ghosttrack.facts import fact_text
 from ghosttrack.files import sha256_file
 from ghosttrack.inputs import corpus_sources, hub
 from ghosttrack.inputs.corpus import Place, Stream, build
-from ghosttrack.inputs.json_tables import parsed
-from ghosttrack.inputs.lines import LONGEST, read_lines
+from ghosttrack.inputs.json_tables import ONE_A_LINE, parsed
+from ghosttrack.inputs.lines import LONGEST, in_one_line, read_lines
 from ghosttrack.inputs.model_sizes import read_limit, require_context
-from ghosttrack.inputs.models import first_line, load_tokenizer
-from ghosttrack.inputs.rows import cell, columns_of, flaw, require_distinct, shown
+from ghosttrack.inputs.models import load_tokenizer
+from ghosttrack.inputs.rows import cell, columns_of, flaw, names_near, require_distinct, shown, without_text
 from ghosttrack.settings import CorpusSettings
 
 # A level-one heading of WikiText: " = Title = ".
@@ -77,7 +77,7 @@ def open_source(settings: CorpusSettings, seed: int) -> Source:
         return Source(streams, None)
     if corpus_sources.is_file(name):
         path = Path(name).expanduser()
-        return Source([Stream(path.name, _local(path, settings.text_column), 1.0)], None)
+        return Source([Stream(path.name, _some(_local(path, settings.text_column), path), 1.0)], None)
     match = corpus_sources.HUB_ID.fullmatch(name)
     dataset, config = (match["id"], match["config"]) if match else corpus_sources.HUB[name]
     found = hub.rows(
@@ -104,10 +104,10 @@ def _column(rows: Iterable[object], column: str, name: str) -> Iterator[str]:
 def _found(row: object, column: str, value: Any) -> str:
     """What a row without text in a column holds, in words."""
     if not isinstance(row, dict):
-        return f"found {shown(row)}, expected an object with the columns as keys on each line"
+        return f"found {shown(row)}, expected an object with the columns as keys on each line; {ONE_A_LINE}"
     if column in row or value is not None:
-        return f"found {shown(value)}; fill it or remove the row"
-    return f"found {columns_of(row)}; set corpus.text_column to the column that holds it"
+        return without_text(value)
+    return f"found {columns_of(names_near(row, column))}; set corpus.text_column to the column that holds it"
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
@@ -119,6 +119,15 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
             article = []
         article.append(line)
     yield "".join(article)
+
+
+def _some(texts: Iterator[str], path: Path) -> Iterator[str]:
+    """The same documents; a UserError names the file if there are none."""
+    first = next(texts, None)
+    if first is None:
+        raise UserError(f"corpus.source: {path} holds no text, only blanks; name another file or fill it")
+    yield first
+    yield from texts
 
 
 def _local(path: Path, column: str) -> Iterator[str]:
@@ -134,9 +143,9 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
     try:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)  # page by page, never a whole column
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"corpus.source: {path} is not a readable parquet file ({first_line(error)}); write it again"
+            f"corpus.source: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it or download it again"
         ) from None
     names = file.schema_arrow.names
     require_distinct(names, f"corpus.source: {path}")
@@ -163,7 +172,7 @@ def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
                 yield {column: each.as_py()}
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"corpus.source: {path} is damaged after row {number} ({first_line(error)}); write it again"
+            f"corpus.source: {path} is damaged after row {number} ({in_one_line(error)}); write it or download it again"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
@@ -172,9 +181,15 @@ def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
 
 
 def _json_rows(path: Path) -> Iterator[object]:
+    begun = False
     for number, line in enumerate(read_lines(path, "corpus.source"), start=1):
-        if line.strip():
+        if not line.strip():
+            continue
+        try:
             yield parsed(line, f"corpus.source: line {number} of {path}")
+        except UserError as error:
+            raise error if begun else UserError(f"{error}; {ONE_A_LINE}") from None
+        begun = True
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

@@ -28,15 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.rows import Row, cell, shown, text_flaw, written
+from ghosttrack.inputs.rows import MISSING, Row, cell, shown, text_flaw, written
 
 EXPECTED = (
     'a text, a number, texts separated by `;`, a list such as ["Paris", "City of Paris"], or an object with the keys text, '
     "value and aliases, short_answers, or choices and labels"
 )
 
-# What programs write for a missing value. Each might be an answer too, so that such a cell is refused.
-_MISSING = frozenset(("nan", "NaN", "NaT", "<NA>", "null", "None"))
 # array([...]), dict(...), deque([...]): how Python shows other collections, which this module does not read.
 _CONSTRUCTOR = re.compile(r"[A-Za-z_.]+\(\s*[\[{(]")
 # What stands between semicolons; the one that ends an HTML entity separates nothing: AT&amp;T.
@@ -106,7 +104,7 @@ def gold_answers(value: Any, *, separated: bool = False) -> list[str]:
 
 def _of_text(text: str, separated: bool) -> list[str]:
     """Answers in the text of a whole cell."""
-    if text in _MISSING:
+    if text in MISSING:  # it might be an answer too, so that such a cell is refused
         raise UnreadableAnswerError(
             f"found {text}, which may be a missing value or an answer; leave the cell empty, or write {json.dumps([text])}"
         )

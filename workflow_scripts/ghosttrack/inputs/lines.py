@@ -50,6 +50,11 @@ def read_text(path: Path, key: str) -> str:
         raise _unreadable(path, key, error) from None
 
 
+def in_one_line(error: BaseException) -> str:
+    """What another library says in its error, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def _require_text(path: Path, key: str) -> None:
     if reason := file_kinds.refusal(path):
         raise UserError(f"{key}: {reason}")

@@ -7,14 +7,25 @@ from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.gold import EXPECTED, answers_of
-from ghosttrack.inputs.rows import Row, cell, first_row, read_rows, require_columns, shown, text_of, written
+from ghosttrack.inputs.rows import (
+    MISSING,
+    Row,
+    all_columns,
+    cell,
+    first_row,
+    read_rows,
+    require_columns,
+    shown,
+    text_of,
+    written,
+)
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
 
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 # What a group column holds for a missing group, in lower case: a null of json or parquet, and how programs write one in csv.
-_NO_GROUP = frozenset(("", "nan", "nat", "<na>", "null", "none"))
+_NO_GROUP = frozenset(("", *(word.lower() for word in MISSING)))
 # Rows that a message shows as examples, and characters of the text of one.
 _EXAMPLES, _CHARACTERS = 2, 60
 
@@ -50,7 +61,7 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
     """
     name = str(settings.path)
     rows = read_rows(Path(name))
-    require_columns(rows[0], _columns(settings), name)
+    require_columns(all_columns(rows), _columns(settings), name)
     starts = _starts_with_question(rows, settings, name)
     texts = []
     for number, row in enumerate(rows, start=1):
@@ -86,7 +97,7 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
     name = str(settings.path)
     question_column, gold_column = str(settings.question_column), str(settings.gold_column)
     rows = read_rows(Path(name))
-    require_columns(rows[0], _columns(settings), name)
+    require_columns(all_columns(rows), _columns(settings), name)
     questions = []
     for number, row in enumerate(rows, start=1):
         question = text_of(row, question_column, number, name)
@@ -154,7 +165,8 @@ def _label(value: Any, number: int, settings: DatasetSettings, name: str) -> int
 
 def _word(value: Any) -> str:
     """A label as it is compared and shown."""
-    return str(value).strip().lower()
+    plain = written(value)
+    return (str(value) if plain is None else plain).strip().lower()
 
 
 def _group(row: Row, number: int, settings: DatasetSettings, otherwise: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import re
+import string
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds
 from ghosttrack.inputs.json_tables import parsed, rows_in, values_in
-from ghosttrack.inputs.lines import LONGEST, read_lines, read_text
+from ghosttrack.inputs.lines import LONGEST, in_one_line, read_lines, read_text
 
 log = logging.getLogger("ghosttrack")
 
@@ -32,12 +33,17 @@ _DEEPEST = 50
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # A first line by which Excel is told the separator.
 _SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
-# A byte order mark within a file, where two were joined, and a space without width.
-_INVISIBLE = "\ufeff\u200b"
 _ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!"))
-_FIRST_LINE = " (the first line of a csv or tsv file names its columns)"
+# What may stand around the name of a column and is not seen.
+_AROUND_NAMES = string.whitespace + "\u00a0\u200b\ufeff"
+# The beginning of JSON rather than of a column's name.
+_JSON_START = re.compile(r"\[\s*(\{|\[|$)|\{\s*([\"']|$)")
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
+# What pandas, R, Excel and databases write for a missing value. In csv and tsv it cannot be told from a text.
+MISSING = frozenset(("nan", "NaN", "NaT", "<NA>", "null", "NULL", "None", "NA", "N/A", "#N/A", "\\N"))
+# Rows from which the separator is told.
+_TRIED = 100
 
 
 def read_rows(path: Path, key: str = "path") -> list[Row]:
@@ -54,7 +60,7 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
         raise UserError(f"{key}: {reason}")
     rows = _READERS[path.suffix.lower()](path, key)
     if not rows:
-        raise UserError(f"{key}: {path} holds no rows")
+        raise UserError(f"{key}: {path} holds no rows, expected at least one; name another file or fill it")
     return rows
 
 
@@ -98,18 +104,51 @@ def require_distinct(columns: Iterable[str], where: str) -> None:
 
 
 def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> None:
-    """Check that a table has its columns, given as (settings key or "", column); names every column found."""
+    """Check that a table has its columns, given as (settings key or "", column); names every column found.
+
+    Args:
+        row: one row, or the columns of all rows, as `all_columns` gives them. name: the file.
+    """
     for key, column in columns:
         if not _has(row, column):
+            found = names_near(row, column)
             raise UserError(
-                f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(_nested(row, column))}"
-                + (
-                    f". Set {key} to the column that holds it"
-                    if key
-                    else f". Rename the column that holds it to {column!r}"
-                )
-                + (_FIRST_LINE if Path(name).suffix.lower() in (".csv", ".tsv") else "")
+                f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(found)}. "
+                f"{_remedy(row, column, key)}{_for_tables(name, found)}{_other_separator(found)}"
             )
+
+
+def all_columns(rows: Iterable[Row]) -> Row:
+    """The columns of all rows, each with the first value that is not missing: programs leave out a key without a value."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        for column, value in row.items():
+            if found.get(column) is None:
+                found[column] = value
+    return found
+
+
+def _remedy(row: Row, column: str, key: str) -> str:
+    """How a table gets a column that it lacks; names a column that differs in case alone, or one inside an object."""
+    like = [name for name in map(str, row) if name.strip().casefold() == column.casefold()]
+    inside = [f"{name}.{column}" for name, value in row.items() if isinstance(value, Mapping) and column in value]
+    if key and len(like + inside) == 1:
+        return f"Set {key} to {(like + inside)[0]!r}"
+    known = repr(like[0]) if len(like) == 1 else "the column that holds it"
+    usual = f"Set {key} to {known}" if key else f"Rename {known} to {column!r}"
+    nested = [name for name, value in row.items() if isinstance(value, list) and _has_objects(value)]
+    nested = nested or [name for name, value in row.items() if isinstance(value, Mapping) and column in value]
+    objects = f", or, if the rows are the objects in {columns_of(nested)}, write those to a file, one a line"
+    return usual + (objects if nested and not like else "")
+
+
+def _has_objects(values: Sequence[Any]) -> bool:
+    return bool(values) and isinstance(values[0], Mapping)
+
+
+def _for_tables(name: str, found: Sequence[str]) -> str:
+    in_text = Path(name).suffix.lower() in (".csv", ".tsv") and found
+    return ", and name the columns in the first line" if in_text else ""
 
 
 def cell(row: Row, column: str) -> Any:
@@ -126,7 +165,7 @@ def cell(row: Row, column: str) -> Any:
     return value
 
 
-def _nested(row: Row, column: str) -> list[str]:
+def names_near(row: Row, column: str) -> list[str]:
     """The names of a row's columns, and of the keys of the object in which a nested column was looked for."""
     head = column.partition(".")[0]
     inner = row.get(head) if head != column else None
@@ -165,6 +204,8 @@ def written(value: Any) -> str | None:
         return str(value).lower()
     if isinstance(value, Integral):
         return str(int(value))
+    if isinstance(value, Decimal) and not value.is_infinite():  # of a parquet file that a database wrote
+        return "" if value.is_nan() else f"{value.normalize():f}"
     if not isinstance(value, Real) or math.isinf(value):
         return None
     return "" if math.isnan(value) else _decimal(float(value))
@@ -187,16 +228,28 @@ def text_of(row: Row, column: str, number: int, name: str, *, numbers: bool = Fa
         numbers: numbers and booleans are taken too, as `written` writes them.
     """
     value = cell(row, column)
-    if numbers and isinstance(value, Real):
+    if numbers and isinstance(value, Real | Decimal):
         value = written(value)
     if isinstance(value, str) and value.strip():
         if reason := _spreadsheet_error(value) or text_flaw(value):
             raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
         return value.strip()
-    found = "nothing" if value is None or value == "" else "blanks" if isinstance(value, str) else shown(value)
-    raise UserError(
-        f"row {number} of {name}: expected text in column {column!r}, found {found}; fill it or remove the row"
-    )
+    raise UserError(f"row {number} of {name}: expected text in column {column!r}, {without_text(value)}")
+
+
+def missing_flaw(text: str, name: str) -> str:
+    """Why a cell of csv or tsv may hold a missing value rather than a text, and what to do; "" if it holds a text."""
+    separated = Path(name).suffix.lower() in (".csv", ".tsv")
+    if not separated or text.strip() not in MISSING:
+        return ""
+    return f"found {text.strip()}, which is how programs write a missing value; leave the cell empty, or fill it"
+
+
+def without_text(value: Any) -> str:
+    """What stands in a cell in place of text, and what to do."""
+    if isinstance(value, str) or written(value) == "":
+        return f"found {'blanks' if isinstance(value, str) and value else 'nothing'}; fill it or remove the row"
+    return f"found {shown(value)} ({type(value).__name__}); write it as text, or name another column"
 
 
 def _spreadsheet_error(text: str) -> str:
@@ -244,10 +297,11 @@ def shown(value: Any) -> str:
 
 
 def columns_of(row: Iterable[Any]) -> str:
-    """The names of a row's columns, for an error: the first ones of many; blanks and marks that nobody sees are shown."""
-    names = [name if name and name.isprintable() and name == name.strip() else repr(name) for name in map(str, row)]
+    """The names of a row's columns, for an error: the first ones of many, in quotation marks where blanks would not be seen."""
+    names = [str(name) for name in row]
+    visible = [name if name and name == name.strip() and name.isprintable() else repr(name) for name in names[:_NAMED]]
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more or "none"
+    return ", ".join(visible) + more if names else "none"
 
 
 def _csv(path: Path, key: str) -> list[Row]:
@@ -258,11 +312,11 @@ def _csv(path: Path, key: str) -> list[Row]:
     reader = csv.reader(_noted(_table_lines(path, key), lines), delimiter=separator, strict=True)
     try:
         with _field_limit(LONGEST):
-            header = _header(next(filter(None, reader), []), path, key)
+            header = _header(next(filter(_filled, reader), []), path, key)
             lines.clear()
             for values in reader:
                 if values:
-                    rows.append(_named(header, values, len(rows) + 1, path))
+                    rows.append(_named(header, values, f"row {len(rows) + 1} of {path}", separator))
                 lines.clear()
     except csv.Error as error:
         row = f"row {len(rows) + 1}" if header else "the header"
@@ -271,42 +325,74 @@ def _csv(path: Path, key: str) -> list[Row]:
         raise UserError(
             f"{key}: {path} is not a table of values between {_SEPARATORS[separator]}: {row}{column}, line {reader.line_num}: {error}; "
             "is a quotation mark not closed, or not doubled inside a quoted text?"
+            + (
+                ' A backslash does not stand for a second one; in R, write with qmethod = "double"'
+                if _escaped(lines)
+                else ""
+            )
         ) from None
     return rows
+
+
+def _escaped(lines: Iterable[str]) -> bool:
+    """Whether lines hold a quotation mark behind a backslash."""
+    return any('\\"' in line for line in lines)
 
 
 def _table_lines(path: Path, key: str) -> Iterator[str]:
     """The lines of a csv or tsv file from its header on; a first line `sep=;`, as Excel takes it, is left out."""
     lines = read_lines(path, key, newline="")
-    first = next(lines, "")
+    first = _first_line(lines)
     return lines if _SEP.fullmatch(first) else chain([first], lines)
+
+
+def _first_line(lines: Iterator[str]) -> str:
+    """The first line, "" if there is none, without the byte order marks that several programs put there one by one."""
+    return next(lines, "").lstrip("\ufeff")
 
 
 def _separator(path: Path, key: str) -> str:
     """The character that separates the values of a csv or tsv file.
 
     It is the one that a first line `sep=;` names, else the usual one of the ending. Where the usual one leaves a single
-    column, and one of the others separates both the header and the first row, it is that one, and the log says so.
+    column, and one of the others separates both the header and the first row, it is that one, and the log says so. The same
+    holds where the usual one gives rows another number of values than the header, and the other one always as many.
 
     Raises:
         UserError: several of the others do, or the file is a table of Markdown.
     """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    if named := _SEP.fullmatch(next(read_lines(path, key, newline=""), "")):
+    if named := _SEP.fullmatch(_first_line(read_lines(path, key, newline=""))):
         return named[1]
-    if _widths(path, key, usual)[:1] != [1]:
+    found = _widths(path, key, usual)
+    if _even(found):
         return usual
-    fitting = [mark for mark in _SEPARATORS if mark != usual and min(_widths(path, key, mark)) > 1]
-    if len(fitting) > 1:
+    # A header such as "text (short, one line);label" holds commas that do not separate it.
+    single = found[0] == 1
+    others = {mark: _widths(path, key, mark) for mark in _SEPARATORS if mark != usual}
+    fitting = [mark for mark, widths in others.items() if _even(widths)]
+    fitting = fitting or [mark for mark, widths in others.items() if single and _splits(widths)]
+    if single and len(fitting) > 1:
         raise UserError(
             f"{key}: the header of {path} may be separated by {' or by '.join(map(repr, fitting))}; "
             f"write the file with {_SEPARATORS[usual]} between its columns"
         )
     if fitting == ["|"] and _is_markdown(path, key):
         raise UserError(f"{key}: {path} is a table of Markdown; save it as CSV, without the line of dashes")
-    if fitting:
-        log.info("%s: its columns are separated by %s, not by %s", path, _SEPARATORS[fitting[0]], _SEPARATORS[usual])
-    return fitting[0] if fitting else usual
+    if len(fitting) != 1:
+        return usual
+    log.info("%s: its columns are separated by %s, not by %s", path, _SEPARATORS[fitting[0]], _SEPARATORS[usual])
+    return fitting[0]
+
+
+def _even(widths: Sequence[int]) -> bool:
+    """Whether header and rows have several values, all as many."""
+    return widths[0] > 1 and len(set(widths)) == 1
+
+
+def _splits(widths: Sequence[int]) -> bool:
+    """Whether the header has several values, and the first row does not have one."""
+    return widths[0] > 1 and 1 not in widths[:2]
 
 
 def _is_markdown(path: Path, key: str) -> bool:
@@ -316,20 +402,41 @@ def _is_markdown(path: Path, key: str) -> bool:
 
 
 def _widths(path: Path, key: str, separator: str) -> list[int]:
-    """Values in the header of a file and in its first row, where there are such, if a separator is taken; [0] if it is no table."""
+    """Values in the header of a file and in each of its first rows, if a separator is taken.
+
+    It ends with 0 for a line whose quotation marks do not fit, and is [0] for a file without a header.
+    """
+    widths: list[int] = []
     try:
         with _field_limit(LONGEST):
-            table = csv.reader(_table_lines(path, key), delimiter=separator)
-            return [len(values) for values in islice(filter(None, table), 2)]
+            table = csv.reader(_table_lines(path, key), delimiter=separator, strict=True)
+            widths += [len(header) for header in islice(filter(_filled, table), 1)]
+            for values in islice(filter(None, table), _TRIED):
+                widths.append(len(values))
     except csv.Error:
-        return [0]
+        widths.append(0)
+    return widths or [0]
+
+
+def _filled(cells: Sequence[str]) -> bool:
+    """Whether a line of a table holds anything; empty ones may stand above the header."""
+    return any(map(str.strip, cells))
 
 
 def _header(cells: Sequence[str], path: Path, key: str) -> list[str]:
-    """The names of the columns, without blanks and invisible marks around them; a UserError names one that is there twice, or holds NUL."""
-    header = [cell.strip().strip(_INVISIBLE).strip() for cell in cells]
+    """The names of the columns, without blanks and invisible characters around them.
+
+    Raises:
+        UserError: a name is there twice or holds NUL, or the line is JSON.
+    """
+    header = [cell.strip(_AROUND_NAMES) for cell in cells]
     if reason := next(filter(None, map(_nul, header)), ""):
         raise UserError(f"{key}: the header of {path}: {reason}")
+    if header and _JSON_START.match(header[0]):
+        raise UserError(
+            f"{key}: {path} begins like JSON, expected the names of columns; give its name the ending .jsonl if each line "
+            "is an object, else .json"
+        )
     require_distinct(filter(None, header), f"{key}: {path}")
     return header
 
@@ -351,13 +458,47 @@ def _field_limit(most: int) -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _named(header: Sequence[str], values: Sequence[str], number: int, path: Path) -> Row:
+def _named(header: Sequence[str], values: Sequence[str], where: str, separator: str) -> Row:
+    """A row by the names of its columns; errors begin with `where`, the row's number and file."""
     if any(values[len(header) :]) or len(values) < len(header):
         raise UserError(
-            f"row {number} of {path} has {len(values)} values for {len(header)} columns ({columns_of(header)}); "
+            f"{where} has {len(values)} values for {len(header)} columns ({columns_of(header)}); "
             "quote texts that hold a separator or a line break, and name every column in the first line"
+            + _row_names(header, values)
+            + _other_separator(header)
         )
-    return dict(zip(header, values, strict=False))  # empty cells behind the last column: spreadsheets write them
+    row = dict(zip(header, values, strict=False))  # empty cells behind the last column: spreadsheets write them
+    for column, value in row.items():
+        if reason := _quotation_flaw(value, separator):
+            raise UserError(f"{where}, column {column!r}: {reason}")
+    return row
+
+
+def _row_names(header: Sequence[str], values: Sequence[str]) -> str:
+    """What to do in R, whose write.table gives the column of row names no name of its own."""
+    named = len(values) == len(header) + 1 and values[0].isdecimal()
+    return "; in R, write the table without row names: row.names = FALSE" if named else ""
+
+
+def _other_separator(names: Iterable[str]) -> str:
+    """How to say that a table has another separator, which stands in the names of its columns."""
+    marks = [mark for mark in _SEPARATORS if mark != "," and any(mark in name for name in names)]
+    return f"; if {_SEPARATORS[marks[0]]} separate the columns, put the line sep={marks[0]} above them" if marks else ""
+
+
+def _quotation_flaw(value: str, separator: str) -> str:
+    """Why a value is not what its quotation marks say, and what to do; "" if it may be."""
+    inner = value.strip()
+    if value[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"':
+        return (
+            'a blank stands before the quotation mark, which then belongs to the text; write ,"..." without the blank'
+        )
+    if separator == "\t" and "\t" in value and "\n" in value:
+        return (
+            "a tab and a line break within quotation marks, as where a mark is part of the text and the other one is "
+            'missing; write the whole text in marks and each mark in it twice: "say ""no"""'
+        )
+    return ""
 
 
 def _unfinished(values: Sequence[str], header: Sequence[str], error: str) -> str:
@@ -376,18 +517,30 @@ def _jsonl(path: Path, key: str) -> list[Row]:
 def _objects(path: Path, key: str) -> Iterator[Row]:
     """The rows of a jsonl file as they are read."""
     number = 0
-    hint = "; if the file is one list, or its objects take several lines, give its name the ending .json"
     for line_number, line in enumerate(read_lines(path, key), start=1):
         if not line.strip():
             continue
+        hint = _hint(line) if not number else ""
         try:
-            row = parsed(line, f"line {line_number} of {path}")
+            row = parsed(line, f"{key}: line {line_number} of {path}")
         except UserError as error:
             raise UserError(f"{error}{hint}") from None
         if not isinstance(row, dict):
-            raise UserError(f"line {line_number} of {path} is not an object with the columns as keys{hint}")
-        number, hint = number + 1, ""
+            raise UserError(f"{key}: line {line_number} of {path} is not an object with the columns as keys{hint}")
+        number += 1
         yield _checked(row, number, path)
+
+
+def _hint(line: str) -> str:
+    """What a first line that is no JSON object may be, and what to do."""
+    text = line.strip()
+    if text.startswith("[") or text == "{" or (text.startswith("{") and not text.endswith(("}", "},"))):
+        return "; if the file is one list, or its objects take several lines, give its name the ending .json"
+    if text.endswith("},"):
+        return "; if a comma stands between the objects, remove it: a line holds one object alone"
+    if text.startswith("{"):
+        return ""
+    return "; if it is a table of separated values, give its name the ending .csv or .tsv"
 
 
 def _json(path: Path, key: str) -> list[Row]:
@@ -426,23 +579,22 @@ def _parquet(path: Path, key: str) -> list[Row]:
 
     if reason := file_kinds.refusal(path):
         raise UserError(f"{key}: {reason}")
-
     try:
-        file = parquet.ParquetFile(path)  # read_table has no readable error for two columns of one name
+        # Not `read_table`: it takes the file for a folder of them, and reports a repeated column as damage.
+        file = parquet.ParquetFile(path)
         require_distinct(file.schema_arrow.names, f"{key}: {path}")
         table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{key}: {path} is not a readable parquet file ({_one_line(error)}); write it again") from None
+        raise UserError(
+            f"{key}: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it or download it again"
+        ) from None
     try:
         return list(table.to_pylist())
     except (ValueError, OverflowError) as error:
         raise UserError(
-            f"{_unreadable_cell(table, path)} cannot be read ({_one_line(error)}); write the file again"
+            f"{_unreadable_cell(table, path)} cannot be read ({in_one_line(error)}); "
+            "write the file again without the column, or with text in it"
         ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _unreadable_cell(table: Any, path: Path) -> str:
