@@ -236,3 +236,27 @@ def test_no_gold_answer_is_refused() -> None:
 
 def test_verdicts_are_plain_strings() -> None:
     assert [str(verdict) for verdict in Verdict] == ["correct", "wrong", "ambiguous", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "others", "expected"),
+    [
+        ("Vitamin B", ["Vitamin A"], [], WRONG),  # a letter at the end is no article
+        ("Vitamin", ["Vitamin A"], [], WRONG),
+        ("vitamin a", ["Vitamin A"], ["Vitamin B"], CORRECT),
+        ("Plan B", ["Plan A"], ["Plan C"], WRONG),
+        ("A", ["B"], ["A", "C", "D"], WRONG),  # multiple choice
+        ("A", ["B"], [], WRONG),
+        ("A", ["A"], ["B"], CORRECT),
+        ("a", ["Paris"], ["Rome"], EMPTY),
+        ("C#", ["C++"], ["C", "C#"], WRONG),
+        ("C", ["C++"], [], WRONG),
+        ("C++", ["C++"], ["C"], CORRECT),
+        ("It is C++, I know", ["C++"], ["C"], CORRECT),
+        ("A+", ["A"], [], WRONG),
+    ],
+)
+def test_letters_and_signs_that_tell_answers_apart_are_kept(
+    answer: str, gold: list[str], others: list[str], expected: Verdict
+) -> None:
+    assert judge(answer, gold, others) == expected

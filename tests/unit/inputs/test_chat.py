@@ -165,6 +165,10 @@ REFUSED = {
     "needs an undefined value": ("{{ tools_list[0].name }}" + EACH, r"cannot render tiny \(UndefinedError"),
     "today": ("{{ strftime_now('%d %b %Y') }}" + EACH + LAST, r"today's date.*date_string"),
     "leaves out a turn": ("{{ messages[0].content }}" + LAST, r"leaves out a message of tiny: 'How many legs"),
+    "opens no turn": (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.content }}{% endfor %}",
+        r"writes '<.im_start.>assistant' before an answer, and leaves it out of the prompt",
+    ),
     "thinks": (EACH + "{{ '<think>\n' }}", r"chain of thought"),
 }  # fmt: skip
 

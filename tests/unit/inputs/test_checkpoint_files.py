@@ -332,9 +332,20 @@ def test_a_directory_with_one_gguf_file_needs_no_config_json(tmp_path: Path) -> 
     assert manifest["vocab_size"] == 400
 
 
-def test_an_encoder_that_is_set_up_as_a_decoder_is_a_causal_model() -> None:
-    checkpoint_files._require_causal_model({**BERT, "model_type": "bert", "is_decoder": True}, "x")
-    checkpoint_files._require_causal_model({"model_type": "gpt_neox"}, "x")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**BERT, "model_type": "bert", "is_decoder": True},
+        {"model_type": "gpt_neox"},
+        # As save_pretrained writes infinity.
+        {"model_type": "mamba2", "time_step_limit": [0.0, {"__float__": "Infinity"}]},
+    ],
+)
+def test_an_encoder_that_is_set_up_as_a_decoder_and_others_are_causal_models(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint_files._require_causal_model(tmp_path, config, "x")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -362,6 +362,15 @@ def test_own_questions_need_gold_answers(tmp_path: Path) -> None:
     assert all(gold == [gold[0], f"n{gold[0]}"] for gold in frame["gold"])
 
 
+@pytest.mark.parametrize("gold", ["-", "...", "\u2764", ["-", "!"]])
+def test_gold_answers_without_a_letter_or_digit_are_refused_with_their_row(tmp_path: Path, gold: Any) -> None:
+    rows = [{"q": f"Number {n}?", "gold": gold if n == 4 else str(n)} for n in range(9)]
+    path = write_lines(tmp_path / "q.jsonl", rows)
+    base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q", "gold_column": "gold"}
+    with pytest.raises(UserError, match=r"row 5 of .*q\.jsonl: the accepted answers .* hold no letter and no digit"):
+        datasets.load_questions(settings(**base), seed=0, count=2)
+
+
 def test_several_labelled_spans_of_one_text_all_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "Ann was born in Rome in 1942 and died in Peru."
     table = {

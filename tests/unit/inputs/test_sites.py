@@ -101,6 +101,11 @@ def test_the_sublayers_are_told_apart_by_what_tokens_see_and_not_by_their_order(
     assert sites.find_sublayers(model, [1]) == [sites.Sublayers("own.self_attn", "own.mlp")]
 
 
+def test_a_model_of_a_very_short_context_is_searched_with_as_many_tokens() -> None:
+    config = transformers.GPT2Config(vocab_size=300, n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=6)
+    assert sites.find_sublayers(build(config)) == [sites.Sublayers("attn", "mlp")] * LAYERS
+
+
 def test_layers_that_the_model_lacks_are_refused() -> None:
     model = build(transformers.LlamaConfig(**COMMON))
     for layers in ([], [3], [1, 0], [-1]):

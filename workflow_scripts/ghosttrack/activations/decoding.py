@@ -129,9 +129,9 @@ def _batches(coded: Sequence[list[int]], size: int, limits: Limits, new: int) ->
     rest = sorted(set(range(len(coded))) - set(short), key=lambda number: (len(coded[number]), coded[number]))
     if rest:
         log.warning(
-            "%d of %d prompts are longer than %d tokens, up to which the model was checked to continue prompts of different "
-            "lengths together (model_check.csv): they share a batch with prompts of their own length, which is slower",
-            len(rest), len(coded), max(limits.padded - new, 0),
+            "%d of %d prompts share a batch with prompts of their own length alone, which is slower: the model does not continue "
+            "prompts of different lengths together exactly%s, or was not checked to (model_check.csv)",
+            len(rest), len(coded), f" beyond {limits.padded - new} tokens" if limits.padded > new else "",
         )  # fmt: skip
     for chosen in _runs(coded, rest, size if limits.batched else 1, lambda one, other: len(one) == len(other)):
         yield chosen, "cached" if len(coded[chosen[0]]) + new <= limits.cached else "plain"

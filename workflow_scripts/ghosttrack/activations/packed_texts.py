@@ -143,8 +143,10 @@ class Reader:
         if len(short) < len(chosen) and not self._told:
             self._told = True
             log.warning(
-                "texts of more than %d tokens are read one at a time, which is slower: up to there the model was checked to "
-                "read texts together exactly (model_check.csv)", self._together,
+                "%s are read one at a time, which is slower: the model does not read %s together exactly, or was not checked to "
+                "(model_check.csv)",
+                f"texts of more than {self._together} tokens" if self._together else "texts",
+                "longer ones" if self._together else "several",
             )  # fmt: skip
         yield from packs(encoded, short, batch, self._together)
         for number in chosen:

@@ -87,9 +87,9 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ver
         return Verdict.EMPTY
     if words in accepted:
         return Verdict.CORRECT
-    if ARTICLES.issuperset(words):
-        return Verdict.EMPTY
     candidates = {found for name in others if (found := normalise(name))} - accepted
+    if ARTICLES.issuperset(words) and words not in candidates and not any(_is_letter(name) for name in accepted):
+        return Verdict.EMPTY
     spans = _longest_spans(words, accepted | candidates)
     right = any(name in accepted for name in spans)
     wrong = any(name in candidates for name in spans)
@@ -98,6 +98,11 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ver
     if _hedged(plain, accepted):
         return Verdict.AMBIGUOUS
     return Verdict.CORRECT if right else Verdict.WRONG
+
+
+def _is_letter(words: Words) -> bool:
+    """Whether an answer is one letter, as of a multiple choice; "A" is then an answer like another."""
+    return len(words) == 1 and len(words[0]) == 1 and words[0].isalpha()
 
 
 def _hedged(plain: Words, accepted: Iterable[Words]) -> bool:
@@ -138,8 +143,8 @@ def normalise(text: str) -> Words:
     `Saint` becomes `st`; `City` at the end of a longer name is dropped (`Kuwait City` = `Kuwait`).
     """
     tokens = _tokens(text)
-    # An answer may consist of nothing else: "A" is a grade, and close to a chemical symbol.
-    words = [word for word in tokens if word not in ARTICLES] or list(tokens)
+    # The last word is no article: Vitamin A, Plan A. An answer may be one letter: "A" is a grade.
+    words = [word for word in tokens[:-1] if word not in ARTICLES] + list(tokens[-1:])
     words = ["st" if word == "saint" else word for word in words]
     if len(words) > 1 and words[-1] in GENERIC_ENDINGS:
         words.pop()
@@ -157,7 +162,8 @@ def _tokens(text: str) -> Words:
     plain = plain.translate(dict.fromkeys(map(ord, APOSTROPHES), " "))
     plain = re.sub(r"\b([a-z])\.(?=[a-z]\b)", r"\1", plain)  # u.s. -> us
     # A minus sign counts only when it stands alone before a number, not as a hyphen: carbon-14.
-    words = re.findall(r"(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?|[^\W\d_]+", plain)
+    # + and # behind a letter are part of the word: C++, C#, A+.
+    words = re.findall(r"(?:(?<![\w-])[-\u2212])?\d+(?:\.\d+)?|[^\W\d_]+(?:[+#]+(?!\w))?", plain)
     return tuple(_canonical(word.replace("\u2212", "-")) for word in words)
 
 

@@ -70,6 +70,14 @@ def require_template(tokenizer: Any, model: str) -> None:
             f"generation.prompt: the chat template of {model} opens a chain of thought ({_THINKING}) before every "
             f"answer, also with enable_thinking: false; {PLAIN}, or choose a model that answers directly"
         )
+    prompt, whole = _tried(tokenizer)
+    between = whole.removeprefix(prompt).partition(_WORD)[0] if whole.startswith(prompt) else ""
+    if between.strip():
+        raise UserError(
+            f"generation.prompt: the chat template of {model} writes {between.strip()[:80]!r} before an answer, and leaves it out "
+            f"of the prompt (add_generation_prompt): the model would go on with the question; {PLAIN}, or add it to the "
+            "template in the model's directory"
+        )
     if "enable_thinking" in source:
         log.info("the chat template of %s is rendered with enable_thinking: false", model)
 

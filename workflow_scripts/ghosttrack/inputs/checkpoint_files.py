@@ -72,7 +72,7 @@ def require_complete(directory: Path, name: str, gguf: str | None) -> None:
     _require_no_adapter(directory, name)
     if "config.json" not in contents:
         raise UserError(f"{name} has no config.json; expected a directory as save_pretrained writes it")
-    _require_causal_model(contents["config.json"], name)
+    _require_causal_model(directory, contents["config.json"], name)
     _require_weights(directory, contents, name)
 
 
@@ -117,7 +117,7 @@ def _require_no_adapter(directory: Path, name: str) -> None:
         )
 
 
-def _require_causal_model(config: dict[str, Any], name: str) -> None:
+def _require_causal_model(directory: Path, config: dict[str, Any], name: str) -> None:
     """Check from config.json that the model is a causal language model that transformers knows."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
@@ -132,7 +132,7 @@ def _require_causal_model(config: dict[str, Any], name: str) -> None:
             "use a model of an architecture that transformers holds"
         )
     try:
-        parsed = CONFIG_MAPPING[kind].from_dict(config)
+        parsed = CONFIG_MAPPING[kind].from_pretrained(directory, local_files_only=True)
     except Exception as error:  # every configuration class has its own checks
         raise UserError(
             f"{name}: config.json is not valid for the model_type {kind!r} ({' '.join(str(error).split())}); "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
+from ghosttrack.facts.answers import normalise
 from ghosttrack.inputs.gold import EXPECTED, answers_of
 from ghosttrack.inputs.rows import (
     MISSING,
@@ -106,6 +107,11 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
             raise UserError(
                 f"row {number} of {name}: no accepted answer in column {gold_column!r}, found {shown(cell(row, gold_column))}; "
                 f"remove the row, or write {EXPECTED}"
+            )
+        if not any(map(normalise, gold)):
+            raise UserError(
+                f"row {number} of {name}: the accepted answers {shown(gold)} in column {gold_column!r} hold no letter and no "
+                "digit, by which answers are compared; write them in words, or remove the row"
             )
         questions.append(OwnQuestion(_group(row, number, settings, question), question, gold))
     for number, each in enumerate(questions[:_EXAMPLES], start=1):

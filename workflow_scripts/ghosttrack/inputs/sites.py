@@ -28,7 +28,7 @@ Site = Literal["resid_post", "mlp_out", "attn_out"]
 # Rounding of float32 sums: of the stream, whose massive activations are thousands of times larger than what is added,
 # and of what is added.
 STREAM_ROUNDING, ADDED_ROUNDING = 1e-6, 1e-4
-# Tokens of the search.
+# Tokens of the search, at most.
 TOKENS = 12
 
 
@@ -128,10 +128,11 @@ def require_stream(model: Any) -> None:
 
 
 def _probe(model: Any) -> torch.Tensor:
-    """Token ids of the search, (1, TOKENS)."""
+    """Token ids of the search, (1, tokens)."""
     import torch
 
-    return torch.arange(1, 1 + TOKENS)[None] * 7 % int(model.config.get_text_config().vocab_size)
+    tokens = min(TOKENS, models.max_context(model.config.to_dict()))
+    return torch.arange(1, 1 + tokens)[None] * 7 % int(model.config.get_text_config().vocab_size)
 
 
 def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
