@@ -333,7 +333,10 @@ def _check_corpus(wanted: Settings) -> None:
     source, column = wanted.corpus.source, wanted.corpus.text_column
     if reason := corpus_sources.refusal(source):
         raise UserError(reason)
-    if corpus_sources.is_file(source) and (row := rows.first_row(Path(source), "corpus.source")) is not None:
+    if (
+        corpus_sources.is_file(source)
+        and (row := next(rows.rows_ahead(Path(source), "corpus.source"), None)) is not None
+    ):
         rows.require_columns(row, [("corpus.text_column", column)], source)
 
 

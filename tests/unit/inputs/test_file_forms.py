@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import example, given, settings, strategies
 from pyarrow import feather, parquet
 
 from ghosttrack import configuration, score
@@ -71,6 +71,10 @@ READ: dict[str, tuple[str, bytes]] = {
     "blanks around names": ("a.csv", PLAIN.replace(b"text,label", b" text , label ")),
     "two byte order marks": ("a.csv", b"\xef\xbb\xbf" * 2 + PLAIN),
     "no-break space around a name": ("a.csv", PLAIN.replace(b"text,label", "text,\u00a0label\u200b".encode())),
+    "other blanks around a name": (
+        "a.csv",
+        PLAIN.replace(b"text,label", "\u3000\u200b text,\u2003\ufefflabel\u2002".encode()),
+    ),
     "blank lines in front": ("a.csv", b"\n\r\n" + PLAIN),
     "empty cells behind the last column": (
         "a.csv",
@@ -125,11 +129,20 @@ WRITERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def may_lack_a_quotation_mark(cell: str, separator: str | None) -> bool:
+    """Whether a cell of a csv file may also be what a lost or misplaced quotation mark has left."""
+    inner = cell.strip()
+    quoted = cell[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"'
+    return (separator is not None and quoted) or (separator == "\t" and "\t" in cell and "\n" in cell)
+
+
 @settings(max_examples=150, deadline=None)
+@example([(' "a"', "b", "c")], (".csv", {"sep": ",", "quoting": 0}))
+@example([("a", "b\tc\nd", "e")], (".csv", {"sep": "\t", "quoting": 1}))
 @given(
     strategies.lists(strategies.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6), strategies.sampled_from(WRITERS)
 )
-def test_whatever_pandas_writes_is_read_as_the_same_table(
+def test_whatever_pandas_writes_is_read_as_the_same_table_unless_a_quotation_mark_may_be_missing(
     rows: list[tuple[str, str, str]], writer: tuple[str, dict[str, Any]]
 ) -> None:
     frame = pd.DataFrame(rows, columns=["text", "answer", "page 1"])
@@ -142,6 +155,10 @@ def test_whatever_pandas_writes_is_read_as_the_same_table(
             frame.to_csv(path, index=False, **options)
         else:
             frame.to_json(path, **options)
+        if any(may_lack_a_quotation_mark(cell, options.get("sep")) for row in rows for cell in row):
+            with pytest.raises(UserError, match="quotation mark"):
+                read_rows(path)
+            return
         found = [{key: row[key] for key in frame} for row in read_rows(path)]
     assert found == frame.to_dict("records")
 
@@ -243,7 +260,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.csv",
         b"Paris is big,0\nOslo is small,1\n",
-        "no column 'text'; found Paris is big, 0. .*name the columns in the first line",
+        "no column 'text'; found Paris is big, 0. .*first line of a csv or tsv file names its columns",
     ),
     # write.table of R: one name less than columns.
     (
@@ -267,7 +284,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     ),
     ("a.json", b'[{"text": "a", "label": ' + b"9" * 5000 + b"}]", "line 1 of .* is not JSON: [^;]*digits$"),
     ("a.parquet", parquet_of(pa.table({})), "holds no rows"),
-    ("a.parquet", DAMAGED, "is damaged or is not a parquet file"),
+    ("a.parquet", DAMAGED, "is damaged or is not a parquet file .*; write it or download it again"),
     ("a.csv", b"sep=;\n", "holds no rows"),
     ("a.json", b"", "holds no rows"),
     ("a.json", b"{}", "holds no rows"),
@@ -406,6 +423,20 @@ def test_a_missing_column_is_named_before_any_job_where_the_first_line_tells(
         configuration.load_dataset("mine", tmp_path)
 
 
+def test_a_key_that_the_first_objects_leave_out_is_found_before_any_job_and_read(tmp_path: Path) -> None:
+    rows = [{**row, "g": "x"} if row["label"] else row for row in RECORDS]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(json_of, rows)))
+    (tmp_path / "datasets").mkdir()
+    described = tmp_path / "datasets" / "mine.yaml"
+    text = f"source: file\npath: {tmp_path / 'a.jsonl'}\n"
+    described.write_text(text + "group_column: g\n", encoding="utf-8")
+    frame = datasets.load_examples(configuration.load_dataset("mine", tmp_path), seed=0)
+    assert (frame["group"] == "x").sum() == 2
+    described.write_text(text + "group_column: h\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"group_column: .* has no column 'h'; found text, label, g\."):
+        configuration.load_dataset("mine", tmp_path)
+
+
 def test_a_column_of_separators_that_is_alone_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\n"a;b"\nc;d\n"e|f"\n', encoding="utf-8")
@@ -446,7 +477,7 @@ def test_a_dotted_text_column_of_a_corpus_names_a_key_of_an_object(tmp_path: Pat
     assert corpus_of(path) == ["x", "y"]
     for column, message in (
         ("page.body", "row 1 of .* has no text in 'page.body'; found page.*; set corpus.text_column"),
-        ("page.n", "row 1 of .* has no text in 'page.n'; found 1 .int.; write it as text"),
+        ("page.n", "row 1 of .* has no text in 'page.n'; found 1 .int.; write it as text, or name another column"),
         ("body", "no (text in|column) 'body'"),
     ):
         with pytest.raises(UserError, match=f"corpus.text_column: .*{message}"):
@@ -477,9 +508,9 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
         ("a.jsonl", json_of(RECORDS, indent=1), "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": null}\n', "row 1 of .* has no text in 'text'; found nothing; fill it or remove the row"),
         ("a.parquet", parquet_of(pa.table([TEXTS, TEXTS], names=["text", "text"])), "two columns of one name: 'text'"),
-        ("a.parquet", DAMAGED, "is (damaged after row 0|is damaged or is not a parquet file)"),
+        ("a.parquet", DAMAGED, "is damaged (after row 0|or is not a parquet file) .*; write it or download it again"),
         ("a.parquet", parquet_of(pa.table({})), "no column 'text'; found none. Set"),
-        ("a.parquet", b"PAR1", "is damaged or is not a parquet file"),
+        ("a.parquet", b"PAR1", "is damaged or is not a parquet file .*; write it or download it again"),
         ("folder.txt", None, "is a folder, expected one file"),
         ("nowhere.txt", b"", "there is no file"),
         ("n" * 300 + ".txt", b"", "cannot be looked up .File name too long"),

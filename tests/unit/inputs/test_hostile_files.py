@@ -159,7 +159,7 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         (
             "a.json",
             json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}),
-            "holds lists of objects under the keys train, test; write one of them alone",
+            "lists of objects under the keys train, test; write one of them alone to a file$",
         ),
     ],
 )

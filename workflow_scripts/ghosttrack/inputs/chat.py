@@ -129,8 +129,8 @@ def _apply(tokenizer: Any, turns: Sequence[str], name: str, **options: Any) -> A
         return tokenizer.apply_chat_template(_messages(turns), **options, **_VARIABLES)
     except Exception as error:  # templates raise what they like
         raise UserError(
-            f"generation.prompt: the chat template cannot render {name} ({first_line(error)}); {PLAIN}, or remove what "
-            "it names from the question"
+            f"generation.prompt: the chat template cannot render {name} ({first_line(error)}); {PLAIN}, or correct "
+            "the template in the model's directory, or the question that it names"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,9 @@ from ghosttrack.inputs.rows import (
     Row,
     all_columns,
     cell,
-    first_row,
     read_rows,
     require_columns,
+    rows_ahead,
     shown,
     text_of,
     written,
@@ -121,13 +122,17 @@ def read_questions(settings: DatasetSettings) -> list[OwnQuestion]:
 
 
 def check_columns(settings: DatasetSettings) -> None:
-    """Check that the file of a `file` data set has its columns, as far as its first line tells: for a dry run.
+    """Check that the csv, tsv or jsonl file of a `file` data set has its columns: for a dry run.
 
     Raises:
-        UserError: naming the column that is missing, or what is wrong with the first line.
+        UserError: naming the column that is missing, or what is wrong with a line that was read.
     """
-    if settings.source == "file" and (row := first_row(Path(str(settings.path)), "path")) is not None:
-        require_columns(row, _columns(settings), str(settings.path))
+    if settings.source != "file":
+        return
+    columns, rows = _columns(settings), rows_ahead(Path(str(settings.path)), "path")
+    if (first := next(rows, None)) is not None:
+        found = all_columns(chain([first], rows), [column for _, column in columns])
+        require_columns(found, columns, str(settings.path))
 
 
 def _columns(settings: DatasetSettings) -> list[tuple[str, str]]:

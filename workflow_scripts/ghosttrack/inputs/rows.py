@@ -4,7 +4,6 @@ import csv
 import logging
 import math
 import re
-import string
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,11 +32,13 @@ _DEEPEST = 50
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # A first line by which Excel is told the separator.
 _SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
-_ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!"))
-# What may stand around the name of a column and is not seen.
-_AROUND_NAMES = string.whitespace + "\u00a0\u200b\ufeff"
+# What may stand around the name of a column and is not seen: blanks, a space without width, and a byte order mark within a
+# file, where two were joined.
+_AROUND_NAMES = re.compile(r"\A[\s\u200b\ufeff]+|[\s\u200b\ufeff]+\Z")
 # The beginning of JSON rather than of a column's name.
 _JSON_START = re.compile(r"\[\s*(\{|\[|$)|\{\s*([\"']|$)")
+_ERRORS = frozenset(("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NULL!", "#NUM!"))
+_FIRST_LINE = " (the first line of a csv or tsv file names its columns)"
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
 # What pandas, R, Excel and databases write for a missing value. In csv and tsv it cannot be told from a text.
@@ -64,25 +65,27 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
     return rows
 
 
-def first_row(path: Path, key: str) -> Row | None:
-    """The first row of a jsonl file, or the columns of a csv or tsv file without values: quick, for a dry run.
+def rows_ahead(path: Path, key: str) -> Iterator[Row]:
+    """The rows of a jsonl file as they are read, or the columns of a csv or tsv file without values: for a dry run.
 
-    Returns:
-        None for a file of another kind, which only its job reads, and for one without rows.
+    Yields:
+        No row of a file of another kind, which only its job reads.
     Raises:
-        UserError: as `read_rows`, as far as it has been read.
+        UserError: as `read_rows`, as far as the file has been read.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".jsonl":
-        return next(_objects(path, key), None)
+        yield from _objects(path, key)
     if path.suffix.lower() not in (".csv", ".tsv"):
-        return None
+        return
     table = csv.reader(_table_lines(path, key), delimiter=_separator(path, key))
     try:
         with _field_limit(LONGEST):
-            return dict.fromkeys(_header(next(filter(None, table), []), path, key)) or None
+            header = next(filter(_filled, table), [])
     except csv.Error:
-        return None  # the job says which row is wrong
+        return  # the job says which row is wrong
+    if header:
+        yield dict.fromkeys(_header(header, path, key))
 
 
 def refusal(path: Path) -> str:
@@ -114,17 +117,22 @@ def require_columns(row: Row, columns: Iterable[tuple[str, str]], name: str) -> 
             found = names_near(row, column)
             raise UserError(
                 f"{f'{key}: ' if key else ''}{name} has no column {column!r}; found {columns_of(found)}. "
-                f"{_remedy(row, column, key)}{_for_tables(name, found)}{_other_separator(found)}"
+                f"{_remedy(row, column, key)}{_in_tables(name)}{_other_separator(found)}"
             )
 
 
-def all_columns(rows: Iterable[Row]) -> Row:
-    """The columns of all rows, each with the first value that is not missing: programs leave out a key without a value."""
+def all_columns(rows: Iterable[Row], wanted: Sequence[str] = ()) -> Row:
+    """The columns of all rows, each with the first value that is not missing: programs leave out a key without a value.
+
+    Where `wanted` names columns, no row is read after the one with which all of these have been found.
+    """
     found: dict[str, Any] = {}
     for row in rows:
         for column, value in row.items():
             if found.get(column) is None:
                 found[column] = value
+        if wanted and all(_has(found, column) for column in wanted):
+            break
     return found
 
 
@@ -146,9 +154,9 @@ def _has_objects(values: Sequence[Any]) -> bool:
     return bool(values) and isinstance(values[0], Mapping)
 
 
-def _for_tables(name: str, found: Sequence[str]) -> str:
-    in_text = Path(name).suffix.lower() in (".csv", ".tsv") and found
-    return ", and name the columns in the first line" if in_text else ""
+def _in_tables(name: str) -> str:
+    """Where a csv or tsv file names its columns; "" for a file of another kind."""
+    return _FIRST_LINE if Path(name).suffix.lower() in (".csv", ".tsv") else ""
 
 
 def cell(row: Row, column: str) -> Any:
@@ -377,10 +385,10 @@ def _separator(path: Path, key: str) -> str:
             f"{key}: the header of {path} may be separated by {' or by '.join(map(repr, fitting))}; "
             f"write the file with {_SEPARATORS[usual]} between its columns"
         )
-    if fitting == ["|"] and _is_markdown(path, key):
-        raise UserError(f"{key}: {path} is a table of Markdown; save it as CSV, without the line of dashes")
     if len(fitting) != 1:
         return usual
+    if fitting == ["|"] and _is_markdown(path, key):
+        raise UserError(f"{key}: {path} is a table of Markdown; save it as CSV, without the line of dashes")
     log.info("%s: its columns are separated by %s, not by %s", path, _SEPARATORS[fitting[0]], _SEPARATORS[usual])
     return fitting[0]
 
@@ -429,7 +437,7 @@ def _header(cells: Sequence[str], path: Path, key: str) -> list[str]:
     Raises:
         UserError: a name is there twice or holds NUL, or the line is JSON.
     """
-    header = [cell.strip(_AROUND_NAMES) for cell in cells]
+    header = [_AROUND_NAMES.sub("", cell) for cell in cells]
     if reason := next(filter(None, map(_nul, header)), ""):
         raise UserError(f"{key}: the header of {path}: {reason}")
     if header and _JSON_START.match(header[0]):
@@ -520,7 +528,7 @@ def _objects(path: Path, key: str) -> Iterator[Row]:
     for line_number, line in enumerate(read_lines(path, key), start=1):
         if not line.strip():
             continue
-        hint = _hint(line) if not number else ""
+        hint = "" if number else _hint(line)
         try:
             row = parsed(line, f"{key}: line {line_number} of {path}")
         except UserError as error:
