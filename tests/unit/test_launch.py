@@ -73,6 +73,12 @@ UNSHARE = (
 )  # fmt: skip
 
 
+def _interruptible() -> None:
+    """Let a new process take Ctrl-C, whatever the process of the tests does with it: a shell starts some without."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 class Place(NamedTuple):
     """Where a command runs: what stands before it, and what its Python does first."""
 
@@ -95,7 +101,7 @@ class Place(NamedTuple):
         with screen.open("w") as stream:
             run = subprocess.Popen(
                 [*self.before, sys.executable, "-m", *command], cwd=folder, env=environment, text=True,
-                stdout=stream, stderr=stream, start_new_session=True, umask=0o002, **options,
+                stdout=stream, stderr=stream, start_new_session=True, umask=0o002, **{"preexec_fn": _interruptible, **options},
             )  # type: ignore[call-overload]  # fmt: skip
         screens[run.pid] = screen
         return run  # type: ignore[no-any-return]
@@ -357,11 +363,7 @@ def test_a_signal_reaches_snakemake_which_ends_in_order(folder: Path, number: si
         run.send_signal(number)
         time.sleep(1)
         (folder / "go").touch()  # Snakemake lets running jobs finish
-    try:
-        run.wait(timeout=30)
-    except subprocess.TimeoutExpired:  # on a busy machine Snakemake may miss the first Ctrl-C; people press it again
-        os.killpg(run.pid, number)
-        run.wait(timeout=60)
+    run.wait(timeout=60)
     said = screens[run.pid].read_text()
     assert "launch.py" not in said  # no traceback of its own
     assert ("Terminating processes" if number == signal.SIGINT else "Will exit after finishing") in said
