@@ -24,10 +24,6 @@ class Limits(NamedTuple):
     skipped: bool
 
 
-# The plain model alone.
-PLAIN = Limits(0, 0, 0, False, False)
-
-
 def read(path: Path) -> Limits:
     """The limits in the file of a checked model, model_check.json.
 
