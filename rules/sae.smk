@@ -161,6 +161,7 @@ rule describe_features:
         heldout_manifest="results/{model}/corpus/heldout.json",
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
     output:
         features="results/{model}/features/layer_{layer}.parquet",
     log:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ghosttrack import files, job, sae
-from ghosttrack.activations import extraction
+from ghosttrack.activations import extraction, limits
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus, models
 from ghosttrack.inputs.token_text import TokenText
@@ -19,7 +19,7 @@ log = logging.getLogger("ghosttrack")
 
 def main(
     *, weights: Path, cfg: Path, store: Path, manifest: Path, heldout: Path, heldout_manifest: Path,
-    model_weights: Path, features: Path, layer: int, threads: int,
+    model_weights: Path, check: Path, features: Path, layer: int, threads: int,
 ) -> None:  # fmt: skip
     """Read SAE, held-out rows with their tokens, and the model's way out; write the feature dictionary."""
     torch.set_num_threads(threads)
@@ -32,7 +32,10 @@ def main(
         )
     rows = extraction.open_packed(store, manifest, layer, directory, tokens.tokens)
     text = TokenText(models.load_tokenizer(directory))
-    table = describe(sae.load_files(weights, cfg), rows, tokens, text, read_unembedding(directory))
+    unembedding = read_unembedding(directory) if limits.read(check).named else None
+    if unembedding is None:
+        log.warning("final norm and unembedding do not rank the tokens as this model does: features have no output tokens")
+    table = describe(sae.load_files(weights, cfg), rows, tokens, text, unembedding)
     origin = {key: rows.attributes[key] for key in ("layer", "weights_sha256", "tokens_sha256", "site")}
     write(table, features, {**origin, "rows": int((~rows.excluded).sum())})
     silent = int(np.sum(table["density"].to_numpy() == 0))

@@ -59,7 +59,7 @@ def exact(tokens: int = CONTEXT) -> Any:
     """Limits of a model that is read exactly in every way, up to so many tokens."""
     from ghosttrack.activations.limits import Limits
 
-    return Limits(tokens, tokens, tokens, batched=True, skipped=True)
+    return Limits(tokens, tokens, tokens, batched=True, skipped=True, named=True)
 
 
 def save_check(folder: Path, tokens: int = CONTEXT) -> Path:

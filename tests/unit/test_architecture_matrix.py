@@ -31,7 +31,7 @@ POSSIBLE = {
     "chat template": CONTINUATIONS | {f"{each}, alone" for each in CONTINUATIONS},
 }
 # A job would take every fast way at any length.
-UNCHECKED = Limits(64, 64, 64, batched=True, skipped=True)
+UNCHECKED = Limits(64, 64, 64, batched=True, skipped=True, named=True)
 # Model types of different kinds, each with a way that must not be taken.
 LIMITED = {
     "mistral": "generation with padding",  # a window

@@ -44,7 +44,7 @@ def checked(model: Any, site: Any = "resid_post") -> model_check.ModelCheck:
 
 def test_a_plain_model_is_read_in_every_fast_way() -> None:
     found = checked(llama())
-    assert found.limits == Limits(together=384, padded=192, cached=400, batched=True, skipped=True)
+    assert found.limits == Limits(together=384, padded=192, cached=400, batched=True, skipped=True, named=True)
     assert {each.way for each in found.comparisons} == {"batched", "together", "padded", "cached", "skipped"}
     assert all(each.exact and each.logprob < 1e-4 for each in found.comparisons)
 
@@ -131,12 +131,12 @@ def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
     found = checked(llama(max_position_embeddings=8192, rope_parameters={
         "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 4096,
     })).limits  # fmt: skip
-    assert found == Limits(together=384, padded=192, cached=4096, batched=True, skipped=True)
+    assert found == Limits(together=384, padded=192, cached=4096, batched=True, skipped=True, named=True)
 
 
 def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_length_of_training() -> None:
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 100}
-    assert checked(llama(rope_parameters=rope)).limits == Limits(100, 100, 100, batched=True, skipped=True)
+    assert checked(llama(rope_parameters=rope)).limits == Limits(100, 100, 100, batched=True, skipped=True, named=True)
 
 
 def test_without_a_limit_of_its_own_a_model_has_none() -> None:
@@ -311,6 +311,21 @@ def test_a_site_that_a_model_lacks_is_refused_only_where_it_is_wanted() -> None:
         checked(granite, "mlp_out")
 
 
+def test_a_model_that_replaces_its_own_modules_while_it_reads_is_refused() -> None:
+    sparse = architectures.make("big_bird", attention_type="block_sparse", block_size=16, num_random_blocks=3)
+    with pytest.raises(UserError, match=r"BigBirdForCausalLM replaces its own modules while it reads \(.* became BigBird"):
+        checked(sparse)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    # Heads of one matrix, one with capped logits, one with scaled logits; heads with further layers; no final norm.
+    [("llama", True), ("gemma2", True), ("cohere", True), ("roberta", False), ("bert", False), ("bart", False)],
+)
+def test_features_are_named_only_if_norm_and_unembedding_rank_tokens_as_the_model_does(name: str, named: bool) -> None:
+    assert checked(architectures.make(name)).limits.named == named
+
+
 # ---- the job
 def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_twice(tmp_path: Path) -> None:
     import pandas as pd
@@ -325,7 +340,7 @@ def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_t
         )  # fmt: skip
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     context = small_models.CONTEXT
-    assert limits.read(tmp_path / "a.json") == Limits(context, context, context, batched=True, skipped=True)
+    assert limits.read(tmp_path / "a.json") == Limits(context, context, context, batched=True, skipped=True, named=True)
     assert json.loads((tmp_path / "a.json").read_text())["sublayers"] == [{"attn_out": "attn", "mlp_out": "mlp"}] * 4
     table = pd.read_csv(tmp_path / "table.csv")
     assert table["exact"].all()

@@ -16,7 +16,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs import chat
 
 TURNS = ["Who wrote it?", "Ada Lovelace", "  What is the capital of São Paulo, it says 79?\n"]
-VARIABLES = {"enable_thinking": False, "date_string": chat.DATE}
+VARIABLES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -150,7 +150,10 @@ def test_thinking_is_switched_off_and_the_log_says_so(caplog: pytest.LogCaptureF
 
 def test_a_template_with_a_date_gives_the_same_ids_on_any_day() -> None:
     tokenizer = chat_models.make_tokenizer(FAMILIES["llama"])
-    assert f"Today is {chat.DATE}." in chat.render(tokenizer, ["Who?"], "x").text
+    assert "Today is 26 Jul 2024." in chat.render(tokenizer, ["Who?"], "x").text
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + EACH + LAST
+    chat.require_template(tokenizer, "tiny")
+    assert chat.render(tokenizer, ["Who?"], "x").text.startswith("2024-07-26user")
 
 
 LAST = "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
@@ -163,8 +166,8 @@ REFUSED = {
     "raises": ("{{ raise_exception('only with tools') }}", r"cannot render tiny \(TemplateError: only with tools\)"),
     "needs a system message": ("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + EACH, r"system first"),
     "needs an undefined value": ("{{ tools_list[0].name }}" + EACH, r"cannot render tiny \(UndefinedError"),
-    "today": ("{{ strftime_now('%d %b %Y') }}" + EACH + LAST, r"today's date.*date_string"),
-    "leaves out a turn": ("{{ messages[0].content }}" + LAST, r"leaves out a message of tiny: 'How many legs"),
+    "today": ("{% set form = '%d' %}{{ strftime_now(form) }}" + EACH + LAST, r"today's date in a format that is no literal"),
+    "leaves out a turn": ("{{ messages[0].content }}" + LAST, r"does not show the message 'How many legs.*' in the conversation of tiny"),
     "opens no turn": (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.content }}{% endfor %}",
         r"writes '<.im_start.>assistant' before an answer, and leaves it out of the prompt",

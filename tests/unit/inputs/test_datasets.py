@@ -251,7 +251,7 @@ def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
         ({"text": ["a", ""], "label": [0, 1]}, {}, "row 2 of .*a.csv: expected text in column 'text', found nothing"),
         ({"text": ["a", "b"], "label": [0, 2]}, {}, "row 2 of .*holds '2'; expected 0 or 1"),
         ({"text": ["a", "b"], "label": ["", "1"]}, {}, "row 1 of .*holds ''; expected 0 or 1"),
-        ({"text": ["a", "b"], "label": [1, 1]}, {}, r"a.csv: only label \[1\] is left of 2 texts"),
+        ({"text": ["a", "b"], "label": [1, 1]}, {}, r"a.csv: all 2 texts that are left are hallucinated"),
         ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "x"]}, {"question_column": "q"}, "row 2 of .*some texts start with"),
         ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "b"]}, {"question_column": "q"}, "row 1 of .*no text after the question"),
         ({"text": ["ab", "b"], "label": [0, 1], "x": ["b", "c"]}, {"answer_column": "x"}, "row 2 of .*does not hold its answer 'c'"),

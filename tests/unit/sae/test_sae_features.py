@@ -149,6 +149,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     threshold[5] = 1e6  # dead
     trained = Sae(W_dec.T.contiguous(), torch.zeros(24), W_dec, torch.zeros(16), threshold)
     sae_model.save(trained, folder / "sae.safetensors", folder / "cfg.json", hook_name="", model_name="tiny")
+    small_models.save_check(folder)
     return folder
 
 
@@ -157,7 +158,7 @@ def arguments(folder: Path, features: Path) -> dict[str, Any]:
         "weights": folder / "sae.safetensors", "cfg": folder / "cfg.json", "store": folder / "layer_01.zarr",
         "manifest": folder / "layer_01.json", "heldout": folder / "heldout.zarr",
         "heldout_manifest": folder / "heldout.json", "model_weights": folder / "model" / "model.safetensors",
-        "features": features, "layer": 1, "threads": 1,
+        "check": folder / "model_check.json", "features": features, "layer": 1, "threads": 1,
     }  # fmt: skip
 
 
@@ -190,6 +191,14 @@ def test_the_script_describes_every_feature_and_twice_with_the_same_bytes(home: 
     dead = table.loc[5]
     assert (dead["density"], dead["activation_mean"], dead["activation_max"]) == (0, 0, 0)
     assert all(len(dead[name]) == 0 for name in table if name.startswith(("top_", "context_")))
+
+
+def test_features_of_a_model_with_further_layers_in_its_head_have_no_output_tokens(home: Path, tmp_path: Path) -> None:
+    about = files.read_json(home / "model_check.json")
+    files.write_json(tmp_path / "check.json", {**about, "limits": {**about["limits"], "named": False}})
+    given = arguments(home, tmp_path / "features.parquet")
+    describe_features.main(**{**given, "check": tmp_path / "check.json"})
+    assert all(len(row) == 0 for row in pd.read_parquet(tmp_path / "features.parquet")["output_token"])
 
 
 def test_another_model_corpus_tokenizer_or_layer_is_refused(home: Path, tmp_path: Path) -> None:

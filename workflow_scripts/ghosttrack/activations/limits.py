@@ -15,6 +15,8 @@ class Limits(NamedTuple):
     cached: tokens of a prompt and its continuation up to which keys and values are kept between steps.
     batched: whether inputs of one length may share a batch.
     skipped: whether blocks below a layer may be replaced by what the last of them returned before.
+    named: whether final norm and unembedding alone rank the tokens as the model does, so that features can be named by
+        the tokens that they promote.
     """
 
     together: int
@@ -22,6 +24,7 @@ class Limits(NamedTuple):
     cached: int
     batched: bool
     skipped: bool
+    named: bool
 
 
 def read(path: Path) -> Limits:

@@ -26,6 +26,7 @@ from ghosttrack.activations.packed_texts import Reader, logits_of
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, sites
 from ghosttrack.inputs.dense_layers import unquickened
+from ghosttrack.inputs.unembedding import ranks_tokens
 
 log = logging.getLogger("ghosttrack")
 
@@ -87,7 +88,7 @@ class ModelCheck(NamedTuple):
     comparisons: list[Comparison]
 
 
-class _Plain(NamedTuple):
+class Plain(NamedTuple):
     """What the plain model makes of one text.
 
     blocks: of each block, (tokens, d_model); final: (tokens, d) final hidden states; logprobs: (last tokens, vocabulary).
@@ -113,6 +114,7 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
     text = np.concatenate([[separator], np.resize(tokens, LARGEST_WINDOW + BEYOND)])
     shortest = min(SHORTEST, limit)
     with torch.inference_mode():
+        modules = _modules(model)
         first = require_readable(model, text[:shortest])
         _require_longest(model, text[:limit])
         sublayers = _sublayers(model, site)
@@ -124,10 +126,14 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
             for length in _lengths(model, SHORTEST, NEW // 2)
         ]
         skipped = _compared("skipped", shortest, lambda tokens: _skipped(model, text[:tokens]))
-        _require_unchanged(model, text[:shortest], first)
+        _require_unchanged(model, text[:shortest], first.final)
+        _require_modules(model, modules)
+        named = ranks_tokens(model, first.blocks[-1][-LAST:], first.logprobs)
     reach = _reach(model, cached)
     # A padded batch keeps keys and values, too.
-    limits = Limits(_longest(model, together), min(_longest(model, padded), reach), reach, batched.exact, skipped.exact)
+    limits = Limits(
+        _longest(model, together), min(_longest(model, padded), reach), reach, batched.exact, skipped.exact, named
+    )
     return ModelCheck(limits, sublayers, [batched, *together, *padded, *cached, skipped])
 
 
@@ -199,11 +205,11 @@ def _reach(model: Any, comparisons: Sequence[Comparison]) -> int:
     return min([models.max_context(model.config.to_dict()), *(each for each in windows(model) if each > longest)])
 
 
-def require_readable(model: Any, ids: Ids) -> torch.Tensor:
+def require_readable(model: Any, ids: Ids) -> Plain:
     """Refuse a model whose blocks hold no residual stream, or that is not causal, or whose head is not known.
 
     Returns:
-        Final hidden states of the text, (tokens, d_model).
+        What the plain model makes of the text.
     Raises:
         UserError: with the model's class and what was found.
     """
@@ -236,7 +242,7 @@ def require_readable(model: Any, ids: Ids) -> torch.Tensor:
             f"{name} makes its predictions from its final hidden states in a way that is not known here (log-probabilities "
             f"differ by {difference:.3g}); choose another model"
         )
-    return whole.final
+    return whole
 
 
 def _require_longest(model: Any, ids: Ids) -> None:
@@ -264,6 +270,25 @@ def _require_unchanged(model: Any, ids: Ids, first: torch.Tensor) -> None:
         )
 
 
+def _modules(model: Any) -> list[tuple[str, type]]:
+    """Name and class of every module."""
+    return [(name, type(module)) for name, module in model.named_modules()]
+
+
+def _require_modules(model: Any, before: list[tuple[str, type]]) -> None:
+    """Refuse a model that replaced modules of its own while it read texts: a text's length would decide about the next one."""
+    changed = [
+        f"{name}: {was.__name__} became {now.__name__}"
+        for (name, was), (_, now) in zip(before, _modules(model), strict=False)
+        if was is not now
+    ]
+    if changed:
+        raise UserError(
+            f"{type(model).__name__} replaces its own modules while it reads ({changed[0]}), so its activations depend on "
+            "the texts that it read before; choose another model, or set attention_type: original_full in its config.json"
+        )
+
+
 def _sublayers(model: Any, site: sites.Site) -> list[sites.Sublayers] | str:
     try:
         return sites.find_sublayers(model)
@@ -277,11 +302,11 @@ def _batch(model: Any, ids: Ids) -> torch.Tensor:
     return torch.from_numpy(np.atleast_2d(ids)).to(model.device)
 
 
-def _read(model: Any, ids: Ids) -> _Plain:
+def _read(model: Any, ids: Ids) -> Plain:
     """One text by the plain model."""
     with unquickened(model), captured(models.blocks(model), stop=False) as outputs:
         final = models.backbone(model)(input_ids=_batch(model, ids), use_cache=False).last_hidden_state[0]
-        return _Plain([output[0] for output in outputs], final, _logprobs(model, final))
+        return Plain([output[0] for output in outputs], final, _logprobs(model, final))
 
 
 def _logprobs(model: Any, final: torch.Tensor) -> torch.Tensor:
@@ -295,7 +320,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(gap.max())
 
 
-def _compare(plain: _Plain, blocks: Sequence[torch.Tensor], logprobs: torch.Tensor) -> tuple[float, float]:
+def _compare(plain: Plain, blocks: Sequence[torch.Tensor], logprobs: torch.Tensor) -> tuple[float, float]:
     """Differences of hidden states and log-probabilities of the last tokens of a text; `blocks`: as many rows as there are."""
     rows = len(blocks[0])
     hidden = max(_distance(fast, true[-rows:]) for fast, true in zip(blocks, plain.blocks, strict=True))

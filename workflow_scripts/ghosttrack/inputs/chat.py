@@ -5,7 +5,9 @@ inside a question into ordinary tokens, so a question cannot open or close a mes
 """
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,10 +20,10 @@ log = logging.getLogger("ghosttrack")
 PLAIN = "set generation.prompt: plain"
 # Templates that show a date get this one, not today's: a run must give the same ids on any day. It is the date that the
 # template of Llama 3.1 writes where it knows no other.
-DATE = "26 Jul 2024"
-_VARIABLES: dict[str, Any] = {"enable_thinking": False, "date_string": DATE}
-# Templates that read today's date, and the variable that takes its place.
-_TODAY, _GIVEN_DATE = "strftime_now", "date_string"
+DATE = date(2024, 7, 26)
+_VARIABLES: dict[str, Any] = {"enable_thinking": False, "date_string": DATE.strftime("%d %b %Y")}
+# How templates read today's date; the format is group 2.
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 # Chat templates of reasoning models open a chain of thought with this text.
 _THINKING = "<think>"
 # The question and the answer on which a template is tried.
@@ -59,10 +61,10 @@ def require_template(tokenizer: Any, model: str) -> None:
             "an instruct model"
         )
     source = _source(tokenizer, model)
-    if _TODAY in source and _GIVEN_DATE not in source:
+    if "strftime_now(" in _TODAY.sub("", source):
         raise UserError(
-            f"generation.prompt: the chat template of {model} writes today's date, so its prompts differ from day to "
-            f"day; {PLAIN}, or edit the template in the model's directory so that it uses {_GIVEN_DATE}"
+            f"generation.prompt: the chat template of {model} writes today's date in a format that is no literal, so its "
+            f"prompts differ from day to day; {PLAIN}, or write the format as text in the template in the model's directory"
         )
     found = render(tokenizer, [_QUESTION, _WORD, "How many legs has a dog?"], model)
     if found.text.rstrip().endswith(_THINKING):
@@ -117,8 +119,8 @@ def render(tokenizer: Any, turns: Sequence[str], name: str) -> Prompt:
         )
     if lost := [turn for turn in turns if turn.strip() not in text]:
         raise UserError(
-            f"generation.prompt: the chat template leaves out a message of {name}: {lost[-1][:80]!r}; {PLAIN}, or "
-            "choose a model whose template takes messages of user and assistant in turn"
+            f"generation.prompt: the chat template does not show the message {lost[-1][:80]!r} in the conversation of "
+            f"{name}; expected a template that shows every message of user and assistant: {PLAIN}, or choose another model"
         )
     return Prompt(text, [int(token) for token in ids])
 
@@ -126,7 +128,8 @@ def render(tokenizer: Any, turns: Sequence[str], name: str) -> Prompt:
 def _apply(tokenizer: Any, turns: Sequence[str], name: str, **options: Any) -> Any:
     """What `apply_chat_template` makes of messages of user and assistant in turn."""
     try:
-        return tokenizer.apply_chat_template(_messages(turns), **options, **_VARIABLES)
+        template = _TODAY.sub(lambda found: repr(DATE.strftime(found[2])), tokenizer.get_chat_template())
+        return tokenizer.apply_chat_template(_messages(turns), chat_template=template, **options, **_VARIABLES)
     except Exception as error:  # templates raise what they like
         raise UserError(
             f"generation.prompt: the chat template cannot render {name} ({first_line(error)}); {PLAIN}, or correct "

@@ -82,8 +82,8 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
     frame, dropped = _without_repeats(frame)
     if frame["label"].nunique() < 2:
         raise UserError(
-            f"{settings.path or settings.source}: only label {sorted(set(frame['label']))} is left of {len(frame)} texts "
-            f"({dropped}); both 0 and 1 are needed"
+            f"{settings.path or settings.source}: {_labels_left(frame)}; expected true and hallucinated texts. Left out were "
+            f"{dropped['dropped_both_labels']} rows whose text has both labels, and {dropped['dropped_repeats']} repeats"
         )
     frame = _whole_groups(frame, most, seed)
     frame.attrs = {"source": _name(settings), "revision": revision, **dropped}
@@ -322,6 +322,12 @@ def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]
         if gone.any():
             log.warning("%d rows dropped whose text %s: %s", gone.sum(), reason, columns_of(frame["id"][gone]))
     return frame[~both & ~repeated].reset_index(drop=True), dropped
+
+
+def _labels_left(frame: pd.DataFrame) -> str:
+    if frame.empty:
+        return "no text is left"
+    return f"all {len(frame)} texts that are left are {'hallucinated' if frame['label'].iloc[0] else 'true'}"
 
 
 def _whole_groups(frame: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:

@@ -13,6 +13,8 @@ from ghosttrack.inputs import models
 
 log = logging.getLogger("ghosttrack")
 
+# Largest difference of two logits that rounding explains, as a share of the standard deviation of a token's logits.
+_ROUNDING = 1e-3
 # A probe of this size leaves nothing of a norm's epsilon (1e-5 and below).
 _PROBE = 1024.0
 
@@ -48,6 +50,28 @@ def read_unembedding(directory: Path) -> Unembedding | None:
         norm = norm.to_empty(device="cpu").to(torch.float32)
         norm.load_state_dict({name.removeprefix(f"{norm_name}."): found[name] for name in needed})
     return Unembedding(weight, *_asked(norm, width))
+
+
+def ranks_tokens(model: Any, residual: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether final norm and unembedding, as `read_unembedding` finds them, rank the tokens as the model does.
+
+    They do not where the head has further layers (RoBERTa), or another module comes between block and norm. Scales and
+    caps of logits, and what is added to all logits of a token, keep the ranks.
+
+    Args:
+        residual: outputs of the last block, (tokens, d_model).
+        logits: of the model, or its log-probabilities, (tokens, vocabulary).
+    """
+    head, norm_name = model.get_output_embeddings(), _final_norm(model)
+    if getattr(head, "weight", None) is None or head.weight.shape[1:] != residual.shape[1:]:
+        return False
+    norm = model.get_submodule(norm_name) if norm_name else None
+    if norm is not None and any(each.shape != residual.shape[1:] for each in norm.parameters()):
+        return False  # a norm of something else, such as the words of several streams
+    found = head(residual if norm is None else norm(residual))
+    ranked = logits.float().gather(-1, found.argsort(-1))  # ascending if the ranks are equal
+    fallen = ranked.cummax(-1).values - ranked
+    return bool((fallen.amax(-1) <= _ROUNDING * logits.float().std(-1)).all())
 
 
 def _outline(directory: Path) -> Any:
