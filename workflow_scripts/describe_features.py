@@ -34,7 +34,9 @@ def main(
     text = TokenText(models.load_tokenizer(directory))
     unembedding = read_unembedding(directory) if limits.read(check).named else None
     if unembedding is None:
-        log.warning("final norm and unembedding do not rank the tokens as this model does: features have no output tokens")
+        log.warning(
+            "final norm and unembedding do not rank the tokens as this model does: features have no output tokens"
+        )
     table = describe(sae.load_files(weights, cfg), rows, tokens, text, unembedding)
     origin = {key: rows.attributes[key] for key in ("layer", "weights_sha256", "tokens_sha256", "site")}
     write(table, features, {**origin, "rows": int((~rows.excluded).sum())})

@@ -278,5 +278,7 @@ def _span(given: Text) -> tuple[int, int]:
         return words[-1].span() if words else (0, len(given.text.rstrip()))
     start = given.text.rfind(answer)
     if start < 0:
-        raise UserError(f"text {given.id}: it does not hold its answer {answer!r}")
+        from ghosttrack.inputs.own_texts import lacks_answer
+
+        raise UserError(f"text {given.id}: {lacks_answer(given.text, answer)}")
     return start, start + len(answer)

@@ -44,7 +44,7 @@ def checked(model: Any, site: Any = "resid_post") -> model_check.ModelCheck:
 
 def test_a_plain_model_is_read_in_every_fast_way() -> None:
     found = checked(llama())
-    assert found.limits == Limits(together=384, padded=192, cached=400, batched=True, skipped=True, named=True)
+    assert found.limits == Limits(together=384, padded=160, cached=400, batched=True, skipped=True, named=True)
     assert {each.way for each in found.comparisons} == {"batched", "together", "padded", "cached", "skipped"}
     assert all(each.exact and each.logprob < 1e-4 for each in found.comparisons)
 
@@ -57,12 +57,12 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
         (transformers.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=8), 384, 0),
         # A window that none of the tried sequences exceeds changes nothing, and is exceeded by one that is tried.
         (transformers.MistralConfig(**COMMON, sliding_window=100), 384, 32),
-        (transformers.MistralConfig(**COMMON, sliding_window=300), 384, 192),
+        (transformers.MistralConfig(**COMMON, sliding_window=300), 384, 160),
         # Its own local attention counts places in the sequence, so texts of one sequence push each other out of the window.
         (transformers.GPTNeoConfig(vocab_size=128, num_layers=4, hidden_size=32, num_heads=4, window_size=8,
                                    attention_types=[[["global", "local"], 2]], max_position_embeddings=400), 0, 0),
         # Distances instead of positions: there is no position to give to a token.
-        (transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4), 0, 192),
+        (transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4), 0, 160),
         (transformers.MptConfig(vocab_size=128, n_layers=4, d_model=32, n_heads=4, max_seq_len=400), 0, 0),
     ],
 )  # fmt: skip
@@ -131,7 +131,7 @@ def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
     found = checked(llama(max_position_embeddings=8192, rope_parameters={
         "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 4096,
     })).limits  # fmt: skip
-    assert found == Limits(together=384, padded=192, cached=4096, batched=True, skipped=True, named=True)
+    assert found == Limits(together=384, padded=160, cached=4096, batched=True, skipped=True, named=True)
 
 
 def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_length_of_training() -> None:
@@ -176,9 +176,9 @@ def test_a_model_that_reads_texts_of_one_sequence_otherwise_reads_them_alone(
     monkeypatch.setattr(type(model.base_model), "forward", forward)
     found = checked(model)
     assert found.limits.together == 0
-    assert found.limits.padded == 192
-    (together,) = [each for each in found.comparisons if each.way == "together"]
-    assert together.problem.startswith("ValueError: masks") if wrong is refusing else together.hidden > 0.1
+    assert found.limits.padded == 160
+    for together in (each for each in found.comparisons if each.way == "together"):
+        assert together.problem.startswith("ValueError: masks") if wrong is refusing else together.hidden > 0.1
 
 
 class _RowsMeet(nn.Module):
@@ -313,7 +313,9 @@ def test_a_site_that_a_model_lacks_is_refused_only_where_it_is_wanted() -> None:
 
 def test_a_model_that_replaces_its_own_modules_while_it_reads_is_refused() -> None:
     sparse = architectures.make("big_bird", attention_type="block_sparse", block_size=16, num_random_blocks=3)
-    with pytest.raises(UserError, match=r"BigBirdForCausalLM replaces its own modules while it reads \(.* became BigBird"):
+    with pytest.raises(
+        UserError, match=r"BigBirdForCausalLM replaces its own modules while it reads \(.* became BigBird"
+    ):
         checked(sparse)
 
 

@@ -263,7 +263,7 @@ def test_a_missing_model_sae_or_detector_is_refused_in_one_line(run: Path, tmp_p
     with pytest.raises(UserError, match=r"cfg\.json is missing"):
         Detector.load(other)
     (other / "detection" / "detector.safetensors").unlink()
-    with pytest.raises(UserError, match="rule save_detector makes it"):
+    with pytest.raises(UserError, match="has no saved detector"):
         Detector.load(other)
     with pytest.raises(UserError, match="is not there"):
         Detector.load(tmp_path / "nowhere")

@@ -253,8 +253,10 @@ def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
         ({"text": ["a", "b"], "label": ["", "1"]}, {}, "row 1 of .*holds ''; expected 0 or 1"),
         ({"text": ["a", "b"], "label": [1, 1]}, {}, r"a.csv: all 2 texts that are left are hallucinated"),
         ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "x"]}, {"question_column": "q"}, "row 2 of .*some texts start with"),
-        ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "b"]}, {"question_column": "q"}, "row 1 of .*no text after the question"),
+        ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "b"]}, {"question_column": "q"}, "row 1 of .*behind the question, there is no text"),
         ({"text": ["ab", "b"], "label": [0, 1], "x": ["b", "c"]}, {"answer_column": "x"}, "row 2 of .*does not hold its answer 'c'"),
+        ({"text": ["Cafe\u0301 x", "b"], "label": [0, 1], "x": ["Caf\u00e9", "b"]}, {"answer_column": "x"}, "row 1 of .*: write both in the form NFC"),
+        ({"text": ["a", "In Paris"], "label": [0, 1], "x": ["a", "PARIS"]}, {"answer_column": "x"}, "row 2 of .*other capital letters"),
         ({"text": ["a", "b"], "label": [0, 1]}, {"mode": "generated", "question_column": "text", "gold_column": "label"}, "read as labelled texts with mode: given"),
     ],
 )  # fmt: skip

@@ -38,12 +38,13 @@ CONTINUED = 5e-4
 # Tokens of the sequences that are tried; small windows are tried with shorter ones, of LEAST or more. Beyond the longest,
 # texts are read alone, and prompts are continued with others of their length.
 SHORTEST, LEAST = 32, 12
-TOGETHER, PADDED = 384, 192
+TOGETHER, PADDED = 384, 160
 # A window of up to so many tokens is tried with longer texts; texts that exceed a larger one are read alone.
 LARGEST_WINDOW = 1024
 BEYOND = 32
-# Positions at the end of each text whose log-probabilities are compared: a head of 262,144 rows takes longer than the blocks.
-LAST = 48
+# Positions at the end of each text whose log-probabilities are compared, besides the hidden states of all: a head of 262,144
+# rows takes longer than the blocks.
+LAST = 16
 # Tokens that each prompt is continued by.
 NEW = 4
 # Prompts of one length that are continued, and how far apart in the text they begin. A model that chooses the tokens it
@@ -118,14 +119,15 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         first = require_readable(model, text[:shortest])
         _require_longest(model, text[:limit])
         sublayers = _sublayers(model, site)
-        batched = _compared("batched", shortest, lambda tokens: _batched(model, text, tokens))
+        batched = _compared("batched", shortest, lambda tokens: _batched(model, text, tokens, first))
         together = _tried("together", _lengths(model, TOGETHER), lambda tokens: _together(model, text, tokens))
+        together.append(_compared("together", shortest, lambda tokens: _together(model, text, tokens, BEFORE)))
         padded = _tried("padded", _lengths(model, PADDED), lambda tokens: _continued(model, text, tokens, "padded"))
         cached = [
             _compared("cached", length, lambda tokens: _continued(model, text, tokens, "cached"))
             for length in _lengths(model, SHORTEST, NEW // 2)
         ]
-        skipped = _compared("skipped", shortest, lambda tokens: _skipped(model, text[:tokens]))
+        skipped = _compared("skipped", shortest, lambda tokens: _skipped(model, text[:tokens], first))
         _require_unchanged(model, text[:shortest], first.final)
         _require_modules(model, modules)
         named = ranks_tokens(model, first.blocks[-1][-LAST:], first.logprobs)
@@ -171,11 +173,21 @@ def _lengths(model: Any, longest: int, *more: int) -> list[int]:
 
 
 def _tried(way: str, lengths: Sequence[int], compare: Callable[[int], tuple[float, float]]) -> list[Comparison]:
-    """The shortest sequence; then, from the longest on down, until one is exact: its tokens had every shorter length, too."""
+    """From the longest sequence on down, until one is exact: its tokens had every shorter length, too.
+
+    Of a model with windows the shortest comes first and must be exact. Such a model may read a text in another way once it
+    has a token beyond a window, and then the longest says nothing of shorter ones.
+
+    Args:
+        lengths: the shortest, those beyond the windows, the longest.
+    """
+    if len(lengths) <= 2:
+        return [_compared(way, lengths[-1], compare)]
     found = [_compared(way, lengths[0], compare)]
-    for tokens in reversed(lengths[1:]):
-        if found[0].exact and (len(found) == 1 or not found[-1].exact):
-            found.append(_compared(way, tokens, compare))
+    for tokens in reversed(lengths[1:]) if found[0].exact else ():
+        found.append(_compared(way, tokens, compare))
+        if found[-1].exact:
+            break
     return found
 
 
@@ -332,32 +344,31 @@ def _worst(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return float(hidden), float(logprob)
 
 
-def _batched(model: Any, text: Ids, tokens: int) -> tuple[float, float]:
-    """Inputs of one length in a batch."""
-    rows = np.stack([np.concatenate([text[:1], np.roll(text[1:], shift)[: tokens - 1]]) for shift in (0, 7, 50)])
+def _batched(model: Any, text: Ids, tokens: int, first: Plain) -> tuple[float, float]:
+    """Two inputs of one length in a batch; `first`: what the plain model makes of the first."""
+    other = np.concatenate([text[:1], np.roll(text[1:], -APART)[: tokens - 1]])
     with captured(models.blocks(model), stop=False) as outputs:
-        final = models.backbone(model)(input_ids=_batch(model, rows), use_cache=False).last_hidden_state
-        fast = [[output[row] for output in outputs] for row in range(len(rows))]
-    return _worst([
-        _compare(_read(model, ids), fast[row], _logprobs(model, final[row])) for row, ids in enumerate(rows)
-    ])  # fmt: skip
+        rows = _batch(model, np.stack([text[:tokens], other]))
+        final = models.backbone(model)(input_ids=rows, use_cache=False).last_hidden_state
+        fast = [[output[row] for output in outputs] for row in range(2)]
+    plain = (first, _read(model, other))
+    return _worst([_compare(plain[row], fast[row], _logprobs(model, final[row])) for row in range(2)])
 
 
-def _together(model: Any, text: Ids, tokens: int) -> tuple[float, float]:
-    """Texts that share a sequence of so many tokens: two short ones of one prompt, and a long one; behind a beginning, or not."""
+def _together(model: Any, text: Ids, tokens: int, before: int = 0) -> tuple[float, float]:
+    """Texts that share a sequence of so many tokens, two short ones of one prompt and a long one, behind a beginning of all."""
     reader = Reader(model, tokens)
-    beginnings = [text[:0]] if tokens > SHORTEST else [text[:0], text[: min(BEFORE, tokens // 4)]]
+    beginning = text[: min(before, tokens // 4)]
+    texts = _texts(text, beginning, tokens)
     found = []
-    for before in beginnings:
-        texts = _texts(text, before, tokens)
-        for pack in reader.packs(texts, range(len(texts)), tokens):
-            with captured(models.blocks(model), stop=False) as outputs:
-                final = reader.final(pack)
-            for number, places in zip(pack.numbers, pack.places, strict=True):
-                rows = torch.from_numpy(places).to(final.device)
-                plain = _read(model, np.concatenate([before, texts[number].ids]))
-                fast = [output[0, rows] for output in outputs]
-                found.append(_compare(plain, fast, _logprobs(model, final[rows])))
+    for pack in reader.packs(texts, range(len(texts)), tokens):
+        with captured(models.blocks(model), stop=False) as outputs:
+            final = reader.final(pack)
+        for number, places in zip(pack.numbers, pack.places, strict=True):
+            rows = torch.from_numpy(places).to(final.device)
+            plain = _read(model, np.concatenate([beginning, texts[number].ids]))
+            fast = [output[0, rows] for output in outputs]
+            found.append(_compare(plain, fast, _logprobs(model, final[rows])))
     return _worst(found)
 
 
@@ -424,7 +435,7 @@ class _Greedy:
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
-def _skipped(model: Any, ids: Ids) -> tuple[float, float]:
+def _skipped(model: Any, ids: Ids, plain: Plain) -> tuple[float, float]:
     """A second pass in which the lower half of the blocks computes nothing."""
     blocks = models.blocks(model)
     below = blocks[: len(blocks) // 2]
@@ -432,6 +443,5 @@ def _skipped(model: Any, ids: Ids) -> tuple[float, float]:
         models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
     with standing_in(below, kept), captured(blocks[len(below) :], stop=False) as outputs:
         final = models.backbone(model)(input_ids=_batch(model, ids), use_cache=False).last_hidden_state[0]
-    plain = _read(model, ids)
     fast = [*plain.blocks[: len(below)], *(output[0] for output in outputs)]
     return _compare(plain, fast, _logprobs(model, final))

@@ -80,7 +80,10 @@ def load(folder: Path) -> Saved:
 
     weights_path, about_path = folder / WEIGHTS_NAME, folder / ABOUT_NAME
     if not weights_path.is_file() or not about_path.is_file():
-        raise UserError(f"{weights_path} is missing: run the workflow first, rule save_detector makes it")
+        raise UserError(
+            f"{folder.parent} has no saved detector ({weights_path} is missing): give the folder of a run, such as "
+            "results/smollm2-135m; if this is one, let it finish first with the command that began it"
+        )
     about = dict(files.read_json(about_path))
     sealed = about.pop("about_sha256", "")
     if about.get("schema") != SCHEMA or about.get("outputs") != list(OUTPUTS):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts.answers import normalise
@@ -79,14 +80,8 @@ def read_texts(settings: DatasetSettings) -> list[OwnText]:
             answer = text_of(row, settings.answer_column, number, name, numbers=True)
         start = text.rfind(answer)
         if not answer or start < len(prompt):
-            raise UserError(
-                f"row {number} of {name}: "
-                + (
-                    f"the text does not hold its answer {shown(answer)} after the question"
-                    if answer
-                    else "there is no text after the question"
-                )
-            )
+            flaw = lacks_answer(text[len(prompt) :], answer) if answer else "there is no text"
+            raise UserError(f"row {number} of {name}: {'behind the question, ' if prompt else ''}{flaw}")
         group = _group(row, number, settings, question or text)
         texts.append(OwnText(group, question, text[:start].rstrip(), text, start, start + len(answer), label))
     _log_labels(rows, texts, settings)
@@ -229,6 +224,16 @@ def _ending(text: OwnText) -> str:
     """A text up to the end of the part that is judged; of a long one the end."""
     read = text.text[: text.answer_end]
     return repr(read if len(read) <= _CHARACTERS else f"...{read[-_CHARACTERS:]}")
+
+
+def lacks_answer(text: str, answer: str) -> str:
+    """What is wrong with a text that does not hold its answer, with a remedy where spelling alone differs."""
+    found = f"the text does not hold its answer {shown(answer)}"
+    if normalize("NFC", answer) in normalize("NFC", text):
+        return f"{found} (it does in another Unicode form of its accents: write both in the form NFC)"
+    if answer.casefold() in text.casefold():
+        return f"{found} (it does with other capital letters: write both alike)"
+    return found
 
 
 def normalised(text: str) -> str:
