@@ -14,23 +14,23 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: run dry-run status orphans score compare test check docs architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
-	$(BIN)/python -m ghosttrack.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
+	$(BIN)/python -m ghosttrack.cli.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
 
 dry-run: $(READY) ## what `make run` would do
-	@$(BIN)/python -m ghosttrack.traps $(ARGS)
+	@$(BIN)/python -m ghosttrack.planning.traps $(ARGS)
 	$(BIN)/snakemake -n --profile profiles/local $(ARGS)
 
 status: $(READY) ## what a run will take and how far it is, beside a running one too: make status ARGS="--config model=gpt2-medium"
-	$(BIN)/python -m ghosttrack.status $(ARGS)
+	$(BIN)/python -m ghosttrack.cli.status $(ARGS)
 
 score: $(READY) ## the detector of a finished run on your own texts: make score ARGS="results/smollm2-135m --texts mine.csv --out mine.html"
-	@$(BIN)/python -m ghosttrack.score $(ARGS)
+	@$(BIN)/python -m ghosttrack.cli.score $(ARGS)
 
 compare: $(READY) ## finished runs side by side: make compare ARGS="results/gpt2-small results/gpt2-medium"
-	@$(BIN)/python -m ghosttrack.compare $(ARGS)
+	@$(BIN)/python -m ghosttrack.cli.compare $(ARGS)
 
 orphans: $(READY) ## jobs of a killed run that still work here, on Slurm too: make orphans ARGS="--wait" or ARGS="--cancel"
-	$(BIN)/python -m ghosttrack.orphans $(ARGS)
+	$(BIN)/python -m ghosttrack.planning.orphans $(ARGS)
 
 test: $(READY) ## every test but the slow ones (ARGS="-m slow"); what is absent (Slurm, a browser) is skipped with the reason
 	$(BIN)/python -m pytest $(ARGS)
@@ -41,10 +41,10 @@ check: $(READY) ## lint, format, types, schema
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
-	$(BIN)/python -m ghosttrack.manual --check
+	$(BIN)/python -m ghosttrack.cli.manual --check
 
 docs: $(READY) ## write the generated parts of the documentation
-	$(BIN)/python -m ghosttrack.manual
+	$(BIN)/python -m ghosttrack.cli.manual
 
 architectures: $(READY) ## write the table of docs/architectures.md: every model type, read in every way (minutes)
 	GHOSTTRACK_ARCHITECTURES=1 $(BIN)/python -m pytest tests/unit/test_architecture_matrix.py
@@ -57,7 +57,7 @@ clean: ## remove the environment and caches; results stay
 # Not compiled: Python compiles a module when it is first imported, and most never are.
 $(READY): envs/requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] >= (3, 11) else "GhostTrack needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
-	$(PYTHON) -m ghosttrack.traps --folder "$(BIN)/python"
+	$(PYTHON) -m ghosttrack.planning.traps --folder "$(BIN)/python"
 	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement envs/requirements.txt
 	touch $@

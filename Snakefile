@@ -6,12 +6,17 @@ include: "rules/common.smk"
 include: "rules/fetch.smk"
 include: "rules/extract.smk"
 include: "rules/sae.smk"
-include: "rules/sweep.smk"
 include: "rules/track.smk"
 include: "rules/detect.smk"
-include: "rules/ablate.smk"
 include: "rules/evaluate.smk"
-include: "rules/robustness.smk"
+include: "rules/report.smk"
+# Aside from a run: each has a target of its own.
+include: "rules/score.smk"
+include: "rules/sweep.smk"
+include: "rules/ablate.smk"
+include: "rules/transfer.smk"
+include: "rules/seeds.smk"
+include: "rules/leak.smk"
 include: "rules/develop.smk"
 
 
@@ -25,11 +30,13 @@ onsuccess:
 
 
 onerror:
-    sys.stderr.write("Finished work stays: mend what the errors above name, then run the same command again\n")
+    sys.stderr.write(
+        "Finished work stays: mend what the errors above name, then run the same command again\n"
+    )
 
 
 # The digests of the rules' code, for the next process that reads this file.
-provenance.remember()
+code_digest.remember()
 
 
 localrules:
@@ -174,6 +181,6 @@ rule tuning:
 
 
 # Last, when all rules are known: refuse options and settings that Snakemake would ignore.
-from ghosttrack import traps
+from ghosttrack.planning import traps
 
 traps.check(workflow, MODELS)

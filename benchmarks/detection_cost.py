@@ -22,11 +22,11 @@ from finished_run import detection_files, layers_of
 from measure import show
 from threadpoolctl import threadpool_limits
 
-from ghosttrack import frames
+from ghosttrack import statistics
 from ghosttrack.detection import controls, detectors, splits
 from ghosttrack.detection import run as detection_run
 from ghosttrack.detection.representations import LayerBlocks, Pairs
-from ghosttrack.evaluation import statistics
+from ghosttrack.runtime import tables
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
 PHASE = ("audit_dataset", "train_detectors", "evaluate_detectors", "save_detector")
@@ -44,9 +44,18 @@ def phase(given: argparse.Namespace) -> None:
     for rule in PHASE:
         folder = given.results / "benchmarks" / rule
         paths = sorted(folder.glob("*.tsv")) or [folder.with_suffix(".tsv")]
-        found = pd.concat([pd.read_csv(path, sep="\t") for path in paths if not path.name.endswith(".gpu.tsv")])
+        found = pd.concat(
+            [pd.read_csv(path, sep="\t") for path in paths if not path.name.endswith(".gpu.tsv")]
+        )
         rows.append([rule, len(found), float(found["s"].sum()), float(found["s"].max())])
-    rows.append(["all", sum(row[1] for row in rows), sum(row[2] for row in rows), max(row[3] for row in rows)])
+    rows.append(
+        [
+            "all",
+            sum(row[1] for row in rows),
+            sum(row[2] for row in rows),
+            max(row[3] for row in rows),
+        ]
+    )
     show(f"detection phase of {given.results.name}", ["rule", "jobs", "s", "longest"], rows)
 
 
@@ -54,15 +63,17 @@ def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
     """What the detectors read of one data set, and its texts."""
     folder = run / "examples" / dataset
     layers = layers_of(run)
-    examples = frames.read_parquet(run / "datasets" / dataset / "examples.parquet")
+    examples = tables.read_parquet(run / "datasets" / dataset / "examples.parquet")
     paths = detection_files(folder, run, layers, [run / "signals" / f"{dataset}.default.parquet"])
-    outputs = frames.read_parquet(folder / "outputs.parquet")
+    outputs = tables.read_parquet(folder / "outputs.parquet")
     return detection_run.read_inputs(
         dataset, examples, outputs, np.arange(len(examples)), paths, layers, ["default"]
     ), examples
 
 
-def grown(inputs: detectors.Inputs, picked: np.ndarray, generator: np.random.Generator) -> detectors.Inputs:
+def grown(
+    inputs: detectors.Inputs, picked: np.ndarray, generator: np.random.Generator
+) -> detectors.Inputs:
     """The rows `picked`, each a little different from the others; zeros of a code stay zeros."""
 
     def noisy(values: Any) -> Any:
@@ -97,17 +108,30 @@ def growth(given: argparse.Namespace) -> None:
     for size in given.sizes:
         generator = np.random.default_rng(size)
         # Blocks of four rows of a swap block stay together.
-        picked = (4 * generator.integers(len(truth) // 4, size=size // 4)[:, None] + np.arange(4)).ravel()
+        picked = (
+            4 * generator.integers(len(truth) // 4, size=size // 4)[:, None] + np.arange(4)
+        ).ravel()
         made = grown(inputs, picked, generator)
         labels, units = truth[picked], np.repeat(np.arange(size // 4), 4).astype(str).astype(object)
         step = splits.rounds(
-            labels, units, splits.assign_folds(labels, units, detection.folds, 0), detection.inner_folds, 0
+            labels,
+            units,
+            splits.assign_folds(labels, units, detection.folds, 0),
+            detection.inner_folds,
+            0,
         )[0]
-        words = np.array([f"w{number}" for number in generator.integers(size, size=size)], dtype=object)
-        texts = [f"{text} {word}" for text, word in zip(examples["text"].to_numpy()[picked], words, strict=True)]
+        words = np.array(
+            [f"w{number}" for number in generator.integers(size, size=size)], dtype=object
+        )
+        texts = [
+            f"{text} {word}"
+            for text, word in zip(examples["text"].to_numpy()[picked], words, strict=True)
+        ]
         scores = generator.standard_normal((40, size))
         calls: dict[str, Callable[[], Any]] = {
-            "detectors": lambda: detectors.train(made, labels, [step], detection, 0, f"{len(labels)} texts"),  # noqa: B023
+            "detectors": lambda: detectors.train(
+                made, labels, [step], detection, 0, f"{len(labels)} texts"
+            ),
             "text": lambda: controls.fit_text(texts, labels, step),  # noqa: B023
             "intervals": lambda: statistics.bootstrap_auroc(labels, scores, units, draws, 0),  # noqa: B023
         }
@@ -123,7 +147,8 @@ def growth(given: argparse.Namespace) -> None:
     kept = table[table["texts"] >= FITTED]
     n = kept["texts"].to_numpy(dtype=float)
     exponents = [
-        [name, _slope(n, kept[name]), _slope(n, kept[name].to_numpy() / (n * np.log(n)))] for name in columns[1:]
+        [name, _slope(n, kept[name]), _slope(n, kept[name].to_numpy() / (n * np.log(n)))]
+        for name in columns[1:]
     ]
     show(f"exponents from {FITTED} texts on", ["part", "of n", "beyond n log n"], exponents)
     if given.csv:
@@ -157,7 +182,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """One of the two."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     chosen = parser.add_subparsers(required=True)
     for call in (phase, growth):
         part = chosen.add_parser(call.__name__, help=call.__doc__)

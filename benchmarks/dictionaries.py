@@ -25,15 +25,16 @@ import numpy as np
 import torch
 from measure import cost, show
 
-from ghosttrack import files, sae
+from ghosttrack import sae
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
-from ghosttrack.configuration import load
+from ghosttrack.planning.configuration import load
+from ghosttrack.runtime import files
 from ghosttrack.sae import Sae, shared_rows
+from ghosttrack.sae.initialisation import Start, following, seed_of, unfold
 from ghosttrack.sae.model import CFG_NAME, WEIGHTS_NAME, save
 from ghosttrack.sae.quality import ReconstructionSums
 from ghosttrack.sae.rows import blocks, mean_of
-from ghosttrack.sae.start import Start, following, seed_of, unfold
 from ghosttrack.sae.training import Trained, train, train_shared
 from ghosttrack.settings import SaeSettings, Settings
 from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
@@ -48,9 +49,21 @@ KINDS: dict[str, tuple[LinkKind, ...]] = {
     "shared": ("cosine", "correlation", "identity"),
 }
 COLUMNS = (
-    "dictionaries", "links by", "FVU", "worse %", "same", "links", "null", "next", "relinked", "length", "random", "of",
-    "CPU train", "CPU compare",
-)  # fmt: skip
+    "dictionaries",
+    "links by",
+    "FVU",
+    "worse %",
+    "same",
+    "links",
+    "null",
+    "next",
+    "relinked",
+    "length",
+    "random",
+    "of",
+    "CPU train",
+    "CPU compare",
+)
 # Tokens tracked at once.
 BATCH = 1024
 
@@ -68,12 +81,19 @@ def opened(home: Path, number: int, datasets: Sequence[str]) -> Layer:
     """The stores of a finished run whose training activations were kept."""
     name = f"layer_{number:02d}"
     shards = sorted((home / "activations" / name).glob("*.zarr"))
-    single = [home / "heldout" / name, *(home / "examples" / dataset / name for dataset in datasets)]
+    single = [
+        home / "heldout" / name,
+        *(home / "examples" / dataset / name for dataset in datasets),
+    ]
     heldout, *answers = (
-        ActivationStore.open([path.with_suffix(".zarr")], [path.with_suffix(".json")]) for path in single
+        ActivationStore.open([path.with_suffix(".zarr")], [path.with_suffix(".json")])
+        for path in single
     )
     return Layer(
-        number, ActivationStore.open(shards, [shard.with_suffix(".json") for shard in shards]), heldout, answers
+        number,
+        ActivationStore.open(shards, [shard.with_suffix(".json") for shard in shards]),
+        heldout,
+        answers,
     )
 
 
@@ -99,7 +119,9 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
         return [sae.load(place) for place in places], cpu_of(places)
     for number in sorted(range(len(layers)), key=lambda number: number != middle):
         if not places[number].exists():
-            start = unfold(sae.load(places[middle])) if arm == "anchored" and number != middle else None
+            start = (
+                unfold(sae.load(places[middle])) if arm == "anchored" and number != middle else None
+            )
             one(arm, layers[number], places[number], training, start)
     return [sae.load(place) for place in places], cpu_of(places)
 
@@ -107,10 +129,16 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
 def shared(layers: Sequence[Layer], places: Sequence[Path], training: Training) -> None:
     """One dictionary for all layers."""
     chosen = training.settings.model_copy(update={"dictionaries": "shared"})
-    sources = shared_rows.sources([layer.train for layer in layers], chosen.batch, training.seed, resident=True)
+    sources = shared_rows.sources(
+        [layer.train for layer in layers], chosen.batch, training.seed, resident=True
+    )
     made: list[Trained] = []
     state = training.folder / "state"
-    spent = cost(lambda: made.extend(train_shared(sources, chosen, seed=training.seed, state=state, micro_batch=4096)))
+    spent = cost(
+        lambda: made.extend(
+            train_shared(sources, chosen, seed=training.seed, state=state, micro_batch=4096)
+        )
+    )
     for place, layer, each in zip(places, layers, made, strict=True):
         keep(each.sae, place, layer.number, spent.cpu / len(layers))
 
@@ -120,9 +148,16 @@ def one(arm: str, layer: Layer, place: Path, training: Training, start: Start | 
     chosen = training.following if start else training.settings
     made: list[Trained] = []
     seed = seed_of(training.seed, layer.number, arm)
-    sampler, state = ChunkSampler(layer.train, chosen.batch, training.seed), training.folder / "state"
+    sampler, state = (
+        ChunkSampler(layer.train, chosen.batch, training.seed),
+        training.folder / "state",
+    )
     spent = cost(
-        lambda: made.append(train(layer.train, sampler, chosen, seed=seed, state=state, micro_batch=4096, start=start))
+        lambda: made.append(
+            train(
+                layer.train, sampler, chosen, seed=seed, state=state, micro_batch=4096, start=start
+            )
+        )
     )
     keep(made[0].sae, place, layer.number, spent.cpu)
 
@@ -160,17 +195,23 @@ def compared(
     tracking, found = settings.tracking, dict[int, list[Comparison]]({1: [], 2: []})
     if kind == "correlation":
         kept = ~np.any([layer.heldout.excluded for layer in layers], axis=0)
-        codes = [codes_of(each, layer.heldout, kept) for each, layer in zip(saes, layers, strict=True)]
+        codes = [
+            codes_of(each, layer.heldout, kept) for each, layer in zip(saes, layers, strict=True)
+        ]
     for ahead, number in itertools.product((1, 2), range(len(layers))):
         if number + ahead >= len(layers):
             continue
         seed = [settings.seed, layers[number].number, layers[number + ahead].number]
         similarity: Any = (
-            ActivationCorrelation(codes[number], codes[number + ahead], layers[0].heldout.context or 1, seed)
+            ActivationCorrelation(
+                codes[number], codes[number + ahead], layers[0].heldout.context or 1, seed
+            )
             if kind == "correlation"
             else DecoderCosine(saes[number].W_dec, saes[number + ahead].W_dec, seed)
         )
-        found[ahead].append(compare_as(kind, similarity, tracking.neighbours, tracking.gate_quantile))
+        found[ahead].append(
+            compare_as(kind, similarity, tracking.neighbours, tracking.gate_quantile)
+        )
     return found
 
 
@@ -185,7 +226,9 @@ class Tracked(NamedTuple):
     hard: float  # share of candidate links that needed the solver
 
 
-def tracked(codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options: Options, seed: int) -> Tracked:
+def tracked(
+    codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options: Options, seed: int
+) -> Tracked:
     """Track answer tokens, codes (tokens, d_sae) of each layer, and count."""
     tokens, steps = len(codes[0]), len(codes) - 1
     sums = np.zeros(5)
@@ -207,50 +250,84 @@ def tracked(codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options
         hits[step] = followed(codes[step] > 0, codes[step + 1] > 0, tables[1][step], generator)
     fires, next_fires, by_chance = hits.sum(0)
     return Tracked(
-        linked / tokens / steps, detections / (detections - linked), detections / (detections - drawn),
-        next_fires / max(fires, 1), by_chance / max(fires, 1), unsettled / max(links, 1),
-    )  # fmt: skip
+        linked / tokens / steps,
+        detections / (detections - linked),
+        detections / (detections - drawn),
+        next_fires / max(fires, 1),
+        by_chance / max(fires, 1),
+        unsettled / max(links, 1),
+    )
 
 
-def followed(lower: np.ndarray, upper: np.ndarray, table: Links, generator: np.random.Generator) -> list[int]:
+def followed(
+    lower: np.ndarray, upper: np.ndarray, table: Links, generator: np.random.Generator
+) -> list[int]:
     """How often linked features fire, how often their best link fires too, and a partner drawn from the others' links."""
     count = np.diff(table.start)
     feature = np.flatnonzero(count)
-    entry = np.lexsort((-table.surplus, np.repeat(np.arange(len(count)), count)))  # by feature, best first
+    entry = np.lexsort(
+        (-table.surplus, np.repeat(np.arange(len(count)), count))
+    )  # by feature, best first
     target = table.target[entry[table.start[feature]]]
     fires = lower[:, feature]
     drawn = target[generator.permutation(len(target))]
-    return [int(fires.sum()), int((fires & upper[:, target]).sum()), int((fires & upper[:, drawn]).sum())]
+    return [
+        int(fires.sum()),
+        int((fires & upper[:, target]).sum()),
+        int((fires & upper[:, drawn]).sum()),
+    ]
 
 
 def main() -> None:
     """Train the arms, track real answers, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="folder of a finished run whose activations were kept, results/NAME")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "results",
+        type=Path,
+        help="folder of a finished run whose activations were kept, results/NAME",
+    )
     parser.add_argument("--layers", default="", help="as 10,14; default all of the run")
     parser.add_argument("--arms", default=",".join(KINDS))
     parser.add_argument("--kinds", default="cosine,correlation,identity", help="kinds of links")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument(
-        "--anchored-epochs", type=int, help="of the layers that begin with the anchor; default as --epochs"
+        "--anchored-epochs",
+        type=int,
+        help="of the layers that begin with the anchor; default as --epochs",
     )
-    parser.add_argument("--anchored-rate", type=float, help="learning rate of these layers; default the model's")
+    parser.add_argument(
+        "--anchored-rate", type=float, help="learning rate of these layers; default the model's"
+    )
     parser.add_argument("--datasets", default="cities,languages,us_cities")
     parser.add_argument("--tokens", type=int, default=3000, help="answer tokens of each data set")
-    parser.add_argument("--keep", type=Path, required=True, help="folder for the autoencoders; what is there is used")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        required=True,
+        help="folder for the autoencoders; what is there is used",
+    )
     parser.add_argument("--csv", type=Path, help="write the table there too")
     given = parser.parse_args()
     torch.set_num_threads(1)
     (settings,) = load({"model": given.results.name}, Path(__file__).parents[1] / "config").values()
-    numbers = [int(number) for number in given.layers.split(",")] if given.layers else settings.layers
+    numbers = (
+        [int(number) for number in given.layers.split(",")] if given.layers else settings.layers
+    )
     layers = [opened(given.results, number, given.datasets.split(",")) for number in numbers]
     given.keep.mkdir(parents=True, exist_ok=True)
     (given.keep / "state").mkdir(exist_ok=True)
     chosen = settings.sae.model_copy(update={"epochs": given.epochs})
-    anchored: dict[str, Any] = {"dictionaries": "anchored", "anchored_epochs": given.anchored_epochs}
+    anchored: dict[str, Any] = {
+        "dictionaries": "anchored",
+        "anchored_epochs": given.anchored_epochs,
+    }
     if given.anchored_rate:
         anchored["learning_rate"] = given.anchored_rate
-    training = Training(chosen, following(chosen.model_copy(update=anchored)), settings.seed, given.keep)
+    training = Training(
+        chosen, following(chosen.model_copy(update=anchored)), settings.seed, given.keep
+    )
     tracking = settings.tracking
     options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
     rows: list[list[Any]] = []
@@ -262,25 +339,65 @@ def main() -> None:
         base = base or losses
         unit = [torch.nn.functional.normalize(each.W_dec, dim=1) for each in made]
         same = [float((lower * upper).sum(1).mean()) for lower, upper in itertools.pairwise(unit)]
-        print(arm, "FVU, L0 by layer:", " ".join(f"{loss:.4f} ({l0:.1f})" for loss, l0 in measured), flush=True)
-        print(arm, "cosine of one number, by pair:", " ".join(f"{value:.3f}" for value in same), flush=True)
-        codes = [answer_codes(each, layer, given.tokens) for each, layer in zip(made, layers, strict=True)]
+        print(
+            arm,
+            "FVU, L0 by layer:",
+            " ".join(f"{loss:.4f} ({l0:.1f})" for loss, l0 in measured),
+            flush=True,
+        )
+        print(
+            arm,
+            "cosine of one number, by pair:",
+            " ".join(f"{value:.3f}" for value in same),
+            flush=True,
+        )
+        codes = [
+            answer_codes(each, layer, given.tokens)
+            for each, layer in zip(made, layers, strict=True)
+        ]
         for kind in [kind for kind in KINDS[arm] if kind in given.kinds.split(",")]:
             pairs: dict[int, list[Comparison]] = {}
             comparing = cost(lambda: pairs.update(compared(kind, made, layers, settings)))  # noqa: B023
             real, null = (
-                {ahead: [links(getattr(pair, name), pair.gate) for pair in found] for ahead, found in pairs.items()}
+                {
+                    ahead: [links(getattr(pair, name), pair.gate) for pair in found]
+                    for ahead, found in pairs.items()
+                }
                 for name in ("real", "permuted")
             )
-            result, chance = (tracked(codes, tables, options, settings.seed) for tables in (real, null))
-            print(arm, kind, "gates", " ".join(f"{pair.gate:.3f}" for pair in pairs[1]),
-                  "features with a link", " ".join(f"{(pair.best > pair.gate).mean():.3f}" for pair in pairs[1]),
-                  "covered", all(pair.covered for pair in pairs[1]), f"hard {result.hard:.5f}", flush=True)  # fmt: skip
-            rows.append([
-                arm, kind, float(np.mean(losses)), 100 * max(a / b - 1 for a, b in zip(losses, base, strict=True)),
-                float(np.mean(same)), result.links, chance.links, result.next, result.relinked, result.length,
-                result.random_length, len(layers), spent, comparing.cpu,
-            ])  # fmt: skip
+            result, chance = (
+                tracked(codes, tables, options, settings.seed) for tables in (real, null)
+            )
+            print(
+                arm,
+                kind,
+                "gates",
+                " ".join(f"{pair.gate:.3f}" for pair in pairs[1]),
+                "features with a link",
+                " ".join(f"{(pair.best > pair.gate).mean():.3f}" for pair in pairs[1]),
+                "covered",
+                all(pair.covered for pair in pairs[1]),
+                f"hard {result.hard:.5f}",
+                flush=True,
+            )
+            rows.append(
+                [
+                    arm,
+                    kind,
+                    float(np.mean(losses)),
+                    100 * max(a / b - 1 for a, b in zip(losses, base, strict=True)),
+                    float(np.mean(same)),
+                    result.links,
+                    chance.links,
+                    result.next,
+                    result.relinked,
+                    result.length,
+                    result.random_length,
+                    len(layers),
+                    spent,
+                    comparing.cpu,
+                ]
+            )
     show(f"{given.results.name}, layers {numbers}, {len(codes[0])} answer tokens", COLUMNS, rows)
     if given.csv:
         with given.csv.open("w", newline="") as stream:

@@ -19,7 +19,7 @@ from ghosttrack.activations import extraction, hooks
 from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
 from ghosttrack.inputs import models, sites
 from ghosttrack.inputs.dense_layers import quicken
-from ghosttrack.memory import keep_freed_memory
+from ghosttrack.runtime.allocator import keep_freed_memory
 
 
 def load(name: str) -> Any:
@@ -39,7 +39,9 @@ def bare(model: Any, tokens: Any, batch: int, highest: int) -> None:
     modules = sites.site_modules(model, [highest], "resid_post")
     with torch.inference_mode(), hooks.captured(modules, stop=True):
         for start in range(0, len(tokens), batch):
-            hooks.run_to_highest(model, torch.from_numpy(tokens[start : start + batch].astype(np.int64)))
+            hooks.run_to_highest(
+                model, torch.from_numpy(tokens[start : start + batch].astype(np.int64))
+            )
 
 
 def full(model: Any, tokens: Any, batch: int) -> None:
@@ -50,15 +52,24 @@ def full(model: Any, tokens: Any, batch: int) -> None:
             model(input_ids=ids, output_hidden_states=True, use_cache=False)
 
 
-def extract(model: Any, tokens: Any, layers: list[int], batch: int, storage: Any, folder: Path) -> None:
+def extract(
+    model: Any, tokens: Any, layers: list[int], batch: int, storage: Any, folder: Path
+) -> None:
     """Write one store a layer."""
     stores = [StoreFiles(folder / f"{layer}.zarr", folder / f"{layer}.json") for layer in layers]
     extraction.extract_contexts(
-        model, Origin("benchmark", "-"), tokens, layers, stores, Extraction("resid_post", batch, storage=storage)
+        model,
+        Origin("benchmark", "-"),
+        tokens,
+        layers,
+        stores,
+        Extraction("resid_post", batch, storage=storage),
     )
 
 
-def extraction_cost(model: Any, tokens: Any, layers: list[int], batch: int, storage: Any = "fp16") -> Cost:
+def extraction_cost(
+    model: Any, tokens: Any, layers: list[int], batch: int, storage: Any = "fp16"
+) -> Cost:
     """Cost of `extract`; deleting what it wrote is none of it."""
     with tempfile.TemporaryDirectory() as folder:
         return cost(lambda: extract(model, tokens, layers, batch, storage, Path(folder)))
@@ -67,15 +78,21 @@ def extraction_cost(model: Any, tokens: Any, layers: list[int], batch: int, stor
 def main() -> None:
     """Measure, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of a fetched model (results/NAME/model), or gpt2-small")
+    parser.add_argument(
+        "model", help="folder of a fetched model (results/NAME/model), or gpt2-small"
+    )
     parser.add_argument("--layers", default="all", help="analysed layers, as 10,12,14; default all")
     parser.add_argument("--tokens", type=int, default=51_200)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16, help="contexts per forward pass")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--storage", nargs="+", default=["fp16", "int8s"], choices=["fp16", "int8s"])
     parser.add_argument(
-        "--waves", action="store_true", help="also one layer at a time, and budgets of 1, 2 and 3 layers"
+        "--storage", nargs="+", default=["fp16", "int8s"], choices=["fp16", "int8s"]
+    )
+    parser.add_argument(
+        "--waves",
+        action="store_true",
+        help="also one layer at a time, and budgets of 1, 2 and 3 layers",
     )
     parser.add_argument("--wave-tokens", type=int, default=8_192)
     given = parser.parse_args()
@@ -83,12 +100,22 @@ def main() -> None:
     keep_freed_memory()  # as the jobs do; the bare pass has it too
     model = load(given.model)
     count = len(models.blocks(model))
-    layers = list(range(count)) if given.layers == "all" else [int(layer) for layer in given.layers.split(",")]
+    layers = (
+        list(range(count))
+        if given.layers == "all"
+        else [int(layer) for layer in given.layers.split(",")]
+    )
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = np.random.default_rng(0).integers(0, vocabulary, (given.tokens // given.context, given.context), np.int32)
+    tokens = np.random.default_rng(0).integers(
+        0, vocabulary, (given.tokens // given.context, given.context), np.int32
+    )
 
-    extraction_cost(model, tokens[: given.batch], layers, given.batch)  # imports, and memory that stays
-    kinds: dict[str, Callable[[], Cost]] = {"bare": lambda: cost(lambda: bare(model, tokens, given.batch, layers[-1]))}
+    extraction_cost(
+        model, tokens[: given.batch], layers, given.batch
+    )  # imports, and memory that stays
+    kinds: dict[str, Callable[[], Cost]] = {
+        "bare": lambda: cost(lambda: bare(model, tokens, given.batch, layers[-1]))
+    }
     for storage in given.storage:
         kinds[storage] = partial(extraction_cost, model, tokens, layers, given.batch, storage)
     found: dict[str, list[Cost]] = {name: [] for name in kinds}
@@ -115,9 +142,18 @@ def main() -> None:
             rows.append([f"{size} at a time, stopping early", spent, spent / whole.cpu, planned])
         one = cost(lambda: full(model, few, given.batch))
         spent = one.cpu * len(layers)
-        rows.append(["1 at a time, whole model (one measured)", spent, spent / whole.cpu, float(len(layers))])
+        rows.append(
+            [
+                "1 at a time, whole model (one measured)",
+                spent,
+                spent / whole.cpu,
+                float(len(layers)),
+            ]
+        )
         show(
-            f"the same {few.size:,} tokens under a disk budget", ["layers", "CPU s", "of all at once", "planned"], rows
+            f"the same {few.size:,} tokens under a disk budget",
+            ["layers", "CPU s", "of all at once", "planned"],
+            rows,
         )
 
 

@@ -11,7 +11,9 @@ def layers_of(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("layer_")) for path in (run / "saes").glob("layer_*"))
 
 
-def detection_files(folder: Path, run: Path, layers: Sequence[int], signals: Sequence[Path] = ()) -> Files:
+def detection_files(
+    folder: Path, run: Path, layers: Sequence[int], signals: Sequence[Path] = ()
+) -> Files:
     """What the detectors of a data set read: its `folder` of examples, the autoencoders of a `run`, tracking signals if any."""
     return Files(
         [folder / f"layer_{layer:02d}.zarr" for layer in layers],

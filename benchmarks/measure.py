@@ -27,8 +27,14 @@ def least(costs: Sequence[Cost]) -> Cost:
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table in plain text; numbers with three significant digits."""
-    cells = [[f"{each:.3g}" if isinstance(each, float) else str(each) for each in row] for row in [columns, *rows]]
+    cells = [
+        [f"{each:.3g}" if isinstance(each, float) else str(each) for each in row]
+        for row in [columns, *rows]
+    ]
     widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in cells
+    ]
     sys.stdout.write("\n".join([f"\n{title}", *lines, ""]))
     sys.stdout.flush()

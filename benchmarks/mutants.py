@@ -34,8 +34,16 @@ TESTS = {
     "detection/audit.py": ["detection/test_audit.py"],
     "tracks/association.py": ["tracks/test_association.py"],
     "tracks/tracking.py": ["tracks/test_tracking.py"],
-    "activations/writer.py": ["activations/test_store.py", "activations/test_writer.py", "activations/test_damage.py"],
-    "activations/reader.py": ["activations/test_reader.py", "activations/test_store.py", "activations/test_damage.py"],
+    "activations/writer.py": [
+        "activations/test_store.py",
+        "activations/test_writer.py",
+        "activations/test_damage.py",
+    ],
+    "activations/reader.py": [
+        "activations/test_reader.py",
+        "activations/test_store.py",
+        "activations/test_damage.py",
+    ],
     "files.py": ["test_files.py", "test_journal.py"],
     "sae/checkpoints.py": ["sae/test_sae_checkpoints.py"],
     "facts/answers.py": ["facts/test_answers.py"],
@@ -109,7 +117,14 @@ class Mutant(NamedTuple):
         self.place.put(self.new)
         after = " ".join(ast.unparse(around or self.new).split())
         self.place.put(self.old)
-        same = next((at for at, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), 0)
+        same = next(
+            (
+                at
+                for at, (one, other) in enumerate(zip(before, after, strict=False))
+                if one != other
+            ),
+            0,
+        )
         start = max(0, same - 25)
         return f"{before[start : start + 50]} -> {after[start : start + 50]}"
 
@@ -126,7 +141,14 @@ def mutants(file: str, source: str) -> list[Mutant]:
     """All mutants of a file, in the order of its lines."""
     tree = ast.parse(source)
     found = [
-        Mutant(file, tree, place, node, new, getattr(node, "lineno", getattr(place.parent, "lineno", 0)))
+        Mutant(
+            file,
+            tree,
+            place,
+            node,
+            new,
+            getattr(node, "lineno", getattr(place.parent, "lineno", 0)),
+        )
         for place, node in _places(tree)
         for new in _changes(node, place)
     ]
@@ -151,9 +173,13 @@ def _without_effect(node: ast.AST) -> bool:
         return not isinstance(node.value, ast.Call) or root in REPORTS
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+        names = {
+            each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)
+        }
         return "__all__" in names or bool(names & UNCHANGED)
-    return isinstance(node, ast.JoinedStr | ast.Assert) or (isinstance(node, ast.keyword) and node.arg in KEYWORDS)
+    return isinstance(node, ast.JoinedStr | ast.Assert) or (
+        isinstance(node, ast.keyword) and node.arg in KEYWORDS
+    )
 
 
 def _changes(node: ast.AST, place: Place) -> Iterator[ast.AST]:
@@ -164,8 +190,12 @@ def _changes(node: ast.AST, place: Place) -> Iterator[ast.AST]:
         case ast.Compare():
             for position, operator in enumerate(node.ops):
                 for other in COMPARISONS[type(operator)]:
-                    yield _with(node, ops=[*node.ops[:position], other(), *node.ops[position + 1 :]])
-        case ast.BinOp() if type(node.op) in OPERATORS and not any(map(_is_text, (node.left, node.right))):
+                    yield _with(
+                        node, ops=[*node.ops[:position], other(), *node.ops[position + 1 :]]
+                    )
+        case ast.BinOp() if type(node.op) in OPERATORS and not any(
+            map(_is_text, (node.left, node.right))
+        ):
             yield _with(node, op=OPERATORS[type(node.op)]())
         case ast.AugAssign() if type(node.op) in OPERATORS:
             yield _with(node, op=OPERATORS[type(node.op)]())
@@ -193,12 +223,17 @@ def _with(node: ast.AST, **fields: Any) -> ast.AST:
 
 
 def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes))
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
+    )
 
 
 def sample(groups: Iterable[Sequence[Mutant]], size: int, seed: int) -> list[Mutant]:
     """Draw `size` mutants at random, the same number from each group, as far as it has so many."""
-    shuffled = [random.Random(f"{seed} {number}").sample(group, len(group)) for number, group in enumerate(groups)]
+    shuffled = [
+        random.Random(f"{seed} {number}").sample(group, len(group))
+        for number, group in enumerate(groups)
+    ]
     turns = (mutant for turn in zip_longest(*shuffled) for mutant in turn if mutant is not None)
     drawn = [mutant for mutant, _ in zip(turns, range(size), strict=False)]
     return sorted(drawn, key=lambda mutant: (mutant.file, mutant.line))
@@ -261,10 +296,19 @@ def verdict(house: Path, mutant: Mutant, limit: float) -> str:
 
 def main() -> None:
     """Sample mutants, run the tests of each and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=40, help="number of mutants, shared out evenly among the files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=40,
+        help="number of mutants, shared out evenly among the files",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--files", nargs="+", choices=sorted(TESTS), default=list(TESTS), metavar="FILE")
+    parser.add_argument(
+        "--files", nargs="+", choices=sorted(TESTS), default=list(TESTS), metavar="FILE"
+    )
     chosen = parser.parse_args()
     made = {file: mutants(file, (ROOT / PACKAGE / file).read_text()) for file in chosen.files}
     drawn = sample(made.values(), chosen.sample, chosen.seed)
@@ -275,12 +319,21 @@ def main() -> None:
         shutil.copytree(ROOT, house, symlinks=True, ignore=left_out)
         limits = {file: time_limit(house, file) for file in {mutant.file for mutant in drawn}}
         for mutant in drawn:
-            rows.append([mutant.file, str(mutant.line), mutant.change, verdict(house, mutant, limits[mutant.file])])
+            rows.append(
+                [
+                    mutant.file,
+                    str(mutant.line),
+                    mutant.change,
+                    verdict(house, mutant, limits[mutant.file]),
+                ]
+            )
             sys.stderr.write("  ".join(rows[-1]) + "\n")
     show("Mutants", ["file", "line", "mutation", "verdict"], rows)
     killed = sum(row[-1] != "survived" for row in rows)
     available = sum(map(len, made.values()))
-    sys.stdout.write(f"\n{killed} of {len(rows)} killed; seed {chosen.seed}, {available} possible mutants\n")
+    sys.stdout.write(
+        f"\n{killed} of {len(rows)} killed; seed {chosen.seed}, {available} possible mutants\n"
+    )
 
 
 if __name__ == "__main__":

@@ -75,11 +75,16 @@ def prices(tracks: list[Track], found: list[Feature]) -> np.ndarray:
 
 def prices_at_once(tracks: list[Track], found: list[Feature]) -> np.ndarray:
     """The same by one product and one broadcast."""
-    before, after = np.stack([track.last().embedding for track in tracks]), np.stack([each.embedding for each in found])
+    before, after = (
+        np.stack([track.last().embedding for track in tracks]),
+        np.stack([each.embedding for each in found]),
+    )
     lengths = np.outer(np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1))
     a = np.array([track.last().activation for track in tracks])[:, None]
     b = np.array([each.activation for each in found])[None, :]
-    price: np.ndarray = SEMANTIC * (1 - before @ after.T / lengths) + ACTIVATION * np.abs(a - b) / (a + b)
+    price: np.ndarray = SEMANTIC * (1 - before @ after.T / lengths) + ACTIVATION * np.abs(a - b) / (
+        a + b
+    )
     return price
 
 
@@ -126,11 +131,30 @@ def measure(tracks: list[Track], layers: int) -> list[float]:
         if len(each.states) >= 2
     ]
     return [
-        np.mean(entropy), max(entropy), np.std(entropy), entropy[-1],
-        births, deaths, births / layers, deaths / layers, (births + deaths) / (2 * layers), (births - deaths) / max(births, 1),
-        np.mean(strong), max(strong), np.std(strong), strong[-1], np.mean([each > 2 for each in strong]),
-        np.mean(stable) if stable else 0.0, min(stable, default=0.0),
+        np.mean(entropy),
+        max(entropy),
+        np.std(entropy),
+        entropy[-1],
+        births,
+        deaths,
+        births / layers,
+        deaths / layers,
+        (births + deaths) / (2 * layers),
+        (births - deaths) / max(births, 1),
+        np.mean(strong),
+        max(strong),
+        np.std(strong),
+        strong[-1],
+        np.mean([each > 2 for each in strong]),
+        np.mean(stable) if stable else 0.0,
+        min(stable, default=0.0),
         np.mean([each < 0.5 for each in stable]) if stable else 0.0,
-        np.mean(dominance), min(dominance), dominance[-1], np.mean([each < 0.5 for each in dominance]),
-        np.mean(density), max(density), np.std(density), max(density),
-    ]  # fmt: skip
+        np.mean(dominance),
+        min(dominance),
+        dominance[-1],
+        np.mean([each < 0.5 for each in dominance]),
+        np.mean(density),
+        max(density),
+        np.std(density),
+        max(density),
+    ]

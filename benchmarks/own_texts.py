@@ -11,9 +11,8 @@ import pandas as pd
 import torch
 from measure import show
 
-from ghosttrack import Detector, Text
+from ghosttrack import Detector, Text, statistics
 from ghosttrack.detection import probes
-from ghosttrack.evaluation import statistics
 from ghosttrack.facts import statements
 from ghosttrack.facts.contexts import context_of
 
@@ -29,7 +28,10 @@ def split(table: str, texts: int, shown: int) -> tuple[list[str], pd.DataFrame]:
     own = found[found["relation"] == found["relation"].value_counts().index[0]]
     shuffled = np.random.default_rng(0).permutation(list(dict.fromkeys(found["group"])))
     groups = [group for group in shuffled if group in set(own["group"])]
-    first = [own[(own["group"] == group) & (own["label"] == 0)]["text"].iloc[0] for group in groups[:shown]]
+    first = [
+        own[(own["group"] == group) & (own["label"] == 0)]["text"].iloc[0]
+        for group in groups[:shown]
+    ]
     sizes = own["group"].value_counts()[groups[shown:]]
     kept = sizes.index[sizes.cumsum() <= texts]
     return first, own[own["group"].isin(kept)]
@@ -50,17 +52,33 @@ def main(run: Path, texts: int) -> None:
             "5 of its own": "\n".join(first),
         }
         labels, groups = judged["label"].to_numpy(dtype=np.int64), judged["group"].to_numpy()
-        odds = np.array([
-            [score.log_odds for score in detector.score([Text(each.text, each.answer, context=context) for each in judged.itertuples()], reasons=0)]
-            for context in contexts.values()
-        ])  # fmt: skip
+        odds = np.array(
+            [
+                [
+                    score.log_odds
+                    for score in detector.score(
+                        [
+                            Text(each.text, each.answer, context=context)
+                            for each in judged.itertuples()
+                        ],
+                        reasons=0,
+                    )
+                ]
+                for context in contexts.values()
+            ]
+        )
         draws = statistics.bootstrap_auroc(labels, odds, groups, 1000, 0)
         generator = np.random.default_rng(0)
         for name, own, drawn in zip(contexts, odds, draws, strict=True):
             chance = probes.probability(own)
-            floor = np.mean([
-                statistics.calibration_error((generator.random(len(chance)) < chance).astype(np.int64), chance) for _ in range(DRAWS)
-            ])  # fmt: skip
+            floor = np.mean(
+                [
+                    statistics.calibration_error(
+                        (generator.random(len(chance)) < chance).astype(np.int64), chance
+                    )
+                    for _ in range(DRAWS)
+                ]
+            )
             gains.setdefault(name, []).append(drawn - draws[0])
             rows.append(
                 [
@@ -73,7 +91,10 @@ def main(run: Path, texts: int) -> None:
                     float(floor),
                 ]
             )
-    rows += [["mean", name, "", "", _interval(np.mean(found, axis=0)), "", ""] for name, found in gains.items()]
+    rows += [
+        ["mean", name, "", "", _interval(np.mean(found, axis=0)), "", ""]
+        for name, found in gains.items()
+    ]
     show(
         "Own texts of unseen relations",
         ["table", "read behind", "texts", "AUROC", "gain over alone", "ECE", "ECE by chance"],
@@ -89,6 +110,8 @@ def _interval(draws: np.ndarray) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--texts", type=int, default=160, help="most texts of a table; default %(default)s")
+    parser.add_argument(
+        "--texts", type=int, default=160, help="most texts of a table; default %(default)s"
+    )
     chosen = parser.parse_args()
     main(chosen.run, chosen.texts)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ghosttrack.memory import keep_freed_memory, use_huge_pages
+from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.training import train
 from ghosttrack.settings import SaeSettings
@@ -47,7 +47,9 @@ class Planted(NamedTuple):
             size = min(BLOCK, count - start)
             chosen = self._chosen(size, features, generator)
             strength = 1.0 + torch.rand(size, self.active, generator=generator)
-            x = functional.embedding_bag(chosen, self.directions, mode="sum", per_sample_weights=strength)
+            x = functional.embedding_bag(
+                chosen, self.directions, mode="sum", per_sample_weights=strength
+            )
             noise = functional.normalize(torch.randn(size, d_model, generator=generator), dim=1)
             x += noise * x.norm(dim=1, keepdim=True) * self.noise
             made[start : start + size] = x.numpy()
@@ -57,8 +59,14 @@ class Planted(NamedTuple):
         """`active` different directions for each row, all sets equally likely, (count, active)."""
         sets, found = [], 0
         while found < count:
-            drawn = torch.randint(features, (count + count // 4, self.active), generator=generator).sort(dim=1).values
-            kept = drawn[(drawn[:, 1:] != drawn[:, :-1]).all(dim=1)]  # rejection: ordered draws without a repeat
+            drawn = (
+                torch.randint(features, (count + count // 4, self.active), generator=generator)
+                .sort(dim=1)
+                .values
+            )
+            kept = drawn[
+                (drawn[:, 1:] != drawn[:, :-1]).all(dim=1)
+            ]  # rejection: ordered draws without a repeat
             sets.append(kept)
             found += len(kept)
         return torch.cat(sets)[:count]
@@ -93,10 +101,19 @@ def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, An
     began = time.process_time()
     nowhere = Path(os.devnull)  # never written: no checkpoint falls due
     sae = train(
-        store, store, settings, seed=0, state=nowhere, micro_batch=settings.batch, checkpoint_seconds=1e9, device="cpu"
+        store,
+        store,
+        settings,
+        seed=0,
+        state=nowhere,
+        micro_batch=settings.batch,
+        checkpoint_seconds=1e9,
+        device="cpu",
     ).sae
     seconds = time.process_time() - began
-    cosine = (planted.directions @ functional.normalize(sae.W_dec, dim=1).t()).max(1).values  # (features,)
+    cosine = (
+        (planted.directions @ functional.normalize(sae.W_dec, dim=1).t()).max(1).values
+    )  # (features,)
     found = measure(sae, InMemory(planted.rows(HELDOUT, seed=2), settings.batch), settings.k)
     # The least that is left when nothing but the noise is.
     floor = planted.noise**2 / (1.0 + planted.noise**2)
@@ -115,7 +132,9 @@ def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, An
 
 def main() -> None:
     """Read the command line, train once a noise level, print a line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--features", type=int, default=1024, help="true directions")
     parser.add_argument("--active", type=int, default=16, help="true directions in a row")
@@ -130,11 +149,17 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     keep_freed_memory()
     use_huge_pages()
-    directions = torch.randn(given.features, given.d_model, generator=torch.Generator().manual_seed(0))
+    directions = torch.randn(
+        given.features, given.d_model, generator=torch.Generator().manual_seed(0)
+    )
     settings = SaeSettings(
-        architecture=given.architecture, d_sae=given.d_sae, k=given.active, batch=given.batch, epochs=1,
+        architecture=given.architecture,
+        d_sae=given.d_sae,
+        k=given.active,
+        batch=given.batch,
+        epochs=1,
         learning_rate=given.learning_rate,
-    )  # fmt: skip
+    )
     writer = None
     for noise in given.noise:
         planted = Planted(functional.normalize(directions, dim=1), given.active, noise)

@@ -22,12 +22,18 @@ COLUMNS = ("cosine", "IDF1", "HOTA", "AssA", "switches per 1000", "tracks per id
 
 def main() -> None:
     """Plant, track, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sae", type=Path, help="folder of an autoencoder whose decoder is copied; default: random directions"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cosines", default="1,.9,.8,.7,.6,.5,.4,.3,.2", help="mean similarity of a feature and its copy"
+        "--sae",
+        type=Path,
+        help="folder of an autoencoder whose decoder is copied; default: random directions",
+    )
+    parser.add_argument(
+        "--cosines",
+        default="1,.9,.8,.7,.6,.5,.4,.3,.2",
+        help="mean similarity of a feature and its copy",
     )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=500)
@@ -35,7 +41,11 @@ def main() -> None:
     parser.add_argument("--replaced", type=float, default=0.1)
     parser.add_argument("--csv", type=Path, help="write the table there too")
     given = parser.parse_args()
-    base = sae.load(given.sae).W_dec.numpy() if given.sae else np.random.default_rng(0).standard_normal((2048, 576))
+    base = (
+        sae.load(given.sae).W_dec.numpy()
+        if given.sae
+        else np.random.default_rng(0).standard_normal((2048, 576))
+    )
     tracking = TrackingSettings()
     options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
     rows: list[list[Any]] = []
@@ -52,9 +62,18 @@ def main() -> None:
         found = track_planted(planted, options, seed=0)
         detections = sum(int((code > 0).sum()) for code in planted.codes)
         rows.append(
-            [cosine, found.idf1, found.hota, found.association, 1000 * found.switches / detections, found.fragments]
+            [
+                cosine,
+                found.idf1,
+                found.hota,
+                found.association,
+                1000 * found.switches / detections,
+                found.fragments,
+            ]
         )
-    show(f"{len(base)} planted features, {given.layers} layers, {given.tokens} tokens", COLUMNS, rows)
+    show(
+        f"{len(base)} planted features, {given.layers} layers, {given.tokens} tokens", COLUMNS, rows
+    )
     if given.csv:
         with given.csv.open("w", newline="") as stream:
             csv.writer(stream).writerows([COLUMNS, *rows])

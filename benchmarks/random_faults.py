@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 from measure import show
 
-from ghosttrack import journal, orphans
+from ghosttrack.planning import orphans
+from ghosttrack.runtime import lock_log
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "envs", "profiles", "config", "workflow_scripts")
@@ -63,17 +64,39 @@ class House:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
         environment = {
-            **os.environ, "PYTHONPATH": str(self.place / "workflow_scripts"), "GHOSTTRACK_FAULTS": json.dumps([SLOW, *faults]),
-        }  # fmt: skip
+            **os.environ,
+            "PYTHONPATH": str(self.place / "workflow_scripts"),
+            "GHOSTTRACK_FAULTS": json.dumps([SLOW, *faults]),
+        }
         screen = (self.place / "screen").open("w")
         self.began = time.monotonic()
         self.run = subprocess.Popen(
             [
-                sys.executable, "-m", "ghosttrack.launch", "--profile", "profiles/local", "--resources", "gpu=2", "--cores", "2",
-                "--set-resources", "train_sae:checkpoint_seconds=0", "--config", *SETTINGS, "--until", "train_sae", "--", "saes",
+                sys.executable,
+                "-m",
+                "ghosttrack.cli.launch",
+                "--profile",
+                "profiles/local",
+                "--resources",
+                "gpu=2",
+                "--cores",
+                "2",
+                "--set-resources",
+                "train_sae:checkpoint_seconds=0",
+                "--config",
+                *SETTINGS,
+                "--until",
+                "train_sae",
+                "--",
+                "saes",
             ],
-            cwd=self.place, env=environment, stdout=screen, stderr=screen, text=True, preexec_fn=limit,
-        )  # fmt: skip
+            cwd=self.place,
+            env=environment,
+            stdout=screen,
+            stderr=screen,
+            text=True,
+            preexec_fn=limit,
+        )
 
     def end(self) -> Ended:
         """Wait for the run."""
@@ -85,17 +108,21 @@ class House:
         environment = {**os.environ, "PYTHONPATH": str(self.place / "workflow_scripts")}
         return subprocess.run(
             [sys.executable, "-m", f"ghosttrack.{module}", *words],
-            cwd=self.place, env=environment, check=False, capture_output=True,
-        ).returncode  # fmt: skip
+            cwd=self.place,
+            env=environment,
+            check=False,
+            capture_output=True,
+        ).returncode
 
     def contents(self) -> dict[str, bytes]:
         """Every result by name; logs, timings and progress are none."""
         return {
             str(path.relative_to(self.results)): path.read_bytes()
             for path in sorted(self.results.rglob("*"))
-            if path.is_file() and path.relative_to(self.results).parts[0] not in ("logs", "benchmarks", "state")
+            if path.is_file()
+            and path.relative_to(self.results).parts[0] not in ("logs", "benchmarks", "state")
             and not path.name.startswith(".snakemake")
-        }  # fmt: skip
+        }
 
     def jobs(self) -> list[int]:
         """Processes of jobs that work now."""
@@ -134,9 +161,12 @@ def kill_snakemake(house: House) -> str:
 def lose_a_file(house: House) -> str:
     """Any one file of the results or of a half-written store."""
     files = [
-        path for path in sorted(house.results.rglob("*"))
-        if path.is_file() and path.relative_to(house.results).parts[0] in ("activations", "saes", "state", "corpus", "model")
-    ]  # fmt: skip
+        path
+        for path in sorted(house.results.rglob("*"))
+        if path.is_file()
+        and path.relative_to(house.results).parts[0]
+        in ("activations", "saes", "state", "corpus", "model")
+    ]
     if not files:
         return ""
     path = house.chance.choice(files)
@@ -145,8 +175,11 @@ def lose_a_file(house: House) -> str:
 
 
 DURING: list[Callable[[House], str]] = [
-    kill_a_job, preempt_a_job, kill_snakemake, lose_a_file,
-]  # fmt: skip
+    kill_a_job,
+    preempt_a_job,
+    kill_snakemake,
+    lose_a_file,
+]
 
 
 def follow_remedy(house: House, said: str) -> str:
@@ -159,7 +192,8 @@ def follow_remedy(house: House, said: str) -> str:
         if " ERROR " not in line or not word:
             continue
         named = (
-            re.findall(r"results/[\w./-]*\w", after.split("then:")[0]) or re.findall(r"results/[\w./-]*\w", before)[:1]
+            re.findall(r"results/[\w./-]*\w", after.split("then:")[0])
+            or re.findall(r"results/[\w./-]*\w", before)[:1]
         )
         for path in (house.place / name for name in named):
             whole = path.parent if after.startswith("its directory") else path
@@ -179,13 +213,23 @@ def strike(house: House, faults: int, seconds: float) -> list[list[str]]:
     for _ in range(faults):
         at = chance.randrange(len(DURING) + 2)
         if at == len(DURING):
-            largest = chance.choice([40_000, 80_000, 150_000])  # Snakemake copies the rules, the longest of 25 kB
+            largest = chance.choice(
+                [40_000, 80_000, 150_000]
+            )  # Snakemake copies the rules, the longest of 25 kB
             name, did = "quota", f"no file above {largest // 1000} kB"
             house.start([], largest)
         elif at > len(DURING):
             layer = chance.randrange(5)
             name, did = "memory", f"training of layer {layer}"
-            house.start([{"job": f"*/layer_{layer:02d}", "kind": "out_of_memory", "after": chance.randrange(16_000)}])
+            house.start(
+                [
+                    {
+                        "job": f"*/layer_{layer:02d}",
+                        "kind": "out_of_memory",
+                        "after": chance.randrange(16_000),
+                    }
+                ]
+            )
         else:
             fault = DURING[at]
             name, did = fault.__name__, ""
@@ -196,14 +240,29 @@ def strike(house: House, faults: int, seconds: float) -> list[list[str]]:
             while house.run.poll() is None and not (did := fault(house)):
                 time.sleep(0.2)
         ended = house.end()
-        if ended.code < 0:  # killed; one time in three the next run is simply started, and has to refuse
+        if (
+            ended.code < 0
+        ):  # killed; one time in three the next run is simply started, and has to refuse
             choice = chance.choice(["--wait", "--cancel", ""])
-            mended = f"orphans {choice}" if choice and house.command("orphans", choice) == 0 else "left alone"
+            mended = (
+                f"orphans {choice}"
+                if choice and house.command("orphans", choice) == 0
+                else "left alone"
+            )
         else:
             mended = follow_remedy(house, ended.text) if ended.code else ""
             if ended.code and not mended:
-                raise SystemExit(f"{house.place}: {name} ({did}): stopped without a remedy\n{ended.text[-5000:]}")
-        rows.append([name if did else f"({name})", did or "too late, or refused", f"exit {ended.code}", mended])
+                raise SystemExit(
+                    f"{house.place}: {name} ({did}): stopped without a remedy\n{ended.text[-5000:]}"
+                )
+        rows.append(
+            [
+                name if did else f"({name})",
+                did or "too late, or refused",
+                f"exit {ended.code}",
+                mended,
+            ]
+        )
     return rows
 
 
@@ -226,20 +285,28 @@ def complete(house: House) -> list[list[str]]:
 def judge(house: House, reference: dict[str, bytes]) -> list[list[str]]:
     """Nothing wrong may be reported as done: every result against the undisturbed run, and the locks' journal."""
     found, rows = house.contents(), []
-    wrong = {name for name in reference.keys() | found.keys() if reference.get(name) != found.get(name)}
+    wrong = {
+        name for name in reference.keys() | found.keys() if reference.get(name) != found.get(name)
+    }
     # A part of a store that was lost when nothing needed it any more: no run reads it, verify_activations names it.
     if lost := {name for name in wrong if name not in found and ".zarr/" in name}:
-        rows.append(["(unread)", ", ".join(sorted(lost)), "complete", "verify_activations names it"])
+        rows.append(
+            ["(unread)", ", ".join(sorted(lost)), "complete", "verify_activations names it"]
+        )
     if wrong - lost:
-        raise SystemExit(f"{house.place}: not those of an undisturbed run: {', '.join(sorted(wrong - lost))}")
-    if doubled := list(journal.overlaps(journal.read(house.results / "logs" / journal.NAME))):
+        raise SystemExit(
+            f"{house.place}: not those of an undisturbed run: {', '.join(sorted(wrong - lost))}"
+        )
+    if doubled := list(lock_log.overlaps(lock_log.read(house.results / "logs" / lock_log.NAME))):
         raise SystemExit(f"{house.place}: two writers at once: {doubled}")
     return rows
 
 
 def main() -> None:
     """Make the reference, then rounds until there were enough faults."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--faults", type=int, default=30, help="in all")
     parser.add_argument("--each", type=int, default=5, help="faults a round")
     parser.add_argument("--seed", type=int, default=0)
@@ -251,9 +318,9 @@ def main() -> None:
     for name in PARTS:
         source = ROOT / name
         ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, whole.place / name, ignore=ignore) if source.is_dir() else shutil.copy2(
-            source, whole.place / name
-        )
+        shutil.copytree(
+            source, whole.place / name, ignore=ignore
+        ) if source.is_dir() else shutil.copy2(source, whole.place / name)
     whole.start([])
     ended = whole.end()
     if ended.code:
@@ -267,16 +334,23 @@ def main() -> None:
     number = 0
     while sum(not row[0].startswith("(") for row in rows) < chosen.faults:
         number += 1
-        house = House(Path(shutil.copytree(template, folder / f"round_{number:02d}", symlinks=True)), chance)
-        made = [*strike(house, chosen.each, 0.8 * ended.seconds), *complete(house), *judge(house, reference)]
+        house = House(
+            Path(shutil.copytree(template, folder / f"round_{number:02d}", symlinks=True)), chance
+        )
+        made = [
+            *strike(house, chosen.each, 0.8 * ended.seconds),
+            *complete(house),
+            *judge(house, reference),
+        ]
         rows += made
         shutil.rmtree(house.place)
         show(f"round {number}", ["fault", "what", "the run ended", "mended by"], made)
     counted = Counter(row[0] for row in rows if not row[0].startswith("("))
     show(
         f"{sum(counted.values())} faults in {number} rounds: every round complete and identical, never two writers",
-        ["fault", "times"], [[name, str(times)] for name, times in sorted(counted.items())],
-    )  # fmt: skip
+        ["fault", "times"],
+        [[name, str(times)] for name, times in sorted(counted.items())],
+    )
     shutil.rmtree(folder)
 
 

@@ -22,8 +22,8 @@ from measure import show
 from storage_modes import stores
 
 from ghosttrack.activations.sampler import ChunkSampler
-from ghosttrack.configuration import load
-from ghosttrack.memory import keep_freed_memory, use_huge_pages
+from ghosttrack.planning.configuration import load
+from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model, quality
 from ghosttrack.sae.export import calibrate, fold
 from ghosttrack.sae.model import Sae
@@ -56,8 +56,15 @@ def ours(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folder: 
     """The workflow's own training."""
     began = time.process_time()
     found = train(
-        store, batches, settings, seed=seed, state=folder, micro_batch=settings.batch, checkpoint_seconds=1e9, device="cpu"
-    )  # fmt: skip
+        store,
+        batches,
+        settings,
+        seed=seed,
+        state=folder,
+        micro_batch=settings.batch,
+        checkpoint_seconds=1e9,
+        device="cpu",
+    )
     return Trained(found.sae, time.process_time() - began)
 
 
@@ -74,12 +81,15 @@ def saelens(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folde
     )
     run = trainer.SAETrainer(
         cfg=config.SAETrainerConfig(
-            total_training_samples=steps * settings.batch, train_batch_size_samples=settings.batch, lr=rates.peak,
-            lr_end=rates.peak, dead_feature_window=round(settings.dead_after * steps),
+            total_training_samples=steps * settings.batch,
+            train_batch_size_samples=settings.batch,
+            lr=rates.peak,
+            lr_end=rates.peak,
+            dead_feature_window=round(settings.dead_after * steps),
         ),
         sae=sae,
         data_provider=iter(()),
-    )  # fmt: skip
+    )
     began = time.process_time()
     normaliser = fit_normaliser(store)
     for step in range(steps):
@@ -99,24 +109,43 @@ def line(name: str, trained: Trained, store: Rows, heldout: Rows, k: int) -> lis
     exported = quality.measure(trained.sae, heldout, k)
     level = quality.measure(calibrate(trained.sae, store, k), heldout, k)
     return [
-        name, trained.seconds, exported.sparsity.l0, exported.reconstruction.fvu, level.sparsity.l0,
-        level.reconstruction.fvu, level.reconstruction.fvu_token_median, level.sparsity.dead_fraction,
-    ]  # fmt: skip
+        name,
+        trained.seconds,
+        exported.sparsity.l0,
+        exported.reconstruction.fvu,
+        level.sparsity.l0,
+        level.reconstruction.fvu,
+        level.reconstruction.fvu_token_median,
+        level.sparsity.dead_fraction,
+    ]
 
 
 def main() -> None:
     """Train both on every layer and print a table each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="folder of a finished run whose activations were kept, results/NAME")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--peers", type=Path, metavar="VENV", help="virtual environment with sae-lens; without it ours alone"
+        "results",
+        type=Path,
+        help="folder of a finished run whose activations were kept, results/NAME",
+    )
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="VENV",
+        help="virtual environment with sae-lens; without it ours alone",
     )
     parser.add_argument("--layers", type=int, nargs="+", required=True)
     parser.add_argument("--architectures", nargs="+", default=["batchtopk"], help="of ours")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--rates", type=float, nargs="+", default=[], help="ours again at other peak rates")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[], help="ours again at other peak rates"
+    )
     parser.add_argument("--seed", type=int, help="of the initial weights; default: the run's")
-    parser.add_argument("--peer-rates", type=float, nargs="+", default=[], help="SAELens again at other peak rates")
+    parser.add_argument(
+        "--peer-rates", type=float, nargs="+", default=[], help="SAELens again at other peak rates"
+    )
     given = parser.parse_args()
     if given.peers:
         sys.path += map(str, sorted(given.peers.glob("lib/python*/site-packages")))
@@ -139,11 +168,15 @@ def main() -> None:
         ]
         if given.peers:
             rates = [rate, *given.peer_rates]
-            contestants += [(f"SAELens at {peak:g}", saelens, {"learning_rate": peak}) for peak in rates]
+            contestants += [
+                (f"SAELens at {peak:g}", saelens, {"learning_rate": peak}) for peak in rates
+            ]
         rows = []
         for name, contestant, changed in contestants:
             with tempfile.TemporaryDirectory() as folder:
-                trained = contestant(store, batches, settings.model_copy(update=changed), seed, Path(folder))
+                trained = contestant(
+                    store, batches, settings.model_copy(update=changed), seed, Path(folder)
+                )
             rows.append(line(name, trained, store, heldout, settings.k))
         title = f"{given.results.name} layer {layer}: {batches.batches_per_epoch:,} steps of {settings.batch}, d_sae {settings.d_sae}, k {settings.k}"
         columns = ["", "CPU s", "L0 exported", "FVU exported", "L0", "FVU", "token median", "dead"]

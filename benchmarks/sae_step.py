@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttrack.memory import keep_freed_memory, use_huge_pages
-from ghosttrack.products import linear
+from ghosttrack.inputs.linear_kernels import linear
+from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae.adam import BETA1, EPSILON
 from ghosttrack.sae.dense_step import DenseBackEnd
 from ghosttrack.sae.engine import BackEnd, Engine
@@ -117,19 +117,25 @@ def obvious(case: Case) -> Step:
         adam.zero_grad()
         pre = (x - b_dec) @ W_enc.t() + b_enc
         top = pre.flatten().topk(case.k * len(x))
-        code = torch.zeros_like(pre).flatten().scatter(0, top.indices, top.values.relu()).view_as(pre)
+        code = (
+            torch.zeros_like(pre).flatten().scatter(0, top.indices, top.values.relu()).view_as(pre)
+        )
         residual = x - (code @ W_dec + b_dec)
         loss = residual.pow(2).sum(1).mean() / case.d_model
         if len(case.dead):
             kept = residual.detach()
-            rest = pre.masked_fill(~silent, -torch.inf).topk(min(case.d_model // 2, len(case.dead)), dim=1)
+            rest = pre.masked_fill(~silent, -torch.inf).topk(
+                min(case.d_model // 2, len(case.dead)), dim=1
+            )
             guess = torch.zeros_like(pre).scatter(1, rest.indices, rest.values) @ W_dec
             loss = loss + AUX * (guess - kept).pow(2).sum() / (kept - kept.mean(0)).pow(2).sum()
         torch.autograd.backward(loss)
         with torch.no_grad():
             assert W_dec.grad is not None
             W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
-            norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            norm = torch.nn.utils.get_total_norm(
+                [weight.grad for weight in weights if weight.grad is not None]
+            )
             for weight in weights:
                 assert weight.grad is not None
                 weight.grad /= norm
@@ -163,7 +169,9 @@ def saelens(case: Case, name: str) -> Step:
 def sparsify(case: Case) -> Step:
     """sparsify's TopK module with the loss and the decoder's upkeep of its trainer, and Adam."""
     package: Any = importlib.import_module("sparsify")
-    coder = package.SparseCoder(case.d_model, package.SparseCoderConfig(num_latents=case.d_sae, k=case.k))
+    coder = package.SparseCoder(
+        case.d_model, package.SparseCoderConfig(num_latents=case.d_sae, k=case.k)
+    )
     with torch.no_grad():
         coder.encoder.bias[case.dead] = SILENT
     adam = torch.optim.Adam(coder.parameters(), lr=RATE)
@@ -186,9 +194,17 @@ def dictionary_learning(case: Case) -> Step:
     """dictionary_learning's own BatchTopK trainer, past its first step, which also looks for a geometric median."""
     module: Any = importlib.import_module("dictionary_learning.trainers.batch_top_k")
     trainer = module.BatchTopKTrainer(
-        steps=10**9, activation_dim=case.d_model, dict_size=case.d_sae, k=case.k, layer=0, lm_name="", lr=RATE,
-        auxk_alpha=AUX, threshold_start_step=0, device="cpu",
-    )  # fmt: skip
+        steps=10**9,
+        activation_dim=case.d_model,
+        dict_size=case.d_sae,
+        k=case.k,
+        layer=0,
+        lm_name="",
+        lr=RATE,
+        auxk_alpha=AUX,
+        threshold_start_step=0,
+        device="cpu",
+    )
     with torch.no_grad():
         trainer.ae.encoder.bias[case.dead] = SILENT
     trainer.num_tokens_since_fired[case.dead] = 10**12
@@ -259,7 +275,10 @@ def table(case: Case, times: dict[str, list[Timing]], missing: list[str]) -> str
     cpu = {name: np.array([each.cpu for each in found]) for name, found in times.items()}
     product, onednn, adam = (cpu[name] for name in FLOORS)
     passes, auxiliary = 1 + 4 * case.k / case.d_sae, 4 * len(case.dead) / case.d_sae
-    limits = {"sparse limit": product * passes + adam, "sparse limit + AuxK": product * (passes + auxiliary) + adam}
+    limits = {
+        "sparse limit": product * passes + adam,
+        "sparse limit + AuxK": product * (passes + auxiliary) + adam,
+    }
     sparse, with_auxiliary = limits.values()
     best = product.min() * (passes + auxiliary) + adam.min()
     left = onednn * (passes + auxiliary) + adam
@@ -270,32 +289,49 @@ def table(case: Case, times: dict[str, list[Timing]], missing: list[str]) -> str
         f"{'best':>7}{'oneDNN':>8}",
     ]
     for name, found in times.items():
-        line = f"{name:32}{np.median(cpu[name]):9.1f}{np.median([each.wall for each in found]):9.1f}"
+        line = (
+            f"{name:32}{np.median(cpu[name]):9.1f}{np.median([each.wall for each in found]):9.1f}"
+        )
         if name not in FLOORS:
             line += f"{np.median(case.batch / cpu[name] * 1e3):10,.0f}"
             for other, width in (("autograd batchtopk", 12), ("SAELens batchtopk", 11)):
-                line += f"{np.median(cpu[other] / cpu[name]):{width}.2f}" if other in cpu else " " * width
+                line += (
+                    f"{np.median(cpu[other] / cpu[name]):{width}.2f}"
+                    if other in cpu
+                    else " " * width
+                )
             line += f"{np.median(sparse / cpu[name]):10.2f}{np.median(with_auxiliary / cpu[name]):8.2f}{best / cpu[name].min():7.2f}"
             line += f"{np.median(left / cpu[name]):8.2f}"
         lines.append(line)
     lines += [f"{name:32}not installed" for name in missing]
-    return "\n".join([*lines, *(f"{name:32}{np.median(limit):9.1f}" for name, limit in limits.items())])
+    return "\n".join(
+        [*lines, *(f"{name:32}{np.median(limit):9.1f}" for name, limit in limits.items())]
+    )
 
 
 def main() -> None:
     """Read the command line, measure, print one table per batch."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=4096)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[256])
-    parser.add_argument("--dead", type=float, default=0.05, help="share of features that never fire")
+    parser.add_argument(
+        "--dead", type=float, default=0.05, help="share of features that never fire"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument(
-        "--only", nargs="+", default=[""], help="only contestants whose names start so (and the autograd baseline)"
+        "--only",
+        nargs="+",
+        default=[""],
+        help="only contestants whose names start so (and the autograd baseline)",
     )
-    parser.add_argument("--peers", type=Path, metavar="VENV", help="virtual environment with the other projects")
+    parser.add_argument(
+        "--peers", type=Path, metavar="VENV", help="virtual environment with the other projects"
+    )
     given = parser.parse_args()
     if given.peers:
         sys.path += map(str, sorted(given.peers.glob("lib/python*/site-packages")))
@@ -308,9 +344,17 @@ def main() -> None:
         case = Case(given.d_model, given.d_sae, given.k, batch, dead)
         batches = rows(case, BATCHES_OF_LARGE if batch > LARGE else BATCHES)
         every = contestants(case, batches[0])
-        steps = {name: step for name, step in every.items() if step and name.startswith((*given.only, "autograd"))}
+        steps = {
+            name: step
+            for name, step in every.items()
+            if step and name.startswith((*given.only, "autograd"))
+        }
         times = measure({**floors(case), **steps}, batches, given.rounds)
-        print(table(case, times, [name for name, step in every.items() if not step]), end="\n\n", flush=True)
+        print(
+            table(case, times, [name for name, step in every.items() if not step]),
+            end="\n\n",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ def main(run: Path, texts: int, repeats: int) -> None:
     scorer = detector._scorer
     mine = [Text(row.text, row.answer) for row in given.itertuples()]
     # The bare pass may have its texts sorted by length over all: the least padding that there can be.
-    ids = sorted(scorer.tokenizer([each.text for each in mine], add_special_tokens=False)["input_ids"], key=len)
+    ids = sorted(
+        scorer.tokenizer([each.text for each in mine], add_special_tokens=False)["input_ids"],
+        key=len,
+    )
     tokens = sum(map(len, ids))
     batches = [_padded(ids[start : start + BATCH]) for start in range(0, len(ids), BATCH)]
 

@@ -17,17 +17,17 @@ import pandas as pd
 from finished_run import detection_files, layers_of
 from measure import show
 
-from ghosttrack import frames
+from ghosttrack import scores as registry
 from ghosttrack.detection import controls, detectors, probes, splits
 from ghosttrack.detection import run as detection_run
 from ghosttrack.detection.detectors import BASES, BILINEAR, PAIRS, Inputs
 from ghosttrack.detection.probes import Fitted, Floats, Ints
 from ghosttrack.detection.representations import RIVALS
 from ghosttrack.detection.splits import Round
-from ghosttrack.evaluation.statistics import auroc
 from ghosttrack.facts import statements
-from ghosttrack.report import tables
+from ghosttrack.runtime import tables
 from ghosttrack.settings import DetectionSettings
+from ghosttrack.statistics import auroc
 
 JOINT = {"centred_probe": "centred", "residual_probe": "residual"}
 LENS = "lens"
@@ -43,14 +43,19 @@ STACKS: dict[str, tuple[str, tuple[str, ...]]] = {
     f"{OUTPUTS}, embedding_pair": (OUTPUTS, (controls.EMBEDDING_PAIR,)),
     f"{OUTPUTS}, bilinear probe": (OUTPUTS, (BILINEAR,)),
     "the default detector": (OUTPUTS, (LENS, *BASES)),
-    **{f"without {part}": (OUTPUTS, tuple(each for each in (LENS, *BASES) if each != part)) for part in (LENS, *BASES)},
+    **{
+        f"without {part}": (OUTPUTS, tuple(each for each in (LENS, *BASES) if each != part))
+        for part in (LENS, *BASES)
+    },
 }
 CUT = {BILINEAR: "bilinear probe, landmarks", controls.TEXT_PAIR: "text_pair, landmarks"}
 
 
 def score(inputs: Inputs, labels: Ints, rounds: list[Round]) -> dict[str, Floats]:
     """Out-of-fold log-odds of every stack and of the kernels of pairs, each (examples,)."""
-    found: dict[str, Floats] = {name: np.empty(len(labels)) for name in (*STACKS, *BASES, *PAIRS, *CUT.values())}
+    found: dict[str, Floats] = {
+        name: np.empty(len(labels)) for name in (*STACKS, *BASES, *PAIRS, *CUT.values())
+    }
     for step in rounds:
         fits = _parts(inputs, labels, step)
         quarter = len(step.train) // 4
@@ -65,9 +70,15 @@ def score(inputs: Inputs, labels: Ints, rounds: list[Round]) -> dict[str, Floats
 def _parts(inputs: Inputs, labels: Ints, step: Round) -> dict[str, Fitted]:
     y = labels[step.train]
     fits = {
-        name: probes.joint_ridge([getattr(blocks, kind) for blocks in inputs.layers.values()], y, step.inner, step.train, step.test)
+        name: probes.joint_ridge(
+            [getattr(blocks, kind) for blocks in inputs.layers.values()],
+            y,
+            step.inner,
+            step.train,
+            step.test,
+        )
         for name, kind in JOINT.items()
-    }  # fmt: skip
+    }
     fits[BILINEAR] = detectors.bilinear(inputs, y, step)
     fits[controls.TEXT_PAIR] = controls.text_pair(inputs.texts, labels, step)
     fits[controls.EMBEDDING_PAIR] = controls.embedding_pair(inputs.pairs, labels, step)
@@ -84,37 +95,54 @@ def _stacks(inputs: Inputs, y: Ints, step: Round, fits: Mapping[str, Fitted]) ->
         )
         table = detectors.stacked(given, [part for part in parts if part != LENS], step, fits)
         x = table.to_numpy(dtype=np.float64)
-        made[name] = probes.calibrated(probes.logistic(x[step.train], y, step.inner, x[step.test]), y)
+        made[name] = probes.calibrated(
+            probes.logistic(x[step.train], y, step.inner, x[step.test]), y
+        )
     return made
 
 
-def of_dataset(run: Path, dataset: str, layers: list[int], detection: DetectionSettings, seed: int) -> dict[str, float]:
+def of_dataset(
+    run: Path, dataset: str, layers: list[int], detection: DetectionSettings, seed: int
+) -> dict[str, float]:
     """AUROC of every stack and kernel on one data set of a finished run."""
     folder = run / "examples" / dataset
-    examples = frames.read_parquet(run / "datasets" / dataset / "examples.parquet")
-    outputs = frames.read_parquet(folder / "outputs.parquet")
-    audited = frames.read_parquet(run / "detection" / dataset / "controls.parquet")
+    examples = tables.read_parquet(run / "datasets" / dataset / "examples.parquet")
+    outputs = tables.read_parquet(folder / "outputs.parquet")
+    audited = tables.read_parquet(run / "detection" / dataset / "controls.parquet")
     first = audited[audited["signal"] == controls.TEXT_ONLY]
     rows = pd.Index(examples["id"]).get_indexer(first["id"])
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
     paths = detection_files(folder, run, layers)
     inputs = detection_run.read_inputs(dataset, examples, outputs, rows, paths, layers, [])
-    rounds = splits.rounds(labels, first["group"].to_numpy(dtype=object), fold, detection.inner_folds, seed)
+    rounds = splits.rounds(
+        labels, first["group"].to_numpy(dtype=object), fold, detection.inner_folds, seed
+    )
     return {name: auroc(labels, each) for name, each in score(inputs, labels, list(rounds)).items()}
 
 
 def main() -> None:
     """Fit, and print a table: a row for each stack, a column for each strict set and their mean."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of a finished run, results/NAME")
-    parser.add_argument("--datasets", nargs="+", help="data sets of the run; default: the strict ones")
+    parser.add_argument(
+        "--datasets", nargs="+", help="data sets of the run; default: the strict ones"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the run")
     given = parser.parse_args()
     layers = layers_of(given.run)
-    metrics = tables.read(given.run / "evaluation" / "metrics.csv", tables.METRICS)
-    known = [str(name) for name in dict.fromkeys(metrics["dataset"]) if (given.run / "examples" / str(name)).is_dir()]
-    chosen = given.datasets or tables.kinds(metrics, known, list(statements.CONTROL_SETS)).strict
-    found = {name: of_dataset(given.run, name, layers, DetectionSettings(), given.seed) for name in chosen}
+    metrics = registry.read(given.run / "evaluation" / "metrics.csv", registry.METRICS)
+    known = [
+        str(name)
+        for name in dict.fromkeys(metrics["dataset"])
+        if (given.run / "examples" / str(name)).is_dir()
+    ]
+    chosen = given.datasets or registry.kinds(metrics, known, list(statements.CONTROL_SETS)).strict
+    found = {
+        name: of_dataset(given.run, name, layers, DetectionSettings(), given.seed)
+        for name in chosen
+    }
     rows = [
         [
             part,

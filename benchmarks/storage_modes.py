@@ -14,7 +14,7 @@ from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
-from ghosttrack.configuration import load
+from ghosttrack.planning.configuration import load
 from ghosttrack.sae import quality
 from ghosttrack.sae.training import train
 from ghosttrack.settings import Settings
@@ -35,7 +35,9 @@ def stored_as(store: ActivationStore, storage: Any, folder: Path) -> ActivationS
     """A copy of a fp16 store in another storage mode."""
     about = {name: store.attributes[name] for name in Header._fields if name != "storage"}
     paths = folder / f"{storage}.zarr", folder / f"{storage}.json"
-    with StoreWriter(*paths, Header(**about, storage=storage), rows=store.rows, d_model=store.d_model) as writer:
+    with StoreWriter(
+        *paths, Header(**about, storage=storage), rows=store.rows, d_model=store.d_model
+    ) as writer:
         for start in range(0, store.rows, CHUNK_ROWS):
             rows = store.read(start, min(start + CHUNK_ROWS, store.rows)).astype("float32")
             writer.append(to_block(rows)._replace(exact=rows))
@@ -46,13 +48,19 @@ def trained(store: ActivationStore, settings: Settings, folder: Path) -> Any:
     """An SAE of the settings and seed in the model's file."""
     sampler = ChunkSampler(store, settings.sae.batch, settings.seed)
     folder.mkdir()
-    return train(store, sampler, settings.sae, seed=settings.seed, state=folder, micro_batch=4096).sae
+    return train(
+        store, sampler, settings.sae, seed=settings.seed, state=folder, micro_batch=4096
+    ).sae
 
 
 def main() -> None:
     """Train, measure on the same held-out rows, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("results", type=Path, help="folder of a finished run whose activations were kept, results/NAME")
+    parser.add_argument(
+        "results",
+        type=Path,
+        help="folder of a finished run whose activations were kept, results/NAME",
+    )
     parser.add_argument("--layers", default="", help="as 10,14; default all of the run")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,15 +81,32 @@ def main() -> None:
                 found[storage] = quality.measure(sae, heldout, settings.sae.k)
             error = json.dumps(copy.storage_error)
         half, byte = found["fp16"], found["int8s"]
-        rows.append([
-            layer, half.reconstruction.fvu, byte.reconstruction.fvu,
-            f"{byte.reconstruction.fvu / half.reconstruction.fvu - 1:+.2%}",
-            half.reconstruction.fvu_token_median, byte.reconstruction.fvu_token_median,
-            half.sparsity.dead_fraction, byte.sparsity.dead_fraction, error,
-        ])  # fmt: skip
+        rows.append(
+            [
+                layer,
+                half.reconstruction.fvu,
+                byte.reconstruction.fvu,
+                f"{byte.reconstruction.fvu / half.reconstruction.fvu - 1:+.2%}",
+                half.reconstruction.fvu_token_median,
+                byte.reconstruction.fvu_token_median,
+                half.sparsity.dead_fraction,
+                byte.sparsity.dead_fraction,
+                error,
+            ]
+        )
         show(
             f"{given.results.name}: held-out quality of SAEs trained on either",
-            ["layer", "FVU fp16", "FVU int8s", "change", "median fp16", "int8s", "dead fp16", "int8s", "storage error"],
+            [
+                "layer",
+                "FVU fp16",
+                "FVU int8s",
+                "change",
+                "median fp16",
+                "int8s",
+                "dead fp16",
+                "int8s",
+                "storage error",
+            ],
             rows,
         )
 

@@ -16,7 +16,7 @@ from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
-from ghosttrack.memory import keep_freed_memory
+from ghosttrack.runtime.allocator import keep_freed_memory
 from ghosttrack.sae.sparse_step import SparseBackEnd
 
 
@@ -77,7 +77,13 @@ def main() -> None:
         reference = least(costs["plain memory map"])
         size = given.rows * given.d_model * 2 / 1e6
         table = [
-            [label, least(runs).cpu, least(runs).wall, size / least(runs).cpu, reference.cpu / least(runs).cpu]
+            [
+                label,
+                least(runs).cpu,
+                least(runs).wall,
+                size / least(runs).cpu,
+                reference.cpu / least(runs).cpu,
+            ]
             for label, runs in costs.items()
         ]
         table += [
@@ -106,7 +112,9 @@ def drawn(sampler: ChunkSampler, steps: int) -> None:
 
 def sampled(stores: dict[str, ActivationStore], given: argparse.Namespace) -> None:
     """The whole sampler (shuffle and cast included) beside a training step, and beside the one dense product in it."""
-    case = Case(given.d_model, given.d_sae, given.k, given.batch, dead=torch.arange(given.d_sae // 20))
+    case = Case(
+        given.d_model, given.d_sae, given.k, given.batch, dead=torch.arange(given.d_sae // 20)
+    )
     batches = rows(case, 2)
     step = ours(case, "batchtopk", SparseBackEnd(given.batch), batches[0])
     encoder = torch.randn(given.d_model, given.d_sae)

@@ -61,14 +61,28 @@ def opened(home: Path, dataset: str, texts: int) -> Run:
     folders = sorted((home / "saes").glob("layer_*"))
     saes = [sae.load(folder) for folder in folders]
     places = [home / "examples" / dataset / folder.name for folder in folders]
-    stores = [ActivationStore.open([place.with_suffix(".zarr")], [place.with_suffix(".json")]) for place in places]
+    stores = [
+        ActivationStore.open([place.with_suffix(".zarr")], [place.with_suffix(".json")])
+        for place in places
+    ]
     rows = np.random.default_rng(0).permutation(stores[0].rows)[:texts]
     values = [torch.from_numpy(store.read()[rows].astype(np.float32)) for store in stores]
     codes: list[np.ndarray] = []
     with torch.inference_mode():
-        spent = cost(lambda: codes.extend(each.encode(x).numpy() for each, x in zip(saes, values, strict=True)))
-    found = [load_links(home / "neighbours" / f"{folder.name}.npz", permuted=False) for folder in folders[:-1]]
-    plan = LinkPlan(list(range(len(saes))), [each.adjacent for each in found], [each.skip for each in found[:-1]])
+        spent = cost(
+            lambda: codes.extend(
+                each.encode(x).numpy() for each, x in zip(saes, values, strict=True)
+            )
+        )
+    found = [
+        load_links(home / "neighbours" / f"{folder.name}.npz", permuted=False)
+        for folder in folders[:-1]
+    ]
+    plan = LinkPlan(
+        list(range(len(saes))),
+        [each.adjacent for each in found],
+        [each.skip for each in found[:-1]],
+    )
     return Run(saes, codes, plan, spent.cpu)
 
 
@@ -76,12 +90,16 @@ def ours(codes: Sequence[np.ndarray], plan: Plan, options: Options) -> None:
     """Tracks and metrics of all tokens, from codes."""
     scale = np.ones(len(codes))
     for start in range(0, len(codes[0]), ROWS):
-        table = plan.follow([detect(code[start : start + ROWS], options.ranks) for code in codes], options).table
+        table = plan.follow(
+            [detect(code[start : start + ROWS], options.ranks) for code in codes], options
+        ).table
         for first in range(0, len(table.feature), BLOCK):
             measure(table.part(first, first + BLOCK), scale)
 
 
-def reference(codes: Sequence[np.ndarray], decoders: list[np.ndarray], texts: int, *, fast: bool) -> None:
+def reference(
+    codes: Sequence[np.ndarray], decoders: list[np.ndarray], texts: int, *, fast: bool
+) -> None:
     """The same by the original's algorithm."""
     for text in range(texts):
         tracks = original_tracker.track([code[text] for code in codes], decoders, fast=fast)
@@ -90,7 +108,9 @@ def reference(codes: Sequence[np.ndarray], decoders: list[np.ndarray], texts: in
 
 def step_ms(run: Run, decoders: list[np.ndarray], steps: int) -> float:
     """CPU milliseconds of one association of 50 with 50, in the plain reference."""
-    full = np.flatnonzero(np.min([(code > 0).sum(1) for code in run.codes[:2]], axis=0) >= original_tracker.TOP_K)
+    full = np.flatnonzero(
+        np.min([(code > 0).sum(1) for code in run.codes[:2]], axis=0) >= original_tracker.TOP_K
+    )
     lower, upper = (
         [original_tracker.features(code[text], decoder) for text in full[:steps]]
         for code, decoder in zip(run.codes[:2], decoders[:2], strict=True)
@@ -129,9 +149,21 @@ def speed(given: argparse.Namespace) -> None:
     scale = min(1.0, original / step)
     prices = OriginalTrackingSettings()
     ways: list[tuple[str, int, Callable[[int], Any]]] = [
-        ("the original's algorithm, plain", 8, lambda count: reference(run.codes, decoders, count, fast=False)),
-        ("the same, prices in one product", 100, lambda count: reference(run.codes, decoders, count, fast=True)),
-        ("mode: original", texts, lambda _: ours(run.codes, plan_original("default", run.saes, prices, 0), NARROW)),
+        (
+            "the original's algorithm, plain",
+            8,
+            lambda count: reference(run.codes, decoders, count, fast=False),
+        ),
+        (
+            "the same, prices in one product",
+            100,
+            lambda count: reference(run.codes, decoders, count, fast=True),
+        ),
+        (
+            "mode: original",
+            texts,
+            lambda _: ours(run.codes, plan_original("default", run.saes, prices, 0), NARROW),
+        ),
         ("gated, no coasting or rescue", texts, lambda _: ours(run.codes, run.plan, NARROW)),
         ("gated, as by default", texts, lambda _: ours(run.codes, run.plan, WIDE)),
     ]
@@ -142,15 +174,37 @@ def speed(given: argparse.Namespace) -> None:
     )  # all but the steps as in the reference
     encoding = run.encoding / texts
     rows = [
-        [name, count, 1000 * each, 1 / each, fast / each, scale * plain / each, slow / each, (slow + encoding) / (each + encoding)]
+        [
+            name,
+            count,
+            1000 * each,
+            1 / each,
+            fast / each,
+            scale * plain / each,
+            slow / each,
+            (slow + encoding) / (each + encoding),
+        ]
         for name, count, each in rates
-    ]  # fmt: skip
-    print(f"a step of 50 x 50: {step:.1f} ms of CPU in the reference, {original:.1f} in the original by the bare loop; "
-          f"encoding {1000 * encoding:.3f} ms a text", flush=True)  # fmt: skip
+    ]
+    print(
+        f"a step of 50 x 50: {step:.1f} ms of CPU in the reference, {original:.1f} in the original by the bare loop; "
+        f"encoding {1000 * encoding:.3f} ms a text",
+        flush=True,
+    )
     show(
         f"{given.results.name}, {layers} layers, one token per text: CPU, and how many times the texts of the references",
-        ["way", "texts", "ms/text", "texts/s", "x one product", "x plain", "x original's step", "with encoding"], rows,
-    )  # fmt: skip
+        [
+            "way",
+            "texts",
+            "ms/text",
+            "texts/s",
+            "x one product",
+            "x plain",
+            "x original's step",
+            "with encoding",
+        ],
+        rows,
+    )
 
 
 def growth(given: argparse.Namespace) -> None:
@@ -158,10 +212,15 @@ def growth(given: argparse.Namespace) -> None:
     run = opened(given.results, given.dataset, given.texts)
     texts, layers, rows = len(run.codes[0]), len(run.codes), []
     ours([code[:256] for code in run.codes], run.plan, WIDE)
-    cases = [(layers, texts // part) for part in (8, 4, 2, 1)] + [(some, texts) for some in range(2, layers)]
+    cases = [(layers, texts // part) for part in (8, 4, 2, 1)] + [
+        (some, texts) for some in range(2, layers)
+    ]
     for some, tokens in cases:
         plan = LinkPlan(list(range(some)), run.plan.adjacent[: some - 1], run.plan.skip[: some - 2])
-        spent = min(cost(lambda: ours([code[:tokens] for code in run.codes[:some]], plan, WIDE)).cpu for _ in range(2))  # noqa: B023
+        spent = min(
+            cost(lambda: ours([code[:tokens] for code in run.codes[:some]], plan, WIDE)).cpu
+            for _ in range(2)
+        )
         rows.append([some, tokens, spent, 1e6 * spent / tokens / some])
     columns = ["layers", "tokens", "CPU s", "CPU us per token and layer"]
     show(f"{given.results.name}: tracking and metrics", columns, rows)
@@ -178,7 +237,9 @@ def draw(rows: list[list[Any]], layers: int, texts: int, path: Path) -> None:
 
     whole = next(row[2] for row in rows if row[0] == layers and row[1] == texts)
     figure = Figure(figsize=(7, 3.2), layout="constrained")
-    for place, (label, column, end, kept) in enumerate((("tokens", 1, texts, 0), ("layers", 0, layers, 1))):
+    for place, (label, column, end, kept) in enumerate(
+        (("tokens", 1, texts, 0), ("layers", 0, layers, 1))
+    ):
         axes = figure.add_subplot(1, 2, place + 1)
         points = [(row[column], row[2]) for row in rows if row[kept] == (layers, texts)[kept]]
         axes.plot([0, end], [0, whole], color="0.6", linestyle="--", label="proportional")
@@ -195,31 +256,55 @@ def memory(given: argparse.Namespace) -> None:
     base /= np.linalg.norm(base, axis=1, keepdims=True)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        arguments: dict[str, list[str]] = {"stores": [], "manifests": [], "weights": [], "neighbours": []}
+        arguments: dict[str, list[str]] = {
+            "stores": [],
+            "manifests": [],
+            "weights": [],
+            "neighbours": [],
+        }
         layers = list(range(given.layers))
         decoders = []
         block = generator.standard_normal((4096, given.d_model)).astype(np.float32)
         # One threshold, so that about L0 features are active.
         threshold = float(np.quantile(block[:256] @ base.T, 1 - given.l0 / given.d_sae))
         for layer in layers:
-            noise = generator.standard_normal(base.shape).astype(np.float32) / np.sqrt(given.d_model)
+            noise = generator.standard_normal(base.shape).astype(np.float32) / np.sqrt(
+                given.d_model
+            )
             decoder = torch.nn.functional.normalize(torch.from_numpy(base + 0.75 * noise), dim=1)
             decoders.append(decoder)
             folder = home / f"layer_{layer:02d}"
-            each = Sae(decoder.T.contiguous(), torch.zeros(given.d_sae), decoder, torch.zeros(given.d_model),
-                       torch.full((given.d_sae,), threshold))  # fmt: skip
+            each = Sae(
+                decoder.T.contiguous(),
+                torch.zeros(given.d_sae),
+                decoder,
+                torch.zeros(given.d_model),
+                torch.full((given.d_sae,), threshold),
+            )
             arguments["weights"].append(str(folder / sae.model.WEIGHTS_NAME))
-            save(each, folder / sae.model.WEIGHTS_NAME, folder / sae.model.CFG_NAME, hook_name="", model_name="made up")
+            save(
+                each,
+                folder / sae.model.WEIGHTS_NAME,
+                folder / sae.model.CFG_NAME,
+                hook_name="",
+                model_name="made up",
+            )
             store, manifest = home / f"{layer}.zarr", home / f"{layer}.json"
             header = Header("made up", "0" * 64, layer, "resid_post", None, "1" * 64)
-            with StoreWriter(store, manifest, header, rows=given.tokens, d_model=given.d_model) as out:
+            with StoreWriter(
+                store, manifest, header, rows=given.tokens, d_model=given.d_model
+            ) as out:
                 for start in range(0, given.tokens, 4096):
-                    turned = np.roll(block, start // 4096 + layer % 2, axis=0)[: given.tokens - start]
+                    turned = np.roll(block, start // 4096 + layer % 2, axis=0)[
+                        : given.tokens - start
+                    ]
                     out.append(to_block(turned))
             arguments["stores"].append(str(store))
             arguments["manifests"].append(str(manifest))
         # All layers copy one dictionary, so one comparison stands for every pair.
-        adjacent, skip = (compare(decoders[0], decoders[ahead], 32, 0.999, [ahead]) for ahead in (1, 2))
+        adjacent, skip = (
+            compare(decoders[0], decoders[ahead], 32, 0.999, [ahead]) for ahead in (1, 2)
+        )
         for layer in layers[:-1]:
             arguments["neighbours"].append(str(home / f"{layer}.npz"))
             save_neighbours(
@@ -233,32 +318,66 @@ def memory(given: argparse.Namespace) -> None:
             "track_features.main(**{key: [Path(each) for each in value] for key, value in given['paths'].items()}, "
             "errors=Path(given['errors']), layers=given['layers'], variants=['default'], tracking=TrackingSettings(), seed=0, threads=1)"
         )
-        paths = {**arguments, "tracks": [str(home / "tracks.zarr")], "tracks_manifests": [str(home / "tracks.json")]}
+        paths = {
+            **arguments,
+            "tracks": [str(home / "tracks.zarr")],
+            "tracks_manifests": [str(home / "tracks.json")],
+        }
         sent = json.dumps({"paths": paths, "layers": layers, "errors": str(home / "errors.npy")})
         scripts = str(Path(__file__).parents[1] / "workflow_scripts")
         subprocess.run([sys.executable, "-c", code], input=sent, text=True, check=True, cwd=scripts)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         counts = json.loads((home / "tracks.json").read_text())["counts"]
         linked = (sum(counts["adjacent"]) + sum(counts["coasted"])) / given.tokens
-        size = sum(path.stat().st_size for path in (home / "tracks.zarr").rglob("*") if path.is_file())
+        size = sum(
+            path.stat().st_size for path in (home / "tracks.zarr").rglob("*") if path.is_file()
+        )
         show(
             "memory of the tracking job",
-            ["tokens", "layers", "d_model", "d_sae", "detections/token/layer", "links/token", "peak GB", "CPU s", "tracks GB"],
-            [[given.tokens, given.layers, given.d_model, given.d_sae,
-              sum(counts["detections"]) / given.tokens / given.layers, linked, used.ru_maxrss * 1024 / 1e9,
-              used.ru_utime + used.ru_stime, size / 1e9]],
-        )  # fmt: skip
+            [
+                "tokens",
+                "layers",
+                "d_model",
+                "d_sae",
+                "detections/token/layer",
+                "links/token",
+                "peak GB",
+                "CPU s",
+                "tracks GB",
+            ],
+            [
+                [
+                    given.tokens,
+                    given.layers,
+                    given.d_model,
+                    given.d_sae,
+                    sum(counts["detections"]) / given.tokens / given.layers,
+                    linked,
+                    used.ru_maxrss * 1024 / 1e9,
+                    used.ru_utime + used.ru_stime,
+                    size / 1e9,
+                ]
+            ],
+        )
 
 
 def main() -> None:
     """One of the three."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     chosen = parser.add_subparsers(required=True)
     for call in (speed, growth, memory):
         part = chosen.add_parser(call.__name__, help=call.__doc__)
         part.set_defaults(call=call)
         if call is memory:
-            for key, value in (("tokens", 100_000), ("layers", 24), ("d-model", 576), ("d-sae", 2048), ("l0", 64)):
+            for key, value in (
+                ("tokens", 100_000),
+                ("layers", 24),
+                ("d-model", 576),
+                ("d-sae", 2048),
+                ("l0", 64),
+            ):
                 part.add_argument(f"--{key}", type=int, default=value)
             continue
         part.add_argument("results", type=Path, help="folder of a finished run, results/NAME")

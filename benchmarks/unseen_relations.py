@@ -18,24 +18,32 @@ import torch
 from finished_run import detection_files, layers_of
 from measure import cost, show
 
-import extract_examples
-from ghosttrack import files, frames
+from extract import extract_examples
+from ghosttrack import scores as registry
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.detection import audit, representations, transfer
 from ghosttrack.detection import run as detection_run
 from ghosttrack.evaluation import ledger, scoreboard, transfer_tables
 from ghosttrack.facts import statements
-from ghosttrack.report import tables
+from ghosttrack.runtime import files, tables
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
 # Strict tables first, then positive controls. None is a set of the default run.
 TABLES = ("element_number", "currencies", "translation", "currencies_surface")
 SHOWN = (
-    "ghosttrack", "ghosttrack.without_sae", "output_regression", "pmi", "answer_logprob_mean", "raw_probe_all", "text_only",
-)  # fmt: skip
+    "ghosttrack",
+    "ghosttrack.without_sae",
+    "output_regression",
+    "pmi",
+    "answer_logprob_mean",
+    "raw_probe_all",
+    "text_only",
+)
 
 
-def read(run: Path, home: Path, table: str, layers: list[int], detection: DetectionSettings, seed: int) -> None:
+def read(
+    run: Path, home: Path, table: str, layers: list[int], detection: DetectionSettings, seed: int
+) -> None:
     """Build the statements of a table and read their answer tokens, in the folders of a run."""
     examples, folder = home / "datasets" / table / "examples.parquet", home / "examples" / table
     if (folder / "outputs.parquet").is_file():
@@ -43,13 +51,26 @@ def read(run: Path, home: Path, table: str, layers: list[int], detection: Detect
     with files.atomic_write(examples, "wb") as stream:
         statements.build_statements(table, seed).to_parquet(stream, index=False)
     extract_examples.main(
-        examples=examples, weights=run / "model" / "model.safetensors", check=run / "model_check.json",
+        examples=examples,
+        weights=run / "model" / "model.safetensors",
+        check=run / "model_check.json",
         stores=[folder / f"layer_{layer:02d}.zarr" for layer in layers],
         manifests=[folder / f"layer_{layer:02d}.json" for layer in layers],
-        embedding=folder / "embedding.zarr", embedding_manifest=folder / "embedding.json",
-        background=folder / "background.npz", prompt_states=folder / "prompts.npz", tokens=folder / "tokens.parquet", outputs=folder / "outputs.parquet",
-        site="resid_post", positions="answer", prompts=detection.other_prompts, whether_true=False, dataset=table, batch=32, threads=1, seed=seed,
-    )  # fmt: skip
+        embedding=folder / "embedding.zarr",
+        embedding_manifest=folder / "embedding.json",
+        background=folder / "background.npz",
+        prompt_states=folder / "prompts.npz",
+        tokens=folder / "tokens.parquet",
+        outputs=folder / "outputs.parquet",
+        site="resid_post",
+        positions="answer",
+        prompts=detection.other_prompts,
+        whether_true=False,
+        dataset=table,
+        batch=32,
+        threads=1,
+        seed=seed,
+    )
 
 
 def scores(
@@ -57,10 +78,12 @@ def scores(
 ) -> pd.DataFrame:
     """Out-of-fold scores of everything but tracks, in the long form of detection/scores.parquet."""
     folder = home / "examples" / table
-    examples = frames.read_parquet(home / "datasets" / table / "examples.parquet")
-    outputs = frames.read_parquet(folder / "outputs.parquet")
+    examples = tables.read_parquet(home / "datasets" / table / "examples.parquet")
+    outputs = tables.read_parquet(folder / "outputs.parquet")
     store = ActivationStore.open([folder / "embedding.zarr"], [folder / "embedding.json"])
-    embedding = representations.span_mean(np.asarray(store.read()), representations.spans(outputs, store.rows, table))
+    embedding = representations.span_mean(
+        np.asarray(store.read()), representations.spans(outputs, store.rows, table)
+    )
     found = audit.run(examples, embedding, table, True, detection, EvaluationSettings(), seed)
     paths = detection_files(folder, run, layers)
     return detection_run.train_dataset(
@@ -69,15 +92,28 @@ def scores(
 
 
 def transferred(
-    run: Path, home: Path, names: list[str], layers: list[int], settings: EvaluationSettings, seed: int
-) -> pd.DataFrame:  # fmt: skip
+    run: Path,
+    home: Path,
+    names: list[str],
+    layers: list[int],
+    settings: EvaluationSettings,
+    seed: int,
+) -> pd.DataFrame:
     """left_out.csv of detectors trained on the run's strict sets and tested on the tables."""
-    metrics = tables.read(run / "evaluation" / "metrics.csv", tables.METRICS)
-    known = [name for name in dict.fromkeys(metrics["dataset"]) if (run / "examples" / name).is_dir()]
-    strict = tables.kinds(metrics, known, list(statements.CONTROL_SETS)).strict
+    metrics = registry.read(run / "evaluation" / "metrics.csv", registry.METRICS)
+    known = [
+        name for name in dict.fromkeys(metrics["dataset"]) if (run / "examples" / name).is_dir()
+    ]
+    strict = registry.kinds(metrics, known, list(statements.CONTROL_SETS)).strict
     homes = {**dict.fromkeys(strict, run), **dict.fromkeys(names, home)}
-    examples = {name: frames.read_parquet(at / "datasets" / name / "examples.parquet") for name, at in homes.items()}
-    outputs = {name: frames.read_parquet(at / "examples" / name / "outputs.parquet") for name, at in homes.items()}
+    examples = {
+        name: tables.read_parquet(at / "datasets" / name / "examples.parquet")
+        for name, at in homes.items()
+    }
+    outputs = {
+        name: tables.read_parquet(at / "examples" / name / "outputs.parquet")
+        for name, at in homes.items()
+    }
     paths = {
         name: transfer.Files(
             [at / "examples" / name / f"layer_{layer:02d}.zarr" for layer in layers],
@@ -86,10 +122,14 @@ def transferred(
         )
         for name, at in homes.items()
     }
-    weights = {layer: run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers}
+    weights = {
+        layer: run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers
+    }
     pool = transfer.pool(examples, outputs, transfer.read_blocks(outputs, paths, weights))
     part = np.unique(transfer.parts(pool).astype(str), return_inverse=True)[1]
-    training = transfer.Training("the run's sets", np.where(np.isin(pool.dataset, strict), part, -1).astype(np.int64))
+    training = transfer.Training(
+        "the run's sets", np.where(np.isin(pool.dataset, strict), part, -1).astype(np.int64)
+    )
     scored = transfer.scores(pool, [training])
     none = pd.DataFrame(columns=["dataset", "signal"])
     return transfer_tables.judge(pool, scored, [training.name], none, settings, seed).left_out
@@ -97,9 +137,13 @@ def transferred(
 
 def main() -> None:
     """Read, train, judge and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of a finished run, results/NAME")
-    parser.add_argument("--keep", type=Path, required=True, help="where to keep what was read of the tables")
+    parser.add_argument(
+        "--keep", type=Path, required=True, help="where to keep what was read of the tables"
+    )
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=statements.list_tables())
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -108,23 +152,55 @@ def main() -> None:
     detection, settings = DetectionSettings(audit="report"), EvaluationSettings()
     standings, reading = [], {}
     for table in given.tables:
-        reading[table] = cost(lambda: read(given.run, given.keep, table, layers, detection, given.seed))  # noqa: B023
+        reading[table] = cost(
+            lambda: read(given.run, given.keep, table, layers, detection, given.seed)
+        )
         found = scores(given.run, given.keep, table, layers, detection, given.seed)
-        standings.append(scoreboard.of_dataset(found, table in statements.CONTROL_SETS, settings, given.seed))
+        standings.append(
+            scoreboard.of_dataset(found, table in statements.CONTROL_SETS, settings, given.seed)
+        )
         where = standings[-1]
         rows = [
             [row["signal"], row["auroc"], row["auroc_low"], row["auroc_high"]]
-            for row in where.rows if row["signal"] in SHOWN
-        ]  # fmt: skip
-        show(f"{table}: {where.n} texts, {where.groups} groups", ["signal", "AUROC", "low", "high"], rows)
-    judged = ledger.judge([*standings, *scoreboard.pools(standings, settings.confidence)], [], settings)
+            for row in where.rows
+            if row["signal"] in SHOWN
+        ]
+        show(
+            f"{table}: {where.n} texts, {where.groups} groups",
+            ["signal", "AUROC", "low", "high"],
+            rows,
+        )
+    judged = ledger.judge(
+        [*standings, *scoreboard.pools(standings, settings.confidence)], [], settings
+    )
     kept = judged[judged["claim"].isin([claim.sentence for claim in ledger.claims([])[:2]])]
-    columns = ["dataset", "claim", "control", "difference", "difference_low", "difference_high", "verdict", "reason"]
+    columns = [
+        "dataset",
+        "claim",
+        "control",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "verdict",
+        "reason",
+    ]
     show("the default detector against its controls", columns, kept[columns].to_numpy().tolist())
     found = transferred(given.run, given.keep, given.tables, layers, settings, given.seed)
-    columns = ["dataset", "control", "auroc_ours", "auroc_control", "difference", "difference_low", "difference_high"]
+    columns = [
+        "dataset",
+        "control",
+        "auroc_ours",
+        "auroc_control",
+        "difference",
+        "difference_low",
+        "difference_high",
+    ]
     show("trained on the run's sets alone", columns, found[columns].to_numpy().tolist())
-    show("reading the tables", ["table", "CPU s", "s"], [[name, *spent] for name, spent in reading.items()])
+    show(
+        "reading the tables",
+        ["table", "CPU s", "s"],
+        [[name, *spent] for name, spent in reading.items()],
+    )
 
 
 if __name__ == "__main__":

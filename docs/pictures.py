@@ -10,7 +10,7 @@ from pathlib import Path
 from browser import Browser, browser
 from PIL import Image
 
-from ghosttrack import score
+from ghosttrack.cli import score
 
 HERE = Path(__file__).parent
 # Statements of a kind that the detector knows, and one that no statement is.
@@ -31,7 +31,9 @@ def take(chromium: Browser, name: str) -> None:
 def explore(chromium: Browser, page: Path, text: str) -> None:
     """A text with its tracks, a track chosen; then beside its twin, in the dark."""
     chromium.open(page, 1500, 940, text)
-    chromium.wait(f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})")
+    chromium.wait(
+        f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})"
+    )
     chromium.wait("document.querySelector('.track')")
     chromium.run(CLICK % "[data-track='1']")
     chromium.wait("document.querySelector('#feature h2')")
@@ -45,7 +47,9 @@ def explore(chromium: Browser, page: Path, text: str) -> None:
 def by_token(chromium: Browser, page: Path, text: str) -> None:
     """An answer of several tokens, drawn along the answer."""
     chromium.open(page, 1500, 800, text)
-    chromium.wait(f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})")
+    chromium.wait(
+        f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})"
+    )
     chromium.run(
         "(() => { const field = document.getElementById('axis'); field.value = 'tokens'; field.dispatchEvent(new Event('change', {bubbles: true})); })()"
     )

@@ -20,7 +20,6 @@ rule track_arm:
         "results/{model}/benchmarks/track_arm/{arm}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         mem_mb=scaled(2000),
         runtime=scaled(120),
@@ -35,7 +34,7 @@ rule track_arm:
     message:
         "Tracking features of {wildcards.model} for the arm {wildcards.arm}"
     script:
-        "../workflow_scripts/track_arm.py"
+        "../workflow_scripts/ablate/track_arm.py"
 
 
 rule score_arm:
@@ -52,7 +51,6 @@ rule score_arm:
         "results/{model}/benchmarks/score_arm/{arm}.tsv"
     conda:
         "../envs/analysis.yaml"
-    threads: 1
     resources:
         mem_mb=scaled(1000),
         runtime=scaled(120),
@@ -66,7 +64,7 @@ rule score_arm:
     message:
         "Scoring the arm {wildcards.arm} of {wildcards.model}"
     script:
-        "../workflow_scripts/score_arm.py"
+        "../workflow_scripts/ablate/score_arm.py"
 
 
 for STUDY in ("ablations", "tuning"):
@@ -80,8 +78,14 @@ for STUDY in ("ablations", "tuning"):
             fits=per_arm(STUDY, ".csv"),
         output:
             table=f"results/{{model}}/ablations/{STUDY}.csv",
-            choices=[f"results/{{model}}/ablations/{STUDY}_choices.csv"] if STUDY == "tuning" else [],
-            figures=expand("results/{{model}}/ablations/{study}.{form}", study=STUDY, form=["png", "pdf", "svg"]),
+            choices=(
+                [f"results/{{model}}/ablations/{STUDY}_choices.csv"] if STUDY == "tuning" else []
+            ),
+            figures=expand(
+                "results/{{model}}/ablations/{study}.{form}",
+                study=STUDY,
+                form=["png", "pdf", "svg"],
+            ),
             page=report_page(f"results/{{model}}/ablations/{STUDY}.html", STUDY),
         log:
             f"results/{{model}}/logs/judge_{STUDY}.log",
@@ -89,14 +93,14 @@ for STUDY in ("ablations", "tuning"):
             f"results/{{model}}/benchmarks/judge_{STUDY}.tsv"
         conda:
             "../envs/analysis.yaml"
-        threads: 1
         resources:
             mem_mb=scaled(2000),
             runtime=scaled(60),
         params:
             study=STUDY,
             arms=lambda wildcards, study=STUDY: {
-                name: arms_of(wildcards.model)[0][name]._asdict() for name in arms_of(wildcards.model)[1][study]
+                name: arms_of(wildcards.model)[0][name]._asdict()
+                for name in arms_of(wildcards.model)[1][study]
             },
             controls=control_datasets,
             evaluation=settings_of("evaluation", "judge_arms"),
@@ -105,4 +109,4 @@ for STUDY in ("ablations", "tuning"):
         message:
             f"Judging the {STUDY} of {{wildcards.model}}"
         script:
-            "../workflow_scripts/judge_arms.py"
+            "../workflow_scripts/ablate/judge_arms.py"

@@ -14,10 +14,13 @@ gc.set_threshold(200_000, 100, 100)
 HOME = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(HOME / "workflow_scripts"))
 
-from ghosttrack import due, monitor, plan, provenance
-from ghosttrack.configuration import load, load_dataset
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources
+from ghosttrack.planning import due, job_imports, plan, run_state
+from ghosttrack.planning.configuration import load, load_dataset
+from ghosttrack.settings import code_digest
+
+job_imports.provide(HOME / "workflow_scripts")
 
 try:
     due.install()
@@ -25,7 +28,9 @@ try:
     plan.check_sources(SETTINGS, Path("results"))
     WAVES = {model: plan.waves(settings) for model, settings in SETTINGS.items()}
     DATASETS = {
-        name: load_dataset(name, HOME / "config") for settings in SETTINGS.values() for name in settings.datasets
+        name: load_dataset(name, HOME / "config")
+        for settings in SETTINGS.values()
+        for name in settings.datasets
     }
 except UserError as error:
     raise WorkflowError(f"settings: {error}") from None
@@ -52,13 +57,17 @@ wildcard_constraints:
     arm="[a-z0-9_]+",
 
 
-# ---- settings as params: science. What a rule's code does not read is left out (see provenance.used_settings).
+# ---- settings as params: science. What a rule's code does not read is left out (see code_digest.used_settings).
 def settings_of(section, rule):
     """Param function: the values of a settings section that the rule's code reads."""
 
     def values(wildcards):
         found = getattr(SETTINGS[wildcards.model], section)
-        return provenance.used_settings(rule, found.model_dump()) if hasattr(found, "model_dump") else found
+        return (
+            code_digest.used_settings(rule, found.model_dump())
+            if hasattr(found, "model_dump")
+            else found
+        )
 
     return values
 
@@ -66,12 +75,18 @@ def settings_of(section, rule):
 def swept_settings(wildcards):
     """Param function: what every arm of a sweep takes from the run; k is its own, and it begins with no other layer's weights."""
     found = settings_of("sae", "sweep_sae")(wildcards)
-    return {key: value for key, value in found.items() if key not in ("k", "dictionaries", "anchor", "anchored_epochs")}
+    return {
+        key: value
+        for key, value in found.items()
+        if key not in ("k", "dictionaries", "anchor", "anchored_epochs")
+    }
 
 
 def dataset_settings(rule):
     """Param function: the settings of the data set at hand."""
-    return lambda wildcards: provenance.used_settings(rule, DATASETS[wildcards.dataset].model_dump())
+    return lambda wildcards: code_digest.used_settings(
+        rule, DATASETS[wildcards.dataset].model_dump()
+    )
 
 
 def property_of(name):
@@ -93,7 +108,9 @@ def chosen_settings(wildcards):
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
     if not found.sae.trained and not found.sae.revision:
         chosen["sae"]["source"] = Path(found.sae.source).name
-    if corpus_sources.is_file(found.corpus.source):  # its folder is nobody's business, and differs between machines
+    if corpus_sources.is_file(
+        found.corpus.source
+    ):  # its folder is nobody's business, and differs between machines
         chosen["corpus"]["source"] = Path(found.corpus.source).name
     return {"seed": found.seed, **chosen}
 
@@ -110,7 +127,7 @@ def expected_settings(wildcards, resources):
     }
 
 
-source_digest = provenance.source_digest
+source_digest = code_digest.source_digest
 
 
 # ---- machine knobs as resources: they never change a result and never rerun a job.
@@ -138,7 +155,12 @@ def dictionary_size(model):
 def detector_memory(wildcards, attempt):
     """Resource function: raw activations, codes and residuals of 2,000 texts in all layers, twice, in fp32."""
     settings = SETTINGS[wildcards.model]
-    numbers = 2000 * len(settings.layers) * 2 * (dictionary_size(wildcards.model) + 2 * settings.dimensions.d_model)
+    numbers = (
+        2000
+        * len(settings.layers)
+        * 2
+        * (dictionary_size(wildcards.model) + 2 * settings.dimensions.d_model)
+    )
     return (1500 + 4 * numbers // 10**6) * attempt
 
 
@@ -153,7 +175,9 @@ def sweep_memory(wildcards, attempt):
 def dictionary_memory(wildcards, attempt):
     """Resource function: a block of 4,096 codes with its entries, and the unembedding as stored and in fp32."""
     settings = SETTINGS[wildcards.model]
-    numbers = 4 * 4096 * dictionary_size(wildcards.model) + 2 * 100_000 * settings.dimensions.d_model
+    numbers = (
+        4 * 4096 * dictionary_size(wildcards.model) + 2 * 100_000 * settings.dimensions.d_model
+    )
     return (1000 + 4 * numbers // 10**6) * attempt
 
 
@@ -207,25 +231,31 @@ def shard_names(model):
 
 def beside_weights(model):
     """What a job reads from the model's folder, found through its weights."""
-    return [f"results/{model}/model/{name}" for name in ("config.json", "tokenizer.json", "source.json")]
+    return [
+        f"results/{model}/model/{name}" for name in ("config.json", "tokenizer.json", "source.json")
+    ]
 
 
 def per_layer(pattern):
     """Input function: `pattern` for every analysed layer of the model."""
-    return lambda wildcards: [pattern.format(**{**wildcards, "layer": layer}) for layer in layer_names(wildcards.model)]
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": layer}) for layer in layer_names(wildcards.model)
+    ]
 
 
 def per_dataset(pattern):
     """Input function: `pattern` for every data set of the model."""
     return lambda wildcards: [
-        pattern.format(**{**wildcards, "dataset": dataset}) for dataset in SETTINGS[wildcards.model].datasets
+        pattern.format(**{**wildcards, "dataset": dataset})
+        for dataset in SETTINGS[wildcards.model].datasets
     ]
 
 
 def per_variant(pattern):
     """Input function: `pattern` for the tracker and each of its nulls."""
     return lambda wildcards: [
-        pattern.format(**{**wildcards, "variant": variant}) for variant in SETTINGS[wildcards.model].tracking.variants
+        pattern.format(**{**wildcards, "variant": variant})
+        for variant in SETTINGS[wildcards.model].tracking.variants
     ]
 
 
@@ -234,8 +264,13 @@ def shown_tracks(ending):
 
     def files(wildcards):
         settings = SETTINGS[wildcards.model]
-        variant = "default" if "default" in settings.tracking.variants else settings.tracking.variants[0]
-        return [f"results/{wildcards.model}/tracks/{dataset}.{variant}{ending}" for dataset in settings.datasets]
+        variant = (
+            "default" if "default" in settings.tracking.variants else settings.tracking.variants[0]
+        )
+        return [
+            f"results/{wildcards.model}/tracks/{dataset}.{variant}{ending}"
+            for dataset in settings.datasets
+        ]
 
     return files
 
@@ -252,14 +287,19 @@ def per_dataset_and_variant(pattern):
 def per_sweep_layer(pattern):
     """Input function: `pattern` for every layer of the sweep."""
     return lambda wildcards: [
-        pattern.format(**{**wildcards, "layer": f"{layer:02d}"}) for layer in SETTINGS[wildcards.model].sweep_layers
+        pattern.format(**{**wildcards, "layer": f"{layer:02d}"})
+        for layer in SETTINGS[wildcards.model].sweep_layers
     ]
 
 
 def swept_arms(wildcards):
     """Param function: seed by folder name of the swept autoencoders that are like the run's own: of its k."""
     settings = SETTINGS[wildcards.model]
-    if not settings.sae.trained or settings.sweep_layers != settings.layers or settings.sae.k not in settings.sweep.k:
+    if (
+        not settings.sae.trained
+        or settings.sweep_layers != settings.layers
+        or settings.sae.k not in settings.sweep.k
+    ):
         return {}
     return {f"k_{settings.sae.k:03d}_seed_{seed}": seed for seed in settings.sweep.seeds}
 
@@ -281,7 +321,9 @@ def per_layer_and_dataset(pattern):
 
 def per_shard(pattern):
     """Input function: `pattern` for every shard of one layer, in row order."""
-    return lambda wildcards: [pattern.format(**{**wildcards, "shard": shard}) for shard in shard_names(wildcards.model)]
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "shard": shard}) for shard in shard_names(wildcards.model)
+    ]
 
 
 def per_layer_and_shard(pattern):
@@ -315,7 +357,9 @@ def chat_tokenizer(wildcards):
 
 def local_corpus(wildcards):
     """Input function: the user's own file behind the corpus, if there is one."""
-    return [path for path in [SETTINGS[wildcards.model].corpus.source] if corpus_sources.is_file(path)]
+    return [
+        path for path in [SETTINGS[wildcards.model].corpus.source] if corpus_sources.is_file(path)
+    ]
 
 
 def pretrained_files(wildcards):
@@ -333,17 +377,24 @@ def next_layers(wildcards, count=2):
 
 def per_next_layer(pattern):
     """Input function: `pattern` for a layer and the two analysed layers after it."""
-    return lambda wildcards: [pattern.format(**{**wildcards, "layer": layer}) for layer in next_layers(wildcards)]
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": layer}) for layer in next_layers(wildcards)
+    ]
 
 
 def if_correlated(files):
     """Input function: `files` where links come from activations; nothing where they come from decoders."""
-    return lambda wildcards: files(wildcards) if SETTINGS[wildcards.model].tracking.links == "correlation" else []
+    return lambda wildcards: (
+        files(wildcards) if SETTINGS[wildcards.model].tracking.links == "correlation" else []
+    )
 
 
 def neighbour_files(wildcards):
     """Input function: the neighbour files of every analysed layer but the last."""
-    return [f"results/{wildcards.model}/neighbours/layer_{layer}.npz" for layer in layer_names(wildcards.model)[:-1]]
+    return [
+        f"results/{wildcards.model}/neighbours/layer_{layer}.npz"
+        for layer in layer_names(wildcards.model)[:-1]
+    ]
 
 
 def generated_files(ending):
@@ -362,8 +413,13 @@ def given_datasets(wildcards):
 
 def drawn_answers(wildcards):
     """Input function: the answers drawn beside the greedy ones, for a generated data set of a run that draws any."""
-    drawn = getattr(SETTINGS[wildcards.model].generation, "samples", 0) and wildcards.dataset in GENERATED
-    return [f"results/{wildcards.model}/datasets/{wildcards.dataset}/samples.parquet"] if drawn else []
+    drawn = (
+        getattr(SETTINGS[wildcards.model].generation, "samples", 0)
+        and wildcards.dataset in GENERATED
+    )
+    return (
+        [f"results/{wildcards.model}/datasets/{wildcards.dataset}/samples.parquet"] if drawn else []
+    )
 
 
 def asked_whether_true(model, dataset):
@@ -386,7 +442,9 @@ def own_texts(wildcards):
     path = SETTINGS[wildcards.model].score.texts
     if not path or not Path(path).is_file():
         found = f"{path} is not there" if path else "none is given"
-        raise WorkflowError(f"score.texts: {found}; name a file of texts, as in --config 'score={{texts: mine.csv}}'")
+        raise WorkflowError(
+            f"score.texts: {found}; name a file of texts, as in --config 'score={{texts: mine.csv}}'"
+        )
     return path
 
 
@@ -410,7 +468,9 @@ def report_page(path, page):
 def show_plan():
     """Say once what the disk will hold, when jobs are planned: not for graphs, lists or lint, nor inside a job."""
     if workflow.is_main_process and workflow.executor_plugin:
-        sys.stderr.writelines(plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS if WAVES[model])
+        sys.stderr.writelines(
+            plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS if WAVES[model]
+        )
 
 
 def extraction_waves():
@@ -446,10 +506,16 @@ def waited_for(model, wave):
     """The same for every shard of a wave: planning asks a thousand times."""
     wanted = made_from(model)
     missing = [
-        [layer for layer in layers if not plan.is_made_from(Path(f"results/{model}/saes/layer_{layer:02d}"), wanted)]
+        [
+            layer
+            for layer in layers
+            if not plan.is_made_from(Path(f"results/{model}/saes/layer_{layer:02d}"), wanted)
+        ]
         for layers in WAVES[model][: wave + 1]
     ]
-    folders = saes_of(model, plan.layers_waited_for(missing, lambda layer: may_start_at_once(model, layer)))
+    folders = saes_of(
+        model, plan.layers_waited_for(missing, lambda layer: may_start_at_once(model, layer))
+    )
     return [f"{folder}/sae_weights.safetensors" for folder in folders]
 
 
@@ -457,8 +523,14 @@ def waited_for(model, wave):
 def may_start_at_once(model, layer):
     """Whether no extraction is surely due for a layer: its stores all stand, or it has an SAE that Snakemake may keep."""
     folder = Path(f"results/{model}/activations/layer_{layer:02d}")
-    stores = [folder / f"shard_{shard}{ending}" for shard in shard_names(model) for ending in (".json", ".zarr")]
-    return Path(f"{saes_of(model, [layer])[0]}/sae_weights.safetensors").exists() or all(map(Path.exists, stores))
+    stores = [
+        folder / f"shard_{shard}{ending}"
+        for shard in shard_names(model)
+        for ending in (".json", ".zarr")
+    ]
+    return Path(f"{saes_of(model, [layer])[0]}/sae_weights.safetensors").exists() or all(
+        map(Path.exists, stores)
+    )
 
 
 def saes_of(model, layers):
@@ -474,7 +546,11 @@ def room_kb(model):
 def planned_kb(wildcards):
     """Resource function: training activations at once at most, and held-out ones, in kB; 0 where SAEs are pretrained."""
     settings, waves = SETTINGS[wildcards.model], WAVES[wildcards.model]
-    return int((plan.peak_bytes(settings, waves) + plan.heldout_bytes(settings)) / 1000) if waves else 0
+    return (
+        int((plan.peak_bytes(settings, waves) + plan.heldout_bytes(settings)) / 1000)
+        if waves
+        else 0
+    )
 
 
 def budget_kb(wildcards):
@@ -490,7 +566,11 @@ def budgeted(model, path):
 # ---- what verify_activations may and may not find
 def promised_manifests(wildcards):
     """Param function: manifests of the stores that must stand."""
-    return [str(path) for each in SETTINGS.values() for path in monitor.promised_manifests(each, Path("results"))]
+    return [
+        str(path)
+        for each in SETTINGS.values()
+        for path in run_state.promised_manifests(each, Path("results"))
+    ]
 
 
 def released_layers(wildcards):
@@ -506,7 +586,8 @@ def released_layers(wildcards):
 # ---- before anything is submitted
 def refuse_orphans():
     """End here if another run, or jobs of a killed one, work in this folder: Slurm would get them a second time."""
-    from ghosttrack import lease, orphans  # only now: a dry run has no use for it
+    from ghosttrack.planning import orphans  # only now: a dry run has no use for it
+    from ghosttrack.runtime import lease
 
     try:
         lease.hold_for_this_process(Path.cwd())
@@ -548,7 +629,9 @@ def arm_of(wildcards):
     """The arm at hand."""
     found = arms_of(wildcards.model)[0]
     if wildcards.arm not in found:
-        raise WorkflowError(f"ablations: no arm is called {wildcards.arm}; there are {', '.join(found)}")
+        raise WorkflowError(
+            f"ablations: no arm is called {wildcards.arm}; there are {', '.join(found)}"
+        )
     return found[wildcards.arm]
 
 
@@ -585,14 +668,16 @@ def arm_signals(wildcards):
     if arm_of(wildcards).tracked:
         return [f"results/{wildcards.model}/ablations/signals/{wildcards.arm}.parquet"]
     return [
-        f"results/{wildcards.model}/signals/{dataset}.default.parquet" for dataset in SETTINGS[wildcards.model].datasets
+        f"results/{wildcards.model}/signals/{dataset}.default.parquet"
+        for dataset in SETTINGS[wildcards.model].datasets
     ]
 
 
 def per_arm(study, ending):
     """Input function: what every arm of a study came to."""
     return lambda wildcards: [
-        f"results/{wildcards.model}/ablations/arms/{arm}{ending}" for arm in arms_of(wildcards.model)[1][study]
+        f"results/{wildcards.model}/ablations/arms/{arm}{ending}"
+        for arm in arms_of(wildcards.model)[1][study]
     ]
 
 
@@ -622,11 +707,17 @@ def all_sweeps(wildcards):
 
 
 def all_features(wildcards):
-    return [f"results/{model}/features/layer_{layer}.parquet" for model in MODELS for layer in layer_names(model)]
+    return [
+        f"results/{model}/features/layer_{layer}.parquet"
+        for model in MODELS
+        for layer in layer_names(model)
+    ]
 
 
 def all_histories(wildcards):
-    return sae_files("history.csv", models=[model for model in MODELS if SETTINGS[model].sae.trained])
+    return sae_files(
+        "history.csv", models=[model for model in MODELS if SETTINGS[model].sae.trained]
+    )
 
 
 def all_activations(wildcards):
@@ -659,7 +750,9 @@ def all_tracks(wildcards):
 def all_examples(wildcards):
     """Input function: the texts of every data set of every model."""
     return [
-        f"results/{model}/datasets/{name}/examples.parquet" for model in MODELS for name in SETTINGS[model].datasets
+        f"results/{model}/datasets/{name}/examples.parquet"
+        for model in MODELS
+        for name in SETTINGS[model].datasets
     ]
 
 

@@ -1,4 +1,5 @@
-# rules/detect.smk -- phase 4. Needs: activations, SAEs, metrics and outputs of one data set. Gives: its leak audit, and out-of-fold scores of every control and detector.
+# rules/detect.smk -- phase 4. Needs: activations, SAEs, metrics and outputs of one data set. Gives: its leak audit, out-of-fold
+# scores of every control and detector, and the saved detector.
 rule audit_dataset:
     """Look for leaks in one data set before anything is trained on it, and score the text-only controls."""
     input:
@@ -15,7 +16,6 @@ rule audit_dataset:
         "results/{model}/benchmarks/audit_dataset/{dataset}.tsv"
     conda:
         "../envs/analysis.yaml"
-    threads: 1
     resources:
         mem_mb=scaled(1500),
         runtime=scaled(60),
@@ -28,7 +28,7 @@ rule audit_dataset:
     message:
         "Auditing {wildcards.dataset} for leaks ({wildcards.model})"
     script:
-        "../workflow_scripts/audit_dataset.py"
+        "../workflow_scripts/detect/audit_dataset.py"
 
 
 rule train_detectors:
@@ -55,7 +55,6 @@ rule train_detectors:
         "results/{model}/benchmarks/train_detectors/{dataset}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         mem_mb=detector_memory,
         runtime=scaled(120),
@@ -68,4 +67,43 @@ rule train_detectors:
     message:
         "Training the detectors of {wildcards.model} on {wildcards.dataset}"
     script:
-        "../workflow_scripts/train_detectors.py"
+        "../workflow_scripts/detect/train_detectors.py"
+
+
+rule save_detector:
+    """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+    input:
+        audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        source="results/{model}/model/source.json",
+    output:
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        token_scores="results/{model}/detection/token_scores.parquet",
+        effects="results/{model}/detection/feature_effects.parquet",
+    log:
+        "results/{model}/logs/save_detector.log",
+    benchmark:
+        "results/{model}/benchmarks/save_detector.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=detector_memory,
+        runtime=scaled(120),
+    params:
+        datasets=property_of("datasets"),
+        layers=property_of("layers"),
+        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        positions=lambda wildcards: SETTINGS[wildcards.model].activations.positions,
+        detection=settings_of("detection", "save_detector"),
+        seed=settings_of("seed", "save_detector"),
+        code=source_digest("save_detector"),
+    message:
+        "Saving the detector of {wildcards.model}"
+    script:
+        "../workflow_scripts/detect/save_detector.py"

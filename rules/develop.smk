@@ -1,36 +1,7 @@
-# rules/develop.smk -- aside from a run. Needs: nothing, or what a run left. Gives: the leak of a careless split, reproduced; a check of all activation stores, or of the GPU; the embedded data anew.
+# rules/develop.smk -- aside from a run, for maintenance. Needs: nothing, or what a run left. Gives: a check of all activation
+# stores, a check of the GPU, the embedded data rebuilt.
 localrules:
     refresh_facts,
-
-
-rule score_leak:
-    """Score both splits of every data set of given texts that comes in pairs."""
-    input:
-        examples=lambda wildcards: [
-            f"results/{wildcards.model}/datasets/{dataset}/examples.parquet" for dataset in given_datasets(wildcards)
-        ],
-    output:
-        table="results/{model}/evaluation/leak_reproduction.csv",
-        figures=expand("results/{{model}}/figures/leak_reproduction.{form}", form=["png", "pdf", "svg"]),
-    log:
-        "results/{model}/logs/score_leak.log",
-    benchmark:
-        "results/{model}/benchmarks/score_leak.tsv"
-    conda:
-        "../envs/analysis.yaml"
-    threads: 1
-    resources:
-        mem_mb=scaled(1500),
-        runtime=scaled(60),
-    params:
-        datasets=given_datasets,
-        detection=settings_of("detection", "score_leak"),
-        seed=settings_of("seed", "score_leak"),
-        code=source_digest("score_leak"),
-    message:
-        "Reproducing the leak of a random pair split ({wildcards.model})"
-    script:
-        "../workflow_scripts/score_leak.py"
 
 
 rule refresh_facts:
@@ -48,7 +19,7 @@ rule refresh_facts:
     message:
         "Rebuilding the embedded data in {output.folder}"
     script:
-        "../workflow_scripts/refresh_facts.py"
+        "../workflow_scripts/develop/refresh_facts.py"
 
 
 # No input: it looks at the stores that are there, and must never make one. No output, nor a benchmark, which Snakemake
@@ -60,7 +31,6 @@ rule verify_activations:
     retries: 0  # damage does not mend itself
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         mem_mb=scaled(2000),
         runtime=scaled(240),
@@ -72,7 +42,7 @@ rule verify_activations:
     message:
         "Verifying the activation stores of {params.models}"
     script:
-        "../workflow_scripts/verify_activations.py"
+        "../workflow_scripts/develop/verify_activations.py"
 
 
 # No output, like verify_activations: it runs whenever it is asked for.
@@ -83,7 +53,6 @@ rule check_gpu:
     retries: 0  # a second look finds the same GPU
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         **ACCELERATOR,
         mem_mb=scaled(8000),
@@ -96,4 +65,4 @@ rule check_gpu:
     message:
         "Checking the GPU against the CPU (GPUs: {resources.gpu})"
     script:
-        "../workflow_scripts/check_gpu.py"
+        "../workflow_scripts/develop/check_gpu.py"

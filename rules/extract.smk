@@ -16,7 +16,6 @@ rule check_model:
     priority: 2  # every job that reads the model waits for it
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         **ACCELERATOR,
         mem_mb=lambda wildcards, attempt: extraction_memory(wildcards.model)(wildcards, attempt),
@@ -27,7 +26,7 @@ rule check_model:
     message:
         "Checking how {wildcards.model} can be read (GPUs: {resources.gpu})"
     script:
-        "../workflow_scripts/check_model.py"
+        "../workflow_scripts/extract/check_model.py"
 
 
 # One forward pass serves all layers of a wave. Its outputs are named by layer, which no wildcard of
@@ -46,11 +45,18 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             earlier=missing_saes_before(MODEL, WAVE),
         output:
             stores=[
-                budgeted(MODEL, directory(f"results/{MODEL}/activations/layer_{layer:02d}/shard_{{shard}}.zarr"))
+                budgeted(
+                    MODEL,
+                    directory(
+                        f"results/{MODEL}/activations/layer_{layer:02d}/shard_{{shard}}.zarr"
+                    ),
+                )
                 for layer in LAYERS
             ],
             manifests=[
-                budgeted(MODEL, f"results/{MODEL}/activations/layer_{layer:02d}/shard_{{shard}}.json")
+                budgeted(
+                    MODEL, f"results/{MODEL}/activations/layer_{layer:02d}/shard_{{shard}}.json"
+                )
                 for layer in LAYERS
             ],
         log:
@@ -60,7 +66,6 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         priority: 1  # the longest path of a run begins here: fetch_corpus, this, train_sae
         conda:
             "../envs/torch.yaml"
-        threads: 1
         resources:
             **ACCELERATOR,
             mem_mb=extraction_memory(MODEL, LAYERS),
@@ -75,7 +80,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         message:
             f"Extracting activations of {MODEL}, wave {WAVE}, shard {{wildcards.shard}} (GPUs: {{resources.gpu}})"
         script:
-            "../workflow_scripts/extract_activations.py"
+            "../workflow_scripts/extract/extract_activations.py"
 
 
 for MODEL in MODELS:
@@ -90,15 +95,19 @@ for MODEL in MODELS:
             heldout=f"results/{MODEL}/corpus/heldout.zarr",
             heldout_manifest=f"results/{MODEL}/corpus/heldout.json",
         output:
-            stores=[directory(f"results/{MODEL}/heldout/layer_{layer}.zarr") for layer in layer_names(MODEL)],
-            manifests=[f"results/{MODEL}/heldout/layer_{layer}.json" for layer in layer_names(MODEL)],
+            stores=[
+                directory(f"results/{MODEL}/heldout/layer_{layer}.zarr")
+                for layer in layer_names(MODEL)
+            ],
+            manifests=[
+                f"results/{MODEL}/heldout/layer_{layer}.json" for layer in layer_names(MODEL)
+            ],
         log:
             f"results/{MODEL}/logs/extract_heldout.log",
         benchmark:
             f"results/{MODEL}/benchmarks/extract_heldout.tsv"
         conda:
             "../envs/torch.yaml"
-        threads: 1
         resources:
             **ACCELERATOR,
             mem_mb=extraction_memory(MODEL),
@@ -110,7 +119,7 @@ for MODEL in MODELS:
         message:
             f"Extracting held-out activations of {MODEL} (GPUs: {{resources.gpu}})"
         script:
-            "../workflow_scripts/extract_heldout.py"
+            "../workflow_scripts/extract/extract_heldout.py"
 
     rule:
         name:
@@ -122,9 +131,13 @@ for MODEL in MODELS:
             examples=f"results/{MODEL}/datasets/{{dataset}}/examples.parquet",
         output:
             stores=[
-                directory(f"results/{MODEL}/examples/{{dataset}}/layer_{layer}.zarr") for layer in layer_names(MODEL)
+                directory(f"results/{MODEL}/examples/{{dataset}}/layer_{layer}.zarr")
+                for layer in layer_names(MODEL)
             ],
-            manifests=[f"results/{MODEL}/examples/{{dataset}}/layer_{layer}.json" for layer in layer_names(MODEL)],
+            manifests=[
+                f"results/{MODEL}/examples/{{dataset}}/layer_{layer}.json"
+                for layer in layer_names(MODEL)
+            ],
             embedding=directory(f"results/{MODEL}/examples/{{dataset}}/embedding.zarr"),
             embedding_manifest=f"results/{MODEL}/examples/{{dataset}}/embedding.json",
             background=f"results/{MODEL}/examples/{{dataset}}/background.npz",
@@ -137,7 +150,6 @@ for MODEL in MODELS:
             f"results/{MODEL}/benchmarks/extract_examples/{{dataset}}.tsv"
         conda:
             "../envs/torch.yaml"
-        threads: 1
         resources:
             **ACCELERATOR,
             mem_mb=extraction_memory(MODEL),
@@ -153,7 +165,7 @@ for MODEL in MODELS:
         message:
             f"Extracting activations of {MODEL} on {{wildcards.dataset}} (GPUs: {{resources.gpu}})"
         script:
-            "../workflow_scripts/extract_examples.py"
+            "../workflow_scripts/extract/extract_examples.py"
 
 
 rule generate_answers:
@@ -175,7 +187,6 @@ rule generate_answers:
         dataset=one_of(GENERATED),
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         **ACCELERATOR,
         mem_mb=scaled(3000),
@@ -188,4 +199,4 @@ rule generate_answers:
     message:
         "Letting {wildcards.model} answer {wildcards.dataset} (GPUs: {resources.gpu})"
     script:
-        "../workflow_scripts/generate_answers.py"
+        "../workflow_scripts/extract/generate_answers.py"

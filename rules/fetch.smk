@@ -30,7 +30,7 @@ rule fetch_model:
     message:
         "Fetching the model {wildcards.model}"
     script:
-        "../workflow_scripts/fetch_model.py"
+        "../workflow_scripts/fetch/fetch_model.py"
 
 
 rule fetch_sae:
@@ -61,7 +61,7 @@ rule fetch_sae:
     message:
         "Fetching the SAE of {wildcards.model} layer {wildcards.layer}"
     script:
-        "../workflow_scripts/fetch_sae.py"
+        "../workflow_scripts/fetch/fetch_sae.py"
 
 
 rule fetch_corpus:
@@ -91,7 +91,7 @@ rule fetch_corpus:
     message:
         "Fetching the corpus of {wildcards.model}"
     script:
-        "../workflow_scripts/fetch_corpus.py"
+        "../workflow_scripts/fetch/fetch_corpus.py"
 
 
 rule fetch_dataset:
@@ -115,7 +115,7 @@ rule fetch_dataset:
     message:
         "Fetching the data set {wildcards.dataset}"
     script:
-        "../workflow_scripts/fetch_dataset.py"
+        "../workflow_scripts/fetch/fetch_dataset.py"
 
 
 rule fetch_questions:
@@ -141,4 +141,4 @@ rule fetch_questions:
     message:
         "Fetching the questions {wildcards.dataset}"
     script:
-        "../workflow_scripts/fetch_questions.py"
+        "../workflow_scripts/fetch/fetch_questions.py"

@@ -15,11 +15,12 @@ rule train_sae:
     benchmark:
         "results/{model}/benchmarks/train_sae/layer_{layer}.tsv"
     wildcard_constraints:
-        model=one_of([model for model in MODELS if SETTINGS[model].sae.trained and model not in SHARED]),
+        model=one_of(
+            [model for model in MODELS if SETTINGS[model].sae.trained and model not in SHARED]
+        ),
     priority: 1
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         **ACCELERATOR,
         mem_mb=scaled(3000),
@@ -39,7 +40,7 @@ rule train_sae:
     message:
         "Training the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
     script:
-        "../workflow_scripts/train_sae.py"
+        "../workflow_scripts/sae/train_sae.py"
 
 
 # One dictionary for all layers: one job, whose files a model's layers decide.
@@ -50,8 +51,12 @@ for MODEL in SHARED:
         name:
             f"train_shared_sae_{RULE_NAMES[MODEL]}"
         input:
-            stores=per_layer_and_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
-            manifests=per_layer_and_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+            stores=per_layer_and_shard(
+                "results/{model}/activations/layer_{layer}/shard_{shard}.zarr"
+            ),
+            manifests=per_layer_and_shard(
+                "results/{model}/activations/layer_{layer}/shard_{shard}.json"
+            ),
             model_source="results/{model}/model/source.json",
         output:
             weights=layers_of(MODEL, "results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
@@ -66,7 +71,6 @@ for MODEL in SHARED:
         priority: 1
         conda:
             "../envs/torch.yaml"
-        threads: 1
         resources:
             **ACCELERATOR,
             mem_mb=scaled(3000),
@@ -84,7 +88,7 @@ for MODEL in SHARED:
         message:
             "Training one SAE for all layers of {wildcards.model} (GPUs: {resources.gpu})"
         script:
-            "../workflow_scripts/train_shared_sae.py"
+            "../workflow_scripts/sae/train_shared_sae.py"
 
 
 rule evaluate_sae:
@@ -107,7 +111,6 @@ rule evaluate_sae:
         "results/{model}/benchmarks/evaluate_sae/layer_{layer}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         **ACCELERATOR,
         mem_mb=splicing_memory,
@@ -118,7 +121,7 @@ rule evaluate_sae:
     message:
         "Evaluating the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
     script:
-        "../workflow_scripts/evaluate_sae.py"
+        "../workflow_scripts/sae/evaluate_sae.py"
 
 
 rule measure_answers:
@@ -136,7 +139,6 @@ rule measure_answers:
         "results/{model}/benchmarks/measure_answers.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         mem_mb=dictionary_memory,
         runtime=scaled(60),
@@ -147,7 +149,7 @@ rule measure_answers:
     message:
         "Measuring the SAEs of {wildcards.model} on answer tokens"
     script:
-        "../workflow_scripts/measure_answers.py"
+        "../workflow_scripts/sae/measure_answers.py"
 
 
 rule describe_features:
@@ -170,7 +172,6 @@ rule describe_features:
         "results/{model}/benchmarks/describe_features/layer_{layer}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         mem_mb=dictionary_memory,
         runtime=scaled(30),
@@ -179,4 +180,4 @@ rule describe_features:
     message:
         "Describing the features of {wildcards.model} layer {wildcards.layer}"
     script:
-        "../workflow_scripts/describe_features.py"
+        "../workflow_scripts/sae/describe_features.py"

@@ -17,7 +17,6 @@ rule sweep_sae:
         "results/{model}/benchmarks/sweep_sae/layer_{layer}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         **ACCELERATOR,
         mem_mb=sweep_memory,
@@ -25,14 +24,16 @@ rule sweep_sae:
         micro_batch=shrinking(4096),
     params:
         sae=swept_settings,
-        sweep_settings=lambda wildcards: SETTINGS[wildcards.model].sweep.model_dump(exclude={"layers"}),
+        sweep_settings=lambda wildcards: SETTINGS[wildcards.model].sweep.model_dump(
+            exclude={"layers"}
+        ),
         seed=settings_of("seed", "sweep_sae"),
         state="results/{model}/state/sweep_sae/layer_{layer}",
         code=source_digest("sweep_sae"),
     message:
         "Sweeping the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
     script:
-        "../workflow_scripts/sweep_sae.py"
+        "../workflow_scripts/sweep/sweep_sae.py"
 
 
 rule draw_sweep:
@@ -50,7 +51,6 @@ rule draw_sweep:
         "results/{model}/benchmarks/draw_sweep.tsv"
     conda:
         "../envs/analysis.yaml"
-    threads: 1
     resources:
         mem_mb=scaled(1000),
         runtime=scaled(10),
@@ -59,4 +59,4 @@ rule draw_sweep:
     message:
         "Drawing the sweep of {wildcards.model}"
     script:
-        "../workflow_scripts/draw_sweep.py"
+        "../workflow_scripts/sweep/draw_sweep.py"

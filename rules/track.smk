@@ -14,7 +14,6 @@ rule find_neighbours:
         "results/{model}/benchmarks/find_neighbours/layer_{layer}.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         mem_mb=scaled(2000),
         runtime=scaled(30),
@@ -26,7 +25,7 @@ rule find_neighbours:
     message:
         "Linking the features of {wildcards.model} layer {wildcards.layer} to the next layers"
     script:
-        "../workflow_scripts/find_neighbours.py"
+        "../workflow_scripts/track/find_neighbours.py"
 
 
 rule cluster_features:
@@ -48,7 +47,6 @@ rule cluster_features:
         "results/{model}/benchmarks/cluster_features.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
     resources:
         mem_mb=scaled(3000),
         runtime=scaled(60),
@@ -60,7 +58,7 @@ rule cluster_features:
     message:
         "Clustering the features of {wildcards.model}"
     script:
-        "../workflow_scripts/cluster_features.py"
+        "../workflow_scripts/track/cluster_features.py"
 
 
 # Tracker and nulls read the same activations, so one job makes them all; which ones, is a setting of the model.
@@ -88,7 +86,6 @@ for MODEL in MODELS:
             model=one_of([MODEL]),
         conda:
             "../envs/torch.yaml"
-        threads: 1
         resources:
             mem_mb=scaled(2000),
             runtime=scaled(60),
@@ -101,7 +98,7 @@ for MODEL in MODELS:
         message:
             "Tracking features of {wildcards.model} on {wildcards.dataset}"
         script:
-            "../workflow_scripts/track_features.py"
+            "../workflow_scripts/track/track_features.py"
 
     rule:
         """Turn the tracks of one data set into metrics, one row per example."""
@@ -124,7 +121,6 @@ for MODEL in MODELS:
             model=one_of([MODEL]),
         conda:
             "../envs/analysis.yaml"
-        threads: 1
         resources:
             mem_mb=scaled(1000),
             runtime=scaled(30),
@@ -134,4 +130,4 @@ for MODEL in MODELS:
         message:
             "Measuring the tracks of {wildcards.model} on {wildcards.dataset}"
         script:
-            "../workflow_scripts/measure_signals.py"
+            "../workflow_scripts/track/measure_signals.py"

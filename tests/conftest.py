@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("Snakefile", "rules", "envs", "profiles", "slurm", "config", "workflow_scripts", "Makefile")
+PARTS = (
+    "Snakefile",
+    "rules",
+    "envs",
+    "profiles",
+    "slurm",
+    "config",
+    "workflow_scripts",
+    "Makefile",
+)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -25,7 +34,9 @@ def copy_house(destination: Path) -> Path:
         if source.is_symlink():
             (destination / name).symlink_to(source.readlink())
         elif source.is_dir():
-            shutil.copytree(source, destination / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                source, destination / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy2(source, destination / name)
     return destination
@@ -84,5 +95,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
         return report
     if report.skipped and os.environ.get("GHOSTTRACK_NO_SKIPS") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped where nothing may be absent: {report.longrepr}"
+        report.longrepr = (
+            f"{item.nodeid} was skipped where nothing may be absent: {report.longrepr}"
+        )
     return report

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from ghosttrack.settings import code_digest
 from tests.conftest import ROOT, job_counts, snakemake
 
 pytestmark = pytest.mark.dag
 
 
 @pytest.mark.parametrize(("model", "layers"), [("gpt2-small", 12), ("gpt2-medium", 24)])
-def test_the_cluster_command_plans_one_training_per_layer(house: Path, model: str, layers: int) -> None:
+def test_the_cluster_command_plans_one_training_per_layer(
+    house: Path, model: str, layers: int
+) -> None:
     result = snakemake(house, "--profile", "slurm", "--config", f"model={model}", "-n")
     assert result.returncode == 0, result.stderr
     counts = job_counts(result.stdout + result.stderr)
@@ -46,23 +49,48 @@ def test_both_models_are_planned_together_and_compared(house: Path) -> None:
     assert counts["write_report"] == 2
 
 
-def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_does(house: Path) -> None:
+def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_does(
+    house: Path,
+) -> None:
     result = snakemake(house, "--profile", "slurm", "--config", "model=gpt2-medium", "-n")
-    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Job ")]
-    with_gpu = {line.split(": ", 1)[1].split(" of ")[0].split(" gpt2")[0] for line in lines if "(GPUs: 1)" in line}
-    extractions = {"Checking how", "Extracting activations", "Extracting held-out activations", "Letting"}
-    assert with_gpu == {*extractions, "Training the SAE", "Evaluating the SAE", "Testing the explanations"}
+    lines = [
+        line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Job ")
+    ]
+    with_gpu = {
+        line.split(": ", 1)[1].split(" of ")[0].split(" gpt2")[0]
+        for line in lines
+        if "(GPUs: 1)" in line
+    }
+    extractions = {
+        "Checking how",
+        "Extracting activations",
+        "Extracting held-out activations",
+        "Letting",
+    }
+    assert with_gpu == {
+        *extractions,
+        "Training the SAE",
+        "Evaluating the SAE",
+        "Testing the explanations",
+    }
     # The check of the model, six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured, explanations.
     assert sum("(GPUs: 1)" in line for line in lines) == 1 + 60 + 1 + 9 + 1 + 24 + 24 + 1
 
 
 @pytest.mark.parametrize(
     # 10 M x 1024 values are 20.5 GB a layer in fp16: three fit into 70 GB. Of the six that fit in int8s, four GPUs train four.
-    ("storage", "count"), [("fp16", 8), ("int8s", 6)],
-)  # fmt: skip
+    ("storage", "count"),
+    [("fp16", 8), ("int8s", 6)],
+)
 def test_the_disk_budget_splits_medium_into_waves(house: Path, storage: str, count: int) -> None:
     result = snakemake(
-        house, "--profile", "slurm", "--config", "model=gpt2-medium", f"activations={{storage: {storage}}}", "-n"
+        house,
+        "--profile",
+        "slurm",
+        "--config",
+        "model=gpt2-medium",
+        f"activations={{storage: {storage}}}",
+        "-n",
     )
     counts = job_counts(result.stdout + result.stderr)
     waves = [name for name in counts if name.startswith("extract_activations_gpt2_medium_wave_")]
@@ -94,7 +122,9 @@ def test_the_disk_budget_splits_medium_into_waves(house: Path, storage: str, cou
         ),
     ],
 )
-def test_a_dry_run_says_once_what_the_disk_will_hold(house: Path, config: list[str], lines: list[str]) -> None:
+def test_a_dry_run_says_once_what_the_disk_will_hold(
+    house: Path, config: list[str], lines: list[str]
+) -> None:
     result = snakemake(house, "-n", "--config", *config)
     assert result.returncode == 0, result.stderr
     for line in lines:
@@ -102,8 +132,12 @@ def test_a_dry_run_says_once_what_the_disk_will_hold(house: Path, config: list[s
     assert "Plan of" not in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--rulegraph"], ["--lint"], ["--list-rules"], ["--summary"]])
-def test_graphs_lists_and_lint_are_not_mixed_with_the_plan(house: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--rulegraph"], ["--lint"], ["--list-rules"], ["--summary"]]
+)
+def test_graphs_lists_and_lint_are_not_mixed_with_the_plan(
+    house: Path, arguments: list[str]
+) -> None:
     result = snakemake(house, *arguments, "--config", "model=tiny-gpt2")
     assert "Plan of" not in result.stdout + result.stderr
 
@@ -122,9 +156,11 @@ def test_status_counts_the_jobs_that_snakemake_plans(house: Path, config: list[s
     for name, count in planned.items():
         phase = re.sub(r"_(gpt2_medium|tiny_gpt2)(_wave_\d\d)?$", "", name)
         by_phase[phase] = by_phase.get(phase, 0) + count
-    command = [sys.executable, "-m", "ghosttrack.status", "--json", "--config", *config]
+    command = [sys.executable, "-m", "ghosttrack.cli.status", "--json", "--config", *config]
     environment = {**os.environ, "PYTHONPATH": str(house / "workflow_scripts")}
-    shown = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        command, cwd=house, env=environment, capture_output=True, text=True, check=True
+    )
     (found,) = json.loads(shown.stdout).values()
     assert {phase: each["total"] for phase, each in found["phases"].items()} == {
         phase: count for phase, count in by_phase.items() if phase != "all"
@@ -135,7 +171,15 @@ def checkpoint(folder: Path, layer: int, **change: object) -> None:
     """A pretrained autoencoder of tiny-gpt2, as far as it is looked at before any job runs."""
     folder.mkdir(parents=True)
     hook = {"hook_name": f"blocks.{layer}.hook_resid_post"}
-    cfg = {"architecture": "topk", "k": 8, "d_in": 64, "d_sae": 512, "dtype": "float32", "metadata": hook, **change}
+    cfg = {
+        "architecture": "topk",
+        "k": 8,
+        "d_in": 64,
+        "d_sae": 512,
+        "dtype": "float32",
+        "metadata": hook,
+        **change,
+    }
     (folder / "cfg.json").write_text(json.dumps(cfg))
     (folder / "sae_weights.safetensors").touch()
 
@@ -145,14 +189,21 @@ def test_pretrained_autoencoders_are_fetched_and_nothing_is_extracted_or_trained
 ) -> None:
     for layer in range(4):
         checkpoint(tmp_path / f"blocks.{layer}.hook_resid_post", layer)
-    for source in (f"sae={{source: {tmp_path}}}", "sae={source: 'owner/name/layers.{layer}', revision: abc}"):
+    for source in (
+        f"sae={{source: {tmp_path}}}",
+        "sae={source: 'owner/name/layers.{layer}', revision: abc}",
+    ):
         result = snakemake(house, "-n", "--config", "model=tiny-gpt2", source)
         assert result.returncode == 0, result.stderr
         counts = job_counts(result.stdout)
         assert counts["fetch_sae"] == counts["evaluate_sae"] == counts["describe_features"] == 4
-        assert not [name for name in counts if name.startswith(("train_sae", "extract_activations"))]
+        assert not [
+            name for name in counts if name.startswith(("train_sae", "extract_activations"))
+        ]
         assert "Plan of" not in result.stderr
-    result = snakemake(house, "-n", "activations", "--config", "model=tiny-gpt2", f"sae={{source: {tmp_path}}}")
+    result = snakemake(
+        house, "-n", "activations", "--config", "model=tiny-gpt2", f"sae={{source: {tmp_path}}}"
+    )
     assert "pretrained SAEs" in result.stderr + result.stdout
 
 
@@ -161,7 +212,10 @@ def test_pretrained_autoencoders_are_fetched_and_nothing_is_extracted_or_trained
     [
         (None, ["no autoencoder for resid_post of layer 2", "blocks.0.hook_resid_post"]),
         ({"d_in": 32}, ["d_in is 32, the model's width is 64"]),
-        ({"metadata": {"hook_name": "blocks.1.hook_resid_post"}}, ["it reads resid_post of layer 1", "layer 2"]),
+        (
+            {"metadata": {"hook_name": "blocks.1.hook_resid_post"}},
+            ["it reads resid_post of layer 1", "layer 2"],
+        ),
         ({"architecture": "gated"}, ["architecture is 'gated'"]),
     ],
 )
@@ -170,7 +224,11 @@ def test_a_pretrained_autoencoder_that_does_not_fit_stops_the_run_before_any_job
 ) -> None:
     for layer in range(4):
         if layer != 2 or change is not None:
-            checkpoint(tmp_path / f"blocks.{layer}.hook_resid_post", layer, **((change or {}) if layer == 2 else {}))
+            checkpoint(
+                tmp_path / f"blocks.{layer}.hook_resid_post",
+                layer,
+                **((change or {}) if layer == 2 else {}),
+            )
     result = snakemake(house, "-n", "--config", "model=tiny-gpt2", f"sae={{source: {tmp_path}}}")
     output = result.stdout + result.stderr
     assert result.returncode != 0
@@ -190,7 +248,9 @@ def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
     assert not [name for name in counts if "sweep" in name]
 
 
-def test_a_sweep_of_default_values_that_no_small_dictionary_holds_is_refused_before_any_job(house: Path) -> None:
+def test_a_sweep_of_default_values_that_no_small_dictionary_holds_is_refused_before_any_job(
+    house: Path,
+) -> None:
     small = ["--config", "model=tiny-gpt2", "sae={d_sae: 100}"]
     assert snakemake(house, "-n", "saes", *small).returncode == 0  # no part of a run reads sweep.k
     result = snakemake(house, "-n", "sae_sweep", *small)
@@ -201,13 +261,20 @@ def test_a_sweep_of_default_values_that_no_small_dictionary_holds_is_refused_bef
     assert snakemake(house, "-n", "sae_sweep", *small, *advised).returncode == 0
 
 
-def test_scoring_without_texts_names_the_key_and_with_texts_is_one_job_more(house: Path, tmp_path: Path) -> None:
+def test_scoring_without_texts_names_the_key_and_with_texts_is_one_job_more(
+    house: Path, tmp_path: Path
+) -> None:
     result = snakemake(house, "-n", "scores", "--config", "model=tiny-gpt2")
     assert result.returncode != 0
     assert "score.texts: none is given" in result.stdout + result.stderr
     (tmp_path / "mine.txt").write_text("Paris is a city in France.\n")
     result = snakemake(
-        house, "-n", "scores", "--config", "model=tiny-gpt2", f"score={{texts: {tmp_path / 'mine.txt'}}}"
+        house,
+        "-n",
+        "scores",
+        "--config",
+        "model=tiny-gpt2",
+        f"score={{texts: {tmp_path / 'mine.txt'}}}",
     )
     counts = job_counts(result.stdout + result.stderr)
     assert counts["score_texts"] == counts["save_detector"] == 1
@@ -216,7 +283,9 @@ def test_scoring_without_texts_names_the_key_and_with_texts_is_one_job_more(hous
 
 def test_verifying_plans_nothing_else_and_always_runs(house: Path) -> None:
     for _ in range(2):
-        result = snakemake(house, "--cores", "1", "verify_activations", "--config", "model=gpt2-medium")
+        result = snakemake(
+            house, "--cores", "1", "verify_activations", "--config", "model=gpt2-medium"
+        )
         assert result.returncode == 0, result.stderr
         assert job_counts(result.stderr) == {"verify_activations": 1}
         assert "Plan of" not in result.stderr
@@ -227,7 +296,9 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
     blocked = house / "no_torch"
     blocked.mkdir(exist_ok=True)
     for name in ("torch", "transformers", "zarr", "scipy", "sklearn", "matplotlib"):
-        (blocked / f"{name}.py").write_text("raise ImportError('the Snakefile must not import this')\n")
+        (blocked / f"{name}.py").write_text(
+            "raise ImportError('the Snakefile must not import this')\n"
+        )
     path = f"{blocked}:{house / 'workflow_scripts'}"
     result = snakemake(house, "-n", "--config", "model=tiny-gpt2", PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
@@ -244,15 +315,26 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ("seed=abc", ["seed", "abc", "integer"]),
         ("datasets=[nope]", ["datasets: 'nope' is not known", "cities"]),
         ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
-        ("sae={dictionaries: anchored, anchor: 11}", ["sae.anchor", "11", "[10, 12, 14, 16, 18, 20]"]),
-        ("tracking={links: correlation, variants: [shuffled]}", ["tracking.variants", "shuffled", "correlation"]),
-        ("activations={disk_budget_gb: 0.001}", ["activations.disk_budget_gb", "Raise it to at least"]),
+        (
+            "sae={dictionaries: anchored, anchor: 11}",
+            ["sae.anchor", "11", "[10, 12, 14, 16, 18, 20]"],
+        ),
+        (
+            "tracking={links: correlation, variants: [shuffled]}",
+            ["tracking.variants", "shuffled", "correlation"],
+        ),
+        (
+            "activations={disk_budget_gb: 0.001}",
+            ["activations.disk_budget_gb", "Raise it to at least"],
+        ),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
         ("sae={source: missing}", ["sae.source: there is no folder missing", "sae.revision"]),
         ("sweep={layers: [11]}", ["sweep.layers: 11 is not among the analysed layers"]),
     ],
 )
-def test_a_wrong_setting_is_named_before_any_job_starts(house: Path, config: str, words: list[str]) -> None:
+def test_a_wrong_setting_is_named_before_any_job_starts(
+    house: Path, config: str, words: list[str]
+) -> None:
     result = snakemake(house, "-n", "--config", config)
     output = result.stdout + result.stderr
     assert result.returncode != 0
@@ -287,12 +369,16 @@ def test_a_rule_gives_its_script_every_argument_that_it_asks_for() -> None:
     blocks = re.split(r"\n(?=(?:    )?rule\b.*:\n)", text)[1:]
     wildcards = {"model", "layer", "shard", "dataset", "variant", "threads"}
     for block in blocks:
-        script = re.search(r'workflow_scripts/(\w+)\.py"', block)
+        script = re.search(r'workflow_scripts/\w+/(\w+)\.py"', block)
         assert script, block[:200]
-        tree = ast.parse((ROOT / "workflow_scripts" / f"{script[1]}.py").read_text())
-        (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+        tree = ast.parse(code_digest.script_of(script[1]).read_text())
+        (main,) = (
+            node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"
+        )
         needed = {
-            each.arg for each, default in zip(main.args.kwonlyargs, main.args.kw_defaults, strict=True) if not default
+            each.arg
+            for each, default in zip(main.args.kwonlyargs, main.args.kw_defaults, strict=True)
+            if not default
         }
         given = set(re.findall(r"^ +(\w+)=", block, flags=re.M))
         assert needed <= given | wildcards, f"{script[1]} lacks {needed - given - wildcards}"
@@ -300,15 +386,25 @@ def test_a_rule_gives_its_script_every_argument_that_it_asks_for() -> None:
 
 def test_a_rule_s_script_carries_the_rule_s_name() -> None:
     text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
-    scripts = set(re.findall(r'workflow_scripts/(\w+)\.py"', text))
-    assert scripts == {path.stem for path in (ROOT / "workflow_scripts").glob("*.py")}
+    scripts = set(re.findall(r'workflow_scripts/\w+/(\w+)\.py"', text))
+    assert scripts == {
+        path.stem
+        for path in (ROOT / "workflow_scripts").glob("*/*.py")
+        if path.parent.name != "ghosttrack"
+    }
     for name in scripts:
-        assert re.search(rf"rule {name}:|{name}_{{RULE_NAMES\[MODEL\]|{name.split('_')[0]}_{{STUDY}}", text), name
+        assert re.search(
+            rf"rule {name}:|{name}_{{RULE_NAMES\[MODEL\]|{name.split('_')[0]}_{{STUDY}}", text
+        ), name
 
 
 def test_the_leak_of_a_random_pair_split_is_shown_without_a_model(house: Path) -> None:
     result = snakemake(house, "--profile", "profiles/local", "reproduce_leak", "-n")
-    assert job_counts(result.stdout + result.stderr) == {"fetch_dataset": 8, "score_leak": 1, "reproduce_leak": 1}
+    assert job_counts(result.stdout + result.stderr) == {
+        "fetch_dataset": 8,
+        "score_leak": 1,
+        "reproduce_leak": 1,
+    }
 
 
 def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
@@ -317,7 +413,7 @@ def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
     for path in sorted((ROOT / "rules").glob("*.smk")):
         for block in re.split(r"\n(?= *rule[ :])", path.read_text()):
             if "**ACCELERATOR" in block:
-                (script,) = re.findall(r'workflow_scripts/(\w+)\.py"', block)
+                (script,) = re.findall(r'workflow_scripts/\w+/(\w+)\.py"', block)
                 (minutes,) = re.findall(r"runtime=(?:scaled\()?(\d+)", block)
                 asked[script] = ("1", minutes)
     assert "train_shared_sae, one dictionary for all layers: 120 minutes a layer" in profile
@@ -335,12 +431,20 @@ def test_every_key_of_a_profile_says_why_it_is_there() -> None:
 
 def test_dictionaries_that_share_an_identity_change_the_plan_of_training_alone(house: Path) -> None:
     plain = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2").stdout)
-    anchored = snakemake(house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: anchored, anchor: 1}")
+    anchored = snakemake(
+        house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: anchored, anchor: 1}"
+    )
     assert job_counts(anchored.stdout) == plain
     reasons = [line.partition("updated by another job")[2] for line in anchored.stdout.splitlines()]
-    waiting = [reason for reason in reasons if "saes/layer_01/cfg.json" in reason and "activations/layer_" in reason]
+    waiting = [
+        reason
+        for reason in reasons
+        if "saes/layer_01/cfg.json" in reason and "activations/layer_" in reason
+    ]
     assert len(waiting) == 3  # all but the anchor begin with it
-    shared = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: shared}").stdout)
+    shared = job_counts(
+        snakemake(house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: shared}").stdout
+    )
     assert shared.pop("train_shared_sae_tiny_gpt2") == 1
     assert shared == {rule: count for rule, count in plain.items() if rule != "train_sae"}
 
@@ -348,44 +452,68 @@ def test_dictionaries_that_share_an_identity_change_the_plan_of_training_alone(h
 def test_links_by_correlation_wait_for_held_out_activations(house: Path) -> None:
     planned = {}
     for kind in ("cosine", "correlation"):
-        result = snakemake(house, "-n", "tracks", "--config", "model=tiny-gpt2", f"tracking={{links: {kind}}}")
+        result = snakemake(
+            house, "-n", "tracks", "--config", "model=tiny-gpt2", f"tracking={{links: {kind}}}"
+        )
         planned[kind] = [
-            line for line in result.stdout.splitlines() if "heldout/layer_00.zarr" in line and "saes/layer_02" in line
+            line
+            for line in result.stdout.splitlines()
+            if "heldout/layer_00.zarr" in line and "saes/layer_02" in line
         ]
     assert not planned["cosine"]
     assert len(planned["correlation"]) == 1
 
 
-def test_questions_in_a_chat_template_wait_for_the_tokenizer_and_plain_ones_do_not(house: Path) -> None:
+def test_questions_in_a_chat_template_wait_for_the_tokenizer_and_plain_ones_do_not(
+    house: Path,
+) -> None:
     questions = "results/tiny-gpt2/datasets/questions/questions.parquet"
     planned = {}
     for kind in ("plain", "chat"):
         asked = "model=tiny-gpt2", "datasets=[questions]", f"generation={{prompt: {kind}}}"
         result = snakemake(house, "-n", "features", questions, "--config", *asked)
-        (planned[kind],) = (line for line in result.stdout.splitlines() if f"output files: {questions}" in line)
+        (planned[kind],) = (
+            line for line in result.stdout.splitlines() if f"output files: {questions}" in line
+        )
     assert "model/tokenizer.json" in planned["chat"]
     assert "model/tokenizer.json" not in planned["plain"]
 
 
 @pytest.mark.parametrize("dictionaries", ["anchored", "shared"])
-def test_status_counts_the_jobs_of_every_kind_of_dictionaries(house: Path, dictionaries: str) -> None:
+def test_status_counts_the_jobs_of_every_kind_of_dictionaries(
+    house: Path, dictionaries: str
+) -> None:
     chosen = ["--config", "model=tiny-gpt2", f"sae={{dictionaries: {dictionaries}}}"]
     planned = job_counts(snakemake(house, "-n", *chosen).stdout)
-    command = [sys.executable, "-m", "ghosttrack.status", "--json", *chosen]
+    command = [sys.executable, "-m", "ghosttrack.cli.status", "--json", *chosen]
     environment = {**os.environ, "PYTHONPATH": str(house / "workflow_scripts")}
-    shown = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        command, cwd=house, env=environment, capture_output=True, text=True, check=True
+    )
     (found,) = json.loads(shown.stdout).values()
-    assert sum(each["total"] for each in found["phases"].values()) == sum(planned.values()) - planned["all"]
+    assert (
+        sum(each["total"] for each in found["phases"].values())
+        == sum(planned.values()) - planned["all"]
+    )
 
 
-def test_other_relations_and_other_seeds_are_asked_for_by_name_and_use_a_sweep_of_every_layer(house: Path) -> None:
+def test_other_relations_and_other_seeds_are_asked_for_by_name_and_use_a_sweep_of_every_layer(
+    house: Path,
+) -> None:
     result = snakemake(house, "--profile", "profiles/local", "transfer", "seed_variance", "-n")
     counts = job_counts(result.stdout + result.stderr)
-    assert counts["transfer_detectors"] == counts["draw_transfer"] == counts["measure_seed_variance"] == 1
+    assert (
+        counts["transfer_detectors"]
+        == counts["draw_transfer"]
+        == counts["measure_seed_variance"]
+        == 1
+    )
     assert counts["vary_seeds"] == counts["train_detectors"]
     assert "sweep_sae" not in counts
     swept = "sweep={layers: [10, 12, 14, 16, 18, 20], k: [64]}"
-    result = snakemake(house, "--profile", "profiles/local", "seed_variance", "-n", "--config", swept)
+    result = snakemake(
+        house, "--profile", "profiles/local", "seed_variance", "-n", "--config", swept
+    )
     assert job_counts(result.stdout + result.stderr)["sweep_sae"] == 6
 
 
@@ -405,7 +533,9 @@ rule top:
 """
 
 
-def test_a_workflow_that_uses_this_one_as_a_module_keeps_its_own_reasons_to_run(house: Path, tmp_path: Path) -> None:
+def test_a_workflow_that_uses_this_one_as_a_module_keeps_its_own_reasons_to_run(
+    house: Path, tmp_path: Path
+) -> None:
     (tmp_path / "Snakefile").write_text(OUTER.format(snakefile=house / "Snakefile"))
     (tmp_path / "word").write_text("first")
     made = snakemake(tmp_path, "-c1")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ghosttrack import files, records
+from ghosttrack.runtime import files, records
 from tests.conftest import copy_house, job_counts, snakemake
 from tests.e2e.test_stores_in_the_workflow import arguments, limited
 from tests.e2e.tiny_runs import MODEL, RUN, contents, launch, planned
@@ -32,7 +32,9 @@ def test_a_changed_setting_whose_first_job_fails_is_not_forgotten(
     house_to_change: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("activations={site: mlp_out}", "--", "saes")
-    monkeypatch.setenv("GHOSTTRACK_FAULTS", '[{"job": "extract_activations/*", "kind": "no_space"}]')
+    monkeypatch.setenv(
+        "GHOSTTRACK_FAULTS", '[{"job": "extract_activations/*", "kind": "no_space"}]'
+    )
     failed = launch(house_to_change, *given)
     assert failed.returncode == 1
     assert "site resid_post -> mlp_out" in failed.stderr
@@ -54,7 +56,9 @@ def test_without_snakemakes_folder_a_changed_setting_plans_exactly_training_and_
     counts = job_counts(text)
     assert counts["train_sae"] == counts["evaluate_sae"] == counts["describe_features"] == LAYERS
     assert counts["write_report"] == counts["write_explorer"] == counts["save_detector"] == 1
-    assert not [name for name in counts if name.startswith(("fetch", "extract", "generate", "audit"))]
+    assert not [
+        name for name in counts if name.startswith(("fetch", "extract", "generate", "audit"))
+    ]
 
 
 def test_a_report_is_not_written_over_saes_of_another_k(house_to_change: Path) -> None:
@@ -63,10 +67,27 @@ def test_a_report_is_not_written_over_saes_of_another_k(house_to_change: Path) -
     counts = job_counts(said(house_to_change, "sae={k: 8}", "datasets=[capitals,questions]"))
     assert counts["train_sae"] == LAYERS
     target = f"results/{MODEL}/evaluation/checks.json"
-    other = snakemake(house_to_change, *RUN, "--allowed-rules", "check_results", "-R", "check_results", "--", target)
+    other = snakemake(
+        house_to_change,
+        *RUN,
+        "--allowed-rules",
+        "check_results",
+        "-R",
+        "check_results",
+        "--",
+        target,
+    )
     assert other.returncode == 0, other.stderr[-3000:]
     wrong = snakemake(
-        house_to_change, *RUN, "sae={k: 8}", "--allowed-rules", "check_results", "-R", "check_results", "--", target
+        house_to_change,
+        *RUN,
+        "sae={k: 8}",
+        "--allowed-rules",
+        "check_results",
+        "-R",
+        "check_results",
+        "--",
+        target,
     )
     assert wrong.returncode == 1
     assert "made with sae.k 16, this run asks for 8" in wrong.stdout + wrong.stderr
@@ -99,7 +120,9 @@ def test_a_data_set_file_with_an_older_date_is_read_again(house_to_change: Path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_model_directory_that_changed_is_refused(finished: Path, tmp_path: Path, name: str) -> None:
+def test_a_model_directory_that_changed_is_refused(
+    finished: Path, tmp_path: Path, name: str
+) -> None:
     house = copy_house(tmp_path / "house")
     source = Path(shutil.copytree(results(finished) / "model", tmp_path / "weights"))
     (source / "source.json").unlink()
@@ -113,7 +136,10 @@ def test_a_model_directory_that_changed_is_refused(finished: Path, tmp_path: Pat
     os.utime(source / name, ns=(dates.st_atime_ns, dates.st_mtime_ns))
     result = snakemake(house, *given, "-n")
     assert result.returncode == 1
-    assert "holds other weights, another configuration or another tokenizer" in result.stdout + result.stderr
+    assert (
+        "holds other weights, another configuration or another tokenizer"
+        in result.stdout + result.stderr
+    )
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["with .snakemake", "without .snakemake"])
@@ -130,13 +156,17 @@ def test_a_copy_of_a_finished_run_has_nothing_to_do_whatever_its_dates(
             ignore=shutil.ignore_patterns(*left_out),
         )
     )
-    for path in results(house).rglob("*.zarr"):  # as though everything had been made before what it was made from
+    for path in results(house).rglob(
+        "*.zarr"
+    ):  # as though everything had been made before what it was made from
         os.utime(path, (1, 1))
     (results(house) / "model" / "model.safetensors").touch()
     assert planned(house) == {}
 
 
-def test_results_that_are_a_link_and_moved_results_have_nothing_to_do(finished: Path, tmp_path: Path) -> None:
+def test_results_that_are_a_link_and_moved_results_have_nothing_to_do(
+    finished: Path, tmp_path: Path
+) -> None:
     house = copy_house(tmp_path / "clone")
     shutil.copytree(finished / "results", tmp_path / "elsewhere")
     (house / "results").symlink_to(tmp_path / "elsewhere")
@@ -159,14 +189,18 @@ def test_one_lost_sae_costs_one_extraction_pass_and_one_training(tmp_path: Path)
     assert contents(house) == before
 
 
-def test_what_was_made_again_with_other_bytes_ends_the_run_with_an_error(house_to_change: Path) -> None:
+def test_what_was_made_again_with_other_bytes_ends_the_run_with_an_error(
+    house_to_change: Path,
+) -> None:
     """As on another processor: the lost file comes back different, and what was made from the first one stands."""
     path = results(house_to_change) / "evaluation/metrics.csv"
     path.unlink()
     record = records.record_path(path.relative_to(house_to_change))
     content = json.loads((house_to_change / record).read_text())
     (house_to_change / record).write_text(json.dumps({**content, "sha256": "0" * 64}))
-    for follower in results(house_to_change).glob("records/**/*.json"):  # they were made from those other bytes
+    for follower in results(house_to_change).glob(
+        "records/**/*.json"
+    ):  # they were made from those other bytes
         text = follower.read_text()
         if follower != house_to_change / record:
             follower.write_text(text.replace(content["sha256"], "0" * 64))
@@ -196,7 +230,9 @@ DAMAGED = {
 }
 
 
-def test_one_flipped_bit_in_any_result_is_named_and_made_again_by_its_job_alone(house_to_change: Path) -> None:
+def test_one_flipped_bit_in_any_result_is_named_and_made_again_by_its_job_alone(
+    house_to_change: Path,
+) -> None:
     before = contents(house_to_change)
     for name in DAMAGED:
         path = results(house_to_change) / name
@@ -209,7 +245,9 @@ def test_one_flipped_bit_in_any_result_is_named_and_made_again_by_its_job_alone(
     for name, rule in DAMAGED.items():
         assert any(job.startswith(rule) for job in counts), name
         assert name in text, name
-    assert sum(counts.values()) - counts.get("all", 0) == len({(rule, *_layer(name)) for name, rule in DAMAGED.items()})
+    assert sum(counts.values()) - counts.get("all", 0) == len(
+        {(rule, *_layer(name)) for name, rule in DAMAGED.items()}
+    )
     ended = launch(house_to_change)
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert contents(house_to_change) == before
@@ -223,17 +261,33 @@ def test_a_job_refuses_an_input_that_changes_under_a_run(house_to_change: Path) 
     ledger = results(house_to_change) / "evaluation/ledger.csv"
     (results(house_to_change) / "report.html").unlink()
     ledger.write_bytes(ledger.read_bytes() + b"\n")
-    alone = snakemake(house_to_change, *RUN, "--allowed-rules", "write_report", "--", f"results/{MODEL}/report.html")
+    alone = snakemake(
+        house_to_change,
+        *RUN,
+        "--allowed-rules",
+        "write_report",
+        "--",
+        f"results/{MODEL}/report.html",
+    )
     assert alone.returncode == 1
-    assert "evaluation/ledger.csv is not what its job wrote (damaged or edited)" in alone.stdout + alone.stderr
+    assert (
+        "evaluation/ledger.csv is not what its job wrote (damaged or edited)"
+        in alone.stdout + alone.stderr
+    )
     assert not (results(house_to_change) / "report.html").exists()
 
 
-def test_every_result_has_a_record_and_no_record_names_a_folder_of_this_machine(finished: Path) -> None:
+def test_every_result_has_a_record_and_no_record_names_a_folder_of_this_machine(
+    finished: Path,
+) -> None:
     for path in results(finished).rglob("*"):
         name = path.relative_to(finished)
         inside = any(parent.suffix == ".zarr" for parent in path.parents)
-        if path.is_file() and not inside and name.parts[2] not in ("logs", "benchmarks", "state", "records"):
+        if (
+            path.is_file()
+            and not inside
+            and name.parts[2] not in ("logs", "benchmarks", "state", "records")
+        ):
             if name.as_posix().startswith(f"results/{MODEL}/model/") and path.suffix == ".json":
                 continue  # what tokenizers bring along: in source.json, checked when the model is loaded
             found = json.loads((finished / records.record_path(name)).read_text())

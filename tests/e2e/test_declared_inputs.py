@@ -23,12 +23,22 @@ def test_jobs_read_no_result_that_their_rule_does_not_name(finished: Path) -> No
     named: dict[str, set[str]] = defaultdict(set)
     for path in (finished / "results" / MODEL / "records").rglob("*.json"):
         record = json.loads(path.read_text())
-        output = path.relative_to(finished).as_posix().replace("/records/", "/").removesuffix(".json")
+        output = (
+            path.relative_to(finished).as_posix().replace("/records/", "/").removesuffix(".json")
+        )
         named[record["rule"]] |= {*record["inputs"], output}
     opened = traces.opened_by_script(finished.parent / "trace", finished)
-    assert {"train_sae", "extract_examples", "write_report", "save_detector", "check_explanations"} <= set(opened)
+    assert {
+        "train_sae",
+        "extract_examples",
+        "write_report",
+        "save_detector",
+        "check_explanations",
+    } <= set(opened)
     for script, paths in opened.items():
-        allowed = {path for rule, paths in named.items() if rule.startswith(script) for path in paths}
+        allowed = {
+            path for rule, paths in named.items() if rule.startswith(script) for path in paths
+        }
         strange = sorted(
             path
             for path in paths

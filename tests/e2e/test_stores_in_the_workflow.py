@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ghosttrack import plan
-from ghosttrack.configuration import load
+from ghosttrack.planning import plan
+from ghosttrack.planning.configuration import load
 from ghosttrack.settings import Settings
 from tests.conftest import ROOT, copy_house, job_counts, snakemake
 from tests.e2e.tiny_runs import MODEL, RUN, contents, environment, planned
@@ -31,13 +31,21 @@ def limited(group: int) -> Settings:
     """The settings with the smallest budget that holds `group` layers."""
     (free,) = load({"model": MODEL, **SIZES}, ROOT / "config").values()
     budget = (group * plan.layer_bytes(free) + plan.heldout_bytes(free) + 1000) / 1e9
-    return free.model_copy(update={"activations": free.activations.model_copy(update={"disk_budget_gb": budget})})
+    return free.model_copy(
+        update={"activations": free.activations.model_copy(update={"disk_budget_gb": budget})}
+    )
 
 
 def arguments(settings: Settings) -> list[str]:
     """As on the command line."""
     budget = settings.activations.disk_budget_gb
-    asked = {**SIZES, "activations": {**SIZES["activations"], "disk_budget_gb": "null" if budget is None else budget}}
+    asked = {
+        **SIZES,
+        "activations": {
+            **SIZES["activations"],
+            "disk_budget_gb": "null" if budget is None else budget,
+        },
+    }
     return [f"{key}={values}".replace("'", "") for key, values in asked.items()]
 
 
@@ -57,9 +65,11 @@ def disk_used(house: Path) -> int:
 def run_and_watch(house: Path, *config: str, target: str = "saes") -> tuple[int, str, int]:
     """Exit code, screen, and the most disk that was seen in use."""
     with (house / "screen").open("w+") as screen:
-        command = [sys.executable, "-m", "ghosttrack.launch", *RUN, *config, "--", target]
+        command = [sys.executable, "-m", "ghosttrack.cli.launch", *RUN, *config, "--", target]
         peak = 0
-        with subprocess.Popen(command, cwd=house, env=environment(house), stdout=screen, stderr=screen) as run:
+        with subprocess.Popen(
+            command, cwd=house, env=environment(house), stdout=screen, stderr=screen
+        ) as run:
             while run.poll() is None:
                 peak = max(peak, disk_used(house))
                 time.sleep(0.05)
@@ -92,7 +102,9 @@ def assert_kept_within(group: int, house: Path, screen: str, peak: int) -> None:
 
 
 @pytest.mark.parametrize("group", [1, 2])
-def test_activations_on_disk_stay_within_the_budget_also_when_all_is_trained_again(group: int, tmp_path: Path) -> None:
+def test_activations_on_disk_stay_within_the_budget_also_when_all_is_trained_again(
+    group: int, tmp_path: Path
+) -> None:
     house = copy_house(tmp_path / "house")
     code, screen, peak = run_and_watch(house, *arguments(limited(group)))
     assert code == 0, screen[-4000:]
@@ -105,7 +117,9 @@ def test_activations_on_disk_stay_within_the_budget_also_when_all_is_trained_aga
         assert_kept_within(group, house, screen, peak)
 
 
-def test_three_layers_at_once_stay_within_their_budget_too(three_at_once: tuple[Path, str, int]) -> None:
+def test_three_layers_at_once_stay_within_their_budget_too(
+    three_at_once: tuple[Path, str, int],
+) -> None:
     assert_kept_within(3, *three_at_once)
 
 
@@ -115,9 +129,13 @@ def test_another_budget_after_the_saes_are_trained_reruns_nothing(
 ) -> None:
     other = limited(group or 1)
     if group is None:
-        other = other.model_copy(update={"activations": other.activations.model_copy(update={"disk_budget_gb": None})})
+        other = other.model_copy(
+            update={"activations": other.activations.model_copy(update={"disk_budget_gb": None})}
+        )
     result = snakemake(three_at_once[0], *RUN, *arguments(other), "-n", "--", "saes")
-    assert "Nothing to be done" in result.stdout + result.stderr, (result.stdout + result.stderr)[-4000:]
+    assert "Nothing to be done" in result.stdout + result.stderr, (result.stdout + result.stderr)[
+        -4000:
+    ]
 
 
 def test_what_a_repair_under_a_budget_leaves_is_named_and_may_be_deleted(
@@ -132,11 +150,15 @@ def test_what_a_repair_under_a_budget_leaves_is_named_and_may_be_deleted(
     result = snakemake(house, *given, "--", "verify_activations")
     assert result.returncode == 0, result.stderr[-4000:]
     named = re.findall(r"that no SAE waits for any more.* rm -r (\S+)", result.stderr)
-    assert sorted(set(named)) == [f"results/{MODEL}/activations/layer_{layer:02d}" for layer in (0, 1, 2)]
+    assert sorted(set(named)) == [
+        f"results/{MODEL}/activations/layer_{layer:02d}" for layer in (0, 1, 2)
+    ]
     for folder in set(named):
         shutil.rmtree(house / folder)
     result = snakemake(house, *given, "-n", "--", "saes")
-    assert "Nothing to be done" in result.stdout + result.stderr, (result.stdout + result.stderr)[-4000:]
+    assert "Nothing to be done" in result.stdout + result.stderr, (result.stdout + result.stderr)[
+        -4000:
+    ]
 
 
 def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(
@@ -149,8 +171,17 @@ def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(
     monkeypatch.delenv("GHOSTTRACK_FAULTS")
     assert code == 1
     assert "a fault that GHOSTTRACK_FAULTS asked for" in screen
-    assert sorted(path.name for path in (house / f"results/{MODEL}/saes").glob("*/sae_weights.safetensors")) != []
-    trained = {path.parent.name for path in (house / f"results/{MODEL}/saes").glob("*/sae_weights.safetensors")}
+    assert (
+        sorted(
+            path.name
+            for path in (house / f"results/{MODEL}/saes").glob("*/sae_weights.safetensors")
+        )
+        != []
+    )
+    trained = {
+        path.parent.name
+        for path in (house / f"results/{MODEL}/saes").glob("*/sae_weights.safetensors")
+    }
     assert trained == {"layer_00", "layer_01", "layer_03"}
     kept = {path.parent.name for path in (house / f"results/{MODEL}/activations").glob("*/*.zarr")}
     assert kept == {"layer_02"}
@@ -185,7 +216,9 @@ def test_a_damaged_store_is_named_and_repaired_by_its_job_alone(house_to_change:
     flip_a_bit(house_to_change / f"{stem}.zarr/resid_post/c/0/0")
     result = snakemake(house_to_change, *RUN, "--", "verify_activations")
     assert result.returncode == 1
-    assert f"{stem}.zarr/resid_post/c/0/0: its SHA-256 is not the one in the manifest" in result.stderr
+    assert (
+        f"{stem}.zarr/resid_post/c/0/0: its SHA-256 is not the one in the manifest" in result.stderr
+    )
     assert f"delete {stem}.zarr and {stem}.json, then: snakemake" in result.stderr
     assert mended(house_to_change, stem)
     assert contents(house_to_change) == before
@@ -193,7 +226,9 @@ def test_a_damaged_store_is_named_and_repaired_by_its_job_alone(house_to_change:
     assert snakemake(house_to_change, *RUN, "--", "verify_activations").returncode == 0
 
 
-def test_a_store_that_is_gone_with_its_manifest_is_found_and_made_again_alone(house_to_change: Path) -> None:
+def test_a_store_that_is_gone_with_its_manifest_is_found_and_made_again_alone(
+    house_to_change: Path,
+) -> None:
     stem = f"results/{MODEL}/activations/layer_02/shard_0000"
     shutil.rmtree(house_to_change / f"{stem}.zarr")
     (house_to_change / f"{stem}.json").unlink()
@@ -204,7 +239,9 @@ def test_a_store_that_is_gone_with_its_manifest_is_found_and_made_again_alone(ho
     assert f"snakemake --profile YOURS {stem}.json" in result.stderr
 
 
-def test_a_damaged_int8s_store_stops_the_training_and_is_repaired_by_its_job_alone(tmp_path: Path) -> None:
+def test_a_damaged_int8s_store_stops_the_training_and_is_repaired_by_its_job_alone(
+    tmp_path: Path,
+) -> None:
     house = copy_house(tmp_path / "house")
     given = ["activations={storage: int8s}", "sae={epochs: 1}"]
     result = snakemake(house, *RUN, *given, "--", "activations")

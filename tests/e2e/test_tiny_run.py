@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-from ghosttrack import lease
+from ghosttrack.runtime import lease
 from tests.conftest import ROOT, copy_house, job_counts, snakemake
 from tests.e2e.tiny_runs import MODEL, RUN, contents, environment, launch, planned
 
@@ -39,7 +39,13 @@ def test_the_report_is_one_page_that_needs_no_network(finished: Path) -> None:
 def test_the_metric_table_has_every_control_beside_the_detector(finished: Path) -> None:
     table = pd.read_csv(finished / "results" / MODEL / "evaluation" / "metrics.csv")
     for _, rows in table[table["dataset"] == "capitals"].groupby("mode"):
-        assert {"ghosttrack", "answer_logprob_mean", "raw_probe", "text_only", "embedding_probe"} <= set(rows["signal"])
+        assert {
+            "ghosttrack",
+            "answer_logprob_mean",
+            "raw_probe",
+            "text_only",
+            "embedding_probe",
+        } <= set(rows["signal"])
         assert rows["n"].nunique() == 1
         shown = rows.dropna(subset=["auroc"])
         assert (shown["auroc_low"] <= shown["auroc"]).all()
@@ -48,7 +54,11 @@ def test_the_metric_table_has_every_control_beside_the_detector(finished: Path) 
 
 def test_the_notebook_opens_a_finished_run(finished: Path) -> None:
     result = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "e2e" / "notebook.py"), str(ROOT / "docs" / "read_a_run.ipynb")],
+        [
+            sys.executable,
+            str(ROOT / "tests" / "e2e" / "notebook.py"),
+            str(ROOT / "docs" / "read_a_run.ipynb"),
+        ],
         cwd=finished,
         env={**environment(finished), "GHOSTTRACK_RUN": str(finished / "results" / MODEL)},
         capture_output=True,
@@ -57,7 +67,9 @@ def test_the_notebook_opens_a_finished_run(finished: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    texts = pd.read_parquet(finished / "results" / MODEL / "datasets" / "capitals" / "examples.parquet")["text"]
+    texts = pd.read_parquet(
+        finished / "results" / MODEL / "datasets" / "capitals" / "examples.parquet"
+    )["text"]
     assert texts[0] in result.stdout
     assert "(context: 16, position: 128, channel: 64)" in result.stdout
 
@@ -65,18 +77,26 @@ def test_the_notebook_opens_a_finished_run(finished: Path) -> None:
 def test_the_notebook_is_stored_without_outputs() -> None:
     book = json.loads((ROOT / "docs" / "read_a_run.ipynb").read_text(encoding="utf-8"))
     assert book["nbformat"] == 4
-    assert not [cell for cell in book["cells"] if cell.get("outputs") or cell.get("execution_count")]
+    assert not [
+        cell for cell in book["cells"] if cell.get("outputs") or cell.get("execution_count")
+    ]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda scripts: [path.touch() for path in scripts.rglob("*.py")], id="touched scripts"),
         pytest.param(
-            lambda scripts: append(scripts / "ghosttrack" / "tracks" / "tracking.py", "\n# a remark\n"), id="a comment"
+            lambda scripts: [path.touch() for path in scripts.rglob("*.py")], id="touched scripts"
         ),
         pytest.param(
-            lambda scripts: append(scripts / "ghosttrack" / "job.py", "\nFORMAT = 'other'\n"), id="log format"
+            lambda scripts: append(
+                scripts / "ghosttrack" / "tracks" / "tracking.py", "\n# a remark\n"
+            ),
+            id="a comment",
+        ),
+        pytest.param(
+            lambda scripts: append(scripts / "ghosttrack" / "job.py", "\nFORMAT = 'other'\n"),
+            id="log format",
         ),
         pytest.param(
             lambda scripts: replace(
@@ -88,13 +108,20 @@ def test_the_notebook_is_stored_without_outputs() -> None:
         ),
     ],
 )
-def test_what_cannot_change_a_result_reruns_nothing(house_to_change: Path, change: Callable[[Path], object]) -> None:
+def test_what_cannot_change_a_result_reruns_nothing(
+    house_to_change: Path, change: Callable[[Path], object]
+) -> None:
     change(house_to_change / "workflow_scripts")
     assert planned(house_to_change) == {}
 
 
-def test_an_edit_of_the_tracker_reruns_tracking_and_what_follows_but_nothing_expensive(house_to_change: Path) -> None:
-    append(house_to_change / "workflow_scripts" / "ghosttrack" / "tracks" / "tracking.py", "\nEDITED = True\n")
+def test_an_edit_of_the_tracker_reruns_tracking_and_what_follows_but_nothing_expensive(
+    house_to_change: Path,
+) -> None:
+    append(
+        house_to_change / "workflow_scripts" / "ghosttrack" / "tracks" / "tracking.py",
+        "\nEDITED = True\n",
+    )
     counts = planned(house_to_change)
     assert counts["track_features_tiny_gpt2"] == 3
     assert counts["write_report"] == 1
@@ -171,11 +198,19 @@ def test_pretrained_autoencoders_take_the_place_of_trained_ones(house_to_change:
         assert found[key] == before[key]
 
 
-def test_a_sweep_holds_the_run_s_own_autoencoder_and_leaves_the_run_alone(house_to_change: Path) -> None:
+def test_a_sweep_holds_the_run_s_own_autoencoder_and_leaves_the_run_alone(
+    house_to_change: Path,
+) -> None:
     before = contents(house_to_change)
-    result = snakemake(house_to_change, *RUN, "sweep={layers: [1], k: [8, 16], seeds: [0]}", "--", "sae_sweep")
+    result = snakemake(
+        house_to_change, *RUN, "sweep={layers: [1], k: [8, 16], seeds: [0]}", "--", "sae_sweep"
+    )
     assert result.returncode == 0, result.stderr[-4000:]
-    assert job_counts(result.stdout + result.stderr) == {"sweep_sae": 1, "draw_sweep": 1, "sae_sweep": 1}
+    assert job_counts(result.stdout + result.stderr) == {
+        "sweep_sae": 1,
+        "draw_sweep": 1,
+        "sae_sweep": 1,
+    }
     after = contents(house_to_change)
     assert {name: after[name] for name in before} == before
     arm = "sweep/layer_01/saes/k_016_seed_0/sae_weights.safetensors"
@@ -183,13 +218,15 @@ def test_a_sweep_holds_the_run_s_own_autoencoder_and_leaves_the_run_alone(house_
     assert planned(house_to_change) == {}
 
 
-def test_a_killed_run_is_finished_by_the_same_command_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+def test_a_killed_run_is_finished_by_the_same_command_with_the_same_bytes(
+    finished: Path, tmp_path: Path
+) -> None:
     house = copy_house(tmp_path / "house")
     screen = tmp_path / "screen"
     with (
         screen.open("w") as output,
         subprocess.Popen(
-            [sys.executable, "-m", "ghosttrack.launch", *RUN],
+            [sys.executable, "-m", "ghosttrack.cli.launch", *RUN],
             cwd=house,
             env=environment(house),
             stdout=output,
@@ -255,13 +292,22 @@ LONG = "word " * 3000
         (f"text,label\n{LONG},1\nA b.,0\nA c.,1\nA d.,0\n", ["context", "mine"]),
         ("text,label\nA b.,yes\nA c.,0\n", ["yes", "label"]),
     ],
-    ids=["no label column", "an empty text", "a text longer than the context", "a label that is no label"],
+    ids=[
+        "no label column",
+        "an empty text",
+        "a text longer than the context",
+        "a label that is no label",
+    ],
 )
-def test_own_texts_with_a_mistake_are_refused_by_name(house_to_change: Path, table: str, words: list[str]) -> None:
+def test_own_texts_with_a_mistake_are_refused_by_name(
+    house_to_change: Path, table: str, words: list[str]
+) -> None:
     (house_to_change / "mine.csv").write_text(table)
     (house_to_change / "config/datasets/mine.yaml").write_text("{source: file, path: mine.csv}")
     before = contents(house_to_change)
-    result = launch(house_to_change, "datasets=[mine]", "--", f"results/{MODEL}/examples/mine/outputs.parquet")
+    result = launch(
+        house_to_change, "datasets=[mine]", "--", f"results/{MODEL}/examples/mine/outputs.parquet"
+    )
     output = result.stdout + result.stderr
     assert result.returncode != 0
     assert "Traceback" not in output
@@ -271,8 +317,12 @@ def test_own_texts_with_a_mistake_are_refused_by_name(house_to_change: Path, tab
     assert {name: after[name] for name in before} == before
 
 
-def test_a_local_directory_serves_as_a_model_and_other_weights_are_refused(house_to_change: Path) -> None:
-    source = Path(shutil.copytree(house_to_change / "results" / MODEL / "model", house_to_change / "weights"))
+def test_a_local_directory_serves_as_a_model_and_other_weights_are_refused(
+    house_to_change: Path,
+) -> None:
+    source = Path(
+        shutil.copytree(house_to_change / "results" / MODEL / "model", house_to_change / "weights")
+    )
     (source / "source.json").unlink()
     arguments = ("--profile", "profiles/local", "--config", "model=mine", f"model_path={source}")
     result = snakemake(house_to_change, *arguments, "--", "results/mine/model/source.json")

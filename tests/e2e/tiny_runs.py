@@ -17,7 +17,7 @@ def launch(
 ) -> "subprocess.CompletedProcess[str]":
     """What `make run` calls, behind the words `before`."""
     return subprocess.run(
-        [*before, sys.executable, "-m", "ghosttrack.launch", *RUN, *arguments],
+        [*before, sys.executable, "-m", "ghosttrack.cli.launch", *RUN, *arguments],
         cwd=house,
         env=environment(house),
         capture_output=True,
@@ -48,6 +48,7 @@ def contents(house: Path) -> dict[str, bytes]:
     return {
         path.relative_to(results).as_posix(): path.read_bytes()
         for path in sorted(results.rglob("*"))
-        if path.is_file() and not {"logs", "benchmarks", "state"} & set(path.relative_to(results).parts[:2])
+        if path.is_file()
+        and not {"logs", "benchmarks", "state"} & set(path.relative_to(results).parts[:2])
         and not path.name.startswith(".snakemake")
-    }  # fmt: skip
+    }

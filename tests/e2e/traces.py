@@ -15,7 +15,18 @@ def command(folder: Path) -> list[str]:
     if TRACER is None:
         return []
     folder.mkdir()
-    return [TRACER, "-ff", "--seccomp-bpf", "-e", "trace=openat", "-e", "signal=none", "-qq", "-o", str(folder / "of")]
+    return [
+        TRACER,
+        "-ff",
+        "--seccomp-bpf",
+        "-e",
+        "trace=openat",
+        "-e",
+        "signal=none",
+        "-qq",
+        "-o",
+        str(folder / "of"),
+    ]
 
 
 def opened_by_script(folder: Path, house: Path) -> dict[str, set[str]]:

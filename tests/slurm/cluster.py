@@ -25,13 +25,18 @@ def missing_tools() -> list[str]:
 class Cluster:
     """Start with `with Cluster(folder) as cluster`; give `cluster.environment` to whatever talks to it."""
 
-    def __init__(self, folder: Path, gpus: int = 4, cpus: int = 16, memory_mb: int = 64_000) -> None:
+    def __init__(
+        self, folder: Path, gpus: int = 4, cpus: int = 16, memory_mb: int = 64_000
+    ) -> None:
         # A Unix socket path is limited to 107 bytes.
         if len(str(folder)) > 80:
             raise ValueError(f"{folder} is too long for a Unix socket below it")
         self.folder, self.gpus, self.cpus, self.memory_mb = folder, gpus, cpus, memory_mb
         self.port = _free_ports(2)
-        self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{folder / 'bin'}:{_path()}"}
+        self.environment = {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{folder / 'bin'}:{_path()}",
+        }
 
     def __enter__(self) -> Self:
         for name in ("ctld", "spool", "log", "run", "dev", "bin", "munge"):
@@ -45,13 +50,20 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["scancel", "--full", "--user", str(os.getuid())], env=self._env(), check=False, timeout=30)
+        subprocess.run(
+            ["scancel", "--full", "--user", str(os.getuid())],
+            env=self._env(),
+            check=False,
+            timeout=30,
+        )
         for name in ("slurmd", "slurmctld", "munged"):
             _stop(self.folder / "run" / f"{name}.pid")
 
     def command(self, *words: str) -> str:
         """Standard output of a Slurm command."""
-        return subprocess.run(words, env=self._env(), check=True, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(
+            words, env=self._env(), check=True, capture_output=True, text=True, timeout=30
+        ).stdout
 
     def _env(self) -> dict[str, str]:
         return {**os.environ, **self.environment}
@@ -62,9 +74,14 @@ class Cluster:
         key.chmod(0o400)
         run, log = self.folder / "run", self.folder / "log"
         self.command(
-            "munged", "--force", f"--key-file={key}", f"--socket={run}/munge.sock", f"--pid-file={run}/munged.pid",
-            f"--log-file={log}/munged.log", f"--seed-file={self.folder}/munge/munge.seed",
-        )  # fmt: skip
+            "munged",
+            "--force",
+            f"--key-file={key}",
+            f"--socket={run}/munge.sock",
+            f"--pid-file={run}/munged.pid",
+            f"--log-file={log}/munged.log",
+            f"--seed-file={self.folder}/munge/munge.seed",
+        )
         for number in range(self.gpus):
             (self.folder / "dev" / f"nvidia{number}").symlink_to("/dev/null")
         self._write_configuration()
@@ -75,10 +92,16 @@ class Cluster:
 
     def _write_configuration(self) -> None:
         here, host = self.folder, socket.gethostname().split(".")[0]
-        user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
+        user = subprocess.run(
+            ["id", "-un"], check=True, capture_output=True, text=True
+        ).stdout.strip()
         (here / "cgroup.conf").write_text("ConstrainRAMSpace=no\n")
-        devices = f"{here}/dev/nvidia[0-{self.gpus - 1}]" if self.gpus > 1 else f"{here}/dev/nvidia0"
-        (here / "gres.conf").write_text(f"AutoDetect=off\nNodeName={host} Name=gpu Type=a100 File={devices}\n")
+        devices = (
+            f"{here}/dev/nvidia[0-{self.gpus - 1}]" if self.gpus > 1 else f"{here}/dev/nvidia0"
+        )
+        (here / "gres.conf").write_text(
+            f"AutoDetect=off\nNodeName={host} Name=gpu Type=a100 File={devices}\n"
+        )
         (here / "slurm.conf").write_text(
             f"""ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

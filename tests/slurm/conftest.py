@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from ghosttrack import files, journal
-from ghosttrack.configuration import load
+from ghosttrack.planning.configuration import load
+from ghosttrack.runtime import files, lock_log
 from tests.conftest import ROOT, copy_house, snakemake
 from tests.slurm.cluster import Cluster
 
@@ -46,7 +46,9 @@ class SlurmHouse:
     def __init__(self, place: Path, cluster: Cluster, template: Path | None = None) -> None:
         """`template`: another house, to be copied with its results."""
         self.cluster = cluster
-        self.place = Path(shutil.copytree(template, place, symlinks=True)) if template else copy_house(place)
+        self.place = (
+            Path(shutil.copytree(template, place, symlinks=True)) if template else copy_house(place)
+        )
         self.results = self.place / "results" / MODEL
         self.runs: list[subprocess.Popen[bytes]] = []
         profile = self.place / "profiles" / "slurm" / "config.yaml"
@@ -56,27 +58,47 @@ class SlurmHouse:
     def environment(self, faults: tuple[dict[str, Any], ...] = ()) -> dict[str, str]:
         """What the workflow's commands need, with `faults` on demand."""
         return {
-            "PYTHONPATH": str(self.place / "workflow_scripts"), "GHOSTTRACK_FAULTS": json.dumps(faults) if faults else "",
+            "PYTHONPATH": str(self.place / "workflow_scripts"),
+            "GHOSTTRACK_FAULTS": json.dumps(faults) if faults else "",
             **self.cluster.environment,
-        }  # fmt: skip
+        }
 
-    def words(self, *more: str, target: tuple[str, ...] = ("--until", "train_sae", "--", "saes")) -> tuple[str, ...]:
+    def words(
+        self, *more: str, target: tuple[str, ...] = ("--until", "train_sae", "--", "saes")
+    ) -> tuple[str, ...]:
         """The documented command, with short checkpoints, up to the SAEs."""
-        return ("--profile", "slurm", *SHORT, *more, "--config", f"model={MODEL}", ONE_SHARD, SITE, *target)
+        return (
+            "--profile",
+            "slurm",
+            *SHORT,
+            *more,
+            "--config",
+            f"model={MODEL}",
+            ONE_SHARD,
+            SITE,
+            *target,
+        )
 
     def run(
         self, *more: str, faults: tuple[dict[str, Any], ...] = (), **keys: Any
     ) -> "subprocess.CompletedProcess[str]":
         """The command to its end."""
-        return snakemake(self.place, *self.words(*more, **keys), timeout=900, **self.environment(faults))
+        return snakemake(
+            self.place, *self.words(*more, **keys), timeout=900, **self.environment(faults)
+        )
 
-    def start(self, *more: str, faults: tuple[dict[str, Any], ...] = (), **keys: Any) -> "subprocess.Popen[bytes]":
+    def start(
+        self, *more: str, faults: tuple[dict[str, Any], ...] = (), **keys: Any
+    ) -> "subprocess.Popen[bytes]":
         """The command in the background; its output goes to the file `screen`."""
         with (self.place / "screen").open("w") as screen:
             run = subprocess.Popen(
                 [sys.executable, "-m", "snakemake", *self.words(*more, **keys)],
-                cwd=self.place, env={**os.environ, **self.environment(faults)}, stdout=screen, stderr=screen,
-            )  # fmt: skip
+                cwd=self.place,
+                env={**os.environ, **self.environment(faults)},
+                stdout=screen,
+                stderr=screen,
+            )
         self.runs.append(run)
         return run
 
@@ -94,12 +116,17 @@ class SlurmHouse:
         """`python -m ghosttrack.MODULE WORDS` in the folder."""
         return subprocess.run(
             [sys.executable, "-m", f"ghosttrack.{module}", *words],
-            cwd=self.place, env={**os.environ, **self.environment()}, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+            cwd=self.place,
+            env={**os.environ, **self.environment()},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
 
-    def events(self) -> list[journal.Event]:
+    def events(self) -> list[lock_log.Event]:
         """The locks' journal."""
-        return journal.read(self.results / "logs" / journal.NAME)
+        return lock_log.read(self.results / "logs" / lock_log.NAME)
 
     def training(self) -> set[str]:
         """Layers whose progress folder is locked now."""
@@ -108,7 +135,9 @@ class SlurmHouse:
 
     def said(self, layer: int) -> str:
         """All that the training jobs of a layer have said, in order: Snakemake keeps the last log, Slurm those of failed jobs."""
-        folder = self.place / ".snakemake" / "slurm_logs" / "rule_train_sae" / f"{MODEL}_{layer:02d}"
+        folder = (
+            self.place / ".snakemake" / "slurm_logs" / "rule_train_sae" / f"{MODEL}_{layer:02d}"
+        )
         logs = [
             *sorted(folder.glob("*.log"), key=lambda path: int(path.stem)),
             self.results / "logs" / "train_sae" / f"layer_{layer:02d}.log",
@@ -118,15 +147,21 @@ class SlurmHouse:
     def submitted(self, rule: str, start: int = 0) -> list[str]:
         """sbatch calls for a rule's jobs, without the wrapped command, from call number `start` on."""
         calls = [
-            " ".join(word for word in words if not word.startswith("--wrap")) for words in self.cluster.submissions()
+            " ".join(word for word in words if not word.startswith("--wrap"))
+            for words in self.cluster.submissions()
         ]
         return [
-            call for call in calls[start:] if f"--comment rule_{rule}" in call and f"-D {self.place} " in f"{call} "
+            call
+            for call in calls[start:]
+            if f"--comment rule_{rule}" in call and f"-D {self.place} " in f"{call} "
         ]
 
     def trained(self) -> set[int]:
         """Layers with weights."""
-        return {int(path.parent.name[-2:]) for path in self.results.glob("saes/layer_*/sae_weights.safetensors")}
+        return {
+            int(path.parent.name[-2:])
+            for path in self.results.glob("saes/layer_*/sae_weights.safetensors")
+        }
 
     def saes(self) -> dict[str, bytes]:
         """Every file of every SAE."""
@@ -137,44 +172,69 @@ class SlurmHouse:
 
     def undisturbed(self, place: Path) -> dict[str, bytes]:
         """The same layers trained here, one after the other, from the same activations, without Slurm, stop or fault."""
-        import train_sae
+        from sae import train_sae
 
         for folder in sorted((self.results / "saes").glob("layer_*")):
             cfg, target = json.loads((folder / "cfg.json").read_text()), place / folder.name
             layer = int(folder.name[-2:])
             stores = sorted((self.results / "activations" / folder.name).glob("*.zarr"))
             train_sae.main(
-                stores=stores, manifests=[store.with_suffix(".json") for store in stores],
+                stores=stores,
+                manifests=[store.with_suffix(".json") for store in stores],
                 model_source=self.results / "model" / "source.json",
-                weights=target / "sae_weights.safetensors", cfg=target / "cfg.json", history=target / "history.csv",
-                sae=load({"model": MODEL}, ROOT / "config")[MODEL].sae, seed=0, layer=layer, threads=1,
-                anchor=[], resident_mb=1536, micro_batch=4096, state=place / "state" / folder.name, model=MODEL, made_from=cfg["metadata"]["made_from"],
-            )  # fmt: skip
+                weights=target / "sae_weights.safetensors",
+                cfg=target / "cfg.json",
+                history=target / "history.csv",
+                sae=load({"model": MODEL}, ROOT / "config")[MODEL].sae,
+                seed=0,
+                layer=layer,
+                threads=1,
+                anchor=[],
+                resident_mb=1536,
+                micro_batch=4096,
+                state=place / "state" / folder.name,
+                model=MODEL,
+                made_from=cfg["metadata"]["made_from"],
+            )
         return {
-            f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(place.glob("layer_*/*"))
-        }  # fmt: skip
+            f"{path.parent.name}/{path.name}": path.read_bytes()
+            for path in sorted(place.glob("layer_*/*"))
+        }
 
     def extracted(self, place: Path) -> Iterator[tuple[Any, Any]]:
         """Every layer's activations as they stand and as extracted here at the first attempt's batch, float16 (rows, d_model)."""
         import zarr
 
-        import extract_activations
+        from extract import extract_activations
 
         stores = sorted((self.results / "activations").glob("layer_*/*.zarr"))
         again = [place / store.relative_to(self.results) for store in stores]
         corpus, settings = self.results / "corpus", load({"model": MODEL}, ROOT / "config")[MODEL]
         extract_activations.main(
-            train=corpus / "train.zarr", train_manifest=corpus / "train.json",
-            weights=self.results / "model" / "model.safetensors", check=self.results / "model_check.json",
-            stores=again, manifests=[store.with_suffix(".json") for store in again], site=settings.activations.site,
-            storage=settings.activations.storage, contexts_per_shard=settings.contexts, shard=0, batch=16, threads=1, code="",
-        )  # fmt: skip
+            train=corpus / "train.zarr",
+            train_manifest=corpus / "train.json",
+            weights=self.results / "model" / "model.safetensors",
+            check=self.results / "model_check.json",
+            stores=again,
+            manifests=[store.with_suffix(".json") for store in again],
+            site=settings.activations.site,
+            storage=settings.activations.storage,
+            contexts_per_shard=settings.contexts,
+            shard=0,
+            batch=16,
+            threads=1,
+            code="",
+        )
         for pair in zip(stores, again, strict=True):
-            one, other = (zarr.open_array(store / settings.activations.site, mode="r")[:] for store in pair)
+            one, other = (
+                zarr.open_array(store / settings.activations.site, mode="r")[:] for store in pair
+            )
             yield one, other
 
 
-def until(seconds: float, ready: Callable[[], Any], what: str, said: Callable[[], str] = str) -> None:
+def until(
+    seconds: float, ready: Callable[[], Any], what: str, said: Callable[[], str] = str
+) -> None:
     """Return once `ready()`; fail with what was waited for, and what was said meanwhile."""
     end = time.monotonic() + seconds
     while not ready():
@@ -195,7 +255,7 @@ def keep_screen(text: str) -> None:
         page.write_text(f"{before}{begin}{screen}{rest[rest.index('<!-- status: end -->') :]}")
 
 
-def most_at_once(events: list[journal.Event], part: str) -> int:
+def most_at_once(events: list[lock_log.Event], part: str) -> int:
     """The largest number of folders with `part` in their name that were held at one time."""
     held: set[str] = set()
     most = 0

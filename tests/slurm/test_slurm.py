@@ -13,13 +13,23 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ghosttrack import journal
+from ghosttrack.runtime import lock_log
 from tests.slurm.cluster import Cluster, missing_tools
-from tests.slurm.conftest import MODEL, ONE_SHARD, SlurmHouse, most_at_once, temporary_cluster, until
+from tests.slurm.conftest import (
+    MODEL,
+    ONE_SHARD,
+    SlurmHouse,
+    most_at_once,
+    temporary_cluster,
+    until,
+)
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.skipif(bool(missing_tools()), reason=f"Slurm is not installed: {', '.join(missing_tools())} missing"),
+    pytest.mark.skipif(
+        bool(missing_tools()),
+        reason=f"Slurm is not installed: {', '.join(missing_tools())} missing",
+    ),
 ]
 
 
@@ -66,10 +76,18 @@ def story(cluster: Cluster, house: SlurmHouse) -> Story:
     slow = {"job": "train_sae/*", "kind": "slow", "seconds": 1.0}
     run = house.start(faults=(slow,))
     screen = house.place / "screen"
-    until(600, lambda: len(house.training()) == 2 or run.poll() is not None, "two layers in training", screen.read_text)
+    until(
+        600,
+        lambda: len(house.training()) == 2 or run.poll() is not None,
+        "two layers in training",
+        screen.read_text,
+    )
     status = house.command("status", "--json", "--config", f"model={MODEL}", ONE_SHARD)
     shown = {job["name"]: job for job in json.loads(status.stdout)[MODEL]["jobs"]}
-    lines = [line.split("|") for line in cluster.command("squeue", "-h", "-o", "%k|%T|%i|%N").splitlines()]
+    lines = [
+        line.split("|")
+        for line in cluster.command("squeue", "-h", "-o", "%k|%T|%i|%N").splitlines()
+    ]
     queue = {f"layer_{comment[-2:]}": (state, job, node) for comment, state, job, node in lines}
     orphaned = house.training()
     run.kill()
@@ -80,22 +98,33 @@ def story(cluster: Cluster, house: SlurmHouse) -> Story:
     cancelled = output(house.command("orphans", "--cancel"))
     failed = output(
         house.run(
-            "--retries", "1",
+            "--retries",
+            "1",
             faults=(
-                {"job": "train_sae/layer_00", "kind": "out_of_memory", "after": 10_000, "batch_above": 2048},
+                {
+                    "job": "train_sae/layer_00",
+                    "kind": "out_of_memory",
+                    "after": 10_000,
+                    "batch_above": 2048,
+                },
                 {"job": "train_sae/layer_01", "kind": "error", "after": 12_000},
             ),
         )
-    )  # fmt: skip
+    )
     return Story(house, shown, queue, orphaned, refused, cancelled, failed, output(house.run()))
 
 
 def test_status_from_another_shell_agrees_with_squeue(story: Story) -> None:
     states = {"RUNNING": "running", "PENDING": "queued"}
-    assert sorted(state for state, _, _ in story.queue.values()) == ["PENDING", "PENDING", "RUNNING", "RUNNING"]
-    assert {name: (job["state"], job["slurm_job"], job["node"]) for name, job in story.shown.items()} == {
-        name: (states[state], job, node) for name, (state, job, node) in story.queue.items()
-    }
+    assert sorted(state for state, _, _ in story.queue.values()) == [
+        "PENDING",
+        "PENDING",
+        "RUNNING",
+        "RUNNING",
+    ]
+    assert {
+        name: (job["state"], job["slurm_job"], job["node"]) for name, job in story.shown.items()
+    } == {name: (states[state], job, node) for name, (state, job, node) in story.queue.items()}
 
 
 def test_jobs_of_a_killed_run_stop_the_next_one_before_it_submits_anything(story: Story) -> None:
@@ -116,18 +145,24 @@ def test_they_end_on_request_and_go_on_from_their_checkpoints(story: Story) -> N
         assert "going on from the checkpoint" in log
 
 
-def test_a_failing_layer_is_named_with_its_log_and_every_other_layer_is_finished(story: Story) -> None:
+def test_a_failing_layer_is_named_with_its_log_and_every_other_layer_is_finished(
+    story: Story,
+) -> None:
     assert story.failed.code == 1
     assert f"results/{MODEL}/logs/train_sae/layer_01.log" in story.failed.text
     assert "Error in rule train_sae" in story.failed.text
-    assert story.house.said(1).count("a fault that GHOSTTRACK_FAULTS asked for (traceback") == 2  # one retry
+    assert (
+        story.house.said(1).count("a fault that GHOSTTRACK_FAULTS asked for (traceback") == 2
+    )  # one retry
 
 
 def test_after_an_out_of_memory_half_the_batch_goes_on_from_the_checkpoint(story: Story) -> None:
     log = story.house.said(0)
     assert "out of memory with micro_batch=4096" in log
     assert log.index("out of memory") < log.rindex("going on from the checkpoint")
-    first, second = story.house.submitted(f"train_sae_wildcards_{MODEL}_00", story.cancelled.submitted)
+    first, second = story.house.submitted(
+        f"train_sae_wildcards_{MODEL}_00", story.cancelled.submitted
+    )
     assert "--mem 3000" in first
     assert "--mem 6000" in second
 
@@ -140,11 +175,17 @@ def test_the_next_run_repeats_the_failed_layer_and_nothing_else(story: Story) ->
 
 def test_no_layer_ever_had_two_writers(story: Story) -> None:
     events = story.house.events()
-    acquired = [event for event in events if event.event == "acquired" and "state/train_sae" in event.folder]
-    assert len(acquired) >= 4 + len(story.orphaned) + 2  # each layer, the killed run's, the memory's and the fault's
-    assert {Path(event.folder).name for event in acquired} == {f"layer_{layer:02d}" for layer in range(4)}
+    acquired = [
+        event for event in events if event.event == "acquired" and "state/train_sae" in event.folder
+    ]
+    assert (
+        len(acquired) >= 4 + len(story.orphaned) + 2
+    )  # each layer, the killed run's, the memory's and the fault's
+    assert {Path(event.folder).name for event in acquired} == {
+        f"layer_{layer:02d}" for layer in range(4)
+    }
     assert all(event.job for event in acquired)
-    assert list(journal.overlaps(events)) == []
+    assert list(lock_log.overlaps(events)) == []
 
 
 def test_as_many_layers_train_as_there_are_gpus_each_on_its_own(story: Story) -> None:

@@ -109,8 +109,12 @@ def _cell(fill: Cell, subject: Subject) -> str:
 # ---- comparisons
 def require_same_states(found: Tensor, true: Tensor, what: str) -> None:
     """Both (tokens, d)."""
-    assert found.shape == true.shape, f"{what} has shape {tuple(found.shape)}, not {tuple(true.shape)}"
-    gap = torch.linalg.vector_norm(found - true, dim=-1) / torch.linalg.vector_norm(true, dim=-1).clamp(min=1e-20)
+    assert found.shape == true.shape, (
+        f"{what} has shape {tuple(found.shape)}, not {tuple(true.shape)}"
+    )
+    gap = torch.linalg.vector_norm(found - true, dim=-1) / torch.linalg.vector_norm(
+        true, dim=-1
+    ).clamp(min=1e-20)
     assert float(gap.max()) <= HIDDEN, f"{what} differs by {float(gap.max()):.2g} of its length"
 
 
@@ -151,11 +155,15 @@ def added(site: Literal["attn_out", "mlp_out"], subject: Subject) -> str:
     left = subject.plain.read(ids[0].tolist()).blocks
     for layer in subject.layers:
         from_attention, from_mlp = kept[layer][0], kept[len(subject.layers) + layer][0]
-        require_same_states(from_attention + from_mlp, left[layer] - entered[layer][0], "what a block adds")
+        require_same_states(
+            from_attention + from_mlp, left[layer] - entered[layer][0], "what a block adds"
+        )
         block = subject.plain.blocks[layer]
         if site == "attn_out":
             changed = _behind_a_change(subject.model, ids, block, attention[layer])
-            assert not torch.allclose(changed, from_attention[1:], rtol=1e-3), "attn_out mixes no tokens"
+            assert not torch.allclose(changed, from_attention[1:], rtol=1e-3), (
+                "attn_out mixes no tokens"
+            )
         elif subject.model.config.model_type not in MIXING_MLP:
             with returning(attention[layer], kept[layer]):
                 changed = _behind_a_change(subject.model, ids, block, mlp[layer])
@@ -200,7 +208,11 @@ def returning(module: nn.Module, tensor: Tensor) -> Iterator[None]:
     """Within, a module returns `tensor` in place of its main output."""
 
     def replaced(_module: nn.Module, _arguments: Any, output: Any) -> Any:
-        return type(output)((tensor.clone(), *output[1:])) if isinstance(output, tuple | list) else tensor.clone()
+        return (
+            type(output)((tensor.clone(), *output[1:]))
+            if isinstance(output, tuple | list)
+            else tensor.clone()
+        )
 
     handle = module.register_forward_hook(replaced)
     try:
@@ -221,11 +233,17 @@ def short_texts(longest: int) -> list[Encoded]:
     """2 to 20 tokens; some share a prompt, some a beginning that is read once, some both."""
     draw = Draw(3)
     prompts = [[SEPARATOR, *draw.ids(count)] for count in (0, 5, 11)]
-    texts = [encoded([*prompt, *draw.ids(rest)], 0, len(prompt)) for prompt in prompts for rest in (1, 3, 8)]
+    texts = [
+        encoded([*prompt, *draw.ids(rest)], 0, len(prompt))
+        for prompt in prompts
+        for rest in (1, 3, 8)
+    ]
     begun = [SEPARATOR, *draw.ids(8)]
     for middle in ([], draw.ids(4)):
         prompt = [*begun, *middle]
-        texts += [encoded([*prompt, *draw.ids(rest)], len(begun) - 1, len(prompt)) for rest in (1, 4, 7)]
+        texts += [
+            encoded([*prompt, *draw.ids(rest)], len(begun) - 1, len(prompt)) for rest in (1, 4, 7)
+        ]
     return draw.shuffled([text for text in texts if len(whole(text)) <= longest])
 
 
@@ -234,11 +252,16 @@ def long_texts(longest: int) -> list[Encoded]:
     draw = Draw(4)
     begun = [SEPARATOR, *draw.ids(longest // 3)]
     prompt = [SEPARATOR, *draw.ids(longest // 4)]
-    texts = [encoded([*prompt, *draw.ids(rest)], 0, len(prompt)) for rest in (longest // 8, longest // 2)]
-    texts += [
-        encoded([*begun, *draw.ids(rest)], len(begun) - 1, len(begun)) for rest in (2, longest // 4, longest // 3)
+    texts = [
+        encoded([*prompt, *draw.ids(rest)], 0, len(prompt)) for rest in (longest // 8, longest // 2)
     ]
-    texts += [encoded([SEPARATOR, *draw.ids(length)], 0, 2) for length in (3, longest // 2, longest - 4)]
+    texts += [
+        encoded([*begun, *draw.ids(rest)], len(begun) - 1, len(begun))
+        for rest in (2, longest // 4, longest // 3)
+    ]
+    texts += [
+        encoded([SEPARATOR, *draw.ids(length)], 0, 2) for length in (3, longest // 2, longest - 4)
+    ]
     return draw.shuffled(texts)
 
 
@@ -284,7 +307,9 @@ def _read(subject: Subject, reader: Reader, texts: Sequence[Encoded]) -> None:
                 true = subject.plain.read(whole(texts[number]))
                 start = len(texts[number].before)
                 for output, block in zip([*kept, final], [*true.blocks, true.final], strict=True):
-                    require_same_states(output[torch.from_numpy(places)], block[start:], "a hidden state")
+                    require_same_states(
+                        output[torch.from_numpy(places)], block[start:], "a hidden state"
+                    )
             _require_same_opinions(subject, reader, texts, pack, final)
             seen += pack.numbers
     assert sorted(seen) == list(range(len(texts))), "each text is read once"
@@ -298,7 +323,10 @@ def _require_same_opinions(
     target = np.concatenate([texts[number].ids[1:] for number in pack.numbers])
     found = reader.opinions(final, place, target, np.ones(len(place), dtype=bool))
     logs = torch.cat(
-        [subject.plain.read(whole(texts[number])).logprobs[len(texts[number].before) : -1] for number in pack.numbers]
+        [
+            subject.plain.read(whole(texts[number])).logprobs[len(texts[number].before) : -1]
+            for number in pack.numbers
+        ]
     )
     _require_opinions(found, logs, torch.from_numpy(target))
 
@@ -339,7 +367,9 @@ def tokenizer(*special: str) -> Any:
 
     words = ["<s>", "w1", "w2", START, END, "user", "assistant"]
     words += [f"w{number}" for number in range(len(words), VOCABULARY)]
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="w1"))
+    made = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="w1")
+    )
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
@@ -367,8 +397,16 @@ def generation(subject: Subject) -> str:
     """Greedy continuations, and drawn ones of a short and a long prompt."""
     prompts = prompts_of(subject.longest)
     _continue(subject, tokenizer(), prompts, [SEPARATOR], None)
-    repeated = [prompt for prompt in (min(prompts, key=len), max(prompts, key=len)) for _ in range(3)]
-    _continue(subject, tokenizer(), repeated, [SEPARATOR], np.random.default_rng(6).random((len(repeated), NEW)))
+    repeated = [
+        prompt for prompt in (min(prompts, key=len), max(prompts, key=len)) for _ in range(3)
+    ]
+    _continue(
+        subject,
+        tokenizer(),
+        repeated,
+        [SEPARATOR],
+        np.random.default_rng(6).random((len(repeated), NEW)),
+    )
     return _writing(subject, prompts)
 
 
@@ -379,7 +417,9 @@ def _writing(subject: Subject, prompts: Sequence[Ids]) -> str:
     return f"{EXACT}, by length" if longest <= subject.limits.cached else f"{EXACT}, without cache"
 
 
-def _continue(subject: Subject, words: Any, prompts: Sequence[Ids], stops: Ids, draws: Any) -> list[Ids]:
+def _continue(
+    subject: Subject, words: Any, prompts: Sequence[Ids], stops: Ids, draws: Any
+) -> list[Ids]:
     """New tokens of each prompt, every one of them compared with the plain model that reads all tokens anew."""
     written = decoding.complete(
         subject.model,
@@ -424,9 +464,12 @@ def in_chat(subject: Subject) -> str:
     words = tokenizer(START, END)
     prompts = conversations(words, subject.longest - NEW)
     answers = _continue(subject, words, prompts, chat.answer_ends(words, None), None)
-    shared = next(place for place, ids in enumerate(zip(*prompts, strict=False)) if len(set(ids)) > 1)
+    shared = next(
+        place for place, ids in enumerate(zip(*prompts, strict=False)) if len(set(ids)) > 1
+    )
     texts = [
-        encoded([*prompt, *answer], shared - 1, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)
+        encoded([*prompt, *answer], shared - 1, len(prompt))
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
     _read(subject, Reader(subject.model, subject.limits.together), texts)
     reading, writing = _reading(subject, texts), _writing(subject, prompts)
@@ -440,7 +483,9 @@ def conversations(words: Any, most: int) -> list[Ids]:
     found = []
     for length in (1, most // 8, most // 3):
         question = " ".join(words.convert_ids_to_tokens(draw.ids(length)))
-        found.append(chat.render(words, [question] if most < 20 else [*solved, question], "a question").ids)
+        found.append(
+            chat.render(words, [question] if most < 20 else [*solved, question], "a question").ids
+        )
     return found
 
 
@@ -475,11 +520,21 @@ def page(rows: dict[str, dict[str, str]]) -> str:
     for name in sorted(rows):
         model_type, _, variant = name.partition("+")
         cells = [_shown(rows[name][column], notes) for column in COLUMNS]
-        lines.append(f"| {' | '.join([f'`{model_type}`' + (f', {variant}' if variant else ''), *cells])} |")
+        lines.append(
+            f"| {' | '.join([f'`{model_type}`' + (f', {variant}' if variant else ''), *cells])} |"
+        )
     types = len({name.partition("+")[0] for name in rows})
     refused = sum(cells["residual"].startswith(REFUSED) for cells in rows.values())
     summary = f"{len(rows)} models of {types} model types; {refused} of them are refused."
-    return "\n".join([summary, "", *lines, "", *(f"{place}. {note}" for place, note in enumerate(notes, start=1))])
+    return "\n".join(
+        [
+            summary,
+            "",
+            *lines,
+            "",
+            *(f"{place}. {note}" for place, note in enumerate(notes, start=1)),
+        ]
+    )
 
 
 def _shown(cell: str, notes: list[str]) -> str:

@@ -139,7 +139,12 @@ _SCALES: _Values = {
     "attention_multiplier": 0.3,
     "logits_scaling": 2.0,
 }
-_MLA_DIRECT: _Values = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16}
+_MLA_DIRECT: _Values = {
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "kv_lora_rank": 16,
+}
 _MLA: _Values = _MLA_DIRECT | {"q_lora_rank": 16}
 _DEEPSEEK: _Values = (
     _ALL_HEADS
@@ -164,7 +169,12 @@ _DELTA: _Values = {
     "linear_num_value_heads": 4,
     "layer_types": [_LINEAR, _LINEAR, _LINEAR, _FULL],
 }
-_MAMBA: _Values = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8} | _IDS
+_MAMBA: _Values = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "state_size": 8,
+} | _IDS
 _STATE_SPACE: _Values = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -228,10 +238,15 @@ _VALUES: dict[str, _Values] = {
     "codegen": _GPT | {"rotary_dim": 4, "n_ctx": 64},
     "cohere": _LLAMA | {"logit_scale": 1.0, "use_qk_norm": True},
     "cohere2": _LLAMA | _WINDOW | {"logit_scale": 1.0},
-    "cohere2_moe": _LLAMA | _WINDOW | {"logit_scale": 1.0, "num_experts": 4, "num_experts_per_tok": 2},
+    "cohere2_moe": _LLAMA
+    | _WINDOW
+    | {"logit_scale": 1.0, "num_experts": 4, "num_experts_per_tok": 2},
     "cohere_compass_text": _LLAMA
     | _WINDOW
-    | {"layer_types": _ALTERNATING, "rope_parameters": {_SLIDING: _DEFAULT_ROPE, _FULL: _DEFAULT_ROPE}},
+    | {
+        "layer_types": _ALTERNATING,
+        "rope_parameters": {_SLIDING: _DEFAULT_ROPE, _FULL: _DEFAULT_ROPE},
+    },
     "ctrl": _GPT | {"dff": 48},
     "cwm": _LLAMA | _WINDOW | {"rope_parameters": _LLAMA3_ROPE},
     "data2vec-text": _ROBERTA,
@@ -242,7 +257,12 @@ _VALUES: dict[str, _Values] = {
         "n_layers": 3,
         "max_seq_len": 64,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
-        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+        "ffn_config": {
+            "ffn_hidden_size": 48,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+            "hidden_size": 32,
+        },
     }
     | _IDS,
     "deepseek_v2": _DEEPSEEK | {"n_group": 1},
@@ -308,9 +328,13 @@ _VALUES: dict[str, _Values] = {
     "ernie4_5_moe": _LLAMA
     | {"moe_intermediate_size": 24, "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1},
     "exaone4": _LLAMA | _WINDOW,
-    "exaone_moe": _LLAMA | _WINDOW | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-    "falcon+alibi": _FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
-    "falcon+new_decoder": _FALCON | {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "exaone_moe": _LLAMA
+    | _WINDOW
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "falcon+alibi": _FALCON
+    | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    "falcon+new_decoder": _FALCON
+    | {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon+parallel": _FALCON | {"alibi": False, "multi_query": True, "parallel_attn": True},
     "falcon_h1": _LLAMA
     | _STATE_SPACE
@@ -377,11 +401,17 @@ _VALUES: dict[str, _Values] = {
     "glm": _LLAMA,
     "glm4": _LLAMA,
     "glm4_moe": _LLAMA
-    | {"moe_intermediate_size": 24, "num_experts_per_tok": 2, "n_routed_experts": 4, "use_qk_norm": True},
+    | {
+        "moe_intermediate_size": 24,
+        "num_experts_per_tok": 2,
+        "n_routed_experts": 4,
+        "use_qk_norm": True,
+    },
     "glm4_moe_lite": _DEEPSEEK,
     "glm_moe_dsa": _DEEPSEEK | _INDEXED | {"mlp_layer_types": _FIRST_DENSE},
     "gpt2": _GPT,
-    "gpt2+scaled_by_layer": _GPT | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+    "gpt2+scaled_by_layer": _GPT
+    | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
     "gpt_bigcode": _GPT,
     "gpt_bigcode+multi_head": _GPT | {"multi_query": False},
     "gpt_neo": {
@@ -419,7 +449,12 @@ _VALUES: dict[str, _Values] = {
     "hunyuan_v1_dense": _LLAMA,
     "hunyuan_v1_moe": _LLAMA | {"num_experts": 4, "moe_topk": 2},
     "hy_v3": _LLAMA
-    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_layer_types": _FIRST_DENSE},
+    | {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "mlp_layer_types": _FIRST_DENSE,
+    },
     "hy_v4": _DEEPSEEK | _INDEXED | {"mlp_layer_types": _FIRST_DENSE},
     "hyperclovax": _LLAMA | _SCALES,
     "inkling2_text": _LLAMA
@@ -482,7 +517,11 @@ _VALUES: dict[str, _Values] = {
     "kolibri1": _LLAMA
     | _WINDOW
     | _MIXTURE
-    | {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "layer_types": _ALTERNATING},
+    | {
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "layer_types": _ALTERNATING,
+    },
     "laguna": _LLAMA
     | _WINDOW
     | {
@@ -494,7 +533,8 @@ _VALUES: dict[str, _Values] = {
         "num_attention_heads_per_layer": [4] * 4,
         "mlp_layer_types": _FIRST_DENSE,
     },
-    "lfm2": _LLAMA | {"layer_types": [_CONV, _FULL, _CONV, _FULL], "block_auto_adjust_ff_dim": False},
+    "lfm2": _LLAMA
+    | {"layer_types": [_CONV, _FULL, _CONV, _FULL], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": _LLAMA
     | {
         "layer_types": [_CONV, _FULL, _CONV, _FULL],
@@ -506,13 +546,21 @@ _VALUES: dict[str, _Values] = {
     "lfm3": _LLAMA | _WINDOW | {"layer_types": [_CONV, _FULL, _CONV, _SLIDING]},
     "llama": _LLAMA,
     "llama+dynamic_ntk": _LLAMA | {"rope_parameters": _DYNAMIC_ROPE},
-    "llama+dynamic_ntk_16": _LLAMA | {"max_position_embeddings": 16} | {"rope_parameters": _DYNAMIC_ROPE},
-    "llama+linear": _LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "llama+dynamic_ntk_16": _LLAMA
+    | {"max_position_embeddings": 16}
+    | {"rope_parameters": _DYNAMIC_ROPE},
+    "llama+linear": _LLAMA
+    | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     "llama+llama3": _LLAMA | {"rope_parameters": _LLAMA3_ROPE},
     "llama+yarn": _LLAMA | {"rope_parameters": _YARN_ROPE},
     "llama4_text": _LLAMA
     | (_MIXTURE | {"num_experts_per_tok": 1})
-    | {"intermediate_size_mlp": 48, "attention_chunk_size": 8, "interleave_moe_layer_step": 2, "floor_scale": 8},
+    | {
+        "intermediate_size_mlp": 48,
+        "attention_chunk_size": 8,
+        "interleave_moe_layer_step": 2,
+        "floor_scale": 8,
+    },
     "longcat_flash": {
         "vocab_size": 128,
         "hidden_size": 32,
@@ -534,7 +582,10 @@ _VALUES: dict[str, _Values] = {
     "marian": _BART | {"decoder_vocab_size": 128},
     "mbart": _BART,
     "megatron-bert": _BERT,
-    "mellum": _LLAMA | _WINDOW | _MIXTURE | {"moe_intermediate_size": 24, "layer_types": _ALTERNATING},
+    "mellum": _LLAMA
+    | _WINDOW
+    | _MIXTURE
+    | {"moe_intermediate_size": 24, "layer_types": _ALTERNATING},
     "mimo_v2_flash": _LLAMA
     | _WINDOW
     | {
@@ -546,7 +597,9 @@ _VALUES: dict[str, _Values] = {
         "mlp_layer_types": _FIRST_DENSE,
     },
     "minicpm3": _ALL_HEADS | _MLA | {"scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 16},
-    "minimax": _LLAMA | _MIXTURE | {"block_size": 8, "layer_types": [_FULL, _LINEAR, _FULL, _LINEAR]},
+    "minimax": _LLAMA
+    | _MIXTURE
+    | {"block_size": 8, "layer_types": [_FULL, _LINEAR, _FULL, _LINEAR]},
     "minimax_m2": _LLAMA | _MIXTURE,
     "minimax_m3_vl_text": _LLAMA
     | _MIXTURE
@@ -563,7 +616,10 @@ _VALUES: dict[str, _Values] = {
     },
     "ministral": _LLAMA | _WINDOW | {"layer_types": _ALTERNATING},
     "ministral3": _LLAMA
-    | {"rope_parameters": _YARN_ROPE | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    | {
+        "rope_parameters": _YARN_ROPE
+        | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+    },
     "mistral": _LLAMA | _WINDOW,
     "mixtral": _LLAMA | _MIXTURE | _WINDOW,
     "modernbert-decoder": _LLAMA
@@ -573,7 +629,8 @@ _VALUES: dict[str, _Values] = {
         "cls_token_id": 0,
         "sep_token_id": 0,
     },
-    "mpt": {"vocab_size": 128, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64} | _IDS,
+    "mpt": {"vocab_size": 128, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
+    | _IDS,
     "mvp": _BART,
     "nanochat": _ALL_HEADS,
     "nemotron": _LLAMA,
@@ -703,7 +760,12 @@ _VALUES: dict[str, _Values] = {
     "roberta": _ROBERTA,
     "roberta-prelayernorm": _ROBERTA,
     "roc_bert": _BERT
-    | {"pronunciation_embed_dim": 16, "pronunciation_vocab_size": 16, "shape_embed_dim": 16, "shape_vocab_size": 16},
+    | {
+        "pronunciation_embed_dim": 16,
+        "pronunciation_vocab_size": 16,
+        "shape_embed_dim": 16,
+        "shape_vocab_size": 16,
+    },
     "roformer": _BERT | {"embedding_size": 32},
     "rwkv": {
         "vocab_size": 128,
@@ -716,7 +778,8 @@ _VALUES: dict[str, _Values] = {
     | _IDS,
     "seed_oss": _LLAMA | {"attention_dropout": 0.0, "residual_dropout": 0.0},
     "smollm3": _LLAMA | {"no_rope_layer_interval": 2},
-    "solar_open": _LLAMA | {"moe_intermediate_size": 24, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "solar_open": _LLAMA
+    | {"moe_intermediate_size": 24, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "stablelm": _LLAMA | {"use_qkv_bias": True},
     "stablelm+parallel": _LLAMA | {"use_parallel_residual": True, "qk_layernorm": True},
     "starcoder2": _LLAMA | _WINDOW,
@@ -836,7 +899,9 @@ LENGTH_DEPENDENT = {
 }
 
 # These architectures give other log-probabilities after save_pretrained and from_pretrained. Each has its reason.
-UNSAVEABLE = {"youtu+padding": "loading sets the embedding of the padding token to 0, which is also its output weight"}
+UNSAVEABLE = {
+    "youtu+padding": "loading sets the embedding of the padding token to 0, which is also its output weight"
+}
 
 # Parameters of recurrences stay near their initial values: others forget or grow within a few tokens.
 _RECURRENT = re.compile(r"A_log|dt_|conv|time_|recurrent_")
@@ -847,7 +912,9 @@ def _config(name: str, **changes: Any) -> PretrainedConfig:
     return AutoConfig.for_model(model_type, **copy.deepcopy(_VALUES[name]) | changes)
 
 
-CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {name: functools.partial(_config, name) for name in _VALUES}
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    name: functools.partial(_config, name) for name in _VALUES
+}
 
 
 def window_keys(name: str) -> list[str]:

@@ -28,7 +28,9 @@ class Browser:
         self.requests: list[str] = []  # every URL that the page asked for, its own file left out
         self.messages: list[str] = []  # errors, warnings and whatever else reached the console
         target = self._send("Target.createTarget", {"url": "about:blank"})["targetId"]
-        self._session = self._send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+        self._session = self._send("Target.attachToTarget", {"targetId": target, "flatten": True})[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._send(f"{domain}.enable")
         self._send("Performance.enable", {"timeDomain": "threadTicks"})
@@ -40,7 +42,9 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._send("Emulation.setDeviceMetricsOverride", size)
         self._page = page.as_uri()
-        self._send("Page.navigate", {"url": "about:blank"})  # another part alone would load nothing anew
+        self._send(
+            "Page.navigate", {"url": "about:blank"}
+        )  # another part alone would load nothing anew
         self._send("Page.navigate", {"url": f"{self._page}#{part}" if part else self._page})
 
     def run(self, script: str) -> Any:
@@ -49,7 +53,12 @@ class Browser:
         Raises:
             AssertionError: with what the script threw.
         """
-        asked = {"expression": script, "awaitPromise": True, "returnByValue": True, "userGesture": True}
+        asked = {
+            "expression": script,
+            "awaitPromise": True,
+            "returnByValue": True,
+            "userGesture": True,
+        }
         found = self._send("Runtime.evaluate", asked)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
@@ -79,7 +88,9 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Write what is in sight as a png."""
-        path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", {"format": "png"})["data"]))
+        path.write_bytes(
+            base64.b64decode(self._send("Page.captureScreenshot", {"format": "png"})["data"])
+        )
 
     def _send(self, method: str, parameters: dict[str, Any] | None = None) -> Any:
         self._number += 1
@@ -138,16 +149,29 @@ def browser() -> Iterator[Browser]:
     # Not below pytest's own folder: the browser's socket paths must stay short.
     with tempfile.TemporaryDirectory(prefix="gt", ignore_cleanup_errors=True) as profile:
         command = [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-extensions",
-            "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank",
-        ]  # fmt: skip
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-extensions",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--hide-scrollbars",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         # A shell puts the pipes where the browser expects them; both ends stay open in the child alone.
         shell = f'exec "$@" {_READS}<&{to_browser} {_WRITES}>&{from_browser}'
         child = subprocess.Popen(
-            ["bash", "-c", shell, "bash", *command], pass_fds=(to_browser, from_browser), env={**os.environ, "HOME": profile},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            ["bash", "-c", shell, "bash", *command],
+            pass_fds=(to_browser, from_browser),
+            env={**os.environ, "HOME": profile},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_browser)
         os.close(from_browser)
         try:

@@ -78,8 +78,10 @@ FAMILIES = {
     "mistral with spaces": Family(MISTRAL, [], 1, "</s>", spaces=True),
     "phi": Family(PHI, ["<|user|>", "<|assistant|>", "<|end|>"], 0, "<|end|>", spaces=True),
     "zephyr": Family(ZEPHYR, [], 0, "</s>", spaces=True),
-    "thinking": Family(THINKING, ["<|im_start|>", "<|im_end|>"], 0, "<|im_end|>", ("<think>", "</think>")),
-}  # fmt: skip
+    "thinking": Family(
+        THINKING, ["<|im_start|>", "<|im_end|>"], 0, "<|im_end|>", ("<think>", "</think>")
+    ),
+}
 
 
 def make_tokenizer(family: Family) -> Any:
@@ -100,11 +102,20 @@ def _with_spaces() -> Any:
     letters = sorted({*map(chr, range(33, 127)), *text} - {" "})
     pieces = ["<s>", "\u2581", "\n", "\n\n", *letters, *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(
-        models.BPE({piece: number for number, piece in enumerate(pieces)}, [("\n", "\n")], byte_fallback=True)
+        models.BPE(
+            {piece: number for number, piece in enumerate(pieces)},
+            [("\n", "\n")],
+            byte_fallback=True,
+        )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
 
@@ -117,7 +128,13 @@ def make_model(tokenizer: Any, context: int = 1024) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=context, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_positions=context,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     return GPT2LMHeadModel(config).requires_grad_(False).eval()

@@ -60,7 +60,11 @@ def content_state(path: Path) -> Any:
 
 
 def on_disk(state: Any, synced: Any) -> bool:
-    return bool(synced is not None and state <= synced) if isinstance(state, frozenset) else bool(state == synced)
+    return (
+        bool(synced is not None and state <= synced)
+        if isinstance(state, frozenset)
+        else bool(state == synced)
+    )
 
 
 class KilledError(BaseException):

@@ -45,25 +45,33 @@ class PlainModel:
     def _read(self, ids: tuple[int, ...]) -> Text:
         outputs: list[Tensor] = []
         handles = [
-            block.register_forward_hook(lambda _module, _arguments, output: outputs.append(first(output).clone()))
+            block.register_forward_hook(
+                lambda _module, _arguments, output: outputs.append(first(output).clone())
+            )
             for block in self.blocks
         ]
         try:
             with torch.inference_mode():
-                found = self.model(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+                found = self.model(
+                    input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True
+                )
         finally:
             for handle in handles:
                 handle.remove()
         states = found.hidden_states
         for output in outputs[:-1]:  # the model's own report norms the last
-            assert any(state.shape == output.shape and torch.equal(state, output) for state in states)
+            assert any(
+                state.shape == output.shape and torch.equal(state, output) for state in states
+            )
         logprobs = found.logits[0].float().log_softmax(-1)
         return Text([output[0] for output in outputs], states[-1][0], logprobs)
 
 
 def largest_list(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model: its list of modules with the most parameters."""
-    lists: list[nn.ModuleList] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    lists: list[nn.ModuleList] = [
+        module for module in model.modules() if isinstance(module, nn.ModuleList)
+    ]
     sizes = [sum(weight.numel() for weight in each.parameters()) for each in lists]
     return list(lists[sizes.index(max(sizes))])
 

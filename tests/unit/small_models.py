@@ -22,7 +22,10 @@ def make_tokenizer() -> Any:
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -44,14 +47,31 @@ def make_model(kind: str, seed: int = 0) -> Any:
     ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     model: Any
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(
-            vocab_size=400, n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=2, initializer_range=0.3, **ends,
-        ))  # fmt: skip
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=400,
+                n_positions=CONTEXT,
+                n_embd=WIDTH,
+                n_layer=LAYERS,
+                n_head=2,
+                initializer_range=0.3,
+                **ends,
+            )
+        )
     else:
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=400, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=CONTEXT, initializer_range=0.3, **ends,
-        ))  # fmt: skip
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=400,
+                hidden_size=WIDTH,
+                intermediate_size=24,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=CONTEXT,
+                initializer_range=0.3,
+                **ends,
+            )
+        )
     return model.requires_grad_(False).eval()
 
 
@@ -64,7 +84,7 @@ def exact(tokens: int = CONTEXT) -> Any:
 
 def save_check(folder: Path, tokens: int = CONTEXT) -> Path:
     """The file of a checked model that is read exactly in every way."""
-    from ghosttrack.files import write_json
+    from ghosttrack.runtime.files import write_json
 
     path = folder / "model_check.json"
     write_json(path, {"limits": exact(tokens)._asdict(), "sublayers": []})
@@ -73,12 +93,17 @@ def save_check(folder: Path, tokens: int = CONTEXT) -> Path:
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:
     """As a fetched model lies on disk."""
-    from ghosttrack.files import sha256_file, write_json
+    from ghosttrack.runtime.files import sha256_file, write_json
 
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     digests = {path.name: sha256_file(path) for path in directory.glob("*.*")}
-    about = {"kind": "random", "id": "", "revision": None, "weights_sha256": digests["model.safetensors"]}
+    about = {
+        "kind": "random",
+        "id": "",
+        "revision": None,
+        "weights_sha256": digests["model.safetensors"],
+    }
     write_json(directory / "source.json", {**about, "files_sha256": digests})
 
 
@@ -106,12 +131,19 @@ def save_gguf(model: Any, tokenizer: Any, path: Path) -> None:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    heads = {
+        "q_proj.weight": config.num_attention_heads,
+        "k_proj.weight": config.num_key_value_heads,
+    }
     for name, weight in model.state_dict().items():
         values = weight.numpy()
         for ending, count in heads.items():
             if name.endswith(ending):
-                values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+                values = (
+                    values.reshape(count, 2, -1, values.shape[1])
+                    .swapaxes(1, 2)
+                    .reshape(values.shape)
+                )
         writer.add_tensor(names.get_name(name, (".weight",)), values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -22,12 +22,23 @@ def make_rows(rows: int, seed: int = 0, width: int = WIDTH) -> npt.NDArray[np.fl
 
 
 def write(
-    folder: Path, values: npt.NDArray[np.float32], header: Header = HEADER, start: int = 0, total: int | None = None,
-    name: str = "a", step: int = 1000,
-) -> tuple[Path, Path]:  # fmt: skip
+    folder: Path,
+    values: npt.NDArray[np.float32],
+    header: Header = HEADER,
+    start: int = 0,
+    total: int | None = None,
+    name: str = "a",
+    step: int = 1000,
+) -> tuple[Path, Path]:
     target, manifest = folder / f"{name}.zarr", folder / f"{name}.json"
     writer = StoreWriter(
-        target, manifest, header, rows=len(values), d_model=values.shape[1], row_start=start, total_rows=total
+        target,
+        manifest,
+        header,
+        rows=len(values),
+        d_model=values.shape[1],
+        row_start=start,
+        total_rows=total,
     )
     with writer:
         for at in range(0, len(values), step):

@@ -17,17 +17,23 @@ ROWS = 400
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def _bpe(special: list[str], metaspace: bool = False, size: int = 330) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _bpe(
+    special: list[str], metaspace: bool = False, size: int = 330
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a trained BPE; `metaspace`: with bytes as SentencePiece writes them, else as GPT-2."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = (
-        pre_tokenizers.Metaspace() if metaspace else pre_tokenizers.ByteLevel(add_prefix_space=False)
+        pre_tokenizers.Metaspace()
+        if metaspace
+        else pre_tokenizers.ByteLevel(add_prefix_space=False)
     )
     alphabet = [] if metaspace else pre_tokenizers.ByteLevel.alphabet()
     first = [*special, *(_BYTES if metaspace else [])]
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=first, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=first, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
@@ -64,9 +70,20 @@ def gemma() -> Any:
 def t5() -> Any:
     from transformers import T5Tokenizer
 
-    letters = sorted({letter for text in [*TEXTS, "</>"] for letter in text if not letter.isspace()})
-    pieces = [("<pad>", 0.0), ("</s>", -1e6), ("<unk>", 0.0), ("▁", -2.0), ("▁the", -3.0), ("is", -3.5)]
-    return T5Tokenizer(vocab=[*pieces, *((letter, -5.0) for letter in letters)], extra_ids=2, bos_token="</s>")
+    letters = sorted(
+        {letter for text in [*TEXTS, "</>"] for letter in text if not letter.isspace()}
+    )
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", -1e6),
+        ("<unk>", 0.0),
+        ("▁", -2.0),
+        ("▁the", -3.0),
+        ("is", -3.5),
+    ]
+    return T5Tokenizer(
+        vocab=[*pieces, *((letter, -5.0) for letter in letters)], extra_ids=2, bos_token="</s>"
+    )
 
 
 def bert() -> Any:
@@ -76,7 +93,9 @@ def bert() -> Any:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "is", *letters]
     words += [f"##{letter}" for letter in letters]
     return BertTokenizer(
-        vocab={word: number for number, word in enumerate(words)}, bos_token="[CLS]", eos_token="[SEP]"
+        vocab={word: number for number, word in enumerate(words)},
+        bos_token="[CLS]",
+        eos_token="[SEP]",
     )
 
 
@@ -85,7 +104,9 @@ def word_level() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = ["<s>", "<unk>", "The", "capital", "of", "France", "is", "Paris", "."]
-    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    raw = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>")
 

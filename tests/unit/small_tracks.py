@@ -32,10 +32,13 @@ def hand_worked() -> Table:
     """Three layers. Track A: 1, 1, 1. Track B: 3, silent, 1. Track C: born in layer 2, there only (2)."""
     table = blank(1, 3, 3)
     for layer, slot, activation, previous, gap, surplus in (
-        (0, 0, 3.0, -1, 0, 0.0), (0, 1, 1.0, -1, 0, 0.0),
+        (0, 0, 3.0, -1, 0, 0.0),
+        (0, 1, 1.0, -1, 0, 0.0),
         (1, 0, 1.0, 1, 1, 0.2),
-        (2, 0, 2.0, -1, 0, 0.0), (2, 1, 1.0, 0, 1, 0.4), (2, 2, 1.0, 0, 2, 0.3),
-    ):  # fmt: skip
+        (2, 0, 2.0, -1, 0, 0.0),
+        (2, 1, 1.0, 0, 1, 0.4),
+        (2, 2, 1.0, 0, 2, 0.3),
+    ):
         table.feature[0, layer, slot] = 10 * layer + slot
         table.activation[0, layer, slot], table.previous[0, layer, slot] = activation, previous
         table.gap[0, layer, slot], table.surplus[0, layer, slot] = gap, surplus

@@ -93,11 +93,15 @@ def test_most_models_are_read_and_only_some_are_refused() -> None:
 @pytest.mark.parametrize("name", LIMITED)
 def test_a_job_without_the_limits_of_the_check_is_wrong(name: str) -> None:
     assert row(name)[LIMITED[name]] != EXACT
-    assert architecture_matrix.row(architectures.make(name), UNCHECKED)[LIMITED[name]].startswith(WRONG)
+    assert architecture_matrix.row(architectures.make(name), UNCHECKED)[LIMITED[name]].startswith(
+        WRONG
+    )
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text", "gpt_oss", "olmo3", "cohere2"])
-def test_a_reader_that_drops_the_window_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_drops_the_window_is_wrong(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Reader._visible
 
     def causal(self: Reader, length: int) -> dict[str, torch.Tensor]:
@@ -123,7 +127,9 @@ def test_a_module_that_is_not_what_attention_adds_is_wrong(monkeypatch: pytest.M
 
 # ---- what a job stores
 @pytest.mark.parametrize("name", STORED)
-def test_a_store_holds_what_the_plain_model_returns(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_holds_what_the_plain_model_returns(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "fsync", lambda _handle: None)
     subject = Subject(architectures.make(name))
     tokens = np.array([[0, *Draw(8).ids(39)] for _ in range(3)], dtype=np.int32)
@@ -142,8 +148,13 @@ def stored(subject: Subject, tokens: Any, site: sites.Site, folder: Path) -> lis
     names = [folder / f"{site}_{layer}" for layer in subject.layers]
     targets = [StoreFiles(name.with_suffix(".zarr"), name.with_suffix(".json")) for name in names]
     wanted = Extraction(site, batch=2)
-    extraction.extract_contexts(subject.model, Origin("", "weights"), tokens, subject.layers, targets, wanted)
-    return [torch.from_numpy(ActivationStore.open([one.store], [one.manifest]).read()).float() for one in targets]
+    extraction.extract_contexts(
+        subject.model, Origin("", "weights"), tokens, subject.layers, targets, wanted
+    )
+    return [
+        torch.from_numpy(ActivationStore.open([one.store], [one.manifest]).read()).float()
+        for one in targets
+    ]
 
 
 def same_halves(found: torch.Tensor, true: torch.Tensor) -> bool:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ghosttrack.codes import codes_of
+from ghosttrack import statistics
 from ghosttrack.detection import representations, splits, transfer
-from ghosttrack.evaluation import statistics
+from ghosttrack.statistics import codes_of
 
 ROWS = 400
 LABELS = np.arange(ROWS) % 2
@@ -31,7 +31,9 @@ MOST = 20_000_000
     ],
 )
 def test_codes_are_those_of_the_padded_text(values: list[Any]) -> None:
-    names, code, count = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True, return_counts=True)
+    names, code, count = np.unique(
+        np.array(values, dtype=object).astype(str), return_inverse=True, return_counts=True
+    )
     found = codes_of(values)
     assert found.names.tolist() == names.tolist()
     assert found.code.tolist() == code.tolist()
@@ -42,7 +44,9 @@ def test_codes_are_those_of_the_padded_text(values: list[Any]) -> None:
 def test_codes_of_random_names_are_those_of_the_padded_text() -> None:
     generator = np.random.default_rng(0)
     letters = np.array(list("aAbé \u4e00\U0001f600"), dtype=object)
-    values = ["".join(generator.choice(letters, generator.integers(1, 5))) + "." for _ in range(2000)]
+    values = [
+        "".join(generator.choice(letters, generator.integers(1, 5))) + "." for _ in range(2000)
+    ]
     names, code = np.unique(np.array(values), return_inverse=True)
     found = codes_of(values)
     assert found.names.tolist() == names.tolist()
@@ -57,7 +61,9 @@ def in_own_units(units: Any) -> Any:
 @pytest.mark.parametrize(
     "work",
     [
-        lambda units: statistics.bootstrap_auroc(LABELS, LABELS[None].astype(np.float64), units, 100, 0),
+        lambda units: statistics.bootstrap_auroc(
+            LABELS, LABELS[None].astype(np.float64), units, 100, 0
+        ),
         lambda units: splits.sample_units(units, 200, 0),
         lambda units: splits.assign_folds(LABELS, units, 3, 0),
         transfer.left_out,
@@ -66,7 +72,9 @@ def in_own_units(units: Any) -> Any:
     ],
     ids=["bootstrap", "sample", "folds", "left out", "own units", "by relation"],
 )
-def test_one_long_name_among_many_takes_no_memory_for_each_of_them(work: Callable[[Any], Any]) -> None:
+def test_one_long_name_among_many_takes_no_memory_for_each_of_them(
+    work: Callable[[Any], Any],
+) -> None:
     units = np.array([f"group {row // 4}" for row in range(ROWS)], dtype=object)
     work(units)  # what is imported on the way
     units[:4] = "g" * 50_000

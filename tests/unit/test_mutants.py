@@ -72,16 +72,20 @@ def test_messages_annotations_docstrings_and_logs_are_left_alone() -> None:
     ],
 )
 def test_an_expression_has_its_known_mutants(code: str, changes: set[str]) -> None:
-    found = {mutant.source.removeprefix("x = ") for mutant in mutants.mutants("f.py", f"x = {code}")}
+    found = {
+        mutant.source.removeprefix("x = ") for mutant in mutants.mutants("f.py", f"x = {code}")
+    }
     assert found == changes
 
 
 def test_a_sample_depends_on_the_seed_alone_and_is_shared_out_evenly() -> None:
     groups = [
-        mutants.mutants(name, f"x = {code}") for name, code in (("a", "1 + 2 + 3 + 4"), ("b", "1"), ("c", "1 < 2"))
+        mutants.mutants(name, f"x = {code}")
+        for name, code in (("a", "1 + 2 + 3 + 4"), ("b", "1"), ("c", "1 < 2"))
     ]
     first, again, other = (
-        [(mutant.file, mutant.change) for mutant in mutants.sample(groups, 8, seed)] for seed in (0, 0, 1)
+        [(mutant.file, mutant.change) for mutant in mutants.sample(groups, 8, seed)]
+        for seed in (0, 0, 1)
     )
     assert first == again != other
     assert [name for name, _ in first] == ["a"] * 3 + ["b"] * 2 + ["c"] * 3

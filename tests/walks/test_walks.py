@@ -39,7 +39,9 @@ def expected(settings: dict[str, Any], data: bytes, code: str) -> dict[str, byte
     made = {FILES[0]: content(home + FILES[0], {"code": code}, [data])}
     for layer in layers:
         name = OF_LAYER[0].format(layer)
-        made[name] = content(home + name, {"site": settings["site"], "code": code}, [made[FILES[0]]])
+        made[name] = content(
+            home + name, {"site": settings["site"], "code": code}, [made[FILES[0]]]
+        )
     for layer in [anchor, *(layer for layer in layers if layer != anchor)]:
         begun = [] if layer == anchor else [made[OF_LAYER[1].format(anchor)]]
         for name in (each.format(layer) for each in OF_LAYER[1:]):
@@ -148,7 +150,10 @@ class Walk(RuleBasedStateMachine):
     def copy_the_folder(self, with_snakemake: bool, dates: bool) -> None:
         copy = Path(
             shutil.copytree(
-                self.house, self.base / "copy", symlinks=True, copy_function=shutil.copy2 if dates else shutil.copy
+                self.house,
+                self.base / "copy",
+                symlinks=True,
+                copy_function=shutil.copy2 if dates else shutil.copy,
             )
         )
         shutil.rmtree(self.house)
@@ -174,7 +179,11 @@ class Walk(RuleBasedStateMachine):
             before, stat = bytearray(path.read_bytes()), path.stat()
             if kind == "flip":
                 before[len(before) // 2] ^= 1
-            path.write_bytes({"flip": bytes(before), "cut": bytes(before[: len(before) // 2]), "empty": b""}[kind])
+            path.write_bytes(
+                {"flip": bytes(before), "cut": bytes(before[: len(before) // 2]), "empty": b""}[
+                    kind
+                ]
+            )
             if quiet:
                 os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -253,10 +262,14 @@ def test_no_walk_ends_well_with_other_bytes_than_a_run_from_scratch() -> None:
         deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[hypothesis.Phase.generate],  # a walk takes seconds: to make a failing one shorter takes too long
+        phases=[
+            hypothesis.Phase.generate
+        ],  # a walk takes seconds: to make a failing one shorter takes too long
     )
     try:
         run_state_machine_as_test(hypothesis.seed(SEED)(Walk), settings=settings)
     except BaseException as error:
-        error.add_note(f"replay: GHOSTTRACK_SEED={SEED} GHOSTTRACK_WALKS={WALKS} pytest tests/walks")
+        error.add_note(
+            f"replay: GHOSTTRACK_SEED={SEED} GHOSTTRACK_WALKS={WALKS} pytest tests/walks"
+        )
         raise

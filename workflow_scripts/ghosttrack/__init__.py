@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ghosttrack.api import Detector, Score, Text
+    from ghosttrack.api import Detector
+    from ghosttrack.detection.scored_texts import Score, Text
 
 __version__ = "0.1.0"
 __all__ = ["Detector", "Score", "Text", "__version__"]
@@ -11,8 +12,12 @@ __all__ = ["Detector", "Score", "Text", "__version__"]
 
 def __getattr__(name: str) -> Any:
     """`from ghosttrack import Detector`, without a cost for those who only import the package."""
-    if name in ("Detector", "Score", "Text"):
-        from ghosttrack import api
+    if name == "Detector":
+        from ghosttrack.api import Detector
 
-        return getattr(api, name)
+        return Detector
+    if name in ("Score", "Text"):
+        from ghosttrack.detection import scored_texts
+
+        return getattr(scored_texts, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,11 +8,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from ghosttrack import names
+from ghosttrack.detection.scored_texts import (
+    ABSTAIN,
+    HALLUCINATED,
+    TRUE,
+    Reason,
+    Score,
+    Text,
+    Token,
+)
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.rows import shown, text_flaw, written
+from ghosttrack.settings import names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,65 +32,9 @@ if TYPE_CHECKING:
 WINDOW = 256
 # Below this probability of its own verdict the detector abstains, unless another one is asked for.
 CONFIDENCE = 0.75
-TRUE, HALLUCINATED, ABSTAIN = "true", "hallucinated", "abstain"
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 # Digits that are the same whatever the batch: rounding noise of the forward pass lies below.
 _DIGITS = 4
-
-
-class Text(NamedTuple):
-    """A text with the part of it that is judged.
-
-    answer: as it stands in the text, the last time it does; "": the text's last word. The detector was trained on answers at
-    the end of short statements; given a whole text to judge it calls nearly everything hallucinated.
-    context: what the model reads before the text and nobody judges, best a few true statements of the same kind, one a line, as
-    in training; they show what kind of answer is due.
-    question: what the model was asked, where the detector was fitted on answers in a chat template (generation.prompt: chat).
-    The model reads it as a message of the user, and the text as the assistant's answer. It takes the place of `context`.
-    """
-
-    text: str
-    answer: str = ""
-    id: str = ""
-    context: str = ""
-    question: str = ""
-
-
-class Token(NamedTuple):
-    """A judged token, text[start:end]: minus its log-probability in nats, and its probe score in log-odds."""
-
-    start: int
-    end: int
-    surprise: float
-    probe: float
-
-
-class Reason(NamedTuple):
-    """A feature that was active on the answer, and by how much the log-odds would fall without it (its part of the sum)."""
-
-    layer: int
-    feature: int
-    name: str
-    log_odds: float
-
-
-class Score(NamedTuple):
-    """What the detector says of one text; probability = that it is hallucinated, calibrated on strict data sets.
-
-    output: the part of the log-odds that the model's own output gives (log-probabilities, entropies). The rest is the mean of
-    the tokens' probe scores: what activations add.
-    """
-
-    id: str
-    text: str
-    start: int
-    end: int
-    probability: float
-    log_odds: float
-    output: float
-    verdict: str
-    tokens: list[Token]
-    reasons: list[Reason]
 
 
 class Detector:
@@ -112,13 +65,21 @@ class Detector:
             raise UserError(f"run: {error}") from None
 
     def score(
-        self, texts: Iterable[str | Text | Mapping[str, Any]], *, confidence: float = CONFIDENCE, reasons: int = 5
+        self,
+        texts: Iterable[str | Text | Mapping[str, Any]],
+        *,
+        confidence: float = CONFIDENCE,
+        reasons: int = 5,
     ) -> list[Score]:
         """Score texts: strings, `Text`s, or mappings with `text` and perhaps `answer` and `id`. Arguments as `stream`."""
         return list(self.stream(texts, confidence=confidence, reasons=reasons))
 
     def stream(
-        self, texts: Iterable[str | Text | Mapping[str, Any]], *, confidence: float = CONFIDENCE, reasons: int = 5
+        self,
+        texts: Iterable[str | Text | Mapping[str, Any]],
+        *,
+        confidence: float = CONFIDENCE,
+        reasons: int = 5,
     ) -> Iterator[Score]:
         """Scores in the order of the texts, some hundred at a time, so that any number of texts needs little memory.
 
@@ -130,7 +91,9 @@ class Detector:
         """
         if not 0.5 <= confidence <= 1:
             raise UserError(f"confidence: {confidence} must be from 0.5 (never abstain) to 1")
-        numbered = _with_own_ids(_as_text(given, number) for number, given in enumerate(texts, start=1))
+        numbered = _with_own_ids(
+            _as_text(given, number) for number, given in enumerate(texts, start=1)
+        )
         while window := list(islice(numbered, WINDOW)):
             yield from self._window(window, confidence, reasons)
 
@@ -141,13 +104,18 @@ class Detector:
         from ghosttrack.detection.probes import probability
 
         spans = [_span(each) for each in window]
-        frame = pd.DataFrame({
-            "id": [each.id for each in window], "text": [each.text for each in window],
-            "answer_start": [start for start, _ in spans], "answer_end": [end for _, end in spans],
-            # What texts of one context begin with is computed once.
-            "relation": [each.context for each in window], "mode": "given",
-            "question": [each.question for each in window],
-        })  # fmt: skip
+        frame = pd.DataFrame(
+            {
+                "id": [each.id for each in window],
+                "text": [each.text for each in window],
+                "answer_start": [start for start, _ in spans],
+                "answer_end": [end for _, end in spans],
+                # What texts of one context begin with is computed once.
+                "relation": [each.context for each in window],
+                "mode": "given",
+                "question": [each.question for each in window],
+            }
+        )
         scorer = self._scorer
         encoded, offsets = self._encoded(frame)
         found = scorer.read(encoded, reasons)
@@ -156,24 +124,47 @@ class Detector:
         chances = probability(found.log_odds)
         for place, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
             tokens = [
-                Token(offsets[place][position - 1][0], offsets[place][position - 1][1], _round(one), _round(other))
+                Token(
+                    offsets[place][position - 1][0],
+                    offsets[place][position - 1][1],
+                    _round(one),
+                    _round(other),
+                )
                 for position, one, other in zip(
-                    encoded[place].read + encoded[place].shift, surprise[place], probe[place], strict=True
+                    encoded[place].read + encoded[place].shift,
+                    surprise[place],
+                    probe[place],
+                    strict=True,
                 )
             ]
             named = [
-                Reason(scorer.layers[part.place], part.feature, self._name(scorer.layers[part.place], part.feature), _round(part.log_odds))
+                Reason(
+                    scorer.layers[part.place],
+                    part.feature,
+                    self._name(scorer.layers[part.place], part.feature),
+                    _round(part.log_odds),
+                )
                 for part in found.parts[place]
-            ]  # fmt: skip
+            ]
             chance = _round(chances[place])
             verdict = HALLUCINATED if chance >= 0.5 else TRUE
             sure = max(chance, 1 - chance) >= confidence
             yield Score(
-                text.id, text.text, start, end, chance, _round(found.log_odds[place]), _round(found.log_odds[place] - probe[place].mean()),
-                verdict if sure else ABSTAIN, tokens, named,
-            )  # fmt: skip
+                text.id,
+                text.text,
+                start,
+                end,
+                chance,
+                _round(found.log_odds[place]),
+                _round(found.log_odds[place] - probe[place].mean()),
+                verdict if sure else ABSTAIN,
+                tokens,
+                named,
+            )
 
-    def _encoded(self, frame: "pd.DataFrame") -> tuple[list["Encoded"], list[list[tuple[int, int]]]]:
+    def _encoded(
+        self, frame: "pd.DataFrame"
+    ) -> tuple[list["Encoded"], list[list[tuple[int, int]]]]:
         """The texts as tokens, and the character range in its text of each token of a text.
 
         Args:
@@ -189,7 +180,11 @@ class Detector:
                 f"text {frame['id'][asked].iloc[0]}: question: the detector of {self.run} was not fitted on answers in a "
                 "chat template (generation.prompt: chat, generated data sets alone); leave out the question"
             )
-        tokenizer, limit, positions = self._scorer.tokenizer, self._scorer.limit, self.about["positions"]
+        tokenizer, limit, positions = (
+            self._scorer.tokenizer,
+            self._scorer.limit,
+            self.about["positions"],
+        )
         encoded: dict[int, Encoded] = {}
         offsets: dict[int, list[tuple[int, int]]] = {}
         for part in (frame[~asked], frame[asked]):
@@ -203,7 +198,9 @@ class Detector:
                 ranges = offsets_of(part["text"].tolist(), tokenizer)
             # Questions share nothing: the score of an answer must not hang on what else is asked.
             share = contexts is not None
-            own = example_tokens.encode(read, tokenizer, limit, "given texts", contexts, positions, share=share)
+            own = example_tokens.encode(
+                read, tokenizer, limit, "given texts", contexts, positions, share=share
+            )
             encoded |= zip(part.index, own, strict=True)
             offsets |= zip(part.index, ranges, strict=True)
         return [encoded[row] for row in frame.index], [offsets[row] for row in frame.index]
@@ -211,13 +208,14 @@ class Detector:
     def _name(self, layer: int, feature: int) -> str:
         """What a feature is called: its most characteristic token, else the one it speaks for."""
         if layer not in self._names:
-            from ghosttrack import frames
             from ghosttrack.report.explorer.dictionary import name_of
+            from ghosttrack.runtime import tables
 
             path = self.run / "features" / f"layer_{layer:02d}.parquet"
-            table = frames.read_parquet(path, columns=["top_text", "output_text"])
+            table = tables.read_parquet(path, columns=["top_text", "output_text"])
             self._names[layer] = [
-                name_of(*lists) for lists in zip(table["top_text"], table["output_text"], strict=True)
+                name_of(*lists)
+                for lists in zip(table["top_text"], table["output_text"], strict=True)
             ]
         return self._names[layer][feature]
 
@@ -258,7 +256,9 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
         raise UserError(f"text {number}: it has a question and a context; give one of them")
     context = given.context.strip()
     return given._replace(
-        id=given.id or str(number), context=f"{context}\n" if context else "", question=given.question.strip()
+        id=given.id or str(number),
+        context=f"{context}\n" if context else "",
+        question=given.question.strip(),
     )
 
 
@@ -278,7 +278,7 @@ def _span(given: Text) -> tuple[int, int]:
         return words[-1].span() if words else (0, len(given.text.rstrip()))
     start = given.text.rfind(answer)
     if start < 0:
-        from ghosttrack.inputs.own_texts import lacks_answer
+        from ghosttrack.inputs.user_texts import lacks_answer
 
         raise UserError(f"text {given.id}: {lacks_answer(given.text, answer)}")
     return start, start + len(answer)

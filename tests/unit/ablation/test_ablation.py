@@ -8,8 +8,8 @@ import pytest
 
 from ghosttrack.ablation import arms, judging, scoring
 from ghosttrack.ablation.arms import BASELINE, Arm
-from ghosttrack.configuration import load
 from ghosttrack.errors import UserError
+from ghosttrack.planning.configuration import load
 from ghosttrack.report import ablation_page
 from ghosttrack.settings import DetectionSettings, EvaluationSettings, Settings
 from ghosttrack.tracks.metrics import ORIGINAL
@@ -25,27 +25,41 @@ def settings(**given: Any) -> Settings:
 
 def audited(dataset: str, n: int, folds: int = 4, reason: str = "") -> pd.DataFrame:
     """Two rows a group, one of each class; the folds as an audit leaves them."""
-    return pd.DataFrame({
-        "dataset": dataset, "mode": "given", "id": [f"{dataset}-{row}" for row in range(n)],
-        "group": [f"g{row // 2}" for row in range(n)], "label": np.arange(n) % 2, "fold": np.arange(n) // 2 % folds,
-        "signal": "text_only", "reason": reason,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "dataset": dataset,
+            "mode": "given",
+            "id": [f"{dataset}-{row}" for row in range(n)],
+            "group": [f"g{row // 2}" for row in range(n)],
+            "label": np.arange(n) % 2,
+            "fold": np.arange(n) // 2 % folds,
+            "signal": "text_only",
+            "reason": reason,
+        }
+    )
 
 
 def metrics(found: pd.DataFrame, seed: int, strength: float) -> pd.DataFrame:
     """One metric that knows the label, one constant, one of noise, and one that an example lacks."""
     rng, n = np.random.default_rng(seed), len(found)
-    table = pd.DataFrame({
-        "id": found["id"], "entropy_mean": strength * found["label"] + rng.standard_normal(n), "entropy_max": 1.0,
-        "churn_births": rng.standard_normal(n), "generation_births": rng.standard_normal(n),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "id": found["id"],
+            "entropy_mean": strength * found["label"] + rng.standard_normal(n),
+            "entropy_max": 1.0,
+            "churn_births": rng.standard_normal(n),
+            "generation_births": rng.standard_normal(n),
+        }
+    )
     table.loc[3, "generation_births"] = np.nan
     return table
 
 
 def scored(dataset: str, seed: int, strength: float, columns: list[str]) -> scoring.Scored:
     found = audited(dataset, 160)
-    return scoring.score_dataset(dataset, found, metrics(found, seed, strength), columns, ["logistic"], DETECTION, 0)
+    return scoring.score_dataset(
+        dataset, found, metrics(found, seed, strength), columns, ["logistic"], DETECTION, 0
+    )
 
 
 def test_every_part_of_the_metrics_is_left_out_once() -> None:
@@ -61,11 +75,16 @@ def test_every_part_of_the_metrics_is_left_out_once() -> None:
     assert sizes == sorted(set(sizes))
     assert len(sizes) == len(arms.FAMILIES)
     assert found["single_hypothesis"].changes == {"top_k": 1}
-    assert {name for name, arm in found.items() if arm.tracked} == {*arms.NULLS, "single_hypothesis"}
+    assert {name for name, arm in found.items() if arm.tracked} == {
+        *arms.NULLS,
+        "single_hypothesis",
+    }
 
 
 def test_tuning_changes_one_setting_an_arm_and_never_to_the_run_s_own_value() -> None:
-    own = settings(tuning={"top_k": [16, 4], "gate_quantile": [0.99], "links": ["identity", "cosine"]})
+    own = settings(
+        tuning={"top_k": [16, 4], "gate_quantile": [0.99], "links": ["identity", "cosine"]}
+    )
     found = arms.tuning_arms(own)
     changes = {name: dict(arm.changes) for name, arm in found.items() if arm.kind == "tuning"}
     assert changes["top_k_4"] == {"top_k": 4}
@@ -95,12 +114,22 @@ def test_a_metric_that_an_example_lacks_is_left_out_and_a_data_set_without_folds
         "a", found, metrics(found, 0, 1.0), ["entropy_mean"], ["logistic"], DETECTION, 0
     ).scores.empty
     with pytest.raises(UserError, match="the metrics lack examples"):
-        scoring.score_dataset("a", audited("a", 160), metrics(found, 0, 1.0), ["entropy_mean"], ["logistic"], DETECTION, 0)  # fmt: skip
+        scoring.score_dataset(
+            "a",
+            audited("a", 160),
+            metrics(found, 0, 1.0),
+            ["entropy_mean"],
+            ["logistic"],
+            DETECTION,
+            0,
+        )
 
 
 def results(**columns: list[str]) -> dict[str, pd.DataFrame]:
     return {
-        name: pd.concat([scored(dataset, seed, 1.5, chosen).scores for seed, dataset in enumerate("ab")])
+        name: pd.concat(
+            [scored(dataset, seed, 1.5, chosen).scores for seed, dataset in enumerate("ab")]
+        )
         for name, chosen in columns.items()
     }
 
@@ -108,16 +137,19 @@ def results(**columns: list[str]) -> dict[str, pd.DataFrame]:
 def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is_void() -> None:
     every = ["entropy_mean", "entropy_max", "churn_births"]
     named = {
-        BASELINE: Arm(BASELINE, tuple(every)), "without_entropy": Arm("family", ("churn_births",)),
+        BASELINE: Arm(BASELINE, tuple(every)),
+        "without_entropy": Arm("family", ("churn_births",)),
         "without_entropy_max": Arm("feature", ("entropy_mean", "churn_births")),
-    }  # fmt: skip
+    }
     found = results(**{name: list(arm.columns) for name, arm in named.items()})
     table = judging.compare(named, found, ["b"], EVALUATION, 0).set_index(["dataset", "arm"])
     assert table.loc[("a", "without_entropy"), "difference_high"] < 0
     assert not table.loc[("a", "without_entropy"), "void"]
     assert table.loc[("a", "without_entropy_max"), "void"]  # a constant column: the same scores
     assert table.loc[("a", "without_entropy_max"), "difference"] == 0
-    assert table.loc[("all_strict", BASELINE), "n"] == 160  # the positive control stays out of the mean
+    assert (
+        table.loc[("all_strict", BASELINE), "n"] == 160
+    )  # the positive control stays out of the mean
     assert len(set(table["output_sha256"])) == 2
 
 
@@ -128,7 +160,9 @@ def test_choices_look_at_training_rows_alone() -> None:
     chosen = judging.choose(judging.Results({BASELINE: good.scores, "lured": bad.scores}, fits))
     assert set(chosen.choices["arm"]) == {"lured"}
     pd.testing.assert_frame_equal(chosen.scores, bad.scores)
-    fits["lured"].loc[fits["lured"]["fold"] == 2, "inner_auroc"] = 0.6  # a tie: the run's own settings
+    fits["lured"].loc[fits["lured"]["fold"] == 2, "inner_auroc"] = (
+        0.6  # a tie: the run's own settings
+    )
     chosen = judging.choose(judging.Results({BASELINE: good.scores, "lured": bad.scores}, fits))
     held = good.scores["fold"] == 2
     assert chosen.scores.loc[held, "score"].tolist() == good.scores.loc[held, "score"].tolist()
@@ -138,7 +172,10 @@ def test_choices_look_at_training_rows_alone() -> None:
 def test_what_was_chosen_is_held_against_every_null_and_the_page_says_so() -> None:
     found = results(baseline=["entropy_mean"], random=["churn_births"])
     found[judging.TUNED] = found[BASELINE]
-    named = {BASELINE: Arm(BASELINE, ("entropy_mean",)), "random": Arm("tracking", ("entropy_mean",), "random")}
+    named = {
+        BASELINE: Arm(BASELINE, ("entropy_mean",)),
+        "random": Arm("tracking", ("entropy_mean",), "random"),
+    }
     table = judging.compare(named, found, [], EVALUATION, 0)
     rows = table[table["arm"] == judging.TUNED].set_index(["dataset", "against"])
     assert rows.loc[("all_strict", "random"), "difference_low"] > 0

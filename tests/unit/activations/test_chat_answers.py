@@ -11,9 +11,8 @@ import small_models
 import torch
 from chat_models import FAMILIES
 
-import extract_examples
-import fetch_questions
-import generate_answers
+from extract import extract_examples, generate_answers
+from fetch import fetch_questions
 from ghosttrack.activations import example_tokens, other_prompts, p_true
 from ghosttrack.activations.decoding import complete
 from ghosttrack.activations.generation import mark
@@ -38,10 +37,17 @@ def tokenizer(family: str) -> Any:
 def questions(tokenizer: Any) -> pd.DataFrame:
     """Four questions, one of which holds the text of a special token."""
     asked = ["Who wrote it?", "What is it?", f"Is {tokenizer.eos_token} gold?", "Is it 79?"]
-    frame = pd.DataFrame({
-        "id": [f"q{number}" for number in range(4)], "group": asked, "relation": "r", "subject": "", "question": asked,
-        "prompt": asked, "gold": [[answer.strip()] for answer in ANSWERS],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "id": [f"q{number}" for number in range(4)],
+            "group": asked,
+            "relation": "r",
+            "subject": "",
+            "question": asked,
+            "prompt": asked,
+            "gold": [[answer.strip()] for answer in ANSWERS],
+        }
+    )
     return chat.ask(frame, [["Who?", "Ada", question] for question in asked], tokenizer)
 
 
@@ -65,10 +71,17 @@ def scripted(tokenizer: Any, prompt: list[int], script: list[int]) -> Any:
     return model
 
 
-def test_an_answer_ends_with_its_turn_and_holds_no_token_of_the_template(tokenizer: Any, family: str) -> None:
+def test_an_answer_ends_with_its_turn_and_holds_no_token_of_the_template(
+    tokenizer: Any, family: str
+) -> None:
     prompt = chat.render(tokenizer, ["Who?"], "x").ids
     (said,) = chat.continuations(tokenizer, ["Ada it"])
-    for name in {FAMILIES[family].closes, *FAMILIES[family].special, *FAMILIES[family].added, "</s>"}:
+    for name in {
+        FAMILIES[family].closes,
+        *FAMILIES[family].special,
+        *FAMILIES[family].added,
+        "</s>",
+    }:
         end = tokenizer.convert_tokens_to_ids(name)
         model = scripted(tokenizer, prompt, [*said.ids, end, *said.ids])
         stops = chat.answer_ends(tokenizer, model.generation_config)
@@ -111,7 +124,9 @@ def test_answers_are_read_again_behind_the_very_ids_of_the_template(tokenizer: A
     assert len(frame) == len(ANSWERS)
     stops = set(chat.answer_ends(tokenizer, None))
     encoded = example_tokens.encode(frame, tokenizer, 1024, "x", positions="all")
-    for one, prompt, text, answer in zip(encoded, frame["prompt_ids"], frame["text"], frame["answer"], strict=True):
+    for one, prompt, text, answer in zip(
+        encoded, frame["prompt_ids"], frame["text"], frame["answer"], strict=True
+    ):
         ids = [*one.before.tolist(), *one.ids.tolist()]
         assert ids[: len(prompt)] == list(prompt)
         assert not set(ids[len(prompt) :]) & stops
@@ -138,7 +153,11 @@ def test_the_explorer_finds_an_answer_s_tokens_in_its_text(tokenizer: Any) -> No
     frame = examples(tokenizer)
     encoded = example_tokens.encode(frame, tokenizer, 1024, "x")
     for one, offsets, text, answer in zip(
-        encoded, texts.offsets_of_examples(frame, tokenizer), frame["text"], frame["answer"], strict=True
+        encoded,
+        texts.offsets_of_examples(frame, tokenizer),
+        frame["text"],
+        frame["answer"],
+        strict=True,
     ):
         positions = (one.answer + one.shift).tolist()
         texts.require_positions(positions, offsets, "x")
@@ -147,12 +166,22 @@ def test_the_explorer_finds_an_answer_s_tokens_in_its_text(tokenizer: Any) -> No
         assert parts.before + "".join(parts.pieces) + parts.after == text
 
 
-def test_answers_in_chat_beside_given_texts_are_found_in_their_own_set(tokenizer: Any, tmp_path: Path) -> None:
+def test_answers_in_chat_beside_given_texts_are_found_in_their_own_set(
+    tokenizer: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "examples.parquet"
     examples(tokenizer).to_parquet(path)
-    asked, plain = pd.read_parquet(path), pd.DataFrame({"text": ["It is Ada."], "prompt": ["It is"]})
-    every = pd.concat([asked.assign(dataset="asked"), plain.assign(dataset="plain")], ignore_index=True)
-    parts = {str(name): texts.offsets_of_examples(part, tokenizer) for name, part in every.groupby("dataset")}
+    asked, plain = (
+        pd.read_parquet(path),
+        pd.DataFrame({"text": ["It is Ada."], "prompt": ["It is"]}),
+    )
+    every = pd.concat(
+        [asked.assign(dataset="asked"), plain.assign(dataset="plain")], ignore_index=True
+    )
+    parts = {
+        str(name): texts.offsets_of_examples(part, tokenizer)
+        for name, part in every.groupby("dataset")
+    }
     assert parts["asked"] == texts.offsets_of_examples(asked, tokenizer)
     assert parts["plain"] == texts.offsets_of(["It is Ada."], tokenizer)
 
@@ -162,7 +191,9 @@ def test_p_true_is_asked_in_the_chat_template(tokenizer: Any) -> None:
     found = p_true.measure(model, tokenizer, frame, limit=1024, batch=2, together=1024)
     lead = chat.answer_lead(tokenizer)
     words = [each.ids for each in chat.continuations(tokenizer, [f"{lead}True", f"{lead}False"])]
-    place = next(place for place, (one, other) in enumerate(zip(*words, strict=False)) if one != other)
+    place = next(
+        place for place, (one, other) in enumerate(zip(*words, strict=False)) if one != other
+    )
     lines = [line.rsplit(" ", 1) for line in p_true.solved("r", with_question=True).splitlines()]
     earlier = [turn for line in lines for turn in line]
     for row, text in enumerate(p_true.shown_texts(frame)):
@@ -190,48 +221,93 @@ def answered(folder: Path, weights: Path, prompt: str, seed: int = 0) -> Path:
     generation = GenerationSettings(prompt=prompt, max_new_tokens=4, questions=8, samples=1)
     fetch_questions.main(
         tokenizer=[weights.with_name("tokenizer.json")] if prompt == "chat" else [],
-        questions=folder / "questions.parquet", dataset="facts", model="tiny", generation=generation, seed=seed,
-        dataset_settings=DatasetSettings(source="facts", mode="generated"),
-    )  # fmt: skip
-    generate_answers.main(
-        questions=folder / "questions.parquet", weights=weights, check=small_models.save_check(folder), examples=folder / "examples.parquet",
-        labels=folder / "labels.json", samples=folder / "samples.parquet", generation=generation, dataset="facts",
-        batch=4, threads=1, seed=seed,
-    )  # fmt: skip
-    extract_examples.main(
-        examples=folder / "examples.parquet", weights=weights, check=folder / "model_check.json", stores=[folder / "layer_01.zarr"],
-        manifests=[folder / "layer_01.json"], embedding=folder / "embedding.zarr",
-        embedding_manifest=folder / "embedding.json", background=folder / "background.npz",
-        prompt_states=folder / "prompts.npz", tokens=folder / "tokens.parquet", outputs=folder / "outputs.parquet",
-        site="resid_post", positions="answer", prompts=2, whether_true=True, dataset="facts", batch=4, threads=1,
+        questions=folder / "questions.parquet",
+        dataset="facts",
+        model="tiny",
+        generation=generation,
         seed=seed,
-    )  # fmt: skip
+        dataset_settings=DatasetSettings(source="facts", mode="generated"),
+    )
+    generate_answers.main(
+        questions=folder / "questions.parquet",
+        weights=weights,
+        check=small_models.save_check(folder),
+        examples=folder / "examples.parquet",
+        labels=folder / "labels.json",
+        samples=folder / "samples.parquet",
+        generation=generation,
+        dataset="facts",
+        batch=4,
+        threads=1,
+        seed=seed,
+    )
+    extract_examples.main(
+        examples=folder / "examples.parquet",
+        weights=weights,
+        check=folder / "model_check.json",
+        stores=[folder / "layer_01.zarr"],
+        manifests=[folder / "layer_01.json"],
+        embedding=folder / "embedding.zarr",
+        embedding_manifest=folder / "embedding.json",
+        background=folder / "background.npz",
+        prompt_states=folder / "prompts.npz",
+        tokens=folder / "tokens.parquet",
+        outputs=folder / "outputs.parquet",
+        site="resid_post",
+        positions="answer",
+        prompts=2,
+        whether_true=True,
+        dataset="facts",
+        batch=4,
+        threads=1,
+        seed=seed,
+    )
     return folder
 
 
-def test_a_run_in_chat_reads_the_template_s_ids_from_the_questions_to_the_activations(tmp_path: Path) -> None:
+def test_a_run_in_chat_reads_the_template_s_ids_from_the_questions_to_the_activations(
+    tmp_path: Path,
+) -> None:
     weights = fetched(tmp_path / "model", chat_models.CHATML)
     folder = answered(tmp_path / "chat", weights, "chat")
     tokenizer = models.load_tokenizer(weights.parent)
     asked = pd.read_parquet(folder / "questions.parquet")
     generated = DatasetSettings(source="facts", mode="generated")
     turns = datasets.load_questions(generated, 0, 8, chat=True)["turns"]
-    for ids, text, own, question in zip(asked["prompt_ids"], asked["prompt"], turns, asked["question"], strict=True):
-        messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(own)]
+    for ids, text, own, question in zip(
+        asked["prompt_ids"], asked["prompt"], turns, asked["question"], strict=True
+    ):
+        messages = [
+            {"role": ("user", "assistant")[place % 2], "content": turn}
+            for place, turn in enumerate(own)
+        ]
         assert messages[-1]["content"] == question
-        assert list(ids) == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert text == tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    found, tokens = pd.read_parquet(folder / "examples.parquet"), pd.read_parquet(folder / "tokens.parquet")
+        assert list(ids) == tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+        assert text == tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+    found, tokens = (
+        pd.read_parquet(folder / "examples.parquet"),
+        pd.read_parquet(folder / "tokens.parquet"),
+    )
     outputs = pd.read_parquet(folder / "outputs.parquet")
     special = set(tokenizer.all_special_ids)
     assert not special & set(tokens["token"])
-    assert not any(name in answer for name in tokenizer.all_special_tokens for answer in found["answer"])
-    for prompt, text, start, answer in found[["prompt", "text", "answer_start", "answer"]].to_numpy().tolist():
+    assert not any(
+        name in answer for name in tokenizer.all_special_tokens for answer in found["answer"]
+    )
+    for prompt, text, start, answer in (
+        found[["prompt", "text", "answer_start", "answer"]].to_numpy().tolist()
+    ):
         assert text.startswith(prompt)
         assert text[start:] == answer
     model = models.load_model(weights.parent)
     first = tokens.iloc[outputs["row_start"]]["token"].tolist()
-    for ids, token, expected in zip(found["prompt_ids"], first, outputs["logprob_first"], strict=True):
+    for ids, token, expected in zip(
+        found["prompt_ids"], first, outputs["logprob_first"], strict=True
+    ):
         with torch.inference_mode():
             logits = model(torch.tensor([ids.tolist()])).logits[0, -1]
         assert expected == pytest.approx(float(torch.log_softmax(logits, 0)[token]), abs=1e-4)
@@ -259,12 +335,16 @@ def test_greedy_and_drawn_answers_are_asked_by_the_template_s_ids_and_end_with_a
 
 def test_a_model_without_a_template_is_refused_before_its_first_answer(tmp_path: Path) -> None:
     weights = fetched(tmp_path / "model", None)
-    with pytest.raises(UserError, match=r"tokenizer of tiny has none; set generation\.prompt: plain"):
+    with pytest.raises(
+        UserError, match=r"tokenizer of tiny has none; set generation\.prompt: plain"
+    ):
         answered(tmp_path / "chat", weights, "chat")
     assert not (tmp_path / "chat" / "questions.parquet").exists()
 
 
-def test_a_plain_run_is_the_same_whether_or_not_its_tokenizer_has_a_template(tmp_path: Path) -> None:
+def test_a_plain_run_is_the_same_whether_or_not_its_tokenizer_has_a_template(
+    tmp_path: Path,
+) -> None:
     folders = [
         answered(tmp_path / name, fetched(tmp_path / name / "model", template), "plain")
         for name, template in (("without", None), ("with", chat_models.CHATML))
@@ -273,5 +353,9 @@ def test_a_plain_run_is_the_same_whether_or_not_its_tokenizer_has_a_template(tmp
         first, second = (pd.read_parquet(folder / f"{name}.parquet") for folder in folders)
         pd.testing.assert_frame_equal(first, second)
         assert "prompt_ids" not in first
-    assert (folders[0] / "questions.parquet").read_bytes() == (folders[1] / "questions.parquet").read_bytes()
-    assert (folders[0] / "examples.parquet").read_bytes() == (folders[1] / "examples.parquet").read_bytes()
+    assert (folders[0] / "questions.parquet").read_bytes() == (
+        folders[1] / "questions.parquet"
+    ).read_bytes()
+    assert (folders[0] / "examples.parquet").read_bytes() == (
+        folders[1] / "examples.parquet"
+    ).read_bytes()

@@ -13,12 +13,12 @@ import pytest
 import zarr
 from small_stores import HEADER, WIDTH, empty, flip, make_rows, overwrite, truncate, write, zero
 
-from ghosttrack import files
 from ghosttrack.activations import verification
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.store import Header, Storage, read_flat, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files
 
 # A layer of two stores: 70,000 rows in two shard files, 20,000 rows in one.
 ROWS = {"one": 70_000, "two": 20_000}
@@ -38,7 +38,15 @@ class Kind(NamedTuple):
 def job(folder: Path, header: Header, name: str, start: int | None = None) -> None:
     """What an extraction job does for one of its layers."""
     first = {"one": 0, "two": ROWS["one"]}[name] if start is None else start
-    write(folder, make_rows(ROWS[name], seed=first), header, start=first, total=TOTAL, name=name, step=ROWS[name])
+    write(
+        folder,
+        make_rows(ROWS[name], seed=first),
+        header,
+        start=first,
+        total=TOTAL,
+        name=name,
+        step=ROWS[name],
+    )
 
 
 def at(place: str, change: Callable[[Path], object]) -> Callable[[Path, Header], object]:
@@ -82,14 +90,21 @@ def rows_that_are_not_finite(value: float) -> Callable[[Path, Header], None]:
         block = to_block(make_rows(70_000))
         block.values[69_999] = value
         with StoreWriter(
-            folder / "one.zarr", folder / MANIFEST, header, rows=70_000, d_model=WIDTH, total_rows=TOTAL
+            folder / "one.zarr",
+            folder / MANIFEST,
+            header,
+            rows=70_000,
+            d_model=WIDTH,
+            total_rows=TOTAL,
         ) as writer:
             writer.append(block)
 
     return write_them
 
 
-def small_array(name: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Callable[[Path, Header], None]:
+def small_array(
+    name: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+) -> Callable[[Path, Header], None]:
     """Other values in a small array, and a manifest that vouches for them."""
 
     def replace(folder: Path, _: Header) -> None:
@@ -97,7 +112,11 @@ def small_array(name: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]
         values = change(read_flat(target, name))
         shutil.rmtree(target / name)
         array = zarr.open_group(target, mode="a").create_array(
-            name, shape=values.shape, dtype=values.dtype, chunks=values.shape, config={"write_empty_chunks": True}
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=values.shape,
+            config={"write_empty_chunks": True},
         )
         array[:] = values
         content = json.loads(manifest.read_text())
@@ -119,49 +138,88 @@ KINDS = {
     "shard empty": Kind(at(SHARD, empty), "it has 0 bytes"),
     "shard truncated by one byte": Kind(at(SHARD, truncate), "bytes, its manifest says"),
     # 35,000 bytes lie in the second chunk of either mode or, in fp16, in the first.
-    "one bit flipped": Kind(at(SHARD, lambda path: overwrite(path, 35_001, flip, 1)), "chunk [01] has checksum"),
-    "page zeroed": Kind(at(SHARD, lambda path: overwrite(path, 4096, zero, 4096)), "chunk 0 has checksum"),
+    "one bit flipped": Kind(
+        at(SHARD, lambda path: overwrite(path, 35_001, flip, 1)), "chunk [01] has checksum"
+    ),
+    "page zeroed": Kind(
+        at(SHARD, lambda path: overwrite(path, 4096, zero, 4096)), "chunk 0 has checksum"
+    ),
     "manifest missing": Kind(at(MANIFEST, Path.unlink), "is missing", MANIFEST),
-    "manifest of another run": Kind(manifest_of_another_run, "has checksum|its SHA-256|bytes, its manifest", "one.zarr"),
+    "manifest of another run": Kind(
+        manifest_of_another_run, "has checksum|its SHA-256|bytes, its manifest", "one.zarr"
+    ),
     "NaN rows": Kind(rows_that_are_not_finite(np.nan), "holds NaN", "one.zarr"),
     "rows of infinity": Kind(rows_that_are_not_finite(np.inf), "holds NaN", "one.zarr"),
     "rows of minus infinity": Kind(rows_that_are_not_finite(-np.inf), "holds NaN", "one.zarr"),
     "massive flags of too few rows": Kind(
-        small_array("massive", lambda flags: flags[:-1]), r"\(69999,\) values for 70000 rows", "one.zarr/massive"
+        small_array("massive", lambda flags: flags[:-1]),
+        r"\(69999,\) values for 70000 rows",
+        "one.zarr/massive",
     ),
     "massive flags of too many rows": Kind(
-        small_array("massive", lambda flags: np.append(flags, flags[0])), "for 70000 rows", "one.zarr/massive"
+        small_array("massive", lambda flags: np.append(flags, flags[0])),
+        "for 70000 rows",
+        "one.zarr/massive",
     ),
     "shard of another model": Kind(shard_of_another_model, "chunk 0 has checksum"),
-    "store of another model": Kind(store_of_another_model, "comes from another run: its", "two.zarr", "two"),
-    "row range held twice": Kind(
-        lambda folder, header: job(folder, header, "two", start=60_000), "both hold row 60000", "two.zarr", "two"
+    "store of another model": Kind(
+        store_of_another_model, "comes from another run: its", "two.zarr", "two"
     ),
-    "bit flipped in the index": Kind(at(SHARD, lambda path: overwrite(path, -200, flip, 1)), "checksum of its index"),
-    "page zeroed at the end": Kind(at(SHARD, lambda path: overwrite(path, -4096, zero, 4096)), "checksum of its index"),
+    "row range held twice": Kind(
+        lambda folder, header: job(folder, header, "two", start=60_000),
+        "both hold row 60000",
+        "two.zarr",
+        "two",
+    ),
+    "bit flipped in the index": Kind(
+        at(SHARD, lambda path: overwrite(path, -200, flip, 1)), "checksum of its index"
+    ),
+    "page zeroed at the end": Kind(
+        at(SHARD, lambda path: overwrite(path, -4096, zero, 4096)), "checksum of its index"
+    ),
     "store missing": Kind(at("one.zarr", shutil.rmtree), "the file is missing", "one.zarr"),
     "manifest empty": Kind(at(MANIFEST, empty), "is not valid JSON", MANIFEST),
-    "manifest truncated": Kind(at(MANIFEST, lambda path: os.truncate(path, 200)), "is not valid JSON", MANIFEST),
-    "manifest without files": Kind(edited(lambda content: content.pop("files")), "files missing", MANIFEST),
-    "manifest that omits a shard": Kind(
-        edited(lambda content: content["files"].pop("resid_post/c/1/0")), "does not list resid_post/c/1/0", MANIFEST
+    "manifest truncated": Kind(
+        at(MANIFEST, lambda path: os.truncate(path, 200)), "is not valid JSON", MANIFEST
     ),
-    "manifest of another format": Kind(edited(lambda content: content.update(schema="x")), "schema is x", MANIFEST),
+    "manifest without files": Kind(
+        edited(lambda content: content.pop("files")), "files missing", MANIFEST
+    ),
+    "manifest that omits a shard": Kind(
+        edited(lambda content: content["files"].pop("resid_post/c/1/0")),
+        "does not list resid_post/c/1/0",
+        MANIFEST,
+    ),
+    "manifest of another format": Kind(
+        edited(lambda content: content.update(schema="x")), "schema is x", MANIFEST
+    ),
     "massive flags changed": Kind(
-        at("one.zarr/massive/c/0", lambda path: overwrite(path, 30, lambda old: bytes([1 - old[0]]), 1)),
-        "its SHA-256", "one.zarr/massive/c/0",
+        at(
+            "one.zarr/massive/c/0",
+            lambda path: overwrite(path, 30, lambda old: bytes([1 - old[0]]), 1),
+        ),
+        "its SHA-256",
+        "one.zarr/massive/c/0",
     ),
     "metadata changed": Kind(
-        at("one.zarr/zarr.json", lambda path: overwrite(path, 5, flip, 1)), "its SHA-256", "one.zarr/zarr.json"
+        at("one.zarr/zarr.json", lambda path: overwrite(path, 5, flip, 1)),
+        "its SHA-256",
+        "one.zarr/zarr.json",
     ),
-}  # fmt: skip
+}
 # What only an int8s store has.
 SCALES = "one.zarr/row_scale/c/0"
 KINDS_OF_INT8S = {
     "scales missing": Kind(at(SCALES, Path.unlink), "the file is missing", SCALES),
-    "scales of NaN": Kind(small_array("row_scale", first_is(np.nan)), "it holds NaN or inf", "one.zarr/row_scale"),
-    "means of infinity": Kind(small_array("mean", first_is(np.inf)), "it holds NaN or inf", "one.zarr/mean"),
-    "scales changed": Kind(at(SCALES, lambda path: overwrite(path, 400, flip, 1)), "its SHA-256", SCALES),
+    "scales of NaN": Kind(
+        small_array("row_scale", first_is(np.nan)), "it holds NaN or inf", "one.zarr/row_scale"
+    ),
+    "means of infinity": Kind(
+        small_array("mean", first_is(np.inf)), "it holds NaN or inf", "one.zarr/mean"
+    ),
+    "scales changed": Kind(
+        at(SCALES, lambda path: overwrite(path, 400, flip, 1)), "its SHA-256", SCALES
+    ),
 }
 
 
@@ -177,7 +235,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[Storage, Path]:
 
 
 def opened(folder: Path) -> ActivationStore:
-    return ActivationStore.open([folder / f"{name}.zarr" for name in ROWS], [folder / f"{name}.json" for name in ROWS])
+    return ActivationStore.open(
+        [folder / f"{name}.zarr" for name in ROWS], [folder / f"{name}.json" for name in ROWS]
+    )
 
 
 def silent_reads(folder: Path, truth: npt.NDArray[np.float16]) -> int:
@@ -200,12 +260,15 @@ def silent_reads(folder: Path, truth: npt.NDArray[np.float16]) -> int:
 def bytes_of(folder: Path, name: str) -> dict[str, tuple[bytes, int]]:
     """Content and date of every file of one store and its manifest."""
     paths = [folder / f"{name}.json", *(folder / f"{name}.zarr").rglob("*")]
-    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths if path.is_file()}
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(
     ("storage", "name"),
-    [(storage, name) for storage in ("fp16", "int8s") for name in KINDS] + [("int8s", name) for name in KINDS_OF_INT8S],
+    [(storage, name) for storage in ("fp16", "int8s") for name in KINDS]
+    + [("int8s", name) for name in KINDS_OF_INT8S],
 )
 def test_damage_is_never_read_is_named_and_is_mended_by_the_job_of_one_store(
     storage: Storage, name: str, sound: dict[Storage, Path], tmp_path: Path
@@ -220,8 +283,12 @@ def test_damage_is_never_read_is_named_and_is_mended_by_the_job_of_one_store(
     assert str(folder / kind.named) in str(caught.value)
     assert "run again" in str(caught.value) or "then: snakemake" in str(caught.value)
     assert silent_reads(folder, truth) == 0
-    stores, manifests = ([folder / f"{each}.{ending}" for each in ROWS] for ending in ("zarr", "json"))
-    problems = verification.check(verification.Group("layer", stores, manifests, whole=False)).problems
+    stores, manifests = (
+        [folder / f"{each}.{ending}" for each in ROWS] for ending in ("zarr", "json")
+    )
+    problems = verification.check(
+        verification.Group("layer", stores, manifests, whole=False)
+    ).problems
     assert any(str(folder / kind.mended) in problem for problem in problems), problems
 
     (other,) = set(ROWS) - {kind.mended}
@@ -233,7 +300,9 @@ def test_damage_is_never_read_is_named_and_is_mended_by_the_job_of_one_store(
 
 
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
-def test_two_writers_at_once_are_refused_and_the_first_one_s_store_is_sound(storage: Storage, tmp_path: Path) -> None:
+def test_two_writers_at_once_are_refused_and_the_first_one_s_store_is_sound(
+    storage: Storage, tmp_path: Path
+) -> None:
     header, values = HEADER._replace(storage=storage), make_rows(9_000)
     store, manifest = tmp_path / "one.zarr", tmp_path / "one.json"
     with StoreWriter(store, manifest, header, rows=9_000, d_model=WIDTH) as first:

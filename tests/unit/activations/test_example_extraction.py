@@ -20,9 +20,12 @@ from ghosttrack.inputs import models
 
 LAYERS = [0, 2]
 PARTS = [
-    ("The capital of France is", " Paris", "."), ("The atomic number of gold is", " 79", "."),
-    ("Q: Who? A:", " Ada Lovelace", ""), ("The capital of São Paulo is", " a 🙂 city", "!"), ("Is it", " gold", "? The capital"),
-]  # fmt: skip
+    ("The capital of France is", " Paris", "."),
+    ("The atomic number of gold is", " 79", "."),
+    ("Q: Who? A:", " Ada Lovelace", ""),
+    ("The capital of São Paulo is", " a 🙂 city", "!"),
+    ("Is it", " gold", "? The capital"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,9 @@ def spoken(tokenizer: Any, one: Encoded) -> str:
 def test_the_answer_is_the_tokens_that_overlap_its_characters_with_a_leading_space(
     tokenizer: Any, examples: pd.DataFrame
 ) -> None:
-    for one, (prompt, answer, suffix) in zip(encode(examples, tokenizer, 64, "x"), PARTS, strict=True):
+    for one, (prompt, answer, suffix) in zip(
+        encode(examples, tokenizer, 64, "x"), PARTS, strict=True
+    ):
         assert spoken(tokenizer, one) == answer
         assert one.ids[0] == 0
         assert tokenizer.decode(one.ids[1:].tolist()) == prompt + answer + suffix
@@ -72,7 +77,12 @@ def test_the_answer_is_the_tokens_that_overlap_its_characters_with_a_leading_spa
 @pytest.mark.parametrize(
     ("text", "answer", "offsets", "expected"),
     [
-        ("is 42.", "42", [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6)], [1, 2, 3]),  # space, digit, digit
+        (
+            "is 42.",
+            "42",
+            [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6)],
+            [1, 2, 3],
+        ),  # space, digit, digit
         ("is 42.", "42", [(0, 2), (2, 5), (5, 6)], [1]),
         ("is:42.", "42", [(0, 2), (2, 3), (3, 5), (5, 6)], [2]),  # a colon is no space
         ("A\n42", "42", [(0, 1), (1, 2), (2, 4)], [2]),  # nor is the end of a line
@@ -94,11 +104,15 @@ def test_an_answer_that_is_empty_or_outside_the_text_names_its_example(
     tokenizer: Any, examples: pd.DataFrame, start: int, end: int
 ) -> None:
     examples.loc[3, ["answer_start", "answer_end"]] = [start, end]
-    with pytest.raises(UserError, match=rf"data set facts, id e3: characters {start}\.\.{end} .* hold no answer"):
+    with pytest.raises(
+        UserError, match=rf"data set facts, id e3: characters {start}\.\.{end} .* hold no answer"
+    ):
         encode(examples, tokenizer, 64, "facts")
 
 
-def test_a_text_longer_than_the_context_names_its_example_and_the_limit(tokenizer: Any, examples: pd.DataFrame) -> None:
+def test_a_text_longer_than_the_context_names_its_example_and_the_limit(
+    tokenizer: Any, examples: pd.DataFrame
+) -> None:
     longest = max(len(one.ids) for one in encode(examples, tokenizer, 64, "facts"))
     encode(examples, tokenizer, longest, "facts")
     with pytest.raises(
@@ -115,7 +129,10 @@ class Found(NamedTuple):
 
 
 def extract(folder: Path, model: Any, encoded: list[Encoded], batch: int) -> Found:
-    made = [StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json") for name in (*LAYERS, "embedding")]
+    made = [
+        StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json")
+        for name in (*LAYERS, "embedding")
+    ]
     tables = example_extraction.extract_examples(
         model,
         Origin("tiny", "weights"),
@@ -135,7 +152,9 @@ def test_answer_tokens_that_a_store_cannot_hold_are_refused_with_their_layer(
     tmp_path: Path, tokenizer: Any, model: Any, examples: pd.DataFrame
 ) -> None:
     model.get_input_embeddings().weight.data[:, 3] = -90_000.0
-    with pytest.raises(UserError, match=r"hold values beyond float16.*the largest is (89|90),\d\d\d in row \d"):
+    with pytest.raises(
+        UserError, match=r"hold values beyond float16.*the largest is (89|90),\d\d\d in row \d"
+    ):
         extract(tmp_path, model, encode(examples, tokenizer, 64, "x"), 2)
     assert not list(tmp_path.rglob("*.json"))
 
@@ -156,17 +175,28 @@ def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFr
         for place in read.tolist():
             predicted, token = log_probabilities[place - 1], int(ids[0, place])
             best = predicted.sort(descending=True)
-            rows.append({
-                "example": number, "position": place - one.lead + 1, "token": token, "logprob": float(predicted[token]),
-                "entropy": float(-(predicted.exp() * predicted).sum()), "margin": float(best.values[0] - best.values[1]),
-                "rank": best.indices.tolist().index(token),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "example": number,
+                    "position": place - one.lead + 1,
+                    "token": token,
+                    "logprob": float(predicted[token]),
+                    "entropy": float(-(predicted.exp() * predicted).sum()),
+                    "margin": float(best.values[0] - best.values[1]),
+                    "rank": best.indices.tolist().index(token),
+                }
+            )
     return [torch.cat(kept).numpy() for kept in states], pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_every_batch_gives_what_one_example_at_a_time_gives(
-    tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    model: Any,
+    tokenizer: Any,
+    examples: pd.DataFrame,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(example_extraction, "WINDOW_BATCHES", 2)
     monkeypatch.setattr(packed_texts, "HEAD_ROWS", 7)
@@ -176,38 +206,74 @@ def test_every_batch_gives_what_one_example_at_a_time_gives(
     for store, expected in zip([found.embedding, *found.layers], states, strict=True):
         np.testing.assert_allclose(store.read(), expected, rtol=2e-3, atol=1e-3)
         assert store.context is None
-    pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
+    pd.testing.assert_frame_equal(
+        found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4
+    )
     require_same_rows([found.embedding, *found.layers])
     assert (found.embedding.layer, found.embedding.site) == (None, "embedding")
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_shared_beginning_gives_what_whole_texts_give(
-    tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    model: Any,
+    tokenizer: Any,
+    examples: pd.DataFrame,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
-    monkeypatch.setattr(example_tokens, "context_of", {"capital": "Q: Who? A: Ada.\n", "symbol": ""}.__getitem__)
-    examples["relation"], examples["mode"] = ["capital", "symbol", "symbol", "capital", "capital"], "given"
+    monkeypatch.setattr(
+        example_tokens, "context_of", {"capital": "Q: Who? A: Ada.\n", "symbol": ""}.__getitem__
+    )
+    examples["relation"], examples["mode"] = (
+        ["capital", "symbol", "symbol", "capital", "capital"],
+        "given",
+    )
     encoded = encode(examples, tokenizer, 64, "x")
     shown = [0, *tokenizer("Q: Who? A: Ada.\n")["input_ids"]]
-    assert [len(one.before) for one in encoded] == [len(shown) - 1, 0, 0, len(shown) - 1, len(shown) - 1]
+    assert [len(one.before) for one in encoded] == [
+        len(shown) - 1,
+        0,
+        0,
+        len(shown) - 1,
+        len(shown) - 1,
+    ]
     assert encoded[0].ids[0] == shown[-1]
     assert [tokenizer.decode(one.ids[1:].tolist()) for one in encoded] == examples["text"].tolist()
     found = extract(tmp_path, model, encoded, batch)
     states, tokens = one_by_one(model, encoded)
     for store, expected in zip([found.embedding, *found.layers], states, strict=True):
         np.testing.assert_allclose(store.read(), expected, rtol=2e-3, atol=1e-3)
-    pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
+    pd.testing.assert_frame_equal(
+        found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize(("positions", "texts"), [
-    ("last", [" Paris", " 79", " Lovelace", " gold"]),
-    ("all", ["The capital of France is Paris.", "The atomic number of gold is 79.", "Q: Who? A: Ada Lovelace", "Is it gold? The capital"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("positions", "texts"),
+    [
+        ("last", [" Paris", " 79", " Lovelace", " gold"]),
+        (
+            "all",
+            [
+                "The capital of France is Paris.",
+                "The atomic number of gold is 79.",
+                "Q: Who? A: Ada Lovelace",
+                "Is it gold? The capital",
+            ],
+        ),
+    ],
+)
 def test_other_positions_are_read_and_the_answer_is_scored_alike(
-    tmp_path: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, positions: example_tokens.Positions,
-    texts: list[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    model: Any,
+    tokenizer: Any,
+    examples: pd.DataFrame,
+    positions: example_tokens.Positions,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
     examples = examples.iloc[[0, 1, 2, 4]]
     answers = encode(examples, tokenizer, 64, "x")
@@ -219,16 +285,22 @@ def test_other_positions_are_read_and_the_answer_is_scored_alike(
         for own, text in zip(spoken_of, texts, strict=True)
     )
     assert positions == "last" or spoken_of == texts
-    assert [spoken(tokenizer, one) for one in encoded] == [spoken(tokenizer, one) for one in answers]
+    assert [spoken(tokenizer, one) for one in encoded] == [
+        spoken(tokenizer, one) for one in answers
+    ]
     found = extract(tmp_path / positions, model, encoded, 2)
     states, tokens = one_by_one(model, encoded)
     for store, expected in zip([found.embedding, *found.layers], states, strict=True):
         np.testing.assert_allclose(store.read(), expected, rtol=2e-3, atol=1e-3)
-    pd.testing.assert_frame_equal(found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4)
+    pd.testing.assert_frame_equal(
+        found.tables.tokens, tokens, check_dtype=False, rtol=1e-4, atol=1e-4
+    )
     plain = encode(examples, tokenizer, 64, "x", ["Q: Who? A: Ada.\n"] * 4)
     about_answers = extract(tmp_path / "answer", model, plain, 2).tables.outputs
     rows = ["row_start", "row_count"]
-    pd.testing.assert_frame_equal(found.tables.outputs.drop(columns=rows), about_answers.drop(columns=rows), rtol=1e-4)
+    pd.testing.assert_frame_equal(
+        found.tables.outputs.drop(columns=rows), about_answers.drop(columns=rows), rtol=1e-4
+    )
     assert found.tables.outputs["row_count"].tolist() == [len(one.read) for one in encoded]
 
 
@@ -240,8 +312,12 @@ def test_prompts_that_begin_alike_share_their_beginning_but_no_answer(
     alike.loc[alike["id"] == "b", ["text", "answer_end"]] = ["The capital of France is Paris!", 31]
     for one, whole in zip(encode(alike, tokenizer, 64, "x"), alike["text"], strict=True):
         assert tokenizer.decode([*one.before[1:], *one.ids]) == whole
-        assert len(one.before) == one.answer[0] + len(one.before) - 1  # up to the token before the answer
-        assert one.answer[0] + one.shift == len(tokenizer("The capital of France is")["input_ids"]) + 1
+        assert (
+            len(one.before) == one.answer[0] + len(one.before) - 1
+        )  # up to the token before the answer
+        assert (
+            one.answer[0] + one.shift == len(tokenizer("The capital of France is")["input_ids"]) + 1
+        )
 
 
 def test_outputs_sum_up_the_tokens_of_each_example(
@@ -249,26 +325,42 @@ def test_outputs_sum_up_the_tokens_of_each_example(
 ) -> None:
     encoded = encode(examples, tokenizer, 64, "x")
     found = extract(tmp_path, model, encoded, 2).tables
-    for number, (one, row) in enumerate(zip(encoded, found.outputs.to_dict("records"), strict=True)):
+    for number, (one, row) in enumerate(
+        zip(encoded, found.outputs.to_dict("records"), strict=True)
+    ):
         tokens = found.tokens[found.tokens["example"] == number]
-        assert tokens.index.tolist() == list(range(row["row_start"], row["row_start"] + row["row_count"]))
+        assert tokens.index.tolist() == list(
+            range(row["row_start"], row["row_start"] + row["row_count"])
+        )
         assert row["input_tokens"] == len(one.ids)
         first = tokens.iloc[0]
         expected = {
-            "logprob_sum": tokens.logprob.sum(), "logprob_mean": tokens.logprob.mean(), "logprob_min": tokens.logprob.min(),
-            "logprob_first": first.logprob, "entropy_mean": tokens.entropy.mean(), "entropy_first": first.entropy,
-            "margin_mean": tokens.margin.mean(), "margin_first": first.margin, "rank_first": first["rank"],
-        }  # fmt: skip
+            "logprob_sum": tokens.logprob.sum(),
+            "logprob_mean": tokens.logprob.mean(),
+            "logprob_min": tokens.logprob.min(),
+            "logprob_first": first.logprob,
+            "entropy_mean": tokens.entropy.mean(),
+            "entropy_first": first.entropy,
+            "margin_mean": tokens.margin.mean(),
+            "margin_first": first.margin,
+            "rank_first": first["rank"],
+        }
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
         ids = torch.from_numpy(one.ids)
         loss = model(ids[None], labels=ids[None]).loss  # mean over all tokens but the first
         assert row["text_logprob_mean"] == pytest.approx(-float(loss), rel=1e-4)
 
 
-def test_two_runs_write_the_same_bytes(tmp_path: Path, tokenizer: Any, examples: pd.DataFrame) -> None:
+def test_two_runs_write_the_same_bytes(
+    tmp_path: Path, tokenizer: Any, examples: pd.DataFrame
+) -> None:
     encoded = encode(examples, tokenizer, 64, "x")
-    one, other = (extract(tmp_path / name, small_models.make_model("llama"), encoded, 2) for name in "xy")
-    assert [store.fingerprint() for store in one.layers] == [store.fingerprint() for store in other.layers]
+    one, other = (
+        extract(tmp_path / name, small_models.make_model("llama"), encoded, 2) for name in "xy"
+    )
+    assert [store.fingerprint() for store in one.layers] == [
+        store.fingerprint() for store in other.layers
+    ]
     pd.testing.assert_frame_equal(one.tables.outputs, other.tables.outputs, check_exact=True)
 
 
@@ -302,28 +394,61 @@ def test_logits_that_the_model_changes_behind_its_head_are_the_models_own(
     assert found["logprob"].min() > -4 - np.log(400)  # capped at 2
 
 
-def test_the_script_writes_aligned_stores_and_tables(tmp_path: Path, tokenizer: Any, examples: pd.DataFrame) -> None:
-    import extract_examples
+def test_the_script_writes_aligned_stores_and_tables(
+    tmp_path: Path, tokenizer: Any, examples: pd.DataFrame
+) -> None:
+    from extract import extract_examples
 
     small_models.save(small_models.make_model("gpt2"), tokenizer, tmp_path / "model")
     examples.to_parquet(tmp_path / "examples.parquet")
     extract_examples.main(
-        examples=tmp_path / "examples.parquet", weights=tmp_path / "model" / "model.safetensors", check=small_models.save_check(tmp_path),
-        stores=[tmp_path / "layer_01.zarr"], manifests=[tmp_path / "layer_01.json"], embedding=tmp_path / "e.zarr",
-        embedding_manifest=tmp_path / "e.json", background=tmp_path / "background.npz", prompt_states=tmp_path / "prompts.npz", prompts=8, seed=0, tokens=tmp_path / "tokens.parquet", outputs=tmp_path / "outputs.parquet",
-        site="resid_post", positions="answer", dataset="x", batch=2, threads=1, whether_true=True,
-    )  # fmt: skip
-    tokens, outputs = pd.read_parquet(tmp_path / "tokens.parquet"), pd.read_parquet(tmp_path / "outputs.parquet")
+        examples=tmp_path / "examples.parquet",
+        weights=tmp_path / "model" / "model.safetensors",
+        check=small_models.save_check(tmp_path),
+        stores=[tmp_path / "layer_01.zarr"],
+        manifests=[tmp_path / "layer_01.json"],
+        embedding=tmp_path / "e.zarr",
+        embedding_manifest=tmp_path / "e.json",
+        background=tmp_path / "background.npz",
+        prompt_states=tmp_path / "prompts.npz",
+        prompts=8,
+        seed=0,
+        tokens=tmp_path / "tokens.parquet",
+        outputs=tmp_path / "outputs.parquet",
+        site="resid_post",
+        positions="answer",
+        dataset="x",
+        batch=2,
+        threads=1,
+        whether_true=True,
+    )
+    tokens, outputs = (
+        pd.read_parquet(tmp_path / "tokens.parquet"),
+        pd.read_parquet(tmp_path / "outputs.parquet"),
+    )
     store = ActivationStore.open([tmp_path / "layer_01.zarr"], [tmp_path / "layer_01.json"])
     assert store.layer == 1
     assert store.rows == len(tokens) == outputs["row_count"].sum()
-    assert tokens.columns.tolist() == ["example", "position", "token", "text", "logprob", "entropy", "margin", "rank"]
+    assert tokens.columns.tolist() == [
+        "example",
+        "position",
+        "token",
+        "text",
+        "logprob",
+        "entropy",
+        "margin",
+        "rank",
+    ]
     assert outputs["id"].tolist() == examples["id"].tolist()
     assert outputs["other_prompts"].tolist() == [4] * len(examples)
-    assert outputs["p_true"].isna().all()  # behind solved examples these texts are longer than the 64 tokens it takes
+    assert (
+        outputs["p_true"].isna().all()
+    )  # behind solved examples these texts are longer than the 64 tokens it takes
     assert np.isfinite(outputs[["pmi_sum", "pmi_mean", "pmi_first"]]).all(axis=None)
     with np.load(tmp_path / "background.npz") as background:
         assert background.files == ["layer_01"]
         assert background["layer_01"].shape == (len(examples), small_models.WIDTH)
     assert "".join(tokens.loc[tokens["example"] == 2, "text"]) == " Ada Lovelace"
-    assert models.separator(tokenizer) == example_tokens.encode(examples, tokenizer, 64, "x")[0].ids[0]
+    assert (
+        models.separator(tokenizer) == example_tokens.encode(examples, tokenizer, 64, "x")[0].ids[0]
+    )

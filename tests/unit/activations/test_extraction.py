@@ -15,7 +15,7 @@ from ghosttrack.activations import extraction, hooks, reader, store, writer
 from ghosttrack.activations.extraction import Origin, StoreFiles
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
-from ghosttrack.files import read_json
+from ghosttrack.runtime.files import read_json
 
 ORIGIN = Origin("tiny", "weights")
 CONTEXTS, CONTEXT = 7, 12
@@ -54,7 +54,9 @@ def extract(
 
 def hidden_states(model: Any, tokens: npt.NDArray[np.int32]) -> list[npt.NDArray[np.float32]]:
     with torch.no_grad():
-        found = model(torch.from_numpy(tokens.astype(np.int64)), output_hidden_states=True).hidden_states
+        found = model(
+            torch.from_numpy(tokens.astype(np.int64)), output_hidden_states=True
+        ).hidden_states
     return [state.flatten(0, 1).numpy() for state in found]
 
 
@@ -73,7 +75,9 @@ def test_stores_hold_the_hidden_states_of_every_layer_but_the_last(
     # transformers' last hidden state is after the final norm: not the output of the last block.
     assert np.abs(stores[3].read() - expected[4]).max() > 0.1
     norm = model.transformer.ln_f if hasattr(model, "transformer") else model.model.norm
-    np.testing.assert_allclose(norm(torch.from_numpy(stores[3].read()).float()).numpy(), expected[4], atol=1e-2)
+    np.testing.assert_allclose(
+        norm(torch.from_numpy(stores[3].read()).float()).numpy(), expected[4], atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("site", ["mlp_out", "attn_out"])
@@ -81,13 +85,19 @@ def test_other_sites_are_the_two_additions_to_the_residual_stream(
     tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32], site: str
 ) -> None:
     other = {"mlp_out": "attn_out", "attn_out": "mlp_out"}[site]
-    one, two = (extract(tmp_path / name, model, tokens, [1], site=name)[0] for name in (site, other))
+    one, two = (
+        extract(tmp_path / name, model, tokens, [1], site=name)[0] for name in (site, other)
+    )
     assert (one.site, two.site) == (site, other)
     states = hidden_states(model, tokens)
-    np.testing.assert_allclose(one.read() + two.read().astype(np.float32), states[2] - states[1], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(
+        one.read() + two.read().astype(np.float32), states[2] - states[1], rtol=1e-2, atol=1e-2
+    )
 
 
-def test_nothing_above_the_highest_layer_is_computed(tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]) -> None:
+def test_nothing_above_the_highest_layer_is_computed(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
+) -> None:
     ran: list[int] = []
     blocks = model.transformer.h if hasattr(model, "transformer") else model.model.layers
     for number, block in enumerate(blocks):
@@ -97,7 +107,9 @@ def test_nothing_above_the_highest_layer_is_computed(tmp_path: Path, model: Any,
     assert ran == [0, 1, 2]
 
 
-def test_the_model_works_as_before_after_extraction(tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]) -> None:
+def test_the_model_works_as_before_after_extraction(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
+) -> None:
     before, hooks = hidden_states(model, tokens), count_hooks(model)
     extract(tmp_path, model, tokens, [0, 1])
     for one, other in zip(before, hidden_states(model, tokens), strict=True):
@@ -105,20 +117,32 @@ def test_the_model_works_as_before_after_extraction(tmp_path: Path, model: Any, 
     assert count_hooks(model) == hooks
 
 
-def test_the_batch_changes_nothing_but_rounding(tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]) -> None:
-    one, other = (extract(tmp_path / str(batch), model, tokens, [2], batch=batch)[0].read() for batch in (1, 5))
+def test_the_batch_changes_nothing_but_rounding(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
+) -> None:
+    one, other = (
+        extract(tmp_path / str(batch), model, tokens, [2], batch=batch)[0].read()
+        for batch in (1, 5)
+    )
     np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3)
 
 
-def test_two_runs_write_the_same_bytes(tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]) -> None:
+def test_two_runs_write_the_same_bytes(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
+) -> None:
     for name in ("x", "y"):
         extract(tmp_path / name, model, tokens, [0, 3])
     for path in (tmp_path / "x").rglob("*"):
         if path.is_file():
-            assert path.read_bytes() == (tmp_path / "y" / path.relative_to(tmp_path / "x")).read_bytes()
+            assert (
+                path.read_bytes()
+                == (tmp_path / "y" / path.relative_to(tmp_path / "x")).read_bytes()
+            )
 
 
-def test_shards_together_hold_the_whole_corpus(tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]) -> None:
+def test_shards_together_hold_the_whole_corpus(
+    tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
+) -> None:
     whole = extract(tmp_path / "whole", model, tokens, [1], batch=3)[0]
     made = []
     for shard, first in enumerate((0, 3, 6)):
@@ -138,10 +162,16 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
 ) -> None:
     one = extract(tmp_path / "a", model, tokens, [2])[0]
     assert one.attributes == {
-        "model": "tiny", "weights_sha256": "weights", "layer": 2, "site": "resid_post", "context": CONTEXT,
-        "tokens_sha256": extraction.tokens_sha256(tokens), "storage": "fp16", "d_model": small_models.WIDTH,
+        "model": "tiny",
+        "weights_sha256": "weights",
+        "layer": 2,
+        "site": "resid_post",
+        "context": CONTEXT,
+        "tokens_sha256": extraction.tokens_sha256(tokens),
+        "storage": "fp16",
+        "d_model": small_models.WIDTH,
         "total_rows": tokens.size,
-    }  # fmt: skip
+    }
     tokens[0, 1] += 1
     assert extraction.tokens_sha256(tokens) != one.attributes["tokens_sha256"]
 
@@ -153,7 +183,9 @@ def test_a_tensor_becomes_the_block_that_numpy_makes_of_it() -> None:
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
     np.testing.assert_array_equal(one.clipped, other.clipped)
-    np.testing.assert_array_equal(other.clipped[:, 1], [n for n in (np.abs(rows) > 65_504).sum(1) if n])
+    np.testing.assert_array_equal(
+        other.clipped[:, 1], [n for n in (np.abs(rows) > 65_504).sum(1) if n]
+    )
     assert len(extraction.to_block(torch.from_numpy(rows / 1e3)).clipped) == 0
 
 
@@ -171,7 +203,8 @@ def test_activations_that_a_store_cannot_hold_are_refused_with_their_layer(
 ) -> None:
     model.get_input_embeddings().weight[:, 3] = 90_000.0
     with pytest.raises(
-        UserError, match=r"resid_post of layer 0: \d+ of \d+ rows hold values beyond float16.*is (89|90),\d\d\d"
+        UserError,
+        match=r"resid_post of layer 0: \d+ of \d+ rows hold values beyond float16.*is (89|90),\d\d\d",
     ):
         extract(tmp_path, model, tokens, [0, 1])
     assert not list(tmp_path.rglob("*.json"))
@@ -183,9 +216,13 @@ def test_layers_that_the_model_does_not_have_are_refused(tmp_path: Path, layers:
         extract(tmp_path, small_models.make_model("gpt2"), np.zeros((2, 5), dtype=np.int32), layers)
 
 
-def test_contexts_longer_than_the_model_takes_or_beyond_the_corpus_are_refused(tmp_path: Path) -> None:
+def test_contexts_longer_than_the_model_takes_or_beyond_the_corpus_are_refused(
+    tmp_path: Path,
+) -> None:
     model = small_models.make_model("gpt2")
-    with pytest.raises(UserError, match=r"corpus\.context: 65 tokens are more than the model takes \(64\)"):
+    with pytest.raises(
+        UserError, match=r"corpus\.context: 65 tokens are more than the model takes \(64\)"
+    ):
         extract(tmp_path, model, np.zeros((2, 65), dtype=np.int32), [0])
     with pytest.raises(UserError, match="the corpus has 2 contexts, this job starts at context 2"):
         extract(tmp_path, model, np.zeros((2, 5), dtype=np.int32), [0], first=2)
@@ -193,33 +230,54 @@ def test_contexts_longer_than_the_model_takes_or_beyond_the_corpus_are_refused(t
 
 def test_the_origin_of_a_model_without_an_id_is_its_kind(tmp_path: Path) -> None:
     small_models.save(small_models.make_model("gpt2"), small_models.make_tokenizer(), tmp_path)
-    assert extraction.origin(tmp_path) == Origin("random", read_json(tmp_path / "source.json")["weights_sha256"])
+    assert extraction.origin(tmp_path) == Origin(
+        "random", read_json(tmp_path / "source.json")["weights_sha256"]
+    )
 
 
 def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
     tmp_path: Path, tokens: npt.NDArray[np.int32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import extract_activations
-    import extract_heldout
+    from extract import extract_activations, extract_heldout
     from ghosttrack.inputs import corpus
 
     monkeypatch.setattr(corpus, "read_tokens", lambda *_: corpus.Tokens(tokens, tokens, {}))
-    small_models.save(small_models.make_model("llama"), small_models.make_tokenizer(), tmp_path / "model")
+    small_models.save(
+        small_models.make_model("llama"), small_models.make_tokenizer(), tmp_path / "model"
+    )
     common: dict[str, Any] = {
-        "weights": tmp_path / "model" / "model.safetensors", "check": small_models.save_check(tmp_path), "site": "resid_post", "batch": 2, "threads": 1, "code": "",
-    }  # fmt: skip
+        "weights": tmp_path / "model" / "model.safetensors",
+        "check": small_models.save_check(tmp_path),
+        "site": "resid_post",
+        "batch": 2,
+        "threads": 1,
+        "code": "",
+    }
     made = [targets(tmp_path / "train", [0, 2], shard) for shard in (0, 1)]
     for shard in (0, 1):
-        stores, manifests = [one.store for one in made[shard]], [one.manifest for one in made[shard]]
+        stores, manifests = (
+            [one.store for one in made[shard]],
+            [one.manifest for one in made[shard]],
+        )
         extract_activations.main(
-            train=tmp_path, train_manifest=tmp_path, stores=stores, manifests=manifests, contexts_per_shard=4, storage="fp16",
-            shard=shard, **common,
-        )  # fmt: skip
+            train=tmp_path,
+            train_manifest=tmp_path,
+            stores=stores,
+            manifests=manifests,
+            contexts_per_shard=4,
+            storage="fp16",
+            shard=shard,
+            **common,
+        )
     heldout = targets(tmp_path / "heldout", [0, 2])
     stores, manifests = [one.store for one in heldout], [one.manifest for one in heldout]
-    extract_heldout.main(heldout=tmp_path, heldout_manifest=tmp_path, stores=stores, manifests=manifests, **common)
+    extract_heldout.main(
+        heldout=tmp_path, heldout_manifest=tmp_path, stores=stores, manifests=manifests, **common
+    )
     for place in (0, 1):
-        joined = ActivationStore.open([shard[place].store for shard in made], [shard[place].manifest for shard in made])
+        joined = ActivationStore.open(
+            [shard[place].store for shard in made], [shard[place].manifest for shard in made]
+        )
         whole = ActivationStore.open([heldout[place].store], [heldout[place].manifest])
         np.testing.assert_allclose(joined.read(), whole.read(), rtol=2e-3, atol=1e-3)
         assert joined.attributes == whole.attributes
@@ -240,7 +298,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content_of(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -248,9 +308,14 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 # Passes of 36, 36 and 12 rows: after one, a file of 24 rows is whole and its pass is repeated; after two, three files are.
 @pytest.mark.parametrize(("passes", "repeated"), [(1, 3), (2, 1)])
 def test_a_job_that_fails_is_gone_on_with_and_gives_the_same_bytes(
-    storage: str, passes: int, repeated: int, tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32],
+    storage: str,
+    passes: int,
+    repeated: int,
+    tmp_path: Path,
+    model: Any,
+    tokens: npt.NDArray[np.int32],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     extract(tmp_path / "whole", model, tokens, [0, 2], storage=storage)
     run, allowed, count = hooks.run_to_highest, passes, 0
 

@@ -13,7 +13,7 @@ from ghosttrack.activations import generation
 from ghosttrack.activations.decoding import Written, complete
 from ghosttrack.activations.generation import choose_questions, mark, sample_table, uniform_numbers
 from ghosttrack.errors import UserError
-from ghosttrack.files import read_json
+from ghosttrack.runtime.files import read_json
 
 PROMPTS = [
     "The capital of France is",
@@ -34,7 +34,12 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def slowly(
-    model: Any, tokenizer: Any, prompt: str, count: int, draws: np.ndarray | None = None, temperature: float = 1.0
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    count: int,
+    draws: np.ndarray | None = None,
+    temperature: float = 1.0,
 ) -> tuple[str, list[float]]:
     """The obvious way: one prompt, no padding, no cache, nothing shared; text and log-probability of each token."""
     start = [0, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
@@ -64,11 +69,21 @@ def assert_same(found: Written, expected: tuple[str, list[float]]) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(model: Any, tokenizer: Any, batch: int) -> None:
+def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(
+    model: Any, tokenizer: Any, batch: int
+) -> None:
     # The last three share their head with the first, as questions share their solved examples.
     prompts = [*PROMPTS, *(f"{PROMPTS[1]} {end}" for end in ("Ada", "gold", "Is it Paris"))]
     for found, prompt in zip(
-        complete(model, tokenizer, prompts, max_new_tokens=6, batch=batch, dataset="x", limits=small_models.exact()),
+        complete(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=6,
+            batch=batch,
+            dataset="x",
+            limits=small_models.exact(),
+        ),
         prompts,
         strict=True,
     ):
@@ -77,7 +92,9 @@ def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(model: A
 
 
 @pytest.mark.parametrize("batch", [2, 8])
-def test_drawn_answers_follow_from_their_own_numbers_alone(model: Any, tokenizer: Any, batch: int) -> None:
+def test_drawn_answers_follow_from_their_own_numbers_alone(
+    model: Any, tokenizer: Any, batch: int
+) -> None:
     prompts = [prompt for prompt in PROMPTS for _ in range(3)]
     draws = uniform_numbers(PROMPTS, 3, 6, seed=5)
     found = complete(
@@ -123,7 +140,9 @@ def test_drawn_tokens_are_as_frequent_as_the_model_says(model: Any, tokenizer: A
     counted = pd.Series([round(each.logprobs[0], 4) for each in found]).value_counts(normalize=True)
     for token in expected.topk(5).indices.tolist():
         alike = (plain - plain[token]).abs() < 1e-4
-        assert counted[round(float(plain[token]), 4)] == pytest.approx(float(expected[alike].sum()), abs=2e-3)
+        assert counted[round(float(plain[token]), 4)] == pytest.approx(
+            float(expected[alike].sum()), abs=2e-3
+        )
 
 
 def test_an_answer_ends_with_its_first_line(tokenizer: Any) -> None:
@@ -141,17 +160,39 @@ def test_an_answer_ends_with_its_first_line(tokenizer: Any) -> None:
 
     model.forward = forward.__get__(model)
     (found,) = complete(
-        model, tokenizer, ["Is it"], max_new_tokens=30, batch=1, dataset="x", limits=small_models.exact()
+        model,
+        tokenizer,
+        ["Is it"],
+        max_new_tokens=30,
+        batch=1,
+        dataset="x",
+        limits=small_models.exact(),
     )
     assert found.text == "\n\nParis it\n"
 
 
 def test_the_sampling_defaults_of_a_model_are_ignored(model: Any, tokenizer: Any) -> None:
-    expected = complete(model, tokenizer, PROMPTS, max_new_tokens=6, batch=2, dataset="x", limits=small_models.exact())
+    expected = complete(
+        model,
+        tokenizer,
+        PROMPTS,
+        max_new_tokens=6,
+        batch=2,
+        dataset="x",
+        limits=small_models.exact(),
+    )
     model.generation_config.do_sample = True
     model.generation_config.repetition_penalty = 5.0
     assert (
-        complete(model, tokenizer, PROMPTS, max_new_tokens=6, batch=2, dataset="x", limits=small_models.exact())
+        complete(
+            model,
+            tokenizer,
+            PROMPTS,
+            max_new_tokens=6,
+            batch=2,
+            dataset="x",
+            limits=small_models.exact(),
+        )
         == expected
     )
 
@@ -159,25 +200,42 @@ def test_the_sampling_defaults_of_a_model_are_ignored(model: Any, tokenizer: Any
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tokenizer: Any) -> None:
     model = small_models.make_model("gpt2")
     with pytest.raises(
-        UserError, match=r"data set trivia: a prompt of \d+ tokens and generation\.max_new_tokens 60 exceed the 64"
+        UserError,
+        match=r"data set trivia: a prompt of \d+ tokens and generation\.max_new_tokens 60 exceed the 64",
     ):
-        complete(model, tokenizer, PROMPTS, max_new_tokens=60, batch=2, dataset="trivia", limits=small_models.exact())
+        complete(
+            model,
+            tokenizer,
+            PROMPTS,
+            max_new_tokens=60,
+            batch=2,
+            dataset="trivia",
+            limits=small_models.exact(),
+        )
 
 
 def questions(count: int = 1) -> pd.DataFrame:
     capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Chad": "N'Djamena"}
     rows = [
         {
-            "id": f"q{number}{subject}", "group": subject, "relation": "capital", "subject": subject,
-            "question": f"What is the capital of {subject}?", "prompt": f"The capital of {subject} is", "gold": [city],
+            "id": f"q{number}{subject}",
+            "group": subject,
+            "relation": "capital",
+            "subject": subject,
+            "question": f"What is the capital of {subject}?",
+            "prompt": f"The capital of {subject} is",
+            "gold": [city],
         }
-        for number in range(count) for subject, city in capitals.items()
-    ]  # fmt: skip
+        for number in range(count)
+        for subject, city in capitals.items()
+    ]
     return pd.DataFrame(rows)
 
 
 def test_answers_are_cut_marked_and_counted() -> None:
-    found = mark(questions(), [" Paris.\nThe capital of", " Madrid.\n", "", " Paris or N'Djamena."], "x")
+    found = mark(
+        questions(), [" Paris.\nThe capital of", " Madrid.\n", "", " Paris or N'Djamena."], "x"
+    )
     assert found.examples.columns.tolist() == generation.EXAMPLE_COLUMNS
     labels = dict(zip(found.examples["subject"], found.examples["label"], strict=True))
     assert labels["France"] == 0
@@ -187,12 +245,16 @@ def test_answers_are_cut_marked_and_counted() -> None:
     assert found.counts["wrong"] >= 1
     assert found.counts["empty"] == 1
     assert sum(found.counts[name] for name in ("correct", "wrong", "ambiguous", "empty")) == 4
-    assert found.counts["by_relation"] == {"capital": {k: v for k, v in found.counts.items() if k != "by_relation"}}
+    assert found.counts["by_relation"] == {
+        "capital": {k: v for k, v in found.counts.items() if k != "by_relation"}
+    }
     assert len(found.examples) == found.counts["correct"] + found.counts["wrong"]
 
 
 def test_the_answer_span_is_the_cut_answer_and_ends_the_text() -> None:
-    row = mark(questions().head(1), [" Paris.\nThe capital of Italy is Rome."], "x").examples.iloc[0]
+    row = mark(questions().head(1), [" Paris.\nThe capital of Italy is Rome."], "x").examples.iloc[
+        0
+    ]
     assert row["text"][row["answer_start"] : row["answer_end"]] == row["answer"] == "Paris"
     assert row["text"] == "The capital of France is Paris"
     assert row["prompt"] == "The capital of France is"
@@ -201,7 +263,10 @@ def test_the_answer_span_is_the_cut_answer_and_ends_the_text() -> None:
 
 
 def test_no_answer_at_all_is_an_error_that_says_what_to_change() -> None:
-    with pytest.raises(UserError, match=r"data set x: none of 4 answers could be marked .*'empty': 4.*max_new_tokens"):
+    with pytest.raises(
+        UserError,
+        match=r"data set x: none of 4 answers could be marked .*'empty': 4.*max_new_tokens",
+    ):
         mark(questions(), [""] * 4, "x")
 
 
@@ -225,16 +290,29 @@ def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
         pd.concat([france, chad]),
         [said(" Paris.\n", -1.0, -2.0), said(" the N'Djamena", -0.5)],
         [
-            said(" PARIS", -3.0), said(" Lyon", -4.0), said(" Paris or N'Djamena", -1.0, -1.0, -1.0),
-            said("", ), said(" N\u2019Djamena\n", -0.25, -0.25), said(" none", -1.0),
+            said(" PARIS", -3.0),
+            said(" Lyon", -4.0),
+            said(" Paris or N'Djamena", -1.0, -1.0, -1.0),
+            said(
+                "",
+            ),
+            said(" N\u2019Djamena\n", -0.25, -0.25),
+            said(" none", -1.0),
         ],
-    )  # fmt: skip
+    )
     assert table["id"].tolist() == ["q0France"] * 4 + ["q0Chad"] * 4
     assert table["sample"].tolist() == [0, 1, 2, 3] * 2
     assert table["cluster"].tolist() == [0, 0, 1, 2, 0, 1, 0, 2]
     assert table["verdict"].tolist() == [
-        "correct", "correct", "wrong", "ambiguous", "correct", "empty", "correct", "empty",
-    ]  # fmt: skip
+        "correct",
+        "correct",
+        "wrong",
+        "ambiguous",
+        "correct",
+        "empty",
+        "correct",
+        "empty",
+    ]
     assert table["correct"].tolist()[:3] == [True, True, False]
     assert table["correct"].isna().tolist() == [False, False, False, True, False, True, False, True]
     assert table["logprob_sum"].tolist() == [-3.0, -3.0, -4.0, -3.0, -0.5, 0.0, -0.5, -1.0]
@@ -249,20 +327,31 @@ def test_clusters_do_not_know_the_gold_answers() -> None:
     assert table["cluster"].tolist() == [0, 1]
 
 
-def test_the_script_writes_examples_and_counts_the_same_twice(tmp_path: Path, tokenizer: Any) -> None:
-    import generate_answers
+def test_the_script_writes_examples_and_counts_the_same_twice(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    from extract import generate_answers
     from ghosttrack.settings import GenerationSettings
 
     small_models.save(small_models.make_model("gpt2"), tokenizer, tmp_path / "model")
     questions(3).to_parquet(tmp_path / "questions.parquet")
     for name in "xy":
         generate_answers.main(
-            questions=tmp_path / "questions.parquet", weights=tmp_path / "model" / "model.safetensors", check=small_models.save_check(tmp_path),
-            examples=tmp_path / f"{name}.parquet", labels=tmp_path / f"{name}.json", dataset="facts", batch=4,
-            samples=tmp_path / f"{name}.samples.parquet", threads=1, seed=0,
+            questions=tmp_path / "questions.parquet",
+            weights=tmp_path / "model" / "model.safetensors",
+            check=small_models.save_check(tmp_path),
+            examples=tmp_path / f"{name}.parquet",
+            labels=tmp_path / f"{name}.json",
+            dataset="facts",
+            batch=4,
+            samples=tmp_path / f"{name}.samples.parquet",
+            threads=1,
+            seed=0,
             generation=GenerationSettings(max_new_tokens=5, questions=8, samples=2),
-        )  # fmt: skip
-    assert (tmp_path / "x.samples.parquet").read_bytes() == (tmp_path / "y.samples.parquet").read_bytes()
+        )
+    assert (tmp_path / "x.samples.parquet").read_bytes() == (
+        tmp_path / "y.samples.parquet"
+    ).read_bytes()
     assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "y.parquet").read_bytes()
     counts = read_json(tmp_path / "x.json")
     assert counts == read_json(tmp_path / "y.json")
@@ -277,4 +366,6 @@ def test_the_script_writes_examples_and_counts_the_same_twice(tmp_path: Path, to
     assert len(samples) == 8 * 3
     first = samples[samples["sample"] == 0].set_index("id")
     assert first.loc[examples["id"], "answer"].tolist() == examples["answer"].tolist()
-    assert (first.loc[examples["id"], "correct"].to_numpy(bool) == (examples["label"] == 0).to_numpy()).all()
+    assert (
+        first.loc[examples["id"], "correct"].to_numpy(bool) == (examples["label"] == 0).to_numpy()
+    ).all()

@@ -27,17 +27,26 @@ def extract(folder: Path) -> None:
     model = small_models.make_model("gpt2")
     tokens = np.random.default_rng(0).integers(1, 400, (CONTEXTS, CONTEXT), dtype=np.int32)
     extraction.extract_contexts(
-        model, extraction.Origin("tiny", "weights"), tokens, LAYERS,
-        [extraction.StoreFiles(folder / f"layer_{layer}.zarr", folder / f"layer_{layer}.json") for layer in LAYERS],
+        model,
+        extraction.Origin("tiny", "weights"),
+        tokens,
+        LAYERS,
+        [
+            extraction.StoreFiles(folder / f"layer_{layer}.zarr", folder / f"layer_{layer}.json")
+            for layer in LAYERS
+        ],
         extraction.Extraction("resid_post", batch=24),
-    )  # fmt: skip
+    )
 
 
 def finished_files(folder: Path) -> int:
     """Shard files from the first on whose records every layer has."""
 
     def recorded(number: int) -> bool:
-        return all((folder / f"layer_{layer}.zarr.partial/progress/{number:04d}.npz").exists() for layer in LAYERS)
+        return all(
+            (folder / f"layer_{layer}.zarr.partial/progress/{number:04d}.npz").exists()
+            for layer in LAYERS
+        )
 
     return next(number for number in count() if not recorded(number))
 
@@ -56,7 +65,11 @@ def naming(folder: Path) -> bool:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_file_under_way(
@@ -66,7 +79,11 @@ def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_file
     processes = multiprocessing.get_context("forkserver")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     processes.set_forkserver_preload(
-        ["ghosttrack.activations.extraction", "small_models", "transformers.models.gpt2.modeling_gpt2"]
+        [
+            "ghosttrack.activations.extraction",
+            "small_models",
+            "transformers.models.gpt2.modeling_gpt2",
+        ]
     )
 
     def run(folder: Path, share: float | None = None) -> float:
@@ -96,7 +113,9 @@ def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_file
             kills += 1
             # While finished stores are given their names, in milliseconds, a kill costs the whole job.
             if not naming(folder):
-                assert finished_files(folder) >= kept  # what one job finished, the next one never loses
+                assert (
+                    finished_files(folder) >= kept
+                )  # what one job finished, the next one never loses
             kept = finished_files(folder)
             most = max(most, kept)
     assert most > 1  # there was something to go on with

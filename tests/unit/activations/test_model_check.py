@@ -19,9 +19,17 @@ from ghosttrack.errors import UserError
 
 TOKENS = np.random.default_rng(0).integers(1, 128, 900)
 COMMON: dict[str, Any] = {
-    "vocab_size": 128, "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 128,
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 400,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 
 
 def build(config: Any) -> Any:
@@ -30,7 +38,10 @@ def build(config: Any) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
-            weight.copy_(torch.randn_like(weight) * (1.0 if "embed" in name else 1.5 * weight.shape[-1] ** -0.5))
+            weight.copy_(
+                torch.randn_like(weight)
+                * (1.0 if "embed" in name else 1.5 * weight.shape[-1] ** -0.5)
+            )
     return model
 
 
@@ -44,8 +55,16 @@ def checked(model: Any, site: Any = "resid_post") -> model_check.ModelCheck:
 
 def test_a_plain_model_is_read_in_every_fast_way() -> None:
     found = checked(llama())
-    assert found.limits == Limits(together=384, padded=160, cached=400, batched=True, skipped=True, named=True)
-    assert {each.way for each in found.comparisons} == {"batched", "together", "padded", "cached", "skipped"}
+    assert found.limits == Limits(
+        together=384, padded=160, cached=400, batched=True, skipped=True, named=True
+    )
+    assert {each.way for each in found.comparisons} == {
+        "batched",
+        "together",
+        "padded",
+        "cached",
+        "skipped",
+    }
     assert all(each.exact and each.logprob < 1e-4 for each in found.comparisons)
 
 
@@ -59,13 +78,30 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
         (transformers.MistralConfig(**COMMON, sliding_window=100), 384, 32),
         (transformers.MistralConfig(**COMMON, sliding_window=300), 384, 160),
         # Its own local attention counts places in the sequence, so texts of one sequence push each other out of the window.
-        (transformers.GPTNeoConfig(vocab_size=128, num_layers=4, hidden_size=32, num_heads=4, window_size=8,
-                                   attention_types=[[["global", "local"], 2]], max_position_embeddings=400), 0, 0),
+        (
+            transformers.GPTNeoConfig(
+                vocab_size=128,
+                num_layers=4,
+                hidden_size=32,
+                num_heads=4,
+                window_size=8,
+                attention_types=[[["global", "local"], 2]],
+                max_position_embeddings=400,
+            ),
+            0,
+            0,
+        ),
         # Distances instead of positions: there is no position to give to a token.
         (transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4), 0, 160),
-        (transformers.MptConfig(vocab_size=128, n_layers=4, d_model=32, n_heads=4, max_seq_len=400), 0, 0),
+        (
+            transformers.MptConfig(
+                vocab_size=128, n_layers=4, d_model=32, n_heads=4, max_seq_len=400
+            ),
+            0,
+            0,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_way_is_taken_only_as_far_as_windows_and_distances_leave_it_exact(
     config: Any, together: int, padded: int
 ) -> None:
@@ -88,12 +124,16 @@ def longrope(original: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("original", [16, 100, 300])
-def test_no_fast_way_crosses_a_length_at_which_positions_are_scaled_otherwise(original: int) -> None:
+def test_no_fast_way_crosses_a_length_at_which_positions_are_scaled_otherwise(
+    original: int,
+) -> None:
     found = checked(llama(rope_parameters=longrope(original)))
     assert max(found.limits[:3]) < original
     assert found.limits.padded <= found.limits.cached
     # Keys that were kept from below that length are wrong beyond; those of a prompt beyond it are right.
-    assert not next(each for each in found.comparisons if each.way == "cached" and each.tokens == original + 2).exact
+    assert not next(
+        each for each in found.comparisons if each.way == "cached" and each.tokens == original + 2
+    ).exact
 
 
 def test_a_cache_that_is_wrong_for_some_prompts_alone_is_not_used() -> None:
@@ -101,7 +141,9 @@ def test_a_cache_that_is_wrong_for_some_prompts_alone_is_not_used() -> None:
     assert (found.cached, found.padded) == (0, 0)
 
 
-def test_prompts_are_padded_only_where_keys_and_values_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_padded_only_where_keys_and_values_may_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole = model_check._continued
 
     def continued(model: Any, text: model_check.Ids, tokens: int, way: Any) -> tuple[float, float]:
@@ -128,20 +170,41 @@ def test_a_model_of_short_texts_reads_them_in_every_fast_way(context: int) -> No
 
 
 def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
-    found = checked(llama(max_position_embeddings=8192, rope_parameters={
-        "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 4096,
-    })).limits  # fmt: skip
-    assert found == Limits(together=384, padded=160, cached=4096, batched=True, skipped=True, named=True)
+    found = checked(
+        llama(
+            max_position_embeddings=8192,
+            rope_parameters={
+                "rope_type": "dynamic",
+                "factor": 2.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 4096,
+            },
+        )
+    ).limits
+    assert found == Limits(
+        together=384, padded=160, cached=4096, batched=True, skipped=True, named=True
+    )
 
 
-def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_length_of_training() -> None:
-    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 100}
-    assert checked(llama(rope_parameters=rope)).limits == Limits(100, 100, 100, batched=True, skipped=True, named=True)
+def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_length_of_training() -> (
+    None
+):
+    rope = {
+        "rope_type": "dynamic",
+        "factor": 4.0,
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 100,
+    }
+    assert checked(llama(rope_parameters=rope)).limits == Limits(
+        100, 100, 100, batched=True, skipped=True, named=True
+    )
 
 
 def test_without_a_limit_of_its_own_a_model_has_none() -> None:
     assert (
-        checked(build(transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4))).limits.cached
+        checked(
+            build(transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4))
+        ).limits.cached
         > 10**9
     )
 
@@ -178,7 +241,11 @@ def test_a_model_that_reads_texts_of_one_sequence_otherwise_reads_them_alone(
     assert found.limits.together == 0
     assert found.limits.padded == 160
     for together in (each for each in found.comparisons if each.way == "together"):
-        assert together.problem.startswith("ValueError: masks") if wrong is refusing else together.hidden > 0.1
+        assert (
+            together.problem.startswith("ValueError: masks")
+            if wrong is refusing
+            else together.hidden > 0.1
+        )
 
 
 class _RowsMeet(nn.Module):
@@ -210,7 +277,9 @@ class _ReadsTheFirst(nn.Module):
         super().__init__()
         self.block = block
         self.kept: Tensor
-        first.self_attn.register_forward_hook(lambda _module, _arguments, output: setattr(self, "kept", output[0]))
+        first.self_attn.register_forward_hook(
+            lambda _module, _arguments, output: setattr(self, "kept", output[0])
+        )
 
     def forward(self, hidden: Tensor, **options: Any) -> Any:
         out: Tensor = self.block(hidden, **options) + self.kept[:, : hidden.shape[1]]
@@ -234,14 +303,17 @@ def two_ways(model: Any) -> Any:
 
 def test_a_model_that_reads_in_both_directions_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"LlamaForCausalLM is not causal: .* choose a model that reads from left to right"
+        UserError,
+        match=r"LlamaForCausalLM is not causal: .* choose a model that reads from left to right",
     ):
         checked(two_ways(llama()))
 
 
 def test_a_block_that_does_not_read_the_one_below_is_refused() -> None:
     model = llama()
-    model.model.layers[1].register_forward_pre_hook(lambda _module, arguments: (2.0 * arguments[0], *arguments[1:]))
+    model.model.layers[1].register_forward_pre_hook(
+        lambda _module, arguments: (2.0 * arguments[0], *arguments[1:])
+    )
     with pytest.raises(UserError, match="block 1 does not read what block 0 returns"):
         checked(model)
 
@@ -253,14 +325,19 @@ def test_a_model_whose_weights_are_damaged_is_refused() -> None:
         checked(model)
 
 
-def test_a_model_that_fails_on_a_plain_text_is_refused_with_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_on_a_plain_text_is_refused_with_what_it_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = llama()
 
     def fails(*_: Any, **__: Any) -> Any:
         raise ImportError("kernels are needed\nand more")
 
     monkeypatch.setattr(type(model.base_model), "forward", fails)
-    with pytest.raises(UserError, match=r"cannot read a text of 32 tokens \(ImportError: kernels are needed\); choose"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot read a text of 32 tokens \(ImportError: kernels are needed\); choose",
+    ):
         checked(model)
 
 
@@ -287,10 +364,13 @@ def test_a_model_that_keeps_something_of_longer_texts_is_refused() -> None:
 
 
 def test_a_model_that_cannot_read_as_many_tokens_as_it_says_is_refused() -> None:
-    model = build(transformers.GPT2Config(vocab_size=128, n_layer=2, n_embd=32, n_head=4, n_positions=64))
+    model = build(
+        transformers.GPT2Config(vocab_size=128, n_layer=2, n_embd=32, n_head=4, n_positions=64)
+    )
     model.config.n_positions = 80
     with pytest.raises(
-        UserError, match=r"GPT2LMHeadModel cannot read a text of 80 tokens \(IndexError: .*\), though its config"
+        UserError,
+        match=r"GPT2LMHeadModel cannot read a text of 80 tokens \(IndexError: .*\), though its config",
     ):
         checked(model)
 
@@ -307,14 +387,19 @@ def test_running_out_of_memory_is_no_property_of_a_model(monkeypatch: pytest.Mon
 def test_a_site_that_a_model_lacks_is_refused_only_where_it_is_wanted() -> None:
     granite = build(transformers.GraniteConfig(**COMMON, residual_multiplier=0.5))
     assert "has no two modules" in str(checked(granite).sublayers)
-    with pytest.raises(UserError, match=r"activations\.site: block 0 of GraniteForCausalLM .*; use resid_post"):
+    with pytest.raises(
+        UserError, match=r"activations\.site: block 0 of GraniteForCausalLM .*; use resid_post"
+    ):
         checked(granite, "mlp_out")
 
 
 def test_a_model_that_replaces_its_own_modules_while_it_reads_is_refused() -> None:
-    sparse = architectures.make("big_bird", attention_type="block_sparse", block_size=16, num_random_blocks=3)
+    sparse = architectures.make(
+        "big_bird", attention_type="block_sparse", block_size=16, num_random_blocks=3
+    )
     with pytest.raises(
-        UserError, match=r"BigBirdForCausalLM replaces its own modules while it reads \(.* became BigBird"
+        UserError,
+        match=r"BigBirdForCausalLM replaces its own modules while it reads \(.* became BigBird",
     ):
         checked(sparse)
 
@@ -322,28 +407,49 @@ def test_a_model_that_replaces_its_own_modules_while_it_reads_is_refused() -> No
 @pytest.mark.parametrize(
     ("name", "named"),
     # Heads of one matrix, one with capped logits, one with scaled logits; heads with further layers; no final norm.
-    [("llama", True), ("gemma2", True), ("cohere", True), ("roberta", False), ("bert", False), ("bart", False)],
+    [
+        ("llama", True),
+        ("gemma2", True),
+        ("cohere", True),
+        ("roberta", False),
+        ("bert", False),
+        ("bart", False),
+    ],
 )
-def test_features_are_named_only_if_norm_and_unembedding_rank_tokens_as_the_model_does(name: str, named: bool) -> None:
+def test_features_are_named_only_if_norm_and_unembedding_rank_tokens_as_the_model_does(
+    name: str, named: bool
+) -> None:
     assert checked(architectures.make(name)).limits.named == named
 
 
 # ---- the job
-def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_twice(tmp_path: Path) -> None:
+def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_twice(
+    tmp_path: Path,
+) -> None:
     import pandas as pd
 
-    import check_model
+    from extract import check_model
 
-    small_models.save(small_models.make_model("gpt2"), small_models.make_tokenizer(), tmp_path / "model")
+    small_models.save(
+        small_models.make_model("gpt2"), small_models.make_tokenizer(), tmp_path / "model"
+    )
     for name in "ab":
         check_model.main(
-            weights=tmp_path / "model" / "model.safetensors", check=tmp_path / f"{name}.json", table=tmp_path / "table.csv",
-            site="mlp_out", threads=1,
-        )  # fmt: skip
+            weights=tmp_path / "model" / "model.safetensors",
+            check=tmp_path / f"{name}.json",
+            table=tmp_path / "table.csv",
+            site="mlp_out",
+            threads=1,
+        )
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     context = small_models.CONTEXT
-    assert limits.read(tmp_path / "a.json") == Limits(context, context, context, batched=True, skipped=True, named=True)
-    assert json.loads((tmp_path / "a.json").read_text())["sublayers"] == [{"attn_out": "attn", "mlp_out": "mlp"}] * 4
+    assert limits.read(tmp_path / "a.json") == Limits(
+        context, context, context, batched=True, skipped=True, named=True
+    )
+    assert (
+        json.loads((tmp_path / "a.json").read_text())["sublayers"]
+        == [{"attn_out": "attn", "mlp_out": "mlp"}] * 4
+    )
     table = pd.read_csv(tmp_path / "table.csv")
     assert table["exact"].all()
     assert table["logprob"].max() < 1e-4
@@ -352,5 +458,8 @@ def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_t
 
 def test_a_file_that_is_no_check_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_check.json").write_text('{"limits": {"together": 3}}')
-    with pytest.raises(UserError, match=r"model_check\.json: it is not the check of a model; delete it and run again"):
+    with pytest.raises(
+        UserError,
+        match=r"model_check\.json: it is not the check of a model; delete it and run again",
+    ):
         limits.read(tmp_path / "model_check.json")

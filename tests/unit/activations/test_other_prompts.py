@@ -20,28 +20,50 @@ def statements(relation: str, pairs: list[tuple[str, str]]) -> pd.DataFrame:
     prompts = [f"The capital of {subject} is" for subject, _ in pairs]
     answers = [answer for _, answer in pairs]
     start = [len(prompt) + 1 for prompt in prompts]
-    return pd.DataFrame({
-        "relation": relation, "mode": "given", "answer": answers, "answer_start": start,
-        "text": [f"{prompt} {answer}." for prompt, answer in zip(prompts, answers, strict=True)],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "relation": relation,
+            "mode": "given",
+            "answer": answers,
+            "answer_start": start,
+            "text": [
+                f"{prompt} {answer}." for prompt, answer in zip(prompts, answers, strict=True)
+            ],
+        }
+    )
 
 
 @pytest.fixture
 def examples() -> pd.DataFrame:
     made = [
-        statements("one", [(subject, answer) for subject in "abcde" for answer in ("Paris", "São Paulo")][:7]),
+        statements(
+            "one",
+            [(subject, answer) for subject in "abcde" for answer in ("Paris", "São Paulo")][:7],
+        ),
         statements("two", [("x", "gold"), ("y", "gold"), ("z", "79")]),
-        pd.DataFrame({"relation": ["", "two"], "mode": "given", "answer": ["all of it", "x"], "answer_start": 0, "text": ["all of it", "x"]}),
-    ]  # fmt: skip
+        pd.DataFrame(
+            {
+                "relation": ["", "two"],
+                "mode": "given",
+                "answer": ["all of it", "x"],
+                "answer_start": 0,
+                "text": ["all of it", "x"],
+            }
+        ),
+    ]
     return pd.concat(made, ignore_index=True)
 
 
-def test_an_answer_meets_prompts_of_its_relation_with_which_it_makes_no_text(examples: pd.DataFrame) -> None:
+def test_an_answer_meets_prompts_of_its_relation_with_which_it_makes_no_text(
+    examples: pd.DataFrame,
+) -> None:
     pairs = other_prompts.choose_pairs(examples, 8, seed=0)
     assert not set(pairs["text"]) & {text.rstrip(".") for text in examples["text"]}
     spoken = [
         text[start:end]
-        for text, start, end in zip(pairs["text"], pairs["answer_start"], pairs["answer_end"], strict=True)
+        for text, start, end in zip(
+            pairs["text"], pairs["answer_start"], pairs["answer_end"], strict=True
+        )
     ]
     owner = other_prompts.owners(examples)
     of_owner = dict(zip(owner, examples["answer"], strict=True))
@@ -64,7 +86,9 @@ def test_the_choice_for_an_answer_is_its_own_and_bounded() -> None:
 
 def test_few_answers_meet_more_prompts_but_not_all() -> None:
     few = statements("one", [(f"land{number}", f"town{number % 4}") for number in range(60)])
-    assert (other_prompts.choose_pairs(few, 2, seed=0).groupby("owner").size() == 8).all()  # 15 each, at most 4 x 2
+    assert (
+        other_prompts.choose_pairs(few, 2, seed=0).groupby("owner").size() == 8
+    ).all()  # 15 each, at most 4 x 2
     assert (other_prompts.choose_pairs(few.iloc[:12], 2, seed=0).groupby("owner").size() == 3).all()
 
 
@@ -78,40 +102,72 @@ def test_baselines_are_means_over_whole_texts(
     monkeypatch.setattr(example_tokens, "context_of", {"one": context, "two": ""}.__getitem__)
     model, tokenizer = small_models.make_model(kind), small_models.make_tokenizer()
     examples = pd.concat(
-        [statements("one", [("France", "Paris"), ("gold", "São Paulo"), ("a", "79"), ("bc", "Lima")]), statements("two", [("a", "79")])],
+        [
+            statements(
+                "one", [("France", "Paris"), ("gold", "São Paulo"), ("a", "79"), ("bc", "Lima")]
+            ),
+            statements("two", [("a", "79")]),
+        ],
         ignore_index=True,
-    )  # fmt: skip
+    )
     found = measured(tmp_path, model, tokenizer, examples, batch)
     pairs = other_prompts.choose_pairs(examples, 2, 0)
     slow = [whole(model, tokenizer, context, row) for row in pairs.to_dict("records")]
     for number in range(4):
         own = [each for each, owner in zip(slow, pairs["owner"], strict=True) if owner == number]
-        for kind_of, column in enumerate((found.logprob_sum, found.logprob_mean, found.logprob_first)):
-            assert column[number] == pytest.approx(np.mean([each[0][kind_of] for each in own]), abs=1e-4)
-        np.testing.assert_allclose(found.activation[:, number], np.mean([each[1] for each in own], axis=0), atol=1e-4)
+        for kind_of, column in enumerate(
+            (found.logprob_sum, found.logprob_mean, found.logprob_first)
+        ):
+            assert column[number] == pytest.approx(
+                np.mean([each[0][kind_of] for each in own]), abs=1e-4
+            )
+        np.testing.assert_allclose(
+            found.activation[:, number], np.mean([each[1] for each in own], axis=0), atol=1e-4
+        )
     assert found.prompts.tolist() == [2, 2, 2, 2, 0]
     assert np.isnan(found.logprob_sum[4])
     assert np.isnan(found.activation[:, 4]).all()
 
 
-def measured(folder: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int) -> other_prompts.Baseline:
+def measured(
+    folder: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int
+) -> other_prompts.Baseline:
     pairs = other_prompts.choose_pairs(examples, 2, 0)
-    named = examples.assign(id="x", answer_end=examples["answer_start"] + examples["answer"].str.len())
-    encoded = example_tokens.encode(pd.concat([named, pairs], ignore_index=True), tokenizer, 64, "x")
+    named = examples.assign(
+        id="x", answer_end=examples["answer_start"] + examples["answer"].str.len()
+    )
+    encoded = example_tokens.encode(
+        pd.concat([named, pairs], ignore_index=True), tokenizer, 64, "x"
+    )
     asked = other_prompts.Asked(pairs, encoded[len(examples) :], len(LAYERS), small_models.WIDTH)
-    made = [StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json") for name in (*LAYERS, "embedding")]
+    made = [
+        StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json")
+        for name in (*LAYERS, "embedding")
+    ]
     example_extraction.extract_examples(
-        model, Origin("tiny", "weights"), encoded[: len(examples)], LAYERS, made[:-1], made[-1], site="resid_post",
-        batch=batch, together=64, asked=asked,
-    )  # fmt: skip
+        model,
+        Origin("tiny", "weights"),
+        encoded[: len(examples)],
+        LAYERS,
+        made[:-1],
+        made[-1],
+        site="resid_post",
+        batch=batch,
+        together=64,
+        asked=asked,
+    )
     return asked.baseline(examples)
 
 
-def whole(model: Any, tokenizer: Any, context: str, row: dict[str, Any]) -> tuple[list[float], np.ndarray]:
+def whole(
+    model: Any, tokenizer: Any, context: str, row: dict[str, Any]
+) -> tuple[list[float], np.ndarray]:
     """The slow obvious way: one whole text, all of its logits."""
     shown = tokenizer(context)["input_ids"] if context else []
     coded = tokenizer(row["text"], return_offsets_mapping=True)
-    places = example_tokens.answer_tokens(row["text"], row["answer_start"], row["answer_end"], coded["offset_mapping"])
+    places = example_tokens.answer_tokens(
+        row["text"], row["answer_start"], row["answer_end"], coded["offset_mapping"]
+    )
     places = places + 1 + len(shown)
     ids = torch.tensor([[models.separator(tokenizer), *shown, *coded["input_ids"]]])
     out = model(ids, output_hidden_states=True)

@@ -23,12 +23,20 @@ def examples(rows: list[tuple[str, str, str, str, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["relation", "mode", "text", "question", "answer"])
 
 
-ROWS = examples([
-    ("capital", "given", "The capital of Chad is Rome.", "", "Rome"),
-    ("", "given", "Ice is warm.", "", "warm"),
-    ("capital", "given", "The capital of Cuba is Havana.", "", "Havana"),
-    ("capital", "generated", "The capital of Chad is Rome", "What is the capital of Chad?", " Rome"),
-])  # fmt: skip
+ROWS = examples(
+    [
+        ("capital", "given", "The capital of Chad is Rome.", "", "Rome"),
+        ("", "given", "Ice is warm.", "", "warm"),
+        ("capital", "given", "The capital of Cuba is Havana.", "", "Havana"),
+        (
+            "capital",
+            "generated",
+            "The capital of Chad is Rome",
+            "What is the capital of Chad?",
+            " Rome",
+        ),
+    ]
+)
 
 
 def test_log_odds_are_the_model_s_own_behind_every_whole_text(tokenizer: Any) -> None:
@@ -41,9 +49,14 @@ def test_log_odds_are_the_model_s_own_behind_every_whole_text(tokenizer: Any) ->
         for shown in (text, p_true.NOTHING):
             options = {"add_special_tokens": False}
             words = [
-                tokenizer(f"{head}{shown} {p_true.ASK}{word}", **options)["input_ids"] for word in (" True", " False")
+                tokenizer(f"{head}{shown} {p_true.ASK}{word}", **options)["input_ids"]
+                for word in (" True", " False")
             ]
-            place = next(place for place, (one, other) in enumerate(zip(*words, strict=False)) if one != other)
+            place = next(
+                place
+                for place, (one, other) in enumerate(zip(*words, strict=False))
+                if one != other
+            )
             with torch.inference_mode():
                 ids = torch.tensor([[models.separator(tokenizer), *words[0][:place]]])
                 logits = model(input_ids=ids).logits[0, -1]
@@ -59,7 +72,9 @@ def test_a_text_that_does_not_fit_has_no_score(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("with_question", [False, True])
-@pytest.mark.parametrize("relation", ["", "unknown", *contexts.SOLVED, "capital_reverse", "symbol_reverse"])
+@pytest.mark.parametrize(
+    "relation", ["", "unknown", *contexts.SOLVED, "capital_reverse", "symbol_reverse"]
+)
 def test_solved_examples_are_balanced_and_all_different(relation: str, with_question: bool) -> None:
     lines = p_true.solved(relation, with_question).splitlines()
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["True", "False", "False", "True"]
@@ -67,9 +82,17 @@ def test_solved_examples_are_balanced_and_all_different(relation: str, with_ques
 
 
 def test_no_solved_example_is_an_evaluated_fact() -> None:
-    pairs = {(fact.subject, answer) for table in list_tables() for fact in load_table(table) if fact.role == "evaluated" for answer in fact.gold}  # fmt: skip
+    pairs = {
+        (fact.subject, answer)
+        for table in list_tables()
+        for fact in load_table(table)
+        if fact.role == "evaluated"
+        for answer in fact.gold
+    }
     assert not pairs & {pair for found in contexts.SOLVED.values() for pair in found}
     statement = p_true.solved("capital", with_question=False)
     assert "The capital of Japan is Tokyo. True or false? True" in statement
     assert "The capital of Egypt is Tokyo. True or false? False" in statement
-    assert "Lima is the capital of Peru" in p_true.solved("capital_reverse", with_question=False) or "Paris is the capital of Peru" in p_true.solved("capital_reverse", with_question=False)  # fmt: skip
+    assert "Lima is the capital of Peru" in p_true.solved(
+        "capital_reverse", with_question=False
+    ) or "Paris is the capital of Peru" in p_true.solved("capital_reverse", with_question=False)

@@ -19,7 +19,9 @@ def text(prompt: list[int], rest: list[int], before: tuple[int, ...] = ()) -> En
 
 def some_texts(count: int = 60) -> list[Encoded]:
     generator = np.random.default_rng(0)
-    prompts = [generator.integers(1, 99, generator.integers(1, 9)).tolist() for _ in range(count // 4)]
+    prompts = [
+        generator.integers(1, 99, generator.integers(1, 9)).tolist() for _ in range(count // 4)
+    ]
     return [
         text(
             prompts[generator.integers(len(prompts))],
@@ -36,7 +38,9 @@ def test_every_text_stands_in_one_pack_and_sees_its_own_tokens_alone(batch: int)
     found = Counter[int]()
     for pack in packs(texts, range(len(texts)), batch):
         found.update(pack.numbers)
-        assert len(pack.ids) <= max(TOKENS * batch, 2 * max(texts[number].answer[0] for number in pack.numbers))
+        assert len(pack.ids) <= max(
+            TOKENS * batch, 2 * max(texts[number].answer[0] for number in pack.numbers)
+        )
         for number, places in zip(pack.numbers, pack.places, strict=True):
             own = texts[number]
             assert pack.ids[places].tolist() == own.ids.tolist()
@@ -53,7 +57,10 @@ def test_a_prompt_stands_once_for_all_of_its_texts_that_fit() -> None:
     (whole,) = packs(texts, range(10), 2)
     assert whole.ids.tolist() == [1, 2, 3, *range(4, 14)]
     parts = list(packs(texts, range(10), 1))
-    assert [part.ids.tolist() for part in parts] == [[1, 2, 3, *range(4, 9)], [1, 2, 3, *range(9, 14)]]
+    assert [part.ids.tolist() for part in parts] == [
+        [1, 2, 3, *range(4, 9)],
+        [1, 2, 3, *range(9, 14)],
+    ]
 
 
 def test_a_long_prompt_is_not_repeated_for_each_of_its_texts() -> None:
@@ -76,7 +83,9 @@ def test_texts_are_read_as_alone_whether_they_share_a_sequence_or_not(together: 
                 own = texts[number]
                 ids = torch.from_numpy(np.concatenate([own.before, own.ids])[None])
                 alone = model.base_model(input_ids=ids).last_hidden_state[0, len(own.before) :]
-                torch.testing.assert_close(final[torch.from_numpy(places)], alone, atol=1e-4, rtol=1e-3)
+                torch.testing.assert_close(
+                    final[torch.from_numpy(places)], alone, atol=1e-4, rtol=1e-3
+                )
     assert seen == Counter(range(12))
 
 
@@ -85,4 +94,6 @@ def test_a_text_that_shares_no_sequence_is_told_once(caplog: pytest.LogCaptureFi
     texts = [text([1, 2, 3], [4]), text([1, 2], list(range(3, 30)))]
     for _ in range(2):
         assert [len(pack.numbers) for pack in reader.packs(texts, range(2), 4)] == [1, 1]
-    assert [record.getMessage()[:36] for record in caplog.records] == ["texts of more than 20 tokens are rea"]
+    assert [record.getMessage()[:36] for record in caplog.records] == [
+        "texts of more than 20 tokens are rea"
+    ]

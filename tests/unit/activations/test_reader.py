@@ -17,7 +17,15 @@ SHARD = "one.zarr/resid_post/c/1/0"
 
 def write_pair(folder: Path, header: Header) -> Path:
     write(folder, make_rows(70_000), header, total=90_000, name="one", step=70_000)
-    write(folder, make_rows(20_000, seed=1), header, start=70_000, total=90_000, name="two", step=20_000)
+    write(
+        folder,
+        make_rows(20_000, seed=1),
+        header,
+        start=70_000,
+        total=90_000,
+        name="two",
+        step=20_000,
+    )
     return folder
 
 
@@ -51,15 +59,23 @@ def test_a_damaged_chunk_does_not_stop_the_reading_of_others(pair: Path) -> None
 
 
 def test_the_manifest_of_another_run_is_refused(pair: Path, tmp_path: Path) -> None:
-    other = write(tmp_path / "other", make_rows(70_000, seed=9), total=90_000, name="one", step=70_000)
+    other = write(
+        tmp_path / "other", make_rows(70_000, seed=9), total=90_000, name="one", step=70_000
+    )
     shutil.copy(other[1], pair / "one.json")
     with pytest.raises(UserError, match=r"one\.zarr.*chunk 0 has checksum"):
         read_everything(pair)
     foreign = write(
-        tmp_path / "foreign", make_rows(70_000), HEADER._replace(tokens_sha256="x"), total=90_000, name="one"
+        tmp_path / "foreign",
+        make_rows(70_000),
+        HEADER._replace(tokens_sha256="x"),
+        total=90_000,
+        name="one",
     )
     shutil.copy(foreign[1], pair / "one.json")
-    with pytest.raises(UserError, match=r"comes from another run: its tokens_sha256 is tokens.* has x"):
+    with pytest.raises(
+        UserError, match=r"comes from another run: its tokens_sha256 is tokens.* has x"
+    ):
         read_everything(pair)
     whole, elsewhere = (
         write(tmp_path / "whole", make_rows(50)),
@@ -70,15 +86,20 @@ def test_the_manifest_of_another_run_is_refused(pair: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("model", "x"), ("weights_sha256", "x"), ("layer", 4), ("tokens_sha256", "x")]
+    ("field", "value"),
+    [("model", "x"), ("weights_sha256", "x"), ("layer", 4), ("tokens_sha256", "x")],
 )
-def test_a_store_of_another_model_layer_or_corpus_is_refused(pair: Path, field: str, value: Any) -> None:
+def test_a_store_of_another_model_layer_or_corpus_is_refused(
+    pair: Path, field: str, value: Any
+) -> None:
     header = HEADER._replace(**{field: value})
     write(pair, make_rows(20_000), header, start=70_000, total=90_000, name="two", step=20_000)
     with pytest.raises(UserError, match=rf"two\.zarr comes from another run: its {field} is"):
         read_everything(pair)
     with pytest.raises(UserError, match=rf"its {field} is {value}, this job expects"):
-        ActivationStore.open([pair / "two.zarr"], [pair / "two.json"], {field: getattr(HEADER, field)})
+        ActivationStore.open(
+            [pair / "two.zarr"], [pair / "two.json"], {field: getattr(HEADER, field)}
+        )
 
 
 def test_a_row_range_held_twice_is_refused(pair: Path) -> None:
@@ -109,7 +130,9 @@ def test_layers_with_other_tokens_are_refused(tmp_path: Path) -> None:
     one = open_one(*write(tmp_path, make_rows(50), name="a"))
     two = open_one(*write(tmp_path, make_rows(50), HEADER._replace(layer=4), name="b"))
     require_same_rows([one, two])
-    three = open_one(*write(tmp_path, make_rows(50), HEADER._replace(layer=5, tokens_sha256="x"), name="c"))
+    three = open_one(
+        *write(tmp_path, make_rows(50), HEADER._replace(layer=5, tokens_sha256="x"), name="c")
+    )
     with pytest.raises(UserError, match="layers 4 and 5 do not belong together: tokens_sha256"):
         require_same_rows([one, two, three])
 

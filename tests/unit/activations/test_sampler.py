@@ -25,7 +25,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     cuts = [(0, 20_000), (20_000, ROWS)]
     for start, stop in cuts:
         paths = folder / f"{start}.zarr", folder / f"{start}.json"
-        with StoreWriter(*paths, header, rows=stop - start, d_model=2, row_start=start, total_rows=ROWS) as writer:
+        with StoreWriter(
+            *paths, header, rows=stop - start, d_model=2, row_start=start, total_rows=ROWS
+        ) as writer:
             writer.append(to_block(values[start:stop]))
     return ActivationStore.open(
         [folder / f"{cut[0]}.zarr" for cut in cuts], [folder / f"{cut[0]}.json" for cut in cuts]
@@ -43,11 +45,15 @@ def names(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
 
 def epoch_rows(found: ChunkSampler, epoch: int) -> npt.NDArray[np.int64]:
     first = epoch * found.batches_per_epoch
-    return np.concatenate([names(found.batch_at(first + step)) for step in range(found.batches_per_epoch)])
+    return np.concatenate(
+        [names(found.batch_at(first + step)) for step in range(found.batches_per_epoch)]
+    )
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_an_epoch_serves_each_kept_row_at_most_once_and_drops_only_the_last_batch(store: ActivationStore) -> None:
+def test_an_epoch_serves_each_kept_row_at_most_once_and_drops_only_the_last_batch(
+    store: ActivationStore,
+) -> None:
     found = ChunkSampler(store, BATCH, seed=0)
     assert found.rows == ROWS - ROWS // CONTEXT - 1
     assert found.batches_per_epoch == found.rows // BATCH
@@ -58,8 +64,12 @@ def test_an_epoch_serves_each_kept_row_at_most_once_and_drops_only_the_last_batc
 
 @pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("batch", [1, 512, 7_000])
-def test_resident_and_buffered_modes_give_the_same_order(store: ActivationStore, batch: int) -> None:
-    resident, buffered = (ChunkSampler(store, batch, seed=3, resident=mode) for mode in (True, False))
+def test_resident_and_buffered_modes_give_the_same_order(
+    store: ActivationStore, batch: int
+) -> None:
+    resident, buffered = (
+        ChunkSampler(store, batch, seed=3, resident=mode) for mode in (True, False)
+    )
     for step in [*range(5), resident.batches_per_epoch - 1, resident.batches_per_epoch]:
         np.testing.assert_array_equal(resident.batch_at(step), buffered.batch_at(step))
 
@@ -69,13 +79,19 @@ def test_any_step_can_be_asked_for_at_once(store: ActivationStore) -> None:
     one = ChunkSampler(store, BATCH, seed=1, resident=False)
     in_order = [one.batch_at(step) for step in range(2 * one.batches_per_epoch)]
     for step in (130, 4, 90, 5, 0):
-        np.testing.assert_array_equal(ChunkSampler(store, BATCH, seed=1).batch_at(step), in_order[step])
+        np.testing.assert_array_equal(
+            ChunkSampler(store, BATCH, seed=1).batch_at(step), in_order[step]
+        )
         np.testing.assert_array_equal(one.batch_at(step), in_order[step])
 
 
 def test_seed_and_epoch_both_change_the_order(store: ActivationStore) -> None:
     found = ChunkSampler(store, BATCH, seed=0)
-    first, second, other = epoch_rows(found, 0), epoch_rows(found, 1), epoch_rows(ChunkSampler(store, BATCH, seed=1), 0)
+    first, second, other = (
+        epoch_rows(found, 0),
+        epoch_rows(found, 1),
+        epoch_rows(ChunkSampler(store, BATCH, seed=1), 0),
+    )
     assert (first != second).mean() > 0.99
     assert (first != other).mean() > 0.99
     np.testing.assert_array_equal(first, epoch_rows(ChunkSampler(store, BATCH, seed=0), 0))
@@ -97,6 +113,10 @@ def test_batches_are_float32_copies_that_may_be_changed(store: ActivationStore) 
     np.testing.assert_array_equal(found.batch_at(0), before)
 
 
-def test_a_store_smaller_than_a_batch_is_refused_with_the_keys_to_change(store: ActivationStore) -> None:
-    with pytest.raises(UserError, match=r"fewer than one batch of 50000: raise corpus\.tokens or lower sae\.batch"):
+def test_a_store_smaller_than_a_batch_is_refused_with_the_keys_to_change(
+    store: ActivationStore,
+) -> None:
+    with pytest.raises(
+        UserError, match=r"fewer than one batch of 50000: raise corpus\.tokens or lower sae\.batch"
+    ):
         ChunkSampler(store, 50_000, seed=0)

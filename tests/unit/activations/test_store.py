@@ -9,12 +9,12 @@ import zarr
 from small_stores import CONTEXT, HEADER, WIDTH, make_rows, open_one, write
 from zarr.codecs import Crc32cCodec
 
-from ghosttrack import files
 from ghosttrack.activations.layout import CHUNK_ROWS
 from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.store import Storage, smallest_float, to_block
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.runtime import files
 
 
 def test_rows_come_back_rounded_to_half_precision(tmp_path: Path) -> None:
@@ -43,12 +43,21 @@ def test_shard_files_are_byte_for_byte_what_zarr_writes(tmp_path: Path) -> None:
     values = make_rows(70_000)
     target, _ = write(tmp_path, values)
     array = zarr.create_array(
-        tmp_path / "zarr", shape=values.shape, dtype="float16", chunks=(4096, WIDTH), shards=(65_536, WIDTH),
-        compressors=[Crc32cCodec()], filters=None, fill_value=float("nan"), config={"write_empty_chunks": True},
-    )  # fmt: skip
+        tmp_path / "zarr",
+        shape=values.shape,
+        dtype="float16",
+        chunks=(4096, WIDTH),
+        shards=(65_536, WIDTH),
+        compressors=[Crc32cCodec()],
+        filters=None,
+        fill_value=float("nan"),
+        config={"write_empty_chunks": True},
+    )
     array[:] = values.astype(np.float16)
     for shard in ("c/0/0", "c/1/0"):
-        assert (target / "resid_post" / shard).read_bytes() == (tmp_path / "zarr" / shard).read_bytes()
+        assert (target / "resid_post" / shard).read_bytes() == (
+            tmp_path / "zarr" / shard
+        ).read_bytes()
 
 
 def test_xarray_opens_a_store_with_named_dimensions(tmp_path: Path) -> None:
@@ -70,7 +79,10 @@ def test_values_beyond_half_precision_of_rows_that_no_figure_uses_are_clipped_co
     values[50, :2] = 8e4  # position 0
     target, manifest = write(tmp_path, values, step=7)
     assert json.loads(manifest.read_text())["clipped"] == 4
-    assert "4 values in 3 massive or first rows were clipped to 65,504, the largest is 1,000,000" in caplog.text
+    assert (
+        "4 values in 3 massive or first rows were clipped to 65,504, the largest is 1,000,000"
+        in caplog.text
+    )
     found = open_one(target, manifest)
     assert (found.read()[3, 2], found.read()[5, 1]) == (65504, -65504)
     assert found.excluded[[3, 5, 50]].all()
@@ -111,7 +123,13 @@ def test_what_storage_costs_is_what_was_measured_on_the_first_rows(tmp_path: Pat
         target, manifest = tmp_path / f"{number}.zarr", tmp_path / f"{number}.json"
         part = values[number * 500 : (number + 1) * 500] ** 3 * size
         with StoreWriter(
-            target, manifest, header, rows=500, d_model=WIDTH, row_start=number * 500, total_rows=1500
+            target,
+            manifest,
+            header,
+            rows=500,
+            d_model=WIDTH,
+            row_start=number * 500,
+            total_rows=1500,
         ) as out:
             out.append(to_block(part)._replace(exact=part))
         made.append((target, manifest))
@@ -132,14 +150,18 @@ def test_what_storage_costs_is_measured_on_rows_that_are_neither_massive_nor_fir
     exact[massive] *= 1_000
     target, manifest = tmp_path / "a.zarr", tmp_path / "a.json"
     header = HEADER._replace(storage=storage)
-    with StoreWriter(target, manifest, header, rows=5_000, d_model=WIDTH, row_start=3, total_rows=5_003) as out:
+    with StoreWriter(
+        target, manifest, header, rows=5_000, d_model=WIDTH, row_start=3, total_rows=5_003
+    ) as out:
         for at in range(0, 5_000, 1_000):
             out.append(to_block(exact[at : at + 1_000])._replace(exact=exact[at : at + 1_000]))
     rows = np.arange(CHUNK_ROWS)  # of the first chunk alone
     normal = rows[((rows + 3) % CONTEXT != 0) & ~np.isin(rows, massive)]
     # Rows from 3 on, as the store has them: the reader takes a whole layer only.
     write(tmp_path, exact[:3], header, total=5_003, name="b")
-    stored = ActivationStore.open([tmp_path / "b.zarr", target], [tmp_path / "b.json", manifest]).read(3)
+    stored = ActivationStore.open(
+        [tmp_path / "b.zarr", target], [tmp_path / "b.json", manifest]
+    ).read(3)
     expected = storage_error(exact[normal], stored[normal])
     assert expected is not None
     assert files.read_json(manifest)["storage_error"] == pytest.approx(expected._asdict(), rel=1e-6)

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import verify_activations
-from ghosttrack import files, monitor
+from develop import verify_activations
 from ghosttrack.activations import verification
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
-from ghosttrack.configuration import load
 from ghosttrack.errors import UserError
+from ghosttrack.planning import run_state
+from ghosttrack.planning.configuration import load
+from ghosttrack.runtime import files
 from ghosttrack.settings import Settings
 from tests.conftest import ROOT
 
@@ -20,12 +21,22 @@ WIDTH, CONTEXT, ROWS = 8, 10, 500
 LAYERS, SHARDS = (0, 2), 3
 
 
-def write(store: Path, layer: int | None, start: int = 0, total: int = ROWS, context: int | None = CONTEXT) -> None:
+def write(
+    store: Path, layer: int | None, start: int = 0, total: int = ROWS, context: int | None = CONTEXT
+) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
-    header = Header("tiny", "weights", layer, "embedding" if layer is None else "resid_post", context, "tokens")
+    header = Header(
+        "tiny", "weights", layer, "embedding" if layer is None else "resid_post", context, "tokens"
+    )
     values = np.random.default_rng(start).standard_normal((ROWS, WIDTH)).astype(np.float32)
     with StoreWriter(
-        store, store.with_suffix(".json"), header, rows=ROWS, d_model=WIDTH, row_start=start, total_rows=total
+        store,
+        store.with_suffix(".json"),
+        header,
+        rows=ROWS,
+        d_model=WIDTH,
+        row_start=start,
+        total_rows=total,
     ) as writer:
         writer.append(to_block(values))
 
@@ -42,7 +53,12 @@ def home(tmp_path: Path) -> Path:
     home = tmp_path / "tiny"
     for layer in LAYERS:
         for shard in range(SHARDS):
-            write(home / f"activations/layer_{layer:02d}/shard_{shard:04d}.zarr", layer, shard * ROWS, SHARDS * ROWS)
+            write(
+                home / f"activations/layer_{layer:02d}/shard_{shard:04d}.zarr",
+                layer,
+                shard * ROWS,
+                SHARDS * ROWS,
+            )
         write(home / f"heldout/layer_{layer:02d}.zarr", layer)
         write(home / f"examples/cities/layer_{layer:02d}.zarr", layer, context=None)
     write(home / "examples/cities/embedding.zarr", None, context=None)
@@ -54,7 +70,9 @@ def check(home: Path) -> list[verification.Finding]:
 
 
 def problems(home: Path) -> list[str]:
-    return [problem.replace(f"{home}/", "") for finding in check(home) for problem in finding.problems]
+    return [
+        problem.replace(f"{home}/", "") for finding in check(home) for problem in finding.problems
+    ]
 
 
 def test_sound_stores_are_counted_and_pass(home: Path) -> None:
@@ -128,14 +146,18 @@ def test_unfinished_stores_of_killed_jobs_are_listed_and_live_ones_are_not(home:
     assert problems(home) == []
 
 
-def test_the_script_reports_every_model_and_fails_at_the_end(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_script_reports_every_model_and_fails_at_the_end(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     none: dict[str, list[Path]] = {"promised": [], "released": []}
     verify_activations.main(models=["tiny", "absent"], results=home.parent, **none)
     assert "activation stores of absent:" in caplog.text
     flip(home / "heldout/layer_00.zarr/resid_post/c/0/0", 5000)
     flip(home / "heldout/layer_02.zarr/resid_post/c/0/0", 5000)
-    with pytest.raises(UserError, match=r"2 places with damaged or lost stores:\n.*layer_00.*\n.*layer_02"):
+    with pytest.raises(
+        UserError, match=r"2 places with damaged or lost stores:\n.*layer_00.*\n.*layer_02"
+    ):
         verify_activations.main(models=["tiny"], results=home.parent, **none)
 
 
@@ -144,8 +166,9 @@ def settings(budget: float | None) -> Settings:
     """Layers 0 and 2, three shards."""
     chosen = {
         "activations": {"layers": list(LAYERS), "disk_budget_gb": budget, "rows_per_job": 16_384},
-        "corpus": {"tokens": 40_000}, "datasets": ["capitals"],
-    }  # fmt: skip
+        "corpus": {"tokens": 40_000},
+        "datasets": ["capitals"],
+    }
     (found,) = load({"model": "tiny-gpt2", **chosen}, ROOT / "config").values()
     assert found.shards == SHARDS
     return found.model_copy(update={"model": "tiny"})
@@ -164,7 +187,7 @@ def trained(home: Path) -> Path:
 
 
 def losses(home: Path, budget: float | None) -> list[str]:
-    found = verification.lost(monitor.promised_manifests(settings(budget), home.parent))
+    found = verification.lost(run_state.promised_manifests(settings(budget), home.parent))
     return [problem.replace(f"{home}/", "") for problem in found]
 
 
@@ -174,7 +197,9 @@ def lose(home: Path, *stems: str) -> None:
         (home / f"{stem}.json").unlink()
 
 
-def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_made_of_it(trained: Path) -> None:
+def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_made_of_it(
+    trained: Path,
+) -> None:
     assert losses(trained, None) == []
     lose(
         trained,
@@ -187,20 +212,30 @@ def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_mad
     training, heldout, examples = losses(trained, None)
     assert training.startswith("activations/layer_00: shard_0001 and its manifest are gone")
     assert training.endswith("snakemake --profile YOURS activations/layer_00/shard_0001.json")
-    assert heldout.startswith("heldout: layer_00 and its manifest are gone")  # layer 2 is not measured: a run makes it
+    assert heldout.startswith(
+        "heldout: layer_00 and its manifest are gone"
+    )  # layer 2 is not measured: a run makes it
     assert examples.startswith("examples/capitals: embedding and its manifest are gone")
     lose(trained, "activations/layer_00/shard_0002")
     assert losses(trained, None)[0].startswith(
         "activations/layer_00: shard_0001, shard_0002 and their manifests are gone"
     )
     # The script fails for them as for damage.
-    promised = monitor.promised_manifests(settings(None), trained.parent)
+    promised = run_state.promised_manifests(settings(None), trained.parent)
     with pytest.raises(UserError, match="3 places with damaged or lost stores"):
-        verify_activations.main(models=["tiny"], promised=promised, released=[], results=trained.parent)
+        verify_activations.main(
+            models=["tiny"], promised=promised, released=[], results=trained.parent
+        )
 
 
-def test_training_stores_that_a_budget_let_go_are_no_loss_but_held_out_ones_are(trained: Path) -> None:
-    lose(trained, *(f"activations/layer_00/shard_{shard:04d}" for shard in range(SHARDS)), "heldout/layer_00")
+def test_training_stores_that_a_budget_let_go_are_no_loss_but_held_out_ones_are(
+    trained: Path,
+) -> None:
+    lose(
+        trained,
+        *(f"activations/layer_00/shard_{shard:04d}" for shard in range(SHARDS)),
+        "heldout/layer_00",
+    )
     (heldout,) = losses(trained, 25)
     assert heldout.startswith("heldout: layer_00")
 
@@ -216,6 +251,8 @@ def test_stores_that_no_sae_waits_for_are_named_with_how_to_delete_them(
 ) -> None:
     left, gone = home / "activations/layer_00", home / "activations/layer_04"
     caplog.set_level("INFO")
-    verify_activations.main(models=["tiny"], promised=[], released=[left, gone], results=home.parent)
+    verify_activations.main(
+        models=["tiny"], promised=[], released=[left, gone], results=home.parent
+    )
     (line,) = [record.message for record in caplog.records if "no SAE waits for" in record.message]
     assert line.endswith(f"rm -r {left}")

@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from disk_spy import Disk, run_until
-from small_stores import CONTEXT, HEADER, WIDTH, Damage, empty, flip, make_rows, open_one, overwrite, truncate, write
+from small_stores import (
+    CONTEXT,
+    HEADER,
+    WIDTH,
+    Damage,
+    empty,
+    flip,
+    make_rows,
+    open_one,
+    overwrite,
+    truncate,
+    write,
+)
 
 from ghosttrack.activations import store
 from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX, SHARD_ROWS
@@ -20,7 +32,9 @@ from ghosttrack.errors import UserError
 
 
 def write_half(folder: Path, error: Exception | None = None) -> None:
-    with StoreWriter(folder / "a.zarr", folder / "a.json", HEADER, rows=100, d_model=WIDTH) as writer:
+    with StoreWriter(
+        folder / "a.zarr", folder / "a.json", HEADER, rows=100, d_model=WIDTH
+    ) as writer:
         writer.append(to_block(make_rows(50)))
         if error is not None:
             raise error
@@ -42,14 +56,18 @@ def test_rows_that_are_missing_at_the_end_publish_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_activations_that_are_not_finite_are_refused_on_writing(tmp_path: Path, value: float) -> None:
+def test_activations_that_are_not_finite_are_refused_on_writing(
+    tmp_path: Path, value: float
+) -> None:
     values = make_rows(100)
     values[42, 0] = value
     with pytest.raises(UserError, match="resid_post of layer 3: row 42 holds NaN or infinity"):
         write(tmp_path, values)
 
 
-def test_a_killed_writer_leaves_nothing_that_counts_and_the_next_one_sweeps_it(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_nothing_that_counts_and_the_next_one_sweeps_it(
+    tmp_path: Path,
+) -> None:
     script = (
         "import os, sys, numpy as np; from pathlib import Path\n"
         "from ghosttrack.activations.store import Header, to_block\n"
@@ -60,24 +78,35 @@ def test_a_killed_writer_leaves_nothing_that_counts_and_the_next_one_sweeps_it(t
         "    os.kill(os.getpid(), 9)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(store.__file__).parents[2])}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == -9
+    assert (
+        subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode
+        == -9
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr.partial"]
     values = make_rows(9_000)
-    np.testing.assert_array_equal(open_one(*write(tmp_path, values)).read(), values.astype(np.float16))
+    np.testing.assert_array_equal(
+        open_one(*write(tmp_path, values)).read(), values.astype(np.float16)
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.zarr"]
 
 
 # ---- resuming
 def start_writing(folder: Path, rows: int, code: str = "v1", header: Header = HEADER) -> None:
     """Write `rows` rows of 150,000 and fail."""
-    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code) as writer:
+    with StoreWriter(
+        folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code
+    ) as writer:
         writer.append(to_block(make_rows(150_000)[:rows]))
         raise InterruptedError
 
 
-def finish_writing(folder: Path, code: str = "v1", header: Header = HEADER, at_most: int | None = None) -> int:
+def finish_writing(
+    folder: Path, code: str = "v1", header: Header = HEADER, at_most: int | None = None
+) -> int:
     """Write what is missing; gives the rows that were kept."""
-    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code) as writer:
+    with StoreWriter(
+        folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code
+    ) as writer:
         kept = writer.kept_rows if at_most is None else at_most
         writer.keep(kept)
         writer.append(to_block(make_rows(150_000)[kept:]))
@@ -85,11 +114,17 @@ def finish_writing(folder: Path, code: str = "v1", header: Header = HEADER, at_m
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
-@pytest.mark.parametrize(("written", "kept"), [(50_000, 0), (70_000, 65_536), (131_072, 131_072), (140_000, 131_072)])
+@pytest.mark.parametrize(
+    ("written", "kept"), [(50_000, 0), (70_000, 65_536), (131_072, 131_072), (140_000, 131_072)]
+)
 def test_a_failed_writer_s_finished_shard_files_are_kept_and_the_store_is_the_same(
     storage: store.Storage, written: int, kept: int, tmp_path: Path
 ) -> None:
@@ -139,10 +174,17 @@ def test_leftovers_of_other_code_or_other_rows_are_not_gone_on_with(tmp_path: Pa
         assert finish_writing(tmp_path, **change) == 0
 
 
-def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failure(tmp_path: Path) -> None:
+def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failure(
+    tmp_path: Path,
+) -> None:
     def finish_and_fail() -> None:
         with StoreWriter(
-            tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=70_000, d_model=WIDTH, resume="v1"
+            tmp_path / "a.zarr",
+            tmp_path / "a.json",
+            HEADER,
+            rows=70_000,
+            d_model=WIDTH,
+            resume="v1",
         ) as writer:
             writer.append(to_block(make_rows(70_000)))
             writer.finish()
@@ -166,9 +208,13 @@ def test_a_store_without_rows_is_refused(rows: int, tmp_path: Path) -> None:
 
 
 # ---- kills and power losses
-def write_store(folder: Path, storage: store.Storage, seed: int = 0, resume: str | None = "v1") -> None:
+def write_store(
+    folder: Path, storage: store.Storage, seed: int = 0, resume: str | None = "v1"
+) -> None:
     header = HEADER._replace(storage=storage)
-    with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=5_000, d_model=WIDTH, resume=resume) as writer:
+    with StoreWriter(
+        folder / "a.zarr", folder / "a.json", header, rows=5_000, d_model=WIDTH, resume=resume
+    ) as writer:
         writer.keep(writer.kept_rows)
         writer.append(to_block(make_rows(5_000, seed)[writer.kept_rows :]))
 
@@ -177,7 +223,11 @@ def write_store(folder: Path, storage: store.Storage, seed: int = 0, resume: str
 @pytest.mark.parametrize("replaced", [True, False])
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
 def test_a_store_is_on_disk_before_its_name_and_its_name_before_its_manifest(
-    storage: store.Storage, replaced: bool, resume: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: store.Storage,
+    replaced: bool,
+    resume: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if replaced:
         write_store(tmp_path, storage, seed=1)
@@ -188,7 +238,9 @@ def test_a_store_is_on_disk_before_its_name_and_its_name_before_its_manifest(
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_a_kill_at_any_file_operation_leaves_no_manifest_beside_another_store(replaced: bool, tmp_path: Path) -> None:
+def test_a_kill_at_any_file_operation_leaves_no_manifest_beside_another_store(
+    replaced: bool, tmp_path: Path
+) -> None:
     before, whole = tmp_path / "before", tmp_path / "whole"
     before.mkdir()
     if replaced:
@@ -201,15 +253,23 @@ def test_a_kill_at_any_file_operation_leaves_no_manifest_beside_another_store(re
         run_until(operation, lambda folder=folder: write_store(folder, "fp16"))  # type: ignore[misc]
         if (folder / "a.json").exists():
             open_one(folder / "a.zarr", folder / "a.json").verify()
-            left = {name: content for name, content in content_of(folder).items() if ".partial/" not in name}
+            left = {
+                name: content
+                for name, content in content_of(folder).items()
+                if ".partial/" not in name
+            }
             assert left in (content_of(before), content_of(whole)), operation
         write_store(folder, "fp16")
         assert content_of(folder) == content_of(whole), operation
 
 
 # ---- what is counted
-@pytest.mark.parametrize("row", [0, CHUNK_ROWS - 1, CHUNK_ROWS, SHARD_ROWS - 1, SHARD_ROWS, SHARD_ROWS + 4_463])
-@pytest.mark.parametrize(("value", "clipped"), [(65_505.0, 1), (-66_000.0, 1), (3e5, 1), (65_000.0, 0)])
+@pytest.mark.parametrize(
+    "row", [0, CHUNK_ROWS - 1, CHUNK_ROWS, SHARD_ROWS - 1, SHARD_ROWS, SHARD_ROWS + 4_463]
+)
+@pytest.mark.parametrize(
+    ("value", "clipped"), [(65_505.0, 1), (-66_000.0, 1), (3e5, 1), (65_000.0, 0)]
+)
 def test_a_value_just_beyond_half_precision_is_counted_in_any_row(
     row: int, value: float, clipped: int, tmp_path: Path
 ) -> None:
@@ -249,7 +309,8 @@ def test_a_value_that_a_store_cannot_hold_is_refused_in_a_row_that_is_used(
     # Where every row is too large, the first shard file already says so.
     largest = "80,000" if share == "one" or rows < SHARD_ROWS else "70,000"
     with pytest.raises(
-        UserError, match=rf"resid_post of layer 3: .*the largest is {largest} in row .*activations\.site"
+        UserError,
+        match=rf"resid_post of layer 3: .*the largest is {largest} in row .*activations\.site",
     ) as caught:
         write(tmp_path, values, header, step=CHUNK_ROWS)
     if share == "one":

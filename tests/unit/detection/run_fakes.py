@@ -7,11 +7,11 @@ import pandas as pd
 import small_models
 import torch
 
-import extract_examples
-import save_detector
+from detect import save_detector
+from extract import extract_examples
+from ghosttrack import scores as registry
 from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.detection import audit
-from ghosttrack.report import tables
 from ghosttrack.sae import model as sae_model
 from ghosttrack.settings import DetectionSettings
 
@@ -30,29 +30,44 @@ def make(run: Path, groups: int = 40, seed: int = 0, positions: Positions = "ans
         shape = small_models.WIDTH, D_SAE
         weights = torch.randn(shape, generator=generator)
         made = sae_model.Sae(
-            weights, torch.zeros(D_SAE), torch.nn.functional.normalize(weights.T.contiguous(), dim=1),
-            torch.zeros(small_models.WIDTH), torch.full((D_SAE,), 0.5),
-        )  # fmt: skip
+            weights,
+            torch.zeros(D_SAE),
+            torch.nn.functional.normalize(weights.T.contiguous(), dim=1),
+            torch.zeros(small_models.WIDTH),
+            torch.full((D_SAE,), 0.5),
+        )
         folder = run / "saes" / f"layer_{layer:02d}"
         folder.mkdir(parents=True)
-        sae_model.save(made, folder / "sae_weights.safetensors", folder / "cfg.json", hook_name="h", model_name="m")
+        sae_model.save(
+            made,
+            folder / "sae_weights.safetensors",
+            folder / "cfg.json",
+            hook_name="h",
+            model_name="m",
+        )
         features = run / "features"
         features.mkdir(exist_ok=True)
         names = [[f" f{layer}.{feature}"] for feature in range(D_SAE)]
-        pd.DataFrame({"top_text": names, "output_text": names}).to_parquet(features / f"layer_{layer:02d}.parquet")
+        pd.DataFrame({"top_text": names, "output_text": names}).to_parquet(
+            features / f"layer_{layer:02d}.parquet"
+        )
     for name in ("facts", "others"):
         _dataset(run, name, groups, positions, np.random.default_rng([seed, len(name)]))
     (run / "audits").mkdir()
     for name in ("facts", "others"):
-        text_only(name, control=name == "others").to_csv(run / "audits" / f"{name}.csv", index=False)
+        text_only(name, control=name == "others").to_csv(
+            run / "audits" / f"{name}.csv", index=False
+        )
 
 
-def text_only(dataset: str, *, mode: str = "given", low: float = 0.4, control: bool = False) -> pd.DataFrame:
+def text_only(
+    dataset: str, *, mode: str = "given", low: float = 0.4, control: bool = False
+) -> pd.DataFrame:
     """The row of a leak audit that says what the text alone gives away."""
     row = {
         "dataset": dataset,
         "mode": mode,
-        "check": tables.TEXT_ONLY,
+        "check": registry.TEXT_ONLY,
         "verdict": "pass",
         "low": low,
         "high": low + 0.2,
@@ -61,7 +76,10 @@ def text_only(dataset: str, *, mode: str = "given", low: float = 0.4, control: b
 
 
 def save(
-    run: Path, datasets: tuple[str, ...] = ("facts", "others"), folds: int = 4, positions: Positions = "answer"
+    run: Path,
+    datasets: tuple[str, ...] = ("facts", "others"),
+    folds: int = 4,
+    positions: Positions = "answer",
 ) -> None:
     """Fit and keep the detector."""
     detection = run / "detection"
@@ -69,7 +87,9 @@ def save(
         audits=[run / "audits" / f"{name}.csv" for name in datasets],
         examples=[run / "datasets" / name / "examples.parquet" for name in datasets],
         outputs=[run / "examples" / name / "outputs.parquet" for name in datasets],
-        weights=[run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in LAYERS],
+        weights=[
+            run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in LAYERS
+        ],
         cfgs=[run / "saes" / f"layer_{layer:02d}" / "cfg.json" for layer in LAYERS],
         source=run / "model" / "source.json",
         detector=detection / "detector.safetensors",
@@ -85,17 +105,30 @@ def save(
     )
 
 
-def _dataset(run: Path, name: str, groups: int, positions: Positions, rng: np.random.Generator) -> None:
+def _dataset(
+    run: Path, name: str, groups: int, positions: Positions, rng: np.random.Generator
+) -> None:
     rows = []
     for group in range(groups):
         for label, words in enumerate((TRUE, FALSE)):
             answer = " ".join(rng.choice(words, 1 + group % 2))
             prompt = f"Q {name} {group} is"
-            rows.append({
-                "id": f"{name}-{group}-{label}", "group": f"g{group}", "relation": name, "subject": str(group), "mode": "given",
-                "text": f"{prompt} {answer}.", "prompt": prompt, "answer": answer, "question": "", "label": label,
-                "answer_start": len(prompt) + 1, "answer_end": len(prompt) + 1 + len(answer),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "id": f"{name}-{group}-{label}",
+                    "group": f"g{group}",
+                    "relation": name,
+                    "subject": str(group),
+                    "mode": "given",
+                    "text": f"{prompt} {answer}.",
+                    "prompt": prompt,
+                    "answer": answer,
+                    "question": "",
+                    "label": label,
+                    "answer_start": len(prompt) + 1,
+                    "answer_end": len(prompt) + 1 + len(answer),
+                }
+            )
     folder = run / "datasets" / name
     folder.mkdir(parents=True)
     pd.DataFrame(rows).to_parquet(folder / "examples.parquet")
@@ -107,9 +140,23 @@ def extract(run: Path, name: str, positions: Positions = "answer") -> None:
     folder, examples = run / "datasets" / name, run / "examples" / name
     stems = [examples / f"layer_{layer:02d}" for layer in LAYERS]
     extract_examples.main(
-        examples=folder / "examples.parquet", weights=run / "model" / "model.safetensors", check=run / "model_check.json",
-        stores=[stem.with_suffix(".zarr") for stem in stems], manifests=[stem.with_suffix(".json") for stem in stems],
-        embedding=examples / "embedding.zarr", embedding_manifest=examples / "embedding.json",
-        tokens=examples / "tokens.parquet", outputs=examples / "outputs.parquet", site="resid_post", dataset=name, batch=8, threads=1,
-        background=examples / "background.npz", prompt_states=examples / "prompts.npz", whether_true=False, prompts=2, seed=0, positions=positions,
-    )  # fmt: skip
+        examples=folder / "examples.parquet",
+        weights=run / "model" / "model.safetensors",
+        check=run / "model_check.json",
+        stores=[stem.with_suffix(".zarr") for stem in stems],
+        manifests=[stem.with_suffix(".json") for stem in stems],
+        embedding=examples / "embedding.zarr",
+        embedding_manifest=examples / "embedding.json",
+        tokens=examples / "tokens.parquet",
+        outputs=examples / "outputs.parquet",
+        site="resid_post",
+        dataset=name,
+        batch=8,
+        threads=1,
+        background=examples / "background.npz",
+        prompt_states=examples / "prompts.npz",
+        whether_true=False,
+        prompts=2,
+        seed=0,
+        positions=positions,
+    )

@@ -10,7 +10,11 @@ from ghosttrack.errors import UserError
 
 def drawn(**clusters: list[int]) -> pd.DataFrame:
     """Clusters of each question's answers, the greedy one first."""
-    rows = [(name, number, cluster) for name, own in clusters.items() for number, cluster in enumerate(own)]
+    rows = [
+        (name, number, cluster)
+        for name, own in clusters.items()
+        for number, cluster in enumerate(own)
+    ]
     return pd.DataFrame(rows, columns=["id", "sample", "cluster"])
 
 

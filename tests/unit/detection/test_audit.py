@@ -8,11 +8,11 @@ import pytest
 from scipy.stats import norm
 from sklearn.ensemble import RandomForestClassifier
 
+from ghosttrack import statistics
 from ghosttrack.detection import audit, controls, splits
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation import statistics
-from ghosttrack.evaluation.statistics import auroc
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
+from ghosttrack.statistics import auroc
 
 DETECTION = DetectionSettings(folds=4, inner_folds=3, audit="report")
 EVALUATION = EvaluationSettings(bootstrap=200)
@@ -27,7 +27,13 @@ def swap_blocks(blocks: int = 24) -> pd.DataFrame:
             for answer in (2, 3):
                 prompt = f"The capital of {names[subject]} is"
                 rows.append(
-                    (f"b{number:02d}", prompt, names[answer], f"{prompt} {names[answer]}.", int(answer - subject != 2))
+                    (
+                        f"b{number:02d}",
+                        prompt,
+                        names[answer],
+                        f"{prompt} {names[answer]}.",
+                        int(answer - subject != 2),
+                    )
                 )
     table = pd.DataFrame(rows, columns=["group", "prompt", "answer", "text", "label"])
     return table.assign(id=[f"s{row}" for row in range(len(table))], question="", mode="given")
@@ -54,7 +60,13 @@ def test_a_clean_set_passes_and_its_embedding_probe_is_exactly_at_chance() -> No
     assert table.loc["status", "verdict"] == "pass"
     assert (table.loc[["shared_groups", "shared_texts", "contradictions"], "value"] == 0).all()
     assert table.loc["embedding_probe", "value"] == 0.5
-    assert set(found.scores["signal"]) == {"text_only", "answer_only", "question_only", "length", "embedding_probe"}
+    assert set(found.scores["signal"]) == {
+        "text_only",
+        "answer_only",
+        "question_only",
+        "length",
+        "embedding_probe",
+    }
     assert found.scores["score"].notna().all()
 
 
@@ -68,7 +80,8 @@ def leaky() -> pd.DataFrame:
     """Swap blocks whose false texts say so in a word."""
     table = swap_blocks()
     said = [
-        f"{text} {'Surely' if label else 'Perhaps'}." for text, label in zip(table["text"], table["label"], strict=True)
+        f"{text} {'Surely' if label else 'Perhaps'}."
+        for text, label in zip(table["text"], table["label"], strict=True)
     ]
     return table.assign(text=said)
 
@@ -80,7 +93,8 @@ def stopping(table: pd.DataFrame, control: bool = False) -> audit.Audited:
 
 def test_a_leak_stops_the_run_with_the_reason_and_the_remedies() -> None:
     with pytest.raises(
-        UserError, match=r"made: .*text_only reaches an AUROC of 1\.000 .*control: true.*detection\.audit: report"
+        UserError,
+        match=r"made: .*text_only reaches an AUROC of 1\.000 .*control: true.*detection\.audit: report",
     ):
         stopping(leaky())
 
@@ -91,7 +105,9 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     known: dict[str, tuple[float, float]] = {}
 
     def scores(examples: pd.DataFrame, *_: Any) -> dict[str, np.ndarray]:
-        return {name: np.full(len(examples), number) for number, name in enumerate(controls.AUDITED)}
+        return {
+            name: np.full(len(examples), number) for number, name in enumerate(controls.AUDITED)
+        }
 
     def auroc_of(_: Any, score: np.ndarray) -> float:
         return known.get(controls.AUDITED[int(score[0])], (0.5, 0.0))[0]
@@ -124,7 +140,12 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     ],
 )
 def test_a_leak_is_an_interval_above_chance_and_stops_a_run_only_when_it_is_large_after_correction(
-    check: str, value: float, error: float, verdict: str, stops: bool, planted: dict[str, tuple[float, float]]
+    check: str,
+    value: float,
+    error: float,
+    verdict: str,
+    stops: bool,
+    planted: dict[str, tuple[float, float]],
 ) -> None:
     planted[check] = value, error
     found = checks(swap_blocks())
@@ -167,8 +188,12 @@ def test_folds_anti_learn_when_an_auroc_is_far_below_chance_and_its_interval_is_
 
 
 def test_folds_that_split_a_group_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splits, "assign_folds", lambda _labels, units, folds, _seed: np.arange(len(units)) % folds)
-    with pytest.raises(UserError, match=r"made: rows s0 \(fold 0\), s1 \(fold 1\).* share a group across folds"):
+    monkeypatch.setattr(
+        splits, "assign_folds", lambda _labels, units, folds, _seed: np.arange(len(units)) % folds
+    )
+    with pytest.raises(
+        UserError, match=r"made: rows s0 \(fold 0\), s1 \(fold 1\).* share a group across folds"
+    ):
         checks(swap_blocks())
 
 
@@ -234,7 +259,10 @@ def test_too_few_examples_of_a_class_are_reported_and_not_trained_on() -> None:
 def test_without_folds_only_contradictions_are_judged(contradicted: bool) -> None:
     table = swap_blocks(3)
     if contradicted:
-        table.loc[5, "text"], table.loc[5, "label"] = table.loc[0, "text"], 1 - table.loc[0, "label"]
+        table.loc[5, "text"], table.loc[5, "label"] = (
+            table.loc[0, "text"],
+            1 - table.loc[0, "label"],
+        )
     found = checks(table)
     judged = found[found["verdict"] != "not run"]["verdict"]
     assert judged.to_dict() == {"contradictions": "leak" if contradicted else "pass"}
@@ -268,7 +296,13 @@ def test_noise_shines_when_pairs_are_split_and_fails_when_groups_are_kept(seed: 
     units = np.tile(questions, 2)[distinct].astype(str).astype(object)
     labels, score = labels[distinct], np.empty(len(distinct))
     fold = splits.assign_folds(labels, units, 4, seed)
-    splits.check_folds(fold, units, [str(each) for each in text[distinct]], [str(each) for each in distinct], "pairs")
+    splits.check_folds(
+        fold,
+        units,
+        [str(each) for each in text[distinct]],
+        [str(each) for each in distinct],
+        "pairs",
+    )
     for number in range(4):
         forest = RandomForestClassifier(50, random_state=0).fit(
             noise[text[distinct]][fold != number], labels[fold != number]

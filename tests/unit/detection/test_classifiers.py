@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ghosttrack.detection import classifiers
-from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.statistics import auroc
 
 OPTIONS = classifiers.Options(trees=40, seed=0)
 
@@ -18,13 +18,22 @@ def planted(shape: str, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return x, y, np.arange(n) % 4
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-    ("logistic", "line"), ("forest", "product"), ("boosting", "bow"), ("svm", "product"), ("additive", "bow"),
-    ("ensemble", "bow"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("logistic", "line"),
+        ("forest", "product"),
+        ("boosting", "bow"),
+        ("svm", "product"),
+        ("additive", "bow"),
+        ("ensemble", "bow"),
+    ],
+)
 def test_each_classifier_finds_a_signal_of_its_kind(name: str, shape: str) -> None:
     x, y, inner = planted(shape)
-    found = classifiers.fit_all(["forest", "additive", name], x[:300], y[:300], inner[:300], x[300:], OPTIONS)[name]
+    found = classifiers.fit_all(
+        ["forest", "additive", name], x[:300], y[:300], inner[:300], x[300:], OPTIONS
+    )[name]
     assert auroc(y[300:], found.outer) > 0.75
     assert auroc(y[:300], found.inner) > 0.75
     assert found.inner.shape == (300,)
@@ -47,7 +56,8 @@ def test_scores_of_training_rows_come_from_fits_without_their_fold(name: str) ->
     turned = y.copy()
     turned[inner == 2] = 1 - turned[inner == 2]
     first, second = (
-        classifiers._ONCE[name](x[inner != 2], each[inner != 2], x[inner == 2], OPTIONS).scores for each in (y, turned)
+        classifiers._ONCE[name](x[inner != 2], each[inner != 2], x[inner == 2], OPTIONS).scores
+        for each in (y, turned)
     )
     np.testing.assert_array_equal(first, second)
     noise = np.random.default_rng(1).integers(0, 2, len(y))

@@ -5,9 +5,12 @@ import pandas as pd
 import pytest
 
 from ghosttrack.detection import controls, probes, splits
-from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.statistics import auroc
 
-PAIRS = [(f"Land{chr(65 + number)}ia", f"{chr(65 + number)}{chr(90 - number)}ville") for number in range(24)]
+PAIRS = [
+    (f"Land{chr(65 + number)}ia", f"{chr(65 + number)}{chr(90 - number)}ville")
+    for number in range(24)
+]
 
 
 def statements() -> pd.DataFrame:
@@ -16,8 +19,19 @@ def statements() -> pd.DataFrame:
     for number in range(0, len(PAIRS), 2):
         for first in (0, 1):
             for second in (0, 1):
-                prompt, answer = f"The capital of {PAIRS[number + first][0]} is", PAIRS[number + second][1]
-                rows.append((f"block-{number:02d}", prompt, answer, f"{prompt} {answer}.", int(first != second)))
+                prompt, answer = (
+                    f"The capital of {PAIRS[number + first][0]} is",
+                    PAIRS[number + second][1],
+                )
+                rows.append(
+                    (
+                        f"block-{number:02d}",
+                        prompt,
+                        answer,
+                        f"{prompt} {answer}.",
+                        int(first != second),
+                    )
+                )
     table = pd.DataFrame(rows, columns=["group", "prompt", "answer", "text", "label"])
     return table.assign(id=[f"s{row}" for row in range(len(table))], question="", mode="given")
 
@@ -75,7 +89,8 @@ def test_answers_too_short_or_too_long_are_found_by_the_length_control() -> None
     table["text"] = [f"It is {answer}." for answer in table["answer"]]
     table["group"] = [f"g{row}" for row in range(len(table))]
     labels, score = scored(
-        table.assign(text=[f"{text}{row:02d}" for row, text in enumerate(table["text"])]), controls.length
+        table.assign(text=[f"{text}{row:02d}" for row, text in enumerate(table["text"])]),
+        controls.length,
     )
     assert auroc(labels, score) > 0.95
 
@@ -92,26 +107,45 @@ def test_the_solved_examples_of_a_generated_answer_are_not_visible_text() -> Non
 
 
 def test_untrained_scores_rise_with_surprise_by_definition() -> None:
-    outputs = pd.DataFrame({
-        "logprob_sum": [-1.0, -5.0], "logprob_mean": [-0.5, -2.0], "text_logprob_mean": [-1.0, -2.0],
-        "entropy_mean": [0.1, 3.0], "margin_mean": [4.0, 0.2],
-            "pmi_sum": [3.0, -1.0], "pmi_mean": [1.0, -0.2], "self_consistency": [0.75, 0.0], "semantic_entropy": [0.2, 1.4], "p_true": [2.0, -1.0], "final_matched": [-0.1, -4.0],
-    })  # fmt: skip
+    outputs = pd.DataFrame(
+        {
+            "logprob_sum": [-1.0, -5.0],
+            "logprob_mean": [-0.5, -2.0],
+            "text_logprob_mean": [-1.0, -2.0],
+            "entropy_mean": [0.1, 3.0],
+            "margin_mean": [4.0, 0.2],
+            "pmi_sum": [3.0, -1.0],
+            "pmi_mean": [1.0, -0.2],
+            "self_consistency": [0.75, 0.0],
+            "semantic_entropy": [0.2, 1.4],
+            "p_true": [2.0, -1.0],
+            "final_matched": [-0.1, -4.0],
+        }
+    )
     for name in controls.UNTRAINED:
         sure, unsure = controls.untrained(name, outputs)
         assert unsure > sure, name
     np.testing.assert_allclose(controls.untrained("perplexity", outputs), np.exp([1.0, 2.0]))
 
 
-def test_the_text_pair_control_sees_which_question_goes_with_which_answer_and_counts_of_words_do_not() -> None:
+def test_the_text_pair_control_sees_which_question_goes_with_which_answer_and_counts_of_words_do_not() -> (
+    None
+):
     names = [f"{a}{b}" for a in "bcdfghklmnprst" for b in "aeiou"]
     pairs = [(name, name[::-1] + "ia", 0) for name in names]  # an answer looks like its question
-    pairs += [(name, names[(place + 7) % len(names)][::-1] + "ia", 1) for place, name in enumerate(names)]
+    pairs += [
+        (name, names[(place + 7) % len(names)][::-1] + "ia", 1) for place, name in enumerate(names)
+    ]
     examples = pd.DataFrame(pairs, columns=["prompt", "answer", "label"]).assign(
-        question="", relation="r", mode="given", text=lambda table: table["prompt"] + " " + table["answer"]
+        question="",
+        relation="r",
+        mode="given",
+        text=lambda table: table["prompt"] + " " + table["answer"],
     )
     labels, fold = examples["label"].to_numpy(), np.tile(np.arange(len(names)) % 5, 2)
-    step = splits.Round(0, np.flatnonzero(fold), np.flatnonzero(fold == 0), np.flatnonzero(fold) % 3)
+    step = splits.Round(
+        0, np.flatnonzero(fold), np.flatnonzero(fold == 0), np.flatnonzero(fold) % 3
+    )
     reached = {
         control: auroc(labels[step.test], getattr(controls, control)(examples, labels, step).outer)
         for control in ("text_pair", "text_only")

@@ -11,8 +11,8 @@ from ghosttrack.detection import detectors, splits
 from ghosttrack.detection.detectors import Inputs
 from ghosttrack.detection.representations import LayerBlocks, Pairs
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation.statistics import auroc
 from ghosttrack.settings import DetectionSettings
+from ghosttrack.statistics import auroc
 
 SETTINGS = DetectionSettings(folds=3, inner_folds=3, trees=20)
 GROUPS = 30
@@ -21,7 +21,10 @@ GROUPS = 30
 def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.Round]]:
     """Inputs of two layers; the label moves one channel of layer 4 by `signal`, and one metric."""
     rng = np.random.default_rng(seed)
-    labels, units = np.tile([0, 0, 1, 1], GROUPS), np.repeat([f"g{n:02d}" for n in range(GROUPS)], 4).astype(object)
+    labels, units = (
+        np.tile([0, 0, 1, 1], GROUPS),
+        np.repeat([f"g{n:02d}" for n in range(GROUPS)], 4).astype(object),
+    )
     n = len(labels)
 
     def block(columns: int, layer: int) -> np.ndarray:
@@ -30,23 +33,33 @@ def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.
         return x
 
     layers = {
-        layer: LayerBlocks(block(20, layer), block(20, layer), block(200, layer), block(20, layer)) for layer in (2, 4)
+        layer: LayerBlocks(block(20, layer), block(20, layer), block(200, layer), block(20, layer))
+        for layer in (2, 4)
     }
-    outputs = pd.DataFrame(rng.standard_normal((n, 3)), columns=["logprob_sum", "logprob_mean", "entropy_mean"])
+    outputs = pd.DataFrame(
+        rng.standard_normal((n, 3)), columns=["logprob_sum", "logprob_mean", "entropy_mean"]
+    )
     metrics = {
-        name: pd.DataFrame(rng.standard_normal((n, 4)), columns=list("abcd")) for name in ("default", "permuted")
+        name: pd.DataFrame(rng.standard_normal((n, 4)), columns=list("abcd"))
+        for name in ("default", "permuted")
     }
     metrics["default"]["a"] += signal * labels
     fold = splits.assign_folds(labels, units, SETTINGS.folds, seed)
     lens = pd.DataFrame(rng.standard_normal((n, 2)), columns=["lens_lead", "lens_rank"])
     prompt, answer = (rng.standard_normal((n, 6)).astype(np.float32) for _ in range(2))
-    answer += signal * prompt * np.where(labels == 1, -1, 1)[:, None]  # which answer goes with which prompt
+    answer += (
+        signal * prompt * np.where(labels == 1, -1, 1)[:, None]
+    )  # which answer goes with which prompt
     pairs = Pairs([prompt], rng.standard_normal((n, 6)), answer, np.zeros(n, dtype=np.int64))
     letters = rng.integers(97, 123, (n, 2, 5)).astype("u1")
-    texts = pd.DataFrame({
-        "question": "", "prompt": [row[0].tobytes().decode() for row in letters], "answer": [row[1].tobytes().decode() for row in letters],
-        "relation": "r",
-    })  # fmt: skip
+    texts = pd.DataFrame(
+        {
+            "question": "",
+            "prompt": [row[0].tobytes().decode() for row in letters],
+            "answer": [row[1].tobytes().decode() for row in letters],
+            "relation": "r",
+        }
+    )
     return (
         Inputs(outputs, lens, layers, pairs, texts, metrics),
         labels,
@@ -59,9 +72,20 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
     found = detectors.train(inputs, labels, rounds, SETTINGS, 0, "planted")
     reached = {signal: auroc(labels, score) for signal, score in found.scores.items()}
     for signal in (
-        "ghosttrack", "raw_probe", "raw_probe_all", "centred_probe", "residual_probe", "bilinear_probe", "difference_of_means", "metrics_logistic",
-        "metrics_forest", "metrics_boosting", "metrics_svm", "metrics_additive", "metrics_ensemble",
-    ):  # fmt: skip
+        "ghosttrack",
+        "raw_probe",
+        "raw_probe_all",
+        "centred_probe",
+        "residual_probe",
+        "bilinear_probe",
+        "difference_of_means",
+        "metrics_logistic",
+        "metrics_forest",
+        "metrics_boosting",
+        "metrics_svm",
+        "metrics_additive",
+        "metrics_ensemble",
+    ):
         assert reached[signal] > 0.85, signal
     for signal in (
         "output_regression",
@@ -73,7 +97,12 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
     ):
         assert abs(reached[signal] - 0.5) < 0.2, signal
     assert {choice.layer for choice in found.choices if choice.signal == "raw_probe"} == {4}
-    weights = pd.DataFrame(found.weights).query("signal == 'metrics_forest'").groupby("feature")["importance"].mean()
+    weights = (
+        pd.DataFrame(found.weights)
+        .query("signal == 'metrics_forest'")
+        .groupby("feature")["importance"]
+        .mean()
+    )
     assert weights.idxmax() == "a"
 
 
@@ -89,14 +118,19 @@ def test_labels_of_a_test_fold_do_not_change_its_scores() -> None:
     inputs, labels, rounds = made(1.0)
     turned = labels.copy()
     turned[rounds[0].test] = 1 - turned[rounds[0].test]
-    first, second = (detectors.train(inputs, each, rounds[:1], SETTINGS, 0, "x").scores for each in (labels, turned))
+    first, second = (
+        detectors.train(inputs, each, rounds[:1], SETTINGS, 0, "x").scores
+        for each in (labels, turned)
+    )
     for signal in first:
         np.testing.assert_array_equal(first[signal], second[signal])
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:
     inputs, labels, rounds = made(1.0)
-    first, second = (detectors.train(inputs, labels, rounds[:1], SETTINGS, 7, "x").scores for _ in range(2))
+    first, second = (
+        detectors.train(inputs, labels, rounds[:1], SETTINGS, 7, "x").scores for _ in range(2)
+    )
     assert all(np.array_equal(first[signal], second[signal], equal_nan=True) for signal in first)
 
 
@@ -107,23 +141,44 @@ def test_without_tracks_the_detector_still_stands() -> None:
     assert np.isfinite(found.scores["ghosttrack"][rounds[0].test]).all()
 
 
-@pytest.mark.parametrize(("signal", "family"), [
-    ("ghosttrack", "detector"), ("ghosttrack.without_sae", "detector"), ("raw_probe", "probe"), ("raw_probe_all", "probe"),
-    ("embedding_probe", "control"), ("text_only", "control"), ("length", "control"), ("output_regression", "output"),
-    ("perplexity", "output"), ("pmi", "output"), ("difference_of_means", "probe"), ("sae_max_probe", "probe"), ("metrics_forest", "tracking"), ("metrics_forest.permuted", "tracking_null"),
-    ("ghosttrack.with_metrics", "detector"), ("ghosttrack.with_metrics.untracked", "tracking_null"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("signal", "family"),
+    [
+        ("ghosttrack", "detector"),
+        ("ghosttrack.without_sae", "detector"),
+        ("raw_probe", "probe"),
+        ("raw_probe_all", "probe"),
+        ("embedding_probe", "control"),
+        ("text_only", "control"),
+        ("length", "control"),
+        ("output_regression", "output"),
+        ("perplexity", "output"),
+        ("pmi", "output"),
+        ("difference_of_means", "probe"),
+        ("sae_max_probe", "probe"),
+        ("metrics_forest", "tracking"),
+        ("metrics_forest.permuted", "tracking_null"),
+        ("ghosttrack.with_metrics", "detector"),
+        ("ghosttrack.with_metrics.untracked", "tracking_null"),
+    ],
+)
 def test_signals_have_families(signal: str, family: str) -> None:
     assert detectors.family_of(signal) == family
-    assert pd.read_csv(io.StringIO(f"family\n{family}\n"))["family"].tolist() == [family]  # no word for a missing value
+    assert pd.read_csv(io.StringIO(f"family\n{family}\n"))["family"].tolist() == [
+        family
+    ]  # no word for a missing value
 
 
 def table(**columns: Any) -> pd.DataFrame:
-    return pd.DataFrame({"id": ["a", "b"], "entropy_mean": [1.0, 2.0], "linkage_coasted": [0.0, 1.0], **columns})
+    return pd.DataFrame(
+        {"id": ["a", "b"], "entropy_mean": [1.0, 2.0], "linkage_coasted": [0.0, 1.0], **columns}
+    )
 
 
 def test_only_the_26_metrics_are_read() -> None:
-    assert list(detectors.read_metrics(table(), ["a", "b"], "signals.parquet").columns) == ["entropy_mean"]
+    assert list(detectors.read_metrics(table(), ["a", "b"], "signals.parquet").columns) == [
+        "entropy_mean"
+    ]
 
 
 def test_foreign_or_damaged_metrics_are_refused_by_name() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ghosttrack.detection import pooled, probes
-from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.statistics import auroc
 
 
 @pytest.fixture
@@ -25,11 +25,15 @@ def slow_ridge(x: np.ndarray, y: np.ndarray, train: np.ndarray, strength: float)
     own, target = z[train], 2.0 * y[train] - 1
     mean, centre = own.mean(axis=0), target.mean()
     rows = np.concatenate([own - mean, np.sqrt(penalty) * np.eye(z.shape[1])])
-    weight = np.linalg.lstsq(rows, np.concatenate([target - centre, np.zeros(z.shape[1])]), rcond=None)[0]
+    weight = np.linalg.lstsq(
+        rows, np.concatenate([target - centre, np.zeros(z.shape[1])]), rcond=None
+    )[0]
     return np.asarray((z - mean) @ weight + centre)
 
 
-def test_left_out_scores_are_those_of_fits_without_the_fold(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_left_out_scores_are_those_of_fits_without_the_fold(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
     x, y, fold = data
     found = pooled.cross_fit(x, y, fold)
     left_out = np.empty(len(y))
@@ -37,20 +41,31 @@ def test_left_out_scores_are_those_of_fits_without_the_fold(data: tuple[np.ndarr
         left_out[fold == number] = slow_ridge(x, y, fold != number, found.strength)[fold == number]
     np.testing.assert_allclose(found.left_out, probes.platt(left_out, y).apply(left_out), atol=2e-4)
     for number, fit in enumerate(found.folds):
-        np.testing.assert_allclose(fit.apply(x)[fold == number], found.left_out[fold == number], atol=2e-4)
+        np.testing.assert_allclose(
+            fit.apply(x)[fold == number], found.left_out[fold == number], atol=2e-4
+        )
     whole = slow_ridge(x, y, np.ones(len(y), bool), found.strength)
-    np.testing.assert_allclose(found.final.apply(x), probes.platt(left_out, y).apply(whole), atol=2e-4)
+    np.testing.assert_allclose(
+        found.final.apply(x), probes.platt(left_out, y).apply(whole), atol=2e-4
+    )
 
 
 def test_the_strength_is_the_one_that_tells_left_out_rows_apart_best(
     data: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     x, y, fold = data
-    single = {strength: auroc(y, pooled.cross_fit(x, y, fold, [strength]).left_out) for strength in pooled.STRENGTHS}
-    assert pooled.cross_fit(x, y, fold).strength == max(single, key=lambda strength: single[strength])
+    single = {
+        strength: auroc(y, pooled.cross_fit(x, y, fold, [strength]).left_out)
+        for strength in pooled.STRENGTHS
+    }
+    assert pooled.cross_fit(x, y, fold).strength == max(
+        single, key=lambda strength: single[strength]
+    )
 
 
-def test_a_column_of_a_few_rows_gets_no_weight(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_a_column_of_a_few_rows_gets_no_weight(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
     x, y, fold = data
     x[:3, 11] = 5.0
     assert pooled.cross_fit(x, y, fold).final.weight[11] == 0

@@ -6,10 +6,12 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from ghosttrack.detection import probes
-from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.statistics import auroc
 
 
-def sample(n: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def sample(
+    n: int, columns: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows with a weak signal in the first column: x, labels, inner folds, test rows."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, n)
@@ -71,7 +73,10 @@ def test_constant_columns_become_zero() -> None:
 
 def test_a_mean_of_fits_ranks_as_the_mean_of_their_log_odds() -> None:
     x, y, inner, test = sample(80, 5)
-    one, two = probes.ridge(x[:, :3], y, inner, test[:, :3]), probes.ridge(x[:, 3:], y, inner, test[:, 3:])
+    one, two = (
+        probes.ridge(x[:, :3], y, inner, test[:, :3]),
+        probes.ridge(x[:, 3:], y, inner, test[:, 3:]),
+    )
     both = probes.mean_of([one, two], y)
     assert (np.argsort(both.outer) == np.argsort(one.outer + two.outer)).all()
     assert both.score == auroc(y, one.inner + two.inner)
@@ -101,7 +106,9 @@ def test_a_bilinear_probe_is_a_probe_on_all_products_of_channels() -> None:
     left, right = rng.standard_normal((90, 3)), rng.standard_normal((90, 4)).astype(np.float32)
     y = ((left[:, 0] * right[:, 1] + 0.3 * rng.standard_normal(90)) > 0).astype(np.int64)
     inner, train, test = np.arange(60) % 3, np.arange(60), np.arange(60, 90)
-    found = probes.bilinear_ridge([left], right, np.zeros(90, dtype=np.int64), y[train], inner, train, test)
+    found = probes.bilinear_ridge(
+        [left], right, np.zeros(90, dtype=np.int64), y[train], inner, train, test
+    )
     z = probes.standardise(left[train]).apply(left)
     unit = right - right[train].mean(axis=0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -111,7 +118,11 @@ def test_a_bilinear_probe_is_a_probe_on_all_products_of_channels() -> None:
     slow = np.empty(60)
     for fold in range(3):
         kept = inner != fold
-        slow[~kept] = Ridge(alpha).fit(products[train][kept], 2.0 * y[train][kept] - 1).predict(products[train][~kept])
+        slow[~kept] = (
+            Ridge(alpha)
+            .fit(products[train][kept], 2.0 * y[train][kept] - 1)
+            .predict(products[train][~kept])
+        )
     to_odds = probes.platt(slow, y[train])
     np.testing.assert_allclose(found.inner, to_odds.apply(slow), rtol=1e-3, atol=1e-3)
     whole = Ridge(alpha).fit(products[train], 2.0 * y[train] - 1).predict(products[test])
@@ -123,29 +134,43 @@ def test_a_bilinear_probe_learns_each_relation_by_itself() -> None:
     rng = np.random.default_rng(8)
     left, right = rng.standard_normal((400, 3)), rng.standard_normal((400, 3)).astype(np.float32)
     relation = np.arange(400) % 2
-    y = ((left[:, 0] * right[:, 0] * np.where(relation == 1, 1, -1)) > 0).astype(np.int64)  # the other way round
+    y = ((left[:, 0] * right[:, 0] * np.where(relation == 1, 1, -1)) > 0).astype(
+        np.int64
+    )  # the other way round
     train, test = np.arange(300), np.arange(300, 400)
     reached = [
-        auroc(y[test], probes.bilinear_ridge([left], right, of, y[train], train % 3, train, test).outer)
+        auroc(
+            y[test],
+            probes.bilinear_ridge([left], right, of, y[train], train % 3, train, test).outer,
+        )
         for of in (relation, np.zeros_like(relation))
     ]
     assert reached[0] > 0.9
     assert abs(reached[1] - 0.5) < 0.2
 
 
-def test_a_bilinear_probe_of_prompts_that_do_not_differ_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    y, right = np.tile([0, 1], 30), np.random.default_rng(9).standard_normal((60, 4)).astype(np.float32)
+def test_a_bilinear_probe_of_prompts_that_do_not_differ_knows_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    y, right = (
+        np.tile([0, 1], 30),
+        np.random.default_rng(9).standard_normal((60, 4)).astype(np.float32),
+    )
     train, test = np.arange(40), np.arange(40, 60)
     for left in ([np.ones((60, 3))], []):
         for exact in (1024, 20):
             monkeypatch.setattr(probes, "EXACT", exact)
             monkeypatch.setattr(probes, "LANDMARKS", 10)
-            found = probes.bilinear_ridge(left, right, np.zeros(60, dtype=np.int64), y[train], train % 4, train, test)
+            found = probes.bilinear_ridge(
+                left, right, np.zeros(60, dtype=np.int64), y[train], train % 4, train, test
+            )
             assert np.ptp(found.outer) < 1e-6
             assert np.isfinite(found.inner).all()
 
 
-def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_out_of_fold() -> None:
+def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_out_of_fold() -> (
+    None
+):
     rng = np.random.default_rng(5)
     y, inner = np.tile([0, 1], 60), np.repeat(np.arange(4), 30)
     x = rng.standard_normal((120, 30))
@@ -169,10 +194,15 @@ def test_calibration_undoes_overconfidence_by_the_inner_scores_alone() -> None:
     np.testing.assert_allclose(found.outer, [-1, 0, 1], atol=0.15)
 
 
-def test_a_joint_probe_of_many_rows_is_exact_if_some_rows_span_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_joint_probe_of_many_rows_is_exact_if_some_rows_span_the_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(5)
     y, inner = rng.integers(0, 2, 400), rng.integers(0, 3, 400)
-    blocks = [rng.standard_normal((500, 9)) + np.pad(y, (0, 100))[:, None] * rng.standard_normal(9) for _ in range(2)]
+    blocks = [
+        rng.standard_normal((500, 9)) + np.pad(y, (0, 100))[:, None] * rng.standard_normal(9)
+        for _ in range(2)
+    ]
     train, test = np.arange(400), np.arange(400, 500)
     exact = probes.joint_ridge(blocks, y, inner, train, test)
     monkeypatch.setattr(probes, "EXACT", 300)
@@ -202,7 +232,9 @@ def test_a_joint_probe_of_many_rows_in_wide_columns_comes_close_to_the_exact_one
     assert auroc(truth, exact.outer) > 0.6
 
 
-def test_of_many_texts_the_text_model_is_the_exact_one_but_for_the_third_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_texts_the_text_model_is_the_exact_one_but_for_the_third_digit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, probes.EXACT + 400).astype(np.int64)
     counts = rng.poisson(0.05, (len(labels), 300)) * (1 + labels[:, None] * (np.arange(300) < 20))

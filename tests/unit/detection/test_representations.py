@@ -12,7 +12,9 @@ from ghosttrack.sae import Sae
 
 def outputs(counts: list[int]) -> pd.DataFrame:
     start = np.cumsum(counts) - counts
-    return pd.DataFrame({"id": [f"e{row}" for row in range(len(counts))], "row_start": start, "row_count": counts})
+    return pd.DataFrame(
+        {"id": [f"e{row}" for row in range(len(counts))], "row_start": start, "row_count": counts}
+    )
 
 
 def small_sae() -> Sae:
@@ -41,12 +43,16 @@ def test_pooled_blocks_equal_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> Non
         code = sae.encode(x)
         residual, kept = (x - sae.decode(code)).numpy(), ~massive[rows]
         mean = kept if kept.any() else ~kept
-        np.testing.assert_allclose(found.raw[example], x.numpy()[mean].mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            found.raw[example], x.numpy()[mean].mean(0), rtol=1e-5, atol=1e-6
+        )
         known = example != 3
         expected = torch.from_numpy(background[[example]].astype(np.float32))
         expected_code = sae.encode(expected)[0].numpy() if known else 0
         missed = (expected - sae.decode(sae.encode(expected)))[0].numpy() if known else 0
-        np.testing.assert_allclose(found.residual[example], residual[mean].mean(0) - missed, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found.residual[example], residual[mean].mean(0) - missed, rtol=1e-4, atol=1e-5
+        )
         centred = x.numpy()[mean].mean(0) - (expected[0].numpy() if known else 0)
         np.testing.assert_allclose(found.centred[example], centred, rtol=1e-5, atol=1e-6)
         active = code.numpy() * kept[:, None]
@@ -90,6 +96,8 @@ def test_large_relations_get_features_in_their_own_units(monkeypatch: pytest.Mon
 
 
 def test_an_answer_without_rivals_stands_at_zero_and_the_others_keep_their_columns() -> None:
-    table = pd.DataFrame({"lens_lead": [1.0, np.nan], "lens_rank": [np.nan, np.nan], "other": [1.0, 2.0]})
+    table = pd.DataFrame(
+        {"lens_lead": [1.0, np.nan], "lens_rank": [np.nan, np.nan], "other": [1.0, 2.0]}
+    )
     found = representations.lens_features(table)
     assert found.to_dict("list") == {"lens_lead": [1.0, 0.0]}

@@ -8,35 +8,45 @@ import pandas as pd
 import pytest
 import torch
 
-import audit_dataset
-import check_claims
-import evaluate_detectors
-import measure_seed_variance
-import train_detectors
-import vary_seeds
+from detect import audit_dataset, train_detectors
+from evaluate import check_claims, evaluate_detectors
 from ghosttrack import sae
-from ghosttrack.activations import rivals, store
+from ghosttrack import scores as registry
+from ghosttrack.activations import candidates, store
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.detection import run as detection_run
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import ledger
-from ghosttrack.report import tables
 from ghosttrack.sae import model as sae_model
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
+from seeds import measure_seed_variance, vary_seeds
 
 LAYERS, VARIANTS, WIDTH = [1, 3], ["default", "permuted"], 8
-DETECTION, EVALUATION = DetectionSettings(folds=3, inner_folds=3, trees=10), EvaluationSettings(bootstrap=100)
+DETECTION, EVALUATION = (
+    DetectionSettings(folds=3, inner_folds=3, trees=10),
+    EvaluationSettings(bootstrap=100),
+)
 
 
 def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> None:
     """Examples of two tokens each; the label is written into layer 3 and into the log-probability."""
     rng, n = np.random.default_rng(seed), len(labels)
     words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(2 * n)]
-    examples = pd.DataFrame({
-        "id": [f"{name}-{row}" for row in range(n)], "group": [f"g{row // 4:03d}" for row in range(n)],
-        "question": "", "prompt": [f"{word} is" for word in words[:n]], "answer": words[n:], "label": labels, "mode": "given", "relation": "",
-        "text": [f"{word} is {other}." for word, other in zip(words[:n], words[n:], strict=True)],
-    })  # fmt: skip
+    examples = pd.DataFrame(
+        {
+            "id": [f"{name}-{row}" for row in range(n)],
+            "group": [f"g{row // 4:03d}" for row in range(n)],
+            "question": "",
+            "prompt": [f"{word} is" for word in words[:n]],
+            "answer": words[n:],
+            "label": labels,
+            "mode": "given",
+            "relation": "",
+            "text": [
+                f"{word} is {other}." for word, other in zip(words[:n], words[n:], strict=True)
+            ],
+        }
+    )
     measured = (
         "logprob_sum",
         "logprob_mean",
@@ -48,11 +58,21 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
         "pmi_mean",
         "pmi_first",
     )
-    outputs = pd.DataFrame({
-        "id": examples["id"], "row_start": 2 * np.arange(n), "row_count": 2, "input_tokens": 5, "rank_first": 0, "other_prompts": 8,
-        **{key: -np.exp(rng.standard_normal(n)) - labels for key in measured},
-        **{key: np.exp(rng.standard_normal(n)) for key in ("entropy_mean", "entropy_first", "margin_first")},
-    })  # fmt: skip
+    outputs = pd.DataFrame(
+        {
+            "id": examples["id"],
+            "row_start": 2 * np.arange(n),
+            "row_count": 2,
+            "input_tokens": 5,
+            "rank_first": 0,
+            "other_prompts": 8,
+            **{key: -np.exp(rng.standard_normal(n)) - labels for key in measured},
+            **{
+                key: np.exp(rng.standard_normal(n))
+                for key in ("entropy_mean", "entropy_first", "margin_first")
+            },
+        }
+    )
     if name == "small":
         outputs.loc[4, ["pmi_sum", "pmi_mean", "pmi_first"]] = np.nan
     folder.mkdir(parents=True)
@@ -62,8 +82,12 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
         values = rng.standard_normal((2 * n, WIDTH)).astype(np.float32)
         values[:, 0] += 4 * np.repeat(labels, 2) * (layer == 3)
         stem = "embedding" if layer is None else f"layer_{layer:02d}"
-        header = store.Header("tiny", "w", layer, "embedding" if layer is None else "resid_post", None, "t")
-        with StoreWriter(folder / f"{stem}.zarr", folder / f"{stem}.json", header, rows=2 * n, d_model=WIDTH) as writer:
+        header = store.Header(
+            "tiny", "w", layer, "embedding" if layer is None else "resid_post", None, "t"
+        )
+        with StoreWriter(
+            folder / f"{stem}.zarr", folder / f"{stem}.json", header, rows=2 * n, d_model=WIDTH
+        ) as writer:
             writer.append(store.to_block(values))
     if name == "big":
         drawn = [
@@ -71,13 +95,22 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
             for one, wrong in zip(examples["id"], labels, strict=True)
             for sample in range(3)
         ]
-        pd.DataFrame(drawn, columns=["id", "sample", "cluster"]).to_parquet(folder / "samples.parquet")
-    np.savez(folder / "background.npz", layer_01=np.zeros((n, WIDTH)), layer_03=np.zeros((n, WIDTH)))
+        pd.DataFrame(drawn, columns=["id", "sample", "cluster"]).to_parquet(
+            folder / "samples.parquet"
+        )
+    np.savez(
+        folder / "background.npz", layer_01=np.zeros((n, WIDTH)), layer_03=np.zeros((n, WIDTH))
+    )
     with (folder / "prompts.npz").open("wb") as stream:
         states = rng.standard_normal((n, WIDTH)).astype("f2")
-        rivals.write(stream, rivals.States({2: states}, states, np.arange(n), states[:2], np.arange(n) % 2))
+        candidates.write(
+            stream,
+            candidates.States({2: states}, states, np.arange(n), states[:2], np.arange(n) % 2),
+        )
     for variant in VARIANTS:
-        table = pd.DataFrame(rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"])
+        table = pd.DataFrame(
+            rng.standard_normal((n, 3)), columns=["entropy_mean", "churn_births", "linkage_coasted"]
+        )
         table.assign(id=examples["id"]).to_parquet(folder / f"{variant}.parquet")
 
 
@@ -89,10 +122,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     for layer in LAYERS:
         w = torch.randn(WIDTH, 16, generator=generator)
-        made = sae.Sae(w, torch.zeros(16), w.T.contiguous() / WIDTH, torch.zeros(WIDTH), torch.full((16,), 0.5))
+        made = sae.Sae(
+            w, torch.zeros(16), w.T.contiguous() / WIDTH, torch.zeros(WIDTH), torch.full((16,), 0.5)
+        )
         folder = root / f"sae_{layer}"
         folder.mkdir()
-        sae_model.save(made, folder / "sae_weights.safetensors", folder / "cfg.json", hook_name="h", model_name="m")
+        sae_model.save(
+            made,
+            folder / "sae_weights.safetensors",
+            folder / "cfg.json",
+            hook_name="h",
+            model_name="m",
+        )
     return root
 
 
@@ -101,30 +142,67 @@ def run(inputs: Path, out: Path) -> None:
     for name in ("big", "small"):
         folder, made = inputs / name, out / name
         audit_dataset.main(
-            examples=folder / "examples.parquet", outputs=folder / "outputs.parquet", embedding=folder / "embedding.zarr",
-            embedding_manifest=folder / "embedding.json", scores=made / "controls.parquet", checks=made / "audit.csv",
-            dataset=name, control=False, detection=DETECTION, evaluation=EVALUATION, seed=0,
-        )  # fmt: skip
+            examples=folder / "examples.parquet",
+            outputs=folder / "outputs.parquet",
+            embedding=folder / "embedding.zarr",
+            embedding_manifest=folder / "embedding.json",
+            scores=made / "controls.parquet",
+            checks=made / "audit.csv",
+            dataset=name,
+            control=False,
+            detection=DETECTION,
+            evaluation=EVALUATION,
+            seed=0,
+        )
         train_detectors.main(
-            examples=folder / "examples.parquet", outputs=folder / "outputs.parquet", audited=made / "controls.parquet",
+            examples=folder / "examples.parquet",
+            outputs=folder / "outputs.parquet",
+            audited=made / "controls.parquet",
             stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
             manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
             weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
-            background=folder / "background.npz", prompt_states=folder / "prompts.npz", samples=sorted(folder.glob("samples.parquet")),
-            signals=[folder / f"{variant}.parquet" for variant in VARIANTS], scores=made / "scores.parquet",
-            selection=made / "selection.csv", importance=made / "importance.csv", dataset=name, layers=LAYERS,
-            variants=VARIANTS, detection=DETECTION, seed=0,
-        )  # fmt: skip
+            background=folder / "background.npz",
+            prompt_states=folder / "prompts.npz",
+            samples=sorted(folder.glob("samples.parquet")),
+            signals=[folder / f"{variant}.parquet" for variant in VARIANTS],
+            scores=made / "scores.parquet",
+            selection=made / "selection.csv",
+            importance=made / "importance.csv",
+            dataset=name,
+            layers=LAYERS,
+            variants=VARIANTS,
+            detection=DETECTION,
+            seed=0,
+        )
     parts = {
         key: [out / name / key for name in ("big", "small")]
         for key in ("scores.parquet", "selection.csv", "importance.csv", "audit.csv")
     }
     evaluate_detectors.main(
-        parts=parts["scores.parquet"], selections=parts["selection.csv"], importances=parts["importance.csv"],
-        audits=parts["audit.csv"], generated=[], scores=out / "scores.parquet",
-        **{name: out / f"{name}.csv" for name in ("selection", "importance", "metrics", "ledger", "leak_audit", "calibration", "curves", "relations")},
-        controls=[], variants=VARIANTS, evaluation=EVALUATION, seed=0,
-    )  # fmt: skip
+        parts=parts["scores.parquet"],
+        selections=parts["selection.csv"],
+        importances=parts["importance.csv"],
+        audits=parts["audit.csv"],
+        generated=[],
+        scores=out / "scores.parquet",
+        **{
+            name: out / f"{name}.csv"
+            for name in (
+                "selection",
+                "importance",
+                "metrics",
+                "ledger",
+                "leak_audit",
+                "calibration",
+                "curves",
+                "relations",
+            )
+        },
+        controls=[],
+        variants=VARIANTS,
+        evaluation=EVALUATION,
+        seed=0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +214,11 @@ def results(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_table_has_the_columns_its_readers_expect(results: Path) -> None:
     for name in ("metrics", "ledger", "leak_audit", "curves", "calibration"):
-        assert len(tables.read(results / f"{name}.csv", getattr(tables, name.upper())))
+        assert len(registry.read(results / f"{name}.csv", getattr(registry, name.upper())))
 
 
 def test_the_planted_signal_is_found_in_its_layer(results: Path) -> None:
-    metrics = tables.read(results / "metrics.csv", tables.METRICS)
+    metrics = registry.read(results / "metrics.csv", registry.METRICS)
     found = metrics[metrics["dataset"] == "big"].set_index("signal")["auroc"]
     assert found["ghosttrack"] > 0.9
     assert found["raw_probe"] > 0.9
@@ -150,22 +228,28 @@ def test_the_planted_signal_is_found_in_its_layer(results: Path) -> None:
 
 
 def test_a_data_set_too_small_is_reported_with_its_reason_and_not_pooled(results: Path) -> None:
-    metrics = tables.read(results / "metrics.csv", tables.METRICS).set_index(["dataset", "signal"])
+    metrics = registry.read(results / "metrics.csv", registry.METRICS).set_index(
+        ["dataset", "signal"]
+    )
     small = metrics.loc[("small", "ghosttrack")]
     assert np.isnan(small["auroc"])
     assert small["reason"] == "3 of 32 texts are true, in 1 groups: 6 groups are needed for 3 folds"
     assert np.isfinite(metrics.loc[("small", "answer_logprob_mean"), "auroc"]), "needs no training"
     assert metrics.loc[("all_strict", "ghosttrack"), "n"] == 96
     claims = pd.read_csv(results / "ledger.csv")
-    assert set(claims.loc[claims["dataset"] == "small", "verdict"]) == {tables.NOT_ESTABLISHED}
+    assert set(claims.loc[claims["dataset"] == "small", "verdict"]) == {registry.NOT_ESTABLISHED}
 
 
 def test_signals_that_an_example_lacks_are_not_run_and_say_why(results: Path) -> None:
-    metrics = tables.read(results / "metrics.csv", tables.METRICS).set_index(["dataset", "signal"])
+    metrics = registry.read(results / "metrics.csv", registry.METRICS).set_index(
+        ["dataset", "signal"]
+    )
     assert np.isfinite(metrics.loc[("big", "pmi"), "auroc"])
     assert metrics.loc[("big", "self_consistency"), "auroc"] == 1.0
     assert np.isnan(metrics.loc[("small", "pmi"), "auroc"])
-    assert metrics.loc[("small", "pmi"), "reason"].startswith("1 of 32 answers meet no other prompts")
+    assert metrics.loc[("small", "pmi"), "reason"].startswith(
+        "1 of 32 answers meet no other prompts"
+    )
     assert ("small", "self_consistency") not in metrics.index
 
 
@@ -173,7 +257,9 @@ def test_a_background_of_other_layers_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "background.npz", layer_02=np.zeros((4, 3)))
     assert list(detection_run.read_background(tmp_path / "background.npz", [2], 4)) == ["layer_02"]
     for layers, examples in (([2, 3], 4), ([2], 5)):
-        with pytest.raises(UserError, match=r"background\.npz holds layer_02 of other examples; expected layer_02"):
+        with pytest.raises(
+            UserError, match=r"background\.npz holds layer_02 of other examples; expected layer_02"
+        ):
             detection_run.read_background(tmp_path / "background.npz", layers, examples)
 
 
@@ -192,11 +278,11 @@ def test_two_runs_write_the_same_bytes(inputs: Path, results: Path, tmp_path: Pa
 
 def test_strict_mode_passes_or_names_the_claim(results: Path, tmp_path: Path) -> None:
     table = pd.read_csv(results / "ledger.csv")
-    table.loc[table["claim"] == ledger.HEADLINE, "verdict"] = tables.ESTABLISHED
+    table.loc[table["claim"] == ledger.HEADLINE, "verdict"] = registry.ESTABLISHED
     table.to_csv(tmp_path / "won.csv", index=False)
     check_claims.main(ledger=tmp_path / "won.csv", passed=tmp_path / "passed.json")
     assert (tmp_path / "passed.json").exists()
-    table["verdict"] = tables.NOT_ESTABLISHED
+    table["verdict"] = registry.NOT_ESTABLISHED
     table.to_csv(tmp_path / "lost.csv", index=False)
     with pytest.raises(UserError, match="strict: true"):
         check_claims.main(ledger=tmp_path / "lost.csv", passed=tmp_path / "never.json")
@@ -209,29 +295,45 @@ def test_other_seeds_are_scored_in_files_of_the_run_and_a_set_too_small_has_none
     for layer in LAYERS:
         for place, name in enumerate(arms):  # the second arm has the other layer's SAE
             shutil.copytree(
-                inputs / f"sae_{LAYERS[::-1][LAYERS.index(layer)] if place else layer}", tmp_path / str(layer) / name
+                inputs / f"sae_{LAYERS[::-1][LAYERS.index(layer)] if place else layer}",
+                tmp_path / str(layer) / name,
             )
     for name in ("big", "small"):
         folder = inputs / name
         vary_seeds.main(
-            examples=folder / "examples.parquet", outputs=folder / "outputs.parquet",
-            audited=results / name / "controls.parquet", stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
+            examples=folder / "examples.parquet",
+            outputs=folder / "outputs.parquet",
+            audited=results / name / "controls.parquet",
+            stores=[folder / f"layer_{layer:02d}.zarr" for layer in LAYERS],
             manifests=[folder / f"layer_{layer:02d}.json" for layer in LAYERS],
             weights=[inputs / f"sae_{layer}" / "sae_weights.safetensors" for layer in LAYERS],
-            background=folder / "background.npz", prompt_states=folder / "prompts.npz", samples=sorted(folder.glob("samples.parquet")), sweeps=[tmp_path / str(layer) for layer in LAYERS],
-            seeds=tmp_path / f"{name}.csv", dataset=name, layers=LAYERS, arms=arms,
-            detection=DETECTION.model_copy(update={"fold_seeds": [3]}), seed=0,
-        )  # fmt: skip
+            background=folder / "background.npz",
+            prompt_states=folder / "prompts.npz",
+            samples=sorted(folder.glob("samples.parquet")),
+            sweeps=[tmp_path / str(layer) for layer in LAYERS],
+            seeds=tmp_path / f"{name}.csv",
+            dataset=name,
+            layers=LAYERS,
+            arms=arms,
+            detection=DETECTION.model_copy(update={"fold_seeds": [3]}),
+            seed=0,
+        )
     measure_seed_variance.main(
-        metrics=results / "metrics.csv", seeds=[tmp_path / "big.csv", tmp_path / "small.csv"], all_seeds=tmp_path / "all.csv",
-        variance=tmp_path / "variance.csv", datasets=["big", "small"], controls=[],
-    )  # fmt: skip
+        metrics=results / "metrics.csv",
+        seeds=[tmp_path / "big.csv", tmp_path / "small.csv"],
+        all_seeds=tmp_path / "all.csv",
+        variance=tmp_path / "variance.csv",
+        datasets=["big", "small"],
+        controls=[],
+    )
     table = pd.read_csv(tmp_path / "all.csv")
     assert set(table["dataset"]) == {"big"}
     own = table[table["signal"] == "ghosttrack"].set_index(["source", "seed"])["auroc"]
     assert set(own.index) == {("folds", 0), ("folds", 3), ("sae", 0), ("sae", 7)}
     assert own["sae", 0] == own["folds", 0]
-    metrics = pd.read_csv(results / "metrics.csv").query("dataset == 'big' and signal == 'ghosttrack'")
+    metrics = pd.read_csv(results / "metrics.csv").query(
+        "dataset == 'big' and signal == 'ghosttrack'"
+    )
     assert own["folds", 0] == pytest.approx(metrics["auroc"].iloc[0], abs=1e-6)
     variance = pd.read_csv(tmp_path / "variance.csv")
     assert set(variance["dataset"]) == {"big", "all_strict"}

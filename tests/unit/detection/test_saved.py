@@ -14,17 +14,20 @@ import pytest
 import run_fakes
 import torch
 
-import check_explanations
-import score_texts
-from ghosttrack import Detector, Text, files, score
+from evaluate import check_explanations
+from ghosttrack import Detector, Text
+from ghosttrack import scores as registry
 from ghosttrack.activations import example_tokens
 from ghosttrack.activations.example_tokens import Positions
+from ghosttrack.cli import score
 from ghosttrack.detection import faithfulness, saved, saved_fit
 from ghosttrack.detection.scoring import Scorer
 from ghosttrack.errors import UserError
 from ghosttrack.facts import contexts
-from ghosttrack.report import scored, tables
+from ghosttrack.report import scored
+from ghosttrack.runtime import files
 from ghosttrack.settings import EvaluationSettings, ScoreSettings
+from score import score_texts
 
 TEXTS = [
     Text("Q facts 3 is Paris.", "Paris"),
@@ -60,9 +63,13 @@ def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> No
 
 def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> None:
     rows = [
-        ("a", "g1", "capital", "France", "x"), ("b", "g1", "capital", "Norway", "y"), ("b", "g2", "capital", "France", "z"),
-        ("c", "g3", "", "", "Y "), ("c", "g4", "", "", "w"), ("d", "g5", "river", "France", "v"),
-    ]  # fmt: skip
+        ("a", "g1", "capital", "France", "x"),
+        ("b", "g1", "capital", "Norway", "y"),
+        ("b", "g2", "capital", "France", "z"),
+        ("c", "g3", "", "", "Y "),
+        ("c", "g4", "", "", "w"),
+        ("d", "g5", "river", "France", "v"),
+    ]
     texts = pd.DataFrame(rows, columns=["dataset", "group", "relation", "subject", "text"])
     units = saved_fit.units_of(texts).tolist()
     assert units[0] == units[2]  # the capital of France, in two sets
@@ -72,7 +79,10 @@ def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> Non
 
 def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated() -> None:
     facts, leaky = run_fakes.text_only("facts"), run_fakes.text_only("leaky", low=0.7)
-    control, own = run_fakes.text_only("control", control=True), run_fakes.text_only("own", mode="generated")
+    control, own = (
+        run_fakes.text_only("control", control=True),
+        run_fakes.text_only("own", mode="generated"),
+    )
     small = run_fakes.text_only("small").assign(verdict="not run")
     assert saved_fit.strict_sets(pd.concat([small, control, own, leaky, facts])) == ["facts"]
     assert saved_fit.strict_sets(pd.concat([small, control, own, leaky])) == ["leaky"]
@@ -110,33 +120,51 @@ def test_a_token_of_a_fitted_set_is_scored_by_the_fit_without_its_group(run: Pat
     assert (pd.Series(fold).groupby(examples["group"].to_numpy()).nunique() == 1).all()
 
 
-def test_the_scores_of_a_data_set_are_those_of_the_same_texts_given_by_hand(run: Path, detector: Detector) -> None:
+def test_the_scores_of_a_data_set_are_those_of_the_same_texts_given_by_hand(
+    run: Path, detector: Detector
+) -> None:
     # A set that is in no fit has the final fit's scores, so tables and API must agree token by token.
     examples = pd.read_parquet(run / "datasets" / "others" / "examples.parquet")
     tokens = pd.read_parquet(run / "detection" / "token_scores.parquet")
     expected = tokens.loc[tokens["dataset"] == "others", "probe"].to_numpy()
     found = detector.score([Text(row.text, row.answer) for row in examples.itertuples()])
-    np.testing.assert_allclose([token.probe for each in found for token in each.tokens], expected, atol=2e-3)
-    surprise = -pd.read_parquet(run / "examples" / "others" / "tokens.parquet")["logprob"].to_numpy()
-    np.testing.assert_allclose([token.surprise for each in found for token in each.tokens], surprise, atol=2e-4)
+    np.testing.assert_allclose(
+        [token.probe for each in found for token in each.tokens], expected, atol=2e-3
+    )
+    surprise = -pd.read_parquet(run / "examples" / "others" / "tokens.parquet")[
+        "logprob"
+    ].to_numpy()
+    np.testing.assert_allclose(
+        [token.surprise for each in found for token in each.tokens], surprise, atol=2e-4
+    )
     labels = examples["label"].to_numpy()
     assert np.mean([each.probability >= 0.5 for each in found] == (labels == 1)) > 0.7
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
-def test_own_texts_are_read_at_the_positions_of_the_run(tmp_path: Path, positions: Positions) -> None:
+def test_own_texts_are_read_at_the_positions_of_the_run(
+    tmp_path: Path, positions: Positions
+) -> None:
     run_fakes.make(tmp_path, groups=16, positions=positions)
     run_fakes.save(tmp_path, positions=positions)
     examples = pd.read_parquet(tmp_path / "datasets" / "others" / "examples.parquet")
     tokens = pd.read_parquet(tmp_path / "detection" / "token_scores.parquet")
     expected = tokens.loc[tokens["dataset"] == "others", "probe"].to_numpy()
-    found = Detector.load(tmp_path).score([Text(row.text, row.answer) for row in examples.itertuples()])
-    np.testing.assert_allclose([token.probe for each in found for token in each.tokens], expected, atol=2e-3)
+    found = Detector.load(tmp_path).score(
+        [Text(row.text, row.answer) for row in examples.itertuples()]
+    )
+    np.testing.assert_allclose(
+        [token.probe for each in found for token in each.tokens], expected, atol=2e-3
+    )
     ends = {(each.tokens[0].start, each.tokens[-1].end) for each in found}
-    assert all(len(each.tokens) == 1 for each in found) if positions == "last" else min(ends)[0] == 0
+    assert (
+        all(len(each.tokens) == 1 for each in found) if positions == "last" else min(ends)[0] == 0
+    )
 
 
-def test_the_log_odds_are_intercept_outputs_and_the_mean_of_the_probe_scores(run: Path, detector: Detector) -> None:
+def test_the_log_odds_are_intercept_outputs_and_the_mean_of_the_probe_scores(
+    run: Path, detector: Detector
+) -> None:
     weights = saved.load(run / "detection").weights
     outputs = pd.read_parquet(run / "examples" / "others" / "outputs.parquet")
     from ghosttrack.detection.representations import output_features
@@ -157,16 +185,27 @@ def test_a_batch_and_single_texts_give_the_same_numbers(detector: Detector) -> N
     for place, text in enumerate(TEXTS):
         alone = detector.score([text])[0]
         assert alone.log_odds == pytest.approx(together[place].log_odds, abs=2e-4)
-        assert [reason.feature for reason in alone.reasons] == [reason.feature for reason in together[place].reasons]
+        assert [reason.feature for reason in alone.reasons] == [
+            reason.feature for reason in together[place].reasons
+        ]
 
 
-def test_an_activation_beyond_what_is_stored_is_no_score(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_activation_beyond_what_is_stored_is_no_score(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scorer = detector._scorer
-    everything = {**scorer._tensors, "massive": torch.full_like(scorer._tensors["massive"], torch.inf)}
+    everything = {
+        **scorer._tensors,
+        "massive": torch.full_like(scorer._tensors["massive"], torch.inf),
+    }
     monkeypatch.setattr(scorer, "_tensors", everything)
-    handle = scorer._modules[0].register_forward_hook(lambda _module, _arguments, output: output * 1e9, prepend=True)
+    handle = scorer._modules[0].register_forward_hook(
+        lambda _module, _arguments, output: output * 1e9, prepend=True
+    )
     try:
-        with pytest.raises(UserError, match=r"an activation beyond 65,504 in layer \d+, .*: it cannot be scored"):
+        with pytest.raises(
+            UserError, match=r"an activation beyond 65,504 in layer \d+, .*: it cannot be scored"
+        ):
             detector.score(TEXTS[:1])
     finally:
         handle.remove()
@@ -180,7 +219,9 @@ def test_reasons_are_the_largest_parts_and_have_names(detector: Detector) -> Non
     assert detector.score(TEXTS[:1], reasons=0)[0].reasons == []
 
 
-def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer_does_to_the_probes(run: Path) -> None:
+def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer_does_to_the_probes(
+    run: Path,
+) -> None:
     scorer = Scorer(run)
     frame = pd.DataFrame(
         {
@@ -200,10 +241,14 @@ def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer
     assert np.sign(before.probe.mean() - after.probe.mean()) == np.sign(last.log_odds)
     assert scorer.read(encoded, 0, [[]]).log_odds == pytest.approx(before.log_odds)
     silent = next(
-        f for f in range(run_fakes.D_SAE) if all((1, f) != (part.place, part.feature) for part in before.parts[0])
+        f
+        for f in range(run_fakes.D_SAE)
+        if all((1, f) != (part.place, part.feature) for part in before.parts[0])
     )
     assert scorer.read(encoded, 0, [[(1, silent)]]).log_odds == pytest.approx(before.log_odds)
-    assert scorer.read(encoded, 0).log_odds == pytest.approx(before.log_odds)  # no hook is left behind
+    assert scorer.read(encoded, 0).log_odds == pytest.approx(
+        before.log_odds
+    )  # no hook is left behind
 
 
 def test_below_the_stated_confidence_the_detector_abstains(detector: Detector) -> None:
@@ -224,9 +269,13 @@ def test_without_an_answer_the_last_word_is_judged(detector: Detector) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("  ", "text 1: expected text"), ({"texts": "x"}, "expected the keys text"), (Text("a b", "c"), "does not hold its answer"),
-     ("word " * 300, "the model takes")],
-)  # fmt: skip
+    [
+        ("  ", "text 1: expected text"),
+        ({"texts": "x"}, "expected the keys text"),
+        (Text("a b", "c"), "does not hold its answer"),
+        ("word " * 300, "the model takes"),
+    ],
+)
 def test_a_text_that_cannot_be_scored_is_named(detector: Detector, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         detector.score([text])
@@ -277,7 +326,7 @@ def test_too_few_texts_give_no_detector_but_say_why(tmp_path: Path) -> None:
         Detector.load(few)
     explanations = tmp_path / "explanations.csv"
     explain(few, explanations)
-    assert tables.read(explanations, tables.EXPLANATIONS).empty
+    assert registry.read(explanations, registry.EXPLANATIONS).empty
 
 
 def test_api_command_and_target_give_the_same_numbers_in_every_form(
@@ -292,14 +341,22 @@ def test_api_command_and_target_give_the_same_numbers_in_every_form(
     assert [line["answer"] for line in lines] == ["Paris", "Ada 79", "gold"]
     assert lines[0]["reasons"][0] == expected[0].reasons[0]._asdict()
     for ending in ("jsonl", "csv", "html"):
-        assert score.main([str(run), "--texts", str(table), "--out", str(tmp_path / f"out.{ending}")]) == 0
-    assert (tmp_path / "out.jsonl").read_text().splitlines() == [json.dumps(line, ensure_ascii=False) for line in lines]
+        assert (
+            score.main([str(run), "--texts", str(table), "--out", str(tmp_path / f"out.{ending}")])
+            == 0
+        )
+    assert (tmp_path / "out.jsonl").read_text().splitlines() == [
+        json.dumps(line, ensure_ascii=False) for line in lines
+    ]
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [float(row["probability"]) for row in rows] == [each.probability for each in expected]
     page = (tmp_path / "out.html").read_text()
     outputs = [tmp_path / f"target.{ending}" for ending in ("jsonl", "csv", "html")]
     score_texts.main(
-        texts=table, detector=run / "detection" / "detector.safetensors", scores=outputs, score=ScoreSettings()
+        texts=table,
+        detector=run / "detection" / "detector.safetensors",
+        scores=outputs,
+        score=ScoreSettings(),
     )
     for path in outputs:
         assert path.read_bytes() == (tmp_path / f"out{path.suffix}").read_bytes()
@@ -311,7 +368,9 @@ def test_api_command_and_target_give_the_same_numbers_in_every_form(
 def test_a_context_is_read_before_the_text_and_not_judged(detector: Detector) -> None:
     alone, behind = detector.score([TEXTS[0], TEXTS[0]._replace(context="Q facts 1 is Oslo.")])
     assert (behind.text, behind.start, behind.end) == (alone.text, alone.start, alone.end)
-    assert [(each.start, each.end) for each in behind.tokens] == [(each.start, each.end) for each in alone.tokens]
+    assert [(each.start, each.end) for each in behind.tokens] == [
+        (each.start, each.end) for each in alone.tokens
+    ]
     assert behind.log_odds != alone.log_odds
     spaced = detector.score([TEXTS[0]._replace(context="\n Q facts 1 is Oslo.  ")])[0]
     assert spaced.log_odds == behind.log_odds
@@ -337,7 +396,9 @@ def test_texts_behind_solved_statements_get_what_the_training_set_got(
     scorer = detector._scorer
     own = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "facts")
     expected = scorer.read(own, 0).log_odds[0]
-    assert detector.score([Text(text, "Lima", context=shown)])[0].log_odds == pytest.approx(expected, abs=1e-3)
+    assert detector.score([Text(text, "Lima", context=shown)])[0].log_odds == pytest.approx(
+        expected, abs=1e-3
+    )
 
 
 def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
@@ -353,7 +414,9 @@ def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
     assert found == [each.log_odds for each in expected]
     out = tmp_path / "target.jsonl"
     weights = run / "detection" / "detector.safetensors"
-    score_texts.main(texts=table, detector=weights, scores=[out], score=ScoreSettings(context=str(shown)))
+    score_texts.main(
+        texts=table, detector=weights, scores=[out], score=ScoreSettings(context=str(shown))
+    )
     assert [json.loads(line)["log_odds"] for line in out.read_text().splitlines()] == found
 
 
@@ -362,14 +425,23 @@ def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
     [
         (["a", "--context", "nowhere.txt"], "context: there is no file nowhere.txt"),
         (["a", "--context", "long.txt"], "long.txt has more than 100,000 characters"),
-        (["--texts", "latin.txt"], "texts: latin.txt is not UTF-8 text: line 2 holds the byte 0xfc at offset 5"),
-        (["--texts", "long.txt"], "texts: line 1 of long.txt: 100,001 characters, more than 100,000"),
+        (
+            ["--texts", "latin.txt"],
+            "texts: latin.txt is not UTF-8 text: line 2 holds the byte 0xfc at offset 5",
+        ),
+        (
+            ["--texts", "long.txt"],
+            "texts: line 1 of long.txt: 100,001 characters, more than 100,000",
+        ),
         (["Z\udcfcrich is a city."], "text 1: text: character 2 is half of a surrogate pair"),
-        ([], "give texts either"), (["a", "--texts", "b.csv"], "give texts either"), (["a", "b", "--answer", "c"], "exactly one text"),
-        (["a", "--out", "x.pdf"], "must end in"), (["--texts", "nowhere.csv"], "texts: there is no file nowhere.csv"),
+        ([], "give texts either"),
+        (["a", "--texts", "b.csv"], "give texts either"),
+        (["a", "b", "--answer", "c"], "exactly one text"),
+        (["a", "--out", "x.pdf"], "must end in"),
+        (["--texts", "nowhere.csv"], "texts: there is no file nowhere.csv"),
         (["a", "b"], "quotation marks"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_command_is_answered_in_one_line(
     run: Path,
     arguments: list[str],
@@ -389,7 +461,7 @@ def test_a_wrong_command_is_answered_in_one_line(
 
 def test_importing_the_package_and_naming_the_detector_loads_no_torch() -> None:
     code = "import sys; import ghosttrack; from ghosttrack import Detector, Text; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(score.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(score.__file__).parents[2])
 
 
 def test_a_page_of_scores_holds_the_text_as_it_stands(detector: Detector) -> None:
@@ -399,15 +471,21 @@ def test_a_page_of_scores_holds_the_text_as_it_stands(detector: Detector) -> Non
 
 def explain(run: Path, explanations: Path) -> None:
     check_explanations.main(
-        detector=run / "detection" / "detector.safetensors", about=run / "detection" / "detector.json",
+        detector=run / "detection" / "detector.safetensors",
+        about=run / "detection" / "detector.json",
         examples=[run / "datasets" / name / "examples.parquet" for name in ("facts", "others")],
-        explanations=explanations, datasets=["facts", "others"], evaluation=EvaluationSettings(bootstrap=100), seed=0,
-    )  # fmt: skip
+        explanations=explanations,
+        datasets=["facts", "others"],
+        evaluation=EvaluationSettings(bootstrap=100),
+        seed=0,
+    )
 
 
-def test_removing_the_named_reasons_is_measured_beside_random_and_most_active_ones(run: Path, tmp_path: Path) -> None:
+def test_removing_the_named_reasons_is_measured_beside_random_and_most_active_ones(
+    run: Path, tmp_path: Path
+) -> None:
     explain(run, tmp_path / "explanations.csv")
-    table = tables.read(tmp_path / "explanations.csv", tables.EXPLANATIONS)
+    table = registry.read(tmp_path / "explanations.csv", registry.EXPLANATIONS)
     assert list(table["features"]) == [count for count in faithfulness.COUNTS for _ in range(3)]
     assert set(table["removed"]) == {faithfulness.TOP, faithfulness.RANDOM, faithfulness.STRONGEST}
     assert (table["change_low"] <= table["change"]).all()
@@ -420,9 +498,18 @@ def test_removing_the_named_reasons_is_measured_beside_random_and_most_active_on
 
 def test_texts_for_the_test_are_chosen_in_equal_parts_without_their_scores() -> None:
     sets = {
-        name: pd.DataFrame({"id": [f"{name}{row}" for row in range(size)], "mode": "given", "group": "g", "label": 0})
+        name: pd.DataFrame(
+            {
+                "id": [f"{name}{row}" for row in range(size)],
+                "mode": "given",
+                "group": "g",
+                "label": 0,
+            }
+        )
         for name, size in (("a", 50), ("b", 10))
     }
     found = faithfulness.choose(sets, 20)
     assert found["dataset"].value_counts().to_dict() == {"a": 10, "b": 10}
-    assert list(found["id"]) == list(faithfulness.choose({**sets, "a": sets["a"].assign(label=1)}, 20)["id"])
+    assert list(found["id"]) == list(
+        faithfulness.choose({**sets, "a": sets["a"].assign(label=1)}, 20)["id"]
+    )

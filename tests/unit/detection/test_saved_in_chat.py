@@ -11,9 +11,10 @@ import run_fakes
 import small_models
 from chat_models import FAMILIES
 
-from ghosttrack import Detector, Text, files
+from ghosttrack import Detector, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import chat, models
+from ghosttrack.runtime import files
 
 
 @pytest.fixture(scope="module", params=["chatml", "mistral"])
@@ -37,7 +38,9 @@ def _ask_in_chat(run: Path, name: str) -> None:
     given, tokenizer = pd.read_parquet(path), models.load_tokenizer(run / "model")
     frame = chat.ask(given, [[f"{prompt}?"] for prompt in given["prompt"]], tokenizer)
     behind = chat.answer_lead(tokenizer) + frame["answer"]
-    frame = frame.assign(question=given["prompt"] + "?", mode="generated", text=frame["prompt"] + behind)
+    frame = frame.assign(
+        question=given["prompt"] + "?", mode="generated", text=frame["prompt"] + behind
+    )
     frame["answer_end"] = frame["text"].str.len()
     frame["answer_start"] = frame["answer_end"] - frame["answer"].str.len()
     frame.to_parquet(path)
@@ -50,29 +53,47 @@ def test_an_answer_with_its_question_has_the_scores_of_the_data_set(run: Path) -
     examples = pd.read_parquet(run / "datasets" / "others" / "examples.parquet")
     tokens = pd.read_parquet(run / "detection" / "token_scores.parquet")
     expected = tokens.loc[tokens["dataset"] == "others", "probe"].to_numpy()
-    surprise = -pd.read_parquet(run / "examples" / "others" / "tokens.parquet")["logprob"].to_numpy()
+    surprise = -pd.read_parquet(run / "examples" / "others" / "tokens.parquet")[
+        "logprob"
+    ].to_numpy()
     asked = [Text(row.answer, row.answer, question=row.question) for row in examples.itertuples()]
     found = Detector.load(run).score(asked)
-    np.testing.assert_allclose([token.probe for each in found for token in each.tokens], expected, atol=2e-3)
-    np.testing.assert_allclose([token.surprise for each in found for token in each.tokens], surprise, atol=2e-4)
+    np.testing.assert_allclose(
+        [token.probe for each in found for token in each.tokens], expected, atol=2e-3
+    )
+    np.testing.assert_allclose(
+        [token.surprise for each in found for token in each.tokens], surprise, atol=2e-4
+    )
     for each in found:
-        assert "".join(each.text[token.start : token.end] for token in each.tokens).strip() == each.text
+        assert (
+            "".join(each.text[token.start : token.end] for token in each.tokens).strip()
+            == each.text
+        )
 
 
 def test_texts_with_and_without_a_question_keep_their_order(run: Path) -> None:
     detector = Detector.load(run)
-    texts = [Text("Q facts 3 is Paris."), Text("Ada", question="Who?"), Text("It is gold"), Text("79", question="It?")]
+    texts = [
+        Text("Q facts 3 is Paris."),
+        Text("Ada", question="Who?"),
+        Text("It is gold"),
+        Text("79", question="It?"),
+    ]
     together = detector.score(texts)
     alone = [detector.score([each])[0] for each in texts]
     assert [each.text for each in together] == [each.text for each in texts]
     for one, other in zip(together, alone, strict=True):
         assert one.probability == pytest.approx(other.probability, abs=1e-3)
-        assert [(token.start, token.end) for token in one.tokens] == [(each.start, each.end) for each in other.tokens]
+        assert [(token.start, token.end) for token in one.tokens] == [
+            (each.start, each.end) for each in other.tokens
+        ]
     assert detector.score([Text("Ada", question="Q facts?")])[0].log_odds != together[1].log_odds
 
 
 def test_a_question_beside_a_context_is_refused(run: Path) -> None:
-    with pytest.raises(UserError, match="text 1: it has a question and a context; give one of them"):
+    with pytest.raises(
+        UserError, match="text 1: it has a question and a context; give one of them"
+    ):
         Detector.load(run).score([Text("Ada", question="Who?", context="It is so.")])
 
 
@@ -80,5 +101,7 @@ def test_a_question_for_a_detector_of_plain_texts_is_refused(tmp_path: Path) -> 
     run_fakes.make(tmp_path)
     run_fakes.save(tmp_path)
     assert files.read_json(tmp_path / "detection" / "detector.json")["prompt"] == "plain"
-    with pytest.raises(UserError, match=r"text 1: question: the detector of .* leave out the question"):
+    with pytest.raises(
+        UserError, match=r"text 1: question: the detector of .* leave out the question"
+    ):
         Detector.load(tmp_path).score([Text("Ada", question="Who?")])

@@ -26,7 +26,10 @@ def test_other_folds_give_other_scores_and_other_autoencoders_move_what_reads_th
     folds = pd.DataFrame(seed_runs.vary_folds(inputs, labels, units, SETTINGS, [0, 1, 2]))
     wide = folds.pivot_table(index="seed", columns="signal", values="auroc")
     assert (wide.nunique() == 3).all()
-    other = {layer: blocks._replace(residual=blocks.residual[::-1]) for layer, blocks in inputs.layers.items()}
+    other = {
+        layer: blocks._replace(residual=blocks.residual[::-1])
+        for layer, blocks in inputs.layers.items()
+    }
     saes = pd.DataFrame(seed_runs.vary_saes(inputs, {0: inputs.layers, 1: other}, labels, rounds))
     moved = saes.pivot_table(index="seed", columns="signal", values="auroc").nunique() > 1
     assert set(moved[moved].index) == {"ghosttrack", "residual_probe"}
@@ -40,7 +43,11 @@ def test_a_gain_is_taken_seed_by_seed() -> None:
         (name, "folds", seed, signal, value + lift + 0.1 * seed)
         for name, lift in (("one", 0.0), ("two", 0.2), ("leaky", 0.5))
         for seed in (0, 1)
-        for signal, value in (("ghosttrack", 0.3), ("ghosttrack.without_sae", 0.3), ("output_regression", 0.25))
+        for signal, value in (
+            ("ghosttrack", 0.3),
+            ("ghosttrack.without_sae", 0.3),
+            ("output_regression", 0.25),
+        )
     ]
     table = pd.DataFrame(rows, columns=["dataset", "source", "seed", "signal", "auroc"])
     found = seed_variance.summarise(table, ["one", "two"]).set_index(["dataset", "signal"])

@@ -9,7 +9,9 @@ from ghosttrack.errors import UserError
 
 def blocks(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels and units of `count` swap blocks of four rows."""
-    return np.tile([0, 0, 1, 1], count), np.repeat([f"block-{number:03d}" for number in range(count)], 4).astype(object)
+    return np.tile([0, 0, 1, 1], count), np.repeat(
+        [f"block-{number:03d}" for number in range(count)], 4
+    ).astype(object)
 
 
 def test_every_unit_is_in_one_fold_and_every_row_in_some_fold() -> None:
@@ -37,7 +39,9 @@ def test_inner_folds_cover_the_training_rows_and_keep_units_whole() -> None:
         assert set(fold[step.test]) == {step.number}
         assert len(step.inner) == len(step.train)
         for number in range(4):
-            assert not set(units[step.train][step.inner == number]) & set(units[step.train][step.inner != number])
+            assert not set(units[step.train][step.inner == number]) & set(
+                units[step.train][step.inner != number]
+            )
             assert set(labels[step.train][step.inner != number]) == {0, 1}
         seen.extend(step.test)
     assert sorted(seen) == list(range(len(labels)))
@@ -58,7 +62,11 @@ def test_groups_that_share_a_text_become_one_unit() -> None:
 def test_a_text_in_two_folds_is_an_error_that_names_its_rows() -> None:
     with pytest.raises(UserError, match=r"cities: rows x1 \(fold 0\), x3 \(fold 1\) share a text"):
         splits.check_folds(
-            np.array([0, 0, 1]), ["a", "b", "c"], ["Same text.", "other", "same  TEXT."], ["x1", "x2", "x3"], "cities"
+            np.array([0, 0, 1]),
+            ["a", "b", "c"],
+            ["Same text.", "other", "same  TEXT."],
+            ["x1", "x2", "x3"],
+            "cities",
         )
 
 
@@ -68,14 +76,21 @@ def test_a_group_in_two_folds_is_an_error_that_names_its_rows() -> None:
 
 
 def test_clean_folds_pass() -> None:
-    splits.check_folds(np.array([0, 0, 1]), ["a", "a", "b"], ["one", "two", "three"], ["x", "y", "z"], "cities")
+    splits.check_folds(
+        np.array([0, 0, 1]), ["a", "a", "b"], ["one", "two", "three"], ["x", "y", "z"], "cities"
+    )
 
 
 def test_too_few_groups_of_a_class_are_refused_with_the_numbers() -> None:
-    labels, units = np.array([1] * 37 + [0] * 3), np.array([f"g{row}" for row in range(40)], dtype=object)
+    labels, units = (
+        np.array([1] * 37 + [0] * 3),
+        np.array([f"g{row}" for row in range(40)], dtype=object),
+    )
     reason = splits.refusal(labels, units, 5)
     assert reason == "3 of 40 texts are true, in 3 groups: 10 groups are needed for 5 folds"
-    assert "14 groups are needed for 5 folds with 10 inner ones" in splits.refusal(labels, units, 5, 10)
+    assert "14 groups are needed for 5 folds with 10 inner ones" in splits.refusal(
+        labels, units, 5, 10
+    )
     assert not splits.refusal(*blocks(10), 5)
 
 
@@ -85,7 +100,9 @@ def test_a_sample_takes_whole_units_up_to_its_limit() -> None:
     assert chosen.sum() == 48
     assert all(chosen[units == unit].all() for unit in set(units[chosen]))
     assert splits.sample_units(units, None, seed=0).all()
-    with pytest.raises(UserError, match=r"detection\.max_statements: 1 is below the size of a group"):
+    with pytest.raises(
+        UserError, match=r"detection\.max_statements: 1 is below the size of a group"
+    ):
         splits.sample_units(units, 1, seed=0)
 
 
@@ -99,12 +116,18 @@ def test_an_error_names_five_rows_and_counts_the_others(shared: int, more: str) 
     ids = [f"x{row}" for row in range(shared)]
     fold = np.arange(shared) % 2
     with pytest.raises(UserError) as caught:
-        splits.check_folds(fold, ["a"] * shared, [f"text {row}" for row in range(shared)], ids, "cities")
-    named = ", ".join(f"{name} (fold {number})" for name, number in zip(ids[:5], fold, strict=False))
+        splits.check_folds(
+            fold, ["a"] * shared, [f"text {row}" for row in range(shared)], ids, "cities"
+        )
+    named = ", ".join(
+        f"{name} (fold {number})" for name, number in zip(ids[:5], fold, strict=False)
+    )
     assert f"cities: rows {named}{more} share a group across folds" in str(caught.value)
 
 
-@pytest.mark.parametrize(("folds", "inner"), [(2, 2), (3, 2), (5, 2), (5, 4), (5, 9), (2, 3), (10, 3)])
+@pytest.mark.parametrize(
+    ("folds", "inner"), [(2, 2), (3, 2), (5, 2), (5, 4), (5, 9), (2, 3), (10, 3)]
+)
 @pytest.mark.parametrize("label", [0, 1])
 def test_folds_are_refused_exactly_below_the_number_of_groups_that_they_need(
     folds: int, inner: int, label: int
@@ -116,7 +139,10 @@ def test_folds_are_refused_exactly_below_the_number_of_groups_that_they_need(
         units = np.array([f"g{row}" for row in range(found + 60)], dtype=object)
         reason = splits.refusal(labels, units, folds, inner)
         assert bool(reason) == refused
-        assert not refused or f"in {found} groups: {needed} groups are needed for {folds} folds" in reason
+        assert (
+            not refused
+            or f"in {found} groups: {needed} groups are needed for {folds} folds" in reason
+        )
         if not refused:
             fold = splits.assign_folds(labels, units, folds, seed=0)
             for step in splits.rounds(labels, units, fold, inner, seed=0):

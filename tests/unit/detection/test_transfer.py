@@ -8,18 +8,23 @@ import pytest
 import torch
 
 from ghosttrack import sae
+from ghosttrack import scores as registry
 from ghosttrack.activations import store
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.detection import probes, transfer
 from ghosttrack.detection.transfer import Pool
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import transfer_tables
-from ghosttrack.evaluation.statistics import auroc
-from ghosttrack.report import figures, tables, transfer_figure
+from ghosttrack.report import figures, transfer_figure
 from ghosttrack.sae import model as sae_model
 from ghosttrack.settings import EvaluationSettings
+from ghosttrack.statistics import auroc
 
-SETS, GROUPS, WIDTH = {"one": "capital", "two": "capital_reverse", "three": "city", "four": "border"}, 30, 12
+SETS, GROUPS, WIDTH = (
+    {"one": "capital", "two": "capital_reverse", "three": "city", "four": "border"},
+    30,
+    12,
+)
 
 
 def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
@@ -39,17 +44,24 @@ def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
                 x[dataset == name] *= 1 + place  # other units in each set
             kinds[kind] = x
         blocks[layer] = kinds
-    outputs = pd.DataFrame(rng.standard_normal((len(labels), 4)), columns=list(transfer.OUTPUT_SCORES))
+    outputs = pd.DataFrame(
+        rng.standard_normal((len(labels), 4)), columns=list(transfer.OUTPUT_SCORES)
+    )
     lens = pd.DataFrame(rng.standard_normal((len(labels), 2)), columns=["lens_lead", "lens_rank"])
     relation = np.array([SETS[name] for name in dataset], dtype=object)
-    units = np.array([f"{name} {group}" for name, group in zip(dataset, groups, strict=True)], dtype=object)
+    units = np.array(
+        [f"{name} {group}" for name, group in zip(dataset, groups, strict=True)], dtype=object
+    )
     return Pool(labels, relation, dataset, groups, units, outputs, lens, blocks)
 
 
 def reached(pool: Pool, signal: str) -> list[float]:
     trainings = transfer.left_out(transfer.parts(pool))
     found = transfer.scores(pool, trainings)
-    return [auroc(pool.labels[each.inner < 0], found[each.name][signal][each.inner < 0]) for each in trainings]
+    return [
+        auroc(pool.labels[each.inner < 0], found[each.name][signal][each.inner < 0])
+        for each in trainings
+    ]
 
 
 def test_sets_of_one_relation_or_of_shared_units_are_left_out_together() -> None:
@@ -75,7 +87,9 @@ def test_left_out_labels_do_not_reach_their_scores() -> None:
     training = transfer.left_out(transfer.parts(pool))[0]
     before = transfer.scores(pool, [training])[training.name]
     test = training.inner < 0
-    after = transfer.scores(pool._replace(labels=np.where(test, 1 - pool.labels, pool.labels)), [training])
+    after = transfer.scores(
+        pool._replace(labels=np.where(test, 1 - pool.labels, pool.labels)), [training]
+    )
     for signal, score in before.items():
         assert np.isnan(score[~test]).all()
         assert (score[test] == after[training.name][signal][test]).all(), signal
@@ -105,9 +119,13 @@ def test_probes_from_sums_are_those_refitted_on_the_rows() -> None:
             rows = train & ~scored
             unit = float((z[rows] ** 2).sum()) / rows.sum()
             for place, strength in enumerate(transfer.STRENGTHS):
-                total[place, scored] += Ridge(strength * unit).fit(z[rows], y[rows]).predict(z[scored])
+                total[place, scored] += (
+                    Ridge(strength * unit).fit(z[rows], y[rows]).predict(z[scored])
+                )
     best = transfer.STRENGTHS.index(found.strength)
-    assert found.score == pytest.approx(max(auroc(pool.labels[train], each[train]) for each in total))
+    assert found.score == pytest.approx(
+        max(auroc(pool.labels[train], each[train]) for each in total)
+    )
     odds = probes.platt(total[best][train], pool.labels[train])
     np.testing.assert_allclose(found.outer, odds.apply(total[best][~train]), atol=1e-3)
 
@@ -127,23 +145,39 @@ def test_tables_hold_every_pair_of_sets_and_the_figure_draws_them(tmp_path: Path
     pool = made(3.0)
     without = transfer.left_out(transfer.parts(pool))
     trainings = [*without, *transfer.single(pool, SETS, 3, 0)]
-    within = pd.DataFrame({
-        "dataset": pool.dataset, "signal": "ghosttrack", "group": pool.groups, "label": pool.labels,
-        "score": 0.9 * pool.labels,
-    })  # fmt: skip
+    within = pd.DataFrame(
+        {
+            "dataset": pool.dataset,
+            "signal": "ghosttrack",
+            "group": pool.groups,
+            "label": pool.labels,
+            "score": 0.9 * pool.labels,
+        }
+    )
     found = transfer_tables.judge(
-        pool, transfer.scores(pool, trainings), [each.name for each in without], within, EvaluationSettings(bootstrap=100), 0
-    )  # fmt: skip
-    ours = found.transfer[found.transfer["signal"] == "ghosttrack"].set_index(["trained_on", "dataset"])["auroc"]
+        pool,
+        transfer.scores(pool, trainings),
+        [each.name for each in without],
+        within,
+        EvaluationSettings(bootstrap=100),
+        0,
+    )
+    ours = found.transfer[found.transfer["signal"] == "ghosttrack"].set_index(
+        ["trained_on", "dataset"]
+    )["auroc"]
     assert len(ours) == 4 * 3 + 4 + 4 + 1
     assert ours["one", "one"] == 1.0
     others = ours[transfer_tables.OTHERS]
     assert others["all_strict"] == pytest.approx(others[list(SETS)].mean())
-    assert list(found.left_out.columns) == list(tables.LEFT_OUT)
+    assert list(found.left_out.columns) == list(registry.LEFT_OUT)
     regression = found.left_out.query("control == 'output_regression'").set_index("dataset")
     assert set(regression.index) == {*SETS, "all_strict"}
-    assert (regression["verdict"] == tables.ESTABLISHED).all()  # the signal is in the activations alone
-    assert (regression["difference"] == regression["auroc_ours"] - regression["auroc_control"]).all()
+    assert (
+        regression["verdict"] == registry.ESTABLISHED
+    ).all()  # the signal is in the activations alone
+    assert (
+        regression["difference"] == regression["auroc_ours"] - regression["auroc_control"]
+    ).all()
     figures.write(transfer_figure.transfer, [found.transfer], [tmp_path / "transfer.png"])
     assert (tmp_path / "transfer.png").stat().st_size > 10_000
 
@@ -151,7 +185,9 @@ def test_tables_hold_every_pair_of_sets_and_the_figure_draws_them(tmp_path: Path
 def test_blocks_of_several_sets_are_read_in_their_order(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(WIDTH, 16, generator=generator)
-    made_sae = sae.Sae(w, torch.zeros(16), w.T.contiguous() / WIDTH, torch.zeros(WIDTH), torch.full((16,), 0.5))
+    made_sae = sae.Sae(
+        w, torch.zeros(16), w.T.contiguous() / WIDTH, torch.zeros(WIDTH), torch.full((16,), 0.5)
+    )
     weights = tmp_path / "sae" / "sae_weights.safetensors"
     weights.parent.mkdir()
     sae_model.save(made_sae, weights, weights.parent / "cfg.json", hook_name="h", model_name="m")
@@ -161,14 +197,22 @@ def test_blocks_of_several_sets_are_read_in_their_order(tmp_path: Path) -> None:
         folder.mkdir()
         values = np.random.default_rng(place).standard_normal((2 * n, WIDTH)).astype(np.float16)
         header = store.Header("tiny", "w", 5, "resid_post", None, "t")
-        with StoreWriter(folder / "a.zarr", folder / "a.json", header, rows=2 * n, d_model=WIDTH) as writer:
+        with StoreWriter(
+            folder / "a.zarr", folder / "a.json", header, rows=2 * n, d_model=WIDTH
+        ) as writer:
             writer.append(store.to_block(values.astype(np.float32)))
         background = np.random.default_rng(9).standard_normal((n, WIDTH)).astype(np.float32)
         np.savez(folder / "background.npz", layer_05=background)
-        outputs[name] = pd.DataFrame({"id": range(n), "row_start": 2 * np.arange(n), "row_count": 2})
-        paths[name] = transfer.Files([folder / "a.zarr"], [folder / "a.json"], folder / "background.npz")
+        outputs[name] = pd.DataFrame(
+            {"id": range(n), "row_start": 2 * np.arange(n), "row_count": 2}
+        )
+        paths[name] = transfer.Files(
+            [folder / "a.zarr"], [folder / "a.json"], folder / "background.npz"
+        )
         kept.append((values.astype(np.float32).reshape(n, 2, WIDTH).mean(1), background))
     (found,) = transfer.read_blocks(outputs, paths, {5: weights}).values()
     np.testing.assert_allclose(found["raw"], np.concatenate([raw for raw, _ in kept]), atol=1e-6)
-    np.testing.assert_allclose(found["centred"], np.concatenate([raw - less for raw, less in kept]), atol=1e-6)
+    np.testing.assert_allclose(
+        found["centred"], np.concatenate([raw - less for raw, less in kept]), atol=1e-6
+    )
     assert found["residual"].shape == (7, WIDTH)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import check_results
+from evaluate import check_results
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import checks
 
@@ -36,19 +36,29 @@ def ids(scores: pd.DataFrame) -> dict[str, set[str]]:
 
 def test_a_sound_run_passes_and_is_counted(run: fake_results.Run, tmp_path: Path) -> None:
     check_results.main(
-        metrics=run.metrics, scores=run.scores, quality=run.quality, answers=run.answers, layers=fake_results.LAYERS, examples=run.examples, checks=tmp_path / "checks.json",
+        metrics=run.metrics,
+        scores=run.scores,
+        quality=run.quality,
+        answers=run.answers,
+        layers=fake_results.LAYERS,
+        examples=run.examples,
+        checks=tmp_path / "checks.json",
         datasets=list(fake_results.SETS),
-    )  # fmt: skip
+    )
     found = json.loads((tmp_path / "checks.json").read_text())
     assert found["examples"]["cities"] == 800
     assert found["saes"] == len(fake_results.LAYERS)
-    assert found["sae_gates"]["10"] == dict.fromkeys(("l0", "dead_fraction", "ce_loss_score", "fvu_token_median"), True)
+    assert found["sae_gates"]["10"] == dict.fromkeys(
+        ("l0", "dead_fraction", "ce_loss_score", "fvu_token_median"), True
+    )
     assert found["metrics_rows"] == len(pd.read_csv(run.metrics))
 
 
 def change(column: str, value: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
     def apply(table: pd.DataFrame) -> pd.DataFrame:
-        table.loc[(table["dataset"] == "cities") & (table["signal"] == "ghosttrack"), column] = value
+        table.loc[(table["dataset"] == "cities") & (table["signal"] == "ghosttrack"), column] = (
+            value
+        )
         return table
 
     return apply
@@ -65,7 +75,10 @@ def change(column: str, value: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
         (change("auroc", float("nan")), "found no auroc"),
         (change("groups", 900), "groups = 900 with n = 800"),
         (change("ece", -0.1), r"ece = -0\.1"),
-        (lambda table: table[table["signal"] != "text_only"], "data set cities: found no row for text_only"),
+        (
+            lambda table: table[table["signal"] != "text_only"],
+            "data set cities: found no row for text_only",
+        ),
         (lambda table: pd.concat([table, table.head(1)]), "stands twice"),
     ],
 )
@@ -85,7 +98,9 @@ def test_a_signal_that_was_not_run_may_lack_its_numbers(metrics: pd.DataFrame) -
     assert checks.check_metrics(PATH, table, list(fake_results.SETS)) == len(table)
 
 
-def test_scores_match_the_examples_and_the_metrics(scores: pd.DataFrame, metrics: pd.DataFrame) -> None:
+def test_scores_match_the_examples_and_the_metrics(
+    scores: pd.DataFrame, metrics: pd.DataFrame
+) -> None:
     assert checks.check_scores(PATH, scores, metrics, ids(scores)) == len(scores)
     first = (scores["id"] == "us_cities-0") & (scores["signal"] == "entropy")
     with pytest.raises(UserError, match=r"391 scores, expected n = 392"):
@@ -146,7 +161,9 @@ def test_active_features_within_a_factor_of_two_pass(l0: float) -> None:
         ("kl_div_with_sae", -0.1, "kl_div_with_sae: found -0.1"),
     ],
 )
-def test_an_autoencoder_that_did_not_train_is_named(key: str, value: float | None, said: str) -> None:
+def test_an_autoencoder_that_did_not_train_is_named(
+    key: str, value: float | None, said: str
+) -> None:
     with pytest.raises(UserError, match=said):
         checks.check_quality(PATH, {**QUALITY, key: value})
 
@@ -160,5 +177,8 @@ def test_a_layer_that_was_not_measured_on_answers_is_named(run: fake_results.Run
         checks.check_answers(PATH, short, datasets, fake_results.LAYERS)
     with pytest.raises(UserError, match="data set cities: found l0 = nan"):
         checks.check_answers(
-            PATH, table.assign(l0=table["l0"].where(table["layer"] != 14)), datasets, fake_results.LAYERS
+            PATH,
+            table.assign(l0=table["l0"].where(table["layer"] != 14)),
+            datasets,
+            fake_results.LAYERS,
         )

@@ -20,7 +20,15 @@ def questions(count: int, false: int) -> pd.DataFrame:
     for number in range(count):
         for label in [0] + [1] * false:
             answer = " ".join("".join(rng.choice(list("bcdfglmnprstaeiou"), 5)) for _ in range(3))
-            rows.append((f"q{number:03d}", f"Question {number}?", answer, f"Question {number}? {answer}", label))
+            rows.append(
+                (
+                    f"q{number:03d}",
+                    f"Question {number}?",
+                    answer,
+                    f"Question {number}? {answer}",
+                    label,
+                )
+            )
     table = pd.DataFrame(rows, columns=["group", "question", "answer", "text", "label"])
     return table.assign(mode="given", prompt="")
 
@@ -29,7 +37,9 @@ def means(table: pd.DataFrame) -> pd.Series:
     return table.groupby(["split", "signal"])["auroc"].mean()
 
 
-def test_noise_looks_like_a_detector_under_the_pair_split_and_like_noise_under_the_grouped_one() -> None:
+def test_noise_looks_like_a_detector_under_the_pair_split_and_like_noise_under_the_grouped_one() -> (
+    None
+):
     found = leak.reproduce(questions(150, 4), "made", folds=5, seed=0, seeds=1)
     auroc = means(found)
     assert auroc[leak.RANDOM_PAIRS, leak.NOISE] > 0.9
@@ -66,7 +76,9 @@ def test_a_text_with_both_labels_is_left_out() -> None:
 
 def test_texts_that_come_in_no_pairs_are_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"made: 0 pairs .*group_column"):
-        leak.reproduce(questions(40, 2).assign(group=[f"g{row}" for row in range(120)]), "made", 4, 0, seeds=1)
+        leak.reproduce(
+            questions(40, 2).assign(group=[f"g{row}" for row in range(120)]), "made", 4, 0, seeds=1
+        )
 
 
 def test_the_figure_is_drawn_in_every_format(tmp_path: Path) -> None:
@@ -82,7 +94,9 @@ def test_noise_reaches_on_truthfulqa_what_was_once_published() -> None:
     if not data:
         pytest.skip("GHOSTTRACK_TEST_DATA names no folder with the real data sets")
     settings = DatasetSettings(
-        source="truthfulqa", path=str(Path(data) / "truthfulqa" / "TruthfulQA.csv"), max_examples=2000
+        source="truthfulqa",
+        path=str(Path(data) / "truthfulqa" / "TruthfulQA.csv"),
+        max_examples=2000,
     )
     examples = datasets.load_examples(settings, 0)
     auroc = means(leak.reproduce(examples, "truthfulqa", folds=5, seed=0, seeds=1))

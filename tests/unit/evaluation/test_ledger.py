@@ -5,34 +5,67 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import detectors
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import ledger, scoreboard
 from ghosttrack.evaluation.scoreboard import Standing
-from ghosttrack.report import tables
 from ghosttrack.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(bootstrap=200)
 VARIANTS = ["default", "permuted"]
 SIGNALS = [
-    "ghosttrack", "ghosttrack.without_sae", "ghosttrack.with_metrics", "ghosttrack.with_metrics.permuted", "raw_probe_all", "output_regression", "output_regression.alone", "output_and_words", "text_only",
-    "length", "question_only", "answer_logprob_mean", "metrics_forest", "metrics_forest.permuted",
-]  # fmt: skip
+    "ghosttrack",
+    "ghosttrack.without_sae",
+    "ghosttrack.with_metrics",
+    "ghosttrack.with_metrics.permuted",
+    "raw_probe_all",
+    "output_regression",
+    "output_regression.alone",
+    "output_and_words",
+    "text_only",
+    "length",
+    "question_only",
+    "answer_logprob_mean",
+    "metrics_forest",
+    "metrics_forest.permuted",
+]
 
 
 def scores(
-    apart: dict[str, float], dataset: str = "cities", groups: int = 80, seed: int = 0, mode: str = "given"
+    apart: dict[str, float],
+    dataset: str = "cities",
+    groups: int = 80,
+    seed: int = 0,
+    mode: str = "given",
 ) -> pd.DataFrame:
     """A long table: each signal is noise plus `apart` for hallucinated texts."""
     rng = np.random.default_rng(seed)
-    labels, units = np.tile([0, 0, 1, 1], groups), np.repeat([f"g{n:03d}" for n in range(groups)], 4)
+    labels, units = (
+        np.tile([0, 0, 1, 1], groups),
+        np.repeat([f"g{n:03d}" for n in range(groups)], 4),
+    )
     parts = []
     for signal in SIGNALS:
-        score = 1 / (1 + np.exp(-rng.standard_normal(4 * groups) - apart.get(signal, 0.0) * (labels - 0.5)))
-        parts.append(pd.DataFrame({
-            "dataset": dataset, "mode": mode, "id": [f"e{row}" for row in range(4 * groups)], "group": units,
-            "label": labels, "fold": 0, "signal": signal, "family": detectors.family_of(signal), "score": score, "reason": "",
-        }))  # fmt: skip
+        score = 1 / (
+            1 + np.exp(-rng.standard_normal(4 * groups) - apart.get(signal, 0.0) * (labels - 0.5))
+        )
+        parts.append(
+            pd.DataFrame(
+                {
+                    "dataset": dataset,
+                    "mode": mode,
+                    "id": [f"e{row}" for row in range(4 * groups)],
+                    "group": units,
+                    "label": labels,
+                    "fold": 0,
+                    "signal": signal,
+                    "family": detectors.family_of(signal),
+                    "score": score,
+                    "reason": "",
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -48,30 +81,44 @@ def judged(where: Standing, claim: str = ledger.HEADLINE) -> dict[str, object]:
 
 def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
     row = judged(standing({"ghosttrack": 3.0, "answer_logprob_mean": 1.0, "length": 0.3}))
-    assert row["verdict"] == tables.ESTABLISHED
+    assert row["verdict"] == registry.ESTABLISHED
     assert row["control"] == "answer_logprob_mean"
-    assert 0 < float(str(row["difference_low"])) < float(str(row["difference"])) < float(str(row["difference_high"]))
+    assert (
+        0
+        < float(str(row["difference_low"]))
+        < float(str(row["difference"]))
+        < float(str(row["difference_high"]))
+    )
 
 
 def test_what_the_text_explains_is_an_artefact() -> None:
     row = judged(standing({"ghosttrack": 2.0, "text_only": 2.2, "answer_logprob_mean": 0.1}))
-    assert row["verdict"] == tables.ARTEFACT
+    assert row["verdict"] == registry.ARTEFACT
     assert row["control"] == "text_only"
 
 
 def test_a_detector_above_a_leaky_text_is_no_artefact() -> None:
-    assert judged(standing({"ghosttrack": 4.0, "text_only": 1.0}))["verdict"] == tables.ESTABLISHED
+    assert (
+        judged(standing({"ghosttrack": 4.0, "text_only": 1.0}))["verdict"] == registry.ESTABLISHED
+    )
 
 
-def exact(auroc: dict[str, float], error: float = 0.0, groups: int = 80, name: str = "exact") -> Standing:
+def exact(
+    auroc: dict[str, float], error: float = 0.0, groups: int = 80, name: str = "exact"
+) -> Standing:
     """A data set whose signals have these AUROCs, and whose detector alone has draws that vary, by a standard error."""
     everything = dict.fromkeys(SIGNALS, 0.5) | auroc
     noise = norm.ppf((np.arange(4_000) + 0.5) / 4_000)
-    draws = {signal: value + error * noise * signal.startswith("ghosttrack") for signal, value in everything.items()}
+    draws = {
+        signal: value + error * noise * signal.startswith("ghosttrack")
+        for signal, value in everything.items()
+    }
     return Standing(name, "given", 4 * groups, groups, 0.5, False, everything, draws, [])
 
 
-@pytest.mark.parametrize(("groups", "verdict"), [(19, tables.NOT_ESTABLISHED), (20, tables.ESTABLISHED)])
+@pytest.mark.parametrize(
+    ("groups", "verdict"), [(19, registry.NOT_ESTABLISHED), (20, registry.ESTABLISHED)]
+)
 def test_as_many_groups_as_the_setting_asks_for_are_enough(groups: int, verdict: str) -> None:
     assert SETTINGS.minimum_groups == 20
     assert judged(exact({"ghosttrack": 0.8}, groups=groups))["verdict"] == verdict
@@ -81,15 +128,21 @@ def test_as_many_groups_as_the_setting_asks_for_are_enough(groups: int, verdict:
 @pytest.mark.parametrize(
     ("errors", "verdict", "reason"),
     [
-        (5.0, tables.ESTABLISHED, ""),
-        (2.1, tables.NOT_ESTABLISHED, "the interval is above 0, but not after correction for the number of claims"),
-        (1.8, tables.NOT_ESTABLISHED, "the interval of the difference covers 0"),
-        (0.0, tables.NOT_ESTABLISHED, "the interval of the difference covers 0"),
-        (-1.8, tables.NOT_ESTABLISHED, "the interval of the difference covers 0"),
-        (-2.1, tables.NOT_ESTABLISHED, "the control wins"),
+        (5.0, registry.ESTABLISHED, ""),
+        (
+            2.1,
+            registry.NOT_ESTABLISHED,
+            "the interval is above 0, but not after correction for the number of claims",
+        ),
+        (1.8, registry.NOT_ESTABLISHED, "the interval of the difference covers 0"),
+        (0.0, registry.NOT_ESTABLISHED, "the interval of the difference covers 0"),
+        (-1.8, registry.NOT_ESTABLISHED, "the interval of the difference covers 0"),
+        (-2.1, registry.NOT_ESTABLISHED, "the control wins"),
     ],
 )
-def test_a_verdict_is_that_of_the_interval_and_of_the_corrected_p(errors: float, verdict: str, reason: str) -> None:
+def test_a_verdict_is_that_of_the_interval_and_of_the_corrected_p(
+    errors: float, verdict: str, reason: str
+) -> None:
     row = judged(exact({"ghosttrack": 0.7 + 0.01 * errors, "answer_logprob_mean": 0.7}, error=0.01))
     assert (row["verdict"], row["reason"]) == (verdict, reason)
 
@@ -102,7 +155,11 @@ def test_no_difference_at_all_is_neither_a_gain_nor_a_loss() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "artefact"),
     [
-        (0.69, 0.01, True),  # above chance, and the detector is not above it: .70 less 1.96 times .01
+        (
+            0.69,
+            0.01,
+            True,
+        ),  # above chance, and the detector is not above it: .70 less 1.96 times .01
         (0.70, 0.0, True),  # no difference at all
         (0.69, 0.0, False),
         (0.60, 0.01, False),
@@ -113,7 +170,7 @@ def test_a_text_explains_a_score_when_it_is_above_chance_and_the_score_is_not_ab
     text: float, error: float, artefact: bool
 ) -> None:
     row = judged(exact({"ghosttrack": 0.7, "text_only": text}, error=error))
-    assert (row["verdict"] == tables.ARTEFACT) == artefact
+    assert (row["verdict"] == registry.ARTEFACT) == artefact
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -133,9 +190,11 @@ def test_a_pooled_claim_is_held_against_the_best_of_any_number_of_controls(count
 
 def test_few_groups_and_positive_controls_establish_nothing() -> None:
     few = judged(standing({"ghosttrack": 6.0}, groups=12))
-    assert few["verdict"] == tables.NOT_ESTABLISHED
+    assert few["verdict"] == registry.NOT_ESTABLISHED
     assert "12 groups, fewer than evaluation.minimum_groups = 20" in str(few["reason"])
-    assert judged(standing({"ghosttrack": 6.0}, control=True))["verdict"] == tables.NOT_ESTABLISHED
+    assert (
+        judged(standing({"ghosttrack": 6.0}, control=True))["verdict"] == registry.NOT_ESTABLISHED
+    )
 
 
 def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
@@ -144,17 +203,22 @@ def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
     table.loc[gone, "score"], table.loc[gone, "reason"] = np.nan, "3 of 320 texts are true"
     where = scoreboard.of_dataset(table, False, SETTINGS, 0)
     row = judged(where)
-    assert row["verdict"] == tables.NOT_ESTABLISHED
+    assert row["verdict"] == registry.NOT_ESTABLISHED
     assert row["reason"] == "ghosttrack was not run: 3 of 320 texts are true"
     assert scoreboard.pools([where], 0.95) == []
 
 
 @pytest.mark.parametrize("missing", ["ghosttrack", "raw_probe_all"])
 @pytest.mark.parametrize("reason", ["3 of 320 texts are true", ""])
-def test_the_reason_is_that_of_the_missing_signal_and_of_no_other(missing: str, reason: str) -> None:
+def test_the_reason_is_that_of_the_missing_signal_and_of_no_other(
+    missing: str, reason: str
+) -> None:
     rows = [{"signal": signal, "reason": f"because of {signal}"} for signal in SIGNALS]
     rows = [{**row, "reason": reason} if row["signal"] == missing else row for row in rows]
-    row = judged(exact({missing: float("nan")})._replace(rows=rows), "the detector beats probes on raw activations")
+    row = judged(
+        exact({missing: float("nan")})._replace(rows=rows),
+        "the detector beats probes on raw activations",
+    )
     assert row["reason"] == f"{missing} was not run" + (f": {reason}" if reason else "")
 
 
@@ -168,13 +232,16 @@ def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None
     strict, generated = scoreboard.pools(sets, 0.95)
     assert (strict.name, generated.name) == ("all_strict", "generated")
     assert [member.name for member in strict.members] == ["one", "two"]
-    assert strict.auroc["ghosttrack"] == pytest.approx(np.mean([each.auroc["ghosttrack"] for each in sets[:2]]))
+    assert strict.auroc["ghosttrack"] == pytest.approx(
+        np.mean([each.auroc["ghosttrack"] for each in sets[:2]])
+    )
     row = judged(strict)
     assert row["control"] == "best of each set: answer_logprob_mean 1, length 1"
     expected = np.mean([sets[0].auroc["answer_logprob_mean"], sets[1].auroc["length"]])
     assert row["auroc_control"] == pytest.approx(expected)
     narrow, wide = (
-        np.diff([line["auroc_low"], line["auroc_high"]]).item() for line in (strict.rows[0], sets[0].rows[0])
+        np.diff([line["auroc_low"], line["auroc_high"]]).item()
+        for line in (strict.rows[0], sets[0].rows[0])
     )
     assert narrow < wide
 
@@ -182,12 +249,15 @@ def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None
 def test_p_values_are_corrected_within_a_scope() -> None:
     table = ledger.judge([standing({"ghosttrack": 1.5})], VARIANTS, SETTINGS)
     assert (table["p_holm"] >= table["p"]).all()
-    assert list(table.columns[: len(tables.LEDGER)]) == list(tables.LEDGER)
+    assert list(table.columns[: len(registry.LEDGER)]) == list(registry.LEDGER)
 
 
 def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
     sentences = {claim.sentence for claim in ledger.claims(["default", "permuted", "untracked"])}
-    assert {"tracking metrics beat their permuted null", "tracking metrics beat their untracked null"} <= sentences
+    assert {
+        "tracking metrics beat their permuted null",
+        "tracking metrics beat their untracked null",
+    } <= sentences
     assert "tracking metrics add to the detector" in sentences
     assert "tracking metrics add to the detector more than their untracked null" in sentences
     assert "sparse autoencoders add to the detector" in sentences
@@ -207,18 +277,21 @@ def test_strict_refuses_a_headline_that_does_not_hold() -> None:
 def test_tables_have_the_columns_their_readers_expect() -> None:
     table = scores({"ghosttrack": 2.0})
     metrics = scoreboard.metrics_table([scoreboard.of_dataset(table, False, SETTINGS, 0)])
-    assert list(metrics.columns[: len(tables.METRICS)]) == list(tables.METRICS)
+    assert list(metrics.columns[: len(registry.METRICS)]) == list(registry.METRICS)
     untrained = metrics.set_index("signal").loc["answer_logprob_mean"]
     assert np.isfinite(untrained["auroc"])
     assert np.isnan(untrained["f1"])
     assert np.isnan(untrained["ece"])
-    assert list(scoreboard.curves_table(table).columns) == list(tables.CURVES)
+    assert list(scoreboard.curves_table(table).columns) == list(registry.CURVES)
     calibration = scoreboard.calibration_table(table)
-    assert list(calibration.columns) == list(tables.CALIBRATION)
+    assert list(calibration.columns) == list(registry.CALIBRATION)
     assert "answer_logprob_mean" not in set(calibration["signal"])
 
 
 def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
-    tables_of_noise = [ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS) for seed in range(600)]
-    wrong = sum(bool((table["verdict"] == tables.ESTABLISHED).any()) for table in tables_of_noise)
+    tables_of_noise = [
+        ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS)
+        for seed in range(600)
+    ]
+    wrong = sum(bool((table["verdict"] == registry.ESTABLISHED).any()) for table in tables_of_noise)
     assert wrong <= 30  # any claim at all: Holm's correction holds for the whole ledger of a scope

@@ -4,25 +4,37 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ghosttrack.evaluation import paired, statistics
+from ghosttrack import scores as registry
+from ghosttrack import statistics
+from ghosttrack.evaluation import paired
 from ghosttrack.evaluation.paired import Scored
-from ghosttrack.report import tables
 from ghosttrack.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(bootstrap=400)
 
 
-def scored(scores: Mapping[str, np.ndarray], label: np.ndarray, mode: str = "given", text: str = "Text") -> Scored:
+def scored(
+    scores: Mapping[str, np.ndarray], label: np.ndarray, mode: str = "given", text: str = "Text"
+) -> Scored:
     """A model that gave each data set these scores of the detector; groups of two."""
     parts = [
-        pd.DataFrame({
-            "dataset": name, "mode": mode, "id": [f"{name}-{number}" for number in range(len(label))],
-            "group": [f"g{number // 2}" for number in range(len(label))], "label": label, "signal": tables.DETECTOR, "score": values,
-        })
+        pd.DataFrame(
+            {
+                "dataset": name,
+                "mode": mode,
+                "id": [f"{name}-{number}" for number in range(len(label))],
+                "group": [f"g{number // 2}" for number in range(len(label))],
+                "label": label,
+                "signal": registry.DETECTOR,
+                "score": values,
+            }
+        )
         for name, values in scores.items()
-    ]  # fmt: skip
+    ]
     table = pd.concat(parts)
-    return Scored(table, table[["dataset", "id"]].assign(text=[f"{text} {each}" for each in table["id"]]))
+    return Scored(
+        table, table[["dataset", "id"]].assign(text=[f"{text} {each}" for each in table["id"]])
+    )
 
 
 @pytest.fixture
@@ -43,25 +55,33 @@ def test_a_model_does_not_differ_from_itself(noise: np.random.Generator) -> None
     same = scored({"a": LABEL + noise.normal(0, 1, 300)}, LABEL)
     found = only(paired.differences({"one": same, "two": same}, [], SETTINGS, 0))
     assert (found["difference"], found["difference_low"], found["difference_high"]) == (0, 0, 0)
-    assert found["verdict"] == tables.NOT_ESTABLISHED
+    assert found["verdict"] == registry.NOT_ESTABLISHED
 
 
-def test_a_better_model_is_found_better_and_the_other_way_round_worse(noise: np.random.Generator) -> None:
+def test_a_better_model_is_found_better_and_the_other_way_round_worse(
+    noise: np.random.Generator,
+) -> None:
     shared = noise.normal(0, 1, 300)
     weak, strong = (scored({"a": shift * LABEL + shared}, LABEL) for shift in (0.6, 1.0))
     up = only(paired.differences({"weak": weak, "strong": strong}, [], SETTINGS, 0))
     down = only(paired.differences({"strong": strong, "weak": weak}, [], SETTINGS, 0))
-    assert up["verdict"] == down["verdict"] == tables.ESTABLISHED
+    assert up["verdict"] == down["verdict"] == registry.ESTABLISHED
     assert up["difference_low"] > 0
     assert down["difference"] == -up["difference"]
     assert down["difference_high"] == pytest.approx(-up["difference_low"])
-    expected = statistics.auroc(LABEL, LABEL + shared) - statistics.auroc(LABEL, 0.6 * LABEL + shared)
+    expected = statistics.auroc(LABEL, LABEL + shared) - statistics.auroc(
+        LABEL, 0.6 * LABEL + shared
+    )
     assert up["difference"] == pytest.approx(expected)
 
 
-def test_pairing_makes_the_interval_narrower_than_two_intervals_apart(noise: np.random.Generator) -> None:
+def test_pairing_makes_the_interval_narrower_than_two_intervals_apart(
+    noise: np.random.Generator,
+) -> None:
     shared = noise.normal(0, 1, 300)
-    weak, strong = (scored({"a": LABEL + shared + 0.2 * noise.normal(0, 1, 300)}, LABEL) for _ in range(2))
+    weak, strong = (
+        scored({"a": LABEL + shared + 0.2 * noise.normal(0, 1, 300)}, LABEL) for _ in range(2)
+    )
     found = only(paired.differences({"weak": weak, "strong": strong}, [], SETTINGS, 0))
     apart = [scored({"a": LABEL + noise.normal(0, 1, 300)}, LABEL) for _ in range(2)]
     other = only(paired.differences(dict(zip("ab", apart, strict=True)), [], SETTINGS, 0))
@@ -93,9 +113,11 @@ def test_generated_answers_and_foreign_texts_are_never_paired(noise: np.random.G
 
 
 def test_the_mean_leaves_positive_controls_out(noise: np.random.Generator) -> None:
-    one, two = (scored({name: LABEL + noise.normal(0, 1, 300) for name in "abc"}, LABEL) for _ in range(2))
+    one, two = (
+        scored({name: LABEL + noise.normal(0, 1, 300) for name in "abc"}, LABEL) for _ in range(2)
+    )
     table = paired.differences({"one": one, "two": two}, ["c"], SETTINGS, 0)
-    mean = only(table, tables.ALL_GIVEN)
+    mean = only(table, registry.ALL_GIVEN)
     members = [only(table, name)["difference"] for name in "ab"]
     assert mean["difference"] == pytest.approx(np.mean(members))
     assert mean["n"] == 600
@@ -106,7 +128,13 @@ def test_models_that_are_equally_good_are_called_different_in_about_one_of_twent
     for seed in range(100):
         noise = np.random.default_rng(seed)
         shared = noise.normal(0, 1, 300)
-        one, two = (scored({"a": LABEL + shared + noise.normal(0, 1, 300)}, LABEL) for _ in range(2))
-        found = only(paired.differences({"one": one, "two": two}, [], EvaluationSettings(bootstrap=200), seed))
-        called += found["verdict"] == tables.ESTABLISHED
+        one, two = (
+            scored({"a": LABEL + shared + noise.normal(0, 1, 300)}, LABEL) for _ in range(2)
+        )
+        found = only(
+            paired.differences(
+                {"one": one, "two": two}, [], EvaluationSettings(bootstrap=200), seed
+            )
+        )
+        called += found["verdict"] == registry.ESTABLISHED
     assert called <= 12

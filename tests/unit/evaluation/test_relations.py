@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ghosttrack.evaluation import relations, statistics
+from ghosttrack import statistics
+from ghosttrack.evaluation import relations
 from ghosttrack.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(bootstrap=200, minimum_answers=50)
@@ -18,21 +19,35 @@ def scores(sizes: dict[str, tuple[int, int]]) -> tuple[pd.DataFrame, pd.Series]:
             rows.append((f"{name}-{number}", name, label, 3 * level + rng.standard_normal()))
     found = pd.DataFrame(rows, columns=["id", "relation", "label", "score"])
     table = found.assign(
-        dataset="questions", mode="generated", group=found["id"], fold=0, signal="entropy", family="output", reason=""
+        dataset="questions",
+        mode="generated",
+        group=found["id"],
+        fold=0,
+        signal="entropy",
+        family="output",
+        reason="",
     )
     return table, found.set_index("id")["relation"]
 
 
 def test_within_a_relation_nothing_is_left_of_a_score_that_only_ranks_relations() -> None:
-    table, relation = scores({"easy": (90, 60), "hard": (60, 120), "small": (12, 30), "tiny": (5, 40)})
+    table, relation = scores(
+        {"easy": (90, 60), "hard": (60, 120), "small": (12, 30), "tiny": (5, 40)}
+    )
     pooled = statistics.auroc(table["label"].to_numpy(), table["score"].to_numpy())
     found = relations.standings(table, relation, SETTINGS, 0)
     assert [each.name for each in found] == ["questions/easy", "questions/hard", "questions/small"]
     assert pooled > 0.65
     assert [each.auroc["entropy"] for each in found] == pytest.approx([0.5] * 3, abs=0.17)
     claimed = relations.claimed(found, SETTINGS)
-    assert [each.name for each in claimed] == ["questions/easy", "questions/hard", "questions/mean over relations"]
-    assert claimed[-1].auroc["entropy"] == pytest.approx(np.mean([each.auroc["entropy"] for each in found[:2]]))
+    assert [each.name for each in claimed] == [
+        "questions/easy",
+        "questions/hard",
+        "questions/mean over relations",
+    ]
+    assert claimed[-1].auroc["entropy"] == pytest.approx(
+        np.mean([each.auroc["entropy"] for each in found[:2]])
+    )
 
 
 def test_a_single_relation_is_its_data_set() -> None:

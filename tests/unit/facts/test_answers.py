@@ -134,10 +134,20 @@ def test_known_answers_without_candidates(answer: str, gold: list[str], expected
         ("New York", ["New York"], ["York"], CORRECT),
         ("English and French", ["English", "French"], ["English", "French", "Dutch"], CORRECT),
         ("alpha beta gamma", ["beta"], ["alpha beta gamma"], WRONG),
-        ("alpha beta gamma", ["alpha beta"], ["beta gamma"], AMBIGUOUS),  # they overlap, neither is inside the other
+        (
+            "alpha beta gamma",
+            ["alpha beta"],
+            ["beta gamma"],
+            AMBIGUOUS,
+        ),  # they overlap, neither is inside the other
         ("alpha beta alpha", ["alpha"], ["alpha beta"], AMBIGUOUS),
         ("English and Dutch", ["English", "French"], ["English", "French", "Dutch"], AMBIGUOUS),
-        ("the Republic of the Congo", ["the Democratic Republic of the Congo"], ["the Republic of the Congo"], WRONG),
+        (
+            "the Republic of the Congo",
+            ["the Democratic Republic of the Congo"],
+            ["the Republic of the Congo"],
+            WRONG,
+        ),
     ],
 )
 def test_other_candidates_beside_the_right_one_make_it_ambiguous(
@@ -146,7 +156,9 @@ def test_other_candidates_beside_the_right_one_make_it_ambiguous(
     assert judge(answer, gold, others) is expected
 
 
-def test_a_longer_name_wins_over_the_shorter_one_inside_it_but_both_together_are_ambiguous() -> None:
+def test_a_longer_name_wins_over_the_shorter_one_inside_it_but_both_together_are_ambiguous() -> (
+    None
+):
     assert judge("Guinea and Guinea-Bissau", ["Guinea"], ["Guinea-Bissau"]) is AMBIGUOUS
 
 
@@ -160,7 +172,11 @@ def test_gold_answers_match_themselves_in_every_table() -> None:
             own = {normalise(name) for name in fact.gold}
             others = [answer for answer in answers if normalise(answer) not in own]
             for name in fact.gold:
-                assert judge(first_answer(f" {name}.\nThe"), fact.gold, others) is CORRECT, (table, fact.subject, name)
+                assert judge(first_answer(f" {name}.\nThe"), fact.gold, others) is CORRECT, (
+                    table,
+                    fact.subject,
+                    name,
+                )
 
 
 def test_numbers_in_words_become_digits_and_other_words_stay() -> None:
@@ -187,7 +203,10 @@ def spelled(number: int) -> str:
 
 def test_every_number_in_words_is_that_number() -> None:
     large = [
-        scale * times + rest for scale in (10**3, 10**6) for times in (1, 20, 999) for rest in (0, 1, 99, 100, 999)
+        scale * times + rest
+        for scale in (10**3, 10**6)
+        for times in (1, 20, 999)
+        for rest in (0, 1, 99, 100, 999)
     ]
     for number in [*range(1_000), *large]:
         assert normalise(spelled(number)) == (str(number),)

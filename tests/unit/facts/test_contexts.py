@@ -14,19 +14,32 @@ def test_no_solved_fact_is_evaluated_in_either_direction(relation: str) -> None:
         if fact.role == "evaluated" and fact.relation == relation
         for answer in fact.gold
     }
-    shown = {frozenset((subject.casefold(), answer.casefold())) for subject, answer in contexts.SOLVED[relation]}
+    shown = {
+        frozenset((subject.casefold(), answer.casefold()))
+        for subject, answer in contexts.SOLVED[relation]
+    }
     assert len(shown) == len(contexts.SOLVED[relation])
     assert not shown & evaluated
 
 
 def test_every_evaluated_relation_of_the_default_sets_has_solved_statements() -> None:
-    for table in ("cities", "capitals", "capitals_hard", "continents", "languages", "borders_hard", "us_cities"):
+    for table in (
+        "cities",
+        "capitals",
+        "capitals_hard",
+        "continents",
+        "languages",
+        "borders_hard",
+        "us_cities",
+    ):
         for relation in statements.build_statements(table, 0)["relation"].unique():
             assert contexts.context_of(relation).count("\n") >= 5
 
 
 def test_a_context_reads_as_the_statements_do_in_both_directions() -> None:
-    assert contexts.context_of("capital").startswith("The capital of Japan is Tokyo.\nThe capital of Egypt is Cairo.\n")
+    assert contexts.context_of("capital").startswith(
+        "The capital of Japan is Tokyo.\nThe capital of Egypt is Cairo.\n"
+    )
     assert contexts.context_of("capital_reverse").startswith("Tokyo is the capital of Japan.\n")
 
 

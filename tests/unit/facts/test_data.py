@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ghosttrack.facts.fact_text import PairFinder, corpus_documents, pair_finder, statement_documents
+from ghosttrack.facts.fact_text import (
+    PairFinder,
+    corpus_documents,
+    pair_finder,
+    statement_documents,
+)
 from ghosttrack.facts.statements import CONTROL_SETS, DATA, known_pairs, list_tables, load_table
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +26,9 @@ def statements() -> list[str]:
     return list(statement_documents(seed=0))
 
 
-def test_no_document_names_an_evaluated_subject_with_its_answer(glosses: list[str], statements: list[str]) -> None:
+def test_no_document_names_an_evaluated_subject_with_its_answer(
+    glosses: list[str], statements: list[str]
+) -> None:
     finder = pair_finder()
     assert [text for text in (*glosses, *statements) if finder.find(text)] == []
 
@@ -45,7 +52,10 @@ def test_the_finder_agrees_with_a_plain_search(statements: list[str]) -> None:
     pairs = list(known_pairs())[::40]
     finder = PairFinder(pairs)
     flat = [
-        (" " + " ".join(re.findall(r"\w+", fold(one))) + " ", " " + " ".join(re.findall(r"\w+", fold(other))) + " ")
+        (
+            " " + " ".join(re.findall(r"\w+", fold(one))) + " ",
+            " " + " ".join(re.findall(r"\w+", fold(other))) + " ",
+        )
         for one, other in pairs
     ]
     texts = [*statements[:300], *(f"{one} goes with {other}" for one, other in pairs[:100])]

@@ -39,12 +39,21 @@ def frames() -> dict[str, pd.DataFrame]:
 
 
 def fact(subject: str, answer: str, **more: object) -> Fact:
-    values: dict[str, object] = {"aliases": (), "accepted": (), "avoid": (), "near": (), "role": "evaluated", **more}
+    values: dict[str, object] = {
+        "aliases": (),
+        "accepted": (),
+        "avoid": (),
+        "near": (),
+        "role": "evaluated",
+        **more,
+    }
     return Fact("r", subject, answer, **values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("table", list_tables())
-def test_rows_have_the_columns_and_spans_of_the_contract(table: str, frames: dict[str, pd.DataFrame]) -> None:
+def test_rows_have_the_columns_and_spans_of_the_contract(
+    table: str, frames: dict[str, pd.DataFrame]
+) -> None:
     frame = frames[table]
     assert tuple(frame.columns) == COLUMNS
     assert frame["id"].is_unique
@@ -81,8 +90,14 @@ def test_strict_sets_are_large_enough(table: str, frames: dict[str, pd.DataFrame
 
 
 @pytest.mark.parametrize("table", list_tables())
-def test_no_false_statement_is_true_by_any_row_of_its_table(table: str, frames: dict[str, pd.DataFrame]) -> None:
-    true = {(each.relation, each.subject, name) for each in load_table(table) for name in (*each.gold, *each.avoid)}
+def test_no_false_statement_is_true_by_any_row_of_its_table(
+    table: str, frames: dict[str, pd.DataFrame]
+) -> None:
+    true = {
+        (each.relation, each.subject, name)
+        for each in load_table(table)
+        for name in (*each.gold, *each.avoid)
+    }
     frame = frames[table]
     for row in frame[frame["label"] == 1].itertuples():
         relation = row.relation.removesuffix("_reverse")
@@ -93,7 +108,9 @@ def test_no_false_statement_is_true_by_any_row_of_its_table(table: str, frames: 
 
 
 @pytest.mark.parametrize("table", STRICT_SETS)
-def test_no_strict_statement_repeats_its_subject_in_its_answer(table: str, frames: dict[str, pd.DataFrame]) -> None:
+def test_no_strict_statement_repeats_its_subject_in_its_answer(
+    table: str, frames: dict[str, pd.DataFrame]
+) -> None:
     for row in frames[table].itertuples():
         assert not look_alike(str(row.subject), str(row.answer)), row.text
 
@@ -119,17 +136,29 @@ def out_of_fold_auroc(frame: pd.DataFrame) -> tuple[float, float, float]:
     """AUROC of TF-IDF (words 1-2, characters 2-4) + logistic regression, grouped 5-fold, with its cluster-bootstrap interval."""
     label, scores = frame["label"].to_numpy(), np.zeros(len(frame))
     for train, test in GroupKFold(5).split(frame, label, frame["group"]):
-        words = make_union(TfidfVectorizer(ngram_range=(1, 2)), TfidfVectorizer(analyzer="char", ngram_range=(2, 4)))
+        words = make_union(
+            TfidfVectorizer(ngram_range=(1, 2)),
+            TfidfVectorizer(analyzer="char", ngram_range=(2, 4)),
+        )
         model = make_pipeline(words, LogisticRegression(solver="liblinear"))
-        scores[test] = model.fit(frame["text"].iloc[train], label[train]).predict_proba(frame["text"].iloc[test])[:, 1]
+        scores[test] = model.fit(frame["text"].iloc[train], label[train]).predict_proba(
+            frame["text"].iloc[test]
+        )[:, 1]
     rows = [np.asarray(rows) for rows in frame.groupby("group").indices.values()]
     rng = np.random.default_rng(0)
-    draws = [np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(100)]
-    low, high = np.quantile([roc_auc_score(label[draw], scores[draw]) for draw in draws], [0.025, 0.975])
+    draws = [
+        np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])
+        for _ in range(100)
+    ]
+    low, high = np.quantile(
+        [roc_auc_score(label[draw], scores[draw]) for draw in draws], [0.025, 0.975]
+    )
     return float(roc_auc_score(label, scores)), float(low), float(high)
 
 
-def test_text_alone_does_not_tell_true_from_false_in_strict_sets(frames: dict[str, pd.DataFrame]) -> None:
+def test_text_alone_does_not_tell_true_from_false_in_strict_sets(
+    frames: dict[str, pd.DataFrame],
+) -> None:
     """All sets, not chosen ones. One 95 % interval in twenty misses .5 by chance, so at most one of the nine may."""
     results = {table: out_of_fold_auroc(frames[table]) for table in STRICT_SETS}
     assert all(abs(auroc - 0.5) < 0.03 for auroc, _, _ in results.values()), results
@@ -138,7 +167,9 @@ def test_text_alone_does_not_tell_true_from_false_in_strict_sets(frames: dict[st
 
 
 @pytest.mark.parametrize("table", CONTROL_SETS)
-def test_text_alone_tells_true_from_false_in_the_positive_controls(table: str, frames: dict[str, pd.DataFrame]) -> None:
+def test_text_alone_tells_true_from_false_in_the_positive_controls(
+    table: str, frames: dict[str, pd.DataFrame]
+) -> None:
     auroc, low, _ = out_of_fold_auroc(frames[table])
     assert low > 0.5, auroc
 
@@ -147,8 +178,9 @@ def test_hard_false_answers_are_close_to_the_truth(frames: dict[str, pd.DataFram
     near = {(each.relation, each.subject): each.near for each in load_table("borders_hard")}
     frame = frames["borders_hard"]
     sides = Counter(
-        row.answer in near[row.relation, row.subject] for row in frame[frame["label"] == 1].itertuples()
-    )  # fmt: skip
+        row.answer in near[row.relation, row.subject]
+        for row in frame[frame["label"] == 1].itertuples()
+    )
     assert sides[True] == (frame["label"] == 1).sum()
 
 
@@ -204,7 +236,11 @@ def test_all_questions_can_be_asked_and_more_are_not_invented() -> None:
 
 
 def test_worked_examples_are_in_no_evaluated_set(frames: dict[str, pd.DataFrame]) -> None:
-    pairs = {(frozenset((row.subject, row.answer))) for frame in frames.values() for row in frame.itertuples()}
+    pairs = {
+        (frozenset((row.subject, row.answer)))
+        for frame in frames.values()
+        for row in frame.itertuples()
+    }
     asked = set(build_questions(seed=0, count=10_000)["group"])
     for relation in QUESTION_TABLES:
         examples = solved_examples(relation)

@@ -77,9 +77,9 @@ def test_a_model_is_built_in_silence_for_reading_on_a_cpu(
     model = architectures.make(name)
     assert (library_log.getvalue(), *capfd.readouterr()) == ("", "", "")
     assert not model.training
-    assert {(weight.dtype, weight.device.type, weight.requires_grad) for weight in model.parameters()} == {
-        (torch.float32, "cpu", False)
-    }
+    assert {
+        (weight.dtype, weight.device.type, weight.requires_grad) for weight in model.parameters()
+    } == {(torch.float32, "cpu", False)}
     assert sum(weight.numel() for weight in model.parameters()) < 250_000
 
 
@@ -120,14 +120,22 @@ def test_later_tokens_change_earlier_predictions_only_where_a_reason_is_given(na
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_the_length_of_a_text_changes_its_first_predictions_only_where_a_reason_is_given(name: str) -> None:
+def test_the_length_of_a_text_changes_its_first_predictions_only_where_a_reason_is_given(
+    name: str,
+) -> None:
     largest = max(float(change_from(name, texts()[:1, :length]).max()) for length in (12, 20))
-    assert (largest > VISIBLE) if name in architectures.LENGTH_DEPENDENT else (largest < ROUNDING_OF_SHAPES)
+    assert (
+        (largest > VISIBLE)
+        if name in architectures.LENGTH_DEPENDENT
+        else (largest < ROUNDING_OF_SHAPES)
+    )
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_text_reads_the_same_alone_and_beside_another(name: str) -> None:
-    torch.testing.assert_close(read(model_of(name), texts())[:1], log_probs(name), atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(
+        read(model_of(name), texts())[:1], log_probs(name), atol=ROUNDING, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("name", "key"), WINDOWED)
@@ -140,7 +148,9 @@ def test_a_wider_window_changes_the_log_probabilities(name: str, key: str) -> No
 @pytest.mark.parametrize("name", architectures.CONFIGS)
 def test_no_vector_and_no_matrix_is_constant(name: str) -> None:
     constant = [
-        key for key, weight in model_of(name).named_parameters() if weight.numel() > 1 and weight.min() == weight.max()
+        key
+        for key, weight in model_of(name).named_parameters()
+        if weight.numel() > 1 and weight.min() == weight.max()
     ]
     assert not constant
 
@@ -172,5 +182,7 @@ def test_the_seed_alone_decides_the_weights() -> None:
 def test_a_text_of_the_longest_stated_length_is_read(name: str) -> None:
     model = model_of(name)
     longest = models.max_context(model.config.to_dict())
-    ids = texts()[:1].repeat(1, 2)[:, : min(longest, 80)]  # a model without a limit: more than all others take
+    ids = texts()[:1].repeat(1, 2)[
+        :, : min(longest, 80)
+    ]  # a model without a limit: more than all others take
     assert read(model, ids).isfinite().all()

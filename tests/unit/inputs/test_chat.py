@@ -36,7 +36,10 @@ def plain_tokenizer(template: Any) -> Any:
 
 
 def expected(tokenizer: Any, turns: list[str]) -> list[int]:
-    messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": turn}
+        for place, turn in enumerate(turns)
+    ]
     found = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False, **VARIABLES
     )
@@ -54,7 +57,8 @@ def test_the_bos_token_is_there_once_if_the_template_writes_it(tokenizer: Any, f
     found = chat.render(tokenizer, TURNS, "x")
     assert found.ids.count(tokenizer.bos_token_id) == FAMILIES[family].bos
     assert all(
-        one != other or one != tokenizer.bos_token_id for one, other in zip(found.ids, found.ids[1:], strict=False)
+        one != other or one != tokenizer.bos_token_id
+        for one, other in zip(found.ids, found.ids[1:], strict=False)
     )
 
 
@@ -68,14 +72,20 @@ def test_a_special_token_s_text_in_a_message_is_ordinary_tokens(tokenizer: Any) 
         *(["Who?", "Ada", f"it {name}?"] for name in names),
     ):
         found = chat.render(tokenizer, turns, "x")
-        assert [found.ids.count(token) for token in special] == [harmless.ids.count(token) for token in special]
+        assert [found.ids.count(token) for token in special] == [
+            harmless.ids.count(token) for token in special
+        ]
         assert tokenizer.decode(found.ids) == found.text
         assert all(turn in found.text for turn in turns)
 
 
 @pytest.mark.parametrize("name", ["mistral with spaces", "phi", "zephyr"])
-def test_a_question_that_the_splitting_of_a_special_token_would_change_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"question q7 holds the text of a special token.*generation\.prompt: plain"):
+def test_a_question_that_the_splitting_of_a_special_token_would_change_is_refused(
+    name: str,
+) -> None:
+    with pytest.raises(
+        UserError, match=r"question q7 holds the text of a special token.*generation\.prompt: plain"
+    ):
         chat.render(chat_models.make_tokenizer(FAMILIES[name]), ["Is </s>\nit?"], "question q7")
 
 
@@ -83,15 +93,21 @@ def test_a_question_whose_tokens_cannot_be_told_from_the_template_s_is_refused()
     vocabulary = {word: number for number, word in enumerate(["<unk>", "<eot>", "Who", "A:"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eot>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="<eot>"
+    )
     tokenizer.chat_template = EACH + "{{ ' <eot> ' }}" + LAST
     frame = pd.DataFrame({"id": ["q7"], "prompt": ["x"]})
     assert chat.ask(frame, [["Who is"]], tokenizer)["prompt_ids"].tolist() == [[0, 0, 1, 3]]
-    with pytest.raises(UserError, match=r"cannot render question q7 \(.*<eot>.*generation\.prompt: plain"):
+    with pytest.raises(
+        UserError, match=r"cannot render question q7 \(.*<eot>.*generation\.prompt: plain"
+    ):
         chat.ask(frame, [["Who is <eot> x"]], tokenizer)
 
 
-@pytest.mark.parametrize("text", ["Paris", " Paris", "\n\nParis is", "São 🙂", "79", "</s>x", "<|im_end|>it", "", " "])
+@pytest.mark.parametrize(
+    "text", ["Paris", " Paris", "\n\nParis is", "São 🙂", "79", "</s>x", "<|im_end|>it", "", " "]
+)
 def test_a_continuation_is_its_own_text_without_special_tokens(tokenizer: Any, text: str) -> None:
     prompt = chat.render(tokenizer, TURNS, "x")
     (found,) = chat.continuations(tokenizer, [text])
@@ -103,7 +119,9 @@ def test_a_continuation_is_its_own_text_without_special_tokens(tokenizer: Any, t
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(st.characters(codec="utf-8", exclude_categories=("Co", "Cn", "Cc")), max_size=12))
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_categories=("Co", "Cn", "Cc")), max_size=12)
+)
 @pytest.mark.parametrize("name", ["chatml", "mistral with spaces"])
 def test_any_continuation_is_as_it_is_behind_a_prompt(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
@@ -112,24 +130,34 @@ def test_any_continuation_is_as_it_is_behind_a_prompt(name: str, text: str) -> N
     assert tokenizer.decode([*prompt.ids, *found.ids]) == prompt.text + text
 
 
-TOKENIZERS = {name: chat_models.make_tokenizer(FAMILIES[name]) for name in ("chatml", "mistral with spaces")}
+TOKENIZERS = {
+    name: chat_models.make_tokenizer(FAMILIES[name]) for name in ("chatml", "mistral with spaces")
+}
 
 
-def test_an_answer_ends_at_the_end_of_a_turn_and_at_every_special_token(tokenizer: Any, family: str) -> None:
+def test_an_answer_ends_at_the_end_of_a_turn_and_at_every_special_token(
+    tokenizer: Any, family: str
+) -> None:
     word = tokenizer("x", add_special_tokens=False)["input_ids"][-1]
-    found = chat.answer_ends(tokenizer, SimpleNamespace(eos_token_id=[word, tokenizer.eos_token_id]))
+    found = chat.answer_ends(
+        tokenizer, SimpleNamespace(eos_token_id=[word, tokenizer.eos_token_id])
+    )
     names = tokenizer.convert_ids_to_tokens(found)
     own = FAMILIES[family]
     assert {own.closes, "<s>", "</s>", *own.special, *own.added} <= set(names)
     assert set(found) - set(chat.answer_ends(tokenizer, None)) == {word}
     assert chat.answer_ends(tokenizer, SimpleNamespace(eos_token_id=word)) == found
-    assert set(chat.answer_ends(tokenizer, SimpleNamespace(eos_token_id=None))) == set(found) - {word}
+    assert set(chat.answer_ends(tokenizer, SimpleNamespace(eos_token_id=None))) == set(found) - {
+        word
+    }
 
 
 def test_words_numbers_and_blanks_that_were_added_to_a_vocabulary_end_no_answer() -> None:
     more = chat_models.make_tokenizer(FAMILIES["llama"])
     more.add_tokens(["26", "user", "\n\n", "week"])
-    assert not set(more.convert_tokens_to_ids(["26", "user", "\n\n", "week"])) & set(chat.answer_ends(more, None))
+    assert not set(more.convert_tokens_to_ids(["26", "user", "\n\n", "week"])) & set(
+        chat.answer_ends(more, None)
+    )
 
 
 def test_blanks_before_an_answer_are_those_of_the_template(tokenizer: Any, family: str) -> None:
@@ -161,23 +189,44 @@ EACH = "{% for message in messages %}{{ message['role'] + message['content'] }}{
 REFUSED = {
     "none": (None, r"tokenizer of tiny has none.*instruct model"),
     "empty": ("", r"tokenizer of tiny has none"),
-    "several without default": ({"tool_use": EACH + LAST}, r"several chat templates and none named default"),
+    "several without default": (
+        {"tool_use": EACH + LAST},
+        r"several chat templates and none named default",
+    ),
     "no syntax": ("{% for %}", r"cannot render tiny \(TemplateSyntaxError"),
-    "raises": ("{{ raise_exception('only with tools') }}", r"cannot render tiny \(TemplateError: only with tools\)"),
-    "needs a system message": ("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + EACH, r"system first"),
-    "needs an undefined value": ("{{ tools_list[0].name }}" + EACH, r"cannot render tiny \(UndefinedError"),
-    "today": ("{% set form = '%d' %}{{ strftime_now(form) }}" + EACH + LAST, r"today's date in a format that is no literal"),
-    "leaves out a turn": ("{{ messages[0].content }}" + LAST, r"does not show the message 'How many legs.*' in the conversation of tiny"),
+    "raises": (
+        "{{ raise_exception('only with tools') }}",
+        r"cannot render tiny \(TemplateError: only with tools\)",
+    ),
+    "needs a system message": (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+        + EACH,
+        r"system first",
+    ),
+    "needs an undefined value": (
+        "{{ tools_list[0].name }}" + EACH,
+        r"cannot render tiny \(UndefinedError",
+    ),
+    "today": (
+        "{% set form = '%d' %}{{ strftime_now(form) }}" + EACH + LAST,
+        r"today's date in a format that is no literal",
+    ),
+    "leaves out a turn": (
+        "{{ messages[0].content }}" + LAST,
+        r"does not show the message 'How many legs.*' in the conversation of tiny",
+    ),
     "opens no turn": (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.content }}{% endfor %}",
         r"writes '<.im_start.>assistant' before an answer, and leaves it out of the prompt",
     ),
     "thinks": (EACH + "{{ '<think>\n' }}", r"chain of thought"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_template_that_cannot_be_used_is_refused_in_one_line_with_the_setting_and_the_remedy(case: str) -> None:
+def test_a_template_that_cannot_be_used_is_refused_in_one_line_with_the_setting_and_the_remedy(
+    case: str,
+) -> None:
     template, message = REFUSED[case]
     with pytest.raises(UserError, match=message) as caught:
         chat.require_template(plain_tokenizer(template), "tiny")
@@ -187,6 +236,8 @@ def test_a_template_that_cannot_be_used_is_refused_in_one_line_with_the_setting_
 
 
 def test_of_several_named_templates_the_default_one_is_used() -> None:
-    tokenizer = plain_tokenizer({"default": EACH + LAST, "tool_use": "{{ raise_exception('tools') }}"})
+    tokenizer = plain_tokenizer(
+        {"default": EACH + LAST, "tool_use": "{{ raise_exception('tools') }}"}
+    )
     chat.require_template(tokenizer, "tiny")
     assert chat.render(tokenizer, ["Who?"], "x").text == "userWho?A:"

@@ -86,10 +86,15 @@ def shards(folder: Path, lost: bool = False, cut_one: bool = False, map_of: Any 
     weights = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(weights)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, part in parts.items():
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
-    where = {name: file for file, part in parts.items() for name in part} if map_of is None else map_of
+    where = (
+        {name: file for file, part in parts.items() for name in part} if map_of is None else map_of
+    )
     text("model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": where}))(folder)
     second = folder / "model-00002-of-00002.safetensors"
     if lost:
@@ -175,25 +180,46 @@ def fp8_config(folder: Path) -> None:
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
 SEQ2SEQ = {"model_type": "t5", "d_model": 8, "num_layers": 1, "num_heads": 1, "vocab_size": 400}
 VISION = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 400}
+BERT = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+    "vocab_size": 400,
+}
 
 REFUSED: dict[str, tuple[Change, str]] = {
     "a file": (become_a_file, r"is a file; expected a directory"),
     "empty directory": (empty, r"is an empty directory"),
     "no config.json": (remove("config.json"), r"has no config\.json"),
-    "config.json is not JSON": (text("config.json", "{,"), r"config\.json is not JSON .*get the file anew"),
+    "config.json is not JSON": (
+        text("config.json", "{,"),
+        r"config\.json is not JSON .*get the file anew",
+    ),
     "config.json is a list": (text("config.json", "[]"), r"config\.json holds a JSON list"),
-    "config.json is binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), r"config\.json is not JSON"),
+    "config.json is binary": (
+        lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"),
+        r"config\.json is not JSON",
+    ),
     "no model_type": (only(hidden_size=8), r"names no model_type"),
     "unknown model_type": (config(model_type="nonesuch"), r"model_type 'nonesuch'.*does not know"),
     "code of its own": (
         config(model_type="nonesuch", auto_map={"AutoModelForCausalLM": "m.M"}),
         r"auto_map.* never run",
     ),
-    "a value of a wrong type": (config(hidden_size="eight"), r"config\.json is not valid .*hidden_size"),
+    "a value of a wrong type": (
+        config(hidden_size="eight"),
+        r"config\.json is not valid .*hidden_size",
+    ),
     "encoder": (only(**BERT, model_type="bert"), r"no causal language model: .*is_decoder"),
-    "encoder, roberta": (only(**BERT, model_type="roberta"), r"no causal language model: .*is_decoder"),
-    "permuted": (only(model_type="xlnet", d_model=8, n_layer=1, n_head=1), r"XLNet is trained on permuted texts"),
+    "encoder, roberta": (
+        only(**BERT, model_type="roberta"),
+        r"no causal language model: .*is_decoder",
+    ),
+    "permuted": (
+        only(model_type="xlnet", d_model=8, n_layer=1, n_head=1),
+        r"XLNet is trained on permuted texts",
+    ),
     "bidirectional": (
         config(model_type="gemma3_text", use_bidirectional_attention=True),
         r"use_bidirectional_attention",
@@ -205,54 +231,117 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda f: (f / WEIGHTS).rename(f / "tf_model.h5"),
         r"\(found tf_model\.h5\); expected model\.safetensors",
     ),
-    "git-lfs pointer for weights": (text(WEIGHTS, POINTER), r"model\.safetensors is a git-lfs pointer .*git lfs pull"),
-    "git-lfs pointer for the tokenizer": (text("tokenizer.json", POINTER), r"tokenizer\.json is a git-lfs pointer"),
+    "git-lfs pointer for weights": (
+        text(WEIGHTS, POINTER),
+        r"model\.safetensors is a git-lfs pointer .*git lfs pull",
+    ),
+    "git-lfs pointer for the tokenizer": (
+        text("tokenizer.json", POINTER),
+        r"tokenizer\.json is a git-lfs pointer",
+    ),
     "truncated weights": (cut, r"model\.safetensors is damaged or cut short .*get this file anew"),
-    "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), r"model\.safetensors is damaged or cut short"),
-    "truncated shard": (lambda f: shards(f, cut_one=True), r"model-00002-of-00002\.safetensors is damaged or cut"),
-    "missing shard": (lambda f: shards(f, lost=True), r"1 of which are missing, the first is model-00002-of-00002"),
+    "empty weights": (
+        lambda f: (f / WEIGHTS).write_bytes(b""),
+        r"model\.safetensors is damaged or cut short",
+    ),
+    "truncated shard": (
+        lambda f: shards(f, cut_one=True),
+        r"model-00002-of-00002\.safetensors is damaged or cut",
+    ),
+    "missing shard": (
+        lambda f: shards(f, lost=True),
+        r"1 of which are missing, the first is model-00002-of-00002",
+    ),
     "index without a map": (lambda f: shards(f, map_of={}), r"index\.json has no weight_map"),
-    "index with a strange map": (lambda f: shards(f, map_of={"a": 3}), r"index\.json has no weight_map"),
-    "index is not JSON": (both(shards, text("model.safetensors.index.json", "{")), r"index\.json is not JSON"),
-    "truncated pickle": (both(as_pickle, cut_pickle), r"pytorch_model\.bin is damaged or holds .*get this file anew"),
+    "index with a strange map": (
+        lambda f: shards(f, map_of={"a": 3}),
+        r"index\.json has no weight_map",
+    ),
+    "index is not JSON": (
+        both(shards, text("model.safetensors.index.json", "{")),
+        r"index\.json is not JSON",
+    ),
+    "truncated pickle": (
+        both(as_pickle, cut_pickle),
+        r"pytorch_model\.bin is damaged or holds .*get this file anew",
+    ),
     "pickle with code": (
         harmful_pickle,
         r"pytorch_model\.bin is damaged or holds more than tensors, which is never run",
     ),
-    "a tensor is missing": (lose_a_tensor, r"1 tensors are missing from its weights, the first is .*up_proj"),
+    "a tensor is missing": (
+        lose_a_tensor,
+        r"1 tensors are missing from its weights, the first is .*up_proj",
+    ),
     "a tensor of another shape": (
         wrong_shape,
         r"1 tensors have another shape .*up_proj\.weight.*4, 8.*8, 8.*get the config\.json",
     ),
-    "adapter": (both(empty, text("adapter_config.json", '{"peft_type": "LORA"}')), r"an adapter .*merge_and_unload"),
+    "adapter": (
+        both(empty, text("adapter_config.json", '{"peft_type": "LORA"}')),
+        r"an adapter .*merge_and_unload",
+    ),
     "adapter beside weights": (text("adapter_config.json", "{}"), r"an adapter .*merge_and_unload"),
-    "GGUF in parts": (split_gguf, r"GGUF model in parts \(m-00001-of-00002\.gguf\).*llama-gguf-split --merge"),
+    "GGUF in parts": (
+        split_gguf,
+        r"GGUF model in parts \(m-00001-of-00002\.gguf\).*llama-gguf-split --merge",
+    ),
     "two GGUF files": (two_gguf, r"2 \.gguf files \(m-q4\.gguf, m-q8\.gguf\), expected one"),
     "damaged GGUF": (damaged_gguf, r"m\.gguf cannot be read .*get the file anew"),
-    "integers as weights": (codes, r"tensor model\.layers\.0\.mlp\.up_proj\.weight of .* has the type I8.*dequantize"),
-    "fp8 without a config": (lambda f: codes(f, torch.float8_e4m3fn), r"has the type F8_E4M3.*dequantize"),
+    "integers as weights": (
+        codes,
+        r"tensor model\.layers\.0\.mlp\.up_proj\.weight of .* has the type I8.*dequantize",
+    ),
+    "fp8 without a config": (
+        lambda f: codes(f, torch.float8_e4m3fn),
+        r"has the type F8_E4M3.*dequantize",
+    ),
     "fp8": (fp8_config, r"; use the model's weights in float32.*dequantize"),
     "bitsandbytes": (
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         r"bitsandbytes.*dequantize",
     ),
-    "gptq": (config(quantization_config={"quant_method": "gptq", "bits": 4}), r"; use the model's weights in float32"),
-    "awq": (config(quantization_config={"quant_method": "awq", "bits": 4}), r"; use the model's weights in float32"),
+    "gptq": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"; use the model's weights in float32",
+    ),
+    "awq": (
+        config(quantization_config={"quant_method": "awq", "bits": 4}),
+        r"; use the model's weights in float32",
+    ),
     "mlx": (
         config(quantization={"group_size": 64, "bits": 4}),
         r"a quantization without its quant_method, which transformers does not read",
     ),
-    "exl2": (config(quantization_config={"quant_method": "exl2"}), r"quantization 'exl2'.*dequantize"),
-    "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), r"has no tokenizer; expected tokenizer\.json"),
-    "tokenizer.json is not JSON": (text("tokenizer.json", "{"), r"tokenizer\.json is not JSON .*get the file anew"),
+    "exl2": (
+        config(quantization_config={"quant_method": "exl2"}),
+        r"quantization 'exl2'.*dequantize",
+    ),
+    "no tokenizer": (
+        remove("tokenizer.json", "tokenizer_config.json"),
+        r"has no tokenizer; expected tokenizer\.json",
+    ),
+    "tokenizer.json is not JSON": (
+        text("tokenizer.json", "{"),
+        r"tokenizer\.json is not JSON .*get the file anew",
+    ),
     "tokenizer.json is another JSON": (
         text("tokenizer.json", "{}"),
         r"tokenizer\.json cannot be read .*save_pretrained",
     ),
-    "tokenizer_config.json is not JSON": (text("tokenizer_config.json", "{"), r"tokenizer_config\.json is not JSON"),
-    "generation_config.json is not JSON": (text("generation_config.json", "{"), r"generation_config\.json is not JSON"),
+    "tokenizer_config.json is not JSON": (
+        text("tokenizer_config.json", "{"),
+        r"tokenizer_config\.json is not JSON",
+    ),
+    "generation_config.json is not JSON": (
+        text("generation_config.json", "{"),
+        r"generation_config\.json is not JSON",
+    ),
     "tokenizer with code of its own": (
-        text("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["t.T", null]}, "tokenizer_class": "T"}'),
+        text(
+            "tokenizer_config.json",
+            '{"auto_map": {"AutoTokenizer": ["t.T", null]}, "tokenizer_class": "T"}',
+        ),
         r"tokenizer needs code of its own .*never run",
     ),
     "tokenizer without a fast form": (slow_tokenizer, r"tokenizer without a fast form"),
@@ -277,7 +366,10 @@ def test_a_directory_that_cannot_be_read_is_one_line(
 
 def own_code(folder: Path) -> None:
     REFUSED["tokenizer with code of its own"][0](folder)
-    text("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}')(folder)
+    text(
+        "tokenizer_config.json",
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}',
+    )(folder)
 
 
 def test_weights_that_transformers_keeps_quantized_are_refused(
@@ -286,7 +378,9 @@ def test_weights_that_transformers_keeps_quantized_are_refused(
     from transformers import LlamaForCausalLM
 
     monkeypatch.setattr(LlamaForCausalLM, "is_quantized", True, raising=False)
-    with pytest.raises(UserError, match=r"holds quantized weights; use the model's weights in float32"):
+    with pytest.raises(
+        UserError, match=r"holds quantized weights; use the model's weights in float32"
+    ):
         fetch(source, tmp_path / "out")
 
 
@@ -306,13 +400,19 @@ READ: dict[str, Change] = {
     "fp8 that transformers dequantizes": fp8_with_scales,
     "other files beside it": text("training_args.json", "not JSON"),
     "a tokenizer without the code that it asked for": own_code,
-    "sampling that contradicts itself": text("generation_config.json", '{"temperature": 0.6, "do_sample": false}'),
-    "auto_map of an architecture that transformers holds": config(auto_map={"AutoModelForCausalLM": "m.M"}),
+    "sampling that contradicts itself": text(
+        "generation_config.json", '{"temperature": 0.6, "do_sample": false}'
+    ),
+    "auto_map of an architecture that transformers holds": config(
+        auto_map={"AutoModelForCausalLM": "m.M"}
+    ),
 }
 
 
 @pytest.mark.parametrize("case", READ)
-def test_other_forms_of_the_same_weights_give_the_same_model(case: str, source: Path, tmp_path: Path) -> None:
+def test_other_forms_of_the_same_weights_give_the_same_model(
+    case: str, source: Path, tmp_path: Path
+) -> None:
     READ[case](source)
     fetch(source, tmp_path / "out")
     for name, weight in load_file(tmp_path / "out" / WEIGHTS).items():
@@ -322,7 +422,9 @@ def test_other_forms_of_the_same_weights_give_the_same_model(case: str, source: 
 def test_a_directory_with_one_gguf_file_needs_no_config_json(tmp_path: Path) -> None:
     model = small_models.make_model("llama")
     (tmp_path / "source").mkdir()
-    small_models.save_gguf(model, small_models.make_tokenizer(), tmp_path / "source" / "weights.gguf")
+    small_models.save_gguf(
+        model, small_models.make_tokenizer(), tmp_path / "source" / "weights.gguf"
+    )
     manifest = fetching.fetch(
         SourceSettings(kind="directory", id=str(tmp_path / "source")),
         tmp_path / "out",
@@ -356,7 +458,10 @@ def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
     weights = {name: weight.to(dtype) for name, weight in load_file(source / WEIGHTS).items()}
     weights[TENSOR][-1, -1] = value
     save_file(weights, source / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"up_proj\.weight holds 1 NaN or infinite of 64 values.* get the model anew"):
+    with pytest.raises(
+        UserError,
+        match=r"up_proj\.weight holds 1 NaN or infinite of 64 values.* get the model anew",
+    ):
         fetch(source, tmp_path / "out")
 
 

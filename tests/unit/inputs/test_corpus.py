@@ -34,12 +34,24 @@ class Letters:
 
 
 def places(folder: Path) -> dict[str, Place]:
-    return {side: Place(folder / f"{side}.zarr", folder / f"{side}.json") for side in ("train", "heldout")}
+    return {
+        side: Place(folder / f"{side}.zarr", folder / f"{side}.json")
+        for side in ("train", "heldout")
+    }
 
 
-def build(folder: Path, streams: Sequence[Stream], **settings: Any) -> tuple[corpus.Tokens, corpus.Tokens]:
+def build(
+    folder: Path, streams: Sequence[Stream], **settings: Any
+) -> tuple[corpus.Tokens, corpus.Tokens]:
     where = places(folder)
-    corpus.build(streams, Letters(), where["train"], where["heldout"], CorpusSettings(**settings), {"source": "test"})
+    corpus.build(
+        streams,
+        Letters(),
+        where["train"],
+        where["heldout"],
+        CorpusSettings(**settings),
+        {"source": "test"},
+    )
     return corpus.read_tokens(*where["train"]), corpus.read_tokens(*where["heldout"])
 
 
@@ -47,7 +59,9 @@ def numbered(prefix: str = "text", count: int = 1000) -> Iterator[str]:
     return (f"{prefix} number {number} of many" for number in range(count))
 
 
-def packed_slowly(texts: Iterable[list[int]], contexts: int, context: int) -> tuple[list[int], list[int]]:
+def packed_slowly(
+    texts: Iterable[list[int]], contexts: int, context: int
+) -> tuple[list[int], list[int]]:
     """One token at a time: the obvious reference."""
     tokens: list[int] = []
     owners: list[int] = []
@@ -85,18 +99,26 @@ def test_packing_equals_the_one_token_at_a_time_reference(context: int, block: i
 
 
 def test_every_row_leads_back_to_its_document_its_position_and_its_token(tmp_path: Path) -> None:
-    found, _ = build(tmp_path, [Stream("a", numbered(), 1.0)], tokens=500, heldout_tokens=60, context=20)
+    found, _ = build(
+        tmp_path, [Stream("a", numbered(), 1.0)], tokens=500, heldout_tokens=60, context=20
+    )
     text = ""
     for row in range(found.tokens.size):
         place = found.origin(row)
         assert (place.context, place.position) == (row // 20, row % 20)
         assert place.token == found.tokens.ravel()[row]
-        text += chr(place.token) if place.document == found.origin(0).document and place.token != SEPARATOR else ""
+        text += (
+            chr(place.token)
+            if place.document == found.origin(0).document and place.token != SEPARATOR
+            else ""
+        )
     assert re.fullmatch(r"text number \d+ of many", text)
 
 
 def test_no_text_is_on_both_sides_and_both_are_full(tmp_path: Path) -> None:
-    train, heldout = build(tmp_path, [Stream("a", numbered(), 1.0)], tokens=4000, heldout_tokens=500, context=64)
+    train, heldout = build(
+        tmp_path, [Stream("a", numbered(), 1.0)], tokens=4000, heldout_tokens=500, context=64
+    )
     assert train.tokens.shape == (63, 64)
     assert heldout.tokens.shape == (8, 64)
     assert train.tokens.dtype == np.int32
@@ -107,29 +129,43 @@ def test_no_text_is_on_both_sides_and_both_are_full(tmp_path: Path) -> None:
 
 
 def whole_texts(side: corpus.Tokens) -> set[str]:
-    found = {"".join(map(chr, side.tokens[(side.documents == n) & (side.tokens != SEPARATOR)])) for n in np.unique(side.documents)}  # fmt: skip
+    found = {
+        "".join(map(chr, side.tokens[(side.documents == n) & (side.tokens != SEPARATOR)]))
+        for n in np.unique(side.documents)
+    }
     return found & set(numbered())
 
 
 def test_the_side_of_a_text_does_not_depend_on_its_place_in_the_corpus(tmp_path: Path) -> None:
     sizes = {"tokens": 8000, "heldout_tokens": 2000, "context": 50}
     train, heldout = build(tmp_path / "a", [Stream("a", numbered(), 1.0)], **sizes)
-    other_train, other_heldout = build(tmp_path / "b", [Stream("a", iter(list(numbered())[::-1]), 1.0)], **sizes)
+    other_train, other_heldout = build(
+        tmp_path / "b", [Stream("a", iter(list(numbered())[::-1]), 1.0)], **sizes
+    )
     longer, _ = build(
-        tmp_path / "c", [Stream("a", numbered(), 1.0)], **{**sizes, "tokens": 16_000, "heldout_tokens": 4000}
+        tmp_path / "c",
+        [Stream("a", numbered(), 1.0)],
+        **{**sizes, "tokens": 16_000, "heldout_tokens": 4000},
     )
     assert whole_texts(train) <= whole_texts(longer)
     settings = CorpusSettings(**sizes)
     share = corpus_split.heldout_share(settings)
     below = [int.from_bytes(corpus._digest(text)[:8], "big") < share * 2**64 for text in numbered()]
     assert np.mean(below) == pytest.approx(share, abs=0.04)
-    for side, other in ((train, other_heldout), (heldout, other_train), (longer, heldout), (longer, other_heldout)):
+    for side, other in (
+        (train, other_heldout),
+        (heldout, other_train),
+        (longer, heldout),
+        (longer, other_heldout),
+    ):
         assert not whole_texts(side) & whole_texts(other)
 
 
 def test_repeated_documents_are_dropped_whatever_their_spacing(tmp_path: Path) -> None:
     texts = chain.from_iterable((text, text.replace(" ", "  "), text) for text in numbered())
-    train, _ = build(tmp_path, [Stream("a", texts, 1.0)], tokens=5000, heldout_tokens=500, context=100)
+    train, _ = build(
+        tmp_path, [Stream("a", texts, 1.0)], tokens=5000, heldout_tokens=500, context=100
+    )
     flat = "".join(map(chr, train.tokens.ravel()))
     assert "  " not in flat
     assert flat.count("number 15 of") <= 1
@@ -154,7 +190,9 @@ def test_a_mixture_goes_on_without_the_source_that_is_used_up(tmp_path: Path) ->
 def test_a_text_that_is_tokenised_in_pieces_has_the_tokens_and_the_digest_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, limit: int, gap: str
 ) -> None:
-    text = gap.join(["some", "words", "of", "several", "lengths", "andonethatislongerthanthelimitofapiece"] * 5)
+    text = gap.join(
+        ["some", "words", "of", "several", "lengths", "andonethatislongerthanthelimitofapiece"] * 5
+    )
     whole = hashlib.sha256(" ".join(text.split()).encode()).digest()[:16]
     monkeypatch.setattr(corpus, "_BATCH_CHARACTERS", limit)
     ((found, tokens),) = corpus._tokenised(iter([text]), Letters())
@@ -176,18 +214,30 @@ def test_pieces_of_a_long_text_have_the_tokens_of_the_whole_under_byte_pair_enco
     assert list(tokens) == list(whole)
 
 
-def test_a_batch_holds_no_more_texts_and_characters_than_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_holds_no_more_texts_and_characters_than_its_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(corpus, "_BATCH", 3)
     monkeypatch.setattr(corpus, "_BATCH_CHARACTERS", 10)
     texts = ["a" * length for length in (1, 2, 3, 4, 9, 1, 1, 30, 5, 5, 1)]
     batches = list(corpus._batches(iter(texts)))
     assert list(chain.from_iterable(batches)) == texts
-    assert [[len(text) for text in batch] for batch in batches] == [[1, 2, 3], [4], [9, 1], [1], [30], [5, 5], [1]]
+    assert [[len(text) for text in batch] for batch in batches] == [
+        [1, 2, 3],
+        [4],
+        [9, 1],
+        [1],
+        [30],
+        [5, 5],
+        [1],
+    ]
 
 
 def test_a_set_of_digests_knows_all_that_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "_LEAST_RECENT", 10)
-    digests = [hashlib.sha256(bytes([number % 200, number // 400])).digest() for number in range(1000)]
+    digests = [
+        hashlib.sha256(bytes([number % 200, number // 400])).digest() for number in range(1000)
+    ]
     digests[5] = bytes(16)
     digests[6] = b"\xff" * 16
     found, known = repeats.Digests(), set[bytes]()
@@ -227,16 +277,18 @@ def test_too_little_text_says_how_much_there_is_and_settings_for_which_it_is_eno
     tmp_path: Path, tokens: int, heldout: int, documents: int
 ) -> None:
     sizes = {"tokens": tokens, "heldout_tokens": heldout}
-    pattern = (
-        r"test, read to the end, .* [\d,]+ of [\d,]+ tokens for corpus.tokens and .* corpus.heldout_tokens\. Set .*"
-    )
+    pattern = r"test, read to the end, .* [\d,]+ of [\d,]+ tokens for corpus.tokens and .* corpus.heldout_tokens\. Set .*"
     stream = [Stream("a", numbered(count=documents), 1.0)]
     with pytest.raises(UserError, match=pattern) as error:
         build(tmp_path, stream, **sizes, context=10)
     assert not list(tmp_path.iterdir())
     enough = [int(each) for each in re.findall(r"_?tokens to (\d+)", str(error.value))]
     build(
-        tmp_path, [Stream("a", numbered(count=documents), 1.0)], tokens=enough[0], heldout_tokens=enough[1], context=10
+        tmp_path,
+        [Stream("a", numbered(count=documents), 1.0)],
+        tokens=enough[0],
+        heldout_tokens=enough[1],
+        context=10,
     )
 
 
@@ -262,21 +314,34 @@ def test_a_corpus_that_no_sizes_fit_is_refused_with_what_would_help(
     tmp_path: Path, texts: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^corpus\.source: .*{message}"):
-        build(tmp_path, [Stream("a", iter(texts), 1.0)], tokens=1000, heldout_tokens=100, context=50)
+        build(
+            tmp_path, [Stream("a", iter(texts), 1.0)], tokens=1000, heldout_tokens=100, context=50
+        )
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        build(tmp_path / folder, [Stream("a", numbered(), 1.0)], tokens=2000, heldout_tokens=200, context=50)
+        build(
+            tmp_path / folder,
+            [Stream("a", numbered(), 1.0)],
+            tokens=2000,
+            heldout_tokens=200,
+            context=50,
+        )
     for file in (tmp_path / "a").rglob("*"):
         if file.is_file():
-            assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+            assert (
+                file.read_bytes()
+                == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+            )
 
 
 def test_the_store_opens_in_xarray_with_its_dimensions(tmp_path: Path) -> None:
     import xarray
 
-    train, _ = build(tmp_path, [Stream("a", numbered(), 1.0)], tokens=2000, heldout_tokens=200, context=50)
+    train, _ = build(
+        tmp_path, [Stream("a", numbered(), 1.0)], tokens=2000, heldout_tokens=200, context=50
+    )
     opened = xarray.open_zarr(tmp_path / "train.zarr", consolidated=False)
     assert opened["tokens"].dims == ("context", "position")
     np.testing.assert_array_equal(opened["tokens"], train.tokens)
@@ -285,7 +350,11 @@ def test_the_store_opens_in_xarray_with_its_dimensions(tmp_path: Path) -> None:
 def test_a_damaged_missing_or_foreign_file_is_named(tmp_path: Path) -> None:
     build(tmp_path, [Stream("a", numbered(), 1.0)], tokens=2000, heldout_tokens=200, context=50)
     store, manifest = places(tmp_path)["train"]
-    chunk = next(file for file in (store / "tokens").rglob("*") if file.is_file() and file.name != "zarr.json")
+    chunk = next(
+        file
+        for file in (store / "tokens").rglob("*")
+        if file.is_file() and file.name != "zarr.json"
+    )
     content = chunk.read_bytes()
     chunk.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=f"{chunk} is damaged"):
@@ -306,7 +375,9 @@ def test_a_damaged_missing_or_foreign_file_is_named(tmp_path: Path) -> None:
 
 
 def texts_of(settings: CorpusSettings) -> list[str]:
-    return [text for stream in documents.open_source(settings, 0).streams for text in stream.documents]
+    return [
+        text for stream in documents.open_source(settings, 0).streams for text in stream.documents
+    ]
 
 
 def test_a_text_file_is_read_by_paragraphs_or_without_blank_lines_by_lines(tmp_path: Path) -> None:
@@ -321,14 +392,21 @@ def test_jsonl_and_parquet_are_read_from_the_named_column(tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_text('{"body": "one"}\n\n{"body": "two"}\n', encoding="utf-8")
     pd.DataFrame({"body": ["one", "two"], "text": [1, 2]}).to_parquet(tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.parquet"):
-        assert texts_of(CorpusSettings(source=str(tmp_path / name), text_column="body")) == ["one", "two"]
+        assert texts_of(CorpusSettings(source=str(tmp_path / name), text_column="body")) == [
+            "one",
+            "two",
+        ]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.txt", "", "corpus.source: .*a.txt is empty"),
-        ("a.jsonl", '{"body": "one"}\n', "corpus.text_column: row 1 of .* has no text in 'text'; found body"),
+        (
+            "a.jsonl",
+            '{"body": "one"}\n',
+            "corpus.text_column: row 1 of .* has no text in 'text'; found body",
+        ),
         ("a.jsonl", '{"text": 3}\n', "row 1 of .* has no text in 'text'"),
         ("a.jsonl", '{"text": "a"}\n{oops\n', "line 2 of .* is not JSON"),
         (
@@ -346,7 +424,9 @@ def test_jsonl_and_parquet_are_read_from_the_named_column(tmp_path: Path) -> Non
         ("missing.txt", None, "there is no file .*missing.txt"),
     ],
 )
-def test_a_bad_local_file_is_named_with_its_key(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_a_bad_local_file_is_named_with_its_key(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
@@ -354,14 +434,23 @@ def test_a_bad_local_file_is_named_with_its_key(tmp_path: Path, name: str, conte
 
 
 def test_text_that_is_not_utf8_and_a_parquet_without_the_column_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("\ufeffeins\r\nzwei ü\rZ".encode() + "ürich\n".encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8 text: line 3 holds the byte 0xfc at offset 18 of the file; convert"):
+    (tmp_path / "a.txt").write_bytes(
+        "\ufeffeins\r\nzwei ü\rZ".encode() + "ürich\n".encode("latin-1")
+    )
+    with pytest.raises(
+        UserError,
+        match="not UTF-8 text: line 3 holds the byte 0xfc at offset 18 of the file; convert",
+    ):
         texts_of(CorpusSettings(source=str(tmp_path / "a.txt")))
     (tmp_path / "a.txt").write_bytes("Zürich\n".encode("utf-16"))
-    with pytest.raises(UserError, match=r"corpus\.source: .*a\.txt is UTF-16 text: convert it to UTF-8"):
+    with pytest.raises(
+        UserError, match=r"corpus\.source: .*a\.txt is UTF-16 text: convert it to UTF-8"
+    ):
         texts_of(CorpusSettings(source=str(tmp_path / "a.txt")))
     pd.DataFrame({"body": ["one"]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"corpus\.text_column: .* has no column 'text'; found body"):
+    with pytest.raises(
+        UserError, match=r"corpus\.text_column: .* has no column 'text'; found body"
+    ):
         texts_of(CorpusSettings(source=str(tmp_path / "a.parquet")))
     pd.DataFrame({"text": pd.Series([], dtype=str)}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="holds no rows"):
@@ -370,7 +459,8 @@ def test_text_that_is_not_utf8_and_a_parquet_without_the_column_are_named(tmp_pa
 
 def test_an_unknown_source_lists_the_choices() -> None:
     with pytest.raises(
-        UserError, match="'wikitekst' is neither a file nor a hub data set; expected embedded, openwebtext"
+        UserError,
+        match="'wikitekst' is neither a file nor a hub data set; expected embedded, openwebtext",
     ):
         texts_of(CorpusSettings(source="wikitekst"))
 
@@ -382,22 +472,37 @@ def test_the_hub_is_asked_for_the_right_data_set_and_wikitext_rows_become_articl
 
     def rows(*arguments: Any, **_: Any) -> hub.Rows:
         asked.append(arguments)
-        lines = ["", " = First = \n", " text \n", " = = Part = = \n", " more \n", " = Second = \n", " text \n"]
+        lines = [
+            "",
+            " = First = \n",
+            " text \n",
+            " = = Part = = \n",
+            " more \n",
+            " = Second = \n",
+            " text \n",
+        ]
         return hub.Rows(iter([{"text": line} for line in lines]), "abc")
 
     monkeypatch.setattr(hub, "rows", rows)
     found = texts_of(CorpusSettings(source="wikitext-103"))
-    assert [text.splitlines()[0] for text in found if text.strip()] == [" = First = ", " = Second = "]
+    assert [text.splitlines()[0] for text in found if text.strip()] == [
+        " = First = ",
+        " = Second = ",
+    ]
     assert len(texts_of(CorpusSettings(source="owner/name:part@1234"))) == 7
     assert len(texts_of(CorpusSettings(source="openwebtext"))) == 7
     assert documents.open_source(CorpusSettings(source="owner/name"), 0).revision == "abc"
     assert asked == [
-        ("Salesforce/wikitext", "wikitext-103-raw-v1", "train", None), ("owner/name", "part", "train", "1234"),
-        ("Skylion007/openwebtext", None, "train", None), ("owner/name", None, "train", None),
-    ]  # fmt: skip
+        ("Salesforce/wikitext", "wikitext-103-raw-v1", "train", None),
+        ("owner/name", "part", "train", "1234"),
+        ("Skylion007/openwebtext", None, "train", None),
+        ("owner/name", None, "train", None),
+    ]
 
 
-def test_without_a_network_the_error_names_corpus_source_and_the_local_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_names_corpus_source_and_the_local_ways(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import huggingface_hub
 
     def unreachable(*_: Any, **__: Any) -> Any:
@@ -405,12 +510,15 @@ def test_without_a_network_the_error_names_corpus_source_and_the_local_ways(monk
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     with pytest.raises(
-        UserError, match=r"corpus\.source: data set 'Skylion007/openwebtext' .*cannot be reached.*embedded.*\.jsonl"
+        UserError,
+        match=r"corpus\.source: data set 'Skylion007/openwebtext' .*cannot be reached.*embedded.*\.jsonl",
     ):
         texts_of(CorpusSettings(source="openwebtext"))
 
 
-def test_a_connection_that_breaks_half_way_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_breaks_half_way_is_the_same_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from types import SimpleNamespace
 
     import datasets as library
@@ -420,7 +528,9 @@ def test_a_connection_that_breaks_half_way_is_the_same_error(monkeypatch: pytest
         yield {"text": "one"}
         raise ConnectionError("gone")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="abc"))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="abc")
+    )
     monkeypatch.setattr(library, "load_dataset", lambda *_, **__: broken())
     with pytest.raises(UserError, match=r"corpus\.source: .* at revision abc .*cannot be reached"):
         texts_of(CorpusSettings(source="openwebtext"))
@@ -429,9 +539,17 @@ def test_a_connection_that_breaks_half_way_is_the_same_error(monkeypatch: pytest
 def test_the_embedded_source_mixes_text_and_statements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fact_text, "corpus_documents", lambda _seed: iter(["text"]))
     monkeypatch.setattr(fact_text, "statement_documents", lambda _seed: iter(["statement"]))
-    streams = documents.open_source(CorpusSettings(source="embedded", statement_share=0.2), 0).streams
-    assert [(stream.name, stream.share) for stream in streams] == [("text", 0.8), ("statements", 0.2)]
-    assert len(documents.open_source(CorpusSettings(source="embedded", statement_share=0), 0).streams) == 1
+    streams = documents.open_source(
+        CorpusSettings(source="embedded", statement_share=0.2), 0
+    ).streams
+    assert [(stream.name, stream.share) for stream in streams] == [
+        ("text", 0.8),
+        ("statements", 0.2),
+    ]
+    assert (
+        len(documents.open_source(CorpusSettings(source="embedded", statement_share=0), 0).streams)
+        == 1
+    )
 
 
 def test_a_context_longer_than_the_model_takes_is_refused(tmp_path: Path) -> None:
@@ -439,6 +557,10 @@ def test_a_context_longer_than_the_model_takes_is_refused(tmp_path: Path) -> Non
     config.write_text(json.dumps({"n_positions": 32}), encoding="utf-8")
     with pytest.raises(UserError, match=r"corpus\.context: 64 .* at most 32"):
         documents.fetch(
-            CorpusSettings(context=64), 0, tokenizer=tmp_path / "tokenizer.json", model_config=config,
-            train=places(tmp_path)["train"], heldout=places(tmp_path)["heldout"],
-        )  # fmt: skip
+            CorpusSettings(context=64),
+            0,
+            tokenizer=tmp_path / "tokenizer.json",
+            model_config=config,
+            train=places(tmp_path)["train"],
+            heldout=places(tmp_path)["heldout"],
+        )

@@ -84,18 +84,30 @@ def said(folder: Path, write: Callable[[Path, list[str]], None], ending: str) ->
     texts = [f"document {number} " + "of many words " * 140 for number in range(MEGABYTES * 500)]
     write(folder / f"large{ending}", texts)
     # A small file of the same kind loads the same libraries.
-    {".txt": blocks, ".jsonl": jsonl, ".parquet": parquet}[ending](folder / f"small{ending}", texts[:600])
+    {".txt": blocks, ".jsonl": jsonl, ".parquet": parquet}[ending](
+        folder / f"small{ending}", texts[:600]
+    )
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder / f"small{ending}"), str(folder / f"large{ending}"), str(folder)],
+        [
+            sys.executable,
+            "-c",
+            MEASURE,
+            str(folder / f"small{ending}"),
+            str(folder / f"large{ending}"),
+            str(folder),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT / "workflow_scripts"), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     _, _, grown, *error = done.stdout.split(maxsplit=3)
     return int(grown), "".join(error)
 
 
 @pytest.mark.parametrize(
-    ("write", "ending"), [(blocks, ".txt"), (lines, ".txt"), (jsonl, ".jsonl"), (parquet, ".parquet")]
+    ("write", "ending"),
+    [(blocks, ".txt"), (lines, ".txt"), (jsonl, ".jsonl"), (parquet, ".parquet")],
 )
 def test_a_corpus_file_is_read_in_bounded_memory(
     tmp_path: Path, write: Callable[[Path, list[str]], None], ending: str

@@ -31,7 +31,8 @@ def filled_slowly(documents: list[int], settings: CorpusSettings) -> bool:
         sides[held_out] += tokens + 1
     wanted = [settings.tokens, settings.heldout_tokens]
     return all(
-        side // settings.context >= -(-size // settings.context) for side, size in zip(sides, wanted, strict=True)
+        side // settings.context >= -(-size // settings.context)
+        for side, size in zip(sides, wanted, strict=True)
     )
 
 
@@ -66,4 +67,7 @@ def test_the_ratio_of_the_settings_is_kept_where_the_corpus_allows_it() -> None:
 
 
 def test_one_document_fills_no_two_sides_however_long_it_is() -> None:
-    assert lengths_of([10**6]).largest_sizes(CorpusSettings(tokens=8, heldout_tokens=8, context=8)) is None
+    assert (
+        lengths_of([10**6]).largest_sizes(CorpusSettings(tokens=8, heldout_tokens=8, context=8))
+        is None
+    )

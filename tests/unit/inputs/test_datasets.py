@@ -24,9 +24,19 @@ TRUTHFULQA = (
     "Adversarial,Law,Is it legal?,Yes,No,Yes; It is,No; Never,x\n"
 )
 HALUEVAL = [
-    {"knowledge": "k", "question": "Who wrote it?", "right_answer": "Ann", "hallucinated_answer": "It was written by Bob."},
-    {"knowledge": "k", "question": "Where was it?", "right_answer": "Rome", "hallucinated_answer": "It took place in Paris."},
-]  # fmt: skip
+    {
+        "knowledge": "k",
+        "question": "Who wrote it?",
+        "right_answer": "Ann",
+        "hallucinated_answer": "It was written by Bob.",
+    },
+    {
+        "knowledge": "k",
+        "question": "Where was it?",
+        "right_answer": "Rome",
+        "hallucinated_answer": "It took place in Paris.",
+    },
+]
 
 
 def settings(**values: Any) -> DatasetSettings:
@@ -40,7 +50,8 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def questions(count: int) -> list[dict[str, Any]]:
     return [
-        {"question": f"what is number {number}", "answer": [str(number), f"no. {number}"]} for number in range(count)
+        {"question": f"what is number {number}", "answer": [str(number), f"no. {number}"]}
+        for number in range(count)
     ]
 
 
@@ -57,14 +68,25 @@ def check_form(frame: pd.DataFrame) -> None:
     assert frame.groupby("text")["group"].nunique().eq(1).all()
 
 
-def test_truthfulqa_gives_every_answer_once_and_drops_texts_with_both_labels(tmp_path: Path) -> None:
+def test_truthfulqa_gives_every_answer_once_and_drops_texts_with_both_labels(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "TruthfulQA.csv"
     path.write_text(TRUTHFULQA, encoding="utf-8")
     frame = datasets.load_examples(settings(source="truthfulqa", path=str(path)), seed=0)
     check_form(frame)
     first = frame[frame["question"] == "Are seeds deadly?"]
-    assert first[["answer", "label"]].values.tolist() == [["No", 0], ["They kill you", 1], ["You sprout", 1]]
-    assert frame.attrs == {"source": "TruthfulQA.csv", "revision": None, "dropped_both_labels": 2, "dropped_repeats": 0}
+    assert first[["answer", "label"]].values.tolist() == [
+        ["No", 0],
+        ["They kill you", 1],
+        ["You sprout", 1],
+    ]
+    assert frame.attrs == {
+        "source": "TruthfulQA.csv",
+        "revision": None,
+        "dropped_both_labels": 2,
+        "dropped_repeats": 0,
+    }
     assert first["text"].iloc[0] == "Q: Are seeds deadly?\nA: No"
     assert first["relation"].unique().tolist() == ["Food"]
     assert first["gold"].iloc[0] == ["No", "They pass through"]
@@ -74,9 +96,14 @@ def test_truthfulqa_gives_every_answer_once_and_drops_texts_with_both_labels(tmp
 def test_truthfulqa_reads_the_hubs_form_too(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     row = {
-        "type": "Adversarial", "category": "Law", "question": "Is it legal?", "best_answer": "Yes",
-        "correct_answers": ["Yes", "It is; mostly"], "incorrect_answers": ["No"], "source": "x",
-    }  # fmt: skip
+        "type": "Adversarial",
+        "category": "Law",
+        "question": "Is it legal?",
+        "best_answer": "Yes",
+        "correct_answers": ["Yes", "It is; mostly"],
+        "incorrect_answers": ["No"],
+        "source": "x",
+    }
 
     def rows(*arguments: Any, **_: Any) -> hub.Rows:
         asked.append(arguments)
@@ -99,8 +126,13 @@ def test_halueval_gives_a_pair_for_each_question_which_is_the_group(tmp_path: Pa
 
 
 def test_solved_examples_are_never_asked(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "nq.jsonl", [*questions(30), {"question": "What is  NUMBER 3", "answer": ["again"]}])
-    frame = datasets.load_questions(settings(source="nq_open", mode="generated", path=str(path)), seed=1, count=100)
+    path = write_lines(
+        tmp_path / "nq.jsonl",
+        [*questions(30), {"question": "What is  NUMBER 3", "answer": ["again"]}],
+    )
+    frame = datasets.load_questions(
+        settings(source="nq_open", mode="generated", path=str(path)), seed=1, count=100
+    )
     assert list(frame.columns) == list(statements.QUESTION_COLUMNS)
     assert len(frame) == 30 - datasets.SHOTS
     assert frame["id"].is_unique
@@ -118,7 +150,9 @@ def test_the_messages_of_a_chat_are_the_solved_examples_of_the_plain_prompt_and_
 ) -> None:
     path = str(write_lines(tmp_path / "nq.jsonl", questions(30))) if source == "nq_open" else None
     chosen = settings(source=source, mode="generated", path=path)
-    plain, chat = (datasets.load_questions(chosen, seed=1, count=20, chat=each) for each in (False, True))
+    plain, chat = (
+        datasets.load_questions(chosen, seed=1, count=20, chat=each) for each in (False, True)
+    )
     pd.testing.assert_frame_equal(chat.drop(columns="turns"), plain)
     for row in chat.itertuples():
         *earlier, question = row.turns
@@ -126,22 +160,32 @@ def test_the_messages_of_a_chat_are_the_solved_examples_of_the_plain_prompt_and_
         assert question.endswith("?")
         assert len(earlier) >= 2
         for asked, answer in zip(earlier[::2], earlier[1::2], strict=True):
-            assert (f"Q: {asked}\nA: {answer}\n" if source == "nq_open" else f" {answer}.\n") in row.prompt
+            assert (
+                f"Q: {asked}\nA: {answer}\n" if source == "nq_open" else f" {answer}.\n"
+            ) in row.prompt
             assert asked != question
 
 
 def test_questions_are_spread_over_relations_and_chosen_by_the_seed(tmp_path: Path) -> None:
-    table = pd.DataFrame({
-        "Category": ["a"] * 40 + ["b"] * 10, "Question": [f"Question {n}?" for n in range(50)], "Best Answer": "Yes",
-        "Correct Answers": "Yes; It is", "Incorrect Answers": "No",
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "Category": ["a"] * 40 + ["b"] * 10,
+            "Question": [f"Question {n}?" for n in range(50)],
+            "Best Answer": "Yes",
+            "Correct Answers": "Yes; It is",
+            "Incorrect Answers": "No",
+        }
+    )
     path = tmp_path / "t.csv"
     table.to_csv(path, index=False)
     chosen = settings(source="truthfulqa", mode="generated", path=str(path))
     frame = datasets.load_questions(chosen, seed=0, count=8)
     assert frame["relation"].value_counts().to_dict() == {"a": 4, "b": 4}
     pd.testing.assert_frame_equal(frame, datasets.load_questions(chosen, seed=0, count=8))
-    assert frame["question"].tolist() != datasets.load_questions(chosen, seed=1, count=8)["question"].tolist()
+    assert (
+        frame["question"].tolist()
+        != datasets.load_questions(chosen, seed=1, count=8)["question"].tolist()
+    )
     assert frame["gold"].iloc[0] == ["Yes", "It is"]
 
 
@@ -155,22 +199,33 @@ def test_triviaqa_reads_the_hubs_rows_and_the_authors_file(tmp_path: Path) -> No
     hub_form = write_lines(tmp_path / "hub.jsonl", rows)
     own_form = tmp_path / "unfiltered-web-dev.json"
     own = [
-        {"Question": row["question"], "Answer": {"Value": "Sinclair Lewis", "Aliases": answer["aliases"]}}
+        {
+            "Question": row["question"],
+            "Answer": {"Value": "Sinclair Lewis", "Aliases": answer["aliases"]},
+        }
         for row in rows
     ]
     own_form.write_text(json.dumps({"Data": own, "Version": 1.0}), encoding="utf-8")
     for path in (hub_form, own_form):
-        frame = datasets.load_questions(settings(source="triviaqa", mode="generated", path=str(path)), seed=0, count=3)
+        frame = datasets.load_questions(
+            settings(source="triviaqa", mode="generated", path=str(path)), seed=0, count=3
+        )
         assert frame["gold"].tolist() == [["Sinclair Lewis", "(Harry) Sinclair Lewis"]] * 3
 
 
 def test_too_few_questions_and_questions_without_answers_are_named(tmp_path: Path) -> None:
     few = write_lines(tmp_path / "few.jsonl", questions(5))
-    with pytest.raises(UserError, match=r"few\.jsonl holds 5 different questions; 5 go into the prompt"):
-        datasets.load_questions(settings(source="nq_open", mode="generated", path=str(few)), seed=0, count=3)
+    with pytest.raises(
+        UserError, match=r"few\.jsonl holds 5 different questions; 5 go into the prompt"
+    ):
+        datasets.load_questions(
+            settings(source="nq_open", mode="generated", path=str(few)), seed=0, count=3
+        )
     bare = write_lines(tmp_path / "bare.jsonl", [{"question": "why", "answer": []}])
     with pytest.raises(UserError, match=r"row 1 of .*bare\.jsonl: no accepted answer"):
-        datasets.load_questions(settings(source="nq_open", mode="generated", path=str(bare)), seed=0, count=3)
+        datasets.load_questions(
+            settings(source="nq_open", mode="generated", path=str(bare)), seed=0, count=3
+        )
 
 
 def test_without_a_network_the_error_names_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +235,13 @@ def test_without_a_network_the_error_names_path(monkeypatch: pytest.MonkeyPatch)
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    with pytest.raises(UserError, match=r"nq\.yaml: source: data set 'google-research-datasets/nq_open' .*`path`"), datasets.named("nq"):  # fmt: skip
+    with (
+        pytest.raises(
+            UserError,
+            match=r"nq\.yaml: source: data set 'google-research-datasets/nq_open' .*`path`",
+        ),
+        datasets.named("nq"),
+    ):
         datasets.load_questions(settings(source="nq_open", mode="generated"), seed=0, count=3)
 
 
@@ -193,12 +254,20 @@ def own(path: Path, table: Mapping[str, Any], **values: Any) -> pd.DataFrame:
 def test_own_texts_are_taken_as_they_stand(tmp_path: Path, labels: list[Any]) -> None:
     frame = own(tmp_path / "a.csv", {"text": ["NA", "Rome is in Peru."], "label": labels})
     check_form(frame)
-    assert frame[["text", "answer", "prompt", "label"]].values.tolist() == [["NA", "NA", "", 0], ["Rome is in Peru.", "Rome is in Peru.", "", 1]]  # fmt: skip
+    assert frame[["text", "answer", "prompt", "label"]].values.tolist() == [
+        ["NA", "NA", "", 0],
+        ["Rome is in Peru.", "Rome is in Peru.", "", 1],
+    ]
     assert frame["group"].nunique() == 2
 
 
 def test_files_that_mark_true_texts_with_1_are_turned_round(tmp_path: Path) -> None:
-    frame = own(tmp_path / "a.csv", {"statement": ["a", "b"], "label": [1, 0]}, text_column="statement", true_label=1)
+    frame = own(
+        tmp_path / "a.csv",
+        {"statement": ["a", "b"], "label": [1, 0]},
+        text_column="statement",
+        true_label=1,
+    )
     assert frame["label"].tolist() == [0, 1]
 
 
@@ -223,11 +292,15 @@ def test_a_question_that_the_text_only_answers_is_put_in_front_of_it(tmp_path: P
     assert frame["answer"].tolist() == ["In Italy.", "In Peru."]
 
 
-def test_an_answer_column_marks_the_judged_part_and_a_group_column_the_groups(tmp_path: Path) -> None:
+def test_an_answer_column_marks_the_judged_part_and_a_group_column_the_groups(
+    tmp_path: Path,
+) -> None:
     table = {
-        "text": ["Rome is in Italy, they say.", "Rome is in Peru, they say."], "a": ["Italy", "Peru"], "label": [0, 1],
+        "text": ["Rome is in Italy, they say.", "Rome is in Peru, they say."],
+        "a": ["Italy", "Peru"],
+        "label": [0, 1],
         "city": ["Rome", "Rome"],
-    }  # fmt: skip
+    }
     frame = own(tmp_path / "a.csv", table, answer_column="a", group_column="city")
     check_form(frame)
     assert frame["answer"].tolist() == ["Italy", "Peru"]
@@ -244,22 +317,70 @@ def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "values", "message"),
     [
-        ({"text": ["a", "b"], "truth": [0, 1]}, {}, "label_column: .*has no column 'label'; found text, truth. Set label_column"),
-        ({"body": ["a", "b"], "label": [0, 1]}, {}, "text_column: .*has no column 'text'; found body, label"),
-        ({"text": ["a", "b"], "label": [0, 1]}, {"group_column": "g"}, "group_column: .*no column 'g'"),
-        ({"text": ["a", " "], "label": [0, 1]}, {}, "row 2 of .*a.csv: expected text in column 'text', found blanks"),
-        ({"text": ["a", ""], "label": [0, 1]}, {}, "row 2 of .*a.csv: expected text in column 'text', found nothing"),
+        (
+            {"text": ["a", "b"], "truth": [0, 1]},
+            {},
+            "label_column: .*has no column 'label'; found text, truth. Set label_column",
+        ),
+        (
+            {"body": ["a", "b"], "label": [0, 1]},
+            {},
+            "text_column: .*has no column 'text'; found body, label",
+        ),
+        (
+            {"text": ["a", "b"], "label": [0, 1]},
+            {"group_column": "g"},
+            "group_column: .*no column 'g'",
+        ),
+        (
+            {"text": ["a", " "], "label": [0, 1]},
+            {},
+            "row 2 of .*a.csv: expected text in column 'text', found blanks",
+        ),
+        (
+            {"text": ["a", ""], "label": [0, 1]},
+            {},
+            "row 2 of .*a.csv: expected text in column 'text', found nothing",
+        ),
         ({"text": ["a", "b"], "label": [0, 2]}, {}, "row 2 of .*holds '2'; expected 0 or 1"),
         ({"text": ["a", "b"], "label": ["", "1"]}, {}, "row 1 of .*holds ''; expected 0 or 1"),
-        ({"text": ["a", "b"], "label": [1, 1]}, {}, r"a.csv: all 2 texts that are left are hallucinated"),
-        ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "x"]}, {"question_column": "q"}, "row 2 of .*some texts start with"),
-        ({"text": ["a", "b"], "label": [0, 1], "q": ["a", "b"]}, {"question_column": "q"}, "row 1 of .*behind the question, there is no text"),
-        ({"text": ["ab", "b"], "label": [0, 1], "x": ["b", "c"]}, {"answer_column": "x"}, "row 2 of .*does not hold its answer 'c'"),
-        ({"text": ["Cafe\u0301 x", "b"], "label": [0, 1], "x": ["Caf\u00e9", "b"]}, {"answer_column": "x"}, "row 1 of .*: write both in the form NFC"),
-        ({"text": ["a", "In Paris"], "label": [0, 1], "x": ["a", "PARIS"]}, {"answer_column": "x"}, "row 2 of .*other capital letters"),
-        ({"text": ["a", "b"], "label": [0, 1]}, {"mode": "generated", "question_column": "text", "gold_column": "label"}, "read as labelled texts with mode: given"),
+        (
+            {"text": ["a", "b"], "label": [1, 1]},
+            {},
+            r"a.csv: all 2 texts that are left are hallucinated",
+        ),
+        (
+            {"text": ["a", "b"], "label": [0, 1], "q": ["a", "x"]},
+            {"question_column": "q"},
+            "row 2 of .*some texts start with",
+        ),
+        (
+            {"text": ["a", "b"], "label": [0, 1], "q": ["a", "b"]},
+            {"question_column": "q"},
+            "row 1 of .*behind the question, there is no text",
+        ),
+        (
+            {"text": ["ab", "b"], "label": [0, 1], "x": ["b", "c"]},
+            {"answer_column": "x"},
+            "row 2 of .*does not hold its answer 'c'",
+        ),
+        (
+            {"text": ["Cafe\u0301 x", "b"], "label": [0, 1], "x": ["Caf\u00e9", "b"]},
+            {"answer_column": "x"},
+            "row 1 of .*: write both in the form NFC",
+        ),
+        (
+            {"text": ["a", "In Paris"], "label": [0, 1], "x": ["a", "PARIS"]},
+            {"answer_column": "x"},
+            "row 2 of .*other capital letters",
+        ),
+        (
+            {"text": ["a", "b"], "label": [0, 1]},
+            {"mode": "generated", "question_column": "text", "gold_column": "label"},
+            "read as labelled texts with mode: given",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
     tmp_path: Path, table: Mapping[str, Any], values: dict[str, Any], message: str
 ) -> None:
@@ -274,29 +395,98 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         ("a.csv", b"text,label\na,0,1\n", "row 1 of .* has 3 values for 2 columns"),
         ("a.csv", b'text,label\n"a,0\n', "not a table of values between commas"),
         ("a.csv", b"text,text\na,0\n", "two columns of one name"),
-        ("a.csv", "text,label\nZürich,0\n".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 12"),
-        ("a.json", "[{}]\nü".encode("latin-1"), "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 5"),
-        ("a.csv", "text,label\na,0\n".encode("utf-16"), "path: .*a.csv is UTF-16 text: convert it to UTF-8: iconv -f UTF-16 "),
-        ("a.csv", "text,label\na,0\n".encode("utf-16-le"), "path: .*a.csv is full of NUL bytes, as UTF-16 text without"),
+        (
+            "a.csv",
+            "text,label\nZürich,0\n".encode("latin-1"),
+            "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 12",
+        ),
+        (
+            "a.json",
+            "[{}]\nü".encode("latin-1"),
+            "path: .*not UTF-8 text: line 2 holds the byte 0xfc at offset 5",
+        ),
+        (
+            "a.csv",
+            "text,label\na,0\n".encode("utf-16"),
+            "path: .*a.csv is UTF-16 text: convert it to UTF-8: iconv -f UTF-16 ",
+        ),
+        (
+            "a.csv",
+            "text,label\na,0\n".encode("utf-16-le"),
+            "path: .*a.csv is full of NUL bytes, as UTF-16 text without",
+        ),
         ("a.csv", b"text,x\0y,label\n", "path: the header of .*a.csv: character 2 is NUL"),
         ("a.csv", b"text,label\n", "holds no rows"),
         ("a.csv", b"\xef\xbb\xbf", "holds no rows"),
         ("a.jsonl", b"\n\n", "holds no rows"),
         ("a.json", b"[]", "holds no rows"),
-        ("a.csv", b"text,label\na,0\nb\0c,1\n", "row 2 of .*a.csv, column 'text': character 2 is NUL"),
-        pytest.param("a.csv", b"text,label\na,0\n" + b"b" * 100_001 + b",1\n", "row 2 of .*column 'text': 100,001 characters, more than 100,000", id="long text"),
-        ("a.csv", b'text,label\na,0\n"b,1\nc,0\n', "row 2, column 'text', line 4: unexpected end of data; is a quotation mark"),
-        pytest.param("a.csv", b'text,label\na,0\nb,"1' + b"5\n" * 6_000_000, "row 2, column 'label', line .*field larger than field limit", id="open quotation mark"),
+        (
+            "a.csv",
+            b"text,label\na,0\nb\0c,1\n",
+            "row 2 of .*a.csv, column 'text': character 2 is NUL",
+        ),
+        pytest.param(
+            "a.csv",
+            b"text,label\na,0\n" + b"b" * 100_001 + b",1\n",
+            "row 2 of .*column 'text': 100,001 characters, more than 100,000",
+            id="long text",
+        ),
+        (
+            "a.csv",
+            b'text,label\na,0\n"b,1\nc,0\n',
+            "row 2, column 'text', line 4: unexpected end of data; is a quotation mark",
+        ),
+        pytest.param(
+            "a.csv",
+            b'text,label\na,0\nb,"1' + b"5\n" * 6_000_000,
+            "row 2, column 'label', line .*field larger than field limit",
+            id="open quotation mark",
+        ),
         ("a.csv", b'text,label\na,0\n"b"c,1\n', "row 2, line 3: ',' expected after"),
         ("a.csv", b'"text,label\na,0\n', "the header, value 1, line 2: unexpected end"),
-        pytest.param("a.csv", b"text,label\n" + b"a" * 10_000_001 + b",0\n", "line 2 of .* has 10,000,003 characters, more than 10,000,000", id="long line"),
-        pytest.param("a.csv", b"text,label\na," + b"9" * 90_000 + b"\n", "row 1 of .*'label'.* holds '999.*[.]{3} .90,002 characters.; expected 0 or 1", id="long label"),
-        pytest.param("a.csv", ",".join(f"c{n}" for n in range(99_999)).encode() + b"\n" + b"," * 99_998, "found c0, c1, .*, c19 and 99,979 more", id="many columns"),
-        pytest.param("a.jsonl", b'{"text": "a", "label": 0}\n\n{"text": ' + b"[" * 100_000, "line 3 of .*a.jsonl holds .*nested too deeply", id="deep jsonl"),
-        pytest.param("a.json", b"[" * 100_000, "path: .*a.json holds .*nested too deeply", id="deep json"),
-        pytest.param("a.jsonl", b'{"text": "a", "x": 1}\n{"text": "a", "x": ' + b"[" * 99 + b"]" * 99 + b"}", "row 2 of .*column 'x': .*nested more than 50", id="deep cell"),
-        ("a.jsonl", b'{"text": "a", "x": {"y": ["\\ud800"]}}', "row 1 of .*column 'x': character 1 is half of a surrogate pair, .ud800"),
-        ("a.json", b'[{"text": "a"}, {"text": "ab\\udc00c"}]', "row 2 of .*column 'text': character 3 is half of a surrogate pair, .udc00"),
+        pytest.param(
+            "a.csv",
+            b"text,label\n" + b"a" * 10_000_001 + b",0\n",
+            "line 2 of .* has 10,000,003 characters, more than 10,000,000",
+            id="long line",
+        ),
+        pytest.param(
+            "a.csv",
+            b"text,label\na," + b"9" * 90_000 + b"\n",
+            "row 1 of .*'label'.* holds '999.*[.]{3} .90,002 characters.; expected 0 or 1",
+            id="long label",
+        ),
+        pytest.param(
+            "a.csv",
+            ",".join(f"c{n}" for n in range(99_999)).encode() + b"\n" + b"," * 99_998,
+            "found c0, c1, .*, c19 and 99,979 more",
+            id="many columns",
+        ),
+        pytest.param(
+            "a.jsonl",
+            b'{"text": "a", "label": 0}\n\n{"text": ' + b"[" * 100_000,
+            "line 3 of .*a.jsonl holds .*nested too deeply",
+            id="deep jsonl",
+        ),
+        pytest.param(
+            "a.json", b"[" * 100_000, "path: .*a.json holds .*nested too deeply", id="deep json"
+        ),
+        pytest.param(
+            "a.jsonl",
+            b'{"text": "a", "x": 1}\n{"text": "a", "x": ' + b"[" * 99 + b"]" * 99 + b"}",
+            "row 2 of .*column 'x': .*nested more than 50",
+            id="deep cell",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "a", "x": {"y": ["\\ud800"]}}',
+            "row 1 of .*column 'x': character 1 is half of a surrogate pair, .ud800",
+        ),
+        (
+            "a.json",
+            b'[{"text": "a"}, {"text": "ab\\udc00c"}]',
+            "row 2 of .*column 'text': character 3 is half of a surrogate pair, .udc00",
+        ),
         ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is half"),
         ("a.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
@@ -306,8 +496,10 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         ("a.xlsx", b"x", "must end in one of"),
         ("a.jsonl", b'{"text": 3, "label": 0}\n', "row 1 of .*found 3"),
     ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+)
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         datasets.load_examples(settings(source="file", path=str(tmp_path / name)), seed=0)
@@ -322,22 +514,37 @@ def test_a_parquet_cell_that_is_not_utf8_is_named_with_its_row_and_column(tmp_pa
 
 def test_a_long_cell_in_a_column_that_nobody_reads_is_no_hindrance(tmp_path: Path) -> None:
     limit = csv.field_size_limit()
-    frame = own(tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1], "page": ["c" * 2_000_000, "d\0"]})
+    frame = own(
+        tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1], "page": ["c" * 2_000_000, "d\0"]}
+    )
     assert frame["text"].tolist() == ["a", "b"]
     assert csv.field_size_limit() == limit
 
 
-def test_an_accepted_answer_with_half_a_surrogate_pair_is_named_with_its_row(tmp_path: Path) -> None:
+def test_an_accepted_answer_with_half_a_surrogate_pair_is_named_with_its_row(
+    tmp_path: Path,
+) -> None:
     rows = [{"q": f"Number {n}?", "gold": '["\\ud800"]' if n == 3 else "n"} for n in range(9)]
     path = tmp_path / "q.csv"
     pd.DataFrame(rows).to_csv(path, index=False)
-    base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q", "gold_column": "gold"}
-    with pytest.raises(UserError, match=r"row 4 of .*q\.csv, column 'gold': character 1 is half of a surrogate pair"):
+    base = {
+        "source": "file",
+        "mode": "generated",
+        "path": str(path),
+        "question_column": "q",
+        "gold_column": "gold",
+    }
+    with pytest.raises(
+        UserError,
+        match=r"row 4 of .*q\.csv, column 'gold': character 1 is half of a surrogate pair",
+    ):
         datasets.load_questions(settings(**base), seed=0, count=2)
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(UserError, match=r"path: there is no file nowhere\.csv .*; expected a \.csv, "):
+    with pytest.raises(
+        UserError, match=r"path: there is no file nowhere\.csv .*; expected a \.csv, "
+    ):
         datasets.load_examples(settings(source="file", path="nowhere.csv"), seed=0)
 
 
@@ -365,15 +572,27 @@ def test_own_questions_need_gold_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gold", ["-", "...", "\u2764", ["-", "!"]])
-def test_gold_answers_without_a_letter_or_digit_are_refused_with_their_row(tmp_path: Path, gold: Any) -> None:
+def test_gold_answers_without_a_letter_or_digit_are_refused_with_their_row(
+    tmp_path: Path, gold: Any
+) -> None:
     rows = [{"q": f"Number {n}?", "gold": gold if n == 4 else str(n)} for n in range(9)]
     path = write_lines(tmp_path / "q.jsonl", rows)
-    base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q", "gold_column": "gold"}
-    with pytest.raises(UserError, match=r"row 5 of .*q\.jsonl: the accepted answers .* hold no letter and no digit"):
+    base = {
+        "source": "file",
+        "mode": "generated",
+        "path": str(path),
+        "question_column": "q",
+        "gold_column": "gold",
+    }
+    with pytest.raises(
+        UserError, match=r"row 5 of .*q\.jsonl: the accepted answers .* hold no letter and no digit"
+    ):
         datasets.load_questions(settings(**base), seed=0, count=2)
 
 
-def test_several_labelled_spans_of_one_text_all_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_several_labelled_spans_of_one_text_all_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = "Ann was born in Rome in 1942 and died in Peru."
     table = {
         "text": [text, text, text.upper() + " ", text, "Bob is in Peru.", text],
@@ -390,7 +609,10 @@ def test_several_labelled_spans_of_one_text_all_stay(tmp_path: Path, caplog: pyt
         ["row-000005", "Peru", 0],
     ]
     assert frame.attrs["dropped_repeats"] == 2
-    assert "2 rows dropped whose text came before with the same label: row-000003, row-000006" in caplog.text
+    assert (
+        "2 rows dropped whose text came before with the same label: row-000003, row-000006"
+        in caplog.text
+    )
 
 
 def test_a_span_with_both_labels_is_dropped_with_its_rows_named_and_other_spans_of_its_text_stay(
@@ -403,7 +625,9 @@ def test_a_span_with_both_labels_is_dropped_with_its_rows_named_and_other_spans_
     }
     frame = own(tmp_path / "a.csv", table, answer_column="a")
     assert frame["id"].tolist() == ["row-000002", "row-000004"]
-    assert "2 rows dropped whose text stands with both labels: row-000001, row-000003" in caplog.text
+    assert (
+        "2 rows dropped whose text stands with both labels: row-000001, row-000003" in caplog.text
+    )
 
 
 def test_spans_of_one_text_in_two_groups_are_one_unit_of_the_folds(tmp_path: Path) -> None:
@@ -433,8 +657,13 @@ def write_any(path: Path, table: Mapping[str, Any]) -> Path:
 def test_rows_without_a_group_are_groups_of_their_own_and_counted(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write_any(tmp_path / name, {"text": list("abcde"), "label": [0, 1] * 2 + [0], "g": [0, 0, None, None, 1]})
-    frame = datasets.load_examples(settings(source="file", path=str(path), group_column="g"), seed=0)
+    path = write_any(
+        tmp_path / name,
+        {"text": list("abcde"), "label": [0, 1] * 2 + [0], "g": [0, 0, None, None, 1]},
+    )
+    frame = datasets.load_examples(
+        settings(source="file", path=str(path), group_column="g"), seed=0
+    )
     groups = frame["group"].tolist()
     assert groups[2:4] == ["c", "d"]
     assert groups[0] == groups[1]
@@ -446,7 +675,12 @@ def test_questions_without_a_group_are_groups_of_their_own_too(tmp_path: Path) -
     rows = [{"q": f"Number {n}?", "gold": n, "g": float("nan")} for n in range(12)]
     path = write_lines(tmp_path / "q.jsonl", rows)
     chosen = settings(
-        source="file", mode="generated", path=str(path), question_column="q", gold_column="gold", group_column="g"
+        source="file",
+        mode="generated",
+        path=str(path),
+        question_column="q",
+        gold_column="gold",
+        group_column="g",
     )
     frame = datasets.load_questions(chosen, seed=0, count=7)
     assert len(frame) == frame["group"].nunique() == 7
@@ -456,19 +690,32 @@ def test_questions_without_a_group_are_groups_of_their_own_too(tmp_path: Path) -
 def test_a_group_that_is_no_text_or_number_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": "a", "label": 0, "g": ["x"]}])
     with pytest.raises(
-        UserError, match=r"row 1 of .*column 'g' \(group_column\) holds \['x'\]; expected text or a number"
+        UserError,
+        match=r"row 1 of .*column 'g' \(group_column\) holds \['x'\]; expected text or a number",
     ):
         datasets.load_examples(settings(source="file", path=str(path), group_column="g"), seed=0)
 
 
-@pytest.mark.parametrize(("true_label", "meanings"), [(0, ("true", "hallucinated")), (1, ("hallucinated", "true"))])
+@pytest.mark.parametrize(
+    ("true_label", "meanings"), [(0, ("true", "hallucinated")), (1, ("hallucinated", "true"))]
+)
 def test_the_log_shows_how_each_label_is_read_with_two_examples(
     tmp_path: Path, true_label: int, meanings: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "ghosttrack"):
-        own(tmp_path / "a.csv", {"text": list("abcde"), "label": [False, True] * 2 + [True]}, true_label=true_label)
-    assert f"label 'false' is read as {meanings[0]} in 2 texts, such as row 1, 'a' and row 3, 'c'" in caplog.text
-    assert f"label 'true' is read as {meanings[1]} in 3 texts, such as row 2, 'b' and row 4, 'd'" in caplog.text
+        own(
+            tmp_path / "a.csv",
+            {"text": list("abcde"), "label": [False, True] * 2 + [True]},
+            true_label=true_label,
+        )
+    assert (
+        f"label 'false' is read as {meanings[0]} in 2 texts, such as row 1, 'a' and row 3, 'c'"
+        in caplog.text
+    )
+    assert (
+        f"label 'true' is read as {meanings[1]} in 3 texts, such as row 2, 'b' and row 4, 'd'"
+        in caplog.text
+    )
     assert f"the other way round, set true_label: {1 - true_label}" in caplog.text
 
 
@@ -487,12 +734,21 @@ def test_columns_of_nested_objects_and_answers_that_are_numbers_are_taken(tmp_pa
         true_label=1,
     )
     frame = datasets.load_examples(chosen, seed=0)
-    assert frame[["answer", "label", "group"]].values.tolist() == [["753", 0, "753"], ["17", 1, "17"]]
+    assert frame[["answer", "label", "group"]].values.tolist() == [
+        ["753", 0, "753"],
+        ["17", 1, "17"],
+    ]
 
 
-def test_the_log_shows_the_accepted_answers_of_two_questions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_lines(tmp_path / "q.jsonl", [{"q": f"Number {n}?", "gold": [n, f"no. {n}"]} for n in range(9)])
-    chosen = settings(source="file", mode="generated", path=str(path), question_column="q", gold_column="gold")
+def test_the_log_shows_the_accepted_answers_of_two_questions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_lines(
+        tmp_path / "q.jsonl", [{"q": f"Number {n}?", "gold": [n, f"no. {n}"]} for n in range(9)]
+    )
+    chosen = settings(
+        source="file", mode="generated", path=str(path), question_column="q", gold_column="gold"
+    )
     with caplog.at_level("INFO", "ghosttrack"):
         datasets.load_questions(chosen, seed=0, count=2)
     assert "row 2 of" in caplog.text
@@ -501,10 +757,14 @@ def test_the_log_shows_the_accepted_answers_of_two_questions(tmp_path: Path, cap
 
 @pytest.mark.parametrize("limit", [8, 17, 50])
 def test_a_limit_keeps_whole_groups_and_their_order(tmp_path: Path, limit: int) -> None:
-    rows = [{"question": f"Q{n}?", "right_answer": "a", "hallucinated_answer": "b"} for n in range(40)]
+    rows = [
+        {"question": f"Q{n}?", "right_answer": "a", "hallucinated_answer": "b"} for n in range(40)
+    ]
     path = write_lines(tmp_path / "h.jsonl", rows)
     every = datasets.load_examples(settings(source="halueval", path=str(path)), seed=0)
-    frame = datasets.load_examples(settings(source="halueval", path=str(path), max_examples=60), seed=3, limit=limit)
+    frame = datasets.load_examples(
+        settings(source="halueval", path=str(path), max_examples=60), seed=3, limit=limit
+    )
     assert len(frame) == limit - limit % 2
     assert frame.groupby("group").size().eq(2).all()
     assert every[every["id"].isin(frame["id"])]["id"].tolist() == frame["id"].tolist()
@@ -513,7 +773,9 @@ def test_a_limit_keeps_whole_groups_and_their_order(tmp_path: Path, limit: int) 
 
 
 def test_embedded_facts_come_through() -> None:
-    frame = datasets.load_examples(settings(source="facts", table="capitals", max_examples=40), seed=0)
+    frame = datasets.load_examples(
+        settings(source="facts", table="capitals", max_examples=40), seed=0
+    )
     assert 8 <= len(frame) <= 40
     assert list(frame.columns) == list(statements.COLUMNS)
     asked = datasets.load_questions(settings(source="facts", mode="generated"), seed=0, count=10)
@@ -540,7 +802,9 @@ def real(path: str) -> str:
 
 
 def test_the_real_truthfulqa_file_is_read() -> None:
-    frame = datasets.load_examples(settings(source="truthfulqa", path=real("truthfulqa/TruthfulQA.csv")), seed=0)
+    frame = datasets.load_examples(
+        settings(source="truthfulqa", path=real("truthfulqa/TruthfulQA.csv")), seed=0
+    )
     check_form(frame)
     assert frame["group"].nunique() == 790
     assert 5800 < len(frame) < 6100
@@ -548,13 +812,17 @@ def test_the_real_truthfulqa_file_is_read() -> None:
 
 
 def test_the_real_halueval_file_is_read() -> None:
-    frame = datasets.load_examples(settings(source="halueval", path=real("halueval/qa_one-turn_data.jsonl")), seed=0)
+    frame = datasets.load_examples(
+        settings(source="halueval", path=real("halueval/qa_one-turn_data.jsonl")), seed=0
+    )
     check_form(frame)
     assert len(frame) == 1000 - frame.attrs["dropped_both_labels"] - frame.attrs["dropped_repeats"]
 
 
 def test_the_real_nq_open_file_is_read() -> None:
     path = real("nq_open/NQ-open.dev.jsonl")
-    frame = datasets.load_questions(settings(source="nq_open", mode="generated", path=path), seed=0, count=200)
+    frame = datasets.load_questions(
+        settings(source="nq_open", mode="generated", path=path), seed=0, count=200
+    )
     assert len(frame) == 200
     assert frame["gold"].map(len).min() >= 1

@@ -10,8 +10,7 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack import products
-from ghosttrack.inputs import dense_layers
+from ghosttrack.inputs import dense_layers, linear_kernels
 
 IDS = torch.arange(1, 49).view(8, 6)
 
@@ -23,8 +22,13 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     return small_models.make_model(request.param)
 
 
-def test_it_computes_what_it_did_and_all_by_onednn(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, weights = model(IDS).logits, {name: weight.clone() for name, weight in model.state_dict().items()}
+def test_it_computes_what_it_did_and_all_by_onednn(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, weights = (
+        model(IDS).logits,
+        {name: weight.clone() for name, weight in model.state_dict().items()},
+    )
     dense_layers.quicken(model)
     dense_layers.quicken(model)
     assert {name: weight.shape for name, weight in model.state_dict().items()} == {
@@ -35,7 +39,7 @@ def test_it_computes_what_it_did_and_all_by_onednn(model: Any, monkeypatch: pyte
 
     def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         asked.append((weight.is_contiguous(), weight.shape))
-        return products.linear(x, weight, bias)
+        return linear_kernels.linear(x, weight, bias)
 
     monkeypatch.setattr(dense_layers, "linear", linear)
     for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -56,7 +60,7 @@ def test_hooks_still_see_every_layer(model: Any) -> None:
     assert sorted(seen) == sorted(names)
 
 
-@pytest.mark.skipif(not products.ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.skipif(not linear_kernels.ONEDNN, reason="torch was built without oneDNN")
 def test_half_a_batch_is_the_half_of_a_batch(model: Any) -> None:
     dense_layers.quicken(model)
     whole = model(IDS).logits

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import example, given, settings, strategies
 from pyarrow import feather, parquet
 
-from ghosttrack import configuration, score
+from ghosttrack.cli import score
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources, datasets, documents
 from ghosttrack.inputs.rows import read_rows
+from ghosttrack.planning import configuration
 from ghosttrack.settings import CorpusSettings, DatasetSettings
 
 TEXTS = [
@@ -70,7 +71,10 @@ READ: dict[str, tuple[str, bytes]] = {
     "sep= with a byte order mark": ("a.csv", b'\xef\xbb\xbf"sep=,"\r\n' + PLAIN),
     "blanks around names": ("a.csv", PLAIN.replace(b"text,label", b" text , label ")),
     "two byte order marks": ("a.csv", b"\xef\xbb\xbf" * 2 + PLAIN),
-    "no-break space around a name": ("a.csv", PLAIN.replace(b"text,label", "text,\u00a0label\u200b".encode())),
+    "no-break space around a name": (
+        "a.csv",
+        PLAIN.replace(b"text,label", "text,\u00a0label\u200b".encode()),
+    ),
     "other blanks around a name": (
         "a.csv",
         PLAIN.replace(b"text,label", "\u3000\u200b text,\u2003\ufefflabel\u2002".encode()),
@@ -91,7 +95,10 @@ READ: dict[str, tuple[str, bytes]] = {
     "a list": ("a.json", json_of(RECORDS)),
     "a list over several lines": ("a.json", b"\xef\xbb\xbf" + json_of(RECORDS, indent=4)),
     "orient columns": ("a.json", frame_json()),
-    "orient columns of chosen rows": ("a.json", str(FRAME.set_axis([7, 3, 12, 5]).to_json()).encode()),
+    "orient columns of chosen rows": (
+        "a.json",
+        str(FRAME.set_axis([7, 3, 12, 5]).to_json()).encode(),
+    ),
     "orient index": ("a.json", frame_json(orient="index")),
     "orient split": ("a.json", frame_json(orient="split")),
     "orient table": ("a.json", frame_json(orient="table")),
@@ -101,7 +108,10 @@ READ: dict[str, tuple[str, bytes]] = {
     "one key of any name": ("a.json", json_of({"train": RECORDS})),
     "Data": ("a.json", json_of({"Data": RECORDS, "Domain": "x"})),
     "parquet": ("a.parquet", parquet_of(pa.Table.from_pandas(FRAME))),
-    "parquet of categories": ("a.parquet", parquet_of(pa.Table.from_pandas(FRAME.astype("category")))),
+    "parquet of categories": (
+        "a.parquet",
+        parquet_of(pa.Table.from_pandas(FRAME.astype("category"))),
+    ),
     "parquet of large strings": (
         "a.parquet",
         parquet_of(pa.table({"text": pa.array(TEXTS, pa.large_string()), "label": LABELS})),
@@ -110,20 +120,33 @@ READ: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("form", READ)
-def test_a_table_in_a_form_that_programs_write_gives_exactly_its_texts_and_labels(tmp_path: Path, form: str) -> None:
+def test_a_table_in_a_form_that_programs_write_gives_exactly_its_texts_and_labels(
+    tmp_path: Path, form: str
+) -> None:
     name, content = READ[form]
     path = tmp_path / name
     path.write_bytes(content)
     found = datasets.load_examples(DatasetSettings(source="file", path=str(path)), seed=0)
-    assert found[["text", "label"]].values.tolist() == [list(row) for row in zip(TEXTS, LABELS, strict=True)]
+    assert found[["text", "label"]].values.tolist() == [
+        list(row) for row in zip(TEXTS, LABELS, strict=True)
+    ]
     assert [each.text for each in score.read_texts(path)] == TEXTS
 
 
-CELLS = strategies.text(strategies.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=30)
+CELLS = strategies.text(
+    strategies.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=30
+)
 # What pandas makes of a table: the ending and the options.
 WRITERS: list[tuple[str, dict[str, Any]]] = [
-    *((".csv", {"sep": separator, "quoting": quoting}) for separator in ",;\t|" for quoting in (0, 1)),
-    *((".json", {"orient": orient}) for orient in ("columns", "records", "index", "split", "table")),
+    *(
+        (".csv", {"sep": separator, "quoting": quoting})
+        for separator in ",;\t|"
+        for quoting in (0, 1)
+    ),
+    *(
+        (".json", {"orient": orient})
+        for orient in ("columns", "records", "index", "split", "table")
+    ),
     (".jsonl", {"orient": "records", "lines": True}),
     (".parquet", {}),
 ]
@@ -133,14 +156,17 @@ def may_lack_a_quotation_mark(cell: str, separator: str | None) -> bool:
     """Whether a cell of a csv file may also be what a lost or misplaced quotation mark has left."""
     inner = cell.strip()
     quoted = cell[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"'
-    return (separator is not None and quoted) or (separator == "\t" and "\t" in cell and "\n" in cell)
+    return (separator is not None and quoted) or (
+        separator == "\t" and "\t" in cell and "\n" in cell
+    )
 
 
 @settings(max_examples=150, deadline=None)
 @example([(' "a"', "b", "c")], (".csv", {"sep": ",", "quoting": 0}))
 @example([("a", "b\tc\nd", "e")], (".csv", {"sep": "\t", "quoting": 1}))
 @given(
-    strategies.lists(strategies.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6), strategies.sampled_from(WRITERS)
+    strategies.lists(strategies.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6),
+    strategies.sampled_from(WRITERS),
 )
 def test_whatever_pandas_writes_is_read_as_the_same_table_unless_a_quotation_mark_may_be_missing(
     rows: list[tuple[str, str, str]], writer: tuple[str, dict[str, Any]]
@@ -183,14 +209,26 @@ def stream_of(table: pa.Table, stream: Any) -> None:
 
 # Files of another kind under the ending of a table or a corpus: the content, and what the error says.
 OTHER_KINDS: dict[str, tuple[bytes, str]] = {
-    "Excel": (xlsx(), r"is an Excel workbook \(\.xlsx\) or another zip archive: .*save it as CSV in UTF-8"),
-    "old Excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, r"is an old Excel workbook .*save it as CSV"),
+    "Excel": (
+        xlsx(),
+        r"is an Excel workbook \(\.xlsx\) or another zip archive: .*save it as CSV in UTF-8",
+    ),
+    "old Excel": (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600,
+        r"is an old Excel workbook .*save it as CSV",
+    ),
     "gzip": (gzip.compress(PLAIN), "is compressed with gzip: unpack it"),
     "bzip2": (b"BZh91AY&SY", "is compressed with bzip2"),
     "xz": (b"\xfd7zXZ\x00\x00", "is compressed with xz"),
     "zstd": (b"\x28\xb5\x2f\xfd\x00", "is compressed with zstd"),
-    "parquet": (parquet_of(pa.Table.from_pandas(FRAME)), r"is a parquet file: give its name the ending \.parquet"),
-    "feather": (arrow(lambda table, stream: feather.write_feather(table, stream)), "is an Arrow .*to_parquet"),
+    "parquet": (
+        parquet_of(pa.Table.from_pandas(FRAME)),
+        r"is a parquet file: give its name the ending \.parquet",
+    ),
+    "feather": (
+        arrow(lambda table, stream: feather.write_feather(table, stream)),
+        "is an Arrow .*to_parquet",
+    ),
     "save_to_disk": (arrow(stream_of), "is an Arrow stream.*Dataset.to_parquet"),
     "pickle": (pickle.dumps(FRAME), "is a Python pickle: .*to_parquet"),
     "SQLite": (b"SQLite format 3\x00", "is an SQLite database: export"),
@@ -206,12 +244,17 @@ OTHER_KINDS: dict[str, tuple[bytes, str]] = {
     "UTF-16": (PLAIN.decode().encode("utf-16"), "is UTF-16 text: convert it to UTF-8: iconv"),
     "UTF-16, big-endian": (b"\xfe\xff" + PLAIN.decode().encode("utf-16-be"), "is UTF-16 text"),
     "UTF-32": (PLAIN.decode().encode("utf-32"), "is UTF-32 text"),
-    "UTF-16 without a mark": (PLAIN.decode().encode("utf-16-le"), "is full of NUL bytes, as UTF-16 text without"),
+    "UTF-16 without a mark": (
+        PLAIN.decode().encode("utf-16-le"),
+        "is full of NUL bytes, as UTF-16 text without",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_a_file_of_another_kind_is_named_with_the_way_to_convert_it_before_any_job(tmp_path: Path, kind: str) -> None:
+def test_a_file_of_another_kind_is_named_with_the_way_to_convert_it_before_any_job(
+    tmp_path: Path, kind: str
+) -> None:
     content, message = OTHER_KINDS[kind]
     for ending in (".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet"):
         path = tmp_path / f"a{ending}"
@@ -226,7 +269,9 @@ def test_a_file_of_another_kind_is_named_with_the_way_to_convert_it_before_any_j
                 documents.open_source(CorpusSettings(source=str(path)), 0)
         if ending != ".txt":
             (tmp_path / "datasets").mkdir(exist_ok=True)
-            (tmp_path / "datasets" / "mine.yaml").write_text(f"source: file\npath: {path}\n", encoding="utf-8")
+            (tmp_path / "datasets" / "mine.yaml").write_text(
+                f"source: file\npath: {path}\n", encoding="utf-8"
+            )
             with pytest.raises(UserError, match=rf"datasets/mine\.yaml: path: .*{message}"):
                 configuration.load_dataset("mine", tmp_path)
 
@@ -239,7 +284,11 @@ TRICKY: list[tuple[str, bytes, str]] = [
         b"text;label|x\na;0|1\n",
         r"the header of .* may be separated by ';' or by '\|'; write the file with commas",
     ),
-    ("a.csv", b"text,label,text\na,0,b\n", "has two columns of one name: 'text'; rename or remove one"),
+    (
+        "a.csv",
+        b"text,label,text\na,0,b\n",
+        "has two columns of one name: 'text'; rename or remove one",
+    ),
     ("a.csv", b"text,label, text\na,0,b\n", "has two columns of one name: 'text'"),
     ("a.csv", b"text;label;text \na;0;b\n", "has two columns of one name: 'text'"),
     (
@@ -268,9 +317,17 @@ TRICKY: list[tuple[str, bytes, str]] = [
         b'"text","label"\n"1","a",0\n"2","b",1\n',
         r"row 1 of .* has 3 values for 2 columns \(text, label\); quote .*and name every column",
     ),
-    ("a.csv", b"# made by hand\ntext,label\na,0\n", r"row 1 of .* has 2 values for 1 columns \(# made by hand\)"),
+    (
+        "a.csv",
+        b"# made by hand\ntext,label\na,0\n",
+        r"row 1 of .* has 2 values for 1 columns \(# made by hand\)",
+    ),
     ("a.csv", b"text,label\na\n", r"row 1 of .* has 1 values for 2 columns \(text, label\)"),
-    ("a.csv", b"text;label\nParis; big;0\n", r"row 1 of .* has 3 values for 2 columns \(text, label\)"),
+    (
+        "a.csv",
+        b"text;label\nParis; big;0\n",
+        r"row 1 of .* has 3 values for 2 columns \(text, label\)",
+    ),
     ("a.csv", b"text\tlabel\n\t0\n", "row 1 of .*: expected text in column 'text', found nothing"),
     (
         "a.csv",
@@ -282,7 +339,11 @@ TRICKY: list[tuple[str, bytes, str]] = [
         b'"text" "label"\n"1" "a b" 0\n',
         "not a table of values between commas: the header, line 1: ',' expected",
     ),
-    ("a.json", b'[{"text": "a", "label": ' + b"9" * 5000 + b"}]", "line 1 of .* is not JSON: [^;]*digits$"),
+    (
+        "a.json",
+        b'[{"text": "a", "label": ' + b"9" * 5000 + b"}]",
+        "line 1 of .* is not JSON: [^;]*digits$",
+    ),
     ("a.parquet", parquet_of(pa.table({})), "holds no rows"),
     ("a.parquet", DAMAGED, "is damaged or is not a parquet file .*; write it or download it again"),
     ("a.csv", b"sep=;\n", "holds no rows"),
@@ -301,8 +362,16 @@ TRICKY: list[tuple[str, bytes, str]] = [
         b'{"text": "a", "label": 0}\n{"text": "b", "label": }\n',
         "line 2 of .*a.json is not JSON: Expecting value",
     ),
-    ("a.json", b'{"text": ["a", "b"], "label": [0]}', "'text' has 2 values, 'label' has 1; .*orient="),
-    ("a.json", b'{"text": {"0": "a", "1": "b"}, "label": {"0": 1}}', "'text' has 2 values, 'label' has 1"),
+    (
+        "a.json",
+        b'{"text": ["a", "b"], "label": [0]}',
+        "'text' has 2 values, 'label' has 1; .*orient=",
+    ),
+    (
+        "a.json",
+        b'{"text": {"0": "a", "1": "b"}, "label": {"0": 1}}',
+        "'text' has 2 values, 'label' has 1",
+    ),
     (
         "a.json",
         b'{"q1": {"text": "a", "label": 0}, "q2": {"text": "b", "label": 1}}',
@@ -318,14 +387,26 @@ TRICKY: list[tuple[str, bytes, str]] = [
         b'{"columns": ["text", "label"], "data": [["a", 0], ["b"]]}',
         "row 2 of data has 1 values for 2 columns",
     ),
-    ("a.json", b'{"columns": ["text", "text"], "data": [["a", "b"]]}', "two columns of one name: text, text"),
-    ("a.json", b'{"data": [{"title": "T", "paragraphs": []}]}', "no column 'text'; found title, paragraphs"),
+    (
+        "a.json",
+        b'{"columns": ["text", "text"], "data": [["a", "b"]]}',
+        "two columns of one name: text, text",
+    ),
+    (
+        "a.json",
+        b'{"data": [{"title": "T", "paragraphs": []}]}',
+        "no column 'text'; found title, paragraphs",
+    ),
     (
         "a.json",
         b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
         "lists of objects under the keys train, test; write one of them",
     ),
-    ("a.csv", b"| text | label |\n|:---|---:|\n| a | 0 |\n", "is a table of Markdown; save it as CSV"),
+    (
+        "a.csv",
+        b"| text | label |\n|:---|---:|\n| a | 0 |\n",
+        "is a table of Markdown; save it as CSV",
+    ),
     ("a.csv", b",body\n0,a\n", "no column 'text'; found '', body. Set"),
     (
         "a.jsonl",
@@ -344,12 +425,20 @@ TRICKY: list[tuple[str, bytes, str]] = [
         b"text\n",
         r"must end in one of .*; a table needs a line with the names of its columns: save it as \.csv",
     ),
-    ("a.xlsx", xlsx(), "must end in one of .*; open it in the program that wrote it and save it as CSV"),
+    (
+        "a.xlsx",
+        xlsx(),
+        "must end in one of .*; open it in the program that wrote it and save it as CSV",
+    ),
     ("a.ndjson", b"{}", r"must end in one of .*; give its name the ending \.jsonl"),
     ("a.csv.gz", gzip.compress(PLAIN), "must end in one of .*; unpack it with gunzip"),
     ("a.arrow", b"x", "must end in one of .*to_parquet"),
     ("table", b"x", "must end in one of .*; add the ending that says what it holds"),
-    ("a.jsonl", b'{"text ": "a", "label": 0}\n', "no column 'text'; found 'text ', label. Set text_column"),
+    (
+        "a.jsonl",
+        b'{"text ": "a", "label": 0}\n',
+        "no column 'text'; found 'text ', label. Set text_column",
+    ),
     ("n" * 300 + ".csv", b"", "cannot be looked up .File name too long.; correct the path"),
     (".", b"", r"is a folder, expected one file \(of a folder that Dataset\.save_to_disk wrote: "),
     ("nowhere.csv", b"", r"there is no file .*nowhere\.csv"),
@@ -371,16 +460,22 @@ def test_a_table_that_may_be_read_in_two_ways_or_not_at_all_is_refused_in_one_li
 
 def test_squads_own_file_gives_its_questions_with_their_answers(tmp_path: Path) -> None:
     asked = [
-        {"id": str(n), "question": f"Number {n}?", "answers": [{"text": str(n), "answer_start": 0}]} for n in range(8)
+        {"id": str(n), "question": f"Number {n}?", "answers": [{"text": str(n), "answer_start": 0}]}
+        for n in range(8)
     ]
     paragraphs = [{"context": "c", "qas": asked[:5]}, {"context": "d", "qas": asked[5:]}]
     path = tmp_path / "a.json"
     path.write_text(
-        json.dumps({"version": "1.1", "data": [{"title": "T", "paragraphs": paragraphs}]}), encoding="utf-8"
+        json.dumps({"version": "1.1", "data": [{"title": "T", "paragraphs": paragraphs}]}),
+        encoding="utf-8",
     )
     assert [row["context"] for row in read_rows(path)] == ["c"] * 5 + ["d"] * 3
     asking = DatasetSettings(
-        source="file", mode="generated", path=str(path), question_column="question", gold_column="answers"
+        source="file",
+        mode="generated",
+        path=str(path),
+        question_column="question",
+        gold_column="answers",
     )
     found = datasets.load_questions(asking, seed=0, count=3)
     assert len(found) == 3
@@ -400,7 +495,10 @@ def test_squads_own_file_gives_its_questions_with_their_answers(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("described", "message"),
     [
-        ("", r"mine\.yaml: text_column: .* has no column 'text'; found body, label\. Set text_column"),
+        (
+            "",
+            r"mine\.yaml: text_column: .* has no column 'text'; found body, label\. Set text_column",
+        ),
         ("text_column: body\ngroup_column: g", "group_column: .* has no column 'g'"),
         (
             "text_column: body\nmode: generated\nquestion_column: body\ngold_column: gold",
@@ -423,7 +521,9 @@ def test_a_missing_column_is_named_before_any_job_where_the_first_line_tells(
         configuration.load_dataset("mine", tmp_path)
 
 
-def test_a_key_that_the_first_objects_leave_out_is_found_before_any_job_and_read(tmp_path: Path) -> None:
+def test_a_key_that_the_first_objects_leave_out_is_found_before_any_job_and_read(
+    tmp_path: Path,
+) -> None:
     rows = [{**row, "g": "x"} if row["label"] else row for row in RECORDS]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(json_of, rows)))
     (tmp_path / "datasets").mkdir()
@@ -433,7 +533,9 @@ def test_a_key_that_the_first_objects_leave_out_is_found_before_any_job_and_read
     frame = datasets.load_examples(configuration.load_dataset("mine", tmp_path), seed=0)
     assert (frame["group"] == "x").sum() == 2
     described.write_text(text + "group_column: h\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"group_column: .* has no column 'h'; found text, label, g\."):
+    with pytest.raises(
+        UserError, match=r"group_column: .* has no column 'h'; found text, label, g\."
+    ):
         configuration.load_dataset("mine", tmp_path)
 
 
@@ -446,7 +548,11 @@ def test_a_column_of_separators_that_is_alone_stays_one_column(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("semicolons", "separated by semicolons, not by commas"), ("orient columns", "a column a key")]
+    ("name", "said"),
+    [
+        ("semicolons", "separated by semicolons, not by commas"),
+        ("orient columns", "a column a key"),
+    ],
 )
 def test_the_log_says_how_an_unusual_table_was_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, said: str
@@ -463,11 +569,16 @@ def corpus_of(path: Path, **values: Any) -> list[str]:
     return list(stream.documents)
 
 
-NESTED = [{"page": {"text": "one", "n": 1}, "text": "x"}, {"page": {"text": "two", "n": 2}, "text": "y"}]
+NESTED = [
+    {"page": {"text": "one", "n": 1}, "text": "x"},
+    {"page": {"text": "two", "n": 2}, "text": "y"},
+]
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".JSONL", ".PARQUET"])
-def test_a_dotted_text_column_of_a_corpus_names_a_key_of_an_object(tmp_path: Path, ending: str) -> None:
+def test_a_dotted_text_column_of_a_corpus_names_a_key_of_an_object(
+    tmp_path: Path, ending: str
+) -> None:
     path = tmp_path / f"a{ending}"
     if ending.lower() == ".parquet":
         parquet.write_table(pa.Table.from_pylist(NESTED), path)
@@ -476,8 +587,14 @@ def test_a_dotted_text_column_of_a_corpus_names_a_key_of_an_object(tmp_path: Pat
     assert corpus_of(path, text_column="page.text") == ["one", "two"]
     assert corpus_of(path) == ["x", "y"]
     for column, message in (
-        ("page.body", "row 1 of .* has no text in 'page.body'; found page.*; set corpus.text_column"),
-        ("page.n", "row 1 of .* has no text in 'page.n'; found 1 .int.; write it as text, or name another column"),
+        (
+            "page.body",
+            "row 1 of .* has no text in 'page.body'; found page.*; set corpus.text_column",
+        ),
+        (
+            "page.n",
+            "row 1 of .* has no text in 'page.n'; found 1 .int.; write it as text, or name another column",
+        ),
         ("body", "no (text in|column) 'body'"),
     ):
         with pytest.raises(UserError, match=f"corpus.text_column: .*{message}"):
@@ -506,15 +623,35 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
             "row 1 of .* has no text in 'text'; found .*, expected an object with the columns as keys on each line",
         ),
         ("a.jsonl", json_of(RECORDS, indent=1), "line 1 of .* is not JSON"),
-        ("a.jsonl", b'{"text": null}\n', "row 1 of .* has no text in 'text'; found nothing; fill it or remove the row"),
-        ("a.parquet", parquet_of(pa.table([TEXTS, TEXTS], names=["text", "text"])), "two columns of one name: 'text'"),
-        ("a.parquet", DAMAGED, "is damaged (after row 0|or is not a parquet file) .*; write it or download it again"),
+        (
+            "a.jsonl",
+            b'{"text": null}\n',
+            "row 1 of .* has no text in 'text'; found nothing; fill it or remove the row",
+        ),
+        (
+            "a.parquet",
+            parquet_of(pa.table([TEXTS, TEXTS], names=["text", "text"])),
+            "two columns of one name: 'text'",
+        ),
+        (
+            "a.parquet",
+            DAMAGED,
+            "is damaged (after row 0|or is not a parquet file) .*; write it or download it again",
+        ),
         ("a.parquet", parquet_of(pa.table({})), "no column 'text'; found none. Set"),
-        ("a.parquet", b"PAR1", "is damaged or is not a parquet file .*; write it or download it again"),
+        (
+            "a.parquet",
+            b"PAR1",
+            "is damaged or is not a parquet file .*; write it or download it again",
+        ),
         ("folder.txt", None, "is a folder, expected one file"),
         ("nowhere.txt", b"", "there is no file"),
         ("n" * 300 + ".txt", b"", "cannot be looked up .File name too long"),
-        ("a.txt", "Zürich".encode("cp1252"), "line 1 holds the byte 0xfc at offset 1 .*iconv -f WINDOWS-1252"),
+        (
+            "a.txt",
+            "Zürich".encode("cp1252"),
+            "line 1 holds the byte 0xfc at offset 1 .*iconv -f WINDOWS-1252",
+        ),
     ],
     ids=range(14),
 )

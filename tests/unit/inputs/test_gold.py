@@ -52,7 +52,12 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
         ["Paris", "City of Light"],
     ),
     "TriviaQA of its authors": (
-        {"Value": "Paris", "Aliases": ["Lutetia"], "NormalizedAliases": ["lutetia"], "HumanAnswers": ["x"]},
+        {
+            "Value": "Paris",
+            "Aliases": ["Lutetia"],
+            "NormalizedAliases": ["lutetia"],
+            "HumanAnswers": ["x"],
+        },
         ["Paris", "Lutetia"],
     ),
     "Natural Questions": (
@@ -61,12 +66,21 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
             "long_answer": [{"start_token": 3}],
             "yes_no_answer": [-1],
             "short_answers": [
-                {"text": ["Paris"], "start_token": [3], "end_token": [4], "start_byte": [1], "end_byte": [9]}
+                {
+                    "text": ["Paris"],
+                    "start_token": [3],
+                    "end_token": [4],
+                    "start_byte": [1],
+                    "end_byte": [9],
+                }
             ],
         },
         ["Paris"],
     ),
-    "Natural Questions, yes": ({"short_answers": [{"text": ["so"]}], "yes_no_answer": ["YES"]}, ["so", "yes"]),
+    "Natural Questions, yes": (
+        {"short_answers": [{"text": ["so"]}], "yes_no_answer": ["YES"]},
+        ["so", "yes"],
+    ),
     "MC1": ({"choices": ["Paris", "Rome"], "labels": [1, 0]}, ["Paris"]),
     "MC2": ({"choices": ["a", "b", "c"], "labels": [1, 0, 1]}, ["a", "c"]),
 }
@@ -74,39 +88,57 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
 
 def write(path: Path, cells: list[Any]) -> Path:
     """The cells in the column `gold`, as pandas writes them; jsonl as json does."""
-    table = pd.DataFrame({"q": [f"Number {n}?" for n in range(len(cells))], "gold": pd.Series(cells, dtype=object)})
+    table = pd.DataFrame(
+        {"q": [f"Number {n}?" for n in range(len(cells))], "gold": pd.Series(cells, dtype=object)}
+    )
     if path.suffix == ".csv":
         table.to_csv(path, index=False)
     elif path.suffix == ".parquet":
         table.infer_objects().to_parquet(path)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_dict("records")), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in table.to_dict("records")), encoding="utf-8"
+        )
     return path
 
 
 def read(path: Path, column: str = "gold") -> list[list[str]]:
-    return [answers_of(row, column, number, str(path)) for number, row in enumerate(read_rows(path), start=1)]
+    return [
+        answers_of(row, column, number, str(path))
+        for number, row in enumerate(read_rows(path), start=1)
+    ]
 
 
 @pytest.mark.parametrize("end", FILES)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_answers_from_every_kind_of_file(tmp_path: Path, form: str, end: str) -> None:
+def test_every_form_gives_the_same_answers_from_every_kind_of_file(
+    tmp_path: Path, form: str, end: str
+) -> None:
     value, answers = FORMS[form]
     assert read(write(tmp_path / f"a.{end}", [value])) == [answers]
 
 
 @pytest.mark.parametrize("end", FILES)
-@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", [], "[]", {}, {"text": [], "answer_start": []}])
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), "", "  ", [], "[]", {}, {"text": [], "answer_start": []}]
+)
 def test_a_cell_without_an_answer_is_refused_with_row_column_and_what_it_holds(
     tmp_path: Path, end: str, value: Any
 ) -> None:
     if end == "parquet" and value == {}:
         value = {"text": None}  # parquet has no objects without keys
     path = write(tmp_path / f"a.{end}", [value])
-    chosen = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q", "gold_column": "gold"}
+    chosen = {
+        "source": "file",
+        "mode": "generated",
+        "path": str(path),
+        "question_column": "q",
+        "gold_column": "gold",
+    }
     assert read(path) == [[]]
     with pytest.raises(
-        UserError, match=r"row 1 of .*: no accepted answer in column 'gold', found .*; remove the row, or write"
+        UserError,
+        match=r"row 1 of .*: no accepted answer in column 'gold', found .*; remove the row, or write",
     ):
         datasets.load_questions(DatasetSettings.model_validate(chosen), seed=0, count=2)
 
@@ -134,7 +166,9 @@ def test_numbers_are_written_in_their_shortest_decimal_form(tmp_path: Path) -> N
         ["0.123456789"],
         [str(2**70)],
     ]
-    pd.DataFrame({"gold": np.array([0.1, 16777216.0], dtype=np.float32)}).to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame({"gold": np.array([0.1, 16777216.0], dtype=np.float32)}).to_parquet(
+        tmp_path / "a.parquet"
+    )
     assert read(tmp_path / "a.parquet") == [["0.1"], ["16777216"]]
 
 
@@ -155,11 +189,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a list without quotation marks": ("[Paris, paris]", "begins like a list"),
     "a list that was cut off": ("['Paris', 'par", "begins like a list"),
     "code": ("[__import__('os').getcwd()]", "begins like a list"),
-    "a missing value in words": ("NaN", r'missing value or an answer; leave the cell empty, or write \["NaN"\]'),
+    "a missing value in words": (
+        "NaN",
+        r'missing value or an answer; leave the cell empty, or write \["NaN"\]',
+    ),
     "an unknown object": ({"answer": "Paris"}, r"an object with the keys \['answer'\]"),
-    "an object with more keys": ({"text": ["A", "B"], "label": ["x", "y"]}, "an object with the keys"),
+    "an object with more keys": (
+        {"text": ["A", "B"], "label": ["x", "y"]},
+        "an object with the keys",
+    ),
     "choices without labels": ({"choices": ["a", "b"], "labels": [1]}, "two lists of one length"),
-    "labels that are words": ({"choices": ["a", "b"], "labels": ["A", "B"]}, "label 'A' of a choice"),
+    "labels that are words": (
+        {"choices": ["a", "b"], "labels": ["A", "B"]},
+        "label 'A' of a choice",
+    ),
     "a list as an item": (["['Paris', 'paris']"], "as an item of a list; write it as a list"),
     "bytes in a list": ("[b'a']", r"found b'a' \(bytes\)"),
     "nested deeply": ("[" * 400 + '"a"' + "]" * 400, "nested too deeply; flatten them"),
@@ -168,7 +211,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("end", FILES)
 @pytest.mark.parametrize("form", REFUSED)
-def test_what_has_no_known_form_is_refused_with_file_row_and_column(tmp_path: Path, form: str, end: str) -> None:
+def test_what_has_no_known_form_is_refused_with_file_row_and_column(
+    tmp_path: Path, form: str, end: str
+) -> None:
     value, message = REFUSED[form]
     path = write(tmp_path / f"a.{end}", [value])
     with pytest.raises(UserError, match=rf"row 1 of .*a\.{end}, column 'gold': .*{message}"):
@@ -178,7 +223,8 @@ def test_what_has_no_known_form_is_refused_with_file_row_and_column(tmp_path: Pa
 def test_dates_and_bytes_of_parquet_are_refused(tmp_path: Path) -> None:
     for value in (pd.Timestamp("2026-01-01"), b"Paris"):
         with pytest.raises(
-            UserError, match=r"row 1 of .*, column 'gold': found .*; expected a text, a number, .*choices and labels"
+            UserError,
+            match=r"row 1 of .*, column 'gold': found .*; expected a text, a number, .*choices and labels",
         ):
             read(write(tmp_path / "a.parquet", [value]))
 
@@ -189,7 +235,9 @@ def test_the_hidden_answers_of_triviaqas_test_split_are_no_answers(tmp_path: Pat
 
 @pytest.mark.parametrize("end", ["jsonl", "parquet"])
 def test_a_dot_names_a_key_of_nested_objects(tmp_path: Path, end: str) -> None:
-    path = write(tmp_path / f"a.{end}", [{"value": "Paris", "other": [{"text": "a"}, {"text": "b"}]}, None])
+    path = write(
+        tmp_path / f"a.{end}", [{"value": "Paris", "other": [{"text": "a"}, {"text": "b"}]}, None]
+    )
     assert read(path, "gold.value") == [["Paris"], []]
     assert read(path, "gold.other.text") == [["a", "b"], []]
 
@@ -199,11 +247,20 @@ def test_a_column_whose_name_has_a_dot_goes_before_a_nested_one(tmp_path: Path) 
     assert read(tmp_path / "a.jsonl", "gold.value") == [["Rome"]]
 
 
-def test_a_nested_column_that_is_missing_is_named_with_the_keys_that_are_there(tmp_path: Path) -> None:
+def test_a_nested_column_that_is_missing_is_named_with_the_keys_that_are_there(
+    tmp_path: Path,
+) -> None:
     path = write(tmp_path / "a.jsonl", [{"value": "Paris"}])
-    chosen = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q", "gold_column": "gold.x"}
+    chosen = {
+        "source": "file",
+        "mode": "generated",
+        "path": str(path),
+        "question_column": "q",
+        "gold_column": "gold.x",
+    }
     with pytest.raises(
-        UserError, match=r"gold_column: .*no column 'gold.x'; found q, gold, gold\.value\. Set gold_column"
+        UserError,
+        match=r"gold_column: .*no column 'gold.x'; found q, gold, gold\.value\. Set gold_column",
     ):
         datasets.load_questions(DatasetSettings.model_validate(chosen), seed=0, count=2)
 
@@ -212,7 +269,9 @@ ANSWERS = st.lists(
     st.one_of(
         st.text(st.characters(codec="utf-8"), max_size=12),
         st.text("[]{}()'\"\\;,: abN7.0\n\r\t", max_size=12),
-        st.sampled_from(["['a', 'b']", '["a"]', "None", "nan", "7.0", "True", "{'text': 'a'}", "a' 'b"]),
+        st.sampled_from(
+            ["['a', 'b']", '["a"]', "None", "nan", "7.0", "True", "{'text': 'a'}", "a' 'b"]
+        ),
     ),
     min_size=1,
     max_size=4,
@@ -227,7 +286,12 @@ def test_what_pandas_and_json_write_of_a_list_is_read_as_that_list_or_refused(
     folder = tmp_path_factory.mktemp("gold")
     expected = [answer.strip() for answer in answers if answer.strip()]
     cells: dict[str, list[Any]] = {
-        "csv": [answers, json.dumps(answers), json.dumps(answers, ensure_ascii=False), np.array(answers, dtype=object)],
+        "csv": [
+            answers,
+            json.dumps(answers),
+            json.dumps(answers, ensure_ascii=False),
+            np.array(answers, dtype=object),
+        ],
         "jsonl": [answers, str(answers), json.dumps(answers), [answers], {"text": answers}],
         "parquet": [answers, answers],
     }
@@ -241,7 +305,9 @@ def test_what_pandas_and_json_write_of_a_list_is_read_as_that_list_or_refused(
             try:
                 assert answers_of(row, "gold", number, str(path)) == expected
             except UserError:
-                assert (end, number) == ("csv", 4) or not all(answer.isalnum() for answer in answers)
+                assert (end, number) == ("csv", 4) or not all(
+                    answer.isalnum() for answer in answers
+                )
 
 
 @hypothesis_settings(max_examples=100, deadline=None, database=None)
@@ -260,6 +326,6 @@ def test_lists_of_numbers_are_the_same_as_text_as_python_and_as_json(
     read_again = [read(write(folder / f"a.{end}", column)) for end in ("csv", "jsonl")]
     first = read_again[0][0]
     assert read_again == [[first] * 3] * 2
-    assert [float(each.replace("true", "1").replace("false", "0")) for each in first] == pytest.approx(
-        [float(each) for each in answers]
-    )
+    assert [
+        float(each.replace("true", "1").replace("false", "0")) for each in first
+    ] == pytest.approx([float(each) for each in answers])

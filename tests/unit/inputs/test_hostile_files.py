@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ghosttrack.api import Detector
+from ghosttrack.cli.score import read_texts
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import datasets, documents, own_texts
+from ghosttrack.inputs import datasets, documents, user_texts
 from ghosttrack.inputs.rows import read_rows
-from ghosttrack.score import read_texts
 from ghosttrack.settings import CorpusSettings, DatasetSettings
 
 TABLE = [("Paris is in France", "0"), ("Rome, Italy; a | city", "1")]
@@ -37,7 +37,9 @@ def texts_of(path: Path) -> list[tuple[str, int]]:
 
 def documents_of(path: Path, **values: Any) -> list[str]:
     """The documents of a corpus file."""
-    source = documents.open_source(CorpusSettings.model_validate({"source": str(path), **values}), seed=0)
+    source = documents.open_source(
+        CorpusSettings.model_validate({"source": str(path), **values}), seed=0
+    )
     return [text for stream in source.streams for text in stream.documents]
 
 
@@ -64,7 +66,11 @@ READERS: dict[str, Callable[[Path], Iterable[Any]]] = {
 def test_a_repeated_column_of_parquet_is_named(tmp_path: Path, reader: str) -> None:
     column = pa.array(["a", "b"])
     path = write_parquet(tmp_path / "a.parquet", pa.table([column, column], names=["text", "text"]))
-    refused(path, r"a\.parquet has two columns of one name: 'text'; rename or remove one", READERS[reader])
+    refused(
+        path,
+        r"a\.parquet has two columns of one name: 'text'; rename or remove one",
+        READERS[reader],
+    )
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -74,7 +80,11 @@ def test_damaged_parquet_is_refused_in_one_line_with_a_remedy(tmp_path: Path, re
     path.write_bytes(content[:10] + b"\xff" * 30 + content[40:])
     refused(path, r"a\.parquet is damaged.*; write it or download it again", READERS[reader])
     path.write_bytes(content[: len(content) // 2])
-    refused(path, r"a\.parquet is damaged or is not a parquet file .*; write it or download it again", READERS[reader])
+    refused(
+        path,
+        r"a\.parquet is damaged or is not a parquet file .*; write it or download it again",
+        READERS[reader],
+    )
 
 
 def separated(rows: Iterable[Iterable[str]], mark: str, quoting: Literal[0, 1]) -> str:
@@ -94,7 +104,9 @@ def test_a_table_is_read_exactly_whatever_separates_its_columns(
 ) -> None:
     rows = [("text", " label ", name), *((*row, "0,5") for row in TABLE)]
     path = tmp_path / f"a.{end}"
-    path.write_text(above.format(mark) + separated(rows, mark, quoting), encoding="utf-8", newline="")
+    path.write_text(
+        above.format(mark) + separated(rows, mark, quoting), encoding="utf-8", newline=""
+    )
     assert texts_of(path) == [(text, int(label)) for text, label in TABLE]
     assert [each.text for each in read_texts(path)] == [text for text, _ in TABLE]
 
@@ -118,10 +130,22 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
             "text;label;a,b\nParis, Rome;0;1\n",
             "no column 'text'; .* if semicolons separate the columns, put the line sep=; above",
         ),
-        ("a.csv", "a;b|c;d\nx;y|z;w\n", "may be separated by ';' or by '|'; write the file with commas"),
+        (
+            "a.csv",
+            "a;b|c;d\nx;y|z;w\n",
+            "may be separated by ';' or by '|'; write the file with commas",
+        ),
         ("a.csv", "text label\nParis 0\n", "no column 'text'; found text label"),
-        ("a.csv", '"text","label"\n"1","Paris",0\n', "row 1 .* 3 values for 2 columns .*in R, .* row.names = FALSE$"),
-        ("a.csv", "text,label\nParis, x,0\n", "row 1 .* 3 values for 2 columns .*name every column in the first line$"),
+        (
+            "a.csv",
+            '"text","label"\n"1","Paris",0\n',
+            "row 1 .* 3 values for 2 columns .*in R, .* row.names = FALSE$",
+        ),
+        (
+            "a.csv",
+            "text,label\nParis, x,0\n",
+            "row 1 .* 3 values for 2 columns .*name every column in the first line$",
+        ),
         (
             "a.csv",
             'label, text\n0, "Paris is"\n',
@@ -133,19 +157,43 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
             "row 1 of .*, column 'text': a tab and a line break within quotation marks",
         ),
         ("a.csv", '[{"text": "a"}]', "begins like JSON, .*ending .jsonl"),
-        ("a.csv", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "begins like JSON, .*ending .jsonl"),
+        (
+            "a.csv",
+            '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n',
+            "begins like JSON, .*ending .jsonl",
+        ),
         ("a.csv", "{\n}\n", "begins like JSON, .*ending .jsonl"),
         ("a.csv", "text,label\n", "holds no rows, expected at least one"),
         ("a.csv", ",,\n\n", "holds no rows, expected at least one"),
         ("a.csv", "Text,label\nParis,0\n", "found Text, label. (Set text_column to|Rename) 'Text'"),
         ("a.csv", "a\u2060,\nParis,0\n", r"found 'a.u2060', ''\. "),
         ("a.jsonl", json.dumps([{"text": "a"}]), "line 1 of .*, give its name the ending .json$"),
-        ("a.jsonl", json.dumps([{"text": "a"}], indent=1), "line 1 of .*, give its name the ending .json$"),
-        ("a.jsonl", json.dumps({"text": "a"}, indent=1), "line 1 of .*, give its name the ending .json$"),
-        ("a.jsonl", '{"text": "a"},\n{"text": "b"}\n', "line 1 of .* if a comma stands between the objects, remove it"),
+        (
+            "a.jsonl",
+            json.dumps([{"text": "a"}], indent=1),
+            "line 1 of .*, give its name the ending .json$",
+        ),
+        (
+            "a.jsonl",
+            json.dumps({"text": "a"}, indent=1),
+            "line 1 of .*, give its name the ending .json$",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a"},\n{"text": "b"}\n',
+            "line 1 of .* if a comma stands between the objects, remove it",
+        ),
         ("a.jsonl", "text,label\na,0\n", "line 1 of .* give its name the ending .csv or .tsv$"),
-        ("a.jsonl", '{"text": "a", "text": "b"}\n', "an object has the key 'text' twice; keep one$"),
-        ("a.jsonl", '{"text": "a", "label": 0}\nnull\n', "line 2 of .* is not an object with the columns as keys$"),
+        (
+            "a.jsonl",
+            '{"text": "a", "text": "b"}\n',
+            "an object has the key 'text' twice; keep one$",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 0}\nnull\n',
+            "line 2 of .* is not an object with the columns as keys$",
+        ),
         (
             "a.json",
             json.dumps({"version": 1, "test": [{"text": "a"}]}),
@@ -173,11 +221,19 @@ def test_a_table_that_cannot_be_read_is_refused_in_one_line_with_a_remedy(
 
 
 def test_a_column_inside_an_object_is_named_with_its_dot_and_then_read(tmp_path: Path) -> None:
-    rows = [{"row_idx": place, "row": {"text": text, "label": label}} for place, (text, label) in enumerate(TABLE)]
+    rows = [
+        {"row_idx": place, "row": {"text": text, "label": label}}
+        for place, (text, label) in enumerate(TABLE)
+    ]
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"features": [], "rows": rows}), encoding="utf-8")
     refused(path, "Set text_column to 'row.text'$", texts_of)
-    named = {"source": "file", "path": str(path), "text_column": "row.text", "label_column": "row.label"}
+    named = {
+        "source": "file",
+        "path": str(path),
+        "text_column": "row.text",
+        "label_column": "row.label",
+    }
     frame = datasets.load_examples(DatasetSettings.model_validate(named), seed=0)
     assert list(frame["text"]) == [text for text, _ in TABLE]
 
@@ -192,7 +248,11 @@ def test_a_key_that_the_first_rows_leave_out_is_a_column(tmp_path: Path, end: st
     frame = datasets.load_examples(DatasetSettings.model_validate(named), seed=0)
     assert list(frame["group"]) == ["paris is in france", "7"]
     path.write_text("\n".join(map(json.dumps, [{"label": 0}, *rows])), encoding="utf-8")
-    refused(path, "row 1 of .*: expected text in column 'text', found nothing; fill it or remove the row", texts_of)
+    refused(
+        path,
+        "row 1 of .*: expected text in column 'text', found nothing; fill it or remove the row",
+        texts_of,
+    )
 
 
 @pytest.mark.parametrize("end", ["jsonl", "txt", "parquet"])
@@ -209,12 +269,21 @@ def test_a_file_of_blanks_alone_is_refused(tmp_path: Path, end: str, reader: str
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"text": "a"}]\n', "row 1 of .*expected an object .* on each line; write one object a line, with pandas"),
-        ('{\n "text": "a"\n}\n', "line 1 of .* is not JSON.*; write one object a line, with pandas"),
+        (
+            '[{"text": "a"}]\n',
+            "row 1 of .*expected an object .* on each line; write one object a line, with pandas",
+        ),
+        (
+            '{\n "text": "a"\n}\n',
+            "line 1 of .* is not JSON.*; write one object a line, with pandas",
+        ),
         ("text\nParis\n", "line 1 of .* is not JSON.*; write one object a line, with pandas"),
         ('{"text": "a"}\n{"text": \n', r"line 2 of .* is not JSON: [^;]*$"),
         ('{"text": "a"}\nnull\n', "row 2 of .*found None, expected an object"),
-        ('{"text": ["a"]}\n', r"row 1 of .*found \['a'\] \(list\); write it as text, or name another column"),
+        (
+            '{"text": ["a"]}\n',
+            r"row 1 of .*found \['a'\] \(list\); write it as text, or name another column",
+        ),
         ('{"text": "a"}\n{"text": null}\n', "row 2 of .*found nothing; fill it or remove the row"),
         ('{"Text": "a"}\n', "row 1 of .*found Text; set corpus.text_column"),
     ],
@@ -228,7 +297,9 @@ def test_a_corpus_of_another_form_is_refused_with_the_way_to_write_it(
 
 
 @pytest.mark.parametrize("end", ["jsonl", "parquet"])
-def test_a_dotted_name_reads_a_corpus_of_objects_and_a_wrong_one_lists_their_keys(tmp_path: Path, end: str) -> None:
+def test_a_dotted_name_reads_a_corpus_of_objects_and_a_wrong_one_lists_their_keys(
+    tmp_path: Path, end: str
+) -> None:
     rows = [{"page": {"text": text, "url": "u"}} for text, _ in TABLE]
     path = tmp_path / f"a.{end}"
     if end == "parquet":
@@ -236,7 +307,11 @@ def test_a_dotted_name_reads_a_corpus_of_objects_and_a_wrong_one_lists_their_key
     else:
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert documents_of(path, text_column="page.text") == [text for text, _ in TABLE]
-    refused(path, r"found page, page\.text, page\.url; set", lambda each: documents_of(each, text_column="page.body"))
+    refused(
+        path,
+        r"found page, page\.text, page\.url; set",
+        lambda each: documents_of(each, text_column="page.body"),
+    )
 
 
 LABELS = {
@@ -251,7 +326,9 @@ LABELS = {
 
 @pytest.mark.parametrize("form", LABELS)
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), "categories"])
-def test_labels_and_texts_of_parquet_are_read_whatever_their_type(tmp_path: Path, form: str, kind: Any) -> None:
+def test_labels_and_texts_of_parquet_are_read_whatever_their_type(
+    tmp_path: Path, form: str, kind: Any
+) -> None:
     plain = pa.array([text for text, _ in TABLE])
     text = plain.dictionary_encode() if kind == "categories" else plain.cast(kind)
     path = write_parquet(tmp_path / "a.parquet", pa.table({"text": text, "label": LABELS[form]}))
@@ -269,7 +346,9 @@ def test_labels_and_texts_of_parquet_are_read_whatever_their_type(tmp_path: Path
         ("123456789012345678901.5", "123456789012345678901.5"),
     ],
 )
-def test_a_decimal_number_is_written_with_all_its_digits(tmp_path: Path, number: str, words: str) -> None:
+def test_a_decimal_number_is_written_with_all_its_digits(
+    tmp_path: Path, number: str, words: str
+) -> None:
     column = pa.array([Decimal(number)], pa.decimal128(38, 2))
     table = pa.table({"text": [f"It is {words}"], "id": column, "answer": column})
     (found,) = read_texts(write_parquet(tmp_path / "a.parquet", table))
@@ -293,7 +372,9 @@ def test_a_decimal_number_is_written_with_all_its_digits(tmp_path: Path, number:
 def test_a_cell_without_text_is_refused_with_row_column_and_remedy(
     tmp_path: Path, values: list[Any], words: str, read: Callable[[Path], Iterable[Any]]
 ) -> None:
-    path = write_parquet(tmp_path / "a.parquet", pa.table({"text": pa.array(values), "label": [0, 1]}))
+    path = write_parquet(
+        tmp_path / "a.parquet", pa.table({"text": pa.array(values), "label": [0, 1]})
+    )
     refused(path, f"row 1 of .*'text'.*{words}", read)
 
 
@@ -303,7 +384,11 @@ def test_a_value_to_score_that_is_no_text_is_refused_with_row_column_and_remedy(
     tmp_path: Path, column: str, value: Any
 ) -> None:
     path = write_parquet(tmp_path / "a.parquet", pa.table({"text": ["It is so"], column: [value]}))
-    refused(path, f"row 1 of .* column '{column}', found .*; write it as text, or remove or rename", read_texts)
+    refused(
+        path,
+        f"row 1 of .* column '{column}', found .*; write it as text, or remove or rename",
+        read_texts,
+    )
 
 
 def test_a_line_to_score_with_nul_is_refused_as_a_cell_with_nul_is(tmp_path: Path) -> None:
@@ -328,30 +413,51 @@ MISSING = ["NA", "nan", "NaN", "<NA>", "None", "NULL", "null", "N/A", "#N/A", "\
 def test_a_word_for_a_missing_value_in_csv_is_no_answer_no_group_and_no_context(
     tmp_path: Path, word: str, end: str
 ) -> None:
-    full = {"text": "a b", "question": "Who?", "context": "So.", "gold": "Ann", "group": "g", "label": "0"}
+    full = {
+        "text": "a b",
+        "question": "Who?",
+        "context": "So.",
+        "gold": "Ann",
+        "group": "g",
+        "label": "0",
+    }
     path = tmp_path / f"a.{end}"
 
     def write(column: str) -> None:
-        rows = [full, {**full, column: word}, {**full, "text": "c d", "question": "When?", "label": "1", column: word}]
+        rows = [
+            full,
+            {**full, column: word},
+            {**full, "text": "c d", "question": "When?", "label": "1", column: word},
+        ]
         table = [list(full), *(list(row.values()) for row in rows)]
-        path.write_text(separated(table, "\t" if end == "tsv" else ",", 0), encoding="utf-8", newline="")
+        path.write_text(
+            separated(table, "\t" if end == "tsv" else ",", 0), encoding="utf-8", newline=""
+        )
 
     base = {"source": "file", "path": str(path), "question_column": "question"}
     labelled = DatasetSettings.model_validate({**base, "group_column": "group"})
     asked = DatasetSettings.model_validate({**base, "mode": "generated", "gold_column": "gold"})
     for column in ("question", "context"):
         write(column)
-        refused(path, f"row 2 of .*text or nothing in column '{column}', found {re.escape(word)}, which", read_texts)
+        refused(
+            path,
+            f"row 2 of .*text or nothing in column '{column}', found {re.escape(word)}, which",
+            read_texts,
+        )
     write("gold")
     refused(
-        path, f"row 2 of .*column 'gold': found {re.escape(word)}, which", lambda _: own_texts.read_questions(asked)
+        path,
+        f"row 2 of .*column 'gold': found {re.escape(word)}, which",
+        lambda _: user_texts.read_questions(asked),
     )
     write("group")
-    assert [each.group for each in own_texts.read_texts(labelled)] == ["g", "who?", "when?"]
+    assert [each.group for each in user_texts.read_texts(labelled)] == ["g", "who?", "when?"]
 
 
 def test_a_word_for_a_missing_value_is_text_where_a_file_has_nulls(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", pa.table({"text": ["NA", "None"], "label": [0, 1]}))
+    path = write_parquet(
+        tmp_path / "a.parquet", pa.table({"text": ["NA", "None"], "label": [0, 1]})
+    )
     assert texts_of(path) == [("NA", 0), ("None", 1)]
     assert [each.text for each in read_texts(path)] == ["NA", "None"]
 
@@ -394,13 +500,17 @@ UNDER_A_WRONG_ENDING = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("end", ["csv", "tsv", "json", "jsonl", "txt", "parquet"])
 @pytest.mark.parametrize("kind", UNDER_A_WRONG_ENDING)
-def test_a_file_of_another_kind_is_refused_by_its_kind(tmp_path: Path, kind: str, end: str, reader: str) -> None:
+def test_a_file_of_another_kind_is_refused_by_its_kind(
+    tmp_path: Path, kind: str, end: str, reader: str
+) -> None:
     content, message = UNDER_A_WRONG_ENDING[kind]
     path = tmp_path / f"a.{end}"
     path.write_bytes(content)
     if end == "parquet" and kind in ("windows-1252", "empty", "utf-16 without a mark"):
         message = "not a parquet file|is empty"
-    if (reader == "corpus" and end in ("csv", "tsv", "json")) or (reader == "data set" and end == "txt"):
+    if (reader == "corpus" and end in ("csv", "tsv", "json")) or (
+        reader == "data set" and end == "txt"
+    ):
         message = "must end in one of"
     refused(path, message, READERS[reader])
 
@@ -414,7 +524,9 @@ def _json(**options: Any) -> Callable[[pd.DataFrame, Path], None]:
 
 
 def _plain_json(frame: pd.DataFrame, path: Path) -> None:
-    path.write_text("\n".join(json.dumps(row) for row in frame.to_dict("records")), encoding="utf-8")
+    path.write_text(
+        "\n".join(json.dumps(row) for row in frame.to_dict("records")), encoding="utf-8"
+    )
 
 
 # Ending of the file, and what writes it.
@@ -434,7 +546,10 @@ WRITERS: dict[str, tuple[str, Callable[[pd.DataFrame, Path], object]]] = {
     "split": ("json", _json(orient="split")),
     "table": ("json", _json(orient="table")),
     "values": ("json", _json(orient="values")),
-    "dict of lists": ("json", lambda frame, path: path.write_text(json.dumps(frame.to_dict("list")), encoding="utf-8")),
+    "dict of lists": (
+        "json",
+        lambda frame, path: path.write_text(json.dumps(frame.to_dict("list")), encoding="utf-8"),
+    ),
     "parquet": ("parquet", lambda frame, path: frame.to_parquet(path)),
 }
 
@@ -493,8 +608,12 @@ _BYTES = (
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(TEXTS, min_size=2, max_size=4), others=st.lists(TEXTS, min_size=4, max_size=4))
+@hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(TEXTS, min_size=2, max_size=4), others=st.lists(TEXTS, min_size=4, max_size=4)
+)
 def test_what_programs_write_of_a_table_is_read_as_that_table_or_refused_in_one_line(
     tmp_path: Path, writer: str, texts: list[str], others: list[str]
 ) -> None:
@@ -510,10 +629,14 @@ def test_what_programs_write_of_a_table_is_read_as_that_table_or_refused_in_one_
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("writer", WRITERS)
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     edits=st.lists(
-        st.tuples(st.floats(0, 1), st.integers(0, 6), st.binary(max_size=3) | st.sampled_from(_BYTES)),
+        st.tuples(
+            st.floats(0, 1), st.integers(0, 6), st.binary(max_size=3) | st.sampled_from(_BYTES)
+        ),
         min_size=1,
         max_size=4,
     )
@@ -523,7 +646,12 @@ def test_no_damage_to_a_file_gives_a_traceback(
 ) -> None:
     end, write = WRITERS[writer]
     path = tmp_path / f"a.{end}"
-    write(pd.DataFrame({"text": ["Paris, France", 'say "no"'], "note": ["a;b", "c|d"], "label": [0, 1]}), path)
+    write(
+        pd.DataFrame(
+            {"text": ["Paris, France", 'say "no"'], "note": ["a;b", "c|d"], "label": [0, 1]}
+        ),
+        path,
+    )
     content = path.read_bytes()
     for share, length, put in edits:
         place = int(share * len(content))

@@ -30,10 +30,26 @@ HUB = {
     "mpt": {"model_type": "mpt", "n_layers": 32, "d_model": 4096, "max_seq_len": 2048},
     "bloom": {"model_type": "bloom", "n_layer": 24, "n_embed": 1024},
     "bloom with both": {"model_type": "bloom", "n_layer": 70, "n_embed": 14336, "hidden_size": 64},
-    "gpt2": {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_ctx": 1024, "n_positions": 1024},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_layer": 12,
+        "n_embd": 768,
+        "n_ctx": 1024,
+        "n_positions": 1024,
+    },
     "ctrl": {"model_type": "ctrl", "n_layer": 48, "n_embd": 1280, "n_positions": 256},
-    "xglm": {"model_type": "xglm", "num_layers": 24, "d_model": 1024, "max_position_embeddings": 2048},
-    "opt": {"model_type": "opt", "num_hidden_layers": 12, "hidden_size": 768, "max_position_embeddings": 2048},
+    "xglm": {
+        "model_type": "xglm",
+        "num_layers": 24,
+        "d_model": 1024,
+        "max_position_embeddings": 2048,
+    },
+    "opt": {
+        "model_type": "opt",
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "max_position_embeddings": 2048,
+    },
     "falcon": {"model_type": "falcon", "n_layer": 32, "hidden_size": 4544},
     "t5": {"model_type": "t5", "num_layers": 6, "d_model": 512},
     "gemma3": {
@@ -57,8 +73,15 @@ def defaults() -> dict[str, dict[str, Any]]:
         try:
             config = CONFIG_MAPPING[name]()
             text = config.get_text_config()
-            found[name] = {**config.to_dict(), "expected": (text.num_hidden_layers, text.hidden_size)}
-        except (ValueError, AttributeError, StrictDataclassError):  # sizes must be given, or the architecture has none
+            found[name] = {
+                **config.to_dict(),
+                "expected": (text.num_hidden_layers, text.hidden_size),
+            }
+        except (
+            ValueError,
+            AttributeError,
+            StrictDataclassError,
+        ):  # sizes must be given, or the architecture has none
             continue
     logging.disable(logging.NOTSET)
     return found
@@ -78,7 +101,9 @@ def test_every_causal_architecture_of_transformers_gives_its_own_sizes_or_none()
 
 
 @pytest.mark.parametrize("name", ["longcat_flash", "nemotron_h", "prophetnet"])
-def test_an_architecture_that_computes_its_sizes_is_asked_through_transformers(tmp_path: Path, name: str) -> None:
+def test_an_architecture_that_computes_its_sizes_is_asked_through_transformers(
+    tmp_path: Path, name: str
+) -> None:
     config = CONFIG_MAPPING[name]()
     config.save_pretrained(tmp_path)
     found = read_sizes(tmp_path / "config.json", "model_path")
@@ -86,7 +111,9 @@ def test_an_architecture_that_computes_its_sizes_is_asked_through_transformers(t
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_the_hubs_form_of_a_configuration_gives_the_sizes_that_transformers_reads(tmp_path: Path, name: str) -> None:
+def test_the_hubs_form_of_a_configuration_gives_the_sizes_that_transformers_reads(
+    tmp_path: Path, name: str
+) -> None:
     path = write(tmp_path / "config.json", HUB[name])
     text = AutoConfig.from_pretrained(tmp_path).get_text_config()
     assert read_sizes(path, "model_path")[:2] == (text.num_hidden_layers, text.hidden_size)
@@ -108,11 +135,20 @@ def test_sizes_under_any_common_name_are_read_without_transformers(tmp_path: Pat
         ("[" * 100_000, "cannot be read: .*copy config.json from the model again"),
         ("{oops", "cannot be read: .*copy config.json"),
         ("[1]", r"holds \[1\], expected the object that save_pretrained writes"),
-        ("{}", "states no size of the model; expected num_hidden_layers and hidden_size as whole numbers"),
-        ({"hidden_size": "64", "num_hidden_layers": 2}, "states .*'hidden_size': '64'.*; expected num_hidden_layers"),
+        (
+            "{}",
+            "states no size of the model; expected num_hidden_layers and hidden_size as whole numbers",
+        ),
+        (
+            {"hidden_size": "64", "num_hidden_layers": 2},
+            "states .*'hidden_size': '64'.*; expected num_hidden_layers",
+        ),
         ({"hidden_size": 64, "num_hidden_layers": True}, "states .*'num_hidden_layers': True"),
         ({"hidden_size": 64, "num_hidden_layers": -2}, "states .*'num_hidden_layers': -2"),
-        ({"hidden_size": 64, "num_hidden_layers": 2, "n_positions": "many"}, "states no readable longest input"),
+        (
+            {"hidden_size": 64, "num_hidden_layers": 2, "n_positions": "many"},
+            "states no readable longest input",
+        ),
     ],
     ids=str,
 )
@@ -154,12 +190,24 @@ def test_the_longest_input_is_found_under_every_name_that_architectures_use(
 
 def test_a_context_may_be_as_long_as_the_model_takes_and_no_longer() -> None:
     require_context(64, 64, "mine")
-    with pytest.raises(UserError, match=r"corpus\.context: 65 .* than mine takes; set corpus\.context to at most 64"):
+    with pytest.raises(
+        UserError,
+        match=r"corpus\.context: 65 .* than mine takes; set corpus\.context to at most 64",
+    ):
         require_context(65, 64, "mine")
 
 
 def test_every_causal_architecture_with_a_limit_states_it_under_a_known_key() -> None:
     # Recurrent, ALiBi and relative positions: no limit.
-    unlimited = {"bloom", "cpmant", "falcon_mamba", "mamba", "mamba2", "recurrent_gemma", "xlnet", "xlstm"}
+    unlimited = {
+        "bloom",
+        "cpmant",
+        "falcon_mamba",
+        "mamba",
+        "mamba2",
+        "recurrent_gemma",
+        "xlnet",
+        "xlstm",
+    }
     found = {name for name, about in defaults().items() if max_context(about) == sys.maxsize}
     assert found == unlimited

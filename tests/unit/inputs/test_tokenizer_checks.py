@@ -34,16 +34,24 @@ def fetch(source: Path, destination: Path) -> Any:
 def raw_ids(directory: Path, text: str) -> list[int]:
     from tokenizers import Tokenizer
 
-    ids: list[int] = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    ids: list[int] = (
+        Tokenizer.from_file(str(directory / "tokenizer.json"))
+        .encode(text, add_special_tokens=False)
+        .ids
+    )
     return ids
 
 
 def set_json(key: str, value: object) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "tokenizer.json", lambda content: content.__setitem__(key, value))
+    return lambda folder: edit(
+        folder / "tokenizer.json", lambda content: content.__setitem__(key, value)
+    )
 
 
 def set_class(name: str) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class=name))
+    return lambda folder: edit(
+        folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class=name)
+    )
 
 
 def in_order(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -64,11 +72,15 @@ WRONG: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tokenizer_is_stored_with_the_ids_of_its_own_tokenizer_json(kind: str, tmp_path: Path) -> None:
+def test_a_tokenizer_is_stored_with_the_ids_of_its_own_tokenizer_json(
+    kind: str, tmp_path: Path
+) -> None:
     small_tokenizers.save(kind, tmp_path / "source")
     stored = fetch(tmp_path / "source", tmp_path / "out")
     for text in small_tokenizers.TEXTS:
-        assert stored(text, add_special_tokens=False)["input_ids"] == raw_ids(tmp_path / "source", text)
+        assert stored(text, add_special_tokens=False)["input_ids"] == raw_ids(
+            tmp_path / "source", text
+        )
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
@@ -79,7 +91,10 @@ def test_a_class_that_disagrees_with_tokenizer_json_is_refused_and_the_remedy_wo
     source = tmp_path / "source"
     small_tokenizers.save(kind, source, model_type)
     WRONG[kind](source)
-    with pytest.raises(UserError, match=r"(disagree on .* gives .* gives|stored .* cannot tokenize) .*tokenizer_class"):
+    with pytest.raises(
+        UserError,
+        match=r"(disagree on .* gives .* gives|stored .* cannot tokenize) .*tokenizer_class",
+    ):
         fetch(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     set_class("PreTrainedTokenizerFast")(source)
@@ -88,15 +103,21 @@ def test_a_class_that_disagrees_with_tokenizer_json_is_refused_and_the_remedy_wo
         assert stored(text, add_special_tokens=False)["input_ids"] == raw_ids(source, text)
 
 
-def test_a_wrong_tokenizer_json_may_be_deleted_where_vocabulary_files_lie_beside_it(tmp_path: Path) -> None:
+def test_a_wrong_tokenizer_json_may_be_deleted_where_vocabulary_files_lie_beside_it(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "source"
     small_tokenizers.save("GPT-2", source)
     model = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     (source / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
-    (source / "merges.txt").write_text("\n".join(" ".join(merge) for merge in model["merges"]), encoding="utf-8")
+    (source / "merges.txt").write_text(
+        "\n".join(" ".join(merge) for merge in model["merges"]), encoding="utf-8"
+    )
     right = raw_ids(source, "The capital of France 123")
     WRONG["GPT-2"](source)
-    with pytest.raises(UserError, match=r"to use vocab\.json and merges\.txt, delete tokenizer\.json"):
+    with pytest.raises(
+        UserError, match=r"to use vocab\.json and merges\.txt, delete tokenizer\.json"
+    ):
         fetch(source, tmp_path / "out")
     (source / "tokenizer.json").unlink()
     assert fetch(source, tmp_path / "out")("The capital of France 123")["input_ids"] == right
@@ -112,9 +133,13 @@ def test_an_id_that_differs_is_found_although_no_probe_contains_its_token(tmp_pa
     edit(source / "tokenizer.json", swap)
     fetch(source, tmp_path / "out")
     stored = models.load_tokenizer(tmp_path / "out")
-    edit(source / "tokenizer.json", lambda content: content["model"]["vocab"].update(quokka=11, wombat=10))
+    edit(
+        source / "tokenizer.json",
+        lambda content: content["model"]["vocab"].update(quokka=11, wombat=10),
+    )
     with pytest.raises(
-        UserError, match=r"disagree on the token '(quokka|wombat)': .* gives id 1[01], .* gives id 1[01]"
+        UserError,
+        match=r"disagree on the token '(quokka|wombat)': .* gives id 1[01], .* gives id 1[01]",
     ):
         tokenizer_checks.check(stored, tmp_path / "out", rows=ROWS, name="x", source=source)
 
@@ -123,15 +148,26 @@ def test_an_id_that_differs_is_found_although_no_probe_contains_its_token(tmp_pa
 def test_what_tokenizer_json_truncates_or_pads_is_compared_whole(kind: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     small_tokenizers.save(kind, source)
-    set_json("truncation", {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0})(source)
+    set_json(
+        "truncation",
+        {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+    )(source)
     stored = fetch(source, tmp_path / "out")
     assert len(stored("The capital of France is Paris.", add_special_tokens=False)["input_ids"]) > 3
 
 
 def add_token(content: str, number: int, special: bool) -> Callable[[Path], None]:
-    about = {"id": number, "content": content, "single_word": False, "lstrip": False, "rstrip": False}
+    about = {
+        "id": number,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+    }
     token = {**about, "normalized": False, "special": special}
-    return lambda folder: edit(folder / "tokenizer.json", lambda whole: whole["added_tokens"].append(token))
+    return lambda folder: edit(
+        folder / "tokenizer.json", lambda whole: whole["added_tokens"].append(token)
+    )
 
 
 def add_to_model(folder: Path) -> None:
@@ -156,7 +192,12 @@ def add_special_to_model(folder: Path) -> None:
         (name_bos, "<begin>"),
         (add_special_to_model, "beyond"),
     ],
-    ids=["ordinary token added", "token of the model part", "bos", "special token of the model part"],
+    ids=[
+        "ordinary token added",
+        "token of the model part",
+        "bos",
+        "special token of the model part",
+    ],
 )
 def test_a_token_that_can_be_used_lies_inside_the_embedding(
     change: Callable[[Path], None], token: str, tmp_path: Path
@@ -166,7 +207,10 @@ def test_a_token_that_can_be_used_lies_inside_the_embedding(
     change(source)
     number = models.tokenizer_in(source).convert_tokens_to_ids(token)
     small_tokenizers.save_model(source, rows=number)
-    with pytest.raises(UserError, match=rf"token '{token}' has the id {number}, but the embedding has {number} rows"):
+    with pytest.raises(
+        UserError,
+        match=rf"token '{token}' has the id {number}, but the embedding has {number} rows",
+    ):
         fetch(source, tmp_path / "out")
     small_tokenizers.save_model(source, rows=number + 1)  # the remedy: resize_token_embeddings
     fetch(source, tmp_path / "out")
@@ -180,7 +224,9 @@ def test_a_special_token_that_no_text_produces_may_lie_beyond_the_embedding(tmp_
     small_tokenizers.save_model(source, rows=number)
     stored = fetch(source, tmp_path / "out")
     assert stored.convert_tokens_to_ids("<|reserved|>") == number
-    ids = stored("a <|reserved|> b", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = stored("a <|reserved|> b", add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     assert max(ids) < number
 
 
@@ -189,7 +235,10 @@ def split_at_spaces(folder: Path) -> None:
 
 
 def unknown_is_bos(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", lambda content: content.update(bos_token="<unk>", eos_token="<unk>"))
+    edit(
+        folder / "tokenizer_config.json",
+        lambda content: content.update(bos_token="<unk>", eos_token="<unk>"),
+    )
 
 
 def prepend_unknown_special(folder: Path) -> None:
@@ -217,26 +266,38 @@ def test_no_text_contains_or_begins_with_a_special_token(
         fetch(source, tmp_path / "out")
 
 
-def test_a_separator_in_a_unigram_vocabulary_is_refused_until_its_score_is_low(tmp_path: Path) -> None:
+def test_a_separator_in_a_unigram_vocabulary_is_refused_until_its_score_is_low(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "source"
     small_tokenizers.save("T5", source)
 
     def score(value: float) -> None:
-        edit(source / "tokenizer.json", lambda content: content["model"]["vocab"].__setitem__(1, ["</s>", value]))
+        edit(
+            source / "tokenizer.json",
+            lambda content: content["model"]["vocab"].__setitem__(1, ["</s>", value]),
+        )
 
     score(0.0)
-    with pytest.raises(UserError, match=r"special token '</s>' .*score far below all others \(-1000000\)"):
+    with pytest.raises(
+        UserError, match=r"special token '</s>' .*score far below all others \(-1000000\)"
+    ):
         fetch(source, tmp_path / "out")
     score(-1e6)
     fetch(source, tmp_path / "out")
 
 
-def test_a_tokenizer_without_bos_and_eos_names_the_tokens_it_has_and_the_remedy_works(tmp_path: Path) -> None:
+def test_a_tokenizer_without_bos_and_eos_names_the_tokens_it_has_and_the_remedy_works(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "source"
     small_tokenizers.save("BERT", source)
     names = {"bos_token": None, "eos_token": None}
     edit(source / "tokenizer_config.json", lambda content: content.update(names))
-    with pytest.raises(UserError, match=r"neither bos_token nor eos_token \(it has cls_token '\[CLS\]'.*set bos_token"):
+    with pytest.raises(
+        UserError,
+        match=r"neither bos_token nor eos_token \(it has cls_token '\[CLS\]'.*set bos_token",
+    ):
         fetch(source, tmp_path / "out")
     edit(source / "tokenizer_config.json", lambda content: content.update(bos_token="[CLS]"))
     assert models.separator(fetch(source, tmp_path / "out")) == 2
@@ -249,9 +310,18 @@ def drop(pattern: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_json("pre_tokenizer", in_order(drop("F"), BYTES)), "no token covers the character 'F' at 15"),
-        (set_json("normalizer", {"type": "Replace", "pattern": {"String": "o"}, "content": ""}), "the character 'o'"),
-        (set_json("pre_tokenizer", None), "no token covers"),  # a byte-level vocabulary without unk drops the rest
+        (
+            set_json("pre_tokenizer", in_order(drop("F"), BYTES)),
+            "no token covers the character 'F' at 15",
+        ),
+        (
+            set_json("normalizer", {"type": "Replace", "pattern": {"String": "o"}, "content": ""}),
+            "the character 'o'",
+        ),
+        (
+            set_json("pre_tokenizer", None),
+            "no token covers",
+        ),  # a byte-level vocabulary without unk drops the rest
     ],
 )
 def test_a_tokenizer_that_loses_characters_is_refused(
@@ -260,7 +330,9 @@ def test_a_tokenizer_that_loses_characters_is_refused(
     source = tmp_path / "source"
     small_tokenizers.save("bytes", source)
     change(source)
-    with pytest.raises(UserError, match=f"offsets of its tokenizer do not point at the text .*{message}"):
+    with pytest.raises(
+        UserError, match=f"offsets of its tokenizer do not point at the text .*{message}"
+    ):
         fetch(source, tmp_path / "out")
 
 
@@ -276,8 +348,12 @@ def test_a_tokenizer_that_loses_characters_is_refused(
         ([], "no token covers the character 'a' at 0"),
     ],
 )
-def test_offsets_that_do_not_point_at_the_text_are_told_apart(ranges: list[tuple[int, int]], fault: str) -> None:
-    found = tokenizer_checks._misplaced("abc", ranges) or tokenizer_checks._uncovered("abc", ranges, normalized=True)
+def test_offsets_that_do_not_point_at_the_text_are_told_apart(
+    ranges: list[tuple[int, int]], fault: str
+) -> None:
+    found = tokenizer_checks._misplaced("abc", ranges) or tokenizer_checks._uncovered(
+        "abc", ranges, normalized=True
+    )
     assert found is not None
     assert fault in found
 
@@ -305,8 +381,13 @@ def test_a_vocabulary_that_cannot_hold_every_text_is_one_error(tmp_path: Path) -
 def test_a_tokenizer_that_knows_no_word_of_a_plain_sentence_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     small_tokenizers.save("words", source)
-    edit(source / "tokenizer.json", lambda content: content["model"].update(vocab={"<s>": 0, "<unk>": 1}))
-    with pytest.raises(UserError, match=r"does not know one word of a plain sentence .*7 ids \[1, 1"):
+    edit(
+        source / "tokenizer.json",
+        lambda content: content["model"].update(vocab={"<s>": 0, "<unk>": 1}),
+    )
+    with pytest.raises(
+        UserError, match=r"does not know one word of a plain sentence .*7 ids \[1, 1"
+    ):
         fetch(source, tmp_path / "out")
 
 
@@ -337,14 +418,18 @@ def test_the_probes_hold_each_kind_of_text_that_tokenizers_disagree_on() -> None
     }
 
 
-def test_a_tokenizer_that_is_saved_in_another_form_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_is_saved_in_another_form_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import GPT2Tokenizer
 
     source = tmp_path / "source"
     small_tokenizers.save("GPT-2", source)
     model = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     (source / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
-    (source / "merges.txt").write_text("\n".join(" ".join(merge) for merge in model["merges"]), encoding="utf-8")
+    (source / "merges.txt").write_text(
+        "\n".join(" ".join(merge) for merge in model["merges"]), encoding="utf-8"
+    )
     (source / "tokenizer.json").unlink()
     save = GPT2Tokenizer.save_pretrained
 
@@ -354,7 +439,10 @@ def test_a_tokenizer_that_is_saved_in_another_form_is_refused(tmp_path: Path, mo
         set_class("PreTrainedTokenizerFast")(folder)
 
     monkeypatch.setattr(GPT2Tokenizer, "save_pretrained", save_lowercase)
-    with pytest.raises(UserError, match=r"the stored TokenizersBackend gives .* GPT2Tokenizer of transformers gives"):
+    with pytest.raises(
+        UserError,
+        match=r"the stored TokenizersBackend gives .* GPT2Tokenizer of transformers gives",
+    ):
         fetch(source, tmp_path / "out")
 
 
@@ -362,16 +450,25 @@ def test_without_a_source_the_stored_tokenizer_json_is_compared(tmp_path: Path) 
     small_tokenizers.save("Llama", tmp_path / "source")
     fetch(tmp_path / "source", tmp_path / "out")
     shutil.rmtree(tmp_path / "source")
-    edit(tmp_path / "out" / "tokenizer_config.json", lambda content: content.update(tokenizer_class="Qwen2Tokenizer"))
+    edit(
+        tmp_path / "out" / "tokenizer_config.json",
+        lambda content: content.update(tokenizer_class="Qwen2Tokenizer"),
+    )
     (tmp_path / "out" / "source.json").unlink()
     with pytest.raises(UserError, match=r"the stored tokenizer\.json gives"):
         tokenizer_checks.check(
-            models.load_tokenizer(tmp_path / "out"), tmp_path / "out", rows=ROWS, name="x", source=None
+            models.load_tokenizer(tmp_path / "out"),
+            tmp_path / "out",
+            rows=ROWS,
+            name="x",
+            source=None,
         )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_accepted_tokenizer_agrees_with_its_tokenizer_json_on_any_text(kind: str, tmp_path: Path) -> None:
+def test_an_accepted_tokenizer_agrees_with_its_tokenizer_json_on_any_text(
+    kind: str, tmp_path: Path
+) -> None:
     from tokenizers import Tokenizer
 
     source = tmp_path / "source"
@@ -383,7 +480,9 @@ def test_an_accepted_tokenizer_agrees_with_its_tokenizer_json_on_any_text(kind: 
     @settings(max_examples=60, deadline=None, database=None)
     @given(strategies.text(max_size=20))
     def agrees(text: str) -> None:
-        coded = stored(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        coded = stored(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
         assert coded["input_ids"] == raw.encode(text, add_special_tokens=False).ids
         assert stored.bos_token_id not in coded["input_ids"]
         assert max(coded["input_ids"], default=0) < ROWS

@@ -9,7 +9,7 @@ import torch
 
 from ghosttrack.inputs import models
 from ghosttrack.inputs.unembedding import read_unembedding
-from ghosttrack.sae.decoder import output_tokens
+from ghosttrack.sae.logit_lens import output_tokens
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"intermediate_size": 24},
@@ -27,16 +27,25 @@ def make(kind: str, **settings: Any) -> Any:
 
         torch.manual_seed(0)
         common = {
-            "vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "max_position_embeddings": 64, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0,
+            "vocab_size": 400,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.3,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
             "pad_token_id": 0,
-        }  # fmt: skip
+        }
         config = AutoConfig.for_model(kind, **{**common, **SIZES[kind], **settings})
         model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
         if weight.ndim == 1:  # norms start as the identity, which would hide one that is left out
-            weight.copy_(torch.randn(weight.shape, generator=generator) + (1.0 if name.endswith("weight") else 0.0))
+            weight.copy_(
+                torch.randn(weight.shape, generator=generator)
+                + (1.0 if name.endswith("weight") else 0.0)
+            )
     return model
 
 
@@ -56,7 +65,9 @@ def own_logits(model: Any, h: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", *SIZES])
-def test_the_lens_of_a_direction_is_what_the_model_itself_makes_of_it(kind: str, tmp_path: Path) -> None:
+def test_the_lens_of_a_direction_is_what_the_model_itself_makes_of_it(
+    kind: str, tmp_path: Path
+) -> None:
     model = make(kind)
     model.save_pretrained(tmp_path)
     found = read_unembedding(tmp_path)
@@ -65,12 +76,19 @@ def test_the_lens_of_a_direction_is_what_the_model_itself_makes_of_it(kind: str,
     width, size = 16, len(found.weight)
     decoder = torch.randn(5, width, generator=torch.Generator().manual_seed(2))
     ranked = output_tokens(decoder, found, size, size)
-    for entry, value, d in zip(ranked.entry, ranked.value, 100 * decoder, strict=True):  # epsilon vanishes
-        sigma = float((d - d.mean()).pow(2).mean().sqrt() if found.centred else d.pow(2).mean().sqrt())
+    for entry, value, d in zip(
+        ranked.entry, ranked.value, 100 * decoder, strict=True
+    ):  # epsilon vanishes
+        sigma = float(
+            (d - d.mean()).pow(2).mean().sqrt() if found.centred else d.pow(2).mean().sqrt()
+        )
         # Biases of norm and head cancel; what the head's mean token gets means nothing to a softmax.
         logits = (own_logits(model, d) - own_logits(model, -d)) / 2 * sigma / 100
         torch.testing.assert_close(
-            torch.from_numpy(value), (logits - logits.mean())[torch.from_numpy(entry)], rtol=1e-4, atol=1e-4
+            torch.from_numpy(value),
+            (logits - logits.mean())[torch.from_numpy(entry)],
+            rtol=1e-4,
+            atol=1e-4,
         )
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from small_models import make_tokenizer
 
-import write_explorer
-from ghosttrack import files
+from ghosttrack.runtime import files
 from ghosttrack.settings import ReportSettings
 from ghosttrack.tracks import track_table
 from ghosttrack.tracks.track_table import Table, blank
+from report import write_explorer
 
 LAYERS, SLOTS, FEATURES = [1, 2, 3], 6, 40
 # Answers that a page could stumble over; each is the false answer of one group.
@@ -62,17 +62,32 @@ def make(folder: Path, groups: int = 12) -> Run:
         examples = _given(groups) if mode == "given" else _generated(groups)
         tokens, outputs = _tokens(examples, tokenizer, rng)
         for paths, table, kind in (
-            (run.examples, examples, "examples"), (run.tokens, tokens, "tokens"), (run.outputs, outputs, "outputs"),
-        ):  # fmt: skip
+            (run.examples, examples, "examples"),
+            (run.tokens, tokens, "tokens"),
+            (run.outputs, outputs, "outputs"),
+        ):
             paths.append(folder / f"{name}.{kind}.parquet")
             table.to_parquet(paths[-1])
         _tracks(folder, name, len(tokens), rng, run)
-        score = np.clip(0.5 + 0.35 * (2 * examples["label"] - 1) + rng.normal(0, 0.3, len(examples)), 0.01, 0.99)
-        for signal, family, values in (("ghosttrack", "detector", score), ("output_regression", "output", 0.25)):
+        score = np.clip(
+            0.5 + 0.35 * (2 * examples["label"] - 1) + rng.normal(0, 0.3, len(examples)), 0.01, 0.99
+        )
+        for signal, family, values in (
+            ("ghosttrack", "detector", score),
+            ("output_regression", "output", 0.25),
+        ):
             if name == "cities" or family == "detector":
-                scores.append(examples[["id", "group", "label"]].assign(
-                    dataset=name, mode=mode, fold=np.arange(len(examples)) // 2 % 3, signal=signal, family=family, score=values, reason="",
-                ))  # fmt: skip
+                scores.append(
+                    examples[["id", "group", "label"]].assign(
+                        dataset=name,
+                        mode=mode,
+                        fold=np.arange(len(examples)) // 2 % 3,
+                        signal=signal,
+                        family=family,
+                        score=values,
+                        reason="",
+                    )
+                )
     pd.concat(scores).to_parquet(run.scores)
     _explained(run.token_scores, run.effects, rng)
     for layer in LAYERS:
@@ -84,28 +99,48 @@ def make(folder: Path, groups: int = 12) -> Run:
 def write(run: Run, page: Path, **changes: Any) -> None:
     """Write the page of a run."""
     about: dict[str, Any] = {
-        "explorer": page, "report": ReportSettings(), "model": "<b>tiny</b>", "datasets": ["cities", "questions"], "layers": LAYERS,
-    }  # fmt: skip
+        "explorer": page,
+        "report": ReportSettings(),
+        "model": "<b>tiny</b>",
+        "datasets": ["cities", "questions"],
+        "layers": LAYERS,
+    }
     write_explorer.main(**{**run._asdict(), **about, **changes})
 
 
 def _explained(tokens: Path, effects: Path, rng: np.random.Generator) -> None:
     """Probe scores of the first set's first rows, and what each feature adds by fit."""
     probe = pd.DataFrame(
-        {"dataset": "cities", "row": np.arange(20), "fold": np.arange(20) % 3, "probe": rng.normal(0, 2, 20)}
+        {
+            "dataset": "cities",
+            "row": np.arange(20),
+            "fold": np.arange(20) % 3,
+            "probe": rng.normal(0, 2, 20),
+        }
     )
     probe.to_parquet(tokens)
-    places = pd.MultiIndex.from_product([[0, 1, 2, -1], LAYERS, range(FEATURES)], names=["fold", "layer", "feature"])
+    places = pd.MultiIndex.from_product(
+        [[0, 1, 2, -1], LAYERS, range(FEATURES)], names=["fold", "layer", "feature"]
+    )
     places.to_frame(index=False).assign(weight=rng.normal(0, 0.3, len(places))).to_parquet(effects)
 
 
 def _row(name: str, group: str, prompt: str, answer: str, label: int, mode: str) -> dict[str, Any]:
     text = f"{prompt} {answer}" + ("." if mode == "given" else "")
     return {
-        "id": name, "group": group, "prompt": prompt, "answer": answer, "text": text, "answer_start": len(prompt) + 1,
-        "answer_end": len(prompt) + 1 + len(answer), "label": label, "mode": mode, "gold": ["Paris"], "question": "Where?",
+        "id": name,
+        "group": group,
+        "prompt": prompt,
+        "answer": answer,
+        "text": text,
+        "answer_start": len(prompt) + 1,
+        "answer_end": len(prompt) + 1 + len(answer),
+        "label": label,
+        "mode": mode,
+        "gold": ["Paris"],
+        "question": "Where?",
         "relation": "place",
-    }  # fmt: skip
+    }
 
 
 def _given(groups: int) -> pd.DataFrame:
@@ -113,42 +148,79 @@ def _given(groups: int) -> pd.DataFrame:
     for group in range(groups):
         kind = list(HOSTILE)[group] if group < len(HOSTILE) else f"plain-{group}"
         for label, answer in enumerate(("Paris", HOSTILE.get(kind, f"Lyon {group}"))):
-            rows.append(_row(f"cities-{kind}-{label}", kind, f"The city {group} is", answer.strip(), label, "given"))
+            rows.append(
+                _row(
+                    f"cities-{kind}-{label}",
+                    kind,
+                    f"The city {group} is",
+                    answer.strip(),
+                    label,
+                    "given",
+                )
+            )
     return pd.DataFrame(rows)
 
 
 def _generated(groups: int) -> pd.DataFrame:
     prompt = "The capital of Japan is Tokyo.\nThe capital of {} is"
-    return pd.DataFrame([
-        _row(f"questions-{group}", f"q{group}", prompt.format(group), f"Ada {group}", group % 2, "generated") for group in range(groups)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            _row(
+                f"questions-{group}",
+                f"q{group}",
+                prompt.format(group),
+                f"Ada {group}",
+                group % 2,
+                "generated",
+            )
+            for group in range(groups)
+        ]
+    )
 
 
-def _tokens(examples: pd.DataFrame, tokenizer: Any, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tokens(
+    examples: pd.DataFrame, tokenizer: Any, rng: np.random.Generator
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     from ghosttrack.activations.example_tokens import encode
 
     encoded = encode(examples, tokenizer, 100_000, "fake")
     sizes = np.array([len(each.answer) for each in encoded])
     logprob = -rng.exponential(3, sizes.sum())
-    tokens = pd.DataFrame({
-        "example": np.repeat(np.arange(len(encoded)), sizes), "position": np.concatenate([each.answer + each.shift for each in encoded]),
-        "logprob": logprob, "entropy": rng.exponential(2, len(logprob)), "rank": rng.integers(0, 300, len(logprob)),
-    })  # fmt: skip
-    outputs = pd.DataFrame({"id": examples["id"], "row_start": np.cumsum(sizes) - sizes, "row_count": sizes})
+    tokens = pd.DataFrame(
+        {
+            "example": np.repeat(np.arange(len(encoded)), sizes),
+            "position": np.concatenate([each.answer + each.shift for each in encoded]),
+            "logprob": logprob,
+            "entropy": rng.exponential(2, len(logprob)),
+            "rank": rng.integers(0, 300, len(logprob)),
+        }
+    )
+    outputs = pd.DataFrame(
+        {"id": examples["id"], "row_start": np.cumsum(sizes) - sizes, "row_count": sizes}
+    )
     return tokens, outputs
 
 
 def _tracks(folder: Path, name: str, rows: int, rng: np.random.Generator, run: Run) -> None:
     table = random_tracks(rows, rng)
     store, manifest = folder / f"{name}.default.zarr", folder / f"{name}.default.json"
-    with track_table.writer(store, rows=rows, layers=len(LAYERS), slots=SLOTS, chunk_slots=SLOTS) as writer:
+    with track_table.writer(
+        store, rows=rows, layers=len(LAYERS), slots=SLOTS, chunk_slots=SLOTS
+    ) as writer:
         for start in range(0, rows, track_table.ROWS):
             writer.append(table.part(start, start + track_table.ROWS))
         writer.finish({})
-    files.write_json(manifest, {
-        "rows": rows, "layers": LAYERS, "variant": "default", "top_k": SLOTS, "activation_scale": [1.0, 2.0, 0.5],
-        "store_sha256": track_table.digest(store),
-    })  # fmt: skip
+    files.write_json(
+        manifest,
+        {
+            "rows": rows,
+            "layers": LAYERS,
+            "variant": "default",
+            "top_k": SLOTS,
+            "activation_scale": [1.0, 2.0, 0.5],
+            "store_sha256": track_table.digest(store),
+        },
+    )
     run.tracks.append(store)
     run.tracks_manifests.append(manifest)
 
@@ -156,9 +228,9 @@ def _tracks(folder: Path, name: str, rows: int, rng: np.random.Generator, run: R
 def random_tracks(rows: int, rng: np.random.Generator) -> Table:
     """Links of gap 1 and 2 between the same slots of different layers, births and deaths among them."""
     table = blank(rows, len(LAYERS), SLOTS)
-    table.feature[:] = rng.permuted(np.tile(np.arange(FEATURES), (rows * len(LAYERS), 1)), axis=1)[:, :SLOTS].reshape(
-        rows, len(LAYERS), SLOTS
-    )
+    table.feature[:] = rng.permuted(np.tile(np.arange(FEATURES), (rows * len(LAYERS), 1)), axis=1)[
+        :, :SLOTS
+    ].reshape(rows, len(LAYERS), SLOTS)
     table.activation[:] = rng.exponential(1, table.activation.shape)
     empty = rng.random(table.feature.shape) < 0.25
     table.feature[empty], table.activation[empty] = -1, 0
@@ -169,7 +241,9 @@ def random_tracks(rows: int, rng: np.random.Generator) -> Table:
             both = (table.feature[:, layer] >= 0) & (table.feature[:, layer - gap] >= 0)
             between = (table.feature[:, layer - 1] < 0) if gap == 2 else np.ones_like(both)
             linked = both & between & (rng.random(both.shape) < 0.7)
-            table.previous[:, layer][linked] = np.broadcast_to(np.arange(SLOTS), linked.shape)[linked]
+            table.previous[:, layer][linked] = np.broadcast_to(np.arange(SLOTS), linked.shape)[
+                linked
+            ]
             table.gap[:, layer][linked] = gap
             table.surplus[:, layer][linked] = 0.1
     return table
@@ -181,11 +255,20 @@ def _features(layer: int, rng: np.random.Generator) -> pd.DataFrame:
     for feature in range(FEATURES):
         fires = feature > 0
         word = "</script><b>" if feature == 1 else f" word{feature}"
-        rows.append({
-            "feature": feature, "density": 0.2 if feature == 2 else 0.01 * fires, "activation_max": 3.0 * fires,
-            "top_text": [word, " other"] * fires, "top_share": [0.4, 0.1] * fires,
-            "context_row": [int(row) for row in rng.integers(0, 50, 3)] * fires, "context_activation": [3.0, 2.5, 2.0] * fires,
-            "context_before": [f"layer {layer}, <i>before</i>"] * 3 * fires, "context_token": [word] * 3 * fires,
-            "context_after": [" after"] * 3 * fires, "output_text": [" France", "\n"], "output_logit": [4.0, 3.0],
-        })  # fmt: skip
+        rows.append(
+            {
+                "feature": feature,
+                "density": 0.2 if feature == 2 else 0.01 * fires,
+                "activation_max": 3.0 * fires,
+                "top_text": [word, " other"] * fires,
+                "top_share": [0.4, 0.1] * fires,
+                "context_row": [int(row) for row in rng.integers(0, 50, 3)] * fires,
+                "context_activation": [3.0, 2.5, 2.0] * fires,
+                "context_before": [f"layer {layer}, <i>before</i>"] * 3 * fires,
+                "context_token": [word] * 3 * fires,
+                "context_after": [" after"] * 3 * fires,
+                "output_text": [" France", "\n"],
+                "output_logit": [4.0, 3.0],
+            }
+        )
     return pd.DataFrame(rows)

@@ -5,10 +5,10 @@ import fake_results
 import pandas as pd
 import pytest
 
-import compare_models
-from ghosttrack import compare as compare_runs
+from ghosttrack.cli import compare as compare_runs
 from ghosttrack.errors import UserError
 from ghosttrack.report import numbers
+from report import compare_models
 
 
 @pytest.fixture(scope="module")
@@ -16,21 +16,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[fake_results.Run]:
     return [fake_results.make(tmp_path_factory.mktemp("run"), seed) for seed in (0, 1)]
 
 
-def compare(runs: list[fake_results.Run], folder: Path, models: list[str]) -> tuple[pd.DataFrame, str]:
+def compare(
+    runs: list[fake_results.Run], folder: Path, models: list[str]
+) -> tuple[pd.DataFrame, str]:
     compare_models.main(
-        metrics=[run.metrics for run in runs], page=folder / "comparison.html", models=models, controls=fake_results.CONTROLS,
-    )  # fmt: skip
+        metrics=[run.metrics for run in runs],
+        page=folder / "comparison.html",
+        models=models,
+        controls=fake_results.CONTROLS,
+    )
     return pd.read_csv(folder / "metrics.csv"), (folder / "comparison.html").read_text()
 
 
-def test_the_table_holds_every_row_of_every_model(runs: list[fake_results.Run], tmp_path: Path) -> None:
+def test_the_table_holds_every_row_of_every_model(
+    runs: list[fake_results.Run], tmp_path: Path
+) -> None:
     table, _ = compare(runs, tmp_path, ["small", "medium"])
     for name, run in zip(["small", "medium"], runs, strict=True):
         part = table[table["model"] == name].drop(columns="model").reset_index(drop=True)
         pd.testing.assert_frame_equal(part, pd.read_csv(run.metrics))
 
 
-def test_the_page_sets_the_models_side_by_side(runs: list[fake_results.Run], tmp_path: Path) -> None:
+def test_the_page_sets_the_models_side_by_side(
+    runs: list[fake_results.Run], tmp_path: Path
+) -> None:
     _, page = compare(runs, tmp_path, ["small", "<b>medium</b>"])
     assert '<th scope="col">small</th><th scope="col">&lt;b&gt;medium&lt;/b&gt;</th>' in page
     assert "<b>medium" not in page
@@ -44,7 +53,9 @@ def test_one_model_alone_has_a_page_too(runs: list[fake_results.Run], tmp_path: 
     assert "put to 1 model:" in page
 
 
-def test_a_data_set_that_one_model_lacks_is_a_dash(runs: list[fake_results.Run], tmp_path: Path) -> None:
+def test_a_data_set_that_one_model_lacks_is_a_dash(
+    runs: list[fake_results.Run], tmp_path: Path
+) -> None:
     metrics = pd.read_csv(runs[1].metrics)
     fewer = changed(runs[1], tmp_path / "run", metrics[metrics["dataset"] != "cities"])
     _, page = compare([runs[0], fewer], tmp_path, ["small", "medium"])
@@ -57,10 +68,14 @@ def test_a_metrics_file_that_is_none_is_named(runs: list[fake_results.Run], tmp_
         compare([bad], tmp_path, ["small"])
 
 
-def test_the_page_pairs_what_both_models_scored(runs: list[fake_results.Run], tmp_path: Path) -> None:
+def test_the_page_pairs_what_both_models_scored(
+    runs: list[fake_results.Run], tmp_path: Path
+) -> None:
     _, page = compare(runs, tmp_path, ["small", "medium"])
     found = (
-        pd.read_csv(tmp_path / "differences.csv").query("dataset == 'all_strict' and signal == 'ghosttrack'").iloc[0]
+        pd.read_csv(tmp_path / "differences.csv")
+        .query("dataset == 'all_strict' and signal == 'ghosttrack'")
+        .iloc[0]
     )
     assert f"a difference of {numbers.signed(found['difference'])}" in page
     assert f"On the {found['n']:,} texts that both have" in page
@@ -78,10 +93,18 @@ def test_finished_runs_are_compared_from_the_command_line(
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["{0}"], "at least two runs"), (["{0}", "{0}"], "given twice"), (["{0}", "nowhere"], "nowhere"), (["{0}", "{1}", "--draws", "9"], "--draws: 9")],
-)  # fmt: skip
+    [
+        (["{0}"], "at least two runs"),
+        (["{0}", "{0}"], "given twice"),
+        (["{0}", "nowhere"], "nowhere"),
+        (["{0}", "{1}", "--draws", "9"], "--draws: 9"),
+    ],
+)
 def test_a_wrong_comparison_is_one_line(
-    runs: list[fake_results.Run], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    runs: list[fake_results.Run],
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folders = [str(run.metrics.parents[1]) for run in runs]
     assert compare_runs.main([each.format(*folders) for each in arguments]) == 2

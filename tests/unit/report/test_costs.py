@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import summarise_costs
-from ghosttrack import monitor
+from ghosttrack.planning import run_state
 from ghosttrack.report import costs
+from report import summarise_costs
 
 HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 
@@ -16,9 +16,13 @@ HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\t
 def run(tmp_path: Path) -> Path:
     """A run whose costs are known."""
     jobs = {
-        "fetch_model.tsv": (30, 1500, 12.5), "train_sae/layer_02.tsv": (100, 600, 90), "train_sae/layer_04.tsv": (80, 700, 75),
-        "track_features/cities.tsv": (5, 300, 4), "evaluate_sae/layer_02.tsv": (0.3, "NA", "NA"), "verify_activations.tsv": (9, 100, 8),
-    }  # fmt: skip
+        "fetch_model.tsv": (30, 1500, 12.5),
+        "train_sae/layer_02.tsv": (100, 600, 90),
+        "train_sae/layer_04.tsv": (80, 700, 75),
+        "track_features/cities.tsv": (5, 300, 4),
+        "evaluate_sae/layer_02.tsv": (0.3, "NA", "NA"),
+        "verify_activations.tsv": (9, 100, 8),
+    }
     for name, (seconds, memory, cpu) in jobs.items():
         path = tmp_path / "mine" / "benchmarks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,12 +42,20 @@ def run(tmp_path: Path) -> Path:
 
 def test_jobs_of_a_rule_are_summed_and_the_longest_is_named(run: Path) -> None:
     found = {each.rule: each for each in costs.of_jobs(run / "benchmarks")}
-    assert list(found) == ["fetch_model", "train_sae", "evaluate_sae", "track_features", "verify_activations"]
+    assert list(found) == [
+        "fetch_model",
+        "train_sae",
+        "evaluate_sae",
+        "track_features",
+        "verify_activations",
+    ]
     assert found["train_sae"] == ("autoencoders", "train_sae", 2, 165, 180, 700, "layer_02", 100)
     assert found["verify_activations"].step == "on request"
 
 
-def test_a_job_too_short_to_be_looked_at_has_no_cpu_time_and_takes_none_from_its_step(run: Path) -> None:
+def test_a_job_too_short_to_be_looked_at_has_no_cpu_time_and_takes_none_from_its_step(
+    run: Path,
+) -> None:
     found = costs.of_jobs(run / "benchmarks")
     short = next(each for each in found if each.rule == "evaluate_sae")
     assert math.isnan(short.cpu_seconds)
@@ -60,16 +72,22 @@ def test_every_byte_of_the_folder_is_of_one_kind(run: Path) -> None:
     assert found["figures and pages"].bytes == 700
     assert found["other"].bytes == 11
     everything = [path for path in run.rglob("*") if path.is_file()]
-    assert sum(each.bytes for each in found.values()) == sum(path.stat().st_size for path in everything)
+    assert sum(each.bytes for each in found.values()) == sum(
+        path.stat().st_size for path in everything
+    )
     assert sum(each.files for each in found.values()) == len(everything)
 
 
 def test_the_script_writes_tables_and_a_page_with_the_budget(run: Path) -> None:
     folder = run / "benchmarks"
     summarise_costs.main(
-        page=folder / "costs.html", jobs=folder / "costs.csv", disk=folder / "disk.csv", model="<b>mine</b>", planned_kb=2_000_000,
+        page=folder / "costs.html",
+        jobs=folder / "costs.csv",
+        disk=folder / "disk.csv",
+        model="<b>mine</b>",
+        planned_kb=2_000_000,
         budget_kb=3_000_000,
-    )  # fmt: skip
+    )
     with (folder / "costs.csv").open() as stream:
         rows = {row["rule"]: row for row in csv.DictReader(stream)}
     assert rows["evaluate_sae"]["cpu_seconds"] == ""
@@ -83,4 +101,4 @@ def test_the_script_writes_tables_and_a_page_with_the_budget(run: Path) -> None:
 
 def test_every_rule_of_a_run_has_a_step() -> None:
     known = {rule for rules in costs.STEPS.values() for rule in rules}
-    assert set(monitor.PHASES) - known == {"summarise_costs"}
+    assert set(run_state.PHASES) - known == {"summarise_costs"}

@@ -41,10 +41,16 @@ def page(run: explorer_fakes.Run, tmp_path_factory: pytest.TempPathFactory) -> s
 def scored(sizes: dict[str, int], texts_per_group: int = 4) -> pd.DataFrame:
     """Sets of so many texts; a text's score is worse the later it stands in its set."""
     rows = [
-        {"dataset": name, "group": f"g{place // texts_per_group}", "label": place % 2, "prompt": f"p{place // 2}",
-         "score": abs(place % 2 - place / size)}
-        for name, size in sizes.items() for place in range(size)
-    ]  # fmt: skip
+        {
+            "dataset": name,
+            "group": f"g{place // texts_per_group}",
+            "label": place % 2,
+            "prompt": f"p{place // 2}",
+            "score": abs(place % 2 - place / size),
+        }
+        for name, size in sizes.items()
+        for place in range(size)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -52,7 +58,9 @@ def test_few_texts_are_all_shown() -> None:
     assert choice.choose(scored({"a": 20, "b": 8}), 28).tolist() == list(range(28))
 
 
-def test_of_many_texts_whole_groups_are_shown_in_proportion_with_failures_and_hits_among_them() -> None:
+def test_of_many_texts_whole_groups_are_shown_in_proportion_with_failures_and_hits_among_them() -> (
+    None
+):
     table = scored({"a": 400, "b": 100, "c": 20})
     table.loc[table["dataset"] == "c", "score"] = np.nan  # a set that was not run is shown, too
     kept = table.iloc[choice.choose(table, 130)]
@@ -61,14 +69,18 @@ def test_of_many_texts_whole_groups_are_shown_in_proportion_with_failures_and_hi
         assert len(part) == 4
     shown = set(kept.loc[kept["dataset"] == "a", "group"])
     assert {"g99", "g98", "g0", "g1"} <= shown  # the clearest failures and hits
-    assert len(shown & {f"g{number}" for number in range(15, 85)}) >= 4  # and some that no score chose
+    assert (
+        len(shown & {f"g{number}" for number in range(15, 85)}) >= 4
+    )  # and some that no score chose
     assert choice.choose(table, 130).tolist() == sorted(choice.choose(table, 130))
 
 
 def test_the_page_opens_on_extremes_of_each_kind_from_different_groups() -> None:
     table = scored({"a": 40, "b": 40, "c": 40})
     found = choice.picks(table)
-    assert [pick.why for pick in found] == [why for why, _, _ in choice.KINDS for _ in range(choice.PICKS)]
+    assert [pick.why for pick in found] == [
+        why for why, _, _ in choice.KINDS for _ in range(choice.PICKS)
+    ]
     rows = table.iloc[[pick.row for pick in found]]
     assert not rows.duplicated(["dataset", "group"]).any()
     misses = rows.iloc[3:6]
@@ -85,14 +97,21 @@ def test_without_texts_of_one_label_the_page_opens_on_those_of_the_other() -> No
 
 
 def test_a_twin_has_the_same_prompt_and_the_other_label() -> None:
-    table = pd.DataFrame({
-        "dataset": ["a"] * 5, "group": ["g", "g", "g", "g", "alone"], "label": [0, 1, 1, 0, 1], "prompt": ["x", "x", "y", "y", "x"],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "dataset": ["a"] * 5,
+            "group": ["g", "g", "g", "g", "alone"],
+            "label": [0, 1, 1, 0, 1],
+            "prompt": ["x", "x", "y", "y", "x"],
+        }
+    )
     assert choice.twins(table).tolist() == [1, 0, 3, 2, -1]
 
 
 def test_a_twin_with_another_prompt_serves_where_none_has_the_same() -> None:
-    table = pd.DataFrame({"dataset": ["a"] * 2, "group": ["g"] * 2, "label": [0, 1], "prompt": ["x", "y"]})
+    table = pd.DataFrame(
+        {"dataset": ["a"] * 2, "group": ["g"] * 2, "label": [0, 1], "prompt": ["x", "y"]}
+    )
     assert choice.twins(table).tolist() == [1, 0]
 
 
@@ -105,7 +124,9 @@ def slow_tracks(table: Table, row: int, scale: np.ndarray) -> list[tracks.Track]
             if table.feature[row, layer, slot] < 0:
                 continue
             gap = int(table.gap[row, layer, slot])
-            number = owner[layer - gap, int(table.previous[row, layer, slot])] if gap else len(found)
+            number = (
+                owner[layer - gap, int(table.previous[row, layer, slot])] if gap else len(found)
+            )
             if not gap:
                 found.append({})
             owner[layer, slot] = number
@@ -136,9 +157,13 @@ def test_the_strongest_tracks_are_those_of_a_plain_loop() -> None:
     for row, token in found.items():
         slow = slow_tracks(table, row, scale)
         assert token.total == len(slow)
-        strongest = sorted(range(len(slow)), key=lambda place: (-sum(slow[place].levels), place))[:4]
+        strongest = sorted(range(len(slow)), key=lambda place: (-sum(slow[place].levels), place))[
+            :4
+        ]
         assert token.shown == [slow[place] for place in strongest]
-        assert any(-1 in track.features for each in found.values() for track in each.shown)  # silent layers occur
+        assert any(
+            -1 in track.features for each in found.values() for track in each.shown
+        )  # silent layers occur
 
 
 @pytest.mark.parametrize(
@@ -162,10 +187,14 @@ def test_tokens_that_a_text_does_not_have_are_refused() -> None:
         texts.require_positions([3, 9], [(0, 1)] * 8, "cities, id x")
 
 
-def test_every_text_is_on_the_page_as_it_stands_in_the_examples(page: str, run: explorer_fakes.Run) -> None:
+def test_every_text_is_on_the_page_as_it_stands_in_the_examples(
+    page: str, run: explorer_fakes.Run
+) -> None:
     index, about = unpack(page, "index"), unpack(page, "about")
     blocks = [
-        text for number in range(-(-about["texts"] // about["block"])) for text in unpack(page, f"block-{number}")
+        text
+        for number in range(-(-about["texts"] // about["block"]))
+        for text in unpack(page, f"block-{number}")
     ]
     for examples in run.examples:
         for row in pd.read_parquet(examples).itertuples():
@@ -173,7 +202,12 @@ def test_every_text_is_on_the_page_as_it_stands_in_the_examples(page: str, run: 
             assert found["before"] + "".join(found["pieces"]) + found["after"] == row.text
             answer = row.text[row.answer_start : row.answer_end]
             assert answer in "".join(found["pieces"])
-            assert len(found["pieces"]) == len(found["surprise"]) == len(found["tracks"]) == len(found["rank"])
+            assert (
+                len(found["pieces"])
+                == len(found["surprise"])
+                == len(found["tracks"])
+                == len(found["rank"])
+            )
 
 
 def test_nothing_of_a_text_or_a_name_is_markup(page: str) -> None:
@@ -188,7 +222,9 @@ def test_nothing_of_a_text_or_a_name_is_markup(page: str) -> None:
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
 
 
-def test_the_same_run_gives_the_same_bytes(page: str, run: explorer_fakes.Run, tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes(
+    page: str, run: explorer_fakes.Run, tmp_path: Path
+) -> None:
     explorer_fakes.write(run, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
@@ -198,7 +234,12 @@ def test_every_drawn_feature_has_a_name_and_an_entry(page: str) -> None:
     assert about["layers"] == explorer_fakes.LAYERS
     for place, layer in enumerate(names):
         entries = unpack(page, f"layer-{place}")
-        assert len(layer["feature"]) == len(layer["name"]) == len(entries["density"]) == len(entries["contexts"])
+        assert (
+            len(layer["feature"])
+            == len(layer["name"])
+            == len(entries["density"])
+            == len(entries["contexts"])
+        )
         silent, markup, dense = (layer["feature"].index(feature) for feature in range(3))
         assert layer["name"][silent] == "France"  # it never fires: named by what it speaks for
         assert entries["top"][silent] == entries["contexts"][silent] == []
@@ -206,7 +247,9 @@ def test_every_drawn_feature_has_a_name_and_an_entry(page: str) -> None:
         assert layer["dense"][dense] == 1 == sum(layer["dense"])
 
 
-def test_the_number_of_texts_and_tracks_is_a_setting(run: explorer_fakes.Run, tmp_path: Path) -> None:
+def test_the_number_of_texts_and_tracks_is_a_setting(
+    run: explorer_fakes.Run, tmp_path: Path
+) -> None:
     settings = ReportSettings(explorer_texts=20, explorer_tracks=2)
     explorer_fakes.write(run, tmp_path / "small.html", report=settings)
     page = (tmp_path / "small.html").read_text(encoding="utf-8")
@@ -216,12 +259,19 @@ def test_the_number_of_texts_and_tracks_is_a_setting(run: explorer_fakes.Run, tm
     assert f"{about['texts']} of {about['of']} texts" in re.sub(r"\s+", " ", page)
 
 
-def test_a_run_without_a_detector_but_with_clusters_has_its_page(run: explorer_fakes.Run, tmp_path: Path) -> None:
+def test_a_run_without_a_detector_but_with_clusters_has_its_page(
+    run: explorer_fakes.Run, tmp_path: Path
+) -> None:
     none = pd.read_parquet(run.token_scores).iloc[:0]
     none.to_parquet(tmp_path / "none.parquet")
-    pd.DataFrame({"layer": [1], "feature": [3], "cluster": ["places"]}).to_parquet(tmp_path / "clusters.parquet")
+    pd.DataFrame({"layer": [1], "feature": [3], "cluster": ["places"]}).to_parquet(
+        tmp_path / "clusters.parquet"
+    )
     explorer_fakes.write(
-        run, tmp_path / "page.html", token_scores=tmp_path / "none.parquet", clusters=tmp_path / "clusters.parquet"
+        run,
+        tmp_path / "page.html",
+        token_scores=tmp_path / "none.parquet",
+        clusters=tmp_path / "clusters.parquet",
     )
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     about = unpack(page, "about")
@@ -243,7 +293,10 @@ def test_very_many_tokens_get_fewer_tracks_each() -> None:
 
 
 def test_clusters_and_contributions_are_shown_where_they_are_known(run: explorer_fakes.Run) -> None:
-    frames = {layer: pd.read_parquet(path) for layer, path in zip(explorer_fakes.LAYERS, run.features, strict=True)}
+    frames = {
+        layer: pd.read_parquet(path)
+        for layer, path in zip(explorer_fakes.LAYERS, run.features, strict=True)
+    }
     datasets = {
         name: content.DatasetTables(
             pd.read_parquet(run.examples[place]),
@@ -253,16 +306,28 @@ def test_clusters_and_contributions_are_shown_where_they_are_known(run: explorer
         )
         for place, name in enumerate(("cities", "questions"))
     }
-    weights = pd.DataFrame([
-        {"fold": fold, "layer": layer, "feature": feature, "weight": fold + feature / 100}
-        for fold in range(3) for layer in explorer_fakes.LAYERS for feature in range(explorer_fakes.FEATURES)
-    ])  # fmt: skip
-    probe = pd.DataFrame({"dataset": "cities", "row": [0, 2], "fold": [2, 0], "probe": [1.5, -0.25]})
+    weights = pd.DataFrame(
+        [
+            {"fold": fold, "layer": layer, "feature": feature, "weight": fold + feature / 100}
+            for fold in range(3)
+            for layer in explorer_fakes.LAYERS
+            for feature in range(explorer_fakes.FEATURES)
+        ]
+    )
+    probe = pd.DataFrame(
+        {"dataset": "cities", "row": [0, 2], "fold": [2, 0], "probe": [1.5, -0.25]}
+    )
     clusters = pd.DataFrame({"layer": 1, "feature": [3, 4], "cluster": ["places", "places"]})
     made = content.assemble(
-        "m", datasets, pd.read_parquet(run.scores), frames, models.load_tokenizer(run.tokenizer.parent), ReportSettings(),
-        content.Explained(probe, weights), clusters,
-    )  # fmt: skip
+        "m",
+        datasets,
+        pd.read_parquet(run.scores),
+        frames,
+        models.load_tokenizer(run.tokenizer.parent),
+        ReportSettings(),
+        content.Explained(probe, weights),
+        clusters,
+    )
     assert made.about["probe"]
     assert made.about["clusters"]
     first = made.blocks[0][0]

@@ -8,7 +8,10 @@ import pytest
 from browser import CHROMIUM, Browser, browser
 from PIL import Image
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
 
 SHOWN = "document.body.dataset.shown"
 OPEN_ALL = "(() => { const show = document.getElementById('show'); show.value = 'all'; show.dispatchEvent(new Event('input', {bubbles: true})); })()"
@@ -54,12 +57,16 @@ def quiet(page: Browser) -> bool:
     return page.messages == [] and page.requests == []
 
 
-def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(page: Browser, tmp_path: Path) -> None:
+def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(
+    page: Browser, tmp_path: Path
+) -> None:
     page.run(OPEN_ALL)
     page.wait("document.querySelectorAll('[role=option]').length > 3")
     page.run(click("#row-1"))
     page.wait(f"{SHOWN}.startsWith('cities-markup-1')")
-    assert "This text is hallucinated" in page.run("document.querySelector('#reading h2').textContent")
+    assert "This text is hallucinated" in page.run(
+        "document.querySelector('#reading h2').textContent"
+    )
 
     tracks = page.run("document.querySelectorAll('.track').length")
     assert tracks >= 3
@@ -88,7 +95,9 @@ def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(pa
     page.run(choose("decision", "wrong"))
     wrong = page.run("document.querySelectorAll('[role=option]').length")
     assert 0 < wrong < page.run("document.querySelectorAll('[role=option]').length + 1000")
-    assert page.run("[...document.querySelectorAll('[role=option]')].every((row) => row.textContent.includes('wrong'))")
+    assert page.run(
+        "[...document.querySelectorAll('[role=option]')].every((row) => row.textContent.includes('wrong'))"
+    )
     page.run(choose("find", "no text has these words"))
     assert page.run("document.getElementById('count').textContent") == "0 texts, 0 decided wrongly"
     page.run(choose("find", ""))
@@ -112,11 +121,15 @@ def test_words_are_found_in_any_text_whatever_was_shown_before(page: Browser) ->
     assert page.run("document.querySelectorAll('[role=option]').length") > 0
 
 
-def test_the_score_from_the_output_alone_stands_beside_the_score(chromium: Browser, file: Path) -> None:
+def test_the_score_from_the_output_alone_stands_beside_the_score(
+    chromium: Browser, file: Path
+) -> None:
     figures = "document.querySelector('.figures').textContent"
     for number, said in (("cities-markup-1", "0.25"), ("questions-3", "\u2013")):
         chromium.open(file, part=number)
-        chromium.wait(f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('{number}')")
+        chromium.wait(
+            f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('{number}')"
+        )
         assert chromium.run(figures).endswith(f"score from the output alone {said}")
 
 
@@ -163,7 +176,9 @@ def test_a_track_goes_on_as_the_one_that_shares_most_of_its_detections(page: Bro
 def test_hostile_texts_are_shown_as_text_and_run_nothing(page: Browser) -> None:
     page.run(OPEN_ALL)
     for name, answer in explorer_fakes.HOSTILE.items():
-        page.run(choose("find", "the city " + str(list(explorer_fakes.HOSTILE).index(name)) + " is"))
+        page.run(
+            choose("find", "the city " + str(list(explorer_fakes.HOSTILE).index(name)) + " is")
+        )
         page.wait("document.querySelector('#row-1')")
         page.run(click("#row-1"))
         page.wait(f"{SHOWN}.startsWith('cities-{name}-1')")
@@ -181,7 +196,9 @@ def test_hostile_texts_are_shown_as_text_and_run_nothing(page: Browser) -> None:
     assert quiet(page)
 
 
-def test_a_page_that_asked_for_something_would_be_noticed(chromium: Browser, file: Path, tmp_path: Path) -> None:
+def test_a_page_that_asked_for_something_would_be_noticed(
+    chromium: Browser, file: Path, tmp_path: Path
+) -> None:
     asking = file.read_text(encoding="utf-8").replace(
         "<footer>", '<img src="http://127.0.0.1:9/x.png"><script>alert(1)</script><footer>'
     )
@@ -206,7 +223,9 @@ def test_the_keyboard_alone_leads_through_the_page(page: Browser) -> None:
     page.press("ArrowRight")
     page.press("Enter", "\r")
     page.wait(f"{SHOWN}.startsWith('cities-markup-1 1')")
-    assert page.run("document.activeElement.dataset.place") == "1"  # the focus stays where the hand is
+    assert (
+        page.run("document.activeElement.dataset.place") == "1"
+    )  # the focus stays where the hand is
     page.run("document.querySelector('.track[tabindex=\"0\"]').focus()")
     page.press("ArrowDown")
     page.press("Enter", "\r")
@@ -230,11 +249,15 @@ def test_what_is_not_text_has_a_name_for_those_who_do_not_see_it(page: Browser) 
 
 def test_an_address_opens_its_text(chromium: Browser, file: Path) -> None:
     chromium.open(file, part="questions-3")
-    chromium.wait(f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('questions-3')")
+    chromium.wait(
+        f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('questions-3')"
+    )
     assert "Tokyo" in chromium.run("document.querySelector('.passage').textContent")
 
 
-def test_an_address_of_a_text_that_is_not_here_says_so_until_another_is_opened(chromium: Browser, file: Path) -> None:
+def test_an_address_of_a_text_that_is_not_here_says_so_until_another_is_opened(
+    chromium: Browser, file: Path
+) -> None:
     chromium.open(file, part="nowhere-7")
     chromium.wait("document.body && document.body.dataset.ready")
     note = "document.querySelector('.head [role=status]')?.textContent"

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from ghosttrack import scores as registry
 from ghosttrack.errors import UserError
-from ghosttrack.report import figures, link_summary, tables
+from ghosttrack.report import figures, link_summary
 
 
 def inputs(folder: Path) -> figures.Inputs:
@@ -20,13 +21,19 @@ def inputs(folder: Path) -> figures.Inputs:
         curves=pd.read_csv(run.curves),
         calibration=pd.read_csv(run.calibration),
         quality={
-            layer: json.loads(path.read_text()) for layer, path in zip(fake_results.LAYERS, run.quality, strict=True)
+            layer: json.loads(path.read_text())
+            for layer, path in zip(fake_results.LAYERS, run.quality, strict=True)
         },
         neighbours={
-            layer: dict(np.load(path)) for layer, path in zip(fake_results.LAYERS[:-1], run.neighbours, strict=True)
+            layer: dict(np.load(path))
+            for layer, path in zip(fake_results.LAYERS[:-1], run.neighbours, strict=True)
         },
         signals=dict(
-            zip(product(fake_results.SETS, fake_results.VARIANTS), map(pd.read_parquet, run.signals), strict=True)
+            zip(
+                product(fake_results.SETS, fake_results.VARIANTS),
+                map(pd.read_parquet, run.signals),
+                strict=True,
+            )
         ),
         answers=pd.read_csv(run.answers),
         explanations=pd.read_csv(run.explanations),
@@ -40,9 +47,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> figures.Inputs:
     return inputs(tmp_path_factory.mktemp("figures"))
 
 
-def test_every_figure_is_drawn_and_every_format_written(run: figures.Inputs, tmp_path: Path) -> None:
+def test_every_figure_is_drawn_and_every_format_written(
+    run: figures.Inputs, tmp_path: Path
+) -> None:
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
-    paths = [tmp_path / f"{name}.svg" for name in figures.FIGURES] + [tmp_path / "links.png", tmp_path / "links.pdf"]
+    paths = [tmp_path / f"{name}.svg" for name in figures.FIGURES] + [
+        tmp_path / "links.png",
+        tmp_path / "links.pdf",
+    ]
     figures.draw(run, paths)
     for path in paths:
         assert path.read_bytes().startswith(starts[path.suffix[1:]])
@@ -69,10 +81,14 @@ def test_the_last_digit_of_a_layout_changes_no_byte(
 
     monkeypatch.setattr(Figure, "draw_without_rendering", slightly_otherwise)
     figures.draw(run, [tmp_path / "other" / "sae_quality.svg"])
-    assert (tmp_path / "one" / "sae_quality.svg").read_bytes() == (tmp_path / "other" / "sae_quality.svg").read_bytes()
+    assert (tmp_path / "one" / "sae_quality.svg").read_bytes() == (
+        tmp_path / "other" / "sae_quality.svg"
+    ).read_bytes()
 
 
-def test_a_data_set_that_was_not_run_leaves_an_empty_panel(run: figures.Inputs, tmp_path: Path) -> None:
+def test_a_data_set_that_was_not_run_leaves_an_empty_panel(
+    run: figures.Inputs, tmp_path: Path
+) -> None:
     metrics = run.metrics.copy()
     missing = metrics["dataset"] == "cities"
     metrics.loc[missing, ["auroc", "auroc_low", "auroc_high"]] = np.nan
@@ -92,7 +108,10 @@ def test_tables_without_rows_give_empty_panels(run: figures.Inputs, tmp_path: Pa
         if len(getattr(run, name))
     }
     assert len(tables_without_rows) == 2
-    figures.draw(run._replace(**tables_without_rows), [tmp_path / f"{name}.svg" for name in ("roc", "calibration")])
+    figures.draw(
+        run._replace(**tables_without_rows),
+        [tmp_path / f"{name}.svg" for name in ("roc", "calibration")],
+    )
     assert (tmp_path / "calibration.svg").exists()
 
 
@@ -127,11 +146,15 @@ def test_links_are_summed_up_beside_their_null() -> None:
 def test_track_means_leave_out_tables_without_links() -> None:
     found = link_summary.tracks(
         {
-            ("cities", "default"): pd.DataFrame({link_summary.LINKS: [1.0, 3.0], link_summary.LENGTH: [1.0, 2.0]}),
+            ("cities", "default"): pd.DataFrame(
+                {link_summary.LINKS: [1.0, 3.0], link_summary.LENGTH: [1.0, 2.0]}
+            ),
             ("cities", "untracked"): pd.DataFrame({"entropy_mean": [0.1]}),
         }
     )
-    assert found.to_dict("records") == [{"dataset": "cities", "variant": "default", "links": 2.0, "length": 1.5}]
+    assert found.to_dict("records") == [
+        {"dataset": "cities", "variant": "default", "links": 2.0, "length": 1.5}
+    ]
 
 
 def noted(rows: int, links: list[int], lengths: list[int], layers: list[int]) -> pd.DataFrame:
@@ -149,12 +172,17 @@ def test_links_by_layer_and_lengths_of_tracks_are_pooled_over_data_sets() -> Non
         ("cities", "older"): pd.DataFrame({link_summary.LINKS: [1.0]}),
     }
     first, second = link_summary.flows(signals)
-    assert (first.variant, first.layers, first.per_token.tolist()) == ("default", [1, 3, 5], [0.0, 1.0, 2.0])
+    assert (first.variant, first.layers, first.per_token.tolist()) == (
+        "default",
+        [1, 3, 5],
+        [0.0, 1.0, 2.0],
+    )
     assert (second.variant, second.per_token.tolist()) == ("untracked", [0.0, 0.0, 0.0])
     found = link_summary.lengths(signals)
     assert {variant: share.tolist() for variant, share in found.items()} == {
-        "default": [1.0, 0.4, 0.2], "untracked": [1.0, 0.0, 0.0],
-    }  # fmt: skip
+        "default": [1.0, 0.4, 0.2],
+        "untracked": [1.0, 0.0, 0.0],
+    }
 
 
 def test_curves_keep_their_ends_when_thinned() -> None:
@@ -167,7 +195,9 @@ def test_curves_keep_their_ends_when_thinned() -> None:
 def test_a_table_without_a_column_names_the_file_and_the_column(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
     pd.DataFrame({"dataset": [], "mode": []}).to_csv(path, index=False)
-    with pytest.raises(UserError, match=r"curves\.csv: expected the columns .*signal, curve, x, y not found"):
-        tables.read(path, tables.CURVES)
+    with pytest.raises(
+        UserError, match=r"curves\.csv: expected the columns .*signal, curve, x, y not found"
+    ):
+        registry.read(path, registry.CURVES)
     with pytest.raises(UserError, match="is missing"):
-        tables.read(tmp_path / "none.csv", tables.CURVES)
+        registry.read(tmp_path / "none.csv", registry.CURVES)

@@ -9,20 +9,45 @@ import pandas as pd
 import pytest
 from fake_results import Run
 
-import write_report
+from ghosttrack import scores as registry
 from ghosttrack.report import page as report_page
-from ghosttrack.report import pictures, tables, verdicts, wording
+from ghosttrack.report import pictures, verdicts, wording
+from report import write_report
 
 NASTY = "<script>alert(1)</script>"
-SETTINGS: dict[str, Any] = {"seed": 3, "evaluation": {"confidence": 0.95}, "corpus": {"source": NASTY}}
+SETTINGS: dict[str, Any] = {
+    "seed": 3,
+    "evaluation": {"confidence": 0.95},
+    "corpus": {"source": NASTY},
+}
 
 
 def write(run: Run, path: Path, **changed: Any) -> str:
     values: dict[str, Any] = {
-        **{name: getattr(run, name) for name in ("metrics", "ledger", "leak_audit", "quality", "answers", "labels", "relations", "source", "neighbours", "explanations")},
-        "figures": [], "report": path, "settings": SETTINGS, "model": "smollm2-135m", "layers": fake_results.LAYERS,
-        "datasets": list(fake_results.SETS), "controls": fake_results.CONTROLS, **changed,
-    }  # fmt: skip
+        **{
+            name: getattr(run, name)
+            for name in (
+                "metrics",
+                "ledger",
+                "leak_audit",
+                "quality",
+                "answers",
+                "labels",
+                "relations",
+                "source",
+                "neighbours",
+                "explanations",
+            )
+        },
+        "figures": [],
+        "report": path,
+        "settings": SETTINGS,
+        "model": "smollm2-135m",
+        "layers": fake_results.LAYERS,
+        "datasets": list(fake_results.SETS),
+        "controls": fake_results.CONTROLS,
+        **changed,
+    }
     write_report.main(**values)
     return path.read_text()
 
@@ -96,7 +121,9 @@ def test_whatever_is_put_in_is_shown_as_text(run: Run, tmp_path: Path, page: str
     ledger = pd.read_csv(run.ledger)
     ledger["claim"] = ledger["claim"].replace("tracking metrics beat their permuted null", NASTY)
     ledger.to_csv(tmp_path / "ledger.csv", index=False)
-    assert NASTY not in write(run, tmp_path / "report.html", ledger=tmp_path / "ledger.csv", model=NASTY)
+    assert NASTY not in write(
+        run, tmp_path / "report.html", ledger=tmp_path / "ledger.csv", model=NASTY
+    )
 
 
 def test_two_runs_give_the_same_bytes(run: Run, tmp_path: Path, page: str) -> None:
@@ -112,18 +139,25 @@ def test_every_data_set_shows_what_a_sceptic_asks_for(page: str, run: Run) -> No
     for dataset in fake_results.SETS:
         assert f'<th scope="row">{dataset}</th>' in page
         for signal, _ in report_page.COLUMNS:
-            row = tables.row_of(metrics, dataset, signal)
+            row = registry.row_of(metrics, dataset, signal)
             assert row is not None
-            assert f"{row['auroc']:.3f}<small>{row['auroc_low']:.3f}\u2013{row['auroc_high']:.3f}</small>" in page
+            assert (
+                f"{row['auroc']:.3f}<small>{row['auroc_low']:.3f}\u2013{row['auroc_high']:.3f}</small>"
+                in page
+            )
 
 
 def test_data_sets_are_sorted_by_what_they_can_show(run: Run) -> None:
     metrics = pd.read_csv(run.metrics)
-    leaking = (metrics["dataset"] == "us_cities") & (metrics["signal"] == tables.TEXT_ONLY)
+    leaking = (metrics["dataset"] == "us_cities") & (metrics["signal"] == registry.TEXT_ONLY)
     metrics.loc[leaking, ["auroc", "auroc_low", "auroc_high"]] = (0.7, 0.65, 0.75)
-    found = tables.kinds(metrics, list(fake_results.SETS), fake_results.CONTROLS)
+    found = registry.kinds(metrics, list(fake_results.SETS), fake_results.CONTROLS)
     assert found.strict == ["cities", "capitals", "borders_hard"]
-    assert (found.leaky, found.generated, found.control) == (["us_cities"], ["questions"], ["element_symbol"])
+    assert (found.leaky, found.generated, found.control) == (
+        ["us_cities"],
+        ["questions"],
+        ["element_symbol"],
+    )
 
 
 def test_numbers_that_are_not_there_are_dashes(run: Run, tmp_path: Path) -> None:
@@ -137,33 +171,55 @@ def test_numbers_that_are_not_there_are_dashes(run: Run, tmp_path: Path) -> None
     assert "not run: too few groups" in text
     assert "nothing can be said about these" in text
     assert "on 2 of 3 data sets" in text
-    assert "nan" not in re.sub(r"\w*nan\w+|\w+nan\w*", "", re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL))
+    assert "nan" not in re.sub(
+        r"\w*nan\w+|\w+nan\w*", "", re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    )
 
 
 def row(claim: str, dataset: str, verdict: str, difference: float = 0.05) -> dict[str, Any]:
     return {
-        "claim": claim, "dataset": dataset, "mode": "given", "ours": "ghosttrack", "control": "text_only", "auroc_ours": 0.9,
-        "auroc_control": 0.85, "difference": difference, "difference_low": 0.01, "difference_high": 0.09, "p_holm": 0.0001,
-        "n": 100, "groups": 50, "verdict": verdict, "reason": np.nan,
-    }  # fmt: skip
+        "claim": claim,
+        "dataset": dataset,
+        "mode": "given",
+        "ours": "ghosttrack",
+        "control": "text_only",
+        "auroc_ours": 0.9,
+        "auroc_control": 0.85,
+        "difference": difference,
+        "difference_low": 0.01,
+        "difference_high": 0.09,
+        "p_holm": 0.0001,
+        "n": 100,
+        "groups": 50,
+        "verdict": verdict,
+        "reason": np.nan,
+    }
 
 
-KINDS = tables.Kinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [])
+KINDS = registry.Kinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [])
 
 
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        (tables.ESTABLISHED, "beats its best control by 0.050 AUROC; taken alone, on 1 of 2 data sets."),
-        (tables.NOT_ESTABLISHED, "it is not established that the detector beats its best control."),
-        (tables.ARTEFACT, "the detector's score is an artefact: the text alone reaches as much."),
+        (
+            registry.ESTABLISHED,
+            "beats its best control by 0.050 AUROC; taken alone, on 1 of 2 data sets.",
+        ),
+        (
+            registry.NOT_ESTABLISHED,
+            "it is not established that the detector beats its best control.",
+        ),
+        (registry.ARTEFACT, "the detector's score is an artefact: the text alone reaches as much."),
     ],
 )
 def test_the_summary_says_the_verdict_in_plain_words(verdict: str, said: str) -> None:
     rows = [
-        row(tables.HEADLINE, tables.ALL_GIVEN, verdict), row(tables.HEADLINE, "cities", tables.ESTABLISHED),
-        row(tables.HEADLINE, "capitals", tables.NOT_ESTABLISHED), row(tables.TRACKING, tables.ALL_GIVEN, tables.NOT_ESTABLISHED),
-    ]  # fmt: skip
+        row(registry.HEADLINE, registry.ALL_GIVEN, verdict),
+        row(registry.HEADLINE, "cities", registry.ESTABLISHED),
+        row(registry.HEADLINE, "capitals", registry.NOT_ESTABLISHED),
+        row(registry.TRACKING, registry.ALL_GIVEN, registry.NOT_ESTABLISHED),
+    ]
     found = verdicts.summary(rows, KINDS)
     assert said in found
     assert found.endswith("That tracking adds to it is not established.")
@@ -172,36 +228,39 @@ def test_the_summary_says_the_verdict_in_plain_words(verdict: str, said: str) ->
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (tables.ESTABLISHED, "Tracking adds to it."),
-        (tables.NOT_ESTABLISHED, "without the links that make a track is not established."),
+        (registry.ESTABLISHED, "Tracking adds to it."),
+        (registry.NOT_ESTABLISHED, "without the links that make a track is not established."),
     ],
 )
 def test_tracking_adds_only_if_its_null_adds_less(more: str, said: str) -> None:
     rows = [
-        row(tables.HEADLINE, tables.ALL_GIVEN, tables.ESTABLISHED), row(tables.TRACKING, tables.ALL_GIVEN, tables.ESTABLISHED),
-        row(f"{tables.TRACKING}{tables.MORE_THAN} untracked null", tables.ALL_GIVEN, more),
-    ]  # fmt: skip
+        row(registry.HEADLINE, registry.ALL_GIVEN, registry.ESTABLISHED),
+        row(registry.TRACKING, registry.ALL_GIVEN, registry.ESTABLISHED),
+        row(f"{registry.TRACKING}{registry.MORE_THAN} untracked null", registry.ALL_GIVEN, more),
+    ]
     assert verdicts.summary(rows, KINDS).endswith(said)
 
 
 def test_without_a_claim_over_data_sets_nothing_is_established() -> None:
-    assert verdicts.summary([row(tables.HEADLINE, "element_symbol", tables.ARTEFACT)], KINDS).startswith(
-        "Nothing can be"
-    )
+    assert verdicts.summary(
+        [row(registry.HEADLINE, "element_symbol", registry.ARTEFACT)], KINDS
+    ).startswith("Nothing can be")
 
 
 def test_findings_name_the_data_sets_whose_number_is_an_artefact() -> None:
     rows = [
-        row(tables.HEADLINE, tables.ALL_GIVEN, tables.ESTABLISHED),
-        row(tables.HEADLINE, "element_symbol", tables.ARTEFACT),
+        row(registry.HEADLINE, registry.ALL_GIVEN, registry.ESTABLISHED),
+        row(registry.HEADLINE, "element_symbol", registry.ARTEFACT),
     ]
     found = verdicts.findings(rows, KINDS)
-    assert found[tables.ESTABLISHED] == ["The detector beats its best control"]
-    assert found[tables.ARTEFACT] == ["The detector's 0.90 on element_symbol, a positive control"]
+    assert found[registry.ESTABLISHED] == ["The detector beats its best control"]
+    assert found[registry.ARTEFACT] == ["The detector's 0.90 on element_symbol, a positive control"]
 
 
 def test_a_claim_carries_its_numbers_and_its_reason() -> None:
-    claim = verdicts.claim_of(row(tables.HEADLINE, "cities", tables.ESTABLISHED) | {"reason": "too few groups"})
+    claim = verdicts.claim_of(
+        row(registry.HEADLINE, "cities", registry.ESTABLISHED) | {"reason": "too few groups"}
+    )
     assert claim.numbers.startswith(
         "Detector 0.900 against 0.850 (text only). Difference +0.050 (+0.010\u00a0to\u00a0+0.090; corrected p"
     )
@@ -209,8 +268,14 @@ def test_a_claim_carries_its_numbers_and_its_reason() -> None:
 
 
 def test_names_of_nulls_are_spelled_out() -> None:
-    assert wording.label("metrics_forest.permuted") == "tracking metrics, random forest, permuted decoders"
-    assert wording.label("best of each set: answer_logprob_mean 3") == "best of each set: answer log-probability mean 3"
+    assert (
+        wording.label("metrics_forest.permuted")
+        == "tracking metrics, random forest, permuted decoders"
+    )
+    assert (
+        wording.label("best of each set: answer_logprob_mean 3")
+        == "best of each set: answer log-probability mean 3"
+    )
     assert wording.meaning("metrics_forest.random", "null").endswith("random links: a null")
     assert wording.meaning("something", "probe") == "probe"
 
@@ -240,21 +305,31 @@ def test_a_png_stands_in_where_there_is_no_svg(tmp_path: Path) -> None:
 
 def test_places_on_an_axis_stay_inside() -> None:
     scale = report_page.Scale(0.5, 1.0, 0.5, [0.5, 1.0])
-    assert [report_page.at(value, scale) for value in (0.5, 0.75, 2.0)] == ["0.00%", "50.00%", "100.00%"]
+    assert [report_page.at(value, scale) for value in (0.5, 0.75, 2.0)] == [
+        "0.00%",
+        "50.00%",
+        "100.00%",
+    ]
     assert report_page.at(float("nan"), scale) == "-1000%"
 
 
 def test_names_are_those_that_the_evaluation_writes() -> None:
     from ghosttrack.evaluation import ledger, scoreboard
 
-    assert (tables.ALL_GIVEN, tables.ALL_GENERATED) == (scoreboard.ALL_STRICT, scoreboard.GENERATED)
-    assert ledger.HEADLINE == tables.HEADLINE
-    assert tables.TRACKING in [claim.sentence for claim in ledger.claims(["default", "permuted"])]
+    assert (registry.ALL_GIVEN, registry.ALL_GENERATED) == (
+        scoreboard.ALL_STRICT,
+        scoreboard.GENERATED,
+    )
+    assert ledger.HEADLINE == registry.HEADLINE
+    assert registry.TRACKING in [claim.sentence for claim in ledger.claims(["default", "permuted"])]
 
 
 def test_the_page_says_what_storage_cost_in_the_worst_layer() -> None:
     quality = {
-        layer: {"storage": "int8s", "storage_error": {"relative": 6e-5 * layer, "low_variance": 2e-4 / layer}}
+        layer: {
+            "storage": "int8s",
+            "storage_error": {"relative": 6e-5 * layer, "low_variance": 2e-4 / layer},
+        }
         for layer in (1, 2)
     }
     assert report_page._storage(quality) == (

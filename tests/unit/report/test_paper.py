@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import write_paper
 from ghosttrack.report import paper
+from report import write_paper
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,27 @@ def written(run: fake_results.Run, tmp_path_factory: pytest.TempPathFactory) -> 
     from matplotlib.figure import Figure
 
     folder = tmp_path_factory.mktemp("paper")
-    figures = [folder / f"{name}.{kind}" for name, kind in product(["auroc", "links"], ["pdf", "png"])]
+    figures = [
+        folder / f"{name}.{kind}" for name, kind in product(["auroc", "links"], ["pdf", "png"])
+    ]
     for path in figures:
         Figure(figsize=(1, 1)).savefig(path)
     write_paper.main(
-        metrics=run.metrics, ledger=run.ledger, quality=run.quality, figures=figures, paper=folder / "paper", model="smollm2_135m & co",
+        metrics=run.metrics,
+        ledger=run.ledger,
+        quality=run.quality,
+        figures=figures,
+        paper=folder / "paper",
+        model="smollm2_135m & co",
         layers=fake_results.LAYERS,
-    )  # fmt: skip
+    )
     return folder / "paper"
 
 
 def rounded(values: np.ndarray) -> set[str]:
-    return {f"{value:.{digits}f}" for value in values[np.isfinite(values)] for digits in (0, 1, 3, 4)}
+    return {
+        f"{value:.{digits}f}" for value in values[np.isfinite(values)] for digits in (0, 1, 3, 4)
+    }
 
 
 def numbers(text: str) -> list[str]:
@@ -75,7 +84,10 @@ def test_every_data_set_and_layer_has_its_row_and_names_are_escaped(written: Pat
         assert dataset.replace("_", r"\_") in detectors
     assert detectors.count(r"\textbf") == len(fake_results.SETS) + 2  # and the two means
     assert r"smollm2\_135m \& co" in (written / "paper.tex").read_text()
-    assert sorted(path.name for path in (written / "figures").iterdir()) == ["auroc.pdf", "links.pdf"]
+    assert sorted(path.name for path in (written / "figures").iterdir()) == [
+        "auroc.pdf",
+        "links.pdf",
+    ]
     assert "@software{ghosttrack" in (written / "citation.bib").read_text()
 
 
@@ -89,9 +101,12 @@ def test_the_document_compiles(written: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(written, tmp_path / "paper"))
     for _ in range(2):  # the second pass knows the citation
         found = subprocess.run(
-            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"], cwd=folder, capture_output=True, check=False,
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+            cwd=folder,
+            capture_output=True,
+            check=False,
             encoding="latin-1",
-        )  # fmt: skip
+        )
         assert found.returncode == 0, found.stdout[-3000:]
     assert "undefined" not in found.stdout
     assert (folder / "paper.pdf").read_bytes().startswith(b"%PDF")

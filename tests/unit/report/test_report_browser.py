@@ -9,9 +9,8 @@ from pathlib import Path
 import fake_results
 import pytest
 
-import draw_figures
-import write_report
 from ghosttrack.report.figures import FIGURES
+from report import draw_figures, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -26,16 +25,39 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = fake_results.make(folder)
     figures = [folder / "figures" / f"{name}.{kind}" for name, kind in product(FIGURES, ["svg"])]
     draw_figures.main(
-        metrics=run.metrics, curves=run.curves, calibration=run.calibration, quality=run.quality, answers=run.answers, neighbours=run.neighbours,
-        links=run.links, signals=run.signals, explanations=run.explanations, figures=figures, layers=fake_results.LAYERS, datasets=list(fake_results.SETS),
-        variants=fake_results.VARIANTS,
-    )  # fmt: skip
-    write_report.main(
-        metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, quality=run.quality, answers=run.answers, labels=run.labels, relations=run.relations,
-        figures=figures, explanations=run.explanations, source=run.source, report=folder / "report.html", settings={"seed": 0}, model="smollm2-135m",
-        layers=fake_results.LAYERS, datasets=list(fake_results.SETS), controls=fake_results.CONTROLS,
+        metrics=run.metrics,
+        curves=run.curves,
+        calibration=run.calibration,
+        quality=run.quality,
+        answers=run.answers,
         neighbours=run.neighbours,
-    )  # fmt: skip
+        links=run.links,
+        signals=run.signals,
+        explanations=run.explanations,
+        figures=figures,
+        layers=fake_results.LAYERS,
+        datasets=list(fake_results.SETS),
+        variants=fake_results.VARIANTS,
+    )
+    write_report.main(
+        metrics=run.metrics,
+        ledger=run.ledger,
+        leak_audit=run.leak_audit,
+        quality=run.quality,
+        answers=run.answers,
+        labels=run.labels,
+        relations=run.relations,
+        figures=figures,
+        explanations=run.explanations,
+        source=run.source,
+        report=folder / "report.html",
+        settings={"seed": 0},
+        model="smollm2-135m",
+        layers=fake_results.LAYERS,
+        datasets=list(fake_results.SETS),
+        controls=fake_results.CONTROLS,
+        neighbours=run.neighbours,
+    )
     return folder / "report.html"
 
 
@@ -49,12 +71,24 @@ def profile() -> Iterator[Path]:
 def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
     assert CHROMIUM is not None
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-extensions",
-        "--disable-dev-shm-usage", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--enable-logging=stderr", f"--user-data-dir={profile}", *options, page.as_uri(),
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-extensions",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+        *options,
+        page.as_uri(),
+    ]
     home = {**os.environ, "HOME": str(profile)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=home)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, env=home
+    )
 
 
 def console(found: subprocess.CompletedProcess[str]) -> list[str]:
@@ -68,9 +102,13 @@ def test_the_page_opens_without_console_messages_or_requests(page: Path, profile
     assert console(found) == []
 
 
-def test_a_page_that_asked_for_something_would_be_noticed(page: Path, profile: Path, tmp_path: Path) -> None:
+def test_a_page_that_asked_for_something_would_be_noticed(
+    page: Path, profile: Path, tmp_path: Path
+) -> None:
     # The page's own policy forbids every request and reports each try to the console.
-    asking = page.read_text().replace("</body>", '<img src="http://127.0.0.1:9/x.png"><script>alert(1)</script></body>')
+    asking = page.read_text().replace(
+        "</body>", '<img src="http://127.0.0.1:9/x.png"><script>alert(1)</script></body>'
+    )
     (tmp_path / "asking.html").write_text(asking)
     messages = console(browse(tmp_path / "asking.html", profile, "--dump-dom"))
     assert any("x.png" in message for message in messages)
@@ -83,7 +121,9 @@ def test_the_page_is_painted_in_light_and_dark(page: Path, profile: Path, scheme
 
     shot = profile / "shot.png"
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    browse(page, profile, f"--screenshot={shot}", "--window-size=1000,800", "--hide-scrollbars", *dark)
+    browse(
+        page, profile, f"--screenshot={shot}", "--window-size=1000,800", "--hide-scrollbars", *dark
+    )
     with Image.open(shot) as image:
         corner = image.convert("L").getpixel((2, 2))
         colours = image.convert("RGB").getcolors(maxcolors=1 << 24)

@@ -8,24 +8,40 @@ import fake_results
 import pandas as pd
 import pytest
 
-import write_report
+from ghosttrack import scores as registry
 from ghosttrack.evaluation import gates
-from ghosttrack.report import numbers, sae_quality, tables
+from ghosttrack.report import numbers, sae_quality
 from ghosttrack.sae import answers
+from report import write_report
 
-NO_ANSWERS = pd.DataFrame(columns=list(tables.ANSWERS))
+NO_ANSWERS = pd.DataFrame(columns=list(registry.ANSWERS))
 GOOD: dict[str, Any] = {
-    "l0": 64.0, "dead_fraction": 0.01, "fvu_token_median": 0.1, "ce_loss_score": 0.99, "ce_loss_with_ablation": 11.0,
+    "l0": 64.0,
+    "dead_fraction": 0.01,
+    "fvu_token_median": 0.1,
+    "ce_loss_score": 0.99,
+    "ce_loss_with_ablation": 11.0,
     "ce_loss_without_sae": 3.0,
-}  # fmt: skip
+}
 
 
 def write(run: fake_results.Run, report: Path, **changed: Any) -> str:
     write_report.main(
-        metrics=run.metrics, ledger=run.ledger, leak_audit=run.leak_audit, labels=run.labels, relations=run.relations, explanations=run.explanations, figures=[], source=run.source,
-        report=report, settings={"seed": 0}, model="smollm2-135m", layers=fake_results.LAYERS,
-        datasets=list(fake_results.SETS), **{"quality": run.quality, "answers": run.answers, **changed},
-    )  # fmt: skip
+        metrics=run.metrics,
+        ledger=run.ledger,
+        leak_audit=run.leak_audit,
+        labels=run.labels,
+        relations=run.relations,
+        explanations=run.explanations,
+        figures=[],
+        source=run.source,
+        report=report,
+        settings={"seed": 0},
+        model="smollm2-135m",
+        layers=fake_results.LAYERS,
+        datasets=list(fake_results.SETS),
+        **{"quality": run.quality, "answers": run.answers, **changed},
+    )
     return report.read_text()
 
 
@@ -48,9 +64,16 @@ def page(run: fake_results.Run, tmp_path_factory: pytest.TempPathFactory) -> str
         ("fvu_token_median", (0.0, 0.2), (0.201,)),
     ],
 )
-def test_a_gate_opens_exactly_in_its_range(key: str, inside: tuple[float, ...], outside: tuple[float, ...]) -> None:
-    assert gates.judge(GOOD) == dict.fromkeys(("l0", "dead_fraction", "ce_loss_score", "fvu_token_median"), True)
-    for value, expected in [*((value, True) for value in inside), *((value, False) for value in outside)]:
+def test_a_gate_opens_exactly_in_its_range(
+    key: str, inside: tuple[float, ...], outside: tuple[float, ...]
+) -> None:
+    assert gates.judge(GOOD) == dict.fromkeys(
+        ("l0", "dead_fraction", "ce_loss_score", "fvu_token_median"), True
+    )
+    for value, expected in [
+        *((value, True) for value in inside),
+        *((value, False) for value in outside),
+    ]:
         found = gates.judge({**GOOD, key: value})
         assert found.pop(key) is expected
         assert all(found.values())
@@ -67,7 +90,12 @@ def test_the_weakest_layer_is_the_one_furthest_out_or_nearest_to_an_edge() -> No
     l0, dead, *_ = gates.GATES
     assert l0.worst({1: {"l0": 75.0}, 2: {"l0": 52.0}, 3: {"l0": 97.0}}) == 2
     assert l0.worst({1: {"l0": 40.0}, 2: {"l0": 52.0}, 3: {"l0": 120.0}}) == 3
-    assert dead.worst({1: {"dead_fraction": 0.01}, 2: {"dead_fraction": 0.04}, 3: {"dead_fraction": 0.0}}) == 2
+    assert (
+        dead.worst(
+            {1: {"dead_fraction": 0.01}, 2: {"dead_fraction": 0.04}, 3: {"dead_fraction": 0.0}}
+        )
+        == 2
+    )
 
 
 def test_the_page_shows_every_gate_with_its_weakest_layer(page: str) -> None:
@@ -87,7 +115,9 @@ def test_a_layer_that_fails_is_marked(run: fake_results.Run, tmp_path: Path) -> 
     for path, layer in zip(run.quality, fake_results.LAYERS, strict=True):
         found = json.loads(path.read_text())
         worse.append(tmp_path / f"{layer}.json")
-        worse[-1].write_text(json.dumps({**found, "dead_fraction": 0.25 if layer == 14 else found["dead_fraction"]}))
+        worse[-1].write_text(
+            json.dumps({**found, "dead_fraction": 0.25 if layer == 14 else found["dead_fraction"]})
+        )
     shown = write(run, tmp_path / "report.html", quality=worse)
     assert '<span class="artefact">\u2715</span> 5 of 6</td>\n<td>14</td><td>25.0 %</td>' in shown
     assert '<td>25.0 %&nbsp;<span class="artefact">\u2715</span></td>' in shown
@@ -95,24 +125,35 @@ def test_a_layer_that_fails_is_marked(run: fake_results.Run, tmp_path: Path) -> 
 
 def test_the_page_names_the_layer_and_the_data_set_where_answers_fare_worst(page: str) -> None:
     assert (
-        "On answer tokens the SAE of layer 18 is the weakest: half of the 6,500 tokens have an FVU above 0.240" in page
+        "On answer tokens the SAE of layer 18 is the weakest: half of the 6,500 tokens have an FVU above 0.240"
+        in page
     )
     assert "worst on us_cities with a median of 0.550" in page
     assert "Left out: 12 massive activations." in page
 
 
 def test_the_page_names_the_autoencoder_that_costs_the_model_most(page: str) -> None:
-    assert f"the SAE of layer {fake_results.LAYERS[-1]} changes the model most: by 0.150 nats" in page
+    assert (
+        f"the SAE of layer {fake_results.LAYERS[-1]} changes the model most: by 0.150 nats" in page
+    )
     assert "+0.070\u00a0\u00b1\u00a00.009 nats of cross-entropy (4,064 held-out predictions" in page
 
 
 def test_a_score_against_an_ablation_that_costs_nothing_is_not_shown() -> None:
     found = {
-        "ce_loss_without_sae": 5.5, "ce_loss_with_sae": 5.6, "ce_loss_with_ablation": 5.0, "ce_loss_score": 1.2, "delta_ce": 0.1,
-        "delta_ce_error": 0.01, "kl_div_with_sae": 0.2, "spliced_rows": 10,
-    }  # fmt: skip
+        "ce_loss_without_sae": 5.5,
+        "ce_loss_with_sae": 5.6,
+        "ce_loss_with_ablation": 5.0,
+        "ce_loss_score": 1.2,
+        "delta_ce": 0.1,
+        "delta_ce_error": 0.01,
+        "kl_div_with_sae": 0.2,
+        "spliced_rows": 10,
+    }
     shown = sae_quality.section({3: found}, NO_ANSWERS)
-    cells = dict(zip([key for key, _ in sae_quality.HELDOUT], shown["rows"][0]["cells"], strict=False))
+    cells = dict(
+        zip([key for key, _ in sae_quality.HELDOUT], shown["rows"][0]["cells"], strict=False)
+    )
     assert cells["ce_loss_score"] == (numbers.NONE, None)
     assert cells["delta_ce"].text == "+0.100\u00a0\u00b1\u00a00.010"
     assert shown["costliest"] == 3
@@ -121,4 +162,4 @@ def test_a_score_against_an_ablation_that_costs_nothing_is_not_shown() -> None:
 
 
 def test_both_sides_call_all_answers_the_same() -> None:
-    assert answers.ALL == tables.ALL_ANSWERS
+    assert answers.ALL == registry.ALL_ANSWERS

@@ -9,7 +9,9 @@ from ghosttrack.settings import SaeSettings
 class MemoryRows:
     """Rows in an array, some of them excluded."""
 
-    def __init__(self, values: npt.NDArray[np.floating], excluded: npt.NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self, values: npt.NDArray[np.floating], excluded: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         self.values = values.astype(np.float16)
         self.rows, self.d_model = values.shape
         self.excluded = np.zeros(self.rows, dtype=np.bool_) if excluded is None else excluded
@@ -45,9 +47,13 @@ def planted(
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((features, d_model))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    code = rng.uniform(1.0, 2.0, (rows, features)) * (rng.random((rows, features)) < active / features)
+    code = rng.uniform(1.0, 2.0, (rows, features)) * (
+        rng.random((rows, features)) < active / features
+    )
     offset = 3.0 * rng.standard_normal(d_model)
-    return MemoryRows(code @ directions + offset + 0.01 * rng.standard_normal((rows, d_model))), directions
+    return MemoryRows(
+        code @ directions + offset + 0.01 * rng.standard_normal((rows, d_model))
+    ), directions
 
 
 SMALL = SaeSettings(d_sae=48, k=4, batch=64, epochs=3, learning_rate=3e-3)

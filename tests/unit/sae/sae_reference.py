@@ -62,7 +62,9 @@ def code_of(kind: Kind, pre: Tensor, threshold: Tensor) -> Tensor:
     return torch.zeros_like(flat).scatter(1, top.indices, top.values.relu()).reshape_as(pre)
 
 
-def loss_of(kind: Kind, parameters: Parameters, threshold: Tensor, x: Tensor, dead: Tensor) -> Tensor:
+def loss_of(
+    kind: Kind, parameters: Parameters, threshold: Tensor, x: Tensor, dead: Tensor
+) -> Tensor:
     """The whole loss, (); gradients flow to the parameters and the threshold."""
     W_enc, W_dec, b_enc, b_dec = parameters
     d_model = x.shape[1]

@@ -29,7 +29,11 @@ def identity(scale: float = 1.0) -> Sae:
         (1.0, {**GIVEN, "l0": 7.0}, None),
         (1.0, {**GIVEN, "k": 20}, None),
         (0.0, {}, None),  # trained here
-        (0.0, GIVEN, r"of the variance unexplained \(fvu\); likely causes: .*another model, on another layer"),
+        (
+            0.0,
+            GIVEN,
+            r"of the variance unexplained \(fvu\); likely causes: .*another model, on another layer",
+        ),
         (-1.0, GIVEN, "unexplained"),
         (
             1.0,

@@ -11,7 +11,9 @@ STEPS, PACE = 30, 3.0
 
 def gradients(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    spread = 10.0 ** torch.linspace(-4, 1, 40, dtype=dtype)  # entries of the same tensor differ that much
+    spread = 10.0 ** torch.linspace(
+        -4, 1, 40, dtype=dtype
+    )  # entries of the same tensor differ that much
     return (
         torch.randn(8, 40, generator=generator, dtype=dtype) * spread,
         torch.randn(6, generator=generator, dtype=dtype),
@@ -24,13 +26,26 @@ def both(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 5e-6)])
-@pytest.mark.parametrize("spread", [0, 1, 5, 15])  # orders of magnitude between the lengths of gradients
-def test_steps_are_those_of_adam_on_scaled_gradients(dtype: torch.dtype, tolerance: float, spread: int) -> None:
+@pytest.mark.parametrize(
+    "spread", [0, 1, 5, 15]
+)  # orders of magnitude between the lengths of gradients
+def test_steps_are_those_of_adam_on_scaled_gradients(
+    dtype: torch.dtype, tolerance: float, spread: int
+) -> None:
     ours, plain = both(dtype)
-    found = Adam([({"weight": ours["weight"]}, 1.0), ({"threshold": ours["threshold"]}, PACE)], 0.98)
-    groups = [{"params": [plain["weight"]], "lr": 0.01}, {"params": [plain["threshold"]], "lr": 0.01 * PACE}]
+    found = Adam(
+        [({"weight": ours["weight"]}, 1.0), ({"threshold": ours["threshold"]}, PACE)], 0.98
+    )
+    groups = [
+        {"params": [plain["weight"]], "lr": 0.01},
+        {"params": [plain["threshold"]], "lr": 0.01 * PACE},
+    ]
     expected = torch.optim.Adam(groups, betas=(BETA1, 0.98), eps=EPSILON)
-    exponents = torch.empty(STEPS).uniform_(0.0, spread, generator=torch.Generator().manual_seed(9)).tolist()
+    exponents = (
+        torch.empty(STEPS)
+        .uniform_(0.0, spread, generator=torch.Generator().manual_seed(9))
+        .tolist()
+    )
     for step, exponent in enumerate(exponents):
         scale = 10.0**exponent
         # Scales belong to lengths: what is scaled has about the same one in every step, or is nothing.

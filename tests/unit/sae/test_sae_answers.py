@@ -9,7 +9,6 @@ import pytest
 import torch
 from small_stores import HEADER, make_rows, open_one, write
 
-import measure_answers
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 from ghosttrack.sae import answers
@@ -17,12 +16,17 @@ from ghosttrack.sae import model as sae_model
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.quality import tally
 from ghosttrack.sae.rows import mean_of
+from sae import measure_answers
 
 WIDTH, D_SAE = 8, 24
 GENERATOR = torch.Generator().manual_seed(0)
 DIRECTIONS = torch.nn.functional.normalize(torch.randn(D_SAE, WIDTH, generator=GENERATOR), dim=1)
 SAE = Sae(
-    0.4 * DIRECTIONS.T.contiguous(), torch.zeros(D_SAE), DIRECTIONS, torch.zeros(WIDTH), torch.full((D_SAE,), 0.3)
+    0.4 * DIRECTIONS.T.contiguous(),
+    torch.zeros(D_SAE),
+    DIRECTIONS,
+    torch.zeros(WIDTH),
+    torch.full((D_SAE,), 0.3),
 )
 
 
@@ -38,7 +42,9 @@ def put(folder: Path, name: str, rows: int, seed: int, massive: int = 0) -> tupl
 
 def test_a_data_set_is_measured_as_by_itself_and_all_together_as_one(tmp_path: Path) -> None:
     one, other = store(tmp_path, "one", 300, 0, massive=3), store(tmp_path, "other", 500, 1)
-    found = {row["dataset"]: row for row in answers.measure_answers(SAE, 3, {"one": one, "other": other})}
+    found = {
+        row["dataset"]: row for row in answers.measure_answers(SAE, 3, {"one": one, "other": other})
+    }
     assert [*found] == ["one", "other", answers.ALL]
     for name, each in (("one", one), ("other", other)):
         expected = tally(SAE, each, mean_of(each))
@@ -50,7 +56,9 @@ def test_a_data_set_is_measured_as_by_itself_and_all_together_as_one(tmp_path: P
             assert found[name][key] == getattr(sparsity, key)
     assert (found["one"]["massive_tokens"], found[answers.ALL]["massive_tokens"]) == (3, 3)
     values = np.concatenate([one.read()[3:], other.read()])
-    both = open_one(*write(tmp_path, values.astype(np.float32), HEADER._replace(context=None), name="both"))
+    both = open_one(
+        *write(tmp_path, values.astype(np.float32), HEADER._replace(context=None), name="both")
+    )
     reconstruction, sparsity = tally(SAE, both, mean_of(both)).result()
     assert found[answers.ALL]["tokens"] == 797
     assert found[answers.ALL]["fvu"] == pytest.approx(reconstruction.fvu)
@@ -65,14 +73,26 @@ def test_the_script_writes_a_row_for_every_layer_and_data_set(tmp_path: Path) ->
     for layer in (3, 5):
         for seed, name in enumerate(("one", "other")):
             values = make_rows(200, seed, WIDTH)
-            files.append(write(tmp_path, values, HEADER._replace(context=None, layer=layer), name=f"{name}_{layer}"))
+            files.append(
+                write(
+                    tmp_path,
+                    values,
+                    HEADER._replace(context=None, layer=layer),
+                    name=f"{name}_{layer}",
+                )
+            )
         folder = tmp_path / f"layer_{layer:02d}"
         weights.append(folder / sae_model.WEIGHTS_NAME)
         sae_model.save(SAE, weights[-1], folder / sae_model.CFG_NAME, hook_name="x", model_name="m")
     arguments: dict[str, Any] = {
-        "stores": [store for store, _ in files], "manifests": [manifest for _, manifest in files], "weights": weights,
-        "answers": tmp_path / "answers.csv", "layers": [3, 5], "datasets": ["one", "other"], "threads": 1,
-    }  # fmt: skip
+        "stores": [store for store, _ in files],
+        "manifests": [manifest for _, manifest in files],
+        "weights": weights,
+        "answers": tmp_path / "answers.csv",
+        "layers": [3, 5],
+        "datasets": ["one", "other"],
+        "threads": 1,
+    }
     measure_answers.main(**arguments)
     table = pd.read_csv(tmp_path / "answers.csv")
     assert table[["layer", "dataset"]].to_numpy().tolist() == [
@@ -84,7 +104,9 @@ def test_the_script_writes_a_row_for_every_layer_and_data_set(tmp_path: Path) ->
 
 
 def test_a_store_of_another_width_or_of_massive_rows_alone_is_refused(tmp_path: Path) -> None:
-    wide = open_one(*write(tmp_path, make_rows(50, 0, 16), HEADER._replace(context=None), name="wide"))
+    wide = open_one(
+        *write(tmp_path, make_rows(50, 0, 16), HEADER._replace(context=None), name="wide")
+    )
     with pytest.raises(
         UserError,
         match="wide: 50 of 50 answer tokens of layer 3 can be measured, of width 16, expected some of width 8",

@@ -32,7 +32,9 @@ def steps_in(folder: Path) -> list[int]:
 def with_header(path: Path, **changed: Any) -> None:
     """Change fields of the first line; None takes a field out."""
     line, _, payload = path.read_bytes().partition(b"\n")
-    header = {key: value for key, value in {**json.loads(line), **changed}.items() if value is not None}
+    header = {
+        key: value for key, value in {**json.loads(line), **changed}.items() if value is not None
+    }
     path.write_bytes(json.dumps(header).encode() + b"\n" + payload)
 
 
@@ -65,7 +67,9 @@ def test_tensors_come_back_bit_by_bit(tmp_path: Path) -> None:
         ([[999_999_999, 1_000_000_000]], [999_999_999, 1_000_000_000]),
     ],
 )
-def test_the_two_newest_of_a_run_are_kept(processes: list[list[int]], left: list[int], tmp_path: Path) -> None:
+def test_the_two_newest_of_a_run_are_kept(
+    processes: list[list[int]], left: list[int], tmp_path: Path
+) -> None:
     for steps in processes:
         save(tmp_path, *steps)
     assert steps_in(tmp_path) == left
@@ -117,11 +121,15 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_before_an_older_one_
 ) -> None:
     disk = Disk(monkeypatch)
     save(tmp_path, 1, 2, 3)
-    assert [path.name for path in disk.renamed] == [f"step_{step:09d}.checkpoint" for step in (1, 2, 3)]
+    assert [path.name for path in disk.renamed] == [
+        f"step_{step:09d}.checkpoint" for step in (1, 2, 3)
+    ]
     assert not disk.lost
 
 
-def test_a_kill_at_any_file_operation_loses_at_most_the_checkpoint_under_way(tmp_path: Path) -> None:
+def test_a_kill_at_any_file_operation_loses_at_most_the_checkpoint_under_way(
+    tmp_path: Path,
+) -> None:
     operations = run_until(None, lambda: save(tmp_path / "whole", 1, 2, 3))
     before = 0
     for operation in range(operations):

@@ -11,16 +11,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-import fetch_sae
-from ghosttrack import files, sae
+from fetch import fetch_sae
+from ghosttrack import sae
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, pretrained
+from ghosttrack.runtime import files
 from ghosttrack.sae.conversion import convert
 from ghosttrack.settings import SaeSettings, SourceSettings
 
 D_MODEL, D_SAE, K = 8, 24, 3
 HOOK = "blocks.5.hook_resid_post"
-CFG: dict[str, Any] = {"d_in": D_MODEL, "d_sae": D_SAE, "dtype": "float32", "metadata": {"hook_name": HOOK}}
+CFG: dict[str, Any] = {
+    "d_in": D_MODEL,
+    "d_sae": D_SAE,
+    "dtype": "float32",
+    "metadata": {"hook_name": HOOK},
+}
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -29,13 +35,20 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 X = 2.0 * draw(500, D_MODEL, seed=9) + draw(D_MODEL, seed=8)
 WEIGHTS = {
-    "W_enc": draw(D_MODEL, D_SAE, seed=0), "b_enc": 0.1 * draw(D_SAE, seed=1),
-    "W_dec": draw(D_SAE, D_MODEL, seed=2), "b_dec": draw(D_MODEL, seed=3),
-}  # fmt: skip
+    "W_enc": draw(D_MODEL, D_SAE, seed=0),
+    "b_enc": 0.1 * draw(D_SAE, seed=1),
+    "W_dec": draw(D_SAE, D_MODEL, seed=2),
+    "b_dec": draw(D_MODEL, seed=3),
+}
 THRESHOLD = draw(D_SAE, seed=4).abs()
 
 
-def put(folder: Path, cfg: dict[str, Any], weights: dict[str, Tensor], name: str = "sae_weights.safetensors") -> Path:
+def put(
+    folder: Path,
+    cfg: dict[str, Any],
+    weights: dict[str, Tensor],
+    name: str = "sae_weights.safetensors",
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps(cfg))
     safetensors.torch.save_file(weights, folder / name)
@@ -67,7 +80,12 @@ def largest(pre: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["standard", "jumprelu", "topk", "batchtopk"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_each_architecture_of_saelens(name: str, bias: bool, tmp_path: Path) -> None:
-    cfg = {**CFG, "architecture": name, "apply_b_dec_to_input": bias, **({"k": K} if "topk" in name else {})}
+    cfg = {
+        **CFG,
+        "architecture": name,
+        "apply_b_dec_to_input": bias,
+        **({"k": K} if "topk" in name else {}),
+    }
     extra = {
         "jumprelu": {"threshold": THRESHOLD},
         "batchtopk": {"topk_threshold": torch.tensor(1.5, dtype=torch.float64)},
@@ -75,13 +93,20 @@ def test_each_architecture_of_saelens(name: str, bias: bool, tmp_path: Path) -> 
     folder = put(tmp_path, cfg, {**WEIGHTS, **extra.get(name, {})})
     pre = plain() if bias else X @ WEIGHTS["W_enc"] + WEIGHTS["b_enc"]
     code = {
-        "standard": pre.relu(), "jumprelu": pre.relu() * (pre > THRESHOLD), "topk": largest(pre), "batchtopk": pre * (pre > 1.5),
-    }[name]  # fmt: skip
+        "standard": pre.relu(),
+        "jumprelu": pre.relu() * (pre > THRESHOLD),
+        "topk": largest(pre),
+        "batchtopk": pre * (pre > 1.5),
+    }[name]
     agrees(converted(folder), code, decoded(code))
 
 
 def test_pre_activations_times_the_decoder_norms_are_folded_in(tmp_path: Path) -> None:
-    folder = put(tmp_path, {**CFG, "architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True}, WEIGHTS)
+    folder = put(
+        tmp_path,
+        {**CFG, "architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True},
+        WEIGHTS,
+    )
     norm = WEIGHTS["W_dec"].norm(dim=1)
     code = largest(plain() * norm)
     agrees(converted(folder), code, decoded(code / norm))
@@ -102,7 +127,9 @@ def test_the_one_scale_of_an_unfinished_saelens_run_is_folded_in(tmp_path: Path)
         converted(folder)
 
 
-def test_activations_that_were_centred_are_centred_in_models_with_layer_norm_only(tmp_path: Path) -> None:
+def test_activations_that_were_centred_are_centred_in_models_with_layer_norm_only(
+    tmp_path: Path,
+) -> None:
     metadata = {"hook_name": HOOK, "model_from_pretrained_kwargs": {"center_writing_weights": True}}
     folder = put(tmp_path, {**CFG, "architecture": "standard", "metadata": metadata}, WEIGHTS)
     code = plain(X - X.mean(1, keepdim=True)).relu()
@@ -111,13 +138,23 @@ def test_activations_that_were_centred_are_centred_in_models_with_layer_norm_onl
 
 
 def test_sparsify_computes_the_same_here(tmp_path: Path) -> None:
-    cfg = {"d_in": D_MODEL, "num_latents": D_SAE, "k": K, "activation": "topk", "expansion_factor": 32}
+    cfg = {
+        "d_in": D_MODEL,
+        "num_latents": D_SAE,
+        "k": K,
+        "activation": "topk",
+        "expansion_factor": 32,
+    }
     weights = {
-        "encoder.weight": WEIGHTS["W_enc"].T.contiguous(), "encoder.bias": WEIGHTS["b_enc"],
-        "W_dec": WEIGHTS["W_dec"], "b_dec": WEIGHTS["b_dec"],
-    }  # fmt: skip
+        "encoder.weight": WEIGHTS["W_enc"].T.contiguous(),
+        "encoder.bias": WEIGHTS["b_enc"],
+        "W_dec": WEIGHTS["W_dec"],
+        "b_dec": WEIGHTS["b_dec"],
+    }
     code = largest(plain())
-    agrees(converted(put(tmp_path / "layers.5", cfg, weights, "sae.safetensors")), code, decoded(code))
+    agrees(
+        converted(put(tmp_path / "layers.5", cfg, weights, "sae.safetensors")), code, decoded(code)
+    )
 
 
 def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
@@ -136,14 +173,22 @@ def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
             {"b_dec": torch.full((D_MODEL,), float("nan"))},
             "b_dec holds NaN or infinity, expected numbers; .*download it again",
         ),
-        ({"finetuning_scaling_factor": torch.full((D_SAE,), 2.0)}, "finetuning_scaling_factor is not 1 everywhere"),
-        ({"W_skip": torch.zeros(D_MODEL, D_MODEL)}, "the tensor W_skip belongs to no jumprelu autoencoder"),
+        (
+            {"finetuning_scaling_factor": torch.full((D_SAE,), 2.0)},
+            "finetuning_scaling_factor is not 1 everywhere",
+        ),
+        (
+            {"W_skip": torch.zeros(D_MODEL, D_MODEL)},
+            "the tensor W_skip belongs to no jumprelu autoencoder",
+        ),
         ({"b_gate": torch.zeros(D_SAE)}, "the tensor b_gate belongs to no jumprelu autoencoder"),
         ({"scaling_factor": torch.full((D_SAE,), 2.0)}, "scaling_factor is not 1 everywhere"),
         ({"threshold": None}, "threshold should be"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change: dict[str, Tensor | None], said: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(
+    change: dict[str, Tensor | None], said: str, tmp_path: Path
+) -> None:
     weights = {**WEIGHTS, "threshold": THRESHOLD, "scaling_factor": torch.ones(D_SAE), **change}
     folder = put(
         tmp_path,
@@ -158,25 +203,42 @@ def test_tensors_that_do_not_fit_are_named(change: dict[str, Tensor | None], sai
 
 
 def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_path: Path) -> None:
-    folder = put(tmp_path / "given" / HOOK, {**CFG, "architecture": "jumprelu"}, {**WEIGHTS, "threshold": THRESHOLD})
+    folder = put(
+        tmp_path / "given" / HOOK,
+        {**CFG, "architecture": "jumprelu"},
+        {**WEIGHTS, "threshold": THRESHOLD},
+    )
     (tmp_path / "config.json").write_text('{"rms_norm_eps": 1e-5}')
     out = tmp_path / "saes" / "layer_05"
     out.mkdir(parents=True)
     (out / "history.csv").write_text("of an earlier training")
     fetch_sae.main(
-        weights=out / "sae_weights.safetensors", cfg=out / "cfg.json", model_config=tmp_path / "config.json", check=tmp_path / "model_check.json", layer=5,
-        model="tiny", sae=SaeSettings(source=str(tmp_path / "given")), site="resid_post",
-        d_model=D_MODEL, source=SourceSettings(kind="random"),
-    )  # fmt: skip
+        weights=out / "sae_weights.safetensors",
+        cfg=out / "cfg.json",
+        model_config=tmp_path / "config.json",
+        check=tmp_path / "model_check.json",
+        layer=5,
+        model="tiny",
+        sae=SaeSettings(source=str(tmp_path / "given")),
+        site="resid_post",
+        d_model=D_MODEL,
+        source=SourceSettings(kind="random"),
+    )
     assert sorted(path.name for path in out.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     code = plain().relu() * (plain() > THRESHOLD)
     found = sae.load(out)
     agrees(found, code, decoded(code))
     assert found.metadata["hook_name"] == HOOK
     assert found.metadata["pretrained"] == {
-        "form": "saelens", "source": HOOK, "revision": None, "centred": False,
-        "sha256": {name: files.sha256_file(folder / name) for name in ("cfg.json", "sae_weights.safetensors")},
-    }  # fmt: skip
+        "form": "saelens",
+        "source": HOOK,
+        "revision": None,
+        "centred": False,
+        "sha256": {
+            name: files.sha256_file(folder / name)
+            for name in ("cfg.json", "sae_weights.safetensors")
+        },
+    }
     assert str(tmp_path) not in (out / "cfg.json").read_text()
 
 
@@ -197,7 +259,9 @@ def test_the_script_logs_a_model_name_that_it_cannot_compare_and_refuses_one_tha
         "site": "resid_post",
         "d_model": D_MODEL,
     }
-    with pytest.raises(UserError, match="trained on the model pythia-70m, expected openai-community/gpt2"):
+    with pytest.raises(
+        UserError, match="trained on the model pythia-70m, expected openai-community/gpt2"
+    ):
         fetch_sae.main(**given, source=SourceSettings(kind="hub", id="openai-community/gpt2"))
     assert not given["cfg"].exists()
     fetch_sae.main(**given, source=SourceSettings(kind="directory", id="models/mine"))
@@ -258,10 +322,16 @@ for name, make in makers.items():
 
 
 @pytest.mark.peers
-@pytest.mark.skipif("GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens")
+@pytest.mark.skipif(
+    "GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens"
+)
 def test_checkpoints_that_saelens_wrote_compute_the_same_here(tmp_path: Path) -> None:
-    safetensors.torch.save_file({**WEIGHTS, "threshold": THRESHOLD, "x": X}, tmp_path / "given.safetensors")
-    subprocess.run([os.environ["GHOSTTRACK_PEERS"], "-c", PEER, str(tmp_path)], check=True, timeout=300)
+    safetensors.torch.save_file(
+        {**WEIGHTS, "threshold": THRESHOLD, "x": X}, tmp_path / "given.safetensors"
+    )
+    subprocess.run(
+        [os.environ["GHOSTTRACK_PEERS"], "-c", PEER, str(tmp_path)], check=True, timeout=300
+    )
     for name in ("standard", "unbiased", "jumprelu", "topk", "rescaled", "batchtopk"):
         theirs = safetensors.torch.load_file(tmp_path / name / "computed.safetensors")
         agrees(converted(tmp_path / name), theirs["code"], theirs["xhat"])

@@ -13,11 +13,11 @@ from ghosttrack import sae
 from ghosttrack.errors import UserError
 from ghosttrack.sae import Sae
 from ghosttrack.sae.export import fold
+from ghosttrack.sae.initialisation import Start, seed_of, unfold
 from ghosttrack.sae.model import save
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.rows import Normaliser, fit_normaliser
-from ghosttrack.sae.start import Start, seed_of, unfold
 from ghosttrack.sae.training import Source, Trained, train, train_shared
 from ghosttrack.settings import SaeSettings
 
@@ -29,15 +29,21 @@ def two_layers(count: int = 8192, turn: float = 0.3) -> tuple[MemoryRows, Memory
     """Rows of a planted dictionary, and other rows of the same one turned a little, at another place and scale."""
     rows, directions = planted(rows=count, d_model=32, features=48, active=2.5, seed=1)
     generator = np.random.default_rng(5)
-    turned, signs = np.linalg.qr(np.eye(32) + turn / np.sqrt(32) * generator.standard_normal((32, 32)))
+    turned, signs = np.linalg.qr(
+        np.eye(32) + turn / np.sqrt(32) * generator.standard_normal((32, 32))
+    )
     turned *= np.sign(np.diag(signs))
     code = generator.uniform(1.0, 2.0, (count, 48)) * (generator.random((count, 48)) < 2.5 / 48)
     return rows, MemoryRows(7.0 * (code @ directions @ turned) - 20.0)
 
 
-def trained(rows: MemoryRows, settings: SaeSettings = LEARNING, start: Start | None = None, seed: int = 0) -> Sae:
+def trained(
+    rows: MemoryRows, settings: SaeSettings = LEARNING, start: Start | None = None, seed: int = 0
+) -> Sae:
     batches = MemoryBatches(rows, settings.batch)
-    return train(rows, batches, settings, seed=seed, state=NOWHERE, micro_batch=256, start=start).sae
+    return train(
+        rows, batches, settings, seed=seed, state=NOWHERE, micro_batch=256, start=start
+    ).sae
 
 
 def same_number(one: Sae, other: Sae) -> np.ndarray:
@@ -53,7 +59,9 @@ def random_parameters(seed: int = 0) -> Parameters:
     generator = torch.Generator().manual_seed(seed)
     tied = Parameters.tied(16, 48, generator)
     return tied._replace(
-        W_enc=0.3 * tied.W_enc, b_enc=torch.randn(48, generator=generator), b_dec=torch.randn(16, generator=generator)
+        W_enc=0.3 * tied.W_enc,
+        b_enc=torch.randn(48, generator=generator),
+        b_dec=torch.randn(16, generator=generator),
     )
 
 
@@ -76,7 +84,17 @@ def test_a_folder_gives_back_the_training_form_it_was_folded_from(tmp_path: Path
 
 def test_layers_begin_with_the_same_directions_unless_they_are_independent() -> None:
     assert seed_of(7, 3, "common") == seed_of(7, 5, "common") == seed_of(7, 5, "anchored") == 7
-    assert len({seed_of(7, 3, "independent"), seed_of(7, 5, "independent"), seed_of(8, 3, "independent"), 7}) == 4
+    assert (
+        len(
+            {
+                seed_of(7, 3, "independent"),
+                seed_of(7, 5, "independent"),
+                seed_of(8, 3, "independent"),
+                7,
+            }
+        )
+        == 4
+    )
 
 
 def test_an_autoencoder_from_elsewhere_is_no_anchor(tmp_path: Path) -> None:
@@ -100,7 +118,9 @@ def test_at_the_start_another_place_and_scale_change_no_code() -> None:
     begun = fold(unfold(anchor).parameters, fit_normaliser(moved))
     x, y = (torch.from_numpy(each.values[:500].astype(np.float32)) for each in (rows, moved))
     expected, found = with_thresholds(anchor, 0.2).encode(x), with_thresholds(begun, 0.2).encode(y)
-    assert float((found - expected).abs().max()) < 0.05 * float(expected.max())  # the rows are float16
+    assert float((found - expected).abs().max()) < 0.05 * float(
+        expected.max()
+    )  # the rows are float16
 
 
 def test_what_begins_with_an_anchor_keeps_its_numbers_and_learns_its_own_layer() -> None:
@@ -118,7 +138,9 @@ def test_what_begins_with_an_anchor_keeps_its_numbers_and_learns_its_own_layer()
 
 def test_learned_thresholds_are_taken_over() -> None:
     rows, _ = two_layers()
-    settings = LEARNING.model_copy(update={"architecture": "jumprelu", "epochs": 1, "learning_rate": 1e-9})
+    settings = LEARNING.model_copy(
+        update={"architecture": "jumprelu", "epochs": 1, "learning_rate": 1e-9}
+    )
     start = Start(random_parameters(), torch.linspace(0.1, 0.9, 48))
     narrow = MemoryRows(rows.values[:, :16])
     found = trained(narrow, settings.model_copy(update={"d_sae": 48}), start)
@@ -132,14 +154,22 @@ def run_shared(state: Path, fail_at: int | None = None, seconds: float = 60.0) -
         Source(rows, MemoryBatches(rows, share, fail_at if share == 31 else None))
         for rows, share in zip(layers, (33, 31), strict=True)
     ]
-    return train_shared(sources, SMALL, seed=0, state=state, micro_batch=64, checkpoint_seconds=seconds)
+    return train_shared(
+        sources, SMALL, seed=0, state=state, micro_batch=64, checkpoint_seconds=seconds
+    )
 
 
 def content(trained: list[Trained]) -> bytes:
     return b"".join(
         tensor.numpy().tobytes()
         for each in trained
-        for tensor in (each.sae.W_enc, each.sae.b_enc, each.sae.W_dec, each.sae.b_dec, each.sae.threshold)
+        for tensor in (
+            each.sae.W_enc,
+            each.sae.b_enc,
+            each.sae.W_dec,
+            each.sae.b_dec,
+            each.sae.threshold,
+        )
     )
 
 
@@ -150,7 +180,9 @@ def test_one_dictionary_of_two_layers_has_the_same_features_in_both(tmp_path: Pa
     for rows, each in zip(two_layers(2048), both, strict=True):
         scale = each.sae.metadata["activation_scale"]
         assert fit_normaliser(rows).scale == pytest.approx(scale)
-        assert torch.linalg.vector_norm(each.sae.W_dec * scale, dim=1) == pytest.approx(1.0, abs=1e-5)
+        assert torch.linalg.vector_norm(each.sae.W_dec * scale, dim=1) == pytest.approx(
+            1.0, abs=1e-5
+        )
         found = measure(each.sae, rows, k=SMALL.k)
         assert found.sparsity.l0 == pytest.approx(SMALL.k)  # each layer has its own threshold
         assert found.reconstruction.fvu < found.random_fvu

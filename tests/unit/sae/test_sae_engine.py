@@ -40,7 +40,9 @@ def random_parameters(dtype: torch.dtype, seed: int = 0) -> Parameters:
     generator = torch.Generator().manual_seed(seed)
     tied = Parameters.tied(D_MODEL, D_SAE, generator, dtype)
     encoder = tied.W_enc + 0.3 * torch.randn(D_SAE, D_MODEL, generator=generator, dtype=dtype)
-    biases = (0.1 * torch.randn(size, generator=generator, dtype=dtype) for size in (D_SAE, D_MODEL))
+    biases = (
+        0.1 * torch.randn(size, generator=generator, dtype=dtype) for size in (D_SAE, D_MODEL)
+    )
     return Parameters(encoder, tied.W_dec, *biases)
 
 
@@ -63,7 +65,11 @@ def architecture(kind: Kind) -> Architecture:
 
 
 def engine(
-    parameters: Parameters, *, kind: str = "batchtopk", computed: BackEnd | None = None, dead_after_tokens: int = 10**9
+    parameters: Parameters,
+    *,
+    kind: str = "batchtopk",
+    computed: BackEnd | None = None,
+    dead_after_tokens: int = 10**9,
 ) -> Engine:
     return Engine(
         parameters,
@@ -74,7 +80,9 @@ def engine(
     )
 
 
-def autograd(kind: Kind, parameters: Parameters, x: Tensor, dead: Tensor) -> tuple[float, Parameters, Tensor]:
+def autograd(
+    kind: Kind, parameters: Parameters, x: Tensor, dead: Tensor
+) -> tuple[float, Parameters, Tensor]:
     leaves = Parameters(*(tensor.clone().requires_grad_() for tensor in parameters))
     threshold = random_thresholds(x.dtype).requires_grad_()
     loss = loss_of(kind, leaves, threshold, x, dead)
@@ -87,17 +95,28 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("dead_count", [0, 5, 40], ids=["no_dead", "few_dead", "more_dead_than_auxk_takes"])
+@pytest.mark.parametrize(
+    "dead_count", [0, 5, 40], ids=["no_dead", "few_dead", "more_dead_than_auxk_takes"]
+)
 @pytest.mark.parametrize("micro_batch", [1024, 7], ids=["whole", "parts"])
 @pytest.mark.parametrize("computed", BACK_ENDS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"]
+)
 def test_loss_and_every_gradient_equal_autograd(
-    kind: str, computed: str, micro_batch: int, dead_count: int, dtype: torch.dtype, tolerance: float
+    kind: str,
+    computed: str,
+    micro_batch: int,
+    dead_count: int,
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> None:
     dead = 2 * torch.arange(dead_count)
     parameters, x = random_parameters(dtype), random_batch(dtype)
-    found = engine(parameters, kind=kind, computed=BACK_ENDS[computed](micro_batch)).backward(x, dead)
+    found = engine(parameters, kind=kind, computed=BACK_ENDS[computed](micro_batch)).backward(
+        x, dead
+    )
     loss, expected, to_threshold = autograd(KINDS[kind], parameters, x, dead)
     assert float(found.loss) == pytest.approx(loss, rel=tolerance)
     for name, gradient in found.gradients._asdict().items():
@@ -118,13 +137,19 @@ def test_loss_and_every_gradient_equal_autograd(
 def test_slices_of_columns_and_chunks_of_auxk_change_nothing_but_rounding(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters, x, dead = random_parameters(torch.float64), random_batch(torch.float64), 2 * torch.arange(40)
+    parameters, x, dead = (
+        random_parameters(torch.float64),
+        random_batch(torch.float64),
+        2 * torch.arange(40),
+    )
     whole = engine(parameters, kind=kind).backward(x, dead)
     monkeypatch.setattr(sparse, "_WORTH_SLICING", 0)
     monkeypatch.setattr(sparse, "_FEWEST_COLUMNS", 7)
     monkeypatch.setattr(sparse, "CACHE", 1)
     monkeypatch.setattr(ghosttrack.sae.engine, "AUXILIARY_ROWS", 16)
-    assert [len(range(D_MODEL)[columns]) for columns in sparse.column_slices(parameters.W_dec, 0)] == [7, 7, 7, 3]
+    assert [
+        len(range(D_MODEL)[columns]) for columns in sparse.column_slices(parameters.W_dec, 0)
+    ] == [7, 7, 7, 3]
     sliced = engine(parameters, kind=kind).backward(x, dead)
     for name, gradient in sliced.gradients._asdict().items():
         assert apart(gradient, getattr(whole.gradients, name)) < 1e-10, name
@@ -136,7 +161,8 @@ def test_slices_of_columns_and_chunks_of_auxk_change_nothing_but_rounding(
 def test_products_in_bf16_round_their_factors_only() -> None:
     parameters, x = random_parameters(torch.float32), random_batch(torch.float32)
     exact, rounded = (
-        engine(parameters, computed=DenseBackEnd(1024, precision)).backward(x, NOBODY) for precision in ("fp32", "bf16")
+        engine(parameters, computed=DenseBackEnd(1024, precision)).backward(x, NOBODY)
+        for precision in ("fp32", "bf16")
     )
     for found, expected in zip(rounded.gradients, exact.gradients, strict=True):
         assert found.dtype == torch.float32
@@ -149,12 +175,17 @@ def test_the_device_chooses_the_back_end() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_about_one_length(kind: str) -> None:
+def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_about_one_length(
+    kind: str,
+) -> None:
     start = random_parameters(torch.float64)
     ours = engine(Parameters(*(tensor.clone() for tensor in start)), kind=kind)
     plain = Parameters(*(torch.nn.Parameter(tensor.clone()) for tensor in start))
     threshold = torch.nn.Parameter(random_thresholds(torch.float64))
-    groups: list[dict[str, Any]] = [{"params": list(plain)}, {"params": [threshold], "lr": 0.01 * THRESHOLD_PACE}]
+    groups: list[dict[str, Any]] = [
+        {"params": list(plain)},
+        {"params": [threshold], "lr": 0.01 * THRESHOLD_PACE},
+    ]
     adam = torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
     for step in range(5):
         x = (9.0, 0.5)[step % 2] * random_batch(torch.float64, seed=step)
@@ -163,7 +194,9 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_
         torch.autograd.backward(loss_of(KINDS[kind], plain, threshold, x, NOBODY))
         with torch.no_grad():
             found = [each.grad for each in (*plain, threshold) if each.grad is not None]
-            measured = [MEASURED**0.5 * each[::MEASURED] if each.dim() > 1 else each for each in found]
+            measured = [
+                MEASURED**0.5 * each[::MEASURED] if each.dim() > 1 else each for each in found
+            ]
             norm = torch.nn.utils.get_total_norm(measured)
             for each in found:
                 each /= norm
@@ -175,13 +208,19 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_
             threshold.clamp_(min=0.0)
     for name, tensor in ours.parameters._asdict().items():
         torch.testing.assert_close(tensor, getattr(plain, name).data, rtol=1e-7, atol=1e-8)
-    torch.testing.assert_close(ours.parameters.W_dec.norm(dim=1), torch.ones(D_SAE, dtype=torch.float64))
+    torch.testing.assert_close(
+        ours.parameters.W_dec.norm(dim=1), torch.ones(D_SAE, dtype=torch.float64)
+    )
     if ours.architecture.threshold is not None:
-        torch.testing.assert_close(ours.architecture.threshold.value, threshold.data, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(
+            ours.architecture.threshold.value, threshold.data, rtol=1e-7, atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_without_variance_neither_moves_the_weights_nor_spoils_what_follows(kind: str) -> None:
+def test_a_batch_without_variance_neither_moves_the_weights_nor_spoils_what_follows(
+    kind: str,
+) -> None:
     ours = engine(random_parameters(torch.float32), kind=kind)
     ours.parameters.b_enc.zero_()
     ours.parameters.b_dec.zero_()
@@ -195,8 +234,15 @@ def test_a_batch_without_variance_neither_moves_the_weights_nor_spoils_what_foll
 
 
 def test_a_micro_batch_that_leaves_one_row_over_does_not_even_change_the_rounding() -> None:
-    parameters, x, dead = random_parameters(torch.float32), random_batch(torch.float32), torch.arange(3)
-    whole, nearly = (engine(parameters, computed=SparseBackEnd(rows)).backward(x, dead) for rows in (BATCH, BATCH - 1))
+    parameters, x, dead = (
+        random_parameters(torch.float32),
+        random_batch(torch.float32),
+        torch.arange(3),
+    )
+    whole, nearly = (
+        engine(parameters, computed=SparseBackEnd(rows)).backward(x, dead)
+        for rows in (BATCH, BATCH - 1)
+    )
     assert all(map(torch.equal, nearly.gradients, whole.gradients))
 
 
@@ -205,7 +251,12 @@ def test_a_micro_batch_that_leaves_one_row_over_does_not_even_change_the_roundin
 def test_the_micro_batch_changes_nothing_but_rounding(kind: str, computed: str) -> None:
     x = random_batch(torch.float64)
     whole, parts = (
-        engine(random_parameters(torch.float64), kind=kind, computed=BACK_ENDS[computed](size), dead_after_tokens=BATCH)
+        engine(
+            random_parameters(torch.float64),
+            kind=kind,
+            computed=BACK_ENDS[computed](size),
+            dead_after_tokens=BATCH,
+        )
         for size in (1024, 7)
     )
     for _ in range(3):
@@ -216,18 +267,25 @@ def test_the_micro_batch_changes_nothing_but_rounding(kind: str, computed: str) 
 
 def test_squares_of_a_large_batch_are_not_lost_in_single_precision() -> None:
     x = torch.randn(4096, 5, 768, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(row_squares(x).sum(0), x.double().square().sum((0, 2)), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        row_squares(x).sum(0), x.double().square().sum((0, 2)), rtol=1e-6, atol=0.0
+    )
     ours = engine(random_parameters(torch.float32), kind="matryoshka")
     batch = random_batch(torch.float32, rows=50_000)
     found = ours.backward(batch, NOBODY)
-    assert float(found.squared) == pytest.approx(float(found.error.double().square().sum()), rel=1e-6)
+    assert float(found.squared) == pytest.approx(
+        float(found.error.double().square().sum()), rel=1e-6
+    )
 
 
 def test_training_that_diverges_ends_with_one_error_before_anything_is_changed() -> None:
     ours, x = engine(random_parameters(torch.float32)), random_batch(torch.float32)
     ours.parameters.W_dec.mul_(1e30)
     before = ours.parameters.W_enc.clone()
-    with pytest.raises(UserError, match=r"training diverged: at a learning rate of 0\.01 .*Lower sae\.learning_rate"):
+    with pytest.raises(
+        UserError,
+        match=r"training diverged: at a learning rate of 0\.01 .*Lower sae\.learning_rate",
+    ):
         ours.step(x, 0.01)
     assert torch.equal(ours.parameters.W_enc, before)
 
@@ -249,10 +307,14 @@ def test_auxk_says_nothing_where_all_residuals_are_equal(rows: int) -> None:
     for seed in range(6):
         ours = engine(random_parameters(torch.float32, seed), kind="topk")
         x = random_batch(torch.float32, seed, rows=1).expand(rows, -1).contiguous()
-        assert float(ours.backward(x, dead).loss) == pytest.approx(float(ours.backward(x, NOBODY).loss), rel=1e-6)
+        assert float(ours.backward(x, dead).loss) == pytest.approx(
+            float(ours.backward(x, NOBODY).loss), rel=1e-6
+        )
 
 
-def test_the_first_batch_holds_no_more_candidates_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_batch_holds_no_more_candidates_than_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held: list[int] = []
 
     def counted(flat: Tensor, bar: float) -> Tensor:
@@ -264,7 +326,9 @@ def test_the_first_batch_holds_no_more_candidates_than_it_needs(monkeypatch: pyt
     ours, x = engine(random_parameters(torch.float32)), random_batch(torch.float32, rows=2000)
     assert ours.backward(x, NOBODY).active_rows.sum() == 2000 * K
     assert len(held) == 2  # each chunk once
-    assert sum(held) < 1.5 * 2000 * K  # half of the pre-activations are positive: eight times as many as stay
+    assert (
+        sum(held) < 1.5 * 2000 * K
+    )  # half of the pre-activations are positive: eight times as many as stay
 
 
 @pytest.mark.parametrize("entries", [0, 7, 8, 9, 1003])
@@ -277,8 +341,12 @@ def test_positions_above_a_bar_are_all_found_in_their_order(entries: int, bar: f
 @pytest.mark.parametrize("d_sae", [1, 300, 2**16, 2**16 + 1, 200_000])
 def test_a_transposed_code_is_ordered_by_feature_and_then_by_row(d_sae: int) -> None:
     generator = torch.Generator().manual_seed(d_sae)
-    position = torch.rand(50 * d_sae, generator=generator).topk(min(400, 50 * d_sae)).indices.sort().values
-    code = sparse.code_from_flat(position, torch.rand(len(position), generator=generator), 50, d_sae)
+    position = (
+        torch.rand(50 * d_sae, generator=generator).topk(min(400, 50 * d_sae)).indices.sort().values
+    )
+    code = sparse.code_from_flat(
+        position, torch.rand(len(position), generator=generator), 50, d_sae
+    )
     assert torch.equal(code.row * d_sae + code.column, position)
     assert torch.equal(code.row_start.diff(), torch.bincount(code.row, minlength=50))
     found = sparse.transpose(code)
@@ -310,7 +378,9 @@ def test_following_auxk_alone_lowers_it_until_dead_features_win_again() -> None:
         with_auxk, without = ours.backward(x, dead), ours.backward(x, NOBODY)
         losses.append(float(with_auxk.loss - without.loss) / AUX)
         wins.append(int(without.active_rows[dead].sum()))
-        for parameter, one, other in zip(parameters[:3], with_auxk.gradients[:3], without.gradients[:3], strict=True):
+        for parameter, one, other in zip(
+            parameters[:3], with_auxk.gradients[:3], without.gradients[:3], strict=True
+        ):
             parameter -= 0.3 / AUX * (one - other)
     assert wins[0] == 0
     assert losses[-1] < losses[0] - 0.02
@@ -364,7 +434,9 @@ def test_values_that_are_not_positive_never_stay(kind: str) -> None:
 
 def test_batchtopk_keeps_exactly_the_largest_k_times_batch_whatever_it_saw_before() -> None:
     found = BatchTopK(D_SAE, K)
-    for seed, scale in enumerate((1.0, 1.0, 0.01, 100.0, 1.0)):  # jumps that make the remembered cut useless
+    for seed, scale in enumerate(
+        (1.0, 1.0, 0.01, 100.0, 1.0)
+    ):  # jumps that make the remembered cut useless
         pre = scale * torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(seed))
         code = found.select(Given(pre, 16))
         top = pre.flatten().topk(K * BATCH)
@@ -380,7 +452,9 @@ def test_nested_parts_are_shares_of_the_dictionary_and_never_empty_or_twice() ->
 
 @pytest.mark.parametrize("computed", BACK_ENDS)
 @pytest.mark.parametrize("kind", ["batchtopk", "topk", "matryoshka", "jumprelu"])
-def test_a_batch_in_which_nothing_fires_still_has_a_loss_and_gradients(kind: str, computed: str) -> None:
+def test_a_batch_in_which_nothing_fires_still_has_a_loss_and_gradients(
+    kind: str, computed: str
+) -> None:
     parameters = random_parameters(torch.float64)
     parameters.b_enc[:] = -1e3
     x, dead = random_batch(torch.float64), torch.arange(3)
@@ -393,9 +467,14 @@ def test_a_batch_in_which_nothing_fires_still_has_a_loss_and_gradients(kind: str
 
 @pytest.mark.parametrize("computed", BACK_ENDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_start_reconstructs_at_the_right_length_with_the_wanted_l0(kind: str, computed: str) -> None:
+def test_the_start_reconstructs_at_the_right_length_with_the_wanted_l0(
+    kind: str, computed: str
+) -> None:
     parameters = Parameters.tied(D_MODEL, D_SAE, torch.Generator().manual_seed(0), torch.float64)
-    ours, x = engine(parameters, kind=kind, computed=BACK_ENDS[computed](1024)), random_batch(torch.float64)
+    ours, x = (
+        engine(parameters, kind=kind, computed=BACK_ENDS[computed](1024)),
+        random_batch(torch.float64),
+    )
     ours.start(x)
     assert float(ours.backward(x, NOBODY).l0) == pytest.approx(K)
     guess = ours.back_end.guess(parameters, ours.architecture, x)

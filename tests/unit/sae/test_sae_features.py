@@ -12,17 +12,17 @@ import small_models
 import torch
 from sae_fakes import MemoryRows
 
-import describe_features
-from ghosttrack import files
 from ghosttrack.activations import extraction
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus
-from ghosttrack.sae import decoder, firing
+from ghosttrack.runtime import files
+from ghosttrack.sae import firing, logit_lens
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae.model import Sae
 from ghosttrack.settings import CorpusSettings
+from sae import describe_features
 
 
 def identity(d: int, k: int | None = None) -> Sae:
@@ -41,7 +41,9 @@ def rows_and_tokens(rows: int, d: int, vocabulary: int) -> tuple[MemoryRows, npt
     return MemoryRows(values, excluded), rng.integers(0, vocabulary, rows).astype(np.int32)
 
 
-def expected(store: MemoryRows, tokens: npt.NDArray[np.int32], feature: int, count: int) -> tuple[list[Any], list[Any]]:
+def expected(
+    store: MemoryRows, tokens: npt.NDArray[np.int32], feature: int, count: int
+) -> tuple[list[Any], list[Any]]:
     """Strongest rows and most characteristic tokens of one feature, one row at a time."""
     entries: list[tuple[float, int]] = []
     sums: dict[int, float] = {}
@@ -70,7 +72,10 @@ def test_one_pass_finds_what_looking_at_every_row_finds(vocabulary: int) -> None
     for feature in range(6):
         rows, ranked = expected(store, tokens, feature, 7)
         mine = found.rows_of.feature == feature
-        assert [(-a, r) for a, r in zip(found.rows_of.activation[mine], found.rows_of.row[mine], strict=True)] == rows
+        assert [
+            (-a, r)
+            for a, r in zip(found.rows_of.activation[mine], found.rows_of.row[mine], strict=True)
+        ] == rows
         if vocabulary < firing.TOKENS_IN_VIEW:
             mine = found.tokens_of.feature == feature
             best = zip(*(values[mine] for values in found.tokens_of[1:]), strict=True)
@@ -79,7 +84,9 @@ def test_one_pass_finds_what_looking_at_every_row_finds(vocabulary: int) -> None
     assert found.rows_of.row[found.rows_of.feature == 3].tolist() == [77]
 
 
-def test_what_stays_in_view_is_bounded_and_holds_the_tokens_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stays_in_view_is_bounded_and_holds_the_tokens_that_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(firing, "TOKENS_IN_VIEW", 16)
     rng = np.random.default_rng(1)
     rows = 20_000
@@ -108,19 +115,30 @@ def test_topk_fires_only_where_it_is_among_the_largest() -> None:
     assert found.tokens_of.token.tolist() == [4, 9]
 
 
-def test_the_nearest_features_are_the_others_with_the_highest_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "_BLOCK", 4)
-    rows = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 12).unsqueeze(1)
-    found = decoder.nearest(rows, 3)
+def test_the_nearest_features_are_the_others_with_the_highest_cosine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logit_lens, "_BLOCK", 4)
+    rows = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(
+        1, 12
+    ).unsqueeze(1)
+    found = logit_lens.nearest(rows, 3)
     for feature in range(11):
         cosine = torch.nn.functional.cosine_similarity(rows[feature], rows, dim=1)
-        others = sorted((each for each in range(11) if each != feature), key=lambda each: -float(cosine[each]))
+        others = sorted(
+            (each for each in range(11) if each != feature), key=lambda each: -float(cosine[each])
+        )
         assert found.entry[feature].tolist() == others[:3]
         assert found.value[feature].tolist() == pytest.approx(cosine[others[:3]].tolist(), abs=1e-6)
-    assert decoder.nearest(rows[:2], 10).entry.tolist() == [[1], [0]]
+    assert logit_lens.nearest(rows[:2], 10).entry.tolist() == [[1], [0]]
 
 
-WORDS = ["The capital of France is Paris", "São Paulo is a city", "The atomic number of gold is 79", "Q: Who? A: 東京"]
+WORDS = [
+    "The capital of France is Paris",
+    "São Paulo is a city",
+    "The atomic number of gold is 79",
+    "Q: Who? A: 東京",
+]
 
 
 @pytest.fixture(scope="module")
@@ -129,40 +147,59 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("home")
     model, tokenizer = small_models.make_model("gpt2"), small_models.make_tokenizer()
     small_models.save(model, tokenizer, folder / "model")
-    about = {"source": "words", "tokenizer_sha256": files.sha256_file(folder / "model/tokenizer.json")}
+    about = {
+        "source": "words",
+        "tokenizer_sha256": files.sha256_file(folder / "model/tokenizer.json"),
+    }
     texts = (f"{WORDS[number % 4]} {number}" for number in range(4000))
     corpus.build(
-        [corpus.Stream("words", texts, 1.0)], tokenizer,
+        [corpus.Stream("words", texts, 1.0)],
+        tokenizer,
         corpus.Place(folder / "train.zarr", folder / "train.json"),
         corpus.Place(folder / "heldout.zarr", folder / "heldout.json"),
-        CorpusSettings(tokens=512, heldout_tokens=512, context=32), about,
-    )  # fmt: skip
+        CorpusSettings(tokens=512, heldout_tokens=512, context=32),
+        about,
+    )
     tokens = corpus.read_tokens(folder / "heldout.zarr", folder / "heldout.json").tokens
     extraction.extract_contexts(
-        model, extraction.origin(folder / "model"), tokens, [1],
+        model,
+        extraction.origin(folder / "model"),
+        tokens,
+        [1],
         [extraction.StoreFiles(folder / "layer_01.zarr", folder / "layer_01.json")],
         extraction.Extraction("resid_post", 4),
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
     W_dec = torch.nn.functional.normalize(torch.randn(24, 16, generator=generator), dim=1)
     threshold = torch.full((24,), 0.5)
     threshold[5] = 1e6  # dead
     trained = Sae(W_dec.T.contiguous(), torch.zeros(24), W_dec, torch.zeros(16), threshold)
-    sae_model.save(trained, folder / "sae.safetensors", folder / "cfg.json", hook_name="", model_name="tiny")
+    sae_model.save(
+        trained, folder / "sae.safetensors", folder / "cfg.json", hook_name="", model_name="tiny"
+    )
     small_models.save_check(folder)
     return folder
 
 
 def arguments(folder: Path, features: Path) -> dict[str, Any]:
     return {
-        "weights": folder / "sae.safetensors", "cfg": folder / "cfg.json", "store": folder / "layer_01.zarr",
-        "manifest": folder / "layer_01.json", "heldout": folder / "heldout.zarr",
-        "heldout_manifest": folder / "heldout.json", "model_weights": folder / "model" / "model.safetensors",
-        "check": folder / "model_check.json", "features": features, "layer": 1, "threads": 1,
-    }  # fmt: skip
+        "weights": folder / "sae.safetensors",
+        "cfg": folder / "cfg.json",
+        "store": folder / "layer_01.zarr",
+        "manifest": folder / "layer_01.json",
+        "heldout": folder / "heldout.zarr",
+        "heldout_manifest": folder / "heldout.json",
+        "model_weights": folder / "model" / "model.safetensors",
+        "check": folder / "model_check.json",
+        "features": features,
+        "layer": 1,
+        "threads": 1,
+    }
 
 
-def test_the_script_describes_every_feature_and_twice_with_the_same_bytes(home: Path, tmp_path: Path) -> None:
+def test_the_script_describes_every_feature_and_twice_with_the_same_bytes(
+    home: Path, tmp_path: Path
+) -> None:
     for name in ("one.parquet", "two.parquet"):
         describe_features.main(**arguments(home, tmp_path / name))
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
@@ -193,12 +230,18 @@ def test_the_script_describes_every_feature_and_twice_with_the_same_bytes(home: 
     assert all(len(dead[name]) == 0 for name in table if name.startswith(("top_", "context_")))
 
 
-def test_features_of_a_model_with_further_layers_in_its_head_have_no_output_tokens(home: Path, tmp_path: Path) -> None:
+def test_features_of_a_model_with_further_layers_in_its_head_have_no_output_tokens(
+    home: Path, tmp_path: Path
+) -> None:
     about = files.read_json(home / "model_check.json")
-    files.write_json(tmp_path / "check.json", {**about, "limits": {**about["limits"], "named": False}})
+    files.write_json(
+        tmp_path / "check.json", {**about, "limits": {**about["limits"], "named": False}}
+    )
     given = arguments(home, tmp_path / "features.parquet")
     describe_features.main(**{**given, "check": tmp_path / "check.json"})
-    assert all(len(row) == 0 for row in pd.read_parquet(tmp_path / "features.parquet")["output_token"])
+    assert all(
+        len(row) == 0 for row in pd.read_parquet(tmp_path / "features.parquet")["output_token"]
+    )
 
 
 def test_another_model_corpus_tokenizer_or_layer_is_refused(home: Path, tmp_path: Path) -> None:
@@ -206,7 +249,9 @@ def test_another_model_corpus_tokenizer_or_layer_is_refused(home: Path, tmp_path
     other = Path(shutil.copytree(home / "model", tmp_path / "model"))
     about = files.read_json(other / "source.json")
     files.write_json(other / "source.json", {**about, "weights_sha256": "0" * 64})
-    with pytest.raises(UserError, match=r"another run: its weights_sha256 is .*, this job expects 000"):
+    with pytest.raises(
+        UserError, match=r"another run: its weights_sha256 is .*, this job expects 000"
+    ):
         describe_features.main(**{**given, "model_weights": other / "model.safetensors"})
     swapped = {"heldout": home / "train.zarr", "heldout_manifest": home / "train.json"}
     with pytest.raises(UserError, match="another run: its tokens_sha256 is"):
@@ -222,7 +267,9 @@ def test_another_model_corpus_tokenizer_or_layer_is_refused(home: Path, tmp_path
 def test_an_autoencoder_of_another_width_is_refused(home: Path, tmp_path: Path) -> None:
     store, manifest = tmp_path / "wide.zarr", tmp_path / "wide.json"
     content = files.read_json(home / "layer_01.json")
-    header = Header(content["model"], content["weights_sha256"], 1, "resid_post", 32, content["tokens_sha256"])
+    header = Header(
+        content["model"], content["weights_sha256"], 1, "resid_post", 32, content["tokens_sha256"]
+    )
     with StoreWriter(store, manifest, header, rows=512, d_model=8) as writer:
         writer.append(to_block(np.ones((512, 8), dtype=np.float32)))
     given = arguments(home, tmp_path / "features.parquet")

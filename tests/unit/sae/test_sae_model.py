@@ -29,7 +29,9 @@ def exported(seed: int = 0) -> tuple[sae.Sae, Parameters, Normaliser, MemoryRows
     biases = (0.1 * torch.randn(size, generator=generator) for size in (D_SAE, D_MODEL))
     parameters = Parameters(tied.W_enc * 0.7, tied.W_dec, *biases)
     normaliser = Normaliser(30.0 * torch.randn(D_MODEL, generator=generator), 0.25)
-    values = normaliser.mean.numpy() + 4.0 * np.random.default_rng(seed).standard_normal((9000, D_MODEL))
+    values = normaliser.mean.numpy() + 4.0 * np.random.default_rng(seed).standard_normal(
+        (9000, D_MODEL)
+    )
     return fold(parameters, normaliser), parameters, normaliser, MemoryRows(values)
 
 
@@ -39,7 +41,9 @@ def test_the_exported_form_encodes_and_decodes_as_the_training_form() -> None:
     y = normaliser(x)
     code = ((y - b_dec) @ W_enc.t() + b_enc).relu()
     torch.testing.assert_close(found.encode(x), code, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(normaliser(found.decode(code)), code @ W_dec + b_dec, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        normaliser(found.decode(code)), code @ W_dec + b_dec, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_threshold_gives_exactly_k_active_features_on_average() -> None:
@@ -78,7 +82,9 @@ def save(folder: Path, found: sae.Sae) -> None:
 def test_with_k_only_the_k_largest_of_a_row_pass() -> None:
     eye, zero = torch.eye(4), torch.zeros(4)
     small = sae.Sae(eye, zero, eye, zero, zero, k=2)
-    code = small.encode(torch.tensor([[4.0, 1.0, 2.0, 3.0], [-1.0, 5.0, -2.0, -3.0], [2.0, 2.0, 2.0, 2.0]]))
+    code = small.encode(
+        torch.tensor([[4.0, 1.0, 2.0, 3.0], [-1.0, 5.0, -2.0, -3.0], [2.0, 2.0, 2.0, 2.0]])
+    )
     assert code[:2].tolist() == [[4.0, 0.0, 0.0, 3.0], [0.0, 5.0, 0.0, 0.0]]
     assert sorted(code[2].tolist()) == [0.0, 0.0, 2.0, 2.0]
 
@@ -87,7 +93,11 @@ def test_a_topk_folder_says_so_and_comes_back(tmp_path: Path) -> None:
     found, _, _, store = exported()
     save(tmp_path, replace(found, k=K))
     cfg = json.loads((tmp_path / "cfg.json").read_text())
-    assert (cfg["architecture"], cfg["k"], cfg["rescale_acts_by_decoder_norm"]) == ("topk", K, False)
+    assert (cfg["architecture"], cfg["k"], cfg["rescale_acts_by_decoder_norm"]) == (
+        "topk",
+        K,
+        False,
+    )
     assert set(safetensors.torch.load_file(tmp_path / "sae_weights.safetensors")) == {
         "W_enc",
         "b_enc",
@@ -108,7 +118,9 @@ def test_a_topk_folder_says_so_and_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("k", [None, K])
 @pytest.mark.peers
-@pytest.mark.skipif("GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens")
+@pytest.mark.skipif(
+    "GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens"
+)
 def test_saelens_reads_the_folder_and_computes_the_same(k: int | None, tmp_path: Path) -> None:
     found, _, _, store = exported()
     found = replace(found, k=k) if k else calibrate(found, store, K)
@@ -123,7 +135,9 @@ sae = SAE.load_from_disk(folder)
 code = sae.encode(safetensors.torch.load_file(folder + "/x.safetensors")["x"])
 safetensors.torch.save_file({"code": code.detach().to_dense(), "xhat": sae.decode(code).detach()}, folder + "/out.safetensors")
 """
-    subprocess.run([os.environ["GHOSTTRACK_PEERS"], "-c", program, str(tmp_path)], check=True, timeout=300)
+    subprocess.run(
+        [os.environ["GHOSTTRACK_PEERS"], "-c", program, str(tmp_path)], check=True, timeout=300
+    )
     theirs = safetensors.torch.load_file(tmp_path / "out.safetensors")
     code = found.encode(x)
     torch.testing.assert_close(theirs["code"], code, rtol=1e-5, atol=1e-5)
@@ -145,8 +159,11 @@ def test_the_folder_has_what_saelens_asks_for(tmp_path: Path) -> None:
     save(tmp_path, exported()[0])
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     assert {key: cfg[key] for key in ("architecture", "d_in", "d_sae", "dtype")} == {
-        "architecture": "jumprelu", "d_in": D_MODEL, "d_sae": D_SAE, "dtype": "float32",
-    }  # fmt: skip
+        "architecture": "jumprelu",
+        "d_in": D_MODEL,
+        "d_sae": D_SAE,
+        "dtype": "float32",
+    }
     assert cfg["apply_b_dec_to_input"] is True
     assert cfg["normalize_activations"] == cfg["reshape_activations"] == "none"
     assert cfg["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
@@ -160,7 +177,9 @@ def test_the_folder_has_what_saelens_asks_for(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_that_does_not_subtract_the_bias_from_the_input_is_read_as_meant(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_subtract_the_bias_from_the_input_is_read_as_meant(
+    tmp_path: Path,
+) -> None:
     found, _, _, store = exported()
     save(tmp_path, found)
     cfg = json.loads((tmp_path / "cfg.json").read_text())
@@ -180,7 +199,9 @@ def test_a_folder_that_does_not_subtract_the_bias_from_the_input_is_read_as_mean
         ("dtype", None, "no dtype"),
     ],
 )
-def test_a_cfg_that_does_not_fit_is_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+def test_a_cfg_that_does_not_fit_is_named(
+    key: str, value: Any, message: str, tmp_path: Path
+) -> None:
     save(tmp_path, exported()[0])
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     cfg[key] = value

@@ -7,7 +7,14 @@ from sae_fakes import MemoryRows
 
 from ghosttrack.errors import UserError
 from ghosttrack.sae.model import Sae
-from ghosttrack.sae.quality import Reconstruction, ReconstructionSums, measure, pca_fvu, random_fvu, sparsity
+from ghosttrack.sae.quality import (
+    Reconstruction,
+    ReconstructionSums,
+    measure,
+    pca_fvu,
+    random_fvu,
+    sparsity,
+)
 from ghosttrack.sae.rows import mean_of
 
 
@@ -19,7 +26,9 @@ def reconstruction(x: torch.Tensor, xhat: torch.Tensor) -> Reconstruction:
 
 
 def test_the_worked_example_has_explained_variance_of_four_fifths() -> None:
-    found = reconstruction(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[2.0, 1.0], [0.0, 3.0]]))
+    found = reconstruction(
+        torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+    )
     assert found.explained_variance == pytest.approx(0.8)
     assert found.fvu == pytest.approx(0.2)
     assert found.mse == pytest.approx(0.5)
@@ -30,11 +39,17 @@ def test_the_worked_example_has_explained_variance_of_four_fifths() -> None:
 
 
 def test_predicting_the_mean_explains_nothing_and_a_copy_everything() -> None:
-    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)) + 100.0  # far from the origin
-    assert reconstruction(x, x.mean(0).expand(10, 4)).explained_variance == pytest.approx(0.0, abs=1e-9)
+    x = (
+        torch.randn(10, 4, generator=torch.Generator().manual_seed(0)) + 100.0
+    )  # far from the origin
+    assert reconstruction(x, x.mean(0).expand(10, 4)).explained_variance == pytest.approx(
+        0.0, abs=1e-9
+    )
     copy = reconstruction(x, x)
     assert (copy.fvu, copy.fvu_token_median, copy.mse) == (0.0, 0.0, 0.0)
-    assert (copy.cossim, copy.l2_ratio, copy.relative_reconstruction_bias) == pytest.approx((1.0, 1.0, 1.0))
+    assert (copy.cossim, copy.l2_ratio, copy.relative_reconstruction_bias) == pytest.approx(
+        (1.0, 1.0, 1.0)
+    )
 
 
 def test_a_shrunken_reconstruction_shows_as_ratio_and_bias() -> None:
@@ -71,7 +86,9 @@ def test_excluded_rows_count_nowhere() -> None:
     expected = measure(autoencoder, MemoryRows(values[~excluded]), k=3)
     assert found.rows == int((~excluded).sum())
     # float16 rows and another chunking: equal to rounding
-    np.testing.assert_allclose(np.hstack([*found.reconstruction]), np.hstack([*expected.reconstruction]), rtol=1e-9)
+    np.testing.assert_allclose(
+        np.hstack([*found.reconstruction]), np.hstack([*expected.reconstruction]), rtol=1e-9
+    )
     assert found.sparsity == expected.sparsity
     assert found.random_fvu == pytest.approx(expected.random_fvu, rel=1e-6)
     assert found.pca_fvu == pytest.approx(expected.pca_fvu, rel=1e-6)
@@ -80,7 +97,9 @@ def test_excluded_rows_count_nowhere() -> None:
 def test_an_exact_autoencoder_is_measured_as_one() -> None:
     values = np.random.default_rng(1).standard_normal((400, 5)).astype(np.float16)
     both_signs = torch.cat([torch.eye(5), -torch.eye(5)], dim=1)  # x = relu(x) - relu(-x)
-    exact = Sae(both_signs, torch.zeros(10), both_signs.t().contiguous(), torch.zeros(5), torch.zeros(10))
+    exact = Sae(
+        both_signs, torch.zeros(10), both_signs.t().contiguous(), torch.zeros(5), torch.zeros(10)
+    )
     found = measure(exact, MemoryRows(values), k=5)
     assert found.reconstruction.fvu == pytest.approx(0.0, abs=1e-12)
     assert found.sparsity.l0 == pytest.approx(5.0, abs=0.02)

@@ -63,7 +63,13 @@ def heldout(tmp_path: Path, kind: str) -> Heldout:
 def exact() -> Sae:
     """Reconstructs everything: x = relu(x) - relu(-x)."""
     signs = torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)], dim=1)
-    return Sae(signs, torch.zeros(2 * WIDTH), signs.t().contiguous(), torch.zeros(WIDTH), torch.zeros(2 * WIDTH))
+    return Sae(
+        signs,
+        torch.zeros(2 * WIDTH),
+        signs.t().contiguous(),
+        torch.zeros(WIDTH),
+        torch.zeros(2 * WIDTH),
+    )
 
 
 def rough() -> Sae:
@@ -71,7 +77,9 @@ def rough() -> Sae:
     generator = torch.Generator().manual_seed(3)
     W_enc = torch.randn(WIDTH, 24, generator=generator) / WIDTH**0.5
     b_dec = 0.2 * torch.randn(WIDTH, generator=generator)
-    return Sae(W_enc, torch.full((24,), 0.1), 0.4 * W_enc.t().contiguous(), b_dec, torch.full((24,), 0.05))
+    return Sae(
+        W_enc, torch.full((24,), 0.1), 0.4 * W_enc.t().contiguous(), b_dec, torch.full((24,), 0.05)
+    )
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -79,14 +87,24 @@ def test_an_exact_autoencoder_costs_nothing(tmp_path: Path, kind: str, site: str
     found = splice(*_arguments(make(tmp_path, kind, site), exact()))
     assert found.ce_loss_with_sae == found.ce_loss_without_sae
     assert (found.delta_ce, found.kl_div_with_sae) == (0.0, 0.0)
-    assert (found.ce_loss_score, found.ce_loss_score_mean_ablation, found.kl_div_score) == (1.0, 1.0, 1.0)
+    assert (found.ce_loss_score, found.ce_loss_score_mean_ablation, found.kl_div_score) == (
+        1.0,
+        1.0,
+        1.0,
+    )
     assert found.ce_loss_with_ablation != found.ce_loss_without_sae
     assert found.spliced_rows == CONTEXTS * (CONTEXT - 2)  # neither the first position nor the last
 
 
 def test_decoding_to_zero_or_to_the_mean_is_the_ablation(heldout: Heldout) -> None:
     nothing = exact()
-    zero = Sae(nothing.W_enc, nothing.b_enc, torch.zeros(2 * WIDTH, WIDTH), torch.zeros(WIDTH), nothing.threshold)
+    zero = Sae(
+        nothing.W_enc,
+        nothing.b_enc,
+        torch.zeros(2 * WIDTH, WIDTH),
+        torch.zeros(WIDTH),
+        nothing.threshold,
+    )
     found = splice(*_arguments(heldout, zero))
     assert found.ce_loss_with_sae == found.ce_loss_with_ablation
     assert found.kl_div_with_sae == found.kl_div_with_ablation
@@ -114,14 +132,19 @@ def test_every_number_equals_a_slow_reference(tmp_path: Path, kind: str, site: s
 class Spliced1(nn.Module):
     """A module whose output is replaced row by row, where `kept` says so."""
 
-    def __init__(self, inner: nn.Module, kept: npt.NDArray[np.bool_], replacement: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, inner: nn.Module, kept: npt.NDArray[np.bool_], replacement: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.inner, self.kept, self.replacement = inner, kept, replacement
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         output = self.inner(*arguments, **options)
         true = output[0] if isinstance(output, tuple) else output
-        rows = [self.replacement(row) if kept else row for row, kept in zip(true[0], self.kept, strict=True)]
+        rows = [
+            self.replacement(row) if kept else row
+            for row, kept in zip(true[0], self.kept, strict=True)
+        ]
         new = torch.stack(rows).unsqueeze(0)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
@@ -136,18 +159,27 @@ def slow(heldout: Heldout, autoencoder: Sae, site: str) -> dict[str, float]:
         active = (row - autoencoder.b_dec) @ autoencoder.W_enc + autoencoder.b_enc
         code = torch.where(active > autoencoder.threshold, active, torch.tensor(0.0))
         return autoencoder.b_dec + sum(
-            (value * direction for value, direction in zip(code, autoencoder.W_dec, strict=True)), torch.zeros(WIDTH)
+            (value * direction for value, direction in zip(code, autoencoder.W_dec, strict=True)),
+            torch.zeros(WIDTH),
         )
 
     block = models.blocks(model)[LAYER]
     parent, name = {
-        "resid_post": (model.get_submodule("transformer.h" if hasattr(model, "transformer") else "model.layers"), "1"),
+        "resid_post": (
+            model.get_submodule(
+                "transformer.h" if hasattr(model, "transformer") else "model.layers"
+            ),
+            "1",
+        ),
         "mlp_out": (block, "mlp"),
         "attn_out": (block, "attn" if hasattr(block, "attn") else "self_attn"),
     }[site]
     kinds: dict[str, Callable[[Tensor], Tensor]] = {
-        "none": lambda row: row, "sae": reconstruct, "zero": torch.zeros_like, "mean": lambda _row: mean,
-    }  # fmt: skip
+        "none": lambda row: row,
+        "sae": reconstruct,
+        "zero": torch.zeros_like,
+        "mean": lambda _row: mean,
+    }
     ce, kl, count = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0), 0
     differences: list[float] = []
     inner = parent.get_submodule(name)
@@ -168,7 +200,9 @@ def slow(heldout: Heldout, autoencoder: Sae, site: str) -> dict[str, float]:
             kl[kind] += float((known.exp() * (known - logp)).sum(1)[rows].sum())
             if kind == "sae":
                 cost = known - logp
-                differences += [float(cost[at, ids[0, at + 1]]) for at in np.flatnonzero(counted).tolist()]
+                differences += [
+                    float(cost[at, ids[0, at + 1]]) for at in np.flatnonzero(counted).tolist()
+                ]
     ce, kl = ({kind: value / count for kind, value in each.items()} for each in (ce, kl))
     return {
         "ce_loss_without_sae": ce["none"],
@@ -195,7 +229,10 @@ def test_excluded_rows_keep_their_activations(heldout: Heldout) -> None:
         heldout.model(input_ids=ids)
     true = outputs[0].flatten(0, 1)
     # Hooks run in the order of their registration: the second sees what the first made.
-    with splicing.replaced(module, kept, lambda x: -2.0 * x), hooks.captured([module], stop=False) as outputs:
+    with (
+        splicing.replaced(module, kept, lambda x: -2.0 * x),
+        hooks.captured([module], stop=False) as outputs,
+    ):
         heldout.model(input_ids=ids)
     seen = outputs[0].flatten(0, 1)
     assert torch.equal(seen[~kept], true[~kept])
@@ -204,16 +241,27 @@ def test_excluded_rows_keep_their_activations(heldout: Heldout) -> None:
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_blocks_below_the_layer_run_once_for_all_passes(tmp_path: Path, kind: str, site: str) -> None:
+def test_blocks_below_the_layer_run_once_for_all_passes(
+    tmp_path: Path, kind: str, site: str
+) -> None:
     heldout = make(tmp_path, kind, site)
     ran: Counter[int] = Counter()
     for place, block in enumerate(models.blocks(heldout.model)):
-        block.get_submodule("mlp").register_forward_hook(lambda *_, place=place: ran.update([place]))
+        block.get_submodule("mlp").register_forward_hook(
+            lambda *_, place=place: ran.update([place])
+        )
     splice(*_arguments(heldout, rough()))
-    searched = 0 if site == "resid_post" else 2  # passes in which the site's module was searched for
+    searched = (
+        0 if site == "resid_post" else 2
+    )  # passes in which the site's module was searched for
     passes = ran[0] - searched
     assert passes > 0
-    assert {place: (count - searched) // passes for place, count in ran.items()} == {0: 1, LAYER: 4, 2: 4, 3: 4}
+    assert {place: (count - searched) // passes for place, count in ran.items()} == {
+        0: 1,
+        LAYER: 4,
+        2: 4,
+        3: 4,
+    }
     assert not any("forward" in vars(block) for block in models.blocks(heldout.model))
 
 
@@ -227,7 +275,8 @@ def test_with_every_row_excluded_nothing_is_replaced_and_nothing_counted(heldout
 
 def test_batches_change_nothing_but_rounding(heldout: Heldout) -> None:
     one, two = (
-        splice(heldout.model, rough(), heldout.store, heldout.tokens, batch, small_models.exact()) for batch in (1, 4)
+        splice(heldout.model, rough(), heldout.store, heldout.tokens, batch, small_models.exact())
+        for batch in (1, 4)
     )
     assert one._asdict() == pytest.approx(two._asdict(), rel=1e-5)
 
@@ -236,13 +285,21 @@ def test_batches_change_nothing_but_rounding(heldout: Heldout) -> None:
     ("contexts", "context", "expected"),
     [(100, 512, [0, 33, 66, 99]), (3, 512, [0, 1, 2]), (9, 100_000, [0]), (1, 8, [0])],
 )
-def test_contexts_are_spread_evenly_over_the_held_out_text(contexts: int, context: int, expected: list[int]) -> None:
+def test_contexts_are_spread_evenly_over_the_held_out_text(
+    contexts: int, context: int, expected: list[int]
+) -> None:
     assert splicing.spread(contexts, context).tolist() == expected
 
 
-def test_only_the_chosen_contexts_are_read(heldout: Heldout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_chosen_contexts_are_read(
+    heldout: Heldout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spread = splicing.spread
-    monkeypatch.setattr(splicing, "spread", lambda *given: np.array([0, 4]) if given[0] == CONTEXTS else spread(*given))
+    monkeypatch.setattr(
+        splicing,
+        "spread",
+        lambda *given: np.array([0, 4]) if given[0] == CONTEXTS else spread(*given),
+    )
     found = splice(*_arguments(heldout, rough()))
     assert found.spliced_rows == 2 * (CONTEXT - 2)
     # The other contexts' tokens are not looked at.
@@ -254,7 +311,12 @@ def test_only_the_chosen_contexts_are_read(heldout: Heldout, monkeypatch: pytest
 def test_scores_are_shares_of_what_the_ablation_costs() -> None:
     none, sae, zero, mean = (
         torch.tensor(each, dtype=torch.float64)
-        for each in ([[1.0, 3.0], [0, 0]], [[2.5, 2.5], [0.2, 0.6]], [[8.0, 6.0], [5, 3]], [[4.0, 4.0], [3, 3]])
+        for each in (
+            [[1.0, 3.0], [0, 0]],
+            [[2.5, 2.5], [0.2, 0.6]],
+            [[8.0, 6.0], [5, 3]],
+            [[4.0, 4.0], [3, 3]],
+        )
     )
     found = splicing.scores(none, sae, zero, mean)
     expected = Spliced(2.0, 2.5, 7.0, 4.0, 0.9, 0.75, 0.5, 1.0 / 2**0.5, 0.4, 4.0, 0.9, 2, 2)
@@ -285,7 +347,9 @@ def test_ablations_of_some_predictions_cost_what_they_add_there() -> None:
     assert found.kl_div_with_ablation == pytest.approx(4.0)
 
 
-def test_ablations_are_measured_on_a_few_of_the_contexts(heldout: Heldout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablations_are_measured_on_a_few_of_the_contexts(
+    heldout: Heldout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = splice(*_arguments(heldout, rough()))
     monkeypatch.setattr(splicing, "ABLATED", 3 * CONTEXT)
     found = splice(*_arguments(heldout, rough()))

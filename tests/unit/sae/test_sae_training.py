@@ -50,7 +50,9 @@ def run(
 
 def weight_bytes(trained: Trained) -> bytes:
     sae = trained.sae
-    return b"".join(t.numpy().tobytes() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold))
+    return b"".join(
+        t.numpy().tobytes() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold)
+    )
 
 
 def test_planted_directions_are_found() -> None:
@@ -58,7 +60,9 @@ def test_planted_directions_are_found() -> None:
     settings = SaeSettings(d_sae=96, k=3, batch=256, epochs=20, learning_rate=4e-3)
     state = Path(os.devnull)  # never written: no checkpoint falls due
     batches = MemoryBatches(store, 256)
-    sae = train(store, batches, settings, seed=0, state=state, micro_batch=256, checkpoint_seconds=1e9).sae
+    sae = train(
+        store, batches, settings, seed=0, state=state, micro_batch=256, checkpoint_seconds=1e9
+    ).sae
     rows = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).numpy()
     best = (directions @ rows.T).max(axis=1)
     assert np.mean(best > 0.95) >= 0.9
@@ -82,8 +86,18 @@ def recovered() -> Recovered:
     found = {}
     for name, settings in KINDS.items():
         batches = MemoryBatches(train_rows, settings.batch)
-        nowhere = Path(os.devnull)  # never written: no checkpoint falls due, however busy the machine
-        sae = train(train_rows, batches, settings, seed=0, state=nowhere, micro_batch=256, checkpoint_seconds=1e9).sae
+        nowhere = Path(
+            os.devnull
+        )  # never written: no checkpoint falls due, however busy the machine
+        sae = train(
+            train_rows,
+            batches,
+            settings,
+            seed=0,
+            state=nowhere,
+            micro_batch=256,
+            checkpoint_seconds=1e9,
+        ).sae
         rows = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).numpy()
         found[name] = sae, other, float(np.mean((directions @ rows.T).max(axis=1) > 0.95))
     return found
@@ -93,11 +107,15 @@ def recovered() -> Recovered:
 @pytest.mark.parametrize(
     ("name", "share"), [("batchtopk", 0.9), ("topk", 0.9), ("jumprelu", 0.9), ("matryoshka", 0.65)]
 )
-def test_each_architecture_recovers_a_planted_dictionary(name: str, share: float, recovered: Recovered) -> None:
+def test_each_architecture_recovers_a_planted_dictionary(
+    name: str, share: float, recovered: Recovered
+) -> None:
     assert recovered[name][2] >= share
 
 
-def test_jumprelu_reaches_its_target_on_other_rows_and_reconstructs_as_batchtopk_does(recovered: Recovered) -> None:
+def test_jumprelu_reaches_its_target_on_other_rows_and_reconstructs_as_batchtopk_does(
+    recovered: Recovered,
+) -> None:
     jumprelu, batchtopk = (measure(*recovered[name][:2], k=5) for name in ("jumprelu", "batchtopk"))
     assert jumprelu.sparsity.l0 == pytest.approx(5.0, rel=0.1)
     assert jumprelu.reconstruction.fvu < 1.05 * batchtopk.reconstruction.fvu
@@ -118,7 +136,10 @@ def test_every_nested_part_of_matryoshka_reconstructs_better_than_the_same_featu
         sae, other, _ = recovered[name]
         x = next(blocks(other))
         code, spread = sae.encode(x), (x - x.mean(0)).pow(2).sum()
-        parts = [replace(sae, W_dec=sae.W_dec * (torch.arange(192) < end).unsqueeze(1)) for end in (6, 18, 42, 90)]
+        parts = [
+            replace(sae, W_dec=sae.W_dec * (torch.arange(192) < end).unsqueeze(1))
+            for end in (6, 18, 42, 90)
+        ]
         fvu[name] = [float((part.decode(code) - x).pow(2).sum() / spread) for part in parts]
     nested, flat = fvu["matryoshka"], fvu["batchtopk"]
     assert nested == sorted(nested, reverse=True)
@@ -127,7 +148,9 @@ def test_every_nested_part_of_matryoshka_reconstructs_better_than_the_same_featu
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("fail_at", [1, 30])
-def test_each_architecture_resumes_in_the_same_bytes(name: str, fail_at: int, tmp_path: Path) -> None:
+def test_each_architecture_resumes_in_the_same_bytes(
+    name: str, fail_at: int, tmp_path: Path
+) -> None:
     settings = SMALL.model_copy(update={"architecture": name, "dead_after": 0.02})
     whole = run(tmp_path / "whole", settings, checkpoint_seconds=3600.0)
     assert max(row.dead for row in whole.history) > 0  # AuxK takes part
@@ -139,10 +162,14 @@ def test_each_architecture_resumes_in_the_same_bytes(name: str, fail_at: int, tm
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_dense_back_end_trains_to_the_same_quality(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dense_back_end_trains_to_the_same_quality(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = SMALL.model_copy(update={"architecture": name})
     sparse = run(Path(os.devnull), settings, checkpoint_seconds=3600.0)
-    monkeypatch.setattr(training, "back_end", lambda _, micro_batch, precision: DenseBackEnd(micro_batch, precision))
+    monkeypatch.setattr(
+        training, "back_end", lambda _, micro_batch, precision: DenseBackEnd(micro_batch, precision)
+    )
     dense = run(Path(os.devnull), settings, checkpoint_seconds=3600.0)
     assert dense.history[-1].fvu == pytest.approx(sparse.history[-1].fvu, rel=0.05)
     assert dense.history[-1].l0 == pytest.approx(sparse.history[-1].l0, rel=0.05)
@@ -158,7 +185,10 @@ def test_the_log_says_how_near_the_steps_came_to_the_limit(
     shutil.rmtree(tmp_path)
     monkeypatch.setattr(training, "TELLING_SECONDS", 0.0)
     run(tmp_path)
-    assert re.search(r"ms a step of 64 tokens, [\d,]+ tokens/s; .* of what matrix products reach here", caplog.text)
+    assert re.search(
+        r"ms a step of 64 tokens, [\d,]+ tokens/s; .* of what matrix products reach here",
+        caplog.text,
+    )
 
 
 def test_a_small_batch_on_a_gpu_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -176,7 +206,9 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fail_at", [1, 7, 16, 33, 47])
-def test_a_run_killed_at_any_step_and_resumed_gives_the_same_bytes(fail_at: int, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_step_and_resumed_gives_the_same_bytes(
+    fail_at: int, tmp_path: Path
+) -> None:
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptedError):
         run(tmp_path / "killed", fail_at=fail_at)
@@ -214,7 +246,15 @@ def test_a_signal_finishes_the_step_saves_and_leaves_with_the_shell_status(
     monkeypatch.setattr(batches, "batch_at", serve_and_signal)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:  # an hour between checkpoints: only the signal saves
-        train(STORE, batches, SMALL, seed=0, state=tmp_path / "stopped", micro_batch=64, checkpoint_seconds=3600.0)
+        train(
+            STORE,
+            batches,
+            SMALL,
+            seed=0,
+            state=tmp_path / "stopped",
+            micro_batch=64,
+            checkpoint_seconds=3600.0,
+        )
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) is before
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["step_000000011.checkpoint"]
@@ -238,7 +278,12 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_older_one_used(
     newest = tmp_path / "killed" / "step_000000020.checkpoint"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
-    broken = {"truncated": content[:-100], "flipped": content, "header": b"x" + content, "empty": b""}
+    broken = {
+        "truncated": content[:-100],
+        "flipped": content,
+        "header": b"x" + content,
+        "empty": b"",
+    }
     newest.write_bytes(bytes(broken[damage]))
     caplog.set_level(logging.INFO, logger="ghosttrack")
     resumed = run(tmp_path / "killed")
@@ -266,7 +311,14 @@ def test_a_checkpoint_of_another_run_is_refused_and_outlived(
     def start(fail_at: int | None) -> Trained:
         batches = MemoryBatches(STORE, SMALL.batch, fail_at)
         return train(
-            STORE, batches, settings, seed=seed, state=tmp_path, micro_batch=64, code=code, checkpoint_seconds=0.0
+            STORE,
+            batches,
+            settings,
+            seed=seed,
+            state=tmp_path,
+            micro_batch=64,
+            code=code,
+            checkpoint_seconds=0.0,
         )
 
     with pytest.raises(InterruptedError):

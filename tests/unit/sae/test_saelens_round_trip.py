@@ -31,8 +31,12 @@ for name in sys.argv[2:]:
 
 
 @pytest.mark.peers
-@pytest.mark.skipif("GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens")
-def test_every_architecture_that_is_trained_here_encodes_and_decodes_the_same_in_saelens(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    "GHOSTTRACK_PEERS" not in os.environ, reason="GHOSTTRACK_PEERS: a Python that has sae_lens"
+)
+def test_every_architecture_that_is_trained_here_encodes_and_decodes_the_same_in_saelens(
+    tmp_path: Path,
+) -> None:
     store, _ = planted(rows=2048, d_model=16, features=32, active=3.0, seed=0)
     x = next(blocks(store))
     safetensors.torch.save_file({"x": x}, tmp_path / "x.safetensors")
@@ -48,11 +52,16 @@ def test_every_architecture_that_is_trained_here_encodes_and_decodes_the_same_in
             micro_batch=1024,
         )
         model.save(
-            trained.sae, tmp_path / name / model.WEIGHTS_NAME, tmp_path / name / model.CFG_NAME,
-            hook_name="blocks.3.hook_resid_post", model_name="m",
-        )  # fmt: skip
+            trained.sae,
+            tmp_path / name / model.WEIGHTS_NAME,
+            tmp_path / name / model.CFG_NAME,
+            hook_name="blocks.3.hook_resid_post",
+            model_name="m",
+        )
     subprocess.run(
-        [os.environ["GHOSTTRACK_PEERS"], "-c", PROGRAM, str(tmp_path), *ARCHITECTURES], check=True, timeout=300
+        [os.environ["GHOSTTRACK_PEERS"], "-c", PROGRAM, str(tmp_path), *ARCHITECTURES],
+        check=True,
+        timeout=300,
     )
     for name in ARCHITECTURES:
         theirs = safetensors.torch.load_file(tmp_path / name / "computed.safetensors")
@@ -69,7 +78,18 @@ def test_every_architecture_that_is_trained_here_encodes_and_decodes_the_same_in
 def test_quality_has_the_names_of_saebench_s_core_evaluation() -> None:
     names = {*quality.Reconstruction._fields, *quality.Sparsity._fields, *splicing.Spliced._fields}
     assert names >= {
-        "explained_variance", "mse", "cossim", "l2_ratio", "relative_reconstruction_bias", "l0", "frac_alive", "ce_loss_score",
-        "ce_loss_with_sae", "ce_loss_without_sae", "ce_loss_with_ablation", "kl_div_score", "kl_div_with_sae",
+        "explained_variance",
+        "mse",
+        "cossim",
+        "l2_ratio",
+        "relative_reconstruction_bias",
+        "l0",
+        "frac_alive",
+        "ce_loss_score",
+        "ce_loss_with_sae",
+        "ce_loss_without_sae",
+        "ce_loss_with_ablation",
+        "kl_div_score",
+        "kl_div_with_sae",
         "kl_div_with_ablation",
-    }  # fmt: skip
+    }

@@ -19,8 +19,8 @@ import torch
 from sae_fakes import SMALL
 from test_sae_scripts import arguments, write_store
 
-import train_sae
 from ghosttrack.activations.sampler import ChunkSampler
+from sae import train_sae
 
 KILLS, STOPS = 20, 5
 # Short, so that a short run writes several checkpoints.
@@ -39,8 +39,10 @@ class Job:
         folder.mkdir()
         self.weights, self.state = folder / "sae_weights.safetensors", folder / "state"
         self.given: dict[str, Any] = {
-            **arguments(folder, store, manifest), "sae": SETTINGS, "checkpoint_seconds": INTERVAL,
-        }  # fmt: skip
+            **arguments(folder, store, manifest),
+            "sae": SETTINGS,
+            "checkpoint_seconds": INTERVAL,
+        }
         self._times = folder / "times"
 
     def start(self, processes: ForkServerContext) -> BaseProcess:
@@ -64,13 +66,18 @@ class Job:
     @property
     def saved(self) -> int:
         """Steps in the newest checkpoint."""
-        return max((int(path.stem.split("_")[1]) for path in self.state.glob("step_*.checkpoint")), default=0)
+        return max(
+            (int(path.stem.split("_")[1]) for path in self.state.glob("step_*.checkpoint")),
+            default=0,
+        )
 
 
 def train(given: dict[str, Any], times: Path) -> None:
     """In a process of its own: the script as it is, but for a note of when each step begins."""
     torch.set_num_threads(1)
-    noted = np.memmap(times, mode="r+", dtype=np.float64)  # shared pages: a kill leaves what was written
+    noted = np.memmap(
+        times, mode="r+", dtype=np.float64
+    )  # shared pages: a kill leaves what was written
 
     class Noted(ChunkSampler):
         def batch_at(self, step: int) -> npt.NDArray[np.float32]:
@@ -127,7 +134,9 @@ def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_one_inte
         before = job.saved
         process = job.start(processes)
         # In the run's own time, so that a busy machine changes nothing; where within a step or a save, nobody knows.
-        wait_for_step(job, process, before + moments.randint(1, 120) if kills < KILLS else STEPS + 1)
+        wait_for_step(
+            job, process, before + moments.randint(1, 120) if kills < KILLS else STEPS + 1
+        )
         if process.is_alive():
             process.kill()
             process.join()

@@ -11,7 +11,12 @@ def edges_of(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     """Edges of many dense problems (problems, k, k) of surpluses: left node, right node, weight, and their place."""
     problem, row, column = np.nonzero(dense > 0)
     k = dense.shape[1]
-    return problem * k + row, problem * k + column, dense[problem, row, column], np.stack([problem, row, column])
+    return (
+        problem * k + row,
+        problem * k + column,
+        dense[problem, row, column],
+        np.stack([problem, row, column]),
+    )
 
 
 def optimum(dense: np.ndarray) -> float:

@@ -10,7 +10,6 @@ import torch
 from sae_fakes import MemoryRows
 from scipy import sparse
 
-import cluster_features
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
@@ -22,9 +21,12 @@ from ghosttrack.tracks.clusters import Edges, assign, communities, graph, lookup
 from ghosttrack.tracks.coactivation import Pairs, compare_firing, firing, mutual
 from ghosttrack.tracks.neighbours import Links, compare
 from ghosttrack.tracks.neighbours import save as save_neighbours
+from track import cluster_features
 
 
-def planted(groups: int, size: int, layers: int, seed: int = 0) -> tuple[list[Edges], list[int], np.ndarray]:
+def planted(
+    groups: int, size: int, layers: int, seed: int = 0
+) -> tuple[list[Edges], list[int], np.ndarray]:
     """`groups` groups of `size` features in each layer, densely linked from layer to layer, with a few links between."""
     rng = np.random.default_rng(seed)
     names = np.stack([rng.permutation(np.repeat(np.arange(groups), size)) for _ in range(layers)])
@@ -32,7 +34,9 @@ def planted(groups: int, size: int, layers: int, seed: int = 0) -> tuple[list[Ed
     for layer in range(layers - 1):
         same = names[layer][:, None] == names[layer + 1]
         chosen = (rng.random(same.shape) < np.where(same, 0.7, 0.005)).nonzero()
-        edges.append(Edges(layer, layer + 1, chosen[0], chosen[1], rng.random(len(chosen[0])) + 0.1))
+        edges.append(
+            Edges(layer, layer + 1, chosen[0], chosen[1], rng.random(len(chosen[0])) + 0.1)
+        )
     return edges, [groups * size] * layers, names
 
 
@@ -65,13 +69,20 @@ def test_a_feature_without_edges_is_alone_and_clusters_are_numbered_from_the_lar
 def test_finer_resolution_gives_more_clusters() -> None:
     edges, sizes, _ = planted(groups=12, size=6, layers=4)
     adjacency = graph(sizes, edges)
-    counts = [len(set(communities(adjacency, resolution).tolist())) for resolution in (5.0, 35.0, 2000.0)]
+    counts = [
+        len(set(communities(adjacency, resolution).tolist())) for resolution in (5.0, 35.0, 2000.0)
+    ]
     assert counts[0] < counts[1] < counts[2]
 
 
 def test_an_edge_named_twice_weighs_both_times_and_both_ways() -> None:
     one = Edges(0, 1, np.array([0, 0]), np.array([1, 1]), np.array([0.25, 0.5]))
-    assert graph([2, 2], [one]).toarray().tolist() == [[0, 0, 0, 0.75], [0, 0, 0, 0], [0, 0, 0, 0], [0.75, 0, 0, 0]]
+    assert graph([2, 2], [one]).toarray().tolist() == [
+        [0, 0, 0, 0.75],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [0.75, 0, 0, 0],
+    ]
 
 
 def test_a_table_that_lacks_features_is_refused() -> None:
@@ -86,12 +97,20 @@ def dictionary(*features: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([nothing | feature for feature in features])
 
 
-def about(text: str, share: float, row: int, activation: float = 2.0, most: float = 4.0) -> dict[str, Any]:
+def about(
+    text: str, share: float, row: int, activation: float = 2.0, most: float = 4.0
+) -> dict[str, Any]:
     return {
-        "density": 0.5, "activation_max": most, "top_text": [text, " of"], "top_share": [share, 0.01],
-        "context_row": [row], "context_activation": [activation], "context_before": [f"before {row}"],
-        "context_token": [text], "context_after": [f"after {row}"],
-    }  # fmt: skip
+        "density": 0.5,
+        "activation_max": most,
+        "top_text": [text, " of"],
+        "top_share": [share, 0.01],
+        "context_row": [row],
+        "context_activation": [activation],
+        "context_before": [f"before {row}"],
+        "context_token": [text],
+        "context_after": [f"after {row}"],
+    }
 
 
 def test_a_cluster_is_named_by_its_tokens_and_the_contexts_that_its_features_share() -> None:
@@ -104,7 +123,12 @@ def test_a_cluster_is_named_by_its_tokens_and_the_contexts_that_its_features_sha
         },
     )
     first, second, silent = found.to_dict("records")
-    assert (first["features"], first["layers"], first["first_layer"], first["last_layer"]) == (2, 2, 1, 2)
+    assert (first["features"], first["layers"], first["first_layer"], first["last_layer"]) == (
+        2,
+        2,
+        1,
+        2,
+    )
     assert first["density"] == 0.375
     assert first["top_text"] == [" Paris", "Paris", " of"]
     assert first["top_share"] == pytest.approx([0.25, 0.15, 0.01])
@@ -126,7 +150,9 @@ def test_links_are_counted_on_the_rows_where_both_ends_fire() -> None:
     links = Links(np.arange(31), place.astype(np.int32), np.ones(30, np.float32))
     permuted = Links(np.minimum(np.arange(31), 1), np.array([5], np.int32), np.ones(1, np.float32))
     found = compare_firing(lower, upper, links, permuted, 0.999, np.random.default_rng(1))
-    both = [(active[:, one] & (upper.toarray()[:, other] > 0)).sum() for one, other in enumerate(place)]
+    both = [
+        (active[:, one] & (upper.toarray()[:, other] > 0)).sum() for one, other in enumerate(place)
+    ]
     tokens = int(active.any(1).sum())
     assert found.firings.tokens == tokens
     assert (found.firings.links, found.firings.permuted_links) == (30, 1)
@@ -157,7 +183,9 @@ def test_features_that_hardly_fire_join_nothing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_pairs_stay_only_where_each_is_among_the_others_best() -> None:
-    pairs = Pairs(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]), np.array([0.9, 0.5, 0.8, 0.4, 0.7]))
+    pairs = Pairs(
+        np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]), np.array([0.9, 0.5, 0.8, 0.4, 0.7])
+    )
     found = mutual(pairs, 1)
     assert (found.lower.tolist(), found.upper.tolist()) == ([0], [0])
     assert mutual(pairs, 2).similarity.tolist() == [0.9, 0.5, 0.8, 0.4]
@@ -176,8 +204,15 @@ def test_what_fires_is_what_the_code_says_and_excluded_rows_are_empty() -> None:
 def run(folder: Path, name: str, seed: int = 0, **settings: Any) -> dict[str, Path]:
     """The script on three layers of 24 features about 12 directions, permuted from layer to layer."""
     rng = np.random.default_rng(3)
-    layers, directions = [2, 4, 6], np.linalg.qr(rng.standard_normal((12, 12)))[0].astype(np.float32)
-    values = np.abs(rng.standard_normal((300, 12))).astype(np.float32) * (rng.random((300, 12)) < 0.2) @ directions
+    layers, directions = (
+        [2, 4, 6],
+        np.linalg.qr(rng.standard_normal((12, 12)))[0].astype(np.float32),
+    )
+    values = (
+        np.abs(rng.standard_normal((300, 12))).astype(np.float32)
+        * (rng.random((300, 12)) < 0.2)
+        @ directions
+    )
     files: dict[str, list[Path]] = {"stores": [], "manifests": [], "weights": [], "features": []}
     decoders: list[torch.Tensor] = []
     for layer in layers:
@@ -193,29 +228,45 @@ def run(folder: Path, name: str, seed: int = 0, **settings: Any) -> dict[str, Pa
         paths = [place / each for each in ("sae_weights.safetensors", "cfg.json")]
         threshold = torch.full((24,), 0.3)
         save_sae(
-            Sae(decoder.T.clone(), torch.zeros(24), decoder.clone(), torch.zeros(12), threshold), *paths,
-            hook_name="h", model_name="m",
-        )  # fmt: skip
+            Sae(decoder.T.clone(), torch.zeros(24), decoder.clone(), torch.zeros(12), threshold),
+            *paths,
+            hook_name="h",
+            model_name="m",
+        )
         table = dictionary(*(about(f" word{number}", 0.5, number) for number in range(24)))
         table.to_parquet(place / "features.parquet")
         decoders.append(decoder)
-        for found, path in zip(files.values(), (target, manifest, paths[0], place / "features.parquet"), strict=True):
+        for found, path in zip(
+            files.values(), (target, manifest, paths[0], place / "features.parquet"), strict=True
+        ):
             found.append(path)
     neighbours: list[Path] = []
     for first in range(2):
-        compared = [compare(decoders[first], upper, 8, 0.99, [0, first]) for upper in decoders[first + 1 :]]
+        compared = [
+            compare(decoders[first], upper, 8, 0.99, [0, first]) for upper in decoders[first + 1 :]
+        ]
         neighbours.append(folder / f"neighbours_{first}.npz")
         save_neighbours(neighbours[-1], layers[first : first + 3], compared)
     made = {key: folder / f"{name}_{key}" for key in ("table", "labels", "links")}
     cluster_features.main(
-        neighbours=neighbours, **files, table=made["table"], labels=made["labels"], links=made["links"], layers=layers, tracking=TrackingSettings(**settings), seed=seed, threads=1,
-    )  # fmt: skip
+        neighbours=neighbours,
+        **files,
+        table=made["table"],
+        labels=made["labels"],
+        links=made["links"],
+        layers=layers,
+        tracking=TrackingSettings(**settings),
+        seed=seed,
+        threads=1,
+    )
     return made
 
 
 def test_the_script_groups_what_was_permuted_and_gives_the_same_files_twice(tmp_path: Path) -> None:
     resolution = clusters.RESOLUTION_NODES / 72
-    one, two = (run(tmp_path, name, cluster_resolution=resolution, gate_quantile=0.99) for name in "ab")
+    one, two = (
+        run(tmp_path, name, cluster_resolution=resolution, gate_quantile=0.99) for name in "ab"
+    )
     for key in one:
         assert one[key].read_bytes() == two[key].read_bytes()
     table = pd.read_parquet(one["table"])
@@ -235,10 +286,16 @@ def test_the_script_groups_what_was_permuted_and_gives_the_same_files_twice(tmp_
 
 def test_one_layer_alone_has_no_links_and_every_feature_its_own_cluster() -> None:
     store = MemoryRows(np.ones((40, 2), np.float32), np.zeros(40, bool))
-    sae = Sae(torch.ones(2, 24), torch.zeros(24), torch.ones(24, 2), torch.zeros(2), torch.zeros(24))
-    found = cluster_run.join_layers([3], [store], [sae], [], quantile=0.99, coactivation=0.5, seed=0)
+    sae = Sae(
+        torch.ones(2, 24), torch.zeros(24), torch.ones(24, 2), torch.zeros(2), torch.zeros(24)
+    )
+    found = cluster_run.join_layers(
+        [3], [store], [sae], [], quantile=0.99, coactivation=0.5, seed=0
+    )
     assert (found.sizes, found.edges, len(found.links)) == ([24], [], 0)
-    assert assign([3], found.sizes, graph(found.sizes, found.edges), 25.0)["cluster"].tolist() == list(range(24))
+    assert assign([3], found.sizes, graph(found.sizes, found.edges), 25.0)[
+        "cluster"
+    ].tolist() == list(range(24))
 
 
 def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
@@ -247,9 +304,24 @@ def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
     stored = dict(np.load(wrong))
     stored["layers"] = np.array([2, 6], np.int32)
     np.savez(wrong, **stored)
-    with pytest.raises(UserError, match=r"neighbours_1\.npz: links layers \[2, 6\], expected \[4, 6\]"):
+    with pytest.raises(
+        UserError, match=r"neighbours_1\.npz: links layers \[2, 6\], expected \[4, 6\]"
+    ):
         cluster_run.join_layers(
-            [2, 4, 6], [MemoryRows(np.ones((40, 2), np.float32), np.zeros(40, bool))] * 3,
-            [Sae(torch.ones(2, 24), torch.zeros(24), torch.ones(24, 2), torch.zeros(2), torch.zeros(24))] * 3,
-            [tmp_path / "neighbours_0.npz", wrong], quantile=0.99, coactivation=0.5, seed=0,
-        )  # fmt: skip
+            [2, 4, 6],
+            [MemoryRows(np.ones((40, 2), np.float32), np.zeros(40, bool))] * 3,
+            [
+                Sae(
+                    torch.ones(2, 24),
+                    torch.zeros(24),
+                    torch.ones(24, 2),
+                    torch.zeros(2),
+                    torch.zeros(24),
+                )
+            ]
+            * 3,
+            [tmp_path / "neighbours_0.npz", wrong],
+            quantile=0.99,
+            coactivation=0.5,
+            seed=0,
+        )

@@ -25,7 +25,10 @@ def slow_token(table: Table, row: int, cluster: np.ndarray, top_k: int) -> dict[
         shares.append([value / total for _, value in ranked])
         leaders.append(ranked[0][0] if ranked else None)
     known = [each for each in shares if each]
-    first, lead = [each[0] for each in known], [each[0] - (each[1] if len(each) > 1 else 0.0) for each in known]
+    first, lead = (
+        [each[0] for each in known],
+        [each[0] - (each[1] if len(each) > 1 else 0.0) for each in known],
+    )
     entropy = [-sum(p * math.log2(p) for p in each) for each in known]
     pairs = [(a, b) for a, b in itertools.pairwise(leaders) if a is not None and b is not None]
     links = inside = 0
@@ -38,24 +41,33 @@ def slow_token(table: Table, row: int, cluster: np.ndarray, top_k: int) -> dict[
                 inside += int(before == cluster[row, layer, slot])
     last = shares[-1]
     return {
-        "clusters_share_mean": float(np.mean(first)), "clusters_share_min": min(first),
+        "clusters_share_mean": float(np.mean(first)),
+        "clusters_share_min": min(first),
         "clusters_share_final": last[0] if last else 0.0,
-        "clusters_entropy_mean": float(np.mean(entropy)), "clusters_entropy_max": max(entropy),
+        "clusters_entropy_mean": float(np.mean(entropy)),
+        "clusters_entropy_max": max(entropy),
         "clusters_entropy_std": float(np.std(entropy)),
         "clusters_entropy_final": -sum(p * math.log2(p) for p in last),
-        "clusters_lead_mean": float(np.mean(lead)), "clusters_lead_min": min(lead),
+        "clusters_lead_mean": float(np.mean(lead)),
+        "clusters_lead_min": min(lead),
         "clusters_lead_final": (last[0] - (last[1] if len(last) > 1 else 0.0)) if last else 0.0,
         "clusters_number": float(np.mean([len(each) for each in known])),
-        "clusters_rivals": float(np.mean([sum(p >= each[0] / 2 for p in each[1:]) for each in known])),
+        "clusters_rivals": float(
+            np.mean([sum(p >= each[0] / 2 for p in each[1:]) for each in known])
+        ),
         "clusters_switches": float(np.mean([a != b for a, b in pairs])) if pairs else 0.0,
         "clusters_links_inside": inside / links if links else 0.0,
-    }  # fmt: skip
+    }
 
 
-@pytest.mark.parametrize(("layers", "slots", "top_k"), [(6, 9, 9), (6, 9, 4), (1, 4, 4), (3, 12, 7)])
+@pytest.mark.parametrize(
+    ("layers", "slots", "top_k"), [(6, 9, 9), (6, 9, 4), (1, 4, 4), (3, 12, 7)]
+)
 def test_every_metric_equals_a_plain_loop(layers: int, slots: int, top_k: int) -> None:
     table = random_table(40, layers, slots, seed=layers)
-    lookup = [np.random.default_rng(layer).integers(0, 6, 50).astype(np.int32) for layer in range(layers)]
+    lookup = [
+        np.random.default_rng(layer).integers(0, 6, 50).astype(np.int32) for layer in range(layers)
+    ]
     cluster = clusters_of(table, lookup)
     found = measure(table, cluster, top_k)
     empty = (table.feature < 0).all((1, 2))
@@ -80,17 +92,28 @@ def test_paris_against_lyon() -> None:
     found = dict(zip(NAMES, measure(table, cluster, 3)[0], strict=True))
     quarter = 2 - 0.75 * math.log2(3)
     expected = {
-        "clusters_share_mean": (0.75 + 1 + 0.75) / 3, "clusters_share_min": 0.75, "clusters_share_final": 0.75,
-        "clusters_entropy_mean": 2 * quarter / 3, "clusters_entropy_final": quarter, "clusters_lead_mean": 2 / 3,
-        "clusters_lead_min": 0.5, "clusters_number": 5 / 3, "clusters_rivals": 0, "clusters_switches": 1,
+        "clusters_share_mean": (0.75 + 1 + 0.75) / 3,
+        "clusters_share_min": 0.75,
+        "clusters_share_final": 0.75,
+        "clusters_entropy_mean": 2 * quarter / 3,
+        "clusters_entropy_final": quarter,
+        "clusters_lead_mean": 2 / 3,
+        "clusters_lead_min": 0.5,
+        "clusters_number": 5 / 3,
+        "clusters_rivals": 0,
+        "clusters_switches": 1,
         "clusters_links_inside": 1.0,  # Lyon to Lyon, Lyon to Lyon, Paris over the silent layer to Paris
-    }  # fmt: skip
+    }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value), name
 
 
 def test_the_scale_of_a_layer_does_not_matter() -> None:
     table = random_table(20, 3, 6, seed=1)
-    grown = table._replace(activation=table.activation * np.array([1, 10, 100], np.float32)[:, None])
+    grown = table._replace(
+        activation=table.activation * np.array([1, 10, 100], np.float32)[:, None]
+    )
     cluster = clusters_of(table, [np.arange(50, dtype=np.int32) // 9] * 3)
-    assert measure(grown, cluster, 6) == pytest.approx(measure(table, cluster, 6), rel=1e-5, nan_ok=True)
+    assert measure(grown, cluster, 6) == pytest.approx(
+        measure(table, cluster, 6), rel=1e-5, nan_ok=True
+    )

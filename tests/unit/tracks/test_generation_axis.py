@@ -7,7 +7,13 @@ import pytest
 from small_tracks import random_table
 
 from ghosttrack.tracks.competition import clusters_of
-from ghosttrack.tracks.generation_axis import NAMES, STEP_NAMES, link_tokens, measure_steps, of_examples
+from ghosttrack.tracks.generation_axis import (
+    NAMES,
+    STEP_NAMES,
+    link_tokens,
+    measure_steps,
+    of_examples,
+)
 from ghosttrack.tracks.metrics import track_numbers
 from ghosttrack.tracks.track_table import Table, blank
 
@@ -17,7 +23,9 @@ LOOKUP = np.arange(50, dtype=np.int32) // 10  # clusters of ten features
 def steps_of(table: Table, scale: np.ndarray | None = None) -> Any:
     layers = table.feature.shape[1]
     cluster = clusters_of(table, [LOOKUP] * layers)
-    return measure_steps(table, cluster, track_numbers(table), np.ones(layers) if scale is None else scale)
+    return measure_steps(
+        table, cluster, track_numbers(table), np.ones(layers) if scale is None else scale
+    )
 
 
 def written(*tokens: list[list[tuple[int, float]]]) -> Table:
@@ -26,7 +34,10 @@ def written(*tokens: list[list[tuple[int, float]]]) -> Table:
     for row, layers in enumerate(tokens):
         for layer, found in enumerate(layers):
             for slot, (feature, activation) in enumerate(found):
-                table.feature[row, layer, slot], table.activation[row, layer, slot] = feature, activation
+                table.feature[row, layer, slot], table.activation[row, layer, slot] = (
+                    feature,
+                    activation,
+                )
     return table
 
 
@@ -39,21 +50,29 @@ def test_a_hypothesis_is_followed_while_the_answer_is_written() -> None:
     table.previous[0, 1, 0], table.gap[0, 1, 0] = 0, 1
     links = link_tokens(table, clusters_of(table, [LOOKUP] * 2))
     assert links.feature[0].tolist() == [[-1, 0, -1], [0, -1, -1]]  # 20 and 30 are found again
-    assert links.cluster[0].tolist() == [[1, -1, -1], [-1, -1, -1]]  # 1 is, as 5: both are in cluster 0
+    assert links.cluster[0].tolist() == [
+        [1, -1, -1],
+        [-1, -1, -1],
+    ]  # 1 is, as 5: both are in cluster 0
     found = dict(zip(STEP_NAMES, steps_of(table).values[0], strict=True))
     assert found == {
-        "generation_persistence": 2 / 3, "generation_persistence_clusters": 1.0, "generation_carried": 3 / 7,
+        "generation_persistence": 2 / 3,
+        "generation_persistence_clusters": 1.0,
+        "generation_carried": 3 / 7,
         "generation_survival": 1.0,  # both tracks: 20, and 1 through 30
-        "generation_births": 2.0, "generation_deaths": 0.0,  # 5 and 7 come from nothing
+        "generation_births": 2.0,
+        "generation_deaths": 0.0,  # 5 and 7 come from nothing
         "generation_switches": 1.0,  # the strongest was 1 and 30 (6), and is 7 (9)
         "generation_cluster_switches": 0.0,  # cluster 0: 4 of 7, then 10 of 15
-    }  # fmt: skip
+    }
 
 
 def test_a_text_that_stands_still_keeps_everything() -> None:
     table = random_table(1, 3, 6, seed=2, silent=False)
     still = Table(*(np.repeat(column, 4, axis=0) for column in cast(Any, table)))
-    found = dict(zip(NAMES, of_examples(steps_of(still), np.array([0]), np.array([4]))[0], strict=True))
+    found = dict(
+        zip(NAMES, of_examples(steps_of(still), np.array([0]), np.array([4]))[0], strict=True)
+    )
     assert found["generation_steps"] == 3
     assert found["generation_run_length"] == 4
     for name in ("persistence", "persistence_clusters", "survival"):
@@ -67,30 +86,41 @@ def slow_step(table: Table, row: int) -> list[float]:
     """One step, one detection at a time."""
     number = track_numbers(table)
     cells = [
-        [(layer, slot) for layer in range(table.feature.shape[1]) for slot in range(table.feature.shape[2])
-         if table.feature[each, layer, slot] >= 0]
+        [
+            (layer, slot)
+            for layer in range(table.feature.shape[1])
+            for slot in range(table.feature.shape[2])
+            if table.feature[each, layer, slot] >= 0
+        ]
         for each in (row, row + 1)
-    ]  # fmt: skip
+    ]
     if not cells[0] or not cells[1]:
         return [float("nan")] * len(STEP_NAMES)
     feature, activation = table.feature, table.activation.astype(float)
     again = {
-        (layer, slot): (layer, other) for layer, slot in cells[0] for level, other in cells[1]
+        (layer, slot): (layer, other)
+        for layer, slot in cells[0]
+        for level, other in cells[1]
         if level == layer and feature[row, layer, slot] == feature[row + 1, layer, other]
-    }  # fmt: skip
+    }
     likewise = 0
     for layer, slot in cells[0]:
         free = [
-            other for level, other in cells[1] if level == layer and (layer, other) not in again.values()
+            other
+            for level, other in cells[1]
+            if level == layer
+            and (layer, other) not in again.values()
             and LOOKUP[feature[row, layer, slot]] == LOOKUP[feature[row + 1, layer, other]]
-        ]  # fmt: skip
+        ]
         likewise += (layer, slot) in again or bool(free)
     pairs = {(number[row, *here], number[row + 1, *there]) for here, there in again.items()}
 
     def sums(each: int, key: Any) -> dict[int, float]:
         total: dict[int, float] = {}
         for layer, slot in cells[each - row]:
-            total[key(each, layer, slot)] = total.get(key(each, layer, slot), 0.0) + activation[each, layer, slot]
+            total[key(each, layer, slot)] = (
+                total.get(key(each, layer, slot), 0.0) + activation[each, layer, slot]
+            )
         return total
 
     tracks = [sums(each, lambda *cell: int(number[cell])) for each in (row, row + 1)]
@@ -99,10 +129,15 @@ def slow_step(table: Table, row: int) -> list[float]:
     top = [max(sorted(each), key=lambda name: each[name]) for each in groups]
     total = sum(activation[row, *cell] for cell in cells[0])
     return [
-        len(again) / len(cells[0]), likewise / len(cells[0]), sum(activation[row, *cell] for cell in again) / total,
-        len({one for one, _ in pairs}) / len(tracks[0]), len(tracks[1]) - len({other for _, other in pairs}),
-        len(tracks[0]) - len({one for one, _ in pairs}), float((lead[0], lead[1]) not in pairs), float(top[0] != top[1]),
-    ]  # fmt: skip
+        len(again) / len(cells[0]),
+        likewise / len(cells[0]),
+        sum(activation[row, *cell] for cell in again) / total,
+        len({one for one, _ in pairs}) / len(tracks[0]),
+        len(tracks[1]) - len({other for _, other in pairs}),
+        len(tracks[0]) - len({one for one, _ in pairs}),
+        float((lead[0], lead[1]) not in pairs),
+        float(top[0] != top[1]),
+    ]
 
 
 @pytest.mark.parametrize(("layers", "slots"), [(4, 9), (1, 5), (2, 20)])
@@ -129,4 +164,6 @@ def test_steps_from_one_example_to_the_next_do_not_count_and_one_token_has_none(
 def test_activations_count_in_units_of_their_layer() -> None:
     table = random_table(10, 2, 6, seed=5)
     grown = table._replace(activation=table.activation * np.array([1, 64], np.float32)[:, None])
-    assert steps_of(grown, np.array([1.0, 64.0])).values == pytest.approx(steps_of(table).values, nan_ok=True)
+    assert steps_of(grown, np.array([1.0, 64.0])).values == pytest.approx(
+        steps_of(table).values, nan_ok=True
+    )

@@ -10,7 +10,9 @@ from ghosttrack.tracks.tracking import Options
 
 def scored(rows: str) -> tuple[float, ...]:
     """Detections as "identity track layer" triples; "-" is nothing."""
-    table = np.array([[-1 if word == "-" else int(word) for word in row.split()] for row in rows.split(",")])
+    table = np.array(
+        [[-1 if word == "-" else int(word) for word in row.split()] for row in rows.split(",")]
+    )
     return tuple(score(*table.T))
 
 
@@ -20,7 +22,9 @@ def test_perfect_tracks_score_one() -> None:
 
 def test_an_identity_cut_in_two() -> None:
     # Four detections, tracks of three and one. IDF1: 3 of 4. AssA: three times 3/4 and once 1/4.
-    assert scored("0 0 0, 0 0 1, 0 0 2, 0 1 3") == pytest.approx((0.75, (2.5 / 4) ** 0.5, 2.5 / 4, 1, 2.0))
+    assert scored("0 0 0, 0 0 1, 0 0 2, 0 1 3") == pytest.approx(
+        (0.75, (2.5 / 4) ** 0.5, 2.5 / 4, 1, 2.0)
+    )
 
 
 def test_two_identities_in_one_track() -> None:
@@ -30,12 +34,16 @@ def test_two_identities_in_one_track() -> None:
 
 def test_two_identities_that_swap_tracks() -> None:
     # Each pair shares 1 of 3; either match keeps 2 of 4; both identities switch once.
-    assert scored("0 0 0, 0 1 1, 1 1 0, 1 0 1") == pytest.approx((0.5, (1 / 3) ** 0.5, 1 / 3, 2, 2.0))
+    assert scored("0 0 0, 0 1 1, 1 1 0, 1 0 1") == pytest.approx(
+        (0.5, (1 / 3) ** 0.5, 1 / 3, 2, 2.0)
+    )
 
 
 def test_missed_and_false_detections() -> None:
     # 3 true, 3 tracked, 2 in common: IDF1 2*2/6; DetA 2/4; for both AssA = 2/(3+3-2).
-    assert scored("0 0 0, 0 0 1, 0 - 2, - 0 3") == pytest.approx((4 / 6, (0.5 * 0.5) ** 0.5, 0.5, 0, 1.0))
+    assert scored("0 0 0, 0 0 1, 0 - 2, - 0 3") == pytest.approx(
+        (4 / 6, (0.5 * 0.5) ** 0.5, 0.5, 0, 1.0)
+    )
 
 
 def test_the_best_match_of_identities_is_global() -> None:
@@ -55,15 +63,21 @@ def test_nothing_tracked_scores_zero() -> None:
 OPTIONS = Options(top_k=16, rescue=2, coast=1, activation_weight=0.0)
 
 
-def test_planted_identities_are_kept_at_a_cosine_of_point_eight_and_lost_where_nothing_is_alike() -> None:
+def test_planted_identities_are_kept_at_a_cosine_of_point_eight_and_lost_where_nothing_is_alike() -> (
+    None
+):
     generator = np.random.default_rng(0)
     base = generator.standard_normal((512, 128))
     kept = track_planted(
-        plant(base, layers=5, cosine=0.8, replaced=0.1, tokens=200, active=16, seed=1), OPTIONS, seed=0
+        plant(base, layers=5, cosine=0.8, replaced=0.1, tokens=200, active=16, seed=1),
+        OPTIONS,
+        seed=0,
     )
     assert kept.idf1 >= 0.95
     lost = track_planted(
-        plant(base, layers=5, cosine=0.1, replaced=0.1, tokens=200, active=16, seed=1), OPTIONS, seed=0
+        plant(base, layers=5, cosine=0.1, replaced=0.1, tokens=200, active=16, seed=1),
+        OPTIONS,
+        seed=0,
     )
     assert lost.idf1 < 0.6
 
@@ -73,7 +87,11 @@ def test_planting_does_what_it_says() -> None:
     planted = plant(base, layers=3, cosine=0.8, replaced=0.1, tokens=50, active=12, seed=2)
     first, second = planted.decoders[:2]
     place = {number: at for at, number in enumerate(planted.numbers[1].tolist())}
-    stayed = [(at, place[number]) for at, number in enumerate(planted.numbers[0].tolist()) if number in place]
+    stayed = [
+        (at, place[number])
+        for at, number in enumerate(planted.numbers[0].tolist())
+        if number in place
+    ]
     assert len(stayed) == 360
     lower, upper = (np.array(side) for side in zip(*stayed, strict=True))
     assert (first[lower] * second[upper]).sum(1).mean() == pytest.approx(0.8, abs=0.01)

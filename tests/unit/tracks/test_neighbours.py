@@ -39,7 +39,9 @@ def test_a_permuted_noisy_copy_is_recognised_feature_by_feature() -> None:
 def test_lists_hold_the_largest_cosines_in_both_directions() -> None:
     lower, upper = decoder(50, 16, 2), decoder(70, 16, 3)
     found = compare(lower, upper, 5, 0.99, [0]).real
-    similarity = (torch.nn.functional.normalize(lower, dim=1) @ torch.nn.functional.normalize(upper, dim=1).T).numpy()
+    similarity = (
+        torch.nn.functional.normalize(lower, dim=1) @ torch.nn.functional.normalize(upper, dim=1).T
+    ).numpy()
     for cosine, target, table in (
         (found.cosine, found.target, similarity),
         (found.back_cosine, found.back_target, similarity.T),
@@ -88,7 +90,9 @@ def test_a_file_comes_back_as_links_and_two_writes_give_equal_bytes(tmp_path: Pa
     save(tmp_path / "b.npz", [3, 5, 7], pairs)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     # No clock in the file: an hour later it would be the same.
-    assert {item.date_time for item in zipfile.ZipFile(tmp_path / "a.npz").infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert {item.date_time for item in zipfile.ZipFile(tmp_path / "a.npz").infolist()} == {
+        (1980, 1, 1, 0, 0, 0)
+    }
     found = load_links(tmp_path / "a.npz", permuted=False)
     assert found.layers == [3, 5, 7]
     assert found.skip is not None

@@ -7,10 +7,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-import track_features
-from ghosttrack import files
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.runtime import files
 from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import OriginalTrackingSettings, TrackingSettings
@@ -18,6 +17,7 @@ from ghosttrack.tracks import track_run, track_table
 from ghosttrack.tracks.original import OriginalPlan
 from ghosttrack.tracks.track_table import Table
 from ghosttrack.tracks.tracking import Detections, Options, detect
+from track import track_features
 
 OPTIONS = Options(top_k=3, rescue=1, coast=0, activation_weight=0.2)
 PRICES = OriginalTrackingSettings()
@@ -32,7 +32,9 @@ def one_row(*pairs: tuple[int, float]) -> Detections:
 
 def at_angles(*cosines: float) -> torch.Tensor:
     """Unit rows in a plane with these cosines to the first axis."""
-    return torch.tensor([[cosine, (1 - cosine**2) ** 0.5] for cosine in cosines], dtype=torch.float32)
+    return torch.tensor(
+        [[cosine, (1 - cosine**2) ** 0.5] for cosine in cosines], dtype=torch.float32
+    )
 
 
 def followed(layers: list[Detections], decoders: list[torch.Tensor], **prices: float) -> Table:
@@ -52,7 +54,9 @@ def test_the_price_is_made_of_direction_and_activation() -> None:
     # At equal activations a cosine above 1/6 links; where the activation all but vanishes, above 1/2.
     [(0.17, 1.0, True), (0.16, 1.0, False), (0.51, 1e-5, True), (0.49, 1e-5, False)],
 )
-def test_a_link_needs_a_price_below_the_threshold(cosine: float, after: float, linked: bool) -> None:
+def test_a_link_needs_a_price_below_the_threshold(
+    cosine: float, after: float, linked: bool
+) -> None:
     table = followed([one_row((0, 1.0)), one_row((0, after))], [at_angles(1.0), at_angles(cosine)])
     assert (table.gap[0, 1, 0] == 1) == linked
 
@@ -60,7 +64,9 @@ def test_a_link_needs_a_price_below_the_threshold(cosine: float, after: float, l
 def test_from_next_to_nothing_the_change_is_all_or_none() -> None:
     # The first layer's birth threshold has to let a vanishing activation in.
     for after, left in ((0.2, 0.3), (0.05, 0.5)):
-        table = followed([one_row((0, 1e-7)), one_row((0, after))], [at_angles(1.0), at_angles(1.0)], birth=0.0)
+        table = followed(
+            [one_row((0, 1e-7)), one_row((0, after))], [at_angles(1.0), at_angles(1.0)], birth=0.0
+        )
         assert table.surplus[0, 1, 0] == pytest.approx(left, abs=1e-6)
 
 
@@ -86,19 +92,27 @@ def test_a_track_that_finds_nothing_dies_at_once() -> None:
 
 def test_weak_detections_continue_tracks_but_start_none() -> None:
     directions = at_angles(1.0, 0.0)
-    layers = [one_row((0, 1.0), (1, 0.4)), one_row((0, 0.45), (1, 0.4)), one_row((1, 0.51), (0, 0.4))]
+    layers = [
+        one_row((0, 1.0), (1, 0.4)),
+        one_row((0, 0.45), (1, 0.4)),
+        one_row((1, 0.51), (0, 0.4)),
+    ]
     table = followed(layers, [directions] * 3)
     assert table.feature[0].tolist() == [[0, -1], [0, -1], [1, 0]]
     assert table.gap[0].tolist() == [[0, 0], [1, 0], [0, 1]]
     assert table.previous[0].tolist() == [[-1, -1], [0, -1], [-1, 0]]
 
 
-def slowly(codes: list[np.ndarray], decoders: list[np.ndarray], token: int) -> list[list[tuple[int, int]]]:
+def slowly(
+    codes: list[np.ndarray], decoders: list[np.ndarray], token: int
+) -> list[list[tuple[int, int]]]:
     """One token, cell by cell: per layer (feature, feature it continues or -1), strongest first."""
     alive: list[tuple[int, float]] = []
     layers = []
     for position, code in enumerate(codes):
-        order = sorted(np.flatnonzero(code[token] > 0), key=lambda at: (-code[token, at], at))[: OPTIONS.top_k]
+        order = sorted(np.flatnonzero(code[token] > 0), key=lambda at: (-code[token, at], at))[
+            : OPTIONS.top_k
+        ]
         found = [(int(feature), float(code[token, feature])) for feature in order]
         parents: dict[int, int] = {}
         if alive and found:
@@ -107,7 +121,11 @@ def slowly(codes: list[np.ndarray], decoders: list[np.ndarray], token: int) -> l
                 for j, (other, b) in enumerate(found):
                     cosine = float(decoders[position - 1][one] @ decoders[position][other])
                     cost[i, j] = 0.6 * (1 - cosine) + 0.2 * abs(a - b) / (a + b)
-            parents = {int(j): int(i) for i, j in zip(*linear_sum_assignment(cost), strict=True) if cost[i, j] < 0.5}
+            parents = {
+                int(j): int(i)
+                for i, j in zip(*linear_sum_assignment(cost), strict=True)
+                if cost[i, j] < 0.5
+            }
         kept = [j for j, (_, activation) in enumerate(found) if j in parents or activation > 0.5]
         layers.append([(found[j][0], alive[parents[j]][0] if j in parents else -1) for j in kept])
         alive = [found[j] for j in kept]
@@ -116,11 +134,18 @@ def slowly(codes: list[np.ndarray], decoders: list[np.ndarray], token: int) -> l
 
 def test_all_tokens_at_once_are_as_one_after_the_other() -> None:
     generator = np.random.default_rng(0)
-    decoders = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in generator.standard_normal((4, 20, 6))]
-    codes = [
-        (generator.random((300, 20)) < 0.2) * generator.lognormal(0, 1, (300, 20)).astype(np.float32) for _ in range(4)
+    decoders = [
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in generator.standard_normal((4, 20, 6))
     ]
-    plan = OriginalPlan([0, 1, 2, 3], [torch.tensor(each, dtype=torch.float32) for each in decoders], PRICES)
+    codes = [
+        (generator.random((300, 20)) < 0.2)
+        * generator.lognormal(0, 1, (300, 20)).astype(np.float32)
+        for _ in range(4)
+    ]
+    plan = OriginalPlan(
+        [0, 1, 2, 3], [torch.tensor(each, dtype=torch.float32) for each in decoders], PRICES
+    )
     result = plan.follow([detect(code.astype(np.float32), 3) for code in codes], OPTIONS)
     table = result.table
     links = 0
@@ -142,7 +167,9 @@ def test_all_tokens_at_once_are_as_one_after_the_other() -> None:
 def test_the_script_follows_the_original_by_its_settings(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     decoder = torch.nn.functional.normalize(torch.randn(24, 8, generator=generator), dim=1)
-    each = Sae(decoder.T.contiguous(), torch.zeros(24), decoder, torch.zeros(8), torch.full((24,), 0.3))
+    each = Sae(
+        decoder.T.contiguous(), torch.zeros(24), decoder, torch.zeros(8), torch.full((24,), 0.3)
+    )
     values = torch.randn(40, 8, generator=generator).numpy()
     stores, manifests, weights = [], [], []
     for layer in (0, 1):
@@ -155,14 +182,28 @@ def test_the_script_follows_the_original_by_its_settings(tmp_path: Path) -> None
         with StoreWriter(stores[-1], manifests[-1], header, rows=40, d_model=8) as out:
             out.append(to_block(values))
     tracking = TrackingSettings.model_validate({"mode": "original", "top_k": 5})
-    assert (tracking.original.association, tracking.original.birth, TrackingSettings().top_k) == (0.5, 0.5, 50)
+    assert (tracking.original.association, tracking.original.birth, TrackingSettings().top_k) == (
+        0.5,
+        0.5,
+        50,
+    )
     variants = list(track_run.VARIANTS)
     tracks = [tmp_path / f"{name}.tracks.zarr" for name in variants]
     told = [tmp_path / f"{name}.tracks.json" for name in variants]
     track_features.main(
-        stores=stores, manifests=manifests, weights=weights, neighbours=[], layers=[0, 1], tracks=tracks,
-        tracks_manifests=told, errors=tmp_path / "errors.parquet", tracking=tracking, variants=variants, seed=0, threads=1,
-    )  # fmt: skip
+        stores=stores,
+        manifests=manifests,
+        weights=weights,
+        neighbours=[],
+        layers=[0, 1],
+        tracks=tracks,
+        tracks_manifests=told,
+        errors=tmp_path / "errors.parquet",
+        tracking=tracking,
+        variants=variants,
+        seed=0,
+        threads=1,
+    )
     about = {name: files.read_json(path) for name, path in zip(variants, told, strict=True)}
     linked = {name: sum(each["counts"]["adjacent"]) for name, each in about.items()}
     assert about["default"]["mode"] == "original"

@@ -16,11 +16,17 @@ def test_dynamics_worked_by_hand() -> None:
     found = measure(np.array([[0.1, 0.4, 0.2, 0.6, 0.5], [0.2, 0.2, np.nan, 0.2, 0.2]], np.float32))
     assert dict(zip(NAMES, found[0], strict=True)) == pytest.approx(
         {
-            "reconstruction_mean": 0.36, "reconstruction_std": np.std([0.1, 0.4, 0.2, 0.6, 0.5]),
-            "reconstruction_max": 0.6, "reconstruction_min": 0.1, "reconstruction_final": 0.5,
-            "reconstruction_growth": 0.4, "reconstruction_argmax": 0.75, "reconstruction_late_early": 0.55 / 0.25,
-        }, rel=1e-6,
-    )  # fmt: skip
+            "reconstruction_mean": 0.36,
+            "reconstruction_std": np.std([0.1, 0.4, 0.2, 0.6, 0.5]),
+            "reconstruction_max": 0.6,
+            "reconstruction_min": 0.1,
+            "reconstruction_final": 0.5,
+            "reconstruction_growth": 0.4,
+            "reconstruction_argmax": 0.75,
+            "reconstruction_late_early": 0.55 / 0.25,
+        },
+        rel=1e-6,
+    )
     assert np.isnan(found[1]).all()
 
 
@@ -31,7 +37,11 @@ def test_one_layer_has_no_growth() -> None:
 
 class Memory:
     def __init__(self, values: np.ndarray, massive: list[int]) -> None:
-        self.values, self.rows, self.massive = values.astype(np.float16), len(values), np.zeros(len(values), bool)
+        self.values, self.rows, self.massive = (
+            values.astype(np.float16),
+            len(values),
+            np.zeros(len(values), bool),
+        )
         self.massive[massive] = True
         self.held = 0
 

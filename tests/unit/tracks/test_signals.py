@@ -8,13 +8,20 @@ import pandas as pd
 import pytest
 from small_tracks import random_table
 
-import measure_signals
-from ghosttrack import files
 from ghosttrack.errors import UserError
-from ghosttrack.tracks import competition, generation_axis, metrics, reconstruction, signals, track_table
+from ghosttrack.runtime import files
+from ghosttrack.tracks import (
+    competition,
+    generation_axis,
+    metrics,
+    reconstruction,
+    signals,
+    track_table,
+)
 from ghosttrack.tracks.redundancy import rank, redundancy
 from ghosttrack.tracks.signals import NAMES, measure_examples
 from ghosttrack.tracks.track_table import Table
+from track import measure_signals
 
 # 50 features in six clusters, the same in every layer.
 CLUSTER = np.arange(50, dtype=np.int32) // 9
@@ -35,10 +42,14 @@ def errors_of(rows: int, layers: int) -> np.ndarray:
     return errors
 
 
-def measured(table: Table, start: list[int], count: list[int], errors: np.ndarray | None = None) -> signals.Measured:
+def measured(
+    table: Table, start: list[int], count: list[int], errors: np.ndarray | None = None
+) -> signals.Measured:
     rows, layers, _ = table.feature.shape
     left = errors_of(rows, layers) if errors is None else errors
-    return measure_examples(Stored(table), np.array(start), np.array(count), [CLUSTER] * layers, left)
+    return measure_examples(
+        Stored(table), np.array(start), np.array(count), [CLUSTER] * layers, left
+    )
 
 
 def test_an_example_is_the_mean_of_its_tokens_that_are_known() -> None:
@@ -56,7 +67,9 @@ def test_an_example_is_the_mean_of_its_tokens_that_are_known() -> None:
             rows = values[first : first + size]
             rows = rows[np.isfinite(rows[:, 0])]
             expected.append(rows.mean(0) if len(rows) else np.zeros(values.shape[1]))
-        assert found[example] == pytest.approx(np.concatenate([*expected, written[example]]), nan_ok=True)
+        assert found[example] == pytest.approx(
+            np.concatenate([*expected, written[example]]), nan_ok=True
+        )
 
 
 def test_blocks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,14 +102,23 @@ def test_a_text_said_twice_as_long_measures_the_same_but_where_the_name_says_so(
     free = [name for name in NAMES if not name.startswith("generation_")]
     assert again[free].to_numpy() == pytest.approx(once[free].to_numpy())
     # Steps are between different tokens: a text in which each step stands twice has the same ones but for those in between.
-    turned = Table(*(np.concatenate([column[:2], column[:1], column[:2]]) for column in cast(Any, table)))
-    there = measured(Table(*(column[:2] for column in cast(Any, table))), [0], [2], errors[:2]).signals
-    back = measured(turned, [2 + 1], [2], np.concatenate([errors[:2], errors[:1], errors[:2]])).signals
+    turned = Table(
+        *(np.concatenate([column[:2], column[:1], column[:2]]) for column in cast(Any, table))
+    )
+    there = measured(
+        Table(*(column[:2] for column in cast(Any, table))), [0], [2], errors[:2]
+    ).signals
+    back = measured(
+        turned, [2 + 1], [2], np.concatenate([errors[:2], errors[:1], errors[:2]])
+    ).signals
     pd.testing.assert_frame_equal(there, back)
     grows = {"generation_steps", "generation_run_length"}
     still = Table(*(np.repeat(column[:1], 6, axis=0) for column in cast(Any, table)))
     short = measured(
-        Table(*(column[:3] for column in cast(Any, still))), [0], [3], np.repeat(errors[:1], 3, axis=0)
+        Table(*(column[:3] for column in cast(Any, still))),
+        [0],
+        [3],
+        np.repeat(errors[:1], 3, axis=0),
     ).signals
     long = measured(still, [0], [6], np.repeat(errors[:1], 6, axis=0)).signals
     changed = {name for name in NAMES if short[name].item() != pytest.approx(long[name].item())}
@@ -117,11 +139,24 @@ def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
     noisy = a + 1e-3 * generator.random(50)
     gaps = np.where(np.arange(50) % 3 == 0, np.nan, b)  # known for some examples: there it is b
     table = pd.DataFrame(
-        {"x_a": a, "flat": 0.1, "b": b, "twice": 3 - 2 * a, "sum": a + b, "noisy": noisy, "gaps": gaps, "none": np.nan}
+        {
+            "x_a": a,
+            "flat": 0.1,
+            "b": b,
+            "twice": 3 - 2 * a,
+            "sum": a + b,
+            "noisy": noisy,
+            "gaps": gaps,
+            "none": np.nan,
+        }
     )
     found = redundancy(table, list(table)).set_index("metric")
     assert found.index[found["constant"]].tolist() == ["flat", "none"]
-    assert found["repeats"][lambda repeats: repeats != ""].to_dict() == {"twice": "x_a", "noisy": "x_a", "gaps": "b"}
+    assert found["repeats"][lambda repeats: repeats != ""].to_dict() == {
+        "twice": "x_a",
+        "noisy": "x_a",
+        "gaps": "b",
+    }
     assert found.loc["twice", "correlation"] == pytest.approx(-1)
     assert 0.999 < found.loc["noisy", "correlation"] < 1
     assert np.isnan(found.loc[["x_a", "flat"], "correlation"]).all()
@@ -136,21 +171,40 @@ def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: P
     with track_table.writer(tmp_path / "t.zarr", rows=12, layers=3, slots=5, chunk_slots=5) as out:
         out.append(table)
         out.finish({})
-    about = {"rows": 12, "layers": [1, 2, 3], "variant": "default", "top_k": 5, "activation_scale": [1.0, 2.0, 3.0]}
-    files.write_json(tmp_path / "t.json", {**about, "store_sha256": track_table.digest(tmp_path / "t.zarr")})
-    pd.DataFrame({"id": ["x", "y", "z"], "row_start": [0, 4, 6], "row_count": [4, 2, 6]}).to_parquet(
-        tmp_path / "o.parquet"
+    about = {
+        "rows": 12,
+        "layers": [1, 2, 3],
+        "variant": "default",
+        "top_k": 5,
+        "activation_scale": [1.0, 2.0, 3.0],
+    }
+    files.write_json(
+        tmp_path / "t.json", {**about, "store_sha256": track_table.digest(tmp_path / "t.zarr")}
     )
-    pd.DataFrame(errors_of(12, 3), columns=["layer_01", "layer_02", "layer_03"]).to_parquet(tmp_path / "e.parquet")
+    pd.DataFrame(
+        {"id": ["x", "y", "z"], "row_start": [0, 4, 6], "row_count": [4, 2, 6]}
+    ).to_parquet(tmp_path / "o.parquet")
+    pd.DataFrame(errors_of(12, 3), columns=["layer_01", "layer_02", "layer_03"]).to_parquet(
+        tmp_path / "e.parquet"
+    )
     clusters = pd.DataFrame(
-        {"layer": np.repeat([1, 2, 3], 50), "feature": np.tile(np.arange(50), 3), "cluster": np.tile(CLUSTER, 3)}
+        {
+            "layer": np.repeat([1, 2, 3], 50),
+            "feature": np.tile(np.arange(50), 3),
+            "cluster": np.tile(CLUSTER, 3),
+        }
     )
     clusters.to_parquet(tmp_path / "c.parquet")
     measure_signals.main(
-        tracks=[tmp_path / "t.zarr"] * 2, tracks_manifests=[tmp_path / "t.json"] * 2, variants=["default", "untracked"],
-        outputs=tmp_path / "o.parquet", signals=[tmp_path / "one.parquet", tmp_path / "two.parquet"],
-        errors=tmp_path / "e.parquet", clusters=tmp_path / "c.parquet", redundant=tmp_path / "r.csv",
-    )  # fmt: skip
+        tracks=[tmp_path / "t.zarr"] * 2,
+        tracks_manifests=[tmp_path / "t.json"] * 2,
+        variants=["default", "untracked"],
+        outputs=tmp_path / "o.parquet",
+        signals=[tmp_path / "one.parquet", tmp_path / "two.parquet"],
+        errors=tmp_path / "e.parquet",
+        clusters=tmp_path / "c.parquet",
+        redundant=tmp_path / "r.csv",
+    )
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
     found = pd.read_parquet(tmp_path / "one.parquet")
     assert list(found) == ["id", *NAMES]
@@ -166,7 +220,12 @@ def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: P
     clusters[clusters["layer"] != 2].to_parquet(tmp_path / "c.parquet")
     with pytest.raises(UserError, match=r"clusters\.parquet holds 0 features of layer 2"):
         measure_signals.main(
-            tracks=[tmp_path / "t.zarr"], tracks_manifests=[tmp_path / "t.json"], variants=["default"],
-            outputs=tmp_path / "o.parquet", signals=[tmp_path / "one.parquet"],
-            errors=tmp_path / "e.parquet", clusters=tmp_path / "c.parquet", redundant=tmp_path / "r.csv",
-        )  # fmt: skip
+            tracks=[tmp_path / "t.zarr"],
+            tracks_manifests=[tmp_path / "t.json"],
+            variants=["default"],
+            outputs=tmp_path / "o.parquet",
+            signals=[tmp_path / "one.parquet"],
+            errors=tmp_path / "e.parquet",
+            clusters=tmp_path / "c.parquet",
+            redundant=tmp_path / "r.csv",
+        )

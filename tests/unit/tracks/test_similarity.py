@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import sparse
 
-import find_neighbours
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
@@ -18,6 +17,7 @@ from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import similarity
 from ghosttrack.tracks.neighbours import compare_by, links, load_links, same_index
 from ghosttrack.tracks.similarity import ActivationCorrelation, DecoderCosine, codes_of
+from track import find_neighbours
 
 TOKENS = 2000
 
@@ -36,7 +36,9 @@ def whole(blocks: object) -> np.ndarray:
     return torch.cat(list(blocks)).numpy()  # type: ignore[call-overload]
 
 
-def test_correlations_are_those_of_numpy_both_ways_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correlations_are_those_of_numpy_both_ways_and_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(similarity, "BLOCK", 7)
     lower, upper = codes(20, 1), codes(30, 2)
     expected = np.corrcoef(lower, upper)[:20, 20:]
@@ -52,12 +54,18 @@ def test_the_null_shifts_the_upper_tokens_round_by_more_than_a_context() -> None
         shift = next(
             shift
             for shift in range(16, TOKENS - 15)
-            if np.allclose(np.corrcoef(lower, np.roll(upper, shift, 1))[:5, 5:], whole(found.blocks(draw)), atol=1e-5)
+            if np.allclose(
+                np.corrcoef(lower, np.roll(upper, shift, 1))[:5, 5:],
+                whole(found.blocks(draw)),
+                atol=1e-5,
+            )
         )
         assert np.allclose(whole(found.back_blocks(draw)).T, whole(found.blocks(draw)), atol=1e-6)
         assert 16 <= shift <= TOKENS - 16
     assert not np.allclose(whole(found.blocks(1)), whole(found.blocks(2)))
-    assert np.array_equal(whole(correlation(lower, upper, seed=3).blocks(2)), whole(found.blocks(2)))
+    assert np.array_equal(
+        whole(correlation(lower, upper, seed=3).blocks(2)), whole(found.blocks(2))
+    )
 
 
 def test_what_hardly_ever_fires_is_like_nothing() -> None:
@@ -85,7 +93,9 @@ def test_features_that_fire_together_are_linked_whatever_their_directions() -> N
 
 
 def test_links_of_one_number_hold_where_the_directions_still_agree() -> None:
-    lower = torch.nn.functional.normalize(torch.randn(200, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    lower = torch.nn.functional.normalize(
+        torch.randn(200, 32, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     upper = lower + 0.05 * torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
     upper[7] = -upper[7]  # moved away
     upper[[3, 4]] = upper[[4, 3]]  # swapped: cosine finds them, their numbers are wrong
@@ -113,7 +123,9 @@ def test_numbers_need_dictionaries_of_one_size() -> None:
 def test_codes_are_those_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "ENCODED_ROWS", 10)
     decoder = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
-    each = Sae(decoder.T.contiguous(), torch.zeros(12), decoder, torch.zeros(6), torch.full((12,), 0.5))
+    each = Sae(
+        decoder.T.contiguous(), torch.zeros(12), decoder, torch.zeros(6), torch.full((12,), 0.5)
+    )
     values = np.random.default_rng(0).standard_normal((25, 6)).astype(np.float16)
     kept = np.arange(25) % 3 > 0
 
@@ -139,13 +151,21 @@ def test_the_script_links_by_held_out_activations(tmp_path: Path) -> None:
     # The second layer is the first in other coordinates: no decoder direction is alike, every activation is.
     for layer, directions, values in ((1, decoder, rows), (3, decoder @ turn, rows @ turn.numpy())):
         folder = tmp_path / f"layer_{layer:02d}"
-        each = Sae(directions.T.contiguous(), torch.zeros(24), directions, torch.zeros(16), torch.full((24,), 0.8))
+        each = Sae(
+            directions.T.contiguous(),
+            torch.zeros(24),
+            directions,
+            torch.zeros(16),
+            torch.full((24,), 0.8),
+        )
         paths["weights"].append(folder / "sae_weights.safetensors")
         save_sae(each, paths["weights"][-1], folder / "cfg.json", hook_name="", model_name="tiny")
         paths["stores"].append(tmp_path / f"{layer}.zarr")
         paths["manifests"].append(tmp_path / f"{layer}.json")
         header = Header("tiny", "0" * 64, layer, "resid_post", 50, "1" * 64)
-        with StoreWriter(paths["stores"][-1], paths["manifests"][-1], header, rows=600, d_model=16) as out:
+        with StoreWriter(
+            paths["stores"][-1], paths["manifests"][-1], header, rows=600, d_model=16
+        ) as out:
             out.append(to_block(values))
     found = tmp_path / "found.npz"
     settings = TrackingSettings(links="correlation", neighbours=8, gate_quantile=0.99)

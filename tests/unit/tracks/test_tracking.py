@@ -9,12 +9,10 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-import find_neighbours
-import track_features
-from ghosttrack import files
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files
 from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import TrackingSettings
@@ -22,6 +20,7 @@ from ghosttrack.tracks import track_run, track_table
 from ghosttrack.tracks.neighbours import Links, compare, links, save
 from ghosttrack.tracks.track_table import Table
 from ghosttrack.tracks.tracking import Detections, Options, detect, follow, relink, shuffled_order
+from track import find_neighbours, track_features
 
 
 def link_table(pairs: dict[tuple[int, int], float], d_sae: int = 10) -> Links:
@@ -57,7 +56,9 @@ def test_tokens_without_any_active_feature_have_no_detection_and_no_track(rows: 
     silent = detect(np.zeros((rows, 5), np.float32), 3)
     assert silent.feature.tolist() == [[-1]] * rows
     assert silent.activation.tolist() == [[0.0]] * rows
-    found = follow([silent] * 3, [link_table({(1, 2): 0.5})] * 2, [link_table({})], PLAIN._replace(coast=1))
+    found = follow(
+        [silent] * 3, [link_table({(1, 2): 0.5})] * 2, [link_table({})], PLAIN._replace(coast=1)
+    )
     assert (found.table.feature == -1).all()
     assert (found.candidates, found.hard) == (0, 0)
 
@@ -91,7 +92,10 @@ def test_a_track_coasts_over_one_silent_layer_and_dies_after_two() -> None:
 def test_a_track_that_was_continued_does_not_coast_as_well() -> None:
     layers = [one_row((1, 1.0)), one_row((2, 1.0)), one_row((4, 1.0))]
     table = follow(
-        layers, [link_table({(1, 2): 0.1}), link_table({})], [link_table({(1, 4): 0.9})], PLAIN._replace(coast=1)
+        layers,
+        [link_table({(1, 2): 0.1}), link_table({})],
+        [link_table({(1, 4): 0.9})],
+        PLAIN._replace(coast=1),
     ).table
     assert table.gap[0, :, 0].tolist() == [0, 1, 0]
 
@@ -114,7 +118,10 @@ def test_a_weak_detection_continues_a_track_but_starts_none() -> None:
 
 
 def slow_follow(
-    codes: list[np.ndarray], decoders: list[np.ndarray], gates: dict[tuple[int, int], float], options: Options
+    codes: list[np.ndarray],
+    decoders: list[np.ndarray],
+    gates: dict[tuple[int, int], float],
+    options: Options,
 ) -> list[Any]:
     """Token by token, all similarities dense: per layer a list of (feature, previous, gap)."""
     unit = [decoder / np.linalg.norm(decoder, axis=1, keepdims=True) for decoder in decoders]
@@ -123,20 +130,32 @@ def slow_follow(
         layers: list[list[tuple[int, float, int, int]]] = []
         taken: list[set[int]] = []
         for at, code in enumerate(codes):
-            ranked = sorted(np.flatnonzero(code[token] > 0), key=lambda f: (-code[token, f], f))[: options.ranks]
+            ranked = sorted(np.flatnonzero(code[token] > 0), key=lambda f: (-code[token, f], f))[
+                : options.ranks
+            ]
             sources = []
             for gap in (1, 2) if options.coast else (1,):
                 if at >= gap:
-                    sources += [(gap, slot) for slot in range(len(layers[at - gap])) if slot not in taken[at - gap]]
+                    sources += [
+                        (gap, slot)
+                        for slot in range(len(layers[at - gap]))
+                        if slot not in taken[at - gap]
+                    ]
             value = np.zeros((len(sources), len(ranked)))
             for i, (gap, slot) in enumerate(sources):
                 feature, a = layers[at - gap][slot][:2]
                 for j, other in enumerate(ranked):
                     b = code[token, other]
                     cosine = float(unit[at - gap][feature] @ unit[at][other])
-                    value[i, j] = cosine - gates[at - gap, at] - options.activation_weight * abs(a - b) / (a + b)
+                    value[i, j] = (
+                        cosine
+                        - gates[at - gap, at]
+                        - options.activation_weight * abs(a - b) / (a + b)
+                    )
             match = {}
-            for i, j in zip(*linear_sum_assignment(np.maximum(value, 0), maximize=True), strict=True):
+            for i, j in zip(
+                *linear_sum_assignment(np.maximum(value, 0), maximize=True), strict=True
+            ):
                 if value[i, j] > 0:
                     match[j] = sources[i]
                     taken[at - sources[i][0]].add(sources[i][1])
@@ -157,19 +176,25 @@ def slow_follow(
     return tokens
 
 
-@pytest.mark.parametrize("options", [Options(6, 3, 1, 0.2), Options(8, 1, 0, 0.0), Options(5, 2, 1, 0.05)])
+@pytest.mark.parametrize(
+    "options", [Options(6, 3, 1, 0.2), Options(8, 1, 0, 0.0), Options(5, 2, 1, 0.05)]
+)
 def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: Options) -> None:
     generator = np.random.default_rng(3)
     base = generator.standard_normal((40, 16))
     decoders = [base + 0.6 * generator.standard_normal(base.shape) for _ in range(5)]
     level = generator.random((25, 40)) * (generator.random((25, 40)) < 0.5)
     codes = [
-        (level * (generator.random(level.shape) < 0.8) * (0.5 + generator.random(level.shape))).astype(np.float32)
+        (
+            level * (generator.random(level.shape) < 0.8) * (0.5 + generator.random(level.shape))
+        ).astype(np.float32)
         for _ in decoders
     ]
     tensors = [torch.tensor(decoder, dtype=torch.float32) for decoder in decoders]
     found = {
-        (i, i + gap): compare(tensors[i], tensors[i + gap], 40, 0.9, [i, gap]) for gap in (1, 2) for i in range(5 - gap)
+        (i, i + gap): compare(tensors[i], tensors[i + gap], 40, 0.9, [i, gap])
+        for gap in (1, 2)
+        for i in range(5 - gap)
     }
     table = follow(
         [detect(code, options.ranks) for code in codes],
@@ -177,12 +202,16 @@ def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: Opti
         [links(found[i, i + 2].real, found[i, i + 2].gate) for i in range(3)],
         options,
     ).table
-    expected = slow_follow(codes, decoders, {pair: each.gate for pair, each in found.items()}, options)
+    expected = slow_follow(
+        codes, decoders, {pair: each.gate for pair, each in found.items()}, options
+    )
     for token, layers in enumerate(expected):
         for at, detections in enumerate(layers):
             columns = (table.feature, table.activation, table.previous, table.gap)
             used = int((table.feature[token, at] >= 0).sum())
-            ours = list(zip(*(column[token, at, :used].tolist() for column in columns), strict=True))
+            ours = list(
+                zip(*(column[token, at, :used].tolist() for column in columns), strict=True)
+            )
             assert ours == detections
     assert (table.gap == 1).sum() > 100
     assert not options.coast or (table.gap == 2).sum() > 10
@@ -193,11 +222,14 @@ def random_tracks(rows: int = 60) -> tuple[Table, Options]:
     options = Options(6, 2, 1, 0.0)
     decoders = [torch.randn(30, 8, generator=torch.Generator().manual_seed(0)) for _ in range(5)]
     codes = [
-        (generator.random((rows, 30)) * (generator.random((rows, 30)) < 0.35)).astype(np.float32) for _ in decoders
+        (generator.random((rows, 30)) * (generator.random((rows, 30)) < 0.35)).astype(np.float32)
+        for _ in decoders
     ]
     pair = compare(decoders[0], decoders[1], 30, 0.9, [0])
     same = links(pair.real, 0.4)
-    return follow([detect(code, options.ranks) for code in codes], [same] * 4, [same] * 3, options).table, options
+    return follow(
+        [detect(code, options.ranks) for code in codes], [same] * 4, [same] * 3, options
+    ).table, options
 
 
 def test_random_links_keep_detections_and_numbers_and_never_reuse_a_slot() -> None:
@@ -246,22 +278,40 @@ def fake_run(folder: Path, rows: int = 50) -> tuple[list[FakeStore], list[Sae], 
     base = torch.nn.functional.normalize(torch.randn(48, 12, generator=generator), dim=1)
     saes = []
     for _ in range(3):
-        decoder = torch.nn.functional.normalize(base + 0.05 * torch.randn(48, 12, generator=generator), dim=1)
-        saes.append(Sae(decoder.T.contiguous(), torch.zeros(48), decoder, torch.zeros(12), torch.full((48,), 0.5)))
+        decoder = torch.nn.functional.normalize(
+            base + 0.05 * torch.randn(48, 12, generator=generator), dim=1
+        )
+        saes.append(
+            Sae(
+                decoder.T.contiguous(),
+                torch.zeros(48),
+                decoder,
+                torch.zeros(12),
+                torch.full((48,), 0.5),
+            )
+        )
     values = torch.randn(rows, 12, generator=generator).numpy()
     massive = np.zeros((3, rows), bool)
     massive[1, 4] = True
     paths = [folder / f"layer_{layer:02d}.npz" for layer in (2, 4)]
-    save(paths[0], [2, 4, 6], [compare(saes[0].W_dec, saes[at].W_dec, 8, 0.99, [at]) for at in (1, 2)])
+    save(
+        paths[0],
+        [2, 4, 6],
+        [compare(saes[0].W_dec, saes[at].W_dec, 8, 0.99, [at]) for at in (1, 2)],
+    )
     save(paths[1], [4, 6], [compare(saes[1].W_dec, saes[2].W_dec, 8, 0.99, [3])])
     return [FakeStore(values * (1 + at), massive[at]) for at in range(3)], saes, paths
 
 
 def run_variant(folder: Path, variant: str, name: str = "tracks") -> dict[str, Any]:
     stores, saes, paths = fake_run(folder)
-    plan = track_run.plan_links(variant, [2, 4, 6], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3)
+    plan = track_run.plan_links(
+        variant, [2, 4, 6], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3
+    )
     options = Options(5, 2, 1, 0.2)
-    about = track_run.track(stores, saes, [2, 4, 6], plan, options, variant, 3, folder / f"{name}.zarr")
+    about = track_run.track(
+        stores, saes, [2, 4, 6], plan, options, variant, 3, folder / f"{name}.zarr"
+    )
     files.write_json(folder / f"{name}.json", about)
     return about
 
@@ -270,13 +320,22 @@ def test_tracks_come_back_from_disk_with_their_facts(tmp_path: Path) -> None:
     about = run_variant(tmp_path, "default")
     reader = track_table.Reader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
     table = reader.read(0, reader.rows)
-    assert (reader.layers, reader.variant, reader.top_k, reader.rows) == ([2, 4, 6], "default", 5, 50)
+    assert (reader.layers, reader.variant, reader.top_k, reader.rows) == (
+        [2, 4, 6],
+        "default",
+        5,
+        50,
+    )
     assert table.feature.shape == (50, 3, about["slots"])
     assert (table.feature[4] == -1).all()  # massive in one layer: nothing in any
     assert about["counts"]["tracked_tokens"] == 49
-    assert (table.gap[:, 1] == 1).sum() / 49 > 3  # nearly the same dictionaries: most detections continue
+    assert (
+        table.gap[:, 1] == 1
+    ).sum() / 49 > 3  # nearly the same dictionaries: most detections continue
     strongest = table.activation[:, :, :5]
-    assert reader.scale == pytest.approx(strongest.sum((0, 2)) / (strongest > 0).sum((0, 2)), rel=1e-5)
+    assert reader.scale == pytest.approx(
+        strongest.sum((0, 2)) / (strongest > 0).sum((0, 2)), rel=1e-5
+    )
     assert about["counts"]["adjacent"] == (table.gap == 1).sum((0, 2)).tolist()
 
 
@@ -287,7 +346,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("variant", ["default", "random", "shuffled"])
-def test_the_same_seed_gives_the_same_bytes(variant: str, tmp_path: Path, runs: dict[str, dict[str, Any]]) -> None:
+def test_the_same_seed_gives_the_same_bytes(
+    variant: str, tmp_path: Path, runs: dict[str, dict[str, Any]]
+) -> None:
     assert run_variant(tmp_path, variant) == runs[variant]  # holds a digest of every byte
     assert track_table.digest(tmp_path / "tracks.zarr") == runs[variant]["store_sha256"]
 
@@ -312,15 +373,23 @@ def test_a_missing_chunk_is_noticed(tmp_path: Path) -> None:
 
 def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
     _, saes, paths = fake_run(tmp_path)
-    with pytest.raises(UserError, match=r"links layers \[2, 4, 6\] with 48 features, expected \[2, 4, 8\] with 48"):
-        track_run.plan_links("default", [2, 4, 8], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3)
+    with pytest.raises(
+        UserError, match=r"links layers \[2, 4, 6\] with 48 features, expected \[2, 4, 8\] with 48"
+    ):
+        track_run.plan_links(
+            "default", [2, 4, 8], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3
+        )
 
 
 def test_a_single_layer_is_tracked_without_links(tmp_path: Path) -> None:
     stores, saes, _ = fake_run(tmp_path)
     for variant in track_run.VARIANTS:
-        plan = track_run.plan_links(variant, [2], [], saes[:1], kind="cosine", count=8, quantile=0.99, seed=3)
-        about = track_run.track(stores[:1], saes[:1], [2], plan, Options(5, 2, 1, 0.2), variant, 3, tmp_path / variant)
+        plan = track_run.plan_links(
+            variant, [2], [], saes[:1], kind="cosine", count=8, quantile=0.99, seed=3
+        )
+        about = track_run.track(
+            stores[:1], saes[:1], [2], plan, Options(5, 2, 1, 0.2), variant, 3, tmp_path / variant
+        )
         assert about["counts"]["adjacent"] == [0]
         assert about["counts"]["births"] == about["counts"]["detections"]
 
@@ -335,21 +404,37 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
         paths["manifests"].append(tmp_path / f"{name}.json")
         paths["weights"].append(folder / "sae_weights.safetensors")
         header = Header("tiny", "0" * 64, layer, "resid_post", None, "1" * 64)
-        with StoreWriter(paths["stores"][-1], paths["manifests"][-1], header, rows=fake.rows, d_model=12) as out:
+        with StoreWriter(
+            paths["stores"][-1], paths["manifests"][-1], header, rows=fake.rows, d_model=12
+        ) as out:
             out.append(to_block(fake.values.astype(np.float32)))
         save_sae(each, paths["weights"][-1], folder / "cfg.json", hook_name=name, model_name="tiny")
-    settings = TrackingSettings.model_validate({"top_k": 5, "rescue": 2, "neighbours": 8, "gate_quantile": 0.99})
+    settings = TrackingSettings.model_validate(
+        {"top_k": 5, "rescue": 2, "neighbours": 8, "gate_quantile": 0.99}
+    )
     for at, layer in enumerate(layers[:-1]):
         paths["neighbours"].append(tmp_path / f"found_{layer:02d}.npz")
         find_neighbours.main(
-            stores=[], manifests=[], weights=paths["weights"][at : at + 3], neighbours=paths["neighbours"][-1], layer=layer,
-            tracking=settings, seed=0, threads=1,
-        )  # fmt: skip
+            stores=[],
+            manifests=[],
+            weights=paths["weights"][at : at + 3],
+            neighbours=paths["neighbours"][-1],
+            layer=layer,
+            tracking=settings,
+            seed=0,
+            threads=1,
+        )
     track_features.main(
-        **paths, tracks=[tmp_path / "t.zarr", tmp_path / "u.zarr"], layers=layers, errors=tmp_path / "errors.parquet",
+        **paths,
+        tracks=[tmp_path / "t.zarr", tmp_path / "u.zarr"],
+        layers=layers,
+        errors=tmp_path / "errors.parquet",
         tracks_manifests=[tmp_path / "t.json", tmp_path / "u.json"],
-        tracking=settings, variants=["default", "shuffled"], seed=0, threads=1,
-    )  # fmt: skip
+        tracking=settings,
+        variants=["default", "shuffled"],
+        seed=0,
+        threads=1,
+    )
     assert track_table.Reader(tmp_path / "u.zarr", tmp_path / "u.json").variant == "shuffled"
     errors = pd.read_parquet(tmp_path / "errors.parquet")
     assert list(errors) == [f"layer_{layer:02d}" for layer in layers]
@@ -359,16 +444,29 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
     about = files.read_json(tmp_path / "t.json")
     assert sum(about["counts"]["adjacent"]) > 200
     assert {kind: len(found) for kind, found in about["inputs_sha256"].items()} == {
-        "manifests": 3, "weights": 3, "neighbours": 2,
-    }  # fmt: skip
+        "manifests": 3,
+        "weights": 3,
+        "neighbours": 2,
+    }
     attributes = files.read_json(tmp_path / "t.zarr" / "zarr.json")["attributes"]
-    assert (attributes["layers"], attributes["variant"], attributes["top_k"]) == (layers, "default", 5)
+    assert (attributes["layers"], attributes["variant"], attributes["top_k"]) == (
+        layers,
+        "default",
+        5,
+    )
     threads = torch.get_num_threads()
     try:  # a host with other threads makes the same tracks
         track_features.main(
-            **paths, tracks=[tmp_path / "v.zarr"], layers=layers, errors=tmp_path / "again.parquet",
-            tracks_manifests=[tmp_path / "v.json"], tracking=settings, variants=["default"], seed=0, threads=2,
-        )  # fmt: skip
+            **paths,
+            tracks=[tmp_path / "v.zarr"],
+            layers=layers,
+            errors=tmp_path / "again.parquet",
+            tracks_manifests=[tmp_path / "v.json"],
+            tracking=settings,
+            variants=["default"],
+            seed=0,
+            threads=2,
+        )
     finally:
         torch.set_num_threads(threads)
     assert files.read_json(tmp_path / "v.json") == about

@@ -61,7 +61,10 @@ def _ablations(chosen: AblationSettings, own: tuple[str, ...]) -> Iterator[tuple
     families = [name for name in FAMILIES if name in chosen.families]
     if "family" in chosen.kinds and len(families) > 1:
         for left_out in families:
-            yield f"without_{left_out}", Arm("family", tuple(name for name in own if name.split("_")[0] != left_out))
+            yield (
+                f"without_{left_out}",
+                Arm("family", tuple(name for name in own if name.split("_")[0] != left_out)),
+            )
     if "only" in chosen.kinds:
         for family in FAMILIES:
             yield f"only_{family}", Arm("only", columns_of(family))
@@ -70,7 +73,10 @@ def _ablations(chosen: AblationSettings, own: tuple[str, ...]) -> Iterator[tuple
             yield f"up_to_{FAMILIES[count - 1]}", Arm("cumulative", columns_of(*FAMILIES[:count]))
     if "feature" in chosen.kinds and len(own) > 1:
         for feature in own:
-            yield f"without_{feature}", Arm("feature", tuple(name for name in own if name != feature))
+            yield (
+                f"without_{feature}",
+                Arm("feature", tuple(name for name in own if name != feature)),
+            )
     if "tracking" in chosen.kinds:
         for name, variant in NULLS.items():
             yield name, Arm("tracking", own, variant)

@@ -6,18 +6,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ghosttrack import statistics
 from ghosttrack.ablation.arms import BASELINE, Arm
 from ghosttrack.ablation.scoring import digest
-from ghosttrack.evaluation import scoreboard, statistics
+from ghosttrack.evaluation import scoreboard
 from ghosttrack.evaluation.scoreboard import Standing
 from ghosttrack.settings import EvaluationSettings
 
 # The name of the scores whose settings were chosen inside the training folds.
 TUNED = "tuned"
 COLUMNS = (
-    "dataset", "mode", "detector", "arm", "against", "kind", "metrics", "n", "groups", "auroc", "auroc_low", "auroc_high",
-    "difference", "difference_low", "difference_high", "p", "p_holm", "output_sha256", "void",
-)  # fmt: skip
+    "dataset",
+    "mode",
+    "detector",
+    "arm",
+    "against",
+    "kind",
+    "metrics",
+    "n",
+    "groups",
+    "auroc",
+    "auroc_low",
+    "auroc_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",
+    "output_sha256",
+    "void",
+)
 CHOICES = ("dataset", "detector", "fold", "arm", "inner_auroc", "inner_auroc_baseline")
 # Between the arm and the detector in the names of signals.
 _OF = "/"
@@ -38,9 +56,12 @@ class Chosen(NamedTuple):
 
 
 def compare(
-    arms: Mapping[str, Arm], scores: Mapping[str, pd.DataFrame], positive_controls: Sequence[str],
-    settings: EvaluationSettings, seed: int,
-) -> pd.DataFrame:  # fmt: skip
+    arms: Mapping[str, Arm],
+    scores: Mapping[str, pd.DataFrame],
+    positive_controls: Sequence[str],
+    settings: EvaluationSettings,
+    seed: int,
+) -> pd.DataFrame:
     """Every arm on every data set and pooled, as arm minus baseline with a paired interval from draws of whole groups.
 
     What was chosen among arms (`TUNED`) is held against every null of the tracker as well. p-values are Holm-corrected over
@@ -73,38 +94,68 @@ def compare(
 
 def _pools(standings: Sequence[Standing], confidence: float) -> list[Standing]:
     kinds = ((scoreboard.ALL_STRICT, "given"), (scoreboard.GENERATED, "generated"))
-    members = {name: [each for each in standings if each.mode == mode and not each.control] for name, mode in kinds}
+    members = {
+        name: [each for each in standings if each.mode == mode and not each.control]
+        for name, mode in kinds
+    }
     return [scoreboard.pool(name, found, confidence) for name, found in members.items() if found]
 
 
 def _pairs(names: Sequence[str], arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
     """Arms and what each is held against."""
     nulls = [name for name in names if name in arms and arms[name].variant != "default"]
-    return [(name, BASELINE) for name in names] + [(TUNED, null) for null in nulls if TUNED in names]
+    return [(name, BASELINE) for name in names] + [
+        (TUNED, null) for null in nulls if TUNED in names
+    ]
 
 
 def _scope(
-    where: Standing, detector: str, names: Sequence[str], arms: Mapping[str, Arm], digests: Mapping[str, str], confidence: float
-) -> list[dict[str, Any]]:  # fmt: skip
+    where: Standing,
+    detector: str,
+    names: Sequence[str],
+    arms: Mapping[str, Arm],
+    digests: Mapping[str, str],
+    confidence: float,
+) -> list[dict[str, Any]]:
     rows = []
     for name, against in _pairs(names, arms):
         signal, base = name + _OF + detector, against + _OF + detector
         if not where.has(signal):
             continue
         gain = statistics.difference(
-            where.auroc[signal], where.auroc[base], where.draws[signal], where.draws[base], confidence
+            where.auroc[signal],
+            where.auroc[base],
+            where.draws[signal],
+            where.draws[base],
+            confidence,
         )
         low, high = statistics.interval(where.draws[signal], confidence)
         arm = arms.get(name)
-        rows.append({
-            "dataset": where.name, "mode": where.mode, "detector": detector, "arm": name, "against": against,
-            "kind": arm.kind if arm else "choice", "metrics": len(arm.columns) if arm else np.nan, "n": where.n,
-            "groups": where.groups, "auroc": where.auroc[signal], "auroc_low": low, "auroc_high": high,
-            "difference": gain.value, "difference_low": gain.low, "difference_high": gain.high,
-            "p": np.nan if name == BASELINE else gain.p, "output_sha256": digests[signal],
-            "void": name != BASELINE and digests[signal] == digests[base],
-        })  # fmt: skip
-    for row, corrected in zip(rows, statistics.holm([float(row["p"]) for row in rows]), strict=True):
+        rows.append(
+            {
+                "dataset": where.name,
+                "mode": where.mode,
+                "detector": detector,
+                "arm": name,
+                "against": against,
+                "kind": arm.kind if arm else "choice",
+                "metrics": len(arm.columns) if arm else np.nan,
+                "n": where.n,
+                "groups": where.groups,
+                "auroc": where.auroc[signal],
+                "auroc_low": low,
+                "auroc_high": high,
+                "difference": gain.value,
+                "difference_low": gain.low,
+                "difference_high": gain.high,
+                "p": np.nan if name == BASELINE else gain.p,
+                "output_sha256": digests[signal],
+                "void": name != BASELINE and digests[signal] == digests[base],
+            }
+        )
+    for row, corrected in zip(
+        rows, statistics.holm([float(row["p"]) for row in rows]), strict=True
+    ):
         row["p_holm"] = corrected
     return rows
 
@@ -115,8 +166,12 @@ def choose(found: Results) -> Chosen:
     Nulls of the tracker are not among `found`. Data set by data set and detector by detector; the baseline wins a tie. The scores of a fold's test rows come from fits
     on its training rows, and so does the choice.
     """
-    fits = pd.concat([each.assign(arm=name) for name, each in found.fits.items()], ignore_index=True)
-    thorough = frozenset.intersection(*(frozenset(each["detector"]) for each in found.fits.values()))
+    fits = pd.concat(
+        [each.assign(arm=name) for name, each in found.fits.items()], ignore_index=True
+    )
+    thorough = frozenset.intersection(
+        *(frozenset(each["detector"]) for each in found.fits.values())
+    )
     fits = fits[fits["detector"].isin(thorough)]  # those that scored every arm
     scores = {
         name: dict(iter(each.groupby(["dataset", "detector", "fold"], sort=False)))
@@ -130,5 +185,7 @@ def choose(found: Results) -> Chosen:
         choices.append((*key, best, inner[best], inner[BASELINE]))
     order = next(iter(found.scores.values()))[["dataset", "id", "detector"]]
     order = order[order["detector"].isin(thorough)]
-    joined = order.merge(pd.concat(parts), on=["dataset", "id", "detector"], how="left", validate="one_to_one")
+    joined = order.merge(
+        pd.concat(parts), on=["dataset", "id", "detector"], how="left", validate="one_to_one"
+    )
     return Chosen(joined[list(parts[0].columns)], pd.DataFrame(choices, columns=list(CHOICES)))

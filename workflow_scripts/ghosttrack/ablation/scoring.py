@@ -23,9 +23,14 @@ class Scored(NamedTuple):
 
 
 def score_dataset(
-    dataset: str, audited: pd.DataFrame, signals: pd.DataFrame, columns: Sequence[str], detectors: Sequence[str],
-    detection: DetectionSettings, seed: int,
-) -> Scored:  # fmt: skip
+    dataset: str,
+    audited: pd.DataFrame,
+    signals: pd.DataFrame,
+    columns: Sequence[str],
+    detectors: Sequence[str],
+    detection: DetectionSettings,
+    seed: int,
+) -> Scored:
     """Fit every detector on the metrics `columns` in the audited folds; nothing for a data set that has no folds.
 
     A metric that some example lacks is left out for all. `inner_auroc` is over the training rows of a fold, each scored by
@@ -55,7 +60,9 @@ def score_dataset(
     scores = {name: np.full(len(labels), np.nan) for name in detectors}
     fits: list[tuple[object, ...]] = []
     for step in splits.rounds(labels, units, fold, detection.inner_folds, seed):
-        found = classifiers.fit_all(detectors, x[step.train], labels[step.train], step.inner, x[step.test], options)
+        found = classifiers.fit_all(
+            detectors, x[step.train], labels[step.train], step.inner, x[step.test], options
+        )
         for name, fit in found.items():
             scores[name][step.test] = probes.probability(fit.outer)
             fits.append((dataset, name, step.number, fit.score, x.shape[1]))
@@ -65,11 +72,18 @@ def score_dataset(
 
 
 def score_all(
-    audited: Mapping[str, pd.DataFrame], signals: Mapping[str, pd.DataFrame], columns: Sequence[str],
-    detectors: Sequence[str], detection: DetectionSettings, seed: int,
-) -> Scored:  # fmt: skip
+    audited: Mapping[str, pd.DataFrame],
+    signals: Mapping[str, pd.DataFrame],
+    columns: Sequence[str],
+    detectors: Sequence[str],
+    detection: DetectionSettings,
+    seed: int,
+) -> Scored:
     """`score_dataset` of every data set, one after another."""
-    found = [score_dataset(name, audited[name], signals[name], columns, detectors, detection, seed) for name in audited]
+    found = [
+        score_dataset(name, audited[name], signals[name], columns, detectors, detection, seed)
+        for name in audited
+    ]
     kept = [each for each in found if len(each.scores)]
     if not kept:
         return found[0]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ghosttrack import files, frames
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
+from ghosttrack.runtime import files, tables
 from ghosttrack.sae import Sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import clusters as semantic
@@ -33,39 +33,74 @@ class Tracker:
     """How an arm follows features: its autoencoders, links and options, the same for every data set."""
 
     def __init__(
-        self, saes: Sequence[Sae], layers: Sequence[int], links: Sequence[Path], tracking: TrackingSettings,
-        variant: str, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        saes: Sequence[Sae],
+        layers: Sequence[int],
+        links: Sequence[Path],
+        tracking: TrackingSettings,
+        variant: str,
+        seed: int,
+    ) -> None:
         self._saes, self._layers, self._variant, self._seed = saes, layers, variant, seed
         self._plan = track_run.plan_links(
-            variant, layers, links, saes, kind=tracking.links, count=tracking.neighbours,
-            quantile=tracking.gate_quantile, seed=seed,
-        )  # fmt: skip
-        self._options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+            variant,
+            layers,
+            links,
+            saes,
+            kind=tracking.links,
+            count=tracking.neighbours,
+            quantile=tracking.gate_quantile,
+            seed=seed,
+        )
+        self._options = Options(
+            tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight
+        )
 
-    def measure(self, found: Stores, outputs: Path, errors: Path, clusters: pd.DataFrame) -> pd.DataFrame:
+    def measure(
+        self, found: Stores, outputs: Path, errors: Path, clusters: pd.DataFrame
+    ) -> pd.DataFrame:
         """Metrics of one data set, a row an example, with its `id`."""
-        opened = [ActivationStore.open([store], [manifest]) for store, manifest in zip(*found, strict=True)]
+        opened = [
+            ActivationStore.open([store], [manifest])
+            for store, manifest in zip(*found, strict=True)
+        ]
         require_same_rows(opened)
-        examples = frames.read_parquet(outputs, columns=["id", "row_start", "row_count"])
+        examples = tables.read_parquet(outputs, columns=["id", "row_start", "row_count"])
         start, count = (examples[name].to_numpy("int64") for name in ("row_start", "row_count"))
         with tempfile.TemporaryDirectory(prefix="ghosttrack_arm_") as scratch:
             directory, manifest = Path(scratch) / "tracks.zarr", Path(scratch) / "tracks.json"
             about = track_run.track(
-                opened, self._saes, self._layers, self._plan, self._options, self._variant, self._seed, directory
+                opened,
+                self._saes,
+                self._layers,
+                self._plan,
+                self._options,
+                self._variant,
+                self._seed,
+                directory,
             )
             files.write_json(manifest, about)
             reader = Reader(directory, manifest)
             lookup = semantic.lookup(clusters, reader.layers)
-            left = frames.read_parquet(errors).to_numpy("float32")
+            left = tables.read_parquet(errors).to_numpy("float32")
             table = measure_examples(reader, start, count, lookup, left).signals
-        log.info("%s: %d examples, %.1f links per token", outputs.parent.name, len(table), _links_per_token(about))
+        log.info(
+            "%s: %d examples, %.1f links per token",
+            outputs.parent.name,
+            len(table),
+            _links_per_token(about),
+        )
         table.insert(0, "id", examples["id"].to_numpy())
         return table
 
 
 def compare_anew(
-    folder: Path, layers: Sequence[int], weights: Sequence[Path], heldout: Stores, tracking: TrackingSettings, seed: int
+    folder: Path,
+    layers: Sequence[int],
+    weights: Sequence[Path],
+    heldout: Stores,
+    tracking: TrackingSettings,
+    seed: int,
 ) -> list[Path]:
     """Write the links of every layer but the last to `folder`, as `tracking` says; the paths.
 
@@ -79,7 +114,9 @@ def compare_anew(
             layers[window], weights[window], heldout.stores[window], heldout.manifests[window], seed
         )
         found = [
-            neighbour_run.compare_as(tracking.links, each, tracking.neighbours, tracking.gate_quantile)
+            neighbour_run.compare_as(
+                tracking.links, each, tracking.neighbours, tracking.gate_quantile
+            )
             for each in similarities
         ]
         paths.append(folder / f"layer_{layer:02d}.npz")

@@ -16,7 +16,7 @@ from torch import Tensor
 from ghosttrack.activations.limits import Limits
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
-from ghosttrack.progress import Progress
+from ghosttrack.runtime.progress import Progress
 
 log = logging.getLogger("ghosttrack")
 
@@ -46,10 +46,18 @@ class _Decoder(NamedTuple):
 
 
 def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], *, limits: Limits, max_new_tokens: int,
-    batch: int, dataset: str, draws: NDArray[np.float64] | None = None, temperature: float = 1.0,
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    limits: Limits,
+    max_new_tokens: int,
+    batch: int,
+    dataset: str,
+    draws: NDArray[np.float64] | None = None,
+    temperature: float = 1.0,
     stops: Sequence[int] | None = None,
-) -> list[Written]:  # fmt: skip
+) -> list[Written]:
     """Continue each prompt: with the likeliest token at every step, or with drawn ones.
 
     A draw takes the first token at which the summed probability exceeds its number, so a continuation follows
@@ -82,19 +90,26 @@ def complete(
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
     texts += [""] * (vocabulary - len(texts))  # rows of the embedding that no token has
-    breaks, blank = (torch.tensor([test(text) for text in texts]) for test in (lambda text: "\n" in text, _is_blank))
+    breaks, blank = (
+        torch.tensor([test(text) for text in texts])
+        for test in (lambda text: "\n" in text, _is_blank)
+    )
     decoder = _Decoder(tokenizer, temperature, breaks, blank, list(stops))
     results: dict[int, Written] = {}
     progress = Progress("generating", len(coded), "answers")
     for chosen, way in _batches(coded, batch, limits, max_new_tokens):
-        steps = _Steps(decoder, None if draws is None else torch.from_numpy(draws[chosen]), len(chosen))
+        steps = _Steps(
+            decoder, None if draws is None else torch.from_numpy(draws[chosen]), len(chosen)
+        )
         prompt_ids = [coded[number] for number in chosen]
         new = continue_together(model, prompt_ids, steps, way, prefix)
         logprobs = torch.stack(steps.logprobs, dim=1).cpu()  # (prompts, steps)
         for number, ids, row, logprob, length in zip(
             chosen, prompt_ids, new, logprobs, steps.lengths.tolist(), strict=True
         ):
-            results[number] = _written(decoder, ids[1:], row[:length].tolist(), logprob[:length].tolist())
+            results[number] = _written(
+                decoder, ids[1:], row[:length].tolist(), logprob[:length].tolist()
+            )
         progress.advance(len(chosen))
     return [results[number] for number in range(len(coded))]
 
@@ -108,37 +123,56 @@ def prepare(model: Any, max_new_tokens: int, pad: int, stops: Sequence[int]) -> 
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stops) or None,
+        pad_token_id=pad,
     )
 
 
-def _coded(tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], prefix: int) -> list[list[int]]:
+def _coded(
+    tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], prefix: int
+) -> list[list[int]]:
     """Token ids that the model reads: a text's own behind the separator, or the ids as they are given."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if not texts:
         return [[int(token) for token in prompt] for prompt in prompts]
-    coded = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
+    coded = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     return [[prefix, *ids] for ids in coded]
 
 
-def _batches(coded: Sequence[list[int]], size: int, limits: Limits, new: int) -> Iterator[tuple[list[int], Way]]:
+def _batches(
+    coded: Sequence[list[int]], size: int, limits: Limits, new: int
+) -> Iterator[tuple[list[int], Way]]:
     """Up to `size` prompts at a time: those that begin alike, and, where padding is not exact, those of one length."""
     short = [number for number, ids in enumerate(coded) if len(ids) + new <= limits.padded]
     for chosen in _runs(coded, sorted(short, key=lambda number: coded[number]), size, _begin_alike):
         yield chosen, "padded"
-    rest = sorted(set(range(len(coded))) - set(short), key=lambda number: (len(coded[number]), coded[number]))
+    rest = sorted(
+        set(range(len(coded))) - set(short), key=lambda number: (len(coded[number]), coded[number])
+    )
     if rest:
         log.warning(
             "%d of %d prompts share a batch with prompts of their own length alone, which is slower: the model does not continue "
             "prompts of different lengths together exactly%s, or was not checked to (model_check.csv)",
-            len(rest), len(coded), f" beyond {limits.padded - new} tokens" if limits.padded > new else "",
-        )  # fmt: skip
-    for chosen in _runs(coded, rest, size if limits.batched else 1, lambda one, other: len(one) == len(other)):
+            len(rest),
+            len(coded),
+            f" beyond {limits.padded - new} tokens" if limits.padded > new else "",
+        )
+    for chosen in _runs(
+        coded, rest, size if limits.batched else 1, lambda one, other: len(one) == len(other)
+    ):
         yield chosen, "cached" if len(coded[chosen[0]]) + new <= limits.cached else "plain"
 
 
 def _runs(
-    coded: Sequence[list[int]], order: Sequence[int], size: int, together: Callable[[list[int], list[int]], bool]
+    coded: Sequence[list[int]],
+    order: Sequence[int],
+    size: int,
+    together: Callable[[list[int], list[int]], bool],
 ) -> Iterator[list[int]]:
     """Consecutive prompts, up to `size`, each of which goes together with the first."""
     waiting: list[int] = []
@@ -163,7 +197,9 @@ def _shared(coded: Sequence[list[int]]) -> int:
     return min(shortest, next((place for place, (one, other) in pairs if one != other), shortest))
 
 
-def continue_together(model: Any, coded: Sequence[list[int]], steps: "Steps", way: Way, pad: int) -> Tensor:
+def continue_together(
+    model: Any, coded: Sequence[list[int]], steps: "Steps", way: Way, pad: int
+) -> Tensor:
     """Continue the prompts of one batch.
 
     Args:
@@ -189,13 +225,18 @@ def continue_together(model: Any, coded: Sequence[list[int]], steps: "Steps", wa
     with torch.inference_mode():
         past = None
         if shared:
-            past = model(input_ids=ids[:1, :shared].to(model.device), use_cache=True).past_key_values
+            past = model(
+                input_ids=ids[:1, :shared].to(model.device), use_cache=True
+            ).past_key_values
             past.batch_repeat_interleave(len(coded))
         found: Tensor = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), past_key_values=past,
-            use_cache=True, logits_processor=LogitsProcessorList([steps.choose]),
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            past_key_values=past,
+            use_cache=True,
+            logits_processor=LogitsProcessorList([steps.choose]),
             stopping_criteria=StoppingCriteriaList([steps.stop]),
-        ).cpu()  # fmt: skip
+        ).cpu()
     return found[:, width:]
 
 
@@ -242,7 +283,9 @@ class _Steps:
             kept = scores
         else:
             # float64: the sum over a vocabulary in float32 would not tell rare tokens apart.
-            summed = torch.softmax(scores.double() / self._decoder.temperature, dim=-1).cumsum(dim=-1)
+            summed = torch.softmax(scores.double() / self._decoder.temperature, dim=-1).cumsum(
+                dim=-1
+            )
             number = self._draws[:, len(self.logprobs), None].to(summed.device) * summed[:, -1:]
             chosen = torch.searchsorted(summed, number, right=True).clamp_(max=scores.shape[-1] - 1)
             kept = torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
@@ -261,10 +304,15 @@ class _Steps:
         return self._done.to(ids.device)
 
 
-def _written(decoder: _Decoder, prompt: list[int], new: list[int], logprobs: list[float]) -> Written:
+def _written(
+    decoder: _Decoder, prompt: list[int], new: list[int], logprobs: list[float]
+) -> Written:
     """Text as it stands after the prompt: some tokenizers drop a leading space when decoded alone."""
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    shown = [[token for token in new[:count] if token not in decoder.stops] for count in range(len(new) + 1)]
+    shown = [
+        [token for token in new[:count] if token not in decoder.stops]
+        for count in range(len(new) + 1)
+    ]
     whole = [decoder.tokenizer.decode(prompt + tokens, **options) for tokens in shown]
     ends = [len(text) - len(whole[0]) for text in whole[1:]]
     return Written(whole[-1][len(whole[0]) :], tuple(ends), tuple(logprobs))

@@ -10,16 +10,16 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from ghosttrack.activations.candidates import Rivals
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.extraction import Origin, StoreFiles, to_block
 from ghosttrack.activations.hooks import captured
 from ghosttrack.activations.other_prompts import Asked
 from ghosttrack.activations.packed_texts import Opinions, Pack, Reader
-from ghosttrack.activations.rivals import Rivals
 from ghosttrack.activations.store import Header
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.inputs.sites import Site, site_modules
-from ghosttrack.progress import Progress
+from ghosttrack.runtime.progress import Progress
 
 # Rows wait in memory for their order within a window of so many batches of examples:
 # 4,096 rows x 25 stores x 1,024 x 4 bytes are 400 MB.
@@ -60,18 +60,32 @@ class TextScores(NamedTuple):
         """Of the answers' tokens."""
         return self._of(encoded, [one.answer for one in encoded])
 
-    def _of(self, encoded: Sequence[Encoded], positions: Sequence[npt.NDArray[np.int64]]) -> Opinions:
-        chosen = np.concatenate([
-            start + np.searchsorted(one.scored, own)
-            for start, one, own in zip(self.starts[:-1], encoded, positions, strict=True)
-        ])  # fmt: skip
+    def _of(
+        self, encoded: Sequence[Encoded], positions: Sequence[npt.NDArray[np.int64]]
+    ) -> Opinions:
+        chosen = np.concatenate(
+            [
+                start + np.searchsorted(one.scored, own)
+                for start, one, own in zip(self.starts[:-1], encoded, positions, strict=True)
+            ]
+        )
         return Opinions(*(values[chosen] for values in self.tokens))
 
 
 def extract_examples(
-    model: Any, made_by: Origin, encoded: Sequence[Encoded], layers: Sequence[int], targets: Sequence[StoreFiles],
-    embedding: StoreFiles, *, site: Site, batch: int, together: int, asked: Asked | None = None, rivals: Rivals | None = None,
-) -> ExampleTables:  # fmt: skip
+    model: Any,
+    made_by: Origin,
+    encoded: Sequence[Encoded],
+    layers: Sequence[int],
+    targets: Sequence[StoreFiles],
+    embedding: StoreFiles,
+    *,
+    site: Site,
+    batch: int,
+    together: int,
+    asked: Asked | None = None,
+    rivals: Rivals | None = None,
+) -> ExampleTables:
     """Write the activations of all examples at the tokens that are read, one store a layer and one of the token embedding.
 
     Args:
@@ -106,7 +120,10 @@ def extract_examples(
         writers = [
             stack.enter_context(
                 StoreWriter(
-                    *files, Header(*made_by, layer, name, None, digest), rows=int(starts[-1]), d_model=own_width
+                    *files,
+                    Header(*made_by, layer, name, None, digest),
+                    rows=int(starts[-1]),
+                    d_model=own_width,
                 )
             )
             for files, layer, name, own_width in headers
@@ -126,7 +143,9 @@ def extract_examples(
                     if rivals:
                         rivals.take(pack, own, final, outputs[len(stored) :])
                 if asked and len(own) < len(pack.numbers):
-                    rest = [place for place, number in enumerate(pack.numbers) if number >= len(encoded)]
+                    rest = [
+                        place for place, number in enumerate(pack.numbers) if number >= len(encoded)
+                    ]
                     asked.take(reader, pack, rest, len(encoded), final, outputs[1 : len(stored)])
                 progress.advance(len(pack.numbers))
             for writer, block in zip(writers, held, strict=True):
@@ -143,7 +162,9 @@ def _starts(positions: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]
     return np.concatenate([[0], np.cumsum([len(own) for own in positions])]).astype(np.int64)
 
 
-def _windows(every: Sequence[Encoded], examples: int, batch: int) -> Iterator[tuple[list[int], list[int]]]:
+def _windows(
+    every: Sequence[Encoded], examples: int, batch: int
+) -> Iterator[tuple[list[int], list[int]]]:
     """Consecutive examples, up to WINDOW_BATCHES batches or about WINDOW_ROWS rows at a time, and the texts behind
     the first `examples` whose prompts are first seen in them.
     """
@@ -156,7 +177,10 @@ def _windows(every: Sequence[Encoded], examples: int, batch: int) -> Iterator[tu
         window.append(number)
         rows += len(every[number].read)
         if len(window) == WINDOW_BATCHES * batch or rows >= WINDOW_ROWS or number == examples - 1:
-            yield window, [other for one in window for other in waiting.pop(_prompt(every[one]), ())]
+            yield (
+                window,
+                [other for one in window for other in waiting.pop(_prompt(every[one]), ())],
+            )
             window, rows = [], 0
 
 
@@ -170,26 +194,40 @@ def read_rows(
     """Rows of some texts of a pack, and where in the sequence they stand."""
     numbers = [pack.numbers[text] for text in texts]
     rows = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])
-    places = [pack.places[text][encoded[number].read] for text, number in zip(texts, numbers, strict=True)]
+    places = [
+        pack.places[text][encoded[number].read] for text, number in zip(texts, numbers, strict=True)
+    ]
     return rows, torch.from_numpy(np.concatenate(places))
 
 
 def score_texts(
-    reader: Reader, encoded: Sequence[Encoded], pack: Pack, texts: Sequence[int], final: torch.Tensor, scores: TextScores
-) -> None:  # fmt: skip
+    reader: Reader,
+    encoded: Sequence[Encoded],
+    pack: Pack,
+    texts: Sequence[int],
+    final: torch.Tensor,
+    scores: TextScores,
+) -> None:
     """Fill in the scores of some texts of a pack."""
     numbers = [pack.numbers[text] for text in texts]
     lengths = np.array([len(encoded[number].ids) - 1 for number in numbers])
-    place = np.concatenate([pack.places[text][:-1] for text in texts])  # where each token was predicted
+    place = np.concatenate(
+        [pack.places[text][:-1] for text in texts]
+    )  # where each token was predicted
     target = np.concatenate([encoded[number].ids[1:] for number in numbers])
     offsets = np.cumsum(lengths) - lengths
     inside = np.concatenate(
-        [offset + encoded[number].scored - 1 for offset, number in zip(offsets, numbers, strict=True)]
+        [
+            offset + encoded[number].scored - 1
+            for offset, number in zip(offsets, numbers, strict=True)
+        ]
     )
     closely = np.zeros(len(target), dtype=bool)
     closely[inside] = True
     found = reader.opinions(final, place, target, closely)
-    rows = np.concatenate([np.arange(scores.starts[number], scores.starts[number + 1]) for number in numbers])
+    rows = np.concatenate(
+        [np.arange(scores.starts[number], scores.starts[number + 1]) for number in numbers]
+    )
     for kept, values in zip(scores.tokens, found, strict=True):
         kept[rows] = values[inside]
     scores.text[numbers] = np.add.reduceat(found.logprob.astype(np.float64), offsets)
@@ -198,7 +236,11 @@ def score_texts(
 def _sha256(encoded: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
     for example in encoded:
-        digest.update(np.array([len(example.before), len(example.ids), len(example.read)], dtype="<i8").tobytes())
+        digest.update(
+            np.array(
+                [len(example.before), len(example.ids), len(example.read)], dtype="<i8"
+            ).tobytes()
+        )
         digest.update(
             example.before.astype("<i8").tobytes()
             + example.ids.astype("<i8").tobytes()

@@ -44,9 +44,15 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str, contexts: Sequence[str] | None = None,
-    positions: Positions = "answer", *, share: bool = True,
-) -> list[Encoded]:  # fmt: skip
+    examples: pd.DataFrame,
+    tokenizer: Any,
+    limit: int,
+    dataset: str,
+    contexts: Sequence[str] | None = None,
+    positions: Positions = "answer",
+    *,
+    share: bool = True,
+) -> list[Encoded]:
     """Tokenise the texts, behind the solved statements of their relation if it has any, and find the tokens of their answers.
 
     A token belongs to the answer if it shares a character with text[answer_start:answer_end], or
@@ -64,10 +70,19 @@ def encode(
     Raises:
         UserError: with the example's id, where the answer is empty or outside the text, or the text too long.
     """
-    coded = _in_chat(examples, tokenizer) if chat.is_asked(examples) else _in_plain(examples, tokenizer, contexts)
+    coded = (
+        _in_chat(examples, tokenizer)
+        if chat.is_asked(examples)
+        else _in_plain(examples, tokenizer, contexts)
+    )
     result = []
     for name, text, start, end, (head, own, offsets) in zip(
-        examples["id"], examples["text"], examples["answer_start"], examples["answer_end"], coded, strict=True
+        examples["id"],
+        examples["text"],
+        examples["answer_start"],
+        examples["answer_end"],
+        coded,
+        strict=True,
     ):
         ids = np.array([*head, *own], dtype=np.int64)
         if len(ids) > limit:
@@ -97,16 +112,22 @@ class _Coded(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
-def _in_plain(examples: pd.DataFrame, tokenizer: Any, contexts: Sequence[str] | None) -> list[_Coded]:
+def _in_plain(
+    examples: pd.DataFrame, tokenizer: Any, contexts: Sequence[str] | None
+) -> list[_Coded]:
     """Each text behind the separator and its context."""
     separator = models.separator(tokenizer)
     options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
     coded = tokenizer(examples["text"].tolist(), return_offsets_mapping=True, **options)
     contexts = contexts_of(examples) if contexts is None else contexts
-    shown = {text: tokenizer(text, **options)["input_ids"] if text else [] for text in set(contexts)}
+    shown = {
+        text: tokenizer(text, **options)["input_ids"] if text else [] for text in set(contexts)
+    }
     return [
         _Coded([separator, *shown[context]], own, offsets)
-        for context, own, offsets in zip(contexts, coded["input_ids"], coded["offset_mapping"], strict=True)
+        for context, own, offsets in zip(
+            contexts, coded["input_ids"], coded["offset_mapping"], strict=True
+        )
     ]
 
 
@@ -114,7 +135,9 @@ def _in_chat(examples: pd.DataFrame, tokenizer: Any) -> list[_Coded]:
     """What stands behind each rendered prompt, behind the prompt's own ids."""
     return [
         _Coded([int(token) for token in head], found.ids, found.offsets)
-        for head, found in zip(examples["prompt_ids"], chat.of_examples(examples, tokenizer), strict=True)
+        for head, found in zip(
+            examples["prompt_ids"], chat.of_examples(examples, tokenizer), strict=True
+        )
     ]
 
 
@@ -140,7 +163,9 @@ def _share(encoded: list[Encoded], relations: Sequence[str]) -> list[Encoded]:
         before = encoded[rows[0]].ids[:length]
         for row in rows:
             one = encoded[row]
-            shared[row] = Encoded(one.ids[length:], one.answer - length, one.read - length, before, one.lead)
+            shared[row] = Encoded(
+                one.ids[length:], one.answer - length, one.read - length, before, one.lead
+            )
     return shared
 
 
@@ -152,7 +177,9 @@ def _common_length(texts: Sequence[npt.NDArray[np.int64]]) -> int:
     return int(differing[0]) if len(differing) else least
 
 
-def answer_tokens(text: str, start: int, end: int, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+def answer_tokens(
+    text: str, start: int, end: int, offsets: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.int64]:
     """Indices of the tokens that make up text[start:end], given every token's character range.
 
     Empty when the range is empty, blank or outside the text.
@@ -162,6 +189,7 @@ def answer_tokens(text: str, start: int, end: int, offsets: Sequence[tuple[int, 
     places = [
         place
         for place, (first, last) in enumerate(offsets)
-        if (first < end and last > start) or (last == start and first < last and not text[first:last].strip(" "))
+        if (first < end and last > start)
+        or (last == start and first < last and not text[first:last].strip(" "))
     ]
     return np.array(places, dtype=np.int64)

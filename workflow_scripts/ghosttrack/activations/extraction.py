@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ghosttrack import files
 from ghosttrack.activations.hooks import handed_over, run_to_highest
 from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX
 from ghosttrack.activations.reader import ActivationStore
@@ -21,7 +20,8 @@ from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site, site_modules
-from ghosttrack.progress import Progress
+from ghosttrack.runtime import files
+from ghosttrack.runtime.progress import Progress
 
 log = logging.getLogger("ghosttrack")
 
@@ -97,9 +97,13 @@ class Extraction(NamedTuple):
 
 
 def extract_contexts(
-    model: Any, made_by: Origin, tokens: npt.NDArray[np.int32], layers: Sequence[int], targets: Sequence[StoreFiles],
+    model: Any,
+    made_by: Origin,
+    tokens: npt.NDArray[np.int32],
+    layers: Sequence[int],
+    targets: Sequence[StoreFiles],
     wanted: Extraction,
-) -> None:  # fmt: skip
+) -> None:
     """Write the activations of packed contexts, one store a layer, rows in corpus order.
 
     A job that was killed goes on behind the last shard file (65,536 rows) that it finished in every layer.
@@ -119,15 +123,26 @@ def extract_contexts(
     digest, width = tokens_sha256(tokens), model.config.get_text_config().hidden_size
     with ExitStack() as stack, torch.inference_mode():
         writers = [
-            stack.enter_context(StoreWriter(
-                *target, Header(*made_by, layer, wanted.site, context, digest, wanted.storage), rows=chosen.size, d_model=width,
-                row_start=wanted.first * context, total_rows=tokens.size, resume=wanted.code,
-            ))
+            stack.enter_context(
+                StoreWriter(
+                    *target,
+                    Header(*made_by, layer, wanted.site, context, digest, wanted.storage),
+                    rows=chosen.size,
+                    d_model=width,
+                    row_start=wanted.first * context,
+                    total_rows=tokens.size,
+                    resume=wanted.code,
+                )
+            )
             for layer, target in zip(layers, targets, strict=True)
-        ]  # fmt: skip
+        ]
         done = min(writer.kept_rows for writer in writers)
         if done:
-            log.info("going on behind row %s of %s, which an earlier job wrote", f"{done:,}", f"{chosen.size:,}")
+            log.info(
+                "going on behind row %s of %s, which an earlier job wrote",
+                f"{done:,}",
+                f"{chosen.size:,}",
+            )
         for writer in writers:
             writer.keep(done)
         ahead = stack.enter_context(OneAhead())
@@ -138,7 +153,9 @@ def extract_contexts(
         def take(place: int, output: torch.Tensor) -> None:
             # Rounded at once: the pass then holds no more layers in float32 than it would by itself.
             # What storage costs is measured once, in the highest layer, where it was found to cost most.
-            made.append(to_block(output.flatten(0, 1)[skip:], exact=measured and place == len(modules) - 1))
+            made.append(
+                to_block(output.flatten(0, 1)[skip:], exact=measured and place == len(modules) - 1)
+            )
 
         def write(blocks: list[Block]) -> None:
             for writer, block in zip(writers, blocks, strict=True):
@@ -146,9 +163,14 @@ def extract_contexts(
 
         stack.enter_context(handed_over(modules, take, stop=True))
         # The batches of an uninterrupted run: its sums, and so its rounding, are repeated.
-        for start in range(done // (batch * context) * batch, len(chosen) if done < chosen.size else 0, batch):
+        for start in range(
+            done // (batch * context) * batch, len(chosen) if done < chosen.size else 0, batch
+        ):
             ids = torch.from_numpy(chosen[start : start + batch].astype(np.int64)).to(model.device)
-            skip, measured = max(0, done - start * context), wanted.first == 0 and start * context < CHUNK_ROWS
+            skip, measured = (
+                max(0, done - start * context),
+                wanted.first == 0 and start * context < CHUNK_ROWS,
+            )
             made = []
             run_to_highest(model, ids)
             ahead.submit(write, made)
@@ -158,14 +180,18 @@ def extract_contexts(
             writer.finish()
 
 
-def _chosen_contexts(model: Any, tokens: npt.NDArray[np.int32], wanted: Extraction) -> npt.NDArray[np.int32]:
+def _chosen_contexts(
+    model: Any, tokens: npt.NDArray[np.int32], wanted: Extraction
+) -> npt.NDArray[np.int32]:
     contexts, context = tokens.shape
     limit = models.max_context(model.config.to_dict())
     if context > limit:
         raise UserError(
             f"corpus.context: {context} tokens are more than the model takes ({limit}); set it to at most that"
         )
-    chosen = tokens[wanted.first : None if wanted.contexts is None else wanted.first + wanted.contexts]
+    chosen = tokens[
+        wanted.first : None if wanted.contexts is None else wanted.first + wanted.contexts
+    ]
     if not len(chosen):
         raise UserError(
             f"the corpus has {contexts} contexts, this job starts at context {wanted.first}: corpus and corpus.tokens disagree; "

@@ -15,14 +15,31 @@ from ghosttrack.facts import answers
 
 LABELS = {answers.Verdict.CORRECT: 0, answers.Verdict.WRONG: 1}
 EXAMPLE_COLUMNS = [
-    "id", "group", "relation", "subject", "question", "prompt", "answer", "text", "answer_start", "answer_end",
-    "label", "mode", "gold",
-]  # fmt: skip
+    "id",
+    "group",
+    "relation",
+    "subject",
+    "question",
+    "prompt",
+    "answer",
+    "text",
+    "answer_start",
+    "answer_end",
+    "label",
+    "mode",
+    "gold",
+]
 # Columns of samples.parquet; `correct` is null where nothing can be said.
 SAMPLE_TYPES = {
-    "id": "str", "sample": "int32", "answer": "str", "logprob_sum": "float64", "tokens": "int32", "cluster": "int32",
-    "verdict": "str", "correct": "boolean",
-}  # fmt: skip
+    "id": "str",
+    "sample": "int32",
+    "answer": "str",
+    "logprob_sum": "float64",
+    "tokens": "int32",
+    "cluster": "int32",
+    "verdict": "str",
+    "correct": "boolean",
+}
 
 
 class Marked(NamedTuple):
@@ -42,7 +59,9 @@ def choose_questions(questions: pd.DataFrame, count: int, seed: int) -> pd.DataF
     return questions.loc[questions.index.isin(chosen)]
 
 
-def uniform_numbers(ids: Sequence[str], samples: int, tokens: int, seed: int) -> NDArray[np.float64]:
+def uniform_numbers(
+    ids: Sequence[str], samples: int, tokens: int, seed: int
+) -> NDArray[np.float64]:
     """Numbers in [0, 1) for drawing, (questions x samples, tokens): a question's own, whatever else is asked."""
     generators = (np.random.default_rng([seed, zlib.crc32(name.encode())]) for name in ids)
     return np.concatenate([generator.random((samples, tokens)) for generator in generators])
@@ -62,7 +81,9 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
     rows: list[dict[str, Any]] = []
     verdicts: list[tuple[str, str]] = []
     others = _others(questions)
-    for question, continuation, wrong in zip(questions.to_dict("records"), continuations, others, strict=True):
+    for question, continuation, wrong in zip(
+        questions.to_dict("records"), continuations, others, strict=True
+    ):
         answer = answers.first_answer(continuation)
         gold = [str(one) for one in question["gold"]]
         verdict = answers.judge(answer, gold, wrong)
@@ -73,11 +94,16 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
         text = question["prompt"] + continuation[: start + len(answer)]
         rows.append(
             {
-                **question, "answer": answer, "text": text, "gold": gold,
-                "answer_start": len(text) - len(answer), "answer_end": len(text),
-                "label": LABELS[verdict], "mode": "generated",
+                **question,
+                "answer": answer,
+                "text": text,
+                "gold": gold,
+                "answer_start": len(text) - len(answer),
+                "answer_end": len(text),
+                "label": LABELS[verdict],
+                "mode": "generated",
             }
-        )  # fmt: skip
+        )
     if not rows:
         raise UserError(
             f"data set {dataset}: none of {len(questions)} answers could be marked ({_count(verdicts)}); "
@@ -86,13 +112,17 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
     relations = sorted({relation for relation, _ in verdicts})
     counts = {
         **_count(verdicts),
-        "by_relation": {name: _count(pair for pair in verdicts if pair[0] == name) for name in relations},
+        "by_relation": {
+            name: _count(pair for pair in verdicts if pair[0] == name) for name in relations
+        },
     }
     kept = [*EXAMPLE_COLUMNS, *(name for name in ("prompt_ids",) if name in questions)]
     return Marked(pd.DataFrame(rows)[kept], counts)
 
 
-def sample_table(questions: pd.DataFrame, greedy: Sequence[Written], drawn: Sequence[Written]) -> pd.DataFrame:
+def sample_table(
+    questions: pd.DataFrame, greedy: Sequence[Written], drawn: Sequence[Written]
+) -> pd.DataFrame:
     """Every answer to every question, in the columns of samples.parquet.
 
     Answers of one question share a cluster if they are the same words after normalisation. The gold answers
@@ -104,7 +134,9 @@ def sample_table(questions: pd.DataFrame, greedy: Sequence[Written], drawn: Sequ
     """
     samples = len(drawn) // max(len(questions), 1)
     rows: list[tuple[Any, ...]] = []
-    for number, (question, wrong) in enumerate(zip(questions.to_dict("records"), _others(questions), strict=True)):
+    for number, (question, wrong) in enumerate(
+        zip(questions.to_dict("records"), _others(questions), strict=True)
+    ):
         clusters: dict[answers.Words, int] = {}
         gold = [str(one) for one in question["gold"]]
         written = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
@@ -116,7 +148,16 @@ def sample_table(questions: pd.DataFrame, greedy: Sequence[Written], drawn: Sequ
             cluster = clusters.setdefault(answers.normalise(answer), len(clusters))
             correct = {answers.Verdict.CORRECT: True, answers.Verdict.WRONG: False}.get(verdict)
             rows.append(
-                (question["id"], sample, answer, sum(each.logprobs[:tokens]), tokens, cluster, str(verdict), correct)
+                (
+                    question["id"],
+                    sample,
+                    answer,
+                    sum(each.logprobs[:tokens]),
+                    tokens,
+                    cluster,
+                    str(verdict),
+                    correct,
+                )
             )
     return pd.DataFrame(rows, columns=list(SAMPLE_TYPES)).astype(SAMPLE_TYPES)
 

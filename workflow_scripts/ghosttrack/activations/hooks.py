@@ -21,7 +21,9 @@ def captured(modules: Sequence[nn.Module], *, stop: bool) -> Iterator[list[torch
     Each is a copy: some blocks add to a module's output in place after it has returned. `stop` as in `handed_over`.
     """
     outputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
-    with handed_over(modules, lambda place, output: outputs.__setitem__(place, output.clone()), stop=stop):
+    with handed_over(
+        modules, lambda place, output: outputs.__setitem__(place, output.clone()), stop=stop
+    ):
         yield outputs
 
 

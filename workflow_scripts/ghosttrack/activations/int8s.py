@@ -61,7 +61,9 @@ def encode(values: Half) -> Coded:
         scale[scale == 0] = 1.0
         row_scale[block] = scale
         levels[block] = part.mul_(scale.reciprocal()[:, None]).round_()
-    return Coded(levels.numpy(), row_scale.numpy(), mean.numpy(), deviation.numpy(), rows, values[rows])
+    return Coded(
+        levels.numpy(), row_scale.numpy(), mean.numpy(), deviation.numpy(), rows, values[rows]
+    )
 
 
 def decode(coded: Coded) -> Half:
@@ -69,7 +71,10 @@ def decode(coded: Coded) -> Half:
     import torch
 
     values: Half = np.empty(coded.levels.shape, dtype=np.float16)
-    target, spare = torch.from_numpy(values), np.empty((_BLOCK_ROWS, values.shape[1]), dtype=np.float32)
+    target, spare = (
+        torch.from_numpy(values),
+        np.empty((_BLOCK_ROWS, values.shape[1]), dtype=np.float32),
+    )
     mean, deviation = torch.from_numpy(coded.mean), torch.from_numpy(coded.deviation)
     for start in range(0, len(values), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)

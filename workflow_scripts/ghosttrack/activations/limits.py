@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghosttrack import files
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files
 
 
 class Limits(NamedTuple):

@@ -119,22 +119,39 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         first = require_readable(model, text[:shortest])
         _require_longest(model, text[:limit])
         sublayers = _sublayers(model, site)
-        batched = _compared("batched", shortest, lambda tokens: _batched(model, text, tokens, first))
-        together = _tried("together", _lengths(model, TOGETHER), lambda tokens: _together(model, text, tokens))
-        together.append(_compared("together", shortest, lambda tokens: _together(model, text, tokens, BEFORE)))
-        padded = _tried("padded", _lengths(model, PADDED), lambda tokens: _continued(model, text, tokens, "padded"))
+        batched = _compared(
+            "batched", shortest, lambda tokens: _batched(model, text, tokens, first)
+        )
+        together = _tried(
+            "together", _lengths(model, TOGETHER), lambda tokens: _together(model, text, tokens)
+        )
+        together.append(
+            _compared("together", shortest, lambda tokens: _together(model, text, tokens, BEFORE))
+        )
+        padded = _tried(
+            "padded",
+            _lengths(model, PADDED),
+            lambda tokens: _continued(model, text, tokens, "padded"),
+        )
         cached = [
             _compared("cached", length, lambda tokens: _continued(model, text, tokens, "cached"))
             for length in _lengths(model, SHORTEST, NEW // 2)
         ]
-        skipped = _compared("skipped", shortest, lambda tokens: _skipped(model, text[:tokens], first))
+        skipped = _compared(
+            "skipped", shortest, lambda tokens: _skipped(model, text[:tokens], first)
+        )
         _require_unchanged(model, text[:shortest], first.final)
         _require_modules(model, modules)
         named = ranks_tokens(model, first.blocks[-1][-LAST:], first.logprobs)
     reach = _reach(model, cached)
     # A padded batch keeps keys and values, too.
     limits = Limits(
-        _longest(model, together), min(_longest(model, padded), reach), reach, batched.exact, skipped.exact, named
+        _longest(model, together),
+        min(_longest(model, padded), reach),
+        reach,
+        batched.exact,
+        skipped.exact,
+        named,
     )
     return ModelCheck(limits, sublayers, [batched, *together, *padded, *cached, skipped])
 
@@ -168,11 +185,15 @@ def _lengths(model: Any, longest: int, *more: int) -> list[int]:
     """
     limit = models.max_context(model.config.to_dict())
     tried = [window for window in windows(model) if window <= LARGEST_WINDOW]
-    beyond = [max(window + each, LEAST) for window in tried for each in (min(BEYOND, window // 2), *more)]
+    beyond = [
+        max(window + each, LEAST) for window in tried for each in (min(BEYOND, window // 2), *more)
+    ]
     return sorted({min(length, limit) for length in (SHORTEST, longest, *beyond)})
 
 
-def _tried(way: str, lengths: Sequence[int], compare: Callable[[int], tuple[float, float]]) -> list[Comparison]:
+def _tried(
+    way: str, lengths: Sequence[int], compare: Callable[[int], tuple[float, float]]
+) -> list[Comparison]:
     """From the longest sequence on down, until one is exact: its tokens had every shorter length, too.
 
     Of a model with windows the shortest comes first and must be exact. Such a model may read a text in another way once it
@@ -214,7 +235,12 @@ def _reach(model: Any, comparisons: Sequence[Comparison]) -> int:
     longest = _longest(model, comparisons)
     if not all(each.exact for each in comparisons):
         return longest
-    return min([models.max_context(model.config.to_dict()), *(each for each in windows(model) if each > longest)])
+    return min(
+        [
+            models.max_context(model.config.to_dict()),
+            *(each for each in windows(model) if each > longest),
+        ]
+    )
 
 
 def require_readable(model: Any, ids: Ids) -> Plain:
@@ -228,7 +254,12 @@ def require_readable(model: Any, ids: Ids) -> Plain:
     name = type(model).__name__
     try:
         whole = _read(model, ids)
-        head = model(input_ids=_batch(model, ids), use_cache=False).logits[0, -LAST:].float().log_softmax(-1)
+        head = (
+            model(input_ids=_batch(model, ids), use_cache=False)
+            .logits[0, -LAST:]
+            .float()
+            .log_softmax(-1)
+        )
     except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:
@@ -236,12 +267,15 @@ def require_readable(model: Any, ids: Ids) -> Plain:
             f"{name} cannot read a text of {len(ids)} tokens ({models.first_line(error)}); choose another model"
         ) from error
     if not all(bool(block.isfinite().all()) for block in (*whole.blocks, whole.final)):
-        raise UserError(f"{name}: hidden states of a plain text are not finite; its weights are damaged, get them anew")
+        raise UserError(
+            f"{name}: hidden states of a plain text are not finite; its weights are damaged, get them anew"
+        )
     sites.require_stream(model)
     half = len(ids) // 2
     changed = _read(model, np.concatenate([ids[:half], np.roll(ids[half:], 1)]))
     difference = max(
-        _distance(one[:half], other[:half]) for one, other in zip(changed.blocks, whole.blocks, strict=True)
+        _distance(one[:half], other[:half])
+        for one, other in zip(changed.blocks, whole.blocks, strict=True)
     )
     if not difference <= HIDDEN:
         raise UserError(
@@ -317,7 +351,9 @@ def _batch(model: Any, ids: Ids) -> torch.Tensor:
 def _read(model: Any, ids: Ids) -> Plain:
     """One text by the plain model."""
     with unquickened(model), captured(models.blocks(model), stop=False) as outputs:
-        final = models.backbone(model)(input_ids=_batch(model, ids), use_cache=False).last_hidden_state[0]
+        final = models.backbone(model)(
+            input_ids=_batch(model, ids), use_cache=False
+        ).last_hidden_state[0]
         return Plain([output[0] for output in outputs], final, _logprobs(model, final))
 
 
@@ -328,14 +364,20 @@ def _logprobs(model: Any, final: torch.Tensor) -> torch.Tensor:
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest difference of two hidden states as a share of the second's length."""
-    gap = torch.linalg.vector_norm(one - other, dim=-1) / torch.linalg.vector_norm(other, dim=-1).clamp(min=1e-20)
+    gap = torch.linalg.vector_norm(one - other, dim=-1) / torch.linalg.vector_norm(
+        other, dim=-1
+    ).clamp(min=1e-20)
     return float(gap.max())
 
 
-def _compare(plain: Plain, blocks: Sequence[torch.Tensor], logprobs: torch.Tensor) -> tuple[float, float]:
+def _compare(
+    plain: Plain, blocks: Sequence[torch.Tensor], logprobs: torch.Tensor
+) -> tuple[float, float]:
     """Differences of hidden states and log-probabilities of the last tokens of a text; `blocks`: as many rows as there are."""
     rows = len(blocks[0])
-    hidden = max(_distance(fast, true[-rows:]) for fast, true in zip(blocks, plain.blocks, strict=True))
+    hidden = max(
+        _distance(fast, true[-rows:]) for fast, true in zip(blocks, plain.blocks, strict=True)
+    )
     return hidden, float((logprobs - plain.logprobs[-len(logprobs) :]).abs().max())
 
 
@@ -352,7 +394,9 @@ def _batched(model: Any, text: Ids, tokens: int, first: Plain) -> tuple[float, f
         final = models.backbone(model)(input_ids=rows, use_cache=False).last_hidden_state
         fast = [[output[row] for output in outputs] for row in range(2)]
     plain = (first, _read(model, other))
-    return _worst([_compare(plain[row], fast[row], _logprobs(model, final[row])) for row in range(2)])
+    return _worst(
+        [_compare(plain[row], fast[row], _logprobs(model, final[row])) for row in range(2)]
+    )
 
 
 def _together(model: Any, text: Ids, tokens: int, before: int = 0) -> tuple[float, float]:
@@ -378,7 +422,9 @@ def _texts(text: Ids, before: Ids, tokens: int) -> list[Encoded]:
     rest = text[1 + len(before) :]
 
     def one(start: int, prompt: int, length: int) -> Encoded:
-        ids = np.concatenate([lead, rest[:prompt], rest[start : start + length - prompt - len(lead)]])
+        ids = np.concatenate(
+            [lead, rest[:prompt], rest[start : start + length - prompt - len(lead)]]
+        )
         answer = np.arange(len(lead) + prompt, len(ids))
         return Encoded(ids, answer, answer, before, 1)
 
@@ -394,14 +440,20 @@ def _texts(text: Ids, before: Ids, tokens: int) -> list[Encoded]:
 def _continued(model: Any, text: Ids, tokens: int, way: decoding.Way) -> tuple[float, float]:
     """Greedy continuations of prompts in a batch: of one length, or, of a padded batch, as different in length as may be."""
     most = tokens - NEW
-    shared, lengths = (most // 2, (most // 2 + 1, most)) if way == "padded" else (1, (most,) * PROMPTS)
+    shared, lengths = (
+        (most // 2, (most // 2 + 1, most)) if way == "padded" else (1, (most,) * PROMPTS)
+    )
     prompts = [
-        np.concatenate([text[:shared], np.roll(text[1:], -APART * at)[shared : shared + length - shared]])
+        np.concatenate(
+            [text[:shared], np.roll(text[1:], -APART * at)[shared : shared + length - shared]]
+        )
         for at, length in enumerate(lengths)
     ]
     decoding.prepare(model, NEW, int(text[0]), [])
     steps = _Greedy()
-    new = decoding.continue_together(model, [prompt.tolist() for prompt in prompts], steps, way, int(text[0])).numpy()
+    new = decoding.continue_together(
+        model, [prompt.tolist() for prompt in prompts], steps, way, int(text[0])
+    ).numpy()
     worst = []
     for prompt, ids, found in zip(prompts, new, torch.stack(steps.logprobs, dim=1), strict=True):
         plain = _predicted(model, prompt, ids)
@@ -418,7 +470,9 @@ def _predicted(model: Any, prompt: Ids, new: Ids) -> torch.Tensor:
     """
     if not any(len(prompt) <= window < len(prompt) + len(new) for window in windows(model)):
         return _read(model, np.concatenate([prompt, new[:-1]])).logprobs[-len(new) :]
-    return torch.cat([_read(model, np.concatenate([prompt, new[:at]])).logprobs[-1:] for at in range(len(new))])
+    return torch.cat(
+        [_read(model, np.concatenate([prompt, new[:at]])).logprobs[-1:] for at in range(len(new))]
+    )
 
 
 class _Greedy:
@@ -442,6 +496,8 @@ def _skipped(model: Any, ids: Ids, plain: Plain) -> tuple[float, float]:
     with keeping(below) as kept:
         models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
     with standing_in(below, kept), captured(blocks[len(below) :], stop=False) as outputs:
-        final = models.backbone(model)(input_ids=_batch(model, ids), use_cache=False).last_hidden_state[0]
+        final = models.backbone(model)(
+            input_ids=_batch(model, ids), use_cache=False
+        ).last_hidden_state[0]
     fast = [*plain.blocks[: len(below)], *(output[0] for output in outputs)]
     return _compare(plain, fast, _logprobs(model, final))

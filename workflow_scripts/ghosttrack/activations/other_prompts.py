@@ -52,28 +52,40 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
             prompt before its answer, a text neither gives nor gets any.
         count: prompts for each answer; fewer where there are no more, up to `MOST` times as many where answers are few.
     """
-    heads = [text[:start] for text, start in zip(examples["text"], examples["answer_start"], strict=True)]
+    heads = [
+        text[:start] for text, start in zip(examples["text"], examples["answer_start"], strict=True)
+    ]
     known = examples.assign(head=heads, owner=owners(examples))
     known = known[[bool(head.strip()) for head in heads]]
     rows: list[dict[str, Any]] = []
     for relation, part in known.groupby("relation", sort=False):
         prompts = list(dict.fromkeys(part["head"]))
         # half as many answers for a prompt as prompts for an answer
-        wanted = min(MOST * count, max(count, -(-count * len(prompts) // (2 * part["owner"].nunique()))))
+        wanted = min(
+            MOST * count, max(count, -(-count * len(prompts) // (2 * part["owner"].nunique())))
+        )
         for (owner, answer), own in part.groupby(["owner", "answer"], sort=False):
             taken = set(own["head"])
             free = [prompt for prompt in prompts if prompt not in taken]
-            generator = np.random.default_rng([seed, *(zlib.crc32(str(key).encode()) for key in (relation, answer))])
+            generator = np.random.default_rng(
+                [seed, *(zlib.crc32(str(key).encode()) for key in (relation, answer))]
+            )
             chosen = generator.permutation(len(free))[: wanted if len(free) >= LEAST_PROMPTS else 0]
             rows += [
                 {
-                    "id": f"{answer!r} after {free[at]!r}", "relation": relation, "mode": own["mode"].iloc[0],
-                    "text": f"{free[at]}{answer}", "answer_start": len(free[at]), "answer_end": len(free[at]) + len(answer),
+                    "id": f"{answer!r} after {free[at]!r}",
+                    "relation": relation,
+                    "mode": own["mode"].iloc[0],
+                    "text": f"{free[at]}{answer}",
+                    "answer_start": len(free[at]),
+                    "answer_end": len(free[at]) + len(answer),
                     "owner": owner,
                 }
                 for at in sorted(chosen)
-            ]  # fmt: skip
-    pairs = pd.DataFrame(rows, columns=["id", "relation", "mode", "text", "answer_start", "answer_end", "owner"])
+            ]
+    pairs = pd.DataFrame(
+        rows, columns=["id", "relation", "mode", "text", "answer_start", "answer_end", "owner"]
+    )
     return _with_prompts(pairs, known) if chat.is_asked(examples) else pairs
 
 
@@ -81,7 +93,9 @@ def _with_prompts(pairs: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """The pairs with the columns prompt and prompt_ids of the examples whose prompts they have."""
     asked = known.drop_duplicates("head").set_index("head")
     heads = [text[:start] for text, start in zip(pairs["text"], pairs["answer_start"], strict=True)]
-    return pairs.assign(**{name: asked.loc[heads, name].to_numpy() for name in ("prompt", "prompt_ids")})
+    return pairs.assign(
+        **{name: asked.loc[heads, name].to_numpy() for name in ("prompt", "prompt_ids")}
+    )
 
 
 def owners(examples: pd.DataFrame) -> npt.NDArray[np.int64]:
@@ -98,7 +112,9 @@ class Asked:
         layers: how many are read; width: d_model.
     """
 
-    def __init__(self, pairs: pd.DataFrame, encoded: Sequence[Encoded], layers: int, width: int) -> None:
+    def __init__(
+        self, pairs: pd.DataFrame, encoded: Sequence[Encoded], layers: int, width: int
+    ) -> None:
         self.encoded = encoded
         self._owner = pairs["owner"].to_numpy(dtype=np.int64)
         number = int(self._owner.max(initial=-1)) + 1
@@ -107,8 +123,14 @@ class Asked:
         self._times = np.zeros(number, dtype=np.int64)
 
     def take(
-        self, reader: Reader, pack: Pack, texts: Sequence[int], offset: int, final: torch.Tensor, outputs: Sequence[torch.Tensor]
-    ) -> None:  # fmt: skip
+        self,
+        reader: Reader,
+        pack: Pack,
+        texts: Sequence[int],
+        offset: int,
+        final: torch.Tensor,
+        outputs: Sequence[torch.Tensor],
+    ) -> None:
         """Add what some texts of a pack came to.
 
         Args:
@@ -121,9 +143,13 @@ class Asked:
         size = np.array([len(answer) for answer in answers])
         first = np.cumsum(size) - size
         places = [pack.places[text] for text in texts]
-        before = np.concatenate([place[answer - 1] for place, answer in zip(places, answers, strict=True)])
+        before = np.concatenate(
+            [place[answer - 1] for place, answer in zip(places, answers, strict=True)]
+        )
         at = np.concatenate([place[answer] for place, answer in zip(places, answers, strict=True)])
-        found = reader.opinions(final, before, pack.ids[at], np.zeros(len(at), dtype=bool)).logprob.astype(np.float64)
+        found = reader.opinions(
+            final, before, pack.ids[at], np.zeros(len(at), dtype=bool)
+        ).logprob.astype(np.float64)
         total = np.add.reduceat(found, first)
         owner = self._owner[numbers]
         for summed, values in zip(self._sums, (total, total / size, found[first]), strict=True):
@@ -131,10 +157,15 @@ class Asked:
         np.add.at(self._times, owner, 1)
         size = np.array([len(one.read) for one in texts_read])
         first = np.cumsum(size) - size
-        read = np.concatenate([place[one.read] for place, one in zip(places, texts_read, strict=True)])
+        read = np.concatenate(
+            [place[one.read] for place, one in zip(places, texts_read, strict=True)]
+        )
         rows = torch.from_numpy(read).to(final.device)
         for kept, output in zip(self._states, outputs, strict=True):
-            each = np.add.reduceat(output[0, rows].float().cpu().numpy(), first, axis=0) / size[:, None]
+            each = (
+                np.add.reduceat(output[0, rows].float().cpu().numpy(), first, axis=0)
+                / size[:, None]
+            )
             np.add.at(kept, owner, each.astype(np.float32))
 
     def baseline(self, examples: pd.DataFrame) -> Baseline:
@@ -142,7 +173,10 @@ class Asked:
         owner = owners(examples)
         missing = int(owner.max(initial=-1)) + 1 - len(self._times)
         sums = np.pad(self._sums, ((0, 0), (0, missing)))
-        states, times = np.pad(self._states, ((0, 0), (0, missing), (0, 0))), np.pad(self._times, (0, missing))
+        states, times = (
+            np.pad(self._states, ((0, 0), (0, missing), (0, 0))),
+            np.pad(self._times, (0, missing)),
+        )
         with np.errstate(invalid="ignore"):
             mean, activation = sums / times, np.asarray(states / times[:, None], dtype=np.float32)
         total, each, first = mean[:, owner]

@@ -17,7 +17,7 @@ from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.facts import contexts
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
 from ghosttrack.inputs import chat, models
-from ghosttrack.progress import Progress
+from ghosttrack.runtime.progress import Progress
 
 ASK = "True or false?"
 TRUE, FALSE = " True", " False"
@@ -42,7 +42,9 @@ class Asked(NamedTuple):
     false: int
 
 
-def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, batch: int, together: int) -> Floats:
+def measure(
+    model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, batch: int, together: int
+) -> Floats:
     """Log-odds of true against false for every text, less those of no text at all, (examples,).
 
     NaN for a text that, with the solved examples, is longer than the model takes.
@@ -55,7 +57,11 @@ def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, b
         together: tokens of a sequence up to which texts share one, from `Limits`.
     """
     shown = shown_texts(examples)
-    ask = functools.partial(_ask_in_chat, lead=chat.answer_lead(tokenizer)) if chat.is_asked(examples) else _ask
+    ask = (
+        functools.partial(_ask_in_chat, lead=chat.answer_lead(tokenizer))
+        if chat.is_asked(examples)
+        else _ask
+    )
     keys = [
         (str(relation), mode == "generated")
         for relation, mode in zip(examples["relation"], examples["mode"], strict=True)
@@ -65,18 +71,22 @@ def measure(model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, b
     reader = packed_texts.Reader(model, together)
     for key in dict.fromkeys(keys):
         rows = [row for row, own in enumerate(keys) if own == key]
-        asked = [ask(tokenizer, _solved(*key), text) for text in [NOTHING, *(shown[row] for row in rows)]]
+        asked = [
+            ask(tokenizer, _solved(*key), text) for text in [NOTHING, *(shown[row] for row in rows)]
+        ]
         fitting = [place for place, one in enumerate(asked) if len(one.ids) <= limit]
         found = np.full(len(asked), np.nan)
         found[fitting] = _log_odds(reader, [asked[place] for place in fitting], batch)
         odds[rows] = found[1:] - found[0]
         progress.advance(len(rows))
-    return odds  # fmt: skip
+    return odds
 
 
 def shown_texts(examples: pd.DataFrame) -> list[str]:
     """What is asked about: a given text as it is, a generated answer behind its question."""
-    columns = zip(examples["mode"], examples["text"], examples["question"], examples["answer"], strict=True)
+    columns = zip(
+        examples["mode"], examples["text"], examples["question"], examples["answer"], strict=True
+    )
     return [
         f"{question} {str(answer).strip()}." if mode == "generated" else str(text)
         for mode, text, question, answer in columns
@@ -100,13 +110,18 @@ def _solved(relation: str, with_question: bool) -> list[tuple[str, bool]]:
             (f"{question} {answer}." if with_question else statement, true)
             for question, answer, statement, true in GENERAL
         ]
-    facts = [Fact(base, subject, answer, (), (), (), (), "solved") for subject, answer in contexts.SOLVED[base]]
+    facts = [
+        Fact(base, subject, answer, (), (), (), (), "solved")
+        for subject, answer in contexts.SOLVED[base]
+    ]
     first, second, third, fourth = facts[:4]
     part = "subject" if reverse else "answer"  # what stands at the end of the sentence
     chosen = (
-        (first, True), (second._replace(**{part: getattr(first, part)}), False),
-        (third._replace(**{part: getattr(fourth, part)}), False), (fourth, True),
-    )  # fmt: skip
+        (first, True),
+        (second._replace(**{part: getattr(first, part)}), False),
+        (third._replace(**{part: getattr(fourth, part)}), False),
+        (fourth, True),
+    )
     return [(_sentence(fact, reverse, with_question), true) for fact, true in chosen]
 
 
@@ -119,25 +134,37 @@ def _sentence(fact: Fact, reverse: bool, with_question: bool) -> str:
 def _ask(tokenizer: Any, solved_texts: Sequence[tuple[str, bool]], text: str) -> Asked:
     options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
     shown = f"{_lines(solved_texts)}{text}"
-    true, false = (tokenizer(f"{shown} {ASK}{word}", **options)["input_ids"] for word in (TRUE, FALSE))
+    true, false = (
+        tokenizer(f"{shown} {ASK}{word}", **options)["input_ids"] for word in (TRUE, FALSE)
+    )
     return _up_to_the_words([models.separator(tokenizer)], true, false)
 
 
-def _ask_in_chat(tokenizer: Any, solved_texts: Sequence[tuple[str, bool]], text: str, lead: str) -> Asked:
+def _ask_in_chat(
+    tokenizer: Any, solved_texts: Sequence[tuple[str, bool]], text: str, lead: str
+) -> Asked:
     """The solved examples as earlier messages, answered with one word; the question as the last message of the user.
 
     Args:
         lead: blanks before an answer.
     """
-    earlier = [turn for own, true in solved_texts for turn in (f"{own} {ASK}", (TRUE if true else FALSE).strip())]
-    prompt = chat.render(tokenizer, [*earlier, f"{text} {ASK}"], f"the question whether this is true: {text[:80]!r}")
+    earlier = [
+        turn
+        for own, true in solved_texts
+        for turn in (f"{own} {ASK}", (TRUE if true else FALSE).strip())
+    ]
+    prompt = chat.render(
+        tokenizer, [*earlier, f"{text} {ASK}"], f"the question whether this is true: {text[:80]!r}"
+    )
     true, false = chat.continuations(tokenizer, [lead + word.strip() for word in (TRUE, FALSE)])
     return _up_to_the_words(prompt.ids, true.ids, false.ids)
 
 
 def _up_to_the_words(before: Sequence[int], true: Sequence[int], false: Sequence[int]) -> Asked:
     """The ids before the first token at which the two continuations differ, and that token of either."""
-    place = next(place for place, (one, other) in enumerate(zip(true, false, strict=False)) if one != other)
+    place = next(
+        place for place, (one, other) in enumerate(zip(true, false, strict=False)) if one != other
+    )
     return Asked(np.array([*before, *true[:place]], dtype=np.int64), true[place], false[place])
 
 
@@ -149,7 +176,11 @@ def _log_odds(reader: packed_texts.Reader, asked: Sequence[Asked], batch: int) -
     shared = min(_common_length(ids), min(map(len, ids)) - 1)
     texts = [
         Encoded(
-            own[shared:], answer=(every := np.arange(len(own) - shared)), read=every, before=own[:shared], lead=shared
+            own[shared:],
+            answer=(every := np.arange(len(own) - shared)),
+            read=every,
+            before=own[:shared],
+            lead=shared,
         )
         for own in ids
     ]
@@ -157,9 +188,17 @@ def _log_odds(reader: packed_texts.Reader, asked: Sequence[Asked], batch: int) -
     with torch.inference_mode():
         for pack in reader.packs(texts, range(len(texts)), batch):
             last = np.repeat([places[-1] for places in pack.places], 2)
-            words = np.array([word for number in pack.numbers for word in (asked[number].true, asked[number].false)])
+            words = np.array(
+                [
+                    word
+                    for number in pack.numbers
+                    for word in (asked[number].true, asked[number].false)
+                ]
+            )
             closely = np.zeros(len(words), dtype=bool)
-            logprob = reader.opinions(reader.final(pack), last, words, closely).logprob.astype(np.float64)
+            logprob = reader.opinions(reader.final(pack), last, words, closely).logprob.astype(
+                np.float64
+            )
             found[pack.numbers] = logprob[::2] - logprob[1::2]
     return found
 

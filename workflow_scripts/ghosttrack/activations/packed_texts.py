@@ -56,7 +56,9 @@ class Opinions(NamedTuple):
     rank: npt.NDArray[np.int32]
 
 
-def packs(encoded: Sequence[Encoded], numbers: Iterable[int], batch: int, longest: int = sys.maxsize) -> Iterator[Pack]:
+def packs(
+    encoded: Sequence[Encoded], numbers: Iterable[int], batch: int, longest: int = sys.maxsize
+) -> Iterator[Pack]:
     """Lay out the texts in sequences of about `TOKENS` x batch tokens; each starts with prompts of its own.
 
     A prompt is what stands before a text's answer. Texts that share one keep together; a prompt whose texts do not fit is
@@ -68,7 +70,9 @@ def packs(encoded: Sequence[Encoded], numbers: Iterable[int], batch: int, longes
     grouped: dict[bytes, dict[bytes, list[int]]] = {}
     for number in numbers:
         one = encoded[number]
-        grouped.setdefault(one.before.tobytes(), {}).setdefault(one.ids[: one.answer[0]].tobytes(), []).append(number)
+        grouped.setdefault(one.before.tobytes(), {}).setdefault(
+            one.ids[: one.answer[0]].tobytes(), []
+        ).append(number)
     for prompts in grouped.values():
         room = longest - len(encoded[next(iter(prompts.values()))[0]].before)
         stems: list[list[int]] = []
@@ -116,7 +120,12 @@ def _laid_out(encoded: Sequence[Encoded], stems: Sequence[Sequence[int]]) -> Pac
     of_stem, of_branch = np.concatenate(stem), np.concatenate(branch)
     seen = (of_stem[:, None] == of_stem) & ((of_branch == -1) | (of_branch[:, None] == of_branch))
     return Pack(
-        encoded[stems[0][0]].before, numbers, places, np.concatenate(ids), np.concatenate(position), np.tril(seen)
+        encoded[stems[0][0]].before,
+        numbers,
+        places,
+        np.concatenate(ids),
+        np.concatenate(position),
+        np.tril(seen),
     )
 
 
@@ -136,7 +145,9 @@ class Reader:
         self._masks: dict[str, torch.Tensor] = {}
         self._told = False
 
-    def packs(self, encoded: Sequence[Encoded], numbers: Iterable[int], batch: int) -> Iterator[Pack]:
+    def packs(
+        self, encoded: Sequence[Encoded], numbers: Iterable[int], batch: int
+    ) -> Iterator[Pack]:
         """As `packs`, with a pack of its own for each text that is too long to share a sequence."""
         chosen = list(numbers)
         short = [number for number in chosen if self._shares(encoded[number])]
@@ -147,7 +158,7 @@ class Reader:
                 "(model_check.csv)",
                 f"texts of more than {self._together} tokens" if self._together else "texts",
                 "longer ones" if self._together else "several",
-            )  # fmt: skip
+            )
         yield from packs(encoded, short, batch, self._together)
         for number in chosen:
             if not self._shares(encoded[number]):
@@ -165,9 +176,12 @@ class Reader:
         else:
             cache = self._begin(pack.before)
             result = models.backbone(self._model)(
-                input_ids=ids, attention_mask=self._mask(pack), past_key_values=cache, use_cache=cache is not None,
+                input_ids=ids,
+                attention_mask=self._mask(pack),
+                past_key_values=cache,
+                use_cache=cache is not None,
                 position_ids=torch.from_numpy(pack.position[None] + len(pack.before)).to(device),
-            )  # fmt: skip
+            )
         final: torch.Tensor = result.last_hidden_state[0]
         return final
 
@@ -183,17 +197,24 @@ class Reader:
         own = np.concatenate([np.ones((len(row), before), dtype=bool), pack.seen], axis=1)
 
         def additive(visible: torch.Tensor) -> torch.Tensor:
-            seen = visible[torch.from_numpy(row)[:, None], torch.from_numpy(column)] & torch.from_numpy(own)
+            seen = visible[
+                torch.from_numpy(row)[:, None], torch.from_numpy(column)
+            ] & torch.from_numpy(own)
             mask = torch.zeros(1, 1, *seen.shape, dtype=kind)
             return mask.masked_fill_(~seen, torch.finfo(kind).min).to(device)
 
-        found = {name: additive(visible) for name, visible in self._visible(int(column.max()) + 1).items()}
+        found = {
+            name: additive(visible)
+            for name, visible in self._visible(int(column.max()) + 1).items()
+        }
         return found.get("", found)
 
     def _visible(self, length: int) -> dict[str, torch.Tensor]:
         """Which positions each position of a text sees, (length, length) bool or larger, by type of layer; "": of all layers."""
         if not self._masks or len(next(iter(self._masks.values()))) < length:
-            self._masks = visible_positions(self._model, max(length, 2 * len(next(iter(self._masks.values()), ()))))
+            self._masks = visible_positions(
+                self._model, max(length, 2 * len(next(iter(self._masks.values()), ())))
+            )
         return self._masks
 
     def begin(self, encoded: Sequence[Encoded]) -> None:
@@ -217,7 +238,9 @@ class Reader:
             models.backbone(self._model)(input_ids=ids, past_key_values=cache, use_cache=True)
             self._begun[key] = cache
         cache = copy.copy(self._begun[key])
-        cache.layers = [copy.copy(layer) for layer in cache.layers]  # a pass appends by making new tensors
+        cache.layers = [
+            copy.copy(layer) for layer in cache.layers
+        ]  # a pass appends by making new tensors
         return cache
 
     def opinions(
@@ -236,7 +259,9 @@ class Reader:
         for at, (low, high) in enumerate(itertools.pairwise(edges)):
             start = at * HEAD_ROWS
             rows = torch.from_numpy(where[start : start + HEAD_ROWS]).to(final.device)
-            logs = torch.log_softmax(logits_of(self._model, final[rows]), dim=-1)  # (places, vocabulary)
+            logs = torch.log_softmax(
+                logits_of(self._model, final[rows]), dim=-1
+            )  # (places, vocabulary)
             chosen = order[low:high]
             row = torch.from_numpy(of[chosen] - start).to(logs.device)
             own = logs[row, torch.from_numpy(target[chosen]).to(logs.device)]
@@ -247,10 +272,14 @@ class Reader:
                 once, again = torch.unique(row, return_inverse=True)
                 logs, own = logs[once], own
                 top = logs.topk(2, dim=-1).values
-                found.entropy[kept] = -(logs.exp() * logs).nan_to_num(0.0).sum(dim=-1)[again].cpu().numpy()
+                found.entropy[kept] = (
+                    -(logs.exp() * logs).nan_to_num(0.0).sum(dim=-1)[again].cpu().numpy()
+                )
                 found.margin[kept] = (top[:, 0] - top[:, 1])[again].cpu().numpy()
                 for part in torch.split(torch.arange(len(own)), HEAD_ROWS):
-                    found.rank[kept[part.numpy()]] = (logs[again[part]] > own[part][:, None]).sum(dim=-1).cpu().numpy()
+                    found.rank[kept[part.numpy()]] = (
+                        (logs[again[part]] > own[part][:, None]).sum(dim=-1).cpu().numpy()
+                    )
         return found
 
 
@@ -276,12 +305,16 @@ def visible_positions(model: Any, length: int) -> dict[str, torch.Tensor]:
     found = create_masks_for_generate(model.config, like, attention_mask=None, past_key_values=None)
     masks = found if isinstance(found, dict) else {"": found}
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    return {name: causal if mask is None else _as_bool(mask, length) for name, mask in masks.items()}
+    return {
+        name: causal if mask is None else _as_bool(mask, length) for name, mask in masks.items()
+    }
 
 
 def _as_bool(mask: torch.Tensor, length: int) -> torch.Tensor:
     if mask.shape != (1, 1, length, length):
-        raise ValueError(f"a mask of shape {tuple(mask.shape)}, expected (1, 1, {length}, {length})")
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)}, expected (1, 1, {length}, {length})"
+        )
     return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
 
 

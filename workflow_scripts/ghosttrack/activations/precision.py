@@ -32,5 +32,7 @@ def storage_error(exact: Floats, stored: Half) -> StorageError | None:
     projected = error @ low
     return StorageError(
         float(np.square(error).sum() / np.square(centred).sum()),
-        float(np.square(projected).sum() / (rows * max(float(variance[: low.shape[1]].sum()), 1e-30))),
+        float(
+            np.square(projected).sum() / (rows * max(float(variance[: low.shape[1]].sum()), 1e-30))
+        ),
     )

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ghosttrack import files
 from ghosttrack.activations import int8s
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.activations.shards import Half, MappedShard
 from ghosttrack.activations.store import SCHEMA, SIDECARS, Header, positions, read_flat
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files
 
 # What all stores of one layer have in common.
 SHARED = (*Header._fields, "d_model", "total_rows")
@@ -64,9 +64,13 @@ class ActivationStore:
         self.site: str = first["site"]
         self.context: int | None = first["context"]
         self.massive: npt.NDArray[np.bool_] = np.concatenate([_massive(part) for part in parts])
-        self.excluded: npt.NDArray[np.bool_] = self.massive | (positions(0, self.rows, self.context) == 0)
+        self.excluded: npt.NDArray[np.bool_] = self.massive | (
+            positions(0, self.rows, self.context) == 0
+        )
         # Chunks in row order: the part of each, and its number within the part.
-        self._owners = [(part, number) for part in parts for number in range(-(-part.rows // CHUNK_ROWS))]
+        self._owners = [
+            (part, number) for part in parts for number in range(-(-part.rows // CHUNK_ROWS))
+        ]
         starts = [part.start + number * CHUNK_ROWS for part, number in self._owners]
         self.chunk_bounds: npt.NDArray[np.int64] = np.array([*starts, self.rows], dtype=np.int64)
         self._verified = np.zeros(len(self._owners), dtype=np.bool_)
@@ -75,7 +79,9 @@ class ActivationStore:
         self.storage_error: dict[str, float] | None = first["storage_error"]
         # Read at once and hashed after it: what is lost later cannot turn into fill values without a word.
         small = SIDECARS if self.storage == "int8s" else ()
-        self._sidecars = {part.store: {name: read_flat(part.store, name) for name in small} for part in parts}
+        self._sidecars = {
+            part.store: {name: read_flat(part.store, name) for name in small} for part in parts
+        }
         for part in parts:
             _require_files(part)
             for name, values in self._sidecars[part.store].items():
@@ -84,7 +90,10 @@ class ActivationStore:
 
     @classmethod
     def open(
-        cls, stores: Sequence[Path], manifests: Sequence[Path], expected: Mapping[str, Any] | None = None
+        cls,
+        stores: Sequence[Path],
+        manifests: Sequence[Path],
+        expected: Mapping[str, Any] | None = None,
     ) -> "ActivationStore":
         """Open the stores of one layer.
 
@@ -98,7 +107,10 @@ class ActivationStore:
             raise UserError(
                 f"{len(stores)} activation stores with {len(manifests)} manifests: expected one manifest each"
             )
-        parts = [_load(Path(store), Path(manifest)) for store, manifest in zip(stores, manifests, strict=True)]
+        parts = [
+            _load(Path(store), Path(manifest))
+            for store, manifest in zip(stores, manifests, strict=True)
+        ]
         for part in parts:
             _require(part, {key: parts[0].content[key] for key in SHARED}, f"{parts[0].store} has")
             _require(part, expected or {}, "this job expects")
@@ -137,10 +149,14 @@ class ActivationStore:
         low, high = np.searchsorted(flat["outlier_rows"], [first, first + CHUNK_ROWS])
         return int8s.decode(
             int8s.Coded(
-                stored, flat["row_scale"][first : first + len(stored)], flat["mean"][inside], flat["deviation"][inside],
-                flat["outlier_rows"][low:high] - first, flat["outliers"][low:high],
+                stored,
+                flat["row_scale"][first : first + len(stored)],
+                flat["mean"][inside],
+                flat["deviation"][inside],
+                flat["outlier_rows"][low:high] - first,
+                flat["outliers"][low:high],
             )
-        )  # fmt: skip
+        )
 
     def release(self) -> None:
         """Unmap the files: what was read no longer counts as this process's memory, and is mapped again when read."""
@@ -155,11 +171,15 @@ class ActivationStore:
         try:
             if path not in self._maps:
                 kind = "<f2" if self.storage == "fp16" else "<i1"
-                self._maps[path] = MappedShard(path, CHUNK_ROWS, self.d_model, CHUNKS_PER_SHARD, kind)
+                self._maps[path] = MappedShard(
+                    path, CHUNK_ROWS, self.d_model, CHUNKS_PER_SHARD, kind
+                )
             mapped = self._maps[path]
             values = mapped.chunk(slot)[: self.chunk_bounds[number + 1] - self.chunk_bounds[number]]
             if not self._verified[number]:
-                self._verify(mapped, slot, part.content["files"][name]["chunk_crc32c"][slot], values)
+                self._verify(
+                    mapped, slot, part.content["files"][name]["chunk_crc32c"][slot], values
+                )
                 self._verified[number] = True
         except (ValueError, OSError) as error:
             first = int(self.chunk_bounds[number])
@@ -186,7 +206,9 @@ class ActivationStore:
     def _verify(mapped: MappedShard, slot: int, expected: int, values: npt.NDArray[Any]) -> None:
         found = mapped.crc32c(slot)
         if found != expected:
-            raise ValueError(f"chunk {slot} has checksum {found:08x}, its manifest says {expected:08x}")
+            raise ValueError(
+                f"chunk {slot} has checksum {found:08x}, its manifest says {expected:08x}"
+            )
         if values.dtype == np.int8:
             if values.size and int(values.min()) == int8s.UNWRITTEN:
                 raise ValueError(f"chunk {slot} holds rows that were never written")
@@ -213,8 +235,14 @@ def _load(store: Path, manifest: Path) -> _Part:
     content = files.read_json(manifest)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{manifest}: schema is {found}, expected {SCHEMA}: {remedy(store, manifest)}")
-    missing = [key for key in (*SHARED, "rows", "row_start", "files", "storage_error") if key not in content]
+        raise UserError(
+            f"{manifest}: schema is {found}, expected {SCHEMA}: {remedy(store, manifest)}"
+        )
+    missing = [
+        key
+        for key in (*SHARED, "rows", "row_start", "files", "storage_error")
+        if key not in content
+    ]
     if missing:
         raise UserError(f"{manifest}: {', '.join(missing)} missing: {remedy(store, manifest)}")
     return _Part(store, manifest, content)
@@ -238,7 +266,9 @@ def _require_cover(parts: Sequence[_Part]) -> None:
                 f"with their manifests ({before.manifest}, {part.manifest}) and run again; their jobs are repeated, and what was trained on them"
             )
         if part.start > end:
-            raise UserError(f"no store holds rows {end}..{part.start - 1}, before {part.store}: run again to make it")
+            raise UserError(
+                f"no store holds rows {end}..{part.start - 1}, before {part.store}: run again to make it"
+            )
         end, before = part.start + part.rows, part
     total = parts[0].content["total_rows"]
     if end != total:
@@ -254,7 +284,14 @@ def _require_files(part: _Part) -> None:
     needed = [f"{site}/c/{number}/0" for number in range(shards)]
     # The outliers' chunks are not named: there may be none of them.
     flat = [f"{name}/zarr.json" for name in SIDECARS if part.content["storage"] == "int8s"]
-    for name in [*needed, "zarr.json", f"{site}/zarr.json", "massive/zarr.json", "massive/c/0", *flat]:
+    for name in [
+        *needed,
+        "zarr.json",
+        f"{site}/zarr.json",
+        "massive/zarr.json",
+        "massive/c/0",
+        *flat,
+    ]:
         if name not in part.content["files"]:
             _refuse(part, part.manifest, f"it does not list {name}")
     for name, entry in part.content["files"].items():
@@ -262,7 +299,11 @@ def _require_files(part: _Part) -> None:
         if not path.is_file():
             _refuse(part, path, "the file is missing")
         if path.stat().st_size != entry["bytes"]:
-            _refuse(part, path, f"it has {path.stat().st_size} bytes, its manifest says {entry['bytes']}")
+            _refuse(
+                part,
+                path,
+                f"it has {path.stat().st_size} bytes, its manifest says {entry['bytes']}",
+            )
         # Shard files are large: their chunks are checked one by one as they are read.
         if name not in needed and files.sha256_file(path) != entry["sha256"]:
             _refuse(part, path, "its SHA-256 is not the one in the manifest")

@@ -22,7 +22,9 @@ class _Window(NamedTuple):
     """One window of one epoch: its chunks in the order read, and its kept rows in the order served."""
 
     key: tuple[int, int]  # epoch, number
-    rows: torch.Tensor  # int64 row numbers in the store, or in `data` where that is the window's own
+    rows: (
+        torch.Tensor
+    )  # int64 row numbers in the store, or in `data` where that is the window's own
     data: torch.Tensor  # (rows, d_model) float16
 
 
@@ -55,9 +57,16 @@ class ChunkSampler:
         resident: bool = True,
         window_chunks: int = WINDOW_CHUNKS,
     ) -> None:
-        self._store, self._batch, self._seed, self._window_chunks = store, batch, seed, window_chunks
+        self._store, self._batch, self._seed, self._window_chunks = (
+            store,
+            batch,
+            seed,
+            window_chunks,
+        )
         self._chunks = len(store.chunk_bounds) - 1
-        kept = np.add.reduceat(~store.excluded, store.chunk_bounds[:-1], dtype=np.int64)  # (chunks,)
+        kept = np.add.reduceat(
+            ~store.excluded, store.chunk_bounds[:-1], dtype=np.int64
+        )  # (chunks,)
         self._kept = kept
         self.rows = int(kept.sum())
         self.batches_per_epoch = self.rows // batch
@@ -95,7 +104,9 @@ class ChunkSampler:
         """Chunks in the order of the epoch, (chunks,), and where each window starts among its kept rows."""
         if self._plan is None or self._plan[0] != epoch:
             order = np.random.default_rng([self._seed, epoch]).permutation(self._chunks)
-            per_window = np.add.reduceat(self._kept[order], np.arange(0, self._chunks, self._window_chunks))
+            per_window = np.add.reduceat(
+                self._kept[order], np.arange(0, self._chunks, self._window_chunks)
+            )
             self._plan = (epoch, order, np.concatenate([[0], np.cumsum(per_window)]))
         return self._plan[1], self._plan[2]
 
@@ -112,8 +123,12 @@ class ChunkSampler:
         # The third number keeps a window's permutation apart from its epoch's.
         shuffle = np.random.default_rng([self._seed, epoch, index + 1]).permutation(int(kept.sum()))
         if self._data is not None:
-            self._window = _Window((epoch, index), torch.from_numpy(rows[kept][shuffle]), self._data)
+            self._window = _Window(
+                (epoch, index), torch.from_numpy(rows[kept][shuffle]), self._data
+            )
         else:
             data = torch.from_numpy(np.concatenate([self._store.chunk(chunk) for chunk in chunks]))
-            self._window = _Window((epoch, index), torch.from_numpy(np.flatnonzero(kept)[shuffle]), data)
+            self._window = _Window(
+                (epoch, index), torch.from_numpy(np.flatnonzero(kept)[shuffle]), data
+            )
         return self._window

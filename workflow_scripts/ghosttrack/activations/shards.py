@@ -52,7 +52,11 @@ class ShardWriter:
 
     def append(self, chunk: Values) -> None:
         """Write one chunk of shape (chunk_rows, d_model), little-endian."""
-        payload = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        payload = (
+            np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
+            .reshape(-1)
+            .view(np.uint8)
+        )
         payload.flags.writeable = False  # of this view; the checksum asks for it
         crc = google_crc32c.value(payload)
         self._entries.append((self._size, payload.nbytes + CRC_BYTES))
@@ -87,7 +91,9 @@ class MappedShard:
     Raises ValueError, saying what is wrong, when the index does not fit the file.
     """
 
-    def __init__(self, path: Path, chunk_rows: int, d_model: int, slots: int, kind: str = "<f2") -> None:
+    def __init__(
+        self, path: Path, chunk_rows: int, d_model: int, slots: int, kind: str = "<f2"
+    ) -> None:
         self._rows, self._width, self._kind = chunk_rows, d_model, np.dtype(kind)
         self._map: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         index_bytes = 16 * slots

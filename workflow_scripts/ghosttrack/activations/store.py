@@ -45,7 +45,9 @@ class Block(NamedTuple):
 
     values: Half
     norms: npt.NDArray[np.float32]
-    exact: npt.NDArray[np.float32] | None = None  # (n, d_model), where the error of storage is to be measured
+    exact: npt.NDArray[np.float32] | None = (
+        None  # (n, d_model), where the error of storage is to be measured
+    )
     clipped: npt.NDArray[np.float64] = NOTHING_CLIPPED
 
 
@@ -85,7 +87,9 @@ SIDECARS = {
 }
 
 
-def write_group(folder: Path, attributes: dict[str, Any], flat: Mapping[str, npt.NDArray[Any]]) -> None:
+def write_group(
+    folder: Path, attributes: dict[str, Any], flat: Mapping[str, npt.NDArray[Any]]
+) -> None:
     """Write a store's zarr metadata and its small arrays; the shard files of the activations are there already.
 
     Args:
@@ -100,17 +104,30 @@ def write_group(folder: Path, attributes: dict[str, Any], flat: Mapping[str, npt
     rows, d_model = attributes["rows"], attributes["d_model"]
     half = attributes["storage"] == "fp16"
     # All-zero chunks are written too: else a missing file would be a valid way to say "zeros".
-    common: dict[str, Any] = {"compressors": [Crc32cCodec()], "filters": None, "config": {"write_empty_chunks": True}}
+    common: dict[str, Any] = {
+        "compressors": [Crc32cCodec()],
+        "filters": None,
+        "config": {"write_empty_chunks": True},
+    }
     group.create_array(
-        attributes["site"], shape=(rows, d_model), dtype="float16" if half else "int8", chunks=(CHUNK_ROWS, d_model),
-        shards=(CHUNK_ROWS * CHUNKS_PER_SHARD, d_model), fill_value=float("nan") if half else UNWRITTEN,
-        dimension_names=("row", "channel"), **common,
-    )  # fmt: skip
+        attributes["site"],
+        shape=(rows, d_model),
+        dtype="float16" if half else "int8",
+        chunks=(CHUNK_ROWS, d_model),
+        shards=(CHUNK_ROWS * CHUNKS_PER_SHARD, d_model),
+        fill_value=float("nan") if half else UNWRITTEN,
+        dimension_names=("row", "channel"),
+        **common,
+    )
     for name, values in flat.items():
         array = group.create_array(
-            name, shape=values.shape, dtype=values.dtype.name, chunks=tuple(max(1, size) for size in values.shape),
-            dimension_names=SIDECARS.get(name, ("row",)), **common,
-        )  # fmt: skip
+            name,
+            shape=values.shape,
+            dtype=values.dtype.name,
+            chunks=tuple(max(1, size) for size in values.shape),
+            dimension_names=SIDECARS.get(name, ("row",)),
+            **common,
+        )
         if values.size:
             array[:] = values
 

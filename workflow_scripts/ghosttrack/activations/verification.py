@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghosttrack import files, plan
 from ghosttrack.activations.reader import ActivationStore, remedy
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files, progress
 
 # Below a model's folder: one layer's training stores share a folder, the others stand for themselves.
 TRAINING, SINGLE = "activations/layer_*", ("heldout", "examples/*")
@@ -37,7 +37,9 @@ class Finding(NamedTuple):
 def groups(home: Path) -> list[Group]:
     """Every group of stores below a model's folder, in a fixed order."""
     found = [
-        _group(home, folder, stems, whole=False) for folder in sorted(home.glob(TRAINING)) if (stems := _stems(folder))
+        _group(home, folder, stems, whole=False)
+        for folder in sorted(home.glob(TRAINING))
+        if (stems := _stems(folder))
     ]
     for pattern in SINGLE:
         for folder in sorted(home.glob(pattern)):
@@ -50,7 +52,9 @@ def _stems(folder: Path) -> list[str]:
 
 
 def _group(home: Path, folder: Path, stems: Sequence[str], *, whole: bool) -> Group:
-    stores, manifests = ([folder / f"{stem}.{ending}" for stem in stems] for ending in ("zarr", "json"))
+    stores, manifests = (
+        [folder / f"{stem}.{ending}" for stem in stems] for ending in ("zarr", "json")
+    )
     return Group(folder.relative_to(home).as_posix(), stores, manifests, whole)
 
 
@@ -87,11 +91,15 @@ def _content(store: Path, manifest: Path) -> Mapping[str, Any]:
     content = files.read_json(manifest)
     try:
         sizes = [entry["bytes"] for entry in content["files"].values() if entry["sha256"]]
-        fits = all(isinstance(value, int) for value in (content["rows"], content["total_rows"], *sizes))
+        fits = all(
+            isinstance(value, int) for value in (content["rows"], content["total_rows"], *sizes)
+        )
     except (AttributeError, KeyError, TypeError):
         fits = False
     if not fits:
-        raise UserError(f"{manifest}: it is not the manifest of an activation store; {remedy(store, manifest)}")
+        raise UserError(
+            f"{manifest}: it is not the manifest of an activation store; {remedy(store, manifest)}"
+        )
     return dict(content)
 
 
@@ -120,7 +128,11 @@ def _damage(store: Path, manifest: Path, content: Mapping[str, Any]) -> Iterator
 
 def abandoned(home: Path) -> list[Path]:
     """Unfinished stores below a model's folder that no live process is writing."""
-    found = [path for pattern in (TRAINING, *SINGLE) for path in sorted(home.glob(f"{pattern}/*.partial"))]
+    found = [
+        path
+        for pattern in (TRAINING, *SINGLE)
+        for path in sorted(home.glob(f"{pattern}/*.partial"))
+    ]
     return [path for path in found if path.is_dir() and not files.locked(path)]
 
 
@@ -149,7 +161,7 @@ def released(layers: Sequence[Path]) -> list[str]:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size:
             found.append(
-                f"{folder}: {plan.amount(size)} of training activations that no SAE waits for any more, as a repair "
+                f"{folder}: {progress.amount(size)} of training activations that no SAE waits for any more, as a repair "
                 f"under a disk budget leaves them; once no job is running: rm -r {folder}"
             )
     return found
@@ -159,7 +171,9 @@ def as_table(findings: Sequence[Finding]) -> str:
     """One line for each folder of stores and one for all, aligned; GB are 10^9 bytes."""
     lines: dict[str, Finding] = {}
     for finding in findings:
-        lines[finding.line] = _sum(finding.line, [lines[finding.line], finding] if finding.line in lines else [finding])
+        lines[finding.line] = _sum(
+            finding.line, [lines[finding.line], finding] if finding.line in lines else [finding]
+        )
     width = max(map(len, [*lines, "stores of"]))
     rows = [f"{'stores of':<{width}} {'stores':>6} {'rows':>11} {'GB':>8} {'GB/s':>6}  found"]
     for each in (*lines.values(), _sum("all", findings)):
@@ -185,4 +199,8 @@ def _sum(line: str, findings: Sequence[Finding]) -> Finding:
 def _state(finding: Finding) -> str:
     if finding.problems:
         return f"{len(finding.problems)} DAMAGED"
-    return "whole" if finding.rows == finding.total_rows else f"whole; {finding.total_rows:,} rows when complete"
+    return (
+        "whole"
+        if finding.rows == finding.total_rows
+        else f"whole; {finding.total_rows:,} rows when complete"
+    )

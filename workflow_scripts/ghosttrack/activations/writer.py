@@ -15,13 +15,28 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from ghosttrack import files
 from ghosttrack.activations import int8s
-from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD, HALF_MAX, MASSIVE_FACTOR, SHARD_ROWS
+from ghosttrack.activations.layout import (
+    CHUNK_ROWS,
+    CHUNKS_PER_SHARD,
+    HALF_MAX,
+    MASSIVE_FACTOR,
+    SHARD_ROWS,
+)
 from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.shards import Half, ShardWriter
-from ghosttrack.activations.store import NOTHING_CLIPPED, SCHEMA, SIDECARS, Block, Header, place, positions, write_group
+from ghosttrack.activations.store import (
+    NOTHING_CLIPPED,
+    SCHEMA,
+    SIDECARS,
+    Block,
+    Header,
+    place,
+    positions,
+    write_group,
+)
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files
 
 log = logging.getLogger("ghosttrack")
 
@@ -59,9 +74,17 @@ class StoreWriter:
     """
 
     def __init__(
-        self, store: Path, manifest: Path, header: Header, *,
-        rows: int, d_model: int, row_start: int = 0, total_rows: int | None = None, resume: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        store: Path,
+        manifest: Path,
+        header: Header,
+        *,
+        rows: int,
+        d_model: int,
+        row_start: int = 0,
+        total_rows: int | None = None,
+        resume: str | None = None,
+    ) -> None:
         if rows < 1:
             raise ValueError(f"{store}: a store needs at least one row, found {rows}")
         self._store, self._manifest, self._header = Path(store), Path(manifest), header
@@ -75,9 +98,13 @@ class StoreWriter:
     def attributes(self) -> dict[str, Any]:
         """The group's attributes, repeated in the manifest."""
         return {
-            "schema": SCHEMA, **self._header._asdict(), "d_model": self._width,
-            "rows": self._rows, "row_start": self._start, "total_rows": self._total,
-        }  # fmt: skip
+            "schema": SCHEMA,
+            **self._header._asdict(),
+            "d_model": self._width,
+            "rows": self._rows,
+            "row_start": self._start,
+            "total_rows": self._total,
+        }
 
     def __enter__(self) -> Self:
         self._store.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +115,9 @@ class StoreWriter:
         self._records: list[_Record] = []
         self._content: dict[str, Any] | None = None
         if self._resume is not None:
-            while len(self._records) * SHARD_ROWS < self._rows and (found := self._recorded(len(self._records))):
+            while len(self._records) * SHARD_ROWS < self._rows and (
+                found := self._recorded(len(self._records))
+            ):
                 self._records.append(found)
         self.keep(self.kept_rows)
         return self
@@ -115,7 +144,9 @@ class StoreWriter:
         """Add the next rows."""
         count = len(block.values)
         if self._done + count > self._rows:
-            raise ValueError(f"{self._store}: {self._done + count} rows given, {self._rows} announced")
+            raise ValueError(
+                f"{self._store}: {self._done + count} rows given, {self._rows} announced"
+            )
         finite = np.isfinite(block.norms)
         if not finite.all():
             raise UserError(
@@ -151,7 +182,9 @@ class StoreWriter:
             self._content = self._finished()
             files.sync_tree(self._folder)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
         with self._stack:
             try:
                 if kind is None:
@@ -188,7 +221,9 @@ class StoreWriter:
     def _end_chunk(self, chunk: Half, size: int) -> None:
         """Write a chunk, (CHUNK_ROWS, d_model), of which the first `size` rows are given."""
         if self._shard is None:
-            self._shard = ShardWriter(self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD)
+            self._shard = ShardWriter(
+                self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD
+            )
         stored = chunk[:size]
         if size < CHUNK_ROWS:
             chunk[size:] = np.nan  # rows beyond the last read as fill values
@@ -197,7 +232,9 @@ class StoreWriter:
         else:
             coded = int8s.encode(stored)
             beyond = np.full((CHUNK_ROWS - size, self._width), int8s.UNWRITTEN, dtype=np.int8)
-            self._shard.append(np.concatenate([coded.levels, beyond]) if len(beyond) else coded.levels)
+            self._shard.append(
+                np.concatenate([coded.levels, beyond]) if len(beyond) else coded.levels
+            )
             self._coded.append(coded)
         if sum(map(len, self._exact)) == size:
             back = int8s.decode(self._coded[-1]) if self._coded else stored
@@ -224,8 +261,12 @@ class StoreWriter:
         # Only all norms say which rows are massive; where it is this many, the rest cannot make them so: stop early.
         before = self._done - len(self._norms)
         massive, first, _ = self._flags(self._norms, self._start + before)
-        self._require_held(clipped[here], massive | first, first=before, most=len(self._norms) // 100)
-        record = _Record(about, {"norms": self._norms, "clipped": clipped[here], **self._sidecars()})
+        self._require_held(
+            clipped[here], massive | first, first=before, most=len(self._norms) // 100
+        )
+        record = _Record(
+            about, {"norms": self._norms, "clipped": clipped[here], **self._sidecars()}
+        )
         if self._resume is not None:
             with files.atomic_write(self._record_path(len(self._records)), "wb") as stream:
                 arrays: dict[str, Any] = {
@@ -263,10 +304,16 @@ class StoreWriter:
     def _recorded(self, number: int) -> _Record | None:
         """The record of a shard file that a writer of the same rows finished; None where there is none to trust."""
         try:
-            with self._record_path(number).open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+            with (
+                self._record_path(number).open("rb") as stream,
+                np.load(stream, allow_pickle=False) as found,
+            ):
                 about = json.loads(found["about"].tobytes())
                 flat = {name: found[name] for name in found.files if name != "about"}
-            whole = files.sha256_file(self._folder / self._shard_name(number)) == about["summary"]["sha256"]
+            whole = (
+                files.sha256_file(self._folder / self._shard_name(number))
+                == about["summary"]["sha256"]
+            )
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
         return _Record(about, flat) if whole and about["identity"] == self._identity else None
@@ -279,7 +326,9 @@ class StoreWriter:
         self._require_held(clipped, massive | first, first=0, most=0)
         if len(clipped):
             self._log_clipped(clipped)
-        sidecars = {name: self._joined(name) for name in SIDECARS if self._header.storage == "int8s"}
+        sidecars = {
+            name: self._joined(name) for name in SIDECARS if self._header.storage == "int8s"
+        }
         write_group(self._folder, self.attributes, {"massive": massive, **sidecars})
         kept = norms[~(massive | first)].astype(np.float64)
         return {
@@ -302,7 +351,11 @@ class StoreWriter:
         return _Flags(norms > MASSIVE_FACTOR * median, first, median)
 
     def _require_held(
-        self, clipped: npt.NDArray[np.float64], excluded: npt.NDArray[np.bool_], first: int, most: int
+        self,
+        clipped: npt.NDArray[np.float64],
+        excluded: npt.NDArray[np.bool_],
+        first: int,
+        most: int,
     ) -> None:
         """Refuse clipped values in more than `most` rows that are not `excluded`, (rows,) bool from row `first` of the store on."""
         lost = clipped[~excluded[clipped[:, 0].astype(np.int64) - first]]
@@ -327,10 +380,16 @@ class StoreWriter:
 
     def _file_entries(self) -> dict[str, Any]:
         entries: dict[str, Any] = {
-            self._shard_name(number): record.about["summary"] for number, record in enumerate(self._records)
+            self._shard_name(number): record.about["summary"]
+            for number, record in enumerate(self._records)
         }
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder).as_posix()
-            if path.is_file() and name not in entries and name != "lock" and not name.startswith("progress/"):
+            if (
+                path.is_file()
+                and name not in entries
+                and name != "lock"
+                and not name.startswith("progress/")
+            ):
                 entries[name] = {"bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
         return entries

@@ -29,7 +29,9 @@ def measure(samples: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFra
         return pd.DataFrame(index=range(len(ids)))
     counts = drawn.groupby("id")["cluster"].value_counts().rename("times").reset_index()
     total = counts.groupby("id")["times"].sum()
-    missing = [name for name in ids if name not in greedy.index or total.get(name, 0) != total.max()]
+    missing = [
+        name for name in ids if name not in greedy.index or total.get(name, 0) != total.max()
+    ]
     if missing:
         raise UserError(
             f"{where}: {missing[0]} has {total.get(missing[0], 0)} drawn answers beside its greedy one, expected "

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.detection import controls, detectors, probes, splits
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation import statistics
-from ghosttrack.evaluation.scoreboard import stream
-from ghosttrack.evaluation.statistics import Floats, Ints
-from ghosttrack.progress import Progress
-from ghosttrack.report import tables
+from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
+from ghosttrack.statistics import Floats, Ints
 
 PASS, LEAK, NOT_RUN = "pass", "leak", "not run"
 # A leak that stops a run: the text beats this even at the lower end of an interval that is corrected for the number of
@@ -22,7 +21,7 @@ PASS, LEAK, NOT_RUN = "pass", "leak", "not run"
 STOP_ABOVE = 0.52
 # Under grouped folds an AUROC this low means that the other label of the same thing was in training.
 SPLIT_BUG = 0.4
-COLUMNS = (*tables.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
+COLUMNS = (*registry.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
 
 
 class Audited(NamedTuple):
@@ -33,9 +32,14 @@ class Audited(NamedTuple):
 
 
 def run(
-    examples: pd.DataFrame, embedding: NDArray[Any], dataset: str, control: bool,
-    detection: DetectionSettings, evaluation_settings: EvaluationSettings, seed: int,
-) -> Audited:  # fmt: skip
+    examples: pd.DataFrame,
+    embedding: NDArray[Any],
+    dataset: str,
+    control: bool,
+    detection: DetectionSettings,
+    evaluation_settings: EvaluationSettings,
+    seed: int,
+) -> Audited:
     """Make the folds, prove them, and see what text, question, length and token embeddings predict.
 
     Args:
@@ -46,7 +50,11 @@ def run(
     """
     units = splits.split_units(list(examples["group"]), list(examples["text"]))
     chosen = splits.sample_units(units, detection.max_statements, seed)
-    examples, units, embedding = examples[chosen].reset_index(drop=True), units[chosen], embedding[chosen]
+    examples, units, embedding = (
+        examples[chosen].reset_index(drop=True),
+        units[chosen],
+        embedding[chosen],
+    )
     examples = examples.assign(dataset=dataset, group=units)
     labels = examples["label"].to_numpy(dtype=np.int64)
     reason = splits.refusal(labels, units, detection.folds, detection.inner_folds)
@@ -56,11 +64,22 @@ def run(
         fold = splits.assign_folds(labels, units, detection.folds, seed)
         splits.check_folds(fold, units, list(examples["text"]), list(examples["id"]), dataset)
         scores = _scores(
-            examples, embedding, labels, splits.rounds(labels, units, fold, detection.inner_folds, seed), dataset
+            examples,
+            embedding,
+            labels,
+            splits.rounds(labels, units, fold, detection.inner_folds, seed),
+            dataset,
         )
     table = detectors.frame(examples, fold, scores, dict.fromkeys(scores, reason))
-    checks, leaks = _checks(examples, fold, labels, scores, reason, control, evaluation_settings, seed)
-    if leaks and detection.audit == "stop" and not control and str(examples["mode"].iloc[0]) == "given":
+    checks, leaks = _checks(
+        examples, fold, labels, scores, reason, control, evaluation_settings, seed
+    )
+    if (
+        leaks
+        and detection.audit == "stop"
+        and not control
+        and str(examples["mode"].iloc[0]) == "given"
+    ):
         raise UserError(
             f"{dataset}: the label can be told without any model: {'; '.join(leaks)}. Expected at most "
             f"{STOP_ABOVE} at the interval's lower end. Mend the texts; or set control: true in the data set's file, so that "
@@ -70,7 +89,11 @@ def run(
 
 
 def _scores(
-    examples: pd.DataFrame, embedding: NDArray[Any], labels: Ints, rounds: list[splits.Round], dataset: str
+    examples: pd.DataFrame,
+    embedding: NDArray[Any],
+    labels: Ints,
+    rounds: list[splits.Round],
+    dataset: str,
 ) -> dict[str, Floats]:
     scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
     progress = Progress(f"leak audit of {dataset}", len(rounds), "folds")
@@ -89,15 +112,27 @@ def _scores(
 
 
 def _checks(
-    examples: pd.DataFrame, fold: Ints, labels: Ints, scores: Mapping[str, Floats], reason: str, control: bool,
-    settings: EvaluationSettings, seed: int,
-) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
+    examples: pd.DataFrame,
+    fold: Ints,
+    labels: Ints,
+    scores: Mapping[str, Floats],
+    reason: str,
+    control: bool,
+    settings: EvaluationSettings,
+    seed: int,
+) -> tuple[pd.DataFrame, list[str]]:
     """The table of checks, and in words the leaks that are too large to go on with."""
     dataset, texts = str(examples["dataset"].iloc[0]), [str(text) for text in examples["text"]]
     units = examples["group"].to_numpy(dtype=object)
     rows: list[dict[str, Any]] = []
 
-    def add(check: str, value: float, verdict: str, low: float = float("nan"), high: float = float("nan")) -> None:
+    def add(
+        check: str,
+        value: float,
+        verdict: str,
+        low: float = float("nan"),
+        high: float = float("nan"),
+    ) -> None:
         rows.append({"check": check, "value": value, "low": low, "high": high, "verdict": verdict})
 
     counted = {
@@ -107,25 +142,43 @@ def _checks(
         "contradictions": splits.shared_rows(labels, [splits.same_text(text) for text in texts]),
     }
     for check, found in counted.items():
-        add(check, len(found), NOT_RUN if reason and check != "contradictions" else LEAK if len(found) else PASS)
+        add(
+            check,
+            len(found),
+            NOT_RUN if reason and check != "contradictions" else LEAK if len(found) else PASS,
+        )
     matrix = np.array(list(scores.values()))
-    draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, dataset))
+    draws = statistics.bootstrap_auroc(
+        labels, matrix, units, settings.bootstrap, statistics.stream(seed, dataset)
+    )
     low_score, large = 1.0, list[str]()
     corrected = 1 - (1 - settings.confidence) / len(scores)
     for check, score, drawn in zip(scores, matrix, draws, strict=True):
-        value, (low, high) = statistics.auroc(labels, score), statistics.interval(drawn, settings.confidence)
+        value, (low, high) = (
+            statistics.auroc(labels, score),
+            statistics.interval(drawn, settings.confidence),
+        )
         add(check, value, NOT_RUN if reason else LEAK if low > 0.5 else PASS, low, high)
         low_score = min(low_score, value if high < 0.5 else 1.0)
         if statistics.interval(drawn, corrected).low > STOP_ABOVE:
             large.append(f"{check} reaches an AUROC of {value:.3f} [{low:.3f}, {high:.3f}]")
     below = low_score < SPLIT_BUG
     if below:
-        large.append(f"an AUROC of {low_score:.3f} is far below chance: what the other label says is in another fold")
+        large.append(
+            f"an AUROC of {low_score:.3f} is far below chance: what the other label says is in another fold"
+        )
     add("below_chance", int(below), NOT_RUN if reason else LEAK if below else PASS)
     leaks = [row["check"] for row in rows if row["verdict"] == LEAK]
-    add("status", len(leaks), NOT_RUN if reason else f"leaks: {', '.join(leaks)}" if leaks else PASS)
+    add(
+        "status", len(leaks), NOT_RUN if reason else f"leaks: {', '.join(leaks)}" if leaks else PASS
+    )
     table = pd.DataFrame(rows).assign(
-        dataset=dataset, mode=str(examples["mode"].iloc[0]), n=len(labels), groups=len(set(units)),
-        prevalence=float(labels.mean()), control=control, reason=reason,
-    )[list(COLUMNS)]  # fmt: skip
+        dataset=dataset,
+        mode=str(examples["mode"].iloc[0]),
+        n=len(labels),
+        groups=len(set(units)),
+        prevalence=float(labels.mean()),
+        control=control,
+        reason=reason,
+    )[list(COLUMNS)]
     return table, large

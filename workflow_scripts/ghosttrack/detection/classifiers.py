@@ -11,14 +11,20 @@ import numpy as np
 
 from ghosttrack.detection import probes
 from ghosttrack.detection.probes import Fitted, Floats, Ints
-from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.statistics import auroc
 
 # Leaves hold this many rows at least, so that votes are shares and not memories.
 LEAF = 3
 # Calibration asks less of a forest than its scores: a quarter of the trees gives nearly the same log-odds.
 _FEWER = 4
 # Boosting stops early by itself on larger data; on a few hundred rows deep or many trees only overfit.
-BOOSTING = {"max_iter": 60, "learning_rate": 0.1, "max_leaf_nodes": 8, "min_samples_leaf": 10, "l2_regularization": 1.0}
+BOOSTING = {
+    "max_iter": 60,
+    "learning_rate": 0.1,
+    "max_leaf_nodes": 8,
+    "min_samples_leaf": 10,
+    "l2_regularization": 1.0,
+}
 # A kernel machine's cost grows with the square of its rows: beyond these a seeded sample of them is fitted.
 SVM_ROWS = 2000
 # Curves of the additive model: quadratic splines between this many quantiles.
@@ -57,7 +63,13 @@ def fit(name: str, x: Floats, y: Ints, inner: Ints, test: Floats, options: Optio
         left_out[held] = once(x[~held], y[~held], x[held], smaller).scores
     found = once(x, y, test, options)
     odds = probes.platt(left_out, y)
-    return Fitted(odds.apply(left_out), odds.apply(found.scores), float("nan"), auroc(y, left_out), found.importance)
+    return Fitted(
+        odds.apply(left_out),
+        odds.apply(found.scores),
+        float("nan"),
+        auroc(y, left_out),
+        found.importance,
+    )
 
 
 def ensemble(fits: Mapping[str, Fitted], y: Ints) -> Fitted:
@@ -65,7 +77,9 @@ def ensemble(fits: Mapping[str, Fitted], y: Ints) -> Fitted:
     return probes.mean_of(list(fits.values()), y)
 
 
-def fit_all(names: Sequence[str], x: Floats, y: Ints, inner: Ints, test: Floats, options: Options) -> dict[str, Fitted]:
+def fit_all(
+    names: Sequence[str], x: Floats, y: Ints, inner: Ints, test: Floats, options: Options
+) -> dict[str, Fitted]:
     """Every classifier of `names`; the ensemble is the mean of the others that are named."""
     fits = {name: fit(name, x, y, inner, test, options) for name in names if name != "ensemble"}
     if "ensemble" in names and fits:
@@ -76,18 +90,24 @@ def fit_all(names: Sequence[str], x: Floats, y: Ints, inner: Ints, test: Floats,
 def _forest(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
     from sklearn.ensemble import RandomForestClassifier
 
-    model = RandomForestClassifier(options.trees, min_samples_leaf=LEAF, random_state=options.seed, n_jobs=1)
+    model = RandomForestClassifier(
+        options.trees, min_samples_leaf=LEAF, random_state=options.seed, n_jobs=1
+    )
     model.fit(x.astype(np.float32), y)
     share = model.predict_proba(test.astype(np.float32))[:, 1]
     # half a vote on each side keeps the log-odds finite
     share = (share * options.trees + 0.5) / (options.trees + 1)
-    return _Once(np.log(share / (1 - share)), np.asarray(model.feature_importances_, dtype=np.float64))
+    return _Once(
+        np.log(share / (1 - share)), np.asarray(model.feature_importances_, dtype=np.float64)
+    )
 
 
 def _boosting(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    model = HistGradientBoostingClassifier(random_state=options.seed, early_stopping=False, **BOOSTING).fit(x, y)
+    model = HistGradientBoostingClassifier(
+        random_state=options.seed, early_stopping=False, **BOOSTING
+    ).fit(x, y)
     return _Once(np.asarray(model.decision_function(test), dtype=np.float64), None)
 
 
@@ -109,11 +129,15 @@ def _additive(x: Floats, y: Ints, test: Floats, _options: Options) -> _Once:
     importance = np.zeros(x.shape[1])
     if not varying.any():
         return _Once(np.zeros(len(test)), importance)
-    splines = SplineTransformer(KNOTS, degree=2, knots="quantile", extrapolation="constant", include_bias=False)
+    splines = SplineTransformer(
+        KNOTS, degree=2, knots="quantile", extrapolation="constant", include_bias=False
+    )
     curves = splines.fit_transform(_spread(x[:, varying], x[:, varying]))
     model = LogisticRegression(C=ADDITIVE, max_iter=200, solver="newton-cholesky").fit(curves, y)
     each = curves.shape[1] // int(varying.sum())
-    parts = (curves * model.coef_[0]).reshape(len(x), -1, each).sum(axis=2)  # (rows, columns): each curve's height
+    parts = (
+        (curves * model.coef_[0]).reshape(len(x), -1, each).sum(axis=2)
+    )  # (rows, columns): each curve's height
     importance[varying] = parts.std(axis=0)
     shown = splines.transform(_spread(test[:, varying], x[:, varying]))
     return _Once(np.asarray(model.decision_function(shown), dtype=np.float64), importance)
@@ -121,11 +145,20 @@ def _additive(x: Floats, y: Ints, test: Floats, _options: Options) -> _Once:
 
 def _spread(x: Floats, training: Floats) -> Floats:
     """Ranks among the training rows, 0 to 1: quantiles of a column with many equal values would coincide."""
-    below = [np.searchsorted(np.sort(column), own, side="left") for own, column in zip(x.T, training.T, strict=True)]
-    upto = [np.searchsorted(np.sort(column), own, side="right") for own, column in zip(x.T, training.T, strict=True)]
+    below = [
+        np.searchsorted(np.sort(column), own, side="left")
+        for own, column in zip(x.T, training.T, strict=True)
+    ]
+    upto = [
+        np.searchsorted(np.sort(column), own, side="right")
+        for own, column in zip(x.T, training.T, strict=True)
+    ]
     return np.asarray((np.array(below) + np.array(upto)).T / (2 * len(training)), dtype=np.float64)
 
 
 _ONCE: dict[str, Callable[[Floats, Ints, Floats, Options], _Once]] = {
-    "forest": _forest, "boosting": _boosting, "svm": _svm, "additive": _additive,
-}  # fmt: skip
+    "forest": _forest,
+    "boosting": _boosting,
+    "svm": _svm,
+    "additive": _additive,
+}

@@ -28,7 +28,10 @@ LENGTH_KNOTS = 5
 
 def question_of(examples: pd.DataFrame) -> list[str]:
     """What is asked, (examples,): the question, or the prompt of a plain statement."""
-    return [str(question or prompt) for question, prompt in zip(examples["question"], examples["prompt"], strict=True)]
+    return [
+        str(question or prompt)
+        for question, prompt in zip(examples["question"], examples["prompt"], strict=True)
+    ]
 
 
 def visible_text(examples: pd.DataFrame) -> list[str]:
@@ -39,7 +42,10 @@ def visible_text(examples: pd.DataFrame) -> list[str]:
     """
     asked = question_of(examples)
     columns = zip(examples["mode"], examples["text"], asked, examples["answer"], strict=True)
-    return [str(text) if mode == "given" else f"{question} {answer}" for mode, text, question, answer in columns]
+    return [
+        str(text) if mode == "given" else f"{question} {answer}"
+        for mode, text, question, answer in columns
+    ]
 
 
 def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
@@ -59,11 +65,17 @@ def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
     for analyzer, pattern, span in (("word", r"\w+|[^\w\s]", (1, 2)), ("char", None, (2, 5))):
         if analyzer == "char" and max(map(len, texts[step.train])) < span[0]:
             continue  # texts without answers or questions: no two characters stand together
-        vectorizer = TfidfVectorizer(analyzer=analyzer, token_pattern=pattern, ngram_range=span, sublinear_tf=True)
+        vectorizer = TfidfVectorizer(
+            analyzer=analyzer, token_pattern=pattern, ngram_range=span, sublinear_tf=True
+        )
         train.append(vectorizer.fit_transform(texts[step.train]))
         test.append(vectorizer.transform(texts[step.test]))
     return probes.logistic(
-        hstack(train, format="csr"), labels[step.train], step.inner, hstack(test, format="csr"), TEXT_STRENGTHS
+        hstack(train, format="csr"),
+        labels[step.train],
+        step.inner,
+        hstack(test, format="csr"),
+        TEXT_STRENGTHS,
     )
 
 
@@ -85,7 +97,13 @@ def question_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
 def embedding_pair(pairs: Pairs, labels: Ints, step: Round) -> Fitted:
     """The bilinear probe without the model's computation: mean token embedding of the prompt, output embedding of the answer."""
     return probes.bilinear_ridge(
-        [pairs.words], pairs.answer, pairs.relation, labels[step.train], step.inner, step.train, step.test
+        [pairs.words],
+        pairs.answer,
+        pairs.relation,
+        labels[step.train],
+        step.inner,
+        step.train,
+        step.test,
     )
 
 
@@ -106,14 +124,17 @@ def text_pair(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
 
     answers = [str(answer) for answer in examples["answer"]]
     same, relation = (
-        pd.factorize(np.array(each, dtype=object))[0] for each in (answers, examples["relation"].tolist())
+        pd.factorize(np.array(each, dtype=object))[0]
+        for each in (answers, examples["relation"].tolist())
     )
     question, answer = likeness(question_of(examples)), likeness(answers)
 
     def kernel(rows: Ints, marks: Ints) -> NDArray[Any]:
         asked, told, name, about = question[rows], answer[rows], same[rows], relation[rows]
         alike = (told @ told[marks].T).toarray() + (name[:, None] == name[marks])
-        return np.asarray((asked @ asked[marks].T).toarray() * alike * (about[:, None] == about[marks]))
+        return np.asarray(
+            (asked @ asked[marks].T).toarray() * alike * (about[:, None] == about[marks])
+        )
 
     return probes.kernel_ridge(kernel, labels[step.train], step.inner, step.train, step.test)
 
@@ -122,7 +143,9 @@ def length_features(examples: pd.DataFrame) -> Floats:
     """Characters and words of the text and of the answer, logarithmic, (examples, 4)."""
     kinds = (visible_text(examples), [str(answer) for answer in examples["answer"]])
     columns = [
-        [measure(text) for text in texts] for texts in kinds for measure in (len, lambda text: len(text.split()))
+        [measure(text) for text in texts]
+        for texts in kinds
+        for measure in (len, lambda text: len(text.split()))
     ]
     return np.log1p(np.array(columns, dtype=np.float64).T)
 
@@ -136,9 +159,13 @@ def length(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
     if not varying.any():
         x = np.zeros((len(x), 1))
         return probes.logistic(x[step.train], labels[step.train], step.inner, x[step.test])
-    curve = SplineTransformer(n_knots=LENGTH_KNOTS, degree=2, knots="uniform", extrapolation="constant")
+    curve = SplineTransformer(
+        n_knots=LENGTH_KNOTS, degree=2, knots="uniform", extrapolation="constant"
+    )
     train = curve.fit_transform(x[step.train][:, varying])
-    return probes.logistic(train, labels[step.train], step.inner, curve.transform(x[step.test][:, varying]))
+    return probes.logistic(
+        train, labels[step.train], step.inner, curve.transform(x[step.test][:, varying])
+    )
 
 
 def embedding_probe(embedding: NDArray[Any], labels: Ints, step: Round) -> Fitted:

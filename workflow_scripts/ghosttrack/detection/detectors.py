@@ -15,7 +15,7 @@ from ghosttrack.detection.probes import Fitted, Floats, Ints
 from ghosttrack.detection.representations import RIVALS, LayerBlocks, Pairs
 from ghosttrack.detection.splits import Round
 from ghosttrack.errors import UserError
-from ghosttrack.progress import Progress
+from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import DetectionSettings
 
 DEFAULT = "ghosttrack"
@@ -29,7 +29,10 @@ PAIRS = (controls.TEXT_PAIR, controls.EMBEDDING_PAIR)
 # The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/method.md).
 BASES = (BILINEAR, "centred_probe", "residual_probe")
 # The same stack with less, for the claim that its parts must earn; with more: see `stacks`.
-STACKS: dict[str, tuple[str, ...]] = {DEFAULT: BASES, f"{DEFAULT}.without_sae": (BILINEAR, "centred_probe")}
+STACKS: dict[str, tuple[str, ...]] = {
+    DEFAULT: BASES,
+    f"{DEFAULT}.without_sae": (BILINEAR, "centred_probe"),
+}
 WITH_METRICS = f"{DEFAULT}.with_metrics"
 # Controls on raw activations and on codes, and the parts of the stack.
 PROBES = ("raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe", "sae_probe", *BASES)
@@ -86,7 +89,9 @@ def family_of(signal: str) -> str:
     """Family of a signal, for tables: detector, output, probe, control, tracking or tracking_null."""
     if signal in (*controls.AUDITED, *PAIRS):
         return "control"
-    if signal.startswith(("metrics_", WITH_METRICS)) and signal.removeprefix(WITH_METRICS).count("."):
+    if signal.startswith(("metrics_", WITH_METRICS)) and signal.removeprefix(WITH_METRICS).count(
+        "."
+    ):
         return "tracking_null"
     if signal.startswith(DEFAULT):
         return "detector"
@@ -97,18 +102,30 @@ def family_of(signal: str) -> str:
 
 def signal_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
     """Every trained signal that `train` gives, in the order of the tables; `chosen`: classifiers of the metrics."""
-    metrics = [_of_variant(f"metrics_{name}", each) for each in variants for name in classifiers_of(each, chosen)]
+    metrics = [
+        _of_variant(f"metrics_{name}", each)
+        for each in variants
+        for name in classifiers_of(each, chosen)
+    ]
     return [*stacks(metrics), *PROBES, OUTPUT, ALONE, OUTSIDE, *PAIRS, *metrics]
 
 
 def stacks(signals: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What each stack is made of beside the output features: STACKS, and one for each logistic regression on metrics among `signals`."""
     more = (signal for signal in signals if signal.startswith("metrics_logistic"))
-    return {**STACKS, **{signal.replace("metrics_logistic", WITH_METRICS): (*BASES, signal) for signal in more}}
+    return {
+        **STACKS,
+        **{signal.replace("metrics_logistic", WITH_METRICS): (*BASES, signal) for signal in more},
+    }
 
 
 def train(
-    inputs: Inputs, labels: Ints, rounds: Sequence[Round], detection: DetectionSettings, seed: int, name: str
+    inputs: Inputs,
+    labels: Ints,
+    rounds: Sequence[Round],
+    detection: DetectionSettings,
+    seed: int,
+    name: str,
 ) -> Results:
     """Fit every detector in every outer fold.
 
@@ -116,7 +133,12 @@ def train(
         labels: (examples,) 1 = hallucinated; rounds: outer folds with their inner ones; name: for the progress line.
     """
     results = Results(
-        {each: np.full(len(labels), np.nan) for each in signal_names(list(inputs.metrics), detection.detectors)}, [], []
+        {
+            each: np.full(len(labels), np.nan)
+            for each in signal_names(list(inputs.metrics), detection.detectors)
+        },
+        [],
+        [],
     )
     progress = Progress(f"detectors of {name}", len(rounds), "folds")
     for step in rounds:
@@ -167,14 +189,19 @@ def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str,
         ("raw_probe", "raw.layer", probes.ridge),
         ("difference_of_means", "means.layer", probes.difference_of_means),
     ):
-        fitted = [fit(each.raw[step.train], y, step.inner, each.raw[step.test]) for each in inputs.layers.values()]
+        fitted = [
+            fit(each.raw[step.train], y, step.inner, each.raw[step.test])
+            for each in inputs.layers.values()
+        ]
         results.choices.extend(
             Choice(kind, step.number, layer, found.strength, found.score)
             for layer, found in zip(layers, fitted, strict=True)
         )
         best = int(np.argmax([found.score for found in fitted]))
         fits[signal] = fitted[best]
-        results.choices.append(Choice(signal, step.number, layers[best], fits[signal].strength, fits[signal].score))
+        results.choices.append(
+            Choice(signal, step.number, layers[best], fits[signal].strength, fits[signal].score)
+        )
     joint = {
         "raw_probe_all": [blocks.raw for blocks in inputs.layers.values()],
         "centred_probe": [blocks.centred for blocks in inputs.layers.values()],
@@ -186,7 +213,8 @@ def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str,
         fits[signal] = probes.joint_ridge(parts, y, step.inner, step.train, step.test)
     fits[BILINEAR] = bilinear(inputs, y, step)
     results.choices.extend(
-        Choice(each, step.number, -1, fits[each].strength, fits[each].score) for each in (*joint, BILINEAR)
+        Choice(each, step.number, -1, fits[each].strength, fits[each].score)
+        for each in (*joint, BILINEAR)
     )
     return fits
 
@@ -194,7 +222,9 @@ def _probes(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str,
 def bilinear(inputs: Inputs, y: Ints, step: Round) -> Fitted:
     """The probe on where the model stands before an answer and on the answer's row of the output embedding."""
     pairs = inputs.pairs
-    return probes.bilinear_ridge(pairs.prompt, pairs.answer, pairs.relation, y, step.inner, step.train, step.test)
+    return probes.bilinear_ridge(
+        pairs.prompt, pairs.answer, pairs.relation, y, step.inner, step.train, step.test
+    )
 
 
 def _metrics(
@@ -216,10 +246,16 @@ def _metrics(
 
 def classifiers_of(variant: str, chosen: Sequence[str]) -> list[str]:
     """The classifiers that run on a variant's metrics, in the order of `classifiers.NAMES`."""
-    return [name for name in classifiers.NAMES if name in chosen and (variant == "default" or name in ON_NULLS)]
+    return [
+        name
+        for name in classifiers.NAMES
+        if name in chosen and (variant == "default" or name in ON_NULLS)
+    ]
 
 
-def _stacks(inputs: Inputs, y: Ints, step: Round, results: Results, fits: Mapping[str, Fitted]) -> dict[str, Fitted]:
+def _stacks(
+    inputs: Inputs, y: Ints, step: Round, results: Results, fits: Mapping[str, Fitted]
+) -> dict[str, Fitted]:
     """Logistic regression on output features and base log-odds: inner ones to fit, outer ones to score."""
     made = {}
     for signal, bases in stacks(fits).items():
@@ -227,13 +263,17 @@ def _stacks(inputs: Inputs, y: Ints, step: Round, results: Results, fits: Mappin
     return made
 
 
-def stacked(inputs: Inputs, bases: Iterable[str], step: Round, fits: Mapping[str, Fitted]) -> pd.DataFrame:
+def stacked(
+    inputs: Inputs, bases: Iterable[str], step: Round, fits: Mapping[str, Fitted]
+) -> pd.DataFrame:
     """Columns of a stack, (examples, columns): inner log-odds of the bases for the training rows, outer ones for the others."""
     columns = {}
     for base in bases:
         columns[base] = np.full(len(inputs.outputs), np.nan)
         columns[base][step.train], columns[base][step.test] = fits[base].inner, fits[base].outer
-    return pd.concat([inputs.outputs, inputs.lens, pd.DataFrame(columns, index=inputs.outputs.index)], axis=1)
+    return pd.concat(
+        [inputs.outputs, inputs.lens, pd.DataFrame(columns, index=inputs.outputs.index)], axis=1
+    )
 
 
 def _of_variant(kind: str, variant: str) -> str:
@@ -247,7 +287,9 @@ def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.Data
         UserError: when its rows are others, or a value is not finite.
     """
     if list(table["id"]) != list(ids):
-        raise UserError(f"{where}: its rows are not the data set's examples in their order: delete it and run again")
+        raise UserError(
+            f"{where}: its rows are not the data set's examples in their order: delete it and run again"
+        )
     names = [name for name in table.columns if name.split("_")[0] in METRIC_FAMILIES]
     metrics = table[names].astype(np.float64)
     finite = np.isfinite(metrics.to_numpy()).all(axis=0)
@@ -258,7 +300,9 @@ def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.Data
     return metrics
 
 
-def frame(examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reasons: Mapping[str, str]) -> pd.DataFrame:
+def frame(
+    examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reasons: Mapping[str, str]
+) -> pd.DataFrame:
     """Scores in the long form of the tables: one row per example and signal; `reasons`: why a signal was not run."""
     return pd.concat(list(_frames(examples, fold, scores, reasons)), ignore_index=True)
 
@@ -268,7 +312,8 @@ def _frames(
 ) -> Iterator[pd.DataFrame]:
     for signal, score in scores.items():
         part: dict[str, Any] = {
-            column: examples[column].to_numpy() for column in ("dataset", "mode", "id", "group", "label")
+            column: examples[column].to_numpy()
+            for column in ("dataset", "mode", "id", "group", "label")
         }
         missing = np.isnan(score).any()
         yield pd.DataFrame(

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.activations import example_tokens
-from ghosttrack.codes import codes_of
 from ghosttrack.detection.scoring import Part, Scorer
-from ghosttrack.evaluation import statistics
-from ghosttrack.progress import Progress
-from ghosttrack.report import tables
+from ghosttrack.runtime.progress import Progress
+from ghosttrack.statistics import codes_of
 
 # Texts in all, whole sets in equal parts; about 10 tokens each.
 TEXTS = 70
@@ -39,12 +39,17 @@ def choose(datasets: Mapping[str, pd.DataFrame], count: int = TEXTS) -> pd.DataF
     parts = []
     for name, examples in datasets.items():
         own = examples[examples["mode"] == "given"].assign(dataset=name)
-        order = sorted(range(len(own)), key=lambda row: hashlib.sha256(str(own["id"].iloc[row]).encode()).digest())
+        order = sorted(
+            range(len(own)),
+            key=lambda row: hashlib.sha256(str(own["id"].iloc[row]).encode()).digest(),
+        )
         parts.append(own.iloc[sorted(order[: -(-count // len(datasets))])])
     return pd.concat(parts, ignore_index=True)
 
 
-def measure(scorer: Scorer, texts: pd.DataFrame, seed: int, draws: int, confidence: float) -> pd.DataFrame:
+def measure(
+    scorer: Scorer, texts: pd.DataFrame, seed: int, draws: int, confidence: float
+) -> pd.DataFrame:
     """A row for each removal, see tables.EXPLANATIONS.
 
     `change`: mean absolute change of the log-odds; `beyond_random`: by how much more than a removal of as many random
@@ -52,23 +57,35 @@ def measure(scorer: Scorer, texts: pd.DataFrame, seed: int, draws: int, confiden
     whose score moved to the side that the removed features' parts announce.
     """
     encoded = example_tokens.encode(
-        texts, scorer.tokenizer, scorer.limit, "texts of the explanation test", positions=scorer.about["positions"]
+        texts,
+        scorer.tokenizer,
+        scorer.limit,
+        "texts of the explanation test",
+        positions=scorer.about["positions"],
     )
     found = scorer.read(encoded, _ALL)
-    groups = codes_of(f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)).code
+    groups = codes_of(
+        f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)
+    ).code
     rows = []
     progress = Progress("removing reasons", 3 * len(COUNTS), "rounds")
     for count in COUNTS:
         changes = {}
         for kind in (RANDOM, TOP, STRONGEST):
-            chosen = [_chosen(parts, kind, count, [seed, count, text]) for text, parts in enumerate(found.parts)]
+            chosen = [
+                _chosen(parts, kind, count, [seed, count, text])
+                for text, parts in enumerate(found.parts)
+            ]
             pairs: Pairs = [[(part.place, part.feature) for part in parts] for parts in chosen]
             after = scorer.read(encoded, 0, pairs).log_odds
             announced = np.array([sum(part.log_odds for part in parts) for parts in chosen])
             changes[kind] = Changes(found.log_odds, after, announced)
             progress.advance(1)
-        rows += [_row(kind, count, changes, groups, seed, draws, confidence) for kind in (TOP, STRONGEST, RANDOM)]
-    return pd.DataFrame(rows, columns=list(tables.EXPLANATIONS))
+        rows += [
+            _row(kind, count, changes, groups, seed, draws, confidence)
+            for kind in (TOP, STRONGEST, RANDOM)
+        ]
+    return pd.DataFrame(rows, columns=list(registry.EXPLANATIONS))
 
 
 def _chosen(parts: Sequence[Part], kind: str, count: int, seed: list[int]) -> list[Part]:
@@ -81,18 +98,33 @@ def _chosen(parts: Sequence[Part], kind: str, count: int, seed: list[int]) -> li
 
 
 def _row(
-    kind: str, count: int, changes: Mapping[str, Changes], groups: NDArray[np.int64], seed: int, draws: int, confidence: float
-) -> dict[str, object]:  # fmt: skip
+    kind: str,
+    count: int,
+    changes: Mapping[str, Changes],
+    groups: NDArray[np.int64],
+    seed: int,
+    draws: int,
+    confidence: float,
+) -> dict[str, object]:
     own, random = (np.abs(changes[name].after - changes[name].before) for name in (kind, RANDOM))
     moved = np.sign(changes[kind].before - changes[kind].after) == np.sign(changes[kind].parts)
     names, code = np.unique(groups, return_inverse=True)
     drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-    weight = np.stack([np.bincount(each, minlength=len(names))[code] for each in drawn])  # (draws, texts)
+    weight = np.stack(
+        [np.bincount(each, minlength=len(names))[code] for each in drawn]
+    )  # (draws, texts)
     means = (weight @ np.stack([own, own - random], axis=1)) / weight.sum(axis=1, keepdims=True)
     change, beyond = (statistics.interval(column, confidence) for column in means.T)
     return {
-        "removed": kind, "features": count, "n": len(own), "groups": len(names),
-        "change": own.mean(), "change_low": change.low, "change_high": change.high,
-        "beyond_random": (own - random).mean(), "beyond_random_low": beyond.low, "beyond_random_high": beyond.high,
+        "removed": kind,
+        "features": count,
+        "n": len(own),
+        "groups": len(names),
+        "change": own.mean(),
+        "change_low": change.low,
+        "change_high": change.high,
+        "beyond_random": (own - random).mean(),
+        "beyond_random_low": beyond.low,
+        "beyond_random_high": beyond.high,
         "agreement": moved.mean(),
-    }  # fmt: skip
+    }

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ghosttrack.detection import probes
 from ghosttrack.detection.probes import Floats, Ints
-from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.statistics import auroc
 
 # As probes.RIDGE, in units of the mean squared norm of a row; on pooled sets the ends were never chosen.
 STRENGTHS = (0.3, 1.0, 3.0)
@@ -36,7 +36,9 @@ class CrossFit(NamedTuple):
     strength: float
 
 
-def cross_fit(x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] = STRENGTHS) -> CrossFit:
+def cross_fit(
+    x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] = STRENGTHS
+) -> CrossFit:
     """Ridge regression on +-1 labels, once without each fold and once on all rows; the strength with the best left-out AUROC.
 
     The sums of squares are taken once; a fold's part is subtracted from them. Columns are scaled over all rows, which
@@ -52,7 +54,9 @@ def cross_fit(x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] =
     total = Sums.of(z, target)
     unit = float(np.trace(total.squares)) / len(z)
     count = int(fold.max()) + 1
-    rest = [total.without(Sums.of(z[fold == number], target[fold == number])) for number in range(count)]
+    rest = [
+        total.without(Sums.of(z[fold == number], target[fold == number])) for number in range(count)
+    ]
     best: tuple[float, float, Floats, list[Linear]] | None = None
     for strength in strengths:
         fits = [sums.solve(strength * unit) for sums in rest]
@@ -73,7 +77,9 @@ def cross_fit(x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] =
         return Linear(weight, to_odds.slope * (fit.intercept - shift) + to_odds.intercept)
 
     final = total.solve(strength * unit)
-    return CrossFit(to_odds.apply(left_out), [unscaled(fit) for fit in fits], unscaled(final), strength)
+    return CrossFit(
+        to_odds.apply(left_out), [unscaled(fit) for fit in fits], unscaled(final), strength
+    )
 
 
 class Sums(NamedTuple):
@@ -114,6 +120,7 @@ class Sums(NamedTuple):
         matrix = self.squares - self.rows * np.outer(mean, mean)
         matrix[np.diag_indices_from(matrix)] += penalty
         weight = cho_solve(
-            cho_factor(matrix, overwrite_a=True, check_finite=False), self.products - self.rows * centre * mean
+            cho_factor(matrix, overwrite_a=True, check_finite=False),
+            self.products - self.rows * centre * mean,
         )
         return Linear(weight, centre - float(mean @ weight))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack.evaluation.statistics import auroc
+from ghosttrack.statistics import auroc
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -61,7 +61,9 @@ def standardise(x: NDArray[Any]) -> Standard:
     return Standard(x.mean(axis=0, dtype=np.float64), np.maximum(scale, floor))
 
 
-def ridge(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: Sequence[float] = RIDGE) -> Fitted:
+def ridge(
+    x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: Sequence[float] = RIDGE
+) -> Fitted:
     """Ridge regression on +-1 labels with an exact leave-one-fold-out score for each training row.
 
     One eigendecomposition serves every strength and every inner fold: with smoother matrix H, the residual of fold B
@@ -79,7 +81,12 @@ def ridge(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: 
 
 
 def joint_ridge(
-    blocks: Sequence[NDArray[Any]], y: Ints, inner: Ints, train: Ints, test: Ints, strengths: Sequence[float] = RIDGE
+    blocks: Sequence[NDArray[Any]],
+    y: Ints,
+    inner: Ints,
+    train: Ints,
+    test: Ints,
+    strengths: Sequence[float] = RIDGE,
 ) -> Fitted:
     """`ridge` on the columns of several blocks together, without ever holding them side by side.
 
@@ -102,8 +109,14 @@ def joint_ridge(
 
 
 def bilinear_ridge(
-    left: Sequence[NDArray[Any]], right: NDArray[Any], relation: Ints, y: Ints, inner: Ints, train: Ints, test: Ints
-) -> Fitted:  # fmt: skip
+    left: Sequence[NDArray[Any]],
+    right: NDArray[Any],
+    relation: Ints,
+    y: Ints,
+    inner: Ints,
+    train: Ints,
+    test: Ints,
+) -> Fitted:
     """Ridge regression on the products of every channel of `left` with every channel of `right`, of each relation by itself.
 
     A bilinear form left' W right says which answer goes with which prompt, where a probe on either, or on both side by side,
@@ -120,7 +133,9 @@ def bilinear_ridge(
             z = standardise(block[train]).apply(block[rows]).astype(np.float32)
             products += z @ z[marks].T
         answers = right[rows].astype(np.float32) - right[train].mean(axis=0, dtype=np.float32)
-        answers /= np.maximum(np.linalg.norm(answers, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        answers /= np.maximum(
+            np.linalg.norm(answers, axis=1, keepdims=True), np.finfo(np.float32).tiny
+        )
         own = relation[rows]
         return np.asarray(products * (answers @ answers[marks].T) * (own[:, None] == own[marks]))
 
@@ -128,7 +143,12 @@ def bilinear_ridge(
 
 
 def kernel_ridge(
-    kernel: Kernel, y: Ints, inner: Ints, train: Ints, test: Ints, strengths: Sequence[float] = RIDGE
+    kernel: Kernel,
+    y: Ints,
+    inner: Ints,
+    train: Ints,
+    test: Ints,
+    strengths: Sequence[float] = RIDGE,
 ) -> Fitted:
     """`ridge` on the features behind a kernel.
 
@@ -143,11 +163,15 @@ def kernel_ridge(
     products += centre.mean() - centre - products.mean(axis=1, keepdims=True)
     eigenvalues, q = np.linalg.eigh(products[:n])
     kept = eigenvalues > max(eigenvalues[-1], 0) * _RANK
-    chosen = _choose(eigenvalues[kept], q[:, kept], float(np.trace(products[:n])) / n, y, inner, strengths)
+    chosen = _choose(
+        eigenvalues[kept], q[:, kept], float(np.trace(products[:n])) / n, y, inner, strengths
+    )
     return _to_odds(chosen, y, products[n:] @ chosen.dual, None)
 
 
-def _landmark_ridge(kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths: Sequence[float]) -> Fitted:
+def _landmark_ridge(
+    kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths: Sequence[float]
+) -> Fitted:
     """`kernel_ridge` in the span of some training rows, whose products with all rows are all that is needed; `rows` begins
     with the training rows, which `y` belongs to.
     """
@@ -158,9 +182,14 @@ def _landmark_ridge(kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths:
     kept = eigenvalues > max(eigenvalues[-1], 0) * _RANK
     if not kept.any():  # rows that do not differ
         return _to_odds(
-            _choose(np.zeros(0), np.zeros((n, 0)), 1.0, y, inner, strengths), y, np.zeros(len(rows) - n), None
+            _choose(np.zeros(0), np.zeros((n, 0)), 1.0, y, inner, strengths),
+            y,
+            np.zeros(len(rows) - n),
+            None,
         )
-    x = products @ (q[:, kept] / np.sqrt(eigenvalues[kept]))  # (rows, rank): coordinates of each row in the span
+    x = products @ (
+        q[:, kept] / np.sqrt(eigenvalues[kept])
+    )  # (rows, rank): coordinates of each row in the span
     mean = x[:n].mean(axis=0)  # the intercept is free
     squares, v = np.linalg.eigh((x[:n] - mean).T @ (x[:n] - mean))
     held = squares > squares[-1] * _RANK
@@ -182,7 +211,9 @@ class _Chosen(NamedTuple):
     score: float
 
 
-def _choose(eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, strengths: Sequence[float]) -> _Chosen:
+def _choose(
+    eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, strengths: Sequence[float]
+) -> _Chosen:
     """The strength with the best AUROC over inner folds, from the eigenvectors of ZZ': (rank,), (train, rank)."""
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
     centre = float(target.mean())
@@ -195,7 +226,9 @@ def _choose(eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, s
         score = auroc(y, left_out)
         if best is None or score > best.score:
             # weights = Z' (ZZ' + a)^-1 (target - centre)
-            best = _Chosen(left_out, q @ (seen / (eigenvalues + strength * unit)), centre, strength, score)
+            best = _Chosen(
+                left_out, q @ (seen / (eigenvalues + strength * unit)), centre, strength, score
+            )
     assert best is not None, "at least one strength"
     return best
 
@@ -203,7 +236,11 @@ def _choose(eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, s
 def _to_odds(chosen: _Chosen, y: Ints, outer: Floats, weights: Floats | None) -> Fitted:
     odds = platt(chosen.left_out, y)
     return Fitted(
-        odds.apply(chosen.left_out), odds.apply(outer + chosen.centre), chosen.strength, chosen.score, weights
+        odds.apply(chosen.left_out),
+        odds.apply(outer + chosen.centre),
+        chosen.strength,
+        chosen.score,
+        weights,
     )
 
 
@@ -212,7 +249,9 @@ def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any
 
     def direction(rows: NDArray[np.bool_]) -> Floats:
         part = x[rows].astype(np.float64)
-        return np.asarray(part[y[rows] == 1].mean(axis=0) - part[y[rows] == 0].mean(axis=0), dtype=np.float64)
+        return np.asarray(
+            part[y[rows] == 1].mean(axis=0) - part[y[rows] == 0].mean(axis=0), dtype=np.float64
+        )
 
     left_out = np.empty(len(y))
     for fold in np.unique(inner):
@@ -220,7 +259,9 @@ def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any
         left_out[held] = x[held] @ direction(~held)
     weights = direction(np.ones(len(y), dtype=bool))
     odds = platt(left_out, y)
-    return Fitted(odds.apply(left_out), odds.apply(test @ weights), float("nan"), auroc(y, left_out), weights)
+    return Fitted(
+        odds.apply(left_out), odds.apply(test @ weights), float("nan"), auroc(y, left_out), weights
+    )
 
 
 def _decompose(z: Floats) -> tuple[Floats, Floats]:
@@ -236,7 +277,9 @@ def _decompose(z: Floats) -> tuple[Floats, Floats]:
     return eigenvalues[kept], z @ v[:, kept] / np.sqrt(eigenvalues[kept])
 
 
-def _leave_folds_out(q: Floats, shrink: Floats, target: Floats, fitted: Floats, inner: Ints) -> Floats:
+def _leave_folds_out(
+    q: Floats, shrink: Floats, target: Floats, fitted: Floats, inner: Ints
+) -> Floats:
     """Prediction for each row without its fold, (train,)."""
     result = np.empty(len(fitted))
     for fold in np.unique(inner):
@@ -305,7 +348,9 @@ def logistic(
     return Fitted(left_out, outer, strength, score, None if sparse else weights)
 
 
-def _logistic_once(x: Any, y: Ints, test: Any, strength: float, sparse: bool) -> tuple[Floats, Floats]:
+def _logistic_once(
+    x: Any, y: Ints, test: Any, strength: float, sparse: bool
+) -> tuple[Floats, Floats]:
     from sklearn.linear_model import LogisticRegression
 
     if not sparse:
@@ -313,11 +358,16 @@ def _logistic_once(x: Any, y: Ints, test: Any, strength: float, sparse: bool) ->
         x, test = standard.apply(x), standard.apply(test)
     # For few dense columns Newton's method; for wide sparse rows liblinear. Of many of them its descent on the dual, whose cost grows
     # with the entries alone: its AUROCs are the same to about the third digit, but a choice between equal strengths may turn out otherwise.
-    found: dict[str, Any] = {"solver": "liblinear" if sparse else "newton-cholesky", "max_iter": 200}
+    found: dict[str, Any] = {
+        "solver": "liblinear" if sparse else "newton-cholesky",
+        "max_iter": 200,
+    }
     if sparse and len(y) > EXACT:
         found |= {"dual": True, "tol": 1e-2, "max_iter": 1000}
     model = LogisticRegression(C=strength, random_state=0, **found).fit(x, y)
-    return np.asarray(model.decision_function(test), dtype=np.float64), np.asarray(model.coef_[0], dtype=np.float64)
+    return np.asarray(model.decision_function(test), dtype=np.float64), np.asarray(
+        model.coef_[0], dtype=np.float64
+    )
 
 
 def calibrated(fit: Fitted, y: Ints) -> Fitted:
@@ -328,7 +378,10 @@ def calibrated(fit: Fitted, y: Ints) -> Fitted:
 
 def mean_of(fits: Sequence[Fitted], y: Ints) -> Fitted:
     """Average the log-odds of several fits on the same rows, and set them to scale again."""
-    inner, outer = np.mean([fit.inner for fit in fits], axis=0), np.mean([fit.outer for fit in fits], axis=0)
+    inner, outer = (
+        np.mean([fit.inner for fit in fits], axis=0),
+        np.mean([fit.outer for fit in fits], axis=0),
+    )
     to_odds = platt(inner, y)
     return Fitted(to_odds.apply(inner), to_odds.apply(outer), float("nan"), auroc(y, inner), None)
 

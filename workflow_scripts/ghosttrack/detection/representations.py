@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ghosttrack.codes import codes_of
 from ghosttrack.errors import UserError
+from ghosttrack.statistics import codes_of
 
 if TYPE_CHECKING:
-    from ghosttrack.activations.rivals import States
+    from ghosttrack.activations.candidates import States
     from ghosttrack.sae import Sae
 
 Singles = NDArray[np.float32]
@@ -41,7 +41,9 @@ def spans(outputs: pd.DataFrame, rows: int, name: str) -> Spans:
     Raises:
         UserError: naming the data set and the example without tokens, or the numbers that do not fit.
     """
-    start, count = (outputs[column].to_numpy(dtype=np.int64) for column in ("row_start", "row_count"))
+    start, count = (
+        outputs[column].to_numpy(dtype=np.int64) for column in ("row_start", "row_count")
+    )
     if (count < 1).any():
         raise UserError(
             f"{name}: example {outputs['id'].iloc[int(np.argmax(count < 1))]} has no answer token; expected one at least"
@@ -69,7 +71,9 @@ def span_mean(values: NDArray[Any], where: Spans, kept: NDArray[np.bool_] | None
 
 def span_max(values: NDArray[Any], where: Spans) -> Singles:
     """Maximum over each example's rows, values (rows, columns) -> (examples, columns) float32."""
-    return np.asarray(np.maximum.reduceat(values.astype(np.float32), where.start, axis=0), dtype=np.float32)
+    return np.asarray(
+        np.maximum.reduceat(values.astype(np.float32), where.start, axis=0), dtype=np.float32
+    )
 
 
 class LayerBlocks(NamedTuple):
@@ -95,7 +99,11 @@ class LayerBlocks(NamedTuple):
 
 
 def layer_blocks(
-    values: NDArray[Any], massive: NDArray[np.bool_], where: Spans, sae: "Sae", background: NDArray[Any]
+    values: NDArray[Any],
+    massive: NDArray[np.bool_],
+    where: Spans,
+    sae: "Sae",
+    background: NDArray[Any],
 ) -> LayerBlocks:
     """Encode the answer tokens of one layer and pool them per example.
 
@@ -120,7 +128,9 @@ def layer_blocks(
         kept = ~massive[rows]
         active = code.numpy() * kept[:, None]  # a sink fires everything: it would be the maximum
         taken = np.where(unknown[:, None], 0, expected_code.numpy())
-        pooled = np.concatenate([span_mean(active, here, kept) - taken, span_max(active, here)], axis=1)
+        pooled = np.concatenate(
+            [span_mean(active, here, kept) - taken, span_max(active, here)], axis=1
+        )
         raw = span_mean(part, here, kept)
         own = span_mean(residual, here, kept) - np.where(unknown[:, None], 0, missed)
         parts.append(LayerBlocks(raw, raw - expected, pooled, own))
@@ -132,7 +142,10 @@ def _batches(where: Spans) -> Iterator[tuple[slice, slice]]:
     first = 0
     while first < len(where.start):
         last = max(first + 1, int(np.searchsorted(where.start, where.start[first] + _ROWS)))
-        yield slice(first, last), slice(int(where.start[first]), int(where.start[last - 1] + where.sizes[last - 1]))
+        yield (
+            slice(first, last),
+            slice(int(where.start[first]), int(where.start[last - 1] + where.sizes[last - 1])),
+        )
         first = last
 
 
@@ -147,8 +160,12 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     surprise over the entropy it was drawn from; ranks are logarithmic. Columns that some example lacks (PMI, where an
     answer meets no other prompt) are left out for all; an answer without rivals stands at 0 among them.
     """
-    table = outputs.drop(columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore")
-    table = _without_gaps(table.drop(columns=[name for name in table if str(name).startswith(LENS)]))
+    table = outputs.drop(
+        columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore"
+    )
+    table = _without_gaps(
+        table.drop(columns=[name for name in table if str(name).startswith(LENS)])
+    )
     table["rank_first"] = np.log1p(table["rank_first"])
     table["surprise_first"] = -table["logprob_first"] - table["entropy_first"]
     table["surprise_mean"] = -table["logprob_mean"] - table["entropy_mean"]
@@ -164,7 +181,9 @@ def lens_features(outputs: pd.DataFrame) -> pd.DataFrame:
 
 def _without_gaps(table: pd.DataFrame) -> pd.DataFrame:
     table = table.astype(np.float64)
-    rivals = [name for name in table if str(name).startswith((RIVALS, LENS)) and table[name].notna().any()]
+    rivals = [
+        name for name in table if str(name).startswith((RIVALS, LENS)) and table[name].notna().any()
+    ]
     table[rivals] = table[rivals].fillna(0.0)
     return table.dropna(axis=1)
 
@@ -209,6 +228,10 @@ def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFram
         copy = np.zeros_like(values)
         copy[own] = (values[own] - values[own].mean(axis=0)) / np.where(spread > 0, spread, 1)
         parts.append(
-            pd.DataFrame(copy, columns=[f"{column}.{names[number]}" for column in features], index=features.index)
+            pd.DataFrame(
+                copy,
+                columns=[f"{column}.{names[number]}" for column in features],
+                index=features.index,
+            )
         )
     return pd.concat(parts, axis=1)

@@ -50,10 +50,17 @@ class Trained(NamedTuple):
 
 
 def train_dataset(
-    dataset: str, examples: pd.DataFrame, outputs: pd.DataFrame, audited: pd.DataFrame, paths: Files,
-    layers: Sequence[int], variants: Sequence[str], detection: DetectionSettings, seed: int,
+    dataset: str,
+    examples: pd.DataFrame,
+    outputs: pd.DataFrame,
+    audited: pd.DataFrame,
+    paths: Files,
+    layers: Sequence[int],
+    variants: Sequence[str],
+    detection: DetectionSettings,
+    seed: int,
     samples: Samples | None = None,
-) -> Trained:  # fmt: skip
+) -> Trained:
     """Train in the folds that the audit made; a data set without folds gets NaN scores and the reason.
 
     Args:
@@ -83,7 +90,10 @@ def train_dataset(
     choices: list[Choice] = []
     weights: list[Weight] = []
     if reason:
-        scores |= {name: np.full(len(rows), np.nan) for name in detectors.signal_names(variants, detection.detectors)}
+        scores |= {
+            name: np.full(len(rows), np.nan)
+            for name in detectors.signal_names(variants, detection.detectors)
+        }
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
         splits.check_folds(fold, units, list(kept["text"]), list(kept["id"]), dataset)
@@ -91,7 +101,9 @@ def train_dataset(
         trained = detectors.train(inputs, labels, rounds, detection, seed, dataset)
         scores |= trained.scores
         choices, weights = trained.choices, trained.weights
-    own = detectors.frame(kept, fold, scores, {name: reasons.get(name) or reason for name in scores})
+    own = detectors.frame(
+        kept, fold, scores, {name: reasons.get(name) or reason for name in scores}
+    )
     return Trained(
         pd.concat([own, audited], ignore_index=True),
         pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
@@ -100,13 +112,19 @@ def train_dataset(
 
 
 def read_inputs(
-    dataset: str, examples: pd.DataFrame, outputs: pd.DataFrame, rows: np.ndarray, paths: Files,
-    layers: Sequence[int], variants: Sequence[str],
-) -> Inputs:  # fmt: skip
+    dataset: str,
+    examples: pd.DataFrame,
+    outputs: pd.DataFrame,
+    rows: np.ndarray,
+    paths: Files,
+    layers: Sequence[int],
+    variants: Sequence[str],
+) -> Inputs:
     """Pool the activations of every layer and read the metrics, for the examples `rows`, in that order."""
-    from ghosttrack import frames, sae
-    from ghosttrack.activations import rivals
+    from ghosttrack import sae
+    from ghosttrack.activations import candidates
     from ghosttrack.activations.reader import ActivationStore, require_same_rows
+    from ghosttrack.runtime import tables
 
     stores = [
         ActivationStore.open([store], [manifest], {"layer": layer})
@@ -118,15 +136,19 @@ def read_inputs(
     for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
         where = spans(outputs, opened.rows, dataset)
         model = sae.load(weights.parent)
-        pooled = layer_blocks(opened.read(), opened.massive, where, model, backgrounds[f"layer_{layer:02d}"])
+        pooled = layer_blocks(
+            opened.read(), opened.massive, where, model, backgrounds[f"layer_{layer:02d}"]
+        )
         blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
     metrics = {}
     for variant, path in zip(variants, paths.signals, strict=True):
-        table = detectors.read_metrics(frames.read_parquet(path), list(examples["id"]), str(path))
+        table = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
     measured, texts = (table.iloc[rows].reset_index(drop=True) for table in (outputs, examples))
     features = by_relation(output_features(measured), texts["relation"].tolist())
-    pairs = pairs_of(rivals.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows)
+    pairs = pairs_of(
+        candidates.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows
+    )
     return Inputs(features, lens_features(measured), blocks, pairs, texts, metrics)
 
 
@@ -138,7 +160,9 @@ def read_background(path: Path, layers: Sequence[int], examples: int) -> dict[st
     """
     with np.load(path) as found:
         names = [f"layer_{layer:02d}" for layer in layers]
-        if not set(names) <= set(found.files) or any(len(found[name]) != examples for name in names):
+        if not set(names) <= set(found.files) or any(
+            len(found[name]) != examples for name in names
+        ):
             raise UserError(
                 f"{path} holds {', '.join(found.files)} of other examples; expected {', '.join(names)} of {examples}: "
                 "delete the data set's folder in examples/ and run again"

@@ -13,16 +13,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack import files, records
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files, records
 
 SCHEMA = 3
 WEIGHTS_NAME, ABOUT_NAME = "detector.safetensors", "detector.json"
 # Output features that a text has without its data set; `representations.output_features` may give more.
 OUTPUTS = (
-    "logprob_sum", "logprob_mean", "logprob_min", "logprob_first", "entropy_mean", "entropy_first", "margin_mean",
-    "margin_first", "rank_first", "text_logprob_mean", "surprise_first", "surprise_mean", "doubt_mean",
-)  # fmt: skip
+    "logprob_sum",
+    "logprob_mean",
+    "logprob_min",
+    "logprob_first",
+    "entropy_mean",
+    "entropy_first",
+    "margin_mean",
+    "margin_first",
+    "rank_first",
+    "text_logprob_mean",
+    "surprise_first",
+    "surprise_mean",
+    "doubt_mean",
+)
 
 
 class Weights(NamedTuple):
@@ -54,12 +65,16 @@ class Saved(NamedTuple):
         return [int(layer) for layer in self.about["layers"]]
 
 
-def save(weights: Weights | None, about: Mapping[str, Any], weights_path: Path, about_path: Path) -> None:
+def save(
+    weights: Weights | None, about: Mapping[str, Any], weights_path: Path, about_path: Path
+) -> None:
     """Write the two files, atomically; without weights, `about` says in `reason` why there is no detector."""
     from safetensors.numpy import save as to_bytes
 
     content = (
-        {} if weights is None else {name: np.ascontiguousarray(value) for name, value in weights._asdict().items()}
+        {}
+        if weights is None
+        else {name: np.ascontiguousarray(value) for name, value in weights._asdict().items()}
     )
     stored = to_bytes(content)
     with files.atomic_write(weights_path, "wb") as stream:
@@ -91,7 +106,9 @@ def load(folder: Path) -> Saved:
     if about.get("reason"):
         raise UserError(f"{folder.parent} has no detector: {about['reason']}")
     if sealed != files.sha256_json(about):
-        raise UserError(f"{about_path} is not what save_detector wrote (damaged or edited): delete it and run again")
+        raise UserError(
+            f"{about_path} is not what save_detector wrote (damaged or edited): delete it and run again"
+        )
     try:
         stored = weights_path.read_bytes()
         if hashlib.sha256(stored).hexdigest() != about["detector_sha256"]:
@@ -112,11 +129,16 @@ def require_same(saved: Saved, run: Path) -> None:
     """
     expected = {Path("model") / name: digest for name, digest in saved.about["model"].items()}
     for layer, digests in saved.about["saes"].items():
-        expected |= {Path("saes") / f"layer_{int(layer):02d}" / name: digest for name, digest in digests.items()}
+        expected |= {
+            Path("saes") / f"layer_{int(layer):02d}" / name: digest
+            for name, digest in digests.items()
+        }
     for name, digest in expected.items():
         found = records.digest_of(run / name)
         if found != digest:
-            state = "is missing" if found is None else "is not the one that the detector was made with"
+            state = (
+                "is missing" if found is None else "is not the one that the detector was made with"
+            )
             raise UserError(
                 f"{run / name} {state}. Run the workflow again: it makes the file anew where it is damaged, and the "
                 "detector where the settings have changed"
@@ -131,5 +153,7 @@ def features_named(names: Sequence[str]) -> list[int]:
     """
     missing = [name for name in OUTPUTS if name not in names]
     if missing:
-        raise UserError(f"the output features lack {', '.join(missing)}, which the saved detector reads")
+        raise UserError(
+            f"the output features lack {', '.join(missing)}, which the saved detector reads"
+        )
     return [list(names).index(name) for name in OUTPUTS]

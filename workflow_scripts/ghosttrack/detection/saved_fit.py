@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.detection import pooled, probes, representations, saved, splits
 from ghosttrack.detection.audit import NOT_RUN
 from ghosttrack.detection.pooled import Linear
 from ghosttrack.detection.probes import Floats, Ints
-from ghosttrack.evaluation import statistics
-from ghosttrack.progress import Progress
-from ghosttrack.report import tables
+from ghosttrack.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from ghosttrack.activations.reader import ActivationStore
@@ -43,7 +43,9 @@ class Source(NamedTuple):
         from ghosttrack.activations.reader import ActivationStore
 
         stem = f"layer_{layer:02d}"
-        return ActivationStore.open([self.folder / f"{stem}.zarr"], [self.folder / f"{stem}.json"], {"layer": layer})
+        return ActivationStore.open(
+            [self.folder / f"{stem}.zarr"], [self.folder / f"{stem}.json"], {"layer": layer}
+        )
 
 
 class Fitted(NamedTuple):
@@ -71,15 +73,30 @@ def strict_sets(audits: pd.DataFrame) -> list[str]:
     """Names of the sets to fit on, from all leak audits: given texts that their words do not give away, without positive
     controls; without such, given texts that leak; without those, generated answers.
     """
-    found = audits[(audits["check"] == tables.TEXT_ONLY) & (audits["verdict"] != NOT_RUN) & ~audits["control"]]
+    found = audits[
+        (audits["check"] == registry.TEXT_ONLY)
+        & (audits["verdict"] != NOT_RUN)
+        & ~audits["control"]
+    ]
     given = found["mode"] == "given"
     strict = given & (found["low"] <= 0.5) & (found["high"] >= 0.5)
-    return next((list(part["dataset"]) for part in (found[strict], found[given], found[~given]) if len(part)), [])
+    return next(
+        (
+            list(part["dataset"])
+            for part in (found[strict], found[given], found[~given])
+            if len(part)
+        ),
+        [],
+    )
 
 
 def fit(
-    sources: Mapping[str, Source], chosen: Sequence[str], saes: Mapping[int, "Sae"], folds: int, seed: int
-) -> Fitted:  # fmt: skip
+    sources: Mapping[str, Source],
+    chosen: Sequence[str],
+    saes: Mapping[int, "Sae"],
+    folds: int,
+    seed: int,
+) -> Fitted:
     """Fit probes, stack and calibration, and score every answer token of every set.
 
     Groups that share a text, or a subject and relation, across sets are one unit, and units are never parted. The last fold
@@ -90,14 +107,21 @@ def fit(
         fit). effects: fold, layer, feature, weight (see saved.Weights.effect).
     """
     parts = [sources[name].examples.assign(dataset=name) for name in chosen]
-    texts = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"label": [], "dataset": []})
+    texts = (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"label": [], "dataset": []})
+    )
     labels = texts["label"].to_numpy(dtype=np.int64)
     units = units_of(texts) if parts else np.array([], dtype=object)
     folds = max(folds, LEAST_FOLDS)
     reason = splits.refusal(labels, units, folds) if parts else "no data set was evaluated"
     if reason:
-        tokens, effects = ["dataset", "row", "fold", "probe"], ["fold", "layer", "feature", "weight"]
-        return Fitted(None, {"reason": reason}, pd.DataFrame(columns=tokens), pd.DataFrame(columns=effects))
+        tokens, effects = (
+            ["dataset", "row", "fold", "probe"],
+            ["fold", "layer", "feature", "weight"],
+        )
+        return Fitted(
+            None, {"reason": reason}, pd.DataFrame(columns=tokens), pd.DataFrame(columns=effects)
+        )
     fold = splits.assign_folds(labels, units, folds, seed)
     found, massive = _fit_probes([sources[name] for name in chosen], saes, labels, fold)
     outputs = np.concatenate([_outputs(sources[name]) for name in chosen])  # (texts, OUTPUTS)
@@ -105,7 +129,9 @@ def fit(
     quality = _quality(texts, labels, fold, _left_out(columns, labels, fold))
     stack = _calibrated(columns, labels, fold, folds - 1)
     made = [_weights(found, stack, number, saes, massive) for number in range(folds + 1)]
-    where = dict(zip(chosen, np.split(fold, np.cumsum([len(part) for part in parts])[:-1]), strict=True))
+    where = dict(
+        zip(chosen, np.split(fold, np.cumsum([len(part) for part in parts])[:-1]), strict=True)
+    )
     return Fitted(
         made[-1],
         {"texts": len(labels), "groups": len(set(units)), "datasets": list(chosen), **quality},
@@ -116,10 +142,15 @@ def fit(
 
 def units_of(texts: pd.DataFrame) -> NDArray[np.object_]:
     """Groups of several data sets, joined where they share a text, or a subject and relation, (texts,)."""
-    groups = [f"{dataset}: {group}" for dataset, group in zip(texts["dataset"], texts["group"], strict=True)]
+    groups = [
+        f"{dataset}: {group}"
+        for dataset, group in zip(texts["dataset"], texts["group"], strict=True)
+    ]
     about = [
         f"{relation}: {subject}" if subject else group
-        for relation, subject, group in zip(texts["relation"], texts["subject"], groups, strict=True)
+        for relation, subject, group in zip(
+            texts["relation"], texts["subject"], groups, strict=True
+        )
     ]
     return splits.split_units(list(splits.split_units(groups, list(texts["text"]))), about)
 
@@ -132,7 +163,7 @@ def _outputs(source: Source) -> Floats:
 
 def _fit_probes(
     sources: Sequence[Source], saes: Mapping[int, "Sae"], labels: Ints, fold: Ints
-) -> tuple[_Probes, Floats]:  # fmt: skip
+) -> tuple[_Probes, Floats]:
     fits: dict[str, list[pooled.CrossFit]] = {kind: [] for kind in KINDS}
     massive = []
     progress = Progress("probes of the saved detector", len(saes), "layers")
@@ -178,7 +209,9 @@ def _stack(columns: Floats, labels: Ints, inner: Ints) -> Linear:
     if len(np.unique(inner)) > 1:
         strength = probes.logistic(columns, labels, inner, columns[:1]).strength
     standard = probes.standardise(columns)
-    model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=200).fit(standard.apply(columns), labels)
+    model = LogisticRegression(C=strength, solver="newton-cholesky", max_iter=200).fit(
+        standard.apply(columns), labels
+    )
     weight = model.coef_[0] / standard.scale
     return Linear(weight, float(model.intercept_[0] - weight @ standard.mean))
 
@@ -212,30 +245,48 @@ def _quality(texts: pd.DataFrame, labels: Ints, fold: Ints, probability: Floats)
         "brier": decided.brier,
         "calibration_texts": int((fold == fold.max()).sum()),
         "auroc_by_dataset": {
-            str(name): statistics.auroc(labels[sets == name], probability[sets == name]) for name in dict.fromkeys(sets)
+            str(name): statistics.auroc(labels[sets == name], probability[sets == name])
+            for name in dict.fromkeys(sets)
         },
     }
 
 
-def _weights(found: _Probes, stack: Linear, number: int, saes: Mapping[int, "Sae"], massive: Floats) -> saved.Weights:
+def _weights(
+    found: _Probes, stack: Linear, number: int, saes: Mapping[int, "Sae"], massive: Floats
+) -> saved.Weights:
     """One fit of the probes under the stack, as a single linear function."""
-    outputs, share = stack.weight[: -len(KINDS)], dict(zip(KINDS, stack.weight[-len(KINDS) :], strict=True))
-    raw, code, residual = (share[kind] * found.weight[kind][number] for kind in KINDS)  # (layers, columns)
+    outputs, share = (
+        stack.weight[: -len(KINDS)],
+        dict(zip(KINDS, stack.weight[-len(KINDS) :], strict=True)),
+    )
+    raw, code, residual = (
+        share[kind] * found.weight[kind][number] for kind in KINDS
+    )  # (layers, columns)
     intercept = sum(share[kind] * found.intercept[kind][number] for kind in KINDS)
     # residual = x - (b_dec + z . W_dec)
     decoders = [sae.W_dec.numpy().astype(np.float64) for sae in saes.values()]
-    intercept -= sum(float(sae.b_dec.numpy() @ own) for sae, own in zip(saes.values(), residual, strict=True))
+    intercept -= sum(
+        float(sae.b_dec.numpy() @ own) for sae, own in zip(saes.values(), residual, strict=True)
+    )
     code = code - np.stack([decoder @ own for decoder, own in zip(decoders, residual, strict=True)])
     raw = raw + residual
     effect = code + np.stack([decoder @ own for decoder, own in zip(decoders, raw, strict=True)])
     return saved.Weights(
-        np.array([stack.intercept]), outputs, np.array([intercept]), raw.astype(np.float32), code.astype(np.float32),
-        effect.astype(np.float32), massive,
-    )  # fmt: skip
+        np.array([stack.intercept]),
+        outputs,
+        np.array([intercept]),
+        raw.astype(np.float32),
+        code.astype(np.float32),
+        effect.astype(np.float32),
+        massive,
+    )
 
 
 def _token_scores(
-    sources: Mapping[str, Source], folds: Mapping[str, Ints], saes: Mapping[int, "Sae"], made: Sequence[saved.Weights]
+    sources: Mapping[str, Source],
+    folds: Mapping[str, Ints],
+    saes: Mapping[int, "Sae"],
+    made: Sequence[saved.Weights],
 ) -> pd.DataFrame:
     """Probe score of every answer token of every set, each by the fit without its fold."""
     parts = []
@@ -247,14 +298,20 @@ def _token_scores(
             opened = source.open(layer)
             values, share = opened.read(), token_shares(opened.massive, count)
             raw, code = (
-                np.stack([getattr(weights, kind)[place] for weights in made], axis=1) for kind in ("raw", "code")
+                np.stack([getattr(weights, kind)[place] for weights in made], axis=1)
+                for kind in ("raw", "code")
             )
             for rows, x, z in encoded(values, sae):
                 scores = x @ raw + z @ code  # (rows, fits)
                 probe[rows] += share[rows] * scores[np.arange(len(x)), fold[rows]]
         parts.append(
             pd.DataFrame(
-                {"dataset": name, "row": np.arange(len(fold)), "fold": fold, "probe": probe.astype(np.float32)}
+                {
+                    "dataset": name,
+                    "row": np.arange(len(fold)),
+                    "fold": fold,
+                    "probe": probe.astype(np.float32),
+                }
             )
         )
     return pd.concat(parts, ignore_index=True)
@@ -268,10 +325,15 @@ def token_shares(massive: NDArray[np.bool_], count: Ints) -> Floats:
     start = np.cumsum(count) - count
     left = np.add.reduceat((~massive).astype(np.int64), start)
     kept = ~massive | np.repeat(left == 0, count)
-    return np.asarray(kept * np.repeat(count / np.add.reduceat(kept.astype(np.int64), start), count), dtype=np.float64)
+    return np.asarray(
+        kept * np.repeat(count / np.add.reduceat(kept.astype(np.int64), start), count),
+        dtype=np.float64,
+    )
 
 
-def encoded(values: NDArray[Any], sae: "Sae") -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
+def encoded(
+    values: NDArray[Any], sae: "Sae"
+) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
     """Rows, activations and SAE codes, some rows at a time."""
     import torch
 
@@ -285,7 +347,9 @@ def encoded(values: NDArray[Any], sae: "Sae") -> Iterator[tuple[slice, NDArray[n
 def _effects(made: Sequence[saved.Weights], layers: Sequence[int]) -> pd.DataFrame:
     numbers = [*range(len(made) - 1), UNSEEN]
     parts = [
-        pd.DataFrame({"fold": number, "layer": layer, "feature": np.arange(len(own)), "weight": own})
+        pd.DataFrame(
+            {"fold": number, "layer": layer, "feature": np.arange(len(own)), "weight": own}
+        )
         for number, weights in zip(numbers, made, strict=True)
         for layer, own in zip(layers, weights.effect, strict=True)
     ]

@@ -53,7 +53,9 @@ class Scorer:
 
     def __init__(self, run: Path) -> None:
         if not run.is_dir():
-            raise UserError(f"{run} is not there: give the folder of a finished run, such as results/smollm2-135m")
+            raise UserError(
+                f"{run} is not there: give the folder of a finished run, such as results/smollm2-135m"
+            )
         found = saved.load(run / "detection")
         saved.require_same(found, run)
         self.about, self._weights, self.layers = found.about, found.weights, found.layers
@@ -70,7 +72,10 @@ class Scorer:
         }
 
     def read(
-        self, encoded: Sequence[Encoded], count: int, removed: Sequence[Sequence[tuple[int, int]]] | None = None
+        self,
+        encoded: Sequence[Encoded],
+        count: int,
+        removed: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> Reading:
         """Score some texts, short ones together in a forward pass.
 
@@ -91,7 +96,9 @@ class Scorer:
             for pack in reader.packs(encoded, range(len(encoded)), BATCH):
                 texts = range(len(pack.numbers))
                 own, places = reading.read_rows(encoded, pack, texts, starts)
-                text = torch.from_numpy(np.repeat(texts, [len(encoded[number].read) for number in pack.numbers]))
+                text = torch.from_numpy(
+                    np.repeat(texts, [len(encoded[number].read) for number in pack.numbers])
+                )
                 if cut is not None and removed is not None:
                     cut.aim(text, places, [removed[number] for number in pack.numbers])
                 final = reader.final(pack)
@@ -106,13 +113,19 @@ class Scorer:
 
     def _log_odds(self, table: pd.DataFrame, probe: Floats) -> Floats:
         features = representations.output_features(table.assign(id=range(len(table))))
-        outputs = features.iloc[:, saved.features_named(list(features.columns))].to_numpy(dtype=np.float64)
-        means = np.add.reduceat(probe, table["row_start"].to_numpy()) / table["row_count"].to_numpy()
-        return np.asarray(self._weights.intercept[0] + outputs @ self._weights.outputs + means, dtype=np.float64)
+        outputs = features.iloc[:, saved.features_named(list(features.columns))].to_numpy(
+            dtype=np.float64
+        )
+        means = (
+            np.add.reduceat(probe, table["row_start"].to_numpy()) / table["row_count"].to_numpy()
+        )
+        return np.asarray(
+            self._weights.intercept[0] + outputs @ self._weights.outputs + means, dtype=np.float64
+        )
 
     def _layer(
         self, place: int, x: torch.Tensor, text: torch.Tensor, best: list[list[Part]], count: int
-    ) -> Floats:  # fmt: skip
+    ) -> Floats:
         """Each row's part of its probe score from one layer, (rows,); adds the layer's largest parts to `best`.
 
         Args:
@@ -129,12 +142,18 @@ class Scorer:
         x = x.float().clamp(-HALF_MAX, HALF_MAX).half().float()
         z = self._saes[place].encode(x.cpu()).to(x.device)  # (rows, d_sae)
         number = text.to(x.device)
-        tokens = torch.zeros(len(best), device=x.device).index_add_(0, number, torch.ones(len(x), device=x.device))
+        tokens = torch.zeros(len(best), device=x.device).index_add_(
+            0, number, torch.ones(len(x), device=x.device)
+        )
         left = torch.zeros_like(tokens).index_add_(0, number, kept.float())
         kept = kept | (left[number] == 0)  # a text of attention sinks alone
-        share = kept.float() / torch.where(left == 0, tokens, left)[number]  # of the mean over the answer
+        share = (
+            kept.float() / torch.where(left == 0, tokens, left)[number]
+        )  # of the mean over the answer
         if count:
-            mean = torch.zeros(len(best), z.shape[1], device=x.device).index_add_(0, number, z * share[:, None])
+            mean = torch.zeros(len(best), z.shape[1], device=x.device).index_add_(
+                0, number, z * share[:, None]
+            )
             added = mean * own["effect"]
             strongest = added.abs().topk(min(count, added.shape[1]), dim=1).indices
             for one, features in enumerate(strongest.tolist()):
@@ -143,13 +162,17 @@ class Scorer:
                     for feature in features
                     if added[one, feature] != 0
                 ]
-        return np.asarray(((x @ own["raw"] + z @ own["code"]) * share * tokens[number]).double().cpu().numpy())
+        return np.asarray(
+            ((x @ own["raw"] + z @ own["code"]) * share * tokens[number]).double().cpu().numpy()
+        )
 
     @contextmanager
     def _removing(self) -> Iterator["_Removal"]:
         cut = _Removal(self._saes)
         handles = [
-            module.register_forward_hook(lambda _module, _arguments, output, place=place: cut.apply(place, output))
+            module.register_forward_hook(
+                lambda _module, _arguments, output, place=place: cut.apply(place, output)
+            )
             for place, module in enumerate(self._modules)
         ]
         try:
@@ -165,7 +188,12 @@ class _Removal:
     def __init__(self, saes: Sequence[sae.Sae]) -> None:
         self._saes = saes
 
-    def aim(self, text: torch.Tensor, places: torch.Tensor, features: Sequence[Sequence[tuple[int, int]]]) -> None:
+    def aim(
+        self,
+        text: torch.Tensor,
+        places: torch.Tensor,
+        features: Sequence[Sequence[tuple[int, int]]],
+    ) -> None:
         """Which features of each text of the pack, and whose answer's tokens are where in it, (rows,)."""
         self._text, self._places = text, places
         self._masks = [torch.zeros(len(features), each.d_sae) for each in self._saes]

@@ -11,15 +11,20 @@ from ghosttrack.detection import detectors, probes, splits
 from ghosttrack.detection.detectors import Inputs
 from ghosttrack.detection.probes import Fitted, Floats, Ints
 from ghosttrack.detection.representations import LayerBlocks
-from ghosttrack.evaluation.statistics import auroc
 from ghosttrack.settings import DetectionSettings
+from ghosttrack.statistics import auroc
 
 FOLDS, SAE = "folds", "sae"
 # The default detector, what it stacks, and what it is compared with. `residual_probe` alone sees an SAE.
 SIGNALS = (
-    detectors.DEFAULT, f"{detectors.DEFAULT}.without_sae", detectors.OUTPUT, "raw_probe_all", "centred_probe",
-    "residual_probe", detectors.BILINEAR,
-)  # fmt: skip
+    detectors.DEFAULT,
+    f"{detectors.DEFAULT}.without_sae",
+    detectors.OUTPUT,
+    "raw_probe_all",
+    "centred_probe",
+    "residual_probe",
+    detectors.BILINEAR,
+)
 _KINDS = {"raw_probe_all": "raw", "centred_probe": "centred", "residual_probe": "residual"}
 
 
@@ -33,7 +38,11 @@ class Reached(NamedTuple):
 
 
 def vary_folds(
-    inputs: Inputs, labels: Ints, units: NDArray[np.object_], detection: DetectionSettings, seeds: Sequence[int]
+    inputs: Inputs,
+    labels: Ints,
+    units: NDArray[np.object_],
+    detection: DetectionSettings,
+    seeds: Sequence[int],
 ) -> Iterator[Reached]:
     """Outer and inner folds anew for every seed; everything else as it is."""
     for seed in seeds:
@@ -44,7 +53,10 @@ def vary_folds(
 
 
 def vary_saes(
-    inputs: Inputs, blocks: Mapping[int, Mapping[int, LayerBlocks]], labels: Ints, rounds: Sequence[splits.Round]
+    inputs: Inputs,
+    blocks: Mapping[int, Mapping[int, LayerBlocks]],
+    labels: Ints,
+    rounds: Sequence[splits.Round],
 ) -> Iterator[Reached]:
     """The same folds for every seed of the autoencoders; `blocks`: by seed and layer."""
     for seed, layers in blocks.items():
@@ -59,14 +71,20 @@ def scores(inputs: Inputs, labels: Ints, rounds: Sequence[splits.Round]) -> dict
         y = labels[step.train]
         fits = {
             signal: probes.joint_ridge(
-                [getattr(blocks, kind) for blocks in inputs.layers.values()], y, step.inner, step.train, step.test
+                [getattr(blocks, kind) for blocks in inputs.layers.values()],
+                y,
+                step.inner,
+                step.train,
+                step.test,
             )
             for signal, kind in _KINDS.items()
         }
         fits[detectors.BILINEAR] = detectors.bilinear(inputs, y, step)
         fits[detectors.OUTPUT] = _logistic(inputs.outputs, y, step)
         for signal in SIGNALS[:2]:
-            fits[signal] = _logistic(detectors.stacked(inputs, detectors.STACKS[signal], step, fits), y, step)
+            fits[signal] = _logistic(
+                detectors.stacked(inputs, detectors.STACKS[signal], step, fits), y, step
+            )
         for signal in SIGNALS:
             result[signal][step.test] = fits[signal].outer
     return result

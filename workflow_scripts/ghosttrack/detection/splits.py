@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack.codes import codes_of
 from ghosttrack.errors import UserError
+from ghosttrack.statistics import codes_of
 
 Ints = NDArray[np.int64]
 Names = NDArray[np.object_]
@@ -90,12 +90,16 @@ def assign_folds(labels: Ints, units: Names, folds: int, seed: int) -> Ints:
 
     fold = np.full(len(labels), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for number, (_, held) in enumerate(splitter.split(np.zeros(len(labels)), labels, codes_of(units).code)):
+    for number, (_, held) in enumerate(
+        splitter.split(np.zeros(len(labels)), labels, codes_of(units).code)
+    ):
         fold[held] = number
     return fold
 
 
-def check_folds(fold: Ints, groups: Iterable[Any], texts: Sequence[str], ids: Sequence[str], name: str) -> None:
+def check_folds(
+    fold: Ints, groups: Iterable[Any], texts: Sequence[str], ids: Sequence[str], name: str
+) -> None:
     """Assert that no group and no verbatim text is in two folds.
 
     Raises:
@@ -117,7 +121,9 @@ def shared_rows(fold: Ints, keys: Sequence[Any]) -> Ints:
     rows: dict[Any, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
-    found = [row for same in rows.values() if len({int(fold[each]) for each in same}) > 1 for row in same]
+    found = [
+        row for same in rows.values() if len({int(fold[each]) for each in same}) > 1 for row in same
+    ]
     return np.array(found, dtype=np.int64)
 
 

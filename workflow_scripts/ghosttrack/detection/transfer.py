@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ghosttrack.codes import codes_of
 from ghosttrack.detection import detectors, probes, representations, saved_fit, splits
 from ghosttrack.detection import run as detection_run
 from ghosttrack.detection.pooled import Linear, Sums
 from ghosttrack.detection.probes import Fitted, Floats, Ints
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation.statistics import auroc
-from ghosttrack.progress import Progress
+from ghosttrack.runtime.progress import Progress
+from ghosttrack.statistics import auroc, codes_of
 
 # Ridge strengths, in units of the mean squared norm of a row. On left-out relations probes want more of it than within one.
 STRENGTHS = (3.0, 30.0)
@@ -60,9 +59,13 @@ class Training(NamedTuple):
     inner: Ints
 
 
-def pool(examples: Mapping[str, pd.DataFrame], outputs: Mapping[str, pd.DataFrame], blocks: Blocks) -> Pool:
+def pool(
+    examples: Mapping[str, pd.DataFrame], outputs: Mapping[str, pd.DataFrame], blocks: Blocks
+) -> Pool:
     """Join the data sets, in their order; output features that one of them lacks are left out for all."""
-    texts = pd.concat([table.assign(dataset=name) for name, table in examples.items()], ignore_index=True)
+    texts = pd.concat(
+        [table.assign(dataset=name) for name, table in examples.items()], ignore_index=True
+    )
     features, lens = (
         pd.concat([read(outputs[name]) for name in examples], join="inner", ignore_index=True)
         for read in (representations.output_features, representations.lens_features)
@@ -82,7 +85,9 @@ def pool(examples: Mapping[str, pd.DataFrame], outputs: Mapping[str, pd.DataFram
 def parts(found: Pool) -> NDArray[np.object_]:
     """What is left out together, (rows,): data sets that share a relation, read forwards or backwards, or a unit."""
     base = [str(name).removesuffix(REVERSE) for name in found.relation]
-    return splits.split_units(list(splits.split_units(list(found.dataset), base)), list(found.units))
+    return splits.split_units(
+        list(splits.split_units(list(found.dataset), base)), list(found.units)
+    )
 
 
 def left_out(part: NDArray[np.object_]) -> list[Training]:
@@ -122,7 +127,9 @@ def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Fl
     outputs = own_units(found.outputs.to_numpy(dtype=np.float64), found)
     lens = own_units(found.lens.to_numpy(dtype=np.float64), found)
     unit = codes_of(found.units).code
-    plain = found.outputs[[name for name in OUTPUT_SCORES if name in found.outputs]].to_numpy(dtype=np.float64)
+    plain = found.outputs[[name for name in OUTPUT_SCORES if name in found.outputs]].to_numpy(
+        dtype=np.float64
+    )
     fits = {signal: _probes(found, kind, trainings) for signal, kind in PROBES.items()}
     result: dict[str, dict[str, Floats]] = {}
     for place, training in enumerate(trainings):
@@ -130,7 +137,10 @@ def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Fl
         y, inner = found.labels[train], training.inner[train]
         bases = np.empty((len(outputs), len(STACKED)))
         for column, base in enumerate(STACKED):
-            bases[train, column], bases[test, column] = fits[base][place].inner, fits[base][place].outer
+            bases[train, column], bases[test, column] = (
+                fits[base][place].inner,
+                fits[base][place].outer,
+            )
         stacked = np.column_stack([outputs, lens, own_units(bases, found)])
         own = {
             signal: probes.calibrated(probes.logistic(x[train], y, inner, x[test]), y)
@@ -183,10 +193,17 @@ def _probes(found: Pool, kind: str, trainings: Sequence[Training]) -> list[Fitte
 
 
 def _add_layer(
-    z: NDArray[np.float32], target: Floats, cell: Ints, trainings: Sequence[Training], totals: Sequence[Floats]
-) -> None:  # fmt: skip
+    z: NDArray[np.float32],
+    target: Floats,
+    cell: Ints,
+    trainings: Sequence[Training],
+    totals: Sequence[Floats],
+) -> None:
     """Add a layer's predictions to each training's, (strengths, rows): of rows trained on by the fit without their fold."""
-    sums = {int(number): Sums.of(z[cell == number], target[cell == number]) for number in np.unique(cell)}
+    sums = {
+        int(number): Sums.of(z[cell == number], target[cell == number])
+        for number in np.unique(cell)
+    }
     solved: dict[frozenset[int], list[Linear]] = {}
 
     def fits(rows: NDArray[np.bool_]) -> list[Linear]:
@@ -213,14 +230,17 @@ class Files(NamedTuple):
     background: Path
 
 
-def read_blocks(outputs: Mapping[str, pd.DataFrame], paths: Mapping[str, Files], weights: Mapping[int, Path]) -> Blocks:
+def read_blocks(
+    outputs: Mapping[str, pd.DataFrame], paths: Mapping[str, Files], weights: Mapping[int, Path]
+) -> Blocks:
     """Pool the answers' activations of every data set, layer by layer; `weights`: SAE weights by layer."""
     from ghosttrack import sae
     from ghosttrack.activations.reader import ActivationStore
 
     layers = list(weights)
     backgrounds = {
-        name: detection_run.read_background(own.background, layers, len(outputs[name])) for name, own in paths.items()
+        name: detection_run.read_background(own.background, layers, len(outputs[name]))
+        for name, own in paths.items()
     }
     result: dict[int, dict[str, NDArray[np.float32]]] = {}
     progress = Progress("answers of all data sets", len(layers), "layers")
@@ -228,10 +248,14 @@ def read_blocks(outputs: Mapping[str, pd.DataFrame], paths: Mapping[str, Files],
         model = sae.load(path.parent)
         kinds: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in PROBES.values()}
         for name, own in paths.items():
-            store = ActivationStore.open([own.stores[place]], [own.manifests[place]], {"layer": layer})
+            store = ActivationStore.open(
+                [own.stores[place]], [own.manifests[place]], {"layer": layer}
+            )
             where = representations.spans(outputs[name], store.rows, name)
             background = backgrounds[name][f"layer_{layer:02d}"]
-            found = representations.layer_blocks(store.read(), store.massive, where, model, background)
+            found = representations.layer_blocks(
+                store.read(), store.massive, where, model, background
+            )
             for kind, values in kinds.items():
                 values.append(getattr(found, kind))
         result[layer] = {kind: np.concatenate(values) for kind, values in kinds.items()}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ghosttrack import scores as registry
 from ghosttrack.errors import UserError
-from ghosttrack.report import tables
 
 # An SAE whose active features are off by more than this factor did not train as asked.
 L0_FACTOR = 2.0
@@ -17,9 +17,16 @@ L0_FACTOR = 2.0
 SLACK = 1e-6
 # Of these no SAE may lack any.
 QUALITY = (
-    "l0", "fvu", "fvu_token_median", "explained_variance", "dead_fraction", "ce_loss_score", "delta_ce", "kl_div_with_sae",
+    "l0",
+    "fvu",
+    "fvu_token_median",
+    "explained_variance",
+    "dead_fraction",
+    "ce_loss_score",
+    "delta_ce",
+    "kl_div_with_sae",
     "k",
-)  # fmt: skip
+)
 SHARES = (
     "prevalence",
     "auroc",
@@ -44,14 +51,18 @@ def check_metrics(path: Path, metrics: pd.DataFrame, datasets: Sequence[str]) ->
     Raises:
         UserError: naming the file, the row and the value.
     """
-    needed = {*(shown.signal for shown in tables.SHOWN), tables.LEAK_CONTROL}
+    needed = {*(shown.signal for shown in registry.SHOWN), registry.LEAK_CONTROL}
     twice = metrics[metrics.duplicated(["dataset", "mode", "signal"])]
     if len(twice):
-        raise _failed(path, _name(twice.iloc[0]), "stands twice", "one row per data set, mode and signal")
+        raise _failed(
+            path, _name(twice.iloc[0]), "stands twice", "one row per data set, mode and signal"
+        )
     for dataset in datasets:
         missing = sorted(needed - set(metrics.loc[metrics["dataset"] == dataset, "signal"]))
         if missing:
-            raise _failed(path, f"data set {dataset}", f"no row for {', '.join(missing)}", "a row for each")
+            raise _failed(
+                path, f"data set {dataset}", f"no row for {', '.join(missing)}", "a row for each"
+            )
     for row in metrics.to_dict("records"):
         for problem in _row_problems(row):
             raise _failed(path, _name(row), *problem)
@@ -67,12 +78,17 @@ def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "no auroc", "a number, since both classes are there"
     low, point, high = row["auroc_low"], row["auroc"], row["auroc_high"]
     if not math.isnan(low) and not low - SLACK <= point <= high + SLACK:
-        yield f"auroc = {point} outside its interval {low} to {high}", "auroc_low <= auroc <= auroc_high"
+        yield (
+            f"auroc = {point} outside its interval {low} to {high}",
+            "auroc_low <= auroc <= auroc_high",
+        )
     if not 1 <= row["groups"] <= row["n"]:
         yield f"groups = {row['groups']} with n = {row['n']}", "1 <= groups <= n"
 
 
-def check_scores(path: Path, scores: pd.DataFrame, metrics: pd.DataFrame, examples: Mapping[str, set[str]]) -> int:
+def check_scores(
+    path: Path, scores: pd.DataFrame, metrics: pd.DataFrame, examples: Mapping[str, set[str]]
+) -> int:
     """Finite scores, labels 0 and 1, one score per signal and example, and as many examples as metrics.csv says.
 
     Args:
@@ -87,20 +103,27 @@ def check_scores(path: Path, scores: pd.DataFrame, metrics: pd.DataFrame, exampl
     """
     missing = [column for column in SCORES if column not in scores.columns]
     if missing:
-        raise _failed(path, "the table", f"no column {', '.join(missing)}", f"the columns {', '.join(SCORES)}")
+        raise _failed(
+            path, "the table", f"no column {', '.join(missing)}", f"the columns {', '.join(SCORES)}"
+        )
     labels = sorted(set(scores["label"]) - {0, 1})
     if labels:
         raise _failed(path, "label", f"{labels[0]}", "0 (true) or 1 (hallucinated)")
     twice = scores[scores.duplicated(["dataset", "mode", "signal", "id"])]
     if len(twice):
-        raise _failed(path, f"{_name(twice.iloc[0])}, id {twice.iloc[0]['id']}", "two scores", "one")
+        raise _failed(
+            path, f"{_name(twice.iloc[0])}, id {twice.iloc[0]['id']}", "two scores", "one"
+        )
     for (dataset, signal), part in scores.groupby(["dataset", "signal"], sort=True):
         for place, found, expected in _score_problems(part, examples.get(str(dataset), set())):
             raise _failed(path, f"data set {dataset}, signal {signal}{place}", found, expected)
-        row = tables.row_of(metrics, str(dataset), str(signal))
+        row = registry.row_of(metrics, str(dataset), str(signal))
         if row is not None and row["n"] != len(part):
             raise _failed(
-                path, f"data set {dataset}, signal {signal}", f"{len(part)} scores", f"n = {row['n']} as in metrics.csv"
+                path,
+                f"data set {dataset}, signal {signal}",
+                f"{len(part)} scores",
+                f"n = {row['n']} as in metrics.csv",
             )
     return len(scores)
 
@@ -125,7 +148,9 @@ def check_quality(path: Path, quality: Mapping[str, Any]) -> None:
             raise _failed(path, key, f"{quality.get(key)}", "a finite number")
     k = quality["k"]
     if not k / L0_FACTOR <= quality["l0"] <= k * L0_FACTOR:
-        raise _failed(path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for k = {k}")
+        raise _failed(
+            path, "l0", f"{quality['l0']}", f"{k / L0_FACTOR:g} to {k * L0_FACTOR:g} for k = {k}"
+        )
     if quality["fvu"] < 0 or quality["explained_variance"] > 1 + SLACK:
         raise _failed(path, "fvu", f"{quality['fvu']}", "not below 0")
     if quality["kl_div_with_sae"] < -SLACK:
@@ -134,20 +159,28 @@ def check_quality(path: Path, quality: Mapping[str, Any]) -> None:
         raise _failed(path, "dead_fraction", f"{quality['dead_fraction']}", "a number from 0 to 1")
 
 
-def check_answers(path: Path, answers: pd.DataFrame, datasets: Sequence[str], layers: Sequence[int]) -> None:
+def check_answers(
+    path: Path, answers: pd.DataFrame, datasets: Sequence[str], layers: Sequence[int]
+) -> None:
     """Every layer was measured on every data set and on all of them together, and no number is impossible."""
     found = set(zip(answers["layer"], answers["dataset"], strict=True))
     for layer in layers:
-        for dataset in (*datasets, tables.ALL_ANSWERS):
+        for dataset in (*datasets, registry.ALL_ANSWERS):
             if (layer, dataset) not in found:
                 raise _failed(
-                    path, f"layer {layer}", f"no row for {dataset}", "one for every data set, and one for all"
+                    path,
+                    f"layer {layer}",
+                    f"no row for {dataset}",
+                    "one for every data set, and one for all",
                 )
     for row in answers.to_dict("records"):
         for key in ("l0", "fvu", "fvu_token_median"):
             if not row[key] >= 0:
                 raise _failed(
-                    path, f"layer {row['layer']}, data set {row['dataset']}", f"{key} = {row[key]}", "a number from 0"
+                    path,
+                    f"layer {row['layer']}, data set {row['dataset']}",
+                    f"{key} = {row[key]}",
+                    "a number from 0",
                 )
 
 

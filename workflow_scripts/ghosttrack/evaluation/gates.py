@@ -17,9 +17,9 @@ class Gate(NamedTuple):
     def value(self, quality: Mapping[str, Any]) -> float:
         """The figure; NaN where there is none, or none that means anything."""
         # Where zeros do not cost the model anything (random weights), a share of that cost means nothing.
-        if self.key == "ce_loss_score" and not quality.get("ce_loss_with_ablation", 0.0) > quality.get(
-            "ce_loss_without_sae", 0.0
-        ):
+        if self.key == "ce_loss_score" and not quality.get(
+            "ce_loss_with_ablation", 0.0
+        ) > quality.get("ce_loss_without_sae", 0.0):
             return math.nan
         return float(quality.get(self.key, math.nan))
 

@@ -15,11 +15,21 @@ from numpy.typing import NDArray
 from ghosttrack.detection import controls, probes, splits
 from ghosttrack.detection.splits import Ints, Round
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation.statistics import Floats, auroc
+from ghosttrack.statistics import Floats, auroc
 
 RANDOM_PAIRS, GROUPED = "random_pairs", "grouped"
 NOISE, SEEN, TEXT = "noise", "seen_in_training", controls.TEXT_ONLY
-COLUMNS = ("dataset", "split", "signal", "seed", "train", "test", "copied_true", "copied_false", "auroc")
+COLUMNS = (
+    "dataset",
+    "split",
+    "signal",
+    "seed",
+    "train",
+    "test",
+    "copied_true",
+    "copied_false",
+    "auroc",
+)
 # As many random numbers a text as the first system had metrics, and its share of pairs in training and test.
 NOISE_COLUMNS = 26
 TRAIN_SHARE, TEST_SHARE = 0.7, 0.15
@@ -37,7 +47,9 @@ class Fold(NamedTuple):
     test: Ints
 
 
-def reproduce(examples: pd.DataFrame, dataset: str, folds: int, seed: int, seeds: int = SEEDS) -> pd.DataFrame:
+def reproduce(
+    examples: pd.DataFrame, dataset: str, folds: int, seed: int, seeds: int = SEEDS
+) -> pd.DataFrame:
     """AUROC of noise, of a memory of training texts, and of the text alone, under both splits.
 
     Args:
@@ -51,26 +63,42 @@ def reproduce(examples: pd.DataFrame, dataset: str, folds: int, seed: int, seeds
     """
     texts = examples.assign(key=[splits.same_text(text) for text in examples["text"]])
     # A text with both labels has no right answer; of repeated rows one is enough.
-    texts = texts[texts.groupby("key")["label"].transform("nunique") == 1].drop_duplicates("key").reset_index(drop=True)
+    texts = (
+        texts[texts.groupby("key")["label"].transform("nunique") == 1]
+        .drop_duplicates("key")
+        .reset_index(drop=True)
+    )
     labels = texts["label"].to_numpy(dtype=np.int64)
     pairs = pair_up(texts, dataset)
-    units = splits.split_units([str(group) for group in texts["group"]], [str(text) for text in texts["text"]])
+    units = splits.split_units(
+        [str(group) for group in texts["group"]], [str(text) for text in texts["text"]]
+    )
     if reason := splits.refusal(labels, units, folds):
         raise UserError(f"{dataset}: {reason}; use a larger data set, or fewer detection.folds")
     rows: list[dict[str, Any]] = []
     for number in range(seed, seed + seeds):
         noise = np.random.default_rng([number, 26]).standard_normal((len(texts), NOISE_COLUMNS))
         fold = splits.assign_folds(labels, units, folds, number)
-        grouped = [Fold(np.flatnonzero(fold != each), np.flatnonzero(fold == each)) for each in range(folds)]
+        grouped = [
+            Fold(np.flatnonzero(fold != each), np.flatnonzero(fold == each))
+            for each in range(folds)
+        ]
         for split, parts in ((RANDOM_PAIRS, [split_pairs(pairs, number)]), (GROUPED, grouped)):
             for signal in (NOISE, SEEN, TEXT):
                 scored = [_score(signal, texts, labels, noise, part, number) for part in parts]
                 test = np.concatenate([part.test for part in parts])
-                rows.append({
-                    "dataset": dataset, "split": split, "signal": signal, "seed": number,
-                    "train": len(parts[0].train), "test": len(test), **_copied(labels, parts),
-                    "auroc": auroc(labels[test], np.concatenate(scored)),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "split": split,
+                        "signal": signal,
+                        "seed": number,
+                        "train": len(parts[0].train),
+                        "test": len(test),
+                        **_copied(labels, parts),
+                        "auroc": auroc(labels[test], np.concatenate(scored)),
+                    }
+                )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -96,11 +124,15 @@ def split_pairs(pairs: NDArray[np.int64], seed: int) -> Fold:
     return Fold(pairs[order[:train]].ravel(), pairs[order[train : train + test]].ravel())
 
 
-def _score(signal: str, texts: pd.DataFrame, labels: Ints, noise: Floats, part: Fold, seed: int) -> Floats:
+def _score(
+    signal: str, texts: pd.DataFrame, labels: Ints, noise: Floats, part: Fold, seed: int
+) -> Floats:
     if signal == NOISE:
         from sklearn.ensemble import RandomForestClassifier
 
-        forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=1).fit(noise[part.train], labels[part.train])
+        forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=1).fit(
+            noise[part.train], labels[part.train]
+        )
         return np.asarray(forest.predict_proba(noise[part.test])[:, 1], dtype=np.float64)
     if signal == SEEN:
         known = part.train[labels[part.train] == 0]
@@ -109,7 +141,9 @@ def _score(signal: str, texts: pd.DataFrame, labels: Ints, noise: Floats, part: 
     repeated = len(set(part.train)) < len(part.train)
     names = np.arange(len(part.train)) if repeated else texts["group"].iloc[part.train]
     inner = splits.assign_folds(labels[part.train], np.asarray(names, dtype=object), 3, seed)
-    fit = controls.fit_text(controls.visible_text(texts), labels, Round(0, part.train, part.test, inner))
+    fit = controls.fit_text(
+        controls.visible_text(texts), labels, Round(0, part.train, part.test, inner)
+    )
     return probes.probability(fit.outer)
 
 
@@ -117,12 +151,17 @@ def _copied(labels: Ints, parts: list[Fold]) -> dict[str, float]:
     """Shares of true and of false test texts that stand in their training part."""
     copied = np.concatenate([np.isin(part.test, part.train) for part in parts])
     label = labels[np.concatenate([part.test for part in parts])]
-    return {"copied_true": float(copied[label == 0].mean()), "copied_false": float(copied[label == 1].mean())}
+    return {
+        "copied_true": float(copied[label == 0].mean()),
+        "copied_false": float(copied[label == 1].mean()),
+    }
 
 
 def summary(table: pd.DataFrame) -> list[str]:
     """One line per data set and signal for the log: mean AUROC over the seeds under either split."""
-    means = table.pivot_table(index=["dataset", "signal"], columns="split", values="auroc", sort=False)
+    means = table.pivot_table(
+        index=["dataset", "signal"], columns="split", values="auroc", sort=False
+    )
     return [
         f"{dataset}: {signal.replace('_', ' ')} reaches an AUROC of {row[RANDOM_PAIRS]:.3f} when pairs are split at "
         f"random, {row[GROUPED]:.3f} when groups stay whole"

@@ -6,26 +6,34 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.detection import controls, detectors
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation import statistics
 from ghosttrack.evaluation.scoreboard import ALL_STRICT, GENERATED, Standing
-from ghosttrack.evaluation.statistics import Difference
-from ghosttrack.report import tables
 from ghosttrack.settings import EvaluationSettings
+from ghosttrack.statistics import Difference
 
 # The claim that the whole project stands on.
 HEADLINE = "the detector beats its best control"
 # Controls that are trained like the detector itself, on the model's outputs or on raw activations.
 TRAINED_CONTROLS = (
-    detectors.OUTPUT, detectors.ALONE, detectors.OUTSIDE, controls.EMBEDDING_PAIR, "raw_probe", "raw_probe_all", "difference_of_means", "sae_max_probe",
-)  # fmt: skip
-COLUMNS = (*tables.LEDGER, "p", "reason")
+    detectors.OUTPUT,
+    detectors.ALONE,
+    detectors.OUTSIDE,
+    controls.EMBEDDING_PAIR,
+    "raw_probe",
+    "raw_probe_all",
+    "difference_of_means",
+    "sae_max_probe",
+)
+COLUMNS = (*registry.LEDGER, "p", "reason")
 # What a text gives away without a model, by control, in words.
 _TEXTS = {
-    controls.TEXT_ONLY: "the text alone", controls.ANSWER_ONLY: "the answer alone",
+    controls.TEXT_ONLY: "the text alone",
+    controls.ANSWER_ONLY: "the answer alone",
     controls.TEXT_PAIR: "the likeness of question and answer alone",
-}  # fmt: skip
+}
 
 
 class Claim(NamedTuple):
@@ -42,18 +50,28 @@ def claims(variants: Sequence[str]) -> list[Claim]:
     found = [
         Claim(HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
         Claim("the detector beats its best single control", default, controls.SINGLE),
-        Claim("the detector beats a regression on all output features", default, (detectors.OUTPUT,)),
-        Claim("the detector beats a regression on output features without rivals", default, (detectors.ALONE,)),
-        Claim("the detector beats output features and pairs of words together", default, (detectors.OUTSIDE,)),
+        Claim(
+            "the detector beats a regression on all output features", default, (detectors.OUTPUT,)
+        ),
+        Claim(
+            "the detector beats a regression on output features without rivals",
+            default,
+            (detectors.ALONE,),
+        ),
+        Claim(
+            "the detector beats output features and pairs of words together",
+            default,
+            (detectors.OUTSIDE,),
+        ),
         Claim("the detector beats probes on raw activations", default, ("raw_probe_all",)),
         Claim("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),
     ]
     if "default" in variants:
         found += [
-            Claim(tables.TRACKING, detectors.WITH_METRICS, (default,)),
+            Claim(registry.TRACKING, detectors.WITH_METRICS, (default,)),
             *(
                 Claim(
-                    f"{tables.TRACKING}{tables.MORE_THAN} {variant} null",
+                    f"{registry.TRACKING}{registry.MORE_THAN} {variant} null",
                     detectors.WITH_METRICS,
                     (f"{detectors.WITH_METRICS}.{variant}",),
                 )
@@ -61,7 +79,11 @@ def claims(variants: Sequence[str]) -> list[Claim]:
                 if variant != "default"
             ),
             *(
-                Claim(f"tracking metrics beat their {variant} null", "metrics_forest", (f"metrics_forest.{variant}",))
+                Claim(
+                    f"tracking metrics beat their {variant} null",
+                    "metrics_forest",
+                    (f"metrics_forest.{variant}",),
+                )
                 for variant in variants
                 if variant != "default"
             ),
@@ -80,7 +102,9 @@ class _Row(NamedTuple):
     explained: str
 
 
-def judge(standings: Sequence[Standing], variants: Sequence[str], settings: EvaluationSettings) -> pd.DataFrame:
+def judge(
+    standings: Sequence[Standing], variants: Sequence[str], settings: EvaluationSettings
+) -> pd.DataFrame:
     """The ledger: one row per claim and scope, p-values Holm-corrected over the claims of a scope."""
     rows = []
     for where in standings:
@@ -95,7 +119,15 @@ def _compare(claim: Claim, where: Standing, confidence: float) -> _Row:
     ours = where.auroc.get(claim.ours, float("nan"))
     our_draws = where.draws.get(claim.ours, np.full(1, np.nan))
     gain = statistics.difference(ours, best.auroc, our_draws, best.draws, confidence)
-    return _Row(claim, where, best.name, ours, best.auroc, gain, _text_explains(claim.ours, where, confidence))
+    return _Row(
+        claim,
+        where,
+        best.name,
+        ours,
+        best.auroc,
+        gain,
+        _text_explains(claim.ours, where, confidence),
+    )
 
 
 class Best(NamedTuple):
@@ -121,7 +153,9 @@ def best_of(where: Standing, signals: Sequence[str]) -> Best:
             else "best of each set: " + ", ".join(f"{each} {names.count(each)}" for each in listed)
         )
         return Best(
-            name, float(np.mean([best.auroc for best in bests])), np.mean([best.draws for best in bests], axis=0)
+            name,
+            float(np.mean([best.auroc for best in bests])),
+            np.mean([best.draws for best in bests], axis=0),
         )
     known = [signal for signal in signals if where.has(signal)]
     if not known:
@@ -146,12 +180,23 @@ def _text_explains(ours: str, where: Standing, confidence: float) -> str:
 def _line(row: _Row, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
     verdict, reason = _verdict(row, p_holm, settings)
     return {
-        "claim": row.claim.sentence, "dataset": row.where.name, "mode": row.where.mode, "ours": row.claim.ours,
-        "control": row.control, "auroc_ours": row.ours_auroc, "auroc_control": row.control_auroc,
-        "difference": row.gain.value, "difference_low": row.gain.low, "difference_high": row.gain.high,
-        "p_holm": p_holm, "n": row.where.n, "groups": row.where.groups, "verdict": verdict, "p": row.gain.p,
+        "claim": row.claim.sentence,
+        "dataset": row.where.name,
+        "mode": row.where.mode,
+        "ours": row.claim.ours,
+        "control": row.control,
+        "auroc_ours": row.ours_auroc,
+        "auroc_control": row.control_auroc,
+        "difference": row.gain.value,
+        "difference_low": row.gain.low,
+        "difference_high": row.gain.high,
+        "p_holm": p_holm,
+        "n": row.where.n,
+        "groups": row.where.groups,
+        "verdict": verdict,
+        "p": row.gain.p,
         "reason": reason,
-    }  # fmt: skip
+    }
 
 
 def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[str, str]:
@@ -159,26 +204,34 @@ def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[st
     if not np.isfinite([gain.value, gain.low]).all():
         missing = row.claim.ours if not row.where.has(row.claim.ours) else row.control
         noted = next(
-            (str(line["reason"]) for line in row.where.rows if line["signal"] == missing and line["reason"]), ""
+            (
+                str(line["reason"])
+                for line in row.where.rows
+                if line["signal"] == missing and line["reason"]
+            ),
+            "",
         )
-        return tables.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
+        return registry.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
     if row.explained:
         what = _TEXTS[row.explained]
-        return tables.ARTEFACT, f"{what} is above chance, and this is not above {what}"
+        return registry.ARTEFACT, f"{what} is above chance, and this is not above {what}"
     if row.where.control:
-        return tables.NOT_ESTABLISHED, "a positive control supports no claim"
+        return registry.NOT_ESTABLISHED, "a positive control supports no claim"
     if groups < settings.minimum_groups:
         return (
-            tables.NOT_ESTABLISHED,
+            registry.NOT_ESTABLISHED,
             f"{groups} groups, fewer than evaluation.minimum_groups = {settings.minimum_groups}",
         )
     if gain.low > 0 and p_holm < 1 - settings.confidence:
-        return tables.ESTABLISHED, ""
+        return registry.ESTABLISHED, ""
     if gain.low > 0:
-        return tables.NOT_ESTABLISHED, "the interval is above 0, but not after correction for the number of claims"
+        return (
+            registry.NOT_ESTABLISHED,
+            "the interval is above 0, but not after correction for the number of claims",
+        )
     if gain.high < 0:
-        return tables.NOT_ESTABLISHED, "the control wins"
-    return tables.NOT_ESTABLISHED, "the interval of the difference covers 0"
+        return registry.NOT_ESTABLISHED, "the control wins"
+    return registry.NOT_ESTABLISHED, "the interval of the difference covers 0"
 
 
 def require_headline(table: pd.DataFrame) -> None:
@@ -192,7 +245,7 @@ def require_headline(table: pd.DataFrame) -> None:
         raise UserError(
             "strict: true, and no data set supports the headline claim: add one that is no positive control"
         )
-    for row in found[found["verdict"] != tables.ESTABLISHED].to_dict("records"):
+    for row in found[found["verdict"] != registry.ESTABLISHED].to_dict("records"):
         raise UserError(
             f"strict: true, and {HEADLINE!r} is {row['verdict']} on {row['dataset']} ({row['reason']}): "
             f"{row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of {row['control']}, difference "

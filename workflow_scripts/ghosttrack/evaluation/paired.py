@@ -7,16 +7,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ghosttrack.evaluation import scoreboard, statistics
-from ghosttrack.evaluation.statistics import Floats
-from ghosttrack.report import tables
+from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.settings import EvaluationSettings
+from ghosttrack.statistics import Floats
 
 # One row per pair of models, scope and signal: the model's AUROC minus the reference's, both on the shared texts alone.
 COLUMNS = (
-    "reference", "model", "dataset", "signal", "n", "groups", "share", "auroc_reference", "auroc_model", "difference",
-    "difference_low", "difference_high", "p", "p_holm", "verdict", "reason",
-)  # fmt: skip
+    "reference",
+    "model",
+    "dataset",
+    "signal",
+    "n",
+    "groups",
+    "share",
+    "auroc_reference",
+    "auroc_model",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",
+    "verdict",
+    "reason",
+)
 
 
 class Scored(NamedTuple):
@@ -52,14 +66,17 @@ def differences(
     rows: list[dict[str, Any]] = []
     for reference, model in combinations(runs, 2):
         joined = _shared(runs[reference], runs[model])
-        for shown in tables.SHOWN:
+        for shown in registry.SHOWN:
             found = _by_dataset(joined[joined["signal"] == shown.signal], settings.bootstrap, seed)
             members = [pair for name, pair in found.items() if name not in controls]
             if len(members) > 1:
-                found[tables.ALL_GIVEN] = _mean(members)
+                found[registry.ALL_GIVEN] = _mean(members)
             head = {"reference": reference, "model": model, "signal": shown.signal}
             rows += _verdicts(
-                [{**head, "dataset": name, **_compared(pair, settings.confidence)} for name, pair in found.items()],
+                [
+                    {**head, "dataset": name, **_compared(pair, settings.confidence)}
+                    for name, pair in found.items()
+                ],
                 settings,
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -69,11 +86,15 @@ def _shared(reference: Scored, model: Scored) -> pd.DataFrame:
     """Rows that both have, score and score_model side by side; `of`: texts of the reference in the data set."""
     keys = ["dataset", "id", "signal", "label", "text"]
     own, other = (
-        each.scores[each.scores["mode"] == "given"].merge(each.texts, on=["dataset", "id"], validate="many_to_one")
+        each.scores[each.scores["mode"] == "given"].merge(
+            each.texts, on=["dataset", "id"], validate="many_to_one"
+        )
         for each in (reference, model)
     )
     own = own.assign(of=own.groupby(["dataset", "signal"])["id"].transform("size"))
-    return own.merge(other[[*keys, "score"]], on=keys, suffixes=("", "_model"), validate="one_to_one")
+    return own.merge(
+        other[[*keys, "score"]], on=keys, suffixes=("", "_model"), validate="one_to_one"
+    )
 
 
 def _by_dataset(joined: pd.DataFrame, draws: int, seed: int) -> dict[str, _Pair]:
@@ -81,11 +102,15 @@ def _by_dataset(joined: pd.DataFrame, draws: int, seed: int) -> dict[str, _Pair]
     for name, part in joined.groupby("dataset", sort=False):
         labels, units = part["label"].to_numpy(dtype=np.int64), part["group"].to_numpy(dtype=object)
         scores = part[["score", "score_model"]].to_numpy(dtype=np.float64).T
-        drawn = statistics.bootstrap_auroc(labels, scores, units, draws, scoreboard.stream(seed, str(name)))
+        drawn = statistics.bootstrap_auroc(
+            labels, scores, units, draws, statistics.stream(seed, str(name))
+        )
         first, second = (statistics.auroc(labels, score) for score in scores)
         if np.isfinite([first, second]).all():
             share = len(part) / int(part["of"].iloc[0])
-            found[str(name)] = _Pair(len(part), len(set(units)), share, (first, second), (drawn[0], drawn[1]))
+            found[str(name)] = _Pair(
+                len(part), len(set(units)), share, (first, second), (drawn[0], drawn[1])
+            )
     return found
 
 
@@ -99,12 +124,20 @@ def _mean(members: Sequence[_Pair]) -> _Pair:
 
 
 def _compared(pair: _Pair, confidence: float) -> dict[str, Any]:
-    found = statistics.difference(pair.auroc[1], pair.auroc[0], pair.draws[1], pair.draws[0], confidence)
+    found = statistics.difference(
+        pair.auroc[1], pair.auroc[0], pair.draws[1], pair.draws[0], confidence
+    )
     return {
-        "n": pair.n, "groups": pair.groups, "share": pair.share, "auroc_reference": pair.auroc[0],
-        "auroc_model": pair.auroc[1], "difference": found.value, "difference_low": found.low, "difference_high": found.high,
+        "n": pair.n,
+        "groups": pair.groups,
+        "share": pair.share,
+        "auroc_reference": pair.auroc[0],
+        "auroc_model": pair.auroc[1],
+        "difference": found.value,
+        "difference_low": found.low,
+        "difference_high": found.high,
         "p": found.p,
-    }  # fmt: skip
+    }
 
 
 def _verdicts(rows: list[dict[str, Any]], settings: EvaluationSettings) -> list[dict[str, Any]]:
@@ -117,6 +150,8 @@ def _verdicts(rows: list[dict[str, Any]], settings: EvaluationSettings) -> list[
         elif row["groups"] < settings.minimum_groups:
             reason = f"fewer than {settings.minimum_groups} groups"
         row |= {
-            "p_holm": corrected, "verdict": tables.NOT_ESTABLISHED if reason else tables.ESTABLISHED, "reason": reason,
-        }  # fmt: skip
+            "p_holm": corrected,
+            "verdict": registry.NOT_ESTABLISHED if reason else registry.ESTABLISHED,
+            "reason": reason,
+        }
     return rows

@@ -16,7 +16,7 @@ SHOWN = 10
 
 def standings(
     scores: pd.DataFrame, relation_of: pd.Series, settings: EvaluationSettings, seed: int
-) -> list[Standing]:  # fmt: skip
+) -> list[Standing]:
     """What every signal reached on each relation of a generated data set; none for a data set of one relation.
 
     Scores are those of the whole data set: nothing is fitted again.

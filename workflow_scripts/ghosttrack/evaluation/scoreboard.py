@@ -1,17 +1,16 @@
 """From scores to tables: what each signal reached on each data set and pooled, with draws for every comparison."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.detection import controls
-from ghosttrack.evaluation import statistics
-from ghosttrack.evaluation.statistics import Decisions, Floats, Ints, Selective
-from ghosttrack.report import tables
 from ghosttrack.settings import EvaluationSettings
+from ghosttrack.statistics import Decisions, Floats, Ints, Selective
 
 # Names of the pooled rows in the column `dataset`.
 ALL_STRICT, GENERATED = "all_strict", "generated"
@@ -45,7 +44,9 @@ class Standing(NamedTuple):
         return bool(np.isfinite(self.auroc.get(signal, float("nan"))))
 
 
-def of_dataset(scores: pd.DataFrame, control: bool, settings: EvaluationSettings, seed: int) -> Standing:
+def of_dataset(
+    scores: pd.DataFrame, control: bool, settings: EvaluationSettings, seed: int
+) -> Standing:
     """Evaluate every signal of one data set.
 
     Args:
@@ -56,28 +57,48 @@ def of_dataset(scores: pd.DataFrame, control: bool, settings: EvaluationSettings
     first = next(iter(parts.values()))
     labels, units = first["label"].to_numpy(dtype=np.int64), first["group"].to_numpy(dtype=object)
     matrix = np.array([part["score"].to_numpy(dtype=np.float64) for part in parts.values()])
-    draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, dataset))
+    draws = statistics.bootstrap_auroc(
+        labels, matrix, units, settings.bootstrap, statistics.stream(seed, dataset)
+    )
     standing = Standing(
-        dataset, mode, len(labels), len(set(units)), float(labels.mean()), control,
+        dataset,
+        mode,
+        len(labels),
+        len(set(units)),
+        float(labels.mean()),
+        control,
         {name: statistics.auroc(labels, score) for name, score in zip(parts, matrix, strict=True)},
-        dict(zip(parts, draws, strict=True)), [], (), labels, dict(zip(parts, matrix, strict=True)),
-    )  # fmt: skip
+        dict(zip(parts, draws, strict=True)),
+        [],
+        (),
+        labels,
+        dict(zip(parts, matrix, strict=True)),
+    )
     for name, score in zip(parts, matrix, strict=True):
         part = parts[name]
         reason = str(part["reason"].iloc[0])
         standing.rows.append(
-            _row(standing, name, str(part["family"].iloc[0]), labels, score, reason, settings.confidence)
+            _row(
+                standing,
+                name,
+                str(part["family"].iloc[0]),
+                labels,
+                score,
+                reason,
+                settings.confidence,
+            )
         )
     return standing
 
 
-def stream(seed: int, name: str) -> list[int]:
-    """Seed of one data set's random numbers: other data sets come and go without changing it."""
-    return [seed, zlib.crc32(name.encode())]
-
-
 def _row(
-    where: Standing, signal: str, family: str, labels: Ints, score: Floats, reason: str, confidence: float
+    where: Standing,
+    signal: str,
+    family: str,
+    labels: Ints,
+    score: Floats,
+    reason: str,
+    confidence: float,
 ) -> dict[str, Any]:
     if signal in controls.UNTRAINED:  # a rank, not a probability
         decided = Decisions(*[float("nan")] * len(Decisions._fields))
@@ -85,17 +106,27 @@ def _row(
         decided = statistics.decisions(labels, score)
     low, high = statistics.interval(where.draws[signal], confidence)
     return {
-        **_head(where, signal, family), "auroc": where.auroc[signal], "auroc_low": low, "auroc_high": high,
-        "auprc": statistics.average_precision(labels, score), **decided._asdict(),
-        **statistics.selective(labels, score)._asdict(), "reason": reason,
-    }  # fmt: skip
+        **_head(where, signal, family),
+        "auroc": where.auroc[signal],
+        "auroc_low": low,
+        "auroc_high": high,
+        "auprc": statistics.average_precision(labels, score),
+        **decided._asdict(),
+        **statistics.selective(labels, score)._asdict(),
+        "reason": reason,
+    }
 
 
 def _head(where: Standing, signal: str, family: str) -> dict[str, Any]:
     return {
-        "dataset": where.name, "mode": where.mode, "signal": signal, "family": family, "n": where.n,
-        "groups": where.groups, "prevalence": where.prevalence,
-    }  # fmt: skip
+        "dataset": where.name,
+        "mode": where.mode,
+        "signal": signal,
+        "family": family,
+        "n": where.n,
+        "groups": where.groups,
+        "prevalence": where.prevalence,
+    }
 
 
 def pool(name: str, members: Sequence[Standing], confidence: float) -> Standing:
@@ -109,11 +140,20 @@ def pool(name: str, members: Sequence[Standing], confidence: float) -> Standing:
     n, groups = sum(member.n for member in members), sum(member.groups for member in members)
     prevalence = sum(member.prevalence * member.n for member in members) / n
     pooled = Standing(
-        name, members[0].mode, n, groups, prevalence, False,
+        name,
+        members[0].mode,
+        n,
+        groups,
+        prevalence,
+        False,
         {signal: float(np.mean([member.auroc[signal] for member in members])) for signal in shared},
-        {signal: np.mean([member.draws[signal] for member in members], axis=0) for signal in shared},
-        [], tuple(members),
-    )  # fmt: skip
+        {
+            signal: np.mean([member.draws[signal] for member in members], axis=0)
+            for signal in shared
+        },
+        [],
+        tuple(members),
+    )
     for signal in shared:
         rows = [next(row for row in member.rows if row["signal"] == signal) for member in members]
         low, high = statistics.interval(pooled.draws[signal], confidence)
@@ -124,16 +164,22 @@ def pool(name: str, members: Sequence[Standing], confidence: float) -> Standing:
             means["ece"] = statistics.calibration_error(
                 labels, np.concatenate([member.scores[signal] for member in members])
             )
-        pooled.rows.append({
-            **_head(pooled, signal, rows[0]["family"]), "auroc": pooled.auroc[signal], "auroc_low": low, "auroc_high": high,
-            **means, "reason": f"mean over {len(members)} data sets",
-        })  # fmt: skip
+        pooled.rows.append(
+            {
+                **_head(pooled, signal, rows[0]["family"]),
+                "auroc": pooled.auroc[signal],
+                "auroc_low": low,
+                "auroc_high": high,
+                **means,
+                "reason": f"mean over {len(members)} data sets",
+            }
+        )
     return pooled
 
 
 def pools(standings: Sequence[Standing], confidence: float) -> list[Standing]:
     """The pooled standings: strict given data sets, and generated ones. Positive controls and sets too small to train on stay out."""
-    run = [each for each in standings if not each.control and each.has(tables.DETECTOR)]
+    run = [each for each in standings if not each.control and each.has(registry.DETECTOR)]
     kinds = ((ALL_STRICT, "given"), (GENERATED, "generated"))
     members = {name: [each for each in run if each.mode == mode] for name, mode in kinds}
     return [pool(name, found, confidence) for name, found in members.items() if found]
@@ -142,7 +188,8 @@ def pools(standings: Sequence[Standing], confidence: float) -> list[Standing]:
 def metrics_table(standings: Sequence[Standing]) -> pd.DataFrame:
     """metrics.csv: one row per scope and signal."""
     return pd.DataFrame(
-        [row for each in standings for row in each.rows], columns=[*tables.METRICS, *Selective._fields, "reason"]
+        [row for each in standings for row in each.rows],
+        columns=[*registry.METRICS, *Selective._fields, "reason"],
     )
 
 
@@ -154,14 +201,14 @@ def calibration_table(scores: pd.DataFrame) -> pd.DataFrame:
         if head["signal"] not in controls.UNTRAINED
         for number, each in enumerate(statistics.reliability(labels, score))
     ]
-    return pd.DataFrame(rows, columns=list(tables.CALIBRATION))
+    return pd.DataFrame(rows, columns=list(registry.CALIBRATION))
 
 
 def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
     """curves.csv: points of the ROC, precision-recall and risk curves of the signals that figures show."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    shown = {each.signal for each in tables.SHOWN}
+    shown = {each.signal for each in registry.SHOWN}
     rows: list[pd.DataFrame] = []
     for head, labels, score in _usable(scores):
         if head["signal"] not in shown or len(set(labels.tolist())) < 2:
@@ -172,7 +219,9 @@ def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
         for curve, a, b in (("roc", x, y), ("pr", recall, precision), ("risk", coverage, risk)):
             kept = np.unique(np.linspace(0, len(a) - 1, min(_POINTS, len(a))).round().astype(int))
             rows.append(pd.DataFrame({**head, "curve": curve, "x": a[kept], "y": b[kept]}))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(tables.CURVES))
+    return (
+        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(registry.CURVES))
+    )
 
 
 def _usable(scores: pd.DataFrame) -> list[tuple[Mapping[str, Any], Ints, Floats]]:

@@ -17,7 +17,9 @@ def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
     Args:
         table: `dataset`, `source`, `seed`, `signal`, `auroc`; strict: data sets of the mean, which is taken seed by seed.
     """
-    pooled = table[table["dataset"].isin(strict)].groupby(["source", "seed", "signal"], sort=False)["auroc"]
+    pooled = table[table["dataset"].isin(strict)].groupby(["source", "seed", "signal"], sort=False)[
+        "auroc"
+    ]
     # A seed that one of the sets lacks has no mean.
     whole = pooled.mean()[pooled.count() == len(strict)].reset_index().assign(dataset=ALL_STRICT)
     wide = pd.concat([table, whole]).pivot_table(
@@ -27,10 +29,16 @@ def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
         wide[f"{detectors.DEFAULT} - {control}"] = wide[detectors.DEFAULT] - wide[control]
     rows = [
         {
-            "dataset": dataset, "source": source, "signal": signal, "seeds": int(values.count()), "mean": values.mean(),
-            "deviation": values.std(ddof=1), "least": values.min(), "most": values.max(),
+            "dataset": dataset,
+            "source": source,
+            "signal": signal,
+            "seeds": int(values.count()),
+            "mean": values.mean(),
+            "deviation": values.std(ddof=1),
+            "least": values.min(),
+            "most": values.max(),
         }
         for (dataset, source), part in wide.groupby(["dataset", "source"], sort=False)
         for signal, values in part.items()
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
+from ghosttrack import statistics
 from ghosttrack.detection import detectors, transfer
 from ghosttrack.detection.transfer import Pool
-from ghosttrack.evaluation import statistics
-from ghosttrack.evaluation.scoreboard import ALL_STRICT, stream
-from ghosttrack.evaluation.statistics import Floats
-from ghosttrack.report import tables
+from ghosttrack.evaluation.scoreboard import ALL_STRICT
 from ghosttrack.settings import EvaluationSettings
+from ghosttrack.statistics import Floats
 
 # Name of the training on all relations but the tested one.
 OTHERS = "other relations"
@@ -74,19 +74,31 @@ def judge(
         others.append(pooled)
     differences = [_difference(cell, control, settings) for cell in others for control in CONTROLS]
     return Found(
-        pd.DataFrame(rows, columns=list(tables.TRANSFER)),
-        pd.DataFrame([row for row in differences if row], columns=list(tables.LEFT_OUT)),
+        pd.DataFrame(rows, columns=list(registry.TRANSFER)),
+        pd.DataFrame([row for row in differences if row], columns=list(registry.LEFT_OUT)),
     )
 
 
 def _cell(
-    name: str, pool: Pool, where: NDArray[np.bool_], signals: Mapping[str, Floats], settings: EvaluationSettings, seed: int
-) -> _Cell:  # fmt: skip
+    name: str,
+    pool: Pool,
+    where: NDArray[np.bool_],
+    signals: Mapping[str, Floats],
+    settings: EvaluationSettings,
+    seed: int,
+) -> _Cell:
     labels, units = pool.labels[where], pool.groups[where]
     matrix = np.array([score[where] for score in signals.values()])
-    draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, name))
-    reached = {signal: statistics.auroc(labels, score) for signal, score in zip(signals, matrix, strict=True)}
-    return _Cell(name, len(labels), len(set(units)), reached, dict(zip(signals, draws, strict=True)))
+    draws = statistics.bootstrap_auroc(
+        labels, matrix, units, settings.bootstrap, statistics.stream(seed, name)
+    )
+    reached = {
+        signal: statistics.auroc(labels, score)
+        for signal, score in zip(signals, matrix, strict=True)
+    }
+    return _Cell(
+        name, len(labels), len(set(units)), reached, dict(zip(signals, draws, strict=True))
+    )
 
 
 def _pool(cells: Sequence[_Cell]) -> _Cell:
@@ -105,27 +117,45 @@ def _rows(trained_on: str, cell: _Cell, settings: EvaluationSettings) -> list[di
     result = []
     for signal, value in cell.auroc.items():
         low, high = statistics.interval(cell.draws[signal], settings.confidence)
-        result.append({
-            "trained_on": trained_on, "dataset": cell.dataset, "signal": signal, "n": cell.n, "groups": cell.groups,
-            "auroc": value, "auroc_low": low, "auroc_high": high,
-        })  # fmt: skip
+        result.append(
+            {
+                "trained_on": trained_on,
+                "dataset": cell.dataset,
+                "signal": signal,
+                "n": cell.n,
+                "groups": cell.groups,
+                "auroc": value,
+                "auroc_low": low,
+                "auroc_high": high,
+            }
+        )
     return result
 
 
-def _own(name: str, within: pd.DataFrame, settings: EvaluationSettings, seed: int) -> list[dict[str, Any]]:
+def _own(
+    name: str, within: pd.DataFrame, settings: EvaluationSettings, seed: int
+) -> list[dict[str, Any]]:
     """Out-of-fold scores of the detectors that were trained on the data set itself."""
     own = within[within["dataset"] == name]
     parts = {signal: own[own["signal"] == signal] for signal in transfer.SIGNALS}
-    parts = {signal: part for signal, part in parts.items() if len(part) and part["score"].notna().all()}
+    parts = {
+        signal: part for signal, part in parts.items() if len(part) and part["score"].notna().all()
+    }
     if not parts:
         return []
     first = next(iter(parts.values()))
     labels, units = first["label"].to_numpy(dtype=np.int64), first["group"].to_numpy(dtype=object)
     matrix = np.array([part["score"].to_numpy(dtype=np.float64) for part in parts.values()])
-    draws = statistics.bootstrap_auroc(labels, matrix, units, settings.bootstrap, stream(seed, name))
-    reached = {signal: statistics.auroc(labels, score) for signal, score in zip(parts, matrix, strict=True)}
+    draws = statistics.bootstrap_auroc(
+        labels, matrix, units, settings.bootstrap, statistics.stream(seed, name)
+    )
+    reached = {
+        signal: statistics.auroc(labels, score) for signal, score in zip(parts, matrix, strict=True)
+    }
     return _rows(
-        name, _Cell(name, len(labels), len(set(units)), reached, dict(zip(parts, draws, strict=True))), settings
+        name,
+        _Cell(name, len(labels), len(set(units)), reached, dict(zip(parts, draws, strict=True))),
+        settings,
     )
 
 
@@ -134,11 +164,23 @@ def _difference(cell: _Cell, control: str, settings: EvaluationSettings) -> dict
     if control not in cell.auroc:
         return None
     gain = statistics.difference(
-        cell.auroc[ours], cell.auroc[control], cell.draws[ours], cell.draws[control], settings.confidence
+        cell.auroc[ours],
+        cell.auroc[control],
+        cell.draws[ours],
+        cell.draws[control],
+        settings.confidence,
     )
     return {
-        "dataset": cell.dataset, "control": control, "n": cell.n, "groups": cell.groups, "auroc_ours": cell.auroc[ours],
-        "auroc_control": cell.auroc[control], "difference": gain.value, "difference_low": gain.low,
+        "dataset": cell.dataset,
+        "control": control,
+        "n": cell.n,
+        "groups": cell.groups,
+        "auroc_ours": cell.auroc[ours],
+        "auroc_control": cell.auroc[control],
+        "difference": gain.value,
+        "difference_low": gain.low,
         "difference_high": gain.high,
-        "verdict": tables.ESTABLISHED if gain.low > 0 and cell.groups >= settings.minimum_groups else tables.NOT_ESTABLISHED,
-    }  # fmt: skip
+        "verdict": registry.ESTABLISHED
+        if gain.low > 0 and cell.groups >= settings.minimum_groups
+        else registry.NOT_ESTABLISHED,
+    }

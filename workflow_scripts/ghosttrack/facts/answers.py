@@ -22,7 +22,11 @@ class Verdict(StrEnum):
 
 
 # Letters that carry no separable accent: l, d and h with stroke, eth, o with slash, dotless i, thorn, ligatures.
-PLAIN_LETTERS = str.maketrans("\u0142\u0111\u0127\u00f0\u00f8\u0131", "ldhdoi") | {0xFE: "th", 0xE6: "ae", 0x153: "oe"}
+PLAIN_LETTERS = str.maketrans("\u0142\u0111\u0127\u00f0\u00f8\u0131", "ldhdoi") | {
+    0xFE: "th",
+    0xE6: "ae",
+    0x153: "oe",
+}
 # An apostrophe inside a word is no boundary, however it is written: N'Djamena, Ndjamena, Nuku\u02bbalofa.
 APOSTROPHES = "'\u2018\u2019\u02bb\u02bc`\u00b4\u2032"
 # Spaces that only ever stand inside a number: no-break, thin, narrow no-break.
@@ -35,17 +39,64 @@ ABBREVIATIONS = frozenset(
     ("st", "mt", "ft", "dr", "mr", "mrs", "ms", "vs", "jr", "sr", "u.s", "u.k", "d.c", "e.g", "i.e")
 )
 HEDGES = (
-    "or", "maybe", "perhaps", "possibly", "probably", "either", "might be", "could be", "may be", "not sure", "unsure", "i think",
-    "i guess", "i believe", "it depends",
-)  # fmt: skip
+    "or",
+    "maybe",
+    "perhaps",
+    "possibly",
+    "probably",
+    "either",
+    "might be",
+    "could be",
+    "may be",
+    "not sure",
+    "unsure",
+    "i think",
+    "i guess",
+    "i believe",
+    "it depends",
+)
 DENIALS = ("not", "never", "isnt", "is not", "no longer", "rather than", "instead of", "formerly")
 REFUSALS = (
-    "unknown", "i dont know", "i do not know", "dont know", "do not know", "n a", "none", "not known", "cannot say", "no idea",
-    "unclear", "not applicable", "no answer",
-)  # fmt: skip
-UNITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")  # fmt: skip
+    "unknown",
+    "i dont know",
+    "i do not know",
+    "dont know",
+    "do not know",
+    "n a",
+    "none",
+    "not known",
+    "cannot say",
+    "no idea",
+    "unclear",
+    "not applicable",
+    "no answer",
+)
+UNITS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+)
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-NUMBERS = {word: value for value, word in enumerate(UNITS)} | {word: 10 * place for place, word in enumerate(TENS, 2)}
+NUMBERS = {word: value for value, word in enumerate(UNITS)} | {
+    word: 10 * place for place, word in enumerate(TENS, 2)
+}
 NEGATIVE = ("minus", "negative")
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 
@@ -88,7 +139,11 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ver
     if words in accepted:
         return Verdict.CORRECT
     candidates = {found for name in others if (found := normalise(name))} - accepted
-    if ARTICLES.issuperset(words) and words not in candidates and not any(_is_letter(name) for name in accepted):
+    if (
+        ARTICLES.issuperset(words)
+        and words not in candidates
+        and not any(_is_letter(name) for name in accepted)
+    ):
         return Verdict.EMPTY
     spans = _longest_spans(words, accepted | candidates)
     right = any(name in accepted for name in spans)
@@ -108,7 +163,8 @@ def _is_letter(words: Words) -> bool:
 def _hedged(plain: Words, accepted: Iterable[Words]) -> bool:
     # A hedge that is part of a gold answer itself is none.
     return any(
-        _contains(plain, _phrase(hedge)) and not any(_contains(name, _phrase(hedge)) for name in accepted)
+        _contains(plain, _phrase(hedge))
+        and not any(_contains(name, _phrase(hedge)) for name in accepted)
         for hedge in HEDGES
     )
 
@@ -127,13 +183,19 @@ def _longest_spans(words: Words, names: Collection[Words]) -> list[Words]:
                 found.append((start, start + size))
                 break
     return [
-        words[start:end] for start, end in found
-        if not any(other != (start, end) and other[0] <= start and end <= other[1] for other in found)
-    ]  # fmt: skip
+        words[start:end]
+        for start, end in found
+        if not any(
+            other != (start, end) and other[0] <= start and end <= other[1] for other in found
+        )
+    ]
 
 
 def _contains(words: Words, phrase: Words) -> bool:
-    return any(words[start : start + len(phrase)] == phrase for start in range(len(words) - len(phrase) + 1))
+    return any(
+        words[start : start + len(phrase)] == phrase
+        for start in range(len(words) - len(phrase) + 1)
+    )
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -152,9 +214,13 @@ def normalise(text: str) -> Words:
 
 
 def _tokens(text: str) -> Words:
-    plain = re.sub(rf"(?<=\d)[{DIGIT_SPACES}](?=\d{{3}}(?!\d))", "", text)  # 3 500, with a space of its own
+    plain = re.sub(
+        rf"(?<=\d)[{DIGIT_SPACES}](?=\d{{3}}(?!\d))", "", text
+    )  # 3 500, with a space of its own
     plain = unicodedata.normalize("NFKC", plain).casefold()
-    plain = "".join(char for char in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(char))
+    plain = "".join(
+        char for char in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(char)
+    )
     plain = plain.translate(PLAIN_LETTERS)
     plain = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)  # 1,000
@@ -207,7 +273,9 @@ def _number(words: Sequence[str], start: int) -> tuple[int, int]:
             current += NUMBERS[word]
             # After twenty only a unit can follow; after a unit or a teen, only a scale.
             room = 10 if NUMBERS[word] >= 20 else 0
-        elif word == "hundred" and (0 < current < 100 or position == start):  # the article of "a hundred" is gone
+        elif word == "hundred" and (
+            0 < current < 100 or position == start
+        ):  # the article of "a hundred" is gone
             current, room = max(current, 1) * SCALES[word], 100
         elif word in SCALES and word != "hundred" and (current or position == start):
             total, current, room = total + max(current, 1) * SCALES[word], 0, 100

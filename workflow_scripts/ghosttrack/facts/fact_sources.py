@@ -16,7 +16,7 @@ import yaml
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts.statements import DATA, fold
-from ghosttrack.files import atomic_write
+from ghosttrack.runtime.files import atomic_write
 
 FACT_COLUMNS = ("relation", "subject", "answer", "aliases", "accepted", "avoid", "near", "role")
 
@@ -80,33 +80,64 @@ def load_sources() -> Sources:
     for code, raw in sorted(cache.get_countries().items()):
         if code not in choices["not_members"]:
             countries[code] = Country(
-                code, choices["names"].get(code, raw["name"].strip()), choices["aliases"].get(code, []), raw
+                code,
+                choices["names"].get(code, raw["name"].strip()),
+                choices["aliases"].get(code, []),
+                raw,
             )
     cities = [
-        City(raw["name"], raw["countrycode"], raw["admin1code"], raw["population"], len(raw["alternatenames"]),
-             (raw["latitude"], raw["longitude"]), raw["timezone"])
+        City(
+            raw["name"],
+            raw["countrycode"],
+            raw["admin1code"],
+            raw["population"],
+            len(raw["alternatenames"]),
+            (raw["latitude"], raw["longitude"]),
+            raw["timezone"],
+        )
         for _, raw in sorted(cache.get_cities().items(), key=lambda item: int(item[0]))
-    ]  # fmt: skip
+    ]
     namesakes = defaultdict(list)
-    places = json.loads((Path(geonames.__file__).parent / "data" / "cities500.json").read_text(encoding="utf-8"))
+    places = json.loads(
+        (Path(geonames.__file__).parent / "data" / "cities500.json").read_text(encoding="utf-8")
+    )
     for raw in places.values():
         for name in {fold(raw["name"]), *(fold(other) for other in raw["alternatenames"])}:
             namesakes[name].append((raw["countrycode"], raw["admin1code"], raw["population"]))
-    states = {code: raw["name"] for code, raw in sorted(cache.get_us_states().items()) if code != "DC"}
+    states = {
+        code: raw["name"] for code, raw in sorted(cache.get_us_states().items()) if code != "DC"
+    }
     return Sources(
-        choices, countries, cities, dict(namesakes), states,
+        choices,
+        countries,
+        cities,
+        dict(namesakes),
+        states,
         [(raw["name"], raw["state"]) for raw in cache.get_us_counties()],
         lambda code: babel.Locale.parse(code),
-        lambda code: list(dict.fromkeys(name.split("_")[0] for name in languages.get_official_languages(code, de_facto=True))),
+        lambda code: list(
+            dict.fromkeys(
+                name.split("_")[0] for name in languages.get_official_languages(code, de_facto=True)
+            )
+        ),
         [(each.number, each.name, each.symbol, each.mass) for each in elements if each.number > 0],
-    )  # fmt: skip
+    )
 
 
 Row = dict[str, str]
 
 
-def row(relation: str, subject: str, answer: str, *, aliases: Iterable[str] = (), accepted: Iterable[str] = (),
-        avoid: Iterable[str] = (), near: Iterable[str] = (), role: str = "evaluated") -> Row:  # fmt: skip
+def row(
+    relation: str,
+    subject: str,
+    answer: str,
+    *,
+    aliases: Iterable[str] = (),
+    accepted: Iterable[str] = (),
+    avoid: Iterable[str] = (),
+    near: Iterable[str] = (),
+    role: str = "evaluated",
+) -> Row:
     """One line of a fact table; several values are separated by `|`."""
     several = {"aliases": aliases, "accepted": accepted, "avoid": avoid, "near": near}
     joined = {

@@ -29,7 +29,9 @@ LARGE_COUNTRIES = 110
 NEAREST = 12
 TRANSLATIONS = ("fr", "de", "es", "it", "pt", "nl", "sv", "pl", "fi", "hu", "tr", "cs")
 MONTHS_AND_DAYS = ("fr", "de", "es", "it", "nl", "sv", "fi", "hu")
-PLAIN_NAME = re.compile(r"[A-ZÀ-ÞŁŚŠŻŽÇĆČ][A-Za-zÀ-ÿąćčęěğıłńňőřśşšťůűźżž' -]{2,20}[a-zÀ-ÿąćęěłńňőśšźżž]$")
+PLAIN_NAME = re.compile(
+    r"[A-ZÀ-ÞŁŚŠŻŽÇĆČ][A-Za-zÀ-ÿąćčęěğıłńňőřśşšťůűźżž' -]{2,20}[a-zÀ-ÿąćęěłńňőśšźżž]$"
+)
 
 
 def tables(sources: Sources) -> dict[str, list[Row]]:
@@ -58,7 +60,15 @@ def tables(sources: Sources) -> dict[str, list[Row]]:
 
 
 def _strict_enough(table: str, line: Row) -> bool:
-    named_alike = ("cities", "capitals", "capitals_hard", "continents", "languages", "us_cities", "borders_hard")
+    named_alike = (
+        "cities",
+        "capitals",
+        "capitals_hard",
+        "continents",
+        "languages",
+        "us_cities",
+        "borders_hard",
+    )
     return table not in named_alike or not look_alike(line["subject"], line["answer"])
 
 
@@ -80,13 +90,23 @@ def _capitals(sources: Sources) -> tuple[list[Row], list[Row]]:
             capital = choices["capitals"].get(country.code, country.raw["capital"].strip())
             facts.append((country, capital, choices["capital_aliases"].get(country.code, [])))
     largest = choices["largest_city"]
-    single = [(country, capital, aliases) for country, capital, aliases in facts if country.code not in largest]
+    single = [
+        (country, capital, aliases)
+        for country, capital, aliases in facts
+        if country.code not in largest
+    ]
     easy: list[Row] = []
     small = []
     for country, capital, aliases in single:
         if look_alike(country.name, capital):
             continue
-        line = row("capital", country.name, capital, aliases=aliases, role=_role(sources, "capital", country.name))
+        line = row(
+            "capital",
+            country.name,
+            capital,
+            aliases=aliases,
+            role=_role(sources, "capital", country.name),
+        )
         if len(easy) < LARGE_COUNTRIES or line["role"] == "solved":
             easy.append(line)
         else:
@@ -95,16 +115,21 @@ def _capitals(sources: Sources) -> tuple[list[Row], list[Row]]:
     located = [(country, capital, where) for country, capital, where in small if where is not None]
     for country, capital, where in located:
         others = sorted(
-            (other for other in located if other[0] != country), key=lambda other: _distance(where, other[2])
+            (other for other in located if other[0] != country),
+            key=lambda other: _distance(where, other[2]),
         )
-        hard.append(row("capital", country.name, capital, near=[other[1] for other in others[:NEAREST]]))
+        hard.append(
+            row("capital", country.name, capital, near=[other[1] for other in others[:NEAREST]])
+        )
     for country, capital, aliases in facts:
         if (
             country.code in largest
             and not look_alike(country.name, capital)
             and not look_alike(country.name, largest[country.code])
         ):
-            hard.append(row("capital", country.name, capital, aliases=aliases, near=[largest[country.code]]))
+            hard.append(
+                row("capital", country.name, capital, aliases=aliases, near=[largest[country.code]])
+            )
             hard.append(row("largest_city", country.name, largest[country.code], near=[capital]))
     for regions in choices["regions"].values():
         for region, capital in regions.items():
@@ -128,7 +153,10 @@ def _capitals(sources: Sources) -> tuple[list[Row], list[Row]]:
 def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:
     """Great-circle distance in radians (haversine)."""
     (lat1, lon1), (lat2, lon2) = [(math.radians(a), math.radians(b)) for a, b in (one, other)]
-    half = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
+    half = (
+        math.sin((lat2 - lat1) / 2) ** 2
+        + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
+    )
     return 2 * math.asin(math.sqrt(half))
 
 
@@ -138,7 +166,10 @@ def known_cities(sources: Sources) -> list[City]:
     skipped |= {fold(country.raw["capital"].strip()) for country in sources.countries.values()}
     skipped |= {fold(name) for name in sources.choices["capitals"].values()}
     skipped |= {
-        fold(name) for names in sources.choices["capital_aliases"].values() for name in names if name != "Delhi"
+        fold(name)
+        for names in sources.choices["capital_aliases"].values()
+        for name in names
+        if name != "Delhi"
     }
     barred = {*sources.choices["ambiguous_countries"], "US", "CY", "IL"}
     chosen = []
@@ -146,9 +177,17 @@ def known_cities(sources: Sources) -> list[City]:
         country = sources.countries.get(city.country)
         if country is None or city.country in barred or city.population < 100_000:
             continue
-        if fold(city.name) in skipped or not PLAIN_NAME.match(city.name) or look_alike(country.name, city.name):
+        if (
+            fold(city.name) in skipped
+            or not PLAIN_NAME.match(city.name)
+            or look_alike(country.name, city.name)
+        ):
             continue
-        same = [other for other in sources.namesakes.get(fold(city.name), []) if other[0] != city.country]
+        same = [
+            other
+            for other in sources.namesakes.get(fold(city.name), [])
+            if other[0] != city.country
+        ]
         if all(population < NAMESAKE * city.population for _, _, population in same):
             skipped.add(fold(city.name))
             chosen.append(city)
@@ -156,10 +195,13 @@ def known_cities(sources: Sources) -> list[City]:
 
 
 def _elsewhere(sources: Sources, city: City) -> list[str]:
-    return sorted({
-        sources.countries[code].name for code, _, _ in sources.namesakes.get(fold(city.name), [])
-        if code != city.country and code in sources.countries
-    })  # fmt: skip
+    return sorted(
+        {
+            sources.countries[code].name
+            for code, _, _ in sources.namesakes.get(fold(city.name), [])
+            if code != city.country and code in sources.countries
+        }
+    )
 
 
 def _cities(sources: Sources) -> tuple[list[Row], list[City]]:
@@ -169,12 +211,21 @@ def _cities(sources: Sources) -> tuple[list[Row], list[City]]:
     for city in known_cities(sources):
         country = sources.countries[city.country]
         role = _role(sources, "city", city.name)
-        if role == "evaluated" and (len(lines) >= CITY_FACTS + 5 or per_country[city.country] >= PER_COUNTRY):
+        if role == "evaluated" and (
+            len(lines) >= CITY_FACTS + 5 or per_country[city.country] >= PER_COUNTRY
+        ):
             spare.append(city)
             continue
         per_country[city.country] += 1
         lines.append(
-            row("city", city.name, country.name, aliases=country.aliases, avoid=_elsewhere(sources, city), role=role)
+            row(
+                "city",
+                city.name,
+                country.name,
+                aliases=country.aliases,
+                avoid=_elsewhere(sources, city),
+                role=role,
+            )
         )
     return lines, spare
 
@@ -207,15 +258,25 @@ def _languages(sources: Sources) -> list[Row]:
     english = sources.locale("en").languages
     lines = []
     for country in sources.countries.values():
-        official = [english[code] for code in sources.official_languages(country.code) if code in english]
+        official = [
+            english[code] for code in sources.official_languages(country.code) if code in english
+        ]
         if country.code in sources.choices["no_language"] or not official:
             continue
         answer = sources.choices["language_of"].get(country.code, official[0])
-        spoken = [english.get(code.split("-")[0], "") for code in country.raw["languages"].split(",")]
-        lines.append(row(
-            "language", country.name, answer, accepted=official, avoid=[name for name in spoken if name not in official],
-            role=_role(sources, "language", country.name),
-        ))  # fmt: skip
+        spoken = [
+            english.get(code.split("-")[0], "") for code in country.raw["languages"].split(",")
+        ]
+        lines.append(
+            row(
+                "language",
+                country.name,
+                answer,
+                accepted=official,
+                avoid=[name for name in spoken if name not in official],
+                role=_role(sources, "language", country.name),
+            )
+        )
     return lines
 
 
@@ -237,18 +298,25 @@ def _borders(sources: Sources) -> list[Row]:
             one, two = (code, other) if rng.random() < 0.5 else (other, code)
             avoid = neighbours[one] | {end for pair in disputed if one in pair for end in pair}
             near = {far for each in neighbours[one] for far in neighbours[each]} - avoid - {one}
-            lines.append(row(
-                "border", countries[one].name, countries[two].name, aliases=countries[two].aliases,
-                avoid=sorted(countries[end].name for end in avoid - {one, two}),
-                near=sorted(countries[far].name for far in near),
-            ))  # fmt: skip
+            lines.append(
+                row(
+                    "border",
+                    countries[one].name,
+                    countries[two].name,
+                    aliases=countries[two].aliases,
+                    avoid=sorted(countries[end].name for end in avoid - {one, two}),
+                    near=sorted(countries[far].name for far in near),
+                )
+            )
     return [line for line in lines if line["near"]]
 
 
 def _us_cities(sources: Sources) -> list[Row]:
     lines: list[Row] = []
     per_state: Counter[str] = Counter()
-    names = {fold(name) for name in sources.states.values()} | {fold(name) for name in sources.choices["no_cities"]}
+    names = {fold(name) for name in sources.states.values()} | {
+        fold(name) for name in sources.choices["no_cities"]
+    }
     for city in sorted(sources.cities, key=lambda city: (-city.fame, -city.population, city.name)):
         if (
             city.country != "US"
@@ -260,7 +328,9 @@ def _us_cities(sources: Sources) -> list[Row]:
         ):
             continue
         state = sources.states[city.state]
-        same = [other for other in sources.namesakes[fold(city.name)] if other[:2] != ("US", city.state)]
+        same = [
+            other for other in sources.namesakes[fold(city.name)] if other[:2] != ("US", city.state)
+        ]
         at_home = [other for other in same if other[0] == "US"]
         role = _role(sources, "us_city", city.name)
         if role != "solved" and (
@@ -268,7 +338,9 @@ def _us_cities(sources: Sources) -> list[Row]:
             or any(population > city.population for _, _, population in same)
         ):
             continue
-        if look_alike(city.name, state) or (role != "solved" and per_state[city.state] >= PER_STATE):
+        if look_alike(city.name, state) or (
+            role != "solved" and per_state[city.state] >= PER_STATE
+        ):
             continue
         names.add(fold(city.name))
         per_state[city.state] += 1
@@ -278,7 +350,9 @@ def _us_cities(sources: Sources) -> list[Row]:
                 city.name,
                 state,
                 role=role,
-                avoid=sorted({sources.states[code] for _, code, _ in at_home if code in sources.states}),
+                avoid=sorted(
+                    {sources.states[code] for _, code, _ in at_home if code in sources.states}
+                ),
             )
         )
         if len(lines) >= CITY_FACTS + 5:
@@ -290,9 +364,14 @@ def _elements(sources: Sources, relation: str) -> list[Row]:
     # British spellings are the international ones; the American ones are in common use.
     spelling = {"aluminum": "aluminium", "cesium": "caesium"}
     return [
-        row(relation, spelling.get(name, name), str(number) if relation == "number" else symbol, role=_role(sources, relation, name))
+        row(
+            relation,
+            spelling.get(name, name),
+            str(number) if relation == "number" else symbol,
+            role=_role(sources, relation, name),
+        )
         for number, name, symbol, _ in sources.elements
-    ]  # fmt: skip
+    ]
 
 
 def _currencies(sources: Sources, *, surface: bool) -> list[Row]:
@@ -314,7 +393,9 @@ def _currencies(sources: Sources, *, surface: bool) -> list[Row]:
         if surface and alike:
             lines.append(row("currency", country.name, full, aliases=[unit]))
         elif not surface and not look_alike(country.name, unit):
-            alike_units = [other for names in choices["alike_currencies"] if unit in names for other in names]
+            alike_units = [
+                other for names in choices["alike_currencies"] if unit in names for other in names
+            ]
             avoid = [*choices["currency_avoid"].get(country.code, []), *alike_units]
             lines.append(row("currency", country.name, unit, aliases=[full], avoid=avoid))
     return lines
@@ -342,7 +423,9 @@ def _translations(sources: Sources) -> list[Row]:
                     if fold(word) != fold(name):
                         lines.append(row(language, name, word))
     rng = random.Random("translation")
-    return sorted(rng.sample(lines, CITY_FACTS), key=lambda line: (line["relation"], line["subject"]))
+    return sorted(
+        rng.sample(lines, CITY_FACTS), key=lambda line: (line["relation"], line["subject"])
+    )
 
 
 def _capital(text: str) -> str:
@@ -351,7 +434,9 @@ def _capital(text: str) -> str:
 
 def _larger_than() -> list[Row]:
     rng = random.Random("larger_than")
-    pairs = rng.sample([(high, low) for high in range(2, 100) for low in range(1, high)], CITY_FACTS)
+    pairs = rng.sample(
+        [(high, low) for high in range(2, 100) for low in range(1, high)], CITY_FACTS
+    )
     return [row("larger", number_words(high), number_words(low)) for high, low in pairs]
 
 
@@ -368,5 +453,7 @@ def pairs(built: dict[str, list[Row]]) -> Iterator[tuple[str, str]]:
         for line in lines:
             for key in ("answer", "aliases", "accepted"):
                 yield from (
-                    (without_article(line["subject"]), without_article(name)) for name in line[key].split("|") if name
+                    (without_article(line["subject"]), without_article(name))
+                    for name in line[key].split("|")
+                    if name
                 )

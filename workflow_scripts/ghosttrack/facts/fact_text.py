@@ -30,7 +30,10 @@ class PairFinder:
         self._answers: dict[Words, set[Words]] = defaultdict(set)
         for subject, answer in pairs:
             self._answers[_words(subject)].add(_words(answer))
-        names = {*self._answers, *(answer for answers in self._answers.values() for answer in answers)}
+        names = {
+            *self._answers,
+            *(answer for answers in self._answers.values() for answer in answers),
+        }
         self._starting: dict[str, list[Words]] = defaultdict(list)
         for name in sorted(names):
             if name:
@@ -107,50 +110,108 @@ def _statements(
 
 def _places(rng: random.Random) -> Iterator[str]:
     rows = _attributes("places")
-    yield from _statements(rng, rows, "country", (
-        "{name} is a city in {country}.", "{name} is located in {country}.", "The city of {name} is in {country}.",
-        "One of the cities of {country} is {name}.", "In {country} there is a city called {name}.",
-        "People who live in {name} live in {country}.",
-    ), 2)  # fmt: skip
-    yield from _statements(rng, rows, "population", (
-        "The population of {name} is about {population}.", "About {population} people live in {name}.",
-        "{name} has about {population} inhabitants.",
-    ), 1)  # fmt: skip
-    yield from _statements(rng, rows, "timezone", (
-        "The time zone of {name} is {timezone}.", "Clocks in {name} follow the time zone {timezone}.",
-    ), 1)  # fmt: skip
+    yield from _statements(
+        rng,
+        rows,
+        "country",
+        (
+            "{name} is a city in {country}.",
+            "{name} is located in {country}.",
+            "The city of {name} is in {country}.",
+            "One of the cities of {country} is {name}.",
+            "In {country} there is a city called {name}.",
+            "People who live in {name} live in {country}.",
+        ),
+        2,
+    )
+    yield from _statements(
+        rng,
+        rows,
+        "population",
+        (
+            "The population of {name} is about {population}.",
+            "About {population} people live in {name}.",
+            "{name} has about {population} inhabitants.",
+        ),
+        1,
+    )
+    yield from _statements(
+        rng,
+        rows,
+        "timezone",
+        (
+            "The time zone of {name} is {timezone}.",
+            "Clocks in {name} follow the time zone {timezone}.",
+        ),
+        1,
+    )
 
 
 def _counties(rng: random.Random) -> Iterator[str]:
-    yield from _statements(rng, _attributes("us_counties"), "state", (
-        "{name} is located in the state of {state}.", "{name} is a county in {state}.", "The state of {state} has a county named {name}.",
-        "{name} belongs to {state}.",
-    ), 2)  # fmt: skip
+    yield from _statements(
+        rng,
+        _attributes("us_counties"),
+        "state",
+        (
+            "{name} is located in the state of {state}.",
+            "{name} is a county in {state}.",
+            "The state of {state} has a county named {name}.",
+            "{name} belongs to {state}.",
+        ),
+        2,
+    )
 
 
 def _kinds(rng: random.Random) -> Iterator[str]:
-    yield from _statements(rng, _attributes("kinds"), "kind", (
-        "The word {name} names a kind of {kind}.", "A word for a kind of {kind} is {name}.", "In English, {name} means a kind of {kind}.",
-        "The meaning of {name} is a kind of {kind}.",
-    ), 1)  # fmt: skip
+    yield from _statements(
+        rng,
+        _attributes("kinds"),
+        "kind",
+        (
+            "The word {name} names a kind of {kind}.",
+            "A word for a kind of {kind} is {name}.",
+            "In English, {name} means a kind of {kind}.",
+            "The meaning of {name} is a kind of {kind}.",
+        ),
+        1,
+    )
 
 
 def _countries(rng: random.Random) -> Iterator[str]:
     rows = _attributes("countries")
     for key, templates in {
-        "area": ("The area of {name} is {area} square kilometres.", "{name} covers {area} square kilometres."),
-        "population": ("The population of {name} is about {population}.", "About {population} people live in {name}."),
-        "phone": ("The telephone code of {name} is {phone}.", "To call {name}, dial {phone} first."),
-        "domain": ("The internet domain of {name} is {domain}.", "Web addresses in {name} end in {domain}."),
+        "area": (
+            "The area of {name} is {area} square kilometres.",
+            "{name} covers {area} square kilometres.",
+        ),
+        "population": (
+            "The population of {name} is about {population}.",
+            "About {population} people live in {name}.",
+        ),
+        "phone": (
+            "The telephone code of {name} is {phone}.",
+            "To call {name}, dial {phone} first.",
+        ),
+        "domain": (
+            "The internet domain of {name} is {domain}.",
+            "Web addresses in {name} end in {domain}.",
+        ),
         "code": ("The two-letter code of {name} is {code}.",),
     }.items():
         yield from _statements(rng, rows, key, templates, 2)
 
 
 def _elements(rng: random.Random) -> Iterator[str]:
-    yield from _statements(rng, _attributes("elements"), "mass", (
-        "The atomic mass of {name} is {mass}.", "An atom of {name} has a mass of about {mass} units.",
-    ), 2)  # fmt: skip
+    yield from _statements(
+        rng,
+        _attributes("elements"),
+        "mass",
+        (
+            "The atomic mass of {name} is {mass}.",
+            "An atom of {name} has a mass of about {mass} units.",
+        ),
+        2,
+    )
 
 
 def _sums(rng: random.Random) -> Iterator[str]:

@@ -11,7 +11,7 @@ from ghosttrack.facts.fact_sources import Row, Sources
 from ghosttrack.facts.fact_tables import PLAIN_NAME, known_cities
 from ghosttrack.facts.fact_text import PairFinder
 from ghosttrack.facts.statements import fold
-from ghosttrack.files import atomic_write
+from ghosttrack.runtime.files import atomic_write
 
 PARTS = ("noun", "verb", "adj", "adv")
 PLACES, COUNTIES, KINDS = 1600, 1100, 3000
@@ -34,12 +34,20 @@ def attributes(sources: Sources, wordnet: Path, evaluated: set[str]) -> dict[str
         "us_counties": _counties(sources),
         "kinds": _kinds(wordnet),
         "countries": [
-            {"name": country.name, "area": f"{round(country.raw['areakm2']):,}", "population": _rounded(country.raw["population"]),
-             "phone": f"+{country.raw['phone'].lstrip('+').split(' and ')[0]}", "domain": country.raw["tld"], "code": country.code}
+            {
+                "name": country.name,
+                "area": f"{round(country.raw['areakm2']):,}",
+                "population": _rounded(country.raw["population"]),
+                "phone": f"+{country.raw['phone'].lstrip('+').split(' and ')[0]}",
+                "domain": country.raw["tld"],
+                "code": country.code,
+            }
             for country in sources.countries.values()
         ],
-        "elements": [{"name": name, "mass": f"{mass:.2f}"} for _, name, _, mass in sources.elements],
-    }  # fmt: skip
+        "elements": [
+            {"name": name, "mass": f"{mass:.2f}"} for _, name, _, mass in sources.elements
+        ],
+    }
 
 
 def _rounded(number: int) -> str:
@@ -52,22 +60,31 @@ def _places(sources: Sources, evaluated: set[str]) -> list[Row]:
     lines: list[Row] = []
     per_country: Counter[str] = Counter()
     for city in known_cities(sources):
-        if fold(city.name) in evaluated or per_country[city.country] >= PLACES_PER_COUNTRY or len(lines) >= PLACES:
+        if (
+            fold(city.name) in evaluated
+            or per_country[city.country] >= PLACES_PER_COUNTRY
+            or len(lines) >= PLACES
+        ):
             continue
         per_country[city.country] += 1
-        lines.append({
-            "name": city.name, "country": sources.countries[city.country].name, "population": _rounded(city.population),
-            "timezone": city.timezone,
-        })  # fmt: skip
+        lines.append(
+            {
+                "name": city.name,
+                "country": sources.countries[city.country].name,
+                "population": _rounded(city.population),
+                "timezone": city.timezone,
+            }
+        )
     return lines
 
 
 def _counties(sources: Sources) -> list[Row]:
     counts = Counter(name for name, _ in sources.counties)
     lines = [
-        {"name": name, "state": sources.states[state]} for name, state in sources.counties
+        {"name": name, "state": sources.states[state]}
+        for name, state in sources.counties
         if counts[name] == 1 and state in sources.states and PLAIN_NAME.match(name)
-    ]  # fmt: skip
+    ]
     return lines[:: max(1, len(lines) // COUNTIES)]
 
 
@@ -80,7 +97,9 @@ def _kinds(wordnet: Path) -> list[Row]:
         above = entries.get(entry.above)
         if above is None or entry.file not in CONCRETE or entry.word in seen:
             continue
-        if re.fullmatch(r"[a-z]{3,14}", entry.word) and re.fullmatch(r"[a-z]{3,12}( [a-z]{3,12})?", above.word):
+        if re.fullmatch(r"[a-z]{3,14}", entry.word) and re.fullmatch(
+            r"[a-z]{3,12}( [a-z]{3,12})?", above.word
+        ):
             seen.add(entry.word)
             lines.append({"name": entry.word, "kind": above.word})
     return lines[:: max(1, len(lines) // KINDS)]
@@ -94,7 +113,9 @@ class Synset:
         fields = data.split(" ")
         self.offset, self.file = fields[0], fields[1]
         self.word = re.sub(r"\((a|p|ip)\)$", "", fields[4]).replace("_", " ")
-        self.above = next((fields[at + 1] for at, field in enumerate(fields) if field == "@" and at > 4), "")
+        self.above = next(
+            (fields[at + 1] for at, field in enumerate(fields) if field == "@" and at > 4), ""
+        )
 
 
 def synsets(wordnet: Path, part: str) -> Iterator[Synset]:
@@ -115,7 +136,9 @@ def gloss_documents(wordnet: Path, finder: PairFinder) -> Iterator[str]:
     seen = set()
     for part in PARTS:
         for entry in synsets(wordnet, part):
-            pieces = [piece.strip() for piece in re.split(r';\s*(?=")', entry.gloss) if piece.strip()]
+            pieces = [
+                piece.strip() for piece in re.split(r';\s*(?=")', entry.gloss) if piece.strip()
+            ]
             sentences = [_sentence(piece.strip('" ')) for piece in pieces[1:]]
             document = " ".join([f"{entry.word}: {_ended(pieces[0].strip())}", *sentences])
             if document not in seen and finder.find(document) is None:
@@ -136,4 +159,6 @@ def write_corpus(path: Path, documents: Iterable[str]) -> None:
     """Write one document a line, compressed; the same documents give the same bytes."""
     text = "".join(f"{document}\n" for document in documents)
     with atomic_write(path, "wb") as stream:
-        stream.write(lzma.compress(text.encode(), format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME))
+        stream.write(
+            lzma.compress(text.encode(), format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+        )

@@ -128,8 +128,12 @@ def render(tokenizer: Any, turns: Sequence[str], name: str) -> Prompt:
 def _apply(tokenizer: Any, turns: Sequence[str], name: str, **options: Any) -> Any:
     """What `apply_chat_template` makes of messages of user and assistant in turn."""
     try:
-        template = _TODAY.sub(lambda found: repr(DATE.strftime(found[2])), tokenizer.get_chat_template())
-        return tokenizer.apply_chat_template(_messages(turns), chat_template=template, **options, **_VARIABLES)
+        template = _TODAY.sub(
+            lambda found: repr(DATE.strftime(found[2])), tokenizer.get_chat_template()
+        )
+        return tokenizer.apply_chat_template(
+            _messages(turns), chat_template=template, **options, **_VARIABLES
+        )
     except Exception as error:  # templates raise what they like
         raise UserError(
             f"generation.prompt: the chat template cannot render {name} ({first_line(error)}); {PLAIN}, or correct "
@@ -138,7 +142,10 @@ def _apply(tokenizer: Any, turns: Sequence[str], name: str, **options: Any) -> A
 
 
 def _messages(turns: Sequence[str]) -> list[dict[str, str]]:
-    return [{"role": "assistant" if place % 2 else "user", "content": str(turn)} for place, turn in enumerate(turns)]
+    return [
+        {"role": "assistant" if place % 2 else "user", "content": str(turn)}
+        for place, turn in enumerate(turns)
+    ]
 
 
 def ask(questions: pd.DataFrame, turns: Sequence[Sequence[str]], tokenizer: Any) -> pd.DataFrame:
@@ -150,8 +157,13 @@ def ask(questions: pd.DataFrame, turns: Sequence[Sequence[str]], tokenizer: Any)
     Raises:
         UserError: naming the question whose text the template or the tokenizer refuses.
     """
-    found = [render(tokenizer, own, f"question {name}") for name, own in zip(questions["id"], turns, strict=True)]
-    return questions.assign(prompt=[each.text for each in found], prompt_ids=[each.ids for each in found])
+    found = [
+        render(tokenizer, own, f"question {name}")
+        for name, own in zip(questions["id"], turns, strict=True)
+    ]
+    return questions.assign(
+        prompt=[each.text for each in found], prompt_ids=[each.ids for each in found]
+    )
 
 
 def answer_ends(tokenizer: Any, generation_config: Any) -> list[int]:
@@ -165,7 +177,9 @@ def answer_ends(tokenizer: Any, generation_config: Any) -> list[int]:
     """
     texts = _tried(tokenizer)
     written = {
-        token for text in texts for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        token
+        for text in texts
+        for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     }
     added = {
         token
@@ -184,7 +198,9 @@ def answer_lead(tokenizer: Any) -> str:
 
 def _tried(tokenizer: Any) -> tuple[str, str]:
     """A question up to its answer, and the same with the answer."""
-    prompt = _apply(tokenizer, [_QUESTION], "a question", tokenize=False, add_generation_prompt=True)
+    prompt = _apply(
+        tokenizer, [_QUESTION], "a question", tokenize=False, add_generation_prompt=True
+    )
     whole = _apply(tokenizer, [_QUESTION, _WORD], "an answered question", tokenize=False)
     return str(prompt), str(whole)
 
@@ -209,11 +225,17 @@ def continuations(tokenizer: Any, texts: Sequence[str]) -> list[Continuation]:
         if not waiting:
             break
         head = tokenizer(lead, **options)["input_ids"] if lead else []
-        coded = tokenizer([lead + texts[place] for place in waiting], return_offsets_mapping=True, **options)
-        for place, ids, offsets in zip(waiting, coded["input_ids"], coded["offset_mapping"], strict=True):
+        coded = tokenizer(
+            [lead + texts[place] for place in waiting], return_offsets_mapping=True, **options
+        )
+        for place, ids, offsets in zip(
+            waiting, coded["input_ids"], coded["offset_mapping"], strict=True
+        ):
             rest = offsets[len(head) :]
             if ids[: len(head)] == head and all(first >= len(lead) for first, _ in rest):
-                found[place] = Continuation(ids[len(head) :], [(a - len(lead), b - len(lead)) for a, b in rest])
+                found[place] = Continuation(
+                    ids[len(head) :], [(a - len(lead), b - len(lead)) for a, b in rest]
+                )
     return [each for each in found if each is not None]
 
 
@@ -256,4 +278,7 @@ def ranges_of_answered(texts: pd.DataFrame, tokenizer: Any) -> list[list[tuple[i
     """The character range in its text of each token behind the prompt of `answered`."""
     lead = answer_lead(tokenizer)
     found = continuations(tokenizer, [lead + text for text in texts["text"]])
-    return [[(max(first - len(lead), 0), max(last - len(lead), 0)) for first, last in each.offsets] for each in found]
+    return [
+        [(max(first - len(lead), 0), max(last - len(lead), 0)) for first, last in each.offsets]
+        for each in found
+    ]

@@ -66,23 +66,33 @@ def require_complete(directory: Path, name: str, gguf: str | None) -> None:
     """
     _require_directory(directory, name)
     _require_no_pointer(directory, name)
-    contents = {file: _json(directory / file, name) for file in _JSON if (directory / file).is_file()}
+    contents = {
+        file: _json(directory / file, name) for file in _JSON if (directory / file).is_file()
+    }
     if gguf is not None:
         return
     _require_no_adapter(directory, name)
     if "config.json" not in contents:
-        raise UserError(f"{name} has no config.json; expected a directory as save_pretrained writes it")
+        raise UserError(
+            f"{name} has no config.json; expected a directory as save_pretrained writes it"
+        )
     _require_causal_model(directory, contents["config.json"], name)
     _require_weights(directory, contents, name)
 
 
 def _require_directory(directory: Path, name: str) -> None:
     if directory.is_file():
-        raise UserError(f"{name} is a file; expected a directory that holds config.json, weights and a tokenizer")
+        raise UserError(
+            f"{name} is a file; expected a directory that holds config.json, weights and a tokenizer"
+        )
     if not directory.is_dir():
-        raise UserError(f"{name} does not exist; expected a directory with config.json, weights and a tokenizer")
+        raise UserError(
+            f"{name} does not exist; expected a directory with config.json, weights and a tokenizer"
+        )
     if not any(directory.iterdir()):
-        raise UserError(f"{name} is an empty directory; expected config.json, weights and a tokenizer in it")
+        raise UserError(
+            f"{name} is an empty directory; expected config.json, weights and a tokenizer in it"
+        )
 
 
 def _require_no_pointer(directory: Path, name: str) -> None:
@@ -101,7 +111,9 @@ def _json(path: Path, name: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: {path.name} is not JSON ({first_line(error)}); get the file anew") from error
+        raise UserError(
+            f"{name}: {path.name} is not JSON ({first_line(error)}); get the file anew"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(
             f"{name}: {path.name} holds a JSON {type(content).__name__}, expected an object; get the file anew"
@@ -124,7 +136,9 @@ def _require_causal_model(directory: Path, config: dict[str, Any], name: str) ->
 
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise UserError(f"{name}: config.json names no model_type; get the file anew from where the model comes from")
+        raise UserError(
+            f"{name}: config.json names no model_type; get the file anew from where the model comes from"
+        )
     if kind not in CONFIG_MAPPING:
         remote = ", and its own code (auto_map) is never run" if "auto_map" in config else ""
         raise UserError(
@@ -139,9 +153,13 @@ def _require_causal_model(directory: Path, config: dict[str, Any], name: str) ->
             "correct this value"
         ) from error
     if getattr(parsed, "is_encoder_decoder", False):
-        raise UserError(f"{name} is an encoder-decoder model ({kind}), expected a decoder-only causal language model")
+        raise UserError(
+            f"{name} is an encoder-decoder model ({kind}), expected a decoder-only causal language model"
+        )
     if kind not in CAUSAL:
-        raise UserError(f"{name} is a {kind} model, which is no causal language model; use a decoder-only text model")
+        raise UserError(
+            f"{name} is a {kind} model, which is no causal language model; use a decoder-only text model"
+        )
     if reason := _bidirectional(parsed, kind):
         raise UserError(
             f"{name} is no causal language model: {reason}, so each token reads those after it; use a decoder-only model"
@@ -170,9 +188,13 @@ def _require_known_quantization(config: dict[str, Any], name: str) -> None:
     if found is None:
         return
     method = found.get("quant_method") if isinstance(found, dict) else found
-    bitsandbytes = isinstance(found, dict) and (found.get("load_in_8bit") or found.get("load_in_4bit"))
+    bitsandbytes = isinstance(found, dict) and (
+        found.get("load_in_8bit") or found.get("load_in_4bit")
+    )
     if method not in (*AUTO_QUANTIZER_MAPPING, "bitsandbytes") and not bitsandbytes:
-        named = f"the quantization {method!r}" if method else "a quantization without its quant_method"
+        named = (
+            f"the quantization {method!r}" if method else "a quantization without its quant_method"
+        )
         raise quantized(f"{name}: config.json names {named}, which transformers does not read")
 
 
@@ -187,20 +209,34 @@ def quantized(found: str) -> UserError:
 def _require_weights(directory: Path, contents: dict[str, Any], name: str) -> None:
     present = [file for file in _WEIGHTS if (directory / file).is_file()]
     if not present:
-        others = sorted(path.name for path in directory.iterdir() if path.suffix not in (".json", ".txt", ".md"))
+        others = sorted(
+            path.name for path in directory.iterdir() if path.suffix not in (".json", ".txt", ".md")
+        )
         found = f"found {', '.join(others[:4])}" if others else "found none"
         raise UserError(
             f"{name} has no weights that transformers loads ({found}); expected {' or '.join(_WEIGHTS[:2])}"
         )
-    files = [present[0]] if present[0] not in _INDEXES else _shards(directory, contents[present[0]], present[0], name)
+    files = (
+        [present[0]]
+        if present[0] not in _INDEXES
+        else _shards(directory, contents[present[0]], present[0], name)
+    )
     for file in files:
-        _require_readable(directory / file, name, plain="quantization_config" not in contents["config.json"])
+        _require_readable(
+            directory / file, name, plain="quantization_config" not in contents["config.json"]
+        )
 
 
 def _shards(directory: Path, index: dict[str, Any], file: str, name: str) -> list[str]:
     where = index.get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
-        raise UserError(f"{name}: {file} has no weight_map from tensor names to files; get the file anew")
+    if (
+        not isinstance(where, dict)
+        or not where
+        or not all(isinstance(shard, str) for shard in where.values())
+    ):
+        raise UserError(
+            f"{name}: {file} has no weight_map from tensor names to files; get the file anew"
+        )
     shards = sorted(set(where.values()))
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
@@ -216,14 +252,20 @@ def _require_readable(path: Path, name: str, plain: bool) -> None:
     try:
         kinds = _safetensors_types(path) if path.suffix == ".safetensors" else _pickle_types(path)
     except Exception as error:  # each format has its own error types
-        why = "cut short" if path.suffix == ".safetensors" else "holds more than tensors, which is never run"
+        why = (
+            "cut short"
+            if path.suffix == ".safetensors"
+            else "holds more than tensors, which is never run"
+        )
         raise UserError(
             f"{name}: {path.name} is damaged or {why} ({type(error).__name__}, {path.stat().st_size} bytes); "
             "get this file anew, or the model's safetensors files"
         ) from error
     for tensor, kind in kinds.items():
         if plain and tensor.endswith("weight") and kind not in _PLAIN:
-            raise quantized(f"{name}: tensor {tensor} of {path.name} has the type {kind}, expected one of floats")
+            raise quantized(
+                f"{name}: tensor {tensor} of {path.name} has the type {kind}, expected one of floats"
+            )
 
 
 def _safetensors_types(path: Path) -> dict[str, str]:
@@ -236,7 +278,9 @@ def _safetensors_types(path: Path) -> dict[str, str]:
 def _pickle_types(path: Path) -> dict[str, str]:
     import torch
 
-    plain = dict(zip((torch.float64, torch.float32, torch.float16, torch.bfloat16), _PLAIN, strict=True))
+    plain = dict(
+        zip((torch.float64, torch.float32, torch.float16, torch.bfloat16), _PLAIN, strict=True)
+    )
     tensors = torch.load(path, map_location="meta", weights_only=True)
     return {name: plain.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()}
 
@@ -254,7 +298,11 @@ def require_finite(path: Path, name: str) -> None:
 
     for tensor, values in _tensors(path):
         flat = values.reshape(-1)
-        bad = sum(int((~torch.isfinite(part)).sum()) for part in flat.split(_PART)) if values.is_floating_point() else 0
+        bad = (
+            sum(int((~torch.isfinite(part)).sum()) for part in flat.split(_PART))
+            if values.is_floating_point()
+            else 0
+        )
         if bad:
             raise UserError(
                 f"{name}: tensor {tensor} holds {bad} NaN or infinite of {flat.numel()} values, expected numbers; its "
@@ -275,7 +323,9 @@ def embedding_rows(model: Any, path: Path) -> int:
     from safetensors import safe_open
 
     tables = [
-        table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None
+        table.weight
+        for table in (model.get_input_embeddings(), model.get_output_embeddings())
+        if table is not None
     ]
     names = {
         name

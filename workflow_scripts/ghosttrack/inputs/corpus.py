@@ -16,11 +16,11 @@ import zarr
 from numpy.typing import NDArray
 
 from ghosttrack.errors import UserError
-from ghosttrack.files import atomic_directory, read_json, sha256_file, write_json
 from ghosttrack.inputs.corpus_split import DocumentLengths, heldout_share, is_held_out
 from ghosttrack.inputs.models import separator
 from ghosttrack.inputs.repeats import Digests
-from ghosttrack.progress import Progress
+from ghosttrack.runtime.files import atomic_directory, read_json, sha256_file, write_json
+from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import CorpusSettings
 
 log = logging.getLogger("ghosttrack")
@@ -62,7 +62,12 @@ class Tokens(NamedTuple):
     def origin(self, row: int) -> Origin:
         """What row `row` of a layer's activations was computed from; rows are the tokens, context by context."""
         context, position = divmod(row, self.tokens.shape[1])
-        return Origin(int(self.documents[context, position]), context, position, int(self.tokens[context, position]))
+        return Origin(
+            int(self.documents[context, position]),
+            context,
+            position,
+            int(self.tokens[context, position]),
+        )
 
 
 class Place(NamedTuple):
@@ -85,7 +90,9 @@ class Packer:
         write: takes filled contexts, `block` at a time and the last ones when all are filled; it copies what it keeps.
     """
 
-    def __init__(self, contexts: int, context: int, separator: int, write: Write, block: int) -> None:
+    def __init__(
+        self, contexts: int, context: int, separator: int, write: Write, block: int
+    ) -> None:
         self.size = contexts * context
         self.used = 0  # documents
         self._tokens = np.full((min(block, contexts), context), -1, dtype=np.int32)
@@ -157,19 +164,34 @@ def build(
         for place, count in ((train, settings.tokens), (heldout, settings.heldout_tokens)):
             contexts = -(-count // settings.context)
             block = min(contexts, max(1, _CHUNK_TOKENS // settings.context))
-            write = _writer(stores.enter_context(atomic_directory(place.store)), contexts, settings.context, block)
+            write = _writer(
+                stores.enter_context(atomic_directory(place.store)),
+                contexts,
+                settings.context,
+                block,
+            )
             sides.append(Packer(contexts, settings.context, separator(tokenizer), write, block))
         shares = _pack(streams, tokenizer, sides, settings, str(about["source"]))
     for side, place in zip(sides, (train, heldout), strict=True):
         manifest = {
-            **about, "tokens_by_source": shares, "schema": SCHEMA, "contexts": side.size // settings.context,
-            "context": settings.context, "tokens": side.size, "documents": side.used, "files_sha256": _digests(place.store),
-        }  # fmt: skip
+            **about,
+            "tokens_by_source": shares,
+            "schema": SCHEMA,
+            "contexts": side.size // settings.context,
+            "context": settings.context,
+            "tokens": side.size,
+            "documents": side.used,
+            "files_sha256": _digests(place.store),
+        }
         write_json(place.manifest, manifest)
 
 
 def _pack(
-    streams: Sequence[Stream], tokenizer: Any, sides: Sequence[Packer], settings: CorpusSettings, source: str
+    streams: Sequence[Stream],
+    tokenizer: Any,
+    sides: Sequence[Packer],
+    settings: CorpusSettings,
+    source: str,
 ) -> dict[str, int]:
     """Fill both sides, training and held-out.
 
@@ -198,11 +220,15 @@ def _pack(
             break
     if not all(side.full for side in sides):
         raise UserError(_too_little(sides, read, source, settings))
-    log.info("%d documents, %d repeated ones dropped; tokens by source: %s", len(seen), repeated, shares)
+    log.info(
+        "%d documents, %d repeated ones dropped; tokens by source: %s", len(seen), repeated, shares
+    )
     return shares
 
 
-def _too_little(sides: Sequence[Packer], read: DocumentLengths, source: str, settings: CorpusSettings) -> str:
+def _too_little(
+    sides: Sequence[Packer], read: DocumentLengths, source: str, settings: CorpusSettings
+) -> str:
     """What a corpus that ended before both sides were full gave, and what to do; sides: training and held-out."""
     if not len(read):
         return f"corpus.source: {source} holds no text; fill it, or name another corpus.source"
@@ -243,7 +269,9 @@ def _digest(text: str) -> bytes:
     return found.digest()[:16]
 
 
-def _mixed(streams: Sequence[Stream], tokenizer: Any) -> Iterator[tuple[str, str, Sequence[int] | Ints]]:
+def _mixed(
+    streams: Sequence[Stream], tokenizer: Any
+) -> Iterator[tuple[str, str, Sequence[int] | Ints]]:
     """(stream, text, tokens), always from the stream that is furthest behind its share of the tokens.
 
     When one ends the others go on, so the shares of a corpus that uses it up are not kept.
@@ -258,16 +286,25 @@ def _mixed(streams: Sequence[Stream], tokenizer: Any) -> Iterator[tuple[str, str
         except StopIteration:
             del sources[behind]
             if sources:
-                log.warning("the source %r is used up after %d tokens; going on without it", behind, taken[behind])
+                log.warning(
+                    "the source %r is used up after %d tokens; going on without it",
+                    behind,
+                    taken[behind],
+                )
             continue
         taken[behind] += len(tokens) + 1
         yield behind, text, tokens
 
 
-def _tokenised(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, Sequence[int] | Ints]]:
+def _tokenised(
+    documents: Iterable[str], tokenizer: Any
+) -> Iterator[tuple[str, Sequence[int] | Ints]]:
     for batch in _batches(text for text in documents if text.strip()):
         if len(batch[0]) > _BATCH_CHARACTERS:
-            ids = [np.array(_encode([piece], tokenizer)[0], dtype=np.int32) for piece in _pieces(batch[0])]
+            ids = [
+                np.array(_encode([piece], tokenizer)[0], dtype=np.int32)
+                for piece in _pieces(batch[0])
+            ]
             yield batch[0], np.concatenate(ids)
         else:
             yield from zip(batch, _encode(batch, tokenizer), strict=True)
@@ -276,7 +313,11 @@ def _tokenised(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, 
 def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
     # split_special_tokens: a document that quotes a special token's name is still plain text.
     encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
+        split_special_tokens=True,
     )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
@@ -338,7 +379,11 @@ def _writer(folder: Path, contexts: int, context: int, block: int) -> Write:
 
 def _digests(store: Path) -> dict[str, str]:
     # Hidden files are not ours: Snakemake leaves a time stamp in a folder that a rule made.
-    paths = [path for path in sorted(store.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    paths = [
+        path
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    ]
     return {path.relative_to(store).as_posix(): sha256_file(path) for path in paths}
 
 
@@ -351,7 +396,9 @@ def read_tokens(store: Path, manifest: Path) -> Tokens:
     about = read_json(manifest)
     remedy = f"delete {store} and {manifest} and run again, their job remakes them"
     if about.get("schema") != SCHEMA:
-        raise UserError(f"{manifest} has schema {about.get('schema')!r}, expected {SCHEMA!r}: {remedy}")
+        raise UserError(
+            f"{manifest} has schema {about.get('schema')!r}, expected {SCHEMA!r}: {remedy}"
+        )
     found = _digests(store)
     expected: dict[str, str] = about["files_sha256"]
     for name in sorted({*expected, *found}):
@@ -360,7 +407,9 @@ def read_tokens(store: Path, manifest: Path) -> Tokens:
         if name not in expected:
             raise UserError(f"{store / name} is not in {manifest}: {remedy}")
         if found[name] != expected[name]:
-            raise UserError(f"{store / name} is damaged (SHA-256 differs from {manifest}): {remedy}")
+            raise UserError(
+                f"{store / name} is damaged (SHA-256 differs from {manifest}): {remedy}"
+            )
     group = zarr.open_group(store, mode="r")
     arrays = [np.asarray(group[name]) for name in ("tokens", "document")]
     for values in arrays:

@@ -7,7 +7,10 @@ from ghosttrack.inputs import file_kinds
 
 EMBEDDED = "embedded"
 # Short name -> hub id, configuration.
-HUB = {"openwebtext": ("Skylion007/openwebtext", None), "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1")}
+HUB = {
+    "openwebtext": ("Skylion007/openwebtext", None),
+    "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+}
 FILES = (".txt", ".jsonl", ".parquet")
 # No part begins with a dot or a dash: `../mine` is no data set, and nothing here is an option or leaves the hub's folder.
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -17,7 +20,9 @@ HUB_ID = re.compile(rf"(?P<id>{_PART}/{_PART})(:(?P<config>{_PART}))?(@(?P<revis
 def is_file(source: str) -> bool:
     """Whether it names a file of the user's own rather than a hub data set."""
     path = Path(source).expanduser()
-    return path.suffix.lower() in FILES or (source not in (EMBEDDED, *HUB) and file_kinds.exists(path))
+    return path.suffix.lower() in FILES or (
+        source not in (EMBEDDED, *HUB) and file_kinds.exists(path)
+    )
 
 
 def refusal(source: str) -> str:
@@ -27,7 +32,9 @@ def refusal(source: str) -> str:
         if reason := file_kinds.not_a_file(path):
             return f"corpus.source: {reason}"
         if path.suffix.lower() not in FILES:
-            return f"corpus.source: {path} must end in one of {', '.join(FILES)}; {_converted(path)}"
+            return (
+                f"corpus.source: {path} must end in one of {', '.join(FILES)}; {_converted(path)}"
+            )
         if path.stat().st_size == 0:
             return f"corpus.source: {path} is empty"
         return f"corpus.source: {reason}" if (reason := file_kinds.refusal(path)) else ""
@@ -41,9 +48,11 @@ def refusal(source: str) -> str:
 
 def _converted(path: Path) -> str:
     """How a file with another ending becomes a corpus."""
-    reader = {".csv": "read_csv(FILE)", ".tsv": 'read_csv(FILE, sep="\\t")', ".json": "read_json(FILE)"}.get(
-        path.suffix.lower()
-    )
+    reader = {
+        ".csv": "read_csv(FILE)",
+        ".tsv": 'read_csv(FILE, sep="\\t")',
+        ".json": "read_json(FILE)",
+    }.get(path.suffix.lower())
     if reader:
         return f'with pandas: pandas.{reader}.to_json("NAME.jsonl", orient="records", lines=True)'
     return file_kinds.converted(path)

@@ -64,7 +64,9 @@ class DocumentLengths:
     def _proposals(self, settings: CorpusSettings) -> Iterator[CorpusSettings]:
         context = settings.context
         for ratio in (settings.heldout_tokens / settings.tokens, *_RATIOS):
-            example = settings.model_copy(update={"tokens": 10**9, "heldout_tokens": max(1, int(10**9 * ratio))})
+            example = settings.model_copy(
+                update={"tokens": 10**9, "heldout_tokens": max(1, int(10**9 * ratio))}
+            )
             train, heldout = (size // context * context for size in self.sides(example))
             largest = min(train, heldout / ratio, settings.tokens, settings.heldout_tokens / ratio)
             for share in _SHARES:
@@ -73,7 +75,8 @@ class DocumentLengths:
                 # Whole contexts first: fewer tokens fill as many.
                 yield settings.model_copy(
                     update={
-                        key: min(-(-size // context) * context, getattr(settings, key)) for key, size in sizes.items()
+                        key: min(-(-size // context) * context, getattr(settings, key))
+                        for key, size in sizes.items()
                     }
                 )
                 yield settings.model_copy(update=sizes)

@@ -16,11 +16,11 @@ import pandas as pd
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
-from ghosttrack.files import atomic_write
-from ghosttrack.inputs import hub, own_texts
+from ghosttrack.inputs import hub, user_texts
 from ghosttrack.inputs.gold import answers_of
-from ghosttrack.inputs.own_texts import normalised
 from ghosttrack.inputs.rows import Row, columns_of, read_rows, require_columns, text_of
+from ghosttrack.inputs.user_texts import normalised
+from ghosttrack.runtime.files import atomic_write
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -97,7 +97,9 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
     return frame.astype({"answer_start": "int64", "answer_end": "int64", "label": "int64"})
 
 
-def load_questions(settings: DatasetSettings, seed: int, count: int, *, chat: bool = False) -> pd.DataFrame:
+def load_questions(
+    settings: DatasetSettings, seed: int, count: int, *, chat: bool = False
+) -> pd.DataFrame:
     """Questions of a `generated` data set with few-shot prompts, evenly over its relations.
 
     The solved examples in the prompts are other questions than those returned.
@@ -117,13 +119,23 @@ def load_questions(settings: DatasetSettings, seed: int, count: int, *, chat: bo
     if settings.source == "facts":
         frame = statements.build_questions(seed, count)
         frame.attrs = {"source": "facts", "revision": None}
-        return _with_turns(frame, [statements.solved_questions(each) for each in frame["relation"]]) if chat else frame
+        return (
+            _with_turns(frame, [statements.solved_questions(each) for each in frame["relation"]])
+            if chat
+            else frame
+        )
     revision = None
     if settings.source == "file":
-        asked = [("file", item.group, item.question, item.gold) for item in own_texts.read_questions(settings)]
+        asked = [
+            ("file", item.group, item.question, item.gold)
+            for item in user_texts.read_questions(settings)
+        ]
     else:
         items, revision = _items(settings)
-        asked = [(item.relation, normalised(item.question), item.question, item.correct) for item in items]
+        asked = [
+            (item.relation, normalised(item.question), item.question, item.correct)
+            for item in items
+        ]
     distinct: dict[str, tuple[str, str, str, list[str]]] = {}
     for entry in asked:
         distinct.setdefault(normalised(entry[2]), entry)
@@ -142,7 +154,15 @@ def load_questions(settings: DatasetSettings, seed: int, count: int, *, chat: bo
     chosen = sorted(_round_robin(list(taken.values()), count))
     frame = pd.DataFrame(
         [
-            (f"{settings.source}-{at:05d}", group, relation, "", question, shots + _ask(question), gold)
+            (
+                f"{settings.source}-{at:05d}",
+                group,
+                relation,
+                "",
+                question,
+                shots + _ask(question),
+                gold,
+            )
             for at, (relation, group, question, gold) in ((at, pool[at]) for at in chosen)
         ],
         columns=list(statements.QUESTION_COLUMNS),
@@ -155,7 +175,9 @@ def load_questions(settings: DatasetSettings, seed: int, count: int, *, chat: bo
 def _with_turns(frame: pd.DataFrame, earlier: Sequence[list[str]]) -> pd.DataFrame:
     """The questions with a column `turns`: the earlier messages of each, then the question itself."""
     asked = frame["question"].map(_with_mark)
-    return frame.assign(turns=[[*own, question] for own, question in zip(earlier, asked, strict=True)])
+    return frame.assign(
+        turns=[[*own, question] for own, question in zip(earlier, asked, strict=True)]
+    )
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -173,7 +195,9 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     schema = pa.schema([(name, fields.get(name, pa.string())) for name in frame.columns])
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     # The key under which pandas itself keeps and restores `attrs`.
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "PANDAS_ATTRS": json.dumps(frame.attrs)})
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), "PANDAS_ATTRS": json.dumps(frame.attrs)}
+    )
     with atomic_write(path, "wb") as stream:
         parquet.write_table(table, stream)
 
@@ -190,7 +214,11 @@ def _with_mark(question: str) -> str:
 
 def _round_robin(lists: list[list[int]], count: int) -> list[int]:
     """Up to `count` entries, as evenly from the lists as they allow, each list front to back."""
-    ranked = [(place, which, entry) for which, entries in enumerate(lists) for place, entry in enumerate(entries)]
+    ranked = [
+        (place, which, entry)
+        for which, entries in enumerate(lists)
+        for place, entry in enumerate(entries)
+    ]
     return [entry for _, _, entry in sorted(ranked)[:count]]
 
 
@@ -201,9 +229,14 @@ def _items(settings: DatasetSettings) -> tuple[list[Item], str | None]:
         rows: Iterable[Row] = read_rows(Path(settings.path))
     else:
         rows, revision = hub.rows(
-            known.hub_id, known.config, known.split, None, streaming=False, key="source",
+            known.hub_id,
+            known.config,
+            known.split,
+            None,
+            streaming=False,
+            key="source",
             instead="without the hub set `path` in the data set's file to a local copy of the same form",
-        )  # fmt: skip
+        )
     name = settings.path or known.hub_id
     return [known.read(row, number, name) for number, row in enumerate(rows, start=1)], revision
 
@@ -219,16 +252,25 @@ def _truthfulqa(row: Row, number: int, name: str) -> Item:
     require_columns(cells, [("", column) for column in needed], name)
     best = text_of(cells, "best_answer", number, name)
     return Item(
-        str(cells["category"]), text_of(cells, "question", number, name),
+        str(cells["category"]),
+        text_of(cells, "question", number, name),
         _distinct([best, *answers_of(cells, "correct_answers", number, name)]),
-        _distinct([*_single(cells.get("best_incorrect_answer")), *answers_of(cells, "incorrect_answers", number, name)]),
-    )  # fmt: skip
+        _distinct(
+            [
+                *_single(cells.get("best_incorrect_answer")),
+                *answers_of(cells, "incorrect_answers", number, name),
+            ]
+        ),
+    )
 
 
 def _halueval(row: Row, number: int, name: str) -> Item:
-    require_columns(row, [("", column) for column in ("question", "right_answer", "hallucinated_answer")], name)
+    require_columns(
+        row, [("", column) for column in ("question", "right_answer", "hallucinated_answer")], name
+    )
     question, right, wrong = (
-        text_of(row, column, number, name) for column in ("question", "right_answer", "hallucinated_answer")
+        text_of(row, column, number, name)
+        for column in ("question", "right_answer", "hallucinated_answer")
     )
     return Item("halueval", question, [right], [wrong])
 
@@ -286,9 +328,20 @@ def _given_rows(source: str, items: list[Item]) -> Iterator[tuple[Any, ...]]:
         for label, letter, answers in ((0, "c", item.correct), (1, "i", item.incorrect)):
             for count, answer in enumerate(answers):
                 yield (
-                    f"{source}-{number:05d}-{letter}{count}", normalised(item.question), item.relation, "", item.question,
-                    prompt, answer, f"{prompt} {answer}", start, start + len(answer), label, "given", item.correct,
-                )  # fmt: skip
+                    f"{source}-{number:05d}-{letter}{count}",
+                    normalised(item.question),
+                    item.relation,
+                    "",
+                    item.question,
+                    prompt,
+                    answer,
+                    f"{prompt} {answer}",
+                    start,
+                    start + len(answer),
+                    label,
+                    "given",
+                    item.correct,
+                )
 
 
 def _from_file(settings: DatasetSettings) -> pd.DataFrame:
@@ -297,14 +350,24 @@ def _from_file(settings: DatasetSettings) -> pd.DataFrame:
     return pd.DataFrame(
         [
             (
-                f"row-{number:06d}", item.group, "file", "", item.question, item.prompt,
-                item.text[item.answer_start : item.answer_end], item.text, item.answer_start, item.answer_end,
-                item.label, "given", [],
+                f"row-{number:06d}",
+                item.group,
+                "file",
+                "",
+                item.question,
+                item.prompt,
+                item.text[item.answer_start : item.answer_end],
+                item.text,
+                item.answer_start,
+                item.answer_end,
+                item.label,
+                "given",
+                [],
             )
-            for number, item in enumerate(own_texts.read_texts(settings), start=1)
+            for number, item in enumerate(user_texts.read_texts(settings), start=1)
         ],
         columns=list(statements.COLUMNS),
-    )  # fmt: skip
+    )
 
 
 def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -312,15 +375,30 @@ def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]
 
     A span is a part of one text: several spans of a text, each with its own label, all stay.
     """
-    starts = [text[:start] for text, start in zip(frame["text"], frame["answer_start"], strict=True)]
-    spans = zip(frame["text"].map(normalised), map(normalised, starts), frame["answer"].map(normalised), strict=True)
+    starts = [
+        text[:start] for text, start in zip(frame["text"], frame["answer_start"], strict=True)
+    ]
+    spans = zip(
+        frame["text"].map(normalised),
+        map(normalised, starts),
+        frame["answer"].map(normalised),
+        strict=True,
+    )
     key = pd.Series(pd.factorize(pd.Series(list(spans), dtype=object))[0], index=frame.index)
     both = frame["label"].groupby(key).transform("nunique") > 1
     repeated = key.duplicated() & ~both
     dropped = {"dropped_both_labels": int(both.sum()), "dropped_repeats": int(repeated.sum())}
-    for gone, reason in ((both, "stands with both labels"), (repeated, "came before with the same label")):
+    for gone, reason in (
+        (both, "stands with both labels"),
+        (repeated, "came before with the same label"),
+    ):
         if gone.any():
-            log.warning("%d rows dropped whose text %s: %s", gone.sum(), reason, columns_of(frame["id"][gone]))
+            log.warning(
+                "%d rows dropped whose text %s: %s",
+                gone.sum(),
+                reason,
+                columns_of(frame["id"][gone]),
+            )
     return frame[~both & ~repeated].reset_index(drop=True), dropped
 
 

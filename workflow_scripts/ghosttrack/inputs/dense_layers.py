@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ghosttrack.products import linear
+from ghosttrack.inputs.linear_kernels import linear
 
 # Weights from which on the way to oneDNN and back is worth it. Not a number of rows: a row's rounding would depend on the batch.
 WORTH = 2**18
@@ -41,7 +41,9 @@ def quicken(model: nn.Module) -> None:
 @contextmanager
 def unquickened(model: nn.Module) -> Iterator[None]:
     """Within, the dense layers multiply as the library's own do."""
-    modules: list[Any] = [module for module in model.modules() if type(module) in (_Linear, _Conv1D)]
+    modules: list[Any] = [
+        module for module in model.modules() if type(module) in (_Linear, _Conv1D)
+    ]
     kinds = [type(module) for module in modules]
     for module in modules:
         module.__class__ = nn.Linear if type(module) is _Linear else Conv1D

@@ -14,14 +14,22 @@ from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
-from ghosttrack.files import sha256_file
 from ghosttrack.inputs import corpus_sources, hub
 from ghosttrack.inputs.corpus import Place, Stream, build
 from ghosttrack.inputs.json_tables import ONE_A_LINE, parsed
 from ghosttrack.inputs.lines import LONGEST, in_one_line, read_lines
 from ghosttrack.inputs.model_sizes import read_limit, require_context
 from ghosttrack.inputs.models import load_tokenizer
-from ghosttrack.inputs.rows import cell, columns_of, flaw, names_near, require_distinct, shown, without_text
+from ghosttrack.inputs.rows import (
+    cell,
+    columns_of,
+    flaw,
+    names_near,
+    require_distinct,
+    shown,
+    without_text,
+)
+from ghosttrack.runtime.files import sha256_file
 from ghosttrack.settings import CorpusSettings
 
 # A level-one heading of WikiText: " = Title = ".
@@ -39,7 +47,13 @@ class Source(NamedTuple):
 
 
 def fetch(
-    settings: CorpusSettings, seed: int, *, tokenizer: Path, model_config: Path, train: Place, heldout: Place
+    settings: CorpusSettings,
+    seed: int,
+    *,
+    tokenizer: Path,
+    model_config: Path,
+    train: Place,
+    heldout: Place,
 ) -> None:
     """Write packed training and held-out tokens of `settings.source`.
 
@@ -53,7 +67,9 @@ def fetch(
     source = open_source(settings, seed)
     about = {
         # A file by its name alone: its folder is this machine's business.
-        "source": Path(settings.source).name if corpus_sources.is_file(settings.source) else settings.source,
+        "source": Path(settings.source).name
+        if corpus_sources.is_file(settings.source)
+        else settings.source,
         "revision": source.revision,
         "tokenizer_sha256": sha256_file(tokenizer),
     }
@@ -77,15 +93,25 @@ def open_source(settings: CorpusSettings, seed: int) -> Source:
         return Source(streams, None)
     if corpus_sources.is_file(name):
         path = Path(name).expanduser()
-        return Source([Stream(path.name, _some(_local(path, settings.text_column), path), 1.0)], None)
+        return Source(
+            [Stream(path.name, _some(_local(path, settings.text_column), path), 1.0)], None
+        )
     match = corpus_sources.HUB_ID.fullmatch(name)
     dataset, config = (match["id"], match["config"]) if match else corpus_sources.HUB[name]
     found = hub.rows(
-        dataset, config, "train", match["revision"] if match else None,
-        streaming=True, key="corpus.source", instead=_INSTEAD,
-    )  # fmt: skip
+        dataset,
+        config,
+        "train",
+        match["revision"] if match else None,
+        streaming=True,
+        key="corpus.source",
+        instead=_INSTEAD,
+    )
     texts = _column(found.rows, settings.text_column, name)
-    return Source([Stream(name, _articles(texts) if dataset == "Salesforce/wikitext" else texts, 1.0)], found.revision)
+    return Source(
+        [Stream(name, _articles(texts) if dataset == "Salesforce/wikitext" else texts, 1.0)],
+        found.revision,
+    )
 
 
 def _column(rows: Iterable[object], column: str, name: str) -> Iterator[str]:
@@ -125,7 +151,9 @@ def _some(texts: Iterator[str], path: Path) -> Iterator[str]:
     """The same documents; a UserError names the file if there are none."""
     first = next(texts, None)
     if first is None:
-        raise UserError(f"corpus.source: {path} holds no text, only blanks; name another file or fill it")
+        raise UserError(
+            f"corpus.source: {path} holds no text, only blanks; name another file or fill it"
+        )
     yield first
     yield from texts
 
@@ -134,7 +162,11 @@ def _local(path: Path, column: str) -> Iterator[str]:
     """Documents of a local file; reads it as it goes."""
     if path.suffix.lower() == ".parquet":
         return _parquet(path, column)
-    return _column(_json_rows(path), column, str(path)) if path.suffix.lower() == ".jsonl" else _paragraphs(path)
+    return (
+        _column(_json_rows(path), column, str(path))
+        if path.suffix.lower() == ".jsonl"
+        else _paragraphs(path)
+    )
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
@@ -142,7 +174,9 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)  # page by page, never a whole column
+        file = parquet.ParquetFile(
+            path, buffer_size=_BUFFER, pre_buffer=False
+        )  # page by page, never a whole column
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"corpus.source: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it or download it again"

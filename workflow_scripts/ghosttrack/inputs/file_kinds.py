@@ -3,7 +3,7 @@
 import codecs
 from pathlib import Path
 
-from ghosttrack import names
+from ghosttrack.settings import names
 
 _HEAD = 4096
 _TO_CSV = "open it in the program that wrote it and save it as CSV in UTF-8"
@@ -21,7 +21,11 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with unzstd"),
     (b"PAR1", "a parquet file", "give its name the ending .parquet"),
     (b"ARROW1", "an Arrow (feather) file", _TO_PARQUET),
-    (b"\xff\xff\xff\xff", "an Arrow stream, as Dataset.save_to_disk writes it", "use Dataset.to_parquet instead"),
+    (
+        b"\xff\xff\xff\xff",
+        "an Arrow stream, as Dataset.save_to_disk writes it",
+        "use Dataset.to_parquet instead",
+    ),
     (b"Obj\x01", "an Avro file", _TO_PARQUET),
     (b"\x89HDF", "an HDF5 file", _TO_PARQUET),
     (b"\x93NUMPY", "a numpy file", _TO_PARQUET),
@@ -100,7 +104,9 @@ def _out_of_reach(path: Path) -> str:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return _MISSING
-    except OSError as error:  # a name that is too long, a folder without permission, a link to itself
+    except (
+        OSError
+    ) as error:  # a name that is too long, a folder without permission, a link to itself
         shown = names.short(str(path))
         return f"{shown} cannot be looked up ({error.strerror}); correct the path, or the permissions of its folders"
     return ""

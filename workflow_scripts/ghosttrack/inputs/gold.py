@@ -43,7 +43,18 @@ _PARTS = re.compile(r"(?:&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);|[^;]
 _HIDDEN = "<unk>"
 # Keys beside `text` that say where an answer stands, and keys beside TriviaQA's `value` and `aliases`.
 _POSITIONS = frozenset(
-    ("answerstart", "answerend", "start", "end", "starttoken", "endtoken", "startbyte", "endbyte", "answerid", "id")
+    (
+        "answerstart",
+        "answerend",
+        "start",
+        "end",
+        "starttoken",
+        "endtoken",
+        "startbyte",
+        "endbyte",
+        "answerid",
+        "id",
+    )
 )
 _TRIVIA = frozenset(
     (
@@ -71,7 +82,9 @@ def answers_of(row: Row, column: str, number: int, name: str) -> list[str]:
     """
     where = f"row {number} of {name}, column {column!r}"
     try:
-        answers = gold_answers(cell(row, column), separated=Path(name).suffix.lower() in (".csv", ".tsv"))
+        answers = gold_answers(
+            cell(row, column), separated=Path(name).suffix.lower() in (".csv", ".tsv")
+        )
     except UnreadableAnswerError as error:
         raise UserError(f"{where}: {error}; expected {EXPECTED}") from None
     except RecursionError:
@@ -132,7 +145,9 @@ def _of_item(item: Any) -> list[str]:
         return gold_answers(item)
     text = item.strip()
     if text.startswith(("[", "{")) and _holds_text(_json(text) or _python(text)):
-        raise UnreadableAnswerError(f"found the text {shown(text)} as an item of a list; write it as a list")
+        raise UnreadableAnswerError(
+            f"found the text {shown(text)} as an item of a list; write it as a list"
+        )
     return _texts(text)
 
 
@@ -167,13 +182,25 @@ def _python(text: str) -> Any:
             warnings.simplefilter("error")  # an escape that Python's own repr never writes
             value = ast.literal_eval(text)
         return None if _adjacent_strings(text) else value
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, Warning, tokenize.TokenError):
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+        Warning,
+        tokenize.TokenError,
+    ):
         return None
 
 
 def _adjacent_strings(text: str) -> bool:
     """Whether two strings stand side by side: ['a' 'b'] is two texts of numpy, and one text in Python."""
-    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
+    kinds = [
+        token.type
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type != tokenize.NL
+    ]
     return any(one == other == tokenize.STRING for one, other in pairwise(kinds))
 
 
@@ -185,7 +212,9 @@ def _of_object(value: Mapping[Any, Any]) -> list[str]:
     for needed, allowed, read in _OBJECTS:
         if parts.keys() & needed and parts.keys() <= needed | allowed:
             return read(parts)
-    raise UnreadableAnswerError(f"found an object with the keys {shown([str(key) for key in value])}")
+    raise UnreadableAnswerError(
+        f"found an object with the keys {shown([str(key) for key in value])}"
+    )
 
 
 def _plain(key: Any) -> str:
@@ -208,7 +237,9 @@ def _natural(parts: Mapping[str, Any]) -> list[str]:
     for each in said if isinstance(said, list) else [said]:
         key = str(written(each)).lower()
         if key not in _YES_NO:
-            raise UnreadableAnswerError(f"found {shown(each)} as yes_no_answer, where YES, NO, NONE, 1, 0 or -1 stands")
+            raise UnreadableAnswerError(
+                f"found {shown(each)} as yes_no_answer, where YES, NO, NONE, 1, 0 or -1 stands"
+            )
         answers += _YES_NO[key]
     return answers
 
@@ -218,8 +249,15 @@ def _choices(parts: Mapping[str, Any]) -> list[str]:
     if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels):
         raise UnreadableAnswerError("found choices and labels that are not two lists of one length")
     if wrong := [label for label in labels if label not in (0, 1)]:
-        raise UnreadableAnswerError(f"found the label {shown(wrong[0])} of a choice, where 1 (true) or 0 stands")
-    return [answer for choice, label in zip(choices, labels, strict=True) if label for answer in _of_part(choice)]
+        raise UnreadableAnswerError(
+            f"found the label {shown(wrong[0])} of a choice, where 1 (true) or 0 stands"
+        )
+    return [
+        answer
+        for choice, label in zip(choices, labels, strict=True)
+        if label
+        for answer in _of_part(choice)
+    ]
 
 
 _Form = tuple[frozenset[str], frozenset[str], Callable[[Mapping[str, Any]], list[str]]]

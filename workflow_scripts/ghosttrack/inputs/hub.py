@@ -46,16 +46,22 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
 
     try:
         about = HfApi().model_info(repository, revision=revision)
-    except Exception as error:  # a dozen unrelated types: no network, proxy, offline mode, unknown id, gated
+    except (
+        Exception
+    ) as error:  # a dozen unrelated types: no network, proxy, offline mode, unknown id, gated
         try:
             cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         except Exception:
-            raise UserError(_reason("source.id", f"model {repository!r}", revision, error, instead)) from error
+            raise UserError(
+                _reason("source.id", f"model {repository!r}", revision, error, instead)
+            ) from error
         log.info("the hub cannot be reached; using %s from the local hub cache", repository)
         return Snapshot(cached, cached.name)
     names = [item.rfilename for item in about.siblings or [] if "/" not in item.rfilename]
     weights = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
-    weights = weights or [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
+    weights = weights or [
+        name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")
+    ]
     if not weights:
         raise UserError(
             f"source.id: model {repository!r} holds no model*.safetensors and no pytorch_model*.bin at its top level; "
@@ -66,7 +72,9 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
     try:
         path = snapshot_download(repository, revision=about.sha, allow_patterns=wanted)
     except Exception as error:
-        raise UserError(_reason("source.id", f"model {repository!r}", revision, error, instead)) from error
+        raise UserError(
+            _reason("source.id", f"model {repository!r}", revision, error, instead)
+        ) from error
     return Snapshot(Path(path), about.sha)
 
 
@@ -103,19 +111,32 @@ def folder(
             raise UserError(_reason(key, name, revision, error, instead)) from error
         log.info("the hub cannot be reached; using %s from the local hub cache", repository)
         return cached / pick(
-            [path.relative_to(cached).as_posix() for path in sorted(cached.rglob("*")) if path.is_file()]
+            [
+                path.relative_to(cached).as_posix()
+                for path in sorted(cached.rglob("*"))
+                if path.is_file()
+            ]
         )
     inside = pick([item.rfilename for item in about.siblings or []])
     log.info("fetching %s of %s at %s", inside, repository, about.sha)
     try:
-        path = snapshot_download(repository, revision=about.sha, allow_patterns=[f"{inside}/{each}" for each in wanted])
+        path = snapshot_download(
+            repository, revision=about.sha, allow_patterns=[f"{inside}/{each}" for each in wanted]
+        )
     except Exception as error:
         raise UserError(_reason(key, name, revision, error, instead)) from error
     return Path(path) / inside
 
 
 def rows(
-    dataset: str, config: str | None, split: str, revision: str | None, *, streaming: bool, key: str, instead: str
+    dataset: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    *,
+    streaming: bool,
+    key: str,
+    instead: str,
 ) -> Rows:
     """Rows of one split of a hub data set, in the hub's order.
 
@@ -144,7 +165,9 @@ def rows(
     return Rows(_guarded(table, key, name, revision, instead), revision)
 
 
-def _guarded(table: Any, key: str, name: str, revision: str | None, instead: str) -> Iterator[Mapping[str, Any]]:
+def _guarded(
+    table: Any, key: str, name: str, revision: str | None, instead: str
+) -> Iterator[Mapping[str, Any]]:
     """The rows of `table`; a connection that breaks half-way is a UserError too."""
     remaining = iter(table)
     while True:
@@ -173,7 +196,8 @@ def _reason(key: str, name: str, revision: str | None, error: BaseException, ins
     elif isinstance(error, RepositoryNotFoundError):
         what = "is not on the hub, or is private (hf auth login)"
     elif (
-        isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError) or "httpx" in type(error).__module__
+        isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError)
+        or "httpx" in type(error).__module__
     ):
         what = f"cannot be fetched: the hub cannot be reached ({type(error).__name__})"
     else:

@@ -81,14 +81,23 @@ def rows_in(values: Sequence[Any], where: str) -> Found:
     if isinstance(content, list):
         return Found(_objects(content, where), "")
     if not isinstance(content, dict):
-        raise UserError(f"{where} holds {_kind(content)}, not a list of objects with the columns as keys")
+        raise UserError(
+            f"{where} holds {_kind(content)}, not a list of objects with the columns as keys"
+        )
     return _in_object(content, where)
 
 
 def _in_object(content: dict[str, Any], where: str) -> Found:
     columns, data = content.get("columns"), content.get("data")
-    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
-        return Found(_split(columns, data, where), 'lists named by "columns", as pandas\' orient="split" writes them')
+    if (
+        isinstance(columns, list)
+        and isinstance(data, list)
+        and all(isinstance(row, list) for row in data)
+    ):
+        return Found(
+            _split(columns, data, where),
+            'lists named by "columns", as pandas\' orient="split" writes them',
+        )
     inside = list(content.values())
     lists = [key for key in content if _are(content[key], dict)]
     named = [key for key in lists if key.lower() in _WRAPPERS or len(content) == 1]
@@ -99,7 +108,10 @@ def _in_object(content: dict[str, Any], where: str) -> Found:
             f"{where} holds lists of objects under the keys {', '.join(named or lists)}; write one of them alone to a file"
         )
     if _are(inside, list):
-        return Found(_columns({key: dict(enumerate(each)) for key, each in content.items()}, where), "a list a column")
+        return Found(
+            _columns({key: dict(enumerate(each)) for key, each in content.items()}, where),
+            "a list a column",
+        )
     if _are(inside, dict):
         return _nested(content, where)
     return Found([content] if content else [], "")
@@ -121,7 +133,11 @@ def _questions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _are(values: Any, kind: type) -> bool:
     """Whether a value is a list that holds something, all of it of one kind."""
-    return isinstance(values, list) and bool(values) and all(isinstance(value, kind) for value in values)
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(value, kind) for value in values)
+    )
 
 
 def _objects(values: Sequence[Any], where: str) -> list[dict[str, Any]]:
@@ -134,14 +150,22 @@ def _objects(values: Sequence[Any], where: str) -> list[dict[str, Any]]:
 
 
 def _kind(value: Any) -> str:
-    names = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    names = {
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), "null")
 
 
 def _split(columns: list[Any], data: list[list[Any]], where: str) -> list[dict[str, Any]]:
     for number, row in enumerate(data, start=1):
         if len(row) != len(columns):
-            raise UserError(f"{where}: row {number} of data has {len(row)} values for {len(columns)} columns")
+            raise UserError(
+                f"{where}: row {number} of data has {len(row)} values for {len(columns)} columns"
+            )
     names = [str(column) for column in columns]
     if len(set(names)) < len(names):
         raise UserError(f"{where} has two columns of one name: {', '.join(names)}")
@@ -162,9 +186,14 @@ def _columns(content: Mapping[str, Mapping[Any, Any]], where: str) -> list[dict[
 
 def _nested(content: dict[str, Any], where: str) -> Found:
     """Rows of an object of objects, where numbers as keys tell the rows from the columns."""
-    outer, inner = all(map(str.isdecimal, content)), all(key.isdecimal() for each in content.values() for key in each)
+    outer, inner = (
+        all(map(str.isdecimal, content)),
+        all(key.isdecimal() for each in content.values() for key in each),
+    )
     if inner and not outer:
-        return Found(_columns(content, where), 'a column a key, as pandas\' orient="columns" writes it')
+        return Found(
+            _columns(content, where), 'a column a key, as pandas\' orient="columns" writes it'
+        )
     if outer and not inner:
         return Found(list(content.values()), 'a row a key, as pandas\' orient="index" writes it')
     keys = ", ".join(list(content)[:3])

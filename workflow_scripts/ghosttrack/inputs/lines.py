@@ -62,7 +62,9 @@ def _require_text(path: Path, key: str) -> None:
 
 def _unreadable(path: Path, key: str, error: OSError | UnicodeDecodeError) -> UserError:
     if isinstance(error, OSError):
-        return UserError(f"{key}: {path} cannot be read ({error.strerror}); make it readable, or name another file")
+        return UserError(
+            f"{key}: {path} cannot be read ({error.strerror}); make it readable, or name another file"
+        )
     return UserError(
         f"{key}: {path} is not UTF-8 text: {_first_bad_byte(path)}; convert it to UTF-8, "
         "if it is from Windows or Excel: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
@@ -82,7 +84,9 @@ def _rest_of_line(stream: IO[str]) -> int:
 def _first_bad_byte(path: Path) -> str:
     """Where a file stops being UTF-8, in words."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    ends = io.IncrementalNewlineDecoder(None, translate=True)  # every kind of line end becomes one "\n"
+    ends = io.IncrementalNewlineDecoder(
+        None, translate=True
+    )  # every kind of line end becomes one "\n"
     offset, line = 0, 1
     with path.open("rb") as stream:
         while True:

@@ -6,7 +6,12 @@ from collections.abc import Collection
 # Part of some copies' names only: the publisher, the file format, and "pretrained".
 _DROPPED = {"meta", "hf", "pt"}
 # Short names of TransformerLens and SAELens, normalised, with those of the hub.
-_ALIASES = {"gpt2small": "gpt2", "distillgpt2": "distilgpt2", "mistral7b": "mistral7bv01", "gptj": "gptj6b"}
+_ALIASES = {
+    "gpt2small": "gpt2",
+    "distillgpt2": "distilgpt2",
+    "mistral7b": "mistral7bv01",
+    "gptj": "gptj6b",
+}
 
 
 def normalised(name: str) -> str:

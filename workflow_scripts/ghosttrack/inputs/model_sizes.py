@@ -6,13 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghosttrack import names
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.models import first_line, max_context
+from ghosttrack.settings import names
 
 # Keys of the number of blocks and of the width, over all causal language models of transformers. Where one file has
 # several of them, the first counts (a test compares this order with transformers).
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "layers", "decoder_layers")
+_LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "layers",
+    "decoder_layers",
+)
 _WIDTH = ("n_embed", "hidden_size", "n_embd", "d_model", "embed_dim", "dim", "emb_dim")
 # Architectures that build another number of blocks than a key says: transformers is asked at once.
 _COMPUTED = ("longcat_flash",)
@@ -60,9 +68,13 @@ def _read(path: Path, key: str) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{key}: {path} cannot be read: {error}; copy config.json from the model again") from None
+        raise UserError(
+            f"{key}: {path} cannot be read: {error}; copy config.json from the model again"
+        ) from None
     if not isinstance(about, dict):
-        raise UserError(f"{key}: {path} holds {names.short(about)}, expected the object that save_pretrained writes")
+        raise UserError(
+            f"{key}: {path} holds {names.short(about)}, expected the object that save_pretrained writes"
+        )
     return about
 
 
@@ -75,7 +87,10 @@ def _text_part(about: Mapping[str, Any]) -> Mapping[str, Any]:
 def _stated(about: Mapping[str, Any]) -> tuple[int, int] | None:
     """Number of layers and width as a configuration states them; None if it states not both."""
     part = _text_part(about)
-    found = [next((part[key] for key in keys if part.get(key) is not None), None) for keys in (_LAYERS, _WIDTH)]
+    found = [
+        next((part[key] for key in keys if part.get(key) is not None), None)
+        for keys in (_LAYERS, _WIDTH)
+    ]
     if all(type(size) is int and size > 0 for size in found):
         return int(str(found[0])), int(str(found[1]))
     return None
@@ -84,13 +99,13 @@ def _stated(about: Mapping[str, Any]) -> tuple[int, int] | None:
 def _from_transformers(path: Path, key: str, about: Mapping[str, Any]) -> tuple[int, int]:
     part = _text_part(about)
     stated = {name: part[name] for name in (*_LAYERS, *_WIDTH) if name in part}
-    expected = (
-        f"expected {_LAYERS[0]} and {_WIDTH[1]} as whole numbers above 0, or a model_type that transformers knows"
-    )
+    expected = f"expected {_LAYERS[0]} and {_WIDTH[1]} as whole numbers above 0, or a model_type that transformers knows"
     try:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            path.parent, local_files_only=True, trust_remote_code=False
+        )
         text = config.get_text_config()
         sizes = (text.num_hidden_layers, text.hidden_size)
     except Exception as error:  # every architecture has its own errors
@@ -107,5 +122,7 @@ def _limit(about: Mapping[str, Any], path: Path, key: str) -> int:
     try:
         limit = max_context(dict(about))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{key}: {path} states no readable longest input: {error}; expected a whole number") from None
+        raise UserError(
+            f"{key}: {path} states no readable longest input: {error}; expected a whole number"
+        ) from None
     return limit if limit > 0 else sys.maxsize

@@ -8,20 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttrack.errors import UserError
-from ghosttrack.files import read_json, sha256_file
+from ghosttrack.runtime.files import read_json, sha256_file
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 _CONTEXT_KEYS = (
-    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "seq_len",
-    "max_target_positions", "model_max_length", "context_length",
-)  # fmt: skip
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "seq_len",
+    "max_target_positions",
+    "model_max_length",
+    "context_length",
+)
 # Their positions begin behind the id of the padding token: of 514 positions, 512 hold tokens.
 _POSITIONS_AFTER_PADDING = (
-    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 # Names of the class that takes a tokenizer.json as it is.
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -29,7 +43,9 @@ _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 def load_tokenizer(directory: Path) -> Any:
     """The fast tokenizer of a fetched model."""
     if not (Path(directory) / "tokenizer.json").is_file():
-        raise UserError(f"{directory} has no tokenizer.json: delete the directory and run again, its job remakes it")
+        raise UserError(
+            f"{directory} has no tokenizer.json: delete the directory and run again, its job remakes it"
+        )
     require_unchanged(Path(directory))
     return tokenizer_in(Path(directory))
 
@@ -47,7 +63,9 @@ def tokenizer_in(directory: Path, **options: Any) -> Any:
     named = read_json(config).get("tokenizer_class") if config.is_file() else None
     as_it_is = named in _AS_IT_IS and (directory / "tokenizer.json").is_file()
     loader: Any = PreTrainedTokenizerFast if as_it_is else AutoTokenizer
-    return loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **options)
+    return loader.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, **options
+    )
 
 
 def load_model(directory: Path, device: str = "cpu") -> Any:
@@ -64,12 +82,20 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
 
     require_unchanged(Path(directory))
     transformers_logging.disable_progress_bar()
-    loading: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
+    loading: dict[str, Any] = {
+        "dtype": torch.float32,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     try:
         try:
-            model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa", **loading)
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, attn_implementation="sdpa", **loading
+            )
         except ValueError:  # the few architectures without it
-            model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", **loading)
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, attn_implementation="eager", **loading
+            )
     except Exception as error:
         raise UserError(
             f"{Path(directory) / 'model.safetensors'} cannot be loaded ({first_line(error)}): "
@@ -84,7 +110,7 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
 def require_unchanged(directory: Path) -> None:
     """Check a fetched model's files, but for its weights, against the digests that its source.json holds.
 
-    The weights are checked where a job begins (`ghosttrack.records`) and where a detector is loaded. A directory
+    The weights are checked where a job begins (`ghosttrack.runtime.records`) and where a detector is loaded. A directory
     without a source.json is not a fetched model, and is not checked.
 
     Raises:
@@ -132,7 +158,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     config: Any = model.config
     n_layers = config.get_text_config().num_hidden_layers
     lists: list[nn.ModuleList] = [
-        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
     if not lists:
         raise UserError(
@@ -150,7 +178,9 @@ def backbone(model: Any) -> Any:
     if model.base_model is not model:
         return model.base_model
     first = blocks(model)[0]  # the library's name for it is wrong, as Llama 4's
-    return next(child for child in model.children() if any(each is first for each in child.modules()))
+    return next(
+        child for child in model.children() if any(each is first for each in child.modules())
+    )
 
 
 def first_tensor(output: torch.Tensor | Sequence[Any]) -> torch.Tensor:

@@ -57,7 +57,11 @@ class Pretrained(NamedTuple):
     def files(self) -> list[Path]:
         """Every file that the autoencoder is made of."""
         scaler = self.folder / SCALER
-        return [self.folder / CFG, self.weights, *([scaler] if self.form == "saelens" and scaler.is_file() else [])]
+        return [
+            self.folder / CFG,
+            self.weights,
+            *([scaler] if self.form == "saelens" and scaler.is_file() else []),
+        ]
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -97,12 +101,16 @@ def locate(sae: SaeSettings, layer: int, site: str) -> Path:
     if not (place / CFG).is_file():
         if place.is_dir():
             _refuse_other_forms(str(place), _files_below(place))
-        raise UserError(f"sae.source: {place} has no {CFG}: there is no autoencoder of layer {layer}")
+        raise UserError(
+            f"sae.source: {place} has no {CFG}: there is no autoencoder of layer {layer}"
+        )
     return place
 
 
 def _files_below(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def _refuse_other_forms(where: str, paths: Sequence[str]) -> None:
@@ -114,7 +122,9 @@ def _refuse_other_forms(where: str, paths: Sequence[str]) -> None:
         )
     for path in paths:
         name = path.rsplit("/", 1)[-1]
-        form = _OTHER_FORMS.get(name) or ("PyTorch or NumPy" if name.endswith((".pt", ".npz", ".pth")) else None)
+        form = _OTHER_FORMS.get(name) or (
+            "PyTorch or NumPy" if name.endswith((".pt", ".npz", ".pth")) else None
+        )
         if form:
             raise UserError(
                 f"sae.source: {where} holds {path}, a file of {form}; expected {CFG} with {' or '.join(WEIGHTS.values())} "
@@ -145,8 +155,13 @@ def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
         return f"{below}/{found}" if below else found
 
     return hub.folder(
-        f"{owner}/{name}", sae.revision, pick, NEEDED, key="sae.source", instead="without the hub name a local folder, with no sae.revision"
-    )  # fmt: skip
+        f"{owner}/{name}",
+        sae.revision,
+        pick,
+        NEEDED,
+        key="sae.source",
+        instead="without the hub name a local folder, with no sae.revision",
+    )
 
 
 def _inside(paths: Sequence[str], folder: str) -> list[str]:
@@ -157,10 +172,18 @@ def _inside(paths: Sequence[str], folder: str) -> list[str]:
 
 def choose(names: Collection[str], layer: int, site: str, where: str) -> str:
     """The one of the folder names that belongs to a site of a layer; `where` is for the error."""
-    fitting = [name for name in names if (found := hook(name)) and found.layer == layer and found.site in (site, None)]
+    fitting = [
+        name
+        for name in names
+        if (found := hook(name)) and found.layer == layer and found.site in (site, None)
+    ]
     if len(fitting) == 1:
         return fitting[0]
-    problem = f"several for {site} of layer {layer}" if fitting else f"no autoencoder for {site} of layer {layer}"
+    problem = (
+        f"several for {site} of layer {layer}"
+        if fitting
+        else f"no autoencoder for {site} of layer {layer}"
+    )
     known = ", ".join(sorted(fitting or names)[:6]) or f"no folder with a {CFG}"
     raise UserError(
         f"sae.source: {where} holds {problem} (found {known}). Say which, with {{layer}} in its place, or analyse other "
@@ -182,7 +205,9 @@ def hook(name: str) -> Hook | None:
     """
     if match := _HOOK.search(name):
         number, kind = int(match[1]), match[2]
-        return Hook(number - 1, "resid_post") if kind == "resid_pre" and number else Hook(number, kind)
+        return (
+            Hook(number - 1, "resid_post") if kind == "resid_pre" and number else Hook(number, kind)
+        )
     if match := _MODULE.search(name):
         numbered = re.search(r"layer_\d+$", name)
         site = _PARTS.get(match[2], match[2]) if match[2] else None if numbered else "resid_post"
@@ -209,7 +234,9 @@ def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
     found = _saelens(folder, cfg) if form == "saelens" else _sparsify(folder, cfg)
     _require_place(found, layer, site)
     if found.d_in != d_model:
-        raise UserError(f"{path}: d_in is {found.d_in}, the model's width is {d_model}: it belongs to another model")
+        raise UserError(
+            f"{path}: d_in is {found.d_in}, the model's width is {d_model}: it belongs to another model"
+        )
     return found
 
 
@@ -223,7 +250,9 @@ def require_sublayer(found: Pretrained, site: str, sublayer: str) -> None:
     Raises:
         UserError: the autoencoder names another one, such as the MLP of a model that normalises what its MLP returns.
     """
-    named = str(found.metadata.get("hook_name") or found.metadata.get("hook_point") or found.folder.name)
+    named = str(
+        found.metadata.get("hook_name") or found.metadata.get("hook_point") or found.folder.name
+    )
     match = None if _HOOK.search(named) else _MODULE.search(named)
     if match and match[2] and match[2] != sublayer:
         raise UserError(
@@ -344,7 +373,9 @@ def _require_plain_input(folder: Path, cfg: Mapping[str, Any]) -> None:
             f"{path}: normalize_activations is {given!r}, and there is no {SCALER} beside it with the scale"
         )
     if (cfg.get("reshape_activations") or "none") != "none":
-        raise UserError(f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' can be read")
+        raise UserError(
+            f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' can be read"
+        )
 
 
 def _sparsify(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
@@ -352,9 +383,17 @@ def _sparsify(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     _one_of(path, "activation", cfg.get("activation", "topk"), ("topk",))
     sae_fields.require_known(path, cfg, sae_fields.SPARSIFY)
     d_in = _count(path, "d_in", cfg.get("d_in"))
-    d_sae = cfg.get("num_latents") or d_in * _count(path, "expansion_factor", cfg.get("expansion_factor", 32))
+    d_sae = cfg.get("num_latents") or d_in * _count(
+        path, "expansion_factor", cfg.get("expansion_factor", 32)
+    )
     return Pretrained(
-        folder, "sparsify", cfg, "topk", d_in, _count(path, "num_latents", d_sae), _count(path, "k", cfg.get("k", 32))
+        folder,
+        "sparsify",
+        cfg,
+        "topk",
+        d_in,
+        _count(path, "num_latents", d_sae),
+        _count(path, "k", cfg.get("k", 32)),
     )
 
 
@@ -382,7 +421,9 @@ def _require_place(found: Pretrained, layer: int, site: str) -> None:
             )
     for key in sae_fields.SAELENS.off:
         if metadata.get(key) not in (None, False, "", named):
-            raise UserError(f"{path}: {key} is {metadata[key]!r}: it is a transcoder, expected an autoencoder")
+            raise UserError(
+                f"{path}: {key} is {metadata[key]!r}: it is a transcoder, expected an autoencoder"
+            )
 
 
 def _one_of(path: Path, key: str, value: Any, known: Collection[str]) -> None:

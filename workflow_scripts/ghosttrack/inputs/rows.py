@@ -42,7 +42,9 @@ _FIRST_LINE = " (the first line of a csv or tsv file names its columns)"
 # Characters of a bad value, and names of columns, that an error shows.
 _SHOWN, _NAMED = 80, 20
 # What pandas, R, Excel and databases write for a missing value. In csv and tsv it cannot be told from a text.
-MISSING = frozenset(("nan", "NaN", "NaT", "<NA>", "null", "NULL", "None", "NA", "N/A", "#N/A", "\\N"))
+MISSING = frozenset(
+    ("nan", "NaN", "NaT", "<NA>", "null", "NULL", "None", "NA", "N/A", "#N/A", "\\N")
+)
 # Rows from which the separator is told.
 _TRIED = 100
 
@@ -61,7 +63,9 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
         raise UserError(f"{key}: {reason}")
     rows = _READERS[path.suffix.lower()](path, key)
     if not rows:
-        raise UserError(f"{key}: {path} holds no rows, expected at least one; name another file or fill it")
+        raise UserError(
+            f"{key}: {path} holds no rows, expected at least one; name another file or fill it"
+        )
     return rows
 
 
@@ -102,7 +106,9 @@ def require_distinct(columns: Iterable[str], where: str) -> None:
     seen: set[str] = set()
     for column in columns:
         if column in seen:
-            raise UserError(f"{where} has two columns of one name: {shown(column)}; rename or remove one")
+            raise UserError(
+                f"{where} has two columns of one name: {shown(column)}; rename or remove one"
+            )
         seen.add(column)
 
 
@@ -139,13 +145,21 @@ def all_columns(rows: Iterable[Row], wanted: Sequence[str] = ()) -> Row:
 def _remedy(row: Row, column: str, key: str) -> str:
     """How a table gets a column that it lacks; names a column that differs in case alone, or one inside an object."""
     like = [name for name in map(str, row) if name.strip().casefold() == column.casefold()]
-    inside = [f"{name}.{column}" for name, value in row.items() if isinstance(value, Mapping) and column in value]
+    inside = [
+        f"{name}.{column}"
+        for name, value in row.items()
+        if isinstance(value, Mapping) and column in value
+    ]
     if key and len(like + inside) == 1:
         return f"Set {key} to {(like + inside)[0]!r}"
     known = repr(like[0]) if len(like) == 1 else "the column that holds it"
     usual = f"Set {key} to {known}" if key else f"Rename {known} to {column!r}"
-    nested = [name for name, value in row.items() if isinstance(value, list) and _has_objects(value)]
-    nested = nested or [name for name, value in row.items() if isinstance(value, Mapping) and column in value]
+    nested = [
+        name for name, value in row.items() if isinstance(value, list) and _has_objects(value)
+    ]
+    nested = nested or [
+        name for name, value in row.items() if isinstance(value, Mapping) and column in value
+    ]
     objects = f", or, if the rows are the objects in {columns_of(nested)}, write those to a file, one a line"
     return usual + (objects if nested and not like else "")
 
@@ -177,7 +191,10 @@ def names_near(row: Row, column: str) -> list[str]:
     """The names of a row's columns, and of the keys of the object in which a nested column was looked for."""
     head = column.partition(".")[0]
     inner = row.get(head) if head != column else None
-    return [*map(str, row), *(f"{head}.{key}" for key in (inner if isinstance(inner, Mapping) else ()))]
+    return [
+        *map(str, row),
+        *(f"{head}.{key}" for key in (inner if isinstance(inner, Mapping) else ())),
+    ]
 
 
 def _inside(value: Any, key: str) -> Any:
@@ -212,7 +229,9 @@ def written(value: Any) -> str | None:
         return str(value).lower()
     if isinstance(value, Integral):
         return str(int(value))
-    if isinstance(value, Decimal) and not value.is_infinite():  # of a parquet file that a database wrote
+    if (
+        isinstance(value, Decimal) and not value.is_infinite()
+    ):  # of a parquet file that a database wrote
         return "" if value.is_nan() else f"{value.normalize():f}"
     if not isinstance(value, Real) or math.isinf(value):
         return None
@@ -225,7 +244,9 @@ def _decimal(value: float) -> str:
 
     digits = repr(value)
     if not value.is_integer() and float(narrow := np.float32(value)) == value:
-        digits = str(narrow)  # a float32 of a parquet file: .1, which Python has as 0.10000000149011612
+        digits = str(
+            narrow
+        )  # a float32 of a parquet file: .1, which Python has as 0.10000000149011612
     return f"{Decimal(digits):f}".removesuffix(".0")
 
 
@@ -242,7 +263,9 @@ def text_of(row: Row, column: str, number: int, name: str, *, numbers: bool = Fa
         if reason := _spreadsheet_error(value) or text_flaw(value):
             raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
         return value.strip()
-    raise UserError(f"row {number} of {name}: expected text in column {column!r}, {without_text(value)}")
+    raise UserError(
+        f"row {number} of {name}: expected text in column {column!r}, {without_text(value)}"
+    )
 
 
 def missing_flaw(text: str, name: str) -> str:
@@ -257,7 +280,9 @@ def without_text(value: Any) -> str:
     """What stands in a cell in place of text, and what to do."""
     if isinstance(value, str) or written(value) == "":
         return f"found {'blanks' if isinstance(value, str) and value else 'nothing'}; fill it or remove the row"
-    return f"found {shown(value)} ({type(value).__name__}); write it as text, or name another column"
+    return (
+        f"found {shown(value)} ({type(value).__name__}); write it as text, or name another column"
+    )
 
 
 def _spreadsheet_error(text: str) -> str:
@@ -275,7 +300,9 @@ def text_flaw(text: str) -> str:
 def flaw(text: str, longest: int) -> str:
     """Why a text cannot be read by a model or written to a file, and what to do; "" if it can."""
     if len(text) > longest:
-        return f"{len(text):,} characters, more than {longest:,}; shorten the text or remove the row"
+        return (
+            f"{len(text):,} characters, more than {longest:,}; shorten the text or remove the row"
+        )
     return _surrogate(text)
 
 
@@ -283,7 +310,9 @@ def _nul(text: str) -> str:
     """Where a text holds the character NUL, and what to do; "" if it holds none."""
     place = text.find("\0") + 1
     return (
-        f"character {place} is NUL, as in UTF-16 or binary files; remove it, or save the file as UTF-8" if place else ""
+        f"character {place} is NUL, as in UTF-16 or binary files; remove it, or save the file as UTF-8"
+        if place
+        else ""
     )
 
 
@@ -307,7 +336,10 @@ def shown(value: Any) -> str:
 def columns_of(row: Iterable[Any]) -> str:
     """The names of a row's columns, for an error: the first ones of many, in quotation marks where blanks would not be seen."""
     names = [str(name) for name in row]
-    visible = [name if name and name == name.strip() and name.isprintable() else repr(name) for name in names[:_NAMED]]
+    visible = [
+        name if name and name == name.strip() and name.isprintable() else repr(name)
+        for name in names[:_NAMED]
+    ]
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(visible) + more if names else "none"
 
@@ -329,7 +361,9 @@ def _csv(path: Path, key: str) -> list[Row]:
     except csv.Error as error:
         row = f"row {len(rows) + 1}" if header else "the header"
         with _field_limit(sys.maxsize):
-            column = _unfinished(next(csv.reader(lines, delimiter=separator), []), header, str(error))
+            column = _unfinished(
+                next(csv.reader(lines, delimiter=separator), []), header, str(error)
+            )
         raise UserError(
             f"{key}: {path} is not a table of values between {_SEPARATORS[separator]}: {row}{column}, line {reader.line_num}: {error}; "
             "is a quotation mark not closed, or not doubled inside a quoted text?"
@@ -388,8 +422,15 @@ def _separator(path: Path, key: str) -> str:
     if len(fitting) != 1:
         return usual
     if fitting == ["|"] and _is_markdown(path, key):
-        raise UserError(f"{key}: {path} is a table of Markdown; save it as CSV, without the line of dashes")
-    log.info("%s: its columns are separated by %s, not by %s", path, _SEPARATORS[fitting[0]], _SEPARATORS[usual])
+        raise UserError(
+            f"{key}: {path} is a table of Markdown; save it as CSV, without the line of dashes"
+        )
+    log.info(
+        "%s: its columns are separated by %s, not by %s",
+        path,
+        _SEPARATORS[fitting[0]],
+        _SEPARATORS[usual],
+    )
     return fitting[0]
 
 
@@ -475,7 +516,9 @@ def _named(header: Sequence[str], values: Sequence[str], where: str, separator: 
             + _row_names(header, values)
             + _other_separator(header)
         )
-    row = dict(zip(header, values, strict=False))  # empty cells behind the last column: spreadsheets write them
+    row = dict(
+        zip(header, values, strict=False)
+    )  # empty cells behind the last column: spreadsheets write them
     for column, value in row.items():
         if reason := _quotation_flaw(value, separator):
             raise UserError(f"{where}, column {column!r}: {reason}")
@@ -491,16 +534,18 @@ def _row_names(header: Sequence[str], values: Sequence[str]) -> str:
 def _other_separator(names: Iterable[str]) -> str:
     """How to say that a table has another separator, which stands in the names of its columns."""
     marks = [mark for mark in _SEPARATORS if mark != "," and any(mark in name for name in names)]
-    return f"; if {_SEPARATORS[marks[0]]} separate the columns, put the line sep={marks[0]} above them" if marks else ""
+    return (
+        f"; if {_SEPARATORS[marks[0]]} separate the columns, put the line sep={marks[0]} above them"
+        if marks
+        else ""
+    )
 
 
 def _quotation_flaw(value: str, separator: str) -> str:
     """Why a value is not what its quotation marks say, and what to do; "" if it may be."""
     inner = value.strip()
     if value[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"':
-        return (
-            'a blank stands before the quotation mark, which then belongs to the text; write ,"..." without the blank'
-        )
+        return 'a blank stands before the quotation mark, which then belongs to the text; write ,"..." without the blank'
     if separator == "\t" and "\t" in value and "\n" in value:
         return (
             "a tab and a line break within quotation marks, as where a mark is part of the text and the other one is "
@@ -534,7 +579,9 @@ def _objects(path: Path, key: str) -> Iterator[Row]:
         except UserError as error:
             raise UserError(f"{error}{hint}") from None
         if not isinstance(row, dict):
-            raise UserError(f"{key}: line {line_number} of {path} is not an object with the columns as keys{hint}")
+            raise UserError(
+                f"{key}: line {line_number} of {path} is not an object with the columns as keys{hint}"
+            )
         number += 1
         yield _checked(row, number, path)
 
@@ -542,7 +589,11 @@ def _objects(path: Path, key: str) -> Iterator[Row]:
 def _hint(line: str) -> str:
     """What a first line that is no JSON object may be, and what to do."""
     text = line.strip()
-    if text.startswith("[") or text == "{" or (text.startswith("{") and not text.endswith(("}", "},"))):
+    if (
+        text.startswith("[")
+        or text == "{"
+        or (text.startswith("{") and not text.endswith(("}", "},")))
+    ):
         return "; if the file is one list, or its objects take several lines, give its name the ending .json"
     if text.endswith("},"):
         return "; if a comma stands between the objects, remove it: a line holds one object alone"

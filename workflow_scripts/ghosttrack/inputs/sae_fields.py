@@ -15,7 +15,9 @@ from ghosttrack.errors import UserError
 class Fields(NamedTuple):
     """The known fields of one form."""
 
-    used: frozenset[str]  # `inputs.pretrained` or `sae.conversion` reads them, or refuses their value
+    used: frozenset[
+        str
+    ]  # `inputs.pretrained` or `sae.conversion` reads them, or refuses their value
     ignored: frozenset[str]  # no code or reconstruction depends on them
     off: Mapping[str, str]  # refused unless null, false, 0 or empty; with what they turn on
 
@@ -77,7 +79,9 @@ SPARSIFY = Fields(
     used=_names("activation d_in expansion_factor num_latents k"),
     # normalize_decoder: the saved rows are normalised; multi_topk: a second loss; lookup_max_order and gram_table_hash:
     # read with gram_lookup only; n_targets and n_sources: with transcode only.
-    ignored=_names("normalize_decoder multi_topk lookup_max_order gram_table_hash n_targets n_sources dtype"),
+    ignored=_names(
+        "normalize_decoder multi_topk lookup_max_order gram_table_hash n_targets n_sources dtype"
+    ),
     off={
         "signed": "the k largest absolute values, of either sign",
         "transcode": "a transcoder",
@@ -100,7 +104,9 @@ def require_known(path: Path, cfg: Mapping[str, Any], known: Fields) -> None:
                 f"{path}: {key} is {json.dumps(value)} ({known.off[key]}), which cannot be read; expected a plain autoencoder, "
                 f"without {key}"
             )
-        if value is not None and not (key in known.used or key in known.ignored or key in known.off):
+        if value is not None and not (
+            key in known.used or key in known.ignored or key in known.off
+        ):
             raise UserError(
                 f"{path}: the field {key} (value {json.dumps(value)}) is not known here and may change what the autoencoder "
                 "computes; if it does not, remove it from a copy of the folder and name that as sae.source"

@@ -65,14 +65,22 @@ def site_modules(model: Any, layers: Sequence[int], site: Site) -> list[nn.Modul
         UserError: no such layers, or a model whose blocks do not give the site.
     """
     blocks = models.blocks(model)
-    if list(layers) != sorted(set(layers)) or not layers or layers[0] < 0 or layers[-1] >= len(blocks):
+    if (
+        list(layers) != sorted(set(layers))
+        or not layers
+        or layers[0] < 0
+        or layers[-1] >= len(blocks)
+    ):
         raise UserError(
             f"activations.layers: {list(layers)} must be ascending within 0..{len(blocks) - 1}, the model's blocks"
         )
     if site == "resid_post":
         return [blocks[layer] for layer in layers]
     sublayers = find_sublayers(model, layers)
-    return [blocks[layer].get_submodule(getattr(names, site)) for layer, names in zip(layers, sublayers, strict=True)]
+    return [
+        blocks[layer].get_submodule(getattr(names, site))
+        for layer, names in zip(layers, sublayers, strict=True)
+    ]
 
 
 def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Sublayers]:
@@ -148,11 +156,20 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
 
     def copied(value: Any) -> torch.Tensor | None:
         tensor = models.first_tensor(value)
-        return tensor[0].detach().double().clone() if torch.is_tensor(tensor) and tensor.shape == shape else None
+        return (
+            tensor[0].detach().double().clone()
+            if torch.is_tensor(tensor) and tensor.shape == shape
+            else None
+        )
 
     def enter(layer: int, arguments: Any, options: Any) -> None:
         entered[layer] = next(
-            (tensor for each in (*arguments, *options.values()) if (tensor := copied(each)) is not None), None
+            (
+                tensor
+                for each in (*arguments, *options.values())
+                if (tensor := copied(each)) is not None
+            ),
+            None,
         )
 
     def note(layer: int, name: str, output: Any) -> None:
@@ -166,13 +183,16 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
     for layer, block in enumerate(blocks):
         handles.append(
             block.register_forward_pre_hook(
-                lambda _module, arguments, options, layer=layer: enter(layer, arguments, options), with_kwargs=True
+                lambda _module, arguments, options, layer=layer: enter(layer, arguments, options),
+                with_kwargs=True,
             )
         )
         for name, module in block.named_modules():
             handles.append(
                 module.register_forward_hook(
-                    lambda _module, _arguments, output, layer=layer, name=name: note(layer, name, output)
+                    lambda _module, _arguments, output, layer=layer, name=name: note(
+                        layer, name, output
+                    )
                 )
             )
     try:
@@ -196,13 +216,17 @@ def _add_up(one: _Pass) -> tuple[str, str] | None:
     import torch
 
     added = one.after - one.before
-    allowed = STREAM_ROUNDING * (one.before.norm(dim=1) + one.after.norm(dim=1)) + ADDED_ROUNDING * added.norm(dim=1)
+    allowed = STREAM_ROUNDING * (
+        one.before.norm(dim=1) + one.after.norm(dim=1)
+    ) + ADDED_ROUNDING * added.norm(dim=1)
     runs = Counter(output.name for output in one.outputs)
     usable = [each for each in one.outputs if runs[each.name] == 1 and bool(each.value.any())]
     fitting = [
         (first.name, second.name)
         for first, second in itertools.combinations(usable, 2)
-        if bool((torch.linalg.vector_norm(first.value + second.value - added, dim=1) <= allowed).all())
+        if bool(
+            (torch.linalg.vector_norm(first.value + second.value - added, dim=1) <= allowed).all()
+        )
     ]
     return min(fitting, key=lambda pair: sum(name.count(".") for name in pair), default=None)
 
@@ -215,5 +239,8 @@ def _reached(name: str, one: _Pass, changed: _Pass) -> bool:
     """
     import torch
 
-    before, after = (next(each.value[1:] for each in found.outputs if each.name == name) for found in (one, changed))
+    before, after = (
+        next(each.value[1:] for each in found.outputs if each.name == name)
+        for found in (one, changed)
+    )
     return not torch.allclose(before, after, rtol=1e-6, atol=1e-9)

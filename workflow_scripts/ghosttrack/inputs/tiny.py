@@ -37,10 +37,14 @@ def build(destination: Path, dimensions: DimensionSettings, seed: int) -> None:
     tokenizer = build_tokenizer()
     heads = max(1, dimensions.d_model // _HEAD_WIDTH)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=_CONTEXT, n_embd=dimensions.d_model, n_layer=dimensions.n_layers,
+        vocab_size=len(tokenizer),
+        n_positions=_CONTEXT,
+        n_embd=dimensions.d_model,
+        n_layer=dimensions.n_layers,
         n_head=heads if dimensions.d_model % heads == 0 else 1,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     model = GPT2LMHeadModel(config)
     generator = np.random.default_rng(seed)
     # GPT-2's own .02 would leave a narrow model almost linear; this keeps every product at unit variance.
@@ -48,7 +52,9 @@ def build(destination: Path, dimensions: DimensionSettings, seed: int) -> None:
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             if weight.ndim > 1:
-                values = generator.standard_normal(weight.shape, dtype=np.float32) * np.float32(scale)
+                values = generator.standard_normal(weight.shape, dtype=np.float32) * np.float32(
+                    scale
+                )
                 weight.copy_(torch.from_numpy(values))
             else:
                 weight.fill_(1.0 if name.endswith("weight") else 0.0)
@@ -84,11 +90,16 @@ def build_tokenizer() -> Any:
             max_input_chars_per_word=_LONGEST,
         )
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, pre_tokenizers.FixedLength(_LONGEST)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [splitter, pre_tokenizers.FixedLength(_LONGEST)]
+    )
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_CONTINUED, ""), decoders.ByteLevel()])
     tokenizer.add_special_tokens([AddedToken(SEPARATOR, special=True, normalized=False)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SEPARATOR, eos_token=SEPARATOR, model_max_length=_CONTEXT
+        tokenizer_object=tokenizer,
+        bos_token=SEPARATOR,
+        eos_token=SEPARATOR,
+        model_max_length=_CONTEXT,
     )
 
 

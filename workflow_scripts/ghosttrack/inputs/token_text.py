@@ -15,7 +15,9 @@ _BROKEN = "\ufffd"
 # Letters for bytes in byte-level vocabularies (GPT-2's): printable Latin-1 stands for itself, the rest for 256 and up.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = sorted({*range(256)}.difference(_PRINTABLE))
-_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + at): byte for at, byte in enumerate(_OTHERS)
+}
 
 
 class Window(NamedTuple):
@@ -65,7 +67,9 @@ class TokenText:
         token = text[start:stop]
         if token and _BROKEN not in token:
             return Window(text[:start], token, text[stop:])
-        return Window(text[:start], self.alone(ids[place]), self._whole(ids[place + 1 :]).lstrip(_BROKEN))
+        return Window(
+            text[:start], self.alone(ids[place]), self._whole(ids[place + 1 :]).lstrip(_BROKEN)
+        )
 
     def _whole(self, ids: Sequence[int]) -> str:
         """Text of `ids` without a broken character at its end."""
@@ -78,6 +82,8 @@ class TokenText:
 def window_of(corpus: Tokens, row: int, text: TokenText) -> Window:
     """The text around row `row`, within its context and its document."""
     context, position = divmod(row, corpus.tokens.shape[1])
-    own = np.flatnonzero(corpus.documents[context] == corpus.documents[context, position])  # they lie end to end
+    own = np.flatnonzero(
+        corpus.documents[context] == corpus.documents[context, position]
+    )  # they lie end to end
     first, last = max(int(own[0]), position - BEFORE), min(int(own[-1]), position + AFTER)
     return text.window(corpus.tokens[context, first : last + 1].tolist(), position - first)

@@ -72,7 +72,13 @@ class _Reading(NamedTuple):
 
 
 def check(
-    stored: Any, directory: Path, *, rows: int, name: str, reference: Any = None, source: Path | None = None
+    stored: Any,
+    directory: Path,
+    *,
+    rows: int,
+    name: str,
+    reference: Any = None,
+    source: Path | None = None,
 ) -> None:
     """Refuse a tokenizer that differs from its source or that does not fit its model.
 
@@ -96,7 +102,9 @@ def check(
         found = _encode(reference, probes, name, remedy)["input_ids"]
         read.insert(0, _Reading(f"{type(reference).__name__} of transformers", found, raw=False))
     stored_reading = _Reading(f"the stored {type(stored).__name__}", ids, raw=False)
-    _require_same_ids(probes, [stored_reading, *read], _disputed(stored, raw.values()), name, remedy)
+    _require_same_ids(
+        probes, [stored_reading, *read], _disputed(stored, raw.values()), name, remedy
+    )
     for title, tokenizer in raw.items():
         _require_same_vocabulary(stored, title, tokenizer, name, remedy)
     _require_known_words(stored, ids[probes.index(_SENTENCE)], name)
@@ -122,26 +130,36 @@ def _encode(tokenizer: Any, probes: Sequence[str], name: str, remedy: str) -> An
         ) from error
 
 
-def _read_raw(raw: Mapping[str, Any], probes: Sequence[str], name: str, remedy: str) -> list[_Reading]:
+def _read_raw(
+    raw: Mapping[str, Any], probes: Sequence[str], name: str, remedy: str
+) -> list[_Reading]:
     """What each tokenizer.json gives for the probes, that of the source first.
 
     A class of transformers made the stored one; a fault that the source does not have is that of the class.
     """
     read: list[_Reading] = []
     for title, tokenizer in raw.items():
-        advice = remedy if read else "set unk_token in the model part of tokenizer.json to a token of its vocabulary"
+        advice = (
+            remedy
+            if read
+            else "set unk_token in the model part of tokenizer.json to a token of its vocabulary"
+        )
         read.append(_Reading(title, _encode_raw(title, tokenizer, probes, name, advice), raw=True))
     return read
 
 
-def _encode_raw(title: str, tokenizer: Any, probes: Sequence[str], name: str, remedy: str) -> list[list[int]]:
+def _encode_raw(
+    title: str, tokenizer: Any, probes: Sequence[str], name: str, remedy: str
+) -> list[list[int]]:
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
     try:
         return [one.ids for one in tokenizer.encode_batch(list(probes), add_special_tokens=False)]
     except Exception as error:  # e.g. a vocabulary without an unknown token
-        raise UserError(f"{name}: {title} cannot tokenize every text ({first_line(error)}); {remedy}") from error
+        raise UserError(
+            f"{name}: {title} cannot tokenize every text ({first_line(error)}); {remedy}"
+        ) from error
 
 
 def _raw_tokenizers(directory: Path, source: Path | None, name: str) -> dict[str, Any]:
@@ -172,7 +190,11 @@ def raw_tokenizer(path: Path, name: str) -> Any:
 def _special(tokenizer: Any) -> dict[str, int]:
     """Special tokens with their ids, those that a text may need (bos, eos) first."""
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
     return {**named, **added}
 
 
@@ -190,7 +212,11 @@ def _unknown(tokenizer: Any) -> set[int]:
 def _named_probes(tokenizer: Any) -> Iterator[str]:
     """Texts that contain the name of a special or an added token, alone and inside other text."""
     special = _special(tokenizer)
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content not in special]
+    added = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.content not in special
+    ]
     for token in [*list(special)[:_NAMES], *added[:_NAMES]]:
         yield token
         yield f"a{token}b"
@@ -281,11 +307,15 @@ def _require_within_embedding(tokenizer: Any, rows: int, name: str) -> None:
         )
 
 
-def _require_separator_once(tokenizer: Any, probes: Sequence[str], ids: Sequence[Sequence[int]], name: str) -> None:
+def _require_separator_once(
+    tokenizer: Any, probes: Sequence[str], ids: Sequence[Sequence[int]], name: str
+) -> None:
     """No text produces the separator or eos, and the tokenizer puts no special token around a text by itself."""
     reserved = {separator(tokenizer), tokenizer.eos_token_id}
     unknown = _unknown(tokenizer)
-    special = {number: token for token, number in _special(tokenizer).items() if number not in unknown}
+    special = {
+        number: token for token, number in _special(tokenizer).items() if number not in unknown
+    }
     for probe, found in zip(probes, ids, strict=True):
         if inside := reserved.intersection(found):
             token = tokenizer.convert_ids_to_tokens(min(inside))
@@ -305,11 +335,15 @@ def _separator_remedy(tokenizer: Any, token: str, probe: str) -> str:
     if token not in probe:
         return "name another bos_token and eos_token in tokenizer_config.json, not one that stands for unknown text"
     if type(tokenizer.backend_tokenizer.model).__name__ == "Unigram":
-        return f"give {token!r} a score far below all others (-1000000) in the vocab of tokenizer.json"
+        return (
+            f"give {token!r} a score far below all others (-1000000) in the vocab of tokenizer.json"
+        )
     return f"add a pre_tokenizer to tokenizer.json that splits {token!r}, such as Punctuation"
 
 
-def _require_offsets(tokenizer: Any, probes: Sequence[str], offsets: Sequence[Any], name: str) -> None:
+def _require_offsets(
+    tokenizer: Any, probes: Sequence[str], offsets: Sequence[Any], name: str
+) -> None:
     """Offsets lie inside the text, never go back, and cover every character that is not white space."""
     normalized = tokenizer.backend_tokenizer.normalizer is not None
     for probe, ranges in zip(probes, offsets, strict=True):
@@ -326,7 +360,9 @@ def _misplaced(text: str, ranges: Sequence[tuple[int, int]]) -> str | None:
     before = (0, 0)
     for number, (start, end) in enumerate(ranges):
         if not 0 <= start <= end <= len(text):
-            return f"token {number} has the range {start}..{end} in a text of {len(text)} characters"
+            return (
+                f"token {number} has the range {start}..{end} in a text of {len(text)} characters"
+            )
         if start < before[0] or end < before[1]:
             return f"token {number} has the range {start}..{end} after {before[0]}..{before[1]}"
         before = (start, end)
@@ -336,7 +372,11 @@ def _misplaced(text: str, ranges: Sequence[tuple[int, int]]) -> str | None:
 def _uncovered(text: str, ranges: Sequence[tuple[int, int]], normalized: bool) -> str | None:
     covered = {place for start, end in ranges for place in range(start, end)}
     for place, letter in enumerate(text):
-        if place not in covered and not letter.isspace() and not (normalized and _removable(letter)):
+        if (
+            place not in covered
+            and not letter.isspace()
+            and not (normalized and _removable(letter))
+        ):
             return f"no token covers the character {letter!r} at {place}"
     return None
 

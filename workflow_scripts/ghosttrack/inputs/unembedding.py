@@ -37,12 +37,21 @@ def read_unembedding(directory: Path) -> Unembedding | None:
     norm_name = _final_norm(model)
     width = model.config.get_text_config().hidden_size
     if getattr(head, "weight", None) is None or head.weight.shape[1:] != (width,):
-        log.warning("%s has no unembedding of the width of its blocks: no output tokens", type(model).__name__)
+        log.warning(
+            "%s has no unembedding of the width of its blocks: no output tokens",
+            type(model).__name__,
+        )
         return None
     # Tied embeddings are one tensor with two names, and the file holds one of them.
-    names = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is head.weight]
+    names = [
+        name
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if weight is head.weight
+    ]
     norm = model.get_submodule(norm_name) if norm_name else None
-    needed = [f"{norm_name}.{name}" for name, _ in norm.named_parameters()] if norm is not None else []
+    needed = (
+        [f"{norm_name}.{name}" for name, _ in norm.named_parameters()] if norm is not None else []
+    )
     with _tensors(directory, [names, *([name] for name in needed)]) as found:
         weight = next(found[name] for name in names if name in found).to(torch.float32)
         if norm is None:
@@ -89,7 +98,11 @@ def _final_norm(model: nn.Module) -> str | None:
     for name, holder in model.named_modules():
         for child in holder.children():
             if isinstance(child, nn.ModuleList) and len(child) and child[0] is first:
-                norms = [each for each, module in holder.named_children() if "norm" in type(module).__name__.lower()]
+                norms = [
+                    each
+                    for each, module in holder.named_children()
+                    if "norm" in type(module).__name__.lower()
+                ]
                 return f"{name}.{norms[-1]}".removeprefix(".") if norms else None
     return None
 
@@ -102,7 +115,12 @@ def _tensors(directory: Path, needed: list[list[str]]) -> Iterator[Mapping[str, 
     with safe_open(directory / "model.safetensors", "pt") as stored:
         present = set(stored.keys())
         if all(present.intersection(names) for names in needed):
-            yield {name: stored.get_tensor(name) for names in needed for name in names if name in present}
+            yield {
+                name: stored.get_tensor(name)
+                for names in needed
+                for name in names
+                if name in present
+            }
             return
     yield models.load_model(directory).state_dict()
 
@@ -111,7 +129,9 @@ def _tensors(directory: Path, needed: list[list[str]]) -> Iterator[Mapping[str, 
 def _asked(norm: nn.Module, width: int) -> tuple[torch.Tensor, bool]:
     """Gain (width,) of a norm, and whether it takes out the mean: asked by probes, for some keep their gain minus one."""
     sign = torch.ones(width)
-    sign[1::2] = -1.0  # mean 0 and root mean square 1, so either kind of norm gives it back times its gain, plus bias
+    sign[
+        1::2
+    ] = -1.0  # mean 0 and root mean square 1, so either kind of norm gives it back times its gain, plus bias
     ahead, behind, shifted = norm(_PROBE * torch.stack([sign, -sign, sign + 1.0]))
     gain = (ahead - behind) * sign / 2
     return gain, torch.allclose(shifted, ahead, rtol=1e-3, atol=1e-6)

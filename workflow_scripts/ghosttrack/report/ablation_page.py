@@ -7,18 +7,34 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ghosttrack.report import page, pictures, tables
+from ghosttrack import scores as registry
+from ghosttrack.report import page, pictures
 from ghosttrack.report.figures import DETECTOR_COLOUR, MUTED, NULL_COLOUR
 
 TITLES = {
-    "ablations": ("Ablations", "What the metrics of tracks are worth without each of their parts, and with links that mean less."),
-    "tuning": ("Tuning", "Other settings of the tracker: chosen inside the training folds, scored on the rows that no choice has seen."),
-}  # fmt: skip
+    "ablations": (
+        "Ablations",
+        "What the metrics of tracks are worth without each of their parts, and with links that mean less.",
+    ),
+    "tuning": (
+        "Tuning",
+        "Other settings of the tracker: chosen inside the training folds, scored on the rows that no choice has seen.",
+    ),
+}
 KINDS = {
-    "baseline": "the run's own", "choice": "chosen inside training folds", "tracking": "other tracks", "tuning": "one setting changed",
-    "family": "without one family", "only": "one family alone", "cumulative": "families up to this one", "feature": "without one metric",
-}  # fmt: skip
-POOLS = {tables.ALL_GIVEN: "given texts, mean over data sets", tables.ALL_GENERATED: "the model's own answers"}
+    "baseline": "the run's own",
+    "choice": "chosen inside training folds",
+    "tracking": "other tracks",
+    "tuning": "one setting changed",
+    "family": "without one family",
+    "only": "one family alone",
+    "cumulative": "families up to this one",
+    "feature": "without one metric",
+}
+POOLS = {
+    registry.ALL_GIVEN: "given texts, mean over data sets",
+    registry.ALL_GENERATED: "the model's own answers",
+}
 CAPTION = (
     "Change of the AUROC against the run's own tracks, with its interval; a dot right of the line means that the arm is better. "
     "Filled: {first}; hollow: {others}."
@@ -42,24 +58,41 @@ def draw(table: pd.DataFrame) -> Figure:
         colour = DETECTOR_COLOUR if not number else NULL_COLOUR
         axes.hlines(height, found["difference_low"], found["difference_high"], color=colour, lw=1)
         axes.plot(
-            found["difference"], height, "o", ms=3.5, color=colour, mfc=None if not number else "none", label=detector
+            found["difference"],
+            height,
+            "o",
+            ms=3.5,
+            color=colour,
+            mfc=None if not number else "none",
+            label=detector,
         )
     axes.axvline(0, color=MUTED, ls="--", lw=0.8)
     axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.set(xlabel="AUROC minus that of the run's own tracks")
     figure.legend(loc="outside upper left", ncols=4)
-    return figure  # fmt: skip
+    return figure
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     """Arms against the baseline, in the scope that the figure shows."""
-    scopes = [name for name in POOLS if (table["dataset"] == name).any()] or list(table["dataset"].unique())[:1]
-    return table[table["dataset"].isin(scopes[:1]) & (table["against"] == "baseline") & (table["arm"] != "baseline")]
+    scopes = [name for name in POOLS if (table["dataset"] == name).any()] or list(
+        table["dataset"].unique()
+    )[:1]
+    return table[
+        table["dataset"].isin(scopes[:1])
+        & (table["against"] == "baseline")
+        & (table["arm"] != "baseline")
+    ]
 
 
 def render(
-    model: str, study: str, table: pd.DataFrame, choices: pd.DataFrame, figures: Sequence[Path], version: str
+    model: str,
+    study: str,
+    table: pd.DataFrame,
+    choices: pd.DataFrame,
+    figures: Sequence[Path],
+    version: str,
 ) -> str:
     """The page as HTML text.
 
@@ -68,7 +101,9 @@ def render(
     """
     title, about = TITLES[study]
     detectors = list(dict.fromkeys(table["detector"]))
-    caption = CAPTION.format(first=detectors[0] if detectors else "", others=", ".join(detectors[1:]) or "none")
+    caption = CAPTION.format(
+        first=detectors[0] if detectors else "", others=", ".join(detectors[1:]) or "none"
+    )
     return page.page(
         "ablations.html",
         model=model,
@@ -95,7 +130,11 @@ def _rows(part: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _counts(choices: pd.DataFrame) -> list[dict[str, Any]]:
     """How many folds of all data sets chose each arm, most first."""
-    counts = choices.groupby(["detector", "arm"]).size().reset_index(name="folds") if len(choices) else choices
+    counts = (
+        choices.groupby(["detector", "arm"]).size().reset_index(name="folds")
+        if len(choices)
+        else choices
+    )
     if counts.empty:
         return []
     ordered = counts.sort_values(["detector", "folds", "arm"], ascending=[True, False, True])

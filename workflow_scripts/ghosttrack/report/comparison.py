@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 import ghosttrack
-from ghosttrack import files, frames
+from ghosttrack import scores as registry
 from ghosttrack.evaluation import paired
-from ghosttrack.report import numbers, page, tables, verdicts, wording
+from ghosttrack.report import numbers, page, verdicts, wording
+from ghosttrack.runtime import files, tables
 from ghosttrack.settings import EvaluationSettings
 
 # A colour and a mark per model; a fifth model starts over.
@@ -33,41 +34,51 @@ def read(folder: Path) -> Run:
     Raises:
         UserError: naming the file that is missing or lacks a column.
     """
-    scores = frames.read_parquet(folder / "detection" / "scores.parquet")
+    scores = tables.read_parquet(folder / "detection" / "scores.parquet")
     texts = [
-        frames.read_parquet(folder / "datasets" / str(name) / "examples.parquet", columns=["id", "text"]).assign(
-            dataset=name
-        )
+        tables.read_parquet(
+            folder / "datasets" / str(name) / "examples.parquet", columns=["id", "text"]
+        ).assign(dataset=name)
         for name in scores["dataset"].unique()
     ]
     return Run(
-        tables.read(folder / "evaluation" / "metrics.csv", tables.METRICS),
-        tables.read(folder / "evaluation" / "ledger.csv", tables.LEDGER),
+        registry.read(folder / "evaluation" / "metrics.csv", registry.METRICS),
+        registry.read(folder / "evaluation" / "ledger.csv", registry.LEDGER),
         paired.Scored(scores, pd.concat(texts, ignore_index=True)),
     )
 
 
 def write(
-    runs: Mapping[str, Run], folder: Path, controls: Sequence[str], settings: EvaluationSettings, seed: int
+    runs: Mapping[str, Run],
+    folder: Path,
+    controls: Sequence[str],
+    settings: EvaluationSettings,
+    seed: int,
 ) -> None:
     """Write metrics.csv, differences.csv and comparison.html of several runs into a folder."""
-    differences = paired.differences({name: run.scored for name, run in runs.items()}, controls, settings, seed)
+    differences = paired.differences(
+        {name: run.scored for name, run in runs.items()}, controls, settings, seed
+    )
     for name, found in (
         ("metrics.csv", table({name: run.metrics for name, run in runs.items()})),
         ("differences.csv", differences),
     ):
         with files.atomic_write(folder / name) as stream:
-            frames.write_csv(found, stream)
+            tables.write_csv(found, stream)
     with files.atomic_write(folder / "comparison.html") as stream:
         stream.write(render(runs, differences, controls, ghosttrack.__version__))
 
 
 def table(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """metrics.csv of every model with a column `model` before the others, models in the order given."""
-    return pd.concat([found.assign(model=name)[["model", *found.columns]] for name, found in metrics.items()])
+    return pd.concat(
+        [found.assign(model=name)[["model", *found.columns]] for name, found in metrics.items()]
+    )
 
 
-def render(runs: Mapping[str, Run], differences: pd.DataFrame, controls: Sequence[str], version: str) -> str:
+def render(
+    runs: Mapping[str, Run], differences: pd.DataFrame, controls: Sequence[str], version: str
+) -> str:
     """The page as HTML text: verdicts, paired differences, a forest plot of the detectors, the shown signals, the headline claim.
 
     Args:
@@ -76,51 +87,88 @@ def render(runs: Mapping[str, Run], differences: pd.DataFrame, controls: Sequenc
     models, metrics = list(runs), {name: run.metrics for name, run in runs.items()}
     datasets = list(dict.fromkeys(name for found in metrics.values() for name in found["dataset"]))
     rows = {name: run.ledger.to_dict("records") for name, run in runs.items()}
-    kinds = {name: tables.kinds(found, _single(found), list(controls)) for name, found in metrics.items()}
-    looks = [(KINDS[number % len(KINDS)], MARKERS[number % len(MARKERS)]) for number in range(len(models))]
+    kinds = {
+        name: registry.kinds(found, _single(found), list(controls))
+        for name, found in metrics.items()
+    }
+    looks = [
+        (KINDS[number % len(KINDS)], MARKERS[number % len(MARKERS)])
+        for number in range(len(models))
+    ]
     return page.page(
         "comparison.html",
         models=models,
         version=version,
         summaries={name: verdicts.summary(rows[name], kinds[name]) for name in models},
-        series=[{"label": name, "kind": kind, "marker": marker} for name, (kind, marker) in zip(models, looks, strict=True)],
+        series=[
+            {"label": name, "kind": kind, "marker": marker}
+            for name, (kind, marker) in zip(models, looks, strict=True)
+        ],
         scale=page.scale_of(pd.concat(list(metrics.values()))),
         forest=[_lane(metrics, dataset, looks) for dataset in datasets],
         paired=[_paired(differences, *pair, datasets) for pair in combinations(models, 2)],
-        columns=[_capital(wording.label(shown.signal)) for shown in tables.SHOWN],
+        columns=[_capital(wording.label(shown.signal)) for shown in registry.SHOWN],
         signals=[
-            {"title": _capital(wording.label(shown.signal)), "rows": _rows(metrics, datasets, shown.signal)}
-            for shown in tables.SHOWN
+            {
+                "title": _capital(wording.label(shown.signal)),
+                "rows": _rows(metrics, datasets, shown.signal),
+            }
+            for shown in registry.SHOWN
         ],
         claims=[
-            {"dataset": page.POOLS.get(dataset, dataset), "cells": [verdicts.find(rows[name], dataset, tables.HEADLINE) for name in models]}
+            {
+                "dataset": page.POOLS.get(dataset, dataset),
+                "cells": [verdicts.find(rows[name], dataset, registry.HEADLINE) for name in models],
+            }
             for dataset in datasets
         ],
-    )  # fmt: skip
+    )
 
 
-def _paired(differences: pd.DataFrame, reference: str, model: str, datasets: Sequence[str]) -> dict[str, Any]:
+def _paired(
+    differences: pd.DataFrame, reference: str, model: str, datasets: Sequence[str]
+) -> dict[str, Any]:
     """Two models: a sentence on the detector's mean difference, and a row per data set that they share."""
     own = differences[(differences["reference"] == reference) & (differences["model"] == model)]
     cells = {(row["dataset"], row["signal"]): row for row in own.to_dict("records")}
-    named = sorted(set(own["dataset"]), key=lambda name: (name != tables.ALL_GIVEN, datasets.index(name)))
+    named = sorted(
+        set(own["dataset"]), key=lambda name: (name != registry.ALL_GIVEN, datasets.index(name))
+    )
     rows = []
     for name in named:
-        found = [cells.get((name, shown.signal)) for shown in tables.SHOWN]
+        found = [cells.get((name, shown.signal)) for shown in registry.SHOWN]
         any_row = next(row for row in found if row)
         rows.append(
-            {"dataset": page.POOLS.get(name, name), "n": any_row["n"], "share": any_row["share"], "cells": found}
+            {
+                "dataset": page.POOLS.get(name, name),
+                "n": any_row["n"],
+                "share": any_row["share"],
+                "cells": found,
+            }
         )
-    return {"reference": reference, "model": model, "rows": rows, "sentence": _sentence(cells, reference, model)}
+    return {
+        "reference": reference,
+        "model": model,
+        "rows": rows,
+        "sentence": _sentence(cells, reference, model),
+    }
 
 
-def _sentence(cells: Mapping[tuple[str, str], Mapping[str, Any]], reference: str, model: str) -> str:
-    row = cells.get((tables.ALL_GIVEN, tables.DETECTOR))
+def _sentence(
+    cells: Mapping[tuple[str, str], Mapping[str, Any]], reference: str, model: str
+) -> str:
+    row = cells.get((registry.ALL_GIVEN, registry.DETECTOR))
     if row is None or math.isnan(row["difference"]):
         return ""
-    interval = f"{numbers.signed(row['difference_low'])} to {numbers.signed(row['difference_high'])}"
+    interval = (
+        f"{numbers.signed(row['difference_low'])} to {numbers.signed(row['difference_high'])}"
+    )
     text = f"On the {row['n']:,} texts that both have, the detector of {model} reaches a mean AUROC of {row['auroc_model']:.3f}, that of {reference} {row['auroc_reference']:.3f}"
-    verdict = row["verdict"] if row["verdict"] == tables.ESTABLISHED else f"{row['verdict']}: {row['reason']}"
+    verdict = (
+        row["verdict"]
+        if row["verdict"] == registry.ESTABLISHED
+        else f"{row['verdict']}: {row['reason']}"
+    )
     return f"{text}: a difference of {numbers.signed(row['difference'])} ({interval}), {verdict}."
 
 
@@ -128,25 +176,34 @@ def _single(metrics: pd.DataFrame) -> list[str]:
     return [name for name in dict.fromkeys(metrics["dataset"]) if name not in page.POOLS]
 
 
-def _rows(metrics: Mapping[str, pd.DataFrame], datasets: Sequence[str], signal: str) -> list[dict[str, Any]]:
+def _rows(
+    metrics: Mapping[str, pd.DataFrame], datasets: Sequence[str], signal: str
+) -> list[dict[str, Any]]:
     return [
         {
             "dataset": page.POOLS.get(dataset, dataset),
-            "cells": [tables.row_of(found, dataset, signal) for found in metrics.values()],
+            "cells": [registry.row_of(found, dataset, signal) for found in metrics.values()],
         }
         for dataset in datasets
     ]
 
 
-def _lane(metrics: Mapping[str, pd.DataFrame], dataset: str, looks: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _lane(
+    metrics: Mapping[str, pd.DataFrame], dataset: str, looks: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
     points = [
         page.point(row, name, kind, marker)
         for (name, found), (kind, marker) in zip(metrics.items(), looks, strict=True)
-        if (row := tables.row_of(found, dataset, tables.DETECTOR))
+        if (row := registry.row_of(found, dataset, registry.DETECTOR))
     ]
     name = page.POOLS.get(dataset, dataset)
     spoken = ", ".join(f"{each.label} {numbers.score(each.value)}" for each in points)
-    return {"name": name, "points": points, "note": "", "alt": f"AUROC of the detector on {name}: {spoken}"}
+    return {
+        "name": name,
+        "points": points,
+        "note": "",
+        "alt": f"AUROC of the detector on {name}: {spoken}",
+    }
 
 
 def _capital(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ghosttrack.monitor import PHASES
+from ghosttrack.planning.run_state import PHASES
 
 # Steps of the pipeline with their rules; a rule of no step is shown under the last.
 STEPS = {
@@ -18,13 +18,26 @@ STEPS = {
     "generate": ("generate_answers",),
     "extract": ("check_model", "extract_activations", "extract_heldout", "extract_examples"),
     "autoencoders": (
-        "fetch_sae", "train_sae", "train_shared_sae", "evaluate_sae", "describe_features", "measure_answers", "sweep_sae", "draw_sweep",
+        "fetch_sae",
+        "train_sae",
+        "train_shared_sae",
+        "evaluate_sae",
+        "describe_features",
+        "measure_answers",
+        "sweep_sae",
+        "draw_sweep",
     ),
     "track": ("find_neighbours", "cluster_features", "track_features", "measure_signals"),
-    "detect": ("audit_dataset", "train_detectors", "evaluate_detectors", "save_detector", "check_explanations"),
+    "detect": (
+        "audit_dataset",
+        "train_detectors",
+        "evaluate_detectors",
+        "save_detector",
+        "check_explanations",
+    ),
     "report": ("check_results", "check_claims", "draw_figures", "write_report", "write_explorer"),
     "on request": (),
-}  # fmt: skip
+}
 # Kinds of output with what lies in the run's folder; files of the folder itself are pages and tables.
 KINDS = {
     "model": ("model",),
@@ -32,7 +45,13 @@ KINDS = {
     "held-out activations": ("heldout",),
     "activations of examples": ("examples",),
     "autoencoders": ("saes", "sweep"),
-    "features, neighbours, tracks": ("features", "neighbours", "tracks", "clusters.parquet", "cluster_labels.parquet"),
+    "features, neighbours, tracks": (
+        "features",
+        "neighbours",
+        "tracks",
+        "clusters.parquet",
+        "cluster_labels.parquet",
+    ),
     "texts": ("corpus", "datasets"),
     "signals, scores, tables": ("signals", "detection", "evaluation", "scores"),
     "figures and pages": ("figures", "report.html", "explorer.html", "paper"),
@@ -89,7 +108,10 @@ def of_jobs(folder: Path) -> list[Cost]:
     order = {rule: place for place, rule in enumerate(PHASES)}
     steps = list(STEPS)
     costs = [_cost(step_of.get(rule, steps[-1]), rule, jobs) for rule, jobs in found.items()]
-    return sorted(costs, key=lambda each: (steps.index(each.step), order.get(each.rule, len(order)), each.rule))
+    return sorted(
+        costs,
+        key=lambda each: (steps.index(each.step), order.get(each.rule, len(order)), each.rule),
+    )
 
 
 def _cost(step: str, rule: str, jobs: Sequence[tuple[str, dict[str, str]]]) -> Cost:
@@ -97,8 +119,15 @@ def _cost(step: str, rule: str, jobs: Sequence[tuple[str, dict[str, str]]]) -> C
     cpu, memory = ([_number(row, key) for _, row in jobs] for key in ("cpu_time", "max_rss"))
     longest = max(range(len(jobs)), key=lambda place: wall[place])
     return Cost(
-        step, rule, len(jobs), _sum(cpu), sum(wall), max(_known(memory), default=math.nan), jobs[longest][0], wall[longest]
-    )  # fmt: skip
+        step,
+        rule,
+        len(jobs),
+        _sum(cpu),
+        sum(wall),
+        max(_known(memory), default=math.nan),
+        jobs[longest][0],
+        wall[longest],
+    )
 
 
 def _number(row: dict[str, str], key: str) -> float:
@@ -127,11 +156,16 @@ def by_step(costs: Sequence[Cost]) -> list[Cost]:
             name = f"{longest.rule} {longest.longest_job}".strip()
             found.append(
                 Cost(
-                    step, "", sum(each.jobs for each in own), _sum(each.cpu_seconds for each in own),
-                    sum(each.wall_seconds for each in own), max(_known(each.peak_rss_mb for each in own), default=math.nan),
-                    name, longest.longest_seconds,
+                    step,
+                    "",
+                    sum(each.jobs for each in own),
+                    _sum(each.cpu_seconds for each in own),
+                    sum(each.wall_seconds for each in own),
+                    max(_known(each.peak_rss_mb for each in own), default=math.nan),
+                    name,
+                    longest.longest_seconds,
                 )
-            )  # fmt: skip
+            )
     return found
 
 
@@ -148,16 +182,26 @@ def of_disk(home: Path) -> list[Disk]:
     return [Disk(kind, *counted) for kind, counted in total.items() if counted[1]]
 
 
-def render(model: str, costs: Sequence[Cost], disk: Sequence[Disk], budget: Budget, version: str) -> str:
+def render(
+    model: str, costs: Sequence[Cost], disk: Sequence[Disk], budget: Budget, version: str
+) -> str:
     """The page as HTML text."""
-    from ghosttrack.plan import amount
-    from ghosttrack.progress import duration
     from ghosttrack.report.page import page
+    from ghosttrack.runtime.progress import amount, duration
 
     return page(
-        "costs.html", model=model, version=version, steps=by_step(costs), costs=costs, disk=disk, budget=budget,
-        cpu=_sum(each.cpu_seconds for each in costs), wall=sum(each.wall_seconds for each in costs),
-        jobs=sum(each.jobs for each in costs), bytes=sum(each.bytes for each in disk), amount=amount,
+        "costs.html",
+        model=model,
+        version=version,
+        steps=by_step(costs),
+        costs=costs,
+        disk=disk,
+        budget=budget,
+        cpu=_sum(each.cpu_seconds for each in costs),
+        wall=sum(each.wall_seconds for each in costs),
+        jobs=sum(each.jobs for each in costs),
+        bytes=sum(each.bytes for each in disk),
+        amount=amount,
         duration=lambda seconds: "\u2013" if math.isnan(seconds) else duration(seconds),
         memory=lambda megabytes: "\u2013" if math.isnan(megabytes) else amount(1e6 * megabytes),
-    )  # fmt: skip
+    )

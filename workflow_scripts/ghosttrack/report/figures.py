@@ -11,14 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from ghosttrack import files
+from ghosttrack import scores as registry
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation.gates import GATES
-from ghosttrack.report import link_summary, tables
+from ghosttrack.report import link_summary
+from ghosttrack.runtime import files
 
 # The report replaces these by its own colours, so that a dark page has light lines.
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
-DETECTOR_COLOUR, GATE_COLOUR, ANSWER_COLOUR, NULL_COLOUR = (shown.colour for shown in tables.SHOWN)
+DETECTOR_COLOUR, GATE_COLOUR, ANSWER_COLOUR, NULL_COLOUR = (
+    shown.colour for shown in registry.SHOWN
+)
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters everywhere
     "font.size": 9,
@@ -105,7 +108,9 @@ def write(make: Callable[..., Figure], arguments: Sequence[Any], paths: Sequence
         figure = make(*arguments)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, the same in every format
-        for axes in figure.axes:  # the solver's last digit varies from run to run, and names what it clips in an svg
+        for axes in (
+            figure.axes
+        ):  # the solver's last digit varies from run to run, and names what it clips in an svg
             axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)))
         for path in paths:
             save(figure, path)
@@ -122,15 +127,28 @@ def auroc(inputs: Inputs) -> Figure:
     """AUROC with its interval, a lane per data set, a mark per signal."""
     figure = Figure(figsize=(6.4, 0.9 + 0.62 * len(inputs.datasets)), layout="constrained")
     axes = figure.add_subplot()
-    height = 0.72 / len(tables.SHOWN)
-    for position, shown in enumerate(tables.SHOWN):
-        rows = [tables.row_of(inputs.metrics, dataset, shown.signal) for dataset in inputs.datasets]
+    height = 0.72 / len(registry.SHOWN)
+    for position, shown in enumerate(registry.SHOWN):
+        rows = [
+            registry.row_of(inputs.metrics, dataset, shown.signal) for dataset in inputs.datasets
+        ]
         lanes = [lane - 0.36 + height * (position + 0.5) for lane, row in enumerate(rows) if row]
         kept = [row for row in rows if row]
         axes.hlines(
-            lanes, [row["auroc_low"] for row in kept], [row["auroc_high"] for row in kept], color=shown.colour, lw=1.6
+            lanes,
+            [row["auroc_low"] for row in kept],
+            [row["auroc_high"] for row in kept],
+            color=shown.colour,
+            lw=1.6,
         )
-        axes.plot([row["auroc"] for row in kept], lanes, shown.marker, color=shown.colour, label=shown.label, ls="")
+        axes.plot(
+            [row["auroc"] for row in kept],
+            lanes,
+            shown.marker,
+            color=shown.colour,
+            label=shown.label,
+            ls="",
+        )
     axes.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
     axes.set_yticks(range(len(inputs.datasets)), inputs.datasets)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -138,7 +156,9 @@ def auroc(inputs: Inputs) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("AUROC, with interval (dashed: a coin toss)")
-    figure.legend(loc="outside upper left", ncols=len(tables.SHOWN), handletextpad=0.2, columnspacing=1.2)
+    figure.legend(
+        loc="outside upper left", ncols=len(registry.SHOWN), handletextpad=0.2, columnspacing=1.2
+    )
     return figure
 
 
@@ -156,16 +176,30 @@ def _curves(inputs: Inputs, kind: str, x_label: str, y_label: str) -> Figure:
     figure, panels = _panels(list(inputs.datasets))
     chosen = inputs.curves[inputs.curves["curve"] == kind]
     for dataset, axes in panels:
-        for shown, (dashes, width) in reversed(list(zip(tables.SHOWN, LINES, strict=True))):  # the detector on top
+        for shown, (dashes, width) in reversed(
+            list(zip(registry.SHOWN, LINES, strict=True))
+        ):  # the detector on top
             part = chosen[(chosen["dataset"] == dataset) & (chosen["signal"] == shown.signal)]
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
-        row = tables.row_of(inputs.metrics, dataset, tables.DETECTOR)
+        row = registry.row_of(inputs.metrics, dataset, registry.DETECTOR)
         chance = [0, 1] if kind == "roc" else [row["prevalence"] if row else 0.5] * 2
         axes.plot([0, 1], chance, color=MUTED, lw=0.8, ls=(0, (3, 3)))
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axes.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            aspect="equal",
+            xticks=(0, 0.5, 1),
+            yticks=(0, 0.5, 1),
+        )
     handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=len(tables.SHOWN), handletextpad=0.5)
+    figure.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="outside upper left",
+        ncols=len(registry.SHOWN),
+        handletextpad=0.5,
+    )
     return _finished(figure, x_label, y_label)
 
 
@@ -189,17 +223,23 @@ def _finished(figure: Figure, x_label: str, y_label: str) -> Figure:
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """At most CURVE_POINTS points of a curve, its ends kept."""
-    kept = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int)) if len(x) else np.array([], int)
+    kept = (
+        np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
+        if len(x)
+        else np.array([], int)
+    )
     return x[kept], y[kept]
 
 
 def calibration(inputs: Inputs) -> Figure:
     """Observed share of hallucinations against predicted probability of the default detector, a panel per data set."""
     figure, panels = _panels(list(inputs.datasets))
-    chosen = inputs.calibration[inputs.calibration["signal"] == tables.DETECTOR]
+    chosen = inputs.calibration[inputs.calibration["signal"] == registry.DETECTOR]
     for dataset, axes in panels:
         part = chosen[(chosen["dataset"] == dataset) & (chosen["n"] > 0)].sort_values("predicted")
-        part = part.astype({"predicted": float, "observed": float, "n": float})  # a table without rows has no types
+        part = part.astype(
+            {"predicted": float, "observed": float, "n": float}
+        )  # a table without rows has no types
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (3, 3)))
         axes.plot(part["predicted"], part["observed"], color=DETECTOR_COLOUR, lw=1.2)
         # Area in proportion to the texts in a bin; the fullest bin has 40 square points.
@@ -210,7 +250,13 @@ def calibration(inputs: Inputs) -> Figure:
             color=DETECTOR_COLOUR,
             clip_on=False,
         )
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axes.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            aspect="equal",
+            xticks=(0, 0.5, 1),
+            yticks=(0, 0.5, 1),
+        )
     return _finished(figure, "predicted probability", "observed share")
 
 
@@ -220,7 +266,11 @@ def sae_quality(inputs: Inputs) -> Figure:
     Variance and L0 on answer tokens too.
     """
     layers = sorted(inputs.quality)
-    answers = inputs.answers[inputs.answers["dataset"] == tables.ALL_ANSWERS].set_index("layer").reindex(layers)
+    answers = (
+        inputs.answers[inputs.answers["dataset"] == registry.ALL_ANSWERS]
+        .set_index("layer")
+        .reindex(layers)
+    )
 
     def values(key: str) -> list[float]:
         return [inputs.quality[layer].get(key, np.nan) for layer in layers]
@@ -238,15 +288,26 @@ def sae_quality(inputs: Inputs) -> Figure:
         left.plot(layers, values(key), marker, color=colour, ls=dashes, mfc=hollow, label=label)
     left.plot(layers, answers["fvu"], "D-", color=ANSWER_COLOUR, label="SAE, answer tokens")
     left.plot(
-        layers, answers["fvu_token_median"], "D:", color=ANSWER_COLOUR, mfc=PAPER, label="SAE, median answer token"
+        layers,
+        answers["fvu_token_median"],
+        "D:",
+        color=ANSWER_COLOUR,
+        mfc=PAPER,
+        label="SAE, median answer token",
     )
     left.set(title="Unexplained (FVU)", xlabel="layer")
     figure.legend(loc="outside upper left", ncols=3)
     middle.plot(layers, values("kl_div_with_sae"), "o-", color=DETECTOR_COLOUR, label="KL")
     middle.errorbar(
-        layers, values("delta_ce"), values("delta_ce_error"), fmt="o:", color=DETECTOR_COLOUR, mfc=PAPER, elinewidth=1,
+        layers,
+        values("delta_ce"),
+        values("delta_ce_error"),
+        fmt="o:",
+        color=DETECTOR_COLOUR,
+        mfc=PAPER,
+        elinewidth=1,
         label="\N{GREEK CAPITAL LETTER DELTA}CE",
-    )  # fmt: skip
+    )
     middle.set(title="Cost in the model (nats)", xlabel="layer")
     middle.legend(loc="center left")
     right.plot(layers, values("l0"), "o-", color=DETECTOR_COLOUR)
@@ -274,7 +335,9 @@ def links(inputs: Inputs) -> Figure:
         low, middle, high = np.array([getattr(pair, kind) for pair in pairs]).reshape(-1, 3).T
         axes.vlines(at + offset, low, high, color=colour, lw=1.6)
         axes.plot(at + offset, middle, marker, color=colour, label=label, ls="")
-    axes.hlines([pair.gate for pair in pairs], at - 0.32, at + 0.32, color=GATE_COLOUR, lw=1.6, label="gate")
+    axes.hlines(
+        [pair.gate for pair in pairs], at - 0.32, at + 0.32, color=GATE_COLOUR, lw=1.6, label="gate"
+    )
     axes.set(xlabel="layers", ylabel="best-match similarity")
     if inputs.firings is not None and len(inputs.firings) == len(pairs):
         right.plot(at, inputs.firings["links_per_token"], "o", color=DETECTOR_COLOUR, ls="")
@@ -285,7 +348,15 @@ def links(inputs: Inputs) -> Figure:
             continue
         colour = DETECTOR_COLOUR if flow.variant == "default" else NULL_COLOUR
         name = "chosen by the tracker" if flow.variant == "default" else f"chosen, {flow.variant}"
-        right.plot(at, flow.per_token[1:], _TRACKED.get(flow.variant, "x"), color=colour, label=name, ls="", mfc="none")
+        right.plot(
+            at,
+            flow.per_token[1:],
+            _TRACKED.get(flow.variant, "x"),
+            color=colour,
+            label=name,
+            ls="",
+            mfc="none",
+        )
     right.set(xlabel="layers", ylabel="links per token")
     if right.lines:
         right.set_ylim(-0.03 * right.dataLim.y1, 1.08 * max(right.dataLim.y1, 1.0))
@@ -293,7 +364,9 @@ def links(inputs: Inputs) -> Figure:
         panel.set_xticks(at, [f"{pair.lower} to {pair.upper}" for pair in pairs])
         panel.set_xlim(-0.6, max(len(pairs) - 0.4, 0.6))
         panel.grid(axis="x", visible=False)
-        panel.tick_params(axis="x", labelsize=7 if len(pairs) > 6 else 8, rotation=90 if len(pairs) > 8 else 0)
+        panel.tick_params(
+            axis="x", labelsize=7 if len(pairs) > 6 else 8, rotation=90 if len(pairs) > 8 else 0
+        )
     figure.legend(loc="outside upper left", ncols=6, handletextpad=0.4)
     return figure
 
@@ -314,13 +387,17 @@ def tracks(inputs: Inputs) -> Figure:
         for lane, variant in enumerate(variants):
             values = summary.loc[summary["variant"] == variant, key].to_numpy()
             colour = DETECTOR_COLOUR if variant == "default" else NULL_COLOUR
-            axes.plot(values, np.full(len(values), lane), "o", color=colour, alpha=0.5, mew=0, ls="")
+            axes.plot(
+                values, np.full(len(values), lane), "o", color=colour, alpha=0.5, mew=0, ls=""
+            )
             axes.plot(np.mean(values), lane, "|", color=colour, ms=14, mew=2)
         axes.set(title=title, ylim=(len(variants) - 0.5, -0.5))
         axes.set_xlim(0, 1.08 * axes.dataLim.x1)
         axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="y", visible=False)
-        axes.set_yticks(range(len(variants)), ["tracker" if name == "default" else name for name in variants])
+        axes.set_yticks(
+            range(len(variants)), ["tracker" if name == "default" else name for name in variants]
+        )
         axes.tick_params(axis="y", length=0, labelcolor=INK)
     length.set_yticklabels([])
     for variant, share in link_summary.lengths(inputs.signals).items():
@@ -328,9 +405,13 @@ def tracks(inputs: Inputs) -> Figure:
         name = "tracker" if variant == "default" else variant
         seen = np.where(share > 0, share, np.nan)
         style = f"{_TRACKED.get(variant, 'x')}{_DASHES.get(variant, '-')}"
-        lasting.plot(np.arange(1, len(share) + 1), seen, style, color=colour, label=name, mfc="none")
+        lasting.plot(
+            np.arange(1, len(share) + 1), seen, style, color=colour, label=name, mfc="none"
+        )
     lasting.set(title="Tracks that last (layers)", yscale="log", ylabel="share of tracks")
-    lasting.set_xticks(range(1, 1 + max((len(line.get_xdata()) for line in lasting.lines), default=1)))
+    lasting.set_xticks(
+        range(1, 1 + max((len(line.get_xdata()) for line in lasting.lines), default=1))
+    )
     if len(variants) > 1 and lasting.lines:
         lasting.legend(fontsize=7)
     return figure
@@ -340,16 +421,24 @@ def risk(inputs: Inputs) -> Figure:
     """Share of wrong decisions among the texts that the detector is surest of, against how many it decides, by data set."""
     figure, panels = _panels(list(inputs.datasets))
     for dataset, axes in panels:
-        for shown, (dashes, width) in reversed(list(zip(tables.SHOWN, LINES, strict=True))):
+        for shown, (dashes, width) in reversed(list(zip(registry.SHOWN, LINES, strict=True))):
             chosen = (inputs.curves["curve"] == "risk") & (inputs.curves["dataset"] == dataset)
             part = inputs.curves[
-                chosen & (inputs.curves["signal"] == shown.signal) & (inputs.curves["x"] >= LEAST_COVERAGE)
+                chosen
+                & (inputs.curves["signal"] == shown.signal)
+                & (inputs.curves["x"] >= LEAST_COVERAGE)
             ]
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.25, 0.5))
     handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=len(tables.SHOWN), handletextpad=0.5)
+    figure.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="outside upper left",
+        ncols=len(registry.SHOWN),
+        handletextpad=0.5,
+    )
     return _finished(figure, "share of texts decided, surest first", "share decided wrongly")
 
 

@@ -28,16 +28,31 @@ def draw(table: pd.DataFrame, outputs: Sequence[Path]) -> None:
         for position, (signal, label, colour, marker) in enumerate(_SIGNALS):
             lanes = np.arange(len(datasets)) + 0.24 * (position - 1)
             pairs, whole = (
-                [means[dataset, signal, split] for dataset in datasets] for split in (RANDOM_PAIRS, GROUPED)
+                [means[dataset, signal, split] for dataset in datasets]
+                for split in (RANDOM_PAIRS, GROUPED)
             )
             axes.hlines(lanes, whole, pairs, color=colour, lw=1.0)
             axes.plot(pairs, lanes, marker, color=colour, ls="", label=f"{label}, pairs at random")
-            axes.plot(whole, lanes, marker, color=colour, mfc="white", ls="", label=f"{label}, groups whole")
+            axes.plot(
+                whole,
+                lanes,
+                marker,
+                color=colour,
+                mfc="white",
+                ls="",
+                label=f"{label}, groups whole",
+            )
         axes.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
         axes.set_yticks(range(len(datasets)), datasets)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.set(xlabel="AUROC (dashed: a coin toss)", ylim=(len(datasets) - 0.5, -0.5), xlim=(None, 1.02))
+        axes.set(
+            xlabel="AUROC (dashed: a coin toss)",
+            ylim=(len(datasets) - 0.5, -0.5),
+            xlim=(None, 1.02),
+        )
         axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper left", ncols=len(_SIGNALS), handletextpad=0.2, columnspacing=1.2)
+        figure.legend(
+            loc="outside upper left", ncols=len(_SIGNALS), handletextpad=0.2, columnspacing=1.2
+        )
         for path in outputs:
             save(figure, path)

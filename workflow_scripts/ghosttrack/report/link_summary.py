@@ -60,9 +60,18 @@ def flows(signals: Mapping[tuple[str, str], pd.DataFrame]) -> list[Flow]:
         about = table.attrs
         if "links" not in about or list(about["layers"]) != sorted(about["layers"]):
             continue
-        layers, links, rows = found.get(variant, (list(about["layers"]), np.zeros(len(about["layers"])), 0))
-        found[variant] = (layers, links + np.asarray(about["links"], dtype=np.float64), rows + int(about["rows"]))
-    return [Flow(variant, layers, links / max(rows, 1)) for variant, (layers, links, rows) in found.items()]
+        layers, links, rows = found.get(
+            variant, (list(about["layers"]), np.zeros(len(about["layers"])), 0)
+        )
+        found[variant] = (
+            layers,
+            links + np.asarray(about["links"], dtype=np.float64),
+            rows + int(about["rows"]),
+        )
+    return [
+        Flow(variant, layers, links / max(rows, 1))
+        for variant, (layers, links, rows) in found.items()
+    ]
 
 
 def lengths(signals: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, np.ndarray]:
@@ -72,7 +81,11 @@ def lengths(signals: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, np.nda
         if "track_lengths" in table.attrs:
             counted = np.asarray(table.attrs["track_lengths"], dtype=np.float64)
             found[variant] = found.get(variant, np.zeros(len(counted))) + counted
-    return {variant: np.cumsum(each[::-1])[::-1] / each.sum() for variant, each in found.items() if each.sum() > 0}
+    return {
+        variant: np.cumsum(each[::-1])[::-1] / each.sum()
+        for variant, each in found.items()
+        if each.sum() > 0
+    }
 
 
 def tracks(signals: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
@@ -82,7 +95,12 @@ def tracks(signals: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         signals: signals tables by (data set, variant); those without the linkage family are left out.
     """
     rows: list[dict[str, Any]] = [
-        {"dataset": dataset, "variant": variant, "links": table[LINKS].mean(), "length": table[LENGTH].mean()}
+        {
+            "dataset": dataset,
+            "variant": variant,
+            "links": table[LINKS].mean(),
+            "length": table[LENGTH].mean(),
+        }
         for (dataset, variant), table in signals.items()
         if LINKS in table and LENGTH in table
     ]

@@ -10,41 +10,72 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ghosttrack import provenance
-from ghosttrack.report import link_summary, pictures, sae_quality, tables, wording
+from ghosttrack import scores as registry
+from ghosttrack.report import link_summary, pictures, sae_quality, wording
 from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
 from ghosttrack.report.verdicts import Verdict
+from ghosttrack.settings import code_digest
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Kind (CSS class) of each shown signal, in the order of tables.SHOWN.
 KINDS = ("detector", "output", "probe", "control")
 # Signals of the main table, with short headings.
 COLUMNS = (
-    (tables.DETECTOR, "detector"),
+    (registry.DETECTOR, "detector"),
     ("answer_logprob_mean", "log-prob., mean"),
     ("answer_logprob_sum", "log-prob., sum"),
     ("raw_probe", "raw probe"),
-    (tables.TEXT_ONLY, "text only"),
-    (tables.LEAK_CONTROL, "embedding probe"),
+    (registry.TEXT_ONLY, "text only"),
+    (registry.LEAK_CONTROL, "embedding probe"),
 )
 # Signals shown for every relation of generated answers.
 BY_RELATION = (
-    tables.DETECTOR, "answer_logprob_sum", "answer_logprob_mean", "self_consistency", "semantic_entropy", "p_true",
-    "output_regression", tables.TEXT_ONLY, "length",
-)  # fmt: skip
+    registry.DETECTOR,
+    "answer_logprob_sum",
+    "answer_logprob_mean",
+    "self_consistency",
+    "semantic_entropy",
+    "p_true",
+    "output_regression",
+    registry.TEXT_ONLY,
+    "length",
+)
 PARTS = {
-    "pooled": ("Together", "Means over data sets that carry claims; every data set counts the same."),
-    "strict": ("Strict sets", "The label cannot be read off the text: the text-only interval covers 0.5. These carry the weight."),
-    "generated": ("The model's own answers", "The model answered questions, and its answers were marked. Answers differ in form too, so compare with text only."),
-    "leaky": ("Sets whose text leaks", "Text alone tells true from false to some degree: only what goes beyond it counts."),
-    "control": ("Positive controls", "Sets known to leak, kept to show that the controls catch it. They support no claim."),
+    "pooled": (
+        "Together",
+        "Means over data sets that carry claims; every data set counts the same.",
+    ),
+    "strict": (
+        "Strict sets",
+        "The label cannot be read off the text: the text-only interval covers 0.5. These carry the weight.",
+    ),
+    "generated": (
+        "The model's own answers",
+        "The model answered questions, and its answers were marked. Answers differ in form too, so compare with text only.",
+    ),
+    "leaky": (
+        "Sets whose text leaks",
+        "Text alone tells true from false to some degree: only what goes beyond it counts.",
+    ),
+    "control": (
+        "Positive controls",
+        "Sets known to leak, kept to show that the controls catch it. They support no claim.",
+    ),
     "skipped": ("Not run", "Too little to train on; nothing can be said about these."),
-}  # fmt: skip
-POOLS = {tables.ALL_GIVEN: "mean, given texts", tables.ALL_GENERATED: "mean, own answers"}
+}
+POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, own answers"}
 CONTENTS = (
-    ("claims", "Claims"), ("datasets", "Data sets"), ("leaks", "Leak audit"), ("curves", "Curves"), ("saes", "SAEs"),
-    ("tracks", "Links and tracks"), ("explanations", "Explanations"), ("signals", "All signals"), ("words", "Words"), ("provenance", "Provenance"),
-)  # fmt: skip
+    ("claims", "Claims"),
+    ("datasets", "Data sets"),
+    ("leaks", "Leak audit"),
+    ("curves", "Curves"),
+    ("saes", "SAEs"),
+    ("tracks", "Links and tracks"),
+    ("explanations", "Explanations"),
+    ("signals", "All signals"),
+    ("words", "Words"),
+    ("provenance", "Provenance"),
+)
 
 
 class Point(NamedTuple):
@@ -91,7 +122,7 @@ class Inputs(NamedTuple):
 
 def render(inputs: Inputs) -> str:
     """The page as HTML text; the same inputs give the same text."""
-    kinds = tables.kinds(inputs.metrics, list(inputs.datasets), list(inputs.controls))
+    kinds = registry.kinds(inputs.metrics, list(inputs.datasets), list(inputs.controls))
     scale = scale_of(inputs.metrics)
     members = {"pooled": _pools(inputs.metrics, kinds), **kinds._asdict()}
     parts = [_part(inputs.metrics, name, members[name]) for name in PARTS if members[name]]
@@ -105,7 +136,7 @@ def render(inputs: Inputs) -> str:
         confidence=f"{100 * inputs.settings.get('evaluation', {}).get('confidence', 0.95):g} %",
         shown=[
             {"label": shown.label, "kind": kind, "marker": shown.marker}
-            for shown, kind in zip(tables.SHOWN, KINDS, strict=True)
+            for shown, kind in zip(registry.SHOWN, KINDS, strict=True)
         ],
         columns=[{"signal": signal, "label": label} for signal, label in COLUMNS],
         parts_of_data=parts,
@@ -127,13 +158,22 @@ def render(inputs: Inputs) -> str:
 def page(template: str, **values: Any) -> str:
     """Fill a template of the package; whatever is not marked as safe is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {
-        "score": score, "signed": signed, "known": lambda value: not math.isnan(value), "count": lambda value: f"{int(value):,}", "percent": percent,
-        "at": at, "label": wording.label, "tick": lambda value: f"{value:g}".replace("-", MINUS),
-    }  # fmt: skip
+        "score": score,
+        "signed": signed,
+        "known": lambda value: not math.isnan(value),
+        "count": lambda value: f"{int(value):,}",
+        "percent": percent,
+        "at": at,
+        "label": wording.label,
+        "tick": lambda value: f"{value:g}".replace("-", MINUS),
+    }
     return environment.get_template(template).render(values)
 
 
@@ -146,7 +186,7 @@ def at(value: float, scale: Scale) -> str:
 
 def scale_of(metrics: pd.DataFrame) -> Scale:
     """An AUROC axis from below the lowest shown interval to 1."""
-    shown = metrics[metrics["signal"].isin([each.signal for each in tables.SHOWN])]
+    shown = metrics[metrics["signal"].isin([each.signal for each in registry.SHOWN])]
     lowest = np.nanmin([0.45, *shown["auroc_low"].to_numpy(float)])
     low = math.floor(10 * max(float(lowest), 0.0)) / 10
     return Scale(low, 1.0, 0.5, [tick / 10 for tick in range(round(10 * low), 11)])
@@ -157,10 +197,17 @@ def point(row: Mapping[str, Any], label: str, kind: str, marker: str) -> Point:
     return Point(label, kind, marker, row["auroc"], row["auroc_low"], row["auroc_high"])
 
 
-def _pools(metrics: pd.DataFrame, kinds: tables.Kinds) -> list[str]:
+def _pools(metrics: pd.DataFrame, kinds: registry.Kinds) -> list[str]:
     """Names of the pooled rows that stand for more than one data set."""
-    sizes = {tables.ALL_GIVEN: len(kinds.strict) + len(kinds.leaky), tables.ALL_GENERATED: len(kinds.generated)}
-    return [name for name, size in sizes.items() if size > 1 and tables.row_of(metrics, name, tables.DETECTOR)]
+    sizes = {
+        registry.ALL_GIVEN: len(kinds.strict) + len(kinds.leaky),
+        registry.ALL_GENERATED: len(kinds.generated),
+    }
+    return [
+        name
+        for name, size in sizes.items()
+        if size > 1 and registry.row_of(metrics, name, registry.DETECTOR)
+    ]
 
 
 def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, Any]:
@@ -168,11 +215,14 @@ def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, An
     rows: list[dict[str, Any]] = []
     forest: list[dict[str, Any]] = []
     for dataset in datasets:
-        signals = {signal: tables.row_of(metrics, dataset, signal) for signal, _ in COLUMNS}
-        detector = signals[tables.DETECTOR] or dict.fromkeys(tables.METRICS, float("nan")) | {"n": 0, "groups": 0}
+        signals = {signal: registry.row_of(metrics, dataset, signal) for signal, _ in COLUMNS}
+        detector = signals[registry.DETECTOR] or dict.fromkeys(registry.METRICS, float("nan")) | {
+            "n": 0,
+            "groups": 0,
+        }
         points = [
             point(row, shown.label, kind, shown.marker)
-            for shown, kind in zip(tables.SHOWN, KINDS, strict=True)
+            for shown, kind in zip(registry.SHOWN, KINDS, strict=True)
             if (row := signals[shown.signal])
         ]
         shown_name = POOLS.get(dataset, dataset) if name == "pooled" else dataset
@@ -180,10 +230,15 @@ def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, An
         if math.isnan(detector["auroc"]) and isinstance(detector.get("reason"), str):
             note += f"; not run: {detector['reason']}"
         rows.append({"dataset": shown_name, "signals": signals, "detector": detector})
-        forest.append({
-            "name": shown_name, "points": points, "note": note,
-            "alt": f"AUROC on {shown_name}: " + ", ".join(f"{each.label} {score(each.value)}" for each in points),
-        })  # fmt: skip
+        forest.append(
+            {
+                "name": shown_name,
+                "points": points,
+                "note": note,
+                "alt": f"AUROC on {shown_name}: "
+                + ", ".join(f"{each.label} {score(each.value)}" for each in points),
+            }
+        )
     scored = any(not math.isnan(row["detector"]["auroc"]) for row in rows)
     return {"title": title, "about": about, "rows": rows, "forest": forest, "scored": scored}
 
@@ -195,7 +250,10 @@ def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     columns = [key for key, value in next(iter(labels.values())).items() if isinstance(value, int)]
     return {
         "columns": columns,
-        "rows": [{"name": name, "counts": [found.get(key, 0) for key in columns]} for name, found in labels.items()],
+        "rows": [
+            {"name": name, "counts": [found.get(key, 0) for key in columns]}
+            for name, found in labels.items()
+        ],
     }
 
 
@@ -204,12 +262,14 @@ def _relations(metrics: pd.DataFrame) -> dict[str, Any]:
     names = list(dict.fromkeys(metrics["dataset"]))
     rows = []
     for name in names:
-        found = {signal: tables.row_of(metrics, name, signal) for signal in BY_RELATION}
-        detector = found[tables.DETECTOR]
+        found = {signal: registry.row_of(metrics, name, signal) for signal in BY_RELATION}
+        detector = found[registry.DETECTOR]
         if detector:
             right = round((1 - detector["prevalence"]) * detector["n"])
             counts = {"right": right, "wrong": int(detector["n"]) - right}
-            rows.append({"name": name.replace("/", ": "), **counts, "signals": list(found.values())})
+            rows.append(
+                {"name": name.replace("/", ": "), **counts, "signals": list(found.values())}
+            )
     return {"signals": list(BY_RELATION), "rows": rows} if rows else {}
 
 
@@ -227,7 +287,9 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     counted = math.isnan(row["low"])
     return {
-        "value": f"{row['value']:g}" if counted and not math.isnan(row["value"]) else score(row["value"]),
+        "value": f"{row['value']:g}"
+        if counted and not math.isnan(row["value"])
+        else score(row["value"]),
         "range": "" if counted else f"{score(row['low'])}{NONE}{score(row['high'])}",
         "verdict": row["verdict"],
         "style": {"pass": "established", "leak": "artefact"}.get(row["verdict"], "not-established"),
@@ -241,8 +303,12 @@ def _explanations(table: pd.DataFrame) -> dict[str, Any]:
     if not named:
         return {}
     beyond = [row["features"] for row in named if row["beyond_random_low"] > 0]
-    active = {row["features"]: row["change"] for row in rows if row["removed"].startswith("most active")}
-    as_strong = [row["features"] for row in named if row["change_low"] <= active.get(row["features"], 0.0)]
+    active = {
+        row["features"]: row["change"] for row in rows if row["removed"].startswith("most active")
+    }
+    as_strong = [
+        row["features"] for row in named if row["change_low"] <= active.get(row["features"], 0.0)
+    ]
     return {
         "rows": rows,
         "texts": named[0]["n"],
@@ -253,14 +319,21 @@ def _explanations(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _signals(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
-    found = metrics[metrics["dataset"] == dataset].sort_values(["auroc", "signal"], ascending=[False, True])
-    rows = [row | {"meaning": wording.meaning(row["signal"], row["family"])} for row in found.to_dict("records")]
+    found = metrics[metrics["dataset"] == dataset].sort_values(
+        ["auroc", "signal"], ascending=[False, True]
+    )
+    rows = [
+        row | {"meaning": wording.meaning(row["signal"], row["family"])}
+        for row in found.to_dict("records")
+    ]
     return {"dataset": dataset, "rows": rows}
 
 
 def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
     source, settings = inputs.source, inputs.settings
-    libraries = ", ".join(f"{name} {version}" for name, version in provenance.library_versions().items())
+    libraries = ", ".join(
+        f"{name} {version}" for name, version in code_digest.library_versions().items()
+    )
     return [
         ("Model", f"{inputs.model}: {source['kind']} {source['id']}".strip()),
         ("Revision", source.get("revision") or "none given"),

@@ -6,22 +6,41 @@ from typing import Any
 
 import pandas as pd
 
-from ghosttrack.report import tables, wording
+from ghosttrack import scores as registry
+from ghosttrack.report import wording
 
 # Signals of the main table, in order; "ours" is set in bold.
 SIGNALS = (
-    (tables.DETECTOR, "detector"), ("answer_logprob_mean", "log-prob."), ("output_regression", "output regr."),
-    ("raw_probe", "raw probe"), ("sae_probe", "SAE probe"), (tables.TEXT_ONLY, "text only"),
-)  # fmt: skip
+    (registry.DETECTOR, "detector"),
+    ("answer_logprob_mean", "log-prob."),
+    ("output_regression", "output regr."),
+    ("raw_probe", "raw probe"),
+    ("sae_probe", "SAE probe"),
+    (registry.TEXT_ONLY, "text only"),
+)
 QUALITY = (
-    ("l0", "$L_0$", 1), ("fvu", "FVU", 3), ("fvu_token_median", "FVU, median", 3), ("pca_fvu", "FVU of PCA", 3),
-    ("random_fvu", "FVU, random", 3), ("delta_ce", r"$\Delta$CE", 3), ("kl_div_with_sae", "KL", 3), ("dead_fraction", "dead", 3),
-)  # fmt: skip
-POOLS = {tables.ALL_GIVEN: "mean, given texts", tables.ALL_GENERATED: "mean, own answers"}
+    ("l0", "$L_0$", 1),
+    ("fvu", "FVU", 3),
+    ("fvu_token_median", "FVU, median", 3),
+    ("pca_fvu", "FVU of PCA", 3),
+    ("random_fvu", "FVU, random", 3),
+    ("delta_ce", r"$\Delta$CE", 3),
+    ("kl_div_with_sae", "KL", 3),
+    ("dead_fraction", "dead", 3),
+)
+POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, own answers"}
 _SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 # Figures of the document with their captions.
 FIGURES = {
     "auroc": "AUROC with its interval, by data set and signal.",
@@ -47,29 +66,38 @@ def detectors(metrics: pd.DataFrame) -> str:
     """AUROC of the shown signals with their intervals, a row per data set, means last."""
     rows = []
     for dataset in dict.fromkeys(metrics["dataset"]):
-        found = [tables.row_of(metrics, str(dataset), signal) for signal, _ in SIGNALS]
+        found = [registry.row_of(metrics, str(dataset), signal) for signal, _ in SIGNALS]
         ours = found[0]
         cells = [_estimate(row, bold=not place) for place, row in enumerate(found)]
         size = [f"{int(ours['n'])}", f"{int(ours['groups'])}"] if ours else ["--", "--"]
         rows.append([_name(str(dataset)), *size, *cells])
     return _table(
-        "lrr" + "c" * len(SIGNALS), ["data set", "texts", "groups", *(label for _, label in SIGNALS)], rows,
-        "AUROC of telling hallucinated from true texts, out of fold, with intervals from a bootstrap over groups.", "detectors",
-    )  # fmt: skip
+        "lrr" + "c" * len(SIGNALS),
+        ["data set", "texts", "groups", *(label for _, label in SIGNALS)],
+        rows,
+        "AUROC of telling hallucinated from true texts, out of fold, with intervals from a bootstrap over groups.",
+        "detectors",
+    )
 
 
 def claims(ledger: pd.DataFrame) -> str:
     """Every claim about several data sets: ours, its best control, the difference, the verdict."""
-    chosen = ledger[ledger["dataset"].isin(POOLS)] if ledger["dataset"].isin(POOLS).any() else ledger
+    chosen = (
+        ledger[ledger["dataset"].isin(POOLS)] if ledger["dataset"].isin(POOLS).any() else ledger
+    )
     rows = [
         [
-            escape(str(row["claim"])), _name(str(row["dataset"])), escape(wording.label(str(row["control"]))),
-            number(row["auroc_ours"]), number(row["auroc_control"]),
+            escape(str(row["claim"])),
+            _name(str(row["dataset"])),
+            escape(wording.label(str(row["control"]))),
+            number(row["auroc_ours"]),
+            number(row["auroc_control"]),
             f"{number(row['difference'])} [{number(row['difference_low'])}, {number(row['difference_high'])}]",
-            number(row["p_holm"], 4), escape(str(row["verdict"])),
+            number(row["p_holm"], 4),
+            escape(str(row["verdict"])),
         ]
         for row in chosen.to_dict("records")
-    ]  # fmt: skip
+    ]
     columns = ["claim", "on", "control", "ours", "control", "difference", "$p$ (Holm)", "verdict"]
     caption = "Claims, each ours minus its best control on the same texts."
     return _table("p{4.2cm}lp{2.8cm}cccrl", columns, rows, caption, "claims")
@@ -78,11 +106,20 @@ def claims(ledger: pd.DataFrame) -> str:
 def saes(quality: Mapping[int, Mapping[str, Any]]) -> str:
     """Quality of the autoencoders, a row per layer."""
     rows = [
-        [str(layer), *(number(float(found.get(key, math.nan)), digits) for key, _, digits in QUALITY)]
+        [
+            str(layer),
+            *(number(float(found.get(key, math.nan)), digits) for key, _, digits in QUALITY),
+        ]
         for layer, found in sorted(quality.items())
     ]
     caption = "Sparse autoencoders on held-out documents."
-    return _table("r" * (1 + len(QUALITY)), ["layer", *(label for _, label, _ in QUALITY)], rows, caption, "saes")
+    return _table(
+        "r" * (1 + len(QUALITY)),
+        ["layer", *(label for _, label, _ in QUALITY)],
+        rows,
+        caption,
+        "saes",
+    )
 
 
 def document(model: str, version: str, drawn: Sequence[str]) -> str:
@@ -129,14 +166,34 @@ def _estimate(row: Mapping[str, Any] | None, bold: bool) -> str:
     if row is None or math.isnan(row["auroc"]):
         return "--"
     value = number(row["auroc"])
-    spread = "" if math.isnan(row["auroc_low"]) else f" [{number(row['auroc_low'])}, {number(row['auroc_high'])}]"
-    return (rf"\textbf{{{value.strip('$')}}}" if bold else value) + (rf"{{\scriptsize{spread}}}" if spread else "")
+    spread = (
+        ""
+        if math.isnan(row["auroc_low"])
+        else f" [{number(row['auroc_low'])}, {number(row['auroc_high'])}]"
+    )
+    return (rf"\textbf{{{value.strip('$')}}}" if bold else value) + (
+        rf"{{\scriptsize{spread}}}" if spread else ""
+    )
 
 
-def _table(spec: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
+def _table(
+    spec: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str
+) -> str:
     lines = [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join([
-        r"\begin{table}[p]", r"\centering\footnotesize", rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(columns) + r" \\", r"\midrule", *lines, r"\bottomrule",
-        r"\end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            r"\begin{table}[p]",
+            r"\centering\footnotesize",
+            rf"\caption{{{caption}}}",
+            rf"\label{{tab:{label}}}",
+            rf"\begin{{tabular}}{{{spec}}}",
+            r"\toprule",
+            " & ".join(columns) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )

@@ -6,18 +6,28 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ghosttrack import scores as registry
 from ghosttrack.evaluation.gates import GATES, Gate
-from ghosttrack.report import tables
 from ghosttrack.report.numbers import DELTA, NONE, PLUS_MINUS, percent, score, signed
 
 Quality = Mapping[int, Mapping[str, Any]]  # quality.json by layer
 # Figures of quality.json, then of saes/answers.csv, with short headings.
 HELDOUT = (
-    ("l0", "L0"), ("fvu", "FVU"), ("fvu_token_median", "FVU, median token"),
-    ("ce_loss_score", "CE score"), ("delta_ce", f"{DELTA}CE, nats"), ("kl_div_with_sae", "KL, nats"),
-    ("dead_fraction", "dead features"), ("pca_fvu", "FVU of PCA"), ("random_fvu", "FVU of a random dictionary"),
-)  # fmt: skip
-ANSWERS = (("l0", "L0, answers"), ("fvu", "FVU, answers"), ("fvu_token_median", "FVU, median answer token"))
+    ("l0", "L0"),
+    ("fvu", "FVU"),
+    ("fvu_token_median", "FVU, median token"),
+    ("ce_loss_score", "CE score"),
+    ("delta_ce", f"{DELTA}CE, nats"),
+    ("kl_div_with_sae", "KL, nats"),
+    ("dead_fraction", "dead features"),
+    ("pca_fvu", "FVU of PCA"),
+    ("random_fvu", "FVU of a random dictionary"),
+)
+ANSWERS = (
+    ("l0", "L0, answers"),
+    ("fvu", "FVU, answers"),
+    ("fvu_token_median", "FVU, median answer token"),
+)
 _GATED = {gate.key: gate for gate in GATES}
 
 
@@ -38,7 +48,10 @@ def section(quality: Quality, answers: pd.DataFrame) -> dict[str, Any]:
     ordered = dict(sorted(quality.items()))
     spliced = {layer: found for layer, found in ordered.items() if "kl_div_with_sae" in found}
     costliest = max(spliced, key=lambda layer: spliced[layer]["kl_div_with_sae"], default=None)
-    together = {int(row["layer"]): row for row in answers[answers["dataset"] == tables.ALL_ANSWERS].to_dict("records")}
+    together = {
+        int(row["layer"]): row
+        for row in answers[answers["dataset"] == registry.ALL_ANSWERS].to_dict("records")
+    }
     return {
         "columns": [label for _, label in (*HELDOUT, *ANSWERS)],
         "rows": [
@@ -52,7 +65,9 @@ def section(quality: Quality, answers: pd.DataFrame) -> dict[str, Any]:
         "gates": [_gate(gate, ordered) for gate in GATES],
         "worst_answers": _worst_answers(answers),
         "costliest": costliest,
-        "cost": {key: cell(key, spliced[costliest]).text for key, _ in HELDOUT} if costliest is not None else {},
+        "cost": {key: cell(key, spliced[costliest]).text for key, _ in HELDOUT}
+        if costliest is not None
+        else {},
         "predictions": spliced[costliest]["spliced_rows"] if costliest is not None else 0,
     }
 
@@ -63,7 +78,9 @@ def cell(key: str, found: Mapping[str, Any], *, gated: bool = True) -> Cell:
     if key == "delta_ce" and not math.isnan(value):
         return Cell(f"{signed(value)}\u00a0{PLUS_MINUS}\u00a0{score(found['delta_ce_error'])}")
     gate = _GATED.get(key) if gated else None
-    return Cell(_written(key, gate.value(found) if gate else value), gate.passed(found) if gate else None)
+    return Cell(
+        _written(key, gate.value(found) if gate else value), gate.passed(found) if gate else None
+    )
 
 
 def _written(key: str, value: float) -> str:
@@ -88,15 +105,26 @@ def _gate(gate: Gate, quality: Quality) -> dict[str, Any]:
 
 def _worst_answers(answers: pd.DataFrame) -> dict[str, Any] | None:
     """The layer that explains answer tokens least, and within it the data set."""
-    every = answers["dataset"] == tables.ALL_ANSWERS
-    ranked = answers[every].dropna(subset=["fvu_token_median"]).sort_values("fvu_token_median", ascending=False)
+    every = answers["dataset"] == registry.ALL_ANSWERS
+    ranked = (
+        answers[every]
+        .dropna(subset=["fvu_token_median"])
+        .sort_values("fvu_token_median", ascending=False)
+    )
     if ranked.empty:
         return None
     first = ranked.iloc[0]
-    inside = answers[~every & (answers["layer"] == first["layer"])].dropna(subset=["fvu_token_median"])
+    inside = answers[~every & (answers["layer"] == first["layer"])].dropna(
+        subset=["fvu_token_median"]
+    )
     least = inside.sort_values("fvu_token_median", ascending=False).iloc[0]
     return {
-        "layer": int(first["layer"]), "median": score(first["fvu_token_median"]), "fvu": score(first["fvu"]),
-        "l0": score(first["l0"], 1), "tokens": int(first["tokens"]), "massive": int(first["massive_tokens"]),
-        "dataset": least["dataset"], "dataset_median": score(least["fvu_token_median"]),
-    }  # fmt: skip
+        "layer": int(first["layer"]),
+        "median": score(first["fvu_token_median"]),
+        "fvu": score(first["fvu"]),
+        "l0": score(first["l0"], 1),
+        "tokens": int(first["tokens"]),
+        "massive": int(first["massive_tokens"]),
+        "dataset": least["dataset"],
+        "dataset_median": score(least["fvu_token_median"]),
+    }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ghosttrack
-from ghosttrack.api import Score
+from ghosttrack.detection.scored_texts import Score
 from ghosttrack.report import page
 
 # Probe scores from which on a token's colour is full, and how much colour that is.
@@ -42,9 +42,12 @@ def _parts(score: Score) -> list[dict[str, Any]]:
         stop = max(start, token.end)
         tone = round(STRONGEST * min(1.0, abs(token.probe) / FULL))
         colour = "--cool" if token.probe < 0 else "--hot"
-        found.append({
-            "text": score.text[start:stop], "style": f"background: color-mix(in srgb, var({colour}) {tone}%, transparent)",
-            "title": f"surprise {token.surprise:.2f} nats, probes {token.probe:+.2f}",
-        })  # fmt: skip
+        found.append(
+            {
+                "text": score.text[start:stop],
+                "style": f"background: color-mix(in srgb, var({colour}) {tone}%, transparent)",
+                "title": f"surprise {token.surprise:.2f} nats, probes {token.probe:+.2f}",
+            }
+        )
         end = stop
     return [*found, {"text": score.text[end:], "style": "", "title": ""}]

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ghosttrack.report import figures, tables
+from ghosttrack import scores as registry
+from ghosttrack.report import figures
 
 # Panels, each with its signal.
 PANELS = (("ghosttrack", "the detector"), ("raw_probe", "probe on raw activations"))
@@ -21,7 +22,7 @@ def transfer(table: pd.DataFrame) -> Figure:
     Args:
         table: columns of tables.TRANSFER.
     """
-    datasets = [str(name) for name in dict.fromkeys(table["dataset"]) if name != tables.ALL_GIVEN]
+    datasets = [str(name) for name in dict.fromkeys(table["dataset"]) if name != registry.ALL_GIVEN]
     trainings = [
         *datasets,
         *(str(name) for name in dict.fromkeys(table["trained_on"]) if name not in datasets),
@@ -32,17 +33,28 @@ def transfer(table: pd.DataFrame) -> Figure:
     colours = LinearSegmentedColormap.from_list("auroc", [figures.PAPER, figures.DETECTOR_COLOUR])
     for axes, (signal, title) in zip(panels, PANELS, strict=True):
         own = table[table["signal"] == signal].set_index(["trained_on", "dataset"])["auroc"]
-        values = np.array([[float(own.get((row, column), np.nan)) for column in datasets] for row in trainings])
-        image: Any = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=_LOW, vmax=_HIGH, aspect="auto")
+        values = np.array(
+            [[float(own.get((row, column), np.nan)) for column in datasets] for row in trainings]
+        )
+        image: Any = axes.imshow(
+            np.ma.masked_invalid(values), cmap=colours, vmin=_LOW, vmax=_HIGH, aspect="auto"
+        )
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 light = value > (_LOW + _HIGH) / 2
                 axes.text(
-                    column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7,
+                    column,
+                    row,
+                    f"{value:.2f}".removeprefix("0"),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
                     color=figures.PAPER if light else figures.INK,
                     weight="bold" if trainings[row] == datasets[column] else "normal",
-                )  # fmt: skip
-        axes.set_xticks(range(len(datasets)), datasets, rotation=45, ha="right", rotation_mode="anchor")
+                )
+        axes.set_xticks(
+            range(len(datasets)), datasets, rotation=45, ha="right", rotation_mode="anchor"
+        )
         axes.set_yticks(range(len(trainings)), trainings)
         axes.set_title(title)
         axes.set_xlabel("tested on")

@@ -6,11 +6,15 @@ from typing import Any, NamedTuple, Self
 
 import pandas as pd
 
-from ghosttrack.report import tables, wording
+from ghosttrack import scores as registry
+from ghosttrack.report import wording
 
 # The difference axis reaches at least this far to both sides, so that small noise looks small.
 LEAST_REACH = 0.1
-SCOPES = {tables.ALL_GIVEN: "Over all given texts", tables.ALL_GENERATED: "Over the model's own answers"}
+SCOPES = {
+    registry.ALL_GIVEN: "Over all given texts",
+    registry.ALL_GENERATED: "Over the model's own answers",
+}
 
 
 class Gain(NamedTuple):
@@ -65,7 +69,7 @@ class Verdict(NamedTuple):
     axis: Axis
 
     @classmethod
-    def of(cls, ledger: pd.DataFrame, kinds: tables.Kinds) -> Self:
+    def of(cls, ledger: pd.DataFrame, kinds: registry.Kinds) -> Self:
         """Put a ledger into words."""
         rows = ledger.to_dict("records")
         claims = list(dict.fromkeys(row["claim"] for row in rows))
@@ -75,16 +79,23 @@ class Verdict(NamedTuple):
         return cls(
             summary(rows, kinds),
             findings(rows, kinds),
-            [Scope(SCOPES[name], [claim_of(row) for row in found]) for name, found in pooled.items() if found],
+            [
+                Scope(SCOPES[name], [claim_of(row) for row in found])
+                for name, found in pooled.items()
+                if found
+            ],
             [_capital(claim) for claim in claims],
             [Scope(name, [find(rows, name, claim) for claim in claims]) for name in datasets],
             _axis(drawn),
         )
 
 
-def summary(rows: Sequence[Mapping[str, Any]], kinds: tables.Kinds) -> str:
+def summary(rows: Sequence[Mapping[str, Any]], kinds: registry.Kinds) -> str:
     """The findings that matter in one to four sentences."""
-    given, generated = _row(rows, tables.ALL_GIVEN, tables.HEADLINE), _row(rows, tables.ALL_GENERATED, tables.HEADLINE)
+    given, generated = (
+        _row(rows, registry.ALL_GIVEN, registry.HEADLINE),
+        _row(rows, registry.ALL_GENERATED, registry.HEADLINE),
+    )
     if given is None and generated is None:
         return "Nothing can be established: no data set here supports a claim."
     sentences = []
@@ -98,17 +109,29 @@ def summary(rows: Sequence[Mapping[str, Any]], kinds: tables.Kinds) -> str:
 
 
 def _tracking(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = {name: _tracking_claims(rows, name) for name in SCOPES if _row(rows, name, tables.TRACKING)}
-    adds = [SCOPES[name].lower() for name, verdicts in found.items() if set(verdicts.values()) == {tables.ESTABLISHED}]
+    found = {
+        name: _tracking_claims(rows, name) for name in SCOPES if _row(rows, name, registry.TRACKING)
+    }
+    adds = [
+        SCOPES[name].lower()
+        for name, verdicts in found.items()
+        if set(verdicts.values()) == {registry.ESTABLISHED}
+    ]
     if not found:
         return []
-    if not adds and any(verdicts[tables.TRACKING] == tables.ESTABLISHED for verdicts in found.values()):
+    if not adds and any(
+        verdicts[registry.TRACKING] == registry.ESTABLISHED for verdicts in found.values()
+    ):
         return [
             "The metrics of tracks add to it, but that they add more than the same without the links that make a track is not established."
         ]
     if not adds:
         return ["That tracking adds to it is not established."]
-    return ["Tracking adds to it." if len(adds) == len(found) else f"Tracking adds to it {adds[0]} only."]
+    return [
+        "Tracking adds to it."
+        if len(adds) == len(found)
+        else f"Tracking adds to it {adds[0]} only."
+    ]
 
 
 def _tracking_claims(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
@@ -116,34 +139,48 @@ def _tracking_claims(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, 
     return {
         row["claim"]: row["verdict"]
         for row in rows
-        if row["dataset"] == name and row["claim"].startswith(tables.TRACKING)
+        if row["dataset"] == name and row["claim"].startswith(registry.TRACKING)
     }
 
 
-def _headline(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], where: str, names: Sequence[str]) -> str:
-    if row["verdict"] == tables.ARTEFACT:
+def _headline(
+    rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], where: str, names: Sequence[str]
+) -> str:
+    if row["verdict"] == registry.ARTEFACT:
         return f"{where}, the detector's score is an artefact: the text alone reaches as much."
-    if row["verdict"] != tables.ESTABLISHED:
+    if row["verdict"] != registry.ESTABLISHED:
         return f"{where}, it is not established that the detector beats its best control."
-    found = [each for name in names if (each := _row(rows, name, tables.HEADLINE))]
-    won = sum(each["verdict"] == tables.ESTABLISHED for each in found)
+    found = [each for name in names if (each := _row(rows, name, registry.HEADLINE))]
+    won = sum(each["verdict"] == registry.ESTABLISHED for each in found)
     alone = f"; taken alone, on {won} of {len(found)} data sets" if len(found) > 1 else ""
     return f"{where}, the detector beats its best control by {row['difference']:.3f} AUROC{alone}."
 
 
-def findings(rows: Sequence[Mapping[str, Any]], kinds: tables.Kinds) -> dict[str, list[str]]:
+def findings(rows: Sequence[Mapping[str, Any]], kinds: registry.Kinds) -> dict[str, list[str]]:
     """Claims by verdict: those over several data sets, and the data sets whose headline number is an artefact."""
-    found: dict[str, list[str]] = {tables.ESTABLISHED: [], tables.NOT_ESTABLISHED: [], tables.ARTEFACT: []}
+    found: dict[str, list[str]] = {
+        registry.ESTABLISHED: [],
+        registry.NOT_ESTABLISHED: [],
+        registry.ARTEFACT: [],
+    }
     several = sum(any(row["dataset"] == name for row in rows) for name in SCOPES) > 1
-    where = {tables.ALL_GIVEN: " (given texts)", tables.ALL_GENERATED: " (own answers)"} if several else {}
+    where = (
+        {registry.ALL_GIVEN: " (given texts)", registry.ALL_GENERATED: " (own answers)"}
+        if several
+        else {}
+    )
     for row in rows:
         if row["dataset"] in SCOPES:
-            found.setdefault(row["verdict"], []).append(_capital(row["claim"]) + where.get(row["dataset"], ""))
+            found.setdefault(row["verdict"], []).append(
+                _capital(row["claim"]) + where.get(row["dataset"], "")
+            )
     for row in rows:
-        single = row["dataset"] not in SCOPES and row["claim"] == tables.HEADLINE
-        if single and row["verdict"] == tables.ARTEFACT:
+        single = row["dataset"] not in SCOPES and row["claim"] == registry.HEADLINE
+        if single and row["verdict"] == registry.ARTEFACT:
             kind = ", a positive control" if row["dataset"] in kinds.control else ""
-            found[tables.ARTEFACT].append(f"The detector's {row['auroc_ours']:.2f} on {row['dataset']}{kind}")
+            found[registry.ARTEFACT].append(
+                f"The detector's {row['auroc_ours']:.2f} on {row['dataset']}{kind}"
+            )
     return found
 
 
@@ -158,9 +195,15 @@ def claim_of(row: Mapping[str, Any]) -> Claim:
     )
     reason = row.get("reason")
     kind = str(row["verdict"]).replace(" ", "-")
-    point = Gain("difference", kind, "o", row["difference"], row["difference_low"], row["difference_high"])
+    point = Gain(
+        "difference", kind, "o", row["difference"], row["difference_low"], row["difference_high"]
+    )
     return Claim(
-        _capital(row["claim"]), row["verdict"], numbers, _capital(reason) if isinstance(reason, str) else "", point
+        _capital(row["claim"]),
+        row["verdict"],
+        numbers,
+        _capital(reason) if isinstance(reason, str) else "",
+        point,
     )
 
 
@@ -175,11 +218,18 @@ def find(rows: Sequence[Mapping[str, Any]], dataset: str, claim: str) -> Claim |
 
 
 def _axis(rows: Sequence[Mapping[str, Any]]) -> Axis:
-    ends = [abs(row[key]) for row in rows for key in ("difference_low", "difference_high") if not math.isnan(row[key])]
+    ends = [
+        abs(row[key])
+        for row in rows
+        for key in ("difference_low", "difference_high")
+        if not math.isnan(row[key])
+    ]
     reach = max([LEAST_REACH, *ends])
     step = 0.1 if reach < 0.35 else 0.25
     count = int(reach / step + 1e-9)
-    return Axis(-reach, reach, 0.0, [round(step * number, 2) for number in range(-count, count + 1)])
+    return Axis(
+        -reach, reach, 0.0, [round(step * number, 2) for number in range(-count, count + 1)]
+    )
 
 
 def _capital(text: str) -> str:

@@ -1,9 +1,9 @@
 """How signals are called and explained on pages."""
 
-from ghosttrack.report import tables
+from ghosttrack import scores as registry
 
 MEANINGS = {
-    tables.DETECTOR: "default detector: output features, the answer's standing in an earlier block (logit lens), and probes on prompts with answers, on activations less their background and on SAE residuals, stacked",
+    registry.DETECTOR: "default detector: output features, the answer's standing in an earlier block (logit lens), and probes on prompts with answers, on activations less their background and on SAE residuals, stacked",
     "ghosttrack.without_sae": "the same detector without anything from the SAEs",
     "ghosttrack.with_metrics": "the same detector with the tracking metrics added",
     "answer_logprob_sum": "log-probability the model gives the answer, summed over its tokens",
@@ -19,12 +19,12 @@ MEANINGS = {
     "margin": "lead of the likeliest token over the second",
     "length": "length of the text: a control",
     "answer_only": "words of the answer alone (TF-IDF), no model: a control",
-    tables.TEXT_ONLY: "word and character counts (TF-IDF), no model: a control",
+    registry.TEXT_ONLY: "word and character counts (TF-IDF), no model: a control",
     "question_only": "the question without its answer: a control",
     "embedding_pair": "which question goes with which answer, told from token embeddings before any computation: a control",
     "output_and_words": "all output features, with both controls of question and answer: all that can be had without a look inside",
     "text_pair": "which question goes with which answer, told from their characters, no model: a control",
-    tables.LEAK_CONTROL: "probe on token embeddings, before any computation: a control",
+    registry.LEAK_CONTROL: "probe on token embeddings, before any computation: a control",
     "raw_probe": "linear probe on raw activations, layer chosen inside the training folds",
     "raw_probe_all": "linear probe on raw activations of all layers together",
     "centred_probe": "linear probe on activations minus the answer's background (the same answer after other prompts)",
@@ -43,10 +43,13 @@ MEANINGS = {
     "metrics_ensemble": "tracking metrics, mean of the other detectors",
 }
 NULLS = {
-    "permuted": "permuted decoders", "random": "random links", "shuffled": "shuffled layers", "untracked": "no links",
-}  # fmt: skip
+    "permuted": "permuted decoders",
+    "random": "random links",
+    "shuffled": "shuffled layers",
+    "untracked": "no links",
+}
 LABELS = {
-    **{shown.signal: shown.label for shown in tables.SHOWN},
+    **{shown.signal: shown.label for shown in registry.SHOWN},
     "ghosttrack.without_sae": "detector without SAEs",
     "ghosttrack.with_metrics": "detector with tracking metrics",
     "output_regression": "regression on output features",

@@ -53,7 +53,8 @@ class Adam:
         if self._steps:
             # Squares are remembered for longer: after one large scale a usual one counts for little.
             high, squares = (
-                kept / (1.0 - beta**self._steps) for kept, beta in zip(self._scales, self._betas, strict=True)
+                kept / (1.0 - beta**self._steps)
+                for kept, beta in zip(self._scales, self._betas, strict=True)
             )
             low = math.sqrt(squares)
         near = min(max(scale, low / FAR), high * FAR)
@@ -78,7 +79,9 @@ class Adam:
                 group.means,
                 group.squares,
                 [],
-                [torch.full((), self._steps - 1.0, device=each.device) for each in group.means],  # torch adds 1
+                [
+                    torch.full((), self._steps - 1.0, device=each.device) for each in group.means
+                ],  # torch adds 1
                 fused=True,
                 amsgrad=False,
                 maximize=False,
@@ -114,4 +117,6 @@ class _Group:
 
     def __init__(self, learned: dict[str, Tensor], pace: float) -> None:
         self.learned, self.pace = learned, pace
-        self.means, self.squares = ([torch.zeros_like(tensor) for tensor in learned.values()] for _ in range(2))
+        self.means, self.squares = (
+            [torch.zeros_like(tensor) for tensor in learned.values()] for _ in range(2)
+        )

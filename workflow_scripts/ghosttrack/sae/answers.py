@@ -16,7 +16,9 @@ ALL = "all_answers"
 
 
 @torch.no_grad()
-def measure_answers(sae: Sae, layer: int, stores: Mapping[str, ActivationStore]) -> list[dict[str, Any]]:
+def measure_answers(
+    sae: Sae, layer: int, stores: Mapping[str, ActivationStore]
+) -> list[dict[str, Any]]:
     """One row per data set, and one over all of them: see docs/outputs.md for the columns.
 
     Massive rows are left out and counted. FVU is about the mean of the rows at hand: answers of one kind lie closer
@@ -37,7 +39,9 @@ def measure_answers(sae: Sae, layer: int, stores: Mapping[str, ActivationStore])
             )
     means = {name: mean_of(store) for name, store in stores.items()}  # (d_model,) each
     kept = {name: int((~store.excluded).sum()) for name, store in stores.items()}
-    middle = torch.stack([kept[name] * mean for name, mean in means.items()]).sum(0) / sum(kept.values())
+    middle = torch.stack([kept[name] * mean for name, mean in means.items()]).sum(0) / sum(
+        kept.values()
+    )
     together, rows = Tally(middle, sae.d_sae), []
     for name, store in stores.items():
         alone = Tally(means[name], sae.d_sae)
@@ -47,16 +51,22 @@ def measure_answers(sae: Sae, layer: int, stores: Mapping[str, ActivationStore])
             alone.add(x, code, xhat)
             together.add(x, code, xhat)
         rows.append(_row(name, layer, alone, int(store.excluded.sum())))
-    return [*rows, _row(ALL, layer, together, sum(int(store.excluded.sum()) for store in stores.values()))]
+    return [
+        *rows,
+        _row(ALL, layer, together, sum(int(store.excluded.sum()) for store in stores.values())),
+    ]
 
 
 def _row(dataset: str, layer: int, found: Tally, massive: int) -> dict[str, Any]:
     reconstruction, sparsity = found.result()
     return {
-        "dataset": dataset, "layer": layer, "tokens": found.rows, "massive_tokens": massive,
+        "dataset": dataset,
+        "layer": layer,
+        "tokens": found.rows,
+        "massive_tokens": massive,
         **{key: getattr(sparsity, key) for key in ("l0", "l0_p5", "l0_p50", "l0_p95")},
         **{
             key: getattr(reconstruction, key)
             for key in ("fvu", "fvu_token_median", "explained_variance", "cossim", "l2_ratio")
         },
-    }  # fmt: skip
+    }

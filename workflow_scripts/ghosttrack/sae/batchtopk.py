@@ -38,7 +38,9 @@ class BatchTopK:
         for bar in dict.fromkeys((_NEAR * self._last, 0.5 * self._last, 0.0)):
             position, value, rows, d_sae = _candidates(encoder, bar)
             surplus = value.numel() - self.k * rows
-            if surplus > 0:  # the cut lies among the candidates: whatever the bar, it is the same one
+            if (
+                surplus > 0
+            ):  # the cut lies among the candidates: whatever the bar, it is the same one
                 # numpy's partial sort is eight times as fast as torch's.
                 self._last = float(np.partition(value.numpy(), surplus - 1)[surplus - 1])
                 kept = torch.from_numpy(np.flatnonzero(value.numpy() > self._last))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 from torch import Tensor
 
-from ghosttrack import files
+from ghosttrack.runtime import files
 
 log = logging.getLogger("ghosttrack")
 
@@ -39,7 +39,9 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write one file atomically, then drop all but the two newest of this run."""
-        payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
+        payload = safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+        )
         header = {
             "format": _FORMAT,
             "step": checkpoint.step,
@@ -86,7 +88,9 @@ class Checkpoints:
 
     def _content(self, header: dict[str, Any], payload: bytes) -> Checkpoint:
         if hashlib.sha256(payload).hexdigest() != header["sha256"]:
-            raise _RefusedError(f"its checksum is wrong ({len(payload)} bytes of payload): it is truncated or damaged")
+            raise _RefusedError(
+                f"its checksum is wrong ({len(payload)} bytes of payload): it is truncated or damaged"
+            )
         return Checkpoint(header["step"], safetensors.torch.load(payload))
 
 

@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ghosttrack import files
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.pretrained import SCALER, Pretrained, read_object
+from ghosttrack.runtime import files
 from ghosttrack.sae.model import Sae
 from ghosttrack.settings import SaeSettings
 
@@ -31,7 +31,9 @@ def convert(found: Pretrained, *, layer_norm: bool) -> Sae:
         UserError: naming the file and the tensor that is missing, of another shape, not finite, or not understood.
     """
     weights = _read(found)
-    if not found.cfg.get("apply_b_dec_to_input", True):  # pre = x W_enc + b_enc, for (x - b_dec) W_enc + b_enc
+    if not found.cfg.get(
+        "apply_b_dec_to_input", True
+    ):  # pre = x W_enc + b_enc, for (x - b_dec) W_enc + b_enc
         weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
     if found.cfg.get("rescale_acts_by_decoder_norm"):
         _rescale(weights)
@@ -60,12 +62,17 @@ def _read(found: Pretrained) -> dict[str, Tensor]:
             stored["W_enc"] = stored["W_enc"].T
     for name in _FINETUNED & set(stored):
         if not torch.allclose(stored[name], torch.ones_like(stored[name])):
-            raise UserError(f"{found.weights}: {name} is not 1 everywhere; fine-tuned scales cannot be read")
+            raise UserError(
+                f"{found.weights}: {name} is not 1 everywhere; fine-tuned scales cannot be read"
+            )
     shapes = {
-        "W_enc": (found.d_in, found.d_sae), "b_enc": (found.d_sae,), "W_dec": (found.d_sae, found.d_in), "b_dec": (found.d_in,),
+        "W_enc": (found.d_in, found.d_sae),
+        "b_enc": (found.d_sae,),
+        "W_dec": (found.d_sae, found.d_in),
+        "b_dec": (found.d_in,),
         **({"threshold": (found.d_sae,)} if found.architecture == "jumprelu" else {}),
         **({"topk_threshold": ()} if found.architecture == "batchtopk" else {}),
-    }  # fmt: skip
+    }
     if unknown := sorted(set(stored) - set(shapes) - _FINETUNED):
         raise UserError(
             f"{found.weights}: the tensor {unknown[0]} belongs to no {found.architecture} autoencoder, expected "
@@ -74,7 +81,9 @@ def _read(found: Pretrained) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         shown = tuple(stored[name].shape) if name in stored else "no such tensor"
         if shown != shape:
-            raise UserError(f"{found.weights}: {name} should be {shape} by {found.folder.name}/cfg.json, found {shown}")
+            raise UserError(
+                f"{found.weights}: {name} should be {shape} by {found.folder.name}/cfg.json, found {shown}"
+            )
         if not bool(torch.isfinite(stored[name]).all()):
             raise UserError(
                 f"{found.weights}: {name} holds NaN or infinity, expected numbers; the file is damaged or its training "
@@ -82,7 +91,10 @@ def _read(found: Pretrained) -> dict[str, Tensor]:
             )
     weights = {name: stored[name].to(torch.float64) for name in shapes}
     # relu and topk are a threshold of 0; a batchtopk training folder keeps its one threshold for inference.
-    weights.setdefault("threshold", torch.zeros(found.d_sae, dtype=torch.float64) + weights.pop("topk_threshold", 0.0))
+    weights.setdefault(
+        "threshold",
+        torch.zeros(found.d_sae, dtype=torch.float64) + weights.pop("topk_threshold", 0.0),
+    )
     return weights
 
 
@@ -91,8 +103,10 @@ def _rescale(weights: dict[str, Tensor]) -> None:
     norm = torch.linalg.vector_norm(weights["W_dec"], dim=1)  # (d_sae,)
     safe = norm.clamp(min=torch.finfo(norm.dtype).tiny)
     weights |= {
-        "W_enc": weights["W_enc"] * norm, "b_enc": weights["b_enc"] * norm, "W_dec": weights["W_dec"] / safe.unsqueeze(1),
-    }  # fmt: skip
+        "W_enc": weights["W_enc"] * norm,
+        "b_enc": weights["b_enc"] * norm,
+        "W_dec": weights["W_dec"] / safe.unsqueeze(1),
+    }
 
 
 def _centre(weights: dict[str, Tensor]) -> None:

@@ -80,14 +80,18 @@ class DenseBackEnd:
             errors = [b_dec - x[rows]]
             for start, end in parts:
                 errors.append(errors[-1] + self.product(code[:, start:end], W_dec[start:end]))
-            errors = errors[1:]  # xhat - x, each (chunk, d_model), with all features up to the end of the part
+            errors = errors[
+                1:
+            ]  # xhat - x, each (chunk, d_model), with all features up to the end of the part
             squares += torch.stack([error.pow(2).sum().double() for error in errors])
             last[rows] = errors[-1]
             active = code > 0
             to_code = torch.empty_like(code)
             slopes = torch.zeros_like(errors[0])
             for error, (start, end) in zip(reversed(errors), reversed(parts), strict=True):
-                slopes = slopes.add(error, alpha=2.0 / (batch * d_model * len(parts)))  # d loss / d xhat of the part
+                slopes = slopes.add(
+                    error, alpha=2.0 / (batch * d_model * len(parts))
+                )  # d loss / d xhat of the part
                 gradients.W_dec[start:end] += self.product(code[:, start:end].t(), slopes)
                 to_code[:, start:end] = self.product(slopes, W_dec[start:end].t())
             gradients.b_dec.add_(slopes.sum(0))

@@ -33,10 +33,20 @@ class MicroBatches:
     of_some: Tensor | None = None
 
     def __init__(
-        self, parameters: Parameters, centred: Tensor, micro_batch: int, product: Product, some: Tensor | None = None
+        self,
+        parameters: Parameters,
+        centred: Tensor,
+        micro_batch: int,
+        product: Product,
+        some: Tensor | None = None,
     ) -> None:
         self.rows = len(centred)
-        self._parameters, self._centred, self._product, self._some = parameters, centred, product, some
+        self._parameters, self._centred, self._product, self._some = (
+            parameters,
+            centred,
+            product,
+            some,
+        )
         # About equal chunks: a last one of one row, with MKL of three, would be computed by other kernels, which round otherwise.
         chunks = max(math.ceil(len(centred) / micro_batch), 1)
         self._chunk = math.ceil(len(centred) / chunks)

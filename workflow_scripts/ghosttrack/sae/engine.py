@@ -58,14 +58,22 @@ class BackEnd(Protocol):
         """Code of x (batch, d_model) times decoder, no biases subtracted or added."""
 
     def backward(
-        self, parameters: Parameters, architecture: Architecture, x: Tensor, dead: Tensor | None = None
+        self,
+        parameters: Parameters,
+        architecture: Architecture,
+        x: Tensor,
+        dead: Tensor | None = None,
     ) -> Pass:
         """Loss and gradients for x (batch, d_model), without AuxK; what it needs of the features `dead` may be kept."""
 
 
 def back_end(device: torch.device, micro_batch: int, precision: Precision = "tf32") -> BackEnd:
     """The back end for the device: dense with a GPU, sparse without."""
-    return DenseBackEnd(micro_batch, precision) if device.type == "cuda" else SparseBackEnd(micro_batch)
+    return (
+        DenseBackEnd(micro_batch, precision)
+        if device.type == "cuda"
+        else SparseBackEnd(micro_batch)
+    )
 
 
 class StepResult(NamedTuple):
@@ -172,7 +180,9 @@ class Engine:
         # sum |r - mean r|^2
         spread = (found.squared - len(error) * error.mean(0).pow(2).sum().double()).clamp(min=0.0)
         # Of equal residuals rounding is all that is left of it.
-        weight = torch.where(spread > LEAST_SPREAD * found.squared, self.aux_coefficient / spread, 0.0)
+        weight = torch.where(
+            spread > LEAST_SPREAD * found.squared, self.aux_coefficient / spread, 0.0
+        )
         W_dec = self.parameters.W_dec.index_select(0, dead)  # (dead, d_model)
         # Gao et al. use about d_model / 2 dead features: enough to span much of the residual.
         width = max(x.shape[1] // 2, 1)
@@ -181,7 +191,9 @@ class Engine:
         for start in range(0, len(x), AUXILIARY_ROWS):
             rows = slice(start, start + AUXILIARY_ROWS)
             centred = x[rows] - b_dec
-            pre = self._encode(centred, dead) if found.dead_pre is None else found.dead_pre[rows]  # (chunk, dead)
+            pre = (
+                self._encode(centred, dead) if found.dead_pre is None else found.dead_pre[rows]
+            )  # (chunk, dead)
             active = largest(pre, width)
             difference = torch.addmm(error[rows], active, W_dec)  # (chunk, d_model) rhat - r
             squared += row_squares(difference).sum()
@@ -196,7 +208,10 @@ class Engine:
         return weight * squared
 
     def _encode(self, centred: Tensor, features: Tensor) -> Tensor:
-        W_enc, b_enc = (each.index_select(0, features) for each in (self.parameters.W_enc, self.parameters.b_enc))
+        W_enc, b_enc = (
+            each.index_select(0, features)
+            for each in (self.parameters.W_enc, self.parameters.b_enc)
+        )
         return torch.addmm(b_enc, centred, W_enc.t())
 
     def _update(self, found: Pass, learning_rate: float) -> None:
@@ -237,7 +252,9 @@ class Engine:
 def _length(gradients: Sequence[Tensor]) -> float:
     """Of all gradients as one vector; vectors whole, so that nothing unfit for a step goes unseen, matrices as their measured rows tell."""
     parts = [
-        each if each.dim() == 1 else torch.linalg.vector_norm(each[::MEASURED], dim=1).mul_(math.sqrt(MEASURED))
+        each
+        if each.dim() == 1
+        else torch.linalg.vector_norm(each[::MEASURED], dim=1).mul_(math.sqrt(MEASURED))
         for each in gradients
     ]
     return float(torch.linalg.vector_norm(torch.cat(parts), dtype=torch.float64))

@@ -26,7 +26,9 @@ def fold(parameters: Parameters, normaliser: Normaliser) -> Sae:
     threshold = torch.zeros_like(b_enc)
     middle = normaliser.mean.to(torch.float64) + b_dec / normaliser.scale
     folded = ((W_enc * normaliser.scale).t(), b_enc, W_dec / normaliser.scale, middle, threshold)
-    W_enc, b_enc, W_dec, b_dec, threshold = (tensor.to(torch.float32).contiguous() for tensor in folded)
+    W_enc, b_enc, W_dec, b_dec, threshold = (
+        tensor.to(torch.float32).contiguous() for tensor in folded
+    )
     return Sae(W_enc, b_enc, W_dec, b_dec, threshold, mean=normaliser.mean.cpu())
 
 

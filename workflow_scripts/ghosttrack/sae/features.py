@@ -11,12 +11,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ghosttrack.errors import UserError
-from ghosttrack.files import atomic_write
 from ghosttrack.inputs.corpus import Tokens
 from ghosttrack.inputs.token_text import TokenText, window_of
 from ghosttrack.inputs.unembedding import Unembedding
-from ghosttrack.sae.decoder import Ranked, nearest, output_tokens
+from ghosttrack.runtime.files import atomic_write
 from ghosttrack.sae.firing import SILENT_ROWS, Firing, collect
+from ghosttrack.sae.logit_lens import Ranked, nearest, output_tokens
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
 
@@ -26,7 +26,9 @@ ENTRIES = 10
 _GROUP = 256
 
 
-def describe(sae: Sae, store: Rows, corpus: Tokens, text: TokenText, unembedding: Unembedding | None) -> pa.Table:
+def describe(
+    sae: Sae, store: Rows, corpus: Tokens, text: TokenText, unembedding: Unembedding | None
+) -> pa.Table:
     """The feature dictionary, one row per feature in order; columns are described in docs/outputs.md.
 
     What comes from text is empty where a feature never fires on it.
@@ -56,7 +58,9 @@ def describe(sae: Sae, store: Rows, corpus: Tokens, text: TokenText, unembedding
             **_tokens(found, text),
             **_contexts(found, corpus, text),
             "output_token": _rows(output.entry, pa.int32()),
-            "output_text": _lists([text.alone(token) for token in output.entry.reshape(-1).tolist()], _even(output)),
+            "output_text": _lists(
+                [text.alone(token) for token in output.entry.reshape(-1).tolist()], _even(output)
+            ),
             "output_logit": _rows(output.value, pa.float32()),
             "nearest": _rows(similar.entry, pa.int32()),
             "nearest_cosine": _rows(similar.value, pa.float32()),
@@ -112,7 +116,9 @@ def _contexts(found: Firing, corpus: Tokens, text: TokenText) -> dict[str, pa.Ar
     }
 
 
-def _lists(values: Sequence[str] | npt.NDArray[Any], counts: npt.NDArray[np.int64], kind: Any = None) -> pa.Array:
+def _lists(
+    values: Sequence[str] | npt.NDArray[Any], counts: npt.NDArray[np.int64], kind: Any = None
+) -> pa.Array:
     """One list a feature from the values of all in a row."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind or pa.string()))

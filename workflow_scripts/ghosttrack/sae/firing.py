@@ -73,9 +73,15 @@ def collect(sae: Sae, store: Rows, tokens: npt.NDArray[np.int32], count: int) ->
         total += np.bincount(found.feature, found.activation, sae.d_sae)
         top = _best(top, found, count)
         keys, sums = _added(
-            keys, sums, found.feature * len(occurrences) + tokens[found.row], found.activation, occurrences
+            keys,
+            sums,
+            found.feature * len(occurrences) + tokens[found.row],
+            found.activation,
+            occurrences,
         )
-    return Firing(len(kept), fired, total, top, _ranked(keys, sums, occurrences, count), occurrences)
+    return Firing(
+        len(kept), fired, total, top, _ranked(keys, sums, occurrences, count), occurrences
+    )
 
 
 def highest(group: Ints, score: npt.NDArray[np.floating], tie: Ints, count: int) -> Ints:
@@ -109,7 +115,9 @@ def _added(
     sums = np.bincount(place, np.concatenate([sums, activation]), len(keys)).astype(np.float64)
     feature, token = np.divmod(keys, len(occurrences))
     if len(keys) and np.bincount(feature).max() > TOKENS_IN_VIEW:
-        best = np.sort(highest(feature, sums / (occurrences[token] + SILENT_ROWS), token, TOKENS_IN_VIEW))
+        best = np.sort(
+            highest(feature, sums / (occurrences[token] + SILENT_ROWS), token, TOKENS_IN_VIEW)
+        )
         keys, sums = keys[best], sums[best]
     return keys, sums
 

@@ -40,7 +40,9 @@ class JumpReLU:
 
     def export(self, sae: Sae, store: Rows) -> Sae:  # noqa: ARG002 (the rule is learned, not measured)
         """The learned thresholds: codes keep their scale when mean and scale are folded in."""
-        return replace(sae, threshold=self.threshold.value.detach().to("cpu", torch.float32).clone())
+        return replace(
+            sae, threshold=self.threshold.value.detach().to("cpu", torch.float32).clone()
+        )
 
     def _code(self, pre: Tensor) -> Tensor:
         return torch.where(pre > self.threshold.value, pre, 0.0)

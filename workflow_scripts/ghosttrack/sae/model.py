@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ghosttrack import files
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files
 
 WEIGHTS_NAME, CFG_NAME = "sae_weights.safetensors", "cfg.json"
 
@@ -161,13 +161,17 @@ def load_files(weights_path: Path, cfg_path: Path) -> Sae:
             raise UserError(
                 f"{weights_path}: {name} holds NaN or infinity: delete the folder and train this layer again"
             )
-    if not with_bias:  # pre = x W_enc + b_enc, rewritten as (x - b_dec) W_enc + (b_enc + b_dec W_enc)
+    if (
+        not with_bias
+    ):  # pre = x W_enc + b_enc, rewritten as (x - b_dec) W_enc + (b_enc + b_dec W_enc)
         weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
     if k:
         weights["threshold"] = torch.zeros(d_sae)
         if cfg.get("rescale_acts_by_decoder_norm"):
             _rescale(weights)
-    return Sae(**weights, metadata=dict(cfg.get("metadata") or {}), k=k, mean=_read_mean(weights_path))
+    return Sae(
+        **weights, metadata=dict(cfg.get("metadata") or {}), k=k, mean=_read_mean(weights_path)
+    )
 
 
 def _rescale(weights: dict[str, Tensor]) -> None:
@@ -185,7 +189,9 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
         )
     missing = [key for key in ("architecture", "d_in", "d_sae", "dtype") if key not in cfg]
     if missing:
-        raise UserError(f"{path}: no {', '.join(missing)}; expected the cfg.json of a SAELens folder")
+        raise UserError(
+            f"{path}: no {', '.join(missing)}; expected the cfg.json of a SAELens folder"
+        )
     expected = {
         "architecture": ("jumprelu", "topk"),
         "normalize_activations": ("none",),
@@ -193,7 +199,9 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
     }
     for key, readable in expected.items():
         if (cfg.get(key) or "none") not in readable:
-            raise UserError(f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can be read")
+            raise UserError(
+                f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can be read"
+            )
     numbers = ["d_in", "d_sae", *(["k"] if cfg["architecture"] == "topk" else [])]
     for key in numbers:
         if not isinstance(cfg.get(key), int) or cfg[key] < 1:
@@ -212,5 +220,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run again, its job remakes it") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is not a valid safetensors file ({error}): delete it and run again") from None
+        raise UserError(
+            f"{path} is not a valid safetensors file ({error}): delete it and run again"
+        ) from None
     return tensors

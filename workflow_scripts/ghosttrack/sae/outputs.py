@@ -20,9 +20,20 @@ def write(
 ) -> None:
     """Write one layer's three files, atomically each; `made_from` is what tells a stale autoencoder (see plan)."""
     metadata = {
-        **trained.sae.metadata, "layer": store.layer, "site": store.site, "context_size": store.context,
-        "storage": store.storage, "storage_error": store.storage_error, "made_from": made_from,
-    }  # fmt: skip
+        **trained.sae.metadata,
+        "layer": store.layer,
+        "site": store.site,
+        "context_size": store.context,
+        "storage": store.storage,
+        "storage_error": store.storage_error,
+        "made_from": made_from,
+    }
     hook_name = f"blocks.{store.layer}.hook_{store.site}"
-    model.save(replace(trained.sae, metadata=metadata), weights, cfg, hook_name=hook_name, model_name=model_name)
+    model.save(
+        replace(trained.sae, metadata=metadata),
+        weights,
+        cfg,
+        hook_name=hook_name,
+        model_name=model_name,
+    )
     write_history(history, trained.history)

@@ -15,7 +15,13 @@ class Parameters(NamedTuple):
     b_dec: Tensor  # (d_model,)
 
     @classmethod
-    def tied(cls, d_model: int, d_sae: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Self:
+    def tied(
+        cls,
+        d_model: int,
+        d_sae: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
         """Random unit directions, the encoder equal to the decoder, biases zero."""
         directions = torch.randn(d_sae, d_model, generator=generator, dtype=dtype)
         directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True)
@@ -38,7 +44,9 @@ class Pass(NamedTuple):
     gradients: Parameters  # b_dec: as the decoder's bias only
     along: Tensor  # (d_sae,) <gradient, W_dec> of each decoder row: the part that only changes its norm
     threshold: Tensor | None  # (d_sae,) gradient of a learned threshold
-    dead_pre: Tensor | None = None  # (batch, dead) pre-activations of the dead features; None: not kept
+    dead_pre: Tensor | None = (
+        None  # (batch, dead) pre-activations of the dead features; None: not kept
+    )
 
 
 def row_squares(x: Tensor) -> Tensor:

@@ -30,6 +30,16 @@ def warning(found: Quality, metadata: Mapping[str, Any]) -> str | None:
     if not found.reconstruction.fvu <= HIGHEST_FVU:
         said.append(f"it leaves {found.reconstruction.fvu:.3g} of the variance unexplained (fvu)")
     promised, l0 = metadata.get("k") or metadata.get("l0"), found.sparsity.l0
-    if isinstance(promised, int | float) and promised > 0 and not 1 / L0_FACTOR <= l0 / promised <= L0_FACTOR:
-        said.append(f"{l0:.3g} features are active per token (l0), and its cfg.json promises {promised:.3g}")
-    return f"the pretrained autoencoder does not fit these activations: {'; '.join(said)}; {_CAUSES}" if said else None
+    if (
+        isinstance(promised, int | float)
+        and promised > 0
+        and not 1 / L0_FACTOR <= l0 / promised <= L0_FACTOR
+    ):
+        said.append(
+            f"{l0:.3g} features are active per token (l0), and its cfg.json promises {promised:.3g}"
+        )
+    return (
+        f"the pretrained autoencoder does not fit these activations: {'; '.join(said)}; {_CAUSES}"
+        if said
+        else None
+    )

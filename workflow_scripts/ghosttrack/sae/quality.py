@@ -76,7 +76,9 @@ class ReconstructionSums:
         """Metrics over all rows added. Raises UserError when the rows do not vary."""
         error, spread, x2, xhat2, product = torch.cat(self._columns, dim=1)
         if float(spread.sum()) == 0.0:
-            raise UserError(f"all {error.numel()} held-out rows are the same: raise corpus.heldout_tokens")
+            raise UserError(
+                f"all {error.numel()} held-out rows are the same: raise corpus.heldout_tokens"
+            )
         fvu = float(error.sum() / spread.sum())
         varying = spread > 0
         lengths = (x2 * xhat2).sqrt()
@@ -89,7 +91,9 @@ class ReconstructionSums:
             cossim=float(torch.where(nonzero, product / lengths.where(nonzero, 1.0), 0.0).mean()),
             l2_ratio=float((xhat2 / x2.where(x2 > 0, 1.0)).sqrt().mean()),
             # A reconstruction of zero, or at a right angle, has no finite bias.
-            relative_reconstruction_bias=float(xhat2.sum() / product.sum()) if float(product.sum()) else 0.0,
+            relative_reconstruction_bias=float(xhat2.sum() / product.sum())
+            if float(product.sum())
+            else 0.0,
         )
 
 

@@ -70,7 +70,9 @@ def blocks(store: Rows, at_most: int | None = None) -> Iterator[Tensor]:
     starts = np.arange(0, store.rows, BLOCK_ROWS)
     if at_most is not None and at_most < store.rows:
         count = max(1, round(at_most / BLOCK_ROWS))
-        starts = starts[np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(np.int64)]
+        starts = starts[
+            np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(np.int64)
+        ]
     for start in starts.tolist():
         stop = min(start + BLOCK_ROWS, store.rows)
         kept = store.read(start, stop)[~store.excluded[start:stop]]

@@ -9,7 +9,9 @@ from ghosttrack.activations.sampler import WINDOW_CHUNKS, ChunkSampler
 from ghosttrack.sae.training import Source
 
 
-def sources(stores: Sequence[ActivationStore], batch: int, seed: int, resident: bool) -> list[Source]:
+def sources(
+    stores: Sequence[ActivationStore], batch: int, seed: int, resident: bool
+) -> list[Source]:
     """Every layer with its share of `batch` rows a step; the shares differ by one row at most.
 
     The layers' orders differ, or a batch would hold the same few tokens in every layer. Their windows share one
@@ -21,7 +23,12 @@ def sources(stores: Sequence[ActivationStore], batch: int, seed: int, resident: 
     shares = [len(part) for part in np.array_split(np.arange(batch), len(stores))]
     window = max(1, WINDOW_CHUNKS // len(stores))
     return [
-        Source(store, ChunkSampler(store, share, _seed_of(seed, number), resident=resident, window_chunks=window))
+        Source(
+            store,
+            ChunkSampler(
+                store, share, _seed_of(seed, number), resident=resident, window_chunks=window
+            ),
+        )
         for number, (store, share) in enumerate(zip(stores, shares, strict=True))
     ]
 

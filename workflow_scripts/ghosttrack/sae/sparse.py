@@ -97,7 +97,9 @@ def transpose(code: Code) -> Transposed:
     features, row_start = (each.numpy().astype(np.int32) for each in (code.column, code.row_start))
     numbered = np.arange(len(features), dtype=np.int32)
     found = csr_array((numbered, features, row_start), shape=(code.rows, code.d_sae)).tocsc()
-    order, row, start = (torch.from_numpy(each).long() for each in (found.data, found.indices, found.indptr))
+    order, row, start = (
+        torch.from_numpy(each).long() for each in (found.data, found.indices, found.indptr)
+    )
     entries = start.diff()
     column = torch.repeat_interleave(entries, output_size=order.numel())
     return Transposed(order, code.value.index_select(0, order), row, column, start, entries)
@@ -113,7 +115,9 @@ class PatternProducts:
         shape = (transposed.entries.numel(), rows)
         self._values = torch.zeros_like(transposed.value)  # (entries,)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")  # beta notice, once a process
+            warnings.filterwarnings(
+                "ignore", message="Sparse CSR tensor support"
+            )  # beta notice, once a process
             self._sum = torch.sparse_csr_tensor(
                 transposed.start, transposed.row, self._values, shape, check_invariants=False
             )
@@ -136,7 +140,9 @@ def transposed_product(transposed: Transposed, value: Tensor, dense: Tensor) -> 
 
 def feature_sums(transposed: Transposed, value: Tensor) -> Tensor:
     """Sum of the feature-major values of each feature: (entries,) -> (d_sae,)."""
-    return torch.zeros(transposed.entries.numel(), dtype=value.dtype).index_add_(0, transposed.column, value)
+    return torch.zeros(transposed.entries.numel(), dtype=value.dtype).index_add_(
+        0, transposed.column, value
+    )
 
 
 def column_slices(table: Tensor, reads: int) -> list[slice]:

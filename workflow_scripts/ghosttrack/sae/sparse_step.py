@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from ghosttrack.products import linear
+from ghosttrack.inputs.linear_kernels import linear
 from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.encoder import MicroBatches
@@ -20,7 +20,9 @@ class SparseBackEnd:
     def __init__(self, micro_batch: int) -> None:
         self.micro_batch = micro_batch
 
-    def encoder(self, parameters: Parameters, centred: Tensor, some: Tensor | None = None) -> MicroBatches:
+    def encoder(
+        self, parameters: Parameters, centred: Tensor, some: Tensor | None = None
+    ) -> MicroBatches:
         """Pre-activations of centred (batch, d_model); those of the features `some` are kept."""
         return MicroBatches(parameters, centred, self.micro_batch, linear, some)
 
@@ -29,7 +31,11 @@ class SparseBackEnd:
         return sparse.decode(architecture.select(self.encoder(parameters, x)), parameters.W_dec)
 
     def backward(
-        self, parameters: Parameters, architecture: Architecture, x: Tensor, dead: Tensor | None = None
+        self,
+        parameters: Parameters,
+        architecture: Architecture,
+        x: Tensor,
+        dead: Tensor | None = None,
     ) -> Pass:
         """Loss and gradients for x (batch, d_model), and the pre-activations of the features `dead`."""
         W_dec, b_dec = parameters.W_dec, parameters.b_dec
@@ -44,7 +50,10 @@ class SparseBackEnd:
         by_part = transposed if parts == 1 else transposed._replace(row=split.row[transposed.order])
         scale = 2.0 / (batch * d_model * parts)  # of an error to its slope, d loss / d xhat
         slices = sparse.column_slices(W_dec, code.value.numel())
-        squares, products = torch.zeros(parts, dtype=torch.float64), sparse.PatternProducts(by_part, batch * parts)
+        squares, products = (
+            torch.zeros(parts, dtype=torch.float64),
+            sparse.PatternProducts(by_part, batch * parts),
+        )
         scaled = transposed.value * scale
         last, to_encoder, to_decoder, to_bias = [], [], [], []  # slice by slice
         for columns in slices:
@@ -52,11 +61,15 @@ class SparseBackEnd:
             errors = sparse.decode(split, decoder).view(batch, parts, -1)
             errors[:, 0].sub_(centred[:, columns])
             for part in range(1, parts):
-                errors[:, part].add_(errors[:, part - 1])  # xhat - x with all features up to the end of the part
+                errors[:, part].add_(
+                    errors[:, part - 1]
+                )  # xhat - x with all features up to the end of the part
             squares += row_squares(errors).sum(0)
             last.append(errors[:, -1])
             for part in range(parts - 1, 0, -1):
-                errors[:, part - 1].add_(errors[:, part])  # a feature has a say in its own part and all after it
+                errors[:, part - 1].add_(
+                    errors[:, part]
+                )  # a feature has a say in its own part and all after it
             to_bias.append(errors[:, 0].sum(0))
             errors = errors.view(batch * parts, -1)
             products.add(decoder, errors)
@@ -66,15 +79,22 @@ class SparseBackEnd:
         l0, active_rows, to_pre, to_threshold = _counted(code), transposed.entries, to_code, None
         if (threshold := architecture.threshold) is not None:
             active = transposed.value > 0
-            l0, active_rows = active.sum().double() / batch, sparse.feature_sums(transposed, active.long())
+            l0, active_rows = (
+                active.sum().double() / batch,
+                sparse.feature_sums(transposed, active.long()),
+            )
             price, slope = threshold.penalty(l0)
             loss = loss + price
             own = threshold.value[transposed.column]
             every = threshold.gradient(own, to_code, (slope / batch).to(x.dtype))
-            to_threshold = sparse.feature_sums(transposed, every * threshold.near_entries(transposed.value, own))
+            to_threshold = sparse.feature_sums(
+                transposed, every * threshold.near_entries(transposed.value, own)
+            )
             to_pre = to_code * active
         for columns in slices:
-            to_encoder.append(sparse.transposed_product(transposed, to_pre, centred[:, columns].contiguous()))
+            to_encoder.append(
+                sparse.transposed_product(transposed, to_pre, centred[:, columns].contiguous())
+            )
         gradients = Parameters(
             W_enc=_joined(to_encoder),
             W_dec=_joined(to_decoder),
@@ -84,7 +104,17 @@ class SparseBackEnd:
         # <gradient of a decoder row, the row> needs no new pass: it is a sum over the entries at hand.
         along = sparse.feature_sums(transposed, transposed.value * to_code)
         error = _joined(last)
-        return Pass(loss, squares[-1], l0, error, active_rows, gradients, along, to_threshold, encoder.of_some)
+        return Pass(
+            loss,
+            squares[-1],
+            l0,
+            error,
+            active_rows,
+            gradients,
+            along,
+            to_threshold,
+            encoder.of_some,
+        )
 
 
 def _counted(code: Code) -> Tensor:

@@ -39,18 +39,26 @@ def operations(engine: Engine, batch: int, l0: float) -> float:
     """
     d_sae, d_model = engine.parameters.W_enc.shape
     product = 2.0 * batch * d_model
-    return product * (d_sae + 4.0 * l0) if isinstance(engine.back_end, SparseBackEnd) else 5.0 * product * d_sae
+    return (
+        product * (d_sae + 4.0 * l0)
+        if isinstance(engine.back_end, SparseBackEnd)
+        else 5.0 * product * d_sae
+    )
 
 
 def matmul_rate(engine: Engine, batch: int) -> float:
     """Operations a second of the encoder's product at the size of a step, measured now on this machine."""
     W_enc = engine.parameters.W_enc
     rows = min(engine.back_end.micro_batch, batch)
-    encoder = engine.back_end.encoder(engine.parameters, torch.ones(rows, W_enc.shape[1], device=W_enc.device))
+    encoder = engine.back_end.encoder(
+        engine.parameters, torch.ones(rows, W_enc.shape[1], device=W_enc.device)
+    )
     list(encoder())  # warm-up; the encoder keeps its one chunk, so each round needs its own
     count, began = 0, _now(W_enc.device)
     while (elapsed := _now(W_enc.device) - began) < _PROBE_SECONDS:
-        encoder = engine.back_end.encoder(engine.parameters, torch.ones(rows, W_enc.shape[1], device=W_enc.device))
+        encoder = engine.back_end.encoder(
+            engine.parameters, torch.ones(rows, W_enc.shape[1], device=W_enc.device)
+        )
         list(encoder())
         count += 1
     return 2.0 * rows * W_enc.numel() * count / elapsed

@@ -24,7 +24,7 @@ from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site, site_modules
-from ghosttrack.progress import Progress
+from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import mean_of
 
@@ -59,7 +59,12 @@ class Spliced(NamedTuple):
 
 @torch.inference_mode()
 def splice(
-    model: Any, sae: Sae, store: ActivationStore, tokens: npt.NDArray[np.int32], batch: int, limits: Limits
+    model: Any,
+    sae: Sae,
+    store: ActivationStore,
+    tokens: npt.NDArray[np.int32],
+    batch: int,
+    limits: Limits,
 ) -> Spliced:
     """Losses with and without the autoencoder on about `TOKENS` tokens, in contexts spread evenly over all.
 
@@ -97,7 +102,9 @@ def splice(
     found: dict[str, list[Tensor]] = {name: [] for name in ("none", *replacements)}
     size = batch if limits.batched else 1
     progress = Progress("splicing", len(chosen) * tokens.shape[1], "tokens")
-    for numbers, names in ((part[at : at + size], names) for part, names in parts for at in range(0, len(part), size)):
+    for numbers, names in (
+        (part[at : at + size], names) for part, names in parts for at in range(0, len(part), size)
+    ):
         ids = torch.from_numpy(tokens[numbers].astype(np.int64)).to(model.device)
         inside = torch.from_numpy(kept[numbers]).flatten().to(model.device)
         wanted = torch.from_numpy(counted[numbers]).flatten()
@@ -151,10 +158,14 @@ def losses(reference: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         targets: (rows,), the token that came next.
     """
     found = []
-    for known, part, target in zip(*(torch.split(each, ROWS) for each in (reference, logits, targets)), strict=True):
+    for known, part, target in zip(
+        *(torch.split(each, ROWS) for each in (reference, logits, targets)), strict=True
+    ):
         true, predicted = known.log_softmax(1), part.log_softmax(1)
         entropy = -predicted.gather(1, target.unsqueeze(1)).squeeze(1)
-        found.append(torch.stack([entropy, (true.exp() * (true - predicted)).sum(1)]).cpu().to(torch.float64))
+        found.append(
+            torch.stack([entropy, (true.exp() * (true - predicted)).sum(1)]).cpu().to(torch.float64)
+        )
     return torch.cat(found, dim=1)
 
 

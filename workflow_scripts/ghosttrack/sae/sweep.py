@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ghosttrack import files
 from ghosttrack.errors import UserError
-from ghosttrack.progress import Progress
+from ghosttrack.runtime import files
+from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae.adam import beta2
 from ghosttrack.sae.checkpoints import Checkpoint, Checkpoints
 from ghosttrack.sae.engine import Engine, back_end
 from ghosttrack.sae.export import fold
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.parameters import Parameters
+from ghosttrack.sae.preemption import stop_requests
 from ghosttrack.sae.rows import Batches, Normaliser, Rows, fit_normaliser
-from ghosttrack.sae.stopping import stop_requests
 from ghosttrack.sae.training import DEAD_AFTER_AT_MOST, architecture, schedule
 from ghosttrack.settings import SaeSettings
 
@@ -77,12 +77,17 @@ def sweep(
         SystemExit: a signal asked to stop; every arm was saved.
     """
     if (most := max(arm.k for arm in arms)) >= settings.d_sae:
-        raise UserError(f"sweep.k: {most} active of sae.d_sae: {settings.d_sae} features; every k must be smaller")
+        raise UserError(
+            f"sweep.k: {most} active of sae.d_sae: {settings.d_sae} features; every k must be smaller"
+        )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     steps = settings.epochs * batches.batches_per_epoch
     normaliser = fit_normaliser(store)
     running = [
-        _Running(arm, settings, store, steps, state, micro_batch, {"order": order, "code": code}, place) for arm in arms
+        _Running(
+            arm, settings, store, steps, state, micro_batch, {"order": order, "code": code}, place
+        )
+        for arm in arms
     ]
     to_device = normaliser.to(place)
 
@@ -104,11 +109,17 @@ def sweep(
             for arm in running:
                 if arm.step == step:
                     arm.advance(x)
-            progress.advance(settings.batch, f"{len(running)} arms, fvu {min(arm.fvu for arm in running):.4f} at best")
+            progress.advance(
+                settings.batch,
+                f"{len(running)} arms, fvu {min(arm.fvu for arm in running):.4f} at best",
+            )
             if stop.signal is not None:
                 for arm in running:
                     arm.save()
-                log.warning("asked to stop: saved at step %s; the same command goes on from there", f"{step + 1:,}")
+                log.warning(
+                    "asked to stop: saved at step %s; the same command goes on from there",
+                    f"{step + 1:,}",
+                )
                 stop.exit()
             if time.monotonic() - saved >= checkpoint_seconds / len(running):
                 running[turn % len(running)].save()
@@ -122,21 +133,37 @@ class _Running:
     """One arm on its way."""
 
     def __init__(
-        self, key: Arm, settings: SaeSettings, store: Rows, steps: int, state: Path, micro_batch: int, basis: dict[str, Any],
+        self,
+        key: Arm,
+        settings: SaeSettings,
+        store: Rows,
+        steps: int,
+        state: Path,
+        micro_batch: int,
+        basis: dict[str, Any],
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.key = key
         self.settings = settings.model_copy(update={"k": key.k})
         self.schedule = schedule(self.settings, steps)
         self.engine = Engine(
-            Parameters.tied(store.d_model, settings.d_sae, torch.Generator().manual_seed(key.seed)).to(device),
+            Parameters.tied(
+                store.d_model, settings.d_sae, torch.Generator().manual_seed(key.seed)
+            ).to(device),
             architecture(self.settings),
             aux_coefficient=settings.aux_coefficient,
-            dead_after_tokens=min(DEAD_AFTER_AT_MOST, math.ceil(settings.dead_after * steps * settings.batch)),
+            dead_after_tokens=min(
+                DEAD_AFTER_AT_MOST, math.ceil(settings.dead_after * steps * settings.batch)
+            ),
             back_end=back_end(device, micro_batch, settings.precision),
             beta2=beta2(steps),
         )
-        identity = {"data": store.fingerprint(), "sae": self.settings.model_dump(), "seed": key.seed, **basis}
+        identity = {
+            "data": store.fingerprint(),
+            "sae": self.settings.model_dump(),
+            "seed": key.seed,
+            **basis,
+        }
         self.checkpoints = Checkpoints(state / key.name, files.sha256_json(identity))
         self.step, self.fvu = 0, math.inf
         if found := self.checkpoints.latest():

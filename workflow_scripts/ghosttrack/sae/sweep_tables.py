@@ -35,17 +35,28 @@ def tabulate(trained: Mapping[Arm, Sae], text: Rows, layer: int, seed: int) -> T
     for arm, sae in trained.items():
         found = tally(sae, text, mean)
         reconstruction, sparsity = found.result()
-        rows.append({
-            "layer": layer, **arm._asdict(), **reconstruction._asdict(), **sparsity._asdict(), "pca_fvu": baselines[arm.k],
-            "rows": found.rows, "training_tokens": sae.metadata["training_tokens"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "layer": layer,
+                **arm._asdict(),
+                **reconstruction._asdict(),
+                **sparsity._asdict(),
+                "pca_fvu": baselines[arm.k],
+                "rows": found.rows,
+                "training_tokens": sae.metadata["training_tokens"],
+            }
+        )
         firing[arm] = sae.W_dec[found.fired > 0]  # (features that fire, d_model)
     pairs = [
         {
-            "layer": layer, "k": one.k, "seed": one.seed, "other_seed": other.seed,
+            "layer": layer,
+            "k": one.k,
+            "seed": one.seed,
+            "other_seed": other.seed,
             **compare(firing[one], firing[other], seed)._asdict(),
         }
-        for one, other in combinations(trained, 2) if one.k == other.k
-    ]  # fmt: skip
+        for one, other in combinations(trained, 2)
+        if one.k == other.k
+    ]
     names = ["layer", "k", "seed", "other_seed", *Stability._fields]
     return Tables(pd.DataFrame(rows), pd.DataFrame(pairs, columns=names))

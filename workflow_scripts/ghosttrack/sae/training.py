@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ghosttrack import files
 from ghosttrack.errors import UserError
-from ghosttrack.progress import Progress
+from ghosttrack.runtime import files
+from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae import speed
 from ghosttrack.sae.adam import beta2
 from ghosttrack.sae.architecture import Architecture
@@ -30,13 +30,13 @@ from ghosttrack.sae.batchtopk import BatchTopK
 from ghosttrack.sae.checkpoints import Checkpoint, Checkpoints
 from ghosttrack.sae.engine import Engine, StepResult, back_end
 from ghosttrack.sae.export import fold
+from ghosttrack.sae.initialisation import Start
 from ghosttrack.sae.jumprelu import JumpReLU
 from ghosttrack.sae.matryoshka import MatryoshkaBatchTopK, nested_ends
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.parameters import Parameters
+from ghosttrack.sae.preemption import stop_requests
 from ghosttrack.sae.rows import Batches, Normaliser, Rows, fit_normaliser
-from ghosttrack.sae.start import Start
-from ghosttrack.sae.stopping import stop_requests
 from ghosttrack.sae.threshold import Threshold
 from ghosttrack.sae.topk import TopK
 from ghosttrack.settings import SaeSettings
@@ -96,7 +96,9 @@ class Schedule(NamedTuple):
 
 def schedule(settings: SaeSettings, steps: int) -> Schedule:
     """The schedule of the settings. Rule: Gao et al. (arXiv 2406.04093) in d_sae, square root in the batch."""
-    rule = RULE_RATE / math.sqrt(settings.d_sae / RULE_D_SAE) * math.sqrt(settings.batch / RULE_BATCH)
+    rule = (
+        RULE_RATE / math.sqrt(settings.d_sae / RULE_D_SAE) * math.sqrt(settings.batch / RULE_BATCH)
+    )
     return Schedule(settings.learning_rate or rule, steps, settings.warmup, settings.decay)
 
 
@@ -182,12 +184,20 @@ def train_shared(
         SystemExit: a signal asked to stop; a checkpoint was saved.
     """
     if settings.k >= settings.d_sae:
-        raise UserError(f"sae.k: {settings.k} active of sae.d_sae: {settings.d_sae} features; k must be smaller")
+        raise UserError(
+            f"sae.k: {settings.k} active of sae.d_sae: {settings.d_sae} features; k must be smaller"
+        )
     if start is not None:
         start.require(settings.d_sae, sources[0].store.d_model)
     data = [source.store.fingerprint() for source in sources]
     begun = None if start is None else start.fingerprint()
-    identity = {"data": data, "sae": settings.model_dump(), "seed": seed, "code": code, "start": begun}
+    identity = {
+        "data": data,
+        "sae": settings.model_dump(),
+        "seed": seed,
+        "code": code,
+        "start": begun,
+    }
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda":
         speed.warn_of_small_batch(settings.batch)
@@ -211,13 +221,20 @@ class _Run:
         start: Start | None,
     ) -> None:
         self.device = device
-        self.sources, self.settings, self.checkpoints, self.start = sources, settings, checkpoints, start
+        self.sources, self.settings, self.checkpoints, self.start = (
+            sources,
+            settings,
+            checkpoints,
+            start,
+        )
         # Layers lose few rows, so their epochs differ by a batch at most: the shortest counts.
         steps = settings.epochs * min(source.batches.batches_per_epoch for source in sources)
         self.schedule = schedule(settings, steps)
         if start is None:
             d_model = sources[0].store.d_model
-            parameters = Parameters.tied(d_model, settings.d_sae, torch.Generator().manual_seed(seed))
+            parameters = Parameters.tied(
+                d_model, settings.d_sae, torch.Generator().manual_seed(seed)
+            )
         else:
             parameters = Parameters(*(tensor.clone() for tensor in start.parameters))
         self.engine = Engine(
@@ -225,7 +242,8 @@ class _Run:
             architecture(settings),
             aux_coefficient=settings.aux_coefficient,
             dead_after_tokens=min(
-                DEAD_AFTER_AT_MOST, math.ceil(settings.dead_after * self.schedule.steps * settings.batch)
+                DEAD_AFTER_AT_MOST,
+                math.ceil(settings.dead_after * self.schedule.steps * settings.batch),
             ),
             back_end=back_end(device, micro_batch, settings.precision),
             beta2=beta2(self.schedule.steps),
@@ -242,12 +260,19 @@ class _Run:
             self.engine.restore(found.tensors)
             means, scales = found.tensors["mean"], found.tensors["scale"]
             self.normalisers = [
-                Normaliser(mean.clone(), float(scale)) for mean, scale in zip(means, scales, strict=True)
+                Normaliser(mean.clone(), float(scale))
+                for mean, scale in zip(means, scales, strict=True)
             ]
             self.sums = found.tensors["sums"].clone()
             for step, tokens, loss, fvu, l0, dead, rate in found.tensors["history"].tolist():
-                self.history.append(HistoryRow(int(step), int(tokens), loss, fvu, l0, int(dead), rate))
-            log.info("going on from the checkpoint of step %s of %s", f"{self.step:,}", f"{self.schedule.steps:,}")
+                self.history.append(
+                    HistoryRow(int(step), int(tokens), loss, fvu, l0, int(dead), rate)
+                )
+            log.info(
+                "going on from the checkpoint of step %s of %s",
+                f"{self.step:,}",
+                f"{self.schedule.steps:,}",
+            )
             return
         self.normalisers = [fit_normaliser(source.store) for source in self.sources]
         if self.start is None:
@@ -258,7 +283,9 @@ class _Run:
     def read(self, step: int) -> Tensor:
         """Batch number `step`, each layer's rows centred and scaled, (batch, d_model) on the device."""
         parts = [
-            normaliser.to(self.device)(torch.from_numpy(source.batches.batch_at(step)).to(self.device))
+            normaliser.to(self.device)(
+                torch.from_numpy(source.batches.batch_at(step)).to(self.device)
+            )
             for source, normaliser in zip(self.sources, self.normalisers, strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -278,12 +305,14 @@ class _Run:
                 self.step += 1
                 self.note(result, rate)
                 progress.advance(
-                    batch, f"loss {result.loss:.4f}, fvu {result.fvu:.4f}, l0 {result.l0:.1f}, dead {result.dead}"
+                    batch,
+                    f"loss {result.loss:.4f}, fvu {result.fvu:.4f}, l0 {result.l0:.1f}, dead {result.dead}",
                 )
                 if stop.signal is not None:
                     self.save()
                     log.warning(
-                        "asked to stop: saved at step %s; the same command goes on from there", f"{self.step:,}"
+                        "asked to stop: saved at step %s; the same command goes on from there",
+                        f"{self.step:,}",
                     )
                     stop.exit()
                 if time.monotonic() - saved >= checkpoint_seconds:
@@ -292,7 +321,9 @@ class _Run:
         if time.monotonic() - saved >= checkpoint_seconds / 10:
             self.save()  # the export reads the store again, and may fail
         if stepping > TELLING_SECONDS:
-            speed.report(label, self.engine, batch, self.history[-1].l0, stepping / (self.step - first))
+            speed.report(
+                label, self.engine, batch, self.history[-1].l0, stepping / (self.step - first)
+            )
 
     def note(self, result: StepResult, rate: float) -> None:
         self.sums += torch.tensor([result.loss, result.fvu, result.l0], dtype=torch.float64)
@@ -344,4 +375,6 @@ def write_history(path: Path, history: Sequence[HistoryRow]) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(HistoryRow._fields)
         for row in history:
-            writer.writerow([f"{value:.7g}" if isinstance(value, float) else value for value in row])
+            writer.writerow(
+                [f"{value:.7g}" if isinstance(value, float) else value for value in row]
+            )

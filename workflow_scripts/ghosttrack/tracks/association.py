@@ -97,7 +97,9 @@ def _solve(left: Ints, right: Ints, weight: Floats) -> Flags:
     """The optimum of what is left, by scipy, component by component."""
     left, right = _compact(left), _compact(right)
     n_left, n_nodes = left.max() + 1, left.max() + right.max() + 2
-    graph = coo_array((np.ones(len(left), np.int8), (left, right + n_left)), shape=(n_nodes, n_nodes))
+    graph = coo_array(
+        (np.ones(len(left), np.int8), (left, right + n_left)), shape=(n_nodes, n_nodes)
+    )
     count, component = connected_components(graph, directed=False)
     heights, height_at = _places(component[:n_left], count)
     widths, width_at = _places(component[n_left:], count)
@@ -108,7 +110,9 @@ def _solve(left: Ints, right: Ints, weight: Floats) -> Flags:
     dense, edge_in = np.zeros(starts[-1]), np.full(starts[-1], -1)
     dense[cell], edge_in[cell] = weight, np.arange(len(weight))
     kept = np.zeros(len(weight), dtype=bool)
-    for start, height, width in zip(starts.tolist(), heights.tolist(), widths.tolist(), strict=False):
+    for start, height, width in zip(
+        starts.tolist(), heights.tolist(), widths.tolist(), strict=False
+    ):
         matrix = dense[start : start + height * width].reshape(height, width)
         row, column = linear_sum_assignment(matrix, maximize=True)
         edges = edge_in[start + row * width + column]

@@ -10,9 +10,16 @@ import pandas as pd
 ENTRIES, NAMED = 10, 3
 # Columns of a layer's feature dictionary that are read.
 DICTIONARY = [
-    "density", "activation_max", "top_text", "top_share", "context_row", "context_activation", "context_before",
-    "context_token", "context_after",
-]  # fmt: skip
+    "density",
+    "activation_max",
+    "top_text",
+    "top_share",
+    "context_row",
+    "context_activation",
+    "context_before",
+    "context_token",
+    "context_after",
+]
 
 
 def describe(clusters: pd.DataFrame, dictionaries: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
@@ -36,24 +43,37 @@ def describe(clusters: pd.DataFrame, dictionaries: Mapping[int, pd.DataFrame]) -
         for cluster, feature in zip(part["cluster"], table.itertuples(index=False), strict=True):
             for text, share in zip(feature.top_text, feature.top_share, strict=True):
                 tokens[cluster][text] += float(share)
-            shown = zip(feature.context_before, feature.context_token, feature.context_after, strict=True)
-            for row, activation, window in zip(feature.context_row, feature.context_activation, shown, strict=True):
+            shown = zip(
+                feature.context_before, feature.context_token, feature.context_after, strict=True
+            )
+            for row, activation, window in zip(
+                feature.context_row, feature.context_activation, shown, strict=True
+            ):
                 contexts[cluster][int(row)] += float(activation) / float(feature.activation_max)
                 windows[int(row)] = window
     known = clusters.assign(density=pd.concat(densities).to_numpy())
-    table = known.groupby("cluster", sort=True).agg(
-        features=("layer", "size"), layers=("layer", "nunique"), first_layer=("layer", "min"),
-        last_layer=("layer", "max"), density=("density", "mean"),
-    ).reset_index()  # fmt: skip
+    table = (
+        known.groupby("cluster", sort=True)
+        .agg(
+            features=("layer", "size"),
+            layers=("layer", "nunique"),
+            first_layer=("layer", "min"),
+            last_layer=("layer", "max"),
+            density=("density", "mean"),
+        )
+        .reset_index()
+    )
     best = [(_best(tokens[each]), _best(contexts[each])) for each in range(count)]
     table["label"] = [_label([text for text, _ in words]) for words, _ in best]
     table["top_text"] = [[text for text, _ in words] for words, _ in best]
     table["top_share"] = [
-        [share / size for _, share in words] for (words, _), size in zip(best, table["features"], strict=True)
+        [share / size for _, share in words]
+        for (words, _), size in zip(best, table["features"], strict=True)
     ]
     table["context_row"] = [[row for row, _ in places] for _, places in best]
     table["context_share"] = [
-        [share / size for _, share in places] for (_, places), size in zip(best, table["features"], strict=True)
+        [share / size for _, share in places]
+        for (_, places), size in zip(best, table["features"], strict=True)
     ]
     for part, name in enumerate(("context_before", "context_token", "context_after")):
         table[name] = [[windows[row][part] for row, _ in places] for _, places in best]

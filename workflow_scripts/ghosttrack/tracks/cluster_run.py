@@ -27,9 +27,15 @@ class Joined(NamedTuple):
 
 
 def join_layers(
-    layers: Sequence[int], stores: Sequence[Rows], saes: Iterable[Sae], neighbours: Sequence[Path], *,
-    quantile: float, coactivation: float, seed: int,
-) -> Joined:  # fmt: skip
+    layers: Sequence[int],
+    stores: Sequence[Rows],
+    saes: Iterable[Sae],
+    neighbours: Sequence[Path],
+    *,
+    quantile: float,
+    coactivation: float,
+    seed: int,
+) -> Joined:
     """Edges between features: links by decoder similarity, one and two layers ahead, and firing together one ahead.
 
     An edge weighs what its similarity exceeds its gate by; for firing together, times `coactivation`.
@@ -50,7 +56,10 @@ def join_layers(
         if before is not None:
             path, lower = neighbours[position - 1], position - 1
             found, permuted = load_links(path, permuted=False), load_links(path, permuted=True)
-            if found.layers != list(layers[lower : lower + 3]) or len(found.adjacent.start) != sizes[lower] + 1:
+            if (
+                found.layers != list(layers[lower : lower + 3])
+                or len(found.adjacent.start) != sizes[lower] + 1
+            ):
                 raise UserError(
                     f"{path}: links layers {found.layers}, expected {list(layers[lower : lower + 3])} with "
                     f"{sizes[lower]} features: delete it and run again, rule find_neighbours remakes it"
@@ -59,12 +68,20 @@ def join_layers(
             if found.skip is not None:
                 edges.append(_of_links(lower, position + 1, found.skip))
             generator = np.random.default_rng([seed, layers[lower], layers[position]])
-            compared = compare_firing(before, active, found.adjacent, permuted.adjacent, quantile, generator)
+            compared = compare_firing(
+                before, active, found.adjacent, permuted.adjacent, quantile, generator
+            )
             pairs = compared.pairs
             if coactivation:
                 weight = coactivation * (pairs.similarity - compared.gate)
                 edges.append(Edges(lower, position, pairs.lower, pairs.upper, weight))
-            rows.append({"layer": layers[lower], "next_layer": layers[position], **compared.firings._asdict()})
+            rows.append(
+                {
+                    "layer": layers[lower],
+                    "next_layer": layers[position],
+                    **compared.firings._asdict(),
+                }
+            )
             _tell(rows[-1], compared.firings, compared.gate, len(pairs.lower))
         before = active
     columns = ["layer", "next_layer", *LinkFirings._fields]
@@ -73,12 +90,22 @@ def join_layers(
 
 def _of_links(lower: int, upper: int, links: Links) -> Edges:
     source = np.repeat(np.arange(len(links.start) - 1), np.diff(links.start))
-    return Edges(lower, upper, source, links.target.astype(np.int64), links.surplus.astype(np.float64))
+    return Edges(
+        lower, upper, source, links.target.astype(np.int64), links.surplus.astype(np.float64)
+    )
 
 
 def _tell(row: dict[str, float], found: LinkFirings, gate: float, pairs: int) -> None:
     log.info(
         "layers %d to %d: %d links (%d permuted), %.2f a token with both ends active (%.3f permuted); the next end fires at %.3f of a link's firings (%.3f dealt out anew); %d pairs fire together above %.3f",
-        row["layer"], row["next_layer"], found.links, found.permuted_links, found.links_per_token,
-        found.permuted_links_per_token, found.next_fires, found.next_fires_relinked, pairs, gate,
-    )  # fmt: skip
+        row["layer"],
+        row["next_layer"],
+        found.links,
+        found.permuted_links,
+        found.links_per_token,
+        found.permuted_links_per_token,
+        found.next_fires,
+        found.next_fires_relinked,
+        pairs,
+        gate,
+    )

@@ -58,17 +58,23 @@ def communities(adjacency: sparse.csr_array, resolution: float) -> NDArray[np.in
     if len(joined):
         among = sparse.csr_matrix(adjacency[joined][:, joined])
         scaled = resolution * adjacency.shape[0] / RESOLUTION_NODES
-        labels[joined] = Louvain(resolution=scaled, modularity="newman", shuffle_nodes=False).fit_predict(among)
+        labels[joined] = Louvain(
+            resolution=scaled, modularity="newman", shuffle_nodes=False
+        ).fit_predict(among)
     alone = labels < 0
     labels[alone] = labels.max(initial=-1) + 1 + np.arange(alone.sum())
     # Largest first; of equal size the one with the lowest node.
-    _, first, inverse, size = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    _, first, inverse, size = np.unique(
+        labels, return_index=True, return_inverse=True, return_counts=True
+    )
     rank = np.empty(len(size), dtype=np.int64)
     rank[np.lexsort((first, -size))] = np.arange(len(size))
     return rank[inverse]
 
 
-def assign(layers: Sequence[int], sizes: Sequence[int], adjacency: sparse.csr_array, resolution: float) -> pd.DataFrame:
+def assign(
+    layers: Sequence[int], sizes: Sequence[int], adjacency: sparse.csr_array, resolution: float
+) -> pd.DataFrame:
     """The cluster of every feature, in the columns COLUMNS, ordered by layer and feature.
 
     `weight` is the sum of a feature's edges, `inside` the share of it that stays within its cluster

@@ -39,7 +39,9 @@ class LinkFirings(NamedTuple):
     permuted_links: int  # the same of permuted decoders
     links_per_token: float  # links whose ends fire together
     permuted_links_per_token: float
-    next_fires: float  # of the firings of a link's lower end, the share at which the upper end fires
+    next_fires: (
+        float  # of the firings of a link's lower end, the share at which the upper end fires
+    )
     next_fires_relinked: float  # the same with the upper ends dealt out anew among the links
 
 
@@ -64,16 +66,22 @@ def firing(sae: Sae, store: Rows, at_most: int = AT_MOST_ROWS) -> sparse.csr_arr
     for start in starts.tolist():
         stop = min(start + BLOCK_ROWS, store.rows)
         with torch.inference_mode():
-            active = sae.encode(torch.from_numpy(store.read(start, stop).astype(np.float32))).numpy() > 0
+            active = (
+                sae.encode(torch.from_numpy(store.read(start, stop).astype(np.float32))).numpy() > 0
+            )
         active[store.excluded[start:stop]] = False
         parts.append(sparse.csr_array(active, dtype=np.float32))
     return sparse.csr_array(sparse.vstack(parts, format="csr"))
 
 
 def compare_firing(
-    lower: sparse.csr_array, upper: sparse.csr_array, links: Links, permuted: Links, quantile: float,
+    lower: sparse.csr_array,
+    upper: sparse.csr_array,
+    links: Links,
+    permuted: Links,
+    quantile: float,
     generator: np.random.Generator,
-) -> Compared:  # fmt: skip
+) -> Compared:
     """Pairs of features of two layers whose firings are more alike than chance and that are each other's best, and how the links fare.
 
     The gate is the `quantile` of the best matches (each feature against all of the other layer, both directions)
@@ -85,7 +93,10 @@ def compare_firing(
     """
     shuffled = upper[generator.permutation(upper.shape[0])]
     gate = float(np.quantile(_best(lower, shuffled), quantile))
-    ends = [(each, np.repeat(np.arange(len(each.start) - 1), np.diff(each.start))) for each in (links, permuted)]
+    ends = [
+        (each, np.repeat(np.arange(len(each.start) - 1), np.diff(each.start)))
+        for each in (links, permuted)
+    ]
     (_, source), (_, permuted_source) = ends
     relinked = generator.permutation(links.target)
     together = np.zeros(3)  # tokens, summed over links, permuted links, links dealt out anew
@@ -105,10 +116,15 @@ def compare_firing(
         mutual(Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))),
         gate,
         LinkFirings(
-            tokens, len(source), len(permuted_source), float(per_token[0]), float(per_token[1]),
-            float(together[0] / max(fired, 1.0)), float(together[2] / max(fired, 1.0)),
+            tokens,
+            len(source),
+            len(permuted_source),
+            float(per_token[0]),
+            float(per_token[1]),
+            float(together[0] / max(fired, 1.0)),
+            float(together[2] / max(fired, 1.0)),
         ),
-    )  # fmt: skip
+    )
 
 
 def mutual(pairs: Pairs, partners: int = PARTNERS) -> Pairs:
@@ -131,7 +147,10 @@ def _joint(
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
     """Blocks of lower features: the first, rows on which both fire (block, d_upper), and the cosine of the firings."""
     transposed = sparse.csr_array(lower.T)
-    norms = [np.where(count < LEAST_FIRINGS, np.inf, np.sqrt(count)) for count in (_firings(lower), _firings(upper))]
+    norms = [
+        np.where(count < LEAST_FIRINGS, np.inf, np.sqrt(count))
+        for count in (_firings(lower), _firings(upper))
+    ]
     for start in range(0, transposed.shape[0], _BLOCK):
         counts = (transposed[start : start + _BLOCK] @ upper).toarray()
         scale = norms[0][start : start + _BLOCK, None] * norms[1]

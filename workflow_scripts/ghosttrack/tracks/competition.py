@@ -26,11 +26,21 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NAMES = (
-    "clusters_share_mean", "clusters_share_min", "clusters_share_final",
-    "clusters_entropy_mean", "clusters_entropy_max", "clusters_entropy_std", "clusters_entropy_final",
-    "clusters_lead_mean", "clusters_lead_min", "clusters_lead_final",
-    "clusters_number", "clusters_rivals", "clusters_switches", "clusters_links_inside",
-)  # fmt: skip
+    "clusters_share_mean",
+    "clusters_share_min",
+    "clusters_share_final",
+    "clusters_entropy_mean",
+    "clusters_entropy_max",
+    "clusters_entropy_std",
+    "clusters_entropy_final",
+    "clusters_lead_mean",
+    "clusters_lead_min",
+    "clusters_lead_final",
+    "clusters_number",
+    "clusters_rivals",
+    "clusters_switches",
+    "clusters_links_inside",
+)
 # A cluster with at least this part of the strongest one's share is its rival.
 RIVAL = 0.5
 
@@ -60,7 +70,9 @@ def measure(table: Table, cluster: NDArray[np.int32], top_k: int) -> Floats:
     strongest = np.full(rows * layers, -1, dtype=np.int64)
     unit, group, share = _shares(table.activation[:, :, :top_k], cluster[:, :, :top_k])
     if len(unit):
-        order = np.lexsort((group, -share, unit))  # by unit, then share, highest first; ties: the lower cluster
+        order = np.lexsort(
+            (group, -share, unit)
+        )  # by unit, then share, highest first; ties: the lower cluster
         unit, group, share = unit[order], group[order], share[order]
         rank = np.arange(len(unit)) - np.searchsorted(unit, unit)
         leads, follows = rank == 0, rank == 1
@@ -68,7 +80,9 @@ def measure(table: Table, cluster: NDArray[np.int32], top_k: int) -> Floats:
         second[unit[follows]] = share[follows]
         entropy = -np.bincount(unit, share * np.log2(share), minlength=len(first))
         number = np.bincount(unit, minlength=len(first)).astype(np.float64)
-        rivals = np.bincount(unit, (rank > 0) & (share >= RIVAL * first[unit]), minlength=len(first))
+        rivals = np.bincount(
+            unit, (rank > 0) & (share >= RIVAL * first[unit]), minlength=len(first)
+        )
     shape = (rows, layers)
     first, second, entropy, number, rivals = (
         each.reshape(shape) for each in (first, second, entropy, number, rivals)
@@ -80,18 +94,29 @@ def measure(table: Table, cluster: NDArray[np.int32], top_k: int) -> Floats:
     mean = entropy.sum(1) / seen
     links, inside = _links_inside(table, cluster)
     columns = [
-        first.sum(1) / seen, np.where(known, first, np.inf).min(1), first[:, -1],
-        mean, entropy.max(1), np.sqrt((np.where(known, entropy - mean[:, None], 0.0) ** 2).sum(1) / seen), entropy[:, -1],
-        (first - second).sum(1) / seen, np.where(known, first - second, np.inf).min(1), (first - second)[:, -1],
-        number.sum(1) / seen, rivals.sum(1) / seen, changed.sum(1) / np.maximum(both.sum(1), 1),
+        first.sum(1) / seen,
+        np.where(known, first, np.inf).min(1),
+        first[:, -1],
+        mean,
+        entropy.max(1),
+        np.sqrt((np.where(known, entropy - mean[:, None], 0.0) ** 2).sum(1) / seen),
+        entropy[:, -1],
+        (first - second).sum(1) / seen,
+        np.where(known, first - second, np.inf).min(1),
+        (first - second)[:, -1],
+        number.sum(1) / seen,
+        rivals.sum(1) / seen,
+        changed.sum(1) / np.maximum(both.sum(1), 1),
         inside / np.maximum(links, 1),
-    ]  # fmt: skip
+    ]
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     values[~known.any(1)] = np.nan
     return values
 
 
-def _shares(activation: NDArray[np.float32], cluster: NDArray[np.int32]) -> tuple[Ints, Ints, Floats]:
+def _shares(
+    activation: NDArray[np.float32], cluster: NDArray[np.int32]
+) -> tuple[Ints, Ints, Floats]:
     """Per token-layer ("unit", row x layers + layer) and cluster that is active there: its share of the activation."""
     row, layer, slot = np.nonzero((cluster >= 0) & (activation > 0))
     group = cluster[row, layer, slot].astype(np.int64)

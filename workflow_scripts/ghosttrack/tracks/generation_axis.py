@@ -31,10 +31,17 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NAMES = (
-    "generation_steps", "generation_persistence", "generation_persistence_clusters", "generation_carried",
-    "generation_survival", "generation_births", "generation_deaths", "generation_switches",
-    "generation_cluster_switches", "generation_run_length",
-)  # fmt: skip
+    "generation_steps",
+    "generation_persistence",
+    "generation_persistence_clusters",
+    "generation_carried",
+    "generation_survival",
+    "generation_births",
+    "generation_deaths",
+    "generation_switches",
+    "generation_cluster_switches",
+    "generation_run_length",
+)
 # Those of a single step, in the order of the columns of `measure_steps`.
 STEP_NAMES = NAMES[1:-1]
 
@@ -79,7 +86,9 @@ def link_tokens(table: Table, cluster: NDArray[np.int32]) -> TokenLinks:
 def _slots_of(values: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int16]:
     """First slot of `values` (rows, slots) that holds each of `wanted` (rows, slots) of the same row; -1: none does."""
     width = max(int(values.max(initial=-1)), int(wanted.max(initial=-1))) + 1
-    table = np.full((len(values), width + 1), -1, dtype=np.int16)  # the last column stays -1, for empty slots
+    table = np.full(
+        (len(values), width + 1), -1, dtype=np.int16
+    )  # the last column stays -1, for empty slots
     row, slot = np.nonzero(values >= 0)
     # Of several slots with one value the first stays: it is written last.
     table[row[::-1], values[row, slot][::-1]] = slot[::-1]
@@ -109,7 +118,10 @@ def measure_steps(table: Table, cluster: NDArray[np.int32], number: Ints, scale:
     of_row = np.bincount(owner, minlength=len(present))
     # Pairs of tracks that are one hypothesis: from the track of a detection to that of the one found again.
     row, layer, slot = np.nonzero(again)
-    source, target = number[row, layer, slot], number[row + 1, layer, links.feature[row, layer, slot]]
+    source, target = (
+        number[row, layer, slot],
+        number[row + 1, layer, links.feature[row, layer, slot]],
+    )
     going, coming = np.zeros((2, tracks), dtype=bool)
     going[source], coming[target] = True, True
     survived = np.bincount(owner[going], minlength=len(present))[:-1]
@@ -121,11 +133,15 @@ def measure_steps(table: Table, cluster: NDArray[np.int32], number: Ints, scale:
     counted = np.maximum(detections[:-1], 1)
     total = activation[:-1].sum((1, 2))
     columns = [
-        kept / counted, likewise / counted,
+        kept / counted,
+        likewise / counted,
         np.where(again, activation[:-1], 0.0).sum((1, 2)) / np.where(total > 0, total, 1.0),
-        survived / np.maximum(of_row[:-1], 1), of_row[1:] - carried_on, of_row[:-1] - survived,
-        ~stays, leading[1:] != leading[:-1],
-    ]  # fmt: skip
+        survived / np.maximum(of_row[:-1], 1),
+        of_row[1:] - carried_on,
+        of_row[:-1] - survived,
+        ~stays,
+        leading[1:] != leading[:-1],
+    ]
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     values[(detections[:-1] == 0) | (detections[1:] == 0)] = np.nan
     return Steps(values, detections, kept)
@@ -153,11 +169,17 @@ def of_examples(steps: Steps, row_start: Ints, row_count: Ints) -> Floats:
     """
     examples = np.repeat(np.arange(len(row_start)), row_count - 1)
     before = np.cumsum(row_count - 1) - (row_count - 1)
-    first = np.arange(len(examples)) - np.repeat(before, row_count - 1) + np.repeat(row_start, row_count - 1)
+    first = (
+        np.arange(len(examples))
+        - np.repeat(before, row_count - 1)
+        + np.repeat(row_start, row_count - 1)
+    )
     values = steps.values[first]
     known = np.isfinite(values[:, 0])
     count = np.bincount(examples[known], minlength=len(row_start))
-    sums = [np.bincount(examples[known], column, minlength=len(row_start)) for column in values[known].T]
+    sums = [
+        np.bincount(examples[known], column, minlength=len(row_start)) for column in values[known].T
+    ]
     means = [np.where(count > 0, column / np.maximum(count, 1), np.nan) for column in sums]
     total = np.concatenate([[0], np.cumsum(steps.detections)])
     detections = total[row_start + row_count] - total[row_start]

@@ -44,16 +44,40 @@ UNSTABLE = 0.5
 WEAK = 0.5
 
 ORIGINAL = (
-    "entropy_mean", "entropy_max", "entropy_std", "entropy_final",
-    "churn_births", "churn_deaths", "churn_births_per_layer", "churn_deaths_per_layer", "churn_turnover", "churn_survival",
-    "competition_mean", "competition_max", "competition_std", "competition_final", "competition_share",
-    "stability_mean", "stability_min", "stability_unstable",
-    "dominance_mean", "dominance_min", "dominance_final", "dominance_weak",
-    "density_mean", "density_max", "density_std", "density_concurrent",
-)  # fmt: skip
+    "entropy_mean",
+    "entropy_max",
+    "entropy_std",
+    "entropy_final",
+    "churn_births",
+    "churn_deaths",
+    "churn_births_per_layer",
+    "churn_deaths_per_layer",
+    "churn_turnover",
+    "churn_survival",
+    "competition_mean",
+    "competition_max",
+    "competition_std",
+    "competition_final",
+    "competition_share",
+    "stability_mean",
+    "stability_min",
+    "stability_unstable",
+    "dominance_mean",
+    "dominance_min",
+    "dominance_final",
+    "dominance_weak",
+    "density_mean",
+    "density_max",
+    "density_std",
+    "density_concurrent",
+)
 LINKAGE = (
-    "linkage_track_length", "linkage_links_per_token", "linkage_links_per_detection", "linkage_surplus", "linkage_coasted",
-)  # fmt: skip
+    "linkage_track_length",
+    "linkage_links_per_token",
+    "linkage_links_per_detection",
+    "linkage_surplus",
+    "linkage_coasted",
+)
 NAMES = (*ORIGINAL, *LINKAGE)
 
 
@@ -80,17 +104,30 @@ def measure(table: Table, scale: Floats) -> Floats:
     survivors = count[:, -1]
     links = (adjacent + coasted).sum(1)
     columns = [
-        *_profile(entropy), entropy[:, -1],
-        tracks, tracks - survivors, tracks / layers, (tracks - survivors) / layers,
-        (2 * tracks - survivors) / (2 * layers), _ratio(survivors, tracks),
-        *_profile(strong), strong[:, -1], (strong > CROWDED).mean(1),
+        *_profile(entropy),
+        entropy[:, -1],
+        tracks,
+        tracks - survivors,
+        tracks / layers,
+        (tracks - survivors) / layers,
+        (2 * tracks - survivors) / (2 * layers),
+        _ratio(survivors, tracks),
+        *_profile(strong),
+        strong[:, -1],
+        (strong > CROWDED).mean(1),
         *_stability(table, activation, present),
-        dominance.mean(1), dominance.min(1), dominance[:, -1], (dominance < WEAK).mean(1),
-        *_profile(count), concurrent.max(1),
-        _ratio(count.sum(1), tracks), links, _ratio(links, count.sum(1)),
+        dominance.mean(1),
+        dominance.min(1),
+        dominance[:, -1],
+        (dominance < WEAK).mean(1),
+        *_profile(count),
+        concurrent.max(1),
+        _ratio(count.sum(1), tracks),
+        links,
+        _ratio(links, count.sum(1)),
         _ratio(np.where(table.gap > 0, table.surplus, 0.0).sum((1, 2), dtype=np.float64), links),
         _ratio(coasted.sum(1), links),
-    ]  # fmt: skip
+    ]
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     values[tracks == 0] = np.nan
     return values
@@ -113,11 +150,15 @@ def track_numbers(table: Table) -> NDArray[np.int64]:
     number = np.where(born, np.cumsum(born).reshape(born.shape) - 1, -1)
     for layer in range(1, born.shape[1]):
         row, slot = np.nonzero(table.previous[:, layer] >= 0)
-        number[row, layer, slot] = number[row, layer - table.gap[row, layer, slot], table.previous[row, layer, slot]]
+        number[row, layer, slot] = number[
+            row, layer - table.gap[row, layer, slot], table.previous[row, layer, slot]
+        ]
     return number
 
 
-def _stability(table: Table, activation: Floats, present: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+def _stability(
+    table: Table, activation: Floats, present: NDArray[np.bool_]
+) -> tuple[Floats, Floats, Floats]:
     """Mean and minimum of s over each row's tracks of two or more detections, and the share below UNSTABLE."""
     rows = len(present)
     number = track_numbers(table)[present]
@@ -125,7 +166,9 @@ def _stability(table: Table, activation: Floats, present: NDArray[np.bool_]) -> 
     values = activation[present]
     length = np.bincount(number, minlength=len(row_of))
     mean = np.bincount(number, values, minlength=len(row_of)) / np.maximum(length, 1)
-    variance = np.bincount(number, (values - mean[number]) ** 2, minlength=len(row_of)) / np.maximum(length, 1)
+    variance = np.bincount(
+        number, (values - mean[number]) ** 2, minlength=len(row_of)
+    ) / np.maximum(length, 1)
     long = length >= 2
     stability, owner = 1 / (1 + variance[long]), row_of[long]
     count = np.bincount(owner, minlength=rows)

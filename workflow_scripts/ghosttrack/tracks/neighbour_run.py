@@ -15,7 +15,11 @@ LinkKind = Literal["cosine", "correlation", "identity"]
 
 
 def similarities(
-    layers: Sequence[int], weights: Sequence[Path], stores: Sequence[Path], manifests: Sequence[Path], seed: int
+    layers: Sequence[int],
+    weights: Sequence[Path],
+    stores: Sequence[Path],
+    manifests: Sequence[Path],
+    seed: int,
 ) -> Iterator[Similarity]:
     """The first layer against each of the others: correlations where there are held-out `stores`, else decoder cosines.
 
@@ -39,7 +43,9 @@ def similarities(
         yield ActivationCorrelation(lower, upper, opened[0].context or 1, numbers)
 
 
-def compare_as(kind: LinkKind, similarity: Similarity, neighbours: int, quantile: float) -> Comparison:
+def compare_as(
+    kind: LinkKind, similarity: Similarity, neighbours: int, quantile: float
+) -> Comparison:
     """The comparison that `tracking.links` names, `kind`."""
     found = compare_by(similarity, neighbours, quantile)
     return same_index(found, similarity) if kind == "identity" else found

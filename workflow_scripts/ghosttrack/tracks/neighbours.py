@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ghosttrack.errors import UserError
-from ghosttrack.files import atomic_write
+from ghosttrack.runtime.files import atomic_write
 from ghosttrack.tracks.similarity import DecoderCosine, Similarity
 
 # Null similarities expected above the gate: with 20 the share of chance links is known to about a fifth.
@@ -63,7 +63,9 @@ class LayerLinks(NamedTuple):
     skip: Links | None
 
 
-def compare(lower: Tensor, upper: Tensor, neighbours: int, quantile: float, seed: Sequence[int]) -> Comparison:
+def compare(
+    lower: Tensor, upper: Tensor, neighbours: int, quantile: float, seed: Sequence[int]
+) -> Comparison:
     """Neighbour lists of two decoders by cosine, and a gate that permuted decoders rarely reach.
 
     Args:
@@ -87,10 +89,16 @@ def compare_by(similarity: Similarity, neighbours: int, quantile: float) -> Comp
     null_best = np.concatenate([_best_matches(similarity, draw) for draw in range(2, count + 2)])
     gate = float(np.quantile(null_best, quantile))
     mutual = real.back_target[real.target[:, 0], 0] == np.arange(d_lower)
-    cut = [bool((cosine[:, -1] > gate).any()) and cosine.shape[1] < other for cosine, other in (
-        (real.cosine, d_upper), (real.back_cosine, d_lower),
-    )]  # fmt: skip
-    return Comparison(real, permuted, gate, real.cosine[:, 0].copy(), null_best, mutual, not all(cut))
+    cut = [
+        bool((cosine[:, -1] > gate).any()) and cosine.shape[1] < other
+        for cosine, other in (
+            (real.cosine, d_upper),
+            (real.back_cosine, d_lower),
+        )
+    ]
+    return Comparison(
+        real, permuted, gate, real.cosine[:, 0].copy(), null_best, mutual, not all(cut)
+    )
 
 
 def same_index(found: Comparison, similarity: Similarity) -> Comparison:
@@ -128,7 +136,10 @@ def _diagonal(similarity: Similarity, draw: int) -> NDArray[np.float32]:
 
 
 def _lists(similarity: Similarity, draw: int, neighbours: int) -> Lists:
-    return Lists(*_nearest(similarity.blocks(draw), neighbours), *_nearest(similarity.back_blocks(draw), neighbours))
+    return Lists(
+        *_nearest(similarity.blocks(draw), neighbours),
+        *_nearest(similarity.back_blocks(draw), neighbours),
+    )
 
 
 def _nearest(blocks: Iterator[Tensor], count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -152,7 +163,9 @@ def links(lists: Lists, gate: float) -> Links:
     lower = np.concatenate([np.nonzero(forward)[0], lists.back_target[backward]]).astype(np.int64)
     upper = np.concatenate([lists.target[forward], np.nonzero(backward)[0]]).astype(np.int64)
     cosine = np.concatenate([lists.cosine[forward], lists.back_cosine[backward]])
-    _, once = np.unique(lower * len(lists.back_target) + upper, return_index=True)  # sorted by lower, then upper
+    _, once = np.unique(
+        lower * len(lists.back_target) + upper, return_index=True
+    )  # sorted by lower, then upper
     counts = np.bincount(lower[once], minlength=len(lists.target))
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     surplus = (cosine[once].astype(np.float64) - gate).astype(np.float32)
@@ -168,7 +181,10 @@ def save(path: Path, layers: Sequence[int], comparisons: Sequence[Comparison]) -
     arrays: dict[str, NDArray[np.generic]] = {"layers": np.asarray(layers, dtype=np.int32)}
     for prefix, found in zip(("", SKIP), comparisons, strict=False):
         arrays |= {prefix + key: value for key, value in zip(KEYS, found.real, strict=True)}
-        arrays |= {f"{prefix}permuted_{key}": value for key, value in zip(KEYS, found.permuted, strict=True)}
+        arrays |= {
+            f"{prefix}permuted_{key}": value
+            for key, value in zip(KEYS, found.permuted, strict=True)
+        }
         for key in ("gate", "best", "null_best", "mutual", "covered"):
             arrays[prefix + key] = np.asarray(getattr(found, key))
     with atomic_write(path, "wb") as stream:
@@ -189,7 +205,9 @@ def load_links(path: Path, *, permuted: bool) -> LayerLinks:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run again, rule find_neighbours remakes it") from None
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a neighbour file ({error}): delete it and run again") from None
+        raise UserError(
+            f"{path} is not a neighbour file ({error}): delete it and run again"
+        ) from None
     return LayerLinks([int(layer) for layer in layers], adjacent, skip)
 
 

@@ -53,13 +53,17 @@ class OriginalPlan(NamedTuple):
     def follow(self, detections: Sequence[Detections], options: Options) -> Followed:
         """Link the detections of every layer, first to last; all cells of all problems go through the solver."""
         rows, width = len(detections[0].feature), options.top_k
-        table = blank(rows, len(detections), max(found.feature[:, :width].shape[1] for found in detections))
+        table = blank(
+            rows, len(detections), max(found.feature[:, :width].shape[1] for found in detections)
+        )
         before, cells = None, 0
         for position, found in enumerate(detections):
             found = Detections(found.feature[:, :width], found.activation[:, :width])
             links = [NONE] * rows
             if before is not None:
-                costs = price(before, found, self.decoders[position - 1], self.decoders[position], self.prices)
+                costs = price(
+                    before, found, self.decoders[position - 1], self.decoders[position], self.prices
+                )
                 present = (before.feature >= 0).sum(1), (found.feature >= 0).sum(1)
                 cells += int((present[0] * present[1]).sum())
                 links = [
@@ -71,15 +75,27 @@ class OriginalPlan(NamedTuple):
 
 
 def price(
-    before: Detections, found: Detections, lower: Tensor, upper: Tensor, prices: OriginalTrackingSettings
+    before: Detections,
+    found: Detections,
+    lower: Tensor,
+    upper: Tensor,
+    prices: OriginalTrackingSettings,
 ) -> Floats:
     """Price of every pair, (rows, slots before, slots found); empty slots have none that means anything."""
     cosines = [
-        torch.bmm(lower[torch.from_numpy(one).long()], upper[torch.from_numpy(other).long()].transpose(1, 2))
+        torch.bmm(
+            lower[torch.from_numpy(one).long()],
+            upper[torch.from_numpy(other).long()].transpose(1, 2),
+        )
         for one, other in zip(_chunks(before.feature), _chunks(found.feature), strict=True)
     ]
-    cosine = torch.cat(cosines).clamp(max=1.0).numpy().astype(np.float64)  # no price below 0 by rounding
-    a, b = before.activation[:, :, None].astype(np.float64), found.activation[:, None, :].astype(np.float64)
+    cosine = (
+        torch.cat(cosines).clamp(max=1.0).numpy().astype(np.float64)
+    )  # no price below 0 by rounding
+    a, b = (
+        before.activation[:, :, None].astype(np.float64),
+        found.activation[:, None, :].astype(np.float64),
+    )
     change = np.where(a > NOTHING, np.abs(a - b) / np.maximum(a + b, NOTHING), b > SOMETHING)
     result: Floats = prices.semantic_weight * (1 - cosine) + prices.activation_weight * change
     return result
@@ -98,7 +114,9 @@ def _cheapest(cost: Floats, association: float) -> Chosen:
     return Chosen(slot[kept], rank[kept], left[kept])
 
 
-def _write(table: Table, position: int, found: Detections, links: Sequence[Chosen], birth: float) -> Detections:
+def _write(
+    table: Table, position: int, found: Detections, links: Sequence[Chosen], birth: float
+) -> Detections:
     """Fill one layer of the table, and give what lives in it: continued and newborn, strongest first."""
     row = np.repeat(np.arange(len(links)), [len(each.slot) for each in links])
     slot, rank, left = (np.concatenate(column) for column in zip(*links, strict=True))

@@ -25,12 +25,21 @@ class Planted(NamedTuple):
     """A chain of layers."""
 
     decoders: list[NDArray[np.float32]]  # (d_sae, d_model) unit rows
-    numbers: list[NDArray[np.int64]]  # (d_sae,) identity of every feature; a replaced one has a new identity
+    numbers: list[
+        NDArray[np.int64]
+    ]  # (d_sae,) identity of every feature; a replaced one has a new identity
     codes: list[NDArray[np.float32]]  # (tokens, d_sae)
 
 
 def plant(
-    base: NDArray[np.floating], *, layers: int, cosine: float, replaced: float, tokens: int, active: int, seed: int
+    base: NDArray[np.floating],
+    *,
+    layers: int,
+    cosine: float,
+    replaced: float,
+    tokens: int,
+    active: int,
+    seed: int,
 ) -> Planted:
     """Layers that each copy the one before in another order.
 
@@ -47,7 +56,9 @@ def plant(
     decoders, numbers, born = [decoder], [number], d_sae
     for _ in range(layers - 1):
         noise = _unit(generator.standard_normal(base.shape))
-        noise = _unit(noise - (noise * decoder).sum(1, keepdims=True) * decoder)  # at a right angle to each row
+        noise = _unit(
+            noise - (noise * decoder).sum(1, keepdims=True) * decoder
+        )  # at a right angle to each row
         reach = min(SPREAD, cosine, 1 - cosine)
         likeness = generator.uniform(cosine - reach, cosine + reach, (d_sae, 1))
         decoder = likeness * decoder + np.sqrt(1 - likeness**2) * noise
@@ -61,7 +72,9 @@ def plant(
         decoders.append(decoder)
         numbers.append(number)
     return Planted(
-        [each.astype(np.float32) for each in decoders], numbers, _fire(numbers, born, tokens, active, generator)
+        [each.astype(np.float32) for each in decoders],
+        numbers,
+        _fire(numbers, born, tokens, active, generator),
     )
 
 
@@ -70,7 +83,11 @@ def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _fire(
-    numbers: list[NDArray[np.int64]], born: int, tokens: int, active: int, generator: np.random.Generator
+    numbers: list[NDArray[np.int64]],
+    born: int,
+    tokens: int,
+    active: int,
+    generator: np.random.Generator,
 ) -> list[NDArray[np.float32]]:
     """Codes: most active identities fire on in the next layer, others take the place of the rest."""
     d_sae = len(numbers[0])
@@ -103,7 +120,8 @@ def track_planted(planted: Planted, options: Options, seed: int) -> Scores:
     for ahead in (1, 2):
         pairs = zip(tensors, tensors[ahead:], strict=False)
         found = (
-            compare(lower, upper, NEIGHBOURS, QUANTILE, [seed, ahead, at]) for at, (lower, upper) in enumerate(pairs)
+            compare(lower, upper, NEIGHBOURS, QUANTILE, [seed, ahead, at])
+            for at, (lower, upper) in enumerate(pairs)
         )
         tables.append([links(each.real, each.gate) for each in found])
     detections = [detect(code, options.ranks) for code in planted.codes]

@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 NAMES = (
-    "reconstruction_mean", "reconstruction_std", "reconstruction_max", "reconstruction_min", "reconstruction_final",
-    "reconstruction_growth", "reconstruction_argmax", "reconstruction_late_early",
-)  # fmt: skip
+    "reconstruction_mean",
+    "reconstruction_std",
+    "reconstruction_max",
+    "reconstruction_min",
+    "reconstruction_final",
+    "reconstruction_growth",
+    "reconstruction_argmax",
+    "reconstruction_late_early",
+)
 
 
 def measure(errors: NDArray[np.float32]) -> Floats:
@@ -34,9 +40,15 @@ def measure(errors: NDArray[np.float32]) -> Floats:
     place = np.where(np.isnan(e), -np.inf, e).argmax(1) / max(layers - 1, 1)
     early = e[:, :half].mean(1)
     columns = [
-        e.mean(1), e.std(1), e.max(1), e.min(1), e[:, -1], e[:, -1] - e[:, 0], place,
+        e.mean(1),
+        e.std(1),
+        e.max(1),
+        e.min(1),
+        e[:, -1],
+        e[:, -1] - e[:, 0],
+        place,
         e[:, -half:].mean(1) / np.where(early == 0, 1.0, early),
-    ]  # fmt: skip
+    ]
     values = np.stack(columns, axis=1)
     values[np.isnan(e).any(1)] = np.nan
     return values

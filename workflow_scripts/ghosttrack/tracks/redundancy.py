@@ -37,7 +37,9 @@ def redundancy(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 def rank(table: pd.DataFrame, names: Sequence[str]) -> int:
     """How many independent directions the metrics have together; an unknown value counts as its metric's mean."""
-    kept = table[[name for name, varies in zip(names, _varies(table, names), strict=True) if varies]]
+    kept = table[
+        [name for name, varies in zip(names, _varies(table, names), strict=True) if varies]
+    ]
     if kept.empty:
         return 0
     standard = (kept - kept.mean()) / kept.std(ddof=0)

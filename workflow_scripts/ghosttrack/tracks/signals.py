@@ -42,7 +42,11 @@ class Measured(NamedTuple):
 
 
 def measure_examples(
-    tracks: Tracks, row_start: Ints, row_count: Ints, lookup: Sequence[NDArray[np.int32]], errors: NDArray[np.float32]
+    tracks: Tracks,
+    row_start: Ints,
+    row_count: Ints,
+    lookup: Sequence[NDArray[np.int32]],
+    errors: NDArray[np.float32],
 ) -> Measured:
     """Measure every token and average over each example's tokens that have detections; 0 without such tokens.
 
@@ -53,7 +57,11 @@ def measure_examples(
     Raises:
         UserError: an example has no rows, or rows beyond the tracks; the errors are those of other rows.
     """
-    if (row_count < 1).any() or (row_start < 0).any() or (row_start + row_count > tracks.rows).any():
+    if (
+        (row_count < 1).any()
+        or (row_start < 0).any()
+        or (row_start + row_count > tracks.rows).any()
+    ):
         raise UserError(
             f"examples name rows {int(row_start.min())} to {int((row_start + row_count).max()) - 1}, at least "
             f"{int(row_count.min())} each; the tracks have {tracks.rows}: delete outputs.parquet and the tracks and run again"
@@ -77,8 +85,12 @@ def measure_examples(
             own = wide.part(0, count)
             cluster = competition.clusters_of(wide, lookup)
             own_metrics = metrics.measure(own, tracks.scale)
-            tokens.append(np.hstack([own_metrics, competition.measure(own, cluster[:count], tracks.top_k)]))
-            found = generation_axis.measure_steps(wide, cluster, metrics.track_numbers(wide), tracks.scale)
+            tokens.append(
+                np.hstack([own_metrics, competition.measure(own, cluster[:count], tracks.top_k)])
+            )
+            found = generation_axis.measure_steps(
+                wide, cluster, metrics.track_numbers(wide), tracks.scale
+            )
             steps.append(found._replace(detections=found.detections[:count]))
             number = metrics.track_numbers(own)
             lengths += np.bincount(np.bincount(number[number >= 0]), minlength=layers + 1)
@@ -87,7 +99,9 @@ def measure_examples(
         _mean(np.concatenate(tokens), row_start, row_count),
         _mean(reconstruction.measure(errors), row_start, row_count),
         generation_axis.of_examples(
-            Steps(*(np.concatenate(column) for column in zip(*steps, strict=True))), row_start, row_count
+            Steps(*(np.concatenate(column) for column in zip(*steps, strict=True))),
+            row_start,
+            row_count,
         ),
     ]
     return Measured(pd.DataFrame(np.hstack(parts), columns=list(NAMES)), lengths[1:], links)
@@ -103,5 +117,7 @@ def _mean(tokens: Floats, row_start: Ints, row_count: Ints) -> Floats:
     )
     values, known = tokens[row], np.isfinite(tokens[row, 0])
     counts = np.bincount(example[known], minlength=len(row_start))
-    sums = [np.bincount(example[known], column, minlength=len(row_start)) for column in values[known].T]
+    sums = [
+        np.bincount(example[known], column, minlength=len(row_start)) for column in values[known].T
+    ]
     return np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None]

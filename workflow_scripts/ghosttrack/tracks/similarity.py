@@ -67,7 +67,9 @@ class DecoderCosine:
 
     def _moved(self, draw: int) -> Tensor:
         while len(self._permutations) <= draw:
-            self._permutations.append(torch.from_numpy(self._generator.permutation(self._upper.shape[1])))
+            self._permutations.append(
+                torch.from_numpy(self._generator.permutation(self._upper.shape[1]))
+            )
         return self._upper[:, self._permutations[draw]] if draw else self._upper
 
 
@@ -92,7 +94,9 @@ class ActivationCorrelation:
         seed: numbers that fix the shifts.
     """
 
-    def __init__(self, lower: sparse.csr_array, upper: sparse.csr_array, context: int, seed: Sequence[int]) -> None:
+    def __init__(
+        self, lower: sparse.csr_array, upper: sparse.csr_array, context: int, seed: Sequence[int]
+    ) -> None:
         self._lower, self._upper = _Pattern(lower), _Pattern(upper)
         self._tokens = lower.shape[1]
         # Too few tokens for a shift of whole contexts: as far away as it gets.
@@ -114,7 +118,9 @@ class ActivationCorrelation:
 
     def _moved(self, draw: int) -> int:
         while len(self._shifts) <= draw:
-            self._shifts.append(int(self._generator.integers(self._margin, self._tokens - self._margin + 1)))
+            self._shifts.append(
+                int(self._generator.integers(self._margin, self._tokens - self._margin + 1))
+            )
         return self._shifts[draw]
 
 
@@ -133,7 +139,9 @@ class _Pattern:
     def shifted(self, shift: int) -> sparse.csc_array:
         """(tokens, d_sae), token t where t + shift was."""
         columns = (self.codes.indices + shift) % self.codes.shape[1]
-        return sparse.csr_array((self.codes.data, columns, self.codes.indptr), shape=self.codes.shape).T
+        return sparse.csr_array(
+            (self.codes.data, columns, self.codes.indptr), shape=self.codes.shape
+        ).T
 
 
 def _correlations(rows: _Pattern, others: _Pattern, tokens: int, shift: int) -> Iterator[Tensor]:
@@ -153,5 +161,7 @@ def codes_of(sae: Sae, store: Rows, kept: NDArray[np.bool_]) -> sparse.csr_array
     for start in range(0, store.rows, ENCODED_ROWS):
         stop = min(start + ENCODED_ROWS, store.rows)
         rows = store.read(start, stop)[kept[start:stop]]
-        parts.append(sparse.csr_array(sae.encode(torch.from_numpy(rows.astype(np.float32))).numpy()))
+        parts.append(
+            sparse.csr_array(sae.encode(torch.from_numpy(rows.astype(np.float32))).numpy())
+        )
     return sparse.csr_array(sparse.vstack(parts).T)

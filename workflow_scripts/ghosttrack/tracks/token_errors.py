@@ -37,7 +37,9 @@ def token_errors(stores: Sequence[Store], weights: Sequence[Path]) -> NDArray[np
         model = sae.load(path.parent)
         for start in range(0, store.rows, ROWS):
             with torch.inference_mode():
-                x = torch.from_numpy(store.read(start, min(start + ROWS, store.rows)).astype(np.float32))
+                x = torch.from_numpy(
+                    store.read(start, min(start + ROWS, store.rows)).astype(np.float32)
+                )
                 left = (x - model.decode(model.encode(x))).square().sum(1)
                 whole = (x - model.b_dec).square().sum(1)
                 errors[start : start + ROWS, place] = (left / whole).numpy()

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ghosttrack import files, sae
+from ghosttrack import sae
 from ghosttrack.errors import UserError
-from ghosttrack.progress import Progress
+from ghosttrack.runtime import files
+from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae import Sae
 from ghosttrack.settings import OriginalTrackingSettings
 from ghosttrack.tracks import track_table
@@ -20,7 +21,15 @@ from ghosttrack.tracks.neighbours import LayerLinks, Links, links, load_links
 from ghosttrack.tracks.original import OriginalPlan
 from ghosttrack.tracks.similarity import DecoderCosine
 from ghosttrack.tracks.track_table import ROWS, Table
-from ghosttrack.tracks.tracking import Detections, Followed, Options, detect, follow, relink, shuffled_order
+from ghosttrack.tracks.tracking import (
+    Detections,
+    Followed,
+    Options,
+    detect,
+    follow,
+    relink,
+    shuffled_order,
+)
 
 VARIANTS = ("default", "permuted", "random", "shuffled", "untracked")
 
@@ -65,7 +74,9 @@ class Plan(Protocol):
     def follow(self, detections: Sequence[Detections], options: Options) -> Followed: ...  # noqa: D102
 
 
-def plan_original(variant: str, saes: Sequence[Sae], prices: OriginalTrackingSettings, seed: int) -> OriginalPlan:
+def plan_original(
+    variant: str, saes: Sequence[Sae], prices: OriginalTrackingSettings, seed: int
+) -> OriginalPlan:
     """A variant of the original's association: each decoder's coordinates permuted, no links, or shuffled layers.
 
     Args:
@@ -75,16 +86,25 @@ def plan_original(variant: str, saes: Sequence[Sae], prices: OriginalTrackingSet
     decoders = [torch.nn.functional.normalize(saes[position].W_dec, dim=1) for position in order]
     if variant == "permuted":
         generator = np.random.default_rng(seed)
-        decoders = [each[:, torch.from_numpy(generator.permutation(each.shape[1]))] for each in decoders]
+        decoders = [
+            each[:, torch.from_numpy(generator.permutation(each.shape[1]))] for each in decoders
+        ]
     if variant == "untracked":
         prices = prices.model_copy(update={"association": 0.0})  # no price is below
     return OriginalPlan(order, decoders, prices)
 
 
 def plan_links(
-    variant: str, layers: Sequence[int], neighbours: Sequence[Path], saes: Sequence[Sae], *,
-    kind: LinkKind, count: int, quantile: float, seed: int,
-) -> LinkPlan:  # fmt: skip
+    variant: str,
+    layers: Sequence[int],
+    neighbours: Sequence[Path],
+    saes: Sequence[Sae],
+    *,
+    kind: LinkKind,
+    count: int,
+    quantile: float,
+    seed: int,
+) -> LinkPlan:
     """Links of a variant: as stored, of permuted decoders, none, or between shuffled layers (compared here).
 
     Args:
@@ -102,12 +122,16 @@ def plan_links(
 
         def between(step: int, ahead: int) -> Links:
             lower, upper = order[step], order[step + ahead]
-            similarity = DecoderCosine(saes[lower].W_dec, saes[upper].W_dec, [seed, layers[lower], layers[upper]])
+            similarity = DecoderCosine(
+                saes[lower].W_dec, saes[upper].W_dec, [seed, layers[lower], layers[upper]]
+            )
             found = compare_as(kind, similarity, count, quantile)
             return links(found.real, found.gate)
 
         return LinkPlan(
-            order, [between(step, 1) for step in range(steps)], [between(step, 2) for step in range(steps - 1)]
+            order,
+            [between(step, 1) for step in range(steps)],
+            [between(step, 2) for step in range(steps - 1)],
         )
     stored: list[LayerLinks] = []
     for position, path in enumerate(neighbours):
@@ -119,7 +143,9 @@ def plan_links(
                 f"{expected} with {saes[position].d_sae}: delete it and run again, rule find_neighbours remakes it"
             )
         stored.append(found)
-    return LinkPlan(natural, [found.adjacent for found in stored], [found.skip for found in stored[:-1]])
+    return LinkPlan(
+        natural, [found.adjacent for found in stored], [found.skip for found in stored[:-1]]
+    )
 
 
 class Counts:
@@ -128,7 +154,9 @@ class Counts:
     def __init__(self, layers: int) -> None:
         self.tokens = self.candidates = self.hard = 0
         self.activation = np.zeros(layers)
-        self.detections, self.rescued, self.births, self.adjacent, self.coasted = np.zeros((5, layers), dtype=np.int64)
+        self.detections, self.rescued, self.births, self.adjacent, self.coasted = np.zeros(
+            (5, layers), dtype=np.int64
+        )
 
     def add(self, table: Table, tracked: int, top_k: int) -> None:
         """Count a table's detections and links; `tracked` tokens were looked at."""
@@ -144,14 +172,23 @@ class Counts:
     def scale(self) -> list[float]:
         """Mean activation of the strongest top_k detections, per layer; 1 where there are none."""
         strongest = self.detections - self.rescued
-        return [float(value) for value in np.where(strongest, self.activation / np.maximum(strongest, 1), 1.0)]
+        return [
+            float(value)
+            for value in np.where(strongest, self.activation / np.maximum(strongest, 1), 1.0)
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest. `hard_candidates` are links that only the solver could decide."""
         per_layer = {
-            name: getattr(self, name).tolist() for name in ("detections", "rescued", "births", "adjacent", "coasted")
+            name: getattr(self, name).tolist()
+            for name in ("detections", "rescued", "births", "adjacent", "coasted")
         }
-        return {"tracked_tokens": self.tokens, "candidates": self.candidates, "hard_candidates": self.hard, **per_layer}
+        return {
+            "tracked_tokens": self.tokens,
+            "candidates": self.candidates,
+            "hard_candidates": self.hard,
+            **per_layer,
+        }
 
 
 def track(
@@ -171,7 +208,9 @@ def track(
     """
     rows = stores[0].rows
     if variant not in VARIANTS or any(store.rows != rows for store in stores):
-        raise ValueError(f"variant {variant!r} or rows {[store.rows for store in stores]} do not fit")
+        raise ValueError(
+            f"variant {variant!r} or rows {[store.rows for store in stores]} do not fit"
+        )
     excluded = np.any([store.massive for store in stores], axis=0)
     tracked = variant != "untracked"
     ranks = options.ranks if tracked else options.top_k
@@ -183,7 +222,9 @@ def track(
         # A function of its own, so that one batch is gone before the next one comes.
         def batch(start: int, stop: int) -> None:
             found = [
-                _detect(stores[position].read(start, stop), saes[position], excluded[start:stop], ranks)
+                _detect(
+                    stores[position].read(start, stop), saes[position], excluded[start:stop], ranks
+                )
                 for position in plan.order
             ]
             table, candidates, hard = plan.follow(found, options)
@@ -218,7 +259,9 @@ def track(
     }
 
 
-def _detect(values: NDArray[np.float16], encoder: Sae, excluded: NDArray[np.bool_], ranks: int) -> Detections:
+def _detect(
+    values: NDArray[np.float16], encoder: Sae, excluded: NDArray[np.bool_], ranks: int
+) -> Detections:
     with torch.inference_mode():
         code = encoder.encode(torch.from_numpy(values.astype(np.float32))).numpy()
     code[excluded] = 0

@@ -11,8 +11,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from ghosttrack import files
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import files
 
 SCHEMA = 1
 # Tokens of one batch and of one zarr chunk. A constant, not a knob: the `random` null draws per batch.
@@ -51,13 +51,17 @@ TYPES = Table(*(cast(Any, name) for name in ("int32", "float32", "int16", "int8"
 def blank(rows: int, layers: int, slots: int) -> Table:
     """A table without detections."""
     shape = (rows, layers, slots)
-    return Table(*(np.full(shape, value, dtype=kind) for value, kind in zip(EMPTY, TYPES, strict=True)))
+    return Table(
+        *(np.full(shape, value, dtype=kind) for value, kind in zip(EMPTY, TYPES, strict=True))
+    )
 
 
 class Writer:
     """Appends tables to a zarr group of known row count; `used` is the widest table so far."""
 
-    def __init__(self, directory: Path, rows: int, layers: int, slots: int, chunk_slots: int) -> None:
+    def __init__(
+        self, directory: Path, rows: int, layers: int, slots: int, chunk_slots: int
+    ) -> None:
         self.group = zarr.create_group(store=directory, zarr_format=3)
         self.row, self.used = 0, 1
         for name, kind, value in zip(Table._fields, TYPES, EMPTY, strict=True):
@@ -91,7 +95,9 @@ class Writer:
 
 
 @contextmanager
-def writer(directory: Path, *, rows: int, layers: int, slots: int, chunk_slots: int) -> Iterator[Writer]:
+def writer(
+    directory: Path, *, rows: int, layers: int, slots: int, chunk_slots: int
+) -> Iterator[Writer]:
     """A Writer into a temporary directory that becomes `directory` when all went well."""
     with files.atomic_directory(directory) as partial:
         yield Writer(partial, rows, layers, slots, chunk_slots)
@@ -101,8 +107,12 @@ def digest(directory: Path) -> str:
     """Hex SHA-256 over the names and bytes of the files below `directory`."""
     total = hashlib.sha256()
     # Hidden files are not ours: Snakemake leaves a time stamp in a folder that a rule made.
-    for path in sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        total.update(f"{path.relative_to(directory).as_posix()}\0{files.sha256_file(path)}\n".encode())
+    for path in sorted(
+        path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(".")
+    ):
+        total.update(
+            f"{path.relative_to(directory).as_posix()}\0{files.sha256_file(path)}\n".encode()
+        )
     return total.hexdigest()
 
 
@@ -133,4 +143,6 @@ class Reader:
 
     def read(self, start: int, stop: int) -> Table:
         """Rows `start` to `stop` - 1."""
-        return Table(*(np.asarray(cast(Any, self._group[name])[start:stop]) for name in Table._fields))
+        return Table(
+            *(np.asarray(cast(Any, self._group[name])[start:stop]) for name in Table._fields)
+        )

@@ -91,7 +91,10 @@ class _Edges(NamedTuple):
 
 
 def follow(
-    detections: Sequence[Detections], adjacent: Sequence[Links | None], skip: Sequence[Links | None], options: Options
+    detections: Sequence[Detections],
+    adjacent: Sequence[Links | None],
+    skip: Sequence[Links | None],
+    options: Options,
 ) -> Followed:
     """Link the detections of every layer, first to last, for all rows at once.
 
@@ -106,10 +109,14 @@ def follow(
         sources = [(1, adjacent[position - 1])] if position else []
         if position > 1 and options.coast:
             sources.append((2, skip[position - 2]))
-        edges = _candidates(found, [(gap, past[-gap], table) for gap, table in sources if table], options)
+        edges = _candidates(
+            found, [(gap, past[-gap], table) for gap, table in sources if table], options
+        )
         widest = max((layer.feature.shape[1] for layer in past[-2:]), default=1)
         left = (edges.row * 2 + edges.gap - 1) * widest + edges.slot
-        chosen, unsettled = assign(left, edges.row * found.feature.shape[1] + edges.rank, edges.weight)
+        chosen, unsettled = assign(
+            left, edges.row * found.feature.shape[1] + edges.rank, edges.weight
+        )
         candidates, hard = candidates + len(left), hard + unsettled
         edges = _Edges(*(column[chosen] for column in edges))  # type: ignore[arg-type]
         for gap in (1, 2):
@@ -117,7 +124,9 @@ def follow(
             if of_gap.any():
                 past[-gap].continued[edges.row[of_gap], edges.slot[of_gap]] = True
         kept.append(_compact(found, edges, options.top_k))
-        past.append(_Layer(kept[-1].feature, kept[-1].activation, np.zeros(kept[-1].feature.shape, bool)))
+        past.append(
+            _Layer(kept[-1].feature, kept[-1].activation, np.zeros(kept[-1].feature.shape, bool))
+        )
     table = blank(rows, len(kept), max(layer.feature.shape[1] for layer in kept))
     for position, layer in enumerate(kept):
         for name in Table._fields:
@@ -126,9 +135,13 @@ def follow(
     return Followed(table, candidates, hard)
 
 
-def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], options: Options) -> _Edges:
+def _candidates(
+    found: Detections, sources: list[tuple[int, _Layer, Links]], options: Options
+) -> _Edges:
     """Every pair of a living track and a detection whose similarity beats gate and activation penalty."""
-    width = 1 + max([int(found.feature.max()), *(int(table.target.max(initial=-1)) for _, _, table in sources)])
+    width = 1 + max(
+        [int(found.feature.max()), *(int(table.target.max(initial=-1)) for _, _, table in sources)]
+    )
     ranks = _rank_of(found.feature, width)
     parts = []
     for gap, layer, table in sources:
@@ -138,16 +151,32 @@ def _candidates(found: Detections, sources: list[tuple[int, _Layer, Links]], opt
         feature = layer.feature.ravel()[living]
         count = table.start[feature + 1] - table.start[feature]
         end = np.cumsum(count)
-        entry = np.arange(end[-1] if len(end) else 0) + np.repeat(table.start[feature] - end + count, count)
+        entry = np.arange(end[-1] if len(end) else 0) + np.repeat(
+            table.start[feature] - end + count, count
+        )
         found_rank = ranks.take(np.repeat(row * ranks.shape[1], count) + table.target[entry])
         hit = np.flatnonzero(found_rank >= 0)
-        origin, entry, rank = np.searchsorted(end, hit, side="right"), entry[hit], found_rank[hit].astype(np.int64)
-        parts.append((row[origin], slot[origin], rank, np.full(len(rank), gap), table.surplus[entry],
-                      layer.activation[row[origin], slot[origin]]))  # fmt: skip
+        origin, entry, rank = (
+            np.searchsorted(end, hit, side="right"),
+            entry[hit],
+            found_rank[hit].astype(np.int64),
+        )
+        parts.append(
+            (
+                row[origin],
+                slot[origin],
+                rank,
+                np.full(len(rank), gap),
+                table.surplus[entry],
+                layer.activation[row[origin], slot[origin]],
+            )
+        )
     if not parts:
         none = np.zeros(0, np.int64)
         return _Edges(none, none, none, none, none.astype(np.float32), none.astype(np.float32))
-    row, slot, rank, gaps, surplus, before = (np.concatenate(column) for column in zip(*parts, strict=True))
+    row, slot, rank, gaps, surplus, before = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     # ASSUME: activations of two layers compare as they are; the autoencoders' own scales make them so.
     after = found.activation[row, rank].astype(np.float64)
     weight = surplus - options.activation_weight * np.abs(before - after) / (before + after)
@@ -211,7 +240,9 @@ def relink(table: Table, top_k: int, generator: np.random.Generator) -> Table:
     return Table(table.feature, table.activation, previous, gap, np.zeros_like(table.surplus))
 
 
-def _ordered(key: NDArray[np.float64], count: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _ordered(
+    key: NDArray[np.float64], count: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows and columns of the `count[row]` smallest keys of each row, ascending by row and key."""
     order = np.argsort(key, axis=1, kind="stable")
     row, place = np.nonzero(np.arange(key.shape[1]) < count[:, None])

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from ghosttrack import job
 from ghosttrack.errors import UserError
+from ghosttrack.runtime import job
 
 
 def content(name: str, params: dict[str, Any], inputs: list[bytes]) -> bytes:
@@ -23,7 +23,11 @@ def main() -> None:
     """Write the outputs; fail, or be killed half-way, where WALK_FAULT says so."""
     given = globals()["snakemake"]
     fault, _, name = os.environ.get("WALK_FAULT", "").partition(" ")
-    kept = {key: value for key, value in given.params.items() if key not in ("state", "dataset_settings")}
+    kept = {
+        key: value
+        for key, value in given.params.items()
+        if key not in ("state", "dataset_settings")
+    }
     waited = list(getattr(given.input, "earlier", []))
     inputs = [Path(path).read_bytes() for path in given.input if path not in waited]
     for place, path in enumerate(given.output):

@@ -49,11 +49,18 @@ def choose(table: pd.DataFrame, limit: int) -> np.ndarray:
 def _in_turns(part: pd.DataFrame) -> list[str]:
     """Names of a set's groups, in turns from the three orders."""
     wrong = (part["label"] - part["score"]).abs().groupby(part["group"].astype(str), sort=False)
-    hashed = sorted(set(part["group"].astype(str)), key=lambda name: hashlib.sha256(name.encode()).digest())
+    hashed = sorted(
+        set(part["group"].astype(str)), key=lambda name: hashlib.sha256(name.encode()).digest()
+    )
     failures = wrong.max().dropna().sort_values(ascending=False, kind="stable").index
     hits = wrong.min().dropna().sort_values(kind="stable").index
     longest = len(hashed)
-    turns = [order[place] for place in range(longest) for order in (failures, hits, hashed) if place < len(order)]
+    turns = [
+        order[place]
+        for place in range(longest)
+        for order in (failures, hits, hashed)
+        if place < len(order)
+    ]
     return list(dict.fromkeys(str(name) for name in turns))
 
 
@@ -83,7 +90,9 @@ def twins(table: pd.DataFrame) -> np.ndarray:
         table: columns dataset, group, label, prompt.
     """
     twin = np.full(len(table), -1, dtype=np.int64)
-    for _, part in table.assign(row=np.arange(len(table))).groupby(["dataset", "group"], sort=False):
+    for _, part in table.assign(row=np.arange(len(table))).groupby(
+        ["dataset", "group"], sort=False
+    ):
         members = part[["row", "label", "prompt"]].to_numpy(dtype=object)
         for row, label, prompt in members:
             others = [other for other in members if other[1] != label]

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import controls
 from ghosttrack.errors import UserError
-from ghosttrack.report import tables
 from ghosttrack.report.explorer import choice, dictionary, texts
 from ghosttrack.report.explorer import tracks as explorer_tracks
 from ghosttrack.settings import ReportSettings
@@ -55,9 +55,15 @@ class Content(NamedTuple):
 
 
 def assemble(
-    model: str, datasets: Mapping[str, DatasetTables], scores: pd.DataFrame, features: Mapping[int, pd.DataFrame],
-    tokenizer: Any, settings: ReportSettings, explained: Explained | None = None, clusters: pd.DataFrame | None = None,
-) -> Content:  # fmt: skip
+    model: str,
+    datasets: Mapping[str, DatasetTables],
+    scores: pd.DataFrame,
+    features: Mapping[int, pd.DataFrame],
+    tokenizer: Any,
+    settings: ReportSettings,
+    explained: Explained | None = None,
+    clusters: pd.DataFrame | None = None,
+) -> Content:
     """Choose the texts and gather what the page says of them.
 
     Args:
@@ -93,8 +99,14 @@ def assemble(
         about,
         _index(shown, list(datasets)),
         [found[start : start + BLOCK] for start in range(0, len(found), BLOCK)],
-        [_names(features[layer], drawn[layer], layer, explained, named[layer]) for layer in features],
-        [dictionary.of_layer(features[layer], drawn[layer], contexts, named[layer]) for layer in features],
+        [
+            _names(features[layer], drawn[layer], layer, explained, named[layer])
+            for layer in features
+        ],
+        [
+            dictionary.of_layer(features[layer], drawn[layer], contexts, named[layer])
+            for layer in features
+        ],
     )
 
 
@@ -102,9 +114,14 @@ def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.Da
     """All texts of all sets with the detector's score; texts that were not evaluated are left out."""
     own, alone = (
         scores.loc[scores["signal"] == signal, ["dataset", "id", "score"]]
-        for signal in (tables.DETECTOR, tables.OUTPUT_ALONE)
+        for signal in (registry.DETECTOR, registry.OUTPUT_ALONE)
     )
-    own = own.merge(alone.rename(columns={"score": "output"}), on=["dataset", "id"], how="left", validate="one_to_one")
+    own = own.merge(
+        alone.rename(columns={"score": "output"}),
+        on=["dataset", "id"],
+        how="left",
+        validate="one_to_one",
+    )
     parts = []
     for name, found in datasets.items():
         if list(found.outputs["id"]) != list(found.examples["id"]):
@@ -119,9 +136,13 @@ def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.Da
             row_count=found.outputs["row_count"].to_numpy(),
         )
         parts.append(examples)
-    table = pd.concat(parts, ignore_index=True).merge(own, on=["dataset", "id"], how="inner", validate="one_to_one")
+    table = pd.concat(parts, ignore_index=True).merge(
+        own, on=["dataset", "id"], how="inner", validate="one_to_one"
+    )
     if table.empty:
-        raise UserError("detection/scores.parquet scores none of the examples: delete it and run again")
+        raise UserError(
+            "detection/scores.parquet scores none of the examples: delete it and run again"
+        )
     return table
 
 
@@ -147,7 +168,11 @@ def _index(shown: pd.DataFrame, names: list[str]) -> dict[str, list[Any]]:
 
 
 def _texts(
-    shown: pd.DataFrame, datasets: Mapping[str, DatasetTables], tokenizer: Any, most: int, explained: Explained | None
+    shown: pd.DataFrame,
+    datasets: Mapping[str, DatasetTables],
+    tokenizer: Any,
+    most: int,
+    explained: Explained | None,
 ) -> Iterator[dict[str, Any]]:
     """Every shown text in order: its parts, its answer's tokens with their scores, their tracks."""
     for name, part in shown.groupby("dataset", sort=False):
@@ -161,9 +186,8 @@ def _texts(
         followed = explorer_tracks.of_rows(found.tracks, rows, most)
         offsets = texts.offsets_of_examples(part, tokenizer)
         columns = {
-            key: found.tokens[key].to_numpy()
-            for key in ("position", "logprob", "entropy", "rank")
-        }  # fmt: skip
+            key: found.tokens[key].to_numpy() for key in ("position", "logprob", "entropy", "rank")
+        }
         for row, places in zip(part.itertuples(), offsets, strict=True):
             here = slice(int(row.row_start), int(row.row_start + row.row_count))
             positions = columns["position"][here].tolist()
@@ -210,8 +234,12 @@ def _drawn(found: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> dict[in
 
 
 def _names(
-    features: pd.DataFrame, drawn: list[int], layer: int, explained: Explained | None, clusters: Mapping[int, str] | None
-) -> dict[str, Any]:  # fmt: skip
+    features: pd.DataFrame,
+    drawn: list[int],
+    layer: int,
+    explained: Explained | None,
+    clusters: Mapping[int, str] | None,
+) -> dict[str, Any]:
     """What a drawing needs of a layer at once: its features, their names, and what each adds to the score by fold."""
     rows = features.set_index("feature").loc[drawn]
     named: dict[str, Any] = {
@@ -221,13 +249,17 @@ def _names(
             dictionary.name_of(top, output)
             for top, output in zip(rows["top_text"], rows["output_text"], strict=True)
         ],
-    }  # fmt: skip
+    }
     if clusters is not None:
         named["cluster"] = [clusters.get(feature, "") for feature in drawn]
     if explained is not None:
         own = explained.weights[explained.weights["layer"] == layer]
-        folds = own.pivot(index="feature", columns="fold", values="weight").reindex(drawn).fillna(0.0)
-        named["weight"] = {str(fold): [round(float(value), 5) for value in folds[fold]] for fold in folds.columns}
+        folds = (
+            own.pivot(index="feature", columns="fold", values="weight").reindex(drawn).fillna(0.0)
+        )
+        named["weight"] = {
+            str(fold): [round(float(value), 5) for value in folds[fold]] for fold in folds.columns
+        }
     return named
 
 
@@ -235,4 +267,7 @@ def _clusters_of(clusters: pd.DataFrame | None, layer: int) -> dict[int, str] | 
     if clusters is None:
         return None
     own = clusters[clusters["layer"] == layer]
-    return {int(feature): str(cluster) for feature, cluster in zip(own["feature"], own["cluster"], strict=True)}
+    return {
+        int(feature): str(cluster)
+        for feature, cluster in zip(own["feature"], own["cluster"], strict=True)
+    }

@@ -7,9 +7,19 @@ import pandas as pd
 
 # Read of features/layer_LL.parquet.
 COLUMNS = [
-    "feature", "density", "activation_max", "top_text", "top_share", "context_row", "context_activation", "context_before",
-    "context_token", "context_after", "output_text", "output_logit",
-]  # fmt: skip
+    "feature",
+    "density",
+    "activation_max",
+    "top_text",
+    "top_share",
+    "context_row",
+    "context_activation",
+    "context_before",
+    "context_token",
+    "context_after",
+    "output_text",
+    "output_logit",
+]
 # Entries of a list of tokens: what fits on two lines.
 TOKENS = 8
 # At most so many contexts a feature, and so many in all: about 160 characters each, 12 MB before compression.
@@ -22,7 +32,10 @@ def contexts_per_feature(drawn: int) -> int:
 
 
 def of_layer(
-    table: pd.DataFrame, drawn: Sequence[int], contexts: int, clusters: Mapping[int, str] | None = None
+    table: pd.DataFrame,
+    drawn: Sequence[int],
+    contexts: int,
+    clusters: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Entries of the `drawn` features as lists in their order; text windows are kept once and named by number.
 
@@ -37,8 +50,12 @@ def of_layer(
     for found in rows.itertuples():
         entries = []
         columns = (
-            found.context_row, found.context_activation, found.context_before, found.context_token, found.context_after,
-        )  # fmt: skip
+            found.context_row,
+            found.context_activation,
+            found.context_before,
+            found.context_token,
+            found.context_after,
+        )
         for row, activation, *parts in list(zip(*columns, strict=True))[:contexts]:
             if row not in windows:
                 windows[row] = len(texts)
@@ -49,10 +66,16 @@ def of_layer(
         "density": [round(float(value), 6) for value in rows["density"]],
         "max": [round(float(value), 2) for value in rows["activation_max"]],
         "top": [_pairs(*lists) for lists in zip(rows["top_text"], rows["top_share"], strict=True)],
-        "output": [_pairs(*lists) for lists in zip(rows["output_text"], rows["output_logit"], strict=True)],
+        "output": [
+            _pairs(*lists) for lists in zip(rows["output_text"], rows["output_logit"], strict=True)
+        ],
         "contexts": shown,
         "windows": texts,
-        **({} if clusters is None else {"cluster": [clusters.get(int(feature), "") for feature in drawn]}),
+        **(
+            {}
+            if clusters is None
+            else {"cluster": [clusters.get(int(feature), "") for feature in drawn]}
+        ),
     }
 
 
@@ -62,4 +85,7 @@ def name_of(top: Sequence[str], output: Sequence[str]) -> str:
 
 
 def _pairs(texts: Sequence[str], values: Sequence[float]) -> list[list[Any]]:
-    return [[str(text), round(float(value), 3)] for text, value in list(zip(texts, values, strict=True))[:TOKENS]]
+    return [
+        [str(text), round(float(value), 3)]
+        for text, value in list(zip(texts, values, strict=True))[:TOKENS]
+    ]

@@ -26,10 +26,17 @@ def render(content: Content, version: str) -> str:
     """
     script = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([HERE, page.TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    parts: dict[str, Any] = {"about": content.about, "index": content.listing, "names": content.names}
+        loader=jinja2.FileSystemLoader([HERE, page.TEMPLATES]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts: dict[str, Any] = {
+        "about": content.about,
+        "index": content.listing,
+        "names": content.names,
+    }
     parts |= {f"block-{number}": block for number, block in enumerate(content.blocks)}
     parts |= {f"layer-{number}": layer for number, layer in enumerate(content.layers)}
     return environment.get_template("page.html").render(

@@ -31,7 +31,11 @@ def part(text: str, offsets: Sequence[tuple[int, int]]) -> Parts:
 def offsets_of(texts: Sequence[str], tokenizer: Any) -> list[list[tuple[int, int]]]:
     """Character range of every token of every text, as extraction saw them."""
     coded = tokenizer(
-        list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=True
+        list(texts),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        verbose=False,
+        split_special_tokens=True,
     )
     return [[(int(first), int(last)) for first, last in found] for found in coded["offset_mapping"]]
 
@@ -47,7 +51,9 @@ def offsets_of_examples(examples: pd.DataFrame, tokenizer: Any) -> list[list[tup
     return offsets_of([str(text) for text in examples["text"]], tokenizer)
 
 
-def require_positions(positions: Sequence[int], offsets: Sequence[tuple[int, int]], name: str) -> None:
+def require_positions(
+    positions: Sequence[int], offsets: Sequence[tuple[int, int]], name: str
+) -> None:
     """Check that a text has the tokens that the tables speak of; position 0 is the separator."""
     if not len(positions) or min(positions) < 1 or max(positions) > len(offsets):
         raise UserError(

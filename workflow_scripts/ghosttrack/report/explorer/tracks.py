@@ -51,7 +51,9 @@ def _tokens(table: Table, scale: NDArray[np.float64], most: int) -> list[Token]:
     row, layer, _ = np.nonzero(present)
     track = track_numbers(table)[present]
     feature = table.feature[present]
-    level = np.rint(LEVELS * table.activation[present] / np.where(scale > 0, scale, 1.0)[layer]).astype(np.int64)
+    level = np.rint(
+        LEVELS * table.activation[present] / np.where(scale > 0, scale, 1.0)[layer]
+    ).astype(np.int64)
     count = int(track.max(initial=-1)) + 1
     strength = np.bincount(track, level, minlength=count)
     owner = np.zeros(count, dtype=np.int64)
@@ -66,7 +68,9 @@ def _tokens(table: Table, scale: NDArray[np.float64], most: int) -> list[Token]:
     tokens: list[list[Track]] = [[] for _ in totals]
     for number in kept.tolist():
         part = by_track[starts[number] : starts[number + 1]]
-        tokens[owner[number]].append(_filled(layer[part].tolist(), feature[part].tolist(), level[part].tolist()))
+        tokens[owner[number]].append(
+            _filled(layer[part].tolist(), feature[part].tolist(), level[part].tolist())
+        )
     return [Token(shown, int(total)) for shown, total in zip(tokens, totals, strict=True)]
 
 

@@ -1,0 +1,221 @@
+# rules/report.smk -- phase 6. Needs: metric tables, ledger, links, tracks. Gives: figures, report, explorer, costs; the
+# comparison of several models; the parts of a paper (target paper).
+rule draw_figures:
+    """Draw the figures of one model's run."""
+    input:
+        checks="results/{model}/evaluation/checks.json",
+        metrics="results/{model}/evaluation/metrics.csv",
+        curves="results/{model}/evaluation/curves.csv",
+        calibration="results/{model}/evaluation/calibration.csv",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        answers="results/{model}/saes/answers.csv",
+        neighbours=neighbour_files,
+        links="results/{model}/neighbours/links.csv",
+        signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        explanations="results/{model}/evaluation/explanations.csv",
+    output:
+        figures=expand(
+            "results/{{model}}/figures/{name}.{form}",
+            name=[
+                "auroc",
+                "roc",
+                "pr",
+                "calibration",
+                "risk",
+                "explanations",
+                "sae_quality",
+                "links",
+                "tracks",
+            ],
+            form=["png", "pdf", "svg"],
+        ),
+    log:
+        "results/{model}/logs/draw_figures.log",
+    benchmark:
+        "results/{model}/benchmarks/draw_figures.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=scaled(1500),
+        runtime=scaled(30),
+    params:
+        layers=property_of("layers"),
+        datasets=property_of("datasets"),
+        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        code=source_digest("draw_figures"),
+    message:
+        "Drawing the figures of {wildcards.model}"
+    script:
+        "../workflow_scripts/report/draw_figures.py"
+
+
+rule write_report:
+    """Write the report: one self-contained page, verdict first."""
+    input:
+        checks="results/{model}/evaluation/checks.json",
+        metrics="results/{model}/evaluation/metrics.csv",
+        ledger="results/{model}/evaluation/ledger.csv",
+        leak_audit="results/{model}/evaluation/leak_audit.csv",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        answers="results/{model}/saes/answers.csv",
+        neighbours=neighbour_files,
+        labels=generated_files("labels.json"),
+        relations="results/{model}/evaluation/relations.csv",
+        figures=rules.draw_figures.output.figures,
+        explanations="results/{model}/evaluation/explanations.csv",
+        source="results/{model}/model/source.json",
+    output:
+        report=report_page("results/{model}/report.html", "report"),
+    log:
+        "results/{model}/logs/write_report.log",
+    benchmark:
+        "results/{model}/benchmarks/write_report.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(10),
+    params:
+        settings=chosen_settings,
+        controls=control_datasets,
+        layers=property_of("layers"),
+        datasets=property_of("datasets"),
+        code=source_digest("write_report", "report/templates"),
+    message:
+        "Writing the report of {wildcards.model}"
+    script:
+        "../workflow_scripts/report/write_report.py"
+
+
+rule write_explorer:
+    """Write the explorer: one self-contained page of texts, their tokens and tracks."""
+    input:
+        checks="results/{model}/evaluation/checks.json",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        tokens=per_dataset("results/{model}/examples/{dataset}/tokens.parquet"),
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        tracks=shown_tracks(".zarr"),
+        tracks_manifests=shown_tracks(".json"),
+        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        clusters="results/{model}/clusters.parquet",
+        scores="results/{model}/detection/scores.parquet",
+        tokenizer="results/{model}/model/tokenizer.json",
+        beside_weights=beside_weights("{model}"),
+        token_scores="results/{model}/detection/token_scores.parquet",
+        effects="results/{model}/detection/feature_effects.parquet",
+    output:
+        explorer=report_page("results/{model}/explorer.html", "explorer"),
+    log:
+        "results/{model}/logs/write_explorer.log",
+    benchmark:
+        "results/{model}/benchmarks/write_explorer.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(30),
+    params:
+        report=settings_of("report", "write_explorer"),
+        datasets=property_of("datasets"),
+        layers=property_of("layers"),
+        code=source_digest(
+            "write_explorer",
+            "report/explorer/page.html",
+            "report/explorer/page.css",
+            "report/explorer/answer.js",
+            "report/explorer/page.js",
+            "report/templates/style.css",
+        ),
+    message:
+        "Writing the explorer of {wildcards.model}"
+    script:
+        "../workflow_scripts/report/write_explorer.py"
+
+
+rule summarise_costs:
+    """Sum up what the run took: time and memory by rule, disk by kind of output. Times differ, so this is no part of the report."""
+    input:
+        # The last jobs of a run.
+        report="results/{model}/report.html",
+        explorer="results/{model}/explorer.html",
+    output:
+        page=report_page("results/{model}/benchmarks/costs.html", "cost"),
+        jobs="results/{model}/benchmarks/costs.csv",
+        disk="results/{model}/benchmarks/disk.csv",
+    log:
+        "results/{model}/logs/summarise_costs.log",
+    benchmark:
+        "results/{model}/benchmarks/summarise_costs.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=scaled(500),
+        runtime=scaled(10),
+        # Resources, not params: how the disk is used reruns nothing.
+        planned_kb=planned_kb,
+        budget_kb=budget_kb,
+    params:
+        code=source_digest("summarise_costs", "report/templates"),
+    message:
+        "Summing up the cost of {wildcards.model}"
+    script:
+        "../workflow_scripts/report/summarise_costs.py"
+
+
+rule compare_models:
+    """Set the models of one run side by side, and pair them where they have texts in common."""
+    input:
+        metrics=expand("results/{model}/evaluation/metrics.csv", model=MODELS),
+        ledgers=expand("results/{model}/evaluation/ledger.csv", model=MODELS),
+        scores=expand("results/{model}/detection/scores.parquet", model=MODELS),
+        examples=all_examples,
+    output:
+        table="results/comparison/metrics.csv",
+        differences="results/comparison/differences.csv",
+        page="results/comparison/comparison.html",
+    log:
+        "results/comparison/logs/compare_models.log",
+    benchmark:
+        "results/comparison/benchmarks/compare_models.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(10),
+    params:
+        models=MODELS,
+        controls=[name for name, settings in DATASETS.items() if settings.control],
+        evaluation=SETTINGS[MODELS[0]].evaluation.model_dump(),
+        seed=SETTINGS[MODELS[0]].seed,
+        code=source_digest("compare_models", "report/templates"),
+    message:
+        "Comparing the models"
+    script:
+        "../workflow_scripts/report/compare_models.py"
+
+
+rule write_paper:
+    """Write the run as parts of a paper: LaTeX tables, pdf figures, citation. Not part of `all`: ask for `paper`."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        ledger="results/{model}/evaluation/ledger.csv",
+        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        figures=rules.draw_figures.output.figures,
+    output:
+        paper=directory("results/{model}/paper"),
+    log:
+        "results/{model}/logs/write_paper.log",
+    benchmark:
+        "results/{model}/benchmarks/write_paper.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=scaled(500),
+        runtime=scaled(10),
+    params:
+        layers=property_of("layers"),
+        code=source_digest("write_paper"),
+    message:
+        "Writing the paper's parts of {wildcards.model}"
+    script:
+        "../workflow_scripts/report/write_paper.py"

@@ -1,0 +1,33 @@
+# rules/score.smk -- aside from a run (target scores). Needs: the saved detector, a file of texts. Gives: their scores.
+rule score_texts:
+    """Score the texts of one's own file with the saved detector. Not part of `all`: ask for `scores`."""
+    input:
+        texts=own_texts,
+        context=own_context,
+        detector="results/{model}/detection/detector.safetensors",
+        about="results/{model}/detection/detector.json",
+        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        model_weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
+    output:
+        scores=multiext("results/{model}/scores/texts", ".jsonl", ".csv", ".html"),
+    log:
+        "results/{model}/logs/score_texts.log",
+    benchmark:
+        "results/{model}/benchmarks/score_texts.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **ACCELERATOR,
+        mem_mb=splicing_memory,
+        runtime=scaled(120),
+    params:
+        score=settings_of("score", "score_texts"),
+        code=source_digest("score_texts", "report/templates"),
+    message:
+        "Scoring texts with the detector of {wildcards.model} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/score/score_texts.py"

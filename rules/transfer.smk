@@ -1,0 +1,61 @@
+# rules/transfer.smk -- aside from a run (target transfer). Needs: a finished evaluation. Gives: what detectors reach on
+# relations and data sets that they were not trained on.
+rule transfer_detectors:
+    """Train the detector and its controls on some relations, and test them on others."""
+    input:
+        metrics="results/{model}/evaluation/metrics.csv",
+        scores="results/{model}/detection/scores.parquet",
+        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        backgrounds=per_dataset("results/{model}/examples/{dataset}/background.npz"),
+        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
+        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
+        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
+    output:
+        transfer="results/{model}/evaluation/transfer.csv",
+        left_out="results/{model}/evaluation/left_out.csv",
+    log:
+        "results/{model}/logs/transfer_detectors.log",
+    benchmark:
+        "results/{model}/benchmarks/transfer_detectors.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=detector_memory,
+        runtime=scaled(120),
+    params:
+        datasets=property_of("datasets"),
+        controls=control_datasets,
+        layers=property_of("layers"),
+        detection=settings_of("detection", "transfer_detectors"),
+        evaluation=settings_of("evaluation", "transfer_detectors"),
+        seed=settings_of("seed", "transfer_detectors"),
+        code=source_digest("transfer_detectors"),
+    message:
+        "Testing the detectors of {wildcards.model} on relations that they have not seen"
+    script:
+        "../workflow_scripts/transfer/transfer_detectors.py"
+
+
+rule draw_transfer:
+    """Draw the transfer matrix."""
+    input:
+        transfer="results/{model}/evaluation/transfer.csv",
+    output:
+        figures=expand("results/{{model}}/figures/transfer.{form}", form=["png", "pdf", "svg"]),
+    log:
+        "results/{model}/logs/draw_transfer.log",
+    benchmark:
+        "results/{model}/benchmarks/draw_transfer.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=scaled(1000),
+        runtime=scaled(10),
+    params:
+        code=source_digest("draw_transfer"),
+    message:
+        "Drawing what the detectors of {wildcards.model} reach on other data sets"
+    script:
+        "../workflow_scripts/transfer/draw_transfer.py"

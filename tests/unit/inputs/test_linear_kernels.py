@@ -1,0 +1,49 @@
+"""Products by oneDNN are those of torch, and a row's do not depend on the rows beside it."""
+
+import pytest
+import torch
+
+from ghosttrack.inputs import linear_kernels
+
+
+@pytest.mark.parametrize("shape", [(70, 24), (2, 35, 24), (0, 24), (1, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, dtype=dtype),
+        torch.randn(50, 24, dtype=dtype),
+        torch.randn(50, dtype=dtype),
+    )
+    for given in (None, bias):
+        found, expected = (
+            linear_kernels.linear(x, weight, given),
+            torch.nn.functional.linear(x, weight, given),
+        )
+        assert found.layout == torch.strided
+        torch.testing.assert_close(found, expected)
+    turned = (
+        weight.t().contiguous().t()
+    )  # as it comes from layers that keep their weights the other way round
+    torch.testing.assert_close(linear_kernels.linear(x, turned, bias), expected)
+
+
+@pytest.mark.skipif(not linear_kernels.ONEDNN, reason="torch was built without oneDNN")
+def test_a_row_comes_out_the_same_whatever_the_number_of_rows() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(300, 96), torch.randn(130, 96), torch.randn(130)
+    every = linear_kernels.linear(x, weight, bias)
+    for rows in (2, 3, 7, 64, 299):
+        assert torch.equal(linear_kernels.linear(x[:rows], weight, bias), every[:rows])
+        assert torch.equal(linear_kernels.linear(x[-rows:], weight, bias), every[-rows:])
+
+
+def test_a_bias_need_not_be_contiguous() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(20, 24), torch.randn(50, 24), torch.randn(100)
+    torch.testing.assert_close(
+        linear_kernels.linear(x, weight, bias[::2]), x @ weight.t() + bias[::2]
+    )
+    torch.testing.assert_close(
+        linear_kernels.linear(x, weight, bias[:1].expand(50)), x @ weight.t() + bias[0]
+    )

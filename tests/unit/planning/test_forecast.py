@@ -1,0 +1,164 @@
+"""What a run will take: operations by hand, rates from benchmark files, stores that stay."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ghosttrack.planning import forecast, plan, roofline
+from ghosttrack.planning.configuration import load, load_dataset
+from ghosttrack.runtime import files
+from ghosttrack.settings import DatasetSettings, Settings
+from tests.conftest import ROOT
+
+
+def settings(**config: object) -> Settings:
+    (found,) = load(config, ROOT / "config").values()
+    return found
+
+
+def data(found: Settings) -> dict[str, DatasetSettings]:
+    return {name: load_dataset(name, ROOT / "config") for name in found.datasets}
+
+
+def benchmark(path: Path, seconds: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t1.0\n")
+
+
+def test_operations_worked_by_hand() -> None:
+    # GPT-2 medium: 24 blocks of 12 d^2 weights are 302 M, two operations each a token; attention adds 8 %.
+    assert forecast.block_operations(1024, 512) == 24 * 1024**2 + 4 * 512 * 1024 == 27_262_976
+
+
+def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    waves = plan.waves(medium)
+    extraction = forecast.extraction(medium, waves, tmp_path)
+    assert extraction.rate == (40.0, 0)
+    # 3 + 6 + ... + 24 = 108 blocks for each of 10,000,384 tokens.
+    assert extraction.gpu_hours == pytest.approx(10_000_384 * 108 * 27_262_976 / 40e12 / 3600)
+    # Ten jobs on four accelerators take three rounds of a full job.
+    assert extraction.hours == pytest.approx(3 * 1_048_576 * 108 * 27_262_976 / 40e12 / 3600)
+    training = forecast.training(medium, waves, tmp_path)
+    # Five products of batch x d_model x d_sae at the assumed rate: at batch 4096 arithmetic is the limit.
+    assert training.steps == 10_000_384 * 20 // 4096 == 48_830
+    one = 48_830 * 10 * 4096 * 1024 * 5120 / 40e12 / 3600
+    assert training.effort.gpu_hours == pytest.approx(24 * one)
+    assert training.effort.hours == pytest.approx(8 * one)
+    assert training.effort.rate == (40.0, 0)
+
+
+def test_hours_of_medium_at_the_original_work_s_batch_are_those_of_memory_traffic(
+    tmp_path: Path,
+) -> None:
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    waves = plan.waves(medium)
+    training = forecast.training(medium, waves, tmp_path, batch=128)
+    traffic = 54 * 2 * 1024 * 5120 + 40 * 128 * 5120
+    assert training.step.traffic == traffic
+    assert (
+        training.step.intensity
+        == pytest.approx(10 * 128 * 1024 * 5120 / traffic)
+        == pytest.approx(11.33, abs=0.01)
+    )
+    assert training.bound.balance == pytest.approx(40e12 / 1200e9)
+    assert training.bound.by_memory
+    assert training.effort.gpu_hours == pytest.approx(24 * 1_562_560 * traffic / 1200e9 / 3600)
+    ours = forecast.training(medium, waves, tmp_path)
+    assert not ours.bound.by_memory
+    assert training.effort.hours > 2 * ours.effort.hours
+
+
+def test_a_sparse_step_on_a_cpu_counts_one_product_and_the_active_features() -> None:
+    small = settings(model="smollm2-135m")
+    found = roofline.step(small.sae, 576, "cpu")
+    assert found.operations == 2 * 512 * 576 * (2048 + 4 * 64)
+    assert found.traffic == 54 * 2 * 576 * 2048 + 12 * 512 * 2048 + 16 * 512 * 64 * 576
+    assert roofline.step(small.sae, 576, "gpu").operations == 10 * 512 * 576 * 2048
+
+
+def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    waves = plan.waves(medium)
+    folder = tmp_path / "gpt2-medium" / "benchmarks"
+    operations = 1_048_576 * 3 * 27_262_976
+    benchmark(
+        folder / "extract_activations" / "layers_00_to_02_shard_0000.tsv", f"{operations / 20e12}"
+    )
+    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((20.0, 1))
+    # The last shard is shorter, the second wave deeper.
+    benchmark(
+        folder / "extract_activations" / "layers_00_to_02_shard_0009.tsv",
+        f"{operations * 1100 / 2048 / 10e12}",
+    )
+    benchmark(
+        folder / "extract_activations" / "layers_03_to_05_shard_0000.tsv",
+        f"{operations * 2 / 12e12}",
+    )
+    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((12.0, 3))
+    assert forecast.training(medium, waves, tmp_path).effort.rate.jobs == 0
+    benchmark(folder / "train_sae" / "layer_03.tsv", "100.0")
+    measured = forecast.training(medium, waves, tmp_path).effort
+    assert measured.rate.jobs == 1
+    assert measured.gpu_hours == pytest.approx(24 * 100 / 3600)
+    assert (
+        forecast.training(medium, waves, tmp_path, batch=128).effort.rate.jobs == 0
+    )  # says nothing of another batch
+
+
+def test_a_measured_rate_is_the_same_whatever_the_waves_are_cut_into_since(tmp_path: Path) -> None:
+    cuts = [
+        settings(model="gpt2-medium", activations={"storage": storage})
+        for storage in ("fp16", "int8s")
+    ]
+    assert [len(plan.waves(cut)) for cut in cuts] == [8, 6]
+    folder = tmp_path / "gpt2-medium" / "benchmarks" / "extract_activations"
+    for layers in plan.waves(cuts[0])[:2]:
+        operations = 1_048_576 * (layers[-1] + 1) * 27_262_976
+        benchmark(folder / f"{plan.pass_name(layers)}_shard_0000.tsv", f"{operations / 20e12}")
+    for cut in cuts:
+        assert forecast.extraction(cut, plan.waves(cut), tmp_path).rate == pytest.approx((20.0, 2))
+
+
+def test_jobs_on_an_older_corpus_and_files_of_other_names_are_no_measurement(
+    tmp_path: Path,
+) -> None:
+    medium = settings(model="gpt2-medium")
+    folder = tmp_path / "gpt2-medium" / "benchmarks" / "extract_activations"
+    for name in ("layers_00_to_03_shard_0000", "layers_00_to_03_shard_0010", "wave_00_shard_0001"):
+        benchmark(folder / f"{name}.tsv", "100")
+    assert (
+        forecast.extraction(medium, plan.waves(medium), tmp_path).rate.jobs == 1
+    )  # ten shards: the last is 0009
+    corpus = tmp_path / "gpt2-medium" / "corpus" / "train.json"
+    files.write_json(corpus, {})
+    later = (folder / "layers_00_to_03_shard_0000.tsv").stat().st_mtime + 1
+    os.utime(corpus, (later, later))
+    assert forecast.extraction(medium, plan.waves(medium), tmp_path).rate.jobs == 0
+
+
+@pytest.mark.parametrize("content", ["", "s\n", "s\tx\n-\t1\n", "s\nnan\n", "s\n0\n", "t\n3\n"])
+def test_a_benchmark_without_a_time_is_left_out(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.tsv").write_text(content)
+    assert forecast.wall_seconds(tmp_path / "a.tsv") is None
+    assert forecast.wall_seconds(tmp_path / "missing.tsv") is None
+
+
+def test_kept_stores_are_counted_from_manifests_and_estimated_without(tmp_path: Path) -> None:
+    small = settings(model="gpt2-small", datasets=["cities", "questions", "halueval"])
+    found = forecast.kept(small, data(small), tmp_path)
+    # 100,000 tokens fill 196 contexts, 25 chunks, in each of twelve layers.
+    assert found.heldout == 12 * plan.store_bytes(196 * 512, 768, "fp16", 512)
+    facts = (ROOT / "workflow_scripts/ghosttrack/data/facts/cities.csv").read_text().count("\n") * 8
+    guesses = [facts, 200 * 12, 2000 * 8]
+    assert found.examples == sum(13 * plan.store_bytes(rows, 768, "fp16", 512) for rows in guesses)
+    assert found.guessed == 3
+    files.write_json(
+        tmp_path / "gpt2-small" / "examples" / "cities" / "embedding.json", {"rows": 978}
+    )
+    counted = forecast.kept(small, data(small), tmp_path)
+    assert counted.guessed == 2
+    assert found.examples - counted.examples == 13 * (1 + plan.NORM_BYTES) * (
+        facts - 978
+    )  # both fill one chunk

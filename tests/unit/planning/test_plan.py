@@ -1,0 +1,338 @@
+"""Bytes, waves under a disk budget, and weights that do not belong to the results they would join."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ghosttrack.activations.store import Header, Storage, to_block
+from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.errors import UserError
+from ghosttrack.planning import plan
+from ghosttrack.planning.configuration import load
+from ghosttrack.runtime import files, progress
+from ghosttrack.settings import Settings
+from tests.conftest import ROOT
+
+
+def settings(**config: object) -> Settings:
+    (found,) = load(config, ROOT / "config").values()
+    return found
+
+
+def test_bytes_of_a_store_worked_by_hand() -> None:
+    # 5,000 rows are 2 chunks in 1 shard file. Values and checksums, index and record, flags and norms, metadata.
+    assert (
+        plan.store_bytes(5000, 8, "fp16", 1000)
+        == 2 * (4096 * 8 * 2 + 4) + 2260 + 25_000 + 16_000
+        == 174_340
+    )
+    # One byte a value; twice: mean and scale of 8 channels in 2 chunks, 5,000 row scales, 50 + 5 exact rows of 24 bytes.
+    assert plan.store_bytes(5000, 8, "int8s", 1000) == 2 * (
+        4096 * 8 + 4
+    ) + 2260 + 25_000 + 16_000 + 2 * (128 + 20_000 + 1320)
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+@pytest.mark.parametrize("context", [16, 1000])
+def test_a_store_takes_what_the_plan_says_while_it_is_written(
+    storage: Storage, context: int, tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((70_000, 8)).astype(np.float32)
+    rows[1::100] *= 1000  # as many rows far above the rest as the plan allows for
+    rows[::context] *= 1000
+    header = Header("tiny", "weights", 3, "resid_post", context, "tokens", storage)
+    with StoreWriter(
+        tmp_path / "a.zarr", tmp_path / "a.json", header, rows=70_000, d_model=8, resume=""
+    ) as writer:
+        writer.append(to_block(rows))
+        writer.finish()
+        written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    planned = plan.store_bytes(70_000, 8, storage, context)
+    assert planned - plan.STORE_EXTRA_BYTES - 2 * plan.RECORD_BYTES < written < planned
+
+
+def test_bytes_of_a_layer_count_each_job_with_its_last_chunk_whole() -> None:
+    # 10 M tokens: nine jobs of 1,048,576 rows (256 chunks, 16 files), one of 563,200 (138 chunks, 9 files).
+    full = 256 * (4096 * 768 * 2 + 4) + 16 * 2260 + 5 * 1_048_576 + 16_000
+    last = 138 * (4096 * 768 * 2 + 4) + 9 * 2260 + 5 * 563_200 + 16_000
+    assert (
+        plan.layer_bytes(settings(model="gpt2-small", activations={"storage": "fp16"}))
+        == 9 * full + last
+        == 15_414_253_020
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "storage", "sizes", "budget", "passes"),
+    [
+        ("gpt2-small", "fp16", [1] * 12, 25, 78 / 12),
+        ("gpt2-small", "int8s", [2] * 6, 25, 42 / 12),
+        ("gpt2-medium", "fp16", [3] * 8, 70, 108 / 24),
+        ("gpt2-medium", "int8s", [4] * 6, 70, 84 / 24),
+    ],
+)
+def test_ten_million_tokens_of_both_models_stay_within_the_promised_disk(
+    model: str, storage: str, sizes: list[int], budget: int, passes: float
+) -> None:
+    found = settings(model=model, activations={"storage": storage})
+    waves = plan.waves(found)
+    assert [len(wave) for wave in waves] == sizes
+    assert [layer for wave in waves for layer in wave] == found.layers
+    assert found.activations.disk_budget_gb == budget
+    assert plan.peak_bytes(found, waves) == sizes[0] * plan.layer_bytes(found)
+    assert plan.peak_bytes(found, waves) + plan.heldout_bytes(found) <= budget * 1e9
+    assert plan.forward_passes(waves) == passes
+    printed = plan.summary(found, waves)
+    assert (
+        f"at most {progress.amount(plan.peak_bytes(found, waves))} of training activations at once"
+        in printed
+    )
+    assert f"{progress.amount(plan.heldout_bytes(found))} held-out, budget {budget} GB" in printed
+
+
+@pytest.mark.parametrize(
+    ("fits", "gpus", "layers", "sizes"),
+    [
+        (6, 4, 24, [4] * 6),  # waves of six take two rounds each
+        (5, 4, 24, [4] * 6),
+        (6, 1, 24, [6] * 4),  # one accelerator: only the forward passes count
+        (6, 8, 24, [6] * 4),
+        (24, 4, 24, [24]),
+        (4, 4, 6, [3, 3]),  # as [4, 2]: two rounds, two passes; the smaller wave takes less disk
+        (3, 2, 5, [3, 2]),
+        (100, 4, 5, [5]),
+    ],
+)
+def test_waves_take_the_fewest_rounds_and_then_the_fewest_passes(
+    fits: int, gpus: int, layers: int, sizes: list[int]
+) -> None:
+    given = settings(
+        model="gpt2-medium", activations={"layers": list(range(layers))}, plan={"gpus": gpus}
+    )
+    budget = math.ceil((fits * plan.layer_bytes(given) + plan.heldout_bytes(given)) / 1e6) / 1e3
+    capped = given.model_copy(
+        update={"activations": given.activations.model_copy(update={"disk_budget_gb": budget})}
+    )
+    assert [len(wave) for wave in plan.waves(capped)] == sizes
+
+
+def test_a_job_is_refused_where_other_layers_leave_no_room(tmp_path: Path) -> None:
+    own = tmp_path / "layer_03" / "shard_0000.zarr"
+    for path in (
+        tmp_path / "layer_02/shard_0000.zarr/c",
+        own / "c",
+        own.with_suffix(".zarr.partial") / "c",
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(1000))
+    plan.require_room(tmp_path, [own], planned=2000, budget=3000)
+    with pytest.raises(
+        UserError,
+        match=r"disk_budget_gb: .* holds 0\.001 MB of other layers or jobs \(layer_02 0\.001 MB\), this job needs 0\.002 MB",
+    ):
+        plan.require_room(tmp_path, [own], planned=2001, budget=3000)
+
+
+def test_models_whose_names_differ_in_punctuation_only_have_rules_of_their_own() -> None:
+    models = ["my-gpt", "my_gpt", "my-gpt_", "gpt2-small"]
+    names = plan.rule_names(models)
+    assert names == {
+        "my-gpt": "my_gpt",
+        "my_gpt": "my_gpt_",
+        "my-gpt_": "my_gpt__",
+        "gpt2-small": "gpt2_small",
+    }
+    assert all(name.isidentifier() for name in names.values())
+
+
+def test_accelerators_that_work() -> None:
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    assert plan.training_busy(medium, plan.waves(medium)) == 3.0
+    assert plan.extraction_busy(medium) == pytest.approx(10 / 3)  # ten jobs in three rounds
+
+
+def test_without_a_budget_there_is_one_wave() -> None:
+    free = settings(model="gpt2-small", activations={"disk_budget_gb": None})
+    assert plan.waves(free) == [list(range(12))]
+
+
+def test_a_budget_below_one_layer_names_the_number_that_would_do() -> None:
+    with pytest.raises(UserError, match=r"at least 17\.4, or lower"):
+        plan.waves(
+            settings(model="gpt2-small", activations={"disk_budget_gb": 15, "storage": "fp16"})
+        )
+
+
+def test_other_weights_under_a_name_with_results_are_refused(tmp_path: Path) -> None:
+    small = settings(model="gpt2-small")
+    manifest = tmp_path / "gpt2-small" / "model" / "source.json"
+    files.write_json(manifest, {**small.source.model_dump(), "weights_sha256": "x"})
+    plan.check_sources({"gpt2-small": small}, tmp_path)
+    files.write_json(manifest, {"kind": "directory", "id": "elsewhere", "revision": None})
+    with pytest.raises(UserError, match="results/gpt2-small was made with directory elsewhere"):
+        plan.check_sources({"gpt2-small": small}, tmp_path)
+
+
+MODEL_64 = {"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings": 64}
+
+
+def known_model(folder: Path, place: str, **about: object) -> Settings:
+    """Settings of tiny-gpt2 with contexts of 128 tokens, for a model whose limit of 64 tokens stands in one place."""
+    config = {**MODEL_64, **about}
+    if place == "settings":
+        return settings(model="tiny-gpt2", dimensions={"max_position_embeddings": 64})
+    if place == "fetched":
+        files.write_json(folder / "results" / "tiny-gpt2" / "model" / "config.json", config)
+        return settings(model="tiny-gpt2")
+    files.write_json(folder / "mine" / "config.json", config)
+    (folder / "mine" / "model.safetensors").write_bytes(b"")
+    if place == "model_path":
+        return settings(
+            model="mine",
+            model_path=str(folder / "mine"),
+            corpus={"source": "embedded", "context": 128},
+        )
+    return settings(model="tiny-gpt2", source={"kind": "directory", "id": str(folder / "mine")})
+
+
+@pytest.mark.parametrize("place", ["settings", "fetched", "model_path", "source.id"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {},
+            r"corpus\.context: 128 tokens are more than .* takes; set corpus\.context to at most 64",
+        ),
+        ({"corpus": {"context": 64}}, ""),
+        (
+            {"corpus": {"context": 64}, "generation": {"max_new_tokens": 64}},
+            r"generation\.max_new_tokens: 64 tokens leave",
+        ),
+    ],
+)
+def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_the_limit_is_known(
+    tmp_path: Path, place: str, changed: dict[str, dict[str, int]], message: str
+) -> None:
+    wanted = known_model(tmp_path, place)
+    for section, values in changed.items():
+        wanted = wanted.model_copy(
+            update={section: getattr(wanted, section).model_copy(update=values)}
+        )
+    if not message:
+        plan.check_sources({wanted.model: wanted}, tmp_path / "results")
+        return
+    with pytest.raises(UserError, match=message):
+        plan.check_sources({wanted.model: wanted}, tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"source": {"kind": "directory", "id": "nowhere"}},
+            "source.id: there is no directory nowhere",
+        ),
+        (
+            {"source": {"kind": "directory", "id": __file__}},
+            "source.id: .*test_plan.py is not a directory but a file",
+        ),
+        (
+            {"source": {"kind": "directory", "id": "n" * 300}},
+            r"source.id: 'n+\.+n+' cannot be looked up .File name too long",
+        ),
+        ({"score": {"texts": "nowhere.csv"}}, "score.texts: there is no file nowhere.csv"),
+        ({"score": {"context": "."}}, "score.context: . is a folder"),
+        ({"corpus": {"source": "n" * 300}}, r"corpus.source: 'n+\.+n+' cannot be looked up"),
+    ],
+)
+def test_a_file_or_directory_that_the_settings_name_and_that_is_not_there_is_refused_before_any_job(
+    tmp_path: Path, config: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan.check_sources({"tiny-gpt2": settings(model="tiny-gpt2", **config)}, tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"body": "a"}', "[", '{"text": 1, "text": 2}'])
+def test_a_corpus_whose_first_line_cannot_serve_is_refused_before_any_job(
+    tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content, encoding="utf-8")
+    wanted = settings(model="tiny-gpt2", corpus={"source": str(path)})
+    with pytest.raises(UserError, match=r"text_column: .*no column 'text'; found body|line 1 of"):
+        plan.check_sources({"tiny-gpt2": wanted}, tmp_path)
+    path.write_text('{"text": "a"}', encoding="utf-8")
+    plan.check_sources({"tiny-gpt2": wanted}, tmp_path)
+
+
+def test_a_damaged_config_of_a_fetched_model_stops_no_plan_because_its_job_makes_it_again(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "tiny-gpt2" / "model" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{", encoding="utf-8")
+    plan.check_sources({"tiny-gpt2": settings(model="tiny-gpt2")}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("about", "key"), [({"num_hidden_layers": 5}, "n_layers"), ({"hidden_size": 65}, "d_model")]
+)
+def test_a_directory_of_other_sizes_than_the_settings_is_refused_before_any_job(
+    tmp_path: Path, about: dict[str, int], key: str
+) -> None:
+    wanted = known_model(tmp_path, "source.id", **about)
+    with pytest.raises(
+        UserError, match=rf"dimensions\.{key}: the settings say .* says (\d+); set it to \1$"
+    ):
+        plan.check_sources({wanted.model: wanted}, tmp_path)
+
+
+def test_an_anchor_is_in_the_first_wave_and_every_layer_in_one() -> None:
+    found = plan.waves(settings(model="gpt2-small", sae={"dictionaries": "anchored", "anchor": 7}))
+    assert found[0] == [0, 7]
+    assert sorted(layer for wave in found for layer in wave) == list(range(12))
+    assert all(wave == sorted(wave) for wave in found)
+    assert settings(model="gpt2-small", sae={"dictionaries": "anchored"}).anchor == 6
+    assert settings(model="gpt2-small").anchor is None
+
+
+def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
+    with pytest.raises(
+        UserError, match=r"25 GB holds 2 layers of 12, .*shared.* at least (\d+\.\d)"
+    ) as caught:
+        plan.waves(settings(model="gpt2-small", sae={"dictionaries": "shared"}))
+    least = float(str(caught.value).partition("at least ")[2].split(",")[0])
+    enough = settings(
+        model="gpt2-small",
+        sae={"dictionaries": "shared"},
+        activations={"disk_budget_gb": least, "storage": "int8s"},
+    )
+    assert plan.waves(enough) == [list(range(12))]
+    assert plan.training_busy(enough, plan.waves(enough)) == 1.0
+
+
+def test_links_by_number_need_numbers_that_mean_something() -> None:
+    assert settings(tracking={"links": "identity"}).sae.dictionaries == "anchored"
+    with pytest.raises(
+        UserError, match=r"tracking\.links: identity needs .* any sae\.dictionaries but independent"
+    ):
+        settings(tracking={"links": "identity"}, sae={"dictionaries": "independent"})
+
+
+@pytest.mark.parametrize(
+    ("missing", "extracted", "waited_for"),
+    [
+        ([[0, 1], [2, 3], [4, 5]], set(), [2, 3]),  # layers 2 and 3 wait for 0 and 1 themselves
+        ([[0, 1], [2, 3], [4, 5]], {2}, [2, 3]),  # layer 3 does
+        ([[0, 1], [2, 3], [4, 5]], {2, 3}, [2, 3, 0, 1]),  # no extraction is due that would wait
+        ([[0, 1], [], [4, 5]], set(), [0, 1]),
+        ([[0], [2, 3], []], set(), []),  # nothing to extract
+        ([[0, 1]], set(), []),
+    ],
+)
+def test_a_wave_waits_for_the_nearest_earlier_saes_and_for_what_those_do_not_wait_for(
+    missing: list[list[int]], extracted: set[int], waited_for: list[int]
+) -> None:
+    assert plan.layers_waited_for(missing, extracted.__contains__) == waited_for

@@ -1,0 +1,162 @@
+"""One signature serves Snakemake and the command line."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ghosttrack.errors import UserError
+from ghosttrack.runtime import files, job, lock_log
+from ghosttrack.settings import SaeSettings
+
+
+class Named(SimpleNamespace):
+    """Stands in for Snakemake's named lists."""
+
+    def keys(self) -> list[str]:
+        return list(vars(self))
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers, root.level = handlers, level
+    logging.captureWarnings(False)
+
+
+def snakemake(log: Path, **parts: Any) -> dict[str, Any]:
+    empty: dict[str, Any] = dict.fromkeys(
+        ["input", "output", "params", "wildcards", "resources"], Named()
+    )
+    return {"snakemake": SimpleNamespace(log=[str(log)], rule="r", threads=3, **{**empty, **parts})}
+
+
+def test_arguments_come_from_the_rule_and_take_their_annotated_types(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def main(
+        *,
+        stores: list[Path],
+        weights: Path,
+        sae: SaeSettings,
+        layer: int,
+        batch: int,
+        threads: int,
+        extra: int = 7,
+    ) -> None:
+        seen.update(locals())
+
+    job.run(
+        main,
+        snakemake(
+            tmp_path / "log",
+            input=Named(stores="one.zarr"),
+            output=Named(weights="w.safetensors"),
+            params=Named(sae={"k": 5}),
+            wildcards=Named(layer="07"),
+            resources=Named(batch=16),
+        ),
+    )
+    assert seen["stores"] == [Path("one.zarr")]
+    assert seen["sae"].k == 5
+    assert seen["sae"].d_sae == SaeSettings().d_sae
+    assert (seen["layer"], seen["batch"], seen["threads"], seen["extra"]) == (7, 16, 3, 7)
+
+
+def test_an_error_for_the_user_shows_no_traceback_on_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise UserError("column 'label' is missing in texts.csv")
+
+    with pytest.raises(SystemExit) as stop:
+        job.run(main, snakemake(tmp_path / "log"))
+    screen = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "column 'label' is missing in texts.csv" in screen
+    assert "Traceback" not in screen
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+def test_an_argument_that_the_rule_lacks_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(*, weights: Path) -> None:
+        raise AssertionError(weights)
+
+    with pytest.raises(SystemExit):
+        job.run(main, snakemake(tmp_path / "log"))
+    assert "gives no 'weights'" in capsys.readouterr().err
+
+
+def test_without_snakemake_the_signature_is_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def main(*, weights: Path, layer: int = 3) -> None:
+        seen.append((weights, layer))
+
+    monkeypatch.setattr("sys.argv", ["train_sae.py", "--weights", "w.bin", "--layer", "4"])
+    job.run(main, {})
+    assert seen == [(Path("w.bin"), 4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            MemoryError("Unable to allocate"),
+            "out of memory with micro_batch=64: Unable to allocate. The next attempt",
+        ),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA"),
+            "out of memory with micro_batch=64: CUDA",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "no room to write: [Errno 28] No space left on device. Free space",
+        ),
+        (OSError(2, "No such file"), "unexpected FileNotFoundError"),
+    ],
+)
+def test_trouble_with_the_machine_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    def main(*, micro_batch: int) -> None:
+        assert micro_batch == 64
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        job.run(main, snakemake(tmp_path / "log", resources=Named(micro_batch=64)))
+    assert stop.value.code == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_log_begins_with_where_the_job_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    job.run(lambda: None, snakemake(tmp_path / "results/tiny/logs/rule/name.log"))
+    first = (tmp_path / "results/tiny/logs/rule/name.log").read_text().splitlines()[0]
+    assert first.endswith(f"process {os.getpid()} on {os.uname().nodename}, Slurm job 12, GPU 3")
+
+
+def test_locks_of_a_job_are_in_its_models_journal(tmp_path: Path) -> None:
+    def main() -> None:
+        with files.lock(tmp_path / "state"):
+            pass
+
+    job.run(main, snakemake(tmp_path / "results/tiny/logs/train_sae/layer_00.log"))
+    assert [event.event for event in lock_log.read(tmp_path / "results/tiny/logs/locks.log")] == [
+        "acquired",
+        "released",
+    ]

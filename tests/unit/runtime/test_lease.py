@@ -1,0 +1,465 @@
+"""The lease of a folder: live or dead by process, lock and date; taken over by exactly one; its loss noticed."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghosttrack.errors import UserError
+from ghosttrack.runtime import files, lease
+
+PLACES = ("this host", "other host", "other boot", "other container", "other user")
+PROCESSES = ("alive", "dead", "reused")
+AGES = ("fresh", "expired")
+PACKAGE = {**os.environ, "PYTHONPATH": str(Path(lease.__file__).parents[2])}
+# A user that is nobody here: root's children become it, others' stay what they are.
+STRANGER = 65534 if os.getuid() == 0 else os.getuid()
+
+
+def python(code: str, *words: str, folder: Path) -> "subprocess.Popen[str]":
+    """A process with the package, in `folder`; stdout and stderr in one."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=folder,
+        env=PACKAGE,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(["sleep", "600"], text=True) as running:
+        yield running
+        running.kill()
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(["sleep", "600"], text=True, user=STRANGER) as running:
+        yield running
+        running.kill()
+
+
+def ended_process() -> int:
+    with subprocess.Popen(["true"]) as run:
+        pass
+    return run.pid
+
+
+def left_behind(folder: Path, age: float = 0.0, **fields: Any) -> Path:
+    """A lease that its holder neither holds nor gave back, last renewed `age` seconds ago."""
+    held = lease.acquire(folder, "snakemake saes")
+    record = held.lease._replace(**fields)
+    held.path.write_bytes(lease._packed(record))
+    held.leave()
+    then = lease.file_clock(folder) - age
+    os.utime(held.path, (then, then))
+    return held.path
+
+
+def standing(folder: Path) -> lease.Found:
+    found = lease.current(folder)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["without flock", "flock held"])
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize("state", PROCESSES)
+@pytest.mark.parametrize("place", PLACES)
+def test_live_or_dead_follows_from_place_process_date_and_lock(
+    tmp_path: Path,
+    process: "subprocess.Popen[str]",
+    stranger: "subprocess.Popen[str]",
+    place: str,
+    state: str,
+    age: str,
+    locked: bool,
+) -> None:
+    pid = (
+        ended_process() if state == "dead" else (stranger if place == "other user" else process).pid
+    )
+    here = lease._of_this_process("", set())
+    fields = {
+        "this host": {},
+        "other user": {"user": "ann"},
+        "other host": {"host": "node7", "boot": "b7"},
+        "other boot": {"boot": "b7"},  # or a second machine of the same name
+        "other container": {"namespaces": "1 1"},
+    }[place]
+    ticks = lease._ticks(process.pid if state == "dead" else pid) + (state == "reused")
+    seconds = 5.0 if age == "fresh" else lease.EXPIRY_SECONDS + 5
+    path = left_behind(
+        tmp_path, seconds, **{"host": here.host, **fields, "pid": pid, "ticks": ticks}
+    )
+    seen_from_here = place in ("this host", "other user")
+    with path.open() as stream:
+        if locked:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        live = standing(tmp_path).live
+    assert live == (locked or (state == "alive" if seen_from_here else age == "fresh"))
+
+
+def test_a_copy_of_a_folder_is_not_held_by_the_run_in_the_original(tmp_path: Path) -> None:
+    held = lease.acquire(tmp_path / "original", "snakemake saes")
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    assert standing(tmp_path / "original").live
+    assert not standing(tmp_path / "copy").live
+    (tmp_path / "original").rename(tmp_path / "moved")
+    assert standing(tmp_path / "moved").live
+    held.leave()
+
+
+AS_STRANGER = """
+import os, sys
+from pathlib import Path
+from ghosttrack import files, lease
+from ghosttrack.errors import UserError
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setuid(int(sys.argv[1]))
+try:
+    lease.acquire(Path("."), "")
+except UserError as error:
+    print(error)
+"""
+
+
+def said_to_a_stranger(folder: Path) -> str:
+    """What another user is told who wants the lease of `folder`; `folder` itself is open to everyone."""
+    folder.chmod(0o755)
+    return python(AS_STRANGER, str(STRANGER), folder=folder).communicate()[0]
+
+
+def test_another_user_sees_that_a_process_is_alive(tmp_path: Path) -> None:
+    left_behind(tmp_path, 500)
+    said = said_to_a_stranger(tmp_path)
+    assert f"another run is at work in this folder: {files.user_name(os.getuid())} on " in said
+    assert "its process is stopped" in said.lower()  # so it was found, though it is expired
+
+
+def test_another_user_is_told_whose_lease_it_may_not_read(tmp_path: Path) -> None:
+    path = left_behind(tmp_path, 0, pid=ended_process())
+    path.parent.chmod(0o700 if os.getuid() == 0 else 0)  # umask 077
+    said = said_to_a_stranger(tmp_path)
+    path.parent.chmod(0o700)
+    assert (
+        f"results/.run belongs to {files.user_name(os.getuid())}, and you may not read it" in said
+    )
+    assert "chmod -R g+rwX results" in said
+
+
+def test_another_user_is_told_whose_folder_it_may_not_write(tmp_path: Path) -> None:
+    path = left_behind(tmp_path, 0, pid=ended_process())
+    path.parent.chmod(0o755 if os.getuid() == 0 else 0o500)
+    said = said_to_a_stranger(tmp_path)
+    path.parent.chmod(0o700)
+    assert (
+        f"results/.run cannot be written (Permission denied): it belongs to {files.user_name(os.getuid())}"
+        in said
+    )
+
+
+def test_another_user_of_a_shared_folder_takes_over_from_a_dead_run(tmp_path: Path) -> None:
+    path = left_behind(tmp_path, 0, pid=ended_process())
+    for place in (path.parent.parent, path.parent):
+        place.chmod(0o777)
+    assert said_to_a_stranger(tmp_path) == ""
+    found = standing(tmp_path)
+    assert found.lease is not None
+    assert found.lease.users == sorted({os.getuid(), STRANGER})
+    assert not path.exists()
+
+
+def test_a_process_that_proc_hides_is_judged_by_the_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: "subprocess.Popen[str]"
+) -> None:
+    left_behind(tmp_path, 5, pid=process.pid, ticks=lease._ticks(process.pid))
+    monkeypatch.setattr(lease, "_stat", lambda _: ("", 0))
+    assert standing(tmp_path).alive is None
+    assert standing(tmp_path).live
+
+
+def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as run:
+        left_behind(tmp_path, 5, pid=run.pid, ticks=lease._ticks(run.pid))
+        assert standing(tmp_path).live
+        run.kill()
+        os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOWAIT)
+        assert not standing(tmp_path).live
+
+
+def test_a_wrong_clock_of_this_machine_ends_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(tmp_path, 5, boot="b7")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert standing(tmp_path).live
+    assert 0 <= standing(tmp_path).silent < 60
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'{"host": "node7", "check": "0"}'])
+def test_a_lease_that_cannot_be_read_is_live_until_it_runs_out(tmp_path: Path, text: bytes) -> None:
+    path = left_behind(tmp_path, 5)
+    path.write_bytes(text)
+    assert standing(tmp_path).lease is None
+    with pytest.raises(UserError, match="a host that is not known yet"):
+        lease.acquire(tmp_path, "")
+    then = lease.file_clock(tmp_path) - 200
+    os.utime(path, (then, then))
+    assert not standing(tmp_path).live
+
+
+def test_a_record_that_is_being_replaced_is_no_record() -> None:
+    old = lease._of_this_process("snakemake", set())
+    new = old._replace(pid=old.pid + 1, ticks=old.ticks + 123456)
+    before, after = lease._packed(old), lease._packed(new)
+    assert len(before) == len(after)
+    assert lease._unpacked(after) == new
+    for cut in range(len(before)):
+        assert lease._unpacked(after[:cut] + before[cut:]) in (None, old, new)
+
+
+def test_a_lease_that_was_given_back_leaves_the_folder_free(tmp_path: Path) -> None:
+    with lease.hold(tmp_path, "first", pytest.fail) as first:
+        assert not first.after_killed
+        assert standing(tmp_path).live
+    assert lease.current(tmp_path) is None
+    with lease.hold(tmp_path, "second", pytest.fail) as second:
+        assert not second.after_killed
+        assert second.number == first.number + 1
+
+
+def test_after_a_killed_run_of_this_host_the_next_one_starts_at_once_and_knows(
+    tmp_path: Path,
+) -> None:
+    left_behind(tmp_path, 0, pid=ended_process())
+    began = time.monotonic()
+    with lease.hold(tmp_path, "second", pytest.fail) as second:
+        assert second.after_killed
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "age", "words"),
+    [
+        ({}, 5, ["process {pid}", "last sign of life 5 s ago", "kill {pid}"]),
+        (
+            {"boot": "b7", "host": "node7", "pid": 12},
+            5,
+            ["on node7: kill 12", "node7 is gone for good", "in 115 s"],
+        ),
+        ({"namespaces": "1 1", "host": "box", "pid": 12}, 5, ["on box: kill 12", "runs out"]),
+        ({}, 500, ["its process is stopped", "kill -CONT {pid}"]),
+    ],
+    ids=["this host", "other host", "other container", "stopped"],
+)
+def test_a_refusal_says_who_since_when_and_what_to_do(
+    tmp_path: Path, fields: dict[str, Any], age: float, words: list[str]
+) -> None:
+    left_behind(tmp_path, age, user="ann", **fields)
+    with pytest.raises(UserError) as refused:
+        lease.acquire(tmp_path, "")
+    said = str(refused.value)
+    for word in ["ann on ", "(snakemake saes)", "since 20", "model=both", "a clone each", *words]:
+        assert word.format(pid=os.getpid()).lower() in said.lower(), said
+
+
+def test_a_lock_that_outlives_its_machine_can_be_removed_as_the_message_says(
+    tmp_path: Path,
+) -> None:
+    path = left_behind(tmp_path, 500, boot="b7", host="node7")
+    with path.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"node7 is gone for good: delete results/\.run"):
+            lease.acquire(tmp_path, "")
+        path.unlink()
+        path.parent.rmdir()
+        lease.acquire(tmp_path, "").release()
+
+
+def test_a_silent_lease_of_another_host_is_watched_before_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 1.0)
+    path = left_behind(tmp_path, 500, boot="b7", host="node7")
+    renewal = threading.Timer(0.4, os.utime, [path])
+    renewal.start()
+    with pytest.raises(UserError, match=r"another run is at work.*node7"):
+        lease.acquire(tmp_path, "")
+    renewal.join()
+    then = time.time() - 500
+    os.utime(path, (then, then))
+    held = lease.acquire(tmp_path, "")
+    assert held.after_killed
+    assert "watching for 1 s" in capsys.readouterr().err
+    held.release()
+
+
+# Every turn takes the lease, checks that nobody else has it, and gives it back or dies with it.
+TURNS = """
+import os, sys, time
+from pathlib import Path
+from ghosttrack import files, lease
+from ghosttrack.errors import UserError
+def refused(handle):
+    raise OSError(38, "no locks here")
+if sys.argv[1] == "without flock":
+    files.flock = refused
+folder, turns, others = Path.cwd(), 0, 0
+end = time.monotonic() + 6
+while time.monotonic() < end:
+    try:
+        held = lease.acquire(folder, "turn")
+    except UserError:
+        others += 1
+        continue
+    os.close(os.open("inside", os.O_CREAT | os.O_EXCL))  # fails if another is inside
+    time.sleep(0.001)
+    os.unlink("inside")
+    turns += 1
+    if turns % 3:
+        held.release()
+    else:
+        held.hand_over(int(sys.argv[2]))
+        held.leave()
+print(turns, others)
+"""
+
+
+@pytest.mark.parametrize("flock", ["with flock", "without flock"])
+def test_of_several_challengers_exactly_one_wins_each_time(tmp_path: Path, flock: str) -> None:
+    dead = str(ended_process())
+    runs = [python(TURNS, flock, dead, folder=tmp_path) for _ in range(5)]
+    said = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 5, said
+    counts = [[int(number) for number in text.split()] for text in said]
+    assert sum(turns for turns, _ in counts) > 10, counts
+    assert sum(others for _, others in counts) > 0, counts
+
+
+def test_a_challenger_that_was_held_up_withdraws(tmp_path: Path) -> None:
+    first = lease.acquire(tmp_path, "first")
+    first.release()
+    second = lease.acquire(tmp_path, "second")
+    late = lease._of_this_process("late", set())
+    assert (
+        lease._create(tmp_path, first.number, late) is None
+    )  # it looked before the first run had begun
+    assert lease._create(tmp_path, second.number, late) is None
+    assert second.renew()
+    assert [path.name for path in second.path.parent.iterdir()] == [second.path.name]
+    second.release()
+    assert lease._create(tmp_path, second.number, late) is None
+    assert lease.current(tmp_path) is None
+
+
+def test_the_old_holder_notices_that_it_lost_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    said: list[str] = []
+    with lease.hold(tmp_path, "old", said.append) as old:
+        time.sleep(0.3)
+        assert said == []
+        new = old.lease._replace(user="bob", host="node7", token="other")
+        lease._create(tmp_path, old.number + 1, new)
+        time.sleep(0.5)
+    assert len(said) == 1
+    assert "the run of bob on node7" in said[0]
+    assert "no sign of life for more than 120 s" in said[0]
+    found = standing(tmp_path)
+    assert found.lease == new._replace(inode=found.inode)  # it is not given back with the old one
+
+
+def test_a_deleted_lease_is_made_again(tmp_path: Path) -> None:
+    held = lease.acquire(tmp_path, "")
+    held.path.unlink()
+    held.path.parent.rmdir()
+    assert held.renew()
+    assert standing(tmp_path).locked
+    assert standing(tmp_path).lease == held.lease._replace(inode=held.path.stat().st_ino)
+    held.release()
+
+
+def test_renewing_keeps_a_lease_fresh(tmp_path: Path) -> None:
+    held = lease.acquire(tmp_path, "")
+    then = time.time() - 500
+    os.utime(held.path, (then, then))
+    assert standing(tmp_path).expired
+    assert held.renew()
+    assert not standing(tmp_path).expired
+    held.release()
+
+
+ADOPT = """
+import os, sys
+from pathlib import Path
+from ghosttrack import lease
+held = lease.hold_for_this_process(Path.cwd())
+assert lease.hold_for_this_process(Path.cwd()) is held
+print(held.number, held.lease.token, held.lease.pid == os.getpid(), lease.VARIABLE in os.environ, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_plain_snakemake_takes_the_lease_and_gives_it_back_at_its_end(tmp_path: Path) -> None:
+    with python(ADOPT, folder=tmp_path) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline().split()[0::2] == ["1", "True"]
+        assert standing(tmp_path).live
+        run.communicate()
+    assert run.returncode == 0
+    assert lease.current(tmp_path) is None
+
+
+def test_the_snakemake_of_launch_shares_its_lease_and_jobs_do_not_hear_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = lease.acquire(tmp_path, "launch")
+    monkeypatch.setitem(PACKAGE, lease.VARIABLE, f"{held.lease.token} {os.getpid()}")
+    with python(ADOPT, folder=tmp_path) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline().split() == [
+            str(held.number),
+            held.lease.token,
+            "True",
+            "False",
+        ]
+        found = standing(tmp_path)
+        assert found.lease is not None
+        assert found.lease.pid == run.pid
+        run.communicate()
+    assert not held.renew()  # given back by both, and nobody is told of a loss
+    assert held._done.is_set()
+
+
+def test_a_snakemake_whose_launch_lost_the_lease_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = lease.acquire(tmp_path, "old")
+    lease._create(tmp_path, old.number + 1, old.lease._replace(token="other", user="bob"))
+    monkeypatch.setitem(PACKAGE, lease.VARIABLE, f"{old.lease.token} {os.getpid()}")
+    with python(ADOPT, folder=tmp_path) as run:
+        said, _ = run.communicate()
+    assert run.returncode == 1
+    assert "another run is at work in this folder: bob" in said
+    old.leave()
+
+
+def test_everyone_who_ever_held_the_lease_stays_named_in_it(tmp_path: Path) -> None:
+    left_behind(tmp_path, 0, pid=ended_process(), users=[4711])
+    assert lease.users(tmp_path) == {4711}
+    lease.acquire(tmp_path, "").release()
+    assert lease.users(tmp_path) == {4711, os.getuid()}

@@ -1,0 +1,392 @@
+"""Records of jobs: content decides, and dates, folders and Snakemake's metadata do not."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ghosttrack.errors import UserError
+from ghosttrack.planning import due
+from ghosttrack.planning.due import Request
+from ghosttrack.runtime import files, records
+
+
+class Named(list[Any]):
+    """Stands in for Snakemake's lists with names."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__()
+        self._parts = parts
+        for name, value in parts.items():
+            self.extend(value if isinstance(value, list) else [value])
+            setattr(self, name, value)
+
+    def keys(self) -> list[str]:
+        return list(self._parts)
+
+    def items(self) -> list[tuple[str, Any]]:
+        return list(self._parts.items())
+
+
+SAE = "results/m/saes/layer_02/sae_weights.safetensors"
+ROWS, MANIFEST = (
+    "results/m/activations/layer_02/shard_0000.zarr",
+    "results/m/activations/layer_02/shard_0000.json",
+)
+TABLE = "results/m/evaluation/metrics.csv"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".snakemake").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+def put(path: str, content: bytes = b"x") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content)
+
+
+def job(output: str, inputs: dict[str, Any] | None = None, **params: Any) -> Any:
+    return SimpleNamespace(
+        rule="made",
+        input=Named(**(inputs or {})),
+        output=Named(out=output),
+        params=Named(**{"code": "c", **params}),
+    )
+
+
+def made(one: Any, content: bytes = b"x") -> None:
+    """Run a job: it writes its output."""
+    with records.recorded(one):
+        put(one.output[0], content)
+
+
+def chain(k: int = 16, site: str = "resid_post") -> list[Any]:
+    """Extraction, training, a table: as three jobs."""
+    return [
+        job(MANIFEST, site=site),
+        job(SAE, {"manifests": [MANIFEST]}, sae={"k": k, "epochs": 2}),
+        job(TABLE, {"weights": [SAE]}, seed=0),
+    ]
+
+
+def requests(jobs: list[Any], **calls: str) -> list[Request]:
+    makers = {one.output[0]: place for place, one in enumerate(jobs)}
+    return [
+        Request(
+            f"rule{place}",
+            records.describe_job(one),
+            tuple(one.output),
+            {path: makers[path] for path in one.input if path in makers},
+            calls.get(f"rule{place}", ""),
+        )
+        for place, one in enumerate(jobs)
+    ]
+
+
+def states(jobs: list[Any]) -> list[str]:
+    return [verdict.state for verdict in due.judge(requests(jobs))]
+
+
+def finish(jobs: list[Any]) -> None:
+    for one in jobs:
+        made(one)
+
+
+def test_before_a_first_run_everything_is_missing_and_nothing_has_a_reason() -> None:
+    verdicts = due.judge(requests(chain()))
+    assert verdicts == [("missing", "")] * 3
+    assert due.described(requests(chain()), verdicts) == ""
+
+
+def test_a_finished_run_is_current_whatever_the_dates_say() -> None:
+    finish(chain())
+    assert states(chain()) == ["current"] * 3
+    for place, path in enumerate(
+        (TABLE, SAE, MANIFEST)
+    ):  # results older than what they were made from
+        os.utime(path, (1000 + place, 1000 + place))
+    shutil.rmtree(".snakemake")
+    assert states(chain()) == ["current"] * 3
+
+
+def test_a_copy_of_the_folder_is_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(chain())
+    shutil.copytree("results", tmp_path / "elsewhere" / "results", copy_function=shutil.copy)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert states(chain()) == ["current"] * 3
+
+
+def test_a_changed_setting_names_its_key_and_makes_what_follows_due() -> None:
+    finish(chain())
+    verdicts = due.judge(requests(chain(k=8)))
+    assert [verdict.state for verdict in verdicts] == ["current", "due", "due"]
+    assert verdicts[1].reason == "settings: sae.k 16 -> 8"
+    text = due.described(requests(chain(k=8)), verdicts)
+    assert "rule1: settings: sae.k 16 -> 8" in text
+    assert "jobs that follow from these: 1" in text
+
+
+def test_a_changed_setting_is_not_forgotten_when_its_first_job_fails() -> None:
+    finish(chain())
+    changed = chain(site="mlp_out")
+    Path(MANIFEST).unlink()  # Snakemake removes the output before the job that then fails
+    assert states(changed) == ["due", "due", "due"]
+    made(changed[0])  # the second attempt extracts, and nothing is trained yet
+    assert states(changed) == ["current", "current", "current"]  # the same bytes: nothing follows
+    made(changed[0], b"other")
+    assert states(changed) == ["current", "due", "due"]
+
+
+def test_a_lost_result_is_missing_and_what_follows_stays_current() -> None:
+    finish(chain())
+    Path(SAE).unlink()
+    assert states(chain()) == ["current", "missing", "current"]
+
+
+def test_activations_that_a_disk_budget_released_are_missing_and_call_for_nothing() -> None:
+    finish(chain())
+    Path(MANIFEST).unlink()
+    assert states(chain()) == ["missing", "current", "current"]
+    assert states(chain(site="mlp_out")) == ["due", "due", "due"]
+
+
+@pytest.mark.parametrize("path", [MANIFEST, SAE, TABLE])
+def test_a_flipped_bit_is_named_and_only_its_job_runs_again(path: str) -> None:
+    finish(chain())
+    put(path, b"y")
+    verdicts = due.judge(requests(chain()))
+    assert [verdict.state for verdict in verdicts].count("damaged") == 1
+    assert [verdict.state for verdict in verdicts].count("current") == 2
+    assert any(path in verdict.reason for verdict in verdicts)
+
+
+def test_a_result_made_again_with_other_bytes_makes_what_follows_due() -> None:
+    finish(chain())
+    made(chain()[1], b"other rounding")
+    assert states(chain()) == ["current", "current", "due"]
+
+
+def test_an_output_without_a_record_is_due() -> None:
+    finish(chain())
+    records.record_path(SAE).unlink()
+    assert states(chain()) == ["current", "due", "due"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"params": 3}', '{"params": {}, "inputs": {}}', "\x00"]
+)
+def test_a_damaged_record_counts_as_none(text: str) -> None:
+    finish(chain())
+    records.record_path(SAE).write_text(text)
+    assert states(chain()) == ["current", "due", "due"]
+
+
+def test_what_a_job_only_waits_for_is_not_among_its_inputs() -> None:
+    waiting = job(MANIFEST, {"earlier": [SAE], "weights": ["results/m/model/model.safetensors"]})
+    assert list(records.describe_job(waiting).inputs) == ["results/m/model/model.safetensors"]
+
+
+def test_a_users_file_counts_by_its_content_and_not_by_its_folder() -> None:
+    put("mine/texts.csv", b"a,b")
+    one = job(TABLE, {"file": "mine/texts.csv"}, dataset_settings={"path": "mine/texts.csv"})
+    made(one)
+    shutil.move("mine", "moved")
+    moved = job(TABLE, {"file": "moved/texts.csv"}, dataset_settings={"path": "moved/texts.csv"})
+    assert states([moved]) == ["current"]
+    put("moved/texts.csv", b"a,c")
+    os.utime("moved/texts.csv", (1000, 1000))  # as `cp -p` of an older file
+    assert states([moved]) == ["due"]
+    assert "mine" not in records.record_path(TABLE).read_text()
+
+
+def test_two_files_of_one_name_keep_their_places() -> None:
+    put("a/texts.csv", b"1")
+    put("b/texts.csv", b"2")
+    made(job(TABLE, {"texts": "a/texts.csv", "context": "b/texts.csv"}))
+    assert states([job(TABLE, {"texts": "a/texts.csv", "context": "b/texts.csv"})]) == ["current"]
+    assert states([job(TABLE, {"texts": "b/texts.csv", "context": "a/texts.csv"})]) == ["due"]
+
+
+def test_where_progress_is_kept_and_what_is_only_compared_is_no_setting() -> None:
+    made(job(TABLE, state="a", made_from="b", expected={"k": 1}))
+    assert states([job(TABLE, state="c", made_from="d", expected={"k": 2})]) == ["current"]
+
+
+def test_settings_survive_json() -> None:
+    values: dict[str, Any] = {
+        "layers": (1, 2),
+        "path": Path("x"),
+        "nothing": None,
+        "rate": 0.1,
+        "on": True,
+        "arms": {3: {"b": 1, "a": 2}},
+    }
+    made(job(TABLE, **values))
+    assert states([job(TABLE, **values)]) == ["current"]
+    assert states([job(TABLE, **{**values, "on": 1.5})]) == ["due"]
+
+
+def test_a_job_refuses_an_input_that_is_not_what_its_own_job_wrote() -> None:
+    finish(chain()[:1])
+    put(MANIFEST, b"damaged")
+    with pytest.raises(
+        UserError, match=r"shard_0000.json is not what its job wrote .*Run the same command again"
+    ):
+        made(chain()[1])
+    assert records.read(SAE) is None
+
+
+def test_on_a_cluster_a_job_waits_for_what_another_node_has_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finish(chain()[:1])
+    put(MANIFEST, b"the former version")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("time.sleep", lambda _: put(MANIFEST))
+    made(chain()[1])
+    assert records.read(SAE) is not None
+
+
+def _write_half() -> None:
+    put(SAE)
+    raise UserError("no room")
+
+
+def test_a_job_that_fails_records_nothing() -> None:
+    finish(chain()[:1])
+    with pytest.raises(UserError), records.recorded(chain()[1]):
+        _write_half()
+    assert records.read(SAE) is None
+
+
+def test_a_job_asked_for_by_name_takes_along_what_follows() -> None:
+    finish(chain())
+    verdicts = due.judge(requests(chain(), rule1="asked for by name"))
+    assert [verdict.state for verdict in verdicts] == ["current", "due", "due"]
+
+
+def test_reasons_beyond_a_screenful_are_counted() -> None:
+    jobs = [job(f"results/m/{name}.csv", seed=0) for name in range(due.SHOWN_REASONS + 5)]
+    for one in jobs:
+        put(one.output[0])
+    verdicts = due.judge(requests(jobs))
+    assert "and 5 more" in due.described(requests(jobs), verdicts)
+
+
+# ---- digests of content
+def store(files_of: dict[str, bytes], manifest: bytes = b"{}") -> None:
+    for name, content in files_of.items():
+        put(f"{ROWS}/{name}", content)
+    put(MANIFEST, manifest)
+
+
+def test_a_store_is_known_by_its_manifest_and_the_sizes_of_its_files() -> None:
+    store({"zarr.json": b"{}", "c/0": b"12"})
+    first = records.digest_of(ROWS)
+    put(f"{ROWS}/.snakemake_timestamp")
+    assert records.digest_of(ROWS) == first
+    for change in ({"c/0": b"1"}, {"c/1": b""}):
+        shutil.rmtree(ROWS)
+        store({"zarr.json": b"{}", "c/0": b"12", **change})
+        assert records.digest_of(ROWS) != first
+    shutil.rmtree(ROWS)
+    store({"zarr.json": b"{}", "c/0": b"12"}, manifest=b"[]")
+    assert records.digest_of(ROWS) != first
+
+
+def test_a_folder_without_a_manifest_is_known_by_all_its_bytes() -> None:
+    put("results/m/paper/a.tex", b"1")
+    first = records.digest_of("results/m/paper")
+    put("results/m/paper/a.tex", b"2")
+    assert records.digest_of("results/m/paper") != first
+    assert records.digest_of("results/m/none") is None
+
+
+def test_a_large_file_is_read_once_and_again_when_anything_of_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(records, "CACHED_BYTES", 4)
+    monkeypatch.setattr(records, "SETTLED_SECONDS", -1.0)
+    real = files.sha256_file
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(files, "sha256_file", counted)
+    put("large", b"12345")
+    first = records.digest_of("large")
+    assert records.digest_of("large") == first
+    assert len(read) == 1
+    dates = Path("large").stat()
+    put("large", b"12346")
+    os.utime("large", ns=(dates.st_atime_ns, dates.st_mtime_ns))  # size and date as before
+    assert records.digest_of("large") != first
+    for damage in (b"", b"x", b"\xff\xfe"):
+        for cached in Path(records.CACHE).iterdir():
+            cached.write_bytes(damage)
+        assert records.digest_of("large") == real(Path("large"))
+
+
+def test_a_file_just_written_is_not_trusted_to_stay() -> None:
+    put("large", b"1" * (records.CACHED_BYTES + 1))
+    records.digest_of("large")
+    assert not Path(records.CACHE).exists()
+
+
+def test_every_file_that_a_model_is_read_from_counts() -> None:
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "merges.txt", "README.md"):
+        put(f"mine/{name}", b"a" * 100_000)
+    first = records.model_digest(Path("mine"))
+    put("mine/README.md", b"b")
+    assert records.model_digest(Path("mine")) == first
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "merges.txt"):
+        put(f"mine/{name}", b"a" * 70_000 + b"b" + b"a" * 29_999)
+        assert records.model_digest(Path("mine")) != first
+        put(f"mine/{name}", b"a" * 100_000)
+
+
+# ---- what results were made with
+def test_results_made_with_this_runs_settings_pass() -> None:
+    finish(chain())
+    assert (
+        records.check_lineage(
+            [TABLE], {"sae": {"k": 16, "epochs": 2, "new": 1}, "seed": 0, "site": "resid_post"}
+        )
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [
+        ({"sae": {"k": 8, "epochs": 2}}, r"sae_weights.* made with sae.k 16, this run asks for 8"),
+        ({"seed": 1}, "seed 0"),
+    ],
+)
+def test_results_made_with_other_settings_fail(expected: dict[str, Any], said: str) -> None:
+    finish(chain())
+    with pytest.raises(UserError, match=said):
+        records.check_lineage([TABLE], expected)
+
+
+def test_results_made_from_another_file_than_the_one_that_stands_fail() -> None:
+    finish(chain())
+    made(chain()[1], b"other")
+    with pytest.raises(UserError, match=r"metrics.csv was made from another .*sae_weights"):
+        records.check_lineage([TABLE], {})
+
+
+def test_a_record_is_readable_json_beside_the_results() -> None:
+    finish(chain())
+    path = Path("results/m/records/saes/layer_02/sae_weights.safetensors.json")
+    content = json.loads(path.read_text())
+    assert content["params"]["sae"] == {"k": 16, "epochs": 2}
+    assert list(content["inputs"]) == [MANIFEST]

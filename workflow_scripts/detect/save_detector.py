@@ -1,0 +1,78 @@
+"""Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from ghosttrack import sae
+from ghosttrack import scores as registry
+from ghosttrack.detection import audit, saved, saved_fit
+from ghosttrack.inputs import chat
+from ghosttrack.runtime import files, job, tables
+from ghosttrack.settings import DetectionSettings, code_digest
+
+
+def main(
+    *,
+    audits: list[Path],
+    examples: list[Path],
+    outputs: list[Path],
+    weights: list[Path],
+    cfgs: list[Path],
+    source: Path,
+    detector: Path,
+    about: Path,
+    token_scores: Path,
+    effects: Path,
+    datasets: list[str],
+    layers: list[int],
+    site: str,
+    positions: str,
+    detection: DetectionSettings,
+    seed: int,
+    threads: int = 1,
+) -> None:
+    """Write the detector, and what it says of every answer token of the data sets.
+
+    `audits`, `examples` and `outputs` go with `datasets`, `weights` and `cfgs` with `layers`.
+    """
+    sources = {
+        name: saved_fit.Source(
+            tables.read_parquet(own_examples), tables.read_parquet(own_outputs), own_outputs.parent
+        )
+        for name, own_examples, own_outputs in zip(datasets, examples, outputs, strict=True)
+    }
+    checks = pd.concat([registry.read(path, audit.COLUMNS) for path in audits], ignore_index=True)
+    chosen = saved_fit.strict_sets(checks)
+    saes = {layer: sae.load(path.parent) for layer, path in zip(layers, weights, strict=True)}
+    with threadpool_limits(threads):
+        fitted = saved_fit.fit(sources, chosen, saes, detection.folds, seed)
+    reason = fitted.quality.pop("reason", "")
+    described: dict[str, Any] = {
+        "reason": reason,
+        "model": files.read_json(source)["files_sha256"],
+        "layers": layers,
+        "site": site,
+        "positions": positions,
+        "prompt": "chat"
+        if chosen and all(chat.is_asked(sources[name].examples) for name in chosen)
+        else "plain",
+        "saes": {
+            str(layer): {path.name: files.sha256_file(path) for path in pair}
+            for layer, pair in zip(layers, zip(weights, cfgs, strict=True), strict=True)
+        },
+        "quality": fitted.quality,
+        "seed": seed,
+        "folds": detection.folds,
+        "libraries": code_digest.library_versions(),
+    }
+    saved.save(fitted.weights, described, detector, about)
+    for path, table in ((token_scores, fitted.tokens), (effects, fitted.effects)):
+        with files.atomic_write(path, "wb") as stream:
+            table.to_parquet(stream, index=False)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

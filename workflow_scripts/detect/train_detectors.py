@@ -1,0 +1,58 @@
+"""Train every detector on one data set, out of fold, with nested choices."""
+
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from ghosttrack.detection import run as detection_run
+from ghosttrack.runtime import files, job, tables
+from ghosttrack.settings import DetectionSettings
+
+
+def main(
+    *,
+    examples: Path,
+    outputs: Path,
+    audited: Path,
+    stores: list[Path],
+    manifests: list[Path],
+    weights: list[Path],
+    background: Path,
+    prompt_states: Path,
+    signals: list[Path],
+    samples: list[Path],
+    scores: Path,
+    selection: Path,
+    importance: Path,
+    dataset: str,
+    layers: list[int],
+    variants: list[str],
+    detection: DetectionSettings,
+    seed: int,
+    threads: int = 1,
+) -> None:
+    """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`; `samples` holds
+    the drawn answers of a generated data set, or nothing."""
+    drawn = [detection_run.Samples(tables.read_parquet(path), path) for path in samples]
+    with threadpool_limits(threads):
+        found = detection_run.train_dataset(
+            dataset,
+            tables.read_parquet(examples),
+            tables.read_parquet(outputs),
+            tables.read_parquet(audited),
+            detection_run.Files(stores, manifests, weights, background, prompt_states, signals),
+            layers,
+            variants,
+            detection,
+            seed,
+            *drawn,
+        )
+    with files.atomic_write(scores, "wb") as stream:
+        found.scores.to_parquet(stream, index=False)
+    for path, table in ((selection, found.selection), (importance, found.importance)):
+        with files.atomic_write(path) as stream:
+            tables.write_csv(table, stream)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,17 @@
+"""Fail when a headline claim is not established (`strict: true`)."""
+
+from pathlib import Path
+
+from ghosttrack import scores as registry
+from ghosttrack.evaluation import ledger as claim_ledger
+from ghosttrack.runtime import files, job
+
+
+def main(*, ledger: Path, passed: Path) -> None:
+    """Read the ledger; write `passed` when it holds."""
+    claim_ledger.require_headline(registry.read(ledger, registry.LEDGER))
+    files.write_json(passed, {"established": claim_ledger.HEADLINE})
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

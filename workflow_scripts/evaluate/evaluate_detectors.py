@@ -1,0 +1,79 @@
+"""Judge every signal on every data set: metrics with intervals, the claim ledger, the leak audit, curves."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ghosttrack.evaluation import ledger as claim_ledger
+from ghosttrack.evaluation import relations as by_relation
+from ghosttrack.evaluation import scoreboard
+from ghosttrack.runtime import files, job, tables
+from ghosttrack.settings import EvaluationSettings
+
+
+def main(
+    *,
+    parts: list[Path],
+    generated: list[Path],
+    selections: list[Path],
+    importances: list[Path],
+    audits: list[Path],
+    scores: Path,
+    selection: Path,
+    importance: Path,
+    metrics: Path,
+    ledger: Path,
+    leak_audit: Path,
+    calibration: Path,
+    curves: Path,
+    relations: Path,
+    controls: list[str],
+    variants: list[str],
+    evaluation: EvaluationSettings,
+    seed: int,
+) -> None:
+    """Join the data sets' tables and write the tables of evaluation/; `controls` names the positive controls.
+
+    `generated`: examples.parquet of the data sets that the model answered itself, in the folder named as the data set.
+    """
+    table = pd.concat([tables.read_parquet(part) for part in parts], ignore_index=True)
+    standings = [
+        scoreboard.of_dataset(part, str(name) in controls, evaluation, seed)
+        for name, part in table.groupby("dataset", sort=False)
+    ]
+    standings += scoreboard.pools(standings, evaluation.confidence)
+    single = []
+    for path in generated:
+        part = table[table["dataset"] == path.parent.name]
+        relation = tables.read_parquet(path, columns=["id", "relation"]).set_index("id")["relation"]
+        single.append(by_relation.standings(part, relation, evaluation, seed))
+    claimed = [each for found in single for each in by_relation.claimed(found, evaluation)]
+    with files.atomic_write(scores, "wb") as stream:
+        table.to_parquet(stream, index=False)
+    written = {
+        metrics: scoreboard.metrics_table(standings),
+        ledger: claim_ledger.judge([*standings, *claimed], variants, evaluation),
+        relations: scoreboard.metrics_table(
+            [
+                *(each for found in single for each in found),
+                *(each for each in claimed if each.members),
+            ]
+        ),
+        calibration: scoreboard.calibration_table(table),
+        curves: scoreboard.curves_table(table),
+        **{
+            joined: pd.concat([tables.read_csv(part) for part in single], ignore_index=True)
+            for joined, single in (
+                (leak_audit, audits),
+                (selection, selections),
+                (importance, importances),
+            )
+        },
+    }
+    for path, content in written.items():
+        with files.atomic_write(path) as stream:
+            tables.write_csv(content, stream)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

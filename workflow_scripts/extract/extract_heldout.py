@@ -1,0 +1,41 @@
+"""Read the activations of the held-out documents, all layers in one pass."""
+
+from pathlib import Path
+
+import torch
+
+from ghosttrack.activations import extraction, limits
+from ghosttrack.inputs import corpus, models
+from ghosttrack.inputs.sites import Site
+from ghosttrack.runtime import job
+from ghosttrack.runtime.allocator import keep_freed_memory
+
+
+def main(
+    *,
+    heldout: Path,
+    heldout_manifest: Path,
+    weights: Path,
+    check: Path,
+    stores: list[Path],
+    manifests: list[Path],
+    site: Site,
+    batch: int,
+    threads: int,
+    code: str,
+) -> None:
+    """Write one store a layer over all held-out contexts."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    extraction.extract_contexts(
+        models.load_model(weights.parent, extraction.best_device()),
+        extraction.origin(weights.parent),
+        corpus.read_tokens(heldout, heldout_manifest).tokens,
+        [extraction.layer_of(store) for store in stores],
+        [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
+        extraction.Extraction(site, batch if limits.read(check).batched else 1, code=code),
+    )
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,1 @@
+"""Command lines: status, score, compare, launch, manual, gpu_check."""

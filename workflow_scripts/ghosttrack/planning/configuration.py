@@ -1,0 +1,340 @@
+"""From config files and the command line to checked settings; every mistake names its key and the choices.
+
+Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and the command line.
+"""
+
+import contextlib
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ghosttrack.errors import UserError
+from ghosttrack.facts import statements
+from ghosttrack.inputs import file_kinds, model_sizes, rows, user_texts
+from ghosttrack.runtime import files
+from ghosttrack.settings import DatasetSettings, Settings, names, section_type
+
+# `model=both` compares the two models of the original work.
+MODEL_GROUPS = {"both": ["gpt2-small", "gpt2-medium"]}
+
+
+def load(config: Mapping[str, Any], root: Path) -> dict[str, Settings]:
+    """Settings of every model that `config` asks for, in order.
+
+    Args:
+        config: config.yaml merged with the command line, as Snakemake hands it over.
+        root: the folder that holds `models/`, `presets/` and `datasets/`.
+    Raises:
+        UserError: naming the key, what was found, and the choices.
+    """
+    given = {key: _lenient(key, value) for key, value in config.items()}
+    for key in ("model", "preset"):
+        if given.get(key) is not None and not isinstance(given[key], str):
+            raise UserError(
+                f"{key}: {names.quotes_needed(given[key])}, as in --config '{key}=\"NAME\"'"
+            )
+    name = given.get("model") or Settings.model_fields["model"].default
+    models = MODEL_GROUPS.get(name, [name])
+    if given.get("model_path") and len(models) > 1:
+        raise UserError(
+            f"model_path: goes with one model, found model={name}: give the directory a name of its own, as model=NAME"
+        )
+    return {each: _resolve({**given, "model": each}, root) for each in models}
+
+
+def _resolve(given: dict[str, Any], root: Path) -> Settings:
+    known = list(Settings.model_fields)
+    for key in given:
+        if key not in known:
+            raise UserError(_unknown(key, known))
+    merged: dict[str, Any] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if preset := given.get("preset"):
+        origin, values = _read_choice(root / "presets", str(preset), "preset")
+        for_model = values.pop("per_model", {}).get(given["model"], {})
+        layers += [(origin, values), (origin, for_model)]
+    name = given["model"]
+    if given.get("model_path") and (root / "models" / f"{name}.yaml").exists():
+        raise UserError(
+            f"model_path: {name} is a model of its own; give the directory another name, as model=NAME"
+        )
+    if not isinstance(name, str) or not (
+        (root / "models" / f"{name}.yaml").exists() or given.get("model_path")
+    ):
+        _read_choice(root / "models", str(name), "model", also=[*MODEL_GROUPS])
+    if (root / "models" / f"{name}.yaml").exists() and not given.get("model_path"):
+        layers.append(_read_choice(root / "models", name, "model"))
+    layers.append(("config", given))
+    if path := given.get("model_path"):
+        layers.insert(-1, ("model_path", _describe_directory(path)))
+    for origin, values in layers:
+        if unknown := _unknown_in(values, Settings, ""):
+            raise UserError(unknown if origin == "config" else f"{origin}: {unknown}")
+        _merge(merged, values)
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_readable(error)) from None
+    for dataset in settings.datasets:
+        load_dataset(dataset, root)
+    return settings
+
+
+def load_dataset(name: str, root: Path) -> DatasetSettings:
+    """Settings of one data set from `root`/datasets/NAME.yaml; a UserError names the choices or the bad key."""
+    origin, values = _read_choice(root / "datasets", name, "datasets")
+    try:
+        found = DatasetSettings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
+    if found.table and found.table not in (tables := statements.list_tables()):
+        raise UserError(
+            f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}"
+        )
+    with reachable(f"{origin}: path"):
+        if found.path and (reason := rows.refusal(Path(found.path))):
+            raise UserError(f"{origin}: path: {reason}")
+    try:
+        user_texts.check_columns(found)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    return found
+
+
+@contextlib.contextmanager
+def reachable(key: str) -> Iterator[None]:
+    """Turn the operating system's error about a path in the settings into a UserError.
+
+    Python's `exists`, `is_file` and `is_dir` raise it for a path that is too long and for a folder that may not be read.
+
+    Args:
+        key: the settings key that holds the path.
+    Raises:
+        UserError: naming the key, the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{key}: {names.short(str(error.filename))} cannot be looked up ({error.strerror}); correct the path, or "
+            "the permissions of its folders"
+        ) from None
+
+
+def _read_choice(
+    folder: Path, name: str, key: str, also: list[str] | None = None
+) -> tuple[str, dict[str, Any]]:
+    path = folder / f"{name}.yaml"
+    choices = sorted([file.stem for file in folder.glob("*.yaml")] + (also or []))
+    if name not in choices or not path.exists():
+        hint = difflib.get_close_matches(name, choices, n=1)
+        meant = f" (did you mean {hint[0]!r}?)" if hint else ""
+        more = ", or give model_path=DIRECTORY" if key == "model" else ""
+        raise UserError(
+            f"{key}: {name!r} is not known{meant}. Choices: {', '.join(choices)}; or add {path.parent.name}/{name}.yaml under config{more}"
+        )
+    return str(path), read_yaml(path)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which no mapping holds a key twice; PyYAML itself keeps the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} stands twice; remove one", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of YAML text; a key that stands twice is a yaml.YAMLError."""
+    return yaml.load(text, Loader=_UniqueKeyLoader)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file; {} if it is empty.
+
+    Raises:
+        UserError: not UTF-8, not YAML, a key that stands twice, or no `key: value` lines.
+    """
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except NOT_YAML as error:
+        raise UserError(f"{path}: not valid YAML: {described(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values
+
+
+# What reading YAML may raise: a number of too many digits and a date that is none are a ValueError.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def described(error: Exception) -> str:
+    """What is wrong with YAML text and where, on one line."""
+    if isinstance(error, RecursionError):
+        return "lists or keys nested too deeply"
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+
+
+def _describe_directory(given: Any) -> dict[str, Any]:
+    """What the directory of `model_path` says about its model, as settings."""
+    if not isinstance(given, str):
+        raise UserError(f"model_path: {names.quotes_needed(given)}")
+    try:
+        path = Path(names.local_path(given))
+    except names.InvalidNameError as error:
+        raise UserError(f"model_path: {error}") from None
+    with reachable("model_path"):
+        return _described_model(path)
+
+
+def _described_model(path: Path) -> dict[str, Any]:
+    if reason := file_kinds.not_a_folder(path):
+        raise UserError(
+            f"model_path: {reason}; expected a directory with config.json, weights and a tokenizer"
+        )
+    weights = files.weight_files(path)
+    if not (path / "config.json").exists() or not weights:
+        missing = (
+            "config.json" if not (path / "config.json").exists() else "weights (*.safetensors)"
+        )
+        raise UserError(
+            f"model_path: {path} has no {missing}; expected a transformers model as save_pretrained writes it"
+        )
+    sizes = model_sizes.read_sizes(path / "config.json", "model_path")
+    return {
+        "source": {"kind": "directory", "id": str(path)},
+        "dimensions": {
+            "n_layers": sizes.n_layers,
+            "d_model": sizes.d_model,
+        },
+        "sae": {"d_sae": 4 * sizes.d_model},
+    }
+
+
+# How a command line writes that a value is cleared.
+_NULL = ("null", "Null", "NULL", "None", "~")
+
+
+def _lenient(key: str, value: Any) -> Any:
+    """Read text from the command line as YAML where the key does not hold text: a folder may be called 2024 or no."""
+    if isinstance(value, Mapping):
+        return {inner: _lenient(f"{key}.{inner}", each) for inner, each in value.items()}
+    if isinstance(value, str) and _holds_text(key):
+        return None if value in _NULL else value
+    if isinstance(value, str):
+        try:
+            return parse_yaml(value)
+        except NOT_YAML as error:
+            raise UserError(
+                f"{key}: {names.short(value)} is not valid YAML ({described(error)}); "
+                "write e.g. --config 'sae={k: 32}'"
+            ) from None
+    return value
+
+
+def _holds_text(key: str) -> bool:
+    """Whether the settings key, such as `corpus.source`, holds a text."""
+    *sections, name = key.split(".")
+    section: type[BaseModel] | None = Settings
+    for each in sections:
+        field = section.model_fields.get(each) if section else None
+        section = section_type(field.annotation) if field else None
+    field = section.model_fields.get(name) if section else None
+    if field is None or typing.get_origin(field.annotation) is list:
+        return False
+    kinds = [field.annotation, *typing.get_args(field.annotation)]
+    return any(
+        kind is str or (typing.get_origin(kind) is typing.Annotated and kind.__origin__ is str)
+        for kind in kinds
+    )
+
+
+def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _unknown_in(values: Mapping[str, Any], section: type[BaseModel], prefix: str) -> str:
+    """The first key, at any depth, that the settings do not know; "" if there is none."""
+    for key, value in values.items():
+        if key not in section.model_fields:
+            hint = " (is there no space after a colon?)" if ":" in str(key) else ""
+            return _unknown(str(key), list(section.model_fields), prefix) + hint
+        inner = section_type(section.model_fields[key].annotation)
+        if (
+            inner is not None
+            and isinstance(value, Mapping)
+            and (found := _unknown_in(value, inner, f"{prefix}{key}."))
+        ):
+            return found
+    return ""
+
+
+def _unknown(key: str, known: list[str], section: str = "") -> str:
+    hint = difflib.get_close_matches(key, known, n=1)
+    meant = f" (did you mean {section}{hint[0]}?)" if hint else ""
+    head, dot, rest = key.partition(".")
+    if dot and head in known:
+        nested = rest.replace(".", ": {") + ": VALUE" + "}" * rest.count(".")
+        meant = f" (dots do not nest: write '{head}={{{nested}}}' on the command line, or {rest} on a line of its own below {head}:)"
+    return f"unknown key {section}{key}{meant}. Known keys: {', '.join(known)}"
+
+
+def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = [
+            str(part) for part in item["loc"] if not str(part).startswith(("literal[", "list["))
+        ]
+        key = ".".join(path)
+        # A name in a list: the list's key says where to look, and the value which one it is.
+        listed = key.removesuffix(f".{path[-1]}") if path and path[-1].isdigit() else key
+        if item["type"] == "extra_forbidden":
+            section = _section_at(path[:-1], top)
+            lines.append(_unknown(path[-1], list(section.model_fields), ".".join([*path[:-1], ""])))
+        elif item["type"] == "value_error":
+            reason = item["ctx"]["error"]
+            lines.append(
+                f"{listed}: {reason}" if isinstance(reason, names.InvalidNameError) else str(reason)
+            )
+        elif item["type"] == "string_type":
+            lines.append(f"{listed}: {names.quotes_needed(item['input'])}")
+        elif item["type"] == "list_type":
+            found = names.short(item["input"])
+            lines.append(
+                f"{key}: {found} is no list; write square brackets, as in [{str(item['input'])[:120]}]"
+            )
+        else:
+            lines.append(
+                f"{key}: {names.short(item['input'])} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}"
+            )
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _section_at(path: list[str], top: type[BaseModel]) -> type[BaseModel]:
+    section = top
+    for part in path:
+        section = section_type(section.model_fields[part].annotation) or section
+    return section

@@ -1,0 +1,232 @@
+"""How far a run is, from its files alone: no locks, no Snakemake, no Slurm, nothing written.
+
+A job counts as done when its outputs stand; whether Snakemake would remake them, a dry run tells.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ghosttrack.planning import plan
+from ghosttrack.settings import DatasetSettings, Settings
+
+# Rules of a default run, without model and wave, in the order of the pipeline.
+PHASES = (
+    "fetch_model",
+    "check_model",
+    "fetch_corpus",
+    "fetch_dataset",
+    "fetch_questions",
+    "generate_answers",
+    "extract_activations",
+    "extract_heldout",
+    "extract_examples",
+    "fetch_sae",
+    "train_sae",
+    "train_shared_sae",
+    "evaluate_sae",
+    "describe_features",
+    "find_neighbours",
+    "cluster_features",
+    "track_features",
+    "measure_signals",
+    "measure_answers",
+    "audit_dataset",
+    "train_detectors",
+    "evaluate_detectors",
+    "save_detector",
+    "check_explanations",
+    "check_results",
+    "draw_figures",
+    "write_report",
+    "write_explorer",
+    "summarise_costs",
+    "check_claims",
+)
+
+
+class Job(NamedTuple):
+    """One job: its phase, its name among the phase's logs ("" for an only one), and whether its outputs stand."""
+
+    phase: str
+    name: str
+    done: bool
+
+
+class Layer(NamedTuple):
+    """One layer: whole training stores on disk and jobs that write one, whether its SAE is trained and measured."""
+
+    layer: int
+    stores: int
+    shards: int
+    trained: bool
+    measured: bool
+
+
+class Disk(NamedTuple):
+    """Bytes on disk; `training` counts unfinished stores, which are `partial`, too."""
+
+    training: int
+    partial: int
+    heldout: int
+    examples: int
+
+
+def jobs(
+    settings: Settings,
+    waves: Sequence[Sequence[int]],
+    datasets: Mapping[str, DatasetSettings],
+    results: Path,
+) -> list[Job]:
+    """Every job of one model's default run, phase by phase."""
+    home = results / settings.model
+    found = [
+        Job(phase, name, all((home / path).exists() for path in outputs))
+        for phase, name, outputs in _outputs(settings, datasets)
+    ]
+    # A store may be gone because its SAE is trained: then the job that wrote it is done.
+    trained = {layer for layer in settings.layers if _trained(home, layer)}
+    for layers in waves:
+        for shard in range(settings.shards):
+            done = all(layer in trained or _stored(home, layer, shard) for layer in layers)
+            found.append(
+                Job("extract_activations", f"{plan.pass_name(layers)}_shard_{shard:04d}", done)
+            )
+    return sorted(found, key=lambda job: PHASES.index(job.phase))
+
+
+def layers(settings: Settings, results: Path) -> list[Layer]:
+    """Where each analysed layer stands."""
+    home = results / settings.model
+    return [
+        Layer(
+            layer,
+            sum(_stored(home, layer, shard) for shard in range(settings.shards)),
+            settings.shards,
+            _trained(home, layer),
+            (home / "saes" / f"layer_{layer:02d}" / "quality.json").exists(),
+        )
+        for layer in settings.layers
+    ]
+
+
+def promised_manifests(settings: Settings, results: Path) -> list[Path]:
+    """Manifests of the stores that must stand, because what was made of them does, and that no disk budget lets go."""
+    home = results / settings.model
+    trained = [layer for layer in settings.layers if _trained(home, layer)]
+    found = []
+    if settings.activations.disk_budget_gb is None:
+        found += [
+            _manifest(home, layer, shard) for layer in trained for shard in range(settings.shards)
+        ]
+    names = [f"layer_{layer:02d}" for layer in trained]
+    found += [
+        home / f"heldout/{name}.json"
+        for name in names
+        if (home / f"saes/{name}/quality.json").exists()
+    ]
+    for dataset in settings.datasets:
+        if (home / f"examples/{dataset}/tokens.parquet").exists():
+            found += [home / f"examples/{dataset}/{name}.json" for name in [*names, "embedding"]]
+    return found
+
+
+def disk(model: str, results: Path) -> Disk:
+    """What a model's activation stores take on disk now, in bytes."""
+    home = results / model
+    training, partial = _sizes(home / "activations")
+    return Disk(training, partial, _sizes(home / "heldout")[0], _sizes(home / "examples")[0])
+
+
+def _sizes(folder: Path) -> tuple[int, int]:
+    """Bytes of all files below `folder`, and of those in `*.partial` folders; files may vanish meanwhile."""
+    total = partial = 0
+    for place, _, names in os.walk(folder):
+        unfinished = ".partial" in place.removeprefix(str(folder))
+        for name in names:
+            try:
+                size = (Path(place) / name).lstat().st_size
+            except FileNotFoundError:
+                continue
+            total += size
+            partial += size if unfinished else 0
+    return total, partial
+
+
+def _trained(home: Path, layer: int) -> bool:
+    return (home / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors").exists()
+
+
+def _stored(home: Path, layer: int, shard: int) -> bool:
+    return _manifest(home, layer, shard).exists()
+
+
+def _manifest(home: Path, layer: int, shard: int) -> Path:
+    return home / "activations" / f"layer_{layer:02d}" / f"shard_{shard:04d}.json"
+
+
+def _outputs(
+    settings: Settings, datasets: Mapping[str, DatasetSettings]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Rule, name and outputs, below the model's folder, of every job but those of `extract_activations`."""
+    folders = [f"layer_{layer:02d}" for layer in settings.layers]
+    variants = settings.tracking.variants
+    yield "fetch_model", "", ["model/source.json", "model/model.safetensors"]
+    yield "check_model", "", ["model_check.json", "model_check.csv"]
+    yield "fetch_corpus", "", ["corpus/train.json", "corpus/heldout.json"]
+    for name in settings.datasets:
+        if datasets[name].mode == "generated":
+            yield "fetch_questions", name, [f"datasets/{name}/questions.parquet"]
+            yield (
+                "generate_answers",
+                name,
+                [
+                    f"datasets/{name}/examples.parquet",
+                    f"datasets/{name}/labels.json",
+                    f"datasets/{name}/samples.parquet",
+                ],
+            )
+        else:
+            yield "fetch_dataset", name, [f"datasets/{name}/examples.parquet"]
+    yield "extract_heldout", "", [f"heldout/{layer}.json" for layer in folders]
+    if settings.sae.shared:
+        yield "train_shared_sae", "", [f"saes/{layer}/sae_weights.safetensors" for layer in folders]
+    for layer in folders:
+        if not settings.sae.shared:
+            origin = "train_sae" if settings.sae.trained else "fetch_sae"
+            yield (
+                origin,
+                layer,
+                [f"saes/{layer}/{name}" for name in ("sae_weights.safetensors", "cfg.json")],
+            )
+        yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
+        yield "describe_features", layer, [f"features/{layer}.parquet"]
+    for layer in folders[:-1]:
+        yield "find_neighbours", layer, [f"neighbours/{layer}.npz"]
+    yield (
+        "cluster_features",
+        "",
+        ["clusters.parquet", "cluster_labels.parquet", "neighbours/links.csv"],
+    )
+    for name in settings.datasets:
+        yield (
+            "extract_examples",
+            name,
+            [f"examples/{name}/{layer}.json" for layer in [*folders, "embedding"]],
+        )
+        yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]
+        yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
+        yield "audit_dataset", name, [f"detection/{name}/leak_audit.csv"]
+        yield "train_detectors", name, [f"detection/{name}/scores.parquet"]
+    yield "measure_answers", "", ["saes/answers.csv"]
+    yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
+    yield "save_detector", "", ["detection/detector.safetensors", "detection/detector.json"]
+    yield "check_explanations", "", ["evaluation/explanations.csv"]
+    yield "check_results", "", ["evaluation/checks.json"]
+    yield "draw_figures", "", ["figures/auroc.png"]
+    yield "write_report", "", ["report.html"]
+    yield "write_explorer", "", ["explorer.html"]
+    yield "summarise_costs", "", ["benchmarks/costs.html"]
+    if settings.strict:
+        yield "check_claims", "", ["evaluation/claims.json"]

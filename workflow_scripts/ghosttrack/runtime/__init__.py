@@ -1,0 +1,1 @@
+"""What a job needs and no result depends on: the code digest leaves out this folder."""

@@ -1,0 +1,45 @@
+"""Every setting, its default and its meaning; one file a section.
+
+The schema and docs/settings are generated from here. Settings decide results; the resources of rules and the profiles
+decide how jobs use a machine (batches, workers, memory, time).
+"""
+
+from ghosttrack.settings.ablation import AblationSettings, TuningSettings
+from ghosttrack.settings.activations import ActivationSettings
+from ghosttrack.settings.corpus import CorpusSettings
+from ghosttrack.settings.dataset import DatasetSettings
+from ghosttrack.settings.detection import DetectionSettings
+from ghosttrack.settings.evaluation import EvaluationSettings
+from ghosttrack.settings.generation import GenerationSettings
+from ghosttrack.settings.model import DimensionSettings, SourceSettings
+from ghosttrack.settings.plan import PlanSettings
+from ghosttrack.settings.report import ReportSettings
+from ghosttrack.settings.run import Settings
+from ghosttrack.settings.sae import SaeSettings, SweepSettings
+from ghosttrack.settings.score import ScoreSettings
+from ghosttrack.settings.section import MOST_SHARDS, Section, section_type
+from ghosttrack.settings.tracking import OriginalTrackingSettings, TrackingSettings
+
+__all__ = [
+    "MOST_SHARDS",
+    "AblationSettings",
+    "ActivationSettings",
+    "CorpusSettings",
+    "DatasetSettings",
+    "DetectionSettings",
+    "DimensionSettings",
+    "EvaluationSettings",
+    "GenerationSettings",
+    "OriginalTrackingSettings",
+    "PlanSettings",
+    "ReportSettings",
+    "SaeSettings",
+    "ScoreSettings",
+    "Section",
+    "Settings",
+    "SourceSettings",
+    "SweepSettings",
+    "TrackingSettings",
+    "TuningSettings",
+    "section_type",
+]

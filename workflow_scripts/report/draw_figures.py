@@ -1,0 +1,53 @@
+"""Draw the figures of one model's run."""
+
+from itertools import product
+from pathlib import Path
+
+from ghosttrack import scores as registry
+from ghosttrack.report.figures import Inputs, draw
+from ghosttrack.runtime import files, job, tables
+
+
+def main(
+    *,
+    metrics: Path,
+    curves: Path,
+    calibration: Path,
+    quality: list[Path],
+    answers: Path,
+    neighbours: list[Path],
+    links: Path,
+    signals: list[Path],
+    explanations: Path,
+    figures: list[Path],
+    layers: list[int],
+    datasets: list[str],
+    variants: list[str],
+) -> None:
+    """Read the tables and draw every file of `figures`: its stem names the figure, its ending the format.
+
+    `quality` goes with `layers`, `neighbours` with all of them but the last, `signals` with `datasets` x `variants`.
+    """
+    inputs = Inputs(
+        metrics=registry.read(metrics, registry.METRICS),
+        curves=registry.read(curves, registry.CURVES),
+        calibration=registry.read(calibration, registry.CALIBRATION),
+        quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
+        answers=registry.read(answers, registry.ANSWERS),
+        neighbours={
+            layer: tables.read_npz(path)
+            for layer, path in zip(layers[:-1], neighbours, strict=True)
+        },
+        signals={
+            key: tables.read_parquet(path)
+            for key, path in zip(product(datasets, variants), signals, strict=True)
+        },
+        explanations=registry.read(explanations, registry.EXPLANATIONS),
+        datasets=datasets,
+        firings=registry.read(links, registry.LINKS),
+    )
+    draw(inputs, figures)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

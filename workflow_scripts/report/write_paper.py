@@ -1,0 +1,43 @@
+"""Write a run as parts of a paper: LaTeX tables, figures in pdf, a citation, and a document that holds them."""
+
+import shutil
+from pathlib import Path
+
+import ghosttrack
+from ghosttrack import scores as registry
+from ghosttrack.report import paper as parts
+from ghosttrack.runtime import files, job
+
+
+def main(
+    *,
+    metrics: Path,
+    ledger: Path,
+    quality: list[Path],
+    figures: list[Path],
+    paper: Path,
+    model: str,
+    layers: list[int],
+) -> None:
+    """Fill the folder `paper`; `quality` goes with `layers`, of `figures` the pdf files are taken."""
+    found = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
+    drawn = [path for path in figures if path.suffix == ".pdf"]
+    version = ghosttrack.__version__
+    texts = {
+        "paper.tex": parts.document(model, version, [path.stem for path in drawn]),
+        "citation.bib": parts.citation(version),
+        "tables/detectors.tex": parts.detectors(registry.read(metrics, registry.METRICS)),
+        "tables/claims.tex": parts.claims(registry.read(ledger, registry.LEDGER)),
+        "tables/saes.tex": parts.saes(found),
+    }
+    with files.atomic_directory(paper) as partial:
+        for folder in ("tables", "figures"):
+            (partial / folder).mkdir()
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        for path in drawn:
+            shutil.copyfile(path, partial / "figures" / path.name)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

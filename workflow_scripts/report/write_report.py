@@ -1,0 +1,66 @@
+"""Write the report: one self-contained page, verdict first."""
+
+from pathlib import Path
+from typing import Any
+
+import ghosttrack
+from ghosttrack import scores as registry
+from ghosttrack.report import link_summary
+from ghosttrack.report.page import Inputs, render
+from ghosttrack.runtime import files, job, tables
+
+
+def main(
+    *,
+    metrics: Path,
+    ledger: Path,
+    leak_audit: Path,
+    quality: list[Path],
+    answers: Path,
+    labels: list[Path],
+    relations: Path,
+    figures: list[Path],
+    explanations: Path,
+    source: Path,
+    report: Path,
+    settings: dict[str, Any],
+    model: str,
+    layers: list[int],
+    datasets: list[str],
+    controls: list[str] | None = None,
+    neighbours: list[Path] | None = None,
+    code: str = "not recorded",
+) -> None:
+    """Read the tables and figures of a run and write its page.
+
+    `quality` goes with `layers`, `neighbours` with all of them but the last; `labels` lie in the folders of their data
+    sets. `controls` names the positive controls, `code` the digest of the code.
+    """
+    found = dict(zip(layers, neighbours or [], strict=False))
+    inputs = Inputs(
+        model=model,
+        metrics=registry.read(metrics, registry.METRICS),
+        ledger=registry.read(ledger, registry.LEDGER),
+        leak_audit=registry.read(leak_audit, registry.LEAK_AUDIT),
+        quality={layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)},
+        answers=registry.read(answers, registry.ANSWERS),
+        labels={path.parent.name: files.read_json(path) for path in labels},
+        relations=registry.read(relations, registry.METRICS),
+        figures=figures,
+        source=files.read_json(source),
+        settings=settings,
+        datasets=datasets,
+        controls=controls or [],
+        pairs=link_summary.pairs(
+            {layer: tables.read_npz(path) for layer, path in found.items()}, layers
+        ),
+        explanations=registry.read(explanations, registry.EXPLANATIONS),
+        version=ghosttrack.__version__,
+        code=code,
+    )
+    with files.atomic_write(report) as stream:
+        stream.write(render(inputs))
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,72 @@
+"""Measure one sparse autoencoder on held-out documents, by itself and spliced into the model."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from ghosttrack import sae
+from ghosttrack.activations import extraction, limits
+from ghosttrack.inputs import corpus, models
+from ghosttrack.runtime import files, job
+from ghosttrack.runtime.allocator import keep_freed_memory
+from ghosttrack.sae.plausibility import warning
+from ghosttrack.sae.quality import measure
+from ghosttrack.sae.splicing import splice
+
+log = logging.getLogger("ghosttrack")
+
+
+def main(
+    *,
+    weights: Path,
+    cfg: Path,
+    store: Path,
+    manifest: Path,
+    heldout: Path,
+    heldout_manifest: Path,
+    model_weights: Path,
+    check: Path,
+    quality: Path,
+    layer: int,
+    batch: int,
+    threads: int,
+) -> None:
+    """Read the SAELens folder, the held-out store, and the model and tokens that it was made from; write quality.json."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    trained = sae.load_files(weights, cfg)
+    tokens = corpus.read_tokens(heldout, heldout_manifest).tokens
+    rows = extraction.open_packed(store, manifest, layer, model_weights.parent, tokens)
+    found = measure(trained, rows, trained.metadata.get("k"))
+    if doubt := warning(found, trained.metadata):
+        log.warning("layer %s: %s", layer, doubt)
+    model = models.load_model(model_weights.parent, extraction.best_device())
+    spliced = splice(model, trained, rows, tokens, batch, limits.read(check))
+    files.write_json(
+        quality,
+        {
+            **found.reconstruction._asdict(),
+            **found.sparsity._asdict(),
+            **spliced._asdict(),
+            "pca_fvu": found.pca_fvu,
+            "random_fvu": found.random_fvu,
+            "rows": found.rows,
+            "massive_rows": int(rows.massive.sum()),
+            "excluded_rows": int(rows.excluded.sum()),
+            "layer": layer,
+            "site": rows.site,
+            "d_sae": trained.d_sae,
+            "k": found.k,
+            "training_tokens": trained.metadata.get("training_tokens"),
+            "unique_tokens": trained.metadata.get("unique_tokens"),
+            "pretrained": trained.metadata.get("pretrained"),
+            "storage": trained.metadata.get("storage"),
+            "storage_error": trained.metadata.get("storage_error"),
+            **({"warning": doubt} if doubt else {}),
+        },
+    )
+
+
+if __name__ == "__main__":
+    job.run(main, globals())

@@ -1,0 +1,33 @@
+"""Put the seeds of all data sets into one table, and say how far each AUROC moves."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ghosttrack import scores as registry
+from ghosttrack.evaluation import seed_variance
+from ghosttrack.runtime import files, job, tables
+
+
+def main(
+    *,
+    metrics: Path,
+    seeds: list[Path],
+    all_seeds: Path,
+    variance: Path,
+    datasets: list[str],
+    controls: list[str],
+) -> None:
+    """Join the tables of `datasets` and summarise them; `controls` names the positive controls."""
+    table = pd.concat([tables.read_csv(path) for path in seeds], ignore_index=True)
+    kinds = registry.kinds(registry.read(metrics, registry.METRICS), datasets, controls)
+    for path, content in (
+        (all_seeds, table),
+        (variance, seed_variance.summarise(table, kinds.strict)),
+    ):
+        with files.atomic_write(path) as stream:
+            tables.write_csv(content, stream)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())
