@@ -40,6 +40,7 @@ check: $(READY) ## lint, format, types, schema
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m ghosttrack.cli.manual --check
 

@@ -132,8 +132,8 @@ def growth(given: argparse.Namespace) -> None:
             "detectors": lambda: detectors.train(
                 made, labels, [step], detection, 0, f"{len(labels)} texts"
             ),
-            "text": lambda: controls.fit_text(texts, labels, step),  # noqa: B023
-            "intervals": lambda: statistics.bootstrap_auroc(labels, scores, units, draws, 0),  # noqa: B023
+            "text": lambda: controls.fit_text(texts, labels, step),
+            "intervals": lambda: statistics.bootstrap_auroc(labels, scores, units, draws, 0),
         }
         spent = {}
         for name, call in ((name, call) for name, call in calls.items() if name in given.parts):

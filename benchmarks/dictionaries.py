@@ -357,7 +357,7 @@ def main() -> None:
         ]
         for kind in [kind for kind in KINDS[arm] if kind in given.kinds.split(",")]:
             pairs: dict[int, list[Comparison]] = {}
-            comparing = cost(lambda: pairs.update(compared(kind, made, layers, settings)))  # noqa: B023
+            comparing = cost(lambda: pairs.update(compared(kind, made, layers, settings)))
             real, null = (
                 {
                     ahead: [links(getattr(pair, name), pair.gate) for pair in found]

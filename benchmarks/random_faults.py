@@ -174,12 +174,7 @@ def lose_a_file(house: House) -> str:
     return f"lost {path.relative_to(house.results)}"
 
 
-DURING: list[Callable[[House], str]] = [
-    kill_a_job,
-    preempt_a_job,
-    kill_snakemake,
-    lose_a_file,
-]
+DURING: list[Callable[[House], str]] = [kill_a_job, preempt_a_job, kill_snakemake, lose_a_file]
 
 
 def follow_remedy(house: House, said: str) -> str:

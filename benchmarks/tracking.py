@@ -167,7 +167,7 @@ def speed(given: argparse.Namespace) -> None:
         ("gated, no coasting or rescue", texts, lambda _: ours(run.codes, run.plan, NARROW)),
         ("gated, as by default", texts, lambda _: ours(run.codes, run.plan, WIDE)),
     ]
-    rates = [(name, count, cost(lambda: way(count)).cpu / count) for name, count, way in ways]  # noqa: B023
+    rates = [(name, count, cost(lambda: way(count)).cpu / count) for name, count, way in ways]
     plain, fast = rates[0][2], rates[1][2]
     slow = (
         (layers - 1) * original / 1000 + rates[0][2] - (layers - 1) * step / 1000

@@ -200,7 +200,7 @@ def test_24_layers_never_hold_more_than_four_gpus(house: SlurmHouse, tmp_path: P
         "layers in training",
         screen.read_text,
     )
-    keep_screen(house.command("status", "--config", f"model={MODEL}", ONE_SHARD).stdout)
+    keep_screen(house.command("cli.status", "--config", f"model={MODEL}", ONE_SHARD).stdout)
     assert run.wait(timeout=1500) == 0, screen.read_text()[-4000:]
     assert house.trained() == set(range(24))
     events = house.events()
@@ -235,7 +235,7 @@ def test_four_jobs_outlive_a_killed_snakemake_and_none_is_repeated_or_written_tw
     refused = house.run()
     assert refused.returncode == 1
     assert "make orphans" in refused.stdout + refused.stderr
-    assert house.command("orphans", "--wait").returncode == 0
+    assert house.command("planning.orphans", "--wait").returncode == 0
     assert len(house.cluster.submissions()) == submitted
     assert house.trained() == {0, 1, 2, 3}
     before = house.saes()

@@ -82,7 +82,7 @@ def story(cluster: Cluster, house: SlurmHouse) -> Story:
         "two layers in training",
         screen.read_text,
     )
-    status = house.command("status", "--json", "--config", f"model={MODEL}", ONE_SHARD)
+    status = house.command("cli.status", "--json", "--config", f"model={MODEL}", ONE_SHARD)
     shown = {job["name"]: job for job in json.loads(status.stdout)[MODEL]["jobs"]}
     lines = [
         line.split("|")
@@ -95,7 +95,7 @@ def story(cluster: Cluster, house: SlurmHouse) -> Story:
 
     house.run("--unlock")
     refused = output(house.run())
-    cancelled = output(house.command("orphans", "--cancel"))
+    cancelled = output(house.command("planning.orphans", "--cancel"))
     failed = output(
         house.run(
             "--retries",

@@ -11,12 +11,7 @@ from ghosttrack.settings import ScoreSettings
 
 
 def main(
-    *,
-    texts: Path,
-    detector: Path,
-    scores: list[Path],
-    score: ScoreSettings,
-    threads: int = 1,
+    *, texts: Path, detector: Path, scores: list[Path], score: ScoreSettings, threads: int = 1
 ) -> None:
     """Write the same scores in every form of `scores`; the run's folder is that of `detector`."""
     torch.set_num_threads(threads)

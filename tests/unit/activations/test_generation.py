@@ -293,9 +293,7 @@ def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
             said(" PARIS", -3.0),
             said(" Lyon", -4.0),
             said(" Paris or N'Djamena", -1.0, -1.0, -1.0),
-            said(
-                "",
-            ),
+            said(""),
             said(" N\u2019Djamena\n", -0.25, -0.25),
             said(" none", -1.0),
         ],

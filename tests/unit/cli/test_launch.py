@@ -23,7 +23,8 @@ from ghosttrack.runtime import files, lease
 SNAKEFILE = """
 import time
 from pathlib import Path
-from ghosttrack import lease, orphans
+from ghosttrack.planning import orphans
+from ghosttrack.runtime import lease
 from ghosttrack.errors import UserError
 
 while Path("reading").exists():
@@ -58,7 +59,7 @@ Path(snakemake.output[0]).write_text(f"{os.getpid()}")
 COMMAND = ("--cores", "2", "results/a.txt")
 NODE7 = """
 import os
-from ghosttrack import files, lease
+from ghosttrack.runtime import files, lease
 lease._boot = lambda: "boot of node7"
 here = os.uname()
 os.uname = lambda: os.uname_result((here[0], "node7", *here[2:]))
@@ -94,7 +95,7 @@ class Place(NamedTuple):
     """Where a command runs: what stands before it, and what its Python does first."""
 
     before: tuple[str, ...] = ()
-    site: str = "from ghosttrack import files, lease\n"
+    site: str = "from ghosttrack.runtime import files, lease\n"
 
     def start(self, folder: Path, *command: str, **options: object) -> "subprocess.Popen[str]":
         """Run a Python module there, in a session of its own; its screen is the file `screen_N`."""

@@ -165,12 +165,7 @@ def test_status_shows_every_state_beside_the_layers(tmp_path: Path) -> None:
     assert "  train_sae                1     4        1       1       1" in lines
     assert [
         line.split("  ")[-1] for line in lines if line.split()[:1] in (["0"], ["1"], ["2"], ["3"])
-    ] == [
-        "trained",
-        "training, 25%",
-        "failed",
-        "queued",
-    ]
+    ] == ["trained", "training, 25%", "failed", "queued"]
     (running,) = [line for line in lines if "running" in line and "layer_01" in line]
     assert (
         "Slurm job 7 on node3  4,096/16,384 tokens, 1,234/s, 1m 05s left  GPU 87 %, 12.0 of 40.0 GiB"

@@ -20,7 +20,7 @@ from ghosttrack.runtime import files, lease
 JOB = """
 import signal, sys, time
 from pathlib import Path
-from ghosttrack import files
+from ghosttrack.runtime import files
 signal.signal(signal.SIGTERM, lambda *_: (print("asked", flush=True), sys.exit(143)))
 with files.lock(Path("results/tiny/state/train_sae/layer_01")):
     print("held", flush=True)

@@ -77,7 +77,7 @@ def test_a_damaged_or_missing_json_is_named(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None:
     code = (
-        "import sys, signal; from pathlib import Path; from ghosttrack import files\n"
+        "import sys, signal; from pathlib import Path; from ghosttrack.runtime import files\n"
         "with files.lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    signal.pause()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}

@@ -124,7 +124,7 @@ def test_a_copy_of_a_folder_is_not_held_by_the_run_in_the_original(tmp_path: Pat
 AS_STRANGER = """
 import os, sys
 from pathlib import Path
-from ghosttrack import files, lease
+from ghosttrack.runtime import files, lease
 from ghosttrack.errors import UserError
 if os.getuid() == 0:
     os.setgroups([])
@@ -311,7 +311,7 @@ def test_a_silent_lease_of_another_host_is_watched_before_it_is_replaced(
 TURNS = """
 import os, sys, time
 from pathlib import Path
-from ghosttrack import files, lease
+from ghosttrack.runtime import files, lease
 from ghosttrack.errors import UserError
 def refused(handle):
     raise OSError(38, "no locks here")
@@ -406,7 +406,7 @@ def test_renewing_keeps_a_lease_fresh(tmp_path: Path) -> None:
 ADOPT = """
 import os, sys
 from pathlib import Path
-from ghosttrack import lease
+from ghosttrack.runtime import lease
 held = lease.hold_for_this_process(Path.cwd())
 assert lease.hold_for_this_process(Path.cwd()) is held
 print(held.number, held.lease.token, held.lease.pid == os.getpid(), lease.VARIABLE in os.environ, flush=True)

@@ -50,9 +50,9 @@ def test_every_lock_is_in_the_journal_with_its_owner(
 
 def test_lines_of_processes_that_write_at_once_stay_whole(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from ghosttrack import journal\n"
-        "journal.keep(Path(sys.argv[1]))\n"
-        "for number in range(200): journal.note('acquired', Path('x' * 50), str(number))\n"
+        "import sys; from pathlib import Path; from ghosttrack.runtime import lock_log\n"
+        "lock_log.keep(Path(sys.argv[1]))\n"
+        "for number in range(200): lock_log.note('acquired', Path('x' * 50), str(number))\n"
     )
     writers = [
         subprocess.Popen(

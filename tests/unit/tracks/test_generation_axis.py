@@ -43,8 +43,7 @@ def written(*tokens: list[list[tuple[int, float]]]) -> Table:
 
 def test_a_hypothesis_is_followed_while_the_answer_is_written() -> None:
     table = written(
-        [[(1, 4.0), (20, 1.0)], [(30, 2.0)]],
-        [[(20, 3.0), (5, 1.0)], [(30, 2.0), (7, 9.0)]],
+        [[(1, 4.0), (20, 1.0)], [(30, 2.0)]], [[(20, 3.0), (5, 1.0)], [(30, 2.0), (7, 9.0)]]
     )
     # Tracks of one layer each, but 1 -> 30 in the first token.
     table.previous[0, 1, 0], table.gap[0, 1, 0] = 0, 1

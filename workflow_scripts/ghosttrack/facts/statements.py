@@ -127,8 +127,7 @@ TEMPLATES = {
     "currency": Template("The currency of {subject} is the", "What is the currency of {subject}?"),
     "larger": Template("{subject} is larger than", "Which number is smaller than {subject}?"),
     "translation": Template(
-        "The {relation} name of {subject} is",
-        "What is the {relation} name of {subject}?",
+        "The {relation} name of {subject} is", "What is the {relation} name of {subject}?"
     ),
 }
 

@@ -91,10 +91,7 @@ def compare_by(similarity: Similarity, neighbours: int, quantile: float) -> Comp
     mutual = real.back_target[real.target[:, 0], 0] == np.arange(d_lower)
     cut = [
         bool((cosine[:, -1] > gate).any()) and cosine.shape[1] < other
-        for cosine, other in (
-            (real.cosine, d_upper),
-            (real.back_cosine, d_lower),
-        )
+        for cosine, other in ((real.cosine, d_upper), (real.back_cosine, d_lower))
     ]
     return Comparison(
         real, permuted, gate, real.cosine[:, 0].copy(), null_best, mutual, not all(cut)
