@@ -18,6 +18,7 @@ include: "rules/transfer.smk"
 include: "rules/seeds.smk"
 include: "rules/leak.smk"
 include: "rules/develop.smk"
+include: "rules/common/targets.smk"
 
 
 onstart:

@@ -37,13 +37,13 @@ rule train_detectors:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
         audited="results/{model}/detection/{dataset}/controls.parquet",
-        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         background="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
-        signals=per_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
@@ -56,11 +56,11 @@ rule train_detectors:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=detector_memory,
+        mem_mb=dictionary_memory_for(memory.detector),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
-        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        variants=property_of("variants", "tracking"),
         detection=settings_of("detection", "train_detectors"),
         seed=settings_of("seed", "train_detectors"),
         code=source_digest("train_detectors"),
@@ -73,13 +73,13 @@ rule train_detectors:
 rule save_detector:
     """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
     input:
-        audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        audits=per("results/{model}/detection/{dataset}/leak_audit.csv", "dataset"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         source="results/{model}/model/source.json",
     output:
         detector="results/{model}/detection/detector.safetensors",
@@ -93,13 +93,13 @@ rule save_detector:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=detector_memory,
+        mem_mb=dictionary_memory_for(memory.detector),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),
         layers=property_of("layers"),
-        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
-        positions=lambda wildcards: SETTINGS[wildcards.model].activations.positions,
+        site=property_of("site", "activations"),
+        positions=property_of("positions", "activations"),
         detection=settings_of("detection", "save_detector"),
         seed=settings_of("seed", "save_detector"),
         code=source_digest("save_detector"),

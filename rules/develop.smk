@@ -1,5 +1,8 @@
 # rules/develop.smk -- aside from a run, for maintenance. Needs: nothing, or what a run left. Gives: a check of all activation
 # stores, a check of the GPU, the embedded data rebuilt.
+include: "common/develop.smk"
+
+
 localrules:
     refresh_facts,
 

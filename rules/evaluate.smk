@@ -1,12 +1,15 @@
 # rules/evaluate.smk -- phase 5. Needs: out-of-fold scores, SAE quality. Gives: metric tables, the claim ledger, and checks of both.
+include: "common/evaluate.smk"
+
+
 rule evaluate_detectors:
     """Put an interval on every score, and hold each claim against its best control."""
     input:
-        parts=per_dataset("results/{model}/detection/{dataset}/scores.parquet"),
+        parts=per("results/{model}/detection/{dataset}/scores.parquet", "dataset"),
         generated=generated_files("examples.parquet"),
-        selections=per_dataset("results/{model}/detection/{dataset}/selection.csv"),
-        importances=per_dataset("results/{model}/detection/{dataset}/importance.csv"),
-        audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
+        selections=per("results/{model}/detection/{dataset}/selection.csv", "dataset"),
+        importances=per("results/{model}/detection/{dataset}/importance.csv", "dataset"),
+        audits=per("results/{model}/detection/{dataset}/leak_audit.csv", "dataset"),
     output:
         scores="results/{model}/detection/scores.parquet",
         selection="results/{model}/detection/selection.csv",
@@ -29,7 +32,7 @@ rule evaluate_detectors:
     params:
         datasets=property_of("datasets"),
         controls=control_datasets,
-        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        variants=property_of("variants", "tracking"),
         evaluation=settings_of("evaluation", "evaluate_detectors"),
         seed=settings_of("seed", "evaluate_detectors"),
         code=source_digest("evaluate_detectors"),
@@ -44,9 +47,9 @@ rule check_explanations:
     input:
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
         check="results/{model}/model_check.json",
@@ -60,7 +63,7 @@ rule check_explanations:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=splicing_memory,
+        mem_mb=memory_for(memory.splicing),
         runtime=scaled(60),
     params:
         datasets=property_of("datasets"),
@@ -101,9 +104,9 @@ rule check_results:
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         scores="results/{model}/detection/scores.parquet",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         answers="results/{model}/saes/answers.csv",
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
     output:
         checks="results/{model}/evaluation/checks.json",
     log:

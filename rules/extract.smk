@@ -1,4 +1,5 @@
 # rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: what reads the model right; activation stores of every analysed layer; the model's own answers.
+include: "common/extract.smk"
 
 
 rule check_model:
@@ -18,10 +19,10 @@ rule check_model:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=lambda wildcards, attempt: extraction_memory(wildcards.model)(wildcards, attempt),
+        mem_mb=memory_for(memory.extraction),
         runtime=scaled(30),
     params:
-        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        site=property_of("site", "activations"),
         code=source_digest("check_model"),
     message:
         "Checking how {wildcards.model} can be read (GPUs: {resources.gpu})"
@@ -68,7 +69,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=extraction_memory(MODEL, LAYERS),
+            mem_mb=scaled(memory.extraction(SETTINGS[MODEL], LAYERS)),
             runtime=scaled(120),
             batch=shrinking(16),
             room_kb=room_kb(MODEL),
@@ -110,7 +111,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=extraction_memory(MODEL),
+            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
@@ -152,7 +153,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=extraction_memory(MODEL),
+            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
             runtime=scaled(60),
             batch=shrinking(32),
         params:

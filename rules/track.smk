@@ -1,4 +1,7 @@
 # rules/track.smk -- phase 3. Needs: SAEs, activations of the examples. Gives: links between layers, tracks, and the metrics of tracks.
+include: "common/track.smk"
+
+
 rule find_neighbours:
     """Find each feature's neighbours in the following layers, and the gate that chance sets."""
     input:
@@ -32,11 +35,11 @@ rule cluster_features:
     """Group the features of all layers into semantic clusters, name them, and see how the links fare on text."""
     input:
         neighbours=neighbour_files,
-        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
-        stores=per_layer("results/{model}/heldout/layer_{layer}.zarr"),
-        manifests=per_layer("results/{model}/heldout/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
+        stores=per("results/{model}/heldout/layer_{layer}.zarr", "layer"),
+        manifests=per("results/{model}/heldout/layer_{layer}.json", "layer"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
     output:
         table="results/{model}/clusters.parquet",
         labels="results/{model}/cluster_labels.parquet",
@@ -69,14 +72,18 @@ for MODEL in MODELS:
         name:
             f"track_features_{RULE_NAMES[MODEL]}"
         input:
-            stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-            manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
-            weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-            cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+            stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer"),
+            manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
+            weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+            cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
             neighbours=neighbour_files,
         output:
-            tracks=directory(variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr")),
-            tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
+            tracks=directory(
+                all_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr", "variant")
+            ),
+            tracks_manifests=all_of(
+                MODEL, "results/{model}/tracks/{dataset}.{variant}.json", "variant"
+            ),
             errors="results/{model}/tracks/{dataset}.errors.parquet",
         log:
             "results/{model}/logs/track_features/{dataset}.log",
@@ -105,13 +112,15 @@ for MODEL in MODELS:
         name:
             f"measure_signals_{RULE_NAMES[MODEL]}"
         input:
-            tracks=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr"),
-            tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
+            tracks=all_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr", "variant"),
+            tracks_manifests=all_of(
+                MODEL, "results/{model}/tracks/{dataset}.{variant}.json", "variant"
+            ),
             outputs="results/{model}/examples/{dataset}/outputs.parquet",
             errors="results/{model}/tracks/{dataset}.errors.parquet",
             clusters="results/{model}/clusters.parquet",
         output:
-            signals=variants_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet"),
+            signals=all_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
             redundant="results/{model}/signals/{dataset}.redundancy.csv",
         log:
             "results/{model}/logs/measure_signals/{dataset}.log",
