@@ -44,8 +44,8 @@ from ghosttrack.tracks.tracking import Options, detect, follow, relink
 
 KINDS: dict[str, tuple[LinkKind, ...]] = {
     "independent": ("cosine", "correlation"),
-    "common": ("cosine", "correlation", "identity"),
-    "anchored": ("cosine", "correlation", "identity"),
+    "shared_init": ("cosine", "correlation", "identity"),
+    "warm_start": ("cosine", "correlation", "identity"),
     "shared": ("cosine", "correlation", "identity"),
 }
 COLUMNS = (
@@ -101,7 +101,7 @@ class Training(NamedTuple):
     """How an arm is trained."""
 
     settings: SaeSettings
-    following: SaeSettings  # of layers that begin with the anchor
+    following: SaeSettings  # of layers that are warm-started
     seed: int
     folder: Path  # where autoencoders are kept
 
@@ -110,8 +110,8 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
     """The autoencoders of one arm, trained into the folder or read from it, and the CPU seconds that they took."""
     middle = len(layers) // 2
     names = [f"{arm}/layer_{layer.number:02d}" for layer in layers]
-    if arm == "anchored":  # the anchor is trained as any other
-        names[middle] = f"common/layer_{layers[middle].number:02d}"
+    if arm == "warm_start":  # the first layer is trained as in shared_init
+        names[middle] = f"shared_init/layer_{layers[middle].number:02d}"
     places = [training.folder / name for name in names]
     if arm == "shared":
         if not places[0].exists():
@@ -120,7 +120,9 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
     for number in sorted(range(len(layers)), key=lambda number: number != middle):
         if not places[number].exists():
             start = (
-                unfold(sae.load(places[middle])) if arm == "anchored" and number != middle else None
+                unfold(sae.load(places[middle]))
+                if arm == "warm_start" and number != middle
+                else None
             )
             one(arm, layers[number], places[number], training, start)
     return [sae.load(place) for place in places], cpu_of(places)
@@ -293,12 +295,12 @@ def main() -> None:
     parser.add_argument("--kinds", default="cosine,correlation,identity", help="kinds of links")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument(
-        "--anchored-epochs",
+        "--warm-start-epochs",
         type=int,
-        help="of the layers that begin with the anchor; default as --epochs",
+        help="of the layers that are warm-started; default as --epochs",
     )
     parser.add_argument(
-        "--anchored-rate", type=float, help="learning rate of these layers; default the model's"
+        "--warm-start-rate", type=float, help="learning rate of these layers; default the model's"
     )
     parser.add_argument("--datasets", default="cities,languages,us_cities")
     parser.add_argument("--tokens", type=int, default=3000, help="answer tokens of each data set")
@@ -319,17 +321,19 @@ def main() -> None:
     given.keep.mkdir(parents=True, exist_ok=True)
     (given.keep / "state").mkdir(exist_ok=True)
     chosen = settings.sae.model_copy(update={"epochs": given.epochs})
-    anchored: dict[str, Any] = {
-        "dictionaries": "anchored",
-        "anchored_epochs": given.anchored_epochs,
+    warm_start: dict[str, Any] = {
+        "dictionaries": "warm_start",
+        "warm_start_epochs": given.warm_start_epochs,
     }
-    if given.anchored_rate:
-        anchored["learning_rate"] = given.anchored_rate
+    if given.warm_start_rate:
+        warm_start["learning_rate"] = given.warm_start_rate
     training = Training(
-        chosen, following(chosen.model_copy(update=anchored)), settings.seed, given.keep
+        chosen, following(chosen.model_copy(update=warm_start)), settings.seed, given.keep
     )
     tracking = settings.tracking
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    options = Options(
+        tracking.top_k, tracking.second_association, tracking.coast, tracking.activation_weight
+    )
     rows: list[list[Any]] = []
     base: list[float] = []
     for arm in given.arms.split(","):

@@ -47,7 +47,9 @@ def main() -> None:
         else np.random.default_rng(0).standard_normal((2048, 576))
     )
     tracking = TrackingSettings()
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    options = Options(
+        tracking.top_k, tracking.second_association, tracking.coast, tracking.activation_weight
+    )
     rows: list[list[Any]] = []
     for cosine in map(float, given.cosines.split(",")):
         planted = plant(

@@ -64,7 +64,7 @@ def read(
         outputs=folder / "outputs.parquet",
         site="resid_post",
         positions="answer",
-        prompts=detection.other_prompts,
+        prompts=detection.pmi_prompts,
         whether_true=False,
         dataset=table,
         batch=32,

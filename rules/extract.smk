@@ -159,7 +159,7 @@ for MODEL in MODELS:
         params:
             site=SETTINGS[MODEL].activations.site,
             positions=SETTINGS[MODEL].activations.positions,
-            prompts=SETTINGS[MODEL].detection.other_prompts,
+            prompts=SETTINGS[MODEL].detection.pmi_prompts,
             whether_true=lambda wildcards, model=MODEL: asked_whether_true(model, wildcards.dataset),
             seed=SETTINGS[MODEL].seed,
             code=source_digest("extract_examples"),

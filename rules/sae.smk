@@ -8,7 +8,7 @@ rule train_sae:
         stores=per("results/{model}/activations/layer_{layer}/shard_{shard}.zarr", "shard"),
         manifests=per("results/{model}/activations/layer_{layer}/shard_{shard}.json", "shard"),
         model_source="results/{model}/model/source.json",
-        anchor=anchor_files,
+        warm_start_layer=warm_start_files,
     output:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",

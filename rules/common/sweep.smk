@@ -5,7 +5,7 @@ def swept_settings(wildcards):
     return {
         key: value
         for key, value in found.items()
-        if key not in ("k", "dictionaries", "anchor", "anchored_epochs")
+        if key not in ("k", "dictionaries", "warm_start_layer", "warm_start_epochs")
     }
 
 

@@ -316,8 +316,8 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ("datasets=[nope]", ["datasets: 'nope' is not known", "cities"]),
         ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
         (
-            "sae={dictionaries: anchored, anchor: 11}",
-            ["sae.anchor", "11", "[10, 12, 14, 16, 18, 20]"],
+            "sae={dictionaries: warm_start, warm_start_layer: 11}",
+            ["sae.warm_start_layer", "11", "[10, 12, 14, 16, 18, 20]"],
         ),
         (
             "tracking={links: correlation, variants: [shuffled]}",
@@ -431,17 +431,23 @@ def test_every_key_of_a_profile_says_why_it_is_there() -> None:
 
 def test_dictionaries_that_share_an_identity_change_the_plan_of_training_alone(house: Path) -> None:
     plain = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2").stdout)
-    anchored = snakemake(
-        house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: anchored, anchor: 1}"
+    warm_started = snakemake(
+        house,
+        "-n",
+        "--config",
+        "model=tiny-gpt2",
+        "sae={dictionaries: warm_start, warm_start_layer: 1}",
     )
-    assert job_counts(anchored.stdout) == plain
-    reasons = [line.partition("updated by another job")[2] for line in anchored.stdout.splitlines()]
+    assert job_counts(warm_started.stdout) == plain
+    reasons = [
+        line.partition("updated by another job")[2] for line in warm_started.stdout.splitlines()
+    ]
     waiting = [
         reason
         for reason in reasons
         if "saes/layer_01/cfg.json" in reason and "activations/layer_" in reason
     ]
-    assert len(waiting) == 3  # all but the anchor begin with it
+    assert len(waiting) == 3  # all other layers wait for it
     shared = job_counts(
         snakemake(house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: shared}").stdout
     )
@@ -479,7 +485,7 @@ def test_questions_in_a_chat_template_wait_for_the_tokenizer_and_plain_ones_do_n
     assert "model/tokenizer.json" not in planned["plain"]
 
 
-@pytest.mark.parametrize("dictionaries", ["anchored", "shared"])
+@pytest.mark.parametrize("dictionaries", ["warm_start", "shared"])
 def test_status_counts_the_jobs_of_every_kind_of_dictionaries(
     house: Path, dictionaries: str
 ) -> None:

@@ -93,14 +93,14 @@ def test_a_report_is_not_written_over_saes_of_another_k(house_to_change: Path) -
     assert "made with sae.k 16, this run asks for 8" in wrong.stdout + wrong.stderr
 
 
-def test_a_moved_anchor_makes_every_sae_that_begins_with_it_due(tmp_path: Path) -> None:
+def test_another_warm_start_layer_makes_every_warm_started_sae_due(tmp_path: Path) -> None:
     house = copy_house(tmp_path / "house")
-    given = "sae={dictionaries: anchored, epochs: 1}"
+    given = "sae={dictionaries: warm_start, epochs: 1}"
     first = snakemake(house, *RUN, given, "activations={layers: [0, 1]}", "--", "saes")
     assert first.returncode == 0, first.stderr[-3000:]
     text = said(house, given, "activations={layers: [0, 1, 2, 3]}")
     assert job_counts(text)["train_sae"] == LAYERS
-    assert "sae.anchor 1 -> 2" in text
+    assert "sae.warm_start_layer 1 -> 2" in text
     assert job_counts(said(house, given, "activations={layers: [1]}")).get("train_sae") is None
 
 

@@ -189,7 +189,7 @@ class SlurmHouse:
                 seed=0,
                 layer=layer,
                 threads=1,
-                anchor=[],
+                warm_start_layer=[],
                 resident_mb=1536,
                 micro_batch=4096,
                 state=place / "state" / folder.name,

@@ -46,7 +46,9 @@ def main(
         for store, manifest in zip(stores, manifests, strict=True)
     ]
     require_same_rows(opened)
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    options = Options(
+        tracking.top_k, tracking.second_association, tracking.coast, tracking.activation_weight
+    )
     if original:  # it knows neither coasting nor rescue
         options = Options(
             tracking.top_k, rescue=1, coast=0, activation_weight=tracking.original.activation_weight

@@ -290,12 +290,14 @@ def test_a_directory_of_other_sizes_than_the_settings_is_refused_before_any_job(
 
 
 def test_an_anchor_is_in_the_first_wave_and_every_layer_in_one() -> None:
-    found = plan.waves(settings(model="gpt2-small", sae={"dictionaries": "anchored", "anchor": 7}))
+    found = plan.waves(
+        settings(model="gpt2-small", sae={"dictionaries": "warm_start", "warm_start_layer": 7})
+    )
     assert found[0] == [0, 7]
     assert sorted(layer for wave in found for layer in wave) == list(range(12))
     assert all(wave == sorted(wave) for wave in found)
-    assert settings(model="gpt2-small", sae={"dictionaries": "anchored"}).anchor == 6
-    assert settings(model="gpt2-small").anchor is None
+    assert settings(model="gpt2-small", sae={"dictionaries": "warm_start"}).warm_start_layer == 6
+    assert settings(model="gpt2-small").warm_start_layer is None
 
 
 def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
@@ -314,7 +316,7 @@ def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
 
 
 def test_links_by_number_need_numbers_that_mean_something() -> None:
-    assert settings(tracking={"links": "identity"}).sae.dictionaries == "anchored"
+    assert settings(tracking={"links": "identity"}).sae.dictionaries == "warm_start"
     with pytest.raises(
         UserError, match=r"tracking\.links: identity needs .* any sae\.dictionaries but independent"
     ):

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from ghosttrack.cli import manual
 from ghosttrack.errors import UserError
 from ghosttrack.planning import plan
-from ghosttrack.planning.configuration import load, load_dataset
+from ghosttrack.planning.configuration import RENAMED, RENAMED_VALUES, load, load_dataset
 from ghosttrack.settings import DatasetSettings, Settings, names, section_type
 from tests.conftest import ROOT
 
@@ -78,6 +78,34 @@ def test_a_typo_in_a_model_file_is_named_with_the_file(tmp_path: Path) -> None:
         UserError, match=r"models/m\.yaml: unknown key sae\.d_sea .did you mean sae\.d_sae"
     ):
         load({"model": "m"}, tmp_path)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_the_old_name_of_a_setting_is_refused_with_its_new_name(old: str, tmp_path: Path) -> None:
+    section, _, key = old.partition(".")
+    new = RENAMED[old]
+    with pytest.raises(UserError, match=rf"^unknown key {re.escape(old)}: now {re.escape(new)}$"):
+        one(**{section: {key: 1}})
+    assert new.partition(".")[2] in _section(section).model_fields
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.yaml").write_text(f"{section}: {{{key}: 1}}")
+    with pytest.raises(UserError, match=rf"models/m\.yaml: unknown key {re.escape(old)}: now"):
+        load({"model": "m"}, tmp_path)
+
+
+@pytest.mark.parametrize(("key", "old"), RENAMED_VALUES)
+def test_the_old_value_of_a_choice_is_refused_with_its_new_value(key: str, old: str) -> None:
+    section, _, name = key.partition(".")
+    new = RENAMED_VALUES[key, old]
+    with pytest.raises(UserError, match=rf"^{re.escape(key)}: '{old}' is now '{new}'$"):
+        one(**{section: {name: old}})
+    assert one(**{section: {name: new}}).model_dump()[section][name] == new
+
+
+def _section(name: str) -> type[BaseModel]:
+    section = section_type(Settings.model_fields[name].annotation)
+    assert section is not None
+    return section
 
 
 def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:

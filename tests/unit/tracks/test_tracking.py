@@ -410,7 +410,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
             out.append(to_block(fake.values.astype(np.float32)))
         save_sae(each, paths["weights"][-1], folder / "cfg.json", hook_name=name, model_name="tiny")
     settings = TrackingSettings.model_validate(
-        {"top_k": 5, "rescue": 2, "neighbours": 8, "gate_quantile": 0.99}
+        {"top_k": 5, "second_association": 2, "neighbours": 8, "gate_quantile": 0.99}
     )
     for at, layer in enumerate(layers[:-1]):
         paths["neighbours"].append(tmp_path / f"found_{layer:02d}.npz")

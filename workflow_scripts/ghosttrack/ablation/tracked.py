@@ -53,7 +53,7 @@ class Tracker:
             seed=seed,
         )
         self._options = Options(
-            tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight
+            tracking.top_k, tracking.second_association, tracking.coast, tracking.activation_weight
         )
 
     def measure(

@@ -95,7 +95,7 @@ def rule_graph(home: Path = HOME) -> dict[Path, str]:
         for key, name in re.findall(r"(id\d+)\[(\w+)\]", drawn)
     }
     pairs = {(nodes[start], nodes[end]) for start, end in re.findall(r"(id\d+) --> (id\d+)", drawn)}
-    edges = {(start, end) for start, end in pairs if start != end}  # an anchor's followers
+    edges = {(start, end) for start, end in pairs if start != end}  # warm-started layers
     text = "\n".join(
         f"  {start} --> {end}" for start, end in sorted(_without_shortcuts(edges)) if end != "all"
     )

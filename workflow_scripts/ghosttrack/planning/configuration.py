@@ -19,6 +19,19 @@ from ghosttrack.inputs import file_kinds, model_sizes, rows, user_texts
 from ghosttrack.runtime import files
 from ghosttrack.settings import DatasetSettings, Settings, names, section_type
 
+# Settings that have another name now: the old key and, for a choice, the old value.
+RENAMED = {
+    "sae.anchor": "sae.warm_start_layer",
+    "sae.anchored_epochs": "sae.warm_start_epochs",
+    "detection.other_prompts": "detection.pmi_prompts",
+    "tracking.rescue": "tracking.second_association",
+    "tuning.rescue": "tuning.second_association",
+}
+RENAMED_VALUES = {
+    ("sae.dictionaries", "common"): "shared_init",
+    ("sae.dictionaries", "anchored"): "warm_start",
+}
+
 # `model=both` compares the two models of the original work.
 MODEL_GROUPS = {"both": ["gpt2-small", "gpt2-medium"]}
 
@@ -290,6 +303,8 @@ def _unknown_in(values: Mapping[str, Any], section: type[BaseModel], prefix: str
 
 
 def _unknown(key: str, known: list[str], section: str = "") -> str:
+    if new := RENAMED.get(f"{section}{key}"):
+        return f"unknown key {section}{key}: now {new}"
     hint = difflib.get_close_matches(key, known, n=1)
     meant = f" (did you mean {section}{hint[0]}?)" if hint else ""
     head, dot, rest = key.partition(".")
@@ -308,7 +323,10 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
         key = ".".join(path)
         # A name in a list: the list's key says where to look, and the value which one it is.
         listed = key.removesuffix(f".{path[-1]}") if path and path[-1].isdigit() else key
-        if item["type"] == "extra_forbidden":
+        value = item["input"]
+        if isinstance(value, str) and (new := RENAMED_VALUES.get((listed, value))):
+            lines.append(f"{listed}: {value!r} is now {new!r}")
+        elif item["type"] == "extra_forbidden":
             section = _section_at(path[:-1], top)
             lines.append(_unknown(path[-1], list(section.model_fields), ".".join([*path[:-1], ""])))
         elif item["type"] == "value_error":

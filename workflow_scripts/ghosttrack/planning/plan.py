@@ -77,7 +77,7 @@ def waves(settings: Settings) -> list[list[int]]:
     The held-out stores, which stay, are taken off the budget first. The SAEs of a wave train side by side, and the next wave waits for them. So of the sizes that fit,
     the one with the fewest rounds of training on `plan.gpus` accelerators is taken, and of those the
     one with the fewest forward passes, and of those the smallest: where six layers fit, four accelerators train 24 layers in
-    waves of four in 6 rounds, in waves of six in 8. An anchor, which all others wait for, is in the first wave.
+    waves of four in 6 rounds, in waves of six in 8. The warm-start layer, which all others wait for, is in the first wave.
 
     Pretrained SAEs need no training activations: no wave.
 
@@ -90,8 +90,8 @@ def waves(settings: Settings) -> list[list[int]]:
         return []
     if budget is None:
         return [layers]
-    if (anchor := settings.anchor) is not None:
-        layers = [anchor, *(layer for layer in layers if layer != anchor)]
+    if (first := settings.warm_start_layer) is not None:
+        layers = [first, *(layer for layer in layers if layer != first)]
     layer, heldout = layer_bytes(settings), heldout_bytes(settings)
     most = int((budget * 1e9 - heldout) // layer)
     if most < 1:

@@ -47,13 +47,15 @@ class TuningSettings(Section):
     activation_weight: list[float] = Field(
         [0.2], description="Values of `tracking.activation_weight`."
     )
-    rescue: list[int] = Field([1], description="Values of `tracking.rescue`.")
+    second_association: list[int] = Field(
+        [1], description="Values of `tracking.second_association`."
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        for values in (self.top_k, self.rescue):
+        for values in (self.top_k, self.second_association):
             if any(value < 1 for value in values):
-                raise ValueError(f"tuning: top_k and rescue {values} must be 1 or more")
+                raise ValueError(f"tuning: top_k and second_association {values} must be 1 or more")
         if any(not 0.5 < value < 1 for value in self.gate_quantile):
             raise ValueError(
                 f"tuning.gate_quantile: {self.gate_quantile} must lie between .5 and 1"

@@ -26,7 +26,7 @@ class DetectionSettings(Section):
             description="Detectors on the metrics of tracks: `additive` explains itself by one curve a metric, `ensemble` is the mean of the others. Nulls get `logistic` and `forest`.",
         )
     )
-    other_prompts: int = Field(
+    pmi_prompts: int = Field(
         8,
         ge=0,
         description="Other prompts of its relation that each answer is also scored after (up to four times as many where answers are few), for PMI and to tell what its activations owe to the answer alone; 0: none. Time grows in proportion.",

@@ -99,11 +99,13 @@ class Settings(Section):
         return self.sweep.layers or [self.layers[len(self.layers) // 2]]
 
     @property
-    def anchor(self) -> int | None:
-        """The layer that all others' autoencoders begin with; None where none does."""
-        if not self.sae.trained or self.sae.dictionaries != "anchored":
+    def warm_start_layer(self) -> int | None:
+        """The layer whose trained SAE initialises all others; None unless `warm_start` is chosen."""
+        if not self.sae.trained or self.sae.dictionaries != "warm_start":
             return None
-        return self.layers[len(self.layers) // 2] if self.sae.anchor is None else self.sae.anchor
+        if self.sae.warm_start_layer is None:
+            return self.layers[len(self.layers) // 2]
+        return self.sae.warm_start_layer
 
     @property
     def _size(self) -> DimensionSettings:
@@ -199,12 +201,14 @@ class Settings(Section):
             raise ValueError(
                 f"sweep.k: {max(self.sweep.k)} must be below sae.d_sae ({self.sae.d_sae})"
             )
-        if self.anchor is not None and self.sae.anchor is None:  # an implied setting is a setting
-            object.__setattr__(self, "sae", self.sae.model_copy(update={"anchor": self.anchor}))
-        if self.anchor is not None and self.anchor not in self.layers:
-            raise ValueError(
-                f"sae.anchor: {self.anchor} must be one of the analysed layers, {self.layers}"
-            )
+        if (first := self.warm_start_layer) is not None:
+            if first not in self.layers:
+                raise ValueError(
+                    f"sae.warm_start_layer: {first} must be one of the analysed layers, {self.layers}"
+                )
+            # Replace null by the number, so that a change of the middle layer retrains the SAEs.
+            sae = self.sae.model_copy(update={"warm_start_layer": first})
+            object.__setattr__(self, "sae", sae)
         if self.sae.shared and self.sae.batch < len(self.layers):
             raise ValueError(
                 f"sae.batch: {self.sae.batch} rows cannot hold one of each of the {len(self.layers)} layers"

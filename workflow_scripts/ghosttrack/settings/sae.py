@@ -31,19 +31,19 @@ class SaeSettings(Section):
         ge=2,
         description="Dictionary size; the field uses 4 to 32 times d_model. With `model_path` 4 times, unless it is set.",
     )
-    dictionaries: Literal["independent", "common", "anchored", "shared"] = Field(
-        "common",
-        description="What the layers' SAEs have in common. `independent`: nothing, each begins with random directions of its own; `common`: they begin with the same random directions, and equal numbers often come to mean similar features; `anchored`: they begin with the trained SAE of one layer, and equal numbers mostly go on to mean equal features; `shared`: one dictionary learns from all layers at once, and all have the same features.",
+    dictionaries: Literal["independent", "shared_init", "warm_start", "shared"] = Field(
+        "shared_init",
+        description="What the layers' SAEs have in common. `independent`: nothing, each begins with random directions of its own; `shared_init`: they begin with the same random directions, and equal numbers often come to mean similar features; `warm_start`: they begin with the trained SAE of one layer, and equal numbers mostly go on to mean equal features; `shared`: one dictionary learns from all layers at once, and all have the same features.",
     )
-    anchor: int | None = Field(
+    warm_start_layer: int | None = Field(
         None,
         ge=0,
-        description="`anchored`: the layer that the others begin with; null: the middle one of the analysed.",
+        description="`warm_start`: the layer that the others begin with; null: the middle one of the analysed.",
     )
-    anchored_epochs: int | None = Field(
+    warm_start_epochs: int | None = Field(
         None,
         ge=1,
-        description="`anchored`: passes over the training tokens of the layers that begin with the anchor, which need fewer; null: as many as `epochs`.",
+        description="`warm_start`: passes over the training tokens of the warm-started layers, which need fewer; null: as many as `epochs`.",
     )
     k: int = Field(
         64,

@@ -58,10 +58,10 @@ class TrackingSettings(Section):
         ge=0,
         description="Penalty per unit of relative activation change |a-b|/(a+b), taken off the similarity's surplus; 0.2 drops about a third of the links.",
     )
-    rescue: int = Field(
+    second_association: int = Field(
         4,
         ge=1,
-        description="Detections down to rank top_k x rescue may continue a track but not start one.",
+        description="Detections down to rank top_k x second_association may continue a track but not start one.",
     )
     cluster_resolution: float = Field(
         25.0,
