@@ -49,7 +49,7 @@ docs: $(READY) ## write the generated parts of the documentation
 	$(BIN)/python -m ghosttrack.cli.manual
 
 site: $(READY) ## build the documentation as a site in a temporary folder; a warning is an error
-	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(BIN)/mkdocs build --strict --quiet --site-dir "$$folder"
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$$folder"
 
 architectures: $(READY) ## write the table of docs/architectures.md: every model type, read in every way (minutes)
 	GHOSTTRACK_ARCHITECTURES=1 $(BIN)/python -m pytest tests/unit/test_architecture_matrix.py
