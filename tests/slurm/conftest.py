@@ -251,7 +251,7 @@ def keep_screen(text: str) -> None:
     if os.environ.get("GHOSTTRACK_SCREENS"):
         lines = text.splitlines()
         shown = lines[next(number for number, line in enumerate(lines) if "disk now" in line) :]
-        screen = "\n".join(["```", lines[0], *shown, "```", ""])
+        screen = "\n".join(["```text", lines[0], *shown, "```", ""])
         page.write_text(f"{before}{begin}{screen}{rest[rest.index('<!-- status: end -->') :]}")
 
 

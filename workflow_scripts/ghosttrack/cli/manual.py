@@ -175,7 +175,9 @@ def python_reference(home: Path = HOME) -> str:
     parts: list[str] = []
     for module, (imported, names) in PUBLIC.items():
         tree = ast.parse((home / PACKAGE / module).read_text(encoding="utf-8"))
-        nodes = {node.name: node for node in tree.body if isinstance(node, (*_FUNCTIONS, ast.ClassDef))}
+        nodes = {
+            node.name: node for node in tree.body if isinstance(node, (*_FUNCTIONS, ast.ClassDef))
+        }
         for name in names:
             parts += [f"## {name}\n", f"```python\n{imported}\n```\n", *_described(nodes[name])]
     return "\n".join(parts).rstrip()

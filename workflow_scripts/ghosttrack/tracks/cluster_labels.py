@@ -23,7 +23,7 @@ DICTIONARY = [
 
 
 def describe(clusters: pd.DataFrame, dictionaries: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
-    """One row per cluster, in order; columns are described in docs/outputs.md.
+    """One row per cluster, in order; columns are described in docs/reference/outputs.md.
 
     A token counts with the share of each feature's whole activation that falls on it, a context with each
     feature's activation there as a share of its largest: a loud feature says no more than a quiet one.
