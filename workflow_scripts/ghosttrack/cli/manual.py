@@ -42,13 +42,10 @@ COMMANDS = {
     "status": "cli/status.py",
     "orphans": "planning/orphans.py",
 }
-# The public API: import line and names, by module.
+# The public API: import line and names, by module; no names: every public class.
 PUBLIC = {
     "api.py": ("from ghosttrack import Detector", ["Detector"]),
-    "detection/scored_texts.py": (
-        "from ghosttrack import Score, Text",
-        ["Text", "Score", "Token", "Reason"],
-    ),
+    "detection/scored_texts.py": ("from ghosttrack import Score, Text", []),
     "sae/model.py": ("from ghosttrack import sae", ["load", "Sae"]),
     "activations/reader.py": (
         "from ghosttrack.activations.reader import ActivationStore",
@@ -178,7 +175,8 @@ def python_reference(home: Path = HOME) -> str:
         nodes = {
             node.name: node for node in tree.body if isinstance(node, (*_FUNCTIONS, ast.ClassDef))
         }
-        for name in names:
+        public = [name for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
+        for name in names or public:
             parts += [f"## {name}\n", f"```python\n{imported}\n```\n", *_described(nodes[name])]
     return "\n".join(parts).rstrip()
 
@@ -191,7 +189,7 @@ def _described(node: ast.AST, owner: str = "") -> Iterator[str]:
         fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
         if fields:
             lines = "\n".join(ast.unparse(part) for part in fields)
-            yield f"```python\n{lines}\n```\n"
+            yield f"```text\n{lines}\n```\n"
         yield _prose(ast.get_docstring(node) or "")
         for part in node.body:
             if isinstance(part, _FUNCTIONS) and not part.name.startswith("_"):
