@@ -329,7 +329,7 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
         ("sae={source: missing}", ["sae.source: there is no folder missing", "sae.revision"]),
-        ("sweep={layers: [11]}", ["sweep.layers: 11 is not among the analysed layers"]),
+        ("sweep={layers: [11]}", ["sweep.layers: 11 is not one of the analysed layers"]),
     ],
 )
 def test_a_wrong_setting_is_named_before_any_job_starts(

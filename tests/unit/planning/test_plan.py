@@ -315,10 +315,10 @@ def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
     assert plan.training_busy(enough, plan.waves(enough)) == 1.0
 
 
-def test_links_by_number_need_numbers_that_mean_something() -> None:
+def test_links_by_index_need_index_aligned_features() -> None:
     assert settings(tracking={"links": "identity"}).sae.dictionaries == "warm_start"
     with pytest.raises(
-        UserError, match=r"tracking\.links: identity needs .* any sae\.dictionaries but independent"
+        UserError, match=r"tracking\.links: identity needs index-aligned features"
     ):
         settings(tracking={"links": "identity"}, sae={"dictionaries": "independent"})
 

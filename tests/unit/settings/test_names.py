@@ -174,11 +174,13 @@ def test_a_folder_outside_a_hub_repository_is_refused(tmp_path: Path, source: st
 def test_only_layers_stand_in_braces_of_a_folder_of_autoencoders(
     tmp_path: Path, source: str
 ) -> None:
-    assert "may hold {layer} and {next_layer}" in refusal(config(tmp_path), sae={"source": source})
+    assert "only {layer} and {next_layer} may be in braces" in refusal(
+        config(tmp_path), sae={"source": source}
+    )
 
 
 def test_a_layer_may_be_written_with_two_digits() -> None:
-    assert SaeSettings(source="a/{layer:02d}/{next_layer}").place(7) == "a/07/8"
+    assert SaeSettings(source="a/{layer:02d}/{next_layer}").source_of(7) == "a/07/8"
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
         score={"texts": "~/t.csv", "context": "~/c.txt"},
     )
     assert found.corpus.source == f"{tmp_path}/c.txt"
-    assert found.sae.place(1) == f"{tmp_path}/saes/1"
+    assert found.sae.source_of(1) == f"{tmp_path}/saes/1"
     assert (found.score.texts, found.score.context) == (f"{tmp_path}/t.csv", f"{tmp_path}/c.txt")
     assert one(root, source={"kind": "directory", "id": "~/w"}).source.id == f"{tmp_path}/w"
     (tmp_path / "w").mkdir()

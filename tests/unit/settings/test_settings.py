@@ -124,11 +124,11 @@ def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:
         ),
         (
             "{source: triviaqa}",
-            "mode: triviaqa holds questions that the model answers, expected mode: generated",
+            "mode: triviaqa has questions without answers to judge; set mode: generated",
         ),
         (
             "{source: file, mode: generated, path: PATH, question_column: q}",
-            "question_column, gold_column: which columns",
+            "question_column, gold_column: missing",
         ),
     ],
 )
@@ -161,7 +161,7 @@ def test_the_preset_of_the_original_work_sets_its_batches() -> None:
         ({"seed": "abc"}, "seed: 'abc' does not fit"),
         ({"tracking": {"variants": ["nope"]}}, r"tracking\.variants"),
         ({"datasets": []}, "datasets"),
-        ({"datasets": ["cities", "cities"]}, "datasets: .* names one twice"),
+        ({"datasets": ["cities", "cities"]}, "datasets: .* has a value twice"),
         ({"sae": {"k:32": None}}, r"unknown key sae\.k:32.*space after a colon"),
         ({"model": "gpt2-small", "model_path": "x"}, "gpt2-small is a model of its own"),
         ({"model": "both", "model_path": "x"}, "model_path: goes with one model"),
@@ -194,7 +194,7 @@ def test_as_many_shards_and_layers_as_file_names_can_count_are_accepted_and_no_m
     assert (found.shards, len(found.layers)) == (9_999, 96)
     refused = {**few, "corpus": {"context": 8, "tokens": 9_999 * 16 + 1}}
     message = (
-        r"activations\.rows_per_job: 16 tokens a job make 10,000 extraction jobs a layer, more than 9,999; "
+        r"activations\.rows_per_job: 16 tokens per job give 10,000 extraction jobs per layer, more than 9,999; "
         r"set it to at least 24, or corpus\.tokens to at most 159984"
     )
     with pytest.raises(UserError, match=message):
@@ -303,7 +303,9 @@ def test_the_schema_and_the_manual_are_in_step_with_the_settings() -> None:
 
 @pytest.mark.parametrize("shares", ["[0.5]", "[0.5, 0.25, 1.0]", "[0.0, 1.0]"])
 def test_nested_parts_must_ascend_to_the_whole_dictionary(shares: str) -> None:
-    with pytest.raises(UserError, match="must ascend from above 0 to 1"):
+    with pytest.raises(
+        UserError, match=r"sae\.prefixes: .* must be above 0, ascending, and end with 1"
+    ):
         one(sae=f"{{prefixes: {shares}}}")
 
 
@@ -362,10 +364,10 @@ LONG = "a" * 300
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("~no-such-user/x.csv", "begins with the home directory of a user who is not known here"),
-        ("folder/{x}.csv", "holds a brace|may hold {layer}"),
-        ("folder/{layer.csv", "holds a brace|may hold {layer}"),
-        ("a\nb.csv", "holds a line break or another control character"),
+        ("~no-such-user/x.csv", "begins with the home directory of an unknown user"),
+        ("folder/{x}.csv", "contains a brace|has an unknown placeholder"),
+        ("folder/{layer.csv", "contains a brace|has an unknown placeholder"),
+        ("a\nb.csv", "contains a line break or another control character"),
         (f"{LONG}/x.csv", "cannot be looked up .File name too long.; correct the path"),
         ("a/" * 3000 + "x.csv", "cannot be looked up .File name too long.; correct the path"),
     ],
