@@ -153,12 +153,12 @@ def test_kept_stores_are_counted_from_manifests_and_estimated_without(tmp_path: 
     facts = (ROOT / "workflow_scripts/ghosttrack/data/facts/cities.csv").read_text().count("\n") * 8
     guesses = [facts, 200 * 12, 2000 * 8]
     assert found.examples == sum(13 * plan.store_bytes(rows, 768, "fp16", 512) for rows in guesses)
-    assert found.guessed == 3
+    assert found.estimated == 3
     files.write_json(
         tmp_path / "gpt2-small" / "examples" / "cities" / "embedding.json", {"rows": 978}
     )
     counted = forecast.kept(small, data(small), tmp_path)
-    assert counted.guessed == 2
+    assert counted.estimated == 2
     assert found.examples - counted.examples == 13 * (1 + plan.NORM_BYTES) * (
         facts - 978
     )  # both fill one chunk

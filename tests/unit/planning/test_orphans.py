@@ -15,7 +15,7 @@ import pytest
 from ghosttrack.cli import launch
 from ghosttrack.errors import UserError
 from ghosttrack.planning import orphans, slurm
-from ghosttrack.runtime import files, lease
+from ghosttrack.runtime import files, lease, lease_file
 
 JOB = """
 import signal, sys, time
@@ -182,9 +182,11 @@ def test_a_lock_that_this_user_may_not_open_counts_as_held_and_names_its_owner(
     owner = files.user_name(os.getuid())
     (found,) = orphans.find(folder)
     assert (found.kind, found.id) == ("lock", str(state))
-    assert f"held by {owner}, perhaps: you may not read" in found.where
+    assert f"held by probably a process of {owner} (you have no permission to read" in found.where
     with (
-        pytest.raises(UserError, match=f"lock belongs to {owner}, and you may not write to it"),
+        pytest.raises(
+            UserError, match=f"lock belongs to {owner}, and you have no permission to write it"
+        ),
         files.lock(state),
     ):
         pass
@@ -203,7 +205,7 @@ def test_slurm_is_asked_for_the_jobs_of_everyone_who_ran_something_here(
     monkeypatch.setattr(slurm, "_output", output)
     held = lease.acquire(folder, "")
     known, unknown = 1, 4_000_001
-    held.path.write_bytes(lease._packed(held.lease._replace(users=[known, unknown])))
+    held.path.write_bytes(lease_file.packed(held.lease._replace(users=[known, unknown])))
     orphans.find(folder)
     held.release()
     orphans.find(folder)
@@ -217,10 +219,12 @@ def test_a_live_lease_of_any_host_protects_its_jobs(
         folder, monkeypatch, f"12|RUNNING|node1|3:20|{folder}|rule_train_sae_wildcards_tiny-gpt2_01"
     )
     held = lease.acquire(folder, "snakemake")
-    held.path.write_bytes(lease._packed(held.lease._replace(host="node7", boot="b7", user="ann")))
+    held.path.write_bytes(
+        lease_file.packed(held.lease._replace(host="node7", boot="b7", user="ann"))
+    )
     held.leave()
     assert orphans.main(["--cancel"]) == 1
-    assert "A run is at work here (ann on node7, process" in capsys.readouterr().err
+    assert "A run is active in this folder (ann on node7, process" in capsys.readouterr().err
     assert not cancelled.exists()
 
 

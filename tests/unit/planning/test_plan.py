@@ -130,7 +130,7 @@ def test_a_job_is_refused_where_other_layers_leave_no_room(tmp_path: Path) -> No
     plan.require_room(tmp_path, [own], planned=2000, budget=3000)
     with pytest.raises(
         UserError,
-        match=r"disk_budget_gb: .* holds 0\.001 MB of other layers or jobs \(layer_02 0\.001 MB\), this job needs 0\.002 MB",
+        match=r"disk_budget_gb: .* has 0\.001 MB of other layers or jobs \(layer_02 0\.001 MB\), this job needs 0\.002 MB",
     ):
         plan.require_room(tmp_path, [own], planned=2001, budget=3000)
 
@@ -284,7 +284,7 @@ def test_a_directory_of_other_sizes_than_the_settings_is_refused_before_any_job(
 ) -> None:
     wanted = known_model(tmp_path, "source.id", **about)
     with pytest.raises(
-        UserError, match=rf"dimensions\.{key}: the settings say .* says (\d+); set it to \1$"
+        UserError, match=rf"dimensions\.{key}: .* in the settings, (\d+) in .*; set it to \1$"
     ):
         plan.check_sources({wanted.model: wanted}, tmp_path)
 
@@ -302,7 +302,7 @@ def test_an_anchor_is_in_the_first_wave_and_every_layer_in_one() -> None:
 
 def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
     with pytest.raises(
-        UserError, match=r"25 GB holds 2 layers of 12, .*shared.* at least (\d+\.\d)"
+        UserError, match=r"25 GB is enough for 2 layers of 12, .*shared.* at least (\d+\.\d)"
     ) as caught:
         plan.waves(settings(model="gpt2-small", sae={"dictionaries": "shared"}))
     least = float(str(caught.value).partition("at least ")[2].split(",")[0])
@@ -317,9 +317,7 @@ def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
 
 def test_links_by_index_need_index_aligned_features() -> None:
     assert settings(tracking={"links": "identity"}).sae.dictionaries == "warm_start"
-    with pytest.raises(
-        UserError, match=r"tracking\.links: identity needs index-aligned features"
-    ):
+    with pytest.raises(UserError, match=r"tracking\.links: identity needs index-aligned features"):
         settings(tracking={"links": "identity"}, sae={"dictionaries": "independent"})
 
 

@@ -21,17 +21,17 @@ RULES = [
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config", "model=x", "saes"], "put it in front: saes --config"),
-        (["-n", "-C", "saes"], "put it in front: saes --config"),
+        (["--config", "model=x", "saes"], "write it before --config: saes --config"),
+        (["-n", "-C", "saes"], "write it before --config: saes --config"),
         (["--config", "sae.k=32"], "write 'sae={k: 32}'"),
         (["--config=sae.k=32"], "write 'sae={k: 32}'"),
         (["--config", "tracking.original.birth=1"], "write 'tracking={original: {birth: 1}}'"),
-        (["--config", "model", "=", "x"], "'model' stands behind --config"),
+        (["--config", "model", "=", "x"], "'model' is not KEY=VALUE"),
         (["--config", "model=", "=x"], "without spaces around the equals sign"),
         (["--config", "sae={k:", "32}"], "quotation marks"),
-        (["--config", "model=a", "model=b"], "model is given twice, as a and as b"),
-        (["--config", "seed=1", "-n", "--config", "seed=2"], "seed is given twice"),
-        (["--config", "sae={k: 1}", "sae=x"], "sae is given twice"),
+        (["--config", "model=a", "model=b"], "model occurs twice, as a and as b"),
+        (["--config", "seed=1", "-n", "--config", "seed=2"], "seed occurs twice"),
+        (["--config", "sae={k: 1}", "sae=x"], "sae occurs twice"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_with_the_remedy(
@@ -116,16 +116,13 @@ def workflow(home: Path, **change: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            {"overwrite_resources": {"trian_sae": {}}},
-            "--set-resources: no rule is called trian_sae",
-        ),
-        ({"overwrite_threads": {"trian_sae": 1}}, "--set-threads: no rule is called trian_sae"),
+        ({"overwrite_resources": {"trian_sae": {}}}, "--set-resources: there is no rule trian_sae"),
+        ({"overwrite_threads": {"trian_sae": 1}}, "--set-threads: there is no rule trian_sae"),
         (
             {"consider_ancient": {"trian_sae": {0}}},
-            "--consider-ancient: no rule is called trian_sae",
+            "--consider-ancient: there is no rule trian_sae",
         ),
-        ({"config_args": ["seed=1", "seed=2"]}, "seed is given twice"),
+        ({"config_args": ["seed=1", "seed=2"]}, "seed occurs twice"),
     ],
 )
 def test_every_option_that_snakemake_would_ignore_stops_the_run(

@@ -61,7 +61,7 @@ def test_no_space_is_the_error_of_a_full_disk(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_kill_leaves_no_time_to_clean_up() -> None:
-    code = "from ghosttrack.runtime import fault_injection; fault_injection.strike([fault_injection.Fault('a', 'kill')], 1)"
+    code = "from ghosttrack.runtime import fault_injection; fault_injection.inject([fault_injection.Fault('a', 'kill')], 1)"
     environment = {**os.environ, "PYTHONPATH": str(Path(fault_injection.__file__).parents[2])}
     assert (
         subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode

@@ -225,7 +225,7 @@ def test_a_lock_is_refused_when_its_folder_was_renamed_before_it_was_had(
 
     monkeypatch.setattr(fcntl, "flock", finished_meanwhile)
     with pytest.raises(
-        UserError, match=r"store\.partial was just finished by another process: run again"
+        UserError, match=r"store\.partial was just completed by another process: run the same"
     ):
         files.lock(folder).__enter__()
 
@@ -255,7 +255,7 @@ def test_a_lock_that_is_asked_about_for_an_instant_is_waited_for(
     monkeypatch.setattr(time, "sleep", slept.append)
     folder = tmp_path / "new" / "folder"
     with (
-        nullcontext() if had else pytest.raises(UserError, match="in use by an unnamed process"),
+        nullcontext() if had else pytest.raises(UserError, match="in use by an unknown process"),
         files.lock(folder),
     ):
         assert (folder / "lock").exists()

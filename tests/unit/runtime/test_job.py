@@ -95,7 +95,7 @@ def test_an_argument_that_the_rule_lacks_is_named(
 
     with pytest.raises(SystemExit):
         job.run(main, snakemake(tmp_path / "log"))
-    assert "gives no 'weights'" in capsys.readouterr().err
+    assert "has no 'weights'" in capsys.readouterr().err
 
 
 def test_without_snakemake_the_signature_is_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_without_snakemake_the_signature_is_a_command_line(monkeypatch: pytest.M
         ),
         (
             OSError(28, "No space left on device"),
-            "no room to write: [Errno 28] No space left on device. Free space",
+            "no disk space left: [Errno 28] No space left on device. Free space",
         ),
         (OSError(2, "No such file"), "unexpected FileNotFoundError"),
     ],

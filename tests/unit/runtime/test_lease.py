@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ghosttrack.errors import UserError
-from ghosttrack.runtime import files, lease
+from ghosttrack.runtime import files, lease, lease_file, lease_process
 
 PLACES = ("this host", "other host", "other boot", "other container", "other user")
 PROCESSES = ("alive", "dead", "reused")
@@ -61,14 +61,14 @@ def left_behind(folder: Path, age: float = 0.0, **fields: Any) -> Path:
     """A lease that its holder neither holds nor gave back, last renewed `age` seconds ago."""
     held = lease.acquire(folder, "snakemake saes")
     record = held.lease._replace(**fields)
-    held.path.write_bytes(lease._packed(record))
+    held.path.write_bytes(lease_file.packed(record))
     held.leave()
-    then = lease.file_clock(folder) - age
+    then = lease_file.file_clock(folder) - age
     os.utime(held.path, (then, then))
     return held.path
 
 
-def standing(folder: Path) -> lease.Found:
+def standing(folder: Path) -> lease.LeaseStatus:
     found = lease.current(folder)
     assert found is not None
     return found
@@ -90,7 +90,7 @@ def test_live_or_dead_follows_from_place_process_date_and_lock(
     pid = (
         ended_process() if state == "dead" else (stranger if place == "other user" else process).pid
     )
-    here = lease._of_this_process("", set())
+    here = lease.for_this_process("", set())
     fields = {
         "this host": {},
         "other user": {"user": "ann"},
@@ -98,7 +98,7 @@ def test_live_or_dead_follows_from_place_process_date_and_lock(
         "other boot": {"boot": "b7"},  # or a second machine of the same name
         "other container": {"namespaces": "1 1"},
     }[place]
-    ticks = lease._ticks(process.pid if state == "dead" else pid) + (state == "reused")
+    ticks = lease_process.start_ticks(process.pid if state == "dead" else pid) + (state == "reused")
     seconds = 5.0 if age == "fresh" else lease.EXPIRY_SECONDS + 5
     path = left_behind(
         tmp_path, seconds, **{"host": here.host, **fields, "pid": pid, "ticks": ticks}
@@ -145,7 +145,7 @@ def said_to_a_stranger(folder: Path) -> str:
 def test_another_user_sees_that_a_process_is_alive(tmp_path: Path) -> None:
     left_behind(tmp_path, 500)
     said = said_to_a_stranger(tmp_path)
-    assert f"another run is at work in this folder: {files.user_name(os.getuid())} on " in said
+    assert f"another run is active in this folder: {files.user_name(os.getuid())} on " in said
     assert "its process is stopped" in said.lower()  # so it was found, though it is expired
 
 
@@ -155,7 +155,8 @@ def test_another_user_is_told_whose_lease_it_may_not_read(tmp_path: Path) -> Non
     said = said_to_a_stranger(tmp_path)
     path.parent.chmod(0o700)
     assert (
-        f"results/.run belongs to {files.user_name(os.getuid())}, and you may not read it" in said
+        f"results/.run belongs to {files.user_name(os.getuid())}, and you have no permission to read it"
+        in said
     )
     assert "chmod -R g+rwX results" in said
 
@@ -185,7 +186,7 @@ def test_another_user_of_a_shared_folder_takes_over_from_a_dead_run(tmp_path: Pa
 def test_a_process_that_proc_hides_is_judged_by_the_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: "subprocess.Popen[str]"
 ) -> None:
-    left_behind(tmp_path, 5, pid=process.pid, ticks=lease._ticks(process.pid))
+    left_behind(tmp_path, 5, pid=process.pid, ticks=lease_process.start_ticks(process.pid))
     monkeypatch.setattr(lease, "_stat", lambda _: ("", 0))
     assert standing(tmp_path).alive is None
     assert standing(tmp_path).live
@@ -193,7 +194,7 @@ def test_a_process_that_proc_hides_is_judged_by_the_date(
 
 def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as run:
-        left_behind(tmp_path, 5, pid=run.pid, ticks=lease._ticks(run.pid))
+        left_behind(tmp_path, 5, pid=run.pid, ticks=lease_process.start_ticks(run.pid))
         assert standing(tmp_path).live
         run.kill()
         os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOWAIT)
@@ -216,19 +217,19 @@ def test_a_lease_that_cannot_be_read_is_live_until_it_runs_out(tmp_path: Path, t
     assert standing(tmp_path).lease is None
     with pytest.raises(UserError, match="a host that is not known yet"):
         lease.acquire(tmp_path, "")
-    then = lease.file_clock(tmp_path) - 200
+    then = lease_file.file_clock(tmp_path) - 200
     os.utime(path, (then, then))
     assert not standing(tmp_path).live
 
 
 def test_a_record_that_is_being_replaced_is_no_record() -> None:
-    old = lease._of_this_process("snakemake", set())
+    old = lease.for_this_process("snakemake", set())
     new = old._replace(pid=old.pid + 1, ticks=old.ticks + 123456)
-    before, after = lease._packed(old), lease._packed(new)
+    before, after = lease_file.packed(old), lease_file.packed(new)
     assert len(before) == len(after)
-    assert lease._unpacked(after) == new
+    assert lease_file.unpacked(after) == new
     for cut in range(len(before)):
-        assert lease._unpacked(after[:cut] + before[cut:]) in (None, old, new)
+        assert lease_file.unpacked(after[:cut] + before[cut:]) in (None, old, new)
 
 
 def test_a_lease_that_was_given_back_leaves_the_folder_free(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_after_a_killed_run_of_this_host_the_next_one_starts_at_once_and_knows(
             5,
             ["on node7: kill 12", "node7 is gone for good", "in 115 s"],
         ),
-        ({"namespaces": "1 1", "host": "box", "pid": 12}, 5, ["on box: kill 12", "runs out"]),
+        ({"namespaces": "1 1", "host": "box", "pid": 12}, 5, ["on box: kill 12", "expires"]),
         ({}, 500, ["its process is stopped", "kill -CONT {pid}"]),
     ],
     ids=["this host", "other host", "other container", "stopped"],
@@ -272,7 +273,7 @@ def test_a_refusal_says_who_since_when_and_what_to_do(
     with pytest.raises(UserError) as refused:
         lease.acquire(tmp_path, "")
     said = str(refused.value)
-    for word in ["ann on ", "(snakemake saes)", "since 20", "model=both", "a clone each", *words]:
+    for word in ["ann on ", "(snakemake saes)", "since 20", "model=both", "use two clones", *words]:
         assert word.format(pid=os.getpid()).lower() in said.lower(), said
 
 
@@ -296,7 +297,7 @@ def test_a_silent_lease_of_another_host_is_watched_before_it_is_replaced(
     path = left_behind(tmp_path, 500, boot="b7", host="node7")
     renewal = threading.Timer(0.4, os.utime, [path])
     renewal.start()
-    with pytest.raises(UserError, match=r"another run is at work.*node7"):
+    with pytest.raises(UserError, match=r"another run is active.*node7"):
         lease.acquire(tmp_path, "")
     renewal.join()
     then = time.time() - 500
@@ -353,15 +354,15 @@ def test_a_challenger_that_was_held_up_withdraws(tmp_path: Path) -> None:
     first = lease.acquire(tmp_path, "first")
     first.release()
     second = lease.acquire(tmp_path, "second")
-    late = lease._of_this_process("late", set())
+    late = lease.for_this_process("late", set())
     assert (
-        lease._create(tmp_path, first.number, late) is None
+        lease_file.create(tmp_path, first.number, late) is None
     )  # it looked before the first run had begun
-    assert lease._create(tmp_path, second.number, late) is None
+    assert lease_file.create(tmp_path, second.number, late) is None
     assert second.renew()
     assert [path.name for path in second.path.parent.iterdir()] == [second.path.name]
     second.release()
-    assert lease._create(tmp_path, second.number, late) is None
+    assert lease_file.create(tmp_path, second.number, late) is None
     assert lease.current(tmp_path) is None
 
 
@@ -374,7 +375,7 @@ def test_the_old_holder_notices_that_it_lost_the_lease(
         time.sleep(0.3)
         assert said == []
         new = old.lease._replace(user="bob", host="node7", token="other")
-        lease._create(tmp_path, old.number + 1, new)
+        lease_file.create(tmp_path, old.number + 1, new)
         time.sleep(0.5)
     assert len(said) == 1
     assert "the run of bob on node7" in said[0]
@@ -449,12 +450,12 @@ def test_a_snakemake_whose_launch_lost_the_lease_meanwhile_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = lease.acquire(tmp_path, "old")
-    lease._create(tmp_path, old.number + 1, old.lease._replace(token="other", user="bob"))
+    lease_file.create(tmp_path, old.number + 1, old.lease._replace(token="other", user="bob"))
     monkeypatch.setitem(PACKAGE, lease.VARIABLE, f"{old.lease.token} {os.getpid()}")
     with python(ADOPT, folder=tmp_path) as run:
         said, _ = run.communicate()
     assert run.returncode == 1
-    assert "another run is at work in this folder: bob" in said
+    assert "another run is active in this folder: bob" in said
     old.leave()
 
 

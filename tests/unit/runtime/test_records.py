@@ -129,7 +129,7 @@ def test_a_changed_setting_names_its_key_and_makes_what_follows_due() -> None:
     assert verdicts[1].reason == "settings: sae.k 16 -> 8"
     text = due.described(requests(chain(k=8)), verdicts)
     assert "rule1: settings: sae.k 16 -> 8" in text
-    assert "jobs that follow from these: 1" in text
+    assert "jobs that depend on these: 1" in text
 
 
 def test_a_changed_setting_is_not_forgotten_when_its_first_job_fails() -> None:
@@ -236,7 +236,7 @@ def test_a_job_refuses_an_input_that_is_not_what_its_own_job_wrote() -> None:
     finish(chain()[:1])
     put(MANIFEST, b"damaged")
     with pytest.raises(
-        UserError, match=r"shard_0000.json is not what its job wrote .*Run the same command again"
+        UserError, match=r"shard_0000.json was damaged or edited .*Run the same command again"
     ):
         made(chain()[1])
     assert records.read(SAE) is None
@@ -267,7 +267,7 @@ def test_a_job_that_fails_records_nothing() -> None:
 
 def test_a_job_asked_for_by_name_takes_along_what_follows() -> None:
     finish(chain())
-    verdicts = due.judge(requests(chain(), rule1="asked for by name"))
+    verdicts = due.judge(requests(chain(), rule1="requested on the command line"))
     assert [verdict.state for verdict in verdicts] == ["current", "due", "due"]
 
 
@@ -367,7 +367,7 @@ def test_results_made_with_this_runs_settings_pass() -> None:
 @pytest.mark.parametrize(
     ("expected", "said"),
     [
-        ({"sae": {"k": 8, "epochs": 2}}, r"sae_weights.* made with sae.k 16, this run asks for 8"),
+        ({"sae": {"k": 8, "epochs": 2}}, r"sae_weights.* made with sae.k 16, but this run has 8"),
         ({"seed": 1}, "seed 0"),
     ],
 )

@@ -370,8 +370,8 @@ def test_a_path_that_snakemake_could_not_take_is_refused_with_its_key(
     [
         ({"sae.k": "32"}, "'sae={k: VALUE}'"),
         ({"tracking.original.birth": "1"}, "'tracking={original: {birth: VALUE}}'"),
-        ({"sae": {"k:32": None}}, "is there no space after a colon"),
-        ({"sae": "{k: 1, k: 2}"}, "the key k stands twice"),
+        ({"sae": {"k:32": None}}, "is a space missing after a colon"),
+        ({"sae": "{k: 1, k: 2}"}, "the key k occurs twice"),
     ],
 )
 def test_a_key_that_is_not_nested_as_yaml_nests_is_refused_with_the_remedy(
@@ -388,7 +388,7 @@ def test_a_key_that_stands_twice_in_a_settings_file_is_refused_with_its_line(
     path = root / folder / {"models": "m.yaml", "datasets": "d.yaml", "presets": "p.yaml"}[folder]
     path.write_text("sae:\n  k: 1\n  k: 2\n")
     assert (
-        f"{path}: not valid YAML: the key k stands twice; remove one (line 3, column 3)"
+        f"{path}: not valid YAML: the key k occurs twice; remove one (line 3, column 3)"
         in refusal(root, preset="p" if folder == "presets" else None)
     )
 

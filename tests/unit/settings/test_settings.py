@@ -120,7 +120,7 @@ def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:
     [
         (
             "{source: facts, table: captials}",
-            "table: 'captials' is no fact table; choose one of cities",
+            "table: 'captials' is not a fact table; choose one of cities",
         ),
         (
             "{source: triviaqa}",
@@ -154,17 +154,17 @@ def test_the_preset_of_the_original_work_sets_its_batches() -> None:
     [
         ({"modle": "x"}, "unknown key modle .did you mean model"),
         ({"model": "nope"}, "'nope' is not known"),
-        ({"sae": {"k": -1}}, r"sae\.k: -1 does not fit"),
+        ({"sae": {"k": -1}}, r"sae\.k: -1 is not valid"),
         ({"sae": {"k": 4096}}, r"sae\.k: 4096 must be below sae\.d_sae"),
         ({"sae": "{k"}, "sae: '{k' is not valid YAML"),
-        ({"sae": 3}, "sae: 3 does not fit"),
-        ({"seed": "abc"}, "seed: 'abc' does not fit"),
+        ({"sae": 3}, "sae: 3 is not valid"),
+        ({"seed": "abc"}, "seed: 'abc' is not valid"),
         ({"tracking": {"variants": ["nope"]}}, r"tracking\.variants"),
         ({"datasets": []}, "datasets"),
         ({"datasets": ["cities", "cities"]}, "datasets: .* has a value twice"),
-        ({"sae": {"k:32": None}}, r"unknown key sae\.k:32.*space after a colon"),
-        ({"model": "gpt2-small", "model_path": "x"}, "gpt2-small is a model of its own"),
-        ({"model": "both", "model_path": "x"}, "model_path: goes with one model"),
+        ({"sae": {"k:32": None}}, r"unknown key sae\.k:32.*space missing after a colon"),
+        ({"model": "gpt2-small", "model_path": "x"}, "gpt2-small already is a model"),
+        ({"model": "both", "model_path": "x"}, "model_path: needs one model"),
         ({"model": "../x"}, "not known"),
         ({"preset": "nope"}, "preset: 'nope' is not known"),
     ],
@@ -205,7 +205,7 @@ def test_as_many_shards_and_layers_as_file_names_can_count_are_accepted_and_no_m
         one(dimensions={"n_layers": 999, "d_model": 8}, activations={"layers": "all"}).layers[-1]
         == 998
     )
-    with pytest.raises(UserError, match=r"dimensions\.n_layers: 1000 does not fit"):
+    with pytest.raises(UserError, match=r"dimensions\.n_layers: 1000 is not valid"):
         one(dimensions={"n_layers": 1000, "d_model": 8}, activations={"layers": "all"})
 
 
