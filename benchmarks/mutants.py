@@ -29,7 +29,7 @@ PACKAGE = "workflow_scripts/ghosttrack"
 # The unit tests of each file that is mutated, the fastest first.
 TESTS = {
     "evaluation/ledger.py": ["evaluation/test_ledger.py"],
-    "evaluation/statistics.py": ["evaluation/test_statistics.py"],
+    "statistics.py": ["test_statistics.py"],
     "detection/splits.py": ["detection/test_splits.py"],
     "detection/audit.py": ["detection/test_audit.py"],
     "tracks/association.py": ["tracks/test_association.py"],
@@ -44,7 +44,7 @@ TESTS = {
         "activations/test_store.py",
         "activations/test_damage.py",
     ],
-    "files.py": ["test_files.py", "test_journal.py"],
+    "runtime/files.py": ["runtime/test_files.py", "runtime/test_lock_log.py"],
     "sae/checkpoints.py": ["sae/test_sae_checkpoints.py"],
     "facts/answers.py": ["facts/test_answers.py"],
 }

@@ -416,7 +416,7 @@ def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
                 (script,) = re.findall(r'workflow_scripts/\w+/(\w+)\.py"', block)
                 (minutes,) = re.findall(r"runtime=(?:scaled\()?(\d+)", block)
                 asked[script] = ("1", minutes)
-    assert "train_shared_sae, one dictionary for all layers: 120 minutes a layer" in profile
+    assert "train_shared_sae, one dictionary for all layers: 120 minutes per layer" in profile
     assert asked.pop("train_shared_sae") == ("1", "120")
     table = re.findall(r"^#   (\w+) +(\d)  .*? (?:(\d+))$", profile, re.MULTILINE)
     assert {phase: (gpus, minutes) for phase, gpus, minutes in table} == asked

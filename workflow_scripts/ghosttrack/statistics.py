@@ -58,7 +58,7 @@ def weighted_auroc(labels: Ints, scores: Floats, weights: NDArray[Any]) -> Float
 def bootstrap_auroc(
     labels: Ints, scores: Floats, cv_groups: NDArray[Any], draws: int, seed: int | list[int]
 ) -> Floats:
-    """AUROC of several scores on the same cluster-bootstrap resamples, so that differences are paired.
+    """AUROC of several scores on the same cluster-bootstrap resamples, for paired differences.
 
     Args:
         labels: (rows,) 0/1. scores: (scores, rows), NaN for a score that was not computed.
@@ -99,7 +99,7 @@ def interval(draws: Floats, confidence: float) -> Interval:
 
 
 class Difference(NamedTuple):
-    """Paired difference of two AUROCs: percentile interval, and two-sided p from the standard error."""
+    """Paired difference of AUROCs: percentile interval, and two-sided p by the standard error."""
 
     value: float
     low: float
@@ -148,7 +148,7 @@ class Decisions(NamedTuple):
 
 
 def decisions(labels: Ints, probability: Floats) -> Decisions:
-    """Metrics at the threshold 0.5, expected calibration error (bins of equal mass), and Brier score.
+    """Metrics at the threshold 0.5, expected calibration error and Brier score.
 
     Precision without a positive prediction is 0, and so is F1.
     """
@@ -254,7 +254,11 @@ def risk_curve(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
 
 
 def average_precision(labels: Ints, scores: Floats) -> float:
-    """Average precision (area under the precision-recall curve); NaN without both classes."""
+    """Average precision: the area under the precision-recall curve.
+
+    Returns:
+        NaN without both classes, or if a score is not finite.
+    """
     from sklearn.metrics import average_precision_score
 
     if len(set(labels.tolist())) < 2 or not np.isfinite(scores).all():

@@ -194,7 +194,7 @@ class HeldLease:
         self.leave()
 
     def leave(self) -> None:
-        """Stop holding the lease but keep its file: it tells the next run that this one was killed."""
+        """Stop holding the lease but keep its file, by which the next run sees the kill."""
         if not self._done.is_set():
             self._done.set()
             os.close(self.handle)

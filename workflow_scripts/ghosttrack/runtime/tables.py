@@ -49,7 +49,7 @@ def read_npz(path: Path) -> dict[str, Any]:
 
 
 def write_csv(table: pd.DataFrame, stream: IO[str]) -> None:
-    """Write a table as csv without its index; `plain_cell` escapes cells that look like formulas."""
+    """Write a table as csv without its index, with cells escaped by `plain_cell`."""
     texts = table.select_dtypes(exclude=["number", "bool", "datetime"])
     safe = table.assign(**{str(name): texts[name].map(plain_cell) for name in texts})
     # Python's csv module does not quote a single carriage return, which readers take as the end of
