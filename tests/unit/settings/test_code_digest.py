@@ -14,7 +14,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in (home / "runtime", tmp_path / "track"):
         folder.mkdir(parents=True)
     (tmp_path / "track" / "track.py").write_text(
-        '"""Doc."""\nfrom ghosttrack import tracking\nfrom ghosttrack.runtime import job\ndef main(tracking):\n    return tracking.top_k\n'
+        '"""Doc."""\nfrom ghosttrack import tracking\nfrom ghosttrack.runtime import job\ndef '
+        "main(tracking):\n    return tracking.top_k\n"
     )
     (home / "tracking.py").write_text(
         "from ghosttrack.kernel import link\n\ndef run(x):\n    return link(x)\n"
@@ -90,12 +91,12 @@ def test_an_edit_two_imports_away_changes_the_digest(package: Path) -> None:
 
 
 @pytest.mark.usefixtures("package")
-def test_a_settings_key_that_no_line_reads_is_left_out() -> None:
+def test_a_setting_that_the_code_does_not_read_is_not_in_the_params() -> None:
     digest()
     assert code_digest.used_settings("track", {"top_k": 50, "brand_new": 1}) == {"top_k": 50}
 
 
-def test_every_rule_s_own_code_is_in_its_digest() -> None:
+def test_every_rule_has_a_different_digest() -> None:
     scripts = sorted(
         path.stem for path in code_digest.SCRIPTS.glob("*/*.py") if path.parent.name != "ghosttrack"
     )
