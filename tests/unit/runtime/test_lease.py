@@ -189,7 +189,7 @@ def test_the_date_decides_if_proc_hides_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: "subprocess.Popen[str]"
 ) -> None:
     left_behind(tmp_path, 5, pid=process.pid, ticks=lease_process.start_ticks(process.pid))
-    monkeypatch.setattr(lease, "_stat", lambda _: ("", 0))
+    monkeypatch.setattr(lease_process, "_stat", lambda _: ("", 0))
     assert standing(tmp_path).alive is None
     assert standing(tmp_path).live
 
@@ -302,7 +302,7 @@ def test_an_expired_lease_of_another_host_is_watched_before_it_is_replaced(
     os.utime(path, (then, then))
     held = lease.acquire(tmp_path, "")
     assert held.after_killed
-    assert "watching for 1 s" in capsys.readouterr().err
+    assert "Watching for 1 s" in capsys.readouterr().err
     held.release()
 
 

@@ -12,7 +12,7 @@ import pyarrow
 
 from ghosttrack.errors import UserError
 
-_REMEDY = "delete it and run the same command again, to make it again"
+_REMEDY = "delete it and run again to make it again"
 # Columns with names that users choose: they are text, even 2024, true or NA.
 _NAME_COLUMNS = ("dataset", "trained_on", "model", "reference")
 # A spreadsheet reads a cell that begins with one of these, also full-width, as a formula (OWASP,
