@@ -29,7 +29,7 @@ PACKAGE = "workflow_scripts/ghosttrack"
 # The unit tests of each file that is mutated, the fastest first.
 TESTS = {
     "evaluation/ledger.py": ["evaluation/test_ledger.py"],
-    "statistics.py": ["test_statistics.py"],
+    "statistics.py": ["test_statistics.py", "test_codes.py"],
     "detection/splits.py": ["detection/test_splits.py"],
     "detection/audit.py": ["detection/test_audit.py"],
     "tracks/association.py": ["tracks/test_association.py"],

@@ -1,9 +1,10 @@
-# rules/ablate.smk -- aside from a run (targets ablations, tuning). Needs: audited folds, metrics and activations of the examples. Gives: what each part of the tracks is worth, arm by arm.
+# rules/ablate.smk -- aside from a run (targets ablations, tuning). Needs: audited folds, track metrics
+# and activations of the examples. Gives: detector AUROC per arm (one variant of tracks or metrics).
 include: "common/ablate.smk"
 
 
 rule track_arm:
-    """Follow features as one arm says, and measure the tracks of every data set."""
+    """Track features with the settings of one arm, and compute the track metrics of every data set."""
     input:
         stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
         manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
@@ -43,7 +44,7 @@ rule track_arm:
 
 
 rule score_arm:
-    """Train detectors on the metrics of one arm, in the folds of the run."""
+    """Train detectors on the track metrics of one arm, in the run's folds."""
     input:
         audited=per("results/{model}/detection/{dataset}/controls.parquet", "dataset"),
         signals=arm_signals,
@@ -75,7 +76,7 @@ rule score_arm:
 for STUDY in ("ablations", "tuning"):
 
     rule:
-        """Hold every arm of a study against the run's own tracks: tables, a figure, a page."""
+        """Compare every arm of a study with the run's tracks: tables, a figure, a page."""
         name:
             f"judge_{STUDY}"
         input:

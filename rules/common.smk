@@ -167,7 +167,7 @@ VALUES = {
 
 
 def all_of(model, pattern, *names):
-    """`pattern` for all values of the wildcards `names`, the last one fastest; others stay."""
+    """`pattern` for all values of the wildcards `names`, the last one varying fastest."""
     paths = [pattern]
     for name in names:
         values = VALUES[name](model)

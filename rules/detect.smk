@@ -1,7 +1,7 @@
-# rules/detect.smk -- phase 4. Needs: activations, SAEs, metrics and outputs of one data set. Gives: its leak audit, out-of-fold
-# scores of every control and detector, and the saved detector.
+# rules/detect.smk -- phase 4. Needs: activations, SAEs, track metrics and model outputs of one data set.
+# Gives: its leak audit, out-of-fold scores of every control and detector, and the saved detector.
 rule audit_dataset:
-    """Look for leaks in one data set before anything is trained on it, and score the text-only controls."""
+    """Audit one data set for label leaks, and score the text-only controls, before any training."""
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
@@ -32,7 +32,7 @@ rule audit_dataset:
 
 
 rule train_detectors:
-    """Train every detector of one data set in the audited folds, and keep the out-of-fold scores."""
+    """Train every detector of one data set in the audited folds; write out-of-fold scores."""
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
@@ -71,7 +71,7 @@ rule train_detectors:
 
 
 rule save_detector:
-    """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+    """Fit the default detector on all strict data sets together, and save it for user texts."""
     input:
         audits=per("results/{model}/detection/{dataset}/leak_audit.csv", "dataset"),
         examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),

@@ -1,9 +1,10 @@
-# rules/evaluate.smk -- phase 5. Needs: out-of-fold scores, SAE quality. Gives: metric tables, the claim ledger, and checks of both.
+# rules/evaluate.smk -- phase 5. Needs: out-of-fold scores, SAE quality. Gives: metric tables, the claim
+# ledger, a test of the explanations, and checks of the results.
 include: "common/evaluate.smk"
 
 
 rule evaluate_detectors:
-    """Put an interval on every score, and hold each claim against its best control."""
+    """Compute AUROC with intervals for every score, and test each claim against its best control."""
     input:
         parts=per("results/{model}/detection/{dataset}/scores.parquet", "dataset"),
         generated=generated_files("examples.parquet"),
@@ -43,7 +44,7 @@ rule evaluate_detectors:
 
 
 rule check_explanations:
-    """Take the named reasons out of the running model, and as many others, and see how far the score moves."""
+    """Ablate the features that explain a score, and as many random ones, in the running model."""
     input:
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
@@ -100,7 +101,7 @@ rule check_claims:
 
 
 rule check_results:
-    """Check the finished tables, so that a bad run fails here and not in a reader's hands."""
+    """Check the finished tables for impossible or missing values."""
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         scores="results/{model}/detection/scores.parquet",

@@ -1,9 +1,10 @@
-# rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: what reads the model right; activation stores of every analysed layer; the model's own answers.
+# rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: limits of exact batched reading,
+# activation stores of every analysed layer, and generated answers.
 include: "common/extract.smk"
 
 
 rule check_model:
-    """Compare the fast ways of reading a model with the plain one; refuse a model that cannot be read."""
+    """Compare batched and cached forward passes with the plain one; refuse unsupported models."""
     input:
         weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
@@ -14,7 +15,7 @@ rule check_model:
         "results/{model}/logs/check_model.log",
     benchmark:
         "results/{model}/benchmarks/check_model.tsv"
-    priority: 2  # every job that reads the model waits for it
+    priority: 2  # every job with the model waits for it
     conda:
         "../envs/torch.yaml"
     resources:
@@ -25,13 +26,13 @@ rule check_model:
         site=property_of("site", "activations"),
         code=source_digest("check_model"),
     message:
-        "Checking how {wildcards.model} can be read (GPUs: {resources.gpu})"
+        "Checking {wildcards.model} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/extract/check_model.py"
 
 
-# One forward pass serves all layers of a wave. Its outputs are named by layer, which no wildcard of
-# the rule can express, so there is one rule for each model and wave.
+# One forward pass serves all layers of a wave. No wildcard can express outputs that are named by layer,
+# so there is one rule per model and wave.
 for MODEL, WAVE, LAYERS in extraction_waves():
 
     rule:
@@ -64,7 +65,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             f"results/{MODEL}/logs/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.log",
         benchmark:
             f"results/{MODEL}/benchmarks/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.tsv"
-        priority: 1  # the longest path of a run begins here: fetch_corpus, this, train_sae
+        priority: 1  # on the critical path: fetch_corpus, extract_activations, train_sae
         conda:
             "../envs/torch.yaml"
         resources:
@@ -170,7 +171,7 @@ for MODEL in MODELS:
 
 
 rule generate_answers:
-    """Let the model answer the questions, and mark its answers against the gold ones."""
+    """Generate answers to the questions, and label them by the gold answers."""
     input:
         weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
@@ -198,6 +199,6 @@ rule generate_answers:
         seed=settings_of("seed", "generate_answers"),
         code=source_digest("generate_answers"),
     message:
-        "Letting {wildcards.model} answer {wildcards.dataset} (GPUs: {resources.gpu})"
+        "Generating answers of {wildcards.model} to {wildcards.dataset} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/extract/generate_answers.py"

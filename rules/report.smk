@@ -1,10 +1,10 @@
-# rules/report.smk -- phase 6. Needs: metric tables, ledger, links, tracks. Gives: figures, report, explorer, costs; the
-# comparison of several models; the parts of a paper (target paper).
+# rules/report.smk -- phase 6. Needs: metric tables, ledger, links, tracks. Gives: figures, report,
+# explorer, costs, the comparison of several models, and parts of a paper (target paper).
 include: "common/report.smk"
 
 
 rule draw_figures:
-    """Draw the figures of one model's run."""
+    """Draw the figures of one model."""
     input:
         checks="results/{model}/evaluation/checks.json",
         metrics="results/{model}/evaluation/metrics.csv",
@@ -53,7 +53,7 @@ rule draw_figures:
 
 
 rule write_report:
-    """Write the report: one self-contained page, verdict first."""
+    """Write the report: one self-contained HTML page."""
     input:
         checks="results/{model}/evaluation/checks.json",
         metrics="results/{model}/evaluation/metrics.csv",
@@ -91,7 +91,7 @@ rule write_report:
 
 
 rule write_explorer:
-    """Write the explorer: one self-contained page of texts, their tokens and tracks."""
+    """Write the explorer: one self-contained HTML page of texts, tokens and tracks."""
     input:
         checks="results/{model}/evaluation/checks.json",
         examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
@@ -136,9 +136,12 @@ rule write_explorer:
 
 
 rule summarise_costs:
-    """Sum up what the run took: time and memory by rule, disk by kind of output. Times differ, so this is no part of the report."""
+    """Sum up the cost of the run: time and memory by rule, disk by kind of output.
+
+    Times differ from run to run, so the report does not contain them.
+    """
     input:
-        # The last jobs of a run.
+        # The last jobs of a run
         report="results/{model}/report.html",
         explorer="results/{model}/explorer.html",
     output:
@@ -154,7 +157,7 @@ rule summarise_costs:
     resources:
         mem_mb=scaled(500),
         runtime=scaled(10),
-        # Resources, not params: how the disk is used reruns nothing.
+        # Resources, not params: a change of the disk budget reruns nothing.
         planned_kb=planned_kb,
         budget_kb=budget_kb,
     params:
@@ -166,7 +169,7 @@ rule summarise_costs:
 
 
 rule compare_models:
-    """Set the models of one run side by side, and pair them where they have texts in common."""
+    """Compare the models of one run, with paired differences on common texts."""
     input:
         metrics=expand("results/{model}/evaluation/metrics.csv", model=MODELS),
         ledgers=expand("results/{model}/evaluation/ledger.csv", model=MODELS),
@@ -198,7 +201,7 @@ rule compare_models:
 
 
 rule write_paper:
-    """Write the run as parts of a paper: LaTeX tables, pdf figures, citation. Not part of `all`: ask for `paper`."""
+    """Write LaTeX tables, pdf figures and a citation for a paper (target paper)."""
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         ledger="results/{model}/evaluation/ledger.csv",

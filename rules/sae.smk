@@ -1,9 +1,10 @@
-# rules/sae.smk -- phase 2. Needs: activations of one layer, or of all. Gives: weights, loss history, held-out quality and feature dictionary of one SAE per layer.
+# rules/sae.smk -- phase 2. Needs: activations of one layer, or of all. Gives: weights, loss history,
+# held-out quality and feature descriptions of one SAE per layer.
 include: "common/sae.smk"
 
 
 rule train_sae:
-    """Train one sparse autoencoder on the activations of one layer."""
+    """Train one sparse autoencoder (SAE) on the activations of one layer."""
     input:
         stores=per("results/{model}/activations/layer_{layer}/shard_{shard}.zarr", "shard"),
         manifests=per("results/{model}/activations/layer_{layer}/shard_{shard}.json", "shard"),
@@ -28,16 +29,17 @@ rule train_sae:
         **ACCELERATOR,
         mem_mb=scaled(3000),
         runtime=scaled(120),
-        # After an out-of-memory: rows read window by window instead of kept, and fewer on their way at once.
+        # After an out-of-memory: read rows window by window, in smaller micro-batches.
         resident_mb=first_attempt(1536),
         micro_batch=shrinking(4096),
-        checkpoint_seconds=60,  # what a kill without a signal can cost
+        checkpoint_seconds=60,  # work lost when a job is killed without a signal
         cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
     params:
         sae=settings_of("sae", "train_sae"),
         seed=settings_of("seed", "train_sae"),
         state="results/{model}/state/train_sae/layer_{layer}",
-        # A function of `resources` is no rerun trigger: this is kept for the waves, which must know a stale SAE.
+        # The waves of extraction read it to recognise a stale SAE. As a function of `resources` it is
+        # no rerun trigger.
         made_from=lambda wildcards, resources: made_from(wildcards.model),
         code=source_digest("train_sae"),
     message:
@@ -46,11 +48,11 @@ rule train_sae:
         "../workflow_scripts/sae/train_sae.py"
 
 
-# One dictionary for all layers: one job, whose files a model's layers decide.
+# One dictionary for all layers: one job, whose output files depend on the model's layers.
 for MODEL in SHARED:
 
     rule:
-        """Train one sparse autoencoder on the activations of all layers of a model."""
+        """Train one SAE on the activations of all layers of a model."""
         name:
             f"train_shared_sae_{RULE_NAMES[MODEL]}"
         input:
@@ -97,7 +99,7 @@ for MODEL in SHARED:
 
 
 rule evaluate_sae:
-    """Measure one sparse autoencoder on held-out documents, by itself and spliced into the model."""
+    """Measure one SAE on held-out documents: reconstruction, and loss recovered when spliced in."""
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
@@ -130,7 +132,7 @@ rule evaluate_sae:
 
 
 rule measure_answers:
-    """Measure every sparse autoencoder on the answer tokens of every data set."""
+    """Measure every SAE on the answer tokens of every data set."""
     input:
         stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
         manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
@@ -158,7 +160,7 @@ rule measure_answers:
 
 
 rule describe_features:
-    """Describe every feature of one layer: what it fires on, what it speaks for, what resembles it."""
+    """Describe every feature of one layer: top contexts, promoted tokens, similar features."""
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",

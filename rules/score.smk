@@ -3,7 +3,7 @@ include: "common/score.smk"
 
 
 rule score_texts:
-    """Score the texts of one's own file with the saved detector. Not part of `all`: ask for `scores`."""
+    """Score a file of user texts with the saved detector (target scores)."""
     input:
         texts=own_texts,
         context=own_context,

@@ -1,9 +1,10 @@
-# rules/seeds.smk -- aside from a run (target seed_variance). Needs: a finished evaluation. Gives: what other seeds change.
+# rules/seeds.smk -- aside from a run (target seed_variance). Needs: a finished evaluation. Gives: how
+# AUROC varies with the seeds of folds and SAEs.
 include: "common/seeds.smk"
 
 
 rule vary_seeds:
-    """Train the default detector of one data set in folds of other seeds, and on swept autoencoders of other seeds."""
+    """Train the default detector of one data set with other fold seeds and other SAE seeds."""
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
@@ -40,7 +41,7 @@ rule vary_seeds:
 
 
 rule measure_seed_variance:
-    """Say how far each AUROC moves with the seed."""
+    """Summarise how AUROC varies with the seed."""
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         seeds=per("results/{model}/detection/{dataset}/seeds.csv", "dataset"),

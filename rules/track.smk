@@ -1,9 +1,10 @@
-# rules/track.smk -- phase 3. Needs: SAEs, activations of the examples. Gives: links between layers, tracks, and the metrics of tracks.
+# rules/track.smk -- phase 3. Needs: SAEs, activations of the examples. Gives: links between layers,
+# tracks, and track metrics.
 include: "common/track.smk"
 
 
 rule find_neighbours:
-    """Find each feature's neighbours in the following layers, and the gate that chance sets."""
+    """Find each feature's nearest features in the next layers, and the chance level of a link."""
     input:
         weights=per_next_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
         cfgs=per_next_layer("results/{model}/saes/layer_{layer}/cfg.json"),
@@ -32,7 +33,7 @@ rule find_neighbours:
 
 
 rule cluster_features:
-    """Group the features of all layers into semantic clusters, name them, and see how the links fare on text."""
+    """Cluster and name the features of all layers, and measure the links on held-out text."""
     input:
         neighbours=neighbour_files,
         features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
@@ -64,11 +65,11 @@ rule cluster_features:
         "../workflow_scripts/track/cluster_features.py"
 
 
-# Tracker and nulls read the same activations, so one job makes them all; which ones, is a setting of the model.
+# Tracker and nulls read the same activations, so one job makes them all. The model's settings name them.
 for MODEL in MODELS:
 
     rule:
-        """Follow the features of every answer token across layers: the tracker, and each of its nulls."""
+        """Track the features of every answer token across layers, with the tracker and its nulls."""
         name:
             f"track_features_{RULE_NAMES[MODEL]}"
         input:
@@ -108,7 +109,7 @@ for MODEL in MODELS:
             "../workflow_scripts/track/track_features.py"
 
     rule:
-        """Turn the tracks of one data set into metrics, one row per example."""
+        """Compute the track metrics of one data set, one row per example."""
         name:
             f"measure_signals_{RULE_NAMES[MODEL]}"
         input:

@@ -1,5 +1,5 @@
-# rules/transfer.smk -- aside from a run (target transfer). Needs: a finished evaluation. Gives: what detectors reach on
-# relations and data sets that they were not trained on.
+# rules/transfer.smk -- aside from a run (target transfer). Needs: a finished evaluation. Gives: AUROC of
+# detectors on relations and data sets that they were not trained on.
 rule transfer_detectors:
     """Train the detector and its controls on some relations, and test them on others."""
     input:

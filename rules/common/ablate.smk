@@ -1,7 +1,8 @@
 # rules/common/ablate.smk -- helpers of rules/ablate.smk: arms of ablations and tuning.
 @cache
 def arms_of(model):
-    """Every arm of a model by name, and the names of the two studies' arms; only now, for a run has no use for them."""
+    """Arms of a model by name, and the names of the arms of each study."""
+    # Imported here: a run does not need it.
     from ghosttrack.ablation import arms
 
     try:
@@ -12,17 +13,17 @@ def arms_of(model):
 
 
 def arm_of(wildcards):
-    """The arm at hand."""
+    """The arm of the job."""
     found = arms_of(wildcards.model)[0]
     if wildcards.arm not in found:
         raise WorkflowError(
-            f"ablations: no arm is called {wildcards.arm}; there are {', '.join(found)}"
+            f"ablations: unknown arm {wildcards.arm}; choose one of {', '.join(found)}"
         )
     return found[wildcards.arm]
 
 
 def of_arm(name):
-    """Param function: a property of the arm at hand."""
+    """Param function: a property of the arm."""
     return lambda wildcards: getattr(arm_of(wildcards), name)
 
 
@@ -33,13 +34,13 @@ def arm_tracking(wildcards):
 
 
 def arm_detectors(wildcards):
-    """Param function: the detectors that score the arm at hand."""
+    """Param function: the detectors that score the arm."""
     chosen = SETTINGS[wildcards.model].ablations.detectors
     return chosen if arm_of(wildcards).thorough else chosen[:1]
 
 
 def if_arm_correlates(files):
-    """Input function: `files` where an arm compares activations of its own."""
+    """Input function: `files` for an arm that correlates activations anew."""
 
     def needed(wildcards):
         arm = arm_of(wildcards)
@@ -50,7 +51,7 @@ def if_arm_correlates(files):
 
 
 def arm_signals(wildcards):
-    """Input function: metrics that an arm is scored on, its own or the run's."""
+    """Input function: the track metrics of the arm, or of the run if the arm tracks nothing."""
     if arm_of(wildcards).tracked:
         return [f"results/{wildcards.model}/ablations/signals/{wildcards.arm}.parquet"]
     return [
@@ -60,7 +61,7 @@ def arm_signals(wildcards):
 
 
 def per_arm(study, ending):
-    """Input function: what every arm of a study came to."""
+    """Input function: the results of every arm of a study."""
     return lambda wildcards: [
         f"results/{wildcards.model}/ablations/arms/{arm}{ending}"
         for arm in arms_of(wildcards.model)[1][study]

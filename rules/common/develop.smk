@@ -1,15 +1,15 @@
 # rules/common/develop.smk -- helpers of rules/develop.smk.
 def promised_manifests(wildcards):
-    """Param function: manifests of the stores that must stand."""
+    """Param function: manifests of the stores that must exist."""
     return [
         str(path)
-        for each in SETTINGS.values()
-        for path in monitor.promised_manifests(each, Path("results"))
+        for settings in SETTINGS.values()
+        for path in run_state.promised_manifests(settings, Path("results"))
     ]
 
 
 def released_layers(wildcards):
-    """Param function: layers whose SAE is trained as the settings say, so that a disk budget lets their stores go."""
+    """Param function: layers with an up-to-date SAE, whose stores a disk budget deletes."""
     return [
         f"results/{model}/activations/layer_{layer:02d}"
         for model, settings in SETTINGS.items()

@@ -1,7 +1,7 @@
 # rules/common/evaluate.smk -- helpers of rules/evaluate.smk.
 def expected_settings(wildcards, resources):
-    """Param function: the settings that a run's results must have been made with. As a function of `resources` it is
-    no reason to run a job again."""
+    """Param function: settings that the results must record. As a function of `resources` it is no
+    rerun trigger."""
     found = SETTINGS[wildcards.model]
     sections = ("corpus", "sae", "tracking", "generation", "detection", "evaluation")
     return {

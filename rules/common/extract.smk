@@ -1,7 +1,7 @@
 # rules/common/extract.smk -- helpers of rules/extract.smk: waves under a disk budget.
 @cache
 def show_plan():
-    """Say once what the disk will hold, when jobs are planned: not for graphs, lists or lint, nor inside a job."""
+    """Print the plan of disk use once, when jobs are planned; not for graphs, lists, lint or in a job."""
     if workflow.is_main_process and workflow.executor_plugin:
         sys.stderr.writelines(
             plan.summary(SETTINGS[model], WAVES[model]) for model in MODELS if WAVES[model]
@@ -15,22 +15,22 @@ def extraction_waves():
 
 @cache
 def made_from(model):
-    """Digest of everything that one model's SAEs follow from: settings, and the code of every rule before them."""
+    """Digest of the settings and code that a model's SAEs depend on."""
     training = "train_shared_sae" if model in SHARED else "train_sae"
     rules = ("fetch_model", "fetch_corpus", "extract_activations", training)
     return plan.training_digest(SETTINGS[model], [source_digest(rule) for rule in rules])
 
 
 def missing_saes_before(model, wave):
-    """Input function: what a wave waits for so that the disk never holds more than the budget.
+    """Input function: SAEs that a wave waits for, so that activations never exceed the disk budget.
 
-    Only a wave that still has SAEs to train waits, and only for those of earlier waves that are missing or
-    follow from other settings: a finished SAE named here would make a lost one re-extract every later wave.
-    Where Snakemake trains finished SAEs again for reasons of its own, plan.require_room keeps the budget.
+    Only a wave with SAEs to train waits, and only for SAEs of earlier waves that are missing or stale.
+    If finished SAEs were inputs too, one lost SAE would re-extract every later wave. Where Snakemake
+    trains finished SAEs again for other reasons, plan.require_room enforces the budget.
     """
 
     def files(wildcards):
-        show_plan()  # only now Snakemake knows that it will run, or pretend to
+        show_plan()  # only now it is known that jobs are planned
         return waited_for(model, wave)
 
     return files
@@ -38,7 +38,7 @@ def missing_saes_before(model, wave):
 
 @cache
 def waited_for(model, wave):
-    """The same for every shard of a wave: planning asks a thousand times."""
+    """SAEs that a wave waits for; cached, because planning asks for every shard."""
     wanted = made_from(model)
     missing = [
         [
@@ -56,7 +56,7 @@ def waited_for(model, wave):
 
 @cache
 def may_start_at_once(model, layer):
-    """Whether no extraction is surely due for a layer: its stores all stand, or it has an SAE that Snakemake may keep."""
+    """Whether a layer may need no extraction: all its stores exist, or its SAE does."""
     folder = Path(f"results/{model}/activations/layer_{layer:02d}")
     stores = [
         folder / f"shard_{shard}{ending}"
@@ -69,16 +69,16 @@ def may_start_at_once(model, layer):
 
 
 def room_kb(model):
-    """What the disk budget leaves for training activations, in kB; 0 without one."""
+    """Training activations that the disk budget allows, in kB; 0 without a budget."""
     budget = SETTINGS[model].activations.disk_budget_gb
     return int((budget * 1e9 - plan.heldout_bytes(SETTINGS[model])) / 1000) if budget else 0
 
 
 def budgeted(model, path):
-    """temp() under a disk budget; kept without one."""
+    """`path`, as temp() under a disk budget."""
     return temp(path) if SETTINGS[model].activations.disk_budget_gb else path
 
 
 def asked_whether_true(model, dataset):
-    """Whether the model is asked about the texts of a data set (P(True))."""
+    """Whether P(True) is computed for a data set: the model is asked whether its texts are true."""
     return SETTINGS[model].detection.p_true in ("all", DATASETS[dataset].mode)

@@ -1,8 +1,8 @@
 # rules/common/report.smk -- helpers of rules/report.smk.
 def chosen_settings(wildcards):
-    """Param function: every setting that is not at its default, for the record in the report."""
+    """Param function: settings that differ from their defaults, for the report."""
     found = SETTINGS[wildcards.model]
-    # The source is in the model's manifest; how the disk is used changes no result.
+    # The model's manifest names its source; the disk budget changes no result.
     hidden = {
         "source": True,
         "model_path": True,
@@ -13,15 +13,13 @@ def chosen_settings(wildcards):
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
     if not found.sae.trained and not found.sae.revision:
         chosen["sae"]["source"] = Path(found.sae.source).name
-    if corpus_sources.is_file(
-        found.corpus.source
-    ):  # its folder is nobody's business, and differs between machines
+    if corpus_sources.is_file(found.corpus.source):  # omit the local directory
         chosen["corpus"]["source"] = Path(found.corpus.source).name
     return {"seed": found.seed, **chosen}
 
 
 def shown_tracks(ending):
-    """Input function: the tracks that pages show of every data set: the tracker's, or those of the only null there is."""
+    """Input function: tracks for the explorer: the tracker's, or the first null's without a tracker."""
 
     def files(wildcards):
         settings = SETTINGS[wildcards.model]
@@ -42,7 +40,7 @@ def report_page(path, page):
 
 
 def planned_kb(wildcards):
-    """Resource function: training activations at once at most, and held-out ones, in kB; 0 where SAEs are pretrained."""
+    """Resource function: peak of training and held-out activations in kB; 0 for pretrained SAEs."""
     settings, waves = SETTINGS[wildcards.model], WAVES[wildcards.model]
     return (
         int((plan.peak_bytes(settings, waves) + plan.heldout_bytes(settings)) / 1000)
@@ -52,7 +50,7 @@ def planned_kb(wildcards):
 
 
 def budget_kb(wildcards):
-    """Resource function: the disk budget in kB; 0 without one."""
+    """Resource function: the disk budget in kB; 0 without a budget."""
     return int((SETTINGS[wildcards.model].activations.disk_budget_gb or 0) * 1e6)
 
 

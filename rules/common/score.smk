@@ -1,6 +1,6 @@
 # rules/common/score.smk -- helpers of rules/score.smk.
 def own_texts(wildcards):
-    """Input function: the file of texts that the target `scores` is asked to score."""
+    """Input function: the file of texts to score (score.texts)."""
     path = SETTINGS[wildcards.model].score.texts
     if not path or not Path(path).is_file():
         found = f"{path} is not there" if path else "none is given"
@@ -11,7 +11,7 @@ def own_texts(wildcards):
 
 
 def own_context(wildcards):
-    """Input function: the file of statements that stand before the texts, if one is named."""
+    """Input function: the file of statements before the texts (score.context), if it is set."""
     path = SETTINGS[wildcards.model].score.context
     if path and not Path(path).is_file():
         raise WorkflowError(

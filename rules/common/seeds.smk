@@ -1,6 +1,6 @@
 # rules/common/seeds.smk -- helpers of rules/seeds.smk.
 def swept_arms(wildcards):
-    """Param function: seed by folder name of the swept autoencoders that are like the run's own: of its k."""
+    """Param function: folder name -> seed of the swept SAEs with the run's k."""
     settings = SETTINGS[wildcards.model]
     if (
         not settings.sae.trained
@@ -12,6 +12,6 @@ def swept_arms(wildcards):
 
 
 def swept_saes(wildcards):
-    """Input function: the folders of those autoencoders, if the sweep is of every analysed layer; a single one does not compare."""
+    """Input function: the folders of these SAEs, if every analysed layer is swept."""
     pattern = f"results/{wildcards.model}/sweep/layer_{{layer}}/saes"
     return all_of(wildcards.model, pattern, "layer") if swept_arms(wildcards) else []

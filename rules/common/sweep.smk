@@ -1,6 +1,6 @@
 # rules/common/sweep.smk -- helpers of rules/sweep.smk.
 def swept_settings(wildcards):
-    """Param function: what every arm of a sweep takes from the run; k is its own, and it begins with no other layer's weights."""
+    """Param function: SAE settings of the run that every swept SAE shares."""
     found = settings_of("sae", "sweep_sae")(wildcards)
     return {
         key: value

@@ -1,6 +1,6 @@
-# rules/common/targets.smk -- what the targets of the Snakefile ask for, and checks before and after a run.
+# rules/common/targets.smk -- files of the targets in the Snakefile; checks before and after a run.
 def strict_checks(wildcards):
-    """Target helper: under `strict: true` a run is finished only when its headline claims hold."""
+    """Files that exist only if the headline claims hold, for models with `strict: true`."""
     return [f"results/{model}/evaluation/claims.json" for model in MODELS if SETTINGS[model].strict]
 
 
@@ -78,13 +78,15 @@ def comparison(wildcards):
 
 
 def refuse_orphans():
-    """End here if another run, or jobs of a killed one, work in this folder: Slurm would get them a second time."""
-    from ghosttrack import lease, orphans  # only now: a dry run has no use for it
+    """Stop if another run, or jobs of a killed run, work in this folder: Slurm would run them twice."""
+    # Imported here: a dry run does not need them.
+    from ghosttrack.planning import orphans
+    from ghosttrack.runtime import lease
 
     try:
         lease.hold_for_this_process(Path.cwd())
     except UserError as error:
-        workflow.persistence.unlock = lambda: None  # it would remove the other run's lock as well
+        workflow.persistence.unlock = lambda: None  # it would also remove the other run's lock
         raise WorkflowError(str(error)) from None
     try:
         orphans.refuse(Path.cwd(), require_slurm=workflow.executor_plugin.name == "slurm")
@@ -93,12 +95,12 @@ def refuse_orphans():
 
 
 def refuse_disagreement():
-    """After the last job: end with an error if a result no longer matches what it was made from.
+    """Stop with an error after the last job if a result does not match the inputs that exist now.
 
-    So it is when a lost file was made again with other bytes, as on another processor: what follows from it stands.
+    This happens when a lost file was computed again with other bytes, as on another processor.
     """
     if found := sorted(set(workflow.dag.disagreements())):
         listed = "\n".join(f"  {reason}" for reason in found[:12])
         raise WorkflowError(
-            f"results disagree with what they were made from:\n{listed}\nRun the same command again: it makes them anew"
+            f"results do not match their inputs:\n{listed}\nRun the same command again: it computes them again"
         )

@@ -14,7 +14,7 @@ def per_next_layer(pattern):
 
 
 def if_correlated(files):
-    """Input function: `files` where links come from activations; nothing where they come from decoders."""
+    """Input function: `files` if links are correlations of activations; else nothing."""
     return lambda wildcards: (
         files(wildcards) if SETTINGS[wildcards.model].tracking.links == "correlation" else []
     )
