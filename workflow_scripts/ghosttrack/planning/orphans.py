@@ -23,14 +23,14 @@ from ghosttrack.errors import UserError
 from ghosttrack.planning import slurm
 from ghosttrack.runtime import files, lease
 
-# Lock files below `results`: of training states, and of stores that are being written.
+# Patterns of lock files below `results`: of training states, and of stores that are being written.
 LOCKS = ("*/state/*/*/lock", "*/*.partial/lock", "*/*/*.partial/lock", "*/*/*/*.partial/lock")
-# After SIGTERM, training finishes its step and saves a checkpoint; then the process is killed.
+# Seconds after SIGTERM in which training finishes its step and saves a checkpoint, before SIGKILL.
 GRACE_SECONDS = 60.0
 REMEDY = (
-    "make orphans ARGS=--wait      waits until they end; results of Slurm jobs are kept\nmake "
-    "orphans ARGS=--cancel    ends them; training resumes from its checkpoint in the next "
-    "run\nThen run the same command again."
+    "make orphans ARGS=--wait      waits until they end; results of Slurm jobs are kept\n"
+    "make orphans ARGS=--cancel    ends them; training resumes from its checkpoint in the next run\n"
+    "Then run the same command again."
 )
 UNSEEN = (
     "Checked: Slurm jobs of all users of this folder, the processes of this machine, and the "

@@ -383,9 +383,11 @@ def _known_limit(model: str, wanted: Settings, results: Path) -> int:
     if wanted.source.kind == "directory" and own.is_file():
         sizes = model_sizes.read_sizes(own, "source.id")
         for key in ("n_layers", "d_model"):
-            if (said := getattr(wanted.dimensions, key)) != (found := getattr(sizes, key)):
+            set_to, actual = getattr(wanted.dimensions, key), getattr(sizes, key)
+            if set_to != actual:
                 raise UserError(
-                    f"dimensions.{key}: {said} in the settings, {found} in {own}; set it to {found}"
+                    f"dimensions.{key}: {set_to} in the settings, {actual} in {own}; set it to "
+                    f"{actual}"
                 )
         limits.append(sizes.max_context)
     return min(limits)
