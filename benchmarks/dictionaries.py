@@ -38,9 +38,9 @@ from ghosttrack.sae.rows import blocks, mean_of
 from ghosttrack.sae.training import Trained, train, train_shared
 from ghosttrack.settings import SaeSettings, Settings
 from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
-from ghosttrack.tracks.neighbours import Comparison, Links, links
+from ghosttrack.tracks.neighbours import LayerComparison, Links, links
 from ghosttrack.tracks.similarity import ActivationCorrelation, DecoderCosine, codes_of
-from ghosttrack.tracks.tracking import Options, detect, follow, relink
+from ghosttrack.tracks.tracking import TrackerOptions, detect, follow, shuffle_links
 
 KINDS: dict[str, tuple[LinkKind, ...]] = {
     "independent": ("cosine", "correlation"),
@@ -190,9 +190,9 @@ def fvu(each: Sae, store: ActivationStore) -> tuple[float, float]:
 
 def compared(
     kind: LinkKind, saes: Sequence[Sae], layers: Sequence[Layer], settings: Settings
-) -> dict[int, list[Comparison]]:
+) -> dict[int, list[LayerComparison]]:
     """Comparisons one and two layers ahead, as rule find_neighbours makes them."""
-    tracking, found = settings.tracking, dict[int, list[Comparison]]({1: [], 2: []})
+    tracking, found = settings.tracking, dict[int, list[LayerComparison]]({1: [], 2: []})
     if kind == "correlation":
         kept = ~np.any([layer.heldout.excluded for layer in layers], axis=0)
         codes = [
@@ -227,7 +227,7 @@ class Tracked(NamedTuple):
 
 
 def tracked(
-    codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options: Options, seed: int
+    codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options: TrackerOptions, seed: int
 ) -> Tracked:
     """Track answer tokens, codes (tokens, d_sae) of each layer, and count."""
     tokens, steps = len(codes[0]), len(codes) - 1
@@ -235,7 +235,7 @@ def tracked(
     for start in range(0, tokens, BATCH):
         found = [detect(code[start : start + BATCH], options.ranks) for code in codes]
         table, candidates, hard = follow(found, tables[1], tables[2], options)
-        random = relink(table, options.top_k, np.random.default_rng([seed, start]))
+        random = shuffle_links(table, options.top_k, np.random.default_rng([seed, start]))
         sums += [
             int((table.gap > 0).sum()),
             int((table.feature >= 0).sum()),
@@ -329,7 +329,7 @@ def main() -> None:
         chosen, following(chosen.model_copy(update=anchored)), settings.seed, given.keep
     )
     tracking = settings.tracking
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    options = TrackerOptions.from_settings(tracking)
     rows: list[list[Any]] = []
     base: list[float] = []
     for arm in given.arms.split(","):
@@ -356,7 +356,7 @@ def main() -> None:
             for each, layer in zip(made, layers, strict=True)
         ]
         for kind in [kind for kind in KINDS[arm] if kind in given.kinds.split(",")]:
-            pairs: dict[int, list[Comparison]] = {}
+            pairs: dict[int, list[LayerComparison]] = {}
             comparing = cost(lambda: pairs.update(compared(kind, made, layers, settings)))
             real, null = (
                 {

@@ -15,7 +15,7 @@ from measure import show
 from ghosttrack import sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks.planted import plant, track_planted
-from ghosttrack.tracks.tracking import Options
+from ghosttrack.tracks.tracking import TrackerOptions
 
 COLUMNS = ("cosine", "IDF1", "HOTA", "AssA", "switches per 1000", "tracks per identity")
 
@@ -47,7 +47,7 @@ def main() -> None:
         else np.random.default_rng(0).standard_normal((2048, 576))
     )
     tracking = TrackingSettings()
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    options = TrackerOptions.from_settings(tracking)
     rows: list[list[Any]] = []
     for cosine in map(float, given.cosines.split(",")):
         planted = plant(

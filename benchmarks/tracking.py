@@ -36,15 +36,15 @@ from ghosttrack.settings import OriginalTrackingSettings
 from ghosttrack.tracks.metrics import measure
 from ghosttrack.tracks.neighbours import compare, load_links
 from ghosttrack.tracks.neighbours import save as save_neighbours
-from ghosttrack.tracks.signals import BLOCK
-from ghosttrack.tracks.track_run import LinkPlan, Plan, plan_original
+from ghosttrack.tracks.track_metrics import BLOCK
+from ghosttrack.tracks.track_run import LinkPlan, TrackingPlan, plan_original
 from ghosttrack.tracks.track_table import ROWS
-from ghosttrack.tracks.tracking import Options, detect
+from ghosttrack.tracks.tracking import TrackerOptions, detect
 
 # CPU milliseconds of the original's own association step, and of the bare loop on the same machine.
 STEP_MS, LOOP_MS = 46.0, 15.4
-WIDE = Options(50, 4, 1, 0.0)
-NARROW = Options(50, 1, 0, 0.0)
+WIDE = TrackerOptions(50, 4, 1, 0.0)
+NARROW = TrackerOptions(50, 1, 0, 0.0)
 
 
 class Run(NamedTuple):
@@ -86,7 +86,7 @@ def opened(home: Path, dataset: str, texts: int) -> Run:
     return Run(saes, codes, plan, spent.cpu)
 
 
-def ours(codes: Sequence[np.ndarray], plan: Plan, options: Options) -> None:
+def ours(codes: Sequence[np.ndarray], plan: TrackingPlan, options: TrackerOptions) -> None:
     """Tracks and metrics of all tokens, from codes."""
     scale = np.ones(len(codes))
     for start in range(0, len(codes[0]), ROWS):

@@ -440,7 +440,7 @@ def _links(folder: Path) -> Path:
             "links_per_token": [74.0, 78.8, 79.4, 78.7, 85.2],
             "permuted_links_per_token": [0.0, 0.0, 0.1, 0.0, 0.0],
             "next_fires": 0.3,
-            "next_fires_relinked": 0.04,
+            "next_fires_shuffled_links": 0.04,
         }
     ).to_csv(path, index=False)
     return path

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack.ablation import arms, judging, scoring
-from ghosttrack.ablation.arms import BASELINE, Arm
+from ghosttrack.ablation.arms import BASELINE, AblationArm
 from ghosttrack.errors import UserError
 from ghosttrack.planning.configuration import load
 from ghosttrack.report import ablation_page
@@ -55,7 +55,7 @@ def metrics(found: pd.DataFrame, seed: int, strength: float) -> pd.DataFrame:
     return table
 
 
-def scored(dataset: str, seed: int, strength: float, columns: list[str]) -> scoring.Scored:
+def scored(dataset: str, seed: int, strength: float, columns: list[str]) -> scoring.ArmScores:
     found = audited(dataset, 160)
     return scoring.score_dataset(
         dataset, found, metrics(found, seed, strength), columns, ["logistic"], DETECTION, 0
@@ -90,8 +90,8 @@ def test_tuning_changes_one_setting_an_arm_and_never_to_the_run_s_own_value() ->
     assert changes["top_k_4"] == {"top_k": 4}
     assert "top_k_16" not in changes
     assert changes["gate_quantile_0_99"] == {"gate_quantile": 0.99}
-    assert found["gate_quantile_0_99"].relinked
-    assert not found["top_k_4"].relinked
+    assert found["gate_quantile_0_99"].recompute_links
+    assert not found["top_k_4"].recompute_links
     assert "links_identity" in changes
     assert "links_cosine" not in changes
     independent = settings(sae={"dictionaries": "independent"})
@@ -99,9 +99,9 @@ def test_tuning_changes_one_setting_an_arm_and_never_to_the_run_s_own_value() ->
 
 
 def test_a_run_without_its_own_tracker_has_nothing_to_compare_arms_with() -> None:
-    with pytest.raises(UserError, match=r"tracking\.variants has nulls alone"):
+    with pytest.raises(UserError, match=r"tracking\.variants has only nulls"):
         arms.ablation_arms(settings(tracking={"variants": ["untracked"]}))
-    with pytest.raises(UserError, match=r"tuning: .* the original's association"):
+    with pytest.raises(UserError, match=r"target tuning needs tracking\.mode: gated"):
         arms.tuning_arms(settings(tracking={"mode": "original"}))
 
 
@@ -137,9 +137,9 @@ def results(**columns: list[str]) -> dict[str, pd.DataFrame]:
 def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is_void() -> None:
     every = ["entropy_mean", "entropy_max", "churn_births"]
     named = {
-        BASELINE: Arm(BASELINE, tuple(every)),
-        "without_entropy": Arm("family", ("churn_births",)),
-        "without_entropy_max": Arm("feature", ("entropy_mean", "churn_births")),
+        BASELINE: AblationArm(BASELINE, tuple(every)),
+        "without_entropy": AblationArm("family", ("churn_births",)),
+        "without_entropy_max": AblationArm("feature", ("entropy_mean", "churn_births")),
     }
     found = results(**{name: list(arm.columns) for name, arm in named.items()})
     table = judging.compare(named, found, ["b"], EVALUATION, 0).set_index(["dataset", "arm"])
@@ -157,13 +157,13 @@ def test_choices_look_at_training_rows_alone() -> None:
     """An arm that wins every fold inside loses outside: choosing by test scores would never take it."""
     good, bad = scored("a", 0, 1.5, ["entropy_mean"]), scored("a", 0, 1.5, ["churn_births"])
     fits = {BASELINE: good.fits.assign(inner_auroc=0.6), "lured": bad.fits.assign(inner_auroc=0.7)}
-    chosen = judging.choose(judging.Results({BASELINE: good.scores, "lured": bad.scores}, fits))
+    chosen = judging.choose(judging.ArmTables({BASELINE: good.scores, "lured": bad.scores}, fits))
     assert set(chosen.choices["arm"]) == {"lured"}
     pd.testing.assert_frame_equal(chosen.scores, bad.scores)
     fits["lured"].loc[fits["lured"]["fold"] == 2, "inner_auroc"] = (
         0.6  # a tie: the run's own settings
     )
-    chosen = judging.choose(judging.Results({BASELINE: good.scores, "lured": bad.scores}, fits))
+    chosen = judging.choose(judging.ArmTables({BASELINE: good.scores, "lured": bad.scores}, fits))
     held = good.scores["fold"] == 2
     assert chosen.scores.loc[held, "score"].tolist() == good.scores.loc[held, "score"].tolist()
     assert chosen.scores.loc[~held, "score"].tolist() == bad.scores.loc[~held, "score"].tolist()
@@ -173,8 +173,8 @@ def test_what_was_chosen_is_held_against_every_null_and_the_page_says_so() -> No
     found = results(baseline=["entropy_mean"], random=["churn_births"])
     found[judging.TUNED] = found[BASELINE]
     named = {
-        BASELINE: Arm(BASELINE, ("entropy_mean",)),
-        "random": Arm("tracking", ("entropy_mean",), "random"),
+        BASELINE: AblationArm(BASELINE, ("entropy_mean",)),
+        "random": AblationArm("tracking", ("entropy_mean",), "random"),
     }
     table = judging.compare(named, found, [], EVALUATION, 0)
     rows = table[table["arm"] == judging.TUNED].set_index(["dataset", "against"])

@@ -8,7 +8,7 @@ from ghosttrack.tracks.association import assign
 
 
 def edges_of(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Edges of many dense problems (problems, k, k) of surpluses: left node, right node, weight, and their place."""
+    """Edges of dense problems (problems, k, k): left node, right node, weight, and matrix index."""
     problem, row, column = np.nonzero(dense > 0)
     k = dense.shape[1]
     return (

@@ -17,8 +17,8 @@ from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import cluster_labels, cluster_run, clusters, coactivation
-from ghosttrack.tracks.clusters import Edges, assign, communities, graph, lookup
-from ghosttrack.tracks.coactivation import Pairs, compare_firing, firing, mutual
+from ghosttrack.tracks.clusters import FeatureEdges, assign, communities, graph, lookup
+from ghosttrack.tracks.coactivation import CoactivePairs, compare_firing, firing, mutual
 from ghosttrack.tracks.neighbours import Links, compare
 from ghosttrack.tracks.neighbours import save as save_neighbours
 from track import cluster_features
@@ -26,7 +26,7 @@ from track import cluster_features
 
 def planted(
     groups: int, size: int, layers: int, seed: int = 0
-) -> tuple[list[Edges], list[int], np.ndarray]:
+) -> tuple[list[FeatureEdges], list[int], np.ndarray]:
     """`groups` groups of `size` features in each layer, densely linked from layer to layer, with a few links between."""
     rng = np.random.default_rng(seed)
     names = np.stack([rng.permutation(np.repeat(np.arange(groups), size)) for _ in range(layers)])
@@ -35,7 +35,7 @@ def planted(
         same = names[layer][:, None] == names[layer + 1]
         chosen = (rng.random(same.shape) < np.where(same, 0.7, 0.005)).nonzero()
         edges.append(
-            Edges(layer, layer + 1, chosen[0], chosen[1], rng.random(len(chosen[0])) + 0.1)
+            FeatureEdges(layer, layer + 1, chosen[0], chosen[1], rng.random(len(chosen[0])) + 0.1)
         )
     return edges, [groups * size] * layers, names
 
@@ -59,7 +59,7 @@ def test_planted_clusters_are_found_over_all_layers_and_the_same_twice() -> None
 def test_a_feature_without_edges_is_alone_and_clusters_are_numbered_from_the_largest() -> None:
     pairs = [(1, 2), (2, 3), (1, 3), (4, 5)]
     source, target = np.array(pairs, np.int64).T
-    edges = Edges(0, 0, source, target, np.ones(4))
+    edges = FeatureEdges(0, 0, source, target, np.ones(4))
     found = assign([0], [7], graph([7], [edges]), 1.0)
     assert found["cluster"].tolist() == [2, 0, 0, 0, 1, 1, 3]
     assert found["inside"].tolist() == [0, 1, 1, 1, 1, 1, 0]
@@ -76,7 +76,7 @@ def test_finer_resolution_gives_more_clusters() -> None:
 
 
 def test_an_edge_named_twice_weighs_both_times_and_both_ways() -> None:
-    one = Edges(0, 1, np.array([0, 0]), np.array([1, 1]), np.array([0.25, 0.5]))
+    one = FeatureEdges(0, 1, np.array([0, 0]), np.array([1, 1]), np.array([0.25, 0.5]))
     assert graph([2, 2], [one]).toarray().tolist() == [
         [0, 0, 0, 0.75],
         [0, 0, 0, 0],
@@ -87,7 +87,7 @@ def test_an_edge_named_twice_weighs_both_times_and_both_ways() -> None:
 
 def test_a_table_that_lacks_features_is_refused() -> None:
     table = pd.DataFrame({"layer": [1, 1], "feature": [0, 2], "cluster": [0, 0]})
-    with pytest.raises(UserError, match="2 features of layer 1, not every one"):
+    with pytest.raises(UserError, match="its 2 features of layer 1 are not complete"):
         lookup(table, [1])
 
 
@@ -161,7 +161,7 @@ def test_links_are_counted_on_the_rows_where_both_ends_fire() -> None:
         (active[:, 0] & (upper.toarray()[:, 5] > 0)).sum() / tokens
     )
     assert found.firings.next_fires == pytest.approx(sum(both) / active.sum())
-    assert found.firings.next_fires_relinked < 0.3
+    assert found.firings.next_fires_shuffled_links < 0.3
     # Each feature's copy is its best partner; shuffled rows set a gate below it.
     pairs = set(zip(found.pairs.lower.tolist(), found.pairs.upper.tolist(), strict=True))
     assert pairs >= set(enumerate(place.tolist()))
@@ -171,7 +171,7 @@ def test_links_are_counted_on_the_rows_where_both_ends_fire() -> None:
 
 def test_features_that_hardly_fire_join_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     active = np.zeros((100, 4), np.float32)
-    active[: coactivation.LEAST_FIRINGS - 1, 0] = 1
+    active[: coactivation.MIN_FIRINGS - 1, 0] = 1
     active[:50, 1] = 1
     rows = sparse.csr_array(active)
     none = Links(np.zeros(5, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
@@ -183,7 +183,7 @@ def test_features_that_hardly_fire_join_nothing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_pairs_stay_only_where_each_is_among_the_others_best() -> None:
-    pairs = Pairs(
+    pairs = CoactivePairs(
         np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]), np.array([0.9, 0.5, 0.8, 0.4, 0.7])
     )
     found = mutual(pairs, 1)
@@ -281,7 +281,7 @@ def test_the_script_groups_what_was_permuted_and_gives_the_same_files_twice(tmp_
     links = pd.read_csv(one["links"])
     assert links[["layer", "next_layer"]].to_numpy().tolist() == [[2, 4], [4, 6]]
     assert (links["links_per_token"] > 5 * links["permuted_links_per_token"]).all()
-    assert (links["next_fires"] > 2 * links["next_fires_relinked"]).all()
+    assert (links["next_fires"] > 2 * links["next_fires_shuffled_links"]).all()
 
 
 def test_one_layer_alone_has_no_links_and_every_feature_its_own_cluster() -> None:
@@ -305,7 +305,8 @@ def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
     stored["layers"] = np.array([2, 6], np.int32)
     np.savez(wrong, **stored)
     with pytest.raises(
-        UserError, match=r"neighbours_1\.npz: links layers \[2, 6\], expected \[4, 6\]"
+        UserError,
+        match=r"neighbours_1\.npz: links layers \[2, 6\] with 24 features, expected \[4, 6\]",
     ):
         cluster_run.join_layers(
             [2, 4, 6],

@@ -8,10 +8,10 @@ import pytest
 from small_tracks import hand_worked, random_table
 
 from ghosttrack.tracks.competition import NAMES, clusters_of, measure
-from ghosttrack.tracks.track_table import Table
+from ghosttrack.tracks.track_table import TrackTable
 
 
-def slow_token(table: Table, row: int, cluster: np.ndarray, top_k: int) -> dict[str, float]:
+def slow_token(table: TrackTable, row: int, cluster: np.ndarray, top_k: int) -> dict[str, float]:
     """The formulas of the module, one layer at a time."""
     shares, leaders = [], []
     for layer in range(table.feature.shape[1]):

@@ -10,17 +10,17 @@ from ghosttrack.tracks.competition import clusters_of
 from ghosttrack.tracks.generation_axis import (
     NAMES,
     STEP_NAMES,
+    average_steps,
     link_tokens,
     measure_steps,
-    of_examples,
 )
 from ghosttrack.tracks.metrics import track_numbers
-from ghosttrack.tracks.track_table import Table, blank
+from ghosttrack.tracks.track_table import TrackTable, blank
 
 LOOKUP = np.arange(50, dtype=np.int32) // 10  # clusters of ten features
 
 
-def steps_of(table: Table, scale: np.ndarray | None = None) -> Any:
+def steps_of(table: TrackTable, scale: np.ndarray | None = None) -> Any:
     layers = table.feature.shape[1]
     cluster = clusters_of(table, [LOOKUP] * layers)
     return measure_steps(
@@ -28,7 +28,7 @@ def steps_of(table: Table, scale: np.ndarray | None = None) -> Any:
     )
 
 
-def written(*tokens: list[list[tuple[int, float]]]) -> Table:
+def written(*tokens: list[list[tuple[int, float]]]) -> TrackTable:
     """A table without links between layers: for each token and layer, (feature, activation) of its detections."""
     table = blank(len(tokens), len(tokens[0]), 3)
     for row, layers in enumerate(tokens):
@@ -68,9 +68,9 @@ def test_a_hypothesis_is_followed_while_the_answer_is_written() -> None:
 
 def test_a_text_that_stands_still_keeps_everything() -> None:
     table = random_table(1, 3, 6, seed=2, silent=False)
-    still = Table(*(np.repeat(column, 4, axis=0) for column in cast(Any, table)))
+    still = TrackTable(*(np.repeat(column, 4, axis=0) for column in cast(Any, table)))
     found = dict(
-        zip(NAMES, of_examples(steps_of(still), np.array([0]), np.array([4]))[0], strict=True)
+        zip(NAMES, average_steps(steps_of(still), np.array([0]), np.array([4]))[0], strict=True)
     )
     assert found["generation_steps"] == 3
     assert found["generation_run_length"] == 4
@@ -81,7 +81,7 @@ def test_a_text_that_stands_still_keeps_everything() -> None:
         assert found[f"generation_{name}"] == 0
 
 
-def slow_step(table: Table, row: int) -> list[float]:
+def slow_step(table: TrackTable, row: int) -> list[float]:
     """One step, one detection at a time."""
     number = track_numbers(table)
     cells = [
@@ -150,13 +150,13 @@ def test_every_step_equals_a_plain_loop(layers: int, slots: int) -> None:
 def test_steps_from_one_example_to_the_next_do_not_count_and_one_token_has_none() -> None:
     table = random_table(12, 3, 6, seed=3, silent=False)
     steps = steps_of(table)
-    found = of_examples(steps, np.array([0, 4, 5]), np.array([4, 1, 7]))
+    found = average_steps(steps, np.array([0, 4, 5]), np.array([4, 1, 7]))
     assert found[0, 1:-1] == pytest.approx(steps.values[:3].mean(0))
     assert (found[1, 0], found[1, -1]) == (0, 1)
     assert np.isnan(found[1, 1:-1]).all()
     assert found[2, 1:-1] == pytest.approx(steps.values[5:11].mean(0))
     # Runs of a feature: its detections less those that continue one.
-    detections, again = steps.detections[5:12].sum(), steps.again[5:11].sum()
+    detections, again = steps.detections[5:12].sum(), steps.repeated[5:11].sum()
     assert found[2, -1] == pytest.approx(detections / (detections - again))
 
 

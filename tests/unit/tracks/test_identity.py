@@ -5,7 +5,7 @@ import pytest
 
 from ghosttrack.tracks.identity import score
 from ghosttrack.tracks.planted import plant, track_planted
-from ghosttrack.tracks.tracking import Options
+from ghosttrack.tracks.tracking import TrackerOptions
 
 
 def scored(rows: str) -> tuple[float, ...]:
@@ -60,7 +60,7 @@ def test_nothing_tracked_scores_zero() -> None:
     assert scored("0 - 0, 0 - 1") == (0.0, 0.0, 0.0, 0, 0.0)
 
 
-OPTIONS = Options(top_k=16, rescue=2, coast=1, activation_weight=0.0)
+OPTIONS = TrackerOptions(top_k=16, second_association=2, coast=1, activation_weight=0.0)
 
 
 def test_planted_identities_are_kept_at_a_cosine_of_point_eight_and_lost_where_nothing_is_alike() -> (
@@ -86,10 +86,10 @@ def test_planting_does_what_it_says() -> None:
     base = np.random.default_rng(0).standard_normal((400, 64))
     planted = plant(base, layers=3, cosine=0.8, replaced=0.1, tokens=50, active=12, seed=2)
     first, second = planted.decoders[:2]
-    place = {number: at for at, number in enumerate(planted.numbers[1].tolist())}
+    place = {number: at for at, number in enumerate(planted.identities[1].tolist())}
     stayed = [
         (at, place[number])
-        for at, number in enumerate(planted.numbers[0].tolist())
+        for at, number in enumerate(planted.identities[0].tolist())
         if number in place
     ]
     assert len(stayed) == 360

@@ -8,10 +8,10 @@ import pytest
 from small_tracks import hand_worked, random_table
 
 from ghosttrack.tracks.metrics import LINKAGE, NAMES, ORIGINAL, measure, track_numbers
-from ghosttrack.tracks.track_table import Table
+from ghosttrack.tracks.track_table import TrackTable
 
 
-def slow_token(table: Table, row: int, scale: np.ndarray) -> dict[str, float]:
+def slow_token(table: TrackTable, row: int, scale: np.ndarray) -> dict[str, float]:
     """The formulas of the module, one token, one track at a time."""
     layers = table.feature.shape[1]
     tracks: list[dict[int, float]] = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ghosttrack.errors import UserError
-from ghosttrack.tracks.neighbours import Lists, compare, links, load_links, save
+from ghosttrack.tracks.neighbours import NeighbourLists, compare, links, load_links, save
 
 
 def decoder(rows: int, d_model: int, seed: int) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_lists_hold_the_largest_cosines_in_both_directions() -> None:
 
 
 def test_links_are_exactly_the_pairs_above_the_gate_that_either_list_names() -> None:
-    lists = Lists(
+    lists = NeighbourLists(
         target=np.array([[0, 1], [1, 0]], np.int32),
         cosine=np.array([[0.9, 0.5], [0.3, 0.2]], np.float32),
         back_target=np.array([[0, 1], [0, 1], [1, 0]], np.int32),
@@ -113,5 +113,5 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "layer_03.npz").write_bytes(b"not a zip")
     with pytest.raises(UserError, match=r"layer_03\.npz is not a neighbour file"):
         load_links(tmp_path / "layer_03.npz", permuted=False)
-    with pytest.raises(UserError, match="find_neighbours remakes it"):
+    with pytest.raises(UserError, match="find_neighbours writes it again"):
         load_links(tmp_path / "absent.npz", permuted=False)

@@ -15,12 +15,12 @@ from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import OriginalTrackingSettings, TrackingSettings
 from ghosttrack.tracks import track_run, track_table
 from ghosttrack.tracks.original import OriginalPlan
-from ghosttrack.tracks.track_table import Table
-from ghosttrack.tracks.tracking import Detections, Options, detect
+from ghosttrack.tracks.track_table import TrackTable
+from ghosttrack.tracks.tracking import Detections, TrackerOptions, detect
 from track import track_features
 
-OPTIONS = Options(top_k=3, rescue=1, coast=0, activation_weight=0.2)
-PRICES = OriginalTrackingSettings()
+OPTIONS = TrackerOptions(top_k=3, second_association=1, coast=0, activation_weight=0.2)
+COSTS = OriginalTrackingSettings()
 
 
 def one_row(*pairs: tuple[int, float]) -> Detections:
@@ -37,8 +37,8 @@ def at_angles(*cosines: float) -> torch.Tensor:
     )
 
 
-def followed(layers: list[Detections], decoders: list[torch.Tensor], **prices: float) -> Table:
-    plan = OriginalPlan(list(range(len(layers))), decoders, PRICES.model_copy(update=prices))
+def followed(layers: list[Detections], decoders: list[torch.Tensor], **costs: float) -> TrackTable:
+    plan = OriginalPlan(list(range(len(layers))), decoders, COSTS.model_copy(update=costs))
     return plan.follow(layers, OPTIONS).table
 
 
@@ -144,7 +144,7 @@ def test_all_tokens_at_once_are_as_one_after_the_other() -> None:
         for _ in range(4)
     ]
     plan = OriginalPlan(
-        [0, 1, 2, 3], [torch.tensor(each, dtype=torch.float32) for each in decoders], PRICES
+        [0, 1, 2, 3], [torch.tensor(each, dtype=torch.float32) for each in decoders], COSTS
     )
     result = plan.follow([detect(code.astype(np.float32), 3) for code in codes], OPTIONS)
     table = result.table
@@ -209,7 +209,7 @@ def test_the_script_follows_the_original_by_its_settings(tmp_path: Path) -> None
     assert about["default"]["mode"] == "original"
     # The same layer twice: every track goes on, and every link is free.
     assert linked["default"] == about["default"]["counts"]["detections"][0]
-    table = track_table.Reader(tracks[0], told[0]).read(0, 40)
+    table = track_table.TrackReader(tracks[0], told[0]).read(0, 40)
     assert np.allclose(table.surplus[table.gap == 1], 0.5, atol=1e-5)
     assert linked["untracked"] == 0
     assert linked["permuted"] < linked["random"] == linked["default"]

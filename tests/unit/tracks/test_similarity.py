@@ -15,7 +15,7 @@ from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import similarity
-from ghosttrack.tracks.neighbours import compare_by, links, load_links, same_index
+from ghosttrack.tracks.neighbours import compare_by, index_aligned, links, load_links
 from ghosttrack.tracks.similarity import ActivationCorrelation, DecoderCosine, codes_of
 from track import find_neighbours
 
@@ -71,7 +71,7 @@ def test_the_null_shifts_the_upper_tokens_round_by_more_than_a_context() -> None
 def test_what_hardly_ever_fires_is_like_nothing() -> None:
     lower, upper = codes(3, 1), codes(3, 2)
     lower[1] = 0
-    lower[1, : similarity.LEAST_FIRINGS - 1] = upper[0, : similarity.LEAST_FIRINGS - 1] = 1.0
+    lower[1, : similarity.MIN_FIRINGS - 1] = upper[0, : similarity.MIN_FIRINGS - 1] = 1.0
     upper[2] = 0
     found = whole(correlation(lower, upper).blocks(0))
     assert (found[1] == -1).all()
@@ -101,7 +101,7 @@ def test_links_of_one_number_hold_where_the_directions_still_agree() -> None:
     upper[[3, 4]] = upper[[4, 3]]  # swapped: cosine finds them, their numbers are wrong
     both = DecoderCosine(lower, upper, [0])
     by_cosine = compare_by(both, 8, 0.999)
-    found = same_index(by_cosine, both)
+    found = index_aligned(by_cosine, both)
     table = links(found.real, found.gate)
     linked = np.repeat(np.arange(200), np.diff(table.start))
     assert np.array_equal(linked, table.target)
@@ -117,7 +117,7 @@ def test_links_of_one_number_hold_where_the_directions_still_agree() -> None:
 def test_numbers_need_dictionaries_of_one_size() -> None:
     both = DecoderCosine(torch.randn(20, 8), torch.randn(30, 8), [0])
     with pytest.raises(UserError, match=r"tracking\.links: identity .* 20 and 30 features"):
-        same_index(compare_by(both, 4, 0.99), both)
+        index_aligned(compare_by(both, 4, 0.99), both)
 
 
 def test_codes_are_those_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:

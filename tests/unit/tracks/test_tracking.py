@@ -18,8 +18,15 @@ from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import track_run, track_table
 from ghosttrack.tracks.neighbours import Links, compare, links, save
-from ghosttrack.tracks.track_table import Table
-from ghosttrack.tracks.tracking import Detections, Options, detect, follow, relink, shuffled_order
+from ghosttrack.tracks.track_table import TrackTable
+from ghosttrack.tracks.tracking import (
+    Detections,
+    TrackerOptions,
+    detect,
+    follow,
+    shuffle_links,
+    shuffled_order,
+)
 from track import find_neighbours, track_features
 
 
@@ -41,7 +48,7 @@ def one_row(*pairs: tuple[int, float]) -> Detections:
     )
 
 
-PLAIN = Options(top_k=3, rescue=1, coast=0, activation_weight=0.0)
+PLAIN = TrackerOptions(top_k=3, second_association=1, coast=0, activation_weight=0.0)
 
 
 def test_detections_are_the_strongest_active_features_ties_to_the_lower_one() -> None:
@@ -109,7 +116,7 @@ def test_a_coasting_track_and_a_fresh_one_compete_for_the_same_detection() -> No
 
 
 def test_a_weak_detection_continues_a_track_but_starts_none() -> None:
-    options = Options(top_k=1, rescue=2, coast=0, activation_weight=0.0)
+    options = TrackerOptions(top_k=1, second_association=2, coast=0, activation_weight=0.0)
     layers = [one_row((1, 3.0), (2, 1.0)), one_row((5, 4.0), (6, 2.0)), one_row((8, 3.0), (9, 1.0))]
     adjacent = [link_table({(1, 6): 0.2}), link_table({(6, 9): 0.1})]
     table = follow(layers, adjacent, [], options).table
@@ -121,7 +128,7 @@ def slow_follow(
     codes: list[np.ndarray],
     decoders: list[np.ndarray],
     gates: dict[tuple[int, int], float],
-    options: Options,
+    options: TrackerOptions,
 ) -> list[Any]:
     """Token by token, all similarities dense: per layer a list of (feature, previous, gap)."""
     unit = [decoder / np.linalg.norm(decoder, axis=1, keepdims=True) for decoder in decoders]
@@ -177,9 +184,10 @@ def slow_follow(
 
 
 @pytest.mark.parametrize(
-    "options", [Options(6, 3, 1, 0.2), Options(8, 1, 0, 0.0), Options(5, 2, 1, 0.05)]
+    "options",
+    [TrackerOptions(6, 3, 1, 0.2), TrackerOptions(8, 1, 0, 0.0), TrackerOptions(5, 2, 1, 0.05)],
 )
-def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: Options) -> None:
+def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: TrackerOptions) -> None:
     generator = np.random.default_rng(3)
     base = generator.standard_normal((40, 16))
     decoders = [base + 0.6 * generator.standard_normal(base.shape) for _ in range(5)]
@@ -217,9 +225,9 @@ def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: Opti
     assert not options.coast or (table.gap == 2).sum() > 10
 
 
-def random_tracks(rows: int = 60) -> tuple[Table, Options]:
+def random_tracks(rows: int = 60) -> tuple[TrackTable, TrackerOptions]:
     generator = np.random.default_rng(5)
-    options = Options(6, 2, 1, 0.0)
+    options = TrackerOptions(6, 2, 1, 0.0)
     decoders = [torch.randn(30, 8, generator=torch.Generator().manual_seed(0)) for _ in range(5)]
     codes = [
         (generator.random((rows, 30)) * (generator.random((rows, 30)) < 0.35)).astype(np.float32)
@@ -234,7 +242,7 @@ def random_tracks(rows: int = 60) -> tuple[Table, Options]:
 
 def test_random_links_keep_detections_and_numbers_and_never_reuse_a_slot() -> None:
     table, options = random_tracks()
-    null = relink(table, options.top_k, np.random.default_rng(0))
+    null = shuffle_links(table, options.top_k, np.random.default_rng(0))
     assert np.array_equal(null.feature, table.feature)
     for size in (1, 2):
         assert (table.gap == size).any()
@@ -308,7 +316,7 @@ def run_variant(folder: Path, variant: str, name: str = "tracks") -> dict[str, A
     plan = track_run.plan_links(
         variant, [2, 4, 6], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3
     )
-    options = Options(5, 2, 1, 0.2)
+    options = TrackerOptions(5, 2, 1, 0.2)
     about = track_run.track(
         stores, saes, [2, 4, 6], plan, options, variant, 3, folder / f"{name}.zarr"
     )
@@ -318,7 +326,7 @@ def run_variant(folder: Path, variant: str, name: str = "tracks") -> dict[str, A
 
 def test_tracks_come_back_from_disk_with_their_facts(tmp_path: Path) -> None:
     about = run_variant(tmp_path, "default")
-    reader = track_table.Reader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
+    reader = track_table.TrackReader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
     table = reader.read(0, reader.rows)
     assert (reader.layers, reader.variant, reader.top_k, reader.rows) == (
         [2, 4, 6],
@@ -360,15 +368,15 @@ def test_variants_differ_as_they_say(runs: dict[str, dict[str, Any]]) -> None:
     assert linked["random"] == linked["default"]
     assert linked["shuffled"] > 0.5 * linked["default"]  # these dictionaries agree in any order
     assert runs["shuffled"]["layers"] != [2, 4, 6]
-    assert runs["untracked"]["counts"]["rescued"] == [0, 0, 0]
+    assert runs["untracked"]["counts"]["second_association"] == [0, 0, 0]
     assert runs["untracked"]["activation_scale"] == runs["default"]["activation_scale"]
 
 
 def test_a_missing_chunk_is_noticed(tmp_path: Path) -> None:
     run_variant(tmp_path, "default")
     (tmp_path / "tracks.zarr" / "feature" / "c" / "0" / "0" / "0").unlink()
-    with pytest.raises(UserError, match="missing or changed files"):
-        track_table.Reader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
+    with pytest.raises(UserError, match="files are missing or changed"):
+        track_table.TrackReader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
 
 
 def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
@@ -388,7 +396,14 @@ def test_a_single_layer_is_tracked_without_links(tmp_path: Path) -> None:
             variant, [2], [], saes[:1], kind="cosine", count=8, quantile=0.99, seed=3
         )
         about = track_run.track(
-            stores[:1], saes[:1], [2], plan, Options(5, 2, 1, 0.2), variant, 3, tmp_path / variant
+            stores[:1],
+            saes[:1],
+            [2],
+            plan,
+            TrackerOptions(5, 2, 1, 0.2),
+            variant,
+            3,
+            tmp_path / variant,
         )
         assert about["counts"]["adjacent"] == [0]
         assert about["counts"]["births"] == about["counts"]["detections"]
@@ -435,11 +450,11 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
         seed=0,
         threads=1,
     )
-    assert track_table.Reader(tmp_path / "u.zarr", tmp_path / "u.json").variant == "shuffled"
+    assert track_table.TrackReader(tmp_path / "u.zarr", tmp_path / "u.json").variant == "shuffled"
     errors = pd.read_parquet(tmp_path / "errors.parquet")
     assert list(errors) == [f"layer_{layer:02d}" for layer in layers]
     assert len(errors) == 50
-    reader = track_table.Reader(tmp_path / "t.zarr", tmp_path / "t.json")
+    reader = track_table.TrackReader(tmp_path / "t.zarr", tmp_path / "t.json")
     assert (reader.layers, reader.rows) == (layers, 50)
     about = files.read_json(tmp_path / "t.json")
     assert sum(about["counts"]["adjacent"]) > 200
