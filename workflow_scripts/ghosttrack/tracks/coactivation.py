@@ -138,7 +138,7 @@ def compare_firing(
 
 
 def mutual(pairs: CoactivePairs, partners: int = PARTNERS) -> CoactivePairs:
-    """The pairs that are among the `partners` best of both features; ties go to the lower partner."""
+    """Pairs among the `partners` best of both features; ties go to the lower partner."""
     kept = np.ones(len(pairs.similarity), dtype=bool)
     for feature, other in ((pairs.lower, pairs.upper), (pairs.upper, pairs.lower)):
         order = np.lexsort((other, -pairs.similarity, feature))
@@ -172,7 +172,7 @@ def _joint(
 
 
 def _best(lower: sparse.csr_array, upper: sparse.csr_array) -> NDArray[np.float32]:
-    """Best match of every feature of either layer with enough firings, pooled; 0 if there is none."""
+    """Best match of every feature of either layer with enough firings, pooled; 0 without any."""
     forward, backward = [np.zeros(1, np.float32)], np.zeros(upper.shape[1], np.float32)
     for _, _, similarity in _joint(lower, upper):
         forward.append(similarity.max(axis=1))

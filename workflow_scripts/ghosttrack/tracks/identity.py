@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 class IdentityScores(NamedTuple):
     """Metrics over all detections."""
 
-    # F1 of detections under the best one-to-one match of identities (Ristani et al., arXiv:1609.01775)
+    # F1 of detections under the best one-to-one match (Ristani et al., arXiv:1609.01775)
     idf1: float
     # Geometric mean of detection and association accuracy (Luiten et al., arXiv:2009.07736)
     hota: float

@@ -49,7 +49,7 @@ class LayerComparison(NamedTuple):
 
 
 class Links(NamedTuple):
-    """All pairs above the gate, as a compressed sparse row table over the lower layer's features."""
+    """All pairs above the gate, as a compressed sparse row table over the lower features."""
 
     start: NDArray[np.int64]  # (d_lower + 1,)
     target: NDArray[np.int32]  # (pairs,) feature of the upper layer
@@ -162,7 +162,7 @@ def _nearest(blocks: Iterator[Tensor], count: int) -> tuple[NDArray[np.int32], N
 
 
 def _best_matches(similarity: Similarity, draw: int) -> NDArray[np.float32]:
-    """(d_lower + d_upper,) similarity of every feature of either layer to its best match in the other."""
+    """(d_lower + d_upper,) similarity of each feature to its best match in the other layer."""
     forward, backward = [], torch.full((similarity.sizes[1],), -1.0)
     for block in similarity.blocks(draw):
         forward.append(block.amax(1))

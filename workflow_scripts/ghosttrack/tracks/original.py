@@ -115,7 +115,7 @@ def _chunks(feature: NDArray[np.int32]) -> list[NDArray[np.int32]]:
 
 
 def _accept(cost: Floats, association: float) -> AcceptedLinks:
-    """The one-to-one assignment of least total cost, without links that cost `association` or more."""
+    """The assignment of least total cost, without links that cost `association` or more."""
     slot, rank = linear_sum_assignment(cost)
     surplus = association - cost[slot, rank]
     kept = surplus > 0

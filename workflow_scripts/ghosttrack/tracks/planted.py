@@ -91,7 +91,7 @@ def _fire(
     active: int,
     generator: np.random.Generator,
 ) -> list[NDArray[np.float32]]:
-    """Codes of all layers. Most active identities fire in the next layer too; random ones fill up."""
+    """Codes of all layers: most active identities persist, and random ones fill up."""
     d_sae = len(identities[0])
     codes = []
     strength = np.zeros((tokens, total))  # of every identity in the current layer

@@ -28,17 +28,17 @@ MIN_FIRINGS = 20
 
 
 class Similarity(Protocol):
-    """Similarities of two layers' features, in blocks. Draw 0 is real; draws 1, 2, ... are nulls."""
+    """Similarities of two layers' features, in blocks. Draw 0 is real, the others are nulls."""
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Number of features of the lower and of the upper layer."""
 
     def blocks(self, draw: int) -> Iterator[Tensor]:
-        """Blocks (up to BLOCK, d_upper): lower features, in order, against the whole upper layer."""
+        """Blocks (up to BLOCK, d_upper): lower features, in order, against the upper layer."""
 
     def back_blocks(self, draw: int) -> Iterator[Tensor]:
-        """Blocks (up to BLOCK, d_lower): upper features, in order, against the whole lower layer."""
+        """Blocks (up to BLOCK, d_lower): upper features, in order, against the lower layer."""
 
 
 class DecoderCosine:

@@ -48,7 +48,7 @@ class TrackerOptions(NamedTuple):
 
     @classmethod
     def from_settings(cls, tracking: TrackingSettings) -> "TrackerOptions":
-        """The options of a run. The original association has no coasting and no second association."""
+        """The options of a run; the original has no coasting and no second association."""
         if tracking.mode == "original":
             return cls(tracking.top_k, 1, 0, tracking.original.activation_weight)
         return cls(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
