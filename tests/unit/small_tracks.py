@@ -1,4 +1,4 @@
-"""Tables of tracks for tests: random ones, and one small enough to work out by hand."""
+"""Track tables for tests: random ones, and a small one for results worked out by hand."""
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def random_table(rows: int, layers: int, slots: int, seed: int, silent: bool = T
 
 
 def hand_worked() -> TrackTable:
-    """Three layers. Track A: 1, 1, 1. Track B: 3, silent, 1. Track C: born in layer 2, there only (2)."""
+    """Three layers. Activations of track A: 1, 1, 1; track B: 3, silent, 1; track C: -, -, 2."""
     table = blank(1, 3, 3)
     for layer, slot, activation, previous, gap, surplus in (
         (0, 0, 3.0, -1, 0, 0.0),

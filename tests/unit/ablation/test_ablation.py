@@ -1,4 +1,4 @@
-"""Arms of ablations and tuning: what they are, how they are scored, and what may choose among them."""
+"""Arms of ablations and tuning: their definition, their scores, and the choice among them."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def settings(**given: Any) -> Settings:
 
 
 def audited(dataset: str, n: int, folds: int = 4, reason: str = "") -> pd.DataFrame:
-    """Two rows a group, one of each class; the folds as an audit leaves them."""
+    """Two rows per group, one of each class, with folds as in the audited scores."""
     return pd.DataFrame(
         {
             "dataset": dataset,
@@ -40,7 +40,7 @@ def audited(dataset: str, n: int, folds: int = 4, reason: str = "") -> pd.DataFr
 
 
 def metrics(found: pd.DataFrame, seed: int, strength: float) -> pd.DataFrame:
-    """One metric that knows the label, one constant, one of noise, and one that an example lacks."""
+    """One metric that depends on the label, a constant, noise, and one with an unknown value."""
     rng, n = np.random.default_rng(seed), len(found)
     table = pd.DataFrame(
         {
@@ -81,7 +81,7 @@ def test_every_part_of_the_metrics_is_left_out_once() -> None:
     }
 
 
-def test_tuning_changes_one_setting_an_arm_and_never_to_the_run_s_own_value() -> None:
+def test_each_tuning_arm_changes_one_setting_to_another_value() -> None:
     own = settings(
         tuning={"top_k": [16, 4], "gate_quantile": [0.99], "links": ["identity", "cosine"]}
     )
@@ -98,14 +98,14 @@ def test_tuning_changes_one_setting_an_arm_and_never_to_the_run_s_own_value() ->
     assert "links_identity" not in arms.tuning_arms(independent)
 
 
-def test_a_run_without_its_own_tracker_has_nothing_to_compare_arms_with() -> None:
+def test_ablations_need_the_default_variant_and_tuning_the_gated_mode() -> None:
     with pytest.raises(UserError, match=r"tracking\.variants has only nulls"):
         arms.ablation_arms(settings(tracking={"variants": ["untracked"]}))
     with pytest.raises(UserError, match=r"target tuning needs tracking\.mode: gated"):
         arms.tuning_arms(settings(tracking={"mode": "original"}))
 
 
-def test_a_metric_that_an_example_lacks_is_left_out_and_a_data_set_without_folds_too() -> None:
+def test_metrics_unknown_for_an_example_and_data_sets_without_folds_are_left_out() -> None:
     fits = scored("a", 0, 1.0, ["entropy_mean", "generation_births"]).fits
     assert set(fits["features"]) == {1}
     assert scored("a", 0, 1.0, ["generation_births"]).scores.empty
@@ -153,23 +153,30 @@ def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is
     assert len(set(table["output_sha256"])) == 2
 
 
-def test_choices_look_at_training_rows_alone() -> None:
-    """An arm that wins every fold inside loses outside: choosing by test scores would never take it."""
+def test_choices_use_only_training_rows() -> None:
+    """An arm with the best inner AUROC in every fold loses on test rows, and is still chosen."""
     good, bad = scored("a", 0, 1.5, ["entropy_mean"]), scored("a", 0, 1.5, ["churn_births"])
-    fits = {BASELINE: good.fits.assign(inner_auroc=0.6), "lured": bad.fits.assign(inner_auroc=0.7)}
-    chosen = judging.choose(judging.ArmTables({BASELINE: good.scores, "lured": bad.scores}, fits))
-    assert set(chosen.choices["arm"]) == {"lured"}
-    pd.testing.assert_frame_equal(chosen.scores, bad.scores)
-    fits["lured"].loc[fits["lured"]["fold"] == 2, "inner_auroc"] = (
-        0.6  # a tie: the run's own settings
+    fits = {
+        BASELINE: good.fits.assign(inner_auroc=0.6),
+        "best_inside": bad.fits.assign(inner_auroc=0.7),
+    }
+    chosen = judging.choose(
+        judging.ArmTables({BASELINE: good.scores, "best_inside": bad.scores}, fits)
     )
-    chosen = judging.choose(judging.ArmTables({BASELINE: good.scores, "lured": bad.scores}, fits))
+    assert set(chosen.choices["arm"]) == {"best_inside"}
+    pd.testing.assert_frame_equal(chosen.scores, bad.scores)
+    fits["best_inside"].loc[fits["best_inside"]["fold"] == 2, "inner_auroc"] = (
+        0.6  # a tie goes to the baseline
+    )
+    chosen = judging.choose(
+        judging.ArmTables({BASELINE: good.scores, "best_inside": bad.scores}, fits)
+    )
     held = good.scores["fold"] == 2
     assert chosen.scores.loc[held, "score"].tolist() == good.scores.loc[held, "score"].tolist()
     assert chosen.scores.loc[~held, "score"].tolist() == bad.scores.loc[~held, "score"].tolist()
 
 
-def test_what_was_chosen_is_held_against_every_null_and_the_page_says_so() -> None:
+def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
     found = results(baseline=["entropy_mean"], random=["churn_births"])
     found[judging.TUNED] = found[BASELINE]
     named = {

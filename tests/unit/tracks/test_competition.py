@@ -1,4 +1,4 @@
-"""Competition of clusters: worked by hand, and against a plain loop."""
+"""Competition of clusters: hand-worked, and against a plain loop."""
 
 import itertools
 import math
@@ -80,7 +80,8 @@ def test_every_metric_equals_a_plain_loop(layers: int, slots: int, top_k: int) -
 
 
 def test_paris_against_lyon() -> None:
-    # Layer 0: 3 for Paris (feature 0), 1 for Lyon (1). Layer 1: one feature, Lyon. Layer 2: 2 + 1 Paris, 1 Lyon.
+    # Layer 0: Paris (feature 0) 3, Lyon (1) 1. Layer 1: one feature, Lyon. Layer 2: Paris 2 + 1,
+    # Lyon 1.
     lookup = [np.full(30, -1, np.int32) for _ in range(3)]
     paris, lyon = 7, 4
     lookup[0][[0, 1]] = paris, lyon
@@ -102,7 +103,7 @@ def test_paris_against_lyon() -> None:
         "clusters_number": 5 / 3,
         "clusters_rivals": 0,
         "clusters_switches": 1,
-        "clusters_links_inside": 1.0,  # Lyon to Lyon, Lyon to Lyon, Paris over the silent layer to Paris
+        "clusters_links_inside": 1.0,  # two links within Lyon, one within Paris over a silent layer
     }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value), name

@@ -1,4 +1,4 @@
-"""Metrics of tracks: worked by hand, and against a plain loop over tokens and tracks on random data."""
+"""Metrics of tracks: hand-worked, and against a plain loop over tokens and tracks."""
 
 import math
 
@@ -79,7 +79,7 @@ def slow_token(table: TrackTable, row: int, scale: np.ndarray) -> dict[str, floa
     }
 
 
-def test_there_are_26_metrics_of_the_original_in_six_families_and_the_linkage_beside() -> None:
+def test_there_are_26_original_metrics_in_six_families_and_the_linkage() -> None:
     families = [name.split("_")[0] for name in ORIGINAL]
     counts = {family: families.count(family) for family in families}
     assert counts == {
@@ -145,7 +145,7 @@ def test_a_token_worked_by_hand() -> None:
     assert track_numbers(hand_worked())[0].tolist() == [[0, 1, -1], [1, -1, -1], [2, 1, 0]]
 
 
-def test_activations_count_in_units_of_their_layer() -> None:
+def test_activations_are_in_units_of_their_layer() -> None:
     table = hand_worked()
     grown = table._replace(
         activation=table.activation * np.array([1, 10, 100], np.float32)[:, None]
@@ -153,7 +153,7 @@ def test_activations_count_in_units_of_their_layer() -> None:
     assert measure(grown, np.array([1.0, 10.0, 100.0])) == pytest.approx(measure(table, np.ones(3)))
 
 
-def test_without_links_every_detection_is_a_track_of_its_own() -> None:
+def test_without_links_every_detection_is_a_track() -> None:
     table = random_table(20, 4, 6, seed=1, silent=False)
     none = table._replace(
         previous=np.full_like(table.previous, -1),

@@ -1,4 +1,4 @@
-"""Decoder neighbours: known identities are found, the gate is what chance rarely reaches, files are deterministic."""
+"""Decoder neighbours: planted pairs are found, the null sets the gate, files are reproducible."""
 
 import zipfile
 from pathlib import Path
@@ -16,7 +16,7 @@ def decoder(rows: int, d_model: int, seed: int) -> torch.Tensor:
 
 
 def noisy_copy(original: torch.Tensor, order: np.ndarray, cosine: float, seed: int) -> torch.Tensor:
-    """Row i is row order[i] of the original, turned away to a mean cosine of `cosine`, with another length."""
+    """Row i is row order[i] of the original with noise, at a mean cosine of `cosine`, rescaled."""
     unit = torch.nn.functional.normalize(original, dim=1)[torch.from_numpy(order)]
     noise = torch.nn.functional.normalize(decoder(len(original), original.shape[1], seed), dim=1)
     copy: torch.Tensor = 3 * (cosine * unit + (1 - cosine**2) ** 0.5 * noise)
@@ -50,7 +50,7 @@ def test_lists_hold_the_largest_cosines_in_both_directions() -> None:
         assert np.allclose(cosine, np.take_along_axis(table, target, axis=1), atol=1e-6)
 
 
-def test_links_are_exactly_the_pairs_above_the_gate_that_either_list_names() -> None:
+def test_links_are_the_pairs_above_the_gate_in_either_list() -> None:
     lists = NeighbourLists(
         target=np.array([[0, 1], [1, 0]], np.int32),
         cosine=np.array([[0.9, 0.5], [0.3, 0.2]], np.float32),
@@ -63,33 +63,33 @@ def test_links_are_exactly_the_pairs_above_the_gate_that_either_list_names() -> 
     assert table.surplus == pytest.approx([0.5, 0.1, 0.2, 0.3], abs=1e-6)
 
 
-def test_unrelated_decoders_stay_below_the_gate_about_as_often_as_the_quantile_says() -> None:
+def test_unrelated_decoders_exceed_the_gate_as_often_as_the_quantile_allows() -> None:
     found = compare(decoder(400, 48, 4), decoder(400, 48, 5), 16, 0.99, [7])
     assert np.mean(found.null_best > found.gate) == pytest.approx(0.01, abs=0.002)
     assert np.mean(found.best > found.gate) < 0.04
     assert np.mean(found.permuted.cosine[:, 0] > found.gate) < 0.04
 
 
-def test_short_lists_are_reported_as_not_covering_the_gate() -> None:
+def test_lists_too_short_for_the_gate_are_not_covered() -> None:
     lower = decoder(60, 32, 6)
     same = torch.cat([lower, lower, lower])
     assert not compare(torch.cat([lower, lower, lower]), same, 2, 0.99, [0]).covered
     assert compare(lower, same, 3, 0.99, [0]).covered
 
 
-def test_the_seed_alone_decides_the_gate() -> None:
+def test_the_gate_depends_on_the_seed() -> None:
     lower, upper = decoder(80, 32, 8), decoder(80, 32, 9)
     assert compare(lower, upper, 4, 0.99, [1]).gate == compare(lower, upper, 4, 0.99, [1]).gate
     assert compare(lower, upper, 4, 0.99, [1]).gate != compare(lower, upper, 4, 0.99, [2]).gate
 
 
-def test_a_file_comes_back_as_links_and_two_writes_give_equal_bytes(tmp_path: Path) -> None:
+def test_a_file_is_read_back_as_links_and_has_deterministic_bytes(tmp_path: Path) -> None:
     lower, upper, third = (decoder(40, 16, seed) for seed in (1, 2, 3))
     pairs = [compare(lower, upper, 4, 0.9, [0, 1]), compare(lower, third, 4, 0.9, [0, 2])]
     save(tmp_path / "a.npz", [3, 5, 7], pairs)
     save(tmp_path / "b.npz", [3, 5, 7], pairs)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    # No clock in the file: an hour later it would be the same.
+    # No time stamp: the file would be the same an hour later.
     assert {item.date_time for item in zipfile.ZipFile(tmp_path / "a.npz").infolist()} == {
         (1980, 1, 1, 0, 0, 0)
     }

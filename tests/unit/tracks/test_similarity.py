@@ -1,4 +1,4 @@
-"""What makes features alike: correlations against numpy's, their null, and links of one number."""
+"""Similarity of features: correlations against numpy's, their null, and index-aligned links."""
 
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ def whole(blocks: object) -> np.ndarray:
     return torch.cat(list(blocks)).numpy()  # type: ignore[call-overload]
 
 
-def test_correlations_are_those_of_numpy_both_ways_and_in_blocks(
+def test_correlations_equal_numpys_in_both_directions_and_in_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(similarity, "BLOCK", 7)
@@ -47,7 +47,7 @@ def test_correlations_are_those_of_numpy_both_ways_and_in_blocks(
     assert whole(found.back_blocks(0)) == pytest.approx(expected.T, abs=1e-6)
 
 
-def test_the_null_shifts_the_upper_tokens_round_by_more_than_a_context() -> None:
+def test_the_null_shifts_the_upper_tokens_by_more_than_a_context() -> None:
     lower, upper = codes(5, 1), codes(6, 2)
     found = correlation(lower, upper, seed=3)
     for draw in (1, 2):
@@ -68,7 +68,7 @@ def test_the_null_shifts_the_upper_tokens_round_by_more_than_a_context() -> None
     )
 
 
-def test_what_hardly_ever_fires_is_like_nothing() -> None:
+def test_features_with_few_firings_have_similarity_minus_one() -> None:
     lower, upper = codes(3, 1), codes(3, 2)
     lower[1] = 0
     lower[1, : similarity.MIN_FIRINGS - 1] = upper[0, : similarity.MIN_FIRINGS - 1] = 1.0
@@ -80,7 +80,7 @@ def test_what_hardly_ever_fires_is_like_nothing() -> None:
     assert (found[[0, 2]][:, :2] > -0.5).all()
 
 
-def test_features_that_fire_together_are_linked_whatever_their_directions() -> None:
+def test_features_that_fire_together_are_linked_despite_their_directions() -> None:
     lower = codes(60, 1)
     order = np.random.default_rng(0).permutation(60)
     upper = lower[order] * np.random.default_rng(1).uniform(0.8, 1.2, lower.shape)
@@ -92,13 +92,13 @@ def test_features_that_fire_together_are_linked_whatever_their_directions() -> N
     assert np.mean(unrelated.best > unrelated.gate) < 0.1
 
 
-def test_links_of_one_number_hold_where_the_directions_still_agree() -> None:
+def test_index_aligned_links_hold_where_the_directions_still_agree() -> None:
     lower = torch.nn.functional.normalize(
         torch.randn(200, 32, generator=torch.Generator().manual_seed(0)), dim=1
     )
     upper = lower + 0.05 * torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
     upper[7] = -upper[7]  # moved away
-    upper[[3, 4]] = upper[[4, 3]]  # swapped: cosine finds them, their numbers are wrong
+    upper[[3, 4]] = upper[[4, 3]]  # swapped: cosine links them, their indices disagree
     both = DecoderCosine(lower, upper, [0])
     by_cosine = compare_by(both, 8, 0.999)
     found = index_aligned(by_cosine, both)
@@ -114,23 +114,23 @@ def test_links_of_one_number_hold_where_the_directions_still_agree() -> None:
     assert len(links(found.permuted, found.gate).target) == 0
 
 
-def test_numbers_need_dictionaries_of_one_size() -> None:
+def test_index_aligned_links_need_dictionaries_of_equal_size() -> None:
     both = DecoderCosine(torch.randn(20, 8), torch.randn(30, 8), [0])
     with pytest.raises(UserError, match=r"tracking\.links: identity .* 20 and 30 features"):
         index_aligned(compare_by(both, 4, 0.99), both)
 
 
-def test_codes_are_those_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_are_those_of_the_included_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "ENCODED_ROWS", 10)
     decoder = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
-    each = Sae(
+    sae = Sae(
         decoder.T.contiguous(), torch.zeros(12), decoder, torch.zeros(6), torch.full((12,), 0.5)
     )
     values = np.random.default_rng(0).standard_normal((25, 6)).astype(np.float16)
-    kept = np.arange(25) % 3 > 0
+    included = np.arange(25) % 3 > 0
 
     class Store:
-        rows, d_model, excluded = 25, 6, ~kept
+        rows, d_model, excluded = 25, 6, ~included
 
         def read(self, start: int, stop: int) -> np.ndarray:
             return values[start:stop]
@@ -138,8 +138,8 @@ def test_codes_are_those_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> No
         def fingerprint(self) -> str:
             return ""
 
-    expected = each.encode(torch.from_numpy(values[kept].astype(np.float32))).numpy().T
-    assert codes_of(each, Store(), kept).toarray() == pytest.approx(expected, abs=1e-6)
+    expected = sae.encode(torch.from_numpy(values[included].astype(np.float32))).numpy().T
+    assert codes_of(sae, Store(), included).toarray() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_script_links_by_held_out_activations(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_script_links_by_held_out_activations(tmp_path: Path) -> None:
     turn, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
     rows = torch.randn(600, 16, generator=generator).numpy()
     paths: dict[str, list[Path]] = {"weights": [], "stores": [], "manifests": []}
-    # The second layer is the first in other coordinates: no decoder direction is alike, every activation is.
+    # The second layer is the first, rotated: all activations agree, no decoder direction does.
     for layer, directions, values in ((1, decoder, rows), (3, decoder @ turn, rows @ turn.numpy())):
         folder = tmp_path / f"layer_{layer:02d}"
         each = Sae(

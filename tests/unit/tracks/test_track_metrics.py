@@ -1,4 +1,4 @@
-"""All metrics of a data set: means over answers, whatever the blocks, and what carries nothing."""
+"""All metrics of a data set: means over answers, independence of blocks, and redundant metrics."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from track import measure_signals
 CLUSTER = np.arange(50, dtype=np.int32) // 9
 
 
-class Stored:
+class MemoryTracks:
     def __init__(self, table: TrackTable) -> None:
         self.table, self.rows, self.top_k = table, len(table.feature), 4
         self.scale = np.ones(table.feature.shape[1])
@@ -46,15 +46,15 @@ def measured(
     table: TrackTable, start: list[int], count: list[int], errors: np.ndarray | None = None
 ) -> track_metrics.ExampleMetrics:
     rows, layers, _ = table.feature.shape
-    left = errors_of(rows, layers) if errors is None else errors
+    row_errors = errors_of(rows, layers) if errors is None else errors
     return measure_examples(
-        Stored(table), np.array(start), np.array(count), [CLUSTER] * layers, left
+        MemoryTracks(table), np.array(start), np.array(count), [CLUSTER] * layers, row_errors
     )
 
 
-def test_an_example_is_the_mean_of_its_tokens_that_are_known() -> None:
+def test_an_example_is_the_mean_of_its_known_tokens() -> None:
     table = random_table(30, 3, 5, seed=2)
-    start, count = [0, 3, 4, 20], [3, 1, 16, 10]  # token 3 is empty, and its error unknown
+    start, count = [0, 3, 4, 20], [3, 1, 16, 10]  # token 3 is empty, and its error is unknown
     found = measured(table, start, count).metrics.to_numpy()
     cluster = competition.clusters_of(table, [CLUSTER] * 3)
     steps = generation_axis.measure_steps(table, cluster, metrics.track_numbers(table), np.ones(3))
@@ -93,7 +93,7 @@ def test_lengths_and_links_are_counted() -> None:
     assert found.links.tolist() == (table.gap > 0).sum((0, 2)).tolist()
 
 
-def test_a_text_said_twice_as_long_measures_the_same_but_where_the_name_says_so() -> None:
+def test_only_the_metrics_documented_so_grow_with_the_length() -> None:
     table = random_table(4, 3, 5, seed=4, silent=False)
     twice = TrackTable(*(np.concatenate([column, column]) for column in cast(Any, table)))
     errors = errors_of(4, 3)
@@ -101,7 +101,7 @@ def test_a_text_said_twice_as_long_measures_the_same_but_where_the_name_says_so(
     again = measured(twice, [0], [8], np.concatenate([errors, errors])).metrics
     free = [name for name in NAMES if not name.startswith("generation_")]
     assert again[free].to_numpy() == pytest.approx(once[free].to_numpy())
-    # Steps are between different tokens: a text in which each step stands twice has the same ones but for those in between.
+    # Steps are within an example: rows of another example before it change nothing.
     turned = TrackTable(
         *(np.concatenate([column[:2], column[:1], column[:2]]) for column in cast(Any, table))
     )
@@ -133,7 +133,7 @@ def test_rows_outside_the_tracks_and_errors_of_other_rows_are_refused() -> None:
         measured(table, [0], [5], np.zeros((4, 2), np.float32))
 
 
-def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
+def test_constant_and_repeated_metrics_and_the_rank() -> None:
     generator = np.random.default_rng(0)
     a, b = generator.random(50), generator.random(50)
     noisy = a + 1e-3 * generator.random(50)
@@ -166,7 +166,7 @@ def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
     assert rank(table, list(table)) == 4
 
 
-def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: Path) -> None:
+def test_the_script_writes_one_row_per_example_and_the_redundant_metrics(tmp_path: Path) -> None:
     table = random_table(12, 3, 5, seed=6)
     with track_table.writer(tmp_path / "t.zarr", rows=12, layers=3, slots=5, chunk_slots=5) as out:
         out.append(table)

@@ -1,4 +1,4 @@
-"""Tracking: hand-worked cases, the whole tracker against a slow dense reference, the nulls, and the format."""
+"""Tracking: hand-worked cases, a slow dense reference of the tracker, the nulls, and the format."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def one_row(*pairs: tuple[int, float]) -> Detections:
 PLAIN = TrackerOptions(top_k=3, second_association=1, coast=0, activation_weight=0.0)
 
 
-def test_detections_are_the_strongest_active_features_ties_to_the_lower_one() -> None:
+def test_detections_are_the_strongest_active_features() -> None:
     code = np.array([[0.0, 2.0, 5.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]], np.float32)
     found = detect(code, 3)
     assert found.feature.tolist() == [[2, 1, 3], [-1, -1, -1]]
@@ -130,7 +130,7 @@ def slow_follow(
     gates: dict[tuple[int, int], float],
     options: TrackerOptions,
 ) -> list[Any]:
-    """Token by token, all similarities dense: per layer a list of (feature, previous, gap)."""
+    """Token by token with dense similarities: per layer a list of (feature, previous, gap)."""
     unit = [decoder / np.linalg.norm(decoder, axis=1, keepdims=True) for decoder in decoders]
     tokens = []
     for token in range(len(codes[0])):
@@ -240,7 +240,7 @@ def random_tracks(rows: int = 60) -> tuple[TrackTable, TrackerOptions]:
     ).table, options
 
 
-def test_random_links_keep_detections_and_numbers_and_never_reuse_a_slot() -> None:
+def test_shuffled_links_keep_detections_and_counts_and_never_reuse_a_slot() -> None:
     table, options = random_tracks()
     null = shuffle_links(table, options.top_k, np.random.default_rng(0))
     assert np.array_equal(null.feature, table.feature)
@@ -281,7 +281,7 @@ class FakeStore:
 
 
 def fake_run(folder: Path, rows: int = 50) -> tuple[list[FakeStore], list[Sae], list[Path]]:
-    """Three layers with nearly the same autoencoder, and their neighbour files; row 4 is massive in the second."""
+    """Three layers with similar SAEs, and their neighbour files; row 4 of the second is massive."""
     generator = torch.Generator().manual_seed(1)
     base = torch.nn.functional.normalize(torch.randn(48, 12, generator=generator), dim=1)
     saes = []
@@ -324,7 +324,7 @@ def run_variant(folder: Path, variant: str, name: str = "tracks") -> dict[str, A
     return about
 
 
-def test_tracks_come_back_from_disk_with_their_facts(tmp_path: Path) -> None:
+def test_tracks_and_their_attributes_are_read_back(tmp_path: Path) -> None:
     about = run_variant(tmp_path, "default")
     reader = track_table.TrackReader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
     table = reader.read(0, reader.rows)
@@ -335,11 +335,9 @@ def test_tracks_come_back_from_disk_with_their_facts(tmp_path: Path) -> None:
         50,
     )
     assert table.feature.shape == (50, 3, about["slots"])
-    assert (table.feature[4] == -1).all()  # massive in one layer: nothing in any
+    assert (table.feature[4] == -1).all()  # massive in one layer: no detections in any
     assert about["counts"]["tracked_tokens"] == 49
-    assert (
-        table.gap[:, 1] == 1
-    ).sum() / 49 > 3  # nearly the same dictionaries: most detections continue
+    assert (table.gap[:, 1] == 1).sum() / 49 > 3  # similar dictionaries: most detections continue
     strongest = table.activation[:, :, :5]
     assert reader.scale == pytest.approx(
         strongest.sum((0, 2)) / (strongest > 0).sum((0, 2)), rel=1e-5
@@ -357,22 +355,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 def test_the_same_seed_gives_the_same_bytes(
     variant: str, tmp_path: Path, runs: dict[str, dict[str, Any]]
 ) -> None:
-    assert run_variant(tmp_path, variant) == runs[variant]  # holds a digest of every byte
+    assert run_variant(tmp_path, variant) == runs[variant]  # contains a digest of every byte
     assert track_table.digest(tmp_path / "tracks.zarr") == runs[variant]["store_sha256"]
 
 
-def test_variants_differ_as_they_say(runs: dict[str, dict[str, Any]]) -> None:
+def test_variants_differ_as_documented(runs: dict[str, dict[str, Any]]) -> None:
     linked = {variant: sum(each["counts"]["adjacent"]) for variant, each in runs.items()}
     assert linked["untracked"] == 0
     assert linked["permuted"] < 0.2 * linked["default"]
     assert linked["random"] == linked["default"]
-    assert linked["shuffled"] > 0.5 * linked["default"]  # these dictionaries agree in any order
+    assert linked["shuffled"] > 0.5 * linked["default"]  # similar in any order of layers
     assert runs["shuffled"]["layers"] != [2, 4, 6]
     assert runs["untracked"]["counts"]["second_association"] == [0, 0, 0]
     assert runs["untracked"]["activation_scale"] == runs["default"]["activation_scale"]
 
 
-def test_a_missing_chunk_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_chunk_is_refused(tmp_path: Path) -> None:
     run_variant(tmp_path, "default")
     (tmp_path / "tracks.zarr" / "feature" / "c" / "0" / "0" / "0").unlink()
     with pytest.raises(UserError, match="files are missing or changed"):
@@ -470,7 +468,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
         5,
     )
     threads = torch.get_num_threads()
-    try:  # a host with other threads makes the same tracks
+    try:  # the number of threads does not change the tracks
         track_features.main(
             **paths,
             tracks=[tmp_path / "v.zarr"],
