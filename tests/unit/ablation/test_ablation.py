@@ -56,26 +56,30 @@ def metrics(found: pd.DataFrame, seed: int, strength: float) -> pd.DataFrame:
 
 
 def scored(dataset: str, seed: int, strength: float, columns: list[str]) -> scoring.ArmScores:
-    found = audited(dataset, 160)
+    folds = audited(dataset, 160)
     return scoring.score_dataset(
-        dataset, found, metrics(found, seed, strength), columns, ["logistic"], DETECTION, 0
+        dataset, folds, metrics(folds, seed, strength), columns, ["logistic"], DETECTION, 0
     )
 
 
 def test_every_part_of_the_metrics_is_left_out_once() -> None:
-    found = arms.ablation_arms(settings())
-    assert next(iter(found)) == BASELINE
-    assert found[BASELINE].columns == tuple(ORIGINAL)
-    singles = [set(ORIGINAL) - set(arm.columns) for arm in found.values() if arm.kind == "feature"]
+    arms_by_name = arms.ablation_arms(settings())
+    assert next(iter(arms_by_name)) == BASELINE
+    assert arms_by_name[BASELINE].columns == tuple(ORIGINAL)
+    singles = [
+        set(ORIGINAL) - set(arm.columns) for arm in arms_by_name.values() if arm.kind == "feature"
+    ]
     assert sorted(name for (name,) in singles) == sorted(ORIGINAL)
-    left_out = [set(ORIGINAL) - set(arm.columns) for arm in found.values() if arm.kind == "family"]
+    left_out = [
+        set(ORIGINAL) - set(arm.columns) for arm in arms_by_name.values() if arm.kind == "family"
+    ]
     assert set.union(*left_out) == set(ORIGINAL)
     assert sum(map(len, left_out)) == len(ORIGINAL)
-    sizes = [len(arm.columns) for arm in found.values() if arm.kind == "cumulative"]
+    sizes = [len(arm.columns) for arm in arms_by_name.values() if arm.kind == "cumulative"]
     assert sizes == sorted(set(sizes))
     assert len(sizes) == len(arms.FAMILIES)
-    assert found["single_hypothesis"].changes == {"top_k": 1}
-    assert {name for name, arm in found.items() if arm.tracked} == {
+    assert arms_by_name["single_hypothesis"].changes == {"top_k": 1}
+    assert {name for name, arm in arms_by_name.items() if arm.tracked} == {
         *arms.NULLS,
         "single_hypothesis",
     }
@@ -85,13 +89,15 @@ def test_each_tuning_arm_changes_one_setting_to_another_value() -> None:
     own = settings(
         tuning={"top_k": [16, 4], "gate_quantile": [0.99], "links": ["identity", "cosine"]}
     )
-    found = arms.tuning_arms(own)
-    changes = {name: dict(arm.changes) for name, arm in found.items() if arm.kind == "tuning"}
+    arms_by_name = arms.tuning_arms(own)
+    changes = {
+        name: dict(arm.changes) for name, arm in arms_by_name.items() if arm.kind == "tuning"
+    }
     assert changes["top_k_4"] == {"top_k": 4}
     assert "top_k_16" not in changes
     assert changes["gate_quantile_0_99"] == {"gate_quantile": 0.99}
-    assert found["gate_quantile_0_99"].recompute_links
-    assert not found["top_k_4"].recompute_links
+    assert arms_by_name["gate_quantile_0_99"].recompute_links
+    assert not arms_by_name["top_k_4"].recompute_links
     assert "links_identity" in changes
     assert "links_cosine" not in changes
     independent = settings(sae={"dictionaries": "independent"})
@@ -109,15 +115,15 @@ def test_metrics_unknown_for_an_example_and_data_sets_without_folds_are_left_out
     fits = scored("a", 0, 1.0, ["entropy_mean", "generation_births"]).fits
     assert set(fits["features"]) == {1}
     assert scored("a", 0, 1.0, ["generation_births"]).scores.empty
-    found = audited("a", 8, reason="too few")
+    folds = audited("a", 8, reason="too few")
     assert scoring.score_dataset(
-        "a", found, metrics(found, 0, 1.0), ["entropy_mean"], ["logistic"], DETECTION, 0
+        "a", folds, metrics(folds, 0, 1.0), ["entropy_mean"], ["logistic"], DETECTION, 0
     ).scores.empty
     with pytest.raises(UserError, match="the metrics lack examples"):
         scoring.score_dataset(
             "a",
             audited("a", 160),
-            metrics(found, 0, 1.0),
+            metrics(folds, 0, 1.0),
             ["entropy_mean"],
             ["logistic"],
             DETECTION,
@@ -141,8 +147,8 @@ def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is
         "without_entropy": AblationArm("family", ("churn_births",)),
         "without_entropy_max": AblationArm("feature", ("entropy_mean", "churn_births")),
     }
-    found = results(**{name: list(arm.columns) for name, arm in named.items()})
-    table = judging.compare(named, found, ["b"], EVALUATION, 0).set_index(["dataset", "arm"])
+    scores = results(**{name: list(arm.columns) for name, arm in named.items()})
+    table = judging.compare(named, scores, ["b"], EVALUATION, 0).set_index(["dataset", "arm"])
     assert table.loc[("a", "without_entropy"), "difference_high"] < 0
     assert not table.loc[("a", "without_entropy"), "void"]
     assert table.loc[("a", "without_entropy_max"), "void"]  # a constant column: the same scores
@@ -177,13 +183,13 @@ def test_choices_use_only_training_rows() -> None:
 
 
 def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
-    found = results(baseline=["entropy_mean"], random=["churn_births"])
-    found[judging.TUNED] = found[BASELINE]
+    scores = results(baseline=["entropy_mean"], random=["churn_births"])
+    scores[judging.TUNED] = scores[BASELINE]
     named = {
         BASELINE: AblationArm(BASELINE, ("entropy_mean",)),
         "random": AblationArm("tracking", ("entropy_mean",), "random"),
     }
-    table = judging.compare(named, found, [], EVALUATION, 0)
+    table = judging.compare(named, scores, [], EVALUATION, 0)
     rows = table[table["arm"] == judging.TUNED].set_index(["dataset", "against"])
     assert rows.loc[("all_strict", "random"), "difference_low"] > 0
     assert rows.loc[("all_strict", BASELINE), "void"]

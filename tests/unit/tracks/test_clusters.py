@@ -51,18 +51,18 @@ def test_planted_clusters_are_found_in_all_layers_and_reproducible() -> None:
     assert table["layer"].unique().tolist() == [3, 5, 7, 9]
     again = assign([3, 5, 7, 9], sizes, graph(sizes, edges), resolution)
     pd.testing.assert_frame_equal(table, again)
-    found = lookup(table, [9, 3])
-    assert found[0].tolist() == table["cluster"].tolist()[-72:]
-    assert found[1].tolist() == table["cluster"].tolist()[:72]
+    looked_up = lookup(table, [9, 3])
+    assert looked_up[0].tolist() == table["cluster"].tolist()[-72:]
+    assert looked_up[1].tolist() == table["cluster"].tolist()[:72]
 
 
 def test_isolated_features_are_alone_and_clusters_are_numbered_by_size() -> None:
     pairs = [(1, 2), (2, 3), (1, 3), (4, 5)]
     source, target = np.array(pairs, np.int64).T
     edges = FeatureEdges(0, 0, source, target, np.ones(4))
-    found = assign([0], [7], graph([7], [edges]), 1.0)
-    assert found["cluster"].tolist() == [2, 0, 0, 0, 1, 1, 3]
-    assert found["inside"].tolist() == [0, 1, 1, 1, 1, 1, 0]
+    table = assign([0], [7], graph([7], [edges]), 1.0)
+    assert table["cluster"].tolist() == [2, 0, 0, 0, 1, 1, 3]
+    assert table["inside"].tolist() == [0, 1, 1, 1, 1, 1, 0]
     assert communities(graph([3], []), 1.0).tolist() == [0, 1, 2]
 
 
@@ -115,14 +115,14 @@ def about(
 
 def test_the_label_of_a_cluster_has_its_tokens_and_shared_contexts() -> None:
     table = pd.DataFrame({"layer": [1, 1, 2, 2], "feature": [0, 1, 0, 1], "cluster": [0, 1, 0, 2]})
-    found = cluster_labels.describe(
+    described = cluster_labels.describe(
         table,
         {
             1: dictionary(about(" Paris", 0.5, 7), about("\n", 0.9, 8)),
             2: dictionary(about("Paris", 0.3, 7, 3.0) | {"density": 0.25}, {}),
         },
     )
-    first, second, silent = found.to_dict("records")
+    first, second, silent = described.to_dict("records")
     assert (first["features"], first["layers"], first["first_layer"], first["last_layer"]) == (
         2,
         2,
@@ -149,25 +149,25 @@ def test_links_are_counted_on_the_rows_where_both_ends_fire() -> None:
     position = np.argsort(order)  # index of each lower feature in the upper layer
     links = Links(np.arange(31), position.astype(np.int32), np.ones(30, np.float32))
     permuted = Links(np.minimum(np.arange(31), 1), np.array([5], np.int32), np.ones(1, np.float32))
-    found = compare_firing(lower, upper, links, permuted, 0.999, np.random.default_rng(1))
+    result = compare_firing(lower, upper, links, permuted, 0.999, np.random.default_rng(1))
     both = [
         (active[:, one] & (upper.toarray()[:, other] > 0)).sum()
         for one, other in enumerate(position)
     ]
     tokens = int(active.any(1).sum())
-    assert found.firings.tokens == tokens
-    assert (found.firings.links, found.firings.permuted_links) == (30, 1)
-    assert found.firings.links_per_token == pytest.approx(sum(both) / tokens)
-    assert found.firings.permuted_links_per_token == pytest.approx(
+    assert result.firings.tokens == tokens
+    assert (result.firings.links, result.firings.permuted_links) == (30, 1)
+    assert result.firings.links_per_token == pytest.approx(sum(both) / tokens)
+    assert result.firings.permuted_links_per_token == pytest.approx(
         (active[:, 0] & (upper.toarray()[:, 5] > 0)).sum() / tokens
     )
-    assert found.firings.next_fires == pytest.approx(sum(both) / active.sum())
-    assert found.firings.next_fires_shuffled_links < 0.3
+    assert result.firings.next_fires == pytest.approx(sum(both) / active.sum())
+    assert result.firings.next_fires_shuffled_links < 0.3
     # Each feature's copy is its best partner; shuffled rows set a gate below it.
-    pairs = set(zip(found.pairs.lower.tolist(), found.pairs.upper.tolist(), strict=True))
+    pairs = set(zip(result.pairs.lower.tolist(), result.pairs.upper.tolist(), strict=True))
     assert pairs >= set(enumerate(position.tolist()))
     assert len(pairs) < 30 + 5
-    assert found.pairs.similarity.min() > found.gate > 0.2
+    assert result.pairs.similarity.min() > result.gate > 0.2
 
 
 def test_features_with_few_firings_have_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,17 +178,17 @@ def test_features_with_few_firings_have_no_pairs(monkeypatch: pytest.MonkeyPatch
     none = Links(np.zeros(5, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
     for block in (1, 3, 1024):
         monkeypatch.setattr(coactivation, "_BLOCK", block)
-        found = compare_firing(rows, rows, none, none, 0.999, np.random.default_rng(0))
-        assert (found.pairs.lower.tolist(), found.pairs.upper.tolist()) == ([1], [1])
-        assert found.firings.next_fires == found.firings.links_per_token == 0
+        result = compare_firing(rows, rows, none, none, 0.999, np.random.default_rng(0))
+        assert (result.pairs.lower.tolist(), result.pairs.upper.tolist()) == ([1], [1])
+        assert result.firings.next_fires == result.firings.links_per_token == 0
 
 
 def test_only_mutually_best_pairs_stay() -> None:
     pairs = CoactivePairs(
         np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]), np.array([0.9, 0.5, 0.8, 0.4, 0.7])
     )
-    found = mutual(pairs, 1)
-    assert (found.lower.tolist(), found.upper.tolist()) == ([0], [0])
+    best = mutual(pairs, 1)
+    assert (best.lower.tolist(), best.upper.tolist()) == ([0], [0])
     assert mutual(pairs, 2).similarity.tolist() == [0.9, 0.5, 0.8, 0.4]
 
 
@@ -197,8 +197,8 @@ def test_firing_follows_the_codes_and_excluded_rows_are_empty() -> None:
     values = rng.standard_normal((9000, 6)).astype(np.float16).astype(np.float32)
     excluded = rng.random(9000) < 0.1
     sae = Sae(torch.eye(6), torch.zeros(6), torch.eye(6), torch.zeros(6), torch.full((6,), 0.5))
-    found = firing(sae, MemoryRows(values, excluded))
-    assert (found.toarray() > 0).tolist() == ((values > 0.5) & ~excluded[:, None]).tolist()
+    active = firing(sae, MemoryRows(values, excluded))
+    assert (active.toarray() > 0).tolist() == ((values > 0.5) & ~excluded[:, None]).tolist()
     assert firing(sae, MemoryRows(values, excluded), at_most=4096).shape == (4096, 6)
 
 
@@ -290,11 +290,11 @@ def test_with_one_layer_there_are_no_links_and_every_feature_is_alone() -> None:
     sae = Sae(
         torch.ones(2, 24), torch.zeros(24), torch.ones(24, 2), torch.zeros(2), torch.zeros(24)
     )
-    found = cluster_run.join_layers(
+    joined = cluster_run.join_layers(
         [3], [store], [sae], [], quantile=0.99, coactivation=0.5, seed=0
     )
-    assert (found.sizes, found.edges, len(found.links)) == ([24], [], 0)
-    assert assign([3], found.sizes, graph(found.sizes, found.edges), 25.0)[
+    assert (joined.sizes, joined.edges, len(joined.links)) == ([24], [], 0)
+    assert assign([3], joined.sizes, graph(joined.sizes, joined.edges), 25.0)[
         "cluster"
     ].tolist() == list(range(24))
 

@@ -69,13 +69,13 @@ def test_every_metric_equals_a_plain_loop(layers: int, slots: int, top_k: int) -
         np.random.default_rng(layer).integers(0, 6, 50).astype(np.int32) for layer in range(layers)
     ]
     cluster = clusters_of(table, lookup)
-    found = measure(table, cluster, top_k)
+    values = measure(table, cluster, top_k)
     empty = (table.feature < 0).all((1, 2))
-    assert np.isnan(found[empty]).all()
-    assert np.isfinite(found[~empty]).all()
+    assert np.isnan(values[empty]).all()
+    assert np.isfinite(values[~empty]).all()
     for row in np.flatnonzero(~empty):
         expected = slow_token(table, int(row), cluster, top_k)
-        for name, value in zip(NAMES, found[row], strict=True):
+        for name, value in zip(NAMES, values[row], strict=True):
             assert value == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
 
 
@@ -90,7 +90,7 @@ def test_paris_against_lyon() -> None:
     table = hand_worked()
     cluster = clusters_of(table, lookup)
     assert cluster[0].tolist() == [[7, 4, -1], [4, -1, -1], [7, 4, 7]]
-    found = dict(zip(NAMES, measure(table, cluster, 3)[0], strict=True))
+    values = dict(zip(NAMES, measure(table, cluster, 3)[0], strict=True))
     quarter = 2 - 0.75 * math.log2(3)
     expected = {
         "clusters_share_mean": (0.75 + 1 + 0.75) / 3,
@@ -106,7 +106,7 @@ def test_paris_against_lyon() -> None:
         "clusters_links_inside": 1.0,  # two links within Lyon, one within Paris over a silent layer
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value), name
+        assert values[name] == pytest.approx(value), name
 
 
 def test_the_scale_of_a_layer_does_not_matter() -> None:

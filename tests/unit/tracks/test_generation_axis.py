@@ -32,8 +32,8 @@ def written(*tokens: list[list[tuple[int, float]]]) -> TrackTable:
     """A table without links: for each token and layer, (feature, activation) of its detections."""
     table = blank(len(tokens), len(tokens[0]), 3)
     for row, layers in enumerate(tokens):
-        for layer, found in enumerate(layers):
-            for slot, (feature, activation) in enumerate(found):
+        for layer, detections in enumerate(layers):
+            for slot, (feature, activation) in enumerate(detections):
                 table.feature[row, layer, slot], table.activation[row, layer, slot] = (
                     feature,
                     activation,
@@ -53,8 +53,8 @@ def test_a_hypothesis_is_tracked_through_the_answer() -> None:
         [1, -1, -1],
         [-1, -1, -1],
     ]  # 1 is repeated by 5: both are in cluster 0
-    found = dict(zip(STEP_NAMES, steps_of(table).values[0], strict=True))
-    assert found == {
+    values = dict(zip(STEP_NAMES, steps_of(table).values[0], strict=True))
+    assert values == {
         "generation_persistence": 2 / 3,
         "generation_persistence_clusters": 1.0,
         "generation_carried": 3 / 7,
@@ -69,16 +69,16 @@ def test_a_hypothesis_is_tracked_through_the_answer() -> None:
 def test_a_repeated_token_keeps_all_hypotheses() -> None:
     table = random_table(1, 3, 6, seed=2, silent=False)
     still = TrackTable(*(np.repeat(column, 4, axis=0) for column in cast(Any, table)))
-    found = dict(
+    values = dict(
         zip(NAMES, average_steps(steps_of(still), np.array([0]), np.array([4]))[0], strict=True)
     )
-    assert found["generation_steps"] == 3
-    assert found["generation_run_length"] == 4
+    assert values["generation_steps"] == 3
+    assert values["generation_run_length"] == 4
     for name in ("persistence", "persistence_clusters", "survival"):
-        assert found[f"generation_{name}"] == 1
-    assert found["generation_carried"] == pytest.approx(1)
+        assert values[f"generation_{name}"] == 1
+    assert values["generation_carried"] == pytest.approx(1)
     for name in ("births", "deaths", "switches", "cluster_switches"):
-        assert found[f"generation_{name}"] == 0
+        assert values[f"generation_{name}"] == 0
 
 
 def slow_step(table: TrackTable, row: int) -> list[float]:
@@ -142,22 +142,22 @@ def slow_step(table: TrackTable, row: int) -> list[float]:
 @pytest.mark.parametrize(("layers", "slots"), [(4, 9), (1, 5), (2, 20)])
 def test_every_step_equals_a_plain_loop(layers: int, slots: int) -> None:
     table = random_table(30, layers, slots, seed=slots)
-    found = steps_of(table)
+    steps = steps_of(table)
     for row in range(29):
-        assert found.values[row] == pytest.approx(slow_step(table, row), nan_ok=True), row
+        assert steps.values[row] == pytest.approx(slow_step(table, row), nan_ok=True), row
 
 
 def test_steps_between_examples_do_not_count_and_one_token_has_none() -> None:
     table = random_table(12, 3, 6, seed=3, silent=False)
     steps = steps_of(table)
-    found = average_steps(steps, np.array([0, 4, 5]), np.array([4, 1, 7]))
-    assert found[0, 1:-1] == pytest.approx(steps.values[:3].mean(0))
-    assert (found[1, 0], found[1, -1]) == (0, 1)
-    assert np.isnan(found[1, 1:-1]).all()
-    assert found[2, 1:-1] == pytest.approx(steps.values[5:11].mean(0))
+    means = average_steps(steps, np.array([0, 4, 5]), np.array([4, 1, 7]))
+    assert means[0, 1:-1] == pytest.approx(steps.values[:3].mean(0))
+    assert (means[1, 0], means[1, -1]) == (0, 1)
+    assert np.isnan(means[1, 1:-1]).all()
+    assert means[2, 1:-1] == pytest.approx(steps.values[5:11].mean(0))
     # Runs of a feature: its detections minus those that continue a run.
     detections, again = steps.detections[5:12].sum(), steps.repeated[5:11].sum()
-    assert found[2, -1] == pytest.approx(detections / (detections - again))
+    assert means[2, -1] == pytest.approx(detections / (detections - again))
 
 
 def test_activations_count_in_units_of_their_layer() -> None:

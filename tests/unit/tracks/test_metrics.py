@@ -98,17 +98,17 @@ def test_there_are_26_original_metrics_in_six_families_and_the_linkage() -> None
 def test_every_metric_equals_a_plain_loop(layers: int, slots: int) -> None:
     table = random_table(40, layers, slots, seed=layers)
     scale = np.linspace(0.7, 1.9, layers)
-    found = measure(table, scale)
+    values = measure(table, scale)
     empty = (table.feature < 0).all((1, 2))
-    assert np.isnan(found[empty]).all()
+    assert np.isnan(values[empty]).all()
     for row in np.flatnonzero(~empty):
         expected = slow_token(table, int(row), scale)
-        for name, value in zip(NAMES, found[row], strict=True):
+        for name, value in zip(NAMES, values[row], strict=True):
             assert value == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
 
 
 def test_a_token_worked_by_hand() -> None:
-    found = dict(zip(NAMES, measure(hand_worked(), np.ones(3))[0], strict=True))
+    values = dict(zip(NAMES, measure(hand_worked(), np.ones(3))[0], strict=True))
     h0 = 2 - 0.75 * math.log2(3)  # shares 3/4, 1/4
     expected = {
         "entropy_mean": (h0 + 0 + 1.5) / 3,
@@ -141,7 +141,7 @@ def test_a_token_worked_by_hand() -> None:
         "linkage_coasted": 1 / 3,
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-6), name
+        assert values[name] == pytest.approx(value, rel=1e-6), name
     assert track_numbers(hand_worked())[0].tolist() == [[0, 1, -1], [1, -1, -1], [2, 1, 0]]
 
 
@@ -160,9 +160,9 @@ def test_without_links_every_detection_is_a_track() -> None:
         gap=np.zeros_like(table.gap),
         surplus=table.surplus * 0,
     )
-    found = pd.DataFrame(measure(none, np.ones(4)), columns=list(NAMES)).dropna()
-    assert (found["linkage_track_length"] == 1).all()
-    assert (found[["stability_mean", "stability_min", "linkage_links_per_token"]] == 0).all(
+    values = pd.DataFrame(measure(none, np.ones(4)), columns=list(NAMES)).dropna()
+    assert (values["linkage_track_length"] == 1).all()
+    assert (values[["stability_mean", "stability_min", "linkage_links_per_token"]] == 0).all(
         axis=None
     )
-    assert np.allclose(found["churn_births_per_layer"], found["density_mean"])
+    assert np.allclose(values["churn_births_per_layer"], values["density_mean"])

@@ -26,25 +26,25 @@ def noisy_copy(original: torch.Tensor, order: np.ndarray, cosine: float, seed: i
 def test_a_permuted_noisy_copy_is_recognised_feature_by_feature() -> None:
     lower = decoder(300, 64, 0)
     order = np.random.default_rng(0).permutation(300)
-    found = compare(lower, noisy_copy(lower, order, 0.8, 1), 8, 0.999, [0, 1, 2])
-    assert np.array_equal(order[found.real.target[:, 0]], np.arange(300))
-    assert found.mutual.all()
-    assert found.covered
-    assert found.gate < 0.65
-    assert (found.best > found.gate).all()
-    table = links(found.real, found.gate)
+    comparison = compare(lower, noisy_copy(lower, order, 0.8, 1), 8, 0.999, [0, 1, 2])
+    assert np.array_equal(order[comparison.real.target[:, 0]], np.arange(300))
+    assert comparison.mutual.all()
+    assert comparison.covered
+    assert comparison.gate < 0.65
+    assert (comparison.best > comparison.gate).all()
+    table = links(comparison.real, comparison.gate)
     assert (np.diff(table.start) >= 1).all()
 
 
 def test_lists_hold_the_largest_cosines_in_both_directions() -> None:
     lower, upper = decoder(50, 16, 2), decoder(70, 16, 3)
-    found = compare(lower, upper, 5, 0.99, [0]).real
+    comparison = compare(lower, upper, 5, 0.99, [0]).real
     similarity = (
         torch.nn.functional.normalize(lower, dim=1) @ torch.nn.functional.normalize(upper, dim=1).T
     ).numpy()
     for cosine, target, table in (
-        (found.cosine, found.target, similarity),
-        (found.back_cosine, found.back_target, similarity.T),
+        (comparison.cosine, comparison.target, similarity),
+        (comparison.back_cosine, comparison.back_target, similarity.T),
     ):
         assert np.allclose(cosine, -np.sort(-table, axis=1)[:, :5], atol=1e-6)
         assert np.allclose(cosine, np.take_along_axis(table, target, axis=1), atol=1e-6)
@@ -64,10 +64,10 @@ def test_links_are_the_pairs_above_the_gate_in_either_list() -> None:
 
 
 def test_unrelated_decoders_exceed_the_gate_as_often_as_the_quantile_allows() -> None:
-    found = compare(decoder(400, 48, 4), decoder(400, 48, 5), 16, 0.99, [7])
-    assert np.mean(found.null_best > found.gate) == pytest.approx(0.01, abs=0.002)
-    assert np.mean(found.best > found.gate) < 0.04
-    assert np.mean(found.permuted.cosine[:, 0] > found.gate) < 0.04
+    comparison = compare(decoder(400, 48, 4), decoder(400, 48, 5), 16, 0.99, [7])
+    assert np.mean(comparison.null_best > comparison.gate) == pytest.approx(0.01, abs=0.002)
+    assert np.mean(comparison.best > comparison.gate) < 0.04
+    assert np.mean(comparison.permuted.cosine[:, 0] > comparison.gate) < 0.04
 
 
 def test_lists_too_short_for_the_gate_are_not_covered() -> None:
@@ -93,14 +93,14 @@ def test_a_file_is_read_back_as_links_and_has_deterministic_bytes(tmp_path: Path
     assert {item.date_time for item in zipfile.ZipFile(tmp_path / "a.npz").infolist()} == {
         (1980, 1, 1, 0, 0, 0)
     }
-    found = load_links(tmp_path / "a.npz", permuted=False)
-    assert found.layers == [3, 5, 7]
-    assert found.skip is not None
-    for stored, pair in ((found.adjacent, pairs[0]), (found.skip, pairs[1])):
+    read_back = load_links(tmp_path / "a.npz", permuted=False)
+    assert read_back.layers == [3, 5, 7]
+    assert read_back.skip is not None
+    for links_read, pair in ((read_back.adjacent, pairs[0]), (read_back.skip, pairs[1])):
         expected = links(pair.real, pair.gate)
-        assert np.array_equal(stored.start, expected.start)
-        assert np.array_equal(stored.target, expected.target)
-        assert np.array_equal(stored.surplus, expected.surplus)
+        assert np.array_equal(links_read.start, expected.start)
+        assert np.array_equal(links_read.target, expected.target)
+        assert np.array_equal(links_read.surplus, expected.surplus)
     null = load_links(tmp_path / "a.npz", permuted=True).adjacent
     assert np.array_equal(null.target, links(pairs[0].permuted, pairs[0].gate).target)
     with np.load(tmp_path / "a.npz") as content:

@@ -13,8 +13,10 @@ from ghosttrack.tracks.token_errors import token_errors
 
 
 def test_metrics_worked_by_hand() -> None:
-    found = measure(np.array([[0.1, 0.4, 0.2, 0.6, 0.5], [0.2, 0.2, np.nan, 0.2, 0.2]], np.float32))
-    assert dict(zip(NAMES, found[0], strict=True)) == pytest.approx(
+    values = measure(
+        np.array([[0.1, 0.4, 0.2, 0.6, 0.5], [0.2, 0.2, np.nan, 0.2, 0.2]], np.float32)
+    )
+    assert dict(zip(NAMES, values[0], strict=True)) == pytest.approx(
         {
             "reconstruction_mean": 0.36,
             "reconstruction_std": np.std([0.1, 0.4, 0.2, 0.6, 0.5]),
@@ -27,12 +29,12 @@ def test_metrics_worked_by_hand() -> None:
         },
         rel=1e-6,
     )
-    assert np.isnan(found[1]).all()
+    assert np.isnan(values[1]).all()
 
 
 def test_one_layer_has_no_growth() -> None:
-    (found,) = measure(np.array([[0.25]], np.float32))
-    assert found.tolist() == [0.25, 0.0, 0.25, 0.25, 0.25, 0.0, 0.0, 1.0]
+    (values,) = measure(np.array([[0.25]], np.float32))
+    assert values.tolist() == [0.25, 0.0, 0.25, 0.25, 0.25, 0.0, 0.0, 1.0]
 
 
 class MemoryStore:
@@ -65,10 +67,10 @@ def test_the_error_is_the_unexplained_fraction(tmp_path: Path) -> None:
     rows = np.array([[4.0, 2.0], [1.0, 5.0], [4.0, 6.0], [-2.0, 2.0]])
     weights = [tmp_path / layer / "sae_weights.safetensors" for layer in ("layer_01", "layer_02")]
     stores = [MemoryStore(rows, []), MemoryStore(rows[::-1].copy(), [1])]
-    found = token_errors(stores, weights)
+    errors = token_errors(stores, weights)
     assert [store.held for store in stores] == [0, 0]
     # (3, 0) is reconstructed, (0, 3) is not; of (3, 4), 9 of 25 are. (-3, 0) is below the
     # threshold.
     expected = np.array([0.0, 1.0, 16 / 25, 1.0])
-    assert found[:, 0] == pytest.approx([0.0, np.nan, 16 / 25, 1.0], nan_ok=True)
-    assert found[[0, 2, 3], 1] == pytest.approx(expected[::-1][[0, 2, 3]])
+    assert errors[:, 0] == pytest.approx([0.0, np.nan, 16 / 25, 1.0], nan_ok=True)
+    assert errors[[0, 2, 3], 1] == pytest.approx(expected[::-1][[0, 2, 3]])

@@ -55,7 +55,7 @@ def measured(
 def test_an_example_is_the_mean_of_its_known_tokens() -> None:
     table = random_table(30, 3, 5, seed=2)
     start, count = [0, 3, 4, 20], [3, 1, 16, 10]  # token 3 is empty, and its error is unknown
-    found = measured(table, start, count).metrics.to_numpy()
+    means = measured(table, start, count).metrics.to_numpy()
     cluster = competition.clusters_of(table, [CLUSTER] * 3)
     steps = generation_axis.measure_steps(table, cluster, metrics.track_numbers(table), np.ones(3))
     tokens = np.hstack([metrics.measure(table, np.ones(3)), competition.measure(table, cluster, 4)])
@@ -67,7 +67,7 @@ def test_an_example_is_the_mean_of_its_known_tokens() -> None:
             rows = values[first : first + size]
             rows = rows[np.isfinite(rows[:, 0])]
             expected.append(rows.mean(0) if len(rows) else np.zeros(values.shape[1]))
-        assert found[example] == pytest.approx(
+        assert means[example] == pytest.approx(
             np.concatenate([*expected, written[example]]), nan_ok=True
         )
 
@@ -78,19 +78,19 @@ def test_blocks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     for rows, block in ((12, 5), (41, 41), (7, 7), (10, 3), (4, 100)):
         monkeypatch.setattr(track_metrics, "ROWS", rows)
         monkeypatch.setattr(track_metrics, "BLOCK", block)
-        found = measured(table, [0, 20, 23], [20, 3, 18])
-        pd.testing.assert_frame_equal(found.metrics, whole.metrics)
-        assert found.lengths.tolist() == whole.lengths.tolist()
-        assert found.links.tolist() == whole.links.tolist()
+        result = measured(table, [0, 20, 23], [20, 3, 18])
+        pd.testing.assert_frame_equal(result.metrics, whole.metrics)
+        assert result.lengths.tolist() == whole.lengths.tolist()
+        assert result.links.tolist() == whole.links.tolist()
 
 
 def test_lengths_and_links_are_counted() -> None:
     table = random_table(41, 4, 5, seed=8)
-    found = measured(table, [0], [41])
+    result = measured(table, [0], [41])
     number = metrics.track_numbers(table)
     sizes = pd.Series(number[number >= 0]).value_counts().value_counts()
-    assert found.lengths.tolist() == [int(sizes.get(length, 0)) for length in (1, 2, 3, 4)]
-    assert found.links.tolist() == (table.gap > 0).sum((0, 2)).tolist()
+    assert result.lengths.tolist() == [int(sizes.get(length, 0)) for length in (1, 2, 3, 4)]
+    assert result.links.tolist() == (table.gap > 0).sum((0, 2)).tolist()
 
 
 def test_only_the_metrics_documented_so_grow_with_the_length() -> None:
@@ -150,19 +150,19 @@ def test_constant_and_repeated_metrics_and_the_rank() -> None:
             "none": np.nan,
         }
     )
-    found = redundancy(table, list(table)).set_index("metric")
-    assert found.index[found["constant"]].tolist() == ["flat", "none"]
-    assert found["repeats"][lambda repeats: repeats != ""].to_dict() == {
+    redundant = redundancy(table, list(table)).set_index("metric")
+    assert redundant.index[redundant["constant"]].tolist() == ["flat", "none"]
+    assert redundant["repeats"][lambda repeats: repeats != ""].to_dict() == {
         "twice": "x_a",
         "noisy": "x_a",
         "gaps": "b",
     }
-    assert found.loc["twice", "correlation"] == pytest.approx(-1)
-    assert 0.999 < found.loc["noisy", "correlation"] < 1
-    assert np.isnan(found.loc[["x_a", "flat"], "correlation"]).all()
-    assert abs(found.loc["sum", "correlation"]) < 0.999
-    assert found.loc["b", "correlation"] == pytest.approx(np.corrcoef(a, b)[0, 1])
-    assert found.loc["x_a", "family"] == "x"
+    assert redundant.loc["twice", "correlation"] == pytest.approx(-1)
+    assert 0.999 < redundant.loc["noisy", "correlation"] < 1
+    assert np.isnan(redundant.loc[["x_a", "flat"], "correlation"]).all()
+    assert abs(redundant.loc["sum", "correlation"]) < 0.999
+    assert redundant.loc["b", "correlation"] == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert redundant.loc["x_a", "family"] == "x"
     assert rank(table, list(table)) == 4
 
 
@@ -206,14 +206,14 @@ def test_the_script_writes_one_row_per_example_and_the_redundant_metrics(tmp_pat
         redundant=tmp_path / "r.csv",
     )
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
-    found = pd.read_parquet(tmp_path / "one.parquet")
-    assert list(found) == ["id", *NAMES]
-    assert found["id"].tolist() == ["x", "y", "z"]
-    assert np.isfinite(found[list(NAMES)]).all(axis=None)
-    assert found.attrs["layers"] == [1, 2, 3]
-    assert found.attrs["rows"] == 12
-    assert found.attrs["links"] == (table.gap > 0).sum((0, 2)).tolist()
-    assert sum(found.attrs["track_lengths"]) == metrics.track_numbers(table).max() + 1
+    rows_written = pd.read_parquet(tmp_path / "one.parquet")
+    assert list(rows_written) == ["id", *NAMES]
+    assert rows_written["id"].tolist() == ["x", "y", "z"]
+    assert np.isfinite(rows_written[list(NAMES)]).all(axis=None)
+    assert rows_written.attrs["layers"] == [1, 2, 3]
+    assert rows_written.attrs["rows"] == 12
+    assert rows_written.attrs["links"] == (table.gap > 0).sum((0, 2)).tolist()
+    assert sum(rows_written.attrs["track_lengths"]) == metrics.track_numbers(table).max() + 1
     redundant = pd.read_csv(tmp_path / "r.csv").set_index(["variant", "metric"])
     assert len(redundant) == 2 * len(NAMES)
     assert redundant.loc[("untracked", "churn_births_per_layer"), "repeats"] == "churn_births"

@@ -53,9 +53,9 @@ PLAIN = TrackerOptions(top_k=3, second_association=1, coast=0, activation_weight
 
 def test_detections_are_the_strongest_active_features() -> None:
     code = np.array([[0.0, 2.0, 5.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]], np.float32)
-    found = detect(code, 3)
-    assert found.feature.tolist() == [[2, 1, 3], [-1, -1, -1]]
-    assert found.activation.tolist() == [[5.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
+    detections = detect(code, 3)
+    assert detections.feature.tolist() == [[2, 1, 3], [-1, -1, -1]]
+    assert detections.activation.tolist() == [[5.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -63,11 +63,11 @@ def test_tokens_without_any_active_feature_have_no_detection_and_no_track(rows: 
     silent = detect(np.zeros((rows, 5), np.float32), 3)
     assert silent.feature.tolist() == [[-1]] * rows
     assert silent.activation.tolist() == [[0.0]] * rows
-    found = follow(
+    result = follow(
         [silent] * 3, [link_table({(1, 2): 0.5})] * 2, [link_table({})], PLAIN._replace(coast=1)
     )
-    assert (found.table.feature == -1).all()
-    assert (found.candidates, found.hard) == (0, 0)
+    assert (result.table.feature == -1).all()
+    assert (result.candidates, result.hard) == (0, 0)
 
 
 def test_a_link_above_the_gate_continues_a_track_and_the_rest_are_births() -> None:
@@ -199,26 +199,29 @@ def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: Trac
         for _ in decoders
     ]
     tensors = [torch.tensor(decoder, dtype=torch.float32) for decoder in decoders]
-    found = {
+    comparisons = {
         (i, i + gap): compare(tensors[i], tensors[i + gap], 40, 0.9, [i, gap])
         for gap in (1, 2)
         for i in range(5 - gap)
     }
     table = follow(
         [detect(code, options.ranks) for code in codes],
-        [links(found[i, i + 1].real, found[i, i + 1].gate) for i in range(4)],
-        [links(found[i, i + 2].real, found[i, i + 2].gate) for i in range(3)],
+        [links(comparisons[i, i + 1].real, comparisons[i, i + 1].gate) for i in range(4)],
+        [links(comparisons[i, i + 2].real, comparisons[i, i + 2].gate) for i in range(3)],
         options,
     ).table
     expected = slow_follow(
-        codes, decoders, {pair: each.gate for pair, each in found.items()}, options
+        codes,
+        decoders,
+        {pair: comparison.gate for pair, comparison in comparisons.items()},
+        options,
     )
     for token, layers in enumerate(expected):
-        for at, detections in enumerate(layers):
+        for position, detections in enumerate(layers):
             columns = (table.feature, table.activation, table.previous, table.gap)
-            used = int((table.feature[token, at] >= 0).sum())
+            used = int((table.feature[token, position] >= 0).sum())
             ours = list(
-                zip(*(column[token, at, :used].tolist() for column in columns), strict=True)
+                zip(*(column[token, position, :used].tolist() for column in columns), strict=True)
             )
             assert ours == detections
     assert (table.gap == 1).sum() > 100
@@ -411,7 +414,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
     stores, saes, _ = fake_run(tmp_path)
     layers = [2, 4, 6]
     paths: dict[str, list[Path]] = {"stores": [], "manifests": [], "weights": [], "neighbours": []}
-    for layer, fake, each in zip(layers, stores, saes, strict=True):
+    for layer, fake, model in zip(layers, stores, saes, strict=True):
         name, folder = f"layer_{layer:02d}", tmp_path / f"saes/layer_{layer:02d}"
         paths["stores"].append(tmp_path / f"{name}.zarr")
         paths["manifests"].append(tmp_path / f"{name}.json")
@@ -421,16 +424,18 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
             paths["stores"][-1], paths["manifests"][-1], header, rows=fake.rows, d_model=12
         ) as out:
             out.append(to_block(fake.values.astype(np.float32)))
-        save_sae(each, paths["weights"][-1], folder / "cfg.json", hook_name=name, model_name="tiny")
+        save_sae(
+            model, paths["weights"][-1], folder / "cfg.json", hook_name=name, model_name="tiny"
+        )
     settings = TrackingSettings.model_validate(
         {"top_k": 5, "rescue": 2, "neighbours": 8, "gate_quantile": 0.99}
     )
-    for at, layer in enumerate(layers[:-1]):
+    for position, layer in enumerate(layers[:-1]):
         paths["neighbours"].append(tmp_path / f"found_{layer:02d}.npz")
         find_neighbours.main(
             stores=[],
             manifests=[],
-            weights=paths["weights"][at : at + 3],
+            weights=paths["weights"][position : position + 3],
             neighbours=paths["neighbours"][-1],
             layer=layer,
             tracking=settings,
@@ -456,7 +461,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
     assert (reader.layers, reader.rows) == (layers, 50)
     about = files.read_json(tmp_path / "t.json")
     assert sum(about["counts"]["adjacent"]) > 200
-    assert {kind: len(found) for kind, found in about["inputs_sha256"].items()} == {
+    assert {kind: len(digests) for kind, digests in about["inputs_sha256"].items()} == {
         "manifests": 3,
         "weights": 3,
         "neighbours": 2,

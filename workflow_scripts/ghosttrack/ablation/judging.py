@@ -173,15 +173,15 @@ def choose(tables: ArmTables) -> TunedScores:
         tables: of all arms but the nulls of the tracker.
     """
     fits = pd.concat(
-        [each.assign(arm=name) for name, each in tables.fits.items()], ignore_index=True
+        [frame.assign(arm=name) for name, frame in tables.fits.items()], ignore_index=True
     )
     thorough = frozenset.intersection(
-        *(frozenset(each["detector"]) for each in tables.fits.values())
+        *(frozenset(frame["detector"]) for frame in tables.fits.values())
     )
     fits = fits[fits["detector"].isin(thorough)]  # detectors that scored every arm
     scores = {
-        name: dict(iter(each.groupby(["dataset", "detector", "fold"], sort=False)))
-        for name, each in tables.scores.items()
+        name: dict(iter(frame.groupby(["dataset", "detector", "fold"], sort=False)))
+        for name, frame in tables.scores.items()
     }
     parts, choices = [], []
     for key, part in fits.groupby(["dataset", "detector", "fold"], sort=False):

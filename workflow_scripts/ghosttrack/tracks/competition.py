@@ -41,7 +41,7 @@ NAMES = (
     "clusters_switches",
     "clusters_links_inside",
 )
-# A cluster is a rival of the strongest one from this fraction of its share on.
+# Minimum share of a rival, relative to the share of the strongest cluster.
 RIVAL = 0.5
 
 

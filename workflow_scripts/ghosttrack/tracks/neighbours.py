@@ -15,8 +15,8 @@ from ghosttrack.errors import UserError
 from ghosttrack.runtime.files import atomic_write
 from ghosttrack.tracks.similarity import DecoderCosine, Similarity
 
-# Expected number of null similarities above the gate: 20 give the false-link rate to within about a
-# fifth.
+# Expected number of null similarities above the gate: 20 of them give the rate of chance links to
+# within about a fifth.
 NULL_EXCEEDANCES = 20
 MAX_PERMUTATIONS = 64
 # Prefix of the keys of the second layer pair (two layers ahead) in a neighbour file.

@@ -58,9 +58,8 @@ def plant(
     decoders, identities, next_identity = [decoder], [identity], d_sae
     for _ in range(layers - 1):
         noise = _unit(generator.standard_normal(base.shape))
-        noise = _unit(
-            noise - (noise * decoder).sum(1, keepdims=True) * decoder
-        )  # orthogonal to each row
+        # Orthogonal to each row.
+        noise = _unit(noise - (noise * decoder).sum(1, keepdims=True) * decoder)
         spread = min(SPREAD, cosine, 1 - cosine)
         similarity = generator.uniform(cosine - spread, cosine + spread, (d_sae, 1))
         decoder = similarity * decoder + np.sqrt(1 - similarity**2) * noise
