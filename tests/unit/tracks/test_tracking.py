@@ -376,7 +376,7 @@ def test_variants_differ_as_documented(runs: dict[str, dict[str, Any]]) -> None:
 def test_a_missing_chunk_is_refused(tmp_path: Path) -> None:
     run_variant(tmp_path, "default")
     (tmp_path / "tracks.zarr" / "feature" / "c" / "0" / "0" / "0").unlink()
-    with pytest.raises(UserError, match="files are missing or changed"):
+    with pytest.raises(UserError, match="files are missing or changed: delete both"):
         track_table.TrackReader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
 
 

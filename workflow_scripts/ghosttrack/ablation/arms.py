@@ -115,8 +115,8 @@ def tuning_arms(settings: Settings) -> dict[str, AblationArm]:
 def _require_gated(settings: Settings, target: str) -> None:
     if settings.tracking.mode == "original":
         raise UserError(
-            f"target {target} needs tracking.mode: gated, found original: set tracking.mode to gated "
-            "or leave the target out"
+            f"target {target} needs tracking.mode: gated, found original: set tracking.mode to "
+            "gated or leave the target out"
         )
     if "default" not in settings.tracking.variants:
         raise UserError(

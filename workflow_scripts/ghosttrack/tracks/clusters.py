@@ -111,8 +111,8 @@ def lookup(table: pd.DataFrame, layers: Sequence[int]) -> list[NDArray[np.int32]
         part = table[table["layer"] == layer]
         if not len(part) or not np.array_equal(part["feature"].to_numpy(), np.arange(len(part))):
             raise UserError(
-                f"clusters.parquet: its {len(part)} features of layer {layer} are not complete or not in "
-                "order: delete it and run again, rule cluster_features writes it again"
+                f"clusters.parquet: its {len(part)} features of layer {layer} are not complete or not "
+                "in order: delete it and run again, rule cluster_features writes it again"
             )
         clusters.append(part["cluster"].to_numpy(np.int32))
     return clusters

@@ -129,8 +129,8 @@ class TrackReader:
         about = files.read_json(manifest)
         if not directory.is_dir() or digest(directory) != about.get("store_sha256"):
             raise UserError(
-                f"{directory} is not the store that {manifest} describes: files are missing or changed. "
-                "Delete both and run again: rule track_features writes them again"
+                f"{directory} is not the store that {manifest} describes, because files are "
+                "missing or changed: delete both and run again, rule track_features writes them again"
             )
         self._group = zarr.open_group(store=directory, mode="r")
         self.rows: int = about["rows"]
