@@ -32,7 +32,7 @@ PACKAGE = "workflow_scripts/ghosttrack"
 # The unit tests of each file that is mutated, the fastest first.
 TESTS = {
     "evaluation/ledger.py": ["evaluation/test_ledger.py"],
-    "statistics.py": ["test_statistics.py"],
+    "statistics.py": ["test_statistics.py", "test_codes.py"],
     "detection/splits.py": ["detection/test_splits.py"],
     "detection/audit.py": ["detection/test_audit.py"],
     "tracks/association.py": ["tracks/test_association.py"],
@@ -47,7 +47,7 @@ TESTS = {
         "activations/test_store.py",
         "activations/test_damage.py",
     ],
-    "runtime/files.py": ["runtime/test_files.py"],
+    "runtime/files.py": ["runtime/test_files.py", "runtime/test_lock_log.py"],
     "sae/checkpoints.py": ["sae/test_sae_checkpoints.py"],
     "facts/answers.py": ["facts/test_answers.py"],
 }

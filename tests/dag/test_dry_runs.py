@@ -62,10 +62,10 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
         if "(GPUs: 1)" in line
     }
     extractions = {
-        "Checking how",
+        "Checking",
         "Extracting activations",
         "Extracting held-out activations",
-        "Letting",
+        "Generating answers",
     }
     assert with_gpu == {
         *extractions,
