@@ -23,7 +23,7 @@ DICTIONARY = [
 
 
 def describe(clusters: pd.DataFrame, dictionaries: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
-    """One row per cluster, in order; docs/outputs.md describes the columns.
+    """One row per cluster, in order; docs/reference/outputs.md describes the columns.
 
     A token's weight is the fraction of each feature's total activation that falls on it. A
     context's weight is each feature's activation there relative to its largest. Features with large
