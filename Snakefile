@@ -37,7 +37,7 @@ onerror:
 
 
 # Keep the digests of the rules' code for the next process that reads this file.
-code_digest.remember()
+code_digest.write_cache()
 
 
 localrules:

@@ -34,7 +34,7 @@ rule track_arm:
         datasets=property_of("datasets"),
         tracking=arm_tracking,
         variant=of_arm("variant"),
-        relinked=of_arm("relinked"),
+        recompute_links=of_arm("recompute_links"),
         seed=settings_of("seed", "track_arm"),
         code=source_digest("track_arm"),
     message:

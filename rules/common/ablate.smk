@@ -45,7 +45,7 @@ def if_arm_correlates(files):
     def needed(wildcards):
         arm = arm_of(wildcards)
         links = arm.changes.get("links", SETTINGS[wildcards.model].tracking.links)
-        return files(wildcards) if arm.relinked and links == "correlation" else []
+        return files(wildcards) if arm.recompute_links and links == "correlation" else []
 
     return needed
 

@@ -329,7 +329,7 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
         ("sae={source: missing}", ["sae.source: there is no folder missing", "sae.revision"]),
-        ("sweep={layers: [11]}", ["sweep.layers: 11 is not among the analysed layers"]),
+        ("sweep={layers: [11]}", ["sweep.layers: 11 is not one of the analysed layers"]),
     ],
 )
 def test_a_wrong_setting_is_named_before_any_job_starts(
@@ -416,7 +416,7 @@ def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
                 (script,) = re.findall(r'workflow_scripts/\w+/(\w+)\.py"', block)
                 (minutes,) = re.findall(r"runtime=(?:scaled\()?(\d+)", block)
                 asked[script] = ("1", minutes)
-    assert "train_shared_sae, one dictionary for all layers: 120 minutes a layer" in profile
+    assert "train_shared_sae, one dictionary for all layers: 120 minutes per layer" in profile
     assert asked.pop("train_shared_sae") == ("1", "120")
     table = re.findall(r"^#   (\w+) +(\d)  .*? (?:(\d+))$", profile, re.MULTILINE)
     assert {phase: (gpus, minutes) for phase, gpus, minutes in table} == asked

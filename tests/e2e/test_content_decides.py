@@ -90,7 +90,7 @@ def test_a_report_is_not_written_over_saes_of_another_k(house_to_change: Path) -
         target,
     )
     assert wrong.returncode == 1
-    assert "made with sae.k 16, this run asks for 8" in wrong.stdout + wrong.stderr
+    assert "made with sae.k 16, but this run has 8" in wrong.stdout + wrong.stderr
 
 
 def test_another_warm_start_layer_makes_every_warm_started_sae_due(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_job_refuses_an_input_that_changes_under_a_run(house_to_change: Path) 
     )
     assert alone.returncode == 1
     assert (
-        "evaluation/ledger.csv is not what its job wrote (damaged or edited)"
+        "evaluation/ledger.csv was damaged or edited since its job wrote it"
         in alone.stdout + alone.stderr
     )
     assert not (results(house_to_change) / "report.html").exists()
