@@ -95,7 +95,9 @@ def test_the_notebook_is_stored_without_outputs() -> None:
             id="a comment",
         ),
         pytest.param(
-            lambda scripts: append(scripts / "ghosttrack" / "runtime" / "job.py", "\nFORMAT = 'other'\n"),
+            lambda scripts: append(
+                scripts / "ghosttrack" / "runtime" / "job.py", "\nFORMAT = 'other'\n"
+            ),
             id="log format",
         ),
         pytest.param(
@@ -299,7 +301,7 @@ LONG = "word " * 3000
         "a label that is no label",
     ],
 )
-def test_own_texts_with_a_mistake_are_refused_by_name(
+def test_user_texts_with_a_mistake_are_refused_by_name(
     house_to_change: Path, table: str, words: list[str]
 ) -> None:
     (house_to_change / "mine.csv").write_text(table)
