@@ -18,7 +18,7 @@ import zarr
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
 from ghosttrack.inputs import corpus, corpus_split, documents, hub, repeats
-from ghosttrack.inputs.corpus import Packer, Place, Stream
+from ghosttrack.inputs.corpus import Packer, SplitPaths, Stream
 from ghosttrack.settings import CorpusSettings
 
 SEPARATOR = 0
@@ -33,16 +33,16 @@ class Letters:
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
 
-def places(folder: Path) -> dict[str, Place]:
+def places(folder: Path) -> dict[str, SplitPaths]:
     return {
-        side: Place(folder / f"{side}.zarr", folder / f"{side}.json")
+        side: SplitPaths(folder / f"{side}.zarr", folder / f"{side}.json")
         for side in ("train", "heldout")
     }
 
 
 def build(
     folder: Path, streams: Sequence[Stream], **settings: Any
-) -> tuple[corpus.Tokens, corpus.Tokens]:
+) -> tuple[corpus.PackedTokens, corpus.PackedTokens]:
     where = places(folder)
     corpus.build(
         streams,
@@ -128,7 +128,7 @@ def test_no_text_is_on_both_sides_and_both_are_full(tmp_path: Path) -> None:
     assert train.manifest["tokens"] == train.tokens.size
 
 
-def whole_texts(side: corpus.Tokens) -> set[str]:
+def whole_texts(side: corpus.PackedTokens) -> set[str]:
     found = {
         "".join(map(chr, side.tokens[(side.documents == n) & (side.tokens != SEPARATOR)]))
         for n in np.unique(side.documents)
@@ -305,7 +305,7 @@ def test_too_little_text_says_how_much_there_is_and_settings_for_which_it_is_eno
         (["a text"] * 5, r"gives 1 document: .* divide the text into more documents"),
         (
             [f"text {number}" for number in range(8)],
-            r"gives 8 different documents: .* tokens fill no two contexts of 50.* or lower corpus\.context",
+            r"gives 8 different documents: .* tokens do not fill two contexts of 50.* or lower corpus\.context",
         ),
     ],
     ids=["none", "blank", "one long", "one short", "one repeated", "eight short"],
@@ -417,7 +417,7 @@ def test_jsonl_and_parquet_are_read_from_the_named_column(tmp_path: Path) -> Non
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": "b\\ud800"}\n',
-            r"row 2 of .*'text': character 2 is half of a surrogate pair, .ud800",
+            r"row 2 of .*'text': character 2 is .ud800, half of a surrogate pair",
         ),
         ("a.parquet", "not parquet", "is damaged or is not a parquet file"),
         ("a.doc", "word", "must end in one of .txt, .jsonl, .parquet"),
@@ -470,7 +470,7 @@ def test_the_hub_is_asked_for_the_right_data_set_and_wikitext_rows_become_articl
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def rows(*arguments: Any, **_: Any) -> hub.Rows:
+    def rows(*arguments: Any, **_: Any) -> hub.HubRows:
         asked.append(arguments)
         lines = [
             "",
@@ -481,7 +481,7 @@ def test_the_hub_is_asked_for_the_right_data_set_and_wikitext_rows_become_articl
             " = Second = \n",
             " text \n",
         ]
-        return hub.Rows(iter([{"text": line} for line in lines]), "abc")
+        return hub.HubRows(iter([{"text": line} for line in lines]), "abc")
 
     monkeypatch.setattr(hub, "rows", rows)
     found = texts_of(CorpusSettings(source="wikitext-103"))

@@ -31,7 +31,7 @@ class Bytes:
 
 def build(source, tokens, folder):
     settings = CorpusSettings(source=source, tokens=tokens, heldout_tokens=1000, context=256)
-    train, heldout = (corpus.Place(folder / f"{side}.zarr", folder / f"{side}.json") for side in ("train", "heldout"))
+    train, heldout = (corpus.SplitPaths(folder / f"{side}.zarr", folder / f"{side}.json") for side in ("train", "heldout"))
     streams = documents.open_source(settings, 0).streams
     corpus.build(streams, Bytes(), train, heldout, settings, {"source": "test"})
 

@@ -105,9 +105,9 @@ def test_truthfulqa_reads_the_hubs_form_too(monkeypatch: pytest.MonkeyPatch) -> 
         "source": "x",
     }
 
-    def rows(*arguments: Any, **_: Any) -> hub.Rows:
+    def rows(*arguments: Any, **_: Any) -> hub.HubRows:
         asked.append(arguments)
-        return hub.Rows(iter([row]), "abc")
+        return hub.HubRows(iter([row]), "abc")
 
     monkeypatch.setattr(hub, "rows", rows)
     frame = datasets.load_examples(settings(source="truthfulqa"), seed=0)
@@ -393,8 +393,8 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
     [
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"text,label\na,0,1\n", "row 1 of .* has 3 values for 2 columns"),
-        ("a.csv", b'text,label\n"a,0\n', "not a table of values between commas"),
-        ("a.csv", b"text,text\na,0\n", "two columns of one name"),
+        ("a.csv", b'text,label\n"a,0\n', "not a table of values separated by commas"),
+        ("a.csv", b"text,text\na,0\n", "two columns with the name"),
         (
             "a.csv",
             "text,label\nZürich,0\n".encode("latin-1"),
@@ -413,7 +413,7 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
         (
             "a.csv",
             "text,label\na,0\n".encode("utf-16-le"),
-            "path: .*a.csv is full of NUL bytes, as UTF-16 text without",
+            "path: .*a.csv is full of NUL bytes, like binary files and UTF-16 text without",
         ),
         ("a.csv", b"text,x\0y,label\n", "path: the header of .*a.csv: character 2 is NUL"),
         ("a.csv", b"text,label\n", "holds no rows"),
@@ -434,7 +434,7 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
         (
             "a.csv",
             b'text,label\na,0\n"b,1\nc,0\n',
-            "row 2, column 'text', line 4: unexpected end of data; is a quotation mark",
+            "row 2, column 'text', line 4: unexpected end of data; close every quotation mark",
         ),
         pytest.param(
             "a.csv",
@@ -480,14 +480,14 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
         (
             "a.jsonl",
             b'{"text": "a", "x": {"y": ["\\ud800"]}}',
-            "row 1 of .*column 'x': character 1 is half of a surrogate pair, .ud800",
+            "row 1 of .*column 'x': character 1 is .ud800, half of a surrogate pair",
         ),
         (
             "a.json",
             b'[{"text": "a"}, {"text": "ab\\udc00c"}]',
-            "row 2 of .*column 'text': character 3 is half of a surrogate pair, .udc00",
+            "row 2 of .*column 'text': character 3 is .udc00, half of a surrogate pair",
         ),
-        ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is half"),
+        ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is .*, half"),
         ("a.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 of .* is not an object"),
@@ -536,7 +536,7 @@ def test_an_accepted_answer_with_half_a_surrogate_pair_is_named_with_its_row(
     }
     with pytest.raises(
         UserError,
-        match=r"row 4 of .*q\.csv, column 'gold': character 1 is half of a surrogate pair",
+        match=r"row 4 of .*q\.csv, column 'gold': character 1 is .*, half of a surrogate pair",
     ):
         datasets.load_questions(settings(**base), seed=0, count=2)
 

@@ -183,8 +183,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "numpy's numbers": ("[1 2]", "begins like a list"),
     "numpy's texts": ("[np.str_('a')]", "begins like a list"),
     "numpy inside an object": (str({"text": np.array(["a"], dtype=object)}), "begins like a list"),
-    "an array": ("array(['a'], dtype=object)", "Python shows for a collection"),
-    "a tuple": ("('a', 'b')", "Python shows for a collection"),
+    "an array": ("array(['a'], dtype=object)", "the Python form of a collection"),
+    "a tuple": ("('a', 'b')", "the Python form of a collection"),
     "a set": ("{'a', 'b'}", "begins like a list"),
     "a list without quotation marks": ("[Paris, paris]", "begins like a list"),
     "a list that was cut off": ("['Paris', 'par", "begins like a list"),
@@ -198,7 +198,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"text": ["A", "B"], "label": ["x", "y"]},
         "an object with the keys",
     ),
-    "choices without labels": ({"choices": ["a", "b"], "labels": [1]}, "two lists of one length"),
+    "choices without labels": (
+        {"choices": ["a", "b"], "labels": [1]},
+        "two lists of the same length",
+    ),
     "labels that are words": (
         {"choices": ["a", "b"], "labels": ["A", "B"]},
         "label 'A' of a choice",

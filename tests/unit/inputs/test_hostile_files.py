@@ -68,7 +68,7 @@ def test_a_repeated_column_of_parquet_is_named(tmp_path: Path, reader: str) -> N
     path = write_parquet(tmp_path / "a.parquet", pa.table([column, column], names=["text", "text"]))
     refused(
         path,
-        r"a\.parquet has two columns of one name: 'text'; rename or remove one",
+        r"a\.parquet has two columns with the name 'text'; rename or remove one",
         READERS[reader],
     )
 
@@ -123,17 +123,17 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         (
             "a.csv",
             "text;label;a,b\nParis, Rome;0;1\n" * 60 + "Rome;1;2\n",
-            "row 120 .* if semicolons separate the columns, put the line sep=; above",
+            "row 120 .* if semicolons separate the columns, add a first line sep=;",
         ),
         (
             "a.csv",
             "text;label;a,b\nParis, Rome;0;1\n",
-            "no column 'text'; .* if semicolons separate the columns, put the line sep=; above",
+            "no column 'text'; .* if semicolons separate the columns, add a first line sep=;",
         ),
         (
             "a.csv",
             "a;b|c;d\nx;y|z;w\n",
-            "may be separated by ';' or by '|'; write the file with commas",
+            "the separator of .* may be ';' or '|'; write the file with commas",
         ),
         ("a.csv", "text label\nParis 0\n", "no column 'text'; found text label"),
         (
@@ -149,41 +149,49 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         (
             "a.csv",
             'label, text\n0, "Paris is"\n',
-            "row 1 of .*, column 'text': a blank stands before the quotation mark",
+            "row 1 of .*, column 'text': a blank precedes the opening quotation mark",
         ),
         (
             "a.tsv",
             'text\tlabel\n"Hello he said\t0\nworld"\t1\n',
-            "row 1 of .*, column 'text': a tab and a line break within quotation marks",
+            "row 1 of .*, column 'text': a quoted text contains a tab and a line break",
         ),
-        ("a.csv", '[{"text": "a"}]', "begins like JSON, .*ending .jsonl"),
+        ("a.csv", '[{"text": "a"}]', "begins with JSON, .*extension to .jsonl"),
         (
             "a.csv",
             '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n',
-            "begins like JSON, .*ending .jsonl",
+            "begins with JSON, .*extension to .jsonl",
         ),
-        ("a.csv", "{\n}\n", "begins like JSON, .*ending .jsonl"),
+        ("a.csv", "{\n}\n", "begins with JSON, .*extension to .jsonl"),
         ("a.csv", "text,label\n", "holds no rows, expected at least one"),
         ("a.csv", ",,\n\n", "holds no rows, expected at least one"),
         ("a.csv", "Text,label\nParis,0\n", "found Text, label. (Set text_column to|Rename) 'Text'"),
         ("a.csv", "a\u2060,\nParis,0\n", r"found 'a.u2060', ''\. "),
-        ("a.jsonl", json.dumps([{"text": "a"}]), "line 1 of .*, give its name the ending .json$"),
+        (
+            "a.jsonl",
+            json.dumps([{"text": "a"}]),
+            "line 1 of .*, change the file's extension to .json$",
+        ),
         (
             "a.jsonl",
             json.dumps([{"text": "a"}], indent=1),
-            "line 1 of .*, give its name the ending .json$",
+            "line 1 of .*, change the file's extension to .json$",
         ),
         (
             "a.jsonl",
             json.dumps({"text": "a"}, indent=1),
-            "line 1 of .*, give its name the ending .json$",
+            "line 1 of .*, change the file's extension to .json$",
         ),
         (
             "a.jsonl",
             '{"text": "a"},\n{"text": "b"}\n',
-            "line 1 of .* if a comma stands between the objects, remove it",
+            "line 1 of .* if commas separate the objects, remove them",
         ),
-        ("a.jsonl", "text,label\na,0\n", "line 1 of .* give its name the ending .csv or .tsv$"),
+        (
+            "a.jsonl",
+            "text,label\na,0\n",
+            "line 1 of .* change the file's extension to .csv or .tsv$",
+        ),
         (
             "a.jsonl",
             '{"text": "a", "text": "b"}\n',
@@ -197,17 +205,17 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         (
             "a.json",
             json.dumps({"version": 1, "test": [{"text": "a"}]}),
-            "no column 'text'; .* if the rows are the objects in test, write those to a file",
+            "no column 'text'; .* if the rows are the objects in test, write these to a file",
         ),
         (
             "a.json",
             json.dumps({"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}),
-            "if the rows are the objects in paragraphs, write those",
+            "if the rows are the objects in paragraphs, write these",
         ),
         (
             "a.json",
             json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}),
-            "lists of objects under the keys train, test; write one of them alone to a file$",
+            r"lists of objects under several keys \(train, test\); write one of them to a file of its own$",
         ),
     ],
 )
@@ -250,7 +258,7 @@ def test_a_key_that_the_first_rows_leave_out_is_a_column(tmp_path: Path, end: st
     path.write_text("\n".join(map(json.dumps, [{"label": 0}, *rows])), encoding="utf-8")
     refused(
         path,
-        "row 1 of .*: expected text in column 'text', found nothing; fill it or remove the row",
+        "row 1 of .*: expected text in column 'text', found nothing; fill the cell or remove the row",
         texts_of,
     )
 
@@ -271,20 +279,23 @@ def test_a_file_of_blanks_alone_is_refused(tmp_path: Path, end: str, reader: str
     [
         (
             '[{"text": "a"}]\n',
-            "row 1 of .*expected an object .* on each line; write one object a line, with pandas",
+            "row 1 of .*expected an object .* on each line; write one object per line, with pandas",
         ),
         (
             '{\n "text": "a"\n}\n',
-            "line 1 of .* is not JSON.*; write one object a line, with pandas",
+            "line 1 of .* is not JSON.*; write one object per line, with pandas",
         ),
-        ("text\nParis\n", "line 1 of .* is not JSON.*; write one object a line, with pandas"),
+        ("text\nParis\n", "line 1 of .* is not JSON.*; write one object per line, with pandas"),
         ('{"text": "a"}\n{"text": \n', r"line 2 of .* is not JSON: [^;]*$"),
         ('{"text": "a"}\nnull\n', "row 2 of .*found None, expected an object"),
         (
             '{"text": ["a"]}\n',
             r"row 1 of .*found \['a'\] \(list\); write it as text, or name another column",
         ),
-        ('{"text": "a"}\n{"text": null}\n', "row 2 of .*found nothing; fill it or remove the row"),
+        (
+            '{"text": "a"}\n{"text": null}\n',
+            "row 2 of .*found nothing; fill the cell or remove the row",
+        ),
         ('{"Text": "a"}\n', "row 1 of .*found Text; set corpus.text_column"),
     ],
 )
@@ -361,10 +372,10 @@ def test_a_decimal_number_is_written_with_all_its_digits(
         ([b"a b", b"c"], r"found b'a b' \(bytes\); write it as text"),
         ([["a"], ["b"]], r"found \['a'\] \(list\); write it as text"),
         ([3, 4], r"found 3 \(int\); write it as text"),
-        ([None, "a"], "found nothing; fill it or remove the row"),
-        (["", "a"], "found nothing; fill it or remove the row"),
-        ([float("nan"), 1.0], "found nothing; fill it or remove the row"),
-        ([" ", "a"], "found blanks; fill it or remove the row"),
+        ([None, "a"], "found nothing; fill the cell or remove the row"),
+        (["", "a"], "found nothing; fill the cell or remove the row"),
+        ([float("nan"), 1.0], "found nothing; fill the cell or remove the row"),
+        ([" ", "a"], "found blanks; fill the cell or remove the row"),
         (["a\0b", "a"], "character 2 is NUL"),
     ],
 )
@@ -467,7 +478,7 @@ def test_a_backslash_before_a_quotation_mark_is_named(tmp_path: Path) -> None:
     path.write_text('text,label\n"say \\"no\\" now",0\nRome,1\n', encoding="utf-8")
     refused(path, r'row 1, line 2: .*; in R, write with qmethod = "double"$', read_rows)
     path.write_text('text,label\n"say "no" now",0\nRome,1\n', encoding="utf-8")
-    refused(path, r"row 1, line 2: .*not doubled inside a quoted text\?$", read_rows)
+    refused(path, r"row 1, line 2: .*double those inside a quoted text$", read_rows)
 
 
 UNDER_A_WRONG_ENDING = {

@@ -168,7 +168,7 @@ def test_a_loaded_models_large_layers_go_to_the_faster_library(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch_directory(directory, tmp_path / "a")
-    monkeypatch.setattr(dense_layers, "WORTH", 0)
+    monkeypatch.setattr(dense_layers, "MINIMUM_WEIGHTS", 0)
     asked: list[torch.Size] = []
 
     def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

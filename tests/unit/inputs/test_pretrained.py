@@ -9,7 +9,7 @@ import pytest
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import pretrained
-from ghosttrack.inputs.pretrained import Hook
+from ghosttrack.inputs.pretrained import HookPoint
 from ghosttrack.settings import SaeSettings, SourceSettings
 
 HOOK = "blocks.5.hook_resid_post"
@@ -40,24 +40,24 @@ def put(folder: Path, cfg: dict[str, Any] = CFG, weights: str = "sae_weights.saf
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("blocks.5.hook_resid_post", Hook(5, "resid_post")),
+        ("blocks.5.hook_resid_post", HookPoint(5, "resid_post")),
         (
             "blocks.5.hook_resid_pre",
-            Hook(4, "resid_post"),
+            HookPoint(4, "resid_post"),
         ),  # what enters a block is what leaves the one before
-        ("blocks.0.hook_resid_pre", Hook(0, "resid_pre")),  # the embedding: the output of no block
-        ("blocks.11.hook_mlp_out", Hook(11, "mlp_out")),
-        ("blocks.3.attn.hook_z", Hook(3, "z")),
-        ("layers.7", Hook(7, "resid_post")),
-        ("transformer.h.7", Hook(7, "resid_post")),
-        ("model.layers.7.mlp", Hook(7, "mlp_out")),
-        ("layers.7.self_attn", Hook(7, "attn_out")),
-        ("layer_07", Hook(7, None)),
+        ("blocks.0.hook_resid_pre", HookPoint(0, "resid_pre")),  # the embedding: the output of no block
+        ("blocks.11.hook_mlp_out", HookPoint(11, "mlp_out")),
+        ("blocks.3.attn.hook_z", HookPoint(3, "z")),
+        ("layers.7", HookPoint(7, "resid_post")),
+        ("transformer.h.7", HookPoint(7, "resid_post")),
+        ("model.layers.7.mlp", HookPoint(7, "mlp_out")),
+        ("layers.7.self_attn", HookPoint(7, "attn_out")),
+        ("layer_07", HookPoint(7, None)),
         ("embed_tokens", None),
         ("width_16k", None),
     ],
 )
-def test_names_of_hooks_modules_and_folders_are_understood(name: str, place: Hook | None) -> None:
+def test_names_of_hooks_modules_and_folders_are_understood(name: str, place: HookPoint | None) -> None:
     assert pretrained.hook(name) == place
 
 

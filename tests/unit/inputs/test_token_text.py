@@ -8,7 +8,7 @@ import small_models
 from tokenizers import pre_tokenizers
 
 from ghosttrack.inputs import token_text
-from ghosttrack.inputs.corpus import Tokens
+from ghosttrack.inputs.corpus import PackedTokens
 from ghosttrack.inputs.token_text import TokenText, Window, window_of
 
 
@@ -87,7 +87,7 @@ def test_a_window_ends_with_its_document_and_its_context(
         *one,
         *two,
     ]  # 8 + 4 tokens: a context of 6 and one that starts inside the first document
-    corpus = Tokens(
+    corpus = PackedTokens(
         np.array(flat, dtype=np.int32).reshape(2, 6),
         np.array([5] * 8 + [7] * 4, dtype=np.int32).reshape(2, 6),
         {},

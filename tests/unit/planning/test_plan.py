@@ -236,7 +236,7 @@ def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_th
         ),
         (
             {"source": {"kind": "directory", "id": __file__}},
-            "source.id: .*test_plan.py is not a directory but a file",
+            "source.id: .*test_plan.py is a file, expected a directory",
         ),
         (
             {"source": {"kind": "directory", "id": "n" * 300}},

@@ -18,8 +18,9 @@ from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
 from ghosttrack.facts.examples import Example, Question, example_table, question_table, same_text
 from ghosttrack.inputs import hub, user_texts
+from ghosttrack.inputs.cells import Row, columns_of, require_columns, text_of
 from ghosttrack.inputs.gold import answers_of
-from ghosttrack.inputs.rows import Row, columns_of, read_rows, require_columns, text_of
+from ghosttrack.inputs.rows import read_rows
 from ghosttrack.runtime.files import atomic_write
 from ghosttrack.settings import DatasetSettings
 

@@ -10,19 +10,18 @@ from unicodedata import normalize
 from ghosttrack.errors import UserError
 from ghosttrack.facts.answers import normalise
 from ghosttrack.facts.examples import Example, Question, same_text
-from ghosttrack.inputs.gold import EXPECTED, answers_of
-from ghosttrack.inputs.rows import (
+from ghosttrack.inputs.cells import (
     MISSING,
     Row,
     all_columns,
+    as_text,
     cell,
-    read_rows,
     require_columns,
-    rows_ahead,
     shown,
     text_of,
-    written,
 )
+from ghosttrack.inputs.gold import EXPECTED, answers_of
+from ghosttrack.inputs.rows import read_rows, rows_ahead
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -185,7 +184,7 @@ def _label(value: Any, number: int, settings: DatasetSettings, name: str) -> int
 
 def _word(value: Any) -> str:
     """A label as text in lower case."""
-    plain = written(value)
+    plain = as_text(value)
     return (str(value) if plain is None else plain).strip().lower()
 
 
@@ -194,7 +193,7 @@ def _group(row: Row, number: int, settings: DatasetSettings, default: str) -> st
     if settings.group_column is None or _lacks_group(row, settings.group_column):
         return same_text(default)
     value = cell(row, settings.group_column)
-    group = written(value)
+    group = as_text(value)
     if group is None:
         raise UserError(
             f"row {number} of {settings.path}: column {settings.group_column!r} (group_column) holds "
@@ -204,7 +203,7 @@ def _group(row: Row, number: int, settings: DatasetSettings, default: str) -> st
 
 
 def _lacks_group(row: Row, column: str) -> bool:
-    group = written(cell(row, column))
+    group = as_text(cell(row, column))
     return group is not None and group.strip().lower() in _NO_GROUP
 
 
