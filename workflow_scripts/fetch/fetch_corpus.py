@@ -1,4 +1,4 @@
-"""Fetch the SAE training text, tokenise and pack it, and hold out documents for the quality measures."""
+"""Fetch, tokenise and pack the SAE training text, and hold out documents for SAE quality."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fetch a model: weights as one safetensors file, configuration, fast tokenizer and their source."""
+"""Fetch a model: weights in one safetensors file, configuration and fast tokenizer."""
 
 from pathlib import Path
 

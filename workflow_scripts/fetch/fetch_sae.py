@@ -26,7 +26,7 @@ def main(
     d_model: int,
     source: SourceSettings,
 ) -> None:
-    """Fetch and check the checkpoint of `sae.source` and `sae.revision`, and write a SAELens folder."""
+    """Fetch and check the checkpoint of `sae.source`, and write a SAELens folder."""
     checkpoint = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, d_model)
     if site != "resid_post":
         pretrained.require_sublayer(

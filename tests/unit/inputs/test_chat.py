@@ -84,7 +84,8 @@ def test_a_question_that_the_splitting_of_a_special_token_would_change_is_refuse
     name: str,
 ) -> None:
     with pytest.raises(
-        UserError, match=r"question q7 holds the text of a special token.*generation\.prompt: plain"
+        UserError,
+        match=r"question q7 contains the text of a special token.*generation\.prompt: plain",
     ):
         chat.render(chat_models.make_tokenizer(FAMILIES[name]), ["Is </s>\nit?"], "question q7")
 
@@ -209,15 +210,15 @@ REFUSED = {
     ),
     "today": (
         "{% set form = '%d' %}{{ strftime_now(form) }}" + EACH + LAST,
-        r"today's date in a format that is no literal",
+        r"today's date in a computed format",
     ),
     "leaves out a turn": (
         "{{ messages[0].content }}" + LAST,
-        r"does not show the message 'How many legs.*' in the conversation of tiny",
+        r"omits the message 'How many legs.*' of tiny",
     ),
     "opens no turn": (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.content }}{% endfor %}",
-        r"writes '<.im_start.>assistant' before an answer, and leaves it out of the prompt",
+        r"writes '<.im_start.>assistant' before an answer but not at the end of a prompt",
     ),
     "thinks": (EACH + "{{ '<think>\n' }}", r"chain of thought"),
 }

@@ -179,7 +179,5 @@ def test_blocks_that_hand_on_no_single_vector_a_token_are_refused() -> None:
     model.model.layers[2].register_forward_pre_hook(
         lambda _module, arguments: (arguments[0][None], *arguments[1:])
     )
-    with pytest.raises(
-        UserError, match="block 1 does not take and return one vector of 32 for each token"
-    ):
+    with pytest.raises(UserError, match="block 1 does not map one vector of 32 per token"):
         sites.require_stream(model)

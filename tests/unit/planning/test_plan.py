@@ -203,7 +203,7 @@ def known_model(folder: Path, place: str, **about: object) -> Settings:
     [
         (
             {},
-            r"corpus\.context: 128 tokens are more than .* takes; set corpus\.context to at most 64",
+            r"corpus\.context: 128 tokens are more than .* allows; set corpus\.context to at most 64",
         ),
         ({"corpus": {"context": 64}}, ""),
         (

@@ -1,4 +1,4 @@
-"""Values and columns of one table row: reading them as text, and describing what is wrong with them."""
+"""Values and columns of one table row: read them as text, and describe their faults."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +72,7 @@ def all_columns(rows: Iterable[Row], wanted: Sequence[str] = ()) -> Row:
 
 
 def _remedy(row: Row, column: str, key: str) -> str:
-    """A remedy for a missing column, which may differ in case only or be inside an object or a list."""
+    """A remedy for a missing column, which may differ in case or be in an object or list."""
     similar = [name for name in map(str, row) if name.strip().casefold() == column.casefold()]
     inside = [
         f"{name}.{column}"
@@ -116,8 +116,8 @@ def separator_hint(names: Iterable[str]) -> str:
 def cell(row: Row, column: str) -> Any:
     """The value in a column; None if there is none.
 
-    `answer.value` is the key `value` of the object in column `answer`, unless a column has this name.
-    For a list of objects it is the list of their values.
+    `answer.value` is the key `value` of the object in column `answer`, unless a column has this
+    name. For a list of objects it is the list of their values.
     """
     if column in row:
         return row[column]
@@ -144,7 +144,10 @@ def _inside(value: Any, key: str) -> Any:
 
 
 def _has(row: Row, column: str) -> bool:
-    """Whether a row has or may have a column; null and lists do not show whether they have a nested one."""
+    """Whether a row has or may have a column.
+
+    Null and lists do not show whether they have a nested one.
+    """
     if column in row:
         return True
     value: Any = row
@@ -214,8 +217,8 @@ def missing_flaw(text: str, name: str) -> str:
     if not separated or text.strip() not in MISSING:
         return ""
     return (
-        f"found {text.strip()}, which programs write for a missing value; leave the cell empty, or write "
-        "its value"
+        f"found {text.strip()}, which programs write for a missing value; leave the cell empty, or "
+        "write its value"
     )
 
 
@@ -254,14 +257,18 @@ def nul_flaw(text: str) -> str:
     """The position of a NUL character in a text, with a remedy; "" if there is none."""
     position = text.find("\0") + 1
     return (
-        f"character {position} is NUL, as in UTF-16 or binary files; remove it, or save the file as UTF-8"
+        f"character {position} is NUL, as in UTF-16 or binary files; remove it, or save the file "
+        "as UTF-8"
         if position
         else ""
     )
 
 
 def surrogate_flaw(text: str) -> str:
-    """The position of a lone surrogate, which is no character, with a remedy; "" if there is none."""
+    """The position of a lone surrogate, which is no character, with a remedy.
+
+    "" if there is none.
+    """
     if not text.isascii():
         try:
             text.encode()
@@ -278,7 +285,7 @@ def shown(value: Any) -> str:
 
 
 def columns_of(row: Iterable[Any]) -> str:
-    """Column names for an error message: at most 20, quoted if they contain invisible characters."""
+    """At most 20 column names for a message, quoted if they have invisible characters."""
     names = [str(name) for name in row]
     visible = [
         name if name and name == name.strip() and name.isprintable() else repr(name)

@@ -1,7 +1,8 @@
-"""Questions in the chat template of a tokenizer: their token ids, and the tokens that end an answer.
+"""Questions in a chat template: their token ids, and the tokens that end an answer.
 
-The ids are those of transformers' `apply_chat_template`. With `sanitize_control_tokens` the text of a
-special token inside a question becomes ordinary tokens, so a question cannot open or close a message.
+The ids are those of transformers' `apply_chat_template`. With `sanitize_control_tokens` the text of
+a special token inside a question becomes ordinary tokens, so a question cannot open or close a
+message.
 """
 
 import logging
@@ -18,8 +19,8 @@ from ghosttrack.inputs.models import first_line
 log = logging.getLogger("ghosttrack")
 
 PLAIN = "set generation.prompt: plain"
-# Templates that show a date get this one instead of today's, so that a run gives the same ids on any
-# day. It is the default of the template of Llama 3.1.
+# Templates that show a date get this one instead of today's, so that a run gives the same ids on
+# any day. It is the default of the template of Llama 3.1.
 DATE = date(2024, 7, 26)
 _VARIABLES: dict[str, Any] = {"enable_thinking": False, "date_string": DATE.strftime("%d %b %Y")}
 # The call by which templates read today's date; group 2 is the format.
@@ -28,8 +29,8 @@ _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _THINKING = "<think>"
 # Question and answer by which a template is examined.
 _QUESTION, _WORD = "How many days has a week?", "seven"
-# An answer is tokenised after one of these, because a tokenizer may add a space before the first word
-# of a text. The second one is for answers that begin with a line end.
+# An answer is tokenised after one of these, because a tokenizer may add a space before the first
+# word of a text. The second one is for answers that begin with a line end.
 _LEADS = ("\n", "x")
 
 
@@ -57,30 +58,31 @@ def require_template(tokenizer: Any, model: str) -> None:
     """
     if not tokenizer.chat_template:
         raise UserError(
-            f"generation.prompt: chat needs a chat template, but the tokenizer of {model} has none; "
-            f"{PLAIN}, or choose an instruct model"
+            f"generation.prompt: chat needs a chat template, but the tokenizer of {model} has "
+            f"none; {PLAIN}, or choose an instruct model"
         )
     source = _source(tokenizer, model)
     if "strftime_now(" in _TODAY.sub("", source):
         raise UserError(
-            f"generation.prompt: the chat template of {model} writes today's date in a computed format, "
-            f"so its prompts change every day; {PLAIN}, or write the format as a string literal in the "
-            "template in the model's directory"
+            f"generation.prompt: the chat template of {model} writes today's date in a computed "
+            f"format, so its prompts change every day; {PLAIN}, or write the format as a string "
+            "literal in the template in the model's directory"
         )
     rendered = render(tokenizer, [_QUESTION, _WORD, "How many legs has a dog?"], model)
     if rendered.text.rstrip().endswith(_THINKING):
         raise UserError(
-            f"generation.prompt: the chat template of {model} begins a chain of thought ({_THINKING}) "
-            f"before every answer, also with enable_thinking: false; {PLAIN}, or choose a model that "
-            "answers directly"
+            f"generation.prompt: the chat template of {model} begins a chain of thought "
+            f"({_THINKING}) before every answer, also with enable_thinking: false; {PLAIN}, or "
+            "choose a model that answers directly"
         )
     prompt, whole = _rendered_example(tokenizer)
     between = whole.removeprefix(prompt).partition(_WORD)[0] if whole.startswith(prompt) else ""
     if between.strip():
         raise UserError(
-            f"generation.prompt: the chat template of {model} writes {between.strip()[:80]!r} before an "
-            "answer but not at the end of a prompt (add_generation_prompt), so the model would continue "
-            f"the question; {PLAIN}, or add it to the template in the model's directory"
+            f"generation.prompt: the chat template of {model} writes {between.strip()[:80]!r} "
+            "before an answer but not at the end of a prompt (add_generation_prompt), so the "
+            f"model would continue the question; {PLAIN}, or add it to the template in the model's "
+            "directory"
         )
     if "enable_thinking" in source:
         log.info("the chat template of %s is rendered with enable_thinking: false", model)
@@ -92,16 +94,17 @@ def _source(tokenizer: Any, model: str) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
         raise UserError(
-            f"generation.prompt: the tokenizer of {model} has several chat templates and none named default "
-            f"({first_line(error)}); {PLAIN}, or name one of them default"
+            f"generation.prompt: the tokenizer of {model} has several chat templates and none "
+            f"named default ({first_line(error)}); {PLAIN}, or name one of them default"
         ) from error
 
 
 def render(tokenizer: Any, turns: Sequence[str], name: str) -> Prompt:
-    """The conversation as text, and its token ids from `apply_chat_template` with a generation prompt.
+    """The text and the token ids of a conversation with a generation prompt.
 
     A special token that the template writes is one id. The text of a special token inside a message
-    becomes ordinary tokens. The beginning-of-sequence token is present only if the template writes it.
+    becomes ordinary tokens. The beginning-of-sequence token is present only if the template writes
+    it.
 
     Args:
         tokenizer: with a chat template.
@@ -115,11 +118,13 @@ def render(tokenizer: Any, turns: Sequence[str], name: str) -> Prompt:
     options = {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
     ids = _apply(tokenizer, turns, name, sanitize_control_tokens=True, **options)
     unsplit = _apply(tokenizer, turns, name, **options)
-    # They differ if a message contains the text of a special token. A tokenizer may then add a space.
+    # They differ if a message contains the text of a special token. A tokenizer may then add a
+    # space.
     if ids != unsplit and tokenizer.decode(ids) != tokenizer.decode(unsplit):
         raise UserError(
-            f"generation.prompt: {name} contains the text of a special token, and the tokenizer cannot "
-            f"split it without changing the text around it; {PLAIN}, or remove it from the question"
+            f"generation.prompt: {name} contains the text of a special token, and the tokenizer "
+            f"cannot split it without changing the text around it; {PLAIN}, or remove it from the "
+            "question"
         )
     if lost := [turn for turn in turns if turn.strip() not in text]:
         raise UserError(
@@ -141,8 +146,8 @@ def _apply(tokenizer: Any, turns: Sequence[str], name: str, **options: Any) -> A
         )
     except Exception as error:  # templates raise errors of any type
         raise UserError(
-            f"generation.prompt: the chat template cannot render {name} ({first_line(error)}); {PLAIN}, "
-            "or correct the question or the template in the model's directory"
+            f"generation.prompt: the chat template cannot render {name} ({first_line(error)}); "
+            f"{PLAIN}, or correct the question or the template in the model's directory"
         ) from error
 
 
@@ -197,7 +202,7 @@ def answer_ends(tokenizer: Any, generation_config: Any) -> list[int]:
 
 
 def answer_lead(tokenizer: Any) -> str:
-    """The white space that the template writes between the generation prompt and the assistant's message."""
+    """The white space between the generation prompt and the assistant's message."""
     prompt, whole = _rendered_example(tokenizer)
     before = whole.removeprefix(prompt).partition(_WORD)[0]
     return before if whole.startswith(prompt) and not before.strip() else ""
@@ -247,7 +252,7 @@ def continuations(tokenizer: Any, texts: Sequence[str]) -> list[Continuation]:
 
 
 def is_asked(examples: pd.DataFrame) -> bool:
-    """Whether the prompts were rendered by a chat template, so that the examples have their token ids."""
+    """Whether the examples have token ids of prompts that a chat template rendered."""
     return "prompt_ids" in examples and bool(examples["prompt_ids"].notna().all())
 
 

@@ -1,7 +1,7 @@
 """Checks of a model's files before transformers loads them, and of the converted weights.
 
-transformers reacts to a damaged or unsuitable directory in many ways, such as a traceback or a model
-with different weights. The checks here name the file and a remedy.
+transformers reacts to a damaged or unsuitable directory in many ways, such as a traceback or a
+model with different weights. The checks here name the file and a remedy.
 """
 
 import json
@@ -50,8 +50,8 @@ def gguf_file(directory: Path, name: str) -> str | None:
         )
     if len(files) > 1:
         raise UserError(
-            f"{name} holds {len(files)} .gguf files ({', '.join(files)}), expected one; keep only the one "
-            "to use"
+            f"{name} holds {len(files)} .gguf files ({', '.join(files)}), expected one; keep only "
+            "the one to use"
         )
     return files[0]
 
@@ -85,7 +85,8 @@ def require_complete(directory: Path, name: str, gguf: str | None) -> None:
 def _require_directory(directory: Path, name: str) -> None:
     if directory.is_file():
         raise UserError(
-            f"{name} is a file; expected a directory that holds config.json, weights and a tokenizer"
+            f"{name} is a file; expected a directory that holds config.json, weights and a "
+            "tokenizer"
         )
     if not directory.is_dir():
         raise UserError(
@@ -104,8 +105,9 @@ def _require_no_pointer(directory: Path, name: str) -> None:
                 start = file.read(len(_LFS_POINTER))
             if start == _LFS_POINTER:
                 raise UserError(
-                    f"{name}: {path.name} is a git-lfs pointer of {path.stat().st_size} bytes, not the file "
-                    "itself; run `git lfs pull` in the directory, or download the model again"
+                    f"{name}: {path.name} is a git-lfs pointer of {path.stat().st_size} bytes, not "
+                    "the file itself; run `git lfs pull` in the directory, or download the model "
+                    "again"
                 )
 
 
@@ -118,8 +120,8 @@ def _json(path: Path, name: str) -> Any:
         ) from error
     if not isinstance(content, dict):
         raise UserError(
-            f"{name}: {path.name} holds a JSON {type(content).__name__}, expected an object; download the "
-            "file again"
+            f"{name}: {path.name} holds a JSON {type(content).__name__}, expected an object; "
+            "download the file again"
         )
     return content
 
@@ -127,8 +129,9 @@ def _json(path: Path, name: str) -> Any:
 def _require_no_adapter(directory: Path, name: str) -> None:
     if (directory / "adapter_config.json").is_file():
         raise UserError(
-            f"{name} holds an adapter (adapter_config.json), expected a complete model; load it with PEFT, "
-            "call merge_and_unload() and save_pretrained(), and use the directory that this writes"
+            f"{name} holds an adapter (adapter_config.json), expected a complete model; load it "
+            "with PEFT, call merge_and_unload() and save_pretrained(), and use the directory that "
+            "this writes"
         )
 
 
@@ -143,8 +146,8 @@ def _require_causal_model(directory: Path, config: dict[str, Any], name: str) ->
     if kind not in CONFIG_MAPPING:
         remote = ", and its own code (auto_map) is never run" if "auto_map" in config else ""
         raise UserError(
-            f"{name}: config.json has the model_type {kind!r}, which the installed transformers does not "
-            f"know{remote}; use a model whose architecture is part of transformers"
+            f"{name}: config.json has the model_type {kind!r}, which the installed transformers "
+            f"does not know{remote}; use a model whose architecture is part of transformers"
         )
     try:
         parsed = CONFIG_MAPPING[kind].from_pretrained(directory, local_files_only=True)
@@ -155,16 +158,18 @@ def _require_causal_model(directory: Path, config: dict[str, Any], name: str) ->
         ) from error
     if getattr(parsed, "is_encoder_decoder", False):
         raise UserError(
-            f"{name} is an encoder-decoder model ({kind}), expected a decoder-only causal language model"
+            f"{name} is an encoder-decoder model ({kind}), expected a decoder-only causal language "
+            "model"
         )
     if kind not in CAUSAL:
         raise UserError(
-            f"{name} is a {kind} model, which is not a causal language model; use a decoder-only text model"
+            f"{name} is a {kind} model, which is not a causal language model; use a decoder-only "
+            "text model"
         )
     if reason := _bidirectional(parsed, kind):
         raise UserError(
-            f"{name} is not a causal language model: {reason}, so a token attends to later tokens; use a "
-            "decoder-only model"
+            f"{name} is not a causal language model: {reason}, so a token attends to later tokens; "
+            "use a decoder-only model"
         )
     _require_known_quantization(config, name)
 
@@ -183,7 +188,7 @@ def _bidirectional(config: Any, kind: str) -> str | None:
 
 
 def _require_known_quantization(config: dict[str, Any], name: str) -> None:
-    """Refuse a quantization that transformers ignores: it would use the codes as if they were weights."""
+    """Refuse a quantization that transformers ignores, using the codes as weights."""
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
     settings = config.get("quantization_config") or config.get("quantization")
@@ -244,8 +249,8 @@ def _shards(directory: Path, index: dict[str, Any], file: str, name: str) -> lis
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise UserError(
-            f"{name}: {file} lists {len(shards)} files with weights, but {len(missing)} are missing, the "
-            f"first is {missing[0]}; download the missing files"
+            f"{name}: {file} lists {len(shards)} files with weights, but {len(missing)} are "
+            f"missing, the first is {missing[0]}; download the missing files"
         )
     return shards
 
@@ -253,7 +258,8 @@ def _shards(directory: Path, index: dict[str, Any], file: str, name: str) -> lis
 def _require_readable(path: Path, name: str, plain: bool) -> None:
     """Check that a file with weights can be read.
 
-    `plain`: config.json names no quantization, so refuse weights that are not floating-point numbers.
+    `plain`: config.json names no quantization, so refuse weights that are not floating-point
+    numbers.
     """
     try:
         kinds = _safetensors_types(path) if path.suffix == ".safetensors" else _pickle_types(path)
@@ -264,13 +270,15 @@ def _require_readable(path: Path, name: str, plain: bool) -> None:
             else "contains objects other than tensors, which are never loaded"
         )
         raise UserError(
-            f"{name}: {path.name} is damaged or {why} ({type(error).__name__}, {path.stat().st_size} "
-            "bytes); download this file again, or the model's safetensors files"
+            f"{name}: {path.name} is damaged or {why} ({type(error).__name__}, "
+            f"{path.stat().st_size} bytes); download this file again, or the model's safetensors "
+            "files"
         ) from error
     for tensor, kind in kinds.items():
         if plain and tensor.endswith("weight") and kind not in _PLAIN:
             raise quantized(
-                f"{name}: tensor {tensor} of {path.name} has the type {kind}, expected floating-point numbers"
+                f"{name}: tensor {tensor} of {path.name} has the type {kind}, expected "
+                "floating-point numbers"
             )
 
 
@@ -311,9 +319,9 @@ def require_finite(path: Path, name: str) -> None:
         )
         if bad:
             raise UserError(
-                f"{name}: tensor {tensor} holds {bad} NaN or infinite of {flat.numel()} values, expected "
-                "finite numbers; its weights are damaged: download the model again, or choose another "
-                "revision (source.id, source.revision)"
+                f"{name}: tensor {tensor} holds {bad} NaN or infinite of {flat.numel()} values, "
+                "expected finite numbers; its weights are damaged: download the model again, or "
+                "choose another revision (source.id, source.revision)"
             )
 
 

@@ -1,7 +1,8 @@
 """Tokenise documents and pack them into contexts on disk, split into training and held-out text.
 
 A store is a zarr v3 group with the arrays `tokens` and `document`, both int32 (contexts, context).
-Every context starts with the separator token; a document that does not fit continues in the next one.
+Every context starts with the separator token; a document that does not fit continues in the next
+one.
 """
 
 import hashlib
@@ -246,13 +247,14 @@ def _too_little(
         )
     if len(read) > 1 and read.total < 2 * settings.context:
         return (
-            f"{problem}. {read.total:,} tokens do not fill two contexts of {settings.context}, one for "
-            "training and one held out: name a larger corpus.source, or lower corpus.context (8 or more)"
+            f"{problem}. {read.total:,} tokens do not fill two contexts of {settings.context}, one "
+            "for training and one held out: name a larger corpus.source, or lower corpus.context "
+            "(8 or more)"
         )
     return (
         f"{problem}. A document is never divided between training and held-out text, and its hash "
-        "decides where it goes: divide the text into more documents (.txt: separated by blank lines; "
-        ".jsonl and .parquet: one per row), or name a corpus.source with more documents"
+        "decides where it goes: divide the text into more documents (.txt: separated by blank "
+        "lines; .jsonl and .parquet: one per row), or name a corpus.source with more documents"
     )
 
 
@@ -273,7 +275,7 @@ def _digest(text: str) -> bytes:
 def _mixed(
     streams: Sequence[Stream], tokenizer: Any
 ) -> Iterator[tuple[str, str, Sequence[int] | Ints]]:
-    """(stream, text, tokens), always from the stream that is furthest below its fraction of the tokens.
+    """(stream, text, tokens), always from the stream furthest below its fraction of the tokens.
 
     When a stream ends, the others continue and the fractions are no longer kept.
     """
@@ -325,7 +327,7 @@ def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in batches of at most _BATCH texts and _BATCH_CHARACTERS characters, or of one longer text."""
+    """Batches of at most _BATCH texts and _BATCH_CHARACTERS characters, or of one longer text."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -339,7 +341,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces of at most _BATCH_CHARACTERS characters, divided before a space if possible.
+    """Pieces of at most _BATCH_CHARACTERS characters, divided before a space if possible.
 
     Tokenizers start a token at a space, so the tokens are those of the whole text. Without spaces a
     division may add a token.
@@ -355,7 +357,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _writer(folder: Path, contexts: int, context: int, block: int) -> Write:
-    """A function that writes packed contexts to a new store in `folder`, in chunks of `block` contexts."""
+    """A function that writes packed contexts to a new store, in chunks of `block` contexts."""
     group = zarr.create_group(folder, zarr_format=3, attributes={"schema": SCHEMA})
     arrays = [
         group.create_array(
@@ -416,7 +418,7 @@ def read_tokens(store: Path, manifest: Path) -> PackedTokens:
     for values in arrays:
         if values.shape != (about["contexts"], about["context"]):
             raise UserError(
-                f"{store} has shape {values.shape}, expected {(about['contexts'], about['context'])} "
-                f"({manifest}): {remedy}"
+                f"{store} has shape {values.shape}, expected "
+                f"{(about['contexts'], about['context'])} ({manifest}): {remedy}"
             )
     return PackedTokens(arrays[0], arrays[1], about)

@@ -7,12 +7,13 @@ import numpy as np
 
 from ghosttrack.settings import CorpusSettings
 
-# Documents are held out at a higher rate than needed, so that the held-out text is complete before the
-# training text. The rate is at least 1 in 50, so that a few long documents do not dominate the quality
-# measures.
+# Documents are held out at a higher rate than needed, so that the held-out text is complete before
+# the training text. The rate is at least 1 in 50, so that a few long documents do not dominate the
+# quality measures.
 _HELDOUT_OVERSAMPLING = 1.25
 _HELDOUT_MINIMUM = 0.02
-# Ratios of held-out to training tokens that an error message proposes if that of the settings fails.
+# Ratios of held-out to training tokens that an error message proposes if that of the settings
+# fails.
 _RATIOS = (0.1, 0.25, 1.0)
 # Fractions of the largest sizes to try, because rounding may move a document to the other part.
 _SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)
@@ -34,7 +35,7 @@ def is_held_out(digest: bytes, share: float) -> bool:
 
 
 class DocumentLengths:
-    """Digests and lengths of all documents, 12 bytes each: enough to split a corpus with other settings."""
+    """Digests and lengths of all documents, to split a corpus again with other settings."""
 
     def __init__(self) -> None:
         self._digests = array("Q")
@@ -44,7 +45,7 @@ class DocumentLengths:
         return len(self._lengths)
 
     def add(self, digest: bytes, tokens: int) -> None:
-        """Add a document: its digest (at least 8 bytes) and its number of tokens without the separator."""
+        """Add a document: digest (at least 8 bytes) and number of tokens without separator."""
         self._digests.append(int.from_bytes(digest[:8], "big"))
         self._lengths.append(tokens + 1)
 
@@ -60,7 +61,7 @@ class DocumentLengths:
         return self.total - heldout, heldout
 
     def largest_sizes(self, settings: CorpusSettings) -> CorpusSettings | None:
-        """The settings with `tokens` and `heldout_tokens` lowered until this corpus fills both parts.
+        """The settings with both token numbers lowered until this corpus fills both parts.
 
         Their ratio decides which documents are held out, so it is kept if possible.
 

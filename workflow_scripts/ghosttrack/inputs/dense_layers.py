@@ -25,7 +25,7 @@ class _Conv1D(Conv1D):  # type: ignore[misc]
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Compute the large dense layers of a model, including GPT-2's Conv1D, by `linear_kernels.linear`.
+    """Compute large dense layers, including GPT-2's Conv1D, with `linear_kernels.linear`.
 
     Weights, names and hooks of the layers stay the same.
     """

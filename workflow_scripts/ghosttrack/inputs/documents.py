@@ -1,8 +1,8 @@
 """Documents of the SAE training text: embedded, from the Hugging Face hub, or from a local file.
 
 In a local .txt file, blank lines separate documents; without blank lines every line is a document.
-.jsonl and .parquet files have one document per row. Files are read document by document, parquet files
-page by page (usually 1 MB, or 1,024 rows if these are longer). On the hub, `openwebtext` and
+.jsonl and .parquet files have one document per row. Files are read document by document, parquet
+files page by page (usually 1 MB, or 1,024 rows if these are longer). On the hub, `openwebtext` and
 `wikitext-103` are short names. Any other data set is OWNER/NAME or OWNER/NAME:CONFIG, optionally
 followed by @COMMIT; its `train` split is read.
 """
@@ -36,7 +36,8 @@ from ghosttrack.settings import CorpusSettings
 # A level-one heading of WikiText: " = Title = ".
 _TITLE = re.compile(r"^\s*= [^=].* =\s*$")
 _INSTEAD = "without the hub, use --config 'corpus={source: embedded}' or a local .txt, .jsonl or .parquet file"
-# Rows and bytes to read from parquet at a time. A page of the file, usually 1 MB, is always read whole.
+# Rows and bytes to read from parquet at a time. A page of the file, usually 1 MB, is always read
+# whole.
 _ROWS, _BUFFER = 32, 2**20
 
 
@@ -119,7 +120,10 @@ def open_source(settings: CorpusSettings, seed: int) -> CorpusSource:
 
 
 def _column(rows: Iterable[object], column: str, name: str) -> Iterator[str]:
-    """The texts in a column; the column `page.text` is the key `text` of the objects in column `page`."""
+    """The texts in a column.
+
+    The column `page.text` is the key `text` of the objects in column `page`.
+    """
     for number, row in enumerate(rows, start=1):
         text = cell(row, column) if isinstance(row, dict) else None
         if not isinstance(text, str):
@@ -139,13 +143,13 @@ def _content(row: object, column: str, value: Any) -> str:
     if column in row or value is not None:
         return no_text_reason(value)
     return (
-        f"found {columns_of(available_names(row, column))}; set corpus.text_column to the column that "
-        "holds the text"
+        f"found {columns_of(available_names(row, column))}; set corpus.text_column to the column "
+        "that holds the text"
     )
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
-    """Whole WikiText articles, from rows of one paragraph: an article must stay in one part of the split."""
+    """Whole WikiText articles from rows of one paragraph, because the split divides documents."""
     article: list[str] = []
     for line in lines:
         if _TITLE.match(line) and article:
@@ -186,8 +190,8 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"corpus.source: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it "
-            "or download it again"
+            f"corpus.source: {path} is damaged or is not a parquet file ({in_one_line(error)}); "
+            "write it or download it again"
         ) from None
     names = file.schema_arrow.names
     require_distinct(names, f"corpus.source: {path}")
@@ -214,13 +218,13 @@ def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
                 yield {column: value.as_py()}
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"corpus.source: {path} is damaged after row {number} ({in_one_line(error)}); write it or "
-            "download it again"
+            f"corpus.source: {path} is damaged after row {number} ({in_one_line(error)}); write it "
+            "or download it again"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"corpus.source: row {number} of {path}, column {column!r}: not UTF-8 text ({error}); write "
-            "the file again"
+            f"corpus.source: row {number} of {path}, column {column!r}: not UTF-8 text ({error}); "
+            "write the file again"
         ) from None
 
 
@@ -237,7 +241,10 @@ def _json_rows(path: Path) -> Iterator[object]:
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
-    """Documents separated by blank lines; without blank lines between texts, every line is a document."""
+    """Documents separated by blank lines.
+
+    Without blank lines between texts, every line is a document.
+    """
     between = _has_gaps(read_lines(path, "corpus.source"))
     block: list[str] = []
     first = length = 0  # number of the document's first line; its number of characters
@@ -250,8 +257,9 @@ def _paragraphs(path: Path) -> Iterator[str]:
         if length and not (between and line.strip()):
             if length > LONGEST:
                 raise UserError(
-                    f"corpus.source: the document that begins at line {first} of {path} has {length:,} "
-                    f"characters, more than {LONGEST:,}; put blank lines between documents"
+                    f"corpus.source: the document that begins at line {first} of {path} has "
+                    f"{length:,} characters, more than {LONGEST:,}; put blank lines between "
+                    "documents"
                 )
             yield "".join(block).strip()
             block, length = [], 0

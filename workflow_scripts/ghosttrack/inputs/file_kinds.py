@@ -1,4 +1,7 @@
-"""Recognise files by their first bytes, where their extension is misleading. Fast enough for a dry run."""
+"""Recognise files by their first bytes, where their extension is misleading.
+
+Fast enough for a dry run.
+"""
 
 import codecs
 from pathlib import Path
@@ -63,13 +66,13 @@ def refusal(path: Path) -> str:
             return f"{path} is {kind}: {remedy}"
     if head.lstrip().lower().startswith(_PAGES):
         return (
-            f"{path} is a web page: download the file itself (on the hub and on GitHub: the raw file), or "
-            "save the table of the page as CSV"
+            f"{path} is a web page: download the file itself (on the hub and on GitHub: the raw "
+            "file), or save the table of the page as CSV"
         )
     if head.count(0) > _NUL_SHARE * len(head) and not parquet:
         return (
-            f"{path} is full of NUL bytes, like binary files and UTF-16 text without a byte order mark: "
-            "if it is text, convert it to UTF-8: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
+            f"{path} is full of NUL bytes, like binary files and UTF-16 text without a byte order "
+            "mark: if it is text, convert it to UTF-8: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
         )
     return ""
 
@@ -107,15 +110,18 @@ def exists(path: Path) -> bool:
 
 
 def _out_of_reach(path: Path) -> str:
-    """`_MISSING` if a path does not exist, the reason if it cannot be looked up; "" if it exists."""
+    """`_MISSING` if a path does not exist, the reason if it cannot be looked up.
+
+    "" if it exists.
+    """
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return _MISSING
     except OSError as error:  # e.g. a name that is too long, no permission, a circular link
         return (
-            f"{names.short(str(path))} cannot be looked up ({error.strerror}); correct the path, or the "
-            "permissions of its directories"
+            f"{names.short(str(path))} cannot be looked up ({error.strerror}); correct the path, "
+            "or the permissions of its directories"
         )
     return ""
 

@@ -3,14 +3,14 @@
 | content of the cell | answers |
 |---|---|
 | text | the text, or several texts separated by `;` |
-| a number or a boolean | `7` for 7 and 7.0, `true`, `false`; in csv and tsv also for `7.0` and `True` |
+| a number or a boolean (in csv and tsv also as text) | `7` for 7 and 7.0, `true`, `false` |
 | null, NaN, blanks, an empty list | none |
 | a list | its texts, numbers and booleans; nested lists and objects are read by this table |
 | text that begins with `[` or `{` | the list or object, in JSON or as a Python literal |
 | a JSON string in quotation marks | the string |
-| `{text, answer_start}` (SQuAD), `{text}`, also with positions of Natural Questions | `text`, which may be a list |
+| `{text}`, also with positions (SQuAD, Natural Questions) | `text`, which may be a list |
 | `{value, aliases, ...}` (TriviaQA) | `value` and `aliases`; `Value` and `Aliases` likewise |
-| `{short_answers, yes_no_answer, ...}` (Natural Questions) | the texts of `short_answers`, and `yes` or `no` |
+| `{short_answers, yes_no_answer, ...}` (Natural Questions) | their texts, `yes` or `no` |
 | `{choices, labels}` (MC1, MC2 of TruthfulQA) | the choices with label 1 |
 
 Anything else is refused. Text is never executed as Python: `ast.literal_eval` reads literals only.
@@ -31,11 +31,13 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs.cells import MISSING, Row, as_text, cell, shown, text_flaw
 
 EXPECTED = (
-    'a text, a number, texts separated by `;`, a list such as ["Paris", "City of Paris"], or an object '
+    'a text, a number, texts separated by `;`, a list such as ["Paris", "City of Paris"], or an '
+    "object "
     "with the keys text, value and aliases, short_answers, or choices and labels"
 )
 
-# The repr of other Python collections, which are not supported: array([...]), dict(...), deque([...]).
+# The repr of other Python collections, which are not supported: array([...]), dict(...),
+# deque([...]).
 _CONSTRUCTOR = re.compile(r"[A-Za-z_.]+\(\s*[\[{(]")
 # The parts between semicolons. A semicolon that ends an HTML entity is no separator: AT&amp;T.
 _PARTS = re.compile(r"(?:&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);|[^;])+")
@@ -120,8 +122,8 @@ def _of_text(text: str, separated: bool) -> list[str]:
     """Answers in a cell that holds text."""
     if text in MISSING:  # refused, because it may also be an answer
         raise UnreadableAnswerError(
-            f"found {text}, which may be a missing value or an answer; leave the cell empty, or write "
-            f"{json.dumps([text])}"
+            f"found {text}, which may be a missing value or an answer; leave the cell empty, or "
+            f"write {json.dumps([text])}"
         )
     if text.startswith(("[", "{")):
         return gold_answers(_literal(text))
@@ -164,8 +166,9 @@ def _literal(text: str) -> Any:
         if isinstance(value := read(text), list | dict):
             return value
     raise UnreadableAnswerError(
-        f"found {shown(text)}, which begins like a list or an object but is neither JSON nor a Python "
-        f"literal; write a single answer that begins with a bracket as {shown(json.dumps([text]))}"
+        f"found {shown(text)}, which begins like a list or an object but is neither JSON nor a "
+        "Python literal; write a single answer that begins with a bracket as "
+        f"{shown(json.dumps([text]))}"
     )
 
 
@@ -197,7 +200,7 @@ def _python(text: str) -> Any:
 
 
 def _adjacent_strings(text: str) -> bool:
-    """Whether two strings are adjacent: ['a' 'b'] means two texts in numpy, but one text in Python."""
+    """Whether strings are adjacent: ['a' 'b'] is two texts in numpy, but one in Python."""
     kinds = [
         token.type
         for token in tokenize.generate_tokens(io.StringIO(text).readline)

@@ -62,8 +62,8 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
     ]
     if not weights:
         raise UserError(
-            f"source.id: model {repository!r} has no model*.safetensors and no pytorch_model*.bin at its "
-            f"top level; {instead}"
+            f"source.id: model {repository!r} has no model*.safetensors and no pytorch_model*.bin "
+            f"at its top level; {instead}"
         )
     wanted = sorted(weights + [name for name in names if name.endswith(_SMALL)])
     log.info("fetching %s at %s: %s", repository, about.sha, ", ".join(wanted))

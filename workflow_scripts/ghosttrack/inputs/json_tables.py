@@ -1,14 +1,13 @@
-"""The rows of a JSON file, in the forms that pandas, the datasets library and public data sets write.
+"""The rows of a JSON file, in the forms that pandas, datasets and public data sets write.
 
 | content of the file | rows |
 |---|---|
 | a list of objects | the objects |
 | objects one after another, on one or several lines each | the objects |
-| `{"data": [objects], ...}`, also `rows`, `records`, `examples`, `questions`, `items`, `instances` | \
-the objects of that list |
-| the same with `paragraphs` and `qas` inside (SQuAD) | the questions, with their title and context |
+| `{"data": [objects], ...}` or another key of `_WRAPPERS` | the objects of that list |
+| the same with `paragraphs` and `qas` (SQuAD) | the questions with title and context |
 | `{NAME: [objects]}`, whatever the name | the objects |
-| `{"columns": [...], "data": [[...], ...]}` (pandas' orient="split") | the inner lists, named by `columns` |
+| `{"columns": [...], "data": [[...], ...]}` (orient="split" of pandas) | the inner lists |
 | `{"text": [...], "label": [...]}`, lists of equal length (`Dataset.to_dict`) | one per index |
 | `{"text": {"0": ..., "1": ...}, ...}` (pandas' default, orient="columns") | one per inner key |
 | `{"0": {"text": ..., ...}, ...}` (pandas' orient="index") | the inner objects |
@@ -25,7 +24,10 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs.cells import require_distinct
 
 _WRAPPERS = frozenset(("data", "rows", "records", "examples", "questions", "items", "instances"))
-ONE_A_LINE = 'write one object per line, with pandas: frame.to_json("NAME.jsonl", orient="records", lines=True)'
+ONE_A_LINE = (
+    "write one object per line, with pandas: "
+    'frame.to_json("NAME.jsonl", orient="records", lines=True)'
+)
 _DECODER_SPACE = " \t\n\r"
 
 
@@ -81,7 +83,10 @@ def values_in(text: str, path: object) -> list[Any]:
 
 
 def rows_in(values: Sequence[Any], where: str) -> JsonRows:
-    """The rows in a file's JSON values, by the table of this module; a UserError begins with `where`."""
+    """The rows in a file's JSON values, by the table of this module.
+
+    A UserError begins with `where`.
+    """
     if len(values) != 1:
         return JsonRows(_objects(values, where), "")
     (content,) = values
@@ -111,8 +116,8 @@ def _in_object(content: dict[str, Any], where: str) -> JsonRows:
         return JsonRows(_questions(content[named[0]]), f"the list under the key {named[0]!r}")
     if named or (lists and len(lists) == len(content)):
         raise UserError(
-            f"{where} holds lists of objects under several keys ({', '.join(named or lists)}); write one "
-            "of them to a file of its own"
+            f"{where} holds lists of objects under several keys ({', '.join(named or lists)}); "
+            "write one of them to a file of its own"
         )
     if _are(inside, list):
         return JsonRows(
@@ -180,13 +185,16 @@ def _split(columns: list[Any], data: list[list[Any]], where: str) -> list[dict[s
 
 
 def _columns(content: Mapping[str, Mapping[Any, Any]], where: str) -> list[dict[str, Any]]:
-    """Rows of an object that maps each column to its values by row; all columns need the same rows."""
+    """Rows of an object that maps each column to its values by row.
+
+    All columns need the same rows.
+    """
     first, *others = content
     for other in others:
         if content[other].keys() != content[first].keys():
             raise UserError(
-                f"{where} holds columns with different rows: {first!r} has {len(content[first]):,} values, "
-                f"{other!r} has {len(content[other]):,}; {ONE_A_LINE}"
+                f"{where} holds columns with different rows: {first!r} has {len(content[first]):,} "
+                f"values, {other!r} has {len(content[other]):,}; {ONE_A_LINE}"
             )
     return [{column: content[column][row] for column in content} for row in content[first]]
 
@@ -203,7 +211,8 @@ def _nested(content: dict[str, Any], where: str) -> JsonRows:
         return JsonRows(list(content.values()), 'one row per key (pandas\' orient="index")')
     keys = ", ".join(list(content)[:3])
     raise UserError(
-        f"{where} holds objects under the keys {keys}, ..., which may be rows or columns; {ONE_A_LINE}, "
+        f"{where} holds objects under the keys {keys}, ..., which may be rows or columns; "
+        f"{ONE_A_LINE}, "
         'where frame is pandas.read_json(FILE, orient="index") if the keys are rows, or with '
         'orient="columns" if they are columns'
     )
@@ -219,7 +228,7 @@ class _RepeatedKeyError(ValueError):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object as a dict; raises where json.loads would silently keep the last value of a repeated key."""
+    """An object as a dict; json.loads would silently keep the last value of a repeated key."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,13 +1,14 @@
 """Linear layers on a CPU with oneDNN.
 
-torch computes float32 matrix products with MKL, unless a tensor has oneDNN's layout. On an AMD EPYC with
-AVX-512, oneDNN is 2.2 times faster, conversion included. Other processors have not been measured.
+torch computes float32 matrix products with MKL, unless a tensor has oneDNN's layout. On an AMD EPYC
+with AVX-512, oneDNN is 2.2 times faster, conversion included. Other processors have not been
+measured.
 """
 
 import os
 
-# By default oneDNN caches code and buffers for the last 1,024 shapes: hundreds of megabytes if texts
-# differ in length.
+# By default oneDNN caches code and buffers for the last 1,024 shapes: hundreds of megabytes if
+# texts differ in length.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 import torch
@@ -18,11 +19,11 @@ ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-c
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight^T + bias: (..., in), (out, in), (out,) -> (..., out), as torch.nn.functional.linear.
+    """x @ weight^T + bias: (..., in), (out, in), (out,) -> (..., out), as functional.linear.
 
-    Float32 on a CPU is computed by oneDNN. With two or more rows, a row's result is bitwise independent
-    of their number. A weight that is not contiguous is copied at every call, and a new shape costs a
-    millisecond.
+    Float32 on a CPU is computed by oneDNN. With two or more rows, a row's result is bitwise
+    independent of their number. A weight that is not contiguous is copied at every call, and a new
+    shape costs a millisecond.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or not ONEDNN:
         return functional.linear(x, weight, bias)

@@ -1,4 +1,7 @@
-"""Read text files line by line in bounded memory; errors name the line or byte that cannot be read."""
+"""Read text files line by line in bounded memory.
+
+Errors name the line or byte that cannot be read.
+"""
 
 import codecs
 import io
@@ -23,8 +26,8 @@ def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[
         path: the file. key: the setting or argument that names it, for errors.
         newline: as for `open`: None converts "\r\n" and "\r" to "\n", "" keeps them.
     Raises:
-        UserError: the file has another format (compressed, a workbook), a line is longer than LONGEST
-            characters, or a byte is not UTF-8; names the line and the offset of the byte.
+        UserError: the file has another format (compressed, a workbook), a line is longer than
+            LONGEST characters, or a byte is not UTF-8; names the line and the offset of the byte.
     """
     _require_text(path, key)
     number = 0
@@ -34,9 +37,8 @@ def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[
                 number += 1
                 if len(line) > LONGEST and line[-1] not in "\r\n":
                     raise UserError(
-                        f"{key}: line {number} of {path} has "
-                        f"{len(line) + _rest_of_line(stream):,} characters, more than {LONGEST:,}; split "
-                        "it into several lines"
+                        f"{key}: line {number} of {path} has {len(line) + _rest_of_line(stream):,} "
+                        f"characters, more than {LONGEST:,}; split it into several lines"
                     )
                 yield line
     except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +67,8 @@ def _require_text(path: Path, key: str) -> None:
 def _unreadable(path: Path, key: str, error: OSError | UnicodeDecodeError) -> UserError:
     if isinstance(error, OSError):
         return UserError(
-            f"{key}: {path} cannot be read ({error.strerror}); make it readable, or name another file"
+            f"{key}: {path} cannot be read ({error.strerror}); make it readable, or name another "
+            "file"
         )
     return UserError(
         f"{key}: {path} is not UTF-8 text: {_first_bad_byte(path)}; convert it to UTF-8 "
@@ -97,7 +100,8 @@ def _first_bad_byte(path: Path) -> str:
             except UnicodeDecodeError as error:
                 before = newlines.decode(error.object[: error.start].decode("utf-8"), final=True)
                 line += before.count("\n")
-                # error.object begins with the incomplete character at the end of the previous piece.
+                # error.object begins with the incomplete character at the end of the previous
+                # piece.
                 offset += error.start - len(error.object)
                 byte = error.object[error.start]
                 return f"line {line} holds the byte 0x{byte:02x} at offset {offset:,} of the file"

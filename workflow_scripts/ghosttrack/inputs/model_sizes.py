@@ -1,4 +1,7 @@
-"""Sizes of a model from its config.json. The Snakefile imports this module, so it does not import torch."""
+"""Sizes of a model from its config.json.
+
+The Snakefile imports this module, so it does not import torch.
+"""
 
 import json
 import sys
@@ -10,8 +13,8 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs.models import first_line, max_context
 from ghosttrack.settings import names
 
-# Keys of the number of blocks and of the width in all causal language models of transformers. If a file
-# has several of them, the first one counts (a test compares this order with transformers).
+# Keys of the number of blocks and of the width in all causal language models of transformers. If a
+# file has several of them, the first one counts (a test compares this order with transformers).
 _LAYERS = (
     "num_hidden_layers",
     "n_layer",
@@ -27,7 +30,7 @@ _COMPUTED = ("longcat_flash",)
 
 
 class ModelSizes(NamedTuple):
-    """Number of blocks, width of the residual stream, longest input in tokens (sys.maxsize: no limit)."""
+    """Number of blocks, width, and longest input in tokens (sys.maxsize: no limit)."""
 
     n_layers: int
     d_model: int
@@ -52,7 +55,10 @@ def read_sizes(path: Path, key: str) -> ModelSizes:
 
 
 def read_limit(path: Path, key: str) -> int:
-    """Longest input in tokens, from a config.json; sys.maxsize without a limit. Errors as in `read_sizes`."""
+    """Longest input in tokens, from a config.json.
+
+    It is sys.maxsize if there is no limit. Errors as in `read_sizes`.
+    """
     return _limit(_read(path, key), path, key)
 
 
@@ -60,8 +66,8 @@ def require_context(context: int, limit: int, model: str) -> None:
     """Check that `corpus.context` is at most `limit`, the longest input of a model in tokens."""
     if context > limit:
         raise UserError(
-            f"corpus.context: {context:,} tokens are more than {model} allows; set corpus.context to at "
-            f"most {limit}"
+            f"corpus.context: {context:,} tokens are more than {model} allows; set corpus.context "
+            f"to at most {limit}"
         )
 
 
@@ -74,14 +80,14 @@ def _read(path: Path, key: str) -> dict[str, Any]:
         ) from None
     if not isinstance(about, dict):
         raise UserError(
-            f"{key}: {path} holds {names.short(about)}, expected an object as written by save_pretrained; "
-            "copy config.json from the model again"
+            f"{key}: {path} holds {names.short(about)}, expected an object as written by "
+            "save_pretrained; copy config.json from the model again"
         )
     return about
 
 
 def _text_part(about: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration of the language model, if config.json also describes an image or audio model."""
+    """The part about the language model, in a config.json that describes several models."""
     inner = about.get("text_config")
     return inner if isinstance(inner, dict) else about
 
@@ -115,8 +121,8 @@ def _from_transformers(path: Path, key: str, about: Mapping[str, Any]) -> tuple[
         sizes = (text.num_hidden_layers, text.hidden_size)
     except Exception as error:  # every architecture has its own errors
         raise UserError(
-            f"{key}: {path} gives {names.short(stated) if stated else 'no size of the model'}; {expected} "
-            f"({first_line(error)})"
+            f"{key}: {path} gives {names.short(stated) if stated else 'no size of the model'}; "
+            f"{expected} ({first_line(error)})"
         ) from None
     if not all(type(size) is int and size > 0 for size in sizes):
         raise UserError(f"{key}: {path} gives {names.short(stated)}; {expected}")

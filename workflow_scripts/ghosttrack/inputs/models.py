@@ -45,7 +45,8 @@ def load_tokenizer(directory: Path) -> Any:
     """The fast tokenizer of a fetched model."""
     if not (Path(directory) / "tokenizer.json").is_file():
         raise UserError(
-            f"{directory} has no tokenizer.json: delete the directory and run again to fetch the model again"
+            f"{directory} has no tokenizer.json: delete the directory and run again to fetch the "
+            "model again"
         )
     require_unchanged(Path(directory))
     return tokenizer_in(Path(directory))
@@ -55,8 +56,8 @@ def tokenizer_in(directory: Path, **options: Any) -> Any:
     """The tokenizer in `directory`.
 
     Many tokenizer classes of transformers use only the vocabulary of tokenizer.json. If
-    tokenizer_config.json names PreTrainedTokenizerFast, tokenizer.json is used unchanged. AutoTokenizer
-    ignores this name for some architectures (Qwen2, Phi-3).
+    tokenizer_config.json names PreTrainedTokenizerFast, tokenizer.json is used unchanged.
+    AutoTokenizer ignores this name for some architectures (Qwen2, Phi-3).
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -72,8 +73,8 @@ def tokenizer_in(directory: Path, **options: Any) -> Any:
 def load_model(directory: Path, device: str = "cpu") -> Any:
     """A fetched causal language model in float32 and evaluation mode, without gradients.
 
-    In float32 all devices compute the same values up to rounding. Half precision is 65 times slower on
-    CPUs without hardware support.
+    In float32 all devices compute the same values up to rounding. Half precision is 65 times slower
+    on CPUs without hardware support.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -111,8 +112,8 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
 def require_unchanged(directory: Path) -> None:
     """Compare the files of a fetched model, without its weights, with the digests in source.json.
 
-    The weights are checked at the start of a job (`ghosttrack.runtime.records`) and when a detector is
-    loaded. A directory without source.json is not a fetched model and is not checked.
+    The weights are checked at the start of a job (`ghosttrack.runtime.records`) and when a detector
+    is loaded. A directory without source.json is not a fetched model and is not checked.
 
     Raises:
         UserError: naming the file that differs or is missing.
@@ -124,20 +125,20 @@ def require_unchanged(directory: Path) -> None:
         path = directory / name
         if name != "model.safetensors" and (not path.is_file() or sha256_file(path) != digest):
             raise UserError(
-                f"{path} was damaged, edited or deleted after fetch_model wrote it: delete the directory and "
-                "run again to fetch the model again"
+                f"{path} was damaged, edited or deleted after fetch_model wrote it: delete the "
+                "directory and run again to fetch the model again"
             )
 
 
 def separator(tokenizer: Any) -> int:
-    """The token that starts every model input and separates documents: bos, or eos if there is no bos.
+    """The token that starts every model input and separates documents: bos, otherwise eos.
 
-    ASSUME: bos is a suitable separator also if training joined documents with another token. Measured
-    on SmolLM2-135M (bos <|im_start|>, documents joined with <|endoftext|>): the answer log-probability
-    separates 96 true from 96 false capital statements about equally well (AUROC .972 after bos, .977
-    after <|endoftext|>; reverse statements .927 and .916). Packed text has a higher log-likelihood
-    after bos (-3.79 against -4.07 nats per token), and only <|endoftext|> turns every separator inside
-    a context into a massive activation.
+    ASSUME: bos is a suitable separator also if training joined documents with another token.
+    Measured on SmolLM2-135M (bos <|im_start|>, documents joined with <|endoftext|>): the answer
+    log-probability separates 96 true from 96 false capital statements about equally well (AUROC
+    .972 after bos, .977 after <|endoftext|>; reverse statements .927 and .916). Packed text has a
+    higher log-likelihood after bos (-3.79 against -4.07 nats per token), and only <|endoftext|>
+    turns every separator inside a context into a massive activation.
     """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
@@ -170,8 +171,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     ]
     if not lists:
         raise UserError(
-            f"{type(model).__name__} has no ModuleList of its {n_layers} blocks; this architecture is not "
-            "supported"
+            f"{type(model).__name__} has no ModuleList of its {n_layers} blocks; this architecture "
+            "is not supported"
         )
     return list(sorted(lists, key=_size)[-1])
 
@@ -204,8 +205,8 @@ def with_first_tensor(output: torch.Tensor | Sequence[Any], tensor: torch.Tensor
 def max_context(model_config: Path | dict[str, Any]) -> int:
     """Longest input of a model in tokens, from its config.json (the path or the content).
 
-    Without a limit (relative positions only) it is sys.maxsize. Some files express this by null, 0 or
-    -1.
+    Without a limit (relative positions only) it is sys.maxsize. Some files express this by null, 0
+    or -1.
 
     Raises:
         TypeError, ValueError, OverflowError: a limit is not a number.
@@ -227,7 +228,10 @@ def max_context(model_config: Path | dict[str, Any]) -> int:
 
 
 def uses_layer_norm(model_config: Path) -> bool:
-    """Whether a model uses LayerNorm, which subtracts the mean, or RMSNorm; from its config.json."""
+    """Whether config.json describes a model with LayerNorm, which subtracts the mean.
+
+    Otherwise the model uses RMSNorm.
+    """
     about = read_json(Path(model_config))
     return "rms_norm_eps" not in about.get("text_config", about)
 

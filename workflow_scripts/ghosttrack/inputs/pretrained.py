@@ -1,8 +1,8 @@
 """Pretrained SAEs: find the folder of a layer, and check that its cfg.json fits the model.
 
-Two formats are supported: SAELens (cfg.json, sae_weights.safetensors; also of versions before 6) and
-sparsify (cfg.json, sae.safetensors). The Snakefile imports this module, so it must not import torch.
-`sae.conversion` reads the weights.
+Two formats are supported: SAELens (cfg.json, sae_weights.safetensors; also of versions before 6)
+and sparsify (cfg.json, sae.safetensors). The Snakefile imports this module, so it must not import
+torch. `sae.conversion` reads the weights.
 """
 
 import json
@@ -22,8 +22,8 @@ SCALER = "activation_scaler.json"
 NEEDED = (CFG, *WEIGHTS.values(), SCALER)
 
 ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk")
-# Normalisations that can be folded into the weights. constant_norm_rescale and layer_norm cannot: their
-# scale depends on the token.
+# Normalisations that can be folded into the weights. constant_norm_rescale and layer_norm cannot:
+# their scale depends on the token.
 NORMALISATIONS = ("none", "expected_average_only_in")
 # Sites by their TransformerLens hook name, and by the name of the module whose output is read.
 _HOOK = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)?hook_(\w+)$")
@@ -33,8 +33,8 @@ _LFS = b"version https://git-lfs"
 # Names of files in other formats, with the library or release that uses them.
 _OTHER_FORMS = {"params.npz": "Gemma Scope", "ae.pt": "dictionary_learning"}
 _CONVERT = (
-    "load it with SAELens (SAE.from_pretrained), write it with save_model(FOLDER/blocks.N.hook_SITE) and "
-    "set sae.source to FOLDER"
+    "load it with SAELens (SAE.from_pretrained), write it with "
+    "save_model(FOLDER/blocks.N.hook_SITE) and set sae.source to FOLDER"
 )
 _PARTS = {"mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
 
@@ -67,7 +67,7 @@ class Pretrained(NamedTuple):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """SAELens fields about model and data: under `metadata` since version 6, at top level before."""
+        """SAELens fields about model and data; at top level before version 6."""
         metadata = self.cfg.get("metadata")
         return metadata if isinstance(metadata, Mapping) else self.cfg
 
@@ -75,8 +75,8 @@ class Pretrained(NamedTuple):
     def centred(self) -> bool:
         """Whether the SAE was trained on a residual stream with zero mean in every token.
 
-        TransformerLens centres it with `center_writing_weights` in models with LayerNorm. SAELens before
-        version 6 used this by default; later versions record the setting.
+        TransformerLens centres it with `center_writing_weights` in models with LayerNorm. SAELens
+        before version 6 used this by default; later versions record the setting.
         """
         options = self.metadata.get("model_from_pretrained_kwargs")
         if not isinstance(options, Mapping):
@@ -94,8 +94,8 @@ def locate(sae: SaeSettings, layer: int, site: str) -> Path:
     if "{" not in sae.source:
         if not folder.is_dir():
             raise UserError(
-                f"sae.source: there is no folder {sae.source}; for a hub repository set sae.revision to its "
-                "commit"
+                f"sae.source: there is no folder {sae.source}; for a hub repository set "
+                "sae.revision to its commit"
             )
         names = [path.parent.name for path in folder.glob(f"*/{CFG}")]
         if not names:
@@ -120,7 +120,8 @@ def _refuse_other_forms(where: str, paths: Sequence[str]) -> None:
     """Raise a UserError if the files belong to a checkpoint in another format."""
     if CFG in paths:
         raise UserError(
-            f"sae.source: {where} is the folder of one autoencoder (it holds {CFG}), expected its parent "
+            f"sae.source: {where} is the folder of one autoencoder (it holds {CFG}), expected its "
+            "parent "
             "folder; or replace the layer's number in the path by {layer}"
         )
     for path in paths:
@@ -147,8 +148,8 @@ def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
             if f"{parent}/{CFG}" not in paths:
                 _refuse_other_forms(f"{owner}/{name}/{parent}", _inside(paths, parent))
                 raise UserError(
-                    f"sae.source: {owner}/{name} holds no {parent}/{CFG}: there is no autoencoder of layer "
-                    f"{layer}"
+                    f"sae.source: {owner}/{name} holds no {parent}/{CFG}: there is no autoencoder "
+                    f"of layer {layer}"
                 )
             return parent
         inner = _inside(paths, parent)
@@ -190,8 +191,8 @@ def choose(names: Collection[str], layer: int, site: str, where: str) -> str:
     )
     known = ", ".join(sorted(fitting or names)[:6]) or f"no folder with a {CFG}"
     raise UserError(
-        f"sae.source: {where} holds {problem} (found {known}). Name one folder with {{layer}} instead of "
-        "its number, or analyse other layers with activations.layers"
+        f"sae.source: {where} holds {problem} (found {known}). Name one folder with {{layer}} "
+        "instead of its number, or analyse other layers with activations.layers"
     )
 
 
@@ -242,8 +243,8 @@ def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
     _require_site(sae, layer, site)
     if sae.d_in != d_model:
         raise UserError(
-            f"{path}: d_in is {sae.d_in}, but the model's width is {d_model}: the autoencoder belongs to "
-            "another model; choose other autoencoders"
+            f"{path}: d_in is {sae.d_in}, but the model's width is {d_model}: the autoencoder "
+            "belongs to another model; choose other autoencoders"
         )
     return sae
 
@@ -252,20 +253,21 @@ def require_sublayer(sae: Pretrained, site: str, sublayer: str) -> None:
     """Check that an SAE was trained on the module whose output is added to the residual stream.
 
     Args:
-        sae: the SAE; it is checked only if it names a module of the model, not a TransformerLens hook.
+        sae: the SAE; it is checked only if it names a module of the model, not a TransformerLens
+            hook.
         site: mlp_out or attn_out.
         sublayer: the module, within its block, whose output is the site in this model.
     Raises:
-        UserError: the SAE names another module, such as the MLP of a model that normalises the output
-            of its MLP.
+        UserError: the SAE names another module, such as the MLP of a model that normalises the
+            output of its MLP.
     """
     named = str(sae.metadata.get("hook_name") or sae.metadata.get("hook_point") or sae.folder.name)
     match = None if _HOOK.search(named) else _MODULE.search(named)
     if match and match[2] and match[2] != sublayer:
         raise UserError(
-            f"{sae.folder / CFG}: it was trained on the module {match[2]} ({named}), expected {sublayer}: in "
-            f"this model that is the module whose output is added to the residual stream ({site}); choose "
-            "other autoencoders"
+            f"{sae.folder / CFG}: it was trained on the module {match[2]} ({named}), expected "
+            f"{sublayer}: in this model that is the module whose output is added to the residual "
+            f"stream ({site}); choose other autoencoders"
         )
 
 
@@ -289,12 +291,14 @@ def require_model(sae: Pretrained, model: str, source: SourceSettings) -> str | 
         return None
     if source.kind == "hub" and not model_names.is_path(named):
         raise UserError(
-            f"{path}: it was trained on the model {named}, expected {source.id}; choose autoencoders of "
-            f"{source.id}, or, if both names denote the same weights, set model_name in a copy of this file"
+            f"{path}: it was trained on the model {named}, expected {source.id}; choose "
+            f"autoencoders of {source.id}, or, if both names denote the same weights, set "
+            "model_name in a copy of this file"
         )
     return (
-        f"{path}: it was trained on a model named {named}, and this run uses {model} ({source.kind}); the "
-        "names do not show whether these are the same model: see fvu in quality.json"
+        f"{path}: it was trained on a model named {named}, and this run uses {model} "
+        f"({source.kind}); the names do not show whether these are the same model: see fvu in "
+        "quality.json"
     )
 
 
@@ -313,8 +317,8 @@ def refuse_pointer(path: Path) -> None:
     with path.open("rb") as stream:
         if stream.read(len(_LFS)) == _LFS:
             raise UserError(
-                f"sae.source: {path} is a git-lfs pointer, not the file itself; run `git lfs pull` in its "
-                "repository, or download it with `hf download`"
+                f"sae.source: {path} is a git-lfs pointer, not the file itself; run `git lfs pull` "
+                "in its repository, or download it with `hf download`"
             )
 
 
@@ -366,8 +370,8 @@ def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
     expected = "topk" if architecture == "topk" else "relu"
     if function not in (None, expected):
         raise UserError(
-            f"{path}: activation_fn is {function!r}, only relu and topk are supported (architecture "
-            f"{architecture!r} needs {expected!r})"
+            f"{path}: activation_fn is {function!r}, only relu and topk are supported "
+            f"(architecture {architecture!r} needs {expected!r})"
         )
     return str(architecture)
 
@@ -379,11 +383,13 @@ def _require_plain_input(folder: Path, cfg: Mapping[str, Any]) -> None:
     _one_of(path, "normalize_activations", normalisation, NORMALISATIONS)
     if normalisation != "none" and not (folder / SCALER).is_file():
         raise UserError(
-            f"{path}: normalize_activations is {value!r}, but {SCALER} with the scale is missing in its folder"
+            f"{path}: normalize_activations is {value!r}, but {SCALER} with the scale is missing "
+            "in its folder"
         )
     if (cfg.get("reshape_activations") or "none") != "none":
         raise UserError(
-            f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' is supported"
+            f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' is "
+            "supported"
         )
 
 
@@ -415,20 +421,20 @@ def _require_site(sae: Pretrained, layer: int, site: str) -> None:
         raise UserError(f"{path}: hook_name {named!r} names no known site of a block")
     if point and point.site not in (*_SITES, None):
         raise UserError(
-            f"{path}: it was trained on {point.site} of layer {point.layer} ({shown}), expected {site} of "
-            f"layer {layer}; supported are the residual stream and what is added to it: "
+            f"{path}: it was trained on {point.site} of layer {point.layer} ({shown}), expected "
+            f"{site} of layer {layer}; supported are the residual stream and what is added to it: "
             f"{', '.join(_SITES)}"
         )
     if point and (point.layer != layer or point.site not in (site, None)):
         raise UserError(
-            f"{path}: it was trained on {point.site or 'activations'} of layer {point.layer} ({shown}), "
-            f"expected {site} of layer {layer}; check sae.source and activations.site"
+            f"{path}: it was trained on {point.site or 'activations'} of layer {point.layer} "
+            f"({shown}), expected {site} of layer {layer}; check sae.source and activations.site"
         )
     for key in ("hook_head_index", "hook_point_head_index"):
         if metadata.get(key) is not None:
             raise UserError(
-                f"{path}: {key} is {metadata[key]!r}: it was trained on one attention head, expected {site} "
-                f"of layer {layer}"
+                f"{path}: {key} is {metadata[key]!r}: it was trained on one attention head, "
+                f"expected {site} of layer {layer}"
             )
     for key in sae_fields.SAELENS.off:
         if metadata.get(key) not in (None, False, "", named):

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-# New digests are kept in a Python set (about 100 bytes each). They move to the sorted array (8 bytes
-# each) when there are more than this number and this fraction of the array.
+# New digests are kept in a Python set (about 100 bytes each). They move to the sorted array (8
+# bytes each) when there are more than this number and this fraction of the array.
 _LEAST_RECENT = 2**16
 _RECENT_SHARE = 1 / 16
 

@@ -60,7 +60,10 @@ def rows_ahead(path: Path, key: str) -> Iterator[Row]:
 
 
 def refusal(path: Path) -> str:
-    """Why a file cannot be a table, judged by its name and first bytes, with a remedy; "" if it can."""
+    """Why a file cannot be a table, judged by its name and first bytes, with a remedy.
+
+    "" if it can.
+    """
     if reason := file_kinds.not_a_file(path):
         return f"{reason}; expected a {', '.join(FILES)} file"
     if path.suffix.lower() not in FILES:
@@ -85,7 +88,8 @@ def _objects(path: Path, key: str) -> Iterator[Row]:
             raise UserError(f"{error}{hint}") from None
         if not isinstance(row, dict):
             raise UserError(
-                f"{key}: line {line_number} of {path} is not an object with the columns as keys{hint}"
+                f"{key}: line {line_number} of {path} is not an object with the columns as "
+                f"keys{hint}"
             )
         number += 1
         yield _checked(row, number, path)
@@ -100,8 +104,8 @@ def _hint(line: str) -> str:
         or (text.startswith("{") and not text.endswith(("}", "},")))
     ):
         return (
-            "; if the file is one list, or an object spans several lines, change the file's extension "
-            "to .json"
+            "; if the file is one list, or an object spans several lines, change the file's "
+            "extension to .json"
         )
     if text.endswith("},"):
         return "; if commas separate the objects, remove them: each line must be one object"
@@ -155,8 +159,8 @@ def _parquet(path: Path, key: str) -> list[Row]:
         table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"{key}: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it or "
-            "download it again"
+            f"{key}: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it "
+            "or download it again"
         ) from None
     try:
         return list(table.to_pylist())
@@ -168,7 +172,7 @@ def _parquet(path: Path, key: str) -> list[Row]:
 
 
 def _unreadable_cell(table: Any, path: Path) -> str:
-    """Row and column of the first cell of a pyarrow table that Python cannot hold, such as invalid UTF-8."""
+    """Row and column of the first cell that Python cannot hold, such as invalid UTF-8."""
     for column, cells in zip(table.column_names, table.columns, strict=True):
         for number, cell in enumerate(cells, start=1):
             try:

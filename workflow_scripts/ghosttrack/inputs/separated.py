@@ -24,8 +24,8 @@ log = logging.getLogger("ghosttrack")
 
 # A first line that tells Excel the separator.
 _SEP = re.compile(r"\"?sep=([,;|\t])\"?\s*", re.IGNORECASE)
-# Invisible characters around a column name: white space, zero-width spaces, and the byte order marks
-# that remain where files were concatenated.
+# Invisible characters around a column name: white space, zero-width spaces, and the byte order
+# marks that remain where files were concatenated.
 _AROUND_NAMES = re.compile(r"\A[\s\u200b\ufeff]+|[\s\u200b\ufeff]+\Z")
 # A file that begins with JSON, not with a column name.
 _JSON_START = re.compile(r"\[\s*(\{|\[|$)|\{\s*([\"']|$)")
@@ -60,8 +60,8 @@ def read(path: Path, key: str) -> list[Row]:
             )
         raise UserError(
             f"{key}: {path} is not a table of values separated by {SEPARATORS[separator]}: "
-            f"{row}{column}, line {reader.line_num}: {error}; close every quotation mark, and double "
-            "those inside a quoted text"
+            f"{row}{column}, line {reader.line_num}: {error}; close every quotation mark, and "
+            "double those inside a quoted text"
             + (
                 ', because a backslash does not escape them; in R, write with qmethod = "double"'
                 if any('\\"' in line for line in lines)
@@ -101,11 +101,12 @@ def _first_line(lines: Iterator[str]) -> str:
 def _separator(path: Path, key: str) -> str:
     """The character that separates the values of a csv or tsv file.
 
-    A first line such as `sep=;` decides. Otherwise it is the usual separator of the extension, unless
-    another separator fits and the usual one does not:
+    A first line such as `sep=;` decides. Otherwise it is the usual separator of the extension,
+    unless another separator fits and the usual one does not:
 
     - the usual one gives rows of different lengths, and the other one rows of equal length; or
-    - the usual one gives a single column, and the other one splits both the header and the first row.
+    - the usual one gives a single column, and the other one splits both the header and the first
+    row.
 
     The log names a separator that is not the usual one.
 
@@ -192,8 +193,8 @@ def _header(cells: Sequence[str], path: Path, key: str) -> list[str]:
         raise UserError(f"{key}: the header of {path}: {reason}")
     if header and _JSON_START.match(header[0]):
         raise UserError(
-            f"{key}: {path} begins with JSON, expected column names; change its extension to .jsonl if "
-            "each line is an object, else to .json"
+            f"{key}: {path} begins with JSON, expected column names; change its extension to "
+            ".jsonl if each line is an object, else to .json"
         )
     require_distinct(filter(None, header), f"{key}: {path}")
     return header
@@ -221,7 +222,8 @@ def _named(header: Sequence[str], values: Sequence[str], where: str, separator: 
     if any(values[len(header) :]) or len(values) < len(header):
         raise UserError(
             f"{where} has {len(values)} values for {len(header)} columns ({columns_of(header)}); "
-            "quote texts that contain a separator or a line break, and name every column in the first "
+            "quote texts that contain a separator or a line break, and name every column in the "
+            "first "
             "line" + _row_names_hint(header, values) + separator_hint(header)
         )
     # Spreadsheets write empty cells after the last column.
@@ -233,7 +235,10 @@ def _named(header: Sequence[str], values: Sequence[str], where: str, separator: 
 
 
 def _row_names_hint(header: Sequence[str], values: Sequence[str]) -> str:
-    """A remedy for R's write.table, which writes row names without a column name; "" if it does not apply."""
+    """A remedy for R's write.table, which writes row names without a column name.
+
+    "" if it does not apply.
+    """
     row_names = len(values) == len(header) + 1 and values[0].isdecimal()
     return "; in R, write the table without row names: row.names = FALSE" if row_names else ""
 
@@ -243,7 +248,8 @@ def _quotation_flaw(value: str, separator: str) -> str:
     inner = value.strip()
     if value[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"':
         return (
-            "a blank precedes the opening quotation mark, which therefore belongs to the text; write "
+            "a blank precedes the opening quotation mark, which therefore belongs to the text; "
+            "write "
             ',"..." without the blank'
         )
     if separator == "\t" and "\t" in value and "\n" in value:

@@ -4,10 +4,10 @@
 
     resid_post = resid_pre + attn_out + mlp_out
 
-The modules are found numerically: the model reads a few tokens, and in every block the two modules are
-chosen whose outputs satisfy this equation. This works without names for parallel and sequential blocks,
-norms after a sublayer (Gemma 2), sums inside a sublayer (BLOOM, MPT) and in-place additions (Falcon).
-A block without two such modules is refused.
+The modules are found numerically: the model reads a few tokens, and in every block the two modules
+are chosen whose outputs satisfy this equation. This works without names for parallel and sequential
+blocks, norms after a sublayer (Gemma 2), sums inside a sublayer (BLOOM, MPT) and in-place additions
+(Falcon). A block without two such modules is refused.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def site_modules(model: Any, layers: Sequence[int], site: Site) -> list[nn.Modul
         or layers[-1] >= len(blocks)
     ):
         raise UserError(
-            f"activations.layers: {list(layers)} must be ascending within 0..{len(blocks) - 1}, the blocks of "
-            "the model"
+            f"activations.layers: {list(layers)} must be ascending within 0..{len(blocks) - 1}, "
+            "the blocks of the model"
         )
     if site == "resid_post":
         return [blocks[layer] for layer in layers]
@@ -106,9 +106,10 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
             block = models.blocks(model)[layer]
             children = ", ".join(name for name, _ in block.named_children())
             raise UserError(
-                f"activations.site: block {layer} of {type(model).__name__} ({type(block).__name__}: "
-                f"{children}) has no two modules whose outputs sum to what the block adds to the residual "
-                "stream, so attn_out and mlp_out are undefined for it; use resid_post"
+                f"activations.site: block {layer} of {type(model).__name__} "
+                f"({type(block).__name__}: {children}) has no two modules whose outputs sum to "
+                "what the block adds to the residual stream, so attn_out and mlp_out are "
+                "undefined for it; use resid_post"
             )
     first = pairs[0]
     exchanged = first is not None and not _depends_on_first_token(first[0], passes[0], changed[0])
@@ -146,7 +147,7 @@ def _probe(model: Any) -> torch.Tensor:
 
 
 def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
-    """Inputs, outputs and module outputs of all blocks for one sequence, copied before in-place changes."""
+    """Inputs, outputs and module outputs of all blocks, copied before in-place changes."""
     import torch
 
     width = model.config.get_text_config().hidden_size
@@ -206,15 +207,18 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
     for layer, (before, after) in enumerate(zip(entered, left, strict=True)):
         if before is None or after is None:
             raise UserError(
-                f"{type(model).__name__}: block {layer} does not map one vector of {width} per token to "
-                "another, so the model has no residual stream; choose another model"
+                f"{type(model).__name__}: block {layer} does not map one vector of {width} per "
+                "token to another, so the model has no residual stream; choose another model"
             )
         passes.append(_Pass(before, after, outputs[layer]))
     return passes
 
 
 def _summands(block: _Pass) -> tuple[str, str] | None:
-    """The first two modules whose outputs sum to what the block adds; the outermost of equal ones."""
+    """The first two modules whose outputs sum to what the block adds.
+
+    Of modules with equal outputs it is the outermost.
+    """
     import torch
 
     added = block.after - block.before
@@ -238,9 +242,9 @@ def _summands(block: _Pass) -> tuple[str, str] | None:
 def _depends_on_first_token(name: str, original: _Pass, changed: _Pass) -> bool:
     """Whether a change of the first token changes a module's output for later tokens, in block 0.
 
-    Only attention mixes tokens. Sequential blocks run attention first. In a parallel block the MLP does
-    not depend on other tokens. Therefore the first of the two sublayers is attention if and only if its
-    output for later tokens changes.
+    Only attention mixes tokens. Sequential blocks run attention first. In a parallel block the MLP
+    does not depend on other tokens. Therefore the first of the two sublayers is attention if and
+    only if its output for later tokens changes.
     """
     import torch
 

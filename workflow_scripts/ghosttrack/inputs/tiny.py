@@ -1,7 +1,8 @@
 """The test model: a small GPT-2 with random weights and a word-level tokenizer.
 
-It has learned nothing, so every detector must be at chance. It is built within seconds and is bitwise
-equal on all machines: numpy draws the weights, because torch's normal numbers depend on the processor.
+It has learned nothing, so every detector must be at chance. It is built within seconds and is
+bitwise equal on all machines: numpy draws the weights, because torch's normal numbers depend on the
+processor.
 """
 
 from collections import Counter
@@ -16,8 +17,8 @@ from ghosttrack.facts import fact_text, statements
 from ghosttrack.settings import DimensionSettings
 
 SEPARATOR = "<|endoftext|>"
-# Number of frequent words of the embedded texts in the vocabulary, next to all names of the fact tables.
-# Other words are spelled in letters.
+# Number of frequent words of the embedded texts in the vocabulary, next to all names of the fact
+# tables. Other words are spelled in letters.
 _WORDS = 2048
 # Longer words are divided: the time to look up a word grows with the cube of its length.
 _LONGEST = 32

@@ -34,7 +34,8 @@ class TokenText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
-        # Some decoders drop the space before the first token, so every token is decoded after another one.
+        # Some decoders drop the space before the first token, so every token is decoded after
+        # another one.
         self._anchor: list[int] = self._tokenizer.encode("a", add_special_tokens=False).ids
         self._offset = len(self._decode(self._anchor))
         self.alone = cache(self._alone)
@@ -57,8 +58,8 @@ class TokenText:
     def window(self, ids: Sequence[int], index: int) -> Window:
         """The text of `ids`, divided at the token `ids[index]`.
 
-        A token that is part of a character is shown as the whole character. Incomplete characters at
-        both ends are omitted.
+        A token that is part of a character is shown as the whole character. Incomplete characters
+        at both ends are omitted.
         """
         while index and self._decode(ids).startswith(_BROKEN):
             ids, index = ids[1:], index - 1

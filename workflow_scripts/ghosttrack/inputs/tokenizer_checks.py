@@ -1,8 +1,8 @@
 """Checks of a tokenizer before it is used.
 
 Every later step relies on three properties. The stored tokenizer gives the token ids with which its
-model was trained. Its character offsets are correct. Each id that a text can produce has a row in the
-embedding. `check` compares a tokenizer with its source on a fixed set of probe strings.
+model was trained. Its character offsets are correct. Each id that a text can produce has a row in
+the embedding. `check` compares a tokenizer with its source on a fixed set of probe strings.
 """
 
 import json
@@ -51,7 +51,8 @@ PROBES: tuple[str, ...] = (
     "SHOUTING CamelCaseWords snake_case_words kebab-case x1y2z3",
     "¡ÿþ \u0080\u009f \u007f",
     "\u200b\ufeff\u2060 \ufffd",
-    "\U0001d518\U0001d52b\U0001d526\U0001d520\U0001d52c\U0001d521\U0001d522 \U0001d7d9\U0001d7da\U0001d7db Ⅷ ㎏ ①",
+    "\U0001d518\U0001d52b\U0001d526\U0001d520\U0001d52c\U0001d521\U0001d522 "
+    "\U0001d7d9\U0001d7da\U0001d7db Ⅷ ㎏ ①",
     "▁ ▁a Ġ Ġa Ċ ##a @@ </w> <0x41>",
     "internationalisation antidisestablishmentarianism pneumonoultramicroscopic",
 )
@@ -116,7 +117,7 @@ def check(
 
 
 def _encode(tokenizer: Any, probes: Sequence[str], name: str, remedy: str) -> Any:
-    """Ids and offsets as in every later job: no special token is added or recognised in the text."""
+    """Ids and offsets as in later jobs: no special token is added or recognised."""
     try:
         return tokenizer(
             list(probes),
@@ -137,7 +138,8 @@ def _read_raw(
 ) -> list[_ProbeIds]:
     """The ids of every probe from each tokenizer.json, that of the source first.
 
-    transformers wrote the stored one, so a fault that the source does not have comes from transformers.
+    transformers wrote the stored one, so a fault that the source does not have comes from
+    transformers.
     """
     readings: list[_ProbeIds] = []
     for title, tokenizer in raw.items():
@@ -166,7 +168,7 @@ def _encode_raw(
 
 
 def _raw_tokenizers(directory: Path, source: Path | None, name: str) -> dict[str, Any]:
-    """The tokenizers in tokenizer.json of the source and of `directory`, by their names in errors."""
+    """The tokenizers in the tokenizer.json files, by their names in errors."""
     directories = {"the stored tokenizer.json": directory}
     if source and (source / "tokenizer.json").is_file():
         directories = {"its tokenizer.json": source, **directories}
@@ -188,8 +190,9 @@ def raw_tokenizer(path: Path, name: str) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:
         raise UserError(
-            f"{name}: tokenizer.json cannot be read ({first_line(error)}); expected a file of the tokenizers "
-            "library: download it again, or save the tokenizer again with save_pretrained"
+            f"{name}: tokenizer.json cannot be read ({first_line(error)}); expected a file of the "
+            "tokenizers library: download it again, or save the tokenizer again with "
+            "save_pretrained"
         ) from error
 
 
@@ -262,7 +265,8 @@ def _require_same_ids(
             if first.ids[number] != other.ids[number] and not (unclear and other.raw):
                 raise UserError(
                     f"{name}: two forms of its tokenizer disagree on {probe!r}: {first.name} gives "
-                    f"{_short(first.ids[number])}, {other.name} gives {_short(other.ids[number])}; {remedy}"
+                    f"{_short(first.ids[number])}, {other.name} gives {_short(other.ids[number])}; "
+                    f"{remedy}"
                 )
 
 
@@ -311,16 +315,16 @@ def _require_within_embedding(tokenizer: Any, rows: int, name: str) -> None:
         token = min(refused, key=refused.__getitem__)
         others = f" ({len(refused)} such tokens)" if len(refused) > 1 else ""
         raise UserError(
-            f"{name}: the token {token!r} has the id {refused[token]}, but the embedding has {rows} rows "
-            f"(ids below {rows}){others}; call resize_token_embeddings and save the model again, or remove "
-            "the token from tokenizer.json and tokenizer_config.json"
+            f"{name}: the token {token!r} has the id {refused[token]}, but the embedding has "
+            f"{rows} rows (ids below {rows}){others}; call resize_token_embeddings and save the "
+            "model again, or remove the token from tokenizer.json and tokenizer_config.json"
         )
 
 
 def _require_separator_once(
     tokenizer: Any, probes: Sequence[str], ids: Sequence[Sequence[int]], name: str
 ) -> None:
-    """Check that no text produces the separator or eos, and that no special token is added to a text."""
+    """Check that no text produces the separator or eos, and that no special token is added."""
     reserved = {separator(tokenizer), tokenizer.eos_token_id}
     unknown = _unknown(tokenizer)
     special = {
@@ -330,15 +334,15 @@ def _require_separator_once(
         if inside := reserved.intersection(probe_ids):
             token = tokenizer.convert_ids_to_tokens(min(inside))
             raise UserError(
-                f"{name}: the text {probe!r} gives the special token {token!r} (id {min(inside)}), which must "
-                f"only separate texts; {_separator_remedy(tokenizer, token, probe)}"
+                f"{name}: the text {probe!r} gives the special token {token!r} (id {min(inside)}), "
+                f"which must only separate texts; {_separator_remedy(tokenizer, token, probe)}"
             )
         for number in {*probe_ids[:1], *probe_ids[-1:]} & special.keys():
             if special[number] not in probe:
                 raise UserError(
-                    f"{name}: the tokenizer adds {special[number]!r} (id {number}) to {probe!r} although "
-                    "special tokens are disabled; remove it from the normalizer and pre_tokenizer of "
-                    "tokenizer.json"
+                    f"{name}: the tokenizer adds {special[number]!r} (id {number}) to {probe!r} "
+                    "although special tokens are disabled; remove it from the normalizer and "
+                    "pre_tokenizer of tokenizer.json"
                 )
 
 
@@ -361,9 +365,9 @@ def _require_offsets(
         fault = _misplaced(probe, ranges) or _uncovered(probe, ranges, normalized)
         if fault:
             raise UserError(
-                f"{name}: the character offsets of its tokenizer are wrong for the text {probe!r}: {fault}; "
-                "activations are located by offsets: correct normalizer, pre_tokenizer or unk_token in "
-                "tokenizer.json, or use a model with another tokenizer"
+                f"{name}: the character offsets of its tokenizer are wrong for the text {probe!r}: "
+                f"{fault}; activations are located by offsets: correct normalizer, pre_tokenizer "
+                "or unk_token in tokenizer.json, or use a model with another tokenizer"
             )
 
 
@@ -393,5 +397,5 @@ def _uncovered(text: str, ranges: Sequence[tuple[int, int]], normalized: bool) -
 
 
 def _removable(letter: str) -> bool:
-    """Whether a normalizer may remove a character: a combining mark, control or format character."""
+    """Whether a normalizer may remove a character (combining mark, control, format)."""
     return unicodedata.category(letter)[0] in "MC" or letter == "\ufffd"

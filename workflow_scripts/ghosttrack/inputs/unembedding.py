@@ -20,7 +20,7 @@ _PROBE = 1024.0
 
 
 class Unembedding(NamedTuple):
-    """The map from the residual stream h (d_model,) to logits: weight @ (gain * (h - mean h) / sigma).
+    """The map from a residual stream h to logits: weight @ (gain * (h - mean h) / sigma).
 
     The mean is subtracted only if `centred`. sigma is the root mean square of the vector that it
     divides. Biases of norm and head are omitted.
@@ -32,7 +32,10 @@ class Unembedding(NamedTuple):
 
 
 def read_unembedding(directory: Path) -> Unembedding | None:
-    """Final norm and unembedding of a fetched model; None if the unembedding has another input width."""
+    """Final norm and unembedding of a fetched model.
+
+    None if the unembedding has another input width.
+    """
     model = _outline(directory)
     head = model.get_output_embeddings()
     norm_name = _final_norm(model)
@@ -63,10 +66,11 @@ def read_unembedding(directory: Path) -> Unembedding | None:
 
 
 def ranks_tokens(model: Any, residual: torch.Tensor, logits: torch.Tensor) -> bool:
-    """Whether final norm and unembedding, as in `read_unembedding`, rank the vocabulary as the model does.
+    """Whether final norm and unembedding rank the vocabulary as the model does.
 
     They do not if the head has further layers (RoBERTa), or if another module lies between the last
-    block and the norm. Scales and caps of logits, and constants added to all logits, keep the ranks.
+    block and the norm. Scales and caps of logits, and constants added to all logits, keep the
+    ranks.
 
     Args:
         model: with its weights.
@@ -95,7 +99,10 @@ def _outline(directory: Path) -> Any:
 
 
 def _final_norm(model: nn.Module) -> str | None:
-    """Name of the last norm among the siblings of the blocks; earlier ones belong to the embedding."""
+    """Name of the last norm among the siblings of the blocks.
+
+    Earlier ones belong to the embedding.
+    """
     first = models.blocks(model)[0]
     for name, holder in model.named_modules():
         for child in holder.children():
@@ -111,7 +118,7 @@ def _final_norm(model: nn.Module) -> str | None:
 
 @contextmanager
 def _tensors(directory: Path, needed: list[list[str]]) -> Iterator[Mapping[str, torch.Tensor]]:
-    """At least one tensor of each list of names: from the file, or from the model if names differ."""
+    """At least one tensor per list of names: from the file, or from the model if names differ."""
     from safetensors import safe_open
 
     with safe_open(directory / "model.safetensors", "pt") as stored:
