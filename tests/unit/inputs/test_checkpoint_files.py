@@ -1,4 +1,4 @@
-"""Model directories that are damaged, incomplete or of another kind: one line that names the file and the remedy."""
+"""Damaged, incomplete or unsuitable model directories give one line with file and remedy."""
 
 import json
 import pickle
@@ -82,7 +82,7 @@ def cut(folder: Path) -> None:
 
 
 def shards(folder: Path, lost: bool = False, cut_one: bool = False, map_of: Any = None) -> None:
-    """Split the weights into two files; lose one, cut one, or write another weight_map."""
+    """Split the weights into two files; remove or truncate one, or write another weight_map."""
     weights = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(weights)
@@ -353,7 +353,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_directory_that_cannot_be_read_is_one_line(
+def test_a_directory_that_cannot_be_read_gives_an_error_of_one_line(
     case: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -455,7 +455,7 @@ def test_an_encoder_that_is_set_up_as_a_decoder_and_others_are_causal_models(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
+def test_nan_and_infinite_weights_are_refused_with_the_tensors_name(
     dtype: torch.dtype, value: float, source: Path, tmp_path: Path
 ) -> None:
     weights = {name: weight.to(dtype) for name, weight in load_file(source / WEIGHTS).items()}
@@ -468,7 +468,7 @@ def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
         fetch(source, tmp_path / "out")
 
 
-def test_a_value_that_is_no_number_is_found_in_each_part_of_a_large_tensor(
+def test_nan_is_found_in_every_part_of_a_large_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_files, "_PART", 4)

@@ -1,4 +1,4 @@
-"""A model whose dense layers go to oneDNN is the model that it was."""
+"""A model with dense layers in oneDNN computes the same values."""
 
 import copy
 import gc
@@ -17,12 +17,12 @@ IDS = torch.arange(1, 49).view(8, 6)
 
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Small, and yet worth it."""
+    """A small model all of whose layers use oneDNN."""
     monkeypatch.setattr(dense_layers, "MINIMUM_WEIGHTS", 0)
     return small_models.make_model(request.param)
 
 
-def test_it_computes_what_it_did_and_all_by_onednn(
+def test_all_layers_use_onednn_and_results_stay_the_same(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, weights = (
@@ -61,14 +61,14 @@ def test_hooks_still_see_every_layer(model: Any) -> None:
 
 
 @pytest.mark.skipif(not linear_kernels.ONEDNN, reason="torch was built without oneDNN")
-def test_half_a_batch_is_the_half_of_a_batch(model: Any) -> None:
+def test_the_results_of_a_text_do_not_depend_on_the_batch(model: Any) -> None:
     dense_layers.use_onednn(model)
     whole = model(IDS).logits
     for start in range(0, 8, 2):
         assert torch.equal(model(IDS[start : start + 2]).logits, whole[start : start + 2])
 
 
-def test_it_is_freed_as_soon_as_nobody_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_freed_with_its_last_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense_layers, "MINIMUM_WEIGHTS", 0)
     model = small_models.make_model("llama")
     dense_layers.use_onednn(model)

@@ -1,4 +1,4 @@
-"""Files as pandas, R, spreadsheets, datasets and the hub write them: read exactly, or refused in one line."""
+"""Files of pandas, R, spreadsheets, datasets and the hub are read exactly or refused."""
 
 import gzip
 import io
@@ -153,7 +153,7 @@ WRITERS: list[tuple[str, dict[str, Any]]] = [
 
 
 def may_lack_a_quotation_mark(cell: str, separator: str | None) -> bool:
-    """Whether a cell of a csv file may also be what a lost or misplaced quotation mark has left."""
+    """Whether a cell may be the result of a missing or misplaced quotation mark."""
     inner = cell.strip()
     quoted = cell[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"'
     return (separator is not None and quoted) or (
@@ -535,7 +535,7 @@ def test_a_key_that_the_first_objects_leave_out_is_found_before_any_job_and_read
         configuration.load_dataset("mine", tmp_path)
 
 
-def test_a_column_of_separators_that_is_alone_stays_one_column(tmp_path: Path) -> None:
+def test_a_single_column_with_separators_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\n"a;b"\nc;d\n"e|f"\n', encoding="utf-8")
     assert [row["text"] for row in read_rows(path)] == ["a;b", "c;d", "e|f"]

@@ -1,4 +1,4 @@
-"""Files as people have them: each is read exactly, or refused in one line that says what to do. No file gives a traceback."""
+"""Unusual files are read exactly or refused in one line with a remedy, never a traceback."""
 
 import csv
 import datetime
@@ -88,7 +88,7 @@ def test_damaged_parquet_is_refused_in_one_line_with_a_remedy(tmp_path: Path, re
 
 
 def separated(rows: Iterable[Iterable[str]], mark: str, quoting: Literal[0, 1]) -> str:
-    """A table as a program writes it with a separator."""
+    """A table with a given separator."""
     stream = io.StringIO()
     csv.writer(stream, delimiter=mark, quoting=quoting).writerows(rows)
     return stream.getvalue()
@@ -111,7 +111,7 @@ def test_a_table_is_read_exactly_whatever_separates_its_columns(
     assert [each.text for each in read_texts(path)] == [text for text, _ in TABLE]
 
 
-def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) -> None:
+def test_a_single_column_with_separators_in_its_texts_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text\nParis; in France | so\nRome\n", encoding="utf-8")
     assert [each.text for each in read_texts(path)] == ["Paris; in France | so", "Rome"]
@@ -391,7 +391,7 @@ def test_a_cell_without_text_is_refused_with_row_column_and_remedy(
 
 @pytest.mark.parametrize("value", [datetime.date(2020, 1, 1), [1], {"a": 1}, b"a", float("inf")])
 @pytest.mark.parametrize("column", ["id", "answer", "question", "context"])
-def test_a_value_to_score_that_is_no_text_is_refused_with_row_column_and_remedy(
+def test_a_value_to_score_that_is_not_text_is_refused_with_row_column_and_remedy(
     tmp_path: Path, column: str, value: Any
 ) -> None:
     path = write_parquet(tmp_path / "a.parquet", pa.table({"text": ["It is so"], column: [value]}))
@@ -421,7 +421,7 @@ MISSING = ["NA", "nan", "NaN", "<NA>", "None", "NULL", "null", "N/A", "#N/A", "\
 
 @pytest.mark.parametrize("end", ["csv", "tsv"])
 @pytest.mark.parametrize("word", MISSING)
-def test_a_word_for_a_missing_value_in_csv_is_no_answer_no_group_and_no_context(
+def test_a_word_for_a_missing_value_in_csv_is_not_used_as_answer_group_or_context(
     tmp_path: Path, word: str, end: str
 ) -> None:
     full = {
@@ -511,7 +511,7 @@ UNDER_A_WRONG_ENDING = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("end", ["csv", "tsv", "json", "jsonl", "txt", "parquet"])
 @pytest.mark.parametrize("kind", UNDER_A_WRONG_ENDING)
-def test_a_file_of_another_kind_is_refused_by_its_kind(
+def test_a_file_in_another_format_is_refused_with_its_format(
     tmp_path: Path, kind: str, end: str, reader: str
 ) -> None:
     content, message = UNDER_A_WRONG_ENDING[kind]
@@ -590,7 +590,7 @@ TEXTS = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=12).map("".join)
 
 
 def rows_or_refusal(path: Path, read: Callable[[Path], Iterable[Any]]) -> tuple[list[Any], str]:
-    """What a reader gives of a file, or its error."""
+    """The result of a reader, or its error."""
     try:
         return list(read(path)), ""
     except UserError as error:
@@ -625,7 +625,7 @@ _BYTES = (
 @given(
     texts=st.lists(TEXTS, min_size=2, max_size=4), others=st.lists(TEXTS, min_size=4, max_size=4)
 )
-def test_what_programs_write_of_a_table_is_read_as_that_table_or_refused_in_one_line(
+def test_a_table_written_by_a_program_is_read_exactly_or_refused_in_one_line(
     tmp_path: Path, writer: str, texts: list[str], others: list[str]
 ) -> None:
     end, write = WRITERS[writer]

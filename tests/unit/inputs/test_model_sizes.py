@@ -1,4 +1,4 @@
-"""Sizes that a config.json gives, compared with what transformers makes of the same file."""
+"""Sizes from a config.json, compared with those that transformers reads."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ def write(path: Path, about: Any) -> Path:
 
 @cache
 def defaults() -> dict[str, dict[str, Any]]:
-    """The default configuration of every causal language model that can be made without arguments."""
+    """The default configuration of every causal language model that needs no arguments."""
     logging.disable(logging.WARNING)
     found = {}
     for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -188,7 +188,7 @@ def test_the_longest_input_is_found_under_every_name_that_architectures_use(
     assert read_limit(write(tmp_path / "config.json", about), "k") == max_context(about) == limit
 
 
-def test_a_context_may_be_as_long_as_the_model_takes_and_no_longer() -> None:
+def test_a_context_may_be_as_long_as_the_model_allows() -> None:
     require_context(64, 64, "mine")
     with pytest.raises(
         UserError,

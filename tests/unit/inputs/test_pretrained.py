@@ -1,4 +1,4 @@
-"""Finding a layer's pretrained autoencoder, and refusing what does not fit it, from names and cfg.json alone."""
+"""Find and check a layer's pretrained autoencoder from names and cfg.json alone."""
 
 import json
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_folder_is_found_by_its_name_or_by_the_pattern(tmp_path: Path) -> None
         pretrained.locate(plain, 5, "resid_post")
     with pytest.raises(
         UserError,
-        match="there is no folder owner/name; for a hub repository set sae.revision to its commit",
+        match=r"there is no folder owner/name; for a hub repository set sae\.revision to its commit",
     ):
         pretrained.locate(SaeSettings(source="owner/name"), 5, "resid_post")
 
@@ -224,7 +224,7 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
         ),
     ],
 )
-def test_what_does_not_fit_is_named_in_one_line(
+def test_an_unsuitable_autoencoder_is_refused_in_one_line(
     change: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     folder = put(tmp_path / "sae", {**CFG, **change})
@@ -247,7 +247,7 @@ def test_what_does_not_fit_is_named_in_one_line(
         ({"k": 0}, "k is 0, expected a positive whole number"),
     ],
 )
-def test_what_sparsify_has_and_we_do_not_is_named(
+def test_unsupported_features_of_sparsify_are_named(
     change: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -421,7 +421,7 @@ def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(
         ),
     ],
 )
-def test_files_of_other_forms_are_named_with_what_to_do(
+def test_files_in_other_formats_are_named_with_a_remedy(
     file: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -498,7 +498,7 @@ def test_a_hub_repository_gives_the_folder_and_the_files_that_are_needed(
             pretrained.fetch(settings, 6, "resid_post")
 
 
-def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
+def test_without_the_hub_its_cache_is_used_or_the_error_has_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -529,7 +529,7 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
         ({"revision": "abc"}, "OWNER/NAME"),
     ],
 )
-def test_a_source_that_cannot_be_meant_is_refused(values: dict[str, str], said: str) -> None:
+def test_an_invalid_source_is_refused(values: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SaeSettings(**values)
 
@@ -552,7 +552,7 @@ def test_a_source_that_cannot_be_meant_is_refused(values: dict[str, str], said: 
         ("layer_05", "mlp.dense_4h_to_h", True),
     ],
 )
-def test_a_module_that_is_not_what_is_added_to_the_stream_is_refused(
+def test_a_module_whose_output_is_not_added_to_the_stream_is_refused(
     tmp_path: Path, named: str, sublayer: str, right: bool
 ) -> None:
     site = "attn_out" if "attn" in named else "mlp_out"

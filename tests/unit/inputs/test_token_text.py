@@ -1,4 +1,4 @@
-"""Tokens read as people write them: spaces kept, characters whole, windows that end with their text."""
+"""Readable text of tokens: spaces, whole characters, and windows within document and context."""
 
 from typing import Any
 
@@ -65,7 +65,9 @@ def test_every_window_of_a_text_joins_to_the_text(tokenizer: Any, text: TokenTex
     assert windows[1].token == " capital"
 
 
-def test_characters_broken_by_the_window_are_left_out(tokenizer: Any, text: TokenText) -> None:
+def test_incomplete_characters_at_the_ends_of_a_window_are_omitted(
+    tokenizer: Any, text: TokenText
+) -> None:
     ids = ids_of(tokenizer, "京 is 京")
     place = [text.alone(token) for token in ids].index(" is")
     assert text.window(ids[1:-1], place - 1) == Window("", " is", " ")

@@ -144,7 +144,7 @@ def _require_causal_model(directory: Path, config: dict[str, Any], name: str) ->
     if not isinstance(kind, str):
         raise UserError(f"{name}: config.json has no model_type; download the file again")
     if kind not in CONFIG_MAPPING:
-        remote = ", and its own code (auto_map) is never run" if "auto_map" in config else ""
+        remote = ", and custom code (auto_map) is never run" if "auto_map" in config else ""
         raise UserError(
             f"{name}: config.json has the model_type {kind!r}, which the installed transformers "
             f"does not know{remote}; use a model whose architecture is part of transformers"

@@ -165,18 +165,18 @@ def build(
     """
     with ExitStack() as stores:
         sides = []
-        for place, count in ((train, settings.tokens), (heldout, settings.heldout_tokens)):
+        for paths, count in ((train, settings.tokens), (heldout, settings.heldout_tokens)):
             contexts = -(-count // settings.context)
             block = min(contexts, max(1, _CHUNK_TOKENS // settings.context))
             write = _writer(
-                stores.enter_context(atomic_directory(place.store)),
+                stores.enter_context(atomic_directory(paths.store)),
                 contexts,
                 settings.context,
                 block,
             )
             sides.append(Packer(contexts, settings.context, separator(tokenizer), write, block))
         shares = _pack(streams, tokenizer, sides, settings, str(about["source"]))
-    for side, place in zip(sides, (train, heldout), strict=True):
+    for side, paths in zip(sides, (train, heldout), strict=True):
         manifest = {
             **about,
             "tokens_by_source": shares,
@@ -185,9 +185,9 @@ def build(
             "context": settings.context,
             "tokens": side.size,
             "documents": side.used,
-            "files_sha256": _digests(place.store),
+            "files_sha256": _digests(paths.store),
         }
-        write_json(place.manifest, manifest)
+        write_json(paths.manifest, manifest)
 
 
 def _pack(

@@ -69,7 +69,7 @@ _BOOKKEEPING = _names(
     "sae_lens_version sae_lens_training_version neuronpedia_id",
 )
 _OTHER_OUTPUT = {
-    "d_out": "a transcoder's own output width",
+    "d_out": "the output width of a transcoder",
     "hook_name_out": "a transcoder's output",
     "hook_point_out": "a transcoder's output",
     "hook_layer_out": "a transcoder's output",
