@@ -214,7 +214,7 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
             {"normalize_activations": "constant_norm_rescale"},
             "normalize_activations is 'constant_norm_rescale'",
         ),
-        ({"d_out": 8}, r"d_out is 8 \(a transcoder's own output width\)"),
+        ({"d_out": 8}, r"d_out is 8 \(the output width of a transcoder\)"),
         ({"kval_topk": 4}, r"the field kval_topk \(value 4\) is unknown"),
         ({"input_scale": 2.0}, r"the field input_scale \(value 2\.0\) is unknown and may change"),
         ({"metadata": {"hook_name": "hook_embed"}}, "'hook_embed' names no known site of a block"),
