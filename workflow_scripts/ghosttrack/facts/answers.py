@@ -159,10 +159,7 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ans
 
 
 def _is_letter(words: Words) -> bool:
-    """Whether an answer is a single letter, as in a multiple-choice question.
-
-    "A" is no article there.
-    """
+    """Whether an answer is one letter, as in a multiple-choice question ("A" is no article)."""
     return len(words) == 1 and len(words[0]) == 1 and words[0].isalpha()
 
 

@@ -177,10 +177,7 @@ def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 
 def known_cities(sources: SourceData) -> list[City]:
-    """Cities whose name is unambiguous, best known first.
-
-    Without the United States (see `_us_cities`).
-    """
+    """Cities outside the United States whose name is unambiguous, best known first."""
     skipped = {fold(name) for name in sources.choices["no_cities"]}
     skipped |= {fold(country.raw["capital"].strip()) for country in sources.countries.values()}
     skipped |= {fold(name) for name in sources.choices["capitals"].values()}

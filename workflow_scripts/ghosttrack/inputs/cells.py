@@ -144,10 +144,7 @@ def _inside(value: Any, key: str) -> Any:
 
 
 def _has(row: Row, column: str) -> bool:
-    """Whether a row has or may have a column.
-
-    Null and lists do not show whether they have a nested one.
-    """
+    """Whether a row has or may have a column; null or a list may have a nested column."""
     if column in row:
         return True
     value: Any = row
@@ -265,10 +262,7 @@ def nul_flaw(text: str) -> str:
 
 
 def surrogate_flaw(text: str) -> str:
-    """The position of a lone surrogate, which is no character, with a remedy.
-
-    "" if there is none.
-    """
+    """The position of a lone surrogate in a text, with a remedy; "" if there is none."""
     if not text.isascii():
         try:
             text.encode()

@@ -46,8 +46,6 @@ def fetch(
 ) -> dict[str, Any]:
     """Write the model of `source` to the directory `destination`, which is replaced.
 
-    Return the manifest.
-
     The weights keep their precision, except that GGUF weights become float32. They form one
     safetensors file.
 
@@ -57,6 +55,8 @@ def fetch(
             related files.
         dimensions: layers and width in the settings; compared with the model's configuration.
         seed: of random weights.
+    Returns:
+        The manifest.
     Raises:
         UserError: no network, unknown source, missing or damaged weights or tokenizer, other
             dimensions, or a tokenizer that differs from its source or does not fit the model.

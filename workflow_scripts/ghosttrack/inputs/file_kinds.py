@@ -110,10 +110,7 @@ def exists(path: Path) -> bool:
 
 
 def _out_of_reach(path: Path) -> str:
-    """`_MISSING` if a path does not exist, the reason if it cannot be looked up.
-
-    "" if it exists.
-    """
+    """ "" if a path exists, `_MISSING` if not, the reason if it cannot be looked up."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -32,8 +32,7 @@ from ghosttrack.inputs.cells import MISSING, Row, as_text, cell, shown, text_fla
 
 EXPECTED = (
     'a text, a number, texts separated by `;`, a list such as ["Paris", "City of Paris"], or an '
-    "object "
-    "with the keys text, value and aliases, short_answers, or choices and labels"
+    "object with the keys text, value and aliases, short_answers, or choices and labels"
 )
 
 # The repr of other Python collections, which are not supported: array([...]), dict(...),

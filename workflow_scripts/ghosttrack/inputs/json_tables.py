@@ -212,9 +212,9 @@ def _nested(content: dict[str, Any], where: str) -> JsonRows:
     keys = ", ".join(list(content)[:3])
     raise UserError(
         f"{where} holds objects under the keys {keys}, ..., which may be rows or columns; "
-        f"{ONE_A_LINE}, "
-        'where frame is pandas.read_json(FILE, orient="index") if the keys are rows, or with '
-        'orient="columns" if they are columns'
+        f"{ONE_A_LINE}, where frame is "
+        'pandas.read_json(FILE, orient="index") if the keys are rows, or with orient="columns" if '
+        "they are columns"
     )
 
 

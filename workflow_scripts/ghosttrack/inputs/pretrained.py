@@ -121,8 +121,7 @@ def _refuse_other_forms(where: str, paths: Sequence[str]) -> None:
     if CFG in paths:
         raise UserError(
             f"sae.source: {where} is the folder of one autoencoder (it holds {CFG}), expected its "
-            "parent "
-            "folder; or replace the layer's number in the path by {layer}"
+            "parent folder; or replace the layer's number in the path by {layer}"
         )
     for path in paths:
         name = path.rsplit("/", 1)[-1]

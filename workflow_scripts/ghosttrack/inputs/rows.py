@@ -60,10 +60,7 @@ def rows_ahead(path: Path, key: str) -> Iterator[Row]:
 
 
 def refusal(path: Path) -> str:
-    """Why a file cannot be a table, judged by its name and first bytes, with a remedy.
-
-    "" if it can.
-    """
+    """Why a file cannot be a table, by its name and first bytes; "" if it can."""
     if reason := file_kinds.not_a_file(path):
         return f"{reason}; expected a {', '.join(FILES)} file"
     if path.suffix.lower() not in FILES:

@@ -112,7 +112,7 @@ SPARSIFY = KnownFields(
 def require_known(path: Path, cfg: Mapping[str, Any], known: KnownFields) -> None:
     """Check that a cfg.json has no unknown field and enables no unsupported feature.
 
-    Null is ignored.
+    A field whose value is null is ignored.
 
     Raises:
         UserError: naming the file, the field and its value.

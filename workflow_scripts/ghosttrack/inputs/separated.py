@@ -223,8 +223,7 @@ def _named(header: Sequence[str], values: Sequence[str], where: str, separator: 
         raise UserError(
             f"{where} has {len(values)} values for {len(header)} columns ({columns_of(header)}); "
             "quote texts that contain a separator or a line break, and name every column in the "
-            "first "
-            "line" + _row_names_hint(header, values) + separator_hint(header)
+            "first line" + _row_names_hint(header, values) + separator_hint(header)
         )
     # Spreadsheets write empty cells after the last column.
     row = dict(zip(header, values, strict=False))
@@ -235,10 +234,7 @@ def _named(header: Sequence[str], values: Sequence[str], where: str, separator: 
 
 
 def _row_names_hint(header: Sequence[str], values: Sequence[str]) -> str:
-    """A remedy for R's write.table, which writes row names without a column name.
-
-    "" if it does not apply.
-    """
+    """A remedy for row names without a column name, as from R's write.table; otherwise ""."""
     row_names = len(values) == len(header) + 1 and values[0].isdecimal()
     return "; in R, write the table without row names: row.names = FALSE" if row_names else ""
 
@@ -249,8 +245,7 @@ def _quotation_flaw(value: str, separator: str) -> str:
     if value[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"':
         return (
             "a blank precedes the opening quotation mark, which therefore belongs to the text; "
-            "write "
-            ',"..." without the blank'
+            'write ,"..." without the blank'
         )
     if separator == "\t" and "\t" in value and "\n" in value:
         return (
