@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "no model_type": (only(hidden_size=8), r"has no model_type"),
     "unknown model_type": (config(model_type="nonesuch"), r"model_type 'nonesuch'.*does not know"),
-    "code of its own": (
+    "custom code": (
         config(model_type="nonesuch", auto_map={"AutoModelForCausalLM": "m.M"}),
         r"auto_map.* never run",
     ),
@@ -340,7 +340,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         text("generation_config.json", "{"),
         r"generation_config\.json is not JSON",
     ),
-    "tokenizer with code of its own": (
+    "tokenizer with custom code": (
         text(
             "tokenizer_config.json",
             '{"auto_map": {"AutoTokenizer": ["t.T", null]}, "tokenizer_class": "T"}',
@@ -368,7 +368,7 @@ def test_a_directory_that_cannot_be_read_gives_an_error_of_one_line(
 
 
 def own_code(folder: Path) -> None:
-    REFUSED["tokenizer with code of its own"][0](folder)
+    REFUSED["tokenizer with custom code"][0](folder)
     text(
         "tokenizer_config.json",
         '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}',

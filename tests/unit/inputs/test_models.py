@@ -197,7 +197,7 @@ def test_weights_keep_their_precision_and_are_computed_with_in_float32(
 def test_other_dimensions_name_the_key_and_leave_nothing_behind(
     directory: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"dimensions\.n_layers: the settings say 5, .* has 3"):
+    with pytest.raises(UserError, match=r"dimensions\.n_layers: the settings have 5, .* has 3"):
         fetch_directory(directory, tmp_path / "a", layers=5)
     assert not (tmp_path / "a").exists()
 
@@ -211,10 +211,10 @@ def test_missing_parts_are_named(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").rename(directory / "tokenizer.json")
     content = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="damaged or cut short"):
+    with pytest.raises(UserError, match="damaged or truncated"):
         fetch_directory(directory, tmp_path / "a")
     (directory / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no weights that transformers loads"):
+    with pytest.raises(UserError, match="no weights that transformers can load"):
         fetch_directory(directory, tmp_path / "a")
 
 

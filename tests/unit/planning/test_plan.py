@@ -243,7 +243,7 @@ def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_th
             r"source.id: 'n+\.+n+' cannot be looked up .File name too long",
         ),
         ({"score": {"texts": "nowhere.csv"}}, "score.texts: there is no file nowhere.csv"),
-        ({"score": {"context": "."}}, "score.context: . is a folder"),
+        ({"score": {"context": "."}}, "score.context: . is a directory"),
         ({"corpus": {"source": "n" * 300}}, r"corpus.source: 'n+\.+n+' cannot be looked up"),
     ],
 )

@@ -265,7 +265,7 @@ def test_the_script_logs_a_model_name_that_it_cannot_compare_and_refuses_one_tha
         fetch_sae.main(**given, source=SourceSettings(kind="hub", id="openai-community/gpt2"))
     assert not given["cfg"].exists()
     fetch_sae.main(**given, source=SourceSettings(kind="directory", id="models/mine"))
-    assert "a model named pythia-70m, and this one is mine" in caplog.text
+    assert "a model named pythia-70m, and this run uses mine" in caplog.text
     assert given["cfg"].exists()
 
 
