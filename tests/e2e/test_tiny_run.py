@@ -301,7 +301,7 @@ LONG = "word " * 3000
         "a label that is no label",
     ],
 )
-def test_own_texts_with_a_mistake_are_refused_by_name(
+def test_user_texts_with_a_mistake_are_refused_by_name(
     house_to_change: Path, table: str, words: list[str]
 ) -> None:
     (house_to_change / "mine.csv").write_text(table)

@@ -73,7 +73,7 @@ def test_a_text_that_does_not_fit_has_no_score(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("with_question", [False, True])
 @pytest.mark.parametrize(
-    "relation", ["", "unknown", *contexts.SOLVED, "capital_reverse", "symbol_reverse"]
+    "relation", ["", "unknown", *contexts.DEMONSTRATIONS, "capital_reverse", "symbol_reverse"]
 )
 def test_solved_examples_are_balanced_and_all_different(relation: str, with_question: bool) -> None:
     lines = p_true.solved(relation, with_question).splitlines()
@@ -89,7 +89,7 @@ def test_no_solved_example_is_an_evaluated_fact() -> None:
         if fact.role == "evaluated"
         for answer in fact.gold
     }
-    assert not pairs & {pair for found in contexts.SOLVED.values() for pair in found}
+    assert not pairs & {pair for found in contexts.DEMONSTRATIONS.values() for pair in found}
     statement = p_true.solved("capital", with_question=False)
     assert "The capital of Japan is Tokyo. True or false? True" in statement
     assert "The capital of Egypt is Tokyo. True or false? False" in statement

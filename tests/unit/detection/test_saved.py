@@ -142,7 +142,7 @@ def test_the_scores_of_a_data_set_are_those_of_the_same_texts_given_by_hand(
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
-def test_own_texts_are_read_at_the_positions_of_the_run(
+def test_user_texts_are_read_at_the_positions_of_the_run(
     tmp_path: Path, positions: Positions
 ) -> None:
     run_fakes.make(tmp_path, groups=16, positions=positions)
@@ -272,7 +272,7 @@ def test_without_an_answer_the_last_word_is_judged(detector: Detector) -> None:
     [
         ("  ", "text 1: expected text"),
         ({"texts": "x"}, "expected the keys text"),
-        (Text("a b", "c"), "does not hold its answer"),
+        (Text("a b", "c"), "does not contain its answer"),
         ("word " * 300, "the model takes"),
     ],
 )
@@ -380,7 +380,7 @@ def test_texts_behind_solved_statements_get_what_the_training_set_got(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As a data set the texts stand behind the solved statements of their relation; by hand the same ones are given.
-    monkeypatch.setitem(contexts.SOLVED, "capital", (("Peru", "Lima"),))
+    monkeypatch.setitem(contexts.DEMONSTRATIONS, "capital", (("Peru", "Lima"),))
     shown = contexts.context_of("capital")
     text = "The capital of Chad is Lima."
     frame = pd.DataFrame(
@@ -433,7 +433,7 @@ def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
             ["--texts", "long.txt"],
             "texts: line 1 of long.txt: 100,001 characters, more than 100,000",
         ),
-        (["Z\udcfcrich is a city."], "text 1: text: character 2 is half of a surrogate pair"),
+        (["Z\udcfcrich is a city."], "half of a surrogate pair; remove it"),
         ([], "give texts either"),
         (["a", "--texts", "b.csv"], "give texts either"),
         (["a", "b", "--answer", "c"], "exactly one text"),

@@ -2,9 +2,14 @@
 
 import pytest
 
-from ghosttrack.facts.answers import TENS, UNITS, Verdict, first_answer, judge, normalise
+from ghosttrack.facts.answers import TENS, UNITS, AnswerVerdict, first_answer, judge, normalise
 
-CORRECT, WRONG, AMBIGUOUS, EMPTY = Verdict.CORRECT, Verdict.WRONG, Verdict.AMBIGUOUS, Verdict.EMPTY
+CORRECT, WRONG, AMBIGUOUS, EMPTY = (
+    AnswerVerdict.CORRECT,
+    AnswerVerdict.WRONG,
+    AnswerVerdict.AMBIGUOUS,
+    AnswerVerdict.EMPTY,
+)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,9 @@ def test_the_answer_ends_at_the_first_line_or_sentence(text: str, expected: str)
         ("Lyon, not Paris", ["Paris"], AMBIGUOUS),
     ],
 )
-def test_known_answers_without_candidates(answer: str, gold: list[str], expected: Verdict) -> None:
+def test_known_answers_without_candidates(
+    answer: str, gold: list[str], expected: AnswerVerdict
+) -> None:
     assert judge(answer, gold) is expected
 
 
@@ -151,7 +158,7 @@ def test_known_answers_without_candidates(answer: str, gold: list[str], expected
     ],
 )
 def test_other_candidates_beside_the_right_one_make_it_ambiguous(
-    answer: str, gold: list[str], others: list[str], expected: Verdict
+    answer: str, gold: list[str], others: list[str], expected: AnswerVerdict
 ) -> None:
     assert judge(answer, gold, others) is expected
 
@@ -254,7 +261,7 @@ def test_no_gold_answer_is_refused() -> None:
 
 
 def test_verdicts_are_plain_strings() -> None:
-    assert [str(verdict) for verdict in Verdict] == ["correct", "wrong", "ambiguous", "empty"]
+    assert [str(verdict) for verdict in AnswerVerdict] == ["correct", "wrong", "ambiguous", "empty"]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +283,6 @@ def test_verdicts_are_plain_strings() -> None:
     ],
 )
 def test_letters_and_signs_that_tell_answers_apart_are_kept(
-    answer: str, gold: list[str], others: list[str], expected: Verdict
+    answer: str, gold: list[str], others: list[str], expected: AnswerVerdict
 ) -> None:
     assert judge(answer, gold, others) == expected

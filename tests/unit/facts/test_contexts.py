@@ -1,12 +1,12 @@
-"""The solved statements before every text: the same for a whole relation, and nothing that is evaluated."""
+"""Demonstrations before a text: the same for a whole relation, and never evaluated facts."""
 
 import pytest
 
 from ghosttrack.facts import contexts, statements
 
 
-@pytest.mark.parametrize("relation", contexts.SOLVED)
-def test_no_solved_fact_is_evaluated_in_either_direction(relation: str) -> None:
+@pytest.mark.parametrize("relation", contexts.DEMONSTRATIONS)
+def test_no_demonstration_is_evaluated_in_either_direction(relation: str) -> None:
     evaluated = {
         frozenset((fact.subject.casefold(), answer.casefold()))
         for table in statements.list_tables()
@@ -16,13 +16,13 @@ def test_no_solved_fact_is_evaluated_in_either_direction(relation: str) -> None:
     }
     shown = {
         frozenset((subject.casefold(), answer.casefold()))
-        for subject, answer in contexts.SOLVED[relation]
+        for subject, answer in contexts.DEMONSTRATIONS[relation]
     }
-    assert len(shown) == len(contexts.SOLVED[relation])
+    assert len(shown) == len(contexts.DEMONSTRATIONS[relation])
     assert not shown & evaluated
 
 
-def test_every_evaluated_relation_of_the_default_sets_has_solved_statements() -> None:
+def test_every_evaluated_relation_of_the_default_sets_has_demonstrations() -> None:
     for table in (
         "cities",
         "capitals",

@@ -1,4 +1,4 @@
-"""The shipped files: small, well-formed, and free of evaluated answers where they are trained on."""
+"""The shipped files: small, well-formed, and without evaluated answers in the training text."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_the_finder_sees_whole_names_only_in_any_case_accent_and_order() -> None
 
 
 def test_the_finder_agrees_with_a_plain_search(statements: list[str]) -> None:
-    """Differential: the same verdict as looking for every pair in every text, on texts with and without pairs."""
+    """Differential test against a search for every pair in every text, with and without pairs."""
     import re
 
     from ghosttrack.facts.statements import fold
@@ -99,11 +99,11 @@ def test_tables_hold_clean_names_and_no_fact_twice(table: str) -> None:
     facts = load_table(table)
     assert len({(fact.relation, fact.subject, fact.answer) for fact in facts}) == len(facts)
     for fact in facts:
-        for name in (fact.subject, *fact.gold, *fact.avoid, *fact.near):
+        for name in (fact.subject, *fact.gold, *fact.excluded_distractors, *fact.distractors):
             assert name == name.strip() != ""
             assert not set(name) & set('"|\t\n&()')
-        assert not set(fact.gold) & set(fact.near)
-        assert fact.role in ("evaluated", "solved")
+        assert not set(fact.gold) & set(fact.distractors)
+        assert fact.role in ("evaluated", "demonstration")
 
 
 def test_every_table_has_its_data_set_file() -> None:

@@ -1,4 +1,4 @@
-"""Statements are balanced, right, unambiguous and give nothing away; questions never show what is evaluated."""
+"""Statements are balanced, correct and do not reveal their label; prompts never show evaluated facts."""
 
 import random
 from collections import Counter
@@ -13,20 +13,19 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline, make_union
 
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import Example, Question, same_text
 from ghosttrack.facts.statements import (
-    COLUMNS,
     CONTROL_SETS,
-    QUESTION_COLUMNS,
     QUESTION_TABLES,
     STRICT_SETS,
     Fact,
     build_questions,
     build_statements,
+    demonstrations,
     list_tables,
     load_table,
     look_alike,
     pair_facts,
-    solved_examples,
     swappable,
 )
 
@@ -42,8 +41,8 @@ def fact(subject: str, answer: str, **more: object) -> Fact:
     values: dict[str, object] = {
         "aliases": (),
         "accepted": (),
-        "avoid": (),
-        "near": (),
+        "excluded_distractors": (),
+        "distractors": (),
         "role": "evaluated",
         **more,
     }
@@ -55,7 +54,7 @@ def test_rows_have_the_columns_and_spans_of_the_contract(
     table: str, frames: dict[str, pd.DataFrame]
 ) -> None:
     frame = frames[table]
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == Example._fields
     assert frame["id"].is_unique
     assert frame["text"].is_unique
     assert set(frame["mode"]) == {"given"}
@@ -96,7 +95,7 @@ def test_no_false_statement_is_true_by_any_row_of_its_table(
     true = {
         (each.relation, each.subject, name)
         for each in load_table(table)
-        for name in (*each.gold, *each.avoid)
+        for name in (*each.gold, *each.excluded_distractors)
     }
     frame = frames[table]
     for row in frame[frame["label"] == 1].itertuples():
@@ -133,7 +132,7 @@ def test_another_seed_gives_other_blocks(frames: dict[str, pd.DataFrame]) -> Non
 
 
 def out_of_fold_auroc(frame: pd.DataFrame) -> tuple[float, float, float]:
-    """AUROC of TF-IDF (words 1-2, characters 2-4) + logistic regression, grouped 5-fold, with its cluster-bootstrap interval."""
+    """AUROC and cluster-bootstrap interval of TF-IDF and logistic regression in a grouped 5-fold split."""
     label, scores = frame["label"].to_numpy(), np.zeros(len(frame))
     for train, test in GroupKFold(5).split(frame, label, frame["group"]):
         words = make_union(
@@ -159,7 +158,7 @@ def out_of_fold_auroc(frame: pd.DataFrame) -> tuple[float, float, float]:
 def test_text_alone_does_not_tell_true_from_false_in_strict_sets(
     frames: dict[str, pd.DataFrame],
 ) -> None:
-    """All sets, not chosen ones. One 95 % interval in twenty misses .5 by chance, so at most one of the nine may."""
+    """One 95 % interval in twenty misses .5 by chance, so at most one of the nine intervals may."""
     results = {table: out_of_fold_auroc(frames[table]) for table in STRICT_SETS}
     assert all(abs(auroc - 0.5) < 0.03 for auroc, _, _ in results.values()), results
     assert abs(np.mean([auroc for auroc, _, _ in results.values()]) - 0.5) < 0.01, results
@@ -175,22 +174,24 @@ def test_text_alone_tells_true_from_false_in_the_positive_controls(
 
 
 def test_hard_false_answers_are_close_to_the_truth(frames: dict[str, pd.DataFrame]) -> None:
-    near = {(each.relation, each.subject): each.near for each in load_table("borders_hard")}
+    distractors = {
+        (each.relation, each.subject): each.distractors for each in load_table("borders_hard")
+    }
     frame = frames["borders_hard"]
     sides = Counter(
-        row.answer in near[row.relation, row.subject]
+        row.answer in distractors[row.relation, row.subject]
         for row in frame[frame["label"] == 1].itertuples()
     )
     assert sides[True] == (frame["label"] == 1).sum()
 
 
 def test_a_fact_is_not_paired_where_its_partner_might_be_right() -> None:
-    spain = fact("Spain", "Spanish", avoid=("Basque",))
+    spain = fact("Spain", "Spanish", excluded_distractors=("Basque",))
     assert swappable(spain, fact("Brazil", "Portuguese"), strict=False)
     assert not swappable(spain, fact("Chile", "Spanish"), strict=False)
     assert not swappable(spain, fact("B", "Basque"), strict=False)
     assert not swappable(spain, fact("C", "Catalan", accepted=("Spanish",)), strict=False)
-    assert not swappable(spain, fact("P", "Portuguese", near=("French",)), strict=False)
+    assert not swappable(spain, fact("P", "Portuguese", distractors=("French",)), strict=False)
     assert not swappable(fact("Spain", "France"), fact("Italy", "Spain"), strict=False)
     assert not swappable(fact("Poland", "A"), fact("B", "Polish"), strict=True)
 
@@ -214,7 +215,7 @@ def test_a_limit_below_one_block_is_refused() -> None:
 
 def test_questions_are_spread_evenly_and_never_show_their_answer() -> None:
     frame = build_questions(seed=0, count=200)
-    assert tuple(frame.columns) == QUESTION_COLUMNS
+    assert tuple(frame.columns) == Question._fields
     assert len(frame) == 200
     assert frame["id"].is_unique
     assert frame["group"].is_unique
@@ -235,7 +236,7 @@ def test_all_questions_can_be_asked_and_more_are_not_invented() -> None:
     pd.testing.assert_frame_equal(frame, build_questions(seed=3, count=10_000))
 
 
-def test_worked_examples_are_in_no_evaluated_set(frames: dict[str, pd.DataFrame]) -> None:
+def test_demonstrations_are_in_no_evaluated_set(frames: dict[str, pd.DataFrame]) -> None:
     pairs = {
         (frozenset((row.subject, row.answer)))
         for frame in frames.values()
@@ -243,8 +244,14 @@ def test_worked_examples_are_in_no_evaluated_set(frames: dict[str, pd.DataFrame]
     }
     asked = set(build_questions(seed=0, count=10_000)["group"])
     for relation in QUESTION_TABLES:
-        examples = solved_examples(relation)
+        examples = demonstrations(relation)
         assert 3 <= len(examples) <= 5
         for example in examples:
             assert f"{relation}: {example.subject}" not in asked
             assert frozenset((example.subject, example.answer)) not in pairs
+
+
+def test_texts_that_differ_in_case_spacing_or_final_full_stops_are_the_same() -> None:
+    assert same_text("Rome is  in\nItaly.") == same_text("ROME is in Italy")
+    assert same_text("Rome is in Italy!") != same_text("Rome is in Italy")
+    assert same_text("Washington D.C.") != same_text("Washington DC")

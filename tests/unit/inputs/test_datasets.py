@@ -1,4 +1,4 @@
-"""Every data set in one form: known ones from small samples and from real files, and a user's own."""
+"""Data sets: public ones from small samples and from real files, and files of the user."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from ghosttrack.detection import splits
 from ghosttrack.errors import UserError
-from ghosttrack.facts import statements
+from ghosttrack.facts.examples import Example, Question
 from ghosttrack.inputs import datasets, hub
 from ghosttrack.settings import DatasetSettings
 
@@ -56,8 +56,8 @@ def questions(count: int) -> list[dict[str, Any]]:
 
 
 def check_form(frame: pd.DataFrame) -> None:
-    """What every later step relies on."""
-    assert list(frame.columns) == list(statements.COLUMNS)
+    """Properties that every later step relies on."""
+    assert list(frame.columns) == list(Example._fields)
     assert frame["id"].is_unique
     assert set(frame["label"]) == {0, 1}
     for row in frame.itertuples():
@@ -93,7 +93,7 @@ def test_truthfulqa_gives_every_answer_once_and_drops_texts_with_both_labels(
     assert frame["group"].nunique() == 2
 
 
-def test_truthfulqa_reads_the_hubs_form_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truthfulqa_is_read_in_the_format_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     row = {
         "type": "Adversarial",
@@ -105,9 +105,9 @@ def test_truthfulqa_reads_the_hubs_form_too(monkeypatch: pytest.MonkeyPatch) -> 
         "source": "x",
     }
 
-    def rows(*arguments: Any, **_: Any) -> hub.Rows:
+    def rows(*arguments: Any, **_: Any) -> hub.HubRows:
         asked.append(arguments)
-        return hub.Rows(iter([row]), "abc")
+        return hub.HubRows(iter([row]), "abc")
 
     monkeypatch.setattr(hub, "rows", rows)
     frame = datasets.load_examples(settings(source="truthfulqa"), seed=0)
@@ -125,7 +125,7 @@ def test_halueval_gives_a_pair_for_each_question_which_is_the_group(tmp_path: Pa
         assert frame.groupby("group")["label"].apply(list).tolist() == [[0, 1], [0, 1]]
 
 
-def test_solved_examples_are_never_asked(tmp_path: Path) -> None:
+def test_demonstrations_are_never_asked(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "nq.jsonl",
         [*questions(30), {"question": "What is  NUMBER 3", "answer": ["again"]}],
@@ -133,7 +133,7 @@ def test_solved_examples_are_never_asked(tmp_path: Path) -> None:
     frame = datasets.load_questions(
         settings(source="nq_open", mode="generated", path=str(path)), seed=1, count=100
     )
-    assert list(frame.columns) == list(statements.QUESTION_COLUMNS)
+    assert list(frame.columns) == list(Question._fields)
     assert len(frame) == 30 - datasets.SHOTS
     assert frame["id"].is_unique
     shots = frame["prompt"].iloc[0].rsplit("Q: ", 1)[0]
@@ -145,7 +145,7 @@ def test_solved_examples_are_never_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nq_open", "facts"])
-def test_the_messages_of_a_chat_are_the_solved_examples_of_the_plain_prompt_and_the_question(
+def test_the_messages_of_a_chat_are_the_demonstrations_of_the_plain_prompt_and_the_question(
     tmp_path: Path, source: str
 ) -> None:
     path = str(write_lines(tmp_path / "nq.jsonl", questions(30))) if source == "nq_open" else None
@@ -216,7 +216,7 @@ def test_triviaqa_reads_the_hubs_rows_and_the_authors_file(tmp_path: Path) -> No
 def test_too_few_questions_and_questions_without_answers_are_named(tmp_path: Path) -> None:
     few = write_lines(tmp_path / "few.jsonl", questions(5))
     with pytest.raises(
-        UserError, match=r"few\.jsonl holds 5 different questions; 5 go into the prompt"
+        UserError, match=r"few\.jsonl holds 5 different questions; the prompt needs 5 "
     ):
         datasets.load_questions(
             settings(source="nq_open", mode="generated", path=str(few)), seed=0, count=3
@@ -251,7 +251,7 @@ def own(path: Path, table: Mapping[str, Any], **values: Any) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("labels", [[0, 1], ["false", "TRUE"], ["0.0", "1.0"], [False, True]])
-def test_own_texts_are_taken_as_they_stand(tmp_path: Path, labels: list[Any]) -> None:
+def test_user_texts_are_used_unchanged(tmp_path: Path, labels: list[Any]) -> None:
     frame = own(tmp_path / "a.csv", {"text": ["NA", "Rome is in Peru."], "label": labels})
     check_form(frame)
     assert frame[["text", "answer", "prompt", "label"]].values.tolist() == [
@@ -261,7 +261,7 @@ def test_own_texts_are_taken_as_they_stand(tmp_path: Path, labels: list[Any]) ->
     assert frame["group"].nunique() == 2
 
 
-def test_files_that_mark_true_texts_with_1_are_turned_round(tmp_path: Path) -> None:
+def test_labels_are_inverted_if_1_marks_true_texts(tmp_path: Path) -> None:
     frame = own(
         tmp_path / "a.csv",
         {"statement": ["a", "b"], "label": [1, 0]},
@@ -347,7 +347,7 @@ def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
         (
             {"text": ["a", "b"], "label": [1, 1]},
             {},
-            r"a.csv: all 2 texts that are left are hallucinated",
+            r"a.csv: all 2 remaining texts are hallucinated",
         ),
         (
             {"text": ["a", "b"], "label": [0, 1], "q": ["a", "x"]},
@@ -357,12 +357,12 @@ def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
         (
             {"text": ["a", "b"], "label": [0, 1], "q": ["a", "b"]},
             {"question_column": "q"},
-            "row 1 of .*behind the question, there is no text",
+            "row 1 of .*after the question, there is no text",
         ),
         (
             {"text": ["ab", "b"], "label": [0, 1], "x": ["b", "c"]},
             {"answer_column": "x"},
-            "row 2 of .*does not hold its answer 'c'",
+            "row 2 of .*does not contain its answer 'c'",
         ),
         (
             {"text": ["Cafe\u0301 x", "b"], "label": [0, 1], "x": ["Caf\u00e9", "b"]},
@@ -372,16 +372,16 @@ def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
         (
             {"text": ["a", "In Paris"], "label": [0, 1], "x": ["a", "PARIS"]},
             {"answer_column": "x"},
-            "row 2 of .*other capital letters",
+            "row 2 of .*upper and lower case differ",
         ),
         (
             {"text": ["a", "b"], "label": [0, 1]},
             {"mode": "generated", "question_column": "text", "gold_column": "label"},
-            "read as labelled texts with mode: given",
+            "expected labelled texts; set mode: given",
         ),
     ],
 )
-def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
+def test_errors_in_user_texts_name_row_and_key(
     tmp_path: Path, table: Mapping[str, Any], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -393,8 +393,8 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
     [
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"text,label\na,0,1\n", "row 1 of .* has 3 values for 2 columns"),
-        ("a.csv", b'text,label\n"a,0\n', "not a table of values between commas"),
-        ("a.csv", b"text,text\na,0\n", "two columns of one name"),
+        ("a.csv", b'text,label\n"a,0\n', "not a table of values separated by commas"),
+        ("a.csv", b"text,text\na,0\n", "two columns with the name"),
         (
             "a.csv",
             "text,label\nZürich,0\n".encode("latin-1"),
@@ -413,7 +413,7 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         (
             "a.csv",
             "text,label\na,0\n".encode("utf-16-le"),
-            "path: .*a.csv is full of NUL bytes, as UTF-16 text without",
+            "path: .*a.csv is full of NUL bytes, like binary files and UTF-16 text without",
         ),
         ("a.csv", b"text,x\0y,label\n", "path: the header of .*a.csv: character 2 is NUL"),
         ("a.csv", b"text,label\n", "holds no rows"),
@@ -434,7 +434,7 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         (
             "a.csv",
             b'text,label\na,0\n"b,1\nc,0\n',
-            "row 2, column 'text', line 4: unexpected end of data; is a quotation mark",
+            "row 2, column 'text', line 4: unexpected end of data; close every quotation mark",
         ),
         pytest.param(
             "a.csv",
@@ -480,14 +480,14 @@ def test_what_is_wrong_with_own_texts_is_said_with_row_and_key(
         (
             "a.jsonl",
             b'{"text": "a", "x": {"y": ["\\ud800"]}}',
-            "row 1 of .*column 'x': character 1 is half of a surrogate pair, .ud800",
+            "row 1 of .*column 'x': character 1 is .ud800, half of a surrogate pair",
         ),
         (
             "a.json",
             b'[{"text": "a"}, {"text": "ab\\udc00c"}]',
-            "row 2 of .*column 'text': character 3 is half of a surrogate pair, .udc00",
+            "row 2 of .*column 'text': character 3 is .udc00, half of a surrogate pair",
         ),
-        ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is half"),
+        ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is .*, half"),
         ("a.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 of .* is not an object"),
@@ -512,7 +512,7 @@ def test_a_parquet_cell_that_is_not_utf8_is_named_with_its_row_and_column(tmp_pa
         datasets.load_examples(settings(source="file", path=str(tmp_path / "a.parquet")), seed=0)
 
 
-def test_a_long_cell_in_a_column_that_nobody_reads_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_long_cell_in_a_column_that_is_not_read_is_accepted(tmp_path: Path) -> None:
     limit = csv.field_size_limit()
     frame = own(
         tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1], "page": ["c" * 2_000_000, "d\0"]}
@@ -536,7 +536,7 @@ def test_an_accepted_answer_with_half_a_surrogate_pair_is_named_with_its_row(
     }
     with pytest.raises(
         UserError,
-        match=r"row 4 of .*q\.csv, column 'gold': character 1 is half of a surrogate pair",
+        match=r"row 4 of .*q\.csv, column 'gold': character 1 is .*, half of a surrogate pair",
     ):
         datasets.load_questions(settings(**base), seed=0, count=2)
 
@@ -563,7 +563,7 @@ def test_csv_tsv_jsonl_json_and_parquet_give_the_same_texts(tmp_path: Path) -> N
         assert frame[["text", "label"]].values.tolist() == table.values.tolist()
 
 
-def test_own_questions_need_gold_answers(tmp_path: Path) -> None:
+def test_user_questions_need_gold_answers(tmp_path: Path) -> None:
     rows = [{"q": f"Number {n}?", "gold": f"{n}; n{n}"} for n in range(9)]
     path = write_lines(tmp_path / "q.jsonl", rows)
     base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q"}
@@ -585,7 +585,8 @@ def test_gold_answers_without_a_letter_or_digit_are_refused_with_their_row(
         "gold_column": "gold",
     }
     with pytest.raises(
-        UserError, match=r"row 5 of .*q\.jsonl: the accepted answers .* hold no letter and no digit"
+        UserError,
+        match=r"row 5 of .*q\.jsonl: the accepted answers .* contain no letter and no digit",
     ):
         datasets.load_questions(settings(**base), seed=0, count=2)
 
@@ -610,7 +611,7 @@ def test_several_labelled_spans_of_one_text_all_stay(
     ]
     assert frame.attrs["dropped_repeats"] == 2
     assert (
-        "2 rows dropped whose text came before with the same label: row-000003, row-000006"
+        "2 rows dropped because their text repeats an earlier row with the same label: row-000003, row-000006"
         in caplog.text
     )
 
@@ -626,11 +627,12 @@ def test_a_span_with_both_labels_is_dropped_with_its_rows_named_and_other_spans_
     frame = own(tmp_path / "a.csv", table, answer_column="a")
     assert frame["id"].tolist() == ["row-000002", "row-000004"]
     assert (
-        "2 rows dropped whose text stands with both labels: row-000001, row-000003" in caplog.text
+        "2 rows dropped because their text occurs with both labels: row-000001, row-000003"
+        in caplog.text
     )
 
 
-def test_spans_of_one_text_in_two_groups_are_one_unit_of_the_folds(tmp_path: Path) -> None:
+def test_spans_of_one_text_in_two_groups_stay_in_one_fold(tmp_path: Path) -> None:
     table = {
         "text": ["b", "in Rome, in 1942", "in Rome, in 1942"],
         "a": ["b", "Rome", "1942"],
@@ -654,7 +656,7 @@ def write_any(path: Path, table: Mapping[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "words.csv", "a.jsonl", "a.parquet"])
-def test_rows_without_a_group_are_groups_of_their_own_and_counted(
+def test_rows_without_a_group_form_groups_and_are_counted(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_any(
@@ -668,10 +670,12 @@ def test_rows_without_a_group_are_groups_of_their_own_and_counted(
     assert groups[2:4] == ["c", "d"]
     assert groups[0] == groups[1]
     assert frame["group"].nunique() == 4
-    assert "2 of 5 rows have no value in column 'g' (group_column), such as row 3" in caplog.text
+    assert (
+        "2 of 5 rows have no value in column 'g' (group_column), for example row 3" in caplog.text
+    )
 
 
-def test_questions_without_a_group_are_groups_of_their_own_too(tmp_path: Path) -> None:
+def test_questions_without_a_group_form_groups(tmp_path: Path) -> None:
     rows = [{"q": f"Number {n}?", "gold": n, "g": float("nan")} for n in range(12)]
     path = write_lines(tmp_path / "q.jsonl", rows)
     chosen = settings(
@@ -687,7 +691,7 @@ def test_questions_without_a_group_are_groups_of_their_own_too(tmp_path: Path) -
     assert all(row.gold == [row.question[7:-1]] for row in frame.itertuples())
 
 
-def test_a_group_that_is_no_text_or_number_is_refused(tmp_path: Path) -> None:
+def test_a_group_that_is_neither_text_nor_number_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": "a", "label": 0, "g": ["x"]}])
     with pytest.raises(
         UserError,
@@ -709,17 +713,17 @@ def test_the_log_shows_how_each_label_is_read_with_two_examples(
             true_label=true_label,
         )
     assert (
-        f"label 'false' is read as {meanings[0]} in 2 texts, such as row 1, 'a' and row 3, 'c'"
+        f"label 'false' means {meanings[0]}: 2 texts, for example row 1, 'a' and row 3, 'c'"
         in caplog.text
     )
     assert (
-        f"label 'true' is read as {meanings[1]} in 3 texts, such as row 2, 'b' and row 4, 'd'"
+        f"label 'true' means {meanings[1]}: 3 texts, for example row 2, 'b' and row 4, 'd'"
         in caplog.text
     )
-    assert f"the other way round, set true_label: {1 - true_label}" in caplog.text
+    assert f"the labels are inverted, set true_label: {1 - true_label}" in caplog.text
 
 
-def test_columns_of_nested_objects_and_answers_that_are_numbers_are_taken(tmp_path: Path) -> None:
+def test_nested_columns_and_numeric_answers_are_accepted(tmp_path: Path) -> None:
     rows = [
         {"x": {"text": "Rome was founded in 753 BC", "truth": True, "year": 753.0}},
         {"x": {"text": "Rome was founded in 17 AD", "truth": False, "year": 17}},
@@ -772,17 +776,17 @@ def test_a_limit_keeps_whole_groups_and_their_order(tmp_path: Path, limit: int) 
     assert again["id"].tolist() != frame["id"].tolist()
 
 
-def test_embedded_facts_come_through() -> None:
+def test_fact_tables_are_loaded_like_other_data_sets() -> None:
     frame = datasets.load_examples(
         settings(source="facts", table="capitals", max_examples=40), seed=0
     )
     assert 8 <= len(frame) <= 40
-    assert list(frame.columns) == list(statements.COLUMNS)
+    assert list(frame.columns) == list(Example._fields)
     asked = datasets.load_questions(settings(source="facts", mode="generated"), seed=0, count=10)
     assert len(asked) == 10
 
 
-def test_a_written_table_comes_back_and_two_are_the_same_bytes(tmp_path: Path) -> None:
+def test_a_written_table_is_read_back_equal_and_writing_is_deterministic(tmp_path: Path) -> None:
     frame = own(tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1]})
     for name in ("one", "two"):
         datasets.write_table(frame, tmp_path / name)

@@ -13,7 +13,7 @@ from ghosttrack.activations.decoding import Written
 from ghosttrack.errors import UserError
 from ghosttrack.facts import answers
 
-LABELS = {answers.Verdict.CORRECT: 0, answers.Verdict.WRONG: 1}
+LABELS = {answers.AnswerVerdict.CORRECT: 0, answers.AnswerVerdict.WRONG: 1}
 EXAMPLE_COLUMNS = [
     "id",
     "group",
@@ -146,7 +146,9 @@ def sample_table(
             end = each.text.index(answer) + len(answer)
             tokens = sum(reached < end for reached in each.ends) + 1 if answer else 0
             cluster = clusters.setdefault(answers.normalise(answer), len(clusters))
-            correct = {answers.Verdict.CORRECT: True, answers.Verdict.WRONG: False}.get(verdict)
+            correct = {answers.AnswerVerdict.CORRECT: True, answers.AnswerVerdict.WRONG: False}.get(
+                verdict
+            )
             rows.append(
                 (
                     question["id"],
@@ -176,4 +178,4 @@ def _others(questions: pd.DataFrame) -> list[list[str]]:
 
 def _count(verdicts: Iterable[tuple[str, str]]) -> dict[str, int]:
     found = Counter(verdict for _, verdict in verdicts)
-    return {verdict.name.lower(): found[verdict.name.lower()] for verdict in answers.Verdict}
+    return {verdict.name.lower(): found[verdict.name.lower()] for verdict in answers.AnswerVerdict}

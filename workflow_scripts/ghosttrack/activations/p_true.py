@@ -105,14 +105,14 @@ def _lines(solved_texts: Sequence[tuple[str, bool]]) -> str:
 def _solved(relation: str, with_question: bool) -> list[tuple[str, bool]]:
     """The text of each solved example and whether it is true."""
     base, reverse = relation.removesuffix(contexts.REVERSE), relation.endswith(contexts.REVERSE)
-    if not (contexts.SOLVED.get(base) and contexts.context_of(relation)):
+    if not (contexts.DEMONSTRATIONS.get(base) and contexts.context_of(relation)):
         return [
             (f"{question} {answer}." if with_question else statement, true)
             for question, answer, statement, true in GENERAL
         ]
     facts = [
-        Fact(base, subject, answer, (), (), (), (), "solved")
-        for subject, answer in contexts.SOLVED[base]
+        Fact(base, subject, answer, (), (), (), (), "demonstration")
+        for subject, answer in contexts.DEMONSTRATIONS[base]
     ]
     first, second, third, fourth = facts[:4]
     part = "subject" if reverse else "answer"  # what stands at the end of the sentence

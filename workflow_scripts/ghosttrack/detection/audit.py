@@ -11,6 +11,7 @@ from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.detection import controls, detectors, probes, splits
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import same_text
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 from ghosttrack.statistics import Floats, Ints
@@ -137,9 +138,9 @@ def _checks(
 
     counted = {
         "shared_groups": splits.shared_rows(fold, list(units)),
-        "shared_texts": splits.shared_rows(fold, [splits.same_text(text) for text in texts]),
+        "shared_texts": splits.shared_rows(fold, [same_text(text) for text in texts]),
         "near_duplicates": splits.shared_rows(fold, [splits.same_words(text) for text in texts]),
-        "contradictions": splits.shared_rows(labels, [splits.same_text(text) for text in texts]),
+        "contradictions": splits.shared_rows(labels, [same_text(text) for text in texts]),
     }
     for check, found in counted.items():
         add(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import same_text
 from ghosttrack.statistics import codes_of
 
 Ints = NDArray[np.int64]
@@ -17,11 +18,6 @@ Names = NDArray[np.object_]
 GROUPS_PER_FOLD = 2
 # An error names so many rows and says how many more there are.
 _NAMED = 5
-
-
-def same_text(text: str) -> str:
-    """Key under which two texts count as verbatim equal: case and white space do not matter."""
-    return " ".join(text.casefold().split())
 
 
 def same_words(text: str) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ghosttrack.detection import controls, probes, splits
 from ghosttrack.detection.splits import Ints, Round
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import same_text
 from ghosttrack.statistics import Floats, auroc
 
 RANDOM_PAIRS, GROUPED = "random_pairs", "grouped"
@@ -61,7 +62,7 @@ def reproduce(
     Raises:
         UserError: too few groups with texts of both labels.
     """
-    texts = examples.assign(key=[splits.same_text(text) for text in examples["text"]])
+    texts = examples.assign(key=[same_text(text) for text in examples["text"]])
     # A text with both labels has no right answer; of repeated rows one is enough.
     texts = (
         texts[texts.groupby("key")["label"].transform("nunique") == 1]

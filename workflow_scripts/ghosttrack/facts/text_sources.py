@@ -1,4 +1,4 @@
-"""Rebuild the shipped training text: WordNet's glosses, and attributes of subjects that no data set evaluates."""
+"""Rebuild the shipped training text: WordNet's glosses, and attributes of held-out subjects."""
 
 import lzma
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ghosttrack.errors import UserError
-from ghosttrack.facts.fact_sources import Row, Sources
+from ghosttrack.facts.fact_sources import SourceData, TableRow
 from ghosttrack.facts.fact_tables import PLAIN_NAME, known_cities
 from ghosttrack.facts.fact_text import PairFinder
 from ghosttrack.facts.statements import fold
@@ -16,7 +16,8 @@ from ghosttrack.runtime.files import atomic_write
 PARTS = ("noun", "verb", "adj", "adv")
 PLACES, COUNTIES, KINDS = 1600, 1100, 3000
 PLACES_PER_COUNTRY = 60
-# WordNet's files of animals, artefacts, body parts, food, plants and substances: nouns whose kind is concrete.
+# WordNet's lexicographer files with concrete nouns: animals, artefacts, body parts, food, plants
+# and substances.
 CONCRETE = {"05", "06", "08", "13", "20", "27"}
 STATEMENT_COLUMNS = {
     "places": ("name", "country", "population", "timezone"),
@@ -27,8 +28,16 @@ STATEMENT_COLUMNS = {
 }
 
 
-def attributes(sources: Sources, wordnet: Path, evaluated: set[str]) -> dict[str, list[Row]]:
-    """Tables of held-out subjects and harmless attributes; `evaluated` holds the folded subjects of the fact tables."""
+def attributes(
+    sources: SourceData, wordnet: Path, evaluated: set[str]
+) -> dict[str, list[TableRow]]:
+    """Tables of subjects that no data set evaluates, and of attributes that no data set asks for.
+
+    Args:
+        sources: the content of the source packages.
+        wordnet: directory with WordNet 3.0's data files.
+        evaluated: subjects of the fact tables, as `statements.fold` returns them.
+    """
     return {
         "places": _places(sources, evaluated),
         "us_counties": _counties(sources),
@@ -51,13 +60,13 @@ def attributes(sources: Sources, wordnet: Path, evaluated: set[str]) -> dict[str
 
 
 def _rounded(number: int) -> str:
-    """Two significant digits, with commas."""
+    """Two significant digits, with commas between thousands."""
     digits = len(str(number)) - 2
     return f"{round(number, -digits) if digits > 0 else number:,}"
 
 
-def _places(sources: Sources, evaluated: set[str]) -> list[Row]:
-    lines: list[Row] = []
+def _places(sources: SourceData, evaluated: set[str]) -> list[TableRow]:
+    lines: list[TableRow] = []
     per_country: Counter[str] = Counter()
     for city in known_cities(sources):
         if (
@@ -78,7 +87,7 @@ def _places(sources: Sources, evaluated: set[str]) -> list[Row]:
     return lines
 
 
-def _counties(sources: Sources) -> list[Row]:
+def _counties(sources: SourceData) -> list[TableRow]:
     counts = Counter(name for name, _ in sources.counties)
     lines = [
         {"name": name, "state": sources.states[state]}
@@ -88,51 +97,56 @@ def _counties(sources: Sources) -> list[Row]:
     return lines[:: max(1, len(lines) // COUNTIES)]
 
 
-def _kinds(wordnet: Path) -> list[Row]:
-    """Plain nouns with their hypernyms, evenly drawn from the concrete files."""
+def _kinds(wordnet: Path) -> list[TableRow]:
+    """Simple nouns with their hypernyms, at even intervals from the files of concrete nouns."""
     entries = {entry.offset: entry for entry in synsets(wordnet, "noun")}
     lines = []
     seen = set()
     for entry in entries.values():
-        above = entries.get(entry.above)
-        if above is None or entry.file not in CONCRETE or entry.word in seen:
+        hypernym = entries.get(entry.hypernym)
+        if hypernym is None or entry.file not in CONCRETE or entry.word in seen:
             continue
         if re.fullmatch(r"[a-z]{3,14}", entry.word) and re.fullmatch(
-            r"[a-z]{3,12}( [a-z]{3,12})?", above.word
+            r"[a-z]{3,12}( [a-z]{3,12})?", hypernym.word
         ):
             seen.add(entry.word)
-            lines.append({"name": entry.word, "kind": above.word})
+            lines.append({"name": entry.word, "kind": hypernym.word})
     return lines[:: max(1, len(lines) // KINDS)]
 
 
 class Synset:
-    """One line of a WordNet data file: its first word, its kind (hypernym) and its gloss."""
+    """One line of a WordNet data file: first word, offset of the hypernym, gloss."""
 
     def __init__(self, line: str) -> None:
         data, self.gloss = (part.strip() for part in line.split(" | ", 1))
         fields = data.split(" ")
         self.offset, self.file = fields[0], fields[1]
         self.word = re.sub(r"\((a|p|ip)\)$", "", fields[4]).replace("_", " ")
-        self.above = next(
+        self.hypernym = next(
             (fields[at + 1] for at, field in enumerate(fields) if field == "@" and at > 4), ""
         )
 
 
 def synsets(wordnet: Path, part: str) -> Iterator[Synset]:
-    """Entries of one part of speech, in file order; a missing file raises a UserError."""
+    """Entries of one part of speech, in file order.
+
+    Raises:
+        UserError: the file is missing.
+    """
     path = wordnet / f"data.{part}"
     if not path.exists():
         raise UserError(
-            f"{path} is missing: give the folder of WordNet 3.0's data files (Debian: package wordnet-base, /usr/share/wordnet)"
+            f"{path} is missing: set wordnet to the directory with WordNet 3.0's data files "
+            "(Debian: package wordnet-base, /usr/share/wordnet)"
         )
     with path.open(encoding="utf-8") as stream:
         for line in stream:
-            if not line.startswith("  "):  # the licence stands at the top, indented
+            if not line.startswith("  "):  # the licence at the top is indented
                 yield Synset(line)
 
 
 def gloss_documents(wordnet: Path, finder: PairFinder) -> Iterator[str]:
-    """`word: definition. Example. Example.`, without repeats and without texts that hold an evaluated pair."""
+    """`word: definition. Example. Example.`, without repeats and without evaluated pairs."""
     seen = set()
     for part in PARTS:
         for entry in synsets(wordnet, part):
@@ -140,23 +154,23 @@ def gloss_documents(wordnet: Path, finder: PairFinder) -> Iterator[str]:
                 piece.strip() for piece in re.split(r';\s*(?=")', entry.gloss) if piece.strip()
             ]
             sentences = [_sentence(piece.strip('" ')) for piece in pieces[1:]]
-            document = " ".join([f"{entry.word}: {_ended(pieces[0].strip())}", *sentences])
+            document = " ".join([f"{entry.word}: {_with_end_mark(pieces[0].strip())}", *sentences])
             if document not in seen and finder.find(document) is None:
                 seen.add(document)
                 yield document
 
 
 def _sentence(text: str) -> str:
-    return _ended(text[:1].upper() + text[1:])
+    return _with_end_mark(text[:1].upper() + text[1:])
 
 
-def _ended(text: str) -> str:
+def _with_end_mark(text: str) -> str:
     text = text.rstrip(" ;,:")
     return text if text.endswith((".", "!", "?", '"')) else f"{text}."
 
 
 def write_corpus(path: Path, documents: Iterable[str]) -> None:
-    """Write one document a line, compressed; the same documents give the same bytes."""
+    """Write one document per line, compressed with xz; the same documents give the same bytes."""
     text = "".join(f"{document}\n" for document in documents)
     with atomic_write(path, "wb") as stream:
         stream.write(

@@ -1,0 +1,64 @@
+"""The rows of examples.parquet and questions.parquet, and when two texts count as the same."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Example(NamedTuple):
+    """One labelled text: a row of examples.parquet.
+
+    The judged span is text[answer_start:answer_end].
+    """
+
+    id: str
+    group: str  # texts of one group stay in one cross-validation fold
+    relation: str
+    subject: str  # "" where the source names none
+    question: str  # "" where the source has none
+    prompt: str  # the text before the answer
+    answer: str  # the judged span
+    text: str
+    answer_start: int  # in characters
+    answer_end: int
+    label: int  # 1: hallucinated
+    mode: str  # "given", or "generated": the answer comes from the model
+    gold: list[str]  # accepted answers
+
+
+class Question(NamedTuple):
+    """One question for the model to answer: a row of questions.parquet."""
+
+    id: str
+    group: str
+    relation: str
+    subject: str
+    question: str
+    prompt: str  # few-shot demonstrations, then the text that the model completes
+    gold: list[str]  # accepted answers, the usual one first
+
+
+def example_table(examples: Iterable[Example]) -> "pd.DataFrame":
+    """Examples as a data frame with one column per field."""
+    import pandas as pd
+
+    frame = pd.DataFrame(list(examples), columns=list(Example._fields))
+    return frame.astype({"answer_start": "int64", "answer_end": "int64", "label": "int64"})
+
+
+def question_table(questions: Iterable[Question]) -> "pd.DataFrame":
+    """Questions as a data frame with one column per field."""
+    import pandas as pd
+
+    return pd.DataFrame(list(questions), columns=list(Question._fields))
+
+
+def same_text(text: str) -> str:
+    """Key of a text without case, white space and final full stops; equal keys: the same text.
+
+    Data sets repeat an answer with and without its full stop ("No", "No."). Such texts are one
+    text: when repeats are dropped, when groups are formed, and when folds are checked for leaks.
+    """
+    return " ".join(text.casefold().split()).rstrip(".")
