@@ -95,7 +95,9 @@ def test_the_notebook_is_stored_without_outputs() -> None:
             id="a comment",
         ),
         pytest.param(
-            lambda scripts: append(scripts / "ghosttrack" / "runtime" / "job.py", "\nFORMAT = 'other'\n"),
+            lambda scripts: append(
+                scripts / "ghosttrack" / "runtime" / "job.py", "\nFORMAT = 'other'\n"
+            ),
             id="log format",
         ),
         pytest.param(

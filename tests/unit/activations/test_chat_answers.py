@@ -13,9 +13,9 @@ from chat_models import FAMILIES
 
 from extract import extract_examples, generate_answers
 from fetch import fetch_questions
-from ghosttrack.activations import example_tokens, other_prompts, p_true
+from ghosttrack.activations import example_tokens, p_true, pmi_baseline
 from ghosttrack.activations.decoding import complete
-from ghosttrack.activations.generation import mark
+from ghosttrack.activations.generation import judge_answers
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import chat, datasets, models
 from ghosttrack.report.explorer import texts
@@ -52,7 +52,7 @@ def questions(tokenizer: Any) -> pd.DataFrame:
 
 
 def examples(tokenizer: Any) -> pd.DataFrame:
-    return mark(questions(tokenizer), ANSWERS, "x").examples
+    return judge_answers(questions(tokenizer), ANSWERS, "x").examples
 
 
 def scripted(tokenizer: Any, prompt: list[int], script: list[int]) -> Any:
@@ -127,7 +127,7 @@ def test_answers_are_read_again_behind_the_very_ids_of_the_template(tokenizer: A
     for one, prompt, text, answer in zip(
         encoded, frame["prompt_ids"], frame["text"], frame["answer"], strict=True
     ):
-        ids = [*one.before.tolist(), *one.ids.tolist()]
+        ids = [*one.prefix.tolist(), *one.ids.tolist()]
         assert ids[: len(prompt)] == list(prompt)
         assert not set(ids[len(prompt) :]) & stops
         assert tokenizer.decode(ids) == text
@@ -137,13 +137,13 @@ def test_answers_are_read_again_behind_the_very_ids_of_the_template(tokenizer: A
 
 def test_an_answer_meets_the_very_ids_of_other_prompts(tokenizer: Any) -> None:
     frame = examples(tokenizer)
-    pairs = other_prompts.choose_pairs(frame, 2, seed=0)
+    pairs = pmi_baseline.choose_pairs(frame, 2, seed=0)
     every = pd.concat([frame, pairs], ignore_index=True)
     encoded = example_tokens.encode(every, tokenizer, 1024, "x")[len(frame) :]
     prompts = [tuple(ids) for ids in frame["prompt_ids"]]
     assert len(encoded) >= 2 * len(frame)
     for one, pair in zip(encoded, pairs.to_dict("records"), strict=True):
-        ids = (*one.before.tolist(), *one.ids.tolist())
+        ids = (*one.prefix.tolist(), *one.ids.tolist())
         assert any(ids[: len(prompt)] == prompt for prompt in prompts)
         assert tokenizer.decode(ids) == pair["text"]
         assert not set(one.ids[one.answer].tolist()) & set(chat.answer_ends(tokenizer, None))
@@ -188,13 +188,15 @@ def test_answers_in_chat_beside_given_texts_are_found_in_their_own_set(
 
 def test_p_true_is_asked_in_the_chat_template(tokenizer: Any) -> None:
     frame, model = examples(tokenizer), chat_models.make_model(tokenizer)
-    found = p_true.measure(model, tokenizer, frame, limit=1024, batch=2, together=1024)
+    found = p_true.measure(model, tokenizer, frame, limit=1024, batch=2, packed=1024)
     lead = chat.answer_lead(tokenizer)
     words = [each.ids for each in chat.continuations(tokenizer, [f"{lead}True", f"{lead}False"])]
     place = next(
         place for place, (one, other) in enumerate(zip(*words, strict=False)) if one != other
     )
-    lines = [line.rsplit(" ", 1) for line in p_true.solved("r", with_question=True).splitlines()]
+    lines = [
+        line.rsplit(" ", 1) for line in p_true.demonstrations("r", with_question=True).splitlines()
+    ]
     earlier = [turn for line in lines for turn in line]
     for row, text in enumerate(p_true.shown_texts(frame)):
         odds = []

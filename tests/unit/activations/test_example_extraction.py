@@ -13,7 +13,7 @@ import torch
 from ghosttrack.activations import example_extraction, example_tokens, packed_texts
 from ghosttrack.activations.example_extraction import ExampleTables
 from ghosttrack.activations.example_tokens import Encoded, answer_tokens, encode
-from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -135,14 +135,14 @@ def extract(folder: Path, model: Any, encoded: list[Encoded], batch: int) -> Fou
     ]
     tables = example_extraction.extract_examples(
         model,
-        Origin("tiny", "weights"),
+        ModelIdentity("tiny", "weights"),
         encoded,
         LAYERS,
         made[:-1],
         made[-1],
         site="resid_post",
         batch=batch,
-        together=small_models.CONTEXT,
+        packed=small_models.CONTEXT,
     )
     stores = [ActivationStore.open([one.store], [one.manifest]) for one in made]
     return Found(stores[:-1], stores[-1], tables)
@@ -164,8 +164,8 @@ def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFr
     states: list[list[torch.Tensor]] = [[], [], []]
     rows = []
     for number, one in enumerate(encoded):
-        ids = torch.from_numpy(np.concatenate([one.before, one.ids])[None])
-        read = one.read + len(one.before)
+        ids = torch.from_numpy(np.concatenate([one.prefix, one.ids])[None])
+        read = one.read + len(one.prefix)
         with torch.no_grad():
             out = model(ids, output_hidden_states=True)
         log_probabilities = torch.log_softmax(out.logits[0].double(), dim=-1)
@@ -232,7 +232,7 @@ def test_a_shared_beginning_gives_what_whole_texts_give(
     )
     encoded = encode(examples, tokenizer, 64, "x")
     shown = [0, *tokenizer("Q: Who? A: Ada.\n")["input_ids"]]
-    assert [len(one.before) for one in encoded] == [
+    assert [len(one.prefix) for one in encoded] == [
         len(shown) - 1,
         0,
         0,
@@ -278,7 +278,7 @@ def test_other_positions_are_read_and_the_answer_is_scored_alike(
     examples = examples.iloc[[0, 1, 2, 4]]
     answers = encode(examples, tokenizer, 64, "x")
     encoded = encode(examples, tokenizer, 64, "x", ["Q: Who? A: Ada.\n"] * 4, positions=positions)
-    assert min(len(one.before) for one in encoded) > 2
+    assert min(len(one.prefix) for one in encoded) > 2
     spoken_of = [str(tokenizer.decode(one.ids[one.read].tolist())) for one in encoded]
     assert all(
         own.endswith(text) if positions == "all" else text.endswith(own)
@@ -311,9 +311,9 @@ def test_prompts_that_begin_alike_share_their_beginning_but_no_answer(
     alike = examples.iloc[[0, 0]].assign(id=["a", "b"])
     alike.loc[alike["id"] == "b", ["text", "answer_end"]] = ["The capital of France is Paris!", 31]
     for one, whole in zip(encode(alike, tokenizer, 64, "x"), alike["text"], strict=True):
-        assert tokenizer.decode([*one.before[1:], *one.ids]) == whole
+        assert tokenizer.decode([*one.prefix[1:], *one.ids]) == whole
         assert (
-            len(one.before) == one.answer[0] + len(one.before) - 1
+            len(one.prefix) == one.answer[0] + len(one.prefix) - 1
         )  # up to the token before the answer
         assert (
             one.answer[0] + one.shift == len(tokenizer("The capital of France is")["input_ids"]) + 1
@@ -440,7 +440,7 @@ def test_the_script_writes_aligned_stores_and_tables(
         "rank",
     ]
     assert outputs["id"].tolist() == examples["id"].tolist()
-    assert outputs["other_prompts"].tolist() == [4] * len(examples)
+    assert outputs["pmi_prompts"].tolist() == [4] * len(examples)
     assert (
         outputs["p_true"].isna().all()
     )  # behind solved examples these texts are longer than the 64 tokens it takes

@@ -12,12 +12,12 @@ import small_models
 import torch
 
 from ghosttrack.activations import extraction, hooks, reader, store, writer
-from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.files import read_json
 
-ORIGIN = Origin("tiny", "weights")
+ORIGIN = ModelIdentity("tiny", "weights")
 CONTEXTS, CONTEXT = 7, 12
 
 
@@ -176,17 +176,19 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
     assert extraction.tokens_sha256(tokens) != one.attributes["tokens_sha256"]
 
 
-def test_a_tensor_becomes_the_block_that_numpy_makes_of_it() -> None:
+def test_a_block_holds_the_clipped_values_and_the_norms_of_its_rows() -> None:
     rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) * 3e4
     rows[7, 3], rows[9, :2] = 65_504.0, 1e5
-    one, other = extraction.to_block(torch.from_numpy(rows)), store.to_block(rows)
-    np.testing.assert_array_equal(one.values, other.values)
-    np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
-    np.testing.assert_array_equal(one.clipped, other.clipped)
-    np.testing.assert_array_equal(
-        other.clipped[:, 1], [n for n in (np.abs(rows) > 65_504).sum(1) if n]
-    )
-    assert len(extraction.to_block(torch.from_numpy(rows / 1e3)).clipped) == 0
+    block = store.to_block(torch.from_numpy(rows))
+    np.testing.assert_array_equal(block.values, np.clip(rows, -65_504, 65_504).astype(np.float16))
+    np.testing.assert_allclose(block.norms, np.linalg.norm(rows, axis=1), rtol=1e-6)
+    beyond = np.abs(rows) > 65_504
+    clipped = [(row, beyond[row].sum(), np.abs(rows[row]).max()) for row in range(50)]
+    np.testing.assert_array_equal(block.clipped, [line for line in clipped if line[1]])
+    assert block.exact is None
+    small = store.to_block(rows / 1e3, exact=True)
+    assert len(small.clipped) == 0
+    np.testing.assert_array_equal(small.exact, rows / 1e3)
 
 
 def test_a_model_with_damaged_weights_publishes_nothing(
@@ -230,7 +232,7 @@ def test_contexts_longer_than_the_model_takes_or_beyond_the_corpus_are_refused(
 
 def test_the_origin_of_a_model_without_an_id_is_its_kind(tmp_path: Path) -> None:
     small_models.save(small_models.make_model("gpt2"), small_models.make_tokenizer(), tmp_path)
-    assert extraction.origin(tmp_path) == Origin(
+    assert extraction.model_identity(tmp_path) == ModelIdentity(
         "random", read_json(tmp_path / "source.json")["weights_sha256"]
     )
 

@@ -10,8 +10,13 @@ import small_models
 import torch
 
 from ghosttrack.activations import generation
-from ghosttrack.activations.decoding import Written, complete
-from ghosttrack.activations.generation import choose_questions, mark, sample_table, uniform_numbers
+from ghosttrack.activations.decoding import Continuation, complete
+from ghosttrack.activations.generation import (
+    choose_questions,
+    judge_answers,
+    sample_table,
+    uniform_numbers,
+)
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.files import read_json
 
@@ -61,7 +66,7 @@ def slowly(
     return tokenizer.decode(ids[1:], skip_special_tokens=True)[before:], logprobs
 
 
-def assert_same(found: Written, expected: tuple[str, list[float]]) -> None:
+def assert_same(found: Continuation, expected: tuple[str, list[float]]) -> None:
     assert found.text == expected[0]
     assert found.logprobs == pytest.approx(expected[1], abs=1e-4)
     assert len(found.ends) == len(found.logprobs)
@@ -233,7 +238,7 @@ def questions(count: int = 1) -> pd.DataFrame:
 
 
 def test_answers_are_cut_marked_and_counted() -> None:
-    found = mark(
+    found = judge_answers(
         questions(), [" Paris.\nThe capital of", " Madrid.\n", "", " Paris or N'Djamena."], "x"
     )
     assert found.examples.columns.tolist() == generation.EXAMPLE_COLUMNS
@@ -252,9 +257,9 @@ def test_answers_are_cut_marked_and_counted() -> None:
 
 
 def test_the_answer_span_is_the_cut_answer_and_ends_the_text() -> None:
-    row = mark(questions().head(1), [" Paris.\nThe capital of Italy is Rome."], "x").examples.iloc[
-        0
-    ]
+    row = judge_answers(
+        questions().head(1), [" Paris.\nThe capital of Italy is Rome."], "x"
+    ).examples.iloc[0]
     assert row["text"][row["answer_start"] : row["answer_end"]] == row["answer"] == "Paris"
     assert row["text"] == "The capital of France is Paris"
     assert row["prompt"] == "The capital of France is"
@@ -265,9 +270,9 @@ def test_the_answer_span_is_the_cut_answer_and_ends_the_text() -> None:
 def test_no_answer_at_all_is_an_error_that_says_what_to_change() -> None:
     with pytest.raises(
         UserError,
-        match=r"data set x: none of 4 answers could be marked .*'empty': 4.*max_new_tokens",
+        match=r"data set x: none of 4 answers could be judged .*'empty': 4.*max_new_tokens",
     ):
-        mark(questions(), [""] * 4, "x")
+        judge_answers(questions(), [""] * 4, "x")
 
 
 def test_chosen_questions_are_spread_evenly_over_relations_and_keep_their_order() -> None:
@@ -281,9 +286,9 @@ def test_chosen_questions_are_spread_evenly_over_relations_and_keep_their_order(
 
 
 def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
-    def said(text: str, *logprobs: float) -> Written:
+    def said(text: str, *logprobs: float) -> Continuation:
         ends = np.linspace(0, len(text), len(logprobs) + 1).round().astype(int)[1:]
-        return Written(text, tuple(ends.tolist()), logprobs)
+        return Continuation(text, tuple(ends.tolist()), logprobs)
 
     france, chad = questions().iloc[[0]], questions().iloc[[3]]
     table = sample_table(
@@ -318,7 +323,7 @@ def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
 
 
 def test_clusters_do_not_know_the_gold_answers() -> None:
-    same = [Written(text, (len(text),), (-1.0,)) for text in (" Burma", " Myanmar")]
+    same = [Continuation(text, (len(text),), (-1.0,)) for text in (" Burma", " Myanmar")]
     asked = pd.DataFrame([{"id": "q", "relation": "r", "gold": ["Myanmar", "Burma"]}])
     table = sample_table(asked, same[:1], same[1:])
     assert table["correct"].tolist() == [True, True]

@@ -98,7 +98,7 @@ def test_the_manifest_says_what_the_storage_mode_costs(
     ) as writer:
         for at in range(0, 6_000, 1_000):
             part = values[at : at + 1_000]
-            writer.append(to_block(part)._replace(exact=part))
+            writer.append(to_block(part, exact=True))
     error = files.read_json(tmp_path / "a.json")["storage_error"]
     assert 0 < error["relative"] < most
     assert 0 < error["low_variance"] < most

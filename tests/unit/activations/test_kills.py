@@ -28,7 +28,7 @@ def extract(folder: Path) -> None:
     tokens = np.random.default_rng(0).integers(1, 400, (CONTEXTS, CONTEXT), dtype=np.int32)
     extraction.extract_contexts(
         model,
-        extraction.Origin("tiny", "weights"),
+        extraction.ModelIdentity("tiny", "weights"),
         tokens,
         LAYERS,
         [

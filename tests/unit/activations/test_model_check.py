@@ -56,11 +56,11 @@ def checked(model: Any, site: Any = "resid_post") -> model_check.ModelCheck:
 def test_a_plain_model_is_read_in_every_fast_way() -> None:
     found = checked(llama())
     assert found.limits == Limits(
-        together=384, padded=160, cached=400, batched=True, skipped=True, named=True
+        packed=384, padded=160, cached=400, batched=True, skipped=True, named=True
     )
     assert {each.way for each in found.comparisons} == {
         "batched",
-        "together",
+        "packed",
         "padded",
         "cached",
         "skipped",
@@ -69,7 +69,7 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "together", "padded"),
+    ("config", "packed", "padded"),
     [
         # Padding between a shared beginning and the rest counts as distance for a window.
         (transformers.MistralConfig(**COMMON, sliding_window=8), 384, 0),
@@ -103,10 +103,10 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
     ],
 )
 def test_a_way_is_taken_only_as_far_as_windows_and_distances_leave_it_exact(
-    config: Any, together: int, padded: int
+    config: Any, packed: int, padded: int
 ) -> None:
     found = checked(build(config)).limits
-    assert (found.together, found.padded) == (together, padded)
+    assert (found.packed, found.padded) == (packed, padded)
     assert found.batched
     assert found.cached
 
@@ -155,7 +155,7 @@ def test_prompts_are_padded_only_where_keys_and_values_may_be_kept(
     assert all(each.exact for each in found.comparisons if each.way == "padded")
 
 
-@pytest.mark.parametrize("way", ["together", "batched", "skipped", "cached", "padded"])
+@pytest.mark.parametrize("way", ["packed", "batched", "skipped", "cached", "padded"])
 def test_a_continuation_may_differ_less_as_answers_are_longer_than_what_is_tried(way: str) -> None:
     continued = way in ("cached", "padded")
     assert model_check.Comparison(way, 32, np.nan, 4e-4).exact
@@ -182,7 +182,7 @@ def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
         )
     ).limits
     assert found == Limits(
-        together=384, padded=160, cached=4096, batched=True, skipped=True, named=True
+        packed=384, padded=160, cached=4096, batched=True, skipped=True, named=True
     )
 
 
@@ -238,13 +238,13 @@ def test_a_model_that_reads_texts_of_one_sequence_otherwise_reads_them_alone(
 
     monkeypatch.setattr(type(model.base_model), "forward", forward)
     found = checked(model)
-    assert found.limits.together == 0
+    assert found.limits.packed == 0
     assert found.limits.padded == 160
-    for together in (each for each in found.comparisons if each.way == "together"):
+    for packed in (each for each in found.comparisons if each.way == "packed"):
         assert (
-            together.problem.startswith("ValueError: masks")
+            packed.problem.startswith("ValueError: masks")
             if wrong is refusing
-            else together.hidden > 0.1
+            else packed.hidden > 0.1
         )
 
 
@@ -267,7 +267,7 @@ def test_inputs_that_meet_in_a_batch_are_read_one_by_one() -> None:
     found = checked(model).limits
     assert not found.batched
     assert found.padded == 0
-    assert found.together == 384  # one sequence is one row
+    assert found.packed == 384  # one sequence is one row
 
 
 class _ReadsTheFirst(nn.Module):
@@ -303,8 +303,7 @@ def two_ways(model: Any) -> Any:
 
 def test_a_model_that_reads_in_both_directions_is_refused() -> None:
     with pytest.raises(
-        UserError,
-        match=r"LlamaForCausalLM is not causal: .* choose a model that reads from left to right",
+        UserError, match=r"LlamaForCausalLM is not causal: .* choose a causal language model"
     ):
         checked(two_ways(llama()))
 
@@ -321,7 +320,7 @@ def test_a_block_that_does_not_read_the_one_below_is_refused() -> None:
 def test_a_model_whose_weights_are_damaged_is_refused() -> None:
     model = llama()
     model.model.layers[2].mlp.up_proj.weight[3, 4] = torch.nan
-    with pytest.raises(UserError, match="hidden states of a plain text are not finite"):
+    with pytest.raises(UserError, match="hidden states of ordinary text are not finite"):
         checked(model)
 
 
@@ -359,7 +358,9 @@ def test_a_model_that_keeps_something_of_longer_texts_is_refused() -> None:
     model = llama()
     model.model.layers[1] = _Remembers(model.model.layers[1])
     model.model.layers[1].attention_type = "full_attention"
-    with pytest.raises(UserError, match="reads the same text otherwise after longer ones"):
+    with pytest.raises(
+        UserError, match="gives other hidden states for the same text after longer texts"
+    ):
         checked(model)
 
 
@@ -379,7 +380,7 @@ def test_running_out_of_memory_is_no_property_of_a_model(monkeypatch: pytest.Mon
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(model_check, "_together", full)
+    monkeypatch.setattr(model_check, "_packed", full)
     with pytest.raises(torch.OutOfMemoryError):
         checked(llama())
 
@@ -453,13 +454,13 @@ def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_t
     table = pd.read_csv(tmp_path / "table.csv")
     assert table["exact"].all()
     assert table["logprob"].max() < 1e-4
-    assert {"batched", "together", "padded", "cached", "skipped"} == set(table["way"])
+    assert {"batched", "packed", "padded", "cached", "skipped"} == set(table["way"])
 
 
 def test_a_file_that_is_no_check_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model_check.json").write_text('{"limits": {"together": 3}}')
+    (tmp_path / "model_check.json").write_text('{"limits": {"packed": 3}}')
     with pytest.raises(
         UserError,
-        match=r"model_check\.json: it is not the check of a model; delete it and run again",
+        match=r"model_check\.json: it does not hold the limits of a checked model; delete it and run again",
     ):
         limits.read(tmp_path / "model_check.json")

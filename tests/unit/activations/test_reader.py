@@ -54,7 +54,7 @@ def test_a_damaged_chunk_does_not_stop_the_reading_of_others(pair: Path) -> None
     found = open_pair(pair)
     assert found.read(0, 65_536).shape == (65_536, WIDTH)
     for _ in range(2):  # a refused chunk stays refused
-        with pytest.raises(UserError, match="rows from 65536 on cannot be trusted"):
+        with pytest.raises(UserError, match="rows from 65536 on are damaged"):
             found.read(65_000, 66_000)
 
 
@@ -133,7 +133,7 @@ def test_layers_with_other_tokens_are_refused(tmp_path: Path) -> None:
     three = open_one(
         *write(tmp_path, make_rows(50), HEADER._replace(layer=5, tokens_sha256="x"), name="c")
     )
-    with pytest.raises(UserError, match="layers 4 and 5 do not belong together: tokens_sha256"):
+    with pytest.raises(UserError, match="layers 4 and 5 hold different rows: tokens_sha256"):
         require_same_rows([one, two, three])
 
 

@@ -56,7 +56,7 @@ def test_any_row_that_xarray_opens_leads_back_to_document_position_and_text(
     target = extraction.StoreFiles(tmp_path / "layer_02.zarr", tmp_path / "layer_02.json")
     wanted = extraction.Extraction("resid_post", batch=4, storage=storage)
     extraction.extract_contexts(
-        model, extraction.Origin("tiny", "weights"), packed.tokens, [LAYER], [target], wanted
+        model, extraction.ModelIdentity("tiny", "weights"), packed.tokens, [LAYER], [target], wanted
     )
 
     with (

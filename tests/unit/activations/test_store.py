@@ -131,7 +131,7 @@ def test_what_storage_costs_is_what_was_measured_on_the_first_rows(tmp_path: Pat
             row_start=number * 500,
             total_rows=1500,
         ) as out:
-            out.append(to_block(part)._replace(exact=part))
+            out.append(to_block(part, exact=True))
         made.append((target, manifest))
     errors = [files.read_json(manifest)["storage_error"] for _, manifest in made]
     assert errors[0] not in errors[1:]
@@ -154,7 +154,7 @@ def test_what_storage_costs_is_measured_on_rows_that_are_neither_massive_nor_fir
         target, manifest, header, rows=5_000, d_model=WIDTH, row_start=3, total_rows=5_003
     ) as out:
         for at in range(0, 5_000, 1_000):
-            out.append(to_block(exact[at : at + 1_000])._replace(exact=exact[at : at + 1_000]))
+            out.append(to_block(exact[at : at + 1_000], exact=True))
     rows = np.arange(CHUNK_ROWS)  # of the first chunk alone
     normal = rows[((rows + 3) % CONTEXT != 0) & ~np.isin(rows, massive)]
     # Rows from 3 on, as the store has them: the reader takes a whole layer only.

@@ -50,7 +50,7 @@ def test_nothing_is_published_when_writing_fails(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_missing_at_the_end_publish_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="50 rows given, 100 announced"):
+    with pytest.raises(ValueError, match="50 rows appended, 100 expected"):
         write_half(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -107,8 +107,8 @@ def finish_writing(
     with StoreWriter(
         folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code
     ) as writer:
-        kept = writer.kept_rows if at_most is None else at_most
-        writer.keep(kept)
+        kept = writer.finished_rows if at_most is None else at_most
+        writer.resume_after(kept)
         writer.append(to_block(make_rows(150_000)[kept:]))
     return kept
 
@@ -196,7 +196,7 @@ def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failur
     with StoreWriter(
         tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=70_000, d_model=WIDTH, resume="v1"
     ) as writer:
-        assert writer.kept_rows == 70_000
+        assert writer.finished_rows == 70_000
     open_one(tmp_path / "a.zarr", tmp_path / "a.json").verify()
 
 
@@ -215,8 +215,8 @@ def write_store(
     with StoreWriter(
         folder / "a.zarr", folder / "a.json", header, rows=5_000, d_model=WIDTH, resume=resume
     ) as writer:
-        writer.keep(writer.kept_rows)
-        writer.append(to_block(make_rows(5_000, seed)[writer.kept_rows :]))
+        writer.resume_after(writer.finished_rows)
+        writer.append(to_block(make_rows(5_000, seed)[writer.finished_rows :]))
 
 
 @pytest.mark.parametrize("resume", ["v1", None])
@@ -326,7 +326,7 @@ def test_clipped_rows_are_remembered_by_a_writer_that_resumes(tmp_path: Path) ->
 
     def go_on(error: Exception | None) -> int:
         with StoreWriter(*place, rows=len(values), d_model=2, resume="code") as out:
-            kept = out.kept_rows
+            kept = out.finished_rows
             out.append(to_block(values[kept:]))  # one block over the end of the shard file
             if error is not None:
                 raise error

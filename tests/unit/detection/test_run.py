@@ -65,7 +65,7 @@ def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> Non
             "row_count": 2,
             "input_tokens": 5,
             "rank_first": 0,
-            "other_prompts": 8,
+            "pmi_prompts": 8,
             **{key: -np.exp(rng.standard_normal(n)) - labels for key in measured},
             **{
                 key: np.exp(rng.standard_normal(n))
