@@ -149,7 +149,7 @@ def sample_table(
             end = continuation.text.index(answer) + len(answer)
             tokens = sum(reached < end for reached in continuation.ends) + 1 if answer else 0
             cluster = clusters.setdefault(answers.normalise(answer), len(clusters))
-            correct = {answers.Verdict.CORRECT: True, answers.Verdict.WRONG: False}.get(verdict)
+            correct = LABELS[verdict] == 0 if verdict in LABELS else None
             rows.append(
                 (
                     question["id"],

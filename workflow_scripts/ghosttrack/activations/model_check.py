@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -236,7 +237,7 @@ def _compared(way: str, tokens: int, compare: Callable[[int], tuple[float, float
 
 
 def _longest(model: Any, comparisons: Sequence[Comparison]) -> int:
-    """Length up to which all comparisons are exact; 0 if a failure has no window as its cause."""
+    """Length up to which all comparisons are exact; 0 if a failure is not caused by a window."""
     wrong = min((one.tokens for one in comparisons if not one.exact), default=sys.maxsize)
     longest = max((one.tokens for one in comparisons if one.tokens < wrong), default=0)
     explained = wrong == sys.maxsize or any(longest < window < wrong for window in windows(model))
@@ -244,7 +245,10 @@ def _longest(model: Any, comparisons: Sequence[Comparison]) -> int:
 
 
 def _reach(model: Any, comparisons: Sequence[Comparison]) -> int:
-    """Length up to which the KV cache is exact: if all tests were, up to an untested window."""
+    """Length up to which the KV cache is exact.
+
+    If all comparisons are exact, this is the first untested window, or the context of the model.
+    """
     longest = _longest(model, comparisons)
     if not all(one.exact for one in comparisons):
         return longest
@@ -261,21 +265,10 @@ def require_readable(model: Any, ids: Ids) -> Reference:
         UserError: with the class of the model and the difference.
     """
     name = type(model).__name__
-    try:
+    with _refusing(model, ids, ""):
         whole = _read(model, ids)
-        head = (
-            model(input_ids=_batch(model, ids), use_cache=False)
-            .logits[0, -LAST:]
-            .float()
-            .log_softmax(-1)
-        )
-    except (MemoryError, torch.OutOfMemoryError, UserError):
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{name} cannot read a text of {len(ids)} tokens ({models.first_line(error)}); "
-            "choose another model"
-        ) from error
+        logits = model(input_ids=_batch(model, ids), use_cache=False).logits[0, -LAST:]
+        logprobs = logits.float().log_softmax(-1)
     if not all(bool(block.isfinite().all()) for block in (*whole.blocks, whole.final)):
         raise UserError(
             f"{name}: hidden states of ordinary text are not finite; the weights are damaged: "
@@ -293,7 +286,7 @@ def require_readable(model: Any, ids: Ids) -> Reference:
             f"{name} is not causal: later tokens change the hidden state of a token (by "
             f"{difference:.2g} of its norm); choose a causal language model"
         )
-    difference = float((head - whole.logprobs).abs().max())
+    difference = float((logprobs - whole.logprobs).abs().max())
     if not difference <= MAX_LOGPROB:
         raise UserError(
             f"{name} does not compute its logits from its final hidden states alone "
@@ -304,17 +297,22 @@ def require_readable(model: Any, ids: Ids) -> Reference:
 
 def _require_longest(model: Any, ids: Ids) -> None:
     """Refuse a model that cannot read the context of its config.json; long ones are not tested."""
-    if len(ids) > LARGEST_WINDOW:
-        return
+    if len(ids) <= LARGEST_WINDOW:
+        with _refusing(model, ids, ", though its config.json states that it can"):
+            models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
+
+
+@contextmanager
+def _refusing(model: Any, ids: Ids, note: str) -> Iterator[None]:
+    """Refuse a model that raises an error within, except for a lack of memory."""
     try:
-        models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
-    except (MemoryError, torch.OutOfMemoryError):
+        yield
+    except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:
         raise UserError(
             f"{type(model).__name__} cannot read a text of {len(ids)} tokens "
-            f"({models.first_line(error)}), though its config.json states that it can; choose "
-            "another model"
+            f"({models.first_line(error)}){note}; choose another model"
         ) from error
 
 

@@ -108,35 +108,31 @@ def packs(
 
 def _laid_out(encoded: Sequence[Encoded], stems: Sequence[Sequence[int]]) -> Pack:
     """One pack. `stems`: for each prompt, the numbers of its texts."""
-    numbers, places, ids, position, stem, branch = [], [], [], [], [], []
-    at = 0
-    for number, texts in enumerate(stems):
+    numbers, places, segments, positions, at = [], [], [], [], 0
+    owners: list[tuple[int, int]] = []  # prompt and text of each segment; text -1: the prompt
+    for index, texts in enumerate(stems):
         head = int(encoded[texts[0]].answer[0])
         prompt = np.arange(at, at + head)
-        ids.append(encoded[texts[0]].ids[:head])
-        position.append(np.arange(head))
-        stem.append(np.full(head, number))
-        branch.append(np.full(head, -1))
+        segments.append(encoded[texts[0]].ids[:head])
+        positions.append(np.arange(head))
+        owners.append((index, -1))
         at += head
-        for text in texts:
-            own = encoded[text].ids[head:]
-            numbers.append(text)
-            places.append(np.concatenate([prompt, np.arange(at, at + len(own))]))
-            ids.append(own)
-            position.append(np.arange(head, head + len(own)))
-            stem.append(np.full(len(own), number))
-            branch.append(np.full(len(own), len(numbers)))
-            at += len(own)
-    of_stem, of_branch = np.concatenate(stem), np.concatenate(branch)
-    visible = (of_stem[:, None] == of_stem) & (
-        (of_branch == -1) | (of_branch[:, None] == of_branch)
-    )
+        for number in texts:
+            rest = encoded[number].ids[head:]
+            segments.append(rest)
+            positions.append(np.arange(head, head + len(rest)))
+            owners.append((index, len(numbers)))
+            numbers.append(number)
+            places.append(np.concatenate([prompt, np.arange(at, at + len(rest))]))
+            at += len(rest)
+    of_prompt, of_text = np.repeat(owners, [len(ids) for ids in segments], axis=0).T
+    visible = (of_prompt[:, None] == of_prompt) & ((of_text == -1) | (of_text[:, None] == of_text))
     return Pack(
         encoded[stems[0][0]].prefix,
         numbers,
         places,
-        np.concatenate(ids),
-        np.concatenate(position),
+        np.concatenate(segments),
+        np.concatenate(positions),
         np.tril(visible),
     )
 

@@ -78,8 +78,7 @@ class ActivationStore:
         self._maps: dict[Path, MappedShard] = {}
         self.storage: str = first["storage"]
         self.storage_error: dict[str, float] | None = first["storage_error"]
-        # Read before the files are hashed, so a file lost in between cannot silently be read as
-        # fill values.
+        # Read before the files are hashed: a file lost in between cannot be read as fill values.
         small = SIDECARS if self.storage == "int8s" else ()
         self._sidecars = {
             part.store: {name: read_flat(part.store, name) for name in small} for part in parts

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,7 @@ from ghosttrack.activations.reader import ActivationStore, remedy
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files, progress
 
-# Folders below a model's folder: the training stores of one layer share a folder; other stores are
-# single.
+# Folders with stores below a model's folder. The training stores of a layer share one folder.
 TRAINING, SINGLE = "activations/layer_*", ("heldout", "examples/*")
 
 
@@ -72,8 +72,7 @@ def check(group: Group) -> Finding:
     rows = sum(int(content["rows"]) for content in contents)
     total = max((int(content["total_rows"]) for content in contents), default=0)
     try:
-        # Under a disk budget, training stores are deleted one by one, so the rest are verified
-        # singly.
+        # A disk budget deletes training stores one by one; the rest are then verified singly.
         if not problems and (group.whole or rows >= total):
             ActivationStore.open(group.stores, group.manifests).verify()
         else:
@@ -181,14 +180,10 @@ def released(layers: Sequence[Path]) -> list[str]:
 
 def as_table(findings: Sequence[Finding]) -> str:
     """Aligned table with one line per folder of stores, and one for all; GB are 10^9 bytes."""
-    lines: dict[str, Finding] = {}
-    for finding in findings:
-        lines[finding.line] = _sum(
-            finding.line, [lines[finding.line], finding] if finding.line in lines else [finding]
-        )
-    width = max(map(len, [*lines, "stores of"]))
+    lines = [_sum(line, [*same]) for line, same in groupby(findings, lambda one: one.line)]
+    width = max(len(line) for line in ("stores of", *(one.line for one in lines)))
     rows = [f"{'stores of':<{width}} {'stores':>6} {'rows':>11} {'GB':>8} {'GB/s':>6}  state"]
-    for one in (*lines.values(), _sum("all", findings)):
+    for one in (*lines, _sum("all", findings)):
         rate = one.bytes / 1e9 / max(one.seconds, 1e-9)
         rows.append(
             f"{one.line:<{width}} {one.stores:>6} {one.rows:>11,} {one.bytes / 1e9:>8.3f} "
