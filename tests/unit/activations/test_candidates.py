@@ -1,4 +1,4 @@
-"""Candidate scores: known tables, the logit lens against the model's norm and head, any batch size."""
+"""Candidate scores: known tables, and the logit lens against the model's norm and head."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def test_states_and_lens_are_what_the_model_computes_for_each_prompt_alone(
     norm: Any = candidates.final_norm(model, encoded[0])
     assert norm is getattr(model.base_model, "ln_f" if architecture == "gpt2" else "norm")
     head: Any = model.get_output_embeddings()
-    # " Paris" is a token, so capitals differ in their first one; colours begin with the token of the space
+    # " Paris" is one token, so the first tokens of capitals differ; colours begin with a space.
     starts = [int(one.answer[int(row >= 5)]) for row, one in enumerate(encoded)]
     hidden, logits = [], []
     for one, at in zip(encoded, starts, strict=True):
@@ -110,7 +110,7 @@ def test_states_and_lens_are_what_the_model_computes_for_each_prompt_alone(
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_the_batch_does_not_matter(tmp_path: Path, tokenizer: Any) -> None:
+def test_the_batch_size_does_not_matter(tmp_path: Path, tokenizer: Any) -> None:
     model = small_models.make_model("llama").eval()
     one, other = (collect(tmp_path, model, tokenizer, batch)[0].table() for batch in (1, 16))
     np.testing.assert_allclose(one, other, atol=1e-3)
@@ -136,7 +136,7 @@ def test_a_known_table_has_known_scores() -> None:
     np.testing.assert_allclose(z_logits.sum(axis=1), 0, atol=1e-5)
 
 
-def test_matching_corrects_an_answer_that_is_likely_after_every_prompt() -> None:
+def test_sinkhorn_corrects_an_answer_that_is_likely_after_every_prompt() -> None:
     logits = np.array(
         [[5.0, 4], [5, 1]], dtype=np.float32
     )  # the first answer always wins by itself
@@ -168,11 +168,13 @@ def test_many_prompts_are_compared_table_by_table(
 @pytest.mark.parametrize(
     ("count", "blocks"), [(1, []), (2, [0]), (12, [9, 10]), (30, [23, 25, 27, 28])]
 )
-def test_the_last_block_is_never_read(count: int, blocks: list[int]) -> None:
+def test_the_states_of_the_last_block_are_never_kept(count: int, blocks: list[int]) -> None:
     assert candidates.read_blocks(count) == blocks
 
 
-def test_states_come_back_and_those_of_other_examples_are_refused(tmp_path: Path) -> None:
+def test_written_states_are_read_back_and_those_of_other_examples_are_refused(
+    tmp_path: Path,
+) -> None:
     made = candidates.States(
         {3: np.ones((2, 4), "f2")},
         np.zeros((2, 4), "f2"),
@@ -189,7 +191,7 @@ def test_states_come_back_and_those_of_other_examples_are_refused(tmp_path: Path
         candidates.read(tmp_path / "prompts.npz", 4)
 
 
-def test_what_all_answers_of_a_relation_begin_with_counts_to_the_prompt(
+def test_tokens_that_all_answers_of_a_relation_begin_with_are_part_of_the_prompt(
     tmp_path: Path, tokenizer: Any
 ) -> None:
     examples = frame()

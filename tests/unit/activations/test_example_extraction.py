@@ -1,4 +1,4 @@
-"""Extraction from examples: the answer's own tokens, whatever the batch, and the model's opinion of each."""
+"""Extraction from examples: answer tokens, activations and statistics for any batch size."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def examples() -> pd.DataFrame:
             "text": ["".join(part) for part in PARTS],
             "question": [f"{prompt}?" for prompt, _, _ in PARTS],
             "answer": [answer.strip() for _, answer, _ in PARTS],
-            "answer_start": [len(prompt) + 1 for prompt, _, _ in PARTS],  # behind the space
+            "answer_start": [len(prompt) + 1 for prompt, _, _ in PARTS],  # after the space
             "answer_end": [len(prompt + answer) for prompt, answer, _ in PARTS],
         }
     )
@@ -160,7 +160,7 @@ def test_answer_tokens_that_a_store_cannot_hold_are_refused_with_their_layer(
 
 
 def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFrame]:
-    """The slow obvious way: one unpadded example at a time, all logits at once."""
+    """Reference: one unpadded example at a time, all logits at once."""
     states: list[list[torch.Tensor]] = [[], [], []]
     rows = []
     for number, one in enumerate(encoded):
@@ -214,7 +214,7 @@ def test_every_batch_gives_what_one_example_at_a_time_gives(
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_shared_beginning_gives_what_whole_texts_give(
+def test_a_shared_prefix_gives_what_whole_texts_give(
     tmp_path: Path,
     model: Any,
     tokenizer: Any,
@@ -304,7 +304,7 @@ def test_other_positions_are_read_and_the_answer_is_scored_alike(
     assert found.tables.outputs["row_count"].tolist() == [len(one.read) for one in encoded]
 
 
-def test_prompts_that_begin_alike_share_their_beginning_but_no_answer(
+def test_prompts_share_a_prefix_that_ends_before_the_answer(
     tokenizer: Any, examples: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
@@ -375,7 +375,7 @@ def test_a_different_answer_span_gives_a_different_token_hash(
         require_same_rows([one.layers[0], other.layers[1]])
 
 
-def test_logits_that_the_model_changes_behind_its_head_are_the_models_own(
+def test_logits_include_changes_after_the_unembedding(
     tmp_path: Path, tokenizer: Any, examples: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_models.make_model("llama")
@@ -443,7 +443,7 @@ def test_the_script_writes_aligned_stores_and_tables(
     assert outputs["pmi_prompts"].tolist() == [4] * len(examples)
     assert (
         outputs["p_true"].isna().all()
-    )  # behind solved examples these texts are longer than the 64 tokens it takes
+    )  # after demonstrations these texts exceed the context of 64 tokens
     assert np.isfinite(outputs[["pmi_sum", "pmi_mean", "pmi_first"]]).all(axis=None)
     with np.load(tmp_path / "background.npz") as background:
         assert background.files == ["layer_01"]

@@ -1,4 +1,4 @@
-"""Extraction from packed contexts: the right numbers from the right place, for every batch and shard."""
+"""Extraction from packed contexts: correct values and rows for every batch and shard."""
 
 import os
 from collections.abc import Sequence
@@ -117,7 +117,7 @@ def test_the_model_works_as_before_after_extraction(
     assert count_hooks(model) == hooks
 
 
-def test_the_batch_changes_nothing_but_rounding(
+def test_the_batch_size_changes_only_rounding(
     tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
 ) -> None:
     one, other = (
@@ -283,7 +283,7 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
         whole = ActivationStore.open([heldout[place].store], [heldout[place].manifest])
         np.testing.assert_allclose(joined.read(), whole.read(), rtol=2e-3, atol=1e-3)
         assert joined.attributes == whole.attributes
-    # Snakemake puts a file of its own into folders that are outputs.
+    # Snakemake writes a file of its own into output folders.
     (stores[0] / ".snakemake_timestamp").touch()
     ActivationStore.open(stores[:1], manifests[:1]).verify()
 
@@ -291,7 +291,7 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
 # ---- resuming
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shard files of 24 rows in chunks of 12, so that little text makes many."""
+    """Shard files of 24 rows in chunks of 12, so that a short text fills many."""
     for module in (writer, reader, store):
         monkeypatch.setattr(module, "CHUNK_ROWS", 12)
         if hasattr(module, "CHUNKS_PER_SHARD"):
@@ -307,9 +307,10 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
-# Passes of 36, 36 and 12 rows: after one, a file of 24 rows is whole and its pass is repeated; after two, three files are.
+# Passes of 36, 36 and 12 rows: after one pass, one file of 24 rows is complete and the pass is
+# repeated; after two, three files are complete.
 @pytest.mark.parametrize(("passes", "repeated"), [(1, 3), (2, 1)])
-def test_a_job_that_fails_is_gone_on_with_and_gives_the_same_bytes(
+def test_a_failed_job_is_resumed_and_gives_the_same_bytes(
     storage: str,
     passes: int,
     repeated: int,

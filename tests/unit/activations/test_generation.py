@@ -1,4 +1,4 @@
-"""Generation: plain greedy completions, cut and marked, with nothing lost unseen."""
+"""Generation: greedy and sampled continuations, cut to answers, judged and counted."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def slowly(
     draws: np.ndarray | None = None,
     temperature: float = 1.0,
 ) -> tuple[str, list[float]]:
-    """The obvious way: one prompt, no padding, no cache, nothing shared; text and log-probability of each token."""
+    """Reference: one prompt without padding or cache; text and log-probability of each token."""
     start = [0, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     ids, logprobs = list(start), []
     before = len(tokenizer.decode(start[1:]))
@@ -77,7 +77,7 @@ def assert_same(found: Continuation, expected: tuple[str, list[float]]) -> None:
 def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(
     model: Any, tokenizer: Any, batch: int
 ) -> None:
-    # The last three share their head with the first, as questions share their solved examples.
+    # The last three share a prefix with the first, as questions share their demonstrations.
     prompts = [*PROMPTS, *(f"{PROMPTS[1]} {end}" for end in ("Ada", "gold", "Is it Paris"))]
     for found, prompt in zip(
         complete(
@@ -97,7 +97,7 @@ def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(
 
 
 @pytest.mark.parametrize("batch", [2, 8])
-def test_drawn_answers_follow_from_their_own_numbers_alone(
+def test_sampled_answers_depend_on_their_own_random_numbers_alone(
     model: Any, tokenizer: Any, batch: int
 ) -> None:
     prompts = [prompt for prompt in PROMPTS for _ in range(3)]
@@ -118,13 +118,13 @@ def test_drawn_answers_follow_from_their_own_numbers_alone(
     assert len({each.text for each in found}) > len(PROMPTS)
 
 
-def test_a_question_keeps_its_numbers_when_others_come_or_more_samples_are_asked_for() -> None:
+def test_the_random_numbers_of_a_question_do_not_depend_on_other_questions_or_samples() -> None:
     few, more = uniform_numbers(["a", "b"], 2, 4, seed=1), uniform_numbers(["b", "c"], 3, 4, seed=1)
     assert few[2:].tolist() == more[:2].tolist()
     assert few.tolist() != uniform_numbers(["a", "b"], 2, 4, seed=2).tolist()
 
 
-def test_drawn_tokens_are_as_frequent_as_the_model_says(model: Any, tokenizer: Any) -> None:
+def test_sampled_tokens_have_the_model_s_probabilities(model: Any, tokenizer: Any) -> None:
     numbers = (np.arange(2000) + 0.5)[:, None] / 2000
     found = complete(
         model,
@@ -141,7 +141,7 @@ def test_drawn_tokens_are_as_frequent_as_the_model_says(model: Any, tokenizer: A
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]
     expected, plain = torch.softmax(logits / 2, 0), torch.log_softmax(logits, 0)
-    # Each token's log-probability is the model's own, at temperature 1; the shares are those at temperature 2.
+    # The log-probabilities are those at temperature 1, the frequencies those at temperature 2.
     counted = pd.Series([round(each.logprobs[0], 4) for each in found]).value_counts(normalize=True)
     for token in expected.topk(5).indices.tolist():
         alike = (plain - plain[token]).abs() < 1e-4
@@ -237,7 +237,7 @@ def questions(count: int = 1) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_answers_are_cut_marked_and_counted() -> None:
+def test_answers_are_cut_judged_and_counted() -> None:
     found = judge_answers(
         questions(), [" Paris.\nThe capital of", " Madrid.\n", "", " Paris or N'Djamena."], "x"
     )

@@ -1,4 +1,4 @@
-"""P(True): the question, its solved examples, and the log-odds behind it."""
+"""P(True): the question, its demonstrations, and the log-odds after it."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ ROWS = examples(
 )
 
 
-def test_log_odds_are_the_model_s_own_behind_every_whole_text(tokenizer: Any) -> None:
+def test_log_odds_equal_those_after_each_whole_text(tokenizer: Any) -> None:
     model = small_models.make_model("llama")
     model.eval()
     found = p_true.measure(model, tokenizer, ROWS, limit=512, batch=2, packed=512)
@@ -75,13 +75,13 @@ def test_a_text_that_does_not_fit_has_no_score(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     "relation", ["", "unknown", *contexts.SOLVED, "capital_reverse", "symbol_reverse"]
 )
-def test_solved_examples_are_balanced_and_all_different(relation: str, with_question: bool) -> None:
+def test_demonstrations_are_balanced_and_all_different(relation: str, with_question: bool) -> None:
     lines = p_true.demonstrations(relation, with_question).splitlines()
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["True", "False", "False", "True"]
     assert len({line.split(p_true.ASK)[0] for line in lines}) == 4
 
 
-def test_no_solved_example_is_an_evaluated_fact() -> None:
+def test_no_demonstration_is_an_evaluated_fact() -> None:
     pairs = {
         (fact.subject, answer)
         for table in list_tables()

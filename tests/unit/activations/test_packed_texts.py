@@ -1,4 +1,4 @@
-"""Sequences of several texts: every text once, prompts shared, none longer than asked for, and models that cannot read them."""
+"""Packed sequences: every text once, shared prompts, limited length, and unpacked long texts."""
 
 from collections import Counter
 
@@ -33,7 +33,7 @@ def some_texts(count: int = 60) -> list[Encoded]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_every_text_stands_in_one_pack_and_sees_its_own_tokens_alone(batch: int) -> None:
+def test_every_text_is_in_one_pack_and_sees_only_its_own_tokens(batch: int) -> None:
     texts = some_texts()
     found = Counter[int]()
     for pack in packs(texts, range(len(texts)), batch):
@@ -52,7 +52,7 @@ def test_every_text_stands_in_one_pack_and_sees_its_own_tokens_alone(batch: int)
     assert found == Counter(range(len(texts)))
 
 
-def test_a_prompt_stands_once_for_all_of_its_texts_that_fit() -> None:
+def test_texts_with_the_same_prompt_share_it_if_they_fit() -> None:
     texts = [text([1, 2, 3], [number]) for number in range(4, 14)]
     (whole,) = packs(texts, range(10), 2)
     assert whole.ids.tolist() == [1, 2, 3, *range(4, 14)]
@@ -69,7 +69,7 @@ def test_a_long_prompt_is_not_repeated_for_each_of_its_texts() -> None:
 
 
 @pytest.mark.parametrize("packed", [0, 9, 1000])
-def test_texts_are_read_as_alone_whether_they_share_a_sequence_or_not(packed: int) -> None:
+def test_packed_texts_are_read_as_if_alone(packed: int) -> None:
     model = small_models.make_model("llama")
     texts = some_texts(12)
     reader = PackedReader(model, packed)
@@ -89,7 +89,9 @@ def test_texts_are_read_as_alone_whether_they_share_a_sequence_or_not(packed: in
     assert seen == Counter(range(12))
 
 
-def test_a_text_that_shares_no_sequence_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_text_that_is_too_long_to_be_packed_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     reader = PackedReader(small_models.make_model("llama"), 20)
     texts = [text([1, 2, 3], [4]), text([1, 2], list(range(3, 30)))]
     for _ in range(2):

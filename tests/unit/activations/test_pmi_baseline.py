@@ -1,4 +1,4 @@
-"""The PMI baseline: which pairs are formed, and their means against whole texts read one at a time."""
+"""The PMI baseline: its pairs, and its means against whole texts read one at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def examples() -> pd.DataFrame:
     return pd.concat(made, ignore_index=True)
 
 
-def test_an_answer_meets_prompts_of_its_relation_with_which_it_makes_no_text(
+def test_an_answer_is_paired_with_prompts_with_which_it_forms_no_example(
     examples: pd.DataFrame,
 ) -> None:
     pairs = pmi_baseline.choose_pairs(examples, 8, seed=0)
@@ -68,11 +68,11 @@ def test_an_answer_meets_prompts_of_its_relation_with_which_it_makes_no_text(
     numbers = pmi_baseline.answer_numbers(examples)
     of_number = dict(zip(numbers, examples["answer"], strict=True))
     assert spoken == [of_number[number] for number in pairs["number"]]
-    # São Paulo is asked of a, b and c; Paris of a to d. Each leaves too few or two prompts; 79 may follow x and y.
+    # São Paulo has prompts a to c, Paris a to d: too few others are left. 79 may follow x and y.
     assert sorted(zip(spoken, pairs["text"].str[15:16], strict=True)) == [("79", "x"), ("79", "y")]
 
 
-def test_the_choice_for_an_answer_is_its_own_and_bounded() -> None:
+def test_the_prompts_of_an_answer_are_bounded_and_independent_of_other_answers() -> None:
     many = statements("one", [(f"land{number}", f"town{number}") for number in range(30)])
     pairs = pmi_baseline.choose_pairs(many, 5, seed=1)
     assert (pairs.groupby("number").size() == 5).all()
@@ -84,11 +84,11 @@ def test_the_choice_for_an_answer_is_its_own_and_bounded() -> None:
     assert pmi_baseline.choose_pairs(many, 0, seed=1).empty
 
 
-def test_few_answers_meet_more_prompts_but_not_all() -> None:
+def test_few_answers_are_paired_with_more_prompts_but_not_all() -> None:
     few = statements("one", [(f"land{number}", f"town{number % 4}") for number in range(60)])
     assert (
         pmi_baseline.choose_pairs(few, 2, seed=0).groupby("number").size() == 8
-    ).all()  # 15 each, at most 4 x 2
+    ).all()  # of 15 prompts, at most 4 x 2
     assert (pmi_baseline.choose_pairs(few.iloc[:12], 2, seed=0).groupby("number").size() == 3).all()
 
 
@@ -164,7 +164,7 @@ def measured(
 def whole(
     model: Any, tokenizer: Any, context: str, row: dict[str, Any]
 ) -> tuple[list[float], np.ndarray]:
-    """The slow obvious way: one whole text, all of its logits."""
+    """Reference: one whole text, all of its logits."""
     shown = tokenizer(context)["input_ids"] if context else []
     coded = tokenizer(row["text"], return_offsets_mapping=True)
     places = example_tokens.answer_tokens(

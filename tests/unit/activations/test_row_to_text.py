@@ -1,4 +1,4 @@
-"""From a row of a store, opened with xarray, back to its document, its position and its text; in both storage modes."""
+"""From a row of a store, opened with xarray, to its document, position and text."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_any_row_that_xarray_opens_leads_back_to_document_position_and_text(
             window = window_of(packed, row, text)
             assert window.token == text.alone(place.token)
             assert "".join(window).replace("<s>", "") in TEXTS[place.document]
-            # The row is what the model computes from this context up to this position, and from nothing else.
+            # The model computes the row from the context up to this position alone.
             ids = torch.from_numpy(
                 packed.tokens[place.context, : place.position + 1].astype(np.int64)
             )

@@ -1,4 +1,4 @@
-"""Verifying stores: sound ones pass, every damaged one is named, absent ones are no damage."""
+"""Verification of stores: intact ones pass, all damaged ones are reported, absent ones are not."""
 
 import shutil
 from pathlib import Path
@@ -125,7 +125,9 @@ def test_stores_of_another_run_among_sound_ones_are_found(home: Path) -> None:
     assert "shard_0001.zarr comes from another run: its layer is 5" in problem
 
 
-def test_stores_that_a_budget_let_go_are_no_damage_but_those_left_are_read(home: Path) -> None:
+def test_stores_deleted_under_a_disk_budget_are_no_damage_and_the_rest_are_verified(
+    home: Path,
+) -> None:
     shutil.rmtree(home / "activations/layer_02")
     for name in ("shard_0000.zarr", "shard_0001.zarr"):
         shutil.rmtree(home / "activations/layer_00" / name)
@@ -161,7 +163,7 @@ def test_the_script_reports_every_model_and_fails_at_the_end(
         verify_activations.main(models=["tiny"], results=home.parent, **none)
 
 
-# ---- stores that are gone with their manifests, and stores that may go
+# ---- stores missing with their manifests, and stores that may be deleted
 def settings(budget: float | None) -> Settings:
     """Layers 0 and 2, three shards."""
     chosen = {
@@ -176,7 +178,7 @@ def settings(budget: float | None) -> Settings:
 
 @pytest.fixture
 def trained(home: Path) -> Path:
-    """Both layers trained; the second is not measured yet. The example stores belong to the data set of the settings."""
+    """Both SAEs are trained, the second is not evaluated; example stores as in the settings."""
     (home / "examples/cities").rename(home / "examples/capitals")
     for layer in LAYERS:
         files.write_json(home / f"saes/layer_{layer:02d}/cfg.json", {})
@@ -197,7 +199,7 @@ def lose(home: Path, *stems: str) -> None:
         (home / f"{stem}.json").unlink()
 
 
-def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_made_of_it(
+def test_a_store_missing_with_its_manifest_is_reported_if_later_results_need_it(
     trained: Path,
 ) -> None:
     assert losses(trained, None) == []
@@ -214,13 +216,13 @@ def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_mad
     assert training.endswith("snakemake --profile YOURS activations/layer_00/shard_0001.json")
     assert heldout.startswith(
         "heldout: layer_00 and its manifest are missing"
-    )  # layer 2 is not measured: a run makes it
+    )  # layer 2 is not evaluated: a run writes its store again
     assert examples.startswith("examples/capitals: embedding and its manifest are missing")
     lose(trained, "activations/layer_00/shard_0002")
     assert losses(trained, None)[0].startswith(
         "activations/layer_00: shard_0001, shard_0002 and their manifests are missing"
     )
-    # The script fails for them as for damage.
+    # The script fails as for damage.
     promised = run_state.promised_manifests(settings(None), trained.parent)
     with pytest.raises(UserError, match="3 places with damaged or missing stores"):
         verify_activations.main(
@@ -228,9 +230,7 @@ def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_mad
         )
 
 
-def test_training_stores_that_a_budget_let_go_are_no_loss_but_held_out_ones_are(
-    trained: Path,
-) -> None:
+def test_only_training_stores_may_be_missing_under_a_disk_budget(trained: Path) -> None:
     lose(
         trained,
         *(f"activations/layer_00/shard_{shard:04d}" for shard in range(SHARDS)),
@@ -240,13 +240,13 @@ def test_training_stores_that_a_budget_let_go_are_no_loss_but_held_out_ones_are(
     assert heldout.startswith("heldout: layer_00")
 
 
-def test_a_store_that_no_sae_was_trained_on_yet_is_no_loss(trained: Path) -> None:
+def test_a_missing_store_without_a_trained_sae_is_not_reported(trained: Path) -> None:
     (trained / "saes/layer_02/sae_weights.safetensors").unlink()
     lose(trained, "activations/layer_02/shard_0000")
     assert losses(trained, None) == []
 
 
-def test_stores_that_no_sae_waits_for_are_named_with_how_to_delete_them(
+def test_stores_whose_sae_is_trained_are_reported_with_how_to_delete_them(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     left, gone = home / "activations/layer_00", home / "activations/layer_04"

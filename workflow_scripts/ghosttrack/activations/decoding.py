@@ -285,7 +285,7 @@ class _Chooser:
         """As `TokenChooser.choose`; records the log-probability of the chosen token."""
         if self._draws is None:
             chosen = scores.argmax(dim=-1, keepdim=True)
-            kept = scores
+            shown = scores
         else:
             # float64: a cumulative sum over the vocabulary in float32 would lose rare tokens.
             summed = torch.softmax(scores.double() / self._decoder.temperature, dim=-1).cumsum(
@@ -293,10 +293,10 @@ class _Chooser:
             )
             number = self._draws[:, len(self.logprobs), None].to(summed.device) * summed[:, -1:]
             chosen = torch.searchsorted(summed, number, right=True).clamp_(max=scores.shape[-1] - 1)
-            kept = torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+            shown = torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
         logs = torch.log_softmax(scores.float(), dim=-1)
         self.logprobs.append(logs.gather(1, chosen)[:, 0])
-        return kept
+        return shown
 
     def stop(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
         """As `TokenChooser.stop`: complete once the first line that is not blank has ended."""

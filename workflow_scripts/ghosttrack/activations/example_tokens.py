@@ -81,7 +81,7 @@ def encode(
         else _in_plain(examples, tokenizer, contexts)
     )
     result = []
-    for name, text, start, end, (head, own, offsets) in zip(
+    for name, text, start, end, (head, tokens, offsets) in zip(
         examples["id"],
         examples["text"],
         examples["answer_start"],
@@ -89,11 +89,11 @@ def encode(
         coded,
         strict=True,
     ):
-        ids = np.array([*head, *own], dtype=np.int64)
+        ids = np.array([*head, *tokens], dtype=np.int64)
         if len(ids) > limit:
             prompt = f" after a prompt of {len(head) - 1}" if len(head) > 1 else ""
             raise UserError(
-                f"data set {dataset}, id {name}: the text has {len(own) + 1} tokens{prompt}, the "
+                f"data set {dataset}, id {name}: the text has {len(tokens) + 1} tokens{prompt}, the "
                 f"model takes {limit}; shorten or remove this text, or choose a model with a "
                 "longer context"
             )
@@ -103,7 +103,7 @@ def encode(
                 f"data set {dataset}, id {name}: characters {start}..{end} of its "
                 f"{len(text)}-character text hold no answer; fix the answer or remove this row"
             )
-        lead = len(ids) - len(own)
+        lead = len(ids) - len(tokens)
         answer = places + lead
         read = {"answer": answer, "last": answer[-1:], "all": np.arange(lead, len(ids))}[positions]
         result.append(Encoded(ids, answer, read, np.empty(0, dtype=np.int64), lead))
@@ -114,7 +114,7 @@ class _Coded(NamedTuple):
     """Token ids before a text, its own token ids, and their character ranges in the text."""
 
     head: list[int]
-    own: list[int]
+    tokens: list[int]
     offsets: list[tuple[int, int]]
 
 
@@ -130,8 +130,8 @@ def _in_plain(
         text: tokenizer(text, **options)["input_ids"] if text else [] for text in set(contexts)
     }
     return [
-        _Coded([separator, *shown[context]], own, offsets)
-        for context, own, offsets in zip(
+        _Coded([separator, *shown[context]], tokens, offsets)
+        for context, tokens, offsets in zip(
             contexts, coded["input_ids"], coded["offset_mapping"], strict=True
         )
     ]

@@ -181,13 +181,13 @@ def _log_odds(
     shared = min(common_length(ids), min(map(len, ids)) - 1)
     texts = [
         Encoded(
-            own[shared:],
-            answer=(every := np.arange(len(own) - shared)),
-            read=every,
-            prefix=own[:shared],
+            one[shared:],
+            answer=(positions := np.arange(len(one) - shared)),
+            read=positions,
+            prefix=one[:shared],
             lead=shared,
         )
-        for own in ids
+        for one in ids
     ]
     odds = np.empty(len(prompts))
     with torch.inference_mode():

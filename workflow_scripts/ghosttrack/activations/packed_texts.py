@@ -77,40 +77,40 @@ def packs(
     Args:
         longest: upper limit of prefix and sequence in tokens; no single text exceeds it.
     """
-    grouped: dict[bytes, dict[bytes, list[int]]] = {}
+    by_prefix: dict[bytes, dict[bytes, list[int]]] = {}
     for number in numbers:
         one = encoded[number]
-        grouped.setdefault(one.prefix.tobytes(), {}).setdefault(
+        by_prefix.setdefault(one.prefix.tobytes(), {}).setdefault(
             one.ids[: one.answer[0]].tobytes(), []
         ).append(number)
-    for prompts in grouped.values():
+    for prompts in by_prefix.values():
         room = longest - len(encoded[next(iter(prompts.values()))[0]].prefix)
-        stems: list[list[int]] = []
+        groups: list[list[int]] = []
         size = limit = 0
         for texts in prompts.values():
             head = int(encoded[texts[0]].answer[0])
             fresh = True
             for number in texts:
                 cost = len(encoded[number].ids) - head
-                if stems and size + cost + head * fresh > limit:
-                    yield _laid_out(encoded, stems)
-                    stems, size, fresh = [], 0, True
-                if not stems:
+                if groups and size + cost + head * fresh > limit:
+                    yield _laid_out(encoded, groups)
+                    groups, size, fresh = [], 0, True
+                if not groups:
                     limit = min(max(TOKENS * batch, 2 * head), room)
                 if fresh:
-                    stems.append([])
-                stems[-1].append(number)
+                    groups.append([])
+                groups[-1].append(number)
                 size += cost + head * fresh
                 fresh = False
-        if stems:
-            yield _laid_out(encoded, stems)
+        if groups:
+            yield _laid_out(encoded, groups)
 
 
-def _laid_out(encoded: Sequence[Encoded], stems: Sequence[Sequence[int]]) -> Pack:
-    """One pack. `stems`: for each prompt, the numbers of its texts."""
+def _laid_out(encoded: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> Pack:
+    """One pack. `groups`: for each prompt, the numbers of its texts."""
     numbers, places, segments, positions, at = [], [], [], [], 0
     owners: list[tuple[int, int]] = []  # prompt and text of each segment; text -1: the prompt
-    for index, texts in enumerate(stems):
+    for index, texts in enumerate(groups):
         head = int(encoded[texts[0]].answer[0])
         prompt = np.arange(at, at + head)
         segments.append(encoded[texts[0]].ids[:head])
@@ -128,7 +128,7 @@ def _laid_out(encoded: Sequence[Encoded], stems: Sequence[Sequence[int]]) -> Pac
     of_prompt, of_text = np.repeat(owners, [len(ids) for ids in segments], axis=0).T
     visible = (of_prompt[:, None] == of_prompt) & ((of_text == -1) | (of_text[:, None] == of_text))
     return Pack(
-        encoded[stems[0][0]].prefix,
+        encoded[groups[0][0]].prefix,
         numbers,
         places,
         np.concatenate(segments),

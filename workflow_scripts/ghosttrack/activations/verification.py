@@ -195,12 +195,12 @@ def as_table(findings: Sequence[Finding]) -> str:
 def _sum(line: str, findings: Sequence[Finding]) -> Finding:
     return Finding(
         line,
-        sum(each.stores for each in findings),
-        sum(each.rows for each in findings),
-        sum(each.total_rows for each in findings),
-        sum(each.bytes for each in findings),
-        sum(each.seconds for each in findings),
-        [problem for each in findings for problem in each.problems],
+        sum(one.stores for one in findings),
+        sum(one.rows for one in findings),
+        sum(one.total_rows for one in findings),
+        sum(one.bytes for one in findings),
+        sum(one.seconds for one in findings),
+        [problem for one in findings for problem in one.problems],
     )
 
 

@@ -294,13 +294,16 @@ class StoreWriter:
         first = len(self._records) * SHARD_ROWS
         starts = first + CHUNK_ROWS * np.arange(len(self._coded))
         return {
-            "row_scale": np.concatenate([each.row_scale for each in self._coded]),
-            "mean": np.stack([each.mean for each in self._coded]),
-            "deviation": np.stack([each.deviation for each in self._coded]),
+            "row_scale": np.concatenate([chunk.row_scale for chunk in self._coded]),
+            "mean": np.stack([chunk.mean for chunk in self._coded]),
+            "deviation": np.stack([chunk.deviation for chunk in self._coded]),
             "outlier_rows": np.concatenate(
-                [start + each.outlier_rows for start, each in zip(starts, self._coded, strict=True)]
+                [
+                    start + chunk.outlier_rows
+                    for start, chunk in zip(starts, self._coded, strict=True)
+                ]
             ),
-            "outliers": np.concatenate([each.outliers for each in self._coded]),
+            "outliers": np.concatenate([chunk.outliers for chunk in self._coded]),
         }
 
     # ---- records of finished shard files
