@@ -108,7 +108,8 @@ def packs(
 
 def _laid_out(encoded: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> Pack:
     """One pack. `groups`: for each prompt, the numbers of its texts."""
-    numbers, places, segments, positions, at = [], [], [], [], 0
+    segments, positions, places, at = [], [], [], 0
+    numbers: list[int] = []
     owners: list[tuple[int, int]] = []  # prompt and text of each segment; text -1: the prompt
     for index, texts in enumerate(groups):
         head = int(encoded[texts[0]].answer[0])
