@@ -11,7 +11,7 @@ export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run dry-run status orphans score compare test check docs architectures env clean
+.PHONY: run dry-run status orphans score compare test check docs site architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.cli.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
@@ -35,7 +35,7 @@ orphans: $(READY) ## jobs of a killed run that still work here, on Slurm too: ma
 test: $(READY) ## every test but the slow ones (ARGS="-m slow"); what is absent (Slurm, a browser) is skipped with the reason
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY) ## lint, format, types, schema
+check: $(READY) ## lint, format, types, rooms, generated documentation, site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
@@ -43,9 +43,13 @@ check: $(READY) ## lint, format, types, schema
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m ghosttrack.cli.manual --check
+	$(MAKE) --no-print-directory site
 
 docs: $(READY) ## write the generated parts of the documentation
 	$(BIN)/python -m ghosttrack.cli.manual
+
+site: $(READY) ## build the documentation as a site in a temporary folder; a warning is an error
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$$folder"
 
 architectures: $(READY) ## write the table of docs/architectures.md: every model type, read in every way (minutes)
 	GHOSTTRACK_ARCHITECTURES=1 $(BIN)/python -m pytest tests/unit/test_architecture_matrix.py

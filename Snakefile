@@ -1,4 +1,4 @@
-# GhostTrack: the pipeline's table of contents. Each file in rules/ is one phase; the order below is the order of the data.
+# GhostTrack. Each file in rules/ is one phase; the files are included in the order of the data.
 configfile: "config/config.yaml"
 
 
@@ -18,6 +18,7 @@ include: "rules/transfer.smk"
 include: "rules/seeds.smk"
 include: "rules/leak.smk"
 include: "rules/develop.smk"
+include: "rules/common/targets.smk"
 
 
 onstart:
@@ -31,12 +32,12 @@ onsuccess:
 
 onerror:
     sys.stderr.write(
-        "Finished work stays: mend what the errors above name, then run the same command again\n"
+        "Finished results stay. Fix the errors above, then run the same command again\n"
     )
 
 
-# The digests of the rules' code, for the next process that reads this file.
-code_digest.remember()
+# Keep the digests of the rules' code for the next process that reads this file.
+code_digest.write_cache()
 
 
 localrules:
@@ -57,7 +58,7 @@ localrules:
 
 
 rule all:
-    """Everything: one checked report per model, every SAE in its own right, and the comparison of several models."""
+    """The whole run: a report per model, its SAEs and tables, and a comparison of several models."""
     default_target: True
     input:
         reports,
@@ -77,7 +78,7 @@ rule all:
 
 
 rule activations:
-    """Phase 1 alone: activations of every analysed layer."""
+    """Phase 1: activations of every analysed layer."""
     input:
         all_activations,
     message:
@@ -93,7 +94,7 @@ rule saes:
 
 
 rule sae_sweep:
-    """Aside from a run: SAEs of other k and other seeds on a few layers (sweep.layers, sweep.k, sweep.seeds)."""
+    """Aside from a run: SAEs with other k and other seeds (sweep.layers, sweep.k, sweep.seeds)."""
     input:
         all_sweeps,
     message:
@@ -101,7 +102,7 @@ rule sae_sweep:
 
 
 rule features:
-    """Phases 1 and 2, and the feature dictionary of every layer."""
+    """Phases 1 and 2, and a description of every feature."""
     input:
         all_features,
     message:
@@ -109,7 +110,7 @@ rule features:
 
 
 rule tracks:
-    """Phases 1 to 3: features followed across layers, for every data set and null."""
+    """Phases 1 to 3: features tracked across layers, for every data set and null."""
     input:
         all_tracks,
     message:
@@ -117,7 +118,7 @@ rule tracks:
 
 
 rule metrics:
-    """Phases 1 to 5 without figures and pages: the metric tables and the claim ledger."""
+    """Phases 1 to 5: the metric tables and the claim ledger, without figures and pages."""
     input:
         collect("results/{model}/evaluation/metrics.csv", model=MODELS),
     message:
@@ -125,7 +126,7 @@ rule metrics:
 
 
 rule paper:
-    """LaTeX tables, pdf figures and citation of every model, on top of what they are made from."""
+    """LaTeX tables, pdf figures and the citation for a paper, per model."""
     input:
         collect("results/{model}/paper", model=MODELS),
     message:
@@ -133,7 +134,7 @@ rule paper:
 
 
 rule scores:
-    """One's own texts (score.texts), scored by the detector of every model."""
+    """The user's texts (score.texts), scored by the detector of every model."""
     input:
         collect("results/{model}/scores/texts.jsonl", model=MODELS),
     message:
@@ -141,7 +142,10 @@ rule scores:
 
 
 rule reproduce_leak:
-    """What noise and the text alone reach under a random split of pairs, and under a grouped one. Needs no model."""
+    """AUROC of noise and of the text alone under a random split of pairs and under a grouped split.
+
+    Needs no model.
+    """
     input:
         collect("results/{model}/evaluation/leak_reproduction.csv", model=MODELS),
     message:
@@ -149,7 +153,7 @@ rule reproduce_leak:
 
 
 rule transfer:
-    """Detectors on relations that they were not trained on: left out one by one, and from each data set to each other."""
+    """Detectors on relations and data sets that they were not trained on."""
     input:
         collect(rules.draw_transfer.output.figures, model=MODELS),
     message:
@@ -157,7 +161,7 @@ rule transfer:
 
 
 rule seed_variance:
-    """The default detector under other fold seeds; and under other SAE seeds, if the sweep is of every analysed layer."""
+    """The default detector under other fold seeds, and other SAE seeds if every layer is swept."""
     input:
         collect("results/{model}/evaluation/seed_variance.csv", model=MODELS),
     message:
@@ -165,7 +169,7 @@ rule seed_variance:
 
 
 rule ablations:
-    """Aside from a run: the metrics of tracks without each of their parts, and with links that mean less (ablations)."""
+    """Aside from a run: track metrics without each part, and with weaker links (ablations)."""
     input:
         collect("results/{model}/ablations/ablations.html", model=MODELS),
     message:
@@ -173,7 +177,7 @@ rule ablations:
 
 
 rule tuning:
-    """Aside from a run: other tracking settings, chosen inside the training folds and scored outside (tuning)."""
+    """Aside from a run: other tracking settings, chosen in the training folds (tuning)."""
     input:
         collect("results/{model}/ablations/tuning.html", model=MODELS),
     message:

@@ -1,12 +1,14 @@
-"""What the detection phase costs: of a finished run, and as a data set grows to 20,000 texts.
+"""CPU cost of the detection phase: of a finished run, and as a data set grows to 20,000 texts.
 
     PYTHONPATH=workflow_scripts python benchmarks/detection_cost.py phase results/smollm2-135m
-    PYTHONPATH=workflow_scripts python benchmarks/detection_cost.py growth results/smollm2-135m --csv cost.csv --figure cost.png
+    PYTHONPATH=workflow_scripts python benchmarks/detection_cost.py growth results/smollm2-135m \\
+        --csv cost.csv --figure cost.png
 
-`phase` adds up the run's own tables. Its jobs have one thread each, so their seconds by the clock are an upper limit of their
-CPU time, however busy the machine was. `growth` repeats a data set's texts with noise added, each four of them a group, and takes
-the CPU time of one outer fold of every detector, of the text control and of the intervals (a tenth of the draws). Its reference
-is n log n: the exponent of CPU time over n log n should not be above 0.
+`phase` sums the benchmark tables of the run. Its jobs have one thread each, so their wall time is
+an upper bound of their CPU time, however busy the machine is. `growth` repeats the texts of a data
+set with added noise, in groups of four, and measures the CPU time of one outer fold of every
+detector, of the text baseline, and of the confidence intervals (with a tenth of the bootstrap
+draws). The reference is n log n: the exponent of CPU time / (n log n) should not exceed 0.
 """
 
 import argparse
@@ -32,14 +34,14 @@ from ghosttrack.settings import DetectionSettings, EvaluationSettings
 PHASE = ("audit_dataset", "train_detectors", "evaluate_detectors", "save_detector")
 SIZES = (1248, 2500, 5000, 10_000, 20_000)
 PARTS = ("detectors", "text", "intervals")
-# Exponents are fitted from here on: below, what does not depend on the number of texts weighs in.
+# Smallest size in the fit of the exponents: below it, the fixed cost matters.
 FITTED = 2500
-# Spread of what is added to repeated texts, in standard deviations of a column.
+# Standard deviation of the noise, in standard deviations of a column.
 NOISE = 0.5
 
 
 def phase(given: argparse.Namespace) -> None:
-    """Seconds by the clock of the single-threaded jobs of the detection phase."""
+    """Wall seconds of the single-threaded jobs of the detection phase."""
     rows: list[list[Any]] = []
     for rule in PHASE:
         folder = given.results / "benchmarks" / rule
@@ -60,7 +62,7 @@ def phase(given: argparse.Namespace) -> None:
 
 
 def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
-    """What the detectors read of one data set, and its texts."""
+    """Detector inputs and texts of one data set."""
     folder = run / "examples" / dataset
     layers = layers_of(run)
     examples = tables.read_parquet(run / "datasets" / dataset / "examples.parquet")
@@ -74,7 +76,7 @@ def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
 def grown(
     inputs: detectors.Inputs, picked: np.ndarray, generator: np.random.Generator
 ) -> detectors.Inputs:
-    """The rows `picked`, each a little different from the others; zeros of a code stay zeros."""
+    """The rows `picked` with noise added; zeros of SAE codes stay zero."""
 
     def noisy(values: Any) -> Any:
         x = np.asarray(values)[picked]
@@ -107,7 +109,7 @@ def growth(given: argparse.Namespace) -> None:
     rows = []
     for size in given.sizes:
         generator = np.random.default_rng(size)
-        # Blocks of four rows of a swap block stay together.
+        # The four rows of a minimal-pair block stay together.
         picked = (
             4 * generator.integers(len(truth) // 4, size=size // 4)[:, None] + np.arange(4)
         ).ravel()
@@ -144,10 +146,10 @@ def growth(given: argparse.Namespace) -> None:
         columns = ["texts", *spent, "all"]
         show(f"{given.dataset}: CPU seconds of one fold", columns, rows)
     table = pd.DataFrame(rows, columns=columns)
-    kept = table[table["texts"] >= FITTED]
-    n = kept["texts"].to_numpy(dtype=float)
+    large = table[table["texts"] >= FITTED]
+    n = large["texts"].to_numpy(dtype=float)
     exponents = [
-        [name, _slope(n, kept[name]), _slope(n, kept[name].to_numpy() / (n * np.log(n)))]
+        [name, _slope(n, large[name]), _slope(n, large[name].to_numpy() / (n * np.log(n)))]
         for name in columns[1:]
     ]
     show(f"exponents from {FITTED} texts on", ["part", "of n", "beyond n log n"], exponents)
@@ -181,7 +183,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    """One of the two."""
+    """Run `phase` or `growth`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -194,8 +196,8 @@ def main() -> None:
             part.add_argument("--dataset", default="us_cities")
             part.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="multiples of 4")
             part.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-            part.add_argument("--csv", type=Path, help="write the table there too")
-            part.add_argument("--figure", type=Path, help="draw it there")
+            part.add_argument("--csv", type=Path, help="also write the table to this file")
+            part.add_argument("--figure", type=Path, help="write the figure to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with threadpool_limits(1):

@@ -1,15 +1,17 @@
-"""Dictionaries and links side by side on the activations of a finished run: `python benchmarks/dictionaries.py --help`.
+"""Compare kinds of dictionaries and links on the activations of a finished run.
 
-Arms are dictionaries (`sae.dictionaries`), each followed by every kind of link that it allows. Real answer
-tokens are tracked with the settings of the run's model. A row says:
+    PYTHONPATH=workflow_scripts python benchmarks/dictionaries.py --help
 
-FVU             on held-out text at equal L0 (every layer's threshold gives a mean of k), mean over layers; worse: the
-                largest rise of a layer's FVU over the independent one, in per cent
-links           per token and pair of layers, all, and by the links of the null (permuted decoders or shifted tokens)
-next, relinked  P(the linked feature fires at the next layer | this one fires), over each feature's best link; and with
-                the same features' links dealt out at random among them
-length          mean detections per track; the same with as many links drawn at random
-same            mean cosine of decoder rows of one number in adjacent layers
+An arm is a kind of dictionary (`sae.dictionaries`) with each kind of link that it allows. Real
+answer tokens are tracked with the settings of the run's model. The columns:
+
+FVU             held-out fraction of variance unexplained at equal L0, mean over layers (every layer's
+                threshold gives a mean L0 of k); worse: largest increase over the independent one, in %
+links           per token and pair of layers; null: with permuted decoders or shifted tokens
+next            P(the linked feature fires at the next layer | this one fires), over each feature's best
+                link; shuffled: the same with the targets shuffled among these links
+length          mean detections per track; random: with as many random links
+same            mean cosine of the decoder rows of equal index in adjacent layers
 CPU             seconds of training all layers, and of all comparisons of layers
 """
 
@@ -38,14 +40,14 @@ from ghosttrack.sae.rows import blocks, mean_of
 from ghosttrack.sae.training import Trained, train, train_shared
 from ghosttrack.settings import SaeSettings, Settings
 from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
-from ghosttrack.tracks.neighbours import Comparison, Links, links
+from ghosttrack.tracks.neighbours import LayerComparison, Links, links
 from ghosttrack.tracks.similarity import ActivationCorrelation, DecoderCosine, codes_of
-from ghosttrack.tracks.tracking import Options, detect, follow, relink
+from ghosttrack.tracks.tracking import TrackerOptions, detect, follow, shuffle_links
 
 KINDS: dict[str, tuple[LinkKind, ...]] = {
     "independent": ("cosine", "correlation"),
-    "common": ("cosine", "correlation", "identity"),
-    "anchored": ("cosine", "correlation", "identity"),
+    "shared_init": ("cosine", "correlation", "identity"),
+    "warm_start": ("cosine", "correlation", "identity"),
     "shared": ("cosine", "correlation", "identity"),
 }
 COLUMNS = (
@@ -57,19 +59,19 @@ COLUMNS = (
     "links",
     "null",
     "next",
-    "relinked",
+    "shuffled",
     "length",
     "random",
     "of",
     "CPU train",
     "CPU compare",
 )
-# Tokens tracked at once.
+# Tokens per batch.
 BATCH = 1024
 
 
 class Layer(NamedTuple):
-    """One layer's rows: to train on, held out, and of answers."""
+    """Activation stores of one layer."""
 
     number: int
     train: ActivationStore
@@ -78,7 +80,7 @@ class Layer(NamedTuple):
 
 
 def opened(home: Path, number: int, datasets: Sequence[str]) -> Layer:
-    """The stores of a finished run whose training activations were kept."""
+    """Open the stores of a finished run that kept its training activations."""
     name = f"layer_{number:02d}"
     shards = sorted((home / "activations" / name).glob("*.zarr"))
     single = [
@@ -98,20 +100,20 @@ def opened(home: Path, number: int, datasets: Sequence[str]) -> Layer:
 
 
 class Training(NamedTuple):
-    """How an arm is trained."""
+    """Training settings of an arm."""
 
     settings: SaeSettings
-    following: SaeSettings  # of layers that begin with the anchor
+    following: SaeSettings  # of layers that are warm-started
     seed: int
-    folder: Path  # where autoencoders are kept
+    folder: Path  # directory of the trained SAEs
 
 
 def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list[Sae], float]:
-    """The autoencoders of one arm, trained into the folder or read from it, and the CPU seconds that they took."""
+    """Train the SAEs of one arm, or read them from the folder; also the CPU seconds of training."""
     middle = len(layers) // 2
     names = [f"{arm}/layer_{layer.number:02d}" for layer in layers]
-    if arm == "anchored":  # the anchor is trained as any other
-        names[middle] = f"common/layer_{layers[middle].number:02d}"
+    if arm == "warm_start":  # the first layer is trained as in shared_init
+        names[middle] = f"shared_init/layer_{layers[middle].number:02d}"
     places = [training.folder / name for name in names]
     if arm == "shared":
         if not places[0].exists():
@@ -120,14 +122,16 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
     for number in sorted(range(len(layers)), key=lambda number: number != middle):
         if not places[number].exists():
             start = (
-                unfold(sae.load(places[middle])) if arm == "anchored" and number != middle else None
+                unfold(sae.load(places[middle]))
+                if arm == "warm_start" and number != middle
+                else None
             )
             one(arm, layers[number], places[number], training, start)
     return [sae.load(place) for place in places], cpu_of(places)
 
 
 def shared(layers: Sequence[Layer], places: Sequence[Path], training: Training) -> None:
-    """One dictionary for all layers."""
+    """Train one dictionary for all layers."""
     chosen = training.settings.model_copy(update={"dictionaries": "shared"})
     sources = shared_rows.sources(
         [layer.train for layer in layers], chosen.batch, training.seed, resident=True
@@ -144,7 +148,7 @@ def shared(layers: Sequence[Layer], places: Sequence[Path], training: Training) 
 
 
 def one(arm: str, layer: Layer, place: Path, training: Training, start: Start | None) -> None:
-    """One layer's autoencoder."""
+    """Train the SAE of one layer."""
     chosen = training.following if start else training.settings
     made: list[Trained] = []
     seed = seed_of(training.seed, layer.number, arm)
@@ -163,7 +167,7 @@ def one(arm: str, layer: Layer, place: Path, training: Training, start: Start | 
 
 
 def keep(made: Sae, place: Path, layer: int, cpu: float) -> None:
-    """Write an autoencoder, so that a second run of the benchmark only compares."""
+    """Save an SAE, so that a second run of the benchmark does not train it again."""
     shutil.rmtree(place.parents[1] / "state")
     (place.parents[1] / "state").mkdir()
     place.mkdir(parents=True)
@@ -173,30 +177,31 @@ def keep(made: Sae, place: Path, layer: int, cpu: float) -> None:
 
 
 def cpu_of(places: Sequence[Path]) -> float:
-    """CPU seconds of training them."""
+    """CPU seconds of training the SAEs."""
     return sum(float(files.read_json(place / "cpu.json")) for place in places)
 
 
-def fvu(each: Sae, store: ActivationStore) -> tuple[float, float]:
+def fvu(model: Sae, store: ActivationStore) -> tuple[float, float]:
     """FVU and L0 on held-out rows."""
     sums, active, rows = ReconstructionSums(mean_of(store)), 0, 0
     with torch.inference_mode():
         for x in blocks(store):
-            code = each.encode(x)
-            sums.add(x, each.decode(code))
+            code = model.encode(x)
+            sums.add(x, model.decode(code))
             active, rows = active + int((code > 0).sum()), rows + len(x)
     return sums.result().fvu, active / rows
 
 
 def compared(
     kind: LinkKind, saes: Sequence[Sae], layers: Sequence[Layer], settings: Settings
-) -> dict[int, list[Comparison]]:
-    """Comparisons one and two layers ahead, as rule find_neighbours makes them."""
-    tracking, found = settings.tracking, dict[int, list[Comparison]]({1: [], 2: []})
+) -> dict[int, list[LayerComparison]]:
+    """Comparisons one and two layers ahead, as in rule find_neighbours."""
+    tracking, comparisons = settings.tracking, dict[int, list[LayerComparison]]({1: [], 2: []})
     if kind == "correlation":
-        kept = ~np.any([layer.heldout.excluded for layer in layers], axis=0)
+        included = ~np.any([layer.heldout.excluded for layer in layers], axis=0)
         codes = [
-            codes_of(each, layer.heldout, kept) for each, layer in zip(saes, layers, strict=True)
+            codes_of(model, layer.heldout, included)
+            for model, layer in zip(saes, layers, strict=True)
         ]
     for ahead, number in itertools.product((1, 2), range(len(layers))):
         if number + ahead >= len(layers):
@@ -209,33 +214,35 @@ def compared(
             if kind == "correlation"
             else DecoderCosine(saes[number].W_dec, saes[number + ahead].W_dec, seed)
         )
-        found[ahead].append(
+        comparisons[ahead].append(
             compare_as(kind, similarity, tracking.neighbours, tracking.gate_quantile)
         )
-    return found
+    return comparisons
 
 
 class Tracked(NamedTuple):
-    """What the answer tokens say about a set of links."""
+    """Statistics of the tracks of answer tokens with one set of links."""
 
     links: float  # per token and pair of layers
     length: float  # detections per track
     random_length: float
     next: float
-    relinked: float
-    hard: float  # share of candidate links that needed the solver
+    shuffled: float
+    hard: float  # fraction of candidate links that needed the solver
 
 
 def tracked(
-    codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options: Options, seed: int
+    codes: Sequence[np.ndarray], tables: dict[int, list[Links]], options: TrackerOptions, seed: int
 ) -> Tracked:
-    """Track answer tokens, codes (tokens, d_sae) of each layer, and count."""
+    """Track answer tokens, codes (tokens, d_sae) of each layer, and count links."""
     tokens, steps = len(codes[0]), len(codes) - 1
     sums = np.zeros(5)
     for start in range(0, tokens, BATCH):
-        found = [detect(code[start : start + BATCH], options.ranks) for code in codes]
-        table, candidates, hard = follow(found, tables[1], tables[2], options)
-        random = relink(table, options.top_k, np.random.default_rng([seed, start]))
+        detections_of_layers = [
+            detect(code[start : start + BATCH], options.ranks) for code in codes
+        ]
+        table, candidates, hard = follow(detections_of_layers, tables[1], tables[2], options)
+        random = shuffle_links(table, options.top_k, np.random.default_rng([seed, start]))
         sums += [
             int((table.gap > 0).sum()),
             int((table.feature >= 0).sum()),
@@ -243,26 +250,29 @@ def tracked(
             hard,
             int((random.gap > 0).sum()),
         ]
-    linked, detections, links, unsettled, drawn = sums.tolist()
+    linked, detections, links, solved, random_links = sums.tolist()
     hits = np.zeros((steps, 3))
     generator = np.random.default_rng(seed)
     for step in range(steps):
         hits[step] = followed(codes[step] > 0, codes[step + 1] > 0, tables[1][step], generator)
-    fires, next_fires, by_chance = hits.sum(0)
+    fires, next_fires, shuffled_fires = hits.sum(0)
     return Tracked(
         linked / tokens / steps,
         detections / (detections - linked),
-        detections / (detections - drawn),
+        detections / (detections - random_links),
         next_fires / max(fires, 1),
-        by_chance / max(fires, 1),
-        unsettled / max(links, 1),
+        shuffled_fires / max(fires, 1),
+        solved / max(links, 1),
     )
 
 
 def followed(
     lower: np.ndarray, upper: np.ndarray, table: Links, generator: np.random.Generator
 ) -> list[int]:
-    """How often linked features fire, how often their best link fires too, and a partner drawn from the others' links."""
+    """Firings of linked features, of the targets of their best links, and of shuffled targets.
+
+    The second and third count tokens on which the feature and the target both fire.
+    """
     count = np.diff(table.start)
     feature = np.flatnonzero(count)
     entry = np.lexsort(
@@ -270,16 +280,16 @@ def followed(
     )  # by feature, best first
     target = table.target[entry[table.start[feature]]]
     fires = lower[:, feature]
-    drawn = target[generator.permutation(len(target))]
+    shuffled = target[generator.permutation(len(target))]
     return [
         int(fires.sum()),
         int((fires & upper[:, target]).sum()),
-        int((fires & upper[:, drawn]).sum()),
+        int((fires & upper[:, shuffled]).sum()),
     ]
 
 
 def main() -> None:
-    """Train the arms, track real answers, and print a table."""
+    """Train the arms, track answer tokens, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -288,17 +298,19 @@ def main() -> None:
         type=Path,
         help="folder of a finished run whose activations were kept, results/NAME",
     )
-    parser.add_argument("--layers", default="", help="as 10,14; default all of the run")
+    parser.add_argument(
+        "--layers", default="", help="such as 10,14; default: all layers of the run"
+    )
     parser.add_argument("--arms", default=",".join(KINDS))
     parser.add_argument("--kinds", default="cosine,correlation,identity", help="kinds of links")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument(
-        "--anchored-epochs",
+        "--warm-start-epochs",
         type=int,
-        help="of the layers that begin with the anchor; default as --epochs",
+        help="of the layers that are warm-started; default as --epochs",
     )
     parser.add_argument(
-        "--anchored-rate", type=float, help="learning rate of these layers; default the model's"
+        "--warm-start-rate", type=float, help="learning rate of these layers; default the model's"
     )
     parser.add_argument("--datasets", default="cities,languages,us_cities")
     parser.add_argument("--tokens", type=int, default=3000, help="answer tokens of each data set")
@@ -306,9 +318,9 @@ def main() -> None:
         "--keep",
         type=Path,
         required=True,
-        help="folder for the autoencoders; what is there is used",
+        help="directory of the trained SAEs; SAEs in it are not trained again",
     )
-    parser.add_argument("--csv", type=Path, help="write the table there too")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     (settings,) = load({"model": given.results.name}, Path(__file__).parents[1] / "config").values()
@@ -319,17 +331,17 @@ def main() -> None:
     given.keep.mkdir(parents=True, exist_ok=True)
     (given.keep / "state").mkdir(exist_ok=True)
     chosen = settings.sae.model_copy(update={"epochs": given.epochs})
-    anchored: dict[str, Any] = {
-        "dictionaries": "anchored",
-        "anchored_epochs": given.anchored_epochs,
+    warm_start: dict[str, Any] = {
+        "dictionaries": "warm_start",
+        "warm_start_epochs": given.warm_start_epochs,
     }
-    if given.anchored_rate:
-        anchored["learning_rate"] = given.anchored_rate
+    if given.warm_start_rate:
+        warm_start["learning_rate"] = given.warm_start_rate
     training = Training(
-        chosen, following(chosen.model_copy(update=anchored)), settings.seed, given.keep
+        chosen, following(chosen.model_copy(update=warm_start)), settings.seed, given.keep
     )
     tracking = settings.tracking
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    options = TrackerOptions.from_settings(tracking)
     rows: list[list[Any]] = []
     base: list[float] = []
     for arm in given.arms.split(","):
@@ -341,13 +353,13 @@ def main() -> None:
         same = [float((lower * upper).sum(1).mean()) for lower, upper in itertools.pairwise(unit)]
         print(
             arm,
-            "FVU, L0 by layer:",
+            "FVU (L0) by layer:",
             " ".join(f"{loss:.4f} ({l0:.1f})" for loss, l0 in measured),
             flush=True,
         )
         print(
             arm,
-            "cosine of one number, by pair:",
+            "cosine of equal indices, by pair:",
             " ".join(f"{value:.3f}" for value in same),
             flush=True,
         )
@@ -356,7 +368,7 @@ def main() -> None:
             for each, layer in zip(made, layers, strict=True)
         ]
         for kind in [kind for kind in KINDS[arm] if kind in given.kinds.split(",")]:
-            pairs: dict[int, list[Comparison]] = {}
+            pairs: dict[int, list[LayerComparison]] = {}
             comparing = cost(lambda: pairs.update(compared(kind, made, layers, settings)))
             real, null = (
                 {
@@ -390,7 +402,7 @@ def main() -> None:
                     result.links,
                     chance.links,
                     result.next,
-                    result.relinked,
+                    result.shuffled,
                     result.length,
                     result.random_length,
                     len(layers),
@@ -405,12 +417,12 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def answer_codes(each: Sae, layer: Layer, tokens: int) -> np.ndarray:
-    """(tokens of all data sets, d_sae); a massive row has no code."""
+def answer_codes(model: Sae, layer: Layer, tokens: int) -> np.ndarray:
+    """Codes (tokens of all data sets, d_sae); rows with massive activations are 0."""
     parts = []
     for store in layer.answers:
         count = min(tokens, store.rows)
-        code = each.encode(torch.from_numpy(store.read(0, count).astype(np.float32))).numpy()
+        code = model.encode(torch.from_numpy(store.read(0, count).astype(np.float32))).numpy()
         code[store.massive[:count]] = 0
         parts.append(code)
     return np.concatenate(parts)

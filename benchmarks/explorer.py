@@ -1,6 +1,7 @@
-"""Size of an explorer page, time to its first view, and time to switch to another text, in headless Chromium without a network.
+"""Size of an explorer page, time to first view and to switch texts, in headless Chromium.
 
-PYTHONPATH=workflow_scripts:tests/unit python benchmarks/explorer.py results/smollm2-135m/explorer.html
+    PYTHONPATH=workflow_scripts:tests/unit python benchmarks/explorer.py \\
+        results/smollm2-135m/explorer.html
 """
 
 import argparse
@@ -10,7 +11,8 @@ from pathlib import Path
 from browser import browser
 from measure import show
 
-# Rows far apart in the list, so that every switch unpacks another part; the time ends with the frame that shows the text.
+# The rows are far apart in the list, so every switch unpacks another part of the page. The time
+# ends with the frame that shows the text.
 SWITCH = """new Promise((done) => {
     const list = document.getElementById('list'), before = document.body.dataset.shown;
     list.scrollTop = (list.scrollHeight - list.clientHeight) * %f;
@@ -24,7 +26,7 @@ SWITCH = """new Promise((done) => {
 
 
 def main(page: Path, switches: int) -> None:
-    """Open the page and click through it."""
+    """Open the page and switch between texts."""
     with browser() as chromium:
         chromium.open(page.resolve())
         chromium.wait("document.body && document.body.dataset.ready")
@@ -44,7 +46,7 @@ def main(page: Path, switches: int) -> None:
         [f"switch, ms (median of {switches})", statistics.median(times), "200"],
         ["switch, ms (slowest)", max(times), ""],
     ]
-    show(str(page.name), ["", "measured", "promised below"], rows)
+    show(str(page.name), ["", "measured", "limit"], rows)
 
 
 if __name__ == "__main__":

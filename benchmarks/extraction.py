@@ -1,7 +1,8 @@
-"""Extraction beside the model's own forward pass: `python benchmarks/extraction.py --help`.
+"""Cost of extraction relative to the forward pass: `python benchmarks/extraction.py --help`.
 
-Reference is the bare forward pass up to the highest analysed layer, at the same batch and length, in turns with
-the extraction in one process. Ratios are of CPU seconds; wall seconds stand beside them.
+The reference is the bare forward pass up to the highest analysed layer, at the same batch and
+context length. It alternates with the extraction in one process. Ratios are of CPU seconds; wall
+seconds are printed too.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from ghosttrack.runtime.allocator import keep_freed_memory
 
 
 def load(name: str) -> Any:
-    """A fetched model's folder, or `gpt2-small`: random weights of that shape."""
+    """Load a model's directory, or `gpt2-small`: random weights of that shape."""
     if name != "gpt2-small":
         return models.load_model(Path(name), "cpu")
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -35,7 +36,7 @@ def load(name: str) -> Any:
 
 
 def bare(model: Any, tokens: Any, batch: int, highest: int) -> None:
-    """Forward passes that end behind block `highest`."""
+    """Forward passes that end after block `highest`."""
     modules = sites.site_modules(model, [highest], "resid_post")
     with torch.inference_mode(), hooks.captured(modules, stop=True):
         for start in range(0, len(tokens), batch):
@@ -45,7 +46,7 @@ def bare(model: Any, tokens: Any, batch: int, highest: int) -> None:
 
 
 def full(model: Any, tokens: Any, batch: int) -> None:
-    """Whole forward passes with every hidden state and the logits, as reading one layer at a time is often done."""
+    """Complete forward passes with all hidden states, as when one layer is read at a time."""
     with torch.inference_mode():
         for start in range(0, len(tokens), batch):
             ids = torch.from_numpy(tokens[start : start + batch].astype(np.int64))
@@ -55,7 +56,7 @@ def full(model: Any, tokens: Any, batch: int) -> None:
 def extract(
     model: Any, tokens: Any, layers: list[int], batch: int, storage: Any, folder: Path
 ) -> None:
-    """Write one store a layer."""
+    """Write one store per layer."""
     stores = [StoreFiles(folder / f"{layer}.zarr", folder / f"{layer}.json") for layer in layers]
     extraction.extract_contexts(
         model,
@@ -70,7 +71,7 @@ def extract(
 def extraction_cost(
     model: Any, tokens: Any, layers: list[int], batch: int, storage: Any = "fp16"
 ) -> Cost:
-    """Cost of `extract`; deleting what it wrote is none of it."""
+    """Cost of `extract`, without the deletion of its files."""
     with tempfile.TemporaryDirectory() as folder:
         return cost(lambda: extract(model, tokens, layers, batch, storage, Path(folder)))
 
@@ -79,9 +80,11 @@ def main() -> None:
     """Measure, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "model", help="folder of a fetched model (results/NAME/model), or gpt2-small"
+        "model", help="directory of a downloaded model (results/NAME/model), or gpt2-small"
     )
-    parser.add_argument("--layers", default="all", help="analysed layers, as 10,12,14; default all")
+    parser.add_argument(
+        "--layers", default="all", help="analysed layers, such as 10,12,14; default: all"
+    )
     parser.add_argument("--tokens", type=int, default=51_200)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16, help="contexts per forward pass")
@@ -92,12 +95,12 @@ def main() -> None:
     parser.add_argument(
         "--waves",
         action="store_true",
-        help="also one layer at a time, and budgets of 1, 2 and 3 layers",
+        help="also extract with disk budgets of 1, 2 and 3 layers, and one layer at a time",
     )
     parser.add_argument("--wave-tokens", type=int, default=8_192)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()  # as the jobs do; the bare pass has it too
+    keep_freed_memory()  # as in the jobs, for both contestants
     model = load(given.model)
     count = len(models.blocks(model))
     layers = (
@@ -112,17 +115,17 @@ def main() -> None:
 
     extraction_cost(
         model, tokens[: given.batch], layers, given.batch
-    )  # imports, and memory that stays
+    )  # warm-up: imports and memory allocation
     kinds: dict[str, Callable[[], Cost]] = {
         "bare": lambda: cost(lambda: bare(model, tokens, given.batch, layers[-1]))
     }
     for storage in given.storage:
         kinds[storage] = partial(extraction_cost, model, tokens, layers, given.batch, storage)
-    found: dict[str, list[Cost]] = {name: [] for name in kinds}
+    costs_of: dict[str, list[Cost]] = {name: [] for name in kinds}
     for _ in range(given.repeats):
         for name, call in kinds.items():
-            found[name].append(call())
-    best = {name: least(costs) for name, costs in found.items()}
+            costs_of[name].append(call())
+    best = {name: least(costs) for name, costs in costs_of.items()}
     show(
         f"{given.model}: {tokens.size:,} tokens, {len(layers)} layers up to {layers[-1]}, {given.batch} x {given.context}",
         ["", "CPU s", "wall s", "tokens/CPU s", "of bare"],

@@ -1,4 +1,4 @@
-"""Where a finished run has what several benchmarks read."""
+"""Paths in the results of a finished run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,20 @@ from ghosttrack.detection.run import Files
 
 
 def layers_of(run: Path) -> list[int]:
-    """The layers whose autoencoders a run has, ascending."""
+    """The layers for which a run has SAEs, ascending."""
     return sorted(int(path.name.removeprefix("layer_")) for path in (run / "saes").glob("layer_*"))
 
 
 def detection_files(
     folder: Path, run: Path, layers: Sequence[int], signals: Sequence[Path] = ()
 ) -> Files:
-    """What the detectors of a data set read: its `folder` of examples, the autoencoders of a `run`, tracking signals if any."""
+    """Files that the detectors of a data set read.
+
+    Args:
+        folder: the examples of the data set.
+        run: results of the run, with its SAEs.
+        signals: tables of track metrics, if any.
+    """
     return Files(
         [folder / f"layer_{layer:02d}.zarr" for layer in layers],
         [folder / f"layer_{layer:02d}.json" for layer in layers],

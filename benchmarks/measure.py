@@ -1,4 +1,4 @@
-"""What the benchmarks share: CPU and wall time of a call, and a table on the screen."""
+"""Helpers of the benchmarks: CPU and wall time of a call, and tables as text."""
 
 import sys
 import time
@@ -7,31 +7,31 @@ from typing import Any, NamedTuple
 
 
 class Cost(NamedTuple):
-    """Seconds of one call: of all its threads, and by the clock."""
+    """Seconds of one call."""
 
-    cpu: float
+    cpu: float  # of all threads
     wall: float
 
 
 def cost(call: Callable[[], Any]) -> Cost:
-    """Run `call` once."""
+    """Measure one call."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return Cost(time.process_time() - cpu, time.perf_counter() - wall)
 
 
 def least(costs: Sequence[Cost]) -> Cost:
-    """The cheapest of several runs: what is left above it is other people's work on the same cores."""
+    """The smallest CPU and wall time of several runs, which other load disturbed least."""
     return Cost(min(each.cpu for each in costs), min(each.wall for each in costs))
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table in plain text; numbers with three significant digits."""
+    """Print a table as plain text, numbers with three significant digits."""
     cells = [
-        [f"{each:.3g}" if isinstance(each, float) else str(each) for each in row]
+        [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
         for row in [columns, *rows]
     ]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in cells

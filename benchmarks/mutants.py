@@ -1,8 +1,11 @@
-"""Mutation testing: `python benchmarks/mutants.py --sample 40 --seed 0` shows which small faults no unit test notices.
+"""Mutation testing: which small faults does no unit test notice?
 
-Each mutant is one file with one change: a comparison, an operator, a number, a negated condition, a deleted call or
-two swapped arguments. Its unit tests run on a copy of the checkout. A mutant is killed when a test fails, or when the
-tests take far longer than without it. It survives when all tests pass: a test is missing, or the change has no effect.
+    python benchmarks/mutants.py --sample 40 --seed 0
+
+Each mutant is one file with one change: a comparison, an operator, a number, a negated condition, a
+deleted call or two swapped arguments. The unit tests of the file run on a copy of the checkout. A
+mutant is killed if a test fails, or if the tests take far longer than without it. It survives if
+all tests pass: a test is missing, or the change has no effect.
 """
 
 import argparse
@@ -29,7 +32,7 @@ PACKAGE = "workflow_scripts/ghosttrack"
 # The unit tests of each file that is mutated, the fastest first.
 TESTS = {
     "evaluation/ledger.py": ["evaluation/test_ledger.py"],
-    "evaluation/statistics.py": ["evaluation/test_statistics.py"],
+    "statistics.py": ["test_statistics.py", "test_codes.py"],
     "detection/splits.py": ["detection/test_splits.py"],
     "detection/audit.py": ["detection/test_audit.py"],
     "tracks/association.py": ["tracks/test_association.py"],
@@ -44,17 +47,17 @@ TESTS = {
         "activations/test_store.py",
         "activations/test_damage.py",
     ],
-    "files.py": ["test_files.py", "test_journal.py"],
+    "runtime/files.py": ["runtime/test_files.py", "runtime/test_lock_log.py"],
     "sae/checkpoints.py": ["sae/test_sae_checkpoints.py"],
     "facts/answers.py": ["facts/test_answers.py"],
 }
-# Left as they are: how much is done at once, how often something is tried, how many rows a message names.
+# Constants that are not mutated: block sizes, retries, and the number of rows in a message.
 UNCHANGED = {"_BLOCK", "_TRIES", "_PAUSE", "_NAMED", "SAMPLED_BLOCKS", "BLOCK_BYTES"}
-# Arguments that change the speed, or only stop what cannot happen.
+# Keyword arguments that only change the speed, or guard against the impossible.
 KEYWORDS = {"strict", "copy", "ignore_errors", "maxsize"}
-# Calls that only report, and functions of which the order of arguments does not matter.
+# Calls that only report, and functions whose arguments commute.
 REPORTS, SYMMETRIC = ("log", "progress"), ("min", "max")
-# Fields of a syntax tree that hold no behaviour of the code itself.
+# Fields of a syntax tree without behaviour.
 FIELDS = {"annotation", "returns", "decorator_list", "bases"}
 
 COMPARISONS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
@@ -84,15 +87,15 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 
 
-class Place(NamedTuple):
-    """A node's place in the syntax tree: a field of its parent, with the position if the field is a list."""
+class Position(NamedTuple):
+    """Position in the syntax tree: a field of the parent node, and an index if it is a list."""
 
     parent: ast.AST
     field: str
     position: int | None
 
     def put(self, node: ast.AST) -> None:
-        """Set the node at this place."""
+        """Set the node at this position."""
         if self.position is None:
             setattr(self.parent, self.field, node)
         else:
@@ -100,18 +103,18 @@ class Place(NamedTuple):
 
 
 class Mutant(NamedTuple):
-    """One change of one file: the old and the new node at a place of the file's syntax tree."""
+    """One change of one file: the old and the new node at a position of the syntax tree."""
 
     file: str
     tree: ast.Module
-    place: Place
+    place: Position
     old: ast.AST
     new: ast.AST
     line: int
 
     @property
     def change(self) -> str:
-        """The change in one line: the expression around it, or a part of it if that is long."""
+        """The change in one line: the surrounding expression, or a part of a long one."""
         around = self.place.parent if isinstance(self.place.parent, ast.expr) else None
         before = " ".join(ast.unparse(around or self.old).split())
         self.place.put(self.new)
@@ -140,7 +143,7 @@ class Mutant(NamedTuple):
 def mutants(file: str, source: str) -> list[Mutant]:
     """All mutants of a file, in the order of its lines."""
     tree = ast.parse(source)
-    found = [
+    all_mutants = [
         Mutant(
             file,
             tree,
@@ -152,17 +155,17 @@ def mutants(file: str, source: str) -> list[Mutant]:
         for place, node in _places(tree)
         for new in _changes(node, place)
     ]
-    return sorted(found, key=lambda mutant: mutant.line)
+    return sorted(all_mutants, key=lambda mutant: mutant.line)
 
 
-def _places(parent: ast.AST) -> Iterator[tuple[Place, ast.AST]]:
-    """Every node whose change could change a result: no annotations, messages, assertions or reports."""
+def _places(parent: ast.AST) -> Iterator[tuple[Position, ast.AST]]:
+    """Every node whose change may change a result: no annotations, messages or assertions."""
     for field, value in ast.iter_fields(parent):
         if field in FIELDS:
             continue
         for position, node in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(node, ast.AST) and not _without_effect(node):
-                yield Place(parent, field, position if isinstance(value, list) else None), node
+                yield Position(parent, field, position if isinstance(value, list) else None), node
                 if not isinstance(node, ast.Raise):
                     yield from _places(node)
 
@@ -182,8 +185,8 @@ def _without_effect(node: ast.AST) -> bool:
     )
 
 
-def _changes(node: ast.AST, place: Place) -> Iterator[ast.AST]:
-    """What a node is replaced by, one at a time."""
+def _changes(node: ast.AST, place: Position) -> Iterator[ast.AST]:
+    """The replacements of a node."""
     if place.field in ("test", "ifs") and not isinstance(node, ast.Compare | ast.UnaryOp):
         yield ast.UnaryOp(ast.Not(), node)  # type: ignore[arg-type]
     match node:
@@ -229,7 +232,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def sample(groups: Iterable[Sequence[Mutant]], size: int, seed: int) -> list[Mutant]:
-    """Draw `size` mutants at random, the same number from each group, as far as it has so many."""
+    """Draw `size` random mutants, equally many from each group as far as possible."""
     shuffled = [
         random.Random(f"{seed} {number}").sample(group, len(group))
         for number, group in enumerate(groups)
@@ -239,24 +242,24 @@ def sample(groups: Iterable[Sequence[Mutant]], size: int, seed: int) -> list[Mut
     return sorted(drawn, key=lambda mutant: (mutant.file, mutant.line))
 
 
-class Ended(NamedTuple):
-    """One run of tests: exit code (None: stopped at the time limit), output and seconds."""
+class TestRun(NamedTuple):
+    """Result of one run of tests."""
 
-    code: int | None
+    code: int | None  # exit code; None: stopped at the time limit
     output: str
     seconds: float
 
 
-def run_tests(house: Path, file: str, limit: float) -> Ended:
-    """Run the unit tests of `file` in a copy of the checkout until the first one fails."""
+def run_tests(checkout: Path, file: str, limit: float) -> TestRun:
+    """Run the unit tests of `file` in a copy of the checkout until the first failure."""
     tests = [f"tests/unit/{name}" for name in TESTS[file]]
-    # Without compiled files: two mutants of one second and one size would be taken for each other.
+    # Without bytecode files: two mutants of equal size within one second would share one.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     began = time.monotonic()
     process = subprocess.Popen(
         command,
-        cwd=house,
+        cwd=checkout,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -265,45 +268,42 @@ def run_tests(house: Path, file: str, limit: float) -> Ended:
     )
     try:
         output, _ = process.communicate(timeout=limit)
-        return Ended(process.returncode, output, time.monotonic() - began)
+        return TestRun(process.returncode, output, time.monotonic() - began)
     except subprocess.TimeoutExpired:
-        return Ended(None, "", limit)
+        return TestRun(None, "", limit)
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # processes that a test started too
+            os.killpg(process.pid, signal.SIGKILL)  # also the processes that a test started
         process.wait()
 
 
-def time_limit(house: Path, file: str) -> float:
-    """Seconds after which a mutant of `file` counts as killed: three times what its tests take without a change."""
-    ended = run_tests(house, file, 600)
-    if ended.code != 0:
-        raise SystemExit(f"the tests of {file} fail without any mutant:\n{ended.output}")
-    return 10 + 3 * ended.seconds
+def time_limit(checkout: Path, file: str) -> float:
+    """Seconds after which a mutant of `file` counts as killed: 10 + 3 x the unmodified run."""
+    finished = run_tests(checkout, file, 600)
+    if finished.code != 0:
+        raise SystemExit(f"the tests of {file} fail on the unchanged file:\n{finished.output}")
+    return 10 + 3 * finished.seconds
 
 
-def verdict(house: Path, mutant: Mutant, limit: float) -> str:
-    """Whether a test notices the mutant."""
-    path = house / PACKAGE / mutant.file
+def verdict(checkout: Path, mutant: Mutant, limit: float) -> str:
+    """Run the tests on the mutant; return "survived", "killed" or "killed (time limit)"."""
+    path = checkout / PACKAGE / mutant.file
     original = path.read_text()
     path.write_text(mutant.source)
     try:
-        code = run_tests(house, mutant.file, limit).code
+        code = run_tests(checkout, mutant.file, limit).code
     finally:
         path.write_text(original)
     return "survived" if code == 0 else "killed" if code is not None else "killed (time limit)"
 
 
 def main() -> None:
-    """Sample mutants, run the tests of each and print the table."""
+    """Sample mutants, run the tests on each, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--sample",
-        type=int,
-        default=40,
-        help="number of mutants, shared out evenly among the files",
+        "--sample", type=int, default=40, help="number of mutants, spread evenly over the files"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -314,17 +314,17 @@ def main() -> None:
     drawn = sample(made.values(), chosen.sample, chosen.seed)
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        house = Path(folder) / "house"
+        checkout = Path(folder) / "checkout"
         left_out = shutil.ignore_patterns(".*", "results", "__pycache__")
-        shutil.copytree(ROOT, house, symlinks=True, ignore=left_out)
-        limits = {file: time_limit(house, file) for file in {mutant.file for mutant in drawn}}
+        shutil.copytree(ROOT, checkout, symlinks=True, ignore=left_out)
+        limits = {file: time_limit(checkout, file) for file in {mutant.file for mutant in drawn}}
         for mutant in drawn:
             rows.append(
                 [
                     mutant.file,
                     str(mutant.line),
                     mutant.change,
-                    verdict(house, mutant, limits[mutant.file]),
+                    verdict(checkout, mutant, limits[mutant.file]),
                 ]
             )
             sys.stderr.write("  ".join(rows[-1]) + "\n")

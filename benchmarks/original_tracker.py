@@ -1,7 +1,7 @@
-"""The original GhostTrack's tracking step, metrics included, written out plainly from its formulas: the reference of tracking.py.
+"""Reference of tracking.py: the original GhostTrack's tracking and metrics, from their formulas.
 
-One text at a time, one token of it, objects for tracks, the price of every pair computed in a loop over cells. `fast`
-replaces the loop by one matrix product and one broadcast, and keeps all else.
+It handles one token of one text at a time, has an object per track, and computes the association
+cost of every pair in a loop. `fast` replaces the loop by one matrix product and one broadcast.
 """
 
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ class Feature:
 
 @dataclass
 class Track:
-    """A feature followed from its birth."""
+    """A feature tracked from its birth."""
 
     birth: int
     states: dict[int, Feature] = field(default_factory=dict)  # by layer
     death: int | None = None
 
     def last(self) -> Feature:
-        """The state that the next layer is compared with."""
+        """The latest state, which is compared with the next layer."""
         return self.states[max(self.states)]
 
 
@@ -54,16 +54,16 @@ def change(before: float, after: float) -> float:
 
 
 def position(_one: Feature, _other: Feature) -> float:
-    """The price of a move, which the original never filled in."""
+    """Association cost of a move, which the original never implemented."""
     return 0.0
 
 
-def prices(tracks: list[Track], found: list[Feature]) -> np.ndarray:
-    """Price of every pair, cell by cell."""
-    matrix = np.zeros((len(tracks), len(found)))
+def association_costs(tracks: list[Track], detections: list[Feature]) -> np.ndarray:
+    """Association cost of every pair, cell by cell."""
+    matrix = np.zeros((len(tracks), len(detections)))
     for i, track in enumerate(tracks):
         before = track.last()
-        for j, after in enumerate(found):
+        for j, after in enumerate(detections):
             semantic = 1.0 - cosine(before.embedding, after.embedding)
             matrix[i, j] = (
                 SEMANTIC * semantic
@@ -73,40 +73,44 @@ def prices(tracks: list[Track], found: list[Feature]) -> np.ndarray:
     return matrix
 
 
-def prices_at_once(tracks: list[Track], found: list[Feature]) -> np.ndarray:
-    """The same by one product and one broadcast."""
+def association_costs_at_once(tracks: list[Track], detections: list[Feature]) -> np.ndarray:
+    """Association cost of every pair, by one product and one broadcast."""
     before, after = (
         np.stack([track.last().embedding for track in tracks]),
-        np.stack([each.embedding for each in found]),
+        np.stack([each.embedding for each in detections]),
     )
     lengths = np.outer(np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1))
     a = np.array([track.last().activation for track in tracks])[:, None]
-    b = np.array([each.activation for each in found])[None, :]
-    price: np.ndarray = SEMANTIC * (1 - before @ after.T / lengths) + ACTIVATION * np.abs(a - b) / (
+    b = np.array([each.activation for each in detections])[None, :]
+    costs: np.ndarray = SEMANTIC * (1 - before @ after.T / lengths) + ACTIVATION * np.abs(a - b) / (
         a + b
     )
-    return price
+    return costs
 
 
-def associate(tracks: list[Track], found: list[Feature], layer: int, *, fast: bool) -> list[Track]:
-    """One layer step: optimum, threshold, deaths, births. Gives the tracks that were born."""
+def associate(
+    tracks: list[Track], detections: list[Feature], layer: int, *, fast: bool
+) -> list[Track]:
+    """One layer step: assignment, threshold, deaths, births. Returns the new tracks."""
     alive = [track for track in tracks if track.death is None]
     matched: set[int] = set()
-    if alive and found:
-        matrix = (prices_at_once if fast else prices)(alive, found)
+    if alive and detections:
+        matrix = (association_costs_at_once if fast else association_costs)(alive, detections)
         for i, j in zip(*linear_sum_assignment(matrix), strict=True):
             if matrix[i, j] < ASSOCIATION:
-                alive[i].states[layer] = found[j]
+                alive[i].states[layer] = detections[j]
                 matched.add(int(j))
     for track in alive:
         if layer not in track.states:
             track.death = layer
-    born = [each for j, each in enumerate(found) if j not in matched and each.activation > BIRTH]
+    born = [
+        each for j, each in enumerate(detections) if j not in matched and each.activation > BIRTH
+    ]
     return [Track(layer, {layer: each}) for each in born]
 
 
 def track(codes: list[np.ndarray], decoders: list[np.ndarray], *, fast: bool) -> list[Track]:
-    """All tracks of one token, codes (d_sae,) layer by layer."""
+    """All tracks of one token, from the codes (d_sae,) of every layer."""
     tracks: list[Track] = []
     for layer, (code, decoder) in enumerate(zip(codes, decoders, strict=True)):
         tracks += associate(tracks, features(code, decoder), layer, fast=fast)

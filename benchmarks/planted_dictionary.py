@@ -1,10 +1,11 @@
-"""How much of a known dictionary an SAE finds, as noise grows: a csv on the screen, one line a noise level.
+"""How much of a known dictionary an SAE recovers as noise grows: prints a CSV line per noise level.
 
     PYTHONPATH=workflow_scripts python benchmarks/planted_dictionary.py --noise 0.05 0.2 0.5
 
-Rows are sums of `active` of `features` random unit directions in `d_model` dimensions, each with a strength between
-1 and 2, and white noise whose length is `noise` times that of the sum. A true direction counts as recovered if some
-decoder row has a cosine above .95 with it. Random numbers with seed 0; every row is seen once.
+A row is a sum of `active` of `features` random unit directions in `d_model` dimensions, each with a
+strength between 1 and 2, plus white noise with a norm of `noise` times that of the sum. A true
+direction is recovered if some decoder row has a cosine above .95 with it. The seed is 0; every row
+is seen once.
 """
 
 import argparse
@@ -27,16 +28,16 @@ from ghosttrack.sae.training import train
 from ghosttrack.settings import SaeSettings
 
 RECOVERED = 0.95
-# Rows made at once; and rows of another draw, for the quality.
+# Rows per block; rows of another draw, for the held-out quality.
 BLOCK, HELDOUT = 65_536, 16_384
 
 
-class Planted(NamedTuple):
-    """What is hidden in the rows."""
+class PlantedDictionary(NamedTuple):
+    """The true dictionary of the rows."""
 
     directions: Tensor  # (features, d_model), unit rows
     active: int
-    noise: float  # length of the noise, relative to the sum's
+    noise: float  # norm of the noise, relative to the sum's
 
     def rows(self, count: int, seed: int) -> npt.NDArray[np.float16]:
         """`count` rows, (count, d_model)."""
@@ -56,7 +57,7 @@ class Planted(NamedTuple):
         return made
 
     def _chosen(self, count: int, features: int, generator: torch.Generator) -> Tensor:
-        """`active` different directions for each row, all sets equally likely, (count, active)."""
+        """`active` different random directions for each row, (count, active)."""
         sets, found = [], 0
         while found < count:
             drawn = (
@@ -66,14 +67,14 @@ class Planted(NamedTuple):
             )
             kept = drawn[
                 (drawn[:, 1:] != drawn[:, :-1]).all(dim=1)
-            ]  # rejection: ordered draws without a repeat
+            ]  # rejection sampling: drop draws with a repeated direction
             sets.append(kept)
             found += len(kept)
         return torch.cat(sets)[:count]
 
 
 class InMemory:
-    """Rows in an array, and their batches in the order of the rows, which are independent draws."""
+    """Rows in an array, with batches in the order of the rows, which are independent draws."""
 
     def __init__(self, values: npt.NDArray[np.float16], batch: int) -> None:
         self.values, self.batch = values, batch
@@ -86,7 +87,7 @@ class InMemory:
         return self.values[start:stop]
 
     def fingerprint(self) -> str:
-        """Never asked for twice: no checkpoint is written."""
+        """A constant: no checkpoint is written."""
         return "planted"
 
     def batch_at(self, step: int) -> npt.NDArray[np.float32]:
@@ -95,11 +96,11 @@ class InMemory:
         return self.values[start : start + self.batch].astype(np.float32)
 
 
-def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, Any]:
-    """Train on `rows` rows; what was found, and what it cost."""
+def measured(planted: PlantedDictionary, settings: SaeSettings, rows: int) -> dict[str, Any]:
+    """Train on `rows` rows; recovery, quality and CPU seconds."""
     store = InMemory(planted.rows(rows, seed=1), settings.batch)
     began = time.process_time()
-    nowhere = Path(os.devnull)  # never written: no checkpoint falls due
+    nowhere = Path(os.devnull)  # never written, because no checkpoint is due
     sae = train(
         store,
         store,
@@ -115,7 +116,7 @@ def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, An
         (planted.directions @ functional.normalize(sae.W_dec, dim=1).t()).max(1).values
     )  # (features,)
     found = measure(sae, InMemory(planted.rows(HELDOUT, seed=2), settings.batch), settings.k)
-    # The least that is left when nothing but the noise is.
+    # The FVU of a reconstruction that lacks only the noise.
     floor = planted.noise**2 / (1.0 + planted.noise**2)
     return {
         "noise": planted.noise,
@@ -131,7 +132,7 @@ def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, An
 
 
 def main() -> None:
-    """Read the command line, train once a noise level, print a line each."""
+    """Train once per noise level, and print a line for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -162,7 +163,7 @@ def main() -> None:
     )
     writer = None
     for noise in given.noise:
-        planted = Planted(functional.normalize(directions, dim=1), given.active, noise)
+        planted = PlantedDictionary(functional.normalize(directions, dim=1), given.active, noise)
         line = measured(planted, settings, given.rows)
         if writer is None:
             writer = csv.DictWriter(sys.stdout, line, lineterminator="\n")

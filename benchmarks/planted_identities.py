@@ -1,7 +1,8 @@
-"""Tracks where identities are known, as noise grows: `python benchmarks/planted_identities.py --help`.
+"""Tracking of known identities as noise grows: `python benchmarks/planted_identities.py --help`.
 
-Each layer is a copy of the one before: permuted, noised to a mean cosine, a tenth of its features replaced. An
-active feature fires on in the next layer with probability .8, or not at all. The tracker sees decoders and codes only.
+Each layer is a copy of the one before: permuted, with noise up to a mean cosine, and a tenth of its
+features replaced. An active feature fires in the next layer with probability .8. The tracker sees
+only decoders and codes.
 """
 
 import argparse
@@ -15,20 +16,20 @@ from measure import show
 from ghosttrack import sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks.planted import plant, track_planted
-from ghosttrack.tracks.tracking import Options
+from ghosttrack.tracks.tracking import TrackerOptions
 
 COLUMNS = ("cosine", "IDF1", "HOTA", "AssA", "switches per 1000", "tracks per identity")
 
 
 def main() -> None:
-    """Plant, track, print a table."""
+    """Plant identities, track them, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--sae",
         type=Path,
-        help="folder of an autoencoder whose decoder is copied; default: random directions",
+        help="directory of an SAE whose decoder is copied; default: random directions",
     )
     parser.add_argument(
         "--cosines",
@@ -39,15 +40,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--active", type=int, default=50)
     parser.add_argument("--replaced", type=float, default=0.1)
-    parser.add_argument("--csv", type=Path, help="write the table there too")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     base = (
         sae.load(given.sae).W_dec.numpy()
         if given.sae
         else np.random.default_rng(0).standard_normal((2048, 576))
     )
-    tracking = TrackingSettings()
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
+    options = TrackerOptions.from_settings(TrackingSettings())
     rows: list[list[Any]] = []
     for cosine in map(float, given.cosines.split(",")):
         planted = plant(
@@ -59,16 +59,16 @@ def main() -> None:
             active=given.active,
             seed=0,
         )
-        found = track_planted(planted, options, seed=0)
+        scores = track_planted(planted, options, seed=0)
         detections = sum(int((code > 0).sum()) for code in planted.codes)
         rows.append(
             [
                 cosine,
-                found.idf1,
-                found.hota,
-                found.association,
-                1000 * found.switches / detections,
-                found.fragments,
+                scores.idf1,
+                scores.hota,
+                scores.association,
+                1000 * scores.switches / detections,
+                scores.fragments,
             ]
         )
     show(

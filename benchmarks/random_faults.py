@@ -1,11 +1,14 @@
-"""Random faults over whole runs of a tiny model: `python benchmarks/random_faults.py --faults 30`. Needs no Slurm.
+"""Random faults in complete runs of a tiny model: `python benchmarks/random_faults.py --faults 30`.
 
-Each round starts from fetched inputs, meets a few faults, one after the other, each at a random moment, and is then run
-until it is complete. Where a run stops, its error must name the remedy, and the remedy, followed to the word, must
-mend it. In the end every result is byte for byte that of a run without faults, and no folder ever had two writers.
+Each round starts from downloaded inputs. A few faults strike one after the other, at random
+moments. Then the run is repeated until it is complete. An error that stops a run must name a
+remedy, and the remedy must work when it is followed literally. At the end, every result must be
+byte for byte that of a run without faults, and no folder may ever have had two writers. No Slurm is
+needed.
 
-Faults: a job is killed (SIGKILL), preempted (SIGTERM), or takes too much memory; Snakemake is killed and its jobs run
-on; nothing larger than some 10 kB can be written any more (a full quota); a result or a file inside a store is lost.
+Faults: a job is killed (SIGKILL), preempted (SIGTERM) or out of memory; Snakemake is killed and its
+jobs continue; no file above some 10 kB can be written (a full quota); a result or a file of a store
+is lost.
 """
 
 import argparse
@@ -33,31 +36,33 @@ from ghosttrack.runtime import lock_log
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "envs", "profiles", "config", "workflow_scripts")
 MODEL = "tiny-gpt2"
-# Two extraction jobs, five layers; slow enough that faults strike at work, not only at imports.
+# Two extraction jobs and five layers, slowed down so that faults strike during the work and not
+# only during imports.
 SETTINGS = [f"model={MODEL}", "dimensions={n_layers: 5}"]
 SLOW = {"job": "*", "kind": "slow", "seconds": 0.03}
-# What an error says when the same command again is all that it needs; the last is Snakemake's, with the file's name.
+# Error texts whose remedy is to run the same command again. The last is Snakemake's, followed by
+# the file.
 AGAIN = ("run again", "run the same command again", "Missing files after")
 
 
-class Ended(NamedTuple):
-    """One command: its exit code, what it said, and the seconds it took."""
+class FinishedRun(NamedTuple):
+    """Result of one command."""
 
-    code: int
-    text: str
+    code: int  # exit code
+    text: str  # stdout and stderr
     seconds: float
 
 
-class House:
-    """A workflow folder of one round, the run that works in it, and what is left to chance."""
+class Round:
+    """The workflow folder of one round, its current run, and the random generator."""
 
     run: "subprocess.Popen[str]"
 
-    def __init__(self, place: Path, chance: random.Random) -> None:
-        self.place, self.results, self.chance = place, place / "results" / MODEL, chance
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.folder, self.results, self.chance = folder, folder / "results" / MODEL, chance
 
     def start(self, faults: list[dict[str, object]], largest: int = 0) -> None:
-        """Begin a run, as `make run` does; with `largest`, no process of it can write a longer file."""
+        """Start a run like `make run`; with `largest`, no process can write a longer file."""
 
         def limit() -> None:
             if largest:
@@ -65,10 +70,10 @@ class House:
 
         environment = {
             **os.environ,
-            "PYTHONPATH": str(self.place / "workflow_scripts"),
+            "PYTHONPATH": str(self.folder / "workflow_scripts"),
             "GHOSTTRACK_FAULTS": json.dumps([SLOW, *faults]),
         }
-        screen = (self.place / "screen").open("w")
+        screen = (self.folder / "screen").open("w")
         self.began = time.monotonic()
         self.run = subprocess.Popen(
             [
@@ -90,7 +95,7 @@ class House:
                 "--",
                 "saes",
             ],
-            cwd=self.place,
+            cwd=self.folder,
             env=environment,
             stdout=screen,
             stderr=screen,
@@ -98,24 +103,26 @@ class House:
             preexec_fn=limit,
         )
 
-    def end(self) -> Ended:
+    def end(self) -> FinishedRun:
         """Wait for the run."""
         code = self.run.wait(timeout=900)
-        return Ended(code, (self.place / "screen").read_text(), time.monotonic() - self.began)
+        return FinishedRun(
+            code, (self.folder / "screen").read_text(), time.monotonic() - self.began
+        )
 
     def command(self, module: str, *words: str) -> int:
         """Exit code of `python -m ghosttrack.MODULE WORDS`."""
-        environment = {**os.environ, "PYTHONPATH": str(self.place / "workflow_scripts")}
+        environment = {**os.environ, "PYTHONPATH": str(self.folder / "workflow_scripts")}
         return subprocess.run(
             [sys.executable, "-m", f"ghosttrack.{module}", *words],
-            cwd=self.place,
+            cwd=self.folder,
             env=environment,
             check=False,
             capture_output=True,
         ).returncode
 
     def contents(self) -> dict[str, bytes]:
-        """Every result by name; logs, timings and progress are none."""
+        """The content of every result by name, without logs, timings and state."""
         return {
             str(path.relative_to(self.results)): path.read_bytes()
             for path in sorted(self.results.rglob("*"))
@@ -125,62 +132,62 @@ class House:
         }
 
     def jobs(self) -> list[int]:
-        """Processes of jobs that work now."""
-        return [process.pid for process in orphans.job_processes(self.place)]
+        """Process ids of the running jobs."""
+        return [process.pid for process in orphans.job_processes(self.folder)]
 
 
-# ---- faults. Each is called while a run works, and says what it did; "" if there was nothing to do it to.
-def kill_a_job(house: House) -> str:
-    """SIGKILL, as the kernel does when memory is out."""
-    return _signal(house, signal.SIGKILL)
+# ---- faults. Each strikes a running workflow and returns what it did, or "" if it found no target.
+def kill_a_job(round_: Round) -> str:
+    """SIGKILL, as from the kernel when memory is exhausted."""
+    return _signal(round_, signal.SIGKILL)
 
 
-def preempt_a_job(house: House) -> str:
-    """SIGTERM, as a scheduler does before it takes the node."""
-    return _signal(house, signal.SIGTERM)
+def preempt_a_job(round_: Round) -> str:
+    """SIGTERM, as from a scheduler that preempts a job."""
+    return _signal(round_, signal.SIGTERM)
 
 
-def _signal(house: House, number: signal.Signals) -> str:
-    if not (jobs := house.jobs()):
+def _signal(round_: Round, number: signal.Signals) -> str:
+    if not (jobs := round_.jobs()):
         return ""
-    os.kill(chosen := house.chance.choice(jobs), number)
+    os.kill(chosen := round_.chance.choice(jobs), number)
     return f"{number.name} to process {chosen}"
 
 
-def kill_snakemake(house: House) -> str:
-    """SIGKILL to Snakemake alone: its jobs run on."""
-    # `launch` has one child, Snakemake; both go, as with a closed terminal.
+def kill_snakemake(round_: Round) -> str:
+    """SIGKILL to Snakemake alone: its jobs continue."""
+    # `launch` has one child, Snakemake. Both are killed, as when a terminal closes.
     children = subprocess.run(
-        ["pgrep", "-P", str(house.run.pid)], capture_output=True, text=True, check=False
+        ["pgrep", "-P", str(round_.run.pid)], capture_output=True, text=True, check=False
     ).stdout.split()
-    for pid in [int(child) for child in children] + [house.run.pid]:
+    for pid in [int(child) for child in children] + [round_.run.pid]:
         os.kill(pid, signal.SIGKILL)
-    return f"SIGKILL to Snakemake, {len(house.jobs())} jobs ran on"
+    return f"SIGKILL to Snakemake, {len(round_.jobs())} jobs continued"
 
 
-def lose_a_file(house: House) -> str:
-    """Any one file of the results or of a half-written store."""
+def lose_a_file(round_: Round) -> str:
+    """Delete a random file of the results or of an unfinished store."""
     files = [
         path
-        for path in sorted(house.results.rglob("*"))
+        for path in sorted(round_.results.rglob("*"))
         if path.is_file()
-        and path.relative_to(house.results).parts[0]
+        and path.relative_to(round_.results).parts[0]
         in ("activations", "saes", "state", "corpus", "model")
     ]
     if not files:
         return ""
-    path = house.chance.choice(files)
+    path = round_.chance.choice(files)
     path.unlink(missing_ok=True)
-    return f"lost {path.relative_to(house.results)}"
+    return f"lost {path.relative_to(round_.results)}"
 
 
-DURING: list[Callable[[House], str]] = [kill_a_job, preempt_a_job, kill_snakemake, lose_a_file]
+DURING: list[Callable[[Round], str]] = [kill_a_job, preempt_a_job, kill_snakemake, lose_a_file]
 
 
-def follow_remedy(house: House, said: str) -> str:
-    """Do what the error of a stopped run asks for; what that was, "" if it asks for nothing."""
+def follow_remedy(round_: Round, said: str) -> str:
+    """Do what the error of a stopped run asks for; return what was done, or "" without a remedy."""
     if "make orphans ARGS=--cancel" in said:
-        return "orphans cancelled" if house.command("orphans", "--cancel") == 0 else ""
+        return "orphans cancelled" if round_.command("orphans", "--cancel") == 0 else ""
     done = []
     for line in said.splitlines():
         before, word, after = line.partition("delete ")
@@ -190,33 +197,36 @@ def follow_remedy(house: House, said: str) -> str:
             re.findall(r"results/[\w./-]*\w", after.split("then:")[0])
             or re.findall(r"results/[\w./-]*\w", before)[:1]
         )
-        for path in (house.place / name for name in named):
+        for path in (round_.folder / name for name in named):
             whole = path.parent if after.startswith("its directory") else path
             if whole.is_dir():
                 shutil.rmtree(whole)
             else:
                 whole.unlink(missing_ok=True)
-            done.append(f"deleted {whole.relative_to(house.results)}")
+            done.append(f"deleted {whole.relative_to(round_.results)}")
     if done:
         return ", ".join(dict.fromkeys(done))
     return "run again" if any(words in said for words in AGAIN) else ""
 
 
-def strike(house: House, faults: int, seconds: float) -> list[list[str]]:
-    """Runs with one fault each, at a moment within `seconds`; a row (fault, what it did, how the run ended, what mended it) each."""
-    rows, chance = [], house.chance
+def strike(round_: Round, faults: int, seconds: float) -> list[list[str]]:
+    """Runs with one fault each, at a moment within `seconds`.
+
+    Returns a row per fault: the fault, its effect, how the run ended, and the remedy.
+    """
+    rows, chance = [], round_.chance
     for _ in range(faults):
         at = chance.randrange(len(DURING) + 2)
         if at == len(DURING):
             largest = chance.choice(
                 [40_000, 80_000, 150_000]
-            )  # Snakemake copies the rules, the longest of 25 kB
+            )  # Snakemake copies the rule files, of up to 25 kB
             name, did = "quota", f"no file above {largest // 1000} kB"
-            house.start([], largest)
+            round_.start([], largest)
         elif at > len(DURING):
             layer = chance.randrange(5)
             name, did = "memory", f"training of layer {layer}"
-            house.start(
+            round_.start(
                 [
                     {
                         "job": f"*/layer_{layer:02d}",
@@ -228,118 +238,121 @@ def strike(house: House, faults: int, seconds: float) -> list[list[str]]:
         else:
             fault = DURING[at]
             name, did = fault.__name__, ""
-            house.start([])
+            round_.start([])
             moment = time.monotonic() + chance.uniform(2.0, seconds)
-            while house.run.poll() is None and time.monotonic() < moment:
+            while round_.run.poll() is None and time.monotonic() < moment:
                 time.sleep(0.2)
-            while house.run.poll() is None and not (did := fault(house)):
+            while round_.run.poll() is None and not (did := fault(round_)):
                 time.sleep(0.2)
-        ended = house.end()
+        finished = round_.end()
         if (
-            ended.code < 0
-        ):  # killed; one time in three the next run is simply started, and has to refuse
+            finished.code < 0
+        ):  # killed; one time in three the next run starts at once and has to refuse
             choice = chance.choice(["--wait", "--cancel", ""])
-            mended = (
+            remedy = (
                 f"orphans {choice}"
-                if choice and house.command("orphans", choice) == 0
+                if choice and round_.command("orphans", choice) == 0
                 else "left alone"
             )
         else:
-            mended = follow_remedy(house, ended.text) if ended.code else ""
-            if ended.code and not mended:
+            remedy = follow_remedy(round_, finished.text) if finished.code else ""
+            if finished.code and not remedy:
                 raise SystemExit(
-                    f"{house.place}: {name} ({did}): stopped without a remedy\n{ended.text[-5000:]}"
+                    f"{round_.folder}: {name} ({did}): stopped without a remedy\n{finished.text[-5000:]}"
                 )
         rows.append(
             [
                 name if did else f"({name})",
-                did or "too late, or refused",
-                f"exit {ended.code}",
-                mended,
+                did or "too late or refused",
+                f"exit {finished.code}",
+                remedy,
             ]
         )
     return rows
 
 
-def complete(house: House) -> list[list[str]]:
-    """Runs without faults until one ends well; a row for each that did not."""
+def complete(round_: Round) -> list[list[str]]:
+    """Repeat runs without faults until one succeeds; return a row for each that did not."""
     rows: list[list[str]] = []
     for _ in range(6):
-        house.start([])
-        ended = house.end()
-        if ended.code == 0:
+        round_.start([])
+        finished = round_.end()
+        if finished.code == 0:
             return rows
-        rows.append(["(again)", "", f"exit {ended.code}", follow_remedy(house, ended.text)])
+        rows.append(["(again)", "", f"exit {finished.code}", follow_remedy(round_, finished.text)])
         if not rows[-1][-1]:
             break
     raise SystemExit(
-        f"{house.place}: stopped without a remedy, or not complete after {len(rows)} runs\n{ended.text[-5000:]}"
+        f"{round_.folder}: stopped without a remedy, or not complete after {len(rows)} runs\n{finished.text[-5000:]}"
     )
 
 
-def judge(house: House, reference: dict[str, bytes]) -> list[list[str]]:
-    """Nothing wrong may be reported as done: every result against the undisturbed run, and the locks' journal."""
-    found, rows = house.contents(), []
+def judge(round_: Round, reference: dict[str, bytes]) -> list[list[str]]:
+    """Compare every result with the undisturbed run, and check the lock journal for two writers."""
+    results, rows = round_.contents(), []
     wrong = {
-        name for name in reference.keys() | found.keys() if reference.get(name) != found.get(name)
+        name
+        for name in reference.keys() | results.keys()
+        if reference.get(name) != results.get(name)
     }
-    # A part of a store that was lost when nothing needed it any more: no run reads it, verify_activations names it.
-    if lost := {name for name in wrong if name not in found and ".zarr/" in name}:
+    # A file of a store that was lost after its last use: no run reads it, verify_activations
+    # reports it.
+    if lost := {name for name in wrong if name not in results and ".zarr/" in name}:
         rows.append(
-            ["(unread)", ", ".join(sorted(lost)), "complete", "verify_activations names it"]
+            ["(unread)", ", ".join(sorted(lost)), "complete", "verify_activations reports it"]
         )
     if wrong - lost:
         raise SystemExit(
-            f"{house.place}: not those of an undisturbed run: {', '.join(sorted(wrong - lost))}"
+            f"{round_.folder}: these results differ from an undisturbed run: {', '.join(sorted(wrong - lost))}"
         )
-    if doubled := list(lock_log.overlaps(lock_log.read(house.results / "logs" / lock_log.NAME))):
-        raise SystemExit(f"{house.place}: two writers at once: {doubled}")
+    if doubled := list(lock_log.overlaps(lock_log.read(round_.results / "logs" / lock_log.NAME))):
+        raise SystemExit(f"{round_.folder}: two writers at once: {doubled}")
     return rows
 
 
 def main() -> None:
-    """Make the reference, then rounds until there were enough faults."""
+    """Make the reference run, then rounds until the number of faults is reached."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--faults", type=int, default=30, help="in all")
-    parser.add_argument("--each", type=int, default=5, help="faults a round")
+    parser.add_argument("--faults", type=int, default=30, help="total number of faults")
+    parser.add_argument("--each", type=int, default=5, help="faults per round")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     chance = random.Random(chosen.seed)
     folder = Path(tempfile.mkdtemp(prefix="random-faults-"))
-    whole = House(folder / "whole", chance)
-    whole.place.mkdir()
+    whole = Round(folder / "whole", chance)
+    whole.folder.mkdir()
     for name in PARTS:
         source = ROOT / name
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(
-            source, whole.place / name, ignore=ignore
-        ) if source.is_dir() else shutil.copy2(source, whole.place / name)
+            source, whole.folder / name, ignore=ignore
+        ) if source.is_dir() else shutil.copy2(source, whole.folder / name)
     whole.start([])
-    ended = whole.end()
-    if ended.code:
-        raise SystemExit(ended.text[-5000:])
+    finished = whole.end()
+    if finished.code:
+        raise SystemExit(finished.text[-5000:])
     reference = whole.contents()
     template = folder / "fetched"
-    shutil.copytree(whole.place, template, symlinks=True)
+    shutil.copytree(whole.folder, template, symlinks=True)
     for name in ("activations", "saes", "state", "logs"):
         shutil.rmtree(template / "results" / MODEL / name, ignore_errors=True)
     rows: list[list[str]] = []
     number = 0
     while sum(not row[0].startswith("(") for row in rows) < chosen.faults:
         number += 1
-        house = House(
+        round_ = Round(
             Path(shutil.copytree(template, folder / f"round_{number:02d}", symlinks=True)), chance
         )
         made = [
-            *strike(house, chosen.each, 0.8 * ended.seconds),
-            *complete(house),
-            *judge(house, reference),
+            *strike(round_, chosen.each, 0.8 * finished.seconds),
+            *complete(round_),
+            *judge(round_, reference),
         ]
         rows += made
-        shutil.rmtree(house.place)
-        show(f"round {number}", ["fault", "what", "the run ended", "mended by"], made)
+        shutil.rmtree(round_.folder)
+        show(f"round {number}", ["fault", "effect", "end of the run", "remedy"], made)
     counted = Counter(row[0] for row in rows if not row[0].startswith("("))
     show(
         f"{sum(counted.values())} faults in {number} rounds: every round complete and identical, never two writers",

@@ -1,9 +1,10 @@
-"""Our SAEs and SAELens's batchtopk, trained on the same real activations: `python benchmarks/sae_quality.py --help`.
+"""Compare our SAEs with SAELens's batchtopk: `python benchmarks/sae_quality.py --help`.
 
-Both see the same rows, centred and scaled in the same way, in the same batches and order, with the same k, dictionary, steps,
-learning-rate schedule, gradient clip, dead-feature window and seed; what else SAELens does (start, auxiliary loss, Adam) is as it
-comes. Both are measured on the same held-out rows, as exported, and again with the one threshold at which exactly k features
-a row are active: at unequal L0 an FVU does not compare. (For jumprelu, whose thresholds differ, what it exports is what counts.)
+Both train on the same rows, with the same normalisation, batches, order, k, dictionary size, steps,
+learning-rate schedule, gradient clipping, dead-feature window and seed. The rest of SAELens is
+unchanged: initialisation, auxiliary loss and Adam. Both are measured on the same held-out rows, as
+exported, and again with the single threshold that gives a mean L0 of k, because the FVU at unequal
+L0 is not comparable. (Jumprelu has a threshold per feature, so only its exported values count.)
 """
 
 import argparse
@@ -33,29 +34,31 @@ from ghosttrack.sae.training import schedule, train
 from ghosttrack.settings import SaeSettings
 
 
-class Trained(NamedTuple):
-    """An autoencoder on raw activations, and the CPU seconds of its training."""
+class TrainedSae(NamedTuple):
+    """An SAE on raw activations, and the CPU seconds of its training."""
 
     sae: Sae
     seconds: float
 
 
-class Steps:
-    """The first `batches_per_epoch` batches of a sampler, as one pass."""
+class OneEpoch:
+    """The first `steps` batches of a sampler as one epoch."""
 
     def __init__(self, sampler: ChunkSampler, steps: int) -> None:
         self.batches_per_epoch = steps
         self._sampler = sampler
 
     def batch_at(self, step: int) -> npt.NDArray[Any]:
-        """Batch number `step`, however many epochs of the sampler that takes."""
+        """Batch number `step`, over as many epochs of the sampler as needed."""
         return self._sampler.batch_at(step)
 
 
-def ours(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folder: Path) -> Trained:
-    """The workflow's own training."""
+def ours(
+    store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path
+) -> TrainedSae:
+    """Train with the workflow's code."""
     began = time.process_time()
-    found = train(
+    result = train(
         store,
         batches,
         settings,
@@ -65,11 +68,13 @@ def ours(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folder: 
         checkpoint_seconds=1e9,
         device="cpu",
     )
-    return Trained(found.sae, time.process_time() - began)
+    return TrainedSae(result.sae, time.process_time() - began)
 
 
-def saelens(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folder: Path) -> Trained:
-    """SAELens's trainer, one step at a time, saved and read again as it saves itself for inference."""
+def saelens(
+    store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path
+) -> TrainedSae:
+    """Train with SAELens's trainer, step by step; save the SAE for inference and load it."""
     saes: Any = importlib.import_module("sae_lens.saes")
     config: Any = importlib.import_module("sae_lens.config")
     trainer: Any = importlib.import_module("sae_lens.training.sae_trainer")
@@ -93,19 +98,19 @@ def saelens(store: Rows, batches: Steps, settings: SaeSettings, seed: int, folde
     began = time.process_time()
     normaliser = fit_normaliser(store)
     for step in range(steps):
-        for group in run.optimizer.param_groups:  # its own schedule is constant
+        for group in run.optimizer.param_groups:  # SAELens's schedule is constant
             group["lr"] = rates.rate(step)
         run.step(normaliser(torch.from_numpy(batches.batch_at(step))))
         run.n_training_steps += 1
     seconds = time.process_time() - began
     sae.save_inference_model(str(folder))
-    found = model.load(folder)
-    parameters = Parameters(found.W_enc.t(), found.W_dec, found.b_enc, found.b_dec)
-    return Trained(replace(fold(parameters, normaliser), threshold=found.threshold), seconds)
+    loaded = model.load(folder)
+    parameters = Parameters(loaded.W_enc.t(), loaded.W_dec, loaded.b_enc, loaded.b_dec)
+    return TrainedSae(replace(fold(parameters, normaliser), threshold=loaded.threshold), seconds)
 
 
-def line(name: str, trained: Trained, store: Rows, heldout: Rows, k: int) -> list[Any]:
-    """Held-out quality, as exported and at exactly k."""
+def line(name: str, trained: TrainedSae, store: Rows, heldout: Rows, k: int) -> list[Any]:
+    """Held-out quality, as exported and at a mean L0 of k."""
     exported = quality.measure(trained.sae, heldout, k)
     level = quality.measure(calibrate(trained.sae, store, k), heldout, k)
     return [
@@ -121,7 +126,7 @@ def line(name: str, trained: Trained, store: Rows, heldout: Rows, k: int) -> lis
 
 
 def main() -> None:
-    """Train both on every layer and print a table each."""
+    """Train both on every layer, and print a table per layer."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -134,22 +139,28 @@ def main() -> None:
         "--peers",
         type=Path,
         metavar="VENV",
-        help="virtual environment with sae-lens; without it ours alone",
+        help="virtual environment with sae-lens; default: only our SAEs",
     )
     parser.add_argument("--layers", type=int, nargs="+", required=True)
-    parser.add_argument("--architectures", nargs="+", default=["batchtopk"], help="of ours")
+    parser.add_argument(
+        "--architectures", nargs="+", default=["batchtopk"], help="architectures of our SAEs"
+    )
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[], help="ours again at other peak rates"
+        "--rates", type=float, nargs="+", default=[], help="further peak learning rates of our SAEs"
     )
-    parser.add_argument("--seed", type=int, help="of the initial weights; default: the run's")
+    parser.add_argument("--seed", type=int, help="seed of the initial weights; default: the run's")
     parser.add_argument(
-        "--peer-rates", type=float, nargs="+", default=[], help="SAELens again at other peak rates"
+        "--peer-rates",
+        type=float,
+        nargs="+",
+        default=[],
+        help="further peak learning rates of SAELens",
     )
     given = parser.parse_args()
     if given.peers:
         sys.path += map(str, sorted(given.peers.glob("lib/python*/site-packages")))
-    warnings.filterwarnings("ignore")  # the other project's own
+    warnings.filterwarnings("ignore")  # warnings of SAELens
     torch.set_num_threads(1)
     keep_freed_memory()
     use_huge_pages()
@@ -157,7 +168,7 @@ def main() -> None:
     for layer in given.layers:
         store, heldout = stores(given.results, layer)
         sampler = ChunkSampler(store, run.sae.batch, run.seed)
-        batches = Steps(sampler, given.epochs * sampler.batches_per_epoch)
+        batches = OneEpoch(sampler, given.epochs * sampler.batches_per_epoch)
         settings = run.sae.model_copy(update={"epochs": 1})
         rate = schedule(settings, batches.batches_per_epoch).peak
         seed = run.seed if given.seed is None else given.seed
@@ -185,7 +196,7 @@ def main() -> None:
             fvu, dead = rows[0][5] / other[5] - 1, rows[0][7] - other[7]
             exported = rows[0][3] / other[3] - 1
             sys.stdout.write(
-                f"{rows[0][0]} beside {other[0]}: FVU {fvu:+.2%} at equal L0, {exported:+.2%} as exported, dead {dead:+.4f}\n"
+                f"{rows[0][0]} against {other[0]}: FVU {fvu:+.2%} at equal L0, {exported:+.2%} as exported, dead {dead:+.4f}\n"
             )
         sys.stdout.flush()
 

@@ -1,21 +1,24 @@
-"""One training step of a sparse autoencoder, side by side: ours, the obvious one, other projects', the limit.
+"""Cost of one SAE training step: ours, a plain autograd step, other projects', and a lower bound.
 
     PYTHONPATH=workflow_scripts python benchmarks/sae_step.py --batch 256 4096 --peers VENV
 
-Every contestant gets the same rows in the same order with the same share of dead features, so that AuxK works, and
-takes its turn in every round: a busy machine slows all of them. Times are medians of the rounds. Ratios are of CPU time, medians
-of each round's: of the best times a short contestant would catch the quiet moments, and a long one none.
+All contestants get the same rows in the same order and the same fraction of dead features, so that
+AuxK is active. Each takes a turn in every round, so other load slows all of them. Times are medians
+over rounds. Ratios are of CPU time, medians of the ratios of each round: with best times, short
+steps would profit from quiet moments and long ones would not.
 
-limit    of a step that touches active entries only: the encoder's product, measured, times (1 + 4 k / d_sae), plus fused
-         Adam's own time, measured. It takes the four sparse passes at the speed of the dense product, which no gather reaches.
- + AuxK  the same with AuxK's products over dead features at that speed, 4 dead / d_sae of the encoder's (a fifth one, of its
-         pre-activations, is part of the encoder's). All contestants multiply densely there, so it takes the same time
-         whether few or many of its activations are positive.
-of limit the limit as a share of the contestant's time; for dense steps, which it does not bind, as well. The product is that
-         of torch.addmm, which all others use; on processors where oneDNN is faster ours can pass the limit.
- best    the limit with AuxK as a share again, of the best times instead: the lower reading.
- oneDNN  the limit with AuxK as a share, of medians, with the product at oneDNN's speed: what is left to be had.
-VENV     a virtual environment with sae-lens, eai-sparsify or dictionary-learning and the torch of this one.
+limit    Lower bound of a step that touches only active entries: the measured time of the encoder's
+         product times (1 + 4 k / d_sae), plus that of fused Adam. It assumes that the four sparse passes
+         run at the speed of the dense product, which no gather reaches.
+ + AuxK  The limit plus AuxK's products over dead features at that speed, 4 dead / d_sae of the encoder's
+         product (a fifth, for its pre-activations, is part of the encoder's product). All contestants
+         use dense products there, so the time does not depend on how many activations are positive.
+of limit The limit as a fraction of the contestant's time, also for dense steps, which it does not bound.
+         The product is torch.addmm, which all others use. Where oneDNN is faster, ours can be below it.
+ best    The limit with AuxK as a fraction, from best times instead of medians: a lower reading.
+ oneDNN  The limit with AuxK as a fraction, from medians, with the product at oneDNN's speed: the
+         remaining potential.
+VENV     A virtual environment with sae-lens, eai-sparsify or dictionary-learning and the same torch.
 """
 
 import argparse
@@ -47,12 +50,12 @@ RATE, AUX = 3e-4, 1 / 32
 # A bias that keeps a feature silent.
 SILENT = -30.0
 BETAS = BETA1, 0.999
-# Different rows from step to step, as in training; fewer where a step is long.
+# Batches with different rows, as in training; fewer for a long step.
 BATCHES, LARGE, BATCHES_OF_LARGE = 4, 1024, 2
 
 
 class Case(NamedTuple):
-    """What every contestant is given."""
+    """The sizes that all contestants get."""
 
     d_model: int
     d_sae: int
@@ -62,36 +65,39 @@ class Case(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Milliseconds a step."""
+    """Milliseconds per step."""
 
     cpu: float
     wall: float
 
 
 def rows(case: Case, count: int) -> list[Tensor]:
-    """`count` batches (batch, d_model): sparse sums of 2 d_model directions and noise, mean of |x|^2 = d_model."""
+    """`count` batches (batch, d_model) of sparse sums of 2 d_model directions and noise.
+
+    The mean of |x|^2 is d_model.
+    """
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(2 * case.d_model, case.d_model, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
-    found = []
+    batches = []
     for _ in range(count):
         code = torch.rand(case.batch, len(directions), generator=generator)
         code *= torch.rand(code.shape, generator=generator) < 0.03
         x = code @ directions + 0.02 * torch.randn(case.batch, case.d_model, generator=generator)
         x -= x.mean(0)
-        found.append(x / x.pow(2).mean().sqrt())
-    return found
+        batches.append(x / x.pow(2).mean().sqrt())
+    return batches
 
 
 def parameters(case: Case) -> Parameters:
-    """Tied random weights; the dead features cannot fire."""
-    found = Parameters.tied(case.d_model, case.d_sae, torch.Generator().manual_seed(0))
-    found.b_enc[case.dead] = SILENT
-    return found
+    """Tied random weights with dead features."""
+    weights = Parameters.tied(case.d_model, case.d_sae, torch.Generator().manual_seed(0))
+    weights.b_enc[case.dead] = SILENT
+    return weights
 
 
 def ours(case: Case, name: str, back_end: BackEnd, first: Tensor) -> Step:
-    """The engine's step."""
+    """The step of the workflow's engine."""
     settings = SaeSettings.model_validate({"architecture": name, "d_sae": case.d_sae, "k": case.k})
     engine = Engine(
         parameters(case),
@@ -105,8 +111,8 @@ def ours(case: Case, name: str, back_end: BackEnd, first: Tensor) -> Step:
     return lambda x: engine.step(x, RATE)
 
 
-def obvious(case: Case) -> Step:
-    """BatchTopK and AuxK with dense products, autograd and the default Adam."""
+def autograd_step(case: Case) -> Step:
+    """BatchTopK and AuxK with dense products, autograd and torch's default Adam."""
     weights = [torch.nn.Parameter(tensor) for tensor in parameters(case)]
     W_enc, W_dec, b_enc, b_dec = weights
     adam = torch.optim.Adam(weights, lr=RATE, betas=BETAS, eps=EPSILON)
@@ -123,12 +129,15 @@ def obvious(case: Case) -> Step:
         residual = x - (code @ W_dec + b_dec)
         loss = residual.pow(2).sum(1).mean() / case.d_model
         if len(case.dead):
-            kept = residual.detach()
+            target = residual.detach()
             rest = pre.masked_fill(~silent, -torch.inf).topk(
                 min(case.d_model // 2, len(case.dead)), dim=1
             )
-            guess = torch.zeros_like(pre).scatter(1, rest.indices, rest.values) @ W_dec
-            loss = loss + AUX * (guess - kept).pow(2).sum() / (kept - kept.mean(0)).pow(2).sum()
+            estimate = torch.zeros_like(pre).scatter(1, rest.indices, rest.values) @ W_dec
+            loss = (
+                loss
+                + AUX * (estimate - target).pow(2).sum() / (target - target.mean(0)).pow(2).sum()
+            )
         torch.autograd.backward(loss)
         with torch.no_grad():
             assert W_dec.grad is not None
@@ -146,7 +155,7 @@ def obvious(case: Case) -> Step:
 
 
 def saelens(case: Case, name: str) -> Step:
-    """SAELens's own trainer, one step at a time, as it comes."""
+    """One step of SAELens's trainer with its default settings."""
     saes: Any = importlib.import_module("sae_lens.saes")
     config: Any = importlib.import_module("sae_lens.config")
     trainer: Any = importlib.import_module("sae_lens.training.sae_trainer")
@@ -167,7 +176,7 @@ def saelens(case: Case, name: str) -> Step:
 
 
 def sparsify(case: Case) -> Step:
-    """sparsify's TopK module with the loss and the decoder's upkeep of its trainer, and Adam."""
+    """sparsify's TopK module, with its trainer's loss and decoder normalisation, and Adam."""
     package: Any = importlib.import_module("sparsify")
     coder = package.SparseCoder(
         case.d_model, package.SparseCoderConfig(num_latents=case.d_sae, k=case.k)
@@ -191,7 +200,7 @@ def sparsify(case: Case) -> Step:
 
 
 def dictionary_learning(case: Case) -> Step:
-    """dictionary_learning's own BatchTopK trainer, past its first step, which also looks for a geometric median."""
+    """dictionary_learning's BatchTopK trainer, after its first step (geometric median)."""
     module: Any = importlib.import_module("dictionary_learning.trainers.batch_top_k")
     trainer = module.BatchTopKTrainer(
         steps=10**9,
@@ -212,13 +221,13 @@ def dictionary_learning(case: Case) -> Step:
 
 
 def contestants(case: Case, first: Tensor) -> dict[str, Step | None]:
-    """Steps by name; None where a package is not installed."""
-    whole = SparseBackEnd(case.batch)
-    found: dict[str, Step | None] = {}
+    """Steps by name; None if a package is not installed."""
+    sparse = SparseBackEnd(case.batch)
+    steps: dict[str, Step | None] = {}
     for name in ("batchtopk", "topk", "jumprelu", "matryoshka"):
-        found[f"ours {name}"] = ours(case, name, whole, first)
-    found["ours batchtopk, dense"] = ours(case, "batchtopk", DenseBackEnd(case.batch), first)
-    found["autograd batchtopk"] = obvious(case)
+        steps[f"ours {name}"] = ours(case, name, sparse, first)
+    steps["ours batchtopk, dense"] = ours(case, "batchtopk", DenseBackEnd(case.batch), first)
+    steps["autograd batchtopk"] = autograd_step(case)
     peers: dict[str, Callable[[], Step]] = {
         "SAELens batchtopk": lambda: saelens(case, "batchtopk"),
         "SAELens topk": lambda: saelens(case, "topk"),
@@ -227,17 +236,17 @@ def contestants(case: Case, first: Tensor) -> dict[str, Step | None]:
     }
     for name, make in peers.items():
         try:
-            found[name] = make()
+            steps[name] = make()
         except ImportError:
-            found[name] = None
-    return found
+            steps[name] = None
+    return steps
 
 
 TORCHS, ONEDNNS, ADAMS = FLOORS = "torch.addmm", "oneDNN product", "fused Adam"
 
 
 def floors(case: Case) -> dict[str, Step]:
-    """What the limit is made of: the encoder's product by either library, and fused Adam."""
+    """The parts of the limit: the encoder's product by either library, and fused Adam."""
     weights = parameters(case)
     adam = torch.optim.Adam(list(weights), lr=RATE, betas=BETAS, eps=EPSILON, fused=True)
     for tensor in weights:
@@ -251,7 +260,7 @@ def floors(case: Case) -> dict[str, Step]:
 
 
 def timed(step: Step, batches: list[Tensor]) -> Timing:
-    """Mean over one pass through the batches."""
+    """Mean time over one pass through the batches."""
     cpu, wall = time.process_time(), time.perf_counter()
     for x in batches:
         step(x)
@@ -260,13 +269,13 @@ def timed(step: Step, batches: list[Tensor]) -> Timing:
 
 
 def measure(steps: dict[str, Step], batches: list[Tensor], rounds: int) -> dict[str, list[Timing]]:
-    """One timing a round, each contestant once in every round; a first round warms up."""
+    """One timing of each contestant per round; a first round warms up."""
     times: dict[str, list[Timing]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
-            found = timed(step, batches)
+            timing = timed(step, batches)
             if number:
-                times[name].append(found)
+                times[name].append(timing)
     return times
 
 
@@ -310,7 +319,7 @@ def table(case: Case, times: dict[str, list[Timing]], missing: list[str]) -> str
 
 
 def main() -> None:
-    """Read the command line, measure, print one table per batch."""
+    """Measure, and print one table per batch size."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -318,16 +327,14 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=4096)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[256])
-    parser.add_argument(
-        "--dead", type=float, default=0.05, help="share of features that never fire"
-    )
+    parser.add_argument("--dead", type=float, default=0.05, help="fraction of dead features")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument(
         "--only",
         nargs="+",
         default=[""],
-        help="only contestants whose names start so (and the autograd baseline)",
+        help="only contestants whose names start like this (and the autograd baseline)",
     )
     parser.add_argument(
         "--peers", type=Path, metavar="VENV", help="virtual environment with the other projects"
@@ -335,8 +342,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.peers:
         sys.path += map(str, sorted(given.peers.glob("lib/python*/site-packages")))
-    warnings.filterwarnings("ignore")  # the other projects' own
-    keep_freed_memory()  # as in training; both spare every contestant the same
+    warnings.filterwarnings("ignore")  # warnings of other projects
+    keep_freed_memory()  # as in training, for all contestants
     use_huge_pages()
     for batch, threads in itertools.product(given.batch, given.threads):
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Tokens per CPU-second of `score` beside the bare forward pass of the same model on the same texts.
+"""Tokens per CPU second of `score`, and of the bare forward pass on the same texts.
 
 PYTHONPATH=workflow_scripts python benchmarks/scoring.py results/smollm2-135m
 """
@@ -15,16 +15,18 @@ from ghosttrack.detection.scoring import BATCH
 
 
 def main(run: Path, texts: int, repeats: int) -> None:
-    """Score texts of the run's data sets and pass the same token batches through the bare model, in turns."""
+    """Score texts of the run's data sets; run the same token batches through the bare model."""
     torch.set_num_threads(1)
     tables = [pd.read_parquet(path) for path in sorted(run.glob("datasets/*/examples.parquet"))]
     given = pd.concat(tables).query("mode == 'given'").sample(texts, random_state=0)
     detector = Detector.load(run)
     scorer = detector._scorer
-    mine = [Text(row.text, row.answer) for row in given.itertuples()]
-    # The bare pass may have its texts sorted by length over all: the least padding that there can be.
+    texts_to_score = [Text(row.text, row.answer) for row in given.itertuples()]
+    # The bare pass gets all texts sorted by length, which minimises padding.
     ids = sorted(
-        scorer.tokenizer([each.text for each in mine], add_special_tokens=False)["input_ids"],
+        scorer.tokenizer([each.text for each in texts_to_score], add_special_tokens=False)[
+            "input_ids"
+        ],
         key=len,
     )
     tokens = sum(map(len, ids))
@@ -35,11 +37,11 @@ def main(run: Path, texts: int, repeats: int) -> None:
             for batch, mask in batches:
                 scorer._model(input_ids=batch, attention_mask=mask, use_cache=False)
 
-    found: dict[str, list[Cost]] = {"bare forward pass": [], "score": []}
+    costs_of: dict[str, list[Cost]] = {"bare forward pass": [], "score": []}
     for _ in range(repeats):
-        found["bare forward pass"].append(cost(bare))
-        found["score"].append(cost(lambda: detector.score(mine)))
-    best = {name: least(costs) for name, costs in found.items()}
+        costs_of["bare forward pass"].append(cost(bare))
+        costs_of["score"].append(cost(lambda: detector.score(texts_to_score)))
+    best = {name: least(costs) for name, costs in costs_of.items()}
     rows = [
         [name, tokens / each.cpu, tokens / each.wall, best["bare forward pass"].cpu / each.cpu]
         for name, each in best.items()
@@ -53,8 +55,8 @@ def main(run: Path, texts: int, repeats: int) -> None:
 
 def _padded(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(map(len, ids))
-    batch = torch.tensor([each + [0] * (longest - len(each)) for each in ids])
-    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in ids])
+    batch = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
     return batch, mask
 
 

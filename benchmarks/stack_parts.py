@@ -1,10 +1,11 @@
-"""What each part of the default detector gives: stacks with fewer parts, with others in their place, and kernels cut short.
+"""Contribution of each part of the default detector: stacks with fewer or other parts.
 
     PYTHONPATH=workflow_scripts python benchmarks/stack_parts.py results/smollm2-135m
 
-Every stack is fitted in the folds of the finished run, on the same base scores, so that the differences are those of the parts.
-`landmarks` does the two kernels of pairs again with weights in the span of a quarter of the training rows, as they are fitted
-beyond 1,024 rows. Looking at this table is looking at the data sets that are evaluated: what is chosen by it needs others.
+All stacks are fitted in the folds of the finished run, on the same base scores, so differences come
+from the parts. `landmarks` fits the two pair kernels again with weights in the span of a quarter of
+the training rows, as happens above 1,024 rows. This table is computed on the evaluated data sets: a
+detector chosen by it needs other data sets for its evaluation.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from ghosttrack.statistics import auroc
 
 JOINT = {"centred_probe": "centred", "residual_probe": "residual"}
 LENS = "lens"
-# Output features of the stack, with or without rivals; whether the lens is in it; and the probes whose log-odds are.
+# Output features of the stack (with or without candidate answers), whether it has the logit lens,
+# and the probes whose log-odds it has.
 OUTPUTS, ALONE = "output features", "output features without rivals"
 STACKS: dict[str, tuple[str, tuple[str, ...]]] = {
     ALONE: (ALONE, ()),
@@ -52,7 +54,7 @@ CUT = {BILINEAR: "bilinear probe, landmarks", controls.TEXT_PAIR: "text_pair, la
 
 
 def score(inputs: Inputs, labels: Ints, rounds: list[Round]) -> dict[str, Floats]:
-    """Out-of-fold log-odds of every stack and of the kernels of pairs, each (examples,)."""
+    """Out-of-fold log-odds of every stack and of the pair kernels, each (examples,)."""
     found: dict[str, Floats] = {
         name: np.empty(len(labels)) for name in (*STACKS, *BASES, *PAIRS, *CUT.values())
     }
@@ -121,7 +123,7 @@ def of_dataset(
 
 
 def main() -> None:
-    """Fit, and print a table: a row for each stack, a column for each strict set and their mean."""
+    """Fit, and print a row per stack and a column per strict set, plus their mean."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,7 +131,7 @@ def main() -> None:
     parser.add_argument(
         "--datasets", nargs="+", help="data sets of the run; default: the strict ones"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
     given = parser.parse_args()
     layers = layers_of(given.run)
     metrics = registry.read(given.run / "evaluation" / "metrics.csv", registry.METRICS)

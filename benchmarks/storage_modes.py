@@ -1,4 +1,4 @@
-"""SAEs trained on fp16 and on int8s activations of real layers, side by side: `python benchmarks/storage_modes.py --help`."""
+"""SAEs trained on fp16 and on int8s activations: `python benchmarks/storage_modes.py --help`."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def stores(home: Path, layer: int) -> tuple[ActivationStore, ActivationStore]:
 
 
 def stored_as(store: ActivationStore, storage: Any, folder: Path) -> ActivationStore:
-    """A copy of a fp16 store in another storage mode."""
+    """A copy of an fp16 store in another storage mode."""
     about = {name: store.attributes[name] for name in Header._fields if name != "storage"}
     paths = folder / f"{storage}.zarr", folder / f"{storage}.json"
     with StoreWriter(
@@ -45,7 +45,7 @@ def stored_as(store: ActivationStore, storage: Any, folder: Path) -> ActivationS
 
 
 def trained(store: ActivationStore, settings: Settings, folder: Path) -> Any:
-    """An SAE of the settings and seed in the model's file."""
+    """Train an SAE with the settings and seed of the model's file."""
     sampler = ChunkSampler(store, settings.sae.batch, settings.seed)
     folder.mkdir()
     return train(
@@ -61,7 +61,9 @@ def main() -> None:
         type=Path,
         help="folder of a finished run whose activations were kept, results/NAME",
     )
-    parser.add_argument("--layers", default="", help="as 10,14; default all of the run")
+    parser.add_argument(
+        "--layers", default="", help="such as 10,14; default: all layers of the run"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     (settings,) = load({"model": given.results.name}, Path(__file__).parents[1] / "config").values()
@@ -71,16 +73,16 @@ def main() -> None:
         store, heldout = stores(given.results, layer)
         if store.storage != "fp16":
             parser.error(
-                f"{given.results} keeps its activations as {store.storage}: run it with activations.storage fp16"
+                f"{given.results} stores its activations as {store.storage}, expected fp16: run it again with activations.storage: fp16"
             )
-        found: dict[str, quality.Quality] = {}
+        quality_of: dict[str, quality.Quality] = {}
         with tempfile.TemporaryDirectory() as name:
             copy = stored_as(store, "int8s", Path(name))
             for storage, each in (("fp16", store), ("int8s", copy)):
                 sae = trained(each, settings, Path(name) / f"state_{storage}")
-                found[storage] = quality.measure(sae, heldout, settings.sae.k)
+                quality_of[storage] = quality.measure(sae, heldout, settings.sae.k)
             error = json.dumps(copy.storage_error)
-        half, byte = found["fp16"], found["int8s"]
+        half, byte = quality_of["fp16"], quality_of["int8s"]
         rows.append(
             [
                 layer,
@@ -95,7 +97,7 @@ def main() -> None:
             ]
         )
         show(
-            f"{given.results.name}: held-out quality of SAEs trained on either",
+            f"{given.results.name}: held-out quality of SAEs trained on fp16 and on int8s",
             [
                 "layer",
                 "FVU fp16",

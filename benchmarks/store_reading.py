@@ -1,4 +1,7 @@
-"""Reading activations beside a plain memory map, and the sampler beside a training step: `python benchmarks/store_reading.py --help`."""
+"""Reading a store against a memory map, and the sampler against a training step.
+
+PYTHONPATH=workflow_scripts python benchmarks/store_reading.py --help
+"""
 
 import argparse
 import tempfile
@@ -21,7 +24,7 @@ from ghosttrack.sae.sparse_step import SparseBackEnd
 
 
 def write(folder: Path, values: Any, storage: Any) -> ActivationStore:
-    """One store of all rows, opened."""
+    """Write all rows to one store and open it."""
     paths = folder / f"{storage}.zarr", folder / f"{storage}.json"
     header = Header("benchmark", "-", 0, "resid_post", 512, "-", storage)
     with StoreWriter(*paths, header, rows=len(values), d_model=values.shape[1]) as writer:
@@ -32,7 +35,7 @@ def write(folder: Path, values: Any, storage: Any) -> ActivationStore:
 
 def main() -> None:
     """Measure, and print two tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=393_216)
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=4096)
@@ -88,7 +91,7 @@ def main() -> None:
         ]
         table += [
             [
-                f"{storage}, first time: checksums verified",
+                f"{storage}, first read, verifies checksums",
                 each.cpu,
                 each.wall,
                 size / each.cpu,
@@ -111,7 +114,7 @@ def drawn(sampler: ChunkSampler, steps: int) -> None:
 
 
 def sampled(stores: dict[str, ActivationStore], given: argparse.Namespace) -> None:
-    """The whole sampler (shuffle and cast included) beside a training step, and beside the one dense product in it."""
+    """Time the sampler, shuffling and casting included, a training step, and its dense product."""
     case = Case(
         given.d_model, given.d_sae, given.k, given.batch, dead=torch.arange(given.d_sae // 20)
     )
@@ -130,9 +133,9 @@ def sampled(stores: dict[str, ActivationStore], given: argparse.Namespace) -> No
             spent = epoch.cpu / steps
             table.append([label, 1000 * spent, spent / least_step.cpu, spent / product.cpu])
     show(
-        f"batches of {given.batch} beside a step of batchtopk with d_sae {given.d_sae}, k {given.k} ({1000 * least_step.cpu:.0f} CPU ms, "
+        f"batches of {given.batch} against a step of batchtopk with d_sae {given.d_sae}, k {given.k} ({1000 * least_step.cpu:.0f} CPU ms, "
         f"the encoder's product alone {1000 * product.cpu:.0f} CPU ms)",
-        ["sampler", "CPU ms a batch", "of the step", "of the product"],
+        ["sampler", "CPU ms per batch", "of the step", "of the product"],
         table,
     )
 

@@ -1,13 +1,14 @@
-"""Tracking beside the original's algorithm, and what it costs as tokens, layers and activations grow.
+"""Tracking against the original's algorithm, and its cost as tokens, layers and activations grow.
 
-    python benchmarks/tracking.py speed results/NAME      texts per CPU second, one token per text, tracks and metrics
-    python benchmarks/tracking.py growth results/NAME     CPU time against tokens and layers
-    python benchmarks/tracking.py memory                  peak memory of the tracking job on made-up activations
+    python benchmarks/tracking.py speed results/NAME   texts per CPU second: tracks and metrics of one token
+    python benchmarks/tracking.py growth results/NAME  CPU time against tokens and layers
+    python benchmarks/tracking.py memory               peak memory of the tracking job on synthetic data
 
-Reference of `speed`: original_tracker.py on the same codes. The original's own step of 50 x 50 pairs took 46 ms of CPU where
-a bare loop over the cosines of 50 x 50 pairs of 768 numbers took 15.4. That loop is timed here too, so that what the original
-would take here is known; where the reference takes longer than that, ratios are scaled down. Encoding activations into codes
-is not part of any way, and printed beside.
+The reference of `speed` is original_tracker.py on the same codes. On one machine, the original's
+step of 50 x 50 pairs took 46 ms of CPU time, and a bare loop over the cosines of 50 x 50 pairs of
+768 numbers took 15.4 ms. The loop is timed here too, which gives the original's time on this
+machine. Where the reference is slower than that, ratios are scaled down. Encoding is not included,
+and printed separately.
 """
 
 import argparse
@@ -36,19 +37,19 @@ from ghosttrack.settings import OriginalTrackingSettings
 from ghosttrack.tracks.metrics import measure
 from ghosttrack.tracks.neighbours import compare, load_links
 from ghosttrack.tracks.neighbours import save as save_neighbours
-from ghosttrack.tracks.signals import BLOCK
-from ghosttrack.tracks.track_run import LinkPlan, Plan, plan_original
+from ghosttrack.tracks.track_metrics import BLOCK
+from ghosttrack.tracks.track_run import LinkPlan, TrackingPlan, plan_original
 from ghosttrack.tracks.track_table import ROWS
-from ghosttrack.tracks.tracking import Options, detect
+from ghosttrack.tracks.tracking import TrackerOptions, detect
 
-# CPU milliseconds of the original's own association step, and of the bare loop on the same machine.
+# CPU milliseconds of the original's association step, and of the bare loop on the same machine.
 STEP_MS, LOOP_MS = 46.0, 15.4
-WIDE = Options(50, 4, 1, 0.0)
-NARROW = Options(50, 1, 0, 0.0)
+WIDE = TrackerOptions(50, 4, 1, 0.0)
+NARROW = TrackerOptions(50, 1, 0, 0.0)
 
 
 class Run(NamedTuple):
-    """What is read of a finished run."""
+    """Data of a finished run."""
 
     saes: list[Sae]
     codes: list[np.ndarray]  # (texts, d_sae) of each layer: the last answer token of every text
@@ -57,13 +58,13 @@ class Run(NamedTuple):
 
 
 def opened(home: Path, dataset: str, texts: int) -> Run:
-    """One token of each of `texts` texts; more are drawn by repeating them in another order."""
+    """Load one token of model of `texts` texts."""
     folders = sorted((home / "saes").glob("layer_*"))
     saes = [sae.load(folder) for folder in folders]
-    places = [home / "examples" / dataset / folder.name for folder in folders]
+    paths = [home / "examples" / dataset / folder.name for folder in folders]
     stores = [
-        ActivationStore.open([place.with_suffix(".zarr")], [place.with_suffix(".json")])
-        for place in places
+        ActivationStore.open([path.with_suffix(".zarr")], [path.with_suffix(".json")])
+        for path in paths
     ]
     rows = np.random.default_rng(0).permutation(stores[0].rows)[:texts]
     values = [torch.from_numpy(store.read()[rows].astype(np.float32)) for store in stores]
@@ -71,22 +72,22 @@ def opened(home: Path, dataset: str, texts: int) -> Run:
     with torch.inference_mode():
         spent = cost(
             lambda: codes.extend(
-                each.encode(x).numpy() for each, x in zip(saes, values, strict=True)
+                model.encode(x).numpy() for model, x in zip(saes, values, strict=True)
             )
         )
-    found = [
+    stored = [
         load_links(home / "neighbours" / f"{folder.name}.npz", permuted=False)
         for folder in folders[:-1]
     ]
     plan = LinkPlan(
         list(range(len(saes))),
-        [each.adjacent for each in found],
-        [each.skip for each in found[:-1]],
+        [entry.adjacent for entry in stored],
+        [entry.skip for entry in stored[:-1]],
     )
     return Run(saes, codes, plan, spent.cpu)
 
 
-def ours(codes: Sequence[np.ndarray], plan: Plan, options: Options) -> None:
+def ours(codes: Sequence[np.ndarray], plan: TrackingPlan, options: TrackerOptions) -> None:
     """Tracks and metrics of all tokens, from codes."""
     scale = np.ones(len(codes))
     for start in range(0, len(codes[0]), ROWS):
@@ -100,14 +101,14 @@ def ours(codes: Sequence[np.ndarray], plan: Plan, options: Options) -> None:
 def reference(
     codes: Sequence[np.ndarray], decoders: list[np.ndarray], texts: int, *, fast: bool
 ) -> None:
-    """The same by the original's algorithm."""
+    """Tracks and metrics by the original's algorithm."""
     for text in range(texts):
         tracks = original_tracker.track([code[text] for code in codes], decoders, fast=fast)
         original_tracker.measure(tracks, len(codes))
 
 
 def step_ms(run: Run, decoders: list[np.ndarray], steps: int) -> float:
-    """CPU milliseconds of one association of 50 with 50, in the plain reference."""
+    """CPU milliseconds of one association of 50 with 50 in the plain reference."""
     full = np.flatnonzero(
         np.min([(code > 0).sum(1) for code in run.codes[:2]], axis=0) >= original_tracker.TOP_K
     )
@@ -126,7 +127,7 @@ def step_ms(run: Run, decoders: list[np.ndarray], steps: int) -> float:
 
 
 def loop_ms(repeats: int = 20) -> float:
-    """CPU milliseconds of 50 x 50 cosines of 768 numbers, cell by cell: how fast plain Python is here."""
+    """CPU milliseconds of 50 x 50 cosines of 768 numbers in a Python loop."""
     rows, others = np.random.default_rng(0).standard_normal((2, 50, 768)).astype(np.float32)
 
     def loop() -> None:
@@ -140,51 +141,57 @@ def loop_ms(repeats: int = 20) -> float:
 
 
 def speed(given: argparse.Namespace) -> None:
-    """Texts per CPU second of each way."""
+    """Texts per CPU second of model method."""
     run = opened(given.results, given.dataset, given.texts)
-    decoders = [each.W_dec.numpy() for each in run.saes]
+    decoders = [model.W_dec.numpy() for model in run.saes]
     layers, texts = len(decoders), len(run.codes[0])
     step = step_ms(run, decoders, 10)
     original = STEP_MS * loop_ms() / LOOP_MS
     scale = min(1.0, original / step)
-    prices = OriginalTrackingSettings()
-    ways: list[tuple[str, int, Callable[[int], Any]]] = [
+    costs = OriginalTrackingSettings()
+    methods: list[tuple[str, int, Callable[[int], Any]]] = [
         (
             "the original's algorithm, plain",
             8,
             lambda count: reference(run.codes, decoders, count, fast=False),
         ),
         (
-            "the same, prices in one product",
+            "the same, costs in one product",
             100,
             lambda count: reference(run.codes, decoders, count, fast=True),
         ),
         (
             "mode: original",
             texts,
-            lambda _: ours(run.codes, plan_original("default", run.saes, prices, 0), NARROW),
+            lambda _: ours(run.codes, plan_original("default", run.saes, costs, 0), NARROW),
         ),
-        ("gated, no coasting or rescue", texts, lambda _: ours(run.codes, run.plan, NARROW)),
+        (
+            "gated, no coasting, no second association",
+            texts,
+            lambda _: ours(run.codes, run.plan, NARROW),
+        ),
         ("gated, as by default", texts, lambda _: ours(run.codes, run.plan, WIDE)),
     ]
-    rates = [(name, count, cost(lambda: way(count)).cpu / count) for name, count, way in ways]
+    rates = [
+        (name, count, cost(lambda: method(count)).cpu / count) for name, count, method in methods
+    ]
     plain, fast = rates[0][2], rates[1][2]
     slow = (
         (layers - 1) * original / 1000 + rates[0][2] - (layers - 1) * step / 1000
-    )  # all but the steps as in the reference
+    )  # the steps at the original's speed, the rest as in the reference
     encoding = run.encoding / texts
     rows = [
         [
             name,
             count,
-            1000 * each,
-            1 / each,
-            fast / each,
-            scale * plain / each,
-            slow / each,
-            (slow + encoding) / (each + encoding),
+            1000 * model,
+            1 / model,
+            fast / model,
+            scale * plain / model,
+            slow / model,
+            (slow + encoding) / (model + encoding),
         ]
-        for name, count, each in rates
+        for name, count, model in rates
     ]
     print(
         f"a step of 50 x 50: {step:.1f} ms of CPU in the reference, {original:.1f} in the original by the bare loop; "
@@ -192,9 +199,9 @@ def speed(given: argparse.Namespace) -> None:
         flush=True,
     )
     show(
-        f"{given.results.name}, {layers} layers, one token per text: CPU, and how many times the texts of the references",
+        f"{given.results.name}, {layers} layers, one token per text: CPU time, and speed relative to the references",
         [
-            "way",
+            "method",
             "texts",
             "ms/text",
             "texts/s",
@@ -208,7 +215,7 @@ def speed(given: argparse.Namespace) -> None:
 
 
 def growth(given: argparse.Namespace) -> None:
-    """CPU seconds as tokens and layers grow; linear if the last column stays."""
+    """CPU seconds as tokens and layers grow; linear if the last column is constant."""
     run = opened(given.results, given.dataset, given.texts)
     texts, layers, rows = len(run.codes[0]), len(run.codes), []
     ours([code[:256] for code in run.codes], run.plan, WIDE)
@@ -232,7 +239,7 @@ def growth(given: argparse.Namespace) -> None:
 
 
 def draw(rows: list[list[Any]], layers: int, texts: int, path: Path) -> None:
-    """CPU time over tokens and over layers, each with the line through the origin that ends at the whole."""
+    """CPU time over tokens and over layers, with the proportional line through the last point."""
     from matplotlib.figure import Figure
 
     whole = next(row[2] for row in rows if row[0] == layers and row[1] == texts)
@@ -250,7 +257,7 @@ def draw(rows: list[list[Any]], layers: int, texts: int, path: Path) -> None:
 
 
 def memory(given: argparse.Namespace) -> None:
-    """Write stores, autoencoders and neighbours, run the job's script on them, and say what it took."""
+    """Run the tracking job's script on synthetic data, and print its peak memory."""
     generator = np.random.default_rng(0)
     base = generator.standard_normal((given.d_sae, given.d_model)).astype(np.float32)
     base /= np.linalg.norm(base, axis=1, keepdims=True)
@@ -265,7 +272,7 @@ def memory(given: argparse.Namespace) -> None:
         layers = list(range(given.layers))
         decoders = []
         block = generator.standard_normal((4096, given.d_model)).astype(np.float32)
-        # One threshold, so that about L0 features are active.
+        # One threshold for all features, for a mean of about L0 active features.
         threshold = float(np.quantile(block[:256] @ base.T, 1 - given.l0 / given.d_sae))
         for layer in layers:
             noise = generator.standard_normal(base.shape).astype(np.float32) / np.sqrt(
@@ -287,10 +294,10 @@ def memory(given: argparse.Namespace) -> None:
                 folder / sae.model.WEIGHTS_NAME,
                 folder / sae.model.CFG_NAME,
                 hook_name="",
-                model_name="made up",
+                model_name="synthetic",
             )
             store, manifest = home / f"{layer}.zarr", home / f"{layer}.json"
-            header = Header("made up", "0" * 64, layer, "resid_post", None, "1" * 64)
+            header = Header("synthetic", "0" * 64, layer, "resid_post", None, "1" * 64)
             with StoreWriter(
                 store, manifest, header, rows=given.tokens, d_model=given.d_model
             ) as out:
@@ -301,7 +308,7 @@ def memory(given: argparse.Namespace) -> None:
                     out.append(to_block(turned))
             arguments["stores"].append(str(store))
             arguments["manifests"].append(str(manifest))
-        # All layers copy one dictionary, so one comparison stands for every pair.
+        # All layers are noisy copies of one dictionary, so one comparison serves every pair.
         adjacent, skip = (
             compare(decoders[0], decoders[ahead], 32, 0.999, [ahead]) for ahead in (1, 2)
         )
@@ -313,7 +320,7 @@ def memory(given: argparse.Namespace) -> None:
                 [adjacent, skip][: given.layers - 1 - layer],
             )
         code = (
-            "import sys, json; from pathlib import Path; import track_features; "
+            "import sys, json; from pathlib import Path; from track import track_features; "
             "from ghosttrack.settings import TrackingSettings; given = json.loads(sys.stdin.read()); "
             "track_features.main(**{key: [Path(each) for each in value] for key, value in given['paths'].items()}, "
             "errors=Path(given['errors']), layers=given['layers'], variants=['default'], tracking=TrackingSettings(), seed=0, threads=1)"
@@ -323,7 +330,9 @@ def memory(given: argparse.Namespace) -> None:
             "tracks": [str(home / "tracks.zarr")],
             "tracks_manifests": [str(home / "tracks.json")],
         }
-        sent = json.dumps({"paths": paths, "layers": layers, "errors": str(home / "errors.npy")})
+        sent = json.dumps(
+            {"paths": paths, "layers": layers, "errors": str(home / "errors.parquet")}
+        )
         scripts = str(Path(__file__).parents[1] / "workflow_scripts")
         subprocess.run([sys.executable, "-c", code], input=sent, text=True, check=True, cwd=scripts)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -362,7 +371,7 @@ def memory(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """One of the three."""
+    """Run `speed`, `growth` or `memory`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -384,8 +393,8 @@ def main() -> None:
         part.add_argument("--dataset", default="cities")
         part.add_argument("--texts", type=int, default=2048)
         if call is growth:
-            part.add_argument("--csv", type=Path, help="write the table there too")
-            part.add_argument("--figure", type=Path, help="draw it there")
+            part.add_argument("--csv", type=Path, help="also write the table to this file")
+            part.add_argument("--figure", type=Path, help="write the figure to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.call(given)

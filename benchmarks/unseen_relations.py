@@ -1,12 +1,15 @@
-"""The default detector on relations that played no part in its design, beside its controls.
+"""The default detector and its controls on relations that were not used to design it.
 
     PYTHONPATH=workflow_scripts python benchmarks/unseen_relations.py results/smollm2-135m --keep DIR
 
-How statements are read and what the detector stacks was chosen by looking at scores on the sets of the default run. The tables
-named here were never among them. Each is read with the run's model and SAEs, trained in grouped folds as every set is, and judged
-by the same intervals; what is already in DIR is not read again. Beside that, the detector and its controls are trained on the
-run's strict sets alone and tested on the tables, whose labels then play no part at all. Tables whose text gives the label away are marked: they show
-a difference on the same texts, but support no claim.
+The features and the stack of the detector were chosen by scores on the data sets of the default
+run. The tables named here were never among them. Each table is read with the run's model and SAEs,
+trained in grouped folds like every data set, and judged with the same confidence intervals. What is
+already in DIR is not read again.
+
+The detector and its controls are also trained on the run's strict sets alone and tested on the
+tables, so the tables' labels have no influence. Tables whose text gives the label away are marked:
+they show a difference on the same texts, but support no claim.
 """
 
 import argparse
@@ -28,7 +31,7 @@ from ghosttrack.facts import statements
 from ghosttrack.runtime import files, tables
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
-# Strict tables first, then positive controls. None is a set of the default run.
+# Strict tables, then positive controls. None is a data set of the default run.
 TABLES = ("element_number", "currencies", "translation", "currencies_surface")
 SHOWN = (
     "ghosttrack",
@@ -44,7 +47,7 @@ SHOWN = (
 def read(
     run: Path, home: Path, table: str, layers: list[int], detection: DetectionSettings, seed: int
 ) -> None:
-    """Build the statements of a table and read their answer tokens, in the folders of a run."""
+    """Build the statements of a table and extract their answer tokens, in the layout of a run."""
     examples, folder = home / "datasets" / table / "examples.parquet", home / "examples" / table
     if (folder / "outputs.parquet").is_file():
         return
@@ -64,7 +67,7 @@ def read(
         outputs=folder / "outputs.parquet",
         site="resid_post",
         positions="answer",
-        prompts=detection.other_prompts,
+        prompts=detection.pmi_prompts,
         whether_true=False,
         dataset=table,
         batch=32,
@@ -76,7 +79,7 @@ def read(
 def scores(
     run: Path, home: Path, table: str, layers: list[int], detection: DetectionSettings, seed: int
 ) -> pd.DataFrame:
-    """Out-of-fold scores of everything but tracks, in the long form of detection/scores.parquet."""
+    """Out-of-fold scores without tracks, in the format of detection/scores.parquet."""
     folder = home / "examples" / table
     examples = tables.read_parquet(home / "datasets" / table / "examples.parquet")
     outputs = tables.read_parquet(folder / "outputs.parquet")
@@ -136,13 +139,13 @@ def transferred(
 
 
 def main() -> None:
-    """Read, train, judge and print."""
+    """Extract, train, judge and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a finished run, results/NAME")
     parser.add_argument(
-        "--keep", type=Path, required=True, help="where to keep what was read of the tables"
+        "--keep", type=Path, required=True, help="directory of the extracted tables"
     )
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=statements.list_tables())
     parser.add_argument("--seed", type=int, default=0)
@@ -184,7 +187,7 @@ def main() -> None:
         "verdict",
         "reason",
     ]
-    show("the default detector against its controls", columns, kept[columns].to_numpy().tolist())
+    show("The default detector against its controls", columns, kept[columns].to_numpy().tolist())
     found = transferred(given.run, given.keep, given.tables, layers, settings, given.seed)
     columns = [
         "dataset",
@@ -195,9 +198,9 @@ def main() -> None:
         "difference_low",
         "difference_high",
     ]
-    show("trained on the run's sets alone", columns, found[columns].to_numpy().tolist())
+    show("Trained on the run's strict sets alone", columns, found[columns].to_numpy().tolist())
     show(
-        "reading the tables",
+        "Extraction of the tables",
         ["table", "CPU s", "s"],
         [[name, *spent] for name, spent in reading.items()],
     )

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/walkthrough.md from a finished run, in headless Chromium without a network.
+"""Take the pictures of docs/tutorial.md from a finished run, in headless Chromium without a network.
 
 PYTHONPATH=workflow_scripts:tests/unit python docs/pictures.py results/smollm2-135m cities-00058-fab capitals-00030-faa
 """

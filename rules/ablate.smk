@@ -1,16 +1,22 @@
-# rules/ablate.smk -- aside from a run (targets ablations, tuning). Needs: audited folds, metrics and activations of the examples. Gives: what each part of the tracks is worth, arm by arm.
+# rules/ablate.smk -- aside from a run (targets ablations, tuning). Needs: audited folds, track metrics
+# and activations of the examples. Gives: detector AUROC per arm (one variant of tracks or metrics).
+include: "common/ablate.smk"
+
+
 rule track_arm:
-    """Follow features as one arm says, and measure the tracks of every data set."""
+    """Track features with the settings of one arm, and compute the track metrics of every data set."""
     input:
-        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         neighbours=neighbour_files,
-        heldout_stores=if_arm_correlates(per_layer("results/{model}/heldout/layer_{layer}.zarr")),
-        heldout_manifests=if_arm_correlates(per_layer("results/{model}/heldout/layer_{layer}.json")),
-        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
-        errors=per_dataset("results/{model}/tracks/{dataset}.errors.parquet"),
+        heldout_stores=if_arm_correlates(per("results/{model}/heldout/layer_{layer}.zarr", "layer")),
+        heldout_manifests=if_arm_correlates(
+            per("results/{model}/heldout/layer_{layer}.json", "layer")
+        ),
+        outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
+        errors=per("results/{model}/tracks/{dataset}.errors.parquet", "dataset"),
         clusters="results/{model}/clusters.parquet",
     output:
         signals="results/{model}/ablations/signals/{arm}.parquet",
@@ -28,7 +34,7 @@ rule track_arm:
         datasets=property_of("datasets"),
         tracking=arm_tracking,
         variant=of_arm("variant"),
-        relinked=of_arm("relinked"),
+        recompute_links=of_arm("recompute_links"),
         seed=settings_of("seed", "track_arm"),
         code=source_digest("track_arm"),
     message:
@@ -38,9 +44,9 @@ rule track_arm:
 
 
 rule score_arm:
-    """Train detectors on the metrics of one arm, in the folds of the run."""
+    """Train detectors on the track metrics of one arm, in the run's folds."""
     input:
-        audited=per_dataset("results/{model}/detection/{dataset}/controls.parquet"),
+        audited=per("results/{model}/detection/{dataset}/controls.parquet", "dataset"),
         signals=arm_signals,
     output:
         scores="results/{model}/ablations/arms/{arm}.parquet",
@@ -70,7 +76,7 @@ rule score_arm:
 for STUDY in ("ablations", "tuning"):
 
     rule:
-        """Hold every arm of a study against the run's own tracks: tables, a figure, a page."""
+        """Compare every arm of a study with the run's tracks: tables, a figure, a page."""
         name:
             f"judge_{STUDY}"
         input:

@@ -1,7 +1,7 @@
-# rules/detect.smk -- phase 4. Needs: activations, SAEs, metrics and outputs of one data set. Gives: its leak audit, out-of-fold
-# scores of every control and detector, and the saved detector.
+# rules/detect.smk -- phase 4. Needs: activations, SAEs, track metrics and model outputs of one data set.
+# Gives: its leak audit, out-of-fold scores of every control and detector, and the saved detector.
 rule audit_dataset:
-    """Look for leaks in one data set before anything is trained on it, and score the text-only controls."""
+    """Audit one data set for label leaks, and score the text-only controls, before any training."""
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
@@ -32,18 +32,18 @@ rule audit_dataset:
 
 
 rule train_detectors:
-    """Train every detector of one data set in the audited folds, and keep the out-of-fold scores."""
+    """Train every detector of one data set in the audited folds; write out-of-fold scores."""
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
         audited="results/{model}/detection/{dataset}/controls.parquet",
-        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         background="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
-        signals=per_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
@@ -56,11 +56,11 @@ rule train_detectors:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=detector_memory,
+        mem_mb=dictionary_memory_for(memory.detector),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
-        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        variants=property_of("variants", "tracking"),
         detection=settings_of("detection", "train_detectors"),
         seed=settings_of("seed", "train_detectors"),
         code=source_digest("train_detectors"),
@@ -71,15 +71,15 @@ rule train_detectors:
 
 
 rule save_detector:
-    """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+    """Fit the default detector on all strict data sets together, and save it for user texts."""
     input:
-        audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        audits=per("results/{model}/detection/{dataset}/leak_audit.csv", "dataset"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         source="results/{model}/model/source.json",
     output:
         detector="results/{model}/detection/detector.safetensors",
@@ -93,13 +93,13 @@ rule save_detector:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=detector_memory,
+        mem_mb=dictionary_memory_for(memory.detector),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),
         layers=property_of("layers"),
-        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
-        positions=lambda wildcards: SETTINGS[wildcards.model].activations.positions,
+        site=property_of("site", "activations"),
+        positions=property_of("positions", "activations"),
         detection=settings_of("detection", "save_detector"),
         seed=settings_of("seed", "save_detector"),
         code=source_digest("save_detector"),

@@ -1,11 +1,14 @@
-# rules/develop.smk -- aside from a run, for maintenance. Needs: nothing, or what a run left. Gives: a check of all activation
-# stores, a check of the GPU, the embedded data rebuilt.
+# rules/develop.smk -- aside from a run, for maintenance. Needs: nothing, or the stores of a run.
+# Gives: checks of the activation stores and of the GPU; the embedded data rebuilt from its sources.
+include: "common/develop.smk"
+
+
 localrules:
     refresh_facts,
 
 
 rule refresh_facts:
-    """Rebuild the embedded fact tables and corpus from the packages that they come from."""
+    """Rebuild the embedded fact tables and corpus from their source packages."""
     output:
         folder=directory("results/refreshed_data"),
     log:
@@ -22,10 +25,10 @@ rule refresh_facts:
         "../workflow_scripts/develop/refresh_facts.py"
 
 
-# No input: it looks at the stores that are there, and must never make one. No output, nor a benchmark, which Snakemake
-# takes for one: it runs whenever it is asked for.
+# No input: it checks existing stores and must never create one. No output and no benchmark (which
+# Snakemake takes for an output): it runs on every request.
 rule verify_activations:
-    """Check every activation store that is on disk against its manifest, and report all that are damaged."""
+    """Check every activation store on disk against its manifest, and list the damaged ones."""
     log:
         "results/logs/verify_activations.log",
     retries: 0  # damage does not mend itself
@@ -45,9 +48,9 @@ rule verify_activations:
         "../workflow_scripts/develop/verify_activations.py"
 
 
-# No output, like verify_activations: it runs whenever it is asked for.
+# No output, as for verify_activations: it runs on every request.
 rule check_gpu:
-    """Compare the GPU with the CPU, and time the first model's SAE on it: two minutes, before the first long run."""
+    """Compare the GPU with the CPU, and time the first model's SAE on it (two minutes)."""
     log:
         "results/logs/check_gpu.log",
     retries: 0  # a second look finds the same GPU

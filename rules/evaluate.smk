@@ -1,12 +1,16 @@
-# rules/evaluate.smk -- phase 5. Needs: out-of-fold scores, SAE quality. Gives: metric tables, the claim ledger, and checks of both.
+# rules/evaluate.smk -- phase 5. Needs: out-of-fold scores, SAE quality. Gives: metric tables, the claim
+# ledger, a test of the explanations, and checks of the results.
+include: "common/evaluate.smk"
+
+
 rule evaluate_detectors:
-    """Put an interval on every score, and hold each claim against its best control."""
+    """Compute AUROC with intervals for every score, and test each claim against its best control."""
     input:
-        parts=per_dataset("results/{model}/detection/{dataset}/scores.parquet"),
+        parts=per("results/{model}/detection/{dataset}/scores.parquet", "dataset"),
         generated=generated_files("examples.parquet"),
-        selections=per_dataset("results/{model}/detection/{dataset}/selection.csv"),
-        importances=per_dataset("results/{model}/detection/{dataset}/importance.csv"),
-        audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
+        selections=per("results/{model}/detection/{dataset}/selection.csv", "dataset"),
+        importances=per("results/{model}/detection/{dataset}/importance.csv", "dataset"),
+        audits=per("results/{model}/detection/{dataset}/leak_audit.csv", "dataset"),
     output:
         scores="results/{model}/detection/scores.parquet",
         selection="results/{model}/detection/selection.csv",
@@ -29,7 +33,7 @@ rule evaluate_detectors:
     params:
         datasets=property_of("datasets"),
         controls=control_datasets,
-        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        variants=property_of("variants", "tracking"),
         evaluation=settings_of("evaluation", "evaluate_detectors"),
         seed=settings_of("seed", "evaluate_detectors"),
         code=source_digest("evaluate_detectors"),
@@ -40,13 +44,13 @@ rule evaluate_detectors:
 
 
 rule check_explanations:
-    """Take the named reasons out of the running model, and as many others, and see how far the score moves."""
+    """Ablate the features that explain a score, and as many random ones, in the running model."""
     input:
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
         check="results/{model}/model_check.json",
@@ -60,7 +64,7 @@ rule check_explanations:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=splicing_memory,
+        mem_mb=memory_for(memory.splicing),
         runtime=scaled(60),
     params:
         datasets=property_of("datasets"),
@@ -97,13 +101,13 @@ rule check_claims:
 
 
 rule check_results:
-    """Check the finished tables, so that a bad run fails here and not in a reader's hands."""
+    """Check the finished tables for impossible or missing values."""
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         scores="results/{model}/detection/scores.parquet",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         answers="results/{model}/saes/answers.csv",
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
     output:
         checks="results/{model}/evaluation/checks.json",
     log:

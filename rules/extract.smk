@@ -1,8 +1,10 @@
-# rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: what reads the model right; activation stores of every analysed layer; the model's own answers.
+# rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: limits of exact batched reading,
+# activation stores of every analysed layer, and generated answers.
+include: "common/extract.smk"
 
 
 rule check_model:
-    """Compare the fast ways of reading a model with the plain one; refuse a model that cannot be read."""
+    """Compare batched and cached forward passes with the plain one; refuse unsupported models."""
     input:
         weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
@@ -13,24 +15,24 @@ rule check_model:
         "results/{model}/logs/check_model.log",
     benchmark:
         "results/{model}/benchmarks/check_model.tsv"
-    priority: 2  # every job that reads the model waits for it
+    priority: 2  # every job with the model waits for it
     conda:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=lambda wildcards, attempt: extraction_memory(wildcards.model)(wildcards, attempt),
+        mem_mb=memory_for(memory.extraction),
         runtime=scaled(30),
     params:
-        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
+        site=property_of("site", "activations"),
         code=source_digest("check_model"),
     message:
-        "Checking how {wildcards.model} can be read (GPUs: {resources.gpu})"
+        "Checking {wildcards.model} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/extract/check_model.py"
 
 
-# One forward pass serves all layers of a wave. Its outputs are named by layer, which no wildcard of
-# the rule can express, so there is one rule for each model and wave.
+# One forward pass serves all layers of a wave. No wildcard can express outputs that are named by layer,
+# so there is one rule per model and wave.
 for MODEL, WAVE, LAYERS in extraction_waves():
 
     rule:
@@ -63,12 +65,12 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             f"results/{MODEL}/logs/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.log",
         benchmark:
             f"results/{MODEL}/benchmarks/extract_activations/{plan.pass_name(LAYERS)}_shard_{{shard}}.tsv"
-        priority: 1  # the longest path of a run begins here: fetch_corpus, this, train_sae
+        priority: 1  # on the critical path: fetch_corpus, extract_activations, train_sae
         conda:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=extraction_memory(MODEL, LAYERS),
+            mem_mb=scaled(memory.extraction(SETTINGS[MODEL], LAYERS)),
             runtime=scaled(120),
             batch=shrinking(16),
             room_kb=room_kb(MODEL),
@@ -110,7 +112,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=extraction_memory(MODEL),
+            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
@@ -152,13 +154,13 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=extraction_memory(MODEL),
+            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
             runtime=scaled(60),
             batch=shrinking(32),
         params:
             site=SETTINGS[MODEL].activations.site,
             positions=SETTINGS[MODEL].activations.positions,
-            prompts=SETTINGS[MODEL].detection.other_prompts,
+            prompts=SETTINGS[MODEL].detection.pmi_prompts,
             whether_true=lambda wildcards, model=MODEL: asked_whether_true(model, wildcards.dataset),
             seed=SETTINGS[MODEL].seed,
             code=source_digest("extract_examples"),
@@ -169,7 +171,7 @@ for MODEL in MODELS:
 
 
 rule generate_answers:
-    """Let the model answer the questions, and mark its answers against the gold ones."""
+    """Generate answers to the questions, and label them by the gold answers."""
     input:
         weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
@@ -197,6 +199,6 @@ rule generate_answers:
         seed=settings_of("seed", "generate_answers"),
         code=source_digest("generate_answers"),
     message:
-        "Letting {wildcards.model} answer {wildcards.dataset} (GPUs: {resources.gpu})"
+        "Generating answers of {wildcards.model} to {wildcards.dataset} (GPUs: {resources.gpu})"
     script:
         "../workflow_scripts/extract/generate_answers.py"

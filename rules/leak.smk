@@ -1,7 +1,7 @@
-# rules/leak.smk -- aside from a run (target reproduce_leak). Needs: data sets. Gives: what noise and text alone reach under a
-# random split of pairs.
+# rules/leak.smk -- aside from a run (target reproduce_leak). Needs: data sets. Gives: AUROC of noise and
+# of the text alone under a random split of pairs.
 rule score_leak:
-    """Score both splits of every data set of given texts that comes in pairs."""
+    """Score noise and text under both splits of every data set of paired given texts."""
     input:
         examples=lambda wildcards: [
             f"results/{wildcards.model}/datasets/{dataset}/examples.parquet"

@@ -1,17 +1,20 @@
-# rules/report.smk -- phase 6. Needs: metric tables, ledger, links, tracks. Gives: figures, report, explorer, costs; the
-# comparison of several models; the parts of a paper (target paper).
+# rules/report.smk -- phase 6. Needs: metric tables, ledger, links, tracks. Gives: figures, report,
+# explorer, costs, the comparison of several models, and parts of a paper (target paper).
+include: "common/report.smk"
+
+
 rule draw_figures:
-    """Draw the figures of one model's run."""
+    """Draw the figures of one model."""
     input:
         checks="results/{model}/evaluation/checks.json",
         metrics="results/{model}/evaluation/metrics.csv",
         curves="results/{model}/evaluation/curves.csv",
         calibration="results/{model}/evaluation/calibration.csv",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         links="results/{model}/neighbours/links.csv",
-        signals=per_dataset_and_variant("results/{model}/signals/{dataset}.{variant}.parquet"),
+        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "dataset", "variant"),
         explanations="results/{model}/evaluation/explanations.csv",
     output:
         figures=expand(
@@ -41,7 +44,7 @@ rule draw_figures:
     params:
         layers=property_of("layers"),
         datasets=property_of("datasets"),
-        variants=lambda wildcards: SETTINGS[wildcards.model].tracking.variants,
+        variants=property_of("variants", "tracking"),
         code=source_digest("draw_figures"),
     message:
         "Drawing the figures of {wildcards.model}"
@@ -50,13 +53,13 @@ rule draw_figures:
 
 
 rule write_report:
-    """Write the report: one self-contained page, verdict first."""
+    """Write the report: one self-contained HTML page."""
     input:
         checks="results/{model}/evaluation/checks.json",
         metrics="results/{model}/evaluation/metrics.csv",
         ledger="results/{model}/evaluation/ledger.csv",
         leak_audit="results/{model}/evaluation/leak_audit.csv",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         labels=generated_files("labels.json"),
@@ -88,15 +91,15 @@ rule write_report:
 
 
 rule write_explorer:
-    """Write the explorer: one self-contained page of texts, their tokens and tracks."""
+    """Write the explorer: one self-contained HTML page of texts, tokens and tracks."""
     input:
         checks="results/{model}/evaluation/checks.json",
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        tokens=per_dataset("results/{model}/examples/{dataset}/tokens.parquet"),
-        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        tokens=per("results/{model}/examples/{dataset}/tokens.parquet", "dataset"),
+        outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
         tracks=shown_tracks(".zarr"),
         tracks_manifests=shown_tracks(".json"),
-        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
+        features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
         clusters="results/{model}/clusters.parquet",
         scores="results/{model}/detection/scores.parquet",
         tokenizer="results/{model}/model/tokenizer.json",
@@ -133,9 +136,12 @@ rule write_explorer:
 
 
 rule summarise_costs:
-    """Sum up what the run took: time and memory by rule, disk by kind of output. Times differ, so this is no part of the report."""
+    """Sum up the cost of the run: time and memory by rule, disk by kind of output.
+
+    Times differ from run to run, so the report does not contain them.
+    """
     input:
-        # The last jobs of a run.
+        # The last jobs of a run
         report="results/{model}/report.html",
         explorer="results/{model}/explorer.html",
     output:
@@ -151,7 +157,7 @@ rule summarise_costs:
     resources:
         mem_mb=scaled(500),
         runtime=scaled(10),
-        # Resources, not params: how the disk is used reruns nothing.
+        # Resources, not params: a change of the disk budget reruns nothing.
         planned_kb=planned_kb,
         budget_kb=budget_kb,
     params:
@@ -163,7 +169,7 @@ rule summarise_costs:
 
 
 rule compare_models:
-    """Set the models of one run side by side, and pair them where they have texts in common."""
+    """Compare the models of one run, with paired differences on common texts."""
     input:
         metrics=expand("results/{model}/evaluation/metrics.csv", model=MODELS),
         ledgers=expand("results/{model}/evaluation/ledger.csv", model=MODELS),
@@ -195,11 +201,11 @@ rule compare_models:
 
 
 rule write_paper:
-    """Write the run as parts of a paper: LaTeX tables, pdf figures, citation. Not part of `all`: ask for `paper`."""
+    """Write LaTeX tables, pdf figures and a citation for a paper (target paper)."""
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         ledger="results/{model}/evaluation/ledger.csv",
-        quality=per_layer("results/{model}/saes/layer_{layer}/quality.json"),
+        quality=per("results/{model}/saes/layer_{layer}/quality.json", "layer"),
         figures=rules.draw_figures.output.figures,
     output:
         paper=directory("results/{model}/paper"),

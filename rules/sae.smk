@@ -1,11 +1,15 @@
-# rules/sae.smk -- phase 2. Needs: activations of one layer, or of all. Gives: weights, loss history, held-out quality and feature dictionary of one SAE per layer.
+# rules/sae.smk -- phase 2. Needs: activations of one layer, or of all. Gives: weights, loss history,
+# held-out quality and feature descriptions of one SAE per layer.
+include: "common/sae.smk"
+
+
 rule train_sae:
-    """Train one sparse autoencoder on the activations of one layer."""
+    """Train one sparse autoencoder (SAE) on the activations of one layer."""
     input:
-        stores=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
-        manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+        stores=per("results/{model}/activations/layer_{layer}/shard_{shard}.zarr", "shard"),
+        manifests=per("results/{model}/activations/layer_{layer}/shard_{shard}.json", "shard"),
         model_source="results/{model}/model/source.json",
-        anchor=anchor_files,
+        warm_start_layer=warm_start_files,
     output:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
@@ -25,16 +29,17 @@ rule train_sae:
         **ACCELERATOR,
         mem_mb=scaled(3000),
         runtime=scaled(120),
-        # After an out-of-memory: rows read window by window instead of kept, and fewer on their way at once.
+        # After an out-of-memory: read rows window by window, in smaller micro-batches.
         resident_mb=first_attempt(1536),
         micro_batch=shrinking(4096),
-        checkpoint_seconds=60,  # what a kill without a signal can cost
+        checkpoint_seconds=60,  # work lost when a job is killed without a signal
         cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
     params:
         sae=settings_of("sae", "train_sae"),
         seed=settings_of("seed", "train_sae"),
         state="results/{model}/state/train_sae/layer_{layer}",
-        # A function of `resources` is no rerun trigger: this is kept for the waves, which must know a stale SAE.
+        # The waves of extraction read it to recognise a stale SAE. As a function of `resources` it is
+        # no rerun trigger.
         made_from=lambda wildcards, resources: made_from(wildcards.model),
         code=source_digest("train_sae"),
     message:
@@ -43,25 +48,27 @@ rule train_sae:
         "../workflow_scripts/sae/train_sae.py"
 
 
-# One dictionary for all layers: one job, whose files a model's layers decide.
+# One dictionary for all layers: one job, whose output files depend on the model's layers.
 for MODEL in SHARED:
 
     rule:
-        """Train one sparse autoencoder on the activations of all layers of a model."""
+        """Train one SAE on the activations of all layers of a model."""
         name:
             f"train_shared_sae_{RULE_NAMES[MODEL]}"
         input:
-            stores=per_layer_and_shard(
-                "results/{model}/activations/layer_{layer}/shard_{shard}.zarr"
+            stores=per(
+                "results/{model}/activations/layer_{layer}/shard_{shard}.zarr", "layer", "shard"
             ),
-            manifests=per_layer_and_shard(
-                "results/{model}/activations/layer_{layer}/shard_{shard}.json"
+            manifests=per(
+                "results/{model}/activations/layer_{layer}/shard_{shard}.json", "layer", "shard"
             ),
             model_source="results/{model}/model/source.json",
         output:
-            weights=layers_of(MODEL, "results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-            cfg=layers_of(MODEL, "results/{model}/saes/layer_{layer}/cfg.json"),
-            history=layers_of(MODEL, "results/{model}/saes/layer_{layer}/history.csv"),
+            weights=all_of(
+                MODEL, "results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"
+            ),
+            cfg=all_of(MODEL, "results/{model}/saes/layer_{layer}/cfg.json", "layer"),
+            history=all_of(MODEL, "results/{model}/saes/layer_{layer}/history.csv", "layer"),
         log:
             "results/{model}/logs/train_shared_sae.log",
         benchmark:
@@ -92,7 +99,7 @@ for MODEL in SHARED:
 
 
 rule evaluate_sae:
-    """Measure one sparse autoencoder on held-out documents, by itself and spliced into the model."""
+    """Measure one SAE on held-out documents: reconstruction, and loss recovered when spliced in."""
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
@@ -113,7 +120,7 @@ rule evaluate_sae:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=splicing_memory,
+        mem_mb=memory_for(memory.splicing),
         runtime=scaled(30),
         batch=shrinking(2),
     params:
@@ -125,12 +132,12 @@ rule evaluate_sae:
 
 
 rule measure_answers:
-    """Measure every sparse autoencoder on the answer tokens of every data set."""
+    """Measure every SAE on the answer tokens of every data set."""
     input:
-        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
     output:
         answers="results/{model}/saes/answers.csv",
     log:
@@ -140,7 +147,7 @@ rule measure_answers:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory,
+        mem_mb=dictionary_memory_for(memory.dictionary),
         runtime=scaled(60),
     params:
         layers=property_of("layers"),
@@ -153,7 +160,7 @@ rule measure_answers:
 
 
 rule describe_features:
-    """Describe every feature of one layer: what it fires on, what it speaks for, what resembles it."""
+    """Describe every feature of one layer: top contexts, promoted tokens, similar features."""
     input:
         weights="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
         cfg="results/{model}/saes/layer_{layer}/cfg.json",
@@ -173,7 +180,7 @@ rule describe_features:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory,
+        mem_mb=dictionary_memory_for(memory.dictionary),
         runtime=scaled(30),
     params:
         code=source_digest("describe_features"),

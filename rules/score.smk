@@ -1,14 +1,17 @@
 # rules/score.smk -- aside from a run (target scores). Needs: the saved detector, a file of texts. Gives: their scores.
+include: "common/score.smk"
+
+
 rule score_texts:
-    """Score the texts of one's own file with the saved detector. Not part of `all`: ask for `scores`."""
+    """Score a file of user texts with the saved detector (target scores)."""
     input:
         texts=own_texts,
         context=own_context,
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
-        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         model_weights="results/{model}/model/model.safetensors",
         beside_weights=beside_weights("{model}"),
         check="results/{model}/model_check.json",
@@ -22,7 +25,7 @@ rule score_texts:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=splicing_memory,
+        mem_mb=memory_for(memory.splicing),
         runtime=scaled(120),
     params:
         score=settings_of("score", "score_texts"),

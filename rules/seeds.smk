@@ -1,14 +1,18 @@
-# rules/seeds.smk -- aside from a run (target seed_variance). Needs: a finished evaluation. Gives: what other seeds change.
+# rules/seeds.smk -- aside from a run (target seed_variance). Needs: a finished evaluation. Gives: how
+# AUROC varies with the seeds of folds and SAEs.
+include: "common/seeds.smk"
+
+
 rule vary_seeds:
-    """Train the default detector of one data set in folds of other seeds, and on swept autoencoders of other seeds."""
+    """Train the default detector of one data set with other fold seeds and other SAE seeds."""
     input:
         examples="results/{model}/datasets/{dataset}/examples.parquet",
         outputs="results/{model}/examples/{dataset}/outputs.parquet",
         audited="results/{model}/detection/{dataset}/controls.parquet",
-        stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         background="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         samples=drawn_answers,
@@ -22,7 +26,7 @@ rule vary_seeds:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=detector_memory,
+        mem_mb=dictionary_memory_for(memory.detector),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
@@ -37,10 +41,10 @@ rule vary_seeds:
 
 
 rule measure_seed_variance:
-    """Say how far each AUROC moves with the seed."""
+    """Summarise how AUROC varies with the seed."""
     input:
         metrics="results/{model}/evaluation/metrics.csv",
-        seeds=per_dataset("results/{model}/detection/{dataset}/seeds.csv"),
+        seeds=per("results/{model}/detection/{dataset}/seeds.csv", "dataset"),
     output:
         all_seeds="results/{model}/evaluation/seeds.csv",
         variance="results/{model}/evaluation/seed_variance.csv",

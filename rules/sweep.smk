@@ -1,9 +1,13 @@
-# rules/sweep.smk -- aside from a run (target sae_sweep). Needs: activations of a layer. Gives: SAEs of other k and other seeds, what they reach and share.
+# rules/sweep.smk -- aside from a run (target sae_sweep). Needs: activations of a layer. Gives: SAEs with
+# other k and other seeds, their quality and their stability.
+include: "common/sweep.smk"
+
+
 rule sweep_sae:
-    """Train SAEs of other k and other seeds on one layer, in one reading of its activations, and compare them."""
+    """Train SAEs with other k and other seeds on one layer in one pass, and compare them."""
     input:
-        stores=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.zarr"),
-        manifests=per_shard("results/{model}/activations/layer_{layer}/shard_{shard}.json"),
+        stores=per("results/{model}/activations/layer_{layer}/shard_{shard}.zarr", "shard"),
+        manifests=per("results/{model}/activations/layer_{layer}/shard_{shard}.json", "shard"),
         model_source="results/{model}/model/source.json",
         heldout="results/{model}/heldout/layer_{layer}.zarr",
         heldout_manifest="results/{model}/heldout/layer_{layer}.json",
@@ -19,7 +23,7 @@ rule sweep_sae:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=sweep_memory,
+        mem_mb=memory_for(memory.sweep),
         runtime=scaled(720),
         micro_batch=shrinking(4096),
     params:
@@ -37,7 +41,7 @@ rule sweep_sae:
 
 
 rule draw_sweep:
-    """Put the sweeps of all layers into one table each, and draw them."""
+    """Join the tables of all swept layers, and draw them."""
     input:
         arms=per_sweep_layer("results/{model}/sweep/layer_{layer}/arms.csv"),
         stability=per_sweep_layer("results/{model}/sweep/layer_{layer}/stability.csv"),

@@ -1,6 +1,10 @@
-# rules/track.smk -- phase 3. Needs: SAEs, activations of the examples. Gives: links between layers, tracks, and the metrics of tracks.
+# rules/track.smk -- phase 3. Needs: SAEs, activations of the examples. Gives: links between layers,
+# tracks, and track metrics.
+include: "common/track.smk"
+
+
 rule find_neighbours:
-    """Find each feature's neighbours in the following layers, and the gate that chance sets."""
+    """Find each feature's nearest features in the next layers, and the chance level of a link."""
     input:
         weights=per_next_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
         cfgs=per_next_layer("results/{model}/saes/layer_{layer}/cfg.json"),
@@ -29,14 +33,14 @@ rule find_neighbours:
 
 
 rule cluster_features:
-    """Group the features of all layers into semantic clusters, name them, and see how the links fare on text."""
+    """Cluster and name the features of all layers, and measure the links on held-out text."""
     input:
         neighbours=neighbour_files,
-        features=per_layer("results/{model}/features/layer_{layer}.parquet"),
-        stores=per_layer("results/{model}/heldout/layer_{layer}.zarr"),
-        manifests=per_layer("results/{model}/heldout/layer_{layer}.json"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+        features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
+        stores=per("results/{model}/heldout/layer_{layer}.zarr", "layer"),
+        manifests=per("results/{model}/heldout/layer_{layer}.json", "layer"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
     output:
         table="results/{model}/clusters.parquet",
         labels="results/{model}/cluster_labels.parquet",
@@ -61,22 +65,26 @@ rule cluster_features:
         "../workflow_scripts/track/cluster_features.py"
 
 
-# Tracker and nulls read the same activations, so one job makes them all; which ones, is a setting of the model.
+# Tracker and nulls read the same activations, so one job makes them all. The model's settings name them.
 for MODEL in MODELS:
 
     rule:
-        """Follow the features of every answer token across layers: the tracker, and each of its nulls."""
+        """Track the features of every answer token across layers, with the tracker and its nulls."""
         name:
             f"track_features_{RULE_NAMES[MODEL]}"
         input:
-            stores=per_layer("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-            manifests=per_layer("results/{model}/examples/{dataset}/layer_{layer}.json"),
-            weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-            cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
+            stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer"),
+            manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
+            weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+            cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
             neighbours=neighbour_files,
         output:
-            tracks=directory(variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr")),
-            tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
+            tracks=directory(
+                all_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr", "variant")
+            ),
+            tracks_manifests=all_of(
+                MODEL, "results/{model}/tracks/{dataset}.{variant}.json", "variant"
+            ),
             errors="results/{model}/tracks/{dataset}.errors.parquet",
         log:
             "results/{model}/logs/track_features/{dataset}.log",
@@ -101,17 +109,19 @@ for MODEL in MODELS:
             "../workflow_scripts/track/track_features.py"
 
     rule:
-        """Turn the tracks of one data set into metrics, one row per example."""
+        """Compute the track metrics of one data set, one row per example."""
         name:
             f"measure_signals_{RULE_NAMES[MODEL]}"
         input:
-            tracks=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr"),
-            tracks_manifests=variants_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.json"),
+            tracks=all_of(MODEL, "results/{model}/tracks/{dataset}.{variant}.zarr", "variant"),
+            tracks_manifests=all_of(
+                MODEL, "results/{model}/tracks/{dataset}.{variant}.json", "variant"
+            ),
             outputs="results/{model}/examples/{dataset}/outputs.parquet",
             errors="results/{model}/tracks/{dataset}.errors.parquet",
             clusters="results/{model}/clusters.parquet",
         output:
-            signals=variants_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet"),
+            signals=all_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
             redundant="results/{model}/signals/{dataset}.redundancy.csv",
         log:
             "results/{model}/logs/measure_signals/{dataset}.log",

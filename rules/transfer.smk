@@ -1,17 +1,17 @@
-# rules/transfer.smk -- aside from a run (target transfer). Needs: a finished evaluation. Gives: what detectors reach on
-# relations and data sets that they were not trained on.
+# rules/transfer.smk -- aside from a run (target transfer). Needs: a finished evaluation. Gives: AUROC of
+# detectors on relations and data sets that they were not trained on.
 rule transfer_detectors:
     """Train the detector and its controls on some relations, and test them on others."""
     input:
         metrics="results/{model}/evaluation/metrics.csv",
         scores="results/{model}/detection/scores.parquet",
-        examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),
-        outputs=per_dataset("results/{model}/examples/{dataset}/outputs.parquet"),
-        backgrounds=per_dataset("results/{model}/examples/{dataset}/background.npz"),
-        weights=per_layer("results/{model}/saes/layer_{layer}/sae_weights.safetensors"),
-        cfgs=per_layer("results/{model}/saes/layer_{layer}/cfg.json"),
-        stores=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.zarr"),
-        manifests=per_layer_and_dataset("results/{model}/examples/{dataset}/layer_{layer}.json"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
+        backgrounds=per("results/{model}/examples/{dataset}/background.npz", "dataset"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer", "dataset"),
     output:
         transfer="results/{model}/evaluation/transfer.csv",
         left_out="results/{model}/evaluation/left_out.csv",
@@ -22,7 +22,7 @@ rule transfer_detectors:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=detector_memory,
+        mem_mb=dictionary_memory_for(memory.detector),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),

@@ -62,10 +62,10 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
         if "(GPUs: 1)" in line
     }
     extractions = {
-        "Checking how",
+        "Checking",
         "Extracting activations",
         "Extracting held-out activations",
-        "Letting",
+        "Generating answers",
     }
     assert with_gpu == {
         *extractions,
@@ -316,8 +316,8 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ("datasets=[nope]", ["datasets: 'nope' is not known", "cities"]),
         ("activations={layers: [3, 99]}", ["activations.layers", "99", "0..29"]),
         (
-            "sae={dictionaries: anchored, anchor: 11}",
-            ["sae.anchor", "11", "[10, 12, 14, 16, 18, 20]"],
+            "sae={dictionaries: warm_start, warm_start_layer: 11}",
+            ["sae.warm_start_layer", "11", "[10, 12, 14, 16, 18, 20]"],
         ),
         (
             "tracking={links: correlation, variants: [shuffled]}",
@@ -329,7 +329,7 @@ def test_the_tiny_model_is_planned_without_torch(house: Path) -> None:
         ),
         ("corpus={source: missing.txt}", ["corpus.source", "missing.txt"]),
         ("sae={source: missing}", ["sae.source: there is no folder missing", "sae.revision"]),
-        ("sweep={layers: [11]}", ["sweep.layers: 11 is not among the analysed layers"]),
+        ("sweep={layers: [11]}", ["sweep.layers: 11 is not one of the analysed layers"]),
     ],
 )
 def test_a_wrong_setting_is_named_before_any_job_starts(
@@ -416,7 +416,7 @@ def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
                 (script,) = re.findall(r'workflow_scripts/\w+/(\w+)\.py"', block)
                 (minutes,) = re.findall(r"runtime=(?:scaled\()?(\d+)", block)
                 asked[script] = ("1", minutes)
-    assert "train_shared_sae, one dictionary for all layers: 120 minutes a layer" in profile
+    assert "train_shared_sae, one dictionary for all layers: 120 minutes per layer" in profile
     assert asked.pop("train_shared_sae") == ("1", "120")
     table = re.findall(r"^#   (\w+) +(\d)  .*? (?:(\d+))$", profile, re.MULTILINE)
     assert {phase: (gpus, minutes) for phase, gpus, minutes in table} == asked
@@ -431,17 +431,23 @@ def test_every_key_of_a_profile_says_why_it_is_there() -> None:
 
 def test_dictionaries_that_share_an_identity_change_the_plan_of_training_alone(house: Path) -> None:
     plain = job_counts(snakemake(house, "-n", "--config", "model=tiny-gpt2").stdout)
-    anchored = snakemake(
-        house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: anchored, anchor: 1}"
+    warm_started = snakemake(
+        house,
+        "-n",
+        "--config",
+        "model=tiny-gpt2",
+        "sae={dictionaries: warm_start, warm_start_layer: 1}",
     )
-    assert job_counts(anchored.stdout) == plain
-    reasons = [line.partition("updated by another job")[2] for line in anchored.stdout.splitlines()]
+    assert job_counts(warm_started.stdout) == plain
+    reasons = [
+        line.partition("updated by another job")[2] for line in warm_started.stdout.splitlines()
+    ]
     waiting = [
         reason
         for reason in reasons
         if "saes/layer_01/cfg.json" in reason and "activations/layer_" in reason
     ]
-    assert len(waiting) == 3  # all but the anchor begin with it
+    assert len(waiting) == 3  # all other layers wait for it
     shared = job_counts(
         snakemake(house, "-n", "--config", "model=tiny-gpt2", "sae={dictionaries: shared}").stdout
     )
@@ -479,7 +485,7 @@ def test_questions_in_a_chat_template_wait_for_the_tokenizer_and_plain_ones_do_n
     assert "model/tokenizer.json" not in planned["plain"]
 
 
-@pytest.mark.parametrize("dictionaries", ["anchored", "shared"])
+@pytest.mark.parametrize("dictionaries", ["warm_start", "shared"])
 def test_status_counts_the_jobs_of_every_kind_of_dictionaries(
     house: Path, dictionaries: str
 ) -> None:

@@ -72,10 +72,10 @@ def test_names_and_paths_are_taken_as_they_stand(odd_house: Path) -> None:
             ["--consider-ancient", "trian_sae=0", "--config", "model=tiny-gpt2"],
             "did you mean train_sae",
         ),
-        (["--config", "model=gpt2-small", "model=tiny-gpt2"], "model is given twice"),
+        (["--config", "model=gpt2-small", "model=tiny-gpt2"], "model occurs twice"),
         (
             ["--configfile", "twice.yaml", "--config", "model=tiny-gpt2"],
-            "the key seed stands twice",
+            "the key seed occurs twice",
         ),
         (["--config", "model=2024"], "model: 2024 is read as a number"),
         (["--config", "model=tiny-gpt2", "datasets=[2024,true]"], "datasets: '2024' is not known"),
@@ -109,7 +109,7 @@ def test_a_settings_file_of_one_s_own_wins_over_config_yaml_and_leaves_its_other
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--config model=tiny-gpt2 saes", "put it in front: saes --config"),
+        ("--config model=tiny-gpt2 saes", "write it before --config: saes --config"),
         ("--config sae.k=32", "'sae={k: 32}'"),
     ],
 )

@@ -90,17 +90,17 @@ def test_a_report_is_not_written_over_saes_of_another_k(house_to_change: Path) -
         target,
     )
     assert wrong.returncode == 1
-    assert "made with sae.k 16, this run asks for 8" in wrong.stdout + wrong.stderr
+    assert "made with sae.k 16, but this run has 8" in wrong.stdout + wrong.stderr
 
 
-def test_a_moved_anchor_makes_every_sae_that_begins_with_it_due(tmp_path: Path) -> None:
+def test_another_warm_start_layer_makes_every_warm_started_sae_due(tmp_path: Path) -> None:
     house = copy_house(tmp_path / "house")
-    given = "sae={dictionaries: anchored, epochs: 1}"
+    given = "sae={dictionaries: warm_start, epochs: 1}"
     first = snakemake(house, *RUN, given, "activations={layers: [0, 1]}", "--", "saes")
     assert first.returncode == 0, first.stderr[-3000:]
     text = said(house, given, "activations={layers: [0, 1, 2, 3]}")
     assert job_counts(text)["train_sae"] == LAYERS
-    assert "sae.anchor 1 -> 2" in text
+    assert "sae.warm_start_layer 1 -> 2" in text
     assert job_counts(said(house, given, "activations={layers: [1]}")).get("train_sae") is None
 
 
@@ -206,7 +206,7 @@ def test_what_was_made_again_with_other_bytes_ends_the_run_with_an_error(
             follower.write_text(text.replace(content["sha256"], "0" * 64))
     ended = launch(house_to_change)
     assert ended.returncode == 1
-    assert "results disagree with what they were made from" in ended.stdout + ended.stderr
+    assert "results do not match their inputs" in ended.stdout + ended.stderr
     again = launch(house_to_change)
     assert again.returncode == 0, again.stderr[-3000:]
     assert job_counts(again.stdout + again.stderr)["write_report"] == 1
@@ -271,7 +271,7 @@ def test_a_job_refuses_an_input_that_changes_under_a_run(house_to_change: Path) 
     )
     assert alone.returncode == 1
     assert (
-        "evaluation/ledger.csv is not what its job wrote (damaged or edited)"
+        "evaluation/ledger.csv was damaged or edited since its job wrote it"
         in alone.stdout + alone.stderr
     )
     assert not (results(house_to_change) / "report.html").exists()

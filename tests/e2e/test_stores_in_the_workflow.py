@@ -170,7 +170,7 @@ def test_a_layer_that_fails_inside_a_wave_is_repeated_alone_and_the_waves_go_on(
     code, screen, _ = run_and_watch(house, *given)
     monkeypatch.delenv("GHOSTTRACK_FAULTS")
     assert code == 1
-    assert "a fault that GHOSTTRACK_FAULTS asked for" in screen
+    assert "a fault of GHOSTTRACK_FAULTS" in screen
     assert (
         sorted(
             path.name

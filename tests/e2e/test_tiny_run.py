@@ -262,7 +262,7 @@ def test_two_runs_at_once_are_refused(house_to_change: Path) -> None:
     with lease.hold(house_to_change, "snakemake other", pytest.fail):
         for result in (launch(house_to_change), snakemake(house_to_change, *RUN)):
             assert result.returncode == 1
-            assert "another run is at work in this folder: " in result.stderr
+            assert "another run is active in this folder: " in result.stderr
             assert f"process {os.getpid()} (snakemake other)" in result.stderr
             assert "--config model=both" in result.stderr
             assert "Traceback" not in result.stderr

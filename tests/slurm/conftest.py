@@ -189,7 +189,7 @@ class SlurmHouse:
                 seed=0,
                 layer=layer,
                 threads=1,
-                anchor=[],
+                warm_start_layer=[],
                 resident_mb=1536,
                 micro_batch=4096,
                 state=place / "state" / folder.name,
@@ -244,14 +244,14 @@ def until(
 
 
 def keep_screen(text: str) -> None:
-    """With GHOSTTRACK_SCREENS set, docs/slurm.md shows `text` from now on: the part from its `disk now` line."""
-    page = ROOT / "docs" / "slurm.md"
+    """With GHOSTTRACK_SCREENS set, docs/howto/slurm.md shows `text` from now on: the part from its `disk now` line."""
+    page = ROOT / "docs" / "howto" / "slurm.md"
     before, begin, rest = page.read_text().partition("<!-- status: begin -->\n")
     assert begin, f"{page} has no place for the screen"
     if os.environ.get("GHOSTTRACK_SCREENS"):
         lines = text.splitlines()
         shown = lines[next(number for number, line in enumerate(lines) if "disk now" in line) :]
-        screen = "\n".join(["```", lines[0], *shown, "```", ""])
+        screen = "\n".join(["```text", lines[0], *shown, "```", ""])
         page.write_text(f"{before}{begin}{screen}{rest[rest.index('<!-- status: end -->') :]}")
 
 

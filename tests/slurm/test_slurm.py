@@ -151,9 +151,7 @@ def test_a_failing_layer_is_named_with_its_log_and_every_other_layer_is_finished
     assert story.failed.code == 1
     assert f"results/{MODEL}/logs/train_sae/layer_01.log" in story.failed.text
     assert "Error in rule train_sae" in story.failed.text
-    assert (
-        story.house.said(1).count("a fault that GHOSTTRACK_FAULTS asked for (traceback") == 2
-    )  # one retry
+    assert story.house.said(1).count("a fault of GHOSTTRACK_FAULTS (traceback") == 2  # one retry
 
 
 def test_after_an_out_of_memory_half_the_batch_goes_on_from_the_checkpoint(story: Story) -> None:

@@ -1,9 +1,10 @@
-"""The architecture matrix: every way in which jobs read a model, compared with the same model read plainly.
+"""The architecture matrix: every way in which jobs run a model, against the plain forward pass.
 
     row(architectures.make("mistral"))  # {"residual": "exact", "read together": "exact", ...}
 
-A cell says which way a job takes under the limits that the check of the model found, or why the model is refused. A
-cell that begins with WRONG is a reader that returns other numbers than the plain model, or fails.
+A cell says which path a job takes under the limits that the model check found, or why the model is
+refused. A cell that begins with WRONG is a path whose numbers differ from the plain model's, or
+that fails.
 """
 
 import functools
@@ -35,9 +36,9 @@ COLUMNS = (
 )
 EXACT, REFUSED, WRONG = "exact", "refused: ", "WRONG: "
 
-# Largest differences that rounding explains: of a hidden state, as a share of its length; in nats.
+# Tolerances for rounding: of a hidden state, relative to its norm; in nats.
 HIDDEN, NATS = 1e-3, 1e-3
-# Two tokens whose log-probabilities differ by less are equally likely.
+# Two tokens with a smaller difference of log-probabilities are equally likely.
 TIE = 1e-4
 VOCABULARY, SPECIAL = 128, 7  # ids below SPECIAL are special tokens, or those of the chat template
 SEPARATOR = 0
@@ -45,7 +46,7 @@ LONGEST = 64  # tokens
 NEW = 4  # tokens of a continuation
 BATCH = 4
 
-# What these add to the residual stream behind their MLP mixes tokens, too. Each has its reason.
+# Model types whose MLP output mixes tokens, with the reason.
 MIXING_MLP = {"inkling_text": "a short convolution follows the MLP"}
 
 Cell = Callable[["Subject"], str]
@@ -53,11 +54,12 @@ Ids = list[int]
 
 
 class Subject:
-    """A model with its plain reading, and what a job may do with it.
+    """A model with its plain forward pass and the limits of its fast paths.
 
     Args:
         model: a model of `architectures`.
-        limits: of the fast ways; None: what the check of the model finds.
+        limits: of the fast paths; None: those that the model check finds.
+
     Raises:
         UserError: the check refuses the model.
     """
@@ -79,11 +81,11 @@ class Draw:
         self.generator = np.random.default_rng(seed)
 
     def ids(self, count: int) -> Ids:
-        """So many tokens, none of them special."""
+        """`count` random ordinary tokens."""
         return [int(each) for each in self.generator.integers(SPECIAL, VOCABULARY, count)]
 
     def shuffled(self, values: Sequence[Any]) -> list[Any]:
-        """The values in another order."""
+        """The values in random order."""
         return [values[place] for place in self.generator.permutation(len(values))]
 
 
@@ -102,13 +104,13 @@ def _cell(fill: Cell, subject: Subject) -> str:
             return fill(subject)
     except UserError as refusal:
         return REFUSED + str(refusal)
-    except Exception as error:  # whatever a reader raises belongs into the matrix
+    except Exception as error:  # any exception of a reader is a cell of the matrix
         return f"{WRONG}{type(error).__name__}: {error}"
 
 
 # ---- comparisons
 def require_same_states(found: Tensor, true: Tensor, what: str) -> None:
-    """Both (tokens, d)."""
+    """Compare hidden states, both (tokens, d)."""
     assert found.shape == true.shape, (
         f"{what} has shape {tuple(found.shape)}, not {tuple(true.shape)}"
     )
@@ -119,14 +121,14 @@ def require_same_states(found: Tensor, true: Tensor, what: str) -> None:
 
 
 def require_same_nats(found: Any, true: Tensor, what: str) -> None:
-    """Both of one shape, in nats."""
+    """Compare values in nats, of equal shape."""
     gap = float((torch.as_tensor(found) - true).abs().max())
     assert gap <= NATS, f"{what} differs by {gap:.2g} nats"
 
 
-# ---- what is stored of a block
+# ---- stored activations of a block
 def residual(subject: Subject) -> str:
-    """Contexts of one length, as `extract_contexts` reads them."""
+    """Contexts of equal length, as in `extract_contexts`."""
     draw = Draw(1)
     contexts = [[SEPARATOR, *draw.ids(subject.longest - 1)] for _ in range(3)]
     size = len(contexts) if subject.limits.batched else 1
@@ -142,7 +144,7 @@ def residual(subject: Subject) -> str:
 
 
 def added(site: Literal["attn_out", "mlp_out"], subject: Subject) -> str:
-    """Both additions make up the difference between a block's input and output; attention alone mixes tokens."""
+    """Attention and MLP outputs add up to what a block adds; only attention mixes tokens."""
     attention = sites.site_modules(subject.model, subject.layers, "attn_out")
     mlp = sites.site_modules(subject.model, subject.layers, "mlp_out")
     ids = torch.tensor([[SEPARATOR, *Draw(2).ids(7)]])
@@ -172,7 +174,10 @@ def added(site: Literal["attn_out", "mlp_out"], subject: Subject) -> str:
 
 
 def _behind_a_change(model: Any, ids: Tensor, block: nn.Module, module: nn.Module) -> Tensor:
-    """What a module returns for later tokens if the first token enters its block otherwise, (tokens - 1, d_model)."""
+    """Output of a module for later tokens, (tokens - 1, d_model), with a changed first token.
+
+    The first token's hidden state is changed where it enters the block.
+    """
     with entering([block], change=True), hooks.captured([module], stop=False) as outputs:
         model(input_ids=ids, use_cache=False)
     return outputs[0][0, 1:]
@@ -180,7 +185,10 @@ def _behind_a_change(model: Any, ids: Tensor, block: nn.Module, module: nn.Modul
 
 @contextmanager
 def entering(blocks: Sequence[nn.Module], *, change: bool) -> Iterator[list[Tensor]]:
-    """Collect the hidden states that enter each block, (1, tokens, d_model); with `change`, the first token's are changed."""
+    """Collect the hidden states that enter each block, (1, tokens, d_model).
+
+    With `change`, the first token's are changed.
+    """
     entered: list[Tensor] = []
 
     def changed(value: Tensor) -> Tensor:
@@ -205,7 +213,7 @@ def entering(blocks: Sequence[nn.Module], *, change: bool) -> Iterator[list[Tens
 
 @contextmanager
 def returning(module: nn.Module, tensor: Tensor) -> Iterator[None]:
-    """Within, a module returns `tensor` in place of its main output."""
+    """Replace the main output of a module by `tensor`."""
 
     def replaced(_module: nn.Module, _arguments: Any, output: Any) -> Any:
         return (
@@ -223,14 +231,17 @@ def returning(module: nn.Module, tensor: Tensor) -> Iterator[None]:
 
 # ---- texts
 def encoded(whole: Sequence[int], before: int, prompt: int) -> Encoded:
-    """A text whose first tokens are read before, and whose prompt ends behind `prompt` tokens, one of them at least new."""
+    """A text whose first `before` tokens are shared, and whose prompt ends after `prompt` tokens.
+
+    At least one token of the prompt is not shared.
+    """
     ids = np.array(whole[before:], dtype=np.int64)
     answer = np.arange(prompt - before, len(ids))
     return Encoded(ids, answer, np.arange(1, len(ids)), np.array(whole[:before], dtype=np.int64), 1)
 
 
 def short_texts(longest: int) -> list[Encoded]:
-    """2 to 20 tokens; some share a prompt, some a beginning that is read once, some both."""
+    """2 to 20 tokens; some share a prompt, some a prefix that is read once, some both."""
     draw = Draw(3)
     prompts = [[SEPARATOR, *draw.ids(count)] for count in (0, 5, 11)]
     texts = [
@@ -248,7 +259,7 @@ def short_texts(longest: int) -> list[Encoded]:
 
 
 def long_texts(longest: int) -> list[Encoded]:
-    """Texts of up to `longest` tokens, three times a window and more, among short ones."""
+    """Texts of up to `longest` tokens, three windows or more, among short ones."""
     draw = Draw(4)
     begun = [SEPARATOR, *draw.ids(longest // 3)]
     prompt = [SEPARATOR, *draw.ids(longest // 4)]
@@ -272,13 +283,13 @@ def whole(text: Encoded) -> Ids:
 
 # ---- reading
 def read_alone(subject: Subject) -> str:
-    """Each text in a sequence of its own."""
+    """Each text in a separate sequence."""
     _read(subject, PackedReader(subject.model, 0), short_texts(subject.longest))
     return EXACT
 
 
 def read_together(subject: Subject) -> str:
-    """Short texts, together as far as the limits allow."""
+    """Short texts, packed as far as the limits allow."""
     texts = short_texts(subject.longest)
     _read(subject, PackedReader(subject.model, subject.limits.packed), texts)
     return _reading(subject, texts)
@@ -318,7 +329,7 @@ def _read(subject: Subject, reader: PackedReader, texts: Sequence[Encoded]) -> N
 def _require_same_statistics(
     subject: Subject, reader: PackedReader, texts: Sequence[Encoded], pack: Pack, final: Tensor
 ) -> None:
-    """What the predictions of a pack say of every token but the first of a text."""
+    """Compare the statistics of all predicted tokens of a pack."""
     place = np.concatenate([places[:-1] for places in pack.places])
     target = np.concatenate([texts[number].ids[1:] for number in pack.numbers])
     found = reader.token_statistics(final, place, target, np.ones(len(place), dtype=bool))
@@ -357,10 +368,10 @@ TEMPLATE = (
 
 @functools.cache
 def tokenizer(*special: str) -> Any:
-    """A token is a word: `w17` has id 17. The marks of the chat template have ids of their own.
+    """A word-level tokenizer: `w17` has id 17. The chat template's markers are tokens.
 
     Args:
-        special: which of them are special tokens.
+        special: the markers that are special tokens.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -381,10 +392,13 @@ def tokenizer(*special: str) -> Any:
 
 
 def prompts_of(longest: int) -> list[Ids]:
-    """Prompts of 2 to `longest` - NEW tokens; the lengths of those that begin alike differ by up to a half."""
+    """Prompts of 2 to `longest` - NEW tokens.
+
+    The lengths of prompts with a common prefix differ by up to a half.
+    """
     draw = Draw(5)
     most = longest - NEW
-    # Some grow beyond the windows while they are continued.
+    # Some exceed the window during generation.
     crossing = [count for count in (5, 6, 13, 14) if count < most]
     prompts = [[SEPARATOR, *draw.ids(count)] for count in (1, most // 2, most - 1, *crossing)]
     for shared in (most // 7, most // 4, most // 2):
@@ -394,7 +408,7 @@ def prompts_of(longest: int) -> list[Ids]:
 
 
 def generation(subject: Subject) -> str:
-    """Greedy continuations, and drawn ones of a short and a long prompt."""
+    """Greedy continuations, and sampled ones of a short and a long prompt."""
     prompts = prompts_of(subject.longest)
     _continue(subject, tokenizer(), prompts, [SEPARATOR], None)
     repeated = [
@@ -420,7 +434,7 @@ def _writing(subject: Subject, prompts: Sequence[Ids]) -> str:
 def _continue(
     subject: Subject, words: Any, prompts: Sequence[Ids], stops: Ids, draws: Any
 ) -> list[Ids]:
-    """New tokens of each prompt, every one of them compared with the plain model that reads all tokens anew."""
+    """New tokens of each prompt, each compared with the plain model on all tokens before it."""
     written = decoding.complete(
         subject.model,
         words,
@@ -436,10 +450,10 @@ def _continue(
     result = []
     for number, (prompt, one) in enumerate(zip(prompts, written, strict=True)):
         new: Ids = words.convert_tokens_to_ids(one.text.split())
-        if len(new) < len(one.logprobs):  # the token that ends an answer is no part of its text
+        if len(new) < len(one.logprobs):  # the stop token is not part of the text
             logs = subject.plain.read([*prompt, *new]).logprobs[-1]
             new.append(min(stops, key=lambda token: abs(float(logs[token]) - one.logprobs[-1])))
-        assert len(new) == len(one.logprobs), "a continuation ends behind the token that ends it"
+        assert len(new) == len(one.logprobs), "a continuation has tokens after its stop token"
         assert len(new) == NEW or new[-1] in stops, "a continuation ends early"
         for step, (token, logprob) in enumerate(zip(new, one.logprobs, strict=True)):
             logs = subject.plain.read([*prompt, *new[:step]]).logprobs[-1]
@@ -450,17 +464,17 @@ def _continue(
 
 
 def _require_choice(logs: Tensor, token: int, draw: float | None) -> None:
-    """The token is the likeliest, or the first at which the summed probability exceeds the draw."""
+    """The token is the likeliest, or the first whose cumulative probability exceeds the draw."""
     if draw is None:
         assert float(logs.max() - logs[token]) <= TIE, "a new token is not the likeliest"
         return
     summed = logs.double().exp().cumsum(0)
     below = float(summed[token - 1]) if token else 0.0
-    assert below - NATS <= draw <= float(summed[token]) + NATS, "a new token is not the drawn one"
+    assert below - NATS <= draw <= float(summed[token]) + NATS, "a new token is not the sampled one"
 
 
 def in_chat(subject: Subject) -> str:
-    """Conversations in a chat template, continued, and read back with their answers."""
+    """Continue conversations in a chat template, and read them again with their answers."""
     words = tokenizer(START, END)
     prompts = conversations(words, subject.longest - NEW)
     answers = _continue(subject, words, prompts, chat.answer_ends(words, None), None)
@@ -477,7 +491,7 @@ def in_chat(subject: Subject) -> str:
 
 
 def conversations(words: Any, most: int) -> list[Ids]:
-    """Token ids of conversations of up to `most` tokens that begin with the same question and answer, or of short ones."""
+    """Token ids of conversations that share a first exchange, or of short ones if `most` < 20."""
     draw = Draw(7)
     solved = [" ".join(words.convert_ids_to_tokens(draw.ids(count))) for count in (most // 4, 1)]
     found = []
@@ -502,7 +516,7 @@ CELLS: dict[str, Cell] = {
 
 
 # ---- the page
-# What a refusal says, and how the page says it.
+# Part of a refusal's message, and its note on the page.
 REASONS = {
     "has no two modules": "No two modules of a block return what the block adds to the residual stream.",
     "in no ModuleList": "No list of modules has as many blocks as the configuration states.",
@@ -514,7 +528,7 @@ REASONS = {
 
 
 def page(rows: dict[str, dict[str, str]]) -> str:
-    """The table in Markdown, one line a model, sorted by name, with a note for every reason of a refusal."""
+    """The table in Markdown: a line per model, sorted by name, and a note per refusal reason."""
     notes: list[str] = []
     lines = [f"| model type | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for name in sorted(rows):
@@ -547,5 +561,5 @@ def _shown(cell: str, notes: list[str]) -> str:
 
 
 def reason(refusal: str) -> str:
-    """Why a model is refused, without the names and numbers of one model."""
+    """The reason of a refusal, without the names and numbers of one model."""
     return next(reason for part, reason in REASONS.items() if part in refusal)

@@ -1,16 +1,17 @@
-"""Tiny random causal language models of every architecture of transformers that builds from a configuration alone.
+"""Tiny random causal language models of every transformers architecture that a config can build.
 
-The models test code that must work for any architecture. Their random weights are scaled so that a wrong attention
-mask, position or normalisation changes the log-probabilities visibly. The default initialisation of transformers
-(standard deviation .02) makes attention nearly uniform, and hides such errors.
+The models test code that must work for any architecture. Their random weights are scaled so that a
+wrong attention mask, position or normalisation visibly changes the log-probabilities. The default
+initialisation of transformers (standard deviation .02) makes attention nearly uniform, and hides
+such errors.
 
     model = architectures.make("mistral")
     log_probs = model(ids).logits.log_softmax(-1)  # (batch, position, 128)
 
-A name is the `model_type` of a configuration, or `model_type+variant` where one type has several forms. Each model has
-a vocabulary of 128 tokens, d_model 32, 2 to 4 layers that include every layer type, room for 64 positions, and
-windows of 8 tokens. Tests should use texts of more than 16 tokens: scaled rotary embeddings change there. They should
-draw token ids from 3 to 127: ids 0 to 2 are special tokens.
+A name is the `model_type` of a configuration, or `model_type+variant` for further forms of a type.
+Each model has a vocabulary of 128 tokens, d_model 32, 2 to 4 layers that include every layer type,
+64 positions, and windows of 8 tokens. Tests should use texts of more than 16 tokens, where scaled
+rotary embeddings change, and token ids from 3 to 127, because ids 0 to 2 are special tokens.
 """
 
 import contextlib
@@ -159,7 +160,8 @@ _DEEPSEEK: _Values = (
         "first_k_dense_replace": 1,
     }
 )
-# 16 heads: with few heads the index scores of many keys are exactly 0, and such ties hide which keys are selected.
+# 16 heads: with fewer, the index scores of many keys are exactly 0, and ties hide which keys are
+# selected.
 _INDEXED: _Values = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 16}
 _DELTA: _Values = {
     "linear_conv_kernel_dim": 4,
@@ -870,7 +872,8 @@ _VALUES: dict[str, _Values] = {
 }
 
 
-# Configuration keys that limit which earlier tokens a layer reads: windows, chunks, and the number of selected keys.
+# Configuration keys that limit which earlier tokens a layer sees: windows, chunks, and the number
+# of selected keys.
 WINDOW_KEYS = (
     "sliding_window",
     "sliding_window_size",
@@ -884,26 +887,28 @@ WINDOW_KEYS = (
     "indexer_budget",
 )
 
-# In these architectures a later token changes the log-probabilities at earlier positions. Each has its reason.
+# Architectures in which a later token changes log-probabilities at earlier positions, with the
+# reason.
 NOT_CAUSAL = {
     "doge+moe": "the router reads its scores across tokens and texts",
     "prophetnet": "its n-gram streams mix positions",
     "reformer+lsh": "the hash buckets of a text are split into chunks, and later tokens move the boundaries",
 }
 
-# In these architectures the same first tokens get other log-probabilities in a longer text. Each has its reason.
+# Architectures in which the same first tokens get other log-probabilities in a longer text.
 LENGTH_DEPENDENT = {
     "doge": "repeated tokens tie in the choice of kept keys, and the length of the text breaks the tie",
     "llama+dynamic_ntk_16": "texts of more than 16 tokens use other rotary frequencies",
     "phi3+longrope": "texts of more than 16 tokens use other rotary frequencies",
 }
 
-# These architectures give other log-probabilities after save_pretrained and from_pretrained. Each has its reason.
+# Architectures with other log-probabilities after save_pretrained and from_pretrained.
 UNSAVEABLE = {
     "youtu+padding": "loading sets the embedding of the padding token to 0, which is also its output weight"
 }
 
-# Parameters of recurrences stay near their initial values: others forget or grow within a few tokens.
+# Recurrence parameters stay near their initial values: others forget or diverge within a few
+# tokens.
 _RECURRENT = re.compile(r"A_log|dt_|conv|time_|recurrent_")
 
 
@@ -923,14 +928,14 @@ def window_keys(name: str) -> list[str]:
 
 
 def make(name: str, seed: int = 0, **changes: Any) -> Any:
-    """A random model of one architecture: evaluation mode, no gradients, float32, on the CPU.
+    """A random model of one architecture: evaluation mode, no gradients, float32, CPU.
 
     Args:
         name: a key of CONFIGS.
-        seed: of the weights. The global random state stays as it is.
+        seed: of the weights. The global random state does not change.
         changes: configuration values that replace those of CONFIGS.
     """
-    torch.set_num_threads(1)  # as in small_models: two threads gain nothing here
+    torch.set_num_threads(1)  # as in small_models
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(_config(name, **changes), dtype=torch.float32)
@@ -952,9 +957,10 @@ def _quiet() -> Iterator[None]:
 def _redraw(model: Any) -> None:
     """Give every parameter a random value; shared parameters get one value.
 
-    Matrices keep the scale of their input times 1.5, so that attention scores vary by about 2. The output layer
-    scales by 3, so that log-probabilities vary by several nats. Vectors (norms, biases) move away from their
-    initial values, which suits norms that multiply by w and by 1 + w alike.
+    Matrices keep the scale of their input times 1.5, so that attention scores vary by about 2. The
+    output layer scales by 3, so that log-probabilities vary by several nats. Vectors (norms,
+    biases) move away from their initial values, for norms that multiply by w and those that
+    multiply by 1 + w.
     """
     seen: set[nn.Parameter] = set()
     for path, module in model.named_modules():
@@ -974,7 +980,7 @@ def _redraw(model: Any) -> None:
 
 
 def _inputs(module: nn.Module, weight: nn.Parameter) -> float:
-    """Number of inputs of a matrix; the mean of both sides where the architecture alone knows which is which."""
+    """Number of inputs of a matrix; the mean of both sides if the layout is unknown."""
     if isinstance(module, nn.Linear):
         return weight.shape[1]
     if isinstance(module, Conv1D):

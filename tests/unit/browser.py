@@ -1,6 +1,6 @@
-"""A headless Chromium that tests can click through: pages from files, no network, everything it says is kept.
+"""A headless Chromium for tests: pages from files, no network, recorded requests and messages.
 
-It is driven over two pipes (Chrome DevTools Protocol), so that no driver program and no port are needed.
+Commands go over two pipes (Chrome DevTools Protocol), so that no driver and no port are needed.
 """
 
 import base64
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# Where the browser reads commands and writes answers under --remote-debugging-pipe.
+# File descriptors of commands and answers under --remote-debugging-pipe.
 _READS, _WRITES = 3, 4
 
 
@@ -25,8 +25,8 @@ class Browser:
     def __init__(self, commands: int, answers: int) -> None:
         self._commands, self._answers = commands, answers
         self._number, self._waiting = 0, b""
-        self.requests: list[str] = []  # every URL that the page asked for, its own file left out
-        self.messages: list[str] = []  # errors, warnings and whatever else reached the console
+        self.requests: list[str] = []  # URLs that the page requested, without its own file
+        self.messages: list[str] = []  # everything that reached the console
         target = self._send("Target.createTarget", {"url": "about:blank"})["targetId"]
         self._session = self._send("Target.attachToTarget", {"targetId": target, "flatten": True})[
             "sessionId"
@@ -38,33 +38,33 @@ class Browser:
         self._send("Network.emulateNetworkConditions", offline)
 
     def open(self, page: Path, width: int = 1500, height: int = 950, part: str = "") -> None:
-        """Load a page in a window of this size; `part` is what follows the # in its address."""
+        """Load a page in a window of this size; `part` is the fragment after # in its address."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._send("Emulation.setDeviceMetricsOverride", size)
         self._page = page.as_uri()
         self._send(
             "Page.navigate", {"url": "about:blank"}
-        )  # another part alone would load nothing anew
+        )  # a change of the fragment alone would not reload the page
         self._send("Page.navigate", {"url": f"{self._page}#{part}" if part else self._page})
 
     def run(self, script: str) -> Any:
-        """Value of a JavaScript expression in the page; a promise is waited for.
+        """Value of a JavaScript expression in the page; a promise is awaited.
 
         Raises:
-            AssertionError: with what the script threw.
+            AssertionError: the script threw; the message is what it threw.
         """
-        asked = {
+        request = {
             "expression": script,
             "awaitPromise": True,
             "returnByValue": True,
             "userGesture": True,
         }
-        found = self._send("Runtime.evaluate", asked)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        answer = self._send("Runtime.evaluate", request)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20) -> None:
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true, at most `seconds`."""
         script = (
             f"new Promise((done, fail) => {{ const end = performance.now() + {1000 * seconds};"
             f"const look = () => ({condition}) ? done() : performance.now() > end ? fail(new Error({json.dumps(condition)})) : setTimeout(look, 5);"
@@ -73,7 +73,7 @@ class Browser:
         self.run(script)
 
     def press(self, key: str, text: str = "") -> None:
-        """Press a key where the focus is."""
+        """Press a key in the focused element."""
         about = {"key": key, "code": key, "windowsVirtualKeyCode": _CODES.get(key, 0)}
         self._send(
             "Input.dispatchKeyEvent",
@@ -82,12 +82,14 @@ class Browser:
         self._send("Input.dispatchKeyEvent", {"type": "keyUp", **about})
 
     def busy(self) -> float:
-        """CPU seconds of the page's main thread so far: whatever else the machine does, it does not count."""
+        """CPU seconds of the page's main thread so far; other load does not count."""
         metrics = self._send("Performance.getMetrics")["metrics"]
-        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+        return float(
+            next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+        )
 
     def screenshot(self, path: Path) -> None:
-        """Write what is in sight as a png."""
+        """Write the visible part of the page as a PNG."""
         path.write_bytes(
             base64.b64decode(self._send("Page.captureScreenshot", {"format": "png"})["data"])
         )
@@ -142,11 +144,11 @@ _CODES = {
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Start a browser with a profile of its own, and end it."""
+    """Start a browser with a temporary profile, and end it."""
     assert CHROMIUM is not None
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()
-    # Not below pytest's own folder: the browser's socket paths must stay short.
+    # Not below pytest's folder, because the browser's socket paths must stay short.
     with tempfile.TemporaryDirectory(prefix="gt", ignore_cleanup_errors=True) as profile:
         command = [
             CHROMIUM,
@@ -163,7 +165,7 @@ def browser() -> Iterator[Browser]:
             f"--user-data-dir={profile}",
             "about:blank",
         ]
-        # A shell puts the pipes where the browser expects them; both ends stay open in the child alone.
+        # A shell moves the pipes to the descriptors that the browser expects.
         shell = f'exec "$@" {_READS}<&{to_browser} {_WRITES}>&{from_browser}'
         child = subprocess.Popen(
             ["bash", "-c", shell, "bash", *command],

@@ -1,10 +1,10 @@
-"""Small tokenizers with chat templates of the shapes that instruct models have, written for the tests."""
+"""Small tokenizers with chat templates like those of instruct models."""
 
 from typing import Any, NamedTuple
 
 import small_models
 
-# Each family's template: role markers, where the bos token stands, and what closes an assistant's message.
+# A template per family. They differ in role markers, bos token and end of an assistant message.
 CHATML = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
@@ -32,7 +32,7 @@ GEMMA = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
 
-# The markers of a turn are plain text, and there is no generation prompt.
+# The turn markers are plain text, and there is no generation prompt.
 MISTRAL = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -60,14 +60,14 @@ THINKING = CHATML.replace(
 
 
 class Family(NamedTuple):
-    """template: Jinja; special, added: the tokenizer's further tokens; bos: how often the template writes it; closes: the end of a turn."""
+    """A chat template and the tokens it needs."""
 
-    template: str
-    special: list[str]
-    bos: int
-    closes: str
-    added: tuple[str, ...] = ()
-    spaces: bool = False  # a tokenizer that puts a space before the first word of a text, as SentencePiece does
+    template: str  # Jinja
+    special: list[str]  # special tokens to add to the tokenizer
+    bos: int  # how often the template writes the bos token
+    closes: str  # the end of a turn
+    added: tuple[str, ...] = ()  # other tokens to add
+    spaces: bool = False  # a space before the first word of a text, as in SentencePiece
 
 
 FAMILIES = {
@@ -121,7 +121,7 @@ def _with_spaces() -> Any:
 
 
 def make_model(tokenizer: Any, context: int = 1024) -> Any:
-    """A random GPT-2 with a row for every token of the tokenizer."""
+    """A random GPT-2 with an embedding row for every token of the tokenizer."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 

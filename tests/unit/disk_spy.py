@@ -1,4 +1,4 @@
-"""File operations under observation: what a power loss would leave, and a process that dies at one of them."""
+"""File operations under observation: what a power loss would destroy, and simulated kills."""
 
 import os
 import threading
@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-# What changes names on disk, or makes sure of content.
+# Operations that change names on disk or make content durable.
 OPERATIONS = ("fsync", "mkdir", "replace", "rmdir", "unlink")
 
 
 class Disk:
-    """Notes each rename to a final name that comes before its content is on disk.
+    """Records each rename to a final name that comes before its content is durable.
 
-    A file is on disk when it was fsynced with its present size and time, a folder when it was fsynced with all names
-    that it holds. A rename is on disk when its folder was fsynced afterwards. Names inside a `.partial` folder are
-    not final.
+    A file is durable if it was fsynced with its present size and time, a folder if it was fsynced
+    with all its present names. A rename is durable if its folder was fsynced afterwards. Names
+    inside a `.partial` folder are not final.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ class Disk:
 
     @property
     def lost(self) -> list[str]:
-        """What a power loss could take away, now or at an earlier rename; empty if nothing."""
+        """What a power loss could destroy, now or at an earlier rename; empty if nothing."""
         return self.unsafe + [f"the name of {name}" for name in self._pending]
 
 
@@ -68,15 +68,15 @@ def on_disk(state: Any, synced: Any) -> bool:
 
 
 class KilledError(BaseException):
-    """Takes the place of the signal: no handler of the code under test may catch it."""
+    """Stands for a kill signal: no handler of the code under test may catch it."""
 
 
 def run_until(operation: int | None, work: Callable[[], object]) -> int:
-    """Run `work` as a process that dies just before its file operation number `operation`; None: it lives.
+    """Run `work`, killed just before its file operation number `operation`; None: not killed.
 
-    Neither that operation nor a later one happens, as if the process were gone: clean-up code finds nothing that it
-    could do. Gives the number of operations. Only those of this thread count: zarr's threads write inside a
-    `.partial` folder.
+    Neither that operation nor a later one happens, as if the process were gone, so clean-up code
+    has no effect. Returns the number of operations. Only those of this thread count, because zarr's
+    threads write inside a `.partial` folder.
     """
     done, thread = 0, threading.current_thread()
 

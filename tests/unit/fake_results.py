@@ -1,4 +1,4 @@
-"""A finished run made of invented numbers: every table that the figures, the report and the checks read."""
+"""A finished run with made-up numbers: every table that figures, report and checks read."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ LAYERS = [10, 12, 14, 16, 18, 20]
 SHOWN = [shown.signal for shown in registry.SHOWN]
 VARIANTS = ["default", "permuted", "untracked"]
 CONTROLS = ["element_symbol"]
-# Data set: mode, texts, groups, and the AUROC of detector, answer log-probability, raw probe, text only.
+# By data set: mode, texts, groups, and the AUROC of detector, answer log-probability, raw probe and
+# text only.
 SETS: dict[str, tuple[str, int, int, tuple[float, float, float, float]]] = {
     "cities": ("given", 800, 200, (0.921, 0.861, 0.852, 0.507)),
     "capitals": ("given", 640, 160, (0.962, 0.948, 0.921, 0.493)),
@@ -49,7 +50,7 @@ SIGNALS = {
 
 
 class Run(NamedTuple):
-    """Paths of the invented run's files."""
+    """Paths of the run's files."""
 
     metrics: Path
     ledger: Path
@@ -138,7 +139,7 @@ def make(folder: Path, seed: int = 0) -> Run:
 
 
 def _relations(folder: Path, metrics: pd.DataFrame) -> Path:
-    """The questions' rows again, as those of two relations; P(True) was not asked."""
+    """The rows of `questions` again, as two relations, without P(True)."""
     own = metrics[metrics["dataset"] == "questions"]
     path = folder / "relations.csv"
     pd.concat([own.assign(dataset=f"questions/{name}") for name in ("capital", "city")]).to_csv(
@@ -181,7 +182,7 @@ def _metrics(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _pooled(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Mean rows over the data sets that carry claims, as the evaluation adds them."""
+    """Add the mean rows over the data sets without the controls, like the evaluation."""
     members = metrics[~metrics["dataset"].isin(CONTROLS)]
     parts = []
     for name, mode in ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated")):
@@ -198,7 +199,7 @@ def _pooled(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ledger(metrics: pd.DataFrame) -> pd.DataFrame:
-    """A few claims in every scope."""
+    """A few claims for every data set and pool."""
     rows = []
     for scope in dict.fromkeys(metrics["dataset"]):
         table = metrics[metrics["dataset"] == scope].set_index("signal")
@@ -283,7 +284,8 @@ def _scores(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
     for dataset, (mode, n, groups, levels) in SETS.items():
         label = np.arange(n) % 2
         for signal, (family, level) in SIGNALS.items():
-            # Two normals this far apart have the wanted AUROC: d' = sqrt(2) * probit(AUROC), here by its logit.
+            # Distance of two unit normals with the wanted AUROC: d' = sqrt(2) * probit(AUROC),
+            # with the probit approximated by the logit.
             apart = np.log(levels[level] / (1 - levels[level])) * np.sqrt(2) / 1.7
             raw = rng.normal(0, 1, n) + apart * label
             score = 1 / (1 + np.exp(-(raw - apart / 2) * apart))
@@ -440,7 +442,7 @@ def _links(folder: Path) -> Path:
             "links_per_token": [74.0, 78.8, 79.4, 78.7, 85.2],
             "permuted_links_per_token": [0.0, 0.0, 0.1, 0.0, 0.0],
             "next_fires": 0.3,
-            "next_fires_relinked": 0.04,
+            "next_fires_shuffled_links": 0.04,
         }
     ).to_csv(path, index=False)
     return path

@@ -1,7 +1,7 @@
-"""What a causal language model says of a text if it is read in the simplest way: the reference for every faster way.
+"""The plain forward pass of a causal language model: the reference of every faster one.
 
-One text at a time, no kept keys and values, no attention mask, and a text's first token is its first position. Nothing
-here uses the package under test.
+It reads one text at a time, without a KV cache and an attention mask, and a text's first token has
+the first position. It does not use the package under test.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,15 @@ from torch import Tensor, nn
 
 
 class Text(NamedTuple):
-    """One text, read plainly.
+    """The model's outputs for one text."""
 
-    blocks: the output of every block, each (tokens, d_model). final: final hidden states, (tokens, d_model).
-    logprobs: log-probabilities of the next token in nats, (tokens, vocabulary).
-    """
-
-    blocks: list[Tensor]
-    final: Tensor
-    logprobs: Tensor
+    blocks: list[Tensor]  # output of every block, each (tokens, d_model)
+    final: Tensor  # final hidden states, (tokens, d_model)
+    logprobs: Tensor  # of the next token, in nats, (tokens, vocabulary)
 
 
 class PlainModel:
-    """Reads texts with a model; a text that was read before is not read again.
+    """Reads texts with a model, and keeps the results.
 
     Args:
         model: causal language model in evaluation mode.
@@ -59,7 +55,7 @@ class PlainModel:
             for handle in handles:
                 handle.remove()
         states = found.hidden_states
-        for output in outputs[:-1]:  # the model's own report norms the last
+        for output in outputs[:-1]:  # the last entry of hidden_states is normalised
             assert any(
                 state.shape == output.shape and torch.equal(state, output) for state in states
             )
@@ -77,6 +73,6 @@ def largest_list(model: nn.Module) -> list[nn.Module]:
 
 
 def first(value: Any) -> Tensor:
-    """The hidden states among what a module returns."""
+    """The hidden states in a module's output."""
     tensor: Tensor = value[0] if isinstance(value, tuple | list) else value
     return tensor

@@ -1,4 +1,4 @@
-"""Random models of two architectures and a byte-level tokenizer, small enough to run in milliseconds."""
+"""Random models of two architectures and a byte-level tokenizer, for tests within milliseconds."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ LAYERS, WIDTH, CONTEXT = 4, 16, 64
 
 
 def make_tokenizer() -> Any:
-    """Byte-level BPE with a space before each word in the word's token, as GPT-2's; `<s>` separates."""
+    """Byte-level BPE like GPT-2's: a word's token has its space; `<s>` separates texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -42,7 +42,7 @@ def make_model(kind: str, seed: int = 0) -> Any:
     """A random causal language model, `gpt2` or `llama`, in evaluation mode."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(1)  # two threads gain nothing here, and collapse on a busy machine
+    torch.set_num_threads(1)  # two threads are not faster here, and collapse on a busy machine
     torch.manual_seed(seed)
     ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     model: Any
@@ -76,14 +76,14 @@ def make_model(kind: str, seed: int = 0) -> Any:
 
 
 def exact(tokens: int = CONTEXT) -> Any:
-    """Limits of a model that is read exactly in every way, up to so many tokens."""
+    """Limits of a model that is exact in every fast path, for up to `tokens` tokens."""
     from ghosttrack.activations.limits import Limits
 
     return Limits(tokens, tokens, tokens, batched=True, skipped=True, named=True)
 
 
 def save_check(folder: Path, tokens: int = CONTEXT) -> Path:
-    """The file of a checked model that is read exactly in every way."""
+    """Write the check file of a model that is exact in every fast path."""
     from ghosttrack.runtime.files import write_json
 
     path = folder / "model_check.json"
@@ -92,7 +92,7 @@ def save_check(folder: Path, tokens: int = CONTEXT) -> Path:
 
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:
-    """As a fetched model lies on disk."""
+    """Write a model and tokenizer like a downloaded model."""
     from ghosttrack.runtime.files import sha256_file, write_json
 
     model.save_pretrained(directory)
@@ -108,7 +108,10 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
 
 
 def save_gguf(model: Any, tokenizer: Any, path: Path) -> None:
-    """A llama model as one GGUF file in float32, with its tokenizer inside; rows of queries and keys in GGUF's order."""
+    """Write a llama model and its tokenizer as one GGUF file in float32.
+
+    The rows of queries and keys are in GGUF's order.
+    """
     import gguf
 
     config = model.config

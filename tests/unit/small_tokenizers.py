@@ -1,4 +1,4 @@
-"""Small real tokenizers of the kinds that language models use, each in the directory of a small model."""
+"""Small real tokenizers of the common kinds, each in the directory of a small model."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 def _bpe(
     special: list[str], metaspace: bool = False, size: int = 330
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a trained BPE; `metaspace`: with bytes as SentencePiece writes them, else as GPT-2."""
+    """Vocabulary and merges of a trained BPE: GPT-2's bytes, or SentencePiece's (`metaspace`)."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -112,7 +112,7 @@ def word_level() -> Any:
 
 
 def byte_level() -> Any:
-    """A byte-level BPE that PreTrainedTokenizerFast takes as it is, as Llama 3 and Pythia have it."""
+    """A byte-level BPE for PreTrainedTokenizerFast, like those of Llama 3 and Pythia."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -136,7 +136,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 def save_model(directory: Path, rows: int = ROWS, model_type: str = "llama") -> None:
-    """A model of one block and width 8 with `rows` rows of embedding; its values are all 0.01."""
+    """Save a model of one block and width 8 with `rows` embedding rows; all weights are 0.01."""
     import transformers
 
     config: Any = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[model_type]
@@ -161,7 +161,7 @@ def save_model(directory: Path, rows: int = ROWS, model_type: str = "llama") -> 
 
 
 def save(kind: str, directory: Path, model_type: str = "llama") -> None:
-    """Model and tokenizer of a kind, as save_pretrained writes them."""
+    """Save model and tokenizer of a kind with save_pretrained."""
     save_model(directory, model_type=model_type)
     KINDS[kind]().save_pretrained(directory)
 

@@ -1,11 +1,11 @@
-"""Tables of tracks for tests: random ones, and one small enough to work out by hand."""
+"""Track tables for tests: random ones, and a small one for results worked out by hand."""
 
 import numpy as np
 
-from ghosttrack.tracks.track_table import Table, blank
+from ghosttrack.tracks.track_table import TrackTable, blank
 
 
-def random_table(rows: int, layers: int, slots: int, seed: int, silent: bool = True) -> Table:
+def random_table(rows: int, layers: int, slots: int, seed: int, silent: bool = True) -> TrackTable:
     """Random detections with random valid links of gap 1 and 2; some tokens are empty."""
     generator = np.random.default_rng(seed)
     table = blank(rows, layers, slots)
@@ -28,8 +28,8 @@ def random_table(rows: int, layers: int, slots: int, seed: int, silent: bool = T
     return table
 
 
-def hand_worked() -> Table:
-    """Three layers. Track A: 1, 1, 1. Track B: 3, silent, 1. Track C: born in layer 2, there only (2)."""
+def hand_worked() -> TrackTable:
+    """Three layers. Activations of track A: 1, 1, 1; track B: 3, silent, 1; track C: -, -, 2."""
     table = blank(1, 3, 3)
     for layer, slot, activation, previous, gap, surplus in (
         (0, 0, 3.0, -1, 0, 0.0),

@@ -1,4 +1,4 @@
-"""Every model type of transformers is read as the plain model reads it, in every way that jobs use, or is refused."""
+"""Every model type of transformers equals the plain model in all paths of jobs, or is refused."""
 
 import functools
 import os
@@ -30,9 +30,9 @@ POSSIBLE = {
     "generation with padding": CONTINUATIONS,
     "chat template": CONTINUATIONS | {f"{each}, alone" for each in CONTINUATIONS},
 }
-# A job would take every fast way at any length.
+# Limits under which a job takes every fast path at any length.
 UNCHECKED = Limits(64, 64, 64, batched=True, skipped=True, named=True)
-# Model types of different kinds, each with a way that must not be taken.
+# Model types of different kinds, each with a path that it must not take.
 LIMITED = {
     "mistral": "generation with padding",  # a window
     "gemma3_text": "generation with padding",  # windows in some layers
@@ -40,15 +40,15 @@ LIMITED = {
     "bloom": "read together",  # ALiBi
     "mpt": "read together",  # ALiBi from places in the sequence
     "llama4_text": "read together",  # chunks
-    "phi3+longrope": "generation with padding",  # positions that are scaled beyond a length
-    "roberta": "generation with padding",  # positions that start behind the padding token
+    "phi3+longrope": "generation with padding",  # positions scaled beyond a length
+    "roberta": "generation with padding",  # positions that start after the padding token
     "mamba": "read together",  # a recurrence
     "rwkv": "generation with padding",
     "lfm2": "read together",  # convolutions
     "recurrent_gemma": "read together",
     "qwen3_next": "read together",
 }
-# Of each, what a job stores is read back.
+# Models whose stored activations are read back.
 STORED = ["gpt2", "gemma2", "bloom", "falcon+parallel", "mixtral", "llama4_text", "mamba", "lfm2"]
 
 
@@ -89,7 +89,7 @@ def test_most_models_are_read_and_only_some_are_refused() -> None:
     assert len({name.partition("+")[0] for name in read}) >= 130
 
 
-# ---- readers that are wrong are seen
+# ---- wrong readers are detected
 @pytest.mark.parametrize("name", LIMITED)
 def test_a_job_without_the_limits_of_the_check_is_wrong(name: str) -> None:
     assert row(name)[LIMITED[name]] != EXACT
@@ -125,7 +125,7 @@ def test_a_module_that_is_not_what_attention_adds_is_wrong(monkeypatch: pytest.M
     assert cells["attn"].startswith(WRONG)
 
 
-# ---- what a job stores
+# ---- stored activations
 @pytest.mark.parametrize("name", STORED)
 def test_a_store_holds_what_the_plain_model_returns(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +144,7 @@ def test_a_store_holds_what_the_plain_model_returns(
 
 
 def stored(subject: Subject, tokens: Any, site: sites.Site, folder: Path) -> list[torch.Tensor]:
-    """What a job stores of every layer, (rows, d_model)."""
+    """The stored activations of every layer, (rows, d_model)."""
     names = [folder / f"{site}_{layer}" for layer in subject.layers]
     targets = [StoreFiles(name.with_suffix(".zarr"), name.with_suffix(".json")) for name in names]
     wanted = Extraction(site, batch=2)
@@ -158,5 +158,5 @@ def stored(subject: Subject, tokens: Any, site: sites.Site, folder: Path) -> lis
 
 
 def same_halves(found: torch.Tensor, true: torch.Tensor) -> bool:
-    """Up to the rounding of float16, as a share of a row's length."""
+    """Equal up to float16 rounding, relative to a row's norm."""
     return bool(((found - true).norm(dim=1) <= 2e-3 * true.norm(dim=1)).all())

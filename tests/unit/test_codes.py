@@ -1,4 +1,4 @@
-"""Groups as numbers: the same as numpy's, in memory that does not grow with the longest name."""
+"""Group codes equal numpy's, with memory that does not grow with the longest name."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ghosttrack.statistics import codes_of
 
 ROWS = 400
 LABELS = np.arange(ROWS) % 2
-# As padded text the groups take ROWS x 4 bytes x 50,000 characters: 80 MB a copy.
+# As padded text, the groups take ROWS x 4 bytes x 50,000 characters: 80 MB per copy.
 MOST = 20_000_000
 
 
@@ -76,7 +76,7 @@ def test_one_long_name_among_many_takes_no_memory_for_each_of_them(
     work: Callable[[Any], Any],
 ) -> None:
     units = np.array([f"group {row // 4}" for row in range(ROWS)], dtype=object)
-    work(units)  # what is imported on the way
+    work(units)  # imports modules before the measurement
     units[:4] = "g" * 50_000
     tracemalloc.start()
     work(units)

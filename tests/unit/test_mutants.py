@@ -1,4 +1,4 @@
-"""Mutants of `benchmarks/mutants.py`: each is another program, and none changes only what a reader sees."""
+"""Mutants of `benchmarks/mutants.py`: each is a different program with a change of behaviour."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Metrics and intervals: known answers, a slow reference, and intervals that cover as often as they say."""
+"""Metrics and intervals: known values, a slow reference, and the coverage of intervals."""
 
 import itertools
 
@@ -142,7 +142,7 @@ def test_a_difference_without_a_value_or_an_interval_has_no_p() -> None:
     draws = normal_draws(0.7, 0.01)
     assert np.isnan(statistics.difference(float("nan"), 0.6, draws, draws, 0.95).p)
     assert np.isnan(statistics.difference(0.7, 0.6, np.full(9, np.nan), np.full(9, 0.6), 0.95).p)
-    some = np.where(np.arange(len(draws)) < 2, np.nan, draws)  # a few undefined draws cost nothing
+    some = np.where(np.arange(len(draws)) < 2, np.nan, draws)  # few undefined draws
     assert statistics.difference(0.7, 0.6, some, np.full(len(draws), 0.6), 0.95).p < 1e-6
 
 
@@ -183,7 +183,7 @@ def test_decisions_agree_with_scikit_learn() -> None:
 
 def test_decisions_have_their_known_values_at_the_threshold_and_at_the_ends() -> None:
     labels = np.array([1, 1, 0, 0])
-    found = statistics.decisions(labels, np.array([0.5, 0.49, 0.0, 1.0]))  # .5 says hallucinated
+    found = statistics.decisions(labels, np.array([0.5, 0.49, 0.0, 1.0]))  # .5 = hallucinated
     assert (found.accuracy, found.precision, found.recall, found.f1) == (0.5, 0.5, 0.5, 0.5)
     assert found.brier == pytest.approx((0.25 + 0.51**2 + 0 + 1) / 4)
     none = statistics.decisions(labels, np.full(4, 0.2))
@@ -214,8 +214,8 @@ def test_a_risk_curve_starts_with_the_surest_texts() -> None:
     scores = np.array([0.9, 0.1, 0.8, 0.2, 0.4, 0.6, 0.3, 0.7])
     coverage, risk = statistics.risk_curve(labels, scores)
     assert coverage.tolist() == [each / 8 for each in range(1, 9)]
-    assert risk[:4].tolist() == [0, 0, 0, 0]  # .9, .1, .8, .2 are right
-    assert risk[-1] == 2 / 8  # .4 and .6 lie on the wrong sides of the cut
+    assert risk[:4].tolist() == [0, 0, 0, 0]  # .9, .1, .8, .2 are correct
+    assert risk[-1] == 2 / 8  # .4 and .6 are on the wrong side of the threshold
     assert statistics.risk_curve(labels, -scores)[1][:4].tolist() == [1, 1, 1, 1]
 
 
@@ -226,7 +226,7 @@ def test_leaving_out_the_likeliest_hallucinations_has_its_known_worth() -> None:
     assert oracle[1:] == pytest.approx((1.0, 1.0))
     assert statistics.selective(labels, np.zeros(4)) == pytest.approx(
         (0.5, 0.0, 0.0)
-    )  # equal scores are chance
+    )  # equal scores have the AUROC of chance
     found = statistics.selective(labels, np.array([1.0, 2.0, 3.0, 4.0]))  # risks 0, 1/2, 1/3, 1/2
     assert found.aurc == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
     assert found.prr == pytest.approx((0.5 - found.aurc) / (0.5 - oracle.aurc))

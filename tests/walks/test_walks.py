@@ -35,15 +35,15 @@ NAMES = st.sampled_from([*FILES, *(name.format(layer) for name in OF_LAYER for l
 def expected(settings: dict[str, Any], data: bytes, code: str) -> dict[str, bytes]:
     """Every result of a run from scratch, by its path below results/m."""
     home, layers = "results/m/", settings["layers"]
-    anchor = layers[len(layers) // 2]
+    first = layers[len(layers) // 2]
     made = {FILES[0]: content(home + FILES[0], {"code": code}, [data])}
     for layer in layers:
         name = OF_LAYER[0].format(layer)
         made[name] = content(
             home + name, {"site": settings["site"], "code": code}, [made[FILES[0]]]
         )
-    for layer in [anchor, *(layer for layer in layers if layer != anchor)]:
-        begun = [] if layer == anchor else [made[OF_LAYER[1].format(anchor)]]
+    for layer in [first, *(layer for layer in layers if layer != first)]:
+        begun = [] if layer == first else [made[OF_LAYER[1].format(first)]]
         for name in (each.format(layer) for each in OF_LAYER[1:]):
             params = {"sae": {"k": settings["topk"], "epochs": 1}, "code": code}
             made[name] = content(home + name, params, [made[OF_LAYER[0].format(layer)], *begun])

@@ -1,4 +1,4 @@
-"""Hold every arm of a study against the run's own tracks: tables, a figure, a page."""
+"""Compare every arm of a study with the run's tracks: tables, a figure, a page."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 import ghosttrack
 from ghosttrack.ablation import judging
-from ghosttrack.ablation.arms import Arm
+from ghosttrack.ablation.arms import AblationArm
 from ghosttrack.report import ablation_page
 from ghosttrack.report import figures as drawing
 from ghosttrack.runtime import files, job, tables
@@ -23,25 +23,31 @@ def main(
     page: Path,
     model: str,
     study: str,
-    arms: dict[str, Arm],
+    arms: dict[str, AblationArm],
     controls: list[str],
     evaluation: EvaluationSettings,
     seed: int,
 ) -> None:
-    """Write the study's table, with `choices` what was chosen in each training fold, and show both.
+    """Write the study's table, figure and page, and the choices of each training fold to `choices`.
 
-    `scores` and `fits` go with `arms`; `controls` names the positive controls.
+    `scores` and `fits` have one entry per arm of `arms`; `controls` names the positive controls.
     """
-    found = {name: tables.read_parquet(path) for name, path in zip(arms, scores, strict=True)}
+    tables_of_scores = {
+        name: tables.read_parquet(path) for name, path in zip(arms, scores, strict=True)
+    }
     chosen = pd.DataFrame(columns=list(judging.CHOICES))
     if choices:
-        free = [name for name, arm in arms.items() if arm.variant == "default"]
-        inner = {name: tables.read_csv(path) for name, path in zip(arms, fits, strict=True)}
-        picked = judging.choose(
-            judging.Results({n: found[n] for n in free}, {n: inner[n] for n in free})
+        real = [name for name, arm in arms.items() if arm.variant == "default"]
+        tables_of_fits = {
+            name: tables.read_csv(path) for name, path in zip(arms, fits, strict=True)
+        }
+        tuned = judging.choose(
+            judging.ArmTables(
+                {n: tables_of_scores[n] for n in real}, {n: tables_of_fits[n] for n in real}
+            )
         )
-        found[judging.TUNED], chosen = picked
-    compared = judging.compare(arms, found, controls, evaluation, seed)
+        tables_of_scores[judging.TUNED], chosen = tuned
+    compared = judging.compare(arms, tables_of_scores, controls, evaluation, seed)
     for path, content in [(table, compared), *((path, chosen) for path in choices)]:
         with files.atomic_write(path) as stream:
             tables.write_csv(content, stream)

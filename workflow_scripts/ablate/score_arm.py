@@ -1,4 +1,4 @@
-"""Train detectors on the metrics of one arm, in the folds of the run."""
+"""Train detectors on the metrics of one arm, with the run's folds."""
 
 from pathlib import Path
 
@@ -22,22 +22,23 @@ def main(
     seed: int,
     threads: int,
 ) -> None:
-    """Write the out-of-fold scores, and what each fold's training rows say about the arm.
+    """Write the out-of-fold scores, and the inner AUROC of each fold's training rows.
 
-    `audited` goes with `datasets`, and so does `signals`, unless it is one table of all data sets.
+    `audited` has one entry per data set of `datasets`. So has `signals`, unless it is a single
+    table of all data sets.
     """
     metrics = [tables.read_parquet(path) for path in signals]
     if "dataset" in metrics[0]:
         metrics = [metrics[0][metrics[0]["dataset"] == name] for name in datasets]
     folds = {name: tables.read_parquet(path) for name, path in zip(datasets, audited, strict=True)}
     with threadpool_limits(threads):
-        found = score_all(
+        scored = score_all(
             folds, dict(zip(datasets, metrics, strict=True)), columns, detectors, detection, seed
         )
     with files.atomic_write(scores, "wb") as stream:
-        found.scores.to_parquet(stream, index=False)
+        scored.scores.to_parquet(stream, index=False)
     with files.atomic_write(fits) as text:
-        tables.write_csv(found.fits, text)
+        tables.write_csv(scored.fits, text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Follow features as one arm of an ablation says, and measure the tracks of every data set."""
+"""Track features with the settings of one arm of an ablation, and measure every data set."""
 
 import tempfile
 from itertools import product
@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ghosttrack.ablation.tracked import Stores, Tracker, compare_anew
+from ghosttrack.ablation.tracked import ArmTracker, LayerStores, compute_links
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import TrackingSettings
@@ -30,30 +30,33 @@ def main(
     datasets: list[str],
     tracking: TrackingSettings,
     variant: str,
-    relinked: bool,
+    recompute_links: bool,
     seed: int,
     threads: int,
 ) -> None:
-    """Write the metrics of every data set, one row an example.
+    """Write the track metrics of every data set, one row per example.
 
-    `stores` and `manifests` go with `layers` x `datasets`, `weights` with `layers`, `outputs` and `errors` with `datasets`;
-    `neighbours` are the run's, of all layers but the last. With `relinked` the links are compared anew.
+    `stores` and `manifests` have one entry per pair of `layers` x `datasets`, `weights` one per
+    layer, `outputs` and `errors` one per data set. `neighbours` are the run's neighbour files, for
+    all layers but the last; with `recompute_links` new links replace them.
     """
     torch.set_num_threads(threads)
-    found = dict(zip(product(layers, datasets), zip(stores, manifests, strict=True), strict=True))
+    store_of = dict(
+        zip(product(layers, datasets), zip(stores, manifests, strict=True), strict=True)
+    )
     table, parts = tables.read_parquet(clusters), []
     progress = Progress("tracking an arm", len(datasets), "data sets")
     with tempfile.TemporaryDirectory(prefix="ghosttrack_links_") as scratch:
         links = neighbours
-        if relinked:
-            heldout = Stores(heldout_stores, heldout_manifests)
-            links = compare_anew(Path(scratch), layers, weights, heldout, tracking, seed)
+        if recompute_links:
+            heldout = LayerStores(heldout_stores, heldout_manifests)
+            links = compute_links(Path(scratch), layers, weights, heldout, tracking, seed)
         saes = track_run.load_saes(weights, decoders=False)
-        tracker = Tracker(saes, layers, links, tracking, variant, seed)
+        tracker = ArmTracker(saes, layers, links, tracking, variant, seed)
         for dataset, output, error in zip(datasets, outputs, errors, strict=True):
-            own = [found[layer, dataset] for layer in layers]
+            of_dataset = [store_of[layer, dataset] for layer in layers]
             measured = tracker.measure(
-                Stores(*map(list, zip(*own, strict=True))), output, error, table
+                LayerStores(*map(list, zip(*of_dataset, strict=True))), output, error, table
             )
             measured.insert(0, "dataset", dataset)
             parts.append(measured)

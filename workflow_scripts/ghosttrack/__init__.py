@@ -1,4 +1,4 @@
-"""GhostTrack: do a language model's tracked internal hypotheses reveal when it hallucinates?"""
+"""GhostTrack: do SAE features, tracked across layers, reveal a language model's hallucinations?"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ __all__ = ["Detector", "Score", "Text", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`from ghosttrack import Detector`, without a cost for those who only import the package."""
+    """Import `Detector`, `Score` and `Text` on first use: their modules are slow to import."""
     if name == "Detector":
         from ghosttrack.api import Detector
 

@@ -1,8 +1,8 @@
-"""The one error type whose message is written for the person at the terminal."""
+"""The error type for messages to the user."""
 
 
 class UserError(Exception):
-    """Bad input or a damaged file: says what was found, what was expected, and what to change.
+    """Wrong input or a damaged file; the message gives the problem, the expectation and the remedy.
 
-    Jobs print the message alone, without a traceback; the rule's log keeps the traceback.
+    Jobs print the message without a traceback; the traceback is in the rule's log.
     """

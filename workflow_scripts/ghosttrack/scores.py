@@ -64,7 +64,7 @@ LINKS = (
     "links_per_token",
     "permuted_links_per_token",
     "next_fires",
-    "next_fires_relinked",
+    "next_fires_shuffled_links",
 )
 # One row per removal of features from the running model; none where no detector could be fitted.
 EXPLANATIONS = (

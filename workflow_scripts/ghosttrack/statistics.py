@@ -1,4 +1,4 @@
-"""Metrics of scores against labels, with intervals that know that texts come in groups."""
+"""Metrics of scores against labels, with cluster-bootstrap confidence intervals."""
 
 import zlib
 from collections.abc import Iterable
@@ -11,34 +11,40 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Bins of the calibration error, each with the same number of texts (the field's usual 15).
+# Bins of the calibration error, with equal numbers of texts (15 is usual).
 CALIBRATION_BINS = 15
-# Bootstrap weights are held in blocks of about this many numbers (64 MB).
+# Maximum size of a block of bootstrap weights, in numbers (64 MB).
 _BLOCK = 8_000_000
-# An interval needs nearly all of its draws; a draw without one of the classes has no AUROC.
+# Minimum fraction of defined draws for an interval; the AUROC of a draw with one class is not
+# defined.
 _LEAST_DEFINED = 0.95
 
 
 def auroc(labels: Ints, scores: Floats) -> float:
-    """Chance that a hallucinated text scores above a true one, ties counting half; NaN without both classes."""
+    """Probability that a hallucinated text scores above a true one; a tie counts half.
+
+    Args:
+        labels: (rows,) 0/1, 1 = hallucinated. scores: (rows,).
+    Returns:
+        AUROC, NaN without both classes.
+    """
     return float(weighted_auroc(labels, scores, np.ones((1, len(labels))))[0])
 
 
 def weighted_auroc(labels: Ints, scores: Floats, weights: NDArray[Any]) -> Floats:
-    """AUROC with midrank ties under several weightings of the rows at once.
+    """AUROC with midrank ties, for several weightings of the rows.
 
     Args:
-        labels: (rows,) 0/1; scores: (rows,) finite; weights: (draws, rows), not negative.
+        labels: (rows,) 0/1. scores: (rows,). weights: (draws, rows), not negative.
     Returns:
-        (draws,), NaN where a class has no weight.
+        (draws,), NaN where a class has no weight, and everywhere if a score is not finite.
     """
     if not len(labels) or not np.isfinite(scores).all():
         return np.full(len(weights), np.nan)
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
-    starts = np.flatnonzero(
-        np.concatenate([[True], ranked[1:] != ranked[:-1]])
-    )  # first row of each tie
+    # First row of each group of tied scores.
+    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
     positive = labels[order] == 1
     taken = weights[:, order].astype(np.float64, copy=False)  # (draws, rows)
     above = np.add.reduceat(taken * positive, starts, axis=1)  # (draws, distinct scores)
@@ -50,17 +56,17 @@ def weighted_auroc(labels: Ints, scores: Floats, weights: NDArray[Any]) -> Float
 
 
 def bootstrap_auroc(
-    labels: Ints, scores: Floats, units: NDArray[Any], draws: int, seed: int | list[int]
+    labels: Ints, scores: Floats, cv_groups: NDArray[Any], draws: int, seed: int | list[int]
 ) -> Floats:
-    """AUROC of every signal on the same resamples of whole units, so that differences are paired.
+    """AUROC of several scores on the same cluster-bootstrap resamples, for paired differences.
 
     Args:
-        labels: (rows,); scores: (signals, rows), a row of NaN for a signal that was not run;
-        units: (rows,) what is drawn with replacement; draws: number of resamples.
+        labels: (rows,) 0/1. scores: (scores, rows), NaN for a score that was not computed.
+        cv_groups: (rows,) groups, which are drawn with replacement. draws: number of resamples.
     Returns:
-        (signals, draws).
+        (scores, draws).
     """
-    names, code, _ = codes_of(units)
+    names, code, _ = codes_of(cv_groups)
     generator = np.random.default_rng(seed)
     result = np.full((len(scores), draws), np.nan)
     block = max(1, _BLOCK // max(1, len(labels)))
@@ -70,13 +76,13 @@ def bootstrap_auroc(
         drawn += np.arange(count)[:, None] * len(names)
         times = np.bincount(drawn.ravel(), minlength=count * len(names)).reshape(count, len(names))
         weights = times[:, code]  # (draws, rows)
-        for signal, score in enumerate(scores):
-            result[signal, start : start + count] = weighted_auroc(labels, score, weights)
+        for index, score in enumerate(scores):
+            result[index, start : start + count] = weighted_auroc(labels, score, weights)
     return result
 
 
 class Interval(NamedTuple):
-    """Percentile interval; NaN when too few draws are defined."""
+    """Percentile interval; NaN if too few draws are defined."""
 
     low: float
     high: float
@@ -84,16 +90,16 @@ class Interval(NamedTuple):
 
 def interval(draws: Floats, confidence: float) -> Interval:
     """Percentile interval of bootstrap draws, (draws,)."""
-    kept = draws[np.isfinite(draws)]
-    if not len(draws) or len(kept) < _LEAST_DEFINED * len(draws):
+    defined = draws[np.isfinite(draws)]
+    if not len(draws) or len(defined) < _LEAST_DEFINED * len(draws):
         return Interval(float("nan"), float("nan"))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(kept, [tail, 1 - tail])
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
 class Difference(NamedTuple):
-    """A paired difference of AUROCs: interval from the draws, two-sided p from their standard error."""
+    """Paired difference of AUROCs: percentile interval, and two-sided p by the standard error."""
 
     value: float
     low: float
@@ -104,9 +110,10 @@ class Difference(NamedTuple):
 def difference(
     ours: float, control: float, our_draws: Floats, control_draws: Floats, confidence: float
 ) -> Difference:
-    """Compare two signals on the same draws.
+    """Difference between two scores on the same draws.
 
-    The p-value takes the draws as normal: a thousand draws cannot count as far into the tail as Holm's correction asks.
+    The p-value assumes normal draws: a thousand draws are too few for the tail probabilities that
+    Holm's correction needs.
     """
     from scipy.stats import norm
 
@@ -120,7 +127,7 @@ def difference(
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down correction; NaN stays NaN and is not counted."""
+    """Holm's step-down correction of p-values; NaN remains NaN and is not counted."""
     corrected, worst = list(p_values), 0.0
     order = sorted((p, i) for i, p in enumerate(p_values) if np.isfinite(p))
     for rank, (p, i) in enumerate(order):
@@ -130,7 +137,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 class Decisions(NamedTuple):
-    """What a probability is worth when acted on; NaN for scores that are no probabilities."""
+    """Metrics of a probability; NaN for scores that are not probabilities."""
 
     accuracy: float
     precision: float
@@ -141,9 +148,9 @@ class Decisions(NamedTuple):
 
 
 def decisions(labels: Ints, probability: Floats) -> Decisions:
-    """Threshold at .5; expected calibration error over bins of equal mass; Brier score.
+    """Metrics at the threshold 0.5, expected calibration error and Brier score.
 
-    A precision without any prediction, or an F1 of nothing, is 0.
+    Precision without a positive prediction is 0, and so is F1.
     """
     if (
         not len(labels)
@@ -152,24 +159,26 @@ def decisions(labels: Ints, probability: Floats) -> Decisions:
         or probability.max() > 1
     ):
         return Decisions(*[float("nan")] * len(Decisions._fields))
-    said, true = probability >= 0.5, labels == 1
-    hits = float((said & true).sum())
+    predicted, true = probability >= 0.5, labels == 1
+    hits = float((predicted & true).sum())
     return Decisions(
-        accuracy=float((said == true).mean()),
-        precision=hits / max(float(said.sum()), 1.0),
+        accuracy=float((predicted == true).mean()),
+        precision=hits / max(float(predicted.sum()), 1.0),
         recall=hits / max(float(true.sum()), 1.0),
-        f1=2 * hits / max(float(said.sum() + true.sum()), 1.0),
+        f1=2 * hits / max(float(predicted.sum() + true.sum()), 1.0),
         ece=calibration_error(labels, probability),
         brier=float(((probability - labels) ** 2).mean()),
     )
 
 
 class Selective(NamedTuple):
-    """What it is worth to leave the likeliest hallucinations unanswered, for any score; NaN without both classes.
+    """Selective prediction: reject the texts with the highest scores. NaN without both classes.
 
-    aurc: mean share of hallucinated texts among those kept, over all coverages (Geifman and El-Yaniv 2017).
-    prr, prr_half: how much of an oracle's gain over chance it reaches, when all or up to half of the texts are left
-    out (prediction rejection ratio, Malinin and Gales 2021); 1 = the oracle, 0 = chance.
+    aurc: area under the risk-coverage curve, the mean fraction of hallucinated texts among those
+        that are not rejected (Geifman and El-Yaniv 2017).
+    prr, prr_half: prediction rejection ratio (Malinin and Gales 2021), the gain over chance
+        relative to an oracle, over all coverages and over coverages of at least a half; 1 = oracle,
+        0 = chance.
     """
 
     aurc: float
@@ -178,14 +187,14 @@ class Selective(NamedTuple):
 
 
 def selective(labels: Ints, scores: Floats) -> Selective:
-    """Risk over coverage; texts with equal scores are kept and left out in equal shares."""
+    """Metrics of selective prediction; among equal scores, risk is spread evenly."""
     if len(set(labels.tolist())) < 2 or not np.isfinite(scores).all():
         return Selective(*[float("nan")] * len(Selective._fields))
     _, tie, size = np.unique(scores, return_inverse=True, return_counts=True)
-    share = np.bincount(tie, weights=labels) / size  # hallucinated share of each distinct score
-    kept, best = np.repeat(share, size), np.sort(labels).astype(np.float64)
+    fraction = np.bincount(tie, weights=labels) / size  # hallucinated, per distinct score
+    ordered, best = np.repeat(fraction, size), np.sort(labels).astype(np.float64)
     coverage = np.arange(1, len(labels) + 1)
-    risk, oracle = np.cumsum(kept) / coverage, np.cumsum(best) / coverage
+    risk, oracle = np.cumsum(ordered) / coverage, np.cumsum(best) / coverage
     chance, half = float(labels.mean()), len(labels) // 2
     ratios = [
         (chance - risk[start:].mean()) / (chance - oracle[start:].mean())
@@ -197,19 +206,19 @@ def selective(labels: Ints, scores: Floats) -> Selective:
 def calibration_error(labels: Ints, probability: Floats) -> float:
     """Expected calibration error over bins of equal mass."""
     bins = reliability(labels, probability)
-    return sum(each.n * abs(each.predicted - each.observed) for each in bins) / len(labels)
+    return sum(part.n * abs(part.predicted - part.observed) for part in bins) / len(labels)
 
 
 class Bin(NamedTuple):
-    """A bin of the reliability plot: texts, mean probability, share of hallucinated texts."""
+    """A bin of the reliability diagram."""
 
-    n: int
-    predicted: float
-    observed: float
+    n: int  # texts
+    predicted: float  # mean probability
+    observed: float  # fraction of hallucinated texts
 
 
 def reliability(labels: Ints, probability: Floats, bins: int = CALIBRATION_BINS) -> list[Bin]:
-    """Bins of equal mass in order of probability; fewer when there are fewer texts."""
+    """Bins of equal mass by probability; at most one bin per text."""
     order = np.argsort(probability, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
     return [
@@ -219,24 +228,37 @@ def reliability(labels: Ints, probability: Floats, bins: int = CALIBRATION_BINS)
 
 
 def risk_curve(labels: Ints, scores: Floats) -> tuple[Floats, Floats]:
-    """Coverage and risk, each (rows,): share of texts decided, surest first, and the share of these that are decided wrongly.
+    """Coverage and risk, each (rows,), with the most confident texts first.
 
-    Any score will do: texts above its (1 - prevalence) quantile are called hallucinated, and the further a text's rank lies
-    from this cut, as a share of its side, the surer it is. Ties have midranks; equally sure ones keep their order.
+    The score may have any scale. Texts above its (1 - prevalence) quantile are predicted as
+    hallucinated. Confidence is the distance of a text's rank from this threshold, relative to the
+    range on its side. Tied scores have midranks; equally confident texts keep their order.
+
+    Returns:
+        Coverage: fraction of texts with a prediction. Risk: fraction of wrong predictions among
+            them.
     """
     from scipy.stats import rankdata
 
     rank = (rankdata(scores) - 0.5) / len(scores)
-    cut = 1 - float(labels.mean())
-    said = rank > cut
-    sure = np.where(said, (rank - cut) / max(1 - cut, 1e-12), (cut - rank) / max(cut, 1e-12))
-    wrong = (said != (labels == 1))[np.argsort(-sure, kind="stable")]
+    threshold = 1 - float(labels.mean())
+    predicted = rank > threshold
+    confidence = np.where(
+        predicted,
+        (rank - threshold) / max(1 - threshold, 1e-12),
+        (threshold - rank) / max(threshold, 1e-12),
+    )
+    wrong = (predicted != (labels == 1))[np.argsort(-confidence, kind="stable")]
     count = np.arange(1, len(labels) + 1)
     return count / len(labels), np.cumsum(wrong) / count
 
 
 def average_precision(labels: Ints, scores: Floats) -> float:
-    """Area under the precision-recall curve as average precision; NaN without both classes or with NaN scores."""
+    """Average precision: the area under the precision-recall curve.
+
+    Returns:
+        NaN without both classes, or if a score is not finite.
+    """
     from sklearn.metrics import average_precision_score
 
     if len(set(labels.tolist())) < 2 or not np.isfinite(scores).all():
@@ -245,20 +267,18 @@ def average_precision(labels: Ints, scores: Floats) -> float:
 
 
 class Codes(NamedTuple):
-    """Distinct names in ascending order, and what each row holds.
+    """Integer codes of the rows' values."""
 
-    names: (names,) text. code: (rows,) place in `names`. size: (names,) rows of each.
-    """
-
-    names: NDArray[np.object_]
-    code: NDArray[np.int64]
-    size: NDArray[np.int64]
+    names: NDArray[np.object_]  # (names,) distinct values as text, ascending
+    code: NDArray[np.int64]  # (rows,) index into `names`
+    size: NDArray[np.int64]  # (names,) number of rows
 
 
 def codes_of(values: Iterable[Any]) -> Codes:
     """Codes of the values as text, in the order of np.unique.
 
-    np.unique pads text to the longest: one name of 100,000 characters among 8,000 rows takes 3.2 GB.
+    np.unique itself pads all text to the longest value: with one name of 100,000 characters, 8,000
+    rows take 3.2 GB.
     """
     texts = np.fromiter((str(value) for value in values), dtype=object)
     code, names = pd.factorize(texts, sort=True)
@@ -270,5 +290,5 @@ def codes_of(values: Iterable[Any]) -> Codes:
 
 
 def stream(seed: int, name: str) -> list[int]:
-    """Seed of one data set's random numbers: other data sets come and go without changing it."""
+    """Seed of a data set's random numbers, independent of the other data sets in the run."""
     return [seed, zlib.crc32(name.encode())]

@@ -7,7 +7,7 @@ from ghosttrack.inputs import models
 from ghosttrack.report.explorer import content, dictionary, page
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.settings import ReportSettings
-from ghosttrack.tracks.track_table import Reader
+from ghosttrack.tracks.track_table import TrackReader
 
 
 def main(
@@ -38,7 +38,7 @@ def main(
             tables.read_parquet(own_examples),
             tables.read_parquet(own_tokens),
             tables.read_parquet(own_outputs),
-            Reader(store, manifest),
+            TrackReader(store, manifest),
         )
         for name, own_examples, own_tokens, own_outputs, store, manifest in zip(
             datasets, examples, tokens, outputs, tracks, tracks_manifests, strict=True

@@ -24,7 +24,7 @@ def main(
     stores: list[Path],
     manifests: list[Path],
     model_source: Path,
-    anchor: list[Path],
+    warm_start_layer: list[Path],
     weights: Path,
     cfg: Path,
     history: Path,
@@ -42,7 +42,7 @@ def main(
 ) -> None:
     """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`.
 
-    `anchor`: weights and cfg of the layer's autoencoder to begin with; none: random directions.
+    `warm_start_layer`: weights and cfg of the autoencoder to start from; empty: random directions.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -63,7 +63,7 @@ def main(
         trained = train(
             store,
             ChunkSampler(store, sae.batch, seed, resident=resident),
-            following(sae) if anchor else sae,
+            following(sae) if warm_start_layer else sae,
             seed=seed_of(seed, layer, sae.dictionaries),
             state=state,
             micro_batch=micro_batch,
@@ -71,7 +71,7 @@ def main(
             label=f"SAE of layer {layer}",
             checkpoint_seconds=checkpoint_seconds,
             cuda_graph=cuda_graph,
-            start=unfold(sae_model.load_files(*anchor)) if anchor else None,
+            start=unfold(sae_model.load_files(*warm_start_layer)) if warm_start_layer else None,
         )
         outputs.write(trained, store, weights, cfg, history, model_name=model, made_from=made_from)
         shutil.rmtree(state)

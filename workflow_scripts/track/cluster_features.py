@@ -1,4 +1,4 @@
-"""Group the features of all layers into semantic clusters, and say what each cluster stands for."""
+"""Group the features of all layers into semantic clusters, and label each cluster."""
 
 import logging
 from pathlib import Path
@@ -31,9 +31,10 @@ def main(
     seed: int,
     threads: int,
 ) -> None:
-    """Join features by decoder similarity and by firing together, find communities, name them; measure the links on text.
+    """Build the graph of features, cluster and label it, and measure the links on held-out text.
 
-    `features`, `stores`, `manifests` and `weights` go with `layers`, `neighbours` with all of them but the last.
+    `features`, `stores`, `manifests` and `weights` have one entry per layer of `layers`,
+    `neighbours` one for every layer but the last.
     """
     torch.set_num_threads(threads)
     opened = [
@@ -51,33 +52,35 @@ def main(
         seed=seed,
     )
     adjacency = clusters.graph(joined.sizes, joined.edges)
-    found = clusters.assign(layers, joined.sizes, adjacency, tracking.cluster_resolution)
+    assigned = clusters.assign(layers, joined.sizes, adjacency, tracking.cluster_resolution)
     dictionaries = {
         layer: tables.read_parquet(path, columns=cluster_labels.DICTIONARY)
         for layer, path in zip(layers, features, strict=True)
     }
-    described = cluster_labels.describe(found, dictionaries)
-    for path, frame in ((table, found), (labels, described)):
+    described = cluster_labels.describe(assigned, dictionaries)
+    for path, frame in ((table, assigned), (labels, described)):
         with files.atomic_write(path, "wb") as stream:
             frame.to_parquet(stream, index=False)
     with files.atomic_write(links) as text:
         tables.write_csv(joined.links, text)
-    tell(found, described)
+    log_clusters(assigned, described)
 
 
-def tell(found: pd.DataFrame, described: pd.DataFrame) -> None:
-    """How the features fell into clusters."""
+def log_clusters(assigned: pd.DataFrame, described: pd.DataFrame) -> None:
+    """Log the number and the sizes of the clusters."""
     several = described[described["features"] > 1]
     log.info(
-        "%d features in %d clusters of two or more (%d features alone); median size %.0f, largest %d; %.1f %% of the clusters span layers; %.2f of the edges' weight stays inside",
-        len(found),
+        "%d features: %d clusters of two or more, %d isolated features; median size %.0f, "
+        "largest %d; %.1f %% of the clusters span several layers; %.2f of the edge weight is "
+        "within clusters",
+        len(assigned),
         len(several),
         len(described) - len(several),
         several["features"].median() if len(several) else 0,
         described["features"].max(),
         100 * (several["layers"] > 1).mean() if len(several) else 0.0,
-        float(np.average(found["inside"], weights=found["weight"]))
-        if found["weight"].sum() > 0
+        float(np.average(assigned["inside"], weights=assigned["weight"]))
+        if assigned["weight"].sum() > 0
         else 0.0,
     )
 

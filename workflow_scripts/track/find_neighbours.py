@@ -1,4 +1,4 @@
-"""Find each feature's neighbours in the following layers, and the gate that chance sets."""
+"""Find each feature's nearest neighbours in the next layers, and the gate that a null sets."""
 
 import logging
 from pathlib import Path
@@ -24,32 +24,36 @@ def main(
     seed: int,
     threads: int,
 ) -> None:
-    """Compare the features of a layer with those of the next one and of the one after, and write the lists.
+    """Compare the features of a layer with those of the next two layers.
 
-    `weights`: of this layer, the next analysed one, and the one after if there is one; with links by correlation,
-    `stores` and `manifests` are the same layers' held-out activations.
+    `weights` are those of this layer, of the next analysed layer, and of the one after it if there
+    is one. For links by correlation, `stores` and `manifests` are the held-out activations of the
+    same layers.
     """
     torch.set_num_threads(threads)
     layers = [layer, *(int(path.parent.name.removeprefix("layer_")) for path in weights[1:])]
     similarities = neighbour_run.similarities(layers, weights, stores, manifests, seed)
-    found = []
+    comparisons = []
     for upper, similarity in zip(layers[1:], similarities, strict=True):
-        pair = neighbour_run.compare_as(
+        comparison = neighbour_run.compare_as(
             tracking.links, similarity, tracking.neighbours, tracking.gate_quantile
         )
-        found.append(pair)
+        comparisons.append(comparison)
         log.info(
-            "layers %d to %d: gate %.3f, median best match %.3f (null %.3f), %.1f %% of features above the gate, %.1f %% mutual%s",
+            "layers %d to %d: gate %.3f, median best match %.3f (null %.3f), "
+            "%.1f %% of features above the gate, %.1f %% mutual%s",
             layer,
             upper,
-            pair.gate,
-            float(torch.from_numpy(pair.best).median()),
-            float(torch.from_numpy(pair.null_best).median()),
-            100 * (pair.best > pair.gate).mean(),
-            100 * pair.mutual.mean(),
-            "" if pair.covered else "; lists end above the gate, raise tracking.neighbours",
+            comparison.gate,
+            float(torch.from_numpy(comparison.best).median()),
+            float(torch.from_numpy(comparison.null_best).median()),
+            100 * (comparison.best > comparison.gate).mean(),
+            100 * comparison.mutual.mean(),
+            ""
+            if comparison.covered
+            else "; lists are too short to reach the gate, raise tracking.neighbours",
         )
-    save(neighbours, layers, found)
+    save(neighbours, layers, comparisons)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turn the tracks of one data set into metrics, one row per example."""
+"""Compute the track metrics of one data set, one row per example."""
 
 import logging
 from pathlib import Path
@@ -9,8 +9,8 @@ from ghosttrack.errors import UserError
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.tracks import clusters as semantic
 from ghosttrack.tracks.redundancy import rank, redundancy
-from ghosttrack.tracks.signals import NAMES, measure_examples
-from ghosttrack.tracks.track_table import Reader
+from ghosttrack.tracks.track_metrics import NAMES, measure_examples
+from ghosttrack.tracks.track_table import TrackReader
 
 log = logging.getLogger("ghosttrack")
 
@@ -26,40 +26,45 @@ def main(
     redundant: Path,
     variants: list[str],
 ) -> None:
-    """Measure every token, average over each example's answer tokens, and write down which metrics carry nothing.
+    """Compute all metrics, average them per example, and list the redundant metrics.
 
-    `tracks`, `tracks_manifests` and `signals` go with `variants`.
+    `tracks`, `tracks_manifests` and `signals` have one entry per variant of `variants`.
     """
     examples = tables.read_parquet(outputs, columns=["id", "row_start", "row_count"])
     if examples.empty:
-        raise UserError(f"{outputs} has no examples: check the data set in config/datasets")
+        raise UserError(
+            f"{outputs} has no examples: add statements to the data set's file in config/datasets"
+        )
     start, count = (examples[name].to_numpy("int64") for name in ("row_start", "row_count"))
-    table, left = tables.read_parquet(clusters), tables.read_parquet(errors).to_numpy("float32")
-    found = []
+    table, row_errors = (
+        tables.read_parquet(clusters),
+        tables.read_parquet(errors).to_numpy("float32"),
+    )
+    redundancies = []
     for variant, directory, manifest, path in zip(
         variants, tracks, tracks_manifests, signals, strict=True
     ):
-        reader = Reader(directory, manifest)
+        reader = TrackReader(directory, manifest)
         measured = measure_examples(
-            reader, start, count, semantic.lookup(table, reader.layers), left
+            reader, start, count, semantic.lookup(table, reader.layers), row_errors
         )
-        frame = measured.signals
-        found.append(redundancy(frame, NAMES).assign(variant=variant))
-        nothing = found[-1]
+        frame = measured.metrics
+        repeated = redundancy(frame, NAMES).assign(variant=variant)
+        redundancies.append(repeated)
         log.info(
             "%s: %d examples, %d metrics of rank %d; constant: %s; repeats: %s",
             variant,
             len(frame),
             len(NAMES),
             rank(frame, NAMES),
-            ", ".join(nothing["metric"][nothing["constant"]]) or "none",
+            ", ".join(repeated["metric"][repeated["constant"]]) or "none",
             ", ".join(
-                f"{row.metric} = {row.repeats}" for row in nothing.itertuples() if row.repeats
+                f"{row.metric} = {row.repeats}" for row in repeated.itertuples() if row.repeats
             )
             or "none",
         )
         frame.insert(0, "id", examples["id"].to_numpy())
-        # The parquet file's own metadata keeps it, under PANDAS_ATTRS.
+        # Stored in the metadata of the parquet file, under PANDAS_ATTRS.
         frame.attrs = {
             "layers": reader.layers,
             "rows": reader.rows,
@@ -70,7 +75,7 @@ def main(
             frame.to_parquet(stream, index=False)
     with files.atomic_write(redundant) as text:
         columns = ["variant", "metric", "family", "constant", "repeats", "correlation"]
-        tables.write_csv(pd.concat(found)[columns], text)
+        tables.write_csv(pd.concat(redundancies)[columns], text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Follow the features of every answer token across layers: the tracker, and each of its nulls."""
+"""Track the features of every answer token across layers, with the tracker and with its nulls."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ghosttrack.runtime import files, job
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import track_run
 from ghosttrack.tracks.token_errors import token_errors
-from ghosttrack.tracks.tracking import Options
+from ghosttrack.tracks.tracking import TrackerOptions
 
 log = logging.getLogger("ghosttrack")
 
@@ -33,10 +33,10 @@ def main(
     seed: int,
     threads: int,
 ) -> None:
-    """Encode the answer tokens, link their features by each variant's rule, and write the tracks and the errors.
+    """Encode the answer tokens, link their features by each variant, and write tracks and errors.
 
-    `stores`, `manifests` and `weights` go with `layers`, `neighbours` with all of them but the last;
-    `tracks` and `tracks_manifests` go with `variants`.
+    `stores`, `manifests` and `weights` have one entry per layer of `layers`, `neighbours` one for
+    every layer but the last; `tracks` and `tracks_manifests` have one per variant of `variants`.
     """
     torch.set_num_threads(threads)
     original = tracking.mode == "original"
@@ -46,14 +46,10 @@ def main(
         for store, manifest in zip(stores, manifests, strict=True)
     ]
     require_same_rows(opened)
-    options = Options(tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight)
-    if original:  # it knows neither coasting nor rescue
-        options = Options(
-            tracking.top_k, rescue=1, coast=0, activation_weight=tracking.original.activation_weight
-        )
+    options = TrackerOptions.from_settings(tracking)
     digests = track_run.input_digests(manifests=manifests, weights=weights, neighbours=neighbours)
     for variant, directory, manifest in zip(variants, tracks, tracks_manifests, strict=True):
-        plan: track_run.Plan
+        plan: track_run.TrackingPlan
         if original:
             plan = track_run.plan_original(variant, saes, tracking.original, seed)
         else:
@@ -71,22 +67,24 @@ def main(
         files.write_json(
             manifest, {**about, "mode": tracking.mode, "seed": seed, "inputs_sha256": digests}
         )
-        tell(variant, about["counts"])
+        log_counts(variant, about["counts"])
     names = [f"layer_{layer:02d}" for layer in layers]
     with files.atomic_write(errors, "wb") as stream:
         pd.DataFrame(token_errors(opened, weights), columns=names).to_parquet(stream, index=False)
 
 
-def tell(variant: str, counts: Mapping[str, Any]) -> None:
-    """Put a variant's counts, as the manifest holds them, into the log."""
+def log_counts(variant: str, counts: Mapping[str, Any]) -> None:
+    """Log the counts of a variant, as in its manifest."""
     tokens = max(counts["tracked_tokens"], 1)
     log.info(
-        "%s: %d tokens, %.1f links per token (%.1f coasted), %.1f of %.1f detections rescued, %d of %d candidates needed the solver",
+        "%s: %d tokens, %.1f links per token (%.1f coasted), "
+        "%.1f of %.1f detections per token from the second association, "
+        "%d of %d candidate links needed the solver",
         variant,
         counts["tracked_tokens"],
         (sum(counts["adjacent"]) + sum(counts["coasted"])) / tokens,
         sum(counts["coasted"]) / tokens,
-        sum(counts["rescued"]) / tokens,
+        sum(counts["second_association"]) / tokens,
         sum(counts["detections"]) / tokens,
         counts["hard_candidates"],
         counts["candidates"],

@@ -1,4 +1,4 @@
-"""Arms of ablations and tuning: what they are, how they are scored, and what may choose among them."""
+"""Arms of ablations and tuning: their definition, their scores, and the choice among them."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack.ablation import arms, judging, scoring
-from ghosttrack.ablation.arms import BASELINE, Arm
+from ghosttrack.ablation.arms import BASELINE, AblationArm
 from ghosttrack.errors import UserError
 from ghosttrack.planning.configuration import load
 from ghosttrack.report import ablation_page
@@ -24,7 +24,7 @@ def settings(**given: Any) -> Settings:
 
 
 def audited(dataset: str, n: int, folds: int = 4, reason: str = "") -> pd.DataFrame:
-    """Two rows a group, one of each class; the folds as an audit leaves them."""
+    """Two rows per group, one of each class, with folds as in the audited scores."""
     return pd.DataFrame(
         {
             "dataset": dataset,
@@ -40,7 +40,7 @@ def audited(dataset: str, n: int, folds: int = 4, reason: str = "") -> pd.DataFr
 
 
 def metrics(found: pd.DataFrame, seed: int, strength: float) -> pd.DataFrame:
-    """One metric that knows the label, one constant, one of noise, and one that an example lacks."""
+    """One metric that depends on the label, a constant, noise, and one with an unknown value."""
     rng, n = np.random.default_rng(seed), len(found)
     table = pd.DataFrame(
         {
@@ -55,69 +55,75 @@ def metrics(found: pd.DataFrame, seed: int, strength: float) -> pd.DataFrame:
     return table
 
 
-def scored(dataset: str, seed: int, strength: float, columns: list[str]) -> scoring.Scored:
-    found = audited(dataset, 160)
+def scored(dataset: str, seed: int, strength: float, columns: list[str]) -> scoring.ArmScores:
+    folds = audited(dataset, 160)
     return scoring.score_dataset(
-        dataset, found, metrics(found, seed, strength), columns, ["logistic"], DETECTION, 0
+        dataset, folds, metrics(folds, seed, strength), columns, ["logistic"], DETECTION, 0
     )
 
 
 def test_every_part_of_the_metrics_is_left_out_once() -> None:
-    found = arms.ablation_arms(settings())
-    assert next(iter(found)) == BASELINE
-    assert found[BASELINE].columns == tuple(ORIGINAL)
-    singles = [set(ORIGINAL) - set(arm.columns) for arm in found.values() if arm.kind == "feature"]
+    arms_by_name = arms.ablation_arms(settings())
+    assert next(iter(arms_by_name)) == BASELINE
+    assert arms_by_name[BASELINE].columns == tuple(ORIGINAL)
+    singles = [
+        set(ORIGINAL) - set(arm.columns) for arm in arms_by_name.values() if arm.kind == "feature"
+    ]
     assert sorted(name for (name,) in singles) == sorted(ORIGINAL)
-    left_out = [set(ORIGINAL) - set(arm.columns) for arm in found.values() if arm.kind == "family"]
+    left_out = [
+        set(ORIGINAL) - set(arm.columns) for arm in arms_by_name.values() if arm.kind == "family"
+    ]
     assert set.union(*left_out) == set(ORIGINAL)
     assert sum(map(len, left_out)) == len(ORIGINAL)
-    sizes = [len(arm.columns) for arm in found.values() if arm.kind == "cumulative"]
+    sizes = [len(arm.columns) for arm in arms_by_name.values() if arm.kind == "cumulative"]
     assert sizes == sorted(set(sizes))
     assert len(sizes) == len(arms.FAMILIES)
-    assert found["single_hypothesis"].changes == {"top_k": 1}
-    assert {name for name, arm in found.items() if arm.tracked} == {
+    assert arms_by_name["single_hypothesis"].changes == {"top_k": 1}
+    assert {name for name, arm in arms_by_name.items() if arm.tracked} == {
         *arms.NULLS,
         "single_hypothesis",
     }
 
 
-def test_tuning_changes_one_setting_an_arm_and_never_to_the_run_s_own_value() -> None:
+def test_each_tuning_arm_changes_one_setting_to_another_value() -> None:
     own = settings(
         tuning={"top_k": [16, 4], "gate_quantile": [0.99], "links": ["identity", "cosine"]}
     )
-    found = arms.tuning_arms(own)
-    changes = {name: dict(arm.changes) for name, arm in found.items() if arm.kind == "tuning"}
+    arms_by_name = arms.tuning_arms(own)
+    changes = {
+        name: dict(arm.changes) for name, arm in arms_by_name.items() if arm.kind == "tuning"
+    }
     assert changes["top_k_4"] == {"top_k": 4}
     assert "top_k_16" not in changes
     assert changes["gate_quantile_0_99"] == {"gate_quantile": 0.99}
-    assert found["gate_quantile_0_99"].relinked
-    assert not found["top_k_4"].relinked
+    assert arms_by_name["gate_quantile_0_99"].recompute_links
+    assert not arms_by_name["top_k_4"].recompute_links
     assert "links_identity" in changes
     assert "links_cosine" not in changes
     independent = settings(sae={"dictionaries": "independent"})
     assert "links_identity" not in arms.tuning_arms(independent)
 
 
-def test_a_run_without_its_own_tracker_has_nothing_to_compare_arms_with() -> None:
-    with pytest.raises(UserError, match=r"tracking\.variants has nulls alone"):
+def test_ablations_need_the_default_variant_and_tuning_the_gated_mode() -> None:
+    with pytest.raises(UserError, match=r"tracking\.variants has only nulls"):
         arms.ablation_arms(settings(tracking={"variants": ["untracked"]}))
-    with pytest.raises(UserError, match=r"tuning: .* the original's association"):
+    with pytest.raises(UserError, match=r"target tuning needs tracking\.mode: gated"):
         arms.tuning_arms(settings(tracking={"mode": "original"}))
 
 
-def test_a_metric_that_an_example_lacks_is_left_out_and_a_data_set_without_folds_too() -> None:
+def test_metrics_unknown_for_an_example_and_data_sets_without_folds_are_left_out() -> None:
     fits = scored("a", 0, 1.0, ["entropy_mean", "generation_births"]).fits
     assert set(fits["features"]) == {1}
     assert scored("a", 0, 1.0, ["generation_births"]).scores.empty
-    found = audited("a", 8, reason="too few")
+    folds = audited("a", 8, reason="too few")
     assert scoring.score_dataset(
-        "a", found, metrics(found, 0, 1.0), ["entropy_mean"], ["logistic"], DETECTION, 0
+        "a", folds, metrics(folds, 0, 1.0), ["entropy_mean"], ["logistic"], DETECTION, 0
     ).scores.empty
     with pytest.raises(UserError, match="the metrics lack examples"):
         scoring.score_dataset(
             "a",
             audited("a", 160),
-            metrics(found, 0, 1.0),
+            metrics(folds, 0, 1.0),
             ["entropy_mean"],
             ["logistic"],
             DETECTION,
@@ -137,12 +143,12 @@ def results(**columns: list[str]) -> dict[str, pd.DataFrame]:
 def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is_void() -> None:
     every = ["entropy_mean", "entropy_max", "churn_births"]
     named = {
-        BASELINE: Arm(BASELINE, tuple(every)),
-        "without_entropy": Arm("family", ("churn_births",)),
-        "without_entropy_max": Arm("feature", ("entropy_mean", "churn_births")),
+        BASELINE: AblationArm(BASELINE, tuple(every)),
+        "without_entropy": AblationArm("family", ("churn_births",)),
+        "without_entropy_max": AblationArm("feature", ("entropy_mean", "churn_births")),
     }
-    found = results(**{name: list(arm.columns) for name, arm in named.items()})
-    table = judging.compare(named, found, ["b"], EVALUATION, 0).set_index(["dataset", "arm"])
+    scores = results(**{name: list(arm.columns) for name, arm in named.items()})
+    table = judging.compare(named, scores, ["b"], EVALUATION, 0).set_index(["dataset", "arm"])
     assert table.loc[("a", "without_entropy"), "difference_high"] < 0
     assert not table.loc[("a", "without_entropy"), "void"]
     assert table.loc[("a", "without_entropy_max"), "void"]  # a constant column: the same scores
@@ -153,30 +159,37 @@ def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is
     assert len(set(table["output_sha256"])) == 2
 
 
-def test_choices_look_at_training_rows_alone() -> None:
-    """An arm that wins every fold inside loses outside: choosing by test scores would never take it."""
+def test_choices_use_only_training_rows() -> None:
+    """An arm with the best inner AUROC in every fold loses on test rows, and is still chosen."""
     good, bad = scored("a", 0, 1.5, ["entropy_mean"]), scored("a", 0, 1.5, ["churn_births"])
-    fits = {BASELINE: good.fits.assign(inner_auroc=0.6), "lured": bad.fits.assign(inner_auroc=0.7)}
-    chosen = judging.choose(judging.Results({BASELINE: good.scores, "lured": bad.scores}, fits))
-    assert set(chosen.choices["arm"]) == {"lured"}
-    pd.testing.assert_frame_equal(chosen.scores, bad.scores)
-    fits["lured"].loc[fits["lured"]["fold"] == 2, "inner_auroc"] = (
-        0.6  # a tie: the run's own settings
+    fits = {
+        BASELINE: good.fits.assign(inner_auroc=0.6),
+        "best_inside": bad.fits.assign(inner_auroc=0.7),
+    }
+    chosen = judging.choose(
+        judging.ArmTables({BASELINE: good.scores, "best_inside": bad.scores}, fits)
     )
-    chosen = judging.choose(judging.Results({BASELINE: good.scores, "lured": bad.scores}, fits))
+    assert set(chosen.choices["arm"]) == {"best_inside"}
+    pd.testing.assert_frame_equal(chosen.scores, bad.scores)
+    fits["best_inside"].loc[fits["best_inside"]["fold"] == 2, "inner_auroc"] = (
+        0.6  # a tie goes to the baseline
+    )
+    chosen = judging.choose(
+        judging.ArmTables({BASELINE: good.scores, "best_inside": bad.scores}, fits)
+    )
     held = good.scores["fold"] == 2
     assert chosen.scores.loc[held, "score"].tolist() == good.scores.loc[held, "score"].tolist()
     assert chosen.scores.loc[~held, "score"].tolist() == bad.scores.loc[~held, "score"].tolist()
 
 
-def test_what_was_chosen_is_held_against_every_null_and_the_page_says_so() -> None:
-    found = results(baseline=["entropy_mean"], random=["churn_births"])
-    found[judging.TUNED] = found[BASELINE]
+def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
+    scores = results(baseline=["entropy_mean"], random=["churn_births"])
+    scores[judging.TUNED] = scores[BASELINE]
     named = {
-        BASELINE: Arm(BASELINE, ("entropy_mean",)),
-        "random": Arm("tracking", ("entropy_mean",), "random"),
+        BASELINE: AblationArm(BASELINE, ("entropy_mean",)),
+        "random": AblationArm("tracking", ("entropy_mean",), "random"),
     }
-    table = judging.compare(named, found, [], EVALUATION, 0)
+    table = judging.compare(named, scores, [], EVALUATION, 0)
     rows = table[table["arm"] == judging.TUNED].set_index(["dataset", "against"])
     assert rows.loc[("all_strict", "random"), "difference_low"] > 0
     assert rows.loc[("all_strict", BASELINE), "void"]

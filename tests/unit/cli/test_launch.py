@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from ghosttrack.cli import launch
-from ghosttrack.runtime import files, lease
+from ghosttrack.runtime import files, lease, lease_file
 
 SNAKEFILE = """
 import time
@@ -59,8 +59,8 @@ Path(snakemake.output[0]).write_text(f"{os.getpid()}")
 COMMAND = ("--cores", "2", "results/a.txt")
 NODE7 = """
 import os
-from ghosttrack.runtime import files, lease
-lease._boot = lambda: "boot of node7"
+from ghosttrack.runtime import files, lease, lease_process
+lease_process.boot_id = lambda: "boot of node7"
 here = os.uname()
 os.uname = lambda: os.uname_result((here[0], "node7", *here[2:]))
 """
@@ -204,7 +204,7 @@ def finish(folder: Path, run: "subprocess.Popen[str]") -> None:
 def age(folder: Path, seconds: float) -> None:
     """Let the lease and Snakemake's lock be so old."""
     found = lease.current(folder)
-    then = lease.file_clock(folder) - seconds
+    then = lease_file.file_clock(folder) - seconds
     for path in [*lease.snakemake_locks(folder), *([found.path] if found else [])]:
         os.utime(path, (then, then))
 
@@ -217,7 +217,7 @@ def test_a_run_of_another_host_is_left_alone(folder: Path, host: Place) -> None:
 
     code, said = HERE.run(folder, "ghosttrack.cli.launch", *COMMAND)
     assert code == 1
-    assert "another run is at work in this folder: " in said
+    assert "another run is active in this folder: " in said
     assert " on node7, process " in said
     assert "end it on node7: kill " in said
     assert "last sign of life " in said
@@ -232,7 +232,7 @@ def test_a_run_of_another_host_is_left_alone(folder: Path, host: Place) -> None:
     for choice in ((), ("--cancel",)):
         code, said = HERE.run(folder, "ghosttrack.planning.orphans", *choice)
         assert code == 1
-        assert "A run is at work here" in said
+        assert "A run is active in this folder" in said
         assert "its jobs are no orphans" in said
     assert {name: text for name, text in locks(folder).items() if name in held} == held
 
@@ -260,13 +260,13 @@ def test_a_killed_run_of_another_host_is_waited_for_and_then_replaced(
     held = locks(folder)
     code, said = QUICK.run(folder, "ghosttrack.cli.launch", *COMMAND)
     assert code == 1
-    assert "If node7 is gone for good, its lease runs out in 1" in said
+    assert "If node7 is gone for good, its lease expires in 1" in said
     assert locks(folder) == held
     age(folder, 200)
     (folder / "go").touch()
     code, said = QUICK.run(folder, "ghosttrack.cli.launch", *COMMAND)
     assert code == 0, said
-    assert "its lease has run out" in said.lower()
+    assert "the lease of the run of" in said.lower()
     assert "clearing the lock of a run that was killed" in said
 
 
@@ -287,7 +287,7 @@ def test_a_run_that_lost_its_lease_ends_with_its_jobs_and_leaves_the_others_file
     assert found is not None
     assert found.lease is not None
     other = found.lease._replace(token="other", user="bob", host="node8")
-    assert lease._create(folder, found.number + 1, other) is not None
+    assert lease_file.create(folder, found.number + 1, other) is not None
     (folder / "results/a.txt").write_text("of the other run")
     assert run.wait(timeout=30) == 1
     said = screens[run.pid].read_text()
@@ -333,7 +333,7 @@ def test_jobs_that_outlive_their_snakemake_stop_the_next_run_and_cancel_ends_the
         os.kill(pid, signal.SIGKILL)
     run.wait()
     code, said = HERE.run(folder, "ghosttrack.cli.launch", *COMMAND)
-    assert (code, "1 job of an earlier run still at work" in said) == (1, True), said
+    assert (code, "1 job of an earlier run still running" in said) == (1, True), said
     code, said = HERE.run(folder, "ghosttrack.planning.orphans", "--cancel")
     assert (code, "no orphans" in said) == (0, True), said
     (folder / "go").touch()
@@ -371,7 +371,7 @@ def test_a_snakemake_that_still_reads_its_workflow_keeps_the_lease_of_its_killed
     code, said = place.run(folder, "ghosttrack.cli.launch", *COMMAND)
     assert (
         code,
-        f"another run is at work in this folder: {files.user_name(os.getuid())}" in said,
+        f"another run is active in this folder: {files.user_name(os.getuid())}" in said,
     ) == (1, True), said
     assert f"kill {snakemake.pid}" in said
     (folder / "go").touch()
@@ -436,7 +436,9 @@ def test_a_lock_without_a_lease_is_cleared_only_when_it_is_old(folder: Path) -> 
 def test_a_job_that_reads_the_workflow_again_takes_no_lease(folder: Path) -> None:
     code, said = HERE.run(folder, "ghosttrack.cli.launch", "--cores", "1", "results/spawned")
     assert code == 0, said
-    assert [path.name for path in (folder / lease.DIRECTORY).iterdir()] == ["lease_000001.ended"]
+    assert [path.name for path in (folder / lease_file.DIRECTORY).iterdir()] == [
+        "lease_000001.ended"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -479,9 +481,7 @@ def test_a_run_of_another_user_is_left_alone(shared: Path) -> None:
     run = at_work(shared, user(54001))
     held = locks(shared)
     code, said = user(54002).run(shared, "ghosttrack.cli.launch", *COMMAND)
-    assert (code, "another run is at work in this folder: user 54001 on " in said) == (1, True), (
-        said
-    )
+    assert (code, "another run is active in this folder: user 54001 on " in said) == (1, True), said
     code, said = user(54002).run(shared, "ghosttrack.planning.orphans", "--cancel")
     assert (code, "user 54001 on " in said) == (1, True), said
     assert locks(shared) == held
@@ -503,7 +503,7 @@ def test_a_job_that_another_users_killed_run_left_is_found(shared: Path) -> None
     run.wait()
     for _ in range(2):
         code, said = user(54002).run(shared, "ghosttrack.cli.launch", *COMMAND)
-        assert (code, "1 job of an earlier run still at work" in said) == (1, True), said
+        assert (code, "1 job of an earlier run still running" in said) == (1, True), said
     assert ("of 54001" in said) == (os.getuid() == 0)
     assert len(began(shared)) == 1
     (shared / "go").touch()

@@ -170,7 +170,7 @@ NOBODY = "~nobody-of-this-name"
         (["nowhere", "a b"], "error: nowhere is not there: give the folder of a finished run"),
         (
             [NOBODY, "a b"],
-            "argument run: '~nobody-of-this-name' begins with the home directory of a user who is not known",
+            "argument run: '~nobody-of-this-name' begins with the home directory of an unknown user",
         ),
         (["run", "--texts", NOBODY], "argument --texts: '~nobody-of-this-name' begins"),
         (["run", "a b", "--out", NOBODY], "argument --out: '~nobody-of-this-name' begins"),

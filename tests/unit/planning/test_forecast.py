@@ -1,4 +1,4 @@
-"""What a run will take: operations by hand, rates from benchmark files, stores that stay."""
+"""Expected time and disk use: operations by hand, rates from benchmark files, remaining stores."""
 
 import os
 from pathlib import Path
@@ -27,11 +27,12 @@ def benchmark(path: Path, seconds: str) -> None:
 
 
 def test_operations_worked_by_hand() -> None:
-    # GPT-2 medium: 24 blocks of 12 d^2 weights are 302 M, two operations each a token; attention adds 8 %.
+    # GPT-2 medium: 24 blocks of 12 d^2 weights, 302 M in all, with two operations per weight and
+    # token; attention adds 8 %.
     assert forecast.block_operations(1024, 512) == 24 * 1024**2 + 4 * 512 * 1024 == 27_262_976
 
 
-def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
+def test_hours_of_gpt2_medium_at_the_assumed_rate(tmp_path: Path) -> None:
     medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
     waves = plan.waves(medium)
     extraction = forecast.extraction(medium, waves, tmp_path)
@@ -41,7 +42,8 @@ def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
     # Ten jobs on four accelerators take three rounds of a full job.
     assert extraction.hours == pytest.approx(3 * 1_048_576 * 108 * 27_262_976 / 40e12 / 3600)
     training = forecast.training(medium, waves, tmp_path)
-    # Five products of batch x d_model x d_sae at the assumed rate: at batch 4096 arithmetic is the limit.
+    # Five products of batch x d_model x d_sae at the assumed rate: at batch 4096 arithmetic is the
+    # limit.
     assert training.steps == 10_000_384 * 20 // 4096 == 48_830
     one = 48_830 * 10 * 4096 * 1024 * 5120 / 40e12 / 3600
     assert training.effort.gpu_hours == pytest.approx(24 * one)
@@ -49,7 +51,7 @@ def test_hours_of_medium_at_the_assumed_rate(tmp_path: Path) -> None:
     assert training.effort.rate == (40.0, 0)
 
 
-def test_hours_of_medium_at_the_original_work_s_batch_are_those_of_memory_traffic(
+def test_hours_of_gpt2_medium_at_the_batch_of_the_original_work_are_bound_by_memory_traffic(
     tmp_path: Path,
 ) -> None:
     medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
@@ -107,7 +109,7 @@ def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
     )  # says nothing of another batch
 
 
-def test_a_measured_rate_is_the_same_whatever_the_waves_are_cut_into_since(tmp_path: Path) -> None:
+def test_a_measured_rate_does_not_depend_on_the_current_waves(tmp_path: Path) -> None:
     cuts = [
         settings(model="gpt2-medium", activations={"storage": storage})
         for storage in ("fp16", "int8s")
@@ -121,9 +123,7 @@ def test_a_measured_rate_is_the_same_whatever_the_waves_are_cut_into_since(tmp_p
         assert forecast.extraction(cut, plan.waves(cut), tmp_path).rate == pytest.approx((20.0, 2))
 
 
-def test_jobs_on_an_older_corpus_and_files_of_other_names_are_no_measurement(
-    tmp_path: Path,
-) -> None:
+def test_jobs_on_an_older_corpus_and_files_with_other_names_are_not_used(tmp_path: Path) -> None:
     medium = settings(model="gpt2-medium")
     folder = tmp_path / "gpt2-medium" / "benchmarks" / "extract_activations"
     for name in ("layers_00_to_03_shard_0000", "layers_00_to_03_shard_0010", "wave_00_shard_0001"):
@@ -139,7 +139,7 @@ def test_jobs_on_an_older_corpus_and_files_of_other_names_are_no_measurement(
 
 
 @pytest.mark.parametrize("content", ["", "s\n", "s\tx\n-\t1\n", "s\nnan\n", "s\n0\n", "t\n3\n"])
-def test_a_benchmark_without_a_time_is_left_out(tmp_path: Path, content: str) -> None:
+def test_a_benchmark_without_a_time_is_not_used(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.tsv").write_text(content)
     assert forecast.wall_seconds(tmp_path / "a.tsv") is None
     assert forecast.wall_seconds(tmp_path / "missing.tsv") is None
@@ -153,12 +153,12 @@ def test_kept_stores_are_counted_from_manifests_and_estimated_without(tmp_path: 
     facts = (ROOT / "workflow_scripts/ghosttrack/data/facts/cities.csv").read_text().count("\n") * 8
     guesses = [facts, 200 * 12, 2000 * 8]
     assert found.examples == sum(13 * plan.store_bytes(rows, 768, "fp16", 512) for rows in guesses)
-    assert found.guessed == 3
+    assert found.estimated == 3
     files.write_json(
         tmp_path / "gpt2-small" / "examples" / "cities" / "embedding.json", {"rows": 978}
     )
     counted = forecast.kept(small, data(small), tmp_path)
-    assert counted.guessed == 2
+    assert counted.estimated == 2
     assert found.examples - counted.examples == 13 * (1 + plan.NORM_BYTES) * (
         facts - 978
     )  # both fill one chunk

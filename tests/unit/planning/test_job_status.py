@@ -1,4 +1,4 @@
-"""What each job does now, from the queue, the logs and this machine's processes."""
+"""State of each job, from the queue, the logs and the processes of this machine."""
 
 import os
 import subprocess
@@ -16,7 +16,10 @@ from ghosttrack.planning.slurm import SlurmJob
 from tests.conftest import ROOT
 
 HERE = os.uname().nodename
-PROGRESS = "12:00:10 INFO SAE of layer 1: 4,096/16,384 tokens, 1,234.5 tokens/s, 1m 05s left; loss 0.1, dead 4"
+PROGRESS = (
+    "12:00:10 INFO SAE of layer 1: 4,096/16,384 tokens, 1,234.5 tokens/s, 1m 05s left; "
+    "loss 0.1, dead 4"
+)
 
 
 def write_log(results: Path, name: str, *lines: str) -> None:
@@ -52,12 +55,12 @@ def script(tmp_path: Path) -> Iterator[int]:
         process.kill()
 
 
-def test_a_job_that_never_began_waits_and_a_finished_one_is_done(tmp_path: Path) -> None:
+def test_a_job_that_never_started_waits_and_a_finished_one_is_done(tmp_path: Path) -> None:
     assert look(tmp_path, LAYER).state == "waiting"
     assert look(tmp_path, LAYER._replace(done=True)).state == "done"
 
 
-def test_slurms_word_comes_first(tmp_path: Path) -> None:
+def test_the_state_in_slurm_has_priority(tmp_path: Path) -> None:
     write_log(
         tmp_path,
         "train_sae/layer_01",
@@ -68,7 +71,7 @@ def test_slurms_word_comes_first(tmp_path: Path) -> None:
     found = look(tmp_path, LAYER, queued("RUNNING"))
     assert found[2:5] == ("running", "7", "node3")
     assert found.progress == (4096, 16384, "tokens", 1234.5, "1m 05s")
-    # The log is still the first attempt's.
+    # The log is still that of the first attempt.
     assert look(tmp_path, LAYER, queued("RUNNING", number="8")).progress is None
 
 
@@ -79,7 +82,7 @@ def test_a_job_of_this_machine_runs_while_its_process_is_a_living_script(
     found = look(tmp_path, LAYER)
     assert found.state == "running"
     assert found.progress is not None
-    # Another process got the number of a dead job.
+    # Another process got the process id of a dead job.
     write_log(
         tmp_path, "train_sae/layer_01", f"12:00:00 INFO process {os.getpid()} on {HERE}", PROGRESS
     )
@@ -122,7 +125,7 @@ def test_the_end_of_a_long_log_is_enough(tmp_path: Path) -> None:
         ("evaluate_detectors", "tiny-gpt2", "evaluate_detectors", ""),
     ],
 )
-def test_slurm_jobs_are_told_by_their_comment(
+def test_slurm_jobs_are_identified_by_their_comment(
     rule: str, wildcards: str, phase: str, name: str
 ) -> None:
     job = queued("RUNNING", wildcards, rule)
@@ -130,13 +133,13 @@ def test_slurm_jobs_are_told_by_their_comment(
     assert job_status.by_job("tiny", [job]) == {}
 
 
-def test_slurm_jobs_of_a_model_with_dots_are_found_by_their_rules() -> None:
+def test_slurm_jobs_of_a_model_with_dots_are_identified_by_their_rules() -> None:
     rule = f"extract_heldout_{plan.rule_names(['Llama-3.1-8B'])['Llama-3.1-8B']}"
     job = queued("RUNNING", "", rule)
     assert job_status.by_job("Llama-3.1-8B", [job]) == {("extract_heldout", ""): job}
 
 
-def test_status_shows_every_state_beside_the_layers(tmp_path: Path) -> None:
+def test_status_shows_every_state_and_the_layers(tmp_path: Path) -> None:
     home = tmp_path / "tiny-gpt2"
     (home / "saes" / "layer_00").mkdir(parents=True)
     for name in ("sae_weights.safetensors", "cfg.json"):
@@ -168,8 +171,8 @@ def test_status_shows_every_state_beside_the_layers(tmp_path: Path) -> None:
     ] == ["trained", "training, 25%", "failed", "queued"]
     (running,) = [line for line in lines if "running" in line and "layer_01" in line]
     assert (
-        "Slurm job 7 on node3  4,096/16,384 tokens, 1,234/s, 1m 05s left  GPU 87 %, 12.0 of 40.0 GiB"
-        in running
+        "Slurm job 7 on node3  4,096/16,384 tokens, 1,234/s, 1m 05s left  GPU 87 %, 12.0 of 40.0 "
+        "GiB" in running
     )
     (failed,) = [line for line in lines if "failed" in line and "layer_02" in line]
     assert failed.endswith("12:00:11 ERROR no room")

@@ -1,4 +1,4 @@
-"""Jobs without their Snakemake: found by queue, process and lock; waited for, ended, and never joined by a second writer."""
+"""Jobs of a killed run: found by queue, process and lock; waited for, cancelled, refused."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import pytest
 from ghosttrack.cli import launch
 from ghosttrack.errors import UserError
 from ghosttrack.planning import orphans, slurm
-from ghosttrack.runtime import files, lease
+from ghosttrack.runtime import files, lease, lease_file
 
 JOB = """
 import signal, sys, time
@@ -30,7 +30,7 @@ with files.lock(Path("results/tiny/state/train_sae/layer_01")):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workflow folder with the script of a job, and this process in it; no Slurm but a test's own."""
+    """A workflow folder with the script of a job as working directory, without Slurm."""
     scripts = tmp_path / ".snakemake" / "scripts"
     scripts.mkdir(parents=True)
     (scripts / "tmpab12.train_sae.py").write_text(JOB)
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Job:
-    """A job that holds its layer's lock for `seconds`."""
+    """A job that holds the lock of its layer for `seconds`."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
         environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
@@ -74,7 +74,7 @@ def queue(
     code: int = 0,
     error: str = "no controller",
 ) -> Path:
-    """A squeue that prints `lines`, and a scancel that writes down what it was asked."""
+    """A squeue that prints `lines`, and a scancel that records its arguments."""
     tools = folder / "bin"
     tools.mkdir()
     text = "\n".join(lines)
@@ -91,15 +91,15 @@ def queue(
     return folder / "cancelled"
 
 
-def test_a_quiet_folder_has_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_jobs_has_no_orphans(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     orphans.refuse(folder, require_slurm=False)
     assert orphans.main([]) == 0
     assert "no orphans" in capsys.readouterr().out
 
 
-def test_a_process_that_a_killed_snakemake_left_is_found_once_and_refused(
-    folder: Path, job: Job
-) -> None:
+def test_a_process_of_a_killed_snakemake_is_found_once_and_refused(folder: Path, job: Job) -> None:
     (found,) = orphans.find(folder)
     assert (found.kind, found.id, found.name) == ("process", str(job.process.pid), "train_sae")
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_a_process_that_a_killed_snakemake_left_is_found_once_and_refused(
         orphans.refuse(folder, require_slurm=False)
 
 
-def test_a_process_that_ends_while_it_is_looked_at_is_none(
+def test_a_process_that_ends_during_the_search_is_no_orphan(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = SimpleNamespace(pid=1, create_time=lambda: 0.0, cmdline=list, environ=dict)
@@ -117,14 +117,12 @@ def test_a_process_that_ends_while_it_is_looked_at_is_none(
 
 
 @pytest.mark.usefixtures("job")
-def test_a_run_is_not_launched_beside_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_started_with_an_orphan(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["saes"]) == 1
     assert "make orphans ARGS=--wait" in capsys.readouterr().err
 
 
-def test_cancel_ends_it_by_a_signal_that_it_can_act_on(
-    folder: Path, job: Job, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cancel_sends_sigterm(folder: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert orphans.main(["--cancel"]) == 0
     assert job.process.stdout is not None
     assert job.process.stdout.read() == "asked\n"
@@ -132,7 +130,7 @@ def test_cancel_ends_it_by_a_signal_that_it_can_act_on(
     assert orphans.find(folder) == []
 
 
-def test_cancel_kills_what_does_not_listen(
+def test_cancel_kills_a_process_that_ignores_sigterm(
     folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(orphans, "GRACE_SECONDS", 0.5)
@@ -141,7 +139,7 @@ def test_cancel_kills_what_does_not_listen(
     assert job.process.wait() == -signal.SIGKILL
 
 
-def test_wait_returns_when_it_has_ended(folder: Path) -> None:
+def test_wait_returns_when_the_orphan_ends(folder: Path) -> None:
     job, began = Job(folder, 0.5), time.monotonic()
     assert orphans.wait(folder, 20, every=0.1) == []
     assert time.monotonic() - began < 15
@@ -149,9 +147,7 @@ def test_wait_returns_when_it_has_ended(folder: Path) -> None:
     job.end()
 
 
-def test_a_lock_that_no_process_of_this_machine_explains_is_shown_with_its_owner(
-    folder: Path,
-) -> None:
+def test_a_lock_of_a_process_on_another_machine_is_shown_with_its_owner(folder: Path) -> None:
     store = folder / "results/tiny/activations/layer_00/shard_0000.zarr.partial"
     with files.lock(store):
         (store / "lock").write_text("process 5 on elsewhere")
@@ -163,7 +159,7 @@ def test_a_lock_that_no_process_of_this_machine_explains_is_shown_with_its_owner
     )
 
 
-def test_a_lock_that_this_user_may_not_open_counts_as_held_and_names_its_owner(
+def test_a_lock_without_read_permission_counts_as_held_and_shows_its_owner(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = folder / "results/tiny/state/train_sae/layer_01"
@@ -182,15 +178,17 @@ def test_a_lock_that_this_user_may_not_open_counts_as_held_and_names_its_owner(
     owner = files.user_name(os.getuid())
     (found,) = orphans.find(folder)
     assert (found.kind, found.id) == ("lock", str(state))
-    assert f"held by {owner}, perhaps: you may not read" in found.where
+    assert f"held by probably a process of {owner} (you have no permission to read" in found.where
     with (
-        pytest.raises(UserError, match=f"lock belongs to {owner}, and you may not write to it"),
+        pytest.raises(
+            UserError, match=f"lock belongs to {owner}, and you have no permission to write it"
+        ),
         files.lock(state),
     ):
         pass
 
 
-def test_slurm_is_asked_for_the_jobs_of_everyone_who_ran_something_here(
+def test_squeue_lists_the_jobs_of_all_users_of_the_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -203,7 +201,7 @@ def test_slurm_is_asked_for_the_jobs_of_everyone_who_ran_something_here(
     monkeypatch.setattr(slurm, "_output", output)
     held = lease.acquire(folder, "")
     known, unknown = 1, 4_000_001
-    held.path.write_bytes(lease._packed(held.lease._replace(users=[known, unknown])))
+    held.path.write_bytes(lease_file.packed(held.lease._replace(users=[known, unknown])))
     orphans.find(folder)
     held.release()
     orphans.find(folder)
@@ -217,10 +215,12 @@ def test_a_live_lease_of_any_host_protects_its_jobs(
         folder, monkeypatch, f"12|RUNNING|node1|3:20|{folder}|rule_train_sae_wildcards_tiny-gpt2_01"
     )
     held = lease.acquire(folder, "snakemake")
-    held.path.write_bytes(lease._packed(held.lease._replace(host="node7", boot="b7", user="ann")))
+    held.path.write_bytes(
+        lease_file.packed(held.lease._replace(host="node7", boot="b7", user="ann"))
+    )
     held.leave()
     assert orphans.main(["--cancel"]) == 1
-    assert "A run is at work here (ann on node7, process" in capsys.readouterr().err
+    assert "A run is active in this folder (ann on node7, process" in capsys.readouterr().err
     assert not cancelled.exists()
 
 
@@ -243,7 +243,7 @@ def test_no_run_starts_while_orphans_are_cancelled(
     assert lease.current(folder) is None
 
 
-def test_jobs_of_this_folder_are_found_in_the_queue_waiting_ones_too(
+def test_pending_and_running_jobs_of_this_folder_are_found_in_the_queue(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue(
@@ -273,7 +273,7 @@ def test_jobs_in_the_queue_are_cancelled_together(
     assert cancelled.read_text() == "--full 12 13\n"
 
 
-def test_a_queue_that_does_not_answer_stops_a_slurm_run_and_no_other(
+def test_only_a_slurm_run_needs_an_answer_of_squeue(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     queue(folder, monkeypatch, code=1)
@@ -284,7 +284,7 @@ def test_a_queue_that_does_not_answer_stops_a_slurm_run_and_no_other(
     assert "try again" in capsys.readouterr().err
 
 
-def test_jobs_of_a_living_snakemake_are_no_orphans(
+def test_jobs_of_a_live_snakemake_are_no_orphans(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = "print('up', flush=True); import time; time.sleep(60)"
@@ -300,7 +300,7 @@ def test_jobs_of_a_living_snakemake_are_no_orphans(
         run.kill()
 
 
-def test_a_dry_run_or_the_inner_snakemake_of_a_job_is_no_run(folder: Path) -> None:
+def test_a_dry_run_and_the_snakemake_inside_a_job_are_not_runs(folder: Path) -> None:
     code = "print('up', flush=True); import time; time.sleep(60)"
     for words in (["snakemake", "-n"], ["snakemake", "--mode", "remote"]):
         with subprocess.Popen(
@@ -312,7 +312,7 @@ def test_a_dry_run_or_the_inner_snakemake_of_a_job_is_no_run(folder: Path) -> No
             other.kill()
 
 
-def test_slurms_programs_without_a_cluster_are_no_slurm(
+def test_slurm_commands_without_a_cluster_give_no_jobs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue(

@@ -1,4 +1,4 @@
-"""Bytes, waves under a disk budget, and weights that do not belong to the results they would join."""
+"""Disk use, waves under a disk budget, and checks of the inputs."""
 
 import math
 from pathlib import Path
@@ -22,13 +22,15 @@ def settings(**config: object) -> Settings:
 
 
 def test_bytes_of_a_store_worked_by_hand() -> None:
-    # 5,000 rows are 2 chunks in 1 shard file. Values and checksums, index and record, flags and norms, metadata.
+    # 5,000 rows are 2 chunks in 1 shard file. Values and checksums, index and record, flags and
+    # norms, metadata.
     assert (
         plan.store_bytes(5000, 8, "fp16", 1000)
         == 2 * (4096 * 8 * 2 + 4) + 2260 + 25_000 + 16_000
         == 174_340
     )
-    # One byte a value; twice: mean and scale of 8 channels in 2 chunks, 5,000 row scales, 50 + 5 exact rows of 24 bytes.
+    # One byte per value; twice: mean and scale of 8 channels in 2 chunks, 5,000 row scales, and
+    # 50 + 5 exactly stored rows of 24 bytes.
     assert plan.store_bytes(5000, 8, "int8s", 1000) == 2 * (
         4096 * 8 + 4
     ) + 2260 + 25_000 + 16_000 + 2 * (128 + 20_000 + 1320)
@@ -36,7 +38,7 @@ def test_bytes_of_a_store_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
 @pytest.mark.parametrize("context", [16, 1000])
-def test_a_store_takes_what_the_plan_says_while_it_is_written(
+def test_a_store_needs_at_most_the_planned_disk_space_while_it_is_written(
     storage: Storage, context: int, tmp_path: Path
 ) -> None:
     rows = np.random.default_rng(0).standard_normal((70_000, 8)).astype(np.float32)
@@ -53,8 +55,9 @@ def test_a_store_takes_what_the_plan_says_while_it_is_written(
     assert planned - plan.STORE_EXTRA_BYTES - 2 * plan.RECORD_BYTES < written < planned
 
 
-def test_bytes_of_a_layer_count_each_job_with_its_last_chunk_whole() -> None:
-    # 10 M tokens: nine jobs of 1,048,576 rows (256 chunks, 16 files), one of 563,200 (138 chunks, 9 files).
+def test_bytes_of_a_layer_count_a_full_last_chunk_per_job() -> None:
+    # 10 M tokens: nine jobs of 1,048,576 rows (256 chunks, 16 files), one of 563,200 (138 chunks, 9
+    # files).
     full = 256 * (4096 * 768 * 2 + 4) + 16 * 2260 + 5 * 1_048_576 + 16_000
     last = 138 * (4096 * 768 * 2 + 4) + 9 * 2260 + 5 * 563_200 + 16_000
     assert (
@@ -73,7 +76,7 @@ def test_bytes_of_a_layer_count_each_job_with_its_last_chunk_whole() -> None:
         ("gpt2-medium", "int8s", [4] * 6, 70, 84 / 24),
     ],
 )
-def test_ten_million_tokens_of_both_models_stay_within_the_promised_disk(
+def test_ten_million_tokens_of_both_models_fit_the_disk_budget(
     model: str, storage: str, sizes: list[int], budget: int, passes: float
 ) -> None:
     found = settings(model=model, activations={"storage": storage})
@@ -105,7 +108,7 @@ def test_ten_million_tokens_of_both_models_stay_within_the_promised_disk(
         (100, 4, 5, [5]),
     ],
 )
-def test_waves_take_the_fewest_rounds_and_then_the_fewest_passes(
+def test_waves_have_the_fewest_rounds_and_then_the_fewest_passes(
     fits: int, gpus: int, layers: int, sizes: list[int]
 ) -> None:
     given = settings(
@@ -118,7 +121,7 @@ def test_waves_take_the_fewest_rounds_and_then_the_fewest_passes(
     assert [len(wave) for wave in plan.waves(capped)] == sizes
 
 
-def test_a_job_is_refused_where_other_layers_leave_no_room(tmp_path: Path) -> None:
+def test_a_job_that_exceeds_the_disk_budget_is_refused(tmp_path: Path) -> None:
     own = tmp_path / "layer_03" / "shard_0000.zarr"
     for path in (
         tmp_path / "layer_02/shard_0000.zarr/c",
@@ -130,12 +133,13 @@ def test_a_job_is_refused_where_other_layers_leave_no_room(tmp_path: Path) -> No
     plan.require_room(tmp_path, [own], planned=2000, budget=3000)
     with pytest.raises(
         UserError,
-        match=r"disk_budget_gb: .* holds 0\.001 MB of other layers or jobs \(layer_02 0\.001 MB\), this job needs 0\.002 MB",
+        match=r"disk_budget_gb: .* has 0\.001 MB of other layers or jobs "
+        r"\(layer_02 0\.001 MB\), this job needs 0\.002 MB",
     ):
         plan.require_room(tmp_path, [own], planned=2001, budget=3000)
 
 
-def test_models_whose_names_differ_in_punctuation_only_have_rules_of_their_own() -> None:
+def test_models_whose_names_differ_only_in_punctuation_have_different_rules() -> None:
     models = ["my-gpt", "my_gpt", "my-gpt_", "gpt2-small"]
     names = plan.rule_names(models)
     assert names == {
@@ -147,7 +151,7 @@ def test_models_whose_names_differ_in_punctuation_only_have_rules_of_their_own()
     assert all(name.isidentifier() for name in names.values())
 
 
-def test_accelerators_that_work() -> None:
+def test_mean_number_of_busy_accelerators() -> None:
     medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
     assert plan.training_busy(medium, plan.waves(medium)) == 3.0
     assert plan.extraction_busy(medium) == pytest.approx(10 / 3)  # ten jobs in three rounds
@@ -158,14 +162,14 @@ def test_without_a_budget_there_is_one_wave() -> None:
     assert plan.waves(free) == [list(range(12))]
 
 
-def test_a_budget_below_one_layer_names_the_number_that_would_do() -> None:
+def test_the_error_of_a_budget_below_one_layer_gives_a_sufficient_budget() -> None:
     with pytest.raises(UserError, match=r"at least 17\.4, or lower"):
         plan.waves(
             settings(model="gpt2-small", activations={"disk_budget_gb": 15, "storage": "fp16"})
         )
 
 
-def test_other_weights_under_a_name_with_results_are_refused(tmp_path: Path) -> None:
+def test_other_weights_for_a_model_with_results_are_refused(tmp_path: Path) -> None:
     small = settings(model="gpt2-small")
     manifest = tmp_path / "gpt2-small" / "model" / "source.json"
     files.write_json(manifest, {**small.source.model_dump(), "weights_sha256": "x"})
@@ -179,7 +183,7 @@ MODEL_64 = {"num_hidden_layers": 4, "hidden_size": 64, "max_position_embeddings"
 
 
 def known_model(folder: Path, place: str, **about: object) -> Settings:
-    """Settings of tiny-gpt2 with contexts of 128 tokens, for a model whose limit of 64 tokens stands in one place."""
+    """Settings of tiny-gpt2 with contexts of 128 tokens, and a limit of 64 in one place."""
     config = {**MODEL_64, **about}
     if place == "settings":
         return settings(model="tiny-gpt2", dimensions={"max_position_embeddings": 64})
@@ -212,7 +216,7 @@ def known_model(folder: Path, place: str, **about: object) -> Settings:
         ),
     ],
 )
-def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_the_limit_is_known(
+def test_lengths_above_a_known_limit_of_the_model_are_refused_before_any_job(
     tmp_path: Path, place: str, changed: dict[str, dict[str, int]], message: str
 ) -> None:
     wanted = known_model(tmp_path, place)
@@ -247,7 +251,7 @@ def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_th
         ({"corpus": {"source": "n" * 300}}, r"corpus.source: 'n+\.+n+' cannot be looked up"),
     ],
 )
-def test_a_file_or_directory_that_the_settings_name_and_that_is_not_there_is_refused_before_any_job(
+def test_a_missing_file_or_directory_in_the_settings_is_refused_before_any_job(
     tmp_path: Path, config: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -255,7 +259,7 @@ def test_a_file_or_directory_that_the_settings_name_and_that_is_not_there_is_ref
 
 
 @pytest.mark.parametrize("content", ['{"body": "a"}', "[", '{"text": 1, "text": 2}'])
-def test_a_corpus_whose_first_line_cannot_serve_is_refused_before_any_job(
+def test_a_corpus_with_an_invalid_first_line_is_refused_before_any_job(
     tmp_path: Path, content: str
 ) -> None:
     path = tmp_path / "a.jsonl"
@@ -267,9 +271,7 @@ def test_a_corpus_whose_first_line_cannot_serve_is_refused_before_any_job(
     plan.check_sources({"tiny-gpt2": wanted}, tmp_path)
 
 
-def test_a_damaged_config_of_a_fetched_model_stops_no_plan_because_its_job_makes_it_again(
-    tmp_path: Path,
-) -> None:
+def test_a_damaged_config_in_results_does_not_stop_the_plan(tmp_path: Path) -> None:
     config = tmp_path / "tiny-gpt2" / "model" / "config.json"
     config.parent.mkdir(parents=True)
     config.write_text("{", encoding="utf-8")
@@ -279,28 +281,30 @@ def test_a_damaged_config_of_a_fetched_model_stops_no_plan_because_its_job_makes
 @pytest.mark.parametrize(
     ("about", "key"), [({"num_hidden_layers": 5}, "n_layers"), ({"hidden_size": 65}, "d_model")]
 )
-def test_a_directory_of_other_sizes_than_the_settings_is_refused_before_any_job(
+def test_a_model_directory_with_other_dimensions_than_the_settings_is_refused_before_any_job(
     tmp_path: Path, about: dict[str, int], key: str
 ) -> None:
     wanted = known_model(tmp_path, "source.id", **about)
     with pytest.raises(
-        UserError, match=rf"dimensions\.{key}: the settings say .* says (\d+); set it to \1$"
+        UserError, match=rf"dimensions\.{key}: .* in the settings, (\d+) in .*; set it to \1$"
     ):
         plan.check_sources({wanted.model: wanted}, tmp_path)
 
 
-def test_an_anchor_is_in_the_first_wave_and_every_layer_in_one() -> None:
-    found = plan.waves(settings(model="gpt2-small", sae={"dictionaries": "anchored", "anchor": 7}))
+def test_the_warm_start_layer_is_in_the_first_wave_and_every_layer_in_one_wave() -> None:
+    found = plan.waves(
+        settings(model="gpt2-small", sae={"dictionaries": "warm_start", "warm_start_layer": 7})
+    )
     assert found[0] == [0, 7]
     assert sorted(layer for wave in found for layer in wave) == list(range(12))
     assert all(wave == sorted(wave) for wave in found)
-    assert settings(model="gpt2-small", sae={"dictionaries": "anchored"}).anchor == 6
-    assert settings(model="gpt2-small").anchor is None
+    assert settings(model="gpt2-small", sae={"dictionaries": "warm_start"}).warm_start_layer == 6
+    assert settings(model="gpt2-small").warm_start_layer is None
 
 
-def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
+def test_a_shared_dictionary_needs_all_layers_on_disk() -> None:
     with pytest.raises(
-        UserError, match=r"25 GB holds 2 layers of 12, .*shared.* at least (\d+\.\d)"
+        UserError, match=r"25 GB is enough for 2 layers of 12, .*shared.* at least (\d+\.\d)"
     ) as caught:
         plan.waves(settings(model="gpt2-small", sae={"dictionaries": "shared"}))
     least = float(str(caught.value).partition("at least ")[2].split(",")[0])
@@ -313,11 +317,9 @@ def test_one_dictionary_for_all_layers_needs_all_of_them_on_disk() -> None:
     assert plan.training_busy(enough, plan.waves(enough)) == 1.0
 
 
-def test_links_by_number_need_numbers_that_mean_something() -> None:
-    assert settings(tracking={"links": "identity"}).sae.dictionaries == "anchored"
-    with pytest.raises(
-        UserError, match=r"tracking\.links: identity needs .* any sae\.dictionaries but independent"
-    ):
+def test_links_by_index_need_index_aligned_features() -> None:
+    assert settings(tracking={"links": "identity"}).sae.dictionaries == "warm_start"
+    with pytest.raises(UserError, match=r"tracking\.links: identity needs index-aligned features"):
         settings(tracking={"links": "identity"}, sae={"dictionaries": "independent"})
 
 
@@ -332,7 +334,7 @@ def test_links_by_number_need_numbers_that_mean_something() -> None:
         ([[0, 1]], set(), []),
     ],
 )
-def test_a_wave_waits_for_the_nearest_earlier_saes_and_for_what_those_do_not_wait_for(
+def test_a_wave_waits_for_the_nearest_earlier_wave_and_for_those_that_this_wave_does_not_wait_for(
     missing: list[list[int]], extracted: set[int], waited_for: list[int]
 ) -> None:
     assert plan.layers_waited_for(missing, extracted.__contains__) == waited_for

@@ -1,4 +1,4 @@
-"""Arguments that Snakemake would ignore or answer with a traceback."""
+"""Arguments that Snakemake ignores or reports with a traceback."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,20 +21,20 @@ RULES = [
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config", "model=x", "saes"], "put it in front: saes --config"),
-        (["-n", "-C", "saes"], "put it in front: saes --config"),
+        (["--config", "model=x", "saes"], "write it before --config: saes --config"),
+        (["-n", "-C", "saes"], "write it before --config: saes --config"),
         (["--config", "sae.k=32"], "write 'sae={k: 32}'"),
         (["--config=sae.k=32"], "write 'sae={k: 32}'"),
         (["--config", "tracking.original.birth=1"], "write 'tracking={original: {birth: 1}}'"),
-        (["--config", "model", "=", "x"], "'model' stands behind --config"),
+        (["--config", "model", "=", "x"], "'model' is not KEY=VALUE"),
         (["--config", "model=", "=x"], "without spaces around the equals sign"),
         (["--config", "sae={k:", "32}"], "quotation marks"),
-        (["--config", "model=a", "model=b"], "model is given twice, as a and as b"),
-        (["--config", "seed=1", "-n", "--config", "seed=2"], "seed is given twice"),
-        (["--config", "sae={k: 1}", "sae=x"], "sae is given twice"),
+        (["--config", "model=a", "model=b"], "model occurs twice, as a and as b"),
+        (["--config", "seed=1", "-n", "--config", "seed=2"], "seed occurs twice"),
+        (["--config", "sae={k: 1}", "sae=x"], "sae occurs twice"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused_with_the_remedy(
+def test_settings_that_snakemake_would_misread_are_refused_with_the_remedy(
     arguments: list[str], said: str
 ) -> None:
     found = traps.refused_arguments(arguments)
@@ -56,7 +56,7 @@ def test_settings_that_cannot_be_meant_are_refused_with_the_remedy(
         ["--config", "model=Llama-3.1-8B"],
     ],
 )
-def test_arguments_that_snakemake_reads_as_meant_are_accepted(arguments: list[str]) -> None:
+def test_valid_arguments_are_accepted(arguments: list[str]) -> None:
     assert traps.refused_arguments(arguments) == ""
 
 
@@ -72,7 +72,7 @@ def test_arguments_that_snakemake_reads_as_meant_are_accepted(arguments: list[st
         ("zzz", "a dry run prints the names"),
     ],
 )
-def test_a_rule_that_does_not_exist_is_refused_with_those_that_do(name: str, said: str) -> None:
+def test_an_unknown_rule_is_refused_with_similar_names(name: str, said: str) -> None:
     assert said in traps.refused_rule(name, RULES, ["gpt2_small", "gpt2_medium"])
 
 
@@ -86,12 +86,12 @@ def test_a_rule_that_does_not_exist_is_refused_with_those_that_do(name: str, sai
         "train_shared_sae_gpt2_small",
     ],
 )
-def test_a_profile_may_name_the_rules_of_every_model(name: str) -> None:
+def test_a_profile_may_have_the_rules_of_every_model(name: str) -> None:
     assert traps.refused_rule(name, RULES, ["gpt2_small", "gpt2_medium"]) == ""
 
 
 def workflow(home: Path, **change: Any) -> Any:
-    """As much of Snakemake's workflow as is looked at."""
+    """The parts of Snakemake's workflow object that are checked."""
     asked: dict[str, Any] = {
         "overwrite_resources": {},
         "overwrite_threads": {},
@@ -116,16 +116,13 @@ def workflow(home: Path, **change: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            {"overwrite_resources": {"trian_sae": {}}},
-            "--set-resources: no rule is called trian_sae",
-        ),
-        ({"overwrite_threads": {"trian_sae": 1}}, "--set-threads: no rule is called trian_sae"),
+        ({"overwrite_resources": {"trian_sae": {}}}, "--set-resources: there is no rule trian_sae"),
+        ({"overwrite_threads": {"trian_sae": 1}}, "--set-threads: there is no rule trian_sae"),
         (
             {"consider_ancient": {"trian_sae": {0}}},
-            "--consider-ancient: no rule is called trian_sae",
+            "--consider-ancient: there is no rule trian_sae",
         ),
-        ({"config_args": ["seed=1", "seed=2"]}, "seed is given twice"),
+        ({"config_args": ["seed=1", "seed=2"]}, "seed occurs twice"),
     ],
 )
 def test_every_option_that_snakemake_would_ignore_stops_the_run(
@@ -140,11 +137,13 @@ def test_every_option_that_snakemake_would_ignore_stops_the_run(
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "a$b", "a;b", "a(b)"])
-def test_a_python_that_a_shell_would_not_find_is_refused_with_another_place(name: str) -> None:
+def test_a_python_with_special_characters_of_the_shell_is_refused_with_the_remedy(
+    name: str,
+) -> None:
     found = traps.refused_place(Path("/home/me/ghosttrack"), f"/home/me/{name}/bin/python")
     assert "make run VENV=" in found
 
 
-def test_a_folder_with_braces_is_refused_and_every_other_one_is_taken() -> None:
+def test_only_a_folder_with_braces_is_refused() -> None:
     assert "brace" in traps.refused_place(Path("/home/{me}/x"), "/usr/bin/python")
     assert traps.refused_place(Path("/home/o'brien/a b"), "/usr/bin/python") == ""

@@ -10,7 +10,7 @@ from small_models import make_tokenizer
 from ghosttrack.runtime import files
 from ghosttrack.settings import ReportSettings
 from ghosttrack.tracks import track_table
-from ghosttrack.tracks.track_table import Table, blank
+from ghosttrack.tracks.track_table import TrackTable, blank
 from report import write_explorer
 
 LAYERS, SLOTS, FEATURES = [1, 2, 3], 6, 40
@@ -225,7 +225,7 @@ def _tracks(folder: Path, name: str, rows: int, rng: np.random.Generator, run: R
     run.tracks_manifests.append(manifest)
 
 
-def random_tracks(rows: int, rng: np.random.Generator) -> Table:
+def random_tracks(rows: int, rng: np.random.Generator) -> TrackTable:
     """Links of gap 1 and 2 between the same slots of different layers, births and deaths among them."""
     table = blank(rows, len(LAYERS), SLOTS)
     table.feature[:] = rng.permuted(np.tile(np.arange(FEATURES), (rows * len(LAYERS), 1)), axis=1)[

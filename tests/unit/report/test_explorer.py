@@ -17,7 +17,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.report.explorer import choice, content, dictionary, texts, tracks
 from ghosttrack.settings import ReportSettings
-from ghosttrack.tracks.track_table import Reader, Table
+from ghosttrack.tracks.track_table import TrackReader, TrackTable
 
 
 def unpack(page: str, name: str) -> Any:
@@ -115,7 +115,7 @@ def test_a_twin_with_another_prompt_serves_where_none_has_the_same() -> None:
     assert choice.twins(table).tolist() == [1, 0]
 
 
-def slow_tracks(table: Table, row: int, scale: np.ndarray) -> list[tracks.Track]:
+def slow_tracks(table: TrackTable, row: int, scale: np.ndarray) -> list[tracks.Track]:
     """All tracks of a token, one slot at a time."""
     owner: dict[tuple[int, int], int] = {}
     found: list[dict[int, tuple[int, int]]] = []
@@ -147,7 +147,7 @@ def test_the_strongest_tracks_are_those_of_a_plain_loop() -> None:
     class Fake:
         rows = 30
 
-        def read(self, start: int, stop: int) -> Table:
+        def read(self, start: int, stop: int) -> TrackTable:
             return table.part(start, stop)
 
     fake = Fake()
@@ -302,7 +302,7 @@ def test_clusters_and_contributions_are_shown_where_they_are_known(run: explorer
             pd.read_parquet(run.examples[place]),
             pd.read_parquet(run.tokens[place]),
             pd.read_parquet(run.outputs[place]),
-            Reader(run.tracks[place], run.tracks_manifests[place]),
+            TrackReader(run.tracks[place], run.tracks_manifests[place]),
         )
         for place, name in enumerate(("cities", "questions"))
     }

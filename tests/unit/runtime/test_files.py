@@ -33,7 +33,7 @@ def _write_half(target: Path) -> None:
         raise RuntimeError
 
 
-def test_a_directory_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+def test_a_directory_is_replaced_atomically(tmp_path: Path) -> None:
     target = tmp_path / "store"
     target.mkdir()
     (target / "stale").write_text("x")
@@ -67,7 +67,7 @@ def test_json_is_sorted_and_refuses_nan(tmp_path: Path) -> None:
     assert not (tmp_path / "b.json").exists()
 
 
-def test_a_damaged_or_missing_json_is_named(tmp_path: Path) -> None:
+def test_a_damaged_or_missing_json_file_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match=r"bad\.json is not valid JSON"):
         files.read_json(tmp_path / "bad.json")
@@ -104,7 +104,7 @@ def test_a_second_writer_is_refused_until_the_first_dies(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("content", ["", "short", "long" * 100_000])
 @pytest.mark.parametrize("replaced", [True, False])
-def test_a_file_is_on_disk_before_it_has_its_name(
+def test_a_file_is_on_disk_before_it_is_renamed(
     content: str, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "new" / "folder" / "table.csv"
@@ -119,7 +119,7 @@ def test_a_file_is_on_disk_before_it_has_its_name(
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_a_directory_is_on_disk_before_it_has_its_name(
+def test_a_directory_is_on_disk_before_it_is_renamed(
     replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "new" / "folder" / "store"
@@ -135,7 +135,7 @@ def test_a_directory_is_on_disk_before_it_has_its_name(
 
 
 def write_pair(folder: Path) -> None:
-    """A directory, and the file that vouches for it."""
+    """A directory, and a file that is written after it."""
     (folder / "vouch.json").unlink(missing_ok=True)
     with files.atomic_directory(folder / "store") as partial:
         (partial / "inside").mkdir()
@@ -144,7 +144,7 @@ def write_pair(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_a_kill_at_any_file_operation_leaves_whole_files_or_none(
+def test_a_kill_at_any_file_operation_leaves_complete_files_or_none(
     replaced: bool, tmp_path: Path
 ) -> None:
     def start(name: str) -> Path:
@@ -176,7 +176,7 @@ def content_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_a_file_has_the_rights_that_the_user_s_umask_gives(mask: int, tmp_path: Path) -> None:
+def test_a_file_has_the_permissions_of_the_umask(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
         files.write_json(tmp_path / "a.json", 1)
@@ -186,7 +186,7 @@ def test_a_file_has_the_rights_that_the_user_s_umask_gives(mask: int, tmp_path: 
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o666 & ~mask
 
 
-def test_what_killed_writers_of_a_file_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+def test_only_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     others = {".b.json.1.partial", "a.json", ".a.json.partial.txt", "a.json.1.partial"}
     for name in (".a.json.1.partial", ".a.json.2.partial", *others):
         (tmp_path / name).touch()
@@ -194,7 +194,7 @@ def test_what_killed_writers_of_a_file_left_is_swept_and_nothing_else(tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == others
 
 
-def test_a_sweep_keeps_the_named_files_and_the_folders_that_hold_them(tmp_path: Path) -> None:
+def test_a_sweep_keeps_the_given_files_and_their_folders(tmp_path: Path) -> None:
     for name in ("lock", "kept/one", "kept/two", "gone/deep/three"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -211,7 +211,7 @@ def test_a_sweep_keeps_the_named_files_and_the_folders_that_hold_them(tmp_path: 
 @pytest.mark.parametrize(
     "remade", [True, False], ids=["a new one in its place", "nothing in its place"]
 )
-def test_a_lock_is_refused_when_its_folder_was_renamed_before_it_was_had(
+def test_a_lock_is_refused_if_its_folder_was_renamed_before_it_was_taken(
     remade: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, take = tmp_path / "store.partial", fcntl.flock
@@ -225,12 +225,12 @@ def test_a_lock_is_refused_when_its_folder_was_renamed_before_it_was_had(
 
     monkeypatch.setattr(fcntl, "flock", finished_meanwhile)
     with pytest.raises(
-        UserError, match=r"store\.partial was just finished by another process: run again"
+        UserError, match=r"store\.partial was just completed by another process: run the same"
     ):
         files.lock(folder).__enter__()
 
 
-def test_a_lock_says_who_holds_it_and_not_who_held_it_before(
+def test_a_lock_file_has_its_current_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert files.owner_of(tmp_path) == ""
@@ -241,7 +241,7 @@ def test_a_lock_says_who_holds_it_and_not_who_held_it_before(
 
 
 @pytest.mark.parametrize(("refusals", "had"), [(0, True), (1, True), (3, True), (4, False)])
-def test_a_lock_that_is_asked_about_for_an_instant_is_waited_for(
+def test_a_lock_that_is_held_for_an_instant_is_waited_for(
     refusals: int, had: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers, slept, take = [BlockingIOError] * refusals, list[float](), fcntl.flock
@@ -255,16 +255,14 @@ def test_a_lock_that_is_asked_about_for_an_instant_is_waited_for(
     monkeypatch.setattr(time, "sleep", slept.append)
     folder = tmp_path / "new" / "folder"
     with (
-        nullcontext() if had else pytest.raises(UserError, match="in use by an unnamed process"),
+        nullcontext() if had else pytest.raises(UserError, match="in use by an unknown process"),
         files.lock(folder),
     ):
         assert (folder / "lock").exists()
-    assert sum(slept) == pytest.approx(
-        0.1 * min(refusals, 3)
-    )  # no pause where no other try follows
+    assert sum(slept) == pytest.approx(0.1 * min(refusals, 3))  # no pause after the last try
 
 
-def test_the_weights_of_a_model_folder_are_found_whatever_their_format(tmp_path: Path) -> None:
+def test_weight_files_of_all_formats_are_found(tmp_path: Path) -> None:
     weights = {
         "model-00001-of-00002.safetensors",
         "pytorch_model.bin",
@@ -276,7 +274,7 @@ def test_the_weights_of_a_model_folder_are_found_whatever_their_format(tmp_path:
     assert {path.name for path in files.weight_files(tmp_path)} == weights
 
 
-def test_digests_are_those_of_the_bytes_and_of_the_canonical_json(tmp_path: Path) -> None:
+def test_digests_of_files_and_of_canonical_json(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert files.sha256_file(tmp_path / "a") == known
@@ -286,6 +284,6 @@ def test_digests_are_those_of_the_bytes_and_of_the_canonical_json(tmp_path: Path
     )
 
 
-def test_json_keeps_the_letters_of_every_language(tmp_path: Path) -> None:
+def test_json_keeps_non_ascii_letters(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", "Łódź 北京")
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '"Łódź 北京"\n'

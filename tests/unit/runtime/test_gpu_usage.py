@@ -1,4 +1,4 @@
-"""GPU samples, with a tool that stands in for nvidia-smi."""
+"""GPU samples, with a fake nvidia-smi."""
 
 import os
 import time
@@ -17,7 +17,9 @@ def tool(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
 
 
-def test_the_jobs_own_gpu_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_visible_gpu_of_the_job_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool(tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/asked; echo "87, 12345, 40960"')
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     found = gpu_usage.ask()
@@ -29,14 +31,14 @@ def test_the_jobs_own_gpu_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "script", ["exit 9", "echo No devices were found", "echo '[N/A], 1, 2'", "true"]
 )
-def test_a_tool_that_says_nothing_useful_is_no_gpu(
+def test_an_invalid_answer_of_nvidia_smi_counts_as_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     tool(tmp_path, monkeypatch, script)
     assert gpu_usage.ask() is None
 
 
-def test_a_job_without_a_visible_gpu_asks_nothing(
+def test_a_job_without_a_visible_gpu_does_not_run_nvidia_smi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool(tmp_path, monkeypatch, 'echo "87, 12345, 40960"')
@@ -70,7 +72,7 @@ def test_without_a_gpu_nothing_is_written(tmp_path: Path) -> None:
     assert gpu_usage.last_sample(tmp_path / "a" / "b.gpu.tsv") is None
 
 
-def test_samples_lie_beside_the_benchmark() -> None:
+def test_samples_are_next_to_the_benchmark_file() -> None:
     log = Path("results/tiny/logs/train_sae/layer_00.log")
     assert gpu_usage.samples_beside(log) == Path(
         "results/tiny/benchmarks/train_sae/layer_00.gpu.tsv"

@@ -1,4 +1,4 @@
-"""One signature serves Snakemake and the command line."""
+"""Scripts as Snakemake jobs and from the command line, with one signature."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from ghosttrack.settings import SaeSettings
 
 
 class Named(SimpleNamespace):
-    """Stands in for Snakemake's named lists."""
+    """A fake of Snakemake's named lists."""
 
     def keys(self) -> list[str]:
         return list(vars(self))
@@ -40,7 +40,9 @@ def snakemake(log: Path, **parts: Any) -> dict[str, Any]:
     return {"snakemake": SimpleNamespace(log=[str(log)], rule="r", threads=3, **{**empty, **parts})}
 
 
-def test_arguments_come_from_the_rule_and_take_their_annotated_types(tmp_path: Path) -> None:
+def test_arguments_come_from_the_rule_and_are_converted_to_their_annotations(
+    tmp_path: Path,
+) -> None:
     seen: dict[str, Any] = {}
 
     def main(
@@ -87,7 +89,7 @@ def test_an_error_for_the_user_shows_no_traceback_on_the_screen(
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
-def test_an_argument_that_the_rule_lacks_is_named(
+def test_an_argument_that_the_rule_lacks_is_named_in_the_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(*, weights: Path) -> None:
@@ -95,7 +97,7 @@ def test_an_argument_that_the_rule_lacks_is_named(
 
     with pytest.raises(SystemExit):
         job.run(main, snakemake(tmp_path / "log"))
-    assert "gives no 'weights'" in capsys.readouterr().err
+    assert "has no 'weights'" in capsys.readouterr().err
 
 
 def test_without_snakemake_the_signature_is_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,12 +124,12 @@ def test_without_snakemake_the_signature_is_a_command_line(monkeypatch: pytest.M
         ),
         (
             OSError(28, "No space left on device"),
-            "no room to write: [Errno 28] No space left on device. Free space",
+            "no disk space left: [Errno 28] No space left on device. Free space",
         ),
         (OSError(2, "No such file"), "unexpected FileNotFoundError"),
     ],
 )
-def test_trouble_with_the_machine_says_what_to_do(
+def test_errors_about_memory_and_disk_space_have_a_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, said: str
 ) -> None:
     def main(*, micro_batch: int) -> None:
@@ -140,7 +142,7 @@ def test_trouble_with_the_machine_says_what_to_do(
     assert said in capsys.readouterr().err
 
 
-def test_a_log_begins_with_where_the_job_ran(
+def test_a_log_begins_with_process_host_and_slurm_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
@@ -150,7 +152,7 @@ def test_a_log_begins_with_where_the_job_ran(
     assert first.endswith(f"process {os.getpid()} on {os.uname().nodename}, Slurm job 12, GPU 3")
 
 
-def test_locks_of_a_job_are_in_its_models_journal(tmp_path: Path) -> None:
+def test_locks_of_a_job_are_in_the_lock_log_of_its_model(tmp_path: Path) -> None:
     def main() -> None:
         with files.lock(tmp_path / "state"):
             pass

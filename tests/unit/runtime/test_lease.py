@@ -1,4 +1,4 @@
-"""The lease of a folder: live or dead by process, lock and date; taken over by exactly one; its loss noticed."""
+"""The lease of a folder: live by process, lock or date; taken over by exactly one run."""
 
 import fcntl
 import os
@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from ghosttrack.errors import UserError
-from ghosttrack.runtime import files, lease
+from ghosttrack.runtime import files, lease, lease_file, lease_process
 
 PLACES = ("this host", "other host", "other boot", "other container", "other user")
 PROCESSES = ("alive", "dead", "reused")
 AGES = ("fresh", "expired")
 PACKAGE = {**os.environ, "PYTHONPATH": str(Path(lease.__file__).parents[2])}
-# A user that is nobody here: root's children become it, others' stay what they are.
+# An unknown user id. Child processes of root switch to it; those of other users do not.
 STRANGER = 65534 if os.getuid() == 0 else os.getuid()
 
 
 def python(code: str, *words: str, folder: Path) -> "subprocess.Popen[str]":
-    """A process with the package, in `folder`; stdout and stderr in one."""
+    """A Python process with the package in `folder`; stderr goes to stdout."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],
         cwd=folder,
@@ -58,17 +58,17 @@ def ended_process() -> int:
 
 
 def left_behind(folder: Path, age: float = 0.0, **fields: Any) -> Path:
-    """A lease that its holder neither holds nor gave back, last renewed `age` seconds ago."""
+    """A lease that is neither held nor released, last renewed `age` seconds ago."""
     held = lease.acquire(folder, "snakemake saes")
     record = held.lease._replace(**fields)
-    held.path.write_bytes(lease._packed(record))
+    held.path.write_bytes(lease_file.packed(record))
     held.leave()
-    then = lease.file_clock(folder) - age
+    then = lease_file.file_clock(folder) - age
     os.utime(held.path, (then, then))
     return held.path
 
 
-def standing(folder: Path) -> lease.Found:
+def standing(folder: Path) -> lease.LeaseStatus:
     found = lease.current(folder)
     assert found is not None
     return found
@@ -78,7 +78,7 @@ def standing(folder: Path) -> lease.Found:
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.parametrize("state", PROCESSES)
 @pytest.mark.parametrize("place", PLACES)
-def test_live_or_dead_follows_from_place_process_date_and_lock(
+def test_whether_a_lease_is_live_follows_from_host_process_date_and_lock(
     tmp_path: Path,
     process: "subprocess.Popen[str]",
     stranger: "subprocess.Popen[str]",
@@ -90,15 +90,15 @@ def test_live_or_dead_follows_from_place_process_date_and_lock(
     pid = (
         ended_process() if state == "dead" else (stranger if place == "other user" else process).pid
     )
-    here = lease._of_this_process("", set())
+    here = lease.for_this_process("", set())
     fields = {
         "this host": {},
         "other user": {"user": "ann"},
         "other host": {"host": "node7", "boot": "b7"},
-        "other boot": {"boot": "b7"},  # or a second machine of the same name
+        "other boot": {"boot": "b7"},  # or another machine with the same name
         "other container": {"namespaces": "1 1"},
     }[place]
-    ticks = lease._ticks(process.pid if state == "dead" else pid) + (state == "reused")
+    ticks = lease_process.start_ticks(process.pid if state == "dead" else pid) + (state == "reused")
     seconds = 5.0 if age == "fresh" else lease.EXPIRY_SECONDS + 5
     path = left_behind(
         tmp_path, seconds, **{"host": here.host, **fields, "pid": pid, "ticks": ticks}
@@ -137,7 +137,7 @@ except UserError as error:
 
 
 def said_to_a_stranger(folder: Path) -> str:
-    """What another user is told who wants the lease of `folder`; `folder` itself is open to everyone."""
+    """The error for another user who tries to take the lease of an accessible `folder`."""
     folder.chmod(0o755)
     return python(AS_STRANGER, str(STRANGER), folder=folder).communicate()[0]
 
@@ -145,29 +145,32 @@ def said_to_a_stranger(folder: Path) -> str:
 def test_another_user_sees_that_a_process_is_alive(tmp_path: Path) -> None:
     left_behind(tmp_path, 500)
     said = said_to_a_stranger(tmp_path)
-    assert f"another run is at work in this folder: {files.user_name(os.getuid())} on " in said
-    assert "its process is stopped" in said.lower()  # so it was found, though it is expired
+    assert f"another run is active in this folder: {files.user_name(os.getuid())} on " in said
+    assert (
+        "its process is stopped" in said.lower()
+    )  # its process was found, although the lease is expired
 
 
-def test_another_user_is_told_whose_lease_it_may_not_read(tmp_path: Path) -> None:
+def test_the_error_about_an_unreadable_lease_names_its_owner(tmp_path: Path) -> None:
     path = left_behind(tmp_path, 0, pid=ended_process())
     path.parent.chmod(0o700 if os.getuid() == 0 else 0)  # umask 077
     said = said_to_a_stranger(tmp_path)
     path.parent.chmod(0o700)
     assert (
-        f"results/.run belongs to {files.user_name(os.getuid())}, and you may not read it" in said
+        f"results/.run belongs to {files.user_name(os.getuid())}, and you have no permission to "
+        "read it" in said
     )
     assert "chmod -R g+rwX results" in said
 
 
-def test_another_user_is_told_whose_folder_it_may_not_write(tmp_path: Path) -> None:
+def test_the_error_about_an_unwritable_folder_names_its_owner(tmp_path: Path) -> None:
     path = left_behind(tmp_path, 0, pid=ended_process())
     path.parent.chmod(0o755 if os.getuid() == 0 else 0o500)
     said = said_to_a_stranger(tmp_path)
     path.parent.chmod(0o700)
     assert (
-        f"results/.run cannot be written (Permission denied): it belongs to {files.user_name(os.getuid())}"
-        in said
+        "results/.run cannot be written (Permission denied): it belongs to "
+        f"{files.user_name(os.getuid())}" in said
     )
 
 
@@ -182,25 +185,25 @@ def test_another_user_of_a_shared_folder_takes_over_from_a_dead_run(tmp_path: Pa
     assert not path.exists()
 
 
-def test_a_process_that_proc_hides_is_judged_by_the_date(
+def test_the_date_decides_if_proc_hides_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: "subprocess.Popen[str]"
 ) -> None:
-    left_behind(tmp_path, 5, pid=process.pid, ticks=lease._ticks(process.pid))
-    monkeypatch.setattr(lease, "_stat", lambda _: ("", 0))
+    left_behind(tmp_path, 5, pid=process.pid, ticks=lease_process.start_ticks(process.pid))
+    monkeypatch.setattr(lease_process, "_stat", lambda _: ("", 0))
     assert standing(tmp_path).alive is None
     assert standing(tmp_path).live
 
 
-def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
+def test_a_zombie_process_is_dead(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as run:
-        left_behind(tmp_path, 5, pid=run.pid, ticks=lease._ticks(run.pid))
+        left_behind(tmp_path, 5, pid=run.pid, ticks=lease_process.start_ticks(run.pid))
         assert standing(tmp_path).live
         run.kill()
         os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOWAIT)
         assert not standing(tmp_path).live
 
 
-def test_a_wrong_clock_of_this_machine_ends_no_lease(
+def test_a_wrong_clock_of_this_machine_does_not_expire_a_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_behind(tmp_path, 5, boot="b7")
@@ -210,28 +213,28 @@ def test_a_wrong_clock_of_this_machine_ends_no_lease(
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'{"host": "node7", "check": "0"}'])
-def test_a_lease_that_cannot_be_read_is_live_until_it_runs_out(tmp_path: Path, text: bytes) -> None:
+def test_an_incomplete_lease_is_live_until_it_expires(tmp_path: Path, text: bytes) -> None:
     path = left_behind(tmp_path, 5)
     path.write_bytes(text)
     assert standing(tmp_path).lease is None
     with pytest.raises(UserError, match="a host that is not known yet"):
         lease.acquire(tmp_path, "")
-    then = lease.file_clock(tmp_path) - 200
+    then = lease_file.file_clock(tmp_path) - 200
     os.utime(path, (then, then))
     assert not standing(tmp_path).live
 
 
-def test_a_record_that_is_being_replaced_is_no_record() -> None:
-    old = lease._of_this_process("snakemake", set())
+def test_a_record_that_is_being_replaced_is_read_as_old_new_or_none() -> None:
+    old = lease.for_this_process("snakemake", set())
     new = old._replace(pid=old.pid + 1, ticks=old.ticks + 123456)
-    before, after = lease._packed(old), lease._packed(new)
+    before, after = lease_file.packed(old), lease_file.packed(new)
     assert len(before) == len(after)
-    assert lease._unpacked(after) == new
+    assert lease_file.unpacked(after) == new
     for cut in range(len(before)):
-        assert lease._unpacked(after[:cut] + before[cut:]) in (None, old, new)
+        assert lease_file.unpacked(after[:cut] + before[cut:]) in (None, old, new)
 
 
-def test_a_lease_that_was_given_back_leaves_the_folder_free(tmp_path: Path) -> None:
+def test_a_released_lease_leaves_the_folder_free(tmp_path: Path) -> None:
     with lease.hold(tmp_path, "first", pytest.fail) as first:
         assert not first.after_killed
         assert standing(tmp_path).live
@@ -241,9 +244,7 @@ def test_a_lease_that_was_given_back_leaves_the_folder_free(tmp_path: Path) -> N
         assert second.number == first.number + 1
 
 
-def test_after_a_killed_run_of_this_host_the_next_one_starts_at_once_and_knows(
-    tmp_path: Path,
-) -> None:
+def test_the_next_run_after_a_killed_one_on_this_host_starts_at_once(tmp_path: Path) -> None:
     left_behind(tmp_path, 0, pid=ended_process())
     began = time.monotonic()
     with lease.hold(tmp_path, "second", pytest.fail) as second:
@@ -260,25 +261,23 @@ def test_after_a_killed_run_of_this_host_the_next_one_starts_at_once_and_knows(
             5,
             ["on node7: kill 12", "node7 is gone for good", "in 115 s"],
         ),
-        ({"namespaces": "1 1", "host": "box", "pid": 12}, 5, ["on box: kill 12", "runs out"]),
+        ({"namespaces": "1 1", "host": "box", "pid": 12}, 5, ["on box: kill 12", "expires"]),
         ({}, 500, ["its process is stopped", "kill -CONT {pid}"]),
     ],
     ids=["this host", "other host", "other container", "stopped"],
 )
-def test_a_refusal_says_who_since_when_and_what_to_do(
+def test_a_refusal_gives_the_holder_the_times_and_the_remedy(
     tmp_path: Path, fields: dict[str, Any], age: float, words: list[str]
 ) -> None:
     left_behind(tmp_path, age, user="ann", **fields)
     with pytest.raises(UserError) as refused:
         lease.acquire(tmp_path, "")
     said = str(refused.value)
-    for word in ["ann on ", "(snakemake saes)", "since 20", "model=both", "a clone each", *words]:
+    for word in ["ann on ", "(snakemake saes)", "since 20", "model=both", "use two clones", *words]:
         assert word.format(pid=os.getpid()).lower() in said.lower(), said
 
 
-def test_a_lock_that_outlives_its_machine_can_be_removed_as_the_message_says(
-    tmp_path: Path,
-) -> None:
+def test_the_remedy_for_a_lock_of_a_lost_machine_works(tmp_path: Path) -> None:
     path = left_behind(tmp_path, 500, boot="b7", host="node7")
     with path.open() as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -289,25 +288,25 @@ def test_a_lock_that_outlives_its_machine_can_be_removed_as_the_message_says(
         lease.acquire(tmp_path, "").release()
 
 
-def test_a_silent_lease_of_another_host_is_watched_before_it_is_replaced(
+def test_an_expired_lease_of_another_host_is_watched_before_it_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(lease, "WATCH_SECONDS", 1.0)
     path = left_behind(tmp_path, 500, boot="b7", host="node7")
     renewal = threading.Timer(0.4, os.utime, [path])
     renewal.start()
-    with pytest.raises(UserError, match=r"another run is at work.*node7"):
+    with pytest.raises(UserError, match=r"another run is active.*node7"):
         lease.acquire(tmp_path, "")
     renewal.join()
     then = time.time() - 500
     os.utime(path, (then, then))
     held = lease.acquire(tmp_path, "")
     assert held.after_killed
-    assert "watching for 1 s" in capsys.readouterr().err
+    assert "Watching for 1 s" in capsys.readouterr().err
     held.release()
 
 
-# Every turn takes the lease, checks that nobody else has it, and gives it back or dies with it.
+# Each turn takes the lease, checks that no other process has it, and releases or leaves it.
 TURNS = """
 import os, sys, time
 from pathlib import Path
@@ -339,7 +338,7 @@ print(turns, others)
 
 
 @pytest.mark.parametrize("flock", ["with flock", "without flock"])
-def test_of_several_challengers_exactly_one_wins_each_time(tmp_path: Path, flock: str) -> None:
+def test_exactly_one_of_several_runs_takes_the_lease(tmp_path: Path, flock: str) -> None:
     dead = str(ended_process())
     runs = [python(TURNS, flock, dead, folder=tmp_path) for _ in range(5)]
     said = [run.communicate()[0] for run in runs]
@@ -349,41 +348,41 @@ def test_of_several_challengers_exactly_one_wins_each_time(tmp_path: Path, flock
     assert sum(others for _, others in counts) > 0, counts
 
 
-def test_a_challenger_that_was_held_up_withdraws(tmp_path: Path) -> None:
+def test_a_delayed_run_withdraws(tmp_path: Path) -> None:
     first = lease.acquire(tmp_path, "first")
     first.release()
     second = lease.acquire(tmp_path, "second")
-    late = lease._of_this_process("late", set())
+    late = lease.for_this_process("late", set())
     assert (
-        lease._create(tmp_path, first.number, late) is None
-    )  # it looked before the first run had begun
-    assert lease._create(tmp_path, second.number, late) is None
+        lease_file.create(tmp_path, first.number, late) is None
+    )  # it read the folder before the first run started
+    assert lease_file.create(tmp_path, second.number, late) is None
     assert second.renew()
     assert [path.name for path in second.path.parent.iterdir()] == [second.path.name]
     second.release()
-    assert lease._create(tmp_path, second.number, late) is None
+    assert lease_file.create(tmp_path, second.number, late) is None
     assert lease.current(tmp_path) is None
 
 
-def test_the_old_holder_notices_that_it_lost_the_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_old_holder_notices_a_takeover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     said: list[str] = []
     with lease.hold(tmp_path, "old", said.append) as old:
         time.sleep(0.3)
         assert said == []
         new = old.lease._replace(user="bob", host="node7", token="other")
-        lease._create(tmp_path, old.number + 1, new)
+        lease_file.create(tmp_path, old.number + 1, new)
         time.sleep(0.5)
     assert len(said) == 1
     assert "the run of bob on node7" in said[0]
     assert "no sign of life for more than 120 s" in said[0]
     found = standing(tmp_path)
-    assert found.lease == new._replace(inode=found.inode)  # it is not given back with the old one
+    assert found.lease == new._replace(
+        inode=found.inode
+    )  # the old holder does not release the new lease
 
 
-def test_a_deleted_lease_is_made_again(tmp_path: Path) -> None:
+def test_a_deleted_lease_is_created_again(tmp_path: Path) -> None:
     held = lease.acquire(tmp_path, "")
     held.path.unlink()
     held.path.parent.rmdir()
@@ -414,7 +413,7 @@ sys.stdin.read()
 """
 
 
-def test_a_plain_snakemake_takes_the_lease_and_gives_it_back_at_its_end(tmp_path: Path) -> None:
+def test_a_plain_snakemake_takes_the_lease_and_releases_it_at_its_end(tmp_path: Path) -> None:
     with python(ADOPT, folder=tmp_path) as run:
         assert run.stdout is not None
         assert run.stdout.readline().split()[0::2] == ["1", "True"]
@@ -424,7 +423,7 @@ def test_a_plain_snakemake_takes_the_lease_and_gives_it_back_at_its_end(tmp_path
     assert lease.current(tmp_path) is None
 
 
-def test_the_snakemake_of_launch_shares_its_lease_and_jobs_do_not_hear_of_it(
+def test_the_snakemake_of_launch_shares_its_lease_and_jobs_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = lease.acquire(tmp_path, "launch")
@@ -441,24 +440,24 @@ def test_the_snakemake_of_launch_shares_its_lease_and_jobs_do_not_hear_of_it(
         assert found.lease is not None
         assert found.lease.pid == run.pid
         run.communicate()
-    assert not held.renew()  # given back by both, and nobody is told of a loss
+    assert not held.renew()  # released by both, without a message about a takeover
     assert held._done.is_set()
 
 
-def test_a_snakemake_whose_launch_lost_the_lease_meanwhile_is_refused(
+def test_a_snakemake_is_refused_if_its_launch_has_lost_the_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = lease.acquire(tmp_path, "old")
-    lease._create(tmp_path, old.number + 1, old.lease._replace(token="other", user="bob"))
+    lease_file.create(tmp_path, old.number + 1, old.lease._replace(token="other", user="bob"))
     monkeypatch.setitem(PACKAGE, lease.VARIABLE, f"{old.lease.token} {os.getpid()}")
     with python(ADOPT, folder=tmp_path) as run:
         said, _ = run.communicate()
     assert run.returncode == 1
-    assert "another run is at work in this folder: bob" in said
+    assert "another run is active in this folder: bob" in said
     old.leave()
 
 
-def test_everyone_who_ever_held_the_lease_stays_named_in_it(tmp_path: Path) -> None:
+def test_a_lease_keeps_the_ids_of_all_earlier_holders(tmp_path: Path) -> None:
     left_behind(tmp_path, 0, pid=ended_process(), users=[4711])
     assert lease.users(tmp_path) == {4711}
     lease.acquire(tmp_path, "").release()

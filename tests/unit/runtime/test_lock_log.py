@@ -1,4 +1,4 @@
-"""The locks' journal: every event of every process, and the proof that no folder had two writers."""
+"""The lock log: every event of every process, and the check that no folder had two writers."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ def event(kind: str, process: int, folder: str = "state") -> lock_log.Event:
     )
 
 
-def test_every_lock_is_in_the_journal_with_its_owner(
+def test_every_lock_is_in_the_lock_log_with_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
@@ -48,7 +48,7 @@ def test_every_lock_is_in_the_journal_with_its_owner(
     assert list(lock_log.overlaps(events)) == []
 
 
-def test_lines_of_processes_that_write_at_once_stay_whole(tmp_path: Path) -> None:
+def test_lines_of_concurrent_processes_are_complete(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from ghosttrack.runtime import lock_log\n"
         "lock_log.keep(Path(sys.argv[1]))\n"
@@ -69,7 +69,7 @@ def test_lines_of_processes_that_write_at_once_stay_whole(tmp_path: Path) -> Non
         ]
 
 
-def test_a_journal_that_cannot_be_written_does_not_stop_the_job(
+def test_a_lock_log_that_cannot_be_written_does_not_stop_the_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "logs").write_text("a file where a folder should be")
@@ -79,7 +79,7 @@ def test_a_journal_that_cannot_be_written_does_not_stop_the_job(
     assert "cannot be written" in caplog.text
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("half a line\n")
     with pytest.raises(
         UserError, match=r"log, line 1: expected 7 tab-separated fields, found 'half a line'"
@@ -93,21 +93,21 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     [
         ([("acquired", 1), ("released", 1), ("acquired", 2), ("released", 2)], []),
         ([("acquired", 1), ("refused", 2), ("released", 1)], []),
-        # Killed: the first never says that it let go.
+        # The first writer was killed, so it never logs `released`.
         ([("acquired", 1), ("acquired", 2), ("released", 2), ("acquired", 1), ("released", 1)], []),
         ([("acquired", 1), ("acquired", 2), ("released", 1), ("released", 2)], [(1, 2)]),
         ([("acquired", 1), ("acquired", 2), ("released", 2), ("released", 1)], [(1, 2)]),
         ([("acquired", 1), ("acquired", 2), ("acquired", 3), ("released", 1)], [(1, 2), (1, 3)]),
     ],
 )
-def test_two_writers_are_found_and_a_killed_one_is_not_taken_for_one(
+def test_two_writers_at_once_are_found_and_a_killed_writer_is_not_counted(
     events: list[tuple[str, int]], writers: list[tuple[int, int]]
 ) -> None:
     found = lock_log.overlaps(event(*each) for each in events)
     assert [(each.first.process, each.second.process) for each in found] == writers
 
 
-def test_folders_are_told_apart() -> None:
+def test_writers_of_different_folders_do_not_overlap() -> None:
     events = [
         event("acquired", 1, "a"),
         event("acquired", 2, "b"),

@@ -1,4 +1,4 @@
-"""Records of jobs: content decides, and dates, folders and Snakemake's metadata do not."""
+"""Records of jobs: content decides; dates, folders and Snakemake's metadata do not."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from ghosttrack.runtime import files, records
 
 
 class Named(list[Any]):
-    """Stands in for Snakemake's lists with names."""
+    """A fake of Snakemake's named lists."""
 
     def __init__(self, **parts: Any) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def made(one: Any, content: bytes = b"x") -> None:
 
 
 def chain(k: int = 16, site: str = "resid_post") -> list[Any]:
-    """Extraction, training, a table: as three jobs."""
+    """Three jobs in a chain: extraction, training, a table."""
     return [
         job(MANIFEST, site=site),
         job(SAE, {"manifests": [MANIFEST]}, sae={"k": k, "epochs": 2}),
@@ -98,18 +98,18 @@ def finish(jobs: list[Any]) -> None:
         made(one)
 
 
-def test_before_a_first_run_everything_is_missing_and_nothing_has_a_reason() -> None:
+def test_before_the_first_run_all_jobs_are_missing_without_a_reason() -> None:
     verdicts = due.judge(requests(chain()))
     assert verdicts == [("missing", "")] * 3
     assert due.described(requests(chain()), verdicts) == ""
 
 
-def test_a_finished_run_is_current_whatever_the_dates_say() -> None:
+def test_a_finished_run_is_current_with_any_dates() -> None:
     finish(chain())
     assert states(chain()) == ["current"] * 3
     for place, path in enumerate(
         (TABLE, SAE, MANIFEST)
-    ):  # results older than what they were made from
+    ):  # results that are older than their inputs
         os.utime(path, (1000 + place, 1000 + place))
     shutil.rmtree(".snakemake")
     assert states(chain()) == ["current"] * 3
@@ -122,34 +122,38 @@ def test_a_copy_of_the_folder_is_current(tmp_path: Path, monkeypatch: pytest.Mon
     assert states(chain()) == ["current"] * 3
 
 
-def test_a_changed_setting_names_its_key_and_makes_what_follows_due() -> None:
+def test_a_changed_setting_is_named_and_makes_dependent_jobs_due() -> None:
     finish(chain())
     verdicts = due.judge(requests(chain(k=8)))
     assert [verdict.state for verdict in verdicts] == ["current", "due", "due"]
     assert verdicts[1].reason == "settings: sae.k 16 -> 8"
     text = due.described(requests(chain(k=8)), verdicts)
     assert "rule1: settings: sae.k 16 -> 8" in text
-    assert "jobs that follow from these: 1" in text
+    assert "jobs that depend on these: 1" in text
 
 
 def test_a_changed_setting_is_not_forgotten_when_its_first_job_fails() -> None:
     finish(chain())
     changed = chain(site="mlp_out")
-    Path(MANIFEST).unlink()  # Snakemake removes the output before the job that then fails
+    Path(MANIFEST).unlink()  # Snakemake removes the output before it runs the job, which fails
     assert states(changed) == ["due", "due", "due"]
     made(changed[0])  # the second attempt extracts, and nothing is trained yet
-    assert states(changed) == ["current", "current", "current"]  # the same bytes: nothing follows
+    assert states(changed) == [
+        "current",
+        "current",
+        "current",
+    ]  # the content is the same, so no other job runs
     made(changed[0], b"other")
     assert states(changed) == ["current", "due", "due"]
 
 
-def test_a_lost_result_is_missing_and_what_follows_stays_current() -> None:
+def test_a_lost_result_is_missing_and_dependent_jobs_stay_current() -> None:
     finish(chain())
     Path(SAE).unlink()
     assert states(chain()) == ["current", "missing", "current"]
 
 
-def test_activations_that_a_disk_budget_released_are_missing_and_call_for_nothing() -> None:
+def test_activations_deleted_under_a_disk_budget_are_missing_and_make_no_job_due() -> None:
     finish(chain())
     Path(MANIFEST).unlink()
     assert states(chain()) == ["missing", "current", "current"]
@@ -157,7 +161,7 @@ def test_activations_that_a_disk_budget_released_are_missing_and_call_for_nothin
 
 
 @pytest.mark.parametrize("path", [MANIFEST, SAE, TABLE])
-def test_a_flipped_bit_is_named_and_only_its_job_runs_again(path: str) -> None:
+def test_a_flipped_bit_is_reported_and_only_its_job_runs_again(path: str) -> None:
     finish(chain())
     put(path, b"y")
     verdicts = due.judge(requests(chain()))
@@ -166,7 +170,7 @@ def test_a_flipped_bit_is_named_and_only_its_job_runs_again(path: str) -> None:
     assert any(path in verdict.reason for verdict in verdicts)
 
 
-def test_a_result_made_again_with_other_bytes_makes_what_follows_due() -> None:
+def test_a_result_rewritten_with_other_content_makes_dependent_jobs_due() -> None:
     finish(chain())
     made(chain()[1], b"other rounding")
     assert states(chain()) == ["current", "current", "due"]
@@ -181,18 +185,18 @@ def test_an_output_without_a_record_is_due() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"params": 3}', '{"params": {}, "inputs": {}}', "\x00"]
 )
-def test_a_damaged_record_counts_as_none(text: str) -> None:
+def test_a_damaged_record_counts_as_missing(text: str) -> None:
     finish(chain())
     records.record_path(SAE).write_text(text)
     assert states(chain()) == ["current", "due", "due"]
 
 
-def test_what_a_job_only_waits_for_is_not_among_its_inputs() -> None:
+def test_order_only_inputs_are_not_in_the_description() -> None:
     waiting = job(MANIFEST, {"earlier": [SAE], "weights": ["results/m/model/model.safetensors"]})
     assert list(records.describe_job(waiting).inputs) == ["results/m/model/model.safetensors"]
 
 
-def test_a_users_file_counts_by_its_content_and_not_by_its_folder() -> None:
+def test_a_user_file_counts_by_content_and_not_by_folder() -> None:
     put("mine/texts.csv", b"a,b")
     one = job(TABLE, {"file": "mine/texts.csv"}, dataset_settings={"path": "mine/texts.csv"})
     made(one)
@@ -205,7 +209,7 @@ def test_a_users_file_counts_by_its_content_and_not_by_its_folder() -> None:
     assert "mine" not in records.record_path(TABLE).read_text()
 
 
-def test_two_files_of_one_name_keep_their_places() -> None:
+def test_two_files_of_the_same_name_are_distinguished() -> None:
     put("a/texts.csv", b"1")
     put("b/texts.csv", b"2")
     made(job(TABLE, {"texts": "a/texts.csv", "context": "b/texts.csv"}))
@@ -213,7 +217,7 @@ def test_two_files_of_one_name_keep_their_places() -> None:
     assert states([job(TABLE, {"texts": "b/texts.csv", "context": "a/texts.csv"})]) == ["due"]
 
 
-def test_where_progress_is_kept_and_what_is_only_compared_is_no_setting() -> None:
+def test_untracked_params_do_not_make_a_job_due() -> None:
     made(job(TABLE, state="a", made_from="b", expected={"k": 1}))
     assert states([job(TABLE, state="c", made_from="d", expected={"k": 2})]) == ["current"]
 
@@ -232,19 +236,17 @@ def test_settings_survive_json() -> None:
     assert states([job(TABLE, **{**values, "on": 1.5})]) == ["due"]
 
 
-def test_a_job_refuses_an_input_that_is_not_what_its_own_job_wrote() -> None:
+def test_a_job_refuses_an_input_that_differs_from_its_record() -> None:
     finish(chain()[:1])
     put(MANIFEST, b"damaged")
     with pytest.raises(
-        UserError, match=r"shard_0000.json is not what its job wrote .*Run the same command again"
+        UserError, match=r"shard_0000.json was damaged or edited .*Run the same command again"
     ):
         made(chain()[1])
     assert records.read(SAE) is None
 
 
-def test_on_a_cluster_a_job_waits_for_what_another_node_has_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_slurm_job_waits_for_the_new_version_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     finish(chain()[:1])
     put(MANIFEST, b"the former version")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -265,13 +267,13 @@ def test_a_job_that_fails_records_nothing() -> None:
     assert records.read(SAE) is None
 
 
-def test_a_job_asked_for_by_name_takes_along_what_follows() -> None:
+def test_dependent_jobs_of_a_requested_job_are_due() -> None:
     finish(chain())
-    verdicts = due.judge(requests(chain(), rule1="asked for by name"))
+    verdicts = due.judge(requests(chain(), rule1="requested on the command line"))
     assert [verdict.state for verdict in verdicts] == ["current", "due", "due"]
 
 
-def test_reasons_beyond_a_screenful_are_counted() -> None:
+def test_further_reasons_are_counted() -> None:
     jobs = [job(f"results/m/{name}.csv", seed=0) for name in range(due.SHOWN_REASONS + 5)]
     for one in jobs:
         put(one.output[0])
@@ -286,7 +288,7 @@ def store(files_of: dict[str, bytes], manifest: bytes = b"{}") -> None:
     put(MANIFEST, manifest)
 
 
-def test_a_store_is_known_by_its_manifest_and_the_sizes_of_its_files() -> None:
+def test_the_digest_of_a_store_covers_its_manifest_and_file_sizes() -> None:
     store({"zarr.json": b"{}", "c/0": b"12"})
     first = records.digest_of(ROWS)
     put(f"{ROWS}/.snakemake_timestamp")
@@ -300,7 +302,7 @@ def test_a_store_is_known_by_its_manifest_and_the_sizes_of_its_files() -> None:
     assert records.digest_of(ROWS) != first
 
 
-def test_a_folder_without_a_manifest_is_known_by_all_its_bytes() -> None:
+def test_the_digest_of_a_folder_without_a_manifest_covers_all_bytes() -> None:
     put("results/m/paper/a.tex", b"1")
     first = records.digest_of("results/m/paper")
     put("results/m/paper/a.tex", b"2")
@@ -308,7 +310,7 @@ def test_a_folder_without_a_manifest_is_known_by_all_its_bytes() -> None:
     assert records.digest_of("results/m/none") is None
 
 
-def test_a_large_file_is_read_once_and_again_when_anything_of_it_changes(
+def test_a_large_file_is_read_once_and_again_after_any_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[Path] = []
@@ -335,13 +337,13 @@ def test_a_large_file_is_read_once_and_again_when_anything_of_it_changes(
         assert records.digest_of("large") == real(Path("large"))
 
 
-def test_a_file_just_written_is_not_trusted_to_stay() -> None:
+def test_the_digest_of_a_new_file_is_not_cached() -> None:
     put("large", b"1" * (records.CACHED_BYTES + 1))
     records.digest_of("large")
     assert not Path(records.CACHE).exists()
 
 
-def test_every_file_that_a_model_is_read_from_counts() -> None:
+def test_the_digest_of_a_model_covers_every_file_that_is_loaded() -> None:
     for name in ("model.safetensors", "config.json", "tokenizer.json", "merges.txt", "README.md"):
         put(f"mine/{name}", b"a" * 100_000)
     first = records.model_digest(Path("mine"))
@@ -353,8 +355,8 @@ def test_every_file_that_a_model_is_read_from_counts() -> None:
         put(f"mine/{name}", b"a" * 100_000)
 
 
-# ---- what results were made with
-def test_results_made_with_this_runs_settings_pass() -> None:
+# ---- lineage of results
+def test_results_with_the_settings_of_this_run_pass() -> None:
     finish(chain())
     assert (
         records.check_lineage(
@@ -367,24 +369,24 @@ def test_results_made_with_this_runs_settings_pass() -> None:
 @pytest.mark.parametrize(
     ("expected", "said"),
     [
-        ({"sae": {"k": 8, "epochs": 2}}, r"sae_weights.* made with sae.k 16, this run asks for 8"),
+        ({"sae": {"k": 8, "epochs": 2}}, r"sae_weights.* made with sae.k 16, but this run has 8"),
         ({"seed": 1}, "seed 0"),
     ],
 )
-def test_results_made_with_other_settings_fail(expected: dict[str, Any], said: str) -> None:
+def test_results_with_other_settings_fail(expected: dict[str, Any], said: str) -> None:
     finish(chain())
     with pytest.raises(UserError, match=said):
         records.check_lineage([TABLE], expected)
 
 
-def test_results_made_from_another_file_than_the_one_that_stands_fail() -> None:
+def test_results_made_from_another_version_of_a_file_fail() -> None:
     finish(chain())
     made(chain()[1], b"other")
     with pytest.raises(UserError, match=r"metrics.csv was made from another .*sae_weights"):
         records.check_lineage([TABLE], {})
 
 
-def test_a_record_is_readable_json_beside_the_results() -> None:
+def test_a_record_is_readable_json_in_the_results_folder() -> None:
     finish(chain())
     path = Path("results/m/records/saes/layer_02/sae_weights.safetensors.json")
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Damaged tables are named, with what to do."""
+"""Tables and arrays: errors about damaged files, and csv without formulas."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from ghosttrack.runtime import tables
 from tests.conftest import ROOT
 
 
-def test_whole_files_are_read(tmp_path: Path) -> None:
+def test_complete_files_are_read(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1], "b": [2]}).to_parquet(tmp_path / "t.parquet")
     np.savez(tmp_path / "t.npz", x=np.arange(3))
     assert tables.read_parquet(tmp_path / "t.parquet", ["b"]).columns.tolist() == ["b"]
@@ -25,14 +25,16 @@ def test_whole_files_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 half", b"PK half"])
 @pytest.mark.parametrize("name", ["t.parquet", "t.npz"])
-def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, name: str, content: bytes) -> None:
+def test_the_error_about_a_damaged_file_has_its_path_and_the_remedy(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     (tmp_path / name).write_bytes(content)
     read = tables.read_parquet if name.endswith("parquet") else tables.read_npz
     with pytest.raises(UserError, match=f"{name} cannot be read .*delete it and run again"):
         read(tmp_path / name)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_file_has_its_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.parquet cannot be read"):
         tables.read_parquet(tmp_path / "gone.parquet")
     with pytest.raises(UserError, match=r"gone\.npz cannot be read"):
@@ -76,7 +78,7 @@ def written(table: pd.DataFrame) -> str:
     return text.getvalue()
 
 
-def test_no_text_of_a_csv_table_is_a_formula_and_all_of_it_comes_back(tmp_path: Path) -> None:
+def test_csv_text_is_no_formula_and_is_read_back_unchanged(tmp_path: Path) -> None:
     table = pd.DataFrame({"claim": [*FORMULAS, *PLAIN], "value": -1.5})
     text = written(table)
     cells = [row["claim"] for row in csv.DictReader(io.StringIO(text, newline=""))]
@@ -93,7 +95,7 @@ def test_no_text_of_a_csv_table_is_a_formula_and_all_of_it_comes_back(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["=1", "a\r=1"])
-def test_a_line_break_in_a_text_begins_no_row(name: str) -> None:
+def test_a_line_break_in_a_text_does_not_begin_a_row(name: str) -> None:
     assert (
         len(
             list(
@@ -107,7 +109,7 @@ def test_a_line_break_in_a_text_begins_no_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*FORMULAS, "a\r=1+1", "a\n=1+1"])
-def test_a_scored_text_is_no_formula_and_begins_no_row_in_the_csv_of_scores(text: str) -> None:
+def test_a_user_text_in_the_csv_of_scores_is_no_formula_and_begins_no_row(text: str) -> None:
     judged = Score(
         text, text, 0, len(text), 0.5, -0.25, 0.0, "abstain", [Token(0, len(text), 1.0, 0.0)], []
     )
@@ -118,7 +120,7 @@ def test_a_scored_text_is_no_formula_and_begins_no_row_in_the_csv_of_scores(text
         assert not cell.startswith("-") or cell == "-0.25", name
 
 
-def test_numbers_and_truth_values_of_a_csv_table_stay_what_they_are(tmp_path: Path) -> None:
+def test_numbers_and_booleans_of_a_csv_table_are_unchanged(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {"n": [-1, 2], "x": [-0.25, float("nan")], "control": [True, False], "reason": ["-x", None]}
     )
@@ -136,14 +138,14 @@ def test_numbers_and_truth_values_of_a_csv_table_stay_what_they_are(tmp_path: Pa
     "names",
     [["NA", "null", "nan", "None", "N/A", "NULL"], ["2024", "007"], ["true", "false"], ["1.10"]],
 )
-def test_names_of_data_sets_and_models_come_back_from_csv_as_they_are(
+def test_names_of_data_sets_and_models_are_read_back_from_csv_unchanged(
     tmp_path: Path, column: str, names: list[str]
 ) -> None:
     (tmp_path / "t.csv").write_text(written(pd.DataFrame({column: names, "auroc": 0.5})))
     assert tables.read_csv(tmp_path / "t.csv")[column].tolist() == names
 
 
-def test_every_csv_table_is_written_and_read_by_the_one_helper() -> None:
+def test_every_csv_table_is_written_and_read_by_the_helper() -> None:
     sources = [
         path for path in (ROOT / "workflow_scripts").rglob("*.py") if path.name != "tables.py"
     ]

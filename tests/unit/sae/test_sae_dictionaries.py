@@ -83,7 +83,12 @@ def test_a_folder_gives_back_the_training_form_it_was_folded_from(tmp_path: Path
 
 
 def test_layers_begin_with_the_same_directions_unless_they_are_independent() -> None:
-    assert seed_of(7, 3, "common") == seed_of(7, 5, "common") == seed_of(7, 5, "anchored") == 7
+    assert (
+        seed_of(7, 3, "shared_init")
+        == seed_of(7, 5, "shared_init")
+        == seed_of(7, 5, "warm_start")
+        == 7
+    )
     assert (
         len(
             {
@@ -113,11 +118,11 @@ def test_an_autoencoder_from_elsewhere_is_no_anchor(tmp_path: Path) -> None:
 
 def test_at_the_start_another_place_and_scale_change_no_code() -> None:
     rows, _ = two_layers()
-    anchor = trained(rows, SMALL.model_copy(update={"d_sae": 96}))
+    first = trained(rows, SMALL.model_copy(update={"d_sae": 96}))
     moved = MemoryRows(4.0 * rows.values.astype(np.float64) - 11.0)
-    begun = fold(unfold(anchor).parameters, fit_normaliser(moved))
+    begun = fold(unfold(first).parameters, fit_normaliser(moved))
     x, y = (torch.from_numpy(each.values[:500].astype(np.float32)) for each in (rows, moved))
-    expected, found = with_thresholds(anchor, 0.2).encode(x), with_thresholds(begun, 0.2).encode(y)
+    expected, found = with_thresholds(first, 0.2).encode(x), with_thresholds(begun, 0.2).encode(y)
     assert float((found - expected).abs().max()) < 0.05 * float(
         expected.max()
     )  # the rows are float16
@@ -125,12 +130,12 @@ def test_at_the_start_another_place_and_scale_change_no_code() -> None:
 
 def test_what_begins_with_an_anchor_keeps_its_numbers_and_learns_its_own_layer() -> None:
     rows, moved = two_layers()
-    anchor = trained(rows)
-    begun, alone = trained(moved, start=unfold(anchor)), trained(moved, seed=1)
-    used = (anchor.encode(torch.from_numpy(rows.values.astype(np.float32))) > 0).sum(0).numpy() > 50
-    assert np.median(same_number(anchor, begun)[used]) > 0.85
-    assert np.median(same_number(anchor, alone)[used]) < 0.5
-    turned_rows = np.median(same_number(anchor, begun)[used])
+    first = trained(rows)
+    begun, alone = trained(moved, start=unfold(first)), trained(moved, seed=1)
+    used = (first.encode(torch.from_numpy(rows.values.astype(np.float32))) > 0).sum(0).numpy() > 50
+    assert np.median(same_number(first, begun)[used]) > 0.85
+    assert np.median(same_number(first, alone)[used]) < 0.5
+    turned_rows = np.median(same_number(first, begun)[used])
     assert turned_rows < 0.999  # it followed the turn
     own, other = (measure(each, moved, k=3).reconstruction.fvu for each in (begun, alone))
     assert own < 1.1 * other

@@ -80,7 +80,7 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
         "stores": [store],
         "manifests": [manifest],
         "model_source": manifest.with_suffix(".source.json"),
-        "anchor": [],
+        "warm_start_layer": [],
         "weights": folder / "sae_weights.safetensors",
         "cfg": folder / "cfg.json",
         "history": folder / "history.csv",
@@ -288,23 +288,23 @@ def test_another_model_or_corpus_than_the_held_out_store_s_is_refused(tmp_path: 
 
 def test_a_layer_begins_with_its_anchor_and_says_when_it_cannot(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
-    given = arguments(tmp_path / "anchor", store, manifest)
+    given = arguments(tmp_path / "first", store, manifest)
     train_sae.main(**given)
-    once = SMALL.model_copy(update={"anchored_epochs": 1, "learning_rate": 1e-6})
+    once = SMALL.model_copy(update={"warm_start_epochs": 1, "learning_rate": 1e-6})
     begun = {
         **arguments(tmp_path / "begun", store, manifest),
-        "anchor": [given["weights"], given["cfg"]],
+        "warm_start_layer": [given["weights"], given["cfg"]],
         "sae": once,
     }
     train_sae.main(**begun)
     tokens = [
         files.read_json(tmp_path / name / "cfg.json")["metadata"]["training_tokens"]
-        for name in ("anchor", "begun")
+        for name in ("first", "begun")
     ]
     assert tokens[0] == SMALL.epochs * tokens[1]
     # The same layer, hardly trained any further: the same autoencoder.
     assert torch.allclose(
-        sae.load(tmp_path / "begun").W_dec, sae.load(tmp_path / "anchor").W_dec, atol=1e-2
+        sae.load(tmp_path / "begun").W_dec, sae.load(tmp_path / "first").W_dec, atol=1e-2
     )
     wide = {**begun, "sae": SMALL.model_copy(update={"d_sae": 40})}
     with pytest.raises(UserError, match="48 features of 16 dimensions, this layer needs 40 of 16"):

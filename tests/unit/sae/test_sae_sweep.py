@@ -166,7 +166,7 @@ def test_the_scripts_write_an_autoencoder_an_arm_and_the_tables_and_the_figure(
     store, manifest = write_store(tmp_path, "train", seed=0)
     heldout, heldout_manifest = write_store(tmp_path, "heldout", seed=1)
     given = arguments(tmp_path, store, manifest)
-    for name in ("weights", "cfg", "history", "made_from", "anchor", "resident_mb"):
+    for name in ("weights", "cfg", "history", "made_from", "warm_start_layer", "resident_mb"):
         del given[name]
     settings = SweepSettings(k=[3, 5], seeds=[0, 1])
     for name in ("one", "two"):
@@ -222,7 +222,7 @@ def test_the_scripts_write_an_autoencoder_an_arm_and_the_tables_and_the_figure(
 def test_one_seed_leaves_a_table_without_pairs_that_can_be_drawn(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
     given = arguments(tmp_path, store, manifest)
-    for name in ("weights", "cfg", "history", "made_from", "anchor", "resident_mb"):
+    for name in ("weights", "cfg", "history", "made_from", "warm_start_layer", "resident_mb"):
         del given[name]
     sweep_sae.main(
         **given,

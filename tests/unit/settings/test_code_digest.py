@@ -1,4 +1,4 @@
-"""The digest of a rule's code: blind to words, awake to logic."""
+"""The digest of a rule's code depends on its logic, not on its words."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in (home / "runtime", tmp_path / "track"):
         folder.mkdir(parents=True)
     (tmp_path / "track" / "track.py").write_text(
-        '"""Doc."""\nfrom ghosttrack import tracking\nfrom ghosttrack.runtime import job\ndef main(tracking):\n    return tracking.top_k\n'
+        '"""Doc."""\nfrom ghosttrack import tracking\nfrom ghosttrack.runtime import job\ndef '
+        "main(tracking):\n    return tracking.top_k\n"
     )
     (home / "tracking.py").write_text(
         "from ghosttrack.kernel import link\n\ndef run(x):\n    return link(x)\n"
@@ -28,15 +29,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget() -> None:
-    """What a process keeps in memory."""
-    for each in (
+    """Clear the caches in memory, as in a new process."""
+    for function in (
         code_digest.script_of,
         code_digest._closure,
         code_digest._imported_files,
         code_digest._source,
-        code_digest._remembered,
+        code_digest._read_cache,
     ):
-        each.cache_clear()
+        function.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -45,22 +46,22 @@ def _new_process() -> None:
 
 
 def digest() -> str:
-    """The digest that a new process finds."""
+    """The digest in a new process."""
     forget()
     return code_digest.source_digest("track")
 
 
 @pytest.mark.usefixtures("package")
-def test_what_was_parsed_is_remembered_by_date_and_size(
+def test_parsed_sources_are_cached_by_size_and_modification_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first = digest()
-    code_digest.remember()
+    code_digest.write_cache()
     with monkeypatch.context() as patch:
         patch.setattr(code_digest, "_parse", lambda path: pytest.fail(f"{path} was parsed again"))
         assert digest() == first
-    (tmp_path / code_digest.MEMORY).write_text("{damaged")
+    (tmp_path / code_digest.CACHE).write_text("{damaged")
     assert digest() == first
 
 
@@ -75,7 +76,7 @@ def test_what_was_parsed_is_remembered_by_date_and_size(
         ("other.py", "X = 2\n"),
     ],
 )
-def test_words_plumbing_and_strangers_leave_the_digest_alone(
+def test_comments_runtime_and_modules_not_imported_leave_the_digest_unchanged(
     package: Path, name: str, text: str
 ) -> None:
     before = digest()
@@ -90,19 +91,19 @@ def test_an_edit_two_imports_away_changes_the_digest(package: Path) -> None:
 
 
 @pytest.mark.usefixtures("package")
-def test_a_settings_key_that_no_line_reads_is_left_out() -> None:
+def test_a_setting_that_the_code_does_not_read_is_not_in_the_params() -> None:
     digest()
     assert code_digest.used_settings("track", {"top_k": 50, "brand_new": 1}) == {"top_k": 50}
 
 
-def test_every_rule_s_own_code_is_in_its_digest() -> None:
+def test_every_rule_has_a_different_digest() -> None:
     scripts = sorted(
         path.stem for path in code_digest.SCRIPTS.glob("*/*.py") if path.parent.name != "ghosttrack"
     )
     assert len({code_digest.source_digest(name) for name in scripts}) == len(scripts)
 
 
-def test_what_measures_speed_is_plumbing_although_it_lies_among_the_science() -> None:
+def test_modules_that_measure_speed_are_not_in_the_digest() -> None:
     names = {path.name for path in code_digest._closure("train_sae")}
     assert "engine.py" in names
     assert names.isdisjoint({"speed.py", "allocator.py"})

@@ -1,4 +1,4 @@
-"""What users name and where their files lie: used as it stands, or refused with the key and one line."""
+"""Names and paths in the settings: accepted unchanged, or refused with the key on one line."""
 
 import subprocess
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_wheel_that_is_not_name_and_version_is_refused(tmp_path: Path, require
     assert "NAME==VERSION" in said
 
 
-def test_pip_reads_a_wheel_as_nothing_but_a_requirement(
+def test_pip_reads_a_wheel_only_as_a_requirement(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     commands: list[list[str]] = []
@@ -110,7 +110,7 @@ def test_pip_reads_a_wheel_as_nothing_but_a_requirement(
         "a--b/c",
     ],
 )
-def test_a_hub_model_that_is_no_repository_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_hub_repository_is_refused(tmp_path: Path, name: str) -> None:
     said = refusal(config(tmp_path), source={"kind": "hub", "id": name})
     assert said.startswith("source.id: ")
     assert "OWNER/NAME" in said
@@ -130,7 +130,7 @@ def test_repository_names_of_the_hub_are_accepted(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "name", ["-x", "../x", "a/../b", "a b", "a//b", "/a", "a;b", "a\n", "x" * 300]
 )
-def test_a_revision_that_is_no_git_reference_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_revision_is_refused(tmp_path: Path, name: str) -> None:
     root = config(tmp_path)
     assert refusal(root, source={"kind": "hub", "id": "gpt2", "revision": name}).startswith(
         "source.revision: "
@@ -171,25 +171,29 @@ def test_a_folder_outside_a_hub_repository_is_refused(tmp_path: Path, source: st
         "a/{}",
     ],
 )
-def test_only_layers_stand_in_braces_of_a_folder_of_autoencoders(
+def test_only_layer_placeholders_are_allowed_in_the_source_of_saes(
     tmp_path: Path, source: str
 ) -> None:
-    assert "may hold {layer} and {next_layer}" in refusal(config(tmp_path), sae={"source": source})
+    assert "only {layer} and {next_layer} may be in braces" in refusal(
+        config(tmp_path), sae={"source": source}
+    )
 
 
 def test_a_layer_may_be_written_with_two_digits() -> None:
-    assert SaeSettings(source="a/{layer:02d}/{next_layer}").place(7) == "a/07/8"
+    assert SaeSettings(source="a/{layer:02d}/{next_layer}").source_of(7) == "a/07/8"
 
 
 @pytest.mark.parametrize(
     "source", ["../mine", "-x/y", "a/-b", "a/b:../c", "a/b@-x", "a/b@../x", "./a/b"]
 )
-def test_a_corpus_that_is_no_hub_data_set_is_refused(source: str) -> None:
+def test_an_invalid_hub_data_set_is_refused_as_corpus(source: str) -> None:
     assert "is neither a file nor a hub data set" in corpus_sources.refusal(source)
 
 
 @pytest.mark.parametrize("value", ["-p x", "gpu; rm x", "$(x)", "a b", "'", ""])
-def test_what_slurm_would_read_as_more_than_a_name_is_refused(tmp_path: Path, value: str) -> None:
+def test_an_invalid_name_of_a_partition_or_a_gpu_type_is_refused(
+    tmp_path: Path, value: str
+) -> None:
     root = config(tmp_path)
     for key in ("gpu_partition", "gpu_model"):
         assert refusal(root, plan={key: value}).startswith(f"plan.{key}: ")
@@ -210,7 +214,7 @@ NAMES = (
 )
 
 
-def test_data_sets_are_called_as_their_files_are(tmp_path: Path) -> None:
+def test_data_sets_have_the_names_of_their_files(tmp_path: Path) -> None:
     root = config(tmp_path, datasets=NAMES)
     assert one(root, datasets=list(NAMES)).datasets == list(NAMES)
 
@@ -254,7 +258,7 @@ def test_data_sets_are_called_as_their_files_are(tmp_path: Path) -> None:
         "a.gpu",
     ],
 )
-def test_a_data_set_that_no_file_should_be_called_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_data_set_name_that_cannot_be_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
     assert refusal(config(tmp_path), datasets=[name]).startswith("datasets: ")
 
 
@@ -278,9 +282,7 @@ def test_a_data_set_that_no_file_should_be_called_is_refused(tmp_path: Path, nam
         "Logs",
     ],
 )
-def test_a_model_that_no_folder_of_results_should_be_called_is_refused(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_model_name_that_cannot_be_a_folder_name_is_refused(tmp_path: Path, name: str) -> None:
     root = config(tmp_path)
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "config.json").write_text('{"n_layer": 2, "n_embd": 8}')
@@ -290,7 +292,7 @@ def test_a_model_that_no_folder_of_results_should_be_called_is_refused(
 
 
 @pytest.mark.parametrize("value", [2024, True, 1.5, None])
-def test_a_name_that_yaml_reads_as_something_else_is_refused_with_quotation_marks(
+def test_a_name_that_yaml_does_not_read_as_text_is_refused_with_the_remedy(
     tmp_path: Path, value: Any
 ) -> None:
     root = config(tmp_path)
@@ -302,17 +304,17 @@ def test_a_name_that_yaml_reads_as_something_else_is_refused_with_quotation_mark
         assert refusal(root, preset=value).startswith(f"preset: {value!r} is read as ")
 
 
-def test_a_single_data_set_is_asked_for_as_a_list(tmp_path: Path) -> None:
+def test_a_single_data_set_must_be_a_list(tmp_path: Path) -> None:
     assert "write square brackets, as in [d]" in refusal(config(tmp_path), datasets="d")
 
 
-def test_data_sets_that_differ_in_capital_letters_alone_are_refused(tmp_path: Path) -> None:
+def test_data_sets_that_differ_only_in_capital_letters_are_refused(tmp_path: Path) -> None:
     assert "differ only in capital letters" in refusal(
         config(tmp_path, datasets=("d", "D")), datasets=["d", "D"]
     )
 
 
-def test_every_setting_that_holds_text_takes_a_number_or_a_word_of_yaml_from_the_command_line_as_it_stands(
+def test_text_settings_take_numbers_and_yaml_words_from_the_command_line_unchanged(
     tmp_path: Path,
 ) -> None:
     root = config(tmp_path)
@@ -337,7 +339,7 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
         score={"texts": "~/t.csv", "context": "~/c.txt"},
     )
     assert found.corpus.source == f"{tmp_path}/c.txt"
-    assert found.sae.place(1) == f"{tmp_path}/saes/1"
+    assert found.sae.source_of(1) == f"{tmp_path}/saes/1"
     assert (found.score.texts, found.score.context) == (f"{tmp_path}/t.csv", f"{tmp_path}/c.txt")
     assert one(root, source={"kind": "directory", "id": "~/w"}).source.id == f"{tmp_path}/w"
     (tmp_path / "w").mkdir()
@@ -349,7 +351,7 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "path", ["a/{x}.txt", "a}.txt", "a\n.txt", "a\x00.txt", "~nobody-of-this-name/x.txt"]
 )
-def test_a_path_that_snakemake_could_not_take_is_refused_with_its_key(
+def test_a_path_that_snakemake_cannot_use_is_refused_with_its_key(
     tmp_path: Path, path: str
 ) -> None:
     root = config(tmp_path)
@@ -368,25 +370,25 @@ def test_a_path_that_snakemake_could_not_take_is_refused_with_its_key(
     [
         ({"sae.k": "32"}, "'sae={k: VALUE}'"),
         ({"tracking.original.birth": "1"}, "'tracking={original: {birth: VALUE}}'"),
-        ({"sae": {"k:32": None}}, "is there no space after a colon"),
-        ({"sae": "{k: 1, k: 2}"}, "the key k stands twice"),
+        ({"sae": {"k:32": None}}, "is a space missing after a colon"),
+        ({"sae": "{k: 1, k: 2}"}, "the key k occurs twice"),
     ],
 )
-def test_a_key_that_is_not_nested_as_yaml_nests_is_refused_with_the_remedy(
+def test_a_key_with_a_dot_or_without_a_space_is_refused_with_the_remedy(
     tmp_path: Path, given: dict[str, Any], said: str
 ) -> None:
     assert said in refusal(config(tmp_path), **given)
 
 
 @pytest.mark.parametrize("folder", ["models", "datasets", "presets"])
-def test_a_key_that_stands_twice_in_a_settings_file_is_refused_with_its_line(
+def test_a_key_that_occurs_twice_in_a_settings_file_is_refused_with_its_line(
     tmp_path: Path, folder: str
 ) -> None:
     root = config(tmp_path)
     path = root / folder / {"models": "m.yaml", "datasets": "d.yaml", "presets": "p.yaml"}[folder]
     path.write_text("sae:\n  k: 1\n  k: 2\n")
     assert (
-        f"{path}: not valid YAML: the key k stands twice; remove one (line 3, column 3)"
+        f"{path}: not valid YAML: the key k occurs twice; remove one (line 3, column 3)"
         in refusal(root, preset="p" if folder == "presets" else None)
     )
 

@@ -12,12 +12,12 @@ from pydantic import BaseModel
 from ghosttrack.cli import manual
 from ghosttrack.errors import UserError
 from ghosttrack.planning import plan
-from ghosttrack.planning.configuration import load, load_dataset
+from ghosttrack.planning.configuration import RENAMED, RENAMED_VALUES, load, load_dataset
 from ghosttrack.settings import DatasetSettings, Settings, names, section_type
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "config"
-# Written out it has 10^9 items.
+# Expanded, it has 10^9 items.
 BOMB = (
     "path: ["
     + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 10 if n else ['x'] * 10)}]" for n in range(9))
@@ -43,7 +43,8 @@ def test_the_command_line_beats_the_model_file_which_beats_the_preset(tmp_path: 
         (
             "models",
             "m",
-            "source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}\nsae: {k: 2, epochs: 2}\ndatasets: [d]",
+            "source: {kind: random}\ndimensions: {n_layers: 2, d_model: 8}\nsae: "
+            "{k: 2, epochs: 2}\ndatasets: [d]",
         ),
         ("datasets", "d", "{source: facts, table: cities}"),
     ]:
@@ -59,7 +60,7 @@ def test_text_from_the_command_line_is_read_as_yaml() -> None:
 
 
 def test_null_clears_a_value_from_the_command_line() -> None:
-    # Snakemake hands nested values over with text at the leaves.
+    # Snakemake passes nested values with text as leaves.
     found = one(
         model="gpt2-small",
         preset="null",
@@ -71,7 +72,7 @@ def test_null_clears_a_value_from_the_command_line() -> None:
     assert found.sae.learning_rate == 2e-4
 
 
-def test_a_typo_in_a_model_file_is_named_with_the_file(tmp_path: Path) -> None:
+def test_an_unknown_key_in_a_model_file_is_refused_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "m.yaml").write_text("sae: {d_sea: 2}")
     with pytest.raises(
@@ -80,7 +81,35 @@ def test_a_typo_in_a_model_file_is_named_with_the_file(tmp_path: Path) -> None:
         load({"model": "m"}, tmp_path)
 
 
-def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", RENAMED)
+def test_the_old_name_of_a_setting_is_refused_with_its_new_name(old: str, tmp_path: Path) -> None:
+    section, _, key = old.partition(".")
+    new = RENAMED[old]
+    with pytest.raises(UserError, match=rf"^unknown key {re.escape(old)}: now {re.escape(new)}$"):
+        one(**{section: {key: 1}})
+    assert new.partition(".")[2] in _section(section).model_fields
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.yaml").write_text(f"{section}: {{{key}: 1}}")
+    with pytest.raises(UserError, match=rf"models/m\.yaml: unknown key {re.escape(old)}: now"):
+        load({"model": "m"}, tmp_path)
+
+
+@pytest.mark.parametrize(("key", "old"), RENAMED_VALUES)
+def test_the_old_value_of_a_choice_is_refused_with_its_new_value(key: str, old: str) -> None:
+    section, _, name = key.partition(".")
+    new = RENAMED_VALUES[key, old]
+    with pytest.raises(UserError, match=rf"^{re.escape(key)}: '{old}' is now '{new}'$"):
+        one(**{section: {name: old}})
+    assert one(**{section: {name: new}}).model_dump()[section][name] == new
+
+
+def _section(name: str) -> type[BaseModel]:
+    section = section_type(Settings.model_fields[name].annotation)
+    assert section is not None
+    return section
+
+
+def test_a_data_set_whose_file_is_missing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "mine.yaml").write_text("{source: file, path: nowhere.csv}")
     with pytest.raises(UserError, match=r"mine\.yaml: path: there is no file nowhere\.csv"):
@@ -92,19 +121,19 @@ def test_a_data_set_without_its_file_is_named(tmp_path: Path) -> None:
     [
         (
             "{source: facts, table: captials}",
-            "table: 'captials' is no fact table; choose one of cities",
+            "table: 'captials' is not a fact table; choose one of cities",
         ),
         (
             "{source: triviaqa}",
-            "mode: triviaqa holds questions that the model answers, expected mode: generated",
+            "mode: triviaqa has questions without answers to judge; set mode: generated",
         ),
         (
             "{source: file, mode: generated, path: PATH, question_column: q}",
-            "question_column, gold_column: which columns",
+            "question_column, gold_column: missing",
         ),
     ],
 )
-def test_a_data_set_that_no_job_could_read_is_refused_before_any_runs(
+def test_an_invalid_data_set_is_refused_before_any_job_runs(
     content: str, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "datasets").mkdir()
@@ -126,27 +155,27 @@ def test_the_preset_of_the_original_work_sets_its_batches() -> None:
     [
         ({"modle": "x"}, "unknown key modle .did you mean model"),
         ({"model": "nope"}, "'nope' is not known"),
-        ({"sae": {"k": -1}}, r"sae\.k: -1 does not fit"),
+        ({"sae": {"k": -1}}, r"sae\.k: -1 is not valid"),
         ({"sae": {"k": 4096}}, r"sae\.k: 4096 must be below sae\.d_sae"),
         ({"sae": "{k"}, "sae: '{k' is not valid YAML"),
-        ({"sae": 3}, "sae: 3 does not fit"),
-        ({"seed": "abc"}, "seed: 'abc' does not fit"),
+        ({"sae": 3}, "sae: 3 is not valid"),
+        ({"seed": "abc"}, "seed: 'abc' is not valid"),
         ({"tracking": {"variants": ["nope"]}}, r"tracking\.variants"),
         ({"datasets": []}, "datasets"),
-        ({"datasets": ["cities", "cities"]}, "datasets: .* names one twice"),
-        ({"sae": {"k:32": None}}, r"unknown key sae\.k:32.*space after a colon"),
-        ({"model": "gpt2-small", "model_path": "x"}, "gpt2-small is a model of its own"),
-        ({"model": "both", "model_path": "x"}, "model_path: goes with one model"),
+        ({"datasets": ["cities", "cities"]}, "datasets: .* has a value twice"),
+        ({"sae": {"k:32": None}}, r"unknown key sae\.k:32.*space missing after a colon"),
+        ({"model": "gpt2-small", "model_path": "x"}, "gpt2-small already is a model"),
+        ({"model": "both", "model_path": "x"}, "model_path: needs one model"),
         ({"model": "../x"}, "not known"),
         ({"preset": "nope"}, "preset: 'nope' is not known"),
     ],
 )
-def test_a_mistake_is_named_with_its_key(config: dict[str, Any], message: str) -> None:
+def test_an_invalid_value_is_refused_with_its_key(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(config, CONFIG)
 
 
-def test_a_directory_of_weights_tells_its_own_size(tmp_path: Path) -> None:
+def test_the_dimensions_of_a_model_directory_are_read_from_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 5, "hidden_size": 24}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     found = one(model="mine", model_path=str(tmp_path))
@@ -155,7 +184,7 @@ def test_a_directory_of_weights_tells_its_own_size(tmp_path: Path) -> None:
     assert (found.dimensions.n_layers, found.dimensions.d_model, found.sae.d_sae) == (5, 24, 96)
 
 
-def test_as_many_shards_and_layers_as_file_names_can_count_are_accepted_and_no_more() -> None:
+def test_the_maximum_number_of_shards_and_layers_is_accepted() -> None:
     size = {"n_layers": 96, "d_model": 8}
     few = {
         "dimensions": size,
@@ -166,7 +195,8 @@ def test_as_many_shards_and_layers_as_file_names_can_count_are_accepted_and_no_m
     assert (found.shards, len(found.layers)) == (9_999, 96)
     refused = {**few, "corpus": {"context": 8, "tokens": 9_999 * 16 + 1}}
     message = (
-        r"activations\.rows_per_job: 16 tokens a job make 10,000 extraction jobs a layer, more than 9,999; "
+        r"activations\.rows_per_job: 16 tokens per job give 10,000 extraction jobs per layer, more "
+        r"than 9,999; "
         r"set it to at least 24, or corpus\.tokens to at most 159984"
     )
     with pytest.raises(UserError, match=message):
@@ -177,12 +207,12 @@ def test_as_many_shards_and_layers_as_file_names_can_count_are_accepted_and_no_m
         one(dimensions={"n_layers": 999, "d_model": 8}, activations={"layers": "all"}).layers[-1]
         == 998
     )
-    with pytest.raises(UserError, match=r"dimensions\.n_layers: 1000 does not fit"):
+    with pytest.raises(UserError, match=r"dimensions\.n_layers: 1000 is not valid"):
         one(dimensions={"n_layers": 1000, "d_model": 8}, activations={"layers": "all"})
 
 
 def numbers(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Keys of all numbers, and whether they stand in a list."""
+    """Keys of all numbers, and whether they are in a list."""
     for name, field in section.model_fields.items():
         inner = section_type(field.annotation)
         kinds = {field.annotation, *getattr(field.annotation, "__args__", ())}
@@ -195,7 +225,7 @@ def numbers(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, b
 
 
 @pytest.mark.parametrize(("key", "several"), list(numbers(Settings)))
-def test_a_number_that_no_run_can_have_is_refused_by_its_key(
+def test_a_number_that_is_too_large_is_refused_with_its_key(
     tmp_path: Path, key: str, several: bool
 ) -> None:
     (tmp_path / "models").mkdir()
@@ -225,7 +255,9 @@ def test_a_number_that_no_run_can_have_is_refused_by_its_key(
     ["[" * 10_000, "{path: 2024-13-45}", "max_examples: " + "9" * 5000, "a: \udce4", BOMB],
     ids=range(5),
 )
-def test_a_file_of_settings_that_is_no_yaml_is_named(tmp_path: Path, content: str) -> None:
+def test_a_settings_file_that_is_not_yaml_is_refused_with_its_path(
+    tmp_path: Path, content: str
+) -> None:
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "mine.yaml").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"datasets/mine\.yaml: ") as error:
@@ -233,7 +265,7 @@ def test_a_file_of_settings_that_is_no_yaml_is_named(tmp_path: Path, content: st
     assert len(str(error.value)) < 2000
 
 
-def test_a_model_whose_config_names_no_size_is_refused(tmp_path: Path) -> None:
+def test_a_model_whose_config_lacks_its_dimensions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": 64}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(
@@ -243,7 +275,7 @@ def test_a_model_whose_config_names_no_size_is_refused(tmp_path: Path) -> None:
         one(model="mine", model_path=str(tmp_path))
 
 
-def test_values_of_k_in_a_sweep_are_below_the_size_of_the_dictionary() -> None:
+def test_k_of_a_sweep_must_be_below_the_dictionary_size() -> None:
     assert (
         one(sae={"d_sae": 64, "k": 8}).sweep.k[-1] == 128
     )  # the default, which only sae_sweep reads
@@ -268,19 +300,21 @@ def test_every_shipped_file_is_valid(kind: str) -> None:
             load({kind[:-1]: path.stem}, CONFIG)
 
 
-def test_the_schema_and_the_manual_are_in_step_with_the_settings() -> None:
+def test_the_schema_and_the_manual_match_the_settings() -> None:
     for path, text in manual.generated().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make docs`"
 
 
 @pytest.mark.parametrize("shares", ["[0.5]", "[0.5, 0.25, 1.0]", "[0.0, 1.0]"])
-def test_nested_parts_must_ascend_to_the_whole_dictionary(shares: str) -> None:
-    with pytest.raises(UserError, match="must ascend from above 0 to 1"):
+def test_prefix_sizes_must_ascend_to_the_whole_dictionary(shares: str) -> None:
+    with pytest.raises(
+        UserError, match=r"sae\.prefixes: .* must be above 0, ascending, and end with 1"
+    ):
         one(sae=f"{{prefixes: {shares}}}")
 
 
 def path_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Keys of the settings that hold a path of the user's own."""
+    """Keys of the settings with a path."""
     for name, field in section.model_fields.items():
         if (inner := section_type(field.annotation)) is not None:
             yield from path_keys(inner, f"{prefix}{name}.")
@@ -291,12 +325,13 @@ def path_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def typed(annotation: Any) -> Iterator[Any]:
-    """What the parts of an optional annotation carry, such as validators."""
+    """Metadata in the parts of an optional annotation, such as validators."""
     for each in getattr(annotation, "__args__", ()):
         yield from getattr(each, "__metadata__", ())
 
 
-# Of a key that holds a path: the settings that set it. `path` is that of a data set.
+# Key with a path -> function of the path that returns the settings. `path` is the key of a data
+# set.
 PATH_SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
     "model_path": lambda path: {"model": "mine", "model_path": path},
     "source.id": lambda path: {
@@ -311,13 +346,13 @@ PATH_SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
-def test_every_setting_that_holds_a_path_is_tried_below() -> None:
+def test_every_setting_with_a_path_is_tested_below() -> None:
     assert {*path_keys(Settings), "source.id"} == set(PATH_SETTINGS)
     assert set(path_keys(DatasetSettings)) == {"path"}
 
 
 def check_path(key: str, path: str, folder: Path) -> dict[str, Any]:
-    """Do what a dry run does with a path in the settings; return the settings."""
+    """Check a path in the settings as in a dry run; return the settings."""
     if key == "path":
         (folder / "datasets").mkdir(exist_ok=True)
         (folder / "datasets" / "mine.yaml").write_text(json.dumps({"source": "file", "path": path}))
@@ -334,16 +369,16 @@ LONG = "a" * 300
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("~no-such-user/x.csv", "begins with the home directory of a user who is not known here"),
-        ("folder/{x}.csv", "holds a brace|may hold {layer}"),
-        ("folder/{layer.csv", "holds a brace|may hold {layer}"),
-        ("a\nb.csv", "holds a line break or another control character"),
+        ("~no-such-user/x.csv", "begins with the home directory of an unknown user"),
+        ("folder/{x}.csv", "contains a brace|has an unknown placeholder"),
+        ("folder/{layer.csv", "contains a brace|has an unknown placeholder"),
+        ("a\nb.csv", "contains a line break or another control character"),
         (f"{LONG}/x.csv", "cannot be looked up .File name too long.; correct the path"),
         ("a/" * 3000 + "x.csv", "cannot be looked up .File name too long.; correct the path"),
     ],
     ids=["user", "braces", "open brace", "line break", "long name", "long path"],
 )
-def test_a_path_that_no_file_can_have_is_refused_on_one_line_by_its_key(
+def test_a_path_that_is_too_long_is_refused_on_one_line_with_its_key(
     tmp_path: Path, key: str, path: str, said: str
 ) -> None:
     with pytest.raises(UserError, match=said) as error:

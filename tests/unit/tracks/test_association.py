@@ -1,4 +1,4 @@
-"""Optimal links: the fast exact kernel against scipy on the dense matrix, and cases solved by hand."""
+"""Optimal links: the exact fast matching against scipy on dense matrices, and hand-worked cases."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from ghosttrack.tracks.association import assign
 
 
 def edges_of(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Edges of many dense problems (problems, k, k) of surpluses: left node, right node, weight, and their place."""
+    """Edges of dense problems (problems, k, k): left node, right node, weight, and matrix index."""
     problem, row, column = np.nonzero(dense > 0)
     k = dense.shape[1]
     return (
@@ -31,17 +31,17 @@ def optimum(dense: np.ndarray) -> float:
 def test_total_weight_and_links_equal_the_dense_optimum(share: float) -> None:
     generator = np.random.default_rng(int(share * 100))
     dense = np.where(generator.random((60, 20, 20)) < share, generator.random((60, 20, 20)), 0)
-    left, right, weight, place = edges_of(dense)
+    left, right, weight, index = edges_of(dense)
     kept = assign(left, right, weight).kept
     assert len(set(left[kept])) == len(set(right[kept])) == kept.sum()
     assert weight[kept].sum() == pytest.approx(optimum(dense), rel=1e-12)
     chosen = np.zeros(dense.shape, bool)
-    chosen[tuple(place[:, kept])] = True
+    chosen[tuple(index[:, kept])] = True
     for matrix, ours in zip(dense, chosen, strict=True):
         row, column = linear_sum_assignment(matrix, maximize=True)
         theirs = np.zeros(matrix.shape, bool)
         theirs[row, column] = matrix[row, column] > 0
-        assert np.array_equal(ours, theirs)  # weights are distinct, so the optimum is one
+        assert np.array_equal(ours, theirs)  # weights are distinct, so the optimum is unique
 
 
 def test_many_ties_still_give_the_optimum() -> None:
@@ -61,31 +61,33 @@ def test_weights_of_all_magnitudes_give_the_optimum() -> None:
     kept = shuffled[assign(left[shuffled], right[shuffled], weight[shuffled]).kept]
     assert len(set(left[kept])) == len(set(right[kept])) == len(kept)
     assert weight[kept].sum() == pytest.approx(optimum(dense), rel=1e-12)
-    for matrix in dense:  # each problem by itself: a small sum is lost in the total
+    for matrix in dense:  # each problem separately: the total hides errors of small sums
         rows, columns = np.nonzero(matrix)
-        own = assign(rows, columns, matrix[rows, columns]).kept
-        assert matrix[rows, columns][own].sum() == pytest.approx(optimum(matrix[None]), rel=1e-12)
+        chosen = assign(rows, columns, matrix[rows, columns]).kept
+        assert matrix[rows, columns][chosen].sum() == pytest.approx(
+            optimum(matrix[None]), rel=1e-12
+        )
 
 
-def test_the_heaviest_link_gives_way_when_two_others_weigh_more_together() -> None:
+def test_two_links_replace_the_heaviest_if_they_weigh_more_together() -> None:
     # a-x .5, a-y .6, b-y .4: greedy takes a-y alone, the optimum is a-x and b-y.
-    found = assign(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([0.5, 0.6, 0.4]))
-    assert found.kept.tolist() == [True, False, True]
-    assert found.hard == 3
+    assignment = assign(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([0.5, 0.6, 0.4]))
+    assert assignment.kept.tolist() == [True, False, True]
+    assert assignment.hard == 3
 
 
-def test_the_heaviest_link_stays_when_it_weighs_more_than_both_rivals() -> None:
-    found = assign(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([0.3, 0.8, 0.4]))
-    assert found.kept.tolist() == [False, True, False]
-    assert found.hard == 0
+def test_the_heaviest_link_stays_if_it_weighs_more_than_the_two_others() -> None:
+    assignment = assign(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([0.3, 0.8, 0.4]))
+    assert assignment.kept.tolist() == [False, True, False]
+    assert assignment.hard == 0
 
 
 def test_no_edges_give_no_links() -> None:
     none = np.zeros(0, np.int64)
-    found = assign(none, none, none.astype(float))
-    assert (len(found.kept), found.hard) == (0, 0)
+    assignment = assign(none, none, none.astype(float))
+    assert (len(assignment.kept), assignment.hard) == (0, 0)
 
 
 def test_equal_weights_go_to_the_earlier_edge() -> None:
-    found = assign(np.array([0, 1]), np.array([5, 5]), np.array([0.5, 0.5]))
-    assert found.kept.tolist() == [True, False]
+    assignment = assign(np.array([0, 1]), np.array([5, 5]), np.array([0.5, 0.5]))
+    assert assignment.kept.tolist() == [True, False]

@@ -1,4 +1,4 @@
-"""Semantic clusters: planted ones are found, named, and the same twice; links are counted on text."""
+"""Semantic clusters: planted ones are found and labelled; links are counted on text."""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from ghosttrack.sae import Sae
 from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import cluster_labels, cluster_run, clusters, coactivation
-from ghosttrack.tracks.clusters import Edges, assign, communities, graph, lookup
-from ghosttrack.tracks.coactivation import Pairs, compare_firing, firing, mutual
+from ghosttrack.tracks.clusters import FeatureEdges, assign, communities, graph, lookup
+from ghosttrack.tracks.coactivation import CoactivePairs, compare_firing, firing, mutual
 from ghosttrack.tracks.neighbours import Links, compare
 from ghosttrack.tracks.neighbours import save as save_neighbours
 from track import cluster_features
@@ -26,8 +26,8 @@ from track import cluster_features
 
 def planted(
     groups: int, size: int, layers: int, seed: int = 0
-) -> tuple[list[Edges], list[int], np.ndarray]:
-    """`groups` groups of `size` features in each layer, densely linked from layer to layer, with a few links between."""
+) -> tuple[list[FeatureEdges], list[int], np.ndarray]:
+    """Groups of `size` features per layer, with many links within groups and few between."""
     rng = np.random.default_rng(seed)
     names = np.stack([rng.permutation(np.repeat(np.arange(groups), size)) for _ in range(layers)])
     edges = []
@@ -35,14 +35,14 @@ def planted(
         same = names[layer][:, None] == names[layer + 1]
         chosen = (rng.random(same.shape) < np.where(same, 0.7, 0.005)).nonzero()
         edges.append(
-            Edges(layer, layer + 1, chosen[0], chosen[1], rng.random(len(chosen[0])) + 0.1)
+            FeatureEdges(layer, layer + 1, chosen[0], chosen[1], rng.random(len(chosen[0])) + 0.1)
         )
     return edges, [groups * size] * layers, names
 
 
-def test_planted_clusters_are_found_over_all_layers_and_the_same_twice() -> None:
+def test_planted_clusters_are_found_in_all_layers_and_reproducible() -> None:
     edges, sizes, names = planted(groups=12, size=6, layers=4)
-    resolution = clusters.RESOLUTION_NODES / sum(sizes)  # of the whole graph: 1
+    resolution = clusters.RESOLUTION_NODES / sum(sizes)  # 1 for the whole graph
     table = assign([3, 5, 7, 9], sizes, graph(sizes, edges), resolution)
     assert table.groupby("cluster")["layer"].nunique().tolist() == [4] * 12
     truth = pd.Series(names.reshape(-1))
@@ -51,18 +51,18 @@ def test_planted_clusters_are_found_over_all_layers_and_the_same_twice() -> None
     assert table["layer"].unique().tolist() == [3, 5, 7, 9]
     again = assign([3, 5, 7, 9], sizes, graph(sizes, edges), resolution)
     pd.testing.assert_frame_equal(table, again)
-    found = lookup(table, [9, 3])
-    assert found[0].tolist() == table["cluster"].tolist()[-72:]
-    assert found[1].tolist() == table["cluster"].tolist()[:72]
+    looked_up = lookup(table, [9, 3])
+    assert looked_up[0].tolist() == table["cluster"].tolist()[-72:]
+    assert looked_up[1].tolist() == table["cluster"].tolist()[:72]
 
 
-def test_a_feature_without_edges_is_alone_and_clusters_are_numbered_from_the_largest() -> None:
+def test_isolated_features_are_alone_and_clusters_are_numbered_by_size() -> None:
     pairs = [(1, 2), (2, 3), (1, 3), (4, 5)]
     source, target = np.array(pairs, np.int64).T
-    edges = Edges(0, 0, source, target, np.ones(4))
-    found = assign([0], [7], graph([7], [edges]), 1.0)
-    assert found["cluster"].tolist() == [2, 0, 0, 0, 1, 1, 3]
-    assert found["inside"].tolist() == [0, 1, 1, 1, 1, 1, 0]
+    edges = FeatureEdges(0, 0, source, target, np.ones(4))
+    table = assign([0], [7], graph([7], [edges]), 1.0)
+    assert table["cluster"].tolist() == [2, 0, 0, 0, 1, 1, 3]
+    assert table["inside"].tolist() == [0, 1, 1, 1, 1, 1, 0]
     assert communities(graph([3], []), 1.0).tolist() == [0, 1, 2]
 
 
@@ -75,8 +75,8 @@ def test_finer_resolution_gives_more_clusters() -> None:
     assert counts[0] < counts[1] < counts[2]
 
 
-def test_an_edge_named_twice_weighs_both_times_and_both_ways() -> None:
-    one = Edges(0, 1, np.array([0, 0]), np.array([1, 1]), np.array([0.25, 0.5]))
+def test_weights_of_a_repeated_edge_add_up_in_both_directions() -> None:
+    one = FeatureEdges(0, 1, np.array([0, 0]), np.array([1, 1]), np.array([0.25, 0.5]))
     assert graph([2, 2], [one]).toarray().tolist() == [
         [0, 0, 0, 0.75],
         [0, 0, 0, 0],
@@ -87,7 +87,7 @@ def test_an_edge_named_twice_weighs_both_times_and_both_ways() -> None:
 
 def test_a_table_that_lacks_features_is_refused() -> None:
     table = pd.DataFrame({"layer": [1, 1], "feature": [0, 2], "cluster": [0, 0]})
-    with pytest.raises(UserError, match="2 features of layer 1, not every one"):
+    with pytest.raises(UserError, match="its 2 features of layer 1 are not complete"):
         lookup(table, [1])
 
 
@@ -113,16 +113,16 @@ def about(
     }
 
 
-def test_a_cluster_is_named_by_its_tokens_and_the_contexts_that_its_features_share() -> None:
+def test_the_label_of_a_cluster_has_its_tokens_and_shared_contexts() -> None:
     table = pd.DataFrame({"layer": [1, 1, 2, 2], "feature": [0, 1, 0, 1], "cluster": [0, 1, 0, 2]})
-    found = cluster_labels.describe(
+    described = cluster_labels.describe(
         table,
         {
             1: dictionary(about(" Paris", 0.5, 7), about("\n", 0.9, 8)),
             2: dictionary(about("Paris", 0.3, 7, 3.0) | {"density": 0.25}, {}),
         },
     )
-    first, second, silent = found.to_dict("records")
+    first, second, silent = described.to_dict("records")
     assert (first["features"], first["layers"], first["first_layer"], first["last_layer"]) == (
         2,
         2,
@@ -146,63 +146,64 @@ def test_links_are_counted_on_the_rows_where_both_ends_fire() -> None:
     lower = sparse.csr_array(active.astype(np.float32))
     order = rng.permutation(30)
     upper = sparse.csr_array((active[:, order] ^ (rng.random((400, 30)) < 0.01)).astype(np.float32))
-    place = np.argsort(order)  # of each lower feature in the upper layer
-    links = Links(np.arange(31), place.astype(np.int32), np.ones(30, np.float32))
+    position = np.argsort(order)  # index of each lower feature in the upper layer
+    links = Links(np.arange(31), position.astype(np.int32), np.ones(30, np.float32))
     permuted = Links(np.minimum(np.arange(31), 1), np.array([5], np.int32), np.ones(1, np.float32))
-    found = compare_firing(lower, upper, links, permuted, 0.999, np.random.default_rng(1))
+    result = compare_firing(lower, upper, links, permuted, 0.999, np.random.default_rng(1))
     both = [
-        (active[:, one] & (upper.toarray()[:, other] > 0)).sum() for one, other in enumerate(place)
+        (active[:, one] & (upper.toarray()[:, other] > 0)).sum()
+        for one, other in enumerate(position)
     ]
     tokens = int(active.any(1).sum())
-    assert found.firings.tokens == tokens
-    assert (found.firings.links, found.firings.permuted_links) == (30, 1)
-    assert found.firings.links_per_token == pytest.approx(sum(both) / tokens)
-    assert found.firings.permuted_links_per_token == pytest.approx(
+    assert result.firings.tokens == tokens
+    assert (result.firings.links, result.firings.permuted_links) == (30, 1)
+    assert result.firings.links_per_token == pytest.approx(sum(both) / tokens)
+    assert result.firings.permuted_links_per_token == pytest.approx(
         (active[:, 0] & (upper.toarray()[:, 5] > 0)).sum() / tokens
     )
-    assert found.firings.next_fires == pytest.approx(sum(both) / active.sum())
-    assert found.firings.next_fires_relinked < 0.3
+    assert result.firings.next_fires == pytest.approx(sum(both) / active.sum())
+    assert result.firings.next_fires_shuffled_links < 0.3
     # Each feature's copy is its best partner; shuffled rows set a gate below it.
-    pairs = set(zip(found.pairs.lower.tolist(), found.pairs.upper.tolist(), strict=True))
-    assert pairs >= set(enumerate(place.tolist()))
+    pairs = set(zip(result.pairs.lower.tolist(), result.pairs.upper.tolist(), strict=True))
+    assert pairs >= set(enumerate(position.tolist()))
     assert len(pairs) < 30 + 5
-    assert found.pairs.similarity.min() > found.gate > 0.2
+    assert result.pairs.similarity.min() > result.gate > 0.2
 
 
-def test_features_that_hardly_fire_join_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_with_few_firings_have_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     active = np.zeros((100, 4), np.float32)
-    active[: coactivation.LEAST_FIRINGS - 1, 0] = 1
+    active[: coactivation.MIN_FIRINGS - 1, 0] = 1
     active[:50, 1] = 1
     rows = sparse.csr_array(active)
     none = Links(np.zeros(5, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
     for block in (1, 3, 1024):
         monkeypatch.setattr(coactivation, "_BLOCK", block)
-        found = compare_firing(rows, rows, none, none, 0.999, np.random.default_rng(0))
-        assert (found.pairs.lower.tolist(), found.pairs.upper.tolist()) == ([1], [1])
-        assert found.firings.next_fires == found.firings.links_per_token == 0
+        result = compare_firing(rows, rows, none, none, 0.999, np.random.default_rng(0))
+        assert (result.pairs.lower.tolist(), result.pairs.upper.tolist()) == ([1], [1])
+        assert result.firings.next_fires == result.firings.links_per_token == 0
 
 
-def test_pairs_stay_only_where_each_is_among_the_others_best() -> None:
-    pairs = Pairs(
+def test_only_mutually_best_pairs_stay() -> None:
+    pairs = CoactivePairs(
         np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]), np.array([0.9, 0.5, 0.8, 0.4, 0.7])
     )
-    found = mutual(pairs, 1)
-    assert (found.lower.tolist(), found.upper.tolist()) == ([0], [0])
+    best = mutual(pairs, 1)
+    assert (best.lower.tolist(), best.upper.tolist()) == ([0], [0])
     assert mutual(pairs, 2).similarity.tolist() == [0.9, 0.5, 0.8, 0.4]
 
 
-def test_what_fires_is_what_the_code_says_and_excluded_rows_are_empty() -> None:
+def test_firing_follows_the_codes_and_excluded_rows_are_empty() -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((9000, 6)).astype(np.float16).astype(np.float32)
     excluded = rng.random(9000) < 0.1
     sae = Sae(torch.eye(6), torch.zeros(6), torch.eye(6), torch.zeros(6), torch.full((6,), 0.5))
-    found = firing(sae, MemoryRows(values, excluded))
-    assert (found.toarray() > 0).tolist() == ((values > 0.5) & ~excluded[:, None]).tolist()
+    active = firing(sae, MemoryRows(values, excluded))
+    assert (active.toarray() > 0).tolist() == ((values > 0.5) & ~excluded[:, None]).tolist()
     assert firing(sae, MemoryRows(values, excluded), at_most=4096).shape == (4096, 6)
 
 
 def run(folder: Path, name: str, seed: int = 0, **settings: Any) -> dict[str, Path]:
-    """The script on three layers of 24 features about 12 directions, permuted from layer to layer."""
+    """Run the script on three layers of 24 features from 12 directions, permuted between layers."""
     rng = np.random.default_rng(3)
     layers, directions = (
         [2, 4, 6],
@@ -223,9 +224,9 @@ def run(folder: Path, name: str, seed: int = 0, **settings: Any) -> dict[str, Pa
             header = Header("m", "w", layer, "resid_post", 10, "t")
             with StoreWriter(target, manifest, header, rows=300, d_model=12) as writer:
                 writer.append(to_block(values))
-        place = folder / f"layer_{layer:02d}"
-        place.mkdir(exist_ok=True)
-        paths = [place / each for each in ("sae_weights.safetensors", "cfg.json")]
+        position = folder / f"layer_{layer:02d}"
+        position.mkdir(exist_ok=True)
+        paths = [position / each for each in ("sae_weights.safetensors", "cfg.json")]
         threshold = torch.full((24,), 0.3)
         save_sae(
             Sae(decoder.T.clone(), torch.zeros(24), decoder.clone(), torch.zeros(12), threshold),
@@ -234,12 +235,12 @@ def run(folder: Path, name: str, seed: int = 0, **settings: Any) -> dict[str, Pa
             model_name="m",
         )
         table = dictionary(*(about(f" word{number}", 0.5, number) for number in range(24)))
-        table.to_parquet(place / "features.parquet")
+        table.to_parquet(position / "features.parquet")
         decoders.append(decoder)
-        for found, path in zip(
-            files.values(), (target, manifest, paths[0], place / "features.parquet"), strict=True
+        for paths_of_kind, path in zip(
+            files.values(), (target, manifest, paths[0], position / "features.parquet"), strict=True
         ):
-            found.append(path)
+            paths_of_kind.append(path)
     neighbours: list[Path] = []
     for first in range(2):
         compared = [
@@ -262,7 +263,7 @@ def run(folder: Path, name: str, seed: int = 0, **settings: Any) -> dict[str, Pa
     return made
 
 
-def test_the_script_groups_what_was_permuted_and_gives_the_same_files_twice(tmp_path: Path) -> None:
+def test_the_script_clusters_permuted_copies_and_is_deterministic(tmp_path: Path) -> None:
     resolution = clusters.RESOLUTION_NODES / 72
     one, two = (
         run(tmp_path, name, cluster_resolution=resolution, gate_quantile=0.99) for name in "ab"
@@ -281,19 +282,19 @@ def test_the_script_groups_what_was_permuted_and_gives_the_same_files_twice(tmp_
     links = pd.read_csv(one["links"])
     assert links[["layer", "next_layer"]].to_numpy().tolist() == [[2, 4], [4, 6]]
     assert (links["links_per_token"] > 5 * links["permuted_links_per_token"]).all()
-    assert (links["next_fires"] > 2 * links["next_fires_relinked"]).all()
+    assert (links["next_fires"] > 2 * links["next_fires_shuffled_links"]).all()
 
 
-def test_one_layer_alone_has_no_links_and_every_feature_its_own_cluster() -> None:
+def test_with_one_layer_there_are_no_links_and_every_feature_is_alone() -> None:
     store = MemoryRows(np.ones((40, 2), np.float32), np.zeros(40, bool))
     sae = Sae(
         torch.ones(2, 24), torch.zeros(24), torch.ones(24, 2), torch.zeros(2), torch.zeros(24)
     )
-    found = cluster_run.join_layers(
+    joined = cluster_run.join_layers(
         [3], [store], [sae], [], quantile=0.99, coactivation=0.5, seed=0
     )
-    assert (found.sizes, found.edges, len(found.links)) == ([24], [], 0)
-    assert assign([3], found.sizes, graph(found.sizes, found.edges), 25.0)[
+    assert (joined.sizes, joined.edges, len(joined.links)) == ([24], [], 0)
+    assert assign([3], joined.sizes, graph(joined.sizes, joined.edges), 25.0)[
         "cluster"
     ].tolist() == list(range(24))
 
@@ -305,7 +306,8 @@ def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
     stored["layers"] = np.array([2, 6], np.int32)
     np.savez(wrong, **stored)
     with pytest.raises(
-        UserError, match=r"neighbours_1\.npz: links layers \[2, 6\], expected \[4, 6\]"
+        UserError,
+        match=r"neighbours_1\.npz: links layers \[2, 6\] with 24 features, expected \[4, 6\]",
     ):
         cluster_run.join_layers(
             [2, 4, 6],

@@ -1,4 +1,4 @@
-"""Competition of clusters: worked by hand, and against a plain loop."""
+"""Competition of clusters: hand-worked, and against a plain loop."""
 
 import itertools
 import math
@@ -8,10 +8,10 @@ import pytest
 from small_tracks import hand_worked, random_table
 
 from ghosttrack.tracks.competition import NAMES, clusters_of, measure
-from ghosttrack.tracks.track_table import Table
+from ghosttrack.tracks.track_table import TrackTable
 
 
-def slow_token(table: Table, row: int, cluster: np.ndarray, top_k: int) -> dict[str, float]:
+def slow_token(table: TrackTable, row: int, cluster: np.ndarray, top_k: int) -> dict[str, float]:
     """The formulas of the module, one layer at a time."""
     shares, leaders = [], []
     for layer in range(table.feature.shape[1]):
@@ -69,18 +69,19 @@ def test_every_metric_equals_a_plain_loop(layers: int, slots: int, top_k: int) -
         np.random.default_rng(layer).integers(0, 6, 50).astype(np.int32) for layer in range(layers)
     ]
     cluster = clusters_of(table, lookup)
-    found = measure(table, cluster, top_k)
+    values = measure(table, cluster, top_k)
     empty = (table.feature < 0).all((1, 2))
-    assert np.isnan(found[empty]).all()
-    assert np.isfinite(found[~empty]).all()
+    assert np.isnan(values[empty]).all()
+    assert np.isfinite(values[~empty]).all()
     for row in np.flatnonzero(~empty):
         expected = slow_token(table, int(row), cluster, top_k)
-        for name, value in zip(NAMES, found[row], strict=True):
+        for name, value in zip(NAMES, values[row], strict=True):
             assert value == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
 
 
 def test_paris_against_lyon() -> None:
-    # Layer 0: 3 for Paris (feature 0), 1 for Lyon (1). Layer 1: one feature, Lyon. Layer 2: 2 + 1 Paris, 1 Lyon.
+    # Layer 0: Paris (feature 0) 3, Lyon (1) 1. Layer 1: one feature, Lyon. Layer 2: Paris 2 + 1,
+    # Lyon 1.
     lookup = [np.full(30, -1, np.int32) for _ in range(3)]
     paris, lyon = 7, 4
     lookup[0][[0, 1]] = paris, lyon
@@ -89,7 +90,7 @@ def test_paris_against_lyon() -> None:
     table = hand_worked()
     cluster = clusters_of(table, lookup)
     assert cluster[0].tolist() == [[7, 4, -1], [4, -1, -1], [7, 4, 7]]
-    found = dict(zip(NAMES, measure(table, cluster, 3)[0], strict=True))
+    values = dict(zip(NAMES, measure(table, cluster, 3)[0], strict=True))
     quarter = 2 - 0.75 * math.log2(3)
     expected = {
         "clusters_share_mean": (0.75 + 1 + 0.75) / 3,
@@ -102,10 +103,10 @@ def test_paris_against_lyon() -> None:
         "clusters_number": 5 / 3,
         "clusters_rivals": 0,
         "clusters_switches": 1,
-        "clusters_links_inside": 1.0,  # Lyon to Lyon, Lyon to Lyon, Paris over the silent layer to Paris
+        "clusters_links_inside": 1.0,  # two links within Lyon, one within Paris over a silent layer
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value), name
+        assert values[name] == pytest.approx(value), name
 
 
 def test_the_scale_of_a_layer_does_not_matter() -> None:

@@ -1,15 +1,15 @@
-"""IDF1, HOTA and switches on cases worked by hand, and planted identities that the tracker must keep."""
+"""IDF1, HOTA and switches: hand-worked, and planted identities that the tracker must keep."""
 
 import numpy as np
 import pytest
 
 from ghosttrack.tracks.identity import score
 from ghosttrack.tracks.planted import plant, track_planted
-from ghosttrack.tracks.tracking import Options
+from ghosttrack.tracks.tracking import TrackerOptions
 
 
 def scored(rows: str) -> tuple[float, ...]:
-    """Detections as "identity track layer" triples; "-" is nothing."""
+    """Detections as "identity track layer" triples; "-" means none."""
     table = np.array(
         [[-1 if word == "-" else int(word) for word in row.split()] for row in rows.split(",")]
     )
@@ -47,7 +47,8 @@ def test_missed_and_false_detections() -> None:
 
 
 def test_the_best_match_of_identities_is_global() -> None:
-    # Track 0 shares three with identity 0 and two with identity 1, which has nothing else; track 1 shares two with identity 0.
+    # Track 0 shares three detections with identity 0 and two with identity 1, which has no other.
+    # Track 1 shares two with identity 0.
     rows = "0 0 0, 0 0 1, 0 0 2, 0 1 3, 0 1 4, 1 0 5, 1 0 6"
     assert scored(rows)[0] == pytest.approx(4 / 7)  # 2 + 2, not 3 alone
 
@@ -60,12 +61,10 @@ def test_nothing_tracked_scores_zero() -> None:
     assert scored("0 - 0, 0 - 1") == (0.0, 0.0, 0.0, 0, 0.0)
 
 
-OPTIONS = Options(top_k=16, rescue=2, coast=1, activation_weight=0.0)
+OPTIONS = TrackerOptions(top_k=16, second_association=2, coast=1, activation_weight=0.0)
 
 
-def test_planted_identities_are_kept_at_a_cosine_of_point_eight_and_lost_where_nothing_is_alike() -> (
-    None
-):
+def test_planted_identities_are_kept_at_cosine_08_and_lost_at_cosine_01() -> None:
     generator = np.random.default_rng(0)
     base = generator.standard_normal((512, 128))
     kept = track_planted(
@@ -82,18 +81,20 @@ def test_planted_identities_are_kept_at_a_cosine_of_point_eight_and_lost_where_n
     assert lost.idf1 < 0.6
 
 
-def test_planting_does_what_it_says() -> None:
+def test_planted_layers_have_the_requested_properties() -> None:
     base = np.random.default_rng(0).standard_normal((400, 64))
     planted = plant(base, layers=3, cosine=0.8, replaced=0.1, tokens=50, active=12, seed=2)
     first, second = planted.decoders[:2]
-    place = {number: at for at, number in enumerate(planted.numbers[1].tolist())}
-    stayed = [
-        (at, place[number])
-        for at, number in enumerate(planted.numbers[0].tolist())
-        if number in place
+    position_of = {
+        number: position for position, number in enumerate(planted.identities[1].tolist())
+    }
+    kept_pairs = [
+        (position, position_of[number])
+        for position, number in enumerate(planted.identities[0].tolist())
+        if number in position_of
     ]
-    assert len(stayed) == 360
-    lower, upper = (np.array(side) for side in zip(*stayed, strict=True))
+    assert len(kept_pairs) == 360
+    lower, upper = (np.array(side) for side in zip(*kept_pairs, strict=True))
     assert (first[lower] * second[upper]).sum(1).mean() == pytest.approx(0.8, abs=0.01)
     assert (lower == upper).mean() < 0.05  # permuted
     assert ((planted.codes[0] > 0).sum(1) == 12).all()

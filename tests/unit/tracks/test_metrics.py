@@ -1,4 +1,4 @@
-"""Metrics of tracks: worked by hand, and against a plain loop over tokens and tracks on random data."""
+"""Metrics of tracks: hand-worked, and against a plain loop over tokens and tracks."""
 
 import math
 
@@ -8,10 +8,10 @@ import pytest
 from small_tracks import hand_worked, random_table
 
 from ghosttrack.tracks.metrics import LINKAGE, NAMES, ORIGINAL, measure, track_numbers
-from ghosttrack.tracks.track_table import Table
+from ghosttrack.tracks.track_table import TrackTable
 
 
-def slow_token(table: Table, row: int, scale: np.ndarray) -> dict[str, float]:
+def slow_token(table: TrackTable, row: int, scale: np.ndarray) -> dict[str, float]:
     """The formulas of the module, one token, one track at a time."""
     layers = table.feature.shape[1]
     tracks: list[dict[int, float]] = []
@@ -79,7 +79,7 @@ def slow_token(table: Table, row: int, scale: np.ndarray) -> dict[str, float]:
     }
 
 
-def test_there_are_26_metrics_of_the_original_in_six_families_and_the_linkage_beside() -> None:
+def test_there_are_26_original_metrics_in_six_families_and_the_linkage() -> None:
     families = [name.split("_")[0] for name in ORIGINAL]
     counts = {family: families.count(family) for family in families}
     assert counts == {
@@ -98,17 +98,17 @@ def test_there_are_26_metrics_of_the_original_in_six_families_and_the_linkage_be
 def test_every_metric_equals_a_plain_loop(layers: int, slots: int) -> None:
     table = random_table(40, layers, slots, seed=layers)
     scale = np.linspace(0.7, 1.9, layers)
-    found = measure(table, scale)
+    values = measure(table, scale)
     empty = (table.feature < 0).all((1, 2))
-    assert np.isnan(found[empty]).all()
+    assert np.isnan(values[empty]).all()
     for row in np.flatnonzero(~empty):
         expected = slow_token(table, int(row), scale)
-        for name, value in zip(NAMES, found[row], strict=True):
+        for name, value in zip(NAMES, values[row], strict=True):
             assert value == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
 
 
 def test_a_token_worked_by_hand() -> None:
-    found = dict(zip(NAMES, measure(hand_worked(), np.ones(3))[0], strict=True))
+    values = dict(zip(NAMES, measure(hand_worked(), np.ones(3))[0], strict=True))
     h0 = 2 - 0.75 * math.log2(3)  # shares 3/4, 1/4
     expected = {
         "entropy_mean": (h0 + 0 + 1.5) / 3,
@@ -141,11 +141,11 @@ def test_a_token_worked_by_hand() -> None:
         "linkage_coasted": 1 / 3,
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-6), name
+        assert values[name] == pytest.approx(value, rel=1e-6), name
     assert track_numbers(hand_worked())[0].tolist() == [[0, 1, -1], [1, -1, -1], [2, 1, 0]]
 
 
-def test_activations_count_in_units_of_their_layer() -> None:
+def test_activations_are_in_units_of_their_layer() -> None:
     table = hand_worked()
     grown = table._replace(
         activation=table.activation * np.array([1, 10, 100], np.float32)[:, None]
@@ -153,16 +153,16 @@ def test_activations_count_in_units_of_their_layer() -> None:
     assert measure(grown, np.array([1.0, 10.0, 100.0])) == pytest.approx(measure(table, np.ones(3)))
 
 
-def test_without_links_every_detection_is_a_track_of_its_own() -> None:
+def test_without_links_every_detection_is_a_track() -> None:
     table = random_table(20, 4, 6, seed=1, silent=False)
     none = table._replace(
         previous=np.full_like(table.previous, -1),
         gap=np.zeros_like(table.gap),
         surplus=table.surplus * 0,
     )
-    found = pd.DataFrame(measure(none, np.ones(4)), columns=list(NAMES)).dropna()
-    assert (found["linkage_track_length"] == 1).all()
-    assert (found[["stability_mean", "stability_min", "linkage_links_per_token"]] == 0).all(
+    values = pd.DataFrame(measure(none, np.ones(4)), columns=list(NAMES)).dropna()
+    assert (values["linkage_track_length"] == 1).all()
+    assert (values[["stability_mean", "stability_min", "linkage_links_per_token"]] == 0).all(
         axis=None
     )
-    assert np.allclose(found["churn_births_per_layer"], found["density_mean"])
+    assert np.allclose(values["churn_births_per_layer"], values["density_mean"])

@@ -15,12 +15,12 @@ from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import OriginalTrackingSettings, TrackingSettings
 from ghosttrack.tracks import track_run, track_table
 from ghosttrack.tracks.original import OriginalPlan
-from ghosttrack.tracks.track_table import Table
-from ghosttrack.tracks.tracking import Detections, Options, detect
+from ghosttrack.tracks.track_table import TrackTable
+from ghosttrack.tracks.tracking import Detections, TrackerOptions, detect
 from track import track_features
 
-OPTIONS = Options(top_k=3, rescue=1, coast=0, activation_weight=0.2)
-PRICES = OriginalTrackingSettings()
+OPTIONS = TrackerOptions(top_k=3, second_association=1, coast=0, activation_weight=0.2)
+COSTS = OriginalTrackingSettings()
 
 
 def one_row(*pairs: tuple[int, float]) -> Detections:
@@ -37,13 +37,13 @@ def at_angles(*cosines: float) -> torch.Tensor:
     )
 
 
-def followed(layers: list[Detections], decoders: list[torch.Tensor], **prices: float) -> Table:
-    plan = OriginalPlan(list(range(len(layers))), decoders, PRICES.model_copy(update=prices))
+def followed(layers: list[Detections], decoders: list[torch.Tensor], **costs: float) -> TrackTable:
+    plan = OriginalPlan(list(range(len(layers))), decoders, COSTS.model_copy(update=costs))
     return plan.follow(layers, OPTIONS).table
 
 
-def test_the_price_is_made_of_direction_and_activation() -> None:
-    # .6 * (1 - .9) + .2 * (3 - 1) / (3 + 1) = .16, so .34 are left below .5
+def test_the_cost_has_a_part_of_direction_and_one_of_activation() -> None:
+    # .6 * (1 - .9) + .2 * (3 - 1) / (3 + 1) = .16: .34 below the threshold .5
     table = followed([one_row((0, 3.0)), one_row((0, 1.0))], [at_angles(1.0), at_angles(0.9)])
     assert table.gap[0, :, 0].tolist() == [0, 1]
     assert table.surplus[0, 1, 0] == pytest.approx(0.34, abs=1e-6)
@@ -51,18 +51,16 @@ def test_the_price_is_made_of_direction_and_activation() -> None:
 
 @pytest.mark.parametrize(
     ("cosine", "after", "linked"),
-    # At equal activations a cosine above 1/6 links; where the activation all but vanishes, above 1/2.
+    # At equal activations a cosine above 1/6 links; if the activation almost vanishes, above 1/2.
     [(0.17, 1.0, True), (0.16, 1.0, False), (0.51, 1e-5, True), (0.49, 1e-5, False)],
 )
-def test_a_link_needs_a_price_below_the_threshold(
-    cosine: float, after: float, linked: bool
-) -> None:
+def test_a_link_needs_a_cost_below_the_threshold(cosine: float, after: float, linked: bool) -> None:
     table = followed([one_row((0, 1.0)), one_row((0, after))], [at_angles(1.0), at_angles(cosine)])
     assert (table.gap[0, 1, 0] == 1) == linked
 
 
-def test_from_next_to_nothing_the_change_is_all_or_none() -> None:
-    # The first layer's birth threshold has to let a vanishing activation in.
+def test_the_change_from_almost_zero_is_0_or_1() -> None:
+    # The birth threshold of the first layer has to admit a vanishing activation.
     for after, left in ((0.2, 0.3), (0.05, 0.5)):
         table = followed(
             [one_row((0, 1e-7)), one_row((0, after))], [at_angles(1.0), at_angles(1.0)], birth=0.0
@@ -71,8 +69,9 @@ def test_from_next_to_nothing_the_change_is_all_or_none() -> None:
 
 
 def test_the_optimum_comes_first_and_the_threshold_afterwards() -> None:
-    # Prices .6 (1 - cosine): a-c .1, a-d .45, b-c .2, b-d 1.15. Crossed .65 in all, straight 1.25: crossed wins, although
-    # a-c is the best link, and an optimum of what lies below .5 would take it alone (.4 left against .05 + .3).
+    # Costs .6 (1 - cosine): a-c .1, a-d .45, b-c .2, b-d 1.15. Crossed, they sum to .65, straight
+    # to 1.25: crossed wins. Yet a-c is the best link, and an optimum over costs below .5 would take
+    # it alone (surplus .4 against .05 + .3).
     angles = np.arccos(1 - np.array([0.0, 0.1, 0.45, 0.2]) / 0.6)
     a, c, d, b = angles[0], angles[1], -angles[2], angles[1] + angles[3]
     lower, upper = (
@@ -84,7 +83,7 @@ def test_the_optimum_comes_first_and_the_threshold_afterwards() -> None:
     assert table.surplus[0, 1, :2] == pytest.approx([0.3, 0.05], abs=1e-5)
 
 
-def test_a_track_that_finds_nothing_dies_at_once() -> None:
+def test_a_track_without_a_link_ends_at_once() -> None:
     directions = at_angles(1.0, 0.0)
     table = followed([one_row((0, 1.0)), one_row((1, 1.0)), one_row((0, 1.0))], [directions] * 3)
     assert table.gap[0, :, 0].tolist() == [0, 0, 0]
@@ -113,12 +112,12 @@ def slowly(
         order = sorted(np.flatnonzero(code[token] > 0), key=lambda at: (-code[token, at], at))[
             : OPTIONS.top_k
         ]
-        found = [(int(feature), float(code[token, feature])) for feature in order]
+        detections = [(int(feature), float(code[token, feature])) for feature in order]
         parents: dict[int, int] = {}
-        if alive and found:
-            cost = np.empty((len(alive), len(found)))
+        if alive and detections:
+            cost = np.empty((len(alive), len(detections)))
             for i, (one, a) in enumerate(alive):
-                for j, (other, b) in enumerate(found):
+                for j, (other, b) in enumerate(detections):
                     cosine = float(decoders[position - 1][one] @ decoders[position][other])
                     cost[i, j] = 0.6 * (1 - cosine) + 0.2 * abs(a - b) / (a + b)
             parents = {
@@ -126,13 +125,17 @@ def slowly(
                 for i, j in zip(*linear_sum_assignment(cost), strict=True)
                 if cost[i, j] < 0.5
             }
-        kept = [j for j, (_, activation) in enumerate(found) if j in parents or activation > 0.5]
-        layers.append([(found[j][0], alive[parents[j]][0] if j in parents else -1) for j in kept])
-        alive = [found[j] for j in kept]
+        kept = [
+            j for j, (_, activation) in enumerate(detections) if j in parents or activation > 0.5
+        ]
+        layers.append(
+            [(detections[j][0], alive[parents[j]][0] if j in parents else -1) for j in kept]
+        )
+        alive = [detections[j] for j in kept]
     return layers
 
 
-def test_all_tokens_at_once_are_as_one_after_the_other() -> None:
+def test_all_tokens_at_once_equal_one_after_the_other() -> None:
     generator = np.random.default_rng(0)
     decoders = [
         rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -144,7 +147,7 @@ def test_all_tokens_at_once_are_as_one_after_the_other() -> None:
         for _ in range(4)
     ]
     plan = OriginalPlan(
-        [0, 1, 2, 3], [torch.tensor(each, dtype=torch.float32) for each in decoders], PRICES
+        [0, 1, 2, 3], [torch.tensor(each, dtype=torch.float32) for each in decoders], COSTS
     )
     result = plan.follow([detect(code.astype(np.float32), 3) for code in codes], OPTIONS)
     table = result.table
@@ -207,9 +210,9 @@ def test_the_script_follows_the_original_by_its_settings(tmp_path: Path) -> None
     about = {name: files.read_json(path) for name, path in zip(variants, told, strict=True)}
     linked = {name: sum(each["counts"]["adjacent"]) for name, each in about.items()}
     assert about["default"]["mode"] == "original"
-    # The same layer twice: every track goes on, and every link is free.
+    # The same layer twice: every track continues, and every link has cost 0.
     assert linked["default"] == about["default"]["counts"]["detections"][0]
-    table = track_table.Reader(tracks[0], told[0]).read(0, 40)
+    table = track_table.TrackReader(tracks[0], told[0]).read(0, 40)
     assert np.allclose(table.surplus[table.gap == 1], 0.5, atol=1e-5)
     assert linked["untracked"] == 0
     assert linked["permuted"] < linked["random"] == linked["default"]

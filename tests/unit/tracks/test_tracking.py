@@ -1,4 +1,4 @@
-"""Tracking: hand-worked cases, the whole tracker against a slow dense reference, the nulls, and the format."""
+"""Tracking: hand-worked cases, a slow dense reference of the tracker, the nulls, and the format."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,15 @@ from ghosttrack.sae.model import save as save_sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import track_run, track_table
 from ghosttrack.tracks.neighbours import Links, compare, links, save
-from ghosttrack.tracks.track_table import Table
-from ghosttrack.tracks.tracking import Detections, Options, detect, follow, relink, shuffled_order
+from ghosttrack.tracks.track_table import TrackTable
+from ghosttrack.tracks.tracking import (
+    Detections,
+    TrackerOptions,
+    detect,
+    follow,
+    shuffle_links,
+    shuffled_order,
+)
 from track import find_neighbours, track_features
 
 
@@ -41,14 +48,14 @@ def one_row(*pairs: tuple[int, float]) -> Detections:
     )
 
 
-PLAIN = Options(top_k=3, rescue=1, coast=0, activation_weight=0.0)
+PLAIN = TrackerOptions(top_k=3, second_association=1, coast=0, activation_weight=0.0)
 
 
-def test_detections_are_the_strongest_active_features_ties_to_the_lower_one() -> None:
+def test_detections_are_the_strongest_active_features() -> None:
     code = np.array([[0.0, 2.0, 5.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]], np.float32)
-    found = detect(code, 3)
-    assert found.feature.tolist() == [[2, 1, 3], [-1, -1, -1]]
-    assert found.activation.tolist() == [[5.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
+    detections = detect(code, 3)
+    assert detections.feature.tolist() == [[2, 1, 3], [-1, -1, -1]]
+    assert detections.activation.tolist() == [[5.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -56,11 +63,11 @@ def test_tokens_without_any_active_feature_have_no_detection_and_no_track(rows: 
     silent = detect(np.zeros((rows, 5), np.float32), 3)
     assert silent.feature.tolist() == [[-1]] * rows
     assert silent.activation.tolist() == [[0.0]] * rows
-    found = follow(
+    result = follow(
         [silent] * 3, [link_table({(1, 2): 0.5})] * 2, [link_table({})], PLAIN._replace(coast=1)
     )
-    assert (found.table.feature == -1).all()
-    assert (found.candidates, found.hard) == (0, 0)
+    assert (result.table.feature == -1).all()
+    assert (result.candidates, result.hard) == (0, 0)
 
 
 def test_a_link_above_the_gate_continues_a_track_and_the_rest_are_births() -> None:
@@ -109,7 +116,7 @@ def test_a_coasting_track_and_a_fresh_one_compete_for_the_same_detection() -> No
 
 
 def test_a_weak_detection_continues_a_track_but_starts_none() -> None:
-    options = Options(top_k=1, rescue=2, coast=0, activation_weight=0.0)
+    options = TrackerOptions(top_k=1, second_association=2, coast=0, activation_weight=0.0)
     layers = [one_row((1, 3.0), (2, 1.0)), one_row((5, 4.0), (6, 2.0)), one_row((8, 3.0), (9, 1.0))]
     adjacent = [link_table({(1, 6): 0.2}), link_table({(6, 9): 0.1})]
     table = follow(layers, adjacent, [], options).table
@@ -121,9 +128,9 @@ def slow_follow(
     codes: list[np.ndarray],
     decoders: list[np.ndarray],
     gates: dict[tuple[int, int], float],
-    options: Options,
+    options: TrackerOptions,
 ) -> list[Any]:
-    """Token by token, all similarities dense: per layer a list of (feature, previous, gap)."""
+    """Token by token with dense similarities: per layer a list of (feature, previous, gap)."""
     unit = [decoder / np.linalg.norm(decoder, axis=1, keepdims=True) for decoder in decoders]
     tokens = []
     for token in range(len(codes[0])):
@@ -177,9 +184,10 @@ def slow_follow(
 
 
 @pytest.mark.parametrize(
-    "options", [Options(6, 3, 1, 0.2), Options(8, 1, 0, 0.0), Options(5, 2, 1, 0.05)]
+    "options",
+    [TrackerOptions(6, 3, 1, 0.2), TrackerOptions(8, 1, 0, 0.0), TrackerOptions(5, 2, 1, 0.05)],
 )
-def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: Options) -> None:
+def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: TrackerOptions) -> None:
     generator = np.random.default_rng(3)
     base = generator.standard_normal((40, 16))
     decoders = [base + 0.6 * generator.standard_normal(base.shape) for _ in range(5)]
@@ -191,35 +199,38 @@ def test_the_tracker_equals_a_slow_reference_with_all_similarities(options: Opti
         for _ in decoders
     ]
     tensors = [torch.tensor(decoder, dtype=torch.float32) for decoder in decoders]
-    found = {
+    comparisons = {
         (i, i + gap): compare(tensors[i], tensors[i + gap], 40, 0.9, [i, gap])
         for gap in (1, 2)
         for i in range(5 - gap)
     }
     table = follow(
         [detect(code, options.ranks) for code in codes],
-        [links(found[i, i + 1].real, found[i, i + 1].gate) for i in range(4)],
-        [links(found[i, i + 2].real, found[i, i + 2].gate) for i in range(3)],
+        [links(comparisons[i, i + 1].real, comparisons[i, i + 1].gate) for i in range(4)],
+        [links(comparisons[i, i + 2].real, comparisons[i, i + 2].gate) for i in range(3)],
         options,
     ).table
     expected = slow_follow(
-        codes, decoders, {pair: each.gate for pair, each in found.items()}, options
+        codes,
+        decoders,
+        {pair: comparison.gate for pair, comparison in comparisons.items()},
+        options,
     )
     for token, layers in enumerate(expected):
-        for at, detections in enumerate(layers):
+        for position, detections in enumerate(layers):
             columns = (table.feature, table.activation, table.previous, table.gap)
-            used = int((table.feature[token, at] >= 0).sum())
+            used = int((table.feature[token, position] >= 0).sum())
             ours = list(
-                zip(*(column[token, at, :used].tolist() for column in columns), strict=True)
+                zip(*(column[token, position, :used].tolist() for column in columns), strict=True)
             )
             assert ours == detections
     assert (table.gap == 1).sum() > 100
     assert not options.coast or (table.gap == 2).sum() > 10
 
 
-def random_tracks(rows: int = 60) -> tuple[Table, Options]:
+def random_tracks(rows: int = 60) -> tuple[TrackTable, TrackerOptions]:
     generator = np.random.default_rng(5)
-    options = Options(6, 2, 1, 0.0)
+    options = TrackerOptions(6, 2, 1, 0.0)
     decoders = [torch.randn(30, 8, generator=torch.Generator().manual_seed(0)) for _ in range(5)]
     codes = [
         (generator.random((rows, 30)) * (generator.random((rows, 30)) < 0.35)).astype(np.float32)
@@ -232,9 +243,9 @@ def random_tracks(rows: int = 60) -> tuple[Table, Options]:
     ).table, options
 
 
-def test_random_links_keep_detections_and_numbers_and_never_reuse_a_slot() -> None:
+def test_shuffled_links_keep_detections_and_counts_and_never_reuse_a_slot() -> None:
     table, options = random_tracks()
-    null = relink(table, options.top_k, np.random.default_rng(0))
+    null = shuffle_links(table, options.top_k, np.random.default_rng(0))
     assert np.array_equal(null.feature, table.feature)
     for size in (1, 2):
         assert (table.gap == size).any()
@@ -273,7 +284,7 @@ class FakeStore:
 
 
 def fake_run(folder: Path, rows: int = 50) -> tuple[list[FakeStore], list[Sae], list[Path]]:
-    """Three layers with nearly the same autoencoder, and their neighbour files; row 4 is massive in the second."""
+    """Three layers with similar SAEs, and their neighbour files; row 4 of the second is massive."""
     generator = torch.Generator().manual_seed(1)
     base = torch.nn.functional.normalize(torch.randn(48, 12, generator=generator), dim=1)
     saes = []
@@ -308,7 +319,7 @@ def run_variant(folder: Path, variant: str, name: str = "tracks") -> dict[str, A
     plan = track_run.plan_links(
         variant, [2, 4, 6], paths, saes, kind="cosine", count=8, quantile=0.99, seed=3
     )
-    options = Options(5, 2, 1, 0.2)
+    options = TrackerOptions(5, 2, 1, 0.2)
     about = track_run.track(
         stores, saes, [2, 4, 6], plan, options, variant, 3, folder / f"{name}.zarr"
     )
@@ -316,9 +327,9 @@ def run_variant(folder: Path, variant: str, name: str = "tracks") -> dict[str, A
     return about
 
 
-def test_tracks_come_back_from_disk_with_their_facts(tmp_path: Path) -> None:
+def test_tracks_and_their_attributes_are_read_back(tmp_path: Path) -> None:
     about = run_variant(tmp_path, "default")
-    reader = track_table.Reader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
+    reader = track_table.TrackReader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
     table = reader.read(0, reader.rows)
     assert (reader.layers, reader.variant, reader.top_k, reader.rows) == (
         [2, 4, 6],
@@ -327,11 +338,9 @@ def test_tracks_come_back_from_disk_with_their_facts(tmp_path: Path) -> None:
         50,
     )
     assert table.feature.shape == (50, 3, about["slots"])
-    assert (table.feature[4] == -1).all()  # massive in one layer: nothing in any
+    assert (table.feature[4] == -1).all()  # massive in one layer: no detections in any
     assert about["counts"]["tracked_tokens"] == 49
-    assert (
-        table.gap[:, 1] == 1
-    ).sum() / 49 > 3  # nearly the same dictionaries: most detections continue
+    assert (table.gap[:, 1] == 1).sum() / 49 > 3  # similar dictionaries: most detections continue
     strongest = table.activation[:, :, :5]
     assert reader.scale == pytest.approx(
         strongest.sum((0, 2)) / (strongest > 0).sum((0, 2)), rel=1e-5
@@ -349,26 +358,26 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 def test_the_same_seed_gives_the_same_bytes(
     variant: str, tmp_path: Path, runs: dict[str, dict[str, Any]]
 ) -> None:
-    assert run_variant(tmp_path, variant) == runs[variant]  # holds a digest of every byte
+    assert run_variant(tmp_path, variant) == runs[variant]  # contains a digest of every byte
     assert track_table.digest(tmp_path / "tracks.zarr") == runs[variant]["store_sha256"]
 
 
-def test_variants_differ_as_they_say(runs: dict[str, dict[str, Any]]) -> None:
+def test_variants_differ_as_documented(runs: dict[str, dict[str, Any]]) -> None:
     linked = {variant: sum(each["counts"]["adjacent"]) for variant, each in runs.items()}
     assert linked["untracked"] == 0
     assert linked["permuted"] < 0.2 * linked["default"]
     assert linked["random"] == linked["default"]
-    assert linked["shuffled"] > 0.5 * linked["default"]  # these dictionaries agree in any order
+    assert linked["shuffled"] > 0.5 * linked["default"]  # similar in any order of layers
     assert runs["shuffled"]["layers"] != [2, 4, 6]
-    assert runs["untracked"]["counts"]["rescued"] == [0, 0, 0]
+    assert runs["untracked"]["counts"]["second_association"] == [0, 0, 0]
     assert runs["untracked"]["activation_scale"] == runs["default"]["activation_scale"]
 
 
-def test_a_missing_chunk_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_chunk_is_refused(tmp_path: Path) -> None:
     run_variant(tmp_path, "default")
     (tmp_path / "tracks.zarr" / "feature" / "c" / "0" / "0" / "0").unlink()
-    with pytest.raises(UserError, match="missing or changed files"):
-        track_table.Reader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
+    with pytest.raises(UserError, match="files are missing or changed: delete both"):
+        track_table.TrackReader(tmp_path / "tracks.zarr", tmp_path / "tracks.json")
 
 
 def test_neighbours_of_other_layers_are_refused(tmp_path: Path) -> None:
@@ -388,7 +397,14 @@ def test_a_single_layer_is_tracked_without_links(tmp_path: Path) -> None:
             variant, [2], [], saes[:1], kind="cosine", count=8, quantile=0.99, seed=3
         )
         about = track_run.track(
-            stores[:1], saes[:1], [2], plan, Options(5, 2, 1, 0.2), variant, 3, tmp_path / variant
+            stores[:1],
+            saes[:1],
+            [2],
+            plan,
+            TrackerOptions(5, 2, 1, 0.2),
+            variant,
+            3,
+            tmp_path / variant,
         )
         assert about["counts"]["adjacent"] == [0]
         assert about["counts"]["births"] == about["counts"]["detections"]
@@ -398,7 +414,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
     stores, saes, _ = fake_run(tmp_path)
     layers = [2, 4, 6]
     paths: dict[str, list[Path]] = {"stores": [], "manifests": [], "weights": [], "neighbours": []}
-    for layer, fake, each in zip(layers, stores, saes, strict=True):
+    for layer, fake, model in zip(layers, stores, saes, strict=True):
         name, folder = f"layer_{layer:02d}", tmp_path / f"saes/layer_{layer:02d}"
         paths["stores"].append(tmp_path / f"{name}.zarr")
         paths["manifests"].append(tmp_path / f"{name}.json")
@@ -408,16 +424,18 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
             paths["stores"][-1], paths["manifests"][-1], header, rows=fake.rows, d_model=12
         ) as out:
             out.append(to_block(fake.values.astype(np.float32)))
-        save_sae(each, paths["weights"][-1], folder / "cfg.json", hook_name=name, model_name="tiny")
+        save_sae(
+            model, paths["weights"][-1], folder / "cfg.json", hook_name=name, model_name="tiny"
+        )
     settings = TrackingSettings.model_validate(
-        {"top_k": 5, "rescue": 2, "neighbours": 8, "gate_quantile": 0.99}
+        {"top_k": 5, "second_association": 2, "neighbours": 8, "gate_quantile": 0.99}
     )
-    for at, layer in enumerate(layers[:-1]):
+    for position, layer in enumerate(layers[:-1]):
         paths["neighbours"].append(tmp_path / f"found_{layer:02d}.npz")
         find_neighbours.main(
             stores=[],
             manifests=[],
-            weights=paths["weights"][at : at + 3],
+            weights=paths["weights"][position : position + 3],
             neighbours=paths["neighbours"][-1],
             layer=layer,
             tracking=settings,
@@ -435,15 +453,15 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
         seed=0,
         threads=1,
     )
-    assert track_table.Reader(tmp_path / "u.zarr", tmp_path / "u.json").variant == "shuffled"
+    assert track_table.TrackReader(tmp_path / "u.zarr", tmp_path / "u.json").variant == "shuffled"
     errors = pd.read_parquet(tmp_path / "errors.parquet")
     assert list(errors) == [f"layer_{layer:02d}" for layer in layers]
     assert len(errors) == 50
-    reader = track_table.Reader(tmp_path / "t.zarr", tmp_path / "t.json")
+    reader = track_table.TrackReader(tmp_path / "t.zarr", tmp_path / "t.json")
     assert (reader.layers, reader.rows) == (layers, 50)
     about = files.read_json(tmp_path / "t.json")
     assert sum(about["counts"]["adjacent"]) > 200
-    assert {kind: len(found) for kind, found in about["inputs_sha256"].items()} == {
+    assert {kind: len(digests) for kind, digests in about["inputs_sha256"].items()} == {
         "manifests": 3,
         "weights": 3,
         "neighbours": 2,
@@ -455,7 +473,7 @@ def test_the_scripts_go_from_stores_and_autoencoders_to_tracks(tmp_path: Path) -
         5,
     )
     threads = torch.get_num_threads()
-    try:  # a host with other threads makes the same tracks
+    try:  # the number of threads does not change the tracks
         track_features.main(
             **paths,
             tracks=[tmp_path / "v.zarr"],

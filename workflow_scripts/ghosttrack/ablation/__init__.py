@@ -1,1 +1,1 @@
-"""What each part of the tracks is worth: arms without it, or with it changed, in the folds of the run."""
+"""Ablations: detectors on metrics of tracks with a part left out or changed, in the run's folds."""

@@ -1,4 +1,4 @@
-"""From the scores of all arms to tables: each arm against the baseline, and a choice among arms inside training folds."""
+"""Tables of all arms: comparison with the baseline, and choice of an arm inside training folds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 
 from ghosttrack import statistics
-from ghosttrack.ablation.arms import BASELINE, Arm
+from ghosttrack.ablation.arms import BASELINE, AblationArm
 from ghosttrack.ablation.scoring import digest
 from ghosttrack.evaluation import scoreboard
 from ghosttrack.evaluation.scoreboard import Standing
 from ghosttrack.settings import EvaluationSettings
 
-# The name of the scores whose settings were chosen inside the training folds.
+# Name of the scores with settings chosen inside the training folds.
 TUNED = "tuned"
 COLUMNS = (
     "dataset",
@@ -37,43 +37,46 @@ COLUMNS = (
     "void",
 )
 CHOICES = ("dataset", "detector", "fold", "arm", "inner_auroc", "inner_auroc_baseline")
-# Between the arm and the detector in the names of signals.
+# Separates the arm from the detector in the names of scores.
 _OF = "/"
 
 
-class Results(NamedTuple):
-    """What the arms came to, by name: scores and fits as in `scoring.Scored`."""
+class ArmTables(NamedTuple):
+    """Scores and fits of the arms by name, see `scoring.ArmScores`."""
 
     scores: Mapping[str, pd.DataFrame]
     fits: Mapping[str, pd.DataFrame]
 
 
-class Chosen(NamedTuple):
-    """scores: of the chosen arms, as those of an arm; choices: one row a data set, detector and fold, columns CHOICES."""
+class TunedScores(NamedTuple):
+    """Scores of the arms chosen in each fold, and the choices."""
 
-    scores: pd.DataFrame
-    choices: pd.DataFrame
+    scores: pd.DataFrame  # columns as for an arm
+    choices: pd.DataFrame  # one row per data set, detector and outer fold, columns CHOICES
 
 
 def compare(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, AblationArm],
     scores: Mapping[str, pd.DataFrame],
     positive_controls: Sequence[str],
     settings: EvaluationSettings,
     seed: int,
 ) -> pd.DataFrame:
-    """Every arm on every data set and pooled, as arm minus baseline with a paired interval from draws of whole groups.
+    """Compare every arm with the baseline, per data set and pooled.
 
-    What was chosen among arms (`TUNED`) is held against every null of the tracker as well. p-values are Holm-corrected over
-    the arms of a scope and detector. An arm whose scores are those of the other to the last digit is void: it changed nothing.
+    The difference arm - baseline has a paired confidence interval from a bootstrap of whole groups.
+    `TUNED` is also compared with every null of the tracker. p-values are Holm-corrected over the
+    arms of a data set or pool and detector. An arm is void if its scores equal those it is compared
+    with: it changed nothing.
 
     Args:
-        arms: what the names in `scores` stand for; names without an arm are of kind `choice`.
-        positive_controls: data sets that stay out of the means.
+        arms: the arms named in `scores`; a name without an arm has the kind `choice`.
+        positive_controls: data sets that the pools leave out.
+
     Returns:
-        Columns COLUMNS.
+        Table with the columns COLUMNS.
     """
-    table = pd.concat([found.assign(arm=name) for name, found in scores.items()], ignore_index=True)
+    table = pd.concat([frame.assign(arm=name) for name, frame in scores.items()], ignore_index=True)
     table["signal"] = table["arm"] + _OF + table["detector"]
     table = table.assign(family="ablation", reason="")
     standings = [
@@ -85,9 +88,9 @@ def compare(
     detectors = list(dict.fromkeys(table["detector"]))
     rows = [
         row
-        for where in standings
+        for scope in standings
         for detector in detectors
-        for row in _scope(where, detector, list(scores), arms, digests, settings.confidence)
+        for row in _scope(scope, detector, list(scores), arms, digests, settings.confidence)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -101,8 +104,8 @@ def _pools(standings: Sequence[Standing], confidence: float) -> list[Standing]:
     return [scoreboard.pool(name, found, confidence) for name, found in members.items() if found]
 
 
-def _pairs(names: Sequence[str], arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
-    """Arms and what each is held against."""
+def _pairs(names: Sequence[str], arms: Mapping[str, AblationArm]) -> list[tuple[str, str]]:
+    """Pairs of an arm and what it is compared with."""
     nulls = [name for name in names if name in arms and arms[name].variant != "default"]
     return [(name, BASELINE) for name in names] + [
         (TUNED, null) for null in nulls if TUNED in names
@@ -113,7 +116,7 @@ def _scope(
     where: Standing,
     detector: str,
     names: Sequence[str],
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, AblationArm],
     digests: Mapping[str, str],
     confidence: float,
 ) -> list[dict[str, Any]]:
@@ -160,22 +163,25 @@ def _scope(
     return rows
 
 
-def choose(found: Results) -> Chosen:
-    """In every outer fold the arm with the best inner AUROC, and its scores for the rows that no choice has seen.
+def choose(tables: ArmTables) -> TunedScores:
+    """Choose in every outer fold the arm with the best inner AUROC, and keep its test scores.
 
-    Nulls of the tracker are not among `found`. Data set by data set and detector by detector; the baseline wins a tie. The scores of a fold's test rows come from fits
-    on its training rows, and so does the choice.
+    The choice is made per data set and detector; the baseline wins ties. The fits and the choice
+    use only the training rows of a fold, so its test rows stay unseen.
+
+    Args:
+        tables: of all arms but the nulls of the tracker.
     """
     fits = pd.concat(
-        [each.assign(arm=name) for name, each in found.fits.items()], ignore_index=True
+        [frame.assign(arm=name) for name, frame in tables.fits.items()], ignore_index=True
     )
     thorough = frozenset.intersection(
-        *(frozenset(each["detector"]) for each in found.fits.values())
+        *(frozenset(frame["detector"]) for frame in tables.fits.values())
     )
-    fits = fits[fits["detector"].isin(thorough)]  # those that scored every arm
+    fits = fits[fits["detector"].isin(thorough)]  # detectors that scored every arm
     scores = {
-        name: dict(iter(each.groupby(["dataset", "detector", "fold"], sort=False)))
-        for name, each in found.scores.items()
+        name: dict(iter(frame.groupby(["dataset", "detector", "fold"], sort=False)))
+        for name, frame in tables.scores.items()
     }
     parts, choices = [], []
     for key, part in fits.groupby(["dataset", "detector", "fold"], sort=False):
@@ -183,9 +189,9 @@ def choose(found: Results) -> Chosen:
         best = max(inner, key=lambda name: (inner[name], name == BASELINE))
         parts.append(scores[best][key])
         choices.append((*key, best, inner[best], inner[BASELINE]))
-    order = next(iter(found.scores.values()))[["dataset", "id", "detector"]]
+    order = next(iter(tables.scores.values()))[["dataset", "id", "detector"]]
     order = order[order["detector"].isin(thorough)]
     joined = order.merge(
         pd.concat(parts), on=["dataset", "id", "detector"], how="left", validate="one_to_one"
     )
-    return Chosen(joined[list(parts[0].columns)], pd.DataFrame(choices, columns=list(CHOICES)))
+    return TunedScores(joined[list(parts[0].columns)], pd.DataFrame(choices, columns=list(CHOICES)))

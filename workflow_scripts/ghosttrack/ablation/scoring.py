@@ -1,4 +1,4 @@
-"""Out-of-fold scores of one arm: the run's own folds, other metrics."""
+"""Out-of-fold scores of one arm, with the run's folds."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,44 +15,48 @@ SCORES = ("dataset", "mode", "id", "group", "label", "fold", "detector", "score"
 FITS = ("dataset", "detector", "fold", "inner_auroc", "features")
 
 
-class Scored(NamedTuple):
-    """scores: one row per example and detector, columns SCORES; fits: one per detector and outer fold, columns FITS."""
+class ArmScores(NamedTuple):
+    """Scores and fits of one arm."""
 
-    scores: pd.DataFrame
-    fits: pd.DataFrame
+    scores: pd.DataFrame  # one row per example and detector, columns SCORES
+    fits: pd.DataFrame  # one row per detector and outer fold, columns FITS
 
 
 def score_dataset(
     dataset: str,
     audited: pd.DataFrame,
-    signals: pd.DataFrame,
+    metrics: pd.DataFrame,
     columns: Sequence[str],
     detectors: Sequence[str],
     detection: DetectionSettings,
     seed: int,
-) -> Scored:
-    """Fit every detector on the metrics `columns` in the audited folds; nothing for a data set that has no folds.
+) -> ArmScores:
+    """Fit every detector on the metrics `columns` in the audited folds.
 
-    A metric that some example lacks is left out for all. `inner_auroc` is over the training rows of a fold, each scored by
-    a fit without its inner fold: what a choice may look at.
+    The result is empty for a data set without folds. A metric that is unknown for some example is
+    left out for all. `inner_auroc` is over the training rows of an outer fold, each scored by a fit
+    without its inner fold, so it may guide a choice among arms.
 
     Args:
-        audited: the controls' scores with folds, of the data set; signals: its metrics, one row an example.
+        audited: scores and folds of the controls of the data set.
+        metrics: track metrics of the data set, one row per example.
+
     Raises:
-        UserError: the metrics are of other examples, or all of them are missing.
+        UserError: `metrics` lacks examples of `audited`.
     """
     first = audited[audited["signal"] == controls.TEXT_ONLY]
-    empty = Scored(pd.DataFrame(columns=list(SCORES)), pd.DataFrame(columns=list(FITS)))
+    empty = ArmScores(pd.DataFrame(columns=list(SCORES)), pd.DataFrame(columns=list(FITS)))
     if str(first["reason"].iloc[0]):
         return empty
-    known = signals.set_index("id")
-    if not set(first["id"]) <= set(known.index):
+    by_id = metrics.set_index("id")
+    if not set(first["id"]) <= set(by_id.index):
         raise UserError(
-            f"{dataset}: the metrics lack examples that the audit knows: delete the ablations' tables and run again"
+            f"{dataset}: the metrics lack examples that the audited folds have: delete "
+            "results/MODEL/ablations and run again"
         )
-    table = known.loc[list(first["id"]), list(columns)].astype(np.float64)
+    table = by_id.loc[list(first["id"]), list(columns)].astype(np.float64)
     table = table.loc[:, np.isfinite(table.to_numpy()).all(axis=0)]
-    if table.empty:  # such as steps between tokens, where every answer is one token
+    if table.empty:  # such as generation metrics, if every answer is one token
         return empty
     labels, fold = (first[name].to_numpy(dtype=np.int64) for name in ("label", "fold"))
     units, x = first["group"].to_numpy(dtype=object), table.to_numpy()
@@ -68,30 +72,35 @@ def score_dataset(
             fits.append((dataset, name, step.number, fit.score, x.shape[1]))
     head = first[["dataset", "mode", "id", "group", "label", "fold"]].reset_index(drop=True)
     parts = [head.assign(detector=name, score=score) for name, score in scores.items()]
-    return Scored(pd.concat(parts, ignore_index=True), pd.DataFrame(fits, columns=list(FITS)))
+    return ArmScores(pd.concat(parts, ignore_index=True), pd.DataFrame(fits, columns=list(FITS)))
 
 
 def score_all(
     audited: Mapping[str, pd.DataFrame],
-    signals: Mapping[str, pd.DataFrame],
+    metrics: Mapping[str, pd.DataFrame],
     columns: Sequence[str],
     detectors: Sequence[str],
     detection: DetectionSettings,
     seed: int,
-) -> Scored:
-    """`score_dataset` of every data set, one after another."""
-    found = [
-        score_dataset(name, audited[name], signals[name], columns, detectors, detection, seed)
+) -> ArmScores:
+    """Run `score_dataset` for every data set."""
+    results = [
+        score_dataset(name, audited[name], metrics[name], columns, detectors, detection, seed)
         for name in audited
     ]
-    kept = [each for each in found if len(each.scores)]
-    if not kept:
-        return found[0]
-    return Scored(*(pd.concat(tables, ignore_index=True) for tables in zip(*kept, strict=True)))
+    nonempty = [result for result in results if len(result.scores)]
+    if not nonempty:
+        return results[0]
+    return ArmScores(
+        *(pd.concat(tables, ignore_index=True) for tables in zip(*nonempty, strict=True))
+    )
 
 
 def digest(scores: pd.DataFrame) -> str:
-    """16 hex digits of the scores of one detector over all data sets: equal for arms that change nothing."""
+    """16 hex digits of the scores of one detector over all data sets.
+
+    Arms that change nothing have equal digests.
+    """
     lines = zip(scores["dataset"], scores["id"], scores["score"].round(8), strict=True)
     text = "\n".join(f"{dataset} {name} {score:.8f}" for dataset, name, score in lines)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Tracks of an arm and their metrics, for every data set in turn; the tracks themselves are not kept."""
+"""Tracks of an arm and their metrics, data set by data set; the tracks are not kept."""
 
 import logging
 import tempfile
@@ -15,22 +15,22 @@ from ghosttrack.sae import Sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import clusters as semantic
 from ghosttrack.tracks import neighbour_run, neighbours, track_run
-from ghosttrack.tracks.signals import measure_examples
-from ghosttrack.tracks.track_table import Reader
-from ghosttrack.tracks.tracking import Options
+from ghosttrack.tracks.track_metrics import measure_examples
+from ghosttrack.tracks.track_table import TrackReader
+from ghosttrack.tracks.tracking import TrackerOptions
 
 log = logging.getLogger("ghosttrack")
 
 
-class Stores(NamedTuple):
-    """Activation stores and their manifests, one of each analysed layer."""
+class LayerStores(NamedTuple):
+    """Activation stores and their manifests, one each per analysed layer."""
 
     stores: Sequence[Path]
     manifests: Sequence[Path]
 
 
-class Tracker:
-    """How an arm follows features: its autoencoders, links and options, the same for every data set."""
+class ArmTracker:
+    """Tracks data sets with the SAEs, links and options of an arm."""
 
     def __init__(
         self,
@@ -52,17 +52,15 @@ class Tracker:
             quantile=tracking.gate_quantile,
             seed=seed,
         )
-        self._options = Options(
-            tracking.top_k, tracking.rescue, tracking.coast, tracking.activation_weight
-        )
+        self._options = TrackerOptions.from_settings(tracking)
 
     def measure(
-        self, found: Stores, outputs: Path, errors: Path, clusters: pd.DataFrame
+        self, stores: LayerStores, outputs: Path, errors: Path, clusters: pd.DataFrame
     ) -> pd.DataFrame:
-        """Metrics of one data set, a row an example, with its `id`."""
+        """Track metrics of one data set, one row per example, with its `id`."""
         opened = [
             ActivationStore.open([store], [manifest])
-            for store, manifest in zip(*found, strict=True)
+            for store, manifest in zip(*stores, strict=True)
         ]
         require_same_rows(opened)
         examples = tables.read_parquet(outputs, columns=["id", "row_start", "row_count"])
@@ -80,10 +78,10 @@ class Tracker:
                 directory,
             )
             files.write_json(manifest, about)
-            reader = Reader(directory, manifest)
+            reader = TrackReader(directory, manifest)
             lookup = semantic.lookup(clusters, reader.layers)
-            left = tables.read_parquet(errors).to_numpy("float32")
-            table = measure_examples(reader, start, count, lookup, left).signals
+            row_errors = tables.read_parquet(errors).to_numpy("float32")
+            table = measure_examples(reader, start, count, lookup, row_errors).metrics
         log.info(
             "%s: %d examples, %.1f links per token",
             outputs.parent.name,
@@ -94,18 +92,20 @@ class Tracker:
         return table
 
 
-def compare_anew(
+def compute_links(
     folder: Path,
     layers: Sequence[int],
     weights: Sequence[Path],
-    heldout: Stores,
+    heldout: LayerStores,
     tracking: TrackingSettings,
     seed: int,
 ) -> list[Path]:
-    """Write the links of every layer but the last to `folder`, as `tracking` says; the paths.
+    """Compute and write the links of every layer but the last with `tracking`; return the paths.
 
     Args:
-        heldout: of every layer where links are correlations of held-out activations, else empty.
+        folder: directory of the neighbour files.
+        heldout: stores of every layer if links are correlations of held-out activations, else
+            empty.
     """
     paths = []
     for position, layer in enumerate(layers[:-1]):
@@ -113,14 +113,14 @@ def compare_anew(
         similarities = neighbour_run.similarities(
             layers[window], weights[window], heldout.stores[window], heldout.manifests[window], seed
         )
-        found = [
+        comparisons = [
             neighbour_run.compare_as(
-                tracking.links, each, tracking.neighbours, tracking.gate_quantile
+                tracking.links, similarity, tracking.neighbours, tracking.gate_quantile
             )
-            for each in similarities
+            for similarity in similarities
         ]
         paths.append(folder / f"layer_{layer:02d}.npz")
-        neighbours.save(paths[-1], layers[window], found)
+        neighbours.save(paths[-1], layers[window], comparisons)
     return paths
 
 

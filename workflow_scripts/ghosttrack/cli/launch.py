@@ -16,7 +16,7 @@ from types import FrameType
 
 from ghosttrack.errors import UserError
 from ghosttrack.planning import orphans, traps
-from ghosttrack.runtime import lease
+from ghosttrack.runtime import lease, lease_file
 
 # What only reads may work beside a run. `-np` and the like are dry runs too.
 _READ_ONLY = re.compile(
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
-def prepare(here: Path, held: lease.Held) -> None:
+def prepare(here: Path, held: lease.HeldLease) -> None:
     """Clear the lock of a killed run.
 
     Raises:
@@ -65,7 +65,7 @@ def prepare(here: Path, held: lease.Held) -> None:
         lease.clear_snakemake_locks(here)
     orphans.refuse(here, require_slurm=False)
     if locks := lease.snakemake_locks(here):
-        now = lease.file_clock(locks[0].parent)
+        now = lease_file.file_clock(locks[0].parent)
         age = now - max(path.stat().st_mtime for path in locks)
         if age <= lease.EXPIRY_SECONDS:
             raise UserError(
@@ -84,7 +84,7 @@ class Run:
         self.command = command
         self.process: subprocess.Popen[bytes] | None = None
 
-    def wait(self, held: lease.Held) -> int:
+    def wait(self, held: lease.HeldLease) -> int:
         """Run it under the lease and return its exit code. Ctrl-C and SIGTERM are its own to act on."""
         environment = {**os.environ, lease.VARIABLE: f"{held.lease.token} {os.getpid()}"}
         with self._signals():

@@ -37,7 +37,7 @@ class Status(NamedTuple):
     jobs: list[run_state.Job]
     activities: list[job_status.Activity]  # of the same jobs
     layers: list[run_state.Layer]
-    disk: run_state.Disk
+    disk: run_state.DiskUse
 
     @property
     def started(self) -> bool:
@@ -110,7 +110,9 @@ def _plan_lines(status: Status) -> Iterator[str]:
     layer, peak = plan.layer_bytes(settings), plan.peak_bytes(settings, status.waves)
     tokens = settings.contexts * settings.corpus.context
     guess = (
-        f", examples of {plan.counted(kept.guessed, 'data set')} estimated" if kept.guessed else ""
+        f", examples of {plan.counted(kept.estimated, 'data set')} estimated"
+        if kept.estimated
+        else ""
     )
     phases = status.phases
     if not settings.sae.trained:
@@ -275,7 +277,7 @@ def as_json(status: Status) -> dict[str, Any]:
             "all_layers_bytes": layer * len(settings.layers),
             "heldout_bytes": status.kept.heldout,
             "example_bytes": status.kept.examples,
-            "datasets_estimated": status.kept.guessed,
+            "datasets_estimated": status.kept.estimated,
             "total_peak_bytes": peak + status.kept.heldout + status.kept.examples,
             "forward_passes": plan.forward_passes(waves),
             "gpus": settings.plan.gpus,

@@ -224,7 +224,7 @@ def missing(name: str, outputs: pd.DataFrame) -> str:
         return f"{lacking} of {len(outputs)} texts are too long to be asked about behind solved examples"
     if name == "sinkhorn":
         return f"{lacking} of {len(outputs)} answers have no other candidate answers (fewer than two prompts in their relation, or two answers that begin differently)"
-    return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.other_prompts: 0)"
+    return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.pmi_prompts: 0)"
 
 
 def is_measured(name: str, outputs: pd.DataFrame) -> bool:

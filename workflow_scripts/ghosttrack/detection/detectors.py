@@ -26,7 +26,7 @@ OUTPUT, ALONE = "output_regression", "output_regression.alone"
 OUTSIDE = "output_and_words"
 PAIRS = (controls.TEXT_PAIR, controls.EMBEDDING_PAIR)
 # What the default detector stacks: the output features themselves, what the logit lens says, and the log-odds of these probes.
-# The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/method.md).
+# The probe on SAE codes stands beside it: in the stack it takes away more than it gives (docs/explanation/detector_evidence.md).
 BASES = (BILINEAR, "centred_probe", "residual_probe")
 # The same stack with less, for the claim that its parts must earn; with more: see `stacks`.
 STACKS: dict[str, tuple[str, ...]] = {

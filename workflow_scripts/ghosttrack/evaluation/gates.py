@@ -39,7 +39,7 @@ class Gate(NamedTuple):
 
 
 # ASSUME: 50 to 100 active features are few enough to read. The others are what published autoencoders of this size
-# reach at that sparsity in middle layers (docs/method.md).
+# reach at that sparsity in middle layers (docs/explanation/sparse_autoencoders.md).
 GATES = (
     Gate("l0", "L0", 50.0, 100.0, "50 to 100"),
     Gate("dead_fraction", "dead features", -math.inf, math.nextafter(0.05, 0.0), "under 5 %"),

@@ -88,7 +88,7 @@ def locate(sae: SaeSettings, layer: int, site: str) -> Path:
     Raises:
         UserError: there is none, with those that there are; or several.
     """
-    place = Path(sae.place(layer))
+    place = Path(sae.source_of(layer))
     if "{" not in sae.source:
         if not place.is_dir():
             raise UserError(
@@ -136,7 +136,7 @@ def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
     """The folder with the autoencoder of a layer, downloaded if `sae.revision` says that it lies in a hub repository."""
     if sae.revision is None:
         return locate(sae, layer, site)
-    owner, name, *inside = sae.place(layer).split("/")
+    owner, name, *inside = sae.source_of(layer).split("/")
     below = "/".join(inside)
 
     def pick(paths: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""What is known before and beside the jobs: settings, plan, forecast, state of a run, Slurm's queue."""
+"""Before and during a run: settings, plan, forecast, state of the run, Slurm's queue."""

@@ -1,4 +1,4 @@
-"""From config files and the command line to checked settings; every mistake names its key and the choices.
+"""Settings from config files and the command line; errors name the key and the possible values.
 
 Precedence: defaults < preset < config/models/NAME.yaml < config/config.yaml and the command line.
 """
@@ -19,18 +19,31 @@ from ghosttrack.inputs import file_kinds, model_sizes, rows, user_texts
 from ghosttrack.runtime import files
 from ghosttrack.settings import DatasetSettings, Settings, names, section_type
 
+# Renamed settings, and renamed values of settings with a fixed set of values: old -> new.
+RENAMED = {
+    "sae.anchor": "sae.warm_start_layer",
+    "sae.anchored_epochs": "sae.warm_start_epochs",
+    "detection.other_prompts": "detection.pmi_prompts",
+    "tracking.rescue": "tracking.second_association",
+    "tuning.rescue": "tuning.second_association",
+}
+RENAMED_VALUES = {
+    ("sae.dictionaries", "common"): "shared_init",
+    ("sae.dictionaries", "anchored"): "warm_start",
+}
+
 # `model=both` compares the two models of the original work.
 MODEL_GROUPS = {"both": ["gpt2-small", "gpt2-medium"]}
 
 
 def load(config: Mapping[str, Any], root: Path) -> dict[str, Settings]:
-    """Settings of every model that `config` asks for, in order.
+    """Settings of every model in `config`, in order.
 
     Args:
-        config: config.yaml merged with the command line, as Snakemake hands it over.
-        root: the folder that holds `models/`, `presets/` and `datasets/`.
+        config: config.yaml merged with the command line, as Snakemake provides it.
+        root: the folder of `models/`, `presets/` and `datasets/`.
     Raises:
-        UserError: naming the key, what was found, and the choices.
+        UserError: with the key, its value, and the possible values.
     """
     given = {key: _lenient(key, value) for key, value in config.items()}
     for key in ("model", "preset"):
@@ -42,9 +55,10 @@ def load(config: Mapping[str, Any], root: Path) -> dict[str, Settings]:
     models = MODEL_GROUPS.get(name, [name])
     if given.get("model_path") and len(models) > 1:
         raise UserError(
-            f"model_path: goes with one model, found model={name}: give the directory a name of its own, as model=NAME"
+            f"model_path: needs one model, found model={name}; choose a name for the model in the "
+            "directory, as in model=NAME"
         )
-    return {each: _resolve({**given, "model": each}, root) for each in models}
+    return {model: _resolve({**given, "model": model}, root) for model in models}
 
 
 def _resolve(given: dict[str, Any], root: Path) -> Settings:
@@ -61,7 +75,8 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
     name = given["model"]
     if given.get("model_path") and (root / "models" / f"{name}.yaml").exists():
         raise UserError(
-            f"model_path: {name} is a model of its own; give the directory another name, as model=NAME"
+            f"model_path: {name} already is a model in config/models; choose another name for the "
+            "model in the directory, as in model=NAME"
         )
     if not isinstance(name, str) or not (
         (root / "models" / f"{name}.yaml").exists() or given.get("model_path")
@@ -86,43 +101,49 @@ def _resolve(given: dict[str, Any], root: Path) -> Settings:
 
 
 def load_dataset(name: str, root: Path) -> DatasetSettings:
-    """Settings of one data set from `root`/datasets/NAME.yaml; a UserError names the choices or the bad key."""
+    """Settings of the data set in `root`/datasets/NAME.yaml.
+
+    Raises:
+        UserError: with the names of all data sets, or with the wrong key.
+    """
     origin, values = _read_choice(root / "datasets", name, "datasets")
     try:
-        found = DatasetSettings.model_validate(values)
+        settings = DatasetSettings.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {_readable(error, DatasetSettings)}") from None
-    if found.table and found.table not in (tables := statements.list_tables()):
+    if settings.table and settings.table not in (tables := statements.list_tables()):
         raise UserError(
-            f"{origin}: table: {found.table!r} is no fact table; choose one of {', '.join(tables)}"
+            f"{origin}: table: {settings.table!r} is not a fact table; choose one of "
+            f"{', '.join(tables)}"
         )
     with reachable(f"{origin}: path"):
-        if found.path and (reason := rows.refusal(Path(found.path))):
+        if settings.path and (reason := rows.refusal(Path(settings.path))):
             raise UserError(f"{origin}: path: {reason}")
     try:
-        user_texts.check_columns(found)
+        user_texts.check_columns(settings)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
-    return found
+    return settings
 
 
 @contextlib.contextmanager
 def reachable(key: str) -> Iterator[None]:
-    """Turn the operating system's error about a path in the settings into a UserError.
+    """Turn an OSError about a path in the settings into a UserError.
 
-    Python's `exists`, `is_file` and `is_dir` raise it for a path that is too long and for a folder that may not be read.
+    Python's `exists`, `is_file` and `is_dir` raise OSError if the path is too long or a folder
+    cannot be read.
 
     Args:
-        key: the settings key that holds the path.
+        key: the settings key of the path.
     Raises:
-        UserError: naming the key, the path and the reason.
+        UserError: with the key, the path and the reason.
     """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{key}: {names.short(str(error.filename))} cannot be looked up ({error.strerror}); correct the path, or "
-            "the permissions of its folders"
+            f"{key}: {names.short(str(error.filename))} cannot be looked up ({error.strerror}); "
+            "correct the path or the permissions of its folders"
         ) from None
 
 
@@ -134,15 +155,16 @@ def _read_choice(
     if name not in choices or not path.exists():
         hint = difflib.get_close_matches(name, choices, n=1)
         meant = f" (did you mean {hint[0]!r}?)" if hint else ""
-        more = ", or give model_path=DIRECTORY" if key == "model" else ""
+        more = ", or set model_path=DIRECTORY" if key == "model" else ""
         raise UserError(
-            f"{key}: {name!r} is not known{meant}. Choices: {', '.join(choices)}; or add {path.parent.name}/{name}.yaml under config{more}"
+            f"{key}: {name!r} is not known{meant}. Choices: {', '.join(choices)}; or add the file "
+            f"config/{path.parent.name}/{name}.yaml{more}"
         )
     return str(path), read_yaml(path)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which no mapping holds a key twice; PyYAML itself keeps the last one without a word."""
+    """Refuses a key that occurs twice in a mapping; PyYAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -150,14 +172,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands twice; remove one", key_node.start_mark
+                    None, None, f"the key {key} occurs twice; remove one", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of YAML text; a key that stands twice is a yaml.YAMLError."""
+    """The content of YAML text; a key that occurs twice raises yaml.YAMLError."""
     return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
@@ -165,7 +187,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file; {} if it is empty.
 
     Raises:
-        UserError: not UTF-8, not YAML, a key that stands twice, or no `key: value` lines.
+        UserError: not UTF-8, not YAML, a key that occurs twice, or not `key: value` lines.
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8")) or {}
@@ -180,12 +202,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-# What reading YAML may raise: a number of too many digits and a date that is none are a ValueError.
+# Errors of PyYAML. It raises ValueError for a number with too many digits and for an invalid date.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def described(error: Exception) -> str:
-    """What is wrong with YAML text and where, on one line."""
+    """An error in YAML text with its position, on one line."""
     if isinstance(error, RecursionError):
         return "lists or keys nested too deeply"
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
@@ -195,7 +217,7 @@ def described(error: Exception) -> str:
 
 
 def _describe_directory(given: Any) -> dict[str, Any]:
-    """What the directory of `model_path` says about its model, as settings."""
+    """Settings from the config.json in the directory of `model_path`."""
     if not isinstance(given, str):
         raise UserError(f"model_path: {names.quotes_needed(given)}")
     try:
@@ -217,7 +239,8 @@ def _described_model(path: Path) -> dict[str, Any]:
             "config.json" if not (path / "config.json").exists() else "weights (*.safetensors)"
         )
         raise UserError(
-            f"model_path: {path} has no {missing}; expected a transformers model as save_pretrained writes it"
+            f"model_path: {path} has no {missing}; expected a transformers model as written by "
+            "save_pretrained"
         )
     sizes = model_sizes.read_sizes(path / "config.json", "model_path")
     return {
@@ -227,15 +250,15 @@ def _described_model(path: Path) -> dict[str, Any]:
     }
 
 
-# How a command line writes that a value is cleared.
+# Words for null on the command line.
 _NULL = ("null", "Null", "NULL", "None", "~")
 
 
 def _lenient(key: str, value: Any) -> Any:
-    """Read text from the command line as YAML where the key does not hold text: a folder may be called 2024 or no."""
+    """Parse text from the command line as YAML, except for text keys: `no` may be a name."""
     if isinstance(value, Mapping):
-        return {inner: _lenient(f"{key}.{inner}", each) for inner, each in value.items()}
-    if isinstance(value, str) and _holds_text(key):
+        return {name: _lenient(f"{key}.{name}", inner) for name, inner in value.items()}
+    if isinstance(value, str) and _is_text(key):
         return None if value in _NULL else value
     if isinstance(value, str):
         try:
@@ -248,12 +271,12 @@ def _lenient(key: str, value: Any) -> Any:
     return value
 
 
-def _holds_text(key: str) -> bool:
-    """Whether the settings key, such as `corpus.source`, holds a text."""
+def _is_text(key: str) -> bool:
+    """Whether the value of a settings key, such as `corpus.source`, is text."""
     *sections, name = key.split(".")
     section: type[BaseModel] | None = Settings
-    for each in sections:
-        field = section.model_fields.get(each) if section else None
+    for part in sections:
+        field = section.model_fields.get(part) if section else None
         section = section_type(field.annotation) if field else None
     field = section.model_fields.get(name) if section else None
     if field is None or typing.get_origin(field.annotation) is list:
@@ -274,28 +297,33 @@ def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
 
 
 def _unknown_in(values: Mapping[str, Any], section: type[BaseModel], prefix: str) -> str:
-    """The first key, at any depth, that the settings do not know; "" if there is none."""
+    """Error message for the first unknown key at any depth; "" if there is none."""
     for key, value in values.items():
         if key not in section.model_fields:
-            hint = " (is there no space after a colon?)" if ":" in str(key) else ""
+            hint = " (is a space missing after a colon?)" if ":" in str(key) else ""
             return _unknown(str(key), list(section.model_fields), prefix) + hint
         inner = section_type(section.model_fields[key].annotation)
         if (
             inner is not None
             and isinstance(value, Mapping)
-            and (found := _unknown_in(value, inner, f"{prefix}{key}."))
+            and (message := _unknown_in(value, inner, f"{prefix}{key}."))
         ):
-            return found
+            return message
     return ""
 
 
 def _unknown(key: str, known: list[str], section: str = "") -> str:
+    if new := RENAMED.get(f"{section}{key}"):
+        return f"unknown key {section}{key}: now {new}"
     hint = difflib.get_close_matches(key, known, n=1)
     meant = f" (did you mean {section}{hint[0]}?)" if hint else ""
     head, dot, rest = key.partition(".")
     if dot and head in known:
         nested = rest.replace(".", ": {") + ": VALUE" + "}" * rest.count(".")
-        meant = f" (dots do not nest: write '{head}={{{nested}}}' on the command line, or {rest} on a line of its own below {head}:)"
+        meant = (
+            f" (a key may not contain dots: write '{head}={{{nested}}}' on the command line; in a "
+            f"file, write {rest} on an indented line below {head}:)"
+        )
     return f"unknown key {section}{key}{meant}. Known keys: {', '.join(known)}"
 
 
@@ -306,9 +334,12 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
             str(part) for part in item["loc"] if not str(part).startswith(("literal[", "list["))
         ]
         key = ".".join(path)
-        # A name in a list: the list's key says where to look, and the value which one it is.
+        # For an item of a list, the key of the list, without the index.
         listed = key.removesuffix(f".{path[-1]}") if path and path[-1].isdigit() else key
-        if item["type"] == "extra_forbidden":
+        value = item["input"]
+        if isinstance(value, str) and (new := RENAMED_VALUES.get((listed, value))):
+            lines.append(f"{listed}: {value!r} is now {new!r}")
+        elif item["type"] == "extra_forbidden":
             section = _section_at(path[:-1], top)
             lines.append(_unknown(path[-1], list(section.model_fields), ".".join([*path[:-1], ""])))
         elif item["type"] == "value_error":
@@ -317,15 +348,16 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
                 f"{listed}: {reason}" if isinstance(reason, names.InvalidNameError) else str(reason)
             )
         elif item["type"] == "string_type":
-            lines.append(f"{listed}: {names.quotes_needed(item['input'])}")
+            lines.append(f"{listed}: {names.quotes_needed(value)}")
         elif item["type"] == "list_type":
-            found = names.short(item["input"])
             lines.append(
-                f"{key}: {found} is no list; write square brackets, as in [{str(item['input'])[:120]}]"
+                f"{key}: {names.short(value)} is not a list; write square brackets, as in "
+                f"[{str(value)[:120]}]"
             )
         else:
             lines.append(
-                f"{key}: {names.short(item['input'])} does not fit: {item['msg'][0].lower()}{item['msg'][1:]}"
+                f"{key}: {names.short(value)} is not valid: "
+                f"{item['msg'][0].lower()}{item['msg'][1:]}"
             )
     return "; ".join(dict.fromkeys(lines))
 

@@ -1,17 +1,20 @@
-"""Which jobs are due, decided by content and not by dates: the records of jobs against what is asked for.
+"""Which jobs must run, decided by content instead of file dates.
 
-Snakemake plans the graph, its order and its missing files; this module tells it which of the existing outputs
-are current. A job is
+Snakemake plans the graph, its order and its missing files; this module tells Snakemake which of the
+existing outputs are current, by comparing the records of jobs with the planned jobs. A job is
 
-- *current* when its outputs stand and agree with their records and with what is asked for now;
-- *missing* when outputs are gone (released under a disk budget, or lost) and the records agree: it runs only if
-  a job that runs needs them;
-- *damaged* when the bytes of an output are not those that its job recorded: it runs again;
-- *due* when a record disagrees with what is asked for, or an output has no record; all jobs that follow from it
-  are due too.
+- *current* if its outputs exist and match their records, and the records match the planned job;
+- *missing* if outputs do not exist (deleted under a disk budget, or lost) and the records match:
+the
+  job runs only if another job needs these outputs;
+- *damaged* if the content of an output is not what its job recorded: the job runs again;
+- *due* if a record does not match the planned job, or an output has no record: the job runs again,
+and
+  so do all jobs that depend on it.
 
-What follows from a missing or damaged output stays current, because it was made from the recorded bytes. Should
-the job write other bytes this time, `ContentDAG.disagreements` tells after the run.
+Jobs that depend on a missing or damaged output stay current, because they were made from the
+recorded content. If the rerun writes other content, `ContentDAG.disagreements` reports it after the
+run.
 """
 
 import sys
@@ -24,101 +27,100 @@ from ghosttrack.errors import UserError
 from ghosttrack.runtime import records
 
 State = Literal["current", "missing", "damaged", "due"]
-# Reasons on the screen of a plan; the rest is summed up in one line.
+# Maximum number of reasons that are printed.
 SHOWN_REASONS = 12
 _ABSENT = object()
 
 
 class Request(NamedTuple):
-    """A job that a plan contains."""
+    """A planned job."""
 
     rule: str
     description: records.Description
     outputs: tuple[str, ...]
-    producers: Mapping[
-        str, int
-    ]  # input path -> index of the request that makes it; users' files have none
-    call: str = ""  # why it runs whatever the records say; "" for none
+    # Input path -> index of the request that makes this file; user files have none.
+    producers: Mapping[str, int]
+    call: str = ""  # why the job must run whatever the records say, or ""
 
 
-class Verdict(NamedTuple):
-    """State of a job. `reason` names what disagrees; "" for a job that only follows from others, or that is not due."""
+class JobVerdict(NamedTuple):
+    """State of a job; `reason` is "" unless the job itself is due or damaged."""
 
     state: State
     reason: str = ""
 
 
-def judge(requests: Sequence[Request]) -> list[Verdict]:
+def judge(requests: Sequence[Request]) -> list[JobVerdict]:
     """State of every job, in order.
 
     Args:
-        requests: each after the requests that make its inputs.
+        requests: in topological order; a request comes after the requests that make its inputs.
     """
-    found: list[Verdict] = []
-    disk = Disk()
+    verdicts: list[JobVerdict] = []
+    disk = DigestCache()
     for request in requests:
-        if any(found[index].state == "due" for index in request.producers.values()):
-            found.append(Verdict("due"))
+        if any(verdicts[index].state == "due" for index in request.producers.values()):
+            verdicts.append(JobVerdict("due"))
         else:
-            found.append(_judge(request, disk))
-    return found
+            verdicts.append(_judge(request, disk))
+    return verdicts
 
 
-class Disk:
-    """Content digests and records as they are now; each is read once."""
+class DigestCache:
+    """Current content digests and records of files, each read once."""
 
     def __init__(self) -> None:
         self._digests: dict[str, str | None] = {}
         self._records: dict[str, records.Record | None] = {}
 
     def digest(self, path: str) -> str | None:
-        """Content digest of what stands at `path`; None if nothing does."""
+        """Content digest of the file or directory `path`; None if it does not exist."""
         if path not in self._digests:
             self._digests[path] = records.digest_of(path)
         return self._digests[path]
 
     def record(self, path: str) -> records.Record | None:
-        """Record of the output `path`; None if there is none."""
+        """Record of the output `path`, or None."""
         if path not in self._records:
             self._records[path] = records.read(path)
         return self._records[path]
 
 
-def _judge(request: Request, disk: Disk) -> Verdict:
-    """State of a job whose inputs are made by no job that is due."""
+def _judge(request: Request, disk: DigestCache) -> JobVerdict:
+    """State of a job that depends on no due job."""
     if request.call:
-        return Verdict("due", request.call)
+        return JobVerdict("due", request.call)
     missing, damaged = False, list[str]()
     for output in request.outputs:
-        standing, record = disk.digest(output), disk.record(output)
-        if record is None and standing is not None:
-            return Verdict("due", f"{output} has no record of what it was made from")
+        digest, record = disk.digest(output), disk.record(output)
+        if record is None and digest is not None:
+            return JobVerdict("due", f"{output} has no record of its inputs and settings")
         if record is not None and (reason := _disagreement(request, record, disk)):
-            return Verdict("due", reason)
-        missing = missing or standing is None
-        if record is not None and standing not in (None, record.sha256):
+            return JobVerdict("due", reason)
+        missing = missing or digest is None
+        if record is not None and digest not in (None, record.sha256):
             damaged.append(output)
     if damaged:
-        return Verdict(
-            "damaged", f"{' and '.join(damaged)}: not what the job wrote (damaged or edited)"
+        return JobVerdict(
+            "damaged", f"{' and '.join(damaged)}: damaged or edited since the job wrote it"
         )
-    return Verdict("missing" if missing else "current")
+    return JobVerdict("missing" if missing else "current")
 
 
-def _disagreement(request: Request, record: records.Record, disk: Disk) -> str:
-    """What an output was made from that is not asked for now; "" if nothing."""
+def _disagreement(request: Request, record: records.Record, disk: DigestCache) -> str:
+    """The first difference between an output's record and the planned job; "" if they match."""
     wanted = request.description
     if record.params != wanted.params:
         return _changed_params(record.params, wanted.params)
     if record.inputs.keys() != wanted.inputs.keys():
         other = sorted(record.inputs.keys() ^ wanted.inputs.keys())
-        return f"other input files ({', '.join(other[:3])}{', ...' if len(other) > 3 else ''})"
+        return f"different input files ({', '.join(other[:3])}{', ...' if len(other) > 3 else ''})"
     for label, path in wanted.inputs.items():
-        # Of a file that is released, lost or damaged, what its job recorded counts.
+        # The record also gives the digest of a file that is deleted, lost or damaged.
         made = disk.record(path) if path in request.producers else None
         now = made.sha256 if made is not None else disk.digest(path)
         if now is None:
-            return f"{label} is missing, and so is the record of what it was"
+            return f"{label} and its record are missing"
         if now != record.inputs[label]:
             return f"the content of {label} changed"
     return ""
@@ -145,8 +147,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def described(requests: Sequence[Request], verdicts: Sequence[Verdict]) -> str:
-    """Why jobs are due, for the screen of a plan: rules by reason. "" when nothing made before is due."""
+def described(requests: Sequence[Request], verdicts: Sequence[JobVerdict]) -> str:
+    """Text with the rules that must run again and the reasons; "" if there are none."""
     reasons = Counter(
         (verdict.reason, request.rule)
         for request, verdict in zip(requests, verdicts, strict=True)
@@ -162,24 +164,23 @@ def described(requests: Sequence[Request], verdicts: Sequence[Verdict]) -> str:
     if len(lines) > SHOWN_REASONS:
         lines[SHOWN_REASONS:] = [f"  and {len(lines) - SHOWN_REASONS} more"]
     return "\n".join(
-        ["Made before, and due again:", *lines, f"  jobs that follow from these: {follow}", ""]
+        ["Finished jobs that must run again:", *lines, f"  jobs that depend on these: {follow}", ""]
     )
 
 
 # ---- Snakemake's graph
 def install() -> None:
-    """Let the graphs that Snakemake builds from now on decide by content.
+    """Make the graphs that Snakemake builds from now on decide by content instead of dates.
 
-    Snakemake has no public way to replace dates as the reason for a job, so its graph class is extended. What
-    the extension relies on is checked here.
+    Snakemake has no public interface for this, so its graph class is extended.
 
     Raises:
-        UserError: this version of Snakemake has not what the extension relies on.
+        UserError: this version of Snakemake lacks a method that the extension needs.
     """
     import snakemake.workflow
     from snakemake.dag import DAG
 
-    relied_on = (
+    needed = (
         "update_needrun",
         "check_output_mtime",
         "finished",
@@ -187,17 +188,17 @@ def install() -> None:
         "toposorted",
         "dependencies",
     )
-    if not hasattr(snakemake.workflow, "DAG") or not all(hasattr(DAG, name) for name in relied_on):
+    if not hasattr(snakemake.workflow, "DAG") or not all(hasattr(DAG, name) for name in needed):
         raise UserError(
-            "this version of Snakemake plans in a way that GhostTrack does not know: install the version that "
-            "envs/requirements.txt names"
+            "GhostTrack does not support this version of Snakemake: install the version in "
+            "envs/requirements.txt"
         )
     if not hasattr(snakemake.workflow.DAG, "disagreements"):
         snakemake.workflow.DAG = _content_dag(DAG)
 
 
 def _recorded(job: Any) -> bool:
-    """Whether a job of Snakemake's graph is one of this workflow that leaves records."""
+    """Whether a job of Snakemake's graph writes records: a job of this workflow with outputs."""
     return bool(job.output) and "code" in job.params.keys()  # noqa: SIM118
 
 
@@ -206,13 +207,13 @@ def _content_dag(base: type[Any]) -> type[Any]:
     from snakemake.settings.types import DeploymentMethod, RerunTrigger
 
     class ContentDAG(base):  # type: ignore[misc]
-        """Snakemake's graph, in which records and not dates decide what is due."""
+        """Snakemake's graph, in which records instead of dates decide which jobs run."""
 
         _current: frozenset[Any] = frozenset()
         _planning = False
 
         async def update_needrun(self, create_inventory: bool = False) -> None:
-            """Judge all jobs once, when the graph is complete; current ones are left out of every later decision."""
+            """Judge all jobs once the graph is complete; later decisions skip current jobs."""
             if create_inventory and self.workflow.is_main_process:
                 self._decide()
             self._planning = True
@@ -222,33 +223,34 @@ def _content_dag(base: type[Any]) -> type[Any]:
                 self._planning = False
 
         def finished(self, job: Any) -> bool:
-            """Whether a job has nothing more to do; in a decision about what to run, a current job has not."""
+            """Whether a job is finished; while jobs are selected, current jobs are."""
             return (self._planning and job in self._current) or bool(super().finished(job))
 
         def bfs(self, direction: Any, *jobs: Any, **options: Any) -> Iterator[Any]:
-            """As Snakemake's, but in a decision about what to run no job hides those that follow from it.
+            """As Snakemake's, but empty while jobs are selected.
 
-            Snakemake does not look at them because it expects to reach them later. Behind a current job it would not.
+            Snakemake skips the jobs that it finds here, because it expects to reach them later from
+            the job above. It would never reach them from a current job.
             """
             return iter(()) if self._planning else super().bfs(direction, *jobs, **options)
 
         async def check_output_mtime(self, job: Any, expanded_output: Any) -> None:
-            """Snakemake fails a job whose inputs are dated later, as by another clock; here dates mean nothing."""
+            """Do not fail a job whose inputs have later dates, for example by another clock."""
             if not _recorded(job):
                 await super().check_output_mtime(job, expanded_output)
 
         def disagreements(self) -> list[str]:
-            """What disagrees now: after a run, results that no longer match what they were made from.
+            """After a run: why results do not match their inputs or settings.
 
-            What other nodes wrote may show late on a shared file system: it has as long as Snakemake gives outputs.
+            Waits up to Snakemake's --latency-wait for files of other nodes on a shared file system.
             """
             requests = [request._replace(call="") for request in self._requests()[1]]
             end = time.monotonic() + self.workflow.execution_settings.latency_wait
             while (
-                found := [verdict.reason for verdict in judge(requests) if verdict.reason]
+                reasons := [verdict.reason for verdict in judge(requests) if verdict.reason]
             ) and time.monotonic() < end:
                 time.sleep(1.0)
-            return found
+            return reasons
 
         def _decide(self) -> None:
             jobs, requests = self._requests()
@@ -256,30 +258,31 @@ def _content_dag(base: type[Any]) -> type[Any]:
             for job, verdict in judged:
                 if verdict.state in ("due", "damaged"):
                     self.forcefiles.update(job.output)
-                elif verdict.state == "missing":  # dates of its inputs must not call for it
+                elif verdict.state == "missing":  # dates of its inputs must not make it run
                     for path in job.input:
                         path._file = flag(path._file, "ancient")
             self._current = frozenset(job for job, verdict in judged if verdict.state == "current")
-            # Nor may what Snakemake remembers of earlier attempts: it keeps the settings of a failed job. A workflow
-            # that uses this one as a module has rules of its own, which need it.
+            # Snakemake's metadata of earlier attempts must not make jobs run either: it keeps the
+            # params of a failed job. A workflow that uses this one as a module has other rules,
+            # which need it.
             if len(jobs) == sum(bool(job.output) for job in self.jobs):
                 self.workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
             if self.workflow.executor_plugin:  # not for lists, graphs and lint
                 sys.stderr.write(described(requests, [verdict for _, verdict in judged]))
 
         def _requests(self) -> tuple[list[Any], list[Request]]:
-            """This workflow's jobs with outputs and a digest of their code, each after those that it depends on."""
+            """Jobs that write records, in topological order, and their requests."""
             jobs = [job for level in self.toposorted() for job in level if _recorded(job)]
-            places = {job: index for index, job in enumerate(jobs)}
-            return jobs, [self._request(job, places) for job in jobs]
+            indices = {job: index for index, job in enumerate(jobs)}
+            return jobs, [self._request(job, indices) for job in jobs]
 
-        def _request(self, job: Any, places: Mapping[Any, int]) -> Request:
+        def _request(self, job: Any, indices: Mapping[Any, int]) -> Request:
             description = records.describe_job(job)
             read = set(description.inputs.values())
             producers = {
-                str(path): places[other]
+                str(path): indices[other]
                 for other, paths in self.dependencies[job].items()
-                if other in places
+                if other in indices
                 for path in paths
                 if str(path) in read
             }
@@ -288,11 +291,11 @@ def _content_dag(base: type[Any]) -> type[Any]:
             )
 
         def _call(self, job: Any) -> str:
-            # What a kill cut off is in Snakemake's forcefiles too; its records tell how far it came.
+            # Not `forcefiles`: Snakemake adds jobs that were killed, whose records are decisive.
             if job.rule in self.forcerules or not self.workflow.dag_settings.forcerun.isdisjoint(
                 job.output
             ):
-                return "asked for by name"
+                return "requested on the command line"
             if DeploymentMethod.CONDA in self.workflow.deployment_settings.deployment_method:
                 persistence = self.workflow.persistence
                 if persistence.has_metadata(job) and any(persistence.software_stack_changed(job)):

@@ -1,4 +1,4 @@
-"""What a run will take: stores that stay, and hours, from counted operations until finished jobs tell better."""
+"""Expected disk use and hours of a run, from counted operations and from finished jobs."""
 
 import math
 import re
@@ -12,73 +12,75 @@ from ghosttrack.planning import plan, roofline
 from ghosttrack.runtime import files
 from ghosttrack.settings import DatasetSettings, Settings
 
-# What plan.pass_name makes of a pass, and the shard: see the benchmark of extract_activations.
+# Benchmark file of extract_activations: plan.pass_name and the number of the shard.
 _PASS = re.compile(r"layers_\d+_to_(?P<highest>\d+)_shard_(?P<shard>\d+)\.tsv")
 FACTS = Path(__file__).parents[1] / "data" / "facts"
-# ASSUME: a line of an embedded fact table becomes two to four statements with one to three answer tokens each.
+# ASSUME: a row of an embedded fact table gives two to four statements with one to three answer
+# tokens.
 ROWS_PER_FACT = 8
-# ASSUME: examples of other data sets, where `max_examples` says nothing, and answer tokens of each.
+# ASSUME: examples of other data sets without `max_examples`, and answer tokens per example.
 EXAMPLES, ROWS_PER_EXAMPLE = 2000, 8
-# ASSUME: tokens that are read, against those of the answer.
+# ASSUME: tokens that are read, relative to the tokens of the answer.
 READ = {"answer": 1.0, "last": 0.5, "all": 5.0}
 
 
 class Kept(NamedTuple):
-    """Bytes of the stores that stay after the run, always fp16; `guessed`: data sets whose rows are an estimate."""
+    """Disk use of the stores that remain after the run, always fp16."""
 
-    heldout: int
-    examples: int
-    guessed: int
+    heldout: int  # bytes
+    examples: int  # bytes
+    estimated: int  # data sets whose number of rows is an estimate
 
 
 class Rate(NamedTuple):
-    """Sustained 10^12 operations per second of one accelerator, and the finished jobs behind it; 0 jobs: assumed."""
+    """Sustained rate of one accelerator."""
 
-    teraflops: float
-    jobs: int
+    teraflops: float  # 10^12 operations per second
+    jobs: int  # finished jobs in which it was measured; 0: assumed
 
 
 class Effort(NamedTuple):
-    """Expected wall hours on `plan.gpus` accelerators, and the hours of all of them together."""
+    """Expected time of some jobs."""
 
-    hours: float
-    gpu_hours: float
+    hours: float  # wall time with `plan.gpus` accelerators
+    gpu_hours: float  # sum over all accelerators
     rate: Rate
 
 
 class Training(NamedTuple):
-    """What training the SAEs takes at one batch size, and why."""
+    """Expected time of training all SAEs at one batch size, and its limit."""
 
     batch: int
-    steps: int  # of one SAE
+    steps: int  # steps per SAE
     step: roofline.Step
     bound: roofline.Bound
     effort: Effort
 
 
 def block_operations(d_model: int, context: int) -> int:
-    """Operations of one token in one transformer block, forward.
+    """Operations per token of the forward pass through one transformer block.
 
-    Twice the 12 d^2 weights of attention and a fourfold MLP, and 4 d for each position attended to
-    (Kaplan et al. 2020, arXiv 2001.08361, table 1; the causal mask saves nothing in dense kernels).
+    Two operations for each of the 12 d^2 weights of attention and of an MLP of width 4 d, and 4 d
+    for each attended position (Kaplan et al. 2020, arXiv 2001.08361, table 1). Dense kernels also
+    compute the positions behind the causal mask.
     """
     return 24 * d_model**2 + 4 * context * d_model
 
 
 def kept(settings: Settings, datasets: Mapping[str, DatasetSettings], results: Path) -> Kept:
-    """Disk of held-out and example stores, all layers and the token embedding, in bytes."""
+    """Disk use of held-out and example stores, for all layers and the token embedding."""
     assert settings.dimensions is not None
     width, layers = settings.dimensions.d_model, len(settings.layers)
-    examples = guessed = 0
+    examples = estimated = 0
     for name in settings.datasets:
         rows = _stored_rows(results / settings.model / "examples" / name / "embedding.json")
         if rows is None:
             rows = round(
-                _guessed_rows(settings, datasets[name]) * READ[settings.activations.positions]
+                _estimated_rows(settings, datasets[name]) * READ[settings.activations.positions]
             )
-            guessed += 1
+            estimated += 1
         examples += (layers + 1) * plan.store_bytes(rows, width, "fp16", settings.corpus.context)
-    return Kept(plan.heldout_bytes(settings), examples, guessed)
+    return Kept(plan.heldout_bytes(settings), examples, estimated)
 
 
 def _stored_rows(manifest: Path) -> int | None:
@@ -88,7 +90,7 @@ def _stored_rows(manifest: Path) -> int | None:
         return None
 
 
-def _guessed_rows(settings: Settings, dataset: DatasetSettings) -> int:
+def _estimated_rows(settings: Settings, dataset: DatasetSettings) -> int:
     if dataset.mode == "generated":
         return settings.generation.questions * settings.generation.max_new_tokens
     table = FACTS / f"{dataset.table}.csv"
@@ -99,15 +101,15 @@ def _guessed_rows(settings: Settings, dataset: DatasetSettings) -> int:
 
 
 def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
-    """Expected effort of all extraction jobs; waves come one after the other, their jobs side by side."""
+    """Expected time of all extraction jobs; jobs of a wave run in parallel."""
     rate = _rate(_finished_extraction(settings, results), settings.plan.teraflops)
     rows = settings.contexts * settings.corpus.context
     rounds = plan.extraction_rounds(settings)
     job = min(settings.contexts, settings.contexts_per_shard) * settings.corpus.context
     passes = [_pass_operations(settings, layers[-1]) for layers in waves]
     return Effort(
-        sum(rounds * job * each for each in passes) / rate.teraflops / 1e12 / 3600,
-        sum(rows * each for each in passes) / rate.teraflops / 1e12 / 3600,
+        sum(rounds * job * operations for operations in passes) / rate.teraflops / 1e12 / 3600,
+        sum(rows * operations for operations in passes) / rate.teraflops / 1e12 / 3600,
         rate,
     )
 
@@ -115,10 +117,13 @@ def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path
 def training(
     settings: Settings, waves: Sequence[Sequence[int]], results: Path, batch: int | None = None
 ) -> Training:
-    """Expected effort of training all SAEs, with the settings' batch or another; a wave's train side by side.
+    """Expected time of training all SAEs; those of a wave train in parallel.
 
-    Until a job was measured a step takes what its roofline says. A measured rate is the settings' batch's own, and is
-    not carried over to another.
+    Before a job is measured, the time of a step is its roofline bound. A measured rate is used only
+    for the batch size in the settings.
+
+    Args:
+        batch: another batch size than that in the settings.
     """
     assert settings.dimensions is not None
     chosen = settings.sae.model_copy(update={"batch": batch or settings.sae.batch})
@@ -127,8 +132,8 @@ def training(
     bound = roofline.bound(step, settings.plan)
     operations = steps * step.operations
     benchmarks = results / settings.model / "benchmarks" / "train_sae"
-    found = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
-    rate = _rate(found if chosen == settings.sae else (), step.operations / bound.seconds / 1e12)
+    jobs = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
+    rate = _rate(jobs if chosen == settings.sae else (), step.operations / bound.seconds / 1e12)
     hours = operations / rate.teraflops / 1e12 / 3600
     total = hours * sum(map(len, waves))
     rounds = plan.training_rounds(waves, settings.plan.gpus)
@@ -137,39 +142,42 @@ def training(
 
 
 def _pass_operations(settings: Settings, highest: int) -> int:
-    """Operations of one token in blocks 0 to `highest`."""
+    """Operations per token in blocks 0 to `highest`."""
     assert settings.dimensions is not None
     return (highest + 1) * block_operations(settings.dimensions.d_model, settings.corpus.context)
 
 
 def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[int, Path]]:
-    """Operations and benchmark of every finished job, whichever waves the layers were cut into when it ran."""
+    """Operations and benchmark of every finished job, for any division into waves."""
     home = results / settings.model
     for path in sorted((home / "benchmarks" / "extract_activations").glob("*.tsv")):
-        found = _PASS.fullmatch(path.name)
+        match = _PASS.fullmatch(path.name)
         if (
-            not found
-            or int(found["shard"]) >= settings.shards
+            not match
+            or int(match["shard"]) >= settings.shards
             or _is_older(path, home / "corpus" / "train.json")
         ):
             continue
-        first = int(found["shard"]) * settings.contexts_per_shard
+        first = int(match["shard"]) * settings.contexts_per_shard
         contexts = min(settings.contexts_per_shard, settings.contexts - first)
         yield (
-            contexts * settings.corpus.context * _pass_operations(settings, int(found["highest"])),
+            contexts * settings.corpus.context * _pass_operations(settings, int(match["highest"])),
             path,
         )
 
 
 def _is_older(benchmark: Path, corpus: Path) -> bool:
-    """Whether a job ran before the corpus of today was made: its tokens were others."""
+    """Whether a job ran before the current corpus was made, with other tokens."""
     return corpus.exists() and benchmark.stat().st_mtime < corpus.stat().st_mtime
 
 
 def _rate(jobs: Iterable[tuple[float, Path]], assumed: float) -> Rate:
-    """Median rate of the finished jobs, given as (operations, benchmark file); without one, `assumed` teraflops.
+    """Median rate of finished jobs, or `assumed` (teraflops) if there are none.
 
-    The median, because a resumed job's benchmark holds its last attempt only.
+    The median, because the benchmark of a resumed job has the time of its last attempt only.
+
+    Args:
+        jobs: operations and benchmark file of each job.
     """
     timed = [(operations, wall_seconds(path)) for operations, path in jobs]
     rates = [operations / seconds / 1e12 for operations, seconds in timed if seconds]
@@ -177,7 +185,7 @@ def _rate(jobs: Iterable[tuple[float, Path]], assumed: float) -> Rate:
 
 
 def wall_seconds(benchmark: Path) -> float | None:
-    """Column `s` of a Snakemake benchmark file; None if there is no such file or no number in it."""
+    """Seconds (column `s`) in a Snakemake benchmark file; None if it has no such number."""
     try:
         names, values, *_ = benchmark.read_text(encoding="utf-8").splitlines()
         seconds = float(dict(zip(names.split("\t"), values.split("\t"), strict=False))["s"])

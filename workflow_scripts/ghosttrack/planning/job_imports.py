@@ -1,14 +1,14 @@
-"""Lets every job import the package, wherever its script lies."""
+"""Makes the package importable in every job, whichever folder its script is in."""
 
 import os
 from pathlib import Path
 
 
 def provide(scripts: Path) -> None:
-    """Put `scripts`, which holds the package, first in PYTHONPATH of this process and of every job that it starts.
+    """Put `scripts`, the folder of the package, first in PYTHONPATH of this process and its jobs.
 
-    Snakemake lets a script import from the script's own folder alone. A Slurm job reads the Snakefile again, and so
-    gets the same path.
+    Under Snakemake a script can only import from its own folder. A Slurm job reads the Snakefile
+    again, which calls this function again.
     """
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if str(scripts) not in others:

@@ -1,7 +1,8 @@
-"""What each job of a run is doing now: from Slurm's queue, from the jobs' own logs, and from the processes of this machine.
+"""Current state of each job, from Slurm's queue, the jobs' logs and the processes of this machine.
 
-Nothing is locked or written. A job runs when Slurm says so, or when the process that began its log is alive. One that
-began, is not done and does not run has failed, or was cut off; the last line of its log says which.
+Nothing is locked or written. A job runs if Slurm says so, or if the process that started its log is
+alive. A job that started, is not done and does not run has failed if its log has an error, and
+otherwise was cut off.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from ghosttrack.planning.slurm import SlurmJob
 from ghosttrack.runtime import gpu_usage
 
 State = Literal["done", "running", "queued", "failed", "cut off", "waiting"]
-# The end of a log that is read: some hundred progress lines.
+# Bytes that are read at the end of a log: some hundred progress lines.
 _TAIL_BYTES = 32_768
 _START = re.compile(r"INFO process (\d+) on (\S+?)(?:, Slurm job (\d+))?(?:, GPU (\S+))?$")
 _PROGRESS = re.compile(
@@ -27,40 +28,40 @@ _PROGRESS = re.compile(
 )
 
 
-class Progress(NamedTuple):
-    """The last progress line of a job: units done and in all, units a second, and the time left in words."""
+class LoggedProgress(NamedTuple):
+    """The last progress line in a job's log."""
 
-    done: int
-    total: int
+    done: int  # units
+    total: int  # units
     unit: str
-    rate: float
-    left: str
+    rate: float  # units per second
+    left: str  # time left, such as "3m 05s"
 
 
 class Activity(NamedTuple):
-    """One job now. `slurm_job` and `node` are "" where there are none, `last_line` is that of a job that did not finish."""
+    """Current state of one job."""
 
     phase: str
     name: str
     state: State
-    slurm_job: str = ""
-    node: str = ""
-    progress: Progress | None = None
+    slurm_job: str = ""  # id, if any
+    node: str = ""  # of a Slurm job
+    progress: LoggedProgress | None = None
     gpu: gpu_usage.Sample | None = None
-    last_line: str = ""
+    last_line: str = ""  # of the log, if the job failed or was cut off
 
 
 class _Start(NamedTuple):
     process: int
     host: str
     slurm_job: str
-    after: list[str]  # the lines since
+    after: list[str]  # log lines of this attempt
 
 
 def look(
     model: str, jobs: Iterable[Job], queue: Sequence[SlurmJob], results: Path
 ) -> list[Activity]:
-    """What every job does, in the given order; `queue` is what Slurm holds of this folder."""
+    """Current state of every job, in the order of `jobs`; `queue`: Slurm jobs of this folder."""
     logs, queued = results / model / "logs", by_job(model, queue)
     return [
         _activity(job, queued.get((job.phase, job.name)), logs / _log_name(job)) for job in jobs
@@ -68,22 +69,22 @@ def look(
 
 
 def by_job(model: str, queue: Iterable[SlurmJob]) -> dict[tuple[str, str], SlurmJob]:
-    """Slurm's jobs by phase and name, as `monitor` has them; those of other models are left out."""
-    found = {}
+    """Slurm jobs of `model` by phase and name, as in `run_state.Job`."""
+    jobs = {}
     tag = plan.rule_names([model])[model]
     for job in queue:
-        named = re.fullmatch(rf"(.+?)_{re.escape(tag)}(?:_(wave_\d+))?", job.rule)
+        match = re.fullmatch(rf"(.+?)_{re.escape(tag)}(?:_(wave_\d+))?", job.rule)
         rest = job.wildcards.removeprefix(model).removeprefix("_")
-        if named:
-            phase, name = named[1], f"{named[2]}_shard_{rest}" if named[2] else rest
+        if match:
+            phase, name = match[1], f"{match[2]}_shard_{rest}" if match[2] else rest
         elif job.wildcards == model or job.wildcards.startswith(f"{model}_"):
             phase, name = job.rule, f"layer_{rest}" if re.fullmatch(r"\d{2,3}", rest) else rest
         else:
             continue
-        # A job that is being requeued may stand beside its successor: the one that runs tells more.
-        if (phase, name) not in found or job.state == "RUNNING":
-            found[phase, name] = job
-    return found
+        # A requeued job may be listed with its successor: prefer the running one.
+        if (phase, name) not in jobs or job.state == "RUNNING":
+            jobs[phase, name] = job
+    return jobs
 
 
 def _log_name(job: Job) -> str:
@@ -97,13 +98,12 @@ def _activity(job: Job, queued: SlurmJob | None, log: Path) -> Activity:
     if queued is not None:
         if queued.state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
             return Activity(job.phase, job.name, "queued", queued.id)
-        own = (
-            start is not None and start.slurm_job == queued.id
-        )  # else the log is still that of an earlier attempt
-        return _running(job, queued.id, queued.node, start.after if start and own else [], log)
+        # Otherwise the log is still that of an earlier attempt.
+        same = start is not None and start.slurm_job == queued.id
+        return _running(job, queued.id, queued.node, start.after if start and same else [], log)
     if start is None:
         return Activity(job.phase, job.name, "waiting")
-    if not start.slurm_job and start.host == os.uname().nodename and _works(start.process):
+    if not start.slurm_job and start.host == os.uname().nodename and _is_job(start.process):
         return _running(job, "", "", start.after, log)
     last = start.after[-1] if start.after else ""
     failed = any(" ERROR " in line for line in start.after)
@@ -125,7 +125,7 @@ def _running(job: Job, slurm_job: str, node: str, lines: Sequence[str], log: Pat
 
 
 def _last_start(log: Path) -> _Start | None:
-    """Where the last attempt that a log tells of began; None without one in its last part."""
+    """Start of the last attempt in the end of a log, or None."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
@@ -133,16 +133,16 @@ def _last_start(log: Path) -> _Start | None:
     except OSError:
         return None
     for number in range(len(lines) - 1, -1, -1):
-        if found := _START.search(lines[number]):
-            return _Start(int(found[1]), found[2], found[3] or "", lines[number + 1 :])
+        if match := _START.search(lines[number]):
+            return _Start(int(match[1]), match[2], match[3] or "", lines[number + 1 :])
     return None
 
 
-def _last_progress(lines: Sequence[str]) -> Progress | None:
+def _last_progress(lines: Sequence[str]) -> LoggedProgress | None:
     for line in reversed(lines):
-        if found := _PROGRESS.search(line):
-            done, total, unit, rate, left = found.groups()
-            return Progress(
+        if match := _PROGRESS.search(line):
+            done, total, unit, rate, left = match.groups()
+            return LoggedProgress(
                 _number(done), _number(total), unit, float(rate.replace(",", "")), left or ""
             )
     return None
@@ -152,22 +152,22 @@ def _number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def _works(process: int) -> bool:
-    """Whether it is alive and a rule's script: numbers of processes are used again."""
+def _is_job(process: int) -> bool:
+    """Whether the process is alive and runs a rule's script: process ids are reused."""
     with contextlib.suppress(psutil.Error):
         return any(".snakemake/scripts/" in word for word in psutil.Process(process).cmdline())
     return False
 
 
-def counts(found: Iterable[Activity]) -> Mapping[str, dict[str, int]]:
-    """Jobs by phase and state, phases in order of appearance."""
+def counts(activities: Iterable[Activity]) -> Mapping[str, dict[str, int]]:
+    """Number of jobs by phase and state; phases in order of appearance."""
     counted: dict[str, dict[str, int]] = {}
-    for each in found:
-        states = counted.setdefault(each.phase, {})
-        states[each.state] = states.get(each.state, 0) + 1
+    for activity in activities:
+        states = counted.setdefault(activity.phase, {})
+        states[activity.state] = states.get(activity.state, 0) + 1
     return counted
 
 
-def at_work(found: Iterable[Activity]) -> Iterator[Activity]:
+def at_work(activities: Iterable[Activity]) -> Iterator[Activity]:
     """Jobs that run, wait in Slurm's queue, failed or were cut off."""
-    return (each for each in found if each.state not in ("done", "waiting"))
+    return (activity for activity in activities if activity.state not in ("done", "waiting"))

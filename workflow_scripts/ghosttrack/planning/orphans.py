@@ -1,9 +1,10 @@
-"""`python -m ghosttrack.planning.orphans [--wait | --cancel]`: jobs that still work in this folder without their Snakemake.
+"""`python -m ghosttrack.planning.orphans [--wait | --cancel]`: running jobs of a killed run.
 
-A Snakemake that is killed leaves its jobs behind: on Slurm, where the next run would submit them a second time, and
-on one machine, where they hold the locks that the next run needs. They are found in squeue (by work folder and
-Snakemake's comment), among this machine's processes, and by the locks in `results/`, on whatever host they are held.
-Jobs of a live run are no orphans: the lease of the folder (`lease.py`) tells, for every host and user.
+When Snakemake is killed, its jobs keep running: on Slurm, where the next run would submit them a
+second time, and on this machine, where they hold locks that the next run needs. They are found with
+squeue (by working directory and Snakemake's comment), among the processes of this machine, and by
+the locks in `results/`, on any host. Jobs of a live run are no orphans; the lease of the folder
+(`runtime.lease`) tells whether a run is live.
 """
 
 import argparse
@@ -22,44 +23,46 @@ from ghosttrack.errors import UserError
 from ghosttrack.planning import slurm
 from ghosttrack.runtime import files, lease
 
-# Folders with a lock, below `results`: progress of training, stores while they are written.
+# Patterns of lock files below `results`: of training states, and of stores that are being written.
 LOCKS = ("*/state/*/*/lock", "*/*.partial/lock", "*/*/*.partial/lock", "*/*/*/*.partial/lock")
-# After SIGTERM a step of training is finished and saved; what is not gone then is killed.
+# Seconds after SIGTERM in which training finishes its step and saves a checkpoint, before SIGKILL.
 GRACE_SECONDS = 60.0
 REMEDY = (
-    "make orphans ARGS=--wait      waits until they have ended; what Slurm jobs finish is kept\n"
-    "make orphans ARGS=--cancel    ends them; training keeps its checkpoint and goes on from there\n"
+    "make orphans ARGS=--wait      waits until they end; results of Slurm jobs are kept\n"
+    "make orphans ARGS=--cancel    ends them; training resumes from its checkpoint in the next run\n"
     "Then run the same command again."
 )
 UNSEEN = (
-    "Looked at: Slurm jobs of everyone who ran something here, this machine's processes, the locks in results/. "
-    "Processes of another host or container show by their locks only, and many jobs hold none.\n"
+    "Checked: Slurm jobs of all users of this folder, the processes of this machine, and the "
+    "locks in results/. Processes on another host or in a container are only visible by their "
+    "locks, and many jobs hold no lock.\n"
 )
 
 
 class Orphan(NamedTuple):
-    """One job at work: a Slurm job, a process of this machine, or the holder of a lock that is neither."""
+    """A running job: a Slurm job, a process of this machine, or another holder of a lock."""
 
     kind: str  # "slurm", "process" or "lock"
-    id: str  # Slurm's number, process id, or the locked folder
-    name: str  # what it does
-    where: str  # state, node, since when
+    id: str  # Slurm job id, process id, or the locked folder
+    name: str  # rule and wildcards
+    where: str  # state, node, time
 
     @property
     def line(self) -> str:
-        """For a person."""
+        """One line of text."""
         kind = {"slurm": "Slurm job ", "process": "process ", "lock": "lock of "}[self.kind]
         return f"  {kind + self.id:<18} {self.name:<40} {self.where}".rstrip()
 
 
 def find(folder: Path, *, require_slurm: bool = False) -> list[Orphan]:
-    """Every job that works in `folder` now.
+    """Every job that runs in `folder`.
 
     Args:
-        folder: with the Snakefile and `results`.
-        require_slurm: whether an unanswered squeue is an error; else this machine alone is looked at then.
+        folder: the folder of the Snakefile and `results`.
+        require_slurm: whether it is an error if squeue does not answer; otherwise Slurm is ignored
+            then.
     Raises:
-        UserError: squeue does not answer.
+        UserError: squeue does not answer, and `require_slurm` is set.
     """
     queued: list[slurm.SlurmJob] = []
     if slurm.available() or require_slurm:
@@ -68,7 +71,7 @@ def find(folder: Path, *, require_slurm: bool = False) -> list[Orphan]:
         except UserError:
             if require_slurm:
                 raise
-    found = [
+    orphans = [
         Orphan(
             "slurm",
             job.id,
@@ -83,19 +86,21 @@ def find(folder: Path, *, require_slurm: bool = False) -> list[Orphan]:
         with contextlib.suppress(psutil.Error):
             since = time.strftime("%H:%M:%S", time.localtime(process.create_time()))
             if script := _script(process):
-                whose = "" if process.uids().real == os.getuid() else f", of {process.username()}"
-                found.append(Orphan("process", str(process.pid), script, f"since {since}{whose}"))
+                owner = "" if process.uids().real == os.getuid() else f", of {process.username()}"
+                orphans.append(Orphan("process", str(process.pid), script, f"since {since}{owner}"))
     known = {f"process {process.pid} on " for process in processes}
     for held in held_locks(folder / "results"):
         owner = files.owner_of(held)
-        of_slurm = owner.rpartition(", Slurm job ")[2] if ", Slurm job " in owner else ""
-        if of_slurm not in ids and not owner.startswith(tuple(known)):
-            found.append(Orphan("lock", str(held), "", f"held by {owner or 'an unnamed process'}"))
-    return found
+        slurm_id = owner.rpartition(", Slurm job ")[2] if ", Slurm job " in owner else ""
+        if slurm_id not in ids and not owner.startswith(tuple(known)):
+            orphans.append(
+                Orphan("lock", str(held), "", f"held by {owner or 'an unknown process'}")
+            )
+    return orphans
 
 
 def held_locks(results: Path) -> list[Path]:
-    """Folders below `results` whose lock a live process holds, on this host or another."""
+    """Folders below `results` whose lock a live process on any host holds."""
     return [
         path.parent
         for pattern in LOCKS
@@ -105,7 +110,7 @@ def held_locks(results: Path) -> list[Path]:
 
 
 def job_processes(folder: Path) -> list[psutil.Process]:
-    """This machine's processes that run a rule's script in `folder`."""
+    """Processes of this machine that run a rule's script in `folder`."""
     return [
         process
         for process, words in _processes(folder)
@@ -114,12 +119,12 @@ def job_processes(folder: Path) -> list[psutil.Process]:
 
 
 def runs(folder: Path) -> list[psutil.Process]:
-    """Snakemake processes at work in `folder` that submit jobs, this one and its parents left out; dry runs are none."""
-    mine = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
+    """Snakemake processes in `folder`, except dry runs, jobs, this process and its parents."""
+    excluded = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
     return [
         process
         for process, words in _processes(folder)
-        if process.pid not in mine
+        if process.pid not in excluded
         and any(Path(word).name == "snakemake" for word in words[:4])
         and not {"-n", "--dry-run", "--dryrun", "--mode"} & set(words)
     ]
@@ -138,7 +143,7 @@ def _processes(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
 
 
 def _works_in(folder: Path, process: psutil.Process, words: list[str]) -> bool:
-    """Whether a process works in `folder`. Another user's is known by its script's name, which is there only."""
+    """Whether a process runs in `folder`; another user's process, whether its script is there."""
     try:
         return Path(process.cwd()) == folder
     except psutil.AccessDenied:
@@ -147,7 +152,7 @@ def _works_in(folder: Path, process: psutil.Process, words: list[str]) -> bool:
 
 
 def _script(process: psutil.Process) -> str:
-    """`train_sae` from `.snakemake/scripts/tmpab12.train_sae.py`; "" of a process that has ended meanwhile and has no words left."""
+    """`train_sae` from `.snakemake/scripts/tmpab12.train_sae.py`; "" if the process has ended."""
     words = (word for word in process.cmdline() if lease.JOB_SCRIPTS in word)
     return next((Path(word).name.split(".")[-2] for word in words), "")
 
@@ -158,37 +163,41 @@ def _slurm_job(process: psutil.Process) -> str:
     return ""
 
 
-def described(found: Sequence[Orphan]) -> str:
-    """The list for a person, headed by their number."""
-    number = "1 job" if len(found) == 1 else f"{len(found)} jobs"
+def described(orphans: Sequence[Orphan]) -> str:
+    """A list with the number of jobs and a line per job."""
+    number = "1 job" if len(orphans) == 1 else f"{len(orphans)} jobs"
     return "\n".join(
         [
-            f"{number} of an earlier run still at work in this folder:",
-            *(each.line for each in found),
+            f"{number} of an earlier run still running in this folder:",
+            *(orphan.line for orphan in orphans),
         ]
     )
 
 
 def refuse(folder: Path, *, require_slurm: bool) -> None:
-    """Before anything is submitted: end with the list and the remedy if jobs still work here.
+    """Refuse to start a run while jobs of an earlier run are still running.
 
     Raises:
-        UserError: there are some, or squeue does not answer.
+        UserError: there are such jobs, or squeue does not answer.
     """
-    if found := find(folder, require_slurm=require_slurm):
+    if orphans := find(folder, require_slurm=require_slurm):
         raise UserError(
-            f"{described(found)}\nA second writer could spoil what they make, so nothing was started.\n{REMEDY}"
+            f"{described(orphans)}\nA second writer could damage their results, so nothing was "
+            f"started.\n{REMEDY}"
         )
 
 
-def cancel(found: Sequence[Orphan]) -> None:
-    """Ask all to end, and wait; processes that do not within a minute are killed. Other hosts' and users' jobs stay."""
-    slurm.cancel([each.id for each in found if each.kind == "slurm"])
+def cancel(orphans: Sequence[Orphan]) -> None:
+    """Terminate Slurm jobs and processes; kill processes that do not end within a minute.
+
+    Jobs of other hosts and users keep running.
+    """
+    slurm.cancel([orphan.id for orphan in orphans if orphan.kind == "slurm"])
     processes = []
-    for each in found:
-        if each.kind == "process":
+    for orphan in orphans:
+        if orphan.kind == "process":
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                process = psutil.Process(int(each.id))
+                process = psutil.Process(int(orphan.id))
                 process.send_signal(signal.SIGTERM)
                 processes.append(process)
     for process in psutil.wait_procs(processes, timeout=GRACE_SECONDS)[1]:
@@ -197,63 +206,66 @@ def cancel(found: Sequence[Orphan]) -> None:
 
 
 def wait(folder: Path, seconds: float = float("inf"), every: float = 5.0) -> list[Orphan]:
-    """Until nothing works in `folder` any more or `seconds` are over; what is left. Says so whenever fewer are left."""
+    """Wait until no orphan is left, at most for `seconds`; returns the remaining ones."""
     end, before = time.monotonic() + seconds, -1
-    while (found := find(folder)) and time.monotonic() < end:
-        if len(found) != before:
-            sys.stderr.write(f"waiting for {', '.join(each.id for each in found)}\n")
-            before = len(found)
+    while (orphans := find(folder)) and time.monotonic() < end:
+        if len(orphans) != before:
+            sys.stderr.write(f"waiting for {', '.join(orphan.id for orphan in orphans)}\n")
+            before = len(orphans)
         time.sleep(min(every, max(0.0, end - time.monotonic())))
-    return found
+    return orphans
 
 
 def main(arguments: list[str]) -> int:
-    """List, wait for or end them; 0 when none are left, 1 when some are, 2 when that cannot be told."""
+    """List, wait for or cancel orphans; 0 if none are left, 1 if some are, 2 after an error."""
     parser = argparse.ArgumentParser(
-        prog="ghosttrack.planning.orphans", description="Jobs of a killed run that still work here."
+        prog="ghosttrack.planning.orphans",
+        description="Jobs of a killed run that are still running in this folder.",
     )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--wait", action="store_true", help="until they have ended")
+    chosen.add_argument("--wait", action="store_true", help="wait until they end")
     chosen.add_argument(
         "--cancel", action="store_true", help="end them; training keeps its checkpoint"
     )
     given = parser.parse_args(arguments)
     folder = Path.cwd()
     try:
-        if at_work := _live_run(folder):
-            sys.stderr.write(f"{at_work}: its jobs are no orphans. Stop it first.\n")
+        if live := _live_run(folder):
+            sys.stderr.write(f"{live}: its jobs are no orphans. Stop it first.\n")
             return 1
-        found = find(folder, require_slurm=slurm.available())
-        if found and given.wait:
-            found = wait(folder)
-        elif found and given.cancel:
-            found = _cancel_all(folder)
+        orphans = find(folder, require_slurm=slurm.available())
+        if orphans and given.wait:
+            orphans = wait(folder)
+        elif orphans and given.cancel:
+            orphans = _cancel_all(folder)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    if not found:
-        sys.stdout.write(f"no orphans: no job of an earlier run works in this folder\n{UNSEEN}")
+    if not orphans:
+        sys.stdout.write(
+            f"no orphans: no job of an earlier run is running in this folder\n{UNSEEN}"
+        )
         return 0
-    sys.stdout.write(f"{described(found)}\n{REMEDY}\n")
+    sys.stdout.write(f"{described(orphans)}\n{REMEDY}\n")
     return 1
 
 
 def _live_run(folder: Path) -> str:
-    """What runs in `folder` under a live lease, or as a Snakemake of this machine; "" if nothing does."""
-    found = lease.current(folder)
-    if found and found.live:
-        return f"A run is at work here ({found.holder})"
+    """The live run in `folder`, by its lease or its process, as text; "" if there is none."""
+    newest = lease.current(folder)
+    if newest and newest.live:
+        return f"A run is active in this folder ({newest.holder})"
     listed = ", ".join(str(process.pid) for process in runs(folder))
-    return f"A Snakemake is at work here (process {listed})" if listed else ""
+    return f"Snakemake is running in this folder (process {listed})" if listed else ""
 
 
 def _cancel_all(folder: Path) -> list[Orphan]:
-    """End every orphan, under the folder's lease: no run can start meanwhile, so none of its jobs is among them."""
+    """Cancel every orphan, with the lease of the folder, so that no run starts meanwhile."""
     with lease.hold(folder, "make orphans ARGS=--cancel", _lost) as held:
         if held.after_killed:
             lease.clear_snakemake_locks(folder)
         cancel(find(folder, require_slurm=slurm.available()))
-        # Slurm needs KillWait, 30 s unless the site changed it, for jobs that do not listen.
+        # Slurm kills a job that ignores SIGTERM after KillWait, by default 30 s.
         return wait(folder, 2 * GRACE_SECONDS, 1.0)
 
 

@@ -1,6 +1,6 @@
-"""What can be known before any job runs: bytes, waves under a disk budget, and whether the inputs fit.
+"""The plan before any job runs: disk use, waves under a disk budget, and checks of the inputs.
 
-The Snakefile imports this: nothing here may import numpy, torch, zarr or pandas.
+The Snakefile imports this module: it must not import numpy, torch, zarr or pandas.
 """
 
 import contextlib
@@ -19,41 +19,44 @@ from ghosttrack.runtime import files, records
 from ghosttrack.runtime.progress import amount
 from ghosttrack.settings import Settings
 
-# A crc32c behind every chunk and behind every index (zarr v3, sharding_indexed).
+# Bytes of the crc32c after every chunk and every index (zarr v3, sharding_indexed).
 CRC_BYTES = 4
-# The index at the end of a shard file: offset and size of each of its chunks, 8 bytes each.
+# Bytes of the index at the end of a shard file: offset and size of each chunk, 8 bytes each.
 INDEX_BYTES = 16 * CHUNKS_PER_SHARD + CRC_BYTES
-# int8s: mean and scale of a channel, float32 each, once a chunk; scale of a row, float32.
+# int8s: bytes per chunk for the mean and scale of a channel, and per row for its scale (float32).
 CHANNEL_BYTES, ROW_SCALE_BYTES = 8, 4
-# int8s: rows kept exactly, one float16 per channel and 8 bytes for their place; beside first positions at most one in this many.
+# int8s: at most one row in this many is stored exactly (float16 and an 8-byte index), not counting
+# the first row of each context.
 OUTLIER_ONE_IN = 100
-# While a store is written, each finished shard file leaves a record: the rows' norms in float32, the small arrays, 2 kB.
+# While a store is written, each finished shard file has a record: norms of the rows in float32, the
+# small arrays, and 2 kB.
 NORM_BYTES, RECORD_BYTES = 4, 2000
-# Metadata of zarr, Snakemake's stamp and the manifest: 3 to 4 kB, up to four times that in blocks of the file system.
+# Metadata of zarr, Snakemake's timestamp and the manifest: 3 to 4 kB, up to four times as much on
+# disk, because file systems allocate whole blocks.
 STORE_EXTRA_BYTES = 16_000
 
 
 def store_bytes(rows: int, d_model: int, storage: str, context: int) -> int:
-    """Most disk of one store and its manifest, in bytes: while it is written, with the records that let it resume.
+    """Maximum disk use of one store, its manifest and its write records, in bytes.
 
-    For `int8s` an upper bound, because only the data know how many rows are kept exactly: the first of each
-    `context`, where attention collects, and one in a hundred others.
+    For `int8s` this is an upper bound: the number of exactly stored rows (massive activations)
+    depends on the data. It assumes the first row of each `context`, an attention sink, and one in a
+    hundred others.
     """
     chunks = -(-rows // CHUNK_ROWS)
     shards = -(-chunks // CHUNKS_PER_SHARD)
-    # The last chunk is written whole. One massive-row flag a row.
+    # The last chunk has full size. One byte per row is its massive-activation flag.
     total = shards * (INDEX_BYTES + RECORD_BYTES) + rows * (1 + NORM_BYTES) + STORE_EXTRA_BYTES
     if storage == "fp16":
         return total + chunks * (CHUNK_ROWS * d_model * 2 + CRC_BYTES)
     outliers = (-(-rows // OUTLIER_ONE_IN) + -(-rows // context)) * (2 * d_model + 8)
     small = chunks * d_model * CHANNEL_BYTES + rows * ROW_SCALE_BYTES + outliers
-    return (
-        total + chunks * (CHUNK_ROWS * d_model + CRC_BYTES) + 2 * small
-    )  # in the store and in the records
+    # The small arrays are in the store and in the records.
+    return total + chunks * (CHUNK_ROWS * d_model + CRC_BYTES) + 2 * small
 
 
 def layer_bytes(settings: Settings) -> int:
-    """Disk of one layer's training activations over all its extraction jobs, in bytes."""
+    """Disk use of one layer's training activations, over all extraction jobs, in bytes."""
     assert settings.dimensions is not None
     context, storage = settings.corpus.context, settings.activations.storage
     full, rest = divmod(settings.contexts, settings.contexts_per_shard)
@@ -63,7 +66,7 @@ def layer_bytes(settings: Settings) -> int:
 
 
 def heldout_bytes(settings: Settings) -> int:
-    """Disk of the held-out stores of all layers, which stay, in bytes."""
+    """Disk use of the held-out stores of all layers, which are kept, in bytes."""
     assert settings.dimensions is not None
     rows = -(-settings.corpus.heldout_tokens // settings.corpus.context) * settings.corpus.context
     return len(settings.layers) * store_bytes(
@@ -72,26 +75,26 @@ def heldout_bytes(settings: Settings) -> int:
 
 
 def waves(settings: Settings) -> list[list[int]]:
-    """Analysed layers in groups that one forward pass serves and that fit the disk budget together.
+    """Groups of analysed layers whose training activations fit the disk budget together.
 
-    The held-out stores, which stay, are taken off the budget first. The SAEs of a wave train side by side, and the next wave waits for them. So of the sizes that fit,
-    the one with the fewest rounds of training on `plan.gpus` accelerators is taken, and of those the
-    one with the fewest forward passes, and of those the smallest: where six layers fit, four accelerators train 24 layers in
-    waves of four in 6 rounds, in waves of six in 8. An anchor, which all others wait for, is in the first wave.
-
-    Pretrained SAEs need no training activations: no wave.
+    One forward pass extracts a wave. The SAEs of a wave train in parallel, and the next wave waits
+    for them. The held-out stores, which are kept, are subtracted from the budget. Of the wave sizes
+    that fit, the one with the fewest rounds of training on `plan.gpus` accelerators is chosen; of
+    those, the one with the fewest forward passes; of those, the smallest. For example, if six
+    layers fit, four accelerators train 24 layers in 6 rounds with waves of four, but in 8 rounds
+    with waves of six. The warm-start layer is in the first wave. Pretrained SAEs need no waves.
 
     Raises:
-        UserError: when the budget holds not even one layer, or not all where one dictionary needs all, with the
-            number that would do.
+        UserError: the budget is too small for one layer, or for all layers of a shared dictionary;
+            the message gives a sufficient budget.
     """
     layers, budget = settings.layers, settings.activations.disk_budget_gb
     if not settings.sae.trained:
         return []
     if budget is None:
         return [layers]
-    if (anchor := settings.anchor) is not None:
-        layers = [anchor, *(layer for layer in layers if layer != anchor)]
+    if (first := settings.warm_start_layer) is not None:
+        layers = [first, *(layer for layer in layers if layer != first)]
     layer, heldout = layer_bytes(settings), heldout_bytes(settings)
     most = int((budget * 1e9 - heldout) // layer)
     if most < 1:
@@ -101,28 +104,30 @@ def waves(settings: Settings) -> list[list[int]]:
             else math.ceil((layer + heldout) / 1e5) / 1e4
         )
         raise UserError(
-            f"activations.disk_budget_gb: {budget:g} GB holds no layer of {settings.model}: {settings.corpus.tokens:,} tokens "
-            f"of one layer take {amount(layer)}, the held-out text of all layers {amount(heldout)}. Raise it to at least "
-            f"{least:g}, or lower corpus.tokens"
+            f"activations.disk_budget_gb: {budget:g} GB is too small for one layer of "
+            f"{settings.model}: {settings.corpus.tokens:,} tokens of one layer take "
+            f"{amount(layer)}, the held-out text of all layers takes {amount(heldout)}. Raise it "
+            f"to at least {least:g}, or lower corpus.tokens"
         )
     if settings.sae.shared:
         if most >= len(layers):
             return [layers]
         raise UserError(
-            f"activations.disk_budget_gb: {budget:g} GB holds {counted(most, 'layer')} of {len(layers)}, and sae.dictionaries: "
-            f"shared trains on all at once. Raise it to at least {math.ceil((len(layers) * layer + heldout) / 1e8) / 10:g}, lower "
-            "corpus.tokens, or choose other dictionaries"
+            f"activations.disk_budget_gb: {budget:g} GB is enough for {counted(most, 'layer')} of "
+            f"{len(layers)}, but sae.dictionaries: shared trains on all layers at once. Raise it "
+            f"to at least {math.ceil((len(layers) * layer + heldout) / 1e8) / 10:g}, lower "
+            "corpus.tokens, or change sae.dictionaries"
         )
-    choices = [_cut(layers, size) for size in range(1, min(most, len(layers)) + 1)]
-    return min(choices, key=lambda each: (training_rounds(each, settings.plan.gpus), len(each)))
+    choices = [_split(layers, size) for size in range(1, min(most, len(layers)) + 1)]
+    return min(choices, key=lambda waves: (training_rounds(waves, settings.plan.gpus), len(waves)))
 
 
-def _cut(layers: list[int], size: int) -> list[list[int]]:
+def _split(layers: list[int], size: int) -> list[list[int]]:
     return [sorted(layers[start : start + size]) for start in range(0, len(layers), size)]
 
 
 def training_digest(settings: Settings, codes: Sequence[str]) -> str:
-    """Hex SHA-256 over the settings that a model's SAEs follow from and the digests of the code that makes them."""
+    """Hex SHA-256 over the settings that determine a model's SAEs, and over code digests."""
     chosen = settings.model_dump(
         mode="json",
         include={
@@ -137,70 +142,71 @@ def training_digest(settings: Settings, codes: Sequence[str]) -> str:
 
 
 def is_made_from(folder: Path, digest: str) -> bool:
-    """Whether an SAE's folder holds a finished autoencoder that follows from the settings and code of `digest`."""
+    """Whether `folder` has a finished SAE that was trained with the training digest `digest`."""
     if not (folder / "sae_weights.safetensors").exists() or not (folder / "cfg.json").exists():
         return False
-    found = files.read_json(folder / "cfg.json")
-    return isinstance(found, dict) and found.get("metadata", {}).get("made_from") == digest
+    cfg = files.read_json(folder / "cfg.json")
+    return isinstance(cfg, dict) and cfg.get("metadata", {}).get("made_from") == digest
 
 
 def layers_waited_for(
     missing: Sequence[Sequence[int]], may_start_at_once: Callable[[int], bool]
 ) -> list[int]:
-    """Layers whose SAEs the extraction of the last of some waves waits for, so that the disk holds one wave at a time.
+    """Layers whose SAEs must be trained before the last wave is extracted.
 
-    Nearest wave first. A layer that must be extracted waits by itself for the waves before its own: naming those again
-    for each of thousands of jobs would take most of the planning. One that may start at once does not.
+    The disk has room for one wave. The layers of the nearest earlier wave come first. A layer that
+    must itself be extracted already waits for the waves before it, so the search ends at its wave:
+    to name all earlier layers in each of thousands of jobs would take most of the planning time.
 
     Args:
-        missing: the layers of each wave that have no SAE yet, in the order of the waves; the last wave is the waiting one.
-        may_start_at_once: whether a layer's training needs no extraction that would wait.
+        missing: layers without an SAE in each wave, in order; the last wave is the one that waits.
+        may_start_at_once: whether the training of a layer needs no further extraction.
     """
-    found: list[int] = []
+    waited_for: list[int] = []
     if not missing or not missing[-1]:
-        return found
+        return waited_for
     for layers in reversed(missing[:-1]):
-        found += layers
+        waited_for += layers
         if not all(may_start_at_once(layer) for layer in layers):
             break
-    return found
+    return waited_for
 
 
 def training_rounds(groups: Sequence[Sequence[int]], gpus: int) -> int:
-    """How many SAEs train one after the other when `gpus` train at once and waves wait for each other."""
+    """Rounds of SAE training, with `gpus` SAEs in parallel and one wave after another."""
     return sum(-(-len(layers) // gpus) for layers in groups)
 
 
 def peak_bytes(settings: Settings, groups: Sequence[Sequence[int]]) -> int:
-    """Most disk that training activations take at once, in bytes."""
+    """Peak disk use of training activations, in bytes."""
     return max((len(layers) for layers in groups), default=0) * layer_bytes(settings)
 
 
 def forward_passes(groups: Sequence[Sequence[int]]) -> float:
-    """Forward cost of all waves, in passes that stop at the highest analysed layer; 1 without a budget."""
+    """Cost of all forward passes, relative to one pass up to the highest analysed layer."""
     depths = [layers[-1] + 1 for layers in groups]
     return sum(depths) / max(depths, default=1)
 
 
 def extraction_rounds(settings: Settings) -> int:
-    """How many extraction jobs of one wave run one after the other on `plan.gpus` accelerators."""
+    """Rounds of extraction jobs in one wave, with `plan.gpus` jobs in parallel."""
     return -(-settings.shards // settings.plan.gpus)
 
 
 def extraction_busy(settings: Settings) -> float:
-    """Accelerators that work on average while a wave is extracted; its jobs taken as equally long."""
+    """Mean number of busy accelerators during extraction, if all jobs take equally long."""
     return settings.shards / extraction_rounds(settings)
 
 
 def training_busy(settings: Settings, groups: Sequence[Sequence[int]]) -> float:
-    """Accelerators that work on average while SAEs train; their jobs taken as equally long."""
+    """Mean number of busy accelerators during SAE training, if all jobs take equally long."""
     if settings.sae.shared:
         return 1.0
     return len(settings.layers) / training_rounds(groups, settings.plan.gpus) if groups else 0.0
 
 
 def summary(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
-    """The plan in three lines, for the screen of a dry run."""
+    """The plan in three lines, printed by a dry run."""
     gpus, layer = settings.plan.gpus, layer_bytes(settings)
     return (
         f"Plan of {settings.model}: {described_waves(groups)}; {described_peak(settings, groups)}\n"
@@ -217,7 +223,8 @@ def described_waves(groups: Sequence[Sequence[int]]) -> str:
     layers = counted(sum(sizes), "layer")
     if len(sizes) == 1:
         return f"{layers} in 1 wave"
-    return f"{layers} in {len(sizes)} waves of {'' if min(sizes) == max(sizes) else 'up to '}{max(sizes)}"
+    most = max(sizes)
+    return f"{layers} in {len(sizes)} waves of {'' if min(sizes) == most else 'up to '}{most}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -230,7 +237,10 @@ def described_peak(settings: Settings, groups: Sequence[Sequence[int]]) -> str:
     budget = settings.activations.disk_budget_gb
     promise = f"budget {budget:g} GB" if budget else "no budget"
     peak, heldout = peak_bytes(settings, groups), heldout_bytes(settings)
-    return f"at most {amount(peak)} of training activations at once and {amount(heldout)} held-out, {promise}"
+    return (
+        f"at most {amount(peak)} of training activations at once and {amount(heldout)} held-out, "
+        f"{promise}"
+    )
 
 
 def described_cost(groups: Sequence[Sequence[int]]) -> str:
@@ -239,12 +249,12 @@ def described_cost(groups: Sequence[Sequence[int]]) -> str:
 
 
 def pass_name(layers: Sequence[int]) -> str:
-    """How logs and benchmarks name one forward pass: by its lowest and highest layer, whichever wave that is."""
+    """Name of a forward pass in logs and benchmarks, from its lowest and highest layer."""
     return f"layers_{layers[0]:02d}_to_{layers[-1]:02d}"
 
 
 def rule_names(models: Sequence[str]) -> dict[str, str]:
-    """Each model's name as part of a rule's name: `_` for what no identifier holds, one more where two would be equal."""
+    """Models in rule names: `_` replaces special characters and is appended to duplicates."""
     names: dict[str, str] = {}
     for model in models:
         name = re.sub(r"\W", "_", model)
@@ -255,65 +265,69 @@ def rule_names(models: Sequence[str]) -> dict[str, str]:
 
 
 def require_room(folder: Path, own: Sequence[Path], planned: int, budget: int) -> None:
-    """Refuse to write where stores of other layers leave no room: the last word on a disk budget.
+    """Refuse to write stores that do not fit the disk budget beside the stores of other layers.
 
-    Waves keep it by waiting for each other; but Snakemake can be told to train again what is finished, all at once.
+    Waves keep the budget by waiting for each other, but a user can make Snakemake retrain all
+    layers at once.
 
     Args:
         folder: all training activations of the model.
-        own: the stores that the job is about to write or go on with; what stands of them does not count.
-        planned: bytes that they will take. budget: bytes.
+        own: stores that the job writes or resumes; files of these stores are not counted.
+        planned: bytes of these stores when complete. budget: bytes.
     Raises:
-        UserError: with what stands, what is needed, and what to do.
+        UserError: with the disk use, the need, and the remedy.
     """
-    mine = {
+    own_paths = {
         path.with_suffix(ending) for path in own for ending in (".zarr", ".json", ".zarr.partial")
     }
     used: dict[str, int] = {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if Path(place) / name not in mine]
-        for path in (Path(place) / name for name in names):
+    for directory, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if Path(directory) / name not in own_paths]
+        for path in (Path(directory) / name for name in names):
             with contextlib.suppress(FileNotFoundError):  # just removed or renamed
                 layer = path.relative_to(folder).parts[0]
-                used[layer] = used.get(layer, 0) + (0 if path in mine else path.stat().st_size)
+                used[layer] = used.get(layer, 0) + (0 if path in own_paths else path.stat().st_size)
     if sum(used.values()) + planned > budget:
         others = ", ".join(
             f"{layer} {amount(size)}" for layer, size in sorted(used.items()) if size
         )
         raise UserError(
-            f"activations.disk_budget_gb: {folder} holds {amount(sum(used.values()))} of other layers or jobs ({others}), this job "
-            f"needs {amount(planned)}, the budget leaves {amount(budget)} for training activations. Once their SAEs are trained they "
-            "are removed: run again then; or raise the budget. Which of them no SAE waits for any more, and how to delete those, says: "
-            "snakemake --profile YOURS verify_activations"
+            f"activations.disk_budget_gb: {folder} has {amount(sum(used.values()))} of other "
+            f"layers or jobs ({others}), this job needs {amount(planned)}, and the budget leaves "
+            f"{amount(budget)} for training activations. They are deleted once their SAEs are "
+            "trained: run again after that, or raise the budget. To list stores that no SAE "
+            "needs any more, and the command that deletes them, run: snakemake --profile YOURS "
+            "verify_activations"
         )
 
 
 def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
-    """The pretrained autoencoder of every layer, where they lie in a local folder; else none.
+    """The pretrained SAE of every layer, if they are in a local folder; otherwise {}.
 
     Raises:
-        UserError: one is missing, does not fit layer, site or width, or was trained on another model.
+        UserError: an SAE is missing, has another layer, site or width, or was trained on another
+            model.
     """
     assert settings.dimensions is not None
     sae, site, width = settings.sae, settings.activations.site, settings.dimensions.d_model
     if sae.trained or sae.revision:
         return {}
-    found = {
+    saes = {
         layer: pretrained.read(pretrained.locate(sae, layer, site), layer, site, width)
         for layer in settings.layers
     }
-    for each in found.values():
-        pretrained.require_model(each, settings.model, settings.source)
-    return found
+    for found in saes.values():
+        pretrained.require_model(found, settings.model, settings.source)
+    return saes
 
 
 def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
-    """Check what the settings name: corpus, model directory, pretrained SAEs, and the model of finished results.
+    """Check the corpus, model, user texts and pretrained SAEs, and the model of earlier results.
 
-    Inputs that would be longer than the model takes are refused where its config.json or its settings state the limit.
+    Inputs longer than the model's maximum are refused if its config.json or the settings state it.
 
     Raises:
-        UserError: naming the key and the remedy.
+        UserError: with the key and the remedy.
     """
     for model, wanted in settings.items():
         with reachable("corpus.source"):
@@ -339,7 +353,7 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
 
 
 def _check_corpus(wanted: Settings) -> None:
-    """Check that the corpus can be read, and of a .jsonl file that its first row has the text column."""
+    """Check that the corpus can be read; the first row of a .jsonl file needs the text column."""
     source, column = wanted.corpus.source, wanted.corpus.text_column
     if reason := corpus_sources.refusal(source):
         raise UserError(reason)
@@ -351,49 +365,58 @@ def _check_corpus(wanted: Settings) -> None:
 
 
 def _known_limit(model: str, wanted: Settings, results: Path) -> int:
-    """Longest input of a model in tokens, from its settings, its directory or its fetched config.json; else sys.maxsize.
+    """Maximum input length of a model in tokens, or sys.maxsize where it is not known.
+
+    It comes from the settings, the model's directory or the config.json in `results`.
 
     Raises:
-        UserError: the model's directory holds a config.json that cannot be read or states other sizes than the settings.
+        UserError: config.json in the model's directory cannot be read, or differs from the
+            settings.
     """
     assert wanted.dimensions is not None
     limits = [wanted.dimensions.max_position_embeddings or sys.maxsize]
     fetched = results / model / "model" / "config.json"
     if fetched.is_file():
-        with contextlib.suppress(UserError):  # damaged: its job makes it again
+        with contextlib.suppress(UserError):  # damaged: its job writes it again
             limits.append(model_sizes.read_limit(fetched, "source.id"))
     own = Path(wanted.source.id) / "config.json"
     if wanted.source.kind == "directory" and own.is_file():
         sizes = model_sizes.read_sizes(own, "source.id")
         for key in ("n_layers", "d_model"):
-            if (said := getattr(wanted.dimensions, key)) != (found := getattr(sizes, key)):
+            set_to, actual = getattr(wanted.dimensions, key), getattr(sizes, key)
+            if set_to != actual:
                 raise UserError(
-                    f"dimensions.{key}: the settings say {said}, {own} says {found}; set it to {found}"
+                    f"dimensions.{key}: {set_to} in the settings, {actual} in {own}; set it to "
+                    f"{actual}"
                 )
         limits.append(sizes.max_context)
     return min(limits)
 
 
 def _check_lengths(model: str, wanted: Settings, limit: int) -> None:
-    """Check the lengths in the settings against the longest input of the model, all in tokens."""
+    """Check lengths in the settings against the model's maximum input length `limit`, in tokens."""
     model_sizes.require_context(wanted.corpus.context, limit, model)
     if wanted.generation.max_new_tokens >= limit:
         raise UserError(
-            f"generation.max_new_tokens: {wanted.generation.max_new_tokens} tokens leave no room for a prompt in the "
-            f"{limit} that {model} takes; set it well below {limit}"
+            f"generation.max_new_tokens: {wanted.generation.max_new_tokens} tokens leave no room "
+            f"for a prompt, because the maximum input of {model} is {limit} tokens; set it well "
+            f"below {limit}"
         )
 
 
-def _check_weights(model: str, wanted: Settings, found: Mapping[str, str]) -> None:
+def _check_weights(model: str, wanted: Settings, manifest: Mapping[str, str]) -> None:
+    """Check that earlier results of `model` were made with the weights in the settings."""
     source = wanted.source
     if source.kind == "directory":
-        same = found.get("source_sha256") == records.model_digest(Path(source.id))
+        same = manifest.get("source_sha256") == records.model_digest(Path(source.id))
     else:
-        same = (found.get("kind"), found.get("id")) == (source.kind, source.id)
-        same = same and source.revision in (None, found.get("revision"))
+        same = (manifest.get("kind"), manifest.get("id")) == (source.kind, source.id)
+        same = same and source.revision in (None, manifest.get("revision"))
     if not same:
         raise UserError(
-            f"results/{model} was made with {found.get('kind')} {found.get('id')} {found.get('revision') or ''}, now "
-            f"{source.kind} {source.id} {source.revision or ''} holds other weights, another configuration or another "
-            f"tokenizer. Give that model a name of its own (model=NAME model_path=DIRECTORY, or a new file in config/models), or move results/{model} away"
+            f"results/{model} was made with {manifest.get('kind')} {manifest.get('id')} "
+            f"{manifest.get('revision') or ''}, but {source.kind} {source.id} "
+            f"{source.revision or ''} has other weights, another configuration or another "
+            "tokenizer. Use another name for that model (model=NAME model_path=DIRECTORY, or a "
+            f"new file in config/models), or move results/{model} away"
         )

@@ -1,33 +1,36 @@
-"""What bounds a step of SAE training: arithmetic or memory traffic, by counting both.
+"""Whether arithmetic or memory traffic limits a step of SAE training.
 
-The roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)): a step of so many operations and bytes takes at least the
-longer of operations / (operations a second) and bytes / (bytes a second). Operations per byte, the arithmetic intensity,
-say which: below the machine's balance, memory. Nothing here is measured; launches, selection and waiting come on top.
+The roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)): the time of a step is at least
+the larger of operations / (operations per second) and bytes / (bytes per second). If the arithmetic
+intensity (operations per byte) is below the machine's balance, memory is the limit. Both are
+counted, not measured; kernel launches, top-k selection and waiting are not included.
 """
 
 from typing import NamedTuple
 
 from ghosttrack.settings import PlanSettings, SaeSettings
 
-# Bytes of memory traffic for each fp32 weight in a step, nothing taken as cached:
-# 6 read by products (the encoder's once, the decoder's twice), 4 written by the gradients' products, 4 read for the gradient's
-# norm, 12 for the decoder's projection and unit rows (24, for half of the weights), 28 by Adam (weight, gradient and two
-# moments read; weight and moments written).
+# Bytes of memory traffic per fp32 weight and step, without caches: 6 read by products (encoder
+# once, decoder twice), 4 written by the products of the gradients, 4 read for the gradient norm, 12
+# for the decoder's projection and normalisation (24 for half of the weights), and 28 by Adam
+# (weight, gradient and two moments read; weight and moments written).
 WEIGHT_BYTES = 54
-# The same for each pre-activation of a dense step: written, read twice by the selection, which writes the code; that is read
-# by two products and two sums, and its gradient written and read. Ten times 4 bytes.
+# Bytes per pre-activation of a dense step: it is written, and read twice by the selection, which
+# writes the code; the code is read by two products and two sums, and its gradient is written and
+# read. In all ten times 4 bytes.
 PREACTIVATION_BYTES = 40
-# A sparse step writes pre-activations and scans them twice: 12 bytes.
+# Bytes per pre-activation of a sparse step: it is written and scanned twice.
 SCANNED_BYTES = 12
-# And each active feature reads a row of d_model numbers in four passes: 16 bytes a number.
+# Bytes per active feature and dimension of a sparse step: four passes read a row of d_model
+# numbers.
 GATHERED_BYTES = 16
 
 
 class Step(NamedTuple):
-    """What one optimizer step takes."""
+    """Work of one optimizer step."""
 
     operations: float  # multiplications and additions
-    traffic: float  # bytes
+    traffic: float  # bytes between the accelerator and its memory
 
     @property
     def intensity(self) -> float:
@@ -36,22 +39,24 @@ class Step(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """The least time of a step on the machine that `plan` describes."""
+    """Minimum time of a step on the machine in the settings section `plan`."""
 
     seconds: float
     by_memory: bool
-    balance: float  # operations per byte from which on arithmetic is the limit
+    balance: float  # operations per byte above which arithmetic is the limit
 
     @property
     def name(self) -> str:
-        """What the step waits for."""
+        """The limit, in words."""
         return "memory traffic" if self.by_memory else "arithmetic"
 
 
 def step(sae: SaeSettings, d_model: int, device: str) -> Step:
-    """One step of `sae.batch` rows: dense on a GPU (five products), sparse on a CPU (one, and four passes over active features).
+    """Work of one step of `sae.batch` rows.
 
-    AuxK is left out: what it takes grows with the number of dead features, which is small.
+    A step is dense on a GPU (five matrix products) and sparse on a CPU (one matrix product, and
+    four passes over the active features). AuxK is not counted: its work is in proportion to the
+    number of dead features, which is small.
     """
     weights, codes = 2 * d_model * sae.d_sae, sae.batch * sae.d_sae
     product = 2 * d_model * codes
@@ -65,7 +70,7 @@ def step(sae: SaeSettings, d_model: int, device: str) -> Step:
 
 
 def bound(taken: Step, machine: PlanSettings) -> Bound:
-    """The least time of a step."""
+    """Minimum time of a step."""
     rate, bandwidth = machine.teraflops * 1e12, machine.bandwidth_gb_s * 1e9
     arithmetic, memory = taken.operations / rate, taken.traffic / bandwidth
     return Bound(max(arithmetic, memory), memory > arithmetic, rate / bandwidth)

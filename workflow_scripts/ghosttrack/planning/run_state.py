@@ -1,6 +1,7 @@
-"""How far a run is, from its files alone: no locks, no Snakemake, no Slurm, nothing written.
+"""Progress of a run, read from its files: no locks, no Snakemake, no Slurm, nothing written.
 
-A job counts as done when its outputs stand; whether Snakemake would remake them, a dry run tells.
+A job counts as done if its outputs exist. Only a dry run tells whether Snakemake would run it
+again.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from ghosttrack.planning import plan
 from ghosttrack.settings import DatasetSettings, Settings
 
-# Rules of a default run, without model and wave, in the order of the pipeline.
+# Rules of a default run in pipeline order, without the model and the wave in their names.
 PHASES = (
     "fetch_model",
     "check_model",
@@ -47,25 +48,25 @@ PHASES = (
 
 
 class Job(NamedTuple):
-    """One job: its phase, its name among the phase's logs ("" for an only one), and whether its outputs stand."""
+    """A job of the run."""
 
-    phase: str
-    name: str
-    done: bool
+    phase: str  # rule without the model and the wave
+    name: str  # log name without the ending; "" if the phase has one job
+    done: bool  # whether all outputs exist
 
 
 class Layer(NamedTuple):
-    """One layer: whole training stores on disk and jobs that write one, whether its SAE is trained and measured."""
+    """Progress of one layer."""
 
     layer: int
-    stores: int
-    shards: int
-    trained: bool
-    measured: bool
+    stores: int  # complete training stores on disk
+    shards: int  # training stores in all, one per extraction job
+    trained: bool  # whether the SAE exists
+    measured: bool  # whether the quality of the SAE is measured
 
 
-class Disk(NamedTuple):
-    """Bytes on disk; `training` counts unfinished stores, which are `partial`, too."""
+class DiskUse(NamedTuple):
+    """Bytes of activation stores on disk; `training` includes unfinished stores (`partial`)."""
 
     training: int
     partial: int
@@ -81,23 +82,23 @@ def jobs(
 ) -> list[Job]:
     """Every job of one model's default run, phase by phase."""
     home = results / settings.model
-    found = [
+    run_jobs = [
         Job(phase, name, all((home / path).exists() for path in outputs))
         for phase, name, outputs in _outputs(settings, datasets)
     ]
-    # A store may be gone because its SAE is trained: then the job that wrote it is done.
+    # A store may be deleted after its SAE is trained; the job that wrote the store is still done.
     trained = {layer for layer in settings.layers if _trained(home, layer)}
     for layers in waves:
         for shard in range(settings.shards):
             done = all(layer in trained or _stored(home, layer, shard) for layer in layers)
-            found.append(
+            run_jobs.append(
                 Job("extract_activations", f"{plan.pass_name(layers)}_shard_{shard:04d}", done)
             )
-    return sorted(found, key=lambda job: PHASES.index(job.phase))
+    return sorted(run_jobs, key=lambda job: PHASES.index(job.phase))
 
 
 def layers(settings: Settings, results: Path) -> list[Layer]:
-    """Where each analysed layer stands."""
+    """Progress of every analysed layer."""
     home = results / settings.model
     return [
         Layer(
@@ -112,42 +113,44 @@ def layers(settings: Settings, results: Path) -> list[Layer]:
 
 
 def promised_manifests(settings: Settings, results: Path) -> list[Path]:
-    """Manifests of the stores that must stand, because what was made of them does, and that no disk budget lets go."""
+    """Manifests of stores that must exist: results depend on them, and no budget deletes them."""
     home = results / settings.model
     trained = [layer for layer in settings.layers if _trained(home, layer)]
-    found = []
+    manifests = []
     if settings.activations.disk_budget_gb is None:
-        found += [
+        manifests += [
             _manifest(home, layer, shard) for layer in trained for shard in range(settings.shards)
         ]
     names = [f"layer_{layer:02d}" for layer in trained]
-    found += [
+    manifests += [
         home / f"heldout/{name}.json"
         for name in names
         if (home / f"saes/{name}/quality.json").exists()
     ]
     for dataset in settings.datasets:
         if (home / f"examples/{dataset}/tokens.parquet").exists():
-            found += [home / f"examples/{dataset}/{name}.json" for name in [*names, "embedding"]]
-    return found
+            manifests += [
+                home / f"examples/{dataset}/{name}.json" for name in [*names, "embedding"]
+            ]
+    return manifests
 
 
-def disk(model: str, results: Path) -> Disk:
-    """What a model's activation stores take on disk now, in bytes."""
+def disk(model: str, results: Path) -> DiskUse:
+    """Disk use of a model's activation stores, in bytes."""
     home = results / model
     training, partial = _sizes(home / "activations")
-    return Disk(training, partial, _sizes(home / "heldout")[0], _sizes(home / "examples")[0])
+    return DiskUse(training, partial, _sizes(home / "heldout")[0], _sizes(home / "examples")[0])
 
 
 def _sizes(folder: Path) -> tuple[int, int]:
-    """Bytes of all files below `folder`, and of those in `*.partial` folders; files may vanish meanwhile."""
+    """Bytes of all files below `folder`, and of those in `*.partial` folders."""
     total = partial = 0
-    for place, _, names in os.walk(folder):
-        unfinished = ".partial" in place.removeprefix(str(folder))
+    for directory, _, names in os.walk(folder):
+        unfinished = ".partial" in directory.removeprefix(str(folder))
         for name in names:
             try:
-                size = (Path(place) / name).lstat().st_size
-            except FileNotFoundError:
+                size = (Path(directory) / name).lstat().st_size
+            except FileNotFoundError:  # deleted since the folder was listed
                 continue
             total += size
             partial += size if unfinished else 0
@@ -169,7 +172,10 @@ def _manifest(home: Path, layer: int, shard: int) -> Path:
 def _outputs(
     settings: Settings, datasets: Mapping[str, DatasetSettings]
 ) -> Iterator[tuple[str, str, list[str]]]:
-    """Rule, name and outputs, below the model's folder, of every job but those of `extract_activations`."""
+    """Phase, name and outputs of all jobs except `extract_activations`.
+
+    The outputs repeat those of the rules, relative to the model's folder.
+    """
     folders = [f"layer_{layer:02d}" for layer in settings.layers]
     variants = settings.tracking.variants
     yield "fetch_model", "", ["model/source.json", "model/model.safetensors"]

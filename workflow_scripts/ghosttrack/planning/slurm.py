@@ -1,4 +1,4 @@
-"""What Slurm says of the jobs of one workflow folder. Only `squeue` and `scancel` are asked; neither waits for a job."""
+"""Slurm jobs of one workflow folder, by `squeue` and `scancel`."""
 
 import os
 import pwd
@@ -10,58 +10,57 @@ from typing import NamedTuple
 
 from ghosttrack.errors import UserError
 
-# Id, state, node, run time, work folder, comment; the comment comes last because it may hold anything.
+# Id, state, node, run time, work folder, comment. The comment is last because it may contain "|".
 _FORMAT = "%i|%T|%N|%M|%Z|%k"
-# What squeue says where the programs are installed but no cluster is set up: then there are no jobs either.
+# Error of squeue where Slurm is installed but no cluster is configured, so there are no jobs.
 _NO_CLUSTER = "Could not establish a configuration source"
-# A busy controller may need long to answer; a dead one must not stop the caller for ever.
+# A busy controller may take long to answer, but a dead one must not block the caller.
 _SECONDS = 60
 
 
 class SlurmJob(NamedTuple):
-    """One job in the queue: `state` as squeue names it, `node` and `elapsed` ("1:05") once it runs."""
+    """One job in the queue."""
 
     id: str
-    state: str
-    node: str
-    elapsed: str
-    rule: str  # as Snakemake names it, `train_sae`
-    wildcards: str  # their values joined by underscores, `gpt2-medium_05`
+    state: str  # as in squeue
+    node: str  # "" until the job runs
+    elapsed: str  # such as "1:05"
+    rule: str  # rule name, such as `train_sae`
+    wildcards: str  # values of the wildcards joined by underscores, such as `gpt2-medium_05`
 
 
 def available() -> bool:
-    """Whether this machine has Slurm's commands."""
+    """Whether Slurm's commands are installed on this machine."""
     return shutil.which("squeue") is not None
 
 
 def jobs_in(folder: Path, users: Collection[int] = ()) -> list[SlurmJob]:
-    """Jobs that Snakemake submitted from `folder`, waiting ones too; none where no cluster is set up.
+    """Jobs in the queue that Snakemake submitted from `folder`; [] without a cluster.
 
     Args:
-        folder: with the Snakefile.
-        users: ids of others whose jobs count beside this user's.
-
+        folder: the folder of the Snakefile.
+        users: ids of other users whose jobs are included.
     Raises:
-        UserError: squeue does not answer; then nothing can be said.
+        UserError: squeue does not answer.
     """
-    asked = ",".join(str(uid) for uid in sorted({os.getuid(), *filter(_is_known, users)}))
+    user_ids = ",".join(str(uid) for uid in sorted({os.getuid(), *filter(_is_known, users)}))
     try:
-        text = _output("squeue", "-h", "-u", asked, "-o", _FORMAT)
+        text = _output("squeue", "-h", "-u", user_ids, "-o", _FORMAT)
     except UserError as error:
         if _NO_CLUSTER in str(error):
             return []
         raise
-    found = []
+    jobs = []
     for line in text.splitlines():
-        id_, state, node, elapsed, place, comment = (line.split("|", 5) + [""] * 5)[:6]
-        if comment.startswith("rule_") and Path(place) == folder:
+        id_, state, node, elapsed, directory, comment = (line.split("|", 5) + [""] * 5)[:6]
+        if comment.startswith("rule_") and Path(directory) == folder:
             rule, _, wildcards = comment.removeprefix("rule_").partition("_wildcards_")
-            found.append(SlurmJob(id_, state, node, elapsed, rule, wildcards))
-    return found
+            jobs.append(SlurmJob(id_, state, node, elapsed, rule, wildcards))
+    return jobs
 
 
 def _is_known(uid: int) -> bool:
-    """Whether a user exists still: squeue refuses the whole question otherwise."""
+    """Whether a user id still exists: squeue fails if one of its users does not."""
     try:
         return bool(pwd.getpwuid(uid))
     except KeyError:
@@ -69,7 +68,7 @@ def _is_known(uid: int) -> bool:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Ask Slurm to end jobs: SIGTERM first, so that training saves a checkpoint, SIGKILL after Slurm's KillWait.
+    """Cancel jobs: SIGTERM, at which training saves a checkpoint, and SIGKILL after KillWait.
 
     Raises:
         UserError: scancel failed.
@@ -90,5 +89,6 @@ def _output(*words: str) -> str:
     except OSError as error:
         reason = str(error)
     raise UserError(
-        f"{words[0]} failed ({reason}): whether jobs of an earlier run still work here is not known; try again"
+        f"{words[0]} failed ({reason}), so it is not known whether jobs of an earlier run are "
+        "still running here; try again"
     )

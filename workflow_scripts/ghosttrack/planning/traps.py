@@ -1,8 +1,8 @@
-"""Mistakes that Snakemake itself takes without a word, or answers with a traceback.
+"""Mistakes that Snakemake ignores silently or reports with a traceback.
 
-`python -m ghosttrack.planning.traps ARGS` looks at the arguments of a Snakemake command before it starts; the Snakefile calls
-`check` once all rules are known. The Makefile runs this module before there is an environment: only the standard
-library at the top.
+`python -m ghosttrack.planning.traps ARGS` checks the arguments of a Snakemake command before it
+starts; the Snakefile calls `check` after all rules are defined. The Makefile runs this module
+before the environment is installed, so the imports at the top must be from the standard library.
 """
 
 import difflib
@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Rules of which each model has its own: their names go on with the model's, as in `extract_heldout_gpt2_medium`.
+# Rules that exist once per model, with the model in their names, as in
+# `extract_heldout_gpt2_medium`.
 MODEL_RULES = (
     "extract_activations",
     "extract_heldout",
@@ -22,12 +23,15 @@ MODEL_RULES = (
     "measure_signals",
     "train_shared_sae",
 )
-_SETTINGS_EXAMPLE = "write KEY=VALUE without spaces around the equals sign, and a nested key as 'sae={k: 32}' with its quotation marks"
+_SETTINGS_EXAMPLE = (
+    "write KEY=VALUE without spaces around the equals sign, and a nested key as 'sae={k: 32}' with "
+    "quotation marks"
+)
 
 
 # ---- the command line
 def refused_arguments(arguments: Sequence[str]) -> str:
-    """Why Snakemake could not read the words after --config as they were meant, with the remedy; "" if it can."""
+    """Why Snakemake would misread the words after --config, with the remedy; "" if it would not."""
     words: list[str] = []
     inside = False
     for argument in arguments:
@@ -41,67 +45,71 @@ def refused_arguments(arguments: Sequence[str]) -> str:
 
 
 def refused_settings(words: Iterable[str]) -> str:
-    """The same for the words after --config alone.
+    """The same for the words after --config only.
 
-    A key may be given twice if both values are mappings, which are merged; of two plain values the first would be lost.
+    A key may occur twice if both values are mappings, which Snakemake merges; it ignores the first
+    of two plain values.
     """
     given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if word in ("=", "") or not key or re.fullmatch(r"[\w.-]*[\]}],?", word):
-            return f"--config: {word!r} is no setting: {_SETTINGS_EXAMPLE}"
+            return f"--config: {word!r} is not a setting: {_SETTINGS_EXAMPLE}"
         if not equals:
             return (
-                f"--config: {word!r} stands behind --config and is no KEY=VALUE. If it is a target, put it in front: "
-                f"{word} --config ...; if it is a setting, {_SETTINGS_EXAMPLE}"
+                f"--config: {word!r} is not KEY=VALUE. If it is a target, write it before "
+                f"--config: {word} --config ...; if it is a setting, {_SETTINGS_EXAMPLE}"
             )
         if "." in key:
-            return f"--config: {word!r}: dots do not nest; write {_nested(key, value)}"
+            return f"--config: {word!r}: a key may not contain dots; write {_nested(key, value)}"
         if key in given and not (value.startswith("{") and given[key].startswith("{")):
-            return f"--config: {key} is given twice, as {given[key]} and as {value}; keep one"
+            return f"--config: {key} occurs twice, as {given[key]} and as {value}; remove one"
         given[key] = value
     return ""
 
 
 def _nested(key: str, value: str) -> str:
-    """`sae.k=32` as Snakemake reads it: 'sae={k: 32}', with quotation marks for the shell."""
+    """`sae.k=32` in the form for Snakemake and the shell: 'sae={k: 32}' with quotation marks."""
     first, *rest = key.split(".")
     return f"'{first}={'{' + ': {'.join(rest)}: {value}{'}' * len(rest)}'"
 
 
 # ---- the folder
 def refused_place(folder: Path, python: str) -> str:
-    """Why Snakemake cannot start a job from a folder with this Python, with the remedy; "" if it can.
+    """Why Snakemake cannot start jobs in a folder with a Python, and the remedy; "" if it can.
 
-    Snakemake starts jobs by a shell command in which the Python stands without quotation marks, and takes braces in the
-    workflow's path for a variable.
+    Snakemake starts jobs by a shell command without quotation marks around the Python, and reads
+    braces in the workflow's path as a variable.
     """
     if re.search(r"[{}]", str(folder)):
-        return f"the folder {folder} has a brace in its path, which Snakemake takes for a variable: move or rename the folder"
+        return (
+            f"the path of the folder {folder} contains a brace, which Snakemake reads as a variable: "
+            "move or rename the folder"
+        )
     if shlex.quote(python) != python:
         return (
-            f"Snakemake cannot start jobs with the Python {python}: its path holds a space, a quotation mark or another "
-            "character that a shell reads. Move or rename the folder, or keep the environment elsewhere: "
-            "make run VENV=/path/to/an/environment"
+            f"Snakemake cannot start jobs with the Python {python}: its path contains a space, a "
+            "quotation mark or another special character of the shell. Move or rename the "
+            "folder, or install the environment elsewhere: make run VENV=/path/to/an/environment"
         )
     return ""
 
 
 # ---- the workflow
 def check(workflow: Any, models: Sequence[str]) -> None:
-    """Refuse options and settings that Snakemake would ignore, and a folder in which it cannot start jobs.
+    """Refuse options and settings that Snakemake would ignore, and an unusable folder.
 
     Args:
-        workflow: Snakemake's, with all rules.
+        workflow: Snakemake's workflow object, with all rules.
         models: the models of this run.
     Raises:
-        WorkflowError: with the first mistake, on one line.
+        WorkflowError: the first mistake, on one line.
     """
     from snakemake.exceptions import WorkflowError
 
     from ghosttrack.errors import UserError
 
-    # The main process has checked for its jobs; a module sees its own rules alone.
+    # Jobs need no second check, and a workflow that is used as a module does not know all rules.
     if not workflow.is_main_process or workflow.modifier.parent_modifier:
         return
     home = Path(str(workflow.current_basedir))
@@ -114,7 +122,11 @@ def check(workflow: Any, models: Sequence[str]) -> None:
 
 
 def _reasons(workflow: Any, models: Sequence[str], home: Path) -> Iterator[str]:
-    """Why the workflow cannot run as it is asked to; "" for what is in order. A settings file raises a UserError."""
+    """Why the workflow cannot run, one reason per check, "" if it passes.
+
+    Raises:
+        UserError: a settings file cannot be read.
+    """
     from ghosttrack.planning import configuration
 
     yield refused_place(home, sys.executable)
@@ -128,12 +140,12 @@ def _reasons(workflow: Any, models: Sequence[str], home: Path) -> Iterator[str]:
 
 
 def _known_models(home: Path, models: Sequence[str]) -> list[str]:
-    """How rule names call the models of this run, those of config/models, and those with results."""
+    """Names, as in rule names, of the models of this run, in config/models and in results."""
     from ghosttrack.planning import plan
 
-    described = [path.stem for path in home.glob("config/models/*.yaml")]
+    configured = [path.stem for path in home.glob("config/models/*.yaml")]
     finished = [path.name for path in Path("results").glob("*") if path.is_dir()]
-    known = dict.fromkeys([*described, *finished])
+    known = dict.fromkeys([*configured, *finished])
     return [
         *plan.rule_names(models).values(),
         *(plan.rule_names([model])[model] for model in known),
@@ -141,9 +153,9 @@ def _known_models(home: Path, models: Sequence[str]) -> list[str]:
 
 
 def _named_rules(workflow: Any) -> Iterator[tuple[str, str]]:
-    """Option and rule name, for the options that Snakemake ignores where no rule has that name.
+    """Option and rule name, for options that Snakemake ignores if there is no such rule.
 
-    --groups and --omit-from are missing: Snakemake sets them after the Snakefile.
+    --groups and --omit-from are not included: Snakemake sets them after it reads the Snakefile.
     """
     for option, names in (
         ("--set-resources", workflow.resource_settings.overwrite_resources),
@@ -154,30 +166,30 @@ def _named_rules(workflow: Any) -> Iterator[tuple[str, str]]:
 
 
 def refused_rule(name: str, rules: Sequence[str], models: Sequence[str]) -> str:
-    """Why an option for the rule `name` would do nothing, with names that exist; "" if the rule exists.
+    """Why an option for the rule `name` has no effect, and similar names; "" if it exists.
 
-    A profile serves several runs, so the rules of any model in `models` are accepted, whatever its number of waves.
+    A profile is for several runs, so rules of any model in `models` and of any wave are accepted.
     """
-    stem = next((each for each in MODEL_RULES if name == each or name.startswith(f"{each}_")), "")
+    stem = next((rule for rule in MODEL_RULES if name == rule or name.startswith(f"{rule}_")), "")
     wave = r"_wave_\d+" if stem == "extract_activations" else ""
     if name in rules or (
-        stem and any(re.fullmatch(rf"{stem}_{re.escape(each)}{wave}", name) for each in models)
+        stem and any(re.fullmatch(rf"{stem}_{re.escape(model)}{wave}", name) for model in models)
     ):
         return ""
-    near = [each for each in rules if stem and each.startswith(f"{stem}_")]
-    near = near or difflib.get_close_matches(name, rules, n=3)
-    meant = (
-        f"; did you mean {', '.join(near[:3])}?"
-        if near
+    similar = [rule for rule in rules if stem and rule.startswith(f"{stem}_")]
+    similar = similar or difflib.get_close_matches(name, rules, n=3)
+    hint = (
+        f"; did you mean {', '.join(similar[:3])}?"
+        if similar
         else "; a dry run prints the names of all rules"
     )
-    return f"no rule is called {name}, and Snakemake would ignore it{meant}"
+    return f"there is no rule {name}, so Snakemake would ignore it{hint}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print why a command cannot work, and return 2; 0 if nothing is known against it.
+    """Check a command; print the reason and return 2 if it cannot work, else return 0.
 
-    `--folder PYTHON` asks about a Python that is still to be installed, instead of about arguments.
+    `--folder PYTHON` checks a Python that will be installed, instead of arguments.
     """
     if arguments[:1] == ["--folder"]:
         reason = refused_place(Path.cwd(), str(Path(arguments[1]).absolute()))

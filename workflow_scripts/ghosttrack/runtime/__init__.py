@@ -1,1 +1,1 @@
-"""What a job needs and no result depends on: the code digest leaves out this folder."""
+"""How jobs run: files, locks, logs and records. Not in the code digest: no result depends on it."""

@@ -1,4 +1,4 @@
-"""How a process asks for memory: freed blocks kept, large ones in huge pages. Changes no result."""
+"""Memory allocation of a process: keep freed blocks, and use huge pages. Changes no result."""
 
 import contextlib
 import ctypes
@@ -9,10 +9,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Stop glibc from handing large freed blocks back to the system; nothing happens with another C library.
+    """Stop glibc from returning large freed blocks to the system; no effect with another C library.
 
-    A training step frees and asks again for the same tens of megabytes. Each time they come back as
-    fresh pages that the kernel has to clear: a tenth of a step on a CPU (measured, batch 256 and 4,096).
+    Each training step frees and allocates the same tens of megabytes. If they are returned, the
+    kernel clears new pages in every step, a tenth of its time on a CPU (measured at batch 256 and
+    4,096).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -21,9 +22,10 @@ def keep_freed_memory() -> None:
 
 
 def use_huge_pages() -> None:
-    """Let torch ask for large tensors in pages of 2 MB; to be called before the first of them. Nothing happens where there are none.
+    """Let torch allocate large tensors in pages of 2 MB, where the system has them.
 
-    Weights and Adam's moments are read once a step and rows of them in no order: with pages of 4 kB the processor looks up
-    thousands of addresses on the way, which takes a tenth of a step on a CPU (measured in a virtual machine, batch 256).
+    Call this before the first large tensor is allocated. A step reads all weights and moments of
+    Adam, and some rows in random order. With pages of 4 kB this takes thousands of address
+    translations, a tenth of a step on a CPU (measured in a virtual machine at batch 256).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

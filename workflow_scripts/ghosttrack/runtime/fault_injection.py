@@ -1,8 +1,9 @@
-"""Faults on demand, for tests and rehearsals of a cluster: the one place that reads GHOSTTRACK_FAULTS.
+"""Fault injection, for tests and for trials on a cluster, by the variable GHOSTTRACK_FAULTS.
 
-    GHOSTTRACK_FAULTS='[{"job": "train_sae/layer_02", "kind": "out_of_memory", "after": 1024, "batch_above": 2048}]'
+    GHOSTTRACK_FAULTS='[{"job": "train_sae/layer_02", "kind": "out_of_memory", "after": 1024,
+    "batch_above": 2048}]'
 
-A job is named by its log below `logs/`; `*` and `?` match as in file names. Unset, nothing is ever done.
+A job is named by its log below `logs/`; `*` and `?` match as in file names.
 """
 
 import errno
@@ -22,28 +23,28 @@ Kind = Literal["error", "out_of_memory", "no_space", "kill", "slow"]
 
 
 class Fault(NamedTuple):
-    """What happens to a job at the first progress beyond `after` units, or at each one (`slow`)."""
+    """A fault at a job's first progress beyond `after` units, or at every progress (`slow`)."""
 
     job: str
     kind: Kind
     after: int = 0  # units of the job's progress line
-    batch_above: int = (
-        -1
-    )  # only while the job's batch is larger: an out-of-memory that smaller batches avoid
-    seconds: float = 0.1  # of `slow`, at each progress
+    # Only for a job with a larger batch, such as an out-of-memory error that a smaller batch
+    # avoids.
+    batch_above: int = -1
+    seconds: float = 0.1  # of `slow`, at every progress
 
 
 def wanted(environment: Mapping[str, str]) -> list[Fault]:
-    """The faults that the variable asks for.
+    """The faults in the variable.
 
     Raises:
-        UserError: it is not a JSON list of faults.
+        UserError: the variable is not a JSON list of faults.
     """
     text = environment.get(VARIABLE, "")
     if not text:
         return []
     try:
-        faults = [Fault(**each) for each in json.loads(text)]
+        faults = [Fault(**fields) for fields in json.loads(text)]
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{VARIABLE}: expected a JSON list of objects with {', '.join(Fault._fields)} ({error})"
@@ -51,40 +52,40 @@ def wanted(environment: Mapping[str, str]) -> list[Fault]:
     for fault in faults:
         if fault.kind not in get_args(Kind):
             raise UserError(
-                f"{VARIABLE}: kind {fault.kind!r} is none of {', '.join(get_args(Kind))}"
+                f"{VARIABLE}: kind {fault.kind!r} is not one of {', '.join(get_args(Kind))}"
             )
     return faults
 
 
 def observer(log: Path, batch: int) -> Callable[[int], None] | None:
-    """What a job with this log and batch has to call with its progress; None where no fault is meant for it."""
+    """Function that injects the faults of a job, called with its progress; None without a fault."""
     name = log.with_suffix("").as_posix().rpartition("logs/")[2]
-    mine = [
+    faults = [
         fault
         for fault in wanted(os.environ)
         if fnmatch.fnmatch(name, fault.job) and batch > fault.batch_above
     ]
-    return (lambda done: strike(mine, done)) if mine else None
+    return (lambda done: inject(faults, done)) if faults else None
 
 
-def strike(faults: list[Fault], done: int) -> None:
-    """Do what is due after `done` units."""
+def inject(faults: list[Fault], done: int) -> None:
+    """Inject the faults that are due after `done` units."""
     for fault in faults:
         if done > fault.after:
-            _strike(fault)
+            _inject(fault)
 
 
-def _strike(fault: Fault) -> None:
+def _inject(fault: Fault) -> None:
     match fault.kind:
         case "slow":
             time.sleep(fault.seconds)
         case "error":
-            raise RuntimeError(f"a fault that {VARIABLE} asked for")
+            raise RuntimeError(f"a fault of {VARIABLE}")
         case "no_space":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a fault")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"a fault of {VARIABLE}")
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "out_of_memory":
-            import torch  # only here: most jobs never need it
+            import torch  # slow, and most jobs do not need it
 
-            raise torch.OutOfMemoryError(f"a fault that {VARIABLE} asked for")
+            raise torch.OutOfMemoryError(f"a fault of {VARIABLE}")

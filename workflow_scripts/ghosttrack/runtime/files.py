@@ -1,4 +1,4 @@
-"""Atomic writes, digests and locks: a file that exists is whole, and has one writer."""
+"""Atomic writes, digests and locks: a file that exists is complete, and has one writer."""
 
 import fcntl
 import hashlib
@@ -19,10 +19,14 @@ from ghosttrack.runtime import lock_log
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on success flush, fsync and rename it to `path`.
+    """Open a temporary file next to `path`; on success flush, fsync and rename it to `path`.
 
-    After an exception or a kill `path` is what it was before. `mode` is "w" or "wb". Not `durable`: it does
-    not wait for the disk, so a power cut may lose or empty the file; for files whose reader takes that for none.
+    After an exception or a kill, `path` is unchanged.
+
+    Args:
+        mode: "w" or "wb".
+        durable: whether to wait for the disk. Otherwise a power failure may lose or empty the file,
+            which its readers must treat as missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,17 +47,19 @@ def atomic_write(path: Path, mode: str = "w", *, durable: bool = True) -> Iterat
 
 
 def sweep_writes(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it; the caller holds the lock that keeps out live ones."""
+    """Remove temporary files of killed writers of `path`; the caller must hold its lock."""
     for leftover in path.parent.glob(f".{path.name}.*.partial"):
         leftover.unlink()
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`.
+    """Yield a temporary directory; on success fsync its files and rename it to `path`.
 
-    A directory that stands at `path` is replaced. Leftovers of killed writers are swept first;
-    a second live writer of the same `path` is refused.
+    An existing directory `path` is replaced. Files of killed writers are removed first.
+
+    Raises:
+        UserError: a live process writes the same directory.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +76,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def publish_directory(partial: Path, path: Path) -> None:
-    """Rename `partial`, whose lock the caller holds and whose files are on disk, to `path`; what stands there goes."""
+    """Replace `path` by `partial`, whose lock the caller holds and whose files are synced."""
     if path.exists():
         shutil.rmtree(path)
     partial.replace(path)
-    # Only after the rename: without the lock file a second writer could start in `partial`.
+    # After the rename: without the lock file, a second writer could start in `partial`.
     (path / "lock").unlink()
     sync_directory(path.parent)
 
@@ -88,19 +94,23 @@ def sync_tree(directory: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as sorted, indented JSON, atomically. NaN is refused: JSON has none."""
+    """Write `content` atomically as sorted, indented JSON; NaN raises ValueError, JSON has none."""
     with atomic_write(Path(path)) as stream:
         json.dump(content, stream, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
         stream.write("\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or damaged one raises a UserError that names it."""
+    """Content of a JSON file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing: delete nothing else and run again, its job remakes it"
+            f"{path} is missing: run the same command again to make it again, delete nothing else"
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): delete it and run again") from None
@@ -113,7 +123,7 @@ def sha256_file(path: Path) -> str:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Files with weights in a transformers directory; none, if there are none."""
+    """Files with weights in a transformers directory."""
     return [
         path
         for pattern in ("*.safetensors", "pytorch_model*.bin", "*.gguf")
@@ -122,34 +132,39 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def sha256_json(content: Any) -> str:
-    """Hex SHA-256 of a JSON-able value in canonical form (sorted keys, no spaces)."""
+    """Hex SHA-256 of a JSON-serialisable value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Whoever asks whether a folder is locked holds its lock for an instant: one refusal says nothing yet.
+# `locked` holds a lock for an instant, so `flock` tries more than once.
 _TRIES, _PAUSE = 4, 0.1
 
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold `directory`/lock exclusively; refuse when another live process holds it.
+    """Hold the exclusive lock `directory`/lock while the block runs.
 
-    The kernel drops the lock with its process, so a killed job leaves nothing to clean. Who held it when
-    is in the locks' journal.
+    The kernel releases the lock when the process ends, so a killed job leaves no lock. Events are
+    written to `logs/locks.log`.
+
+    Raises:
+        UserError: another live process holds the lock, or the lock file is not writable.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with _opened(directory / "lock") as stream:
         if not flock(stream.fileno()):
-            owner = owner_of(directory) or "an unnamed process"
+            owner = owner_of(directory) or "an unknown process"
             lock_log.note("refused", directory, f"held by {owner}")
             raise UserError(
                 f"{directory} is in use by {owner}: another run is still writing it. "
-                "`make orphans` shows what still works here; wait for it or end it, then run again"
+                "`make orphans` lists running jobs; wait for them or end them, then run again"
             )
         if not _same_file(stream, directory / "lock"):
-            raise UserError(f"{directory} was just finished by another process: run again")
+            raise UserError(
+                f"{directory} was just completed by another process: run the same command again"
+            )
         stream.seek(0)
         stream.truncate()
         job = os.environ.get("SLURM_JOB_ID")
@@ -169,19 +184,20 @@ def _opened(path: Path) -> IO[str]:
     """Open a lock file.
 
     Raises:
-        UserError: it is another user's, and may not be written.
+        UserError: it belongs to another user and is not writable.
     """
     try:
         return path.open("a+", encoding="utf-8")
     except PermissionError:
         raise UserError(
-            f"{path} belongs to {user_of(path)}, and you may not write to it: two users of one folder need a group that "
-            "may write (chmod -R g+rwX results, and umask 002 for later runs)"
+            f"{path} belongs to {user_of(path)}, and you have no permission to write it: two "
+            "users of one folder need a common group with write permission (chmod -R g+rwX "
+            "results, and umask 002 for later runs)"
         ) from None
 
 
 def flock(handle: int) -> bool:
-    """Whether the exclusive lock on an open file could be had."""
+    """Try to take the exclusive lock on an open file; whether it succeeded."""
     for attempt in range(_TRIES):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,18 +208,18 @@ def flock(handle: int) -> bool:
 
 
 def owner_of(directory: Path) -> str:
-    """What the last process that held `directory`/lock wrote there: `process 12 on node3, Slurm job 7`."""
+    """Last holder of `directory`/lock, such as `process 12 on node3, Slurm job 7`, or ""."""
     path = Path(directory) / "lock"
     try:
         return path.read_text(encoding="utf-8").strip()
     except PermissionError:
-        return f"{user_of(path)}, perhaps: you may not read {path}"
+        return f"probably a process of {user_of(path)} (you have no permission to read {path})"
     except OSError:
         return ""
 
 
 def locked(directory: Path) -> bool:
-    """Whether a live process holds `directory`/lock, or this user may not ask. Asks with a shared lock, given back at once."""
+    """Whether a live process holds `directory`/lock; also True without permission to test it."""
     try:
         with (Path(directory) / "lock").open(encoding="utf-8") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -215,7 +231,7 @@ def locked(directory: Path) -> bool:
 
 
 def user_name(uid: int) -> str:
-    """A user's name; `user 1234` where the system does not know one."""
+    """A user's name, or `user 1234` for an unknown user id."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -223,15 +239,15 @@ def user_name(uid: int) -> str:
 
 
 def user_of(path: Path) -> str:
-    """Name of the user that owns `path`, or the first folder above it that can be looked at."""
-    for place in (path, *path.absolute().parents):
+    """Owner of `path`, or of its nearest parent folder that is accessible."""
+    for candidate in (path, *path.absolute().parents):
         with suppress(OSError):
-            return user_name(place.stat().st_uid)
+            return user_name(candidate.stat().st_uid)
     return "another user"
 
 
 def sync_directory(path: Path) -> None:
-    """Flush a directory entry to disk, so that a rename survives a power loss."""
+    """Flush a directory to disk, so that renames in it survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -240,7 +256,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sweep(directory: Path, keep: set[Path]) -> None:
-    """Remove every file under `directory` that is not in `keep`, and the folders that are empty then."""
+    """Remove all files under `directory` that are not in `keep`, and then empty folders."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in names:
             if Path(folder) / name not in keep:
@@ -250,7 +266,7 @@ def sweep(directory: Path, keep: set[Path]) -> None:
 
 
 def _same_file(stream: IO[Any], path: Path) -> bool:
-    """Whether `path` still names the open file: its folder may have been renamed in between."""
+    """Whether `path` still is the open file: its folder may have been renamed meanwhile."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How busy a job's GPU is: sampled by the job itself with nvidia-smi, kept beside its benchmark, read by `status`."""
+"""GPU usage of a job: sampled by the job with nvidia-smi, stored next to its benchmark file."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-# Often enough for a curve of a job of minutes, rare enough to cost nothing (nvidia-smi takes some 50 ms).
+# Interval between samples. nvidia-smi takes some 50 ms.
 SECONDS = 15.0
 _QUERY = (
     "nvidia-smi",
@@ -20,22 +20,22 @@ _QUERY = (
 
 
 class Sample(NamedTuple):
-    """One look at a GPU: the share of the time in which it computed, and its memory in MiB, all processes together."""
+    """Usage of a GPU at one time, by all processes."""
 
     time: str  # UTC
-    utilisation: float  # percent
-    memory_used: float
-    memory_total: float
+    utilisation: float  # percent of the time in which a kernel ran
+    memory_used: float  # MiB
+    memory_total: float  # MiB
 
 
 def samples_beside(log: Path) -> Path:
-    """Where the samples of the job with this log are: `logs/RULE/NAME.log` -> `benchmarks/RULE/NAME.gpu.tsv`."""
+    """File of a job's samples: `logs/RULE/NAME.log` -> `benchmarks/RULE/NAME.gpu.tsv`."""
     parts = ["benchmarks" if part == "logs" else part for part in log.with_suffix(".gpu.tsv").parts]
     return Path(*parts)
 
 
 def ask() -> Sample | None:
-    """Look at the first GPU that this process may use; None without nvidia-smi, a GPU, or an answer."""
+    """Usage of the first GPU of this process; None without nvidia-smi, a GPU, or an answer."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if not visible or shutil.which("nvidia-smi") is None:
         return None
@@ -53,7 +53,7 @@ def ask() -> Sample | None:
 def sampled(
     path: Path, every: float = SECONDS, look: Callable[[], Sample | None] = ask
 ) -> Iterator[None]:
-    """While the block runs, add a line to `path` every `every` seconds; without a GPU nothing is started or written."""
+    """Append a sample to `path` every `every` seconds while the block runs, if there is a GPU."""
     if (first := look()) is None:
         yield
         return
@@ -61,16 +61,16 @@ def sampled(
     stop = threading.Event()
 
     def sample() -> None:
-        found: Sample | None = first
+        latest: Sample | None = first
         with path.open("w", encoding="utf-8") as stream:
             stream.write("\t".join(Sample._fields) + "\n")
             while True:
-                if found is not None:
-                    stream.write("\t".join(map(str, found)) + "\n")
+                if latest is not None:
+                    stream.write("\t".join(map(str, latest)) + "\n")
                     stream.flush()
                 if stop.wait(every):
                     return
-                found = look()
+                latest = look()
 
     thread = threading.Thread(target=sample, name="gpu samples", daemon=True)
     thread.start()
@@ -82,7 +82,7 @@ def sampled(
 
 
 def last_sample(path: Path) -> Sample | None:
-    """The newest sample of a job; None without one."""
+    """The latest sample in a file, or None."""
     try:
         time, *numbers = path.read_text(encoding="utf-8").splitlines()[-1].split("\t")
         return Sample(time, *map(float, numbers))

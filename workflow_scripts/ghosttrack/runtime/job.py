@@ -1,4 +1,4 @@
-"""Run a script's `main` as a Snakemake job or as a command line: the same signature serves both."""
+"""Run a script's `main` as a Snakemake job or from the command line, with the same signature."""
 
 import errno
 import inspect
@@ -19,22 +19,28 @@ log = logging.getLogger("ghosttrack")
 
 
 def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
-    """Call `main` with what Snakemake put into the script, else with the command line's values.
+    """Call `main` with values from Snakemake, or from the command line without Snakemake.
 
-    `main`'s keyword names are looked up in the rule's output, input, params, wildcards, resources,
-    then `threads`; each value is converted to its annotation. A UserError ends the job with its
-    message alone on the screen; every traceback goes to the rule's log.
+    Each argument of `main` is looked up by name in the rule's output, input, params, wildcards,
+    resources and `threads`, and converted to its annotation. Errors end the job with a message on
+    the screen; tracebacks go to the rule's log.
+
+    Args:
+        namespace: globals of the script, with `snakemake` if Snakemake runs it.
     """
     if "snakemake" not in namespace:
         _command_line(main)
         return
     snakemake = namespace["snakemake"]
-    where = str(snakemake.log[0]) if len(snakemake.log) else None
-    _start_logging(where)
+    log_path = str(snakemake.log[0]) if len(snakemake.log) else None
+    _start_logging(log_path)
     arguments: dict[str, Any] = {}
     try:
         arguments = _arguments(main, snakemake)
-        with _observed(where, _batch(arguments)[1], _gpus(snakemake)), records.recorded(snakemake):
+        with (
+            _observed(log_path, _batch(arguments)[1], _gpus(snakemake)),
+            records.recorded(snakemake),
+        ):
             main(**arguments)
     except UserError as error:
         _to_log_file_only("traceback of the error below")
@@ -42,53 +48,59 @@ def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
         sys.exit(1)
     except Exception as error:
         _to_log_file_only("traceback of the error below")
-        said = (
-            _machine_trouble(error, *_batch(arguments))
+        message = (
+            _resource_error(error, *_batch(arguments))
             or f"unexpected {type(error).__name__}: {error}"
         )
-        log.error("%s (traceback in %s)", said, where or "the log")
+        log.error("%s (traceback in %s)", message, log_path or "the log")
         sys.exit(1)
 
 
 @contextmanager
-def _observed(where: str | None, batch: int, gpus: int) -> Iterator[None]:
-    """Say where a job runs, let faults on demand see its progress, sample its GPU; nothing for a job without a log."""
-    if where is None:
+def _observed(log_path: str | None, batch: int, gpus: int) -> Iterator[None]:
+    """Log where a job runs, inject faults, and sample its GPU; no effect without a log."""
+    if log_path is None:
         yield
         return
-    log.info("%s", _place())
-    fault = fault_injection.observer(Path(where), batch)
+    log.info("%s", _process_line())
+    fault = fault_injection.observer(Path(log_path), batch)
     progress.observers[:] = [fault] if fault else []
-    with gpu_usage.sampled(gpu_usage.samples_beside(Path(where))) if gpus else nullcontext():
+    with gpu_usage.sampled(gpu_usage.samples_beside(Path(log_path))) if gpus else nullcontext():
         yield
 
 
 def _gpus(snakemake: Any) -> int:
-    """Accelerators that the rule asked for."""
-    found = _look_up(snakemake, "gpu")
-    return 0 if found is _MISSING else int(found)
+    """Number of accelerators in the rule's resources."""
+    value = _look_up(snakemake, "gpu")
+    return 0 if value is _MISSING else int(value)
 
 
 def _batch(arguments: Mapping[str, Any]) -> tuple[str, int]:
-    """Name and value of the resource that bounds a job's memory; ("", 0) without one."""
+    """Name and value of the argument that bounds a job's memory; ("", 0) without one."""
     return next(
         ((name, int(arguments[name])) for name in ("micro_batch", "batch") if name in arguments),
         ("", 0),
     )
 
 
-def _machine_trouble(error: Exception, name: str, batch: int) -> str:
-    """What to do about an error that lies with the machine, not the code; "" for any other."""
+def _resource_error(error: Exception, name: str, batch: int) -> str:
+    """Message and remedy for a lack of memory or disk space; "" for any other error."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        held, less = (f" with {name}={batch}", " and half the batch") if batch else ("", "")
-        return f"out of memory{held}: {error}. The next attempt (--retries) gets more memory{less}, and keeps what is saved"
+        setting, less = (f" with {name}={batch}", " and half the batch") if batch else ("", "")
+        return (
+            f"out of memory{setting}: {error}. The next attempt (--retries) gets more "
+            f"memory{less}, and resumes from what is saved"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no room to write: {error}. Free space or raise the quota, then run the same command again; what is finished stays"
+        return (
+            f"no disk space left: {error}. Free space or raise the quota, then run the same "
+            "command again; finished results are kept"
+        )
     return ""
 
 
-def _place() -> str:
-    """The first line of a log: process, host, Slurm's job, and the accelerators that it may use."""
+def _process_line() -> str:
+    """First line of a log: process, host, Slurm job, and visible accelerators."""
     job, gpus = os.environ.get("SLURM_JOB_ID"), os.environ.get("CUDA_VISIBLE_DEVICES")
     return (
         f"process {os.getpid()} on {os.uname().nodename}"
@@ -103,17 +115,18 @@ def _arguments(main: Callable[..., None], snakemake: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(main)
     values: dict[str, Any] = {}
     for name, parameter in inspect.signature(main).parameters.items():
-        found = _look_up(snakemake, name)
-        if found is _MISSING:
+        value = _look_up(snakemake, name)
+        if value is _MISSING:
             if parameter.default is inspect.Parameter.empty:
                 raise UserError(
-                    f"rule {snakemake.rule} gives no {name!r}, which its script asks for"
+                    f"rule {snakemake.rule} has no {name!r}, an argument of its script; add it to "
+                    "the rule"
                 )
             continue
         hint = hints.get(name, Any)
         if typing.get_origin(hint) is list:
-            found = [found] if isinstance(found, str | Path) else list(found)
-        values[name] = TypeAdapter(hint).validate_python(found)
+            value = [value] if isinstance(value, str | Path) else list(value)
+        values[name] = TypeAdapter(hint).validate_python(value)
     return values
 
 
@@ -146,19 +159,19 @@ def _start_logging(path: str | None) -> None:
     root.handlers = [screen]
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        kept = logging.FileHandler(path, mode="a", encoding="utf-8")
-        kept.setFormatter(form)
-        root.addHandler(kept)
-        lock_log.keep(_folder_of_logs(Path(path)) / lock_log.NAME)
+        file = logging.FileHandler(path, mode="a", encoding="utf-8")
+        file.setFormatter(form)
+        root.addHandler(file)
+        lock_log.keep(_log_folder(Path(path)) / lock_log.NAME)
     logging.captureWarnings(True)
-    for noisy in ("httpx", "urllib3", "filelock", "fontTools", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in ("httpx", "urllib3", "filelock", "fontTools", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # SIGTERM ends the job through SystemExit, so that locks and temporary files are cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-def _folder_of_logs(path: Path) -> Path:
-    """`logs` of the model, whichever rule's folder a log is in."""
+def _log_folder(path: Path) -> Path:
+    """The folder `logs` of the model of a log."""
     return next((parent for parent in path.parents if parent.name == "logs"), path.parent)
 
 

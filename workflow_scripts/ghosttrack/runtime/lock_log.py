@@ -1,6 +1,6 @@
-"""The locks' journal, `logs/locks.log`: who held which folder when, so that one writer at a time can be proved afterwards.
+"""The log of locks, `logs/locks.log`: evidence that every folder had one writer at a time.
 
-One line an event, tab-separated: UTC time, event, folder, process, host, Slurm job, remark.
+One tab-separated line per event: UTC time, event, folder, process, host, Slurm job, remark.
 """
 
 import fcntl
@@ -15,28 +15,28 @@ from ghosttrack.errors import UserError
 
 NAME = "locks.log"
 _log = logging.getLogger("ghosttrack.locks")
-_log.propagate = False  # a person reads the job's log; the journal is for checks
+_log.propagate = False  # lock events are for checks, not for the job's log
 
 
 class Event(NamedTuple):
-    """One line: `event` is acquired, released or refused; `job` is "" outside Slurm."""
+    """One line of the log."""
 
-    time: str
-    event: str
+    time: str  # UTC
+    event: str  # acquired, released or refused
     folder: str
     process: int
     host: str
-    job: str
+    job: str  # Slurm job, or ""
     remark: str
 
     @property
     def writer(self) -> tuple[str, int]:
-        """What tells writers apart."""
+        """Host and process."""
         return self.host, self.process
 
 
 class Overlap(NamedTuple):
-    """`first` was still at work in `folder` when `second` began."""
+    """`first` still wrote to `folder` when `second` acquired it."""
 
     folder: str
     first: Event
@@ -44,8 +44,8 @@ class Overlap(NamedTuple):
 
 
 def note(event: str, folder: Path, remark: str = "") -> None:
-    """Add a line for this process, if `keep` was called in it."""
-    made = Event(
+    """Append an event of this process, after a call of `keep`."""
+    line = Event(
         datetime.now(UTC).isoformat(timespec="microseconds"),
         event,
         str(folder),
@@ -54,24 +54,24 @@ def note(event: str, folder: Path, remark: str = "") -> None:
         os.environ.get("SLURM_JOB_ID", ""),
         remark.replace("\t", " ").replace("\n", " "),
     )
-    _log.info("\t".join(map(str, made)))
+    _log.info("\t".join(map(str, line)))
 
 
 def keep(path: Path) -> None:
-    """From now on this process adds its events to `path`."""
+    """Append all further events of this process to `path`."""
     _log.handlers = [_Appender(path)]
     _log.setLevel(logging.INFO)
 
 
 class _Appender(logging.Handler):
-    """Appends one line under a lock: appending alone may lose lines where several hosts share the file."""
+    """Appends lines under a lock: without it, lines of several hosts may be lost."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A journal that cannot be written must not stop the job that holds the lock."""
+        """Append a line; only warn if the file cannot be written, so that the job continues."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as stream:
@@ -82,10 +82,10 @@ class _Appender(logging.Handler):
 
 
 def read(path: Path) -> list[Event]:
-    """All events in order; none if there is no such file.
+    """All events in order; [] if the file does not exist.
 
     Raises:
-        UserError: a line that is no event.
+        UserError: a line is not an event.
     """
     if not path.exists():
         return []
@@ -99,27 +99,27 @@ def _event(path: Path, number: int, line: str) -> Event:
     parts = line.split("\t")
     if len(parts) != len(Event._fields) or not parts[3].isdigit():
         raise UserError(
-            f"{path}, line {number}: expected {len(Event._fields)} tab-separated fields, found {line!r}"
+            f"{path}, line {number}: expected {len(Event._fields)} tab-separated fields, found "
+            f"{line!r}"
         )
     time, event, folder, process, host, job, remark = parts
     return Event(time, event, folder, int(process), host, job, remark)
 
 
 def overlaps(events: Iterable[Event]) -> Iterator[Overlap]:
-    """Where two writers were in one folder at once.
+    """Pairs of writers that wrote to one folder at the same time.
 
-    A writer is at work from `acquired` to `released`. A killed one never says `released`; so a writer that says it
-    was alive all along, and whoever acquired the folder in between was a second one.
+    A killed writer never logs `released`. So a writer that logs `released` was alive since
+    `acquired`, and every process that acquired the folder in between was a second writer.
     """
-    at_work: dict[
-        str, dict[tuple[str, int], tuple[Event, list[Event]]]
-    ] = {}  # folder, writer: its event, those after it
+    # Folder -> writer -> its `acquired` event, and the `acquired` events of others after it.
+    active: dict[str, dict[tuple[str, int], tuple[Event, list[Event]]]] = {}
     for event in events:
-        here = at_work.setdefault(event.folder, {})
+        writers = active.setdefault(event.folder, {})
         if event.event == "acquired":
-            for _, after in here.values():
+            for _, after in writers.values():
                 after.append(event)
-            here[event.writer] = (event, [])
-        elif event.event == "released" and event.writer in here:
-            first, after = here.pop(event.writer)
+            writers[event.writer] = (event, [])
+        elif event.event == "released" and event.writer in writers:
+            first, after = writers.pop(event.writer)
             yield from (Overlap(event.folder, first, second) for second in after)

@@ -1,17 +1,17 @@
-"""A line now and then with the rate and the time left, for screens and log files alike."""
+"""Log lines with the progress, rate and time left of a job."""
 
 import logging
 import time
 from collections.abc import Callable
 
-# Called with the units done at every step of whatever a job counts; what hooks in here never changes a result.
+# Called with the number of units done, at every progress.
 observers: list[Callable[[int], None]] = []
 
 
 class Progress:
     """Log `label: done/total unit, rate, time left` at most every `every` seconds.
 
-    Units are whatever the caller counts (tokens, steps, examples). The last line is always logged.
+    `unit` is what the caller counts (tokens, steps, examples). The last line is always logged.
     """
 
     def __init__(
@@ -19,17 +19,17 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit, self.every = label, total, unit, every
         self.start = self.done = start
-        self._began = self._said = time.monotonic()
+        self._began = self._logged = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count `count` more units; log if the last line is old enough or the work is complete."""
+        """Add `count` units; log if `every` seconds have passed or all units are done."""
         self.done += count
         for observer in observers:
             observer(self.done)
         now = time.monotonic()
-        if now - self._said < self.every and self.done < self.total:
+        if now - self._logged < self.every and self.done < self.total:
             return
-        self._said = now
+        self._logged = now
         elapsed = max(now - self._began, 1e-9)
         rate = (self.done - self.start) / elapsed
         left = (self.total - self.done) / rate if rate > 0 else float("inf")

@@ -1,9 +1,10 @@
-"""What every output was made from, by content: one small JSON record an output, in results/MODEL/records.
+"""Records of the params and inputs of every output, by content.
 
-A job that succeeds records the parameters of its rule (settings and the digest of its code), the content
-digests of its inputs, and the content digest of each output. The next plan compares these records with
-what is asked for (`ghosttrack.planning.due`). File dates and Snakemake's own metadata decide nothing, so a copy, a
-clone or a deleted .snakemake neither hides a changed setting nor causes needless work.
+There is one JSON file per output, in results/MODEL/records. A job that succeeds records the params
+of its rule (settings and the digest of its code), the content digests of its inputs, and the
+content digest of each output. The next plan compares the records with the planned jobs
+(`ghosttrack.planning.due`). File dates and Snakemake's metadata have no influence. So a copy or a
+clone of the folder, or a deleted .snakemake, neither hides a changed setting nor reruns jobs.
 """
 
 import contextlib
@@ -20,48 +21,54 @@ from typing import Any, NamedTuple
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 
-# Where digests of large files are cached, below the folder that Snakemake runs in.
+# Cache for digests of large files, in Snakemake's working directory.
 CACHE = Path(".snakemake") / "ghosttrack" / "digests"
-# Smaller files are read every time: reading one takes less than looking it up saves.
+# Smaller files are not cached: it is faster to read them again.
 CACHED_BYTES = 1 << 20
-# A file written less than this many seconds ago may change again within the clock's resolution: not cached.
+# Digests of younger files are not cached: such a file could change within the resolution of its
+# date.
 SETTLED_SECONDS = 2.0
-# Parameters that change no result: where progress is kept, and what is compared with the run rather than computed.
+# Params without influence on results: folders of checkpoints, and values that are only checked.
 UNTRACKED_PARAMS = frozenset({"state", "made_from", "expected"})
-# Inputs that a job only waits for and does not read, by their name in the rule.
+# Names of inputs that a job waits for but does not read.
 ORDER_ONLY_INPUTS = ("earlier",)
-# How long a shared file system may show one node the former version of what another node has replaced (NFS: 60 s).
+# Longest time for which a node may see the old version of a file on a shared file system (NFS: 60
+# s).
 SHARED_SECONDS = 60.0
-REMEDY = "Run the same command again: its job makes it anew. To keep your version, copy it elsewhere first"
-# Snakemake keeps the date of a directory in this file.
+REMEDY = (
+    "Run the same command again to make it again. To keep your version, copy it elsewhere first"
+)
+# Snakemake stores the date of a directory in this file.
 _STAMP = ".snakemake_timestamp"
 
 
 class Record(NamedTuple):
-    """What one output was made from."""
+    """Record of one output."""
 
     params: Mapping[str, Any]
-    inputs: Mapping[str, str]  # content digest by label
-    sha256: str  # content digest of the output itself
+    inputs: Mapping[str, str]  # label of an input -> content digest
+    sha256: str  # content digest of the output
 
 
 class Description(NamedTuple):
-    """A job as its records describe it: parameters, and label and path of each input that it reads."""
+    """Params and inputs of a job, as in its records."""
 
     params: dict[str, Any]
-    inputs: dict[str, str]
+    inputs: dict[str, str]  # label -> path, of the inputs that the job reads
 
 
 def describe(
     params: Mapping[str, Any], inputs: Sequence[str], order_only: Iterable[str] = ()
 ) -> Description:
-    """Describe a job in a form that is the same on every machine and in every folder.
+    """Describe a job independently of the machine and the folder.
 
-    A path outside `results` is a user's file: it is labelled by its name, in the parameters too, so that
-    moving the file to another folder changes nothing.
+    A path outside `results` is a user's file. Its label is its name, also in the params, so that
+    the file can be moved to another folder.
 
     Args:
-        params: the rule's parameters, JSON-able. inputs: paths. order_only: inputs that the job does not read.
+        params: JSON-serialisable params of the rule.
+        inputs: paths.
+        order_only: inputs that the job does not read.
     """
     skipped, labels = set(order_only), dict[str, str]()
     for path in dict.fromkeys(inputs):
@@ -79,7 +86,7 @@ def describe(
 
 
 def describe_job(job: Any) -> Description:
-    """`describe` for a job of Snakemake's graph, or for the `snakemake` object of a script."""
+    """`describe` a job of Snakemake's graph, or the `snakemake` object of a script."""
     names = set(job.input.keys()) if hasattr(job.input, "keys") else set()
     waited = [
         str(path)
@@ -96,16 +103,16 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _plain(value: Any, foreign: Mapping[str, str]) -> Any:
-    """`value` as JSON gives it back, user paths replaced by their labels."""
+    """`value` as read back from JSON, with labels instead of user paths."""
     if isinstance(value, Mapping):
         return {
-            str(key): _plain(each, foreign)
-            for key, each in sorted(value.items(), key=lambda item: str(item[0]))
+            str(key): _plain(inner, foreign)
+            for key, inner in sorted(value.items(), key=lambda item: str(item[0]))
         }
     if isinstance(value, list | tuple | set | frozenset):
         return [
-            _plain(each, foreign)
-            for each in (sorted(value) if isinstance(value, set | frozenset) else value)
+            _plain(item, foreign)
+            for item in (sorted(value) if isinstance(value, set | frozenset) else value)
         ]
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -113,7 +120,7 @@ def _plain(value: Any, foreign: Mapping[str, str]) -> Any:
 
 
 def record_path(output: str | Path) -> Path:
-    """Where the record of an output lies: results/MODEL/a/b -> results/MODEL/records/a/b.json."""
+    """Path of an output's record: results/MODEL/a/b -> results/MODEL/records/a/b.json."""
     path = Path(output)
     parts = path.parts
     if "results" in parts and len(parts) > (at := parts.index("results")) + 2:
@@ -122,10 +129,10 @@ def record_path(output: str | Path) -> Path:
 
 
 def read(output: str | Path) -> Record | None:
-    """The record of an output; None if there is none, or if it is damaged."""
+    """The record of an output; None if it is missing or damaged."""
     try:
-        found = json.loads(record_path(output).read_bytes())
-        return Record(dict(found["params"]), dict(found["inputs"]), str(found["sha256"]))
+        fields = json.loads(record_path(output).read_bytes())
+        return Record(dict(fields["params"]), dict(fields["inputs"]), str(fields["sha256"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -133,23 +140,23 @@ def read(output: str | Path) -> Record | None:
 def write(
     rule: str, description: Description, digests: Mapping[str, str], outputs: Iterable[str]
 ) -> None:
-    """Record what `outputs`, which stand, were made from.
+    """Write the records of existing `outputs`.
 
     Args:
-        rule: for a reader; two rules that do the same make the same result.
-        digests: content digest of each input by label, taken before the job read it.
+        rule: name of the rule, for readers; it is never compared.
+        digests: label of each input -> content digest, from before the job read the input.
     Raises:
         UserError: an output is missing.
     """
     for output in outputs:
-        found = digest_of(output)
-        if found is None:
+        digest = digest_of(output)
+        if digest is None:
             raise UserError(f"{output} was not written by its job: run the same command again")
         content = {
             "rule": rule,
             "params": description.params,
             "inputs": dict(digests),
-            "sha256": found,
+            "sha256": digest,
         }
         with files.atomic_write(record_path(output), durable=False) as stream:
             json.dump(content, stream, sort_keys=True, separators=(",", ":"))
@@ -157,12 +164,12 @@ def write(
 
 @contextmanager
 def recorded(job: Any) -> Iterator[None]:
-    """Around a job's work: check and digest its inputs before, write the records of its outputs after.
+    """Check the inputs of a job before the block, and write the records of its outputs after it.
 
     Args:
-        job: the `snakemake` object of a script. A rule without a parameter `code` is not recorded.
+        job: the `snakemake` object of a script. Without the param `code`, nothing is recorded.
     Raises:
-        UserError: an input is missing, or is not what its own job wrote.
+        UserError: an input is missing, or differs from its record.
     """
     outputs = [str(path) for path in _listed(job.output)] if hasattr(job.output, "__iter__") else []
     if not outputs or not hasattr(job.params, "keys") or "code" not in job.params.keys():  # noqa: SIM118
@@ -175,16 +182,15 @@ def recorded(job: Any) -> Iterator[None]:
 
 
 def check_lineage(outputs: Iterable[str | Path], expected: Mapping[str, Any]) -> int:
-    """Check that results were made with this run's settings, and from the files that stand now, back to the model.
+    """Check that results, and all files they depend on, match the settings and the current inputs.
 
     Args:
-        outputs: where to begin.
-        expected: this run's settings by section, as the parameters of its rules carry them; of a section, a record may
-            hold some keys only.
+        outputs: the results.
+        expected: this run's settings by section; a record may have only some keys of a section.
     Returns:
-        The number of files whose records agree.
+        The number of checked files.
     Raises:
-        UserError: naming the file, and the setting or input that differs.
+        UserError: with the file, and the setting or input that differs.
     """
     waiting, seen = [str(path) for path in outputs], set[str]()
     while waiting:
@@ -195,13 +201,14 @@ def check_lineage(outputs: Iterable[str | Path], expected: Mapping[str, Any]) ->
         for key in record.params.keys() & expected.keys():
             for name, (made, asked) in _unequal(key, record.params[key], expected[key]).items():
                 raise UserError(
-                    f"{path} was made with {name} {made}, this run asks for {asked}: run the same command again"
+                    f"{path} was made with {name} {made}, but this run has {asked}: run the same "
+                    "command again"
                 )
         for label, digest in record.inputs.items():
             made_now = read(label)
             if made_now is not None and made_now.sha256 != digest:
                 raise UserError(
-                    f"{path} was made from another {label} than the one that stands now: run the same command again"
+                    f"{path} was made from another version of {label}: run the same command again"
                 )
             waiting.append(label)
     return len(seen)
@@ -219,32 +226,32 @@ def _unequal(key: str, made: Any, asked: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def checked_digest(path: str | Path) -> str:
-    """Content digest of an input, which must be what the job that made it recorded, if one did.
+    """Content digest of an input, which must match its record if there is one.
 
     Raises:
-        UserError: it is missing or differs.
+        UserError: the input is missing or differs from its record.
     """
     end = time.monotonic() + (SHARED_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0)
     while True:
-        found, record = digest_of(path), read(path)
+        digest, record = digest_of(path), read(path)
         if (
-            found is not None and (record is None or record.sha256 == found)
+            digest is not None and (record is None or record.sha256 == digest)
         ) or time.monotonic() >= end:
             break
         time.sleep(1.0)
-    if found is None:
-        raise UserError(f"{path} is missing: run the same command again, its job makes it")
-    if record is not None and record.sha256 != found:
-        raise UserError(f"{path} is not what its job wrote (damaged or edited). {REMEDY}")
-    return found
+    if digest is None:
+        raise UserError(f"{path} is missing: run the same command again to make it")
+    if record is not None and record.sha256 != digest:
+        raise UserError(f"{path} was damaged or edited since its job wrote it. {REMEDY}")
+    return digest
 
 
 def digest_of(path: str | Path) -> str | None:
-    """Content digest of what stands at `path`, as 64 hex digits; None if nothing does.
+    """Content digest (64 hex digits) of a file or directory; None if `path` does not exist.
 
-    A file: SHA-256 of all its bytes. A store `X.zarr` with a manifest `X.json` beside it: of the manifest, which
-    holds the checksums that every reader verifies, and of the names and sizes of the store's files. Any other
-    directory: of the names and bytes of all its files.
+    For a file, the SHA-256 of its bytes. For a store `X.zarr` with a manifest `X.json`, a digest of
+    the manifest, whose checksums every reader verifies, and of the names and sizes of the store's
+    files. For any other directory, a digest of the names and bytes of all its files.
     """
     path = Path(path)
     try:
@@ -261,7 +268,7 @@ def digest_of(path: str | Path) -> str | None:
     return files.sha256_json(listing)
 
 
-# Files of a transformers directory that the model or its tokenizer is read from.
+# Files of a transformers directory from which the model or its tokenizer is loaded.
 _MODEL_FILES = (
     "*.safetensors",
     "pytorch_model*.bin",
@@ -275,17 +282,17 @@ _MODEL_FILES = (
 
 
 def model_digest(directory: Path) -> str:
-    """Content digest of a transformers directory: names and all bytes of its weights, configuration and tokenizer."""
+    """Content digest of a transformers directory: weights, configuration and tokenizer."""
     paths = {path for pattern in _MODEL_FILES for path in directory.glob(pattern) if path.is_file()}
     return files.sha256_json([[path.name, digest_of(path)] for path in sorted(paths)])
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """Name relative to `folder` and size in bytes of each file below it."""
+    """Name relative to `folder` and size in bytes of every file below it."""
     waiting = [("", os.fspath(folder))]
     while waiting:
-        prefix, place = waiting.pop()
-        with os.scandir(place) as entries:
+        prefix, directory = waiting.pop()
+        with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_dir():
                     waiting.append((f"{prefix}{entry.name}/", entry.path))
@@ -297,7 +304,7 @@ def _file_digest(path: Path, status: os.stat_result) -> str | None:
     try:
         if status.st_size < CACHED_BYTES:
             return hashlib.sha256(path.read_bytes()).hexdigest()
-        place = Path.cwd() / CACHE / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+        cached = Path.cwd() / CACHE / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
         identity = " ".join(
             str(value)
             for value in (
@@ -308,15 +315,15 @@ def _file_digest(path: Path, status: os.stat_result) -> str | None:
                 status.st_ctime_ns,
             )
         )
-        with_identity, _, known = _text_of(place).rpartition(" ")
-        if with_identity == identity:
-            return known
-        found = files.sha256_file(path)
+        cached_identity, _, cached_digest = _text_of(cached).rpartition(" ")
+        if cached_identity == identity:
+            return cached_digest
+        digest = files.sha256_file(path)
     except FileNotFoundError:
         return None
     if time.time() - max(status.st_mtime, status.st_ctime) > SETTLED_SECONDS:
-        _remember(place, f"{identity} {found}")
-    return found
+        _write_cache(cached, f"{identity} {digest}")
+    return digest
 
 
 def _text_of(path: Path) -> str:
@@ -326,9 +333,9 @@ def _text_of(path: Path) -> str:
         return ""
 
 
-def _remember(place: Path, text: str) -> None:
-    """Cache a digest. Where the folder cannot be written, or Snakemake never ran, nothing is cached."""
-    if not place.parents[2].is_dir():
+def _write_cache(path: Path, text: str) -> None:
+    """Cache a digest, if Snakemake has run in the folder and the folder is writable."""
+    if not path.parents[2].is_dir():
         return
-    with contextlib.suppress(OSError), files.atomic_write(place, durable=False) as stream:
+    with contextlib.suppress(OSError), files.atomic_write(path, durable=False) as stream:
         stream.write(text)

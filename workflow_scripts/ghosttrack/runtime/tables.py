@@ -1,4 +1,4 @@
-"""Tables and arrays of earlier jobs, read with an error that names the file when it is damaged."""
+"""Tables and arrays of earlier jobs; errors name a damaged file."""
 
 import csv
 import re
@@ -12,16 +12,21 @@ import pyarrow
 
 from ghosttrack.errors import UserError
 
-_REMEDY = "delete it and run again, its job remakes it"
-# Columns that hold names which users choose: text even where the name is 2024, true or NA.
+_REMEDY = "delete it and run again to make it again"
+# Columns with names that users choose: they are text, even 2024, true or NA.
 _NAME_COLUMNS = ("dataset", "trained_on", "model", "reference")
-# A spreadsheet runs a cell that begins with one of these as a formula (OWASP, CSV injection), the full-width ones too.
+# A spreadsheet reads a cell that begins with one of these, also full-width, as a formula (OWASP,
+# CSV injection).
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """A parquet file; UserError if it is missing or damaged."""
+    """A parquet file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         return pd.read_parquet(path, columns=columns)
     except (OSError, pyarrow.ArrowException) as error:
@@ -31,7 +36,11 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
 
 
 def read_npz(path: Path) -> dict[str, Any]:
-    """All arrays of an npz file; UserError if it is missing or damaged."""
+    """All arrays of an npz file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
@@ -40,19 +49,20 @@ def read_npz(path: Path) -> dict[str, Any]:
 
 
 def write_csv(table: pd.DataFrame, stream: IO[str]) -> None:
-    """Write a table as csv, without its index; no cell is a formula in a spreadsheet, see `plain_cell`."""
+    """Write a table as csv without its index, with cells escaped by `plain_cell`."""
     texts = table.select_dtypes(exclude=["number", "bool", "datetime"])
     safe = table.assign(**{str(name): texts[name].map(plain_cell) for name in texts})
-    # Python's csv does not quote a lone carriage return, which readers take for the end of the row.
+    # Python's csv module does not quote a single carriage return, which readers take as the end of
+    # a row.
     broken = any(isinstance(cell, str) and "\r" in cell for name in texts for cell in texts[name])
     safe.to_csv(stream, index=False, quoting=csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A table of `write_csv`; its names stay as they were written, also NA, null, true and 2024.
+    """A table written by `write_csv`; names such as NA, null, true and 2024 remain text.
 
     Raises:
-        OSError, ValueError: as pandas does, for a file that is missing or no table.
+        OSError, ValueError: from pandas, if the file is missing or not a table.
     """
     names = dict.fromkeys(_NAME_COLUMNS, str)
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names)
@@ -61,7 +71,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def plain_cell(value: Any) -> Any:
-    """A cell that no spreadsheet runs as a formula: text that begins as one gets an apostrophe in front, numbers stay."""
+    """A cell with an apostrophe before text that a spreadsheet would read as a formula."""
     if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value

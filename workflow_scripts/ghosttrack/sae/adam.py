@@ -20,7 +20,7 @@ from torch.optim.adam import adam
 BETA1, EPSILON = 0.9, 6.25e-10
 # Steps over which squares are averaged: the usual thousand, in a short run a tenth of it. What the steep first steps leave behind
 # holds up all that follow: with a tenth the FVU is 1 to 2 % lower after 1,200 to 1,700 steps of a real layer, and equal where an
-# anchor's weights are taken over.
+# warm-start layer's weights are taken over.
 SQUARES_SHARE, SQUARES_LEAST, SQUARES_MOST = 0.1, 50, 1000
 # A scale that differs from the average (the first: from 1) by a larger factor is applied by multiplication: of 1 - b2' few
 # digits would be left.

@@ -19,7 +19,7 @@ ALL = "all_answers"
 def measure_answers(
     sae: Sae, layer: int, stores: Mapping[str, ActivationStore]
 ) -> list[dict[str, Any]]:
-    """One row per data set, and one over all of them: see docs/outputs.md for the columns.
+    """One row per data set, and one over all of them: see docs/reference/outputs.md for the columns.
 
     Massive rows are left out and counted. FVU is about the mean of the rows at hand: answers of one kind lie closer
     together than running text, so it comes out higher than about the mean of all answers.

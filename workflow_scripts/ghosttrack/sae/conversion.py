@@ -147,7 +147,7 @@ def provenance(found: Pretrained, sae: SaeSettings, layer: int) -> dict[str, Any
         "training_architecture": found.architecture,
         "pretrained": {
             "form": found.form,
-            "source": sae.place(layer) if sae.revision else found.folder.name,
+            "source": sae.source_of(layer) if sae.revision else found.folder.name,
             "revision": sae.revision,
             "centred": found.centred,
             "sha256": {path.name: files.sha256_file(path) for path in found.files},

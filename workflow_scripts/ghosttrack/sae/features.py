@@ -29,7 +29,7 @@ _GROUP = 256
 def describe(
     sae: Sae, store: Rows, corpus: Tokens, text: TokenText, unembedding: Unembedding | None
 ) -> pa.Table:
-    """The feature dictionary, one row per feature in order; columns are described in docs/outputs.md.
+    """The feature dictionary, one row per feature in order; columns are described in docs/reference/outputs.md.
 
     What comes from text is empty where a feature never fires on it.
 

@@ -24,8 +24,8 @@ class Start(NamedTuple):
         """Refuse, with a UserError, weights that are not (d_sae, d_model)."""
         if (shape := tuple(self.parameters.W_dec.shape)) != (d_sae, d_model):
             raise UserError(
-                f"the anchor's autoencoder has {shape[0]} features of {shape[1]} dimensions, this layer needs {d_sae} of "
-                f"{d_model}: delete the anchor's folder under saes/ and run again"
+                f"the autoencoder of the warm-start layer has {shape[0]} features of {shape[1]} dimensions, this layer needs {d_sae} of "
+                f"{d_model}: delete the warm-start layer's folder under saes/ and run again"
             )
 
     def fingerprint(self) -> str:
@@ -45,8 +45,8 @@ def seed_of(seed: int, layer: int, dictionaries: str) -> int:
 
 
 def following(settings: SaeSettings) -> SaeSettings:
-    """Settings of a layer that begins with an anchor: epochs of its own, if it has any."""
-    return settings.model_copy(update={"epochs": settings.anchored_epochs or settings.epochs})
+    """Settings of a layer that begins with a warm start: `warm_start_epochs`, if given."""
+    return settings.model_copy(update={"epochs": settings.warm_start_epochs or settings.epochs})
 
 
 def unfold(sae: Sae) -> Start:
@@ -61,7 +61,7 @@ def unfold(sae: Sae) -> Start:
     scale = sae.metadata.get("activation_scale")
     if sae.mean is None or not scale:
         raise UserError(
-            "the anchor's autoencoder does not say which mean and scale it was trained with, as one trained here does: "
+            "the autoencoder of the warm-start layer does not say which mean and scale it was trained with, as one trained here does: "
             "delete its folder under saes/ and run again"
         )
     W_dec = sae.W_dec.to(torch.float64) * scale

@@ -14,7 +14,7 @@ from ghosttrack.sae.sweep import Arm
 
 
 class Tables(NamedTuple):
-    """As in docs/outputs.md: one row an arm; one row a pair of seeds with the same k."""
+    """As in docs/reference/outputs.md: one row an arm; one row a pair of seeds with the same k."""
 
     arms: pd.DataFrame
     stability: pd.DataFrame

@@ -1,7 +1,8 @@
-"""Every setting, its default and its meaning; one file a section.
+"""All settings with their defaults and descriptions, one file per section.
 
-The schema and docs/settings are generated from here. Settings decide results; the resources of rules and the profiles
-decide how jobs use a machine (batches, workers, memory, time).
+`make docs` generates config/schema.json and config/README.md from them. Settings determine results;
+the resources of rules and the profiles determine how jobs use a machine (micro-batches, workers,
+memory, time).
 """
 
 from ghosttrack.settings.ablation import AblationSettings, TuningSettings

@@ -1,4 +1,4 @@
-"""What is stored of the activations."""
+"""Which activations are read from the model, and how they are stored."""
 
 from typing import Literal
 
@@ -8,30 +8,38 @@ from ghosttrack.settings.section import Section
 
 
 class ActivationSettings(Section):
-    """What is read from the model, and how it is kept."""
+    """Which activations are read from the model, and how they are stored."""
 
     layers: Literal["all"] | list[int] = Field(
-        "all", description="Analysed layers (0 = output of the first block), ascending."
+        "all", description="Layers to analyse, ascending; 0 is the output of the first block."
     )
     site: Literal["resid_post", "mlp_out", "attn_out"] = Field(
         "resid_post",
-        description="What is read of each block: the residual stream behind it, or what its MLP or its attention adds to the stream.",
+        description="Activation to read in each block. `resid_post`: the residual stream after the "
+        "block; `mlp_out`, `attn_out`: what the MLP or the attention adds to the residual stream.",
     )
     positions: Literal["answer", "last", "all"] = Field(
         "answer",
-        description="At which tokens of a data set's texts activations are read, tracked and pooled: all of the answer, its last one, or all of the text (of an answer in `generation.prompt: chat`: all behind the prompt).",
+        description="Tokens of a data set's texts whose activations are read, tracked and "
+        "pooled. `answer`: all tokens of the answer; `last`: the last token of the answer; "
+        "`all`: all tokens of the text (for an answer with `generation.prompt: chat`: all tokens "
+        "after the prompt).",
     )
     storage: Literal["fp16", "int8s"] = Field(
         "fp16",
-        description="How training activations are kept: half precision, or standardised 8-bit integers at half the size. Held-out text and examples are always fp16.",
+        description="Data type of the stored training activations. `fp16`: half precision; "
+        "`int8s`: standardised 8-bit integers, half the size. Activations of held-out text and "
+        "of examples are always fp16.",
     )
     disk_budget_gb: float | None = Field(
         None,
         gt=0,
-        description="Most disk that training activations may fill at once, beside the held-out text's, which stay; null keeps all layers.",
+        description="Maximum disk space for training activations at any time, in GB: layers are "
+        "then extracted and trained in waves. Activations of held-out text are kept and not "
+        "counted. null: keep the training activations of all layers.",
     )
     rows_per_job: int = Field(
         1_048_576,
         ge=1,
-        description="Tokens of one extraction job; what a preempted job can lose at most.",
+        description="Tokens per extraction job, the most work that a preempted job can lose.",
     )

@@ -1,10 +1,12 @@
-"""What a job's result depends on: a digest of its code, and the settings that this code reads.
+"""What a rule's results depend on: a digest of its code, and the settings that this code reads.
 
-Both are rule params, so an edit reruns exactly the rules that use it. Comments, docstrings,
-formatting and plumbing (logging, job binding, file helpers) are not part of the digest.
+Both are params of the rule, so an edit reruns exactly the rules that use it. The digest does not
+cover comments, docstrings, formatting, or modules without influence on results (logging, job
+binding, file helpers).
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -16,11 +18,11 @@ from ghosttrack.runtime import files
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPTS = PACKAGE.parent
-# Rooms that decide how a job runs and what it says, never what it computes.
+# Subpackages and modules that determine how a job runs and what it logs, never its results.
 NOT_IN_DIGEST = frozenset({"runtime", "settings", "planning", "cli", "errors", "sae.speed"})
-# Parsed sources of an earlier process, by name, size and date.
-MEMORY = Path(".snakemake") / "ghosttrack_sources.json"
-# Packages whose version may change a result; recorded beside it.
+# Cache of parsed sources between processes; keys are path, size and modification time.
+CACHE = Path(".snakemake") / "ghosttrack_sources.json"
+# Packages whose version may change a result; the versions are recorded with it.
 LIBRARIES = (
     "torch",
     "transformers",
@@ -35,8 +37,8 @@ LIBRARIES = (
 )
 
 
-class Source(NamedTuple):
-    """Digest of one file's syntax tree, the attribute names it mentions, and the modules it imports."""
+class ParsedSource(NamedTuple):
+    """Digest of one file's syntax tree, its attribute names, and the modules that it imports."""
 
     digest: str
     names: frozenset[str]
@@ -44,18 +46,18 @@ class Source(NamedTuple):
 
 
 def source_digest(script: str, *data: str) -> str:
-    """16 hex digits over a script, the package modules that it reaches, and package `data` paths.
+    """Digest (16 hex digits) of a rule's script, the package modules it imports, and `data`.
 
     Args:
-        script: rule name; its script is workflow_scripts/PHASE/`script`.py.
-        data: files or folders inside the package whose bytes count too, such as "templates".
+        script: name of the rule, whose script is workflow_scripts/PHASE/`script`.py.
+        data: files or folders in the package whose content is included, such as "templates".
     """
     total = hashlib.sha256()
     for path in _closure(script):
         total.update(_source(path).digest.encode())
     for name in data:
-        place = PACKAGE / name
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        root = PACKAGE / name
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
             if path.is_file() and "__pycache__" not in path.parts:
                 total.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
     return total.hexdigest()[:16]
@@ -63,16 +65,16 @@ def source_digest(script: str, *data: str) -> str:
 
 @cache
 def script_of(rule: str) -> Path:
-    """Script of a rule: the one file of its name in the folders of the phases."""
-    (found,) = SCRIPTS.glob(f"*/{rule}.py")
-    return found
+    """Script of a rule: the file PHASE/`rule`.py."""
+    (script,) = SCRIPTS.glob(f"*/{rule}.py")
+    return script
 
 
 def used_settings(script: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `values` whose keys the script or its modules mention, as attribute or name.
+    """The items of `values` whose keys occur in the rule's code, as attribute, argument or keyword.
 
-    A key that no line of a rule's code reads cannot change its result, so it is kept out of the
-    rule's params: adding a settings key reruns nothing until some code uses it.
+    Code cannot depend on a key that it never names, so that key is not among the rule's params: a
+    new setting reruns nothing until code uses it.
     """
     names = frozenset[str]().union(*(_source(path).names for path in _closure(script)))
     return {key: value for key, value in values.items() if key in names}
@@ -82,13 +84,11 @@ def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 @cache
@@ -115,16 +115,16 @@ def _module_files(imports: tuple[str, ...]) -> Iterator[Path]:
         if not parts or not NOT_IN_DIGEST.isdisjoint({parts[0], ".".join(parts[:2])}):
             continue
         for depth in range(1, len(parts) + 1):
-            place = PACKAGE.joinpath(*parts[:depth])
-            if place.with_suffix(".py").is_file():
-                yield place.with_suffix(".py")
-            elif (place / "__init__.py").is_file():
-                yield place / "__init__.py"
+            path = PACKAGE.joinpath(*parts[:depth])
+            if path.with_suffix(".py").is_file():
+                yield path.with_suffix(".py")
+            elif (path / "__init__.py").is_file():
+                yield path / "__init__.py"
 
 
 @cache
-def _source(path: Path) -> Source:
-    known = _remembered(Path.cwd() / MEMORY)
+def _source(path: Path) -> ParsedSource:
+    known = _read_cache(Path.cwd() / CACHE)
     if (key := _key(path)) not in known:
         known[key] = _parse(path)
     return known[key]
@@ -136,38 +136,34 @@ def _key(path: Path) -> str:
 
 
 @cache
-def _remembered(memory: Path) -> dict[str, Source]:
-    """Sources that an earlier process parsed: a Slurm job reads the Snakefile twice, and parsing takes half a second."""
+def _read_cache(cache: Path) -> dict[str, ParsedSource]:
+    """Sources parsed by earlier processes; to parse them again takes 0.5 s per process."""
     try:
-        found = json.loads(memory.read_text(encoding="utf-8"))
+        content = json.loads(cache.read_text(encoding="utf-8"))
         return {
-            key: Source(digest, frozenset(names), tuple(imports))
-            for key, (digest, names, imports) in found.items()
+            key: ParsedSource(digest, frozenset(names), tuple(imports))
+            for key, (digest, names, imports) in content.items()
         }
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def remember() -> None:
-    """Keep what was parsed for the next process that starts in this folder; a folder that cannot be written is left alone."""
-    memory = Path.cwd() / MEMORY
-    known = _remembered(memory)
+def write_cache() -> None:
+    """Write the parsed sources for later processes in this folder, if the folder is writable."""
+    cache = Path.cwd() / CACHE
+    known = _read_cache(cache)
     try:
-        places = {key: Path(key.rsplit(" ", 2)[0]) for key in known}
-        present = {
-            key: known[key]
-            for key, place in places.items()
-            if place.exists() and key == _key(place)
-        }
+        paths = {key: Path(key.rsplit(" ", 2)[0]) for key in known}
         content = {
-            key: (each.digest, sorted(each.names), each.imports)
-            for key, each in sorted(present.items())
+            key: (known[key].digest, sorted(known[key].names), known[key].imports)
+            for key, path in sorted(paths.items())
+            if path.exists() and key == _key(path)
         }
         if (
-            not memory.exists()
-            or json.loads(memory.read_text(encoding="utf-8")).keys() != content.keys()
+            not cache.exists()
+            or json.loads(cache.read_text(encoding="utf-8")).keys() != content.keys()
         ):
-            with files.atomic_write(memory) as stream:
+            with files.atomic_write(cache) as stream:
                 json.dump(content, stream)
     except (OSError, ValueError):
         return
@@ -177,8 +173,8 @@ _NAMED = (ast.arg, ast.keyword)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _parse(path: Path) -> Source:
-    """Read one file's syntax tree in one pass: `ast.dump` and `ast.walk` take four times as long."""
+def _parse(path: Path) -> ParsedSource:
+    """Parse a file in one pass, in a quarter of the time of `ast.dump` and `ast.walk`."""
     words: list[str] = []
     names: set[str] = set()
     imports: list[str] = []
@@ -214,7 +210,7 @@ def _parse(path: Path) -> Source:
 
     read(ast.parse(path.read_text(encoding="utf-8")))
     digest = hashlib.sha256("\n".join(words).encode()).hexdigest()
-    return Source(digest, frozenset(names), tuple(sorted(set(imports))))
+    return ParsedSource(digest, frozenset(names), tuple(sorted(set(imports))))
 
 
 def _imported(node: ast.ImportFrom, path: Path) -> list[str]:

@@ -13,58 +13,80 @@ class DatasetSettings(Section):
 
     source: Literal["facts", "truthfulqa", "halueval", "triviaqa", "nq_open", "file"] = Field(
         ...,
-        description="Embedded facts, a known data set (from the hub, or from `path` in the hub's form), or any csv, jsonl or parquet file.",
+        description="`facts`: an embedded fact table; a known data set, from the hub or from "
+        "`path` in the hub's format; or `file`: any .csv, .jsonl or .parquet file.",
     )
     mode: Literal["given", "generated"] = Field(
         "given",
-        description="`given`: labelled texts; `generated`: the model answers the questions itself and is marked against the gold answers.",
+        description="`given`: texts with labels; `generated`: the model answers the questions, "
+        "and its answers are marked against the gold answers.",
     )
     control: bool = Field(
         False,
-        description="A positive control: its text alone is known to give the label away, so it supports no claim.",
+        description="Positive control: the text alone is known to reveal the label, so the data "
+        "set supports no claim.",
     )
-    table: str | None = Field(None, description="Fact table, for `facts` in given mode.")
+    table: str | None = Field(None, description="Fact table, for `facts` in mode `given`.")
     path: names.LocalPath | None = Field(
         None,
-        description="Local file that replaces the hub: csv (columns between commas, semicolons, tabs or vertical bars), tsv, jsonl, parquet, or json as pandas and `datasets` write it.",
+        description="Local file to read instead of the hub: .csv (columns separated by commas, "
+        "semicolons, tabs or vertical bars), .tsv, .jsonl, .parquet, or .json as pandas and "
+        "`datasets` write it.",
     )
-    text_column: str = Field("text", description="`file`: the whole text.")
+    text_column: str = Field("text", description="`file`: column with the whole text.")
     label_column: str = Field(
         "label",
-        description="`file`: 1 or true = hallucinated, 0 or false = true; `true_label` turns it round. The log shows how each label is read, with two examples.",
+        description="`file`: column with the label. 1 or true = hallucinated, 0 or false = true; "
+        "`true_label: 1` reverses this. The log shows how each label is read, with two examples.",
     )
     true_label: Literal[0, 1] = Field(
         0,
-        description="`file`: the label of true texts; 1 for the many public files that mark a true statement with 1.",
+        description="`file`: the label of true texts; set 1 for the many public files in which 1 "
+        "marks a true statement.",
     )
     group_column: str | None = Field(
         None,
-        description="`file`: rows that must stay in one fold (same question, same subject), text or numbers; null: the question, or without one every distinct text is its own group. The same holds for a row whose cell is missing (null, NaN, empty, or the text NaN, NaT, <NA>, null or None); a warning counts them.",
+        description="`file`: column of text or numbers; rows with the same value (same question, "
+        "same subject) stay in one fold. null: group by question, or by distinct text where "
+        "there is no question. Rows with a missing value (null, NaN, empty, or the text NaN, "
+        "NaT, <NA>, null or None) are grouped in the same way, and a warning counts them.",
     )
     question_column: str | None = Field(
-        None, description="`file`: question or prompt that the text starts with or answers."
+        None,
+        description="`file`: column with the question or prompt that the text begins with or "
+        "answers.",
     )
     answer_column: str | None = Field(
         None,
-        description="`file`: part of the text that is judged, text or a number; null: all of it after the question. A text may stand in several rows with other parts, each with its label; these rows stay in one fold.",
+        description="`file`: column with the part of the text that is judged, text or a number; "
+        "null: everything after the question. A text may occur in several rows, with different "
+        "parts and labels; these rows stay in one fold.",
     )
     gold_column: str | None = Field(
         None,
-        description="`file`, generated mode: accepted answers. Text (several separated by `;`), a number (7.0 is `7`), a boolean (`true`, `false`), a list or a list as text (JSON or Python's), SQuAD's `{text, answer_start}`, TriviaQA's `{value, aliases}`, Natural Questions' short answers, or `{choices, labels}`, whose choices of label 1 count. `answer.value` names the key `value` of objects in column `answer`; every column key takes such names. Anything else is refused with its row.",
+        description="`file`, mode `generated`: column with the accepted answers. Text (several "
+        "answers separated by `;`), a number (7.0 is `7`), a boolean (`true`, `false`), a list "
+        "or a list as text (JSON or Python), SQuAD's `{text, answer_start}`, TriviaQA's "
+        "`{value, aliases}`, the short answers of Natural Questions, or `{choices, labels}`, "
+        "whose choices with label 1 count. `answer.value` is the key `value` of the objects in "
+        "the column `answer`, as in all settings that name a column. Any other value is an error "
+        "that names its row.",
     )
     max_examples: int | None = Field(
-        None, ge=8, description="Take at most so many examples, whole groups, chosen by the seed."
+        None,
+        ge=8,
+        description="Maximum number of examples; whole groups are chosen at random by `seed`.",
     )
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _check_required(self) -> Self:
         if self.source == "facts" and self.mode == "given" and not self.table:
-            raise ValueError("table: which fact table? expected with source: facts")
+            raise ValueError("table: missing; source: facts needs the name of a fact table")
         if self.source == "file" and not self.path:
-            raise ValueError("path: which file? expected with source: file")
+            raise ValueError("path: missing; source: file needs the path of a file")
         if self.source in ("triviaqa", "nq_open") and self.mode != "generated":
             raise ValueError(
-                f"mode: {self.source} holds questions that the model answers, expected mode: generated"
+                f"mode: {self.source} has questions without answers to judge; set mode: generated"
             )
         if (
             self.source == "file"
@@ -72,6 +94,6 @@ class DatasetSettings(Section):
             and not (self.question_column and self.gold_column)
         ):
             raise ValueError(
-                "question_column, gold_column: which columns? expected with mode: generated"
+                "question_column, gold_column: missing; mode: generated needs both column names"
             )
         return self

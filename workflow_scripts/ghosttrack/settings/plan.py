@@ -1,4 +1,4 @@
-"""The cluster that a plan is made for."""
+"""The machines on which a plan is based."""
 
 from typing import Literal
 
@@ -9,30 +9,35 @@ from ghosttrack.settings.section import Section
 
 
 class PlanSettings(Section):
-    """What the machine offers: for the size of waves and the expected hours. Changes no result, reruns nothing."""
+    """The machines, for the size of waves and the expected hours; no result depends on them."""
 
-    gpus: int = Field(4, ge=1, description="Jobs that may hold an accelerator at once.")
+    gpus: int = Field(4, ge=1, description="Number of jobs that may use an accelerator at once.")
     teraflops: float = Field(
         40.0,
         gt=0,
-        description="Sustained 10^12 operations per second of one accelerator, for expected hours until a first job was measured. 40: an A100 in TF32 at a quarter of its peak, an assumption.",
+        description="Sustained compute of one accelerator, in 10^12 floating-point operations "
+        "per second; gives the expected hours until a first job is measured. Default: an A100 in "
+        "TF32 at a quarter of its peak, an assumption.",
     )
     bandwidth_gb_s: float = Field(
         1200.0,
         gt=0,
-        description="Sustained 10^9 bytes per second between one accelerator and its memory, which bounds SAE steps of small batches. 1200: an A100 at three quarters of its peak, an assumption.",
+        description="Sustained memory bandwidth of one accelerator, in 10^9 bytes per second; "
+        "limits SAE steps of small batches. Default: an A100 at three quarters of its peak, an "
+        "assumption.",
     )
     device: Literal["gpu", "cpu"] = Field(
-        "gpu",
-        description="Where SAEs train, and so which back end's operations the expected hours count.",
+        "gpu", description="Device on which SAEs train, whose operations the expected hours count."
     )
     gpu_partition: names.Partition | None = Field(
         None,
         min_length=1,
-        description="Slurm partition of the jobs with a GPU; null: the profile's `slurm_partition`, which all other jobs use.",
+        description="Slurm partition of the jobs with a GPU; null: the profile's "
+        "`slurm_partition`, which all other jobs use.",
     )
     gpu_model: names.GpuModel | None = Field(
         None,
         min_length=1,
-        description="Slurm's name for the type of GPU that those jobs ask for, `a100` for `--gpus=a100:1`; null: any.",
+        description="Slurm's name for the type of GPU that these jobs request, such as `a100` for "
+        "`--gpus=a100:1`; null: any type.",
     )

@@ -6,15 +6,18 @@ from ghosttrack.settings.section import Section
 
 
 class ReportSettings(Section):
-    """What the pages show."""
+    """Size of the pages."""
 
     explorer_texts: int = Field(
         2000,
         ge=1,
-        description="Most texts in `explorer.html`: whole groups, each data set in proportion, failures included. 2,000 keep it quick.",
+        description="Maximum number of texts in `explorer.html`: whole groups, in proportion to "
+        "the size of each data set, including errors of the detector. The page stays fast with "
+        "2,000 texts.",
     )
     explorer_tracks: int = Field(
         40,
         ge=1,
-        description="Most tracks of a token in `explorer.html`, strongest first; fewer where answers are long.",
+        description="Maximum number of tracks per token in `explorer.html`, strongest first; "
+        "fewer where answers are long.",
     )

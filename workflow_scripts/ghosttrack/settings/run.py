@@ -25,19 +25,23 @@ class Settings(Section):
 
     model: names.ModelName = Field(
         "smollm2-135m",
-        description="A file in config/models, `both`, or a new name together with `model_path`. Names the results folder: letters, digits, dots, dashes and underscores.",
+        description="A file in config/models, `both`, or a new name together with `model_path`. "
+        "Also the name of the results folder: letters, digits, dots, dashes and underscores.",
     )
     model_path: names.LocalPath | None = Field(
         None,
-        description="Local directory with a transformers model; its results go to results/MODEL.",
+        description="Local directory with a transformers model; results go to results/MODEL, "
+        "with the name in `model`.",
     )
     preset: str | None = Field(
         None,
-        description="A file in config/presets. `laptop`: little text and small batches, as in the embedded default; `seed`: the original work's data sets and, for the two GPT-2 models, its SAE batches.",
+        description="A file in config/presets. `laptop`: little text and small batches, as in "
+        "the default run; `seed`: the data sets of the original work and, for the two GPT-2 "
+        "models, its SAE batch sizes.",
     )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of all random numbers.")
     strict: bool = Field(
-        False, description="Fail the run when a headline claim is not established."
+        False, description="Whether the run fails if a headline claim is not established."
     )
     datasets: list[names.DatasetName] = Field(
         [
@@ -45,46 +49,48 @@ class Settings(Section):
             "element_symbol", "questions",
         ],
         min_length=1,
-        description="Data sets to evaluate: files in config/datasets. A name has letters, digits, spaces and `_ . + - ( )`; `2024` or `true` needs quotation marks in a file.",
+        description="Data sets to evaluate: names of files in config/datasets. A name may have "
+        "letters, digits, spaces and `_ . + - ( )`; in a file, write `2024` or `true` in "
+        "quotation marks.",
     )  # fmt: skip
     source: SourceSettings = Field(..., description="Where the model's weights come from.")
     dimensions: DimensionSettings | None = Field(
         None, description="Size of the model; read from config.json with `model_path`."
     )
     corpus: CorpusSettings = Field(
-        CorpusSettings(), description="Text that the SAEs are trained on."
+        CorpusSettings(), description="Text on which the SAEs are trained."
     )
     activations: ActivationSettings = Field(
-        ActivationSettings(), description="What is read from the model."
+        ActivationSettings(), description="Which activations are read from the model."
     )
     sae: SaeSettings = Field(SaeSettings(), description="Sparse autoencoders.")
     sweep: SweepSettings = Field(
-        SweepSettings(), description="Other k and other seeds beside the run's own (`sae_sweep`)."
+        SweepSettings(), description="SAEs of other k and seeds (target `sae_sweep`)."
     )
     tracking: TrackingSettings = Field(
-        TrackingSettings(), description="Following features across layers."
+        TrackingSettings(), description="Tracks of features across layers."
     )
     ablations: AblationSettings = Field(
-        AblationSettings(), description="Metrics of tracks, part by part (`ablations`)."
+        AblationSettings(), description="Ablations of the track metrics (target `ablations`)."
     )
     tuning: TuningSettings = Field(
-        TuningSettings(), description="Other tracking settings beside the run's own (`tuning`)."
+        TuningSettings(), description="Other tracking settings (target `tuning`)."
     )
     generation: GenerationSettings = Field(
-        GenerationSettings(), description="The model's own answers."
+        GenerationSettings(), description="How the model answers questions."
     )
     detection: DetectionSettings = Field(
-        DetectionSettings(), description="Detectors and their folds."
+        DetectionSettings(), description="Cross-validation, controls and detectors."
     )
     evaluation: EvaluationSettings = Field(
-        EvaluationSettings(), description="Intervals and verdicts."
+        EvaluationSettings(), description="Confidence intervals and claims."
     )
-    report: ReportSettings = Field(ReportSettings(), description="What the pages show.")
+    report: ReportSettings = Field(ReportSettings(), description="Size of the pages.")
     score: ScoreSettings = Field(
-        ScoreSettings(), description="Scoring one's own texts: the target `scores`."
+        ScoreSettings(), description="User texts to score (target `scores`)."
     )
     plan: PlanSettings = Field(
-        PlanSettings(), description="What the machine offers, for waves and expected hours."
+        PlanSettings(), description="The machines, for waves and expected hours."
     )
 
     @property
@@ -99,20 +105,22 @@ class Settings(Section):
         return self.sweep.layers or [self.layers[len(self.layers) // 2]]
 
     @property
-    def anchor(self) -> int | None:
-        """The layer that all others' autoencoders begin with; None where none does."""
-        if not self.sae.trained or self.sae.dictionaries != "anchored":
+    def warm_start_layer(self) -> int | None:
+        """The layer whose trained SAE initialises all others; None without `warm_start`."""
+        if not self.sae.trained or self.sae.dictionaries != "warm_start":
             return None
-        return self.layers[len(self.layers) // 2] if self.sae.anchor is None else self.sae.anchor
+        if self.sae.warm_start_layer is None:
+            return self.layers[len(self.layers) // 2]
+        return self.sae.warm_start_layer
 
     @property
     def _size(self) -> DimensionSettings:
-        assert self.dimensions is not None  # the validator below has seen to it
+        assert self.dimensions is not None  # _check_consistency requires it
         return self.dimensions
 
     @property
     def shards(self) -> int:
-        """Extraction jobs of one layer."""
+        """Extraction jobs per layer."""
         return -(-self.contexts // self.contexts_per_shard)
 
     @property
@@ -122,11 +130,11 @@ class Settings(Section):
 
     @property
     def contexts_per_shard(self) -> int:
-        """Contexts of a full extraction job."""
+        """Contexts per extraction job; the last job may have fewer."""
         return max(1, self.activations.rows_per_job // self.corpus.context)
 
     @model_validator(mode="after")
-    def _plannable(self) -> Self:
+    def _check_sizes(self) -> Self:
         for key, value in numbers(self.model_dump(), ""):
             if abs(value) > LARGEST:
                 raise ValueError(f"{key}: {value:.3g} is too large; expected at most {LARGEST:,}")
@@ -134,63 +142,70 @@ class Settings(Section):
             rows = -(-self.contexts // MOST_SHARDS) * self.corpus.context
             tokens = MOST_SHARDS * self.contexts_per_shard * self.corpus.context
             raise ValueError(
-                f"activations.rows_per_job: {self.activations.rows_per_job:,} tokens a job make {self.shards:,} extraction "
-                f"jobs a layer, more than {MOST_SHARDS:,}; set it to at least {rows}, or corpus.tokens to at most {tokens}"
+                f"activations.rows_per_job: {self.activations.rows_per_job:,} tokens per job give "
+                f"{self.shards:,} extraction jobs per layer, more than {MOST_SHARDS:,}; set it to "
+                f"at least {rows}, or corpus.tokens to at most {tokens}"
             )
         return self
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.dimensions is None:
             raise ValueError(
-                "dimensions: n_layers and d_model of the model are needed in its file in config/models"
+                "dimensions: missing; set n_layers and d_model in the model's file in config/models"
             )
         layers = self.activations.layers
         if layers != "all":
             wrong = [layer for layer in layers if not 0 <= layer < self.dimensions.n_layers]
             if wrong or layers != sorted(set(layers)) or not layers:
                 raise ValueError(
-                    f"activations.layers: {layers} must be ascending, without repeats, within 0..{self.dimensions.n_layers - 1}"
+                    f"activations.layers: {layers} must be ascending, without repeats, within "
+                    f"0..{self.dimensions.n_layers - 1}"
                 )
-        named: dict[str, list[Any]] = {
+        lists: dict[str, list[Any]] = {
             "datasets": [*self.datasets], "tracking.variants": [*self.tracking.variants], "sweep.layers": self.sweep_layers,
             "sweep.k": self.sweep.k, "sweep.seeds": self.sweep.seeds, "detection.fold_seeds": self.detection.fold_seeds,
         }  # fmt: skip
-        for key, values in named.items():
+        for key, values in lists.items():
             if len(set(values)) < len(values):
-                raise ValueError(f"{key}: {values} names one twice")
+                raise ValueError(f"{key}: {values} has a value twice; remove one")
         if len({name.casefold() for name in self.datasets}) < len(self.datasets):
             raise ValueError(
-                f"datasets: {self.datasets} holds names that differ only in capital letters, which some disks store as "
-                "one folder; rename one"
+                f"datasets: {self.datasets} has names that differ only in capital letters, which "
+                "some file systems store as one folder; rename one"
             )
-        if foreign := set(self.sweep_layers) - set(self.layers):
+        if unknown := set(self.sweep_layers) - set(self.layers):
             raise ValueError(
-                f"sweep.layers: {min(foreign)} is not among the analysed layers (activations.layers)"
+                f"sweep.layers: {min(unknown)} is not one of the analysed layers "
+                "(activations.layers)"
             )
         if min(self.detection.fold_seeds) < 0 or max(self.detection.fold_seeds) > LARGEST_SEED:
             raise ValueError(
-                f"detection.fold_seeds: {self.detection.fold_seeds} must lie within 0..{LARGEST_SEED}"
+                f"detection.fold_seeds: {self.detection.fold_seeds} must be within "
+                f"0..{LARGEST_SEED}"
             )
-        if min(self.sweep.k) < 1 or min(self.sweep.seeds) < 0:
-            raise ValueError(
-                f"sweep: k {self.sweep.k} must be above 0, seeds {self.sweep.seeds} not below it"
-            )
+        if min(self.sweep.k) < 1:
+            raise ValueError(f"sweep.k: {self.sweep.k} must be 1 or more")
+        if min(self.sweep.seeds) < 0:
+            raise ValueError(f"sweep.seeds: {self.sweep.seeds} must be 0 or more")
         if reserved := {"all_strict", "generated", "all_answers"} & set(self.datasets):
             raise ValueError(
-                f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise"
+                f"datasets: {min(reserved)} is the name of a mean over data sets; rename the file"
             )
         if self.tracking.links == "correlation" and "shuffled" in self.tracking.variants:
             raise ValueError(
-                "tracking.variants: shuffled compares decoders, and tracking.links: correlation compares activations; drop one"
+                "tracking.variants: shuffled compares decoders, but tracking.links: correlation "
+                "compares activations; change one of them"
             )
         if self.tracking.links == "identity" and self.sae.dictionaries == "independent":
             raise ValueError(
-                "tracking.links: identity needs features that share their numbers: any sae.dictionaries but independent"
+                "tracking.links: identity needs index-aligned features; set sae.dictionaries to "
+                "shared_init, warm_start or shared"
             )
         if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")
-        # The default values may be too large for a small dictionary: only the target sae_sweep reads them.
+        # Only the target sae_sweep reads sweep.k: its default may be too large for a small
+        # dictionary.
         if (
             self.sae.trained
             and "k" in self.sweep.model_fields_set
@@ -199,14 +214,18 @@ class Settings(Section):
             raise ValueError(
                 f"sweep.k: {max(self.sweep.k)} must be below sae.d_sae ({self.sae.d_sae})"
             )
-        if self.anchor is not None and self.sae.anchor is None:  # an implied setting is a setting
-            object.__setattr__(self, "sae", self.sae.model_copy(update={"anchor": self.anchor}))
-        if self.anchor is not None and self.anchor not in self.layers:
-            raise ValueError(
-                f"sae.anchor: {self.anchor} must be one of the analysed layers, {self.layers}"
-            )
+        if (first := self.warm_start_layer) is not None:
+            if first not in self.layers:
+                raise ValueError(
+                    f"sae.warm_start_layer: {first} must be one of the analysed layers, "
+                    f"{self.layers}"
+                )
+            # Replace null by the number, so that a change of the middle layer retrains the SAEs.
+            sae = self.sae.model_copy(update={"warm_start_layer": first})
+            object.__setattr__(self, "sae", sae)
         if self.sae.shared and self.sae.batch < len(self.layers):
             raise ValueError(
-                f"sae.batch: {self.sae.batch} rows cannot hold one of each of the {len(self.layers)} layers"
+                f"sae.batch: {self.sae.batch} rows are fewer than the {len(self.layers)} layers, "
+                "and a shared dictionary needs a row of each layer; raise sae.batch"
             )
         return self

@@ -10,48 +10,66 @@ from ghosttrack.settings.section import Section
 
 
 class SaeSettings(Section):
-    """Where the sparse autoencoders come from, their architecture and training."""
+    """The sparse autoencoders: their source, architecture and training."""
 
     source: names.LayerPattern = Field(
         "train",
         min_length=1,
-        description="`train`, or pretrained autoencoders in the form of SAELens or sparsify: a local folder with one folder a layer, or with `revision` a hub repository, perhaps with a folder inside. `{layer}` stands for a layer's number, `{next_layer}` for the one after it, where folders are named by the input of a block: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Dictionary size and sparsity are those of what is found.",
+        description="`train`, or pretrained SAEs in the format of SAELens or sparsify: a local "
+        "folder with one folder per layer or, with `revision`, a hub repository, optionally with "
+        "a folder in it. `{layer}` is the number of the layer and `{next_layer}` the number "
+        "after it, for folders that are named after a block's input: "
+        "`OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Pretrained SAEs determine the "
+        "dictionary size and the sparsity.",
     )
     revision: names.Revision | None = Field(
         None,
         min_length=1,
-        description="Commit of the hub repository that `source` names; null: `source` is a local folder.",
+        description="Commit of the hub repository in `source`; null: `source` is a local folder.",
     )
     architecture: Literal["batchtopk", "topk", "jumprelu", "matryoshka"] = Field(
         "batchtopk",
-        description="`batchtopk`: k active per token on average; `topk`: k on every token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: batchtopk whose first features must reconstruct alone.",
+        description="`batchtopk`: k active features per token on average; `topk`: k on every "
+        "token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: "
+        "batchtopk in which each prefix of the dictionary must also reconstruct the activation.",
     )
     d_sae: int = Field(
         2048,
         ge=2,
-        description="Dictionary size; the field uses 4 to 32 times d_model. With `model_path` 4 times, unless it is set.",
+        description="Dictionary size (number of features), usually 4 to 32 times d_model. With "
+        "`model_path` the default is 4 times d_model.",
     )
-    dictionaries: Literal["independent", "common", "anchored", "shared"] = Field(
-        "common",
-        description="What the layers' SAEs have in common. `independent`: nothing, each begins with random directions of its own; `common`: they begin with the same random directions, and equal numbers often come to mean similar features; `anchored`: they begin with the trained SAE of one layer, and equal numbers mostly go on to mean equal features; `shared`: one dictionary learns from all layers at once, and all have the same features.",
+    dictionaries: Literal["independent", "shared_init", "warm_start", "shared"] = Field(
+        "shared_init",
+        description="How the SAEs of the layers are related. `independent`: each has a different "
+        "random initialisation; `shared_init`: all have the same random initialisation, and "
+        "features of the same index often become similar; `warm_start`: all start from the "
+        "trained SAE of one layer, and features of the same index mostly stay similar; `shared`: "
+        "one SAE is trained on all layers at once, and all layers have the same features.",
     )
-    anchor: int | None = Field(
+    warm_start_layer: int | None = Field(
         None,
         ge=0,
-        description="`anchored`: the layer that the others begin with; null: the middle one of the analysed.",
+        description="`warm_start`: the layer whose trained SAE initialises the others; null: the "
+        "middle one of the analysed layers.",
     )
-    anchored_epochs: int | None = Field(
+    warm_start_epochs: int | None = Field(
         None,
         ge=1,
-        description="`anchored`: passes over the training tokens of the layers that begin with the anchor, which need fewer; null: as many as `epochs`.",
+        description="`warm_start`: epochs of the warm-started layers, which need fewer; null: as "
+        "many as `epochs`.",
     )
     k: int = Field(
         64,
         ge=1,
-        description="Active features per token on average (L0). 50-100 is readable; lower is sparser and less faithful.",
+        description="Active features per token, on average (L0). 50 to 100 are interpretable; a "
+        "lower k is sparser and reconstructs less.",
     )
     batch: int = Field(
-        4096, ge=1, description="Tokens per optimizer step. Science: it never changes by itself."
+        4096,
+        ge=1,
+        description="Tokens per optimizer step. Results depend on it, so it is never adapted to "
+        "the machine.",
     )
     epochs: int = Field(20, ge=1, description="Passes over the training tokens.")
     learning_rate: float | None = Field(
@@ -60,10 +78,10 @@ class SaeSettings(Section):
         description="Adam learning rate; null: 2e-4 / sqrt(d_sae / 16384) * sqrt(batch / 4096).",
     )
     warmup: float = Field(
-        0.05, ge=0, le=0.5, description="Share of the steps with a rising learning rate."
+        0.05, ge=0, le=0.5, description="Fraction of the steps used for linear warm-up."
     )
     decay: float = Field(
-        0.2, ge=0, le=1, description="Share of the steps at the end with a falling learning rate."
+        0.2, ge=0, le=1, description="Fraction of the steps, at the end, used for linear decay."
     )
     aux_coefficient: float = Field(
         1 / 32, ge=0, description="Weight of the auxiliary loss that revives dead features."
@@ -72,44 +90,51 @@ class SaeSettings(Section):
         0.05,
         gt=0,
         le=1,
-        description="A feature is dead after this share of the run without firing (at most 10 M tokens).",
+        description="A feature is dead after this fraction of the training tokens without firing "
+        "(at most 10 M tokens).",
     )
     prefixes: list[float] = Field(
         [1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0],
         min_length=1,
-        description="`matryoshka`: the nested parts that each reconstruct, as ascending shares of d_sae up to 1.",
+        description="`matryoshka`: prefix sizes, as ascending fractions of d_sae up to 1. Each "
+        "prefix of the dictionary must reconstruct the activation.",
     )
     bandwidth: float = Field(
         0.05,
         gt=0,
-        description="`jumprelu`: width around a threshold, in the scale of the codes, in which pre-activations teach it. Wider: steadier, less exact.",
+        description="`jumprelu`: width of the interval around a threshold in which pre-activations "
+        "contribute to its gradient, in units of the codes. Wider: steadier training, a less exact "
+        "gradient.",
     )
     l0_coefficient: float = Field(
         2.0,
         gt=0,
-        description="`jumprelu`: price of (L0 / k - 1)^2. Higher: L0 nearer to k; raise it if L0 stays off.",
+        description="`jumprelu`: weight of the L0 penalty, (L0 / k - 1)^2. Raise it if L0 stays "
+        "away from k.",
     )
     precision: Literal["tf32", "bf16", "fp32"] = Field(
         "tf32",
-        description="Factors of matrix products on a GPU; weights, thresholds and sums are fp32 always. A CPU computes in fp32. Not measured on a GPU.",
+        description="Precision of the factors of matrix products on a GPU; weights, thresholds "
+        "and sums are always fp32. A CPU always uses fp32. Its effect on a GPU has not been "
+        "measured.",
     )
 
     @property
     def trained(self) -> bool:
-        """Whether the autoencoders are trained here."""
+        """Whether the SAEs are trained in the run, not pretrained."""
         return self.source == "train"
 
     @property
     def shared(self) -> bool:
-        """Whether one dictionary is trained for all layers; pretrained ones are what they are."""
+        """Whether one SAE is trained for all layers."""
         return self.trained and self.dictionaries == "shared"
 
-    def place(self, layer: int) -> str:
-        """`source` for one layer."""
+    def source_of(self, layer: int) -> str:
+        """Folder or hub path of the pretrained SAE of one layer."""
         return self.source.format(layer=layer, next_layer=layer + 1)
 
     @model_validator(mode="after")
-    def _found(self) -> Self:
+    def _check_repository(self) -> Self:
         if self.revision:
             try:
                 names.hub_folder(self.source)
@@ -118,21 +143,18 @@ class SaeSettings(Section):
         return self
 
     @model_validator(mode="after")
-    def _nested(self) -> Self:
-        shares = self.prefixes
-        if (
-            shares[-1] != 1.0
-            or shares[0] <= 0
-            or any(a >= b for a, b in itertools.pairwise(shares))
-        ):
+    def _check_prefixes(self) -> Self:
+        sizes = self.prefixes
+        if sizes[-1] != 1.0 or sizes[0] <= 0 or any(a >= b for a, b in itertools.pairwise(sizes)):
             raise ValueError(
-                f"prefixes: {shares} must ascend from above 0 to 1, the whole dictionary"
+                f"sae.prefixes: {sizes} must be above 0, ascending, and end with 1, the whole "
+                "dictionary"
             )
         return self
 
 
 class SweepSettings(Section):
-    """Autoencoders of other k and other seeds beside the run's own; target `sae_sweep`, never part of a run."""
+    """SAEs of other k and other seeds: the target `sae_sweep`, never part of a run."""
 
     layers: list[int] | None = Field(
         None, min_length=1, description="Analysed layers to sweep; null: the middle one."
@@ -141,5 +163,6 @@ class SweepSettings(Section):
     seeds: list[int] = Field(
         [0, 1, 2],
         min_length=1,
-        description="Seeds of the initial weights; with two or more, features are matched between them.",
+        description="Seeds of the random initialisation; features are matched between SAEs of "
+        "different seeds.",
     )

@@ -1,4 +1,4 @@
-"""Texts of the user, scored by the detector of a finished run."""
+"""User texts, scored by the detector of a finished run."""
 
 from pydantic import Field
 
@@ -7,20 +7,25 @@ from ghosttrack.settings.section import Section
 
 
 class ScoreSettings(Section):
-    """Scoring one's own texts with the saved detector: the target `scores`."""
+    """User texts, scored by the saved detector: the target `scores`."""
 
     texts: names.LocalPath | None = Field(
         None,
-        description="File for the target `scores`: .txt (one text a line), .csv, .tsv, .jsonl, .json or .parquet with a column `text`, and perhaps `answer`, `id`, `context` and `question` (see `generation.prompt`), each text or a number. No two rows have one `id`; without one a row has its number.",
+        description="File with the user texts: .txt (one text per line), or .csv, .tsv, .jsonl, "
+        ".json or .parquet with a column `text` and optional columns `answer`, `id`, `context` "
+        "and `question` (see `generation.prompt`), each with text or numbers. Values of `id` "
+        "must be unique; without the column, a row is named by its number.",
     )
     context: names.LocalPath | None = Field(
         None,
-        description="Text file that the model reads before each text and nobody judges: a few true statements of the same kind, one a line.",
+        description="Text file that the model reads before each text and that is not scored: a "
+        "few true statements of the same kind, one per line.",
     )
     confidence: float = Field(
         0.75,
         ge=0.5,
         le=1,
-        description="Below this probability of its own verdict the detector abstains; 0.5: never.",
+        description="The detector abstains when the probability of its verdict is below this "
+        "value; 0.5: it never abstains.",
     )
-    reasons: int = Field(5, ge=0, description="Features named for each text.")
+    reasons: int = Field(5, ge=0, description="Number of features named for each text.")

@@ -1,39 +1,38 @@
-"""What every settings section has in common."""
+"""Base class and limits of all settings sections."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-# Numbers beyond this are typing errors: no run has as many tokens, and sizes and hours are computed from them.
+# A larger number is a typing error: no run has so many tokens, and sizes and hours are computed
+# from them.
 LARGEST = 10**12
-
-
-# Extraction jobs of a layer: file names count them with four digits.
+# Maximum number of extraction jobs per layer: file names have four digits for them.
 MOST_SHARDS = 9_999
 LARGEST_SEED = 2**31 - 1
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are errors, values never change after loading."""
+    """A group of settings: unknown keys are errors, and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def numbers(value: Any, key: str) -> Iterator[tuple[str, int | float]]:
-    """Every number in nested settings with its key."""
+    """Yield every number in nested settings with its dotted key; `key` is the prefix."""
     if isinstance(value, dict):
-        for name, each in value.items():
-            yield from numbers(each, f"{key}.{name}" if key else name)
+        for name, inner in value.items():
+            yield from numbers(inner, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
-        for each in value:
-            yield from numbers(each, key)
+        for item in value:
+            yield from numbers(item, key)
     elif isinstance(value, int | float):
         yield key, value
 
 
 def section_type(annotation: Any) -> type[BaseModel] | None:
-    """The settings section that a field holds, if it holds one."""
+    """The settings section in a field's annotation, or None."""
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

@@ -1,1 +1,1 @@
-"""Features followed across layers, and the metrics of their tracks."""
+"""Tracks of features across layers, and metrics of the tracks."""

@@ -1,4 +1,4 @@
-"""One-to-one links of the largest total weight, exact, for thousands of small problems in one pass."""
+"""Exact maximum-weight bipartite matching for thousands of small problems at once."""
 
 from typing import NamedTuple
 
@@ -14,23 +14,23 @@ Flags = NDArray[np.bool_]
 
 
 class Assignment(NamedTuple):
-    """Chosen edges, and how many of the edges were left to the solver."""
+    """The chosen edges, and how many edges the solver had to decide."""
 
     kept: Flags  # (edges,)
-    hard: int
+    hard: int  # edges that the exact greedy rule left to scipy's solver
 
 
 def assign(left: Ints, right: Ints, weight: NDArray[np.floating]) -> Assignment:
-    """Choose the set of edges of largest total weight in which no node appears twice.
+    """Choose the edges of largest total weight such that no node has two of them.
 
-    The edges of any number of problems come together; problems share no nodes. Staying unmatched
-    has weight 0, so births and deaths compete with every link inside the optimum. Nearly all edges
-    are settled by a rule that never loses the optimum (`_peel`); what it cannot settle goes to
-    scipy's assignment, one connected component at a time. Ties go to the earlier edge.
+    The edges of many independent problems come in one call; problems share no nodes. An unmatched
+    node has weight 0, so births and deaths of tracks are part of the optimum. A greedy rule that
+    never loses the optimum settles nearly all edges (`_peel`). scipy's assignment solver settles
+    the rest, one connected component at a time. Ties go to the earlier edge.
 
     Args:
-        left: (edges,) node on the earlier side, any non-negative numbers.
-        right: (edges,) node on the later side, numbered apart from `left`.
+        left: (edges,) node on the earlier side, non-negative.
+        right: (edges,) node on the later side, numbered independently of `left`.
         weight: (edges,) above 0; rounded to float32.
     """
     kept = np.zeros(len(weight), dtype=bool)
@@ -56,25 +56,30 @@ def assign(left: Ints, right: Ints, weight: NDArray[np.floating]) -> Assignment:
 
 
 def _heaviest_first(weight: NDArray[np.float32]) -> Ints:
-    """The order of every step above. One sort of whole numbers: bits of positive floats are ordered as the floats are."""
+    """Indices of the edges by descending weight, ties by index.
+
+    One integer sort does it: positive floats have the same order as their bit patterns.
+    """
     down = np.iinfo(np.int32).max - weight.view(np.int32).astype(np.int64)
-    found: Ints = np.sort((down << 32) | np.arange(len(weight))) & np.int64(2**32 - 1)
-    return found
+    order: Ints = np.sort((down << 32) | np.arange(len(weight))) & np.int64(2**32 - 1)
+    return order
 
 
 def _compact(nodes: Ints) -> Ints:
-    """The nodes numbered without gaps, in their order; by counting, which takes memory for the largest number."""
-    there = np.zeros(nodes.max() + 1, dtype=bool)
-    there[nodes] = True
-    number: Ints = np.cumsum(there) - 1
+    """Renumber the nodes without gaps, in the same order. Memory grows with the largest number."""
+    used = np.zeros(nodes.max() + 1, dtype=bool)
+    used[nodes] = True
+    number: Ints = np.cumsum(used) - 1
     return number[nodes]
 
 
 def _peel(left: Ints, right: Ints, weight: Floats) -> Flags:
-    """Edges that some optimum contains: heaviest at both ends, and at least the sum of both runners-up.
+    """Edges that some optimum contains.
 
-    An optimum without such an edge uses at most one other edge at either end; together these weigh
-    no more, so exchanging them loses nothing. Edges come heaviest first; chosen ones share no node.
+    Such an edge is the heaviest of both its nodes and weighs at least as much as the second
+    heaviest edges of its two nodes together. An optimum without it uses at most one other edge at
+    each of its nodes. Replacing these by the edge loses nothing. Edges come heaviest first; the
+    edges returned share no node.
     """
     best_left, second_left = _two_best(left, weight)
     best_right, second_right = _two_best(right, weight)
@@ -83,10 +88,13 @@ def _peel(left: Ints, right: Ints, weight: Floats) -> Flags:
 
 
 def _two_best(node: Ints, weight: Floats) -> tuple[Flags, Floats]:
-    """Whether an edge is its node's heaviest; weight of every node's second heaviest edge, 0 without one."""
+    """Whether an edge is its node's heaviest, and the weight of each node's second heaviest edge.
+
+    The second value is 0 for a node with one edge.
+    """
     edges = np.arange(len(node))
     first = np.zeros(node.max() + 1, dtype=np.int64)
-    first[node[::-1]] = edges[::-1]  # the last assignment stays: the heaviest edge
+    first[node[::-1]] = edges[::-1]  # the heaviest edge is written last and stays
     best = first[node] == edges
     second = np.zeros(len(first))
     second[node[~best][::-1]] = weight[~best][::-1]
@@ -94,19 +102,19 @@ def _two_best(node: Ints, weight: Floats) -> tuple[Flags, Floats]:
 
 
 def _solve(left: Ints, right: Ints, weight: Floats) -> Flags:
-    """The optimum of what is left, by scipy, component by component."""
+    """Solve the remaining edges with scipy, component by component."""
     left, right = _compact(left), _compact(right)
     n_left, n_nodes = left.max() + 1, left.max() + right.max() + 2
     graph = coo_array(
         (np.ones(len(left), np.int8), (left, right + n_left)), shape=(n_nodes, n_nodes)
     )
     count, component = connected_components(graph, directed=False)
-    heights, height_at = _places(component[:n_left], count)
-    widths, width_at = _places(component[n_left:], count)
-    # All dense matrices, one after another in one flat buffer.
+    heights, row_of = _index_in_component(component[:n_left], count)
+    widths, column_of = _index_in_component(component[n_left:], count)
+    # The dense matrices of all components, one after another in a flat buffer.
     starts = np.concatenate([[0], np.cumsum(heights * widths)])
-    home = component[left]
-    cell = starts[home] + height_at[left] * widths[home] + width_at[right]
+    block = component[left]
+    cell = starts[block] + row_of[left] * widths[block] + column_of[right]
     dense, edge_in = np.zeros(starts[-1]), np.full(starts[-1], -1)
     dense[cell], edge_in[cell] = weight, np.arange(len(weight))
     kept = np.zeros(len(weight), dtype=bool)
@@ -120,10 +128,10 @@ def _solve(left: Ints, right: Ints, weight: Floats) -> Flags:
     return kept
 
 
-def _places(component: NDArray[np.int32], count: int) -> tuple[Ints, Ints]:
-    """Nodes of each component, and each node's place inside its component."""
+def _index_in_component(component: NDArray[np.int32], count: int) -> tuple[Ints, Ints]:
+    """Number of nodes of each component, and the index of each node within its component."""
     sizes = np.bincount(component, minlength=count).astype(np.int64)
     order = np.argsort(component, kind="stable")
-    place = np.empty(len(component), dtype=np.int64)
-    place[order] = np.arange(len(component)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return sizes, place
+    index = np.empty(len(component), dtype=np.int64)
+    index[order] = np.arange(len(component)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return sizes, index

@@ -1,4 +1,4 @@
-"""Semantic clusters: features of all layers that link to each other or fire on the same tokens, by community detection."""
+"""Semantic clusters: communities of features of all layers that are linked or fire together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,54 +16,58 @@ COLUMNS = ("layer", "feature", "cluster", "weight", "inside")
 RESOLUTION_NODES = 10_000
 
 
-class Edges(NamedTuple):
-    """Pairs of features of two analysed layers (positions), with the strength of what joins them: all (edges,)."""
+class FeatureEdges(NamedTuple):
+    """Edges between the features of two analysed layers, all arrays (edges,)."""
 
-    lower: int
+    lower: int  # position of the layer
     upper: int
-    source: NDArray[np.int64]
+    source: NDArray[np.int64]  # feature of the lower layer
     target: NDArray[np.int64]
     weight: NDArray[np.float64]
 
 
-def graph(sizes: Sequence[int], edges: Sequence[Edges]) -> sparse.csr_array:
-    """All features of all layers as nodes, in order of layer; weights of edges named twice add up. Symmetric.
+def graph(sizes: Sequence[int], edges: Sequence[FeatureEdges]) -> sparse.csr_array:
+    """Symmetric adjacency of all features of all layers, ordered by layer.
+
+    Weights of repeated edges add up.
 
     Args:
         sizes: features of each layer.
     """
     offset = np.concatenate([[0], np.cumsum(sizes)])
     empty = np.zeros(0, np.int64)
-    row = np.concatenate([empty, *(each.source + offset[each.lower] for each in edges)])
-    column = np.concatenate([empty, *(each.target + offset[each.upper] for each in edges)])
-    weight = np.concatenate([np.zeros(0), *(each.weight for each in edges)])
+    row = np.concatenate([empty, *(part.source + offset[part.lower] for part in edges)])
+    column = np.concatenate([empty, *(part.target + offset[part.upper] for part in edges)])
+    weight = np.concatenate([np.zeros(0), *(part.weight for part in edges)])
     nodes = int(offset[-1])
     half = sparse.csr_array((weight, (row, column)), shape=(nodes, nodes))
     return sparse.csr_array(half + half.T)
 
 
 def communities(adjacency: sparse.csr_array, resolution: float) -> NDArray[np.int64]:
-    """Community of every node, numbered from the largest; a node without edges is alone.
+    """Community of every node, numbered by descending size; isolated nodes are alone.
 
     Louvain's method (Blondel et al. 2008, arXiv:0803.0476) on Newman's modularity with a resolution
-    (Reichardt & Bornholdt 2006, arXiv:cond-mat/0603718). Nodes are visited in their own order: nothing is random.
+    (Reichardt & Bornholdt 2006, arXiv:cond-mat/0603718). Nodes are visited in order, so the result
+    is deterministic.
 
     Args:
-        resolution: for each RESOLUTION_NODES nodes, because at a fixed one communities grow with the graph.
+        resolution: per RESOLUTION_NODES nodes; at a constant resolution communities grow with the
+            graph.
     """
     from sknetwork.clustering import Louvain
 
-    joined = np.flatnonzero(np.diff(adjacency.indptr))
+    connected = np.flatnonzero(np.diff(adjacency.indptr))
     labels = np.full(adjacency.shape[0], -1, dtype=np.int64)
-    if len(joined):
-        among = sparse.csr_matrix(adjacency[joined][:, joined])
+    if len(connected):
+        subgraph = sparse.csr_matrix(adjacency[connected][:, connected])
         scaled = resolution * adjacency.shape[0] / RESOLUTION_NODES
-        labels[joined] = Louvain(
+        labels[connected] = Louvain(
             resolution=scaled, modularity="newman", shuffle_nodes=False
-        ).fit_predict(among)
-    alone = labels < 0
-    labels[alone] = labels.max(initial=-1) + 1 + np.arange(alone.sum())
-    # Largest first; of equal size the one with the lowest node.
+        ).fit_predict(subgraph)
+    isolated = labels < 0
+    labels[isolated] = labels.max(initial=-1) + 1 + np.arange(isolated.sum())
+    # By descending size, then by the lowest node.
     _, first, inverse, size = np.unique(
         labels, return_index=True, return_inverse=True, return_counts=True
     )
@@ -77,8 +81,8 @@ def assign(
 ) -> pd.DataFrame:
     """The cluster of every feature, in the columns COLUMNS, ordered by layer and feature.
 
-    `weight` is the sum of a feature's edges, `inside` the share of it that stays within its cluster
-    (1 = nothing leads out; 0 for a feature without edges).
+    `weight` is the sum of a feature's edge weights. `inside` is the fraction of it within the
+    feature's cluster; it is 0 for a feature without edges.
     """
     cluster = communities(adjacency, resolution)
     pairs = adjacency.tocoo()
@@ -97,18 +101,18 @@ def assign(
 
 
 def lookup(table: pd.DataFrame, layers: Sequence[int]) -> list[NDArray[np.int32]]:
-    """Cluster of every feature, one array (d_sae,) a layer, in the order of `layers`: how tracks get theirs.
+    """Cluster of every feature, one array (d_sae,) per layer, in the order of `layers`.
 
     Raises:
-        UserError: a layer is missing, or its features are not complete.
+        UserError: the features of a layer are not complete.
     """
-    found = []
+    clusters = []
     for layer in layers:
         part = table[table["layer"] == layer]
         if not len(part) or not np.array_equal(part["feature"].to_numpy(), np.arange(len(part))):
             raise UserError(
-                f"clusters.parquet holds {len(part)} features of layer {layer}, not every one in order: "
-                "delete it and run again, rule cluster_features remakes it"
+                f"clusters.parquet: its {len(part)} features of layer {layer} are not complete or not "
+                "in order: delete it and run again, rule cluster_features writes it again"
             )
-        found.append(part["cluster"].to_numpy(np.int32))
-    return found
+        clusters.append(part["cluster"].to_numpy(np.int32))
+    return clusters

@@ -1,4 +1,4 @@
-"""Which features of two layers fire on the same held-out tokens, and how often both ends of a link do."""
+"""Coactivation of the features of two layers, and of both ends of a link, on held-out tokens."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,19 +12,24 @@ from ghosttrack.sae import Sae
 from ghosttrack.sae.rows import BLOCK_ROWS, Rows
 from ghosttrack.tracks.neighbours import Links
 
-# Held-out rows that are looked at: 32,768 x 64 active features tell pairs apart that share a fifth of their tokens.
-AT_MOST_ROWS = 32_768
-# A feature that fires on fewer rows shares some of them with another by chance.
-LEAST_FIRINGS = 10
-# Of each feature's partners these many best ones stay, if it is among theirs too: all pairs above the gate, four times as
-# many as links, tie common features to everything, and communities dissolve.
+# Held-out rows to read: with 64 active features a row, 32,768 rows resolve pairs that share a fifth
+# of their tokens.
+MAX_ROWS = 32_768
+# A feature that fires on fewer rows shares some of them with others by chance.
+MIN_FIRINGS = 10
+# A pair is kept if each feature is among the PARTNERS best of the other. All pairs above the gate
+# would be four times as many as links, connect common features to everything, and dissolve the
+# communities.
 PARTNERS = 3
-# Features of the lower layer whose joint counts are held at once: 1024 x 16384 float32 are 64 MiB.
+# Lower features per block of joint counts: 1024 x 16384 float32 are 64 MiB.
 _BLOCK = 1024
 
 
-class Pairs(NamedTuple):
-    """Features of two layers that fire together, each pair once: all (pairs,); similarity is the cosine of their firings."""
+class CoactivePairs(NamedTuple):
+    """Pairs of features of two layers that fire together, all (pairs,), without repeats.
+
+    `similarity` is the cosine of the two binary firing patterns.
+    """
 
     lower: NDArray[np.int64]
     upper: NDArray[np.int64]
@@ -32,31 +37,33 @@ class Pairs(NamedTuple):
 
 
 class LinkFirings(NamedTuple):
-    """How the links of a layer pair fare on text. "Together": both ends of a link fire on a token."""
+    """How often the ends of a layer pair's links fire on held-out tokens.
+
+    A link fires on a token if both its ends do.
+    """
 
     tokens: int
     links: int  # pairs of features above the gate
-    permuted_links: int  # the same of permuted decoders
-    links_per_token: float  # links whose ends fire together
+    permuted_links: int  # the same for permuted decoders
+    links_per_token: float  # links that fire, per token
     permuted_links_per_token: float
-    next_fires: (
-        float  # of the firings of a link's lower end, the share at which the upper end fires
-    )
-    next_fires_relinked: float  # the same with the upper ends dealt out anew among the links
+    next_fires: float  # fraction of the firings of a link's lower end at which the upper end fires
+    next_fires_shuffled_links: float  # the same with the upper ends shuffled among the links
 
 
-class Compared(NamedTuple):
-    """Two layers on the same text: what fires together, above a gate that shuffled rows set, and the links."""
+class CoactivationResult(NamedTuple):
+    """Coactive pairs above a gate that shuffled rows set, and the firings of the links."""
 
-    pairs: Pairs
+    pairs: CoactivePairs
     gate: float
     firings: LinkFirings
 
 
-def firing(sae: Sae, store: Rows, at_most: int = AT_MOST_ROWS) -> sparse.csr_array:
-    """Whether a feature fires on a row, (rows, d_sae) of ones; excluded rows are empty.
+def firing(sae: Sae, store: Rows, at_most: int = MAX_ROWS) -> sparse.csr_array:
+    """Whether a feature fires on a row, sparse (rows, d_sae) of ones; excluded rows are empty.
 
-    Of a larger store, blocks that are evenly spread and hold about `at_most` rows, the same for every layer.
+    A larger store is sampled in evenly spaced blocks of about `at_most` rows, the same in every
+    layer.
     """
     starts = np.arange(0, store.rows, BLOCK_ROWS)
     count = max(1, round(at_most / BLOCK_ROWS))
@@ -81,39 +88,42 @@ def compare_firing(
     permuted: Links,
     quantile: float,
     generator: np.random.Generator,
-) -> Compared:
-    """Pairs of features of two layers whose firings are more alike than chance and that are each other's best, and how the links fare.
+) -> CoactivationResult:
+    """Find pairs of features of two layers that fire together, and count the firings of the links.
 
-    The gate is the `quantile` of the best matches (each feature against all of the other layer, both directions)
-    when the upper layer's rows are shuffled. Features that hardly ever fire are left out.
+    The gate is the `quantile` of the best-match similarities (each feature against the whole other
+    layer, both directions) with the upper layer's rows shuffled. A pair is above the gate and
+    mutual, see `mutual`. Features with fewer than MIN_FIRINGS firings are left out.
 
     Args:
-        lower, upper: (rows, d_sae) from `firing`, the same rows.
+        lower, upper: (rows, d_sae) from `firing`, for the same rows.
         links, permuted: between the two decoders, and between permuted ones.
     """
     shuffled = upper[generator.permutation(upper.shape[0])]
     gate = float(np.quantile(_best(lower, shuffled), quantile))
     ends = [
-        (each, np.repeat(np.arange(len(each.start) - 1), np.diff(each.start)))
-        for each in (links, permuted)
+        (table, np.repeat(np.arange(len(table.start) - 1), np.diff(table.start)))
+        for table in (links, permuted)
     ]
     (_, source), (_, permuted_source) = ends
-    relinked = generator.permutation(links.target)
-    together = np.zeros(3)  # tokens, summed over links, permuted links, links dealt out anew
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
+    shuffled_targets = generator.permutation(links.target)
+    together = np.zeros(3)  # tokens, summed over links, permuted links, shuffled links
+    pairs: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
     for start, counts, similarity in _joint(lower, upper):
         row, column = np.nonzero(similarity > gate)
-        found.append((row + start, column, similarity[row, column].astype(np.float64)))
-        for place, (first, second) in enumerate(
-            ((source, links.target), (permuted_source, permuted.target), (source, relinked))
+        pairs.append((row + start, column, similarity[row, column].astype(np.float64)))
+        for position, (first, second) in enumerate(
+            ((source, links.target), (permuted_source, permuted.target), (source, shuffled_targets))
         ):
-            here = (first >= start) & (first < start + len(counts))
-            together[place] += counts[first[here] - start, second[here]].sum(dtype=np.float64)
+            in_block = (first >= start) & (first < start + len(counts))
+            together[position] += counts[first[in_block] - start, second[in_block]].sum(
+                dtype=np.float64
+            )
     fired = float(_firings(lower)[source].sum())
     tokens = int((np.diff(lower.indptr) > 0).sum())
     per_token = together / max(tokens, 1)
-    return Compared(
-        mutual(Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))),
+    return CoactivationResult(
+        mutual(CoactivePairs(*(np.concatenate(column) for column in zip(*pairs, strict=True)))),
         gate,
         LinkFirings(
             tokens,
@@ -127,15 +137,15 @@ def compare_firing(
     )
 
 
-def mutual(pairs: Pairs, partners: int = PARTNERS) -> Pairs:
-    """Those pairs that are among the `partners` best of both their features; ties: the lower partner."""
+def mutual(pairs: CoactivePairs, partners: int = PARTNERS) -> CoactivePairs:
+    """Pairs among the `partners` best of both features; ties go to the lower partner."""
     kept = np.ones(len(pairs.similarity), dtype=bool)
     for feature, other in ((pairs.lower, pairs.upper), (pairs.upper, pairs.lower)):
         order = np.lexsort((other, -pairs.similarity, feature))
         rank = np.empty(len(order), dtype=np.int64)
         rank[order] = np.arange(len(order)) - np.searchsorted(feature[order], feature[order])
         kept &= rank < partners
-    return Pairs(pairs.lower[kept], pairs.upper[kept], pairs.similarity[kept])
+    return CoactivePairs(pairs.lower[kept], pairs.upper[kept], pairs.similarity[kept])
 
 
 def _firings(active: sparse.csr_array) -> NDArray[np.float64]:
@@ -145,10 +155,14 @@ def _firings(active: sparse.csr_array) -> NDArray[np.float64]:
 def _joint(
     lower: sparse.csr_array, upper: sparse.csr_array
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
-    """Blocks of lower features: the first, rows on which both fire (block, d_upper), and the cosine of the firings."""
+    """Yield blocks of lower features, as (start, counts, similarity).
+
+    `counts` (block, d_upper) are the rows on which both features fire, `similarity` is the cosine
+    of their firing patterns.
+    """
     transposed = sparse.csr_array(lower.T)
     norms = [
-        np.where(count < LEAST_FIRINGS, np.inf, np.sqrt(count))
+        np.where(count < MIN_FIRINGS, np.inf, np.sqrt(count))
         for count in (_firings(lower), _firings(upper))
     ]
     for start in range(0, transposed.shape[0], _BLOCK):
@@ -158,7 +172,7 @@ def _joint(
 
 
 def _best(lower: sparse.csr_array, upper: sparse.csr_array) -> NDArray[np.float32]:
-    """Best match of every feature of either layer that fires often enough, pooled; 0 if none does."""
+    """Best match of every feature of either layer with enough firings, pooled; 0 without any."""
     forward, backward = [np.zeros(1, np.float32)], np.zeros(upper.shape[1], np.float32)
     for _, _, similarity in _joint(lower, upper):
         forward.append(similarity.max(axis=1))

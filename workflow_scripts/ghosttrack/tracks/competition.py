@@ -1,18 +1,18 @@
-"""Competition of hypotheses: how the activation of a token divides among semantic clusters, layer by layer.
+"""Competition of hypotheses: the division of a token's activation among semantic clusters.
 
-For one token and layer: p_c is the share of the activation of the strongest top_k detections that falls on
-cluster c; p_1 >= p_2 >= ... in order. Values are over the layers with detections; those of a text are means
-over its answer tokens, so none grows with the answer's length.
+For one token and layer, p_c is the fraction of the activation of the strongest top_k detections
+that falls on cluster c; p_1 >= p_2 >= ... in order. Values are over the layers with detections. The
+values of a text are means over its answer tokens, so they do not grow with the answer's length.
 
 | name | formula |
 |---|---|
-| clusters_share_mean, _min, _final | p_1: mean and least over layers; in the last layer |
+| clusters_share_mean, _min, _final | p_1: mean over layers; minimum over layers; in the last layer |
 | clusters_entropy_mean, _max, _std, _final | -sum p log2 p |
 | clusters_lead_mean, _min, _final | p_1 - p_2 |
 | clusters_number | mean number of clusters |
 | clusters_rivals | mean number of clusters other than the strongest with p_c >= p_1 / 2 |
-| clusters_switches | share of neighbouring layers whose strongest clusters differ; 0 without a second layer |
-| clusters_links_inside | share of the token's links whose two ends are in one cluster; 0 without links |
+| clusters_switches | fraction of pairs of successive layers with different strongest clusters; 0 with one layer |
+| clusters_links_inside | fraction of the token's links within one cluster; 0 without links |
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack.tracks.track_table import Table
+from ghosttrack.tracks.track_table import TrackTable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,29 +41,29 @@ NAMES = (
     "clusters_switches",
     "clusters_links_inside",
 )
-# A cluster with at least this part of the strongest one's share is its rival.
+# Minimum share of a rival, relative to the share of the strongest cluster.
 RIVAL = 0.5
 
 
-def clusters_of(table: Table, lookup: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Cluster of every detection, (rows, layers, slots), -1 = empty: how tracks carry their clusters.
+def clusters_of(table: TrackTable, lookup: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Cluster of every detection, (rows, layers, slots), -1 in empty slots.
 
     Args:
         lookup: cluster of every feature, (d_sae,) for each layer in the table's order.
     """
-    found = np.full(table.feature.shape, -1, dtype=np.int32)
-    for place, cluster in enumerate(lookup):
-        feature = table.feature[:, place]
-        found[:, place] = np.where(feature >= 0, cluster[feature], -1)
-    return found
+    clusters = np.full(table.feature.shape, -1, dtype=np.int32)
+    for position, cluster in enumerate(lookup):
+        feature = table.feature[:, position]
+        clusters[:, position] = np.where(feature >= 0, cluster[feature], -1)
+    return clusters
 
 
-def measure(table: Table, cluster: NDArray[np.int32], top_k: int) -> Floats:
-    """All metrics of every token, (rows, 14) in the order of NAMES; NaN for tokens without any detection.
+def measure(table: TrackTable, cluster: NDArray[np.int32], top_k: int) -> Floats:
+    """All metrics of every token, (rows, 14) in the order of NAMES; NaN without any detection.
 
     Args:
         cluster: (rows, layers, slots) from `clusters_of`.
-        top_k: slots that count; later ones are there only to continue a track.
+        top_k: slots that count; later slots only continue a track.
     """
     rows, layers, _ = cluster.shape
     first, second, entropy, number, rivals = np.zeros((5, rows * layers))
@@ -85,7 +85,7 @@ def measure(table: Table, cluster: NDArray[np.int32], top_k: int) -> Floats:
         )
     shape = (rows, layers)
     first, second, entropy, number, rivals = (
-        each.reshape(shape) for each in (first, second, entropy, number, rivals)
+        values.reshape(shape) for values in (first, second, entropy, number, rivals)
     )  # (rows, layers)
     leader, known = strongest.reshape(shape), strongest.reshape(shape) >= 0
     both = known[:, 1:] & known[:, :-1]
@@ -117,20 +117,23 @@ def measure(table: Table, cluster: NDArray[np.int32], top_k: int) -> Floats:
 def _shares(
     activation: NDArray[np.float32], cluster: NDArray[np.int32]
 ) -> tuple[Ints, Ints, Floats]:
-    """Per token-layer ("unit", row x layers + layer) and cluster that is active there: its share of the activation."""
+    """Share of the activation of each cluster that is active in a token and layer.
+
+    Returns the unit (row x layers + layer), the cluster and the share, all (entries,).
+    """
     row, layer, slot = np.nonzero((cluster >= 0) & (activation > 0))
     group = cluster[row, layer, slot].astype(np.int64)
     unit = row * cluster.shape[1] + layer
     span = int(group.max(initial=0)) + 1
-    key, place = np.unique(unit * span + group, return_inverse=True)
-    total = np.bincount(place, activation[row, layer, slot], minlength=len(key)).astype(np.float64)
+    key, index = np.unique(unit * span + group, return_inverse=True)
+    total = np.bincount(index, activation[row, layer, slot], minlength=len(key)).astype(np.float64)
     unit = key // span
-    whole = np.bincount(unit, total, minlength=cluster.shape[0] * cluster.shape[1])
-    return unit, key % span, total / whole[unit]
+    sums = np.bincount(unit, total, minlength=cluster.shape[0] * cluster.shape[1])
+    return unit, key % span, total / sums[unit]
 
 
-def _links_inside(table: Table, cluster: NDArray[np.int32]) -> tuple[Ints, Ints]:
-    """Links of each token, and those whose ends are in one cluster, both (rows,)."""
+def _links_inside(table: TrackTable, cluster: NDArray[np.int32]) -> tuple[Ints, Ints]:
+    """Number of links of each token, and of those within one cluster, both (rows,)."""
     row, layer, slot = np.nonzero(table.gap > 0)
     gap = table.gap[row, layer, slot].astype(np.int64)
     same = cluster[row, layer, slot] == cluster[row, layer - gap, table.previous[row, layer, slot]]

@@ -1,8 +1,8 @@
-"""How well tracks keep identities, where the true ones are known: IDF1, HOTA and identity switches.
+"""Identity metrics of tracks against known identities: IDF1, HOTA and identity switches.
 
-From multi-object tracking, with a token as the film and its layers as the frames. A detection is a feature that
-fires, so truth and tracker mean the same detection or not at all: nothing needs to be localised, and HOTA has one
-threshold. A detection that only one side has counts as missed or false.
+The metrics come from multi-object tracking; a token is a sequence and its layers are the frames. A
+detection is an active feature, so the localisation is always exact and HOTA has a single threshold.
+A detection that only the truth or only the tracker has counts as missed or false.
 """
 
 from typing import NamedTuple
@@ -15,22 +15,25 @@ from ghosttrack.tracks.association import assign
 Ints = NDArray[np.int64]
 
 
-class Scores(NamedTuple):
-    """Of all detections together."""
+class IdentityScores(NamedTuple):
+    """Metrics over all detections."""
 
-    idf1: float  # Ristani et al. (arXiv 1609.01775): share of detections under the best one-to-one match of identities
-    hota: float  # Luiten et al. (arXiv 2009.07736): root of detection times association accuracy
-    association: float  # its second factor, AssA
-    switches: int  # times an identity goes on under another track than before
+    # F1 of detections under the best one-to-one match (Ristani et al., arXiv:1609.01775)
+    idf1: float
+    # Geometric mean of detection and association accuracy (Luiten et al., arXiv:2009.07736)
+    hota: float
+    association: float  # association accuracy (AssA), a factor of HOTA
+    switches: int  # number of times that an identity moves to another track
     fragments: float  # tracks per identity
 
 
-def score(identity: Ints, track: Ints, time: Ints) -> Scores:
+def score(identity: Ints, track: Ints, time: Ints) -> IdentityScores:
     """Compare tracks with true identities.
 
     Args:
-        identity: (detections,) true identity, numbered over all tokens; -1: a false detection.
-        track: (detections,) the tracker's, numbered over all tokens; -1: missed.
+        identity: (detections,) true identity, unique over all tokens; -1 for a false detection.
+        track: (detections,) track of the tracker, unique over all tokens; -1 for a missed
+            detection.
         time: (detections,) the layer.
     """
     true, tracked = int((identity >= 0).sum()), int((track >= 0).sum())
@@ -40,14 +43,14 @@ def score(identity: Ints, track: Ints, time: Ints) -> Scores:
         np.stack([identity[both], track[both]]), axis=1, return_inverse=True, return_counts=True
     )
     kept = assign(pairs[0], pairs[1], shared.astype(np.float64)).kept
-    # For a detection of identity i in track t: how many the two share, of all that either has.
+    # For identity i and track t: shared detections over detections of either.
     of_identity = np.bincount(identity[identity >= 0], minlength=1)[pairs[0]]
     of_track = np.bincount(track[track >= 0], minlength=1)[pairs[1]]
     overlap = shared / (of_identity + of_track - shared)
     association = float(overlap[members.reshape(-1)].mean()) if matched else 0.0
     detection = matched / max(true + tracked - matched, 1)
     fragments = len(pairs[0]) / max(len(np.unique(identity[both])), 1)
-    return Scores(
+    return IdentityScores(
         2 * int(shared[kept].sum()) / max(true + tracked, 1),
         float(np.sqrt(detection * association)),
         association,

@@ -1,9 +1,10 @@
-"""Metrics of tracks: six families of 26 metrics over the layers of a token, and how well tracks hold together.
+"""Metrics of single tokens' tracks: six families of 26 metrics over layers, and linkage metrics.
 
 For one token: L layers, detections at layer l with activations a (in units of the layer's mean
-activation), n_l their number; T tracks in all. Spread is the population standard deviation over
-layers. Values of a text are means over its answer tokens, so none grows with the answer's length.
-The 26 are those of the original GhostTrack; where it left a case open, the choice is marked.
+activation), n_l their number; T tracks in total. std is the population standard deviation over
+layers. The values of a text are means over its answer tokens, so they do not grow with the answer's
+length. The 26 metrics are those of the original GhostTrack. Where it leaves a case undefined, the
+table gives the value.
 
 | name | formula |
 |---|---|
@@ -11,20 +12,20 @@ The 26 are those of the original GhostTrack; where it left a case open, the choi
 | churn_births, _deaths | births = T; deaths = tracks without a detection in the last layer |
 | churn_births_per_layer, _deaths_per_layer | births / L, deaths / L |
 | churn_turnover | (births + deaths) / 2L |
-| churn_survival | share of the T tracks that are there in the last layer |
+| churn_survival | fraction of the T tracks with a detection in the last layer |
 | competition_mean, _max, _std, _final | c_l = detections with a > 0.5 |
-| competition_share | share of layers with c_l > 2 |
+| competition_share | fraction of layers with c_l > 2 |
 | stability_mean, _min | over tracks with 2 or more detections: s = 1 / (1 + var a); 0 without such a track |
-| stability_unstable | share of these tracks with s < 0.5; 0 without such a track |
+| stability_unstable | fraction of these tracks with s < 0.5; 0 without such a track |
 | dominance_mean, _min, _final | d_l = max a / sum a; 0 without detections |
-| dominance_weak | share of layers with d_l < 0.5 |
+| dominance_weak | fraction of layers with d_l < 0.5 |
 | density_mean, _max, _std | n_l |
-| density_concurrent | max over layers of n_l plus the tracks silent at l that go on later |
+| density_concurrent | max over layers of n_l plus the number of tracks that coast over l |
 | linkage_track_length | mean detections per track |
 | linkage_links_per_token | links of the token, over all layers |
 | linkage_links_per_detection | links / detections |
 | linkage_surplus | mean similarity above the gate of its links; 0 without links |
-| linkage_coasted | share of links over a silent layer; 0 without links |
+| linkage_coasted | fraction of links that coast over a layer; 0 without links |
 """
 
 from typing import Any
@@ -32,12 +33,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ghosttrack.tracks.track_table import Table
+from ghosttrack.tracks.track_table import TrackTable
 
 Floats = NDArray[np.float64]
 
-# ASSUME: the original's thresholds were on raw activations, where every detection passed them. Here the
-# unit is the layer's mean activation, so "strong" is half the mean; 2, .5 and .5 are the original's.
+# ASSUME: the original applied its threshold to raw activations, where every detection passed it.
+# Here activations are in units of the layer's mean, so "strong" is half the mean. The other three
+# are the original's values.
 STRONG = 0.5
 CROWDED = 2
 UNSTABLE = 0.5
@@ -81,8 +83,8 @@ LINKAGE = (
 NAMES = (*ORIGINAL, *LINKAGE)
 
 
-def measure(table: Table, scale: Floats) -> Floats:
-    """All metrics of every token, (rows, 31) in the order of NAMES; NaN for tokens without any detection.
+def measure(table: TrackTable, scale: Floats) -> Floats:
+    """All metrics of every token, (rows, 31) in the order of NAMES; NaN without any detection.
 
     Args:
         table: tracks of the tokens.
@@ -98,7 +100,7 @@ def measure(table: Table, scale: Floats) -> Floats:
     count = present.sum(2)
     adjacent, coasted = (table.gap == 1).sum(2), (table.gap == 2).sum(2)
     concurrent = count.copy()
-    concurrent[:, :-1] += coasted[:, 1:]  # a track seen again after a silent layer was alive in it
+    concurrent[:, :-1] += coasted[:, 1:]  # add the tracks that coast over the layer
     layers = present.shape[1]
     tracks = (present & (table.previous < 0)).sum((1, 2))
     survivors = count[:, -1]
@@ -144,8 +146,11 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
     return np.where(whole == 0, 0.0, result)
 
 
-def track_numbers(table: Table) -> NDArray[np.int64]:
-    """Track of every slot, (rows, layers, slots): 0, 1, ... in order of birth (row, layer, slot); -1 = empty."""
+def track_numbers(table: TrackTable) -> NDArray[np.int64]:
+    """Track of every slot, (rows, layers, slots), numbered from 0 by (row, layer, slot) of birth.
+
+    Empty slots have -1.
+    """
     born = (table.feature >= 0) & (table.previous < 0)
     number = np.where(born, np.cumsum(born).reshape(born.shape) - 1, -1)
     for layer in range(1, born.shape[1]):
@@ -157,9 +162,12 @@ def track_numbers(table: Table) -> NDArray[np.int64]:
 
 
 def _stability(
-    table: Table, activation: Floats, present: NDArray[np.bool_]
+    table: TrackTable, activation: Floats, present: NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Floats]:
-    """Mean and minimum of s over each row's tracks of two or more detections, and the share below UNSTABLE."""
+    """Mean and minimum of s, and the fraction below UNSTABLE, of each row's tracks.
+
+    Only tracks with two or more detections count.
+    """
     rows = len(present)
     number = track_numbers(table)[present]
     row_of = np.repeat(np.arange(rows), (present & (table.previous < 0)).sum((1, 2)))  # (tracks,)

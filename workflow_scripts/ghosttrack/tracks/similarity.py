@@ -1,8 +1,9 @@
-"""What makes two features of two layers alike: their decoder directions, or their activations on the same tokens.
+"""Similarity of the features of two layers: decoder directions, or activations on the same tokens.
 
-Either way a feature is a unit vector, and two features are as similar as their product: the cosine of two decoder rows,
-or the correlation of two activation patterns over held-out tokens. Each has a null that keeps the geometry inside
-either layer and breaks the alignment between the two.
+Each feature is a unit vector, and the similarity of two features is the dot product. It is the
+cosine of two decoder rows, or the Pearson correlation of two activation patterns over held-out
+tokens. Each measure has a null that keeps the geometry within a layer and breaks the alignment
+between the layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,34 +18,35 @@ from torch import Tensor
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
 
-# Rows of one block of similarities: 1024 x 16384 float32 is 64 MiB.
+# Features per block of similarities: 1024 x 16384 float32 is 64 MiB.
 BLOCK = 1024
-# Rows encoded at once: 4096 x 16384 float32 is 256 MiB.
+# Rows per encoder call: 4096 x 16384 float32 is 256 MiB.
 ENCODED_ROWS = 4096
-# ASSUME: a feature that fired less often correlates by chance alone with whatever fired on the same few tokens.
-LEAST_FIRINGS = 20
+# ASSUME: a feature with fewer firings correlates by chance with any feature that fires on the same
+# few tokens.
+MIN_FIRINGS = 20
 
 
 class Similarity(Protocol):
-    """Similarities of two layers' features, in blocks; draw 0 is the real one, 1, 2, ... are nulls."""
+    """Similarities of two layers' features, in blocks. Draw 0 is real, the others are nulls."""
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Features of the lower and of the upper layer."""
+        """Number of features of the lower and of the upper layer."""
 
     def blocks(self, draw: int) -> Iterator[Tensor]:
-        """(up to BLOCK, d_upper) each: the lower features in order against all of the upper layer."""
+        """Blocks (up to BLOCK, d_upper): lower features, in order, against the upper layer."""
 
     def back_blocks(self, draw: int) -> Iterator[Tensor]:
-        """(up to BLOCK, d_lower) each: the upper features in order against all of the lower layer."""
+        """Blocks (up to BLOCK, d_lower): upper features, in order, against the lower layer."""
 
 
 class DecoderCosine:
-    """Cosine of decoder rows. A null permutes the upper decoder's coordinates, the same way for all its rows.
+    """Cosine of decoder rows. A null permutes the coordinates of all upper rows in the same way.
 
     Args:
-        lower, upper: (d_lower, d_model), (d_upper, d_model) decoder rows, any length.
-        seed: numbers that fix the permutations.
+        lower, upper: (d_lower, d_model), (d_upper, d_model) decoder rows of any norm.
+        seed: integers that seed the permutations.
     """
 
     def __init__(self, lower: Tensor, upper: Tensor, seed: Sequence[int]) -> None:
@@ -54,15 +56,15 @@ class DecoderCosine:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Features of the lower and of the upper layer."""
+        """Number of features of the lower and of the upper layer."""
         return len(self._lower), len(self._upper)
 
     def blocks(self, draw: int) -> Iterator[Tensor]:
-        """The lower rows against all upper ones."""
+        """The lower rows against all upper rows."""
         return _products(self._lower, self._moved(draw))
 
     def back_blocks(self, draw: int) -> Iterator[Tensor]:
-        """The upper rows against all lower ones."""
+        """The upper rows against all lower rows."""
         return _products(self._moved(draw), self._lower)
 
     def _moved(self, draw: int) -> Tensor:
@@ -82,16 +84,17 @@ def _products(rows: Tensor, others: Tensor) -> Iterator[Tensor]:
 
 
 class ActivationCorrelation:
-    """Pearson correlation of activations on the same tokens. A null shifts the upper layer's tokens round in a circle.
+    """Pearson correlation of activations on the same tokens.
 
-    A shift keeps what makes chance correlations large: how often a feature fires, and that it fires in runs, as
-    features do inside a document. It is longer than `context` tokens either way, so that no token meets its own document.
-    Features that fire on fewer than LEAST_FIRINGS tokens have no similarity to anything: -1.
+    The null is a circular shift of the upper layer's tokens. It keeps what makes chance
+    correlations large: a feature's firing rate, and firing in runs within a document. The shift is
+    longer than `context` tokens in either direction, so no token is compared with its own document.
+    Features that fire on fewer than MIN_FIRINGS tokens get a similarity of -1 to every feature.
 
     Args:
         lower, upper: (d_lower, tokens), (d_upper, tokens) codes.
-        context: tokens of one packed context.
-        seed: numbers that fix the shifts.
+        context: tokens per packed context.
+        seed: integers that seed the shifts.
     """
 
     def __init__(
@@ -99,21 +102,21 @@ class ActivationCorrelation:
     ) -> None:
         self._lower, self._upper = _Pattern(lower), _Pattern(upper)
         self._tokens = lower.shape[1]
-        # Too few tokens for a shift of whole contexts: as far away as it gets.
+        # With too few tokens for a shift by a whole context, the largest possible shift.
         margin = min(context, (self._tokens - 1) // 2)
         self._margin, self._generator, self._shifts = margin, np.random.default_rng(seed), [0]
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Features of the lower and of the upper layer."""
+        """Number of features of the lower and of the upper layer."""
         return self._lower.codes.shape[0], self._upper.codes.shape[0]
 
     def blocks(self, draw: int) -> Iterator[Tensor]:
-        """The lower features against all upper ones."""
+        """The lower features against all upper features."""
         return _correlations(self._lower, self._upper, self._tokens, self._moved(draw))
 
     def back_blocks(self, draw: int) -> Iterator[Tensor]:
-        """The upper features against all lower ones."""
+        """The upper features against all lower features."""
         return _correlations(self._upper, self._lower, self._tokens, -self._moved(draw))
 
     def _moved(self, draw: int) -> int:
@@ -125,7 +128,7 @@ class ActivationCorrelation:
 
 
 class _Pattern:
-    """Codes of one layer (d_sae, tokens) and what makes products of them correlations."""
+    """Codes of one layer (d_sae, tokens), with the means and deviations for correlations."""
 
     def __init__(self, codes: sparse.csr_array) -> None:
         tokens = codes.shape[1]
@@ -133,11 +136,11 @@ class _Pattern:
         self.mean = np.asarray(self.codes.sum(1)).ravel() / tokens
         square = np.asarray(self.codes.multiply(self.codes).sum(1)).ravel() / tokens
         deviation = np.sqrt(np.maximum(square - self.mean**2, 0.0))
-        known = (np.diff(self.codes.indptr) >= LEAST_FIRINGS) & (deviation > 0)
+        known = (np.diff(self.codes.indptr) >= MIN_FIRINGS) & (deviation > 0)
         self.deviation = np.where(known, deviation, np.nan)
 
     def shifted(self, shift: int) -> sparse.csc_array:
-        """(tokens, d_sae), token t where t + shift was."""
+        """The codes (tokens, d_sae), with token t at position t + shift."""
         columns = (self.codes.indices + shift) % self.codes.shape[1]
         return sparse.csr_array(
             (self.codes.data, columns, self.codes.indptr), shape=self.codes.shape
@@ -155,12 +158,12 @@ def _correlations(rows: _Pattern, others: _Pattern, tokens: int, shift: int) -> 
 
 
 @torch.inference_mode()
-def codes_of(sae: Sae, store: Rows, kept: NDArray[np.bool_]) -> sparse.csr_array:
-    """Codes of the rows of `store` that `kept` (rows,) names, (d_sae, kept rows)."""
+def codes_of(sae: Sae, store: Rows, included: NDArray[np.bool_]) -> sparse.csr_array:
+    """Codes (d_sae, included rows) of the rows of `store` where `included` (rows,) is true."""
     parts = []
     for start in range(0, store.rows, ENCODED_ROWS):
         stop = min(start + ENCODED_ROWS, store.rows)
-        rows = store.read(start, stop)[kept[start:stop]]
+        rows = store.read(start, stop)[included[start:stop]]
         parts.append(
             sparse.csr_array(sae.encode(torch.from_numpy(rows.astype(np.float32))).numpy())
         )

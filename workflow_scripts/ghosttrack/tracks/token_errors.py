@@ -1,7 +1,8 @@
-"""How well each layer's autoencoder reconstructs every token.
+"""Reconstruction error of every token at every layer.
 
-The error of a token at a layer is |x - x_hat|^2 / |x - b|^2, b the autoencoder's bias, in which the mean of its
-training activations is folded: the token's own share of what is left unexplained.
+The error of a token at a layer is |x - x_hat|^2 / |x - b|^2, where b is the SAE's decoder bias,
+which includes the mean of the training activations. It is the fraction of variance unexplained of
+one token.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from ghosttrack import sae
 from ghosttrack.tracks.track_table import ROWS
 
 
-class Store(Protocol):
-    """What is read of an activation store."""
+class ActivationRows(Protocol):
+    """The part of an activation store that tracking reads."""
 
     @property
     def rows(self) -> int: ...  # noqa: D102
@@ -27,22 +28,23 @@ class Store(Protocol):
     def release(self) -> None: ...  # noqa: D102
 
 
-def token_errors(stores: Sequence[Store], weights: Sequence[Path]) -> NDArray[np.float32]:
-    """Error of every row at every layer, (rows, layers); NaN for a row that is massive in any layer.
+def token_errors(stores: Sequence[ActivationRows], weights: Sequence[Path]) -> NDArray[np.float32]:
+    """Error of every row at every layer, (rows, layers); NaN for rows with massive activations.
 
-    One autoencoder and one batch of rows are in memory at a time.
+    A row with a massive activation in one layer is NaN in all of them. One SAE and one batch of
+    rows are in memory at a time.
     """
     errors = np.empty((stores[0].rows, len(stores)), dtype=np.float32)
-    for place, (store, path) in enumerate(zip(stores, weights, strict=True)):
+    for position, (store, path) in enumerate(zip(stores, weights, strict=True)):
         model = sae.load(path.parent)
         for start in range(0, store.rows, ROWS):
             with torch.inference_mode():
                 x = torch.from_numpy(
                     store.read(start, min(start + ROWS, store.rows)).astype(np.float32)
                 )
-                left = (x - model.decode(model.encode(x))).square().sum(1)
-                whole = (x - model.b_dec).square().sum(1)
-                errors[start : start + ROWS, place] = (left / whole).numpy()
+                residual = (x - model.decode(model.encode(x))).square().sum(1)
+                total = (x - model.b_dec).square().sum(1)
+                errors[start : start + ROWS, position] = (residual / total).numpy()
         store.release()
     errors[np.any([store.massive for store in stores], axis=0)] = np.nan
     return errors

@@ -1,4 +1,4 @@
-"""One tracking job: activations of a data set -> codes -> tracks on disk, batch by batch."""
+"""Track one data set: activations -> SAE codes -> tracks on disk, batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from ghosttrack import sae
-from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae import Sae
@@ -20,64 +19,60 @@ from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
 from ghosttrack.tracks.neighbours import LayerLinks, Links, links, load_links
 from ghosttrack.tracks.original import OriginalPlan
 from ghosttrack.tracks.similarity import DecoderCosine
-from ghosttrack.tracks.track_table import ROWS, Table
+from ghosttrack.tracks.token_errors import ActivationRows
+from ghosttrack.tracks.track_table import ROWS, TrackTable
 from ghosttrack.tracks.tracking import (
     Detections,
-    Followed,
-    Options,
+    TrackerOptions,
+    TrackingResult,
     detect,
     follow,
-    relink,
+    shuffle_links,
     shuffled_order,
 )
 
 VARIANTS = ("default", "permuted", "random", "shuffled", "untracked")
 
 
-class Store(Protocol):
-    """What is read of an activation store."""
-
-    @property
-    def rows(self) -> int: ...  # noqa: D102
-    @property
-    def massive(self) -> NDArray[np.bool_]: ...  # noqa: D102
-    def read(self, start: int, stop: int) -> NDArray[np.float16]: ...  # noqa: D102
-    def release(self) -> None: ...  # noqa: D102
-
-
 def load_saes(weights: Sequence[Path], *, decoders: bool) -> list[Sae]:
-    """The autoencoder beside each weight file; without its decoder, half its memory, where nothing has a use for it."""
+    """Load the SAE beside each weight file. Without the decoder it needs half the memory."""
     loaded = []
     for path in weights:
-        each = sae.load(path.parent)
-        loaded.append(each if decoders else replace(each, W_dec=each.W_dec[:0].clone()))
+        model = sae.load(path.parent)
+        loaded.append(model if decoders else replace(model, W_dec=model.W_dec[:0].clone()))
     return loaded
 
 
 class LinkPlan(NamedTuple):
-    """Order in which layers are visited (positions), and the links between them: one and two steps ahead."""
+    """The order in which layers are visited (positions), and the links one and two layers ahead."""
 
     order: list[int]
     adjacent: list[Links | None]
     skip: list[Links | None]
 
-    def follow(self, detections: Sequence[Detections], options: Options) -> Followed:
+    def follow(self, detections: Sequence[Detections], options: TrackerOptions) -> TrackingResult:
         """Link the detections of every layer, in this order."""
         return follow(detections, self.adjacent, self.skip, options)
 
 
-class Plan(Protocol):
-    """How a variant links: see LinkPlan and OriginalPlan."""
+class TrackingPlan(Protocol):
+    """How a variant links detections: a LinkPlan or an OriginalPlan."""
 
     @property
-    def order(self) -> list[int]: ...  # noqa: D102
-    def follow(self, detections: Sequence[Detections], options: Options) -> Followed: ...  # noqa: D102
+    def order(self) -> list[int]:
+        """Positions of the layers in the order of the visit."""
+
+    def follow(self, detections: Sequence[Detections], options: TrackerOptions) -> TrackingResult:
+        """Link the detections of every layer, in this order."""
 
 
 def plan_original(
-    variant: str, saes: Sequence[Sae], prices: OriginalTrackingSettings, seed: int
+    variant: str, saes: Sequence[Sae], costs: OriginalTrackingSettings, seed: int
 ) -> OriginalPlan:
-    """A variant of the original's association: each decoder's coordinates permuted, no links, or shuffled layers.
+    """The plan of a variant with the original's association.
+
+    The variant `permuted` permutes the coordinates of each decoder, `untracked` has no links, and
+    `shuffled` visits the layers in random order.
 
     Args:
         saes: of the analysed layers, with their decoders.
@@ -87,11 +82,12 @@ def plan_original(
     if variant == "permuted":
         generator = np.random.default_rng(seed)
         decoders = [
-            each[:, torch.from_numpy(generator.permutation(each.shape[1]))] for each in decoders
+            decoder[:, torch.from_numpy(generator.permutation(decoder.shape[1]))]
+            for decoder in decoders
         ]
     if variant == "untracked":
-        prices = prices.model_copy(update={"association": 0.0})  # no price is below
-    return OriginalPlan(order, decoders, prices)
+        costs = costs.model_copy(update={"association": 0.0})  # no cost is below 0
+    return OriginalPlan(order, decoders, costs)
 
 
 def plan_links(
@@ -105,13 +101,20 @@ def plan_links(
     quantile: float,
     seed: int,
 ) -> LinkPlan:
-    """Links of a variant: as stored, of permuted decoders, none, or between shuffled layers (compared here).
+    """The plan of a variant with gated links.
+
+    The links come from the neighbour files (of permuted decoders for `permuted`), are computed here
+    between layers in random order (`shuffled`), or are none (`untracked`).
 
     Args:
-        layers: analysed layers, ascending; `saes` goes with them, `neighbours` with all but the last.
-        kind, count, quantile: what makes features alike, neighbours per feature and gate, for the pairs that no file holds.
+        layers: analysed layers, ascending; one SAE each, and one neighbour file each but for the
+            last.
+        kind: similarity measure, for links computed here.
+        count: neighbours per feature, for links computed here.
+        quantile: quantile of the null that sets the gate, for links computed here.
+
     Raises:
-        UserError: a file holds other layers than expected.
+        UserError: a neighbour file is of other layers or of SAEs of another size.
     """
     steps = len(layers) - 1
     natural = list(range(len(layers)))
@@ -125,8 +128,8 @@ def plan_links(
             similarity = DecoderCosine(
                 saes[lower].W_dec, saes[upper].W_dec, [seed, layers[lower], layers[upper]]
             )
-            found = compare_as(kind, similarity, count, quantile)
-            return links(found.real, found.gate)
+            comparison = compare_as(kind, similarity, count, quantile)
+            return links(comparison.real, comparison.gate)
 
         return LinkPlan(
             order,
@@ -135,53 +138,47 @@ def plan_links(
         )
     stored: list[LayerLinks] = []
     for position, path in enumerate(neighbours):
-        found = load_links(path, permuted=variant == "permuted")
-        expected = list(layers[position : position + 3])
-        if found.layers != expected or len(found.adjacent.start) != saes[position].d_sae + 1:
-            raise UserError(
-                f"{path}: links layers {found.layers} with {len(found.adjacent.start) - 1} features, expected "
-                f"{expected} with {saes[position].d_sae}: delete it and run again, rule find_neighbours remakes it"
-            )
-        stored.append(found)
+        stored.append(load_links(path, permuted=variant == "permuted"))
+        stored[-1].require(path, layers[position : position + 3], saes[position].d_sae)
     return LinkPlan(
-        natural, [found.adjacent for found in stored], [found.skip for found in stored[:-1]]
+        natural, [entry.adjacent for entry in stored], [entry.skip for entry in stored[:-1]]
     )
 
 
-class Counts:
+class TrackCounts:
     """Sums over all tokens, per layer in the order visited."""
 
     def __init__(self, layers: int) -> None:
         self.tokens = self.candidates = self.hard = 0
         self.activation = np.zeros(layers)
-        self.detections, self.rescued, self.births, self.adjacent, self.coasted = np.zeros(
-            (5, layers), dtype=np.int64
+        self.detections, self.second_association, self.births, self.adjacent, self.coasted = (
+            np.zeros((5, layers), dtype=np.int64)
         )
 
-    def add(self, table: Table, tracked: int, top_k: int) -> None:
-        """Count a table's detections and links; `tracked` tokens were looked at."""
+    def add(self, table: TrackTable, tracked: int, top_k: int) -> None:
+        """Add the detections and links of a table with `tracked` included tokens."""
         self.tokens += tracked
         present = table.feature >= 0
         self.activation += table.activation[:, :, :top_k].sum((0, 2), dtype=np.float64)
         self.detections += present.sum((0, 2))
-        self.rescued += present[:, :, top_k:].sum((0, 2))
+        self.second_association += present[:, :, top_k:].sum((0, 2))
         self.births += (present & (table.gap == 0)).sum((0, 2))
         self.adjacent += (table.gap == 1).sum((0, 2))
         self.coasted += (table.gap == 2).sum((0, 2))
 
     def scale(self) -> list[float]:
-        """Mean activation of the strongest top_k detections, per layer; 1 where there are none."""
-        strongest = self.detections - self.rescued
+        """Mean activation of the strongest top_k detections, per layer; 1 without any."""
+        strongest = self.detections - self.second_association
         return [
             float(value)
             for value in np.where(strongest, self.activation / np.maximum(strongest, 1), 1.0)
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest. `hard_candidates` are links that only the solver could decide."""
+        """The counts for the manifest; `hard_candidates` are links that needed the solver."""
         per_layer = {
             name: getattr(self, name).tolist()
-            for name in ("detections", "rescued", "births", "adjacent", "coasted")
+            for name in ("detections", "second_association", "births", "adjacent", "coasted")
         }
         return {
             "tracked_tokens": self.tokens,
@@ -192,45 +189,49 @@ class Counts:
 
 
 def track(
-    stores: Sequence[Store],
+    stores: Sequence[ActivationRows],
     saes: Sequence[Sae],
     layers: Sequence[int],
-    plan: Plan,
-    options: Options,
+    plan: TrackingPlan,
+    options: TrackerOptions,
     variant: str,
     seed: int,
     directory: Path,
 ) -> dict[str, Any]:
-    """Track every row of the stores and write the table; gives what the manifest says about it.
+    """Track every row of the stores, write the table, and return its manifest.
 
-    A row that is massive in any layer has no detections: its code means nothing there.
-    Memory is bounded by ROWS tokens, whatever the size of the data set.
+    A row with a massive activation in any layer has no detections, because its code has no meaning
+    there. Memory depends on ROWS, not on the size of the data set.
+
+    Raises:
+        ValueError: unknown variant, or stores with different numbers of rows.
     """
     rows = stores[0].rows
     if variant not in VARIANTS or any(store.rows != rows for store in stores):
         raise ValueError(
-            f"variant {variant!r} or rows {[store.rows for store in stores]} do not fit"
+            f"variant {variant!r} must be one of {VARIANTS}, "
+            f"and the stores' rows must be equal: {[store.rows for store in stores]}"
         )
     excluded = np.any([store.massive for store in stores], axis=0)
     tracked = variant != "untracked"
     ranks = options.ranks if tracked else options.top_k
-    counts, progress = Counts(len(plan.order)), Progress("tracking", rows, "tokens")
-    width = min(ranks, max(each.d_sae for each in saes))
+    counts, progress = TrackCounts(len(plan.order)), Progress("tracking", rows, "tokens")
+    width = min(ranks, max(model.d_sae for model in saes))
     with track_table.writer(
         directory, rows=rows, layers=len(plan.order), slots=width, chunk_slots=options.top_k
     ) as out:
-        # A function of its own, so that one batch is gone before the next one comes.
+        # A function, so that one batch is freed before the next one is read.
         def batch(start: int, stop: int) -> None:
-            found = [
+            detections = [
                 _detect(
                     stores[position].read(start, stop), saes[position], excluded[start:stop], ranks
                 )
                 for position in plan.order
             ]
-            table, candidates, hard = plan.follow(found, options)
+            table, candidates, hard = plan.follow(detections, options)
             if variant == "random":
-                # ASSUME: batches have a fixed size, so draws by batch are the same on every machine.
-                table = relink(table, options.top_k, np.random.default_rng([seed, start]))
+                # ASSUME: the batch size is fixed, so draws per batch are the same on every machine.
+                table = shuffle_links(table, options.top_k, np.random.default_rng([seed, start]))
             out.append(table)
             counts.add(table, stop - start - int(excluded[start:stop].sum()), options.top_k)
             counts.candidates, counts.hard = counts.candidates + candidates, counts.hard + hard
@@ -269,5 +270,5 @@ def _detect(
 
 
 def input_digests(**paths: Sequence[Path]) -> dict[str, list[str]]:
-    """Hex SHA-256 of the files a job read, by their kind."""
-    return {kind: [files.sha256_file(path) for path in given] for kind, given in paths.items()}
+    """Hex SHA-256 of the files that a job read, by kind."""
+    return {kind: [files.sha256_file(path) for path in group] for kind, group in paths.items()}

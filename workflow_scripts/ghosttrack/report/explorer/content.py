@@ -12,7 +12,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.report.explorer import choice, dictionary, texts
 from ghosttrack.report.explorer import tracks as explorer_tracks
 from ghosttrack.settings import ReportSettings
-from ghosttrack.tracks.signals import Tracks
+from ghosttrack.tracks.track_metrics import ReadableTracks
 
 # Texts that are unpacked together: about 50 kB, a few milliseconds.
 BLOCK = 50
@@ -30,7 +30,7 @@ class DatasetTables(NamedTuple):
     examples: pd.DataFrame
     tokens: pd.DataFrame
     outputs: pd.DataFrame
-    tracks: Tracks
+    tracks: ReadableTracks
 
 
 class Explained(NamedTuple):

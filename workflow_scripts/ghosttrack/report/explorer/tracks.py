@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghosttrack.tracks.metrics import track_numbers
-from ghosttrack.tracks.signals import Tracks
-from ghosttrack.tracks.track_table import ROWS, Table
+from ghosttrack.tracks.track_metrics import ReadableTracks
+from ghosttrack.tracks.track_table import ROWS, TrackTable
 
 # Activations are in units of the layer's mean activation; this many levels a unit are more than a screen can show.
 LEVELS = 100
@@ -33,7 +33,7 @@ class Token(NamedTuple):
     total: int
 
 
-def of_rows(tracks: Tracks, rows: Sequence[int], most: int) -> dict[int, Token]:
+def of_rows(tracks: ReadableTracks, rows: Sequence[int], most: int) -> dict[int, Token]:
     """Tracks of the chosen rows of a track store, `most` a token; strong = large sum of activations over layers."""
     wanted = np.array(sorted(rows), dtype=np.int64)
     found: dict[int, Token] = {}
@@ -41,12 +41,12 @@ def of_rows(tracks: Tracks, rows: Sequence[int], most: int) -> dict[int, Token]:
         here = wanted[(wanted >= start) & (wanted < start + ROWS)]
         if len(here):
             table = tracks.read(start, min(start + ROWS, tracks.rows))
-            chosen = Table(*(cast(Any, values[here - start]) for values in table))
+            chosen = TrackTable(*(cast(Any, values[here - start]) for values in table))
             found |= dict(zip(here.tolist(), _tokens(chosen, tracks.scale, most), strict=True))
     return found
 
 
-def _tokens(table: Table, scale: NDArray[np.float64], most: int) -> list[Token]:
+def _tokens(table: TrackTable, scale: NDArray[np.float64], most: int) -> list[Token]:
     present = table.feature >= 0  # (rows, layers, slots)
     row, layer, _ = np.nonzero(present)
     track = track_numbers(table)[present]

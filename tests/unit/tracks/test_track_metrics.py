@@ -1,4 +1,4 @@
-"""All metrics of a data set: means over answers, whatever the blocks, and what carries nothing."""
+"""All metrics of a data set: means over answers, independence of blocks, and redundant metrics."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -15,20 +15,20 @@ from ghosttrack.tracks import (
     generation_axis,
     metrics,
     reconstruction,
-    signals,
+    track_metrics,
     track_table,
 )
 from ghosttrack.tracks.redundancy import rank, redundancy
-from ghosttrack.tracks.signals import NAMES, measure_examples
-from ghosttrack.tracks.track_table import Table
+from ghosttrack.tracks.track_metrics import NAMES, measure_examples
+from ghosttrack.tracks.track_table import TrackTable
 from track import measure_signals
 
 # 50 features in six clusters, the same in every layer.
 CLUSTER = np.arange(50, dtype=np.int32) // 9
 
 
-class Stored:
-    def __init__(self, table: Table) -> None:
+class MemoryTracks:
+    def __init__(self, table: TrackTable) -> None:
         self.table, self.rows, self.top_k = table, len(table.feature), 4
         self.scale = np.ones(table.feature.shape[1])
 
@@ -43,31 +43,31 @@ def errors_of(rows: int, layers: int) -> np.ndarray:
 
 
 def measured(
-    table: Table, start: list[int], count: list[int], errors: np.ndarray | None = None
-) -> signals.Measured:
+    table: TrackTable, start: list[int], count: list[int], errors: np.ndarray | None = None
+) -> track_metrics.ExampleMetrics:
     rows, layers, _ = table.feature.shape
-    left = errors_of(rows, layers) if errors is None else errors
+    row_errors = errors_of(rows, layers) if errors is None else errors
     return measure_examples(
-        Stored(table), np.array(start), np.array(count), [CLUSTER] * layers, left
+        MemoryTracks(table), np.array(start), np.array(count), [CLUSTER] * layers, row_errors
     )
 
 
-def test_an_example_is_the_mean_of_its_tokens_that_are_known() -> None:
+def test_an_example_is_the_mean_of_its_known_tokens() -> None:
     table = random_table(30, 3, 5, seed=2)
-    start, count = [0, 3, 4, 20], [3, 1, 16, 10]  # token 3 is empty, and its error unknown
-    found = measured(table, start, count).signals.to_numpy()
+    start, count = [0, 3, 4, 20], [3, 1, 16, 10]  # token 3 is empty, and its error is unknown
+    means = measured(table, start, count).metrics.to_numpy()
     cluster = competition.clusters_of(table, [CLUSTER] * 3)
     steps = generation_axis.measure_steps(table, cluster, metrics.track_numbers(table), np.ones(3))
     tokens = np.hstack([metrics.measure(table, np.ones(3)), competition.measure(table, cluster, 4)])
     errors = reconstruction.measure(errors_of(30, 3))
-    written = generation_axis.of_examples(steps, np.array(start), np.array(count))
+    written = generation_axis.average_steps(steps, np.array(start), np.array(count))
     for example, (first, size) in enumerate(zip(start, count, strict=True)):
         expected = []
         for values in (tokens, errors):
             rows = values[first : first + size]
             rows = rows[np.isfinite(rows[:, 0])]
             expected.append(rows.mean(0) if len(rows) else np.zeros(values.shape[1]))
-        assert found[example] == pytest.approx(
+        assert means[example] == pytest.approx(
             np.concatenate([*expected, written[example]]), nan_ok=True
         )
 
@@ -76,51 +76,51 @@ def test_blocks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     table = random_table(41, 3, 5, seed=7)
     whole = measured(table, [0, 20, 23], [20, 3, 18])
     for rows, block in ((12, 5), (41, 41), (7, 7), (10, 3), (4, 100)):
-        monkeypatch.setattr(signals, "ROWS", rows)
-        monkeypatch.setattr(signals, "BLOCK", block)
-        found = measured(table, [0, 20, 23], [20, 3, 18])
-        pd.testing.assert_frame_equal(found.signals, whole.signals)
-        assert found.lengths.tolist() == whole.lengths.tolist()
-        assert found.links.tolist() == whole.links.tolist()
+        monkeypatch.setattr(track_metrics, "ROWS", rows)
+        monkeypatch.setattr(track_metrics, "BLOCK", block)
+        result = measured(table, [0, 20, 23], [20, 3, 18])
+        pd.testing.assert_frame_equal(result.metrics, whole.metrics)
+        assert result.lengths.tolist() == whole.lengths.tolist()
+        assert result.links.tolist() == whole.links.tolist()
 
 
 def test_lengths_and_links_are_counted() -> None:
     table = random_table(41, 4, 5, seed=8)
-    found = measured(table, [0], [41])
+    result = measured(table, [0], [41])
     number = metrics.track_numbers(table)
     sizes = pd.Series(number[number >= 0]).value_counts().value_counts()
-    assert found.lengths.tolist() == [int(sizes.get(length, 0)) for length in (1, 2, 3, 4)]
-    assert found.links.tolist() == (table.gap > 0).sum((0, 2)).tolist()
+    assert result.lengths.tolist() == [int(sizes.get(length, 0)) for length in (1, 2, 3, 4)]
+    assert result.links.tolist() == (table.gap > 0).sum((0, 2)).tolist()
 
 
-def test_a_text_said_twice_as_long_measures_the_same_but_where_the_name_says_so() -> None:
+def test_only_the_metrics_documented_so_grow_with_the_length() -> None:
     table = random_table(4, 3, 5, seed=4, silent=False)
-    twice = Table(*(np.concatenate([column, column]) for column in cast(Any, table)))
+    twice = TrackTable(*(np.concatenate([column, column]) for column in cast(Any, table)))
     errors = errors_of(4, 3)
-    once = measured(table, [0], [4], errors).signals
-    again = measured(twice, [0], [8], np.concatenate([errors, errors])).signals
+    once = measured(table, [0], [4], errors).metrics
+    again = measured(twice, [0], [8], np.concatenate([errors, errors])).metrics
     free = [name for name in NAMES if not name.startswith("generation_")]
     assert again[free].to_numpy() == pytest.approx(once[free].to_numpy())
-    # Steps are between different tokens: a text in which each step stands twice has the same ones but for those in between.
-    turned = Table(
+    # Steps are within an example: rows of another example before it change nothing.
+    turned = TrackTable(
         *(np.concatenate([column[:2], column[:1], column[:2]]) for column in cast(Any, table))
     )
     there = measured(
-        Table(*(column[:2] for column in cast(Any, table))), [0], [2], errors[:2]
-    ).signals
+        TrackTable(*(column[:2] for column in cast(Any, table))), [0], [2], errors[:2]
+    ).metrics
     back = measured(
         turned, [2 + 1], [2], np.concatenate([errors[:2], errors[:1], errors[:2]])
-    ).signals
+    ).metrics
     pd.testing.assert_frame_equal(there, back)
     grows = {"generation_steps", "generation_run_length"}
-    still = Table(*(np.repeat(column[:1], 6, axis=0) for column in cast(Any, table)))
+    still = TrackTable(*(np.repeat(column[:1], 6, axis=0) for column in cast(Any, table)))
     short = measured(
-        Table(*(column[:3] for column in cast(Any, still))),
+        TrackTable(*(column[:3] for column in cast(Any, still))),
         [0],
         [3],
         np.repeat(errors[:1], 3, axis=0),
-    ).signals
-    long = measured(still, [0], [6], np.repeat(errors[:1], 6, axis=0)).signals
+    ).metrics
+    long = measured(still, [0], [6], np.repeat(errors[:1], 6, axis=0)).metrics
     changed = {name for name in NAMES if short[name].item() != pytest.approx(long[name].item())}
     assert changed == grows
 
@@ -129,11 +129,11 @@ def test_rows_outside_the_tracks_and_errors_of_other_rows_are_refused() -> None:
     table = random_table(5, 2, 3, seed=0)
     with pytest.raises(UserError, match="the tracks have 5"):
         measured(table, [0, 3], [3, 3])
-    with pytest.raises(UserError, match="errors are those of 4 rows, the tracks have 5"):
+    with pytest.raises(UserError, match="errors have 4 rows, the tracks 5"):
         measured(table, [0], [5], np.zeros((4, 2), np.float32))
 
 
-def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
+def test_constant_and_repeated_metrics_and_the_rank() -> None:
     generator = np.random.default_rng(0)
     a, b = generator.random(50), generator.random(50)
     noisy = a + 1e-3 * generator.random(50)
@@ -150,23 +150,23 @@ def test_constant_and_repeated_columns_are_named_and_the_rank_counted() -> None:
             "none": np.nan,
         }
     )
-    found = redundancy(table, list(table)).set_index("metric")
-    assert found.index[found["constant"]].tolist() == ["flat", "none"]
-    assert found["repeats"][lambda repeats: repeats != ""].to_dict() == {
+    redundant = redundancy(table, list(table)).set_index("metric")
+    assert redundant.index[redundant["constant"]].tolist() == ["flat", "none"]
+    assert redundant["repeats"][lambda repeats: repeats != ""].to_dict() == {
         "twice": "x_a",
         "noisy": "x_a",
         "gaps": "b",
     }
-    assert found.loc["twice", "correlation"] == pytest.approx(-1)
-    assert 0.999 < found.loc["noisy", "correlation"] < 1
-    assert np.isnan(found.loc[["x_a", "flat"], "correlation"]).all()
-    assert abs(found.loc["sum", "correlation"]) < 0.999
-    assert found.loc["b", "correlation"] == pytest.approx(np.corrcoef(a, b)[0, 1])
-    assert found.loc["x_a", "family"] == "x"
+    assert redundant.loc["twice", "correlation"] == pytest.approx(-1)
+    assert 0.999 < redundant.loc["noisy", "correlation"] < 1
+    assert np.isnan(redundant.loc[["x_a", "flat"], "correlation"]).all()
+    assert abs(redundant.loc["sum", "correlation"]) < 0.999
+    assert redundant.loc["b", "correlation"] == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert redundant.loc["x_a", "family"] == "x"
     assert rank(table, list(table)) == 4
 
 
-def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: Path) -> None:
+def test_the_script_writes_one_row_per_example_and_the_redundant_metrics(tmp_path: Path) -> None:
     table = random_table(12, 3, 5, seed=6)
     with track_table.writer(tmp_path / "t.zarr", rows=12, layers=3, slots=5, chunk_slots=5) as out:
         out.append(table)
@@ -206,19 +206,19 @@ def test_the_script_writes_one_row_per_example_and_what_is_redundant(tmp_path: P
         redundant=tmp_path / "r.csv",
     )
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
-    found = pd.read_parquet(tmp_path / "one.parquet")
-    assert list(found) == ["id", *NAMES]
-    assert found["id"].tolist() == ["x", "y", "z"]
-    assert np.isfinite(found[list(NAMES)]).all(axis=None)
-    assert found.attrs["layers"] == [1, 2, 3]
-    assert found.attrs["rows"] == 12
-    assert found.attrs["links"] == (table.gap > 0).sum((0, 2)).tolist()
-    assert sum(found.attrs["track_lengths"]) == metrics.track_numbers(table).max() + 1
+    rows_written = pd.read_parquet(tmp_path / "one.parquet")
+    assert list(rows_written) == ["id", *NAMES]
+    assert rows_written["id"].tolist() == ["x", "y", "z"]
+    assert np.isfinite(rows_written[list(NAMES)]).all(axis=None)
+    assert rows_written.attrs["layers"] == [1, 2, 3]
+    assert rows_written.attrs["rows"] == 12
+    assert rows_written.attrs["links"] == (table.gap > 0).sum((0, 2)).tolist()
+    assert sum(rows_written.attrs["track_lengths"]) == metrics.track_numbers(table).max() + 1
     redundant = pd.read_csv(tmp_path / "r.csv").set_index(["variant", "metric"])
     assert len(redundant) == 2 * len(NAMES)
     assert redundant.loc[("untracked", "churn_births_per_layer"), "repeats"] == "churn_births"
     clusters[clusters["layer"] != 2].to_parquet(tmp_path / "c.parquet")
-    with pytest.raises(UserError, match=r"clusters\.parquet holds 0 features of layer 2"):
+    with pytest.raises(UserError, match=r"clusters\.parquet: its 0 features of layer 2"):
         measure_signals.main(
             tracks=[tmp_path / "t.zarr"],
             tracks_manifests=[tmp_path / "t.json"],

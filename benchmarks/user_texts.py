@@ -1,6 +1,6 @@
-"""The saved detector on relations that it never met: read alone, and behind solved statements that a user might give.
+"""The saved detector on relations outside its training, with and without solved demonstrations.
 
-PYTHONPATH=workflow_scripts python benchmarks/own_texts.py results/smollm2-135m
+PYTHONPATH=workflow_scripts python benchmarks/user_texts.py results/smollm2-135m
 """
 
 import argparse
@@ -18,27 +18,30 @@ from ghosttrack.facts.contexts import context_of
 
 TABLES = ("currencies", "translation", "element_number")
 ALONE = "alone"
-# Draws of labels from the stated probabilities: what the calibration error is by chance alone.
+# Draws of labels from the predicted probabilities: they give the calibration error of a perfectly
+# calibrated detector.
 DRAWS = 200
 
 
 def split(table: str, texts: int, shown: int) -> tuple[list[str], pd.DataFrame]:
-    """True statements of the table's most frequent relation, and whole groups of others to judge."""
-    found = statements.build_statements(table, 0)
-    own = found[found["relation"] == found["relation"].value_counts().index[0]]
-    shuffled = np.random.default_rng(0).permutation(list(dict.fromkeys(found["group"])))
-    groups = [group for group in shuffled if group in set(own["group"])]
+    """True statements of the table's largest relation, and whole groups of others to score."""
+    table_statements = statements.build_statements(table, 0)
+    relation = table_statements[
+        table_statements["relation"] == table_statements["relation"].value_counts().index[0]
+    ]
+    shuffled = np.random.default_rng(0).permutation(list(dict.fromkeys(table_statements["group"])))
+    groups = [group for group in shuffled if group in set(relation["group"])]
     first = [
-        own[(own["group"] == group) & (own["label"] == 0)]["text"].iloc[0]
+        relation[(relation["group"] == group) & (relation["label"] == 0)]["text"].iloc[0]
         for group in groups[:shown]
     ]
-    sizes = own["group"].value_counts()[groups[shown:]]
-    kept = sizes.index[sizes.cumsum() <= texts]
-    return first, own[own["group"].isin(kept)]
+    sizes = relation["group"].value_counts()[groups[shown:]]
+    chosen = sizes.index[sizes.cumsum() <= texts]
+    return first, relation[relation["group"].isin(chosen)]
 
 
 def main(run: Path, texts: int) -> None:
-    """Score the same texts behind each context and print AUROC, its gain over none, and calibration."""
+    """Score the same texts after each context, and print the comparison."""
     torch.set_num_threads(1)
     detector = Detector.load(run)
     rows: list[list[object]] = []
@@ -48,8 +51,8 @@ def main(run: Path, texts: int) -> None:
         contexts = {
             ALONE: "",
             "5 capitals": context_of("capital"),
-            "2 of its own": "\n".join(first[:2]),
-            "5 of its own": "\n".join(first),
+            "2 of the relation": "\n".join(first[:2]),
+            "5 of the relation": "\n".join(first),
         }
         labels, groups = judged["label"].to_numpy(dtype=np.int64), judged["group"].to_numpy()
         odds = np.array(
@@ -96,8 +99,8 @@ def main(run: Path, texts: int) -> None:
         for name, found in gains.items()
     ]
     show(
-        "Own texts of unseen relations",
-        ["table", "read behind", "texts", "AUROC", "gain over alone", "ECE", "ECE by chance"],
+        "User texts of unseen relations",
+        ["table", "context", "texts", "AUROC", "gain over alone", "ECE", "ECE if calibrated"],
         rows,
     )
 
@@ -111,7 +114,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument(
-        "--texts", type=int, default=160, help="most texts of a table; default %(default)s"
+        "--texts",
+        type=int,
+        default=160,
+        help="maximum number of texts per table; default %(default)s",
     )
     chosen = parser.parse_args()
     main(chosen.run, chosen.texts)

@@ -1,0 +1,17 @@
+# rules/common/seeds.smk -- helpers of rules/seeds.smk.
+def swept_arms(wildcards):
+    """Param function: folder name -> seed of the swept SAEs with the run's k."""
+    settings = SETTINGS[wildcards.model]
+    if (
+        not settings.sae.trained
+        or settings.sweep_layers != settings.layers
+        or settings.sae.k not in settings.sweep.k
+    ):
+        return {}
+    return {f"k_{settings.sae.k:03d}_seed_{seed}": seed for seed in settings.sweep.seeds}
+
+
+def swept_saes(wildcards):
+    """Input function: the folders of these SAEs, if every analysed layer is swept."""
+    pattern = f"results/{wildcards.model}/sweep/layer_{{layer}}/saes"
+    return all_of(wildcards.model, pattern, "layer") if swept_arms(wildcards) else []

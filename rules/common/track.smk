@@ -1,0 +1,20 @@
+# rules/common/track.smk -- helpers of rules/track.smk.
+def next_layers(wildcards, count=2):
+    """A layer and up to `count` analysed layers after it."""
+    names = layer_names(wildcards.model)
+    start = names.index(wildcards.layer)
+    return names[start : start + count + 1]
+
+
+def per_next_layer(pattern):
+    """Input function: `pattern` for a layer and the two analysed layers after it."""
+    return lambda wildcards: [
+        pattern.format(**{**wildcards, "layer": layer}) for layer in next_layers(wildcards)
+    ]
+
+
+def if_correlated(files):
+    """Input function: `files` if links are correlations of activations; else nothing."""
+    return lambda wildcards: (
+        files(wildcards) if SETTINGS[wildcards.model].tracking.links == "correlation" else []
+    )
