@@ -17,7 +17,7 @@ import torch
 from measure import Cost, cost, least, show
 
 from ghosttrack.activations import extraction, hooks
-from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
+from ghosttrack.activations.extraction import Extraction, ModelIdentity, StoreFiles
 from ghosttrack.inputs import models, sites
 from ghosttrack.inputs.dense_layers import use_onednn
 from ghosttrack.runtime.allocator import keep_freed_memory
@@ -60,7 +60,7 @@ def extract(
     stores = [StoreFiles(folder / f"{layer}.zarr", folder / f"{layer}.json") for layer in layers]
     extraction.extract_contexts(
         model,
-        Origin("benchmark", "-"),
+        ModelIdentity("benchmark", "-"),
         tokens,
         layers,
         stores,

@@ -23,7 +23,7 @@ from ghosttrack.detection import controls, detectors, probes, splits
 from ghosttrack.detection import run as detection_run
 from ghosttrack.detection.detectors import BASES, BILINEAR, PAIRS, Inputs
 from ghosttrack.detection.probes import Fitted, Floats, Ints
-from ghosttrack.detection.representations import RIVALS
+from ghosttrack.detection.representations import CANDIDATES
 from ghosttrack.detection.splits import Round
 from ghosttrack.facts import statements
 from ghosttrack.runtime import tables
@@ -88,11 +88,11 @@ def _parts(inputs: Inputs, labels: Ints, step: Round) -> dict[str, Fitted]:
 
 
 def _stacks(inputs: Inputs, y: Ints, step: Round, fits: Mapping[str, Fitted]) -> dict[str, Fitted]:
-    without_rivals = [name for name in inputs.outputs if not str(name).startswith(RIVALS)]
+    without_candidates = [name for name in inputs.outputs if not str(name).startswith(CANDIDATES)]
     made = {}
     for name, (outputs, parts) in STACKS.items():
         given = inputs._replace(
-            outputs=inputs.outputs if outputs == OUTPUTS else inputs.outputs[without_rivals],
+            outputs=inputs.outputs if outputs == OUTPUTS else inputs.outputs[without_candidates],
             lens=inputs.lens if LENS in parts else inputs.lens.iloc[:, :0],
         )
         table = detectors.stacked(given, [part for part in parts if part != LENS], step, fits)

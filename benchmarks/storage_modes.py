@@ -40,7 +40,7 @@ def stored_as(store: ActivationStore, storage: Any, folder: Path) -> ActivationS
     ) as writer:
         for start in range(0, store.rows, CHUNK_ROWS):
             rows = store.read(start, min(start + CHUNK_ROWS, store.rows)).astype("float32")
-            writer.append(to_block(rows)._replace(exact=rows))
+            writer.append(to_block(rows, exact=True))
     return ActivationStore.open([paths[0]], [paths[1]])
 
 

@@ -149,7 +149,7 @@ def test_what_a_repair_under_a_budget_leaves_is_named_and_may_be_deleted(
     assert job_counts(result.stdout + result.stderr) == {"extract_activations_tiny_gpt2_wave_00": 1}
     result = snakemake(house, *given, "--", "verify_activations")
     assert result.returncode == 0, result.stderr[-4000:]
-    named = re.findall(r"that no SAE waits for any more.* rm -r (\S+)", result.stderr)
+    named = re.findall(r"whose SAE is trained.* rm -r (\S+)", result.stderr)
     assert sorted(set(named)) == [
         f"results/{MODEL}/activations/layer_{layer:02d}" for layer in (0, 1, 2)
     ]
@@ -235,7 +235,7 @@ def test_a_store_that_is_gone_with_its_manifest_is_found_and_made_again_alone(
     assert planned(house_to_change) == {}  # no run would notice
     result = snakemake(house_to_change, *RUN, "--", "verify_activations")
     assert result.returncode == 1
-    assert "layer_02: shard_0000 and its manifest are gone" in result.stderr
+    assert "layer_02: shard_0000 and its manifest are missing" in result.stderr
     assert f"snakemake --profile YOURS {stem}.json" in result.stderr
 
 
@@ -252,7 +252,7 @@ def test_a_damaged_int8s_store_stops_the_training_and_is_repaired_by_its_job_alo
     trained = f"results/{MODEL}/saes/layer_01/sae_weights.safetensors"
     result = snakemake(house, *RUN, *given, "--", trained)
     assert result.returncode == 1
-    assert f"{stem}.zarr/resid_post/c/0/0: rows from 0 on cannot be trusted" in result.stderr
+    assert f"{stem}.zarr/resid_post/c/0/0: rows from 0 on are damaged" in result.stderr
     assert not (house / trained).exists()
     assert mended(house, stem, *given)
     assert contents(house) == before

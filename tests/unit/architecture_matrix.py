@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ghosttrack.activations import decoding, hooks, model_check
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.limits import Limits
-from ghosttrack.activations.packed_texts import Opinions, Pack, Reader
+from ghosttrack.activations.packed_texts import Pack, PackedReader, TokenStatistics
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import chat, sites
 
@@ -278,36 +278,36 @@ def long_texts(longest: int) -> list[Encoded]:
 
 def whole(text: Encoded) -> Ids:
     """All token ids of a text."""
-    return [int(each) for each in (*text.before, *text.ids)]
+    return [int(each) for each in (*text.prefix, *text.ids)]
 
 
 # ---- reading
 def read_alone(subject: Subject) -> str:
     """Each text in a separate sequence."""
-    _read(subject, Reader(subject.model, 0), short_texts(subject.longest))
+    _read(subject, PackedReader(subject.model, 0), short_texts(subject.longest))
     return EXACT
 
 
 def read_together(subject: Subject) -> str:
     """Short texts, packed as far as the limits allow."""
     texts = short_texts(subject.longest)
-    _read(subject, Reader(subject.model, subject.limits.together), texts)
+    _read(subject, PackedReader(subject.model, subject.limits.packed), texts)
     return _reading(subject, texts)
 
 
 def longer_than_window(subject: Subject) -> str:
     """Long and short texts in one call."""
     texts = long_texts(subject.longest)
-    _read(subject, Reader(subject.model, subject.limits.together), texts)
+    _read(subject, PackedReader(subject.model, subject.limits.packed), texts)
     return _reading(subject, texts)
 
 
 def _reading(subject: Subject, texts: Sequence[Encoded]) -> str:
     longest = max(len(whole(text)) for text in texts)
-    return EXACT if longest <= subject.limits.together else f"{EXACT}, alone"
+    return EXACT if longest <= subject.limits.packed else f"{EXACT}, alone"
 
 
-def _read(subject: Subject, reader: Reader, texts: Sequence[Encoded]) -> None:
+def _read(subject: Subject, reader: PackedReader, texts: Sequence[Encoded]) -> None:
     modules = sites.site_modules(subject.model, subject.layers, "resid_post")
     seen: list[int] = []
     with hooks.captured(modules, stop=False) as outputs:
@@ -316,33 +316,33 @@ def _read(subject: Subject, reader: Reader, texts: Sequence[Encoded]) -> None:
             kept = [output[0].clone() for output in outputs]
             for number, places in zip(pack.numbers, pack.places, strict=True):
                 true = subject.plain.read(whole(texts[number]))
-                start = len(texts[number].before)
+                start = len(texts[number].prefix)
                 for output, block in zip([*kept, final], [*true.blocks, true.final], strict=True):
                     require_same_states(
                         output[torch.from_numpy(places)], block[start:], "a hidden state"
                     )
-            _require_same_opinions(subject, reader, texts, pack, final)
+            _require_same_statistics(subject, reader, texts, pack, final)
             seen += pack.numbers
     assert sorted(seen) == list(range(len(texts))), "each text is read once"
 
 
-def _require_same_opinions(
-    subject: Subject, reader: Reader, texts: Sequence[Encoded], pack: Pack, final: Tensor
+def _require_same_statistics(
+    subject: Subject, reader: PackedReader, texts: Sequence[Encoded], pack: Pack, final: Tensor
 ) -> None:
     """Compare the statistics of all predicted tokens of a pack."""
     place = np.concatenate([places[:-1] for places in pack.places])
     target = np.concatenate([texts[number].ids[1:] for number in pack.numbers])
-    found = reader.opinions(final, place, target, np.ones(len(place), dtype=bool))
+    found = reader.token_statistics(final, place, target, np.ones(len(place), dtype=bool))
     logs = torch.cat(
         [
-            subject.plain.read(whole(texts[number])).logprobs[len(texts[number].before) : -1]
+            subject.plain.read(whole(texts[number])).logprobs[len(texts[number].prefix) : -1]
             for number in pack.numbers
         ]
     )
-    _require_opinions(found, logs, torch.from_numpy(target))
+    _require_statistics(found, logs, torch.from_numpy(target))
 
 
-def _require_opinions(found: Opinions, logs: Tensor, target: Tensor) -> None:
+def _require_statistics(found: TokenStatistics, logs: Tensor, target: Tensor) -> None:
     own = logs.gather(1, target[:, None])[:, 0]
     top = logs.topk(2, dim=1).values
     require_same_nats(found.logprob, own, "a log-probability")
@@ -485,7 +485,7 @@ def in_chat(subject: Subject) -> str:
         encoded([*prompt, *answer], shared - 1, len(prompt))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    _read(subject, Reader(subject.model, subject.limits.together), texts)
+    _read(subject, PackedReader(subject.model, subject.limits.packed), texts)
     reading, writing = _reading(subject, texts), _writing(subject, prompts)
     return writing + reading.removeprefix(EXACT)
 

@@ -13,9 +13,9 @@ import torch
 from architecture_matrix import COLUMNS, EXACT, REFUSED, WRONG, Draw, Subject
 
 from ghosttrack.activations import extraction
-from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
+from ghosttrack.activations.extraction import Extraction, ModelIdentity, StoreFiles
 from ghosttrack.activations.limits import Limits
-from ghosttrack.activations.packed_texts import Reader
+from ghosttrack.activations.packed_texts import PackedReader
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.inputs import sites
 
@@ -102,12 +102,12 @@ def test_a_job_without_the_limits_of_the_check_is_wrong(name: str) -> None:
 def test_a_reader_that_drops_the_window_is_wrong(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Reader._visible
+    whole = PackedReader._allowed
 
-    def causal(self: Reader, length: int) -> dict[str, torch.Tensor]:
+    def causal(self: PackedReader, length: int) -> dict[str, torch.Tensor]:
         return {kind: torch.ones_like(mask).tril() for kind, mask in whole(self, length).items()}
 
-    monkeypatch.setattr(Reader, "_visible", causal)
+    monkeypatch.setattr(PackedReader, "_allowed", causal)
     found = architecture_matrix.row(architectures.make(name), UNCHECKED)
     assert found["longer than window"].startswith(WRONG)
     assert found["read alone"] == EXACT
@@ -149,7 +149,7 @@ def stored(subject: Subject, tokens: Any, site: sites.Site, folder: Path) -> lis
     targets = [StoreFiles(name.with_suffix(".zarr"), name.with_suffix(".json")) for name in names]
     wanted = Extraction(site, batch=2)
     extraction.extract_contexts(
-        subject.model, Origin("", "weights"), tokens, subject.layers, targets, wanted
+        subject.model, ModelIdentity("", "weights"), tokens, subject.layers, targets, wanted
     )
     return [
         torch.from_numpy(ActivationStore.open([one.store], [one.manifest]).read()).float()

@@ -1,4 +1,4 @@
-"""Check every activation store that is on disk against its manifest, and report all that are damaged."""
+"""Verify all activation stores on disk against their manifests, and report all damaged ones."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,14 @@ def main(
     released: list[Path],
     results: Path = Path("results"),
 ) -> None:
-    """Log a table per model and what may be deleted; raise when a store is damaged or lost, naming each and the remedy."""
+    """Log a table per model, and what may be deleted.
+
+    Args:
+        promised: manifests that must exist.
+        released: folders of training activations that may be deleted.
+    Raises:
+        UserError: stores are damaged or missing; lists each with its remedy.
+    """
     problems: list[str] = []
     for model in models:
         groups, findings = verification.groups(results / model), []
@@ -32,7 +39,8 @@ def main(
         log.info("activation stores of %s:\n%s", model, verification.as_table(findings))
         for path in verification.abandoned(results / model):
             log.info(
-                "%s: left unfinished by a job that was killed; its next run goes on behind what is whole",
+                "%s: left unfinished by a killed job; its next run resumes after the last complete "
+                "shard",
                 path,
             )
         problems += [problem for finding in findings for problem in finding.problems]
@@ -42,7 +50,10 @@ def main(
     if problems:
         raise UserError(
             "\n".join(
-                [f"{plan.counted(len(problems), 'place')} with damaged or lost stores:", *problems]
+                [
+                    f"{plan.counted(len(problems), 'place')} with damaged or missing stores:",
+                    *problems,
+                ]
             )
         )
 

@@ -1,4 +1,4 @@
-"""Try whether a model is read right, and in which of the fast ways, before anything is extracted from it."""
+"""Check that a model is read correctly, and which fast ways of reading are exact."""
 
 import logging
 from pathlib import Path
@@ -16,12 +16,12 @@ from ghosttrack.runtime.allocator import keep_freed_memory
 
 log = logging.getLogger("ghosttrack")
 
-# Sentences of each shipped table, more tokens than are read.
+# Sentences of each shipped fact table; together more tokens than the check reads.
 SENTENCES = 30
 
 
 def main(*, weights: Path, check: Path, table: Path, site: Site, threads: int) -> None:
-    """Write what jobs may do with this model (model_check.json), and every comparison that says so (model_check.csv)."""
+    """Write limits of the fast ways (model_check.json) and all comparisons (model_check.csv)."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     tokenizer = models.load_tokenizer(weights.parent)
@@ -31,24 +31,24 @@ def main(*, weights: Path, check: Path, table: Path, site: Site, threads: int) -
         "input_ids"
     ]
     model = models.load_model(weights.parent, extraction.best_device())
-    found = model_check.check(
+    result = model_check.check(
         model, np.array(ids, dtype=np.int64), models.separator(tokenizer), site
     )
-    rows = pd.DataFrame([{**each._asdict(), "exact": each.exact} for each in found.comparisons])
+    rows = pd.DataFrame([{**one._asdict(), "exact": one.exact} for one in result.comparisons])
     with files.atomic_write(table) as stream:
         tables.write_csv(rows, stream)
     sublayers = (
-        found.sublayers
-        if isinstance(found.sublayers, str)
-        else [each._asdict() for each in found.sublayers]
+        result.sublayers
+        if isinstance(result.sublayers, str)
+        else [sublayer._asdict() for sublayer in result.sublayers]
     )
-    files.write_json(check, {"limits": found.limits._asdict(), "sublayers": sublayers})
+    files.write_json(check, {"limits": result.limits._asdict(), "sublayers": sublayers})
     worst = rows[rows["exact"]][["hidden", "logprob"]].max()
     log.info(
-        "texts are read together up to %d tokens, prompts of different lengths continued together up to %d; largest difference "
-        "from the plain model: %.1g of a hidden state, %.1g nats",
-        found.limits.together,
-        found.limits.padded,
+        "packed sequences are exact up to %d tokens, padded batches up to %d; largest difference "
+        "from the reference: %.1g of a hidden state's norm, %.1g nats",
+        result.limits.packed,
+        result.limits.padded,
         worst["hidden"],
         worst["logprob"],
     )

@@ -1,4 +1,4 @@
-"""Read the training activations of one shard of the corpus, all layers of a wave in one pass."""
+"""Extract the training activations of one corpus shard, for all layers of a wave in one pass."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def main(
     code: str,
     room_kb: int = 0,
 ) -> None:
-    """Write the stores of contexts shard x contexts_per_shard onwards; each store keeps a second writer out."""
+    """Write one store per layer for the contexts from shard x contexts_per_shard on."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     tokens = corpus.read_tokens(train, train_manifest).tokens
@@ -43,7 +43,7 @@ def main(
         plan.require_room(stores[0].parent.parent, stores, planned * len(stores), 1000 * room_kb)
     extraction.extract_contexts(
         model,
-        extraction.origin(weights.parent),
+        extraction.model_identity(weights.parent),
         tokens,
         [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],

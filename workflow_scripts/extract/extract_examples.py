@@ -1,4 +1,4 @@
-"""Read the activations of every answer token of a data set, or others, and the model's own opinion of each."""
+"""Extract activations and token statistics of a data set's answer tokens, or other tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from ghosttrack.activations import (
     example_tokens,
     extraction,
     limits,
-    other_prompts,
     p_true,
+    pmi_baseline,
 )
 from ghosttrack.activations.store import smallest_float
 from ghosttrack.inputs import models
@@ -45,57 +45,61 @@ def main(
     threads: int,
     seed: int,
 ) -> None:
-    """Write one store a layer, one of the token embedding, what answers are after other prompts, what prompts end in, and the tables."""
+    """Write the activation stores of a data set, and what the same passes give.
+
+    There is one store per layer and one of the token embedding. `background`: counterfactual-prompt
+    means; `prompt_states`: inputs of the bilinear probe.
+    """
     torch.set_num_threads(threads)
     keep_freed_memory()
     frame = tables.read_parquet(examples)
     tokenizer = models.load_tokenizer(weights.parent)
-    together = limits.read(check).together
+    packed = limits.read(check).packed
     limit = models.max_context(weights.parent / "config.json")
     layers = [extraction.layer_of(store) for store in stores]
     model = models.load_model(weights.parent, extraction.best_device())
-    pairs = other_prompts.choose_pairs(frame, prompts, seed)
-    every = pd.concat([frame, pairs], ignore_index=True)
-    encoded = example_tokens.encode(every, tokenizer, limit, dataset, positions=positions)
-    asked = other_prompts.Asked(
+    pairs = pmi_baseline.choose_pairs(frame, prompts, seed)
+    texts = pd.concat([frame, pairs], ignore_index=True)
+    encoded = example_tokens.encode(texts, tokenizer, limit, dataset, positions=positions)
+    baseline = pmi_baseline.PmiBaseline(
         pairs, encoded[len(frame) :], len(layers), model.config.get_text_config().hidden_size
     )
-    among = candidates.Rivals(model, encoded[: len(frame)], frame["relation"].tolist())
-    found = example_extraction.extract_examples(
+    compared = candidates.Candidates(model, encoded[: len(frame)], frame["relation"].tolist())
+    token_table, output_table = example_extraction.extract_examples(
         model,
-        extraction.origin(weights.parent),
+        extraction.model_identity(weights.parent),
         encoded[: len(frame)],
         layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.StoreFiles(embedding, embedding_manifest),
         site=site,
         batch=batch,
-        together=together,
-        asked=asked,
-        rivals=among,
+        packed=packed,
+        pmi_baseline=baseline,
+        candidates=compared,
     )
-    found.tokens.insert(3, "text", [tokenizer.decode([token]) for token in found.tokens["token"]])
-    found.outputs.insert(0, "id", frame["id"].to_numpy())
-    baseline = asked.baseline(frame)
+    token_table.insert(3, "text", [tokenizer.decode([token]) for token in token_table["token"]])
+    output_table.insert(0, "id", frame["id"].to_numpy())
+    means = baseline.means(frame)
     for kind in ("sum", "mean", "first"):
-        found.outputs[f"pmi_{kind}"] = found.outputs[f"logprob_{kind}"] - getattr(
-            baseline, f"logprob_{kind}"
+        output_table[f"pmi_{kind}"] = output_table[f"logprob_{kind}"] - getattr(
+            means, f"logprob_{kind}"
         )
-    found.outputs["other_prompts"] = baseline.prompts
-    measured = pd.concat([found.outputs, among.table()], axis=1)
+    output_table["pmi_prompts"] = means.prompts
+    output_table = pd.concat([output_table, compared.table()], axis=1)
     if whether_true:
-        measured["p_true"] = p_true.measure(
-            model, tokenizer, frame, limit=limit, batch=batch, together=together
+        output_table["p_true"] = p_true.measure(
+            model, tokenizer, frame, limit=limit, batch=batch, packed=packed
         )
-    means: dict[str, Any] = {
-        f"layer_{layer:02d}": smallest_float(each)
-        for layer, each in zip(layers, baseline.activation, strict=True)
+    activations: dict[str, Any] = {
+        f"layer_{layer:02d}": smallest_float(mean)
+        for layer, mean in zip(layers, means.activation, strict=True)
     }
     with files.atomic_write(background, "wb") as stream:
-        np.savez(stream, **means)
+        np.savez(stream, **activations)
     with files.atomic_write(prompt_states, "wb") as stream:
-        candidates.write(stream, among.states())
-    for path, table in ((tokens, found.tokens), (outputs, measured)):
+        candidates.write(stream, compared.states())
+    for path, table in ((tokens, token_table), (outputs, output_table)):
         with files.atomic_write(path, "wb") as stream:
             table.to_parquet(stream, index=False)
 

@@ -1,4 +1,4 @@
-"""Read the activations of the held-out documents, all layers in one pass."""
+"""Extract the activations of the held-out documents, for all layers in one pass."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def main(
     threads: int,
     code: str,
 ) -> None:
-    """Write one store a layer over all held-out contexts."""
+    """Write one store per layer with all held-out contexts."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     extraction.extract_contexts(
         models.load_model(weights.parent, extraction.best_device()),
-        extraction.origin(weights.parent),
+        extraction.model_identity(weights.parent),
         corpus.read_tokens(heldout, heldout_manifest).tokens,
         [extraction.layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],

@@ -1,4 +1,4 @@
-"""Let the model answer the questions of a data set, and mark its answers against the gold ones."""
+"""Generate the model's answers to the questions of a data set, and judge them."""
 
 import functools
 import logging
@@ -31,7 +31,7 @@ def main(
     threads: int,
     seed: int,
 ) -> None:
-    """Write the judged greedy answers as examples, the counts of all verdicts, and every answer with the drawn ones."""
+    """Write the judged greedy answers as examples, counts of verdicts, and all answers."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     chosen = answering.choose_questions(tables.read_parquet(questions), generation.questions, seed)
@@ -57,26 +57,26 @@ def main(
             chosen["id"].tolist(), generation.samples, generation.max_new_tokens, seed
         )
         drawn = decode(repeated, draws=draws, temperature=generation.temperature)
-    marked = answering.mark(chosen, [each.text for each in greedy], dataset)
+    judged = answering.judge_answers(chosen, [one.text for one in greedy], dataset)
     with files.atomic_write(examples, "wb") as stream:
-        marked.examples.to_parquet(stream, index=False)
-    files.write_json(labels, marked.counts)
+        judged.examples.to_parquet(stream, index=False)
+    files.write_json(labels, judged.counts)
     table = answering.sample_table(chosen, greedy, drawn)
     with files.atomic_write(samples, "wb") as stream:
         table.to_parquet(stream, index=False)
-    shares = {
+    fractions = {
         name: f"{counts['wrong']} of {counts['correct'] + counts['wrong']}"
-        for name, counts in marked.counts["by_relation"].items()
+        for name, counts in judged.counts["by_relation"].items()
     }
     log.info(
-        "%s: %d questions, %d of %d marked answers wrong (%s); left out: %d ambiguous, %d empty",
+        "%s: %d questions, %d of %d judged answers wrong (%s); left out: %d ambiguous, %d empty",
         dataset,
         len(chosen),
-        int(marked.examples["label"].sum()),
-        len(marked.examples),
-        ", ".join(f"{name} {share}" for name, share in shares.items()),
-        marked.counts["ambiguous"],
-        marked.counts["empty"],
+        int(judged.examples["label"].sum()),
+        len(judged.examples),
+        ", ".join(f"{name} {fraction}" for name, fraction in fractions.items()),
+        judged.counts["ambiguous"],
+        judged.counts["empty"],
     )
 
 

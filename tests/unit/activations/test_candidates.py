@@ -1,4 +1,4 @@
-"""Answers among their rivals: known tables, the lens against the model's own norm and head, batches that do not matter."""
+"""Candidate scores: known tables, and the logit lens against the model's norm and head."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import small_models
 import torch
 
 from ghosttrack.activations import candidates, example_extraction, example_tokens
-from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.errors import UserError
 
 PARTS = [
@@ -44,23 +44,23 @@ def frame() -> pd.DataFrame:
 
 def collect(
     folder: Path, model: Any, tokenizer: Any, batch: int
-) -> tuple[candidates.Rivals, list[example_tokens.Encoded]]:
+) -> tuple[candidates.Candidates, list[example_tokens.Encoded]]:
     examples = frame()
     encoded = example_tokens.encode(examples, tokenizer, 64, "x", contexts=[""] * len(examples))
-    among = candidates.Rivals(model, encoded, examples["relation"].tolist())
+    among = candidates.Candidates(model, encoded, examples["relation"].tolist())
     files = StoreFiles(folder / f"{batch}.zarr", folder / f"{batch}.json")
     other = StoreFiles(folder / f"e{batch}.zarr", folder / f"e{batch}.json")
     example_extraction.extract_examples(
         model,
-        Origin("tiny", "w"),
+        ModelIdentity("tiny", "w"),
         encoded,
         [0],
         [files],
         other,
         site="resid_post",
         batch=batch,
-        together=64,
-        rivals=among,
+        packed=64,
+        candidates=among,
     )
     return among, encoded
 
@@ -76,7 +76,7 @@ def test_states_and_lens_are_what_the_model_computes_for_each_prompt_alone(
     norm: Any = candidates.final_norm(model, encoded[0])
     assert norm is getattr(model.base_model, "ln_f" if architecture == "gpt2" else "norm")
     head: Any = model.get_output_embeddings()
-    # " Paris" is a token, so capitals differ in their first one; colours begin with the token of the space
+    # " Paris" is one token, so the first tokens of capitals differ; colours begin with a space.
     starts = [int(one.answer[int(row >= 5)]) for row, one in enumerate(encoded)]
     hidden, logits = [], []
     for one, at in zip(encoded, starts, strict=True):
@@ -101,53 +101,55 @@ def test_states_and_lens_are_what_the_model_computes_for_each_prompt_alone(
     tokens, answer = np.unique(first[capital], return_inverse=True)
     rows = [0, 2, 4]  # one text of each prompt
     for place, prefix in enumerate((candidates.FINAL, candidates.LENS)):
-        expected = candidates.standing(
+        expected = candidates.candidate_scores(
             np.stack([logits[row][place].numpy()[tokens] for row in rows]),
             np.array([0, 0, 1, 1, 2]),
             answer,
         )
-        found = table[[f"{prefix}_{kind}" for kind in candidates.KINDS]].to_numpy()[capital]
+        found = table[[f"{prefix}_{score}" for score in candidates.SCORES]].to_numpy()[capital]
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_the_batch_does_not_matter(tmp_path: Path, tokenizer: Any) -> None:
+def test_the_batch_size_does_not_matter(tmp_path: Path, tokenizer: Any) -> None:
     model = small_models.make_model("llama").eval()
     one, other = (collect(tmp_path, model, tokenizer, batch)[0].table() for batch in (1, 16))
     np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-def test_a_known_table_has_known_standings() -> None:
+def test_a_known_table_has_known_scores() -> None:
     logits = np.array([[9.0, 1, 0], [0, 2, 0], [0, 0, 4]], dtype=np.float32)
     prompt, answer = np.repeat(np.arange(3), 3), np.tile(np.arange(3), 3)
-    table = pd.DataFrame(candidates.standing(logits, prompt, answer), columns=candidates.KINDS)
+    table = pd.DataFrame(
+        candidates.candidate_scores(logits, prompt, answer), columns=candidates.SCORES
+    )
     right = table[prompt == answer]
     assert (right["lead"] > 0).all()
     assert (right["rank"] == 0).all()
     assert (table[prompt != answer]["lead"] < 0).all()
     np.testing.assert_allclose(
-        np.exp(table["matched"].to_numpy()).reshape(3, 3).sum(axis=1), 1, rtol=1e-5
+        np.exp(table["sinkhorn"].to_numpy()).reshape(3, 3).sum(axis=1), 1, rtol=1e-5
     )
     np.testing.assert_allclose(
-        np.exp(table["matched"].to_numpy()).reshape(3, 3).sum(axis=0), 1, rtol=0.03
+        np.exp(table["sinkhorn"].to_numpy()).reshape(3, 3).sum(axis=0), 1, rtol=0.03
     )
-    relative = table["relative"].to_numpy().reshape(3, 3)
-    np.testing.assert_allclose(relative.sum(axis=1), 0, atol=1e-5)
+    z_logits = table["z_logit"].to_numpy().reshape(3, 3)
+    np.testing.assert_allclose(z_logits.sum(axis=1), 0, atol=1e-5)
 
 
-def test_matching_corrects_an_answer_that_is_likely_after_every_prompt() -> None:
+def test_sinkhorn_corrects_an_answer_that_is_likely_after_every_prompt() -> None:
     logits = np.array(
         [[5.0, 4], [5, 1]], dtype=np.float32
     )  # the first answer always wins by itself
-    shares = np.exp(candidates.matched(logits))
+    shares = np.exp(candidates.sinkhorn(logits))
     assert shares[0, 1] > 0.7
     assert shares[1, 0] > 0.7
     rng = np.random.default_rng(0)
     many = rng.standard_normal((30, 12)).astype(np.float32)
     moved = many + rng.standard_normal((30, 1)) + rng.standard_normal((1, 12))
     np.testing.assert_allclose(
-        candidates.matched(many), candidates.matched(moved.astype(np.float32)), atol=1e-3
+        candidates.sinkhorn(many), candidates.sinkhorn(moved.astype(np.float32)), atol=1e-3
     )
-    np.testing.assert_allclose(np.exp(candidates.matched(many)).sum(axis=0), 30 / 12, rtol=1e-2)
+    np.testing.assert_allclose(np.exp(candidates.sinkhorn(many)).sum(axis=0), 30 / 12, rtol=1e-2)
 
 
 def test_many_prompts_are_compared_table_by_table(
@@ -156,7 +158,7 @@ def test_many_prompts_are_compared_table_by_table(
     model = small_models.make_model("gpt2").eval()
     among, _ = collect(tmp_path, model, tokenizer, batch=4)
     whole = among.table()
-    monkeypatch.setattr(candidates, "MOST_PROMPTS", 2)
+    monkeypatch.setattr(candidates, "MAX_PROMPTS", 2)
     parts = among.table()
     assert parts.iloc[:2].notna().all(axis=None)  # France and Spain together, Italy by itself
     assert parts.iloc[2:4].isna().all(axis=None)
@@ -166,11 +168,13 @@ def test_many_prompts_are_compared_table_by_table(
 @pytest.mark.parametrize(
     ("count", "blocks"), [(1, []), (2, [0]), (12, [9, 10]), (30, [23, 25, 27, 28])]
 )
-def test_the_last_block_is_never_read(count: int, blocks: list[int]) -> None:
+def test_the_states_of_the_last_block_are_never_kept(count: int, blocks: list[int]) -> None:
     assert candidates.read_blocks(count) == blocks
 
 
-def test_states_come_back_and_those_of_other_examples_are_refused(tmp_path: Path) -> None:
+def test_written_states_are_read_back_and_those_of_other_examples_are_refused(
+    tmp_path: Path,
+) -> None:
     made = candidates.States(
         {3: np.ones((2, 4), "f2")},
         np.zeros((2, 4), "f2"),
@@ -187,7 +191,7 @@ def test_states_come_back_and_those_of_other_examples_are_refused(tmp_path: Path
         candidates.read(tmp_path / "prompts.npz", 4)
 
 
-def test_what_all_answers_of_a_relation_begin_with_counts_to_the_prompt(
+def test_tokens_that_all_answers_of_a_relation_begin_with_are_part_of_the_prompt(
     tmp_path: Path, tokenizer: Any
 ) -> None:
     examples = frame()
@@ -202,19 +206,19 @@ def test_what_all_answers_of_a_relation_begin_with_counts_to_the_prompt(
         ]
     encoded = example_tokens.encode(examples, tokenizer, 64, "x", contexts=[""] * len(examples))
     model = small_models.make_model("llama").eval()
-    among = candidates.Rivals(model, encoded, examples["relation"].tolist())
+    among = candidates.Candidates(model, encoded, examples["relation"].tolist())
     files = [StoreFiles(tmp_path / f"{name}.zarr", tmp_path / f"{name}.json") for name in "ab"]
     example_extraction.extract_examples(
         model,
-        Origin("tiny", "w"),
+        ModelIdentity("tiny", "w"),
         encoded,
         [0],
         files[:1],
         files[1],
         site="resid_post",
         batch=4,
-        together=64,
-        rivals=among,
+        packed=64,
+        candidates=among,
     )
     assert among.table().notna().all(axis=None)
     states, own = among.states(), encoded[6]

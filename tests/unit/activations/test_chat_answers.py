@@ -1,4 +1,4 @@
-"""Answers in a chat template: where they end, which ids are read again, and that plain prompts are as they were."""
+"""Answers in a chat template: their ends, their token ids, and unchanged plain prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from chat_models import FAMILIES
 
 from extract import extract_examples, generate_answers
 from fetch import fetch_questions
-from ghosttrack.activations import example_tokens, other_prompts, p_true
+from ghosttrack.activations import example_tokens, p_true, pmi_baseline
 from ghosttrack.activations.decoding import complete
-from ghosttrack.activations.generation import mark
+from ghosttrack.activations.generation import judge_answers
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import chat, datasets, models
 from ghosttrack.report.explorer import texts
@@ -35,7 +35,7 @@ def tokenizer(family: str) -> Any:
 
 
 def questions(tokenizer: Any) -> pd.DataFrame:
-    """Four questions, one of which holds the text of a special token."""
+    """Four questions; one contains the text of a special token."""
     asked = ["Who wrote it?", "What is it?", f"Is {tokenizer.eos_token} gold?", "Is it 79?"]
     frame = pd.DataFrame(
         {
@@ -52,7 +52,7 @@ def questions(tokenizer: Any) -> pd.DataFrame:
 
 
 def examples(tokenizer: Any) -> pd.DataFrame:
-    return mark(questions(tokenizer), ANSWERS, "x").examples
+    return judge_answers(questions(tokenizer), ANSWERS, "x").examples
 
 
 def scripted(tokenizer: Any, prompt: list[int], script: list[int]) -> Any:
@@ -100,7 +100,7 @@ def test_an_answer_ends_with_its_turn_and_holds_no_token_of_the_template(
         assert len(found.logprobs) == len(said.ids) + 1
 
 
-def test_the_model_answers_behind_the_very_ids_of_the_template(tokenizer: Any) -> None:
+def test_the_model_answers_after_exactly_the_ids_of_the_template(tokenizer: Any) -> None:
     model, asked = chat_models.make_model(tokenizer), questions(tokenizer)
     stops = chat.answer_ends(tokenizer, model.generation_config)
     found = complete(
@@ -119,7 +119,7 @@ def test_the_model_answers_behind_the_very_ids_of_the_template(tokenizer: Any) -
         assert one.logprobs[0] == pytest.approx(float(torch.log_softmax(logits, 0).max()), abs=1e-4)
 
 
-def test_answers_are_read_again_behind_the_very_ids_of_the_template(tokenizer: Any) -> None:
+def test_answers_are_encoded_after_exactly_the_ids_of_the_template(tokenizer: Any) -> None:
     frame = examples(tokenizer)
     assert len(frame) == len(ANSWERS)
     stops = set(chat.answer_ends(tokenizer, None))
@@ -127,7 +127,7 @@ def test_answers_are_read_again_behind_the_very_ids_of_the_template(tokenizer: A
     for one, prompt, text, answer in zip(
         encoded, frame["prompt_ids"], frame["text"], frame["answer"], strict=True
     ):
-        ids = [*one.before.tolist(), *one.ids.tolist()]
+        ids = [*one.prefix.tolist(), *one.ids.tolist()]
         assert ids[: len(prompt)] == list(prompt)
         assert not set(ids[len(prompt) :]) & stops
         assert tokenizer.decode(ids) == text
@@ -135,15 +135,15 @@ def test_answers_are_read_again_behind_the_very_ids_of_the_template(tokenizer: A
         assert (one.read + one.shift).tolist() == list(range(1, len(ids) - len(prompt) + 1))
 
 
-def test_an_answer_meets_the_very_ids_of_other_prompts(tokenizer: Any) -> None:
+def test_pmi_pairs_have_exactly_the_ids_of_other_prompts(tokenizer: Any) -> None:
     frame = examples(tokenizer)
-    pairs = other_prompts.choose_pairs(frame, 2, seed=0)
+    pairs = pmi_baseline.choose_pairs(frame, 2, seed=0)
     every = pd.concat([frame, pairs], ignore_index=True)
     encoded = example_tokens.encode(every, tokenizer, 1024, "x")[len(frame) :]
     prompts = [tuple(ids) for ids in frame["prompt_ids"]]
     assert len(encoded) >= 2 * len(frame)
     for one, pair in zip(encoded, pairs.to_dict("records"), strict=True):
-        ids = (*one.before.tolist(), *one.ids.tolist())
+        ids = (*one.prefix.tolist(), *one.ids.tolist())
         assert any(ids[: len(prompt)] == prompt for prompt in prompts)
         assert tokenizer.decode(ids) == pair["text"]
         assert not set(one.ids[one.answer].tolist()) & set(chat.answer_ends(tokenizer, None))
@@ -186,15 +186,17 @@ def test_answers_in_chat_beside_given_texts_are_found_in_their_own_set(
     assert parts["plain"] == texts.offsets_of(["It is Ada."], tokenizer)
 
 
-def test_p_true_is_asked_in_the_chat_template(tokenizer: Any) -> None:
+def test_p_true_uses_the_chat_template(tokenizer: Any) -> None:
     frame, model = examples(tokenizer), chat_models.make_model(tokenizer)
-    found = p_true.measure(model, tokenizer, frame, limit=1024, batch=2, together=1024)
+    found = p_true.measure(model, tokenizer, frame, limit=1024, batch=2, packed=1024)
     lead = chat.answer_lead(tokenizer)
     words = [each.ids for each in chat.continuations(tokenizer, [f"{lead}True", f"{lead}False"])]
     place = next(
         place for place, (one, other) in enumerate(zip(*words, strict=False)) if one != other
     )
-    lines = [line.rsplit(" ", 1) for line in p_true.solved("r", with_question=True).splitlines()]
+    lines = [
+        line.rsplit(" ", 1) for line in p_true.demonstrations("r", with_question=True).splitlines()
+    ]
     earlier = [turn for line in lines for turn in line]
     for row, text in enumerate(p_true.shown_texts(frame)):
         odds = []
@@ -207,7 +209,7 @@ def test_p_true_is_asked_in_the_chat_template(tokenizer: Any) -> None:
 
 
 def fetched(folder: Path, template: str | None) -> Path:
-    """A small model with a template, as it lies in a run; its weights file."""
+    """A small model with a chat template in the folder of a run; returns its weights file."""
     tokenizer = chat_models.make_tokenizer(FAMILIES["chatml"])
     tokenizer.chat_template = template
     model = chat_models.make_model(tokenizer, 4096)
@@ -216,7 +218,7 @@ def fetched(folder: Path, template: str | None) -> Path:
 
 
 def answered(folder: Path, weights: Path, prompt: str, seed: int = 0) -> Path:
-    """Run the jobs from the questions to the examples' activations."""
+    """Run the jobs from the questions to the activations of the examples."""
     folder.mkdir(parents=True, exist_ok=True)
     generation = GenerationSettings(prompt=prompt, max_new_tokens=4, questions=8, samples=1)
     fetch_questions.main(
@@ -314,7 +316,7 @@ def test_a_run_in_chat_reads_the_template_s_ids_from_the_questions_to_the_activa
     assert np.isfinite(outputs["p_true"]).all()
 
 
-def test_greedy_and_drawn_answers_are_asked_by_the_template_s_ids_and_end_with_a_turn(
+def test_greedy_and_sampled_answers_follow_the_template_s_ids_and_end_with_a_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = fetched(tmp_path / "model", chat_models.CHATML)

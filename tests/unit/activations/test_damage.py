@@ -1,4 +1,4 @@
-"""No damage is read without a word: every kind, in both storage modes, is named, and mended by writing one store again."""
+"""Every kind of damage, in both storage modes, is reported and fixed by writing one store again."""
 
 import json
 import os
@@ -27,16 +27,16 @@ SHARD, MANIFEST = "one.zarr/resid_post/c/1/0", "one.json"
 
 
 class Kind(NamedTuple):
-    """One kind of damage: what does it to a folder of stores, what is said of which file, and the store to write again."""
+    """One kind of damage, the reported message and file, and the store to write again."""
 
     do: Callable[[Path, Header], object]
     said: str
     named: str = SHARD
-    mended: str = "one"
+    rewritten: str = "one"
 
 
 def job(folder: Path, header: Header, name: str, start: int | None = None) -> None:
-    """What an extraction job does for one of its layers."""
+    """Write a store as an extraction job does for one layer."""
     first = {"one": 0, "two": ROWS["one"]}[name] if start is None else start
     write(
         folder,
@@ -54,7 +54,7 @@ def at(place: str, change: Callable[[Path], object]) -> Callable[[Path, Header],
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Header], object]:
-    """Another manifest for the first store."""
+    """Change the manifest of the first store."""
 
     def edit(path: Path) -> None:
         content = json.loads(path.read_text())
@@ -65,14 +65,14 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Header
 
 
 def manifest_of_another_run(folder: Path, header: Header) -> None:
-    """Of the same model, layer and tokens, but other numbers."""
+    """The same model, layer and tokens, but other values."""
     write(folder / "other", make_rows(70_000, seed=9), header, total=TOTAL, name="one", step=70_000)
     shutil.copy(folder / "other" / MANIFEST, folder / MANIFEST)
     shutil.rmtree(folder / "other")
 
 
 def shard_of_another_model(folder: Path, header: Header) -> None:
-    """A file of the right size, name and form."""
+    """A file of the correct size, name and form."""
     other = header._replace(model="other", weights_sha256="other")
     write(folder / "other", make_rows(70_000, seed=9), other, total=TOTAL, name="one", step=70_000)
     shutil.copy(folder / "other" / SHARD, folder / SHARD)
@@ -84,7 +84,7 @@ def store_of_another_model(folder: Path, header: Header) -> None:
 
 
 def rows_that_are_not_finite(value: float) -> Callable[[Path, Header], None]:
-    """Behind the back of the writer, which looks at the norms: the checksums are sound."""
+    """Non-finite values with valid checksums, which the writer cannot see in the norms."""
 
     def write_them(folder: Path, header: Header) -> None:
         block = to_block(make_rows(70_000))
@@ -105,7 +105,7 @@ def rows_that_are_not_finite(value: float) -> Callable[[Path, Header], None]:
 def small_array(
     name: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 ) -> Callable[[Path, Header], None]:
-    """Other values in a small array, and a manifest that vouches for them."""
+    """Other values in a small array, with a manifest that matches them."""
 
     def replace(folder: Path, _: Header) -> None:
         target, manifest = folder / "one.zarr", folder / MANIFEST
@@ -207,7 +207,7 @@ KINDS = {
         "one.zarr/zarr.json",
     ),
 }
-# What only an int8s store has.
+# Damage that only an int8s store can have.
 SCALES = "one.zarr/row_scale/c/0"
 KINDS_OF_INT8S = {
     "scales missing": Kind(at(SCALES, Path.unlink), "the file is missing", SCALES),
@@ -241,7 +241,7 @@ def opened(folder: Path) -> ActivationStore:
 
 
 def silent_reads(folder: Path, truth: npt.NDArray[np.float16]) -> int:
-    """Chunks that are handed out and are not what was written."""
+    """Number of chunks that are read without an error and differ from what was written."""
     try:
         store = opened(folder)
     except UserError:
@@ -258,7 +258,7 @@ def silent_reads(folder: Path, truth: npt.NDArray[np.float16]) -> int:
 
 
 def bytes_of(folder: Path, name: str) -> dict[str, tuple[bytes, int]]:
-    """Content and date of every file of one store and its manifest."""
+    """Content and modification time of every file of one store and its manifest."""
     paths = [folder / f"{name}.json", *(folder / f"{name}.zarr").rglob("*")]
     return {
         str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths if path.is_file()
@@ -270,7 +270,7 @@ def bytes_of(folder: Path, name: str) -> dict[str, tuple[bytes, int]]:
     [(storage, name) for storage in ("fp16", "int8s") for name in KINDS]
     + [("int8s", name) for name in KINDS_OF_INT8S],
 )
-def test_damage_is_never_read_is_named_and_is_mended_by_the_job_of_one_store(
+def test_damage_is_never_read_is_reported_and_is_fixed_by_the_job_of_one_store(
     storage: Storage, name: str, sound: dict[Storage, Path], tmp_path: Path
 ) -> None:
     kind, header = {**KINDS, **KINDS_OF_INT8S}[name], HEADER._replace(storage=storage)
@@ -289,11 +289,11 @@ def test_damage_is_never_read_is_named_and_is_mended_by_the_job_of_one_store(
     problems = verification.check(
         verification.Group("layer", stores, manifests, whole=False)
     ).problems
-    assert any(str(folder / kind.mended) in problem for problem in problems), problems
+    assert any(str(folder / kind.rewritten) in problem for problem in problems), problems
 
-    (other,) = set(ROWS) - {kind.mended}
+    (other,) = set(ROWS) - {kind.rewritten}
     before = bytes_of(folder, other)
-    job(folder, header, kind.mended)
+    job(folder, header, kind.rewritten)
     opened(folder).verify()
     np.testing.assert_array_equal(opened(folder).read(), truth)
     assert bytes_of(folder, other) == before

@@ -1,4 +1,4 @@
-"""Extraction from examples: the answer's own tokens, whatever the batch, and the model's opinion of each."""
+"""Extraction from examples: answer tokens, activations and statistics for any batch size."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from ghosttrack.activations import example_extraction, example_tokens, packed_texts
 from ghosttrack.activations.example_extraction import ExampleTables
 from ghosttrack.activations.example_tokens import Encoded, answer_tokens, encode
-from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -53,7 +53,7 @@ def examples() -> pd.DataFrame:
             "text": ["".join(part) for part in PARTS],
             "question": [f"{prompt}?" for prompt, _, _ in PARTS],
             "answer": [answer.strip() for _, answer, _ in PARTS],
-            "answer_start": [len(prompt) + 1 for prompt, _, _ in PARTS],  # behind the space
+            "answer_start": [len(prompt) + 1 for prompt, _, _ in PARTS],  # after the space
             "answer_end": [len(prompt + answer) for prompt, answer, _ in PARTS],
         }
     )
@@ -135,14 +135,14 @@ def extract(folder: Path, model: Any, encoded: list[Encoded], batch: int) -> Fou
     ]
     tables = example_extraction.extract_examples(
         model,
-        Origin("tiny", "weights"),
+        ModelIdentity("tiny", "weights"),
         encoded,
         LAYERS,
         made[:-1],
         made[-1],
         site="resid_post",
         batch=batch,
-        together=small_models.CONTEXT,
+        packed=small_models.CONTEXT,
     )
     stores = [ActivationStore.open([one.store], [one.manifest]) for one in made]
     return Found(stores[:-1], stores[-1], tables)
@@ -160,12 +160,12 @@ def test_answer_tokens_that_a_store_cannot_hold_are_refused_with_their_layer(
 
 
 def one_by_one(model: Any, encoded: list[Encoded]) -> tuple[list[Any], pd.DataFrame]:
-    """The slow obvious way: one unpadded example at a time, all logits at once."""
+    """Reference: one unpadded example at a time, all logits at once."""
     states: list[list[torch.Tensor]] = [[], [], []]
     rows = []
     for number, one in enumerate(encoded):
-        ids = torch.from_numpy(np.concatenate([one.before, one.ids])[None])
-        read = one.read + len(one.before)
+        ids = torch.from_numpy(np.concatenate([one.prefix, one.ids])[None])
+        read = one.read + len(one.prefix)
         with torch.no_grad():
             out = model(ids, output_hidden_states=True)
         log_probabilities = torch.log_softmax(out.logits[0].double(), dim=-1)
@@ -214,7 +214,7 @@ def test_every_batch_gives_what_one_example_at_a_time_gives(
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_shared_beginning_gives_what_whole_texts_give(
+def test_a_shared_prefix_gives_what_whole_texts_give(
     tmp_path: Path,
     model: Any,
     tokenizer: Any,
@@ -232,7 +232,7 @@ def test_a_shared_beginning_gives_what_whole_texts_give(
     )
     encoded = encode(examples, tokenizer, 64, "x")
     shown = [0, *tokenizer("Q: Who? A: Ada.\n")["input_ids"]]
-    assert [len(one.before) for one in encoded] == [
+    assert [len(one.prefix) for one in encoded] == [
         len(shown) - 1,
         0,
         0,
@@ -278,7 +278,7 @@ def test_other_positions_are_read_and_the_answer_is_scored_alike(
     examples = examples.iloc[[0, 1, 2, 4]]
     answers = encode(examples, tokenizer, 64, "x")
     encoded = encode(examples, tokenizer, 64, "x", ["Q: Who? A: Ada.\n"] * 4, positions=positions)
-    assert min(len(one.before) for one in encoded) > 2
+    assert min(len(one.prefix) for one in encoded) > 2
     spoken_of = [str(tokenizer.decode(one.ids[one.read].tolist())) for one in encoded]
     assert all(
         own.endswith(text) if positions == "all" else text.endswith(own)
@@ -304,16 +304,16 @@ def test_other_positions_are_read_and_the_answer_is_scored_alike(
     assert found.tables.outputs["row_count"].tolist() == [len(one.read) for one in encoded]
 
 
-def test_prompts_that_begin_alike_share_their_beginning_but_no_answer(
+def test_prompts_share_a_prefix_that_ends_before_the_answer(
     tokenizer: Any, examples: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(example_tokens, "SHARED_TOKENS", 2)
     alike = examples.iloc[[0, 0]].assign(id=["a", "b"])
     alike.loc[alike["id"] == "b", ["text", "answer_end"]] = ["The capital of France is Paris!", 31]
     for one, whole in zip(encode(alike, tokenizer, 64, "x"), alike["text"], strict=True):
-        assert tokenizer.decode([*one.before[1:], *one.ids]) == whole
+        assert tokenizer.decode([*one.prefix[1:], *one.ids]) == whole
         assert (
-            len(one.before) == one.answer[0] + len(one.before) - 1
+            len(one.prefix) == one.answer[0] + len(one.prefix) - 1
         )  # up to the token before the answer
         assert (
             one.answer[0] + one.shift == len(tokenizer("The capital of France is")["input_ids"]) + 1
@@ -375,7 +375,7 @@ def test_a_different_answer_span_gives_a_different_token_hash(
         require_same_rows([one.layers[0], other.layers[1]])
 
 
-def test_logits_that_the_model_changes_behind_its_head_are_the_models_own(
+def test_logits_include_changes_after_the_unembedding(
     tmp_path: Path, tokenizer: Any, examples: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_models.make_model("llama")
@@ -440,10 +440,10 @@ def test_the_script_writes_aligned_stores_and_tables(
         "rank",
     ]
     assert outputs["id"].tolist() == examples["id"].tolist()
-    assert outputs["other_prompts"].tolist() == [4] * len(examples)
+    assert outputs["pmi_prompts"].tolist() == [4] * len(examples)
     assert (
         outputs["p_true"].isna().all()
-    )  # behind solved examples these texts are longer than the 64 tokens it takes
+    )  # after demonstrations these texts exceed the context of 64 tokens
     assert np.isfinite(outputs[["pmi_sum", "pmi_mean", "pmi_first"]]).all(axis=None)
     with np.load(tmp_path / "background.npz") as background:
         assert background.files == ["layer_01"]

@@ -1,4 +1,4 @@
-"""Extraction from packed contexts: the right numbers from the right place, for every batch and shard."""
+"""Extraction from packed contexts: correct values and rows for every batch and shard."""
 
 import os
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ import small_models
 import torch
 
 from ghosttrack.activations import extraction, hooks, reader, store, writer
-from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.files import read_json
 
-ORIGIN = Origin("tiny", "weights")
+ORIGIN = ModelIdentity("tiny", "weights")
 CONTEXTS, CONTEXT = 7, 12
 
 
@@ -117,7 +117,7 @@ def test_the_model_works_as_before_after_extraction(
     assert count_hooks(model) == hooks
 
 
-def test_the_batch_changes_nothing_but_rounding(
+def test_the_batch_size_changes_only_rounding(
     tmp_path: Path, model: Any, tokens: npt.NDArray[np.int32]
 ) -> None:
     one, other = (
@@ -176,17 +176,19 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
     assert extraction.tokens_sha256(tokens) != one.attributes["tokens_sha256"]
 
 
-def test_a_tensor_becomes_the_block_that_numpy_makes_of_it() -> None:
+def test_a_block_holds_the_clipped_values_and_the_norms_of_its_rows() -> None:
     rows = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32) * 3e4
     rows[7, 3], rows[9, :2] = 65_504.0, 1e5
-    one, other = extraction.to_block(torch.from_numpy(rows)), store.to_block(rows)
-    np.testing.assert_array_equal(one.values, other.values)
-    np.testing.assert_allclose(one.norms, other.norms, rtol=1e-6)
-    np.testing.assert_array_equal(one.clipped, other.clipped)
-    np.testing.assert_array_equal(
-        other.clipped[:, 1], [n for n in (np.abs(rows) > 65_504).sum(1) if n]
-    )
-    assert len(extraction.to_block(torch.from_numpy(rows / 1e3)).clipped) == 0
+    block = store.to_block(torch.from_numpy(rows))
+    np.testing.assert_array_equal(block.values, np.clip(rows, -65_504, 65_504).astype(np.float16))
+    np.testing.assert_allclose(block.norms, np.linalg.norm(rows, axis=1), rtol=1e-6)
+    beyond = np.abs(rows) > 65_504
+    clipped = [(row, beyond[row].sum(), np.abs(rows[row]).max()) for row in range(50)]
+    np.testing.assert_array_equal(block.clipped, [line for line in clipped if line[1]])
+    assert block.exact is None
+    small = store.to_block(rows / 1e3, exact=True)
+    assert len(small.clipped) == 0
+    np.testing.assert_array_equal(small.exact, rows / 1e3)
 
 
 def test_a_model_with_damaged_weights_publishes_nothing(
@@ -230,7 +232,7 @@ def test_contexts_longer_than_the_model_takes_or_beyond_the_corpus_are_refused(
 
 def test_the_origin_of_a_model_without_an_id_is_its_kind(tmp_path: Path) -> None:
     small_models.save(small_models.make_model("gpt2"), small_models.make_tokenizer(), tmp_path)
-    assert extraction.origin(tmp_path) == Origin(
+    assert extraction.model_identity(tmp_path) == ModelIdentity(
         "random", read_json(tmp_path / "source.json")["weights_sha256"]
     )
 
@@ -281,7 +283,7 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
         whole = ActivationStore.open([heldout[place].store], [heldout[place].manifest])
         np.testing.assert_allclose(joined.read(), whole.read(), rtol=2e-3, atol=1e-3)
         assert joined.attributes == whole.attributes
-    # Snakemake puts a file of its own into folders that are outputs.
+    # Snakemake writes a file of its own into output folders.
     (stores[0] / ".snakemake_timestamp").touch()
     ActivationStore.open(stores[:1], manifests[:1]).verify()
 
@@ -289,7 +291,7 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
 # ---- resuming
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shard files of 24 rows in chunks of 12, so that little text makes many."""
+    """Shard files of 24 rows in chunks of 12, so that a short text fills many."""
     for module in (writer, reader, store):
         monkeypatch.setattr(module, "CHUNK_ROWS", 12)
         if hasattr(module, "CHUNKS_PER_SHARD"):
@@ -305,9 +307,10 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
-# Passes of 36, 36 and 12 rows: after one, a file of 24 rows is whole and its pass is repeated; after two, three files are.
+# Passes of 36, 36 and 12 rows: after one pass, one file of 24 rows is complete and the pass is
+# repeated; after two, three files are complete.
 @pytest.mark.parametrize(("passes", "repeated"), [(1, 3), (2, 1)])
-def test_a_job_that_fails_is_gone_on_with_and_gives_the_same_bytes(
+def test_a_failed_job_is_resumed_and_gives_the_same_bytes(
     storage: str,
     passes: int,
     repeated: int,

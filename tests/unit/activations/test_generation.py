@@ -1,4 +1,4 @@
-"""Generation: plain greedy completions, cut and marked, with nothing lost unseen."""
+"""Generation: greedy and sampled continuations, cut to answers, judged and counted."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,13 @@ import small_models
 import torch
 
 from ghosttrack.activations import generation
-from ghosttrack.activations.decoding import Written, complete
-from ghosttrack.activations.generation import choose_questions, mark, sample_table, uniform_numbers
+from ghosttrack.activations.decoding import Continuation, complete
+from ghosttrack.activations.generation import (
+    choose_questions,
+    judge_answers,
+    sample_table,
+    uniform_numbers,
+)
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.files import read_json
 
@@ -41,7 +46,7 @@ def slowly(
     draws: np.ndarray | None = None,
     temperature: float = 1.0,
 ) -> tuple[str, list[float]]:
-    """The obvious way: one prompt, no padding, no cache, nothing shared; text and log-probability of each token."""
+    """Reference: one prompt without padding or cache; text and log-probability of each token."""
     start = [0, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     ids, logprobs = list(start), []
     before = len(tokenizer.decode(start[1:]))
@@ -61,7 +66,7 @@ def slowly(
     return tokenizer.decode(ids[1:], skip_special_tokens=True)[before:], logprobs
 
 
-def assert_same(found: Written, expected: tuple[str, list[float]]) -> None:
+def assert_same(found: Continuation, expected: tuple[str, list[float]]) -> None:
     assert found.text == expected[0]
     assert found.logprobs == pytest.approx(expected[1], abs=1e-4)
     assert len(found.ends) == len(found.logprobs)
@@ -72,7 +77,7 @@ def assert_same(found: Written, expected: tuple[str, list[float]]) -> None:
 def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(
     model: Any, tokenizer: Any, batch: int
 ) -> None:
-    # The last three share their head with the first, as questions share their solved examples.
+    # The last three share a prefix with the first, as questions share their demonstrations.
     prompts = [*PROMPTS, *(f"{PROMPTS[1]} {end}" for end in ("Ada", "gold", "Is it Paris"))]
     for found, prompt in zip(
         complete(
@@ -92,7 +97,7 @@ def test_batched_generation_equals_one_prompt_at_a_time_without_a_cache(
 
 
 @pytest.mark.parametrize("batch", [2, 8])
-def test_drawn_answers_follow_from_their_own_numbers_alone(
+def test_sampled_answers_depend_on_their_own_random_numbers_alone(
     model: Any, tokenizer: Any, batch: int
 ) -> None:
     prompts = [prompt for prompt in PROMPTS for _ in range(3)]
@@ -113,13 +118,13 @@ def test_drawn_answers_follow_from_their_own_numbers_alone(
     assert len({each.text for each in found}) > len(PROMPTS)
 
 
-def test_a_question_keeps_its_numbers_when_others_come_or_more_samples_are_asked_for() -> None:
+def test_the_random_numbers_of_a_question_do_not_depend_on_other_questions_or_samples() -> None:
     few, more = uniform_numbers(["a", "b"], 2, 4, seed=1), uniform_numbers(["b", "c"], 3, 4, seed=1)
     assert few[2:].tolist() == more[:2].tolist()
     assert few.tolist() != uniform_numbers(["a", "b"], 2, 4, seed=2).tolist()
 
 
-def test_drawn_tokens_are_as_frequent_as_the_model_says(model: Any, tokenizer: Any) -> None:
+def test_sampled_tokens_have_the_model_s_probabilities(model: Any, tokenizer: Any) -> None:
     numbers = (np.arange(2000) + 0.5)[:, None] / 2000
     found = complete(
         model,
@@ -136,7 +141,7 @@ def test_drawn_tokens_are_as_frequent_as_the_model_says(model: Any, tokenizer: A
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]
     expected, plain = torch.softmax(logits / 2, 0), torch.log_softmax(logits, 0)
-    # Each token's log-probability is the model's own, at temperature 1; the shares are those at temperature 2.
+    # The log-probabilities are those at temperature 1, the frequencies those at temperature 2.
     counted = pd.Series([round(each.logprobs[0], 4) for each in found]).value_counts(normalize=True)
     for token in expected.topk(5).indices.tolist():
         alike = (plain - plain[token]).abs() < 1e-4
@@ -232,8 +237,8 @@ def questions(count: int = 1) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_answers_are_cut_marked_and_counted() -> None:
-    found = mark(
+def test_answers_are_cut_judged_and_counted() -> None:
+    found = judge_answers(
         questions(), [" Paris.\nThe capital of", " Madrid.\n", "", " Paris or N'Djamena."], "x"
     )
     assert found.examples.columns.tolist() == generation.EXAMPLE_COLUMNS
@@ -252,9 +257,9 @@ def test_answers_are_cut_marked_and_counted() -> None:
 
 
 def test_the_answer_span_is_the_cut_answer_and_ends_the_text() -> None:
-    row = mark(questions().head(1), [" Paris.\nThe capital of Italy is Rome."], "x").examples.iloc[
-        0
-    ]
+    row = judge_answers(
+        questions().head(1), [" Paris.\nThe capital of Italy is Rome."], "x"
+    ).examples.iloc[0]
     assert row["text"][row["answer_start"] : row["answer_end"]] == row["answer"] == "Paris"
     assert row["text"] == "The capital of France is Paris"
     assert row["prompt"] == "The capital of France is"
@@ -265,9 +270,9 @@ def test_the_answer_span_is_the_cut_answer_and_ends_the_text() -> None:
 def test_no_answer_at_all_is_an_error_that_says_what_to_change() -> None:
     with pytest.raises(
         UserError,
-        match=r"data set x: none of 4 answers could be marked .*'empty': 4.*max_new_tokens",
+        match=r"data set x: none of 4 answers could be judged .*'empty': 4.*max_new_tokens",
     ):
-        mark(questions(), [""] * 4, "x")
+        judge_answers(questions(), [""] * 4, "x")
 
 
 def test_chosen_questions_are_spread_evenly_over_relations_and_keep_their_order() -> None:
@@ -281,9 +286,9 @@ def test_chosen_questions_are_spread_evenly_over_relations_and_keep_their_order(
 
 
 def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
-    def said(text: str, *logprobs: float) -> Written:
+    def said(text: str, *logprobs: float) -> Continuation:
         ends = np.linspace(0, len(text), len(logprobs) + 1).round().astype(int)[1:]
-        return Written(text, tuple(ends.tolist()), logprobs)
+        return Continuation(text, tuple(ends.tolist()), logprobs)
 
     france, chad = questions().iloc[[0]], questions().iloc[[3]]
     table = sample_table(
@@ -318,7 +323,7 @@ def test_every_answer_is_in_the_table_with_its_cluster_and_verdict() -> None:
 
 
 def test_clusters_do_not_know_the_gold_answers() -> None:
-    same = [Written(text, (len(text),), (-1.0,)) for text in (" Burma", " Myanmar")]
+    same = [Continuation(text, (len(text),), (-1.0,)) for text in (" Burma", " Myanmar")]
     asked = pd.DataFrame([{"id": "q", "relation": "r", "gold": ["Myanmar", "Burma"]}])
     table = sample_table(asked, same[:1], same[1:])
     assert table["correct"].tolist() == [True, True]

@@ -1,4 +1,4 @@
-"""Storage modes: what int8s gives back, what it takes, and what the manifest says of it."""
+"""Storage mode int8s: its error, its size, and its error in the manifest."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ghosttrack.runtime import files
 
 
 def heavy_rows(rows: int, width: int = 32) -> npt.NDArray[np.float32]:
-    """Like a residual stream: channels of very different size, one off centre, and every 50th row hundreds of times larger."""
+    """As a residual stream: unequal channels, one with a large mean, and a massive row in 50."""
     values = make_rows(rows, seed=3, width=width) * np.geomspace(0.05, 20, width, dtype=np.float32)
     values[:, 20] += 9
     values[::50, 3] = 25_000
@@ -88,7 +88,7 @@ def test_an_int8s_store_that_loses_its_scales_after_it_was_opened_reads_as_befor
 
 
 @pytest.mark.parametrize(("storage", "most"), [("fp16", 1e-5), ("int8s", 1e-3)])
-def test_the_manifest_says_what_the_storage_mode_costs(
+def test_the_manifest_holds_the_storage_error(
     storage: store.Storage, most: float, tmp_path: Path
 ) -> None:
     values = heavy_rows(6_000)
@@ -98,7 +98,7 @@ def test_the_manifest_says_what_the_storage_mode_costs(
     ) as writer:
         for at in range(0, 6_000, 1_000):
             part = values[at : at + 1_000]
-            writer.append(to_block(part)._replace(exact=part))
+            writer.append(to_block(part, exact=True))
     error = files.read_json(tmp_path / "a.json")["storage_error"]
     assert 0 < error["relative"] < most
     assert 0 < error["low_variance"] < most

@@ -1,4 +1,4 @@
-"""An extraction that is killed again and again ends with the bytes of one that was not."""
+"""An extraction that is killed again and again writes the same bytes as an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -16,19 +16,19 @@ import torch
 from ghosttrack.activations import extraction, layout, writer
 
 KILLS, LAYERS, CONTEXT = 20, [0, 2], 32
-# Shard files of one chunk instead of 16: as many files from a sixteenth of the rows.
+# Shard files of one chunk instead of 16 need a sixteenth of the rows.
 CONTEXTS = 16 * layout.CHUNK_ROWS // CONTEXT
 
 
 def extract(folder: Path) -> None:
-    """In a process of its own, which the test kills."""
+    """Runs in a separate process, which the test kills."""
     torch.set_num_threads(1)
     writer.CHUNKS_PER_SHARD, writer.SHARD_ROWS = 1, layout.CHUNK_ROWS  # type: ignore[attr-defined]
     model = small_models.make_model("gpt2")
     tokens = np.random.default_rng(0).integers(1, 400, (CONTEXTS, CONTEXT), dtype=np.int32)
     extraction.extract_contexts(
         model,
-        extraction.Origin("tiny", "weights"),
+        extraction.ModelIdentity("tiny", "weights"),
         tokens,
         LAYERS,
         [
@@ -40,7 +40,7 @@ def extract(folder: Path) -> None:
 
 
 def finished_files(folder: Path) -> int:
-    """Shard files from the first on whose records every layer has."""
+    """Number of first shard files whose records exist for every layer."""
 
     def recorded(number: int) -> bool:
         return all(
@@ -52,9 +52,9 @@ def finished_files(folder: Path) -> int:
 
 
 def naming(folder: Path) -> bool:
-    """Whether every layer's store was complete but for its name and manifest.
+    """Whether every layer's store was complete except its name and manifest.
 
-    What an earlier job named stands beside the new store until that one takes its place, file by file.
+    A finished store of an earlier job stays until the new store replaces it.
     """
 
     def newest(layer: int) -> Path:
@@ -72,10 +72,11 @@ def content_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_file_under_way(
+def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_current_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A fresh process that has imported everything, but computed nothing: forking one that has can hang its threads.
+    # Forked from a process that has imported everything but computed nothing: forking one with
+    # running threads can hang.
     processes = multiprocessing.get_context("forkserver")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     processes.set_forkserver_preload(
@@ -87,7 +88,10 @@ def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_file
     )
 
     def run(folder: Path, share: float | None = None) -> float:
-        """Extract into `folder`; kill at `share` of the time that an uninterrupted one writes. Gives the time it wrote; 0: killed."""
+        """Extract into `folder`; kill it after `share` of the time of an uninterrupted job.
+
+        Returns the writing time in seconds; 0 if it was killed.
+        """
         process = processes.Process(target=extract, args=(folder,))
         process.start()
         while process.is_alive() and not (folder / f"layer_{LAYERS[-1]}.zarr.partial").exists():
@@ -111,14 +115,14 @@ def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_the_file
             rounds, kept = rounds + 1, 0
         else:
             kills += 1
-            # While finished stores are given their names, in milliseconds, a kill costs the whole job.
+            # A kill while finished stores are renamed, in milliseconds, costs the whole job.
             if not naming(folder):
                 assert (
                     finished_files(folder) >= kept
-                )  # what one job finished, the next one never loses
+                )  # a job never loses files that an earlier one completed
             kept = finished_files(folder)
             most = max(most, kept)
-    assert most > 1  # there was something to go on with
+    assert most > 1  # some job was resumed
     run(folder, None)
     assert content_of(folder) == content_of(tmp_path / "whole")
     assert not list(folder.glob("*.partial"))

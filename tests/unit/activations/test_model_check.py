@@ -1,4 +1,4 @@
-"""The check of a model: it finds every fast way that is wrong, and refuses a model that cannot be read."""
+"""The check of a model finds every fast way that is inexact, and refuses unreadable models."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ COMMON: dict[str, Any] = {
 
 
 def build(config: Any) -> Any:
-    """A random model whose attention is sharp: what a token wrongly sees, or does not see, changes its predictions."""
+    """A random model with sharp attention, so that every masking error changes its predictions."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
     for name, weight in model.named_parameters():
@@ -56,11 +56,11 @@ def checked(model: Any, site: Any = "resid_post") -> model_check.ModelCheck:
 def test_a_plain_model_is_read_in_every_fast_way() -> None:
     found = checked(llama())
     assert found.limits == Limits(
-        together=384, padded=160, cached=400, batched=True, skipped=True, named=True
+        packed=384, padded=160, cached=400, batched=True, skipped=True, named=True
     )
     assert {each.way for each in found.comparisons} == {
         "batched",
-        "together",
+        "packed",
         "padded",
         "cached",
         "skipped",
@@ -69,15 +69,16 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "together", "padded"),
+    ("config", "packed", "padded"),
     [
-        # Padding between a shared beginning and the rest counts as distance for a window.
+        # Padding between a shared prefix and the rest counts as distance in a window.
         (transformers.MistralConfig(**COMMON, sliding_window=8), 384, 0),
         (transformers.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=8), 384, 0),
-        # A window that none of the tried sequences exceeds changes nothing, and is exceeded by one that is tried.
+        # Windows between the lengths of the test sequences.
         (transformers.MistralConfig(**COMMON, sliding_window=100), 384, 32),
         (transformers.MistralConfig(**COMMON, sliding_window=300), 384, 160),
-        # Its own local attention counts places in the sequence, so texts of one sequence push each other out of the window.
+        # Its local attention counts places in the packed sequence, so texts push each other out of
+        # the window.
         (
             transformers.GPTNeoConfig(
                 vocab_size=128,
@@ -91,7 +92,7 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
             0,
             0,
         ),
-        # Distances instead of positions: there is no position to give to a token.
+        # ALiBi: the model takes no position ids.
         (transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4), 0, 160),
         (
             transformers.MptConfig(
@@ -102,17 +103,17 @@ def test_a_plain_model_is_read_in_every_fast_way() -> None:
         ),
     ],
 )
-def test_a_way_is_taken_only_as_far_as_windows_and_distances_leave_it_exact(
-    config: Any, together: int, padded: int
+def test_limits_end_where_windows_and_relative_positions_make_a_way_inexact(
+    config: Any, packed: int, padded: int
 ) -> None:
     found = checked(build(config)).limits
-    assert (found.together, found.padded) == (together, padded)
+    assert (found.packed, found.padded) == (packed, padded)
     assert found.batched
     assert found.cached
 
 
 def longrope(original: int) -> dict[str, Any]:
-    """Positions that are scaled otherwise in texts of more than so many tokens."""
+    """Position scaling that changes in texts of more than `original` tokens."""
     return {
         "rope_type": "longrope",
         "rope_theta": 1e4,
@@ -130,7 +131,7 @@ def test_no_fast_way_crosses_a_length_at_which_positions_are_scaled_otherwise(
     found = checked(llama(rope_parameters=longrope(original)))
     assert max(found.limits[:3]) < original
     assert found.limits.padded <= found.limits.cached
-    # Keys that were kept from below that length are wrong beyond; those of a prompt beyond it are right.
+    # Cached keys of a text below that length are wrong beyond it; those of a longer prompt are not.
     assert not next(
         each for each in found.comparisons if each.way == "cached" and each.tokens == original + 2
     ).exact
@@ -141,9 +142,7 @@ def test_a_cache_that_is_wrong_for_some_prompts_alone_is_not_used() -> None:
     assert (found.cached, found.padded) == (0, 0)
 
 
-def test_prompts_are_padded_only_where_keys_and_values_may_be_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_padded_batches_are_limited_by_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = model_check._continued
 
     def continued(model: Any, text: model_check.Ids, tokens: int, way: Any) -> tuple[float, float]:
@@ -155,8 +154,8 @@ def test_prompts_are_padded_only_where_keys_and_values_may_be_kept(
     assert all(each.exact for each in found.comparisons if each.way == "padded")
 
 
-@pytest.mark.parametrize("way", ["together", "batched", "skipped", "cached", "padded"])
-def test_a_continuation_may_differ_less_as_answers_are_longer_than_what_is_tried(way: str) -> None:
+@pytest.mark.parametrize("way", ["packed", "batched", "skipped", "cached", "padded"])
+def test_continuations_have_a_smaller_tolerance(way: str) -> None:
     continued = way in ("cached", "padded")
     assert model_check.Comparison(way, 32, np.nan, 4e-4).exact
     assert model_check.Comparison(way, 32, np.nan, 8e-4).exact != continued
@@ -165,11 +164,11 @@ def test_a_continuation_may_differ_less_as_answers_are_longer_than_what_is_tried
 
 
 @pytest.mark.parametrize("context", [16, 20, 40])
-def test_a_model_of_short_texts_reads_them_in_every_fast_way(context: int) -> None:
+def test_a_model_with_a_short_context_is_read_in_every_fast_way(context: int) -> None:
     assert checked(llama(max_position_embeddings=context)).limits == small_models.exact(context)
 
 
-def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
+def test_the_cache_is_not_used_beyond_an_untested_window() -> None:
     found = checked(
         llama(
             max_position_embeddings=8192,
@@ -182,13 +181,11 @@ def test_beyond_a_window_that_is_not_tried_nothing_is_taken_for_exact() -> None:
         )
     ).limits
     assert found == Limits(
-        together=384, padded=160, cached=4096, batched=True, skipped=True, named=True
+        packed=384, padded=160, cached=4096, batched=True, skipped=True, named=True
     )
 
 
-def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_length_of_training() -> (
-    None
-):
+def test_dynamically_scaled_positions_limit_every_way_to_the_training_context() -> None:
     rope = {
         "rope_type": "dynamic",
         "factor": 4.0,
@@ -200,7 +197,7 @@ def test_positions_that_are_rescaled_by_the_longest_text_are_read_up_to_the_leng
     )
 
 
-def test_without_a_limit_of_its_own_a_model_has_none() -> None:
+def test_a_model_without_a_context_limit_has_an_unlimited_cache() -> None:
     assert (
         checked(
             build(transformers.BloomConfig(vocab_size=128, n_layer=4, hidden_size=32, n_head=4))
@@ -209,7 +206,7 @@ def test_without_a_limit_of_its_own_a_model_has_none() -> None:
     )
 
 
-# ---- readers that are wrong
+# ---- inexact fast ways
 def blind(options: dict[str, Any]) -> None:
     if options.get("attention_mask") is not None and options["attention_mask"].dim() == 4:
         options["attention_mask"] = None
@@ -226,7 +223,7 @@ def refusing(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("wrong", [blind, unplaced, refusing])
-def test_a_model_that_reads_texts_of_one_sequence_otherwise_reads_them_alone(
+def test_a_model_that_reads_packed_texts_incorrectly_reads_them_alone(
     wrong: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = llama()
@@ -238,18 +235,18 @@ def test_a_model_that_reads_texts_of_one_sequence_otherwise_reads_them_alone(
 
     monkeypatch.setattr(type(model.base_model), "forward", forward)
     found = checked(model)
-    assert found.limits.together == 0
+    assert found.limits.packed == 0
     assert found.limits.padded == 160
-    for together in (each for each in found.comparisons if each.way == "together"):
+    for packed in (each for each in found.comparisons if each.way == "packed"):
         assert (
-            together.problem.startswith("ValueError: masks")
+            packed.problem.startswith("ValueError: masks")
             if wrong is refusing
-            else together.hidden > 0.1
+            else packed.hidden > 0.1
         )
 
 
 class _RowsMeet(nn.Module):
-    """A block's output with a little of the batch's mean: what no text reads alone."""
+    """Adds a little of the batch mean to a block's output, so that texts influence each other."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -260,18 +257,18 @@ class _RowsMeet(nn.Module):
         return out + 0.3 * (out.mean(dim=0, keepdim=True) - out) if len(out) > 1 else out
 
 
-def test_inputs_that_meet_in_a_batch_are_read_one_by_one() -> None:
+def test_inputs_that_influence_each_other_in_a_batch_are_read_one_by_one() -> None:
     model = llama()
     model.model.layers[1] = _RowsMeet(model.model.layers[1])
     model.model.layers[1].attention_type = "full_attention"
     found = checked(model).limits
     assert not found.batched
     assert found.padded == 0
-    assert found.together == 384  # one sequence is one row
+    assert found.packed == 384  # one sequence is one row
 
 
 class _ReadsTheFirst(nn.Module):
-    """A block that also reads what the first block returned, as value residuals do."""
+    """A block that also reads the output of the first block, as value residuals do."""
 
     def __init__(self, block: nn.Module, first: Any) -> None:
         super().__init__()
@@ -283,11 +280,11 @@ class _ReadsTheFirst(nn.Module):
 
     def forward(self, hidden: Tensor, **options: Any) -> Any:
         out: Tensor = self.block(hidden, **options) + self.kept[:, : hidden.shape[1]]
-        self.kept = torch.zeros_like(out)  # a block that did not run again left nothing
+        self.kept = torch.zeros_like(out)  # a skipped block leaves nothing
         return out
 
 
-def test_blocks_that_read_more_than_the_stream_are_computed_in_every_pass() -> None:
+def test_blocks_are_not_skipped_if_later_ones_read_more_than_the_residual_stream() -> None:
     model = llama()
     model.model.layers[3] = _ReadsTheFirst(model.model.layers[3], model.model.layers[0])
     found = checked(model)
@@ -301,10 +298,9 @@ def two_ways(model: Any) -> Any:
     return model
 
 
-def test_a_model_that_reads_in_both_directions_is_refused() -> None:
+def test_a_bidirectional_model_is_refused() -> None:
     with pytest.raises(
-        UserError,
-        match=r"LlamaForCausalLM is not causal: .* choose a model that reads from left to right",
+        UserError, match=r"LlamaForCausalLM is not causal: .* choose a causal language model"
     ):
         checked(two_ways(llama()))
 
@@ -321,11 +317,11 @@ def test_a_block_that_does_not_read_the_one_below_is_refused() -> None:
 def test_a_model_whose_weights_are_damaged_is_refused() -> None:
     model = llama()
     model.model.layers[2].mlp.up_proj.weight[3, 4] = torch.nan
-    with pytest.raises(UserError, match="hidden states of a plain text are not finite"):
+    with pytest.raises(UserError, match="hidden states of ordinary text are not finite"):
         checked(model)
 
 
-def test_a_model_that_fails_on_a_plain_text_is_refused_with_what_it_said(
+def test_a_model_that_fails_on_an_ordinary_text_is_refused_with_its_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = llama()
@@ -342,7 +338,7 @@ def test_a_model_that_fails_on_a_plain_text_is_refused_with_what_it_said(
 
 
 class _Remembers(nn.Module):
-    """A block that shifts its output by the length of the longest text it has read."""
+    """A block that shifts its output by the length of the longest text so far."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -355,15 +351,17 @@ class _Remembers(nn.Module):
         return out * (1.0 + 0.01 * (self.longest - 32))
 
 
-def test_a_model_that_keeps_something_of_longer_texts_is_refused() -> None:
+def test_a_model_that_keeps_state_of_longer_texts_is_refused() -> None:
     model = llama()
     model.model.layers[1] = _Remembers(model.model.layers[1])
     model.model.layers[1].attention_type = "full_attention"
-    with pytest.raises(UserError, match="reads the same text otherwise after longer ones"):
+    with pytest.raises(
+        UserError, match="gives other hidden states for the same text after longer texts"
+    ):
         checked(model)
 
 
-def test_a_model_that_cannot_read_as_many_tokens_as_it_says_is_refused() -> None:
+def test_a_model_that_cannot_read_the_context_of_its_configuration_is_refused() -> None:
     model = build(
         transformers.GPT2Config(vocab_size=128, n_layer=2, n_embd=32, n_head=4, n_positions=64)
     )
@@ -375,16 +373,18 @@ def test_a_model_that_cannot_read_as_many_tokens_as_it_says_is_refused() -> None
         checked(model)
 
 
-def test_running_out_of_memory_is_no_property_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_of_memory_error_is_not_a_result_of_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(model_check, "_together", full)
+    monkeypatch.setattr(model_check, "_packed", full)
     with pytest.raises(torch.OutOfMemoryError):
         checked(llama())
 
 
-def test_a_site_that_a_model_lacks_is_refused_only_where_it_is_wanted() -> None:
+def test_a_site_that_a_model_lacks_is_refused_only_if_it_is_requested() -> None:
     granite = build(transformers.GraniteConfig(**COMMON, residual_multiplier=0.5))
     assert "has no two modules" in str(checked(granite).sublayers)
     with pytest.raises(
@@ -406,7 +406,7 @@ def test_a_model_that_replaces_its_own_modules_while_it_reads_is_refused() -> No
 
 @pytest.mark.parametrize(
     ("name", "named"),
-    # Heads of one matrix, one with capped logits, one with scaled logits; heads with further layers; no final norm.
+    # Heads of one matrix, with capped logits, with scaled logits, with more layers; no final norm.
     [
         ("llama", True),
         ("gemma2", True),
@@ -453,13 +453,13 @@ def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_t
     table = pd.read_csv(tmp_path / "table.csv")
     assert table["exact"].all()
     assert table["logprob"].max() < 1e-4
-    assert {"batched", "together", "padded", "cached", "skipped"} == set(table["way"])
+    assert {"batched", "packed", "padded", "cached", "skipped"} == set(table["way"])
 
 
-def test_a_file_that_is_no_check_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model_check.json").write_text('{"limits": {"together": 3}}')
+def test_a_file_without_limits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_check.json").write_text('{"limits": {"packed": 3}}')
     with pytest.raises(
         UserError,
-        match=r"model_check\.json: it is not the check of a model; delete it and run again",
+        match=r"model_check\.json: it does not hold the limits of a checked model; delete it",
     ):
         limits.read(tmp_path / "model_check.json")

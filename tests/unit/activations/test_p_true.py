@@ -1,4 +1,4 @@
-"""P(True): the question, its solved examples, and the log-odds behind it."""
+"""P(True): the question, its demonstrations, and the log-odds after it."""
 
 from typing import Any
 
@@ -39,12 +39,12 @@ ROWS = examples(
 )
 
 
-def test_log_odds_are_the_model_s_own_behind_every_whole_text(tokenizer: Any) -> None:
+def test_log_odds_equal_those_after_each_whole_text(tokenizer: Any) -> None:
     model = small_models.make_model("llama")
     model.eval()
-    found = p_true.measure(model, tokenizer, ROWS, limit=512, batch=2, together=512)
+    found = p_true.measure(model, tokenizer, ROWS, limit=512, batch=2, packed=512)
     for row, text in enumerate(p_true.shown_texts(ROWS)):
-        head = p_true.solved(ROWS["relation"][row], ROWS["mode"][row] == "generated")
+        head = p_true.demonstrations(ROWS["relation"][row], ROWS["mode"][row] == "generated")
         odds = []
         for shown in (text, p_true.NOTHING):
             options = {"add_special_tokens": False}
@@ -67,7 +67,7 @@ def test_log_odds_are_the_model_s_own_behind_every_whole_text(tokenizer: Any) ->
 def test_a_text_that_does_not_fit_has_no_score(tokenizer: Any) -> None:
     model = small_models.make_model("llama")
     long = pd.concat([ROWS, ROWS.iloc[1:2].assign(text="Ice is warm. " * 200)], ignore_index=True)
-    found = p_true.measure(model, tokenizer, long, limit=512, batch=4, together=512)
+    found = p_true.measure(model, tokenizer, long, limit=512, batch=4, packed=512)
     assert np.isnan(found).tolist() == [False, False, False, False, True]
 
 
@@ -75,13 +75,13 @@ def test_a_text_that_does_not_fit_has_no_score(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     "relation", ["", "unknown", *contexts.DEMONSTRATIONS, "capital_reverse", "symbol_reverse"]
 )
-def test_solved_examples_are_balanced_and_all_different(relation: str, with_question: bool) -> None:
-    lines = p_true.solved(relation, with_question).splitlines()
+def test_demonstrations_are_balanced_and_all_different(relation: str, with_question: bool) -> None:
+    lines = p_true.demonstrations(relation, with_question).splitlines()
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["True", "False", "False", "True"]
     assert len({line.split(p_true.ASK)[0] for line in lines}) == 4
 
 
-def test_no_solved_example_is_an_evaluated_fact() -> None:
+def test_no_demonstration_is_an_evaluated_fact() -> None:
     pairs = {
         (fact.subject, answer)
         for table in list_tables()
@@ -90,9 +90,11 @@ def test_no_solved_example_is_an_evaluated_fact() -> None:
         for answer in fact.gold
     }
     assert not pairs & {pair for found in contexts.DEMONSTRATIONS.values() for pair in found}
-    statement = p_true.solved("capital", with_question=False)
+    statement = p_true.demonstrations("capital", with_question=False)
     assert "The capital of Japan is Tokyo. True or false? True" in statement
     assert "The capital of Egypt is Tokyo. True or false? False" in statement
-    assert "Lima is the capital of Peru" in p_true.solved(
+    assert "Lima is the capital of Peru" in p_true.demonstrations(
         "capital_reverse", with_question=False
-    ) or "Paris is the capital of Peru" in p_true.solved("capital_reverse", with_question=False)
+    ) or "Paris is the capital of Peru" in p_true.demonstrations(
+        "capital_reverse", with_question=False
+    )

@@ -1,4 +1,4 @@
-"""Sequences of several texts: every text once, prompts shared, none longer than asked for, and models that cannot read them."""
+"""Packed sequences: every text once, shared prompts, limited length, and unpacked long texts."""
 
 from collections import Counter
 
@@ -8,13 +8,13 @@ import small_models
 import torch
 
 from ghosttrack.activations.example_tokens import Encoded
-from ghosttrack.activations.packed_texts import TOKENS, Reader, packs
+from ghosttrack.activations.packed_texts import TOKENS, PackedReader, packs
 
 
-def text(prompt: list[int], rest: list[int], before: tuple[int, ...] = ()) -> Encoded:
+def text(prompt: list[int], rest: list[int], prefix: tuple[int, ...] = ()) -> Encoded:
     ids = np.array([*prompt, *rest], dtype=np.int64)
     answer = np.array([len(prompt)])
-    return Encoded(ids, answer, answer, np.array(before, dtype=np.int64), lead=1)
+    return Encoded(ids, answer, answer, np.array(prefix, dtype=np.int64), lead=1)
 
 
 def some_texts(count: int = 60) -> list[Encoded]:
@@ -26,14 +26,14 @@ def some_texts(count: int = 60) -> list[Encoded]:
         text(
             prompts[generator.integers(len(prompts))],
             generator.integers(1, 99, generator.integers(1, 5)).tolist(),
-            before=((7, 8), ())[generator.integers(2)],
+            prefix=((7, 8), ())[generator.integers(2)],
         )
         for _ in range(count)
     ]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_every_text_stands_in_one_pack_and_sees_its_own_tokens_alone(batch: int) -> None:
+def test_every_text_is_in_one_pack_and_sees_only_its_own_tokens(batch: int) -> None:
     texts = some_texts()
     found = Counter[int]()
     for pack in packs(texts, range(len(texts)), batch):
@@ -45,14 +45,14 @@ def test_every_text_stands_in_one_pack_and_sees_its_own_tokens_alone(batch: int)
             own = texts[number]
             assert pack.ids[places].tolist() == own.ids.tolist()
             assert pack.position[places].tolist() == list(range(len(own.ids)))
-            assert pack.before.tolist() == own.before.tolist()
-            assert pack.seen is not None
+            assert pack.prefix.tolist() == own.prefix.tolist()
+            assert pack.visible is not None
             for order, place in enumerate(places):
-                assert np.flatnonzero(pack.seen[place]).tolist() == places[: order + 1].tolist()
+                assert np.flatnonzero(pack.visible[place]).tolist() == places[: order + 1].tolist()
     assert found == Counter(range(len(texts)))
 
 
-def test_a_prompt_stands_once_for_all_of_its_texts_that_fit() -> None:
+def test_texts_with_the_same_prompt_share_it_if_they_fit() -> None:
     texts = [text([1, 2, 3], [number]) for number in range(4, 14)]
     (whole,) = packs(texts, range(10), 2)
     assert whole.ids.tolist() == [1, 2, 3, *range(4, 14)]
@@ -68,29 +68,31 @@ def test_a_long_prompt_is_not_repeated_for_each_of_its_texts() -> None:
     assert [len(pack.ids) for pack in packs(texts, range(60), 1)] == [100, 60]
 
 
-@pytest.mark.parametrize("together", [0, 9, 1000])
-def test_texts_are_read_as_alone_whether_they_share_a_sequence_or_not(together: int) -> None:
+@pytest.mark.parametrize("packed", [0, 9, 1000])
+def test_packed_texts_are_read_as_if_alone(packed: int) -> None:
     model = small_models.make_model("llama")
     texts = some_texts(12)
-    reader = Reader(model, together)
+    reader = PackedReader(model, packed)
     seen = Counter[int]()
     with torch.inference_mode():
         for pack in reader.packs(texts, range(12), 100):
-            assert len(pack.before) + len(pack.ids) <= together or pack.seen is None
+            assert len(pack.prefix) + len(pack.ids) <= packed or pack.visible is None
             seen.update(pack.numbers)
             final = reader.final(pack)
             for number, places in zip(pack.numbers, pack.places, strict=True):
                 own = texts[number]
-                ids = torch.from_numpy(np.concatenate([own.before, own.ids])[None])
-                alone = model.base_model(input_ids=ids).last_hidden_state[0, len(own.before) :]
+                ids = torch.from_numpy(np.concatenate([own.prefix, own.ids])[None])
+                alone = model.base_model(input_ids=ids).last_hidden_state[0, len(own.prefix) :]
                 torch.testing.assert_close(
                     final[torch.from_numpy(places)], alone, atol=1e-4, rtol=1e-3
                 )
     assert seen == Counter(range(12))
 
 
-def test_a_text_that_shares_no_sequence_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    reader = Reader(small_models.make_model("llama"), 20)
+def test_a_text_that_is_too_long_to_be_packed_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reader = PackedReader(small_models.make_model("llama"), 20)
     texts = [text([1, 2, 3], [4]), text([1, 2], list(range(3, 30)))]
     for _ in range(2):
         assert [len(pack.numbers) for pack in reader.packs(texts, range(2), 4)] == [1, 1]

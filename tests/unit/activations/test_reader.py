@@ -1,4 +1,4 @@
-"""What the reader refuses of two stores of 70,000 and 20,000 rows that do not fit together; damage to files is in test_damage."""
+"""The reader refuses stores that do not fit together; test_damage tests damaged files."""
 
 import shutil
 from pathlib import Path
@@ -49,12 +49,12 @@ def read_everything(folder: Path, names: tuple[str, ...] = ("one", "two")) -> No
     open_pair(folder, names).read()
 
 
-def test_a_damaged_chunk_does_not_stop_the_reading_of_others(pair: Path) -> None:
+def test_a_damaged_chunk_does_not_prevent_reading_others(pair: Path) -> None:
     overwrite(pair / SHARD, 4096, zero, 4096)
     found = open_pair(pair)
     assert found.read(0, 65_536).shape == (65_536, WIDTH)
     for _ in range(2):  # a refused chunk stays refused
-        with pytest.raises(UserError, match="rows from 65536 on cannot be trusted"):
+        with pytest.raises(UserError, match="rows from 65536 on are damaged"):
             found.read(65_000, 66_000)
 
 
@@ -102,7 +102,7 @@ def test_a_store_of_another_model_layer_or_corpus_is_refused(
         )
 
 
-def test_a_row_range_held_twice_is_refused(pair: Path) -> None:
+def test_a_row_range_in_two_stores_is_refused(pair: Path) -> None:
     write(pair, make_rows(20_000), start=60_000, total=90_000, name="two", step=20_000)
     with pytest.raises(UserError, match=r"one\.zarr and .*two\.zarr both hold row 60000"):
         read_everything(pair)
@@ -119,9 +119,9 @@ def test_missing_rows_are_refused(pair: Path) -> None:
         ActivationStore.open([pair / "one.zarr", pair / "two.zarr"], [pair / "one.json"])
 
 
-def test_verifying_finds_a_damaged_padding_that_no_read_would_touch(pair: Path) -> None:
+def test_verification_finds_damaged_padding_that_no_read_reaches(pair: Path) -> None:
     index = 16 * 16 + 4
-    overwrite(pair / SHARD, -(index + 2), flip, 1)  # the stored crc behind the last chunk
+    overwrite(pair / SHARD, -(index + 2), flip, 1)  # the stored checksum after the last chunk
     with pytest.raises(UserError, match="its SHA-256 is not the one"):
         open_pair(pair).verify()
 
@@ -133,7 +133,7 @@ def test_layers_with_other_tokens_are_refused(tmp_path: Path) -> None:
     three = open_one(
         *write(tmp_path, make_rows(50), HEADER._replace(layer=5, tokens_sha256="x"), name="c")
     )
-    with pytest.raises(UserError, match="layers 4 and 5 do not belong together: tokens_sha256"):
+    with pytest.raises(UserError, match="layers 4 and 5 hold different rows: tokens_sha256"):
         require_same_rows([one, two, three])
 
 

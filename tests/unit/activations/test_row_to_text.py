@@ -1,4 +1,4 @@
-"""From a row of a store, opened with xarray, back to its document, its position and its text; in both storage modes."""
+"""From a row of a store, opened with xarray, to its document, position and text."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_any_row_that_xarray_opens_leads_back_to_document_position_and_text(
     target = extraction.StoreFiles(tmp_path / "layer_02.zarr", tmp_path / "layer_02.json")
     wanted = extraction.Extraction("resid_post", batch=4, storage=storage)
     extraction.extract_contexts(
-        model, extraction.Origin("tiny", "weights"), packed.tokens, [LAYER], [target], wanted
+        model, extraction.ModelIdentity("tiny", "weights"), packed.tokens, [LAYER], [target], wanted
     )
 
     with (
@@ -79,7 +79,7 @@ def test_any_row_that_xarray_opens_leads_back_to_document_position_and_text(
             window = window_of(packed, row, text)
             assert window.token == text.alone(place.token)
             assert "".join(window).replace("<s>", "") in TEXTS[place.document]
-            # The row is what the model computes from this context up to this position, and from nothing else.
+            # The model computes the row from the context up to this position alone.
             ids = torch.from_numpy(
                 packed.tokens[place.context, : place.position + 1].astype(np.int64)
             )

@@ -1,4 +1,4 @@
-"""The sampler: every kept row once an epoch, one order for every mode, any step at once."""
+"""The sampler: every included row once per epoch, in the same order in all modes."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ ROWS, CONTEXT, BATCH = 45_000, 50, 512
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
-    """Every row names itself: (row // 1000, row % 1000), exact in half precision; two stores, ragged chunks."""
+    """Two stores with rows (row // 1000, row % 1000), exact in float16; incomplete chunks."""
     folder = tmp_path_factory.mktemp("store")
     rows = np.arange(ROWS)
     values = np.stack([rows // 1000 + 1, rows % 1000], axis=1).astype(np.float32)
@@ -51,7 +51,7 @@ def epoch_rows(found: ChunkSampler, epoch: int) -> npt.NDArray[np.int64]:
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_an_epoch_serves_each_kept_row_at_most_once_and_drops_only_the_last_batch(
+def test_an_epoch_serves_each_included_row_at_most_once_and_drops_only_the_last_batch(
     store: ActivationStore,
 ) -> None:
     found = ChunkSampler(store, BATCH, seed=0)
@@ -75,7 +75,7 @@ def test_resident_and_buffered_modes_give_the_same_order(
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_any_step_can_be_asked_for_at_once(store: ActivationStore) -> None:
+def test_any_step_can_be_requested_directly(store: ActivationStore) -> None:
     one = ChunkSampler(store, BATCH, seed=1, resident=False)
     in_order = [one.batch_at(step) for step in range(2 * one.batches_per_epoch)]
     for step in (130, 4, 90, 5, 0):

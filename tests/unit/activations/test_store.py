@@ -1,4 +1,4 @@
-"""The store: what is written comes back, and other tools can read it."""
+"""The store: written rows are read back, also by other tools."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_xarray_opens_a_store_with_named_dimensions(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dataset["resid_post"].values, values.astype(np.float16))
 
 
-def test_values_beyond_half_precision_of_rows_that_no_figure_uses_are_clipped_counted_and_logged(
+def test_values_beyond_half_precision_of_excluded_rows_are_clipped_counted_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = make_rows(100)
@@ -90,7 +90,7 @@ def test_values_beyond_half_precision_of_rows_that_no_figure_uses_are_clipped_co
 
 def test_massive_rows_and_first_positions_are_excluded(tmp_path: Path) -> None:
     values = make_rows(200)
-    values[::CONTEXT] *= 1000  # position 0: huge, and not allowed to move the median
+    values[::CONTEXT] *= 1000  # position 0 is large and does not count for the median
     values[17] *= 500
     found = open_one(*write(tmp_path, values))
     massive = np.zeros(200, dtype=bool)
@@ -116,7 +116,7 @@ def test_several_stores_read_as_one_in_row_order(tmp_path: Path) -> None:
     assert found.excluded.sum() == 900
 
 
-def test_what_storage_costs_is_what_was_measured_on_the_first_rows(tmp_path: Path) -> None:
+def test_the_storage_error_is_measured_on_the_first_rows(tmp_path: Path) -> None:
     values, made = make_rows(3 * 500), []
     header = HEADER._replace(storage="int8s")
     for number, size in enumerate([1.0, 30.0, 900.0]):
@@ -131,7 +131,7 @@ def test_what_storage_costs_is_what_was_measured_on_the_first_rows(tmp_path: Pat
             row_start=number * 500,
             total_rows=1500,
         ) as out:
-            out.append(to_block(part)._replace(exact=part))
+            out.append(to_block(part, exact=True))
         made.append((target, manifest))
     errors = [files.read_json(manifest)["storage_error"] for _, manifest in made]
     assert errors[0] not in errors[1:]
@@ -142,7 +142,7 @@ def test_what_storage_costs_is_what_was_measured_on_the_first_rows(tmp_path: Pat
 
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
 @pytest.mark.parametrize("size", [0.1, 30.0])
-def test_what_storage_costs_is_measured_on_rows_that_are_neither_massive_nor_first(
+def test_the_storage_error_is_measured_on_included_rows(
     size: float, storage: Storage, tmp_path: Path
 ) -> None:
     exact = make_rows(5_000) * size
@@ -154,10 +154,10 @@ def test_what_storage_costs_is_measured_on_rows_that_are_neither_massive_nor_fir
         target, manifest, header, rows=5_000, d_model=WIDTH, row_start=3, total_rows=5_003
     ) as out:
         for at in range(0, 5_000, 1_000):
-            out.append(to_block(exact[at : at + 1_000])._replace(exact=exact[at : at + 1_000]))
+            out.append(to_block(exact[at : at + 1_000], exact=True))
     rows = np.arange(CHUNK_ROWS)  # of the first chunk alone
     normal = rows[((rows + 3) % CONTEXT != 0) & ~np.isin(rows, massive)]
-    # Rows from 3 on, as the store has them: the reader takes a whole layer only.
+    # Rows from 3 on, as in the store: the reader takes only a whole layer.
     write(tmp_path, exact[:3], header, total=5_003, name="b")
     stored = ActivationStore.open(
         [tmp_path / "b.zarr", target], [tmp_path / "b.json", manifest]
@@ -167,7 +167,7 @@ def test_what_storage_costs_is_measured_on_rows_that_are_neither_massive_nor_fir
     assert files.read_json(manifest)["storage_error"] == pytest.approx(expected._asdict(), rel=1e-6)
 
 
-def test_the_same_rows_give_the_same_bytes_whatever_the_blocks(tmp_path: Path) -> None:
+def test_the_same_rows_give_the_same_bytes_in_blocks_of_any_size(tmp_path: Path) -> None:
     values = make_rows(9_000)
     one, other = write(tmp_path / "x", values, step=9_000), write(tmp_path / "y", values, step=77)
     assert one[1].read_bytes() == other[1].read_bytes()
@@ -176,7 +176,7 @@ def test_the_same_rows_give_the_same_bytes_whatever_the_blocks(tmp_path: Path) -
     assert open_one(*different).fingerprint() != open_one(*one).fingerprint()
 
 
-def test_a_manifest_holds_no_path_and_vouches_for_every_file(tmp_path: Path) -> None:
+def test_a_manifest_holds_no_path_and_lists_every_file(tmp_path: Path) -> None:
     target, manifest = write(tmp_path, make_rows(5_000))
     content = files.read_json(manifest)
     assert str(tmp_path) not in manifest.read_text()
@@ -184,7 +184,7 @@ def test_a_manifest_holds_no_path_and_vouches_for_every_file(tmp_path: Path) -> 
     assert present == set(content["files"])
 
 
-def test_values_beyond_half_precision_are_kept_as_they_are() -> None:
+def test_values_beyond_half_precision_are_stored_as_float32() -> None:
     small, large = (np.array([1.0, np.nan, -end], dtype=np.float32) for end in (65_504.0, 1e6))
     assert smallest_float(small).dtype == np.float16
     np.testing.assert_array_equal(smallest_float(small), small)

@@ -1,4 +1,4 @@
-"""Verifying stores: sound ones pass, every damaged one is named, absent ones are no damage."""
+"""Verification of stores: intact ones pass, all damaged ones are reported, absent ones are not."""
 
 import shutil
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_sound_stores_are_counted_and_pass(home: Path) -> None:
         ["examples/cities", "3", "1,500"],
         ["all", "11", "5,500"],
     ]
-    assert all(line.endswith("whole") for line in table[1:])
+    assert all(line.endswith("intact") for line in table[1:])
 
 
 def test_all_damage_is_found_and_each_says_what_to_delete(home: Path) -> None:
@@ -108,8 +108,8 @@ def test_all_damage_is_found_and_each_says_what_to_delete(home: Path) -> None:
     wanted = {
         "activations/layer_00/shard_0000.zarr/resid_post/c/0/0: its SHA-256 is not the one in the manifest": "activations/layer_00/shard_0000",
         "activations/layer_00/shard_0002.zarr/resid_post/c/0/0: it has 0 bytes, its manifest says 65800": "activations/layer_00/shard_0002",
-        "heldout/layer_02.zarr: no manifest vouches for it": "heldout/layer_02",
-        "examples/cities/embedding.json: its store is gone": "examples/cities/embedding",
+        "heldout/layer_02.zarr: its manifest is missing": "heldout/layer_02",
+        "examples/cities/embedding.json: its store is missing": "examples/cities/embedding",
         "examples/cities/layer_00.json: it is not the manifest of an activation store": "examples/cities/layer_00",
     }
     found = problems(home)
@@ -125,13 +125,15 @@ def test_stores_of_another_run_among_sound_ones_are_found(home: Path) -> None:
     assert "shard_0001.zarr comes from another run: its layer is 5" in problem
 
 
-def test_stores_that_a_budget_let_go_are_no_damage_but_those_left_are_read(home: Path) -> None:
+def test_stores_deleted_under_a_disk_budget_are_no_damage_and_the_rest_are_verified(
+    home: Path,
+) -> None:
     shutil.rmtree(home / "activations/layer_02")
     for name in ("shard_0000.zarr", "shard_0001.zarr"):
         shutil.rmtree(home / "activations/layer_00" / name)
         (home / "activations/layer_00" / name).with_suffix(".json").unlink()
     assert problems(home) == []
-    assert "whole; 1,500 rows when complete" in verification.as_table(check(home))
+    assert "intact; 1,500 rows when complete" in verification.as_table(check(home))
     flip(home / "activations/layer_00/shard_0002.zarr/resid_post/c/0/0", 5000)
     (problem,) = problems(home)
     assert "layer_00/shard_0002.zarr/resid_post/c/0/0: its SHA-256" in problem
@@ -156,12 +158,12 @@ def test_the_script_reports_every_model_and_fails_at_the_end(
     flip(home / "heldout/layer_00.zarr/resid_post/c/0/0", 5000)
     flip(home / "heldout/layer_02.zarr/resid_post/c/0/0", 5000)
     with pytest.raises(
-        UserError, match=r"2 places with damaged or lost stores:\n.*layer_00.*\n.*layer_02"
+        UserError, match=r"2 places with damaged or missing stores:\n.*layer_00.*\n.*layer_02"
     ):
         verify_activations.main(models=["tiny"], results=home.parent, **none)
 
 
-# ---- stores that are gone with their manifests, and stores that may go
+# ---- stores missing with their manifests, and stores that may be deleted
 def settings(budget: float | None) -> Settings:
     """Layers 0 and 2, three shards."""
     chosen = {
@@ -176,7 +178,7 @@ def settings(budget: float | None) -> Settings:
 
 @pytest.fixture
 def trained(home: Path) -> Path:
-    """Both layers trained; the second is not measured yet. The example stores belong to the data set of the settings."""
+    """Both SAEs are trained, the second is not evaluated; example stores as in the settings."""
     (home / "examples/cities").rename(home / "examples/capitals")
     for layer in LAYERS:
         files.write_json(home / f"saes/layer_{layer:02d}/cfg.json", {})
@@ -197,7 +199,7 @@ def lose(home: Path, *stems: str) -> None:
         (home / f"{stem}.json").unlink()
 
 
-def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_made_of_it(
+def test_a_store_missing_with_its_manifest_is_reported_if_later_results_need_it(
     trained: Path,
 ) -> None:
     assert losses(trained, None) == []
@@ -210,27 +212,25 @@ def test_a_store_that_is_gone_with_its_manifest_is_a_loss_once_something_was_mad
     )
     assert problems(trained) == []  # nothing on disk is damaged
     training, heldout, examples = losses(trained, None)
-    assert training.startswith("activations/layer_00: shard_0001 and its manifest are gone")
+    assert training.startswith("activations/layer_00: shard_0001 and its manifest are missing")
     assert training.endswith("snakemake --profile YOURS activations/layer_00/shard_0001.json")
     assert heldout.startswith(
-        "heldout: layer_00 and its manifest are gone"
-    )  # layer 2 is not measured: a run makes it
-    assert examples.startswith("examples/capitals: embedding and its manifest are gone")
+        "heldout: layer_00 and its manifest are missing"
+    )  # layer 2 is not evaluated: a run writes its store again
+    assert examples.startswith("examples/capitals: embedding and its manifest are missing")
     lose(trained, "activations/layer_00/shard_0002")
     assert losses(trained, None)[0].startswith(
-        "activations/layer_00: shard_0001, shard_0002 and their manifests are gone"
+        "activations/layer_00: shard_0001, shard_0002 and their manifests are missing"
     )
-    # The script fails for them as for damage.
+    # The script fails as for damage.
     promised = run_state.promised_manifests(settings(None), trained.parent)
-    with pytest.raises(UserError, match="3 places with damaged or lost stores"):
+    with pytest.raises(UserError, match="3 places with damaged or missing stores"):
         verify_activations.main(
             models=["tiny"], promised=promised, released=[], results=trained.parent
         )
 
 
-def test_training_stores_that_a_budget_let_go_are_no_loss_but_held_out_ones_are(
-    trained: Path,
-) -> None:
+def test_only_training_stores_may_be_missing_under_a_disk_budget(trained: Path) -> None:
     lose(
         trained,
         *(f"activations/layer_00/shard_{shard:04d}" for shard in range(SHARDS)),
@@ -240,13 +240,13 @@ def test_training_stores_that_a_budget_let_go_are_no_loss_but_held_out_ones_are(
     assert heldout.startswith("heldout: layer_00")
 
 
-def test_a_store_that_no_sae_was_trained_on_yet_is_no_loss(trained: Path) -> None:
+def test_a_missing_store_without_a_trained_sae_is_not_reported(trained: Path) -> None:
     (trained / "saes/layer_02/sae_weights.safetensors").unlink()
     lose(trained, "activations/layer_02/shard_0000")
     assert losses(trained, None) == []
 
 
-def test_stores_that_no_sae_waits_for_are_named_with_how_to_delete_them(
+def test_stores_whose_sae_is_trained_are_reported_with_how_to_delete_them(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     left, gone = home / "activations/layer_00", home / "activations/layer_04"
@@ -254,5 +254,7 @@ def test_stores_that_no_sae_waits_for_are_named_with_how_to_delete_them(
     verify_activations.main(
         models=["tiny"], promised=[], released=[left, gone], results=home.parent
     )
-    (line,) = [record.message for record in caplog.records if "no SAE waits for" in record.message]
+    (line,) = [
+        record.message for record in caplog.records if "whose SAE is trained" in record.message
+    ]
     assert line.endswith(f"rm -r {left}")

@@ -1,4 +1,4 @@
-"""The writer: whole or not at all, one at a time, and going on where a killed one stopped."""
+"""The writer: atomic, locked, and resumed after the last complete shard file."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_nothing_is_published_when_writing_fails(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_missing_at_the_end_publish_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="50 rows given, 100 announced"):
+    with pytest.raises(ValueError, match="50 rows appended, 100 expected"):
         write_half(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -65,7 +65,7 @@ def test_activations_that_are_not_finite_are_refused_on_writing(
         write(tmp_path, values)
 
 
-def test_a_killed_writer_leaves_nothing_that_counts_and_the_next_one_sweeps_it(
+def test_a_killed_writer_leaves_no_valid_store_and_the_next_one_deletes_the_rest(
     tmp_path: Path,
 ) -> None:
     script = (
@@ -103,12 +103,12 @@ def start_writing(folder: Path, rows: int, code: str = "v1", header: Header = HE
 def finish_writing(
     folder: Path, code: str = "v1", header: Header = HEADER, at_most: int | None = None
 ) -> int:
-    """Write what is missing; gives the rows that were kept."""
+    """Write the missing rows; returns the number of rows that were reused."""
     with StoreWriter(
         folder / "a.zarr", folder / "a.json", header, rows=150_000, d_model=WIDTH, resume=code
     ) as writer:
-        kept = writer.kept_rows if at_most is None else at_most
-        writer.keep(kept)
+        kept = writer.finished_rows if at_most is None else at_most
+        writer.resume_after(kept)
         writer.append(to_block(make_rows(150_000)[kept:]))
     return kept
 
@@ -125,7 +125,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("written", "kept"), [(50_000, 0), (70_000, 65_536), (131_072, 131_072), (140_000, 131_072)]
 )
-def test_a_failed_writer_s_finished_shard_files_are_kept_and_the_store_is_the_same(
+def test_complete_shard_files_of_a_failed_writer_are_reused_and_the_store_is_the_same(
     storage: store.Storage, written: int, kept: int, tmp_path: Path
 ) -> None:
     header = HEADER._replace(storage=storage)
@@ -136,7 +136,7 @@ def test_a_failed_writer_s_finished_shard_files_are_kept_and_the_store_is_the_sa
     assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
 
 
-def test_fewer_shard_files_than_were_finished_can_be_kept(tmp_path: Path) -> None:
+def test_fewer_than_all_complete_shard_files_can_be_reused(tmp_path: Path) -> None:
     finish_writing(tmp_path / "whole")
     with pytest.raises(InterruptedError):
         start_writing(tmp_path / "cut", 140_000)
@@ -154,7 +154,7 @@ def test_fewer_shard_files_than_were_finished_can_be_kept(tmp_path: Path) -> Non
         lambda partial: (partial / "progress/0001.npz").unlink(),
     ],
 )
-def test_a_damaged_leftover_is_written_again(spoil: Damage, tmp_path: Path) -> None:
+def test_a_damaged_shard_file_is_written_again(spoil: Damage, tmp_path: Path) -> None:
     finish_writing(tmp_path / "whole")
     with pytest.raises(InterruptedError):
         start_writing(tmp_path / "cut", 140_000)
@@ -163,7 +163,7 @@ def test_a_damaged_leftover_is_written_again(spoil: Damage, tmp_path: Path) -> N
     assert content_of(tmp_path / "cut") == content_of(tmp_path / "whole")
 
 
-def test_leftovers_of_other_code_or_other_rows_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_shard_files_of_other_code_or_other_rows_are_not_reused(tmp_path: Path) -> None:
     for change in (
         {"code": "v2"},
         {"header": HEADER._replace(tokens_sha256="x")},
@@ -196,7 +196,7 @@ def test_finishing_several_stores_before_any_is_published_loses_none_to_a_failur
     with StoreWriter(
         tmp_path / "a.zarr", tmp_path / "a.json", HEADER, rows=70_000, d_model=WIDTH, resume="v1"
     ) as writer:
-        assert writer.kept_rows == 70_000
+        assert writer.finished_rows == 70_000
     open_one(tmp_path / "a.zarr", tmp_path / "a.json").verify()
 
 
@@ -215,8 +215,8 @@ def write_store(
     with StoreWriter(
         folder / "a.zarr", folder / "a.json", header, rows=5_000, d_model=WIDTH, resume=resume
     ) as writer:
-        writer.keep(writer.kept_rows)
-        writer.append(to_block(make_rows(5_000, seed)[writer.kept_rows :]))
+        writer.resume_after(writer.finished_rows)
+        writer.append(to_block(make_rows(5_000, seed)[writer.finished_rows :]))
 
 
 @pytest.mark.parametrize("resume", ["v1", None])
@@ -263,7 +263,7 @@ def test_a_kill_at_any_file_operation_leaves_no_manifest_beside_another_store(
         assert content_of(folder) == content_of(whole), operation
 
 
-# ---- what is counted
+# ---- clipped values
 @pytest.mark.parametrize(
     "row", [0, CHUNK_ROWS - 1, CHUNK_ROWS, SHARD_ROWS - 1, SHARD_ROWS, SHARD_ROWS + 4_463]
 )
@@ -298,7 +298,7 @@ def test_the_largest_values_of_half_precision_are_not_counted_as_clipped(
 @pytest.mark.parametrize("context", [CONTEXT, None])
 @pytest.mark.parametrize("rows", [CHUNK_ROWS // 2, SHARD_ROWS + CHUNK_ROWS])
 @pytest.mark.parametrize("share", ["one", "all"])
-def test_a_value_that_a_store_cannot_hold_is_refused_in_a_row_that_is_used(
+def test_a_value_beyond_half_precision_is_refused_in_an_included_row(
     storage: Storage, context: int | None, rows: int, share: str, tmp_path: Path
 ) -> None:
     values = np.tile(np.array([9_000.0, 1.0], np.float32), (rows, 1))
@@ -306,7 +306,7 @@ def test_a_value_that_a_store_cannot_hold_is_refused_in_a_row_that_is_used(
     values[at if share == "one" else slice(None), 0] = 70_000.0
     values[at, 0] = -80_000.0
     header = HEADER._replace(storage=storage, context=context)
-    # Where every row is too large, the first shard file already says so.
+    # If every row is too large, the first shard file is enough to refuse the store.
     largest = "80,000" if share == "one" or rows < SHARD_ROWS else "70,000"
     with pytest.raises(
         UserError,
@@ -326,7 +326,7 @@ def test_clipped_rows_are_remembered_by_a_writer_that_resumes(tmp_path: Path) ->
 
     def go_on(error: Exception | None) -> int:
         with StoreWriter(*place, rows=len(values), d_model=2, resume="code") as out:
-            kept = out.kept_rows
+            kept = out.finished_rows
             out.append(to_block(values[kept:]))  # one block over the end of the shard file
             if error is not None:
                 raise error

@@ -119,7 +119,7 @@ def test_untrained_scores_rise_with_surprise_by_definition() -> None:
             "self_consistency": [0.75, 0.0],
             "semantic_entropy": [0.2, 1.4],
             "p_true": [2.0, -1.0],
-            "final_matched": [-0.1, -4.0],
+            "final_sinkhorn": [-0.1, -4.0],
         }
     )
     for name in controls.UNTRAINED:

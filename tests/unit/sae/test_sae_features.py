@@ -163,7 +163,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = corpus.read_tokens(folder / "heldout.zarr", folder / "heldout.json").tokens
     extraction.extract_contexts(
         model,
-        extraction.origin(folder / "model"),
+        extraction.model_identity(folder / "model"),
         tokens,
         [1],
         [extraction.StoreFiles(folder / "layer_01.zarr", folder / "layer_01.json")],

@@ -51,7 +51,7 @@ def write_inputs(folder: Path, word: str = "text", seed: int = 0) -> dict[str, P
 def origin_of(inputs: dict[str, Path]) -> tuple[str, str]:
     """Hashes of weights and tokens, as a store's header has them."""
     tokens = corpus.read_tokens(inputs["heldout"], inputs["heldout_manifest"]).tokens
-    return extraction.origin(
+    return extraction.model_identity(
         inputs["model_weights"].parent
     ).weights_sha256, extraction.tokens_sha256(tokens)
 

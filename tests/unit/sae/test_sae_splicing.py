@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ghosttrack.activations import extraction, hooks
-from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.limits import Limits
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
@@ -43,7 +43,9 @@ def make(folder: Path, kind: str, site: str, massive: tuple[int, ...] = ()) -> H
     tokens[:, 0] = 0
     target = StoreFiles(folder / "layer_01.zarr", folder / "layer_01.json")
     wanted = extraction.Extraction(cast("Site", site), 3)
-    extraction.extract_contexts(model, Origin("tiny", "weights"), tokens, [LAYER], [target], wanted)
+    extraction.extract_contexts(
+        model, ModelIdentity("tiny", "weights"), tokens, [LAYER], [target], wanted
+    )
     store = ActivationStore.open([target.store], [target.manifest])
     store.excluded = store.excluded.copy()
     store.excluded[list(massive)] = True

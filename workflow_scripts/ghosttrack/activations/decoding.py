@@ -1,7 +1,7 @@
-"""Continuations of prompts, greedy or drawn, token by token for a whole batch.
+"""Batched continuation of prompts, greedy or sampled.
 
-Prompts of different lengths share a batch by padding, and what they begin with is read once, as far as `model_check` has
-found that exact for the model. Others share a batch with prompts of their own length.
+Where `model_check` found it exact for the model, prompts of different lengths are padded into one
+batch and their shared prefix is computed once. Other prompts are batched by length.
 """
 
 import logging
@@ -20,23 +20,24 @@ from ghosttrack.runtime.progress import Progress
 
 log = logging.getLogger("ghosttrack")
 
-# padded: prompts of any length, padded behind what all begin with, which is read once. cached: prompts of one length, keys and
-# values kept between steps. plain: of one length, every step reads the whole sequence.
-Way = Literal["padded", "cached", "plain"]
-# Prompts of one batch share at least this part of their tokens: the solved examples of one relation.
-SHARED = 0.5
+# padded: prompts of any length, padded after the shared prefix, which is computed once; KV cache.
+# cached: prompts of one length; KV cache.
+# plain: prompts of one length; every step reads the whole sequence.
+Mode = Literal["padded", "cached", "plain"]
+# Prompts of a padded batch share at least this fraction of their tokens.
+MIN_SHARED = 0.5
 
 
-class Written(NamedTuple):
-    """What followed a prompt, up to the end of its first line that is not blank."""
+class Continuation(NamedTuple):
+    """The text generated after a prompt, up to the end of its first line that is not blank."""
 
     text: str
-    ends: tuple[int, ...]  # characters of `text` that are there after each new token
-    logprobs: tuple[float, ...]  # of each new token under the model itself (temperature 1), in nats
+    ends: tuple[int, ...]  # length of `text` in characters after each new token
+    logprobs: tuple[float, ...]  # of each new token at temperature 1, in nats
 
 
 class _Decoder(NamedTuple):
-    """What every batch needs: `breaks` and `blank` say of each token id whether its text has a line end, or nothing else."""
+    """Settings of all batches. `breaks`, `blank`: (vocabulary,) bool, has a line end, is blank."""
 
     tokenizer: Any
     temperature: float
@@ -57,19 +58,20 @@ def complete(
     draws: NDArray[np.float64] | None = None,
     temperature: float = 1.0,
     stops: Sequence[int] | None = None,
-) -> list[Written]:
-    """Continue each prompt: with the likeliest token at every step, or with drawn ones.
+) -> list[Continuation]:
+    """Continue each prompt, greedily or by inverse-transform sampling.
 
-    A draw takes the first token at which the summed probability exceeds its number, so a continuation follows
-    from its own numbers, whatever else is in the batch. Other batches give the same text but for ties in rounding.
+    Sampling takes the first token at which the cumulative probability exceeds the random number, so
+    a continuation depends on its own numbers alone. The batch size changes a text only where
+    rounding decides between equal probabilities.
 
     Args:
         model: causal language model in evaluation mode.
-        prompts: texts, which are read behind the separator, or all token ids that the model reads.
-        limits: how far the model was checked to continue prompts of a batch as it continues each alone.
-        draws: (prompts, max_new_tokens) numbers in [0, 1); None: greedy.
-        temperature: divides the logits before a draw.
-        batch: prompts at a time; changes nothing but memory and rounding noise.
+        prompts: texts, which the model reads after the separator, or complete token ids.
+        limits: where batched continuation is exact.
+        draws: (prompts, max_new_tokens) random numbers in [0, 1); None: greedy.
+        temperature: divides the logits before sampling.
+        batch: prompts per batch; changes only memory and rounding noise.
         dataset: named in errors.
         stops: tokens that end an answer and are no part of it; None: the end-of-sequence token.
     Raises:
@@ -77,37 +79,38 @@ def complete(
     """
     prefix = models.separator(tokenizer)
     limit = models.max_context(model.config.to_dict())
-    coded = _coded(tokenizer, prompts, prefix)
+    coded = _token_ids(tokenizer, prompts, prefix)
     if stops is None:
         stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     longest = max(map(len, coded), default=0)
     if longest + max_new_tokens > limit:
         raise UserError(
-            f"data set {dataset}: a prompt of {longest} tokens and generation.max_new_tokens {max_new_tokens} exceed "
-            f"the {limit} tokens that the model takes; lower generation.max_new_tokens or shorten the questions"
+            f"data set {dataset}: a prompt of {longest} tokens and generation.max_new_tokens "
+            f"{max_new_tokens} exceed the {limit} tokens that the model takes; lower "
+            "generation.max_new_tokens or shorten the questions"
         )
     prepare(model, max_new_tokens, prefix, stops)
     vocabulary = int(model.config.get_text_config().vocab_size)
     texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
-    texts += [""] * (vocabulary - len(texts))  # rows of the embedding that no token has
+    texts += [""] * (vocabulary - len(texts))  # unused rows of the embedding
     breaks, blank = (
         torch.tensor([test(text) for text in texts])
         for test in (lambda text: "\n" in text, _is_blank)
     )
     decoder = _Decoder(tokenizer, temperature, breaks, blank, list(stops))
-    results: dict[int, Written] = {}
+    results: dict[int, Continuation] = {}
     progress = Progress("generating", len(coded), "answers")
-    for chosen, way in _batches(coded, batch, limits, max_new_tokens):
-        steps = _Steps(
+    for chosen, mode in _batches(coded, batch, limits, max_new_tokens):
+        steps = _Chooser(
             decoder, None if draws is None else torch.from_numpy(draws[chosen]), len(chosen)
         )
         prompt_ids = [coded[number] for number in chosen]
-        new = continue_together(model, prompt_ids, steps, way, prefix)
+        new = continue_batch(model, prompt_ids, steps, mode, prefix)
         logprobs = torch.stack(steps.logprobs, dim=1).cpu()  # (prompts, steps)
         for number, ids, row, logprob, length in zip(
             chosen, prompt_ids, new, logprobs, steps.lengths.tolist(), strict=True
         ):
-            results[number] = _written(
+            results[number] = _continuation(
                 decoder, ids[1:], row[:length].tolist(), logprob[:length].tolist()
             )
         progress.advance(len(chosen))
@@ -119,7 +122,7 @@ def _is_blank(text: str) -> bool:
 
 
 def prepare(model: Any, max_new_tokens: int, pad: int, stops: Sequence[int]) -> None:
-    """Let a model decode plainly: its own sampling defaults (penalties, temperature) are switched off."""
+    """Switch off sampling defaults of the model's generation_config (penalties, temperature)."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
@@ -131,10 +134,10 @@ def prepare(model: Any, max_new_tokens: int, pad: int, stops: Sequence[int]) -> 
     )
 
 
-def _coded(
+def _token_ids(
     tokenizer: Any, prompts: Sequence[str] | Sequence[Sequence[int]], prefix: int
 ) -> list[list[int]]:
-    """Token ids that the model reads: a text's own behind the separator, or the ids as they are given."""
+    """Token ids that the model reads: the separator and a tokenised text, or the given ids."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if not texts:
         return [[int(token) for token in prompt] for prompt in prompts]
@@ -146,38 +149,40 @@ def _coded(
 
 def _batches(
     coded: Sequence[list[int]], size: int, limits: Limits, new: int
-) -> Iterator[tuple[list[int], Way]]:
-    """Up to `size` prompts at a time: those that begin alike, and, where padding is not exact, those of one length."""
+) -> Iterator[tuple[list[int], Mode]]:
+    """Batches of up to `size` prompts: with a shared prefix, or of one length if not padded."""
     short = [number for number, ids in enumerate(coded) if len(ids) + new <= limits.padded]
-    for chosen in _runs(coded, sorted(short, key=lambda number: coded[number]), size, _begin_alike):
+    for chosen in _groups(
+        coded, sorted(short, key=lambda number: coded[number]), size, _begin_alike
+    ):
         yield chosen, "padded"
     rest = sorted(
         set(range(len(coded))) - set(short), key=lambda number: (len(coded[number]), coded[number])
     )
     if rest:
         log.warning(
-            "%d of %d prompts share a batch with prompts of their own length alone, which is slower: the model does not continue "
-            "prompts of different lengths together exactly%s, or was not checked to (model_check.csv)",
+            "%d of %d prompts are batched by length, which is slower: for this model, padded "
+            "batches are not exact%s, or were not checked (model_check.csv)",
             len(rest),
             len(coded),
             f" beyond {limits.padded - new} tokens" if limits.padded > new else "",
         )
-    for chosen in _runs(
+    for chosen in _groups(
         coded, rest, size if limits.batched else 1, lambda one, other: len(one) == len(other)
     ):
         yield chosen, "cached" if len(coded[chosen[0]]) + new <= limits.cached else "plain"
 
 
-def _runs(
+def _groups(
     coded: Sequence[list[int]],
     order: Sequence[int],
     size: int,
-    together: Callable[[list[int], list[int]], bool],
+    fits: Callable[[list[int], list[int]], bool],
 ) -> Iterator[list[int]]:
-    """Consecutive prompts, up to `size`, each of which goes together with the first."""
+    """Consecutive prompts in `order`, up to `size`, each of which fits the first of its group."""
     waiting: list[int] = []
     for number in order:
-        if waiting and (len(waiting) == size or not together(coded[waiting[0]], coded[number])):
+        if waiting and (len(waiting) == size or not fits(coded[waiting[0]], coded[number])):
             yield waiting
             waiting = []
         waiting.append(number)
@@ -186,42 +191,42 @@ def _runs(
 
 
 def _begin_alike(one: list[int], other: list[int]) -> bool:
-    return _shared([one, other]) >= SHARED * len(other)
+    return _shared_prefix([one, other]) >= MIN_SHARED * len(other)
 
 
-def _shared(coded: Sequence[list[int]]) -> int:
-    """Tokens at the head that all have, less than the whole of any."""
-    # Between the first and the last in dictionary order all others lie: what those two share, all share.
+def _shared_prefix(coded: Sequence[list[int]]) -> int:
+    """Length in tokens of the prefix that all share, shorter than each."""
+    # All others lie between the first and the last in lexicographic order, so they share it, too.
     pairs = enumerate(zip(min(coded), max(coded), strict=False))
     shortest = min(map(len, coded)) - 1
-    return min(shortest, next((place for place, (one, other) in pairs if one != other), shortest))
+    return min(shortest, next((index for index, (one, other) in pairs if one != other), shortest))
 
 
-def continue_together(
-    model: Any, coded: Sequence[list[int]], steps: "Steps", way: Way, pad: int
+def continue_batch(
+    model: Any, coded: Sequence[list[int]], steps: "TokenChooser", mode: Mode, pad: int
 ) -> Tensor:
     """Continue the prompts of one batch.
 
     Args:
         model: after `prepare`.
-        coded: token ids of each prompt; of one length unless `way` is padded.
-        steps: chooses each token and knows when to stop.
-        pad: a token; what it is does not matter.
+        coded: token ids of each prompt; of one length unless `mode` is padded.
+        steps: chooses each token and decides when to stop.
+        pad: any token.
     Returns:
         (prompts, steps) token ids on the CPU.
     """
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     width = max(map(len, coded))
-    shared = _shared(coded) if way == "padded" else 0
+    shared = _shared_prefix(coded) if mode == "padded" else 0
     ids = torch.full((len(coded), width), pad)
     mask = torch.zeros_like(ids)
-    for row, each in enumerate(coded):
-        own = width - (len(each) - shared)
-        ids[row, :shared], mask[row, :shared] = torch.tensor(each[:shared]), 1
-        ids[row, own:], mask[row, own:] = torch.tensor(each[shared:]), 1
-    if way == "plain":
-        return _read_anew(model, ids.to(model.device), steps)
+    for row, prompt in enumerate(coded):
+        start = width - (len(prompt) - shared)
+        ids[row, :shared], mask[row, :shared] = torch.tensor(prompt[:shared]), 1
+        ids[row, start:], mask[row, start:] = torch.tensor(prompt[shared:]), 1
+    if mode == "plain":
+        return _without_cache(model, ids.to(model.device), steps)
     with torch.inference_mode():
         past = None
         if shared:
@@ -229,7 +234,7 @@ def continue_together(
                 input_ids=ids[:1, :shared].to(model.device), use_cache=True
             ).past_key_values
             past.batch_repeat_interleave(len(coded))
-        found: Tensor = model.generate(
+        sequences: Tensor = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             past_key_values=past,
@@ -237,15 +242,15 @@ def continue_together(
             logits_processor=LogitsProcessorList([steps.choose]),
             stopping_criteria=StoppingCriteriaList([steps.stop]),
         ).cpu()
-    return found[:, width:]
+    return sequences[:, width:]
 
 
 @torch.inference_mode()
-def _read_anew(model: Any, ids: Tensor, steps: "Steps") -> Tensor:
-    """Continue prompts (prompts, length) by a pass over the whole sequence at every step.
+def _without_cache(model: Any, ids: Tensor, steps: "TokenChooser") -> Tensor:
+    """Continue prompts (prompts, length) with a pass over the whole sequence at every step.
 
-    The model is given nothing but the tokens. `generate` also gives it a mask and positions, which some architectures
-    (RoBERTa) do not read as they read the tokens alone.
+    The model gets the tokens alone. `generate` also passes a mask and positions, with which some
+    architectures (RoBERTa) give other results.
     """
     length = ids.shape[1]
     for _ in range(model.generation_config.max_new_tokens):
@@ -256,58 +261,58 @@ def _read_anew(model: Any, ids: Tensor, steps: "Steps") -> Tensor:
     return ids[:, length:].cpu()
 
 
-class Steps(Protocol):
-    """Chooses the tokens of a batch."""
+class TokenChooser(Protocol):
+    """Chooses the tokens of a batch, step by step."""
 
     def choose(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (prompts, vocabulary) whose largest is the chosen token's."""
+        """Scores (prompts, vocabulary) whose maximum is at the chosen token."""
 
     def stop(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
-        """(prompts,) bool, whether each continuation is complete."""
+        """Whether each continuation is complete, (prompts,) bool."""
 
 
-class _Steps:
-    """Chooses the tokens of one batch, step by step, and knows which continuations are complete."""
+class _Chooser:
+    """Chooses the tokens of one batch, greedily or by `draws`, until the answers are complete."""
 
     def __init__(self, decoder: _Decoder, draws: Tensor | None, count: int) -> None:
         self.logprobs: list[Tensor] = []  # (prompts,) at every step
         self.lengths = torch.zeros(count, dtype=torch.long)  # tokens of each continuation
         self._decoder, self._draws = decoder, draws
-        self._begun = torch.zeros(count, dtype=torch.bool)
+        self._started = torch.zeros(count, dtype=torch.bool)  # a token that is not blank was chosen
         self._done = torch.zeros(count, dtype=torch.bool)
 
     def choose(self, _: Tensor, scores: Tensor) -> Tensor:
-        """Scores (prompts, vocabulary) whose largest is the chosen token's; its log-probability is noted."""
+        """As `TokenChooser.choose`; records the log-probability of the chosen token."""
         if self._draws is None:
             chosen = scores.argmax(dim=-1, keepdim=True)
-            kept = scores
+            shown = scores
         else:
-            # float64: the sum over a vocabulary in float32 would not tell rare tokens apart.
+            # float64: a cumulative sum over the vocabulary in float32 would lose rare tokens.
             summed = torch.softmax(scores.double() / self._decoder.temperature, dim=-1).cumsum(
                 dim=-1
             )
             number = self._draws[:, len(self.logprobs), None].to(summed.device) * summed[:, -1:]
             chosen = torch.searchsorted(summed, number, right=True).clamp_(max=scores.shape[-1] - 1)
-            kept = torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+            shown = torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
         logs = torch.log_softmax(scores.float(), dim=-1)
         self.logprobs.append(logs.gather(1, chosen)[:, 0])
-        return kept
+        return shown
 
     def stop(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
-        """(prompts,) whether the first line that is not blank has ended."""
+        """As `TokenChooser.stop`: complete once the first line that is not blank has ended."""
         token = ids[:, -1].cpu()
         self.lengths += ~self._done
-        self._begun |= ~self._decoder.blank[token]
-        self._done |= (self._begun & self._decoder.breaks[token]) | torch.isin(
+        self._started |= ~self._decoder.blank[token]
+        self._done |= (self._started & self._decoder.breaks[token]) | torch.isin(
             token, torch.tensor(self._decoder.stops, dtype=token.dtype)
         )
         return self._done.to(ids.device)
 
 
-def _written(
+def _continuation(
     decoder: _Decoder, prompt: list[int], new: list[int], logprobs: list[float]
-) -> Written:
-    """Text as it stands after the prompt: some tokenizers drop a leading space when decoded alone."""
+) -> Continuation:
+    """Decode after the prompt: some tokenizers drop the leading space of a text decoded alone."""
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     shown = [
         [token for token in new[:count] if token not in decoder.stops]
@@ -315,4 +320,4 @@ def _written(
     ]
     whole = [decoder.tokenizer.decode(prompt + tokens, **options) for tokens in shown]
     ends = [len(text) - len(whole[0]) for text in whole[1:]]
-    return Written(whole[-1][len(whole[0]) :], tuple(ends), tuple(logprobs))
+    return Continuation(whole[-1][len(whole[0]) :], tuple(ends), tuple(logprobs))

@@ -1,4 +1,4 @@
-"""From examples to activation stores of their answer tokens, or others, and to what the model itself thought of each token."""
+"""Extraction from examples: activations of their answer tokens, or others, and token statistics."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,19 +10,19 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from ghosttrack.activations.candidates import Rivals
+from ghosttrack.activations.candidates import Candidates
 from ghosttrack.activations.example_tokens import Encoded
-from ghosttrack.activations.extraction import Origin, StoreFiles, to_block
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.hooks import captured
-from ghosttrack.activations.other_prompts import Asked
-from ghosttrack.activations.packed_texts import Opinions, Pack, Reader
-from ghosttrack.activations.store import Header
+from ghosttrack.activations.packed_texts import Pack, PackedReader, TokenStatistics
+from ghosttrack.activations.pmi_baseline import PmiBaseline
+from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.runtime.progress import Progress
 
-# Rows wait in memory for their order within a window of so many batches of examples:
-# 4,096 rows x 25 stores x 1,024 x 4 bytes are 400 MB.
+# Rows are put in order in memory within windows of this many batches of examples, or this many
+# rows: 4,096 rows x 25 stores x 1,024 x 4 bytes are 400 MB.
 WINDOW_BATCHES = 8
 WINDOW_ROWS = 4096
 
@@ -35,46 +35,47 @@ class ExampleTables(NamedTuple):
 
 
 class TextScores(NamedTuple):
-    """What a model says of texts.
+    """What a model's output distribution says about texts.
 
-    tokens: of each scored token, in the order of the texts; starts: (texts + 1,) where those of each text begin.
-    text: (texts,) log-probability of a text behind its lead token.
+    tokens: statistics of the scored tokens, in the order of the texts.
+    starts: (texts + 1,) index of each text's first scored token.
+    text: (texts,) log-probability of all tokens of a text after its first in `ids`, in nats.
     """
 
-    tokens: Opinions
+    tokens: TokenStatistics
     starts: npt.NDArray[np.int64]
     text: npt.NDArray[np.float64]
 
     @classmethod
     def empty(cls, encoded: Sequence[Encoded]) -> "TextScores":
-        """Room for the scores of these texts."""
+        """Uninitialised scores of these texts."""
         starts = _starts([one.scored for one in encoded])
-        rooms = (np.empty(int(starts[-1]), dtype=kind) for kind in ("f4", "f4", "f4", "i4"))
-        return cls(Opinions(*rooms), starts, np.empty(len(encoded)))
+        arrays = (np.empty(int(starts[-1]), dtype=kind) for kind in ("f4", "f4", "f4", "i4"))
+        return cls(TokenStatistics(*arrays), starts, np.empty(len(encoded)))
 
-    def of_read(self, encoded: Sequence[Encoded]) -> Opinions:
-        """Of the tokens that are read."""
+    def of_read(self, encoded: Sequence[Encoded]) -> TokenStatistics:
+        """Statistics of the tokens whose activations are stored."""
         return self._of(encoded, [one.read for one in encoded])
 
-    def of_answer(self, encoded: Sequence[Encoded]) -> Opinions:
-        """Of the answers' tokens."""
+    def of_answer(self, encoded: Sequence[Encoded]) -> TokenStatistics:
+        """Statistics of the answer tokens."""
         return self._of(encoded, [one.answer for one in encoded])
 
     def _of(
         self, encoded: Sequence[Encoded], positions: Sequence[npt.NDArray[np.int64]]
-    ) -> Opinions:
+    ) -> TokenStatistics:
         chosen = np.concatenate(
             [
-                start + np.searchsorted(one.scored, own)
-                for start, one, own in zip(self.starts[:-1], encoded, positions, strict=True)
+                start + np.searchsorted(one.scored, wanted)
+                for start, one, wanted in zip(self.starts[:-1], encoded, positions, strict=True)
             ]
         )
-        return Opinions(*(values[chosen] for values in self.tokens))
+        return TokenStatistics(*(values[chosen] for values in self.tokens))
 
 
 def extract_examples(
     model: Any,
-    made_by: Origin,
+    identity: ModelIdentity,
     encoded: Sequence[Encoded],
     layers: Sequence[int],
     targets: Sequence[StoreFiles],
@@ -82,116 +83,120 @@ def extract_examples(
     *,
     site: Site,
     batch: int,
-    together: int,
-    asked: Asked | None = None,
-    rivals: Rivals | None = None,
+    packed: int,
+    pmi_baseline: PmiBaseline | None = None,
+    candidates: Candidates | None = None,
 ) -> ExampleTables:
-    """Write the activations of all examples at the tokens that are read, one store a layer and one of the token embedding.
+    """Write the activations of all examples: one store per layer, and one of the token embedding.
 
     Args:
         model: causal language model in evaluation mode.
-        made_by: its identity, kept in the stores.
+        identity: kept in the stores.
         encoded: the examples; rows are stored in their order.
         layers: ascending, 0-based; `targets` in the same order.
-        embedding: where the token-embedding output goes.
+        embedding: store of the token-embedding output.
         site: which output of each block.
-        batch: examples per forward pass, about; changes nothing but memory and rounding noise.
-        together: tokens of a sequence up to which texts share one, from `Limits`.
-        asked: answers that follow other prompts of the examples; they are read with the examples and told what they came to.
-        rivals: of the same examples; shown every prompt's end.
+        batch: examples per forward pass, approximately; changes only memory and rounding noise.
+        packed: longest packed sequence in tokens, from `Limits`.
+        pmi_baseline: receives the answers after other prompts, which are read in the same passes.
+        candidates: receives the states at the end of the examples' prompts.
     Returns:
-        Tables without text and id columns, which the caller knows.
+        Tables without text and id columns, which the caller adds.
     Raises:
-        UserError: no such layers, activations that are not finite.
+        UserError: no such layers, or activations that are not finite.
     """
     starts = row_starts(encoded)
-    every = [*encoded, *(asked.encoded if asked else ())]
+    texts = [*encoded, *(pmi_baseline.encoded if pmi_baseline else ())]
     scores = TextScores.empty(encoded)
     stored = [model.get_input_embeddings(), *site_modules(model, layers, site)]
-    modules = [*stored, *(rivals.modules() if rivals else ())]
+    modules = [*stored, *(candidates.modules() if candidates else ())]
     digest, width = _sha256(encoded), model.config.get_text_config().hidden_size
     headers = [
         (embedding, None, "embedding", stored[0].embedding_dim),
         *((target, layer, site, width) for target, layer in zip(targets, layers, strict=True)),
     ]
-    progress = Progress("extracting", len(every), "texts")
+    progress = Progress("extracting", len(texts), "texts")
     with ExitStack() as stack, torch.inference_mode():
-        reader = Reader(model, together)
+        reader = PackedReader(model, packed)
         writers = [
             stack.enter_context(
                 StoreWriter(
                     *files,
-                    Header(*made_by, layer, name, None, digest),
+                    Header(*identity, layer, name, None, digest),
                     rows=int(starts[-1]),
-                    d_model=own_width,
+                    d_model=d_model,
                 )
             )
-            for files, layer, name, own_width in headers
+            for files, layer, name, d_model in headers
         ]
         outputs = stack.enter_context(captured(modules, stop=False))
-        for window, others in _windows(every, len(encoded), batch):
+        for window, others in _windows(texts, len(encoded), batch):
             first, end = int(starts[window[0]]), int(starts[window[-1] + 1])
-            held = [torch.empty(end - first, own_width) for *_, own_width in headers]
-            for pack in reader.packs(every, [*window, *others], batch):
+            blocks = [torch.empty(end - first, d_model) for *_, d_model in headers]
+            for pack in reader.packs(texts, [*window, *others], batch):
                 final = reader.final(pack)
-                own = [place for place, number in enumerate(pack.numbers) if number < len(encoded)]
+                own = [index for index, number in enumerate(pack.numbers) if number < len(encoded)]
                 if own:
                     rows, places = read_rows(encoded, pack, own, starts)
-                    for block, output in zip(held, outputs[: len(stored)], strict=True):
+                    for block, output in zip(blocks, outputs[: len(stored)], strict=True):
                         block[rows - first] = output[0, places].float().cpu()
                     score_texts(reader, encoded, pack, own, final, scores)
-                    if rivals:
-                        rivals.take(pack, own, final, outputs[len(stored) :])
-                if asked and len(own) < len(pack.numbers):
+                    if candidates:
+                        candidates.take(pack, own, final, outputs[len(stored) :])
+                if pmi_baseline and len(own) < len(pack.numbers):
                     rest = [
-                        place for place, number in enumerate(pack.numbers) if number >= len(encoded)
+                        index for index, number in enumerate(pack.numbers) if number >= len(encoded)
                     ]
-                    asked.take(reader, pack, rest, len(encoded), final, outputs[1 : len(stored)])
+                    pmi_baseline.take(
+                        reader, pack, rest, len(encoded), final, outputs[1 : len(stored)]
+                    )
                 progress.advance(len(pack.numbers))
-            for writer, block in zip(writers, held, strict=True):
+            for writer, block in zip(writers, blocks, strict=True):
                 writer.append(to_block(block))
     return ExampleTables(_tokens(encoded, scores.of_read(encoded)), output_table(encoded, scores))
 
 
 def row_starts(encoded: Sequence[Encoded]) -> npt.NDArray[np.int64]:
-    """First row of each text, and the number of all rows, (texts + 1,)."""
+    """First stored row of each text, then the number of all rows, (texts + 1,)."""
     return _starts([one.read for one in encoded])
 
 
 def _starts(positions: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum([len(own) for own in positions])]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum([len(one) for one in positions])]).astype(np.int64)
 
 
 def _windows(
-    every: Sequence[Encoded], examples: int, batch: int
+    texts: Sequence[Encoded], examples: int, batch: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Consecutive examples, up to WINDOW_BATCHES batches or about WINDOW_ROWS rows at a time, and the texts behind
-    the first `examples` whose prompts are first seen in them.
+    """Consecutive examples, and the other texts that share a prompt with them.
+
+    A window holds up to WINDOW_BATCHES batches or about WINDOW_ROWS rows. The texts after the first
+    `examples` come with the first window that contains their prompt.
     """
     waiting: dict[tuple[bytes, bytes], list[int]] = {}
-    for number in range(examples, len(every)):
-        waiting.setdefault(_prompt(every[number]), []).append(number)
+    for number in range(examples, len(texts)):
+        waiting.setdefault(_prompt(texts[number]), []).append(number)
     window: list[int] = []
     rows = 0
     for number in range(examples):
         window.append(number)
-        rows += len(every[number].read)
+        rows += len(texts[number].read)
         if len(window) == WINDOW_BATCHES * batch or rows >= WINDOW_ROWS or number == examples - 1:
             yield (
                 window,
-                [other for one in window for other in waiting.pop(_prompt(every[one]), ())],
+                [other for one in window for other in waiting.pop(_prompt(texts[one]), ())],
             )
             window, rows = [], 0
 
 
 def _prompt(one: Encoded) -> tuple[bytes, bytes]:
-    return one.before.tobytes(), one.ids[: one.answer[0]].tobytes()
+    return one.prefix.tobytes(), one.ids[: one.answer[0]].tobytes()
 
 
 def read_rows(
     encoded: Sequence[Encoded], pack: Pack, texts: Sequence[int], starts: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], torch.Tensor]:
-    """Rows of some texts of a pack, and where in the sequence they stand."""
+    """Store rows of some texts of a pack, and their places in the packed sequence, (rows,)."""
     numbers = [pack.numbers[text] for text in texts]
     rows = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in numbers])
     places = [
@@ -201,74 +206,66 @@ def read_rows(
 
 
 def score_texts(
-    reader: Reader,
+    reader: PackedReader,
     encoded: Sequence[Encoded],
     pack: Pack,
     texts: Sequence[int],
     final: torch.Tensor,
     scores: TextScores,
 ) -> None:
-    """Fill in the scores of some texts of a pack."""
+    """Fill in `scores` for some texts of a pack, from its final hidden states (length, d_model)."""
     numbers = [pack.numbers[text] for text in texts]
     lengths = np.array([len(encoded[number].ids) - 1 for number in numbers])
-    place = np.concatenate(
-        [pack.places[text][:-1] for text in texts]
-    )  # where each token was predicted
+    # A token is predicted at the place of the token before it.
+    places = np.concatenate([pack.places[text][:-1] for text in texts])
     target = np.concatenate([encoded[number].ids[1:] for number in numbers])
     offsets = np.cumsum(lengths) - lengths
-    inside = np.concatenate(
+    scored = np.concatenate(
         [
             offset + encoded[number].scored - 1
             for offset, number in zip(offsets, numbers, strict=True)
         ]
     )
-    closely = np.zeros(len(target), dtype=bool)
-    closely[inside] = True
-    found = reader.opinions(final, place, target, closely)
+    in_full = np.zeros(len(target), dtype=bool)
+    in_full[scored] = True
+    statistics = reader.token_statistics(final, places, target, in_full)
     rows = np.concatenate(
         [np.arange(scores.starts[number], scores.starts[number + 1]) for number in numbers]
     )
-    for kept, values in zip(scores.tokens, found, strict=True):
-        kept[rows] = values[inside]
-    scores.text[numbers] = np.add.reduceat(found.logprob.astype(np.float64), offsets)
+    for column, values in zip(scores.tokens, statistics, strict=True):
+        column[rows] = values[scored]
+    scores.text[numbers] = np.add.reduceat(statistics.logprob.astype(np.float64), offsets)
 
 
 def _sha256(encoded: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
-    for example in encoded:
-        digest.update(
-            np.array(
-                [len(example.before), len(example.ids), len(example.read)], dtype="<i8"
-            ).tobytes()
-        )
-        digest.update(
-            example.before.astype("<i8").tobytes()
-            + example.ids.astype("<i8").tobytes()
-            + example.read.astype("<i8").tobytes()
-        )
+    for one in encoded:
+        lengths = np.array([len(one.prefix), len(one.ids), len(one.read)])
+        for values in (lengths, one.prefix, one.ids, one.read):
+            digest.update(values.astype("<i8").tobytes())
     return digest.hexdigest()
 
 
-def _tokens(encoded: Sequence[Encoded], scores: Opinions) -> pd.DataFrame:
+def _tokens(encoded: Sequence[Encoded], statistics: TokenStatistics) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "example": np.repeat(np.arange(len(encoded)), [len(one.read) for one in encoded]),
             "position": np.concatenate([one.read + one.shift for one in encoded]).astype(np.int32),
             "token": np.concatenate([one.ids[one.read] for one in encoded]).astype(np.int32),
-            **scores._asdict(),
+            **statistics._asdict(),
         }
     )
 
 
 def output_table(encoded: Sequence[Encoded], scores: TextScores) -> pd.DataFrame:
-    """One row per example: where its rows are, and sums, means, minima and first values over its answer, in nats."""
+    """One row per example: its rows in the stores, and statistics of its answer, in nats."""
     rows = row_starts(encoded)
     count = np.array([len(one.answer) for one in encoded])
     first = np.cumsum(count) - count
     tokens = np.array([len(one.ids) + one.shift for one in encoded])
     predicted = np.array([len(one.ids) - 1 for one in encoded])
-    of_token = scores.of_answer(encoded)
-    logprob = of_token.logprob.astype(np.float64)
+    statistics = scores.of_answer(encoded)
+    logprob = statistics.logprob.astype(np.float64)
     total = np.add.reduceat(logprob, first)
     return pd.DataFrame(
         {
@@ -279,11 +276,11 @@ def output_table(encoded: Sequence[Encoded], scores: TextScores) -> pd.DataFrame
             "logprob_mean": total / count,
             "logprob_min": np.minimum.reduceat(logprob, first),
             "logprob_first": logprob[first],
-            "entropy_mean": np.add.reduceat(of_token.entropy.astype(np.float64), first) / count,
-            "entropy_first": of_token.entropy[first].astype(np.float64),
-            "margin_mean": np.add.reduceat(of_token.margin.astype(np.float64), first) / count,
-            "margin_first": of_token.margin[first].astype(np.float64),
-            "rank_first": of_token.rank[first],
+            "entropy_mean": np.add.reduceat(statistics.entropy.astype(np.float64), first) / count,
+            "entropy_first": statistics.entropy[first].astype(np.float64),
+            "margin_mean": np.add.reduceat(statistics.margin.astype(np.float64), first) / count,
+            "margin_first": statistics.margin[first].astype(np.float64),
+            "rank_first": statistics.rank[first],
             "text_logprob_mean": scores.text / predicted,
         }
     )

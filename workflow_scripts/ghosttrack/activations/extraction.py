@@ -1,4 +1,4 @@
-"""From packed contexts to activation stores: one forward pass serves every layer and stops at the highest."""
+"""Extraction from packed contexts: one forward pass serves all layers and stops at the highest."""
 
 import hashlib
 import logging
@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ghosttrack.activations.hooks import handed_over, run_to_highest
-from ghosttrack.activations.layout import CHUNK_ROWS, HALF_MAX
+from ghosttrack.activations.hooks import on_output, run_to_highest
+from ghosttrack.activations.layout import CHUNK_ROWS
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.store import Block, Header, Storage, clipped_rows
+from ghosttrack.activations.store import Block, Header, Storage, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -26,39 +26,29 @@ from ghosttrack.runtime.progress import Progress
 log = logging.getLogger("ghosttrack")
 
 
-class Origin(NamedTuple):
-    """The model that activations come from, as its own manifest names it."""
+class ModelIdentity(NamedTuple):
+    """The model that computed the activations, as named in its source.json."""
 
     model: str
     weights_sha256: str
 
 
 class StoreFiles(NamedTuple):
-    """Where one layer's store and its manifest go."""
+    """Paths of a store and its manifest."""
 
     store: Path
     manifest: Path
 
 
-def origin(model_directory: Path) -> Origin:
+def model_identity(model_directory: Path) -> ModelIdentity:
     """Identity of a fetched model, from the source.json in its directory."""
     about = files.read_json(model_directory / "source.json")
-    return Origin(str(about["id"] or about["kind"]), str(about["weights_sha256"]))
+    return ModelIdentity(str(about["id"] or about["kind"]), str(about["weights_sha256"]))
 
 
 def best_device() -> str:
-    """The accelerator if there is one."""
+    """The accelerator if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def to_block(rows: torch.Tensor, exact: bool = False) -> Block:
-    """As `store.to_block`, on the tensor's own device, (n, d_model) float32; `exact` keeps the rows as they were, too."""
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    kept = rows.cpu().numpy() if exact else None
-    if float(norms.max()) <= HALF_MAX:
-        return Block(rows.half().cpu().numpy(), norms.cpu().numpy(), kept)
-    values, clipped = rows.clamp(-HALF_MAX, HALF_MAX), clipped_rows(rows.float().cpu().numpy())
-    return Block(values.half().cpu().numpy(), norms.cpu().numpy(), kept, clipped)
 
 
 def tokens_sha256(tokens: npt.NDArray[np.int32]) -> str:
@@ -69,10 +59,14 @@ def tokens_sha256(tokens: npt.NDArray[np.int32]) -> str:
 def open_packed(
     store: Path, manifest: Path, layer: int, model_directory: Path, tokens: npt.NDArray[np.int32]
 ) -> ActivationStore:
-    """Open one layer's store of packed contexts; a UserError refuses rows of another model or other tokens."""
+    """Open one layer's store of packed contexts.
+
+    Raises:
+        UserError: its rows come from another model or other tokens.
+    """
     expected = {
         "layer": layer,
-        "weights_sha256": origin(model_directory).weights_sha256,
+        "weights_sha256": model_identity(model_directory).weights_sha256,
         "tokens_sha256": tokens_sha256(tokens),
         "context": tokens.shape[1],
     }
@@ -80,100 +74,98 @@ def open_packed(
 
 
 def layer_of(store: Path) -> int:
-    """Layer that a store's path names, as in layer_07.zarr or layer_07/shard_0000.zarr."""
+    """Layer in a store's path, such as layer_07.zarr or layer_07/shard_0000.zarr."""
     named = [part for part in store.with_suffix("").parts if part.startswith("layer_")]
     return int(named[-1].removeprefix("layer_"))
 
 
 class Extraction(NamedTuple):
-    """What one job reads from packed contexts."""
+    """Which packed contexts one job reads, and how."""
 
     site: Site  # which output of each block
-    batch: int  # contexts per forward pass; changes nothing but memory and rounding noise
-    first: int = 0  # context
-    contexts: int | None = None  # how many; default all that follow
+    batch: int  # contexts per forward pass; changes only memory and rounding noise
+    first: int = 0  # first context
+    contexts: int | None = None  # number of contexts; None: all from the first on
     storage: Storage = "fp16"
-    code: str = ""  # digest of the code: rows of another digest are not gone on with
+    code: str = ""  # digest of the code; a job resumes only rows of the same code
 
 
 def extract_contexts(
     model: Any,
-    made_by: Origin,
+    identity: ModelIdentity,
     tokens: npt.NDArray[np.int32],
     layers: Sequence[int],
     targets: Sequence[StoreFiles],
-    wanted: Extraction,
+    extraction: Extraction,
 ) -> None:
-    """Write the activations of packed contexts, one store a layer, rows in corpus order.
+    """Write the activations of packed contexts: one store per layer, rows in corpus order.
 
-    A job that was killed goes on behind the last shard file (65,536 rows) that it finished in every layer.
+    A killed job resumes after the last shard file (65,536 rows) that is complete in every layer.
 
     Args:
         model: causal language model in evaluation mode.
-        made_by: its identity, kept in the stores.
+        identity: kept in the stores.
         tokens: (contexts, context) int32, the whole corpus; each context starts with the separator.
         layers: ascending, 0-based; `targets` in the same order.
-        wanted: which contexts, and how they are read and kept.
+        extraction: which contexts to read, and how to store them.
     Raises:
-        UserError: no such contexts or layers, contexts longer than the model takes, activations that are not finite.
+        UserError: no such contexts or layers, contexts longer than the model takes, or activations
+            that are not finite.
     """
-    chosen = _chosen_contexts(model, tokens, wanted)
-    context, batch = tokens.shape[1], wanted.batch
-    modules = site_modules(model, layers, wanted.site)
+    chosen = _chosen_contexts(model, tokens, extraction)
+    context, batch = tokens.shape[1], extraction.batch
+    modules = site_modules(model, layers, extraction.site)
     digest, width = tokens_sha256(tokens), model.config.get_text_config().hidden_size
     with ExitStack() as stack, torch.inference_mode():
         writers = [
             stack.enter_context(
                 StoreWriter(
                     *target,
-                    Header(*made_by, layer, wanted.site, context, digest, wanted.storage),
+                    Header(*identity, layer, extraction.site, context, digest, extraction.storage),
                     rows=chosen.size,
                     d_model=width,
-                    row_start=wanted.first * context,
+                    row_start=extraction.first * context,
                     total_rows=tokens.size,
-                    resume=wanted.code,
+                    resume=extraction.code,
                 )
             )
             for layer, target in zip(layers, targets, strict=True)
         ]
-        done = min(writer.kept_rows for writer in writers)
+        done = min(writer.finished_rows for writer in writers)
         if done:
             log.info(
-                "going on behind row %s of %s, which an earlier job wrote",
+                "resuming after row %s of %s, written by an earlier job",
                 f"{done:,}",
                 f"{chosen.size:,}",
             )
         for writer in writers:
-            writer.keep(done)
+            writer.resume_after(done)
         ahead = stack.enter_context(OneAhead())
         progress = Progress("extracting", chosen.size, "tokens", start=done)
-        made: list[Block] = []
+        blocks: list[Block] = []
         skip, measured = 0, False
 
-        def take(place: int, output: torch.Tensor) -> None:
-            # Rounded at once: the pass then holds no more layers in float32 than it would by itself.
-            # What storage costs is measured once, in the highest layer, where it was found to cost most.
-            made.append(
-                to_block(output.flatten(0, 1)[skip:], exact=measured and place == len(modules) - 1)
-            )
+        def take(index: int, output: torch.Tensor) -> None:
+            # Rounded at once, so that the pass holds no more than one layer's copy in float32.
+            # The storage error is measured once, in the highest layer, where it is usually largest.
+            last = index == len(modules) - 1
+            blocks.append(to_block(output.flatten(0, 1)[skip:], exact=measured and last))
 
         def write(blocks: list[Block]) -> None:
             for writer, block in zip(writers, blocks, strict=True):
                 writer.append(block)
 
-        stack.enter_context(handed_over(modules, take, stop=True))
-        # The batches of an uninterrupted run: its sums, and so its rounding, are repeated.
+        stack.enter_context(on_output(modules, take, stop=True))
+        # The batches are those of an uninterrupted run, so that a resumed one rounds alike.
         for start in range(
             done // (batch * context) * batch, len(chosen) if done < chosen.size else 0, batch
         ):
             ids = torch.from_numpy(chosen[start : start + batch].astype(np.int64)).to(model.device)
-            skip, measured = (
-                max(0, done - start * context),
-                wanted.first == 0 and start * context < CHUNK_ROWS,
-            )
-            made = []
+            skip = max(0, done - start * context)
+            measured = extraction.first == 0 and start * context < CHUNK_ROWS
+            blocks = []
             run_to_highest(model, ids)
-            ahead.submit(write, made)
+            ahead.submit(write, blocks)
             progress.advance(ids.numel() - skip)
         ahead.wait()
         for writer in writers:
@@ -181,27 +173,30 @@ def extract_contexts(
 
 
 def _chosen_contexts(
-    model: Any, tokens: npt.NDArray[np.int32], wanted: Extraction
+    model: Any, tokens: npt.NDArray[np.int32], extraction: Extraction
 ) -> npt.NDArray[np.int32]:
     contexts, context = tokens.shape
     limit = models.max_context(model.config.to_dict())
     if context > limit:
         raise UserError(
-            f"corpus.context: {context} tokens are more than the model takes ({limit}); set it to at most that"
+            f"corpus.context: {context} tokens are more than the model takes ({limit}); "
+            f"set it to {limit} or less"
         )
-    chosen = tokens[
-        wanted.first : None if wanted.contexts is None else wanted.first + wanted.contexts
-    ]
+    first = extraction.first
+    chosen = tokens[first:][: extraction.contexts]
     if not len(chosen):
         raise UserError(
-            f"the corpus has {contexts} contexts, this job starts at context {wanted.first}: corpus and corpus.tokens disagree; "
-            "delete the corpus folder and run again"
+            f"the corpus has {contexts} contexts, this job starts at context {first}: "
+            "corpus and corpus.tokens disagree; delete the corpus folder and run again"
         )
     return chosen
 
 
 class OneAhead:
-    """Runs one call at a time in a thread while its caller prepares the next; an error comes out at the next call."""
+    """Runs one call at a time in a thread while its caller prepares the next.
+
+    An error of a call is raised by the next `submit` or `wait`.
+    """
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -209,12 +204,12 @@ class OneAhead:
         return self
 
     def submit(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Start `call` as soon as the one before is done."""
+        """Start `call` as soon as the previous one is done."""
         self.wait()
         self._running = self._pool.submit(call, *arguments)
 
     def wait(self) -> None:
-        """Until nothing runs; raises what the last call raised."""
+        """Wait until nothing runs; raises what the last call raised."""
         running, self._running = self._running, None
         if running is not None:
             running.result()

@@ -1,4 +1,4 @@
-"""The model's own answers: completions of few-shot prompts, marked against the gold answers."""
+"""Generated answers: continuations of few-shot prompts, judged by the gold answers."""
 
 import zlib
 from collections import Counter
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ghosttrack.activations.decoding import Written
+from ghosttrack.activations.decoding import Continuation
 from ghosttrack.errors import UserError
 from ghosttrack.facts import answers
 
@@ -29,7 +29,7 @@ EXAMPLE_COLUMNS = [
     "mode",
     "gold",
 ]
-# Columns of samples.parquet; `correct` is null where nothing can be said.
+# Columns of samples.parquet; `correct` is null for ambiguous and empty answers.
 SAMPLE_TYPES = {
     "id": "str",
     "sample": "int32",
@@ -42,15 +42,15 @@ SAMPLE_TYPES = {
 }
 
 
-class Marked(NamedTuple):
-    """`examples`: the judged answers, in the columns of examples.parquet; `counts`: verdicts, also by relation."""
+class JudgedAnswers(NamedTuple):
+    """`examples`: columns of examples.parquet; `counts`: of verdicts, in total and by relation."""
 
     examples: pd.DataFrame
     counts: dict[str, Any]
 
 
 def choose_questions(questions: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """`count` of the questions, spread evenly over their relations, in their first order; all, if there are no more."""
+    """At most `count` of the questions, spread evenly over their relations, in the given order."""
     if len(questions) <= count:
         return questions
     shuffled = questions.iloc[np.random.default_rng(seed).permutation(len(questions))]
@@ -62,21 +62,23 @@ def choose_questions(questions: pd.DataFrame, count: int, seed: int) -> pd.DataF
 def uniform_numbers(
     ids: Sequence[str], samples: int, tokens: int, seed: int
 ) -> NDArray[np.float64]:
-    """Numbers in [0, 1) for drawing, (questions x samples, tokens): a question's own, whatever else is asked."""
+    """Random numbers in [0, 1), (questions x samples, tokens), from question id and seed alone."""
     generators = (np.random.default_rng([seed, zlib.crc32(name.encode())]) for name in ids)
     return np.concatenate([generator.random((samples, tokens)) for generator in generators])
 
 
-def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) -> Marked:
-    """Cut each continuation to its answer and judge it; ambiguous and empty answers are left out, and counted.
+def judge_answers(
+    questions: pd.DataFrame, continuations: Sequence[str], dataset: str
+) -> JudgedAnswers:
+    """Cut continuations to their answers and judge them; count ambiguous and empty answers.
 
     Args:
-        questions: columns id, group, relation, subject, question, prompt, gold (accepted answers); perhaps prompt_ids,
-            which the examples then have, too.
+        questions: columns id, group, relation, subject, question, prompt, gold (accepted answers);
+            with prompt_ids, the examples have that column, too.
         continuations: the greedy text after each prompt.
         dataset: named in errors.
     Raises:
-        UserError: no answer could be judged.
+        UserError: all answers are ambiguous or empty.
     """
     rows: list[dict[str, Any]] = []
     verdicts: list[tuple[str, str]] = []
@@ -106,8 +108,9 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
         )
     if not rows:
         raise UserError(
-            f"data set {dataset}: none of {len(questions)} answers could be marked ({_count(verdicts)}); "
-            "raise generation.max_new_tokens, or take a model that can answer these questions"
+            f"data set {dataset}: none of {len(questions)} answers could be judged correct or "
+            f"wrong ({_count(verdicts)}); raise generation.max_new_tokens, or choose a model that "
+            "can answer these questions"
         )
     relations = sorted({relation for relation, _ in verdicts})
     counts = {
@@ -117,20 +120,20 @@ def mark(questions: pd.DataFrame, continuations: Sequence[str], dataset: str) ->
         },
     }
     kept = [*EXAMPLE_COLUMNS, *(name for name in ("prompt_ids",) if name in questions)]
-    return Marked(pd.DataFrame(rows)[kept], counts)
+    return JudgedAnswers(pd.DataFrame(rows)[kept], counts)
 
 
 def sample_table(
-    questions: pd.DataFrame, greedy: Sequence[Written], drawn: Sequence[Written]
+    questions: pd.DataFrame, greedy: Sequence[Continuation], drawn: Sequence[Continuation]
 ) -> pd.DataFrame:
-    """Every answer to every question, in the columns of samples.parquet.
+    """All answers to all questions, in the columns of samples.parquet.
 
-    Answers of one question share a cluster if they are the same words after normalisation. The gold answers
-    decide what is correct, never what is the same: a cluster must not know the label.
+    Answers to a question share a cluster if they are the same words after normalisation. Clusters
+    do not depend on the gold answers, because a score must not contain the label.
 
     Args:
-        greedy: one for each question.
-        drawn: as many for each question as there are samples, question by question.
+        greedy: one continuation per question.
+        drawn: the same number of sampled continuations per question, question by question.
     """
     samples = len(drawn) // max(len(questions), 1)
     rows: list[tuple[Any, ...]] = []
@@ -139,22 +142,20 @@ def sample_table(
     ):
         clusters: dict[answers.Words, int] = {}
         gold = [str(one) for one in question["gold"]]
-        written = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
-        for sample, each in enumerate(written):
-            answer = answers.first_answer(each.text)
+        continuations = [greedy[number], *drawn[number * samples : (number + 1) * samples]]
+        for sample, continuation in enumerate(continuations):
+            answer = answers.first_answer(continuation.text)
             verdict = answers.judge(answer, gold, wrong)
-            end = each.text.index(answer) + len(answer)
-            tokens = sum(reached < end for reached in each.ends) + 1 if answer else 0
+            end = continuation.text.index(answer) + len(answer)
+            tokens = sum(reached < end for reached in continuation.ends) + 1 if answer else 0
             cluster = clusters.setdefault(answers.normalise(answer), len(clusters))
-            correct = {answers.AnswerVerdict.CORRECT: True, answers.AnswerVerdict.WRONG: False}.get(
-                verdict
-            )
+            correct = LABELS[verdict] == 0 if verdict in LABELS else None
             rows.append(
                 (
                     question["id"],
                     sample,
                     answer,
-                    sum(each.logprobs[:tokens]),
+                    sum(continuation.logprobs[:tokens]),
                     tokens,
                     cluster,
                     str(verdict),
@@ -165,7 +166,7 @@ def sample_table(
 
 
 def _others(questions: pd.DataFrame) -> list[list[str]]:
-    """For each question, the gold answers of the other questions of its relation, less its own, sorted."""
+    """Gold answers of the other questions of each question's relation, without its own, sorted."""
     pools = {
         relation: {str(one) for gold in part["gold"] for one in gold}
         for relation, part in questions.groupby("relation")
@@ -177,5 +178,5 @@ def _others(questions: pd.DataFrame) -> list[list[str]]:
 
 
 def _count(verdicts: Iterable[tuple[str, str]]) -> dict[str, int]:
-    found = Counter(verdict for _, verdict in verdicts)
-    return {verdict.name.lower(): found[verdict.name.lower()] for verdict in answers.AnswerVerdict}
+    counts = Counter(verdict for _, verdict in verdicts)
+    return {verdict.name.lower(): counts[verdict.name.lower()] for verdict in answers.AnswerVerdict}

@@ -1,6 +1,6 @@
-"""Hooks on a running model: what its modules return, an early end of a pass, and blocks that need not run again."""
+"""Forward hooks: capture outputs, end a forward pass early, and replace what modules compute."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,37 +16,38 @@ class _HighestLayerReached(Exception):  # noqa: N818 (not an error: it ends a fo
 
 @contextmanager
 def captured(modules: Sequence[nn.Module], *, stop: bool) -> Iterator[list[torch.Tensor]]:
-    """Collect the main output of each module, (batch, position, d_model), in a list that every pass refills.
+    """Collect copies of the modules' outputs, (batch, position, d_model), in a list.
 
-    Each is a copy: some blocks add to a module's output in place after it has returned. `stop` as in `handed_over`.
+    Every pass refills the list. Copies, because some blocks add to a module's output in place.
+    `stop`: see `on_output`.
     """
     outputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
-    with handed_over(
-        modules, lambda place, output: outputs.__setitem__(place, output.clone()), stop=stop
+    with on_output(
+        modules, lambda index, output: outputs.__setitem__(index, output.clone()), stop=stop
     ):
         yield outputs
 
 
 @contextmanager
-def handed_over(
+def on_output(
     modules: Sequence[nn.Module], take: Callable[[int, torch.Tensor], None], *, stop: bool
 ) -> Iterator[None]:
-    """Call `take` with the place of each module in `modules` and its main output as soon as it has run.
+    """Call `take` with the index of each module and its main output as soon as the module has run.
 
-    `take` copies what it keeps: the model may add to the output in place afterwards.
-    With `stop`, a forward pass ends as soon as the last module has run: give the modules in the
-    order in which they run, and call the model through `run_to_highest`.
+    `take` must copy what it keeps: the model may add to the output in place.
+    With `stop`, a forward pass ends after the last module. Give the modules in the order in which
+    they run, and call the model through `run_to_highest`.
     """
 
-    def hook(place: int) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(index: int) -> Callable[[nn.Module, Any, Any], None]:
         def give(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            take(place, models.first_tensor(output))
-            if stop and place == len(modules) - 1:
+            take(index, models.first_tensor(output))
+            if stop and index == len(modules) - 1:
                 raise _HighestLayerReached
 
         return give
 
-    handles = [module.register_forward_hook(hook(place)) for place, module in enumerate(modules)]
+    handles = [module.register_forward_hook(hook(index)) for index, module in enumerate(modules)]
     try:
         yield
     finally:
@@ -55,7 +56,7 @@ def handed_over(
 
 
 def run_to_highest(model: Any, ids: torch.Tensor) -> None:
-    """One forward pass under `handed_over(..., stop=True)`; nothing above the last module is computed."""
+    """One forward pass under `on_output(..., stop=True)`, up to the last module."""
     try:
         model(input_ids=ids, use_cache=False)
     except _HighestLayerReached:
@@ -64,8 +65,8 @@ def run_to_highest(model: Any, ids: torch.Tensor) -> None:
 
 
 @contextmanager
-def keeping(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    """Within, what the last of the blocks puts out, as it is, takes the place of the only item of a list."""
+def last_output(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
+    """Record the raw output of the last block as the only item of a list; None without blocks."""
     last: list[Any] = [None]
     handles = [
         block.register_forward_hook(lambda _block, _arguments, output: last.__setitem__(0, output))
@@ -79,17 +80,17 @@ def keeping(blocks: Sequence[nn.Module]) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def standing_in(blocks: Sequence[nn.Module], last: Sequence[Any]) -> Iterator[None]:
-    """Within, none of the first blocks of a model computes anything: each puts out what the last of them did before.
+def forward_replaced(modules: Iterable[nn.Module], output: Callable[[], Any]) -> Iterator[None]:
+    """Within, the modules compute nothing: each forward call returns `output()`.
 
-    Args:
-        blocks: consecutive, from the first on, which nothing above them reads but through the last one's output.
-        last: from `keeping`, on the same tokens.
+    To skip the first blocks of a model, give the result of `last_output` on the same tokens. Later
+    blocks must read the skipped ones through the output of the last alone.
     """
-    for block in blocks:
-        block.forward = lambda *_arguments, **_options: last[0]
+    replaced = list(modules)
+    for module in replaced:
+        module.forward = lambda *_arguments, **_options: output()
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward  # the class's own again
+        for module in replaced:
+            del module.forward  # restores the forward method of the class

@@ -1,11 +1,11 @@
-"""How a store lies on disk, in numbers. No heavy imports: the plan of a run counts with them too."""
+"""Sizes in the file layout of a store. No heavy imports: the plan of a run counts with them too."""
 
-# 4,096 rows are 5 to 8 MB: reads of whole chunks run at memory speed, and a checksum is soon verified.
+# 4,096 rows are 5 to 8 MB: reads run at memory speed, and a checksum is verified quickly.
 CHUNK_ROWS = 4096
-# 65,536 rows are 75 to 134 MB a file: few files, and no file too large to copy or check.
+# 65,536 rows are 75 to 134 MB a file: few files, and none too large to copy or check.
 CHUNKS_PER_SHARD = 16
 SHARD_ROWS = CHUNK_ROWS * CHUNKS_PER_SHARD
-# The largest float16; what lies beyond is clipped and counted in rows that no figure uses, and refused in all others.
+# The largest float16. Larger values are clipped in excluded rows, and refused in others.
 HALF_MAX = 65_504.0
-# ASSUME: rows far above the rest in norm are attention sinks, not meaning; 10 medians splits them off cleanly.
+# ASSUME: rows with a norm above 10 medians are attention sinks and carry no meaning.
 MASSIVE_FACTOR = 10.0

@@ -1,4 +1,4 @@
-"""How far the fast ways of reading a model are exact: what `model_check` found, for the jobs that read."""
+"""How far each fast way of reading a model is exact, as `model_check` measured it."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,18 +8,19 @@ from ghosttrack.runtime import files
 
 
 class Limits(NamedTuple):
-    """Up to where each fast way gave what the plain model gives; beyond, jobs take a slower way.
+    """Where each fast way gives what the reference gives; beyond it, jobs take a slower way.
 
-    together: tokens of a sequence up to which several texts share it; 0: each text is read alone.
-    padded: tokens of a prompt and its continuation up to which prompts of different lengths are continued together.
-    cached: tokens of a prompt and its continuation up to which keys and values are kept between steps.
-    batched: whether inputs of one length may share a batch.
-    skipped: whether blocks below a layer may be replaced by what the last of them returned before.
-    named: whether final norm and unembedding alone rank the tokens as the model does, so that features can be named by
-        the tokens that they promote.
+    packed: longest packed sequence in tokens; 0: each text is read alone.
+    padded: longest prompt with its continuation, in tokens, for which prompts of different lengths
+        share a padded batch.
+    cached: longest prompt with its continuation, in tokens, for which the KV cache is used.
+    batched: whether inputs of the same length may share a batch.
+    skipped: whether a pass may skip the blocks below a layer and reuse the output of the last.
+    named: whether final norm and unembedding alone rank the tokens as the model does, so that
+        features can be named by the tokens that they promote.
     """
 
-    together: int
+    packed: int
     padded: int
     cached: int
     batched: bool
@@ -28,16 +29,16 @@ class Limits(NamedTuple):
 
 
 def read(path: Path) -> Limits:
-    """The limits in the file of a checked model, model_check.json.
+    """The limits in a model's model_check.json.
 
     Raises:
-        UserError: the file is missing or was not written by the check.
+        UserError: the file is missing, or was not written by the check of a model.
     """
     about: Any = files.read_json(path)
     try:
-        limits = Limits(**about["limits"])
+        return Limits(**about["limits"])
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: it is not the check of a model; delete it and run again, its job remakes it"
+            f"{path}: it does not hold the limits of a checked model; delete it and run again, "
+            "then the check is repeated"
         ) from error
-    return limits

@@ -1,17 +1,18 @@
-"""Whether a model is read right, tried before anything is extracted from it.
+"""Checks that a model is read correctly, before anything is extracted from it.
 
-Jobs read a model in ways that are faster than one text at a time: texts share a sequence, prompts share a batch and a
-beginning, blocks stand in for what they returned before. Each way is compared with the plain model, which reads one text,
-alone, without kept keys and values: hidden states of every block, and log-probabilities of the next token. A way that differs
-is not taken (`Limits`). A model that has no residual stream of blocks, is not causal, or has a head that is not known is
-refused.
+Jobs read a model in fast ways: packed sequences, batches, padded batches with a shared prefix, KV
+caches, skipped blocks. Each way is compared with the reference, a forward pass over a single text
+without a cache: hidden states of every block, and log-probabilities of the next token. Jobs do not
+use a way that differs (`Limits`). A model is refused if its blocks do not add to a residual stream,
+if it is not causal, or if its logits are not a function of its final hidden states.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ import torch
 
 from ghosttrack.activations import decoding
 from ghosttrack.activations.example_tokens import Encoded
-from ghosttrack.activations.hooks import captured, keeping, standing_in
+from ghosttrack.activations.hooks import captured, forward_replaced, last_output
 from ghosttrack.activations.limits import Limits
-from ghosttrack.activations.packed_texts import Reader, logits_of
+from ghosttrack.activations.packed_texts import PackedReader, logits_of
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, sites
 from ghosttrack.inputs.dense_layers import without_onednn
@@ -30,39 +31,43 @@ from ghosttrack.inputs.unembedding import ranks_tokens
 
 log = logging.getLogger("ghosttrack")
 
-# Largest difference that rounding explains: of a hidden state, as a share of its length, and of a log-probability, in nats.
-HIDDEN, LOGPROB = 1e-3, 1e-3
-# The same of a continuation's log-probabilities. Answers are longer than what is tried, and what a recurrence keeps may
-# differ more with every token (Nemotron-H: .0009 nats in this check, .0011 elsewhere).
-CONTINUED = 5e-4
-# Tokens of the sequences that are tried; small windows are tried with shorter ones, of LEAST or more. Beyond the longest,
-# texts are read alone, and prompts are continued with others of their length.
-SHORTEST, LEAST = 32, 12
-TOGETHER, PADDED = 384, 160
-# A window of up to so many tokens is tried with longer texts; texts that exceed a larger one are read alone.
+# Largest differences that rounding explains: of a hidden state, relative to its norm, and of a
+# log-probability, in nats.
+MAX_HIDDEN, MAX_LOGPROB = 1e-3, 1e-3
+# The same for log-probabilities of continuations. Answers are longer than the continuations of the
+# check, and the difference of a recurrent state can grow with every token (Nemotron-H: .0009 nats
+# in this check, .0011 elsewhere).
+MAX_CONTINUED = 5e-4
+# Lengths of the test sequences in tokens. Beyond small windows shorter ones are tested, down to
+# MIN_TOKENS. Beyond PACKED, texts are read alone; beyond PADDED, prompts are batched by length.
+SHORTEST, MIN_TOKENS = 32, 12
+PACKED, PADDED = 384, 160
+# Windows of up to this many tokens are tested, with texts of BEYOND tokens more; texts that exceed
+# a larger window are read alone.
 LARGEST_WINDOW = 1024
 BEYOND = 32
-# Positions at the end of each text whose log-probabilities are compared, besides the hidden states of all: a head of 262,144
-# rows takes longer than the blocks.
+# Number of last positions whose log-probabilities are compared; hidden states are compared at all.
+# An unembedding with 262,144 rows takes longer than the blocks.
 LAST = 16
-# Tokens that each prompt is continued by.
+# Tokens generated after each prompt.
 NEW = 4
-# Prompts of one length that are continued, and how far apart in the text they begin. A model that chooses the tokens it
-# reads (Doge) continues about half of all prompts right by luck.
+# Number of prompts of one length, and their distance in the text. A model that selects the tokens
+# it attends to (Doge) continues about half of all prompts correctly by chance.
 PROMPTS, APART = 6, 29
-# Tokens that texts begin with together, and of a prompt.
-BEFORE, PROMPT = 16, 4
+# Tokens of a shared prefix, and of a prompt.
+PREFIX, PROMPT = 16, 4
 
 Ids = npt.NDArray[np.int64]
 
 
 class Comparison(NamedTuple):
-    """One fast way on some sequences, against the plain model.
+    """A fast way of reading compared with the reference.
 
-    way: together, alone, batched, padded, cached, skipped; tokens: of the longest sequence.
-    hidden: largest difference of a hidden state, as a share of its length; NaN where none is compared.
+    way: packed, batched, padded, cached or skipped.
+    tokens: of the longest sequence.
+    hidden: largest difference of a hidden state, relative to its norm; NaN where none is compared.
     logprob: largest difference of a log-probability, in nats.
-    problem: what failed, where the model does not take such input at all; else empty.
+    problem: the error, if the model refuses such input; else empty.
     """
 
     way: str
@@ -74,14 +79,15 @@ class Comparison(NamedTuple):
     @property
     def exact(self) -> bool:
         """Whether rounding explains the differences."""
-        allowed = CONTINUED if self.way in ("cached", "padded") else LOGPROB
-        return not self.problem and not self.hidden > HIDDEN and self.logprob <= allowed
+        allowed = MAX_CONTINUED if self.way in ("cached", "padded") else MAX_LOGPROB
+        return not self.problem and not self.hidden > MAX_HIDDEN and self.logprob <= allowed
 
 
 class ModelCheck(NamedTuple):
-    """What was found of a model.
+    """Result of the check.
 
-    sublayers: of each block, the modules that write to the residual stream; or why there are none.
+    sublayers: for each block, the modules that write to the residual stream; or why they are
+        unknown.
     """
 
     limits: Limits
@@ -89,10 +95,12 @@ class ModelCheck(NamedTuple):
     comparisons: list[Comparison]
 
 
-class Plain(NamedTuple):
-    """What the plain model makes of one text.
+class Reference(NamedTuple):
+    """Results of a forward pass over a single text.
 
-    blocks: of each block, (tokens, d_model); final: (tokens, d) final hidden states; logprobs: (last tokens, vocabulary).
+    blocks: output of each block, (tokens, d_model).
+    final: (tokens, d) final hidden states.
+    logprobs: (last tokens, vocabulary).
     """
 
     blocks: list[torch.Tensor]
@@ -101,15 +109,15 @@ class Plain(NamedTuple):
 
 
 def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelCheck:
-    """Compare the fast ways of reading a model with the plain one.
+    """Compare the fast ways of reading a model with the reference.
 
     Args:
         model: causal language model in evaluation mode.
         tokens: (n,) ids of ordinary text without special tokens; repeated where more are needed.
-        separator: the token in front of every text.
-        site: what is stored of each block.
+        separator: the first token of every text.
+        site: the activations to be stored.
     Raises:
-        UserError: a model that cannot be read at all, or has no such site.
+        UserError: the model cannot be read at all, or has no such site.
     """
     limit = models.max_context(model.config.to_dict())
     text = np.concatenate([[separator], np.resize(tokens, LARGEST_WINDOW + BEYOND)])
@@ -122,13 +130,13 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         batched = _compared(
             "batched", shortest, lambda tokens: _batched(model, text, tokens, first)
         )
-        together = _tried(
-            "together", _lengths(model, TOGETHER), lambda tokens: _together(model, text, tokens)
+        packed = _descending(
+            "packed", _lengths(model, PACKED), lambda tokens: _packed(model, text, tokens)
         )
-        together.append(
-            _compared("together", shortest, lambda tokens: _together(model, text, tokens, BEFORE))
+        packed.append(
+            _compared("packed", shortest, lambda tokens: _packed(model, text, tokens, PREFIX))
         )
-        padded = _tried(
+        padded = _descending(
             "padded",
             _lengths(model, PADDED),
             lambda tokens: _continued(model, text, tokens, "padded"),
@@ -144,21 +152,24 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         _require_modules(model, modules)
         named = ranks_tokens(model, first.blocks[-1][-LAST:], first.logprobs)
     reach = _reach(model, cached)
-    # A padded batch keeps keys and values, too.
+    # A padded batch uses the KV cache, too.
     limits = Limits(
-        _longest(model, together),
+        _longest(model, packed),
         min(_longest(model, padded), reach),
         reach,
         batched.exact,
         skipped.exact,
         named,
     )
-    return ModelCheck(limits, sublayers, [batched, *together, *padded, *cached, skipped])
+    return ModelCheck(limits, sublayers, [batched, *packed, *padded, *cached, skipped])
 
 
 def windows(model: Any) -> list[int]:
-    """Lengths at which a model may begin to read otherwise, ascending: its windows, chunks, and where its positions are scaled."""
-    found: set[int] = set()
+    """Lengths in tokens beyond which a model may compute otherwise, ascending.
+
+    These are attention windows and chunks, and the length beyond which positions are rescaled.
+    """
+    lengths: set[int] = set()
 
     def search(values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -169,106 +180,99 @@ def windows(model: Any) -> list[int]:
                 and value > 1
                 and any(word in name for word in ("window", "chunk", "original_max"))
             ):
-                found.add(value)
+                lengths.add(value)
 
     search(model.config.get_text_config().to_dict())
-    return sorted(found)
+    return sorted(lengths)
 
 
 def _lengths(model: Any, longest: int, *more: int) -> list[int]:
-    """Tokens of the sequences that are tried, ascending: the shortest, the longest, and beyond each window.
+    """Lengths of the test sequences in tokens, ascending: shortest, longest, beyond each window.
 
-    Of two prompts of which one has half the tokens of the other, a window lies between both.
+    They exceed a window by half of it at most, so that it lies between the lengths of two prompts of
+    which one is half as long as the other.
 
     Args:
-        more: tokens beyond each window that are tried, too.
+        more: further numbers of tokens beyond each window.
     """
     limit = models.max_context(model.config.to_dict())
-    tried = [window for window in windows(model) if window <= LARGEST_WINDOW]
     beyond = [
-        max(window + each, LEAST) for window in tried for each in (min(BEYOND, window // 2), *more)
+        max(window + excess, MIN_TOKENS)
+        for window in windows(model)
+        if window <= LARGEST_WINDOW
+        for excess in (min(BEYOND, window // 2), *more)
     ]
     return sorted({min(length, limit) for length in (SHORTEST, longest, *beyond)})
 
 
-def _tried(
+def _descending(
     way: str, lengths: Sequence[int], compare: Callable[[int], tuple[float, float]]
 ) -> list[Comparison]:
-    """From the longest sequence on down, until one is exact: its tokens had every shorter length, too.
+    """Compare sequences from the longest down, until one is exact: it covers all shorter lengths.
 
-    Of a model with windows the shortest comes first and must be exact. Such a model may read a text in another way once it
-    has a token beyond a window, and then the longest says nothing of shorter ones.
+    If the model has windows, the shortest is compared first and must be exact. Such a model may
+    compute otherwise once a text exceeds a window, so the longest does not cover the shorter ones.
 
     Args:
         lengths: the shortest, those beyond the windows, the longest.
     """
     if len(lengths) <= 2:
         return [_compared(way, lengths[-1], compare)]
-    found = [_compared(way, lengths[0], compare)]
-    for tokens in reversed(lengths[1:]) if found[0].exact else ():
-        found.append(_compared(way, tokens, compare))
-        if found[-1].exact:
+    comparisons = [_compared(way, lengths[0], compare)]
+    for tokens in reversed(lengths[1:]) if comparisons[0].exact else ():
+        comparisons.append(_compared(way, tokens, compare))
+        if comparisons[-1].exact:
             break
-    return found
+    return comparisons
 
 
 def _compared(way: str, tokens: int, compare: Callable[[int], tuple[float, float]]) -> Comparison:
-    """Compare; a model may refuse what a fast way gives it in any manner, which is no error: that way is not taken."""
+    """Run a comparison; an error of the model becomes its problem."""
     try:
         return Comparison(way, tokens, *compare(tokens))
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # each architecture has its own
+    except Exception as error:  # architectures raise errors of any type
         return Comparison(way, tokens, np.nan, np.nan, models.first_line(error))
 
 
 def _longest(model: Any, comparisons: Sequence[Comparison]) -> int:
-    """Tokens of the longest sequence that was exact, as all shorter ones were; 0 if no window explains why a longer one was wrong."""
-    wrong = min((each.tokens for each in comparisons if not each.exact), default=sys.maxsize)
-    longest = max((each.tokens for each in comparisons if each.tokens < wrong), default=0)
+    """Length up to which all comparisons are exact; 0 if a failure is not caused by a window."""
+    wrong = min((one.tokens for one in comparisons if not one.exact), default=sys.maxsize)
+    longest = max((one.tokens for one in comparisons if one.tokens < wrong), default=0)
     explained = wrong == sys.maxsize or any(longest < window < wrong for window in windows(model))
     return longest if explained else 0
 
 
 def _reach(model: Any, comparisons: Sequence[Comparison]) -> int:
-    """Tokens up to which the library's own cache is exact: if every try was, up to the first window that none of them reached."""
+    """Length up to which the KV cache is exact.
+
+    If all comparisons are exact, this is the first untested window, or the context of the model.
+    """
     longest = _longest(model, comparisons)
-    if not all(each.exact for each in comparisons):
+    if not all(one.exact for one in comparisons):
         return longest
-    return min(
-        [
-            models.max_context(model.config.to_dict()),
-            *(each for each in windows(model) if each > longest),
-        ]
-    )
+    untested = [window for window in windows(model) if window > longest]
+    return min([models.max_context(model.config.to_dict()), *untested])
 
 
-def require_readable(model: Any, ids: Ids) -> Plain:
-    """Refuse a model whose blocks hold no residual stream, or that is not causal, or whose head is not known.
+def require_readable(model: Any, ids: Ids) -> Reference:
+    """Refuse a model without a residual stream, or that is not causal, or whose head is unknown.
 
     Returns:
-        What the plain model makes of the text.
+        The reference results of the text.
     Raises:
-        UserError: with the model's class and what was found.
+        UserError: with the class of the model and the difference.
     """
     name = type(model).__name__
-    try:
+    with _refusing(model, ids, ""):
         whole = _read(model, ids)
-        head = (
-            model(input_ids=_batch(model, ids), use_cache=False)
-            .logits[0, -LAST:]
-            .float()
-            .log_softmax(-1)
-        )
-    except (MemoryError, torch.OutOfMemoryError, UserError):
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{name} cannot read a text of {len(ids)} tokens ({models.first_line(error)}); choose another model"
-        ) from error
+        logits = model(input_ids=_batch(model, ids), use_cache=False).logits[0, -LAST:]
+        logprobs = logits.float().log_softmax(-1)
     if not all(bool(block.isfinite().all()) for block in (*whole.blocks, whole.final)):
         raise UserError(
-            f"{name}: hidden states of a plain text are not finite; its weights are damaged, get them anew"
+            f"{name}: hidden states of ordinary text are not finite; the weights are damaged: "
+            "download them again, or choose another revision"
         )
     sites.require_stream(model)
     half = len(ids) // 2
@@ -277,42 +281,49 @@ def require_readable(model: Any, ids: Ids) -> Plain:
         _distance(one[:half], other[:half])
         for one, other in zip(changed.blocks, whole.blocks, strict=True)
     )
-    if not difference <= HIDDEN:
+    if not difference <= MAX_HIDDEN:
         raise UserError(
-            f"{name} is not causal: what follows a token changes its hidden state (by {difference:.2g} of its length); choose "
-            "a model that reads from left to right"
+            f"{name} is not causal: later tokens change the hidden state of a token (by "
+            f"{difference:.2g} of its norm); choose a causal language model"
         )
-    difference = float((head - whole.logprobs).abs().max())
-    if not difference <= LOGPROB:
+    difference = float((logprobs - whole.logprobs).abs().max())
+    if not difference <= MAX_LOGPROB:
         raise UserError(
-            f"{name} makes its predictions from its final hidden states in a way that is not known here (log-probabilities "
-            f"differ by {difference:.3g}); choose another model"
+            f"{name} does not compute its logits from its final hidden states alone "
+            f"(log-probabilities differ by {difference:.3g}); choose another model"
         )
     return whole
 
 
 def _require_longest(model: Any, ids: Ids) -> None:
-    """Refuse a model that cannot read as many tokens as its configuration says; long contexts are not tried."""
-    if len(ids) > LARGEST_WINDOW:
-        return
+    """Refuse a model that cannot read the context of its config.json; long ones are not tested."""
+    if len(ids) <= LARGEST_WINDOW:
+        with _refusing(model, ids, ", though its config.json states that it can"):
+            models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
+
+
+@contextmanager
+def _refusing(model: Any, ids: Ids, note: str) -> Iterator[None]:
+    """Refuse a model that raises an error within, except for a lack of memory."""
     try:
-        models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
-    except (MemoryError, torch.OutOfMemoryError):
+        yield
+    except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:
         raise UserError(
-            f"{type(model).__name__} cannot read a text of {len(ids)} tokens ({models.first_line(error)}), though its config.json "
-            "says so; choose another model"
+            f"{type(model).__name__} cannot read a text of {len(ids)} tokens "
+            f"({models.first_line(error)}){note}; choose another model"
         ) from error
 
 
 def _require_unchanged(model: Any, ids: Ids, first: torch.Tensor) -> None:
-    """Refuse a model that has kept something of the texts it read: it would depend on their order."""
+    """Refuse a model that keeps state between texts: results would depend on their order."""
     difference = _distance(_read(model, ids).final, first)
-    if not difference <= HIDDEN:
+    if not difference <= MAX_HIDDEN:
         raise UserError(
-            f"{type(model).__name__} reads the same text otherwise after longer ones (hidden states differ by {difference:.2g} "
-            "of their length); choose another model, or one whose positions do not depend on the longest text"
+            f"{type(model).__name__} gives other hidden states for the same text after longer "
+            f"texts (they differ by {difference:.2g} of their norm); choose another model, or one "
+            "whose position encoding does not depend on the longest text so far"
         )
 
 
@@ -322,7 +333,7 @@ def _modules(model: Any) -> list[tuple[str, type]]:
 
 
 def _require_modules(model: Any, before: list[tuple[str, type]]) -> None:
-    """Refuse a model that replaced modules of its own while it read texts: a text's length would decide about the next one."""
+    """Refuse a model that replaced its own modules: results would depend on earlier texts."""
     changed = [
         f"{name}: {was.__name__} became {now.__name__}"
         for (name, was), (_, now) in zip(before, _modules(model), strict=False)
@@ -330,8 +341,9 @@ def _require_modules(model: Any, before: list[tuple[str, type]]) -> None:
     ]
     if changed:
         raise UserError(
-            f"{type(model).__name__} replaces its own modules while it reads ({changed[0]}), so its activations depend on "
-            "the texts that it read before; choose another model, or set attention_type: original_full in its config.json"
+            f"{type(model).__name__} replaces its own modules while it reads ({changed[0]}), so "
+            "its activations depend on the texts read before; choose another model, or set "
+            "attention_type: original_full in its config.json"
         )
 
 
@@ -348,22 +360,22 @@ def _batch(model: Any, ids: Ids) -> torch.Tensor:
     return torch.from_numpy(np.atleast_2d(ids)).to(model.device)
 
 
-def _read(model: Any, ids: Ids) -> Plain:
-    """One text by the plain model."""
+def _read(model: Any, ids: Ids) -> Reference:
+    """Reference results of one text."""
     with without_onednn(model), captured(models.blocks(model), stop=False) as outputs:
         final = models.backbone(model)(
             input_ids=_batch(model, ids), use_cache=False
         ).last_hidden_state[0]
-        return Plain([output[0] for output in outputs], final, _logprobs(model, final))
+        return Reference([output[0] for output in outputs], final, _logprobs(model, final))
 
 
 def _logprobs(model: Any, final: torch.Tensor) -> torch.Tensor:
-    """Of the token after each of the last tokens, (at most LAST, vocabulary)."""
+    """Log-probabilities of the next token at the last positions, (at most LAST, vocabulary)."""
     return logits_of(model, final[-LAST:]).log_softmax(-1)
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest difference of two hidden states as a share of the second's length."""
+    """Largest difference of hidden states (tokens, d), relative to the norms of `other`."""
     gap = torch.linalg.vector_norm(one - other, dim=-1) / torch.linalg.vector_norm(
         other, dim=-1
     ).clamp(min=1e-20)
@@ -371,77 +383,84 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _compare(
-    plain: Plain, blocks: Sequence[torch.Tensor], logprobs: torch.Tensor
+    reference: Reference, blocks: Sequence[torch.Tensor], logprobs: torch.Tensor
 ) -> tuple[float, float]:
-    """Differences of hidden states and log-probabilities of the last tokens of a text; `blocks`: as many rows as there are."""
+    """Largest differences of hidden states and log-probabilities, at the last positions of a text.
+
+    Args:
+        blocks: output of each block, (last tokens, d_model).
+        logprobs: (last tokens, vocabulary).
+    """
     rows = len(blocks[0])
     hidden = max(
-        _distance(fast, true[-rows:]) for fast, true in zip(blocks, plain.blocks, strict=True)
+        _distance(fast, true[-rows:]) for fast, true in zip(blocks, reference.blocks, strict=True)
     )
-    return hidden, float((logprobs - plain.logprobs[-len(logprobs) :]).abs().max())
+    return hidden, float((logprobs - reference.logprobs[-len(logprobs) :]).abs().max())
 
 
-def _worst(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    hidden, logprob = np.max(np.array(found), axis=0)  # NaN stays
+def _largest(differences: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    hidden, logprob = np.max(np.array(differences), axis=0)  # NaN stays
     return float(hidden), float(logprob)
 
 
-def _batched(model: Any, text: Ids, tokens: int, first: Plain) -> tuple[float, float]:
-    """Two inputs of one length in a batch; `first`: what the plain model makes of the first."""
+def _batched(model: Any, text: Ids, tokens: int, first: Reference) -> tuple[float, float]:
+    """Two texts of one length in a batch. `first`: reference of the first."""
     other = np.concatenate([text[:1], np.roll(text[1:], -APART)[: tokens - 1]])
     with captured(models.blocks(model), stop=False) as outputs:
         rows = _batch(model, np.stack([text[:tokens], other]))
         final = models.backbone(model)(input_ids=rows, use_cache=False).last_hidden_state
         fast = [[output[row] for output in outputs] for row in range(2)]
-    plain = (first, _read(model, other))
-    return _worst(
-        [_compare(plain[row], fast[row], _logprobs(model, final[row])) for row in range(2)]
+    references = (first, _read(model, other))
+    return _largest(
+        [_compare(references[row], fast[row], _logprobs(model, final[row])) for row in range(2)]
     )
 
 
-def _together(model: Any, text: Ids, tokens: int, before: int = 0) -> tuple[float, float]:
-    """Texts that share a sequence of so many tokens, two short ones of one prompt and a long one, behind a beginning of all."""
-    reader = Reader(model, tokens)
-    beginning = text[: min(before, tokens // 4)]
-    texts = _texts(text, beginning, tokens)
-    found = []
+def _packed(model: Any, text: Ids, tokens: int, prefix_tokens: int = 0) -> tuple[float, float]:
+    """A packed sequence of `tokens` tokens: two short texts with the same prompt and a long one."""
+    reader = PackedReader(model, tokens)
+    prefix = text[: min(prefix_tokens, tokens // 4)]
+    texts = _texts(text, prefix, tokens)
+    differences = []
     for pack in reader.packs(texts, range(len(texts)), tokens):
         with captured(models.blocks(model), stop=False) as outputs:
             final = reader.final(pack)
         for number, places in zip(pack.numbers, pack.places, strict=True):
             rows = torch.from_numpy(places).to(final.device)
-            plain = _read(model, np.concatenate([beginning, texts[number].ids]))
+            reference = _read(model, np.concatenate([prefix, texts[number].ids]))
             fast = [output[0, rows] for output in outputs]
-            found.append(_compare(plain, fast, _logprobs(model, final[rows])))
-    return _worst(found)
+            differences.append(_compare(reference, fast, _logprobs(model, final[rows])))
+    return _largest(differences)
 
 
-def _texts(text: Ids, before: Ids, tokens: int) -> list[Encoded]:
-    """Two short texts and a long one that fill a sequence of so many tokens."""
-    lead = text[:0] if len(before) else text[:1]
-    rest = text[1 + len(before) :]
+def _texts(text: Ids, prefix: Ids, tokens: int) -> list[Encoded]:
+    """Two short texts and a long one that fill a sequence of `tokens` tokens."""
+    lead = text[:0] if len(prefix) else text[:1]
+    rest = text[1 + len(prefix) :]
 
     def one(start: int, prompt: int, length: int) -> Encoded:
         ids = np.concatenate(
             [lead, rest[:prompt], rest[start : start + length - prompt - len(lead)]]
         )
         answer = np.arange(len(lead) + prompt, len(ids))
-        return Encoded(ids, answer, answer, before, 1)
+        return Encoded(ids, answer, answer, prefix, 1)
 
     prompt = min(PROMPT, tokens // 8)
     short = len(lead) + prompt
     return [
         one(20, prompt, short + 1),
         one(30, prompt, short + 3),
-        one(prompt + 1, prompt + 1, tokens - len(before) - short - 4),
+        one(prompt + 1, prompt + 1, tokens - len(prefix) - short - 4),
     ]
 
 
-def _continued(model: Any, text: Ids, tokens: int, way: decoding.Way) -> tuple[float, float]:
-    """Greedy continuations of prompts in a batch: of one length, or, of a padded batch, as different in length as may be."""
-    most = tokens - NEW
+def _continued(model: Any, text: Ids, tokens: int, mode: decoding.Mode) -> tuple[float, float]:
+    """Greedy continuations of a batch: of one length or, if padded, of very different lengths."""
+    longest = tokens - NEW
     shared, lengths = (
-        (most // 2, (most // 2 + 1, most)) if way == "padded" else (1, (most,) * PROMPTS)
+        (longest // 2, (longest // 2 + 1, longest))
+        if mode == "padded"
+        else (1, (longest,) * PROMPTS)
     )
     prompts = [
         np.concatenate(
@@ -451,22 +470,23 @@ def _continued(model: Any, text: Ids, tokens: int, way: decoding.Way) -> tuple[f
     ]
     decoding.prepare(model, NEW, int(text[0]), [])
     steps = _Greedy()
-    new = decoding.continue_together(
-        model, [prompt.tolist() for prompt in prompts], steps, way, int(text[0])
+    new = decoding.continue_batch(
+        model, [prompt.tolist() for prompt in prompts], steps, mode, int(text[0])
     ).numpy()
-    worst = []
-    for prompt, ids, found in zip(prompts, new, torch.stack(steps.logprobs, dim=1), strict=True):
-        plain = _predicted(model, prompt, ids)
-        own = plain.gather(1, torch.from_numpy(ids).to(plain.device)[:, None])[:, 0]
-        # A token that is the likeliest but for rounding is a right choice, too.
-        worst += [(found - plain).abs().max(), (plain.max(dim=1).values - own).max()]
-    return np.nan, float(torch.stack(worst).max())
+    differences = []
+    for prompt, ids, fast in zip(prompts, new, torch.stack(steps.logprobs, dim=1), strict=True):
+        logprobs = _predicted(model, prompt, ids)
+        chosen = logprobs.gather(1, torch.from_numpy(ids).to(logprobs.device)[:, None])[:, 0]
+        # A token that is the most likely up to rounding is a correct choice, too.
+        differences += [(fast - logprobs).abs().max(), (logprobs.max(dim=1).values - chosen).max()]
+    return np.nan, float(torch.stack(differences).max())
 
 
 def _predicted(model: Any, prompt: Ids, new: Ids) -> torch.Tensor:
-    """Log-probabilities of each new token, (new tokens, vocabulary).
+    """Reference log-probabilities at each new token, (new tokens, vocabulary).
 
-    One pass makes them all, unless the sequence grows beyond a window: some models then read its first tokens otherwise.
+    One pass computes them all, unless the sequence grows beyond a window: then some models compute
+    its first tokens otherwise.
     """
     if not any(len(prompt) <= window < len(prompt) + len(new) for window in windows(model)):
         return _read(model, np.concatenate([prompt, new[:-1]])).logprobs[-len(new) :]
@@ -476,7 +496,7 @@ def _predicted(model: Any, prompt: Ids, new: Ids) -> torch.Tensor:
 
 
 class _Greedy:
-    """The likeliest token at every step, and never an end; `logprobs`: of every step, (prompts, vocabulary)."""
+    """Chooses the most likely tokens; `logprobs`: of every step, (prompts, vocabulary)."""
 
     def __init__(self) -> None:
         self.logprobs: list[torch.Tensor] = []
@@ -489,15 +509,18 @@ class _Greedy:
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
-def _skipped(model: Any, ids: Ids, plain: Plain) -> tuple[float, float]:
-    """A second pass in which the lower half of the blocks computes nothing."""
+def _skipped(model: Any, ids: Ids, reference: Reference) -> tuple[float, float]:
+    """A second pass in which the lower half of the blocks is skipped."""
     blocks = models.blocks(model)
     below = blocks[: len(blocks) // 2]
-    with keeping(below) as kept:
+    with last_output(below) as last:
         models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
-    with standing_in(below, kept), captured(blocks[len(below) :], stop=False) as outputs:
+    with (
+        forward_replaced(below, lambda: last[0]),
+        captured(blocks[len(below) :], stop=False) as outputs,
+    ):
         final = models.backbone(model)(
             input_ids=_batch(model, ids), use_cache=False
         ).last_hidden_state[0]
-    fast = [*plain.blocks[: len(below)], *(output[0] for output in outputs)]
-    return _compare(plain, fast, _logprobs(model, final))
+    fast = [*reference.blocks[: len(below)], *(output[0] for output in outputs)]
+    return _compare(reference, fast, _logprobs(model, final))

@@ -1,6 +1,7 @@
-"""P(True): what a model says when it is asked whether a text is true (Kadavath et al. 2022, arXiv:2207.05221).
+"""P(True): the model's probability that a text is true (Kadavath et al. 2022, arXiv:2207.05221).
 
-The question stands after four solved examples, as many true as false, of facts that are never evaluated. No label is read.
+The prompt has four few-shot demonstrations, two true and two false, of facts that are never
+evaluated. No label is read.
 """
 
 import functools
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 
 from ghosttrack.activations import packed_texts
-from ghosttrack.activations.example_tokens import Encoded
+from ghosttrack.activations.example_tokens import Encoded, common_length
 from ghosttrack.facts import contexts
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
 from ghosttrack.inputs import chat, models
@@ -21,9 +22,9 @@ from ghosttrack.runtime.progress import Progress
 
 ASK = "True or false?"
 TRUE, FALSE = " True", " False"
-# The same question about nothing: what is left is the model's liking for one of the words (Zhao et al. 2021, arXiv:2102.09690).
+# Content-free input, whose log-odds are the model's bias (Zhao et al. 2021, arXiv:2102.09690).
 NOTHING = "N/A."
-# For texts without a relation, or of one that has no solved statements: (question, answer, statement, true).
+# Demonstrations for texts of relations that have none: (question, answer, statement, true).
 GENERAL = (
     ("What color is snow?", "white", "Snow is white.", True),
     ("Is fire hot or cold?", "cold", "Fire is cold.", False),
@@ -34,8 +35,8 @@ GENERAL = (
 Floats = npt.NDArray[np.float64]
 
 
-class Asked(NamedTuple):
-    """A text up to the token at which TRUE and FALSE part, and the tokens of either there."""
+class TrueFalsePrompt(NamedTuple):
+    """Token ids up to the first token in which TRUE and FALSE differ, and that token of each."""
 
     ids: npt.NDArray[np.int64]
     true: int
@@ -43,24 +44,25 @@ class Asked(NamedTuple):
 
 
 def measure(
-    model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, batch: int, together: int
+    model: Any, tokenizer: Any, examples: pd.DataFrame, *, limit: int, batch: int, packed: int
 ) -> Floats:
-    """Log-odds of true against false for every text, less those of no text at all, (examples,).
+    """Log-odds of true against false for every text, minus those of NOTHING, (examples,).
 
-    NaN for a text that, with the solved examples, is longer than the model takes.
+    NaN for a text whose prompt is longer than the model takes.
 
     Args:
-        examples: columns relation, mode, text, question, answer; a generated answer is shown with its question. Those
-            that were asked in a chat template (column prompt_ids) are asked about in it, the solved examples as earlier
-            messages.
-        limit: tokens that the model takes; batch: texts per forward pass, which changes nothing but rounding noise.
-        together: tokens of a sequence up to which texts share one, from `Limits`.
+        examples: columns relation, mode, text, question, answer; a generated answer is shown with
+            its question. With column prompt_ids, the prompts use the chat template, with the
+            demonstrations as earlier messages.
+        limit: longest input of the model in tokens.
+        batch: texts per forward pass; changes only memory and rounding noise.
+        packed: longest packed sequence in tokens, from `Limits`.
     """
     shown = shown_texts(examples)
-    ask = (
-        functools.partial(_ask_in_chat, lead=chat.answer_lead(tokenizer))
+    make_prompt = (
+        functools.partial(_chat_prompt, lead=chat.answer_lead(tokenizer))
         if chat.is_asked(examples)
-        else _ask
+        else _plain_prompt
     )
     keys = [
         (str(relation), mode == "generated")
@@ -68,22 +70,23 @@ def measure(
     ]
     odds = np.full(len(examples), np.nan)
     progress = Progress("asking whether it is true", len(examples), "texts")
-    reader = packed_texts.Reader(model, together)
+    reader = packed_texts.PackedReader(model, packed)
     for key in dict.fromkeys(keys):
-        rows = [row for row, own in enumerate(keys) if own == key]
-        asked = [
-            ask(tokenizer, _solved(*key), text) for text in [NOTHING, *(shown[row] for row in rows)]
+        rows = [row for row, other in enumerate(keys) if other == key]
+        prompts = [
+            make_prompt(tokenizer, _demonstrations(*key), text)
+            for text in [NOTHING, *(shown[row] for row in rows)]
         ]
-        fitting = [place for place, one in enumerate(asked) if len(one.ids) <= limit]
-        found = np.full(len(asked), np.nan)
-        found[fitting] = _log_odds(reader, [asked[place] for place in fitting], batch)
-        odds[rows] = found[1:] - found[0]
+        fitting = [index for index, prompt in enumerate(prompts) if len(prompt.ids) <= limit]
+        raw = np.full(len(prompts), np.nan)
+        raw[fitting] = _log_odds(reader, [prompts[index] for index in fitting], batch)
+        odds[rows] = raw[1:] - raw[0]
         progress.advance(len(rows))
     return odds
 
 
 def shown_texts(examples: pd.DataFrame) -> list[str]:
-    """What is asked about: a given text as it is, a generated answer behind its question."""
+    """The text in each prompt: a given text as it is, a generated answer after its question."""
     columns = zip(
         examples["mode"], examples["text"], examples["question"], examples["answer"], strict=True
     )
@@ -93,17 +96,17 @@ def shown_texts(examples: pd.DataFrame) -> list[str]:
     ]
 
 
-def solved(relation: str, with_question: bool) -> str:
-    """Four solved examples, one a line: two true ones, and between them two with an answer of the others."""
-    return _lines(_solved(relation, with_question))
+def demonstrations(relation: str, with_question: bool) -> str:
+    """Four demonstrations, one per line: true, false, false, true."""
+    return _lines(_demonstrations(relation, with_question))
 
 
-def _lines(solved_texts: Sequence[tuple[str, bool]]) -> str:
-    return "".join(f"{text} {ASK}{TRUE if true else FALSE}\n" for text, true in solved_texts)
+def _lines(texts: Sequence[tuple[str, bool]]) -> str:
+    return "".join(f"{text} {ASK}{TRUE if true else FALSE}\n" for text, true in texts)
 
 
-def _solved(relation: str, with_question: bool) -> list[tuple[str, bool]]:
-    """The text of each solved example and whether it is true."""
+def _demonstrations(relation: str, with_question: bool) -> list[tuple[str, bool]]:
+    """The text of each demonstration and whether it is true."""
     base, reverse = relation.removesuffix(contexts.REVERSE), relation.endswith(contexts.REVERSE)
     if not (contexts.DEMONSTRATIONS.get(base) and contexts.context_of(relation)):
         return [
@@ -115,7 +118,7 @@ def _solved(relation: str, with_question: bool) -> list[tuple[str, bool]]:
         for subject, answer in contexts.DEMONSTRATIONS[base]
     ]
     first, second, third, fourth = facts[:4]
-    part = "subject" if reverse else "answer"  # what stands at the end of the sentence
+    part = "subject" if reverse else "answer"  # the last word of the sentence
     chosen = (
         (first, True),
         (second._replace(**{part: getattr(first, part)}), False),
@@ -131,60 +134,62 @@ def _sentence(fact: Fact, reverse: bool, with_question: bool) -> str:
     return f"{TEMPLATES[fact.relation].question.format(subject=fact.subject)} {fact.answer}."
 
 
-def _ask(tokenizer: Any, solved_texts: Sequence[tuple[str, bool]], text: str) -> Asked:
+def _plain_prompt(tokenizer: Any, shots: Sequence[tuple[str, bool]], text: str) -> TrueFalsePrompt:
     options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
-    shown = f"{_lines(solved_texts)}{text}"
+    shown = f"{_lines(shots)}{text}"
     true, false = (
         tokenizer(f"{shown} {ASK}{word}", **options)["input_ids"] for word in (TRUE, FALSE)
     )
-    return _up_to_the_words([models.separator(tokenizer)], true, false)
+    return _up_to_difference([models.separator(tokenizer)], true, false)
 
 
-def _ask_in_chat(
-    tokenizer: Any, solved_texts: Sequence[tuple[str, bool]], text: str, lead: str
-) -> Asked:
-    """The solved examples as earlier messages, answered with one word; the question as the last message of the user.
+def _chat_prompt(
+    tokenizer: Any, shots: Sequence[tuple[str, bool]], text: str, lead: str
+) -> TrueFalsePrompt:
+    """The demonstrations as earlier messages with one-word answers; the question comes last.
 
     Args:
         lead: blanks before an answer.
     """
     earlier = [
         turn
-        for own, true in solved_texts
-        for turn in (f"{own} {ASK}", (TRUE if true else FALSE).strip())
+        for shot, true in shots
+        for turn in (f"{shot} {ASK}", (TRUE if true else FALSE).strip())
     ]
     prompt = chat.render(
         tokenizer, [*earlier, f"{text} {ASK}"], f"the question whether this is true: {text[:80]!r}"
     )
     true, false = chat.continuations(tokenizer, [lead + word.strip() for word in (TRUE, FALSE)])
-    return _up_to_the_words(prompt.ids, true.ids, false.ids)
+    return _up_to_difference(prompt.ids, true.ids, false.ids)
 
 
-def _up_to_the_words(before: Sequence[int], true: Sequence[int], false: Sequence[int]) -> Asked:
-    """The ids before the first token at which the two continuations differ, and that token of either."""
-    place = next(
-        place for place, (one, other) in enumerate(zip(true, false, strict=False)) if one != other
-    )
-    return Asked(np.array([*before, *true[:place]], dtype=np.int64), true[place], false[place])
+def _up_to_difference(
+    prompt: Sequence[int], true: Sequence[int], false: Sequence[int]
+) -> TrueFalsePrompt:
+    """Append the tokens that both continuations share to a prompt."""
+    at = next(at for at, (one, other) in enumerate(zip(true, false, strict=False)) if one != other)
+    return TrueFalsePrompt(np.array([*prompt, *true[:at]], dtype=np.int64), true[at], false[at])
 
 
-def _log_odds(reader: packed_texts.Reader, asked: Sequence[Asked], batch: int) -> Floats:
-    """log P(true) - log P(false) behind each text, (asked,); what they all begin with is computed once."""
-    if not asked:
+def _log_odds(
+    reader: packed_texts.PackedReader, prompts: Sequence[TrueFalsePrompt], batch: int
+) -> Floats:
+    """log P(true) - log P(false) after each prompt, (prompts,)."""
+    if not prompts:
         return np.empty(0)
-    ids = [one.ids for one in asked]
-    shared = min(_common_length(ids), min(map(len, ids)) - 1)
+    ids = [prompt.ids for prompt in prompts]
+    shared = min(common_length(ids), min(map(len, ids)) - 1)
     texts = [
         Encoded(
-            own[shared:],
-            answer=(every := np.arange(len(own) - shared)),
-            read=every,
-            before=own[:shared],
+            one[shared:],
+            answer=(positions := np.arange(len(one) - shared)),
+            read=positions,
+            prefix=one[:shared],
             lead=shared,
         )
-        for own in ids
+        for one in ids
     ]
-    found = np.empty(len(asked))
+    odds = np.empty(len(prompts))
     with torch.inference_mode():
         for pack in reader.packs(texts, range(len(texts)), batch):
             last = np.repeat([places[-1] for places in pack.places], 2)
@@ -192,19 +197,11 @@ def _log_odds(reader: packed_texts.Reader, asked: Sequence[Asked], batch: int) -
                 [
                     word
                     for number in pack.numbers
-                    for word in (asked[number].true, asked[number].false)
+                    for word in (prompts[number].true, prompts[number].false)
                 ]
             )
-            closely = np.zeros(len(words), dtype=bool)
-            logprob = reader.opinions(reader.final(pack), last, words, closely).logprob.astype(
-                np.float64
-            )
-            found[pack.numbers] = logprob[::2] - logprob[1::2]
-    return found
-
-
-def _common_length(texts: Sequence[npt.NDArray[np.int64]]) -> int:
-    """Tokens that all texts begin with."""
-    shortest = min(map(len, texts))
-    same = np.all([text[:shortest] == texts[0][:shortest] for text in texts], axis=0)
-    return int(np.argmin(same)) if not same.all() else shortest
+            logprob = reader.token_statistics(
+                reader.final(pack), last, words, np.zeros(len(words), dtype=bool)
+            ).logprob.astype(np.float64)
+            odds[pack.numbers] = logprob[::2] - logprob[1::2]
+    return odds

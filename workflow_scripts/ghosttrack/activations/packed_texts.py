@@ -1,7 +1,8 @@
-"""Texts that begin alike, read together: in one sequence a prompt stands once, and the rest of each text sees its own prompt alone.
+"""Sequence packing: several texts in one sequence, in which texts with the same prompt share it.
 
-What all texts of a relation begin with is read before, once, and kept as keys and values. A model reads texts together only as
-far as `model_check` has found it exact; other texts are read one at a time, by the plain model.
+The attention mask lets the tokens of a text see only that text. The prefix that all texts of a
+relation share is computed once and kept as a KV cache. Texts are packed only where `model_check`
+found it exact; longer texts are read one at a time.
 """
 
 import copy
@@ -9,7 +10,6 @@ import itertools
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,38 +17,47 @@ import numpy.typing as npt
 import torch
 
 from ghosttrack.activations.example_tokens import Encoded
+from ghosttrack.activations.hooks import forward_replaced
 from ghosttrack.inputs import models
 
 log = logging.getLogger("ghosttrack")
 
-# Tokens of a sequence for each text of `batch`. Attention to other texts is computed and thrown away, so that long sequences
-# cost more: a tenth at 256 tokens on a model of 576 channels; short ones use a processor badly.
+# Tokens of a packed sequence for each text of `batch`. Masked attention between texts is computed
+# in vain, a tenth of the time at 256 tokens with d_model 576; short sequences do not keep a
+# processor busy.
 TOKENS = 8
-# Positions whose logits are held at once: 256 x 50,000 x 4 bytes are 51 MB, and a few copies.
+# Positions whose logits are computed at once: 256 x 50,000 x 4 bytes are 51 MB, in a few copies.
 HEAD_ROWS = 256
 
-Numbers = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
 
 
 class Pack(NamedTuple):
-    """Texts of one beginning, laid out in one sequence.
+    """Texts of one shared prefix in one sequence.
 
-    before: what all of them begin with, read already.
-    numbers: (texts,) which they are; places: of each text, where its tokens stand in the sequence, (tokens,).
-    ids: (length,) the sequence; position: (length,) of each token in its own text, behind `before`.
-    seen: (length, length) bool, whether a token (row) sees another (column); None: one text, which the plain model reads.
+    prefix: (tokens,) the shared prefix, which is not part of the sequence.
+    numbers: (texts,) indices of the texts.
+    places: for each text, the places of its tokens in the sequence, (tokens,).
+    ids: (length,) the sequence.
+    position: (length,) position of each token in its text, counted from the end of `prefix`.
+    visible: (length, length) bool, whether a token (row) sees another (column); None: a single
+        unpacked text.
     """
 
-    before: Numbers
+    prefix: Ints
     numbers: list[int]
-    places: list[Numbers]
-    ids: Numbers
-    position: Numbers
-    seen: npt.NDArray[np.bool_] | None
+    places: list[Ints]
+    ids: Ints
+    position: Ints
+    visible: npt.NDArray[np.bool_] | None
 
 
-class Opinions(NamedTuple):
-    """Of each predicted token, in nats: what the model's prediction one position earlier says of it."""
+class TokenStatistics(NamedTuple):
+    """Statistics of the model's prediction of each token, (tokens,); the likeliest has rank 0.
+
+    logprob, entropy: in nats.
+    margin: log-probability of the most likely token minus that of the second.
+    """
 
     logprob: npt.NDArray[np.float32]
     entropy: npt.NDArray[np.float32]
@@ -59,251 +68,254 @@ class Opinions(NamedTuple):
 def packs(
     encoded: Sequence[Encoded], numbers: Iterable[int], batch: int, longest: int = sys.maxsize
 ) -> Iterator[Pack]:
-    """Lay out the texts in sequences of about `TOKENS` x batch tokens; each starts with prompts of its own.
+    """Pack the texts into sequences of about `TOKENS` x batch tokens.
 
-    A prompt is what stands before a text's answer. Texts that share one keep together; a prompt whose texts do not fit is
-    repeated, and a sequence that begins with a long prompt may be twice as long as it.
+    A prompt is the part of a text before its answer. Texts with the same prompt stay together; if
+    they do not fit into one sequence, the prompt is repeated in the next. A sequence that begins
+    with a long prompt may be twice as long as the prompt.
 
     Args:
-        longest: tokens of a sequence and what stands before it, at most; no text alone has more.
+        longest: upper limit of prefix and sequence in tokens; no single text exceeds it.
     """
-    grouped: dict[bytes, dict[bytes, list[int]]] = {}
+    by_prefix: dict[bytes, dict[bytes, list[int]]] = {}
     for number in numbers:
         one = encoded[number]
-        grouped.setdefault(one.before.tobytes(), {}).setdefault(
+        by_prefix.setdefault(one.prefix.tobytes(), {}).setdefault(
             one.ids[: one.answer[0]].tobytes(), []
         ).append(number)
-    for prompts in grouped.values():
-        room = longest - len(encoded[next(iter(prompts.values()))[0]].before)
-        stems: list[list[int]] = []
+    for prompts in by_prefix.values():
+        room = longest - len(encoded[next(iter(prompts.values()))[0]].prefix)
+        groups: list[list[int]] = []
         size = limit = 0
         for texts in prompts.values():
             head = int(encoded[texts[0]].answer[0])
             fresh = True
             for number in texts:
                 cost = len(encoded[number].ids) - head
-                if stems and size + cost + head * fresh > limit:
-                    yield _laid_out(encoded, stems)
-                    stems, size, fresh = [], 0, True
-                if not stems:
+                if groups and size + cost + head * fresh > limit:
+                    yield _laid_out(encoded, groups)
+                    groups, size, fresh = [], 0, True
+                if not groups:
                     limit = min(max(TOKENS * batch, 2 * head), room)
                 if fresh:
-                    stems.append([])
-                stems[-1].append(number)
+                    groups.append([])
+                groups[-1].append(number)
                 size += cost + head * fresh
                 fresh = False
-        if stems:
-            yield _laid_out(encoded, stems)
+        if groups:
+            yield _laid_out(encoded, groups)
 
 
-def _laid_out(encoded: Sequence[Encoded], stems: Sequence[Sequence[int]]) -> Pack:
-    """`stems`: texts of one prompt each."""
-    numbers, places, ids, position, stem, branch = [], [], [], [], [], []
-    at = 0
-    for number, texts in enumerate(stems):
+def _laid_out(encoded: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> Pack:
+    """One pack. `groups`: for each prompt, the numbers of its texts."""
+    segments, positions, places, at = [], [], [], 0
+    numbers: list[int] = []
+    owners: list[tuple[int, int]] = []  # prompt and text of each segment; text -1: the prompt
+    for index, texts in enumerate(groups):
         head = int(encoded[texts[0]].answer[0])
         prompt = np.arange(at, at + head)
-        ids.append(encoded[texts[0]].ids[:head])
-        position.append(np.arange(head))
-        stem.append(np.full(head, number))
-        branch.append(np.full(head, -1))
+        segments.append(encoded[texts[0]].ids[:head])
+        positions.append(np.arange(head))
+        owners.append((index, -1))
         at += head
-        for text in texts:
-            own = encoded[text].ids[head:]
-            numbers.append(text)
-            places.append(np.concatenate([prompt, np.arange(at, at + len(own))]))
-            ids.append(own)
-            position.append(np.arange(head, head + len(own)))
-            stem.append(np.full(len(own), number))
-            branch.append(np.full(len(own), len(numbers)))
-            at += len(own)
-    of_stem, of_branch = np.concatenate(stem), np.concatenate(branch)
-    seen = (of_stem[:, None] == of_stem) & ((of_branch == -1) | (of_branch[:, None] == of_branch))
+        for number in texts:
+            rest = encoded[number].ids[head:]
+            segments.append(rest)
+            positions.append(np.arange(head, head + len(rest)))
+            owners.append((index, len(numbers)))
+            numbers.append(number)
+            places.append(np.concatenate([prompt, np.arange(at, at + len(rest))]))
+            at += len(rest)
+    of_prompt, of_text = np.repeat(owners, [len(ids) for ids in segments], axis=0).T
+    visible = (of_prompt[:, None] == of_prompt) & ((of_text == -1) | (of_text[:, None] == of_text))
     return Pack(
-        encoded[stems[0][0]].before,
+        encoded[groups[0][0]].prefix,
         numbers,
         places,
-        np.concatenate(ids),
-        np.concatenate(position),
-        np.tril(seen),
+        np.concatenate(segments),
+        np.concatenate(positions),
+        np.tril(visible),
     )
 
 
-class Reader:
-    """Runs texts through a model.
+class PackedReader:
+    """Runs packed texts through a model.
 
     Args:
         model: causal language model in evaluation mode.
-        together: tokens of a sequence, and of what stands before it, up to which texts share one; 0: none does. From
-            `model_check.Limits`.
+        packed: longest packed sequence with its prefix, in tokens; 0: texts are read alone. From
+            `Limits`.
     """
 
-    def __init__(self, model: Any, together: int) -> None:
+    def __init__(self, model: Any, packed: int) -> None:
         self._model = model
-        self._together = together
-        self._begun: dict[bytes, Any] = {}
+        self._packed = packed
+        self._caches: dict[bytes, Any] = {}
         self._masks: dict[str, torch.Tensor] = {}
-        self._told = False
+        self._warned = False
 
     def packs(
         self, encoded: Sequence[Encoded], numbers: Iterable[int], batch: int
     ) -> Iterator[Pack]:
-        """As `packs`, with a pack of its own for each text that is too long to share a sequence."""
+        """As `packs`, with a single-text pack for each text that is too long to be packed."""
         chosen = list(numbers)
-        short = [number for number in chosen if self._shares(encoded[number])]
-        if len(short) < len(chosen) and not self._told:
-            self._told = True
+        short = [number for number in chosen if self._fits(encoded[number])]
+        if len(short) < len(chosen) and not self._warned:
+            self._warned = True
             log.warning(
-                "%s are read one at a time, which is slower: the model does not read %s together exactly, or was not checked to "
-                "(model_check.csv)",
-                f"texts of more than {self._together} tokens" if self._together else "texts",
-                "longer ones" if self._together else "several",
+                "%s are read one at a time, which is slower: for this model, packed sequences%s "
+                "are not exact, or were not checked (model_check.csv)",
+                f"texts of more than {self._packed} tokens" if self._packed else "texts",
+                " of that length" if self._packed else "",
             )
-        yield from packs(encoded, short, batch, self._together)
+        yield from packs(encoded, short, batch, self._packed)
         for number in chosen:
-            if not self._shares(encoded[number]):
-                yield alone(encoded[number], number)
+            if not self._fits(encoded[number]):
+                yield _alone(encoded[number], number)
 
-    def _shares(self, one: Encoded) -> bool:
-        return len(one.before) + len(one.ids) <= self._together
+    def _fits(self, one: Encoded) -> bool:
+        return len(one.prefix) + len(one.ids) <= self._packed
 
     def final(self, pack: Pack) -> torch.Tensor:
         """Final hidden states of a pack's tokens, (length, d_model)."""
         device = self._model.device
         ids = torch.from_numpy(pack.ids[None]).to(device)
-        if pack.seen is None:
+        if pack.visible is None:
             result = models.backbone(self._model)(input_ids=ids, use_cache=False)
         else:
-            cache = self._begin(pack.before)
+            cache = self._prefix_cache(pack.prefix)
             result = models.backbone(self._model)(
                 input_ids=ids,
                 attention_mask=self._mask(pack),
                 past_key_values=cache,
                 use_cache=cache is not None,
-                position_ids=torch.from_numpy(pack.position[None] + len(pack.before)).to(device),
+                position_ids=torch.from_numpy(pack.position[None] + len(pack.prefix)).to(device),
             )
         final: torch.Tensor = result.last_hidden_state[0]
         return final
 
     def _mask(self, pack: Pack) -> Any:
-        """What each token of a pack sees, as the model takes it: one mask, or one for each type of layer.
+        """Additive attention mask of a pack: one, or one per layer type.
 
-        Of its own text a token sees what the library lets a token at its position see (windows, chunks), of others nothing.
+        Within its text, a token sees the positions that the library's own masks allow (windows,
+        chunks).
         """
-        kind, device = self._model.dtype, self._model.device
-        before = len(pack.before)
-        row = pack.position + before
-        column = np.concatenate([np.arange(before), row])
-        own = np.concatenate([np.ones((len(row), before), dtype=bool), pack.seen], axis=1)
+        dtype, device = self._model.dtype, self._model.device
+        prefix = len(pack.prefix)
+        row = pack.position + prefix
+        column = np.concatenate([np.arange(prefix), row])
+        same_text = np.concatenate([np.ones((len(row), prefix), dtype=bool), pack.visible], axis=1)
 
-        def additive(visible: torch.Tensor) -> torch.Tensor:
-            seen = visible[
+        def additive(allowed: torch.Tensor) -> torch.Tensor:
+            visible = allowed[
                 torch.from_numpy(row)[:, None], torch.from_numpy(column)
-            ] & torch.from_numpy(own)
-            mask = torch.zeros(1, 1, *seen.shape, dtype=kind)
-            return mask.masked_fill_(~seen, torch.finfo(kind).min).to(device)
+            ] & torch.from_numpy(same_text)
+            mask = torch.zeros(1, 1, *visible.shape, dtype=dtype)
+            return mask.masked_fill_(~visible, torch.finfo(dtype).min).to(device)
 
-        found = {
-            name: additive(visible)
-            for name, visible in self._visible(int(column.max()) + 1).items()
+        masks = {
+            name: additive(allowed)
+            for name, allowed in self._allowed(int(column.max()) + 1).items()
         }
-        return found.get("", found)
+        return masks.get("", masks)
 
-    def _visible(self, length: int) -> dict[str, torch.Tensor]:
-        """Which positions each position of a text sees, (length, length) bool or larger, by type of layer; "": of all layers."""
+    def _allowed(self, length: int) -> dict[str, torch.Tensor]:
+        """`visible_positions` for texts of `length` tokens or longer."""
         if not self._masks or len(next(iter(self._masks.values()))) < length:
             self._masks = visible_positions(
                 self._model, max(length, 2 * len(next(iter(self._masks.values()), ())))
             )
         return self._masks
 
-    def begin(self, encoded: Sequence[Encoded]) -> None:
-        """Read what some texts begin with, before anything changes the model's activations."""
+    def cache_prefixes(self, encoded: Sequence[Encoded]) -> None:
+        """Compute the shared prefixes of some texts, before hooks change the activations."""
         for one in encoded:
-            if self._shares(one):
-                self._begin(one.before)
+            if self._fits(one):
+                self._prefix_cache(one.prefix)
 
-    def _begin(self, before: Numbers) -> Any:
-        """Keys and values of what texts begin with, read when first needed; a cache of its own for each pass. None of nothing."""
+    def _prefix_cache(self, prefix: Ints) -> Any:
+        """A KV cache of a prefix, for one pass; computed at first use. None for an empty prefix."""
         from transformers import DynamicCache
 
-        if not len(before):
+        if not len(prefix):
             return None
-        key = before.tobytes()
-        if key not in self._begun:
-            ids = torch.from_numpy(before[None]).to(self._model.device)
-            # Without the configuration a cache keeps every position: one that forgets what lies behind a window would not
-            # fit the masks.
+        key = prefix.tobytes()
+        if key not in self._caches:
+            ids = torch.from_numpy(prefix[None]).to(self._model.device)
+            # Without the configuration a cache keeps every position; a sliding-window cache would
+            # not fit the masks.
             cache = DynamicCache()
             models.backbone(self._model)(input_ids=ids, past_key_values=cache, use_cache=True)
-            self._begun[key] = cache
-        cache = copy.copy(self._begun[key])
-        cache.layers = [
-            copy.copy(layer) for layer in cache.layers
-        ]  # a pass appends by making new tensors
+            self._caches[key] = cache
+        cache = copy.copy(self._caches[key])
+        # Shallow copies suffice: a pass appends by making new tensors.
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
         return cache
 
-    def opinions(
-        self, final: torch.Tensor, place: Numbers, target: Numbers, closely: npt.NDArray[np.bool_]
-    ) -> Opinions:
-        """What the predictions at some places of a pack say of the tokens that came next.
+    def token_statistics(
+        self, final: torch.Tensor, place: Ints, target: Ints, in_full: npt.NDArray[np.bool_]
+    ) -> TokenStatistics:
+        """Statistics of some predicted tokens of a pack.
 
         Args:
-            final: (length, d_model); place, target: (predictions,) where each was made, and the token that came.
-            closely: (predictions,) of which entropy, margin and rank are wanted too; of the others they are 0.
+            final: (length, d_model) final hidden states.
+            place: (predictions,) place in the sequence of each prediction.
+            target: (predictions,) the token that followed.
+            in_full: (predictions,) whether to compute entropy, margin and rank; else they are 0.
         """
-        found = Opinions(*(np.zeros(len(place), dtype=kind) for kind in ("f4", "f4", "f4", "i4")))
-        where, of = np.unique(place, return_inverse=True)
-        order = np.argsort(of, kind="stable")
-        edges = np.searchsorted(of[order], np.arange(0, len(where) + HEAD_ROWS, HEAD_ROWS))
+        result = TokenStatistics(
+            *(np.zeros(len(place), dtype=kind) for kind in ("f4", "f4", "f4", "i4"))
+        )
+        places, index = np.unique(place, return_inverse=True)
+        order = np.argsort(index, kind="stable")
+        edges = np.searchsorted(index[order], np.arange(0, len(places) + HEAD_ROWS, HEAD_ROWS))
         for at, (low, high) in enumerate(itertools.pairwise(edges)):
             start = at * HEAD_ROWS
-            rows = torch.from_numpy(where[start : start + HEAD_ROWS]).to(final.device)
-            logs = torch.log_softmax(
-                logits_of(self._model, final[rows]), dim=-1
-            )  # (places, vocabulary)
+            rows = torch.from_numpy(places[start : start + HEAD_ROWS]).to(final.device)
+            # (places, vocabulary)
+            logs = torch.log_softmax(logits_of(self._model, final[rows]), dim=-1)
             chosen = order[low:high]
-            row = torch.from_numpy(of[chosen] - start).to(logs.device)
-            own = logs[row, torch.from_numpy(target[chosen]).to(logs.device)]
-            found.logprob[chosen] = own.cpu().numpy()
-            near = torch.from_numpy(closely[chosen]).to(logs.device)
-            if near.any():
-                kept, row, own = chosen[closely[chosen]], row[near], own[near]
-                once, again = torch.unique(row, return_inverse=True)
-                logs, own = logs[once], own
+            row = torch.from_numpy(index[chosen] - start).to(logs.device)
+            logprob = logs[row, torch.from_numpy(target[chosen]).to(logs.device)]
+            result.logprob[chosen] = logprob.cpu().numpy()
+            full = torch.from_numpy(in_full[chosen]).to(logs.device)
+            if full.any():
+                chosen, row, logprob = chosen[in_full[chosen]], row[full], logprob[full]
+                distinct, back = torch.unique(row, return_inverse=True)
+                logs = logs[distinct]
                 top = logs.topk(2, dim=-1).values
-                found.entropy[kept] = (
-                    -(logs.exp() * logs).nan_to_num(0.0).sum(dim=-1)[again].cpu().numpy()
+                result.entropy[chosen] = (
+                    -(logs.exp() * logs).nan_to_num(0.0).sum(dim=-1)[back].cpu().numpy()
                 )
-                found.margin[kept] = (top[:, 0] - top[:, 1])[again].cpu().numpy()
-                for part in torch.split(torch.arange(len(own)), HEAD_ROWS):
-                    found.rank[kept[part.numpy()]] = (
-                        (logs[again[part]] > own[part][:, None]).sum(dim=-1).cpu().numpy()
+                result.margin[chosen] = (top[:, 0] - top[:, 1])[back].cpu().numpy()
+                for part in torch.split(torch.arange(len(logprob)), HEAD_ROWS):
+                    result.rank[chosen[part.numpy()]] = (
+                        (logs[back[part]] > logprob[part][:, None]).sum(dim=-1).cpu().numpy()
                     )
-        return found
+        return result
 
 
-def alone(one: Encoded, number: int) -> Pack:
-    """A pack of one text, which the plain model reads from its first token on."""
-    before = len(one.before)
-    ids = np.concatenate([one.before, one.ids])
-    return Pack(ids[:0], [number], [np.arange(before, len(ids))], ids, np.arange(len(ids)), None)
+def _alone(one: Encoded, number: int) -> Pack:
+    """A single-text pack, whose sequence includes the prefix."""
+    ids = np.concatenate([one.prefix, one.ids])
+    places = np.arange(len(one.prefix), len(ids))
+    return Pack(ids[:0], [number], [places], ids, np.arange(len(ids)), None)
 
 
 def visible_positions(model: Any, length: int) -> dict[str, torch.Tensor]:
-    """Which positions of a text each position sees, from the library's own mask functions.
+    """Whether a position (row) of a text sees another (column), by the library's mask functions.
 
     Returns:
-        (length, length) bool on the CPU by the type of layer, as the model's configuration names it; under "" alone where all
-        layers see the same.
+        (length, length) bool on the CPU for each layer type of the model's configuration; under ""
+        alone if all layers have the same mask.
     Raises:
-        ValueError: for a type of layer that has no such mask.
+        ValueError: the mask of a layer type has another shape.
     """
     from transformers.masking_utils import create_masks_for_generate
 
     like = torch.empty(1, length, 1, dtype=model.dtype)
-    found = create_masks_for_generate(model.config, like, attention_mask=None, past_key_values=None)
-    masks = found if isinstance(found, dict) else {"": found}
+    made = create_masks_for_generate(model.config, like, attention_mask=None, past_key_values=None)
+    masks = made if isinstance(made, dict) else {"": made}
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     return {
         name: causal if mask is None else _as_bool(mask, length) for name, mask in masks.items()
@@ -319,35 +331,26 @@ def _as_bool(mask: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """float32 logits of final hidden states (n, d_model): the model's own forward pass, entered behind its last layer."""
-    # Some architectures call the decoder inside the model without its head; some call something else by that name.
-    behind = {models.backbone(model), model.get_decoder()} - {model, model.get_output_embeddings()}
-    with _standing_for(behind, hidden):
+    """float32 logits of final hidden states (n, d_model), by the model's own forward pass."""
+    # Some architectures call the decoder inside the backbone; in others, it is another module.
+    backbones = {models.backbone(model), model.get_decoder()} - {
+        model,
+        model.get_output_embeddings(),
+    }
+    with forward_replaced(backbones, lambda: _BackboneOutput(hidden[None])):
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits[0].float()
 
 
-class _Hidden:
-    """What a model without its head returns, with final hidden states alone, (1, n, d_model)."""
+class _BackboneOutput:
+    """Output of a backbone, with final hidden states alone, (1, n, d_model)."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.last_hidden_state = hidden
 
-    def __getitem__(self, place: Any) -> Any:
-        return (self.last_hidden_state,)[place]
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
 
     def __getattr__(self, _: str) -> None:
-        return None  # what only some architectures return, such as router logits
-
-
-@contextmanager
-def _standing_for(modules: Iterable[Any], hidden: torch.Tensor) -> Iterator[None]:
-    """Within, modules (a model without its head, its decoder) compute nothing and return `hidden`, (n, d_model), as a batch of one."""
-    for module in (chosen := list(modules)):
-        module.forward = lambda *_, **__: _Hidden(hidden[None])
-    try:
-        yield
-    finally:
-        for module in chosen:
-            del module.forward  # the class's own again
+        return None  # fields of some architectures, such as router logits

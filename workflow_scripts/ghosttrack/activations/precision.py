@@ -1,4 +1,4 @@
-"""What a storage mode costs: the error of stored rows against the rows as they were."""
+"""Storage error: stored rows compared with the exact ones."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,17 @@ Floats = npt.NDArray[np.float32]
 
 
 class StorageError(NamedTuple):
-    """Mean squared error of storage, as a share of the variance."""
+    """Mean squared error of storage, as a fraction of the variance."""
 
     relative: float  # over all directions
-    low_variance: float  # within the half of the principal components that vary least, where rare features live
+    # Within the half of the principal components with the least variance, where rare features lie.
+    low_variance: float
 
 
 def storage_error(exact: Floats, stored: Half) -> StorageError | None:
-    """Compare rows (n, d_model) with what a store gives back; rows far from the origin are left out by the caller.
+    """Compare exact with stored rows, (n, d_model), without massive rows.
 
-    None with no more rows than channels: their principal components say nothing.
+    None if n <= d_model: too few rows for principal components.
     """
     rows, width = exact.shape
     if rows <= width:

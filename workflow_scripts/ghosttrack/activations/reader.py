@@ -1,7 +1,7 @@
-"""Reading activation stores: nothing is handed out that a manifest does not vouch for.
+"""Reading activation stores, with all data verified against their manifests.
 
-Opening checks what is cheap (row ranges, identity, file sizes, hashes of the small files); each
-chunk's checksum is checked when it is first read, so a run that reads everything verifies everything once.
+Opening verifies row ranges, identity, file sizes and the hashes of small files. The checksum of a
+chunk is verified when it is first read, so a run that reads everything verifies everything once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from ghosttrack.activations.store import SCHEMA, SIDECARS, Header, positions, re
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 
-# What all stores of one layer have in common.
-SHARED = (*Header._fields, "d_model", "total_rows")
-# Bits of a float16 without its sign; from here upwards it is infinite or NaN.
+# Manifest keys that are equal in all stores of a layer.
+LAYER_KEYS = (*Header._fields, "d_model", "total_rows")
+# Bits of a float16 without its sign, and the smallest such value that is infinite or NaN.
 _MAGNITUDE, _NOT_FINITE = np.uint16(0x7FFF), np.uint16(0x7C00)
 
 
 class _Part(NamedTuple):
-    """One store and its manifest."""
+    """One store with its manifest, and the content of the manifest."""
 
     store: Path
     manifest: Path
@@ -46,18 +46,19 @@ class ActivationStore:
 
     Attributes:
         rows, d_model: shape of the whole.
-        layer, site, context: where the rows come from; `context` is None for answer tokens of examples.
-        attributes: the header that all stores share.
+        layer, site, context: origin of the rows; `context` is None for tokens of examples.
+        attributes: the manifest values that all stores share.
         massive: (rows,) bool, norm above ten times the median of its store.
         excluded: (rows,) bool, massive or position 0 of a context.
-        storage, storage_error: how the rows are kept, and what that costs (see precision), measured on the first of them.
-        chunk_bounds: (chunks + 1,) int64; chunk i holds rows chunk_bounds[i] .. chunk_bounds[i + 1] - 1.
+        storage, storage_error: storage mode and its error on the first rows (see precision).
+        chunk_bounds: (chunks + 1,) int64; chunk i holds rows chunk_bounds[i] to
+            chunk_bounds[i + 1] - 1.
     """
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         first = parts[0].content
         self._parts = parts
-        self.attributes: dict[str, Any] = {key: first[key] for key in SHARED}
+        self.attributes: dict[str, Any] = {key: first[key] for key in LAYER_KEYS}
         self.rows: int = sum(part.rows for part in parts)
         self.d_model: int = first["d_model"]
         self.layer: int | None = first["layer"]
@@ -67,7 +68,7 @@ class ActivationStore:
         self.excluded: npt.NDArray[np.bool_] = self.massive | (
             positions(0, self.rows, self.context) == 0
         )
-        # Chunks in row order: the part of each, and its number within the part.
+        # Chunks in row order: part, and index within the part.
         self._owners = [
             (part, number) for part in parts for number in range(-(-part.rows // CHUNK_ROWS))
         ]
@@ -77,7 +78,7 @@ class ActivationStore:
         self._maps: dict[Path, MappedShard] = {}
         self.storage: str = first["storage"]
         self.storage_error: dict[str, float] | None = first["storage_error"]
-        # Read at once and hashed after it: what is lost later cannot turn into fill values without a word.
+        # Read before the files are hashed: a file lost in between cannot be read as fill values.
         small = SIDECARS if self.storage == "int8s" else ()
         self._sidecars = {
             part.store: {name: read_flat(part.store, name) for name in small} for part in parts
@@ -98,21 +99,24 @@ class ActivationStore:
         """Open the stores of one layer.
 
         Args:
-            stores, manifests: in the same order; together they must hold every row of the layer once.
-            expected: header values that the stores must have, such as {"layer": 3}; None asks for none.
+            stores, manifests: in the same order; they must hold every row of the layer once.
+            expected: manifest values that the stores must have, such as {"layer": 3}.
         Raises:
-            UserError: naming the damaged, missing, foreign or overlapping file and what to delete.
+            UserError: with the damaged, missing, foreign or overlapping file and what to delete.
         """
         if len(stores) != len(manifests) or not stores:
             raise UserError(
-                f"{len(stores)} activation stores with {len(manifests)} manifests: expected one manifest each"
+                f"{len(stores)} activation stores with {len(manifests)} manifests: expected one "
+                "manifest per store, and at least one store"
             )
         parts = [
             _load(Path(store), Path(manifest))
             for store, manifest in zip(stores, manifests, strict=True)
         ]
         for part in parts:
-            _require(part, {key: parts[0].content[key] for key in SHARED}, f"{parts[0].store} has")
+            _require(
+                part, {key: parts[0].content[key] for key in LAYER_KEYS}, f"{parts[0].store} has"
+            )
             _require(part, expected or {}, "this job expects")
         parts.sort(key=lambda part: part.start)
         _require_cover(parts)
@@ -123,7 +127,7 @@ class ActivationStore:
     def read(self, start: int = 0, stop: int | None = None) -> Half:
         """Rows `start` .. `stop` - 1 as a new array, (stop - start, d_model) float16.
 
-        Reads whole chunks at memory-map speed; their checksums are verified on first touch.
+        Reads whole chunks from a memory map; their checksums are verified at the first read.
         """
         stop = self.rows if stop is None else stop
         if not 0 <= start <= stop <= self.rows:
@@ -139,12 +143,12 @@ class ActivationStore:
         return result
 
     def chunk(self, number: int) -> Half:
-        """One chunk, (rows of the chunk, d_model) float16: a read-only view of the mapped file, or decoded from int8s."""
+        """One chunk, (rows, d_model) float16: a read-only view, or decoded from int8s."""
         part, inside = self._owners[number]
         stored = self._stored(number)
         if self.storage == "fp16":
             return stored
-        flat = self._sidecars_of(part)
+        flat = self._sidecars[part.store]
         first = inside * CHUNK_ROWS
         low, high = np.searchsorted(flat["outlier_rows"], [first, first + CHUNK_ROWS])
         return int8s.decode(
@@ -159,11 +163,11 @@ class ActivationStore:
         )
 
     def release(self) -> None:
-        """Unmap the files: what was read no longer counts as this process's memory, and is mapped again when read."""
+        """Unmap the files, to free the memory of this process; reading maps them again."""
         self._maps.clear()
 
     def _stored(self, number: int) -> npt.NDArray[Any]:
-        """One chunk as it is on disk, verified on first touch."""
+        """One chunk as it is on disk, verified at the first read."""
         part, inside = self._owners[number]
         shard, slot = divmod(inside, CHUNKS_PER_SHARD)
         name = f"{self.site}/c/{shard}/0"
@@ -183,14 +187,15 @@ class ActivationStore:
                 self._verified[number] = True
         except (ValueError, OSError) as error:
             first = int(self.chunk_bounds[number])
-            _refuse(part, path, f"rows from {first} on cannot be trusted: {error}")
+            _refuse(part, path, f"rows from {first} on are damaged: {error}")
         return values
 
-    def _sidecars_of(self, part: _Part) -> dict[str, npt.NDArray[Any]]:
-        return self._sidecars[part.store]
-
     def verify(self) -> None:
-        """Check every chunk now, and every file's SHA-256. Raises UserError at the first that is damaged."""
+        """Verify the SHA-256 of every file and all chunks.
+
+        Raises:
+            UserError: with the first damaged file.
+        """
         for part in self._parts:
             for name, entry in part.content["files"].items():
                 if files.sha256_file(part.store / name) != entry["sha256"]:
@@ -199,15 +204,15 @@ class ActivationStore:
             self.chunk(number)
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 over all manifests, hence over the content of every file."""
+        """Hex SHA-256 over all manifests, which contain the hashes of every file."""
         return files.sha256_json([part.content for part in self._parts])
 
     @staticmethod
     def _verify(mapped: MappedShard, slot: int, expected: int, values: npt.NDArray[Any]) -> None:
-        found = mapped.crc32c(slot)
-        if found != expected:
+        checksum = mapped.crc32c(slot)
+        if checksum != expected:
             raise ValueError(
-                f"chunk {slot} has checksum {found:08x}, its manifest says {expected:08x}"
+                f"chunk {slot} has checksum {checksum:08x}, its manifest says {expected:08x}"
             )
         if values.dtype == np.int8:
             if values.size and int(values.min()) == int8s.UNWRITTEN:
@@ -220,13 +225,13 @@ def require_same_rows(stores: Sequence[ActivationStore]) -> None:
     """Refuse stores of several layers whose rows are not the same tokens of the same model.
 
     Raises:
-        UserError: naming both layers and the value that differs.
+        UserError: with both layers and the value that differs.
     """
     for one, other in pairwise(stores):
         for key in ("weights_sha256", "tokens_sha256", "total_rows"):
             if one.attributes[key] != other.attributes[key]:
                 raise UserError(
-                    f"stores of layers {one.layer} and {other.layer} do not belong together: {key} is "
+                    f"stores of layers {one.layer} and {other.layer} hold different rows: {key} is "
                     f"{one.attributes[key]} and {other.attributes[key]}; delete both and run again"
                 )
 
@@ -234,13 +239,13 @@ def require_same_rows(stores: Sequence[ActivationStore]) -> None:
 def _load(store: Path, manifest: Path) -> _Part:
     content = files.read_json(manifest)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise UserError(
-            f"{manifest}: schema is {found}, expected {SCHEMA}: {remedy(store, manifest)}"
+            f"{manifest}: schema is {schema}, expected {SCHEMA}: {remedy(store, manifest)}"
         )
     missing = [
         key
-        for key in (*SHARED, "rows", "row_start", "files", "storage_error")
+        for key in (*LAYER_KEYS, "rows", "row_start", "files", "storage_error")
         if key not in content
     ]
     if missing:
@@ -252,8 +257,8 @@ def _require(part: _Part, expected: Mapping[str, Any], who: str) -> None:
     for key, value in expected.items():
         if part.content.get(key) != value:
             raise UserError(
-                f"{part.store} comes from another run: its {key} is {part.content.get(key)}, {who} {value}; "
-                + remedy(part.store, part.manifest)
+                f"{part.store} comes from another run: its {key} is {part.content.get(key)}, {who} "
+                f"{value}; {remedy(part.store, part.manifest)}"
             )
 
 
@@ -262,19 +267,21 @@ def _require_cover(parts: Sequence[_Part]) -> None:
     for part in parts:
         if part.start < end and before is not None:
             raise UserError(
-                f"{before.store} and {part.store} both hold row {part.start}, expected every row once: delete both "
-                f"with their manifests ({before.manifest}, {part.manifest}) and run again; their jobs are repeated, and what was trained on them"
+                f"{before.store} and {part.store} both hold row {part.start}, expected every row "
+                f"once: delete both with their manifests ({before.manifest}, {part.manifest}) and "
+                "run again, which repeats their jobs and the training on their rows"
             )
         if part.start > end:
             raise UserError(
-                f"no store holds rows {end}..{part.start - 1}, before {part.store}: run again to make it"
+                f"no store holds rows {end}..{part.start - 1}, before {part.store}: run again to "
+                "write it"
             )
         end, before = part.start + part.rows, part
     total = parts[0].content["total_rows"]
     if end != total:
         raise UserError(
-            f"{parts[-1].store} ends at row {end}, the layer has {total}: a store is missing or from another corpus; "
-            "run again to make it"
+            f"{parts[-1].store} ends at row {end}, the layer has {total}: a store is missing or "
+            "comes from another corpus; run again to write it"
         )
 
 
@@ -282,7 +289,7 @@ def _require_files(part: _Part) -> None:
     shards = -(-part.rows // (CHUNK_ROWS * CHUNKS_PER_SHARD))
     site = part.content["site"]
     needed = [f"{site}/c/{number}/0" for number in range(shards)]
-    # The outliers' chunks are not named: there may be none of them.
+    # Chunks of `outliers` are not required: there may be no outliers.
     flat = [f"{name}/zarr.json" for name in SIDECARS if part.content["storage"] == "int8s"]
     for name in [
         *needed,
@@ -304,16 +311,16 @@ def _require_files(part: _Part) -> None:
                 path,
                 f"it has {path.stat().st_size} bytes, its manifest says {entry['bytes']}",
             )
-        # Shard files are large: their chunks are checked one by one as they are read.
+        # Shard files are large: their chunks are verified when they are read.
         if name not in needed and files.sha256_file(path) != entry["sha256"]:
             _refuse(part, path, "its SHA-256 is not the one in the manifest")
 
 
 def _massive(part: _Part) -> npt.NDArray[np.bool_]:
-    found = read_flat(part.store, "massive")
-    if found.shape != (part.rows,):
-        _refuse(part, part.store / "massive", f"it has {found.shape} values for {part.rows} rows")
-    return found
+    massive = read_flat(part.store, "massive")
+    if massive.shape != (part.rows,):
+        _refuse(part, part.store / "massive", f"it has {massive.shape} values for {part.rows} rows")
+    return massive
 
 
 def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
@@ -321,8 +328,8 @@ def _refuse(part: _Part, path: Path, problem: str) -> NoReturn:
 
 
 def remedy(store: Path, manifest: Path) -> str:
-    """What an error says about making a store again."""
+    """Remedy in an error message: how to write a store again."""
     return (
         f"delete {store} and {manifest}, then: snakemake --profile YOURS {manifest} "
-        "(its job alone; a whole run would also train again on its layers)"
+        "(this repeats its job alone; a whole run would also repeat the training on its layers)"
     )

@@ -1,8 +1,8 @@
-"""Shuffled batches of activations in an order that a seed decides and one integer resumes.
+"""Shuffled batches of activations; the seed determines the order, and one integer resumes it.
 
-Chunks are permuted, taken in windows, and the rows of a window are permuted: reads stay whole
-chunks (single random rows through zarr are 200 times slower), and a window of rows from all over
-the corpus is mixed before any is used.
+Chunks are permuted and grouped into windows, then the rows of a window are permuted. So all reads
+are whole chunks (random single rows through zarr are 200 times slower), and each window mixes rows
+from all over the corpus.
 """
 
 from typing import NamedTuple
@@ -14,37 +14,35 @@ import torch
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
 
-# 64 chunks are 262,144 rows, 300 to 540 MB in float16: the buffer of the mode that is not resident.
+# 64 chunks are 262,144 rows, 300 to 540 MB in float16: the buffer if the layer is not resident.
 WINDOW_CHUNKS = 64
 
 
 class _Window(NamedTuple):
-    """One window of one epoch: its chunks in the order read, and its kept rows in the order served."""
+    """One window of one epoch, with its included rows in the order served."""
 
-    key: tuple[int, int]  # epoch, number
-    rows: (
-        torch.Tensor
-    )  # int64 row numbers in the store, or in `data` where that is the window's own
+    key: tuple[int, int]  # epoch, index
+    rows: torch.Tensor  # int64, indices into `data`: the whole layer, or the chunks of the window
     data: torch.Tensor  # (rows, d_model) float16
 
 
 def fits(store: ActivationStore, megabytes: int) -> bool:
-    """Whether the whole layer, (rows, d_model) float16, takes at most so many MiB of memory."""
+    """Whether the whole layer, (rows, d_model) float16, fits into this many MiB of memory."""
     return store.rows * store.d_model * 2 <= megabytes * 2**20
 
 
 class ChunkSampler:
-    """Shuffled batches of kept (not excluded) rows; order is a pure function of (seed, epoch); position one integer.
+    """Shuffled batches of included (not excluded) rows; the order depends on seed and epoch alone.
 
     Args:
         store: the activations of one layer.
         batch: rows per batch; the incomplete last batch of an epoch is dropped.
-        seed: decides the order, together with the epoch.
-        resident: keep the whole layer in memory (rows x d_model x 2 bytes); otherwise a window of 64
-            chunks at a time. The order is the same.
-        window_chunks: chunks that are mixed before any of their rows is used; decides the order too.
+        seed: determines the order, together with the epoch.
+        resident: keep the whole layer in memory (rows x d_model x 2 bytes) instead of one window at
+            a time. The order is the same.
+        window_chunks: chunks per window; changes the order.
     Raises:
-        UserError: the store keeps fewer rows than one batch.
+        UserError: the store has fewer included rows than one batch.
     """
 
     batches_per_epoch: int
@@ -64,16 +62,14 @@ class ChunkSampler:
             window_chunks,
         )
         self._chunks = len(store.chunk_bounds) - 1
-        kept = np.add.reduceat(
-            ~store.excluded, store.chunk_bounds[:-1], dtype=np.int64
-        )  # (chunks,)
-        self._kept = kept
-        self.rows = int(kept.sum())
+        # Included rows of each chunk, (chunks,).
+        self._included = np.add.reduceat(~store.excluded, store.chunk_bounds[:-1], dtype=np.int64)
+        self.rows = int(self._included.sum())
         self.batches_per_epoch = self.rows // batch
         if self.batches_per_epoch == 0:
             raise UserError(
-                f"layer {store.layer} keeps {self.rows} rows, fewer than one batch of {batch}: "
-                "raise corpus.tokens or lower sae.batch"
+                f"layer {store.layer} has {self.rows} included rows, fewer than one batch of "
+                f"{batch}: raise corpus.tokens or lower sae.batch"
             )
         self._data = torch.from_numpy(store.read()) if resident else None
         self._window: _Window | None = None
@@ -82,7 +78,7 @@ class ChunkSampler:
     def batch_at(self, step: int) -> npt.NDArray[np.float32]:
         """Batch number `step`, counted over all epochs, (batch, d_model) float32.
 
-        Steps in ascending order read every chunk once an epoch; any other order is correct but slower.
+        Ascending steps read every chunk once per epoch; any other order is correct but slower.
         """
         epoch, number = divmod(step, self.batches_per_epoch)
         _, bounds = self._epoch_plan(epoch)
@@ -101,11 +97,11 @@ class ChunkSampler:
         return result
 
     def _epoch_plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Chunks in the order of the epoch, (chunks,), and where each window starts among its kept rows."""
+        """Chunks in the order of the epoch, (chunks,), and window bounds in its included rows."""
         if self._plan is None or self._plan[0] != epoch:
             order = np.random.default_rng([self._seed, epoch]).permutation(self._chunks)
             per_window = np.add.reduceat(
-                self._kept[order], np.arange(0, self._chunks, self._window_chunks)
+                self._included[order], np.arange(0, self._chunks, self._window_chunks)
             )
             self._plan = (epoch, order, np.concatenate([[0], np.cumsum(per_window)]))
         return self._plan[1], self._plan[2]
@@ -113,22 +109,24 @@ class ChunkSampler:
     def _open_window(self, epoch: int, index: int) -> _Window:
         if self._window is not None and self._window.key == (epoch, index):
             return self._window
-        self._window = None  # frees its buffer before the next one is read
+        self._window = None  # frees its memory before the next one is read
         order, _ = self._epoch_plan(epoch)
         first = index * self._window_chunks
         chunks = order[first : first + self._window_chunks].tolist()
         bounds = self._store.chunk_bounds
         rows = np.concatenate([np.arange(bounds[chunk], bounds[chunk + 1]) for chunk in chunks])
-        kept = ~self._store.excluded[rows]
-        # The third number keeps a window's permutation apart from its epoch's.
-        shuffle = np.random.default_rng([self._seed, epoch, index + 1]).permutation(int(kept.sum()))
+        included = ~self._store.excluded[rows]
+        # The third number separates the permutation of a window from that of its epoch.
+        shuffle = np.random.default_rng([self._seed, epoch, index + 1]).permutation(
+            int(included.sum())
+        )
         if self._data is not None:
             self._window = _Window(
-                (epoch, index), torch.from_numpy(rows[kept][shuffle]), self._data
+                (epoch, index), torch.from_numpy(rows[included][shuffle]), self._data
             )
         else:
             data = torch.from_numpy(np.concatenate([self._store.chunk(chunk) for chunk in chunks]))
             self._window = _Window(
-                (epoch, index), torch.from_numpy(np.flatnonzero(kept)[shuffle]), data
+                (epoch, index), torch.from_numpy(np.flatnonzero(included)[shuffle]), data
             )
         return self._window

@@ -1,9 +1,9 @@
-"""Zarr shard files of raw chunks with a crc32c each: written in one pass, mapped without a copy.
+"""Zarr shard files of uncompressed chunks: written in one pass, memory-mapped for reading.
 
 The layout is zarr v3's `sharding_indexed` codec over `bytes` and `crc32c`: chunks one after the
-other, each followed by its checksum, then an index of (offset, size) pairs with a checksum of its
-own (zarr specification v3, codecs/sharding-indexed). Any zarr reader opens these files; writing
-them here keeps one chunk in memory instead of a whole shard, and mapping them is ten times faster
+other, each followed by its checksum, then an index of (offset, size) pairs and the checksum of the
+index (zarr specification v3, codecs/sharding-indexed). Any zarr reader opens these files. Writing
+them here keeps one chunk in memory instead of a whole shard, and memory maps are ten times faster
 than reading through the codecs.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 CRC_BYTES = 4
-# What the specification writes for a chunk that a shard does not hold.
+# Offset and size of a missing chunk, by the specification.
 ABSENT = 2**64 - 1
 
 Half = npt.NDArray[np.float16]
@@ -26,7 +26,7 @@ Values = npt.NDArray[np.float16] | npt.NDArray[np.int8]
 
 
 class ShardSummary(NamedTuple):
-    """What a manifest keeps of one shard file: size, SHA-256 of all bytes, crc32c of every chunk."""
+    """A shard file in the manifest: size, SHA-256 of all bytes, crc32c of every chunk."""
 
     bytes: int
     sha256: str
@@ -34,7 +34,7 @@ class ShardSummary(NamedTuple):
 
 
 class ShardWriter:
-    """Appends chunks to one shard file. Single use: open, `append` at most `slots` times, `close`."""
+    """Appends chunks to one shard file; `append` at most `slots` times, then `close`."""
 
     def __init__(self, path: Path, slots: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class ShardWriter:
             .reshape(-1)
             .view(np.uint8)
         )
-        payload.flags.writeable = False  # of this view; the checksum asks for it
+        payload.flags.writeable = False  # google_crc32c requires a read-only buffer
         crc = google_crc32c.value(payload)
         self._entries.append((self._size, payload.nbytes + CRC_BYTES))
         self._crcs.append(crc)
@@ -76,7 +76,7 @@ class ShardWriter:
         return ShardSummary(self._size, self._digest.hexdigest(), self._crcs)
 
     def abandon(self) -> None:
-        """Close without an index; the file stays unreadable."""
+        """Close without an index, which leaves the file unreadable."""
         self._stream.close()
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -86,9 +86,10 @@ class ShardWriter:
 
 
 class MappedShard:
-    """A shard file mapped read-only; `chunk` gives unverified views, `crc32c` what their bytes hash to.
+    """Memory map of a shard file; `chunk` gives unverified views, `crc32c` their checksums.
 
-    Raises ValueError, saying what is wrong, when the index does not fit the file.
+    Raises:
+        ValueError: the index is damaged or does not fit the file.
     """
 
     def __init__(
@@ -112,11 +113,11 @@ class MappedShard:
                 raise ValueError("its index does not fit its size")
 
     def chunk(self, slot: int) -> npt.NDArray[Any]:
-        """View of one chunk, (chunk_rows, d_model) of the file's kind, read-only."""
+        """Read-only view of one chunk, (chunk_rows, d_model) of the file's dtype."""
         return self._bytes(slot).view(self._kind).reshape(self._rows, self._width)
 
     def crc32c(self, slot: int) -> int:
-        """Checksum of the chunk's bytes as they are on disk now."""
+        """Checksum of the chunk's bytes on disk."""
         return int(google_crc32c.value(self._bytes(slot)))
 
     def _bytes(self, slot: int) -> npt.NDArray[np.uint8]:

@@ -1,14 +1,15 @@
-"""Activation stores: one layer's activations on disk, as a zarr group and the manifest that vouches for it.
+"""Activation stores: one layer's activations on disk, as a zarr group with a manifest.
 
-A store is a zarr v3 group. Its main array, named by the site, is (rows, d_model): float16, or int8 with the
-arrays that turn it back (see int8s). `massive`, (rows,) bool, flags attention sinks. zarr fills in for a missing
-or empty file without a word, so nothing here is read without its manifest: row range, size and SHA-256 of
-every file, crc32c of every chunk. The manifest is written last, so it exists only beside a whole store.
+A store is a zarr v3 group. Its main array, named after the site, is (rows, d_model): float16, or
+int8 with the arrays that decode it (see int8s). `massive`, (rows,) bool, flags attention sinks.
+zarr silently reads a missing or empty file as fill values, so no store is read without its
+manifest: row range, size and SHA-256 of every file, crc32c of every chunk. The manifest is written
+last, so it exists only beside a complete store.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,21 @@ from ghosttrack.activations.int8s import UNWRITTEN
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD, HALF_MAX
 from ghosttrack.activations.shards import Half
 
+if TYPE_CHECKING:
+    import torch
+
 SCHEMA = "ghosttrack-activations/2"
 Storage = Literal["fp16", "int8s"]
 
 
 class Header(NamedTuple):
-    """What the rows of a store are: the model, the place in it, and the tokens that went in."""
+    """Origin of a store's rows: model, layer, site and input tokens."""
 
     model: str
     weights_sha256: str
-    layer: int | None  # None: not the output of a block (the token embedding)
+    layer: int | None  # None: the token embedding, which is not the output of a block
     site: str  # resid_post, mlp_out, attn_out or embedding; names the array
-    context: int | None  # rows per packed context; None: rows are answer tokens of examples
+    context: int | None  # rows per packed context; None: rows are tokens of examples
     tokens_sha256: str
     storage: Storage = "fp16"
 
@@ -37,32 +41,43 @@ NOTHING_CLIPPED: npt.NDArray[np.float64] = np.empty((0, 3))
 
 
 class Block(NamedTuple):
-    """Rows ready for a store: float16 values (n, d_model), clipped to what float16 holds; float32 norms (n,) before that.
+    """Rows ready to be stored.
 
-    `clipped`, (m, 3) float64, has one line for each row of which a value was clipped: its place in the block, how many of
-    its values were, and the largest of them in absolute value.
+    values: (n, d_model) float16, clipped to its range.
+    norms: (n,) float32, before rounding and clipping.
+    exact: (n, d_model) float32, if the storage error is to be measured.
+    clipped: (m, 3) float64, one line per row with clipped values: index of the row in the block,
+        number of clipped values, and the largest of them in absolute value.
     """
 
     values: Half
     norms: npt.NDArray[np.float32]
-    exact: npt.NDArray[np.float32] | None = (
-        None  # (n, d_model), where the error of storage is to be measured
-    )
+    exact: npt.NDArray[np.float32] | None = None
     clipped: npt.NDArray[np.float64] = NOTHING_CLIPPED
 
 
-def to_block(rows: npt.NDArray[np.float32]) -> Block:
-    """Round (n, d_model) float32 rows to float16, clipping what it cannot hold instead of making it infinite."""
-    values = np.clip(rows, -HALF_MAX, HALF_MAX).astype(np.float16)
-    return Block(values, np.sqrt(np.einsum("ij,ij->i", rows, rows)), clipped=clipped_rows(rows))
+def to_block(rows: "torch.Tensor | npt.NDArray[np.float32]", *, exact: bool = False) -> Block:
+    """Round (n, d_model) float32 rows to float16 on their device.
+
+    Values beyond its range are clipped. With `exact`, the block also keeps the rows as they are.
+    """
+    import torch  # here only: readers of stores do without it
+
+    rows = torch.as_tensor(rows)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    kept = rows.cpu().numpy() if exact else None
+    if bool((norms <= HALF_MAX).all()):
+        return Block(rows.half().cpu().numpy(), norms.cpu().numpy(), kept)
+    values, clipped = rows.clamp(-HALF_MAX, HALF_MAX), _clipped_rows(rows.float().cpu().numpy())
+    return Block(values.half().cpu().numpy(), norms.cpu().numpy(), kept, clipped)
 
 
 def smallest_float(values: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
-    """The values as float16 if it holds all of them, else as they are; NaN stays."""
+    """The values as float16 if none of them overflows, else unchanged; NaN stays."""
     return values.astype(np.float16) if not (np.abs(values) > HALF_MAX).any() else values
 
 
-def clipped_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _clipped_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """`Block.clipped` of (n, d_model) rows."""
     size = np.abs(rows)
     count = (size > HALF_MAX).sum(axis=1)
@@ -71,13 +86,13 @@ def clipped_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def positions(row_start: int, rows: int, context: int | None) -> npt.NDArray[np.int64]:
-    """Position of every row in its context, (rows,); -1 where rows are not packed contexts."""
+    """Position of every row in its context, (rows,); -1 if rows are not packed contexts."""
     if context is None:
         return np.full(rows, -1, dtype=np.int64)
     return (row_start + np.arange(rows, dtype=np.int64)) % context
 
 
-# What an int8s store holds beside its levels, with the name of each dimension: see int8s.Coded.
+# Additional arrays of an int8s store, with the names of their dimensions; see int8s.Coded.
 SIDECARS = {
     "row_scale": ("row",),
     "mean": ("chunk", "channel"),
@@ -90,7 +105,7 @@ SIDECARS = {
 def write_group(
     folder: Path, attributes: dict[str, Any], flat: Mapping[str, npt.NDArray[Any]]
 ) -> None:
-    """Write a store's zarr metadata and its small arrays; the shard files of the activations are there already.
+    """Write a store's zarr metadata and small arrays beside its existing shard files.
 
     Args:
         folder: the zarr group.
@@ -103,7 +118,7 @@ def write_group(
     group = zarr.open_group(folder, mode="a", zarr_format=3, attributes=attributes)
     rows, d_model = attributes["rows"], attributes["d_model"]
     half = attributes["storage"] == "fp16"
-    # All-zero chunks are written too: else a missing file would be a valid way to say "zeros".
+    # All-zero chunks are written too: otherwise a missing file would be a valid way to store zeros.
     common: dict[str, Any] = {
         "compressors": [Crc32cCodec()],
         "filters": None,
@@ -139,6 +154,6 @@ def read_flat(folder: Path, name: str) -> npt.NDArray[Any]:
     return np.asarray(zarr.open_array(folder / name, mode="r", zarr_format=3)[:])
 
 
-def place(header: Header) -> str:
-    """How an error names the rows of a store."""
+def describe(header: Header) -> str:
+    """Site and layer of a store, for error messages."""
     return header.site if header.layer is None else f"{header.site} of layer {header.layer}"

@@ -1,7 +1,8 @@
-"""Checking whole stores against their manifests: all that is damaged is found, not only the first."""
+"""Verification of all stores against their manifests; reports all damage, not only the first."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,21 +10,21 @@ from ghosttrack.activations.reader import ActivationStore, remedy
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files, progress
 
-# Below a model's folder: one layer's training stores share a folder, the others stand for themselves.
+# Folders with stores below a model's folder. The training stores of a layer share one folder.
 TRAINING, SINGLE = "activations/layer_*", ("heldout", "examples/*")
 
 
 class Group(NamedTuple):
-    """Stores that are one layer together, and the line of the table they count in; a store or its manifest may be absent."""
+    """The stores of one layer; stores or manifests may be missing on disk."""
 
-    line: str
+    line: str  # of the table
     stores: list[Path]
     manifests: list[Path]
-    whole: bool  # whether some of the layer's rows may not be absent
+    whole: bool  # whether all rows of the layer must be there
 
 
 class Finding(NamedTuple):
-    """What was found of one group: what its manifests promise, seconds spent, and a sentence for each damaged store."""
+    """Result for one group: sizes by its manifests, and one sentence per damaged store."""
 
     line: str
     stores: int
@@ -35,16 +36,16 @@ class Finding(NamedTuple):
 
 
 def groups(home: Path) -> list[Group]:
-    """Every group of stores below a model's folder, in a fixed order."""
-    found = [
+    """All groups of stores below a model's folder, in a fixed order."""
+    result = [
         _group(home, folder, stems, whole=False)
         for folder in sorted(home.glob(TRAINING))
         if (stems := _stems(folder))
     ]
     for pattern in SINGLE:
         for folder in sorted(home.glob(pattern)):
-            found += [_group(home, folder, [stem], whole=True) for stem in _stems(folder)]
-    return found
+            result += [_group(home, folder, [stem], whole=True) for stem in _stems(folder)]
+    return result
 
 
 def _stems(folder: Path) -> list[str]:
@@ -59,7 +60,7 @@ def _group(home: Path, folder: Path, stems: Sequence[str], *, whole: bool) -> Gr
 
 
 def check(group: Group) -> Finding:
-    """Read every byte of a group's stores and hold it against the manifests; never raises for damage."""
+    """Verify every byte of a group's stores; reports damage instead of raising an error."""
     began = time.monotonic()
     contents: list[Mapping[str, Any]] = []
     problems = []
@@ -71,7 +72,7 @@ def check(group: Group) -> Finding:
     rows = sum(int(content["rows"]) for content in contents)
     total = max((int(content["total_rows"]) for content in contents), default=0)
     try:
-        # Stores that a disk budget lets go one by one are checked one by one.
+        # A disk budget deletes training stores one by one; the rest are then verified singly.
         if not problems and (group.whole or rows >= total):
             ActivationStore.open(group.stores, group.manifests).verify()
         else:
@@ -85,9 +86,9 @@ def check(group: Group) -> Finding:
 
 def _content(store: Path, manifest: Path) -> Mapping[str, Any]:
     if not manifest.exists():
-        raise UserError(f"{store}: no manifest vouches for it; {remedy(store, manifest)}")
+        raise UserError(f"{store}: its manifest is missing; {remedy(store, manifest)}")
     if not store.exists():
-        raise UserError(f"{manifest}: its store is gone; {remedy(store, manifest)}")
+        raise UserError(f"{manifest}: its store is missing; {remedy(store, manifest)}")
     content = files.read_json(manifest)
     try:
         sizes = [entry["bytes"] for entry in content["files"].values() if entry["sha256"]]
@@ -104,82 +105,89 @@ def _content(store: Path, manifest: Path) -> Mapping[str, Any]:
 
 
 def _damaged_files(group: Group) -> list[str]:
-    """The first damage of each store of the group, by size and SHA-256 of its files."""
-    found = []
+    """One sentence per damaged store of the group, from sizes and SHA-256 of its files."""
+    problems = []
     for store, manifest in zip(group.stores, group.manifests, strict=True):
         try:
             content = _content(store, manifest)
-            found += [*_damage(store, manifest, content)][:1]
+            problems += [*_damage(store, manifest, content)][:1]
         except (UserError, OSError):
             continue  # already reported
-    return found
+    return problems
 
 
 def _damage(store: Path, manifest: Path, content: Mapping[str, Any]) -> Iterator[str]:
+    what_to_do = remedy(store, manifest)
     for name, entry in content["files"].items():
         path = store / name
         if not path.is_file():
-            yield f"{path}: the file is missing; {remedy(store, manifest)}"
-        elif path.stat().st_size != entry["bytes"]:
-            yield f"{path}: it has {path.stat().st_size} bytes, its manifest says {entry['bytes']}; {remedy(store, manifest)}"
+            yield f"{path}: the file is missing; {what_to_do}"
+        elif (size := path.stat().st_size) != entry["bytes"]:
+            yield f"{path}: it has {size} bytes, its manifest says {entry['bytes']}; {what_to_do}"
         elif files.sha256_file(path) != entry["sha256"]:
-            yield f"{path}: its SHA-256 is not the one in the manifest; {remedy(store, manifest)}"
+            yield f"{path}: its SHA-256 is not the one in the manifest; {what_to_do}"
 
 
 def abandoned(home: Path) -> list[Path]:
-    """Unfinished stores below a model's folder that no live process is writing."""
-    found = [
+    """Unfinished stores below a model's folder that no running process is writing."""
+    return [
         path
         for pattern in (TRAINING, *SINGLE)
         for path in sorted(home.glob(f"{pattern}/*.partial"))
+        if path.is_dir() and not files.locked(path)
     ]
-    return [path for path in found if path.is_dir() and not files.locked(path)]
 
 
 def lost(promised: Sequence[Path]) -> list[str]:
-    """A sentence for each folder from which stores are gone together with their manifests; `promised` are manifests.
+    """One sentence per folder from which stores are missing together with their manifests.
 
-    Where only one of the two is gone, `check` says so.
+    `check` reports stores of which only one of the two is missing.
+
+    Args:
+        promised: manifests that must exist.
     """
     gone: dict[Path, list[Path]] = {}
     for manifest in promised:
         if not manifest.exists() and not manifest.with_suffix(".zarr").exists():
             gone.setdefault(manifest.parent, []).append(manifest)
     return [
-        f"{folder}: {', '.join(path.stem for path in manifests)} and {'its manifest' if len(manifests) == 1 else 'their manifests'} "
-        "are gone, though what was made of them is there, and no disk budget is set that lets training activations go (if one "
-        "did, name it: --config 'activations={disk_budget_gb: N}'). To make them again: snakemake --profile YOURS "
-        + " ".join(map(str, manifests))
+        f"{folder}: {', '.join(path.stem for path in manifests)} and "
+        f"{'its manifest' if len(manifests) == 1 else 'their manifests'} are missing, though later "
+        "results exist that need them, and no disk budget allows their deletion (if the run had "
+        "one, give it: --config 'activations={disk_budget_gb: N}'). To write them again: snakemake "
+        "--profile YOURS " + " ".join(map(str, manifests))
         for folder, manifests in gone.items()
     ]
 
 
 def released(layers: Sequence[Path]) -> list[str]:
-    """A sentence for each of the layers' folders that holds training stores; their SAEs are trained and a budget lets them go."""
-    found = []
+    """One sentence per folder of training stores that a disk budget allows to delete.
+
+    Args:
+        layers: folders of training activations whose SAEs are trained.
+    """
+    sentences = []
     for folder in layers:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size:
-            found.append(
-                f"{folder}: {progress.amount(size)} of training activations that no SAE waits for any more, as a repair "
-                f"under a disk budget leaves them; once no job is running: rm -r {folder}"
+            sentences.append(
+                f"{folder}: {progress.amount(size)} of training activations whose SAE is trained, "
+                f"left by a repair under a disk budget; when no job is running, delete them: rm -r "
+                f"{folder}"
             )
-    return found
+    return sentences
 
 
 def as_table(findings: Sequence[Finding]) -> str:
-    """One line for each folder of stores and one for all, aligned; GB are 10^9 bytes."""
-    lines: dict[str, Finding] = {}
-    for finding in findings:
-        lines[finding.line] = _sum(
-            finding.line, [lines[finding.line], finding] if finding.line in lines else [finding]
-        )
-    width = max(map(len, [*lines, "stores of"]))
-    rows = [f"{'stores of':<{width}} {'stores':>6} {'rows':>11} {'GB':>8} {'GB/s':>6}  found"]
-    for each in (*lines.values(), _sum("all", findings)):
-        rate = each.bytes / 1e9 / max(each.seconds, 1e-9)
+    """Aligned table with one line per folder of stores, and one for all; GB are 10^9 bytes."""
+    lines = [_sum(line, [*same]) for line, same in groupby(findings, lambda one: one.line)]
+    width = max(len(line) for line in ("stores of", *(one.line for one in lines)))
+    rows = [f"{'stores of':<{width}} {'stores':>6} {'rows':>11} {'GB':>8} {'GB/s':>6}  state"]
+    for one in (*lines, _sum("all", findings)):
+        rate = one.bytes / 1e9 / max(one.seconds, 1e-9)
         rows.append(
-            f"{each.line:<{width}} {each.stores:>6} {each.rows:>11,} {each.bytes / 1e9:>8.3f} {rate:>6.2f}  {_state(each)}"
+            f"{one.line:<{width}} {one.stores:>6} {one.rows:>11,} {one.bytes / 1e9:>8.3f} "
+            f"{rate:>6.2f}  {_state(one)}"
         )
     return "\n".join(rows)
 
@@ -187,12 +195,12 @@ def as_table(findings: Sequence[Finding]) -> str:
 def _sum(line: str, findings: Sequence[Finding]) -> Finding:
     return Finding(
         line,
-        sum(each.stores for each in findings),
-        sum(each.rows for each in findings),
-        sum(each.total_rows for each in findings),
-        sum(each.bytes for each in findings),
-        sum(each.seconds for each in findings),
-        [problem for each in findings for problem in each.problems],
+        sum(one.stores for one in findings),
+        sum(one.rows for one in findings),
+        sum(one.total_rows for one in findings),
+        sum(one.bytes for one in findings),
+        sum(one.seconds for one in findings),
+        [problem for one in findings for problem in one.problems],
     )
 
 
@@ -200,7 +208,7 @@ def _state(finding: Finding) -> str:
     if finding.problems:
         return f"{len(finding.problems)} DAMAGED"
     return (
-        "whole"
+        "intact"
         if finding.rows == finding.total_rows
-        else f"whole; {finding.total_rows:,} rows when complete"
+        else f"intact; {finding.total_rows:,} rows when complete"
     )

@@ -1,7 +1,7 @@
-"""Writing activation stores: front to back, whole or not at all, and resumable at every finished shard file.
+"""Writing activation stores: sequential, atomic, and resumable after every complete shard file.
 
-A store is made in `NAME.zarr.partial`, which one live process may hold. Each finished shard file leaves a
-record of what the manifest will need of it, so that a job that was killed goes on behind the last one.
+A store is written to `NAME.zarr.partial`, which one process at a time can lock. A record of each
+complete shard file holds what the manifest needs, so that a killed job resumes after the last one.
 """
 
 import json
@@ -31,7 +31,7 @@ from ghosttrack.activations.store import (
     SIDECARS,
     Block,
     Header,
-    place,
+    describe,
     positions,
     write_group,
 )
@@ -42,14 +42,14 @@ log = logging.getLogger("ghosttrack")
 
 
 class _Record(NamedTuple):
-    """What a finished shard file contributes to the manifest and the small arrays."""
+    """The contribution of a complete shard file to the manifest and the small arrays."""
 
     about: dict[str, Any]  # identity, summary, error
     flat: dict[str, npt.NDArray[Any]]  # norms, clipped rows, and the sidecars of an int8s store
 
 
 class _Flags(NamedTuple):
-    """Which of some rows no figure uses, and by what norm."""
+    """Rows to exclude, and the median norm that decides which are massive."""
 
     massive: npt.NDArray[np.bool_]  # (rows,), more than ten times the median norm
     first: npt.NDArray[np.bool_]  # (rows,), position 0 of a context
@@ -57,20 +57,22 @@ class _Flags(NamedTuple):
 
 
 class StoreWriter:
-    """Writes one store, as a context manager: published when the block ends without an error.
+    """Context manager that writes one store and publishes it when the block ends without an error.
 
     Args:
-        store, manifest: where they go; both are replaced.
-        header: what the rows are.
-        rows: rows that will be appended.
+        store, manifest: paths; existing files are replaced.
+        header: origin of the rows.
+        rows: number of rows that will be appended.
         d_model: width of a row.
         row_start: index of the first row in the whole layer.
-        total_rows: rows of the whole layer, over all its stores; default: this store is all of it.
-        resume: digest of the code that makes the rows. Shard files that a killed writer of the same rows
-            finished are kept, see `kept_rows`, and this writer leaves its own behind when it fails. Default: start afresh.
+        total_rows: rows of the whole layer, over all its stores; default: this store is the whole
+            layer.
+        resume: digest of the code that computes the rows. Complete shard files of an interrupted
+            writer of the same rows are reused, see `finished_rows`, and this writer keeps its own
+            if it fails. Default: start from the first row.
     Raises:
-        UserError: another process writes this store, a row is not finite, or a row that is neither massive nor the first of
-            its context holds values beyond float16.
+        UserError: another process writes this store, a row is not finite, or an included row has
+            values beyond the range of float16.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class StoreWriter:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The group's attributes, repeated in the manifest."""
+        """Attributes of the zarr group, repeated in the manifest."""
         return {
             "schema": SCHEMA,
             **self._header._asdict(),
@@ -109,33 +111,33 @@ class StoreWriter:
     def __enter__(self) -> Self:
         self._store.parent.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(files.lock(self._folder))
-        # From here on no manifest vouches for what stands in the store's place.
+        # From here on, an existing store counts as incomplete.
         self._manifest.unlink(missing_ok=True)
         files.sweep_writes(self._manifest)
         self._records: list[_Record] = []
         self._content: dict[str, Any] | None = None
         if self._resume is not None:
             while len(self._records) * SHARD_ROWS < self._rows and (
-                found := self._recorded(len(self._records))
+                record := self._recorded(len(self._records))
             ):
-                self._records.append(found)
-        self.keep(self.kept_rows)
+                self._records.append(record)
+        self.resume_after(self.finished_rows)
         return self
 
     @property
-    def kept_rows(self) -> int:
-        """Rows in finished shard files, which need not be appended again."""
+    def finished_rows(self) -> int:
+        """Rows in complete shard files, which need not be appended again."""
         return min(len(self._records) * SHARD_ROWS, self._rows)
 
-    def keep(self, rows: int) -> None:
-        """Start behind the first `rows` rows, which end with a kept shard file; drop what lies behind them."""
+    def resume_after(self, rows: int) -> None:
+        """Keep the first `rows` rows, which must end with a complete shard file; continue there."""
         self._records = self._records[: -(-rows // SHARD_ROWS)]
         numbers = range(len(self._records))
         kept = {self._folder / self._shard_name(number) for number in numbers} | {
             self._record_path(number) for number in numbers
         }
         files.sweep(self._folder, keep={self._folder / "lock", *kept})
-        self._done = self.kept_rows
+        self._done = self.finished_rows
         self._clipped = [NOTHING_CLIPPED]
         self._shard: ShardWriter | None = None
         self._start_shard()
@@ -145,15 +147,17 @@ class StoreWriter:
         count = len(block.values)
         if self._done + count > self._rows:
             raise ValueError(
-                f"{self._store}: {self._done + count} rows given, {self._rows} announced"
+                f"{self._store}: {self._done + count} rows appended, {self._rows} expected"
             )
         finite = np.isfinite(block.norms)
         if not finite.all():
             raise UserError(
-                f"{place(self._header)}: row {self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
-                f"expected numbers: the weights of model {self._header.model} are damaged or do not fit its config.json; "
-                "name another copy or revision of the weights (source.id, source.revision or model_path); fetching the same "
-                "ones again does not help"
+                f"{describe(self._header)}: row "
+                f"{self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
+                f"expected finite values: the weights of model {self._header.model} are damaged or "
+                "do not fit its config.json; give another copy or revision of the weights "
+                "(source.id, source.revision or model_path); fetching the same ones again does not "
+                "help"
             )
         if len(block.clipped):
             self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
@@ -175,10 +179,15 @@ class StoreWriter:
                 self._end_chunk(block.values[part] if whole else self._buffer, size=at + size)
 
     def finish(self) -> None:
-        """Put everything on disk but the name; the end of the block does it too. For several stores: finish all, then end all."""
+        """Write everything to disk, except the final name; the end of the block does both.
+
+        Of several stores, finish all before the first block ends.
+        """
         if self._content is None:
             if self._done != self._rows:
-                raise ValueError(f"{self._store}: {self._done} rows given, {self._rows} announced")
+                raise ValueError(
+                    f"{self._store}: {self._done} rows appended, {self._rows} expected"
+                )
             self._content = self._finished()
             files.sync_tree(self._folder)
 
@@ -219,14 +228,14 @@ class StoreWriter:
         self._error: dict[str, float] | None = None
 
     def _end_chunk(self, chunk: Half, size: int) -> None:
-        """Write a chunk, (CHUNK_ROWS, d_model), of which the first `size` rows are given."""
+        """Write a chunk, (CHUNK_ROWS, d_model), of which the first `size` rows are filled."""
         if self._shard is None:
             self._shard = ShardWriter(
                 self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD
             )
         stored = chunk[:size]
         if size < CHUNK_ROWS:
-            chunk[size:] = np.nan  # rows beyond the last read as fill values
+            chunk[size:] = np.nan  # rows after the last one are fill values
         if self._header.storage == "fp16":
             self._shard.append(chunk)
         else:
@@ -248,8 +257,8 @@ class StoreWriter:
         normal = (norms <= MASSIVE_FACTOR * np.median(norms)) & (
             positions(self._start, len(stored), self._header.context) != 0
         )
-        found = storage_error(exact[normal], stored[normal])
-        self._error = found._asdict() if found else None
+        error = storage_error(exact[normal], stored[normal])
+        self._error = error._asdict() if error else None
 
     def _end_shard(self) -> None:
         assert self._shard is not None  # a chunk was just added to it
@@ -258,7 +267,8 @@ class StoreWriter:
         clipped = np.concatenate(self._clipped)
         here = clipped[:, 0] < self._done
         self._clipped = [clipped[~here]]
-        # Only all norms say which rows are massive; where it is this many, the rest cannot make them so: stop early.
+        # Only the norms of all rows decide which rows are massive; so many included rows cannot all
+        # become massive: stop early.
         before = self._done - len(self._norms)
         massive, first, _ = self._flags(self._norms, self._start + before)
         self._require_held(
@@ -284,13 +294,16 @@ class StoreWriter:
         first = len(self._records) * SHARD_ROWS
         starts = first + CHUNK_ROWS * np.arange(len(self._coded))
         return {
-            "row_scale": np.concatenate([each.row_scale for each in self._coded]),
-            "mean": np.stack([each.mean for each in self._coded]),
-            "deviation": np.stack([each.deviation for each in self._coded]),
+            "row_scale": np.concatenate([chunk.row_scale for chunk in self._coded]),
+            "mean": np.stack([chunk.mean for chunk in self._coded]),
+            "deviation": np.stack([chunk.deviation for chunk in self._coded]),
             "outlier_rows": np.concatenate(
-                [start + each.outlier_rows for start, each in zip(starts, self._coded, strict=True)]
+                [
+                    start + chunk.outlier_rows
+                    for start, chunk in zip(starts, self._coded, strict=True)
+                ]
             ),
-            "outliers": np.concatenate([each.outliers for each in self._coded]),
+            "outliers": np.concatenate([chunk.outliers for chunk in self._coded]),
         }
 
     # ---- records of finished shard files
@@ -302,21 +315,21 @@ class StoreWriter:
         return self._folder / "progress" / f"{number:04d}.npz"
 
     def _recorded(self, number: int) -> _Record | None:
-        """The record of a shard file that a writer of the same rows finished; None where there is none to trust."""
+        """The record of a complete shard file of the same rows; None without a valid one."""
         try:
             with (
                 self._record_path(number).open("rb") as stream,
-                np.load(stream, allow_pickle=False) as found,
+                np.load(stream, allow_pickle=False) as arrays,
             ):
-                about = json.loads(found["about"].tobytes())
-                flat = {name: found[name] for name in found.files if name != "about"}
-            whole = (
+                about = json.loads(arrays["about"].tobytes())
+                flat = {name: arrays[name] for name in arrays.files if name != "about"}
+            intact = (
                 files.sha256_file(self._folder / self._shard_name(number))
                 == about["summary"]["sha256"]
             )
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
-        return _Record(about, flat) if whole and about["identity"] == self._identity else None
+        return _Record(about, flat) if intact and about["identity"] == self._identity else None
 
     # ---- the manifest
     def _finished(self) -> dict[str, Any]:
@@ -330,7 +343,7 @@ class StoreWriter:
             name: self._joined(name) for name in SIDECARS if self._header.storage == "int8s"
         }
         write_group(self._folder, self.attributes, {"massive": massive, **sidecars})
-        kept = norms[~(massive | first)].astype(np.float64)
+        included = norms[~(massive | first)].astype(np.float64)
         return {
             **self.attributes,
             "files": self._file_entries(),
@@ -339,14 +352,14 @@ class StoreWriter:
             "massive_rows": int(massive.sum()),
             "excluded_rows": int((massive | first).sum()),
             "median_norm": median,
-            "mean_square_norm": float(np.square(kept).mean()) if kept.size else None,
+            "mean_square_norm": float(np.square(included).mean()) if included.size else None,
             "storage_error": self._records[0].about["error"],
         }
 
     def _flags(self, norms: npt.NDArray[np.float32], start: int) -> _Flags:
-        """The rows with these norms, of which the first is row `start` of the layer."""
+        """Flags of rows with these norms; the first of them is row `start` of the layer."""
         first = positions(start, len(norms), self._header.context) == 0
-        # Position 0 is massive by nature; it must not move the median.
+        # Position 0 is usually massive, so it does not count for the median.
         median = float(np.median(norms[~first] if not first.all() else norms))
         return _Flags(norms > MASSIVE_FACTOR * median, first, median)
 
@@ -357,22 +370,28 @@ class StoreWriter:
         first: int,
         most: int,
     ) -> None:
-        """Refuse clipped values in more than `most` rows that are not `excluded`, (rows,) bool from row `first` of the store on."""
+        """Refuse clipped values in more than `most` included rows.
+
+        Args:
+            excluded: (rows,) bool, from row `first` of the store on.
+        """
         lost = clipped[~excluded[clipped[:, 0].astype(np.int64) - first]]
         if len(lost) <= most:
             return
-        self._records = []  # nothing to resume: the same rows would come again
+        self._records = []  # a resumed job would compute the same rows
         row, _, largest = lost[np.argmax(lost[:, 2])]
         raise UserError(
-            f"{place(self._header)}: {len(lost):,} of {len(excluded):,} rows hold values beyond float16, which stores end at "
-            f"{HALF_MAX:,.0f}; the largest is {largest:,.0f} in row {self._start + int(row):,}. Choose another activations.site, "
-            "or activations.layers without this layer"
+            f"{describe(self._header)}: {len(lost):,} of {len(excluded):,} rows hold values beyond "
+            f"float16, at most {HALF_MAX:,.0f}; the largest is {largest:,.0f} in row "
+            f"{self._start + int(row):,}. Choose another activations.site, or activations.layers "
+            "without this layer"
         )
 
     def _log_clipped(self, clipped: npt.NDArray[np.float64]) -> None:
         log.warning(
-            f"{place(self._header)}: {clipped[:, 1].sum():,.0f} values in {len(clipped):,} massive or first rows were clipped to "
-            f"{HALF_MAX:,.0f}, the largest is {clipped[:, 2].max():,.0f}; such rows are left out of training and of all figures"
+            f"{describe(self._header)}: {clipped[:, 1].sum():,.0f} values in {len(clipped):,} "
+            f"massive or first rows were clipped to {HALF_MAX:,.0f}, the largest is "
+            f"{clipped[:, 2].max():,.0f}; such rows are excluded from training and evaluation"
         )
 
     def _joined(self, name: str) -> npt.NDArray[Any]:

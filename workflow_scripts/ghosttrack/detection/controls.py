@@ -186,8 +186,8 @@ UNTRAINED = {
     # pointwise mutual information: minus what the answer has after other prompts of its relation (Holtzman et al. 2021)
     "pmi": Untrained("pmi_sum", -1),
     "pmi_mean": Untrained("pmi_mean", -1),
-    # the first token against all answers of the relation at once: see `activations.rivals.standing`
-    "matched": Untrained("final_matched", -1),
+    # the first token against all answers of the relation at once: see `activations.candidates`
+    "sinkhorn": Untrained("final_sinkhorn", -1),
     # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
     "perplexity": Untrained("text_logprob_mean", -1),
     "entropy": Untrained("entropy_mean", 1),
@@ -222,8 +222,8 @@ def missing(name: str, outputs: pd.DataFrame) -> str:
         return ""
     if name == "p_true":
         return f"{lacking} of {len(outputs)} texts are too long to be asked about behind solved examples"
-    if name == "matched":
-        return f"{lacking} of {len(outputs)} answers have no rivals (fewer than two prompts in their relation, or two answers that begin differently)"
+    if name == "sinkhorn":
+        return f"{lacking} of {len(outputs)} answers have no other candidate answers (fewer than two prompts in their relation, or two answers that begin differently)"
     return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.pmi_prompts: 0)"
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ghosttrack.detection import classifiers, controls, probes
 from ghosttrack.detection.probes import Fitted, Floats, Ints
-from ghosttrack.detection.representations import RIVALS, LayerBlocks, Pairs
+from ghosttrack.detection.representations import CANDIDATES, LayerBlocks, Pairs
 from ghosttrack.detection.splits import Round
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.progress import Progress
@@ -157,7 +157,9 @@ def train(
 
 
 def _output(inputs: Inputs, y: Ints, step: Round, results: Results) -> dict[str, Fitted]:
-    alone = inputs.outputs[[name for name in inputs.outputs if not str(name).startswith(RIVALS)]]
+    alone = inputs.outputs[
+        [name for name in inputs.outputs if not str(name).startswith(CANDIDATES)]
+    ]
     return {
         signal: _logistic(table, y, step, signal, results)
         for signal, table in ((OUTPUT, inputs.outputs), (ALONE, alone))

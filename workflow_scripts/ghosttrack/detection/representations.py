@@ -19,11 +19,11 @@ Singles = NDArray[np.float32]
 # A relation with this many examples gets output features of its own: enough for weights of its own in every fold.
 RELATION_ROWS = 100
 # Columns of outputs.parquet that say how a number came about, or come from another text than the answer's own.
-NOT_FEATURES = ("other_prompts", "p_true")
-# Columns that an earlier block has made, not the output: see `activations.rivals`.
+NOT_FEATURES = ("pmi_prompts", "p_true")
+# Columns that an earlier block has made, not the output: see `activations.candidates`.
 LENS = "lens_"
 # Columns of the output that set an answer beside its rivals: from the same.
-RIVALS = "final_"
+CANDIDATES = "final_"
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
 _ROWS = 4096
 
@@ -182,7 +182,9 @@ def lens_features(outputs: pd.DataFrame) -> pd.DataFrame:
 def _without_gaps(table: pd.DataFrame) -> pd.DataFrame:
     table = table.astype(np.float64)
     rivals = [
-        name for name in table if str(name).startswith((RIVALS, LENS)) and table[name].notna().any()
+        name
+        for name in table
+        if str(name).startswith((CANDIDATES, LENS)) and table[name].notna().any()
     ]
     table[rivals] = table[rivals].fillna(0.0)
     return table.dropna(axis=1)

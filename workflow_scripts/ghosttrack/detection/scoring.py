@@ -15,7 +15,7 @@ from ghosttrack.activations import example_extraction as reading
 from ghosttrack.activations import extraction, hooks, limits
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.layout import HALF_MAX
-from ghosttrack.activations.packed_texts import Reader
+from ghosttrack.activations.packed_texts import PackedReader
 from ghosttrack.detection import representations, saved
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -63,7 +63,7 @@ class Scorer:
         self.tokenizer = models.load_tokenizer(run / "model")
         self.limit = models.max_context(run / "model" / "config.json")
         self._model = models.load_model(run / "model", self._device)
-        self._together = limits.read(run / "model_check.json").together
+        self._packed = limits.read(run / "model_check.json").packed
         self._modules = site_modules(self._model, self.layers, self.about["site"])
         self._saes = [sae.load(run / "saes" / f"layer_{layer:02d}") for layer in self.layers]
         self._tensors = {
@@ -89,8 +89,8 @@ class Scorer:
         probe = np.full(int(starts[-1]), float(self._weights.probe_intercept[0]))
         parts: list[list[Part]] = [[] for _ in encoded]
         with ExitStack() as stack, torch.inference_mode():
-            reader = Reader(self._model, self._together)
-            reader.begin(encoded)
+            reader = PackedReader(self._model, self._packed)
+            reader.cache_prefixes(encoded)
             cut = stack.enter_context(self._removing()) if removed is not None else None
             outputs = stack.enter_context(hooks.captured(self._modules, stop=False))
             for pack in reader.packs(encoded, range(len(encoded)), BATCH):

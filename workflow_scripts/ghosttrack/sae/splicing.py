@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ghosttrack.activations.hooks import keeping, standing_in
+from ghosttrack.activations.hooks import forward_replaced, last_output
 from ghosttrack.activations.limits import Limits
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
@@ -109,11 +109,14 @@ def splice(
         inside = torch.from_numpy(kept[numbers]).flatten().to(model.device)
         wanted = torch.from_numpy(counted[numbers]).flatten()
         targets = ids.roll(-1, dims=1).flatten()  # the last of each context is not counted
-        with keeping(below) as kept_outputs:
+        with last_output(below) as last:
             reference = _logits(model, ids)
         found["none"].append(losses(reference, reference, targets)[:, wanted])
         for name in names:
-            with standing_in(below, kept_outputs), replaced(module, inside, replacements[name]):
+            with (
+                forward_replaced(below, lambda: last[0]),
+                replaced(module, inside, replacements[name]),
+            ):
                 logits = _logits(model, ids)
             found[name].append(losses(reference, logits, targets)[:, wanted])
         progress.advance(ids.numel())

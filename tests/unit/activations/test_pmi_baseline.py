@@ -1,4 +1,4 @@
-"""Answers after other prompts: which pairs are formed, and what they come to against whole texts, one at a time."""
+"""The PMI baseline: its pairs, and its means against whole texts read one at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ import pytest
 import small_models
 import torch
 
-from ghosttrack.activations import example_extraction, example_tokens, other_prompts
-from ghosttrack.activations.extraction import Origin, StoreFiles
+from ghosttrack.activations import example_extraction, example_tokens, pmi_baseline
+from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.inputs import models
 
 LAYERS = [0, 2]
@@ -54,10 +54,10 @@ def examples() -> pd.DataFrame:
     return pd.concat(made, ignore_index=True)
 
 
-def test_an_answer_meets_prompts_of_its_relation_with_which_it_makes_no_text(
+def test_an_answer_is_paired_with_prompts_with_which_it_forms_no_example(
     examples: pd.DataFrame,
 ) -> None:
-    pairs = other_prompts.choose_pairs(examples, 8, seed=0)
+    pairs = pmi_baseline.choose_pairs(examples, 8, seed=0)
     assert not set(pairs["text"]) & {text.rstrip(".") for text in examples["text"]}
     spoken = [
         text[start:end]
@@ -65,31 +65,31 @@ def test_an_answer_meets_prompts_of_its_relation_with_which_it_makes_no_text(
             pairs["text"], pairs["answer_start"], pairs["answer_end"], strict=True
         )
     ]
-    owner = other_prompts.owners(examples)
-    of_owner = dict(zip(owner, examples["answer"], strict=True))
-    assert spoken == [of_owner[number] for number in pairs["owner"]]
-    # São Paulo is asked of a, b and c; Paris of a to d. Each leaves too few or two prompts; 79 may follow x and y.
+    numbers = pmi_baseline.answer_numbers(examples)
+    of_number = dict(zip(numbers, examples["answer"], strict=True))
+    assert spoken == [of_number[number] for number in pairs["number"]]
+    # São Paulo has prompts a to c, Paris a to d: too few others are left. 79 may follow x and y.
     assert sorted(zip(spoken, pairs["text"].str[15:16], strict=True)) == [("79", "x"), ("79", "y")]
 
 
-def test_the_choice_for_an_answer_is_its_own_and_bounded() -> None:
+def test_the_prompts_of_an_answer_are_bounded_and_independent_of_other_answers() -> None:
     many = statements("one", [(f"land{number}", f"town{number}") for number in range(30)])
-    pairs = other_prompts.choose_pairs(many, 5, seed=1)
-    assert (pairs.groupby("owner").size() == 5).all()
+    pairs = pmi_baseline.choose_pairs(many, 5, seed=1)
+    assert (pairs.groupby("number").size() == 5).all()
     other = many.assign(relation="one")
     other.loc[0, "answer"] = "elsewhere"
-    again = other_prompts.choose_pairs(other, 5, seed=1)
-    assert pairs[pairs["owner"] > 0].equals(again[again["owner"] > 0])
-    assert not pairs.equals(other_prompts.choose_pairs(many, 5, seed=2))
-    assert other_prompts.choose_pairs(many, 0, seed=1).empty
+    again = pmi_baseline.choose_pairs(other, 5, seed=1)
+    assert pairs[pairs["number"] > 0].equals(again[again["number"] > 0])
+    assert not pairs.equals(pmi_baseline.choose_pairs(many, 5, seed=2))
+    assert pmi_baseline.choose_pairs(many, 0, seed=1).empty
 
 
-def test_few_answers_meet_more_prompts_but_not_all() -> None:
+def test_few_answers_are_paired_with_more_prompts_but_not_all() -> None:
     few = statements("one", [(f"land{number}", f"town{number % 4}") for number in range(60)])
     assert (
-        other_prompts.choose_pairs(few, 2, seed=0).groupby("owner").size() == 8
-    ).all()  # 15 each, at most 4 x 2
-    assert (other_prompts.choose_pairs(few.iloc[:12], 2, seed=0).groupby("owner").size() == 3).all()
+        pmi_baseline.choose_pairs(few, 2, seed=0).groupby("number").size() == 8
+    ).all()  # of 15 prompts, at most 4 x 2
+    assert (pmi_baseline.choose_pairs(few.iloc[:12], 2, seed=0).groupby("number").size() == 3).all()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -111,10 +111,10 @@ def test_baselines_are_means_over_whole_texts(
         ignore_index=True,
     )
     found = measured(tmp_path, model, tokenizer, examples, batch)
-    pairs = other_prompts.choose_pairs(examples, 2, 0)
+    pairs = pmi_baseline.choose_pairs(examples, 2, 0)
     slow = [whole(model, tokenizer, context, row) for row in pairs.to_dict("records")]
     for number in range(4):
-        own = [each for each, owner in zip(slow, pairs["owner"], strict=True) if owner == number]
+        own = [each for each, answer in zip(slow, pairs["number"], strict=True) if answer == number]
         for kind_of, column in enumerate(
             (found.logprob_sum, found.logprob_mean, found.logprob_first)
         ):
@@ -131,38 +131,40 @@ def test_baselines_are_means_over_whole_texts(
 
 def measured(
     folder: Path, model: Any, tokenizer: Any, examples: pd.DataFrame, batch: int
-) -> other_prompts.Baseline:
-    pairs = other_prompts.choose_pairs(examples, 2, 0)
+) -> pmi_baseline.BaselineMeans:
+    pairs = pmi_baseline.choose_pairs(examples, 2, 0)
     named = examples.assign(
         id="x", answer_end=examples["answer_start"] + examples["answer"].str.len()
     )
     encoded = example_tokens.encode(
         pd.concat([named, pairs], ignore_index=True), tokenizer, 64, "x"
     )
-    asked = other_prompts.Asked(pairs, encoded[len(examples) :], len(LAYERS), small_models.WIDTH)
+    baseline = pmi_baseline.PmiBaseline(
+        pairs, encoded[len(examples) :], len(LAYERS), small_models.WIDTH
+    )
     made = [
         StoreFiles(folder / f"{name}.zarr", folder / f"{name}.json")
         for name in (*LAYERS, "embedding")
     ]
     example_extraction.extract_examples(
         model,
-        Origin("tiny", "weights"),
+        ModelIdentity("tiny", "weights"),
         encoded[: len(examples)],
         LAYERS,
         made[:-1],
         made[-1],
         site="resid_post",
         batch=batch,
-        together=64,
-        asked=asked,
+        packed=64,
+        pmi_baseline=baseline,
     )
-    return asked.baseline(examples)
+    return baseline.means(examples)
 
 
 def whole(
     model: Any, tokenizer: Any, context: str, row: dict[str, Any]
 ) -> tuple[list[float], np.ndarray]:
-    """The slow obvious way: one whole text, all of its logits."""
+    """Reference: one whole text, all of its logits."""
     shown = tokenizer(context)["input_ids"] if context else []
     coded = tokenizer(row["text"], return_offsets_mapping=True)
     places = example_tokens.answer_tokens(
