@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae.quality import measure
-from ghosttrack.sae.training import train
+from ghosttrack.sae.training import Dictionary, TrainingLayer, train
 from ghosttrack.settings import SaeSettings
 
 RECOVERED = 0.95
@@ -89,10 +89,10 @@ class InMemory:
         """Never asked for twice: no checkpoint is written."""
         return "planted"
 
-    def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+    def batch_at(self, step: int) -> torch.Tensor:
         """Batch number `step`, counted over all epochs."""
         start = step % self.batches_per_epoch * self.batch
-        return self.values[start : start + self.batch].astype(np.float32)
+        return torch.from_numpy(self.values[start : start + self.batch].astype(np.float32))
 
 
 def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, Any]:
@@ -100,16 +100,14 @@ def measured(planted: Planted, settings: SaeSettings, rows: int) -> dict[str, An
     store = InMemory(planted.rows(rows, seed=1), settings.batch)
     began = time.process_time()
     nowhere = Path(os.devnull)  # never written: no checkpoint falls due
-    sae = train(
-        store,
-        store,
-        settings,
-        seed=0,
-        state=nowhere,
+    ((trained,),) = train(
+        [TrainingLayer(store, store)],
+        [Dictionary(settings, 0, nowhere)],
         micro_batch=settings.batch,
         checkpoint_seconds=1e9,
         device="cpu",
-    ).sae
+    )
+    sae = trained.sae
     seconds = time.process_time() - began
     cosine = (
         (planted.directions @ functional.normalize(sae.W_dec, dim=1).t()).max(1).values

@@ -1,8 +1,15 @@
 """In-memory stand-ins for the activation store and its sampler."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from ghosttrack.sae.initialisation import WarmStart
+from ghosttrack.sae.rows import Batches, Rows
+from ghosttrack.sae.training import Dictionary, TrainedSae, TrainingLayer, train
 from ghosttrack.settings import SaeSettings
 
 
@@ -32,12 +39,13 @@ class MemoryBatches:
         self.batch, self.fail_at = batch, fail_at
         self.batches_per_epoch = len(self.kept) // batch
 
-    def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+    def batch_at(self, step: int) -> torch.Tensor:
         if step == self.fail_at:
             raise InterruptedError(f"killed at step {step}")
         epoch, number = divmod(step, self.batches_per_epoch)
         order = np.random.default_rng([0, epoch]).permutation(len(self.kept))
-        return self.kept[order[number * self.batch : (number + 1) * self.batch]].astype(np.float32)
+        rows = order[number * self.batch : (number + 1) * self.batch]
+        return torch.from_numpy(self.kept[rows].astype(np.float32))
 
 
 def planted(
@@ -57,3 +65,19 @@ def planted(
 
 
 SMALL = SaeSettings(d_sae=48, k=4, batch=64, epochs=3, learning_rate=3e-3)
+
+
+def train_one(
+    store: Rows,
+    batches: Batches,
+    settings: SaeSettings,
+    *,
+    seed: int,
+    state: Path,
+    warm_start: WarmStart | None = None,
+    **options: Any,
+) -> TrainedSae:
+    """Train one dictionary on one layer."""
+    dictionary = Dictionary(settings, seed, state, warm_start)
+    ((trained,),) = train([TrainingLayer(store, batches)], [dictionary], **options)
+    return trained

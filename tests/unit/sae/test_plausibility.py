@@ -38,9 +38,9 @@ def identity(scale: float = 1.0) -> Sae:
         (
             1.0,
             {**GIVEN, "l0": 60.5},
-            r"8 features are active per token \(l0\), and its cfg\.json promises 60\.5; likely",
+            r"8 features are active per token \(l0\), but its cfg\.json says 60\.5; likely",
         ),
-        (1.0, {**GIVEN, "k": 1}, "promises 1; likely"),
+        (1.0, {**GIVEN, "k": 1}, "says 1; likely"),
     ],
 )
 def test_only_a_pretrained_autoencoder_that_does_not_fit_is_warned_of(

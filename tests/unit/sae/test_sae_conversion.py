@@ -167,8 +167,14 @@ def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"W_dec": None}, r"W_dec should be \(24, 8\) by .*cfg\.json, found no such tensor"),
-        ({"b_enc": torch.zeros(5)}, r"b_enc should be \(24,\) by .*cfg\.json, found \(5,\)"),
+        (
+            {"W_dec": None},
+            r"W_dec should be \(24, 8\) according to .*cfg\.json, found no such tensor",
+        ),
+        (
+            {"b_enc": torch.zeros(5)},
+            r"b_enc should be \(24,\) according to .*cfg\.json, found \(5,\)",
+        ),
         (
             {"b_dec": torch.full((D_MODEL,), float("nan"))},
             "b_dec holds NaN or infinity, expected numbers; .*download it again",

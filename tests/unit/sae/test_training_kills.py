@@ -80,7 +80,7 @@ def train(given: dict[str, Any], times: Path) -> None:
     )  # shared pages: a kill leaves what was written
 
     class Noted(ChunkSampler):
-        def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+        def batch_at(self, step: int) -> torch.Tensor:
             noted[step] = time.monotonic()
             return super().batch_at(step)
 
