@@ -32,26 +32,26 @@ class MemoryRows:
 
 
 class MemoryBatches:
-    """Kept rows in a new order each epoch; raises at step `fail_at`, like a process that is killed there."""
+    """Included rows in a new order each epoch; raises at step `fail_at`, like a killed process."""
 
     def __init__(self, store: MemoryRows, batch: int, fail_at: int | None = None) -> None:
-        self.kept = store.values[~store.excluded]
+        self.included = store.values[~store.excluded]
         self.batch, self.fail_at = batch, fail_at
-        self.batches_per_epoch = len(self.kept) // batch
+        self.batches_per_epoch = len(self.included) // batch
 
     def batch_at(self, step: int) -> torch.Tensor:
         if step == self.fail_at:
             raise InterruptedError(f"killed at step {step}")
         epoch, number = divmod(step, self.batches_per_epoch)
-        order = np.random.default_rng([0, epoch]).permutation(len(self.kept))
+        order = np.random.default_rng([0, epoch]).permutation(len(self.included))
         rows = order[number * self.batch : (number + 1) * self.batch]
-        return torch.from_numpy(self.kept[rows].astype(np.float32))
+        return torch.from_numpy(self.included[rows].astype(np.float32))
 
 
 def planted(
     rows: int, d_model: int, features: int, active: float, seed: int
 ) -> tuple[MemoryRows, npt.NDArray[np.float64]]:
-    """Sparse sums of known unit directions, far from the origin; also the directions (features, d_model)."""
+    """Sparse sums of unit directions, far from the origin, and the directions (features, d_model)."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((features, d_model))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

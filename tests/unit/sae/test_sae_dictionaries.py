@@ -42,12 +42,12 @@ def two_layers(count: int = 8192, turn: float = 0.3) -> tuple[MemoryRows, Memory
 def trained(
     rows: MemoryRows,
     settings: SaeSettings = LEARNING,
-    start: WarmStart | None = None,
+    warm_start: WarmStart | None = None,
     seed: int = 0,
 ) -> Sae:
     batches = MemoryBatches(rows, settings.batch)
     return train_one(
-        rows, batches, settings, seed=seed, state=NOWHERE, micro_batch=256, warm_start=start
+        rows, batches, settings, seed=seed, state=NOWHERE, micro_batch=256, warm_start=warm_start
     ).sae
 
 
@@ -70,7 +70,7 @@ def random_parameters(seed: int = 0) -> Parameters:
     )
 
 
-def test_a_folder_gives_back_the_training_form_it_was_folded_from(tmp_path: Path) -> None:
+def test_unfolding_an_export_gives_back_the_training_form(tmp_path: Path) -> None:
     parameters, normaliser = random_parameters(), Normaliser(torch.randn(16) * 5, 0.037)
     folded = replace(
         fold_normalisation(parameters, normaliser), metadata={"activation_scale": normaliser.scale}
@@ -89,7 +89,7 @@ def test_a_folder_gives_back_the_training_form_it_was_folded_from(tmp_path: Path
     assert found.fingerprint() != found._replace(threshold=found.threshold + 1).fingerprint()
 
 
-def test_layers_begin_with_the_same_directions_unless_they_are_independent() -> None:
+def test_layers_share_random_directions_unless_they_are_independent() -> None:
     assert seed_of(7, 3, "common") == seed_of(7, 5, "common") == seed_of(7, 5, "anchored") == 7
     assert (
         len(
@@ -104,7 +104,7 @@ def test_layers_begin_with_the_same_directions_unless_they_are_independent() -> 
     )
 
 
-def test_an_autoencoder_from_elsewhere_is_no_anchor(tmp_path: Path) -> None:
+def test_an_autoencoder_without_mean_and_scale_cannot_be_a_warm_start(tmp_path: Path) -> None:
     folded = replace(
         fold_normalisation(random_parameters(), Normaliser(torch.zeros(16), 1.0)), mean=None
     )
@@ -120,7 +120,7 @@ def test_an_autoencoder_from_elsewhere_is_no_anchor(tmp_path: Path) -> None:
         unfold_normalisation(sae.load(tmp_path))
 
 
-def test_at_the_start_another_place_and_scale_change_no_code() -> None:
+def test_after_a_warm_start_another_mean_and_scale_change_no_code() -> None:
     rows, _ = two_layers()
     anchor = trained(rows, SMALL.model_copy(update={"d_sae": 96}))
     moved = MemoryRows(4.0 * rows.values.astype(np.float64) - 11.0)
@@ -132,10 +132,10 @@ def test_at_the_start_another_place_and_scale_change_no_code() -> None:
     )  # the rows are float16
 
 
-def test_what_begins_with_an_anchor_keeps_its_numbers_and_learns_its_own_layer() -> None:
+def test_a_warm_start_keeps_feature_indices_and_learns_its_own_layer() -> None:
     rows, moved = two_layers()
     anchor = trained(rows)
-    begun, alone = trained(moved, start=unfold_normalisation(anchor)), trained(moved, seed=1)
+    begun, alone = trained(moved, warm_start=unfold_normalisation(anchor)), trained(moved, seed=1)
     used = (anchor.encode(torch.from_numpy(rows.values.astype(np.float32))) > 0).sum(0).numpy() > 50
     assert np.median(same_number(anchor, begun)[used]) > 0.85
     assert np.median(same_number(anchor, alone)[used]) < 0.5
@@ -145,15 +145,15 @@ def test_what_begins_with_an_anchor_keeps_its_numbers_and_learns_its_own_layer()
     assert own < 1.1 * other
 
 
-def test_learned_thresholds_are_taken_over() -> None:
+def test_a_warm_start_copies_learned_thresholds() -> None:
     rows, _ = two_layers()
     settings = LEARNING.model_copy(
         update={"architecture": "jumprelu", "epochs": 1, "learning_rate": 1e-9}
     )
-    start = WarmStart(random_parameters(), torch.linspace(0.1, 0.9, 48))
+    warm_start = WarmStart(random_parameters(), torch.linspace(0.1, 0.9, 48))
     narrow = MemoryRows(rows.values[:, :16])
-    found = trained(narrow, settings.model_copy(update={"d_sae": 48}), start)
-    assert torch.allclose(found.threshold, start.threshold, atol=1e-5)
+    found = trained(narrow, settings.model_copy(update={"d_sae": 48}), warm_start)
+    assert torch.allclose(found.threshold, warm_start.threshold, atol=1e-5)
 
 
 def run_shared(state: Path, fail_at: int | None = None, seconds: float = 60.0) -> list[TrainedSae]:

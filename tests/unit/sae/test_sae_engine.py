@@ -24,13 +24,13 @@ from ghosttrack.sae.threshold import Threshold
 from ghosttrack.sae.topk import TopK
 
 D_MODEL, D_SAE, K, BATCH = 24, 96, 6, 40
-ENDS = (10, 30, 31, D_SAE)
+PREFIX_SIZES = (10, 30, 31, D_SAE)
 KINDS = {
     "batchtopk": Kind("batchtopk", K),
     "topk": Kind("topk", K),
     # Wide enough that many pre-activations teach a threshold, also some below zero.
     "jumprelu": Kind("jumprelu", K, bandwidth=1.5, coefficient=0.7),
-    "matryoshka": Kind("matryoshka", K, ends=ENDS),
+    "matryoshka": Kind("matryoshka", K, prefix_sizes=PREFIX_SIZES),
 }
 BACK_ENDS = {"sparse": SparseBackEnd, "dense": DenseBackEnd}
 NOBODY = torch.empty(0, dtype=torch.int64)
@@ -60,7 +60,7 @@ def architecture(kind: Kind) -> Architecture:
         learned.value = random_thresholds(torch.float32)
         return JumpReLU(learned)
     if kind.name == "matryoshka":
-        return MatryoshkaBatchTopK(K, ENDS)
+        return MatryoshkaBatchTopK(K, PREFIX_SIZES)
     return TopK(D_SAE, K) if kind.name == "topk" else BatchTopK(D_SAE, K)
 
 
@@ -448,7 +448,7 @@ def test_batchtopk_keeps_exactly_the_largest_k_times_batch_whatever_it_saw_befor
         assert code.row_start[-1] == code.value.numel() == K * BATCH
 
 
-def test_nested_parts_are_shares_of_the_dictionary_and_never_empty_or_twice() -> None:
+def test_prefix_sizes_are_fractions_of_the_dictionary_without_empty_or_equal_prefixes() -> None:
     assert prefix_sizes([1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0], 2048) == (64, 192, 448, 960, 2048)
     assert prefix_sizes([0.01, 0.02, 0.5, 1.0], 10) == (1, 5, 10)
 

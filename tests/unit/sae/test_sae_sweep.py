@@ -1,4 +1,6 @@
-"""Sweeps: each arm is what training it alone gives, in one reading of the data, and a kill changes nothing."""
+"""Sweeps: each arm equals the dictionary that trains alone, batches are read once, and a kill
+changes nothing.
+"""
 
 from pathlib import Path
 

@@ -93,9 +93,9 @@ def _read(checkpoint: Pretrained) -> dict[str, Tensor]:
             )
         if not bool(torch.isfinite(stored[name]).all()):
             raise UserError(
-                f"{checkpoint.weights}: {name} holds NaN or infinity, expected numbers; the file is "
-                "damaged or its training diverged: download it again and compare its SHA-256 with "
-                "the published one, or choose another checkpoint"
+                f"{checkpoint.weights}: {name} holds NaN or infinity, expected numbers; the file "
+                "is damaged or its training diverged: download it again and compare its SHA-256 "
+                "with the published one, or choose another checkpoint"
             )
     weights = {name: stored[name].to(torch.float64) for name in shapes}
     # relu and topk have a threshold of 0. A batchtopk training folder has one inference threshold.

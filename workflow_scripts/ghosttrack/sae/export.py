@@ -20,8 +20,10 @@ ESTIMATE_ROWS = 512
 def fold_normalisation(parameters: Parameters, normaliser: Normaliser) -> Sae:
     """The autoencoder on raw activations that equals the training form on normalised ones.
 
-    Its threshold is 0. With y = (x - mean) * scale:  (y - b) W_enc = (x - (mean + b / scale)) (scale * W_enc), and the
-    reconstruction (code W_dec + b) / scale + mean = code (W_dec / scale) + (mean + b / scale).
+    Its threshold is 0. With y = (x - mean) * scale,
+
+        (y - b) W_enc = (x - (mean + b / scale)) (scale * W_enc)
+        (code W_dec + b) / scale + mean = code (W_dec / scale) + (mean + b / scale).
     """
     W_enc, W_dec, b_enc, b_dec = (tensor.detach().to("cpu", torch.float64) for tensor in parameters)
     folded = (

@@ -25,11 +25,11 @@ def output_tokens(decoder: Tensor, unembedding: Unembedding, tokens: int, count:
     """The tokens whose logits a feature raises most, and the increase relative to the mean token.
 
     The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"), applied to a
-    direction: for token t and decoder row d, logit_t = u_t . (gain * (d - mean d)) - its mean over tokens. The
-    mean of d is subtracted only if the final norm subtracts it. The value is the change of the
-    model's logits per unit of activation on the direct path to the output, times the norm's sigma,
-    which a direction does not determine. So values are comparable within a layer only. Layers
-    between feature and output are ignored.
+    direction: for token t and decoder row d, logit_t = u_t . (gain * (d - mean d)) - its mean over
+    tokens. The mean of d is subtracted only if the final norm subtracts it. The value is the change
+    of the model's logits per unit of activation on the direct path to the output, times the norm's
+    sigma, which a direction does not determine. So values are comparable within a layer only.
+    Layers between feature and output are ignored.
 
     Args:
         decoder: (d_sae, d_model).
