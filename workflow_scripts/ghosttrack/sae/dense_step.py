@@ -83,7 +83,7 @@ class DenseBackEnd:
             for start, end in parts:
                 errors.append(errors[-1] + self.product(code[:, start:end], W_dec[start:end]))
             errors = errors[1:]  # xhat - x of each prefix, each (chunk, d_model)
-            squares += torch.stack([each.pow(2).sum().double() for each in errors])
+            squares += torch.stack([part.pow(2).sum().double() for part in errors])
             error[rows] = errors[-1]
             active = code > 0
             code_grad = torch.empty_like(code)
