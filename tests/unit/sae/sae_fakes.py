@@ -51,7 +51,10 @@ class MemoryBatches:
 def planted(
     rows: int, d_model: int, features: int, active: float, seed: int
 ) -> tuple[MemoryRows, npt.NDArray[np.float64]]:
-    """Sparse sums of unit directions, far from the origin, and the directions (features, d_model)."""
+    """Sparse sums of unit directions, far from the origin.
+
+    Returns also the directions, (features, d_model).
+    """
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((features, d_model))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

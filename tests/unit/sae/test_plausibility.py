@@ -1,4 +1,4 @@
-"""The warning about a pretrained autoencoder that does not fit: when there is one, and what it says."""
+"""The warning about a pretrained autoencoder that does not fit: its conditions and its text."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ GIVEN = {"pretrained": {"source": "layer_02"}}
 
 
 def identity(scale: float = 1.0) -> Sae:
-    """Two features a dimension, one for each sign: `scale` 1 reconstructs everything, with D_MODEL features a row."""
+    """Two features per dimension, one per sign; `scale` 1 reconstructs all rows exactly."""
     both = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
     zeros = torch.zeros(2 * D_MODEL)
     return Sae(both.T.contiguous(), zeros, scale * both, torch.zeros(D_MODEL), zeros, metadata={})

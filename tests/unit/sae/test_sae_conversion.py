@@ -284,7 +284,8 @@ def test_norms_that_take_out_means_are_told_from_those_that_do_not(tmp_path: Pat
         assert models.takes_out_means(tmp_path / name) is expected
 
 
-# A checkpoint of each kind, made by SAELens itself in the form that its runs leave behind, with what it computes from X.
+# A checkpoint of each kind, saved by SAELens as its runs save it, with SAELens' codes and
+# reconstructions of X.
 PEER = """
 import json, sys, safetensors.torch, torch
 from pathlib import Path

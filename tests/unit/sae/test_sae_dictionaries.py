@@ -28,7 +28,7 @@ LEARNING = SaeSettings(d_sae=96, k=3, batch=256, epochs=10, learning_rate=4e-3)
 
 
 def two_layers(count: int = 8192, turn: float = 0.3) -> tuple[MemoryRows, MemoryRows]:
-    """Rows of a planted dictionary, and other rows of the same one turned a little, at another place and scale."""
+    """Rows of a planted dictionary, and of a rotated one with another mean and scale."""
     rows, directions = planted(rows=count, d_model=32, features=48, active=2.5, seed=1)
     generator = np.random.default_rng(5)
     turned, signs = np.linalg.qr(

@@ -26,7 +26,7 @@ from sae import describe_features
 
 
 def identity(d: int, k: int | None = None) -> Sae:
-    """Features are the coordinates above 0, so codes are whole numbers where the rows are: many ties."""
+    """Features are the positive coordinates: integer rows give integer codes with many ties."""
     eye = torch.eye(d)
     return Sae(eye, torch.zeros(d), eye.clone(), torch.zeros(d), torch.zeros(d), k=k)
 

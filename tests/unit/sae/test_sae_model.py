@@ -1,4 +1,4 @@
-"""The exported form: equal to the training form, a SAELens folder, and particular about its files."""
+"""The export equals the training form, is a SAELens folder, and damaged files are refused."""
 
 import json
 import os

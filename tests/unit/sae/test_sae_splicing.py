@@ -1,4 +1,4 @@
-"""Known answers for spliced losses, a slow reference for all of them, and whose rows may be replaced."""
+"""Spliced losses: known cases, a slow reference, and the rows that are replaced."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -150,7 +150,7 @@ class Spliced1(nn.Module):
 
 
 def slow(heldout: Heldout, autoencoder: Sae, site: str) -> dict[str, float]:
-    """One context and one row at a time, with the model's own loss and a module put in place of the site's."""
+    """One context and one row at a time, with the model's loss and a module around the site's."""
     model, tokens, store = heldout
     excluded = store.excluded.reshape(tokens.shape)
     mean = torch.from_numpy(store.read().astype(np.float64)[~store.excluded].mean(0)).float()

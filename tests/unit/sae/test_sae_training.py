@@ -78,7 +78,7 @@ Recovered = dict[str, tuple[Sae, MemoryRows, float]]
 
 @pytest.fixture(scope="module")
 def recovered() -> Recovered:
-    """By architecture: an SAE of 128 planted directions in 64 dimensions, other rows, the share of directions found."""
+    """By architecture: an SAE of planted directions, other rows, the fraction of recovered ones."""
     torch.set_num_threads(1)
     store, directions = planted(rows=26_000, d_model=64, features=128, active=4.0, seed=1)
     train_rows, other = MemoryRows(store.values[:24_000]), MemoryRows(store.values[24_000:])
@@ -102,7 +102,7 @@ def recovered() -> Recovered:
     return found
 
 
-# Nested parts press the first features to be general, which planted directions of equal rank are not.
+# Prefixes make the first features general, but all planted directions are equally general.
 @pytest.mark.parametrize(
     ("name", "share"), [("batchtopk", 0.9), ("topk", 0.9), ("jumprelu", 0.9), ("matryoshka", 0.65)]
 )
@@ -127,7 +127,7 @@ def test_topk_keeps_k_features_on_each_row_of_other_text(recovered: Recovered) -
     assert (found.l0_p5, found.l0_p50, found.l0_p95) == (5.0, 5.0, 5.0)
 
 
-def test_every_nested_part_of_matryoshka_reconstructs_better_than_the_same_features_of_batchtopk(
+def test_every_prefix_of_matryoshka_reconstructs_better_than_the_same_features_of_batchtopk(
     recovered: Recovered,
 ) -> None:
     fvu = {}
