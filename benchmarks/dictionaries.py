@@ -32,12 +32,18 @@ from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.planning.configuration import load
 from ghosttrack.runtime import files
-from ghosttrack.sae import Sae, shared_rows
-from ghosttrack.sae.initialisation import Start, following, seed_of, unfold
+from ghosttrack.sae import Sae
+from ghosttrack.sae.initialisation import (
+    WarmStart,
+    seed_of,
+    unfold_normalisation,
+    warm_start_settings,
+)
 from ghosttrack.sae.model import CFG_NAME, WEIGHTS_NAME, save
 from ghosttrack.sae.quality import ReconstructionSums
 from ghosttrack.sae.rows import blocks, mean_of
-from ghosttrack.sae.training import Trained, train, train_shared
+from ghosttrack.sae.shared_rows import training_layers
+from ghosttrack.sae.training import Dictionary, TrainedSae, TrainingLayer, train
 from ghosttrack.settings import SaeSettings, Settings
 from ghosttrack.tracks.neighbour_run import LinkKind, compare_as
 from ghosttrack.tracks.neighbours import LayerComparison, Links, links
@@ -103,7 +109,7 @@ class Training(NamedTuple):
     """Training settings of an arm."""
 
     settings: SaeSettings
-    following: SaeSettings  # of layers that are warm-started
+    warm_start: SaeSettings  # of layers that train from the warm start
     seed: int
     folder: Path  # directory of the trained SAEs
 
@@ -122,7 +128,7 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
     for number in sorted(range(len(layers)), key=lambda number: number != middle):
         if not places[number].exists():
             start = (
-                unfold(sae.load(places[middle]))
+                unfold_normalisation(sae.load(places[middle]))
                 if arm == "warm_start" and number != middle
                 else None
             )
@@ -133,36 +139,24 @@ def trained(arm: str, layers: Sequence[Layer], training: Training) -> tuple[list
 def shared(layers: Sequence[Layer], places: Sequence[Path], training: Training) -> None:
     """Train one dictionary for all layers."""
     chosen = training.settings.model_copy(update={"dictionaries": "shared"})
-    sources = shared_rows.sources(
+    sources = training_layers(
         [layer.train for layer in layers], chosen.batch, training.seed, resident=True
     )
-    made: list[Trained] = []
-    state = training.folder / "state"
-    spent = cost(
-        lambda: made.extend(
-            train_shared(sources, chosen, seed=training.seed, state=state, micro_batch=4096)
-        )
-    )
+    made: list[TrainedSae] = []
+    dictionary = Dictionary(chosen, training.seed, training.folder / "state")
+    spent = cost(lambda: made.extend(*train(sources, [dictionary], micro_batch=4096)))
     for place, layer, each in zip(places, layers, made, strict=True):
         keep(each.sae, place, layer.number, spent.cpu / len(layers))
 
 
-def one(arm: str, layer: Layer, place: Path, training: Training, start: Start | None) -> None:
-    """Train the SAE of one layer."""
-    chosen = training.following if start else training.settings
-    made: list[Trained] = []
+def one(arm: str, layer: Layer, place: Path, training: Training, start: WarmStart | None) -> None:
+    """One layer's autoencoder."""
+    chosen = training.warm_start if start else training.settings
+    made: list[TrainedSae] = []
     seed = seed_of(training.seed, layer.number, arm)
-    sampler, state = (
-        ChunkSampler(layer.train, chosen.batch, training.seed),
-        training.folder / "state",
-    )
-    spent = cost(
-        lambda: made.append(
-            train(
-                layer.train, sampler, chosen, seed=seed, state=state, micro_batch=4096, start=start
-            )
-        )
-    )
+    sources = [TrainingLayer(layer.train, ChunkSampler(layer.train, chosen.batch, training.seed))]
+    dictionary = Dictionary(chosen, seed, training.folder / "state", start)
+    spent = cost(lambda: made.extend(*train(sources, [dictionary], micro_batch=4096)))
     keep(made[0].sae, place, layer.number, spent.cpu)
 
 
@@ -338,7 +332,7 @@ def main() -> None:
     if given.warm_start_rate:
         warm_start["learning_rate"] = given.warm_start_rate
     training = Training(
-        chosen, following(chosen.model_copy(update=warm_start)), settings.seed, given.keep
+        chosen, warm_start_settings(chosen.model_copy(update=warm_start)), settings.seed, given.keep
     )
     tracking = settings.tracking
     options = TrackerOptions.from_settings(tracking)

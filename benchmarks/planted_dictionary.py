@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae.quality import measure
-from ghosttrack.sae.training import train
+from ghosttrack.sae.training import Dictionary, TrainingLayer, train
 from ghosttrack.settings import SaeSettings
 
 RECOVERED = 0.95
@@ -90,27 +90,25 @@ class InMemory:
         """A constant: no checkpoint is written."""
         return "planted"
 
-    def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+    def batch_at(self, step: int) -> torch.Tensor:
         """Batch number `step`, counted over all epochs."""
         start = step % self.batches_per_epoch * self.batch
-        return self.values[start : start + self.batch].astype(np.float32)
+        return torch.from_numpy(self.values[start : start + self.batch].astype(np.float32))
 
 
 def measured(planted: PlantedDictionary, settings: SaeSettings, rows: int) -> dict[str, Any]:
     """Train on `rows` rows; recovery, quality and CPU seconds."""
     store = InMemory(planted.rows(rows, seed=1), settings.batch)
     began = time.process_time()
-    nowhere = Path(os.devnull)  # never written, because no checkpoint is due
-    sae = train(
-        store,
-        store,
-        settings,
-        seed=0,
-        state=nowhere,
+    nowhere = Path(os.devnull)  # never written: no checkpoint falls due
+    ((trained,),) = train(
+        [TrainingLayer(store, store)],
+        [Dictionary(settings, 0, nowhere)],
         micro_batch=settings.batch,
         checkpoint_seconds=1e9,
         device="cpu",
-    ).sae
+    )
+    sae = trained.sae
     seconds = time.process_time() - began
     cosine = (
         (planted.directions @ functional.normalize(sae.W_dec, dim=1).t()).max(1).values

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
 import torch
 from measure import show
 from storage_modes import stores
@@ -26,16 +25,16 @@ from ghosttrack.activations.sampler import ChunkSampler
 from ghosttrack.planning.configuration import load
 from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model, quality
-from ghosttrack.sae.export import calibrate, fold
+from ghosttrack.sae.export import calibrate, fold_normalisation
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.rows import Rows, fit_normaliser
-from ghosttrack.sae.training import schedule, train
+from ghosttrack.sae.training import Dictionary, TrainingLayer, schedule, train
 from ghosttrack.settings import SaeSettings
 
 
-class TrainedSae(NamedTuple):
-    """An SAE on raw activations, and the CPU seconds of its training."""
+class Timed(NamedTuple):
+    """An autoencoder on raw activations, and the CPU seconds of its training."""
 
     sae: Sae
     seconds: float
@@ -48,33 +47,26 @@ class OneEpoch:
         self.batches_per_epoch = steps
         self._sampler = sampler
 
-    def batch_at(self, step: int) -> npt.NDArray[Any]:
-        """Batch number `step`, over as many epochs of the sampler as needed."""
+    def batch_at(self, step: int) -> torch.Tensor:
+        """Batch number `step`, however many epochs of the sampler that takes."""
         return self._sampler.batch_at(step)
 
 
-def ours(
-    store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path
-) -> TrainedSae:
-    """Train with the workflow's code."""
+def ours(store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path) -> Timed:
+    """The workflow's own training."""
     began = time.process_time()
-    result = train(
-        store,
-        batches,
-        settings,
-        seed=seed,
-        state=folder,
+    ((trained,),) = train(
+        [TrainingLayer(store, batches)],
+        [Dictionary(settings, seed, folder)],
         micro_batch=settings.batch,
         checkpoint_seconds=1e9,
         device="cpu",
     )
-    return TrainedSae(result.sae, time.process_time() - began)
+    return Timed(trained.sae, time.process_time() - began)
 
 
-def saelens(
-    store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path
-) -> TrainedSae:
-    """Train with SAELens's trainer, step by step; save the SAE for inference and load it."""
+def saelens(store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path) -> Timed:
+    """SAELens's trainer, one step at a time, saved and read again as it saves itself for inference."""
     saes: Any = importlib.import_module("sae_lens.saes")
     config: Any = importlib.import_module("sae_lens.config")
     trainer: Any = importlib.import_module("sae_lens.training.sae_trainer")
@@ -100,17 +92,19 @@ def saelens(
     for step in range(steps):
         for group in run.optimizer.param_groups:  # SAELens's schedule is constant
             group["lr"] = rates.rate(step)
-        run.step(normaliser(torch.from_numpy(batches.batch_at(step))))
+        run.step(normaliser(batches.batch_at(step)))
         run.n_training_steps += 1
     seconds = time.process_time() - began
     sae.save_inference_model(str(folder))
-    loaded = model.load(folder)
-    parameters = Parameters(loaded.W_enc.t(), loaded.W_dec, loaded.b_enc, loaded.b_dec)
-    return TrainedSae(replace(fold(parameters, normaliser), threshold=loaded.threshold), seconds)
+    found = model.load(folder)
+    parameters = Parameters(found.W_enc.t(), found.W_dec, found.b_enc, found.b_dec)
+    return Timed(
+        replace(fold_normalisation(parameters, normaliser), threshold=found.threshold), seconds
+    )
 
 
-def line(name: str, trained: TrainedSae, store: Rows, heldout: Rows, k: int) -> list[Any]:
-    """Held-out quality, as exported and at a mean L0 of k."""
+def line(name: str, trained: Timed, store: Rows, heldout: Rows, k: int) -> list[Any]:
+    """Held-out quality, as exported and at exactly k."""
     exported = quality.measure(trained.sae, heldout, k)
     level = quality.measure(calibrate(trained.sae, store, k), heldout, k)
     return [

@@ -106,7 +106,7 @@ def ours(case: Case, name: str, back_end: BackEnd, first: Tensor) -> Step:
         dead_after_tokens=10**12,
         back_end=back_end,
     )
-    engine.start(first)
+    engine.initialise(first)
     engine.tokens_silent[case.dead] = 10**12
     return lambda x: engine.step(x, RATE)
 

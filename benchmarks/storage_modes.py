@@ -16,7 +16,7 @@ from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.planning.configuration import load
 from ghosttrack.sae import quality
-from ghosttrack.sae.training import train
+from ghosttrack.sae.training import Dictionary, TrainingLayer, train
 from ghosttrack.settings import Settings
 
 
@@ -48,9 +48,9 @@ def trained(store: ActivationStore, settings: Settings, folder: Path) -> Any:
     """Train an SAE with the settings and seed of the model's file."""
     sampler = ChunkSampler(store, settings.sae.batch, settings.seed)
     folder.mkdir()
-    return train(
-        store, sampler, settings.sae, seed=settings.seed, state=folder, micro_batch=4096
-    ).sae
+    dictionary = Dictionary(settings.sae, settings.seed, folder)
+    ((trained,),) = train([TrainingLayer(store, sampler)], [dictionary], micro_batch=4096)
+    return trained.sae
 
 
 def main() -> None:

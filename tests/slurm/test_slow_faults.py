@@ -99,7 +99,7 @@ def test_a_job_at_its_time_limit_saves_and_its_next_attempt_goes_on(
     )
     said = house.said(1)
     assert "asked to stop: saved at step" in said, said + result.stdout + result.stderr
-    assert "going on from the checkpoint" in said
+    assert "resuming from the checkpoint" in said
     assert house.run(target=("--", *ONE_LAYER)).returncode == 0
     check(house, tmp_path)
 
@@ -115,7 +115,7 @@ def test_a_cancelled_job_saves_and_its_next_attempt_goes_on(
     house.cluster.command("scancel", job)
     assert run.wait(timeout=300) == 0, (house.place / "screen").read_text()[-4000:]
     assert "asked to stop: saved at step" in house.said(1)
-    assert "going on from the checkpoint" in house.said(1)
+    assert "resuming from the checkpoint" in house.said(1)
     check(house, tmp_path)
 
 

@@ -142,7 +142,7 @@ def test_they_end_on_request_and_go_on_from_their_checkpoints(story: Story) -> N
     for layer in story.orphaned:
         log = story.house.said(int(layer[-2:]))
         assert "asked to stop: saved at step" in log
-        assert "going on from the checkpoint" in log
+        assert "resuming from the checkpoint" in log
 
 
 def test_a_failing_layer_is_named_with_its_log_and_every_other_layer_is_finished(
@@ -157,7 +157,7 @@ def test_a_failing_layer_is_named_with_its_log_and_every_other_layer_is_finished
 def test_after_an_out_of_memory_half_the_batch_goes_on_from_the_checkpoint(story: Story) -> None:
     log = story.house.said(0)
     assert "out of memory with micro_batch=4096" in log
-    assert log.index("out of memory") < log.rindex("going on from the checkpoint")
+    assert log.index("out of memory") < log.rindex("resuming from the checkpoint")
     first, second = story.house.submitted(
         f"train_sae_wildcards_{MODEL}_00", story.cancelled.submitted
     )

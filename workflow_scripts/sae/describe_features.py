@@ -1,4 +1,4 @@
-"""Describe every feature of one layer: what it fires on, what it speaks for, what resembles it."""
+"""Describe every feature of one layer: where it fires, what it promotes, similar features."""
 
 import logging
 from pathlib import Path
@@ -32,21 +32,22 @@ def main(
     layer: int,
     threads: int,
 ) -> None:
-    """Read SAE, held-out rows with their tokens, and the model's way out; write the feature dictionary."""
+    """Read the SAE, held-out rows with their tokens, and the unembedding; write the dictionary."""
     torch.set_num_threads(threads)
     directory = model_weights.parent
     tokens = corpus.read_tokens(heldout, heldout_manifest)
     if files.sha256_file(directory / "tokenizer.json") != tokens.manifest.get("tokenizer_sha256"):
         raise UserError(
-            f"{heldout} was not made with {directory / 'tokenizer.json'} (SHA-256 differs from {heldout_manifest}): "
-            f"delete {heldout.parent} and run again"
+            f"{heldout} was not made with {directory / 'tokenizer.json'} (its SHA-256 is not that "
+            f"in {heldout_manifest}): delete {heldout.parent} and run again"
         )
     rows = extraction.open_packed(store, manifest, layer, directory, tokens.tokens)
     text = TokenText(models.load_tokenizer(directory))
     unembedding = read_unembedding(directory) if limits.read(check).named else None
     if unembedding is None:
         log.warning(
-            "final norm and unembedding do not rank the tokens as this model does: features have no output tokens"
+            "final norm and unembedding do not rank the tokens as the model does: features have no "
+            "output tokens"
         )
     table = describe(sae.load_files(weights, cfg), rows, tokens, text, unembedding)
     origin = {

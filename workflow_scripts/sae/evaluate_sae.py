@@ -1,4 +1,4 @@
-"""Measure one sparse autoencoder on held-out documents, by itself and spliced into the model."""
+"""Measure one sparse autoencoder on held-out documents, alone and spliced into the model."""
 
 import logging
 from pathlib import Path
@@ -32,38 +32,38 @@ def main(
     batch: int,
     threads: int,
 ) -> None:
-    """Read the SAELens folder, the held-out store, and the model and tokens that it was made from; write quality.json."""
+    """Write quality.json from a SAELens folder, a held-out store, its tokens and its model."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     trained = sae.load_files(weights, cfg)
     tokens = corpus.read_tokens(heldout, heldout_manifest).tokens
     rows = extraction.open_packed(store, manifest, layer, model_weights.parent, tokens)
-    found = measure(trained, rows, trained.metadata.get("k"))
-    if doubt := warning(found, trained.metadata):
-        log.warning("layer %s: %s", layer, doubt)
+    result = measure(trained, rows, trained.metadata.get("k"))
+    if problem := warning(result, trained.metadata):
+        log.warning("layer %s: %s", layer, problem)
     model = models.load_model(model_weights.parent, extraction.best_device())
     spliced = splice(model, trained, rows, tokens, batch, limits.read(check))
     files.write_json(
         quality,
         {
-            **found.reconstruction._asdict(),
-            **found.sparsity._asdict(),
+            **result.reconstruction._asdict(),
+            **result.sparsity._asdict(),
             **spliced._asdict(),
-            "pca_fvu": found.pca_fvu,
-            "random_fvu": found.random_fvu,
-            "rows": found.rows,
+            "pca_fvu": result.pca_fvu,
+            "random_fvu": result.random_fvu,
+            "rows": result.rows,
             "massive_rows": int(rows.massive.sum()),
             "excluded_rows": int(rows.excluded.sum()),
             "layer": layer,
             "site": rows.site,
             "d_sae": trained.d_sae,
-            "k": found.k,
+            "k": result.k,
             "training_tokens": trained.metadata.get("training_tokens"),
             "unique_tokens": trained.metadata.get("unique_tokens"),
             "pretrained": trained.metadata.get("pretrained"),
             "storage": trained.metadata.get("storage"),
             "storage_error": trained.metadata.get("storage_error"),
-            **({"warning": doubt} if doubt else {}),
+            **({"warning": problem} if problem else {}),
         },
     )
 

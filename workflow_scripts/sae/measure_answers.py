@@ -23,16 +23,19 @@ def main(
     datasets: list[str],
     threads: int,
 ) -> None:
-    """Write one row per layer and data set, and one per layer over all; `stores` go with `layers` x `datasets`."""
+    """Write one row per layer and data set, and one per layer over all data sets.
+
+    `stores` and `manifests` are in the order of `layers` x `datasets`.
+    """
     torch.set_num_threads(threads)
-    found = dict(zip(product(layers, datasets), zip(stores, manifests, strict=True), strict=True))
+    paths = dict(zip(product(layers, datasets), zip(stores, manifests, strict=True), strict=True))
     rows, progress = [], Progress("measuring", len(layers), "layers")
-    for layer, path in zip(layers, weights, strict=True):
+    for layer, sae_weights in zip(layers, weights, strict=True):
         opened = {}
         for dataset in datasets:
-            store, manifest = found[layer, dataset]
+            store, manifest = paths[layer, dataset]
             opened[dataset] = ActivationStore.open([store], [manifest], {"layer": layer})
-        rows += measure_answers(sae.load(path.parent), layer, opened)
+        rows += measure_answers(sae.load(sae_weights.parent), layer, opened)
         progress.advance(1)
     with files.atomic_write(answers) as stream:
         tables.write_csv(pd.DataFrame(rows), stream)

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.sampler import ChunkSampler, fits
+from ghosttrack.activations.sampler import ChunkSampler, fit
 from ghosttrack.runtime import files, job
 from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae import outputs
-from ghosttrack.sae.initialisation import following, seed_of, unfold
-from ghosttrack.sae.training import train
+from ghosttrack.sae.initialisation import seed_of, unfold_normalisation, warm_start_settings
+from ghosttrack.sae.training import Dictionary, TrainingLayer, train
 from ghosttrack.settings import SaeSettings, code_digest
 
 log = logging.getLogger("ghosttrack")
@@ -40,9 +40,9 @@ def main(
     checkpoint_seconds: float = 60.0,
     cuda_graph: bool = False,
 ) -> None:
-    """Train with resume from `state`; write a SAELens folder and the loss curve, then remove `state`.
+    """Train, resuming from `state`; write a SAELens folder and the loss history; remove `state`.
 
-    `warm_start_layer`: weights and cfg of the autoencoder to start from; empty: random directions.
+    `warm_start_layer`: weights and cfg of the autoencoder for a warm start; empty: random directions.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -53,25 +53,30 @@ def main(
             "weights_sha256": files.read_json(model_source)["weights_sha256"],
         }
         store = ActivationStore.open(stores, manifests, expected)
-        resident = fits(store, resident_mb)
+        resident = fit([store], resident_mb)
         log.info(
-            "activations are %s (resident_mb %s), %s rows on their way at once (micro_batch): neither changes the result, on a GPU but for rounding",
+            "activations are %s (resident_mb %s), micro-batches have %s rows (micro_batch): "
+            "neither changes the result, except for rounding on a GPU",
             "kept in memory" if resident else "read window by window",
             f"{resident_mb:,}",
             f"{min(micro_batch, sae.batch):,}",
         )
-        trained = train(
-            store,
-            ChunkSampler(store, sae.batch, seed, resident=resident),
-            following(sae) if warm_start_layer else sae,
-            seed=seed_of(seed, layer, sae.dictionaries),
-            state=state,
+        dictionary = Dictionary(
+            warm_start_settings(sae) if warm_start_layer else sae,
+            seed_of(seed, layer, sae.dictionaries),
+            state,
+            unfold_normalisation(sae_model.load_files(*warm_start_layer))
+            if warm_start_layer
+            else None,
+        )
+        ((trained,),) = train(
+            [TrainingLayer(store, ChunkSampler(store, sae.batch, seed, resident=resident))],
+            [dictionary],
             micro_batch=micro_batch,
             code=code_digest.source_digest("train_sae"),
             label=f"SAE of layer {layer}",
             checkpoint_seconds=checkpoint_seconds,
             cuda_graph=cuda_graph,
-            start=unfold(sae_model.load_files(*warm_start_layer)) if warm_start_layer else None,
         )
         outputs.write(trained, store, weights, cfg, history, model_name=model, made_from=made_from)
         shutil.rmtree(state)

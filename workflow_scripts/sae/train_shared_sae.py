@@ -1,4 +1,7 @@
-"""Train one dictionary on the activations of all layers; every layer gets an autoencoder with the same features."""
+"""Train one dictionary on the activations of all layers.
+
+Every layer gets an autoencoder with the same features.
+"""
 
 import shutil
 from pathlib import Path
@@ -6,14 +9,13 @@ from pathlib import Path
 import torch
 
 from ghosttrack.activations.reader import ActivationStore
+from ghosttrack.activations.sampler import fit
 from ghosttrack.runtime import files, job
-from ghosttrack.runtime.allocator import keep_freed_memory
-from ghosttrack.sae import outputs, shared_rows
-from ghosttrack.sae.training import train_shared
+from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
+from ghosttrack.sae import outputs
+from ghosttrack.sae.shared_rows import training_layers
+from ghosttrack.sae.training import Dictionary, train
 from ghosttrack.settings import SaeSettings, code_digest
-
-# Half of what the rule asks for. More is read window by window instead of kept in memory; the order of the rows is the same.
-RESIDENT_BYTES = 3 * 2**29
 
 
 def main(
@@ -32,38 +34,38 @@ def main(
     state: Path,
     model: str,
     made_from: str,
+    resident_mb: int = 1536,  # half of the memory of the rule's first attempt
     cuda_graph: bool = False,
 ) -> None:
-    """Train with resume from `state`; write a SAELens folder and the loss curve of each layer, then remove `state`.
+    """Train, resuming from `state`; write a SAELens folder and the loss history of each layer.
 
-    `weights`, `cfg` and `history` go with `layers`; `stores` and `manifests` have equally many of each layer, in this order.
+    `weights`, `cfg` and `history` are in the order of `layers`. `stores` and `manifests` have the
+    same number of shards for each layer, in the same order. `state` is removed at the end.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
+    use_huge_pages()
     with files.lock(state):
-        origin = files.read_json(model_source)["weights_sha256"]
-        each = len(stores) // len(layers)
+        weights_sha256 = files.read_json(model_source)["weights_sha256"]
+        shards = len(stores) // len(layers)
         opened = [
             ActivationStore.open(
-                stores[start : start + each],
-                manifests[start : start + each],
-                {"layer": layer, "weights_sha256": origin},
+                stores[start : start + shards],
+                manifests[start : start + shards],
+                {"layer": layer, "weights_sha256": weights_sha256},
             )
-            for start, layer in zip(range(0, len(stores), each), layers, strict=True)
+            for start, layer in zip(range(0, len(stores), shards), layers, strict=True)
         ]
-        resident = sum(store.rows * store.d_model * 2 for store in opened) <= RESIDENT_BYTES
-        trained = train_shared(
-            shared_rows.sources(opened, sae.batch, seed, resident),
-            sae,
-            seed=seed,
-            state=state,
+        (trained,) = train(
+            training_layers(opened, sae.batch, seed, fit(opened, resident_mb)),
+            [Dictionary(sae, seed, state)],
             micro_batch=micro_batch,
             code=code_digest.source_digest("train_shared_sae"),
             label="SAE of all layers",
             cuda_graph=cuda_graph,
         )
-        for found, store, *paths in zip(trained, opened, weights, cfg, history, strict=True):
-            outputs.write(found, store, *paths, model_name=model, made_from=made_from)
+        for layer_sae, store, *paths in zip(trained, opened, weights, cfg, history, strict=True):
+            outputs.write(layer_sae, store, *paths, model_name=model, made_from=made_from)
         shutil.rmtree(state)
 
 

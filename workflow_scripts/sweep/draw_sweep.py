@@ -1,4 +1,4 @@
-"""Put the sweeps of all layers into one table each, and draw them."""
+"""Join the sweep tables of all layers, and draw them."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def main(
     all_stability: Path,
     figures: list[Path],
 ) -> None:
-    """Join the layers' tables, and write the figure in every format."""
+    """Write the joined tables, and the figure in every format."""
     joined = [
         pd.concat([tables.read_csv(path) for path in paths], ignore_index=True)
         for paths in (arms, stability)

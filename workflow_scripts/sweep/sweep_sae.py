@@ -1,4 +1,4 @@
-"""Train autoencoders of other k and other seeds on one layer, in one reading of its activations, and compare them."""
+"""Train and compare autoencoders with different k and seeds on the same batches of one layer."""
 
 import shutil
 from itertools import product
@@ -7,16 +7,13 @@ from pathlib import Path
 import torch
 
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.sampler import ChunkSampler
+from ghosttrack.activations.sampler import ChunkSampler, fit
 from ghosttrack.runtime import files, job, tables
-from ghosttrack.runtime.allocator import keep_freed_memory
+from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model as sae_model
-from ghosttrack.sae.sweep import Arm, sweep
+from ghosttrack.sae.sweep import SweepArm, sweep
 from ghosttrack.sae.sweep_tables import tabulate
 from ghosttrack.settings import SaeSettings, SweepSettings, code_digest
-
-# As in train_sae: a larger layer is read window by window, in the same order of rows.
-RESIDENT_BYTES = 3 * 2**29
 
 
 def main(
@@ -37,11 +34,18 @@ def main(
     micro_batch: int,
     state: Path,
     model: str,
+    resident_mb: int = 1536,  # as in train_sae
 ) -> None:
-    """Train with resume from `state`; write a SAELens folder an arm, and what they reach and share on held-out text."""
+    """Train, resuming from `state`; write a SAELens folder per arm and the tables; remove `state`.
+
+    The tables have the arms' quality on held-out text, and the features that two arms share.
+    """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    keys = [Arm(k, number) for k, number in product(sweep_settings.k, sweep_settings.seeds)]
+    use_huge_pages()
+    keys = [
+        SweepArm(k, arm_seed) for k, arm_seed in product(sweep_settings.k, sweep_settings.seeds)
+    ]
     with files.lock(state):
         expected = {
             "layer": layer,
@@ -49,10 +53,9 @@ def main(
         }
         store = ActivationStore.open(stores, manifests, expected)
         text = ActivationStore.open([heldout], [heldout_manifest], expected)
-        resident = store.rows * store.d_model * 2 <= RESIDENT_BYTES
         trained = sweep(
             store,
-            ChunkSampler(store, sae.batch, seed, resident=resident),
+            ChunkSampler(store, sae.batch, seed, resident=fit([store], resident_mb)),
             sae,
             keys,
             state=state,
@@ -61,18 +64,18 @@ def main(
             code=code_digest.source_digest("sweep_sae"),
             label=f"sweep of layer {layer}",
         )
-        found = tabulate(trained, text, layer, seed)
+        result = tabulate(trained, text, layer, seed)
         with files.atomic_directory(saes) as partial:
-            for key, each in trained.items():
-                place = partial / key.name
+            for arm, arm_sae in trained.items():
+                folder = partial / arm.name
                 sae_model.save(
-                    each,
-                    place / sae_model.WEIGHTS_NAME,
-                    place / sae_model.CFG_NAME,
+                    arm_sae,
+                    folder / sae_model.WEIGHTS_NAME,
+                    folder / sae_model.CFG_NAME,
                     hook_name=f"blocks.{layer}.hook_{store.site}",
                     model_name=model,
                 )
-        for path, table in zip((arms, stability), found, strict=True):
+        for path, table in zip((arms, stability), result, strict=True):
             with files.atomic_write(path) as stream:
                 tables.write_csv(table, stream)
         shutil.rmtree(state)

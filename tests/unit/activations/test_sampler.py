@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from ghosttrack.activations import sampler
 from ghosttrack.activations.reader import ActivationStore
@@ -39,7 +40,7 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "WINDOW_CHUNKS", 3)
 
 
-def names(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def names(batch: torch.Tensor) -> npt.NDArray[np.int64]:
     return np.asarray((batch[:, 0] - 1) * 1000 + batch[:, 1], dtype=np.int64)
 
 
@@ -107,8 +108,8 @@ def test_batches_mix_rows_from_the_whole_window(store: ActivationStore) -> None:
 def test_batches_are_float32_copies_that_may_be_changed(store: ActivationStore) -> None:
     found = ChunkSampler(store, BATCH, seed=0)
     batch = found.batch_at(0)
-    assert batch.dtype == np.float32
-    before = batch.copy()
+    assert batch.dtype == torch.float32
+    before = batch.clone()
     batch += 1
     np.testing.assert_array_equal(found.batch_at(0), before)
 

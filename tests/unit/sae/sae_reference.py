@@ -1,4 +1,4 @@
-"""The losses of all architectures as the papers write them, with dense matrices and autograd: slow and obvious."""
+"""Reference losses of all architectures, as in the papers, with dense matrices and autograd."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class Kind(NamedTuple):
 
     name: str
     k: int
-    ends: tuple[int, ...] = ()
+    prefix_sizes: tuple[int, ...] = ()
     bandwidth: float = 0.0
     coefficient: float = 0.0
 
@@ -70,8 +70,8 @@ def loss_of(
     d_model = x.shape[1]
     pre = (x - b_dec.detach()) @ W_enc.t() + b_enc
     code = code_of(kind, pre, threshold)
-    ends = kind.ends or (len(W_dec),)
-    errors = [code[:, :end] @ W_dec[:end] + b_dec - x for end in ends]
+    sizes = kind.prefix_sizes or (len(W_dec),)
+    errors = [code[:, :end] @ W_dec[:end] + b_dec - x for end in sizes]
     loss = torch.stack([error.pow(2).sum(1).mean() / d_model for error in errors]).mean()
     if kind.name == "jumprelu":
         l0 = _Step.apply(pre, threshold, kind.bandwidth).sum(1).mean()  # type: ignore[no-untyped-call]
@@ -81,6 +81,6 @@ def loss_of(
         rest = pre[:, dead]
         strongest = rest.topk(min(d_model // 2, dead.numel()), dim=1)
         rest = torch.zeros_like(rest).scatter(1, strongest.indices, strongest.values)
-        spread = (residual - residual.mean(0)).pow(2).sum(1).mean()
-        loss = loss + AUX * (rest @ W_dec[dead] - residual).pow(2).sum(1).mean() / spread
+        total_ss = (residual - residual.mean(0)).pow(2).sum(1).mean()
+        loss = loss + AUX * (rest @ W_dec[dead] - residual).pow(2).sum(1).mean() / total_ss
     return loss

@@ -1,4 +1,4 @@
-"""The warning about a pretrained autoencoder that does not fit: when there is one, and what it says."""
+"""The warning about a pretrained autoencoder that does not fit: its conditions and its text."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ GIVEN = {"pretrained": {"source": "layer_02"}}
 
 
 def identity(scale: float = 1.0) -> Sae:
-    """Two features a dimension, one for each sign: `scale` 1 reconstructs everything, with D_MODEL features a row."""
+    """Two features per dimension, one per sign; `scale` 1 reconstructs all rows exactly."""
     both = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
     zeros = torch.zeros(2 * D_MODEL)
     return Sae(both.T.contiguous(), zeros, scale * both, torch.zeros(D_MODEL), zeros, metadata={})
@@ -38,9 +38,9 @@ def identity(scale: float = 1.0) -> Sae:
         (
             1.0,
             {**GIVEN, "l0": 60.5},
-            r"8 features are active per token \(l0\), and its cfg\.json promises 60\.5; likely",
+            r"8 features are active per token \(l0\), but its cfg\.json says 60\.5; likely",
         ),
-        (1.0, {**GIVEN, "k": 1}, "promises 1; likely"),
+        (1.0, {**GIVEN, "k": 1}, "says 1; likely"),
     ],
 )
 def test_only_a_pretrained_autoencoder_that_does_not_fit_is_warned_of(

@@ -1,4 +1,4 @@
-"""Adam with the scale of the gradients in its own numbers, against torch's Adam on scaled gradients."""
+"""Adam that absorbs the scale of the gradients, against torch's Adam on scaled gradients."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_steps_are_those_of_adam_on_scaled_gradients(
     )
     for step, exponent in enumerate(exponents):
         scale = 10.0**exponent
-        # Scales belong to lengths: what is scaled has about the same one in every step, or is nothing.
+        # Scaled gradients have about the same norm at every step, or are zero.
         given = [each * (step != 4) / scale for each in gradients(step, dtype)]
         for tensor, gradient in zip(plain.values(), given, strict=True):
             tensor.grad = gradient * scale

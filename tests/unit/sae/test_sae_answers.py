@@ -1,4 +1,4 @@
-"""Answer tokens: every figure is that of the same rows measured on their own, massive rows left out."""
+"""Answer tokens: every metric equals that of the same rows alone, without massive activations."""
 
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def test_a_store_of_another_width_or_of_massive_rows_alone_is_refused(tmp_path: 
     )
     with pytest.raises(
         UserError,
-        match="wide: 50 of 50 answer tokens of layer 3 can be measured, of width 16, expected some of width 8",
+        match="wide: layer 3 has 50 included of 50 answer tokens, with 16 dimensions; "
+        "expected at least one, with 8 dimensions",
     ):
         answers.measure_answers(SAE, 3, {"wide": wide})

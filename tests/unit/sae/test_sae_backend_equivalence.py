@@ -1,4 +1,4 @@
-"""The comparison behind check_gpu: it passes two back ends that agree and fails ones that do not."""
+"""The comparison in check_gpu passes back ends that agree and fails back ends that do not."""
 
 import pytest
 import torch

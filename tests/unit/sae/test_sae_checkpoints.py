@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, the two newest of this run, and a reason for each file that is not used."""
+"""Checkpoints are atomic, the two newest are kept, and a reason is logged for unused files."""
 
 import json
 from pathlib import Path

@@ -167,8 +167,14 @@ def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"W_dec": None}, r"W_dec should be \(24, 8\) by .*cfg\.json, found no such tensor"),
-        ({"b_enc": torch.zeros(5)}, r"b_enc should be \(24,\) by .*cfg\.json, found \(5,\)"),
+        (
+            {"W_dec": None},
+            r"W_dec should be \(24, 8\) according to .*cfg\.json, found no such tensor",
+        ),
+        (
+            {"b_enc": torch.zeros(5)},
+            r"b_enc should be \(24,\) according to .*cfg\.json, found \(5,\)",
+        ),
         (
             {"b_dec": torch.full((D_MODEL,), float("nan"))},
             "b_dec holds NaN or infinity, expected numbers; .*download it again",
@@ -278,7 +284,8 @@ def test_norms_that_take_out_means_are_told_from_those_that_do_not(tmp_path: Pat
         assert models.uses_layer_norm(tmp_path / name) is expected
 
 
-# A checkpoint of each kind, made by SAELens itself in the form that its runs leave behind, with what it computes from X.
+# A checkpoint of each kind, saved by SAELens as its runs save it, with SAELens' codes and
+# reconstructions of X.
 PEER = """
 import json, sys, safetensors.torch, torch
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Dictionaries that share an identity: a start from another layer's autoencoder, and one dictionary for several layers."""
+"""Index-aligned dictionaries: a warm start from another layer's autoencoder, and one dictionary
+for several layers.
+"""
 
 import os
 from dataclasses import replace
@@ -7,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted
+from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted, train_one
 
 from ghosttrack import sae
 from ghosttrack.errors import UserError
 from ghosttrack.sae import Sae
-from ghosttrack.sae.export import fold
-from ghosttrack.sae.initialisation import Start, seed_of, unfold
+from ghosttrack.sae.export import fold_normalisation
+from ghosttrack.sae.initialisation import WarmStart, seed_of, unfold_normalisation
 from ghosttrack.sae.model import save
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.rows import Normaliser, fit_normaliser
-from ghosttrack.sae.training import Source, Trained, train, train_shared
+from ghosttrack.sae.training import Dictionary, TrainedSae, TrainingLayer, train
 from ghosttrack.settings import SaeSettings
 
 NOWHERE = Path(os.devnull)  # never written: no checkpoint falls due
@@ -26,7 +28,7 @@ LEARNING = SaeSettings(d_sae=96, k=3, batch=256, epochs=10, learning_rate=4e-3)
 
 
 def two_layers(count: int = 8192, turn: float = 0.3) -> tuple[MemoryRows, MemoryRows]:
-    """Rows of a planted dictionary, and other rows of the same one turned a little, at another place and scale."""
+    """Rows of a planted dictionary, and of a rotated one with another mean and scale."""
     rows, directions = planted(rows=count, d_model=32, features=48, active=2.5, seed=1)
     generator = np.random.default_rng(5)
     turned, signs = np.linalg.qr(
@@ -38,11 +40,14 @@ def two_layers(count: int = 8192, turn: float = 0.3) -> tuple[MemoryRows, Memory
 
 
 def trained(
-    rows: MemoryRows, settings: SaeSettings = LEARNING, start: Start | None = None, seed: int = 0
+    rows: MemoryRows,
+    settings: SaeSettings = LEARNING,
+    warm_start: WarmStart | None = None,
+    seed: int = 0,
 ) -> Sae:
     batches = MemoryBatches(rows, settings.batch)
-    return train(
-        rows, batches, settings, seed=seed, state=NOWHERE, micro_batch=256, start=start
+    return train_one(
+        rows, batches, settings, seed=seed, state=NOWHERE, micro_batch=256, warm_start=warm_start
     ).sae
 
 
@@ -65,9 +70,11 @@ def random_parameters(seed: int = 0) -> Parameters:
     )
 
 
-def test_a_folder_gives_back_the_training_form_it_was_folded_from(tmp_path: Path) -> None:
+def test_unfolding_an_export_gives_back_the_training_form(tmp_path: Path) -> None:
     parameters, normaliser = random_parameters(), Normaliser(torch.randn(16) * 5, 0.037)
-    folded = replace(fold(parameters, normaliser), metadata={"activation_scale": normaliser.scale})
+    folded = replace(
+        fold_normalisation(parameters, normaliser), metadata={"activation_scale": normaliser.scale}
+    )
     save(
         folded,
         tmp_path / "sae_weights.safetensors",
@@ -75,14 +82,14 @@ def test_a_folder_gives_back_the_training_form_it_was_folded_from(tmp_path: Path
         hook_name="blocks.0.hook",
         model_name="tiny",
     )
-    found = unfold(sae.load(tmp_path))
+    found = unfold_normalisation(sae.load(tmp_path))
     for name, tensor in parameters._asdict().items():
         assert torch.allclose(getattr(found.parameters, name), tensor, atol=2e-5), name
-    assert found.fingerprint() == unfold(sae.load(tmp_path)).fingerprint()
+    assert found.fingerprint() == unfold_normalisation(sae.load(tmp_path)).fingerprint()
     assert found.fingerprint() != found._replace(threshold=found.threshold + 1).fingerprint()
 
 
-def test_layers_begin_with_the_same_directions_unless_they_are_independent() -> None:
+def test_layers_share_random_directions_unless_they_are_independent() -> None:
     assert (
         seed_of(7, 3, "shared_init")
         == seed_of(7, 5, "shared_init")
@@ -102,8 +109,10 @@ def test_layers_begin_with_the_same_directions_unless_they_are_independent() -> 
     )
 
 
-def test_an_autoencoder_from_elsewhere_is_no_anchor(tmp_path: Path) -> None:
-    folded = replace(fold(random_parameters(), Normaliser(torch.zeros(16), 1.0)), mean=None)
+def test_an_autoencoder_without_mean_and_scale_cannot_be_a_warm_start(tmp_path: Path) -> None:
+    folded = replace(
+        fold_normalisation(random_parameters(), Normaliser(torch.zeros(16), 1.0)), mean=None
+    )
     save(
         folded,
         tmp_path / "sae_weights.safetensors",
@@ -113,14 +122,14 @@ def test_an_autoencoder_from_elsewhere_is_no_anchor(tmp_path: Path) -> None:
     )
     assert sae.load(tmp_path).mean is None
     with pytest.raises(UserError, match="does not say which mean and scale"):
-        unfold(sae.load(tmp_path))
+        unfold_normalisation(sae.load(tmp_path))
 
 
-def test_at_the_start_another_place_and_scale_change_no_code() -> None:
+def test_after_a_warm_start_another_mean_and_scale_change_no_code() -> None:
     rows, _ = two_layers()
     first = trained(rows, SMALL.model_copy(update={"d_sae": 96}))
     moved = MemoryRows(4.0 * rows.values.astype(np.float64) - 11.0)
-    begun = fold(unfold(first).parameters, fit_normaliser(moved))
+    begun = fold_normalisation(unfold_normalisation(first).parameters, fit_normaliser(moved))
     x, y = (torch.from_numpy(each.values[:500].astype(np.float32)) for each in (rows, moved))
     expected, found = with_thresholds(first, 0.2).encode(x), with_thresholds(begun, 0.2).encode(y)
     assert float((found - expected).abs().max()) < 0.05 * float(
@@ -128,10 +137,10 @@ def test_at_the_start_another_place_and_scale_change_no_code() -> None:
     )  # the rows are float16
 
 
-def test_what_begins_with_an_anchor_keeps_its_numbers_and_learns_its_own_layer() -> None:
+def test_a_warm_start_keeps_feature_indices_and_learns_its_own_layer() -> None:
     rows, moved = two_layers()
     first = trained(rows)
-    begun, alone = trained(moved, start=unfold(first)), trained(moved, seed=1)
+    begun, alone = trained(moved, warm_start=unfold_normalisation(first)), trained(moved, seed=1)
     used = (first.encode(torch.from_numpy(rows.values.astype(np.float32))) > 0).sum(0).numpy() > 50
     assert np.median(same_number(first, begun)[used]) > 0.85
     assert np.median(same_number(first, alone)[used]) < 0.5
@@ -141,30 +150,29 @@ def test_what_begins_with_an_anchor_keeps_its_numbers_and_learns_its_own_layer()
     assert own < 1.1 * other
 
 
-def test_learned_thresholds_are_taken_over() -> None:
+def test_a_warm_start_copies_learned_thresholds() -> None:
     rows, _ = two_layers()
     settings = LEARNING.model_copy(
         update={"architecture": "jumprelu", "epochs": 1, "learning_rate": 1e-9}
     )
-    start = Start(random_parameters(), torch.linspace(0.1, 0.9, 48))
+    warm_start = WarmStart(random_parameters(), torch.linspace(0.1, 0.9, 48))
     narrow = MemoryRows(rows.values[:, :16])
-    found = trained(narrow, settings.model_copy(update={"d_sae": 48}), start)
-    assert torch.allclose(found.threshold, start.threshold, atol=1e-5)
+    found = trained(narrow, settings.model_copy(update={"d_sae": 48}), warm_start)
+    assert torch.allclose(found.threshold, warm_start.threshold, atol=1e-5)
 
 
-def run_shared(state: Path, fail_at: int | None = None, seconds: float = 60.0) -> list[Trained]:
+def run_shared(state: Path, fail_at: int | None = None, seconds: float = 60.0) -> list[TrainedSae]:
     state.mkdir(exist_ok=True)
-    layers = two_layers(2048)
-    sources = [
-        Source(rows, MemoryBatches(rows, share, fail_at if share == 31 else None))
-        for rows, share in zip(layers, (33, 31), strict=True)
+    layers = [
+        TrainingLayer(rows, MemoryBatches(rows, share, fail_at if share == 31 else None))
+        for rows, share in zip(two_layers(2048), (33, 31), strict=True)
     ]
-    return train_shared(
-        sources, SMALL, seed=0, state=state, micro_batch=64, checkpoint_seconds=seconds
-    )
+    dictionary = Dictionary(SMALL, 0, state)
+    (trained,) = train(layers, [dictionary], micro_batch=64, checkpoint_seconds=seconds)
+    return trained
 
 
-def content(trained: list[Trained]) -> bytes:
+def content(trained: list[TrainedSae]) -> bytes:
     return b"".join(
         tensor.numpy().tobytes()
         for each in trained

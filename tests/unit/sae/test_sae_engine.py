@@ -14,9 +14,9 @@ from ghosttrack.sae import sparse
 from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.batchtopk import BatchTopK
 from ghosttrack.sae.dense_step import DenseBackEnd
-from ghosttrack.sae.engine import MEASURED, THRESHOLD_PACE, BackEnd, Engine, back_end
+from ghosttrack.sae.engine import NORM_ROW_STRIDE, THRESHOLD_RATE_FACTOR, BackEnd, Engine, back_end
 from ghosttrack.sae.jumprelu import JumpReLU
-from ghosttrack.sae.matryoshka import MatryoshkaBatchTopK, nested_ends
+from ghosttrack.sae.matryoshka import MatryoshkaBatchTopK, prefix_sizes
 from ghosttrack.sae.parameters import Parameters, row_squares
 from ghosttrack.sae.sparse import Code
 from ghosttrack.sae.sparse_step import SparseBackEnd
@@ -24,13 +24,13 @@ from ghosttrack.sae.threshold import Threshold
 from ghosttrack.sae.topk import TopK
 
 D_MODEL, D_SAE, K, BATCH = 24, 96, 6, 40
-ENDS = (10, 30, 31, D_SAE)
+PREFIX_SIZES = (10, 30, 31, D_SAE)
 KINDS = {
     "batchtopk": Kind("batchtopk", K),
     "topk": Kind("topk", K),
     # Wide enough that many pre-activations teach a threshold, also some below zero.
     "jumprelu": Kind("jumprelu", K, bandwidth=1.5, coefficient=0.7),
-    "matryoshka": Kind("matryoshka", K, ends=ENDS),
+    "matryoshka": Kind("matryoshka", K, prefix_sizes=PREFIX_SIZES),
 }
 BACK_ENDS = {"sparse": SparseBackEnd, "dense": DenseBackEnd}
 NOBODY = torch.empty(0, dtype=torch.int64)
@@ -60,7 +60,7 @@ def architecture(kind: Kind) -> Architecture:
         learned.value = random_thresholds(torch.float32)
         return JumpReLU(learned)
     if kind.name == "matryoshka":
-        return MatryoshkaBatchTopK(K, ENDS)
+        return MatryoshkaBatchTopK(K, PREFIX_SIZES)
     return TopK(D_SAE, K) if kind.name == "topk" else BatchTopK(D_SAE, K)
 
 
@@ -121,7 +121,7 @@ def test_loss_and_every_gradient_equal_autograd(
     assert float(found.loss) == pytest.approx(loss, rel=tolerance)
     for name, gradient in found.gradients._asdict().items():
         assert apart(gradient, getattr(expected, name)) < tolerance, name
-    assert apart(found.along, (expected.W_dec * parameters.W_dec).sum(1)) < tolerance
+    assert apart(found.decoder_radial, (expected.W_dec * parameters.W_dec).sum(1)) < tolerance
     if kind == "jumprelu":
         assert found.threshold is not None
         assert apart(found.threshold, to_threshold) < tolerance
@@ -143,8 +143,8 @@ def test_slices_of_columns_and_chunks_of_auxk_change_nothing_but_rounding(
         2 * torch.arange(40),
     )
     whole = engine(parameters, kind=kind).backward(x, dead)
-    monkeypatch.setattr(sparse, "_WORTH_SLICING", 0)
-    monkeypatch.setattr(sparse, "_FEWEST_COLUMNS", 7)
+    monkeypatch.setattr(sparse, "_MIN_READS", 0)
+    monkeypatch.setattr(sparse, "_MIN_COLUMNS", 7)
     monkeypatch.setattr(sparse, "CACHE", 1)
     monkeypatch.setattr(ghosttrack.sae.engine, "AUXILIARY_ROWS", 16)
     assert [
@@ -153,7 +153,7 @@ def test_slices_of_columns_and_chunks_of_auxk_change_nothing_but_rounding(
     sliced = engine(parameters, kind=kind).backward(x, dead)
     for name, gradient in sliced.gradients._asdict().items():
         assert apart(gradient, getattr(whole.gradients, name)) < 1e-10, name
-    for name in ("loss", "squared", "error", "along"):
+    for name in ("loss", "residual_ss", "error", "decoder_radial"):
         assert apart(getattr(sliced, name), getattr(whole, name)) < 1e-10, name
     assert torch.equal(sliced.active_rows, whole.active_rows)
 
@@ -166,7 +166,9 @@ def test_products_in_bf16_round_their_factors_only() -> None:
     )
     for found, expected in zip(rounded.gradients, exact.gradients, strict=True):
         assert found.dtype == torch.float32
-        assert 1e-5 < apart(found, expected) < 0.2  # a value at the cut may fall to the other side
+        assert (
+            1e-5 < apart(found, expected) < 0.2
+        )  # a value at the batch threshold may fall to the other side
 
 
 def test_the_device_chooses_the_back_end() -> None:
@@ -184,7 +186,7 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_
     threshold = torch.nn.Parameter(random_thresholds(torch.float64))
     groups: list[dict[str, Any]] = [
         {"params": list(plain)},
-        {"params": [threshold], "lr": 0.01 * THRESHOLD_PACE},
+        {"params": [threshold], "lr": 0.01 * THRESHOLD_RATE_FACTOR},
     ]
     adam = torch.optim.Adam(groups, lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
     for step in range(5):
@@ -195,7 +197,8 @@ def test_several_steps_equal_a_plain_adam_loop_with_projection_and_gradients_of_
         with torch.no_grad():
             found = [each.grad for each in (*plain, threshold) if each.grad is not None]
             measured = [
-                MEASURED**0.5 * each[::MEASURED] if each.dim() > 1 else each for each in found
+                NORM_ROW_STRIDE**0.5 * each[::NORM_ROW_STRIDE] if each.dim() > 1 else each
+                for each in found
             ]
             norm = torch.nn.utils.get_total_norm(measured)
             for each in found:
@@ -273,7 +276,7 @@ def test_squares_of_a_large_batch_are_not_lost_in_single_precision() -> None:
     ours = engine(random_parameters(torch.float32), kind="matryoshka")
     batch = random_batch(torch.float32, rows=50_000)
     found = ours.backward(batch, NOBODY)
-    assert float(found.squared) == pytest.approx(
+    assert float(found.residual_ss) == pytest.approx(
         float(found.error.double().square().sum()), rel=1e-6
     )
 
@@ -436,7 +439,7 @@ def test_batchtopk_keeps_exactly_the_largest_k_times_batch_whatever_it_saw_befor
     found = BatchTopK(D_SAE, K)
     for seed, scale in enumerate(
         (1.0, 1.0, 0.01, 100.0, 1.0)
-    ):  # jumps that make the remembered cut useless
+    ):  # jumps that make the last threshold useless
         pre = scale * torch.randn(BATCH, D_SAE, generator=torch.Generator().manual_seed(seed))
         code = found.select(Given(pre, 16))
         top = pre.flatten().topk(K * BATCH)
@@ -445,9 +448,9 @@ def test_batchtopk_keeps_exactly_the_largest_k_times_batch_whatever_it_saw_befor
         assert code.row_start[-1] == code.value.numel() == K * BATCH
 
 
-def test_nested_parts_are_shares_of_the_dictionary_and_never_empty_or_twice() -> None:
-    assert nested_ends([1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0], 2048) == (64, 192, 448, 960, 2048)
-    assert nested_ends([0.01, 0.02, 0.5, 1.0], 10) == (1, 5, 10)
+def test_prefix_sizes_are_fractions_of_the_dictionary_without_empty_or_equal_prefixes() -> None:
+    assert prefix_sizes([1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0], 2048) == (64, 192, 448, 960, 2048)
+    assert prefix_sizes([0.01, 0.02, 0.5, 1.0], 10) == (1, 5, 10)
 
 
 @pytest.mark.parametrize("computed", BACK_ENDS)
@@ -475,7 +478,7 @@ def test_the_start_reconstructs_at_the_right_length_with_the_wanted_l0(
         engine(parameters, kind=kind, computed=BACK_ENDS[computed](1024)),
         random_batch(torch.float64),
     )
-    ours.start(x)
+    ours.initialise(x)
     assert float(ours.backward(x, NOBODY).l0) == pytest.approx(K)
-    guess = ours.back_end.guess(parameters, ours.architecture, x)
+    guess = ours.back_end.decode_without_bias(parameters, ours.architecture, x)
     assert float((guess * x).sum() / guess.pow(2).sum()) == pytest.approx(1.0)

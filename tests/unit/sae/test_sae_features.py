@@ -26,7 +26,7 @@ from sae import describe_features
 
 
 def identity(d: int, k: int | None = None) -> Sae:
-    """Features are the coordinates above 0, so codes are whole numbers where the rows are: many ties."""
+    """Features are the positive coordinates: integer rows give integer codes with many ties."""
     eye = torch.eye(d)
     return Sae(eye, torch.zeros(d), eye.clone(), torch.zeros(d), torch.zeros(d), k=k)
 
@@ -71,23 +71,23 @@ def test_one_pass_finds_what_looking_at_every_row_finds(vocabulary: int) -> None
     assert found.total.tolist() == codes.sum(0).tolist()
     for feature in range(6):
         rows, ranked = expected(store, tokens, feature, 7)
-        mine = found.rows_of.feature == feature
+        mine = found.top_rows.feature == feature
         assert [
             (-a, r)
-            for a, r in zip(found.rows_of.activation[mine], found.rows_of.row[mine], strict=True)
+            for a, r in zip(found.top_rows.activation[mine], found.top_rows.row[mine], strict=True)
         ] == rows
-        if vocabulary < firing.TOKENS_IN_VIEW:
-            mine = found.tokens_of.feature == feature
-            best = zip(*(values[mine] for values in found.tokens_of[1:]), strict=True)
+        if vocabulary < firing.MAX_TOKENS:
+            mine = found.top_tokens.feature == feature
+            best = zip(*(values[mine] for values in found.top_tokens[1:]), strict=True)
             assert [(-score, token, total) for token, total, score in best] == ranked
-    assert (found.rows_of.feature == 2).sum() == (found.tokens_of.feature == 2).sum() == 0
-    assert found.rows_of.row[found.rows_of.feature == 3].tolist() == [77]
+    assert (found.top_rows.feature == 2).sum() == (found.top_tokens.feature == 2).sum() == 0
+    assert found.top_rows.row[found.top_rows.feature == 3].tolist() == [77]
 
 
 def test_what_stays_in_view_is_bounded_and_holds_the_tokens_that_matter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(firing, "TOKENS_IN_VIEW", 16)
+    monkeypatch.setattr(firing, "MAX_TOKENS", 16)
     rng = np.random.default_rng(1)
     rows = 20_000
     tokens = rng.integers(0, 1000, rows).astype(np.int32)
@@ -103,7 +103,9 @@ def test_what_stays_in_view_is_bounded_and_holds_the_tokens_that_matter(
 
     monkeypatch.setattr(firing, "_added", watched)
     found = firing.collect(identity(1), MemoryRows(values), tokens, 5)
-    totals = dict(zip(found.tokens_of.token.tolist(), found.tokens_of.total.tolist(), strict=True))
+    totals = dict(
+        zip(found.top_tokens.token.tolist(), found.top_tokens.total.tolist(), strict=True)
+    )
     assert totals == {token: (tokens == token).sum() * (50.0 - token) for token in range(5)}
     assert largest == 16
 
@@ -112,7 +114,7 @@ def test_topk_fires_only_where_it_is_among_the_largest() -> None:
     store = MemoryRows(np.array([[3.0, 2.0, 1.0], [1.0, 5.0, 4.0]]))
     found = firing.collect(identity(3, k=1), store, np.array([4, 9], dtype=np.int32), 3)
     assert found.fired.tolist() == [1, 1, 0]
-    assert found.tokens_of.token.tolist() == [4, 9]
+    assert found.top_tokens.token.tolist() == [4, 9]
 
 
 def test_the_nearest_features_are_the_others_with_the_highest_cosine(

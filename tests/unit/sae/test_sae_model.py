@@ -1,4 +1,4 @@
-"""The exported form: equal to the training form, a SAELens folder, and particular about its files."""
+"""The export equals the training form, is a SAELens folder, and damaged files are refused."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from sae_fakes import MemoryRows
 from ghosttrack import sae
 from ghosttrack.errors import UserError
 from ghosttrack.sae import model
-from ghosttrack.sae.export import calibrate, fold
+from ghosttrack.sae.export import calibrate, fold_normalisation
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.rows import Normaliser, blocks
 
@@ -32,7 +32,7 @@ def exported(seed: int = 0) -> tuple[sae.Sae, Parameters, Normaliser, MemoryRows
     values = normaliser.mean.numpy() + 4.0 * np.random.default_rng(seed).standard_normal(
         (9000, D_MODEL)
     )
-    return fold(parameters, normaliser), parameters, normaliser, MemoryRows(values)
+    return fold_normalisation(parameters, normaliser), parameters, normaliser, MemoryRows(values)
 
 
 def test_the_exported_form_encodes_and_decodes_as_the_training_form() -> None:
@@ -195,7 +195,7 @@ def test_a_folder_that_does_not_subtract_the_bias_from_the_input_is_read_as_mean
         ("architecture", "gated", "architecture is 'gated', only 'jumprelu' and 'topk'"),
         ("normalize_activations", "layer_norm", "normalize_activations is 'layer_norm'"),
         ("d_sae", "many", "d_sae is 'many'"),
-        ("d_sae", 41, r"W_enc should be \(12, 41\) by cfg.json, found \(12, 40\)"),
+        ("d_sae", 41, r"W_enc should be \(12, 41\) according to cfg.json, found \(12, 40\)"),
         ("dtype", None, "no dtype"),
     ],
 )

@@ -19,7 +19,7 @@ from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus
 from ghosttrack.runtime import files
-from ghosttrack.sae import shared_rows
+from ghosttrack.sae.shared_rows import training_layers
 from ghosttrack.settings import CorpusSettings
 from sae import evaluate_sae, train_sae, train_shared_sae
 
@@ -169,11 +169,11 @@ def test_less_memory_gives_the_same_bytes_and_the_log_says_so(
     one, two = (tmp_path / name / "sae_weights.safetensors" for name in knobs)
     assert one.read_bytes() == two.read_bytes()
     assert (
-        "activations are kept in memory (resident_mb 1,536), 64 rows on their way at once"
+        "activations are kept in memory (resident_mb 1,536), micro-batches have 64 rows"
         in caplog.text
     )
     assert (
-        "activations are read window by window (resident_mb 0), 32 rows on their way at once"
+        "activations are read window by window (resident_mb 0), micro-batches have 32 rows"
         in caplog.text
     )
 
@@ -239,7 +239,7 @@ def test_a_pretrained_autoencoder_that_does_not_fit_is_named_in_the_log_and_in_i
         )
         found.append(json.loads(quality.read_text()))
     assert "warning" not in found[0]
-    assert "its cfg.json promises 40; likely causes" in found[1]["warning"]
+    assert "its cfg.json says 40; likely causes" in found[1]["warning"]
     assert f"layer 2: {found[1]['warning']}" in caplog.text
 
 
@@ -347,9 +347,9 @@ def test_one_dictionary_for_two_layers_is_written_twice_and_twice_the_same(tmp_p
 def test_shares_of_a_batch_are_even_and_layers_have_orders_of_their_own(tmp_path: Path) -> None:
     path, manifest = write_store(tmp_path, "train", seed=0)
     store = ActivationStore.open([path], [manifest])
-    parts = shared_rows.sources([store, store, store], 64, seed=0, resident=True)
+    parts = training_layers([store, store, store], 64, seed=0, resident=True)
     batches = [part.batches.batch_at(0) for part in parts]
     assert [len(batch) for batch in batches] == [22, 21, 21]
     assert not np.array_equal(batches[1], batches[2])
-    again = shared_rows.sources([store, store, store], 64, seed=0, resident=False)
+    again = training_layers([store, store, store], 64, seed=0, resident=False)
     assert np.array_equal(again[2].batches.batch_at(7), parts[2].batches.batch_at(7))

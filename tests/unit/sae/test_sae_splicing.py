@@ -1,4 +1,4 @@
-"""Known answers for spliced losses, a slow reference for all of them, and whose rows may be replaced."""
+"""Spliced losses: known cases, a slow reference, and the rows that are replaced."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -152,7 +152,7 @@ class Spliced1(nn.Module):
 
 
 def slow(heldout: Heldout, autoencoder: Sae, site: str) -> dict[str, float]:
-    """One context and one row at a time, with the model's own loss and a module put in place of the site's."""
+    """One context and one row at a time, with the model's loss and a module around the site's."""
     model, tokens, store = heldout
     excluded = store.excluded.reshape(tokens.shape)
     mean = torch.from_numpy(store.read().astype(np.float64)[~store.excluded].mean(0)).float()
@@ -290,16 +290,16 @@ def test_batches_change_nothing_but_rounding(heldout: Heldout) -> None:
 def test_contexts_are_spread_evenly_over_the_held_out_text(
     contexts: int, context: int, expected: list[int]
 ) -> None:
-    assert splicing.spread(contexts, context).tolist() == expected
+    assert splicing.evenly_spread(contexts, context).tolist() == expected
 
 
 def test_only_the_chosen_contexts_are_read(
     heldout: Heldout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spread = splicing.spread
+    spread = splicing.evenly_spread
     monkeypatch.setattr(
         splicing,
-        "spread",
+        "evenly_spread",
         lambda *given: np.array([0, 4]) if given[0] == CONTEXTS else spread(*given),
     )
     found = splice(*_arguments(heldout, rough()))
@@ -353,7 +353,7 @@ def test_ablations_are_measured_on_a_few_of_the_contexts(
     heldout: Heldout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = splice(*_arguments(heldout, rough()))
-    monkeypatch.setattr(splicing, "ABLATED", 3 * CONTEXT)
+    monkeypatch.setattr(splicing, "ABLATED_TOKENS", 3 * CONTEXT)
     found = splice(*_arguments(heldout, rough()))
     assert (found.spliced_rows, found.ablated_rows) == (whole.spliced_rows, 3 * (CONTEXT - 2))
     assert found.delta_ce == pytest.approx(whole.delta_ce, abs=1e-6)

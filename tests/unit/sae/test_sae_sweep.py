@@ -1,4 +1,6 @@
-"""Sweeps: each arm is what training it alone gives, in one reading of the data, and a kill changes nothing."""
+"""Sweeps: each arm equals the dictionary that trains alone, batches are read once, and a kill
+changes nothing.
+"""
 
 from pathlib import Path
 
@@ -6,20 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted
+from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted, train_one
 from test_sae_scripts import arguments, write_store
 
 from ghosttrack import sae
 from ghosttrack.errors import UserError
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.stability import compare
-from ghosttrack.sae.sweep import Arm, sweep
-from ghosttrack.sae.training import train
+from ghosttrack.sae.sweep import SweepArm, sweep
 from ghosttrack.settings import SweepSettings
 from sweep import draw_sweep, sweep_sae
 
 STORE, _ = planted(rows=1024, d_model=16, features=32, active=3.0, seed=0)
-ARMS = [Arm(3, 0), Arm(4, 0), Arm(4, 1)]
+ARMS = [SweepArm(3, 0), SweepArm(4, 0), SweepArm(4, 1)]
 
 
 class Counted(MemoryBatches):
@@ -29,12 +30,14 @@ class Counted(MemoryBatches):
         super().__init__(store, batch, fail_at)
         self.reads: list[int] = []
 
-    def batch_at(self, step: int) -> np.ndarray:
+    def batch_at(self, step: int) -> torch.Tensor:
         self.reads.append(step)
         return super().batch_at(step)
 
 
-def run(state: Path, batches: MemoryBatches, checkpoint_seconds: float = 60.0) -> dict[Arm, Sae]:
+def run(
+    state: Path, batches: MemoryBatches, checkpoint_seconds: float = 60.0
+) -> dict[SweepArm, Sae]:
     return sweep(
         STORE,
         batches,
@@ -55,16 +58,16 @@ def weights(found: Sae) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[Arm, Sae]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[SweepArm, Sae]:
     return run(tmp_path_factory.mktemp("state"), MemoryBatches(STORE, SMALL.batch))
 
 
 def test_every_arm_is_bit_by_bit_what_training_it_alone_gives(
-    undisturbed: dict[Arm, Sae], tmp_path: Path
+    undisturbed: dict[SweepArm, Sae], tmp_path: Path
 ) -> None:
     for arm, found in undisturbed.items():
         (tmp_path / arm.name).mkdir()
-        alone = train(
+        alone = train_one(
             STORE,
             MemoryBatches(STORE, SMALL.batch),
             SMALL.model_copy(update={"k": arm.k}),
@@ -73,7 +76,7 @@ def test_every_arm_is_bit_by_bit_what_training_it_alone_gives(
             micro_batch=1024,
         )
         assert weights(found) == weights(alone.sae), arm
-        assert found.metadata["k"] == arm.k
+        assert found.metadata == alone.sae.metadata
     assert len({weights(found) for found in undisturbed.values()}) == len(ARMS)
 
 
@@ -85,7 +88,7 @@ def test_each_batch_is_read_once_for_all_arms(tmp_path: Path) -> None:
 
 
 def test_killed_arms_stand_at_different_steps_and_end_in_the_same_bytes(
-    undisturbed: dict[Arm, Sae], tmp_path: Path
+    undisturbed: dict[SweepArm, Sae], tmp_path: Path
 ) -> None:
     for step in (1, 20, 41):
         with pytest.raises(InterruptedError):
@@ -131,7 +134,7 @@ def test_an_impossible_k_is_named(tmp_path: Path) -> None:
             STORE,
             MemoryBatches(STORE, 64),
             SMALL,
-            [Arm(4, 0), Arm(48, 0)],
+            [SweepArm(4, 0), SweepArm(48, 0)],
             state=tmp_path,
             micro_batch=64,
             order=0,

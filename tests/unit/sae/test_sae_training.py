@@ -9,17 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted
+from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted, train_one
 
 from ghosttrack.errors import UserError
 from ghosttrack.sae import Sae, speed, training
 from ghosttrack.sae.dense_step import DenseBackEnd
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.rows import blocks, fit_normaliser
-from ghosttrack.sae.training import Schedule, Trained, schedule, train
+from ghosttrack.sae.training import Schedule, TrainedSae, schedule
 from ghosttrack.settings import SaeSettings
 
 STORE, _ = planted(rows=1024, d_model=16, features=32, active=3.0, seed=0)
@@ -33,11 +32,11 @@ def run(
     fail_at: int | None = None,
     micro_batch: int = 1024,
     checkpoint_seconds: float = 0.0,
-) -> Trained:
+) -> TrainedSae:
     if state != Path(os.devnull):
         state.mkdir(exist_ok=True)
     batches = MemoryBatches(STORE, settings.batch, fail_at)
-    return train(
+    return train_one(
         STORE,
         batches,
         settings,
@@ -48,7 +47,7 @@ def run(
     )
 
 
-def weight_bytes(trained: Trained) -> bytes:
+def weight_bytes(trained: TrainedSae) -> bytes:
     sae = trained.sae
     return b"".join(
         t.numpy().tobytes() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold)
@@ -60,7 +59,7 @@ def test_planted_directions_are_found() -> None:
     settings = SaeSettings(d_sae=96, k=3, batch=256, epochs=20, learning_rate=4e-3)
     state = Path(os.devnull)  # never written: no checkpoint falls due
     batches = MemoryBatches(store, 256)
-    sae = train(
+    sae = train_one(
         store, batches, settings, seed=0, state=state, micro_batch=256, checkpoint_seconds=1e9
     ).sae
     rows = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).numpy()
@@ -79,7 +78,7 @@ Recovered = dict[str, tuple[Sae, MemoryRows, float]]
 
 @pytest.fixture(scope="module")
 def recovered() -> Recovered:
-    """By architecture: an SAE of 128 planted directions in 64 dimensions, other rows, the share of directions found."""
+    """By architecture: an SAE of planted directions, other rows, the fraction of recovered ones."""
     torch.set_num_threads(1)
     store, directions = planted(rows=26_000, d_model=64, features=128, active=4.0, seed=1)
     train_rows, other = MemoryRows(store.values[:24_000]), MemoryRows(store.values[24_000:])
@@ -89,7 +88,7 @@ def recovered() -> Recovered:
         nowhere = Path(
             os.devnull
         )  # never written: no checkpoint falls due, however busy the machine
-        sae = train(
+        sae = train_one(
             train_rows,
             batches,
             settings,
@@ -103,7 +102,7 @@ def recovered() -> Recovered:
     return found
 
 
-# Nested parts press the first features to be general, which planted directions of equal rank are not.
+# Prefixes make the first features general, but all planted directions are equally general.
 @pytest.mark.parametrize(
     ("name", "share"), [("batchtopk", 0.9), ("topk", 0.9), ("jumprelu", 0.9), ("matryoshka", 0.65)]
 )
@@ -128,7 +127,7 @@ def test_topk_keeps_k_features_on_each_row_of_other_text(recovered: Recovered) -
     assert (found.l0_p5, found.l0_p50, found.l0_p95) == (5.0, 5.0, 5.0)
 
 
-def test_every_nested_part_of_matryoshka_reconstructs_better_than_the_same_features_of_batchtopk(
+def test_every_prefix_of_matryoshka_reconstructs_better_than_the_same_features_of_batchtopk(
     recovered: Recovered,
 ) -> None:
     fvu = {}
@@ -183,10 +182,10 @@ def test_the_log_says_how_near_the_steps_came_to_the_limit(
     assert "GFLOP/s" not in caplog.text  # a second is too short to tell
     caplog.clear()
     shutil.rmtree(tmp_path)
-    monkeypatch.setattr(training, "TELLING_SECONDS", 0.0)
+    monkeypatch.setattr(training, "MIN_TIMED_SECONDS", 0.0)
     run(tmp_path)
     assert re.search(
-        r"ms a step of 64 tokens, [\d,]+ tokens/s; .* of what matrix products reach here",
+        r"ms per step of 64 tokens, [\d,]+ tokens/s; .* of matrix products on this machine",
         caplog.text,
     )
 
@@ -238,7 +237,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves_with_the_shell_status(
     batches = MemoryBatches(STORE, SMALL.batch)
     serve = batches.batch_at
 
-    def serve_and_signal(step: int) -> npt.NDArray[np.float32]:
+    def serve_and_signal(step: int) -> torch.Tensor:
         if step == 10:
             os.kill(os.getpid(), number)
         return serve(step)
@@ -246,7 +245,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves_with_the_shell_status(
     monkeypatch.setattr(batches, "batch_at", serve_and_signal)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:  # an hour between checkpoints: only the signal saves
-        train(
+        train_one(
             STORE,
             batches,
             SMALL,
@@ -288,7 +287,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_older_one_used(
     caplog.set_level(logging.INFO, logger="ghosttrack")
     resumed = run(tmp_path / "killed")
     assert "step_000000020.checkpoint is not used: its" in caplog.text
-    assert "going on from the checkpoint of step 19" in caplog.text
+    assert "resuming from the checkpoint of step 19" in caplog.text
     assert weight_bytes(resumed) == weight_bytes(whole)
 
 
@@ -308,9 +307,9 @@ def test_a_checkpoint_of_another_run_is_refused_and_outlived(
     else:
         code = "edited"
 
-    def start(fail_at: int | None) -> Trained:
+    def start(fail_at: int | None) -> TrainedSae:
         batches = MemoryBatches(STORE, SMALL.batch, fail_at)
-        return train(
+        return train_one(
             STORE,
             batches,
             settings,
@@ -327,7 +326,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_outlived(
     caplog.clear()
     caplog.set_level(logging.INFO, logger="ghosttrack")
     start(fail_at=None)  # the foreign files have higher numbers, and still ours are found
-    assert "going on from the checkpoint of step 5 " in caplog.text
+    assert "resuming from the checkpoint of step 5 " in caplog.text
 
 
 def test_the_micro_batch_changes_the_result_by_rounding_only(tmp_path: Path) -> None:
@@ -373,7 +372,9 @@ def test_statistics_are_those_of_the_kept_rows() -> None:
 def test_data_that_cannot_be_trained_on_are_named(tmp_path: Path) -> None:
     constant = MemoryRows(np.ones((128, 4)))
     with pytest.raises(UserError, match="constant or damaged"):
-        train(constant, MemoryBatches(constant, 64), SMALL, seed=0, state=tmp_path, micro_batch=64)
+        train_one(
+            constant, MemoryBatches(constant, 64), SMALL, seed=0, state=tmp_path, micro_batch=64
+        )
     none_kept = MemoryRows(np.ones((128, 4)), np.ones(128, dtype=np.bool_))
     with pytest.raises(UserError, match=r"corpus\.tokens"):
         fit_normaliser(none_kept)

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from sae_fakes import SMALL, MemoryBatches, planted
+from sae_fakes import SMALL, MemoryBatches, planted, train_one
 
 from ghosttrack import sae
 from ghosttrack.sae import model, quality, splicing
 from ghosttrack.sae.rows import blocks
-from ghosttrack.sae.training import train
 
 ARCHITECTURES = ("batchtopk", "topk", "jumprelu", "matryoshka")
 PROGRAM = """
@@ -43,7 +42,7 @@ def test_every_architecture_that_is_trained_here_encodes_and_decodes_the_same_in
     for name in ARCHITECTURES:
         (tmp_path / f"state_{name}").mkdir()
         settings = SMALL.model_copy(update={"architecture": name})
-        trained = train(
+        trained = train_one(
             store,
             MemoryBatches(store, SMALL.batch),
             settings,

@@ -80,7 +80,7 @@ def train(given: dict[str, Any], times: Path) -> None:
     )  # shared pages: a kill leaves what was written
 
     class Noted(ChunkSampler):
-        def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+        def batch_at(self, step: int) -> torch.Tensor:
             noted[step] = time.monotonic()
             return super().batch_at(step)
 
@@ -90,7 +90,7 @@ def train(given: dict[str, Any], times: Path) -> None:
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
-    """Processes that have imported everything, but computed nothing: forking one that has can hang its threads."""
+    """Processes that import all modules before the fork: a fork after a computation can hang."""
     context = multiprocessing.get_context("forkserver")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     context.set_forkserver_preload(["test_training_kills", "train_sae"])
@@ -133,7 +133,8 @@ def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_one_inte
     while kills < KILLS or finished == 0:
         before = job.saved
         process = job.start(processes)
-        # In the run's own time, so that a busy machine changes nothing; where within a step or a save, nobody knows.
+        # At a random step, so that a busy machine changes nothing; the moment within a step or a
+        # save is random too.
         wait_for_step(
             job, process, before + moments.randint(1, 120) if kills < KILLS else STEPS + 1
         )
@@ -144,7 +145,7 @@ def test_twenty_kills_at_random_moments_change_no_byte_and_lose_at_most_one_inte
             times, saved = job.times, job.saved
             assert int(np.flatnonzero(times)[0]) == before  # it went on from the newest checkpoint
             gone_on += before > 0
-            # Of the steps that are lost, all but the last began within one interval of the last save.
+            # All lost steps but the last began within one interval of the last save.
             if job.begun - saved > 1:
                 assert times[job.begun - 2] - times[saved] < INTERVAL
         else:

@@ -5,6 +5,7 @@ are whole chunks (random single rows through zarr are 200 times slower), and eac
 from all over the corpus.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +27,9 @@ class _Window(NamedTuple):
     data: torch.Tensor  # (rows, d_model) float16
 
 
-def fits(store: ActivationStore, megabytes: int) -> bool:
-    """Whether the whole layer, (rows, d_model) float16, fits into this many MiB of memory."""
-    return store.rows * store.d_model * 2 <= megabytes * 2**20
+def fit(stores: Sequence[ActivationStore], megabytes: int) -> bool:
+    """Whether all rows of the layers, (rows, d_model) float16 each, fit into `megabytes` MiB."""
+    return sum(store.rows * store.d_model * 2 for store in stores) <= megabytes * 2**20
 
 
 class ChunkSampler:
@@ -75,7 +76,7 @@ class ChunkSampler:
         self._window: _Window | None = None
         self._plan: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
-    def batch_at(self, step: int) -> npt.NDArray[np.float32]:
+    def batch_at(self, step: int) -> torch.Tensor:
         """Batch number `step`, counted over all epochs, (batch, d_model) float32.
 
         Ascending steps read every chunk once per epoch; any other order is correct but slower.
@@ -93,8 +94,7 @@ class ChunkSampler:
             torch.index_select(window.data, 0, rows, out=half[done : done + len(rows)])
             done += len(rows)
             at = end
-        result: npt.NDArray[np.float32] = half.float().numpy()
-        return result
+        return half.float()
 
     def _epoch_plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Chunks in the order of the epoch, (chunks,), and window bounds in its included rows."""

@@ -180,7 +180,7 @@ def time_steps(
     x = torch.randn(sae.batch, d_model, generator=generator).to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    engine.start(x)
+    engine.initialise(x)
     for _ in range(_WARM_UP):
         l0 = engine.step(x, 1e-4).l0
     steps, began = 0, time.perf_counter()
@@ -188,7 +188,7 @@ def time_steps(
         engine.step(x, 1e-4)  # reads its loss back, so the device is done when it returns
         steps += 1
     memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
-    rate = speed.operations(engine, sae.batch, l0) * steps / elapsed
+    rate = speed.step_flops(engine, sae.batch, l0) * steps / elapsed
     return Timing(
         f"a step of {sae.batch:,} tokens, d_model {d_model}, d_sae {sae.d_sae}, {sae.precision}"
         + (", as a CUDA graph" if cuda_graph else ""),

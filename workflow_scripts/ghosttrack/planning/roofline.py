@@ -8,6 +8,7 @@ counted, not measured; kernel launches, top-k selection and waiting are not incl
 
 from typing import NamedTuple
 
+from ghosttrack.runtime import flops
 from ghosttrack.settings import PlanSettings, SaeSettings
 
 # Bytes of memory traffic per fp32 weight and step, without caches: 6 read by products (encoder
@@ -58,15 +59,14 @@ def step(sae: SaeSettings, d_model: int, device: str) -> Step:
     four passes over the active features). AuxK is not counted: its work is in proportion to the
     number of dead features, which is small.
     """
+    dense = device == "gpu"
+    operations = flops.sae_step(sae.batch, d_model, sae.d_sae, sae.k, dense=dense)
     weights, codes = 2 * d_model * sae.d_sae, sae.batch * sae.d_sae
-    product = 2 * d_model * codes
-    if device == "gpu":
-        return Step(5 * product, WEIGHT_BYTES * weights + PREACTIVATION_BYTES * codes)
+    traffic = WEIGHT_BYTES * weights
+    if dense:
+        return Step(operations, traffic + PREACTIVATION_BYTES * codes)
     active = sae.batch * sae.k * d_model
-    return Step(
-        product + 4 * 2 * active,
-        WEIGHT_BYTES * weights + SCANNED_BYTES * codes + GATHERED_BYTES * active,
-    )
+    return Step(operations, traffic + SCANNED_BYTES * codes + GATHERED_BYTES * active)
 
 
 def bound(taken: Step, machine: PlanSettings) -> Bound:

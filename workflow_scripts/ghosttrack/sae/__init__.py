@@ -1,9 +1,10 @@
-"""Sparse autoencoders: `load` an exported one here; training lives in the modules beside.
+"""Sparse autoencoders: inference, training, and quality.
 
-`model` is the exported autoencoder. `architecture` says what an architecture is; `batchtopk`, `topk`, `jumprelu` and
-`matryoshka` are four. `sparse_step` (CPU; kernels in `sparse`) and `dense_step` (GPU) are the two back ends of `engine`,
-one optimizer step; `training` is the whole run, `quality` what comes out of it on other text,
-`splicing` what the model makes of that.
+`model` is the exported autoencoder, and `load` reads one. `architecture` is the interface of the
+four architectures `batchtopk`, `topk`, `jumprelu` and `matryoshka`. `engine` is one optimizer step,
+with two back ends: `sparse_step` for a CPU (kernels in `sparse`) and `dense_step` for a GPU.
+`training` is the whole run, `quality` the reconstruction of held-out text, and `splicing` the loss
+of the model with the reconstruction in its forward pass.
 """
 
 from ghosttrack.sae.model import Sae, load, load_files

@@ -1,4 +1,4 @@
-"""What autoencoders are worth on answer tokens, where the detectors read them, and not only on the text they were trained on."""
+"""Quality of autoencoders on answer tokens, where the detectors read them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from ghosttrack.sae.model import Sae
 from ghosttrack.sae.quality import Tally
 from ghosttrack.sae.rows import blocks, mean_of
 
-# The answer tokens of all data sets together, each token counted once.
+# Name of the row over the answer tokens of all data sets, with the same weight for each token.
 ALL = "all_answers"
 
 
@@ -19,50 +19,48 @@ ALL = "all_answers"
 def measure_answers(
     sae: Sae, layer: int, stores: Mapping[str, ActivationStore]
 ) -> list[dict[str, Any]]:
-    """One row per data set, and one over all of them: see docs/reference/outputs.md for the columns.
+    """One row per data set, and one over all of them; docs/reference/outputs.md describes the columns.
 
-    Massive rows are left out and counted. FVU is about the mean of the rows at hand: answers of one kind lie closer
-    together than running text, so it comes out higher than about the mean of all answers.
+    Massive activations are excluded and counted. The FVU is relative to the mean of the rows of the
+    data set. Answers of one kind are more alike than running text, so it is higher than relative to
+    the mean of all answers.
 
     Args:
-        sae: of the layer.
+        sae: autoencoder of the layer.
         layer: 0-based.
-        stores: answer-token activations of the layer, by data set.
+        stores: activations of the layer on answer tokens, by data set.
     Raises:
-        UserError: a store of another width, or of which no row is kept.
+        UserError: a store has another width, or all of its rows are excluded.
     """
+    included = {name: int((~store.excluded).sum()) for name, store in stores.items()}
+    massive = {name: int(store.excluded.sum()) for name, store in stores.items()}
     for name, store in stores.items():
-        if store.d_model != sae.d_model or bool(store.excluded.all()):
+        if store.d_model != sae.d_model or not included[name]:
             raise UserError(
-                f"{name}: {int((~store.excluded).sum())} of {store.rows} answer tokens of layer {layer} can be measured, of width "
-                f"{store.d_model}, expected some of width {sae.d_model}: delete the data set's folder in examples/ and run again"
+                f"{name}: layer {layer} has {included[name]} included of {store.rows} answer "
+                f"tokens, with {store.d_model} dimensions; expected at least one, with "
+                f"{sae.d_model} dimensions: delete the data set's folder in examples/ and run again"
             )
     means = {name: mean_of(store) for name, store in stores.items()}  # (d_model,) each
-    kept = {name: int((~store.excluded).sum()) for name, store in stores.items()}
-    middle = torch.stack([kept[name] * mean for name, mean in means.items()]).sum(0) / sum(
-        kept.values()
-    )
-    together, rows = Tally(middle, sae.d_sae), []
+    weighted = torch.stack([included[name] * mean for name, mean in means.items()])
+    overall, rows = Tally(weighted.sum(0) / sum(included.values()), sae.d_sae), []
     for name, store in stores.items():
-        alone = Tally(means[name], sae.d_sae)
+        tally = Tally(means[name], sae.d_sae)
         for x in blocks(store):
             code = sae.encode(x)  # (rows, d_sae)
             xhat = sae.decode(code)
-            alone.add(x, code, xhat)
-            together.add(x, code, xhat)
-        rows.append(_row(name, layer, alone, int(store.excluded.sum())))
-    return [
-        *rows,
-        _row(ALL, layer, together, sum(int(store.excluded.sum()) for store in stores.values())),
-    ]
+            tally.add(x, code, xhat)
+            overall.add(x, code, xhat)
+        rows.append(_row(name, layer, tally, massive[name]))
+    return [*rows, _row(ALL, layer, overall, sum(massive.values()))]
 
 
-def _row(dataset: str, layer: int, found: Tally, massive: int) -> dict[str, Any]:
-    reconstruction, sparsity = found.result()
+def _row(dataset: str, layer: int, tally: Tally, massive: int) -> dict[str, Any]:
+    reconstruction, sparsity = tally.result()
     return {
         "dataset": dataset,
         "layer": layer,
-        "tokens": found.rows,
+        "tokens": tally.rows,
         "massive_tokens": massive,
         **{key: getattr(sparsity, key) for key in ("l0", "l0_p5", "l0_p50", "l0_p95")},
         **{

@@ -1,7 +1,7 @@
-"""Whether two devices, or two back ends, train the same autoencoder: what cannot be measured without a GPU is checked where one is.
+"""Whether two devices or two back ends train the same autoencoder, up to rounding.
 
-Both start from the same parameters and see the same batches of planted data; nothing else is random. fp32 sums come
-in another order on another device, so they agree to rounding, not bit by bit.
+Both start from the same parameters and see the same batches of synthetic data; nothing else is
+random. fp32 sums run in another order on another device, so the results are not equal bit for bit.
 """
 
 from typing import NamedTuple
@@ -13,29 +13,30 @@ from ghosttrack.sae.architecture import Architecture
 from ghosttrack.sae.engine import BackEnd, Engine
 from ghosttrack.sae.parameters import Parameters
 
-# A layer that any machine trains in a second, large enough that sums have hundreds of terms.
+# A layer that any machine trains in a second, and large enough for sums of hundreds of terms.
 D_MODEL, D_SAE, K, BATCH, STEPS = 64, 256, 8, 256, 10
 LEARNING_RATE = 1e-3
 AUX_COEFFICIENT = 1 / 32
-# fp32 carries 24 bits; a sum over 256 rows in another order differs in the last three or four of them (gradients of
-# the two CPU back ends: 1e-6). After ten Adam steps an entry near a selection threshold may have gone another way.
+# fp32 has a precision of 24 bits. A sum over 256 rows in another order differs in the last three or
+# four of them (gradients of the two back ends on a CPU: 1e-6). After ten Adam steps an entry near
+# the batch threshold may be active in only one of the two.
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-3
 
 
 class Agreement(NamedTuple):
-    """Relative differences of two back ends: of the worst gradient at the start, of the worst loss on the way."""
+    """Largest relative differences between two back ends."""
 
-    gradient: float
-    loss: float
+    gradient: float  # of a gradient at the first step
+    loss: float  # of the loss at any step
 
     @property
     def holds(self) -> bool:
-        """Whether both are rounding."""
+        """Whether rounding explains both."""
         return self.gradient < GRADIENT_TOLERANCE and self.loss < LOSS_TOLERANCE
 
 
 def planted_batches(seed: int, steps: int = STEPS) -> Tensor:
-    """Sparse sums of random unit directions with noise, scaled as training sees them, (steps, BATCH, D_MODEL)."""
+    """Normalised sparse sums of random unit directions with noise, (steps, BATCH, D_MODEL)."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(
         torch.randn(D_SAE, D_MODEL, generator=generator), dim=1
@@ -57,7 +58,7 @@ def engine(
     *,
     cuda_graph: bool = False,
 ) -> Engine:
-    """A fresh engine of the small layer on `device`."""
+    """A new engine for the small layer on `device`."""
     parameters = Parameters.tied(D_MODEL, D_SAE, torch.Generator().manual_seed(seed)).to(
         torch.device(device)
     )
@@ -74,37 +75,21 @@ def engine(
 def compare(first: Engine, second: Engine, batches: Tensor) -> Agreement:
     """Train both on `batches` (steps, BATCH, D_MODEL), each on its own device.
 
-    Both engines must be fresh and start from equal parameters.
+    Both engines must be new and start from equal parameters.
     """
-    engines = (first, second)
-    places = [each.parameters.W_enc.device for each in engines]
-    for each, place in zip(engines, places, strict=True):
-        each.start(batches[0].to(place))
-    gradients = [
-        [
-            gradient.cpu().clone()
-            for gradient in each.backward(batches[0].to(place), each.dead_features()).gradients
-        ]
-        for each, place in zip(engines, places, strict=True)
-    ]
-    losses = torch.tensor(
-        [
-            [
-                each.step(batch.to(place), LEARNING_RATE).loss
-                for each, place in zip(engines, places, strict=True)
-            ]
-            for batch in batches
-        ],
-        dtype=torch.float64,
-    )  # (steps, 2)
+    gradients, losses = [], []
+    for trained in (first, second):
+        on_device = batches.to(trained.parameters.W_enc.device)
+        trained.initialise(on_device[0])
+        result = trained.backward(on_device[0], trained.dead_features())
+        gradients.append([gradient.cpu().clone() for gradient in result.gradients])
+        losses.append([trained.step(batch, LEARNING_RATE).loss for batch in on_device])
+    one, other = torch.tensor(losses, dtype=torch.float64)  # (steps,) each
     return Agreement(
-        max(_apart(*pair) for pair in zip(*gradients, strict=True)),
-        float(((losses[:, 0] - losses[:, 1]).abs() / losses[:, 0]).max()),
+        max(_relative_difference(*pair) for pair in zip(*gradients, strict=True)),
+        float(((one - other).abs() / one).max()),
     )
 
 
-def _apart(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference, relative."""
-    return float(
-        (found - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
-    )
+def _relative_difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm().clamp(min=torch.finfo(other.dtype).tiny))

@@ -1,4 +1,4 @@
-"""Training checkpoints: whole or absent, two kept, and never another run's."""
+"""Training checkpoints: atomic, verified, and bound to one run; the last two are kept."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from ghosttrack.runtime import files
 log = logging.getLogger("ghosttrack")
 
 _FORMAT = 1
-_KEEP = 2  # if the newest turns out to be damaged there is another
+_KEEP = 2  # an older one remains if the newest is damaged
 
 
 class Checkpoint(NamedTuple):
-    """Everything a run needs to go on after `step` steps."""
+    """The state of a run after `step` steps."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -27,18 +27,18 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run in `folder`.
 
-    A file is one line of JSON (step, fingerprint of data, settings and code, SHA-256 of the rest),
-    then a safetensors payload. Files that are damaged or another run's are refused with the reason
-    and left alone.
+    A file is one line of JSON (step, fingerprint of data, settings and code, SHA-256 of the rest)
+    and a safetensors payload. Files that are damaged or from another run are logged with the
+    reason, and neither used nor deleted.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = Path(folder)
         self.fingerprint = fingerprint
-        self._own: list[Path] = []  # ascending by step
+        self._paths: list[Path] = []  # of this run, ascending by step
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write one file atomically, then drop all but the two newest of this run."""
+        """Write one file atomically, then delete all but the two newest of this run."""
         payload = safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
         )
@@ -52,26 +52,30 @@ class Checkpoints:
         with files.atomic_write(path, "wb") as stream:
             stream.write(json.dumps(header).encode() + b"\n")
             stream.write(payload)
-        self._own = [*(kept for kept in self._own if kept != path), path]
-        for old in self._own[:-_KEEP]:
+        self._paths = [*(known for known in self._paths if known != path), path]
+        for old in self._paths[:-_KEEP]:
             old.unlink(missing_ok=True)
-        self._own = self._own[-_KEEP:]
+        self._paths = self._paths[-_KEEP:]
 
     def latest(self) -> Checkpoint | None:
-        """The newest sound checkpoint of this run, or None; says in the log why others are refused. Older ones are not read."""
-        found: Checkpoint | None = None
-        own: list[Path] = []
+        """The newest valid checkpoint of this run, or None.
+
+        The log names the files that are not used, with the reason. The content of older checkpoints
+        is not read.
+        """
+        newest: Checkpoint | None = None
+        valid: list[Path] = []
         for path in sorted(self.folder.glob("step_*.checkpoint"), reverse=True):
             try:
                 with path.open("rb") as stream:
                     header = self._header(stream.readline())
-                    if found is None:
-                        found = self._content(header, stream.read())
-                own.append(path)
+                    if newest is None:
+                        newest = self._content(header, stream.read())
+                valid.append(path)
             except _RefusedError as reason:
                 log.warning("checkpoint %s is not used: %s", path.name, reason)
-        self._own = own[::-1]
-        return found
+        self._paths = valid[::-1]
+        return newest
 
     def _header(self, line: bytes) -> dict[str, Any]:
         try:
@@ -89,10 +93,11 @@ class Checkpoints:
     def _content(self, header: dict[str, Any], payload: bytes) -> Checkpoint:
         if hashlib.sha256(payload).hexdigest() != header["sha256"]:
             raise _RefusedError(
-                f"its checksum is wrong ({len(payload)} bytes of payload): it is truncated or damaged"
+                f"its checksum is wrong ({len(payload)} bytes of payload): it is truncated or "
+                "damaged"
             )
         return Checkpoint(header["step"], safetensors.torch.load(payload))
 
 
 class _RefusedError(Exception):
-    """Why a file cannot be used."""
+    """Why a file is not used."""

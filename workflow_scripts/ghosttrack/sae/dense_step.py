@@ -1,7 +1,7 @@
-"""The dense back end: five matrix products a step and nothing that waits for the device. For GPUs.
+"""The GPU back end: five matrix products per step and no device synchronisation.
 
-The maths is that of the sparse back end and is tested on a CPU in fp32 and fp64. What only a GPU does (TF32, bf16,
-the CUDA graph) is written down here but was NOT MEASURED, and not run, on one.
+The algorithm is that of the sparse back end and is tested on a CPU in fp32 and fp64. The parts that
+only a GPU runs (TF32, bf16, the CUDA graph) were NOT RUN and NOT MEASURED on one.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class DenseBackEnd:
-    """Passes with dense codes; weights, gradients and sums stay fp32 whatever the precision of the products.
+    """Passes with dense codes. Weights, gradients and sums are fp32 at any precision.
 
     Args:
-        micro_batch: rows that are on their way at once; bounds memory only.
-        precision: of the factors in a matrix product. tf32 is a property of the device and has no effect on a CPU.
+        micro_batch: rows per chunk; bounds memory only.
+        precision: of the factors in a matrix product. tf32 has no effect on a CPU.
     """
 
     def __init__(self, micro_batch: int, precision: Precision = "fp32") -> None:
@@ -32,7 +32,7 @@ class DenseBackEnd:
             torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
-        """left @ right; with bf16, of rounded factors with an fp32 sum."""
+        """left @ right; with bf16, the product of rounded factors with an fp32 sum."""
         if self.precision != "bf16":
             return torch.mm(left, right)
         left, right = left.to(torch.bfloat16), right.to(torch.bfloat16)
@@ -44,8 +44,10 @@ class DenseBackEnd:
         """Pre-activations of centred (batch, d_model)."""
         return MicroBatches(parameters, centred, self.micro_batch, self._encode)
 
-    def guess(self, parameters: Parameters, architecture: Architecture, x: Tensor) -> Tensor:
-        """Code of x (batch, d_model) times decoder, no biases subtracted or added."""
+    def decode_without_bias(
+        self, parameters: Parameters, architecture: Architecture, x: Tensor
+    ) -> Tensor:
+        """Code of x (batch, d_model) times decoder; no bias is subtracted or added."""
         chunks = architecture.activate(self.encoder(parameters, x))
         return torch.cat([self.product(chunk.code, parameters.W_dec) for chunk in chunks])
 
@@ -54,25 +56,25 @@ class DenseBackEnd:
         parameters: Parameters,
         architecture: Architecture,
         x: Tensor,
-        dead: Tensor | None = None,  # noqa: ARG002 (how many there are changes, which a graph does not allow)
+        dead: Tensor | None = None,  # noqa: ARG002 (its size varies, which a graph does not allow)
     ) -> Pass:
-        """Loss and gradients for x (batch, d_model); nothing is kept of the features `dead`."""
+        """Loss and gradients for x (batch, d_model); pre-activations of `dead` are not kept."""
         W_dec, b_dec = parameters.W_dec, parameters.b_dec
         batch, d_model = x.shape
         centred = x - b_dec  # (batch, d_model)
         encoder = self.encoder(parameters, centred)
         l0 = self._l0(architecture, encoder)
-        ends = architecture.ends
-        parts = list(zip((0, *ends), ends, strict=False))
+        sizes = architecture.prefix_sizes
+        parts = list(zip((0, *sizes), sizes, strict=False))  # first and last feature + 1
         gradients = Parameters(*(torch.zeros_like(tensor) for tensor in parameters))
-        along = torch.zeros_like(parameters.b_enc)
-        active_rows = torch.zeros_like(along, dtype=torch.int64)
-        last = torch.empty_like(x)
+        decoder_radial = torch.zeros_like(parameters.b_enc)
+        active_rows = torch.zeros_like(decoder_radial, dtype=torch.int64)
+        error = torch.empty_like(x)
         squares = torch.zeros(len(parts), dtype=torch.float64, device=x.device)
-        threshold, to_threshold = architecture.threshold, None
+        threshold, threshold_grad = architecture.threshold, None
         if threshold is not None:
-            to_threshold = torch.zeros_like(along)
-            price, slope = threshold.penalty(l0)
+            threshold_grad = torch.zeros_like(decoder_radial)
+            penalty, slope = threshold.penalty(l0)
         done = 0
         for pre, code in architecture.activate(encoder):
             rows = slice(done, done + len(code))
@@ -80,34 +82,33 @@ class DenseBackEnd:
             errors = [b_dec - x[rows]]
             for start, end in parts:
                 errors.append(errors[-1] + self.product(code[:, start:end], W_dec[start:end]))
-            errors = errors[
-                1:
-            ]  # xhat - x, each (chunk, d_model), with all features up to the end of the part
-            squares += torch.stack([error.pow(2).sum().double() for error in errors])
-            last[rows] = errors[-1]
+            errors = errors[1:]  # xhat - x of each prefix, each (chunk, d_model)
+            squares += torch.stack([part.pow(2).sum().double() for part in errors])
+            error[rows] = errors[-1]
             active = code > 0
-            to_code = torch.empty_like(code)
+            code_grad = torch.empty_like(code)
             slopes = torch.zeros_like(errors[0])
-            for error, (start, end) in zip(reversed(errors), reversed(parts), strict=True):
-                slopes = slopes.add(
-                    error, alpha=2.0 / (batch * d_model * len(parts))
-                )  # d loss / d xhat of the part
+            # d loss / d xhat of a feature: the sum over the prefixes that contain it.
+            for prefix_error, (start, end) in zip(reversed(errors), reversed(parts), strict=True):
+                slopes = slopes.add(prefix_error, alpha=2.0 / (batch * d_model * len(parts)))
                 gradients.W_dec[start:end] += self.product(code[:, start:end].t(), slopes)
-                to_code[:, start:end] = self.product(slopes, W_dec[start:end].t())
+                code_grad[:, start:end] = self.product(slopes, W_dec[start:end].t())
             gradients.b_dec.add_(slopes.sum(0))
-            if threshold is not None and to_threshold is not None:
-                every = threshold.gradient(threshold.value, to_code, (slope / batch).to(x.dtype))
-                to_threshold += (every * threshold.near(pre)).sum(0)
-            to_pre = to_code.mul_(active)
-            along += (code * to_pre).sum(0)
-            gradients.W_enc.add_(self.product(to_pre.t(), centred[rows]))
-            gradients.b_enc.add_(to_pre.sum(0))
+            if threshold is not None and threshold_grad is not None:
+                grads = threshold.gradient(threshold.value, code_grad, (slope / batch).to(x.dtype))
+                threshold_grad += (grads * threshold.in_kernel(pre)).sum(0)
+            pre_grad = code_grad.mul_(active)
+            decoder_radial += (code * pre_grad).sum(0)
+            gradients.W_enc.add_(self.product(pre_grad.t(), centred[rows]))
+            gradients.b_enc.add_(pre_grad.sum(0))
             active_rows += active.sum(0)
         l0 = active_rows.sum().double() / batch
         loss = squares.sum() / (batch * d_model * len(parts))
         if threshold is not None:
-            loss = loss + price
-        return Pass(loss, squares[-1], l0, last, active_rows, gradients, along, to_threshold)
+            loss = loss + penalty
+        return Pass(
+            loss, squares[-1], l0, error, active_rows, gradients, decoder_radial, threshold_grad
+        )
 
     def _encode(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.precision == "bf16":
@@ -115,17 +116,18 @@ class DenseBackEnd:
         return functional.linear(x, weight, bias)
 
     def _l0(self, architecture: Architecture, encoder: MicroBatches) -> Tensor:
-        """Active features a row, (): its price must be known before the first chunk's gradients."""
+        """Active features per row, (): the gradients of the first chunk need the L0 penalty."""
         if architecture.threshold is None:
             return torch.zeros(())
         counts = [(code > 0).sum().double() for _, code in architecture.activate(encoder)]
         return torch.stack(counts).sum() / encoder.rows
 
 
-class Graphed:
-    """A pass over batches of one size as a CUDA graph, which spares the launches; NOT MEASURED and not run on a GPU.
+class CudaGraph:
+    """A pass over batches of one size as a CUDA graph. It saves kernel launches.
 
-    The parameters must stay where they are in memory, and a result is valid until the next call.
+    NOT RUN and NOT MEASURED on a GPU. The parameters must stay where they are in memory, and a
+    result is valid until the next call.
     """
 
     def __init__(self, function: Callable[[Tensor], Pass]) -> None:
@@ -136,7 +138,8 @@ class Graphed:
         """The function's result for x (batch, d_model)."""
         if self._graph is None:
             self._input = x.clone()
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call] # warm-up: not on the stream that is captured
+            # The warm-up must not run on the stream that is captured.
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(3):

@@ -1,4 +1,4 @@
-"""The encoder's product over one batch, a micro-batch at a time."""
+"""The encoder's matrix product over one batch, one micro-batch at a time."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,16 +21,17 @@ class Encoder(Protocol):
         """Rows of the batch."""
 
     def __call__(self) -> Iterator[Tensor]:
-        """Start over at the first chunk; nobody writes to one."""
+        """Iterate over the chunks from the first; they must not be modified."""
 
 
 class MicroBatches:
-    """Pre-activations of centred (batch, d_model); kept if one chunk holds them all, else computed anew at each call.
+    """Pre-activations of centred rows (batch, d_model).
 
-    Those of the features `some`, if given, are `of_some` (batch, features) once every chunk was asked for.
+    They are kept if one chunk holds them all, and computed again at each call otherwise. Once all
+    chunks were read, `selected_pre` (batch, features) holds those of the features `selected`.
     """
 
-    of_some: Tensor | None = None
+    selected_pre: Tensor | None = None
 
     def __init__(
         self,
@@ -38,51 +39,51 @@ class MicroBatches:
         centred: Tensor,
         micro_batch: int,
         product: Product,
-        some: Tensor | None = None,
+        selected: Tensor | None = None,
     ) -> None:
         self.rows = len(centred)
-        self._parameters, self._centred, self._product, self._some = (
-            parameters,
-            centred,
-            product,
-            some,
-        )
-        # About equal chunks: a last one of one row, with MKL of three, would be computed by other kernels, which round otherwise.
+        self._parameters, self._centred = parameters, centred
+        self._product, self._selected = product, selected
+        # Chunks of about equal size: other kernels, which round differently, would compute a last
+        # chunk of one row (with MKL: of three rows).
         chunks = max(math.ceil(len(centred) / micro_batch), 1)
         self._chunk = math.ceil(len(centred) / chunks)
-        self._known: list[Tensor] = []
+        self._kept: list[Tensor] = []
 
     def __call__(self) -> Iterator[Tensor]:
-        """Start over at the first chunk."""
+        """Iterate over the chunks from the first."""
         if self._chunk < self.rows:
             return self._compute()
-        if not self._known:
-            self._known = list(self._compute())
-        return iter(self._known)
+        if not self._kept:
+            self._kept = list(self._compute())
+        return iter(self._kept)
 
     def _compute(self) -> Iterator[Tensor]:
         W_enc, _, b_enc, _ = self._parameters
-        if self._some is not None:
-            of_some = self._centred.new_empty(self.rows, len(self._some))
+        if self._selected is not None:
+            selected_pre = self._centred.new_empty(self.rows, len(self._selected))
         done = 0
         for part in torch.split(self._centred, self._chunk):
             pre = self._product(part, W_enc, b_enc)
-            if self._some is not None:
-                torch.index_select(pre, 1, self._some, out=of_some[done : done + len(part)])
+            if self._selected is not None:
+                rows = slice(done, done + len(part))
+                torch.index_select(pre, 1, self._selected, out=selected_pre[rows])
             done += len(part)
             yield pre
-        if self._some is not None:
-            self.of_some = of_some
+        if self._selected is not None:
+            self.selected_pre = selected_pre
 
 
-def cut(encoder: Encoder, k: int) -> Tensor:
-    """The (k * rows + 1)-th largest pre-activation of the batch, at least 0, (): a tensor, so that nothing waits for it."""
+def batch_threshold(encoder: Encoder, k: int) -> Tensor:
+    """The (k * rows + 1)-th largest pre-activation of the batch, at least 0.
+
+    A tensor () on the device, so that nothing waits for it.
+    """
     largest: list[Tensor] = []
     for pre in encoder():
-        values = pre.reshape(-1)
-        values = values.topk(
-            min(k * encoder.rows + 1, values.numel()), sorted=False
-        ).values  # nothing else can be among them
+        count = min(k * encoder.rows + 1, pre.numel())
+        values = pre.reshape(-1).topk(count, sorted=False).values
         values = torch.cat([*largest, values])
-        largest = [values.topk(min(k * encoder.rows + 1, values.numel()), sorted=False).values]
+        count = min(k * encoder.rows + 1, values.numel())
+        largest = [values.topk(count, sorted=False).values]
     return largest[0].min().clamp(min=0.0)

@@ -1,4 +1,7 @@
-"""The feature dictionary of one layer: for every feature what it fires on, what it speaks for, what resembles it."""
+"""The feature dictionary of one layer.
+
+For every feature: the text on which it fires, the tokens that it promotes, and similar features.
+"""
 
 import json
 from collections.abc import Sequence
@@ -20,46 +23,47 @@ from ghosttrack.sae.logit_lens import Ranked, nearest, output_tokens
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
 
-# Entries of every list: what fits on a screen.
+# Entries per list: what fits on a screen.
 ENTRIES = 10
-# Row groups of a file, so that one feature is found without reading all.
+# Rows per row group of the file: one feature can be read without reading all.
 _GROUP = 256
 
 
 def describe(
     sae: Sae, store: Rows, corpus: PackedTokens, text: TokenText, unembedding: Unembedding | None
 ) -> pa.Table:
-    """The feature dictionary, one row per feature in order; columns are described in docs/reference/outputs.md.
+    """The feature dictionary, one row per feature; docs/reference/outputs.md describes the columns.
 
-    What comes from text is empty where a feature never fires on it.
+    Columns from text are empty for a feature that never fires on it.
 
     Args:
         sae: the autoencoder.
         store: held-out activations.
-        corpus: the tokens that they were computed from, row by row.
-        text: of the same tokenizer.
+        corpus: the tokens of the store's rows.
+        text: decoder of the same tokenizer.
         unembedding: of the same model; None: no output tokens.
     Raises:
-        UserError: autoencoder and rows differ in width.
+        UserError: autoencoder and rows have different widths.
     """
     if store.d_model != sae.d_model:
         raise UserError(
-            f"the held-out rows have {store.d_model} dimensions, the autoencoder {sae.d_model}: delete it and run again"
+            f"the held-out rows have {store.d_model} dimensions, the autoencoder {sae.d_model}: "
+            "delete the autoencoder's folder under saes/ and run again"
         )
     output = Ranked(np.empty((sae.d_sae, 0), np.int64), np.empty((sae.d_sae, 0), np.float32))
     if unembedding is not None:
         output = output_tokens(sae.W_dec, unembedding, text.size, ENTRIES)
     similar = nearest(sae.W_dec, ENTRIES)
-    found = collect(sae, store, corpus.tokens.reshape(-1), ENTRIES)
+    firing = collect(sae, store, corpus.tokens.reshape(-1), ENTRIES)
     return pa.table(
         {
             "feature": pa.array(range(sae.d_sae), pa.int32()),
-            **_activity(found),
-            **_tokens(found, text),
-            **_contexts(found, corpus, text),
+            **_activity(firing),
+            **_tokens(firing, text),
+            **_contexts(firing, corpus, text),
             "output_token": _rows(output.entry, pa.int32()),
             "output_text": _lists(
-                [text.alone(token) for token in output.entry.reshape(-1).tolist()], _even(output)
+                [text.alone(token) for token in output.entry.reshape(-1).tolist()], _lengths(output)
             ),
             "output_logit": _rows(output.value, pa.float32()),
             "nearest": _rows(similar.entry, pa.int32()),
@@ -69,40 +73,43 @@ def describe(
 
 
 def write(table: pa.Table, path: Path, about: dict[str, Any]) -> None:
-    """Write the dictionary, atomically; `about` is kept in the file as pandas' `attrs`. Same content, same bytes."""
+    """Write the dictionary, atomically, with `about` as pandas' `attrs`.
+
+    Equal content gives equal bytes.
+    """
     described = table.replace_schema_metadata({"PANDAS_ATTRS": json.dumps(about, sort_keys=True)})
     with atomic_write(path, "wb") as stream:
         parquet.write_table(described, stream, compression="zstd", row_group_size=_GROUP)
 
 
-def _activity(found: Firing) -> dict[str, pa.Array]:
-    top = found.rows_of
-    strongest = np.zeros(len(found.fired), dtype=np.float32)
+def _activity(firing: Firing) -> dict[str, pa.Array]:
+    top = firing.top_rows
+    strongest = np.zeros(len(firing.fired), dtype=np.float32)
     np.maximum.at(strongest, top.feature, top.activation)
     return {
-        "density": pa.array(found.fired / max(found.rows, 1), pa.float32()),
-        "activation_mean": pa.array(found.total / np.maximum(found.fired, 1), pa.float32()),
+        "density": pa.array(firing.fired / max(firing.rows, 1), pa.float32()),
+        "activation_mean": pa.array(firing.total / np.maximum(firing.fired, 1), pa.float32()),
         "activation_max": pa.array(strongest, pa.float32()),
     }
 
 
-def _tokens(found: Firing, text: TokenText) -> dict[str, pa.Array]:
-    best = found.tokens_of
-    counts = np.bincount(best.feature, minlength=len(found.fired))
-    seen = found.occurrences[best.token]
+def _tokens(firing: Firing, text: TokenText) -> dict[str, pa.Array]:
+    best = firing.top_tokens
+    counts = np.bincount(best.feature, minlength=len(firing.fired))
+    seen = firing.occurrences[best.token]
     return {
         "top_token": _lists(best.token, counts, pa.int32()),
         "top_text": _lists([text.alone(token) for token in best.token.tolist()], counts),
         "top_mean": _lists(best.score * (seen + SILENT_ROWS) / seen, counts, pa.float32()),
-        "top_share": _lists(best.total / found.total[best.feature], counts, pa.float32()),
+        "top_share": _lists(best.total / firing.total[best.feature], counts, pa.float32()),
     }
 
 
-def _contexts(found: Firing, corpus: PackedTokens, text: TokenText) -> dict[str, pa.Array]:
-    top = found.rows_of
-    counts = np.bincount(top.feature, minlength=len(found.fired))
-    # A row is often among the best of several features.
-    rows, place = np.unique(top.row, return_inverse=True)
+def _contexts(firing: Firing, corpus: PackedTokens, text: TokenText) -> dict[str, pa.Array]:
+    top = firing.top_rows
+    counts = np.bincount(top.feature, minlength=len(firing.fired))
+    # A row is often a top row of several features.
+    rows, index = np.unique(top.row, return_inverse=True)
     windows = [window_of(corpus, row, text) for row in rows.tolist()]
     before, token, after = ([window[part] for window in windows] for part in range(3))
     return {
@@ -110,7 +117,7 @@ def _contexts(found: Firing, corpus: PackedTokens, text: TokenText) -> dict[str,
         "context_document": _lists(corpus.documents.reshape(-1)[top.row], counts, pa.int32()),
         "context_activation": _lists(top.activation, counts, pa.float32()),
         **{
-            f"context_{name}": _lists([part[at] for at in place.tolist()], counts)
+            f"context_{name}": _lists([part[at] for at in index.tolist()], counts)
             for name, part in (("before", before), ("token", token), ("after", after))
         },
     }
@@ -119,16 +126,16 @@ def _contexts(found: Firing, corpus: PackedTokens, text: TokenText) -> dict[str,
 def _lists(
     values: Sequence[str] | npt.NDArray[Any], counts: npt.NDArray[np.int64], kind: Any = None
 ) -> pa.Array:
-    """One list a feature from the values of all in a row."""
+    """One list per feature, from the concatenated values of all features."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind or pa.string()))
 
 
-def _even(ranked: Ranked) -> npt.NDArray[np.int64]:
-    """How many entries each feature has."""
+def _lengths(ranked: Ranked) -> npt.NDArray[np.int64]:
+    """Number of entries of each feature."""
     return np.full(len(ranked.entry), ranked.entry.shape[1], dtype=np.int64)
 
 
 def _rows(values: npt.NDArray[Any], kind: Any) -> pa.Array:
-    """One list a feature from the rows of an array (d_sae, count)."""
+    """One list per feature, from an array (d_sae, count)."""
     return _lists(values.reshape(-1), np.full(len(values), values.shape[1], dtype=np.int64), kind)

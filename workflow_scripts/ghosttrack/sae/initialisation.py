@@ -1,4 +1,4 @@
-"""What an autoencoder begins with: random directions, or another layer's trained autoencoder."""
+"""Initial weights of a dictionary: random directions, or another layer's trained autoencoder."""
 
 import hashlib
 from typing import NamedTuple
@@ -14,22 +14,23 @@ from ghosttrack.sae.parameters import Parameters
 from ghosttrack.settings import SaeSettings
 
 
-class Start(NamedTuple):
-    """Weights in training form, on centred and scaled activations, and the thresholds that go with them (d_sae,)."""
+class WarmStart(NamedTuple):
+    """Trained weights in training form, for normalised activations, with their thresholds."""
 
     parameters: Parameters
-    threshold: Tensor
+    threshold: Tensor  # (d_sae,)
 
     def require(self, d_sae: int, d_model: int) -> None:
-        """Refuse, with a UserError, weights that are not (d_sae, d_model)."""
+        """Raise a UserError unless the weights are (d_sae, d_model)."""
         if (shape := tuple(self.parameters.W_dec.shape)) != (d_sae, d_model):
             raise UserError(
-                f"the autoencoder of the warm-start layer has {shape[0]} features of {shape[1]} dimensions, this layer needs {d_sae} of "
-                f"{d_model}: delete the warm-start layer's folder under saes/ and run again"
+                f"the warm start's autoencoder has {shape[0]} features of {shape[1]} dimensions, "
+                f"this layer needs {d_sae} of {d_model}: delete the folder of the warm-start layer "
+                "under saes/ and run again"
             )
 
     def fingerprint(self) -> str:
-        """A digest of the content."""
+        """SHA-256 of the content."""
         content = {**self.parameters._asdict(), "threshold": self.threshold}
         saved = safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in content.items()}
@@ -38,40 +39,39 @@ class Start(NamedTuple):
 
 
 def seed_of(seed: int, layer: int, dictionaries: str) -> int:
-    """Seed of a layer's random directions: the run's, unless the layers are to begin with different ones."""
+    """Seed of a layer's random directions: that of the run, or one per layer if `independent`."""
     if dictionaries != "independent":
         return seed
     return int(np.random.SeedSequence([seed, layer]).generate_state(1)[0])
 
 
-def following(settings: SaeSettings) -> SaeSettings:
-    """Settings of a layer that begins with a warm start: `warm_start_epochs`, if given."""
+def warm_start_settings(settings: SaeSettings) -> SaeSettings:
+    """Settings of a layer with a warm start, which may train for another number of epochs."""
     return settings.model_copy(update={"epochs": settings.warm_start_epochs or settings.epochs})
 
 
-def unfold(sae: Sae) -> Start:
-    """The training form of an exported autoencoder: `export.fold` undone.
+def unfold_normalisation(sae: Sae) -> WarmStart:
+    """Undo `export.fold_normalisation`: the training form of an exported autoencoder.
 
-    Its directions, gains and biases then act on the normalised activations of whatever layer trains on, which has
-    a mean and a scale of its own.
+    Its directions, gains and biases then act on the normalised activations of the layer to train,
+    which has its own mean and scale.
 
     Raises:
-        UserError: the autoencoder does not say which mean and scale it was trained with.
+        UserError: the autoencoder does not record the mean and the scale of its training.
     """
     scale = sae.metadata.get("activation_scale")
     if sae.mean is None or not scale:
         raise UserError(
-            "the autoencoder of the warm-start layer does not say which mean and scale it was trained with, as one trained here does: "
-            "delete its folder under saes/ and run again"
+            "the warm start's autoencoder does not say which mean and scale it was trained with, "
+            "unlike one that this workflow trains: delete its folder under saes/ and run again"
         )
     W_dec = sae.W_dec.to(torch.float64) * scale
     b_dec = (sae.b_dec.to(torch.float64) - sae.mean.to(torch.float64)) * scale
     W_enc = (sae.W_enc.to(torch.float64) / scale).t()
-    unit = W_dec / torch.linalg.vector_norm(
-        W_dec, dim=1, keepdim=True
-    )  # they are, but for rounding
+    # The rows have unit norm already, up to rounding.
+    unit = W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
     parts = (
         part.to(torch.float32).contiguous()
         for part in (W_enc, unit, sae.b_enc.to(torch.float64), b_dec)
     )
-    return Start(Parameters(*parts), sae.threshold.clone())
+    return WarmStart(Parameters(*parts), sae.threshold.clone())

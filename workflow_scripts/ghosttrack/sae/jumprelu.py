@@ -1,10 +1,9 @@
-"""JumpReLU (Rajamanoharan et al., arXiv 2407.14435): a learned threshold per feature decides what stays."""
+"""JumpReLU (Rajamanoharan et al., arXiv 2407.14435): a learned threshold per feature."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ghosttrack.sae.architecture import Activated
 from ghosttrack.sae.encoder import Encoder
@@ -15,14 +14,14 @@ from ghosttrack.sae.threshold import Threshold
 
 
 class JumpReLU:
-    """Keep what exceeds its feature's threshold."""
+    """Keep the pre-activations above the threshold of their feature."""
 
     def __init__(self, threshold: Threshold) -> None:
         self.threshold = threshold
-        self.ends: tuple[int, ...] = (threshold.value.numel(),)
+        self.prefix_sizes: tuple[int, ...] = (threshold.value.numel(),)
 
     def select(self, encoder: Encoder) -> Code:
-        """The active entries of the batch, and the silent ones near their threshold with value 0."""
+        """The active entries of the batch, and silent entries near their threshold with value 0."""
         positions, values, rows = [], [], 0
         lowest = self.threshold.value - 0.5 * self.threshold.bandwidth  # (d_sae,)
         for pre in encoder():
@@ -36,13 +35,12 @@ class JumpReLU:
     def activate(self, encoder: Encoder) -> Iterator[Activated]:
         """The batch chunk by chunk."""
         for pre in encoder():
-            yield Activated(pre, self._code(pre))
+            yield Activated(pre, torch.where(pre > self.threshold.value, pre, 0.0))
 
-    def export(self, sae: Sae, store: Rows) -> Sae:  # noqa: ARG002 (the rule is learned, not measured)
-        """The learned thresholds: codes keep their scale when mean and scale are folded in."""
-        return replace(
-            sae, threshold=self.threshold.value.detach().to("cpu", torch.float32).clone()
-        )
+    def export(self, sae: Sae, store: Rows) -> Sae:  # noqa: ARG002
+        """The autoencoder with the learned thresholds.
 
-    def _code(self, pre: Tensor) -> Tensor:
-        return torch.where(pre > self.threshold.value, pre, 0.0)
+        Codes keep their scale when the normalisation is folded in, so the thresholds do not change.
+        """
+        threshold = self.threshold.value.detach().to("cpu", torch.float32).clone()
+        return replace(sae, threshold=threshold)

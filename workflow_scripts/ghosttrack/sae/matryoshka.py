@@ -1,4 +1,6 @@
-"""Matryoshka BatchTopK (Bussmann et al., arXiv 2503.17547): nested parts of the dictionary that each reconstruct alone."""
+"""Matryoshka BatchTopK (Bussmann et al., arXiv 2503.17547): prefixes of the dictionary must
+reconstruct alone.
+"""
 
 from collections.abc import Sequence
 
@@ -6,16 +8,16 @@ from ghosttrack.sae.batchtopk import BatchTopK
 
 
 class MatryoshkaBatchTopK(BatchTopK):
-    """BatchTopK over the whole dictionary; the loss is a mean over its first `ends` features.
+    """BatchTopK over the whole dictionary; the loss is the mean over prefixes of the dictionary.
 
-    The few features of the first part are pressed to be general: they cannot rely on later, finer ones.
+    The few features of the first prefix become general: they cannot rely on later, finer ones.
     """
 
-    def __init__(self, k: int, ends: Sequence[int]) -> None:
-        super().__init__(ends[-1], k)
-        self.ends = tuple(ends)
+    def __init__(self, k: int, prefix_sizes: Sequence[int]) -> None:
+        super().__init__(prefix_sizes[-1], k)
+        self.prefix_sizes = tuple(prefix_sizes)
 
 
-def nested_ends(shares: Sequence[float], d_sae: int) -> tuple[int, ...]:
-    """Where the nested parts end, from ascending shares of the dictionary; parts that round to the same end are one."""
-    return tuple(dict.fromkeys(max(1, round(share * d_sae)) for share in shares))
+def prefix_sizes(fractions: Sequence[float], d_sae: int) -> tuple[int, ...]:
+    """Prefix sizes from ascending fractions of the dictionary, without duplicates."""
+    return tuple(dict.fromkeys(max(1, round(fraction * d_sae)) for fraction in fractions))

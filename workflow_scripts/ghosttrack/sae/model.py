@@ -1,7 +1,7 @@
-"""The exported sparse autoencoder: encode, decode, and the folder that SAELens reads as it stands.
+"""The exported sparse autoencoder: encode, decode, and a folder that SAELens can read.
 
-A folder holds `sae_weights.safetensors` and `cfg.json`. SAELens has two architectures for what is trained here:
-"topk", and "jumprelu" for all whose rule is a threshold at inference.
+The folder has `sae_weights.safetensors` and `cfg.json`. In SAELens' terms the exports are "topk",
+or "jumprelu" for all architectures with a threshold at inference.
 """
 
 import json
@@ -23,12 +23,13 @@ WEIGHTS_NAME, CFG_NAME = "sae_weights.safetensors", "cfg.json"
 
 @dataclass(frozen=True)
 class Sae:
-    """An autoencoder for inference, on raw activations: centring and scale are in the weights.
+    """An autoencoder for inference on raw activations: centring and scale are in the weights.
 
-    A feature is active above its threshold; with `k`, only where it is also among the k largest of its row. Shapes: W_enc (d_model, d_sae), b_enc (d_sae,), W_dec (d_sae, d_model), b_dec (d_model,),
-    threshold (d_sae,), all float32. Codes are in the scale the autoencoder was trained in
-    (mean squared norm of the centred activations = d_model), so they compare across layers.
-    `mean`, (d_model,), is what training subtracted, and a part of b_dec; None where nobody wrote it down.
+    A feature is active above its threshold; with `k`, only if it is also among the k largest of its
+    row. Shapes: W_enc (d_model, d_sae), b_enc (d_sae,), W_dec (d_sae, d_model), b_dec (d_model,),
+    threshold (d_sae,), all float32. Codes have the scale of training (mean squared norm of the
+    centred activations = d_model), so they are comparable across layers. `mean`, (d_model,), is the
+    mean that training subtracted, which is a part of b_dec; None if it was not recorded.
     """
 
     W_enc: Tensor
@@ -51,23 +52,23 @@ class Sae:
         return self.W_enc.shape[1]
 
     def preactivations(self, x: Tensor) -> Tensor:
-        """What is compared with the threshold: x (rows, d_model), raw activations -> (rows, d_sae)."""
+        """Pre-activations of raw activations: x (rows, d_model) -> (rows, d_sae)."""
         return torch.addmm(self.b_enc, x.to(self.W_enc.dtype) - self.b_dec, self.W_enc)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Feature activations: x (rows, d_model), raw activations -> (rows, d_sae), zero where silent."""
+        """Codes of raw activations: x (rows, d_model) -> (rows, d_sae), zero where silent."""
         pre = self.preactivations(x)
         if self.k is not None:
             pre = strongest(pre, self.k)
         return pre.relu_().mul_(pre > self.threshold)
 
     def decode(self, code: Tensor) -> Tensor:
-        """Reconstruction: code (rows, d_sae) -> (rows, d_model), in the units of the raw activations."""
+        """Reconstruction in raw units: code (rows, d_sae) -> (rows, d_model)."""
         return torch.addmm(self.b_dec, code, self.W_dec)
 
 
 def largest(pre: Tensor, k: int) -> Tensor:
-    """`pre` (rows, n) where it is among the k largest of its row, else 0."""
+    """`pre` (rows, n) with all but the k largest values of each row set to 0."""
     if k >= pre.shape[1]:
         return pre
     top = pre.topk(k, dim=1, sorted=False)
@@ -75,7 +76,7 @@ def largest(pre: Tensor, k: int) -> Tensor:
 
 
 def strongest(pre: Tensor, k: int) -> Tensor:
-    """`pre` (rows, n) where it is positive and among the k largest of its row, else 0."""
+    """`pre` (rows, n) with all but the positive ones of the k largest of each row set to 0."""
     return largest(pre, k).relu()
 
 
@@ -83,7 +84,7 @@ _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
 
 def save(sae: Sae, weights: Path, cfg: Path, *, hook_name: str, model_name: str) -> None:
-    """Write the two files of a SAELens folder, atomically. Same autoencoder, same bytes."""
+    """Write the two files of a SAELens folder, atomically. Equal autoencoders give equal bytes."""
     names = [name for name in _TENSORS if sae.k is None or name != "threshold"]
     content = {name: getattr(sae, name).detach().contiguous() for name in names}
     with files.atomic_write(weights, "wb") as stream:
@@ -102,7 +103,8 @@ def save(sae: Sae, weights: Path, cfg: Path, *, hook_name: str, model_name: str)
             "hook_name": hook_name,
             "hook_head_index": None,
             "prepend_bos": True,
-            # TransformerLens would otherwise centre the writing weights and so change the residual stream.
+            # By default TransformerLens centres the weights that write to the residual stream, and
+            # so changes it.
             "model_from_pretrained_kwargs": {"center_writing_weights": False},
             **sae.metadata,
         },
@@ -120,19 +122,23 @@ def _header(sae: Sae) -> dict[str, str] | None:
 
 def _read_mean(path: Path) -> Tensor | None:
     with safetensors.safe_open(path, "pt") as opened:
-        found = (opened.metadata() or {}).get(_MEAN)
-    return None if found is None else torch.tensor(json.loads(found), dtype=torch.float32)
+        mean = (opened.metadata() or {}).get(_MEAN)
+    return None if mean is None else torch.tensor(json.loads(mean), dtype=torch.float32)
 
 
 def _topk_cfg(sae: Sae) -> dict[str, Any]:
     if bool((sae.threshold != 0).any()):
-        raise ValueError("SAELens knows k or a threshold, not both")
-    # The codes keep the scale of training, in which decoder rows had unit norm; the exported rows have another.
+        raise ValueError("SAELens supports k or a threshold, not both")
+    # Codes keep the scale of training, where decoder rows have unit norm. Exported rows have not.
     return {"architecture": "topk", "k": sae.k, "rescale_acts_by_decoder_norm": False}
 
 
 def load(directory: Path) -> Sae:
-    """Read a SAELens folder; a missing, damaged or ill-fitting file raises a UserError that names it."""
+    """Read a SAELens folder.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not match the other; the message names it.
+    """
     return load_files(Path(directory) / WEIGHTS_NAME, Path(directory) / CFG_NAME)
 
 
@@ -149,21 +155,22 @@ def load_files(weights_path: Path, cfg_path: Path) -> Sae:
         **({} if k else {"threshold": (d_sae,)}),
     }
     for name, shape in shapes.items():
-        found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
-        if found != shape:
+        shown = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+        if shown != shape:
             raise UserError(
-                f"{weights_path}: {name} should be {shape} by {cfg_path.name}, found {found}. "
-                "The two files do not belong together: delete the folder and train this layer again"
+                f"{weights_path}: {name} should be {shape} according to {cfg_path.name}, found "
+                f"{shown}. The two files do not belong together: delete the folder and train this "
+                "layer again"
             )
     weights = {name: tensors[name].to(torch.float32).contiguous() for name in shapes}
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
-                f"{weights_path}: {name} holds NaN or infinity: delete the folder and train this layer again"
+                f"{weights_path}: {name} holds NaN or infinity: delete the folder and train this "
+                "layer again"
             )
-    if (
-        not with_bias
-    ):  # pre = x W_enc + b_enc, rewritten as (x - b_dec) W_enc + (b_enc + b_dec W_enc)
+    if not with_bias:
+        # pre = x W_enc + b_enc, rewritten as (x - b_dec) W_enc + (b_enc + b_dec W_enc)
         weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
     if k:
         weights["threshold"] = torch.zeros(d_sae)
@@ -175,7 +182,7 @@ def load_files(weights_path: Path, cfg_path: Path) -> Sae:
 
 
 def _rescale(weights: dict[str, Tensor]) -> None:
-    """Fold in what SAELens may do with topk: compare and pass on pre-activations times the norm of their decoder rows."""
+    """Fold in SAELens' optional factor of topk: pre-activations times their decoder row's norm."""
     norm = torch.linalg.vector_norm(weights["W_dec"], dim=1)  # (d_sae,)
     weights["W_enc"] = weights["W_enc"] * norm
     weights["b_enc"] = weights["b_enc"] * norm
@@ -185,7 +192,8 @@ def _rescale(weights: dict[str, Tensor]) -> None:
 def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
     if not isinstance(cfg, dict):
         raise UserError(
-            f"{path}: expected a JSON object with architecture, d_in, d_sae and dtype, found {type(cfg).__name__}"
+            f"{path}: expected a JSON object with architecture, d_in, d_sae and dtype, found "
+            f"{type(cfg).__name__}"
         )
     missing = [key for key in ("architecture", "d_in", "d_sae", "dtype") if key not in cfg]
     if missing:
@@ -200,7 +208,8 @@ def _check_cfg(cfg: Any, path: Path) -> tuple[int, int, bool, int | None]:
     for key, readable in expected.items():
         if (cfg.get(key) or "none") not in readable:
             raise UserError(
-                f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can be read"
+                f"{path}: {key} is {cfg.get(key)!r}, only {' and '.join(map(repr, readable))} can "
+                "be read"
             )
     numbers = ["d_in", "d_sae", *(["k"] if cfg["architecture"] == "topk" else [])]
     for key in numbers:
@@ -218,7 +227,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run again, its job remakes it") from None
+        raise UserError(f"{path} is missing: run again to train it") from None
     except SafetensorError as error:
         raise UserError(
             f"{path} is not a valid safetensors file ({error}): delete it and run again"

@@ -1,15 +1,15 @@
-"""What a training job leaves behind: a SAELens folder that says where its rows came from, and the loss curve."""
+"""Output files of a training job: a SAELens folder with the origin of the rows, and the history."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.sae import model
-from ghosttrack.sae.training import Trained, write_history
+from ghosttrack.sae.training import TrainedSae, write_history
 
 
 def write(
-    trained: Trained,
+    trained: TrainedSae,
     store: ActivationStore,
     weights: Path,
     cfg: Path,
@@ -18,7 +18,11 @@ def write(
     model_name: str,
     made_from: str,
 ) -> None:
-    """Write one layer's three files, atomically each; `made_from` is what tells a stale autoencoder (see plan)."""
+    """Write the three files of one layer, each atomically.
+
+    `made_from`, the digest of what the autoencoder was trained from, identifies a stale autoencoder
+    (see `planning.plan`).
+    """
     metadata = {
         **trained.sae.metadata,
         "layer": store.layer,
@@ -28,12 +32,11 @@ def write(
         "storage_error": store.storage_error,
         "made_from": made_from,
     }
-    hook_name = f"blocks.{store.layer}.hook_{store.site}"
     model.save(
         replace(trained.sae, metadata=metadata),
         weights,
         cfg,
-        hook_name=hook_name,
+        hook_name=f"blocks.{store.layer}.hook_{store.site}",
         model_name=model_name,
     )
     write_history(history, trained.history)

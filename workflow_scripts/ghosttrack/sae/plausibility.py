@@ -1,45 +1,52 @@
-"""Whether a pretrained autoencoder reconstructs these activations as one that was trained on them would."""
+"""Whether a pretrained autoencoder fits the activations of this model and layer."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ghosttrack.sae.quality import Quality
 
-# ASSUME: a published autoencoder leaves less than half of the variance; one of another model or layer leaves all or more.
-HIGHEST_FVU = 0.9
-# ASSUME: another text moves the number of active features by less; another scale of the activations by far more.
+# ASSUME: a published autoencoder has an FVU below .5 on its own activations, and near 1 or above on
+# those of another model or layer.
+MAX_FVU = 0.9
+# ASSUME: L0 changes by a smaller factor on other text, and by a much larger one on activations of
+# another scale.
 L0_FACTOR = 3.0
 _CAUSES = (
-    "likely causes: it was trained on another model, on another layer or site, or on activations that were normalised or "
-    "centred in another way; check model_name, hook_name and normalize_activations in its cfg.json, and sae.source"
+    "likely causes: it was trained on another model, on another layer or site, or on activations "
+    "that were normalised or centred in another way; check model_name, hook_name and "
+    "normalize_activations in its cfg.json, and sae.source"
 )
 
 
-def warning(found: Quality, metadata: Mapping[str, Any]) -> str | None:
-    """What is implausible about the figures of a pretrained autoencoder on held-out rows, with the likely causes.
+def warning(quality: Quality, metadata: Mapping[str, Any]) -> str | None:
+    """Implausible metrics of a pretrained autoencoder on held-out rows, with the likely causes.
 
     Args:
-        found: its figures.
-        metadata: of its cfg.json; `pretrained` says where it came from, `k` or `l0` how many features it promises.
+        quality: its metrics.
+        metadata: from its cfg.json. `pretrained` is its origin, `k` or `l0` its number of active
+            features.
     Returns:
-        None where it was trained here, or where nothing is implausible.
+        None if it was trained by this workflow, or if all metrics are plausible.
     """
     if not metadata.get("pretrained"):
         return None
-    said = []
-    if not found.reconstruction.fvu <= HIGHEST_FVU:
-        said.append(f"it leaves {found.reconstruction.fvu:.3g} of the variance unexplained (fvu)")
-    promised, l0 = metadata.get("k") or metadata.get("l0"), found.sparsity.l0
-    if (
-        isinstance(promised, int | float)
-        and promised > 0
-        and not 1 / L0_FACTOR <= l0 / promised <= L0_FACTOR
-    ):
-        said.append(
-            f"{l0:.3g} features are active per token (l0), and its cfg.json promises {promised:.3g}"
+    problems = []
+    if not quality.reconstruction.fvu <= MAX_FVU:
+        problems.append(
+            f"it leaves {quality.reconstruction.fvu:.3g} of the variance unexplained (fvu)"
         )
+    expected, l0 = metadata.get("k") or metadata.get("l0"), quality.sparsity.l0
+    if (
+        isinstance(expected, int | float)
+        and expected > 0
+        and not 1 / L0_FACTOR <= l0 / expected <= L0_FACTOR
+    ):
+        problems.append(
+            f"{l0:.3g} features are active per token (l0), but its cfg.json says {expected:.3g}"
+        )
+    if not problems:
+        return None
     return (
-        f"the pretrained autoencoder does not fit these activations: {'; '.join(said)}; {_CAUSES}"
-        if said
-        else None
+        "the pretrained autoencoder does not fit these activations: "
+        f"{'; '.join(problems)}; {_CAUSES}"
     )

@@ -1,4 +1,4 @@
-"""Finish the step, save, then go: signals as a request instead of an interruption."""
+"""Signals that ask a job to stop: finish the step, save a checkpoint, exit."""
 
 import signal
 import threading
@@ -6,36 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGTERM and SIGUSR1 are what schedulers send before the end, SIGINT is Ctrl-C.
+# Schedulers send SIGTERM and SIGUSR1 before they end a job; SIGINT is Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether the process was asked to end, and by which signal."""
+    """The signal that asked the process to stop, if any."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def exit(self) -> None:
-        """Leave with the status that a shell gives for the signal."""
+        """Exit with the status that a shell gives for the signal."""
         assert self.signal is not None
         raise SystemExit(128 + self.signal)
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note SIGTERM, SIGUSR1 and SIGINT while the block runs; the handlers before it come back after it."""
+    """Record SIGTERM, SIGUSR1 and SIGINT inside the block; restore the old handlers after it."""
     request = StopRequest()
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def record(number: int, _frame: FrameType | None) -> None:
         request.signal = number
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python handles signals only there
-        yield request
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # Python handles signals only in the main thread
         return
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {number: signal.signal(number, record) for number in _SIGNALS}
     try:
         yield request
     finally:

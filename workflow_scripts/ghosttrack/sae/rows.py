@@ -1,7 +1,10 @@
-"""What training and evaluation need of an activation store, and passes over its kept rows."""
+"""The interface of an activation store for training and evaluation, and passes over its rows.
+
+A row is included unless the store excludes it (position 0 and massive activations).
+"""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +13,12 @@ from torch import Tensor
 
 from ghosttrack.errors import UserError
 
-# Whole storage chunks: a slice of a chunk decodes all of it.
+# Whole storage chunks: reading a part of a chunk decodes all of it.
 BLOCK_ROWS = 4096
 
 
 class Rows(Protocol):
-    """Activations of one layer, row by row; `ghosttrack.activations.reader.ActivationStore` is one."""
+    """Activations of one layer by row; `ghosttrack.activations.reader.ActivationStore` is one."""
 
     @property
     def rows(self) -> int:
@@ -27,24 +30,24 @@ class Rows(Protocol):
 
     @property
     def excluded(self) -> npt.NDArray[np.bool_]:
-        """(rows,) position 0 and massive rows, which carry no meaning and would rule every sum."""
+        """(rows,) position 0 and massive activations: not informative, and dominant in any sum."""
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float16]:
         """Rows start .. stop - 1, (stop - start, d_model)."""
 
     def fingerprint(self) -> str:
-        """A digest of the content."""
+        """Digest of the content."""
 
 
 class Batches(Protocol):
-    """Shuffled batches in an order that is a pure function of (seed, epoch)."""
+    """Shuffled batches whose order is a pure function of (seed, epoch)."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Whole batches in one pass."""
+        """Complete batches per epoch."""
 
-    def batch_at(self, step: int) -> npt.NDArray[Any]:
-        """Batch number `step`, counted over all epochs, (batch, d_model)."""
+    def batch_at(self, step: int) -> Tensor:
+        """Batch number `step`, counted over all epochs: (batch, d_model) on the CPU."""
 
 
 class Normaliser(NamedTuple):
@@ -58,14 +61,14 @@ class Normaliser(NamedTuple):
         return (x.to(torch.float32) - self.mean).mul_(self.scale)
 
     def to(self, device: torch.device) -> "Normaliser":
-        """The same on another device."""
+        """Copy to another device."""
         return Normaliser(self.mean.to(device), self.scale)
 
 
 def blocks(store: Rows, at_most: int | None = None) -> Iterator[Tensor]:
-    """Kept rows as float32 tensors (up to 4,096, d_model), in order.
+    """Included rows as float32 tensors (up to 4,096, d_model), in order.
 
-    With `at_most`, only as many blocks, evenly spread, as hold about so many rows.
+    With `at_most`, only evenly spread blocks with about that many rows in total.
     """
     starts = np.arange(0, store.rows, BLOCK_ROWS)
     if at_most is not None and at_most < store.rows:
@@ -75,35 +78,36 @@ def blocks(store: Rows, at_most: int | None = None) -> Iterator[Tensor]:
         ]
     for start in starts.tolist():
         stop = min(start + BLOCK_ROWS, store.rows)
-        kept = store.read(start, stop)[~store.excluded[start:stop]]
-        if len(kept):
-            yield torch.from_numpy(kept.astype(np.float32))
+        included = store.read(start, stop)[~store.excluded[start:stop]]
+        if len(included):
+            yield torch.from_numpy(included.astype(np.float32))
 
 
 def mean_of(store: Rows) -> Tensor:
-    """Mean of the kept rows, (d_model,) float64. Raises UserError when none is kept."""
+    """Mean of the included rows, (d_model,) float64. Raises UserError if all are excluded."""
     total, count = torch.zeros(store.d_model, dtype=torch.float64), 0
     for x in blocks(store):
         total += x.sum(0, dtype=torch.float64)
         count += len(x)
     if count == 0:
         raise UserError(
-            f"all {store.rows} rows of the activation store are excluded (position 0 or massive): "
-            "raise corpus.tokens or corpus.context"
+            f"all {store.rows} rows of the activation store are excluded (position 0 or massive "
+            "activations): raise corpus.tokens or corpus.context"
         )
     return total / count
 
 
 def fit_normaliser(store: Rows) -> Normaliser:
-    """Mean and global scale of the kept rows. Raises UserError when they do not vary."""
+    """Mean and global scale of the included rows. Raises UserError if the rows do not vary."""
     mean = mean_of(store)
-    squared, count = 0.0, 0
+    total_ss, count = 0.0, 0
     for x in blocks(store):
-        squared += float((x.to(torch.float64) - mean).pow_(2).sum())
+        total_ss += float((x.to(torch.float64) - mean).pow_(2).sum())
         count += len(x)
-    if not 0.0 < squared < float("inf"):
+    if not 0.0 < total_ss < float("inf"):
         raise UserError(
-            f"the {count} kept rows of the activation store have squared deviation {squared:g}, expected a positive "
-            "number: the layer's activations are constant or damaged; delete them and run again"
+            f"the {count} included rows of the activation store have a total sum of squares of "
+            f"{total_ss:g}, expected a positive number: the layer's activations are constant or "
+            "damaged; delete them and run again"
         )
-    return Normaliser(mean.to(torch.float32), float(np.sqrt(store.d_model * count / squared)))
+    return Normaliser(mean.to(torch.float32), float(np.sqrt(store.d_model * count / total_ss)))

@@ -1,4 +1,4 @@
-"""Rows of several layers for one dictionary: a share of every batch for each, and an order of its own."""
+"""Training rows of several layers for one dictionary: each layer has a share of every batch."""
 
 from collections.abc import Sequence
 
@@ -6,32 +6,26 @@ import numpy as np
 
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.activations.sampler import WINDOW_CHUNKS, ChunkSampler
-from ghosttrack.sae.training import Source
+from ghosttrack.sae.training import TrainingLayer
 
 
-def sources(
+def training_layers(
     stores: Sequence[ActivationStore], batch: int, seed: int, resident: bool
-) -> list[Source]:
-    """Every layer with its share of `batch` rows a step; the shares differ by one row at most.
+) -> list[TrainingLayer]:
+    """Give each layer its share of the `batch` rows of a step; shares differ by at most one row.
 
-    The layers' orders differ, or a batch would hold the same few tokens in every layer. Their windows share one
-    layer's buffer, so that memory does not grow with the layers where they are not `resident`.
+    The order of rows differs between layers: otherwise a batch would hold the same few tokens in
+    every layer. Unless the rows are `resident`, the layers' windows together take the memory of one
+    layer's window.
 
     Raises:
-        UserError: a layer keeps fewer rows than its share.
+        UserError: a layer has fewer included rows than its share.
     """
     shares = [len(part) for part in np.array_split(np.arange(batch), len(stores))]
     window = max(1, WINDOW_CHUNKS // len(stores))
-    return [
-        Source(
-            store,
-            ChunkSampler(
-                store, share, _seed_of(seed, number), resident=resident, window_chunks=window
-            ),
-        )
-        for number, (store, share) in enumerate(zip(stores, shares, strict=True))
-    ]
-
-
-def _seed_of(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    layers = []
+    for position, (store, share) in enumerate(zip(stores, shares, strict=True)):
+        layer_seed = int(np.random.SeedSequence([seed, position]).generate_state(1)[0])
+        sampler = ChunkSampler(store, share, layer_seed, resident=resident, window_chunks=window)
+        layers.append(TrainingLayer(store, sampler))
+    return layers

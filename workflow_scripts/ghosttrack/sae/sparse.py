@@ -1,8 +1,8 @@
-"""Sparse kernels of the CPU back end: everything after the encoder product touches active entries only.
+"""Sparse kernels of the CPU back end: all products after the encoder's touch active entries only.
 
-Of a code of shape (rows, d_sae) only about k entries a row are active. The three products below cost
-rows * k * d_model each instead of rows * d_sae * d_model, and the code itself is never dense. Tables that
-the cache cannot hold and that are read many times over are cut into slices of their columns by the caller.
+Only about k entries per row of a code (rows, d_sae) are active. Each of the three products below
+costs rows * k * d_model instead of rows * d_sae * d_model, and the code is never dense. The caller
+slices the columns of tables that are read often and do not fit into the cache.
 """
 
 import warnings
@@ -17,12 +17,13 @@ from torch.nn import functional
 
 # Bytes of a table that stay in the second-level cache of a core (1 to 2 MB in servers).
 CACHE = 2**20
-# Booleans of a byte each that are looked at as one number.
+# Booleans (one byte each) that are tested at once as one number.
 _WORD = 8
-# A slice of fewer columns would waste parts of the cache lines and prefetches.
-_FEWEST_COLUMNS = 64
-# Reads of each row from which on slicing, which copies tables and sums once, pays (d_sae 4096 and 24,576, batch 512 to 4096).
-_WORTH_SLICING = 32
+# A slice of fewer columns would waste parts of cache lines and prefetches.
+_MIN_COLUMNS = 64
+# Slicing copies tables and sums once. It pays off from this number of reads per row on
+# (d_sae 4096 and 24,576, batch 512 to 4096).
+_MIN_READS = 32
 
 
 class Code(NamedTuple):
@@ -47,23 +48,31 @@ class Transposed(NamedTuple):
     value: Tensor  # (entries,)
     row: Tensor  # (entries,) int64
     column: Tensor  # (entries,) int64, the feature
-    start: Tensor  # (d_sae + 1,) int64, where each feature begins
-    entries: Tensor  # (d_sae,) int64, how many each feature has
+    start: Tensor  # (d_sae + 1,) int64, index of each feature's first entry
+    entries: Tensor  # (d_sae,) int64, entries of each feature
 
 
-def positions_above(flat: Tensor, bar: float) -> Tensor:
-    """Ascending positions in `flat` (entries,) of the values above `bar`."""
-    # numpy's scan is twice as fast as torch's, and few are above: eight at a time, most are passed over at once.
-    above = flat.numpy() > bar
+def kth_largest(values: Tensor, k: int) -> float:
+    """The k-th largest of values (n,), which are on the CPU; the smallest if there are fewer."""
+    # numpy's partial sort is eight times as fast as torch's.
+    index = max(values.numel() - k, 0)
+    return float(np.partition(values.numpy(), index)[index])
+
+
+def positions_above(flat: Tensor, threshold: float) -> Tensor:
+    """Ascending positions in `flat` (entries,) of the values above the threshold."""
+    # numpy's scan is twice as fast as torch's. Few values are above, so the comparison results are
+    # tested eight at a time.
+    above = flat.numpy() > threshold
     whole = len(above) // _WORD * _WORD
     words = above[:whole].view(np.uint64)
     word = np.flatnonzero(words != 0)
-    place = np.flatnonzero(words.take(word).view(np.bool_))  # among the entries of these words
-    of = place // _WORD
-    found = (word.take(of) - of) * _WORD + place
+    offset = np.flatnonzero(words.take(word).view(np.bool_))  # among the bytes of these words
+    index = offset // _WORD
+    positions = (word.take(index) - index) * _WORD + offset
     if whole < len(above):
-        found = np.concatenate([found, whole + np.flatnonzero(above[whole:])])
-    return torch.from_numpy(found)
+        positions = np.concatenate([positions, whole + np.flatnonzero(above[whole:])])
+    return torch.from_numpy(positions)
 
 
 def code_from_flat(position: Tensor, value: Tensor, rows: int, d_sae: int) -> Code:
@@ -71,19 +80,19 @@ def code_from_flat(position: Tensor, value: Tensor, rows: int, d_sae: int) -> Co
     # numpy divides these numbers twice as fast as torch.
     row = position.numpy() // d_sae
     row_start = np.searchsorted(row, np.arange(rows + 1))
-    every = torch.from_numpy(row)
-    return Code(value, position - every * d_sae, every, torch.from_numpy(row_start), d_sae)
+    row_of = torch.from_numpy(row)
+    return Code(value, position - row_of * d_sae, row_of, torch.from_numpy(row_start), d_sae)
 
 
-def split_rows(code: Code, ends: Sequence[int]) -> Code:
-    """Every row cut into the parts of its features that end at `ends`: (rows * parts, d_sae), the same entries."""
-    if len(ends) == 1:
+def split_rows(code: Code, prefix_sizes: Sequence[int]) -> Code:
+    """Split every row at the prefix sizes: (rows * prefixes, d_sae) with the same entries."""
+    count = len(prefix_sizes)
+    if count == 1:
         return code
-    last = torch.tensor(ends)
-    part = torch.bucketize(code.column, last, right=True)  # (entries,)
-    row = code.row * len(ends) + part
-    start = torch.searchsorted(row, torch.arange(code.rows * len(ends) + 1))
-    return Code(code.value, code.column, row, start, code.d_sae)
+    part = torch.bucketize(code.column, torch.tensor(prefix_sizes), right=True)  # (entries,)
+    row = code.row * count + part
+    row_start = torch.searchsorted(row, torch.arange(code.rows * count + 1))
+    return Code(code.value, code.column, row, row_start, code.d_sae)
 
 
 def decode(code: Code, weight: Tensor) -> Tensor:
@@ -93,12 +102,14 @@ def decode(code: Code, weight: Tensor) -> Tensor:
 
 def transpose(code: Code) -> Transposed:
     """Sort the entries by feature, rows ascending within each."""
-    # scipy counts the entries of each feature and puts them in place, where torch sorts: two to four times as fast.
-    features, row_start = (each.numpy().astype(np.int32) for each in (code.column, code.row_start))
+    # scipy's counting sort is two to four times as fast as torch's sort.
+    features, row_start = (
+        index.numpy().astype(np.int32) for index in (code.column, code.row_start)
+    )
     numbered = np.arange(len(features), dtype=np.int32)
-    found = csr_array((numbered, features, row_start), shape=(code.rows, code.d_sae)).tocsc()
+    csc = csr_array((numbered, features, row_start), shape=(code.rows, code.d_sae)).tocsc()
     order, row, start = (
-        torch.from_numpy(each).long() for each in (found.data, found.indices, found.indptr)
+        torch.from_numpy(array).long() for array in (csc.data, csc.indices, csc.indptr)
     )
     entries = start.diff()
     column = torch.repeat_interleave(entries, output_size=order.numel())
@@ -106,35 +117,38 @@ def transpose(code: Code) -> Transposed:
 
 
 class PatternProducts:
-    """<weight[column], dense[row]> for each entry, feature-major, summed up over slices of the columns of both.
+    """Feature-major <weight[column], dense[row]> of each entry, summed over slices of the columns.
 
-    Feature by feature a row of `weight` is read once; row by row each entry would fetch one.
+    In feature-major order each row of `weight` is read once. In row-major order every entry would
+    read a row of it.
     """
 
     def __init__(self, transposed: Transposed, rows: int) -> None:
         shape = (transposed.entries.numel(), rows)
         self._values = torch.zeros_like(transposed.value)  # (entries,)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Sparse CSR tensor support"
-            )  # beta notice, once a process
+            # torch says once per process that the format is in beta.
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
             self._sum = torch.sparse_csr_tensor(
                 transposed.start, transposed.row, self._values, shape, check_invariants=False
             )
 
     def add(self, weight: Tensor, dense: Tensor) -> None:
-        """Add the products of some columns: (d_sae, columns), (rows, columns)."""
+        """Add the products over some columns: (d_sae, columns), (rows, columns)."""
         if self._values.numel():
             torch.sparse.sampled_addmm(self._sum, weight, dense.t(), out=self._sum)
 
     def values(self) -> Tensor:
         """The sums so far, (entries,)."""
-        found: Tensor = self._sum.values()
-        return found
+        values: Tensor = self._sum.values()
+        return values
 
 
 def transposed_product(transposed: Transposed, value: Tensor, dense: Tensor) -> Tensor:
-    """S^T @ dense for the matrix S with this pattern and feature-major values: (rows, d) -> (d_sae, d)."""
+    """S^T @ dense for the matrix S of this pattern with feature-major values.
+
+    (rows, d) -> (d_sae, d).
+    """
     return _weighted_row_sums(transposed.row, transposed.start, value, dense)
 
 
@@ -146,16 +160,20 @@ def feature_sums(transposed: Transposed, value: Tensor) -> Tensor:
 
 
 def column_slices(table: Tensor, reads: int) -> list[slice]:
-    """The columns of a table (rows, columns) of which `reads` rows are read, in slices that the cache holds; one slice of all
-    where a row is not read often enough.
+    """Slices of the columns of a table (rows, columns) that fit into the cache.
+
+    One slice of all columns if the `reads` rows that are read are too few per row of the table.
     """
     rows, width = table.shape
     columns = width
-    if reads >= _WORTH_SLICING * rows:
-        columns = max(CACHE // (rows * table.element_size()), _FEWEST_COLUMNS)
+    if reads >= _MIN_READS * rows:
+        columns = max(CACHE // (rows * table.element_size()), _MIN_COLUMNS)
     return [slice(start, start + columns) for start in range(0, width, columns)]
 
 
 def _weighted_row_sums(index: Tensor, start: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """Sum of weight * table[index] over each bag [start[i], start[i+1]): faster than a sparse-dense product."""
+    """Sum of weight * table[index] over each bag start[i] .. start[i+1] - 1.
+
+    Faster than a product of a sparse and a dense matrix.
+    """
     return functional.embedding_bag(index, table, start[:-1], mode="sum", per_sample_weights=weight)

@@ -1,12 +1,14 @@
-"""What the model loses when a reconstruction takes the place of a layer's activations.
+"""Loss recovered: the model's loss in a forward pass with the SAE spliced in.
 
-Small errors along directions that the model reads cost more than large ones elsewhere, so explained variance
-alone does not say whether an autoencoder kept what matters. Here held-out contexts run through the whole model,
-once as it is and once with the site's output replaced: by the reconstruction, by zeros, by the mean. What lies below
-the layer is the same in all of them, and computed once. Names and formulas are those of SAEBench's core evaluation (arXiv 2503.09532) where it has one.
+Small errors in directions that the model reads cost more than large errors in others, so explained
+variance alone does not say whether an autoencoder is faithful. Held-out contexts run through the
+whole model, once unchanged and once with each replacement of the site's output: the reconstruction,
+zeros, and the mean. The blocks below the layer give the same output in all passes and are computed
+once. Names and formulas are those of SAEBench's core evaluation (arXiv 2503.09532) where it has
+one.
 
-Excluded rows (position 0 and massive rows, see the store) keep their true activations in every pass, and what is
-predicted at them is not counted: the autoencoder was neither trained nor measured on them.
+Excluded rows (position 0 and massive activations) keep their activations in every pass, and the
+predictions at them are not counted: the autoencoder was neither trained nor measured on them.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,33 +30,38 @@ from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import mean_of
 
-# With 2,048 tokens delta_ce_error is about .015 nats, and the KL divergence, which does not depend on what happened to come
-# next, exact to a few percent.
+# With 2,048 tokens delta_ce_error is about .015 nats. The error of the KL divergence, which does
+# not depend on the actual next token, is a few percent.
 TOKENS = 2048
-# Ablations cost ten nats and more: so many tokens tell their mean to some percent, and a score of .98 to less than .001.
-ABLATED = 512
-# Rows of log-probabilities at once: what is made of them, 3 MB for 50,000 tokens, stays in the cache (256: four times slower).
+# Ablations cost ten nats and more: 512 tokens give their mean to a few percent, and a score of .98
+# to less than .001.
+ABLATED_TOKENS = 512
+# Rows of log-probabilities per chunk: 3 MB for 50,000 tokens stay in the cache. 256 rows are four
+# times slower.
 ROWS = 16
 
 Replacement = Callable[[Tensor], Tensor]
 
 
 class Spliced(NamedTuple):
-    """Next-token loss of the model, and divergence from its own predictions, in nats: means over the counted predictions."""
+    """Next-token loss, and divergence from the model's own predictions.
+
+    Means over the counted predictions, in nats.
+    """
 
     ce_loss_without_sae: float
     ce_loss_with_sae: float
     ce_loss_with_ablation: float  # zeros instead of the activations
-    ce_loss_with_mean_ablation: float  # the mean of the kept held-out rows instead
-    ce_loss_score: float  # share of what zeros cost that the reconstruction saves
-    ce_loss_score_mean_ablation: float  # share of what the mean costs
-    delta_ce: float  # with minus without
-    delta_ce_error: float  # its standard error over predictions, taken as independent
-    kl_div_with_sae: float  # KL(model as it is || spliced model)
+    ce_loss_with_mean_ablation: float  # the mean of the included held-out rows instead
+    ce_loss_score: float  # fraction of the cost of zeros that the SAE recovers
+    ce_loss_score_mean_ablation: float  # the same for the cost of the mean
+    delta_ce: float  # with minus without SAE
+    delta_ce_error: float  # standard error of delta_ce, predictions taken as independent
+    kl_div_with_sae: float  # KL(model || spliced model)
     kl_div_with_ablation: float
     kl_div_score: float
     spliced_rows: int  # predictions counted
-    ablated_rows: int  # of these, those that ablations were measured on
+    ablated_rows: int  # predictions with ablations, among them
 
 
 @torch.inference_mode()
@@ -66,17 +73,17 @@ def splice(
     batch: int,
     limits: Limits,
 ) -> Spliced:
-    """Losses with and without the autoencoder on about `TOKENS` tokens, in contexts spread evenly over all.
+    """Losses with and without the autoencoder on about `TOKENS` tokens in evenly spread contexts.
 
     Args:
-        model: causal language model in evaluation mode, the one whose activations the store holds.
-        sae: the autoencoder of the store's layer and site.
+        model: causal language model in evaluation mode; the store holds its activations.
+        sae: autoencoder of the store's layer and site.
         store: held-out activations; gives layer, site, excluded rows and the mean.
-        tokens: (contexts, context) int32, what the store's rows were computed from.
-        batch: contexts per forward pass; changes nothing but memory and rounding noise.
-        limits: which fast ways of reading are exact for the model.
+        tokens: (contexts, context) int32, the tokens of the store's rows.
+        batch: contexts per forward pass; changes memory and rounding only.
+        limits: which optimisations of the forward pass are exact for the model.
     Raises:
-        UserError: when no prediction can be counted.
+        UserError: no prediction can be counted.
     """
     assert store.layer is not None
     (module,) = site_modules(model, [store.layer], cast("Site", store.site))
@@ -87,63 +94,63 @@ def splice(
         "zero": torch.zeros_like,
         "mean": lambda x: mean.expand_as(x),
     }
-    chosen = spread(*tokens.shape)
-    kept = ~store.excluded.reshape(tokens.shape)
-    counted = kept.copy()
-    counted[:, -1] = False  # what follows the last token is not known
+    chosen = evenly_spread(*tokens.shape)
+    included = ~store.excluded.reshape(tokens.shape)
+    counted = included.copy()
+    counted[:, -1] = False  # the token after the last one is unknown
     if not counted[chosen].any():
         raise UserError(
-            f"no row of the {len(chosen)} held-out contexts can be spliced: all are excluded or last; "
-            "raise corpus.context or corpus.heldout_tokens"
+            f"no row of the {len(chosen)} held-out contexts can be spliced: all rows are excluded "
+            "or the last of their context; raise corpus.context or corpus.heldout_tokens"
         )
     usable = chosen[counted[chosen].any(axis=1)]
-    ablated = usable[spread(len(usable), tokens.shape[1], ABLATED)]
+    ablated = usable[evenly_spread(len(usable), tokens.shape[1], ABLATED_TOKENS)]
     parts = ((ablated, list(replacements)), (np.setdiff1d(chosen, ablated), ["sae"]))
-    found: dict[str, list[Tensor]] = {name: [] for name in ("none", *replacements)}
+    results: dict[str, list[Tensor]] = {name: [] for name in ("none", *replacements)}
     size = batch if limits.batched else 1
     progress = Progress("splicing", len(chosen) * tokens.shape[1], "tokens")
     for numbers, names in (
         (part[at : at + size], names) for part, names in parts for at in range(0, len(part), size)
     ):
         ids = torch.from_numpy(tokens[numbers].astype(np.int64)).to(model.device)
-        inside = torch.from_numpy(kept[numbers]).flatten().to(model.device)
-        wanted = torch.from_numpy(counted[numbers]).flatten()
-        targets = ids.roll(-1, dims=1).flatten()  # the last of each context is not counted
+        inside = torch.from_numpy(included[numbers]).flatten().to(model.device)
+        mask = torch.from_numpy(counted[numbers]).flatten()
+        targets = ids.roll(-1, dims=1).flatten()  # the last of a context is not counted
         with last_output(below) as last:
             reference = _logits(model, ids)
-        found["none"].append(losses(reference, reference, targets)[:, wanted])
+        results["none"].append(losses(reference, reference, targets)[:, mask])
         for name in names:
             with (
                 forward_replaced(below, lambda: last[0]),
                 replaced(module, inside, replacements[name]),
             ):
                 logits = _logits(model, ids)
-            found[name].append(losses(reference, logits, targets)[:, wanted])
+            results[name].append(losses(reference, logits, targets)[:, mask])
         progress.advance(ids.numel())
-    return scores(*(torch.cat(found[name], dim=1) for name in ("none", *replacements)))
+    return scores(*(torch.cat(results[name], dim=1) for name in ("none", *replacements)))
 
 
-def spread(contexts: int, context: int, at_most: int = TOKENS) -> npt.NDArray[np.int64]:
-    """Numbers of evenly spread contexts that hold about `at_most` tokens: at least one, ascending."""
+def evenly_spread(contexts: int, context: int, at_most: int = TOKENS) -> npt.NDArray[np.int64]:
+    """Ascending indices of evenly spread contexts with about `at_most` tokens; at least one."""
     count = min(contexts, max(1, round(at_most / context)))
     return np.linspace(0, contexts - 1, count).round().astype(np.int64)
 
 
 @contextmanager
-def replaced(module: nn.Module, kept: Tensor, replacement: Replacement) -> Iterator[None]:
-    """Within, the module's main output is replaced in the rows that `kept` marks.
+def replaced(module: nn.Module, included: Tensor, replacement: Replacement) -> Iterator[None]:
+    """Inside the block, replace the module's main output in the rows that `included` marks.
 
     Args:
         module: its output, or the first of its outputs, is (batch, position, d_model).
-        kept: (batch x position,) bool on the module's device; other rows stay as they are.
+        included: (batch x position,) bool on the module's device; other rows do not change.
         replacement: (rows, d_model) on the CPU -> the same shape.
     """
 
     def hook(_module: nn.Module, _arguments: Any, output: Any) -> Any:
-        true = models.first_tensor(output)
-        rows = true.flatten(0, -2).clone()
-        rows[kept] = replacement(rows[kept].cpu()).to(rows.device)
-        return models.with_first_tensor(output, rows.reshape(true.shape))
+        original = models.first_tensor(output)
+        rows = original.flatten(0, -2).clone()
+        rows[included] = replacement(rows[included].cpu()).to(rows.device)
+        return models.with_first_tensor(output, rows.reshape(original.shape))
 
     handle = module.register_forward_hook(hook)
     try:
@@ -153,55 +160,55 @@ def replaced(module: nn.Module, kept: Tensor, replacement: Replacement) -> Itera
 
 
 def losses(reference: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, and KL divergence of the prediction from the reference's, of every row: (2, rows) float64, in nats.
+    """Cross-entropy, and KL(reference || prediction), of every row: (2, rows) float64, in nats.
 
     Args:
-        reference: (rows, vocabulary), logits of the model as it is.
+        reference: (rows, vocabulary), logits of the unchanged model.
         logits: (rows, vocabulary).
-        targets: (rows,), the token that came next.
+        targets: (rows,), the next tokens.
     """
-    found = []
-    for known, part, target in zip(
-        *(torch.split(each, ROWS) for each in (reference, logits, targets)), strict=True
+    parts = []
+    for reference_part, part, target in zip(
+        *(torch.split(tensor, ROWS) for tensor in (reference, logits, targets)), strict=True
     ):
-        true, predicted = known.log_softmax(1), part.log_softmax(1)
-        entropy = -predicted.gather(1, target.unsqueeze(1)).squeeze(1)
-        found.append(
-            torch.stack([entropy, (true.exp() * (true - predicted)).sum(1)]).cpu().to(torch.float64)
-        )
-    return torch.cat(found, dim=1)
+        expected, predicted = reference_part.log_softmax(1), part.log_softmax(1)
+        ce = -predicted.gather(1, target.unsqueeze(1)).squeeze(1)
+        kl = (expected.exp() * (expected - predicted)).sum(1)
+        parts.append(torch.stack([ce, kl]).cpu().to(torch.float64))
+    return torch.cat(parts, dim=1)
 
 
 def scores(none: Tensor, sae: Tensor, zero: Tensor, mean: Tensor) -> Spliced:
-    """From the losses of the passes, each (2, predictions): cross-entropy and KL; ablations of the first predictions only.
+    """Metrics from the losses of the passes, each (2, predictions) with cross-entropy and KL.
 
-    An ablation's loss is what it adds on its own predictions, on top of the model's loss on all.
+    Ablations have the first predictions only. The loss with an ablation is the model's loss on all
+    predictions, plus the increase on the ablation's predictions.
     """
-    (ce, _), (ce_sae, kl_sae) = (each.mean(1).tolist() for each in (none, sae))
+    (ce, _), (ce_sae, kl_sae) = (part.mean(1).tolist() for part in (none, sae))
     ablated = zero.shape[1]
-    (ce_zero, kl_zero), (ce_mean, _) = (each.mean(1).tolist() for each in (zero, mean))
-    harder = ce - float(none[0, :ablated].mean())
-    ce_zero, ce_mean = ce_zero + harder, ce_mean + harder
+    (ce_zero, kl_zero), (ce_mean, _) = (part.mean(1).tolist() for part in (zero, mean))
+    offset = ce - float(none[0, :ablated].mean())
+    ce_zero, ce_mean = ce_zero + offset, ce_mean + offset
     cost, predictions = sae[0] - none[0], none.shape[1]
     return Spliced(
         ce_loss_without_sae=ce,
         ce_loss_with_sae=ce_sae,
         ce_loss_with_ablation=ce_zero,
         ce_loss_with_mean_ablation=ce_mean,
-        ce_loss_score=_saved(ce, ce_sae, ce_zero),
-        ce_loss_score_mean_ablation=_saved(ce, ce_sae, ce_mean),
+        ce_loss_score=_recovered(ce, ce_sae, ce_zero),
+        ce_loss_score_mean_ablation=_recovered(ce, ce_sae, ce_mean),
         delta_ce=ce_sae - ce,
         delta_ce_error=float(cost.std(correction=0)) / predictions**0.5,
         kl_div_with_sae=kl_sae,
         kl_div_with_ablation=kl_zero,
-        kl_div_score=_saved(0.0, kl_sae, kl_zero),
+        kl_div_score=_recovered(0.0, kl_sae, kl_zero),
         spliced_rows=predictions,
         ablated_rows=ablated,
     )
 
 
-def _saved(without: float, with_sae: float, ablated: float) -> float:
-    """Share of the ablation's cost that the reconstruction saves; 0 where the ablation costs nothing at all."""
+def _recovered(without: float, with_sae: float, ablated: float) -> float:
+    """Fraction of the ablation's cost that the SAE recovers; 0 if the ablation has no cost."""
     return (ablated - with_sae) / (ablated - without) if ablated != without else 0.0
 
 

@@ -1,4 +1,4 @@
-"""How many of its features an autoencoder has in common with one that started from other weights."""
+"""Features that two autoencoders with different initial weights share."""
 
 import math
 from typing import NamedTuple
@@ -8,37 +8,39 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-# Above them two decoder rows count as one feature: .7 as in Paulo and Belrose (arXiv 2501.16615), .9 as good as equal.
+# Cosines above which two decoder rows count as the same feature: .7 as in Paulo and Belrose
+# (arXiv 2501.16615), and .9 for nearly equal rows.
 ALIKE, EQUAL = 0.7, 0.9
 
 
 class Stability(NamedTuple):
-    """Cosines of decoder rows, each row matched with one of the other side."""
+    """Cosines of decoder rows, each row matched with one of the other autoencoder."""
 
     features: int  # matched pairs
     matched_median: float
     matched_mean: float
-    share_alike: float  # of the pairs, cosine above .7
-    share_equal: float  # of the pairs, cosine above .9
-    mutual: float  # of the pairs: each is the other's most similar
-    chance_median: float  # the same median against rows whose coordinates were permuted
+    share_alike: float  # fraction of the pairs with a cosine above .7
+    share_equal: float  # fraction of the pairs with a cosine above .9
+    mutual: float  # fraction of the pairs in which each is the other's nearest neighbour
+    chance_median: float  # matched_median with the coordinates of the other rows permuted
 
 
 def compare(one: Tensor, other: Tensor, seed: int) -> Stability:
-    """Match the decoder rows one (n, d_model) and other (m, d_model) so that the sum of cosines is largest.
+    """Match the decoder rows one (n, d_model) and other (m, d_model) with maximal sum of cosines.
 
-    The assignment is exact (scipy), so a feature that two others resemble counts once. `chance_median` is what a decoder
-    with the same values in another order of its coordinates gives: similarity that dimension alone brings.
+    The assignment is exact (scipy), so a feature that resembles two others counts once.
+    `chance_median` is the median for a decoder with permuted coordinates: the similarity that is
+    due to the dimension alone.
 
     Args:
-        one, other: rows of the features that fire at all.
+        one, other: decoder rows of the features that fire.
         seed: of the permutation.
     Returns:
-        NaN but for `features`, 0, where none fires on one side.
+        NaN, and 0 `features`, if no feature fires on one side.
     """
     if not len(one) or not len(other):
         return Stability(0, *[math.nan] * (len(Stability._fields) - 1))
-    left, right = (torch.nn.functional.normalize(each, dim=1) for each in (one, other))
+    left, right = (torch.nn.functional.normalize(rows, dim=1) for rows in (one, other))
     cosine = (left @ right.T).numpy()  # (n, m)
     rows, columns = linear_sum_assignment(cosine, maximize=True)
     matched = cosine[rows, columns]

@@ -1,4 +1,4 @@
-"""What the arms of a sweep reach on held-out text, and which features those of equal k share."""
+"""Tables of a sweep: the arms' quality on held-out text, and the features that arms share."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -10,18 +10,18 @@ from ghosttrack.sae.model import Sae
 from ghosttrack.sae.quality import pca_fvu, tally
 from ghosttrack.sae.rows import Rows, mean_of
 from ghosttrack.sae.stability import Stability, compare
-from ghosttrack.sae.sweep import Arm
+from ghosttrack.sae.sweep import SweepArm
 
 
-class Tables(NamedTuple):
-    """As in docs/reference/outputs.md: one row an arm; one row a pair of seeds with the same k."""
+class SweepTables(NamedTuple):
+    """Columns are described in docs/reference/outputs.md."""
 
-    arms: pd.DataFrame
-    stability: pd.DataFrame
+    arms: pd.DataFrame  # one row per arm
+    stability: pd.DataFrame  # one row per pair of seeds with the same k
 
 
-def tabulate(trained: Mapping[Arm, Sae], text: Rows, layer: int, seed: int) -> Tables:
-    """Measure every arm on the kept rows of `text`, and match the features that fire there.
+def tabulate(trained: Mapping[SweepArm, Sae], text: Rows, layer: int, seed: int) -> SweepTables:
+    """Measure every arm on the included rows of `text`, and match the features that fire there.
 
     Args:
         trained: the arms' autoencoders.
@@ -33,8 +33,8 @@ def tabulate(trained: Mapping[Arm, Sae], text: Rows, layer: int, seed: int) -> T
     baselines = {k: pca_fvu(text, mean, k) for k in dict.fromkeys(arm.k for arm in trained)}
     rows, firing = [], {}
     for arm, sae in trained.items():
-        found = tally(sae, text, mean)
-        reconstruction, sparsity = found.result()
+        counts = tally(sae, text, mean)
+        reconstruction, sparsity = counts.result()
         rows.append(
             {
                 "layer": layer,
@@ -42,11 +42,11 @@ def tabulate(trained: Mapping[Arm, Sae], text: Rows, layer: int, seed: int) -> T
                 **reconstruction._asdict(),
                 **sparsity._asdict(),
                 "pca_fvu": baselines[arm.k],
-                "rows": found.rows,
+                "rows": counts.rows,
                 "training_tokens": sae.metadata["training_tokens"],
             }
         )
-        firing[arm] = sae.W_dec[found.fired > 0]  # (features that fire, d_model)
+        firing[arm] = sae.W_dec[counts.fired > 0]  # (features that fire, d_model)
     pairs = [
         {
             "layer": layer,
@@ -59,4 +59,4 @@ def tabulate(trained: Mapping[Arm, Sae], text: Rows, layer: int, seed: int) -> T
         if one.k == other.k
     ]
     names = ["layer", "k", "seed", "other_seed", *Stability._fields]
-    return Tables(pd.DataFrame(rows), pd.DataFrame(pairs, columns=names))
+    return SweepTables(pd.DataFrame(rows), pd.DataFrame(pairs, columns=names))

@@ -1,4 +1,4 @@
-"""TopK (Gao et al., arXiv 2406.04093): the k largest pre-activations of every row stay."""
+"""TopK (Gao et al., arXiv 2406.04093): the k largest pre-activations of every row are active."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,13 +13,13 @@ from ghosttrack.sae.sparse import Code, code_from_flat
 
 
 class TopK:
-    """Keep the k largest pre-activations of each row that are positive."""
+    """Keep the k largest pre-activations of each row, if they are positive."""
 
     threshold = None
 
     def __init__(self, d_sae: int, k: int) -> None:
         self.k = k
-        self.ends: tuple[int, ...] = (d_sae,)
+        self.prefix_sizes: tuple[int, ...] = (d_sae,)
 
     def select(self, encoder: Encoder) -> Code:
         """The active entries of the batch."""
@@ -27,8 +27,8 @@ class TopK:
         for pre in encoder():
             d_sae = pre.shape[1]
             column = pre.topk(self.k, dim=1, sorted=False).indices.sort(dim=1).values
-            start = torch.arange(rows, rows + len(pre)) * d_sae
-            positions.append((column + start.unsqueeze(1)).reshape(-1))
+            row_offset = torch.arange(rows, rows + len(pre)) * d_sae
+            positions.append((column + row_offset.unsqueeze(1)).reshape(-1))
             values.append(pre.gather(1, column).reshape(-1))
             rows += len(pre)
         position, value = torch.cat(positions), torch.cat(values)
@@ -43,5 +43,5 @@ class TopK:
             yield Activated(pre, strongest(pre, self.k))
 
     def export(self, sae: Sae, store: Rows) -> Sae:  # noqa: ARG002
-        """The same rule at inference."""
+        """The autoencoder with the same rule at inference."""
         return replace(sae, k=self.k)
