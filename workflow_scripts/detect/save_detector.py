@@ -39,13 +39,13 @@ def main(
     `audits`, `examples` and `outputs` go with `datasets`, `weights` and `cfgs` with `layers`.
     """
     sources = {
-        name: saved_fit.Source(
+        name: saved_fit.DatasetSource(
             tables.read_parquet(own_examples), tables.read_parquet(own_outputs), own_outputs.parent
         )
         for name, own_examples, own_outputs in zip(datasets, examples, outputs, strict=True)
     }
     checks = pd.concat([registry.read(path, audit.COLUMNS) for path in audits], ignore_index=True)
-    chosen = saved_fit.strict_sets(checks)
+    chosen = saved_fit.training_sets(checks)
     saes = {layer: sae.load(path.parent) for layer, path in zip(layers, weights, strict=True)}
     with threadpool_limits(threads):
         fitted = saved_fit.fit(sources, chosen, saes, detection.folds, seed)

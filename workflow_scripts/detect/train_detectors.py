@@ -33,14 +33,16 @@ def main(
 ) -> None:
     """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`; `samples` holds
     the drawn answers of a generated data set, or nothing."""
-    drawn = [detection_run.Samples(tables.read_parquet(path), path) for path in samples]
+    drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
         found = detection_run.train_dataset(
             dataset,
             tables.read_parquet(examples),
             tables.read_parquet(outputs),
             tables.read_parquet(audited),
-            detection_run.Files(stores, manifests, weights, background, prompt_states, signals),
+            detection_run.DatasetFiles(
+                stores, manifests, weights, background, prompt_states, signals
+            ),
             layers,
             variants,
             detection,

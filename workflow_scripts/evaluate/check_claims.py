@@ -10,7 +10,7 @@ from ghosttrack.runtime import files, job
 def main(*, ledger: Path, passed: Path) -> None:
     """Read the ledger; write `passed` when it holds."""
     claim_ledger.require_headline(registry.read(ledger, registry.LEDGER))
-    files.write_json(passed, {"established": claim_ledger.HEADLINE})
+    files.write_json(passed, {"established": registry.HEADLINE})
 
 
 if __name__ == "__main__":

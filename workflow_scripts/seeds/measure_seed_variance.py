@@ -23,7 +23,7 @@ def main(
     kinds = registry.kinds(registry.read(metrics, registry.METRICS), datasets, controls)
     for path, content in (
         (all_seeds, table),
-        (variance, seed_variance.summarise(table, kinds.strict)),
+        (variance, seed_variance.summarise(table, kinds.text_controlled)),
     ):
         with files.atomic_write(path) as stream:
             tables.write_csv(content, stream)

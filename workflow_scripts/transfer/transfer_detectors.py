@@ -35,7 +35,7 @@ def main(
     `examples`, `outputs` and `backgrounds` go with `datasets`, `weights` with `layers`; `controls` names the positive controls.
     """
     kinds = registry.kinds(registry.read(metrics, registry.METRICS), datasets, controls)
-    chosen = [place for place, name in enumerate(datasets) if name in kinds.strict]
+    chosen = [place for place, name in enumerate(datasets) if name in kinds.text_controlled]
     if not chosen:
         raise UserError(
             "transfer: no data set of given texts that their words do not give away (datasets)"
@@ -43,7 +43,7 @@ def main(
     texts = {datasets[place]: tables.read_parquet(examples[place]) for place in chosen}
     measured = {datasets[place]: tables.read_parquet(outputs[place]) for place in chosen}
     paths = {
-        datasets[place]: relations.Files(
+        datasets[place]: relations.TransferFiles(
             [outputs[place].parent / f"layer_{layer:02d}.zarr" for layer in layers],
             [outputs[place].parent / f"layer_{layer:02d}.json" for layer in layers],
             backgrounds[place],

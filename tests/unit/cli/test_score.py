@@ -12,7 +12,7 @@ import pytest
 from ghosttrack.api import Detector
 from ghosttrack.cli import score
 from ghosttrack.cli.score import read_texts
-from ghosttrack.detection.scored_texts import Score, Text
+from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
 
 
@@ -90,7 +90,7 @@ class Echo(Detector):
     def __init__(self) -> None:
         self.seen: list[Text] = []
 
-    def _window(self, window: Sequence[Text], *_: float) -> Iterator[Score]:
+    def _window(self, window: Sequence[Text], *_: float) -> Iterator[ScoredText]:
         self.seen += window
         return iter(())
 

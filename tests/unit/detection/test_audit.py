@@ -46,7 +46,7 @@ def embedding(table: pd.DataFrame) -> np.ndarray:
     return np.array([vectors[answer] for answer in table["answer"]], dtype=np.float32)
 
 
-def audited(table: pd.DataFrame) -> audit.Audited:
+def audited(table: pd.DataFrame) -> audit.AuditResult:
     return audit.run(table, embedding(table), "made", False, DETECTION, EVALUATION, seed=0)
 
 
@@ -60,14 +60,14 @@ def test_a_clean_set_passes_and_its_embedding_probe_is_exactly_at_chance() -> No
     assert table.loc["status", "verdict"] == "pass"
     assert (table.loc[["shared_groups", "shared_texts", "contradictions"], "value"] == 0).all()
     assert table.loc["embedding_probe", "value"] == 0.5
-    assert set(found.scores["signal"]) == {
+    assert set(found.scores["score"]) == {
         "text_only",
         "answer_only",
         "question_only",
         "length",
         "embedding_probe",
     }
-    assert found.scores["score"].notna().all()
+    assert found.scores["value"].notna().all()
 
 
 def test_a_planted_word_is_a_leak_of_the_text() -> None:
@@ -86,7 +86,7 @@ def leaky() -> pd.DataFrame:
     return table.assign(text=said)
 
 
-def stopping(table: pd.DataFrame, control: bool = False) -> audit.Audited:
+def stopping(table: pd.DataFrame, control: bool = False) -> audit.AuditResult:
     settings = DETECTION.model_copy(update={"audit": "stop"})
     return audit.run(table, embedding(table), "made", control, settings, EVALUATION, seed=0)
 
@@ -189,7 +189,9 @@ def test_folds_anti_learn_when_an_auroc_is_far_below_chance_and_its_interval_is_
 
 def test_folds_that_split_a_group_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        splits, "assign_folds", lambda _labels, units, folds, _seed: np.arange(len(units)) % folds
+        splits,
+        "assign_folds",
+        lambda _labels, cv_groups, folds, _seed: np.arange(len(cv_groups)) % folds,
     )
     with pytest.raises(
         UserError, match=r"made: rows s0 \(fold 0\), s1 \(fold 1\).* share a group across folds"
@@ -232,7 +234,7 @@ def test_near_duplicates_in_other_groups_are_counted() -> None:
     table.loc[60, "group"] = "b99"
     table.loc[[0, 1, 2, 3], "group"] = "b00"
     found = audited(table)
-    fold = found.scores.query("signal == 'text_only'")["fold"].to_numpy()
+    fold = found.scores.query("score == 'text_only'")["fold"].to_numpy()
     expected = 2 if fold[0] != fold[60] else 0
     assert found.checks.set_index("check").loc["near_duplicates", "value"] == expected
 
@@ -242,7 +244,7 @@ def test_a_text_with_both_labels_is_a_contradiction_and_stays_in_one_fold() -> N
     table.loc[50, "text"], table.loc[50, "label"] = table.loc[0, "text"], 1 - table.loc[0, "label"]
     found = audited(table)
     assert found.checks.set_index("check").loc["contradictions", "value"] == 2
-    fold = found.scores.query("signal == 'text_only'")["fold"].to_numpy()
+    fold = found.scores.query("score == 'text_only'")["fold"].to_numpy()
     assert fold[0] == fold[50]
 
 
@@ -250,7 +252,7 @@ def test_too_few_examples_of_a_class_are_reported_and_not_trained_on() -> None:
     table = swap_blocks(12).query("label == 1").reset_index(drop=True)
     found = audited(table)
     assert set(found.checks["verdict"]) == {"not run", "pass"}
-    assert found.scores["score"].isna().all()
+    assert found.scores["value"].isna().all()
     assert found.scores["reason"].iloc[0].startswith("0 of 24 texts are true")
     assert (found.scores["fold"] == -1).all()
 
@@ -274,7 +276,7 @@ def test_a_limit_takes_whole_groups() -> None:
     table = swap_blocks()
     settings = DETECTION.model_copy(update={"max_statements": 60})
     found = audit.run(table, embedding(table), "made", False, settings, EVALUATION, seed=0)
-    kept = found.scores.query("signal == 'length'")
+    kept = found.scores.query("score == 'length'")
     assert len(kept) == 60
     assert (kept.groupby("group").size() == 4).all()
 
@@ -293,12 +295,12 @@ def test_noise_shines_when_pairs_are_split_and_fails_when_groups_are_kept(seed: 
     assert auroc(labels[test], forest.predict_proba(noise[text[test]])[:, 1]) > 0.9
 
     distinct = np.unique(text, return_index=True)[1]
-    units = np.tile(questions, 2)[distinct].astype(str).astype(object)
+    cv_groups = np.tile(questions, 2)[distinct].astype(str).astype(object)
     labels, score = labels[distinct], np.empty(len(distinct))
-    fold = splits.assign_folds(labels, units, 4, seed)
+    fold = splits.assign_folds(labels, cv_groups, 4, seed)
     splits.check_folds(
         fold,
-        units,
+        cv_groups,
         [str(each) for each in text[distinct]],
         [str(each) for each in distinct],
         "pairs",

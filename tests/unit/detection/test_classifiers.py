@@ -6,7 +6,7 @@ import pytest
 from ghosttrack.detection import classifiers
 from ghosttrack.statistics import auroc
 
-OPTIONS = classifiers.Options(trees=40, seed=0)
+OPTIONS = classifiers.ClassifierOptions(trees=40, seed=0)
 
 
 def planted(shape: str, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -34,9 +34,9 @@ def test_each_classifier_finds_a_signal_of_its_kind(name: str, shape: str) -> No
     found = classifiers.fit_all(
         ["forest", "additive", name], x[:300], y[:300], inner[:300], x[300:], OPTIONS
     )[name]
-    assert auroc(y[300:], found.outer) > 0.75
-    assert auroc(y[:300], found.inner) > 0.75
-    assert found.inner.shape == (300,)
+    assert auroc(y[300:], found.test_log_odds) > 0.75
+    assert auroc(y[:300], found.train_log_odds) > 0.75
+    assert found.train_log_odds.shape == (300,)
 
 
 def test_the_additive_model_says_which_column_counts_and_misses_products() -> None:
@@ -47,7 +47,10 @@ def test_the_additive_model_says_which_column_counts_and_misses_products() -> No
     assert int(np.argmax(found.weights)) == 0
     assert found.weights[4] == 0
     x, y, inner = planted("product")
-    assert abs(auroc(y, classifiers.fit("additive", x, y, inner, x, OPTIONS).inner) - 0.5) < 0.15
+    assert (
+        abs(auroc(y, classifiers.fit("additive", x, y, inner, x, OPTIONS).train_log_odds) - 0.5)
+        < 0.15
+    )
 
 
 @pytest.mark.parametrize("name", ["forest", "boosting", "svm", "additive"])
@@ -61,4 +64,7 @@ def test_scores_of_training_rows_come_from_fits_without_their_fold(name: str) ->
     )
     np.testing.assert_array_equal(first, second)
     noise = np.random.default_rng(1).integers(0, 2, len(y))
-    assert abs(auroc(noise, classifiers.fit(name, x, noise, inner, x, OPTIONS).inner) - 0.5) < 0.15
+    assert (
+        abs(auroc(noise, classifiers.fit(name, x, noise, inner, x, OPTIONS).train_log_odds) - 0.5)
+        < 0.15
+    )

@@ -39,11 +39,11 @@ def statements() -> pd.DataFrame:
 def scored(examples: pd.DataFrame, control: object) -> tuple[np.ndarray, np.ndarray]:
     """Labels and out-of-fold probabilities of one control."""
     labels = examples["label"].to_numpy(dtype=np.int64)
-    units = splits.split_units(list(examples["group"]), list(examples["text"]))
-    fold = splits.assign_folds(labels, units, 4, seed=0)
+    cv_groups = splits.make_cv_groups(list(examples["group"]), list(examples["text"]))
+    fold = splits.assign_folds(labels, cv_groups, 4, seed=0)
     score = np.empty(len(labels))
-    for step in splits.rounds(labels, units, fold, 3, seed=0):
-        score[step.test] = probes.probability(control(examples, labels, step).outer)  # type: ignore[operator]
+    for outer in splits.outer_folds(labels, cv_groups, fold, 3, seed=0):
+        score[outer.test] = probes.probability(control(examples, labels, outer).test_log_odds)  # type: ignore[operator]
     return labels, score
 
 
@@ -69,7 +69,9 @@ def test_an_embedding_probe_is_exactly_at_chance_in_swap_blocks() -> None:
     rng = np.random.default_rng(0)
     vectors = {answer: rng.standard_normal(40) for answer in sorted(set(table["answer"]))}
     embedding = np.array([vectors[answer] for answer in table["answer"]], dtype=np.float32)
-    found = scored(table, lambda _, labels, step: controls.embedding_probe(embedding, labels, step))
+    found = scored(
+        table, lambda _, labels, outer: controls.embedding_probe(embedding, labels, outer)
+    )
     assert auroc(*found) == 0.5
 
 
@@ -143,11 +145,13 @@ def test_the_text_pair_control_sees_which_question_goes_with_which_answer_and_co
         text=lambda table: table["prompt"] + " " + table["answer"],
     )
     labels, fold = examples["label"].to_numpy(), np.tile(np.arange(len(names)) % 5, 2)
-    step = splits.Round(
+    outer = splits.OuterFold(
         0, np.flatnonzero(fold), np.flatnonzero(fold == 0), np.flatnonzero(fold) % 3
     )
     reached = {
-        control: auroc(labels[step.test], getattr(controls, control)(examples, labels, step).outer)
+        control: auroc(
+            labels[outer.test], getattr(controls, control)(examples, labels, outer).test_log_odds
+        )
         for control in ("text_pair", "text_only")
     }
     assert reached["text_pair"] > 0.9

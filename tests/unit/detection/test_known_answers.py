@@ -14,10 +14,10 @@ SETTINGS = EvaluationSettings(bootstrap=200)
 
 def judged(signal: float, seed: int) -> pd.DataFrame:
     """The ledger of one made-up set, from detectors that were trained on it."""
-    inputs, labels, rounds = test_detectors.made(signal, seed)
+    inputs, labels, outer_folds = test_detectors.made(signal, seed)
     fold = np.empty(len(labels), dtype=np.int64)
-    for step in rounds:
-        fold[step.test] = step.number
+    for outer in outer_folds:
+        fold[outer.test] = outer.number
     examples = pd.DataFrame(
         {
             "dataset": "made",
@@ -29,7 +29,7 @@ def judged(signal: float, seed: int) -> pd.DataFrame:
     )
     scores = {
         name: probes.probability(score)
-        for name, score in seed_runs.scores(inputs, labels, rounds).items()
+        for name, score in seed_runs.scores(inputs, labels, outer_folds).items()
     }
     table = detectors.frame(examples, fold, scores, {})
     return ledger.judge([scoreboard.of_dataset(table, False, SETTINGS, seed)], [], SETTINGS)

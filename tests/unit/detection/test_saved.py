@@ -71,10 +71,10 @@ def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> Non
         ("d", "g5", "river", "France", "v"),
     ]
     texts = pd.DataFrame(rows, columns=["dataset", "group", "relation", "subject", "text"])
-    units = saved_fit.units_of(texts).tolist()
-    assert units[0] == units[2]  # the capital of France, in two sets
-    assert units[1] == units[3]  # the same text
-    assert len(set(units)) == 4
+    cv_groups = saved_fit.cv_groups_across(texts).tolist()
+    assert cv_groups[0] == cv_groups[2]  # the capital of France, in two sets
+    assert cv_groups[1] == cv_groups[3]  # the same text
+    assert len(set(cv_groups)) == 4
 
 
 def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated() -> None:
@@ -84,10 +84,10 @@ def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated() -> Non
         run_fakes.text_only("own", mode="generated"),
     )
     small = run_fakes.text_only("small").assign(verdict="not run")
-    assert saved_fit.strict_sets(pd.concat([small, control, own, leaky, facts])) == ["facts"]
-    assert saved_fit.strict_sets(pd.concat([small, control, own, leaky])) == ["leaky"]
-    assert saved_fit.strict_sets(pd.concat([small, control, own])) == ["own"]
-    assert saved_fit.strict_sets(pd.concat([small, control])) == []
+    assert saved_fit.training_sets(pd.concat([small, control, own, leaky, facts])) == ["facts"]
+    assert saved_fit.training_sets(pd.concat([small, control, own, leaky])) == ["leaky"]
+    assert saved_fit.training_sets(pd.concat([small, control, own])) == ["own"]
+    assert saved_fit.training_sets(pd.concat([small, control])) == []
 
 
 def test_few_folds_leave_enough_to_fit_on(run: Path) -> None:

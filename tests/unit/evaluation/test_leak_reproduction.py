@@ -34,7 +34,7 @@ def questions(count: int, false: int) -> pd.DataFrame:
 
 
 def means(table: pd.DataFrame) -> pd.Series:
-    return table.groupby(["split", "signal"])["auroc"].mean()
+    return table.groupby(["split", "score"])["auroc"].mean()
 
 
 def test_noise_looks_like_a_detector_under_the_pair_split_and_like_noise_under_the_grouped_one() -> (

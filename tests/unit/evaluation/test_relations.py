@@ -17,13 +17,13 @@ def scores(sizes: dict[str, tuple[int, int]]) -> tuple[pd.DataFrame, pd.Series]:
     for level, (name, (right, wrong)) in enumerate(sizes.items()):
         for number, label in enumerate([0] * right + [1] * wrong):
             rows.append((f"{name}-{number}", name, label, 3 * level + rng.standard_normal()))
-    found = pd.DataFrame(rows, columns=["id", "relation", "label", "score"])
+    found = pd.DataFrame(rows, columns=["id", "relation", "label", "value"])
     table = found.assign(
         dataset="questions",
         mode="generated",
         group=found["id"],
         fold=0,
-        signal="entropy",
+        score="entropy",
         family="output",
         reason="",
     )
@@ -34,8 +34,8 @@ def test_within_a_relation_nothing_is_left_of_a_score_that_only_ranks_relations(
     table, relation = scores(
         {"easy": (90, 60), "hard": (60, 120), "small": (12, 30), "tiny": (5, 40)}
     )
-    pooled = statistics.auroc(table["label"].to_numpy(), table["score"].to_numpy())
-    found = relations.standings(table, relation, SETTINGS, 0)
+    pooled = statistics.auroc(table["label"].to_numpy(), table["value"].to_numpy())
+    found = relations.scope_results(table, relation, SETTINGS, 0)
     assert [each.name for each in found] == ["questions/easy", "questions/hard", "questions/small"]
     assert pooled > 0.65
     assert [each.auroc["entropy"] for each in found] == pytest.approx([0.5] * 3, abs=0.17)
@@ -52,5 +52,5 @@ def test_within_a_relation_nothing_is_left_of_a_score_that_only_ranks_relations(
 
 def test_a_single_relation_is_its_data_set() -> None:
     table, relation = scores({"only": (60, 60)})
-    assert relations.standings(table, relation, SETTINGS, 0) == []
+    assert relations.scope_results(table, relation, SETTINGS, 0) == []
     assert relations.claimed([], SETTINGS) == []

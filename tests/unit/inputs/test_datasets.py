@@ -639,7 +639,7 @@ def test_spans_of_one_text_in_two_groups_are_one_unit_of_the_folds(tmp_path: Pat
     }
     frame = own(tmp_path / "a.csv", table, answer_column="a", group_column="g")
     assert frame["group"].tolist() == ["1", "1", "2"]
-    assert len(set(splits.split_units(list(frame["group"]), list(frame["text"])))) == 1
+    assert len(set(splits.make_cv_groups(list(frame["group"]), list(frame["text"])))) == 1
 
 
 def write_any(path: Path, table: Mapping[str, Any]) -> Path:

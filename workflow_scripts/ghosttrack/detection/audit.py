@@ -24,7 +24,7 @@ SPLIT_BUG = 0.4
 COLUMNS = (*registry.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
 
 
-class Audited(NamedTuple):
+class AuditResult(NamedTuple):
     """Scores of the controls with the folds that everything else uses, and the checks, one row each."""
 
     scores: pd.DataFrame
@@ -39,7 +39,7 @@ def run(
     detection: DetectionSettings,
     evaluation_settings: EvaluationSettings,
     seed: int,
-) -> Audited:
+) -> AuditResult:
     """Make the folds, prove them, and see what text, question, length and token embeddings predict.
 
     Args:
@@ -48,26 +48,26 @@ def run(
         UserError: when two folds share a group or a verbatim text; under `detection.audit: stop`, when a data set of
             given texts that is no positive control leaks (see STOP_ABOVE), or its folds anti-learn.
     """
-    units = splits.split_units(list(examples["group"]), list(examples["text"]))
-    chosen = splits.sample_units(units, detection.max_statements, seed)
-    examples, units, embedding = (
+    cv_groups = splits.make_cv_groups(list(examples["group"]), list(examples["text"]))
+    chosen = splits.sample_cv_groups(cv_groups, detection.max_statements, seed)
+    examples, cv_groups, embedding = (
         examples[chosen].reset_index(drop=True),
-        units[chosen],
+        cv_groups[chosen],
         embedding[chosen],
     )
-    examples = examples.assign(dataset=dataset, group=units)
+    examples = examples.assign(dataset=dataset, group=cv_groups)
     labels = examples["label"].to_numpy(dtype=np.int64)
-    reason = splits.refusal(labels, units, detection.folds, detection.inner_folds)
+    reason = splits.infeasible_reason(labels, cv_groups, detection.folds, detection.inner_folds)
     scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
     fold = np.full(len(labels), -1, dtype=np.int64)
     if not reason:
-        fold = splits.assign_folds(labels, units, detection.folds, seed)
-        splits.check_folds(fold, units, list(examples["text"]), list(examples["id"]), dataset)
+        fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
+        splits.check_folds(fold, cv_groups, list(examples["text"]), list(examples["id"]), dataset)
         scores = _scores(
             examples,
             embedding,
             labels,
-            splits.rounds(labels, units, fold, detection.inner_folds, seed),
+            splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed),
             dataset,
         )
     table = detectors.frame(examples, fold, scores, dict.fromkeys(scores, reason))
@@ -85,28 +85,28 @@ def run(
             f"{STOP_ABOVE} at the interval's lower end. Mend the texts; or set control: true in the data set's file, so that "
             "it supports no claim; or detection.audit: report, which only marks the leak"
         )
-    return Audited(table, checks)
+    return AuditResult(table, checks)
 
 
 def _scores(
     examples: pd.DataFrame,
     embedding: NDArray[Any],
     labels: Ints,
-    rounds: list[splits.Round],
+    outer_folds: list[splits.OuterFold],
     dataset: str,
 ) -> dict[str, Floats]:
     scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
-    progress = Progress(f"leak audit of {dataset}", len(rounds), "folds")
-    for step in rounds:
+    progress = Progress(f"leak audit of {dataset}", len(outer_folds), "folds")
+    for outer in outer_folds:
         fits = {
-            controls.TEXT_ONLY: controls.text_only(examples, labels, step),
-            controls.ANSWER_ONLY: controls.answer_only(examples, labels, step),
-            controls.QUESTION_ONLY: controls.question_only(examples, labels, step),
-            controls.LENGTH: controls.length(examples, labels, step),
-            controls.EMBEDDING_PROBE: controls.embedding_probe(embedding, labels, step),
+            registry.TEXT_ONLY: controls.text_only(examples, labels, outer),
+            registry.ANSWER_ONLY: controls.answer_only(examples, labels, outer),
+            registry.QUESTION_ONLY: controls.question_only(examples, labels, outer),
+            registry.LENGTH: controls.length(examples, labels, outer),
+            registry.EMBEDDING_PROBE: controls.embedding_probe(embedding, labels, outer),
         }
         for name, fit in fits.items():
-            scores[name][step.test] = probes.probability(fit.outer)
+            scores[name][outer.test] = probes.probability(fit.test_log_odds)
         progress.advance(1)
     return scores
 
@@ -123,7 +123,7 @@ def _checks(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The table of checks, and in words the leaks that are too large to go on with."""
     dataset, texts = str(examples["dataset"].iloc[0]), [str(text) for text in examples["text"]]
-    units = examples["group"].to_numpy(dtype=object)
+    cv_groups = examples["group"].to_numpy(dtype=object)
     rows: list[dict[str, Any]] = []
 
     def add(
@@ -136,7 +136,7 @@ def _checks(
         rows.append({"check": check, "value": value, "low": low, "high": high, "verdict": verdict})
 
     counted = {
-        "shared_groups": splits.shared_rows(fold, list(units)),
+        "shared_groups": splits.shared_rows(fold, list(cv_groups)),
         "shared_texts": splits.shared_rows(fold, [splits.same_text(text) for text in texts]),
         "near_duplicates": splits.shared_rows(fold, [splits.same_words(text) for text in texts]),
         "contradictions": splits.shared_rows(labels, [splits.same_text(text) for text in texts]),
@@ -149,7 +149,7 @@ def _checks(
         )
     matrix = np.array(list(scores.values()))
     draws = statistics.bootstrap_auroc(
-        labels, matrix, units, settings.bootstrap, statistics.stream(seed, dataset)
+        labels, matrix, cv_groups, settings.bootstrap, statistics.stream(seed, dataset)
     )
     low_score, large = 1.0, list[str]()
     corrected = 1 - (1 - settings.confidence) / len(scores)
@@ -176,7 +176,7 @@ def _checks(
         dataset=dataset,
         mode=str(examples["mode"].iloc[0]),
         n=len(labels),
-        groups=len(set(units)),
+        groups=len(set(cv_groups)),
         prevalence=float(labels.mean()),
         control=control,
         reason=reason,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ghosttrack.detection import probes
-from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.statistics import auroc
 
 # Leaves hold this many rows at least, so that votes are shares and not memories.
@@ -34,7 +34,7 @@ ADDITIVE = 0.3
 NAMES = ("logistic", "forest", "boosting", "svm", "additive", "ensemble")
 
 
-class Options(NamedTuple):
+class ClassifierOptions(NamedTuple):
     """trees: of the forest; seed: of everything random."""
 
     trees: int
@@ -48,7 +48,9 @@ class _Once(NamedTuple):
     importance: Floats | None
 
 
-def fit(name: str, x: Floats, y: Ints, inner: Ints, test: Floats, options: Options) -> Fitted:
+def fit(
+    name: str, x: Floats, y: Ints, inner: Ints, test: Floats, options: ClassifierOptions
+) -> FoldFit:
     """One classifier on training rows x, (train, columns), with out-of-fold scores for each of them.
 
     Args:
@@ -63,7 +65,7 @@ def fit(name: str, x: Floats, y: Ints, inner: Ints, test: Floats, options: Optio
         left_out[held] = once(x[~held], y[~held], x[held], smaller).scores
     found = once(x, y, test, options)
     odds = probes.platt(left_out, y)
-    return Fitted(
+    return FoldFit(
         odds.apply(left_out),
         odds.apply(found.scores),
         float("nan"),
@@ -72,14 +74,14 @@ def fit(name: str, x: Floats, y: Ints, inner: Ints, test: Floats, options: Optio
     )
 
 
-def ensemble(fits: Mapping[str, Fitted], y: Ints) -> Fitted:
+def ensemble(fits: Mapping[str, FoldFit], y: Ints) -> FoldFit:
     """The mean log-odds of several classifiers on the same rows."""
     return probes.mean_of(list(fits.values()), y)
 
 
 def fit_all(
-    names: Sequence[str], x: Floats, y: Ints, inner: Ints, test: Floats, options: Options
-) -> dict[str, Fitted]:
+    names: Sequence[str], x: Floats, y: Ints, inner: Ints, test: Floats, options: ClassifierOptions
+) -> dict[str, FoldFit]:
     """Every classifier of `names`; the ensemble is the mean of the others that are named."""
     fits = {name: fit(name, x, y, inner, test, options) for name in names if name != "ensemble"}
     if "ensemble" in names and fits:
@@ -87,7 +89,7 @@ def fit_all(
     return fits
 
 
-def _forest(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
+def _forest(x: Floats, y: Ints, test: Floats, options: ClassifierOptions) -> _Once:
     from sklearn.ensemble import RandomForestClassifier
 
     model = RandomForestClassifier(
@@ -102,7 +104,7 @@ def _forest(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
     )
 
 
-def _boosting(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
+def _boosting(x: Floats, y: Ints, test: Floats, options: ClassifierOptions) -> _Once:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     model = HistGradientBoostingClassifier(
@@ -111,7 +113,7 @@ def _boosting(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
     return _Once(np.asarray(model.decision_function(test), dtype=np.float64), None)
 
 
-def _svm(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
+def _svm(x: Floats, y: Ints, test: Floats, options: ClassifierOptions) -> _Once:
     from sklearn.svm import SVC
 
     rows = np.random.default_rng(options.seed).permutation(len(y))[:SVM_ROWS]
@@ -120,7 +122,7 @@ def _svm(x: Floats, y: Ints, test: Floats, options: Options) -> _Once:
     return _Once(np.asarray(model.decision_function(standard.apply(test)), dtype=np.float64), None)
 
 
-def _additive(x: Floats, y: Ints, test: Floats, _options: Options) -> _Once:
+def _additive(x: Floats, y: Ints, test: Floats, _options: ClassifierOptions) -> _Once:
     """A sum of one smooth curve per column: the importance of a column is the spread of its curve over the rows."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import SplineTransformer
@@ -156,7 +158,7 @@ def _spread(x: Floats, training: Floats) -> Floats:
     return np.asarray((np.array(below) + np.array(upto)).T / (2 * len(training)), dtype=np.float64)
 
 
-_ONCE: dict[str, Callable[[Floats, Ints, Floats, Options], _Once]] = {
+_ONCE: dict[str, Callable[[Floats, Ints, Floats, ClassifierOptions], _Once]] = {
     "forest": _forest,
     "boosting": _boosting,
     "svm": _svm,

@@ -7,19 +7,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import probes
-from ghosttrack.detection.probes import Fitted, Floats, Ints
-from ghosttrack.detection.representations import Pairs
-from ghosttrack.detection.splits import Round
+from ghosttrack.detection.probes import Floats, FoldFit, Ints
+from ghosttrack.detection.representations import PromptAnswerPairs
+from ghosttrack.detection.splits import OuterFold
 
-TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
-LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
-# Which question goes with which answer: told from characters, and from token embeddings before any computation.
-TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
 # Whole text and answer are two controls: on TruthfulQA the answer alone is the stronger one.
-TEXTS = (TEXT_ONLY, ANSWER_ONLY)
+TEXTS = (registry.TEXT_ONLY, registry.ANSWER_ONLY)
 # Trained on what the audit may see: no activation past the token embedding, no output of the model.
-AUDITED = (*TEXTS, QUESTION_ONLY, LENGTH, EMBEDDING_PROBE)
+AUDITED = (*TEXTS, registry.QUESTION_ONLY, registry.LENGTH, registry.EMBEDDING_PROBE)
 # Inverse strengths of the text models.
 TEXT_STRENGTHS = (0.3, 3.0, 30.0)
 # Knots of the length curve: enough for "too short or too long is false", few enough for a hundred texts.
@@ -48,7 +45,7 @@ def visible_text(examples: pd.DataFrame) -> list[str]:
     ]
 
 
-def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
+def fit_text(documents: Sequence[str], labels: Ints, outer: OuterFold) -> FoldFit:
     """TF-IDF of words (1-2) and characters (2-5), logistic regression.
 
     Vocabulary and weights come from the training rows alone.
@@ -63,51 +60,51 @@ def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
     train: list[Any] = []
     test: list[Any] = []
     for analyzer, pattern, span in (("word", r"\w+|[^\w\s]", (1, 2)), ("char", None, (2, 5))):
-        if analyzer == "char" and max(map(len, texts[step.train])) < span[0]:
+        if analyzer == "char" and max(map(len, texts[outer.train])) < span[0]:
             continue  # texts without answers or questions: no two characters stand together
         vectorizer = TfidfVectorizer(
             analyzer=analyzer, token_pattern=pattern, ngram_range=span, sublinear_tf=True
         )
-        train.append(vectorizer.fit_transform(texts[step.train]))
-        test.append(vectorizer.transform(texts[step.test]))
+        train.append(vectorizer.fit_transform(texts[outer.train]))
+        test.append(vectorizer.transform(texts[outer.test]))
     return probes.logistic(
         hstack(train, format="csr"),
-        labels[step.train],
-        step.inner,
+        labels[outer.train],
+        outer.inner_fold,
         hstack(test, format="csr"),
         TEXT_STRENGTHS,
     )
 
 
-def text_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+def text_only(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
     """The whole visible text."""
-    return fit_text(visible_text(examples), labels, step)
+    return fit_text(visible_text(examples), labels, outer)
 
 
-def answer_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+def answer_only(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
     """The answer without what it answers."""
-    return fit_text([str(answer) for answer in examples["answer"]], labels, step)
+    return fit_text([str(answer) for answer in examples["answer"]], labels, outer)
 
 
-def question_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+def question_only(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
     """The question without the answer."""
-    return fit_text(question_of(examples), labels, step)
+    return fit_text(question_of(examples), labels, outer)
 
 
-def embedding_pair(pairs: Pairs, labels: Ints, step: Round) -> Fitted:
+def embedding_pair(pairs: PromptAnswerPairs, labels: Ints, outer: OuterFold) -> FoldFit:
     """The bilinear probe without the model's computation: mean token embedding of the prompt, output embedding of the answer."""
     return probes.bilinear_ridge(
         [pairs.words],
         pairs.answer,
         pairs.relation,
-        labels[step.train],
-        step.inner,
-        step.train,
-        step.test,
+        labels[outer.train],
+        outer.inner_fold,
+        outer.train,
+        outer.test,
     )
 
 
-def text_pair(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+def text_pair(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
     """Which question goes with which answer, told from their characters.
 
     A kernel of question and answer: the product of a likeness of questions and one of answers (TF-IDF of characters, 1-4; and
@@ -119,7 +116,7 @@ def text_pair(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
     def likeness(texts: Sequence[str]) -> Any:
         shown = np.array([text.strip() or "-" for text in texts], dtype=object)
         vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
-        vectorizer.fit(shown[step.train])
+        vectorizer.fit(shown[outer.train])
         return vectorizer.transform(shown)
 
     answers = [str(answer) for answer in examples["answer"]]
@@ -136,7 +133,9 @@ def text_pair(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
             (asked @ asked[marks].T).toarray() * alike * (about[:, None] == about[marks])
         )
 
-    return probes.kernel_ridge(kernel, labels[step.train], step.inner, step.train, step.test)
+    return probes.kernel_ridge(
+        kernel, labels[outer.train], outer.inner_fold, outer.train, outer.test
+    )
 
 
 def length_features(examples: pd.DataFrame) -> Floats:
@@ -150,27 +149,29 @@ def length_features(examples: pd.DataFrame) -> Floats:
     return np.log1p(np.array(columns, dtype=np.float64).T)
 
 
-def length(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
+def length(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
     """Length in characters and words through a smooth curve, so that any direction is found."""
     from sklearn.preprocessing import SplineTransformer
 
     x = length_features(examples)
-    varying = np.ptp(x[step.train], axis=0) > 0  # a spline needs a range
+    varying = np.ptp(x[outer.train], axis=0) > 0  # a spline needs a range
     if not varying.any():
         x = np.zeros((len(x), 1))
-        return probes.logistic(x[step.train], labels[step.train], step.inner, x[step.test])
+        return probes.logistic(x[outer.train], labels[outer.train], outer.inner_fold, x[outer.test])
     curve = SplineTransformer(
         n_knots=LENGTH_KNOTS, degree=2, knots="uniform", extrapolation="constant"
     )
-    train = curve.fit_transform(x[step.train][:, varying])
+    train = curve.fit_transform(x[outer.train][:, varying])
     return probes.logistic(
-        train, labels[step.train], step.inner, curve.transform(x[step.test][:, varying])
+        train, labels[outer.train], outer.inner_fold, curve.transform(x[outer.test][:, varying])
     )
 
 
-def embedding_probe(embedding: NDArray[Any], labels: Ints, step: Round) -> Fitted:
+def embedding_probe(embedding: NDArray[Any], labels: Ints, outer: OuterFold) -> FoldFit:
     """Probe on the mean token embedding of the answer, (examples, d_model): what the tokens give away by themselves."""
-    return probes.ridge(embedding[step.train], labels[step.train], step.inner, embedding[step.test])
+    return probes.ridge(
+        embedding[outer.train], labels[outer.train], outer.inner_fold, embedding[outer.test]
+    )
 
 
 class Untrained(NamedTuple):
@@ -187,7 +188,7 @@ UNTRAINED = {
     "pmi": Untrained("pmi_sum", -1),
     "pmi_mean": Untrained("pmi_mean", -1),
     # the first token against all answers of the relation at once: see `activations.rivals.standing`
-    "matched": Untrained("final_matched", -1),
+    "sinkhorn": Untrained("final_matched", -1),
     # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
     "perplexity": Untrained("text_logprob_mean", -1),
     "entropy": Untrained("entropy_mean", 1),
@@ -199,7 +200,7 @@ UNTRAINED = {
 # Not every data set has these: drawn answers are a generated one's, and not every text is asked about.
 OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true")
 # Single signals without training on the label, or without the model: the best of them is the bar for a claim.
-SINGLE = (*UNTRAINED, LENGTH, *TEXTS, QUESTION_ONLY, TEXT_PAIR)
+SINGLE = (*UNTRAINED, registry.LENGTH, *TEXTS, registry.QUESTION_ONLY, registry.TEXT_PAIR)
 
 
 def untrained(name: str, outputs: pd.DataFrame) -> Floats:
@@ -222,7 +223,7 @@ def missing(name: str, outputs: pd.DataFrame) -> str:
         return ""
     if name == "p_true":
         return f"{lacking} of {len(outputs)} texts are too long to be asked about behind solved examples"
-    if name == "matched":
+    if name == "sinkhorn":
         return f"{lacking} of {len(outputs)} answers have no rivals (fewer than two prompts in their relation, or two answers that begin differently)"
     return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.other_prompts: 0)"
 

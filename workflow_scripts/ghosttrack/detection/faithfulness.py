@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.activations import example_tokens
-from ghosttrack.detection.scoring import Part, Scorer
+from ghosttrack.detection.scoring import FeatureContribution, Scorer
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.statistics import codes_of
 
@@ -23,7 +23,7 @@ TOP, RANDOM, STRONGEST = "named reasons", "random active features", "most active
 # All active features of a text, of all layers, are fewer.
 _ALL = 4096
 
-Pairs = list[list[tuple[int, int]]]
+RemovedFeatures = list[list[tuple[int, int]]]
 
 
 class Changes(NamedTuple):
@@ -76,7 +76,9 @@ def measure(
                 _chosen(parts, kind, count, [seed, count, text])
                 for text, parts in enumerate(found.parts)
             ]
-            pairs: Pairs = [[(part.place, part.feature) for part in parts] for parts in chosen]
+            pairs: RemovedFeatures = [
+                [(part.place, part.feature) for part in parts] for parts in chosen
+            ]
             after = scorer.read(encoded, 0, pairs).log_odds
             announced = np.array([sum(part.log_odds for part in parts) for parts in chosen])
             changes[kind] = Changes(found.log_odds, after, announced)
@@ -88,7 +90,9 @@ def measure(
     return pd.DataFrame(rows, columns=list(registry.EXPLANATIONS))
 
 
-def _chosen(parts: Sequence[Part], kind: str, count: int, seed: list[int]) -> list[Part]:
+def _chosen(
+    parts: Sequence[FeatureContribution], kind: str, count: int, seed: list[int]
+) -> list[FeatureContribution]:
     if kind == RANDOM:
         order = np.random.default_rng(seed).permutation(len(parts))[:count]
         return [parts[place] for place in order]

@@ -16,7 +16,7 @@ STRENGTHS = (0.3, 1.0, 3.0)
 LEAST_ROWS = 5
 
 
-class Linear(NamedTuple):
+class LinearModel(NamedTuple):
     """log-odds = x . weight + intercept, in the units of x."""
 
     weight: Floats
@@ -31,8 +31,8 @@ class CrossFit(NamedTuple):
     """left_out: (rows,) log-odds, each from the fit of `folds` that left the row's fold out; final: the fit on all rows."""
 
     left_out: Floats
-    folds: list[Linear]
-    final: Linear
+    folds: list[LinearModel]
+    final: LinearModel
     strength: float
 
 
@@ -51,13 +51,14 @@ def cross_fit(
     standard = probes.standardise(x[:, kept])
     z = standard.apply(x[:, kept]).astype(np.float32)
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
-    total = Sums.of(z, target)
+    total = SufficientStatistics.of(z, target)
     unit = float(np.trace(total.squares)) / len(z)
     count = int(fold.max()) + 1
     rest = [
-        total.without(Sums.of(z[fold == number], target[fold == number])) for number in range(count)
+        total.without(SufficientStatistics.of(z[fold == number], target[fold == number]))
+        for number in range(count)
     ]
-    best: tuple[float, float, Floats, list[Linear]] | None = None
+    best: tuple[float, float, Floats, list[LinearModel]] | None = None
     for strength in strengths:
         fits = [sums.solve(strength * unit) for sums in rest]
         left_out = np.empty(len(z))
@@ -70,11 +71,11 @@ def cross_fit(
     _, strength, left_out, fits = best
     to_odds = probes.platt(left_out, y)
 
-    def unscaled(fit: Linear) -> Linear:
+    def unscaled(fit: LinearModel) -> LinearModel:
         weight = np.zeros(x.shape[1])
         weight[kept] = to_odds.slope * fit.weight / standard.scale
         shift = float((fit.weight * standard.mean / standard.scale).sum())
-        return Linear(weight, to_odds.slope * (fit.intercept - shift) + to_odds.intercept)
+        return LinearModel(weight, to_odds.slope * (fit.intercept - shift) + to_odds.intercept)
 
     final = total.solve(strength * unit)
     return CrossFit(
@@ -82,7 +83,7 @@ def cross_fit(
     )
 
 
-class Sums(NamedTuple):
+class SufficientStatistics(NamedTuple):
     """What ridge regression needs of some rows: their number, sums, squares, and products with the target."""
 
     rows: int
@@ -92,7 +93,7 @@ class Sums(NamedTuple):
     products: Floats  # (columns,)
 
     @classmethod
-    def of(cls, z: NDArray[np.float32], target: Floats) -> "Sums":
+    def of(cls, z: NDArray[np.float32], target: Floats) -> "SufficientStatistics":
         """Of these rows."""
         # Single precision: half the cost, and every strength drowns its rounding.
         return cls(
@@ -104,15 +105,15 @@ class Sums(NamedTuple):
         )
 
     @classmethod
-    def together(cls, parts: Sequence["Sums"]) -> "Sums":
+    def together(cls, parts: Sequence["SufficientStatistics"]) -> "SufficientStatistics":
         """Of the rows of all parts."""
         return cls(*(sum(values) for values in zip(*parts, strict=True)))
 
-    def without(self, part: "Sums") -> "Sums":
+    def without(self, part: "SufficientStatistics") -> "SufficientStatistics":
         """Of the other rows."""
-        return Sums(*(whole - less for whole, less in zip(self, part, strict=True)))  # type: ignore[operator]
+        return SufficientStatistics(*(whole - less for whole, less in zip(self, part, strict=True)))  # type: ignore[operator]
 
-    def solve(self, penalty: float) -> Linear:
+    def solve(self, penalty: float) -> LinearModel:
         """Weights and a free intercept."""
         from scipy.linalg import cho_factor, cho_solve
 
@@ -123,4 +124,4 @@ class Sums(NamedTuple):
             cho_factor(matrix, overwrite_a=True, check_finite=False),
             self.products - self.rows * centre * mean,
         )
-        return Linear(weight, centre - float(mean @ weight))
+        return LinearModel(weight, centre - float(mean @ weight))

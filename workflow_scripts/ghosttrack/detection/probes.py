@@ -28,7 +28,7 @@ _RANK = 1e-10
 _LEAST_SCALE = 1e-3
 
 
-class Fitted(NamedTuple):
+class FoldFit(NamedTuple):
     """What a detector says, as log-odds of "hallucinated".
 
     inner: (train,) for the training rows, each from a fit without its inner fold; outer: (test,) from the fit on all
@@ -36,14 +36,14 @@ class Fitted(NamedTuple):
     standardised units, or None.
     """
 
-    inner: Floats
-    outer: Floats
+    train_log_odds: Floats
+    test_log_odds: Floats
     strength: float
-    score: float
+    inner_auroc: float
     weights: Floats | None
 
 
-class Standard(NamedTuple):
+class Standardiser(NamedTuple):
     """Mean and scale of the training rows, each (columns,)."""
 
     mean: Floats
@@ -54,16 +54,16 @@ class Standard(NamedTuple):
         return np.asarray((x - self.mean) / self.scale, dtype=np.float64)
 
 
-def standardise(x: NDArray[Any]) -> Standard:
+def standardise(x: NDArray[Any]) -> Standardiser:
     """Fit a Standard on training rows. Constant columns become zero."""
     scale = x.std(axis=0, dtype=np.float64)
     floor = _LEAST_SCALE * float(np.median(scale[scale > 0])) if (scale > 0).any() else 1.0
-    return Standard(x.mean(axis=0, dtype=np.float64), np.maximum(scale, floor))
+    return Standardiser(x.mean(axis=0, dtype=np.float64), np.maximum(scale, floor))
 
 
 def ridge(
     x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: Sequence[float] = RIDGE
-) -> Fitted:
+) -> FoldFit:
     """Ridge regression on +-1 labels with an exact leave-one-fold-out score for each training row.
 
     One eigendecomposition serves every strength and every inner fold: with smoother matrix H, the residual of fold B
@@ -87,7 +87,7 @@ def joint_ridge(
     train: Ints,
     test: Ints,
     strengths: Sequence[float] = RIDGE,
-) -> Fitted:
+) -> FoldFit:
     """`ridge` on the columns of several blocks together, without ever holding them side by side.
 
     One decomposition serves all layers, where a probe per layer needs one each. Trials on statements: level with the
@@ -116,7 +116,7 @@ def bilinear_ridge(
     inner: Ints,
     train: Ints,
     test: Ints,
-) -> Fitted:
+) -> FoldFit:
     """Ridge regression on the products of every channel of `left` with every channel of `right`, of each relation by itself.
 
     A bilinear form left' W right says which answer goes with which prompt, where a probe on either, or on both side by side,
@@ -149,7 +149,7 @@ def kernel_ridge(
     train: Ints,
     test: Ints,
     strengths: Sequence[float] = RIDGE,
-) -> Fitted:
+) -> FoldFit:
     """`ridge` on the features behind a kernel.
 
     With more than EXACT training rows it is the Nystroem approximation (Williams and Seeger 2001): weights in the span of
@@ -171,7 +171,7 @@ def kernel_ridge(
 
 def _landmark_ridge(
     kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths: Sequence[float]
-) -> Fitted:
+) -> FoldFit:
     """`kernel_ridge` in the span of some training rows, whose products with all rows are all that is needed; `rows` begins
     with the training rows, which `y` belongs to.
     """
@@ -201,50 +201,50 @@ def _landmark_ridge(
     return _to_odds(chosen, y, (turned[n:] * np.sqrt(squares[held])) @ weights, None)
 
 
-class _Chosen(NamedTuple):
+class _RidgeFit(NamedTuple):
     """left_out: (train,) each row without its inner fold; dual: (train,) weights of the training rows."""
 
     left_out: Floats
     dual: Floats
     centre: float
     strength: float
-    score: float
+    inner_auroc: float
 
 
 def _choose(
     eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, strengths: Sequence[float]
-) -> _Chosen:
+) -> _RidgeFit:
     """The strength with the best AUROC over inner folds, from the eigenvectors of ZZ': (rank,), (train, rank)."""
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
     centre = float(target.mean())
     seen: Floats = q.T @ (target - centre)  # (rank,)
-    best: _Chosen | None = None
+    best: _RidgeFit | None = None
     for strength in strengths:
         shrink = eigenvalues / (eigenvalues + strength * unit)
         fitted = np.asarray(centre + q @ (shrink * seen), dtype=np.float64)
         left_out = _leave_folds_out(q, shrink, target, fitted, inner)
         score = auroc(y, left_out)
-        if best is None or score > best.score:
+        if best is None or score > best.inner_auroc:
             # weights = Z' (ZZ' + a)^-1 (target - centre)
-            best = _Chosen(
+            best = _RidgeFit(
                 left_out, q @ (seen / (eigenvalues + strength * unit)), centre, strength, score
             )
     assert best is not None, "at least one strength"
     return best
 
 
-def _to_odds(chosen: _Chosen, y: Ints, outer: Floats, weights: Floats | None) -> Fitted:
+def _to_odds(chosen: _RidgeFit, y: Ints, outer: Floats, weights: Floats | None) -> FoldFit:
     odds = platt(chosen.left_out, y)
-    return Fitted(
+    return FoldFit(
         odds.apply(chosen.left_out),
         odds.apply(outer + chosen.centre),
         chosen.strength,
-        chosen.score,
+        chosen.inner_auroc,
         weights,
     )
 
 
-def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any]) -> Fitted:
+def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any]) -> FoldFit:
     """Projection on the difference of the classes' means (Marks and Tegmark 2023): no covariance, nothing to choose."""
 
     def direction(rows: NDArray[np.bool_]) -> Floats:
@@ -259,7 +259,7 @@ def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any
         left_out[held] = x[held] @ direction(~held)
     weights = direction(np.ones(len(y), dtype=bool))
     odds = platt(left_out, y)
-    return Fitted(
+    return FoldFit(
         odds.apply(left_out), odds.apply(test @ weights), float("nan"), auroc(y, left_out), weights
     )
 
@@ -327,7 +327,7 @@ def platt(score: Floats, y: Ints) -> Platt:
 
 def logistic(
     x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: Sequence[float] = LOGISTIC
-) -> Fitted:
+) -> FoldFit:
     """L2 logistic regression on standardised columns; C chosen by the AUROC of the inner folds' scores.
 
     Takes scipy sparse matrices as well, which are neither centred nor scaled. Arguments as `ridge`.
@@ -345,7 +345,7 @@ def logistic(
     assert best is not None, "at least one strength"
     score, strength, left_out = best
     outer, weights = _logistic_once(x, y, test, strength, sparse)
-    return Fitted(left_out, outer, strength, score, None if sparse else weights)
+    return FoldFit(left_out, outer, strength, score, None if sparse else weights)
 
 
 def _logistic_once(
@@ -370,20 +370,22 @@ def _logistic_once(
     )
 
 
-def calibrated(fit: Fitted, y: Ints) -> Fitted:
+def calibrated(fit: FoldFit, y: Ints) -> FoldFit:
     """The same scores with log-odds from a logistic regression on the inner ones, which no fit has seen."""
-    odds = platt(fit.inner, y)
-    return fit._replace(inner=odds.apply(fit.inner), outer=odds.apply(fit.outer))
+    odds = platt(fit.train_log_odds, y)
+    return fit._replace(
+        train_log_odds=odds.apply(fit.train_log_odds), test_log_odds=odds.apply(fit.test_log_odds)
+    )
 
 
-def mean_of(fits: Sequence[Fitted], y: Ints) -> Fitted:
+def mean_of(fits: Sequence[FoldFit], y: Ints) -> FoldFit:
     """Average the log-odds of several fits on the same rows, and set them to scale again."""
     inner, outer = (
-        np.mean([fit.inner for fit in fits], axis=0),
-        np.mean([fit.outer for fit in fits], axis=0),
+        np.mean([fit.train_log_odds for fit in fits], axis=0),
+        np.mean([fit.test_log_odds for fit in fits], axis=0),
     )
     to_odds = platt(inner, y)
-    return Fitted(to_odds.apply(inner), to_odds.apply(outer), float("nan"), auroc(y, inner), None)
+    return FoldFit(to_odds.apply(inner), to_odds.apply(outer), float("nan"), auroc(y, inner), None)
 
 
 def probability(log_odds: Floats) -> Floats:

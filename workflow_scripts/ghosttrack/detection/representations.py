@@ -23,7 +23,7 @@ NOT_FEATURES = ("other_prompts", "p_true")
 # Columns that an earlier block has made, not the output: see `activations.rivals`.
 LENS = "lens_"
 # Columns of the output that set an answer beside its rivals: from the same.
-RIVALS = "final_"
+CANDIDATES = "final_"
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
 _ROWS = 4096
 
@@ -181,14 +181,16 @@ def lens_features(outputs: pd.DataFrame) -> pd.DataFrame:
 
 def _without_gaps(table: pd.DataFrame) -> pd.DataFrame:
     table = table.astype(np.float64)
-    rivals = [
-        name for name in table if str(name).startswith((RIVALS, LENS)) and table[name].notna().any()
+    columns = [
+        name
+        for name in table
+        if str(name).startswith((CANDIDATES, LENS)) and table[name].notna().any()
     ]
-    table[rivals] = table[rivals].fillna(0.0)
+    table[columns] = table[columns].fillna(0.0)
     return table.dropna(axis=1)
 
 
-class Pairs(NamedTuple):
+class PromptAnswerPairs(NamedTuple):
     """What a bilinear probe reads of each example: where the model stands before the answer, and the answer itself.
 
     prompt: by block, (examples, d_model), residual stream at the prompt's last token; words: (examples, d_model), mean
@@ -202,10 +204,12 @@ class Pairs(NamedTuple):
     relation: NDArray[np.int64]
 
 
-def pairs_of(states: "States", relations: Sequence[str], rows: NDArray[np.int64]) -> Pairs:
+def pairs_of(
+    states: "States", relations: Sequence[str], rows: NDArray[np.int64]
+) -> PromptAnswerPairs:
     """The pairs of the examples `rows`, whose relations are given, (rows,)."""
     prompt, answer = states.prompt[rows], states.answer[rows]
-    return Pairs(
+    return PromptAnswerPairs(
         [each[prompt] for each in states.blocks.values()],
         states.words[prompt],
         states.unembedding[answer],

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import agreement, controls, detectors, splits
-from ghosttrack.detection.detectors import Choice, Inputs, Weight
+from ghosttrack.detection.detectors import Choice, DetectorInputs, Weight
 from ghosttrack.detection.representations import (
     LayerBlocks,
     by_relation,
@@ -23,7 +24,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.settings import DetectionSettings
 
 
-class Files(NamedTuple):
+class DatasetFiles(NamedTuple):
     """Activation stores, their manifests and SAE weights, by layer; backgrounds; states of prompts; signals tables, by variant."""
 
     stores: Sequence[Path]
@@ -31,17 +32,17 @@ class Files(NamedTuple):
     weights: Sequence[Path]
     background: Path
     prompt_states: Path
-    signals: Sequence[Path]
+    track_metrics: Sequence[Path]
 
 
-class Samples(NamedTuple):
+class DrawnAnswers(NamedTuple):
     """samples.parquet of a generated data set, and where it lies."""
 
     table: pd.DataFrame
     path: Path
 
 
-class Trained(NamedTuple):
+class DatasetScores(NamedTuple):
     """Long table of all scores of a data set, what was chosen in each fold, and what mattered."""
 
     scores: pd.DataFrame
@@ -54,13 +55,13 @@ def train_dataset(
     examples: pd.DataFrame,
     outputs: pd.DataFrame,
     audited: pd.DataFrame,
-    paths: Files,
+    paths: DatasetFiles,
     layers: Sequence[int],
     variants: Sequence[str],
     detection: DetectionSettings,
     seed: int,
-    samples: Samples | None = None,
-) -> Trained:
+    samples: DrawnAnswers | None = None,
+) -> DatasetScores:
     """Train in the folds that the audit made; a data set without folds gets NaN scores and the reason.
 
     Args:
@@ -71,7 +72,7 @@ def train_dataset(
         raise UserError(
             f"{dataset}: outputs.parquet and examples.parquet list different examples: delete both and run again"
         )
-    first = audited[audited["signal"] == controls.TEXT_ONLY]
+    first = audited[audited["score"] == registry.TEXT_ONLY]
     row_of = {name: row for row, name in enumerate(examples["id"])}
     if not set(first["id"]) <= set(row_of):
         raise UserError(
@@ -79,8 +80,8 @@ def train_dataset(
         )
     rows = np.array([row_of[name] for name in first["id"]], dtype=np.int64)
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
-    units, reason = first["group"].to_numpy(dtype=object), str(first["reason"].iloc[0])
-    kept = examples.iloc[rows].reset_index(drop=True).assign(dataset=dataset, group=units)
+    cv_groups, reason = first["group"].to_numpy(dtype=object), str(first["reason"].iloc[0])
+    kept = examples.iloc[rows].reset_index(drop=True).assign(dataset=dataset, group=cv_groups)
     if samples is not None:
         agreed = agreement.measure(samples.table, list(examples["id"]), str(samples.path))
         outputs = outputs.assign(**{name: agreed[name].to_numpy() for name in agreed})
@@ -92,19 +93,19 @@ def train_dataset(
     if reason:
         scores |= {
             name: np.full(len(rows), np.nan)
-            for name in detectors.signal_names(variants, detection.detectors)
+            for name in detectors.score_names(variants, detection.detectors)
         }
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
-        splits.check_folds(fold, units, list(kept["text"]), list(kept["id"]), dataset)
-        rounds = splits.rounds(labels, units, fold, detection.inner_folds, seed)
-        trained = detectors.train(inputs, labels, rounds, detection, seed, dataset)
+        splits.check_folds(fold, cv_groups, list(kept["text"]), list(kept["id"]), dataset)
+        outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
+        trained = detectors.train(inputs, labels, outer_folds, detection, seed, dataset)
         scores |= trained.scores
         choices, weights = trained.choices, trained.weights
     own = detectors.frame(
         kept, fold, scores, {name: reasons.get(name) or reason for name in scores}
     )
-    return Trained(
+    return DatasetScores(
         pd.concat([own, audited], ignore_index=True),
         pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
         pd.DataFrame(weights, columns=list(Weight._fields)).assign(dataset=dataset),
@@ -116,10 +117,10 @@ def read_inputs(
     examples: pd.DataFrame,
     outputs: pd.DataFrame,
     rows: np.ndarray,
-    paths: Files,
+    paths: DatasetFiles,
     layers: Sequence[int],
     variants: Sequence[str],
-) -> Inputs:
+) -> DetectorInputs:
     """Pool the activations of every layer and read the metrics, for the examples `rows`, in that order."""
     from ghosttrack import sae
     from ghosttrack.activations import candidates
@@ -141,7 +142,7 @@ def read_inputs(
         )
         blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
     metrics = {}
-    for variant, path in zip(variants, paths.signals, strict=True):
+    for variant, path in zip(variants, paths.track_metrics, strict=True):
         table = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
     measured, texts = (table.iloc[rows].reset_index(drop=True) for table in (outputs, examples))
@@ -149,7 +150,7 @@ def read_inputs(
     pairs = pairs_of(
         candidates.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows
     )
-    return Inputs(features, lens_features(measured), blocks, pairs, texts, metrics)
+    return DetectorInputs(features, lens_features(measured), blocks, pairs, texts, metrics)
 
 
 def read_background(path: Path, layers: Sequence[int], examples: int) -> dict[str, NDArray[Any]]:

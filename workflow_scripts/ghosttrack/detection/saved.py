@@ -53,7 +53,7 @@ class Weights(NamedTuple):
     massive: NDArray[np.float64]
 
 
-class Saved(NamedTuple):
+class SavedDetector(NamedTuple):
     """A detector and where it came from."""
 
     weights: Weights
@@ -84,7 +84,7 @@ def save(
     files.write_json(about_path, {**described, "about_sha256": files.sha256_json(described)})
 
 
-def load(folder: Path) -> Saved:
+def load(folder: Path) -> SavedDetector:
     """Read a detector from a run's detection/ folder.
 
     Raises:
@@ -116,12 +116,12 @@ def load(folder: Path) -> Saved:
                 f"{weights_path} is not what save_detector wrote (damaged or edited): delete it and run again"
             )
         found = from_bytes(stored)
-        return Saved(Weights(**found), about)
+        return SavedDetector(Weights(**found), about)
     except (SafetensorError, TypeError) as error:
         raise UserError(f"{weights_path} is damaged ({error}): delete it and run again") from None
 
 
-def require_same(saved: Saved, run: Path) -> None:
+def require_same(saved: SavedDetector, run: Path) -> None:
     """Check by all their bytes that the model and the SAEs of a run are those that the detector was made with.
 
     Raises:

@@ -12,7 +12,7 @@ from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.detection import pooled, probes, representations, saved, splits
 from ghosttrack.detection.audit import NOT_RUN
-from ghosttrack.detection.pooled import Linear
+from ghosttrack.detection.pooled import LinearModel
 from ghosttrack.detection.probes import Floats, Ints
 from ghosttrack.runtime.progress import Progress
 
@@ -31,7 +31,7 @@ _MASSIVE = 10.0
 LEAST_FOLDS = 3
 
 
-class Source(NamedTuple):
+class DatasetSource(NamedTuple):
     """One data set: its examples, their outputs, and its folder with one store a layer."""
 
     examples: pd.DataFrame
@@ -48,7 +48,7 @@ class Source(NamedTuple):
         )
 
 
-class Fitted(NamedTuple):
+class SavedFit(NamedTuple):
     """weights: None if there was too little to fit; quality: on left-out folds; tokens, effects: see `fit`."""
 
     weights: saved.Weights | None
@@ -69,7 +69,7 @@ class _Probes(NamedTuple):
     base: dict[str, Floats]
 
 
-def strict_sets(audits: pd.DataFrame) -> list[str]:
+def training_sets(audits: pd.DataFrame) -> list[str]:
     """Names of the sets to fit on, from all leak audits: given texts that their words do not give away, without positive
     controls; without such, given texts that leak; without those, generated answers.
     """
@@ -91,12 +91,12 @@ def strict_sets(audits: pd.DataFrame) -> list[str]:
 
 
 def fit(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DatasetSource],
     chosen: Sequence[str],
     saes: Mapping[int, "Sae"],
     folds: int,
     seed: int,
-) -> Fitted:
+) -> SavedFit:
     """Fit probes, stack and calibration, and score every answer token of every set.
 
     Groups that share a text, or a subject and relation, across sets are one unit, and units are never parted. The last fold
@@ -111,18 +111,20 @@ def fit(
         pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"label": [], "dataset": []})
     )
     labels = texts["label"].to_numpy(dtype=np.int64)
-    units = units_of(texts) if parts else np.array([], dtype=object)
+    cv_groups = cv_groups_across(texts) if parts else np.array([], dtype=object)
     folds = max(folds, LEAST_FOLDS)
-    reason = splits.refusal(labels, units, folds) if parts else "no data set was evaluated"
+    reason = (
+        splits.infeasible_reason(labels, cv_groups, folds) if parts else "no data set was evaluated"
+    )
     if reason:
         tokens, effects = (
             ["dataset", "row", "fold", "probe"],
             ["fold", "layer", "feature", "weight"],
         )
-        return Fitted(
+        return SavedFit(
             None, {"reason": reason}, pd.DataFrame(columns=tokens), pd.DataFrame(columns=effects)
         )
-    fold = splits.assign_folds(labels, units, folds, seed)
+    fold = splits.assign_folds(labels, cv_groups, folds, seed)
     found, massive = _fit_probes([sources[name] for name in chosen], saes, labels, fold)
     outputs = np.concatenate([_outputs(sources[name]) for name in chosen])  # (texts, OUTPUTS)
     columns = np.column_stack([outputs, *(found.base[kind] for kind in KINDS)])
@@ -132,15 +134,15 @@ def fit(
     where = dict(
         zip(chosen, np.split(fold, np.cumsum([len(part) for part in parts])[:-1]), strict=True)
     )
-    return Fitted(
+    return SavedFit(
         made[-1],
-        {"texts": len(labels), "groups": len(set(units)), "datasets": list(chosen), **quality},
+        {"texts": len(labels), "groups": len(set(cv_groups)), "datasets": list(chosen), **quality},
         _token_scores(sources, where, saes, made),
         _effects(made, list(saes)),
     )
 
 
-def units_of(texts: pd.DataFrame) -> NDArray[np.object_]:
+def cv_groups_across(texts: pd.DataFrame) -> NDArray[np.object_]:
     """Groups of several data sets, joined where they share a text, or a subject and relation, (texts,)."""
     groups = [
         f"{dataset}: {group}"
@@ -152,17 +154,17 @@ def units_of(texts: pd.DataFrame) -> NDArray[np.object_]:
             texts["relation"], texts["subject"], groups, strict=True
         )
     ]
-    return splits.split_units(list(splits.split_units(groups, list(texts["text"]))), about)
+    return splits.make_cv_groups(list(splits.make_cv_groups(groups, list(texts["text"]))), about)
 
 
-def _outputs(source: Source) -> Floats:
+def _outputs(source: DatasetSource) -> Floats:
     table = representations.output_features(source.outputs)
     own = table.iloc[:, saved.features_named(list(table.columns))]
     return np.asarray(own.to_numpy(), dtype=np.float64)
 
 
 def _fit_probes(
-    sources: Sequence[Source], saes: Mapping[int, "Sae"], labels: Ints, fold: Ints
+    sources: Sequence[DatasetSource], saes: Mapping[int, "Sae"], labels: Ints, fold: Ints
 ) -> tuple[_Probes, Floats]:
     fits: dict[str, list[pooled.CrossFit]] = {kind: [] for kind in KINDS}
     massive = []
@@ -201,7 +203,7 @@ def _fit_probes(
 _ONE_FOLD = probes.LOGISTIC[1]
 
 
-def _stack(columns: Floats, labels: Ints, inner: Ints) -> Linear:
+def _stack(columns: Floats, labels: Ints, inner: Ints) -> LinearModel:
     """Logistic regression in the units of the columns; strength chosen over the inner folds."""
     from sklearn.linear_model import LogisticRegression
 
@@ -213,15 +215,17 @@ def _stack(columns: Floats, labels: Ints, inner: Ints) -> Linear:
         standard.apply(columns), labels
     )
     weight = model.coef_[0] / standard.scale
-    return Linear(weight, float(model.intercept_[0] - weight @ standard.mean))
+    return LinearModel(weight, float(model.intercept_[0] - weight @ standard.mean))
 
 
-def _calibrated(columns: Floats, labels: Ints, fold: Ints, held: int) -> Linear:
+def _calibrated(columns: Floats, labels: Ints, fold: Ints, held: int) -> LinearModel:
     """A stack fitted without fold `held`, calibrated on it."""
     train = fold != held
     stack = _stack(columns[train], labels[train], fold[train])
     to_odds = probes.platt(stack.apply(columns[~train]), labels[~train])
-    return Linear(to_odds.slope * stack.weight, to_odds.slope * stack.intercept + to_odds.intercept)
+    return LinearModel(
+        to_odds.slope * stack.weight, to_odds.slope * stack.intercept + to_odds.intercept
+    )
 
 
 def _left_out(columns: Floats, labels: Ints, fold: Ints) -> Floats:
@@ -252,7 +256,7 @@ def _quality(texts: pd.DataFrame, labels: Ints, fold: Ints, probability: Floats)
 
 
 def _weights(
-    found: _Probes, stack: Linear, number: int, saes: Mapping[int, "Sae"], massive: Floats
+    found: _Probes, stack: LinearModel, number: int, saes: Mapping[int, "Sae"], massive: Floats
 ) -> saved.Weights:
     """One fit of the probes under the stack, as a single linear function."""
     outputs, share = (
@@ -283,7 +287,7 @@ def _weights(
 
 
 def _token_scores(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DatasetSource],
     folds: Mapping[str, Ints],
     saes: Mapping[int, "Sae"],
     made: Sequence[saved.Weights],

@@ -23,7 +23,7 @@ class Text(NamedTuple):
     question: str = ""
 
 
-class Token(NamedTuple):
+class ScoredToken(NamedTuple):
     """A judged token, text[start:end]: minus its log-probability in nats, and its probe score in log-odds."""
 
     start: int
@@ -41,7 +41,7 @@ class Reason(NamedTuple):
     log_odds: float
 
 
-class Score(NamedTuple):
+class ScoredText(NamedTuple):
     """What the detector says of one text; probability = that it is hallucinated, calibrated on strict data sets.
 
     output: the part of the log-odds that the model's own output gives (log-probabilities, entropies). The rest is the mean of
@@ -56,5 +56,5 @@ class Score(NamedTuple):
     log_odds: float
     output: float
     verdict: str
-    tokens: list[Token]
+    tokens: list[ScoredToken]
     reasons: list[Reason]

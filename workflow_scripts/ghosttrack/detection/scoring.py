@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 BATCH = 16
 
 
-class Part(NamedTuple):
+class FeatureContribution(NamedTuple):
     """A feature of the `place`-th analysed layer: its mean activation on the answer, and its part of the log-odds."""
 
     place: int
@@ -35,13 +35,13 @@ class Part(NamedTuple):
     log_odds: float
 
 
-class Reading(NamedTuple):
+class ScoredBatch(NamedTuple):
     """log_odds: (texts,); logprob, probe: one entry a judged token; parts: of each text, largest share first."""
 
     log_odds: Floats
     logprob: NDArray[np.float32]
     probe: Floats
-    parts: list[list[Part]]
+    parts: list[list[FeatureContribution]]
 
 
 class Scorer:
@@ -76,7 +76,7 @@ class Scorer:
         encoded: Sequence[Encoded],
         count: int,
         removed: Sequence[Sequence[tuple[int, int]]] | None = None,
-    ) -> Reading:
+    ) -> ScoredBatch:
         """Score some texts, short ones together in a forward pass.
 
         Args:
@@ -87,7 +87,7 @@ class Scorer:
         starts = reading.row_starts(encoded)
         scores = reading.TextScores.empty(encoded)
         probe = np.full(int(starts[-1]), float(self._weights.probe_intercept[0]))
-        parts: list[list[Part]] = [[] for _ in encoded]
+        parts: list[list[FeatureContribution]] = [[] for _ in encoded]
         with ExitStack() as stack, torch.inference_mode():
             reader = Reader(self._model, self._together)
             reader.begin(encoded)
@@ -103,13 +103,15 @@ class Scorer:
                     cut.aim(text, places, [removed[number] for number in pack.numbers])
                 final = reader.final(pack)
                 reading.score_texts(reader, encoded, pack, texts, final, scores)
-                best: list[list[Part]] = [[] for _ in texts]
+                best: list[list[FeatureContribution]] = [[] for _ in texts]
                 for place in range(len(self.layers)):
                     probe[own] += self._layer(place, outputs[place][0, places], text, best, count)
                 for number, found in zip(pack.numbers, best, strict=True):
                     parts[number] = sorted(found, key=lambda part: -abs(part.log_odds))[:count]
         table = reading.output_table(encoded, scores)
-        return Reading(self._log_odds(table, probe), scores.of_read(encoded).logprob, probe, parts)
+        return ScoredBatch(
+            self._log_odds(table, probe), scores.of_read(encoded).logprob, probe, parts
+        )
 
     def _log_odds(self, table: pd.DataFrame, probe: Floats) -> Floats:
         features = representations.output_features(table.assign(id=range(len(table))))
@@ -124,7 +126,12 @@ class Scorer:
         )
 
     def _layer(
-        self, place: int, x: torch.Tensor, text: torch.Tensor, best: list[list[Part]], count: int
+        self,
+        place: int,
+        x: torch.Tensor,
+        text: torch.Tensor,
+        best: list[list[FeatureContribution]],
+        count: int,
     ) -> Floats:
         """Each row's part of its probe score from one layer, (rows,); adds the layer's largest parts to `best`.
 
@@ -158,7 +165,9 @@ class Scorer:
             strongest = added.abs().topk(min(count, added.shape[1]), dim=1).indices
             for one, features in enumerate(strongest.tolist()):
                 best[one] += [
-                    Part(place, feature, float(mean[one, feature]), float(added[one, feature]))
+                    FeatureContribution(
+                        place, feature, float(mean[one, feature]), float(added[one, feature])
+                    )
                     for feature in features
                     if added[one, feature] != 0
                 ]

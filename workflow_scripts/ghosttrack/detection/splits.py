@@ -30,7 +30,7 @@ def same_words(text: str) -> str:
     return " ".join(sorted(word for word in words if word not in ("a", "an", "the")))
 
 
-def split_units(groups: Sequence[str], texts: Sequence[str]) -> Names:
+def make_cv_groups(groups: Sequence[str], texts: Sequence[str]) -> Names:
     """Groups, joined where they share a verbatim text: the unit that must never be split.
 
     Args:
@@ -54,11 +54,11 @@ def split_units(groups: Sequence[str], texts: Sequence[str]) -> Names:
     return np.array([root(group) for group in groups], dtype=object)
 
 
-def sample_units(units: Names, limit: int | None, seed: int) -> NDArray[np.bool_]:
+def sample_cv_groups(cv_groups: Names, limit: int | None, seed: int) -> NDArray[np.bool_]:
     """Mark whole units, in a random order, as long as at most `limit` rows are marked; None marks every row."""
-    if limit is None or len(units) <= limit:
-        return np.ones(len(units), dtype=bool)
-    names, code, size = codes_of(units)
+    if limit is None or len(cv_groups) <= limit:
+        return np.ones(len(cv_groups), dtype=bool)
+    names, code, size = codes_of(cv_groups)
     order = np.random.default_rng(seed).permutation(len(names))
     kept = order[np.cumsum(size[order]) <= limit]
     if not len(kept):
@@ -68,20 +68,20 @@ def sample_units(units: Names, limit: int | None, seed: int) -> NDArray[np.bool_
     return np.isin(code, kept)
 
 
-def refusal(labels: Ints, units: Names, folds: int, inner_folds: int = 2) -> str:
+def infeasible_reason(labels: Ints, cv_groups: Names, folds: int, inner_folds: int = 2) -> str:
     """Why these folds cannot be made of these rows, or "": each class needs two units per outer fold, and one per inner fold."""
     # What is left after one outer fold, which may hold one unit more than its share.
     inner = -(-inner_folds * folds // (folds - 1)) + 1
     within = f" with {inner_folds} inner ones" if inner > GROUPS_PER_FOLD * folds else ""
     for label, name in ((0, "true"), (1, "hallucinated")):
-        found, needed = len(set(units[labels == label])), max(GROUPS_PER_FOLD * folds, inner)
+        found, needed = len(set(cv_groups[labels == label])), max(GROUPS_PER_FOLD * folds, inner)
         if found < needed:
             rows = int((labels == label).sum())
             return f"{rows} of {len(labels)} texts are {name}, in {found} groups: {needed} groups are needed for {folds} folds{within}"
     return ""
 
 
-def assign_folds(labels: Ints, units: Names, folds: int, seed: int) -> Ints:
+def assign_folds(labels: Ints, cv_groups: Names, folds: int, seed: int) -> Ints:
     """Fold of each row, (rows,): whole units, classes balanced over the folds as well as units allow.
 
     Deterministic in (labels, units, folds, seed); the caller asks `refusal` first.
@@ -91,7 +91,7 @@ def assign_folds(labels: Ints, units: Names, folds: int, seed: int) -> Ints:
     fold = np.full(len(labels), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for number, (_, held) in enumerate(
-        splitter.split(np.zeros(len(labels)), labels, codes_of(units).code)
+        splitter.split(np.zeros(len(labels)), labels, codes_of(cv_groups).code)
     ):
         fold[held] = number
     return fold
@@ -127,20 +127,22 @@ def shared_rows(fold: Ints, keys: Sequence[Any]) -> Ints:
     return np.array(found, dtype=np.int64)
 
 
-class Round(NamedTuple):
+class OuterFold(NamedTuple):
     """One outer fold: rows to fit on, rows to score, and the inner fold of each row fitted on."""
 
     number: int
     train: Ints
     test: Ints
-    inner: Ints
+    inner_fold: Ints
 
 
-def rounds(labels: Ints, units: Names, fold: Ints, inner_folds: int, seed: int) -> list[Round]:
+def outer_folds(
+    labels: Ints, cv_groups: Names, fold: Ints, inner_folds: int, seed: int
+) -> list[OuterFold]:
     """The outer folds with their inner ones; inner folds keep units whole as well."""
     result = []
     for number in range(int(fold.max()) + 1):
         train, test = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        inner = assign_folds(labels[train], units[train], inner_folds, seed + 1 + number)
-        result.append(Round(number, train, test, inner))
+        inner = assign_folds(labels[train], cv_groups[train], inner_folds, seed + 1 + number)
+        result.append(OuterFold(number, train, test, inner))
     return result

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ghosttrack.detection import detectors, probes, representations, saved_fit, splits
+from ghosttrack import scores as registry
+from ghosttrack.detection import probes, representations, saved_fit, splits
 from ghosttrack.detection import run as detection_run
-from ghosttrack.detection.pooled import Linear, Sums
-from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.pooled import LinearModel, SufficientStatistics
+from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.statistics import auroc, codes_of
@@ -30,7 +31,7 @@ STACKED = ("centred_probe", "residual_probe")
 REVERSE = "_reverse"
 # One to leave out, and two of which each is left out in turn.
 LEAST_PARTS = 3
-SIGNALS = (detectors.DEFAULT, detectors.OUTPUT, "output_scores", "raw_probe")
+SCORE_NAMES = (registry.DETECTOR, registry.OUTPUT_REGRESSION, "output_scores", "raw_probe")
 
 Blocks = Mapping[int, Mapping[str, NDArray[np.float32]]]
 
@@ -46,17 +47,17 @@ class Pool(NamedTuple):
     relation: NDArray[np.object_]
     dataset: NDArray[np.object_]
     groups: NDArray[np.object_]
-    units: NDArray[np.object_]
+    cv_groups: NDArray[np.object_]
     outputs: pd.DataFrame
     lens: pd.DataFrame
     blocks: Blocks
 
 
-class Training(NamedTuple):
+class TransferTraining(NamedTuple):
     """One training: its name, and the inner fold of each row, (rows,); -1 for rows that are not trained on."""
 
     name: str
-    inner: Ints
+    inner_fold: Ints
 
 
 def pool(
@@ -75,7 +76,7 @@ def pool(
         texts["relation"].to_numpy(dtype=object),
         texts["dataset"].to_numpy(dtype=object),
         texts["group"].to_numpy(dtype=object),
-        saved_fit.units_of(texts),
+        saved_fit.cv_groups_across(texts),
         features,
         lens,
         blocks,
@@ -85,12 +86,12 @@ def pool(
 def parts(found: Pool) -> NDArray[np.object_]:
     """What is left out together, (rows,): data sets that share a relation, read forwards or backwards, or a unit."""
     base = [str(name).removesuffix(REVERSE) for name in found.relation]
-    return splits.split_units(
-        list(splits.split_units(list(found.dataset), base)), list(found.units)
+    return splits.make_cv_groups(
+        list(splits.make_cv_groups(list(found.dataset), base)), list(found.cv_groups)
     )
 
 
-def left_out(part: NDArray[np.object_]) -> list[Training]:
+def left_out(part: NDArray[np.object_]) -> list[TransferTraining]:
     """Trainings without each part, (rows,); the other parts are the inner folds.
 
     Raises:
@@ -102,60 +103,71 @@ def left_out(part: NDArray[np.object_]) -> list[Training]:
             f"transfer: the data sets hold {len(names)} groups of relations that share nothing; it takes {LEAST_PARTS} (datasets)"
         )
     return [
-        Training(f"without {name}", np.where(code != number, code, -1).astype(np.int64))
+        TransferTraining(f"without {name}", np.where(code != number, code, -1).astype(np.int64))
         for number, name in enumerate(names)
     ]
 
 
-def single(found: Pool, datasets: Iterable[str], inner_folds: int, seed: int) -> list[Training]:
+def single(
+    found: Pool, datasets: Iterable[str], inner_folds: int, seed: int
+) -> list[TransferTraining]:
     """A training on each data set alone, with inner folds of whole units."""
     result = []
     for name in datasets:
         rows = np.flatnonzero(found.dataset == name)
         inner = np.full(len(found.labels), -1, dtype=np.int64)
-        inner[rows] = splits.assign_folds(found.labels[rows], found.units[rows], inner_folds, seed)
-        result.append(Training(name, inner))
+        inner[rows] = splits.assign_folds(
+            found.labels[rows], found.cv_groups[rows], inner_folds, seed
+        )
+        result.append(TransferTraining(name, inner))
     return result
 
 
-def scores(found: Pool, trainings: Sequence[Training]) -> dict[str, dict[str, Floats]]:
+def scores(found: Pool, trainings: Sequence[TransferTraining]) -> dict[str, dict[str, Floats]]:
     """Log-odds of "hallucinated" by training and signal, (rows,); NaN for the rows trained on, and for others of their units.
 
     Strengths of regularisation and weights of the stack are chosen on inner folds: on relations left out where several
     are trained on.
     """
-    outputs = own_units(found.outputs.to_numpy(dtype=np.float64), found)
-    lens = own_units(found.lens.to_numpy(dtype=np.float64), found)
-    unit = codes_of(found.units).code
+    outputs = standardise_by_relation(found.outputs.to_numpy(dtype=np.float64), found)
+    lens = standardise_by_relation(found.lens.to_numpy(dtype=np.float64), found)
+    unit = codes_of(found.cv_groups).code
     plain = found.outputs[[name for name in OUTPUT_SCORES if name in found.outputs]].to_numpy(
         dtype=np.float64
     )
-    fits = {signal: _probes(found, kind, trainings) for signal, kind in PROBES.items()}
+    fits = {score_name: _probes(found, kind, trainings) for score_name, kind in PROBES.items()}
     result: dict[str, dict[str, Floats]] = {}
     for place, training in enumerate(trainings):
-        train, test = np.flatnonzero(training.inner >= 0), np.flatnonzero(training.inner < 0)
-        y, inner = found.labels[train], training.inner[train]
-        bases = np.empty((len(outputs), len(STACKED)))
+        train, test = (
+            np.flatnonzero(training.inner_fold >= 0),
+            np.flatnonzero(training.inner_fold < 0),
+        )
+        y, inner = found.labels[train], training.inner_fold[train]
+        base_learners = np.empty((len(outputs), len(STACKED)))
         for column, base in enumerate(STACKED):
-            bases[train, column], bases[test, column] = (
-                fits[base][place].inner,
-                fits[base][place].outer,
+            base_learners[train, column], base_learners[test, column] = (
+                fits[base][place].train_log_odds,
+                fits[base][place].test_log_odds,
             )
-        stacked = np.column_stack([outputs, lens, own_units(bases, found)])
+        stacked = np.column_stack([outputs, lens, standardise_by_relation(base_learners, found)])
         own = {
-            signal: probes.calibrated(probes.logistic(x[train], y, inner, x[test]), y)
-            for signal, x in ((SIGNALS[0], stacked), (SIGNALS[1], outputs), (SIGNALS[2], plain))
+            score_name: probes.calibrated(probes.logistic(x[train], y, inner, x[test]), y)
+            for score_name, x in (
+                (SCORE_NAMES[0], stacked),
+                (SCORE_NAMES[1], outputs),
+                (SCORE_NAMES[2], plain),
+            )
         }
         result[training.name] = {}
-        for signal, fit in {**own, SIGNALS[3]: fits[SIGNALS[3]][place]}.items():
+        for score_name, fit in {**own, SCORE_NAMES[3]: fits[SCORE_NAMES[3]][place]}.items():
             every = np.full(len(outputs), np.nan)
-            every[test] = fit.outer
+            every[test] = fit.test_log_odds
             every[np.isin(unit, unit[train])] = np.nan
-            result[training.name][signal] = every
+            result[training.name][score_name] = every
     return result
 
 
-def own_units(values: NDArray[Any], found: Pool) -> NDArray[Any]:
+def standardise_by_relation(values: NDArray[Any], found: Pool) -> NDArray[Any]:
     """Rows (rows, columns) in units of their relation; of their data set where it has few texts of the relation."""
     result = np.zeros_like(values)
     for name in dict.fromkeys(found.dataset):
@@ -169,26 +181,28 @@ def own_units(values: NDArray[Any], found: Pool) -> NDArray[Any]:
     return result
 
 
-def _probes(found: Pool, kind: str, trainings: Sequence[Training]) -> list[Fitted]:
+def _probes(found: Pool, kind: str, trainings: Sequence[TransferTraining]) -> list[FoldFit]:
     """Ridge probes of every training, each the mean over layers; the strength with the best left-out AUROC."""
     target = np.asarray(2.0 * found.labels - 1.0, dtype=np.float64)
     # Rows that every training treats alike: sums over them are taken once.
-    _, cell = np.unique(np.stack([each.inner for each in trainings]), axis=1, return_inverse=True)
+    _, cell = np.unique(
+        np.stack([each.inner_fold for each in trainings]), axis=1, return_inverse=True
+    )
     totals = [np.zeros((len(STRENGTHS), len(target))) for _ in trainings]
     progress = Progress(f"{kind} probes of other relations", len(found.blocks), "layers")
     for blocks in found.blocks.values():
-        z = own_units(blocks[kind], found).astype(np.float32)
+        z = standardise_by_relation(blocks[kind], found).astype(np.float32)
         _add_layer(z, target, cell, trainings, totals)
         progress.advance(1)
     result = []
     for training, total in zip(trainings, totals, strict=True):
-        train = training.inner >= 0
+        train = training.inner_fold >= 0
         y = found.labels[train]
         reached = [auroc(y, each[train]) for each in total]
         best = int(np.argmax(reached))
         to_odds = probes.platt(total[best][train], y)
         odds = to_odds.apply(total[best])
-        result.append(Fitted(odds[train], odds[~train], STRENGTHS[best], reached[best], None))
+        result.append(FoldFit(odds[train], odds[~train], STRENGTHS[best], reached[best], None))
     return result
 
 
@@ -196,33 +210,33 @@ def _add_layer(
     z: NDArray[np.float32],
     target: Floats,
     cell: Ints,
-    trainings: Sequence[Training],
+    trainings: Sequence[TransferTraining],
     totals: Sequence[Floats],
 ) -> None:
     """Add a layer's predictions to each training's, (strengths, rows): of rows trained on by the fit without their fold."""
     sums = {
-        int(number): Sums.of(z[cell == number], target[cell == number])
+        int(number): SufficientStatistics.of(z[cell == number], target[cell == number])
         for number in np.unique(cell)
     }
-    solved: dict[frozenset[int], list[Linear]] = {}
+    solved: dict[frozenset[int], list[LinearModel]] = {}
 
-    def fits(rows: NDArray[np.bool_]) -> list[Linear]:
+    def fits(rows: NDArray[np.bool_]) -> list[LinearModel]:
         cells = frozenset(int(number) for number in np.unique(cell[rows]))
         if cells not in solved:
-            total = Sums.together([sums[number] for number in sorted(cells)])
+            total = SufficientStatistics.together([sums[number] for number in sorted(cells)])
             unit = float(np.trace(total.squares)) / total.rows
             solved[cells] = [total.solve(strength * unit) for strength in STRENGTHS]
         return solved[cells]
 
     for training, total in zip(trainings, totals, strict=True):
-        train = training.inner >= 0
-        for number in np.unique(training.inner):
-            scored = training.inner == number
+        train = training.inner_fold >= 0
+        for number in np.unique(training.inner_fold):
+            scored = training.inner_fold == number
             for place, fit in enumerate(fits(train & ~scored)):
                 total[place, scored] += fit.apply(z[scored])
 
 
-class Files(NamedTuple):
+class TransferFiles(NamedTuple):
     """Of one data set: activation stores and their manifests by layer, and backgrounds."""
 
     stores: Sequence[Path]
@@ -231,7 +245,9 @@ class Files(NamedTuple):
 
 
 def read_blocks(
-    outputs: Mapping[str, pd.DataFrame], paths: Mapping[str, Files], weights: Mapping[int, Path]
+    outputs: Mapping[str, pd.DataFrame],
+    paths: Mapping[str, TransferFiles],
+    weights: Mapping[int, Path],
 ) -> Blocks:
     """Pool the answers' activations of every data set, layer by layer; `weights`: SAE weights by layer."""
     from ghosttrack import sae

@@ -40,7 +40,7 @@ SHARES = (
     "ece",
     "brier",
 )
-SCORES = ("dataset", "mode", "id", "group", "label", "fold", "signal", "family", "score")
+SCORES = ("dataset", "mode", "id", "group", "label", "fold", "score", "family", "value")
 
 
 def check_metrics(path: Path, metrics: pd.DataFrame, datasets: Sequence[str]) -> int:
@@ -51,14 +51,14 @@ def check_metrics(path: Path, metrics: pd.DataFrame, datasets: Sequence[str]) ->
     Raises:
         UserError: naming the file, the row and the value.
     """
-    needed = {*(shown.signal for shown in registry.SHOWN), registry.LEAK_CONTROL}
-    twice = metrics[metrics.duplicated(["dataset", "mode", "signal"])]
+    needed = {*(shown.name for shown in registry.SHOWN), registry.EMBEDDING_PROBE}
+    twice = metrics[metrics.duplicated(["dataset", "mode", "score"])]
     if len(twice):
         raise _failed(
             path, _name(twice.iloc[0]), "stands twice", "one row per data set, mode and signal"
         )
     for dataset in datasets:
-        missing = sorted(needed - set(metrics.loc[metrics["dataset"] == dataset, "signal"]))
+        missing = sorted(needed - set(metrics.loc[metrics["dataset"] == dataset, "score"]))
         if missing:
             raise _failed(
                 path, f"data set {dataset}", f"no row for {', '.join(missing)}", "a row for each"
@@ -109,19 +109,19 @@ def check_scores(
     labels = sorted(set(scores["label"]) - {0, 1})
     if labels:
         raise _failed(path, "label", f"{labels[0]}", "0 (true) or 1 (hallucinated)")
-    twice = scores[scores.duplicated(["dataset", "mode", "signal", "id"])]
+    twice = scores[scores.duplicated(["dataset", "mode", "score", "id"])]
     if len(twice):
         raise _failed(
             path, f"{_name(twice.iloc[0])}, id {twice.iloc[0]['id']}", "two scores", "one"
         )
-    for (dataset, signal), part in scores.groupby(["dataset", "signal"], sort=True):
+    for (dataset, score_name), part in scores.groupby(["dataset", "score"], sort=True):
         for place, found, expected in _score_problems(part, examples.get(str(dataset), set())):
-            raise _failed(path, f"data set {dataset}, signal {signal}{place}", found, expected)
-        row = registry.row_of(metrics, str(dataset), str(signal))
+            raise _failed(path, f"data set {dataset}, score {score_name}{place}", found, expected)
+        row = registry.row_of(metrics, str(dataset), str(score_name))
         if row is not None and row["n"] != len(part):
             raise _failed(
                 path,
-                f"data set {dataset}, signal {signal}",
+                f"data set {dataset}, score {score_name}",
                 f"{len(part)} scores",
                 f"n = {row['n']} as in metrics.csv",
             )
@@ -129,10 +129,10 @@ def check_scores(
 
 
 def _score_problems(part: pd.DataFrame, known: set[str]) -> Iterator[tuple[str, str, str]]:
-    finite = np.isfinite(part["score"].to_numpy(dtype=np.float64))
+    finite = np.isfinite(part["value"].to_numpy(dtype=np.float64))
     if finite.any() and not finite.all():  # a signal that was not run has no score at all
         first = part[~finite].iloc[0]
-        yield f", id {first['id']}", f"score = {first['score']}", "a finite number"
+        yield f", id {first['id']}", f"value = {first['value']}", "a finite number"
     strange = sorted(set(part["id"].astype(str)) - known)
     if strange:
         yield f", id {strange[0]}", "no example with this id", "ids of examples.parquet"
@@ -185,7 +185,7 @@ def check_answers(
 
 
 def _name(row: Mapping[str, Any] | pd.Series) -> str:
-    return f"data set {row['dataset']}, signal {row['signal']}"
+    return f"data set {row['dataset']}, score {row['score']}"
 
 
 def _failed(path: Path, place: str, found: str, expected: str) -> UserError:

@@ -12,17 +12,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import controls, probes, splits
-from ghosttrack.detection.splits import Ints, Round
+from ghosttrack.detection.splits import Ints, OuterFold
 from ghosttrack.errors import UserError
 from ghosttrack.statistics import Floats, auroc
 
 RANDOM_PAIRS, GROUPED = "random_pairs", "grouped"
-NOISE, SEEN, TEXT = "noise", "seen_in_training", controls.TEXT_ONLY
+NOISE, SEEN, TEXT = "noise", "seen_in_training", registry.TEXT_ONLY
 COLUMNS = (
     "dataset",
     "split",
-    "signal",
+    "score",
     "seed",
     "train",
     "test",
@@ -40,7 +41,7 @@ SEEDS = 3
 LEAST_PAIRS = 20
 
 
-class Fold(NamedTuple):
+class TrainTestSplit(NamedTuple):
     """Rows of the text table to fit on and to score; a row stands as often as its pairs do."""
 
     train: Ints
@@ -70,28 +71,28 @@ def reproduce(
     )
     labels = texts["label"].to_numpy(dtype=np.int64)
     pairs = pair_up(texts, dataset)
-    units = splits.split_units(
+    cv_groups = splits.make_cv_groups(
         [str(group) for group in texts["group"]], [str(text) for text in texts["text"]]
     )
-    if reason := splits.refusal(labels, units, folds):
+    if reason := splits.infeasible_reason(labels, cv_groups, folds):
         raise UserError(f"{dataset}: {reason}; use a larger data set, or fewer detection.folds")
     rows: list[dict[str, Any]] = []
     for number in range(seed, seed + seeds):
         noise = np.random.default_rng([number, 26]).standard_normal((len(texts), NOISE_COLUMNS))
-        fold = splits.assign_folds(labels, units, folds, number)
+        fold = splits.assign_folds(labels, cv_groups, folds, number)
         grouped = [
-            Fold(np.flatnonzero(fold != each), np.flatnonzero(fold == each))
+            TrainTestSplit(np.flatnonzero(fold != each), np.flatnonzero(fold == each))
             for each in range(folds)
         ]
         for split, parts in ((RANDOM_PAIRS, [split_pairs(pairs, number)]), (GROUPED, grouped)):
-            for signal in (NOISE, SEEN, TEXT):
-                scored = [_score(signal, texts, labels, noise, part, number) for part in parts]
+            for score_name in (NOISE, SEEN, TEXT):
+                scored = [_score(score_name, texts, labels, noise, part, number) for part in parts]
                 test = np.concatenate([part.test for part in parts])
                 rows.append(
                     {
                         "dataset": dataset,
                         "split": split,
-                        "signal": signal,
+                        "score": score_name,
                         "seed": number,
                         "train": len(parts[0].train),
                         "test": len(test),
@@ -117,24 +118,29 @@ def pair_up(texts: pd.DataFrame, dataset: str) -> NDArray[np.int64]:
     return np.array(pairs, dtype=np.int64)
 
 
-def split_pairs(pairs: NDArray[np.int64], seed: int) -> Fold:
+def split_pairs(pairs: NDArray[np.int64], seed: int) -> TrainTestSplit:
     """Pairs drawn into training and test at random; each brings both of its texts, repeated or not."""
     order = np.random.default_rng(seed).permutation(len(pairs))
     train, test = round(TRAIN_SHARE * len(pairs)), round(TEST_SHARE * len(pairs))
-    return Fold(pairs[order[:train]].ravel(), pairs[order[train : train + test]].ravel())
+    return TrainTestSplit(pairs[order[:train]].ravel(), pairs[order[train : train + test]].ravel())
 
 
 def _score(
-    signal: str, texts: pd.DataFrame, labels: Ints, noise: Floats, part: Fold, seed: int
+    score_name: str,
+    texts: pd.DataFrame,
+    labels: Ints,
+    noise: Floats,
+    part: TrainTestSplit,
+    seed: int,
 ) -> Floats:
-    if signal == NOISE:
+    if score_name == NOISE:
         from sklearn.ensemble import RandomForestClassifier
 
         forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=1).fit(
             noise[part.train], labels[part.train]
         )
         return np.asarray(forest.predict_proba(noise[part.test])[:, 1], dtype=np.float64)
-    if signal == SEEN:
+    if score_name == SEEN:
         known = part.train[labels[part.train] == 0]
         return (~np.isin(part.test, known)).astype(np.float64)
     # The strength of the text's regression is chosen as carelessly, or as carefully, as the split itself.
@@ -142,12 +148,12 @@ def _score(
     names = np.arange(len(part.train)) if repeated else texts["group"].iloc[part.train]
     inner = splits.assign_folds(labels[part.train], np.asarray(names, dtype=object), 3, seed)
     fit = controls.fit_text(
-        controls.visible_text(texts), labels, Round(0, part.train, part.test, inner)
+        controls.visible_text(texts), labels, OuterFold(0, part.train, part.test, inner)
     )
-    return probes.probability(fit.outer)
+    return probes.probability(fit.test_log_odds)
 
 
-def _copied(labels: Ints, parts: list[Fold]) -> dict[str, float]:
+def _copied(labels: Ints, parts: list[TrainTestSplit]) -> dict[str, float]:
     """Shares of true and of false test texts that stand in their training part."""
     copied = np.concatenate([np.isin(part.test, part.train) for part in parts])
     label = labels[np.concatenate([part.test for part in parts])]
@@ -160,10 +166,10 @@ def _copied(labels: Ints, parts: list[Fold]) -> dict[str, float]:
 def summary(table: pd.DataFrame) -> list[str]:
     """One line per data set and signal for the log: mean AUROC over the seeds under either split."""
     means = table.pivot_table(
-        index=["dataset", "signal"], columns="split", values="auroc", sort=False
+        index=["dataset", "score"], columns="split", values="auroc", sort=False
     )
     return [
-        f"{dataset}: {signal.replace('_', ' ')} reaches an AUROC of {row[RANDOM_PAIRS]:.3f} when pairs are split at "
+        f"{dataset}: {score_name.replace('_', ' ')} reaches an AUROC of {row[RANDOM_PAIRS]:.3f} when pairs are split at "
         f"random, {row[GROUPED]:.3f} when groups stay whole"
-        for (dataset, signal), row in means.iterrows()
+        for (dataset, score_name), row in means.iterrows()
     ]

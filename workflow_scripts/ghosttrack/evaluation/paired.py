@@ -17,7 +17,7 @@ COLUMNS = (
     "reference",
     "model",
     "dataset",
-    "signal",
+    "score",
     "n",
     "groups",
     "share",
@@ -33,7 +33,7 @@ COLUMNS = (
 )
 
 
-class Scored(NamedTuple):
+class RunScores(NamedTuple):
     """One model's out-of-fold scores (dataset, mode, id, group, label, signal, score), and the text of each (dataset, id, text)."""
 
     scores: pd.DataFrame
@@ -51,7 +51,7 @@ class _Pair(NamedTuple):
 
 
 def differences(
-    runs: Mapping[str, Scored], controls: Sequence[str], settings: EvaluationSettings, seed: int
+    runs: Mapping[str, RunScores], controls: Sequence[str], settings: EvaluationSettings, seed: int
 ) -> pd.DataFrame:
     """Compare every later model with every earlier one, signal by signal, on the given texts that both have.
 
@@ -67,11 +67,11 @@ def differences(
     for reference, model in combinations(runs, 2):
         joined = _shared(runs[reference], runs[model])
         for shown in registry.SHOWN:
-            found = _by_dataset(joined[joined["signal"] == shown.signal], settings.bootstrap, seed)
+            found = _by_dataset(joined[joined["score"] == shown.name], settings.bootstrap, seed)
             members = [pair for name, pair in found.items() if name not in controls]
             if len(members) > 1:
                 found[registry.ALL_GIVEN] = _mean(members)
-            head = {"reference": reference, "model": model, "signal": shown.signal}
+            head = {"reference": reference, "model": model, "score": shown.name}
             rows += _verdicts(
                 [
                     {**head, "dataset": name, **_compared(pair, settings.confidence)}
@@ -82,34 +82,37 @@ def differences(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _shared(reference: Scored, model: Scored) -> pd.DataFrame:
-    """Rows that both have, score and score_model side by side; `of`: texts of the reference in the data set."""
-    keys = ["dataset", "id", "signal", "label", "text"]
+def _shared(reference: RunScores, model: RunScores) -> pd.DataFrame:
+    """Rows that both have, value and value_model side by side; `of`: texts of the reference in the data set."""
+    keys = ["dataset", "id", "score", "label", "text"]
     own, other = (
         each.scores[each.scores["mode"] == "given"].merge(
             each.texts, on=["dataset", "id"], validate="many_to_one"
         )
         for each in (reference, model)
     )
-    own = own.assign(of=own.groupby(["dataset", "signal"])["id"].transform("size"))
+    own = own.assign(of=own.groupby(["dataset", "score"])["id"].transform("size"))
     return own.merge(
-        other[[*keys, "score"]], on=keys, suffixes=("", "_model"), validate="one_to_one"
+        other[[*keys, "value"]], on=keys, suffixes=("", "_model"), validate="one_to_one"
     )
 
 
 def _by_dataset(joined: pd.DataFrame, draws: int, seed: int) -> dict[str, _Pair]:
     found = {}
     for name, part in joined.groupby("dataset", sort=False):
-        labels, units = part["label"].to_numpy(dtype=np.int64), part["group"].to_numpy(dtype=object)
-        scores = part[["score", "score_model"]].to_numpy(dtype=np.float64).T
+        labels, cv_groups = (
+            part["label"].to_numpy(dtype=np.int64),
+            part["group"].to_numpy(dtype=object),
+        )
+        scores = part[["value", "value_model"]].to_numpy(dtype=np.float64).T
         drawn = statistics.bootstrap_auroc(
-            labels, scores, units, draws, statistics.stream(seed, str(name))
+            labels, scores, cv_groups, draws, statistics.stream(seed, str(name))
         )
         first, second = (statistics.auroc(labels, score) for score in scores)
         if np.isfinite([first, second]).all():
             share = len(part) / int(part["of"].iloc[0])
             found[str(name)] = _Pair(
-                len(part), len(set(units)), share, (first, second), (drawn[0], drawn[1])
+                len(part), len(set(cv_groups)), share, (first, second), (drawn[0], drawn[1])
             )
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ghosttrack.evaluation import scoreboard
-from ghosttrack.evaluation.scoreboard import Standing
+from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 
 # Between the data set and the relation in the names of rows; the mean over a data set's relations.
@@ -14,9 +14,9 @@ OF, MEAN = "/", "mean over relations"
 SHOWN = 10
 
 
-def standings(
+def scope_results(
     scores: pd.DataFrame, relation_of: pd.Series, settings: EvaluationSettings, seed: int
-) -> list[Standing]:
+) -> list[ScopeResult]:
     """What every signal reached on each relation of a generated data set; none for a data set of one relation.
 
     Scores are those of the whole data set: nothing is fitted again.
@@ -34,7 +34,7 @@ def standings(
     return found if relation.nunique() > 1 else []
 
 
-def claimed(found: Sequence[Standing], settings: EvaluationSettings) -> list[Standing]:
+def claimed(found: Sequence[ScopeResult], settings: EvaluationSettings) -> list[ScopeResult]:
     """The relations with enough answers of each class to carry a claim, and their mean."""
     large = [each for each in found if _least_of(each) >= settings.minimum_answers]
     if len(large) < 2:
@@ -44,10 +44,10 @@ def claimed(found: Sequence[Standing], settings: EvaluationSettings) -> list[Sta
 
 
 def _least(part: pd.DataFrame) -> int:
-    labels = part.loc[part["signal"] == part["signal"].iloc[0], "label"]
+    labels = part.loc[part["score"] == part["score"].iloc[0], "label"]
     return min(int((labels == 0).sum()), int((labels == 1).sum()))
 
 
-def _least_of(standing: Standing) -> int:
-    wrong = int(standing.labels.sum())
-    return min(wrong, standing.n - wrong)
+def _least_of(result: ScopeResult) -> int:
+    wrong = int(result.labels.sum())
+    return min(wrong, result.n - wrong)

@@ -12,13 +12,11 @@ from ghosttrack.detection import controls
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Decisions, Floats, Ints, Selective
 
-# Names of the pooled rows in the column `dataset`.
-ALL_STRICT, GENERATED = "all_strict", "generated"
 # Points of a drawn curve: more than a figure can show.
 _POINTS = 200
 
 
-class Standing(NamedTuple):
+class ScopeResult(NamedTuple):
     """What all signals reached in one scope: a data set, or several pooled.
 
     auroc: by signal, NaN when it was not run; draws: bootstrap AUROCs by signal, (draws,), on the same resamples;
@@ -35,36 +33,39 @@ class Standing(NamedTuple):
     auroc: dict[str, float]
     draws: dict[str, Floats]
     rows: list[dict[str, Any]]
-    members: tuple["Standing", ...] = ()
+    members: tuple["ScopeResult", ...] = ()
     labels: Ints = np.empty(0, dtype=np.int64)
     scores: Mapping[str, Floats] = {}
 
-    def has(self, signal: str) -> bool:
+    def has(self, score_name: str) -> bool:
         """Whether the signal was run here and has an AUROC."""
-        return bool(np.isfinite(self.auroc.get(signal, float("nan"))))
+        return bool(np.isfinite(self.auroc.get(score_name, float("nan"))))
 
 
 def of_dataset(
     scores: pd.DataFrame, control: bool, settings: EvaluationSettings, seed: int
-) -> Standing:
+) -> ScopeResult:
     """Evaluate every signal of one data set.
 
     Args:
         scores: the long table of one data set, the same examples in the same order for each signal.
     """
     dataset, mode = str(scores["dataset"].iloc[0]), str(scores["mode"].iloc[0])
-    parts = {str(signal): part for signal, part in scores.groupby("signal", sort=False)}
+    parts = {str(score_name): part for score_name, part in scores.groupby("score", sort=False)}
     first = next(iter(parts.values()))
-    labels, units = first["label"].to_numpy(dtype=np.int64), first["group"].to_numpy(dtype=object)
-    matrix = np.array([part["score"].to_numpy(dtype=np.float64) for part in parts.values()])
-    draws = statistics.bootstrap_auroc(
-        labels, matrix, units, settings.bootstrap, statistics.stream(seed, dataset)
+    labels, cv_groups = (
+        first["label"].to_numpy(dtype=np.int64),
+        first["group"].to_numpy(dtype=object),
     )
-    standing = Standing(
+    matrix = np.array([part["value"].to_numpy(dtype=np.float64) for part in parts.values()])
+    draws = statistics.bootstrap_auroc(
+        labels, matrix, cv_groups, settings.bootstrap, statistics.stream(seed, dataset)
+    )
+    result = ScopeResult(
         dataset,
         mode,
         len(labels),
-        len(set(units)),
+        len(set(cv_groups)),
         float(labels.mean()),
         control,
         {name: statistics.auroc(labels, score) for name, score in zip(parts, matrix, strict=True)},
@@ -77,9 +78,9 @@ def of_dataset(
     for name, score in zip(parts, matrix, strict=True):
         part = parts[name]
         reason = str(part["reason"].iloc[0])
-        standing.rows.append(
+        result.rows.append(
             _row(
-                standing,
+                result,
                 name,
                 str(part["family"].iloc[0]),
                 labels,
@@ -88,26 +89,26 @@ def of_dataset(
                 settings.confidence,
             )
         )
-    return standing
+    return result
 
 
 def _row(
-    where: Standing,
-    signal: str,
+    scope: ScopeResult,
+    score_name: str,
     family: str,
     labels: Ints,
     score: Floats,
     reason: str,
     confidence: float,
 ) -> dict[str, Any]:
-    if signal in controls.UNTRAINED:  # a rank, not a probability
+    if score_name in controls.UNTRAINED:  # a rank, not a probability
         decided = Decisions(*[float("nan")] * len(Decisions._fields))
     else:
         decided = statistics.decisions(labels, score)
-    low, high = statistics.interval(where.draws[signal], confidence)
+    low, high = statistics.interval(scope.draws[score_name], confidence)
     return {
-        **_head(where, signal, family),
-        "auroc": where.auroc[signal],
+        **_head(scope, score_name, family),
+        "auroc": scope.auroc[score_name],
         "auroc_low": low,
         "auroc_high": high,
         "auprc": statistics.average_precision(labels, score),
@@ -117,57 +118,68 @@ def _row(
     }
 
 
-def _head(where: Standing, signal: str, family: str) -> dict[str, Any]:
+def _head(scope: ScopeResult, score_name: str, family: str) -> dict[str, Any]:
     return {
-        "dataset": where.name,
-        "mode": where.mode,
-        "signal": signal,
+        "dataset": scope.name,
+        "mode": scope.mode,
+        "score": score_name,
         "family": family,
-        "n": where.n,
-        "groups": where.groups,
-        "prevalence": where.prevalence,
+        "n": scope.n,
+        "groups": scope.groups,
+        "prevalence": scope.prevalence,
     }
 
 
-def pool(name: str, members: Sequence[Standing], confidence: float) -> Standing:
+def pool(name: str, members: Sequence[ScopeResult], confidence: float) -> ScopeResult:
     """Mean over data sets: each counts the same, each is resampled within itself.
 
     A signal that was not run on one of them has no pooled value. Scores of different data sets are never ranked
     against each other; a probability means the same everywhere, so its calibration error is that of all texts together.
     """
-    signals = list(dict.fromkeys(signal for member in members for signal in member.auroc))
-    shared = [signal for signal in signals if all(signal in member.auroc for member in members)]
+    score_names = list(
+        dict.fromkeys(score_name for member in members for score_name in member.auroc)
+    )
+    shared = [
+        score_name
+        for score_name in score_names
+        if all(score_name in member.auroc for member in members)
+    ]
     n, groups = sum(member.n for member in members), sum(member.groups for member in members)
     prevalence = sum(member.prevalence * member.n for member in members) / n
-    pooled = Standing(
+    pooled = ScopeResult(
         name,
         members[0].mode,
         n,
         groups,
         prevalence,
         False,
-        {signal: float(np.mean([member.auroc[signal] for member in members])) for signal in shared},
         {
-            signal: np.mean([member.draws[signal] for member in members], axis=0)
-            for signal in shared
+            score_name: float(np.mean([member.auroc[score_name] for member in members]))
+            for score_name in shared
+        },
+        {
+            score_name: np.mean([member.draws[score_name] for member in members], axis=0)
+            for score_name in shared
         },
         [],
         tuple(members),
     )
-    for signal in shared:
-        rows = [next(row for row in member.rows if row["signal"] == signal) for member in members]
-        low, high = statistics.interval(pooled.draws[signal], confidence)
+    for score_name in shared:
+        rows = [
+            next(row for row in member.rows if row["score"] == score_name) for member in members
+        ]
+        low, high = statistics.interval(pooled.draws[score_name], confidence)
         kinds = ("auprc", *Decisions._fields, *Selective._fields)
         means = {key: float(np.mean([row[key] for row in rows])) for key in kinds}
         if np.isfinite(means["ece"]):
             labels = np.concatenate([member.labels for member in members])
             means["ece"] = statistics.calibration_error(
-                labels, np.concatenate([member.scores[signal] for member in members])
+                labels, np.concatenate([member.scores[score_name] for member in members])
             )
         pooled.rows.append(
             {
-                **_head(pooled, signal, rows[0]["family"]),
-                "auroc": pooled.auroc[signal],
+                **_head(pooled, score_name, rows[0]["family"]),
+                "auroc": pooled.auroc[score_name],
                 "auroc_low": low,
                 "auroc_high": high,
                 **means,
@@ -177,18 +189,18 @@ def pool(name: str, members: Sequence[Standing], confidence: float) -> Standing:
     return pooled
 
 
-def pools(standings: Sequence[Standing], confidence: float) -> list[Standing]:
+def pools(scope_results: Sequence[ScopeResult], confidence: float) -> list[ScopeResult]:
     """The pooled standings: strict given data sets, and generated ones. Positive controls and sets too small to train on stay out."""
-    run = [each for each in standings if not each.control and each.has(registry.DETECTOR)]
-    kinds = ((ALL_STRICT, "given"), (GENERATED, "generated"))
+    run = [each for each in scope_results if not each.control and each.has(registry.DETECTOR)]
+    kinds = ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated"))
     members = {name: [each for each in run if each.mode == mode] for name, mode in kinds}
     return [pool(name, found, confidence) for name, found in members.items() if found]
 
 
-def metrics_table(standings: Sequence[Standing]) -> pd.DataFrame:
+def metrics_table(scope_results: Sequence[ScopeResult]) -> pd.DataFrame:
     """metrics.csv: one row per scope and signal."""
     return pd.DataFrame(
-        [row for each in standings for row in each.rows],
+        [row for each in scope_results for row in each.rows],
         columns=[*registry.METRICS, *Selective._fields, "reason"],
     )
 
@@ -198,7 +210,7 @@ def calibration_table(scores: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {**head, "bin": number, **each._asdict()}
         for head, labels, score in _usable(scores)
-        if head["signal"] not in controls.UNTRAINED
+        if head["score"] not in controls.UNTRAINED
         for number, each in enumerate(statistics.reliability(labels, score))
     ]
     return pd.DataFrame(rows, columns=list(registry.CALIBRATION))
@@ -208,10 +220,10 @@ def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
     """curves.csv: points of the ROC, precision-recall and risk curves of the signals that figures show."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    shown = {each.signal for each in registry.SHOWN}
+    shown = {each.name for each in registry.SHOWN}
     rows: list[pd.DataFrame] = []
     for head, labels, score in _usable(scores):
-        if head["signal"] not in shown or len(set(labels.tolist())) < 2:
+        if head["score"] not in shown or len(set(labels.tolist())) < 2:
             continue
         x, y, _ = roc_curve(labels, score)
         precision, recall, _ = precision_recall_curve(labels, score, drop_intermediate=True)
@@ -226,9 +238,11 @@ def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _usable(scores: pd.DataFrame) -> list[tuple[Mapping[str, Any], Ints, Floats]]:
     found: list[tuple[Mapping[str, Any], Ints, Floats]] = []
-    for (dataset, mode, signal), part in scores.groupby(["dataset", "mode", "signal"], sort=False):
-        score = part["score"].to_numpy(dtype=np.float64)
+    for (dataset, mode, score_name), part in scores.groupby(
+        ["dataset", "mode", "score"], sort=False
+    ):
+        score = part["value"].to_numpy(dtype=np.float64)
         if np.isfinite(score).all():
-            head = {"dataset": str(dataset), "mode": str(mode), "signal": str(signal)}
+            head = {"dataset": str(dataset), "mode": str(mode), "score": str(score_name)}
             found.append((head, part["label"].to_numpy(dtype=np.int64), score))
     return found

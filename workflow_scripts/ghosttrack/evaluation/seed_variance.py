@@ -2,13 +2,12 @@
 
 import pandas as pd
 
-from ghosttrack.detection import detectors
-from ghosttrack.evaluation.scoreboard import ALL_STRICT
+from ghosttrack import scores as registry
 
 # One row per data set, source of variation and signal or difference.
-COLUMNS = ("dataset", "source", "signal", "seeds", "mean", "deviation", "least", "most")
+COLUMNS = ("dataset", "source", "score", "seeds", "mean", "deviation", "least", "most")
 # The default detector less this signal, seed by seed: the gain moves less than its two parts.
-CONTROLS = ("output_regression", f"{detectors.DEFAULT}.without_sae")
+CONTROLS = ("output_regression", registry.WITHOUT_SAE)
 
 
 def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
@@ -17,21 +16,25 @@ def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
     Args:
         table: `dataset`, `source`, `seed`, `signal`, `auroc`; strict: data sets of the mean, which is taken seed by seed.
     """
-    pooled = table[table["dataset"].isin(strict)].groupby(["source", "seed", "signal"], sort=False)[
+    pooled = table[table["dataset"].isin(strict)].groupby(["source", "seed", "score"], sort=False)[
         "auroc"
     ]
     # A seed that one of the sets lacks has no mean.
-    whole = pooled.mean()[pooled.count() == len(strict)].reset_index().assign(dataset=ALL_STRICT)
+    whole = (
+        pooled.mean()[pooled.count() == len(strict)]
+        .reset_index()
+        .assign(dataset=registry.ALL_GIVEN)
+    )
     wide = pd.concat([table, whole]).pivot_table(
-        index=["dataset", "source", "seed"], columns="signal", values="auroc", sort=False
+        index=["dataset", "source", "seed"], columns="score", values="auroc", sort=False
     )
     for control in CONTROLS:
-        wide[f"{detectors.DEFAULT} - {control}"] = wide[detectors.DEFAULT] - wide[control]
+        wide[f"{registry.DETECTOR} - {control}"] = wide[registry.DETECTOR] - wide[control]
     rows = [
         {
             "dataset": dataset,
             "source": source,
-            "signal": signal,
+            "score": score_name,
             "seeds": int(values.count()),
             "mean": values.mean(),
             "deviation": values.std(ddof=1),
@@ -39,6 +42,6 @@ def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
             "most": values.max(),
         }
         for (dataset, source), part in wide.groupby(["dataset", "source"], sort=False)
-        for signal, values in part.items()
+        for score_name, values in part.items()
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -176,7 +176,7 @@ class Settings(Section):
             raise ValueError(
                 f"sweep: k {self.sweep.k} must be above 0, seeds {self.sweep.seeds} not below it"
             )
-        if reserved := {"all_strict", "generated", "all_answers"} & set(self.datasets):
+        if reserved := {"all_given", "generated", "all_answers"} & set(self.datasets):
             raise ValueError(
                 f"datasets: {min(reserved)} is the name of a mean over data sets; call the file otherwise"
             )
