@@ -141,12 +141,12 @@ class Detector:
             ]
             named = [
                 Reason(
-                    scorer.layers[part.place],
+                    scorer.layers[part.layer_index],
                     part.feature,
-                    self._name(scorer.layers[part.place], part.feature),
+                    self._name(scorer.layers[part.layer_index], part.feature),
                     _round(part.log_odds),
                 )
-                for part in found.parts[place]
+                for part in found.contributions[place]
             ]
             chance = _round(chances[place])
             verdict = HALLUCINATED if chance >= 0.5 else TRUE

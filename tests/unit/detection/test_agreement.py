@@ -33,7 +33,7 @@ def test_without_drawn_answers_there_is_no_column() -> None:
 
 
 def test_examples_without_their_share_of_drawn_answers_are_named() -> None:
-    with pytest.raises(UserError, match=r"samples\.parquet: b has 1 drawn answers .* expected 2"):
+    with pytest.raises(UserError, match=r"samples\.parquet: b has 1 sampled answers .* expected 2"):
         agreement.measure(drawn(a=[0, 0, 1], b=[0, 1]), ["a", "b"], "samples.parquet")
-    with pytest.raises(UserError, match="z has 0 drawn answers"):
+    with pytest.raises(UserError, match="z has 0 sampled answers"):
         agreement.measure(drawn(a=[0, 0, 1]), ["a", "z"], "samples.parquet")

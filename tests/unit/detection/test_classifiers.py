@@ -59,7 +59,9 @@ def test_scores_of_training_rows_come_from_fits_without_their_fold(name: str) ->
     turned = y.copy()
     turned[inner == 2] = 1 - turned[inner == 2]
     first, second = (
-        classifiers._ONCE[name](x[inner != 2], each[inner != 2], x[inner == 2], OPTIONS).scores
+        classifiers._CLASSIFIERS[name](
+            x[inner != 2], each[inner != 2], x[inner == 2], OPTIONS
+        ).scores
         for each in (y, turned)
     )
     np.testing.assert_array_equal(first, second)

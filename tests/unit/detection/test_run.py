@@ -254,12 +254,14 @@ def test_signals_that_an_example_lacks_are_not_run_and_say_why(results: Path) ->
 
 def test_a_background_of_other_layers_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "background.npz", layer_02=np.zeros((4, 3)))
-    assert list(detection_run.read_background(tmp_path / "background.npz", [2], 4)) == ["layer_02"]
+    assert list(detection_run.read_counterfactual_mean(tmp_path / "background.npz", [2], 4)) == [
+        "layer_02"
+    ]
     for layers, examples in (([2, 3], 4), ([2], 5)):
         with pytest.raises(
             UserError, match=r"background\.npz holds layer_02 of other examples; expected layer_02"
         ):
-            detection_run.read_background(tmp_path / "background.npz", layers, examples)
+            detection_run.read_counterfactual_mean(tmp_path / "background.npz", layers, examples)
 
 
 def test_scores_of_all_signals_share_their_folds(results: Path) -> None:

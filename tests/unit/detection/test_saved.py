@@ -235,15 +235,17 @@ def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer
     )
     encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "x")
     before = scorer.read(encoded, 50)
-    last = next(part for part in before.parts[0] if part.place == len(run_fakes.LAYERS) - 1)
-    after = scorer.read(encoded, 0, [[(last.place, last.feature)]])
+    last = next(
+        part for part in before.contributions[0] if part.layer_index == len(run_fakes.LAYERS) - 1
+    )
+    after = scorer.read(encoded, 0, [[(last.layer_index, last.feature)]])
     # The SAE reads what is left anew, so other features may change a little; the sign and most of the size stay.
     assert np.sign(before.probe.mean() - after.probe.mean()) == np.sign(last.log_odds)
     assert scorer.read(encoded, 0, [[]]).log_odds == pytest.approx(before.log_odds)
     silent = next(
         f
         for f in range(run_fakes.D_SAE)
-        if all((1, f) != (part.place, part.feature) for part in before.parts[0])
+        if all((1, f) != (part.layer_index, part.feature) for part in before.contributions[0])
     )
     assert scorer.read(encoded, 0, [[(1, silent)]]).log_odds == pytest.approx(before.log_odds)
     assert scorer.read(encoded, 0).log_odds == pytest.approx(
@@ -314,7 +316,7 @@ def test_a_missing_model_sae_or_detector_is_refused_in_one_line(run: Path, tmp_p
     (other / "detection" / "detector.safetensors").unlink()
     with pytest.raises(UserError, match="has no saved detector"):
         Detector.load(other)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         Detector.load(tmp_path / "nowhere")
 
 

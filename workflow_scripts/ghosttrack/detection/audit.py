@@ -1,4 +1,4 @@
-"""The leak audit: what gives the label away before any model has computed anything."""
+"""The leak audit: how well text and token embeddings predict the label without the model's computation."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,16 +16,16 @@ from ghosttrack.settings import DetectionSettings, EvaluationSettings
 from ghosttrack.statistics import Floats, Ints
 
 PASS, LEAK, NOT_RUN = "pass", "leak", "not run"
-# A leak that stops a run: the text beats this even at the lower end of an interval that is corrected for the number of
-# checks. Less than that is marked, and the ledger sees to it that no claim rests on it.
+# A leak stops a run if the lower bound of its interval, corrected for the number of controls, is above this AUROC.
+# A smaller leak is marked in the table, and the ledger establishes no claim that it explains.
 STOP_ABOVE = 0.52
-# Under grouped folds an AUROC this low means that the other label of the same thing was in training.
+# An AUROC below this means a wrong split: texts with the same content and the other label are in training.
 SPLIT_BUG = 0.4
 COLUMNS = (*registry.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
 
 
 class AuditResult(NamedTuple):
-    """Scores of the controls with the folds that everything else uses, and the checks, one row each."""
+    """Out-of-fold scores of the controls, with the folds that all detectors use, and a table of checks."""
 
     scores: pd.DataFrame
     checks: pd.DataFrame
@@ -40,20 +40,23 @@ def run(
     evaluation_settings: EvaluationSettings,
     seed: int,
 ) -> AuditResult:
-    """Make the folds, prove them, and see what text, question, length and token embeddings predict.
+    """Assign and check the folds, and measure what text, question, length and token embeddings predict.
 
     Args:
-        examples: examples.parquet; embedding: mean token embedding of each answer, (examples, d_model).
+        examples: examples.parquet.
+        embedding: mean token embedding of each answer, (examples, d_model).
+        dataset: name of the data set.
+        control: whether it is a positive control.
     Raises:
-        UserError: when two folds share a group or a verbatim text; under `detection.audit: stop`, when a data set of
-            given texts that is no positive control leaks (see STOP_ABOVE), or its folds anti-learn.
+        UserError: two folds share a group or a verbatim text; or, with `detection.audit: stop`, a data set of
+            given texts that is no positive control leaks (see STOP_ABOVE) or is far below chance (SPLIT_BUG).
     """
     cv_groups = splits.make_cv_groups(list(examples["group"]), list(examples["text"]))
-    chosen = splits.sample_cv_groups(cv_groups, detection.max_statements, seed)
+    selected = splits.sample_cv_groups(cv_groups, detection.max_statements, seed)
     examples, cv_groups, embedding = (
-        examples[chosen].reset_index(drop=True),
-        cv_groups[chosen],
-        embedding[chosen],
+        examples[selected].reset_index(drop=True),
+        cv_groups[selected],
+        embedding[selected],
     )
     examples = examples.assign(dataset=dataset, group=cv_groups)
     labels = examples["label"].to_numpy(dtype=np.int64)
@@ -81,9 +84,9 @@ def run(
         and str(examples["mode"].iloc[0]) == "given"
     ):
         raise UserError(
-            f"{dataset}: the label can be told without any model: {'; '.join(leaks)}. Expected at most "
-            f"{STOP_ABOVE} at the interval's lower end. Mend the texts; or set control: true in the data set's file, so that "
-            "it supports no claim; or detection.audit: report, which only marks the leak"
+            f"{dataset}: the text predicts the label without the model: {'; '.join(leaks)}. Expected at most "
+            f"{STOP_ABOVE} at the lower bound of the interval. Fix the texts; or set control: true in the data set's "
+            "file, so that it supports no claim; or set detection.audit: report, which only marks the leak"
         )
     return AuditResult(table, checks)
 
@@ -121,7 +124,7 @@ def _checks(
     settings: EvaluationSettings,
     seed: int,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The table of checks, and in words the leaks that are too large to go on with."""
+    """The table of checks, and a description of each leak that stops the run."""
     dataset, texts = str(examples["dataset"].iloc[0]), [str(text) for text in examples["text"]]
     cv_groups = examples["group"].to_numpy(dtype=object)
     rows: list[dict[str, Any]] = []
@@ -141,11 +144,11 @@ def _checks(
         "near_duplicates": splits.shared_rows(fold, [splits.same_words(text) for text in texts]),
         "contradictions": splits.shared_rows(labels, [splits.same_text(text) for text in texts]),
     }
-    for check, found in counted.items():
+    for check, shared in counted.items():
         add(
             check,
-            len(found),
-            NOT_RUN if reason and check != "contradictions" else LEAK if len(found) else PASS,
+            len(shared),
+            NOT_RUN if reason and check != "contradictions" else LEAK if len(shared) else PASS,
         )
     matrix = np.array(list(scores.values()))
     draws = statistics.bootstrap_auroc(
@@ -165,7 +168,7 @@ def _checks(
     below = low_score < SPLIT_BUG
     if below:
         large.append(
-            f"an AUROC of {low_score:.3f} is far below chance: what the other label says is in another fold"
+            f"an AUROC of {low_score:.3f} is far below chance: texts with the same content and the other label are in another fold"
         )
     add("below_chance", int(below), NOT_RUN if reason else LEAK if below else PASS)
     leaks = [row["check"] for row in rows if row["verdict"] == LEAK]

@@ -1,7 +1,8 @@
-"""The detectors of one data set: probes, regressions, forests, and the stack of the best of them.
+"""The detectors of one data set: probes, regressions, classifiers of tracking metrics, and stacks of them.
 
-Every score is out-of-fold, and everything that is chosen (layer, strength, weights of the stack) is
-chosen inside the training folds: a stack is fitted on base scores from fits without the row's inner fold.
+Nested cross-validation: every score is out of fold. Layers, regularisation strengths and stack weights
+are chosen inside the training folds. The meta-learner of a stack is fitted on log-odds of base learners
+that did not see the row's inner fold.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,18 +38,18 @@ PROBES = (
     "sae_probe",
     *BASE_LEARNERS,
 )
-# The 26 metrics of the original system; signals tables hold more families.
+# Families of the original system's 26 metrics. A table of tracking metrics holds more families.
 METRIC_FAMILIES = ("entropy", "churn", "competition", "stability", "dominance", "density")
-# Nulls are compared with the tracker by a linear detector and one that is not.
+# Classifiers on the metrics of nulls: a linear and a non-linear one.
 ON_NULLS = ("logistic", "forest")
 
 
 class DetectorInputs(NamedTuple):
-    """What is known of each example of a data set, all in the same order.
+    """Features of the examples of a data set, all in the same order.
 
-    outputs: the model's output features, (examples, features); lens: what an earlier block says of the answers, (examples,
-    features); layers: pooled activations by layer; pairs: prompts' states and answers; texts: the examples themselves, for
-    controls; metrics: the tracking metrics by variant, each (examples, metrics).
+    outputs: output features, (examples, features); lens: logit-lens features, (examples, features);
+    layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of answers;
+    texts: the examples, for text controls; metrics: tracking metrics by variant, each (examples, metrics).
     """
 
     outputs: pd.DataFrame
@@ -60,7 +61,7 @@ class DetectorInputs(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What one outer fold chose: a layer or a strength, with the inner AUROC that spoke for it."""
+    """Hyperparameters chosen in one outer fold, with their inner AUROC; layer -1: no layer was chosen."""
 
     score: str
     fold: int
@@ -70,7 +71,7 @@ class Choice(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """Importance of one feature in one outer fold: a coefficient in standardised units, or impurity of a forest."""
+    """Importance of a feature in one outer fold: standardised coefficient, or impurity decrease of a forest."""
 
     score: str
     fold: int
@@ -79,7 +80,7 @@ class Weight(NamedTuple):
 
 
 class DetectorResults(NamedTuple):
-    """Probabilities by signal, each (examples,), with what was chosen and what mattered."""
+    """Out-of-fold probabilities by score, each (examples,), with chosen hyperparameters and importances."""
 
     scores: dict[str, Floats]
     choices: list[Choice]
@@ -87,11 +88,11 @@ class DetectorResults(NamedTuple):
 
 
 def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Every trained signal that `train` gives, in the order of the tables; `chosen`: classifiers of the metrics."""
+    """Names of the scores of `train`, in the order of the tables; `chosen`: classifiers of tracking metrics."""
     metrics = [
-        _of_variant(f"metrics_{name}", each)
-        for each in variants
-        for name in classifiers_of(each, chosen)
+        _of_variant(f"metrics_{name}", variant)
+        for variant in variants
+        for name in classifiers_of(variant, chosen)
     ]
     return [
         *stacks(metrics),
@@ -105,16 +106,13 @@ def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
 
 
 def stacks(score_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What each stack is made of beside the output features: STACKS, and one for each logistic regression on metrics among `signals`."""
-    more = (score_name for score_name in score_names if score_name.startswith("metrics_logistic"))
+    """Base learners by stack: STACKS, and one stack per logistic regression on metrics in `score_names`."""
     return {
         **STACKS,
         **{
-            score_name.replace("metrics_logistic", registry.WITH_METRICS): (
-                *BASE_LEARNERS,
-                score_name,
-            )
-            for score_name in more
+            name.replace("metrics_logistic", registry.WITH_METRICS): (*BASE_LEARNERS, name)
+            for name in score_names
+            if name.startswith("metrics_logistic")
         },
     }
 
@@ -130,12 +128,14 @@ def train(
     """Fit every detector in every outer fold.
 
     Args:
-        labels: (examples,) 1 = hallucinated; rounds: outer folds with their inner ones; name: for the progress line.
+        labels: (examples,) 1 = hallucinated.
+        outer_folds: outer folds with their inner folds.
+        name: data set, for the progress line.
     """
     results = DetectorResults(
         {
-            each: np.full(len(labels), np.nan)
-            for each in score_names(list(inputs.metrics), detection.detectors)
+            score_name: np.full(len(labels), np.nan)
+            for score_name in score_names(list(inputs.metrics), detection.detectors)
         },
         [],
         [],
@@ -146,9 +146,9 @@ def train(
         fits = {**_output(inputs, y, outer, results), **_probes(inputs, y, outer, results)}
         fits[registry.TEXT_PAIR] = controls.text_pair(inputs.texts, labels, outer)
         fits[registry.EMBEDDING_PAIR] = controls.embedding_pair(inputs.pairs, labels, outer)
-        outside = stacked(inputs._replace(lens=inputs.lens.iloc[:, :0]), PAIRS, outer, fits)
+        known = stacked(inputs._replace(lens=inputs.lens.iloc[:, :0]), PAIRS, outer, fits)
         fits[registry.OUTPUT_AND_WORDS] = _logistic(
-            outside, y, outer, registry.OUTPUT_AND_WORDS, results
+            known, y, outer, registry.OUTPUT_AND_WORDS, results
         )
         fits |= _metrics(inputs, y, outer, results, detection, seed)
         fits |= _stacks(inputs, y, outer, results, fits)
@@ -161,14 +161,14 @@ def train(
 def _output(
     inputs: DetectorInputs, y: Ints, outer: OuterFold, results: DetectorResults
 ) -> dict[str, FoldFit]:
-    alone = inputs.outputs[
+    without_candidates = inputs.outputs[
         [name for name in inputs.outputs if not str(name).startswith(CANDIDATES)]
     ]
     return {
         score_name: _logistic(table, y, outer, score_name, results)
         for score_name, table in (
             (registry.OUTPUT_REGRESSION, inputs.outputs),
-            (registry.WITHOUT_CANDIDATES, alone),
+            (registry.WITHOUT_CANDIDATES, without_candidates),
         )
     }
 
@@ -176,7 +176,7 @@ def _output(
 def _logistic(
     table: pd.DataFrame, y: Ints, outer: OuterFold, score_name: str, results: DetectorResults
 ) -> FoldFit:
-    """Logistic regression on the columns of a table, with its choices and weights noted."""
+    """Calibrated logistic regression on a table; records strength and coefficients in `results`."""
     x = table.to_numpy(dtype=np.float64)
     fit = probes.calibrated(probes.logistic(x[outer.train], y, outer.inner_fold, x[outer.test]), y)
     _note(score_name, fit, list(table.columns), outer, results)
@@ -201,31 +201,25 @@ def _note(
 def _probes(
     inputs: DetectorInputs, y: Ints, outer: OuterFold, results: DetectorResults
 ) -> dict[str, FoldFit]:
-    """Probes of every raw layer and the best of them; probes of all layers together, one of each kind."""
+    """Probes of the best single layer, and probes of all layers together."""
     layers = list(inputs.layers)
     fits: dict[str, FoldFit] = {}
-    for score_name, kind, fit in (
+    for score_name, kind, fit_probe in (
         ("raw_probe", "raw.layer", probes.ridge),
         ("difference_of_means", "means.layer", probes.difference_of_means),
     ):
         fitted = [
-            fit(each.raw[outer.train], y, outer.inner_fold, each.raw[outer.test])
-            for each in inputs.layers.values()
+            fit_probe(blocks.raw[outer.train], y, outer.inner_fold, blocks.raw[outer.test])
+            for blocks in inputs.layers.values()
         ]
         results.choices.extend(
-            Choice(kind, outer.number, layer, found.strength, found.inner_auroc)
-            for layer, found in zip(layers, fitted, strict=True)
+            Choice(kind, outer.number, layer, fit.strength, fit.inner_auroc)
+            for layer, fit in zip(layers, fitted, strict=True)
         )
-        best = int(np.argmax([found.inner_auroc for found in fitted]))
-        fits[score_name] = fitted[best]
+        best = int(np.argmax([fit.inner_auroc for fit in fitted]))
+        fit = fits[score_name] = fitted[best]
         results.choices.append(
-            Choice(
-                score_name,
-                outer.number,
-                layers[best],
-                fits[score_name].strength,
-                fits[score_name].inner_auroc,
-            )
+            Choice(score_name, outer.number, layers[best], fit.strength, fit.inner_auroc)
         )
     joint = {
         "raw_probe_all": [blocks.raw for blocks in inputs.layers.values()],
@@ -238,14 +232,14 @@ def _probes(
         fits[score_name] = probes.joint_ridge(parts, y, outer.inner_fold, outer.train, outer.test)
     fits[registry.BILINEAR_PROBE] = bilinear(inputs, y, outer)
     results.choices.extend(
-        Choice(each, outer.number, -1, fits[each].strength, fits[each].inner_auroc)
-        for each in (*joint, registry.BILINEAR_PROBE)
+        Choice(name, outer.number, -1, fits[name].strength, fits[name].inner_auroc)
+        for name in (*joint, registry.BILINEAR_PROBE)
     )
     return fits
 
 
 def bilinear(inputs: DetectorInputs, y: Ints, outer: OuterFold) -> FoldFit:
-    """The probe on where the model stands before an answer and on the answer's row of the output embedding."""
+    """Bilinear probe on the last prompt token's activations and the answer's unembedding row."""
     pairs = inputs.pairs
     return probes.bilinear_ridge(
         pairs.prompt, pairs.answer, pairs.relation, y, outer.inner_fold, outer.train, outer.test
@@ -260,16 +254,16 @@ def _metrics(
     detection: DetectionSettings,
     seed: int,
 ) -> dict[str, FoldFit]:
-    """Every chosen classifier on the metrics of the tracker, and the two that every null is compared by on the nulls'."""
+    """Every chosen classifier on the tracker's metrics, and ON_NULLS on the metrics of each null."""
     options = classifiers.ClassifierOptions(detection.trees, seed)
     fits: dict[str, FoldFit] = {}
     for variant, table in inputs.metrics.items():
         x = table.to_numpy(dtype=np.float64)
         names = classifiers_of(variant, detection.detectors)
-        found = classifiers.fit_all(
+        fitted = classifiers.fit_all(
             names, x[outer.train], y, outer.inner_fold, x[outer.test], options
         )
-        for name, fit in found.items():
+        for name, fit in fitted.items():
             score_name = _of_variant(f"metrics_{name}", variant)
             _note(score_name, fit, list(table.columns), outer, results)
             fits[score_name] = fit
@@ -277,7 +271,7 @@ def _metrics(
 
 
 def classifiers_of(variant: str, chosen: Sequence[str]) -> list[str]:
-    """The classifiers that run on a variant's metrics, in the order of `classifiers.NAMES`."""
+    """Classifiers of a variant's metrics, in the order of `classifiers.NAMES`."""
     return [
         name
         for name in classifiers.NAMES
@@ -292,13 +286,13 @@ def _stacks(
     results: DetectorResults,
     fits: Mapping[str, FoldFit],
 ) -> dict[str, FoldFit]:
-    """Logistic regression on output features and base log-odds: inner ones to fit, outer ones to score."""
-    made = {}
-    for score_name, base_learners in stacks(fits).items():
-        made[score_name] = _logistic(
+    """Fit the meta-learner of every stack."""
+    return {
+        score_name: _logistic(
             stacked(inputs, base_learners, outer, fits), y, outer, score_name, results
         )
-    return made
+        for score_name, base_learners in stacks(fits).items()
+    }
 
 
 def stacked(
@@ -307,7 +301,10 @@ def stacked(
     outer: OuterFold,
     fits: Mapping[str, FoldFit],
 ) -> pd.DataFrame:
-    """Columns of a stack, (examples, columns): inner log-odds of the bases for the training rows, outer ones for the others."""
+    """Input of a meta-learner, (examples, columns): features, and log-odds of the base learners.
+
+    Training rows have out-of-fold log-odds.
+    """
     columns = {}
     for base in base_learners:
         columns[base] = np.full(len(inputs.outputs), np.nan)
@@ -325,21 +322,23 @@ def _of_variant(kind: str, variant: str) -> str:
 
 
 def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFrame:
-    """The 26 metrics of a signals table in the order of the examples.
+    """The 26 original metrics of a table of tracking metrics.
 
+    Args:
+        ids: ids of the examples, in order; where: file that errors name.
     Raises:
-        UserError: when its rows are others, or a value is not finite.
+        UserError: the table has other rows, or a value is not finite.
     """
     if list(table["id"]) != list(ids):
         raise UserError(
-            f"{where}: its rows are not the data set's examples in their order: delete it and run again"
+            f"{where}: its rows are not the data set's examples in their order: delete the file and run again"
         )
     names = [name for name in table.columns if name.split("_")[0] in METRIC_FAMILIES]
     metrics = table[names].astype(np.float64)
     finite = np.isfinite(metrics.to_numpy()).all(axis=0)
     if not finite.all():
         raise UserError(
-            f"{where}: column {metrics.columns[int(np.argmin(finite))]} holds NaN or infinity, expected numbers: delete it and run again"
+            f"{where}: column {metrics.columns[int(np.argmin(finite))]} holds NaN or infinity, expected finite numbers: delete the file and run again"
         )
     return metrics
 
@@ -347,7 +346,7 @@ def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.Data
 def frame(
     examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reasons: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Scores in the long form of the tables: one row per example and signal; `reasons`: why a signal was not run."""
+    """Scores as a long table: one row per example and score; `reasons`: why a score was not computed."""
     return pd.concat(list(_frames(examples, fold, scores, reasons)), ignore_index=True)
 
 

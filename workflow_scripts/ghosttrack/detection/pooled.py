@@ -1,4 +1,4 @@
-"""Ridge probes fitted on all data sets together, with the weights of every fit that left a fold out."""
+"""Ridge probes on all data sets together, with the weights of every leave-one-fold-out fit."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ from ghosttrack.detection import probes
 from ghosttrack.detection.probes import Floats, Ints
 from ghosttrack.statistics import auroc
 
-# As probes.RIDGE, in units of the mean squared norm of a row; on pooled sets the ends were never chosen.
+# Ridge strengths as in probes.RIDGE, without the ends, which pooled data sets never chose.
 STRENGTHS = (0.3, 1.0, 3.0)
-# A column that is not 0 in fewer rows than this is a feature of a few texts: it gets the weight 0.
+# A column that is non-zero in fewer rows gets the weight 0.
 LEAST_ROWS = 5
 
 
@@ -23,12 +23,12 @@ class LinearModel(NamedTuple):
     intercept: float
 
     def apply(self, x: NDArray[Any]) -> Floats:
-        """Rows (rows, columns) to log-odds, (rows,)."""
+        """Log-odds of rows, (rows, columns) -> (rows,)."""
         return np.asarray(x @ self.weight.astype(x.dtype), dtype=np.float64) + self.intercept
 
 
 class CrossFit(NamedTuple):
-    """left_out: (rows,) log-odds, each from the fit of `folds` that left the row's fold out; final: the fit on all rows."""
+    """left_out: (rows,) out-of-fold log-odds; folds: the fit without each fold; final: the fit on all rows."""
 
     left_out: Floats
     folds: list[LinearModel]
@@ -39,13 +39,14 @@ class CrossFit(NamedTuple):
 def cross_fit(
     x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] = STRENGTHS
 ) -> CrossFit:
-    """Ridge regression on +-1 labels, once without each fold and once on all rows; the strength with the best left-out AUROC.
+    """Ridge regression on +-1 labels, without each fold and on all rows.
 
-    The sums of squares are taken once; a fold's part is subtracted from them. Columns are scaled over all rows, which
-    knows no label. The log-odds are a logistic regression on the left-out scores, the same for every fit.
+    The strength maximises the out-of-fold AUROC. The Gram matrix is computed once, and each fold's part
+    is subtracted from it. Columns are scaled over all rows, which reads no label. All fits share one
+    Platt scaling, fitted on the out-of-fold scores.
 
     Args:
-        x: (rows, columns); y: labels 0/1; fold: 0 .. folds - 1 of each row.
+        x: (rows, columns); y: (rows,) labels 0/1; fold: (rows,) 0 to folds - 1.
     """
     kept = np.flatnonzero((x != 0).sum(axis=0) >= min(LEAST_ROWS, len(x)))
     standard = probes.standardise(x[:, kept])
@@ -84,7 +85,7 @@ def cross_fit(
 
 
 class SufficientStatistics(NamedTuple):
-    """What ridge regression needs of some rows: their number, sums, squares, and products with the target."""
+    """Sufficient statistics of ridge regression: row count, column sums, Gram matrix, sum and products of the target."""
 
     rows: int
     columns: Floats  # (columns,)
@@ -94,8 +95,8 @@ class SufficientStatistics(NamedTuple):
 
     @classmethod
     def of(cls, z: NDArray[np.float32], target: Floats) -> "SufficientStatistics":
-        """Of these rows."""
-        # Single precision: half the cost, and every strength drowns its rounding.
+        """Statistics of the rows z, (rows, columns), with their targets, (rows,)."""
+        # Single precision halves the cost; its rounding is far below every strength.
         return cls(
             len(z),
             z.sum(axis=0, dtype=np.float64),
@@ -106,15 +107,15 @@ class SufficientStatistics(NamedTuple):
 
     @classmethod
     def together(cls, parts: Sequence["SufficientStatistics"]) -> "SufficientStatistics":
-        """Of the rows of all parts."""
+        """Statistics of the rows of all parts."""
         return cls(*(sum(values) for values in zip(*parts, strict=True)))
 
     def without(self, part: "SufficientStatistics") -> "SufficientStatistics":
-        """Of the other rows."""
+        """Statistics without the rows of `part`."""
         return SufficientStatistics(*(whole - less for whole, less in zip(self, part, strict=True)))  # type: ignore[operator]
 
     def solve(self, penalty: float) -> LinearModel:
-        """Weights and a free intercept."""
+        """Ridge solution with an unpenalised intercept."""
         from scipy.linalg import cho_factor, cho_solve
 
         mean, centre = self.columns / self.rows, self.target / self.rows

@@ -1,4 +1,4 @@
-"""The default detector and its controls again, in folds of other seeds and on autoencoders of other seeds."""
+"""The default detector and its controls with other seeds of the folds and of the SAEs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from ghosttrack.settings import DetectionSettings
 from ghosttrack.statistics import auroc
 
 FOLDS, SAE = "folds", "sae"
-# The default detector, what it stacks, and what it is compared with. `residual_probe` alone sees an SAE.
+# The default detector, its base learners and its controls. Of these only `residual_probe` reads an SAE.
 SCORE_NAMES = (
     registry.DETECTOR,
     registry.WITHOUT_SAE,
@@ -30,7 +30,7 @@ _KINDS = {"raw_probe_all": "raw", "centred_probe": "centred", "residual_probe": 
 
 
 class SeedResult(NamedTuple):
-    """AUROC of one signal under one seed; `source`: what the seed decides, `folds` or `sae`."""
+    """AUROC of a score with one seed; `source`: what the seed varies, `folds` or `sae`."""
 
     source: str
     seed: int
@@ -45,7 +45,7 @@ def vary_folds(
     detection: DetectionSettings,
     seeds: Sequence[int],
 ) -> Iterator[SeedResult]:
-    """Outer and inner folds anew for every seed; everything else as it is."""
+    """AUROCs in new outer and inner folds for each seed; `cv_groups`: (examples,)."""
     for seed in seeds:
         fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
         outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
@@ -59,7 +59,7 @@ def vary_saes(
     labels: Ints,
     outer_folds: Sequence[splits.OuterFold],
 ) -> Iterator[SeedResult]:
-    """The same folds for every seed of the autoencoders; `blocks`: by seed and layer."""
+    """AUROCs in the same folds for SAEs of each seed; `blocks`: by seed and layer."""
     for seed, layers in blocks.items():
         for score_name, score in scores(
             inputs._replace(layers=layers), labels, outer_folds
@@ -70,7 +70,7 @@ def vary_saes(
 def scores(
     inputs: DetectorInputs, labels: Ints, outer_folds: Sequence[splits.OuterFold]
 ) -> dict[str, Floats]:
-    """Out-of-fold log-odds of SIGNALS, each (examples,); the fits are those of `detectors.train`."""
+    """Out-of-fold log-odds of SCORE_NAMES, each (examples,), by the same fits as in `detectors.train`."""
     result = {score_name: np.full(len(labels), np.nan) for score_name in SCORE_NAMES}
     for outer in outer_folds:
         y = labels[outer.train]
