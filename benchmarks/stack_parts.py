@@ -32,8 +32,8 @@ from ghosttrack.statistics import auroc
 
 JOINT = {"centred_probe": "centred", "residual_probe": "residual"}
 LENS = "lens"
-# Output features of the stack, with or without rivals; whether the lens is in it; and the probes whose log-odds are.
-OUTPUTS, ALONE = "output features", "output features without rivals"
+# Output features of the stack, with or without candidate answers; base learners, among them the logit lens.
+OUTPUTS, ALONE = "output features", "output features without candidate answers"
 STACKS: dict[str, tuple[str, tuple[str, ...]]] = {
     ALONE: (ALONE, ()),
     f"{ALONE}, two probes": (ALONE, tuple(JOINT)),

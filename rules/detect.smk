@@ -71,7 +71,7 @@ rule train_detectors:
 
 
 rule save_detector:
-    """Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+    """Fit the default detector on all text-controlled data sets together and save it for user texts."""
     input:
         audits=per_dataset("results/{model}/detection/{dataset}/leak_audit.csv"),
         examples=per_dataset("results/{model}/datasets/{dataset}/examples.parquet"),

@@ -220,7 +220,7 @@ def _ledger(metrics: pd.DataFrame) -> pd.DataFrame:
             if table.loc["text_only", "auroc_low"] > 0.5 and gain - half < 0:
                 verdict, reason = (
                     registry.ARTEFACT,
-                    "the text alone is above chance, and this is not above the text alone",
+                    "the text alone is above chance, and the score is not above it",
                 )
             rows.append(
                 {

@@ -1,4 +1,4 @@
-"""Judge every signal on every data set: metrics with intervals, the claim ledger, the leak audit, curves."""
+"""Evaluate every score on every data set: metrics, claim ledger, leak audit, curves."""
 
 from pathlib import Path
 
@@ -32,9 +32,10 @@ def main(
     evaluation: EvaluationSettings,
     seed: int,
 ) -> None:
-    """Join the data sets' tables and write the tables of evaluation/; `controls` names the positive controls.
+    """Join the tables of the data sets and write the tables of evaluation/.
 
-    `generated`: examples.parquet of the data sets that the model answered itself, in the folder named as the data set.
+    `controls` names the positive controls. `generated`: examples.parquet of the data sets with
+    generated answers, each in the folder named as its data set.
     """
     table = pd.concat([tables.read_parquet(part) for part in parts], ignore_index=True)
     scope_results = [

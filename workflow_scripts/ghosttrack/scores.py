@@ -1,4 +1,4 @@
-"""The registry of scores and of result tables: names, labels and meanings, and the columns of `evaluation/`."""
+"""The registry of scores (names, labels, meanings) and the columns of result tables."""
 
 import re
 from pathlib import Path
@@ -50,8 +50,8 @@ LEDGER = (
 LEAK_AUDIT = ("dataset", "mode", "check", "value", "low", "high", "verdict")
 # saes/answers.csv: one row per layer and data set, and one per layer for all answer tokens.
 ANSWERS = ("dataset", "layer", "tokens", "massive_tokens", "l0", "fvu", "fvu_token_median")
-# curves.csv: one row per point. ROC: x = false positive rate, y = true positive rate. PR: x = recall,
-# y = precision. Risk: x = coverage, y = error rate.
+# curves.csv: one row per point. ROC: x = false positive rate, y = true positive rate. PR: x =
+# recall, y = precision. Risk: x = coverage, y = error rate.
 CURVES = ("dataset", "mode", "score", "curve", "x", "y")
 # calibration.csv: one row per bin; all bins of a score hold the same number of texts.
 CALIBRATION = ("dataset", "mode", "score", "bin", "n", "predicted", "observed")
@@ -102,14 +102,15 @@ ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "arte
 ALL_GIVEN, ALL_GENERATED = "all_given", "generated"
 # Value of the column `dataset` in ANSWERS for the answer tokens of all data sets.
 ALL_ANSWERS = "all_answers"
-# The two claims that the summary of a report speaks about, and the suffix of TRACKING before the name of a null:
-# the tracks themselves add to the detector, and not only what the null has as well.
+# The two claims that the summary of a report speaks about, and the suffix of TRACKING before the
+# name of a null: the tracks themselves add to the detector, and not only what the null has as well.
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
 MORE_THAN = " more than their"
 
 DETECTOR = "ghosttrack"
 WITHOUT_SAE, WITH_METRICS = f"{DETECTOR}.without_sae", f"{DETECTOR}.with_metrics"
-# The second regression leaves out the features that compare the answer with the other candidate answers.
+# The second regression leaves out the features that compare the answer with the other candidate
+# answers.
 OUTPUT_REGRESSION = "output_regression"
 WITHOUT_CANDIDATES = f"{OUTPUT_REGRESSION}.without_candidates"
 OUTPUT_AND_WORDS = "output_and_words"
@@ -120,11 +121,11 @@ TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
 
 
 class Score(NamedTuple):
-    """One number per text that says how likely the text is hallucinated: a detector, a probe or a control.
+    """A detector, probe or control: one number per text, higher = more likely hallucinated.
 
-    name: value of the column `score`; family: detector, output, probe, control, tracking or tracking_null;
-    label: what a reader sees; meaning: one sentence; colour, marker: for the scores that every figure shows,
-    else ""; short: heading in wide tables where the label is too long.
+    name: value of the column `score`; family: detector, output, probe, control, tracking or
+    tracking_null; label: what a reader sees; meaning: one sentence; colour, marker: for the scores
+    that every figure shows, else ""; short: heading in wide tables where the label is too long.
     """
 
     name: str
@@ -146,7 +147,8 @@ _ALL = (
         DETECTOR,
         "detector",
         "detector",
-        "The default detector: a stack of output features, logit-lens features, and probes on activations, "
+        "The default detector: a stack of output features, logit-lens features, and probes on "
+        "activations, "
         "on prompt-answer pairs and on SAE residuals.",
         "#1f5fbf",
         "o",
@@ -161,7 +163,8 @@ _ALL = (
         WITH_METRICS,
         "detector",
         "detector with tracking metrics",
-        "The default detector with a logistic regression on the tracking metrics as one more base learner.",
+        "The default detector with a logistic regression on the tracking metrics as one more "
+        "base learner.",
     ),
     Score(
         "answer_logprob_mean",
@@ -183,7 +186,8 @@ _ALL = (
         "pmi",
         "output",
         "PMI",
-        "Pointwise mutual information of prompt and answer: log-probability of the answer minus its "
+        "Pointwise mutual information of prompt and answer: log-probability of the answer minus "
+        "its "
         "log-probability after other prompts of the relation, summed over its tokens.",
     ),
     Score(
@@ -196,7 +200,8 @@ _ALL = (
         "sinkhorn",
         "output",
         "Sinkhorn assignment score",
-        "Log-probability of the answer's first token after Sinkhorn normalisation over all prompts and "
+        "Log-probability of the answer's first token after Sinkhorn normalisation over all "
+        "prompts and "
         "candidate answers of the relation.",
     ),
     Score(
@@ -215,7 +220,8 @@ _ALL = (
         "margin",
         "output",
         "margin",
-        "Difference of the two largest next-token log-probabilities, mean over the answer's tokens.",
+        "Difference of the two largest next-token log-probabilities, mean over the answer's "
+        "tokens.",
     ),
     Score(
         "p_true",
@@ -239,7 +245,8 @@ _ALL = (
         OUTPUT_REGRESSION,
         "output",
         "regression on output features",
-        "Logistic regression on all output features: log-probability, PMI, entropy, margin, rank, and the "
+        "Logistic regression on all output features: log-probability, PMI, entropy, margin, "
+        "rank, and the "
         "comparison with the other candidate answers.",
         short="output regr.",
     ),
@@ -247,7 +254,8 @@ _ALL = (
         WITHOUT_CANDIDATES,
         "output",
         "regression on output features, without candidate answers",
-        "Logistic regression on the output features that do not compare the answer with other candidate answers.",
+        "Logistic regression on the output features that do not compare the answer with other "
+        "candidate answers.",
     ),
     Score(
         OUTPUT_AND_WORDS,
@@ -260,7 +268,8 @@ _ALL = (
         "output_scores",
         "output",
         "regression on four output scores",
-        "Logistic regression on summed and mean log-probability, PMI and entropy, without standardisation by relation.",
+        "Logistic regression on summed and mean log-probability, PMI and entropy, without "
+        "standardisation by relation.",
     ),
     Score(
         "raw_probe",
@@ -281,14 +290,16 @@ _ALL = (
         "difference_of_means",
         "probe",
         "difference of means",
-        "Projection on the difference of the classes' mean activations in one layer, which is chosen inside "
+        "Projection on the difference of the classes' mean activations in one layer, which is "
+        "chosen inside "
         "the training folds.",
     ),
     Score(
         "centred_probe",
         "probe",
         "probe on centred activations",
-        "Linear probe on activations minus the counterfactual-prompt mean, the mean activation of the same "
+        "Linear probe on activations minus the counterfactual-prompt mean, the mean activation "
+        "of the same "
         "answer after other prompts.",
     ),
     Score(
@@ -301,19 +312,22 @@ _ALL = (
         "sae_max_probe",
         "probe",
         "probe on maxima of SAE features",
-        "Linear probe on each SAE feature's maximum over the answer, without any links between layers.",
+        "Linear probe on each SAE feature's maximum over the answer, without any links between "
+        "layers.",
     ),
     Score(
         "residual_probe",
         "probe",
         "probe on SAE residuals",
-        "Linear probe on the SAE's reconstruction error minus that of the counterfactual-prompt mean.",
+        "Linear probe on the SAE's reconstruction error minus that of the counterfactual-prompt "
+        "mean.",
     ),
     Score(
         BILINEAR_PROBE,
         "probe",
         "bilinear probe of prompt and answer",
-        "Bilinear probe on the activation of the last prompt token and the answer's row of the unembedding.",
+        "Bilinear probe on the activation of the last prompt token and the answer's row of the "
+        "unembedding.",
     ),
     Score(
         TEXT_ONLY,
@@ -389,7 +403,8 @@ _ALL = (
     ),
 )
 SCORES = {score.name: score for score in _ALL}
-# The scores that every figure shows, in reading order. Colour-blind readers can tell the colours apart.
+# The scores that every figure shows, in reading order. Colour-blind readers can tell the colours
+# apart.
 SHOWN = tuple(score for score in _ALL if score.colour)
 # Null variants of the tracker.
 NULLS = {
@@ -421,7 +436,10 @@ def get(name: str) -> Score:
 
 
 def label(text: str) -> str:
-    """A score's label; in a longer note, such as "best of each set: pmi 3", the label of each name in it."""
+    """A score's label.
+
+    In a longer note, such as "best of each set: pmi 3", the label of each name in it.
+    """
 
     def replaced(match: re.Match[str]) -> str:
         try:
@@ -464,9 +482,9 @@ def row_of(metrics: pd.DataFrame, dataset: str, score: str) -> dict[str, Any] | 
 class DatasetKinds(NamedTuple):
     """Names of data sets by what they can show, each list in the order of the run.
 
-    text_controlled: given texts whose label the text does not give away (the text-only interval covers 0.5);
-    leaky: given texts whose label it does; generated: answers of the model; control: positive controls;
-    skipped: too little data to train on.
+    text_controlled: given texts whose label the text does not give away (the text-only interval
+    covers 0.5); leaky: given texts whose label it does; generated: answers of the model; control:
+    positive controls; skipped: too little data to train on.
     """
 
     text_controlled: list[str]

@@ -247,19 +247,19 @@ def test_signals_that_an_example_lacks_are_not_run_and_say_why(results: Path) ->
     assert metrics.loc[("big", "self_consistency"), "auroc"] == 1.0
     assert np.isnan(metrics.loc[("small", "pmi"), "auroc"])
     assert metrics.loc[("small", "pmi"), "reason"].startswith(
-        "1 of 32 answers meet no other prompts"
+        "1 of 32 answers have no other prompts"
     )
     assert ("small", "self_consistency") not in metrics.index
 
 
-def test_a_background_of_other_layers_is_refused(tmp_path: Path) -> None:
+def test_a_counterfactual_mean_of_other_layers_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "background.npz", layer_02=np.zeros((4, 3)))
     assert list(detection_run.read_counterfactual_mean(tmp_path / "background.npz", [2], 4)) == [
         "layer_02"
     ]
     for layers, examples in (([2, 3], 4), ([2], 5)):
         with pytest.raises(
-            UserError, match=r"background\.npz holds layer_02 of other examples; expected layer_02"
+            UserError, match=r"background\.npz holds layer_02; expected layer_02"
         ):
             detection_run.read_counterfactual_mean(tmp_path / "background.npz", layers, examples)
 

@@ -64,14 +64,14 @@ def reached(pool: Pool, score_name: str) -> list[float]:
     ]
 
 
-def test_sets_of_one_relation_or_of_shared_units_are_left_out_together() -> None:
+def test_sets_of_one_relation_or_of_shared_groups_are_left_out_together() -> None:
     pool = made(1.0)
     part = transfer.parts(pool)
     assert len(set(part)) == 3
     assert set(part[pool.dataset == "one"]) == set(part[pool.dataset == "two"])
     pool.cv_groups[pool.dataset == "four"] = pool.cv_groups[pool.dataset == "three"]
     assert len(set(transfer.parts(pool))) == 2
-    with pytest.raises(UserError, match="2 groups of relations that share nothing; it takes 3"):
+    with pytest.raises(UserError, match="2 groups of relations that share no relation and no group, expected at least 3"):
         transfer.left_out(transfer.parts(pool))
 
 

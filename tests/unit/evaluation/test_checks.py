@@ -77,7 +77,10 @@ def change(column: str, value: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
             lambda table: table[table["score"] != "text_only"],
             "data set cities: found no row for text_only",
         ),
-        (lambda table: pd.concat([table, table.head(1)]), "stands twice"),
+        (
+            lambda table: pd.concat([table, table.head(1)]),
+            "found two rows, expected one row per data set, mode and score",
+        ),
     ],
 )
 def test_a_damaged_metrics_table_is_named_with_its_row_and_value(

@@ -274,7 +274,7 @@ def test_strict_refuses_a_headline_that_does_not_hold() -> None:
     ledger.require_headline(pooled({"ghosttrack": 3.0}))
     with pytest.raises(UserError, match=r"strict: true, and .* not established on all_given"):
         ledger.require_headline(pooled({}))
-    with pytest.raises(UserError, match="no data set supports"):
+    with pytest.raises(UserError, match="no data set can support"):
         ledger.require_headline(ledger.judge([], VARIANTS, SETTINGS))
 
 

@@ -14,10 +14,10 @@ NAMES = ("self_consistency", "semantic_entropy")
 def measure(samples: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFrame:
     """Agreement of the sampled answers to each question, one row per example, columns `NAMES`.
 
-    self_consistency: fraction of the sampled answers that equal the greedy answer (the plainest form of
-    Manakul et al. 2023). semantic_entropy: discrete entropy in nats of the sampled answers (Farquhar et
-    al. 2024). Two answers are equal if their normalised words are: they share a `cluster`, which does not
-    depend on the gold answers.
+    self_consistency: fraction of the sampled answers that equal the greedy answer (the plainest
+    form of Manakul et al. 2023). semantic_entropy: discrete entropy in nats of the sampled answers
+    (Farquhar et al. 2024). Two answers are equal if their normalised words are: they share a
+    `cluster`, which does not depend on the gold answers.
 
     Args:
         samples: columns id, sample (0 = the greedy answer), cluster.
@@ -39,7 +39,8 @@ def measure(samples: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFra
     ]
     if missing:
         raise UserError(
-            f"{where}: {missing[0]} has {total.get(missing[0], 0)} sampled answers beside its greedy one, expected "
+            f"{where}: {missing[0]} has {total.get(missing[0], 0)} sampled answers beside its "
+            "greedy one, expected "
             f"{total.max()} for every example: delete it and run again"
         )
     share = (counts["times"] / counts["id"].map(total)).to_numpy()

@@ -1,4 +1,4 @@
-"""The leak audit: how well text and token embeddings predict the label without the model's computation."""
+"""The leak audit: how well text and token embeddings alone predict the label."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,16 +16,18 @@ from ghosttrack.settings import DetectionSettings, EvaluationSettings
 from ghosttrack.statistics import Floats, Ints
 
 PASS, LEAK, NOT_RUN = "pass", "leak", "not run"
-# A leak stops a run if the lower bound of its interval, corrected for the number of controls, is above this AUROC.
-# A smaller leak is marked in the table, and the ledger establishes no claim that it explains.
+# A leak stops a run if the lower bound of its interval, corrected for the number of controls, is
+# above this AUROC. A smaller leak is marked in the table, and the ledger establishes no claim that
+# it explains.
 STOP_ABOVE = 0.52
-# An AUROC below this means a wrong split: texts with the same content and the other label are in training.
+# An AUROC below this means a wrong split: texts with the same content and the other label are in
+# training.
 SPLIT_BUG = 0.4
 COLUMNS = (*registry.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
 
 
 class AuditResult(NamedTuple):
-    """Out-of-fold scores of the controls, with the folds that all detectors use, and a table of checks."""
+    """Out-of-fold scores of the controls with the common folds, and a table of checks."""
 
     scores: pd.DataFrame
     checks: pd.DataFrame
@@ -40,7 +42,7 @@ def run(
     evaluation_settings: EvaluationSettings,
     seed: int,
 ) -> AuditResult:
-    """Assign and check the folds, and measure what text, question, length and token embeddings predict.
+    """Assign and check the folds, and measure how well each control predicts the label.
 
     Args:
         examples: examples.parquet.
@@ -48,8 +50,9 @@ def run(
         dataset: name of the data set.
         control: whether it is a positive control.
     Raises:
-        UserError: two folds share a group or a verbatim text; or, with `detection.audit: stop`, a data set of
-            given texts that is no positive control leaks (see STOP_ABOVE) or is far below chance (SPLIT_BUG).
+        UserError: two folds share a group or a verbatim text; or, with `detection.audit: stop`, a
+            data set of given texts that is no positive control leaks (see STOP_ABOVE) or is far
+            below chance (SPLIT_BUG).
     """
     cv_groups = splits.make_cv_groups(list(examples["group"]), list(examples["text"]))
     selected = splits.sample_cv_groups(cv_groups, detection.max_statements, seed)
@@ -84,9 +87,12 @@ def run(
         and str(examples["mode"].iloc[0]) == "given"
     ):
         raise UserError(
-            f"{dataset}: the text predicts the label without the model: {'; '.join(leaks)}. Expected at most "
-            f"{STOP_ABOVE} at the lower bound of the interval. Fix the texts; or set control: true in the data set's "
-            "file, so that it supports no claim; or set detection.audit: report, which only marks the leak"
+            f"{dataset}: the text predicts the label without the model: {'; '.join(leaks)}. "
+            "Expected at most "
+            f"{STOP_ABOVE} at the lower bound of the interval. Fix the texts; or set control: "
+            "true in the data set's "
+            "file, so that it supports no claim; or set detection.audit: report, which only "
+            "marks the leak"
         )
     return AuditResult(table, checks)
 
@@ -168,7 +174,8 @@ def _checks(
     below = low_score < SPLIT_BUG
     if below:
         large.append(
-            f"an AUROC of {low_score:.3f} is far below chance: texts with the same content and the other label are in another fold"
+            f"an AUROC of {low_score:.3f} is far below chance: texts with the same content and "
+            "the other label are in another fold"
         )
     add("below_chance", int(below), NOT_RUN if reason else LEAK if below else PASS)
     leaks = [row["check"] for row in rows if row["verdict"] == LEAK]

@@ -1,6 +1,7 @@
 """Classifiers of tables: linear, random forest, boosting, SVM, additive model, and their ensemble.
 
-Each is fitted on the training rows. Its log-odds are Platt-scaled on scores of left-out inner folds.
+Each is fitted on the training rows. Its log-odds are Platt-scaled on scores of left-out inner
+folds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from ghosttrack.statistics import auroc
 
 # Minimum rows per leaf, so that a tree does not memorise single rows.
 LEAF = 3
-# The inner fits, which only calibrate, use a fraction 1 / _FEWER of the trees: nearly the same log-odds.
+# The inner fits, which only calibrate, use a fraction 1 / _FEWER of the trees: nearly the same
+# log-odds.
 _FEWER = 4
 # Few and shallow trees: on a few hundred rows more of them overfit.
 BOOSTING = {
@@ -24,7 +26,8 @@ BOOSTING = {
     "min_samples_leaf": 10,
     "l2_regularization": 1.0,
 }
-# Maximum training rows of the SVM, whose cost grows with their square. Beyond, a seeded sample is fitted.
+# Maximum training rows of the SVM, whose cost grows with their square. Beyond, a seeded sample is
+# fitted.
 SVM_ROWS = 2000
 # Knots of the additive model's quadratic splines, at quantiles.
 KNOTS = 5
@@ -41,7 +44,10 @@ class ClassifierOptions(NamedTuple):
 
 
 class _SingleFit(NamedTuple):
-    """Uncalibrated scores, (test,), higher = hallucinated; importance of each column, (columns,), or None."""
+    """Uncalibrated scores, (test,), higher = hallucinated.
+
+    Importance of each column, (columns,), or None.
+    """
 
     scores: Floats
     importance: Floats | None
@@ -50,7 +56,7 @@ class _SingleFit(NamedTuple):
 def fit(
     name: str, x: Floats, y: Ints, inner: Ints, test: Floats, options: ClassifierOptions
 ) -> FoldFit:
-    """Fit one classifier and score training rows out of fold, test rows with the fit on all training rows.
+    """Fit one classifier; training rows are scored out of fold, test rows by the final fit.
 
     Args:
         name: one of `NAMES`, not the ensemble.
@@ -83,7 +89,10 @@ def ensemble(fits: Mapping[str, FoldFit], y: Ints) -> FoldFit:
 def fit_all(
     names: Sequence[str], x: Floats, y: Ints, inner: Ints, test: Floats, options: ClassifierOptions
 ) -> dict[str, FoldFit]:
-    """Fit every classifier of `names`; the ensemble is the mean of the other classifiers in `names`."""
+    """Fit every classifier of `names`.
+
+    The ensemble is the mean of the other classifiers in `names`.
+    """
     fits = {name: fit(name, x, y, inner, test, options) for name in names if name != "ensemble"}
     if "ensemble" in names and fits:
         fits["ensemble"] = ensemble(fits, y)
@@ -126,7 +135,10 @@ def _svm(x: Floats, y: Ints, test: Floats, options: ClassifierOptions) -> _Singl
 
 
 def _additive(x: Floats, y: Ints, test: Floats, _options: ClassifierOptions) -> _SingleFit:
-    """Generalised additive model, one spline per column. Importance: standard deviation of a spline over the rows."""
+    """Generalised additive model, one spline per column.
+
+    Importance: standard deviation of a spline over the rows.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import SplineTransformer
 
@@ -149,7 +161,7 @@ def _additive(x: Floats, y: Ints, test: Floats, _options: ClassifierOptions) -> 
 
 
 def _ranks(x: Floats, training: Floats) -> Floats:
-    """Ranks among the training rows, 0 to 1, because quantiles of a column with many ties would coincide."""
+    """Ranks among the training rows, 0 to 1; quantiles of a column with ties would coincide."""
     below, up_to = (
         np.array(
             [

@@ -1,4 +1,4 @@
-"""Controls that a detector must beat: classifiers on the text alone, and untrained scores from the model's output."""
+"""Controls that a detector must beat: text classifiers and untrained output scores."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ TEXTS = (registry.TEXT_ONLY, registry.ANSWER_ONLY)
 AUDITED = (*TEXTS, registry.QUESTION_ONLY, registry.LENGTH, registry.EMBEDDING_PROBE)
 # Inverse regularisation strengths of the text models.
 TEXT_STRENGTHS = (0.3, 3.0, 30.0)
-# Knots of the length spline: enough for "too short or too long is false", few enough for a hundred texts.
+# Knots of the length spline: enough for "too short or too long is false", few enough for a hundred
+# texts.
 LENGTH_KNOTS = 5
 
 
@@ -93,7 +94,7 @@ def question_only(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> Fol
 
 
 def embedding_pair(pairs: PromptAnswerPairs, labels: Ints, outer: OuterFold) -> FoldFit:
-    """Bilinear probe on the prompt's mean token embedding and the answer's unembedding row, before any block."""
+    """Bilinear probe on the prompt's mean token embedding and the answer's unembedding row."""
     return probes.bilinear_ridge(
         [pairs.words],
         pairs.answer,
@@ -108,9 +109,9 @@ def embedding_pair(pairs: PromptAnswerPairs, labels: Ints, outer: OuterFold) -> 
 def text_pair(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
     """Kernel ridge regression on pairs of question and answer, from their characters.
 
-    The kernel is the product of a similarity of questions and one of answers within a relation: TF-IDF of
-    character 1-4-grams, plus 1 for equal answers. Word counts cannot tell which answer belongs to which
-    question; this kernel can where a name resembles its answer.
+    The kernel is the product of a similarity of questions and one of answers within a relation:
+    TF-IDF of character 1-4-grams, plus 1 for equal answers. Word counts cannot tell which answer
+    belongs to which question; this kernel can where a name resembles its answer.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -177,7 +178,10 @@ def embedding_probe(embedding: NDArray[Any], labels: Ints, outer: OuterFold) -> 
 
 
 class Untrained(NamedTuple):
-    """An untrained score: `column` of outputs.parquet times `sign`; higher = more likely hallucinated."""
+    """An untrained score: `column` of outputs.parquet times `sign`.
+
+    Higher = more likely hallucinated.
+    """
 
     column: str
     sign: int
@@ -189,7 +193,8 @@ UNTRAINED = {
     # pointwise mutual information with the prompt (Holtzman et al. 2021)
     "pmi": Untrained("pmi_sum", -1),
     "pmi_mean": Untrained("pmi_mean", -1),
-    # log-share of the answer's first token after Sinkhorn normalisation: see `activations.candidates`
+    # log-share of the answer's first token after Sinkhorn normalisation: see
+    # `activations.candidates`
     "sinkhorn": Untrained("final_matched", -1),
     # `untrained` exponentiates it
     "perplexity": Untrained("text_logprob_mean", -1),
@@ -224,10 +229,19 @@ def missing(name: str, outputs: pd.DataFrame) -> str:
     if not n_missing:
         return ""
     if name == "p_true":
-        return f"{n_missing} of {len(outputs)} texts do not fit into the context after the few-shot demonstrations"
+        return (
+            f"{n_missing} of {len(outputs)} texts do not fit into the context after the few-shot "
+            "demonstrations"
+        )
     if name == "sinkhorn":
-        return f"{n_missing} of {len(outputs)} answers have no other candidate answers (needed: two prompts in the relation, and two answers with different first tokens)"
-    return f"{n_missing} of {len(outputs)} answers have no other prompts to compare with (no prompt before the answer, or detection.other_prompts: 0)"
+        return (
+            f"{n_missing} of {len(outputs)} answers have no other candidate answers (needed: two "
+            "prompts in the relation, and two answers with different first tokens)"
+        )
+    return (
+        f"{n_missing} of {len(outputs)} answers have no other prompts to compare with (no prompt "
+        "before the answer, or detection.other_prompts: 0)"
+    )
 
 
 def is_measured(name: str, outputs: pd.DataFrame) -> bool:

@@ -1,8 +1,8 @@
-"""The detectors of one data set: probes, regressions, classifiers of tracking metrics, and stacks of them.
+"""The detectors of one data set: probes, regressions, tracking classifiers, and their stacks.
 
-Nested cross-validation: every score is out of fold. Layers, regularisation strengths and stack weights
-are chosen inside the training folds. The meta-learner of a stack is fitted on log-odds of base learners
-that did not see the row's inner fold.
+Nested cross-validation: every score is out of fold. Layers, regularisation strengths and stack
+weights are chosen inside the training folds. The meta-learner of a stack is fitted on log-odds of
+base learners that did not see the row's inner fold.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +21,9 @@ from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import DetectionSettings
 
 PAIRS = (registry.TEXT_PAIR, registry.EMBEDDING_PAIR)
-# Base learners of the default detector, which stacks their log-odds with output and logit-lens features.
-# The probe on SAE codes is not among them: as a base learner it lowers the AUROC (docs/method.md).
+# Base learners of the default detector, which stacks their log-odds with output and logit-lens
+# features. The probe on SAE codes is not among them: as a base learner it lowers the AUROC
+# (docs/method.md).
 BASE_LEARNERS = (registry.BILINEAR_PROBE, "centred_probe", "residual_probe")
 # Base learners by stack. `stacks` adds the stacks with tracking metrics.
 STACKS: dict[str, tuple[str, ...]] = {
@@ -48,8 +49,9 @@ class DetectorInputs(NamedTuple):
     """Features of the examples of a data set, all in the same order.
 
     outputs: output features, (examples, features); lens: logit-lens features, (examples, features);
-    layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of answers;
-    texts: the examples, for text controls; metrics: tracking metrics by variant, each (examples, metrics).
+    layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of
+    answers; texts: the examples, for text controls; metrics: tracking metrics by variant, each
+    (examples, metrics).
     """
 
     outputs: pd.DataFrame
@@ -61,7 +63,10 @@ class DetectorInputs(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Hyperparameters chosen in one outer fold, with their inner AUROC; layer -1: no layer was chosen."""
+    """Hyperparameters chosen in one outer fold, with their inner AUROC.
+
+    Layer -1: no layer was chosen.
+    """
 
     score: str
     fold: int
@@ -71,7 +76,7 @@ class Choice(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """Importance of a feature in one outer fold: standardised coefficient, or impurity decrease of a forest."""
+    """Importance of a feature in one outer fold: standardised coefficient, or impurity decrease."""
 
     score: str
     fold: int
@@ -80,7 +85,7 @@ class Weight(NamedTuple):
 
 
 class DetectorResults(NamedTuple):
-    """Out-of-fold probabilities by score, each (examples,), with chosen hyperparameters and importances."""
+    """Out-of-fold probabilities by score, (examples,), with hyperparameters and importances."""
 
     scores: dict[str, Floats]
     choices: list[Choice]
@@ -88,7 +93,10 @@ class DetectorResults(NamedTuple):
 
 
 def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Names of the scores of `train`, in the order of the tables; `chosen`: classifiers of tracking metrics."""
+    """Names of the scores of `train`, in the order of the tables.
+
+    `chosen`: classifiers of tracking metrics.
+    """
     metrics = [
         _of_variant(f"metrics_{name}", variant)
         for variant in variants
@@ -106,7 +114,7 @@ def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
 
 
 def stacks(score_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Base learners by stack: STACKS, and one stack per logistic regression on metrics in `score_names`."""
+    """Base learners by stack: STACKS, and a stack per logistic regression on metrics."""
     return {
         **STACKS,
         **{
@@ -254,7 +262,7 @@ def _metrics(
     detection: DetectionSettings,
     seed: int,
 ) -> dict[str, FoldFit]:
-    """Every chosen classifier on the tracker's metrics, and ON_NULLS on the metrics of each null."""
+    """The chosen classifiers on the tracker's metrics, and ON_NULLS on those of each null."""
     options = classifiers.ClassifierOptions(detection.trees, seed)
     fits: dict[str, FoldFit] = {}
     for variant, table in inputs.metrics.items():
@@ -331,14 +339,16 @@ def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.Data
     """
     if list(table["id"]) != list(ids):
         raise UserError(
-            f"{where}: its rows are not the data set's examples in their order: delete the file and run again"
+            f"{where}: its rows are not the data set's examples in their order: delete the file "
+            "and run again"
         )
     names = [name for name in table.columns if name.split("_")[0] in METRIC_FAMILIES]
     metrics = table[names].astype(np.float64)
     finite = np.isfinite(metrics.to_numpy()).all(axis=0)
     if not finite.all():
         raise UserError(
-            f"{where}: column {metrics.columns[int(np.argmin(finite))]} holds NaN or infinity, expected finite numbers: delete the file and run again"
+            f"{where}: column {metrics.columns[int(np.argmin(finite))]} holds NaN or infinity, "
+            "expected finite numbers: delete the file and run again"
         )
     return metrics
 
@@ -346,7 +356,10 @@ def read_metrics(table: pd.DataFrame, ids: Sequence[str], where: str) -> pd.Data
 def frame(
     examples: pd.DataFrame, fold: Ints, scores: Mapping[str, Floats], reasons: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Scores as a long table: one row per example and score; `reasons`: why a score was not computed."""
+    """Scores as a long table: one row per example and score.
+
+    `reasons`: why a score was not computed.
+    """
     return pd.concat(list(_frames(examples, fold, scores, reasons)), ignore_index=True)
 
 

@@ -1,4 +1,4 @@
-"""Faithfulness of explanations: ablate the named features in the running model and measure the score's change."""
+"""Faithfulness of explanations: ablate features in the running model and score again."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ RemovedFeatures = list[list[tuple[int, int]]]
 
 
 class Changes(NamedTuple):
-    """Log-odds of each text before and after an ablation, and the ablated contributions, each (texts,)."""
+    """Log-odds before and after an ablation, and the ablated contributions, each (texts,)."""
 
     before: statistics.Floats
     after: statistics.Floats
@@ -52,9 +52,10 @@ def measure(
 ) -> pd.DataFrame:
     """One row per ablation, with the columns scores.EXPLANATIONS.
 
-    change: mean absolute change of the log-odds; beyond_random: the same minus the change by as many random
-    features that are active on the same answer, with an interval from a bootstrap over groups; agreement:
-    fraction of texts whose log-odds changed in the direction that the ablated contributions predict.
+    change: mean absolute change of the log-odds; beyond_random: the same minus the change by as
+    many random features that are active on the same answer, with an interval from a bootstrap over
+    groups; agreement: fraction of texts whose log-odds changed in the direction that the ablated
+    contributions predict.
     """
     encoded = example_tokens.encode(
         texts,
@@ -93,7 +94,10 @@ def measure(
 def _chosen(
     contributions: Sequence[FeatureContribution], kind: str, count: int, seed: list[int]
 ) -> list[FeatureContribution]:
-    """The features to ablate in one text; `contributions`: of all its active features, largest first."""
+    """The features to ablate in one text.
+
+    `contributions`: of all its active features, largest first.
+    """
     if kind == RANDOM:
         order = np.random.default_rng(seed).permutation(len(contributions))[:count]
         return [contributions[index] for index in order]

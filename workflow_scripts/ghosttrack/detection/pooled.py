@@ -28,7 +28,10 @@ class LinearModel(NamedTuple):
 
 
 class CrossFit(NamedTuple):
-    """left_out: (rows,) out-of-fold log-odds; folds: the fit without each fold; final: the fit on all rows."""
+    """left_out: (rows,) out-of-fold log-odds; folds: the fit without each fold.
+
+    final: the fit on all rows.
+    """
 
     left_out: Floats
     folds: list[LinearModel]
@@ -41,9 +44,9 @@ def cross_fit(
 ) -> CrossFit:
     """Ridge regression on +-1 labels, without each fold and on all rows.
 
-    The strength maximises the out-of-fold AUROC. The Gram matrix is computed once, and each fold's part
-    is subtracted from it. Columns are scaled over all rows, which reads no label. All fits share one
-    Platt scaling, fitted on the out-of-fold scores.
+    The strength maximises the out-of-fold AUROC. The Gram matrix is computed once, and each fold's
+    part is subtracted from it. Columns are scaled over all rows, which reads no label. All fits
+    share one Platt scaling, fitted on the out-of-fold scores.
 
     Args:
         x: (rows, columns); y: (rows,) labels 0/1; fold: (rows,) 0 to folds - 1.
@@ -85,7 +88,7 @@ def cross_fit(
 
 
 class SufficientStatistics(NamedTuple):
-    """Sufficient statistics of ridge regression: row count, column sums, Gram matrix, sum and products of the target."""
+    """Sufficient statistics of ridge regression: sums and products of columns and target."""
 
     rows: int
     columns: Floats  # (columns,)
@@ -112,7 +115,8 @@ class SufficientStatistics(NamedTuple):
 
     def without(self, part: "SufficientStatistics") -> "SufficientStatistics":
         """Statistics without the rows of `part`."""
-        return SufficientStatistics(*(whole - less for whole, less in zip(self, part, strict=True)))  # type: ignore[operator]
+        pairs = zip(self, part, strict=True)
+        return SufficientStatistics(*(whole - less for whole, less in pairs))  # type: ignore[operator]
 
     def solve(self, penalty: float) -> LinearModel:
         """Ridge solution with an unpenalised intercept."""

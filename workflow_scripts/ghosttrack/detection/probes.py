@@ -16,24 +16,27 @@ Kernel = Callable[[Ints, Ints], NDArray[Any]]
 # Ridge strengths in units of the mean squared norm of a standardised row (about d). In trials on
 # statements the best strength was between .3 and 3, with the AUROC of the best logistic regression.
 RIDGE = (0.1, 0.3, 1.0, 3.0, 10.0)
-# Up to EXACT training rows all fits are exact. Beyond, text models have a looser tolerance, and kernel
-# probes use the Nystroem approximation with LANDMARKS rows, so that cost grows linearly with the rows.
+# Up to EXACT training rows all fits are exact. Beyond, text models have a looser tolerance, and
+# kernel probes use the Nystroem approximation with LANDMARKS rows, so that cost grows linearly with
+# the rows.
 EXACT = 1024
 LANDMARKS = 1024
 # Inverse regularisation strengths of logistic regression on a few standardised columns.
 LOGISTIC = (0.01, 0.1, 1.0)
 # Directions below this fraction of the largest eigenvalue are rounding errors and are dropped.
 _RANK = 1e-10
-# Smallest scale, as a fraction of the median channel's: less variation is rounding of the number format.
+# Smallest scale, as a fraction of the median channel's: less variation is rounding of the number
+# format.
 _LEAST_SCALE = 1e-3
 
 
 class FoldFit(NamedTuple):
     """Log-odds of "hallucinated" from the fits of one outer fold.
 
-    train_log_odds: (train,) out-of-fold training log-odds, each from a fit without the row's inner fold;
-    test_log_odds: (test,) from the fit on all training rows; strength: regularisation that maximises
-    inner_auroc, the AUROC of train_log_odds; weights: (columns,) in standardised units, or None.
+    train_log_odds: (train,) out-of-fold training log-odds, each from a fit without the row's inner
+    fold; test_log_odds: (test,) from the fit on all training rows; strength: regularisation that
+    maximises inner_auroc, the AUROC of train_log_odds; weights: (columns,) in standardised units,
+    or None.
     """
 
     train_log_odds: Floats
@@ -67,9 +70,9 @@ def ridge(
     """Ridge regression on +-1 labels with an exact leave-one-fold-out score for each training row.
 
     One eigendecomposition serves every strength and every inner fold: with smoother matrix H, the
-    residual of fold B when B is left out is (I - H_BB)^-1 (y_B - yhat_B) (Cook's identity; exact for
-    penalised least squares with a free intercept). The columns are scaled over all training rows. The
-    log-odds are Platt-scaled on the left-out scores.
+    residual of fold B when B is left out is (I - H_BB)^-1 (y_B - yhat_B) (Cook's identity; exact
+    for penalised least squares with a free intercept). The columns are scaled over all training
+    rows. The log-odds are Platt-scaled on the left-out scores.
 
     Args:
         x: (train, columns) training rows; y: (train,) labels 0/1; inner: (train,) inner folds.
@@ -118,10 +121,10 @@ def bilinear_ridge(
     train: Ints,
     test: Ints,
 ) -> FoldFit:
-    """Ridge regression on all products of a channel of `left` with a channel of `right`, per relation.
+    """Ridge regression on all products of a channel of `left` and one of `right`, per relation.
 
-    The bilinear form left' W right can learn which answer belongs to which prompt; a linear probe on
-    both cannot. Its kernel is the product of the two kernels, so W is never formed.
+    The bilinear form left' W right can learn which answer belongs to which prompt; a linear probe
+    on both cannot. Its kernel is the product of the two kernels, so W is never formed.
 
     Args:
         left: blocks (examples, columns), standardised as in `joint_ridge`.
@@ -156,8 +159,8 @@ def kernel_ridge(
 ) -> FoldFit:
     """`ridge` in the feature space of a kernel.
 
-    With more than EXACT training rows it is the Nystroem approximation (Williams and Seeger 2001) with
-    LANDMARKS evenly spaced training rows. Arguments as `joint_ridge`.
+    With more than EXACT training rows it is the Nystroem approximation (Williams and Seeger 2001)
+    with LANDMARKS evenly spaced training rows. Arguments as `joint_ridge`.
     """
     n, rows = len(train), np.concatenate([train, test])
     if n > EXACT:
@@ -176,7 +179,10 @@ def kernel_ridge(
 def _landmark_ridge(
     kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths: Sequence[float]
 ) -> FoldFit:
-    """`kernel_ridge` with the Nystroem approximation; `rows`: the training rows of `y`, then the test rows."""
+    """`kernel_ridge` with the Nystroem approximation.
+
+    `rows`: the training rows of `y`, then the test rows.
+    """
     n = len(y)
     columns = np.linspace(0, n - 1, LANDMARKS).round().astype(np.int64)
     products = np.asarray(kernel(rows, columns), dtype=np.float64)
@@ -204,7 +210,10 @@ def _landmark_ridge(
 
 
 class _RidgeFit(NamedTuple):
-    """left_out: (train,) scores without the row's inner fold; dual: (train,) dual weights; centre: intercept."""
+    """left_out: (train,) scores without the row's inner fold; dual: (train,) dual weights.
+
+    centre: intercept.
+    """
 
     left_out: Floats
     dual: Floats
@@ -216,7 +225,12 @@ class _RidgeFit(NamedTuple):
 def _choose(
     eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, strengths: Sequence[float]
 ) -> _RidgeFit:
-    """The strength with the best inner AUROC, from the eigendecomposition of ZZ': (rank,), (train, rank)."""
+    """Choose the strength with the best inner AUROC.
+
+    Args:
+        eigenvalues, q: eigendecomposition of the training kernel ZZ', (rank,) and (train, rank).
+        unit: mean squared norm of a row, the unit of the strengths.
+    """
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
     centre = float(target.mean())
     projected: Floats = q.T @ (target - centre)  # (rank,)
@@ -247,7 +261,7 @@ def _to_odds(chosen: _RidgeFit, y: Ints, outer: Floats, weights: Floats | None) 
 
 
 def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any]) -> FoldFit:
-    """Projection on the difference of the class means (Marks and Tegmark 2023), without hyperparameters."""
+    """Projection on the difference of the class means (Marks and Tegmark 2023)."""
 
     def direction(rows: NDArray[np.bool_]) -> Floats:
         part = x[rows].astype(np.float64)
@@ -309,7 +323,7 @@ class Platt(NamedTuple):
 
 
 def platt(score: Floats, y: Ints) -> Platt:
-    """Platt scaling (Platt 1999): logistic regression of labels on one score, with his smoothed targets."""
+    """Logistic regression of labels on one score, with smoothed targets (Platt 1999)."""
     positives, negatives = float((y == 1).sum()), float((y == 0).sum())
     target = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     scale = float(score.std()) or 1.0
@@ -361,8 +375,9 @@ def _logistic_once(
     if not sparse:
         standard = standardise(x)
         x, test = standard.apply(x), standard.apply(test)
-    # Newton's method for few dense columns, liblinear for wide sparse rows. For many sparse rows its dual
-    # solver, whose cost grows with the non-zero entries: AUROCs agree to about three digits.
+    # Newton's method for few dense columns, liblinear for wide sparse rows. For many sparse rows
+    # its dual solver, whose cost grows with the non-zero entries: AUROCs agree to about three
+    # digits.
     options: dict[str, Any] = {
         "solver": "liblinear" if sparse else "newton-cholesky",
         "max_iter": 200,
@@ -394,7 +409,7 @@ def mean_of(fits: Sequence[FoldFit], y: Ints) -> FoldFit:
 
 
 def probability(log_odds: Floats) -> Floats:
-    """Log-odds to probabilities, rounded to eight digits so that equal rows have equal probabilities."""
+    """Log-odds to probabilities, rounded to eight digits so that equal rows stay equal."""
     return np.round(_sigmoid(log_odds), 8)
 
 

@@ -1,4 +1,4 @@
-"""One vector per example, pooled over its answer tokens: raw activations, SAE code, SAE residual."""
+"""Activations, SAE codes and SAE residuals, pooled over the answer tokens of each example."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +29,7 @@ _ROWS = 4096
 
 
 class Spans(NamedTuple):
-    """Rows of each example in the activation stores: first row and number of rows, each (examples,)."""
+    """First row and number of rows of each example in the activation stores, (examples,)."""
 
     start: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -39,18 +39,22 @@ def spans(outputs: pd.DataFrame, rows: int, name: str) -> Spans:
     """The spans in outputs.parquet, after a check that they cover the `rows` of the store in order.
 
     Raises:
-        UserError: an example has no token, or the spans do not cover the rows; `name` is the data set.
+        UserError: an example has no token, or the spans do not cover the rows; `name` is the data
+            set.
     """
     start, count = (
         outputs[column].to_numpy(dtype=np.int64) for column in ("row_start", "row_count")
     )
     if (count < 1).any():
         raise UserError(
-            f"{name}: example {outputs['id'].iloc[int(np.argmax(count < 1))]} has no answer token, expected at least one: delete the data set's folder in examples/ and run again"
+            f"{name}: example {outputs['id'].iloc[int(np.argmax(count < 1))]} has no answer "
+            "token, expected at least one: delete the data set's folder in examples/ and run "
+            "again"
         )
     if int(count.sum()) != rows or (start != np.cumsum(count) - count).any():
         raise UserError(
-            f"{name}: outputs.parquet describes {int(count.sum())} answer tokens, the activation store holds {rows}: "
+            f"{name}: outputs.parquet describes {int(count.sum())} answer tokens, the activation "
+            f"store holds {rows}: "
             "delete the data set's folder in examples/ and run again"
         )
     return Spans(start, count)
@@ -82,13 +86,14 @@ def span_max(values: NDArray[Any], where: Spans) -> Singles:
 class LayerBlocks(NamedTuple):
     """Features of one layer, pooled over the answer tokens.
 
-    raw: mean activation, (examples, d_model); centred: raw minus the counterfactual-prompt mean; code: mean
-    SAE code minus the code of the counterfactual-prompt mean, concatenated with the maximum of the code,
-    (examples, 2 d_sae); residual: mean SAE reconstruction error minus that of the counterfactual-prompt
-    mean, (examples, d_model).
+    raw: mean activation, (examples, d_model); centred: raw minus the counterfactual-prompt mean;
+    code: mean SAE code minus the code of the counterfactual-prompt mean, concatenated with the
+    maximum of the code, (examples, 2 d_sae); residual: mean SAE reconstruction error minus that of
+    the counterfactual-prompt mean, (examples, d_model).
 
     The counterfactual-prompt mean is the mean activation of the same answer after other prompts. It
-    identifies the answer and does not depend on its truth. Where it is missing, nothing is subtracted.
+    identifies the answer and does not depend on its truth. Where it is missing, nothing is
+    subtracted.
     """
 
     raw: Singles
@@ -163,10 +168,10 @@ def _shift(where: Spans, examples: slice) -> Spans:
 def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     """Features of the model's output distribution on an answer, one row per example.
 
-    Log-probabilities, entropies and margins are in nats; `surprise_first` is the first token's surprisal
-    minus the entropy of its distribution; ranks are log(1 + rank). A column that one example lacks (such
-    as PMI without other prompts) is dropped for all. Comparisons with candidate answers are 0 where an
-    answer has no other candidates.
+    Log-probabilities, entropies and margins are in nats; `surprise_first` is the first token's
+    surprisal minus the entropy of its distribution; ranks are log(1 + rank). A column that one
+    example lacks (such as PMI without other prompts) is dropped for all. Comparisons with candidate
+    answers are 0 where an answer has no other candidates.
     """
     table = outputs.drop(
         columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore"
@@ -204,9 +209,9 @@ def _without_gaps(table: pd.DataFrame) -> pd.DataFrame:
 class PromptAnswerPairs(NamedTuple):
     """Features of prompt and answer for bilinear probes.
 
-    prompt: residual stream at the last prompt token, by block, each (examples, d_model); words: mean token
-    embedding of the prompt, (examples, d_model); answer: unembedding row of the answer's first token,
-    (examples, d_model); relation: relation number, (examples,).
+    prompt: residual stream at the last prompt token, by block, each (examples, d_model); words:
+    mean token embedding of the prompt, (examples, d_model); answer: unembedding row of the answer's
+    first token, (examples, d_model); relation: relation number, (examples,).
     """
 
     prompt: Sequence[NDArray[Any]]
@@ -231,9 +236,9 @@ def pairs_of(
 def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFrame:
     """Features, and for each large relation a copy standardised within it, 0 for other relations.
 
-    Log-probabilities differ between relations, such as capitals given a country and countries given a
-    capital, so each gets its own weights. Mean and deviation are over all examples of the relation;
-    labels are not read. With one relation there is no copy.
+    Log-probabilities differ between relations, such as capitals given a country and countries given
+    a capital, so each gets its own weights. Mean and deviation are over all examples of the
+    relation; labels are not read. With one relation there is no copy.
     """
     names, code, counts = codes_of(relations)
     large = np.flatnonzero(counts >= RELATION_ROWS)

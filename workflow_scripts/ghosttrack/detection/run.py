@@ -27,8 +27,9 @@ from ghosttrack.settings import DetectionSettings
 class DatasetFiles(NamedTuple):
     """Input files of a data set.
 
-    stores, manifests, weights: activation stores, their manifests and SAE weights by layer; counterfactual_mean:
-    background.npz; prompt_states: prompts.npz; track_metrics: tables of tracking metrics by variant.
+    stores, manifests, weights: activation stores, their manifests and SAE weights by layer;
+    counterfactual_mean: background.npz; prompt_states: prompts.npz; track_metrics: tables of
+    tracking metrics by variant.
     """
 
     stores: Sequence[Path]
@@ -47,7 +48,10 @@ class DrawnAnswers(NamedTuple):
 
 
 class DatasetScores(NamedTuple):
-    """scores: long table of all scores; selection: hyperparameters by fold; importance: feature importances by fold."""
+    """scores: long table of all scores; selection: hyperparameters by fold.
+
+    importance: feature importances by fold.
+    """
 
     scores: pd.DataFrame
     selection: pd.DataFrame
@@ -66,7 +70,9 @@ def train_dataset(
     seed: int,
     samples: DrawnAnswers | None = None,
 ) -> DatasetScores:
-    """Train every detector in the folds of the leak audit. Without folds all scores are NaN, with the reason.
+    """Train every detector in the folds of the leak audit.
+
+    Without folds all scores are NaN, with the reason.
 
     Args:
         audited: scores of the audit's controls, with the folds.
@@ -76,13 +82,15 @@ def train_dataset(
     """
     if list(outputs["id"]) != list(examples["id"]):
         raise UserError(
-            f"{dataset}: outputs.parquet and examples.parquet list different examples: delete both and run again"
+            f"{dataset}: outputs.parquet and examples.parquet list different examples: delete "
+            "both and run again"
         )
     first = audited[audited["score"] == registry.TEXT_ONLY]
     row_of = {name: row for row, name in enumerate(examples["id"])}
     if not set(first["id"]) <= set(row_of):
         raise UserError(
-            f"{dataset}: the leak audit has examples that examples.parquet lacks: delete detection/{dataset}/ and run again"
+            f"{dataset}: the leak audit has examples that examples.parquet lacks: delete "
+            f"detection/{dataset}/ and run again"
         )
     rows = np.array([row_of[name] for name in first["id"]], dtype=np.int64)
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
@@ -129,7 +137,7 @@ def read_inputs(
     layers: Sequence[int],
     variants: Sequence[str],
 ) -> DetectorInputs:
-    """Pool the activations of every layer and read the tracking metrics of the examples `rows`, in that order."""
+    """Pool activations and read tracking metrics of the examples `rows`, in that order."""
     from ghosttrack import sae
     from ghosttrack.activations import candidates
     from ghosttrack.activations.reader import ActivationStore, require_same_rows
@@ -175,7 +183,8 @@ def read_counterfactual_mean(
             len(arrays[name]) != examples for name in names
         ):
             raise UserError(
-                f"{path} holds {', '.join(arrays.files)}; expected {', '.join(names)} of {examples} examples each: "
+                f"{path} holds {', '.join(arrays.files)}; expected {', '.join(names)} of "
+                f"{examples} examples each: "
                 "delete the data set's folder in examples/ and run again"
             )
         return {name: arrays[name] for name in names}

@@ -1,8 +1,9 @@
-"""The saved detector: one linear function of output features, activations and SAE codes, stored without pickle.
+"""The saved detector: a linear function of output features, activations and SAE codes.
 
-log-odds of "hallucinated" = intercept + output features . outputs + mean probe score of the answer tokens;
-probe score of a token = probe_intercept + sum over layers of x . raw + z . code, with activation x and SAE code z.
-The probe on the SAE residual x - decode(z) is folded into `raw` and `code`, and the calibration into all weights.
+log-odds of "hallucinated" = intercept + output features . outputs + mean probe score of the answer
+tokens; probe score of a token = probe_intercept + sum over layers of x . raw + z . code, with
+activation x and SAE code z. The probe on the SAE residual x - decode(z) is folded into `raw` and
+`code`, and the calibration into all weights.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ from ghosttrack.runtime import files, records
 
 SCHEMA = 3
 WEIGHTS_NAME, ABOUT_NAME = "detector.safetensors", "detector.json"
-# Output features that need no other texts of a data set, a subset of `representations.output_features`.
+# Output features that need no other texts of a data set, a subset of
+# `representations.output_features`.
 OUTPUTS = (
     "logprob_sum",
     "logprob_mean",
@@ -39,9 +41,10 @@ OUTPUTS = (
 class Weights(NamedTuple):
     """Weights of the saved detector, float64 except for the large arrays in float32.
 
-    outputs: (len(OUTPUTS),); raw: (layers, d_model); code: (layers, d_sae); effect: (layers, d_sae), decrease
-    of a token's log-odds when one unit of the feature's activation is subtracted from its layer, without
-    the residual's part; massive: (layers,) norm above which a token counts as an attention sink and is excluded.
+    outputs: (len(OUTPUTS),); raw: (layers, d_model); code: (layers, d_sae); effect: (layers,
+    d_sae), decrease of a token's log-odds when one unit of the feature's activation is subtracted
+    from its layer, without the residual's part; massive: (layers,) norm above which a token counts
+    as an attention sink and is excluded.
     """
 
     intercept: NDArray[np.float64]
@@ -68,7 +71,10 @@ class SavedDetector(NamedTuple):
 def save(
     weights: Weights | None, about: Mapping[str, Any], weights_path: Path, about_path: Path
 ) -> None:
-    """Write both files atomically; without weights, `about["reason"]` says why there is no detector."""
+    """Write both files atomically.
+
+    Without weights, `about["reason"]` says why there is no detector.
+    """
     from safetensors.numpy import save as to_bytes
 
     content = (
@@ -88,7 +94,8 @@ def load(folder: Path) -> SavedDetector:
     """Read the detector from the detection/ folder of a run.
 
     Raises:
-        UserError: it is missing, damaged, of another schema, or the run had too little data to train one.
+        UserError: it is missing, damaged, of another schema, or the run had too little data to
+            train one.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
@@ -96,7 +103,8 @@ def load(folder: Path) -> SavedDetector:
     weights_path, about_path = folder / WEIGHTS_NAME, folder / ABOUT_NAME
     if not weights_path.is_file() or not about_path.is_file():
         raise UserError(
-            f"{folder.parent} has no saved detector ({weights_path} is missing): give the folder of a finished run, such as "
+            f"{folder.parent} has no saved detector ({weights_path} is missing): give the folder "
+            "of a finished run, such as "
             "results/smollm2-135m, or finish the run with the command that started it"
         )
     about = dict(files.read_json(about_path))
@@ -109,13 +117,15 @@ def load(folder: Path) -> SavedDetector:
         raise UserError(f"{folder.parent} has no detector: {about['reason']}")
     if sealed != files.sha256_json(about):
         raise UserError(
-            f"{about_path} was changed after save_detector wrote it (damaged or edited): delete it and run the workflow again"
+            f"{about_path} was changed after save_detector wrote it (damaged or edited): delete "
+            "it and run the workflow again"
         )
     try:
         stored = weights_path.read_bytes()
         if hashlib.sha256(stored).hexdigest() != about["detector_sha256"]:
             raise UserError(
-                f"{weights_path} was changed after save_detector wrote it (damaged or edited): delete it and run the workflow again"
+                f"{weights_path} was changed after save_detector wrote it (damaged or edited): "
+                "delete it and run the workflow again"
             )
         return SavedDetector(Weights(**from_bytes(stored)), about)
     except (SafetensorError, TypeError) as error:
@@ -143,7 +153,8 @@ def require_same(saved: SavedDetector, run: Path) -> None:
                 else "is not the file that the detector was trained on"
             )
             raise UserError(
-                f"{run / name} {state}. Run the workflow again: it restores a damaged file, and trains the "
+                f"{run / name} {state}. Run the workflow again: it restores a damaged file, and "
+                "trains the "
                 "detector again if settings have changed"
             )
 

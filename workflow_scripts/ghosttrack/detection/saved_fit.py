@@ -1,4 +1,4 @@
-"""Fit the saved detector on all text-controlled data sets, stacked and calibrated on out-of-fold scores."""
+"""Fit the saved detector: stacked and calibrated on out-of-fold scores of several data sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ LEAST_FOLDS = 3
 
 
 class DatasetSource(NamedTuple):
-    """A data set: its examples, their outputs, and the folder with one activation store per layer."""
+    """Examples and outputs of a data set, and the folder with one activation store per layer."""
 
     examples: pd.DataFrame
     outputs: pd.DataFrame
@@ -49,7 +49,10 @@ class DatasetSource(NamedTuple):
 
 
 class SavedFit(NamedTuple):
-    """weights: None with too little data; quality: out-of-fold metrics; tokens, effects: see `fit`."""
+    """weights: None with too little data; quality: out-of-fold metrics.
+
+    tokens, effects: see `fit`.
+    """
 
     weights: saved.Weights | None
     quality: dict[str, Any]
@@ -58,9 +61,12 @@ class SavedFit(NamedTuple):
 
 
 class _Probes(NamedTuple):
-    """Probes of each kind, Platt-scaled means over layers; the last of the fits is the one on all folds.
+    """Probes of each kind, Platt-scaled means over layers.
 
-    weight: by kind, (fits, layers, columns); intercept: by kind, (fits,); out_of_fold: log-odds by kind, (texts,).
+    The last of the fits is the one on all folds.
+
+    weight: by kind, (fits, layers, columns); intercept: by kind, (fits,); out_of_fold: log-odds by
+    kind, (texts,).
     """
 
     weight: dict[str, Floats]
@@ -99,16 +105,17 @@ def fit(
 ) -> SavedFit:
     """Fit probes, stack and calibration, and score every answer token of every data set.
 
-    Folds keep cross-validation groups whole across data sets (`cv_groups_across`). The stack is fitted on
-    out-of-fold scores of all folds but the last, which calibrates it.
+    Folds keep cross-validation groups whole across data sets (`cv_groups_across`). The stack is
+    fitted on out-of-fold scores of all folds but the last, which calibrates it.
 
     Args:
         sources: all data sets; chosen: names of those to fit on; saes: SAE by layer.
         folds: number of folds, at least LEAST_FOLDS are used.
     Returns:
-        tokens: columns dataset, row, fold, probe (log-odds from the fit without the token's fold; fold -1: a
-        data set outside the training data, scored by the final fit). effects: columns fold, layer, feature,
-        weight (see saved.Weights.effect).
+        tokens: columns dataset, row, fold, probe (log-odds from the fit without the token's fold;
+            fold -1: a
+        data set outside the training data, scored by the final fit). effects: columns fold, layer,
+        feature, weight (see saved.Weights.effect).
     """
     parts = [sources[name].examples.assign(dataset=name) for name in chosen]
     texts = (
@@ -147,7 +154,10 @@ def fit(
 
 
 def cv_groups_across(texts: pd.DataFrame) -> NDArray[np.object_]:
-    """Cross-validation groups over data sets: joined where they share a text, or subject and relation, (texts,)."""
+    """Cross-validation groups across data sets, (texts,).
+
+    Groups are joined where they share a text, or subject and relation.
+    """
     groups = [
         f"{dataset}: {group}"
         for dataset, group in zip(texts["dataset"], texts["group"], strict=True)
@@ -205,12 +215,16 @@ def _fit_probes(
     return _Probes(weight, intercept, out_of_fold), np.array(massive)
 
 
-# With three folds one is left to fit the stack on, and none to choose the strength by: use the middle one.
+# With three folds one is left to fit the stack on, and none to choose the strength by: use the
+# middle one.
 _ONE_FOLD = probes.LOGISTIC[1]
 
 
 def _stack(columns: Floats, labels: Ints, inner: Ints) -> LinearModel:
-    """Logistic regression with weights for unstandardised columns; strength chosen over the inner folds."""
+    """Logistic regression with weights for unstandardised columns.
+
+    Strength chosen over the inner folds.
+    """
     from sklearn.linear_model import LogisticRegression
 
     strength = _ONE_FOLD
@@ -235,7 +249,10 @@ def _calibrated(columns: Floats, labels: Ints, fold: Ints, held: int) -> LinearM
 
 
 def _left_out(columns: Floats, labels: Ints, fold: Ints) -> Floats:
-    """Out-of-fold probability of every text, (texts,); stack and calibration use disjoint other folds."""
+    """Out-of-fold probability of every text, (texts,).
+
+    Stack and calibration use disjoint other folds.
+    """
     result, count = np.empty(len(labels)), int(fold.max()) + 1
     for number in range(count):
         others = fold != number
@@ -335,7 +352,8 @@ def _token_scores(
 def token_shares(massive: NDArray[np.bool_], count: Ints) -> Floats:
     """Weight of each token in its answer's mean times the answer's token count, (rows,).
 
-    Attention sinks have the weight 0, unless an answer has no other token, as in representations.span_mean.
+    Attention sinks have the weight 0, unless an answer has no other token, as in
+    representations.span_mean.
     """
     start = np.cumsum(count) - count
     left = np.add.reduceat((~massive).astype(np.int64), start)

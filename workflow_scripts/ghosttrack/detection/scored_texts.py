@@ -8,12 +8,12 @@ TRUE, HALLUCINATED, ABSTAIN = "true", "hallucinated", "abstain"
 class Text(NamedTuple):
     """A text and its answer, the part that is scored.
 
-    answer: part of the text, at its last occurrence; "": the last word. The detector was trained on answers
-    at the end of short statements; with a long answer it calls nearly every text hallucinated.
-    context: text that the model reads first and that is not scored, best a few true statements of the
-    same kind as few-shot demonstrations, one per line.
-    question: the user's message in a chat template, with the text as the assistant's answer; only for a
-    detector fitted on answers in a chat template (generation.prompt: chat). It excludes `context`.
+    answer: part of the text, at its last occurrence; "": the last word. The detector was trained on
+    answers at the end of short statements; with a long answer it calls nearly every text
+    hallucinated. context: text that the model reads first and that is not scored, best a few true
+    statements of the same kind as few-shot demonstrations, one per line. question: the user's
+    message in a chat template, with the text as the assistant's answer; only for a detector fitted
+    on answers in a chat template (generation.prompt: chat). It excludes `context`.
     """
 
     text: str
@@ -24,7 +24,7 @@ class Text(NamedTuple):
 
 
 class ScoredToken(NamedTuple):
-    """A token of the answer, text[start:end], with its surprisal in nats and its probe score in log-odds."""
+    """A token of the answer, text[start:end], with its surprisal (nats) and probe score (log-odds)."""
 
     start: int
     end: int
@@ -46,7 +46,8 @@ class ScoredText(NamedTuple):
 
     start, end: characters of the answer; probability: calibrated probability that the text is
     hallucinated; log_odds: its log-odds; output: contribution of the output
-    features (log-probabilities, entropies) to the log-odds, the rest is the mean probe score of the tokens.
+    features (log-probabilities, entropies) to the log-odds, the rest is the mean probe score of the
+    tokens.
     """
 
     id: str

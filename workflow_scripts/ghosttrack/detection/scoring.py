@@ -1,4 +1,4 @@
-"""Score texts with the saved detector: one forward pass, the SAEs of the analysed layers, one linear function."""
+"""Score texts with the saved detector: forward pass, SAEs, and a linear function."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,7 +39,10 @@ class FeatureContribution(NamedTuple):
 
 
 class ScoredBatch(NamedTuple):
-    """log_odds: (texts,); logprob, probe: (answer tokens,); contributions: by text, largest first."""
+    """log_odds: (texts,); logprob, probe: (answer tokens,).
+
+    contributions: by text, largest first.
+    """
 
     log_odds: Floats
     logprob: NDArray[np.float32]
@@ -51,13 +54,15 @@ class Scorer:
     """A saved detector with its model and SAEs.
 
     Raises:
-        UserError: the run has no detector, or its model or SAEs are not those that the detector was trained on.
+        UserError: the run has no detector, or its model or SAEs are not those that the detector was
+            trained on.
     """
 
     def __init__(self, run: Path) -> None:
         if not run.is_dir():
             raise UserError(
-                f"{run} does not exist: give the folder of a finished run, such as results/smollm2-135m"
+                f"{run} does not exist: give the folder of a finished run, such as "
+                "results/smollm2-135m"
             )
         detector = saved.load(run / "detection")
         saved.require_same(detector, run)
@@ -84,8 +89,9 @@ class Scorer:
 
         Args:
             count: number of contributions per text, the largest ones.
-            removed: by text, the features (layer_index, feature) to ablate: their decoder directions are
-                subtracted from the activations at the answer tokens during the forward pass.
+            removed: by text, the features (layer_index, feature) to ablate: their decoder
+                directions are subtracted from the activations at the answer tokens during the
+                forward pass.
         """
         starts = reading.row_starts(encoded)
         scores = reading.TextScores.empty(encoded)
@@ -140,7 +146,9 @@ class Scorer:
         best: list[list[FeatureContribution]],
         count: int,
     ) -> Floats:
-        """One layer's part of each row's probe score, (rows,); adds its largest contributions to `best`.
+        """One layer's part of each row's probe score, (rows,).
+
+        Adds its largest contributions to `best`.
 
         Args:
             x: (rows, d_model) activations of answer tokens; text: (rows,) index into `best`.
@@ -149,7 +157,8 @@ class Scorer:
         included = torch.linalg.vector_norm(x.float(), dim=1) <= weights["massive"]
         if bool((x[included].abs() > HALF_MAX).any()):
             raise UserError(
-                f"a text has an activation beyond {HALF_MAX:,.0f} in layer {self.layers[layer_index]}, outside the range "
+                f"a text has an activation beyond {HALF_MAX:,.0f} in layer "
+                f"{self.layers[layer_index]}, outside the range "
                 "of the texts that the detector was fitted on: it cannot be scored; leave it out"
             )
         # The probes were fitted on activations in half precision, as stores keep them.
@@ -202,7 +211,7 @@ class Scorer:
 
 
 class _Ablation:
-    """Ablates features in the running model: x - z d, with z from the SAE on the current activation x."""
+    """Ablates features in the running model: x - z d, with z = SAE(x) on the current x."""
 
     def __init__(self, saes: Sequence[sae.Sae]) -> None:
         self._saes = saes
@@ -213,7 +222,10 @@ class _Ablation:
         positions: torch.Tensor,
         features: Sequence[Sequence[tuple[int, int]]],
     ) -> None:
-        """Set the features of each text in the pack; `text`, `positions`: text and position of each row, (rows,)."""
+        """Set the features of each text in the pack.
+
+        `text`, `positions`: text and position of each row, (rows,).
+        """
         self._text, self._positions = text, positions
         self._masks = [torch.zeros(len(features), each.d_sae) for each in self._saes]
         for number, chosen in enumerate(features):
@@ -221,7 +233,10 @@ class _Ablation:
                 self._masks[layer_index][number, feature] = 1
 
     def apply(self, layer_index: int, output: Any) -> Any:
-        """The block's output without the features; None (unchanged) if none is set for the layer."""
+        """The block's output without the features.
+
+        None (unchanged) if none is set for the layer.
+        """
         mask = self._masks[layer_index]
         if not mask.any():
             return None

@@ -16,7 +16,8 @@ from ghosttrack.settings import DetectionSettings
 from ghosttrack.statistics import auroc
 
 FOLDS, SAE = "folds", "sae"
-# The default detector, its base learners and its controls. Of these only `residual_probe` reads an SAE.
+# The default detector, its base learners and its controls. Of these only `residual_probe` reads an
+# SAE.
 SCORE_NAMES = (
     registry.DETECTOR,
     registry.WITHOUT_SAE,
@@ -70,7 +71,7 @@ def vary_saes(
 def scores(
     inputs: DetectorInputs, labels: Ints, outer_folds: Sequence[splits.OuterFold]
 ) -> dict[str, Floats]:
-    """Out-of-fold log-odds of SCORE_NAMES, each (examples,), by the same fits as in `detectors.train`."""
+    """Out-of-fold log-odds of SCORE_NAMES, (examples,), by the fits of `detectors.train`."""
     result = {score_name: np.full(len(labels), np.nan) for score_name in SCORE_NAMES}
     for outer in outer_folds:
         y = labels[outer.train]

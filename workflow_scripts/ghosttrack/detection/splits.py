@@ -71,7 +71,8 @@ def sample_cv_groups(cv_groups: Names, limit: int | None, seed: int) -> NDArray[
     kept = order[np.cumsum(size[order]) <= limit]
     if not len(kept):
         raise UserError(
-            f"detection.max_statements: {limit} is below the size of a group ({size.max()} texts); raise it"
+            f"detection.max_statements: {limit} is below the size of a group ({size.max()} "
+            "texts); raise it"
         )
     return np.isin(code, kept)
 
@@ -81,14 +82,18 @@ def infeasible_reason(labels: Ints, cv_groups: Names, folds: int, inner_folds: i
 
     Each class needs GROUPS_PER_FOLD groups per outer fold, and one group per inner fold.
     """
-    # Groups needed so that enough are left without one outer fold, which may hold one more than its share.
+    # Groups needed so that enough are left without one outer fold, which may hold one more than its
+    # share.
     inner = -(-inner_folds * folds // (folds - 1)) + 1
     within = f" with {inner_folds} inner ones" if inner > GROUPS_PER_FOLD * folds else ""
     for label, name in ((0, "true"), (1, "hallucinated")):
         count, needed = len(set(cv_groups[labels == label])), max(GROUPS_PER_FOLD * folds, inner)
         if count < needed:
             rows = int((labels == label).sum())
-            return f"{rows} of {len(labels)} texts are {name}, in {count} groups: {needed} groups are needed for {folds} folds{within}"
+            return (
+                f"{rows} of {len(labels)} texts are {name}, in {count} groups: {needed} groups "
+                f"are needed for {folds} folds{within}"
+            )
     return ""
 
 
@@ -125,8 +130,10 @@ def check_folds(
             named = ", ".join(f"{ids[row]} (fold {fold[row]})" for row in rows[:_NAMED])
             more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
             raise UserError(
-                f"{name}: rows {named}{more} share a {what} across folds, so a detector could memorise its training "
-                f"rows. Expected every {what} in one fold: give these rows the same group in the data set's file"
+                f"{name}: rows {named}{more} share a {what} across folds, so a detector could "
+                "memorise its training "
+                f"rows. Expected every {what} in one fold: give these rows the same group in the "
+                "data set's file"
             )
 
 

@@ -1,7 +1,7 @@
 """Detectors trained on some relations and tested on others.
 
-Every feature is standardised within its relation. This reads no label, but needs some texts of the test
-relation. Ridge fits share Gram matrices, which are computed once for all trainings.
+Every feature is standardised within its relation. This reads no label, but needs some texts of the
+test relation. Ridge fits share Gram matrices, which are computed once for all trainings.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,8 @@ from ghosttrack.statistics import auroc, codes_of
 STRENGTHS = (3.0, 30.0)
 # Features of the score `output_scores`, which are not standardised within a relation.
 OUTPUT_SCORES = ("logprob_sum", "logprob_mean", "pmi_sum", "entropy_mean")
-# Field of LayerBlocks by probe. The default detector's bilinear probe cannot transfer: it is fitted per relation.
+# Field of LayerBlocks by probe. The default detector's bilinear probe cannot transfer: it is fitted
+# per relation.
 PROBES = {"raw_probe": "raw", "centred_probe": "centred", "residual_probe": "residual"}
 STACKED = ("centred_probe", "residual_probe")
 REVERSE = "_reverse"
@@ -39,8 +40,9 @@ Blocks = Mapping[int, Mapping[str, NDArray[np.float32]]]
 class Pool(NamedTuple):
     """All texts of several data sets.
 
-    labels, relation, dataset: (rows,); groups: (rows,) within a data set; cv_groups: (rows,) cross-validation
-    groups, joined across data sets; outputs, lens: (rows, features); blocks: by layer and kind, (rows, d_model).
+    labels, relation, dataset: (rows,); groups: (rows,) within a data set; cv_groups: (rows,)
+    cross-validation groups, joined across data sets; outputs, lens: (rows, features); blocks: by
+    layer and kind, (rows, d_model).
     """
 
     labels: Ints
@@ -54,7 +56,7 @@ class Pool(NamedTuple):
 
 
 class TransferTraining(NamedTuple):
-    """A training: its name, and the inner fold of each row, (rows,), -1 for rows outside the training set."""
+    """A training: its name, and the inner fold of each row, (rows,); -1: not in training."""
 
     name: str
     inner_fold: Ints
@@ -84,8 +86,9 @@ def pool(
 
 
 def parts(pool: Pool) -> NDArray[np.object_]:
-    """Parts that are left out together, (rows,): data sets that share a relation, in either direction, or a
-    cross-validation group.
+    """Parts that are left out together, (rows,).
+
+    Data sets are in one part if they share a relation, in either direction, or a group.
     """
     base = [str(name).removesuffix(REVERSE) for name in pool.relation]
     return splits.make_cv_groups(
@@ -102,7 +105,8 @@ def left_out(part: NDArray[np.object_]) -> list[TransferTraining]:
     names, code, _ = codes_of(part)
     if len(names) < LEAST_PARTS:
         raise UserError(
-            f"transfer: the data sets hold {len(names)} groups of relations that share no relation and no group, "
+            f"transfer: the data sets hold {len(names)} groups of relations that share no "
+            "relation and no group, "
             f"expected at least {LEAST_PARTS}: add data sets of other relations to datasets"
         )
     return [
@@ -127,10 +131,12 @@ def single(
 
 
 def scores(pool: Pool, trainings: Sequence[TransferTraining]) -> dict[str, dict[str, Floats]]:
-    """Log-odds of "hallucinated" by training and score, (rows,); NaN for cross-validation groups in the training set.
+    """Log-odds of "hallucinated" by training and score, (rows,).
 
-    Regularisation strengths and the stack are fitted on inner folds, which are left-out relations where a
-    training has several.
+    NaN for cross-validation groups in the training set.
+
+    Regularisation strengths and the stack are fitted on inner folds, which are left-out relations
+    where a training has several.
     """
     outputs = standardise_by_relation(pool.outputs.to_numpy(dtype=np.float64), pool)
     lens = standardise_by_relation(pool.lens.to_numpy(dtype=np.float64), pool)
@@ -171,7 +177,10 @@ def scores(pool: Pool, trainings: Sequence[TransferTraining]) -> dict[str, dict[
 
 
 def standardise_by_relation(values: NDArray[Any], pool: Pool) -> NDArray[Any]:
-    """Standardise rows, (rows, columns), within data set and relation, or within the data set if the relation is small."""
+    """Standardise rows, (rows, columns), within data set and relation.
+
+    Where the relation has few texts, mean and deviation are those of the data set.
+    """
     result = np.zeros_like(values)
     for name in dict.fromkeys(pool.dataset):
         rows = np.flatnonzero(pool.dataset == name)
@@ -185,7 +194,7 @@ def standardise_by_relation(values: NDArray[Any], pool: Pool) -> NDArray[Any]:
 
 
 def _probes(pool: Pool, kind: str, trainings: Sequence[TransferTraining]) -> list[FoldFit]:
-    """Ridge probes of every training: mean over layers, with the strength of the best inner AUROC."""
+    """Ridge probes of every training: mean over layers; the strength has the best inner AUROC."""
     target = np.asarray(2.0 * pool.labels - 1.0, dtype=np.float64)
     # A cell holds the rows with the same fold in every training: its Gram matrix is computed once.
     _, cell = np.unique(
@@ -216,7 +225,10 @@ def _add_layer(
     trainings: Sequence[TransferTraining],
     totals: Sequence[Floats],
 ) -> None:
-    """Add a layer's predictions to each training's total, (strengths, rows); training rows are predicted out of fold."""
+    """Add a layer's predictions to each training's total, (strengths, rows).
+
+    Training rows are predicted out of fold.
+    """
     sums = {
         int(number): SufficientStatistics.of(z[cell == number], target[cell == number])
         for number in np.unique(cell)
@@ -252,7 +264,10 @@ def read_blocks(
     paths: Mapping[str, TransferFiles],
     weights: Mapping[int, Path],
 ) -> Blocks:
-    """Pooled answer activations of all data sets, by layer and kind; `weights`: SAE weights by layer."""
+    """Pooled answer activations of all data sets, by layer and kind.
+
+    `weights`: SAE weights by layer.
+    """
     from ghosttrack import sae
     from ghosttrack.activations.reader import ActivationStore
 

@@ -1,4 +1,4 @@
-"""The claim ledger: every claim is ours minus a control, with its interval and a verdict."""
+"""The claim ledger: AUROC differences to controls, with intervals and verdicts."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Difference
 
-# Controls that are trained like the detector itself, on the model's outputs or on raw activations.
+# Controls that are trained in the same folds as the detector.
 TRAINED_CONTROLS = (
     registry.OUTPUT_REGRESSION,
     registry.WITHOUT_CANDIDATES,
@@ -26,16 +26,16 @@ TRAINED_CONTROLS = (
     "sae_max_probe",
 )
 COLUMNS = (*registry.LEDGER, "p", "reason")
-# What a text gives away without a model, by control, in words.
+# Controls that read only the text, by name, in words.
 _TEXTS = {
     registry.TEXT_ONLY: "the text alone",
     registry.ANSWER_ONLY: "the answer alone",
-    registry.TEXT_PAIR: "the likeness of question and answer alone",
+    registry.TEXT_PAIR: "the text of question and answer together",
 }
 
 
 class ClaimSpec(NamedTuple):
-    """A sentence, the signal it is about, and the signals of which the best one must be beaten."""
+    """A claim: its sentence, our score, and the controls, of which it must beat the best."""
 
     sentence: str
     ours: str
@@ -43,9 +43,12 @@ class ClaimSpec(NamedTuple):
 
 
 def claims(variants: Sequence[str]) -> list[ClaimSpec]:
-    """What is claimed in every scope; `variants` are the tracker and its nulls."""
+    """The claims that are tested in every scope.
+
+    `variants`: the tracker (default) and its nulls.
+    """
     default = registry.DETECTOR
-    found = [
+    result = [
         ClaimSpec(registry.HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
         ClaimSpec("the detector beats its best single control", default, controls.SINGLE),
         ClaimSpec(
@@ -54,20 +57,21 @@ def claims(variants: Sequence[str]) -> list[ClaimSpec]:
             (registry.OUTPUT_REGRESSION,),
         ),
         ClaimSpec(
-            "the detector beats a regression on output features without rivals",
+            "the detector beats a regression on output features without candidate answers",
             default,
             (registry.WITHOUT_CANDIDATES,),
         ),
         ClaimSpec(
-            "the detector beats output features and pairs of words together",
+            "the detector beats a regression on output features and text pairs",
             default,
             (registry.OUTPUT_AND_WORDS,),
         ),
         ClaimSpec("the detector beats probes on raw activations", default, ("raw_probe_all",)),
-        ClaimSpec("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),
+        ClaimSpec("sparse autoencoders add to the detector", default, (registry.WITHOUT_SAE,)),
     ]
     if "default" in variants:
-        found += [
+        nulls = [variant for variant in variants if variant != "default"]
+        result += [
             ClaimSpec(registry.TRACKING, registry.WITH_METRICS, (default,)),
             *(
                 ClaimSpec(
@@ -75,8 +79,7 @@ def claims(variants: Sequence[str]) -> list[ClaimSpec]:
                     registry.WITH_METRICS,
                     (f"{registry.WITH_METRICS}.{variant}",),
                 )
-                for variant in variants
-                if variant != "default"
+                for variant in nulls
             ),
             *(
                 ClaimSpec(
@@ -84,17 +87,16 @@ def claims(variants: Sequence[str]) -> list[ClaimSpec]:
                     "metrics_forest",
                     (f"metrics_forest.{variant}",),
                 )
-                for variant in variants
-                if variant != "default"
+                for variant in nulls
             ),
             ClaimSpec(
                 "tracking metrics beat the text alone", "metrics_forest", (registry.TEXT_ONLY,)
             ),
         ]
-    return found
+    return result
 
 
-class _Row(NamedTuple):
+class _Comparison(NamedTuple):
     claim: ClaimSpec
     scope: ScopeResult
     control: str
@@ -107,21 +109,24 @@ class _Row(NamedTuple):
 def judge(
     scope_results: Sequence[ScopeResult], variants: Sequence[str], settings: EvaluationSettings
 ) -> pd.DataFrame:
-    """The ledger: one row per claim and scope, p-values Holm-corrected over the claims of a scope."""
+    """The ledger, columns COLUMNS: one row per claim and scope.
+
+    Holm correction over the claims of a scope.
+    """
     rows = []
     for scope in scope_results:
-        found = [_compare(claim, scope, settings.confidence) for claim in claims(variants)]
-        corrected = statistics.holm([row.gain.p for row in found])
-        rows += [_line(row, p, settings) for row, p in zip(found, corrected, strict=True)]
+        compared = [_compare(claim, scope, settings.confidence) for claim in claims(variants)]
+        corrected = statistics.holm([row.gain.p for row in compared])
+        rows += [_line(row, p, settings) for row, p in zip(compared, corrected, strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _compare(claim: ClaimSpec, scope: ScopeResult, confidence: float) -> _Row:
+def _compare(claim: ClaimSpec, scope: ScopeResult, confidence: float) -> _Comparison:
     best = best_of(scope, claim.controls)
     ours = scope.auroc.get(claim.ours, float("nan"))
     our_draws = scope.draws.get(claim.ours, np.full(1, np.nan))
     gain = statistics.difference(ours, best.auroc, our_draws, best.draws, confidence)
-    return _Row(
+    return _Comparison(
         claim,
         scope,
         best.name,
@@ -133,7 +138,7 @@ def _compare(claim: ClaimSpec, scope: ScopeResult, confidence: float) -> _Row:
 
 
 class BestScore(NamedTuple):
-    """The best of several signals in a scope."""
+    """The best of several scores in a scope, with its bootstrap AUROCs, (draws,)."""
 
     name: str
     auroc: float
@@ -141,9 +146,9 @@ class BestScore(NamedTuple):
 
 
 def best_of(scope: ScopeResult, score_names: Sequence[str]) -> BestScore:
-    """The best of `signals`; in a pooled scope the best one of each data set, which is harder to beat than any single one.
+    """The best of `score_names`; in a pooled scope the mean over the best one of each data set.
 
-    Being picked for its value on these very texts favours the control: the claim errs to the careful side.
+    The control is selected on the test texts, which favours it: the claim is conservative.
     """
     if scope.members and len(score_names) > 1:
         bests = [best_of(member, score_names) for member in scope.members]
@@ -167,7 +172,7 @@ def best_of(scope: ScopeResult, score_names: Sequence[str]) -> BestScore:
 
 
 def _text_explains(ours: str, scope: ScopeResult, confidence: float) -> str:
-    """The control, one of _TEXTS, that is above chance and that `ours` is not above; "" if there is none."""
+    """The first control of _TEXTS that is above chance and that `ours` does not beat, or ""."""
     if not scope.has(ours):
         return ""
     for text in filter(scope.has, _TEXTS):
@@ -179,7 +184,7 @@ def _text_explains(ours: str, scope: ScopeResult, confidence: float) -> str:
     return ""
 
 
-def _line(row: _Row, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
+def _line(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
     verdict, reason = _verdict(row, p_holm, settings)
     return {
         "claim": row.claim.sentence,
@@ -201,7 +206,7 @@ def _line(row: _Row, p_holm: float, settings: EvaluationSettings) -> dict[str, A
     }
 
 
-def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[str, str]:
+def _verdict(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> tuple[str, str]:
     gain, groups = row.gain, row.scope.groups
     if not np.isfinite([gain.value, gain.low]).all():
         missing = row.claim.ours if not row.scope.has(row.claim.ours) else row.control
@@ -216,7 +221,7 @@ def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[st
         return registry.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
     if row.explained:
         what = _TEXTS[row.explained]
-        return registry.ARTEFACT, f"{what} is above chance, and this is not above {what}"
+        return registry.ARTEFACT, f"{what} is above chance, and the score is not above it"
     if row.scope.control:
         return registry.NOT_ESTABLISHED, "a positive control supports no claim"
     if groups < settings.minimum_groups:
@@ -237,22 +242,26 @@ def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[st
 
 
 def require_headline(table: pd.DataFrame) -> None:
-    """Refuse a ledger whose headline claim is not established in a pooled scope.
+    """Check that the headline claim is established in every pooled scope (`strict: true`).
 
     Raises:
-        UserError: naming the scope and why.
+        UserError: it is not, or no data set supports it.
     """
-    found = table[
+    headline = table[
         (table["claim"] == registry.HEADLINE)
         & table["dataset"].isin([registry.ALL_GIVEN, registry.ALL_GENERATED])
     ]
-    if found.empty:
+    if headline.empty:
         raise UserError(
-            "strict: true, and no data set supports the headline claim: add one that is no positive control"
+            "strict: true, and no data set can support the headline claim: add a data set that "
+            "is no positive control, or set strict: false"
         )
-    for row in found[found["verdict"] != registry.ESTABLISHED].to_dict("records"):
+    for row in headline[headline["verdict"] != registry.ESTABLISHED].to_dict("records"):
         raise UserError(
-            f"strict: true, and {registry.HEADLINE!r} is {row['verdict']} on {row['dataset']} ({row['reason']}): "
-            f"{row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of {row['control']}, difference "
-            f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}. Set strict: false to keep the run"
+            f"strict: true, and {registry.HEADLINE!r} is {row['verdict']} on {row['dataset']} "
+            f"({row['reason']}): "
+            f"{row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of {row['control']}, "
+            "difference "
+            f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}. Set strict: false to "
+            "keep the run"
         )

@@ -1,4 +1,4 @@
-"""From scores to tables: what each signal reached on each data set and pooled, with draws for every comparison."""
+"""Evaluate every score on each data set and pooled, with bootstrap draws for paired comparisons."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,16 +12,17 @@ from ghosttrack.detection import controls
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Decisions, Floats, Ints, Selective
 
-# Points of a drawn curve: more than a figure can show.
+# Maximum number of points of a curve in curves.csv.
 _POINTS = 200
 
 
 class ScopeResult(NamedTuple):
-    """What all signals reached in one scope: a data set, or several pooled.
+    """Results of all scores in one scope: a data set, a relation, or several pooled.
 
-    auroc: by signal, NaN when it was not run; draws: bootstrap AUROCs by signal, (draws,), on the same resamples;
-    rows: the lines of metrics.csv; control: a positive control; members: the standings behind a pooled one;
-    labels: (n,) and scores: by signal, (n,), of a single data set.
+    control: whether it is a positive control; auroc: by score, NaN if it was not computed; draws:
+    bootstrap AUROCs by score, (draws,), all on the same resamples; rows: rows of metrics.csv;
+    members: results that a pooled scope averages; labels: (n,) and scores: by score, (n,), only of
+    a single data set.
     """
 
     name: str
@@ -38,17 +39,18 @@ class ScopeResult(NamedTuple):
     scores: Mapping[str, Floats] = {}
 
     def has(self, score_name: str) -> bool:
-        """Whether the signal was run here and has an AUROC."""
+        """Whether the score has an AUROC in this scope."""
         return bool(np.isfinite(self.auroc.get(score_name, float("nan"))))
 
 
 def of_dataset(
     scores: pd.DataFrame, control: bool, settings: EvaluationSettings, seed: int
 ) -> ScopeResult:
-    """Evaluate every signal of one data set.
+    """Evaluate every score of one data set.
 
     Args:
-        scores: the long table of one data set, the same examples in the same order for each signal.
+        scores: long table of one data set, with the same examples in the same order for each score.
+        control: whether the data set is a positive control.
     """
     dataset, mode = str(scores["dataset"].iloc[0]), str(scores["mode"].iloc[0])
     parts = {str(score_name): part for score_name, part in scores.groupby("score", sort=False)}
@@ -101,7 +103,7 @@ def _row(
     reason: str,
     confidence: float,
 ) -> dict[str, Any]:
-    if score_name in controls.UNTRAINED:  # a rank, not a probability
+    if score_name in controls.UNTRAINED:  # no probability, so it has no threshold metrics
         decided = Decisions(*[float("nan")] * len(Decisions._fields))
     else:
         decided = statistics.decisions(labels, score)
@@ -131,10 +133,10 @@ def _head(scope: ScopeResult, score_name: str, family: str) -> dict[str, Any]:
 
 
 def pool(name: str, members: Sequence[ScopeResult], confidence: float) -> ScopeResult:
-    """Mean over data sets: each counts the same, each is resampled within itself.
+    """Unweighted mean of the metrics over data sets, each resampled separately.
 
-    A signal that was not run on one of them has no pooled value. Scores of different data sets are never ranked
-    against each other; a probability means the same everywhere, so its calibration error is that of all texts together.
+    A score that one data set lacks has no pooled row. Texts of different data sets are never ranked
+    together; only the calibration error is computed on the texts of all data sets together.
     """
     score_names = list(
         dict.fromkeys(score_name for member in members for score_name in member.auroc)
@@ -190,15 +192,15 @@ def pool(name: str, members: Sequence[ScopeResult], confidence: float) -> ScopeR
 
 
 def pools(scope_results: Sequence[ScopeResult], confidence: float) -> list[ScopeResult]:
-    """The pooled standings: strict given data sets, and generated ones. Positive controls and sets too small to train on stay out."""
-    run = [each for each in scope_results if not each.control and each.has(registry.DETECTOR)]
+    """Pooled results of given texts and of generated answers, without positive controls."""
+    trained = [each for each in scope_results if not each.control and each.has(registry.DETECTOR)]
     kinds = ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated"))
-    members = {name: [each for each in run if each.mode == mode] for name, mode in kinds}
-    return [pool(name, found, confidence) for name, found in members.items() if found]
+    members = {name: [each for each in trained if each.mode == mode] for name, mode in kinds}
+    return [pool(name, parts, confidence) for name, parts in members.items() if parts]
 
 
 def metrics_table(scope_results: Sequence[ScopeResult]) -> pd.DataFrame:
-    """metrics.csv: one row per scope and signal."""
+    """metrics.csv: one row per scope and score."""
     return pd.DataFrame(
         [row for each in scope_results for row in each.rows],
         columns=[*registry.METRICS, *Selective._fields, "reason"],
@@ -206,7 +208,7 @@ def metrics_table(scope_results: Sequence[ScopeResult]) -> pd.DataFrame:
 
 
 def calibration_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """calibration.csv: reliability of every trained signal on every data set."""
+    """calibration.csv: reliability of every trained score on every data set."""
     rows = [
         {**head, "bin": number, **each._asdict()}
         for head, labels, score in _usable(scores)
@@ -217,7 +219,7 @@ def calibration_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """curves.csv: points of the ROC, precision-recall and risk curves of the signals that figures show."""
+    """curves.csv: ROC, precision-recall and risk-coverage curves of registry.SHOWN."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     shown = {each.name for each in registry.SHOWN}
@@ -229,20 +231,20 @@ def curves_table(scores: pd.DataFrame) -> pd.DataFrame:
         precision, recall, _ = precision_recall_curve(labels, score, drop_intermediate=True)
         coverage, risk = statistics.risk_curve(labels, score)
         for curve, a, b in (("roc", x, y), ("pr", recall, precision), ("risk", coverage, risk)):
-            kept = np.unique(np.linspace(0, len(a) - 1, min(_POINTS, len(a))).round().astype(int))
-            rows.append(pd.DataFrame({**head, "curve": curve, "x": a[kept], "y": b[kept]}))
+            points = np.unique(np.linspace(0, len(a) - 1, min(_POINTS, len(a))).round().astype(int))
+            rows.append(pd.DataFrame({**head, "curve": curve, "x": a[points], "y": b[points]}))
     return (
         pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(registry.CURVES))
     )
 
 
 def _usable(scores: pd.DataFrame) -> list[tuple[Mapping[str, Any], Ints, Floats]]:
-    found: list[tuple[Mapping[str, Any], Ints, Floats]] = []
+    usable: list[tuple[Mapping[str, Any], Ints, Floats]] = []
     for (dataset, mode, score_name), part in scores.groupby(
         ["dataset", "mode", "score"], sort=False
     ):
         score = part["value"].to_numpy(dtype=np.float64)
         if np.isfinite(score).all():
             head = {"dataset": str(dataset), "mode": str(mode), "score": str(score_name)}
-            found.append((head, part["label"].to_numpy(dtype=np.int64), score))
-    return found
+            usable.append((head, part["label"].to_numpy(dtype=np.int64), score))
+    return usable

@@ -1,27 +1,30 @@
-"""How far a detector's AUROC moves with the seed of the folds, and of the autoencoders."""
+"""Variation of a detector's AUROC over seeds of the folds and of the SAEs."""
 
 import pandas as pd
 
 from ghosttrack import scores as registry
 
-# One row per data set, source of variation and signal or difference.
+# One row per data set, source of variation, and score or difference.
 COLUMNS = ("dataset", "source", "score", "seeds", "mean", "deviation", "least", "most")
-# The default detector less this signal, seed by seed: the gain moves less than its two parts.
-CONTROLS = ("output_regression", registry.WITHOUT_SAE)
+# Controls whose AUROC is subtracted from the detector's with the same seed.
+CONTROLS = (registry.OUTPUT_REGRESSION, registry.WITHOUT_SAE)
 
 
-def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
-    """Mean, standard deviation and range over seeds, of every signal and of the detector's gain over each control.
+def summarise(table: pd.DataFrame, averaged: list[str]) -> pd.DataFrame:
+    """Mean, deviation and range over seeds of each score, and of the gain over each control.
 
     Args:
-        table: `dataset`, `source`, `seed`, `signal`, `auroc`; strict: data sets of the mean, which is taken seed by seed.
+        table: columns dataset, source, seed, score, auroc.
+        averaged: data sets of the row `all_given`, their mean for each seed.
+    Returns:
+        A table with the columns COLUMNS.
     """
-    pooled = table[table["dataset"].isin(strict)].groupby(["source", "seed", "score"], sort=False)[
-        "auroc"
-    ]
-    # A seed that one of the sets lacks has no mean.
+    pooled = table[table["dataset"].isin(averaged)].groupby(
+        ["source", "seed", "score"], sort=False
+    )["auroc"]
+    # A seed that one of the data sets lacks has no mean.
     whole = (
-        pooled.mean()[pooled.count() == len(strict)]
+        pooled.mean()[pooled.count() == len(averaged)]
         .reset_index()
         .assign(dataset=registry.ALL_GIVEN)
     )

@@ -1,4 +1,4 @@
-"""What detectors reach on relations that they were not trained on, with intervals and differences to controls."""
+"""Tables of detectors on relations outside their training set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,22 +14,22 @@ from ghosttrack.detection.transfer import Pool
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Floats
 
-# Name of the training on all relations but the tested one.
+# Value of `trained_on` for a training on all relations except the tested one.
 OTHERS = "other relations"
 PMI = "pmi"
-# Controls of the detector that was trained on other relations, treated alike.
-CONTROLS = ("output_scores", "output_regression", PMI, "raw_probe")
+# Controls of the detector that was trained on other relations; they have the same training set.
+CONTROLS = ("output_scores", registry.OUTPUT_REGRESSION, PMI, "raw_probe")
 
 
 class TransferTables(NamedTuple):
-    """transfer.csv and left_out.csv."""
+    """The tables transfer.csv and left_out.csv."""
 
     transfer: pd.DataFrame
     left_out: pd.DataFrame
 
 
 class _Cell(NamedTuple):
-    """One training on one data set: AUROC by signal, and draws on the same resamples."""
+    """A training on one test set: AUROC by score, and bootstrap AUROCs, (draws,)."""
 
     dataset: str
     n: int
@@ -46,11 +46,13 @@ def judge(
     settings: EvaluationSettings,
     seed: int,
 ) -> TransferTables:
-    """Both tables.
+    """Compute both tables.
 
     Args:
-        scored: scores by training and signal, NaN for rows trained on; left_out: the trainings that leave a relation out;
-        within: detection/scores.parquet, for the out-of-fold scores of detectors trained on a data set itself.
+        scored: log-odds by training and score, (rows,), NaN for training rows.
+        left_out: names of the trainings that leave relations out.
+        within: detection/scores.parquet, the out-of-fold scores of detectors trained on the test
+            set itself.
     """
     names = list(dict.fromkeys(pool.dataset))
     untrained = {PMI: -pool.outputs["pmi_sum"].to_numpy()} if "pmi_sum" in pool.outputs else {}
@@ -66,7 +68,7 @@ def judge(
             if trained_on == OTHERS:
                 others.append(cell)
             rows += _rows(trained_on, cell, settings)
-        rows += _own(name, within, settings, seed)
+        rows += _within(name, within, settings, seed)
     if others:
         pooled = _pool(others)
         rows += _rows(OTHERS, pooled, settings)
@@ -101,7 +103,7 @@ def _cell(
 
 
 def _pool(cells: Sequence[_Cell]) -> _Cell:
-    """Mean over data sets, each resampled within itself."""
+    """Unweighted mean over data sets, each resampled separately."""
     score_names = [
         score_name
         for score_name in cells[0].auroc
@@ -141,12 +143,12 @@ def _rows(trained_on: str, cell: _Cell, settings: EvaluationSettings) -> list[di
     return result
 
 
-def _own(
+def _within(
     name: str, within: pd.DataFrame, settings: EvaluationSettings, seed: int
 ) -> list[dict[str, Any]]:
-    """Out-of-fold scores of the detectors that were trained on the data set itself."""
-    own = within[within["dataset"] == name]
-    parts = {score_name: own[own["score"] == score_name] for score_name in transfer.SCORE_NAMES}
+    """Rows of the detectors that were trained on the data set itself, out of fold."""
+    table = within[within["dataset"] == name]
+    parts = {score_name: table[table["score"] == score_name] for score_name in transfer.SCORE_NAMES}
     parts = {
         score_name: part
         for score_name, part in parts.items()
