@@ -148,8 +148,7 @@ _ALL = (
         "detector",
         "detector",
         "The default detector: a stack of output features, logit-lens features, and probes on "
-        "activations, "
-        "on prompt-answer pairs and on SAE residuals.",
+        "activations, on prompt-answer pairs and on SAE residuals.",
         "#1f5fbf",
         "o",
     ),
@@ -187,8 +186,7 @@ _ALL = (
         "output",
         "PMI",
         "Pointwise mutual information of prompt and answer: log-probability of the answer minus "
-        "its "
-        "log-probability after other prompts of the relation, summed over its tokens.",
+        "its log-probability after other prompts of the relation, summed over its tokens.",
     ),
     Score(
         "pmi_mean",
@@ -201,8 +199,7 @@ _ALL = (
         "output",
         "Sinkhorn assignment score",
         "Log-probability of the answer's first token after Sinkhorn normalisation over all "
-        "prompts and "
-        "candidate answers of the relation.",
+        "prompts and candidate answers of the relation.",
     ),
     Score(
         "perplexity",
@@ -245,9 +242,8 @@ _ALL = (
         OUTPUT_REGRESSION,
         "output",
         "regression on output features",
-        "Logistic regression on all output features: log-probability, PMI, entropy, margin, "
-        "rank, and the "
-        "comparison with the other candidate answers.",
+        "Logistic regression on all output features: log-probability, PMI, entropy, margin, rank, "
+        "and the comparison with the other candidate answers.",
         short="output regr.",
     ),
     Score(
@@ -291,16 +287,14 @@ _ALL = (
         "probe",
         "difference of means",
         "Projection on the difference of the classes' mean activations in one layer, which is "
-        "chosen inside "
-        "the training folds.",
+        "chosen inside the training folds.",
     ),
     Score(
         "centred_probe",
         "probe",
         "probe on centred activations",
-        "Linear probe on activations minus the counterfactual-prompt mean, the mean activation "
-        "of the same "
-        "answer after other prompts.",
+        "Linear probe on activations minus the counterfactual-prompt mean, the mean activation of "
+        "the same answer after other prompts.",
     ),
     Score(
         "sae_probe",

@@ -258,9 +258,7 @@ def test_a_counterfactual_mean_of_other_layers_is_refused(tmp_path: Path) -> Non
         "layer_02"
     ]
     for layers, examples in (([2, 3], 4), ([2], 5)):
-        with pytest.raises(
-            UserError, match=r"background\.npz holds layer_02; expected layer_02"
-        ):
+        with pytest.raises(UserError, match=r"background\.npz holds layer_02; expected layer_02"):
             detection_run.read_counterfactual_mean(tmp_path / "background.npz", layers, examples)
 
 

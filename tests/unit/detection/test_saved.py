@@ -49,7 +49,7 @@ def detector(run: Path) -> Detector:
     return Detector.load(run)
 
 
-def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> None:
+def test_the_detector_is_fitted_on_text_controlled_sets_alone_and_learns(run: Path) -> None:
     about = files.read_json(run / "detection" / "detector.json")
     assert about["quality"]["datasets"] == ["facts"]
     assert about["quality"]["texts"] == 80
@@ -61,7 +61,7 @@ def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> No
     assert not list((run / "detection").glob("*.pkl"))
 
 
-def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> None:
+def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_cv_group() -> None:
     rows = [
         ("a", "g1", "capital", "France", "x"),
         ("b", "g1", "capital", "Norway", "y"),
@@ -77,7 +77,7 @@ def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> Non
     assert len(set(cv_groups)) == 4
 
 
-def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated() -> None:
+def test_a_fit_prefers_text_controlled_sets_to_leaky_ones_and_given_to_generated() -> None:
     facts, leaky = run_fakes.text_only("facts"), run_fakes.text_only("leaky", low=0.7)
     control, own = (
         run_fakes.text_only("control", control=True),

@@ -71,7 +71,10 @@ def test_sets_of_one_relation_or_of_shared_groups_are_left_out_together() -> Non
     assert set(part[pool.dataset == "one"]) == set(part[pool.dataset == "two"])
     pool.cv_groups[pool.dataset == "four"] = pool.cv_groups[pool.dataset == "three"]
     assert len(set(transfer.parts(pool))) == 2
-    with pytest.raises(UserError, match="2 groups of relations that share no relation and no group, expected at least 3"):
+    with pytest.raises(
+        UserError,
+        match="2 groups of relations that share no relation and no group, expected at least 3",
+    ):
         transfer.left_out(transfer.parts(pool))
 
 

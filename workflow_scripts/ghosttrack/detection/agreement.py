@@ -40,8 +40,7 @@ def measure(samples: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFra
     if missing:
         raise UserError(
             f"{where}: {missing[0]} has {total.get(missing[0], 0)} sampled answers beside its "
-            "greedy one, expected "
-            f"{total.max()} for every example: delete it and run again"
+            f"greedy one, expected {total.max()} for every example: delete it and run again"
         )
     share = (counts["times"] / counts["id"].map(total)).to_numpy()
     same = (counts["cluster"] == counts["id"].map(greedy)).to_numpy()

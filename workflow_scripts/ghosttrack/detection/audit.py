@@ -88,11 +88,9 @@ def run(
     ):
         raise UserError(
             f"{dataset}: the text predicts the label without the model: {'; '.join(leaks)}. "
-            "Expected at most "
-            f"{STOP_ABOVE} at the lower bound of the interval. Fix the texts; or set control: "
-            "true in the data set's "
-            "file, so that it supports no claim; or set detection.audit: report, which only "
-            "marks the leak"
+            f"Expected at most {STOP_ABOVE} at the lower bound of the interval. Fix the texts; or "
+            "set control: true in the data set's file, so that it supports no claim; or set "
+            "detection.audit: report, which only marks the leak"
         )
     return AuditResult(table, checks)
 

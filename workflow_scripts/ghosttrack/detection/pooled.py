@@ -115,8 +115,8 @@ class SufficientStatistics(NamedTuple):
 
     def without(self, part: "SufficientStatistics") -> "SufficientStatistics":
         """Statistics without the rows of `part`."""
-        pairs = zip(self, part, strict=True)
-        return SufficientStatistics(*(whole - less for whole, less in pairs))  # type: ignore[operator]
+        rest = [a - b for a, b in zip(self, part, strict=True)]  # type: ignore[operator]
+        return SufficientStatistics(*rest)
 
     def solve(self, penalty: float) -> LinearModel:
         """Ridge solution with an unpenalised intercept."""

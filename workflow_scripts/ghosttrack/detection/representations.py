@@ -54,8 +54,7 @@ def spans(outputs: pd.DataFrame, rows: int, name: str) -> Spans:
     if int(count.sum()) != rows or (start != np.cumsum(count) - count).any():
         raise UserError(
             f"{name}: outputs.parquet describes {int(count.sum())} answer tokens, the activation "
-            f"store holds {rows}: "
-            "delete the data set's folder in examples/ and run again"
+            f"store holds {rows}: delete the data set's folder in examples/ and run again"
         )
     return Spans(start, count)
 

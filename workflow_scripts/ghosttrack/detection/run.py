@@ -184,7 +184,6 @@ def read_counterfactual_mean(
         ):
             raise UserError(
                 f"{path} holds {', '.join(arrays.files)}; expected {', '.join(names)} of "
-                f"{examples} examples each: "
-                "delete the data set's folder in examples/ and run again"
+                f"{examples} examples each: delete the data set's folder in examples/ and run again"
             )
         return {name: arrays[name] for name in names}

@@ -104,8 +104,8 @@ def load(folder: Path) -> SavedDetector:
     if not weights_path.is_file() or not about_path.is_file():
         raise UserError(
             f"{folder.parent} has no saved detector ({weights_path} is missing): give the folder "
-            "of a finished run, such as "
-            "results/smollm2-135m, or finish the run with the command that started it"
+            "of a finished run, such as results/smollm2-135m, or finish the run with the command "
+            "that started it"
         )
     about = dict(files.read_json(about_path))
     sealed = about.pop("about_sha256", "")
@@ -154,8 +154,7 @@ def require_same(saved: SavedDetector, run: Path) -> None:
             )
             raise UserError(
                 f"{run / name} {state}. Run the workflow again: it restores a damaged file, and "
-                "trains the "
-                "detector again if settings have changed"
+                "trains the detector again if settings have changed"
             )
 
 

@@ -24,7 +24,7 @@ class Text(NamedTuple):
 
 
 class ScoredToken(NamedTuple):
-    """A token of the answer, text[start:end], with its surprisal (nats) and probe score (log-odds)."""
+    """An answer token, text[start:end], with surprisal in nats and probe score in log-odds."""
 
     start: int
     end: int

@@ -131,9 +131,8 @@ def check_folds(
             more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
             raise UserError(
                 f"{name}: rows {named}{more} share a {what} across folds, so a detector could "
-                "memorise its training "
-                f"rows. Expected every {what} in one fold: give these rows the same group in the "
-                "data set's file"
+                f"memorise its training rows. Expected every {what} in one fold: give these rows "
+                "the same group in the data set's file"
             )
 
 

@@ -105,9 +105,9 @@ def left_out(part: NDArray[np.object_]) -> list[TransferTraining]:
     names, code, _ = codes_of(part)
     if len(names) < LEAST_PARTS:
         raise UserError(
-            f"transfer: the data sets hold {len(names)} groups of relations that share no "
-            "relation and no group, "
-            f"expected at least {LEAST_PARTS}: add data sets of other relations to datasets"
+            f"transfer: the data sets hold {len(names)} groups of relations that share no relation "
+            f"and no group, expected at least {LEAST_PARTS}: add data sets of other relations to "
+            "datasets"
         )
     return [
         TransferTraining(f"without {name}", np.where(code != number, code, -1).astype(np.int64))

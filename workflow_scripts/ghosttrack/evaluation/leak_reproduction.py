@@ -115,9 +115,8 @@ def pair_up(texts: pd.DataFrame, dataset: str) -> NDArray[np.int64]:
     if len(pairs) < LEAST_PAIRS:
         raise UserError(
             f"{dataset}: {len(pairs)} pairs of a true and a false text of one group, expected at "
-            f"least {LEAST_PAIRS}: "
-            "name the group_column (or question_column) that joins the true and the false "
-            "answers to a question"
+            f"least {LEAST_PAIRS}: name the group_column (or question_column) that joins the true "
+            "and the false answers to a question"
         )
     return np.array(pairs, dtype=np.int64)
 
@@ -174,7 +173,6 @@ def summary(table: pd.DataFrame) -> list[str]:
     )
     return [
         f"{dataset}: {score_name.replace('_', ' ')} reaches an AUROC of {row[RANDOM_PAIRS]:.3f} "
-        "when pairs are split at "
-        f"random, {row[GROUPED]:.3f} when groups stay whole"
+        f"when pairs are split at random, {row[GROUPED]:.3f} when groups stay whole"
         for (dataset, score_name), row in means.iterrows()
     ]

@@ -259,9 +259,7 @@ def require_headline(table: pd.DataFrame) -> None:
     for row in headline[headline["verdict"] != registry.ESTABLISHED].to_dict("records"):
         raise UserError(
             f"strict: true, and {registry.HEADLINE!r} is {row['verdict']} on {row['dataset']} "
-            f"({row['reason']}): "
-            f"{row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of {row['control']}, "
-            "difference "
-            f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}. Set strict: false to "
-            "keep the run"
+            f"({row['reason']}): {row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of "
+            f"{row['control']}, difference {row['difference_low']:+.3f} to "
+            f"{row['difference_high']:+.3f}. Set strict: false to keep the run"
         )
