@@ -46,7 +46,7 @@ class ClassifierOptions(NamedTuple):
 class _SingleFit(NamedTuple):
     """Uncalibrated scores, (test,), higher = hallucinated.
 
-    Importance of each column, (columns,), or None.
+    importance: of each column, (columns,), or None.
     """
 
     scores: Floats

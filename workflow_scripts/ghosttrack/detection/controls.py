@@ -178,10 +178,7 @@ def embedding_probe(embedding: NDArray[Any], labels: Ints, outer: OuterFold) -> 
 
 
 class Untrained(NamedTuple):
-    """An untrained score: `column` of outputs.parquet times `sign`.
-
-    Higher = more likely hallucinated.
-    """
+    """A score that needs no training: `column` of outputs.parquet times `sign`."""
 
     column: str
     sign: int

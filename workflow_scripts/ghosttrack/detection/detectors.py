@@ -63,10 +63,7 @@ class DetectorInputs(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Hyperparameters chosen in one outer fold, with their inner AUROC.
-
-    Layer -1: no layer was chosen.
-    """
+    """Hyperparameters chosen in one outer fold, with their inner AUROC; layer -1: none chosen."""
 
     score: str
     fold: int

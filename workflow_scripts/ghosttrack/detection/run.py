@@ -48,10 +48,7 @@ class DrawnAnswers(NamedTuple):
 
 
 class DatasetScores(NamedTuple):
-    """scores: long table of all scores; selection: hyperparameters by fold.
-
-    importance: feature importances by fold.
-    """
+    """Tables of a data set: scores in long form, and hyperparameters and importances by fold."""
 
     scores: pd.DataFrame
     selection: pd.DataFrame

@@ -1,9 +1,12 @@
 """The saved detector: a linear function of output features, activations and SAE codes.
 
-log-odds of "hallucinated" = intercept + output features . outputs + mean probe score of the answer
-tokens; probe score of a token = probe_intercept + sum over layers of x . raw + z . code, with
-activation x and SAE code z. The probe on the SAE residual x - decode(z) is folded into `raw` and
-`code`, and the calibration into all weights.
+With an answer token's activation x and SAE code z in each layer:
+
+    log-odds of "hallucinated" = intercept + output features . outputs + mean probe score of the tokens
+    probe score of a token = probe_intercept + sum over layers of (x . raw + z . code)
+
+`raw` and `code` include the probe on the SAE residual x - decode(z); all weights include the
+calibration.
 """
 
 import hashlib
@@ -41,10 +44,10 @@ OUTPUTS = (
 class Weights(NamedTuple):
     """Weights of the saved detector, float64 except for the large arrays in float32.
 
-    outputs: (len(OUTPUTS),); raw: (layers, d_model); code: (layers, d_sae); effect: (layers,
-    d_sae), decrease of a token's log-odds when one unit of the feature's activation is subtracted
-    from its layer, without the residual's part; massive: (layers,) norm above which a token counts
-    as an attention sink and is excluded.
+    outputs: (len(OUTPUTS),); raw: (layers, d_model); code: (layers, d_sae).
+    effect: (layers, d_sae), decrease of a token's log-odds when one unit of the feature's activation
+    is subtracted from its layer, without the residual's part.
+    massive: (layers,) norm above which a token counts as an attention sink and is excluded.
     """
 
     intercept: NDArray[np.float64]

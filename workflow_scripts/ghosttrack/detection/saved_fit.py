@@ -49,9 +49,9 @@ class DatasetSource(NamedTuple):
 
 
 class SavedFit(NamedTuple):
-    """weights: None with too little data; quality: out-of-fold metrics.
+    """The fitted detector with its out-of-fold metrics.
 
-    tokens, effects: see `fit`.
+    weights: None with too little data; quality: metrics, or `reason`; tokens, effects: see `fit`.
     """
 
     weights: saved.Weights | None
@@ -61,9 +61,7 @@ class SavedFit(NamedTuple):
 
 
 class _Probes(NamedTuple):
-    """Probes of each kind, Platt-scaled means over layers.
-
-    The last of the fits is the one on all folds.
+    """Probes of each kind, Platt-scaled means over layers; the last fit uses all folds.
 
     weight: by kind, (fits, layers, columns); intercept: by kind, (fits,); out_of_fold: log-odds by
     kind, (texts,).
@@ -109,13 +107,14 @@ def fit(
     fitted on out-of-fold scores of all folds but the last, which calibrates it.
 
     Args:
-        sources: all data sets; chosen: names of those to fit on; saes: SAE by layer.
-        folds: number of folds, at least LEAST_FOLDS are used.
+        sources: all data sets.
+        chosen: names of the data sets to fit on.
+        saes: SAE by layer.
+        folds: number of folds; at least LEAST_FOLDS are used.
     Returns:
-        tokens: columns dataset, row, fold, probe (log-odds from the fit without the token's fold;
-            fold -1: a
-        data set outside the training data, scored by the final fit). effects: columns fold, layer,
-        feature, weight (see saved.Weights.effect).
+        tokens: columns dataset, row, fold, probe. probe: log-odds from the fit without the token's
+            fold; fold -1: a data set outside the training data, scored by the final fit.
+        effects: columns fold, layer, feature, weight (see saved.Weights.effect).
     """
     parts = [sources[name].examples.assign(dataset=name) for name in chosen]
     texts = (
@@ -221,10 +220,7 @@ _ONE_FOLD = probes.LOGISTIC[1]
 
 
 def _stack(columns: Floats, labels: Ints, inner: Ints) -> LinearModel:
-    """Logistic regression with weights for unstandardised columns.
-
-    Strength chosen over the inner folds.
-    """
+    """Logistic regression in the columns' own scale; inner folds choose the strength."""
     from sklearn.linear_model import LogisticRegression
 
     strength = _ONE_FOLD
@@ -251,7 +247,7 @@ def _calibrated(columns: Floats, labels: Ints, fold: Ints, held: int) -> LinearM
 def _left_out(columns: Floats, labels: Ints, fold: Ints) -> Floats:
     """Out-of-fold probability of every text, (texts,).
 
-    Stack and calibration use disjoint other folds.
+    Of the other folds, the last calibrates and the rest fit the stack.
     """
     result, count = np.empty(len(labels)), int(fold.max()) + 1
     for number in range(count):

@@ -9,11 +9,14 @@ class Text(NamedTuple):
     """A text and its answer, the part that is scored.
 
     answer: part of the text, at its last occurrence; "": the last word. The detector was trained on
-    answers at the end of short statements; with a long answer it calls nearly every text
-    hallucinated. context: text that the model reads first and that is not scored, best a few true
-    statements of the same kind as few-shot demonstrations, one per line. question: the user's
-    message in a chat template, with the text as the assistant's answer; only for a detector fitted
-    on answers in a chat template (generation.prompt: chat). It excludes `context`.
+    answers at the end of short statements. With a long answer it calls nearly every text
+    hallucinated.
+
+    context: text that the model reads first and that is not scored. A few true statements of the
+    same kind, one per line, work best: they are few-shot demonstrations.
+
+    question: the user's message in a chat template; the text is the assistant's answer. It needs a
+    detector fitted on answers in a chat template (generation.prompt: chat), and excludes `context`.
     """
 
     text: str
@@ -45,9 +48,8 @@ class ScoredText(NamedTuple):
     """The detector's result for one text.
 
     start, end: characters of the answer; probability: calibrated probability that the text is
-    hallucinated; log_odds: its log-odds; output: contribution of the output
-    features (log-probabilities, entropies) to the log-odds, the rest is the mean probe score of the
-    tokens.
+    hallucinated; log_odds: its log-odds; output: contribution of the output features
+    (log-probabilities, entropies) to the log-odds. The rest is the mean probe score of the tokens.
     """
 
     id: str

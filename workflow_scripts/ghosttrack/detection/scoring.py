@@ -39,9 +39,9 @@ class FeatureContribution(NamedTuple):
 
 
 class ScoredBatch(NamedTuple):
-    """log_odds: (texts,); logprob, probe: (answer tokens,).
+    """Results of several texts.
 
-    contributions: by text, largest first.
+    log_odds: (texts,); logprob, probe: (answer tokens,); contributions: by text, largest first.
     """
 
     log_odds: Floats
@@ -148,10 +148,10 @@ class Scorer:
     ) -> Floats:
         """One layer's part of each row's probe score, (rows,).
 
-        Adds its largest contributions to `best`.
-
         Args:
-            x: (rows, d_model) activations of answer tokens; text: (rows,) index into `best`.
+            x: (rows, d_model) activations of answer tokens.
+            text: (rows,) index of each row's text.
+            best: contributions by text; the layer's `count` largest are added.
         """
         weights = {name: values[layer_index] for name, values in self._tensors.items()}
         included = torch.linalg.vector_norm(x.float(), dim=1) <= weights["massive"]
@@ -233,10 +233,7 @@ class _Ablation:
                 self._masks[layer_index][number, feature] = 1
 
     def apply(self, layer_index: int, output: Any) -> Any:
-        """The block's output without the features.
-
-        None (unchanged) if none is set for the layer.
-        """
+        """The block's output without the features, or None (unchanged) if the layer has none."""
         mask = self._masks[layer_index]
         if not mask.any():
             return None

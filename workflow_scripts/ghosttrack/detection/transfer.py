@@ -264,9 +264,9 @@ def read_blocks(
     paths: Mapping[str, TransferFiles],
     weights: Mapping[int, Path],
 ) -> Blocks:
-    """Pooled answer activations of all data sets, by layer and kind.
+    """Pool the answers' activations of all data sets, by layer and kind.
 
-    `weights`: SAE weights by layer.
+    `weights`: paths of SAE weights by layer.
     """
     from ghosttrack import sae
     from ghosttrack.activations.reader import ActivationStore

@@ -2,8 +2,9 @@
 
 *random_pairs*: each false answer to a question is paired with its true answer, and pairs are split
 at random into training (70 %) and test (15 %), as in the original system. A true text with several
-false partners is in training and in test, so a model that memorises training texts wins. *grouped*:
-distinct texts in grouped cross-validation; every text is scored by a fit without its group.
+false partners is in training and in test, so a model that memorises training texts wins.
+
+*grouped*: distinct texts in grouped cross-validation. A fit without its group scores each text.
 """
 
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ def reproduce(
 
     Args:
         examples: examples.parquet of given texts, in groups with true and false texts.
-        folds: number of folds of the grouped split; seed: first of `seeds` seeds.
+        folds: number of folds of the grouped split.
+        seed: first of `seeds` seeds.
     Returns:
         One row per split, score and seed, columns COLUMNS. train, test: numbers of texts, with
         repetitions; copied_true, copied_false: fractions of true and of false test texts that are

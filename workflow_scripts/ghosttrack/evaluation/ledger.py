@@ -109,9 +109,10 @@ class _Comparison(NamedTuple):
 def judge(
     scope_results: Sequence[ScopeResult], variants: Sequence[str], settings: EvaluationSettings
 ) -> pd.DataFrame:
-    """The ledger, columns COLUMNS: one row per claim and scope.
+    """Test every claim in every scope, with Holm correction over the claims of a scope.
 
-    Holm correction over the claims of a scope.
+    Returns:
+        The ledger: one row per claim and scope, columns COLUMNS.
     """
     rows = []
     for scope in scope_results:

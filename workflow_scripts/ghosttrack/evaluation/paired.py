@@ -35,10 +35,9 @@ COLUMNS = (
 
 
 class RunScores(NamedTuple):
-    """A run to compare.
+    """A run to compare: its out-of-fold scores and its texts.
 
-    scores: out-of-fold scores, columns dataset, mode, id, group, label, score, value; texts:
-    columns dataset, id, text.
+    scores: columns dataset, mode, id, group, label, score, value; texts: columns dataset, id, text.
     """
 
     scores: pd.DataFrame

@@ -15,7 +15,7 @@ def summarise(table: pd.DataFrame, averaged: list[str]) -> pd.DataFrame:
 
     Args:
         table: columns dataset, source, seed, score, auroc.
-        averaged: data sets of the row `all_given`, their mean for each seed.
+        averaged: data sets whose mean, for each seed, is the data set `all_given`.
     Returns:
         A table with the columns COLUMNS.
     """
