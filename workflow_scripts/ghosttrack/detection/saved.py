@@ -2,7 +2,7 @@
 
 With an answer token's activation x and SAE code z in each layer:
 
-    log-odds of "hallucinated" = intercept + output features . outputs + mean probe score of the tokens
+    log-odds of "hallucinated" = intercept + output features . outputs + mean token probe score
     probe score of a token = probe_intercept + sum over layers of (x . raw + z . code)
 
 `raw` and `code` include the probe on the SAE residual x - decode(z); all weights include the
@@ -45,8 +45,8 @@ class Weights(NamedTuple):
     """Weights of the saved detector, float64 except for the large arrays in float32.
 
     outputs: (len(OUTPUTS),); raw: (layers, d_model); code: (layers, d_sae).
-    effect: (layers, d_sae), decrease of a token's log-odds when one unit of the feature's activation
-    is subtracted from its layer, without the residual's part.
+    effect: (layers, d_sae), decrease of a token's log-odds when one unit of the feature's
+    activation is subtracted from its layer, without the residual's part.
     massive: (layers,) norm above which a token counts as an attention sink and is excluded.
     """
 

@@ -29,7 +29,7 @@ class Gate(NamedTuple):
         return None if math.isnan(value) else self.low <= value <= self.high
 
     def worst(self, quality: Mapping[int, Mapping[str, Any]]) -> int | None:
-        """The layer furthest outside the range, else nearest to its bounds; None without a metric."""
+        """The layer furthest outside the range, else nearest its bounds; None without a metric."""
         margins = {
             layer: min(value - self.low, self.high - value)
             for layer, metrics in quality.items()
