@@ -1,4 +1,4 @@
-"""Classifiers of tables: each finds what only its kind can see, and none looks at what it is scored on."""
+"""Classifiers of tables find their kind of dependence and do not see the rows that they score."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,10 @@ OPTIONS = classifiers.ClassifierOptions(trees=40, seed=0)
 
 
 def planted(shape: str, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns of noise, and labels that follow the first one in a line, in a bow, or through its sign times the second's."""
+    """Noise columns.
+
+    Labels depend on the first one linearly, quadratically, or on its product with the second.
+    """
     rng = np.random.default_rng(0)
     x = rng.standard_normal((n, 5))
     drive = {"line": x[:, 0], "bow": x[:, 0] ** 2 - 0.5, "product": x[:, 0] * x[:, 1]}[shape]
@@ -29,7 +32,7 @@ def planted(shape: str, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarra
         ("ensemble", "bow"),
     ],
 )
-def test_each_classifier_finds_a_signal_of_its_kind(name: str, shape: str) -> None:
+def test_each_classifier_finds_a_dependence_of_its_kind(name: str, shape: str) -> None:
     x, y, inner = planted(shape)
     found = classifiers.fit_all(
         ["forest", "additive", name], x[:300], y[:300], inner[:300], x[300:], OPTIONS
@@ -39,7 +42,7 @@ def test_each_classifier_finds_a_signal_of_its_kind(name: str, shape: str) -> No
     assert found.train_log_odds.shape == (300,)
 
 
-def test_the_additive_model_says_which_column_counts_and_misses_products() -> None:
+def test_the_additive_model_ranks_columns_and_misses_products() -> None:
     x, y, inner = planted("bow")
     x[:, 4] = 1.0  # constant: no curve
     found = classifiers.fit("additive", x, y, inner, x, OPTIONS)

@@ -1,4 +1,4 @@
-"""Detectors: a planted signal is found, noise is not, nothing outside the training folds is used."""
+"""Detectors: they find a planted signal, not noise, and use nothing outside the training folds."""
 
 import io
 from typing import Any
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_scores() -> None:
     )
 
 
-def test_without_tracks_the_detector_still_stands() -> None:
+def test_without_tracks_the_detector_is_still_trained() -> None:
     inputs, labels, outer_folds = made(3.0)
     found = detectors.train(inputs._replace(metrics={}), labels, outer_folds[:1], SETTINGS, 0, "x")
     assert "ghosttrack.with_metrics" not in found.scores

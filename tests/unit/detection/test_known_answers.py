@@ -1,4 +1,4 @@
-"""From inputs to verdicts through every nested fit: what was planted is established, and nothing is where there is nothing."""
+"""From inputs to verdicts: a planted signal is established, and noise is not."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ SETTINGS = EvaluationSettings(bootstrap=200)
 
 
 def judged(signal: float, seed: int) -> pd.DataFrame:
-    """The ledger of one made-up set, from detectors that were trained on it."""
+    """The ledger of one synthetic data set, from detectors trained on it."""
     inputs, labels, outer_folds = test_detectors.made(signal, seed)
     fold = np.empty(len(labels), dtype=np.int64)
     for outer in outer_folds:

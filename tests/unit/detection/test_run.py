@@ -1,4 +1,4 @@
-"""From files to tables: the three scripts on made-up data sets, one of them too small to train on."""
+"""From files to tables: the scripts on synthetic data sets, one of them too small to train on."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,10 @@ DETECTION, EVALUATION = (
 
 
 def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> None:
-    """Examples of two tokens each; the label is written into layer 3 and into the log-probability."""
+    """Examples of two tokens each.
+
+    The label is written into layer 3 and into the log-probability.
+    """
     rng, n = np.random.default_rng(seed), len(labels)
     words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(2 * n)]
     examples = pd.DataFrame(
@@ -239,7 +242,7 @@ def test_a_data_set_too_small_is_reported_with_its_reason_and_not_pooled(results
     assert set(claims.loc[claims["dataset"] == "small", "verdict"]) == {registry.NOT_ESTABLISHED}
 
 
-def test_signals_that_an_example_lacks_are_not_run_and_say_why(results: Path) -> None:
+def test_scores_that_an_example_lacks_are_not_computed_and_say_why(results: Path) -> None:
     metrics = registry.read(results / "metrics.csv", registry.METRICS).set_index(
         ["dataset", "score"]
     )
@@ -262,7 +265,7 @@ def test_a_counterfactual_mean_of_other_layers_is_refused(tmp_path: Path) -> Non
             detection_run.read_counterfactual_mean(tmp_path / "background.npz", layers, examples)
 
 
-def test_scores_of_all_signals_share_their_folds(results: Path) -> None:
+def test_all_scores_share_their_folds(results: Path) -> None:
     scores = pd.read_parquet(results / "scores.parquet").query("dataset == 'big'")
     assert (scores.groupby("id")["fold"].nunique() == 1).all()
     assert (scores.groupby("group")["fold"].nunique() == 1).all()
@@ -287,7 +290,7 @@ def test_strict_mode_passes_or_names_the_claim(results: Path, tmp_path: Path) ->
         check_claims.main(ledger=tmp_path / "lost.csv", passed=tmp_path / "never.json")
 
 
-def test_other_seeds_are_scored_in_files_of_the_run_and_a_set_too_small_has_none(
+def test_other_seeds_are_scored_and_a_set_too_small_has_none(
     inputs: Path, results: Path, tmp_path: Path
 ) -> None:
     arms = {"k_002_seed_0": 0, "k_002_seed_7": 7}

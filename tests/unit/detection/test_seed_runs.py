@@ -1,4 +1,4 @@
-"""Other seeds: the same fits as the detectors', other folds, other autoencoders, and a table of how far it moves."""
+"""Other seeds: the detectors' fits in other folds and with other SAEs, and their variation."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Folds: nothing shared, nothing split, and an error that names what would be."""
+"""Folds keep groups and verbatim texts whole; errors name the rows that do not."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from ghosttrack.errors import UserError
 
 
 def blocks(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and units of `count` swap blocks of four rows."""
+    """Labels and groups of `count` minimal-pair blocks of four rows."""
     return np.tile([0, 0, 1, 1], count), np.repeat(
         [f"block-{number:03d}" for number in range(count)], 4
     ).astype(object)
 
 
-def test_every_unit_is_in_one_fold_and_every_row_in_some_fold() -> None:
+def test_every_group_is_in_one_fold_and_every_row_in_some_fold() -> None:
     labels, cv_groups = blocks(23)
     fold = splits.assign_folds(labels, cv_groups, 5, seed=3)
     assert set(fold) == {0, 1, 2, 3, 4}
@@ -28,7 +28,7 @@ def test_folds_depend_on_the_seed_alone() -> None:
     assert (first != splits.assign_folds(labels, cv_groups, 5, seed=2)).any()
 
 
-def test_inner_folds_cover_the_training_rows_and_keep_units_whole() -> None:
+def test_inner_folds_cover_the_training_rows_and_keep_groups_whole() -> None:
     labels, cv_groups = blocks(20)
     fold = splits.assign_folds(labels, cv_groups, 5, seed=0)
     seen: list[int] = []
@@ -47,7 +47,7 @@ def test_inner_folds_cover_the_training_rows_and_keep_units_whole() -> None:
     assert sorted(seen) == list(range(len(labels)))
 
 
-def test_groups_that_share_a_text_become_one_unit() -> None:
+def test_groups_that_share_a_text_become_one_cv_group() -> None:
     groups = ["c", "b", "a", "d", "d"]
     texts = [
         "Paris is in France.",
@@ -94,7 +94,7 @@ def test_too_few_groups_of_a_class_are_refused_with_the_numbers() -> None:
     assert not splits.infeasible_reason(*blocks(10), 5)
 
 
-def test_a_sample_takes_whole_units_up_to_its_limit() -> None:
+def test_a_sample_takes_whole_groups_up_to_its_limit() -> None:
     _, cv_groups = blocks(30)
     chosen = splits.sample_cv_groups(cv_groups, 50, seed=0)
     assert chosen.sum() == 48
@@ -132,7 +132,7 @@ def test_an_error_names_five_rows_and_counts_the_others(shared: int, more: str) 
 def test_folds_are_refused_exactly_below_the_number_of_groups_that_they_need(
     folds: int, inner: int, label: int
 ) -> None:
-    # Two groups of a class in each outer fold; one in each inner fold of what is left without one outer fold.
+    # Two groups of a class per outer fold, and one per inner fold without one outer fold.
     needed = max(2 * folds, -(-inner * folds // (folds - 1)) + 1)
     for found, refused in ((needed - 1, True), (needed, False)):
         labels = np.array([label] * found + [1 - label] * 60)
@@ -151,7 +151,7 @@ def test_folds_are_refused_exactly_below_the_number_of_groups_that_they_need(
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5, 7, 8, 11, 12, 13])
-def test_a_sample_is_as_many_whole_units_as_the_limit_allows_in_a_random_order(limit: int) -> None:
+def test_a_sample_is_as_many_whole_groups_as_the_limit_allows_in_a_random_order(limit: int) -> None:
     _, cv_groups = blocks(3)
     if limit < 4:
         with pytest.raises(UserError, match=r"below the size of a group \(4 texts\)"):

@@ -1,4 +1,4 @@
-"""Detectors on other relations: what is shared is found there, what is not is not, and nothing of a left-out label is used."""
+"""Transfer: shared signals are found on other relations, others are not; labels do not leak."""
 
 from pathlib import Path
 
@@ -28,7 +28,10 @@ SETS, GROUPS, WIDTH = (
 
 
 def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
-    """Four sets of three parts; `signal` moves channel 0 of every set alike, `own` another channel in each."""
+    """Four sets of three parts.
+
+    `signal` shifts channel 0 of all sets, `own` another channel in each.
+    """
     rng, n = np.random.default_rng(seed), 4 * GROUPS
     labels = np.tile([0, 0, 1, 1], GROUPS * len(SETS))
     dataset = np.repeat(list(SETS), n).astype(object)
@@ -41,7 +44,7 @@ def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
             x[:, 0] += signal * labels
             for place, name in enumerate(SETS):
                 x[dataset == name, 1 + place] += own * labels[dataset == name]
-                x[dataset == name] *= 1 + place  # other units in each set
+                x[dataset == name] *= 1 + place  # another scale in each set
             kinds[kind] = x
         blocks[layer] = kinds
     outputs = pd.DataFrame(
@@ -78,7 +81,7 @@ def test_sets_of_one_relation_or_of_shared_groups_are_left_out_together() -> Non
         transfer.left_out(transfer.parts(pool))
 
 
-def test_what_relations_share_is_found_on_a_left_out_one_and_what_is_its_own_is_not() -> None:
+def test_a_shared_signal_is_found_on_a_left_out_relation_and_a_specific_one_is_not() -> None:
     assert min(reached(made(3.0), "ghosttrack")) > 0.9
     assert min(reached(made(3.0), "raw_probe")) > 0.9
     assert max(abs(value - 0.5) for value in reached(made(0.0, own=3.0), "ghosttrack")) < 0.15
@@ -98,7 +101,7 @@ def test_left_out_labels_do_not_reach_their_scores() -> None:
         assert (score[test] == after[training.name][score_name][test]).all(), score_name
 
 
-def test_a_text_whose_unit_was_trained_on_is_not_scored() -> None:
+def test_a_text_whose_group_was_trained_on_is_not_scored() -> None:
     pool = made(1.0)
     one, two = (np.flatnonzero(pool.dataset == name)[:4] for name in ("one", "two"))
     pool.cv_groups[two] = pool.cv_groups[one[0]]
@@ -108,7 +111,7 @@ def test_a_text_whose_unit_was_trained_on_is_not_scored() -> None:
     assert np.isnan(score).sum() == len(two) + (pool.dataset == "one").sum()
 
 
-def test_probes_from_sums_are_those_refitted_on_the_rows() -> None:
+def test_probes_from_gram_matrices_equal_refitted_ones() -> None:
     from sklearn.linear_model import Ridge
 
     pool = made(1.0)
@@ -133,7 +136,7 @@ def test_probes_from_sums_are_those_refitted_on_the_rows() -> None:
     np.testing.assert_allclose(found.test_log_odds, odds.apply(total[best][~train]), atol=1e-3)
 
 
-def test_units_are_those_of_a_large_relation_and_of_the_set_for_a_small_one() -> None:
+def test_features_are_standardised_by_large_relation_or_else_by_data_set() -> None:
     pool = made(0.0)
     pool.relation[np.flatnonzero(pool.dataset == "four")[:8]] = "rare"
     found = transfer.standardise_by_relation(pool.outputs.to_numpy(), pool)

@@ -91,7 +91,7 @@ def test_a_damaged_metrics_table_is_named_with_its_row_and_value(
     assert str(caught.value).startswith("metrics.csv: ")
 
 
-def test_a_signal_that_was_not_run_may_lack_its_numbers(metrics: pd.DataFrame) -> None:
+def test_a_score_that_was_not_computed_may_lack_its_numbers(metrics: pd.DataFrame) -> None:
     table = metrics.copy()
     chosen = table["dataset"] == "cities"
     table.loc[chosen, ["auroc", "auroc_low", "auroc_high", "auprc", "ece"]] = np.nan
@@ -116,7 +116,7 @@ def test_scores_match_the_examples_and_the_metrics(
         checks.check_scores(PATH, scores.drop(columns="fold"), metrics, ids(scores))
 
 
-def test_one_missing_score_fails_but_a_signal_that_was_not_run_does_not(
+def test_one_missing_value_fails_but_a_score_that_was_not_computed_does_not(
     scores: pd.DataFrame, metrics: pd.DataFrame
 ) -> None:
     table = scores.copy()

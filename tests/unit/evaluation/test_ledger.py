@@ -38,7 +38,7 @@ def scores(
     seed: int = 0,
     mode: str = "given",
 ) -> pd.DataFrame:
-    """A long table: each signal is noise plus `apart` for hallucinated texts."""
+    """A long table: each score is noise plus `apart` for hallucinated texts."""
     rng = np.random.default_rng(seed)
     labels, cv_groups = (
         np.tile([0, 0, 1, 1], groups),
@@ -107,7 +107,10 @@ def test_a_detector_above_a_leaky_text_is_no_artefact() -> None:
 def exact(
     auroc: dict[str, float], error: float = 0.0, groups: int = 80, name: str = "exact"
 ) -> ScopeResult:
-    """A data set whose signals have these AUROCs, and whose detector alone has draws that vary, by a standard error."""
+    """A data set with these AUROCs.
+
+    Only the detector's draws vary, with the standard error `error`.
+    """
     everything = dict.fromkeys(SCORE_NAMES, 0.5) | auroc
     noise = norm.ppf((np.arange(4_000) + 0.5) / 4_000)
     draws = {
@@ -125,7 +128,8 @@ def test_as_many_groups_as_the_setting_asks_for_are_enough(groups: int, verdict:
     assert judged(exact({"ghosttrack": 0.8}, groups=groups))["verdict"] == verdict
 
 
-# .96 of a claim's standard errors make the interval; Holm's correction asks for about 3 of them here.
+# .96 of a claim's standard errors make the interval; Holm's correction asks for about 3 of them
+# here.
 @pytest.mark.parametrize(
     ("errors", "verdict", "reason"),
     [
@@ -176,17 +180,22 @@ def test_a_text_explains_a_score_when_it_is_above_chance_and_the_score_is_not_ab
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_pooled_claim_is_held_against_the_best_of_any_number_of_controls(count: int) -> None:
-    rivals = ["length", "question_only", "answer_logprob_mean"][:count]
-    sets = [exact({rival: 0.6 + 0.05 * number}, name=rival) for number, rival in enumerate(rivals)]
-    scope = exact({rivals[0]: 0.53})._replace(members=tuple(sets))
-    found = ledger.best_of(scope, rivals)
+    control_names = ["length", "question_only", "answer_logprob_mean"][:count]
+    sets = [
+        exact({control: 0.6 + 0.05 * number}, name=control)
+        for number, control in enumerate(control_names)
+    ]
+    scope = exact({control_names[0]: 0.53})._replace(members=tuple(sets))
+    found = ledger.best_of(scope, control_names)
     assert found.auroc == pytest.approx(np.mean([0.6 + 0.05 * number for number in range(count)]))
     assert found.draws == pytest.approx(np.full(4_000, found.auroc))
-    assert found.name == "best of each set: " + ", ".join(f"{rival} 1" for rival in sorted(rivals))
-    alone = ledger.best_of(scope, rivals[:1])
-    assert (alone.name, alone.auroc) == (rivals[0], 0.53)
+    assert found.name == "best of each set: " + ", ".join(
+        f"{control} 1" for control in sorted(control_names)
+    )
+    alone = ledger.best_of(scope, control_names[:1])
+    assert (alone.name, alone.auroc) == (control_names[0], 0.53)
     same = [exact({"length": 0.6}, name="one"), exact({"length": 0.7}, name="two")]
-    assert ledger.best_of(scope._replace(members=tuple(same)), rivals).name == "length"
+    assert ledger.best_of(scope._replace(members=tuple(same)), control_names).name == "length"
 
 
 def test_few_groups_and_positive_controls_establish_nothing() -> None:
@@ -199,7 +208,7 @@ def test_few_groups_and_positive_controls_establish_nothing() -> None:
     )
 
 
-def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
+def test_a_score_that_was_not_computed_is_named_with_its_reason() -> None:
     table = scores({})
     gone = table["score"].str.startswith("ghosttrack")
     table.loc[gone, "value"], table.loc[gone, "reason"] = np.nan, "3 of 320 texts are true"
@@ -212,9 +221,7 @@ def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
 
 @pytest.mark.parametrize("missing", ["ghosttrack", "raw_probe_all"])
 @pytest.mark.parametrize("reason", ["3 of 320 texts are true", ""])
-def test_the_reason_is_that_of_the_missing_signal_and_of_no_other(
-    missing: str, reason: str
-) -> None:
+def test_the_reason_is_that_of_the_missing_score_and_of_no_other(missing: str, reason: str) -> None:
     rows = [
         {"score": score_name, "reason": f"because of {score_name}"} for score_name in SCORE_NAMES
     ]
@@ -233,19 +240,19 @@ def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None
         scope_result({"ghosttrack": 3.0, "text_only": 3.0}, dataset="leaky", seed=2, control=True),
         scope_result({"ghosttrack": 3.0}, dataset="asked", seed=3, mode="generated"),
     ]
-    strict, generated = scoreboard.pools(sets, 0.95)
-    assert (strict.name, generated.name) == ("all_given", "generated")
-    assert [member.name for member in strict.members] == ["one", "two"]
-    assert strict.auroc["ghosttrack"] == pytest.approx(
+    given, generated = scoreboard.pools(sets, 0.95)
+    assert (given.name, generated.name) == ("all_given", "generated")
+    assert [member.name for member in given.members] == ["one", "two"]
+    assert given.auroc["ghosttrack"] == pytest.approx(
         np.mean([each.auroc["ghosttrack"] for each in sets[:2]])
     )
-    row = judged(strict)
+    row = judged(given)
     assert row["control"] == "best of each set: answer_logprob_mean 1, length 1"
     expected = np.mean([sets[0].auroc["answer_logprob_mean"], sets[1].auroc["length"]])
     assert row["auroc_control"] == pytest.approx(expected)
     narrow, wide = (
         np.diff([line["auroc_low"], line["auroc_high"]]).item()
-        for line in (strict.rows[0], sets[0].rows[0])
+        for line in (given.rows[0], sets[0].rows[0])
     )
     assert narrow < wide
 

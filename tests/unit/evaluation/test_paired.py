@@ -16,7 +16,7 @@ SETTINGS = EvaluationSettings(bootstrap=400)
 def scored(
     scores: Mapping[str, np.ndarray], label: np.ndarray, mode: str = "given", text: str = "Text"
 ) -> RunScores:
-    """A model that gave each data set these scores of the detector; groups of two."""
+    """A run with these detector scores by data set; groups of two texts."""
     parts = [
         pd.DataFrame(
             {

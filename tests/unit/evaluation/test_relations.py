@@ -1,4 +1,4 @@
-"""Generated answers relation by relation."""
+"""Results of generated answers by relation."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ SETTINGS = EvaluationSettings(bootstrap=200, minimum_answers=50)
 
 
 def scores(sizes: dict[str, tuple[int, int]]) -> tuple[pd.DataFrame, pd.Series]:
-    """Each relation has its own level and no signal inside it: pooled, the score looks as if it knew the label."""
+    """A score that differs between relations only, so that its pooled AUROC is above chance."""
     rng, rows = np.random.default_rng(0), []
     for level, (name, (right, wrong)) in enumerate(sizes.items()):
         for number, label in enumerate([0] * right + [1] * wrong):
@@ -30,7 +30,7 @@ def scores(sizes: dict[str, tuple[int, int]]) -> tuple[pd.DataFrame, pd.Series]:
     return table, found.set_index("id")["relation"]
 
 
-def test_within_a_relation_nothing_is_left_of_a_score_that_only_ranks_relations() -> None:
+def test_a_score_that_only_ranks_relations_is_at_chance_within_a_relation() -> None:
     table, relation = scores(
         {"easy": (90, 60), "hard": (60, 120), "small": (12, 30), "tiny": (5, 40)}
     )
