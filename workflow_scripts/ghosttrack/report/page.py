@@ -17,8 +17,6 @@ from ghosttrack.report.verdicts import Verdict
 from ghosttrack.settings import code_digest
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Kind (CSS class) of each score of registry.SHOWN.
-KINDS = ("detector", "output", "probe", "control")
 # Scores of the main table.
 COLUMNS = (
     registry.DETECTOR,
@@ -135,8 +133,8 @@ def render(inputs: Inputs) -> str:
         verdict=Verdict.of(inputs.ledger, kinds),
         confidence=f"{100 * inputs.settings.get('evaluation', {}).get('confidence', 0.95):g} %",
         shown=[
-            {"label": shown.label, "kind": kind, "marker": shown.marker}
-            for shown, kind in zip(registry.SHOWN, KINDS, strict=True)
+            {"label": shown.label, "kind": shown.family, "marker": shown.marker}
+            for shown in registry.SHOWN
         ],
         columns=[{"score": name, "label": registry.get(name).heading} for name in COLUMNS],
         parts_of_data=parts,
@@ -223,8 +221,8 @@ def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, An
             "groups": 0,
         }
         points = [
-            point(row, shown.label, kind, shown.marker)
-            for shown, kind in zip(registry.SHOWN, KINDS, strict=True)
+            point(row, shown.label, shown.family, shown.marker)
+            for shown in registry.SHOWN
             if (row := scores[shown.name])
         ]
         shown_name = POOLS.get(dataset, dataset) if name == "pooled" else dataset
