@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from ghosttrack import statistics
 from ghosttrack.detection import controls, detectors, splits
 from ghosttrack.detection import run as detection_run
-from ghosttrack.detection.representations import LayerBlocks, Pairs
+from ghosttrack.detection.representations import LayerBlocks, PromptAnswerPairs
 from ghosttrack.runtime import tables
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
@@ -61,8 +61,8 @@ def phase(given: argparse.Namespace) -> None:
     show(f"detection phase of {given.results.name}", ["rule", "jobs", "s", "longest"], rows)
 
 
-def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
-    """Detector inputs and texts of one data set."""
+def read(run: Path, dataset: str) -> tuple[detectors.DetectorInputs, pd.DataFrame]:
+    """What the detectors read of one data set, and its texts."""
     folder = run / "examples" / dataset
     layers = layers_of(run)
     examples = tables.read_parquet(run / "datasets" / dataset / "examples.parquet")
@@ -74,9 +74,9 @@ def read(run: Path, dataset: str) -> tuple[detectors.Inputs, pd.DataFrame]:
 
 
 def grown(
-    inputs: detectors.Inputs, picked: np.ndarray, generator: np.random.Generator
-) -> detectors.Inputs:
-    """The rows `picked` with noise added; zeros of SAE codes stay zero."""
+    inputs: detectors.DetectorInputs, picked: np.ndarray, generator: np.random.Generator
+) -> detectors.DetectorInputs:
+    """The rows `picked`, each a little different from the others; zeros of a code stay zeros."""
 
     def noisy(values: Any) -> Any:
         x = np.asarray(values)[picked]
@@ -86,11 +86,11 @@ def grown(
     def table(values: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(noisy(values.to_numpy(dtype=np.float64)), columns=values.columns)
 
-    return detectors.Inputs(
+    return detectors.DetectorInputs(
         table(inputs.outputs),
         table(inputs.lens),
         {layer: LayerBlocks(*map(noisy, blocks)) for layer, blocks in inputs.layers.items()},
-        Pairs(
+        PromptAnswerPairs(
             [noisy(block.astype(np.float32)) for block in inputs.pairs.prompt],
             noisy(inputs.pairs.words.astype(np.float32)),
             noisy(inputs.pairs.answer.astype(np.float32)),
@@ -114,11 +114,14 @@ def growth(given: argparse.Namespace) -> None:
             4 * generator.integers(len(truth) // 4, size=size // 4)[:, None] + np.arange(4)
         ).ravel()
         made = grown(inputs, picked, generator)
-        labels, units = truth[picked], np.repeat(np.arange(size // 4), 4).astype(str).astype(object)
-        step = splits.rounds(
+        labels, cv_groups = (
+            truth[picked],
+            np.repeat(np.arange(size // 4), 4).astype(str).astype(object),
+        )
+        outer = splits.outer_folds(
             labels,
-            units,
-            splits.assign_folds(labels, units, detection.folds, 0),
+            cv_groups,
+            splits.assign_folds(labels, cv_groups, detection.folds, 0),
             detection.inner_folds,
             0,
         )[0]
@@ -132,10 +135,10 @@ def growth(given: argparse.Namespace) -> None:
         scores = generator.standard_normal((40, size))
         calls: dict[str, Callable[[], Any]] = {
             "detectors": lambda: detectors.train(
-                made, labels, [step], detection, 0, f"{len(labels)} texts"
+                made, labels, [outer], detection, 0, f"{len(labels)} texts"
             ),
-            "text": lambda: controls.fit_text(texts, labels, step),
-            "intervals": lambda: statistics.bootstrap_auroc(labels, scores, units, draws, 0),
+            "text": lambda: controls.fit_text(texts, labels, outer),
+            "intervals": lambda: statistics.bootstrap_auroc(labels, scores, cv_groups, draws, 0),
         }
         spent = {}
         for name, call in ((name, call) for name, call in calls.items() if name in given.parts):

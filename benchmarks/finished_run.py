@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ghosttrack.detection.run import Files
+from ghosttrack.detection.run import DatasetFiles
 
 
 def layers_of(run: Path) -> list[int]:
@@ -13,15 +13,9 @@ def layers_of(run: Path) -> list[int]:
 
 def detection_files(
     folder: Path, run: Path, layers: Sequence[int], signals: Sequence[Path] = ()
-) -> Files:
-    """Files that the detectors of a data set read.
-
-    Args:
-        folder: the examples of the data set.
-        run: results of the run, with its SAEs.
-        signals: tables of track metrics, if any.
-    """
-    return Files(
+) -> DatasetFiles:
+    """What the detectors of a data set read: its `folder` of examples, the autoencoders of a `run`, tracking signals if any."""
+    return DatasetFiles(
         [folder / f"layer_{layer:02d}.zarr" for layer in layers],
         [folder / f"layer_{layer:02d}.json" for layer in layers],
         [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],

@@ -65,7 +65,9 @@ def ours(store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folde
     return Timed(trained.sae, time.process_time() - began)
 
 
-def saelens(store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path) -> Timed:
+def saelens(
+    store: Rows, batches: OneEpoch, settings: SaeSettings, seed: int, folder: Path
+) -> Timed:
     """SAELens's trainer, one step at a time, saved and read again as it saves itself for inference."""
     saes: Any = importlib.import_module("sae_lens.saes")
     config: Any = importlib.import_module("sae_lens.config")

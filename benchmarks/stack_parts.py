@@ -21,20 +21,20 @@ from measure import show
 from ghosttrack import scores as registry
 from ghosttrack.detection import controls, detectors, probes, splits
 from ghosttrack.detection import run as detection_run
-from ghosttrack.detection.detectors import BASES, BILINEAR, PAIRS, Inputs
-from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.detectors import BASE_LEARNERS, PAIRS, DetectorInputs
+from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.detection.representations import CANDIDATES
-from ghosttrack.detection.splits import Round
+from ghosttrack.detection.splits import OuterFold
 from ghosttrack.facts import statements
 from ghosttrack.runtime import tables
+from ghosttrack.scores import BILINEAR_PROBE
 from ghosttrack.settings import DetectionSettings
 from ghosttrack.statistics import auroc
 
 JOINT = {"centred_probe": "centred", "residual_probe": "residual"}
 LENS = "lens"
-# Output features of the stack (with or without candidate answers), whether it has the logit lens,
-# and the probes whose log-odds it has.
-OUTPUTS, ALONE = "output features", "output features without rivals"
+# Output features of the stack, with or without candidate answers; base learners, among them the logit lens.
+OUTPUTS, ALONE = "output features", "output features without candidate answers"
 STACKS: dict[str, tuple[str, tuple[str, ...]]] = {
     ALONE: (ALONE, ()),
     f"{ALONE}, two probes": (ALONE, tuple(JOINT)),
@@ -42,52 +42,54 @@ STACKS: dict[str, tuple[str, tuple[str, ...]]] = {
     f"{OUTPUTS}, words": (OUTPUTS, PAIRS),
     f"{OUTPUTS}, two probes": (OUTPUTS, tuple(JOINT)),
     f"{OUTPUTS}, lens": (OUTPUTS, (LENS,)),
-    f"{OUTPUTS}, embedding_pair": (OUTPUTS, (controls.EMBEDDING_PAIR,)),
-    f"{OUTPUTS}, bilinear probe": (OUTPUTS, (BILINEAR,)),
-    "the default detector": (OUTPUTS, (LENS, *BASES)),
+    f"{OUTPUTS}, embedding_pair": (OUTPUTS, (registry.EMBEDDING_PAIR,)),
+    f"{OUTPUTS}, bilinear probe": (OUTPUTS, (BILINEAR_PROBE,)),
+    "the default detector": (OUTPUTS, (LENS, *BASE_LEARNERS)),
     **{
-        f"without {part}": (OUTPUTS, tuple(each for each in (LENS, *BASES) if each != part))
-        for part in (LENS, *BASES)
+        f"without {part}": (OUTPUTS, tuple(each for each in (LENS, *BASE_LEARNERS) if each != part))
+        for part in (LENS, *BASE_LEARNERS)
     },
 }
-CUT = {BILINEAR: "bilinear probe, landmarks", controls.TEXT_PAIR: "text_pair, landmarks"}
+CUT = {BILINEAR_PROBE: "bilinear probe, landmarks", registry.TEXT_PAIR: "text_pair, landmarks"}
 
 
-def score(inputs: Inputs, labels: Ints, rounds: list[Round]) -> dict[str, Floats]:
-    """Out-of-fold log-odds of every stack and of the pair kernels, each (examples,)."""
+def score(inputs: DetectorInputs, labels: Ints, outer_folds: list[OuterFold]) -> dict[str, Floats]:
+    """Out-of-fold log-odds of every stack and of the kernels of pairs, each (examples,)."""
     found: dict[str, Floats] = {
-        name: np.empty(len(labels)) for name in (*STACKS, *BASES, *PAIRS, *CUT.values())
+        name: np.empty(len(labels)) for name in (*STACKS, *BASE_LEARNERS, *PAIRS, *CUT.values())
     }
-    for step in rounds:
-        fits = _parts(inputs, labels, step)
-        quarter = len(step.train) // 4
+    for outer in outer_folds:
+        fits = _parts(inputs, labels, outer)
+        quarter = len(outer.train) // 4
         with patch.object(probes, "EXACT", quarter), patch.object(probes, "LANDMARKS", quarter):
-            fits[CUT[BILINEAR]] = detectors.bilinear(inputs, labels[step.train], step)
-            fits[CUT[controls.TEXT_PAIR]] = controls.text_pair(inputs.texts, labels, step)
-        for name, fit in {**fits, **_stacks(inputs, labels[step.train], step, fits)}.items():
-            found[name][step.test] = fit.outer
+            fits[CUT[BILINEAR_PROBE]] = detectors.bilinear(inputs, labels[outer.train], outer)
+            fits[CUT[registry.TEXT_PAIR]] = controls.text_pair(inputs.texts, labels, outer)
+        for name, fit in {**fits, **_stacks(inputs, labels[outer.train], outer, fits)}.items():
+            found[name][outer.test] = fit.test_log_odds
     return found
 
 
-def _parts(inputs: Inputs, labels: Ints, step: Round) -> dict[str, Fitted]:
-    y = labels[step.train]
+def _parts(inputs: DetectorInputs, labels: Ints, outer: OuterFold) -> dict[str, FoldFit]:
+    y = labels[outer.train]
     fits = {
         name: probes.joint_ridge(
             [getattr(blocks, kind) for blocks in inputs.layers.values()],
             y,
-            step.inner,
-            step.train,
-            step.test,
+            outer.inner_fold,
+            outer.train,
+            outer.test,
         )
         for name, kind in JOINT.items()
     }
-    fits[BILINEAR] = detectors.bilinear(inputs, y, step)
-    fits[controls.TEXT_PAIR] = controls.text_pair(inputs.texts, labels, step)
-    fits[controls.EMBEDDING_PAIR] = controls.embedding_pair(inputs.pairs, labels, step)
+    fits[BILINEAR_PROBE] = detectors.bilinear(inputs, y, outer)
+    fits[registry.TEXT_PAIR] = controls.text_pair(inputs.texts, labels, outer)
+    fits[registry.EMBEDDING_PAIR] = controls.embedding_pair(inputs.pairs, labels, outer)
     return fits
 
 
-def _stacks(inputs: Inputs, y: Ints, step: Round, fits: Mapping[str, Fitted]) -> dict[str, Fitted]:
+def _stacks(
+    inputs: DetectorInputs, y: Ints, outer: OuterFold, fits: Mapping[str, FoldFit]
+) -> dict[str, FoldFit]:
     without_candidates = [name for name in inputs.outputs if not str(name).startswith(CANDIDATES)]
     made = {}
     for name, (outputs, parts) in STACKS.items():
@@ -95,10 +97,10 @@ def _stacks(inputs: Inputs, y: Ints, step: Round, fits: Mapping[str, Fitted]) ->
             outputs=inputs.outputs if outputs == OUTPUTS else inputs.outputs[without_candidates],
             lens=inputs.lens if LENS in parts else inputs.lens.iloc[:, :0],
         )
-        table = detectors.stacked(given, [part for part in parts if part != LENS], step, fits)
+        table = detectors.stacked(given, [part for part in parts if part != LENS], outer, fits)
         x = table.to_numpy(dtype=np.float64)
         made[name] = probes.calibrated(
-            probes.logistic(x[step.train], y, step.inner, x[step.test]), y
+            probes.logistic(x[outer.train], y, outer.inner_fold, x[outer.test]), y
         )
     return made
 
@@ -111,15 +113,17 @@ def of_dataset(
     examples = tables.read_parquet(run / "datasets" / dataset / "examples.parquet")
     outputs = tables.read_parquet(folder / "outputs.parquet")
     audited = tables.read_parquet(run / "detection" / dataset / "controls.parquet")
-    first = audited[audited["signal"] == controls.TEXT_ONLY]
+    first = audited[audited["score"] == registry.TEXT_ONLY]
     rows = pd.Index(examples["id"]).get_indexer(first["id"])
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
     paths = detection_files(folder, run, layers)
     inputs = detection_run.read_inputs(dataset, examples, outputs, rows, paths, layers, [])
-    rounds = splits.rounds(
+    outer_folds = splits.outer_folds(
         labels, first["group"].to_numpy(dtype=object), fold, detection.inner_folds, seed
     )
-    return {name: auroc(labels, each) for name, each in score(inputs, labels, list(rounds)).items()}
+    return {
+        name: auroc(labels, each) for name, each in score(inputs, labels, list(outer_folds)).items()
+    }
 
 
 def main() -> None:
@@ -140,7 +144,10 @@ def main() -> None:
         for name in dict.fromkeys(metrics["dataset"])
         if (given.run / "examples" / str(name)).is_dir()
     ]
-    chosen = given.datasets or registry.kinds(metrics, known, list(statements.CONTROL_SETS)).strict
+    chosen = (
+        given.datasets
+        or registry.kinds(metrics, known, list(statements.CONTROL_SETS)).text_controlled
+    )
     found = {
         name: of_dataset(given.run, name, layers, DetectionSettings(), given.seed)
         for name in chosen

@@ -107,7 +107,7 @@ def transferred(
     known = [
         name for name in dict.fromkeys(metrics["dataset"]) if (run / "examples" / name).is_dir()
     ]
-    strict = registry.kinds(metrics, known, list(statements.CONTROL_SETS)).strict
+    strict = registry.kinds(metrics, known, list(statements.CONTROL_SETS)).text_controlled
     homes = {**dict.fromkeys(strict, run), **dict.fromkeys(names, home)}
     examples = {
         name: tables.read_parquet(at / "datasets" / name / "examples.parquet")
@@ -118,7 +118,7 @@ def transferred(
         for name, at in homes.items()
     }
     paths = {
-        name: transfer.Files(
+        name: transfer.TransferFiles(
             [at / "examples" / name / f"layer_{layer:02d}.zarr" for layer in layers],
             [at / "examples" / name / f"layer_{layer:02d}.json" for layer in layers],
             at / "examples" / name / "background.npz",
@@ -130,11 +130,11 @@ def transferred(
     }
     pool = transfer.pool(examples, outputs, transfer.read_blocks(outputs, paths, weights))
     part = np.unique(transfer.parts(pool).astype(str), return_inverse=True)[1]
-    training = transfer.Training(
+    training = transfer.TransferTraining(
         "the run's sets", np.where(np.isin(pool.dataset, strict), part, -1).astype(np.int64)
     )
     scored = transfer.scores(pool, [training])
-    none = pd.DataFrame(columns=["dataset", "signal"])
+    none = pd.DataFrame(columns=["dataset", "score"])
     return transfer_tables.judge(pool, scored, [training.name], none, settings, seed).left_out
 
 
@@ -153,28 +153,28 @@ def main() -> None:
     torch.set_num_threads(1)
     layers = layers_of(given.run)
     detection, settings = DetectionSettings(audit="report"), EvaluationSettings()
-    standings, reading = [], {}
+    scope_results, reading = [], {}
     for table in given.tables:
         reading[table] = cost(
             lambda: read(given.run, given.keep, table, layers, detection, given.seed)
         )
         found = scores(given.run, given.keep, table, layers, detection, given.seed)
-        standings.append(
+        scope_results.append(
             scoreboard.of_dataset(found, table in statements.CONTROL_SETS, settings, given.seed)
         )
-        where = standings[-1]
+        where = scope_results[-1]
         rows = [
-            [row["signal"], row["auroc"], row["auroc_low"], row["auroc_high"]]
+            [row["score"], row["auroc"], row["auroc_low"], row["auroc_high"]]
             for row in where.rows
-            if row["signal"] in SHOWN
+            if row["score"] in SHOWN
         ]
         show(
             f"{table}: {where.n} texts, {where.groups} groups",
-            ["signal", "AUROC", "low", "high"],
+            ["score", "AUROC", "low", "high"],
             rows,
         )
     judged = ledger.judge(
-        [*standings, *scoreboard.pools(standings, settings.confidence)], [], settings
+        [*scope_results, *scoreboard.pools(scope_results, settings.confidence)], [], settings
     )
     kept = judged[judged["claim"].isin([claim.sentence for claim in ledger.claims([])[:2]])]
     columns = [

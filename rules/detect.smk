@@ -71,7 +71,7 @@ rule train_detectors:
 
 
 rule save_detector:
-    """Fit the default detector on all strict data sets together, and save it for user texts."""
+    """Fit the default detector on all text-controlled data sets together and save it for user texts."""
     input:
         audits=per("results/{model}/detection/{dataset}/leak_audit.csv", "dataset"),
         examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),

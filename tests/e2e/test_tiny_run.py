@@ -45,7 +45,7 @@ def test_the_metric_table_has_every_control_beside_the_detector(finished: Path) 
             "raw_probe",
             "text_only",
             "embedding_probe",
-        } <= set(rows["signal"])
+        } <= set(rows["score"])
         assert rows["n"].nunique() == 1
         shown = rows.dropna(subset=["auroc"])
         assert (shown["auroc_low"] <= shown["auroc"]).all()

@@ -11,7 +11,7 @@ from ghosttrack import scores as registry
 from ghosttrack import statistics
 
 LAYERS = [10, 12, 14, 16, 18, 20]
-SHOWN = [shown.signal for shown in registry.SHOWN]
+SHOWN = [shown.name for shown in registry.SHOWN]
 VARIANTS = ["default", "permuted", "untracked"]
 CONTROLS = ["element_symbol"]
 # By data set: mode, texts, groups, and the AUROC of detector, answer log-probability, raw probe and
@@ -24,7 +24,7 @@ SETS: dict[str, tuple[str, int, int, tuple[float, float, float, float]]] = {
     "questions": ("generated", 184, 184, (0.781, 0.774, 0.702, 0.668)),
     "element_symbol": ("given", 236, 59, (0.913, 0.884, 0.871, 0.934)),
 }
-SIGNALS = {
+SCORES = {
     "ghosttrack": ("detector", 0),
     "ghosttrack.without_sae": ("detector", 0),
     "ghosttrack.with_metrics": ("detector", 0),
@@ -44,8 +44,8 @@ SIGNALS = {
     "output_regression": ("output", 1),
     "metrics_logistic": ("tracking", 3),
     "metrics_forest": ("tracking", 3),
-    "metrics_forest.permuted": ("null", 3),
-    "metrics_forest.untracked": ("null", 3),
+    "metrics_forest.permuted": ("tracking_null", 3),
+    "metrics_forest.untracked": ("tracking_null", 3),
 }
 
 
@@ -151,8 +151,8 @@ def _relations(folder: Path, metrics: pd.DataFrame) -> Path:
 def _metrics(rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for dataset, (mode, n, groups, levels) in SETS.items():
-        for signal, (family, level) in SIGNALS.items():
-            exact = levels[level] if signal in SHOWN else None
+        for score_name, (family, level) in SCORES.items():
+            exact = levels[level] if score_name in SHOWN else None
             value = exact or float(np.clip(levels[level] + rng.normal(0, 0.02), 0.45, 0.99))
             half = 0.9 * (1.05 - value) / np.sqrt(groups) * 1.6
             prevalence = 0.614 if mode == "generated" else 0.5
@@ -160,7 +160,7 @@ def _metrics(rng: np.random.Generator) -> pd.DataFrame:
                 {
                     "dataset": dataset,
                     "mode": mode,
-                    "signal": signal,
+                    "score": score_name,
                     "family": family,
                     "n": n,
                     "groups": groups,
@@ -187,7 +187,7 @@ def _pooled(metrics: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name, mode in ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated")):
         found = members[members["mode"] == mode].groupby(
-            ["signal", "family"], sort=False, as_index=False
+            ["score", "family"], sort=False, as_index=False
         )
         part = found.mean(numeric_only=True).assign(dataset=name, mode=mode)
         parts.append(
@@ -202,7 +202,7 @@ def _ledger(metrics: pd.DataFrame) -> pd.DataFrame:
     """A few claims for every data set and pool."""
     rows = []
     for scope in dict.fromkeys(metrics["dataset"]):
-        table = metrics[metrics["dataset"] == scope].set_index("signal")
+        table = metrics[metrics["dataset"] == scope].set_index("score")
         for claim, ours, control in (
             (registry.HEADLINE, "ghosttrack", ["answer_logprob_mean", "text_only"]),
             ("the detector beats probes on raw activations", "ghosttrack", ["raw_probe_all"]),
@@ -221,7 +221,7 @@ def _ledger(metrics: pd.DataFrame) -> pd.DataFrame:
             if table.loc["text_only", "auroc_low"] > 0.5 and gain - half < 0:
                 verdict, reason = (
                     registry.ARTEFACT,
-                    "the text alone is above chance, and this is not above the text alone",
+                    "the text alone is above chance, and the score is not above it",
                 )
             rows.append(
                 {
@@ -283,9 +283,8 @@ def _scores(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
     scores, curves, bins = [], [], []
     for dataset, (mode, n, groups, levels) in SETS.items():
         label = np.arange(n) % 2
-        for signal, (family, level) in SIGNALS.items():
-            # Distance of two unit normals with the wanted AUROC: d' = sqrt(2) * probit(AUROC),
-            # with the probit approximated by the logit.
+        for score_name, (family, level) in SCORES.items():
+            # Two normals this far apart have the wanted AUROC: d' = sqrt(2) * probit(AUROC), here by its logit.
             apart = np.log(levels[level] / (1 - levels[level])) * np.sqrt(2) / 1.7
             raw = rng.normal(0, 1, n) + apart * label
             score = 1 / (1 + np.exp(-(raw - apart / 2) * apart))
@@ -301,15 +300,15 @@ def _scores(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
                     group=[f"g{number % groups}" for number in range(n)],
                     label=label,
                     fold=np.arange(n) % groups % 5,
-                    signal=signal,
+                    score=score_name,
                     family=family,
-                    score=score,
+                    value=score,
                     reason="",
                 )
             )
-            if signal not in SHOWN:
+            if score_name not in SHOWN:
                 continue
-            name = {"dataset": dataset, "mode": mode, "signal": signal}
+            name = {"dataset": dataset, "mode": mode, "score": score_name}
             x, y, _ = roc_curve(label, score)
             curves.append(pd.DataFrame({**name, "curve": "roc", "x": x, "y": y}))
             coverage, risk = statistics.risk_curve(label, score)

@@ -53,33 +53,33 @@ def test_codes_of_random_names_are_those_of_the_padded_text() -> None:
     assert found.code.tolist() == code.tolist()
 
 
-def in_own_units(units: Any) -> Any:
-    found: Any = SimpleNamespace(relation=units, dataset=np.full(ROWS, "a", dtype=object))
-    return transfer.own_units(np.ones((ROWS, 2)), found)
+def in_own_units(cv_groups: Any) -> Any:
+    found: Any = SimpleNamespace(relation=cv_groups, dataset=np.full(ROWS, "a", dtype=object))
+    return transfer.standardise_by_relation(np.ones((ROWS, 2)), found)
 
 
 @pytest.mark.parametrize(
     "work",
     [
-        lambda units: statistics.bootstrap_auroc(
-            LABELS, LABELS[None].astype(np.float64), units, 100, 0
+        lambda cv_groups: statistics.bootstrap_auroc(
+            LABELS, LABELS[None].astype(np.float64), cv_groups, 100, 0
         ),
-        lambda units: splits.sample_units(units, 200, 0),
-        lambda units: splits.assign_folds(LABELS, units, 3, 0),
+        lambda cv_groups: splits.sample_cv_groups(cv_groups, 200, 0),
+        lambda cv_groups: splits.assign_folds(LABELS, cv_groups, 3, 0),
         transfer.left_out,
         in_own_units,
-        lambda units: representations.by_relation(pd.DataFrame({"a": LABELS}), list(units)),
+        lambda cv_groups: representations.by_relation(pd.DataFrame({"a": LABELS}), list(cv_groups)),
     ],
     ids=["bootstrap", "sample", "folds", "left out", "own units", "by relation"],
 )
 def test_one_long_name_among_many_takes_no_memory_for_each_of_them(
     work: Callable[[Any], Any],
 ) -> None:
-    units = np.array([f"group {row // 4}" for row in range(ROWS)], dtype=object)
-    work(units)  # imports modules before the measurement
-    units[:4] = "g" * 50_000
+    cv_groups = np.array([f"group {row // 4}" for row in range(ROWS)], dtype=object)
+    work(cv_groups)  # what is imported on the way
+    cv_groups[:4] = "g" * 50_000
     tracemalloc.start()
-    work(units)
+    work(cv_groups)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < MOST

@@ -1,4 +1,4 @@
-"""Look for leaks in one data set before anything is trained on it, and fix the folds that everything uses."""
+"""Audit one data set for leaks, and assign the folds that all detectors use."""
 
 from pathlib import Path
 
@@ -27,12 +27,12 @@ def main(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Score the controls in the common folds; write their scores and the table of checks."""
+    """Write the out-of-fold scores of the controls and the table of checks."""
     store = ActivationStore.open([embedding], [embedding_manifest])
     where = spans(tables.read_parquet(outputs), store.rows, dataset)
     with threadpool_limits(threads):
         table = tables.read_parquet(examples)
-        found = audit.run(
+        result = audit.run(
             table,
             span_mean(np.asarray(store.read()), where),
             dataset,
@@ -42,9 +42,9 @@ def main(
             seed,
         )
     with files.atomic_write(scores, "wb") as stream:
-        found.scores.to_parquet(stream, index=False)
+        result.scores.to_parquet(stream, index=False)
     with files.atomic_write(checks) as stream:
-        tables.write_csv(found.checks, stream)
+        tables.write_csv(result.checks, stream)
 
 
 if __name__ == "__main__":

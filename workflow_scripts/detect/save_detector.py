@@ -1,4 +1,4 @@
-"""Fit the default detector on all strict data sets together and keep it, for texts of one's own."""
+"""Fit the default detector on all text-controlled data sets together and save it for user texts."""
 
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,21 @@ def main(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Write the detector, and what it says of every answer token of the data sets.
+    """Write the detector, its scores of all answer tokens, and its feature effects.
 
-    `audits`, `examples` and `outputs` go with `datasets`, `weights` and `cfgs` with `layers`.
+    `audits`, `examples` and `outputs` are in the order of `datasets`, `weights` and `cfgs` of
+    `layers`.
     """
     sources = {
-        name: saved_fit.Source(
-            tables.read_parquet(own_examples), tables.read_parquet(own_outputs), own_outputs.parent
+        name: saved_fit.DatasetSource(
+            tables.read_parquet(examples_path),
+            tables.read_parquet(outputs_path),
+            outputs_path.parent,
         )
-        for name, own_examples, own_outputs in zip(datasets, examples, outputs, strict=True)
+        for name, examples_path, outputs_path in zip(datasets, examples, outputs, strict=True)
     }
     checks = pd.concat([registry.read(path, audit.COLUMNS) for path in audits], ignore_index=True)
-    chosen = saved_fit.strict_sets(checks)
+    chosen = saved_fit.training_sets(checks)
     saes = {layer: sae.load(path.parent) for layer, path in zip(layers, weights, strict=True)}
     with threadpool_limits(threads):
         fitted = saved_fit.fit(sources, chosen, saes, detection.folds, seed)

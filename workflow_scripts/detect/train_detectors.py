@@ -1,4 +1,4 @@
-"""Train every detector on one data set, out of fold, with nested choices."""
+"""Train every detector on one data set with nested cross-validation."""
 
 from pathlib import Path
 
@@ -31,16 +31,21 @@ def main(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Score a data set with every detector; `stores`, `manifests`, `weights` follow `layers`, `signals` follows `variants`; `samples` holds
-    the drawn answers of a generated data set, or nothing."""
-    drawn = [detection_run.Samples(tables.read_parquet(path), path) for path in samples]
+    """Write the scores of every detector, the chosen hyperparameters and the feature importances.
+
+    `stores`, `manifests` and `weights` are in the order of `layers`, `signals` of `variants`.
+    `samples`: samples.parquet of a generated data set, or empty.
+    """
+    drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
-        found = detection_run.train_dataset(
+        trained = detection_run.train_dataset(
             dataset,
             tables.read_parquet(examples),
             tables.read_parquet(outputs),
             tables.read_parquet(audited),
-            detection_run.Files(stores, manifests, weights, background, prompt_states, signals),
+            detection_run.DatasetFiles(
+                stores, manifests, weights, background, prompt_states, signals
+            ),
             layers,
             variants,
             detection,
@@ -48,8 +53,8 @@ def main(
             *drawn,
         )
     with files.atomic_write(scores, "wb") as stream:
-        found.scores.to_parquet(stream, index=False)
-    for path, table in ((selection, found.selection), (importance, found.importance)):
+        trained.scores.to_parquet(stream, index=False)
+    for path, table in ((selection, trained.selection), (importance, trained.importance)):
         with files.atomic_write(path) as stream:
             tables.write_csv(table, stream)
 

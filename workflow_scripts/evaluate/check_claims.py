@@ -1,4 +1,4 @@
-"""Fail when a headline claim is not established (`strict: true`)."""
+"""Fail if the headline claim is not established (`strict: true`)."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from ghosttrack.runtime import files, job
 
 
 def main(*, ledger: Path, passed: Path) -> None:
-    """Read the ledger; write `passed` when it holds."""
+    """Read the ledger, and write `passed` if the headline claim is established."""
     claim_ledger.require_headline(registry.read(ledger, registry.LEDGER))
-    files.write_json(passed, {"established": claim_ledger.HEADLINE})
+    files.write_json(passed, {"established": registry.HEADLINE})
 
 
 if __name__ == "__main__":

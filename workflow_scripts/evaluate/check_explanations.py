@@ -1,4 +1,4 @@
-"""Take the named reasons out of the running model, and as many others, and see how far the score moves."""
+"""Test explanations: ablate the named and other features, and measure the score's change."""
 
 from pathlib import Path
 
@@ -22,9 +22,10 @@ def main(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Write the table, without rows where no detector could be fitted; `examples` goes with `datasets`.
+    """Write explanations.csv, without rows if no detector could be fitted.
 
-    `detector` lies in detection/ of the run's folder, where the model and the SAEs are, too.
+    `examples` is in the order of `datasets`. `detector` is in detection/ of the run's folder, which
+    also holds model and SAEs.
     """
     torch.set_num_threads(threads)
     table = pd.DataFrame(columns=list(registry.EXPLANATIONS))
@@ -36,7 +37,7 @@ def main(
         chosen = {
             name: tables.read_parquet(known[name]) for name in described["quality"]["datasets"]
         }
-        given = {name: own for name, own in chosen.items() if (own["mode"] == "given").any()}
+        given = {name: table for name, table in chosen.items() if (table["mode"] == "given").any()}
         if given:
             texts = faithfulness.choose(given)
             table = faithfulness.measure(

@@ -1,4 +1,4 @@
-"""Check the finished tables, so that a bad run fails here and not in a reader's hands."""
+"""Check the finished tables of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ def main(
     datasets: list[str],
     expected: dict[str, Any] | None = None,
 ) -> None:
-    """Read every table, raise at the first thing that cannot be, and count what was checked.
+    """Raise an error at the first invalid value of a table; write the number of checked rows.
 
-    `expected`: this run's settings by section; every result must have been made with them.
+    `expected`: the run's settings by section; every result must have been made with them.
     """
     records.check_lineage([metrics, *scores, *quality, answers, *examples], expected or {})
     table = registry.read(metrics, registry.METRICS)
@@ -34,10 +34,10 @@ def main(
     rows = check_metrics(metrics, table, datasets)
     scored = sum(check_scores(path, tables.read_parquet(path), table, ids) for path in scores)
     saes = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
-    for path, found in zip(quality, saes.values(), strict=True):
-        check_quality(path, found)
+    for path, metrics_of_layer in zip(quality, saes.values(), strict=True):
+        check_quality(path, metrics_of_layer)
     check_answers(answers, registry.read(answers, registry.ANSWERS), datasets, layers)
-    examples_of = {name: len(found) for name, found in ids.items()}
+    examples_of = {name: len(known) for name, known in ids.items()}
     files.write_json(
         checks,
         {
@@ -45,7 +45,9 @@ def main(
             "metrics_rows": rows,
             "saes": len(quality),
             "scores": scored,
-            "sae_gates": {str(layer): judge(found) for layer, found in saes.items()},
+            "sae_gates": {
+                str(layer): judge(metrics_of_layer) for layer, metrics_of_layer in saes.items()
+            },
         },
     )
 

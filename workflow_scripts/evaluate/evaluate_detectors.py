@@ -1,4 +1,4 @@
-"""Judge every signal on every data set: metrics with intervals, the claim ledger, the leak audit, curves."""
+"""Evaluate every score on every data set: metrics, claim ledger, leak audit, curves."""
 
 from pathlib import Path
 
@@ -32,27 +32,28 @@ def main(
     evaluation: EvaluationSettings,
     seed: int,
 ) -> None:
-    """Join the data sets' tables and write the tables of evaluation/; `controls` names the positive controls.
+    """Join the tables of the data sets and write the tables of evaluation/.
 
-    `generated`: examples.parquet of the data sets that the model answered itself, in the folder named as the data set.
+    `controls` names the positive controls. `generated`: examples.parquet of the data sets with
+    generated answers, each in the folder named as its data set.
     """
     table = pd.concat([tables.read_parquet(part) for part in parts], ignore_index=True)
-    standings = [
+    scope_results = [
         scoreboard.of_dataset(part, str(name) in controls, evaluation, seed)
         for name, part in table.groupby("dataset", sort=False)
     ]
-    standings += scoreboard.pools(standings, evaluation.confidence)
+    scope_results += scoreboard.pools(scope_results, evaluation.confidence)
     single = []
     for path in generated:
         part = table[table["dataset"] == path.parent.name]
         relation = tables.read_parquet(path, columns=["id", "relation"]).set_index("id")["relation"]
-        single.append(by_relation.standings(part, relation, evaluation, seed))
+        single.append(by_relation.scope_results(part, relation, evaluation, seed))
     claimed = [each for found in single for each in by_relation.claimed(found, evaluation)]
     with files.atomic_write(scores, "wb") as stream:
         table.to_parquet(stream, index=False)
     written = {
-        metrics: scoreboard.metrics_table(standings),
-        ledger: claim_ledger.judge([*standings, *claimed], variants, evaluation),
+        metrics: scoreboard.metrics_table(scope_results),
+        ledger: claim_ledger.judge([*scope_results, *claimed], variants, evaluation),
         relations: scoreboard.metrics_table(
             [
                 *(each for found in single for each in found),

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghosttrack.api import Detector
-    from ghosttrack.detection.scored_texts import Score, Text
+    from ghosttrack.detection.scored_texts import ScoredText, Text
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "Score", "Text", "__version__"]
+__all__ = ["Detector", "ScoredText", "Text", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
         from ghosttrack.api import Detector
 
         return Detector
-    if name in ("Score", "Text"):
+    if name in ("ScoredText", "Text"):
         from ghosttrack.detection import scored_texts
 
         return getattr(scored_texts, name)

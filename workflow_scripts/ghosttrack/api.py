@@ -15,9 +15,9 @@ from ghosttrack.detection.scored_texts import (
     HALLUCINATED,
     TRUE,
     Reason,
-    Score,
+    ScoredText,
+    ScoredToken,
     Text,
-    Token,
 )
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
@@ -70,7 +70,7 @@ class Detector:
         *,
         confidence: float = CONFIDENCE,
         reasons: int = 5,
-    ) -> list[Score]:
+    ) -> list[ScoredText]:
         """Score texts: strings, `Text`s, or mappings with `text` and perhaps `answer` and `id`. Arguments as `stream`."""
         return list(self.stream(texts, confidence=confidence, reasons=reasons))
 
@@ -80,7 +80,7 @@ class Detector:
         *,
         confidence: float = CONFIDENCE,
         reasons: int = 5,
-    ) -> Iterator[Score]:
+    ) -> Iterator[ScoredText]:
         """Scores in the order of the texts, some hundred at a time, so that any number of texts needs little memory.
 
         Args:
@@ -97,7 +97,9 @@ class Detector:
         while window := list(islice(numbered, WINDOW)):
             yield from self._window(window, confidence, reasons)
 
-    def _window(self, window: Sequence[Text], confidence: float, reasons: int) -> Iterator[Score]:
+    def _window(
+        self, window: Sequence[Text], confidence: float, reasons: int
+    ) -> Iterator[ScoredText]:
         import numpy as np
         import pandas as pd
 
@@ -124,7 +126,7 @@ class Detector:
         chances = probability(found.log_odds)
         for place, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
             tokens = [
-                Token(
+                ScoredToken(
                     offsets[place][position - 1][0],
                     offsets[place][position - 1][1],
                     _round(one),
@@ -139,17 +141,17 @@ class Detector:
             ]
             named = [
                 Reason(
-                    scorer.layers[part.place],
+                    scorer.layers[part.layer_index],
                     part.feature,
-                    self._name(scorer.layers[part.place], part.feature),
+                    self._name(scorer.layers[part.layer_index], part.feature),
                     _round(part.log_odds),
                 )
-                for part in found.parts[place]
+                for part in found.contributions[place]
             ]
             chance = _round(chances[place])
             verdict = HALLUCINATED if chance >= 0.5 else TRUE
             sure = max(chance, 1 - chance) >= confidence
-            yield Score(
+            yield ScoredText(
                 text.id,
                 text.text,
                 start,

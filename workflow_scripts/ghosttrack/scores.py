@@ -1,5 +1,6 @@
-"""The tables of `evaluation/` as their readers know them: the names of columns and signals, in one place."""
+"""The registry of scores (names, labels, meanings) and the columns of result tables."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +9,11 @@ import pandas as pd
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import tables
 
-# One row per (dataset, mode, signal).
+# metrics.csv: one row per data set, mode and score.
 METRICS = (
     "dataset",
     "mode",
-    "signal",
+    "score",
     "family",
     "n",
     "groups",
@@ -28,7 +29,7 @@ METRICS = (
     "ece",
     "brier",
 )
-# One row per claim: ours minus the control.
+# ledger.csv: one row per claim, the difference of the claimed score (ours) and a control.
 LEDGER = (
     "claim",
     "dataset",
@@ -45,16 +46,16 @@ LEDGER = (
     "groups",
     "verdict",
 )
-# One row per check and data set.
+# leak_audit.csv: one row per data set and check.
 LEAK_AUDIT = ("dataset", "mode", "check", "value", "low", "high", "verdict")
-# One row per data set and layer, and one per layer over all answer tokens.
+# saes/answers.csv: one row per layer and data set, and one per layer for all answer tokens.
 ANSWERS = ("dataset", "layer", "tokens", "massive_tokens", "l0", "fvu", "fvu_token_median")
-# One row per point: ROC has x = false positive rate, y = true positive rate; PR has x = recall, y = precision.
-CURVES = ("dataset", "mode", "signal", "curve", "x", "y")
-# One row per bin of equal mass.
-CALIBRATION = ("dataset", "mode", "signal", "bin", "n", "predicted", "observed")
-
-# One row per pair of neighbouring layers: links on held-out text.
+# curves.csv: one row per point. ROC: x = false positive rate, y = true positive rate. PR: x =
+# recall, y = precision. Risk: x = coverage, y = error rate.
+CURVES = ("dataset", "mode", "score", "curve", "x", "y")
+# calibration.csv: one row per bin; all bins of a score hold the same number of texts.
+CALIBRATION = ("dataset", "mode", "score", "bin", "n", "predicted", "observed")
+# links.csv: one row per pair of neighbouring layers, links on held-out text.
 LINKS = (
     "layer",
     "next_layer",
@@ -66,7 +67,7 @@ LINKS = (
     "next_fires",
     "next_fires_shuffled_links",
 )
-# One row per removal of features from the running model; none where no detector could be fitted.
+# explanations.csv: one row per ablation of features; no row where no detector could be fitted.
 EXPLANATIONS = (
     "removed",
     "features",
@@ -80,8 +81,9 @@ EXPLANATIONS = (
     "beyond_random_high",
     "agreement",
 )
-# One row per training, tested data set and signal; one per tested data set and control, all trained on other relations.
-TRANSFER = ("trained_on", "dataset", "signal", "n", "groups", "auroc", "auroc_low", "auroc_high")
+# transfer.csv: one row per training set, test set and score.
+TRANSFER = ("trained_on", "dataset", "score", "n", "groups", "auroc", "auroc_low", "auroc_high")
+# left_out.csv: one row per test set and control, both trained on other relations.
 LEFT_OUT = (
     "dataset",
     "control",
@@ -96,45 +98,362 @@ LEFT_OUT = (
 )
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
-# Names of the rows that stand for several data sets, and the two claims that a summary speaks of.
-ALL_GIVEN, ALL_GENERATED = "all_strict", "generated"
-# The answer tokens of all data sets together.
+# Values of the column `dataset` for means over data sets: all given texts, all generated answers.
+ALL_GIVEN, ALL_GENERATED = "all_given", "generated"
+# Value of the column `dataset` in ANSWERS for the answer tokens of all data sets.
 ALL_ANSWERS = "all_answers"
+# The two claims that the summary of a report speaks about, and the suffix of TRACKING before the
+# name of a null: the tracks themselves add to the detector, and not only what the null has as well.
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
-DETECTOR, TEXT_ONLY, LEAK_CONTROL = "ghosttrack", "text_only", "embedding_probe"
-# What follows TRACKING in the claim that it is the tracks that add, and not what their null has as well.
 MORE_THAN = " more than their"
-OUTPUT_ALONE = "output_regression"
+
+DETECTOR = "ghosttrack"
+WITHOUT_SAE, WITH_METRICS = f"{DETECTOR}.without_sae", f"{DETECTOR}.with_metrics"
+# The second regression leaves out the features that compare the answer with the other candidate
+# answers.
+OUTPUT_REGRESSION = "output_regression"
+WITHOUT_CANDIDATES = f"{OUTPUT_REGRESSION}.without_candidates"
+OUTPUT_AND_WORDS = "output_and_words"
+BILINEAR_PROBE = "bilinear_probe"
+TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
+LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
+TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
 
 
-class Shown(NamedTuple):
-    """A signal that the report shows beside the others: its name in the tables, its label, its colour and mark."""
+class Score(NamedTuple):
+    """A detector, probe or control: one number per text, higher = more likely hallucinated.
 
-    signal: str
+    name: value of the column `score`; family: detector, output, probe, control, tracking or
+    tracking_null; label: what a reader sees; meaning: one sentence; colour, marker: for the scores
+    that every figure shows, else ""; short: heading in wide tables where the label is too long.
+    """
+
+    name: str
+    family: str
     label: str
-    colour: str
-    marker: str
+    meaning: str
+    colour: str = ""
+    marker: str = ""
+    short: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Heading of a column in a wide table."""
+        return self.short or self.label
 
 
-# Order = reading order. Colours are told apart by colour-blind readers, and every one has a mark of its own.
-SHOWN = (
-    Shown(DETECTOR, "detector", "#1f5fbf", "o"),
-    Shown("answer_logprob_mean", "answer log-probability", "#c2571a", "s"),
-    Shown("raw_probe", "raw-activation probe", "#1a7f5a", "D"),
-    Shown(TEXT_ONLY, "text only", "#6e7781", "^"),
+_ALL = (
+    Score(
+        DETECTOR,
+        "detector",
+        "detector",
+        "The default detector: a stack of output features, logit-lens features, and probes on "
+        "activations, on prompt-answer pairs and on SAE residuals.",
+        "#1f5fbf",
+        "o",
+    ),
+    Score(
+        WITHOUT_SAE,
+        "detector",
+        "detector without SAEs",
+        "The default detector without the probe on SAE residuals.",
+    ),
+    Score(
+        WITH_METRICS,
+        "detector",
+        "detector with tracking metrics",
+        "The default detector with a logistic regression on the tracking metrics as one more "
+        "base learner.",
+    ),
+    Score(
+        "answer_logprob_mean",
+        "output",
+        "answer log-probability",
+        "Log-probability that the model gives the answer, mean over its tokens.",
+        "#c2571a",
+        "s",
+        "log-prob., mean",
+    ),
+    Score(
+        "answer_logprob_sum",
+        "output",
+        "answer log-probability, sum",
+        "Log-probability that the model gives the answer, summed over its tokens.",
+        short="log-prob., sum",
+    ),
+    Score(
+        "pmi",
+        "output",
+        "PMI",
+        "Pointwise mutual information of prompt and answer: log-probability of the answer minus "
+        "its log-probability after other prompts of the relation, summed over its tokens.",
+    ),
+    Score(
+        "pmi_mean",
+        "output",
+        "PMI, mean over tokens",
+        "Pointwise mutual information of prompt and answer, mean over the answer's tokens.",
+    ),
+    Score(
+        "sinkhorn",
+        "output",
+        "Sinkhorn assignment score",
+        "Log-probability of the answer's first token after Sinkhorn normalisation over all "
+        "prompts and candidate answers of the relation.",
+    ),
+    Score(
+        "perplexity",
+        "output",
+        "perplexity",
+        "Perplexity of the text, without the beginning that all texts of its relation share.",
+    ),
+    Score(
+        "entropy",
+        "output",
+        "entropy",
+        "Entropy of the next-token distributions, mean over the answer's tokens.",
+    ),
+    Score(
+        "margin",
+        "output",
+        "margin",
+        "Difference of the two largest next-token log-probabilities, mean over the answer's "
+        "tokens.",
+    ),
+    Score(
+        "p_true",
+        "output",
+        "P(True)",
+        "Log-odds with which the model calls the text true when a few-shot prompt asks it.",
+    ),
+    Score(
+        "self_consistency",
+        "output",
+        "self-consistency",
+        "Fraction of the sampled answers that agree with the greedy answer.",
+    ),
+    Score(
+        "semantic_entropy",
+        "output",
+        "semantic entropy",
+        "Entropy of the distribution of the sampled answers over their meanings.",
+    ),
+    Score(
+        OUTPUT_REGRESSION,
+        "output",
+        "regression on output features",
+        "Logistic regression on all output features: log-probability, PMI, entropy, margin, rank, "
+        "and the comparison with the other candidate answers.",
+        short="output regr.",
+    ),
+    Score(
+        WITHOUT_CANDIDATES,
+        "output",
+        "regression on output features, without candidate answers",
+        "Logistic regression on the output features that do not compare the answer with other "
+        "candidate answers.",
+    ),
+    Score(
+        OUTPUT_AND_WORDS,
+        "output",
+        "output features with text pairs",
+        "Logistic regression on all output features and on both controls of question-answer pairs: "
+        "all that can be known without reading activations.",
+    ),
+    Score(
+        "output_scores",
+        "output",
+        "regression on four output scores",
+        "Logistic regression on summed and mean log-probability, PMI and entropy, without "
+        "standardisation by relation.",
+    ),
+    Score(
+        "raw_probe",
+        "probe",
+        "raw-activation probe",
+        "Linear probe on raw activations of one layer, which is chosen inside the training folds.",
+        "#1a7f5a",
+        "D",
+        "raw probe",
+    ),
+    Score(
+        "raw_probe_all",
+        "probe",
+        "raw-activation probe of all layers",
+        "Linear probe on raw activations of all layers together.",
+    ),
+    Score(
+        "difference_of_means",
+        "probe",
+        "difference of means",
+        "Projection on the difference of the classes' mean activations in one layer, which is "
+        "chosen inside the training folds.",
+    ),
+    Score(
+        "centred_probe",
+        "probe",
+        "probe on centred activations",
+        "Linear probe on activations minus the counterfactual-prompt mean, the mean activation of "
+        "the same answer after other prompts.",
+    ),
+    Score(
+        "sae_probe",
+        "probe",
+        "SAE probe",
+        "Linear probe on SAE features minus those of the counterfactual-prompt mean.",
+    ),
+    Score(
+        "sae_max_probe",
+        "probe",
+        "probe on maxima of SAE features",
+        "Linear probe on each SAE feature's maximum over the answer, without any links between "
+        "layers.",
+    ),
+    Score(
+        "residual_probe",
+        "probe",
+        "probe on SAE residuals",
+        "Linear probe on the SAE's reconstruction error minus that of the counterfactual-prompt "
+        "mean.",
+    ),
+    Score(
+        BILINEAR_PROBE,
+        "probe",
+        "bilinear probe of prompt and answer",
+        "Bilinear probe on the activation of the last prompt token and the answer's row of the "
+        "unembedding.",
+    ),
+    Score(
+        TEXT_ONLY,
+        "control",
+        "text only",
+        "Logistic regression on TF-IDF of the text's words and characters, without the model.",
+        "#6e7781",
+        "^",
+    ),
+    Score(
+        ANSWER_ONLY,
+        "control",
+        "answer only",
+        "Logistic regression on TF-IDF of the answer alone, without the model.",
+    ),
+    Score(
+        QUESTION_ONLY,
+        "control",
+        "question only",
+        "Logistic regression on TF-IDF of the question alone, without the model.",
+    ),
+    Score(
+        LENGTH,
+        "control",
+        "length",
+        "Logistic regression on the length of the text and of the answer.",
+    ),
+    Score(
+        EMBEDDING_PROBE,
+        "control",
+        "embedding probe",
+        "Linear probe on the mean token embedding of the answer, before the first block.",
+    ),
+    Score(
+        TEXT_PAIR,
+        "control",
+        "characters of question and answer",
+        "Kernel regression on the characters of question and answer together, without the model.",
+    ),
+    Score(
+        EMBEDDING_PAIR,
+        "control",
+        "token embeddings of question and answer",
+        "Bilinear probe on the token embeddings of prompt and answer, before the first block.",
+    ),
+    Score(
+        "noise",
+        "control",
+        "random numbers",
+        "Random forest on random numbers, which know nothing of the text.",
+    ),
+    Score(
+        "seen_in_training",
+        "control",
+        "seen as true in training",
+        "0 for a text that the training part holds as true, else 1.",
+    ),
+    *(
+        Score(
+            f"metrics_{name}",
+            "tracking",
+            f"tracking metrics, {method}",
+            f"The tracking metrics, classified by {article}{method}.",
+        )
+        for name, article, method in (
+            ("logistic", "", "logistic regression"),
+            ("forest", "a ", "random forest"),
+            ("boosting", "", "gradient boosting"),
+            ("svm", "a ", "support vector machine"),
+            ("additive", "an ", "additive model"),
+            ("ensemble", "an ", "ensemble of the other classifiers"),
+        )
+    ),
 )
+SCORES = {score.name: score for score in _ALL}
+# The scores that every figure shows, in reading order. Colour-blind readers can tell the colours
+# apart.
+SHOWN = tuple(score for score in _ALL if score.colour)
+# Null variants of the tracker.
+NULLS = {
+    "permuted": "permuted decoders",
+    "random": "random links",
+    "shuffled": "shuffled layers",
+    "untracked": "no links",
+}
+
+
+def get(name: str) -> Score:
+    """The score of a name. `BASE.VARIANT` is a score on the tracking metrics of a null.
+
+    Raises:
+        KeyError: no score has this name.
+    """
+    if name in SCORES:
+        return SCORES[name]
+    base, _, variant = name.rpartition(".")
+    if base != WITH_METRICS and not base.startswith("metrics_"):
+        raise KeyError(name)
+    known, null = SCORES[base], NULLS.get(variant, variant)
+    return Score(
+        name,
+        "tracking_null",
+        f"{known.label}, {null}",
+        f"{known.meaning} The metrics are those of a null: {null}.",
+    )
+
+
+def label(text: str) -> str:
+    """A score's label.
+
+    In a longer note, such as "best of each set: pmi 3", the label of each name in it.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        try:
+            return get(match[0]).label
+        except KeyError:
+            return match[0].replace("_", " ")
+
+    return re.sub(r"\w+(?:\.\w+)*", replaced, text)
 
 
 def read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a csv table and see that it has `columns`; it may have more.
+    """Read a csv table that has at least `columns`.
 
     Raises:
-        UserError: naming the file and what it lacks.
+        UserError: the file is missing, is no csv table, or lacks a column.
     """
     try:
         table = tables.read_csv(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run again, its job remakes it") from None
+        raise UserError(f"{path} is missing: run the workflow again, which makes it") from None
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(
             f"{path} is not a readable csv table ({error}): delete it and run again"
@@ -148,46 +467,42 @@ def read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def row_of(metrics: pd.DataFrame, dataset: str, signal: str) -> dict[str, Any] | None:
-    """The one row of a data set and signal, or None."""
-    found = metrics[(metrics["dataset"] == dataset) & (metrics["signal"] == signal)]
-    return None if found.empty else {str(key): value for key, value in found.iloc[0].items()}
+def row_of(metrics: pd.DataFrame, dataset: str, score: str) -> dict[str, Any] | None:
+    """The row of a data set and score in metrics.csv, or None."""
+    rows = metrics[(metrics["dataset"] == dataset) & (metrics["score"] == score)]
+    return None if rows.empty else {str(key): value for key, value in rows.iloc[0].items()}
 
 
-class Kinds(NamedTuple):
-    """Data sets by what they can show, each in the order given."""
+class DatasetKinds(NamedTuple):
+    """Names of data sets by what they can show, each list in the order of the run.
 
-    strict: list[str]
+    text_controlled: given texts whose label the text does not give away (the text-only interval
+    covers 0.5); leaky: given texts whose label it does; generated: answers of the model; control:
+    positive controls; skipped: too little data to train on.
+    """
+
+    text_controlled: list[str]
     leaky: list[str]
     generated: list[str]
     control: list[str]
     skipped: list[str]
 
 
-def kinds(metrics: pd.DataFrame, datasets: list[str], controls: list[str]) -> Kinds:
-    """Sort data sets: not run, positive controls, generated answers, and given texts that do or do not leak.
-
-    A set of given texts is strict when the text-only interval covers 0.5: its label cannot be read off the text.
-    """
-    sorted_: dict[str, list[str]] = {
-        "strict": [],
-        "leaky": [],
-        "generated": [],
-        "control": [],
-        "skipped": [],
-    }
+def kinds(metrics: pd.DataFrame, datasets: list[str], controls: list[str]) -> DatasetKinds:
+    """Sort data sets by kind; `controls` names the positive controls."""
+    result = DatasetKinds([], [], [], [], [])
     for dataset in datasets:
         modes = set(metrics.loc[metrics["dataset"] == dataset, "mode"])
         text = row_of(metrics, dataset, TEXT_ONLY)
         detector = row_of(metrics, dataset, DETECTOR)
         if detector is None or pd.isna(detector["auroc"]):
-            sorted_["skipped"].append(dataset)
+            result.skipped.append(dataset)
         elif dataset in controls:
-            sorted_["control"].append(dataset)
+            result.control.append(dataset)
         elif modes == {"generated"}:
-            sorted_["generated"].append(dataset)
+            result.generated.append(dataset)
         elif text is not None and text["auroc_low"] <= 0.5 <= text["auroc_high"]:
-            sorted_["strict"].append(dataset)
+            result.text_controlled.append(dataset)
         else:
-            sorted_["leaky"].append(dataset)
-    return Kinds(**sorted_)
+            result.leaky.append(dataset)
+    return result

@@ -1,4 +1,4 @@
-"""Show what noise and the text alone reach when pairs are split at random, and when groups stay whole."""
+"""Reproduce the leak: AUROC of noise and text under a random pair split and a grouped split."""
 
 import logging
 from pathlib import Path
@@ -22,19 +22,19 @@ def main(
     detection: DetectionSettings,
     seed: int,
 ) -> None:
-    """Score both splits of every data set; write the table and its figure, and say the means in the log."""
-    found = pd.concat(
+    """Evaluate both splits of every data set; write the table and its figure, and log the means."""
+    reproduced = pd.concat(
         [
             leak_reproduction.reproduce(tables.read_parquet(path), dataset, detection.folds, seed)
             for dataset, path in zip(datasets, examples, strict=True)
         ],
         ignore_index=True,
     )
-    for line in leak_reproduction.summary(found):
+    for line in leak_reproduction.summary(reproduced):
         log.info(line)
     with files.atomic_write(table) as stream:
-        tables.write_csv(found, stream)
-    leak_figure.draw(found, figures)
+        tables.write_csv(reproduced, stream)
+    leak_figure.draw(reproduced, figures)
 
 
 if __name__ == "__main__":

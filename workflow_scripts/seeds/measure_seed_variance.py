@@ -1,4 +1,4 @@
-"""Put the seeds of all data sets into one table, and say how far each AUROC moves."""
+"""Join the seed tables of all data sets, and summarise the variation of each AUROC."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ def main(
     datasets: list[str],
     controls: list[str],
 ) -> None:
-    """Join the tables of `datasets` and summarise them; `controls` names the positive controls."""
+    """Write the joined and the summarised table; `controls` names the positive controls."""
     table = pd.concat([tables.read_csv(path) for path in seeds], ignore_index=True)
     kinds = registry.kinds(registry.read(metrics, registry.METRICS), datasets, controls)
     for path, content in (
         (all_seeds, table),
-        (variance, seed_variance.summarise(table, kinds.strict)),
+        (variance, seed_variance.summarise(table, kinds.text_controlled)),
     ):
         with files.atomic_write(path) as stream:
             tables.write_csv(content, stream)

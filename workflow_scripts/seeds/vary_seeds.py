@@ -1,4 +1,4 @@
-"""Train the default detector of one data set again, in folds of other seeds and on autoencoders of other seeds."""
+"""Train the default detector of one data set with other seeds of the folds and of the SAEs."""
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ghosttrack.detection import agreement, controls, seed_runs, splits
+from ghosttrack import scores as registry
+from ghosttrack.detection import agreement, seed_runs, splits
 from ghosttrack.detection import run as detection_run
-from ghosttrack.detection.detectors import Inputs
+from ghosttrack.detection.detectors import DetectorInputs
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.settings import DetectionSettings
 
@@ -33,42 +34,52 @@ def main(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Write one row per seed and signal; `samples` holds the drawn answers of a generated data set, or nothing; `sweeps` holds the swept SAEs of every layer or nothing, `arms` their folders' seeds by name."""
+    """Write one row per seed and score.
+
+    `samples`: samples.parquet of a generated data set, or empty; `sweeps`: folders of the swept
+    SAEs by layer, or empty; `arms`: seed by the name of an SAE's folder in them.
+    """
     texts, measured, first = (
         tables.read_parquet(examples),
         tables.read_parquet(outputs),
         tables.read_parquet(audited),
     )
     for path in samples:
-        agreed = agreement.measure(tables.read_parquet(path), list(texts["id"]), str(path))
-        measured = measured.assign(**{name: agreed[name].to_numpy() for name in agreed})
-    first = first[first["signal"] == controls.TEXT_ONLY]
+        agreement_scores = agreement.measure(
+            tables.read_parquet(path), list(texts["id"]), str(path)
+        )
+        measured = measured.assign(
+            **{name: agreement_scores[name].to_numpy() for name in agreement_scores}
+        )
+    first = first[first["score"] == registry.TEXT_ONLY]
     reason = str(first["reason"].iloc[0])
-    found: list[seed_runs.Reached] = []
+    rows_by_seed: list[seed_runs.SeedResult] = []
     if not reason:
         row_of = {name: row for row, name in enumerate(texts["id"])}
         rows = np.array([row_of[name] for name in first["id"]], dtype=np.int64)
-        labels, units = (
+        labels, cv_groups = (
             first["label"].to_numpy(dtype=np.int64),
             first["group"].to_numpy(dtype=object),
         )
 
-        def read(saes: list[Path]) -> Inputs:
-            paths = detection_run.Files(stores, manifests, saes, background, prompt_states, [])
+        def read(saes: list[Path]) -> DetectorInputs:
+            paths = detection_run.DatasetFiles(
+                stores, manifests, saes, background, prompt_states, []
+            )
             return detection_run.read_inputs(dataset, texts, measured, rows, paths, layers, [])
 
         with threadpool_limits(threads):
             inputs = read(weights)
             chosen = list(dict.fromkeys([seed, *detection.fold_seeds]))
-            found += seed_runs.vary_folds(inputs, labels, units, detection, chosen)
+            rows_by_seed += seed_runs.vary_folds(inputs, labels, cv_groups, detection, chosen)
             fold = first["fold"].to_numpy(dtype=np.int64)
-            rounds = splits.rounds(labels, units, fold, detection.inner_folds, seed)
+            outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
             for name, number in arms.items() if sweeps else ():
                 blocks = read(
                     [folder / name / "sae_weights.safetensors" for folder in sweeps]
                 ).layers
-                found += seed_runs.vary_saes(inputs, {number: blocks}, labels, rounds)
-    table = pd.DataFrame(found, columns=list(seed_runs.Reached._fields))
+                rows_by_seed += seed_runs.vary_saes(inputs, {number: blocks}, labels, outer_folds)
+    table = pd.DataFrame(rows_by_seed, columns=list(seed_runs.SeedResult._fields))
     table.insert(0, "dataset", dataset)
     with files.atomic_write(seeds) as stream:
         tables.write_csv(table, stream)

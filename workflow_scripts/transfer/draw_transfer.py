@@ -1,4 +1,4 @@
-"""Draw what detectors reach on data sets that they were not trained on."""
+"""Draw the AUROC of detectors on data sets outside their training set."""
 
 from pathlib import Path
 

@@ -30,25 +30,27 @@ def main(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Write the transfer matrix and the differences on left-out relations.
+    """Write the transfer matrix and the differences to controls on left-out relations.
 
-    `examples`, `outputs` and `backgrounds` go with `datasets`, `weights` with `layers`; `controls` names the positive controls.
+    `examples`, `outputs` and `backgrounds` are in the order of `datasets`, `weights` of `layers`;
+    `controls` names the positive controls.
     """
     kinds = registry.kinds(registry.read(metrics, registry.METRICS), datasets, controls)
-    chosen = [place for place, name in enumerate(datasets) if name in kinds.strict]
+    chosen = [index for index, name in enumerate(datasets) if name in kinds.text_controlled]
     if not chosen:
         raise UserError(
-            "transfer: no data set of given texts that their words do not give away (datasets)"
+            "transfer: no text-controlled data set (given texts whose text does not predict the "
+            "label): add one to datasets"
         )
-    texts = {datasets[place]: tables.read_parquet(examples[place]) for place in chosen}
-    measured = {datasets[place]: tables.read_parquet(outputs[place]) for place in chosen}
+    texts = {datasets[index]: tables.read_parquet(examples[index]) for index in chosen}
+    measured = {datasets[index]: tables.read_parquet(outputs[index]) for index in chosen}
     paths = {
-        datasets[place]: relations.Files(
-            [outputs[place].parent / f"layer_{layer:02d}.zarr" for layer in layers],
-            [outputs[place].parent / f"layer_{layer:02d}.json" for layer in layers],
-            backgrounds[place],
+        datasets[index]: relations.TransferFiles(
+            [outputs[index].parent / f"layer_{layer:02d}.zarr" for layer in layers],
+            [outputs[index].parent / f"layer_{layer:02d}.json" for layer in layers],
+            backgrounds[index],
         )
-        for place in chosen
+        for index in chosen
     }
     with threadpool_limits(threads):
         blocks = relations.read_blocks(measured, paths, dict(zip(layers, weights, strict=True)))
@@ -56,15 +58,15 @@ def main(
         without = relations.left_out(relations.parts(pool))
         trainings = [*without, *relations.single(pool, texts, detection.inner_folds, seed)]
         scored = relations.scores(pool, trainings)
-        found = transfer_tables.judge(
+        judged = transfer_tables.judge(
             pool,
             scored,
-            [each.name for each in without],
+            [training.name for training in without],
             tables.read_parquet(scores),
             evaluation,
             seed,
         )
-    for path, table in ((transfer, found.transfer), (left_out, found.left_out)):
+    for path, table in ((transfer, judged.transfer), (left_out, judged.left_out)):
         with files.atomic_write(path) as stream:
             tables.write_csv(table, stream)
 

@@ -33,7 +33,7 @@ def audited(dataset: str, n: int, folds: int = 4, reason: str = "") -> pd.DataFr
             "group": [f"g{row // 2}" for row in range(n)],
             "label": np.arange(n) % 2,
             "fold": np.arange(n) // 2 % folds,
-            "signal": "text_only",
+            "score": "text_only",
             "reason": reason,
         }
     )
@@ -154,7 +154,7 @@ def test_an_arm_without_the_planted_metric_loses_and_one_that_changes_nothing_is
     assert table.loc[("a", "without_entropy_max"), "void"]  # a constant column: the same scores
     assert table.loc[("a", "without_entropy_max"), "difference"] == 0
     assert (
-        table.loc[("all_strict", BASELINE), "n"] == 160
+        table.loc[("all_given", BASELINE), "n"] == 160
     )  # the positive control stays out of the mean
     assert len(set(table["output_sha256"])) == 2
 
@@ -178,8 +178,8 @@ def test_choices_use_only_training_rows() -> None:
         judging.ArmTables({BASELINE: good.scores, "best_inside": bad.scores}, fits)
     )
     held = good.scores["fold"] == 2
-    assert chosen.scores.loc[held, "score"].tolist() == good.scores.loc[held, "score"].tolist()
-    assert chosen.scores.loc[~held, "score"].tolist() == bad.scores.loc[~held, "score"].tolist()
+    assert chosen.scores.loc[held, "value"].tolist() == good.scores.loc[held, "value"].tolist()
+    assert chosen.scores.loc[~held, "value"].tolist() == bad.scores.loc[~held, "value"].tolist()
 
 
 def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
@@ -191,8 +191,8 @@ def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
     }
     table = judging.compare(named, scores, [], EVALUATION, 0)
     rows = table[table["arm"] == judging.TUNED].set_index(["dataset", "against"])
-    assert rows.loc[("all_strict", "random"), "difference_low"] > 0
-    assert rows.loc[("all_strict", BASELINE), "void"]
+    assert rows.loc[("all_given", "random"), "difference_low"] > 0
+    assert rows.loc[("all_given", BASELINE), "void"]
     choices = pd.DataFrame([("a", "logistic", 0, "<b>", 0.7, 0.6)], columns=list(judging.CHOICES))
     page = ablation_page.render("tiny", "tuning", table, choices, [], "1.0")
     assert "&lt;b&gt;" in page

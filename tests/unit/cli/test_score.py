@@ -12,7 +12,7 @@ import pytest
 from ghosttrack.api import Detector
 from ghosttrack.cli import score
 from ghosttrack.cli.score import read_texts
-from ghosttrack.detection.scored_texts import Score, Text
+from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
 
 
@@ -90,7 +90,7 @@ class Echo(Detector):
     def __init__(self) -> None:
         self.seen: list[Text] = []
 
-    def _window(self, window: Sequence[Text], *_: float) -> Iterator[Score]:
+    def _window(self, window: Sequence[Text], *_: float) -> Iterator[ScoredText]:
         self.seen += window
         return iter(())
 
@@ -127,7 +127,7 @@ def test_a_tilde_stands_for_the_home_directory_wherever_a_file_is_named(
     assert score.read_context("~/context.txt") == "b"
     assert score.path_of("~/a.html") == tmp_path / "a.html"
     with pytest.raises(
-        UserError, match=rf"{tmp_path}/run is not there: give the folder of a finished run"
+        UserError, match=rf"{tmp_path}/run does not exist: give the folder of a finished run"
     ):
         Detector.load("~/run")
 
@@ -167,7 +167,7 @@ NOBODY = "~nobody-of-this-name"
             ["run", "a b", "--out", "a.xlsx"],
             "error: --out: a.xlsx must end in .jsonl, .csv or .html",
         ),
-        (["nowhere", "a b"], "error: nowhere is not there: give the folder of a finished run"),
+        (["nowhere", "a b"], "error: nowhere does not exist: give the folder of a finished run"),
         (
             [NOBODY, "a b"],
             "argument run: '~nobody-of-this-name' begins with the home directory of an unknown user",

@@ -1,4 +1,4 @@
-"""A small finished run on disk with a real (random) model, SAEs and stores: what the saved detector is fitted on and reads."""
+"""A small finished run on disk, with a random model, SAEs and stores, for the saved detector."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ FALSE = ("Ada", "79", "Lovelace", "atomic", "São")
 
 
 def make(run: Path, groups: int = 40, seed: int = 0, positions: Positions = "answer") -> None:
-    """Model, SAEs, examples and their stores: the answer's first word gives the label, so there is something to learn."""
+    """Write model, SAEs, examples and stores; the first word of the answer determines the label."""
     model = small_models.make_model("gpt2", seed)
     small_models.save(model, small_models.make_tokenizer(), run / "model")
     small_models.save_check(run)
@@ -63,7 +63,7 @@ def make(run: Path, groups: int = 40, seed: int = 0, positions: Positions = "ans
 def text_only(
     dataset: str, *, mode: str = "given", low: float = 0.4, control: bool = False
 ) -> pd.DataFrame:
-    """The row of a leak audit that says what the text alone gives away."""
+    """The row `text_only` of a leak audit."""
     row = {
         "dataset": dataset,
         "mode": mode,
@@ -81,7 +81,7 @@ def save(
     folds: int = 4,
     positions: Positions = "answer",
 ) -> None:
-    """Fit and keep the detector."""
+    """Fit and save the detector."""
     detection = run / "detection"
     save_detector.main(
         audits=[run / "audits" / f"{name}.csv" for name in datasets],
@@ -136,7 +136,7 @@ def _dataset(
 
 
 def extract(run: Path, name: str, positions: Positions = "answer") -> None:
-    """Read the activations of a data set's examples."""
+    """Extract the activations of a data set's examples."""
     folder, examples = run / "datasets" / name, run / "examples" / name
     stems = [examples / f"layer_{layer:02d}" for layer in LAYERS]
     extract_examples.main(

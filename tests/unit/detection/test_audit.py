@@ -1,4 +1,4 @@
-"""The leak audit: clean sets pass, planted leaks are caught, and noise is unmasked by grouped folds."""
+"""The leak audit: clean sets pass, planted leaks are found, and noise fails in grouped folds."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ DETECTION = DetectionSettings(folds=4, inner_folds=3, audit="report")
 EVALUATION = EvaluationSettings(bootstrap=200)
 
 
-def swap_blocks(blocks: int = 24) -> pd.DataFrame:
+def minimal_pairs(blocks: int = 24) -> pd.DataFrame:
     """Invented names; "A a" and "B b" are true, "A b" and "B a" are false."""
     rng, rows = np.random.default_rng(0), []
     for number in range(blocks):
@@ -46,7 +46,7 @@ def embedding(table: pd.DataFrame) -> np.ndarray:
     return np.array([vectors[answer] for answer in table["answer"]], dtype=np.float32)
 
 
-def audited(table: pd.DataFrame) -> audit.Audited:
+def audited(table: pd.DataFrame) -> audit.AuditResult:
     return audit.run(table, embedding(table), "made", False, DETECTION, EVALUATION, seed=0)
 
 
@@ -55,19 +55,19 @@ def checks(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_a_clean_set_passes_and_its_embedding_probe_is_exactly_at_chance() -> None:
-    found = audited(swap_blocks())
+    found = audited(minimal_pairs())
     table = found.checks.set_index("check")
     assert table.loc["status", "verdict"] == "pass"
     assert (table.loc[["shared_groups", "shared_texts", "contradictions"], "value"] == 0).all()
     assert table.loc["embedding_probe", "value"] == 0.5
-    assert set(found.scores["signal"]) == {
+    assert set(found.scores["score"]) == {
         "text_only",
         "answer_only",
         "question_only",
         "length",
         "embedding_probe",
     }
-    assert found.scores["score"].notna().all()
+    assert found.scores["value"].notna().all()
 
 
 def test_a_planted_word_is_a_leak_of_the_text() -> None:
@@ -77,8 +77,8 @@ def test_a_planted_word_is_a_leak_of_the_text() -> None:
 
 
 def leaky() -> pd.DataFrame:
-    """Swap blocks whose false texts say so in a word."""
-    table = swap_blocks()
+    """Minimal-pair blocks with a word in each text that gives the label away."""
+    table = minimal_pairs()
     said = [
         f"{text} {'Surely' if label else 'Perhaps'}."
         for text, label in zip(table["text"], table["label"], strict=True)
@@ -86,7 +86,7 @@ def leaky() -> pd.DataFrame:
     return table.assign(text=said)
 
 
-def stopping(table: pd.DataFrame, control: bool = False) -> audit.Audited:
+def stopping(table: pd.DataFrame, control: bool = False) -> audit.AuditResult:
     settings = DETECTION.model_copy(update={"audit": "stop"})
     return audit.run(table, embedding(table), "made", control, settings, EVALUATION, seed=0)
 
@@ -101,7 +101,7 @@ def test_a_leak_stops_the_run_with_the_reason_and_the_remedies() -> None:
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
-    """AUROC and standard error, by control, that the audit finds; where none is named it finds .5 and 0."""
+    """AUROC and standard error by control that the audit gets; .5 and 0 for other controls."""
     known: dict[str, tuple[float, float]] = {}
 
     def scores(examples: pd.DataFrame, *_: Any) -> dict[str, np.ndarray]:
@@ -123,8 +123,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     return known
 
 
-# Of 5 checks, 1.96 standard errors below the AUROC is the lower end of the interval at 95 %, and 2.58 that of the
-# corrected one, which alone can stop a run.
+# Of 5 checks, 1.96 standard errors below the AUROC is the lower end of the interval at 95 %, and
+# 2.58 that of the corrected one, which alone can stop a run.
 @pytest.mark.parametrize("check", controls.AUDITED)
 @pytest.mark.parametrize(
     ("value", "error", "verdict", "stops"),
@@ -148,7 +148,7 @@ def test_a_leak_is_an_interval_above_chance_and_stops_a_run_only_when_it_is_larg
     planted: dict[str, tuple[float, float]],
 ) -> None:
     planted[check] = value, error
-    found = checks(swap_blocks())
+    found = checks(minimal_pairs())
     assert found.loc[check, "verdict"] == verdict
     assert found.loc[check, "low"] == pytest.approx(value - 1.96 * error, abs=1e-3)
     assert found.loc[check, "high"] == pytest.approx(value + 1.96 * error, abs=1e-3)
@@ -157,9 +157,9 @@ def test_a_leak_is_an_interval_above_chance_and_stops_a_run_only_when_it_is_larg
     assert found.loc["below_chance", "verdict"] == "pass"
     if stops:
         with pytest.raises(UserError, match=f"made: .*{check} reaches an AUROC of {value:.3f}"):
-            stopping(swap_blocks())
+            stopping(minimal_pairs())
     else:
-        stopping(swap_blocks())
+        stopping(minimal_pairs())
 
 
 @pytest.mark.parametrize("check", controls.AUDITED)
@@ -173,32 +173,34 @@ def test_a_leak_is_an_interval_above_chance_and_stops_a_run_only_when_it_is_larg
         (0.45, 0.01, False),  # below chance, and not far
     ],
 )
-def test_folds_anti_learn_when_an_auroc_is_far_below_chance_and_its_interval_is_below_it(
+def test_folds_fail_if_an_auroc_is_far_below_chance_and_its_interval_is_below_it(
     check: str, value: float, error: float, alarm: bool, planted: dict[str, tuple[float, float]]
 ) -> None:
     planted[check] = value, error
-    found = checks(swap_blocks())
+    found = checks(minimal_pairs())
     assert found.loc["below_chance", "verdict"] == ("leak" if alarm else "pass")
     assert found.loc["below_chance", "value"] == alarm
     if alarm:
         with pytest.raises(UserError, match=f"an AUROC of {value:.3f} is far below chance"):
-            stopping(swap_blocks())
+            stopping(minimal_pairs())
     else:
-        stopping(swap_blocks())
+        stopping(minimal_pairs())
 
 
 def test_folds_that_split_a_group_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        splits, "assign_folds", lambda _labels, units, folds, _seed: np.arange(len(units)) % folds
+        splits,
+        "assign_folds",
+        lambda _labels, cv_groups, folds, _seed: np.arange(len(cv_groups)) % folds,
     )
     with pytest.raises(
         UserError, match=r"made: rows s0 \(fold 0\), s1 \(fold 1\).* share a group across folds"
     ):
-        checks(swap_blocks())
+        checks(minimal_pairs())
 
 
 def test_the_table_says_how_many_texts_groups_and_hallucinations_there_are() -> None:
-    table = swap_blocks()
+    table = minimal_pairs()
     found = audited(table.drop(index=[3, 7])).checks
     assert set(found["n"]) == {94}
     assert set(found["groups"]) == {24}
@@ -207,16 +209,16 @@ def test_the_table_says_how_many_texts_groups_and_hallucinations_there_are() -> 
     assert set(found["reason"]) == {""}
 
 
-def test_clean_sets_positive_controls_and_own_answers_go_on() -> None:
-    assert len(stopping(swap_blocks()).checks)
+def test_clean_sets_positive_controls_and_generated_answers_do_not_stop_the_run() -> None:
+    assert len(stopping(minimal_pairs()).checks)
     marked = stopping(leaky(), control=True).checks.set_index("check")
     assert marked.loc["text_only", "verdict"] == "leak"
     assert len(stopping(leaky().assign(mode="generated")).checks)
 
 
-def test_words_that_come_back_with_the_other_label_are_flagged_below_chance() -> None:
-    table = swap_blocks()
-    # Every subject stands once in a true and once in a false text, but in different groups: folds anti-learn.
+def test_texts_repeated_with_the_other_label_are_flagged_below_chance() -> None:
+    table = minimal_pairs()
+    # Every subject is in a true and in a false text of different groups, so AUROC is below chance.
     table["text"] = [f"{row % 48:02d}{'x' * (row % 48)} says so {row}." for row in range(96)]
     table["label"] = [int(row // 48 != row % 2) for row in range(96)]
     table["group"] = [f"g{row:02d}" for row in range(96)]
@@ -226,38 +228,38 @@ def test_words_that_come_back_with_the_other_label_are_flagged_below_chance() ->
 
 
 def test_near_duplicates_in_other_groups_are_counted() -> None:
-    table = swap_blocks()
+    table = minimal_pairs()
     words = table.loc[0, "text"].rstrip(".").split()
     table.loc[60, "text"] = " ".join([*words[::-1]]) + "!"
     table.loc[60, "group"] = "b99"
     table.loc[[0, 1, 2, 3], "group"] = "b00"
     found = audited(table)
-    fold = found.scores.query("signal == 'text_only'")["fold"].to_numpy()
+    fold = found.scores.query("score == 'text_only'")["fold"].to_numpy()
     expected = 2 if fold[0] != fold[60] else 0
     assert found.checks.set_index("check").loc["near_duplicates", "value"] == expected
 
 
 def test_a_text_with_both_labels_is_a_contradiction_and_stays_in_one_fold() -> None:
-    table = swap_blocks()
+    table = minimal_pairs()
     table.loc[50, "text"], table.loc[50, "label"] = table.loc[0, "text"], 1 - table.loc[0, "label"]
     found = audited(table)
     assert found.checks.set_index("check").loc["contradictions", "value"] == 2
-    fold = found.scores.query("signal == 'text_only'")["fold"].to_numpy()
+    fold = found.scores.query("score == 'text_only'")["fold"].to_numpy()
     assert fold[0] == fold[50]
 
 
 def test_too_few_examples_of_a_class_are_reported_and_not_trained_on() -> None:
-    table = swap_blocks(12).query("label == 1").reset_index(drop=True)
+    table = minimal_pairs(12).query("label == 1").reset_index(drop=True)
     found = audited(table)
     assert set(found.checks["verdict"]) == {"not run", "pass"}
-    assert found.scores["score"].isna().all()
+    assert found.scores["value"].isna().all()
     assert found.scores["reason"].iloc[0].startswith("0 of 24 texts are true")
     assert (found.scores["fold"] == -1).all()
 
 
 @pytest.mark.parametrize("contradicted", [True, False])
 def test_without_folds_only_contradictions_are_judged(contradicted: bool) -> None:
-    table = swap_blocks(3)
+    table = minimal_pairs(3)
     if contradicted:
         table.loc[5, "text"], table.loc[5, "label"] = (
             table.loc[0, "text"],
@@ -271,17 +273,17 @@ def test_without_folds_only_contradictions_are_judged(contradicted: bool) -> Non
 
 
 def test_a_limit_takes_whole_groups() -> None:
-    table = swap_blocks()
+    table = minimal_pairs()
     settings = DETECTION.model_copy(update={"max_statements": 60})
     found = audit.run(table, embedding(table), "made", False, settings, EVALUATION, seed=0)
-    kept = found.scores.query("signal == 'length'")
+    kept = found.scores.query("score == 'length'")
     assert len(kept) == 60
     assert (kept.groupby("group").size() == 4).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_noise_shines_when_pairs_are_split_and_fails_when_groups_are_kept(seed: int) -> None:
-    """The original's protocol: one true text recurs in each of its question's pairs, pairs are split at random."""
+def test_noise_has_a_high_auroc_if_pairs_are_split_and_none_if_groups_are_kept(seed: int) -> None:
+    """The original protocol: a true text is in every pair of its question; random pair split."""
     rng = np.random.default_rng(seed)
     questions = np.repeat(np.arange(120), 5)  # five wrong answers to a question, one right one
     noise = rng.standard_normal((120 + len(questions), 26))  # one vector per distinct text
@@ -293,12 +295,12 @@ def test_noise_shines_when_pairs_are_split_and_fails_when_groups_are_kept(seed: 
     assert auroc(labels[test], forest.predict_proba(noise[text[test]])[:, 1]) > 0.9
 
     distinct = np.unique(text, return_index=True)[1]
-    units = np.tile(questions, 2)[distinct].astype(str).astype(object)
+    cv_groups = np.tile(questions, 2)[distinct].astype(str).astype(object)
     labels, score = labels[distinct], np.empty(len(distinct))
-    fold = splits.assign_folds(labels, units, 4, seed)
+    fold = splits.assign_folds(labels, cv_groups, 4, seed)
     splits.check_folds(
         fold,
-        units,
+        cv_groups,
         [str(each) for each in text[distinct]],
         [str(each) for each in distinct],
         "pairs",

@@ -1,4 +1,4 @@
-"""Controls: they find what text gives away, nothing else, and are oriented by definition."""
+"""Controls: they find what the text gives away and nothing else; higher means hallucinated."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ PAIRS = [
 
 
 def statements() -> pd.DataFrame:
-    """Swap blocks of two invented countries and their invented capitals."""
+    """Minimal-pair blocks of two invented countries and their invented capitals."""
     rows = []
     for number in range(0, len(PAIRS), 2):
         for first in (0, 1):
@@ -39,21 +39,21 @@ def statements() -> pd.DataFrame:
 def scored(examples: pd.DataFrame, control: object) -> tuple[np.ndarray, np.ndarray]:
     """Labels and out-of-fold probabilities of one control."""
     labels = examples["label"].to_numpy(dtype=np.int64)
-    units = splits.split_units(list(examples["group"]), list(examples["text"]))
-    fold = splits.assign_folds(labels, units, 4, seed=0)
+    cv_groups = splits.make_cv_groups(list(examples["group"]), list(examples["text"]))
+    fold = splits.assign_folds(labels, cv_groups, 4, seed=0)
     score = np.empty(len(labels))
-    for step in splits.rounds(labels, units, fold, 3, seed=0):
-        score[step.test] = probes.probability(control(examples, labels, step).outer)  # type: ignore[operator]
+    for outer in splits.outer_folds(labels, cv_groups, fold, 3, seed=0):
+        score[outer.test] = probes.probability(control(examples, labels, outer).test_log_odds)  # type: ignore[operator]
     return labels, score
 
 
 @pytest.mark.parametrize("control", [controls.text_only, controls.length])
-def test_swap_blocks_give_a_text_control_nothing(control: object) -> None:
+def test_minimal_pairs_give_a_text_control_nothing(control: object) -> None:
     assert abs(auroc(*scored(statements(), control)) - 0.5) < 0.15
 
 
 @pytest.mark.parametrize("control", [controls.question_only, controls.answer_only])
-def test_question_or_answer_alone_is_exactly_at_chance_in_swap_blocks(control: object) -> None:
+def test_question_or_answer_alone_is_exactly_at_chance_in_minimal_pairs(control: object) -> None:
     assert auroc(*scored(statements(), control)) == 0.5
 
 
@@ -64,12 +64,14 @@ def test_answers_that_are_empty_or_one_character_leave_a_control_at_chance(answe
         assert auroc(*scored(table, control)) == 0.5
 
 
-def test_an_embedding_probe_is_exactly_at_chance_in_swap_blocks() -> None:
+def test_an_embedding_probe_is_exactly_at_chance_in_minimal_pairs() -> None:
     table = statements()
     rng = np.random.default_rng(0)
     vectors = {answer: rng.standard_normal(40) for answer in sorted(set(table["answer"]))}
     embedding = np.array([vectors[answer] for answer in table["answer"]], dtype=np.float32)
-    found = scored(table, lambda _, labels, step: controls.embedding_probe(embedding, labels, step))
+    found = scored(
+        table, lambda _, labels, outer: controls.embedding_probe(embedding, labels, outer)
+    )
     assert auroc(*found) == 0.5
 
 
@@ -95,7 +97,7 @@ def test_answers_too_short_or_too_long_are_found_by_the_length_control() -> None
     assert auroc(labels, score) > 0.95
 
 
-def test_the_solved_examples_of_a_generated_answer_are_not_visible_text() -> None:
+def test_the_few_shot_demonstrations_of_a_generated_answer_are_not_visible_text() -> None:
     row = {
         "mode": "generated",
         "text": "A is B.\nC is D",
@@ -132,7 +134,7 @@ def test_the_text_pair_control_sees_which_question_goes_with_which_answer_and_co
     None
 ):
     names = [f"{a}{b}" for a in "bcdfghklmnprst" for b in "aeiou"]
-    pairs = [(name, name[::-1] + "ia", 0) for name in names]  # an answer looks like its question
+    pairs = [(name, name[::-1] + "ia", 0) for name in names]  # an answer resembles its question
     pairs += [
         (name, names[(place + 7) % len(names)][::-1] + "ia", 1) for place, name in enumerate(names)
     ]
@@ -143,11 +145,13 @@ def test_the_text_pair_control_sees_which_question_goes_with_which_answer_and_co
         text=lambda table: table["prompt"] + " " + table["answer"],
     )
     labels, fold = examples["label"].to_numpy(), np.tile(np.arange(len(names)) % 5, 2)
-    step = splits.Round(
+    outer = splits.OuterFold(
         0, np.flatnonzero(fold), np.flatnonzero(fold == 0), np.flatnonzero(fold) % 3
     )
     reached = {
-        control: auroc(labels[step.test], getattr(controls, control)(examples, labels, step).outer)
+        control: auroc(
+            labels[outer.test], getattr(controls, control)(examples, labels, outer).test_log_odds
+        )
         for control in ("text_pair", "text_only")
     }
     assert reached["text_pair"] > 0.9

@@ -1,4 +1,4 @@
-"""Detectors: a planted signal is found, noise is not, nothing outside the training folds is used."""
+"""Detectors: they find a planted signal, not noise, and use nothing outside the training folds."""
 
 import io
 from typing import Any
@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import detectors, splits
-from ghosttrack.detection.detectors import Inputs
-from ghosttrack.detection.representations import LayerBlocks, Pairs
+from ghosttrack.detection.detectors import DetectorInputs
+from ghosttrack.detection.representations import LayerBlocks, PromptAnswerPairs
 from ghosttrack.errors import UserError
 from ghosttrack.settings import DetectionSettings
 from ghosttrack.statistics import auroc
@@ -18,10 +19,10 @@ SETTINGS = DetectionSettings(folds=3, inner_folds=3, trees=20)
 GROUPS = 30
 
 
-def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.Round]]:
+def made(signal: float, seed: int = 0) -> tuple[DetectorInputs, np.ndarray, list[splits.OuterFold]]:
     """Inputs of two layers; the label moves one channel of layer 4 by `signal`, and one metric."""
     rng = np.random.default_rng(seed)
-    labels, units = (
+    labels, cv_groups = (
         np.tile([0, 0, 1, 1], GROUPS),
         np.repeat([f"g{n:02d}" for n in range(GROUPS)], 4).astype(object),
     )
@@ -44,13 +45,15 @@ def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.
         for name in ("default", "permuted")
     }
     metrics["default"]["a"] += signal * labels
-    fold = splits.assign_folds(labels, units, SETTINGS.folds, seed)
+    fold = splits.assign_folds(labels, cv_groups, SETTINGS.folds, seed)
     lens = pd.DataFrame(rng.standard_normal((n, 2)), columns=["lens_lead", "lens_rank"])
     prompt, answer = (rng.standard_normal((n, 6)).astype(np.float32) for _ in range(2))
     answer += (
         signal * prompt * np.where(labels == 1, -1, 1)[:, None]
     )  # which answer goes with which prompt
-    pairs = Pairs([prompt], rng.standard_normal((n, 6)), answer, np.zeros(n, dtype=np.int64))
+    pairs = PromptAnswerPairs(
+        [prompt], rng.standard_normal((n, 6)), answer, np.zeros(n, dtype=np.int64)
+    )
     letters = rng.integers(97, 123, (n, 2, 5)).astype("u1")
     texts = pd.DataFrame(
         {
@@ -61,17 +64,17 @@ def made(signal: float, seed: int = 0) -> tuple[Inputs, np.ndarray, list[splits.
         }
     )
     return (
-        Inputs(outputs, lens, layers, pairs, texts, metrics),
+        DetectorInputs(outputs, lens, layers, pairs, texts, metrics),
         labels,
-        splits.rounds(labels, units, fold, SETTINGS.inner_folds, seed),
+        splits.outer_folds(labels, cv_groups, fold, SETTINGS.inner_folds, seed),
     )
 
 
 def test_a_planted_signal_is_found_where_it_was_planted() -> None:
-    inputs, labels, rounds = made(3.0)
-    found = detectors.train(inputs, labels, rounds, SETTINGS, 0, "planted")
-    reached = {signal: auroc(labels, score) for signal, score in found.scores.items()}
-    for signal in (
+    inputs, labels, outer_folds = made(3.0)
+    found = detectors.train(inputs, labels, outer_folds, SETTINGS, 0, "planted")
+    reached = {score_name: auroc(labels, score) for score_name, score in found.scores.items()}
+    for score_name in (
         "ghosttrack",
         "raw_probe",
         "raw_probe_all",
@@ -86,8 +89,8 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
         "metrics_additive",
         "metrics_ensemble",
     ):
-        assert reached[signal] > 0.85, signal
-    for signal in (
+        assert reached[score_name] > 0.85, score_name
+    for score_name in (
         "output_regression",
         "text_pair",
         "embedding_pair",
@@ -95,11 +98,11 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
         "metrics_forest.permuted",
         "metrics_logistic.permuted",
     ):
-        assert abs(reached[signal] - 0.5) < 0.2, signal
-    assert {choice.layer for choice in found.choices if choice.signal == "raw_probe"} == {4}
+        assert abs(reached[score_name] - 0.5) < 0.2, score_name
+    assert {choice.layer for choice in found.choices if choice.score == "raw_probe"} == {4}
     weights = (
         pd.DataFrame(found.weights)
-        .query("signal == 'metrics_forest'")
+        .query("score == 'metrics_forest'")
         .groupby("feature")["importance"]
         .mean()
     )
@@ -107,42 +110,45 @@ def test_a_planted_signal_is_found_where_it_was_planted() -> None:
 
 
 def test_noise_stays_at_chance_for_every_detector() -> None:
-    inputs, labels, rounds = made(0.0, seed=3)
-    found = detectors.train(inputs, labels, rounds, SETTINGS, 0, "noise")
-    for signal, score in found.scores.items():
-        assert abs(auroc(labels, score) - 0.5) < 0.2, signal
-        assert ((score > 0) & (score < 1)).all(), signal
+    inputs, labels, outer_folds = made(0.0, seed=3)
+    found = detectors.train(inputs, labels, outer_folds, SETTINGS, 0, "noise")
+    for score_name, score in found.scores.items():
+        assert abs(auroc(labels, score) - 0.5) < 0.2, score_name
+        assert ((score > 0) & (score < 1)).all(), score_name
 
 
 def test_labels_of_a_test_fold_do_not_change_its_scores() -> None:
-    inputs, labels, rounds = made(1.0)
+    inputs, labels, outer_folds = made(1.0)
     turned = labels.copy()
-    turned[rounds[0].test] = 1 - turned[rounds[0].test]
+    turned[outer_folds[0].test] = 1 - turned[outer_folds[0].test]
     first, second = (
-        detectors.train(inputs, each, rounds[:1], SETTINGS, 0, "x").scores
+        detectors.train(inputs, each, outer_folds[:1], SETTINGS, 0, "x").scores
         for each in (labels, turned)
     )
-    for signal in first:
-        np.testing.assert_array_equal(first[signal], second[signal])
+    for score_name in first:
+        np.testing.assert_array_equal(first[score_name], second[score_name])
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:
-    inputs, labels, rounds = made(1.0)
+    inputs, labels, outer_folds = made(1.0)
     first, second = (
-        detectors.train(inputs, labels, rounds[:1], SETTINGS, 7, "x").scores for _ in range(2)
+        detectors.train(inputs, labels, outer_folds[:1], SETTINGS, 7, "x").scores for _ in range(2)
     )
-    assert all(np.array_equal(first[signal], second[signal], equal_nan=True) for signal in first)
+    assert all(
+        np.array_equal(first[score_name], second[score_name], equal_nan=True)
+        for score_name in first
+    )
 
 
-def test_without_tracks_the_detector_still_stands() -> None:
-    inputs, labels, rounds = made(3.0)
-    found = detectors.train(inputs._replace(metrics={}), labels, rounds[:1], SETTINGS, 0, "x")
+def test_without_tracks_the_detector_is_still_trained() -> None:
+    inputs, labels, outer_folds = made(3.0)
+    found = detectors.train(inputs._replace(metrics={}), labels, outer_folds[:1], SETTINGS, 0, "x")
     assert "ghosttrack.with_metrics" not in found.scores
-    assert np.isfinite(found.scores["ghosttrack"][rounds[0].test]).all()
+    assert np.isfinite(found.scores["ghosttrack"][outer_folds[0].test]).all()
 
 
 @pytest.mark.parametrize(
-    ("signal", "family"),
+    ("score_name", "family"),
     [
         ("ghosttrack", "detector"),
         ("ghosttrack.without_sae", "detector"),
@@ -162,8 +168,8 @@ def test_without_tracks_the_detector_still_stands() -> None:
         ("ghosttrack.with_metrics.untracked", "tracking_null"),
     ],
 )
-def test_signals_have_families(signal: str, family: str) -> None:
-    assert detectors.family_of(signal) == family
+def test_scores_have_families(score_name: str, family: str) -> None:
+    assert registry.get(score_name).family == family
     assert pd.read_csv(io.StringIO(f"family\n{family}\n"))["family"].tolist() == [
         family
     ]  # no word for a missing value

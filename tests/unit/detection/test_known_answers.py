@@ -1,4 +1,4 @@
-"""From inputs to verdicts through every nested fit: what was planted is established, and nothing is where there is nothing."""
+"""From inputs to verdicts: a planted signal is established, and noise is not."""
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,11 @@ SETTINGS = EvaluationSettings(bootstrap=200)
 
 
 def judged(signal: float, seed: int) -> pd.DataFrame:
-    """The ledger of one made-up set, from detectors that were trained on it."""
-    inputs, labels, rounds = test_detectors.made(signal, seed)
+    """The ledger of one synthetic data set, from detectors trained on it."""
+    inputs, labels, outer_folds = test_detectors.made(signal, seed)
     fold = np.empty(len(labels), dtype=np.int64)
-    for step in rounds:
-        fold[step.test] = step.number
+    for outer in outer_folds:
+        fold[outer.test] = outer.number
     examples = pd.DataFrame(
         {
             "dataset": "made",
@@ -29,7 +29,7 @@ def judged(signal: float, seed: int) -> pd.DataFrame:
     )
     scores = {
         name: probes.probability(score)
-        for name, score in seed_runs.scores(inputs, labels, rounds).items()
+        for name, score in seed_runs.scores(inputs, labels, outer_folds).items()
     }
     table = detectors.frame(examples, fold, scores, {})
     return ledger.judge([scoreboard.of_dataset(table, False, SETTINGS, seed)], [], SETTINGS)

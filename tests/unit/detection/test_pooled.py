@@ -1,4 +1,4 @@
-"""Pooled ridge probes: subtracting a fold's sums is the same as leaving its rows out."""
+"""Pooled ridge probes: subtracting the statistics of a fold equals leaving its rows out."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,10 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def slow_ridge(x: np.ndarray, y: np.ndarray, train: np.ndarray, strength: float) -> np.ndarray:
-    """Ridge regression by least squares on stacked rows, scaled over all rows; scores of all rows."""
+    """Ridge regression by least squares on stacked rows, scaled over all rows.
+
+    Scores of all rows.
+    """
     kept = (x != 0).any(axis=0)
     z = (x[:, kept] - x[:, kept].mean(axis=0)) / x[:, kept].std(axis=0)
     penalty = strength * (z**2).sum() / len(z)

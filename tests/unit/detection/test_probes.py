@@ -31,10 +31,10 @@ def test_ridge_equals_refitting_without_each_fold(columns: int) -> None:
         kept = inner != fold
         slow[~kept] = Ridge(alpha).fit(z[kept], 2.0 * y[kept] - 1).predict(z[~kept])
     to_odds = probes.platt(slow, y)
-    np.testing.assert_allclose(fit.inner, to_odds.apply(slow), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(fit.train_log_odds, to_odds.apply(slow), rtol=1e-3, atol=1e-4)
     model = Ridge(alpha).fit(z, 2.0 * y - 1)
     outer = to_odds.apply(model.predict((test - x.mean(0)) / x.std(0)))
-    np.testing.assert_allclose(fit.outer, outer, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(fit.test_log_odds, outer, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("fitter", [probes.ridge, probes.logistic])
@@ -42,7 +42,7 @@ def test_training_labels_of_a_fold_do_not_reach_its_inner_scores_order(fitter: o
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((200, 300)), np.arange(200) % 2
     fit = fitter(x, y, np.arange(200) // 50, x[:3])  # type: ignore[operator]
-    assert abs(auroc(y, fit.inner) - 0.5) < 0.12, "noise that is remembered would score 1"
+    assert abs(auroc(y, fit.train_log_odds) - 0.5) < 0.12, "noise that is remembered would score 1"
 
 
 def test_platt_agrees_with_unpenalised_logistic_regression() -> None:
@@ -78,14 +78,16 @@ def test_a_mean_of_fits_ranks_as_the_mean_of_their_log_odds() -> None:
         probes.ridge(x[:, 3:], y, inner, test[:, 3:]),
     )
     both = probes.mean_of([one, two], y)
-    assert (np.argsort(both.outer) == np.argsort(one.outer + two.outer)).all()
-    assert both.score == auroc(y, one.inner + two.inner)
+    assert (
+        np.argsort(both.test_log_odds) == np.argsort(one.test_log_odds + two.test_log_odds)
+    ).all()
+    assert both.inner_auroc == auroc(y, one.train_log_odds + two.train_log_odds)
 
 
 def test_equal_rows_get_equal_probabilities() -> None:
     x, y, inner, _ = sample(60, 90)
     test = np.repeat(x[:1], 33, axis=0)
-    assert len(set(probes.probability(probes.ridge(x, y, inner, test).outer))) == 1
+    assert len(set(probes.probability(probes.ridge(x, y, inner, test).test_log_odds))) == 1
 
 
 def test_a_joint_probe_is_a_probe_on_all_columns_side_by_side() -> None:
@@ -97,8 +99,8 @@ def test_a_joint_probe_is_a_probe_on_all_columns_side_by_side() -> None:
     expected = probes.ridge(joined[train], y[train], inner, joined[test])
     found = probes.joint_ridge(blocks, y[train], inner, train, test)
     assert found.strength == expected.strength
-    np.testing.assert_allclose(found.inner, expected.inner, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found.outer, expected.outer, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.train_log_odds, expected.train_log_odds, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.test_log_odds, expected.test_log_odds, rtol=1e-3, atol=1e-4)
 
 
 def test_a_bilinear_probe_is_a_probe_on_all_products_of_channels() -> None:
@@ -124,10 +126,10 @@ def test_a_bilinear_probe_is_a_probe_on_all_products_of_channels() -> None:
             .predict(products[train][~kept])
         )
     to_odds = probes.platt(slow, y[train])
-    np.testing.assert_allclose(found.inner, to_odds.apply(slow), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.train_log_odds, to_odds.apply(slow), rtol=1e-3, atol=1e-3)
     whole = Ridge(alpha).fit(products[train], 2.0 * y[train] - 1).predict(products[test])
-    np.testing.assert_allclose(found.outer, to_odds.apply(whole), rtol=1e-3, atol=1e-3)
-    assert auroc(y[test], found.outer) > 0.8
+    np.testing.assert_allclose(found.test_log_odds, to_odds.apply(whole), rtol=1e-3, atol=1e-3)
+    assert auroc(y[test], found.test_log_odds) > 0.8
 
 
 def test_a_bilinear_probe_learns_each_relation_by_itself() -> None:
@@ -141,7 +143,9 @@ def test_a_bilinear_probe_learns_each_relation_by_itself() -> None:
     reached = [
         auroc(
             y[test],
-            probes.bilinear_ridge([left], right, of, y[train], train % 3, train, test).outer,
+            probes.bilinear_ridge(
+                [left], right, of, y[train], train % 3, train, test
+            ).test_log_odds,
         )
         for of in (relation, np.zeros_like(relation))
     ]
@@ -164,8 +168,8 @@ def test_a_bilinear_probe_of_prompts_that_do_not_differ_knows_nothing(
             found = probes.bilinear_ridge(
                 left, right, np.zeros(60, dtype=np.int64), y[train], train % 4, train, test
             )
-            assert np.ptp(found.outer) < 1e-6
-            assert np.isfinite(found.inner).all()
+            assert np.ptp(found.test_log_odds) < 1e-6
+            assert np.isfinite(found.train_log_odds).all()
 
 
 def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_out_of_fold() -> (
@@ -175,23 +179,23 @@ def test_the_difference_of_means_points_from_true_to_hallucinated_and_is_scored_
     y, inner = np.tile([0, 1], 60), np.repeat(np.arange(4), 30)
     x = rng.standard_normal((120, 30))
     noise = probes.difference_of_means(x, y, inner, x)
-    assert abs(auroc(y, noise.inner) - 0.5) < 0.2
+    assert abs(auroc(y, noise.train_log_odds) - 0.5) < 0.2
     x[:, 3] += 3 * y
     found = probes.difference_of_means(x, y, inner, x[:10])
     assert found.weights is not None
     np.testing.assert_allclose(found.weights, x[y == 1].mean(0) - x[y == 0].mean(0))
-    assert auroc(y, found.inner) > 0.9
-    assert found.outer.shape == (10,)
+    assert auroc(y, found.train_log_odds) > 0.9
+    assert found.test_log_odds.shape == (10,)
 
 
 def test_calibration_undoes_overconfidence_by_the_inner_scores_alone() -> None:
     rng = np.random.default_rng(6)
     odds = rng.standard_normal(4000)
     y = (rng.random(4000) < probes.probability(odds)).astype(np.int64)
-    sure = probes.Fitted(5 * odds, np.array([-5.0, 0.0, 5.0]), 1.0, 0.5, None)
+    sure = probes.FoldFit(5 * odds, np.array([-5.0, 0.0, 5.0]), 1.0, 0.5, None)
     found = probes.calibrated(sure, y)
-    np.testing.assert_allclose(found.inner, odds, atol=0.3)
-    np.testing.assert_allclose(found.outer, [-1, 0, 1], atol=0.15)
+    np.testing.assert_allclose(found.train_log_odds, odds, atol=0.3)
+    np.testing.assert_allclose(found.test_log_odds, [-1, 0, 1], atol=0.15)
 
 
 def test_a_joint_probe_of_many_rows_is_exact_if_some_rows_span_the_columns(
@@ -209,8 +213,8 @@ def test_a_joint_probe_of_many_rows_is_exact_if_some_rows_span_the_columns(
     monkeypatch.setattr(probes, "LANDMARKS", 60)
     found = probes.joint_ridge(blocks, y, inner, train, test)
     assert found.strength == exact.strength
-    np.testing.assert_allclose(found.outer, exact.outer, atol=1e-3)
-    np.testing.assert_allclose(found.inner, exact.inner, atol=1e-3)
+    np.testing.assert_allclose(found.test_log_odds, exact.test_log_odds, atol=1e-3)
+    np.testing.assert_allclose(found.train_log_odds, exact.train_log_odds, atol=1e-3)
 
 
 def test_a_joint_probe_of_many_rows_in_wide_columns_comes_close_to_the_exact_one(
@@ -228,8 +232,8 @@ def test_a_joint_probe_of_many_rows_in_wide_columns_comes_close_to_the_exact_one
     monkeypatch.setattr(probes, "LANDMARKS", 300)
     found = probes.joint_ridge(blocks, y, inner, train, test)
     truth = np.arange(200) % 2
-    assert auroc(truth, found.outer) > auroc(truth, exact.outer) - 0.03
-    assert auroc(truth, exact.outer) > 0.6
+    assert auroc(truth, found.test_log_odds) > auroc(truth, exact.test_log_odds) - 0.03
+    assert auroc(truth, exact.test_log_odds) > 0.6
 
 
 def test_of_many_texts_the_text_model_is_the_exact_one_but_for_the_third_digit(
@@ -244,7 +248,7 @@ def test_of_many_texts_the_text_model_is_the_exact_one_but_for_the_third_digit(
 
     def fitted() -> float:
         fit = probes.logistic(words[train], labels[train], inner, words[test], (0.3, 30.0))
-        return auroc(labels[test], fit.outer)
+        return auroc(labels[test], fit.test_log_odds)
 
     early = fitted()
     monkeypatch.setattr(probes, "EXACT", len(labels))

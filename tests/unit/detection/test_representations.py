@@ -1,4 +1,7 @@
-"""Pooling of answer tokens: against a slow loop, without attention sinks, and refusing what does not fit."""
+"""Pooling of answer tokens: equal to a slow loop, without attention sinks.
+
+Wrong spans are errors.
+"""
 
 import numpy as np
 import pandas as pd
@@ -31,10 +34,10 @@ def test_pooled_blocks_equal_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> Non
     massive = np.zeros(len(values), dtype=bool)
     massive[2] = True  # one of three tokens
     massive[11] = True  # the only token of its example
-    background = rng.standard_normal((5, 6)).astype(np.float16)
-    background[3] = np.nan  # not known: nothing is taken off
+    counterfactual_mean = rng.standard_normal((5, 6)).astype(np.float16)
+    counterfactual_mean[3] = np.nan  # missing: nothing is subtracted
     where = representations.spans(outputs(counts), 12, "x")
-    found = representations.layer_blocks(values, massive, where, sae, background)
+    found = representations.layer_blocks(values, massive, where, sae, counterfactual_mean)
     row = 0
     for example, count in enumerate(counts):
         rows = np.arange(row, row + count)
@@ -47,7 +50,7 @@ def test_pooled_blocks_equal_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> Non
             found.raw[example], x.numpy()[mean].mean(0), rtol=1e-5, atol=1e-6
         )
         known = example != 3
-        expected = torch.from_numpy(background[[example]].astype(np.float32))
+        expected = torch.from_numpy(counterfactual_mean[[example]].astype(np.float32))
         expected_code = sae.encode(expected)[0].numpy() if known else 0
         missed = (expected - sae.decode(sae.encode(expected)))[0].numpy() if known else 0
         np.testing.assert_allclose(
@@ -84,7 +87,9 @@ def test_output_features_are_finite_even_for_certain_answers() -> None:
     assert not {"id", "row_start", "row_count", "input_tokens"} & set(found.columns)
 
 
-def test_large_relations_get_features_in_their_own_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_relations_get_features_standardised_within_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(representations, "RELATION_ROWS", 3)
     table = pd.DataFrame({"x": [1.0, 2.0, 3.0, 10.0, 20.0, 60.0, 5.0], "same": 1.0})
     found = representations.by_relation(table, ["a"] * 3 + ["b"] * 3 + ["c"])
@@ -95,7 +100,7 @@ def test_large_relations_get_features_in_their_own_units(monkeypatch: pytest.Mon
     assert representations.by_relation(table, ["a"] * 7).equals(table)
 
 
-def test_an_answer_without_rivals_stands_at_zero_and_the_others_keep_their_columns() -> None:
+def test_an_answer_without_other_candidates_has_zeros_and_the_others_keep_their_columns() -> None:
     table = pd.DataFrame(
         {"lens_lead": [1.0, np.nan], "lens_rank": [np.nan, np.nan], "other": [1.0, 2.0]}
     )

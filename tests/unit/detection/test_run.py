@@ -1,4 +1,4 @@
-"""From files to tables: the three scripts on made-up data sets, one of them too small to train on."""
+"""From files to tables: the scripts on synthetic data sets, one of them too small to train on."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,6 @@ from ghosttrack.activations import candidates, store
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.detection import run as detection_run
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation import ledger
 from ghosttrack.sae import model as sae_model
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 from seeds import measure_seed_variance, vary_seeds
@@ -29,7 +28,10 @@ DETECTION, EVALUATION = (
 
 
 def write_dataset(folder: Path, name: str, labels: np.ndarray, seed: int) -> None:
-    """Examples of two tokens each; the label is written into layer 3 and into the log-probability."""
+    """Examples of two tokens each.
+
+    The label is written into layer 3 and into the log-probability.
+    """
     rng, n = np.random.default_rng(seed), len(labels)
     words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(2 * n)]
     examples = pd.DataFrame(
@@ -219,55 +221,55 @@ def test_every_table_has_the_columns_its_readers_expect(results: Path) -> None:
 
 def test_the_planted_signal_is_found_in_its_layer(results: Path) -> None:
     metrics = registry.read(results / "metrics.csv", registry.METRICS)
-    found = metrics[metrics["dataset"] == "big"].set_index("signal")["auroc"]
+    found = metrics[metrics["dataset"] == "big"].set_index("score")["auroc"]
     assert found["ghosttrack"] > 0.9
     assert found["raw_probe"] > 0.9
     assert abs(found["text_only"] - 0.5) < 0.2
     selection = pd.read_csv(results / "selection.csv")
-    assert set(selection.loc[selection["signal"] == "raw_probe", "layer"]) == {3}
+    assert set(selection.loc[selection["score"] == "raw_probe", "layer"]) == {3}
 
 
 def test_a_data_set_too_small_is_reported_with_its_reason_and_not_pooled(results: Path) -> None:
     metrics = registry.read(results / "metrics.csv", registry.METRICS).set_index(
-        ["dataset", "signal"]
+        ["dataset", "score"]
     )
     small = metrics.loc[("small", "ghosttrack")]
     assert np.isnan(small["auroc"])
     assert small["reason"] == "3 of 32 texts are true, in 1 groups: 6 groups are needed for 3 folds"
     assert np.isfinite(metrics.loc[("small", "answer_logprob_mean"), "auroc"]), "needs no training"
-    assert metrics.loc[("all_strict", "ghosttrack"), "n"] == 96
+    assert metrics.loc[("all_given", "ghosttrack"), "n"] == 96
     claims = pd.read_csv(results / "ledger.csv")
     assert set(claims.loc[claims["dataset"] == "small", "verdict"]) == {registry.NOT_ESTABLISHED}
 
 
-def test_signals_that_an_example_lacks_are_not_run_and_say_why(results: Path) -> None:
+def test_scores_that_an_example_lacks_are_not_computed_and_say_why(results: Path) -> None:
     metrics = registry.read(results / "metrics.csv", registry.METRICS).set_index(
-        ["dataset", "signal"]
+        ["dataset", "score"]
     )
     assert np.isfinite(metrics.loc[("big", "pmi"), "auroc"])
     assert metrics.loc[("big", "self_consistency"), "auroc"] == 1.0
     assert np.isnan(metrics.loc[("small", "pmi"), "auroc"])
     assert metrics.loc[("small", "pmi"), "reason"].startswith(
-        "1 of 32 answers meet no other prompts"
+        "1 of 32 answers have no other prompts"
     )
     assert ("small", "self_consistency") not in metrics.index
 
 
-def test_a_background_of_other_layers_is_refused(tmp_path: Path) -> None:
+def test_a_counterfactual_mean_of_other_layers_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "background.npz", layer_02=np.zeros((4, 3)))
-    assert list(detection_run.read_background(tmp_path / "background.npz", [2], 4)) == ["layer_02"]
+    assert list(detection_run.read_counterfactual_mean(tmp_path / "background.npz", [2], 4)) == [
+        "layer_02"
+    ]
     for layers, examples in (([2, 3], 4), ([2], 5)):
-        with pytest.raises(
-            UserError, match=r"background\.npz holds layer_02 of other examples; expected layer_02"
-        ):
-            detection_run.read_background(tmp_path / "background.npz", layers, examples)
+        with pytest.raises(UserError, match=r"background\.npz holds layer_02; expected layer_02"):
+            detection_run.read_counterfactual_mean(tmp_path / "background.npz", layers, examples)
 
 
-def test_scores_of_all_signals_share_their_folds(results: Path) -> None:
+def test_all_scores_share_their_folds(results: Path) -> None:
     scores = pd.read_parquet(results / "scores.parquet").query("dataset == 'big'")
     assert (scores.groupby("id")["fold"].nunique() == 1).all()
     assert (scores.groupby("group")["fold"].nunique() == 1).all()
-    assert (scores.groupby("signal").size() == 96).all()
+    assert (scores.groupby("score").size() == 96).all()
 
 
 def test_two_runs_write_the_same_bytes(inputs: Path, results: Path, tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_two_runs_write_the_same_bytes(inputs: Path, results: Path, tmp_path: Pa
 
 def test_strict_mode_passes_or_names_the_claim(results: Path, tmp_path: Path) -> None:
     table = pd.read_csv(results / "ledger.csv")
-    table.loc[table["claim"] == ledger.HEADLINE, "verdict"] = registry.ESTABLISHED
+    table.loc[table["claim"] == registry.HEADLINE, "verdict"] = registry.ESTABLISHED
     table.to_csv(tmp_path / "won.csv", index=False)
     check_claims.main(ledger=tmp_path / "won.csv", passed=tmp_path / "passed.json")
     assert (tmp_path / "passed.json").exists()
@@ -288,7 +290,7 @@ def test_strict_mode_passes_or_names_the_claim(results: Path, tmp_path: Path) ->
         check_claims.main(ledger=tmp_path / "lost.csv", passed=tmp_path / "never.json")
 
 
-def test_other_seeds_are_scored_in_files_of_the_run_and_a_set_too_small_has_none(
+def test_other_seeds_are_scored_and_a_set_too_small_has_none(
     inputs: Path, results: Path, tmp_path: Path
 ) -> None:
     arms = {"k_002_seed_0": 0, "k_002_seed_7": 7}
@@ -328,13 +330,13 @@ def test_other_seeds_are_scored_in_files_of_the_run_and_a_set_too_small_has_none
     )
     table = pd.read_csv(tmp_path / "all.csv")
     assert set(table["dataset"]) == {"big"}
-    own = table[table["signal"] == "ghosttrack"].set_index(["source", "seed"])["auroc"]
+    own = table[table["score"] == "ghosttrack"].set_index(["source", "seed"])["auroc"]
     assert set(own.index) == {("folds", 0), ("folds", 3), ("sae", 0), ("sae", 7)}
     assert own["sae", 0] == own["folds", 0]
     metrics = pd.read_csv(results / "metrics.csv").query(
-        "dataset == 'big' and signal == 'ghosttrack'"
+        "dataset == 'big' and score == 'ghosttrack'"
     )
     assert own["folds", 0] == pytest.approx(metrics["auroc"].iloc[0], abs=1e-6)
     variance = pd.read_csv(tmp_path / "variance.csv")
-    assert set(variance["dataset"]) == {"big", "all_strict"}
+    assert set(variance["dataset"]) == {"big", "all_given"}
     assert (variance["seeds"] == 2).all()

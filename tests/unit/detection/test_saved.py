@@ -1,4 +1,4 @@
-"""The saved detector: fitted without leaks, kept without pickle, refused where it does not fit, the same number by every way."""
+"""The saved detector: no leaks, no pickle, errors for other files, equal numbers everywhere."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def detector(run: Path) -> Detector:
     return Detector.load(run)
 
 
-def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> None:
+def test_the_detector_is_fitted_on_text_controlled_sets_alone_and_learns(run: Path) -> None:
     about = files.read_json(run / "detection" / "detector.json")
     assert about["quality"]["datasets"] == ["facts"]
     assert about["quality"]["texts"] == 80
@@ -61,7 +61,7 @@ def test_the_detector_is_fitted_on_strict_sets_alone_and_learns(run: Path) -> No
     assert not list((run / "detection").glob("*.pkl"))
 
 
-def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> None:
+def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_cv_group() -> None:
     rows = [
         ("a", "g1", "capital", "France", "x"),
         ("b", "g1", "capital", "Norway", "y"),
@@ -71,23 +71,23 @@ def test_groups_that_share_a_text_or_a_subject_across_sets_are_one_unit() -> Non
         ("d", "g5", "river", "France", "v"),
     ]
     texts = pd.DataFrame(rows, columns=["dataset", "group", "relation", "subject", "text"])
-    units = saved_fit.units_of(texts).tolist()
-    assert units[0] == units[2]  # the capital of France, in two sets
-    assert units[1] == units[3]  # the same text
-    assert len(set(units)) == 4
+    cv_groups = saved_fit.cv_groups_across(texts).tolist()
+    assert cv_groups[0] == cv_groups[2]  # the capital of France, in two sets
+    assert cv_groups[1] == cv_groups[3]  # the same text
+    assert len(set(cv_groups)) == 4
 
 
-def test_a_fit_prefers_strict_sets_to_leaky_ones_and_given_to_generated() -> None:
+def test_a_fit_prefers_text_controlled_sets_to_leaky_ones_and_given_to_generated() -> None:
     facts, leaky = run_fakes.text_only("facts"), run_fakes.text_only("leaky", low=0.7)
     control, own = (
         run_fakes.text_only("control", control=True),
         run_fakes.text_only("own", mode="generated"),
     )
     small = run_fakes.text_only("small").assign(verdict="not run")
-    assert saved_fit.strict_sets(pd.concat([small, control, own, leaky, facts])) == ["facts"]
-    assert saved_fit.strict_sets(pd.concat([small, control, own, leaky])) == ["leaky"]
-    assert saved_fit.strict_sets(pd.concat([small, control, own])) == ["own"]
-    assert saved_fit.strict_sets(pd.concat([small, control])) == []
+    assert saved_fit.training_sets(pd.concat([small, control, own, leaky, facts])) == ["facts"]
+    assert saved_fit.training_sets(pd.concat([small, control, own, leaky])) == ["leaky"]
+    assert saved_fit.training_sets(pd.concat([small, control, own])) == ["own"]
+    assert saved_fit.training_sets(pd.concat([small, control])) == []
 
 
 def test_few_folds_leave_enough_to_fit_on(run: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_token_of_a_fitted_set_is_scored_by_the_fit_without_its_group(run: Pat
 def test_the_scores_of_a_data_set_are_those_of_the_same_texts_given_by_hand(
     run: Path, detector: Detector
 ) -> None:
-    # A set that is in no fit has the final fit's scores, so tables and API must agree token by token.
+    # The final fit scores a data set outside the training data, so tables and API must agree.
     examples = pd.read_parquet(run / "datasets" / "others" / "examples.parquet")
     tokens = pd.read_parquet(run / "detection" / "token_scores.parquet")
     expected = tokens.loc[tokens["dataset"] == "others", "probe"].to_numpy()
@@ -211,7 +211,7 @@ def test_an_activation_beyond_what_is_stored_is_no_score(
         handle.remove()
 
 
-def test_reasons_are_the_largest_parts_and_have_names(detector: Detector) -> None:
+def test_reasons_are_the_largest_contributions_and_have_names(detector: Detector) -> None:
     (found,) = detector.score(TEXTS[:1], reasons=6)
     sizes = [abs(reason.log_odds) for reason in found.reasons]
     assert sizes == sorted(sizes, reverse=True)
@@ -219,9 +219,7 @@ def test_reasons_are_the_largest_parts_and_have_names(detector: Detector) -> Non
     assert detector.score(TEXTS[:1], reasons=0)[0].reasons == []
 
 
-def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer_does_to_the_probes(
-    run: Path,
-) -> None:
+def test_a_contribution_is_the_effect_of_ablating_the_feature_in_the_last_layer(run: Path) -> None:
     scorer = Scorer(run)
     frame = pd.DataFrame(
         {
@@ -235,15 +233,17 @@ def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer
     )
     encoded = example_tokens.encode(frame, scorer.tokenizer, scorer.limit, "x")
     before = scorer.read(encoded, 50)
-    last = next(part for part in before.parts[0] if part.place == len(run_fakes.LAYERS) - 1)
-    after = scorer.read(encoded, 0, [[(last.place, last.feature)]])
-    # The SAE reads what is left anew, so other features may change a little; the sign and most of the size stay.
+    last = next(
+        part for part in before.contributions[0] if part.layer_index == len(run_fakes.LAYERS) - 1
+    )
+    after = scorer.read(encoded, 0, [[(last.layer_index, last.feature)]])
+    # The SAE encodes the ablated activation again, so other features may change a little.
     assert np.sign(before.probe.mean() - after.probe.mean()) == np.sign(last.log_odds)
     assert scorer.read(encoded, 0, [[]]).log_odds == pytest.approx(before.log_odds)
     silent = next(
         f
         for f in range(run_fakes.D_SAE)
-        if all((1, f) != (part.place, part.feature) for part in before.parts[0])
+        if all((1, f) != (part.layer_index, part.feature) for part in before.contributions[0])
     )
     assert scorer.read(encoded, 0, [[(1, silent)]]).log_odds == pytest.approx(before.log_odds)
     assert scorer.read(encoded, 0).log_odds == pytest.approx(
@@ -251,7 +251,7 @@ def test_a_part_of_the_log_odds_is_what_taking_the_feature_out_of_the_last_layer
     )  # no hook is left behind
 
 
-def test_below_the_stated_confidence_the_detector_abstains(detector: Detector) -> None:
+def test_below_the_requested_confidence_the_detector_abstains(detector: Detector) -> None:
     for each in detector.score(TEXTS, confidence=0.9):
         sure = max(each.probability, 1 - each.probability) >= 0.9
         assert (each.verdict == "abstain") != sure
@@ -260,7 +260,7 @@ def test_below_the_stated_confidence_the_detector_abstains(detector: Detector) -
         detector.score(TEXTS, confidence=1.5)
 
 
-def test_without_an_answer_the_last_word_is_judged(detector: Detector) -> None:
+def test_without_an_answer_the_last_word_is_scored(detector: Detector) -> None:
     (found, marked) = detector.score(["Q facts 3 is Paris.", TEXTS[0]])
     assert found.text[found.start : found.end] == "Paris"
     assert found.log_odds == marked.log_odds
@@ -314,7 +314,7 @@ def test_a_missing_model_sae_or_detector_is_refused_in_one_line(run: Path, tmp_p
     (other / "detection" / "detector.safetensors").unlink()
     with pytest.raises(UserError, match="has no saved detector"):
         Detector.load(other)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         Detector.load(tmp_path / "nowhere")
 
 
@@ -365,7 +365,7 @@ def test_api_command_and_target_give_the_same_numbers_in_every_form(
     assert "http:" not in page
 
 
-def test_a_context_is_read_before_the_text_and_not_judged(detector: Detector) -> None:
+def test_a_context_is_read_before_the_text_and_not_scored(detector: Detector) -> None:
     alone, behind = detector.score([TEXTS[0], TEXTS[0]._replace(context="Q facts 1 is Oslo.")])
     assert (behind.text, behind.start, behind.end) == (alone.text, alone.start, alone.end)
     assert [(each.start, each.end) for each in behind.tokens] == [
@@ -376,10 +376,10 @@ def test_a_context_is_read_before_the_text_and_not_judged(detector: Detector) ->
     assert spaced.log_odds == behind.log_odds
 
 
-def test_texts_behind_solved_statements_get_what_the_training_set_got(
+def test_texts_after_few_shot_demonstrations_get_the_scores_of_the_data_set(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As a data set the texts stand behind the solved statements of their relation; by hand the same ones are given.
+    # The texts of a data set follow demonstrations of their relation; here the same ones are given.
     monkeypatch.setitem(contexts.DEMONSTRATIONS, "capital", (("Peru", "Lima"),))
     shown = contexts.context_of("capital")
     text = "The capital of Chad is Lima."
@@ -481,7 +481,7 @@ def explain(run: Path, explanations: Path) -> None:
     )
 
 
-def test_removing_the_named_reasons_is_measured_beside_random_and_most_active_ones(
+def test_ablating_the_named_features_is_compared_with_random_and_most_active_ones(
     run: Path, tmp_path: Path
 ) -> None:
     explain(run, tmp_path / "explanations.csv")
@@ -493,7 +493,7 @@ def test_removing_the_named_reasons_is_measured_beside_random_and_most_active_on
     random = table[table["removed"] == faithfulness.RANDOM]
     assert (random["beyond_random"] == 0).all()
     named = table[table["removed"] == faithfulness.TOP]
-    assert named["beyond_random"].iloc[0] > 0  # the detector is linear in what is taken out
+    assert named["beyond_random"].iloc[0] > 0  # the detector is linear in the ablated features
 
 
 def test_texts_for_the_test_are_chosen_in_equal_parts_without_their_scores() -> None:

@@ -1,4 +1,4 @@
-"""A detector fitted on answers in a chat template scores an answer behind its question as the data set has it."""
+"""A detector fitted on chat answers gives an answer with its question the score of the data set."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Folds: nothing shared, nothing split, and an error that names what would be."""
+"""Folds keep groups and verbatim texts whole; errors name the rows that do not."""
 
 import numpy as np
 import pytest
@@ -8,46 +8,46 @@ from ghosttrack.errors import UserError
 
 
 def blocks(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and units of `count` swap blocks of four rows."""
+    """Labels and groups of `count` minimal-pair blocks of four rows."""
     return np.tile([0, 0, 1, 1], count), np.repeat(
         [f"block-{number:03d}" for number in range(count)], 4
     ).astype(object)
 
 
-def test_every_unit_is_in_one_fold_and_every_row_in_some_fold() -> None:
-    labels, units = blocks(23)
-    fold = splits.assign_folds(labels, units, 5, seed=3)
+def test_every_group_is_in_one_fold_and_every_row_in_some_fold() -> None:
+    labels, cv_groups = blocks(23)
+    fold = splits.assign_folds(labels, cv_groups, 5, seed=3)
     assert set(fold) == {0, 1, 2, 3, 4}
-    assert all(len(set(fold[units == unit])) == 1 for unit in set(units))
+    assert all(len(set(fold[cv_groups == unit])) == 1 for unit in set(cv_groups))
 
 
 def test_folds_depend_on_the_seed_alone() -> None:
-    labels, units = blocks(20)
-    first, again = (splits.assign_folds(labels, units, 5, seed=1) for _ in range(2))
+    labels, cv_groups = blocks(20)
+    first, again = (splits.assign_folds(labels, cv_groups, 5, seed=1) for _ in range(2))
     assert (first == again).all()
-    assert (first != splits.assign_folds(labels, units, 5, seed=2)).any()
+    assert (first != splits.assign_folds(labels, cv_groups, 5, seed=2)).any()
 
 
-def test_inner_folds_cover_the_training_rows_and_keep_units_whole() -> None:
-    labels, units = blocks(20)
-    fold = splits.assign_folds(labels, units, 5, seed=0)
+def test_inner_folds_cover_the_training_rows_and_keep_groups_whole() -> None:
+    labels, cv_groups = blocks(20)
+    fold = splits.assign_folds(labels, cv_groups, 5, seed=0)
     seen: list[int] = []
-    found = splits.rounds(labels, units, fold, 4, seed=0)
-    assert [step.number for step in found] == [0, 1, 2, 3, 4]
-    for step in found:
-        assert not set(units[step.train]) & set(units[step.test])
-        assert set(fold[step.test]) == {step.number}
-        assert len(step.inner) == len(step.train)
+    found = splits.outer_folds(labels, cv_groups, fold, 4, seed=0)
+    assert [outer.number for outer in found] == [0, 1, 2, 3, 4]
+    for outer in found:
+        assert not set(cv_groups[outer.train]) & set(cv_groups[outer.test])
+        assert set(fold[outer.test]) == {outer.number}
+        assert len(outer.inner_fold) == len(outer.train)
         for number in range(4):
-            assert not set(units[step.train][step.inner == number]) & set(
-                units[step.train][step.inner != number]
+            assert not set(cv_groups[outer.train][outer.inner_fold == number]) & set(
+                cv_groups[outer.train][outer.inner_fold != number]
             )
-            assert set(labels[step.train][step.inner != number]) == {0, 1}
-        seen.extend(step.test)
+            assert set(labels[outer.train][outer.inner_fold != number]) == {0, 1}
+        seen.extend(outer.test)
     assert sorted(seen) == list(range(len(labels)))
 
 
-def test_groups_that_share_a_text_become_one_unit() -> None:
+def test_groups_that_share_a_text_become_one_cv_group() -> None:
     groups = ["c", "b", "a", "d", "d"]
     texts = [
         "Paris is in France.",
@@ -56,7 +56,7 @@ def test_groups_that_share_a_text_become_one_unit() -> None:
         "Rome is in Italy.",
         "Oslo is in Norway.",
     ]
-    assert list(splits.split_units(groups, texts)) == ["b", "b", "a", "a", "a"]
+    assert list(splits.make_cv_groups(groups, texts)) == ["b", "b", "a", "a", "a"]
 
 
 def test_a_text_in_two_folds_is_an_error_that_names_its_rows() -> None:
@@ -82,28 +82,28 @@ def test_clean_folds_pass() -> None:
 
 
 def test_too_few_groups_of_a_class_are_refused_with_the_numbers() -> None:
-    labels, units = (
+    labels, cv_groups = (
         np.array([1] * 37 + [0] * 3),
         np.array([f"g{row}" for row in range(40)], dtype=object),
     )
-    reason = splits.refusal(labels, units, 5)
+    reason = splits.infeasible_reason(labels, cv_groups, 5)
     assert reason == "3 of 40 texts are true, in 3 groups: 10 groups are needed for 5 folds"
-    assert "14 groups are needed for 5 folds with 10 inner ones" in splits.refusal(
-        labels, units, 5, 10
+    assert "14 groups are needed for 5 folds with 10 inner ones" in splits.infeasible_reason(
+        labels, cv_groups, 5, 10
     )
-    assert not splits.refusal(*blocks(10), 5)
+    assert not splits.infeasible_reason(*blocks(10), 5)
 
 
-def test_a_sample_takes_whole_units_up_to_its_limit() -> None:
-    _, units = blocks(30)
-    chosen = splits.sample_units(units, 50, seed=0)
+def test_a_sample_takes_whole_groups_up_to_its_limit() -> None:
+    _, cv_groups = blocks(30)
+    chosen = splits.sample_cv_groups(cv_groups, 50, seed=0)
     assert chosen.sum() == 48
-    assert all(chosen[units == unit].all() for unit in set(units[chosen]))
-    assert splits.sample_units(units, None, seed=0).all()
+    assert all(chosen[cv_groups == unit].all() for unit in set(cv_groups[chosen]))
+    assert splits.sample_cv_groups(cv_groups, None, seed=0).all()
     with pytest.raises(
         UserError, match=r"detection\.max_statements: 1 is below the size of a group"
     ):
-        splits.sample_units(units, 1, seed=0)
+        splits.sample_cv_groups(cv_groups, 1, seed=0)
 
 
 def test_near_duplicates_ignore_order_case_and_articles() -> None:
@@ -132,33 +132,33 @@ def test_an_error_names_five_rows_and_counts_the_others(shared: int, more: str) 
 def test_folds_are_refused_exactly_below_the_number_of_groups_that_they_need(
     folds: int, inner: int, label: int
 ) -> None:
-    # Two groups of a class in each outer fold; one in each inner fold of what is left without one outer fold.
+    # Two groups of a class per outer fold, and one per inner fold without one outer fold.
     needed = max(2 * folds, -(-inner * folds // (folds - 1)) + 1)
     for found, refused in ((needed - 1, True), (needed, False)):
         labels = np.array([label] * found + [1 - label] * 60)
-        units = np.array([f"g{row}" for row in range(found + 60)], dtype=object)
-        reason = splits.refusal(labels, units, folds, inner)
+        cv_groups = np.array([f"g{row}" for row in range(found + 60)], dtype=object)
+        reason = splits.infeasible_reason(labels, cv_groups, folds, inner)
         assert bool(reason) == refused
         assert (
             not refused
             or f"in {found} groups: {needed} groups are needed for {folds} folds" in reason
         )
         if not refused:
-            fold = splits.assign_folds(labels, units, folds, seed=0)
-            for step in splits.rounds(labels, units, fold, inner, seed=0):
+            fold = splits.assign_folds(labels, cv_groups, folds, seed=0)
+            for outer in splits.outer_folds(labels, cv_groups, fold, inner, seed=0):
                 for number in range(inner):
-                    assert set(labels[step.train][step.inner != number]) == {0, 1}
+                    assert set(labels[outer.train][outer.inner_fold != number]) == {0, 1}
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5, 7, 8, 11, 12, 13])
-def test_a_sample_is_as_many_whole_units_as_the_limit_allows_in_a_random_order(limit: int) -> None:
-    _, units = blocks(3)
+def test_a_sample_is_as_many_whole_groups_as_the_limit_allows_in_a_random_order(limit: int) -> None:
+    _, cv_groups = blocks(3)
     if limit < 4:
         with pytest.raises(UserError, match=r"below the size of a group \(4 texts\)"):
-            splits.sample_units(units, limit, seed=0)
+            splits.sample_cv_groups(cv_groups, limit, seed=0)
         return
-    assert splits.sample_units(units, limit, seed=0).sum() == min(12, limit // 4 * 4)
-    first = {tuple(splits.sample_units(units, limit, seed=seed)) for seed in range(20)}
+    assert splits.sample_cv_groups(cv_groups, limit, seed=0).sum() == min(12, limit // 4 * 4)
+    first = {tuple(splits.sample_cv_groups(cv_groups, limit, seed=seed)) for seed in range(20)}
     assert len(first) == (1 if limit >= 12 else 3)
 
 
@@ -167,5 +167,5 @@ def test_groups_are_joined_through_chains_of_shared_texts_in_any_order() -> None
     groups = np.array(["d", "d", "b", "b", "c", "c", "a", "e", "f"])  # d-b-c-a and e, f alone
     for seed in range(20):
         order = np.random.default_rng(seed).permutation(len(groups))
-        found = splits.split_units(list(groups[order]), list(texts[order]))
+        found = splits.make_cv_groups(list(groups[order]), list(texts[order]))
         assert found.tolist() == ["f" if group == "f" else "a" for group in groups[order]]

@@ -1,4 +1,4 @@
-"""Detectors on other relations: what is shared is found there, what is not is not, and nothing of a left-out label is used."""
+"""Transfer: shared signals are found on other relations, others are not; labels do not leak."""
 
 from pathlib import Path
 
@@ -28,7 +28,10 @@ SETS, GROUPS, WIDTH = (
 
 
 def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
-    """Four sets of three parts; `signal` moves channel 0 of every set alike, `own` another channel in each."""
+    """Four sets of three parts.
+
+    `signal` shifts channel 0 of all sets, `own` another channel in each.
+    """
     rng, n = np.random.default_rng(seed), 4 * GROUPS
     labels = np.tile([0, 0, 1, 1], GROUPS * len(SETS))
     dataset = np.repeat(list(SETS), n).astype(object)
@@ -41,7 +44,7 @@ def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
             x[:, 0] += signal * labels
             for place, name in enumerate(SETS):
                 x[dataset == name, 1 + place] += own * labels[dataset == name]
-                x[dataset == name] *= 1 + place  # other units in each set
+                x[dataset == name] *= 1 + place  # another scale in each set
             kinds[kind] = x
         blocks[layer] = kinds
     outputs = pd.DataFrame(
@@ -49,33 +52,36 @@ def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
     )
     lens = pd.DataFrame(rng.standard_normal((len(labels), 2)), columns=["lens_lead", "lens_rank"])
     relation = np.array([SETS[name] for name in dataset], dtype=object)
-    units = np.array(
+    cv_groups = np.array(
         [f"{name} {group}" for name, group in zip(dataset, groups, strict=True)], dtype=object
     )
-    return Pool(labels, relation, dataset, groups, units, outputs, lens, blocks)
+    return Pool(labels, relation, dataset, groups, cv_groups, outputs, lens, blocks)
 
 
-def reached(pool: Pool, signal: str) -> list[float]:
+def reached(pool: Pool, score_name: str) -> list[float]:
     trainings = transfer.left_out(transfer.parts(pool))
     found = transfer.scores(pool, trainings)
     return [
-        auroc(pool.labels[each.inner < 0], found[each.name][signal][each.inner < 0])
+        auroc(pool.labels[each.inner_fold < 0], found[each.name][score_name][each.inner_fold < 0])
         for each in trainings
     ]
 
 
-def test_sets_of_one_relation_or_of_shared_units_are_left_out_together() -> None:
+def test_sets_of_one_relation_or_of_shared_groups_are_left_out_together() -> None:
     pool = made(1.0)
     part = transfer.parts(pool)
     assert len(set(part)) == 3
     assert set(part[pool.dataset == "one"]) == set(part[pool.dataset == "two"])
-    pool.units[pool.dataset == "four"] = pool.units[pool.dataset == "three"]
+    pool.cv_groups[pool.dataset == "four"] = pool.cv_groups[pool.dataset == "three"]
     assert len(set(transfer.parts(pool))) == 2
-    with pytest.raises(UserError, match="2 groups of relations that share nothing; it takes 3"):
+    with pytest.raises(
+        UserError,
+        match="2 groups of relations that share no relation and no group, expected at least 3",
+    ):
         transfer.left_out(transfer.parts(pool))
 
 
-def test_what_relations_share_is_found_on_a_left_out_one_and_what_is_its_own_is_not() -> None:
+def test_a_shared_signal_is_found_on_a_left_out_relation_and_a_specific_one_is_not() -> None:
     assert min(reached(made(3.0), "ghosttrack")) > 0.9
     assert min(reached(made(3.0), "raw_probe")) > 0.9
     assert max(abs(value - 0.5) for value in reached(made(0.0, own=3.0), "ghosttrack")) < 0.15
@@ -86,36 +92,36 @@ def test_left_out_labels_do_not_reach_their_scores() -> None:
     pool = made(1.0)
     training = transfer.left_out(transfer.parts(pool))[0]
     before = transfer.scores(pool, [training])[training.name]
-    test = training.inner < 0
+    test = training.inner_fold < 0
     after = transfer.scores(
         pool._replace(labels=np.where(test, 1 - pool.labels, pool.labels)), [training]
     )
-    for signal, score in before.items():
+    for score_name, score in before.items():
         assert np.isnan(score[~test]).all()
-        assert (score[test] == after[training.name][signal][test]).all(), signal
+        assert (score[test] == after[training.name][score_name][test]).all(), score_name
 
 
-def test_a_text_whose_unit_was_trained_on_is_not_scored() -> None:
+def test_a_text_whose_group_was_trained_on_is_not_scored() -> None:
     pool = made(1.0)
     one, two = (np.flatnonzero(pool.dataset == name)[:4] for name in ("one", "two"))
-    pool.units[two] = pool.units[one[0]]
+    pool.cv_groups[two] = pool.cv_groups[one[0]]
     (training,) = transfer.single(pool, ["one"], 3, 0)
     score = transfer.scores(pool, [training])["one"]["ghosttrack"]
     assert np.isnan(score[two]).all()
     assert np.isnan(score).sum() == len(two) + (pool.dataset == "one").sum()
 
 
-def test_probes_from_sums_are_those_refitted_on_the_rows() -> None:
+def test_probes_from_gram_matrices_equal_refitted_ones() -> None:
     from sklearn.linear_model import Ridge
 
     pool = made(1.0)
     training = transfer.left_out(transfer.parts(pool))[1]
     (found,) = transfer._probes(pool, "raw", [training])
-    train = training.inner >= 0
+    train = training.inner_fold >= 0
     y, total = 2.0 * pool.labels - 1, np.zeros((2, len(pool.labels)))
     for blocks in pool.blocks.values():
-        z = transfer.own_units(blocks["raw"], pool).astype(np.float64)
-        for scored in (training.inner == number for number in np.unique(training.inner)):
+        z = transfer.standardise_by_relation(blocks["raw"], pool).astype(np.float64)
+        for scored in (training.inner_fold == number for number in np.unique(training.inner_fold)):
             rows = train & ~scored
             unit = float((z[rows] ** 2).sum()) / rows.sum()
             for place, strength in enumerate(transfer.STRENGTHS):
@@ -123,17 +129,17 @@ def test_probes_from_sums_are_those_refitted_on_the_rows() -> None:
                     Ridge(strength * unit).fit(z[rows], y[rows]).predict(z[scored])
                 )
     best = transfer.STRENGTHS.index(found.strength)
-    assert found.score == pytest.approx(
+    assert found.inner_auroc == pytest.approx(
         max(auroc(pool.labels[train], each[train]) for each in total)
     )
     odds = probes.platt(total[best][train], pool.labels[train])
-    np.testing.assert_allclose(found.outer, odds.apply(total[best][~train]), atol=1e-3)
+    np.testing.assert_allclose(found.test_log_odds, odds.apply(total[best][~train]), atol=1e-3)
 
 
-def test_units_are_those_of_a_large_relation_and_of_the_set_for_a_small_one() -> None:
+def test_features_are_standardised_by_large_relation_or_else_by_data_set() -> None:
     pool = made(0.0)
     pool.relation[np.flatnonzero(pool.dataset == "four")[:8]] = "rare"
-    found = transfer.own_units(pool.outputs.to_numpy(), pool)
+    found = transfer.standardise_by_relation(pool.outputs.to_numpy(), pool)
     rows = pool.dataset == "four"
     values = pool.outputs.to_numpy()[rows]
     np.testing.assert_allclose(found[rows][:8], ((values - values.mean(0)) / values.std(0))[:8])
@@ -148,10 +154,10 @@ def test_tables_hold_every_pair_of_sets_and_the_figure_draws_them(tmp_path: Path
     within = pd.DataFrame(
         {
             "dataset": pool.dataset,
-            "signal": "ghosttrack",
+            "score": "ghosttrack",
             "group": pool.groups,
             "label": pool.labels,
-            "score": 0.9 * pool.labels,
+            "value": 0.9 * pool.labels,
         }
     )
     found = transfer_tables.judge(
@@ -162,16 +168,16 @@ def test_tables_hold_every_pair_of_sets_and_the_figure_draws_them(tmp_path: Path
         EvaluationSettings(bootstrap=100),
         0,
     )
-    ours = found.transfer[found.transfer["signal"] == "ghosttrack"].set_index(
+    ours = found.transfer[found.transfer["score"] == "ghosttrack"].set_index(
         ["trained_on", "dataset"]
     )["auroc"]
     assert len(ours) == 4 * 3 + 4 + 4 + 1
     assert ours["one", "one"] == 1.0
     others = ours[transfer_tables.OTHERS]
-    assert others["all_strict"] == pytest.approx(others[list(SETS)].mean())
+    assert others["all_given"] == pytest.approx(others[list(SETS)].mean())
     assert list(found.left_out.columns) == list(registry.LEFT_OUT)
     regression = found.left_out.query("control == 'output_regression'").set_index("dataset")
-    assert set(regression.index) == {*SETS, "all_strict"}
+    assert set(regression.index) == {*SETS, "all_given"}
     assert (
         regression["verdict"] == registry.ESTABLISHED
     ).all()  # the signal is in the activations alone
@@ -206,7 +212,7 @@ def test_blocks_of_several_sets_are_read_in_their_order(tmp_path: Path) -> None:
         outputs[name] = pd.DataFrame(
             {"id": range(n), "row_start": 2 * np.arange(n), "row_count": 2}
         )
-        paths[name] = transfer.Files(
+        paths[name] = transfer.TransferFiles(
             [folder / "a.zarr"], [folder / "a.json"], folder / "background.npz"
         )
         kept.append((values.astype(np.float32).reshape(n, 2, WIDTH).mean(1), background))

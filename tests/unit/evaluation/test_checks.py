@@ -56,9 +56,7 @@ def test_a_sound_run_passes_and_is_counted(run: fake_results.Run, tmp_path: Path
 
 def change(column: str, value: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
     def apply(table: pd.DataFrame) -> pd.DataFrame:
-        table.loc[(table["dataset"] == "cities") & (table["signal"] == "ghosttrack"), column] = (
-            value
-        )
+        table.loc[(table["dataset"] == "cities") & (table["score"] == "ghosttrack"), column] = value
         return table
 
     return apply
@@ -69,17 +67,20 @@ def change(column: str, value: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
     [
         (
             change("auroc", 1.2),
-            r"data set cities, signal ghosttrack: found auroc = 1\.2, expected a number from 0 to 1",
+            r"data set cities, score ghosttrack: found auroc = 1\.2, expected a number from 0 to 1",
         ),
         (change("auroc_low", 0.95), "outside its interval 0.95"),
         (change("auroc", float("nan")), "found no auroc"),
         (change("groups", 900), "groups = 900 with n = 800"),
         (change("ece", -0.1), r"ece = -0\.1"),
         (
-            lambda table: table[table["signal"] != "text_only"],
+            lambda table: table[table["score"] != "text_only"],
             "data set cities: found no row for text_only",
         ),
-        (lambda table: pd.concat([table, table.head(1)]), "stands twice"),
+        (
+            lambda table: pd.concat([table, table.head(1)]),
+            "found two rows, expected one row per data set, mode and score",
+        ),
     ],
 )
 def test_a_damaged_metrics_table_is_named_with_its_row_and_value(
@@ -90,7 +91,7 @@ def test_a_damaged_metrics_table_is_named_with_its_row_and_value(
     assert str(caught.value).startswith("metrics.csv: ")
 
 
-def test_a_signal_that_was_not_run_may_lack_its_numbers(metrics: pd.DataFrame) -> None:
+def test_a_score_that_was_not_computed_may_lack_its_numbers(metrics: pd.DataFrame) -> None:
     table = metrics.copy()
     chosen = table["dataset"] == "cities"
     table.loc[chosen, ["auroc", "auroc_low", "auroc_high", "auprc", "ece"]] = np.nan
@@ -102,7 +103,7 @@ def test_scores_match_the_examples_and_the_metrics(
     scores: pd.DataFrame, metrics: pd.DataFrame
 ) -> None:
     assert checks.check_scores(PATH, scores, metrics, ids(scores)) == len(scores)
-    first = (scores["id"] == "us_cities-0") & (scores["signal"] == "entropy")
+    first = (scores["id"] == "us_cities-0") & (scores["score"] == "entropy")
     with pytest.raises(UserError, match=r"391 scores, expected n = 392"):
         checks.check_scores(PATH, scores[~first], metrics, ids(scores))
     with pytest.raises(UserError, match=r"id us_cities-\d+: found no example with this id"):
@@ -115,15 +116,15 @@ def test_scores_match_the_examples_and_the_metrics(
         checks.check_scores(PATH, scores.drop(columns="fold"), metrics, ids(scores))
 
 
-def test_one_missing_score_fails_but_a_signal_that_was_not_run_does_not(
+def test_one_missing_value_fails_but_a_score_that_was_not_computed_does_not(
     scores: pd.DataFrame, metrics: pd.DataFrame
 ) -> None:
     table = scores.copy()
-    chosen = table["signal"] == "entropy"
-    table.loc[chosen & (table["id"] == "us_cities-7"), "score"] = np.nan
-    with pytest.raises(UserError, match="signal entropy, id us_cities-7: found score = nan"):
+    chosen = table["score"] == "entropy"
+    table.loc[chosen & (table["id"] == "us_cities-7"), "value"] = np.nan
+    with pytest.raises(UserError, match="score entropy, id us_cities-7: found value = nan"):
         checks.check_scores(PATH, table, metrics, ids(scores))
-    table.loc[chosen, "score"] = np.nan
+    table.loc[chosen, "value"] = np.nan
     checks.check_scores(PATH, table, metrics, ids(scores))
 
 

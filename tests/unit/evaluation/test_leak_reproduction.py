@@ -1,4 +1,4 @@
-"""Noise wins where a random split of pairs lets it, and nowhere else."""
+"""Noise has a high AUROC under the random pair split, and nowhere else."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from ghosttrack.settings import DatasetSettings
 
 
 def questions(count: int, false: int) -> pd.DataFrame:
-    """One true and `false` false answers a question, in invented words that say nothing of the label."""
+    """One true and `false` false answers per question, in random words."""
     rng, rows = np.random.default_rng(0), []
     for number in range(count):
         for label in [0] + [1] * false:
@@ -34,7 +34,7 @@ def questions(count: int, false: int) -> pd.DataFrame:
 
 
 def means(table: pd.DataFrame) -> pd.Series:
-    return table.groupby(["split", "signal"])["auroc"].mean()
+    return table.groupby(["split", "score"])["auroc"].mean()
 
 
 def test_noise_looks_like_a_detector_under_the_pair_split_and_like_noise_under_the_grouped_one() -> (
@@ -89,7 +89,7 @@ def test_the_figure_is_drawn_in_every_format(tmp_path: Path) -> None:
     assert b"<svg" in paths[2].read_bytes()
 
 
-def test_noise_reaches_on_truthfulqa_what_was_once_published() -> None:
+def test_noise_reaches_the_published_auroc_on_truthfulqa() -> None:
     data = os.environ.get("GHOSTTRACK_TEST_DATA")
     if not data:
         pytest.skip("GHOSTTRACK_TEST_DATA names no folder with the real data sets")

@@ -6,22 +6,21 @@ import pytest
 from scipy.stats import norm
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import detectors
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import ledger, scoreboard
-from ghosttrack.evaluation.scoreboard import Standing
+from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(bootstrap=200)
 VARIANTS = ["default", "permuted"]
-SIGNALS = [
+SCORE_NAMES = [
     "ghosttrack",
     "ghosttrack.without_sae",
     "ghosttrack.with_metrics",
     "ghosttrack.with_metrics.permuted",
     "raw_probe_all",
     "output_regression",
-    "output_regression.alone",
+    "output_regression.without_candidates",
     "output_and_words",
     "text_only",
     "length",
@@ -39,16 +38,17 @@ def scores(
     seed: int = 0,
     mode: str = "given",
 ) -> pd.DataFrame:
-    """A long table: each signal is noise plus `apart` for hallucinated texts."""
+    """A long table: each score is noise plus `apart` for hallucinated texts."""
     rng = np.random.default_rng(seed)
-    labels, units = (
+    labels, cv_groups = (
         np.tile([0, 0, 1, 1], groups),
         np.repeat([f"g{n:03d}" for n in range(groups)], 4),
     )
     parts = []
-    for signal in SIGNALS:
+    for score_name in SCORE_NAMES:
         score = 1 / (
-            1 + np.exp(-rng.standard_normal(4 * groups) - apart.get(signal, 0.0) * (labels - 0.5))
+            1
+            + np.exp(-rng.standard_normal(4 * groups) - apart.get(score_name, 0.0) * (labels - 0.5))
         )
         parts.append(
             pd.DataFrame(
@@ -56,12 +56,12 @@ def scores(
                     "dataset": dataset,
                     "mode": mode,
                     "id": [f"e{row}" for row in range(4 * groups)],
-                    "group": units,
+                    "group": cv_groups,
                     "label": labels,
                     "fold": 0,
-                    "signal": signal,
-                    "family": detectors.family_of(signal),
-                    "score": score,
+                    "score": score_name,
+                    "family": registry.get(score_name).family,
+                    "value": score,
                     "reason": "",
                 }
             )
@@ -69,18 +69,18 @@ def scores(
     return pd.concat(parts, ignore_index=True)
 
 
-def standing(apart: dict[str, float], **how: object) -> Standing:
+def scope_result(apart: dict[str, float], **how: object) -> ScopeResult:
     control = bool(how.pop("control", False))
     return scoreboard.of_dataset(scores(apart, **how), control, SETTINGS, 0)  # type: ignore[arg-type]
 
 
-def judged(where: Standing, claim: str = ledger.HEADLINE) -> dict[str, object]:
-    table = ledger.judge([where], VARIANTS, SETTINGS)
+def judged(scope: ScopeResult, claim: str = registry.HEADLINE) -> dict[str, object]:
+    table = ledger.judge([scope], VARIANTS, SETTINGS)
     return {str(key): value for key, value in table[table["claim"] == claim].iloc[0].items()}
 
 
 def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
-    row = judged(standing({"ghosttrack": 3.0, "answer_logprob_mean": 1.0, "length": 0.3}))
+    row = judged(scope_result({"ghosttrack": 3.0, "answer_logprob_mean": 1.0, "length": 0.3}))
     assert row["verdict"] == registry.ESTABLISHED
     assert row["control"] == "answer_logprob_mean"
     assert (
@@ -92,28 +92,32 @@ def test_a_planted_gain_is_established_and_names_the_control_it_beat() -> None:
 
 
 def test_what_the_text_explains_is_an_artefact() -> None:
-    row = judged(standing({"ghosttrack": 2.0, "text_only": 2.2, "answer_logprob_mean": 0.1}))
+    row = judged(scope_result({"ghosttrack": 2.0, "text_only": 2.2, "answer_logprob_mean": 0.1}))
     assert row["verdict"] == registry.ARTEFACT
     assert row["control"] == "text_only"
 
 
 def test_a_detector_above_a_leaky_text_is_no_artefact() -> None:
     assert (
-        judged(standing({"ghosttrack": 4.0, "text_only": 1.0}))["verdict"] == registry.ESTABLISHED
+        judged(scope_result({"ghosttrack": 4.0, "text_only": 1.0}))["verdict"]
+        == registry.ESTABLISHED
     )
 
 
 def exact(
     auroc: dict[str, float], error: float = 0.0, groups: int = 80, name: str = "exact"
-) -> Standing:
-    """A data set whose signals have these AUROCs, and whose detector alone has draws that vary, by a standard error."""
-    everything = dict.fromkeys(SIGNALS, 0.5) | auroc
+) -> ScopeResult:
+    """A data set with these AUROCs.
+
+    Only the detector's draws vary, with the standard error `error`.
+    """
+    everything = dict.fromkeys(SCORE_NAMES, 0.5) | auroc
     noise = norm.ppf((np.arange(4_000) + 0.5) / 4_000)
     draws = {
-        signal: value + error * noise * signal.startswith("ghosttrack")
-        for signal, value in everything.items()
+        score_name: value + error * noise * score_name.startswith("ghosttrack")
+        for score_name, value in everything.items()
     }
-    return Standing(name, "given", 4 * groups, groups, 0.5, False, everything, draws, [])
+    return ScopeResult(name, "given", 4 * groups, groups, 0.5, False, everything, draws, [])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,8 @@ def test_as_many_groups_as_the_setting_asks_for_are_enough(groups: int, verdict:
     assert judged(exact({"ghosttrack": 0.8}, groups=groups))["verdict"] == verdict
 
 
-# .96 of a claim's standard errors make the interval; Holm's correction asks for about 3 of them here.
+# .96 of a claim's standard errors make the interval; Holm's correction asks for about 3 of them
+# here.
 @pytest.mark.parametrize(
     ("errors", "verdict", "reason"),
     [
@@ -175,46 +180,52 @@ def test_a_text_explains_a_score_when_it_is_above_chance_and_the_score_is_not_ab
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_pooled_claim_is_held_against_the_best_of_any_number_of_controls(count: int) -> None:
-    rivals = ["length", "question_only", "answer_logprob_mean"][:count]
-    sets = [exact({rival: 0.6 + 0.05 * number}, name=rival) for number, rival in enumerate(rivals)]
-    scope = exact({rivals[0]: 0.53})._replace(members=tuple(sets))
-    found = ledger.best_of(scope, rivals)
+    control_names = ["length", "question_only", "answer_logprob_mean"][:count]
+    sets = [
+        exact({control: 0.6 + 0.05 * number}, name=control)
+        for number, control in enumerate(control_names)
+    ]
+    scope = exact({control_names[0]: 0.53})._replace(members=tuple(sets))
+    found = ledger.best_of(scope, control_names)
     assert found.auroc == pytest.approx(np.mean([0.6 + 0.05 * number for number in range(count)]))
     assert found.draws == pytest.approx(np.full(4_000, found.auroc))
-    assert found.name == "best of each set: " + ", ".join(f"{rival} 1" for rival in sorted(rivals))
-    alone = ledger.best_of(scope, rivals[:1])
-    assert (alone.name, alone.auroc) == (rivals[0], 0.53)
+    assert found.name == "best of each set: " + ", ".join(
+        f"{control} 1" for control in sorted(control_names)
+    )
+    alone = ledger.best_of(scope, control_names[:1])
+    assert (alone.name, alone.auroc) == (control_names[0], 0.53)
     same = [exact({"length": 0.6}, name="one"), exact({"length": 0.7}, name="two")]
-    assert ledger.best_of(scope._replace(members=tuple(same)), rivals).name == "length"
+    assert ledger.best_of(scope._replace(members=tuple(same)), control_names).name == "length"
 
 
 def test_few_groups_and_positive_controls_establish_nothing() -> None:
-    few = judged(standing({"ghosttrack": 6.0}, groups=12))
+    few = judged(scope_result({"ghosttrack": 6.0}, groups=12))
     assert few["verdict"] == registry.NOT_ESTABLISHED
     assert "12 groups, fewer than evaluation.minimum_groups = 20" in str(few["reason"])
     assert (
-        judged(standing({"ghosttrack": 6.0}, control=True))["verdict"] == registry.NOT_ESTABLISHED
+        judged(scope_result({"ghosttrack": 6.0}, control=True))["verdict"]
+        == registry.NOT_ESTABLISHED
     )
 
 
-def test_a_signal_that_was_not_run_is_named_with_its_reason() -> None:
+def test_a_score_that_was_not_computed_is_named_with_its_reason() -> None:
     table = scores({})
-    gone = table["signal"].str.startswith("ghosttrack")
-    table.loc[gone, "score"], table.loc[gone, "reason"] = np.nan, "3 of 320 texts are true"
-    where = scoreboard.of_dataset(table, False, SETTINGS, 0)
-    row = judged(where)
+    gone = table["score"].str.startswith("ghosttrack")
+    table.loc[gone, "value"], table.loc[gone, "reason"] = np.nan, "3 of 320 texts are true"
+    scope = scoreboard.of_dataset(table, False, SETTINGS, 0)
+    row = judged(scope)
     assert row["verdict"] == registry.NOT_ESTABLISHED
     assert row["reason"] == "ghosttrack was not run: 3 of 320 texts are true"
-    assert scoreboard.pools([where], 0.95) == []
+    assert scoreboard.pools([scope], 0.95) == []
 
 
 @pytest.mark.parametrize("missing", ["ghosttrack", "raw_probe_all"])
 @pytest.mark.parametrize("reason", ["3 of 320 texts are true", ""])
-def test_the_reason_is_that_of_the_missing_signal_and_of_no_other(
-    missing: str, reason: str
-) -> None:
-    rows = [{"signal": signal, "reason": f"because of {signal}"} for signal in SIGNALS]
-    rows = [{**row, "reason": reason} if row["signal"] == missing else row for row in rows]
+def test_the_reason_is_that_of_the_missing_score_and_of_no_other(missing: str, reason: str) -> None:
+    rows = [
+        {"score": score_name, "reason": f"because of {score_name}"} for score_name in SCORE_NAMES
+    ]
+    rows = [{**row, "reason": reason} if row["score"] == missing else row for row in rows]
     row = judged(
         exact({missing: float("nan")})._replace(rows=rows),
         "the detector beats probes on raw activations",
@@ -224,30 +235,30 @@ def test_the_reason_is_that_of_the_missing_signal_and_of_no_other(
 
 def test_the_pooled_claim_is_held_against_the_best_control_of_each_set() -> None:
     sets = [
-        standing({"ghosttrack": 3.0, "answer_logprob_mean": 1.0}, dataset="one"),
-        standing({"ghosttrack": 3.0, "length": 1.0}, dataset="two", seed=1),
-        standing({"ghosttrack": 3.0, "text_only": 3.0}, dataset="leaky", seed=2, control=True),
-        standing({"ghosttrack": 3.0}, dataset="asked", seed=3, mode="generated"),
+        scope_result({"ghosttrack": 3.0, "answer_logprob_mean": 1.0}, dataset="one"),
+        scope_result({"ghosttrack": 3.0, "length": 1.0}, dataset="two", seed=1),
+        scope_result({"ghosttrack": 3.0, "text_only": 3.0}, dataset="leaky", seed=2, control=True),
+        scope_result({"ghosttrack": 3.0}, dataset="asked", seed=3, mode="generated"),
     ]
-    strict, generated = scoreboard.pools(sets, 0.95)
-    assert (strict.name, generated.name) == ("all_strict", "generated")
-    assert [member.name for member in strict.members] == ["one", "two"]
-    assert strict.auroc["ghosttrack"] == pytest.approx(
+    given, generated = scoreboard.pools(sets, 0.95)
+    assert (given.name, generated.name) == ("all_given", "generated")
+    assert [member.name for member in given.members] == ["one", "two"]
+    assert given.auroc["ghosttrack"] == pytest.approx(
         np.mean([each.auroc["ghosttrack"] for each in sets[:2]])
     )
-    row = judged(strict)
+    row = judged(given)
     assert row["control"] == "best of each set: answer_logprob_mean 1, length 1"
     expected = np.mean([sets[0].auroc["answer_logprob_mean"], sets[1].auroc["length"]])
     assert row["auroc_control"] == pytest.approx(expected)
     narrow, wide = (
         np.diff([line["auroc_low"], line["auroc_high"]]).item()
-        for line in (strict.rows[0], sets[0].rows[0])
+        for line in (given.rows[0], sets[0].rows[0])
     )
     assert narrow < wide
 
 
 def test_p_values_are_corrected_within_a_scope() -> None:
-    table = ledger.judge([standing({"ghosttrack": 1.5})], VARIANTS, SETTINGS)
+    table = ledger.judge([scope_result({"ghosttrack": 1.5})], VARIANTS, SETTINGS)
     assert (table["p_holm"] >= table["p"]).all()
     assert list(table.columns[: len(registry.LEDGER)]) == list(registry.LEDGER)
 
@@ -265,12 +276,12 @@ def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
 
 def test_strict_refuses_a_headline_that_does_not_hold() -> None:
     def pooled(apart: dict[str, float]) -> pd.DataFrame:
-        return ledger.judge(scoreboard.pools([standing(apart)], 0.95), VARIANTS, SETTINGS)
+        return ledger.judge(scoreboard.pools([scope_result(apart)], 0.95), VARIANTS, SETTINGS)
 
     ledger.require_headline(pooled({"ghosttrack": 3.0}))
-    with pytest.raises(UserError, match=r"strict: true, and .* not established on all_strict"):
+    with pytest.raises(UserError, match=r"strict: true, and .* not established on all_given"):
         ledger.require_headline(pooled({}))
-    with pytest.raises(UserError, match="no data set supports"):
+    with pytest.raises(UserError, match="no data set can support"):
         ledger.require_headline(ledger.judge([], VARIANTS, SETTINGS))
 
 
@@ -278,19 +289,19 @@ def test_tables_have_the_columns_their_readers_expect() -> None:
     table = scores({"ghosttrack": 2.0})
     metrics = scoreboard.metrics_table([scoreboard.of_dataset(table, False, SETTINGS, 0)])
     assert list(metrics.columns[: len(registry.METRICS)]) == list(registry.METRICS)
-    untrained = metrics.set_index("signal").loc["answer_logprob_mean"]
+    untrained = metrics.set_index("score").loc["answer_logprob_mean"]
     assert np.isfinite(untrained["auroc"])
     assert np.isnan(untrained["f1"])
     assert np.isnan(untrained["ece"])
     assert list(scoreboard.curves_table(table).columns) == list(registry.CURVES)
     calibration = scoreboard.calibration_table(table)
     assert list(calibration.columns) == list(registry.CALIBRATION)
-    assert "answer_logprob_mean" not in set(calibration["signal"])
+    assert "answer_logprob_mean" not in set(calibration["score"])
 
 
 def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
     tables_of_noise = [
-        ledger.judge([standing({}, seed=seed, groups=40)], VARIANTS, SETTINGS)
+        ledger.judge([scope_result({}, seed=seed, groups=40)], VARIANTS, SETTINGS)
         for seed in range(600)
     ]
     wrong = sum(bool((table["verdict"] == registry.ESTABLISHED).any()) for table in tables_of_noise)

@@ -7,7 +7,7 @@ import pytest
 from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.evaluation import paired
-from ghosttrack.evaluation.paired import Scored
+from ghosttrack.evaluation.paired import RunScores
 from ghosttrack.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(bootstrap=400)
@@ -15,8 +15,8 @@ SETTINGS = EvaluationSettings(bootstrap=400)
 
 def scored(
     scores: Mapping[str, np.ndarray], label: np.ndarray, mode: str = "given", text: str = "Text"
-) -> Scored:
-    """A model that gave each data set these scores of the detector; groups of two."""
+) -> RunScores:
+    """A run with these detector scores by data set; groups of two texts."""
     parts = [
         pd.DataFrame(
             {
@@ -25,14 +25,14 @@ def scored(
                 "id": [f"{name}-{number}" for number in range(len(label))],
                 "group": [f"g{number // 2}" for number in range(len(label))],
                 "label": label,
-                "signal": registry.DETECTOR,
-                "score": values,
+                "score": registry.DETECTOR,
+                "value": values,
             }
         )
         for name, values in scores.items()
     ]
     table = pd.concat(parts)
-    return Scored(
+    return RunScores(
         table, table[["dataset", "id"]].assign(text=[f"{text} {each}" for each in table["id"]])
     )
 
@@ -95,7 +95,7 @@ def test_only_the_same_text_with_the_same_label_is_paired(noise: np.random.Gener
     texts.loc[texts.index[:60], "text"] = "another text"
     label = one.scores["label"].copy()
     label.iloc[60:90] = 1 - label.iloc[60:90]
-    two = Scored(one.scores.assign(label=label), texts)
+    two = RunScores(one.scores.assign(label=label), texts)
     found = only(paired.differences({"one": one, "two": two}, [], SETTINGS, 0))
     assert found["n"] == 210
     assert found["share"] == pytest.approx(0.7)

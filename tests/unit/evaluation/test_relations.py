@@ -1,4 +1,4 @@
-"""Generated answers relation by relation."""
+"""Results of generated answers by relation."""
 
 import numpy as np
 import pandas as pd
@@ -12,30 +12,30 @@ SETTINGS = EvaluationSettings(bootstrap=200, minimum_answers=50)
 
 
 def scores(sizes: dict[str, tuple[int, int]]) -> tuple[pd.DataFrame, pd.Series]:
-    """Each relation has its own level and no signal inside it: pooled, the score looks as if it knew the label."""
+    """A score that differs between relations only, so that its pooled AUROC is above chance."""
     rng, rows = np.random.default_rng(0), []
     for level, (name, (right, wrong)) in enumerate(sizes.items()):
         for number, label in enumerate([0] * right + [1] * wrong):
             rows.append((f"{name}-{number}", name, label, 3 * level + rng.standard_normal()))
-    found = pd.DataFrame(rows, columns=["id", "relation", "label", "score"])
+    found = pd.DataFrame(rows, columns=["id", "relation", "label", "value"])
     table = found.assign(
         dataset="questions",
         mode="generated",
         group=found["id"],
         fold=0,
-        signal="entropy",
+        score="entropy",
         family="output",
         reason="",
     )
     return table, found.set_index("id")["relation"]
 
 
-def test_within_a_relation_nothing_is_left_of_a_score_that_only_ranks_relations() -> None:
+def test_a_score_that_only_ranks_relations_is_at_chance_within_a_relation() -> None:
     table, relation = scores(
         {"easy": (90, 60), "hard": (60, 120), "small": (12, 30), "tiny": (5, 40)}
     )
-    pooled = statistics.auroc(table["label"].to_numpy(), table["score"].to_numpy())
-    found = relations.standings(table, relation, SETTINGS, 0)
+    pooled = statistics.auroc(table["label"].to_numpy(), table["value"].to_numpy())
+    found = relations.scope_results(table, relation, SETTINGS, 0)
     assert [each.name for each in found] == ["questions/easy", "questions/hard", "questions/small"]
     assert pooled > 0.65
     assert [each.auroc["entropy"] for each in found] == pytest.approx([0.5] * 3, abs=0.17)
@@ -52,5 +52,5 @@ def test_within_a_relation_nothing_is_left_of_a_score_that_only_ranks_relations(
 
 def test_a_single_relation_is_its_data_set() -> None:
     table, relation = scores({"only": (60, 60)})
-    assert relations.standings(table, relation, SETTINGS, 0) == []
+    assert relations.scope_results(table, relation, SETTINGS, 0) == []
     assert relations.claimed([], SETTINGS) == []

@@ -641,7 +641,7 @@ def test_spans_of_one_text_in_two_groups_stay_in_one_fold(tmp_path: Path) -> Non
     }
     frame = own(tmp_path / "a.csv", table, answer_column="a", group_column="g")
     assert frame["group"].tolist() == ["1", "1", "2"]
-    assert len(set(splits.split_units(list(frame["group"]), list(frame["text"])))) == 1
+    assert len(set(splits.make_cv_groups(list(frame["group"]), list(frame["text"])))) == 1
 
 
 def write_any(path: Path, table: Mapping[str, Any]) -> Path:

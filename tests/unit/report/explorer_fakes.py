@@ -72,7 +72,7 @@ def make(folder: Path, groups: int = 12) -> Run:
         score = np.clip(
             0.5 + 0.35 * (2 * examples["label"] - 1) + rng.normal(0, 0.3, len(examples)), 0.01, 0.99
         )
-        for signal, family, values in (
+        for name_of_score, family, values in (
             ("ghosttrack", "detector", score),
             ("output_regression", "output", 0.25),
         ):
@@ -82,9 +82,9 @@ def make(folder: Path, groups: int = 12) -> Run:
                         dataset=name,
                         mode=mode,
                         fold=np.arange(len(examples)) // 2 % 3,
-                        signal=signal,
+                        score=name_of_score,
                         family=family,
-                        score=values,
+                        value=values,
                         reason="",
                     )
                 )

@@ -74,7 +74,7 @@ def test_the_page_pairs_what_both_models_scored(
     _, page = compare(runs, tmp_path, ["small", "medium"])
     found = (
         pd.read_csv(tmp_path / "differences.csv")
-        .query("dataset == 'all_strict' and signal == 'ghosttrack'")
+        .query("dataset == 'all_given' and score == 'ghosttrack'")
         .iloc[0]
     )
     assert f"a difference of {numbers.signed(found['difference'])}" in page

@@ -130,7 +130,7 @@ def test_the_score_from_the_output_alone_stands_beside_the_score(
         chromium.wait(
             f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('{number}')"
         )
-        assert chromium.run(figures).endswith(f"score from the output alone {said}")
+        assert chromium.run(figures).endswith(f"score from output features {said}")
 
 
 def test_an_answer_is_drawn_token_by_token_with_births_and_deaths(page: Browser) -> None:

@@ -196,7 +196,7 @@ def test_a_table_without_a_column_names_the_file_and_the_column(tmp_path: Path) 
     path = tmp_path / "curves.csv"
     pd.DataFrame({"dataset": [], "mode": []}).to_csv(path, index=False)
     with pytest.raises(
-        UserError, match=r"curves\.csv: expected the columns .*signal, curve, x, y not found"
+        UserError, match=r"curves\.csv: expected the columns .*score, curve, x, y not found"
     ):
         registry.read(path, registry.CURVES)
     with pytest.raises(UserError, match="is missing"):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack.cli import score
-from ghosttrack.detection.scored_texts import Score, Token
+from ghosttrack.detection.scored_texts import ScoredText, ScoredToken
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import tables
 from tests.conftest import ROOT
@@ -109,9 +109,18 @@ def test_a_line_break_in_a_text_does_not_begin_a_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*FORMULAS, "a\r=1+1", "a\n=1+1"])
-def test_a_user_text_in_the_csv_of_scores_is_no_formula_and_begins_no_row(text: str) -> None:
-    judged = Score(
-        text, text, 0, len(text), 0.5, -0.25, 0.0, "abstain", [Token(0, len(text), 1.0, 0.0)], []
+def test_a_scored_text_is_no_formula_and_begins_no_row_in_the_csv_of_scores(text: str) -> None:
+    judged = ScoredText(
+        text,
+        text,
+        0,
+        len(text),
+        0.5,
+        -0.25,
+        0.0,
+        "abstain",
+        [ScoredToken(0, len(text), 1.0, 0.0)],
+        [],
     )
     rows = list(csv.reader(io.StringIO("".join(score.as_csv([judged])), newline="")))
     assert len(rows) == 2

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.ablation.arms import BASELINE, AblationArm
 from ghosttrack.ablation.scoring import digest
 from ghosttrack.evaluation import scoreboard
-from ghosttrack.evaluation.scoreboard import Standing
+from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 
 # Name of the scores with settings chosen inside the training folds.
@@ -77,28 +78,30 @@ def compare(
         Table with the columns COLUMNS.
     """
     table = pd.concat([frame.assign(arm=name) for name, frame in scores.items()], ignore_index=True)
-    table["signal"] = table["arm"] + _OF + table["detector"]
+    table["score"] = table["arm"] + _OF + table["detector"]
     table = table.assign(family="ablation", reason="")
-    standings = [
+    scope_results = [
         scoreboard.of_dataset(part, str(name) in positive_controls, settings, seed)
         for name, part in table.groupby("dataset", sort=False)
     ]
-    standings += _pools(standings, settings.confidence)
-    digests = {str(signal): digest(part) for signal, part in table.groupby("signal", sort=False)}
+    scope_results += _pools(scope_results, settings.confidence)
+    digests = {
+        str(score_name): digest(part) for score_name, part in table.groupby("score", sort=False)
+    }
     detectors = list(dict.fromkeys(table["detector"]))
     rows = [
         row
-        for scope in standings
+        for scope in scope_results
         for detector in detectors
         for row in _scope(scope, detector, list(scores), arms, digests, settings.confidence)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _pools(standings: Sequence[Standing], confidence: float) -> list[Standing]:
-    kinds = ((scoreboard.ALL_STRICT, "given"), (scoreboard.GENERATED, "generated"))
+def _pools(scope_results: Sequence[ScopeResult], confidence: float) -> list[ScopeResult]:
+    kinds = ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated"))
     members = {
-        name: [each for each in standings if each.mode == mode and not each.control]
+        name: [each for each in scope_results if each.mode == mode and not each.control]
         for name, mode in kinds
     }
     return [scoreboard.pool(name, found, confidence) for name, found in members.items() if found]
@@ -113,7 +116,7 @@ def _pairs(names: Sequence[str], arms: Mapping[str, AblationArm]) -> list[tuple[
 
 
 def _scope(
-    where: Standing,
+    scope: ScopeResult,
     detector: str,
     names: Sequence[str],
     arms: Mapping[str, AblationArm],
@@ -122,38 +125,38 @@ def _scope(
 ) -> list[dict[str, Any]]:
     rows = []
     for name, against in _pairs(names, arms):
-        signal, base = name + _OF + detector, against + _OF + detector
-        if not where.has(signal):
+        score_name, base = name + _OF + detector, against + _OF + detector
+        if not scope.has(score_name):
             continue
         gain = statistics.difference(
-            where.auroc[signal],
-            where.auroc[base],
-            where.draws[signal],
-            where.draws[base],
+            scope.auroc[score_name],
+            scope.auroc[base],
+            scope.draws[score_name],
+            scope.draws[base],
             confidence,
         )
-        low, high = statistics.interval(where.draws[signal], confidence)
+        low, high = statistics.interval(scope.draws[score_name], confidence)
         arm = arms.get(name)
         rows.append(
             {
-                "dataset": where.name,
-                "mode": where.mode,
+                "dataset": scope.name,
+                "mode": scope.mode,
                 "detector": detector,
                 "arm": name,
                 "against": against,
                 "kind": arm.kind if arm else "choice",
                 "metrics": len(arm.columns) if arm else np.nan,
-                "n": where.n,
-                "groups": where.groups,
-                "auroc": where.auroc[signal],
+                "n": scope.n,
+                "groups": scope.groups,
+                "auroc": scope.auroc[score_name],
                 "auroc_low": low,
                 "auroc_high": high,
                 "difference": gain.value,
                 "difference_low": gain.low,
                 "difference_high": gain.high,
                 "p": np.nan if name == BASELINE else gain.p,
-                "output_sha256": digests[signal],
-                "void": name != BASELINE and digests[signal] == digests[base],
+                "output_sha256": digests[score_name],
+                "void": name != BASELINE and digests[score_name] == digests[base],
             }
         )
     for row, corrected in zip(

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ghosttrack.detection import classifiers, controls, probes, splits
+from ghosttrack import scores as registry
+from ghosttrack.detection import classifiers, probes, splits
 from ghosttrack.errors import UserError
 from ghosttrack.settings import DetectionSettings
 
-SCORES = ("dataset", "mode", "id", "group", "label", "fold", "detector", "score")
+SCORES = ("dataset", "mode", "id", "group", "label", "fold", "detector", "value")
 FITS = ("dataset", "detector", "fold", "inner_auroc", "features")
 
 
@@ -44,7 +45,7 @@ def score_dataset(
     Raises:
         UserError: `metrics` lacks examples of `audited`.
     """
-    first = audited[audited["signal"] == controls.TEXT_ONLY]
+    first = audited[audited["score"] == registry.TEXT_ONLY]
     empty = ArmScores(pd.DataFrame(columns=list(SCORES)), pd.DataFrame(columns=list(FITS)))
     if str(first["reason"].iloc[0]):
         return empty
@@ -59,19 +60,19 @@ def score_dataset(
     if table.empty:  # such as generation metrics, if every answer is one token
         return empty
     labels, fold = (first[name].to_numpy(dtype=np.int64) for name in ("label", "fold"))
-    units, x = first["group"].to_numpy(dtype=object), table.to_numpy()
-    options = classifiers.Options(detection.trees, seed)
+    cv_groups, x = first["group"].to_numpy(dtype=object), table.to_numpy()
+    options = classifiers.ClassifierOptions(detection.trees, seed)
     scores = {name: np.full(len(labels), np.nan) for name in detectors}
     fits: list[tuple[object, ...]] = []
-    for step in splits.rounds(labels, units, fold, detection.inner_folds, seed):
+    for outer in splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed):
         found = classifiers.fit_all(
-            detectors, x[step.train], labels[step.train], step.inner, x[step.test], options
+            detectors, x[outer.train], labels[outer.train], outer.inner_fold, x[outer.test], options
         )
         for name, fit in found.items():
-            scores[name][step.test] = probes.probability(fit.outer)
-            fits.append((dataset, name, step.number, fit.score, x.shape[1]))
+            scores[name][outer.test] = probes.probability(fit.test_log_odds)
+            fits.append((dataset, name, outer.number, fit.inner_auroc, x.shape[1]))
     head = first[["dataset", "mode", "id", "group", "label", "fold"]].reset_index(drop=True)
-    parts = [head.assign(detector=name, score=score) for name, score in scores.items()]
+    parts = [head.assign(detector=name, value=score) for name, score in scores.items()]
     return ArmScores(pd.concat(parts, ignore_index=True), pd.DataFrame(fits, columns=list(FITS)))
 
 
@@ -101,6 +102,6 @@ def digest(scores: pd.DataFrame) -> str:
 
     Arms that change nothing have equal digests.
     """
-    lines = zip(scores["dataset"], scores["id"], scores["score"].round(8), strict=True)
+    lines = zip(scores["dataset"], scores["id"], scores["value"].round(8), strict=True)
     text = "\n".join(f"{dataset} {name} {score:.8f}" for dataset, name, score in lines)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrack import api
-from ghosttrack.detection.scored_texts import Score, Text
+from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds, lines
 from ghosttrack.inputs.cells import (
@@ -144,7 +144,7 @@ def _optional(row: Row, column: str, number: int, path: Path) -> str:
     return found
 
 
-def as_mapping(score: Score) -> dict[str, Any]:
+def as_mapping(score: ScoredText) -> dict[str, Any]:
     """A score as nested plain values, the form of a line of jsonl."""
     return {
         **{
@@ -159,13 +159,13 @@ def as_mapping(score: Score) -> dict[str, Any]:
     }
 
 
-def jsonl(scores: Iterable[Score]) -> Iterator[str]:
+def jsonl(scores: Iterable[ScoredText]) -> Iterator[str]:
     """One object a line."""
     for score in scores:
         yield json.dumps(as_mapping(score), ensure_ascii=False) + "\n"
 
 
-def as_csv(scores: Iterable[Score]) -> Iterator[str]:
+def as_csv(scores: Iterable[ScoredText]) -> Iterator[str]:
     """A row a text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`, separated by ` ; `.
 
     Text that a spreadsheet would run as a formula gets an apostrophe in front; jsonl has it as it is.
@@ -191,17 +191,20 @@ def _csv_line(values: Iterable[Any]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-def html(scores: Iterable[Score], about: Mapping[str, Any]) -> Iterator[str]:
+def html(scores: Iterable[ScoredText], about: Mapping[str, Any]) -> Iterator[str]:
     """One page of all texts, complete in itself, everything escaped."""
     from ghosttrack.report.scored import render
 
     yield render(list(scores), about)
 
 
-FORMS: dict[str, Callable[[Iterable[Score]], Iterator[str]]] = {".jsonl": jsonl, ".csv": as_csv}
+FORMS: dict[str, Callable[[Iterable[ScoredText]], Iterator[str]]] = {
+    ".jsonl": jsonl,
+    ".csv": as_csv,
+}
 
 
-def write(scores: Iterable[Score], path: Path | None, about: Mapping[str, Any]) -> None:
+def write(scores: Iterable[ScoredText], path: Path | None, about: Mapping[str, Any]) -> None:
     """Write scores in the form that the file's ending names; None: jsonl to the screen, line by line."""
     if path is None:
         for line in jsonl(scores):

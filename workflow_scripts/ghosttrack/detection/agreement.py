@@ -1,4 +1,4 @@
-"""How far drawn answers agree with each other: self-consistency and semantic entropy of generated answers."""
+"""Agreement of sampled answers: self-consistency and semantic entropy."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,26 @@ import pandas as pd
 
 from ghosttrack.errors import UserError
 
-# Columns that `measure` gives, for outputs.parquet's readers.
+# Columns of `measure`.
 NAMES = ("self_consistency", "semantic_entropy")
 
 
 def measure(samples: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFrame:
-    """Agreement of the answers drawn to each question, one row per example, columns `NAMES`; none if nothing was drawn.
+    """Agreement of the sampled answers to each question, one row per example, columns `NAMES`.
 
-    self_consistency: share of drawn answers that say what the greedy one says (Manakul et al. 2023 in its plainest form).
-    semantic_entropy: entropy in nats of the shares of different answers among the drawn ones (Farquhar et al. 2024,
-    discrete). Answers are the same when their normalised words are: `cluster`, which knows no gold answer.
+    self_consistency: fraction of the sampled answers that equal the greedy answer (the plainest
+    form of Manakul et al. 2023). semantic_entropy: discrete entropy in nats of the sampled answers
+    (Farquhar et al. 2024). Two answers are equal if their normalised words are: they share a
+    `cluster`, which does not depend on the gold answers.
 
     Args:
-        samples: columns id, sample (0 = the greedy answer), cluster; where: file named in errors.
+        samples: columns id, sample (0 = the greedy answer), cluster.
+        ids: the examples, in the order of the result.
+        where: the file that errors name.
+    Returns:
+        A table without columns if nothing was sampled.
     Raises:
-        UserError: an example without a greedy answer, or with fewer drawn ones than another.
+        UserError: an example has no greedy answer, or fewer sampled answers than another.
     """
     greedy = samples[samples["sample"] == 0].set_index("id")["cluster"]
     drawn = samples[samples["sample"] > 0]
@@ -34,10 +39,10 @@ def measure(samples: pd.DataFrame, ids: Sequence[str], where: str) -> pd.DataFra
     ]
     if missing:
         raise UserError(
-            f"{where}: {missing[0]} has {total.get(missing[0], 0)} drawn answers beside its greedy one, expected "
-            f"{total.max()} for every example: delete it and run again"
+            f"{where}: {missing[0]} has {total.get(missing[0], 0)} sampled answers beside its "
+            f"greedy one, expected {total.max()} for every example: delete it and run again"
         )
     share = (counts["times"] / counts["id"].map(total)).to_numpy()
     same = (counts["cluster"] == counts["id"].map(greedy)).to_numpy()
-    found = counts.assign(self_consistency=share * same, semantic_entropy=-share * np.log(share))
-    return found.groupby("id")[list(NAMES)].sum().loc[list(ids)].reset_index(drop=True)
+    terms = counts.assign(self_consistency=share * same, semantic_entropy=-share * np.log(share))
+    return terms.groupby("id")[list(NAMES)].sum().loc[list(ids)].reset_index(drop=True)

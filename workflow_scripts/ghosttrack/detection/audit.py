@@ -1,4 +1,4 @@
-"""The leak audit: what gives the label away before any model has computed anything."""
+"""The leak audit: how well text and token embeddings alone predict the label."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,16 +17,18 @@ from ghosttrack.settings import DetectionSettings, EvaluationSettings
 from ghosttrack.statistics import Floats, Ints
 
 PASS, LEAK, NOT_RUN = "pass", "leak", "not run"
-# A leak that stops a run: the text beats this even at the lower end of an interval that is corrected for the number of
-# checks. Less than that is marked, and the ledger sees to it that no claim rests on it.
+# A leak stops a run if the lower bound of its interval, corrected for the number of controls, is
+# above this AUROC. A smaller leak is marked in the table, and the ledger establishes no claim that
+# it explains.
 STOP_ABOVE = 0.52
-# Under grouped folds an AUROC this low means that the other label of the same thing was in training.
+# An AUROC below this means a wrong split: texts with the same content and the other label are in
+# training.
 SPLIT_BUG = 0.4
 COLUMNS = (*registry.LEAK_AUDIT, "n", "groups", "prevalence", "control", "reason")
 
 
-class Audited(NamedTuple):
-    """Scores of the controls with the folds that everything else uses, and the checks, one row each."""
+class AuditResult(NamedTuple):
+    """Out-of-fold scores of the controls with the common folds, and a table of checks."""
 
     scores: pd.DataFrame
     checks: pd.DataFrame
@@ -40,35 +42,39 @@ def run(
     detection: DetectionSettings,
     evaluation_settings: EvaluationSettings,
     seed: int,
-) -> Audited:
-    """Make the folds, prove them, and see what text, question, length and token embeddings predict.
+) -> AuditResult:
+    """Assign and check the folds, and measure how well each control predicts the label.
 
     Args:
-        examples: examples.parquet; embedding: mean token embedding of each answer, (examples, d_model).
+        examples: examples.parquet.
+        embedding: mean token embedding of each answer, (examples, d_model).
+        dataset: name of the data set.
+        control: whether it is a positive control.
     Raises:
-        UserError: when two folds share a group or a verbatim text; under `detection.audit: stop`, when a data set of
-            given texts that is no positive control leaks (see STOP_ABOVE), or its folds anti-learn.
+        UserError: two folds share a group or a verbatim text; or, with `detection.audit: stop`, a
+            data set of given texts that is no positive control leaks (see STOP_ABOVE) or is far
+            below chance (SPLIT_BUG).
     """
-    units = splits.split_units(list(examples["group"]), list(examples["text"]))
-    chosen = splits.sample_units(units, detection.max_statements, seed)
-    examples, units, embedding = (
-        examples[chosen].reset_index(drop=True),
-        units[chosen],
-        embedding[chosen],
+    cv_groups = splits.make_cv_groups(list(examples["group"]), list(examples["text"]))
+    selected = splits.sample_cv_groups(cv_groups, detection.max_statements, seed)
+    examples, cv_groups, embedding = (
+        examples[selected].reset_index(drop=True),
+        cv_groups[selected],
+        embedding[selected],
     )
-    examples = examples.assign(dataset=dataset, group=units)
+    examples = examples.assign(dataset=dataset, group=cv_groups)
     labels = examples["label"].to_numpy(dtype=np.int64)
-    reason = splits.refusal(labels, units, detection.folds, detection.inner_folds)
+    reason = splits.infeasible_reason(labels, cv_groups, detection.folds, detection.inner_folds)
     scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
     fold = np.full(len(labels), -1, dtype=np.int64)
     if not reason:
-        fold = splits.assign_folds(labels, units, detection.folds, seed)
-        splits.check_folds(fold, units, list(examples["text"]), list(examples["id"]), dataset)
+        fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
+        splits.check_folds(fold, cv_groups, list(examples["text"]), list(examples["id"]), dataset)
         scores = _scores(
             examples,
             embedding,
             labels,
-            splits.rounds(labels, units, fold, detection.inner_folds, seed),
+            splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed),
             dataset,
         )
     table = detectors.frame(examples, fold, scores, dict.fromkeys(scores, reason))
@@ -82,32 +88,33 @@ def run(
         and str(examples["mode"].iloc[0]) == "given"
     ):
         raise UserError(
-            f"{dataset}: the label can be told without any model: {'; '.join(leaks)}. Expected at most "
-            f"{STOP_ABOVE} at the interval's lower end. Mend the texts; or set control: true in the data set's file, so that "
-            "it supports no claim; or detection.audit: report, which only marks the leak"
+            f"{dataset}: the text predicts the label without the model: {'; '.join(leaks)}. "
+            f"Expected at most {STOP_ABOVE} at the lower bound of the interval. Fix the texts; or "
+            "set control: true in the data set's file, so that it supports no claim; or set "
+            "detection.audit: report, which only marks the leak"
         )
-    return Audited(table, checks)
+    return AuditResult(table, checks)
 
 
 def _scores(
     examples: pd.DataFrame,
     embedding: NDArray[Any],
     labels: Ints,
-    rounds: list[splits.Round],
+    outer_folds: list[splits.OuterFold],
     dataset: str,
 ) -> dict[str, Floats]:
     scores = {name: np.full(len(labels), np.nan) for name in controls.AUDITED}
-    progress = Progress(f"leak audit of {dataset}", len(rounds), "folds")
-    for step in rounds:
+    progress = Progress(f"leak audit of {dataset}", len(outer_folds), "folds")
+    for outer in outer_folds:
         fits = {
-            controls.TEXT_ONLY: controls.text_only(examples, labels, step),
-            controls.ANSWER_ONLY: controls.answer_only(examples, labels, step),
-            controls.QUESTION_ONLY: controls.question_only(examples, labels, step),
-            controls.LENGTH: controls.length(examples, labels, step),
-            controls.EMBEDDING_PROBE: controls.embedding_probe(embedding, labels, step),
+            registry.TEXT_ONLY: controls.text_only(examples, labels, outer),
+            registry.ANSWER_ONLY: controls.answer_only(examples, labels, outer),
+            registry.QUESTION_ONLY: controls.question_only(examples, labels, outer),
+            registry.LENGTH: controls.length(examples, labels, outer),
+            registry.EMBEDDING_PROBE: controls.embedding_probe(embedding, labels, outer),
         }
         for name, fit in fits.items():
-            scores[name][step.test] = probes.probability(fit.outer)
+            scores[name][outer.test] = probes.probability(fit.test_log_odds)
         progress.advance(1)
     return scores
 
@@ -122,9 +129,9 @@ def _checks(
     settings: EvaluationSettings,
     seed: int,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The table of checks, and in words the leaks that are too large to go on with."""
+    """The table of checks, and a description of each leak that stops the run."""
     dataset, texts = str(examples["dataset"].iloc[0]), [str(text) for text in examples["text"]]
-    units = examples["group"].to_numpy(dtype=object)
+    cv_groups = examples["group"].to_numpy(dtype=object)
     rows: list[dict[str, Any]] = []
 
     def add(
@@ -137,20 +144,20 @@ def _checks(
         rows.append({"check": check, "value": value, "low": low, "high": high, "verdict": verdict})
 
     counted = {
-        "shared_groups": splits.shared_rows(fold, list(units)),
+        "shared_groups": splits.shared_rows(fold, list(cv_groups)),
         "shared_texts": splits.shared_rows(fold, [same_text(text) for text in texts]),
         "near_duplicates": splits.shared_rows(fold, [splits.same_words(text) for text in texts]),
         "contradictions": splits.shared_rows(labels, [same_text(text) for text in texts]),
     }
-    for check, found in counted.items():
+    for check, shared in counted.items():
         add(
             check,
-            len(found),
-            NOT_RUN if reason and check != "contradictions" else LEAK if len(found) else PASS,
+            len(shared),
+            NOT_RUN if reason and check != "contradictions" else LEAK if len(shared) else PASS,
         )
     matrix = np.array(list(scores.values()))
     draws = statistics.bootstrap_auroc(
-        labels, matrix, units, settings.bootstrap, statistics.stream(seed, dataset)
+        labels, matrix, cv_groups, settings.bootstrap, statistics.stream(seed, dataset)
     )
     low_score, large = 1.0, list[str]()
     corrected = 1 - (1 - settings.confidence) / len(scores)
@@ -166,7 +173,8 @@ def _checks(
     below = low_score < SPLIT_BUG
     if below:
         large.append(
-            f"an AUROC of {low_score:.3f} is far below chance: what the other label says is in another fold"
+            f"an AUROC of {low_score:.3f} is far below chance: texts with the same content and "
+            "the other label are in another fold"
         )
     add("below_chance", int(below), NOT_RUN if reason else LEAK if below else PASS)
     leaks = [row["check"] for row in rows if row["verdict"] == LEAK]
@@ -177,7 +185,7 @@ def _checks(
         dataset=dataset,
         mode=str(examples["mode"].iloc[0]),
         n=len(labels),
-        groups=len(set(units)),
+        groups=len(set(cv_groups)),
         prevalence=float(labels.mean()),
         control=control,
         reason=reason,

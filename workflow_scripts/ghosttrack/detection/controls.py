@@ -1,4 +1,4 @@
-"""What a detector must beat: scores from the text alone, and scores the model's output gives without training."""
+"""Controls that a detector must beat: text classifiers and untrained output scores."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,27 +7,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import probes
-from ghosttrack.detection.probes import Fitted, Floats, Ints
-from ghosttrack.detection.representations import Pairs
-from ghosttrack.detection.splits import Round
+from ghosttrack.detection.probes import Floats, FoldFit, Ints
+from ghosttrack.detection.representations import PromptAnswerPairs
+from ghosttrack.detection.splits import OuterFold
 
-TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
-LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
-# Which question goes with which answer: told from characters, and from token embeddings before any computation.
-TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
-# Whole text and answer are two controls: on TruthfulQA the answer alone is the stronger one.
-TEXTS = (TEXT_ONLY, ANSWER_ONLY)
-# Trained on what the audit may see: no activation past the token embedding, no output of the model.
-AUDITED = (*TEXTS, QUESTION_ONLY, LENGTH, EMBEDDING_PROBE)
-# Inverse strengths of the text models.
+# Text and answer are separate controls: on TruthfulQA the answer alone is the stronger one.
+TEXTS = (registry.TEXT_ONLY, registry.ANSWER_ONLY)
+# Controls of the leak audit: they read no activation after the token embedding and no model output.
+AUDITED = (*TEXTS, registry.QUESTION_ONLY, registry.LENGTH, registry.EMBEDDING_PROBE)
+# Inverse regularisation strengths of the text models.
 TEXT_STRENGTHS = (0.3, 3.0, 30.0)
-# Knots of the length curve: enough for "too short or too long is false", few enough for a hundred texts.
+# Knots of the length spline: enough for "too short or too long is false", few enough for a hundred
+# texts.
 LENGTH_KNOTS = 5
 
 
 def question_of(examples: pd.DataFrame) -> list[str]:
-    """What is asked, (examples,): the question, or the prompt of a plain statement."""
+    """The question, or the prompt of a statement without a question, (examples,)."""
     return [
         str(question or prompt)
         for question, prompt in zip(examples["question"], examples["prompt"], strict=True)
@@ -35,10 +33,10 @@ def question_of(examples: pd.DataFrame) -> list[str]:
 
 
 def visible_text(examples: pd.DataFrame) -> list[str]:
-    """What a reader without a model sees, (examples,).
+    """The text that the text controls read, (examples,).
 
-    The statement as given; of a generated answer the question and the answer, without the solved
-    examples of the prompt that all of them share.
+    A given statement is read as it is. Of a generated answer, question and answer are read, without
+    the few-shot demonstrations in the prompt.
     """
     asked = question_of(examples)
     columns = zip(examples["mode"], examples["text"], asked, examples["answer"], strict=True)
@@ -48,13 +46,14 @@ def visible_text(examples: pd.DataFrame) -> list[str]:
     ]
 
 
-def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
-    """TF-IDF of words (1-2) and characters (2-5), logistic regression.
+def fit_text(documents: Sequence[str], labels: Ints, outer: OuterFold) -> FoldFit:
+    """Logistic regression on TF-IDF of word 1-2-grams and character 2-5-grams.
 
     Vocabulary and weights come from the training rows alone.
 
     Args:
-        documents: one text per example, (examples,).
+        documents: (examples,) texts.
+        labels: (examples,) 1 = hallucinated.
     """
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -63,84 +62,87 @@ def fit_text(documents: Sequence[str], labels: Ints, step: Round) -> Fitted:
     train: list[Any] = []
     test: list[Any] = []
     for analyzer, pattern, span in (("word", r"\w+|[^\w\s]", (1, 2)), ("char", None, (2, 5))):
-        if analyzer == "char" and max(map(len, texts[step.train])) < span[0]:
-            continue  # texts without answers or questions: no two characters stand together
+        if analyzer == "char" and max(map(len, texts[outer.train])) < span[0]:
+            continue  # no text has two characters
         vectorizer = TfidfVectorizer(
             analyzer=analyzer, token_pattern=pattern, ngram_range=span, sublinear_tf=True
         )
-        train.append(vectorizer.fit_transform(texts[step.train]))
-        test.append(vectorizer.transform(texts[step.test]))
+        train.append(vectorizer.fit_transform(texts[outer.train]))
+        test.append(vectorizer.transform(texts[outer.test]))
     return probes.logistic(
         hstack(train, format="csr"),
-        labels[step.train],
-        step.inner,
+        labels[outer.train],
+        outer.inner_fold,
         hstack(test, format="csr"),
         TEXT_STRENGTHS,
     )
 
 
-def text_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
-    """The whole visible text."""
-    return fit_text(visible_text(examples), labels, step)
+def text_only(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
+    """Text model of the whole visible text."""
+    return fit_text(visible_text(examples), labels, outer)
 
 
-def answer_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
-    """The answer without what it answers."""
-    return fit_text([str(answer) for answer in examples["answer"]], labels, step)
+def answer_only(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
+    """Text model of the answer without the question."""
+    return fit_text([str(answer) for answer in examples["answer"]], labels, outer)
 
 
-def question_only(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
-    """The question without the answer."""
-    return fit_text(question_of(examples), labels, step)
+def question_only(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
+    """Text model of the question without the answer."""
+    return fit_text(question_of(examples), labels, outer)
 
 
-def embedding_pair(pairs: Pairs, labels: Ints, step: Round) -> Fitted:
-    """The bilinear probe without the model's computation: mean token embedding of the prompt, output embedding of the answer."""
+def embedding_pair(pairs: PromptAnswerPairs, labels: Ints, outer: OuterFold) -> FoldFit:
+    """Bilinear probe on the prompt's mean token embedding and the answer's unembedding row."""
     return probes.bilinear_ridge(
         [pairs.words],
         pairs.answer,
         pairs.relation,
-        labels[step.train],
-        step.inner,
-        step.train,
-        step.test,
+        labels[outer.train],
+        outer.inner_fold,
+        outer.train,
+        outer.test,
     )
 
 
-def text_pair(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
-    """Which question goes with which answer, told from their characters.
+def text_pair(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
+    """Kernel ridge regression on pairs of question and answer, from their characters.
 
-    A kernel of question and answer: the product of a likeness of questions and one of answers (TF-IDF of characters, 1-4; and
-    whether two answers are the same), within a relation. Counts of words cannot tell a swapped pair; this can, where names
-    look like their answers.
+    The kernel is the product of a similarity of questions and one of answers within a relation:
+    TF-IDF of character 1-4-grams, plus 1 for equal answers. Word counts cannot tell which answer
+    belongs to which question; this kernel can where a name resembles its answer.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    def likeness(texts: Sequence[str]) -> Any:
-        shown = np.array([text.strip() or "-" for text in texts], dtype=object)
+    def similarity_features(texts: Sequence[str]) -> Any:
+        documents = np.array([text.strip() or "-" for text in texts], dtype=object)
         vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
-        vectorizer.fit(shown[step.train])
-        return vectorizer.transform(shown)
+        vectorizer.fit(documents[outer.train])
+        return vectorizer.transform(documents)
 
-    answers = [str(answer) for answer in examples["answer"]]
-    same, relation = (
-        pd.factorize(np.array(each, dtype=object))[0]
-        for each in (answers, examples["relation"].tolist())
+    answer_texts = [str(answer) for answer in examples["answer"]]
+    answer_code, relation_code = (
+        pd.factorize(np.array(values, dtype=object))[0]
+        for values in (answer_texts, examples["relation"].tolist())
     )
-    question, answer = likeness(question_of(examples)), likeness(answers)
+    question, answer = similarity_features(question_of(examples)), similarity_features(answer_texts)
 
-    def kernel(rows: Ints, marks: Ints) -> NDArray[Any]:
-        asked, told, name, about = question[rows], answer[rows], same[rows], relation[rows]
-        alike = (told @ told[marks].T).toarray() + (name[:, None] == name[marks])
-        return np.asarray(
-            (asked @ asked[marks].T).toarray() * alike * (about[:, None] == about[marks])
+    def kernel(rows: Ints, columns: Ints) -> NDArray[Any]:
+        questions, answers = question[rows], answer[rows]
+        same_answer, same_relation = (
+            codes[rows][:, None] == codes[rows][columns] for codes in (answer_code, relation_code)
         )
+        similar = (answers @ answers[columns].T).toarray() + same_answer
+        return np.asarray((questions @ questions[columns].T).toarray() * similar * same_relation)
 
-    return probes.kernel_ridge(kernel, labels[step.train], step.inner, step.train, step.test)
+    return probes.kernel_ridge(
+        kernel, labels[outer.train], outer.inner_fold, outer.train, outer.test
+    )
 
 
 def length_features(examples: pd.DataFrame) -> Floats:
-    """Characters and words of the text and of the answer, logarithmic, (examples, 4)."""
+    """log(1 + n) for the characters and words of text and answer, (examples, 4)."""
     kinds = (visible_text(examples), [str(answer) for answer in examples["answer"]])
     columns = [
         [measure(text) for text in texts]
@@ -150,31 +152,33 @@ def length_features(examples: pd.DataFrame) -> Floats:
     return np.log1p(np.array(columns, dtype=np.float64).T)
 
 
-def length(examples: pd.DataFrame, labels: Ints, step: Round) -> Fitted:
-    """Length in characters and words through a smooth curve, so that any direction is found."""
+def length(examples: pd.DataFrame, labels: Ints, outer: OuterFold) -> FoldFit:
+    """Logistic regression on splines of the lengths, so that too short and too long both count."""
     from sklearn.preprocessing import SplineTransformer
 
     x = length_features(examples)
-    varying = np.ptp(x[step.train], axis=0) > 0  # a spline needs a range
+    varying = np.ptp(x[outer.train], axis=0) > 0  # a spline needs two different values
     if not varying.any():
         x = np.zeros((len(x), 1))
-        return probes.logistic(x[step.train], labels[step.train], step.inner, x[step.test])
+        return probes.logistic(x[outer.train], labels[outer.train], outer.inner_fold, x[outer.test])
     curve = SplineTransformer(
         n_knots=LENGTH_KNOTS, degree=2, knots="uniform", extrapolation="constant"
     )
-    train = curve.fit_transform(x[step.train][:, varying])
+    train = curve.fit_transform(x[outer.train][:, varying])
     return probes.logistic(
-        train, labels[step.train], step.inner, curve.transform(x[step.test][:, varying])
+        train, labels[outer.train], outer.inner_fold, curve.transform(x[outer.test][:, varying])
     )
 
 
-def embedding_probe(embedding: NDArray[Any], labels: Ints, step: Round) -> Fitted:
-    """Probe on the mean token embedding of the answer, (examples, d_model): what the tokens give away by themselves."""
-    return probes.ridge(embedding[step.train], labels[step.train], step.inner, embedding[step.test])
+def embedding_probe(embedding: NDArray[Any], labels: Ints, outer: OuterFold) -> FoldFit:
+    """Ridge probe on the mean token embedding of the answer, (examples, d_model)."""
+    return probes.ridge(
+        embedding[outer.train], labels[outer.train], outer.inner_fold, embedding[outer.test]
+    )
 
 
 class Untrained(NamedTuple):
-    """A score by definition: `column` of outputs.parquet times `sign`, higher = more likely hallucinated."""
+    """A score that needs no training: `column` of outputs.parquet times `sign`."""
 
     column: str
     sign: int
@@ -183,12 +187,13 @@ class Untrained(NamedTuple):
 UNTRAINED = {
     "answer_logprob_sum": Untrained("logprob_sum", -1),
     "answer_logprob_mean": Untrained("logprob_mean", -1),
-    # pointwise mutual information: minus what the answer has after other prompts of its relation (Holtzman et al. 2021)
+    # pointwise mutual information with the prompt (Holtzman et al. 2021)
     "pmi": Untrained("pmi_sum", -1),
     "pmi_mean": Untrained("pmi_mean", -1),
-    # the first token against all answers of the relation at once: see `activations.candidates`
+    # log-share of the answer's first token after Sinkhorn normalisation: see
+    # `activations.candidates`
     "sinkhorn": Untrained("final_sinkhorn", -1),
-    # exp is monotone, so perplexity = exp(-mean) ranks as its logarithm does
+    # `untrained` exponentiates it
     "perplexity": Untrained("text_logprob_mean", -1),
     "entropy": Untrained("entropy_mean", 1),
     "margin": Untrained("margin_mean", -1),
@@ -196,16 +201,16 @@ UNTRAINED = {
     "self_consistency": Untrained("self_consistency", -1),
     "semantic_entropy": Untrained("semantic_entropy", 1),
 }
-# Not every data set has these: drawn answers are a generated one's, and not every text is asked about.
+# Scores that not every data set has: they need sampled answers, or a question about each text.
 OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true")
-# Single signals without training on the label, or without the model: the best of them is the bar for a claim.
-SINGLE = (*UNTRAINED, LENGTH, *TEXTS, QUESTION_ONLY, TEXT_PAIR)
+# Single scores that are untrained or read no model. A claim must beat the best of them.
+SINGLE = (*UNTRAINED, registry.LENGTH, *TEXTS, registry.QUESTION_ONLY, registry.TEXT_PAIR)
 
 
 def untrained(name: str, outputs: pd.DataFrame) -> Floats:
-    """Score of an untrained signal, (examples,); perplexity itself is exponentiated, the rest is in nats.
+    """An untrained score, (examples,); perplexity is exponentiated, the others are in nats.
 
-    NaN throughout where some example lacks it: see `missing`.
+    All values are NaN if one example lacks the column: see `missing`.
     """
     column, sign = UNTRAINED[name]
     if missing(name, outputs):
@@ -215,18 +220,27 @@ def untrained(name: str, outputs: pd.DataFrame) -> Floats:
 
 
 def missing(name: str, outputs: pd.DataFrame) -> str:
-    """Why an untrained signal is not there, or ""."""
+    """Why an untrained score cannot be computed, or ""."""
     column = UNTRAINED[name].column
-    lacking = int(outputs[column].isna().sum()) if column in outputs else len(outputs)
-    if not lacking:
+    n_missing = int(outputs[column].isna().sum()) if column in outputs else len(outputs)
+    if not n_missing:
         return ""
     if name == "p_true":
-        return f"{lacking} of {len(outputs)} texts are too long to be asked about behind solved examples"
+        return (
+            f"{n_missing} of {len(outputs)} texts do not fit into the context after the few-shot "
+            "demonstrations"
+        )
     if name == "sinkhorn":
-        return f"{lacking} of {len(outputs)} answers have no other candidate answers (fewer than two prompts in their relation, or two answers that begin differently)"
-    return f"{lacking} of {len(outputs)} answers meet no other prompts (no prompt before the answer, or detection.pmi_prompts: 0)"
+        return (
+            f"{n_missing} of {len(outputs)} answers have no other candidate answers (needed: two "
+            "prompts in the relation, and two answers with different first tokens)"
+        )
+    return (
+        f"{n_missing} of {len(outputs)} answers have no other prompts to compare with (no prompt "
+        "before the answer, or detection.pmi_prompts: 0)"
+    )
 
 
 def is_measured(name: str, outputs: pd.DataFrame) -> bool:
-    """Whether an untrained signal belongs to a data set at all."""
+    """Whether a data set can have an untrained score."""
     return name not in OCCASIONAL or UNTRAINED[name].column in outputs

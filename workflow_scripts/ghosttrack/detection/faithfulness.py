@@ -1,4 +1,4 @@
-"""Are the named reasons the reasons? They are taken out of the running model, and so are others, and the score is read again."""
+"""Faithfulness of explanations: ablate features in the running model and score again."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,50 +11,51 @@ from numpy.typing import NDArray
 from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.activations import example_tokens
-from ghosttrack.detection.scoring import Part, Scorer
+from ghosttrack.detection.scoring import FeatureContribution, Scorer
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.statistics import codes_of
 
-# Texts in all, whole sets in equal parts; about 10 tokens each.
+# Number of texts, about 10 tokens each, spread equally over the data sets.
 TEXTS = 70
-# Features that are taken out: as many as are named, and more.
+# Numbers of ablated features: as many as a report names, and more.
 COUNTS = (5, 20)
 TOP, RANDOM, STRONGEST = "named reasons", "random active features", "most active features"
-# All active features of a text, of all layers, are fewer.
+# More than the active features of any text over all layers.
 _ALL = 4096
 
-Pairs = list[list[tuple[int, int]]]
+RemovedFeatures = list[list[tuple[int, int]]]
 
 
 class Changes(NamedTuple):
-    """log-odds of each text before and after a removal, and what the removed features' parts of it were, (texts,)."""
+    """Log-odds before and after an ablation, and the ablated contributions, each (texts,)."""
 
     before: statistics.Floats
     after: statistics.Floats
-    parts: statistics.Floats
+    contributions: statistics.Floats
 
 
 def choose(datasets: Mapping[str, pd.DataFrame], count: int = TEXTS) -> pd.DataFrame:
-    """About `count` given texts of the sets in equal parts, in the order of a hash of their ids: no score is looked at."""
+    """Sample about `count` given texts, equally from each data set, by a hash of their ids."""
     parts = []
     for name, examples in datasets.items():
-        own = examples[examples["mode"] == "given"].assign(dataset=name)
+        given = examples[examples["mode"] == "given"].assign(dataset=name)
         order = sorted(
-            range(len(own)),
-            key=lambda row: hashlib.sha256(str(own["id"].iloc[row]).encode()).digest(),
+            range(len(given)),
+            key=lambda row: hashlib.sha256(str(given["id"].iloc[row]).encode()).digest(),
         )
-        parts.append(own.iloc[sorted(order[: -(-count // len(datasets))])])
+        parts.append(given.iloc[sorted(order[: -(-count // len(datasets))])])
     return pd.concat(parts, ignore_index=True)
 
 
 def measure(
     scorer: Scorer, texts: pd.DataFrame, seed: int, draws: int, confidence: float
 ) -> pd.DataFrame:
-    """A row for each removal, see tables.EXPLANATIONS.
+    """One row per ablation, with the columns scores.EXPLANATIONS.
 
-    `change`: mean absolute change of the log-odds; `beyond_random`: by how much more than a removal of as many random
-    features that are active on the same answer, with an interval from a bootstrap over groups; `agreement`: share of texts
-    whose score moved to the side that the removed features' parts announce.
+    change: mean absolute change of the log-odds; beyond_random: the same minus the change by as
+    many random features that are active on the same answer, with an interval from a bootstrap over
+    groups; agreement: fraction of texts whose log-odds changed in the direction that the ablated
+    contributions predict.
     """
     encoded = example_tokens.encode(
         texts,
@@ -63,23 +64,25 @@ def measure(
         "texts of the explanation test",
         positions=scorer.about["positions"],
     )
-    found = scorer.read(encoded, _ALL)
+    before = scorer.read(encoded, _ALL)
     groups = codes_of(
         f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)
     ).code
     rows = []
-    progress = Progress("removing reasons", 3 * len(COUNTS), "rounds")
+    progress = Progress("ablating features", 3 * len(COUNTS), "ablations")
     for count in COUNTS:
         changes = {}
         for kind in (RANDOM, TOP, STRONGEST):
             chosen = [
-                _chosen(parts, kind, count, [seed, count, text])
-                for text, parts in enumerate(found.parts)
+                _chosen(contributions, kind, count, [seed, count, text])
+                for text, contributions in enumerate(before.contributions)
             ]
-            pairs: Pairs = [[(part.place, part.feature) for part in parts] for parts in chosen]
+            pairs: RemovedFeatures = [
+                [(each.layer_index, each.feature) for each in features] for features in chosen
+            ]
             after = scorer.read(encoded, 0, pairs).log_odds
-            announced = np.array([sum(part.log_odds for part in parts) for parts in chosen])
-            changes[kind] = Changes(found.log_odds, after, announced)
+            predicted = np.array([sum(each.log_odds for each in features) for features in chosen])
+            changes[kind] = Changes(before.log_odds, after, predicted)
             progress.advance(1)
         rows += [
             _row(kind, count, changes, groups, seed, draws, confidence)
@@ -88,13 +91,19 @@ def measure(
     return pd.DataFrame(rows, columns=list(registry.EXPLANATIONS))
 
 
-def _chosen(parts: Sequence[Part], kind: str, count: int, seed: list[int]) -> list[Part]:
+def _chosen(
+    contributions: Sequence[FeatureContribution], kind: str, count: int, seed: list[int]
+) -> list[FeatureContribution]:
+    """The features to ablate in one text.
+
+    `contributions`: of all its active features, largest first.
+    """
     if kind == RANDOM:
-        order = np.random.default_rng(seed).permutation(len(parts))[:count]
-        return [parts[place] for place in order]
+        order = np.random.default_rng(seed).permutation(len(contributions))[:count]
+        return [contributions[index] for index in order]
     if kind == STRONGEST:
-        return sorted(parts, key=lambda part: -part.activation)[:count]
-    return list(parts[:count])
+        return sorted(contributions, key=lambda each: -each.activation)[:count]
+    return list(contributions[:count])
 
 
 def _row(
@@ -106,25 +115,31 @@ def _row(
     draws: int,
     confidence: float,
 ) -> dict[str, object]:
-    own, random = (np.abs(changes[name].after - changes[name].before) for name in (kind, RANDOM))
-    moved = np.sign(changes[kind].before - changes[kind].after) == np.sign(changes[kind].parts)
+    absolute, random = (
+        np.abs(changes[name].after - changes[name].before) for name in (kind, RANDOM)
+    )
+    agrees = np.sign(changes[kind].before - changes[kind].after) == np.sign(
+        changes[kind].contributions
+    )
     names, code = np.unique(groups, return_inverse=True)
     drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
     weight = np.stack(
         [np.bincount(each, minlength=len(names))[code] for each in drawn]
     )  # (draws, texts)
-    means = (weight @ np.stack([own, own - random], axis=1)) / weight.sum(axis=1, keepdims=True)
+    means = (weight @ np.stack([absolute, absolute - random], axis=1)) / weight.sum(
+        axis=1, keepdims=True
+    )
     change, beyond = (statistics.interval(column, confidence) for column in means.T)
     return {
         "removed": kind,
         "features": count,
-        "n": len(own),
+        "n": len(absolute),
         "groups": len(names),
-        "change": own.mean(),
+        "change": absolute.mean(),
         "change_low": change.low,
         "change_high": change.high,
-        "beyond_random": (own - random).mean(),
+        "beyond_random": (absolute - random).mean(),
         "beyond_random_low": beyond.low,
         "beyond_random_high": beyond.high,
-        "agreement": moved.mean(),
+        "agreement": agrees.mean(),
     }

@@ -1,4 +1,4 @@
-"""Ridge probes fitted on all data sets together, with the weights of every fit that left a fold out."""
+"""Ridge probes on all data sets together, with the weights of every leave-one-fold-out fit."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,54 +10,59 @@ from ghosttrack.detection import probes
 from ghosttrack.detection.probes import Floats, Ints
 from ghosttrack.statistics import auroc
 
-# As probes.RIDGE, in units of the mean squared norm of a row; on pooled sets the ends were never chosen.
+# Ridge strengths as in probes.RIDGE, without the ends, which pooled data sets never chose.
 STRENGTHS = (0.3, 1.0, 3.0)
-# A column that is not 0 in fewer rows than this is a feature of a few texts: it gets the weight 0.
+# A column that is non-zero in fewer rows gets the weight 0.
 LEAST_ROWS = 5
 
 
-class Linear(NamedTuple):
+class LinearModel(NamedTuple):
     """log-odds = x . weight + intercept, in the units of x."""
 
     weight: Floats
     intercept: float
 
     def apply(self, x: NDArray[Any]) -> Floats:
-        """Rows (rows, columns) to log-odds, (rows,)."""
+        """Log-odds of rows, (rows, columns) -> (rows,)."""
         return np.asarray(x @ self.weight.astype(x.dtype), dtype=np.float64) + self.intercept
 
 
 class CrossFit(NamedTuple):
-    """left_out: (rows,) log-odds, each from the fit of `folds` that left the row's fold out; final: the fit on all rows."""
+    """left_out: (rows,) out-of-fold log-odds; folds: the fit without each fold.
+
+    final: the fit on all rows.
+    """
 
     left_out: Floats
-    folds: list[Linear]
-    final: Linear
+    folds: list[LinearModel]
+    final: LinearModel
     strength: float
 
 
 def cross_fit(
     x: NDArray[Any], y: Ints, fold: Ints, strengths: Sequence[float] = STRENGTHS
 ) -> CrossFit:
-    """Ridge regression on +-1 labels, once without each fold and once on all rows; the strength with the best left-out AUROC.
+    """Ridge regression on +-1 labels, without each fold and on all rows.
 
-    The sums of squares are taken once; a fold's part is subtracted from them. Columns are scaled over all rows, which
-    knows no label. The log-odds are a logistic regression on the left-out scores, the same for every fit.
+    The strength maximises the out-of-fold AUROC. The Gram matrix is computed once, and each fold's
+    part is subtracted from it. Columns are scaled over all rows, which reads no label. All fits
+    share one Platt scaling, fitted on the out-of-fold scores.
 
     Args:
-        x: (rows, columns); y: labels 0/1; fold: 0 .. folds - 1 of each row.
+        x: (rows, columns); y: (rows,) labels 0/1; fold: (rows,) 0 to folds - 1.
     """
     kept = np.flatnonzero((x != 0).sum(axis=0) >= min(LEAST_ROWS, len(x)))
     standard = probes.standardise(x[:, kept])
     z = standard.apply(x[:, kept]).astype(np.float32)
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
-    total = Sums.of(z, target)
+    total = SufficientStatistics.of(z, target)
     unit = float(np.trace(total.squares)) / len(z)
     count = int(fold.max()) + 1
     rest = [
-        total.without(Sums.of(z[fold == number], target[fold == number])) for number in range(count)
+        total.without(SufficientStatistics.of(z[fold == number], target[fold == number]))
+        for number in range(count)
     ]
-    best: tuple[float, float, Floats, list[Linear]] | None = None
+    best: tuple[float, float, Floats, list[LinearModel]] | None = None
     for strength in strengths:
         fits = [sums.solve(strength * unit) for sums in rest]
         left_out = np.empty(len(z))
@@ -70,11 +75,11 @@ def cross_fit(
     _, strength, left_out, fits = best
     to_odds = probes.platt(left_out, y)
 
-    def unscaled(fit: Linear) -> Linear:
+    def unscaled(fit: LinearModel) -> LinearModel:
         weight = np.zeros(x.shape[1])
         weight[kept] = to_odds.slope * fit.weight / standard.scale
         shift = float((fit.weight * standard.mean / standard.scale).sum())
-        return Linear(weight, to_odds.slope * (fit.intercept - shift) + to_odds.intercept)
+        return LinearModel(weight, to_odds.slope * (fit.intercept - shift) + to_odds.intercept)
 
     final = total.solve(strength * unit)
     return CrossFit(
@@ -82,8 +87,8 @@ def cross_fit(
     )
 
 
-class Sums(NamedTuple):
-    """What ridge regression needs of some rows: their number, sums, squares, and products with the target."""
+class SufficientStatistics(NamedTuple):
+    """Sufficient statistics of ridge regression: sums and products of columns and target."""
 
     rows: int
     columns: Floats  # (columns,)
@@ -92,9 +97,9 @@ class Sums(NamedTuple):
     products: Floats  # (columns,)
 
     @classmethod
-    def of(cls, z: NDArray[np.float32], target: Floats) -> "Sums":
-        """Of these rows."""
-        # Single precision: half the cost, and every strength drowns its rounding.
+    def of(cls, z: NDArray[np.float32], target: Floats) -> "SufficientStatistics":
+        """Statistics of the rows z, (rows, columns), with their targets, (rows,)."""
+        # Single precision halves the cost; its rounding is far below every strength.
         return cls(
             len(z),
             z.sum(axis=0, dtype=np.float64),
@@ -104,16 +109,17 @@ class Sums(NamedTuple):
         )
 
     @classmethod
-    def together(cls, parts: Sequence["Sums"]) -> "Sums":
-        """Of the rows of all parts."""
+    def together(cls, parts: Sequence["SufficientStatistics"]) -> "SufficientStatistics":
+        """Statistics of the rows of all parts."""
         return cls(*(sum(values) for values in zip(*parts, strict=True)))
 
-    def without(self, part: "Sums") -> "Sums":
-        """Of the other rows."""
-        return Sums(*(whole - less for whole, less in zip(self, part, strict=True)))  # type: ignore[operator]
+    def without(self, part: "SufficientStatistics") -> "SufficientStatistics":
+        """Statistics without the rows of `part`."""
+        rest = [a - b for a, b in zip(self, part, strict=True)]  # type: ignore[operator]
+        return SufficientStatistics(*rest)
 
-    def solve(self, penalty: float) -> Linear:
-        """Weights and a free intercept."""
+    def solve(self, penalty: float) -> LinearModel:
+        """Ridge solution with an unpenalised intercept."""
         from scipy.linalg import cho_factor, cho_solve
 
         mean, centre = self.columns / self.rows, self.target / self.rows
@@ -123,4 +129,4 @@ class Sums(NamedTuple):
             cho_factor(matrix, overwrite_a=True, check_finite=False),
             self.products - self.rows * centre * mean,
         )
-        return Linear(weight, centre - float(mean @ weight))
+        return LinearModel(weight, centre - float(mean @ weight))

@@ -1,4 +1,4 @@
-"""Linear probes with nested choices: every training row is also scored by a fit that never saw its fold."""
+"""Linear probes with nested cross-validation: each training row also has an out-of-fold score."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,41 +10,44 @@ from ghosttrack.statistics import auroc
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Products of rows with some of them: examples (rows,), and places among them (marks,) -> (rows, marks).
+# Kernel matrix: example indices (rows,), and indices into them (columns,) -> (rows, columns).
 Kernel = Callable[[Ints, Ints], NDArray[Any]]
 
-# Ridge strengths in units of the mean squared norm of a standardised row (about d): in trials on statements the best
-# lay between .3 and 3, level with the best logistic regression; weaker ones only overfit.
+# Ridge strengths in units of the mean squared norm of a standardised row (about d). In trials on
+# statements the best strength was between .3 and 3, with the AUROC of the best logistic regression.
 RIDGE = (0.1, 0.3, 1.0, 3.0, 10.0)
-# Up to this many training rows everything is exact. Beyond, text models stop earlier, and the weights of joint probes are
-# sought in the span of some of the rows, so that the cost grows in proportion to the rows and not with their cube.
+# Up to EXACT training rows all fits are exact. Beyond, text models have a looser tolerance, and
+# kernel probes use the Nystroem approximation with LANDMARKS rows, so that cost grows linearly with
+# the rows.
 EXACT = 1024
 LANDMARKS = 1024
-# Inverse strengths of logistic regression on a handful of standardised columns.
+# Inverse regularisation strengths of logistic regression on a few standardised columns.
 LOGISTIC = (0.01, 0.1, 1.0)
-# Directions with less of the largest eigenvalue are rounding: they only blow up in 1 / sqrt(eigenvalue).
+# Directions below this fraction of the largest eigenvalue are rounding errors and are dropped.
 _RANK = 1e-10
-# A channel that moves less than this share of the typical channel is noise of the number format: it stays small.
+# Smallest scale, as a fraction of the median channel's: less variation is rounding of the number
+# format.
 _LEAST_SCALE = 1e-3
 
 
-class Fitted(NamedTuple):
-    """What a detector says, as log-odds of "hallucinated".
+class FoldFit(NamedTuple):
+    """Log-odds of "hallucinated" from the fits of one outer fold.
 
-    inner: (train,) for the training rows, each from a fit without its inner fold; outer: (test,) from the fit on all
-    training rows; strength: the regularisation chosen on `inner`; score: AUROC of `inner`; weights: (columns,) in
-    standardised units, or None.
+    train_log_odds: (train,) out-of-fold training log-odds, each from a fit without the row's inner
+    fold; test_log_odds: (test,) from the fit on all training rows; strength: regularisation that
+    maximises inner_auroc, the AUROC of train_log_odds; weights: (columns,) in standardised units,
+    or None.
     """
 
-    inner: Floats
-    outer: Floats
+    train_log_odds: Floats
+    test_log_odds: Floats
     strength: float
-    score: float
+    inner_auroc: float
     weights: Floats | None
 
 
-class Standard(NamedTuple):
-    """Mean and scale of the training rows, each (columns,)."""
+class Standardiser(NamedTuple):
+    """Mean and scale of training rows, each (columns,)."""
 
     mean: Floats
     scale: Floats
@@ -54,24 +57,26 @@ class Standard(NamedTuple):
         return np.asarray((x - self.mean) / self.scale, dtype=np.float64)
 
 
-def standardise(x: NDArray[Any]) -> Standard:
-    """Fit a Standard on training rows. Constant columns become zero."""
+def standardise(x: NDArray[Any]) -> Standardiser:
+    """Fit mean and scale on training rows, (rows, columns). Constant columns become zero."""
     scale = x.std(axis=0, dtype=np.float64)
     floor = _LEAST_SCALE * float(np.median(scale[scale > 0])) if (scale > 0).any() else 1.0
-    return Standard(x.mean(axis=0, dtype=np.float64), np.maximum(scale, floor))
+    return Standardiser(x.mean(axis=0, dtype=np.float64), np.maximum(scale, floor))
 
 
 def ridge(
     x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: Sequence[float] = RIDGE
-) -> Fitted:
+) -> FoldFit:
     """Ridge regression on +-1 labels with an exact leave-one-fold-out score for each training row.
 
-    One eigendecomposition serves every strength and every inner fold: with smoother matrix H, the residual of fold B
-    when B is left out is (I - H_BB)^-1 (y_B - yhat_B) (Cook's identity; exact for penalised least squares with a free
-    intercept). The scaling is that of all training rows. The log-odds are a logistic regression on the inner scores.
+    One eigendecomposition serves every strength and every inner fold: with smoother matrix H, the
+    residual of fold B when B is left out is (I - H_BB)^-1 (y_B - yhat_B) (Cook's identity; exact
+    for penalised least squares with a free intercept). The columns are scaled over all training
+    rows. The log-odds are Platt-scaled on the left-out scores.
 
     Args:
-        x: training rows (train, columns); y: labels 0/1; inner: inner fold of each; test: rows to score.
+        x: (train, columns) training rows; y: (train,) labels 0/1; inner: (train,) inner folds.
+        test: (test, columns) rows to score.
     """
     standard = standardise(x)
     z = standard.apply(x)
@@ -87,22 +92,21 @@ def joint_ridge(
     train: Ints,
     test: Ints,
     strengths: Sequence[float] = RIDGE,
-) -> Fitted:
-    """`ridge` on the columns of several blocks together, without ever holding them side by side.
-
-    One decomposition serves all layers, where a probe per layer needs one each. Trials on statements: level with the
-    mean of the layers' probes.
+) -> FoldFit:
+    """`ridge` on the concatenated columns of several blocks, through their kernel matrix.
 
     Args:
-        blocks: each (examples, columns); y: labels of `train`; inner: inner fold of `train`; train, test: rows.
+        blocks: each (examples, columns).
+        y: (train,) labels; inner: (train,) inner folds.
+        train, test: indices of examples.
     """
 
-    def kernel(rows: Ints, marks: Ints) -> NDArray[Any]:
-        products = np.zeros((len(rows), len(marks)))
+    def kernel(rows: Ints, columns: Ints) -> NDArray[Any]:
+        products = np.zeros((len(rows), len(columns)))
         for block in blocks:
-            # single precision: the products are the cost, and every strength drowns their rounding
+            # single precision halves the cost; its rounding is far below every strength
             z = standardise(block[train]).apply(block[rows]).astype(np.float32)
-            products += z @ z[marks].T
+            products += z @ z[columns].T
         return products
 
     return kernel_ridge(kernel, y, inner, train, test, strengths)
@@ -116,28 +120,31 @@ def bilinear_ridge(
     inner: Ints,
     train: Ints,
     test: Ints,
-) -> Fitted:
-    """Ridge regression on the products of every channel of `left` with every channel of `right`, of each relation by itself.
+) -> FoldFit:
+    """Ridge regression on all products of a channel of `left` and one of `right`, per relation.
 
-    A bilinear form left' W right says which answer goes with which prompt, where a probe on either, or on both side by side,
-    says how true answers look. Its kernel is the product of the two kernels, so W is never formed.
+    The bilinear form left' W right can learn which answer belongs to which prompt; a linear probe
+    on both cannot. Its kernel is the product of the two kernels, so W is never formed.
 
     Args:
-        left: blocks (examples, columns), standardised like those of `joint_ridge`; right: (examples, columns), whose rows
-            are centred and brought to length 1. The rest as in `joint_ridge`; relation: (examples,).
+        left: blocks (examples, columns), standardised as in `joint_ridge`.
+        right: (examples, columns); rows are centred and normalised to length 1.
+        relation: (examples,) relation number.
+        y, inner, train, test: as in `joint_ridge`.
     """
 
-    def kernel(rows: Ints, marks: Ints) -> NDArray[Any]:
-        products = np.zeros((len(rows), len(marks)), dtype=np.float32)
+    def kernel(rows: Ints, columns: Ints) -> NDArray[Any]:
+        products = np.zeros((len(rows), len(columns)), dtype=np.float32)
         for block in left:
             z = standardise(block[train]).apply(block[rows]).astype(np.float32)
-            products += z @ z[marks].T
+            products += z @ z[columns].T
         answers = right[rows].astype(np.float32) - right[train].mean(axis=0, dtype=np.float32)
         answers /= np.maximum(
             np.linalg.norm(answers, axis=1, keepdims=True), np.finfo(np.float32).tiny
         )
-        own = relation[rows]
-        return np.asarray(products * (answers @ answers[marks].T) * (own[:, None] == own[marks]))
+        relations = relation[rows]
+        same = relations[:, None] == relations[columns]
+        return np.asarray(products * (answers @ answers[columns].T) * same)
 
     return kernel_ridge(kernel, y, inner, train, test)
 
@@ -149,11 +156,11 @@ def kernel_ridge(
     train: Ints,
     test: Ints,
     strengths: Sequence[float] = RIDGE,
-) -> Fitted:
-    """`ridge` on the features behind a kernel.
+) -> FoldFit:
+    """`ridge` in the feature space of a kernel.
 
-    With more than EXACT training rows it is the Nystroem approximation (Williams and Seeger 2001): weights in the span of
-    LANDMARKS of the rows, evenly spaced. Arguments as `joint_ridge`.
+    With more than EXACT training rows it is the Nystroem approximation (Williams and Seeger 2001)
+    with LANDMARKS evenly spaced training rows. Arguments as `joint_ridge`.
     """
     n, rows = len(train), np.concatenate([train, test])
     if n > EXACT:
@@ -171,16 +178,17 @@ def kernel_ridge(
 
 def _landmark_ridge(
     kernel: Kernel, y: Ints, inner: Ints, rows: Ints, strengths: Sequence[float]
-) -> Fitted:
-    """`kernel_ridge` in the span of some training rows, whose products with all rows are all that is needed; `rows` begins
-    with the training rows, which `y` belongs to.
+) -> FoldFit:
+    """`kernel_ridge` with the Nystroem approximation.
+
+    `rows`: the training rows of `y`, then the test rows.
     """
     n = len(y)
-    marks = np.linspace(0, n - 1, LANDMARKS).round().astype(np.int64)
-    products = np.asarray(kernel(rows, marks), dtype=np.float64)
-    eigenvalues, q = np.linalg.eigh(products[marks])
+    columns = np.linspace(0, n - 1, LANDMARKS).round().astype(np.int64)
+    products = np.asarray(kernel(rows, columns), dtype=np.float64)
+    eigenvalues, q = np.linalg.eigh(products[columns])
     kept = eigenvalues > max(eigenvalues[-1], 0) * _RANK
-    if not kept.any():  # rows that do not differ
+    if not kept.any():  # all rows are equal
         return _to_odds(
             _choose(np.zeros(0), np.zeros((n, 0)), 1.0, y, inner, strengths),
             y,
@@ -189,63 +197,71 @@ def _landmark_ridge(
         )
     x = products @ (
         q[:, kept] / np.sqrt(eigenvalues[kept])
-    )  # (rows, rank): coordinates of each row in the span
+    )  # (rows, rank): features of the Nystroem approximation
     mean = x[:n].mean(axis=0)  # the intercept is free
     squares, v = np.linalg.eigh((x[:n] - mean).T @ (x[:n] - mean))
     held = squares > squares[-1] * _RANK
-    turned = (x - mean) @ v[:, held] / np.sqrt(squares[held])
-    own = turned[:n]
+    whitened = (x - mean) @ v[:, held] / np.sqrt(squares[held])
+    train = whitened[:n]
     unit = float((x[:n] ** 2).sum()) / n
-    chosen = _choose(squares[held], own, unit, y, inner, strengths)
-    weights = np.sqrt(squares[held]) * (own.T @ chosen.dual)
-    return _to_odds(chosen, y, (turned[n:] * np.sqrt(squares[held])) @ weights, None)
+    chosen = _choose(squares[held], train, unit, y, inner, strengths)
+    weights = np.sqrt(squares[held]) * (train.T @ chosen.dual)
+    return _to_odds(chosen, y, (whitened[n:] * np.sqrt(squares[held])) @ weights, None)
 
 
-class _Chosen(NamedTuple):
-    """left_out: (train,) each row without its inner fold; dual: (train,) weights of the training rows."""
+class _RidgeFit(NamedTuple):
+    """left_out: (train,) scores without the row's inner fold; dual: (train,) dual weights.
+
+    centre: intercept.
+    """
 
     left_out: Floats
     dual: Floats
     centre: float
     strength: float
-    score: float
+    inner_auroc: float
 
 
 def _choose(
     eigenvalues: Floats, q: Floats, unit: float, y: Ints, inner: Ints, strengths: Sequence[float]
-) -> _Chosen:
-    """The strength with the best AUROC over inner folds, from the eigenvectors of ZZ': (rank,), (train, rank)."""
+) -> _RidgeFit:
+    """Choose the strength with the best inner AUROC.
+
+    Args:
+        eigenvalues, q: eigendecomposition of the training kernel ZZ', (rank,) and (train, rank).
+        unit: mean squared norm of a row, the unit of the strengths.
+    """
     target = np.asarray(2.0 * y - 1.0, dtype=np.float64)
     centre = float(target.mean())
-    seen: Floats = q.T @ (target - centre)  # (rank,)
-    best: _Chosen | None = None
+    projected: Floats = q.T @ (target - centre)  # (rank,)
+    best: _RidgeFit | None = None
     for strength in strengths:
         shrink = eigenvalues / (eigenvalues + strength * unit)
-        fitted = np.asarray(centre + q @ (shrink * seen), dtype=np.float64)
+        fitted = np.asarray(centre + q @ (shrink * projected), dtype=np.float64)
         left_out = _leave_folds_out(q, shrink, target, fitted, inner)
         score = auroc(y, left_out)
-        if best is None or score > best.score:
+        if best is None or score > best.inner_auroc:
             # weights = Z' (ZZ' + a)^-1 (target - centre)
-            best = _Chosen(
-                left_out, q @ (seen / (eigenvalues + strength * unit)), centre, strength, score
+            best = _RidgeFit(
+                left_out, q @ (projected / (eigenvalues + strength * unit)), centre, strength, score
             )
     assert best is not None, "at least one strength"
     return best
 
 
-def _to_odds(chosen: _Chosen, y: Ints, outer: Floats, weights: Floats | None) -> Fitted:
+def _to_odds(chosen: _RidgeFit, y: Ints, outer: Floats, weights: Floats | None) -> FoldFit:
     odds = platt(chosen.left_out, y)
-    return Fitted(
+    return FoldFit(
         odds.apply(chosen.left_out),
         odds.apply(outer + chosen.centre),
         chosen.strength,
-        chosen.score,
+        chosen.inner_auroc,
         weights,
     )
 
 
-def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any]) -> Fitted:
-    """Projection on the difference of the classes' means (Marks and Tegmark 2023): no covariance, nothing to choose."""
+def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any]) -> FoldFit:
+    """Projection on the difference of the class means (Marks and Tegmark 2023)."""
 
     def direction(rows: NDArray[np.bool_]) -> Floats:
         part = x[rows].astype(np.float64)
@@ -259,7 +275,7 @@ def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any
         left_out[held] = x[held] @ direction(~held)
     weights = direction(np.ones(len(y), dtype=bool))
     odds = platt(left_out, y)
-    return Fitted(
+    return FoldFit(
         odds.apply(left_out), odds.apply(test @ weights), float("nan"), auroc(y, left_out), weights
     )
 
@@ -267,7 +283,7 @@ def difference_of_means(x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any
 def _decompose(z: Floats) -> tuple[Floats, Floats]:
     n, columns = z.shape
     if n <= columns:
-        # single precision: the product is half the cost of a wide probe, and every strength drowns its rounding
+        # single precision halves the cost; its rounding is far below every strength
         single = z.astype(np.float32)
         eigenvalues, q = np.linalg.eigh((single @ single.T).astype(np.float64))
         kept = eigenvalues > eigenvalues[-1] * _RANK
@@ -280,12 +296,12 @@ def _decompose(z: Floats) -> tuple[Floats, Floats]:
 def _leave_folds_out(
     q: Floats, shrink: Floats, target: Floats, fitted: Floats, inner: Ints
 ) -> Floats:
-    """Prediction for each row without its fold, (train,)."""
+    """Prediction for each row by the fit without its fold, (train,)."""
     result = np.empty(len(fitted))
     for fold in np.unique(inner):
         rows = np.flatnonzero(inner == fold)
         residual = target[rows] - fitted[rows]
-        # H_BB = u u', with the intercept's 1/n as one more column
+        # H_BB = u u'; the last column of u is the intercept's 1/sqrt(n)
         u = np.column_stack([q[rows] * np.sqrt(shrink), np.full(len(rows), len(fitted) ** -0.5)])
         if len(rows) <= u.shape[1]:
             out = np.linalg.solve(np.eye(len(rows)) - u @ u.T, residual)
@@ -307,30 +323,33 @@ class Platt(NamedTuple):
 
 
 def platt(score: Floats, y: Ints) -> Platt:
-    """Logistic regression of labels on one score (Platt 1999), by Newton steps on his smoothed targets."""
+    """Logistic regression of labels on one score, with smoothed targets (Platt 1999)."""
     positives, negatives = float((y == 1).sum()), float((y == 0).sum())
     target = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    spread = float(score.std()) or 1.0
-    x = np.column_stack([(score - score.mean()) / spread, np.ones(len(y))])
+    scale = float(score.std()) or 1.0
+    x = np.column_stack([(score - score.mean()) / scale, np.ones(len(y))])
     beta = np.array([0.0, np.log((positives + 1) / (negatives + 1))])
-    for _ in range(50):  # converges in under ten; smoothed targets keep the optimum finite
+    for _ in range(
+        50
+    ):  # converges in fewer than ten steps; smoothed targets keep the optimum finite
         p = _sigmoid(x @ beta)
-        # a touch of ridge keeps the step finite when the score is constant
+        # the ridge term keeps the step finite when the score is constant
         hessian = (x * (p * (1 - p))[:, None]).T @ x + 1e-6 * np.eye(2)
         step = np.linalg.solve(hessian, x.T @ (target - p))
         step *= min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-12))
         beta += step
         if float(np.abs(step).max()) < 1e-10:
             break
-    return Platt(float(beta[0] / spread), float(beta[1] - beta[0] * score.mean() / spread))
+    return Platt(float(beta[0] / scale), float(beta[1] - beta[0] * score.mean() / scale))
 
 
 def logistic(
     x: NDArray[Any], y: Ints, inner: Ints, test: NDArray[Any], strengths: Sequence[float] = LOGISTIC
-) -> Fitted:
-    """L2 logistic regression on standardised columns; C chosen by the AUROC of the inner folds' scores.
+) -> FoldFit:
+    """L2 logistic regression on standardised columns; C maximises the inner AUROC.
 
-    Takes scipy sparse matrices as well, which are neither centred nor scaled. Arguments as `ridge`.
+    The log-odds are not Platt-scaled: see `calibrated`. Sparse scipy matrices are accepted, and are
+    neither centred nor scaled. Arguments as `ridge`.
     """
     sparse = hasattr(x, "tocsr")
     best: tuple[float, float, Floats] | None = None
@@ -345,7 +364,7 @@ def logistic(
     assert best is not None, "at least one strength"
     score, strength, left_out = best
     outer, weights = _logistic_once(x, y, test, strength, sparse)
-    return Fitted(left_out, outer, strength, score, None if sparse else weights)
+    return FoldFit(left_out, outer, strength, score, None if sparse else weights)
 
 
 def _logistic_once(
@@ -356,38 +375,41 @@ def _logistic_once(
     if not sparse:
         standard = standardise(x)
         x, test = standard.apply(x), standard.apply(test)
-    # For few dense columns Newton's method; for wide sparse rows liblinear. Of many of them its descent on the dual, whose cost grows
-    # with the entries alone: its AUROCs are the same to about the third digit, but a choice between equal strengths may turn out otherwise.
-    found: dict[str, Any] = {
+    # Newton's method for few dense columns, liblinear for wide sparse rows. For many sparse rows
+    # its dual solver, whose cost grows with the non-zero entries: AUROCs agree to about three
+    # digits.
+    options: dict[str, Any] = {
         "solver": "liblinear" if sparse else "newton-cholesky",
         "max_iter": 200,
     }
     if sparse and len(y) > EXACT:
-        found |= {"dual": True, "tol": 1e-2, "max_iter": 1000}
-    model = LogisticRegression(C=strength, random_state=0, **found).fit(x, y)
+        options |= {"dual": True, "tol": 1e-2, "max_iter": 1000}
+    model = LogisticRegression(C=strength, random_state=0, **options).fit(x, y)
     return np.asarray(model.decision_function(test), dtype=np.float64), np.asarray(
         model.coef_[0], dtype=np.float64
     )
 
 
-def calibrated(fit: Fitted, y: Ints) -> Fitted:
-    """The same scores with log-odds from a logistic regression on the inner ones, which no fit has seen."""
-    odds = platt(fit.inner, y)
-    return fit._replace(inner=odds.apply(fit.inner), outer=odds.apply(fit.outer))
+def calibrated(fit: FoldFit, y: Ints) -> FoldFit:
+    """Platt-scale the log-odds of a fit on its out-of-fold training log-odds."""
+    odds = platt(fit.train_log_odds, y)
+    return fit._replace(
+        train_log_odds=odds.apply(fit.train_log_odds), test_log_odds=odds.apply(fit.test_log_odds)
+    )
 
 
-def mean_of(fits: Sequence[Fitted], y: Ints) -> Fitted:
-    """Average the log-odds of several fits on the same rows, and set them to scale again."""
+def mean_of(fits: Sequence[FoldFit], y: Ints) -> FoldFit:
+    """Mean of the log-odds of several fits on the same rows, Platt-scaled."""
     inner, outer = (
-        np.mean([fit.inner for fit in fits], axis=0),
-        np.mean([fit.outer for fit in fits], axis=0),
+        np.mean([fit.train_log_odds for fit in fits], axis=0),
+        np.mean([fit.test_log_odds for fit in fits], axis=0),
     )
     to_odds = platt(inner, y)
-    return Fitted(to_odds.apply(inner), to_odds.apply(outer), float("nan"), auroc(y, inner), None)
+    return FoldFit(to_odds.apply(inner), to_odds.apply(outer), float("nan"), auroc(y, inner), None)
 
 
 def probability(log_odds: Floats) -> Floats:
-    """Log-odds to probabilities, to eight digits: rows that are equal stay equal whatever order sums were taken in."""
+    """Log-odds to probabilities, rounded to eight digits so that equal rows stay equal."""
     return np.round(_sigmoid(log_odds), 8)
 
 

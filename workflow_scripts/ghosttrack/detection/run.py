@@ -1,4 +1,4 @@
-"""From the files of one data set to the scores of its detectors."""
+"""Train the detectors of one data set, from its files to its score tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import agreement, controls, detectors, splits
-from ghosttrack.detection.detectors import Choice, Inputs, Weight
+from ghosttrack.detection.detectors import Choice, DetectorInputs, Weight
 from ghosttrack.detection.representations import (
     LayerBlocks,
     by_relation,
@@ -23,26 +24,31 @@ from ghosttrack.errors import UserError
 from ghosttrack.settings import DetectionSettings
 
 
-class Files(NamedTuple):
-    """Activation stores, their manifests and SAE weights, by layer; backgrounds; states of prompts; signals tables, by variant."""
+class DatasetFiles(NamedTuple):
+    """Input files of a data set.
+
+    stores, manifests, weights: activation stores, their manifests and SAE weights by layer;
+    counterfactual_mean: background.npz; prompt_states: prompts.npz; track_metrics: tables of
+    tracking metrics by variant.
+    """
 
     stores: Sequence[Path]
     manifests: Sequence[Path]
     weights: Sequence[Path]
-    background: Path
+    counterfactual_mean: Path
     prompt_states: Path
-    signals: Sequence[Path]
+    track_metrics: Sequence[Path]
 
 
-class Samples(NamedTuple):
-    """samples.parquet of a generated data set, and where it lies."""
+class DrawnAnswers(NamedTuple):
+    """samples.parquet of a generated data set, with its path."""
 
     table: pd.DataFrame
     path: Path
 
 
-class Trained(NamedTuple):
-    """Long table of all scores of a data set, what was chosen in each fold, and what mattered."""
+class DatasetScores(NamedTuple):
+    """Tables of a data set: scores in long form, and hyperparameters and importances by fold."""
 
     scores: pd.DataFrame
     selection: pd.DataFrame
@@ -54,58 +60,66 @@ def train_dataset(
     examples: pd.DataFrame,
     outputs: pd.DataFrame,
     audited: pd.DataFrame,
-    paths: Files,
+    paths: DatasetFiles,
     layers: Sequence[int],
     variants: Sequence[str],
     detection: DetectionSettings,
     seed: int,
-    samples: Samples | None = None,
-) -> Trained:
-    """Train in the folds that the audit made; a data set without folds gets NaN scores and the reason.
+    samples: DrawnAnswers | None = None,
+) -> DatasetScores:
+    """Train every detector in the folds of the leak audit.
+
+    Without folds all scores are NaN, with the reason.
 
     Args:
-        samples: drawn answers of a generated data set, if there are any.
-        audited: the controls' scores with folds, from the leak audit of the same examples.
+        audited: scores of the audit's controls, with the folds.
+        samples: sampled answers of a generated data set.
+    Raises:
+        UserError: the tables are from different examples.
     """
     if list(outputs["id"]) != list(examples["id"]):
         raise UserError(
-            f"{dataset}: outputs.parquet and examples.parquet list different examples: delete both and run again"
+            f"{dataset}: outputs.parquet and examples.parquet list different examples: delete "
+            "both and run again"
         )
-    first = audited[audited["signal"] == controls.TEXT_ONLY]
+    first = audited[audited["score"] == registry.TEXT_ONLY]
     row_of = {name: row for row, name in enumerate(examples["id"])}
     if not set(first["id"]) <= set(row_of):
         raise UserError(
-            f"{dataset}: the audit knows examples that examples.parquet lacks: delete the audit's tables and run again"
+            f"{dataset}: the leak audit has examples that examples.parquet lacks: delete "
+            f"detection/{dataset}/ and run again"
         )
     rows = np.array([row_of[name] for name in first["id"]], dtype=np.int64)
     labels, fold = (first[column].to_numpy(dtype=np.int64) for column in ("label", "fold"))
-    units, reason = first["group"].to_numpy(dtype=object), str(first["reason"].iloc[0])
-    kept = examples.iloc[rows].reset_index(drop=True).assign(dataset=dataset, group=units)
+    cv_groups, reason = first["group"].to_numpy(dtype=object), str(first["reason"].iloc[0])
+    evaluated = examples.iloc[rows].reset_index(drop=True).assign(dataset=dataset, group=cv_groups)
     if samples is not None:
-        agreed = agreement.measure(samples.table, list(examples["id"]), str(samples.path))
-        outputs = outputs.assign(**{name: agreed[name].to_numpy() for name in agreed})
-    known = [name for name in controls.UNTRAINED if controls.is_measured(name, outputs)]
-    scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in known}
-    reasons = {name: controls.missing(name, outputs.iloc[rows]) for name in known}
+        agreement_scores = agreement.measure(samples.table, list(examples["id"]), str(samples.path))
+        outputs = outputs.assign(
+            **{name: agreement_scores[name].to_numpy() for name in agreement_scores}
+        )
+    untrained = [name for name in controls.UNTRAINED if controls.is_measured(name, outputs)]
+    scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in untrained}
+    reasons = {name: controls.missing(name, outputs.iloc[rows]) for name in untrained}
     choices: list[Choice] = []
     weights: list[Weight] = []
     if reason:
         scores |= {
             name: np.full(len(rows), np.nan)
-            for name in detectors.signal_names(variants, detection.detectors)
+            for name in detectors.score_names(variants, detection.detectors)
         }
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
-        splits.check_folds(fold, units, list(kept["text"]), list(kept["id"]), dataset)
-        rounds = splits.rounds(labels, units, fold, detection.inner_folds, seed)
-        trained = detectors.train(inputs, labels, rounds, detection, seed, dataset)
+        splits.check_folds(fold, cv_groups, list(evaluated["text"]), list(evaluated["id"]), dataset)
+        outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
+        trained = detectors.train(inputs, labels, outer_folds, detection, seed, dataset)
         scores |= trained.scores
         choices, weights = trained.choices, trained.weights
-    own = detectors.frame(
-        kept, fold, scores, {name: reasons.get(name) or reason for name in scores}
+    table = detectors.frame(
+        evaluated, fold, scores, {name: reasons.get(name) or reason for name in scores}
     )
-    return Trained(
-        pd.concat([own, audited], ignore_index=True),
+    return DatasetScores(
+        pd.concat([table, audited], ignore_index=True),
         pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
         pd.DataFrame(weights, columns=list(Weight._fields)).assign(dataset=dataset),
     )
@@ -116,11 +130,11 @@ def read_inputs(
     examples: pd.DataFrame,
     outputs: pd.DataFrame,
     rows: np.ndarray,
-    paths: Files,
+    paths: DatasetFiles,
     layers: Sequence[int],
     variants: Sequence[str],
-) -> Inputs:
-    """Pool the activations of every layer and read the metrics, for the examples `rows`, in that order."""
+) -> DetectorInputs:
+    """Pool activations and read tracking metrics of the examples `rows`, in that order."""
     from ghosttrack import sae
     from ghosttrack.activations import candidates
     from ghosttrack.activations.reader import ActivationStore, require_same_rows
@@ -131,17 +145,17 @@ def read_inputs(
         for layer, store, manifest in zip(layers, paths.stores, paths.manifests, strict=True)
     ]
     require_same_rows(stores)
-    backgrounds = read_background(paths.background, layers, len(outputs))
+    means = read_counterfactual_mean(paths.counterfactual_mean, layers, len(outputs))
     blocks: dict[int, LayerBlocks] = {}
     for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
         where = spans(outputs, opened.rows, dataset)
         model = sae.load(weights.parent)
         pooled = layer_blocks(
-            opened.read(), opened.massive, where, model, backgrounds[f"layer_{layer:02d}"]
+            opened.read(), opened.massive, where, model, means[f"layer_{layer:02d}"]
         )
         blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
     metrics = {}
-    for variant, path in zip(variants, paths.signals, strict=True):
+    for variant, path in zip(variants, paths.track_metrics, strict=True):
         table = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
     measured, texts = (table.iloc[rows].reset_index(drop=True) for table in (outputs, examples))
@@ -149,22 +163,24 @@ def read_inputs(
     pairs = pairs_of(
         candidates.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows
     )
-    return Inputs(features, lens_features(measured), blocks, pairs, texts, metrics)
+    return DetectorInputs(features, lens_features(measured), blocks, pairs, texts, metrics)
 
 
-def read_background(path: Path, layers: Sequence[int], examples: int) -> dict[str, NDArray[Any]]:
-    """The backgrounds of a data set's answers, (examples, d_model) by layer.
+def read_counterfactual_mean(
+    path: Path, layers: Sequence[int], examples: int
+) -> dict[str, NDArray[Any]]:
+    """Counterfactual-prompt means of a data set's answers by `layer_LL`, each (examples, d_model).
 
     Raises:
-        UserError: a file of other layers or examples.
+        UserError: the file has other layers or another number of examples.
     """
-    with np.load(path) as found:
+    with np.load(path) as arrays:
         names = [f"layer_{layer:02d}" for layer in layers]
-        if not set(names) <= set(found.files) or any(
-            len(found[name]) != examples for name in names
+        if not set(names) <= set(arrays.files) or any(
+            len(arrays[name]) != examples for name in names
         ):
             raise UserError(
-                f"{path} holds {', '.join(found.files)} of other examples; expected {', '.join(names)} of {examples}: "
-                "delete the data set's folder in examples/ and run again"
+                f"{path} holds {', '.join(arrays.files)}; expected {', '.join(names)} of "
+                f"{examples} examples each: delete the data set's folder in examples/ and run again"
             )
-        return {name: found[name] for name in names}
+        return {name: arrays[name] for name in names}

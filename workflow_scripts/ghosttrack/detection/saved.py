@@ -1,8 +1,12 @@
-"""The saved detector: one linear function of what the model computes on an answer, kept without pickle.
+"""The saved detector: a linear function of output features, activations and SAE codes.
 
-log-odds of "hallucinated" = intercept + outputs . w + mean over the answer's tokens of their probe score;
-probe score of a token = probe_intercept + sum over layers of x . raw + z . code, x its activation, z its SAE code.
-The part that reads the SAE residual x - decode(z) is folded into `raw` and `code`; calibration is folded into all.
+With an answer token's activation x and SAE code z in each layer:
+
+    log-odds of "hallucinated" = intercept + output features . outputs + mean token probe score
+    probe score of a token = probe_intercept + sum over layers of (x . raw + z . code)
+
+`raw` and `code` include the probe on the SAE residual x - decode(z); all weights include the
+calibration.
 """
 
 import hashlib
@@ -18,7 +22,8 @@ from ghosttrack.runtime import files, records
 
 SCHEMA = 3
 WEIGHTS_NAME, ABOUT_NAME = "detector.safetensors", "detector.json"
-# Output features that a text has without its data set; `representations.output_features` may give more.
+# Output features that need no other texts of a data set, a subset of
+# `representations.output_features`.
 OUTPUTS = (
     "logprob_sum",
     "logprob_mean",
@@ -37,11 +42,12 @@ OUTPUTS = (
 
 
 class Weights(NamedTuple):
-    """Everything that the score needs, float64 but for the wide ones in float32.
+    """Weights of the saved detector, float64 except for the large arrays in float32.
 
-    outputs: (len(OUTPUTS),); raw: (layers, d_model); code: (layers, d_sae); effect: (layers, d_sae), by how much the log-odds
-    of a token fall for one unit of a feature's activation that is taken out of its layer: code + decoder row . raw
-    without the residual's part; massive: (layers,) norm from which on a token is an attention sink and left out.
+    outputs: (len(OUTPUTS),); raw: (layers, d_model); code: (layers, d_sae).
+    effect: (layers, d_sae), decrease of a token's log-odds when one unit of the feature's
+    activation is subtracted from its layer, without the residual's part.
+    massive: (layers,) norm above which a token counts as an attention sink and is excluded.
     """
 
     intercept: NDArray[np.float64]
@@ -53,22 +59,25 @@ class Weights(NamedTuple):
     massive: NDArray[np.float64]
 
 
-class Saved(NamedTuple):
-    """A detector and where it came from."""
+class SavedDetector(NamedTuple):
+    """A detector with its metadata, the content of detector.json."""
 
     weights: Weights
     about: Mapping[str, Any]
 
     @property
     def layers(self) -> list[int]:
-        """Layers that it reads, ascending."""
+        """Layers that the detector reads, ascending."""
         return [int(layer) for layer in self.about["layers"]]
 
 
 def save(
     weights: Weights | None, about: Mapping[str, Any], weights_path: Path, about_path: Path
 ) -> None:
-    """Write the two files, atomically; without weights, `about` says in `reason` why there is no detector."""
+    """Write both files atomically.
+
+    Without weights, `about["reason"]` says why there is no detector.
+    """
     from safetensors.numpy import save as to_bytes
 
     content = (
@@ -84,11 +93,12 @@ def save(
     files.write_json(about_path, {**described, "about_sha256": files.sha256_json(described)})
 
 
-def load(folder: Path) -> Saved:
-    """Read a detector from a run's detection/ folder.
+def load(folder: Path) -> SavedDetector:
+    """Read the detector from the detection/ folder of a run.
 
     Raises:
-        UserError: it is missing, damaged, of another schema, or there was nothing to train it on.
+        UserError: it is missing, damaged, of another schema, or the run had too little data to
+            train one.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
@@ -96,36 +106,40 @@ def load(folder: Path) -> Saved:
     weights_path, about_path = folder / WEIGHTS_NAME, folder / ABOUT_NAME
     if not weights_path.is_file() or not about_path.is_file():
         raise UserError(
-            f"{folder.parent} has no saved detector ({weights_path} is missing): give the folder of a run, such as "
-            "results/smollm2-135m; if this is one, let it finish first with the command that began it"
+            f"{folder.parent} has no saved detector ({weights_path} is missing): give the folder "
+            "of a finished run, such as results/smollm2-135m, or finish the run with the command "
+            "that started it"
         )
     about = dict(files.read_json(about_path))
     sealed = about.pop("about_sha256", "")
     if about.get("schema") != SCHEMA or about.get("outputs") != list(OUTPUTS):
-        raise UserError(f"{about_path} is of another version of GhostTrack: run the workflow again")
+        raise UserError(
+            f"{about_path} was written by another version of GhostTrack: run the workflow again"
+        )
     if about.get("reason"):
         raise UserError(f"{folder.parent} has no detector: {about['reason']}")
     if sealed != files.sha256_json(about):
         raise UserError(
-            f"{about_path} is not what save_detector wrote (damaged or edited): delete it and run again"
+            f"{about_path} was changed after save_detector wrote it (damaged or edited): delete "
+            "it and run the workflow again"
         )
     try:
         stored = weights_path.read_bytes()
         if hashlib.sha256(stored).hexdigest() != about["detector_sha256"]:
             raise UserError(
-                f"{weights_path} is not what save_detector wrote (damaged or edited): delete it and run again"
+                f"{weights_path} was changed after save_detector wrote it (damaged or edited): "
+                "delete it and run the workflow again"
             )
-        found = from_bytes(stored)
-        return Saved(Weights(**found), about)
+        return SavedDetector(Weights(**from_bytes(stored)), about)
     except (SafetensorError, TypeError) as error:
         raise UserError(f"{weights_path} is damaged ({error}): delete it and run again") from None
 
 
-def require_same(saved: Saved, run: Path) -> None:
-    """Check by all their bytes that the model and the SAEs of a run are those that the detector was made with.
+def require_same(saved: SavedDetector, run: Path) -> None:
+    """Check by SHA-256 that model and SAEs of a run are those that the detector was trained on.
 
     Raises:
-        UserError: naming the file that differs or is missing.
+        UserError: a file differs or is missing.
     """
     expected = {Path("model") / name: digest for name, digest in saved.about["model"].items()}
     for layer, digests in saved.about["saes"].items():
@@ -134,22 +148,24 @@ def require_same(saved: Saved, run: Path) -> None:
             for name, digest in digests.items()
         }
     for name, digest in expected.items():
-        found = records.digest_of(run / name)
-        if found != digest:
+        actual = records.digest_of(run / name)
+        if actual != digest:
             state = (
-                "is missing" if found is None else "is not the one that the detector was made with"
+                "is missing"
+                if actual is None
+                else "is not the file that the detector was trained on"
             )
             raise UserError(
-                f"{run / name} {state}. Run the workflow again: it makes the file anew where it is damaged, and the "
-                "detector where the settings have changed"
+                f"{run / name} {state}. Run the workflow again: it restores a damaged file, and "
+                "trains the detector again if settings have changed"
             )
 
 
-def features_named(names: Sequence[str]) -> list[int]:
-    """Places of OUTPUTS among the columns of a table of output features.
+def output_columns(names: Sequence[str]) -> list[int]:
+    """Column indices of OUTPUTS in a table of output features with the columns `names`.
 
     Raises:
-        UserError: the table lacks one.
+        UserError: the table lacks one of them.
     """
     missing = [name for name in OUTPUTS if name not in names]
     if missing:

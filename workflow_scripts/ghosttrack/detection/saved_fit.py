@@ -1,4 +1,4 @@
-"""Fit the detector that is kept: on all strict data sets together, stacked and calibrated on scores of left-out folds."""
+"""Fit the saved detector: stacked and calibrated on out-of-fold scores of several data sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.detection import pooled, probes, representations, saved, splits
 from ghosttrack.detection.audit import NOT_RUN
-from ghosttrack.detection.pooled import Linear
+from ghosttrack.detection.pooled import LinearModel
 from ghosttrack.detection.probes import Floats, Ints
 from ghosttrack.runtime.progress import Progress
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from ghosttrack.sae import Sae
 
 KINDS = ("raw", "code", "residual")
-# The fold of texts that no fit has seen: they are scored by the fit on all rows.
+# Fold of texts outside the training data: the fit on all rows scores them.
 UNSEEN = -1
 # Rows encoded at once.
 _ROWS = 4096
-# As in the stores: a token is an attention sink from this multiple of the median norm on.
+# As in the stores: a token counts as an attention sink from this multiple of the median norm on.
 _MASSIVE = 10.0
-# One fold to fit on, one to calibrate on, one to leave out.
+# One fold to fit, one to calibrate, one to test.
 LEAST_FOLDS = 3
 
 
-class Source(NamedTuple):
-    """One data set: its examples, their outputs, and its folder with one store a layer."""
+class DatasetSource(NamedTuple):
+    """Examples and outputs of a data set, and the folder with one activation store per layer."""
 
     examples: pd.DataFrame
     outputs: pd.DataFrame
     folder: Path
 
     def open(self, layer: int) -> "ActivationStore":
-        """The answer tokens' activations of a layer."""
+        """Open the activation store of a layer."""
         from ghosttrack.activations.reader import ActivationStore
 
         stem = f"layer_{layer:02d}"
@@ -48,8 +48,11 @@ class Source(NamedTuple):
         )
 
 
-class Fitted(NamedTuple):
-    """weights: None if there was too little to fit; quality: on left-out folds; tokens, effects: see `fit`."""
+class SavedFit(NamedTuple):
+    """The fitted detector with its out-of-fold metrics.
+
+    weights: None with too little data; quality: metrics, or `reason`; tokens, effects: see `fit`.
+    """
 
     weights: saved.Weights | None
     quality: dict[str, Any]
@@ -58,32 +61,33 @@ class Fitted(NamedTuple):
 
 
 class _Probes(NamedTuple):
-    """Linear probes of every fit, left-out ones first and the final one last.
+    """Probes of each kind, Platt-scaled means over layers; the last fit uses all folds.
 
-    weight: by kind, (fits, layers, columns); intercept: by kind, (fits,); base: by kind, left-out log-odds, (texts,).
-    Each is a mean over layers, set to scale again.
+    weight: by kind, (fits, layers, columns); intercept: by kind, (fits,); out_of_fold: log-odds by
+    kind, (texts,).
     """
 
     weight: dict[str, Floats]
     intercept: dict[str, Floats]
-    base: dict[str, Floats]
+    out_of_fold: dict[str, Floats]
 
 
-def strict_sets(audits: pd.DataFrame) -> list[str]:
-    """Names of the sets to fit on, from all leak audits: given texts that their words do not give away, without positive
-    controls; without such, given texts that leak; without those, generated answers.
+def training_sets(audits: pd.DataFrame) -> list[str]:
+    """Names of the data sets to fit on: text-controlled ones, else leaky ones, else generated ones.
+
+    Positive controls are never included. `audits`: the tables of all leak audits.
     """
-    found = audits[
+    text_only = audits[
         (audits["check"] == registry.TEXT_ONLY)
         & (audits["verdict"] != NOT_RUN)
         & ~audits["control"]
     ]
-    given = found["mode"] == "given"
-    strict = given & (found["low"] <= 0.5) & (found["high"] >= 0.5)
+    given = text_only["mode"] == "given"
+    controlled = given & (text_only["low"] <= 0.5) & (text_only["high"] >= 0.5)
     return next(
         (
             list(part["dataset"])
-            for part in (found[strict], found[given], found[~given])
+            for part in (text_only[controlled], text_only[given], text_only[~given])
             if len(part)
         ),
         [],
@@ -91,57 +95,68 @@ def strict_sets(audits: pd.DataFrame) -> list[str]:
 
 
 def fit(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DatasetSource],
     chosen: Sequence[str],
     saes: Mapping[int, "Sae"],
     folds: int,
     seed: int,
-) -> Fitted:
-    """Fit probes, stack and calibration, and score every answer token of every set.
+) -> SavedFit:
+    """Fit probes, stack and calibration, and score every answer token of every data set.
 
-    Groups that share a text, or a subject and relation, across sets are one unit, and units are never parted. The last fold
-    calibrates: the stack is fitted on the left-out scores of the others.
+    Folds keep cross-validation groups whole across data sets (`cv_groups_across`). The stack is
+    fitted on out-of-fold scores of all folds but the last, which calibrates it.
 
+    Args:
+        sources: all data sets.
+        chosen: names of the data sets to fit on.
+        saes: SAE by layer.
+        folds: number of folds; at least LEAST_FOLDS are used.
     Returns:
-        tokens: dataset, row, fold, probe (log-odds; the fit had not seen the token's unit; fold -1: a set that is in no
-        fit). effects: fold, layer, feature, weight (see saved.Weights.effect).
+        tokens: columns dataset, row, fold, probe. probe: log-odds from the fit without the token's
+            fold; fold -1: a data set outside the training data, scored by the final fit.
+        effects: columns fold, layer, feature, weight (see saved.Weights.effect).
     """
     parts = [sources[name].examples.assign(dataset=name) for name in chosen]
     texts = (
         pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"label": [], "dataset": []})
     )
     labels = texts["label"].to_numpy(dtype=np.int64)
-    units = units_of(texts) if parts else np.array([], dtype=object)
+    cv_groups = cv_groups_across(texts) if parts else np.array([], dtype=object)
     folds = max(folds, LEAST_FOLDS)
-    reason = splits.refusal(labels, units, folds) if parts else "no data set was evaluated"
+    reason = (
+        splits.infeasible_reason(labels, cv_groups, folds) if parts else "no data set was evaluated"
+    )
     if reason:
         tokens, effects = (
             ["dataset", "row", "fold", "probe"],
             ["fold", "layer", "feature", "weight"],
         )
-        return Fitted(
+        return SavedFit(
             None, {"reason": reason}, pd.DataFrame(columns=tokens), pd.DataFrame(columns=effects)
         )
-    fold = splits.assign_folds(labels, units, folds, seed)
-    found, massive = _fit_probes([sources[name] for name in chosen], saes, labels, fold)
+    fold = splits.assign_folds(labels, cv_groups, folds, seed)
+    fitted, massive = _fit_probes([sources[name] for name in chosen], saes, labels, fold)
     outputs = np.concatenate([_outputs(sources[name]) for name in chosen])  # (texts, OUTPUTS)
-    columns = np.column_stack([outputs, *(found.base[kind] for kind in KINDS)])
+    columns = np.column_stack([outputs, *(fitted.out_of_fold[kind] for kind in KINDS)])
     quality = _quality(texts, labels, fold, _left_out(columns, labels, fold))
     stack = _calibrated(columns, labels, fold, folds - 1)
-    made = [_weights(found, stack, number, saes, massive) for number in range(folds + 1)]
+    made = [_weights(fitted, stack, number, saes, massive) for number in range(folds + 1)]
     where = dict(
         zip(chosen, np.split(fold, np.cumsum([len(part) for part in parts])[:-1]), strict=True)
     )
-    return Fitted(
+    return SavedFit(
         made[-1],
-        {"texts": len(labels), "groups": len(set(units)), "datasets": list(chosen), **quality},
+        {"texts": len(labels), "groups": len(set(cv_groups)), "datasets": list(chosen), **quality},
         _token_scores(sources, where, saes, made),
         _effects(made, list(saes)),
     )
 
 
-def units_of(texts: pd.DataFrame) -> NDArray[np.object_]:
-    """Groups of several data sets, joined where they share a text, or a subject and relation, (texts,)."""
+def cv_groups_across(texts: pd.DataFrame) -> NDArray[np.object_]:
+    """Cross-validation groups across data sets, (texts,).
+
+    Groups are joined where they share a text, or subject and relation.
+    """
     groups = [
         f"{dataset}: {group}"
         for dataset, group in zip(texts["dataset"], texts["group"], strict=True)
@@ -152,17 +167,17 @@ def units_of(texts: pd.DataFrame) -> NDArray[np.object_]:
             texts["relation"], texts["subject"], groups, strict=True
         )
     ]
-    return splits.split_units(list(splits.split_units(groups, list(texts["text"]))), about)
+    return splits.make_cv_groups(list(splits.make_cv_groups(groups, list(texts["text"]))), about)
 
 
-def _outputs(source: Source) -> Floats:
+def _outputs(source: DatasetSource) -> Floats:
     table = representations.output_features(source.outputs)
-    own = table.iloc[:, saved.features_named(list(table.columns))]
-    return np.asarray(own.to_numpy(), dtype=np.float64)
+    columns = table.iloc[:, saved.output_columns(list(table.columns))]
+    return np.asarray(columns.to_numpy(), dtype=np.float64)
 
 
 def _fit_probes(
-    sources: Sequence[Source], saes: Mapping[int, "Sae"], labels: Ints, fold: Ints
+    sources: Sequence[DatasetSource], saes: Mapping[int, "Sae"], labels: Ints, fold: Ints
 ) -> tuple[_Probes, Floats]:
     fits: dict[str, list[pooled.CrossFit]] = {kind: [] for kind in KINDS}
     massive = []
@@ -174,35 +189,38 @@ def _fit_probes(
             where = representations.spans(source.outputs, opened.rows, source.folder.name)
             values = opened.read()
             norms.append(np.linalg.norm(values.astype(np.float32), axis=1))
-            # A text of one's own has no other prompts to meet: nothing is taken off.
+            # User texts have no other prompts, so no counterfactual-prompt mean is subtracted.
             unknown = np.full((len(where.start), values.shape[1]), np.nan, dtype=np.float32)
             blocks = representations.layer_blocks(values, opened.massive, where, sae, unknown)
-            # The mean alone: what it says is the mean of what each token says.
+            # Only the mean, not the maximum, of the code: it is linear in the tokens.
             pooled_blocks.append((blocks.raw, blocks.code[:, : sae.d_sae], blocks.residual))
         for kind, columns in zip(KINDS, zip(*pooled_blocks, strict=True), strict=True):
             fits[kind].append(pooled.cross_fit(np.concatenate(columns), labels, fold))
         massive.append(_MASSIVE * float(np.median(np.concatenate(norms))))
         progress.advance(1)
-    weight, intercept, base = {}, {}, {}
+    weight, intercept, out_of_fold = {}, {}, {}
     for kind, layers in fits.items():
-        mean = np.mean([each.left_out for each in layers], axis=0)
+        mean = np.mean([layer.left_out for layer in layers], axis=0)
         to_odds = probes.platt(mean, labels)
-        every = [[*each.folds, each.final] for each in layers]  # layers x fits
+        fits_by_layer = [[*layer.folds, layer.final] for layer in layers]
         share = to_odds.slope / len(layers)
-        weight[kind] = share * np.stack([[one.weight for one in each] for each in every], axis=1)
-        intercept[kind] = to_odds.intercept + share * np.sum(
-            [[one.intercept for one in each] for each in every], axis=0
+        weight[kind] = share * np.stack(
+            [[fit.weight for fit in row] for row in fits_by_layer], axis=1
         )
-        base[kind] = to_odds.apply(mean)
-    return _Probes(weight, intercept, base), np.array(massive)
+        intercept[kind] = to_odds.intercept + share * np.sum(
+            [[fit.intercept for fit in row] for row in fits_by_layer], axis=0
+        )
+        out_of_fold[kind] = to_odds.apply(mean)
+    return _Probes(weight, intercept, out_of_fold), np.array(massive)
 
 
-# With three folds a left-out score leaves one to fit on: nothing is left to choose by, so the middle of the choices.
+# With three folds one is left to fit the stack on, and none to choose the strength by: use the
+# middle one.
 _ONE_FOLD = probes.LOGISTIC[1]
 
 
-def _stack(columns: Floats, labels: Ints, inner: Ints) -> Linear:
-    """Logistic regression in the units of the columns; strength chosen over the inner folds."""
+def _stack(columns: Floats, labels: Ints, inner: Ints) -> LinearModel:
+    """Logistic regression in the columns' own scale; inner folds choose the strength."""
     from sklearn.linear_model import LogisticRegression
 
     strength = _ONE_FOLD
@@ -213,19 +231,24 @@ def _stack(columns: Floats, labels: Ints, inner: Ints) -> Linear:
         standard.apply(columns), labels
     )
     weight = model.coef_[0] / standard.scale
-    return Linear(weight, float(model.intercept_[0] - weight @ standard.mean))
+    return LinearModel(weight, float(model.intercept_[0] - weight @ standard.mean))
 
 
-def _calibrated(columns: Floats, labels: Ints, fold: Ints, held: int) -> Linear:
-    """A stack fitted without fold `held`, calibrated on it."""
+def _calibrated(columns: Floats, labels: Ints, fold: Ints, held: int) -> LinearModel:
+    """A stack fitted without fold `held` and calibrated on it."""
     train = fold != held
     stack = _stack(columns[train], labels[train], fold[train])
     to_odds = probes.platt(stack.apply(columns[~train]), labels[~train])
-    return Linear(to_odds.slope * stack.weight, to_odds.slope * stack.intercept + to_odds.intercept)
+    return LinearModel(
+        to_odds.slope * stack.weight, to_odds.slope * stack.intercept + to_odds.intercept
+    )
 
 
 def _left_out(columns: Floats, labels: Ints, fold: Ints) -> Floats:
-    """Probability of every text from a stack, and a calibration, that saw neither its fold nor each other's, (texts,)."""
+    """Out-of-fold probability of every text, (texts,).
+
+    Of the other folds, the last calibrates and the rest fit the stack.
+    """
     result, count = np.empty(len(labels)), int(fold.max()) + 1
     for number in range(count):
         others = fold != number
@@ -252,25 +275,30 @@ def _quality(texts: pd.DataFrame, labels: Ints, fold: Ints, probability: Floats)
 
 
 def _weights(
-    found: _Probes, stack: Linear, number: int, saes: Mapping[int, "Sae"], massive: Floats
+    fitted: _Probes, stack: LinearModel, number: int, saes: Mapping[int, "Sae"], massive: Floats
 ) -> saved.Weights:
-    """One fit of the probes under the stack, as a single linear function."""
+    """Combine one fit of the probes and the stack into a single linear function."""
     outputs, share = (
         stack.weight[: -len(KINDS)],
         dict(zip(KINDS, stack.weight[-len(KINDS) :], strict=True)),
     )
     raw, code, residual = (
-        share[kind] * found.weight[kind][number] for kind in KINDS
+        share[kind] * fitted.weight[kind][number] for kind in KINDS
     )  # (layers, columns)
-    intercept = sum(share[kind] * found.intercept[kind][number] for kind in KINDS)
+    intercept = sum(share[kind] * fitted.intercept[kind][number] for kind in KINDS)
     # residual = x - (b_dec + z . W_dec)
     decoders = [sae.W_dec.numpy().astype(np.float64) for sae in saes.values()]
     intercept -= sum(
-        float(sae.b_dec.numpy() @ own) for sae, own in zip(saes.values(), residual, strict=True)
+        float(sae.b_dec.numpy() @ weight)
+        for sae, weight in zip(saes.values(), residual, strict=True)
     )
-    code = code - np.stack([decoder @ own for decoder, own in zip(decoders, residual, strict=True)])
+    code = code - np.stack(
+        [decoder @ weight for decoder, weight in zip(decoders, residual, strict=True)]
+    )
     raw = raw + residual
-    effect = code + np.stack([decoder @ own for decoder, own in zip(decoders, raw, strict=True)])
+    effect = code + np.stack(
+        [decoder @ weight for decoder, weight in zip(decoders, raw, strict=True)]
+    )
     return saved.Weights(
         np.array([stack.intercept]),
         outputs,
@@ -283,22 +311,22 @@ def _weights(
 
 
 def _token_scores(
-    sources: Mapping[str, Source],
+    sources: Mapping[str, DatasetSource],
     folds: Mapping[str, Ints],
     saes: Mapping[int, "Sae"],
     made: Sequence[saved.Weights],
 ) -> pd.DataFrame:
-    """Probe score of every answer token of every set, each by the fit without its fold."""
+    """Probe score of every answer token of every data set, by the fit without its fold."""
     parts = []
     for name, source in sources.items():
         count = source.outputs["row_count"].to_numpy()
         fold = np.repeat(folds.get(name, np.full(len(count), UNSEEN)), count)
         probe = np.array([float(weights.probe_intercept[0]) for weights in made])[fold]
-        for place, (layer, sae) in enumerate(saes.items()):
+        for index, (layer, sae) in enumerate(saes.items()):
             opened = source.open(layer)
             values, share = opened.read(), token_shares(opened.massive, count)
             raw, code = (
-                np.stack([getattr(weights, kind)[place] for weights in made], axis=1)
+                np.stack([getattr(weights, kind)[index] for weights in made], axis=1)
                 for kind in ("raw", "code")
             )
             for rows, x, z in encoded(values, sae):
@@ -318,15 +346,16 @@ def _token_scores(
 
 
 def token_shares(massive: NDArray[np.bool_], count: Ints) -> Floats:
-    """Weight of each token in its answer's mean, times the number of tokens: 1, or 0 for an attention sink, (rows,).
+    """Weight of each token in its answer's mean times the answer's token count, (rows,).
 
-    As representations.span_mean: sinks are left out, unless an answer has no other token.
+    Attention sinks have the weight 0, unless an answer has no other token, as in
+    representations.span_mean.
     """
     start = np.cumsum(count) - count
     left = np.add.reduceat((~massive).astype(np.int64), start)
-    kept = ~massive | np.repeat(left == 0, count)
+    included = ~massive | np.repeat(left == 0, count)
     return np.asarray(
-        kept * np.repeat(count / np.add.reduceat(kept.astype(np.int64), start), count),
+        included * np.repeat(count / np.add.reduceat(included.astype(np.int64), start), count),
         dtype=np.float64,
     )
 
@@ -334,7 +363,7 @@ def token_shares(massive: NDArray[np.bool_], count: Ints) -> Floats:
 def encoded(
     values: NDArray[Any], sae: "Sae"
 ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
-    """Rows, activations and SAE codes, some rows at a time."""
+    """Yield row slices with their activations and SAE codes, _ROWS rows at a time."""
     import torch
 
     for start in range(0, len(values), _ROWS):
@@ -348,9 +377,9 @@ def _effects(made: Sequence[saved.Weights], layers: Sequence[int]) -> pd.DataFra
     numbers = [*range(len(made) - 1), UNSEEN]
     parts = [
         pd.DataFrame(
-            {"fold": number, "layer": layer, "feature": np.arange(len(own)), "weight": own}
+            {"fold": number, "layer": layer, "feature": np.arange(len(effect)), "weight": effect}
         )
         for number, weights in zip(numbers, made, strict=True)
-        for layer, own in zip(layers, weights.effect, strict=True)
+        for layer, effect in zip(layers, weights.effect, strict=True)
     ]
     return pd.concat(parts, ignore_index=True)

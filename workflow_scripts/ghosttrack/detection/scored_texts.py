@@ -1,4 +1,4 @@
-"""A text to be judged, and what the saved detector says of it."""
+"""A text to score, and the saved detector's result for it."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,17 @@ TRUE, HALLUCINATED, ABSTAIN = "true", "hallucinated", "abstain"
 
 
 class Text(NamedTuple):
-    """A text with the part of it that is judged.
+    """A text and its answer, the part that is scored.
 
-    answer: as it stands in the text, the last time it does; "": the text's last word. The detector was trained on answers at
-    the end of short statements; given a whole text to judge it calls nearly everything hallucinated.
-    context: what the model reads before the text and nobody judges, best a few true statements of the same kind, one a line, as
-    in training; they show what kind of answer is due.
-    question: what the model was asked, where the detector was fitted on answers in a chat template (generation.prompt: chat).
-    The model reads it as a message of the user, and the text as the assistant's answer. It takes the place of `context`.
+    answer: part of the text, at its last occurrence; "": the last word. The detector was trained on
+    answers at the end of short statements. With a long answer it calls nearly every text
+    hallucinated.
+
+    context: text that the model reads first and that is not scored. A few true statements of the
+    same kind, one per line, work best: they are few-shot demonstrations.
+
+    question: the user's message in a chat template; the text is the assistant's answer. It needs a
+    detector fitted on answers in a chat template (generation.prompt: chat), and excludes `context`.
     """
 
     text: str
@@ -23,8 +26,8 @@ class Text(NamedTuple):
     question: str = ""
 
 
-class Token(NamedTuple):
-    """A judged token, text[start:end]: minus its log-probability in nats, and its probe score in log-odds."""
+class ScoredToken(NamedTuple):
+    """An answer token, text[start:end], with surprisal in nats and probe score in log-odds."""
 
     start: int
     end: int
@@ -33,7 +36,7 @@ class Token(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """A feature that was active on the answer, and by how much the log-odds would fall without it (its part of the sum)."""
+    """An SAE feature active on the answer, and its contribution to the log-odds."""
 
     layer: int
     feature: int
@@ -41,11 +44,12 @@ class Reason(NamedTuple):
     log_odds: float
 
 
-class Score(NamedTuple):
-    """What the detector says of one text; probability = that it is hallucinated, calibrated on strict data sets.
+class ScoredText(NamedTuple):
+    """The detector's result for one text.
 
-    output: the part of the log-odds that the model's own output gives (log-probabilities, entropies). The rest is the mean of
-    the tokens' probe scores: what activations add.
+    start, end: characters of the answer; probability: calibrated probability that the text is
+    hallucinated; log_odds: its log-odds; output: contribution of the output features
+    (log-probabilities, entropies) to the log-odds. The rest is the mean probe score of the tokens.
     """
 
     id: str
@@ -56,5 +60,5 @@ class Score(NamedTuple):
     log_odds: float
     output: float
     verdict: str
-    tokens: list[Token]
+    tokens: list[ScoredToken]
     reasons: list[Reason]

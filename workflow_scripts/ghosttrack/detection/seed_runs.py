@@ -1,4 +1,4 @@
-"""The default detector and its controls again, in folds of other seeds and on autoencoders of other seeds."""
+"""The default detector and its controls with other seeds of the folds and of the SAEs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -7,89 +7,95 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import detectors, probes, splits
-from ghosttrack.detection.detectors import Inputs
-from ghosttrack.detection.probes import Fitted, Floats, Ints
+from ghosttrack.detection.detectors import DetectorInputs
+from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.detection.representations import LayerBlocks
 from ghosttrack.settings import DetectionSettings
 from ghosttrack.statistics import auroc
 
 FOLDS, SAE = "folds", "sae"
-# The default detector, what it stacks, and what it is compared with. `residual_probe` alone sees an SAE.
-SIGNALS = (
-    detectors.DEFAULT,
-    f"{detectors.DEFAULT}.without_sae",
-    detectors.OUTPUT,
+# The default detector, its base learners and its controls. Of these only `residual_probe` reads an
+# SAE.
+SCORE_NAMES = (
+    registry.DETECTOR,
+    registry.WITHOUT_SAE,
+    registry.OUTPUT_REGRESSION,
     "raw_probe_all",
     "centred_probe",
     "residual_probe",
-    detectors.BILINEAR,
+    registry.BILINEAR_PROBE,
 )
 _KINDS = {"raw_probe_all": "raw", "centred_probe": "centred", "residual_probe": "residual"}
 
 
-class Reached(NamedTuple):
-    """AUROC of one signal under one seed; `source`: what the seed decides, `folds` or `sae`."""
+class SeedResult(NamedTuple):
+    """AUROC of a score with one seed; `source`: what the seed varies, `folds` or `sae`."""
 
     source: str
     seed: int
-    signal: str
+    score: str
     auroc: float
 
 
 def vary_folds(
-    inputs: Inputs,
+    inputs: DetectorInputs,
     labels: Ints,
-    units: NDArray[np.object_],
+    cv_groups: NDArray[np.object_],
     detection: DetectionSettings,
     seeds: Sequence[int],
-) -> Iterator[Reached]:
-    """Outer and inner folds anew for every seed; everything else as it is."""
+) -> Iterator[SeedResult]:
+    """AUROCs in new outer and inner folds for each seed; `cv_groups`: (examples,)."""
     for seed in seeds:
-        fold = splits.assign_folds(labels, units, detection.folds, seed)
-        rounds = splits.rounds(labels, units, fold, detection.inner_folds, seed)
-        for signal, score in scores(inputs, labels, rounds).items():
-            yield Reached(FOLDS, seed, signal, auroc(labels, score))
+        fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
+        outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
+        for score_name, score in scores(inputs, labels, outer_folds).items():
+            yield SeedResult(FOLDS, seed, score_name, auroc(labels, score))
 
 
 def vary_saes(
-    inputs: Inputs,
+    inputs: DetectorInputs,
     blocks: Mapping[int, Mapping[int, LayerBlocks]],
     labels: Ints,
-    rounds: Sequence[splits.Round],
-) -> Iterator[Reached]:
-    """The same folds for every seed of the autoencoders; `blocks`: by seed and layer."""
+    outer_folds: Sequence[splits.OuterFold],
+) -> Iterator[SeedResult]:
+    """AUROCs in the same folds for SAEs of each seed; `blocks`: by seed and layer."""
     for seed, layers in blocks.items():
-        for signal, score in scores(inputs._replace(layers=layers), labels, rounds).items():
-            yield Reached(SAE, seed, signal, auroc(labels, score))
+        for score_name, score in scores(
+            inputs._replace(layers=layers), labels, outer_folds
+        ).items():
+            yield SeedResult(SAE, seed, score_name, auroc(labels, score))
 
 
-def scores(inputs: Inputs, labels: Ints, rounds: Sequence[splits.Round]) -> dict[str, Floats]:
-    """Out-of-fold log-odds of SIGNALS, each (examples,); the fits are those of `detectors.train`."""
-    result = {signal: np.full(len(labels), np.nan) for signal in SIGNALS}
-    for step in rounds:
-        y = labels[step.train]
+def scores(
+    inputs: DetectorInputs, labels: Ints, outer_folds: Sequence[splits.OuterFold]
+) -> dict[str, Floats]:
+    """Out-of-fold log-odds of SCORE_NAMES, (examples,), by the fits of `detectors.train`."""
+    result = {score_name: np.full(len(labels), np.nan) for score_name in SCORE_NAMES}
+    for outer in outer_folds:
+        y = labels[outer.train]
         fits = {
-            signal: probes.joint_ridge(
+            score_name: probes.joint_ridge(
                 [getattr(blocks, kind) for blocks in inputs.layers.values()],
                 y,
-                step.inner,
-                step.train,
-                step.test,
+                outer.inner_fold,
+                outer.train,
+                outer.test,
             )
-            for signal, kind in _KINDS.items()
+            for score_name, kind in _KINDS.items()
         }
-        fits[detectors.BILINEAR] = detectors.bilinear(inputs, y, step)
-        fits[detectors.OUTPUT] = _logistic(inputs.outputs, y, step)
-        for signal in SIGNALS[:2]:
-            fits[signal] = _logistic(
-                detectors.stacked(inputs, detectors.STACKS[signal], step, fits), y, step
+        fits[registry.BILINEAR_PROBE] = detectors.bilinear(inputs, y, outer)
+        fits[registry.OUTPUT_REGRESSION] = _logistic(inputs.outputs, y, outer)
+        for score_name in SCORE_NAMES[:2]:
+            fits[score_name] = _logistic(
+                detectors.stacked(inputs, detectors.STACKS[score_name], outer, fits), y, outer
             )
-        for signal in SIGNALS:
-            result[signal][step.test] = fits[signal].outer
+        for score_name in SCORE_NAMES:
+            result[score_name][outer.test] = fits[score_name].test_log_odds
     return result
 
 
-def _logistic(table: pd.DataFrame, y: Ints, step: splits.Round) -> Fitted:
+def _logistic(table: pd.DataFrame, y: Ints, outer: splits.OuterFold) -> FoldFit:
     x = table.to_numpy(dtype=np.float64)
-    return probes.calibrated(probes.logistic(x[step.train], y, step.inner, x[step.test]), y)
+    return probes.calibrated(probes.logistic(x[outer.train], y, outer.inner_fold, x[outer.test]), y)

@@ -1,4 +1,4 @@
-"""Folds that keep what belongs together in one fold, and the proof that they did."""
+"""Grouped, stratified cross-validation folds, and the check that no fold leaks into another."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,26 +14,28 @@ from ghosttrack.statistics import codes_of
 Ints = NDArray[np.int64]
 Names = NDArray[np.object_]
 
-# Two groups of each class per fold: with one, a training part of the inner folds may hold a single class.
+# Groups of each class per outer fold. With one, an inner training part could hold a single class.
 GROUPS_PER_FOLD = 2
-# An error names so many rows and says how many more there are.
+# Number of rows that an error names.
 _NAMED = 5
 
 
 def same_words(text: str) -> str:
-    """Key under which two texts are near-duplicates: the same words, whatever their order, punctuation or articles."""
+    """Key of near-duplicates: the same words without order, punctuation and articles."""
     words = re.findall(r"\w+", text.casefold())
     return " ".join(sorted(word for word in words if word not in ("a", "an", "the")))
 
 
-def split_units(groups: Sequence[str], texts: Sequence[str]) -> Names:
-    """Groups, joined where they share a verbatim text: the unit that must never be split.
+def make_cv_groups(groups: Sequence[str], texts: Sequence[str]) -> Names:
+    """Cross-validation groups: the given groups, joined where they share a verbatim text.
+
+    All rows of a cross-validation group are in the same fold.
 
     Args:
-        groups: the group of each row, (rows,).
-        texts: the text of each row, (rows,).
+        groups: (rows,).
+        texts: (rows,).
     Returns:
-        (rows,) names; a joined unit takes the name of its first group in alphabetical order.
+        (rows,) names; joined groups take the name of their first group in alphabetical order.
     """
     parent = {group: group for group in groups}
 
@@ -50,44 +52,61 @@ def split_units(groups: Sequence[str], texts: Sequence[str]) -> Names:
     return np.array([root(group) for group in groups], dtype=object)
 
 
-def sample_units(units: Names, limit: int | None, seed: int) -> NDArray[np.bool_]:
-    """Mark whole units, in a random order, as long as at most `limit` rows are marked; None marks every row."""
-    if limit is None or len(units) <= limit:
-        return np.ones(len(units), dtype=bool)
-    names, code, size = codes_of(units)
+def sample_cv_groups(cv_groups: Names, limit: int | None, seed: int) -> NDArray[np.bool_]:
+    """Sample whole groups in a random order until `limit` rows are reached; None selects every row.
+
+    Returns:
+        (rows,) which rows are selected.
+    Raises:
+        UserError: no group is small enough.
+    """
+    if limit is None or len(cv_groups) <= limit:
+        return np.ones(len(cv_groups), dtype=bool)
+    names, code, size = codes_of(cv_groups)
     order = np.random.default_rng(seed).permutation(len(names))
     kept = order[np.cumsum(size[order]) <= limit]
     if not len(kept):
         raise UserError(
-            f"detection.max_statements: {limit} is below the size of a group ({size.max()} texts); raise it"
+            f"detection.max_statements: {limit} is below the size of a group ({size.max()} "
+            "texts); raise it"
         )
     return np.isin(code, kept)
 
 
-def refusal(labels: Ints, units: Names, folds: int, inner_folds: int = 2) -> str:
-    """Why these folds cannot be made of these rows, or "": each class needs two units per outer fold, and one per inner fold."""
-    # What is left after one outer fold, which may hold one unit more than its share.
+def infeasible_reason(labels: Ints, cv_groups: Names, folds: int, inner_folds: int = 2) -> str:
+    """Why these rows cannot be split into these folds, or "".
+
+    Each class needs GROUPS_PER_FOLD groups per outer fold, and one group per inner fold.
+    """
+    # Groups needed so that enough are left without one outer fold, which may hold one more than its
+    # share.
     inner = -(-inner_folds * folds // (folds - 1)) + 1
     within = f" with {inner_folds} inner ones" if inner > GROUPS_PER_FOLD * folds else ""
     for label, name in ((0, "true"), (1, "hallucinated")):
-        found, needed = len(set(units[labels == label])), max(GROUPS_PER_FOLD * folds, inner)
-        if found < needed:
+        count, needed = len(set(cv_groups[labels == label])), max(GROUPS_PER_FOLD * folds, inner)
+        if count < needed:
             rows = int((labels == label).sum())
-            return f"{rows} of {len(labels)} texts are {name}, in {found} groups: {needed} groups are needed for {folds} folds{within}"
+            return (
+                f"{rows} of {len(labels)} texts are {name}, in {count} groups: {needed} groups "
+                f"are needed for {folds} folds{within}"
+            )
     return ""
 
 
-def assign_folds(labels: Ints, units: Names, folds: int, seed: int) -> Ints:
-    """Fold of each row, (rows,): whole units, classes balanced over the folds as well as units allow.
+def assign_folds(labels: Ints, cv_groups: Names, folds: int, seed: int) -> Ints:
+    """Assign whole groups to folds, with classes balanced as well as the groups allow.
 
-    Deterministic in (labels, units, folds, seed); the caller asks `refusal` first.
+    The result depends on the arguments alone. The caller checks `infeasible_reason` first.
+
+    Returns:
+        (rows,) fold of each row.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     fold = np.full(len(labels), -1, dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for number, (_, held) in enumerate(
-        splitter.split(np.zeros(len(labels)), labels, codes_of(units).code)
+        splitter.split(np.zeros(len(labels)), labels, codes_of(cv_groups).code)
     ):
         fold[held] = number
     return fold
@@ -96,10 +115,10 @@ def assign_folds(labels: Ints, units: Names, folds: int, seed: int) -> Ints:
 def check_folds(
     fold: Ints, groups: Iterable[Any], texts: Sequence[str], ids: Sequence[str], name: str
 ) -> None:
-    """Assert that no group and no verbatim text is in two folds.
+    """Check that no group and no verbatim text is in two folds.
 
     Raises:
-        UserError: naming the data set, the rows and what they share.
+        UserError: two folds share one; the message names the data set `name` and the rows.
     """
     for what, keys in (("group", list(groups)), ("text", [same_text(text) for text in texts])):
         rows = shared_rows(fold, keys)
@@ -107,36 +126,42 @@ def check_folds(
             named = ", ".join(f"{ids[row]} (fold {fold[row]})" for row in rows[:_NAMED])
             more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
             raise UserError(
-                f"{name}: rows {named}{more} share a {what} across folds, so a detector could remember its training "
-                f"rows. Expected every {what} in one fold: give such rows the same group in the data set's examples"
+                f"{name}: rows {named}{more} share a {what} across folds, so a detector could "
+                f"memorise its training rows. Expected every {what} in one fold: give these rows "
+                "the same group in the data set's file"
             )
 
 
 def shared_rows(fold: Ints, keys: Sequence[Any]) -> Ints:
-    """Rows whose key also occurs in another fold, those of one key together."""
+    """Rows whose key also occurs in another fold; rows of the same key are adjacent."""
     rows: dict[Any, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
-    found = [
+    shared = [
         row for same in rows.values() if len({int(fold[each]) for each in same}) > 1 for row in same
     ]
-    return np.array(found, dtype=np.int64)
+    return np.array(shared, dtype=np.int64)
 
 
-class Round(NamedTuple):
-    """One outer fold: rows to fit on, rows to score, and the inner fold of each row fitted on."""
+class OuterFold(NamedTuple):
+    """One outer fold of nested cross-validation.
+
+    train, test: row indices; inner_fold: inner fold of each training row.
+    """
 
     number: int
     train: Ints
     test: Ints
-    inner: Ints
+    inner_fold: Ints
 
 
-def rounds(labels: Ints, units: Names, fold: Ints, inner_folds: int, seed: int) -> list[Round]:
-    """The outer folds with their inner ones; inner folds keep units whole as well."""
+def outer_folds(
+    labels: Ints, cv_groups: Names, fold: Ints, inner_folds: int, seed: int
+) -> list[OuterFold]:
+    """All outer folds with their inner folds, which keep groups whole as well."""
     result = []
     for number in range(int(fold.max()) + 1):
         train, test = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        inner = assign_folds(labels[train], units[train], inner_folds, seed + 1 + number)
-        result.append(Round(number, train, test, inner))
+        inner = assign_folds(labels[train], cv_groups[train], inner_folds, seed + 1 + number)
+        result.append(OuterFold(number, train, test, inner))
     return result

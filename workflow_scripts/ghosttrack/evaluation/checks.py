@@ -1,4 +1,4 @@
-"""What must hold of finished tables, whatever they say: a bad run fails here and not in a reader's hands."""
+"""Sanity checks of the finished tables of a run."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +11,11 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack.errors import UserError
 
-# An SAE whose active features are off by more than this factor did not train as asked.
+# Maximum factor between an SAE's L0 and its k.
 L0_FACTOR = 2.0
-# Shares of variance lie below 1 up to rounding; a bad SAE may explain less than nothing.
+# Tolerance for rounding.
 SLACK = 1e-6
-# Of these no SAE may lack any.
+# Required keys of quality.json.
 QUALITY = (
     "l0",
     "fvu",
@@ -40,25 +40,25 @@ SHARES = (
     "ece",
     "brier",
 )
-SCORES = ("dataset", "mode", "id", "group", "label", "fold", "signal", "family", "score")
+SCORES = ("dataset", "mode", "id", "group", "label", "fold", "score", "family", "value")
 
 
 def check_metrics(path: Path, metrics: pd.DataFrame, datasets: Sequence[str]) -> int:
-    """Every data set has one row for each signal that a report needs, intervals hold their point, shares are shares.
+    """Check metrics.csv: required scores, no duplicates, fractions and intervals.
 
     Returns:
-        The number of rows checked.
+        The number of rows.
     Raises:
-        UserError: naming the file, the row and the value.
+        UserError: a check fails; the message names file, row and value.
     """
-    needed = {*(shown.signal for shown in registry.SHOWN), registry.LEAK_CONTROL}
-    twice = metrics[metrics.duplicated(["dataset", "mode", "signal"])]
+    needed = {*(shown.name for shown in registry.SHOWN), registry.EMBEDDING_PROBE}
+    twice = metrics[metrics.duplicated(["dataset", "mode", "score"])]
     if len(twice):
         raise _failed(
-            path, _name(twice.iloc[0]), "stands twice", "one row per data set, mode and signal"
+            path, _name(twice.iloc[0]), "two rows", "one row per data set, mode and score"
         )
     for dataset in datasets:
-        missing = sorted(needed - set(metrics.loc[metrics["dataset"] == dataset, "signal"]))
+        missing = sorted(needed - set(metrics.loc[metrics["dataset"] == dataset, "score"]))
         if missing:
             raise _failed(
                 path, f"data set {dataset}", f"no row for {', '.join(missing)}", "a row for each"
@@ -75,7 +75,7 @@ def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{key} = {row[key]}", "a number from 0 to 1"
     not_run = isinstance(row.get("reason"), str) and row["reason"]
     if math.isnan(row["auroc"]) and 0 < row["prevalence"] < 1 and not not_run:
-        yield "no auroc", "a number, since both classes are there"
+        yield "no auroc", "a number, since both classes are present"
     low, point, high = row["auroc_low"], row["auroc"], row["auroc_high"]
     if not math.isnan(low) and not low - SLACK <= point <= high + SLACK:
         yield (
@@ -89,17 +89,17 @@ def _row_problems(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def check_scores(
     path: Path, scores: pd.DataFrame, metrics: pd.DataFrame, examples: Mapping[str, set[str]]
 ) -> int:
-    """Finite scores, labels 0 and 1, one score per signal and example, and as many examples as metrics.csv says.
+    """Check a score table: finite values, labels, duplicates, ids, and n as in metrics.csv.
 
     Args:
-        path: file the scores come from.
+        path: file that errors name.
         scores: long table of out-of-fold scores.
         metrics: metrics.csv.
-        examples: ids of every data set's examples; a run may score a part of them.
+        examples: ids of the examples by data set; a run may score a part of them.
     Returns:
-        The number of scores checked.
+        The number of rows.
     Raises:
-        UserError: naming the file, the signal and the value.
+        UserError: a check fails; the message names file, score and value.
     """
     missing = [column for column in SCORES if column not in scores.columns]
     if missing:
@@ -109,19 +109,19 @@ def check_scores(
     labels = sorted(set(scores["label"]) - {0, 1})
     if labels:
         raise _failed(path, "label", f"{labels[0]}", "0 (true) or 1 (hallucinated)")
-    twice = scores[scores.duplicated(["dataset", "mode", "signal", "id"])]
+    twice = scores[scores.duplicated(["dataset", "mode", "score", "id"])]
     if len(twice):
         raise _failed(
             path, f"{_name(twice.iloc[0])}, id {twice.iloc[0]['id']}", "two scores", "one"
         )
-    for (dataset, signal), part in scores.groupby(["dataset", "signal"], sort=True):
-        for place, found, expected in _score_problems(part, examples.get(str(dataset), set())):
-            raise _failed(path, f"data set {dataset}, signal {signal}{place}", found, expected)
-        row = registry.row_of(metrics, str(dataset), str(signal))
+    for (dataset, score_name), part in scores.groupby(["dataset", "score"], sort=True):
+        for where, found, expected in _score_problems(part, examples.get(str(dataset), set())):
+            raise _failed(path, f"data set {dataset}, score {score_name}{where}", found, expected)
+        row = registry.row_of(metrics, str(dataset), str(score_name))
         if row is not None and row["n"] != len(part):
             raise _failed(
                 path,
-                f"data set {dataset}, signal {signal}",
+                f"data set {dataset}, score {score_name}",
                 f"{len(part)} scores",
                 f"n = {row['n']} as in metrics.csv",
             )
@@ -129,17 +129,17 @@ def check_scores(
 
 
 def _score_problems(part: pd.DataFrame, known: set[str]) -> Iterator[tuple[str, str, str]]:
-    finite = np.isfinite(part["score"].to_numpy(dtype=np.float64))
-    if finite.any() and not finite.all():  # a signal that was not run has no score at all
+    finite = np.isfinite(part["value"].to_numpy(dtype=np.float64))
+    if finite.any() and not finite.all():  # all values are NaN if a score was not computed
         first = part[~finite].iloc[0]
-        yield f", id {first['id']}", f"score = {first['score']}", "a finite number"
-    strange = sorted(set(part["id"].astype(str)) - known)
-    if strange:
-        yield f", id {strange[0]}", "no example with this id", "ids of examples.parquet"
+        yield f", id {first['id']}", f"value = {first['value']}", "a finite number"
+    unknown = sorted(set(part["id"].astype(str)) - known)
+    if unknown:
+        yield f", id {unknown[0]}", "no example with this id", "ids of examples.parquet"
 
 
 def check_quality(path: Path, quality: Mapping[str, Any]) -> None:
-    """No number missing, active features near its k, shares of variance and divergences possible."""
+    """Check quality.json: no missing number, L0 near k, metrics in their range."""
     for key, value in quality.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise _failed(path, key, f"{value}", "a finite number")
@@ -162,11 +162,11 @@ def check_quality(path: Path, quality: Mapping[str, Any]) -> None:
 def check_answers(
     path: Path, answers: pd.DataFrame, datasets: Sequence[str], layers: Sequence[int]
 ) -> None:
-    """Every layer was measured on every data set and on all of them together, and no number is impossible."""
-    found = set(zip(answers["layer"], answers["dataset"], strict=True))
+    """Check answers.csv: a row for every layer and data set, no negative number."""
+    measured = set(zip(answers["layer"], answers["dataset"], strict=True))
     for layer in layers:
         for dataset in (*datasets, registry.ALL_ANSWERS):
-            if (layer, dataset) not in found:
+            if (layer, dataset) not in measured:
                 raise _failed(
                     path,
                     f"layer {layer}",
@@ -185,11 +185,12 @@ def check_answers(
 
 
 def _name(row: Mapping[str, Any] | pd.Series) -> str:
-    return f"data set {row['dataset']}, signal {row['signal']}"
+    return f"data set {row['dataset']}, score {row['score']}"
 
 
-def _failed(path: Path, place: str, found: str, expected: str) -> UserError:
+def _failed(path: Path, where: str, found: str, expected: str) -> UserError:
     return UserError(
-        f"{path}: {place}: found {found}, expected {expected}. "
-        "The run's results are not sound; delete the file and run again, and report it if it comes back"
+        f"{path}: {where}: found {found}, expected {expected}. "
+        "The results of the run are not valid: delete the file and run again; report a bug if "
+        "the error comes back"
     )

@@ -1,4 +1,4 @@
-"""What a sparse autoencoder must reach before its features are worth reading, and where it comes closest to failing."""
+"""Quality gates of sparse autoencoders: ranges that their metrics should lie in."""
 
 import math
 from collections.abc import Mapping
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 
 
 class Gate(NamedTuple):
-    """A figure of quality.json with the range that it must lie in."""
+    """A metric of quality.json with its accepted range; `asked`: the range in words."""
 
     key: str
     label: str
     low: float
     high: float
-    asked: str  # the range in words
+    asked: str
 
     def value(self, quality: Mapping[str, Any]) -> float:
-        """The figure; NaN where there is none, or none that means anything."""
-        # Where zeros do not cost the model anything (random weights), a share of that cost means nothing.
+        """The metric; NaN where it is missing or undefined."""
+        # The CE score is undefined where zero ablation does not increase the loss (random weights).
         if self.key == "ce_loss_score" and not quality.get(
             "ce_loss_with_ablation", 0.0
         ) > quality.get("ce_loss_without_sae", 0.0):
@@ -24,22 +24,22 @@ class Gate(NamedTuple):
         return float(quality.get(self.key, math.nan))
 
     def passed(self, quality: Mapping[str, Any]) -> bool | None:
-        """Whether an autoencoder passes; None where there is no figure to judge."""
+        """Whether the SAE passes; None without a metric."""
         value = self.value(quality)
         return None if math.isnan(value) else self.low <= value <= self.high
 
     def worst(self, quality: Mapping[int, Mapping[str, Any]]) -> int | None:
-        """The layer that is furthest out of the range, or nearest to its edge; None without any figure."""
+        """The layer furthest outside the range, else nearest its bounds; None without a metric."""
         margins = {
             layer: min(value - self.low, self.high - value)
-            for layer, found in quality.items()
-            if not math.isnan(value := self.value(found))
+            for layer, metrics in quality.items()
+            if not math.isnan(value := self.value(metrics))
         }
         return min(margins, key=lambda layer: margins[layer], default=None)
 
 
-# ASSUME: 50 to 100 active features are few enough to read. The others are what published autoencoders of this size
-# reach at that sparsity in middle layers (docs/explanation/sparse_autoencoders.md).
+# ASSUME: 50 to 100 active features are few enough to interpret. The other bounds are what published
+# SAEs of this size reach at that sparsity in middle layers (docs/explanation/sparse_autoencoders.md).
 GATES = (
     Gate("l0", "L0", 50.0, 100.0, "50 to 100"),
     Gate("dead_fraction", "dead features", -math.inf, math.nextafter(0.05, 0.0), "under 5 %"),
@@ -49,5 +49,5 @@ GATES = (
 
 
 def judge(quality: Mapping[str, Any]) -> dict[str, bool | None]:
-    """Each gate's figure by name, and whether the autoencoder passes."""
+    """Whether the SAE passes each gate, by the name of the metric."""
     return {gate.key: gate.passed(quality) for gate in GATES}

@@ -1,9 +1,10 @@
-"""How a split makes a detector out of nothing: random numbers and the text alone, under two splits of the same texts.
+"""Reproduce a leak: random numbers and the text alone as detectors, under two splits.
 
-*random_pairs*: a question's true answer is paired with each of its false ones, and the pairs are drawn into
-training (70 %) and test (15 %) at random, as the first system of this kind did. A true text with several false
-partners stands in training and in test, so that whoever remembers training texts wins.
-*grouped*: distinct texts, whole groups in one fold, every text scored by a fit that knows nothing of its group.
+*random_pairs*: each false answer to a question is paired with its true answer, and pairs are split
+at random into training (70 %) and test (15 %), as in the original system. A true text with several
+false partners is in training and in test, so a model that memorises training texts wins.
+
+*grouped*: distinct texts in grouped cross-validation. A fit without its group scores each text.
 """
 
 from typing import Any, NamedTuple
@@ -12,18 +13,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ghosttrack import scores as registry
 from ghosttrack.detection import controls, probes, splits
-from ghosttrack.detection.splits import Ints, Round
+from ghosttrack.detection.splits import Ints, OuterFold
 from ghosttrack.errors import UserError
 from ghosttrack.facts.examples import same_text
 from ghosttrack.statistics import Floats, auroc
 
 RANDOM_PAIRS, GROUPED = "random_pairs", "grouped"
-NOISE, SEEN, TEXT = "noise", "seen_in_training", controls.TEXT_ONLY
+NOISE, SEEN, TEXT = "noise", "seen_in_training", registry.TEXT_ONLY
 COLUMNS = (
     "dataset",
     "split",
-    "signal",
+    "score",
     "seed",
     "train",
     "test",
@@ -31,18 +33,19 @@ COLUMNS = (
     "copied_false",
     "auroc",
 )
-# As many random numbers a text as the first system had metrics, and its share of pairs in training and test.
+# Random numbers per text, as many as the original system's metrics, and its fractions of training
+# and test pairs.
 NOISE_COLUMNS = 26
 TRAIN_SHARE, TEST_SHARE = 0.7, 0.15
 TREES = 100
-# Draws of the random numbers and of the split.
+# Number of seeds of the random numbers and of the split.
 SEEDS = 3
-# Fewer pairs would leave a handful in the test.
+# Minimum number of pairs.
 LEAST_PAIRS = 20
 
 
-class Fold(NamedTuple):
-    """Rows of the text table to fit on and to score; a row stands as often as its pairs do."""
+class TrainTestSplit(NamedTuple):
+    """Row indices of the training and the test texts; a row is repeated for each of its pairs."""
 
     train: Ints
     test: Ints
@@ -51,19 +54,21 @@ class Fold(NamedTuple):
 def reproduce(
     examples: pd.DataFrame, dataset: str, folds: int, seed: int, seeds: int = SEEDS
 ) -> pd.DataFrame:
-    """AUROC of noise, of a memory of training texts, and of the text alone, under both splits.
+    """AUROC of noise, of memorised training texts and of the text alone, under both splits.
 
     Args:
-        examples: examples.parquet of a data set of given texts, in which groups hold true and false ones.
-        folds: folds of the grouped split; seed: the first of `seeds` seeds.
+        examples: examples.parquet of given texts, in groups with true and false texts.
+        folds: number of folds of the grouped split.
+        seed: first of `seeds` seeds.
     Returns:
-        One row per split, signal and seed. `train` and `test` count texts, repeated ones as often as they stand;
-        `copied_true` and `copied_false` are the shares of test texts that are training texts word for word.
+        One row per split, score and seed, columns COLUMNS. train, test: numbers of texts, with
+        repetitions; copied_true, copied_false: fractions of true and of false test texts that are
+        also training texts.
     Raises:
-        UserError: too few groups with texts of both labels.
+        UserError: too few pairs, or too few groups of a class.
     """
     texts = examples.assign(key=[same_text(text) for text in examples["text"]])
-    # A text with both labels has no right answer; of repeated rows one is enough.
+    # Drop texts with both labels, and repeated rows.
     texts = (
         texts[texts.groupby("key")["label"].transform("nunique") == 1]
         .drop_duplicates("key")
@@ -71,28 +76,28 @@ def reproduce(
     )
     labels = texts["label"].to_numpy(dtype=np.int64)
     pairs = pair_up(texts, dataset)
-    units = splits.split_units(
+    cv_groups = splits.make_cv_groups(
         [str(group) for group in texts["group"]], [str(text) for text in texts["text"]]
     )
-    if reason := splits.refusal(labels, units, folds):
-        raise UserError(f"{dataset}: {reason}; use a larger data set, or fewer detection.folds")
+    if reason := splits.infeasible_reason(labels, cv_groups, folds):
+        raise UserError(f"{dataset}: {reason}: use a larger data set, or lower detection.folds")
     rows: list[dict[str, Any]] = []
     for number in range(seed, seed + seeds):
         noise = np.random.default_rng([number, 26]).standard_normal((len(texts), NOISE_COLUMNS))
-        fold = splits.assign_folds(labels, units, folds, number)
+        fold = splits.assign_folds(labels, cv_groups, folds, number)
         grouped = [
-            Fold(np.flatnonzero(fold != each), np.flatnonzero(fold == each))
-            for each in range(folds)
+            TrainTestSplit(np.flatnonzero(fold != held), np.flatnonzero(fold == held))
+            for held in range(folds)
         ]
         for split, parts in ((RANDOM_PAIRS, [split_pairs(pairs, number)]), (GROUPED, grouped)):
-            for signal in (NOISE, SEEN, TEXT):
-                scored = [_score(signal, texts, labels, noise, part, number) for part in parts]
+            for score_name in (NOISE, SEEN, TEXT):
+                scored = [_score(score_name, texts, labels, noise, part, number) for part in parts]
                 test = np.concatenate([part.test for part in parts])
                 rows.append(
                     {
                         "dataset": dataset,
                         "split": split,
-                        "signal": signal,
+                        "score": score_name,
                         "seed": number,
                         "train": len(parts[0].train),
                         "test": len(test),
@@ -104,7 +109,7 @@ def reproduce(
 
 
 def pair_up(texts: pd.DataFrame, dataset: str) -> NDArray[np.int64]:
-    """Rows of the true and the false text of each pair, (pairs, 2): a group's first true text with each false one."""
+    """Row indices of pairs, (pairs, 2): a group's first true text with each of its false texts."""
     pairs: list[tuple[int, int]] = []
     for _, rows in texts.groupby("group", sort=False):
         true, false = (rows.index[rows["label"] == label] for label in (0, 1))
@@ -112,44 +117,50 @@ def pair_up(texts: pd.DataFrame, dataset: str) -> NDArray[np.int64]:
             pairs += [(int(true[0]), int(row)) for row in false]
     if len(pairs) < LEAST_PAIRS:
         raise UserError(
-            f"{dataset}: {len(pairs)} pairs of a true and a false text of one group, expected {LEAST_PAIRS} at least; "
-            "pair data have a group_column (or question_column) that joins the true and the false answers to one question"
+            f"{dataset}: {len(pairs)} pairs of a true and a false text of one group, expected at "
+            f"least {LEAST_PAIRS}: name the group_column (or question_column) that joins the true "
+            "and the false answers to a question"
         )
     return np.array(pairs, dtype=np.int64)
 
 
-def split_pairs(pairs: NDArray[np.int64], seed: int) -> Fold:
-    """Pairs drawn into training and test at random; each brings both of its texts, repeated or not."""
+def split_pairs(pairs: NDArray[np.int64], seed: int) -> TrainTestSplit:
+    """Split pairs at random into training and test; each pair contributes both texts."""
     order = np.random.default_rng(seed).permutation(len(pairs))
     train, test = round(TRAIN_SHARE * len(pairs)), round(TEST_SHARE * len(pairs))
-    return Fold(pairs[order[:train]].ravel(), pairs[order[train : train + test]].ravel())
+    return TrainTestSplit(pairs[order[:train]].ravel(), pairs[order[train : train + test]].ravel())
 
 
 def _score(
-    signal: str, texts: pd.DataFrame, labels: Ints, noise: Floats, part: Fold, seed: int
+    score_name: str,
+    texts: pd.DataFrame,
+    labels: Ints,
+    noise: Floats,
+    part: TrainTestSplit,
+    seed: int,
 ) -> Floats:
-    if signal == NOISE:
+    if score_name == NOISE:
         from sklearn.ensemble import RandomForestClassifier
 
         forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=1).fit(
             noise[part.train], labels[part.train]
         )
         return np.asarray(forest.predict_proba(noise[part.test])[:, 1], dtype=np.float64)
-    if signal == SEEN:
+    if score_name == SEEN:
         known = part.train[labels[part.train] == 0]
         return (~np.isin(part.test, known)).astype(np.float64)
-    # The strength of the text's regression is chosen as carelessly, or as carefully, as the split itself.
+    # The inner folds that choose the strength are split in the same way as the outer ones.
     repeated = len(set(part.train)) < len(part.train)
     names = np.arange(len(part.train)) if repeated else texts["group"].iloc[part.train]
     inner = splits.assign_folds(labels[part.train], np.asarray(names, dtype=object), 3, seed)
     fit = controls.fit_text(
-        controls.visible_text(texts), labels, Round(0, part.train, part.test, inner)
+        controls.visible_text(texts), labels, OuterFold(0, part.train, part.test, inner)
     )
-    return probes.probability(fit.outer)
+    return probes.probability(fit.test_log_odds)
 
 
-def _copied(labels: Ints, parts: list[Fold]) -> dict[str, float]:
-    """Shares of true and of false test texts that stand in their training part."""
+def _copied(labels: Ints, parts: list[TrainTestSplit]) -> dict[str, float]:
+    """Fractions of true and of false test texts that are also training texts."""
     copied = np.concatenate([np.isin(part.test, part.train) for part in parts])
     label = labels[np.concatenate([part.test for part in parts])]
     return {
@@ -159,12 +170,12 @@ def _copied(labels: Ints, parts: list[Fold]) -> dict[str, float]:
 
 
 def summary(table: pd.DataFrame) -> list[str]:
-    """One line per data set and signal for the log: mean AUROC over the seeds under either split."""
+    """Log lines: mean AUROC over the seeds under both splits, by data set and score."""
     means = table.pivot_table(
-        index=["dataset", "signal"], columns="split", values="auroc", sort=False
+        index=["dataset", "score"], columns="split", values="auroc", sort=False
     )
     return [
-        f"{dataset}: {signal.replace('_', ' ')} reaches an AUROC of {row[RANDOM_PAIRS]:.3f} when pairs are split at "
-        f"random, {row[GROUPED]:.3f} when groups stay whole"
-        for (dataset, signal), row in means.iterrows()
+        f"{dataset}: {score_name.replace('_', ' ')} reaches an AUROC of {row[RANDOM_PAIRS]:.3f} "
+        f"when pairs are split at random, {row[GROUPED]:.3f} when groups stay whole"
+        for (dataset, score_name), row in means.iterrows()
     ]

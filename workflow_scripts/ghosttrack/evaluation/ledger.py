@@ -1,4 +1,4 @@
-"""The claim ledger: every claim is ours minus a control, with its interval and a verdict."""
+"""The claim ledger: AUROC differences to controls, with intervals and verdicts."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,93 +8,97 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack import statistics
-from ghosttrack.detection import controls, detectors
+from ghosttrack.detection import controls
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation.scoreboard import ALL_STRICT, GENERATED, Standing
+from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Difference
 
-# The claim that the whole project stands on.
-HEADLINE = "the detector beats its best control"
-# Controls that are trained like the detector itself, on the model's outputs or on raw activations.
+# Controls that are trained in the same folds as the detector.
 TRAINED_CONTROLS = (
-    detectors.OUTPUT,
-    detectors.ALONE,
-    detectors.OUTSIDE,
-    controls.EMBEDDING_PAIR,
+    registry.OUTPUT_REGRESSION,
+    registry.WITHOUT_CANDIDATES,
+    registry.OUTPUT_AND_WORDS,
+    registry.EMBEDDING_PAIR,
     "raw_probe",
     "raw_probe_all",
     "difference_of_means",
     "sae_max_probe",
 )
 COLUMNS = (*registry.LEDGER, "p", "reason")
-# What a text gives away without a model, by control, in words.
+# Controls that read only the text, by name, in words.
 _TEXTS = {
-    controls.TEXT_ONLY: "the text alone",
-    controls.ANSWER_ONLY: "the answer alone",
-    controls.TEXT_PAIR: "the likeness of question and answer alone",
+    registry.TEXT_ONLY: "the text alone",
+    registry.ANSWER_ONLY: "the answer alone",
+    registry.TEXT_PAIR: "the text of question and answer together",
 }
 
 
-class Claim(NamedTuple):
-    """A sentence, the signal it is about, and the signals of which the best one must be beaten."""
+class ClaimSpec(NamedTuple):
+    """A claim: its sentence, our score, and the controls, of which it must beat the best."""
 
     sentence: str
     ours: str
     controls: tuple[str, ...]
 
 
-def claims(variants: Sequence[str]) -> list[Claim]:
-    """What is claimed in every scope; `variants` are the tracker and its nulls."""
-    default = detectors.DEFAULT
-    found = [
-        Claim(HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
-        Claim("the detector beats its best single control", default, controls.SINGLE),
-        Claim(
-            "the detector beats a regression on all output features", default, (detectors.OUTPUT,)
-        ),
-        Claim(
-            "the detector beats a regression on output features without rivals",
+def claims(variants: Sequence[str]) -> list[ClaimSpec]:
+    """The claims that are tested in every scope.
+
+    `variants`: the tracker (default) and its nulls.
+    """
+    default = registry.DETECTOR
+    result = [
+        ClaimSpec(registry.HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
+        ClaimSpec("the detector beats its best single control", default, controls.SINGLE),
+        ClaimSpec(
+            "the detector beats a regression on all output features",
             default,
-            (detectors.ALONE,),
+            (registry.OUTPUT_REGRESSION,),
         ),
-        Claim(
-            "the detector beats output features and pairs of words together",
+        ClaimSpec(
+            "the detector beats a regression on output features without candidate answers",
             default,
-            (detectors.OUTSIDE,),
+            (registry.WITHOUT_CANDIDATES,),
         ),
-        Claim("the detector beats probes on raw activations", default, ("raw_probe_all",)),
-        Claim("sparse autoencoders add to the detector", default, (f"{default}.without_sae",)),
+        ClaimSpec(
+            "the detector beats a regression on output features and text pairs",
+            default,
+            (registry.OUTPUT_AND_WORDS,),
+        ),
+        ClaimSpec("the detector beats probes on raw activations", default, ("raw_probe_all",)),
+        ClaimSpec("sparse autoencoders add to the detector", default, (registry.WITHOUT_SAE,)),
     ]
     if "default" in variants:
-        found += [
-            Claim(registry.TRACKING, detectors.WITH_METRICS, (default,)),
+        nulls = [variant for variant in variants if variant != "default"]
+        result += [
+            ClaimSpec(registry.TRACKING, registry.WITH_METRICS, (default,)),
             *(
-                Claim(
+                ClaimSpec(
                     f"{registry.TRACKING}{registry.MORE_THAN} {variant} null",
-                    detectors.WITH_METRICS,
-                    (f"{detectors.WITH_METRICS}.{variant}",),
+                    registry.WITH_METRICS,
+                    (f"{registry.WITH_METRICS}.{variant}",),
                 )
-                for variant in variants
-                if variant != "default"
+                for variant in nulls
             ),
             *(
-                Claim(
+                ClaimSpec(
                     f"tracking metrics beat their {variant} null",
                     "metrics_forest",
                     (f"metrics_forest.{variant}",),
                 )
-                for variant in variants
-                if variant != "default"
+                for variant in nulls
             ),
-            Claim("tracking metrics beat the text alone", "metrics_forest", (controls.TEXT_ONLY,)),
+            ClaimSpec(
+                "tracking metrics beat the text alone", "metrics_forest", (registry.TEXT_ONLY,)
+            ),
         ]
-    return found
+    return result
 
 
-class _Row(NamedTuple):
-    claim: Claim
-    where: Standing
+class _Comparison(NamedTuple):
+    claim: ClaimSpec
+    scope: ScopeResult
     control: str
     ours_auroc: float
     control_auroc: float
@@ -103,48 +107,52 @@ class _Row(NamedTuple):
 
 
 def judge(
-    standings: Sequence[Standing], variants: Sequence[str], settings: EvaluationSettings
+    scope_results: Sequence[ScopeResult], variants: Sequence[str], settings: EvaluationSettings
 ) -> pd.DataFrame:
-    """The ledger: one row per claim and scope, p-values Holm-corrected over the claims of a scope."""
+    """Test every claim in every scope, with Holm correction over the claims of a scope.
+
+    Returns:
+        The ledger: one row per claim and scope, columns COLUMNS.
+    """
     rows = []
-    for where in standings:
-        found = [_compare(claim, where, settings.confidence) for claim in claims(variants)]
-        corrected = statistics.holm([row.gain.p for row in found])
-        rows += [_line(row, p, settings) for row, p in zip(found, corrected, strict=True)]
+    for scope in scope_results:
+        compared = [_compare(claim, scope, settings.confidence) for claim in claims(variants)]
+        corrected = statistics.holm([row.gain.p for row in compared])
+        rows += [_line(row, p, settings) for row, p in zip(compared, corrected, strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _compare(claim: Claim, where: Standing, confidence: float) -> _Row:
-    best = best_of(where, claim.controls)
-    ours = where.auroc.get(claim.ours, float("nan"))
-    our_draws = where.draws.get(claim.ours, np.full(1, np.nan))
+def _compare(claim: ClaimSpec, scope: ScopeResult, confidence: float) -> _Comparison:
+    best = best_of(scope, claim.controls)
+    ours = scope.auroc.get(claim.ours, float("nan"))
+    our_draws = scope.draws.get(claim.ours, np.full(1, np.nan))
     gain = statistics.difference(ours, best.auroc, our_draws, best.draws, confidence)
-    return _Row(
+    return _Comparison(
         claim,
-        where,
+        scope,
         best.name,
         ours,
         best.auroc,
         gain,
-        _text_explains(claim.ours, where, confidence),
+        _text_explains(claim.ours, scope, confidence),
     )
 
 
-class Best(NamedTuple):
-    """The best of several signals in a scope."""
+class BestScore(NamedTuple):
+    """The best of several scores in a scope, with its bootstrap AUROCs, (draws,)."""
 
     name: str
     auroc: float
     draws: statistics.Floats
 
 
-def best_of(where: Standing, signals: Sequence[str]) -> Best:
-    """The best of `signals`; in a pooled scope the best one of each data set, which is harder to beat than any single one.
+def best_of(scope: ScopeResult, score_names: Sequence[str]) -> BestScore:
+    """The best of `score_names`; in a pooled scope the mean over the best one of each data set.
 
-    Being picked for its value on these very texts favours the control: the claim errs to the careful side.
+    The control is selected on the test texts, which favours it: the claim is conservative.
     """
-    if where.members and len(signals) > 1:
-        bests = [best_of(member, signals) for member in where.members]
+    if scope.members and len(score_names) > 1:
+        bests = [best_of(member, score_names) for member in scope.members]
         names = [best.name for best in bests]
         listed = sorted(set(names), key=lambda name: (-names.count(name), name))
         name = (
@@ -152,37 +160,37 @@ def best_of(where: Standing, signals: Sequence[str]) -> Best:
             if len(listed) == 1
             else "best of each set: " + ", ".join(f"{each} {names.count(each)}" for each in listed)
         )
-        return Best(
+        return BestScore(
             name,
             float(np.mean([best.auroc for best in bests])),
             np.mean([best.draws for best in bests], axis=0),
         )
-    known = [signal for signal in signals if where.has(signal)]
+    known = [score_name for score_name in score_names if scope.has(score_name)]
     if not known:
-        return Best(signals[0], float("nan"), np.full(1, np.nan))
-    name = max(known, key=lambda signal: where.auroc[signal])
-    return Best(name, where.auroc[name], where.draws[name])
+        return BestScore(score_names[0], float("nan"), np.full(1, np.nan))
+    name = max(known, key=lambda score_name: scope.auroc[score_name])
+    return BestScore(name, scope.auroc[name], scope.draws[name])
 
 
-def _text_explains(ours: str, where: Standing, confidence: float) -> str:
-    """The control, one of _TEXTS, that is above chance and that `ours` is not above; "" if there is none."""
-    if not where.has(ours):
+def _text_explains(ours: str, scope: ScopeResult, confidence: float) -> str:
+    """The first control of _TEXTS that is above chance and that `ours` does not beat, or ""."""
+    if not scope.has(ours):
         return ""
-    for text in filter(where.has, _TEXTS):
+    for text in filter(scope.has, _TEXTS):
         gain = statistics.difference(
-            where.auroc[ours], where.auroc[text], where.draws[ours], where.draws[text], confidence
+            scope.auroc[ours], scope.auroc[text], scope.draws[ours], scope.draws[text], confidence
         )
-        if statistics.interval(where.draws[text], confidence).low > 0.5 and not gain.low > 0:
+        if statistics.interval(scope.draws[text], confidence).low > 0.5 and not gain.low > 0:
             return text
     return ""
 
 
-def _line(row: _Row, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
+def _line(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
     verdict, reason = _verdict(row, p_holm, settings)
     return {
         "claim": row.claim.sentence,
-        "dataset": row.where.name,
-        "mode": row.where.mode,
+        "dataset": row.scope.name,
+        "mode": row.scope.mode,
         "ours": row.claim.ours,
         "control": row.control,
         "auroc_ours": row.ours_auroc,
@@ -191,31 +199,31 @@ def _line(row: _Row, p_holm: float, settings: EvaluationSettings) -> dict[str, A
         "difference_low": row.gain.low,
         "difference_high": row.gain.high,
         "p_holm": p_holm,
-        "n": row.where.n,
-        "groups": row.where.groups,
+        "n": row.scope.n,
+        "groups": row.scope.groups,
         "verdict": verdict,
         "p": row.gain.p,
         "reason": reason,
     }
 
 
-def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[str, str]:
-    gain, groups = row.gain, row.where.groups
+def _verdict(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> tuple[str, str]:
+    gain, groups = row.gain, row.scope.groups
     if not np.isfinite([gain.value, gain.low]).all():
-        missing = row.claim.ours if not row.where.has(row.claim.ours) else row.control
+        missing = row.claim.ours if not row.scope.has(row.claim.ours) else row.control
         noted = next(
             (
                 str(line["reason"])
-                for line in row.where.rows
-                if line["signal"] == missing and line["reason"]
+                for line in row.scope.rows
+                if line["score"] == missing and line["reason"]
             ),
             "",
         )
         return registry.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
     if row.explained:
         what = _TEXTS[row.explained]
-        return registry.ARTEFACT, f"{what} is above chance, and this is not above {what}"
-    if row.where.control:
+        return registry.ARTEFACT, f"{what} is above chance, and the score is not above it"
+    if row.scope.control:
         return registry.NOT_ESTABLISHED, "a positive control supports no claim"
     if groups < settings.minimum_groups:
         return (
@@ -235,19 +243,24 @@ def _verdict(row: _Row, p_holm: float, settings: EvaluationSettings) -> tuple[st
 
 
 def require_headline(table: pd.DataFrame) -> None:
-    """Refuse a ledger whose headline claim is not established in a pooled scope.
+    """Check that the headline claim is established in every pooled scope (`strict: true`).
 
     Raises:
-        UserError: naming the scope and why.
+        UserError: it is not, or no data set supports it.
     """
-    found = table[(table["claim"] == HEADLINE) & table["dataset"].isin([ALL_STRICT, GENERATED])]
-    if found.empty:
+    headline = table[
+        (table["claim"] == registry.HEADLINE)
+        & table["dataset"].isin([registry.ALL_GIVEN, registry.ALL_GENERATED])
+    ]
+    if headline.empty:
         raise UserError(
-            "strict: true, and no data set supports the headline claim: add one that is no positive control"
+            "strict: true, and no data set can support the headline claim: add a data set that "
+            "is no positive control, or set strict: false"
         )
-    for row in found[found["verdict"] != registry.ESTABLISHED].to_dict("records"):
+    for row in headline[headline["verdict"] != registry.ESTABLISHED].to_dict("records"):
         raise UserError(
-            f"strict: true, and {HEADLINE!r} is {row['verdict']} on {row['dataset']} ({row['reason']}): "
-            f"{row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of {row['control']}, difference "
-            f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}. Set strict: false to keep the run"
+            f"strict: true, and {registry.HEADLINE!r} is {row['verdict']} on {row['dataset']} "
+            f"({row['reason']}): {row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of "
+            f"{row['control']}, difference {row['difference_low']:+.3f} to "
+            f"{row['difference_high']:+.3f}. Set strict: false to keep the run"
         )

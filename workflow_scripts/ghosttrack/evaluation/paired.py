@@ -1,4 +1,4 @@
-"""Two models on the same texts: differences of AUROCs in which both share every draw of groups."""
+"""Compare two models on the same texts: AUROC differences with a paired bootstrap over groups."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -12,12 +12,13 @@ from ghosttrack import statistics
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Floats
 
-# One row per pair of models, scope and signal: the model's AUROC minus the reference's, both on the shared texts alone.
+# One row per pair of models, scope and score: the model's AUROC minus the reference's, on their
+# shared texts.
 COLUMNS = (
     "reference",
     "model",
     "dataset",
-    "signal",
+    "score",
     "n",
     "groups",
     "share",
@@ -33,15 +34,18 @@ COLUMNS = (
 )
 
 
-class Scored(NamedTuple):
-    """One model's out-of-fold scores (dataset, mode, id, group, label, signal, score), and the text of each (dataset, id, text)."""
+class RunScores(NamedTuple):
+    """A run to compare: its out-of-fold scores and its texts.
+
+    scores: columns dataset, mode, id, group, label, score, value; texts: columns dataset, id, text.
+    """
 
     scores: pd.DataFrame
     texts: pd.DataFrame
 
 
 class _Pair(NamedTuple):
-    """Both models' AUROCs in one scope, and their draws on the same resamples."""
+    """AUROCs of reference and model in one scope, with bootstrap AUROCs on the same resamples."""
 
     n: int
     groups: int
@@ -51,80 +55,89 @@ class _Pair(NamedTuple):
 
 
 def differences(
-    runs: Mapping[str, Scored], controls: Sequence[str], settings: EvaluationSettings, seed: int
+    runs: Mapping[str, RunScores], controls: Sequence[str], settings: EvaluationSettings, seed: int
 ) -> pd.DataFrame:
-    """Compare every later model with every earlier one, signal by signal, on the given texts that both have.
+    """Compare each pair of models on their shared given texts, for each score in registry.SHOWN.
 
-    A text is shared if data set, id, text and label are the same. Generated answers are each model's own and are never paired. The mean
-    is over shared sets that are no positive control; each counts the same, as in metrics.csv. Holm's correction is over the
-    data sets of one pair and signal.
+    A text is shared if data set, id, text and label are the same. Generated answers differ between
+    models and are never paired. The mean is unweighted, over shared data sets that are no positive
+    control. Holm's correction is over the data sets of one pair and score.
 
+    Args:
+        runs: by model; controls: names of the positive controls.
     Returns:
-        COLUMNS; `share`: of the reference's texts, those that are shared. Established: the interval excludes 0, p_holm is
-        below 1 - confidence, and there are enough groups.
+        Columns COLUMNS; share: fraction of the reference's texts that are shared. A difference is
+        established if its interval excludes 0, p_holm is below 1 - confidence, and there are enough
+        groups.
     """
     rows: list[dict[str, Any]] = []
     for reference, model in combinations(runs, 2):
         joined = _shared(runs[reference], runs[model])
         for shown in registry.SHOWN:
-            found = _by_dataset(joined[joined["signal"] == shown.signal], settings.bootstrap, seed)
-            members = [pair for name, pair in found.items() if name not in controls]
+            pairs = _by_dataset(joined[joined["score"] == shown.name], settings.bootstrap, seed)
+            members = [pair for name, pair in pairs.items() if name not in controls]
             if len(members) > 1:
-                found[registry.ALL_GIVEN] = _mean(members)
-            head = {"reference": reference, "model": model, "signal": shown.signal}
+                pairs[registry.ALL_GIVEN] = _mean(members)
+            head = {"reference": reference, "model": model, "score": shown.name}
             rows += _verdicts(
                 [
                     {**head, "dataset": name, **_compared(pair, settings.confidence)}
-                    for name, pair in found.items()
+                    for name, pair in pairs.items()
                 ],
                 settings,
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _shared(reference: Scored, model: Scored) -> pd.DataFrame:
-    """Rows that both have, score and score_model side by side; `of`: texts of the reference in the data set."""
-    keys = ["dataset", "id", "signal", "label", "text"]
-    own, other = (
+def _shared(reference: RunScores, model: RunScores) -> pd.DataFrame:
+    """Shared texts with the columns value and value_model.
+
+    `of`: number of the reference's texts in the data set.
+    """
+    keys = ["dataset", "id", "score", "label", "text"]
+    first, second = (
         each.scores[each.scores["mode"] == "given"].merge(
             each.texts, on=["dataset", "id"], validate="many_to_one"
         )
         for each in (reference, model)
     )
-    own = own.assign(of=own.groupby(["dataset", "signal"])["id"].transform("size"))
-    return own.merge(
-        other[[*keys, "score"]], on=keys, suffixes=("", "_model"), validate="one_to_one"
+    first = first.assign(of=first.groupby(["dataset", "score"])["id"].transform("size"))
+    return first.merge(
+        second[[*keys, "value"]], on=keys, suffixes=("", "_model"), validate="one_to_one"
     )
 
 
 def _by_dataset(joined: pd.DataFrame, draws: int, seed: int) -> dict[str, _Pair]:
-    found = {}
+    pairs = {}
     for name, part in joined.groupby("dataset", sort=False):
-        labels, units = part["label"].to_numpy(dtype=np.int64), part["group"].to_numpy(dtype=object)
-        scores = part[["score", "score_model"]].to_numpy(dtype=np.float64).T
+        labels, cv_groups = (
+            part["label"].to_numpy(dtype=np.int64),
+            part["group"].to_numpy(dtype=object),
+        )
+        scores = part[["value", "value_model"]].to_numpy(dtype=np.float64).T
         drawn = statistics.bootstrap_auroc(
-            labels, scores, units, draws, statistics.stream(seed, str(name))
+            labels, scores, cv_groups, draws, statistics.stream(seed, str(name))
         )
         first, second = (statistics.auroc(labels, score) for score in scores)
         if np.isfinite([first, second]).all():
             share = len(part) / int(part["of"].iloc[0])
-            found[str(name)] = _Pair(
-                len(part), len(set(units)), share, (first, second), (drawn[0], drawn[1])
+            pairs[str(name)] = _Pair(
+                len(part), len(set(cv_groups)), share, (first, second), (drawn[0], drawn[1])
             )
-    return found
+    return pairs
 
 
 def _mean(members: Sequence[_Pair]) -> _Pair:
-    """Every data set counts the same, and is drawn within itself."""
-    first, second = (float(np.mean([each.auroc[side] for each in members])) for side in (0, 1))
-    drawn = [np.mean([each.draws[side] for each in members], axis=0) for side in (0, 1)]
-    n, groups = sum(each.n for each in members), sum(each.groups for each in members)
-    share = n / sum(each.n / each.share for each in members)
+    """Unweighted mean over data sets, each resampled separately."""
+    first, second = (float(np.mean([pair.auroc[side] for pair in members])) for side in (0, 1))
+    drawn = [np.mean([pair.draws[side] for pair in members], axis=0) for side in (0, 1)]
+    n, groups = sum(pair.n for pair in members), sum(pair.groups for pair in members)
+    share = n / sum(pair.n / pair.share for pair in members)
     return _Pair(n, groups, share, (first, second), (drawn[0], drawn[1]))
 
 
 def _compared(pair: _Pair, confidence: float) -> dict[str, Any]:
-    found = statistics.difference(
+    gain = statistics.difference(
         pair.auroc[1], pair.auroc[0], pair.draws[1], pair.draws[0], confidence
     )
     return {
@@ -133,10 +146,10 @@ def _compared(pair: _Pair, confidence: float) -> dict[str, Any]:
         "share": pair.share,
         "auroc_reference": pair.auroc[0],
         "auroc_model": pair.auroc[1],
-        "difference": found.value,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "p": found.p,
+        "difference": gain.value,
+        "difference_low": gain.low,
+        "difference_high": gain.high,
+        "p": gain.p,
     }
 
 

@@ -1,42 +1,44 @@
-"""Generated answers relation by relation: a mean over relations of different difficulty ranks relations, not answers."""
+"""Results by relation: a score over all relations may only rank their difficulty."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
 from ghosttrack.evaluation import scoreboard
-from ghosttrack.evaluation.scoreboard import Standing
+from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 
-# Between the data set and the relation in the names of rows; the mean over a data set's relations.
+# Separator of data set and relation in names of scopes; suffix for the mean over a data set's
+# relations.
 OF, MEAN = "/", "mean over relations"
-# A relation is shown from so many answers of each class on, and carries claims from `evaluation.minimum_answers` on.
+# Minimum number of correct and of wrong answers for a relation to be shown;
+# `evaluation.minimum_answers` is the minimum for a relation to be tested.
 SHOWN = 10
 
 
-def standings(
+def scope_results(
     scores: pd.DataFrame, relation_of: pd.Series, settings: EvaluationSettings, seed: int
-) -> list[Standing]:
-    """What every signal reached on each relation of a generated data set; none for a data set of one relation.
+) -> list[ScopeResult]:
+    """Results of every score on each relation of a generated data set; empty with one relation.
 
-    Scores are those of the whole data set: nothing is fitted again.
+    Nothing is fitted again: the scores are those of the whole data set.
 
     Args:
-        scores: the long table of one data set; relation_of: relation by example id.
+        scores: long table of one data set; relation_of: relation by example id.
     """
     relation = scores["id"].map(relation_of)
     dataset = str(scores["dataset"].iloc[0])
-    found = [
+    results = [
         scoreboard.of_dataset(part.assign(dataset=f"{dataset}{OF}{name}"), False, settings, seed)
         for name, part in scores.groupby(relation, sort=True)
         if _least(part) >= SHOWN
     ]
-    return found if relation.nunique() > 1 else []
+    return results if relation.nunique() > 1 else []
 
 
-def claimed(found: Sequence[Standing], settings: EvaluationSettings) -> list[Standing]:
-    """The relations with enough answers of each class to carry a claim, and their mean."""
-    large = [each for each in found if _least_of(each) >= settings.minimum_answers]
+def claimed(results: Sequence[ScopeResult], settings: EvaluationSettings) -> list[ScopeResult]:
+    """The relations with enough answers of each class to be tested, and their mean."""
+    large = [each for each in results if _least_of(each) >= settings.minimum_answers]
     if len(large) < 2:
         return large
     dataset = large[0].name.split(OF)[0]
@@ -44,10 +46,10 @@ def claimed(found: Sequence[Standing], settings: EvaluationSettings) -> list[Sta
 
 
 def _least(part: pd.DataFrame) -> int:
-    labels = part.loc[part["signal"] == part["signal"].iloc[0], "label"]
+    labels = part.loc[part["score"] == part["score"].iloc[0], "label"]
     return min(int((labels == 0).sum()), int((labels == 1).sum()))
 
 
-def _least_of(standing: Standing) -> int:
-    wrong = int(standing.labels.sum())
-    return min(wrong, standing.n - wrong)
+def _least_of(result: ScopeResult) -> int:
+    wrong = int(result.labels.sum())
+    return min(wrong, result.n - wrong)

@@ -1,37 +1,43 @@
-"""How far a detector's AUROC moves with the seed of the folds, and of the autoencoders."""
+"""Variation of a detector's AUROC over seeds of the folds and of the SAEs."""
 
 import pandas as pd
 
-from ghosttrack.detection import detectors
-from ghosttrack.evaluation.scoreboard import ALL_STRICT
+from ghosttrack import scores as registry
 
-# One row per data set, source of variation and signal or difference.
-COLUMNS = ("dataset", "source", "signal", "seeds", "mean", "deviation", "least", "most")
-# The default detector less this signal, seed by seed: the gain moves less than its two parts.
-CONTROLS = ("output_regression", f"{detectors.DEFAULT}.without_sae")
+# One row per data set, source of variation, and score or difference.
+COLUMNS = ("dataset", "source", "score", "seeds", "mean", "deviation", "least", "most")
+# Controls whose AUROC is subtracted from the detector's with the same seed.
+CONTROLS = (registry.OUTPUT_REGRESSION, registry.WITHOUT_SAE)
 
 
-def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
-    """Mean, standard deviation and range over seeds, of every signal and of the detector's gain over each control.
+def summarise(table: pd.DataFrame, averaged: list[str]) -> pd.DataFrame:
+    """Mean, deviation and range over seeds of each score, and of the gain over each control.
 
     Args:
-        table: `dataset`, `source`, `seed`, `signal`, `auroc`; strict: data sets of the mean, which is taken seed by seed.
+        table: columns dataset, source, seed, score, auroc.
+        averaged: data sets whose mean, for each seed, is the data set `all_given`.
+    Returns:
+        A table with the columns COLUMNS.
     """
-    pooled = table[table["dataset"].isin(strict)].groupby(["source", "seed", "signal"], sort=False)[
-        "auroc"
-    ]
-    # A seed that one of the sets lacks has no mean.
-    whole = pooled.mean()[pooled.count() == len(strict)].reset_index().assign(dataset=ALL_STRICT)
+    pooled = table[table["dataset"].isin(averaged)].groupby(
+        ["source", "seed", "score"], sort=False
+    )["auroc"]
+    # A seed that one of the data sets lacks has no mean.
+    whole = (
+        pooled.mean()[pooled.count() == len(averaged)]
+        .reset_index()
+        .assign(dataset=registry.ALL_GIVEN)
+    )
     wide = pd.concat([table, whole]).pivot_table(
-        index=["dataset", "source", "seed"], columns="signal", values="auroc", sort=False
+        index=["dataset", "source", "seed"], columns="score", values="auroc", sort=False
     )
     for control in CONTROLS:
-        wide[f"{detectors.DEFAULT} - {control}"] = wide[detectors.DEFAULT] - wide[control]
+        wide[f"{registry.DETECTOR} - {control}"] = wide[registry.DETECTOR] - wide[control]
     rows = [
         {
             "dataset": dataset,
             "source": source,
-            "signal": signal,
+            "score": score_name,
             "seeds": int(values.count()),
             "mean": values.mean(),
             "deviation": values.std(ddof=1),
@@ -39,6 +45,6 @@ def summarise(table: pd.DataFrame, strict: list[str]) -> pd.DataFrame:
             "most": values.max(),
         }
         for (dataset, source), part in wide.groupby(["dataset", "source"], sort=False)
-        for signal, values in part.items()
+        for score_name, values in part.items()
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))

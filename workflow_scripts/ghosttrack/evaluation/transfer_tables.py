@@ -1,4 +1,4 @@
-"""What detectors reach on relations that they were not trained on, with intervals and differences to controls."""
+"""Tables of detectors on relations outside their training set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,28 +9,27 @@ from numpy.typing import NDArray
 
 from ghosttrack import scores as registry
 from ghosttrack import statistics
-from ghosttrack.detection import detectors, transfer
+from ghosttrack.detection import transfer
 from ghosttrack.detection.transfer import Pool
-from ghosttrack.evaluation.scoreboard import ALL_STRICT
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Floats
 
-# Name of the training on all relations but the tested one.
+# Value of `trained_on` for a training on all relations except the tested one.
 OTHERS = "other relations"
 PMI = "pmi"
-# Controls of the detector that was trained on other relations, treated alike.
-CONTROLS = ("output_scores", "output_regression", PMI, "raw_probe")
+# Controls of the detector that was trained on other relations; they have the same training set.
+CONTROLS = ("output_scores", registry.OUTPUT_REGRESSION, PMI, "raw_probe")
 
 
-class Found(NamedTuple):
-    """transfer.csv and left_out.csv."""
+class TransferTables(NamedTuple):
+    """The tables transfer.csv and left_out.csv."""
 
     transfer: pd.DataFrame
     left_out: pd.DataFrame
 
 
 class _Cell(NamedTuple):
-    """One training on one data set: AUROC by signal, and draws on the same resamples."""
+    """A training on one test set: AUROC by score, and bootstrap AUROCs, (draws,)."""
 
     dataset: str
     n: int
@@ -46,34 +45,36 @@ def judge(
     within: pd.DataFrame,
     settings: EvaluationSettings,
     seed: int,
-) -> Found:
-    """Both tables.
+) -> TransferTables:
+    """Compute both tables.
 
     Args:
-        scored: scores by training and signal, NaN for rows trained on; left_out: the trainings that leave a relation out;
-        within: detection/scores.parquet, for the out-of-fold scores of detectors trained on a data set itself.
+        scored: log-odds by training and score, (rows,), NaN for training rows.
+        left_out: names of the trainings that leave relations out.
+        within: detection/scores.parquet, the out-of-fold scores of detectors trained on the test
+            set itself.
     """
     names = list(dict.fromkeys(pool.dataset))
     untrained = {PMI: -pool.outputs["pmi_sum"].to_numpy()} if "pmi_sum" in pool.outputs else {}
     others: list[_Cell] = []
     rows: list[dict[str, Any]] = []
     for name in names:
-        for training, signals in scored.items():
-            where = (pool.dataset == name) & np.isfinite(signals[detectors.DEFAULT])
+        for training, score_names in scored.items():
+            where = (pool.dataset == name) & np.isfinite(score_names[registry.DETECTOR])
             if len(set(pool.labels[where])) < 2:
                 continue
-            cell = _cell(name, pool, where, {**signals, **untrained}, settings, seed)
+            cell = _cell(name, pool, where, {**score_names, **untrained}, settings, seed)
             trained_on = OTHERS if training in left_out else training
             if trained_on == OTHERS:
                 others.append(cell)
             rows += _rows(trained_on, cell, settings)
-        rows += _own(name, within, settings, seed)
+        rows += _within(name, within, settings, seed)
     if others:
         pooled = _pool(others)
         rows += _rows(OTHERS, pooled, settings)
         others.append(pooled)
     differences = [_difference(cell, control, settings) for cell in others for control in CONTROLS]
-    return Found(
+    return TransferTables(
         pd.DataFrame(rows, columns=list(registry.TRANSFER)),
         pd.DataFrame([row for row in differences if row], columns=list(registry.LEFT_OUT)),
     )
@@ -83,45 +84,55 @@ def _cell(
     name: str,
     pool: Pool,
     where: NDArray[np.bool_],
-    signals: Mapping[str, Floats],
+    score_names: Mapping[str, Floats],
     settings: EvaluationSettings,
     seed: int,
 ) -> _Cell:
-    labels, units = pool.labels[where], pool.groups[where]
-    matrix = np.array([score[where] for score in signals.values()])
+    labels, cv_groups = pool.labels[where], pool.groups[where]
+    matrix = np.array([score[where] for score in score_names.values()])
     draws = statistics.bootstrap_auroc(
-        labels, matrix, units, settings.bootstrap, statistics.stream(seed, name)
+        labels, matrix, cv_groups, settings.bootstrap, statistics.stream(seed, name)
     )
     reached = {
-        signal: statistics.auroc(labels, score)
-        for signal, score in zip(signals, matrix, strict=True)
+        score_name: statistics.auroc(labels, score)
+        for score_name, score in zip(score_names, matrix, strict=True)
     }
     return _Cell(
-        name, len(labels), len(set(units)), reached, dict(zip(signals, draws, strict=True))
+        name, len(labels), len(set(cv_groups)), reached, dict(zip(score_names, draws, strict=True))
     )
 
 
 def _pool(cells: Sequence[_Cell]) -> _Cell:
-    """Mean over data sets, each resampled within itself."""
-    signals = [signal for signal in cells[0].auroc if all(signal in cell.auroc for cell in cells)]
+    """Unweighted mean over data sets, each resampled separately."""
+    score_names = [
+        score_name
+        for score_name in cells[0].auroc
+        if all(score_name in cell.auroc for cell in cells)
+    ]
     return _Cell(
-        ALL_STRICT,
+        registry.ALL_GIVEN,
         sum(cell.n for cell in cells),
         sum(cell.groups for cell in cells),
-        {signal: float(np.mean([cell.auroc[signal] for cell in cells])) for signal in signals},
-        {signal: np.mean([cell.draws[signal] for cell in cells], axis=0) for signal in signals},
+        {
+            score_name: float(np.mean([cell.auroc[score_name] for cell in cells]))
+            for score_name in score_names
+        },
+        {
+            score_name: np.mean([cell.draws[score_name] for cell in cells], axis=0)
+            for score_name in score_names
+        },
     )
 
 
 def _rows(trained_on: str, cell: _Cell, settings: EvaluationSettings) -> list[dict[str, Any]]:
     result = []
-    for signal, value in cell.auroc.items():
-        low, high = statistics.interval(cell.draws[signal], settings.confidence)
+    for score_name, value in cell.auroc.items():
+        low, high = statistics.interval(cell.draws[score_name], settings.confidence)
         result.append(
             {
                 "trained_on": trained_on,
                 "dataset": cell.dataset,
-                "signal": signal,
+                "score": score_name,
                 "n": cell.n,
                 "groups": cell.groups,
                 "auroc": value,
@@ -132,35 +143,43 @@ def _rows(trained_on: str, cell: _Cell, settings: EvaluationSettings) -> list[di
     return result
 
 
-def _own(
+def _within(
     name: str, within: pd.DataFrame, settings: EvaluationSettings, seed: int
 ) -> list[dict[str, Any]]:
-    """Out-of-fold scores of the detectors that were trained on the data set itself."""
-    own = within[within["dataset"] == name]
-    parts = {signal: own[own["signal"] == signal] for signal in transfer.SIGNALS}
+    """Rows of the detectors that were trained on the data set itself, out of fold."""
+    table = within[within["dataset"] == name]
+    parts = {score_name: table[table["score"] == score_name] for score_name in transfer.SCORE_NAMES}
     parts = {
-        signal: part for signal, part in parts.items() if len(part) and part["score"].notna().all()
+        score_name: part
+        for score_name, part in parts.items()
+        if len(part) and part["value"].notna().all()
     }
     if not parts:
         return []
     first = next(iter(parts.values()))
-    labels, units = first["label"].to_numpy(dtype=np.int64), first["group"].to_numpy(dtype=object)
-    matrix = np.array([part["score"].to_numpy(dtype=np.float64) for part in parts.values()])
+    labels, cv_groups = (
+        first["label"].to_numpy(dtype=np.int64),
+        first["group"].to_numpy(dtype=object),
+    )
+    matrix = np.array([part["value"].to_numpy(dtype=np.float64) for part in parts.values()])
     draws = statistics.bootstrap_auroc(
-        labels, matrix, units, settings.bootstrap, statistics.stream(seed, name)
+        labels, matrix, cv_groups, settings.bootstrap, statistics.stream(seed, name)
     )
     reached = {
-        signal: statistics.auroc(labels, score) for signal, score in zip(parts, matrix, strict=True)
+        score_name: statistics.auroc(labels, score)
+        for score_name, score in zip(parts, matrix, strict=True)
     }
     return _rows(
         name,
-        _Cell(name, len(labels), len(set(units)), reached, dict(zip(parts, draws, strict=True))),
+        _Cell(
+            name, len(labels), len(set(cv_groups)), reached, dict(zip(parts, draws, strict=True))
+        ),
         settings,
     )
 
 
 def _difference(cell: _Cell, control: str, settings: EvaluationSettings) -> dict[str, Any] | None:
-    ours = detectors.DEFAULT
+    ours = registry.DETECTOR
     if control not in cell.auroc:
         return None
     gain = statistics.difference(

@@ -11,7 +11,7 @@ import pandas as pd
 import ghosttrack
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import paired
-from ghosttrack.report import numbers, page, verdicts, wording
+from ghosttrack.report import numbers, page, verdicts
 from ghosttrack.runtime import files, tables
 from ghosttrack.settings import EvaluationSettings
 
@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
     metrics: pd.DataFrame
     ledger: pd.DataFrame
-    scored: paired.Scored
+    scored: paired.RunScores
 
 
 def read(folder: Path) -> Run:
@@ -44,7 +44,7 @@ def read(folder: Path) -> Run:
     return Run(
         registry.read(folder / "evaluation" / "metrics.csv", registry.METRICS),
         registry.read(folder / "evaluation" / "ledger.csv", registry.LEDGER),
-        paired.Scored(scores, pd.concat(texts, ignore_index=True)),
+        paired.RunScores(scores, pd.concat(texts, ignore_index=True)),
     )
 
 
@@ -79,7 +79,7 @@ def table(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def render(
     runs: Mapping[str, Run], differences: pd.DataFrame, controls: Sequence[str], version: str
 ) -> str:
-    """The page as HTML text: verdicts, paired differences, a forest plot of the detectors, the shown signals, the headline claim.
+    """The page as HTML text: verdicts, paired differences, a forest plot of the detectors, the shown scores, the headline claim.
 
     Args:
         runs: by model; differences: of paired.differences; controls: data sets that are positive controls; version: GhostTrack's.
@@ -107,11 +107,11 @@ def render(
         scale=page.scale_of(pd.concat(list(metrics.values()))),
         forest=[_lane(metrics, dataset, looks) for dataset in datasets],
         paired=[_paired(differences, *pair, datasets) for pair in combinations(models, 2)],
-        columns=[_capital(wording.label(shown.signal)) for shown in registry.SHOWN],
-        signals=[
+        columns=[_capital(registry.label(shown.name)) for shown in registry.SHOWN],
+        scores=[
             {
-                "title": _capital(wording.label(shown.signal)),
-                "rows": _rows(metrics, datasets, shown.signal),
+                "title": _capital(registry.label(shown.name)),
+                "rows": _rows(metrics, datasets, shown.name),
             }
             for shown in registry.SHOWN
         ],
@@ -130,13 +130,13 @@ def _paired(
 ) -> dict[str, Any]:
     """Two models: a sentence on the detector's mean difference, and a row per data set that they share."""
     own = differences[(differences["reference"] == reference) & (differences["model"] == model)]
-    cells = {(row["dataset"], row["signal"]): row for row in own.to_dict("records")}
+    cells = {(row["dataset"], row["score"]): row for row in own.to_dict("records")}
     named = sorted(
         set(own["dataset"]), key=lambda name: (name != registry.ALL_GIVEN, datasets.index(name))
     )
     rows = []
     for name in named:
-        found = [cells.get((name, shown.signal)) for shown in registry.SHOWN]
+        found = [cells.get((name, shown.name)) for shown in registry.SHOWN]
         any_row = next(row for row in found if row)
         rows.append(
             {
@@ -177,12 +177,12 @@ def _single(metrics: pd.DataFrame) -> list[str]:
 
 
 def _rows(
-    metrics: Mapping[str, pd.DataFrame], datasets: Sequence[str], signal: str
+    metrics: Mapping[str, pd.DataFrame], datasets: Sequence[str], score_name: str
 ) -> list[dict[str, Any]]:
     return [
         {
             "dataset": page.POOLS.get(dataset, dataset),
-            "cells": [registry.row_of(found, dataset, signal) for found in metrics.values()],
+            "cells": [registry.row_of(found, dataset, score_name) for found in metrics.values()],
         }
         for dataset in datasets
     ]

@@ -62,7 +62,7 @@ CURVE_POINTS = 150
 COLUMNS = 3
 # Of fewer texts than this share a risk is a handful of coin tosses.
 LEAST_COVERAGE = 0.02
-# Dashes and width of the shown signals' curves, so that they differ without colour too.
+# Dashes and width of the shown scores' curves, so that they differ without colour too.
 LINES = (("-", 1.8), ("--", 1.1), ("-.", 1.1), (":", 1.3))
 
 
@@ -124,14 +124,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def auroc(inputs: Inputs) -> Figure:
-    """AUROC with its interval, a lane per data set, a mark per signal."""
+    """AUROC with its interval, a lane per data set, a mark per score."""
     figure = Figure(figsize=(6.4, 0.9 + 0.62 * len(inputs.datasets)), layout="constrained")
     axes = figure.add_subplot()
     height = 0.72 / len(registry.SHOWN)
     for position, shown in enumerate(registry.SHOWN):
-        rows = [
-            registry.row_of(inputs.metrics, dataset, shown.signal) for dataset in inputs.datasets
-        ]
+        rows = [registry.row_of(inputs.metrics, dataset, shown.name) for dataset in inputs.datasets]
         lanes = [lane - 0.36 + height * (position + 0.5) for lane, row in enumerate(rows) if row]
         kept = [row for row in rows if row]
         axes.hlines(
@@ -179,7 +177,7 @@ def _curves(inputs: Inputs, kind: str, x_label: str, y_label: str) -> Figure:
         for shown, (dashes, width) in reversed(
             list(zip(registry.SHOWN, LINES, strict=True))
         ):  # the detector on top
-            part = chosen[(chosen["dataset"] == dataset) & (chosen["signal"] == shown.signal)]
+            part = chosen[(chosen["dataset"] == dataset) & (chosen["score"] == shown.name)]
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
         row = registry.row_of(inputs.metrics, dataset, registry.DETECTOR)
@@ -234,7 +232,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def calibration(inputs: Inputs) -> Figure:
     """Observed share of hallucinations against predicted probability of the default detector, a panel per data set."""
     figure, panels = _panels(list(inputs.datasets))
-    chosen = inputs.calibration[inputs.calibration["signal"] == registry.DETECTOR]
+    chosen = inputs.calibration[inputs.calibration["score"] == registry.DETECTOR]
     for dataset, axes in panels:
         part = chosen[(chosen["dataset"] == dataset) & (chosen["n"] > 0)].sort_values("predicted")
         part = part.astype(
@@ -425,7 +423,7 @@ def risk(inputs: Inputs) -> Figure:
             chosen = (inputs.curves["curve"] == "risk") & (inputs.curves["dataset"] == dataset)
             part = inputs.curves[
                 chosen
-                & (inputs.curves["signal"] == shown.signal)
+                & (inputs.curves["score"] == shown.name)
                 & (inputs.curves["x"] >= LEAST_COVERAGE)
             ]
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())

@@ -1,4 +1,4 @@
-"""The figure of the leak: each signal under the random pair split and under the grouped one, a lane per data set."""
+"""The figure of the leak: each score under the random pair split and under the grouped one, a lane per data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +8,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ghosttrack import scores as registry
 from ghosttrack.evaluation.leak_reproduction import GROUPED, NOISE, RANDOM_PAIRS, SEEN, TEXT
 from ghosttrack.report.figures import GATE_COLOUR, INK, MUTED, NULL_COLOUR, STYLE, save
 
-_SIGNALS = (
-    (NOISE, "random numbers", NULL_COLOUR, "o"),
-    (SEEN, "seen as true in training?", MUTED, "^"),
-    (TEXT, "text alone", GATE_COLOUR, "s"),
-)
+_SCORES = ((NOISE, NULL_COLOUR, "o"), (SEEN, MUTED, "^"), (TEXT, GATE_COLOUR, "s"))
 
 
 def draw(table: pd.DataFrame, outputs: Sequence[Path]) -> None:
     """Write the figure of leak_reproduction.csv to each of `outputs`; the ending names the format."""
     datasets = list(dict.fromkeys(table["dataset"]))
-    means = table.groupby(["dataset", "signal", "split"])["auroc"].mean()
+    means = table.groupby(["dataset", "score", "split"])["auroc"].mean()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 1.0 + 0.62 * len(datasets)), layout="constrained")
         axes = figure.add_subplot()
-        for position, (signal, label, colour, marker) in enumerate(_SIGNALS):
+        for position, (score_name, colour, marker) in enumerate(_SCORES):
+            label = registry.get(score_name).label
             lanes = np.arange(len(datasets)) + 0.24 * (position - 1)
             pairs, whole = (
-                [means[dataset, signal, split] for dataset in datasets]
+                [means[dataset, score_name, split] for dataset in datasets]
                 for split in (RANDOM_PAIRS, GROUPED)
             )
             axes.hlines(lanes, whole, pairs, color=colour, lw=1.0)
@@ -52,7 +50,7 @@ def draw(table: pd.DataFrame, outputs: Sequence[Path]) -> None:
         )
         axes.grid(axis="y", visible=False)
         figure.legend(
-            loc="outside upper left", ncols=len(_SIGNALS), handletextpad=0.2, columnspacing=1.2
+            loc="outside upper left", ncols=len(_SCORES), handletextpad=0.2, columnspacing=1.2
         )
         for path in outputs:
             save(figure, path)

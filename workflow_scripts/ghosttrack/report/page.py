@@ -11,24 +11,22 @@ import pandas as pd
 import yaml
 
 from ghosttrack import scores as registry
-from ghosttrack.report import link_summary, pictures, sae_quality, wording
+from ghosttrack.report import link_summary, pictures, sae_quality
 from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
 from ghosttrack.report.verdicts import Verdict
 from ghosttrack.settings import code_digest
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Kind (CSS class) of each shown signal, in the order of tables.SHOWN.
-KINDS = ("detector", "output", "probe", "control")
-# Signals of the main table, with short headings.
+# Scores of the main table.
 COLUMNS = (
-    (registry.DETECTOR, "detector"),
-    ("answer_logprob_mean", "log-prob., mean"),
-    ("answer_logprob_sum", "log-prob., sum"),
-    ("raw_probe", "raw probe"),
-    (registry.TEXT_ONLY, "text only"),
-    (registry.LEAK_CONTROL, "embedding probe"),
+    registry.DETECTOR,
+    "answer_logprob_mean",
+    "answer_logprob_sum",
+    "raw_probe",
+    registry.TEXT_ONLY,
+    registry.EMBEDDING_PROBE,
 )
-# Signals shown for every relation of generated answers.
+# Scores shown for every relation of generated answers.
 BY_RELATION = (
     registry.DETECTOR,
     "answer_logprob_sum",
@@ -45,9 +43,9 @@ PARTS = {
         "Together",
         "Means over data sets that carry claims; every data set counts the same.",
     ),
-    "strict": (
-        "Strict sets",
-        "The label cannot be read off the text: the text-only interval covers 0.5. These carry the weight.",
+    "text_controlled": (
+        "Text-controlled data sets",
+        "The text does not give the label away: the text-only interval covers 0.5. These carry the weight.",
     ),
     "generated": (
         "The model's own answers",
@@ -72,7 +70,7 @@ CONTENTS = (
     ("saes", "SAEs"),
     ("tracks", "Links and tracks"),
     ("explanations", "Explanations"),
-    ("signals", "All signals"),
+    ("scores", "All scores"),
     ("words", "Words"),
     ("provenance", "Provenance"),
 )
@@ -135,10 +133,10 @@ def render(inputs: Inputs) -> str:
         verdict=Verdict.of(inputs.ledger, kinds),
         confidence=f"{100 * inputs.settings.get('evaluation', {}).get('confidence', 0.95):g} %",
         shown=[
-            {"label": shown.label, "kind": kind, "marker": shown.marker}
-            for shown, kind in zip(registry.SHOWN, KINDS, strict=True)
+            {"label": shown.label, "kind": shown.family, "marker": shown.marker}
+            for shown in registry.SHOWN
         ],
-        columns=[{"signal": signal, "label": label} for signal, label in COLUMNS],
+        columns=[{"score": name, "label": registry.get(name).heading} for name in COLUMNS],
         parts_of_data=parts,
         scale=scale,
         labels=_labels(inputs.labels),
@@ -148,8 +146,8 @@ def render(inputs: Inputs) -> str:
         quality=sae_quality.section(inputs.quality, inputs.answers),
         pairs=inputs.pairs,
         explanations=_explanations(inputs.explanations),
-        all_signals=[_signals(inputs.metrics, dataset) for dataset in inputs.datasets],
-        meanings=wording.MEANINGS,
+        all_scores=[_scores(inputs.metrics, dataset) for dataset in inputs.datasets],
+        detector=registry.get(registry.DETECTOR).meaning,
         provenance=_provenance(inputs),
         settings=yaml.safe_dump(_plain(inputs.settings), sort_keys=True, allow_unicode=True),
     )
@@ -171,7 +169,7 @@ def page(template: str, **values: Any) -> str:
         "count": lambda value: f"{int(value):,}",
         "percent": percent,
         "at": at,
-        "label": wording.label,
+        "label": registry.label,
         "tick": lambda value: f"{value:g}".replace("-", MINUS),
     }
     return environment.get_template(template).render(values)
@@ -186,7 +184,7 @@ def at(value: float, scale: Scale) -> str:
 
 def scale_of(metrics: pd.DataFrame) -> Scale:
     """An AUROC axis from below the lowest shown interval to 1."""
-    shown = metrics[metrics["signal"].isin([each.signal for each in registry.SHOWN])]
+    shown = metrics[metrics["score"].isin([each.name for each in registry.SHOWN])]
     lowest = np.nanmin([0.45, *shown["auroc_low"].to_numpy(float)])
     low = math.floor(10 * max(float(lowest), 0.0)) / 10
     return Scale(low, 1.0, 0.5, [tick / 10 for tick in range(round(10 * low), 11)])
@@ -197,10 +195,10 @@ def point(row: Mapping[str, Any], label: str, kind: str, marker: str) -> Point:
     return Point(label, kind, marker, row["auroc"], row["auroc_low"], row["auroc_high"])
 
 
-def _pools(metrics: pd.DataFrame, kinds: registry.Kinds) -> list[str]:
+def _pools(metrics: pd.DataFrame, kinds: registry.DatasetKinds) -> list[str]:
     """Names of the pooled rows that stand for more than one data set."""
     sizes = {
-        registry.ALL_GIVEN: len(kinds.strict) + len(kinds.leaky),
+        registry.ALL_GIVEN: len(kinds.text_controlled) + len(kinds.leaky),
         registry.ALL_GENERATED: len(kinds.generated),
     }
     return [
@@ -215,21 +213,23 @@ def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, An
     rows: list[dict[str, Any]] = []
     forest: list[dict[str, Any]] = []
     for dataset in datasets:
-        signals = {signal: registry.row_of(metrics, dataset, signal) for signal, _ in COLUMNS}
-        detector = signals[registry.DETECTOR] or dict.fromkeys(registry.METRICS, float("nan")) | {
+        scores = {
+            score_name: registry.row_of(metrics, dataset, score_name) for score_name in COLUMNS
+        }
+        detector = scores[registry.DETECTOR] or dict.fromkeys(registry.METRICS, float("nan")) | {
             "n": 0,
             "groups": 0,
         }
         points = [
-            point(row, shown.label, kind, shown.marker)
-            for shown, kind in zip(registry.SHOWN, KINDS, strict=True)
-            if (row := signals[shown.signal])
+            point(row, shown.label, shown.family, shown.marker)
+            for shown in registry.SHOWN
+            if (row := scores[shown.name])
         ]
         shown_name = POOLS.get(dataset, dataset) if name == "pooled" else dataset
         note = f"{int(detector['n']):,} texts, {int(detector['groups']):,} groups"
         if math.isnan(detector["auroc"]) and isinstance(detector.get("reason"), str):
             note += f"; not run: {detector['reason']}"
-        rows.append({"dataset": shown_name, "signals": signals, "detector": detector})
+        rows.append({"dataset": shown_name, "scores": scores, "detector": detector})
         forest.append(
             {
                 "name": shown_name,
@@ -258,19 +258,19 @@ def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _relations(metrics: pd.DataFrame) -> dict[str, Any]:
-    """Signals of `BY_RELATION` on every relation of generated answers; {} without any."""
+    """Scores of `BY_RELATION` on every relation of generated answers; {} without any."""
     names = list(dict.fromkeys(metrics["dataset"]))
     rows = []
     for name in names:
-        found = {signal: registry.row_of(metrics, name, signal) for signal in BY_RELATION}
+        found = {
+            score_name: registry.row_of(metrics, name, score_name) for score_name in BY_RELATION
+        }
         detector = found[registry.DETECTOR]
         if detector:
             right = round((1 - detector["prevalence"]) * detector["n"])
             counts = {"right": right, "wrong": int(detector["n"]) - right}
-            rows.append(
-                {"name": name.replace("/", ": "), **counts, "signals": list(found.values())}
-            )
-    return {"signals": list(BY_RELATION), "rows": rows} if rows else {}
+            rows.append({"name": name.replace("/", ": "), **counts, "scores": list(found.values())})
+    return {"scores": list(BY_RELATION), "rows": rows} if rows else {}
 
 
 def _audit(audit: pd.DataFrame, datasets: Sequence[str]) -> dict[str, Any]:
@@ -318,12 +318,12 @@ def _explanations(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _signals(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
+def _scores(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
     found = metrics[metrics["dataset"] == dataset].sort_values(
-        ["auroc", "signal"], ascending=[False, True]
+        ["auroc", "score"], ascending=[False, True]
     )
     rows = [
-        row | {"meaning": wording.meaning(row["signal"], row["family"])}
+        row | {"meaning": registry.get(str(row["score"])).meaning}
         for row in found.to_dict("records")
     ]
     return {"dataset": dataset, "rows": rows}

@@ -7,16 +7,15 @@ from typing import Any
 import pandas as pd
 
 from ghosttrack import scores as registry
-from ghosttrack.report import wording
 
-# Signals of the main table, in order; "ours" is set in bold.
-SIGNALS = (
-    (registry.DETECTOR, "detector"),
-    ("answer_logprob_mean", "log-prob."),
-    ("output_regression", "output regr."),
-    ("raw_probe", "raw probe"),
-    ("sae_probe", "SAE probe"),
-    (registry.TEXT_ONLY, "text only"),
+# Scores of the main table, in order; "ours" is set in bold.
+SCORES = (
+    registry.DETECTOR,
+    "answer_logprob_mean",
+    registry.OUTPUT_REGRESSION,
+    "raw_probe",
+    "sae_probe",
+    registry.TEXT_ONLY,
 )
 QUALITY = (
     ("l0", "$L_0$", 1),
@@ -43,7 +42,7 @@ _SPECIAL = {
 }
 # Figures of the document with their captions.
 FIGURES = {
-    "auroc": "AUROC with its interval, by data set and signal.",
+    "auroc": "AUROC with its interval, by data set and score.",
     "calibration": "Calibration of the detector by data set.",
     "sae_quality": "Quality of the sparse autoencoders by layer, on held-out documents.",
     "links": "Similarity of each feature's best match in the next layer, against permuted decoders.",
@@ -63,17 +62,17 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def detectors(metrics: pd.DataFrame) -> str:
-    """AUROC of the shown signals with their intervals, a row per data set, means last."""
+    """AUROC of the shown scores with their intervals, a row per data set, means last."""
     rows = []
     for dataset in dict.fromkeys(metrics["dataset"]):
-        found = [registry.row_of(metrics, str(dataset), signal) for signal, _ in SIGNALS]
+        found = [registry.row_of(metrics, str(dataset), score_name) for score_name in SCORES]
         ours = found[0]
         cells = [_estimate(row, bold=not place) for place, row in enumerate(found)]
         size = [f"{int(ours['n'])}", f"{int(ours['groups'])}"] if ours else ["--", "--"]
         rows.append([_name(str(dataset)), *size, *cells])
     return _table(
-        "lrr" + "c" * len(SIGNALS),
-        ["data set", "texts", "groups", *(label for _, label in SIGNALS)],
+        "lrr" + "c" * len(SCORES),
+        ["data set", "texts", "groups", *(registry.get(name).heading for name in SCORES)],
         rows,
         "AUROC of telling hallucinated from true texts, out of fold, with intervals from a bootstrap over groups.",
         "detectors",
@@ -89,7 +88,7 @@ def claims(ledger: pd.DataFrame) -> str:
         [
             escape(str(row["claim"])),
             _name(str(row["dataset"])),
-            escape(wording.label(str(row["control"]))),
+            escape(registry.label(str(row["control"]))),
             number(row["auroc_ours"]),
             number(row["auroc_control"]),
             f"{number(row['difference'])} [{number(row['difference_low'])}, {number(row['difference_high'])}]",

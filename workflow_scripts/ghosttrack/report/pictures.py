@@ -53,7 +53,7 @@ CAPTIONS = {
         "Change of the score when features are removed",
         "How far the detector's log-odds move, on average, when features are taken out of the running model at the answer's tokens; lines are intervals. The named reasons must lie to the right of random features that are active on the same answers; beside them stand the most active features, chosen without the detector.",
     ),
-    "auroc": ("AUROC by data set", "AUROC with its interval, by data set and signal."),
+    "auroc": ("AUROC by data set", "AUROC with its interval, by data set and score."),
 }
 
 

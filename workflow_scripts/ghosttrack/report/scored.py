@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ghosttrack
-from ghosttrack.detection.scored_texts import Score
+from ghosttrack.detection.scored_texts import ScoredText
 from ghosttrack.report import page
 
 # Probe scores from which on a token's colour is full, and how much colour that is.
 FULL, STRONGEST = 3.0, 62
 
 
-def render(scores: Sequence[Score], about: Mapping[str, Any]) -> str:
+def render(scores: Sequence[ScoredText], about: Mapping[str, Any]) -> str:
     """The page as HTML text.
 
     Args:
@@ -31,7 +31,7 @@ def render(scores: Sequence[Score], about: Mapping[str, Any]) -> str:
     )
 
 
-def _parts(score: Score) -> list[dict[str, Any]]:
+def _parts(score: ScoredText) -> list[dict[str, Any]]:
     """The text in pieces: judged tokens with a colour, the rest without; joined they are the text."""
     found: list[dict[str, Any]] = []
     end = 0

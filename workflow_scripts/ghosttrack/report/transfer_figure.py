@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from ghosttrack import scores as registry
 from ghosttrack.report import figures
 
-# Panels, each with its signal.
-PANELS = (("ghosttrack", "the detector"), ("raw_probe", "probe on raw activations"))
+# Scores, a panel each.
+PANELS = (registry.DETECTOR, "raw_probe")
 # A coin toss has no colour.
 _LOW, _HIGH = 0.5, 1.0
 
@@ -31,8 +31,8 @@ def transfer(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(2.6 + 2 * side, 1.6 + 0.36 * len(trainings)), layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True, squeeze=False)[0]
     colours = LinearSegmentedColormap.from_list("auroc", [figures.PAPER, figures.DETECTOR_COLOUR])
-    for axes, (signal, title) in zip(panels, PANELS, strict=True):
-        own = table[table["signal"] == signal].set_index(["trained_on", "dataset"])["auroc"]
+    for axes, score_name in zip(panels, PANELS, strict=True):
+        own = table[table["score"] == score_name].set_index(["trained_on", "dataset"])["auroc"]
         values = np.array(
             [[float(own.get((row, column), np.nan)) for column in datasets] for row in trainings]
         )
@@ -56,7 +56,7 @@ def transfer(table: pd.DataFrame) -> Figure:
             range(len(datasets)), datasets, rotation=45, ha="right", rotation_mode="anchor"
         )
         axes.set_yticks(range(len(trainings)), trainings)
-        axes.set_title(title)
+        axes.set_title(registry.get(score_name).label)
         axes.set_xlabel("tested on")
         axes.grid(visible=False)
         axes.tick_params(length=0)

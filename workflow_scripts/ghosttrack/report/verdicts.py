@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Self
 import pandas as pd
 
 from ghosttrack import scores as registry
-from ghosttrack.report import wording
 
 # The difference axis reaches at least this far to both sides, so that small noise looks small.
 LEAST_REACH = 0.1
@@ -69,7 +68,7 @@ class Verdict(NamedTuple):
     axis: Axis
 
     @classmethod
-    def of(cls, ledger: pd.DataFrame, kinds: registry.Kinds) -> Self:
+    def of(cls, ledger: pd.DataFrame, kinds: registry.DatasetKinds) -> Self:
         """Put a ledger into words."""
         rows = ledger.to_dict("records")
         claims = list(dict.fromkeys(row["claim"] for row in rows))
@@ -90,7 +89,7 @@ class Verdict(NamedTuple):
         )
 
 
-def summary(rows: Sequence[Mapping[str, Any]], kinds: registry.Kinds) -> str:
+def summary(rows: Sequence[Mapping[str, Any]], kinds: registry.DatasetKinds) -> str:
     """The findings that matter in one to four sentences."""
     given, generated = (
         _row(rows, registry.ALL_GIVEN, registry.HEADLINE),
@@ -100,7 +99,7 @@ def summary(rows: Sequence[Mapping[str, Any]], kinds: registry.Kinds) -> str:
         return "Nothing can be established: no data set here supports a claim."
     sentences = []
     for row, where, names in (
-        (given, "On texts it was given", [*kinds.strict, *kinds.leaky]),
+        (given, "On texts it was given", [*kinds.text_controlled, *kinds.leaky]),
         (generated, "On the model's own answers", kinds.generated),
     ):
         if row is not None:
@@ -156,7 +155,9 @@ def _headline(
     return f"{where}, the detector beats its best control by {row['difference']:.3f} AUROC{alone}."
 
 
-def findings(rows: Sequence[Mapping[str, Any]], kinds: registry.Kinds) -> dict[str, list[str]]:
+def findings(
+    rows: Sequence[Mapping[str, Any]], kinds: registry.DatasetKinds
+) -> dict[str, list[str]]:
     """Claims by verdict: those over several data sets, and the data sets whose headline number is an artefact."""
     found: dict[str, list[str]] = {
         registry.ESTABLISHED: [],
@@ -186,7 +187,7 @@ def findings(rows: Sequence[Mapping[str, Any]], kinds: registry.Kinds) -> dict[s
 
 def claim_of(row: Mapping[str, Any]) -> Claim:
     """A line of the ledger as words and a mark."""
-    ours, control = wording.label(row["ours"]), wording.label(row["control"])
+    ours, control = registry.label(row["ours"]), registry.label(row["control"])
     numbers = (
         f"{_capital(ours)} {_number(row['auroc_ours'])} against {_number(row['auroc_control'])} ({control}). "
         f"Difference {_signed(row['difference'])} "

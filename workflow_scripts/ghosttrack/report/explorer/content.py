@@ -112,12 +112,12 @@ def assemble(
 
 def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.DataFrame:
     """All texts of all sets with the detector's score; texts that were not evaluated are left out."""
-    own, alone = (
-        scores.loc[scores["signal"] == signal, ["dataset", "id", "score"]]
-        for signal in (registry.DETECTOR, registry.OUTPUT_ALONE)
+    own, output = (
+        scores.loc[scores["score"] == name, ["dataset", "id", "value"]]
+        for name in (registry.DETECTOR, registry.OUTPUT_REGRESSION)
     )
-    own = own.merge(
-        alone.rename(columns={"score": "output"}),
+    own = own.rename(columns={"value": "score"}).merge(
+        output.rename(columns={"value": "output"}),
         on=["dataset", "id"],
         how="left",
         validate="one_to_one",

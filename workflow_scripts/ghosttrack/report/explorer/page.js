@@ -205,7 +205,7 @@
       ["rank", text.rank[token] === 0 ? "the model's first choice" : `choice ${(text.rank[token] + 1).toLocaleString("en")}`],
       ...(text.probe ? [["probes", text.probe[token] === null ? "\u2013" : signed(text.probe[token], 2)]] : []),
       ["score", fixed(index.score[number], 2)],
-      ["score from the output alone", fixed(index.output[number], 2)],
+      ["score from output features", fixed(index.output[number], 2)],
     ];
     return make(
       "section", { class: "panel", "data-text": number, "aria-label": own ? "Text" : "Twin" },
