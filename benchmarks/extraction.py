@@ -18,7 +18,7 @@ from measure import Cost, cost, least, show
 from ghosttrack.activations import extraction, hooks
 from ghosttrack.activations.extraction import Extraction, Origin, StoreFiles
 from ghosttrack.inputs import models, sites
-from ghosttrack.inputs.dense_layers import quicken
+from ghosttrack.inputs.dense_layers import use_onednn
 from ghosttrack.runtime.allocator import keep_freed_memory
 
 
@@ -30,7 +30,7 @@ def load(name: str) -> Any:
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
-    quicken(model)  # as load_model does
+    use_onednn(model)  # as load_model does
     return model
 
 

@@ -211,10 +211,10 @@ def test_pretrained_autoencoders_are_fetched_and_nothing_is_extracted_or_trained
     ("change", "words"),
     [
         (None, ["no autoencoder for resid_post of layer 2", "blocks.0.hook_resid_post"]),
-        ({"d_in": 32}, ["d_in is 32, the model's width is 64"]),
+        ({"d_in": 32}, ["d_in is 32, but the model's width is 64"]),
         (
             {"metadata": {"hook_name": "blocks.1.hook_resid_post"}},
-            ["it reads resid_post of layer 1", "layer 2"],
+            ["it was trained on resid_post of layer 1", "layer 2"],
         ),
         ({"architecture": "gated"}, ["architecture is 'gated'"]),
     ],

@@ -505,9 +505,9 @@ CELLS: dict[str, Cell] = {
 # What a refusal says, and how the page says it.
 REASONS = {
     "has no two modules": "No two modules of a block return what the block adds to the residual stream.",
-    "in no ModuleList": "No list of modules has as many blocks as the configuration states.",
-    "does not take and return one vector": "A block does not take and return one vector for each token.",
-    "does not read what block": "A block does not read what the block below it returns.",
+    "has no ModuleList": "No list of modules has as many blocks as the configuration states.",
+    "does not map one vector of": "A block does not take and return one vector for each token.",
+    "is not the output of block": "A block does not read what the block below it returns.",
     "is not causal": "A later token changes the hidden states of earlier tokens.",
     "cannot read a text": "The model fails on a plain text without a cache.",
 }

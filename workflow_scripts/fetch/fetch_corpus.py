@@ -1,9 +1,9 @@
-"""Fetch the autoencoders' training text, tokenise and pack it, and keep some documents apart for measuring."""
+"""Fetch, tokenise and pack the SAE training text, and hold out documents for SAE quality."""
 
 from pathlib import Path
 
 from ghosttrack.inputs import documents
-from ghosttrack.inputs.corpus import Place
+from ghosttrack.inputs.corpus import SplitPaths
 from ghosttrack.runtime import job
 from ghosttrack.settings import CorpusSettings
 
@@ -25,8 +25,8 @@ def main(
         seed,
         tokenizer=tokenizer,
         model_config=model_config,
-        train=Place(train, train_manifest),
-        heldout=Place(heldout, heldout_manifest),
+        train=SplitPaths(train, train_manifest),
+        heldout=SplitPaths(heldout, heldout_manifest),
     )
 
 

@@ -1,4 +1,4 @@
-"""Fetch one data set of labelled texts and write it in the form that every later step reads."""
+"""Fetch one data set of labelled texts and write it in the format that later steps read."""
 
 from pathlib import Path
 

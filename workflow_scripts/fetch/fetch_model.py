@@ -1,4 +1,4 @@
-"""Fetch a model once: weights as one safetensors file, configuration, fast tokenizer, and where they came from."""
+"""Fetch a model: weights in one safetensors file, configuration and fast tokenizer."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def main(
     dimensions: DimensionSettings,
     seed: int,
 ) -> None:
-    """Write model/source.json, model.safetensors, config.json and tokenizer.json, all into one directory."""
+    """Write source.json, model.safetensors, config.json and tokenizer.json to one directory."""
     expected = [manifest, weights, config, tokenizer]
     assert [file.name for file in expected] == [
         "source.json",

@@ -1,4 +1,4 @@
-"""Fetch the questions of one data set with the prompts that the model completes."""
+"""Fetch the questions of one data set, with the prompts that the model completes."""
 
 from pathlib import Path
 
@@ -17,7 +17,10 @@ def main(
     generation: GenerationSettings,
     seed: int,
 ) -> None:
-    """Write questions.parquet; `tokenizer` (files of the model's folder) is read for generation.prompt: chat alone."""
+    """Write questions.parquet.
+
+    `tokenizer` (files in the model's directory) is used only with generation.prompt: chat.
+    """
     in_chat = generation.prompt == "chat"
     loaded = models.load_tokenizer(tokenizer[0].parent) if in_chat else None
     if in_chat:

@@ -1,4 +1,4 @@
-"""Bring the pretrained autoencoder of one layer into the form of those that are trained here."""
+"""Convert the pretrained SAE of one layer to the format of SAEs trained by this workflow."""
 
 import logging
 from dataclasses import replace
@@ -26,19 +26,21 @@ def main(
     d_model: int,
     source: SourceSettings,
 ) -> None:
-    """Fetch or find the checkpoint that `sae.source` and `sae.revision` name, check it, and write a SAELens folder."""
-    found = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, d_model)
+    """Fetch and check the checkpoint of `sae.source`, and write a SAELens folder."""
+    checkpoint = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, d_model)
     if site != "resid_post":
-        pretrained.require_sublayer(found, site, files.read_json(check)["sublayers"][layer][site])
-    if warning := pretrained.require_model(found, model, source):
+        pretrained.require_sublayer(
+            checkpoint, site, files.read_json(check)["sublayers"][layer][site]
+        )
+    if warning := pretrained.require_model(checkpoint, model, source):
         log.warning("%s", warning)
-    converted = conversion.convert(found, layer_norm=models.takes_out_means(model_config))
-    metadata = conversion.provenance(found, sae, layer) | {"layer": layer, "site": site}
+    converted = conversion.convert(checkpoint, layer_norm=models.uses_layer_norm(model_config))
+    metadata = conversion.provenance(checkpoint, sae, layer) | {"layer": layer, "site": site}
     hook_name = f"blocks.{layer}.hook_{site}"
     sae_model.save(
         replace(converted, metadata=metadata), weights, cfg, hook_name=hook_name, model_name=model
     )
-    # What an autoencoder trained here before left is not this one's.
+    # A previous SAE that was trained here may have left its training history.
     weights.with_name("history.csv").unlink(missing_ok=True)
 
 

@@ -20,7 +20,7 @@ from ghosttrack.detection.scored_texts import (
     Token,
 )
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.rows import shown, text_flaw, written
+from ghosttrack.inputs.cells import as_text, shown, text_flaw
 from ghosttrack.settings import names
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
 
 def _plain(value: Any, name: str, number: int) -> str:
     """Text, a number or a boolean as text; "" for None and NaN."""
-    found = written(value)
+    found = as_text(value)
     if found is None:
         raise UserError(f"text {number}: {name}: expected text or a number, found {shown(value)}")
     return found

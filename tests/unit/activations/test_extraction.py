@@ -241,7 +241,7 @@ def test_the_scripts_write_shards_that_join_and_the_held_out_stores(
     from extract import extract_activations, extract_heldout
     from ghosttrack.inputs import corpus
 
-    monkeypatch.setattr(corpus, "read_tokens", lambda *_: corpus.Tokens(tokens, tokens, {}))
+    monkeypatch.setattr(corpus, "read_tokens", lambda *_: corpus.PackedTokens(tokens, tokens, {}))
     small_models.save(
         small_models.make_model("llama"), small_models.make_tokenizer(), tmp_path / "model"
     )

@@ -314,7 +314,7 @@ def test_a_block_that_does_not_read_the_one_below_is_refused() -> None:
     model.model.layers[1].register_forward_pre_hook(
         lambda _module, arguments: (2.0 * arguments[0], *arguments[1:])
     )
-    with pytest.raises(UserError, match="block 1 does not read what block 0 returns"):
+    with pytest.raises(UserError, match="the input of block 1 is not the output of block 0"):
         checked(model)
 
 

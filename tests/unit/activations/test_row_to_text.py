@@ -40,7 +40,7 @@ def test_any_row_that_xarray_opens_leads_back_to_document_position_and_text(
     xarray = pytest.importorskip("xarray")
     tokenizer, model = small_models.make_tokenizer(), small_models.make_model("llama")
     train, heldout = (
-        corpus.Place(tmp_path / f"{side}.zarr", tmp_path / f"{side}.json")
+        corpus.SplitPaths(tmp_path / f"{side}.zarr", tmp_path / f"{side}.json")
         for side in ("train", "heldout")
     )
     settings = CorpusSettings(tokens=2000, heldout_tokens=100, context=CONTEXT)

@@ -140,7 +140,7 @@ NOBODY = "~nobody-of-this-name"
     [
         (["run", "--texts", "nowhere.csv"], "error: texts: there is no file nowhere.csv"),
         (["run", "--texts", "nowhere.txt"], "error: texts: there is no file nowhere.txt"),
-        (["run", "--texts", "."], "error: texts: . is a folder"),
+        (["run", "--texts", "."], "error: texts: . is a directory"),
         (
             ["run", "--texts", "blank.txt"],
             "error: texts: blank.txt holds no text; expected one text a line",
@@ -154,7 +154,7 @@ NOBODY = "~nobody-of-this-name"
             ["run", "a b", "--context", "nowhere.txt"],
             "error: context: there is no file nowhere.txt",
         ),
-        (["run", "a b", "--context", "."], "error: context: . is a folder"),
+        (["run", "a b", "--context", "."], "error: context: . is a directory"),
         (
             ["run", "a b", "--out", "folder.csv"],
             "error: --out: folder.csv is a folder; name a file in it",

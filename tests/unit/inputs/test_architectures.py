@@ -1,4 +1,4 @@
-"""The random models of `architectures` are sharp enough to show a wrong reader, and exact enough to compare with."""
+"""The random models in `architectures`: sensitive enough to reveal errors, and deterministic."""
 
 import functools
 import io
@@ -29,7 +29,7 @@ WINDOWED = [
 
 @pytest.fixture
 def library_log() -> Iterator[io.StringIO]:
-    """What transformers logs; its own handler writes past pytest's capture."""
+    """Log records of transformers, whose handler bypasses pytest's capture."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     logging.getLogger("transformers").addHandler(handler)
@@ -60,12 +60,12 @@ def read(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def change_from(name: str, ids: torch.Tensor) -> torch.Tensor:
-    """Largest difference between a text's log-probabilities and those of the first text, in nats: (position,)."""
+    """Largest difference to the log-probabilities of the first text, in nats: (position,)."""
     found = read(model_of(name), ids)[0]
     return (found - log_probs(name)[0, : len(found)]).abs().amax(-1)
 
 
-def test_at_least_fifty_architectures_are_there() -> None:
+def test_there_are_at_least_fifty_architectures() -> None:
     assert len({name.partition("+")[0] for name in architectures.CONFIGS}) >= 50
 
 
@@ -132,7 +132,7 @@ def test_the_length_of_a_text_changes_its_first_predictions_only_where_a_reason_
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_text_reads_the_same_alone_and_beside_another(name: str) -> None:
+def test_a_text_gives_the_same_results_alone_and_in_a_batch(name: str) -> None:
     torch.testing.assert_close(
         read(model_of(name), texts())[:1], log_probs(name), atol=ROUNDING, rtol=0
     )

@@ -1,4 +1,4 @@
-"""Chat templates: the ids are the library's own, a question cannot write a special token, and what cannot work is refused."""
+"""Chat templates: token ids equal transformers', questions contain no special tokens, errors."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +53,7 @@ def test_the_ids_are_those_of_apply_chat_template(tokenizer: Any, turns: list[st
     assert tokenizer.decode(found.ids) == found.text
 
 
-def test_the_bos_token_is_there_once_if_the_template_writes_it(tokenizer: Any, family: str) -> None:
+def test_the_bos_token_occurs_once_if_the_template_writes_it(tokenizer: Any, family: str) -> None:
     found = chat.render(tokenizer, TURNS, "x")
     assert found.ids.count(tokenizer.bos_token_id) == FAMILIES[family].bos
     assert all(
@@ -84,12 +84,13 @@ def test_a_question_that_the_splitting_of_a_special_token_would_change_is_refuse
     name: str,
 ) -> None:
     with pytest.raises(
-        UserError, match=r"question q7 holds the text of a special token.*generation\.prompt: plain"
+        UserError,
+        match=r"question q7 contains the text of a special token.*generation\.prompt: plain",
     ):
         chat.render(chat_models.make_tokenizer(FAMILIES[name]), ["Is </s>\nit?"], "question q7")
 
 
-def test_a_question_whose_tokens_cannot_be_told_from_the_template_s_is_refused() -> None:
+def test_a_question_that_the_template_changes_is_refused() -> None:
     vocabulary = {word: number for number, word in enumerate(["<unk>", "<eot>", "Who", "A:"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -123,7 +124,7 @@ def test_a_continuation_is_its_own_text_without_special_tokens(tokenizer: Any, t
     text=st.text(st.characters(codec="utf-8", exclude_categories=("Co", "Cn", "Cc")), max_size=12)
 )
 @pytest.mark.parametrize("name", ["chatml", "mistral with spaces"])
-def test_any_continuation_is_as_it_is_behind_a_prompt(name: str, text: str) -> None:
+def test_any_continuation_has_the_tokens_that_it_has_after_a_prompt(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     prompt = chat.render(tokenizer, TURNS[2:], "x")
     (found,) = chat.continuations(tokenizer, [text])
@@ -152,7 +153,7 @@ def test_an_answer_ends_at_the_end_of_a_turn_and_at_every_special_token(
     }
 
 
-def test_words_numbers_and_blanks_that_were_added_to_a_vocabulary_end_no_answer() -> None:
+def test_added_words_numbers_and_blanks_do_not_end_an_answer() -> None:
     more = chat_models.make_tokenizer(FAMILIES["llama"])
     more.add_tokens(["26", "user", "\n\n", "week"])
     assert not set(more.convert_tokens_to_ids(["26", "user", "\n\n", "week"])) & set(
@@ -209,15 +210,15 @@ REFUSED = {
     ),
     "today": (
         "{% set form = '%d' %}{{ strftime_now(form) }}" + EACH + LAST,
-        r"today's date in a format that is no literal",
+        r"today's date in a computed format",
     ),
     "leaves out a turn": (
         "{{ messages[0].content }}" + LAST,
-        r"does not show the message 'How many legs.*' in the conversation of tiny",
+        r"omits the message 'How many legs.*' of tiny",
     ),
     "opens no turn": (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.content }}{% endfor %}",
-        r"writes '<.im_start.>assistant' before an answer, and leaves it out of the prompt",
+        r"writes '<.im_start.>assistant' before an answer but not at the end of a prompt",
     ),
     "thinks": (EACH + "{{ '<think>\n' }}", r"chain of thought"),
 }

@@ -1,4 +1,4 @@
-"""Model directories that are damaged, incomplete or of another kind: one line that names the file and the remedy."""
+"""Damaged, incomplete or unsuitable model directories give one line with file and remedy."""
 
 import json
 import pickle
@@ -82,7 +82,7 @@ def cut(folder: Path) -> None:
 
 
 def shards(folder: Path, lost: bool = False, cut_one: bool = False, map_of: Any = None) -> None:
-    """Split the weights into two files; lose one, cut one, or write another weight_map."""
+    """Split the weights into two files; remove or truncate one, or write another weight_map."""
     weights = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(weights)
@@ -194,16 +194,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no config.json": (remove("config.json"), r"has no config\.json"),
     "config.json is not JSON": (
         text("config.json", "{,"),
-        r"config\.json is not JSON .*get the file anew",
+        r"config\.json is not JSON .*download the file again",
     ),
     "config.json is a list": (text("config.json", "[]"), r"config\.json holds a JSON list"),
     "config.json is binary": (
         lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"),
         r"config\.json is not JSON",
     ),
-    "no model_type": (only(hidden_size=8), r"names no model_type"),
+    "no model_type": (only(hidden_size=8), r"has no model_type"),
     "unknown model_type": (config(model_type="nonesuch"), r"model_type 'nonesuch'.*does not know"),
-    "code of its own": (
+    "custom code": (
         config(model_type="nonesuch", auto_map={"AutoModelForCausalLM": "m.M"}),
         r"auto_map.* never run",
     ),
@@ -211,10 +211,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(hidden_size="eight"),
         r"config\.json is not valid .*hidden_size",
     ),
-    "encoder": (only(**BERT, model_type="bert"), r"no causal language model: .*is_decoder"),
+    "encoder": (only(**BERT, model_type="bert"), r"not a causal language model: .*is_decoder"),
     "encoder, roberta": (
         only(**BERT, model_type="roberta"),
-        r"no causal language model: .*is_decoder",
+        r"not a causal language model: .*is_decoder",
     ),
     "permuted": (
         only(model_type="xlnet", d_model=8, n_layer=1, n_head=1),
@@ -225,8 +225,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
         r"use_bidirectional_attention",
     ),
     "seq2seq": (only(**SEQ2SEQ), r"encoder-decoder model \(t5\)"),
-    "vision": (only(**VISION), r"is a vit model, which is no causal language model"),
-    "no weights": (remove(WEIGHTS), r"no weights that transformers loads"),
+    "vision": (only(**VISION), r"is a vit model, which is not a causal language model"),
+    "no weights": (remove(WEIGHTS), r"no weights that transformers can load"),
     "weights of another framework": (
         lambda f: (f / WEIGHTS).rename(f / "tf_model.h5"),
         r"\(found tf_model\.h5\); expected model\.safetensors",
@@ -239,18 +239,21 @@ REFUSED: dict[str, tuple[Change, str]] = {
         text("tokenizer.json", POINTER),
         r"tokenizer\.json is a git-lfs pointer",
     ),
-    "truncated weights": (cut, r"model\.safetensors is damaged or cut short .*get this file anew"),
+    "truncated weights": (
+        cut,
+        r"model\.safetensors is damaged or truncated .*download this file again",
+    ),
     "empty weights": (
         lambda f: (f / WEIGHTS).write_bytes(b""),
-        r"model\.safetensors is damaged or cut short",
+        r"model\.safetensors is damaged or truncated",
     ),
     "truncated shard": (
         lambda f: shards(f, cut_one=True),
-        r"model-00002-of-00002\.safetensors is damaged or cut",
+        r"model-00002-of-00002\.safetensors is damaged or truncated",
     ),
     "missing shard": (
         lambda f: shards(f, lost=True),
-        r"1 of which are missing, the first is model-00002-of-00002",
+        r"1 are missing, the first is model-00002-of-00002",
     ),
     "index without a map": (lambda f: shards(f, map_of={}), r"index\.json has no weight_map"),
     "index with a strange map": (
@@ -263,11 +266,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "truncated pickle": (
         both(as_pickle, cut_pickle),
-        r"pytorch_model\.bin is damaged or holds .*get this file anew",
+        r"pytorch_model\.bin is damaged or contains .*download this file again",
     ),
     "pickle with code": (
         harmful_pickle,
-        r"pytorch_model\.bin is damaged or holds more than tensors, which is never run",
+        r"pytorch_model\.bin is damaged or contains objects other than tensors, which are never loaded",
     ),
     "a tensor is missing": (
         lose_a_tensor,
@@ -275,7 +278,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a tensor of another shape": (
         wrong_shape,
-        r"1 tensors have another shape .*up_proj\.weight.*4, 8.*8, 8.*get the config\.json",
+        r"1 tensors have another shape .*up_proj\.weight.*4, 8.*8, 8.*use the config\.json",
     ),
     "adapter": (
         both(empty, text("adapter_config.json", '{"peft_type": "LORA"}')),
@@ -287,7 +290,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         r"GGUF model in parts \(m-00001-of-00002\.gguf\).*llama-gguf-split --merge",
     ),
     "two GGUF files": (two_gguf, r"2 \.gguf files \(m-q4\.gguf, m-q8\.gguf\), expected one"),
-    "damaged GGUF": (damaged_gguf, r"m\.gguf cannot be read .*get the file anew"),
+    "damaged GGUF": (damaged_gguf, r"m\.gguf cannot be read .*download the file again"),
     "integers as weights": (
         codes,
         r"tensor model\.layers\.0\.mlp\.up_proj\.weight of .* has the type I8.*dequantize",
@@ -323,7 +326,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "tokenizer.json is not JSON": (
         text("tokenizer.json", "{"),
-        r"tokenizer\.json is not JSON .*get the file anew",
+        r"tokenizer\.json is not JSON .*download the file again",
     ),
     "tokenizer.json is another JSON": (
         text("tokenizer.json", "{}"),
@@ -337,20 +340,20 @@ REFUSED: dict[str, tuple[Change, str]] = {
         text("generation_config.json", "{"),
         r"generation_config\.json is not JSON",
     ),
-    "tokenizer with code of its own": (
+    "tokenizer with custom code": (
         text(
             "tokenizer_config.json",
             '{"auto_map": {"AutoTokenizer": ["t.T", null]}, "tokenizer_class": "T"}',
         ),
-        r"tokenizer needs code of its own .*never run",
+        r"tokenizer needs custom code .*never run",
     ),
-    "tokenizer without a fast form": (slow_tokenizer, r"tokenizer without a fast form"),
-    "truncated GGUF": (truncated_gguf, r"weights\.gguf cannot be read .*get the file anew"),
+    "has no fast tokenizer": (slow_tokenizer, r"has no fast tokenizer"),
+    "truncated GGUF": (truncated_gguf, r"weights\.gguf cannot be read .*download the file again"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_directory_that_cannot_be_read_is_one_line(
+def test_a_directory_that_cannot_be_read_gives_an_error_of_one_line(
     case: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -365,7 +368,7 @@ def test_a_directory_that_cannot_be_read_is_one_line(
 
 
 def own_code(folder: Path) -> None:
-    REFUSED["tokenizer with code of its own"][0](folder)
+    REFUSED["tokenizer with custom code"][0](folder)
     text(
         "tokenizer_config.json",
         '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}',
@@ -452,7 +455,7 @@ def test_an_encoder_that_is_set_up_as_a_decoder_and_others_are_causal_models(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
+def test_nan_and_infinite_weights_are_refused_with_the_tensors_name(
     dtype: torch.dtype, value: float, source: Path, tmp_path: Path
 ) -> None:
     weights = {name: weight.to(dtype) for name, weight in load_file(source / WEIGHTS).items()}
@@ -460,12 +463,12 @@ def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
     save_file(weights, source / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(
         UserError,
-        match=r"up_proj\.weight holds 1 NaN or infinite of 64 values.* get the model anew",
+        match=r"up_proj\.weight holds 1 NaN or infinite of 64 values.* download the model again",
     ):
         fetch(source, tmp_path / "out")
 
 
-def test_a_value_that_is_no_number_is_found_in_each_part_of_a_large_tensor(
+def test_nan_is_found_in_every_part_of_a_large_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_files, "_PART", 4)

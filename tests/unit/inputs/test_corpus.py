@@ -1,4 +1,4 @@
-"""Packing documents into contexts, splitting them, storing them; and the sources they come from."""
+"""Pack documents into contexts, split and store them; the sources of a corpus."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ import zarr
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
 from ghosttrack.inputs import corpus, corpus_split, documents, hub, repeats
-from ghosttrack.inputs.corpus import Packer, Place, Stream
+from ghosttrack.inputs.corpus import Packer, SplitPaths, Stream
 from ghosttrack.settings import CorpusSettings
 
 SEPARATOR = 0
@@ -33,16 +33,16 @@ class Letters:
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
 
-def places(folder: Path) -> dict[str, Place]:
+def places(folder: Path) -> dict[str, SplitPaths]:
     return {
-        side: Place(folder / f"{side}.zarr", folder / f"{side}.json")
+        side: SplitPaths(folder / f"{side}.zarr", folder / f"{side}.json")
         for side in ("train", "heldout")
     }
 
 
 def build(
     folder: Path, streams: Sequence[Stream], **settings: Any
-) -> tuple[corpus.Tokens, corpus.Tokens]:
+) -> tuple[corpus.PackedTokens, corpus.PackedTokens]:
     where = places(folder)
     corpus.build(
         streams,
@@ -62,7 +62,7 @@ def numbered(prefix: str = "text", count: int = 1000) -> Iterator[str]:
 def packed_slowly(
     texts: Iterable[list[int]], contexts: int, context: int
 ) -> tuple[list[int], list[int]]:
-    """One token at a time: the obvious reference."""
+    """Reference implementation, one token at a time."""
     tokens: list[int] = []
     owners: list[int] = []
     for number, text in enumerate(texts):
@@ -98,7 +98,7 @@ def test_packing_equals_the_one_token_at_a_time_reference(context: int, block: i
     assert (packed[:, 0] == SEPARATOR).all()
 
 
-def test_every_row_leads_back_to_its_document_its_position_and_its_token(tmp_path: Path) -> None:
+def test_the_origin_of_every_row_is_its_document_position_and_token(tmp_path: Path) -> None:
     found, _ = build(
         tmp_path, [Stream("a", numbered(), 1.0)], tokens=500, heldout_tokens=60, context=20
     )
@@ -115,7 +115,7 @@ def test_every_row_leads_back_to_its_document_its_position_and_its_token(tmp_pat
     assert re.fullmatch(r"text number \d+ of many", text)
 
 
-def test_no_text_is_on_both_sides_and_both_are_full(tmp_path: Path) -> None:
+def test_no_text_is_in_both_parts_and_both_are_full(tmp_path: Path) -> None:
     train, heldout = build(
         tmp_path, [Stream("a", numbered(), 1.0)], tokens=4000, heldout_tokens=500, context=64
     )
@@ -128,7 +128,7 @@ def test_no_text_is_on_both_sides_and_both_are_full(tmp_path: Path) -> None:
     assert train.manifest["tokens"] == train.tokens.size
 
 
-def whole_texts(side: corpus.Tokens) -> set[str]:
+def whole_texts(side: corpus.PackedTokens) -> set[str]:
     found = {
         "".join(map(chr, side.tokens[(side.documents == n) & (side.tokens != SEPARATOR)]))
         for n in np.unique(side.documents)
@@ -136,7 +136,7 @@ def whole_texts(side: corpus.Tokens) -> set[str]:
     return found & set(numbered())
 
 
-def test_the_side_of_a_text_does_not_depend_on_its_place_in_the_corpus(tmp_path: Path) -> None:
+def test_the_part_of_a_text_does_not_depend_on_its_position_in_the_corpus(tmp_path: Path) -> None:
     sizes = {"tokens": 8000, "heldout_tokens": 2000, "context": 50}
     train, heldout = build(tmp_path / "a", [Stream("a", numbered(), 1.0)], **sizes)
     other_train, other_heldout = build(
@@ -179,7 +179,7 @@ def test_streams_are_mixed_by_tokens_not_by_documents(tmp_path: Path) -> None:
     assert shares["short"] / sum(shares.values()) == pytest.approx(0.25, abs=0.03)
 
 
-def test_a_mixture_goes_on_without_the_source_that_is_used_up(tmp_path: Path) -> None:
+def test_a_mixture_continues_without_a_source_that_has_ended(tmp_path: Path) -> None:
     streams = [Stream("long", numbered(), 0.5), Stream("short", numbered("s", 20), 0.5)]
     train, _ = build(tmp_path, streams, tokens=8000, heldout_tokens=800, context=100)
     assert train.manifest["tokens_by_source"]["short"] < 500
@@ -233,7 +233,7 @@ def test_a_batch_holds_no_more_texts_and_characters_than_its_limits(
     ]
 
 
-def test_a_set_of_digests_knows_all_that_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_of_digests_contains_all_that_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "_LEAST_RECENT", 10)
     digests = [
         hashlib.sha256(bytes([number % 200, number // 400])).digest() for number in range(1000)
@@ -247,7 +247,7 @@ def test_a_set_of_digests_knows_all_that_were_added(monkeypatch: pytest.MonkeyPa
         assert len(found) == len(known)
 
 
-def test_reading_stops_as_soon_as_both_sides_are_full(tmp_path: Path) -> None:
+def test_reading_stops_as_soon_as_both_parts_are_full(tmp_path: Path) -> None:
     taken = 0
 
     def endless() -> Iterator[str]:
@@ -273,7 +273,7 @@ def test_reading_stops_as_soon_as_both_sides_are_full(tmp_path: Path) -> None:
         (5000, 1, 60),
     ],
 )
-def test_too_little_text_says_how_much_there_is_and_settings_for_which_it_is_enough(
+def test_the_error_for_too_little_text_names_its_size_and_settings_that_fit(
     tmp_path: Path, tokens: int, heldout: int, documents: int
 ) -> None:
     sizes = {"tokens": tokens, "heldout_tokens": heldout}
@@ -305,12 +305,12 @@ def test_too_little_text_says_how_much_there_is_and_settings_for_which_it_is_eno
         (["a text"] * 5, r"gives 1 document: .* divide the text into more documents"),
         (
             [f"text {number}" for number in range(8)],
-            r"gives 8 different documents: .* tokens fill no two contexts of 50.* or lower corpus\.context",
+            r"gives 8 different documents: .* tokens do not fill two contexts of 50.* or lower corpus\.context",
         ),
     ],
     ids=["none", "blank", "one long", "one short", "one repeated", "eight short"],
 )
-def test_a_corpus_that_no_sizes_fit_is_refused_with_what_would_help(
+def test_a_corpus_that_fits_no_sizes_is_refused_with_a_remedy(
     tmp_path: Path, texts: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=rf"^corpus\.source: .*{message}"):
@@ -417,7 +417,7 @@ def test_jsonl_and_parquet_are_read_from_the_named_column(tmp_path: Path) -> Non
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": "b\\ud800"}\n',
-            r"row 2 of .*'text': character 2 is half of a surrogate pair, .ud800",
+            r"row 2 of .*'text': character 2 is .ud800, half of a surrogate pair",
         ),
         ("a.parquet", "not parquet", "is damaged or is not a parquet file"),
         ("a.doc", "word", "must end in one of .txt, .jsonl, .parquet"),
@@ -470,7 +470,7 @@ def test_the_hub_is_asked_for_the_right_data_set_and_wikitext_rows_become_articl
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def rows(*arguments: Any, **_: Any) -> hub.Rows:
+    def rows(*arguments: Any, **_: Any) -> hub.HubRows:
         asked.append(arguments)
         lines = [
             "",
@@ -481,7 +481,7 @@ def test_the_hub_is_asked_for_the_right_data_set_and_wikitext_rows_become_articl
             " = Second = \n",
             " text \n",
         ]
-        return hub.Rows(iter([{"text": line} for line in lines]), "abc")
+        return hub.HubRows(iter([{"text": line} for line in lines]), "abc")
 
     monkeypatch.setattr(hub, "rows", rows)
     found = texts_of(CorpusSettings(source="wikitext-103"))

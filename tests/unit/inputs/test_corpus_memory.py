@@ -1,4 +1,4 @@
-"""A corpus file takes little memory, however large it is: each kind of file is read in a process of its own."""
+"""A large corpus file takes little memory; every format is read in a separate process."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Bytes:
 
 def build(source, tokens, folder):
     settings = CorpusSettings(source=source, tokens=tokens, heldout_tokens=1000, context=256)
-    train, heldout = (corpus.Place(folder / f"{side}.zarr", folder / f"{side}.json") for side in ("train", "heldout"))
+    train, heldout = (corpus.SplitPaths(folder / f"{side}.zarr", folder / f"{side}.json") for side in ("train", "heldout"))
     streams = documents.open_source(settings, 0).streams
     corpus.build(streams, Bytes(), train, heldout, settings, {"source": "test"})
 
@@ -80,7 +80,7 @@ def one_row(path: Path, texts: list[str]) -> None:
 
 
 def said(folder: Path, write: Callable[[Path, list[str]], None], ending: str) -> tuple[int, str]:
-    """Megabytes that the peak grew by, and the error."""
+    """Growth of the peak memory in megabytes, and the error."""
     texts = [f"document {number} " + "of many words " * 140 for number in range(MEGABYTES * 500)]
     write(folder / f"large{ending}", texts)
     # A small file of the same kind loads the same libraries.
@@ -125,7 +125,7 @@ def test_a_corpus_file_is_read_in_bounded_memory(
         (one_row, ".jsonl", "corpus.source: line 1 of "),
     ],
 )
-def test_a_giant_line_or_document_is_refused_by_its_place_and_length_in_bounded_memory(
+def test_a_giant_line_or_document_is_refused_with_its_line_and_length_in_bounded_memory(
     tmp_path: Path, write: Callable[[Path, list[str]], None], ending: str, message: str
 ) -> None:
     grown, error = said(tmp_path, write, ending)

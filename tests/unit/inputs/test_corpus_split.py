@@ -1,4 +1,4 @@
-"""Sizes that an error proposes for a corpus, against a slow reference that splits the documents one by one."""
+"""Corpus sizes that an error proposes, compared with a slow reference implementation."""
 
 import hashlib
 
@@ -24,7 +24,7 @@ def lengths_of(documents: list[int]) -> DocumentLengths:
 
 
 def filled_slowly(documents: list[int], settings: CorpusSettings) -> bool:
-    """Whether documents of so many tokens, each behind a separator, fill the contexts of both sides."""
+    """Whether documents of these lengths, with separators, fill the contexts of both parts."""
     sides = [0, 0]
     for number, tokens in enumerate(documents):
         held_out = int.from_bytes(digest_of(number)[:8], "big") / 2**64 < heldout_share(settings)
@@ -66,7 +66,7 @@ def test_the_ratio_of_the_settings_is_kept_where_the_corpus_allows_it() -> None:
     assert found.tokens > 60_000  # of the 101,000 that there are
 
 
-def test_one_document_fills_no_two_sides_however_long_it_is() -> None:
+def test_one_document_never_fills_both_parts() -> None:
     assert (
         lengths_of([10**6]).largest_sizes(CorpusSettings(tokens=8, heldout_tokens=8, context=8))
         is None

@@ -93,7 +93,7 @@ def test_truthfulqa_gives_every_answer_once_and_drops_texts_with_both_labels(
     assert frame["group"].nunique() == 2
 
 
-def test_truthfulqa_reads_the_hubs_form_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truthfulqa_is_read_in_the_format_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     row = {
         "type": "Adversarial",
@@ -105,9 +105,9 @@ def test_truthfulqa_reads_the_hubs_form_too(monkeypatch: pytest.MonkeyPatch) -> 
         "source": "x",
     }
 
-    def rows(*arguments: Any, **_: Any) -> hub.Rows:
+    def rows(*arguments: Any, **_: Any) -> hub.HubRows:
         asked.append(arguments)
-        return hub.Rows(iter([row]), "abc")
+        return hub.HubRows(iter([row]), "abc")
 
     monkeypatch.setattr(hub, "rows", rows)
     frame = datasets.load_examples(settings(source="truthfulqa"), seed=0)
@@ -251,7 +251,7 @@ def own(path: Path, table: Mapping[str, Any], **values: Any) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("labels", [[0, 1], ["false", "TRUE"], ["0.0", "1.0"], [False, True]])
-def test_user_texts_are_taken_as_they_stand(tmp_path: Path, labels: list[Any]) -> None:
+def test_user_texts_are_used_unchanged(tmp_path: Path, labels: list[Any]) -> None:
     frame = own(tmp_path / "a.csv", {"text": ["NA", "Rome is in Peru."], "label": labels})
     check_form(frame)
     assert frame[["text", "answer", "prompt", "label"]].values.tolist() == [
@@ -261,7 +261,7 @@ def test_user_texts_are_taken_as_they_stand(tmp_path: Path, labels: list[Any]) -
     assert frame["group"].nunique() == 2
 
 
-def test_files_that_mark_true_texts_with_1_are_turned_round(tmp_path: Path) -> None:
+def test_labels_are_inverted_if_1_marks_true_texts(tmp_path: Path) -> None:
     frame = own(
         tmp_path / "a.csv",
         {"statement": ["a", "b"], "label": [1, 0]},
@@ -381,7 +381,7 @@ def test_repeats_are_dropped_and_counted(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
+def test_errors_in_user_texts_name_row_and_key(
     tmp_path: Path, table: Mapping[str, Any], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -393,8 +393,8 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
     [
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"text,label\na,0,1\n", "row 1 of .* has 3 values for 2 columns"),
-        ("a.csv", b'text,label\n"a,0\n', "not a table of values between commas"),
-        ("a.csv", b"text,text\na,0\n", "two columns of one name"),
+        ("a.csv", b'text,label\n"a,0\n', "not a table of values separated by commas"),
+        ("a.csv", b"text,text\na,0\n", "two columns with the name"),
         (
             "a.csv",
             "text,label\nZürich,0\n".encode("latin-1"),
@@ -413,7 +413,7 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
         (
             "a.csv",
             "text,label\na,0\n".encode("utf-16-le"),
-            "path: .*a.csv is full of NUL bytes, as UTF-16 text without",
+            "path: .*a.csv is full of NUL bytes, like binary files and UTF-16 text without",
         ),
         ("a.csv", b"text,x\0y,label\n", "path: the header of .*a.csv: character 2 is NUL"),
         ("a.csv", b"text,label\n", "holds no rows"),
@@ -434,7 +434,7 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
         (
             "a.csv",
             b'text,label\na,0\n"b,1\nc,0\n',
-            "row 2, column 'text', line 4: unexpected end of data; is a quotation mark",
+            "row 2, column 'text', line 4: unexpected end of data; close every quotation mark",
         ),
         pytest.param(
             "a.csv",
@@ -480,14 +480,14 @@ def test_what_is_wrong_with_user_texts_is_said_with_row_and_key(
         (
             "a.jsonl",
             b'{"text": "a", "x": {"y": ["\\ud800"]}}',
-            "row 1 of .*column 'x': character 1 is half of a surrogate pair, .ud800",
+            "row 1 of .*column 'x': character 1 is .ud800, half of a surrogate pair",
         ),
         (
             "a.json",
             b'[{"text": "a"}, {"text": "ab\\udc00c"}]',
-            "row 2 of .*column 'text': character 3 is half of a surrogate pair, .udc00",
+            "row 2 of .*column 'text': character 3 is .udc00, half of a surrogate pair",
         ),
-        ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is half"),
+        ("a.jsonl", b'{"\\ud800": "a"}', "row 1 of .*column '.*ud800': character 1 is .*, half"),
         ("a.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "line 1 of .* is not JSON"),
         ("a.jsonl", b'{"text": "a"\n', "line 1 of .* is not JSON"),
         ("a.jsonl", b'["a"]\n', "line 1 of .* is not an object"),
@@ -512,7 +512,7 @@ def test_a_parquet_cell_that_is_not_utf8_is_named_with_its_row_and_column(tmp_pa
         datasets.load_examples(settings(source="file", path=str(tmp_path / "a.parquet")), seed=0)
 
 
-def test_a_long_cell_in_a_column_that_nobody_reads_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_long_cell_in_a_column_that_is_not_read_is_accepted(tmp_path: Path) -> None:
     limit = csv.field_size_limit()
     frame = own(
         tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1], "page": ["c" * 2_000_000, "d\0"]}
@@ -536,7 +536,7 @@ def test_an_accepted_answer_with_half_a_surrogate_pair_is_named_with_its_row(
     }
     with pytest.raises(
         UserError,
-        match=r"row 4 of .*q\.csv, column 'gold': character 1 is half of a surrogate pair",
+        match=r"row 4 of .*q\.csv, column 'gold': character 1 is .*, half of a surrogate pair",
     ):
         datasets.load_questions(settings(**base), seed=0, count=2)
 
@@ -563,7 +563,7 @@ def test_csv_tsv_jsonl_json_and_parquet_give_the_same_texts(tmp_path: Path) -> N
         assert frame[["text", "label"]].values.tolist() == table.values.tolist()
 
 
-def test_own_questions_need_gold_answers(tmp_path: Path) -> None:
+def test_user_questions_need_gold_answers(tmp_path: Path) -> None:
     rows = [{"q": f"Number {n}?", "gold": f"{n}; n{n}"} for n in range(9)]
     path = write_lines(tmp_path / "q.jsonl", rows)
     base = {"source": "file", "mode": "generated", "path": str(path), "question_column": "q"}
@@ -632,7 +632,7 @@ def test_a_span_with_both_labels_is_dropped_with_its_rows_named_and_other_spans_
     )
 
 
-def test_spans_of_one_text_in_two_groups_are_one_unit_of_the_folds(tmp_path: Path) -> None:
+def test_spans_of_one_text_in_two_groups_stay_in_one_fold(tmp_path: Path) -> None:
     table = {
         "text": ["b", "in Rome, in 1942", "in Rome, in 1942"],
         "a": ["b", "Rome", "1942"],
@@ -656,7 +656,7 @@ def write_any(path: Path, table: Mapping[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "words.csv", "a.jsonl", "a.parquet"])
-def test_rows_without_a_group_are_groups_of_their_own_and_counted(
+def test_rows_without_a_group_form_groups_and_are_counted(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_any(
@@ -675,7 +675,7 @@ def test_rows_without_a_group_are_groups_of_their_own_and_counted(
     )
 
 
-def test_questions_without_a_group_are_groups_of_their_own_too(tmp_path: Path) -> None:
+def test_questions_without_a_group_form_groups(tmp_path: Path) -> None:
     rows = [{"q": f"Number {n}?", "gold": n, "g": float("nan")} for n in range(12)]
     path = write_lines(tmp_path / "q.jsonl", rows)
     chosen = settings(
@@ -691,7 +691,7 @@ def test_questions_without_a_group_are_groups_of_their_own_too(tmp_path: Path) -
     assert all(row.gold == [row.question[7:-1]] for row in frame.itertuples())
 
 
-def test_a_group_that_is_no_text_or_number_is_refused(tmp_path: Path) -> None:
+def test_a_group_that_is_neither_text_nor_number_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": "a", "label": 0, "g": ["x"]}])
     with pytest.raises(
         UserError,
@@ -723,7 +723,7 @@ def test_the_log_shows_how_each_label_is_read_with_two_examples(
     assert f"the labels are inverted, set true_label: {1 - true_label}" in caplog.text
 
 
-def test_columns_of_nested_objects_and_answers_that_are_numbers_are_taken(tmp_path: Path) -> None:
+def test_nested_columns_and_numeric_answers_are_accepted(tmp_path: Path) -> None:
     rows = [
         {"x": {"text": "Rome was founded in 753 BC", "truth": True, "year": 753.0}},
         {"x": {"text": "Rome was founded in 17 AD", "truth": False, "year": 17}},
@@ -776,7 +776,7 @@ def test_a_limit_keeps_whole_groups_and_their_order(tmp_path: Path, limit: int) 
     assert again["id"].tolist() != frame["id"].tolist()
 
 
-def test_embedded_facts_come_through() -> None:
+def test_fact_tables_are_loaded_like_other_data_sets() -> None:
     frame = datasets.load_examples(
         settings(source="facts", table="capitals", max_examples=40), seed=0
     )
@@ -786,7 +786,7 @@ def test_embedded_facts_come_through() -> None:
     assert len(asked) == 10
 
 
-def test_a_written_table_comes_back_and_two_are_the_same_bytes(tmp_path: Path) -> None:
+def test_a_written_table_is_read_back_equal_and_writing_is_deterministic(tmp_path: Path) -> None:
     frame = own(tmp_path / "a.csv", {"text": ["a", "b"], "label": [0, 1]})
     for name in ("one", "two"):
         datasets.write_table(frame, tmp_path / name)

@@ -1,4 +1,4 @@
-"""A model whose dense layers go to oneDNN is the model that it was."""
+"""A model with dense layers in oneDNN computes the same values."""
 
 import copy
 import gc
@@ -17,20 +17,20 @@ IDS = torch.arange(1, 49).view(8, 6)
 
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Small, and yet worth it."""
-    monkeypatch.setattr(dense_layers, "WORTH", 0)
+    """A small model all of whose layers use oneDNN."""
+    monkeypatch.setattr(dense_layers, "MINIMUM_WEIGHTS", 0)
     return small_models.make_model(request.param)
 
 
-def test_it_computes_what_it_did_and_all_by_onednn(
+def test_all_layers_use_onednn_and_results_stay_the_same(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, weights = (
         model(IDS).logits,
         {name: weight.clone() for name, weight in model.state_dict().items()},
     )
-    dense_layers.quicken(model)
-    dense_layers.quicken(model)
+    dense_layers.use_onednn(model)
+    dense_layers.use_onednn(model)
     assert {name: weight.shape for name, weight in model.state_dict().items()} == {
         n: w.shape for n, w in weights.items()
     }
@@ -52,7 +52,7 @@ def test_it_computes_what_it_did_and_all_by_onednn(
 
 def test_hooks_still_see_every_layer(model: Any) -> None:
     seen: list[str] = []
-    dense_layers.quicken(model)
+    dense_layers.use_onednn(model)
     names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     for name in names:
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
@@ -61,17 +61,17 @@ def test_hooks_still_see_every_layer(model: Any) -> None:
 
 
 @pytest.mark.skipif(not linear_kernels.ONEDNN, reason="torch was built without oneDNN")
-def test_half_a_batch_is_the_half_of_a_batch(model: Any) -> None:
-    dense_layers.quicken(model)
+def test_the_results_of_a_text_do_not_depend_on_the_batch(model: Any) -> None:
+    dense_layers.use_onednn(model)
     whole = model(IDS).logits
     for start in range(0, 8, 2):
         assert torch.equal(model(IDS[start : start + 2]).logits, whole[start : start + 2])
 
 
-def test_it_is_freed_as_soon_as_nobody_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense_layers, "WORTH", 0)
+def test_the_model_is_freed_with_its_last_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_layers, "MINIMUM_WEIGHTS", 0)
     model = small_models.make_model("llama")
-    dense_layers.quicken(model)
+    dense_layers.use_onednn(model)
     head = weakref.ref(model.get_output_embeddings())
     gc.collect()
     gc.disable()
@@ -85,5 +85,5 @@ def test_it_is_freed_as_soon_as_nobody_holds_it(monkeypatch: pytest.MonkeyPatch)
 def test_small_layers_stay_as_they_are() -> None:
     model = small_models.make_model("gpt2")
     kinds = [type(module) for module in model.modules()]
-    dense_layers.quicken(model)
+    dense_layers.use_onednn(model)
     assert [type(module) for module in model.modules()] == kinds

@@ -1,4 +1,4 @@
-"""Files as pandas, R, spreadsheets, datasets and the hub write them: read exactly, or refused in one line."""
+"""Files of pandas, R, spreadsheets, datasets and the hub are read exactly or refused."""
 
 import gzip
 import io
@@ -153,7 +153,7 @@ WRITERS: list[tuple[str, dict[str, Any]]] = [
 
 
 def may_lack_a_quotation_mark(cell: str, separator: str | None) -> bool:
-    """Whether a cell of a csv file may also be what a lost or misplaced quotation mark has left."""
+    """Whether a cell may be the result of a missing or misplaced quotation mark."""
     inner = cell.strip()
     quoted = cell[:1].isspace() and len(inner) > 1 and inner[0] == inner[-1] == '"'
     return (separator is not None and quoted) or (
@@ -223,7 +223,7 @@ OTHER_KINDS: dict[str, tuple[bytes, str]] = {
     "zstd": (b"\x28\xb5\x2f\xfd\x00", "is compressed with zstd"),
     "parquet": (
         parquet_of(pa.Table.from_pandas(FRAME)),
-        r"is a parquet file: give its name the ending \.parquet",
+        r"is a parquet file: change its extension to \.parquet",
     ),
     "feather": (
         arrow(lambda table, stream: feather.write_feather(table, stream)),
@@ -235,7 +235,7 @@ OTHER_KINDS: dict[str, tuple[bytes, str]] = {
     "PDF": (b"%PDF-1.7", "is a PDF"),
     "XML": (b'<?xml version="1.0"?>', "is an XML file"),
     "RTF": (b"{\\rtf1 x}", "is an RTF document: save it as plain text"),
-    "table of a page": (b"<table border>", "is a web page: .*or save a table of the page as CSV"),
+    "table of a page": (b"<table border>", "is a web page: .*or save the table of the page as CSV"),
     "Git LFS": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
         "is a pointer of Git LFS.*git lfs pull",
@@ -246,7 +246,7 @@ OTHER_KINDS: dict[str, tuple[bytes, str]] = {
     "UTF-32": (PLAIN.decode().encode("utf-32"), "is UTF-32 text"),
     "UTF-16 without a mark": (
         PLAIN.decode().encode("utf-16-le"),
-        "is full of NUL bytes, as UTF-16 text without",
+        "is full of NUL bytes, like binary files and UTF-16 text without",
     ),
 }
 
@@ -282,19 +282,19 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.csv",
         b"text;label|x\na;0|1\n",
-        r"the header of .* may be separated by ';' or by '\|'; write the file with commas",
+        r"the separator of .* may be ';' or '\|'; write the file with commas",
     ),
     (
         "a.csv",
         b"text,label,text\na,0,b\n",
-        "has two columns of one name: 'text'; rename or remove one",
+        "has two columns with the name 'text'; rename or remove one",
     ),
-    ("a.csv", b"text,label, text\na,0,b\n", "has two columns of one name: 'text'"),
-    ("a.csv", b"text;label;text \na;0;b\n", "has two columns of one name: 'text'"),
+    ("a.csv", b"text,label, text\na,0,b\n", "has two columns with the name 'text'"),
+    ("a.csv", b"text;label;text \na;0;b\n", "has two columns with the name 'text'"),
     (
         "a.parquet",
         parquet_of(pa.table([TEXTS, TEXTS, LABELS], names=["text", "text", "label"])),
-        "has two columns of one name: 'text'",
+        "has two columns with the name 'text'",
     ),
     (
         "a.jsonl",
@@ -337,7 +337,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.csv",
         b'"text" "label"\n"1" "a b" 0\n',
-        "not a table of values between commas: the header, line 1: ',' expected",
+        "not a table of values separated by commas: the header, line 1: ',' expected",
     ),
     (
         "a.json",
@@ -354,7 +354,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.json",
         b"[[1, 2]]",
-        "not a list of objects .*: item 1 is a list; write one object a line, with pandas: .*orient=.records., lines=True",
+        "not a list of objects .*: item 1 is a list; write one object per line, with pandas: .*orient=.records., lines=True",
     ),
     ("a.json", b'[{"text": "a", "label": 0}, null]', "item 2 is null"),
     (
@@ -375,12 +375,12 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.json",
         b'{"q1": {"text": "a", "label": 0}, "q2": {"text": "b", "label": 1}}',
-        "objects by the keys q1, q2, ..., which may be rows or columns; .*orient=.index.",
+        "objects under the keys q1, q2, ..., which may be rows or columns; .*orient=.index.",
     ),
     (
         "a.json",
         b'{"train": [{"text": "a"}], "data": [{"text": "a"}], "rows": [{"text": "a"}]}',
-        "lists of objects under the keys data, rows",
+        r"lists of objects under several keys \(data, rows\)",
     ),
     (
         "a.json",
@@ -390,7 +390,7 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.json",
         b'{"columns": ["text", "text"], "data": [["a", "b"]]}',
-        "two columns of one name: text, text",
+        "two columns with the name 'text'",
     ),
     (
         "a.json",
@@ -400,47 +400,43 @@ TRICKY: list[tuple[str, bytes, str]] = [
     (
         "a.json",
         b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
-        "lists of objects under the keys train, test; write one of them",
+        r"lists of objects under several keys \(train, test\); write one of them",
     ),
-    (
-        "a.csv",
-        b"| text | label |\n|:---|---:|\n| a | 0 |\n",
-        "is a table of Markdown; save it as CSV",
-    ),
+    ("a.csv", b"| text | label |\n|:---|---:|\n| a | 0 |\n", "is a Markdown table; save it as CSV"),
     ("a.csv", b",body\n0,a\n", "no column 'text'; found '', body. Set"),
     (
         "a.jsonl",
         b"[\n" + json_of(RECORDS[0]) + b"\n]",
-        r"line 1 of .* is not JSON: .*; if the file is one list, .* the ending \.json",
+        r"line 1 of .* is not JSON: .*; if the file is one list, .* extension to \.json",
     ),
     ("a.jsonl", json_of(RECORDS), r"line 1 of .* is not an object .*; if the file is one list"),
     (
         "a.jsonl",
         json_of(RECORDS[0], indent=1),
-        r"line 1 of .* is not JSON: .*objects take several lines, give its name the ending \.json",
+        r"line 1 of .* is not JSON: .*an object spans several lines, .*extension to \.json",
     ),
     ("a.jsonl", json_of(RECORDS[0]) + b",\n", "line 1 of .* is not JSON: Extra data"),
     (
         "a.txt",
         b"text\n",
-        r"must end in one of .*; a table needs a line with the names of its columns: save it as \.csv",
+        r"must end in one of .*; save it as \.csv, with a first line of column names",
     ),
     (
         "a.xlsx",
         xlsx(),
         "must end in one of .*; open it in the program that wrote it and save it as CSV",
     ),
-    ("a.ndjson", b"{}", r"must end in one of .*; give its name the ending \.jsonl"),
+    ("a.ndjson", b"{}", r"must end in one of .*; change its extension to \.jsonl"),
     ("a.csv.gz", gzip.compress(PLAIN), "must end in one of .*; unpack it with gunzip"),
     ("a.arrow", b"x", "must end in one of .*to_parquet"),
-    ("table", b"x", "must end in one of .*; add the ending that says what it holds"),
+    ("table", b"x", "must end in one of .*; add the extension of its format"),
     (
         "a.jsonl",
         b'{"text ": "a", "label": 0}\n',
         "no column 'text'; found 'text ', label. Set text_column",
     ),
     ("n" * 300 + ".csv", b"", "cannot be looked up .File name too long.; correct the path"),
-    (".", b"", r"is a folder, expected one file \(of a folder that Dataset\.save_to_disk wrote: "),
+    (".", b"", r"is a directory, expected a file \(if Dataset\.save_to_disk wrote it: "),
     ("nowhere.csv", b"", r"there is no file .*nowhere\.csv"),
 ]
 
@@ -539,7 +535,7 @@ def test_a_key_that_the_first_objects_leave_out_is_found_before_any_job_and_read
         configuration.load_dataset("mine", tmp_path)
 
 
-def test_a_column_of_separators_that_is_alone_stays_one_column(tmp_path: Path) -> None:
+def test_a_single_column_with_separators_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\n"a;b"\nc;d\n"e|f"\n', encoding="utf-8")
     assert [row["text"] for row in read_rows(path)] == ["a;b", "c;d", "e|f"]
@@ -551,7 +547,7 @@ def test_a_column_of_separators_that_is_alone_stays_one_column(tmp_path: Path) -
     ("name", "said"),
     [
         ("semicolons", "separated by semicolons, not by commas"),
-        ("orient columns", "a column a key"),
+        ("orient columns", "one column per key"),
     ],
 )
 def test_the_log_says_how_an_unusual_table_was_read(
@@ -626,12 +622,12 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
         (
             "a.jsonl",
             b'{"text": null}\n',
-            "row 1 of .* has no text in 'text'; found nothing; fill it or remove the row",
+            "row 1 of .* has no text in 'text'; found nothing; fill the cell or remove the row",
         ),
         (
             "a.parquet",
             parquet_of(pa.table([TEXTS, TEXTS], names=["text", "text"])),
-            "two columns of one name: 'text'",
+            "two columns with the name 'text'",
         ),
         (
             "a.parquet",
@@ -644,7 +640,7 @@ def test_a_column_whose_own_name_has_a_dot_is_taken_before_a_key(tmp_path: Path)
             b"PAR1",
             "is damaged or is not a parquet file .*; write it or download it again",
         ),
-        ("folder.txt", None, "is a folder, expected one file"),
+        ("folder.txt", None, "is a directory, expected a file"),
         ("nowhere.txt", b"", "there is no file"),
         ("n" * 300 + ".txt", b"", "cannot be looked up .File name too long"),
         (

@@ -1,4 +1,4 @@
-"""Gold answers: every form of the table in `inputs.gold`, from csv, jsonl and parquet; and what is refused."""
+"""Gold answers: every form in the table of `inputs.gold`, from csv, jsonl and parquet; errors."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
 
 
 def write(path: Path, cells: list[Any]) -> Path:
-    """The cells in the column `gold`, as pandas writes them; jsonl as json does."""
+    """Write a column `gold` with pandas, or jsonl with json."""
     table = pd.DataFrame(
         {"q": [f"Number {n}?" for n in range(len(cells))], "gold": pd.Series(cells, dtype=object)}
     )
@@ -183,8 +183,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "numpy's numbers": ("[1 2]", "begins like a list"),
     "numpy's texts": ("[np.str_('a')]", "begins like a list"),
     "numpy inside an object": (str({"text": np.array(["a"], dtype=object)}), "begins like a list"),
-    "an array": ("array(['a'], dtype=object)", "Python shows for a collection"),
-    "a tuple": ("('a', 'b')", "Python shows for a collection"),
+    "an array": ("array(['a'], dtype=object)", "the Python form of a collection"),
+    "a tuple": ("('a', 'b')", "the Python form of a collection"),
     "a set": ("{'a', 'b'}", "begins like a list"),
     "a list without quotation marks": ("[Paris, paris]", "begins like a list"),
     "a list that was cut off": ("['Paris', 'par", "begins like a list"),
@@ -198,7 +198,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"text": ["A", "B"], "label": ["x", "y"]},
         "an object with the keys",
     ),
-    "choices without labels": ({"choices": ["a", "b"], "labels": [1]}, "two lists of one length"),
+    "choices without labels": (
+        {"choices": ["a", "b"], "labels": [1]},
+        "two lists of the same length",
+    ),
     "labels that are words": (
         {"choices": ["a", "b"], "labels": ["A", "B"]},
         "label 'A' of a choice",
@@ -211,7 +214,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("end", FILES)
 @pytest.mark.parametrize("form", REFUSED)
-def test_what_has_no_known_form_is_refused_with_file_row_and_column(
+def test_unsupported_forms_are_refused_with_file_row_and_column(
     tmp_path: Path, form: str, end: str
 ) -> None:
     value, message = REFUSED[form]
@@ -229,7 +232,7 @@ def test_dates_and_bytes_of_parquet_are_refused(tmp_path: Path) -> None:
             read(write(tmp_path / "a.parquet", [value]))
 
 
-def test_the_hidden_answers_of_triviaqas_test_split_are_no_answers(tmp_path: Path) -> None:
+def test_hidden_answers_of_the_triviaqa_test_split_are_ignored(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.jsonl", [{"value": "<unk>", "aliases": []}])) == [[]]
 
 
@@ -242,14 +245,12 @@ def test_a_dot_names_a_key_of_nested_objects(tmp_path: Path, end: str) -> None:
     assert read(path, "gold.other.text") == [["a", "b"], []]
 
 
-def test_a_column_whose_name_has_a_dot_goes_before_a_nested_one(tmp_path: Path) -> None:
+def test_a_column_whose_name_has_a_dot_precedes_a_nested_one(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"gold.value": "Rome", "gold": {"value": "Paris"}}\n')
     assert read(tmp_path / "a.jsonl", "gold.value") == [["Rome"]]
 
 
-def test_a_nested_column_that_is_missing_is_named_with_the_keys_that_are_there(
-    tmp_path: Path,
-) -> None:
+def test_a_missing_nested_column_is_named_with_the_existing_keys(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"value": "Paris"}])
     chosen = {
         "source": "file",
@@ -280,7 +281,7 @@ ANSWERS = st.lists(
 
 @hypothesis_settings(max_examples=100, deadline=None, database=None)
 @given(answers=ANSWERS)
-def test_what_pandas_and_json_write_of_a_list_is_read_as_that_list_or_refused(
+def test_a_list_written_by_pandas_or_json_is_read_back_or_refused(
     tmp_path_factory: pytest.TempPathFactory, answers: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("gold")

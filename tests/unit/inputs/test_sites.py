@@ -1,4 +1,4 @@
-"""What is stored under the name of a site is what is added to the residual stream, in every form of block."""
+"""attn_out and mlp_out are what a block adds to the residual stream, in every kind of block."""
 
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ def build(config: Any) -> Any:
 
 
 @pytest.mark.parametrize("form", CONFIGS)
-def test_what_is_captured_of_both_sublayers_adds_up_to_what_the_block_adds(form: str) -> None:
+def test_the_outputs_of_both_sublayers_sum_to_what_the_block_adds(form: str) -> None:
     config, attention, mlp = CONFIGS[form]
     model = build(config)
     assert sites.find_sublayers(model) == [sites.Sublayers(attention, mlp)] * LAYERS
@@ -122,7 +122,7 @@ def test_what_is_captured_of_both_sublayers_adds_up_to_what_the_block_adds(form:
         ),  # one sublayer
     ],
 )
-def test_a_block_whose_modules_do_not_add_up_is_refused_for_sublayers_and_read_as_a_stream(
+def test_a_block_without_two_such_modules_is_refused_for_sublayers_but_not_for_the_stream(
     config: Any,
 ) -> None:
     model = build(config)
@@ -148,14 +148,14 @@ class _MlpFirst(nn.Module):
         return hidden + self.own.self_attn(self.own.input_layernorm(hidden), **options)[0]  # type: ignore[no-any-return]
 
 
-def test_the_sublayers_are_told_apart_by_what_tokens_see_and_not_by_their_order() -> None:
+def test_attention_and_mlp_are_distinguished_by_their_dependence_on_earlier_tokens() -> None:
     model = build(transformers.LlamaConfig(**COMMON))
     for layer, block in enumerate(model.model.layers):
         model.model.layers[layer] = _MlpFirst(block)
     assert sites.find_sublayers(model, [1]) == [sites.Sublayers("own.self_attn", "own.mlp")]
 
 
-def test_a_model_of_a_very_short_context_is_searched_with_as_many_tokens() -> None:
+def test_a_model_with_a_very_short_context_reads_as_many_tokens() -> None:
     config = transformers.GPT2Config(
         vocab_size=300, n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=6
     )
@@ -171,7 +171,7 @@ def test_layers_that_the_model_lacks_are_refused() -> None:
             sites.site_modules(model, layers, "resid_post")
 
 
-def test_blocks_that_hand_on_no_single_vector_a_token_are_refused() -> None:
+def test_blocks_that_do_not_return_one_vector_per_token_are_refused() -> None:
     model = build(transformers.LlamaConfig(**COMMON))
     model.model.layers[1].register_forward_hook(
         lambda _module, _arguments, output: output.flatten(0, 1)
@@ -179,7 +179,5 @@ def test_blocks_that_hand_on_no_single_vector_a_token_are_refused() -> None:
     model.model.layers[2].register_forward_pre_hook(
         lambda _module, arguments: (arguments[0][None], *arguments[1:])
     )
-    with pytest.raises(
-        UserError, match="block 1 does not take and return one vector of 32 for each token"
-    ):
+    with pytest.raises(UserError, match="block 1 does not map one vector of 32 per token"):
         sites.require_stream(model)

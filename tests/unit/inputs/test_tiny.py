@@ -1,4 +1,4 @@
-"""The random test model: made fast, the same every time, and no text is unknown to its tokenizer."""
+"""The random test model is deterministic, and its tokenizer represents every text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(tmp_p
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
-def test_making_it_leaves_torchs_own_random_numbers_alone_in_effect(tmp_path: Path) -> None:
+def test_building_the_model_does_not_depend_on_torchs_random_state(tmp_path: Path) -> None:
     torch.manual_seed(5)
     first = (make(tmp_path / "a") / "model.safetensors").read_bytes()
     torch.manual_seed(6)

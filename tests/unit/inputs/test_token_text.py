@@ -1,4 +1,4 @@
-"""Tokens read as people write them: spaces kept, characters whole, windows that end with their text."""
+"""Readable text of tokens: spaces, whole characters, and windows within document and context."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import small_models
 from tokenizers import pre_tokenizers
 
 from ghosttrack.inputs import token_text
-from ghosttrack.inputs.corpus import Tokens
+from ghosttrack.inputs.corpus import PackedTokens
 from ghosttrack.inputs.token_text import TokenText, Window, window_of
 
 
@@ -65,7 +65,9 @@ def test_every_window_of_a_text_joins_to_the_text(tokenizer: Any, text: TokenTex
     assert windows[1].token == " capital"
 
 
-def test_characters_broken_by_the_window_are_left_out(tokenizer: Any, text: TokenText) -> None:
+def test_incomplete_characters_at_the_ends_of_a_window_are_omitted(
+    tokenizer: Any, text: TokenText
+) -> None:
     ids = ids_of(tokenizer, "京 is 京")
     place = [text.alone(token) for token in ids].index(" is")
     assert text.window(ids[1:-1], place - 1) == Window("", " is", " ")
@@ -87,7 +89,7 @@ def test_a_window_ends_with_its_document_and_its_context(
         *one,
         *two,
     ]  # 8 + 4 tokens: a context of 6 and one that starts inside the first document
-    corpus = Tokens(
+    corpus = PackedTokens(
         np.array(flat, dtype=np.int32).reshape(2, 6),
         np.array([5] * 8 + [7] * 4, dtype=np.int32).reshape(2, 6),
         {},

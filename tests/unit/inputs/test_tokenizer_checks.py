@@ -1,4 +1,4 @@
-"""A tokenizer that differs from its source, or that does not fit its model, is refused before anything is extracted."""
+"""A tokenizer that differs from its source or does not fit its model is refused."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_a_class_that_disagrees_with_tokenizer_json_is_refused_and_the_remedy_wo
         assert stored(text, add_special_tokens=False)["input_ids"] == raw_ids(source, text)
 
 
-def test_a_wrong_tokenizer_json_may_be_deleted_where_vocabulary_files_lie_beside_it(
+def test_a_wrong_tokenizer_json_may_be_deleted_if_there_are_vocabulary_files(
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "source"
@@ -252,8 +252,8 @@ def prepend_unknown_special(folder: Path) -> None:
     ("change", "message"),
     [
         (split_at_spaces, "the text '<s>' gives the special token '<s>' .* Punctuation"),
-        (unknown_is_bos, "gives the special token '<unk>' .* name another bos_token"),
-        (prepend_unknown_special, "puts 'Paris' .*around 'a'"),
+        (unknown_is_bos, "gives the special token '<unk>' .* set another bos_token"),
+        (prepend_unknown_special, "adds 'Paris' .*to 'a'"),
     ],
 )
 def test_no_text_contains_or_begins_with_a_special_token(
@@ -331,7 +331,7 @@ def test_a_tokenizer_that_loses_characters_is_refused(
     small_tokenizers.save("bytes", source)
     change(source)
     with pytest.raises(
-        UserError, match=f"offsets of its tokenizer do not point at the text .*{message}"
+        UserError, match=f"offsets of its tokenizer are wrong for the text .*{message}"
     ):
         fetch(source, tmp_path / "out")
 
@@ -348,9 +348,7 @@ def test_a_tokenizer_that_loses_characters_is_refused(
         ([], "no token covers the character 'a' at 0"),
     ],
 )
-def test_offsets_that_do_not_point_at_the_text_are_told_apart(
-    ranges: list[tuple[int, int]], fault: str
-) -> None:
+def test_wrong_offsets_are_detected(ranges: list[tuple[int, int]], fault: str) -> None:
     found = tokenizer_checks._misplaced("abc", ranges) or tokenizer_checks._uncovered(
         "abc", ranges, normalized=True
     )
@@ -364,13 +362,13 @@ def test_tokens_of_one_character_may_share_its_range(ranges: list[tuple[int, int
     assert tokenizer_checks._uncovered("abc", ranges, normalized=False) is None
 
 
-def test_only_a_normalizer_may_take_out_combining_marks() -> None:
+def test_only_a_normalizer_may_remove_combining_marks() -> None:
     ranges = [(0, 1), (2, 3)]
     assert tokenizer_checks._uncovered("e\u0301a", ranges, normalized=True) is None
     assert tokenizer_checks._uncovered("e\u0301a", ranges, normalized=False) is not None
 
 
-def test_a_vocabulary_that_cannot_hold_every_text_is_one_error(tmp_path: Path) -> None:
+def test_a_vocabulary_that_cannot_represent_every_text_gives_one_error(tmp_path: Path) -> None:
     source = tmp_path / "source"
     small_tokenizers.save("words", source)
     edit(source / "tokenizer.json", lambda content: content["model"].update(unk_token="<gone>"))
@@ -378,16 +376,14 @@ def test_a_vocabulary_that_cannot_hold_every_text_is_one_error(tmp_path: Path) -
         fetch(source, tmp_path / "out")
 
 
-def test_a_tokenizer_that_knows_no_word_of_a_plain_sentence_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_knows_no_word_of_a_simple_sentence_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     small_tokenizers.save("words", source)
     edit(
         source / "tokenizer.json",
         lambda content: content["model"].update(vocab={"<s>": 0, "<unk>": 1}),
     )
-    with pytest.raises(
-        UserError, match=r"does not know one word of a plain sentence .*7 ids \[1, 1"
-    ):
+    with pytest.raises(UserError, match=r"knows no word of a simple sentence .*7 ids \[1, 1"):
         fetch(source, tmp_path / "out")
 
 
@@ -405,7 +401,7 @@ def test_a_token_special_in_one_file_only_is_decided_by_tokenizer_config(tmp_pat
     assert stored.bos_token_id not in ids
 
 
-def test_the_probes_hold_each_kind_of_text_that_tokenizers_disagree_on() -> None:
+def test_the_probes_contain_all_kinds_of_text_on_which_tokenizers_disagree() -> None:
     import unicodedata
 
     text = "".join(tokenizer_checks.PROBES)
@@ -418,7 +414,7 @@ def test_the_probes_hold_each_kind_of_text_that_tokenizers_disagree_on() -> None
     }
 
 
-def test_a_tokenizer_that_is_saved_in_another_form_is_refused(
+def test_a_tokenizer_that_changes_when_saved_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import GPT2Tokenizer

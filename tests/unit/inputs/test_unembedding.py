@@ -1,4 +1,4 @@
-"""The way out of a model, read without the model, gives the model's own logits."""
+"""Final norm and unembedding, read without the model, give the model's logits."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def make(kind: str, **settings: Any) -> Any:
 
 
 def own_logits(model: Any, h: torch.Tensor) -> torch.Tensor:
-    """The model's logits (vocabulary,) when its last block puts out h (d_model,)."""
+    """The model's logits (vocabulary,) if the last block returns h (d_model,)."""
 
     def replace(_module: Any, _arguments: Any, output: Any) -> Any:
         found = h.expand_as(models.first_tensor(output)).clone()
@@ -65,9 +65,7 @@ def own_logits(model: Any, h: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", *SIZES])
-def test_the_lens_of_a_direction_is_what_the_model_itself_makes_of_it(
-    kind: str, tmp_path: Path
-) -> None:
+def test_the_logits_of_a_direction_equal_those_of_the_model(kind: str, tmp_path: Path) -> None:
     model = make(kind)
     model.save_pretrained(tmp_path)
     found = read_unembedding(tmp_path)
@@ -92,7 +90,7 @@ def test_the_lens_of_a_direction_is_what_the_model_itself_makes_of_it(
         )
 
 
-def test_padding_of_the_vocabulary_is_no_token(tmp_path: Path) -> None:
+def test_padding_of_the_vocabulary_is_not_a_token(tmp_path: Path) -> None:
     make("gpt2").save_pretrained(tmp_path)
     found = read_unembedding(tmp_path)
     assert found is not None
@@ -119,6 +117,6 @@ def test_weights_under_other_names_are_found_through_the_whole_model(
     assert torch.equal(found.gain, expected.gain)
 
 
-def test_an_unembedding_of_another_width_is_none(tmp_path: Path) -> None:
+def test_an_unembedding_of_another_width_gives_none(tmp_path: Path) -> None:
     make("opt", word_embed_proj_dim=8).save_pretrained(tmp_path)
     assert read_unembedding(tmp_path) is None

@@ -203,7 +203,7 @@ def known_model(folder: Path, place: str, **about: object) -> Settings:
     [
         (
             {},
-            r"corpus\.context: 128 tokens are more than .* takes; set corpus\.context to at most 64",
+            r"corpus\.context: 128 tokens are more than .* allows; set corpus\.context to at most 64",
         ),
         ({"corpus": {"context": 64}}, ""),
         (
@@ -236,14 +236,14 @@ def test_lengths_beyond_what_the_model_takes_are_refused_before_any_job_where_th
         ),
         (
             {"source": {"kind": "directory", "id": __file__}},
-            "source.id: .*test_plan.py is not a directory but a file",
+            "source.id: .*test_plan.py is a file, expected a directory",
         ),
         (
             {"source": {"kind": "directory", "id": "n" * 300}},
             r"source.id: 'n+\.+n+' cannot be looked up .File name too long",
         ),
         ({"score": {"texts": "nowhere.csv"}}, "score.texts: there is no file nowhere.csv"),
-        ({"score": {"context": "."}}, "score.context: . is a folder"),
+        ({"score": {"context": "."}}, "score.context: . is a directory"),
         ({"corpus": {"source": "n" * 300}}, r"corpus.source: 'n+\.+n+' cannot be looked up"),
     ],
 )

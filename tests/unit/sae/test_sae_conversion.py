@@ -265,7 +265,7 @@ def test_the_script_logs_a_model_name_that_it_cannot_compare_and_refuses_one_tha
         fetch_sae.main(**given, source=SourceSettings(kind="hub", id="openai-community/gpt2"))
     assert not given["cfg"].exists()
     fetch_sae.main(**given, source=SourceSettings(kind="directory", id="models/mine"))
-    assert "a model named pythia-70m, and this one is mine" in caplog.text
+    assert "a model named pythia-70m, and this run uses mine" in caplog.text
     assert given["cfg"].exists()
 
 
@@ -275,7 +275,7 @@ def test_norms_that_take_out_means_are_told_from_those_that_do_not(tmp_path: Pat
         ("b", '{"rms_norm_eps": 1e-5}', False),
     ):
         (tmp_path / name).write_text(content)
-        assert models.takes_out_means(tmp_path / name) is expected
+        assert models.uses_layer_norm(tmp_path / name) is expected
 
 
 # A checkpoint of each kind, made by SAELens itself in the form that its runs leave behind, with what it computes from X.

@@ -155,8 +155,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus.build(
         [corpus.Stream("words", texts, 1.0)],
         tokenizer,
-        corpus.Place(folder / "train.zarr", folder / "train.json"),
-        corpus.Place(folder / "heldout.zarr", folder / "heldout.json"),
+        corpus.SplitPaths(folder / "train.zarr", folder / "train.json"),
+        corpus.SplitPaths(folder / "heldout.zarr", folder / "heldout.json"),
         CorpusSettings(tokens=512, heldout_tokens=512, context=32),
         about,
     )

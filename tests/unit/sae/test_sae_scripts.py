@@ -31,7 +31,7 @@ def write_inputs(folder: Path, word: str = "text", seed: int = 0) -> dict[str, P
     tokenizer = small_models.make_tokenizer()
     small_models.save(small_models.make_model("llama", seed), tokenizer, folder / "model")
     train, heldout = (
-        corpus.Place(folder / f"{name}.zarr", folder / f"{name}.json")
+        corpus.SplitPaths(folder / f"{name}.zarr", folder / f"{name}.json")
         for name in ("train", "heldout")
     )
     settings = CorpusSettings(tokens=ROWS, heldout_tokens=ROWS, context=CONTEXT)

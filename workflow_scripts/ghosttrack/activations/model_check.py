@@ -25,7 +25,7 @@ from ghosttrack.activations.limits import Limits
 from ghosttrack.activations.packed_texts import Reader, logits_of
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, sites
-from ghosttrack.inputs.dense_layers import unquickened
+from ghosttrack.inputs.dense_layers import without_onednn
 from ghosttrack.inputs.unembedding import ranks_tokens
 
 log = logging.getLogger("ghosttrack")
@@ -350,7 +350,7 @@ def _batch(model: Any, ids: Ids) -> torch.Tensor:
 
 def _read(model: Any, ids: Ids) -> Plain:
     """One text by the plain model."""
-    with unquickened(model), captured(models.blocks(model), stop=False) as outputs:
+    with without_onednn(model), captured(models.blocks(model), stop=False) as outputs:
         final = models.backbone(model)(
             input_ids=_batch(model, ids), use_cache=False
         ).last_hidden_state[0]

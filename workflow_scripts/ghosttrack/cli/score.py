@@ -15,18 +15,18 @@ from ghosttrack import api
 from ghosttrack.detection.scored_texts import Score, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds, lines
-from ghosttrack.inputs.rows import (
+from ghosttrack.inputs.cells import (
     LONGEST_TEXT,
     Row,
     all_columns,
+    as_text,
     missing_flaw,
-    read_rows,
     require_columns,
     shown,
     text_flaw,
     text_of,
-    written,
 )
+from ghosttrack.inputs.rows import read_rows
 from ghosttrack.runtime import files
 from ghosttrack.settings import names
 
@@ -135,7 +135,7 @@ def _ids(rows: Sequence[Row], path: Path) -> list[str]:
 
 def _optional(row: Row, column: str, number: int, path: Path) -> str:
     """Text, a number or a boolean in a column that a file may lack, as text; "" where there is none."""
-    found = written(row.get(column))
+    found = as_text(row.get(column))
     if found is None:
         raise UserError(
             f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}; "

@@ -211,4 +211,4 @@ class _Removal:
         z = own.encode(rows.float().cpu()) * mask[self._text]
         x = x.clone()
         x[0, self._places] = rows - (z @ own.W_dec).to(rows)
-        return models.with_first(output, x)
+        return models.with_first_tensor(output, x)

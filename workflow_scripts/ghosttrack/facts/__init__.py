@@ -1,1 +1,1 @@
-"""Statements and questions from the embedded fact tables, and the marking of answers."""
+"""Statements and questions from the shipped fact tables, and the labelling of answers."""

@@ -126,7 +126,8 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ans
         gold: every accepted answer, at least one. They are matched as whole words after
             normalisation (see `normalise`).
         others: answers to other questions of the relation. An answer with one of them and a gold
-            answer is ambiguous. The longest match counts: `Guinea-Bissau` does not contain `Guinea`.
+            answer is ambiguous. The longest match counts: `Guinea-Bissau` does not contain
+            `Guinea`.
     Raises:
         ValueError: no gold answer contains a word.
     """
@@ -158,7 +159,7 @@ def judge(answer: str, gold: Sequence[str], others: Collection[str] = ()) -> Ans
 
 
 def _is_letter(words: Words) -> bool:
-    """Whether an answer is a single letter, as in a multiple-choice question; "A" is no article there."""
+    """Whether an answer is one letter, as in a multiple-choice question ("A" is no article)."""
     return len(words) == 1 and len(words[0]) == 1 and words[0].isalpha()
 
 
@@ -267,7 +268,10 @@ def _digits(words: Sequence[str]) -> list[str]:
 
 
 def _number(words: Sequence[str], start: int) -> tuple[int, int]:
-    """End and value of the number in words that begins at `start`; the end is `start` if there is none."""
+    """End and value of the number in words that begins at `start`.
+
+    The end is `start` if there is none.
+    """
     # `limit`: the next number word must be below it.
     total, current, position, limit = 0, 0, start, 100
     while position < len(words):

@@ -7,8 +7,8 @@ them is an evaluated fact of any shipped table, in either direction.
 from ghosttrack.facts.statements import TEMPLATES, Fact, sentence_of
 
 # Pairs of subject and answer. Five are enough to show the form. The AUROC of the answer's
-# log-probability was not higher with twelve demonstrations for us_cities and ten for cities, and was
-# lower with eight for borders_hard (.653 against .700).
+# log-probability was not higher with twelve demonstrations for us_cities and ten for cities, and
+# was lower with eight for borders_hard (.653 against .700).
 DEMONSTRATIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "capital": (
         ("Japan", "Tokyo"),

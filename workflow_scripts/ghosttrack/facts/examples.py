@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 class Example(NamedTuple):
-    """One labelled text: a row of examples.parquet. The judged span is text[answer_start:answer_end]."""
+    """One labelled text: a row of examples.parquet.
+
+    The judged span is text[answer_start:answer_end].
+    """
 
     id: str
     group: str  # texts of one group stay in one cross-validation fold
@@ -53,7 +56,7 @@ def question_table(questions: Iterable[Question]) -> "pd.DataFrame":
 
 
 def same_text(text: str) -> str:
-    """Key under which two texts count as the same: case, white space and final full stops are ignored.
+    """Key of a text without case, white space and final full stops; equal keys: the same text.
 
     Data sets repeat an answer with and without its full stop ("No", "No."). Such texts are one
     text: when repeats are dropped, when groups are formed, and when folds are checked for leaks.

@@ -22,7 +22,8 @@ CONTINENTS = {
 CITY_FACTS = 400
 # Largest number of cities of one country and of one state, so that none dominates a set.
 PER_COUNTRY, PER_STATE = 14, 16
-# A place of the same name makes a city ambiguous if it has at least this fraction of its population.
+# A place of the same name makes a city ambiguous if it has at least this fraction of its
+# population.
 NAMESAKE = 0.05
 # The capitals of the most populous countries go to capitals, the others to capitals_hard.
 LARGE_COUNTRIES = 110
@@ -176,7 +177,7 @@ def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 
 def known_cities(sources: SourceData) -> list[City]:
-    """Cities whose name is unambiguous, best known first; without the United States (see `_us_cities`)."""
+    """Cities outside the United States whose name is unambiguous, best known first."""
     skipped = {fold(name) for name in sources.choices["no_cities"]}
     skipped |= {fold(country.raw["capital"].strip()) for country in sources.countries.values()}
     skipped |= {fold(name) for name in sources.choices["capitals"].values()}
@@ -480,7 +481,7 @@ def number_words(number: int) -> str:
 
 
 def pairs(built: dict[str, list[TableRow]]) -> Iterator[tuple[str, str]]:
-    """Every subject with every correct answer of newly built tables (see `statements.known_pairs`)."""
+    """Every subject with every correct answer, as `statements.known_pairs`, of new tables."""
     for lines in built.values():
         for line in lines:
             for key in ("answer", "aliases", "accepted"):

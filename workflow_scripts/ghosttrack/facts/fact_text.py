@@ -1,7 +1,7 @@
-"""Embedded training text: dictionary glosses, and statements about facts that no data set evaluates.
+"""Embedded training text: glosses, and statements about facts that no data set evaluates.
 
-No document names the subject of an evaluated fact together with its answer, so an autoencoder cannot
-learn evaluated answers from this text.
+No document names the subject of an evaluated fact together with its answer, so an autoencoder
+cannot learn evaluated answers from this text.
 """
 
 import csv
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ghosttrack.facts.statements import DATA, fold, known_pairs
 
-# Fraction of documents with one statement, like the evaluated texts; the others have a few statements.
+# Fraction of documents with one statement, like the evaluated texts; the others have a few
+# statements.
 SINGLE_SHARE = 0.6
 STATEMENTS_PER_DOCUMENT = (2, 5)
 SUMS = 1500
@@ -24,7 +25,7 @@ Attributes = dict[str, str]
 
 
 class PairFinder:
-    """Finds texts that name a subject and its answer: whole words, without regard to accents and case."""
+    """Finds texts that name a subject and its answer, by whole words without accents and case."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._answers: dict[Words, set[Words]] = defaultdict(set)

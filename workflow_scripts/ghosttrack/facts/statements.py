@@ -2,8 +2,8 @@
 
 Two facts (A, a) and (B, b) of one relation form a minimal-pair block: "A a" and "B b" are true,
 "A b" and "B a" are false. Within a block every subject and every answer occurs once in a true and
-once in a false statement. If whole blocks are assigned to folds, neither words nor lengths nor single
-subjects separate true from false statements. The block is the `group` of its examples.
+once in a false statement. If whole blocks are assigned to folds, neither words nor lengths nor
+single subjects separate true from false statements. The block is the `group` of its examples.
 """
 
 import csv
@@ -185,7 +185,8 @@ def build_statements(table: str, seed: int, limit: int | None = None) -> "pd.Dat
         rows.extend(block)
     if not rows:
         raise UserError(
-            f"max_examples: {limit} is less than one block of {table} ({len(blocks[0])} statements); raise it"
+            f"max_examples: {limit} is less than one block of {table} ({len(blocks[0])} "
+            "statements); raise it"
         )
     return example_table(rows)
 
@@ -307,7 +308,7 @@ def _difference(
 
 
 def _spelling_bias(first: Fact, second: Fact) -> int:
-    """Number of letter pairs that subject and answer share in only the true or only the false statements."""
+    """Number of shared letter pairs by which true and false statements differ."""
     subjects = _letter_pairs(first.subject), _letter_pairs(second.subject)
     answers = _letter_pairs(first.answer), _letter_pairs(second.answer)
     true = subjects[0] & answers[0], subjects[1] & answers[1]
@@ -472,7 +473,7 @@ def build_questions(seed: int, count: int) -> "pd.DataFrame":
 
 
 def demonstration_turns(relation: str) -> list[str]:
-    """Alternating questions and answers of the relation's demonstrations: earlier messages of a chat."""
+    """Questions and answers of the demonstrations in alternation, as messages of a chat."""
     pairs = ((question_of(fact), fact.answer) for fact in demonstrations(relation))
     return [text for pair in pairs for text in pair]
 
@@ -503,7 +504,7 @@ def _facts(relation: str, role: str) -> list[Fact]:
 
 
 def known_pairs() -> Iterator[tuple[str, str]]:
-    """Every subject with every name of a correct answer, over all tables, without leading articles."""
+    """Every subject of all tables with every correct answer, without leading articles."""
     for table in list_tables():
         for fact in load_table(table):
             for answer in fact.gold:

@@ -16,8 +16,8 @@ from ghosttrack.runtime.files import atomic_write
 PARTS = ("noun", "verb", "adj", "adv")
 PLACES, COUNTIES, KINDS = 1600, 1100, 3000
 PLACES_PER_COUNTRY = 60
-# WordNet's lexicographer files with concrete nouns: animals, artefacts, body parts, food, plants and
-# substances.
+# WordNet's lexicographer files with concrete nouns: animals, artefacts, body parts, food, plants
+# and substances.
 CONCRETE = {"05", "06", "08", "13", "20", "27"}
 STATEMENT_COLUMNS = {
     "places": ("name", "country", "population", "timezone"),
@@ -115,7 +115,7 @@ def _kinds(wordnet: Path) -> list[TableRow]:
 
 
 class Synset:
-    """One line of a WordNet data file: its first word, the offset of its hypernym, and its gloss."""
+    """One line of a WordNet data file: first word, offset of the hypernym, gloss."""
 
     def __init__(self, line: str) -> None:
         data, self.gloss = (part.strip() for part in line.split(" | ", 1))

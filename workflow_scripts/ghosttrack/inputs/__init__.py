@@ -1,1 +1,1 @@
-"""Models, corpora and data sets, brought into local files of one form."""
+"""Fetch models, corpora and data sets, and convert them to local files of one format."""

@@ -1,7 +1,7 @@
-"""Checks of a model's files: before transformers loads them, and of the weights that were written.
+"""Checks of a model's files before transformers loads them, and of the converted weights.
 
-transformers reports a damaged or unsuitable directory in many ways, some of them a traceback or a model with
-other values. Each check here names the file and what to do.
+transformers reacts to a damaged or unsuitable directory in many ways, such as a traceback or a
+model with different weights. The checks here name the file and a remedy.
 """
 
 import json
@@ -15,7 +15,7 @@ from ghosttrack.inputs.models import first_line
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", *_INDEXES)
-# JSON files that transformers reads when it loads a model or a tokenizer.
+# JSON files that transformers reads for a model or a tokenizer.
 _JSON = (
     "config.json",
     "generation_config.json",
@@ -26,43 +26,45 @@ _JSON = (
     "vocab.json",
     *_INDEXES,
 )
-# Types of safetensors files that hold numbers as such. A weight of another type needs a scale.
+# Floating-point types of safetensors files. Weights of other types are quantized.
 _PLAIN = ("F64", "F32", "F16", "BF16")
-# gpt_neox keeps `is_decoder: false` in its config.json and is causal all the same.
+# Causal models although their config.json has `is_decoder: false`.
 _ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese")
-# Rows of a tensor are checked in parts of so many values, which bounds the memory.
+# Number of values to check at a time, which bounds the memory.
 _PART = 1 << 24
 
 
 def gguf_file(directory: Path, name: str) -> str | None:
-    """Name of the GGUF file to load, or None if the directory has weights of another form, or none.
+    """Name of the GGUF file to load; None if the directory has other weights or none.
 
     Raises:
-        UserError: several GGUF files, or one in parts.
+        UserError: several GGUF files, or a GGUF file that is split into parts.
     """
-    found = sorted(file.name for file in directory.glob("*.gguf"))
-    if not found or any((directory / weights).is_file() for weights in _WEIGHTS):
+    files = sorted(file.name for file in directory.glob("*.gguf"))
+    if not files or any((directory / weights).is_file() for weights in _WEIGHTS):
         return None
-    if any("-of-" in file for file in found):
+    if any("-of-" in file for file in files):
         raise UserError(
-            f"{name} holds a GGUF model in parts ({found[0]}), expected one file; join them with "
+            f"{name} holds a GGUF model in parts ({files[0]}), expected one file; join them with "
             "llama-gguf-split --merge FIRST_PART WHOLE.gguf, and keep only the whole file"
         )
-    if len(found) > 1:
+    if len(files) > 1:
         raise UserError(
-            f"{name} holds {len(found)} .gguf files ({', '.join(found)}), expected one; keep the one to use"
+            f"{name} holds {len(files)} .gguf files ({', '.join(files)}), expected one; keep only "
+            "the one to use"
         )
-    return found[0]
+    return files[0]
 
 
 def require_complete(directory: Path, name: str, gguf: str | None) -> None:
-    """Refuse a directory from which transformers cannot load a causal language model as it is.
+    """Check that transformers can load a causal language model from a directory.
 
     Args:
         directory: holds config.json, weights and a tokenizer, or the GGUF file `gguf`.
-        name: the source, as errors name it.
+        name: the source, for errors.
+        gguf: name of the GGUF file to load, if any.
     Raises:
-        UserError: naming the file, what was found in it, and a remedy.
+        UserError: naming the file, its fault and a remedy.
     """
     _require_directory(directory, name)
     _require_no_pointer(directory, name)
@@ -74,7 +76,7 @@ def require_complete(directory: Path, name: str, gguf: str | None) -> None:
     _require_no_adapter(directory, name)
     if "config.json" not in contents:
         raise UserError(
-            f"{name} has no config.json; expected a directory as save_pretrained writes it"
+            f"{name} has no config.json; expected a directory written by save_pretrained"
         )
     _require_causal_model(directory, contents["config.json"], name)
     _require_weights(directory, contents, name)
@@ -83,7 +85,8 @@ def require_complete(directory: Path, name: str, gguf: str | None) -> None:
 def _require_directory(directory: Path, name: str) -> None:
     if directory.is_file():
         raise UserError(
-            f"{name} is a file; expected a directory that holds config.json, weights and a tokenizer"
+            f"{name} is a file; expected a directory that holds config.json, weights and a "
+            "tokenizer"
         )
     if not directory.is_dir():
         raise UserError(
@@ -102,8 +105,9 @@ def _require_no_pointer(directory: Path, name: str) -> None:
                 start = file.read(len(_LFS_POINTER))
             if start == _LFS_POINTER:
                 raise UserError(
-                    f"{name}: {path.name} is a git-lfs pointer of {path.stat().st_size} bytes, not the file itself; "
-                    "run `git lfs pull` in the directory, or get the model anew"
+                    f"{name}: {path.name} is a git-lfs pointer of {path.stat().st_size} bytes, not "
+                    "the file itself; run `git lfs pull` in the directory, or download the model "
+                    "again"
                 )
 
 
@@ -112,11 +116,12 @@ def _json(path: Path, name: str) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{name}: {path.name} is not JSON ({first_line(error)}); get the file anew"
+            f"{name}: {path.name} is not JSON ({first_line(error)}); download the file again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(
-            f"{name}: {path.name} holds a JSON {type(content).__name__}, expected an object; get the file anew"
+            f"{name}: {path.name} holds a JSON {type(content).__name__}, expected an object; "
+            "download the file again"
         )
     return content
 
@@ -124,45 +129,47 @@ def _json(path: Path, name: str) -> Any:
 def _require_no_adapter(directory: Path, name: str) -> None:
     if (directory / "adapter_config.json").is_file():
         raise UserError(
-            f"{name} holds an adapter (adapter_config.json), expected a whole model; load it with PEFT, call "
-            "merge_and_unload() and save_pretrained(), and name the directory that this writes"
+            f"{name} holds an adapter (adapter_config.json), expected a complete model; load it "
+            "with PEFT, call merge_and_unload() and save_pretrained(), and use the directory that "
+            "this writes"
         )
 
 
 def _require_causal_model(directory: Path, config: dict[str, Any], name: str) -> None:
-    """Check from config.json that the model is a causal language model that transformers knows."""
+    """Check by config.json that the model is a causal language model that transformers supports."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise UserError(
-            f"{name}: config.json names no model_type; get the file anew from where the model comes from"
-        )
+        raise UserError(f"{name}: config.json has no model_type; download the file again")
     if kind not in CONFIG_MAPPING:
-        remote = ", and its own code (auto_map) is never run" if "auto_map" in config else ""
+        remote = ", and custom code (auto_map) is never run" if "auto_map" in config else ""
         raise UserError(
-            f"{name}: config.json names the model_type {kind!r}, which the installed transformers does not know{remote}; "
-            "use a model of an architecture that transformers holds"
+            f"{name}: config.json has the model_type {kind!r}, which the installed transformers "
+            f"does not know{remote}; use a model whose architecture is part of transformers"
         )
     try:
         parsed = CONFIG_MAPPING[kind].from_pretrained(directory, local_files_only=True)
     except Exception as error:  # every configuration class has its own checks
         raise UserError(
-            f"{name}: config.json is not valid for the model_type {kind!r} ({' '.join(str(error).split())}); "
-            "correct this value"
+            f"{name}: config.json is not valid for the model_type {kind!r} "
+            f"({' '.join(str(error).split())}); correct this value"
         ) from error
     if getattr(parsed, "is_encoder_decoder", False):
         raise UserError(
-            f"{name} is an encoder-decoder model ({kind}), expected a decoder-only causal language model"
+            f"{name} is an encoder-decoder model ({kind}), expected a decoder-only causal language "
+            "model"
         )
     if kind not in CAUSAL:
         raise UserError(
-            f"{name} is a {kind} model, which is no causal language model; use a decoder-only text model"
+            f"{name} is a {kind} model, which is not a causal language model; use a decoder-only "
+            "text model"
         )
     if reason := _bidirectional(parsed, kind):
         raise UserError(
-            f"{name} is no causal language model: {reason}, so each token reads those after it; use a decoder-only model"
+            f"{name} is not a causal language model: {reason}, so a token attends to later tokens; "
+            "use a decoder-only model"
         )
     _require_known_quantization(config, name)
 
@@ -181,27 +188,27 @@ def _bidirectional(config: Any, kind: str) -> str | None:
 
 
 def _require_known_quantization(config: dict[str, Any], name: str) -> None:
-    """Refuse a quantization that transformers skips: it would read the codes as if they were weights."""
+    """Refuse a quantization that transformers ignores, using the codes as weights."""
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    found = config.get("quantization_config") or config.get("quantization")
-    if found is None:
+    settings = config.get("quantization_config") or config.get("quantization")
+    if settings is None:
         return
-    method = found.get("quant_method") if isinstance(found, dict) else found
-    bitsandbytes = isinstance(found, dict) and (
-        found.get("load_in_8bit") or found.get("load_in_4bit")
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    bitsandbytes = isinstance(settings, dict) and (
+        settings.get("load_in_8bit") or settings.get("load_in_4bit")
     )
     if method not in (*AUTO_QUANTIZER_MAPPING, "bitsandbytes") and not bitsandbytes:
         named = (
             f"the quantization {method!r}" if method else "a quantization without its quant_method"
         )
-        raise quantized(f"{name}: config.json names {named}, which transformers does not read")
+        raise quantized(f"{name}: config.json has {named}, which transformers does not read")
 
 
-def quantized(found: str) -> UserError:
-    """The error for quantized weights; `found` begins it."""
+def quantized(problem: str) -> UserError:
+    """The error for quantized weights; its message begins with `problem`."""
     return UserError(
-        f"{found}; use the model's weights in float32, float16 or bfloat16, or save them so with "
+        f"{problem}; use the model's weights in float32, float16 or bfloat16, or convert them with "
         "model.dequantize() and save_pretrained() where the quantization library is installed"
     )
 
@@ -214,7 +221,8 @@ def _require_weights(directory: Path, contents: dict[str, Any], name: str) -> No
         )
         found = f"found {', '.join(others[:4])}" if others else "found none"
         raise UserError(
-            f"{name} has no weights that transformers loads ({found}); expected {' or '.join(_WEIGHTS[:2])}"
+            f"{name} has no weights that transformers can load ({found}); expected "
+            f"{' or '.join(_WEIGHTS[:2])}"
         )
     files = (
         [present[0]]
@@ -235,36 +243,42 @@ def _shards(directory: Path, index: dict[str, Any], file: str, name: str) -> lis
         or not all(isinstance(shard, str) for shard in where.values())
     ):
         raise UserError(
-            f"{name}: {file} has no weight_map from tensor names to files; get the file anew"
+            f"{name}: {file} has no weight_map from tensor names to files; download the file again"
         )
     shards = sorted(set(where.values()))
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise UserError(
-            f"{name}: {file} names {len(shards)} files with weights, {len(missing)} of which are missing, the first is "
-            f"{missing[0]}; get the missing files"
+            f"{name}: {file} lists {len(shards)} files with weights, but {len(missing)} are "
+            f"missing, the first is {missing[0]}; download the missing files"
         )
     return shards
 
 
 def _require_readable(path: Path, name: str, plain: bool) -> None:
-    """Read the header of a file with weights; `plain`: refuse codes of a quantization that config.json does not name."""
+    """Check that a file with weights can be read.
+
+    `plain`: config.json names no quantization, so refuse weights that are not floating-point
+    numbers.
+    """
     try:
         kinds = _safetensors_types(path) if path.suffix == ".safetensors" else _pickle_types(path)
     except Exception as error:  # each format has its own error types
         why = (
-            "cut short"
+            "truncated"
             if path.suffix == ".safetensors"
-            else "holds more than tensors, which is never run"
+            else "contains objects other than tensors, which are never loaded"
         )
         raise UserError(
-            f"{name}: {path.name} is damaged or {why} ({type(error).__name__}, {path.stat().st_size} bytes); "
-            "get this file anew, or the model's safetensors files"
+            f"{name}: {path.name} is damaged or {why} ({type(error).__name__}, "
+            f"{path.stat().st_size} bytes); download this file again, or the model's safetensors "
+            "files"
         ) from error
     for tensor, kind in kinds.items():
         if plain and tensor.endswith("weight") and kind not in _PLAIN:
             raise quantized(
-                f"{name}: tensor {tensor} of {path.name} has the type {kind}, expected one of floats"
+                f"{name}: tensor {tensor} of {path.name} has the type {kind}, expected "
+                "floating-point numbers"
             )
 
 
@@ -286,13 +300,13 @@ def _pickle_types(path: Path) -> dict[str, str]:
 
 
 def require_finite(path: Path, name: str) -> None:
-    """Refuse weights that hold NaN or infinity; reads one tensor at a time.
+    """Check that weights contain no NaN and no infinity, one tensor at a time.
 
     Args:
         path: safetensors file.
-        name: the source, as errors name it.
+        name: the source, for errors.
     Raises:
-        UserError: naming the first such tensor.
+        UserError: naming the first tensor with such a value.
     """
     import torch
 
@@ -305,8 +319,9 @@ def require_finite(path: Path, name: str) -> None:
         )
         if bad:
             raise UserError(
-                f"{name}: tensor {tensor} holds {bad} NaN or infinite of {flat.numel()} values, expected numbers; its "
-                "weights are damaged: get the model anew, or name another revision of it (source.id, source.revision)"
+                f"{name}: tensor {tensor} holds {bad} NaN or infinite of {flat.numel()} values, "
+                "expected finite numbers; its weights are damaged: download the model again, or "
+                "choose another revision (source.id, source.revision)"
             )
 
 
@@ -319,7 +334,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def embedding_rows(model: Any, path: Path) -> int:
-    """Rows of the embedding as they were written to the safetensors file `path`, at most those of the unembedding."""
+    """Rows of the embedding in the safetensors file `path`, at most those of the unembedding."""
     from safetensors import safe_open
 
     tables = [
@@ -330,7 +345,7 @@ def embedding_rows(model: Any, path: Path) -> int:
     names = {
         name
         for name, weight in model.named_parameters(remove_duplicate=False)
-        if any(weight is each for each in tables)
+        if any(weight is table for table in tables)
     }
     with safe_open(path, framework="pt") as file:
         written = [file.get_slice(name).get_shape()[0] for name in names.intersection(file.keys())]

@@ -1,7 +1,8 @@
-"""Documents to packed token contexts on disk, split into training and held-out text by document.
+"""Tokenise documents and pack them into contexts on disk, split into training and held-out text.
 
 A store is a zarr v3 group with the arrays `tokens` and `document`, both int32 (contexts, context).
-Every context starts with the separator token; a document that does not fit goes on in the next one.
+Every context starts with the separator token; a document that does not fit continues in the next
+one.
 """
 
 import hashlib
@@ -30,39 +31,39 @@ Ints = NDArray[np.int32]
 SCHEMA = "ghosttrack-corpus/1"
 # Tokens per chunk of the arrays: 4 MB, so that 100 M tokens are 100 files.
 _CHUNK_TOKENS = 2**20
-# Documents and characters per call of the tokenizer: enough to keep its threads busy, little enough to stop soon after the
-# last one, and little memory (it takes 155 bytes a character).
+# Maximum number of documents and characters per call of the tokenizer: enough to keep its threads
+# busy, and few enough to limit memory (155 bytes per character) and work after the last document.
 _BATCH, _BATCH_CHARACTERS = 256, 2**19
 
 
 class Stream(NamedTuple):
-    """A source of documents and its share of all tokens."""
+    """A source of documents and its fraction of all tokens."""
 
     name: str
     documents: Iterator[str]
     share: float
 
 
-class Origin(NamedTuple):
-    """Where one row of an activation store comes from."""
+class TokenOrigin(NamedTuple):
+    """The token from which one row of an activation store was computed."""
 
-    document: int  # in the order read
+    document: int  # index of the document, in the order of reading
     context: int
-    position: int  # in the context
+    position: int  # within the context
     token: int
 
 
-class Tokens(NamedTuple):
-    """Packed tokens, the document that each belongs to, and the manifest."""
+class PackedTokens(NamedTuple):
+    """Packed tokens, the index of each token's document, and the manifest."""
 
     tokens: Ints  # (contexts, context)
     documents: Ints  # (contexts, context)
     manifest: dict[str, Any]
 
-    def origin(self, row: int) -> Origin:
-        """What row `row` of a layer's activations was computed from; rows are the tokens, context by context."""
+    def origin(self, row: int) -> TokenOrigin:
+        """The token of row `row` of a layer's activations; rows are ordered context by context."""
         context, position = divmod(row, self.tokens.shape[1])
-        return Origin(
+        return TokenOrigin(
             int(self.documents[context, position]),
             context,
             position,
@@ -70,24 +71,26 @@ class Tokens(NamedTuple):
         )
 
 
-class Place(NamedTuple):
-    """Where one side of the split is written."""
+class SplitPaths(NamedTuple):
+    """Output paths of the training or of the held-out part."""
 
     store: Path
     manifest: Path
 
 
-# Takes the number of the first context, and tokens and documents of it and those after it, (contexts, context) each.
+# Arguments: index of the first context, then tokens and documents, (contexts, context) each.
 Write = Callable[[int, Ints, Ints], None]
 
 
 class Packer:
-    """Lays documents end to end into contexts: [separator, text..., separator, text...].
+    """Packs documents into contexts without gaps: [separator, text..., separator, text...].
 
     Args:
-        contexts: contexts to fill. context: tokens in each. separator: token before every document
-            and at the start of every context.
-        write: takes filled contexts, `block` at a time and the last ones when all are filled; it copies what it keeps.
+        contexts: number of contexts to fill.
+        context: tokens per context.
+        separator: token before every document and at the start of every context.
+        write: receives filled contexts, `block` at a time. It must copy the arrays.
+        block: number of contexts per call of `write`.
     """
 
     def __init__(
@@ -103,16 +106,16 @@ class Packer:
 
     @property
     def full(self) -> bool:
-        """All contexts are filled."""
+        """Whether all contexts are filled."""
         return self._row == self.contexts
 
     @property
     def placed(self) -> int:
-        """Tokens laid down, separators included."""
+        """Number of packed tokens, including separators."""
         return self._row * self._context + self._column
 
     def add(self, document: int, tokens: Sequence[int] | Ints) -> None:
-        """Lay down one document; what does not fit into the last context is dropped."""
+        """Pack one document; tokens beyond the last context are dropped."""
         context = self._context
         start = 0
         if not self.full:
@@ -139,40 +142,41 @@ class Packer:
 def build(
     streams: Sequence[Stream],
     tokenizer: Any,
-    train: Place,
-    heldout: Place,
+    train: SplitPaths,
+    heldout: SplitPaths,
     settings: CorpusSettings,
     about: dict[str, Any],
 ) -> None:
-    """Tokenise, split, pack and write both sides; reads the streams only until both are full.
+    """Tokenise, split, pack and write both parts; stop reading when both are full.
 
-    A document's text (its hash) decides its side, so no text is on both; repeated documents are dropped. A document is
-    never divided between the sides, however long: parts of one text share names, topics and phrases, so a part held out
-    beside the rest would make the SAEs look better than they are on new text. A corpus of one document is refused.
+    The hash of a document's text decides whether it is held out, so no text is in both parts.
+    Repeated documents are dropped. A document is never divided between the parts: its pieces share
+    names, topics and phrases, so SAEs would look better on the held-out piece than on new text. A
+    corpus of one document is therefore refused.
 
     Args:
-        streams: sources of documents with their shares of the tokens.
+        streams: sources of documents with their fractions of the tokens.
         tokenizer: fast tokenizer of the model.
-        train, heldout: outputs; the manifests are written last.
-        settings: how many tokens, in which contexts.
-        about: what the manifests say about the source (`source`, `revision`, `tokenizer_sha256`).
+        train, heldout: output paths; the manifests are written last.
+        settings: number of tokens and context length.
+        about: entries of the manifests about the source (`source`, `revision`, `tokenizer_sha256`).
     Raises:
-        UserError: the text ends before both sides are full.
+        UserError: the text ends before both parts are full.
     """
     with ExitStack() as stores:
         sides = []
-        for place, count in ((train, settings.tokens), (heldout, settings.heldout_tokens)):
+        for paths, count in ((train, settings.tokens), (heldout, settings.heldout_tokens)):
             contexts = -(-count // settings.context)
             block = min(contexts, max(1, _CHUNK_TOKENS // settings.context))
             write = _writer(
-                stores.enter_context(atomic_directory(place.store)),
+                stores.enter_context(atomic_directory(paths.store)),
                 contexts,
                 settings.context,
                 block,
             )
             sides.append(Packer(contexts, settings.context, separator(tokenizer), write, block))
         shares = _pack(streams, tokenizer, sides, settings, str(about["source"]))
-    for side, place in zip(sides, (train, heldout), strict=True):
+    for side, paths in zip(sides, (train, heldout), strict=True):
         manifest = {
             **about,
             "tokens_by_source": shares,
@@ -181,9 +185,9 @@ def build(
             "context": settings.context,
             "tokens": side.size,
             "documents": side.used,
-            "files_sha256": _digests(place.store),
+            "files_sha256": _digests(paths.store),
         }
-        write_json(place.manifest, manifest)
+        write_json(paths.manifest, manifest)
 
 
 def _pack(
@@ -193,12 +197,12 @@ def _pack(
     settings: CorpusSettings,
     source: str,
 ) -> dict[str, int]:
-    """Fill both sides, training and held-out.
+    """Fill both parts, training and held-out.
 
     Returns:
-        How many tokens each stream gave.
+        Number of packed tokens per stream.
     Raises:
-        UserError: `source` ends before both sides are full.
+        UserError: `source` ends before both parts are full.
     """
     seen = Digests()
     share, read = heldout_share(settings), DocumentLengths()
@@ -220,61 +224,60 @@ def _pack(
             break
     if not all(side.full for side in sides):
         raise UserError(_too_little(sides, read, source, settings))
-    log.info(
-        "%d documents, %d repeated ones dropped; tokens by source: %s", len(seen), repeated, shares
-    )
+    log.info("%d documents, %d repeats dropped; tokens by source: %s", len(seen), repeated, shares)
     return shares
 
 
 def _too_little(
     sides: Sequence[Packer], read: DocumentLengths, source: str, settings: CorpusSettings
 ) -> str:
-    """What a corpus that ended before both sides were full gave, and what to do; sides: training and held-out."""
+    """The error message for a corpus that ended before both parts were full, with a remedy."""
     if not len(read):
         return f"corpus.source: {source} holds no text; fill it, or name another corpus.source"
-    found = [
+    counts = [
         f"{side.placed:,} of {side.size:,} tokens for {name}"
         for side, name in zip(sides, ("corpus.tokens", "corpus.heldout_tokens"), strict=True)
     ]
     documents = "1 document" if len(read) == 1 else f"{len(read):,} different documents"
-    said = f"corpus.source: {source}, read to the end, gives {documents}: {' and '.join(found)}"
+    problem = f"corpus.source: {source}, read to the end, gives {documents}: {' and '.join(counts)}"
     if fitting := read.largest_sizes(settings):
         return (
-            f"{said}. Set corpus.tokens to {fitting.tokens} and corpus.heldout_tokens to {fitting.heldout_tokens}, or "
-            "name a larger corpus.source"
+            f"{problem}. Set corpus.tokens to {fitting.tokens} and corpus.heldout_tokens to "
+            f"{fitting.heldout_tokens}, or name a larger corpus.source"
         )
     if len(read) > 1 and read.total < 2 * settings.context:
         return (
-            f"{said}. {read.total:,} tokens fill no two contexts of {settings.context}, one for each side: name a larger "
-            "corpus.source, or lower corpus.context (8 or more)"
+            f"{problem}. {read.total:,} tokens do not fill two contexts of {settings.context}, one "
+            "for training and one held out: name a larger corpus.source, or lower corpus.context "
+            "(8 or more)"
         )
     return (
-        f"{said}. A document is never divided between training and held-out text, and its hash decides where it goes: "
-        "divide the text into more documents (.txt: a blank line between two, .jsonl and .parquet: a row each), or name "
-        "a corpus.source of more documents"
+        f"{problem}. A document is never divided between training and held-out text, and its hash "
+        "decides where it goes: divide the text into more documents (.txt: separated by blank "
+        "lines; .jsonl and .parquet: one per row), or name a corpus.source with more documents"
     )
 
 
 def _digest(text: str) -> bytes:
-    """16 bytes that name a text; spacing does not count."""
-    found = hashlib.sha256()
+    """16 bytes that identify a text, whatever its white space."""
+    digest = hashlib.sha256()
     begun = space = False
     for piece in _pieces(text):
         words = " ".join(piece.split())
         if words:
             if begun and (space or piece[0].isspace()):
-                found.update(b" ")
-            found.update(words.encode())
+                digest.update(b" ")
+            digest.update(words.encode())
         begun, space = begun or bool(words), piece[-1].isspace()
-    return found.digest()[:16]
+    return digest.digest()[:16]
 
 
 def _mixed(
     streams: Sequence[Stream], tokenizer: Any
 ) -> Iterator[tuple[str, str, Sequence[int] | Ints]]:
-    """(stream, text, tokens), always from the stream that is furthest behind its share of the tokens.
+    """(stream, text, tokens), always from the stream furthest below its fraction of the tokens.
 
-    When one ends the others go on, so the shares of a corpus that uses it up are not kept.
+    When a stream ends, the others continue and the fractions are no longer kept.
     """
     sources = {stream.name: _tokenised(stream.documents, tokenizer) for stream in streams}
     shares = {stream.name: stream.share for stream in streams}
@@ -287,7 +290,7 @@ def _mixed(
             del sources[behind]
             if sources:
                 log.warning(
-                    "the source %r is used up after %d tokens; going on without it",
+                    "the source %r ends after %d tokens; continuing without it",
                     behind,
                     taken[behind],
                 )
@@ -311,7 +314,7 @@ def _tokenised(
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    # split_special_tokens: a document that quotes a special token's name is still plain text.
+    # split_special_tokens: the name of a special token in a document is ordinary text.
     encoded = tokenizer(
         texts,
         add_special_tokens=False,
@@ -324,7 +327,7 @@ def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in order, at most _BATCH and _BATCH_CHARACTERS characters at a time; a longer text stands alone."""
+    """Batches of at most _BATCH texts and _BATCH_CHARACTERS characters, or of one longer text."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -338,10 +341,10 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces of at most _BATCH_CHARACTERS characters, cut before a space where there is one.
+    """Pieces of at most _BATCH_CHARACTERS characters, divided before a space if possible.
 
-    Tokenizers start a token at a space anyway, so that the tokens are those of the whole text; without spaces the cut
-    may add a token.
+    Tokenizers start a token at a space, so the tokens are those of the whole text. Without spaces a
+    division may add a token.
     """
     start = 0
     while start < len(text):
@@ -354,7 +357,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _writer(folder: Path, contexts: int, context: int, block: int) -> Write:
-    """What writes packed contexts into a new store in `folder`, in chunks of `block` contexts."""
+    """A function that writes packed contexts to a new store, in chunks of `block` contexts."""
     group = zarr.create_group(folder, zarr_format=3, attributes={"schema": SCHEMA})
     arrays = [
         group.create_array(
@@ -363,7 +366,7 @@ def _writer(folder: Path, contexts: int, context: int, block: int) -> Write:
             chunks=(block, context),
             dtype="int32",
             compressors=zarr.codecs.ZstdCodec(level=3, checksum=True),
-            fill_value=-1,  # no token: a lost chunk never looks like text
+            fill_value=-1,  # not a token: a lost chunk cannot be mistaken for text
             dimension_names=("context", "position"),
             config={"write_empty_chunks": True},
         )
@@ -378,7 +381,7 @@ def _writer(folder: Path, contexts: int, context: int, block: int) -> Write:
 
 
 def _digests(store: Path) -> dict[str, str]:
-    # Hidden files are not ours: Snakemake leaves a time stamp in a folder that a rule made.
+    # Skip hidden files: Snakemake puts a time stamp into directories that are outputs of a rule.
     paths = [
         path
         for path in sorted(store.rglob("*"))
@@ -387,26 +390,26 @@ def _digests(store: Path) -> dict[str, str]:
     return {path.relative_to(store).as_posix(): sha256_file(path) for path in paths}
 
 
-def read_tokens(store: Path, manifest: Path) -> Tokens:
-    """Read packed tokens whole, after comparing every file with the manifest.
+def read_tokens(store: Path, manifest: Path) -> PackedTokens:
+    """Read all packed tokens, after comparing every file with the manifest.
 
     Raises:
-        UserError: naming the file that is missing, damaged or of another size than the manifest says.
+        UserError: a file is missing or damaged, or an array has another shape than in the manifest.
     """
     about = read_json(manifest)
-    remedy = f"delete {store} and {manifest} and run again, their job remakes them"
+    remedy = f"delete {store} and {manifest} and run again to rebuild them"
     if about.get("schema") != SCHEMA:
         raise UserError(
             f"{manifest} has schema {about.get('schema')!r}, expected {SCHEMA!r}: {remedy}"
         )
-    found = _digests(store)
+    digests = _digests(store)
     expected: dict[str, str] = about["files_sha256"]
-    for name in sorted({*expected, *found}):
-        if name not in found:
+    for name in sorted({*expected, *digests}):
+        if name not in digests:
             raise UserError(f"{store / name} is missing: {remedy}")
         if name not in expected:
             raise UserError(f"{store / name} is not in {manifest}: {remedy}")
-        if found[name] != expected[name]:
+        if digests[name] != expected[name]:
             raise UserError(
                 f"{store / name} is damaged (SHA-256 differs from {manifest}): {remedy}"
             )
@@ -415,6 +418,7 @@ def read_tokens(store: Path, manifest: Path) -> Tokens:
     for values in arrays:
         if values.shape != (about["contexts"], about["context"]):
             raise UserError(
-                f"{store} has shape {values.shape}, {manifest} says {(about['contexts'], about['context'])}: {remedy}"
+                f"{store} has shape {values.shape}, expected "
+                f"{(about['contexts'], about['context'])} ({manifest}): {remedy}"
             )
-    return Tokens(arrays[0], arrays[1], about)
+    return PackedTokens(arrays[0], arrays[1], about)

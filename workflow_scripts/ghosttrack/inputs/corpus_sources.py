@@ -1,4 +1,4 @@
-"""What `corpus.source` may say. Apart from what reads it, so that a dry run can look without importing that."""
+"""Valid values of `corpus.source`. A dry run imports this module, not those that read a corpus."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,13 @@ HUB = {
     "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
 }
 FILES = (".txt", ".jsonl", ".parquet")
-# No part begins with a dot or a dash: `../mine` is no data set, and nothing here is an option or leaves the hub's folder.
+# No part begins with a dot or a dash, so neither `../mine` nor a command-line option matches.
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 HUB_ID = re.compile(rf"(?P<id>{_PART}/{_PART})(:(?P<config>{_PART}))?(@(?P<revision>{_PART}))?")
 
 
 def is_file(source: str) -> bool:
-    """Whether it names a file of the user's own rather than a hub data set."""
+    """Whether a source is a local file, not a hub data set."""
     path = Path(source).expanduser()
     return path.suffix.lower() in FILES or (
         source not in (EMBEDDED, *HUB) and file_kinds.exists(path)
@@ -26,7 +26,7 @@ def is_file(source: str) -> bool:
 
 
 def refusal(source: str) -> str:
-    """Why nothing can be read from it, or ""; whether the hub has it is not asked."""
+    """Why a source is invalid, with a remedy; "" if it is valid. Does not ask the hub."""
     if is_file(source):
         path = Path(source).expanduser()
         if reason := file_kinds.not_a_file(path):
@@ -41,13 +41,13 @@ def refusal(source: str) -> str:
     if source in (EMBEDDED, *HUB) or HUB_ID.fullmatch(source):
         return ""
     return (
-        f"corpus.source: {source!r} is neither a file nor a hub data set; expected {EMBEDDED}, {', '.join(HUB)}, "
-        f"OWNER/NAME, or a local {', '.join(FILES)} file"
+        f"corpus.source: {source!r} is neither a file nor a hub data set; expected {EMBEDDED}, "
+        f"{', '.join(HUB)}, OWNER/NAME, or a local {', '.join(FILES)} file"
     )
 
 
 def _converted(path: Path) -> str:
-    """How a file with another ending becomes a corpus."""
+    """How to convert a file with another extension to a corpus."""
     reader = {
         ".csv": "read_csv(FILE)",
         ".tsv": 'read_csv(FILE, sep="\\t")',

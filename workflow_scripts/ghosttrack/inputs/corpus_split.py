@@ -1,4 +1,4 @@
-"""Which documents are held out, and how large the two sides of a given corpus can be."""
+"""Which documents are held out, and the largest sizes that a given corpus allows."""
 
 from array import array
 from collections.abc import Iterator
@@ -7,29 +7,35 @@ import numpy as np
 
 from ghosttrack.settings import CorpusSettings
 
-# Held-out documents are drawn at a higher rate than they are needed, so that they are complete before the training
-# text is; and never at less than 1 in 50, so that a few long documents do not decide what the quality numbers say.
-_HELDOUT_HASTE = 1.25
-_HELDOUT_LEAST = 0.02
-# Held-out tokens per training token that an error may propose where the ratio of the settings does not work.
+# Documents are held out at a higher rate than needed, so that the held-out text is complete before
+# the training text. The rate is at least 1 in 50, so that a few long documents do not dominate the
+# quality measures.
+_HELDOUT_OVERSAMPLING = 1.25
+_HELDOUT_MINIMUM = 0.02
+# Ratios of held-out to training tokens that an error message proposes if that of the settings
+# fails.
 _RATIOS = (0.1, 0.25, 1.0)
-# Of the largest sizes, the shares that are tried: rounding may move a document to the other side.
+# Fractions of the largest sizes to try, because rounding may move a document to the other part.
 _SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)
 
 
 def heldout_share(settings: CorpusSettings) -> float:
-    """Share of all documents that is held out, from .02 to .5."""
+    """Fraction of the documents that is held out, between .02 and .5."""
     needed = settings.heldout_tokens / (settings.tokens + settings.heldout_tokens)
-    return min(0.5, max(_HELDOUT_LEAST, _HELDOUT_HASTE * needed))
+    return min(0.5, max(_HELDOUT_MINIMUM, _HELDOUT_OVERSAMPLING * needed))
 
 
 def is_held_out(digest: bytes, share: float) -> bool:
-    """Whether a document is held out, from its digest (8 bytes or more) and the result of `heldout_share`."""
+    """Whether a document is held out.
+
+    Args:
+        digest: of the document, at least 8 bytes. share: the result of `heldout_share`.
+    """
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 class DocumentLengths:
-    """Digest and length of every document of a corpus, 12 bytes each: enough to split it again with other settings."""
+    """Digests and lengths of all documents, to split a corpus again with other settings."""
 
     def __init__(self) -> None:
         self._digests = array("Q")
@@ -39,27 +45,30 @@ class DocumentLengths:
         return len(self._lengths)
 
     def add(self, digest: bytes, tokens: int) -> None:
-        """Remember a document: its digest (8 bytes or more) and its length in tokens without the separator."""
+        """Add a document: digest (at least 8 bytes) and number of tokens without separator."""
         self._digests.append(int.from_bytes(digest[:8], "big"))
         self._lengths.append(tokens + 1)
 
     @property
     def total(self) -> int:
-        """Tokens of all documents, one separator for each."""
+        """Number of tokens of all documents, with one separator per document."""
         return sum(self._lengths)
 
     def sides(self, settings: CorpusSettings) -> tuple[int, int]:
-        """Tokens of the training and of the held-out documents, one separator for each."""
+        """Numbers of training and of held-out tokens, with one separator per document."""
         held = np.asarray(self._digests, dtype=np.uint64) < heldout_share(settings) * 2**64
         heldout = int(np.asarray(self._lengths, dtype=np.int64)[held].sum())
         return self.total - heldout, heldout
 
     def largest_sizes(self, settings: CorpusSettings) -> CorpusSettings | None:
-        """The settings with `tokens` and `heldout_tokens` lowered until this corpus fills both sides; None: it cannot.
+        """The settings with both token numbers lowered until this corpus fills both parts.
 
-        The ratio of the two is kept where possible, for it decides which documents are held out.
+        Their ratio decides which documents are held out, so it is kept if possible.
+
+        Returns:
+            None if the corpus cannot fill both parts.
         """
-        return next((each for each in self._proposals(settings) if self._fills(each)), None)
+        return next(filter(self._fills, self._proposals(settings)), None)
 
     def _proposals(self, settings: CorpusSettings) -> Iterator[CorpusSettings]:
         context = settings.context
@@ -72,7 +81,7 @@ class DocumentLengths:
             for share in _SHARES:
                 tokens = max(1, int(largest * share))
                 sizes = {"tokens": tokens, "heldout_tokens": max(1, int(tokens * ratio))}
-                # Whole contexts first: fewer tokens fill as many.
+                # Whole contexts first.
                 yield settings.model_copy(
                     update={
                         key: min(-(-size // context) * context, getattr(settings, key))
@@ -84,6 +93,6 @@ class DocumentLengths:
     def _fills(self, settings: CorpusSettings) -> bool:
         wanted = (settings.tokens, settings.heldout_tokens)
         return all(
-            found >= -(-size // settings.context) * settings.context
-            for found, size in zip(self.sides(settings), wanted, strict=True)
+            available >= -(-size // settings.context) * settings.context
+            for available, size in zip(self.sides(settings), wanted, strict=True)
         )

@@ -1,7 +1,8 @@
 """Labelled texts and questions of all sources: the rows of examples.parquet and questions.parquet.
 
-Public data sets are read from the Hugging Face hub, or from a local copy named by `path`. A judged span
-that occurs with both labels is dropped. The number of dropped rows is logged and kept in `attrs`.
+Public data sets are read from the Hugging Face hub, or from a local copy named by `path`. A judged
+span that occurs with both labels is dropped. The number of dropped rows is logged and kept in
+`attrs`.
 """
 
 import json
@@ -18,8 +19,9 @@ from ghosttrack.errors import UserError
 from ghosttrack.facts import statements
 from ghosttrack.facts.examples import Example, Question, example_table, question_table, same_text
 from ghosttrack.inputs import hub, user_texts
+from ghosttrack.inputs.cells import Row, columns_of, require_columns, text_of
 from ghosttrack.inputs.gold import answers_of
-from ghosttrack.inputs.rows import Row, columns_of, read_rows, require_columns, text_of
+from ghosttrack.inputs.rows import read_rows
 from ghosttrack.runtime.files import atomic_write
 from ghosttrack.settings import DatasetSettings
 
@@ -30,7 +32,7 @@ SHOTS = 5
 
 
 class QuestionAnswers(NamedTuple):
-    """A question of a public data set with its correct and incorrect answers, the usual one first."""
+    """A question of a public data set with its answers, the usual one first."""
 
     relation: str
     question: str
@@ -84,8 +86,8 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
     if frame["label"].nunique() < 2:
         raise UserError(
             f"{settings.path or settings.source}: {_remaining_labels(frame)}; expected true and "
-            f"hallucinated texts. {dropped['dropped_both_labels']} rows whose text has both labels and "
-            f"{dropped['dropped_repeats']} repeats were dropped"
+            f"hallucinated texts. {dropped['dropped_both_labels']} rows whose text has both labels "
+            f"and {dropped['dropped_repeats']} repeats were dropped"
         )
     frame = _whole_groups(frame, most, seed)
     frame.attrs = {"source": _name(settings), "revision": revision, **dropped}
@@ -145,8 +147,8 @@ def load_questions(
     pool = list(distinct.values())
     if len(pool) <= SHOTS:
         raise UserError(
-            f"path: {_name(settings)} holds {len(pool)} different questions; the prompt needs {SHOTS} "
-            "as demonstrations, so at least one more is required"
+            f"path: {_name(settings)} holds {len(pool)} different questions; the prompt needs "
+            f"{SHOTS} as demonstrations, so at least one more is required"
         )
     order = np.random.default_rng(seed).permutation(len(pool))
     demonstrations = [pool[index] for index in order[:SHOTS]]
@@ -170,7 +172,7 @@ def load_questions(
 
 
 def _with_turns(frame: pd.DataFrame, earlier: Sequence[list[str]]) -> pd.DataFrame:
-    """The questions with a column `turns`: the earlier messages of each question, then the question."""
+    """The questions with a column `turns`: earlier messages, then the question."""
     asked = frame["question"].map(_with_mark)
     return frame.assign(
         turns=[[*messages, question] for messages, question in zip(earlier, asked, strict=True)]

@@ -1,4 +1,4 @@
-"""A model's dense layers by oneDNN."""
+"""Compute a model's dense layers with oneDNN."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ghosttrack.inputs.linear_kernels import linear
 
-# Weights from which on the way to oneDNN and back is worth it. Not a number of rows: a row's rounding would depend on the batch.
-WORTH = 2**18
+# Minimum number of weights of a layer for which oneDNN is faster, conversion included. There is no
+# minimum number of rows, because the rounding of a row would then depend on the batch.
+MINIMUM_WEIGHTS = 2**18
 
 
 class _Linear(nn.Linear):
@@ -23,24 +24,24 @@ class _Conv1D(Conv1D):  # type: ignore[misc]
         return linear(x, self.weight.t(), self.bias)
 
 
-def quicken(model: nn.Module) -> None:
-    """Let the large dense layers of a model, and those of GPT-2's own kind, multiply as `products.linear` does.
+def use_onednn(model: nn.Module) -> None:
+    """Compute large dense layers, including GPT-2's Conv1D, with `linear_kernels.linear`.
 
-    They stay what they are, weights, names and hooks included.
+    Weights, names and hooks of the layers stay the same.
     """
     module: Any
     for module in model.modules():
-        if type(module) not in (nn.Linear, Conv1D) or module.weight.numel() < WORTH:
+        if type(module) not in (nn.Linear, Conv1D) or module.weight.numel() < MINIMUM_WEIGHTS:
             continue
         if type(module) is Conv1D:
-            # (in, out) as before, stored the other way round: oneDNN would copy it at every call.
+            # Still (in, out), but stored transposed: otherwise oneDNN would copy it at every call.
             module.weight.data = module.weight.data.t().contiguous().t()
         module.__class__ = _Linear if type(module) is nn.Linear else _Conv1D
 
 
 @contextmanager
-def unquickened(model: nn.Module) -> Iterator[None]:
-    """Within, the dense layers multiply as the library's own do."""
+def without_onednn(model: nn.Module) -> Iterator[None]:
+    """Context in which the dense layers are computed as in the original model."""
     modules: list[Any] = [
         module for module in model.modules() if type(module) in (_Linear, _Conv1D)
     ]

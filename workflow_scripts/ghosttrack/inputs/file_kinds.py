@@ -1,4 +1,7 @@
-"""What a file holds, by its first bytes, where its ending says another thing. Cheap enough for a dry run."""
+"""Recognise files by their first bytes, where their extension is misleading.
+
+Fast enough for a dry run.
+"""
 
 import codecs
 from pathlib import Path
@@ -8,7 +11,7 @@ from ghosttrack.settings import names
 _HEAD = 4096
 _TO_CSV = "open it in the program that wrote it and save it as CSV in UTF-8"
 _TO_PARQUET = "read it with the library that wrote it and write it with pandas' to_parquet"
-# The first bytes, what they mean, and how the file becomes one that can be read.
+# The first bytes of a file, its format, and a way to convert it.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (codecs.BOM_UTF32_LE, "UTF-32 text", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
     (codecs.BOM_UTF16_LE, "UTF-16 text", "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
@@ -19,7 +22,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "compressed with bzip2", "unpack it with bunzip2"),
     (b"\xfd7zXZ\x00", "compressed with xz", "unpack it with unxz"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with unzstd"),
-    (b"PAR1", "a parquet file", "give its name the ending .parquet"),
+    (b"PAR1", "a parquet file", "change its extension to .parquet"),
     (b"ARROW1", "an Arrow (feather) file", _TO_PARQUET),
     (
         b"\xff\xff\xff\xff",
@@ -43,13 +46,14 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
 )
 _PAGES = (b"<!doctype html", b"<html", b"<table")
 _MISSING = "missing"
-_NUL_SHARE = 0.2  # UTF-16 without a byte order mark: every second byte of Western text is NUL
+# In UTF-16, every second byte of Western text is NUL.
+_NUL_SHARE = 0.2
 
 
 def refusal(path: Path) -> str:
-    """Why a file cannot be what its ending says, and how it becomes readable; "" if its first bytes speak against nothing.
+    """Why the content of a file contradicts its extension, with a remedy; "" if it does not.
 
-    A file that cannot be opened gives "": its reader says why.
+    A file that cannot be opened also gives ""; its reader reports the error.
     """
     try:
         with path.open("rb") as stream:
@@ -61,67 +65,74 @@ def refusal(path: Path) -> str:
         if head.startswith(start) and not (parquet and start == b"PAR1"):
             return f"{path} is {kind}: {remedy}"
     if head.lstrip().lower().startswith(_PAGES):
-        return f"{path} is a web page: download the file itself (on the hub and on GitHub, its raw form), or save a table of the page as CSV"
+        return (
+            f"{path} is a web page: download the file itself (on the hub and on GitHub: the raw "
+            "file), or save the table of the page as CSV"
+        )
     if head.count(0) > _NUL_SHARE * len(head) and not parquet:
         return (
-            f"{path} is full of NUL bytes, as UTF-16 text without a byte order mark is and binary files are: "
-            "if it is text, convert it to UTF-8: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
+            f"{path} is full of NUL bytes, like binary files and UTF-16 text without a byte order "
+            "mark: if it is text, convert it to UTF-8: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
         )
     return ""
 
 
 def not_a_file(path: Path) -> str:
-    """Why a path names no file that can be looked at, with a remedy; "" if it names one."""
+    """Why a path does not name a regular file, with a remedy; "" if it does."""
     if reason := _out_of_reach(path):
         return (
-            f"there is no file {path} (it is looked for from the folder of the command)"
+            f"there is no file {path} (a relative path starts at the current directory)"
             if reason == _MISSING
             else reason
         )
     if path.is_dir():
         return (
-            f"{path} is a folder, expected one file (of a folder that Dataset.save_to_disk wrote: "
-            "datasets.load_from_disk(FOLDER).to_parquet(FILE))"
+            f"{path} is a directory, expected a file (if Dataset.save_to_disk wrote it: "
+            "datasets.load_from_disk(DIRECTORY).to_parquet(FILE))"
         )
-    return "" if path.is_file() else f"{path} is a device or a pipe; write its content to a file"
+    return (
+        ""
+        if path.is_file()
+        else f"{path} is a device or a pipe, expected a file; write its content to a file"
+    )
 
 
 def not_a_folder(path: Path) -> str:
-    """Why a path names no folder that can be looked at, with a remedy; "" if it names one."""
+    """Why a path does not name a directory, with a remedy; "" if it does."""
     if reason := _out_of_reach(path):
         return f"there is no directory {path}" if reason == _MISSING else reason
-    return "" if path.is_dir() else f"{path} is not a directory but a file"
+    return "" if path.is_dir() else f"{path} is a file, expected a directory"
 
 
 def exists(path: Path) -> bool:
-    """Whether anything lies at a path; True too where that cannot be found out, which `not_a_file` then says."""
+    """Whether a path exists; also True if that cannot be determined (see `not_a_file`)."""
     return _out_of_reach(path) != _MISSING
 
 
 def _out_of_reach(path: Path) -> str:
-    """Why nothing can be said of what lies at a path, or `_MISSING`; "" if it can."""
+    """ "" if a path exists, `_MISSING` if not, the reason if it cannot be looked up."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return _MISSING
-    except (
-        OSError
-    ) as error:  # a name that is too long, a folder without permission, a link to itself
-        shown = names.short(str(path))
-        return f"{shown} cannot be looked up ({error.strerror}); correct the path, or the permissions of its folders"
+    except OSError as error:  # e.g. a name that is too long, no permission, a circular link
+        return (
+            f"{names.short(str(path))} cannot be looked up ({error.strerror}); correct the path, "
+            "or the permissions of its directories"
+        )
     return ""
 
 
 _CONVERSIONS = {
-    "": "add the ending that says what it holds",
+    "": "add the extension of its format",
     ".xlsx": _TO_CSV,
     ".xls": _TO_CSV,
     ".ods": _TO_CSV,
     ".numbers": _TO_CSV,
-    ".ndjson": "give its name the ending .jsonl",
-    ".jsonlines": "give its name the ending .jsonl",
-    ".txt": "a table needs a line with the names of its columns: save it as .csv",
-    ".tab": "give its name the ending .tsv",
+    ".ndjson": "change its extension to .jsonl",
+    ".jsonlines": "change its extension to .jsonl",
+    ".txt": "save it as .csv, with a first line of column names",
+    ".tab": "change its extension to .tsv",
     ".gz": "unpack it with gunzip",
     ".zip": "unpack it with unzip",
     ".bz2": "unpack it with bunzip2",
@@ -132,5 +143,5 @@ _CONVERSIONS = {
 
 
 def converted(path: Path) -> str:
-    """How a file with the ending of another kind becomes a table that can be read."""
+    """How to convert a file with another extension to a supported table."""
     return _CONVERSIONS.get(path.suffix.lower(), _TO_PARQUET)

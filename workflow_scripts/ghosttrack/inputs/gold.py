@@ -1,19 +1,19 @@
-"""Accepted (gold) answers of a question, from every form in which public files and pandas write them.
+"""Accepted (gold) answers of a question, in the forms that public data sets and pandas write.
 
-| the cell holds | the answers are |
+| content of the cell | answers |
 |---|---|
-| text | the text; several where `;` separates them |
-| a number or a boolean | `7` for 7 and 7.0, `true`, `false`; in csv and tsv also where pandas wrote `7.0` or `True` |
+| text | the text, or several texts separated by `;` |
+| a number or a boolean (in csv and tsv also as text) | `7` for 7 and 7.0, `true`, `false` |
 | null, NaN, blanks, an empty list | none |
-| a list | its texts, numbers and booleans as they stand; lists and objects inside it are read by this table |
-| text that begins with `[` or `{` | the list or object, if it is JSON or what Python writes for one |
-| a JSON string with its quotation marks | the string |
-| `{text, answer_start}` (SQuAD), `{text}`, and the positions of Natural Questions | `text`, one or a list |
+| a list | its texts, numbers and booleans; nested lists and objects are read by this table |
+| text that begins with `[` or `{` | the list or object, in JSON or as a Python literal |
+| a JSON string in quotation marks | the string |
+| `{text}`, also with positions (SQuAD, Natural Questions) | `text`, which may be a list |
 | `{value, aliases, ...}` (TriviaQA) | `value` and `aliases`; `Value` and `Aliases` likewise |
-| `{short_answers, yes_no_answer, ...}` (Natural Questions) | the texts of `short_answers`, and `yes` or `no` |
+| `{short_answers, yes_no_answer, ...}` (Natural Questions) | their texts, `yes` or `no` |
 | `{choices, labels}` (MC1, MC2 of TruthfulQA) | the choices with label 1 |
 
-Anything else is refused. No text is ever run as Python: `ast.literal_eval` reads literals only.
+Anything else is refused. Text is never executed as Python: `ast.literal_eval` reads literals only.
 """
 
 import ast
@@ -28,20 +28,22 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.rows import MISSING, Row, cell, shown, text_flaw, written
+from ghosttrack.inputs.cells import MISSING, Row, as_text, cell, shown, text_flaw
 
 EXPECTED = (
-    'a text, a number, texts separated by `;`, a list such as ["Paris", "City of Paris"], or an object with the keys text, '
-    "value and aliases, short_answers, or choices and labels"
+    'a text, a number, texts separated by `;`, a list such as ["Paris", "City of Paris"], or an '
+    "object with the keys text, value and aliases, short_answers, or choices and labels"
 )
 
-# array([...]), dict(...), deque([...]): how Python shows other collections, which this module does not read.
+# The repr of other Python collections, which are not supported: array([...]), dict(...),
+# deque([...]).
 _CONSTRUCTOR = re.compile(r"[A-Za-z_.]+\(\s*[\[{(]")
-# What stands between semicolons; the one that ends an HTML entity separates nothing: AT&amp;T.
+# The parts between semicolons. A semicolon that ends an HTML entity is no separator: AT&amp;T.
 _PARTS = re.compile(r"(?:&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);|[^;])+")
-# The token that the test split of TriviaQA has in place of its hidden answers.
+# The test split of TriviaQA has this token instead of its hidden answers.
 _HIDDEN = "<unk>"
-# Keys beside `text` that say where an answer stands, and keys beside TriviaQA's `value` and `aliases`.
+# Keys next to `text` that give the position of an answer, and keys next to TriviaQA's `value` and
+# `aliases`.
 _POSITIONS = frozenset(
     (
         "answerstart",
@@ -71,14 +73,14 @@ _YES_NO = {"1": ["yes"], "0": ["no"], "yes": ["yes"], "no": ["no"], "-1": [], "n
 
 
 class UnreadableAnswerError(Exception):
-    """A cell that holds no answers in a form of the table; the message says what was found."""
+    """A cell has none of the supported forms; the message describes its content."""
 
 
 def answers_of(row: Row, column: str, number: int, name: str) -> list[str]:
-    """Gold answers in a cell of a file's row, in order and stripped; [] where the cell holds none.
+    """Gold answers in a cell, in order and without surrounding white space; [] if there are none.
 
     Raises:
-        UserError: naming file, row and column, what the cell holds and what was expected.
+        UserError: the cell has none of the supported forms; names file, row and column.
     """
     where = f"row {number} of {name}, column {column!r}"
     try:
@@ -89,19 +91,19 @@ def answers_of(row: Row, column: str, number: int, name: str) -> list[str]:
         raise UserError(f"{where}: {error}; expected {EXPECTED}") from None
     except RecursionError:
         raise UserError(f"{where}: lists or objects nested too deeply; flatten them") from None
-    if reason := next((found for answer in answers if (found := text_flaw(answer))), ""):
+    if reason := next((flaw for answer in answers if (flaw := text_flaw(answer))), ""):
         raise UserError(f"{where}: {reason}")
     return answers
 
 
 def gold_answers(value: Any, *, separated: bool = False) -> list[str]:
-    """Gold answers in a value, by the table of this module; [] for none.
+    """Gold answers in a value, by the table of this module; [] if there are none.
 
     Args:
-        value: a cell as json or parquet give it, or the text of a csv cell.
-        separated: the value is a cell of csv or tsv, where numbers and booleans are text.
+        value: a value from json or parquet, or the text of a csv cell.
+        separated: the value is from csv or tsv, where numbers and booleans are text.
     Raises:
-        UnreadableAnswerError: the value has none of the forms.
+        UnreadableAnswerError: the value has none of the supported forms.
     """
     if isinstance(value, str):
         return _of_text(value.strip(), separated)
@@ -109,30 +111,31 @@ def gold_answers(value: Any, *, separated: bool = False) -> list[str]:
         return [answer for item in value for answer in _of_item(item)]
     if isinstance(value, Mapping):
         return _of_object(value)
-    answer = written(value)
+    answer = as_text(value)
     if answer is None:
         raise UnreadableAnswerError(f"found {shown(value)} ({type(value).__name__})")
     return [answer] if answer else []
 
 
 def _of_text(text: str, separated: bool) -> list[str]:
-    """Answers in the text of a whole cell."""
-    if text in MISSING:  # it might be an answer too, so that such a cell is refused
+    """Answers in a cell that holds text."""
+    if text in MISSING:  # refused, because it may also be an answer
         raise UnreadableAnswerError(
-            f"found {text}, which may be a missing value or an answer; leave the cell empty, or write {json.dumps([text])}"
+            f"found {text}, which may be a missing value or an answer; leave the cell empty, or "
+            f"write {json.dumps([text])}"
         )
     if text.startswith(("[", "{")):
         return gold_answers(_literal(text))
     if text.startswith('"') and isinstance(content := _json(text), str):
-        # A list that was written as JSON twice is a string that holds a list.
+        # A list that was encoded as JSON twice is a string that contains a list.
         return _of_text(content, separated) if content.startswith(("[", "{")) else _texts(content)
     if _CONSTRUCTOR.match(text) or (text.startswith("(") and isinstance(_python(text), tuple)):
         raise UnreadableAnswerError(
-            f"found {shown(text)}, which Python shows for a collection; write it as a JSON list"
+            f"found {shown(text)}, the Python form of a collection; write it as a JSON list"
         )
     if separated and (re.fullmatch(r"-?\d+\.0", text) or text in ("True", "False")):
         return [text.removesuffix(".0").lower()]
-    return [part for each in _PARTS.findall(text) if (part := each.strip())]
+    return [part for match in _PARTS.findall(text) if (part := match.strip())]
 
 
 def _texts(text: str) -> list[str]:
@@ -140,7 +143,7 @@ def _texts(text: str) -> list[str]:
 
 
 def _of_item(item: Any) -> list[str]:
-    """Answers in an item of a list: a text is one answer, whatever marks it holds."""
+    """Answers in an item of a list; a text is one answer, even if it contains `;`."""
     if not isinstance(item, str):
         return gold_answers(item)
     text = item.strip()
@@ -153,22 +156,23 @@ def _of_item(item: Any) -> list[str]:
 
 def _holds_text(value: Any) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return any(isinstance(each, str) or _holds_text(each) for each in inner)
+    return any(isinstance(part, str) or _holds_text(part) for part in inner)
 
 
 def _literal(text: str) -> Any:
-    """The list or object that a text writes as JSON or as Python."""
+    """The list or object that a text represents in JSON or in Python."""
     for read in (_json, _python):
         if isinstance(value := read(text), list | dict):
             return value
     raise UnreadableAnswerError(
-        f"found {shown(text)}, which begins like a list or an object and is neither JSON nor what Python writes for one; "
-        f"a single answer with a bracket is written {shown(json.dumps([text]))}"
+        f"found {shown(text)}, which begins like a list or an object but is neither JSON nor a "
+        "Python literal; write a single answer that begins with a bracket as "
+        f"{shown(json.dumps([text]))}"
     )
 
 
 def _json(text: str) -> Any:
-    """JSON as Python values; None if the text is no JSON."""
+    """JSON as Python values; None if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -176,10 +180,10 @@ def _json(text: str) -> Any:
 
 
 def _python(text: str) -> Any:
-    """A Python literal as values; None if the text is none, or if it may be what numpy writes."""
+    """The value of a Python literal; None if the text is not a literal or may come from numpy."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an escape that Python's own repr never writes
+            warnings.simplefilter("error")  # an escape that repr() never writes
             value = ast.literal_eval(text)
         return None if _adjacent_strings(text) else value
     except (
@@ -195,7 +199,7 @@ def _python(text: str) -> Any:
 
 
 def _adjacent_strings(text: str) -> bool:
-    """Whether two strings stand side by side: ['a' 'b'] is two texts of numpy, and one text in Python."""
+    """Whether strings are adjacent: ['a' 'b'] is two texts in numpy, but one in Python."""
     kinds = [
         token.type
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
@@ -205,8 +209,8 @@ def _adjacent_strings(text: str) -> bool:
 
 
 def _of_object(value: Mapping[Any, Any]) -> list[str]:
-    """Answers in an object of a known form; keys whose value is null do not count."""
-    parts = {_plain(key): each for key, each in value.items() if each is not None}
+    """Answers in an object of a supported form; keys whose value is null are ignored."""
+    parts = {_plain(key): part for key, part in value.items() if part is not None}
     if not parts:
         return []
     for needed, allowed, read in _OBJECTS:
@@ -222,7 +226,7 @@ def _plain(key: Any) -> str:
 
 
 def _of_part(value: Any) -> list[str]:
-    """Answers in a value of an object's key: a text is one answer, and is not split."""
+    """Answers in the value of an object's key; a text is one answer, even if it contains `;`."""
     return _of_item(value) if isinstance(value, str) else gold_answers(value)
 
 
@@ -233,12 +237,12 @@ def _trivia(parts: Mapping[str, Any]) -> list[str]:
 
 def _natural(parts: Mapping[str, Any]) -> list[str]:
     answers = _of_part(parts["shortanswers"])
-    said = parts.get("yesnoanswer")
-    for each in said if isinstance(said, list) else [said]:
-        key = str(written(each)).lower()
+    yes_no = parts.get("yesnoanswer")
+    for value in yes_no if isinstance(yes_no, list) else [yes_no]:
+        key = str(as_text(value)).lower()
         if key not in _YES_NO:
             raise UnreadableAnswerError(
-                f"found {shown(each)} as yes_no_answer, where YES, NO, NONE, 1, 0 or -1 stands"
+                f"found yes_no_answer {shown(value)} instead of YES, NO, NONE, 1, 0 or -1"
             )
         answers += _YES_NO[key]
     return answers
@@ -247,10 +251,12 @@ def _natural(parts: Mapping[str, Any]) -> list[str]:
 def _choices(parts: Mapping[str, Any]) -> list[str]:
     choices, labels = parts.get("choices"), parts.get("labels")
     if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels):
-        raise UnreadableAnswerError("found choices and labels that are not two lists of one length")
+        raise UnreadableAnswerError(
+            "found choices and labels that are not two lists of the same length"
+        )
     if wrong := [label for label in labels if label not in (0, 1)]:
         raise UnreadableAnswerError(
-            f"found the label {shown(wrong[0])} of a choice, where 1 (true) or 0 stands"
+            f"found the label {shown(wrong[0])} of a choice instead of 1 (true) or 0"
         )
     return [
         answer
@@ -261,7 +267,7 @@ def _choices(parts: Mapping[str, Any]) -> list[str]:
 
 
 _Form = tuple[frozenset[str], frozenset[str], Callable[[Mapping[str, Any]], list[str]]]
-# One of these keys, no others than these and those, and what reads them.
+# Keys of which one is required, further allowed keys, and the function that reads the object.
 _OBJECTS: Sequence[_Form] = (
     (frozenset(("text",)), _POSITIONS, lambda parts: _of_part(parts["text"])),
     (frozenset(("value", "aliases")), _TRIVIA, _trivia),

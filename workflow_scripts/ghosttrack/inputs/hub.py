@@ -1,6 +1,6 @@
-"""The Hugging Face hub, with one readable error when something cannot be had from it.
+"""Download from the Hugging Face hub, with readable errors.
 
-Nothing here runs code from a repository. Only the fetching rules import this module.
+No code from a repository is run. Only the rules that fetch import this module.
 """
 
 import logging
@@ -12,33 +12,33 @@ from ghosttrack.errors import UserError
 
 log = logging.getLogger("ghosttrack")
 
-# Configuration and tokenizer files that a repository may hold at its top level.
+# Extensions of configuration and tokenizer files at the top level of a repository.
 _SMALL = (".json", ".txt", ".model", ".tiktoken", ".jinja")
 
 
 class Snapshot(NamedTuple):
-    """A repository's files on disk and the commit they belong to."""
+    """The local directory of a repository's files, and their commit."""
 
     path: Path
     revision: str | None
 
 
-class Rows(NamedTuple):
-    """The rows of one split and the commit they belong to (None: taken from the local cache)."""
+class HubRows(NamedTuple):
+    """The rows of one split, and their commit (None: read from the local cache)."""
 
     rows: Iterator[Mapping[str, Any]]
     revision: str | None
 
 
 def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot:
-    """Weights (safetensors if there are any), configuration and tokenizer of a model repository.
+    """Weights (safetensors if available), configuration and tokenizer of a model repository.
 
-    Without a network, or with HF_HUB_OFFLINE set, the local hub cache serves if it has the revision.
+    Without a network, or with HF_HUB_OFFLINE, the revision is taken from the local hub cache.
 
     Args:
         repository: hub id.
-        revision: commit; None takes the newest.
-        instead: what to do without the hub, for the error message.
+        revision: commit; None: the newest.
+        instead: the alternative to the hub, for the error message.
     Raises:
         UserError: naming the repository, the reason, and `instead`.
     """
@@ -46,9 +46,7 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
 
     try:
         about = HfApi().model_info(repository, revision=revision)
-    except (
-        Exception
-    ) as error:  # a dozen unrelated types: no network, proxy, offline mode, unknown id, gated
+    except Exception as error:  # of many unrelated types: network, proxy, unknown id, gated
         try:
             cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         except Exception:
@@ -64,8 +62,8 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
     ]
     if not weights:
         raise UserError(
-            f"source.id: model {repository!r} holds no model*.safetensors and no pytorch_model*.bin at its top level; "
-            f"{instead}"
+            f"source.id: model {repository!r} has no model*.safetensors and no pytorch_model*.bin "
+            f"at its top level; {instead}"
         )
     wanted = sorted(weights + [name for name in names if name.endswith(_SMALL)])
     log.info("fetching %s at %s: %s", repository, about.sha, ", ".join(wanted))
@@ -87,17 +85,19 @@ def folder(
     key: str,
     instead: str,
 ) -> Path:
-    """One folder of a repository on disk, with those of the `wanted` files that it holds.
+    """Download one folder of a repository, with those of the `wanted` files that exist.
 
-    Without a network, or with HF_HUB_OFFLINE set, the local hub cache serves if it has the revision.
+    Without a network, or with HF_HUB_OFFLINE, the revision is taken from the local hub cache.
 
     Args:
         repository: hub id. revision: commit.
-        pick: gets the paths of all files, gives the folder's.
+        pick: maps the paths of all files to the path of the folder.
         wanted: names of files.
-        key: settings key that the error message names. instead: what to do without the hub.
+        key: settings key for the error message. instead: the alternative to the hub.
+    Returns:
+        The local path of the folder.
     Raises:
-        UserError: naming `key`, the repository, the reason, and `instead`; whatever `pick` raises.
+        UserError: naming `key`, the repository, the reason, and `instead`; also what `pick` raises.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -121,7 +121,7 @@ def folder(
     log.info("fetching %s of %s at %s", inside, repository, about.sha)
     try:
         path = snapshot_download(
-            repository, revision=about.sha, allow_patterns=[f"{inside}/{each}" for each in wanted]
+            repository, revision=about.sha, allow_patterns=[f"{inside}/{file}" for file in wanted]
         )
     except Exception as error:
         raise UserError(_reason(key, name, revision, error, instead)) from error
@@ -137,14 +137,14 @@ def rows(
     streaming: bool,
     key: str,
     instead: str,
-) -> Rows:
+) -> HubRows:
     """Rows of one split of a hub data set, in the hub's order.
 
     Args:
         dataset: hub id. config: its configuration, if it has several. split: e.g. "train".
-        revision: commit; None takes the newest and says which it was.
-        streaming: read rows as they come instead of downloading the split first.
-        key: settings key that the error message names. instead: what to do without the hub.
+        revision: commit; None: the newest.
+        streaming: read row by row instead of downloading the split first.
+        key: settings key for the error message. instead: the alternative to the hub.
     Raises:
         UserError: naming `key`, the data set, the reason, and `instead`.
     """
@@ -162,13 +162,13 @@ def rows(
     except Exception as error:
         raise UserError(_reason(key, name, revision, error, instead)) from error
     log.info("reading %s, %s split, revision %s", dataset, split, revision or "as cached")
-    return Rows(_guarded(table, key, name, revision, instead), revision)
+    return HubRows(_guarded(table, key, name, revision, instead), revision)
 
 
 def _guarded(
     table: Any, key: str, name: str, revision: str | None, instead: str
 ) -> Iterator[Mapping[str, Any]]:
-    """The rows of `table`; a connection that breaks half-way is a UserError too."""
+    """The rows of `table`; a lost connection also raises a UserError."""
     remaining = iter(table)
     while True:
         try:
@@ -190,7 +190,7 @@ def _reason(key: str, name: str, revision: str | None, error: BaseException, ins
 
     at = f" at revision {revision}" if revision else ""
     if isinstance(error, GatedRepoError):
-        what = "needs a licence accepted on the hub and a login (hf auth login)"
+        what = "requires that you accept its licence on the hub and log in (hf auth login)"
     elif isinstance(error, RevisionNotFoundError):
         what = "has no such revision on the hub"
     elif isinstance(error, RepositoryNotFoundError):
@@ -201,5 +201,6 @@ def _reason(key: str, name: str, revision: str | None, error: BaseException, ins
     ):
         what = f"cannot be fetched: the hub cannot be reached ({type(error).__name__})"
     else:
-        what = f"cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        message = str(error).splitlines()[0] if str(error) else ""
+        what = f"cannot be fetched ({type(error).__name__}: {message})"
     return f"{key}: {name}{at} {what}; {instead}"

@@ -1,4 +1,7 @@
-"""Lines of a text file, one at a time in bounded memory, and errors that name the line or the byte that cannot be read."""
+"""Read text files line by line in bounded memory.
+
+Errors name the line or byte that cannot be read.
+"""
 
 import codecs
 import io
@@ -9,21 +12,22 @@ from typing import IO
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds
 
-# Characters of a line, and of a document of a corpus: more than the longest novels, in at most 40 MB of memory.
+# Maximum number of characters of a line or of a document: more than the longest novels have. A
+# string of this length takes at most 40 MB.
 LONGEST = 10_000_000
-# Characters or bytes that are read at a time where they are only counted.
+# Number of characters or bytes to read at a time where they are only counted.
 _PIECE = 2**20
 
 
 def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[str]:
-    r"""Lines of a UTF-8 file with their line ends; a byte order mark is left out.
+    r"""Lines of a UTF-8 file with their line ends, without a byte order mark.
 
     Args:
         path: the file. key: the setting or argument that names it, for errors.
-        newline: as in `open`: None turns "\r\n" and "\r" into "\n", "" keeps them.
+        newline: as for `open`: None converts "\r\n" and "\r" to "\n", "" keeps them.
     Raises:
-        UserError: the file is of another kind (compressed, a workbook), a line is longer than LONGEST characters, or a byte
-            is not UTF-8; names the line, and the byte's offset.
+        UserError: the file has another format (compressed, a workbook), a line is longer than
+            LONGEST characters, or a byte is not UTF-8; names the line and the offset of the byte.
     """
     _require_text(path, key)
     number = 0
@@ -33,8 +37,8 @@ def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[
                 number += 1
                 if len(line) > LONGEST and line[-1] not in "\r\n":
                     raise UserError(
-                        f"{key}: line {number} of {path} has {len(line) + _rest_of_line(stream):,} characters, more than "
-                        f"{LONGEST:,}; break it into several lines"
+                        f"{key}: line {number} of {path} has {len(line) + _rest_of_line(stream):,} "
+                        f"characters, more than {LONGEST:,}; split it into several lines"
                     )
                 yield line
     except (OSError, UnicodeDecodeError) as error:
@@ -42,7 +46,7 @@ def read_lines(path: Path, key: str, *, newline: str | None = None) -> Iterator[
 
 
 def read_text(path: Path, key: str) -> str:
-    """A UTF-8 file as a whole, without its byte order mark; a UserError names the line and the offset of a bad byte."""
+    """The content of a UTF-8 file without a byte order mark; errors as in `read_lines`."""
     _require_text(path, key)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -51,7 +55,7 @@ def read_text(path: Path, key: str) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What another library says in its error, without line breaks."""
+    """The message of an error without line breaks."""
     return " ".join(str(error).split())
 
 
@@ -63,16 +67,17 @@ def _require_text(path: Path, key: str) -> None:
 def _unreadable(path: Path, key: str, error: OSError | UnicodeDecodeError) -> UserError:
     if isinstance(error, OSError):
         return UserError(
-            f"{key}: {path} cannot be read ({error.strerror}); make it readable, or name another file"
+            f"{key}: {path} cannot be read ({error.strerror}); make it readable, or name another "
+            "file"
         )
     return UserError(
-        f"{key}: {path} is not UTF-8 text: {_first_bad_byte(path)}; convert it to UTF-8, "
-        "if it is from Windows or Excel: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        f"{key}: {path} is not UTF-8 text: {_first_bad_byte(path)}; convert it to UTF-8 "
+        "(from Windows or Excel: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW)"
     )
 
 
 def _rest_of_line(stream: IO[str]) -> int:
-    """Characters up to the end of the line, read in pieces."""
+    """Number of characters up to the end of the line."""
     length = 0
     while piece := stream.readline(_PIECE):
         length += len(piece.rstrip("\r\n"))
@@ -82,23 +87,23 @@ def _rest_of_line(stream: IO[str]) -> int:
 
 
 def _first_bad_byte(path: Path) -> str:
-    """Where a file stops being UTF-8, in words."""
+    """Line and offset of the first byte that is not UTF-8, for an error message."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    ends = io.IncrementalNewlineDecoder(
-        None, translate=True
-    )  # every kind of line end becomes one "\n"
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)  # every line end becomes "\n"
     offset, line = 0, 1
     with path.open("rb") as stream:
         while True:
             piece = stream.read(_PIECE)
             offset += len(piece)
             try:
-                line += ends.decode(decoder.decode(piece, final=not piece)).count("\n")
+                line += newlines.decode(decoder.decode(piece, final=not piece)).count("\n")
             except UnicodeDecodeError as error:
-                before = ends.decode(error.object[: error.start].decode("utf-8"), final=True)
+                before = newlines.decode(error.object[: error.start].decode("utf-8"), final=True)
                 line += before.count("\n")
-                # error.object also holds the bytes of a character that the piece before had begun.
+                # error.object begins with the incomplete character at the end of the previous
+                # piece.
                 offset += error.start - len(error.object)
-                return f"line {line} holds the byte 0x{error.object[error.start]:02x} at offset {offset:,} of the file"
+                byte = error.object[error.start]
+                return f"line {line} holds the byte 0x{byte:02x} at offset {offset:,} of the file"
             if not piece:
-                return "it changed while it was read"
+                return "the file changed while it was read"

@@ -1,11 +1,11 @@
-"""Whether two names stand for the same language model."""
+"""Decide whether two names denote the same language model."""
 
 import re
 from collections.abc import Collection
 
-# Part of some copies' names only: the publisher, the file format, and "pretrained".
+# Words that only some copies of a model have in their name: publisher, file format, "pretrained".
 _DROPPED = {"meta", "hf", "pt"}
-# Short names of TransformerLens and SAELens, normalised, with those of the hub.
+# Normalised short names of TransformerLens and SAELens, with the normalised names of the hub.
 _ALIASES = {
     "gpt2small": "gpt2",
     "distillgpt2": "distilgpt2",
@@ -14,18 +14,18 @@ _ALIASES = {
 }
 
 
-def normalised(name: str) -> str:
-    """The last part of a name or address in lower case, without separators: `openai-community/GPT2` is gpt2."""
+def _normalised(name: str) -> str:
+    """The last part of a name in lower case without separators: `openai-community/GPT2` is gpt2."""
     words = re.split(r"[^a-z0-9]+", name.rstrip("/").rsplit("/", 1)[-1].lower())
     joined = "".join(word for word in words if word not in _DROPPED)
     return _ALIASES.get(joined, joined)
 
 
 def is_path(name: str) -> bool:
-    """Whether a name is a local path, which says nothing about the model."""
+    """Whether a name is a local path, which does not identify a model."""
     return name.startswith(("/", "./", "../", "~")) or "\\" in name
 
 
 def same(name: str, others: Collection[str]) -> bool:
-    """Whether `name` and one of `others` stand for the same model."""
-    return normalised(name) in {normalised(other) for other in others}
+    """Whether `name` and one of `others` denote the same model."""
+    return _normalised(name) in {_normalised(other) for other in others}

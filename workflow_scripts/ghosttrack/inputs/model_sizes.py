@@ -1,4 +1,7 @@
-"""Sizes of a model from its config.json, before its weights are read. The Snakefile imports this module: no torch here."""
+"""Sizes of a model from its config.json.
+
+The Snakefile imports this module, so it does not import torch.
+"""
 
 import json
 import sys
@@ -10,8 +13,8 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs.models import first_line, max_context
 from ghosttrack.settings import names
 
-# Keys of the number of blocks and of the width, over all causal language models of transformers. Where one file has
-# several of them, the first counts (a test compares this order with transformers).
+# Keys of the number of blocks and of the width in all causal language models of transformers. If a
+# file has several of them, the first one counts (a test compares this order with transformers).
 _LAYERS = (
     "num_hidden_layers",
     "n_layer",
@@ -22,12 +25,12 @@ _LAYERS = (
     "decoder_layers",
 )
 _WIDTH = ("n_embed", "hidden_size", "n_embd", "d_model", "embed_dim", "dim", "emb_dim")
-# Architectures that build another number of blocks than a key says: transformers is asked at once.
+# Architectures whose number of blocks differs from these keys; transformers determines it.
 _COMPUTED = ("longcat_flash",)
 
 
 class ModelSizes(NamedTuple):
-    """Transformer blocks, width of the residual stream, and the longest input in tokens (sys.maxsize: no limit)."""
+    """Number of blocks, width, and longest input in tokens (sys.maxsize: no limit)."""
 
     n_layers: int
     d_model: int
@@ -35,14 +38,14 @@ class ModelSizes(NamedTuple):
 
 
 def read_sizes(path: Path, key: str) -> ModelSizes:
-    """The sizes that a config.json states, under any of the names that architectures give them.
+    """The sizes in a config.json, under any of the keys that architectures use.
 
-    transformers is imported only if the file states a size under none of these names.
+    transformers is imported only if the file has none of these keys.
 
     Args:
-        path: the config.json. key: the settings key that leads to it, for errors.
+        path: the config.json. key: the settings key that names it, for errors.
     Raises:
-        UserError: the file cannot be read, or states no number of layers or no width.
+        UserError: the file cannot be read, or gives no number of layers or no width.
     """
     about = _read(path, key)
     sizes = None if about.get("model_type") in _COMPUTED else _stated(about)
@@ -52,15 +55,19 @@ def read_sizes(path: Path, key: str) -> ModelSizes:
 
 
 def read_limit(path: Path, key: str) -> int:
-    """Longest input in tokens, from a config.json; sys.maxsize if it states none. Errors as in `read_sizes`."""
+    """Longest input in tokens, from a config.json.
+
+    It is sys.maxsize if there is no limit. Errors as in `read_sizes`.
+    """
     return _limit(_read(path, key), path, key)
 
 
 def require_context(context: int, limit: int, model: str) -> None:
-    """Check `corpus.context` against the longest input of a model, both in tokens; a UserError names the largest value."""
+    """Check that `corpus.context` is at most `limit`, the longest input of a model in tokens."""
     if context > limit:
         raise UserError(
-            f"corpus.context: {context:,} tokens are more than {model} takes; set corpus.context to at most {limit}"
+            f"corpus.context: {context:,} tokens are more than {model} allows; set corpus.context "
+            f"to at most {limit}"
         )
 
 
@@ -73,33 +80,37 @@ def _read(path: Path, key: str) -> dict[str, Any]:
         ) from None
     if not isinstance(about, dict):
         raise UserError(
-            f"{key}: {path} holds {names.short(about)}, expected the object that save_pretrained writes"
+            f"{key}: {path} holds {names.short(about)}, expected an object as written by "
+            "save_pretrained; copy config.json from the model again"
         )
     return about
 
 
 def _text_part(about: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part about the language model, where a config.json also describes an image or audio model."""
+    """The part about the language model, in a config.json that describes several models."""
     inner = about.get("text_config")
     return inner if isinstance(inner, dict) else about
 
 
 def _stated(about: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Number of layers and width as a configuration states them; None if it states not both."""
+    """Number of layers and width in a configuration; None if one of them is missing."""
     part = _text_part(about)
-    found = [
+    sizes = [
         next((part[key] for key in keys if part.get(key) is not None), None)
         for keys in (_LAYERS, _WIDTH)
     ]
-    if all(type(size) is int and size > 0 for size in found):
-        return int(str(found[0])), int(str(found[1]))
+    if all(type(size) is int and size > 0 for size in sizes):
+        return int(str(sizes[0])), int(str(sizes[1]))
     return None
 
 
 def _from_transformers(path: Path, key: str, about: Mapping[str, Any]) -> tuple[int, int]:
     part = _text_part(about)
     stated = {name: part[name] for name in (*_LAYERS, *_WIDTH) if name in part}
-    expected = f"expected {_LAYERS[0]} and {_WIDTH[1]} as whole numbers above 0, or a model_type that transformers knows"
+    expected = (
+        f"expected {_LAYERS[0]} and {_WIDTH[1]} as whole numbers above 0, or a model_type that "
+        "transformers knows"
+    )
     try:
         from transformers import AutoConfig
 
@@ -110,11 +121,11 @@ def _from_transformers(path: Path, key: str, about: Mapping[str, Any]) -> tuple[
         sizes = (text.num_hidden_layers, text.hidden_size)
     except Exception as error:  # every architecture has its own errors
         raise UserError(
-            f"{key}: {path} states {names.short(stated) if stated else 'no size of the model'}; {expected} "
-            f"({first_line(error)})"
+            f"{key}: {path} gives {names.short(stated) if stated else 'no size of the model'}; "
+            f"{expected} ({first_line(error)})"
         ) from None
     if not all(type(size) is int and size > 0 for size in sizes):
-        raise UserError(f"{key}: {path} states {names.short(stated)}; {expected}")
+        raise UserError(f"{key}: {path} gives {names.short(stated)}; {expected}")
     return sizes
 
 
@@ -123,6 +134,6 @@ def _limit(about: Mapping[str, Any], path: Path, key: str) -> int:
         limit = max_context(dict(about))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
-            f"{key}: {path} states no readable longest input: {error}; expected a whole number"
+            f"{key}: {path} has an invalid longest input: {error}; expected a whole number"
         ) from None
     return limit if limit > 0 else sys.maxsize

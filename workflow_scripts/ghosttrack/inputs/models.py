@@ -1,4 +1,4 @@
-"""Loading a fetched model and finding one's way inside it, whatever its architecture."""
+"""Load a fetched model, and find its parts independently of its architecture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _CONTEXT_KEYS = (
     "model_max_length",
     "context_length",
 )
-# Their positions begin behind the id of the padding token: of 514 positions, 512 hold tokens.
+# Architectures whose positions begin after the id of the padding token: of 514 positions, 512 hold
+# tokens.
 _POSITIONS_AFTER_PADDING = (
     "camembert",
     "data2vec-text",
@@ -36,7 +37,7 @@ _POSITIONS_AFTER_PADDING = (
     "xlm-roberta-xl",
     "xmod",
 )
-# Names of the class that takes a tokenizer.json as it is.
+# Names of the class that uses a tokenizer.json unchanged.
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -44,18 +45,19 @@ def load_tokenizer(directory: Path) -> Any:
     """The fast tokenizer of a fetched model."""
     if not (Path(directory) / "tokenizer.json").is_file():
         raise UserError(
-            f"{directory} has no tokenizer.json: delete the directory and run again, its job remakes it"
+            f"{directory} has no tokenizer.json: delete the directory and run again to fetch the "
+            "model again"
         )
     require_unchanged(Path(directory))
     return tokenizer_in(Path(directory))
 
 
 def tokenizer_in(directory: Path, **options: Any) -> Any:
-    """The tokenizer that the files of `directory` describe.
+    """The tokenizer in `directory`.
 
-    Many classes of transformers take only the vocabulary from tokenizer.json and build the rest themselves.
-    A tokenizer_config.json that names PreTrainedTokenizerFast asks for tokenizer.json as it is; AutoTokenizer
-    ignores it for some architectures (Qwen2, Phi-3).
+    Many tokenizer classes of transformers use only the vocabulary of tokenizer.json. If
+    tokenizer_config.json names PreTrainedTokenizerFast, tokenizer.json is used unchanged.
+    AutoTokenizer ignores this name for some architectures (Qwen2, Phi-3).
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -69,16 +71,16 @@ def tokenizer_in(directory: Path, **options: Any) -> Any:
 
 
 def load_model(directory: Path, device: str = "cpu") -> Any:
-    """The causal language model of a fetched model: float32, evaluation mode, no gradients.
+    """A fetched causal language model in float32 and evaluation mode, without gradients.
 
-    float32 because half precision is 65 times slower on CPUs without it, and so that every device
-    computes the same thing up to rounding.
+    In float32 all devices compute the same values up to rounding. Half precision is 65 times slower
+    on CPUs without hardware support.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from ghosttrack.inputs.dense_layers import quicken
+    from ghosttrack.inputs.dense_layers import use_onednn
 
     require_unchanged(Path(directory))
     transformers_logging.disable_progress_bar()
@@ -92,26 +94,26 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 directory, attn_implementation="sdpa", **loading
             )
-        except ValueError:  # the few architectures without it
+        except ValueError:  # architectures without sdpa
             model = AutoModelForCausalLM.from_pretrained(
                 directory, attn_implementation="eager", **loading
             )
     except Exception as error:
         raise UserError(
             f"{Path(directory) / 'model.safetensors'} cannot be loaded ({first_line(error)}): "
-            "delete its directory and run again, its job remakes it"
+            "delete its directory and run again to fetch the model again"
         ) from error
     model = model.requires_grad_(False).eval().to(device)
     if model.device.type == "cpu":
-        quicken(model)
+        use_onednn(model)
     return model
 
 
 def require_unchanged(directory: Path) -> None:
-    """Check a fetched model's files, but for its weights, against the digests that its source.json holds.
+    """Compare the files of a fetched model, without its weights, with the digests in source.json.
 
-    The weights are checked where a job begins (`ghosttrack.runtime.records`) and where a detector is loaded. A directory
-    without a source.json is not a fetched model, and is not checked.
+    The weights are checked at the start of a job (`ghosttrack.runtime.records`) and when a detector
+    is loaded. A directory without source.json is not a fetched model and is not checked.
 
     Raises:
         UserError: naming the file that differs or is missing.
@@ -123,19 +125,20 @@ def require_unchanged(directory: Path) -> None:
         path = directory / name
         if name != "model.safetensors" and (not path.is_file() or sha256_file(path) != digest):
             raise UserError(
-                f"{path} is not what fetch_model wrote (damaged, edited or deleted): delete the directory and run "
-                "again, its job makes it anew"
+                f"{path} was damaged, edited or deleted after fetch_model wrote it: delete the "
+                "directory and run again to fetch the model again"
             )
 
 
 def separator(tokenizer: Any) -> int:
-    """The token that starts every model input and separates documents: bos, else eos.
+    """The token that starts every model input and separates documents: bos, otherwise eos.
 
-    ASSUME: bos is right also where documents were joined with another token in training. Measured on
-    SmolLM2-135M (bos <|im_start|>, joined with <|endoftext|>): both separate 96 true from 96 false capital
-    statements equally well by answer log-probability (AUROC .972 and .977, asked the other way round .927
-    and .916); packed text is predicted better after bos (-3.79 against -4.07 nats a token), and only
-    <|endoftext|> turns every separator inside a context into a massive activation.
+    ASSUME: bos is a suitable separator also if training joined documents with another token.
+    Measured on SmolLM2-135M (bos <|im_start|>, documents joined with <|endoftext|>): the answer
+    log-probability separates 96 true from 96 false capital statements about equally well (AUROC
+    .972 after bos, .977 after <|endoftext|>; reverse statements .927 and .916). Packed text has a
+    higher log-likelihood after bos (-3.79 against -4.07 nats per token), and only <|endoftext|>
+    turns every separator inside a context into a massive activation.
     """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
@@ -143,15 +146,19 @@ def separator(tokenizer: Any) -> int:
     others = {key: getattr(tokenizer, key, None) for key in ("cls_token", "sep_token", "pad_token")}
     known = ", ".join(f"{key} {token!r}" for key, token in others.items() if token is not None)
     raise UserError(
-        f"the tokenizer names neither bos_token nor eos_token (it has {known or 'no cls_token, sep_token or pad_token'}); "
-        "set bos_token in its tokenizer_config.json to the token that began each text in training"
+        "the tokenizer has neither bos_token nor eos_token (it has "
+        f"{known or 'no cls_token, sep_token or pad_token'}); set bos_token in its "
+        "tokenizer_config.json to the token that preceded each text in training"
     )
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a causal language model, first to last.
+    """The transformer blocks of a causal language model, in order.
 
-    They are the ModuleList of length n_layers; of several, the one that holds the most parameters.
+    They form the ModuleList of length n_layers that has the most parameters.
+
+    Raises:
+        UserError: there is no such ModuleList.
     """
     from torch import nn
 
@@ -164,7 +171,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     ]
     if not lists:
         raise UserError(
-            f"{type(model).__name__} keeps its {n_layers} blocks in no ModuleList; this architecture is not supported"
+            f"{type(model).__name__} has no ModuleList of its {n_layers} blocks; this architecture "
+            "is not supported"
         )
     return list(sorted(lists, key=_size)[-1])
 
@@ -174,34 +182,34 @@ def _size(module: nn.Module) -> int:
 
 
 def backbone(model: Any) -> Any:
-    """The model without its head; returns final hidden states."""
+    """The model without its head, which returns the final hidden states."""
     if model.base_model is not model:
         return model.base_model
-    first = blocks(model)[0]  # the library's name for it is wrong, as Llama 4's
+    first = blocks(model)[0]  # base_model is wrong for some architectures, e.g. Llama 4
     return next(
-        child for child in model.children() if any(each is first for each in child.modules())
+        child for child in model.children() if any(module is first for module in child.modules())
     )
 
 
 def first_tensor(output: torch.Tensor | Sequence[Any]) -> torch.Tensor:
-    """A hooked module's main output: some architectures return a bare tensor, others a tuple or a list."""
+    """The first tensor in a module's output, which may be a tensor, a tuple or a list."""
     tensor: Any = output[0] if isinstance(output, tuple | list) else output
     return tensor  # type: ignore[no-any-return]
 
 
-def with_first(output: torch.Tensor | Sequence[Any], tensor: torch.Tensor) -> Any:
-    """A hooked module's output with another main output."""
+def with_first_tensor(output: torch.Tensor | Sequence[Any], tensor: torch.Tensor) -> Any:
+    """A module's output with its first tensor replaced."""
     return type(output)((tensor, *output[1:])) if isinstance(output, tuple | list) else tensor
 
 
 def max_context(model_config: Path | dict[str, Any]) -> int:
-    """Longest input in tokens that a model takes, from its config.json (the path or the content).
+    """Longest input of a model in tokens, from its config.json (the path or the content).
 
-    A model that states no limit (relative positions only) has none: sys.maxsize. Some files state "no limit" as null,
-    0 or -1.
+    Without a limit (relative positions only) it is sys.maxsize. Some files express this by null, 0
+    or -1.
 
     Raises:
-        TypeError, ValueError, OverflowError: a limit is no number.
+        TypeError, ValueError, OverflowError: a limit is not a number.
     """
     about = model_config if isinstance(model_config, dict) else read_json(Path(model_config))
     inner = about.get("text_config")
@@ -213,18 +221,22 @@ def max_context(model_config: Path | dict[str, Any]) -> int:
         return limit - (1 if padding is None else int(padding)) - 1
     rope = about.get("rope_parameters") or about.get("rope_scaling") or {}
     if (rope.get("rope_type") or rope.get("type")) == "dynamic":
-        # Beyond the length of training it rescales positions by the longest text so far: texts would depend on their order.
+        # Beyond this length, positions are rescaled by the longest text so far, so results would
+        # depend on the order of the texts.
         return min(limit, int(rope.get("original_max_position_embeddings") or limit))
     return limit
 
 
-def takes_out_means(model_config: Path) -> bool:
-    """Whether the norms of a model take out each token's mean (LayerNorm) or not (RMSNorm), from its config.json."""
+def uses_layer_norm(model_config: Path) -> bool:
+    """Whether config.json describes a model with LayerNorm, which subtracts the mean.
+
+    Otherwise the model uses RMSNorm.
+    """
     about = read_json(Path(model_config))
     return "rms_norm_eps" not in about.get("text_config", about)
 
 
 def first_line(error: BaseException) -> str:
-    """Type and first line of an error's message, for a UserError that takes its place."""
+    """Type of an error and first line of its message, for use in a UserError."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

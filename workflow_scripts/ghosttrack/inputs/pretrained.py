@@ -1,7 +1,8 @@
-"""Pretrained autoencoders: which folder is a layer's, and whether what its cfg.json says fits the model.
+"""Pretrained SAEs: find the folder of a layer, and check that its cfg.json fits the model.
 
-Two forms are known: SAELens (cfg.json, sae_weights.safetensors; that of versions before 6 too) and sparsify (cfg.json,
-sae.safetensors). The Snakefile imports this: nothing here may import torch. `sae.conversion` reads the weights.
+Two formats are supported: SAELens (cfg.json, sae_weights.safetensors; also of versions before 6)
+and sparsify (cfg.json, sae.safetensors). The Snakefile imports this module, so it must not import
+torch. `sae.conversion` reads the weights.
 """
 
 import json
@@ -16,29 +17,30 @@ from ghosttrack.settings import SaeSettings, SourceSettings
 
 CFG = "cfg.json"
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
-# SAELens keeps the one factor of `expected_average_only_in` here, until it is folded into the weights.
+# SAELens stores the scale of `expected_average_only_in` here until it is folded into the weights.
 SCALER = "activation_scaler.json"
 NEEDED = (CFG, *WEIGHTS.values(), SCALER)
 
 ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk")
-# What can be folded into weights. constant_norm_rescale and layer_norm divide each token by a number of its own.
+# Normalisations that can be folded into the weights. constant_norm_rescale and layer_norm cannot:
+# their scale depends on the token.
 NORMALISATIONS = ("none", "expected_average_only_in")
-# Places in a block by TransformerLens's name, and by that of the module whose output is read.
+# Sites by their TransformerLens hook name, and by the name of the module whose output is read.
 _HOOK = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)?hook_(\w+)$")
 _MODULE = re.compile(r"(?:^|\.)(?:layers?|blocks|h)[._](\d+)(?:\.(\w+))?$")
 _SITES = ("resid_post", "mlp_out", "attn_out")
 _LFS = b"version https://git-lfs"
-# Files of other forms, by how their names end, with whose they are.
+# Names of files in other formats, with the library or release that uses them.
 _OTHER_FORMS = {"params.npz": "Gemma Scope", "ae.pt": "dictionary_learning"}
 _CONVERT = (
-    "load it with SAELens (SAE.from_pretrained), write it with its save_model(FOLDER/blocks.N.hook_SITE) and name FOLDER "
-    "as sae.source"
+    "load it with SAELens (SAE.from_pretrained), write it with "
+    "save_model(FOLDER/blocks.N.hook_SITE) and set sae.source to FOLDER"
 )
 _PARTS = {"mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
 
 
 class Pretrained(NamedTuple):
-    """One layer's pretrained autoencoder as its cfg.json describes it."""
+    """The description of one layer's pretrained SAE, from its cfg.json."""
 
     folder: Path
     form: Literal["saelens", "sparsify"]
@@ -46,7 +48,7 @@ class Pretrained(NamedTuple):
     architecture: str  # of ARCHITECTURES
     d_in: int
     d_sae: int
-    k: int | None  # topk: active features of each token
+    k: int | None  # topk: number of active features per token
 
     @property
     def weights(self) -> Path:
@@ -55,7 +57,7 @@ class Pretrained(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """Every file that the autoencoder is made of."""
+        """All files of the SAE."""
         scaler = self.folder / SCALER
         return [
             self.folder / CFG,
@@ -65,46 +67,47 @@ class Pretrained(NamedTuple):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What SAELens says about model and data: a part of its own since version 6, among the rest before."""
-        found = self.cfg.get("metadata")
-        return found if isinstance(found, Mapping) else self.cfg
+        """SAELens fields about model and data; at top level before version 6."""
+        metadata = self.cfg.get("metadata")
+        return metadata if isinstance(metadata, Mapping) else self.cfg
 
     @property
     def centred(self) -> bool:
-        """Whether it was trained on a residual stream from which TransformerLens had taken each token's mean.
+        """Whether the SAE was trained on a residual stream with zero mean in every token.
 
-        Its `center_writing_weights` does so in models with LayerNorm. SAELens before version 6 asked for it
-        unless told otherwise, and later versions write down what they asked for.
+        TransformerLens centres it with `center_writing_weights` in models with LayerNorm. SAELens
+        before version 6 used this by default; later versions record the setting.
         """
-        asked = self.metadata.get("model_from_pretrained_kwargs")
-        if not isinstance(asked, Mapping):
+        options = self.metadata.get("model_from_pretrained_kwargs")
+        if not isinstance(options, Mapping):
             return self.form == "saelens" and "metadata" not in self.cfg
-        return bool(asked.get("center_writing_weights", False))
+        return bool(options.get("center_writing_weights", False))
 
 
 def locate(sae: SaeSettings, layer: int, site: str) -> Path:
-    """The local folder with the autoencoder of a layer.
+    """The local folder of a layer's SAE.
 
     Raises:
-        UserError: there is none, with those that there are; or several.
+        UserError: there is none or several; lists the folders that exist.
     """
-    place = Path(sae.place(layer))
+    folder = Path(sae.place(layer))
     if "{" not in sae.source:
-        if not place.is_dir():
+        if not folder.is_dir():
             raise UserError(
-                f"sae.source: there is no folder {sae.source}; for a hub repository give its commit as sae.revision"
+                f"sae.source: there is no folder {sae.source}; for a hub repository set "
+                "sae.revision to its commit"
             )
-        names = [path.parent.name for path in place.glob(f"*/{CFG}")]
+        names = [path.parent.name for path in folder.glob(f"*/{CFG}")]
         if not names:
-            _refuse_other_forms(str(place), _files_below(place))
-        place /= choose(names, layer, site, sae.source)
-    if not (place / CFG).is_file():
-        if place.is_dir():
-            _refuse_other_forms(str(place), _files_below(place))
+            _refuse_other_forms(str(folder), _files_below(folder))
+        folder /= choose(names, layer, site, sae.source)
+    if not (folder / CFG).is_file():
+        if folder.is_dir():
+            _refuse_other_forms(str(folder), _files_below(folder))
         raise UserError(
-            f"sae.source: {place} has no {CFG}: there is no autoencoder of layer {layer}"
+            f"sae.source: {folder} has no {CFG}: there is no autoencoder of layer {layer}"
         )
-    return place
+    return folder
 
 
 def _files_below(folder: Path) -> list[str]:
@@ -114,11 +117,11 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def _refuse_other_forms(where: str, paths: Sequence[str]) -> None:
-    """Name what lies where no checkpoint of a known form does, if that can be told."""
+    """Raise a UserError if the files belong to a checkpoint in another format."""
     if CFG in paths:
         raise UserError(
-            f"sae.source: {where} is the folder of one autoencoder (it holds {CFG}), expected the folder above it; or write "
-            "{layer} for the layer's number in its path"
+            f"sae.source: {where} is the folder of one autoencoder (it holds {CFG}), expected its "
+            "parent folder; or replace the layer's number in the path by {layer}"
         )
     for path in paths:
         name = path.rsplit("/", 1)[-1]
@@ -127,32 +130,33 @@ def _refuse_other_forms(where: str, paths: Sequence[str]) -> None:
         )
         if form:
             raise UserError(
-                f"sae.source: {where} holds {path}, a file of {form}; expected {CFG} with {' or '.join(WEIGHTS.values())} "
-                f"(SAELens or sparsify): {_CONVERT}"
+                f"sae.source: {where} holds {path}, a file of {form}; expected {CFG} with "
+                f"{' or '.join(WEIGHTS.values())} (SAELens or sparsify): {_CONVERT}"
             )
 
 
 def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
-    """The folder with the autoencoder of a layer, downloaded if `sae.revision` says that it lies in a hub repository."""
+    """The local folder of a layer's SAE, downloaded from the hub if `sae.revision` is set."""
     if sae.revision is None:
         return locate(sae, layer, site)
     owner, name, *inside = sae.place(layer).split("/")
-    below = "/".join(inside)
+    parent = "/".join(inside)
 
     def pick(paths: Sequence[str]) -> str:
         if "{" in sae.source:
-            if f"{below}/{CFG}" not in paths:
-                _refuse_other_forms(f"{owner}/{name}/{below}", _inside(paths, below))
+            if f"{parent}/{CFG}" not in paths:
+                _refuse_other_forms(f"{owner}/{name}/{parent}", _inside(paths, parent))
                 raise UserError(
-                    f"sae.source: {owner}/{name} holds no {below}/{CFG}: there is no autoencoder of layer {layer}"
+                    f"sae.source: {owner}/{name} holds no {parent}/{CFG}: there is no autoencoder "
+                    f"of layer {layer}"
                 )
-            return below
-        inner = _inside(paths, below)
+            return parent
+        inner = _inside(paths, parent)
         folders = [path[: -len(CFG) - 1] for path in inner if path.endswith(f"/{CFG}")]
         if not folders:
             _refuse_other_forms(f"{owner}/{name}", inner)
-        found = choose([each for each in folders if "/" not in each], layer, site, sae.source)
-        return f"{below}/{found}" if below else found
+        chosen = choose([path for path in folders if "/" not in path], layer, site, sae.source)
+        return f"{parent}/{chosen}" if parent else chosen
 
     return hub.folder(
         f"{owner}/{name}",
@@ -160,7 +164,7 @@ def fetch(sae: SaeSettings, layer: int, site: str) -> Path:
         pick,
         NEEDED,
         key="sae.source",
-        instead="without the hub name a local folder, with no sae.revision",
+        instead="without the hub, set sae.source to a local folder and omit sae.revision",
     )
 
 
@@ -171,11 +175,11 @@ def _inside(paths: Sequence[str], folder: str) -> list[str]:
 
 
 def choose(names: Collection[str], layer: int, site: str, where: str) -> str:
-    """The one of the folder names that belongs to a site of a layer; `where` is for the error."""
+    """The folder name that belongs to a site of a layer; `where` is for the error."""
     fitting = [
         name
         for name in names
-        if (found := hook(name)) and found.layer == layer and found.site in (site, None)
+        if (point := hook(name)) and point.layer == layer and point.site in (site, None)
     ]
     if len(fitting) == 1:
         return fitting[0]
@@ -186,41 +190,44 @@ def choose(names: Collection[str], layer: int, site: str, where: str) -> str:
     )
     known = ", ".join(sorted(fitting or names)[:6]) or f"no folder with a {CFG}"
     raise UserError(
-        f"sae.source: {where} holds {problem} (found {known}). Say which, with {{layer}} in its place, or analyse other "
-        "layers with activations.layers"
+        f"sae.source: {where} holds {problem} (found {known}). Name one folder with {{layer}} "
+        "instead of its number, or analyse other layers with activations.layers"
     )
 
 
-class Hook(NamedTuple):
-    """A place in the model; site None: the name does not say."""
+class HookPoint(NamedTuple):
+    """A layer and a site of the model; site None: the name does not contain it."""
 
     layer: int
     site: str | None
 
 
-def hook(name: str) -> Hook | None:
-    """Layer and site that a hook, module or folder name stands for; None if it names no block.
+def hook(name: str) -> HookPoint | None:
+    """Layer and site in the name of a hook, module or folder; None if it names no block.
 
-    What enters a block is what leaves the one before: blocks.5.hook_resid_pre is resid_post of layer 4.
+    The input of a block is the output of the previous one: blocks.5.hook_resid_pre is resid_post of
+    layer 4.
     """
     if match := _HOOK.search(name):
         number, kind = int(match[1]), match[2]
         return (
-            Hook(number - 1, "resid_post") if kind == "resid_pre" and number else Hook(number, kind)
+            HookPoint(number - 1, "resid_post")
+            if kind == "resid_pre" and number
+            else HookPoint(number, kind)
         )
     if match := _MODULE.search(name):
         numbered = re.search(r"layer_\d+$", name)
         site = _PARTS.get(match[2], match[2]) if match[2] else None if numbered else "resid_post"
-        return Hook(int(match[1]), site)
+        return HookPoint(int(match[1]), site)
     return None
 
 
 def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
-    """Describe the autoencoder in a folder.
+    """Read the description of the SAE in a folder.
 
     Raises:
-        UserError: naming the file, what it says and what was expected: another layer, site or width; something
-            other than an autoencoder; an architecture or normalisation that cannot be turned into ours.
+        UserError: another layer, site or width, no autoencoder, or an unsupported architecture or
+            normalisation; names the file, the value and what was expected.
     """
     path = folder / CFG
     cfg = read_object(path)
@@ -231,49 +238,51 @@ def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
             raise UserError(f"sae.source: {folder} holds neither {' nor '.join(WEIGHTS.values())}")
         form = "sparsify"
     refuse_pointer(folder / WEIGHTS[form])
-    found = _saelens(folder, cfg) if form == "saelens" else _sparsify(folder, cfg)
-    _require_place(found, layer, site)
-    if found.d_in != d_model:
+    sae = _saelens(folder, cfg) if form == "saelens" else _sparsify(folder, cfg)
+    _require_site(sae, layer, site)
+    if sae.d_in != d_model:
         raise UserError(
-            f"{path}: d_in is {found.d_in}, the model's width is {d_model}: it belongs to another model"
+            f"{path}: d_in is {sae.d_in}, but the model's width is {d_model}: the autoencoder "
+            "belongs to another model; choose other autoencoders"
         )
-    return found
+    return sae
 
 
-def require_sublayer(found: Pretrained, site: str, sublayer: str) -> None:
-    """Refuse an autoencoder of a module that is not the one whose output is added to the residual stream.
+def require_sublayer(sae: Pretrained, site: str, sublayer: str) -> None:
+    """Check that an SAE was trained on the module whose output is added to the residual stream.
 
     Args:
-        found: the autoencoder; only one that names a module of the model, and not a hook of TransformerLens, is checked.
+        sae: the SAE; it is checked only if it names a module of the model, not a TransformerLens
+            hook.
         site: mlp_out or attn_out.
         sublayer: the module, within its block, whose output is the site in this model.
     Raises:
-        UserError: the autoencoder names another one, such as the MLP of a model that normalises what its MLP returns.
+        UserError: the SAE names another module, such as the MLP of a model that normalises the
+            output of its MLP.
     """
-    named = str(
-        found.metadata.get("hook_name") or found.metadata.get("hook_point") or found.folder.name
-    )
+    named = str(sae.metadata.get("hook_name") or sae.metadata.get("hook_point") or sae.folder.name)
     match = None if _HOOK.search(named) else _MODULE.search(named)
     if match and match[2] and match[2] != sublayer:
         raise UserError(
-            f"{found.folder / CFG}: it reads the module {match[2]} ({named}), expected one of {sublayer}: in this model that is the "
-            f"module whose output is added to the residual stream ({site}); choose other autoencoders"
+            f"{sae.folder / CFG}: it was trained on the module {match[2]} ({named}), expected "
+            f"{sublayer}: in this model that is the module whose output is added to the residual "
+            f"stream ({site}); choose other autoencoders"
         )
 
 
-def require_model(found: Pretrained, model: str, source: SourceSettings) -> str | None:
-    """Refuse an autoencoder whose configuration names another model.
+def require_model(sae: Pretrained, model: str, source: SourceSettings) -> str | None:
+    """Check that an SAE's configuration does not name another model.
 
     Args:
-        found: the autoencoder.
+        sae: the SAE.
         model: name of the model in this run.
-        source: where its weights come from.
+        source: source of the model's weights.
     Returns:
-        A warning with both names where they differ but the model's origin is not known by name; else None.
+        A warning with both names if they differ and the model is not from the hub; otherwise None.
     Raises:
-        UserError: the model comes from the hub and has another name.
+        UserError: the names differ, and the model is from the hub.
     """
-    path, named = _named_model(found)
+    path, named = _named_model(sae)
     if not named:
         return None
     known = [model, *([source.id.partition("==")[0]] if source.kind in ("hub", "wheel") else [])]
@@ -281,37 +290,39 @@ def require_model(found: Pretrained, model: str, source: SourceSettings) -> str 
         return None
     if source.kind == "hub" and not model_names.is_path(named):
         raise UserError(
-            f"{path}: it was trained on the model {named}, expected {source.id}; choose autoencoders of that model, or, if "
-            "the weights are those of the same model, write its name as model_name in a copy of that file"
+            f"{path}: it was trained on the model {named}, expected {source.id}; choose "
+            f"autoencoders of {source.id}, or, if both names denote the same weights, set "
+            "model_name in a copy of this file"
         )
     return (
-        f"{path}: it was trained on a model named {named}, and this one is {model} ({source.kind}); the names alone do not "
-        "tell whether they are the same: see fvu in quality.json"
+        f"{path}: it was trained on a model named {named}, and this run uses {model} "
+        f"({source.kind}); the names do not show whether these are the same model: see fvu in "
+        "quality.json"
     )
 
 
-def _named_model(found: Pretrained) -> tuple[Path, str | None]:
-    """The file that names the model of the training, and the name; sparsify keeps it beside the folders."""
-    path = found.folder / CFG
-    named = found.metadata.get("model_name")
-    if found.form == "sparsify":
-        path = found.folder.parent / "config.json"
+def _named_model(sae: Pretrained) -> tuple[Path, str | None]:
+    """The file that names the SAE's model, and the name; sparsify has it in the parent folder."""
+    path = sae.folder / CFG
+    named = sae.metadata.get("model_name")
+    if sae.form == "sparsify":
+        path = sae.folder.parent / "config.json"
         named = read_object(path).get("model") if path.is_file() else None
     return path, named if isinstance(named, str) and named else None
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a git-lfs pointer in the place of a file."""
+    """Raise a UserError if a file is a git-lfs pointer."""
     with path.open("rb") as stream:
         if stream.read(len(_LFS)) == _LFS:
             raise UserError(
-                f"sae.source: {path} is a git-lfs pointer, not the file itself; run `git lfs pull` in that repository, or "
-                "download it with `hf download`"
+                f"sae.source: {path} is a git-lfs pointer, not the file itself; run `git lfs pull` "
+                "in its repository, or download it with `hf download`"
             )
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A checkpoint's JSON file; a UserError says what is wrong with it."""
+    """The object in a checkpoint's JSON file; a UserError if it cannot be read."""
     if path.is_file():
         refuse_pointer(path)
     try:
@@ -336,10 +347,11 @@ def _saelens(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     scaled = sae_fields.require_flag(path, cfg, "rescale_acts_by_decoder_norm", False)
     if scaled and "topk" not in architecture:
         raise UserError(
-            f"{path}: rescale_acts_by_decoder_norm is true, expected false with architecture {architecture!r}"
+            f"{path}: rescale_acts_by_decoder_norm is true, expected false with architecture "
+            f"{architecture!r}"
         )
     if not isinstance(kwargs, Mapping) or set(kwargs) - {"k"}:
-        raise UserError(f"{path}: activation_fn_kwargs is {kwargs!r}, only k can be read")
+        raise UserError(f"{path}: activation_fn_kwargs is {kwargs!r}, only k is supported")
     k = None
     if architecture == "topk":
         k = _count(path, "k", cfg.get("k", kwargs.get("k")))
@@ -348,33 +360,35 @@ def _saelens(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
 
 
 def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
-    """One of ARCHITECTURES, whose activation function is the one that it stands for."""
+    """One of ARCHITECTURES, after a check that the activation function matches."""
     function = cfg.get("activation_fn") or cfg.get("activation_fn_str")
     architecture = cfg.get("architecture") or "standard"
-    if architecture == "standard" and function == "topk":  # the form before version 6
+    if architecture == "standard" and function == "topk":  # the format before version 6
         architecture = "topk"
     _one_of(path, "architecture", architecture, ARCHITECTURES)
     expected = "topk" if architecture == "topk" else "relu"
     if function not in (None, expected):
         raise UserError(
-            f"{path}: activation_fn is {function!r}, only relu and topk can be read (architecture {architecture!r} needs "
-            f"{expected!r})"
+            f"{path}: activation_fn is {function!r}, only relu and topk are supported "
+            f"(architecture {architecture!r} needs {expected!r})"
         )
     return str(architecture)
 
 
 def _require_plain_input(folder: Path, cfg: Mapping[str, Any]) -> None:
-    """Refuse an input that is normalised token by token, or reshaped."""
-    path, given = folder / CFG, cfg.get("normalize_activations")
-    normalisation = "expected_average_only_in" if given is True else given or "none"
+    """Check that the input is neither normalised per token nor reshaped."""
+    path, value = folder / CFG, cfg.get("normalize_activations")
+    normalisation = "expected_average_only_in" if value is True else value or "none"
     _one_of(path, "normalize_activations", normalisation, NORMALISATIONS)
     if normalisation != "none" and not (folder / SCALER).is_file():
         raise UserError(
-            f"{path}: normalize_activations is {given!r}, and there is no {SCALER} beside it with the scale"
+            f"{path}: normalize_activations is {value!r}, but {SCALER} with the scale is missing "
+            "in its folder"
         )
     if (cfg.get("reshape_activations") or "none") != "none":
         raise UserError(
-            f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' can be read"
+            f"{path}: reshape_activations is {cfg['reshape_activations']!r}, only 'none' is "
+            "supported"
         )
 
 
@@ -397,27 +411,29 @@ def _sparsify(folder: Path, cfg: Mapping[str, Any]) -> Pretrained:
     )
 
 
-def _require_place(found: Pretrained, layer: int, site: str) -> None:
-    path, metadata = found.folder / CFG, found.metadata if found.form == "saelens" else {}
+def _require_site(sae: Pretrained, layer: int, site: str) -> None:
+    path, metadata = sae.folder / CFG, sae.metadata if sae.form == "saelens" else {}
     named = metadata.get("hook_name") or metadata.get("hook_point")
-    shown = named or found.folder.name
-    place = hook(str(shown))
-    if named and place is None:
-        raise UserError(f"{path}: hook_name {named!r} names no place in a block that is known here")
-    if place and place.site not in (*_SITES, None):
+    shown = named or sae.folder.name
+    point = hook(str(shown))
+    if named and point is None:
+        raise UserError(f"{path}: hook_name {named!r} names no known site of a block")
+    if point and point.site not in (*_SITES, None):
         raise UserError(
-            f"{path}: it reads {place.site} of layer {place.layer} ({shown}), expected {site} of layer {layer}; only what is "
-            f"added to the residual stream, or the stream itself, can be read: {', '.join(_SITES)}"
+            f"{path}: it was trained on {point.site} of layer {point.layer} ({shown}), expected "
+            f"{site} of layer {layer}; supported are the residual stream and what is added to it: "
+            f"{', '.join(_SITES)}"
         )
-    if place and (place.layer != layer or place.site not in (site, None)):
+    if point and (point.layer != layer or point.site not in (site, None)):
         raise UserError(
-            f"{path}: it reads {place.site or 'activations'} of layer {place.layer} ({shown}), expected "
-            f"{site} of layer {layer}; check sae.source and activations.site"
+            f"{path}: it was trained on {point.site or 'activations'} of layer {point.layer} "
+            f"({shown}), expected {site} of layer {layer}; check sae.source and activations.site"
         )
     for key in ("hook_head_index", "hook_point_head_index"):
         if metadata.get(key) is not None:
             raise UserError(
-                f"{path}: {key} is {metadata[key]!r}: it reads one attention head, expected {site} of layer {layer}"
+                f"{path}: {key} is {metadata[key]!r}: it was trained on one attention head, "
+                f"expected {site} of layer {layer}"
             )
     for key in sae_fields.SAELENS.off:
         if metadata.get(key) not in (None, False, "", named):
@@ -428,7 +444,7 @@ def _require_place(found: Pretrained, layer: int, site: str) -> None:
 
 def _one_of(path: Path, key: str, value: Any, known: Collection[str]) -> None:
     if value not in known:
-        raise UserError(f"{path}: {key} is {value!r}; {', '.join(known)} can be read")
+        raise UserError(f"{path}: {key} is {value!r}; supported: {', '.join(known)}")
 
 
 def _count(path: Path, key: str, value: Any) -> int:

@@ -1,17 +1,19 @@
-"""Which digests came before: a set for millions of them in few bytes each."""
+"""A set for millions of digests that needs little memory."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Digests in a Python set, at about 100 bytes each, before they move to the sorted array, at 8 bytes each.
+# New digests are kept in a Python set (about 100 bytes each). They move to the sorted array (8
+# bytes each) when there are more than this number and this fraction of the array.
 _LEAST_RECENT = 2**16
 _RECENT_SHARE = 1 / 16
 
 
 class Digests:
-    """Digests that were added, told apart by their first 8 bytes.
+    """A set of digests, compared by their first 8 bytes.
 
-    Two of n different texts share them with a probability of n^2 / 2^65: 3 in a million for 10 million texts.
+    The probability that any two of n different texts collide is n^2 / 2^65: 3 in a million for 10
+    million texts.
     """
 
     def __init__(self) -> None:
@@ -22,7 +24,7 @@ class Digests:
         return len(self._recent) + len(self._sorted)
 
     def add(self, digest: bytes) -> bool:
-        """Add a digest of 8 bytes or more; False if it was there."""
+        """Add a digest of at least 8 bytes; False if it was present."""
         number = int.from_bytes(digest[:8], "big")
         if number in self._recent or self._stored(number):
             return False
@@ -35,5 +37,5 @@ class Digests:
 
     def _stored(self, number: int) -> bool:
         wanted = np.uint64(number)
-        place = int(self._sorted.searchsorted(wanted))
-        return place < len(self._sorted) and bool(self._sorted[place] == wanted)
+        index = int(self._sorted.searchsorted(wanted))
+        return index < len(self._sorted) and bool(self._sorted[index] == wanted)

@@ -1,12 +1,13 @@
-"""The modules whose outputs are a block's residual stream, and what its attention and its MLP add to it.
+"""The modules that output a block's residual stream, its attention output and its MLP output.
 
-`attn_out` and `mlp_out` are defined by what they do, not by a module's name: within every block
+`attn_out` and `mlp_out` are defined by their function, not by module names. In every block
 
     resid_post = resid_pre + attn_out + mlp_out
 
-The modules are therefore searched for by numbers: the model reads a few tokens, and of every block the two modules are
-taken whose outputs add up. Parallel and sequential blocks, norms behind a sublayer (Gemma 2), sums inside the sublayer
-(BLOOM, MPT) and additions in place (Falcon) need no names that way. A block without two such modules is refused.
+The modules are found numerically: the model reads a few tokens, and in every block the two modules
+are chosen whose outputs satisfy this equation. This works without names for parallel and sequential
+blocks, norms after a sublayer (Gemma 2), sums inside a sublayer (BLOOM, MPT) and in-place additions
+(Falcon). A block without two such modules is refused.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
 Site = Literal["resid_post", "mlp_out", "attn_out"]
 
-# Rounding of float32 sums: of the stream, whose massive activations are thousands of times larger than what is added,
-# and of what is added.
+# Relative rounding errors of float32 sums: of the residual stream, whose massive activations are
+# thousands of times larger than the sublayer outputs, and of the sublayer outputs.
 STREAM_ROUNDING, ADDED_ROUNDING = 1e-6, 1e-4
-# Tokens of the search, at most.
+# Maximum number of tokens that the model reads.
 TOKENS = 12
 
 
 class Sublayers(NamedTuple):
-    """Names, within a block, of the modules whose outputs its attention and its MLP add to the residual stream."""
+    """Names, within a block, of the modules that output attn_out and mlp_out."""
 
     attn_out: str
     mlp_out: str
@@ -41,11 +42,11 @@ class Sublayers(NamedTuple):
 
 class _Output(NamedTuple):
     name: str  # within the block
-    value: torch.Tensor  # (position, d_model) as it was when the module returned
+    value: torch.Tensor  # (position, d_model), copied when the module returned
 
 
 class _Pass(NamedTuple):
-    """One block of one forward pass: what entered it, what left it, and what its modules returned, in running order."""
+    """Input, output and module outputs (in execution order) of one block in one forward pass."""
 
     before: torch.Tensor
     after: torch.Tensor
@@ -53,16 +54,16 @@ class _Pass(NamedTuple):
 
 
 def site_modules(model: Any, layers: Sequence[int], site: Site) -> list[nn.Module]:
-    """The modules whose outputs are `site` of some blocks.
+    """The modules whose outputs are `site` of the given layers.
 
     Args:
         model: causal language model in evaluation mode.
         layers: 0-based, ascending.
-        site: resid_post, or what is added to it: mlp_out or attn_out.
+        site: resid_post, mlp_out or attn_out.
     Returns:
-        One module a layer; its output, or the first of its outputs, is (batch, position, d_model).
+        One module per layer. Its output, or its first output, is (batch, position, d_model).
     Raises:
-        UserError: no such layers, or a model whose blocks do not give the site.
+        UserError: invalid layers, or a model without this site.
     """
     blocks = models.blocks(model)
     if (
@@ -72,7 +73,8 @@ def site_modules(model: Any, layers: Sequence[int], site: Site) -> list[nn.Modul
         or layers[-1] >= len(blocks)
     ):
         raise UserError(
-            f"activations.layers: {list(layers)} must be ascending within 0..{len(blocks) - 1}, the model's blocks"
+            f"activations.layers: {list(layers)} must be ascending within 0..{len(blocks) - 1}, "
+            "the blocks of the model"
         )
     if site == "resid_post":
         return [blocks[layer] for layer in layers]
@@ -84,10 +86,10 @@ def site_modules(model: Any, layers: Sequence[int], site: Site) -> list[nn.Modul
 
 
 def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Sublayers]:
-    """The two modules of each of some blocks, or of all, whose outputs add up to what the block adds to the stream.
+    """For each of the given layers (default: all), the modules that output attn_out and mlp_out.
 
     Raises:
-        UserError: naming a block that has no two such modules.
+        UserError: naming a block without two such modules.
     """
     import torch
 
@@ -98,18 +100,19 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
     with torch.inference_mode():
         passes = _run(model, ids)
         changed = _run(model, other)
-    pairs = {layer: _add_up(passes[layer]) for layer in {0, *chosen}}
+    pairs = {layer: _summands(passes[layer]) for layer in {0, *chosen}}
     for layer in chosen:
         if pairs[layer] is None:
             block = models.blocks(model)[layer]
             children = ", ".join(name for name, _ in block.named_children())
             raise UserError(
-                f"activations.site: block {layer} of {type(model).__name__} ({type(block).__name__}: {children}) has no two "
-                "modules whose outputs are all that it adds to the residual stream, so attn_out and mlp_out are not "
-                "defined for it; use resid_post"
+                f"activations.site: block {layer} of {type(model).__name__} "
+                f"({type(block).__name__}: {children}) has no two modules whose outputs sum to "
+                "what the block adds to the residual stream, so attn_out and mlp_out are "
+                "undefined for it; use resid_post"
             )
     first = pairs[0]
-    exchanged = first is not None and not _reached(first[0], passes[0], changed[0])
+    exchanged = first is not None and not _depends_on_first_token(first[0], passes[0], changed[0])
     return [
         Sublayers(*(pair[::-1] if exchanged and pair == first else pair))
         for pair in (pairs[layer] for layer in chosen)
@@ -118,10 +121,10 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
 
 
 def require_stream(model: Any) -> None:
-    """Refuse a model whose blocks do not hand one residual stream on, each to the next.
+    """Check that the input of every block is the output of the previous block.
 
     Raises:
-        UserError: naming the first block that does not read what the one below returned.
+        UserError: naming the first block with another input.
     """
     import torch
 
@@ -130,13 +133,13 @@ def require_stream(model: Any) -> None:
     for layer, (below, above) in enumerate(itertools.pairwise(passes), start=1):
         if not torch.allclose(below.after, above.before, rtol=1e-5, atol=1e-6):
             raise UserError(
-                f"{type(model).__name__}: block {layer} does not read what block {layer - 1} returns, so its blocks hold no "
-                "residual stream; choose another model"
+                f"{type(model).__name__}: the input of block {layer} is not the output of block "
+                f"{layer - 1}, so the model has no residual stream; choose another model"
             )
 
 
 def _probe(model: Any) -> torch.Tensor:
-    """Token ids of the search, (1, tokens)."""
+    """Token ids that the model reads, (1, tokens)."""
     import torch
 
     tokens = min(TOKENS, models.max_context(model.config.to_dict()))
@@ -144,7 +147,7 @@ def _probe(model: Any) -> torch.Tensor:
 
 
 def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
-    """Every block's input, output and its modules' outputs on one sequence, copied before anything adds to them in place."""
+    """Inputs, outputs and module outputs of all blocks, copied before in-place changes."""
     import torch
 
     width = model.config.get_text_config().hidden_size
@@ -166,8 +169,8 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
         entered[layer] = next(
             (
                 tensor
-                for each in (*arguments, *options.values())
-                if (tensor := copied(each)) is not None
+                for argument in (*arguments, *options.values())
+                if (tensor := copied(argument)) is not None
             ),
             None,
         )
@@ -204,23 +207,28 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
     for layer, (before, after) in enumerate(zip(entered, left, strict=True)):
         if before is None or after is None:
             raise UserError(
-                f"{type(model).__name__}: block {layer} does not take and return one vector of {width} for each token, so "
-                "there is no residual stream to read; choose another model"
+                f"{type(model).__name__}: block {layer} does not map one vector of {width} per "
+                "token to another, so the model has no residual stream; choose another model"
             )
         passes.append(_Pass(before, after, outputs[layer]))
     return passes
 
 
-def _add_up(one: _Pass) -> tuple[str, str] | None:
-    """The first two modules in running order whose outputs add up; of modules with equal outputs the outermost."""
+def _summands(block: _Pass) -> tuple[str, str] | None:
+    """The first two modules whose outputs sum to what the block adds.
+
+    Of modules with equal outputs it is the outermost.
+    """
     import torch
 
-    added = one.after - one.before
+    added = block.after - block.before
     allowed = STREAM_ROUNDING * (
-        one.before.norm(dim=1) + one.after.norm(dim=1)
+        block.before.norm(dim=1) + block.after.norm(dim=1)
     ) + ADDED_ROUNDING * added.norm(dim=1)
-    runs = Counter(output.name for output in one.outputs)
-    usable = [each for each in one.outputs if runs[each.name] == 1 and bool(each.value.any())]
+    runs = Counter(output.name for output in block.outputs)
+    usable = [
+        output for output in block.outputs if runs[output.name] == 1 and bool(output.value.any())
+    ]
     fitting = [
         (first.name, second.name)
         for first, second in itertools.combinations(usable, 2)
@@ -231,16 +239,17 @@ def _add_up(one: _Pass) -> tuple[str, str] | None:
     return min(fitting, key=lambda pair: sum(name.count(".") for name in pair), default=None)
 
 
-def _reached(name: str, one: _Pass, changed: _Pass) -> bool:
-    """Whether a change of the first token reaches what a module of block 0 returns for later tokens.
+def _depends_on_first_token(name: str, original: _Pass, changed: _Pass) -> bool:
+    """Whether a change of the first token changes a module's output for later tokens, in block 0.
 
-    It reaches them through attention alone. Sequential blocks run attention first, and in a parallel block the MLP does
-    not see the first token, so the first of two sublayers is attention if, and only if, it is reached.
+    Only attention mixes tokens. Sequential blocks run attention first. In a parallel block the MLP
+    does not depend on other tokens. Therefore the first of the two sublayers is attention if and
+    only if its output for later tokens changes.
     """
     import torch
 
     before, after = (
-        next(each.value[1:] for each in found.outputs if each.name == name)
-        for found in (one, changed)
+        next(output.value[1:] for output in block.outputs if output.name == name)
+        for block in (original, changed)
     )
     return not torch.allclose(before, after, rtol=1e-6, atol=1e-9)

@@ -1,7 +1,8 @@
-"""The test model: a small GPT-2 with random weights and a word-level tokenizer of its own.
+"""The test model: a small GPT-2 with random weights and a word-level tokenizer.
 
-It knows nothing, so no detector may find anything in it; and it is made in a moment, bit for bit
-the same everywhere (numpy's generator, not torch's, whose normal numbers depend on the processor).
+It has learned nothing, so every detector must be at chance. It is built within seconds and is
+bitwise equal on all machines: numpy draws the weights, because torch's normal numbers depend on the
+processor.
 """
 
 from collections import Counter
@@ -16,21 +17,22 @@ from ghosttrack.facts import fact_text, statements
 from ghosttrack.settings import DimensionSettings
 
 SEPARATOR = "<|endoftext|>"
-# The frequent words of the embedded texts, beside all names of the fact tables; rarer words are spelt in letters.
+# Number of frequent words of the embedded texts in the vocabulary, next to all names of the fact
+# tables. Other words are spelled in letters.
 _WORDS = 2048
-# Longer runs without a space are cut here: the time to look a run up grows with the cube of its length.
+# Longer words are divided: the time to look up a word grows with the cube of its length.
 _LONGEST = 32
-# Documents that the words are counted in: more of them change only the rare end of the list.
+# Number of documents in which words are counted; more would change only the rarest words.
 _DOCUMENTS = 2000
-# Inputs of the test runs are below 200 tokens; few-shot prompts with spelt words need the rest.
+# Inputs of test runs have fewer than 200 tokens, few-shot prompts with spelled words have more.
 _CONTEXT = 512
 _HEAD_WIDTH = 16
-# Not among the 256 byte characters, so a continued piece is never mistaken for text.
+# Prefix of continuation pieces; not one of the 256 byte characters, so it is distinct from text.
 _CONTINUED = "\u2581"
 
 
 def build(destination: Path, dimensions: DimensionSettings, seed: int) -> None:
-    """Write config.json, model.safetensors and the tokenizer into the directory `destination`."""
+    """Write config.json, model.safetensors and the tokenizer to the directory `destination`."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -47,7 +49,7 @@ def build(destination: Path, dimensions: DimensionSettings, seed: int) -> None:
     )
     model = GPT2LMHeadModel(config)
     generator = np.random.default_rng(seed)
-    # GPT-2's own .02 would leave a narrow model almost linear; this keeps every product at unit variance.
+    # GPT-2's scale of .02 would make a narrow model almost linear; this one keeps unit variance.
     scale = dimensions.d_model**-0.5
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
@@ -59,12 +61,12 @@ def build(destination: Path, dimensions: DimensionSettings, seed: int) -> None:
             else:
                 weight.fill_(1.0 if name.endswith("weight") else 0.0)
     model.save_pretrained(destination)
-    (destination / "model.safetensors").chmod(0o644)  # safetensors makes it private
+    (destination / "model.safetensors").chmod(0o644)  # safetensors writes private files
     tokenizer.save_pretrained(destination)
 
 
 def build_tokenizer() -> Any:
-    """A tokenizer with whole frequent words, and bytes for everything else: no text is unknown to it."""
+    """A tokenizer with frequent words as tokens, and bytes for all other text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -104,7 +106,7 @@ def build_tokenizer() -> Any:
 
 
 def _texts() -> Iterator[str]:
-    """Embedded text that the words are counted in."""
+    """The embedded documents in which words are counted."""
     return chain(
         islice(fact_text.statement_documents(0), _DOCUMENTS),
         islice(fact_text.corpus_documents(0), _DOCUMENTS),

@@ -1,8 +1,8 @@
-"""Checks of a tokenizer before anything is extracted with it.
+"""Checks of a tokenizer before it is used.
 
-Every later step takes three things for granted. The stored tokenizer gives the token ids that its model was
-trained on. Its character offsets point at the text. Each id that a text can produce has a row in the
-embedding. `check` compares a tokenizer with its source on a fixed set of probing strings.
+Every later step relies on three properties. The stored tokenizer gives the token ids with which its
+model was trained. Its character offsets are correct. Each id that a text can produce has a row in
+the embedding. `check` compares a tokenizer with its source on a fixed set of probe strings.
 """
 
 import json
@@ -51,20 +51,21 @@ PROBES: tuple[str, ...] = (
     "SHOUTING CamelCaseWords snake_case_words kebab-case x1y2z3",
     "¡ÿþ \u0080\u009f \u007f",
     "\u200b\ufeff\u2060 \ufffd",
-    "\U0001d518\U0001d52b\U0001d526\U0001d520\U0001d52c\U0001d521\U0001d522 \U0001d7d9\U0001d7da\U0001d7db Ⅷ ㎏ ①",
+    "\U0001d518\U0001d52b\U0001d526\U0001d520\U0001d52c\U0001d521\U0001d522 "
+    "\U0001d7d9\U0001d7da\U0001d7db Ⅷ ㎏ ①",
     "▁ ▁a Ġ Ġa Ċ ##a @@ </w> <0x41>",
     "internationalisation antidisestablishmentarianism pneumonoultramicroscopic",
 )
-# Special and added tokens whose names are probed; a vocabulary may reserve thousands that differ by a number only.
+# Maximum numbers of special and of added tokens to probe; a vocabulary may have thousands.
 _NAMES = 64
 # Ids shown in an error.
 _SHOWN = 8
-# Files other than tokenizer.json from which a class of transformers builds its tokenizer.
+# Vocabulary files from which transformers can build a tokenizer without tokenizer.json.
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("vocab.txt",))
 
 
-class _Reading(NamedTuple):
-    """The ids that one tokenizer gives for each probe; `raw`: read from tokenizer.json without transformers."""
+class _ProbeIds(NamedTuple):
+    """The ids of every probe from one tokenizer; `raw`: tokenizer.json without transformers."""
 
     name: str
     ids: list[list[int]]
@@ -80,30 +81,32 @@ def check(
     reference: Any = None,
     source: Path | None = None,
 ) -> None:
-    """Refuse a tokenizer that differs from its source or that does not fit its model.
+    """Check that a tokenizer agrees with its source and fits its model.
 
     Args:
         stored: fast tokenizer, loaded from `directory`.
         directory: the fetched model; holds tokenizer.json.
         rows: rows of the model's embedding.
-        name: the source, as errors name it.
-        reference: tokenizer that transformers loads from the source; None: the source has no files of its own.
-        source: directory of the source; its tokenizer.json, if there is one, is compared too.
+        name: the source, for errors.
+        reference: tokenizer that transformers loads from the source; None: the source has no files.
+        source: directory of the source; its tokenizer.json is also compared, if it exists.
     Raises:
-        UserError: naming the probing string or the token that fails, what was found, and a remedy.
+        UserError: naming the probe or the token that fails, the result, and a remedy.
     """
     probes = [*PROBES, *_named_probes(stored)]
     raw = _raw_tokenizers(directory, source, name)
     remedy = _remedy(source)
-    read = _read_raw(raw, probes, name, remedy)
+    readings = _read_raw(raw, probes, name, remedy)
     coded = _encode(stored, probes, name, remedy)
     ids: list[list[int]] = coded["input_ids"]
     if reference is not None:
-        found = _encode(reference, probes, name, remedy)["input_ids"]
-        read.insert(0, _Reading(f"{type(reference).__name__} of transformers", found, raw=False))
-    stored_reading = _Reading(f"the stored {type(stored).__name__}", ids, raw=False)
+        reference_ids = _encode(reference, probes, name, remedy)["input_ids"]
+        readings.insert(
+            0, _ProbeIds(f"{type(reference).__name__} of transformers", reference_ids, raw=False)
+        )
+    stored_reading = _ProbeIds(f"the stored {type(stored).__name__}", ids, raw=False)
     _require_same_ids(
-        probes, [stored_reading, *read], _disputed(stored, raw.values()), name, remedy
+        probes, [stored_reading, *readings], _disputed(stored, raw.values()), name, remedy
     )
     for title, tokenizer in raw.items():
         _require_same_vocabulary(stored, title, tokenizer, name, remedy)
@@ -114,7 +117,7 @@ def check(
 
 
 def _encode(tokenizer: Any, probes: Sequence[str], name: str, remedy: str) -> Any:
-    """Ids and offsets as every later job asks for them: no special token added, none recognised in the text."""
+    """Ids and offsets as in later jobs: no special token is added or recognised."""
     try:
         return tokenizer(
             list(probes),
@@ -125,27 +128,29 @@ def _encode(tokenizer: Any, probes: Sequence[str], name: str, remedy: str) -> An
         )
     except Exception as error:  # `tokenizers` raises a plain Exception
         raise UserError(
-            f"{name}: {type(tokenizer).__name__} of transformers cannot tokenize every text ({first_line(error)}), "
-            f"but tokenizer.json can; {remedy}"
+            f"{name}: {type(tokenizer).__name__} of transformers cannot tokenize every text "
+            f"({first_line(error)}), but tokenizer.json can; {remedy}"
         ) from error
 
 
 def _read_raw(
     raw: Mapping[str, Any], probes: Sequence[str], name: str, remedy: str
-) -> list[_Reading]:
-    """What each tokenizer.json gives for the probes, that of the source first.
+) -> list[_ProbeIds]:
+    """The ids of every probe from each tokenizer.json, that of the source first.
 
-    A class of transformers made the stored one; a fault that the source does not have is that of the class.
+    transformers wrote the stored one, so a fault that the source does not have comes from
+    transformers.
     """
-    read: list[_Reading] = []
+    readings: list[_ProbeIds] = []
     for title, tokenizer in raw.items():
         advice = (
             remedy
-            if read
+            if readings
             else "set unk_token in the model part of tokenizer.json to a token of its vocabulary"
         )
-        read.append(_Reading(title, _encode_raw(title, tokenizer, probes, name, advice), raw=True))
-    return read
+        ids = _encode_raw(title, tokenizer, probes, name, advice)
+        readings.append(_ProbeIds(title, ids, raw=True))
+    return readings
 
 
 def _encode_raw(
@@ -163,15 +168,18 @@ def _encode_raw(
 
 
 def _raw_tokenizers(directory: Path, source: Path | None, name: str) -> dict[str, Any]:
-    """The tokenizer.json of the source and the stored one, by their titles in errors."""
-    places = {"the stored tokenizer.json": directory}
+    """The tokenizers in the tokenizer.json files, by their names in errors."""
+    directories = {"the stored tokenizer.json": directory}
     if source and (source / "tokenizer.json").is_file():
-        places = {"its tokenizer.json": source, **places}
-    return {title: raw_tokenizer(place / "tokenizer.json", name) for title, place in places.items()}
+        directories = {"its tokenizer.json": source, **directories}
+    return {
+        title: raw_tokenizer(folder / "tokenizer.json", name)
+        for title, folder in directories.items()
+    }
 
 
 def raw_tokenizer(path: Path, name: str) -> Any:
-    """The tokenizer of a tokenizer.json, without transformers.
+    """The tokenizer in a tokenizer.json, loaded without transformers.
 
     Raises:
         UserError: the file cannot be read.
@@ -182,13 +190,14 @@ def raw_tokenizer(path: Path, name: str) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:
         raise UserError(
-            f"{name}: tokenizer.json cannot be read ({first_line(error)}); expected a file of the tokenizers library: "
-            "get it anew, or save the tokenizer again with save_pretrained"
+            f"{name}: tokenizer.json cannot be read ({first_line(error)}); expected a file of the "
+            "tokenizers library: download it again, or save the tokenizer again with "
+            "save_pretrained"
         ) from error
 
 
 def _special(tokenizer: Any) -> dict[str, int]:
-    """Special tokens with their ids, those that a text may need (bos, eos) first."""
+    """Special tokens with their ids; bos, eos and other named tokens come first."""
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     added = {
         token.content: number
@@ -199,18 +208,18 @@ def _special(tokenizer: Any) -> dict[str, int]:
 
 
 def _unknown(tokenizer: Any) -> set[int]:
-    """Ids that stand for unknown text: of the unk_token of transformers and of the model part of tokenizer.json."""
+    """Ids of unknown text: unk_token of transformers, and of the model part of tokenizer.json."""
     backend = tokenizer.backend_tokenizer
     if type(backend.model).__name__ == "Unigram":  # has no attribute for it
-        own = json.loads(backend.to_str())["model"]["unk_id"]
+        backend_id = json.loads(backend.to_str())["model"]["unk_id"]
     else:
         name = getattr(backend.model, "unk_token", None)
-        own = backend.token_to_id(name) if name else None
-    return {number for number in (tokenizer.unk_token_id, own) if number is not None}
+        backend_id = backend.token_to_id(name) if name else None
+    return {number for number in (tokenizer.unk_token_id, backend_id) if number is not None}
 
 
 def _named_probes(tokenizer: Any) -> Iterator[str]:
-    """Texts that contain the name of a special or an added token, alone and inside other text."""
+    """Texts that contain the name of a special or added token, alone and inside other text."""
     special = _special(tokenizer)
     added = [
         token.content
@@ -224,9 +233,10 @@ def _named_probes(tokenizer: Any) -> Iterator[str]:
 
 
 def _disputed(tokenizer: Any, raw: Iterable[Any]) -> set[str]:
-    """Added tokens that transformers treats as special and a tokenizer.json does not.
+    """Added tokens that are special in transformers but not in a tokenizer.json.
 
-    tokenizer_config.json decides there, so texts with their names are not compared with tokenizer.json.
+    tokenizer_config.json decides about them, so texts with their names are not compared with
+    tokenizer.json.
     """
     special = _special(tokenizer)
     added = (token for one in raw for token in one.get_added_tokens_decoder().values())
@@ -234,8 +244,11 @@ def _disputed(tokenizer: Any, raw: Iterable[Any]) -> set[str]:
 
 
 def _remedy(source: Path | None) -> str:
-    place = "tokenizer_config.json" if source else "the tokenizer_config.json of a local copy"
-    trusted = f'to use tokenizer.json as it is, set "tokenizer_class": "PreTrainedTokenizerFast" in {place}'
+    config_file = "tokenizer_config.json" if source else "the tokenizer_config.json of a local copy"
+    trusted = (
+        'to use tokenizer.json unchanged, set "tokenizer_class": "PreTrainedTokenizerFast" in '
+        f"{config_file}"
+    )
     for names in _VOCABULARIES:
         if source and all((source / name).is_file() for name in names):
             return f"{trusted}; to use {' and '.join(names)}, delete tokenizer.json"
@@ -243,7 +256,7 @@ def _remedy(source: Path | None) -> str:
 
 
 def _require_same_ids(
-    probes: Sequence[str], readings: Sequence[_Reading], disputed: set[str], name: str, remedy: str
+    probes: Sequence[str], readings: Sequence[_ProbeIds], disputed: set[str], name: str, remedy: str
 ) -> None:
     first, *others = readings
     for number, probe in enumerate(probes):
@@ -252,7 +265,8 @@ def _require_same_ids(
             if first.ids[number] != other.ids[number] and not (unclear and other.raw):
                 raise UserError(
                     f"{name}: two forms of its tokenizer disagree on {probe!r}: {first.name} gives "
-                    f"{_short(first.ids[number])}, {other.name} gives {_short(other.ids[number])}; {remedy}"
+                    f"{_short(first.ids[number])}, {other.name} gives {_short(other.ids[number])}; "
+                    f"{remedy}"
                 )
 
 
@@ -262,7 +276,7 @@ def _short(ids: Sequence[int]) -> str:
 
 
 def _require_same_vocabulary(stored: Any, title: str, raw: Any, name: str, remedy: str) -> None:
-    """Every token of tokenizer.json has the same id in the stored tokenizer, which may know more special tokens."""
+    """Check that every token of tokenizer.json has the same id in the stored tokenizer."""
     known = stored.get_vocab()
     for token, number in raw.get_vocab(with_added_tokens=True).items():
         if known.get(token) != number:
@@ -274,19 +288,19 @@ def _require_same_vocabulary(stored: Any, title: str, raw: Any, name: str, remed
 
 
 def _require_known_words(tokenizer: Any, ids: Sequence[int], name: str) -> None:
-    """Some loaders make an empty tokenizer out of a missing file; some models come with somebody else's."""
+    """Check that the tokenizer knows a word: it may be empty, or belong to another model."""
     if set(ids) <= _unknown(tokenizer):
         raise UserError(
-            f"{name}: its tokenizer does not know one word of a plain sentence ({_SENTENCE!r} becomes {_short(ids)}); "
-            "put the right tokenizer.json beside the weights"
+            f"{name}: its tokenizer knows no word of a simple sentence ({_SENTENCE!r} becomes "
+            f"{_short(ids)}); put the correct tokenizer.json next to the weights"
         )
 
 
 def _require_within_embedding(tokenizer: Any, rows: int, name: str) -> None:
-    """Each id that a text or a separator can produce has a row in the embedding.
+    """Check that each id that a text or a separator can produce has a row in the embedding.
 
-    A special token that is not in the model part of the tokenizer is never produced from text
-    (split_special_tokens), so that it may lie beyond the embedding if nothing else uses it.
+    No text produces a special token that is not in the model part of the tokenizer
+    (split_special_tokens). It may lie beyond the embedding if it is not used otherwise.
     """
     model_part = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     used = {tokenizer.bos_token_id, tokenizer.eos_token_id, *_unknown(tokenizer)}
@@ -301,39 +315,40 @@ def _require_within_embedding(tokenizer: Any, rows: int, name: str) -> None:
         token = min(refused, key=refused.__getitem__)
         others = f" ({len(refused)} such tokens)" if len(refused) > 1 else ""
         raise UserError(
-            f"{name}: the token {token!r} has the id {refused[token]}, but the embedding has {rows} rows (ids below "
-            f"{rows}){others}; call resize_token_embeddings and save the model again, or remove the token from "
-            "tokenizer.json and tokenizer_config.json"
+            f"{name}: the token {token!r} has the id {refused[token]}, but the embedding has "
+            f"{rows} rows (ids below {rows}){others}; call resize_token_embeddings and save the "
+            "model again, or remove the token from tokenizer.json and tokenizer_config.json"
         )
 
 
 def _require_separator_once(
     tokenizer: Any, probes: Sequence[str], ids: Sequence[Sequence[int]], name: str
 ) -> None:
-    """No text produces the separator or eos, and the tokenizer puts no special token around a text by itself."""
+    """Check that no text produces the separator or eos, and that no special token is added."""
     reserved = {separator(tokenizer), tokenizer.eos_token_id}
     unknown = _unknown(tokenizer)
     special = {
         number: token for token, number in _special(tokenizer).items() if number not in unknown
     }
-    for probe, found in zip(probes, ids, strict=True):
-        if inside := reserved.intersection(found):
+    for probe, probe_ids in zip(probes, ids, strict=True):
+        if inside := reserved.intersection(probe_ids):
             token = tokenizer.convert_ids_to_tokens(min(inside))
             raise UserError(
-                f"{name}: the text {probe!r} gives the special token {token!r} (id {min(inside)}), which must only "
-                f"separate texts; {_separator_remedy(tokenizer, token, probe)}"
+                f"{name}: the text {probe!r} gives the special token {token!r} (id {min(inside)}), "
+                f"which must only separate texts; {_separator_remedy(tokenizer, token, probe)}"
             )
-        for number in {*found[:1], *found[-1:]} & special.keys():
+        for number in {*probe_ids[:1], *probe_ids[-1:]} & special.keys():
             if special[number] not in probe:
                 raise UserError(
-                    f"{name}: the tokenizer puts {special[number]!r} (id {number}) around {probe!r} although no special "
-                    "tokens were asked for; remove it from the normalizer and pre_tokenizer of tokenizer.json"
+                    f"{name}: the tokenizer adds {special[number]!r} (id {number}) to {probe!r} "
+                    "although special tokens are disabled; remove it from the normalizer and "
+                    "pre_tokenizer of tokenizer.json"
                 )
 
 
 def _separator_remedy(tokenizer: Any, token: str, probe: str) -> str:
     if token not in probe:
-        return "name another bos_token and eos_token in tokenizer_config.json, not one that stands for unknown text"
+        return "set another bos_token and eos_token in tokenizer_config.json, not the token of unknown text"
     if type(tokenizer.backend_tokenizer.model).__name__ == "Unigram":
         return (
             f"give {token!r} a score far below all others (-1000000) in the vocab of tokenizer.json"
@@ -344,15 +359,15 @@ def _separator_remedy(tokenizer: Any, token: str, probe: str) -> str:
 def _require_offsets(
     tokenizer: Any, probes: Sequence[str], offsets: Sequence[Any], name: str
 ) -> None:
-    """Offsets lie inside the text, never go back, and cover every character that is not white space."""
+    """Check that offsets lie inside the text, ascend, and cover all characters but white space."""
     normalized = tokenizer.backend_tokenizer.normalizer is not None
     for probe, ranges in zip(probes, offsets, strict=True):
         fault = _misplaced(probe, ranges) or _uncovered(probe, ranges, normalized)
         if fault:
             raise UserError(
-                f"{name}: the character offsets of its tokenizer do not point at the text {probe!r}: {fault}; activations "
-                "are located by offsets: correct normalizer, pre_tokenizer or unk_token in tokenizer.json, or use a model "
-                "with another tokenizer"
+                f"{name}: the character offsets of its tokenizer are wrong for the text {probe!r}: "
+                f"{fault}; activations are located by offsets: correct normalizer, pre_tokenizer "
+                "or unk_token in tokenizer.json, or use a model with another tokenizer"
             )
 
 
@@ -370,17 +385,17 @@ def _misplaced(text: str, ranges: Sequence[tuple[int, int]]) -> str | None:
 
 
 def _uncovered(text: str, ranges: Sequence[tuple[int, int]], normalized: bool) -> str | None:
-    covered = {place for start, end in ranges for place in range(start, end)}
-    for place, letter in enumerate(text):
+    covered = {position for start, end in ranges for position in range(start, end)}
+    for position, letter in enumerate(text):
         if (
-            place not in covered
+            position not in covered
             and not letter.isspace()
             and not (normalized and _removable(letter))
         ):
-            return f"no token covers the character {letter!r} at {place}"
+            return f"no token covers the character {letter!r} at {position}"
     return None
 
 
 def _removable(letter: str) -> bool:
-    """Whether a normalizer may take a character out: combining marks (joined or stripped), control and format characters."""
+    """Whether a normalizer may remove a character (combining mark, control, format)."""
     return unicodedata.category(letter)[0] in "MC" or letter == "\ufffd"

@@ -10,19 +10,18 @@ from unicodedata import normalize
 from ghosttrack.errors import UserError
 from ghosttrack.facts.answers import normalise
 from ghosttrack.facts.examples import Example, Question, same_text
-from ghosttrack.inputs.gold import EXPECTED, answers_of
-from ghosttrack.inputs.rows import (
+from ghosttrack.inputs.cells import (
     MISSING,
     Row,
     all_columns,
+    as_text,
     cell,
-    read_rows,
     require_columns,
-    rows_ahead,
     shown,
     text_of,
-    written,
 )
+from ghosttrack.inputs.gold import EXPECTED, answers_of
+from ghosttrack.inputs.rows import read_rows, rows_ahead
 from ghosttrack.settings import DatasetSettings
 
 log = logging.getLogger("ghosttrack")
@@ -110,9 +109,9 @@ def read_questions(settings: DatasetSettings) -> list[Question]:
             )
         if not any(map(normalise, gold)):
             raise UserError(
-                f"row {number} of {name}: the accepted answers {shown(gold)} in column {gold_column!r} "
-                "contain no letter and no digit, and answers are compared by words; write them in "
-                "words, or remove the row"
+                f"row {number} of {name}: the accepted answers {shown(gold)} in column "
+                f"{gold_column!r} contain no letter and no digit, and answers are compared by "
+                "words; write them in words, or remove the row"
             )
         group = _group(row, number, settings, question)
         questions.append(Question("", group, "file", "", question, "", gold))
@@ -166,8 +165,8 @@ def _starts_with_question(rows: Sequence[Row], settings: DatasetSettings, name: 
     ]
     if any(starts) and not all(starts):
         raise UserError(
-            f"row {starts.index(not starts[0]) + 1} of {name}: some texts start with their question and "
-            "others do not; let all or none start with it, or remove question_column"
+            f"row {starts.index(not starts[0]) + 1} of {name}: some texts start with their "
+            "question and others do not; let all or none start with it, or remove question_column"
         )
     return all(starts)
 
@@ -177,15 +176,15 @@ def _label(value: Any, number: int, settings: DatasetSettings, name: str) -> int
     if label is None:
         raise UserError(
             f"row {number} of {name}: column {settings.label_column!r} (label_column) holds "
-            f"{shown(value)}; expected 0 or 1 (false or true), where {settings.true_label} marks a true "
-            "text (true_label)"
+            f"{shown(value)}; expected 0 or 1 (false or true), where {settings.true_label} marks a "
+            "true text (true_label)"
         )
     return label ^ settings.true_label
 
 
 def _word(value: Any) -> str:
     """A label as text in lower case."""
-    plain = written(value)
+    plain = as_text(value)
     return (str(value) if plain is None else plain).strip().lower()
 
 
@@ -194,17 +193,17 @@ def _group(row: Row, number: int, settings: DatasetSettings, default: str) -> st
     if settings.group_column is None or _lacks_group(row, settings.group_column):
         return same_text(default)
     value = cell(row, settings.group_column)
-    group = written(value)
+    group = as_text(value)
     if group is None:
         raise UserError(
-            f"row {number} of {settings.path}: column {settings.group_column!r} (group_column) holds "
-            f"{shown(value)}; expected text or a number that names the group"
+            f"row {number} of {settings.path}: column {settings.group_column!r} (group_column) "
+            f"holds {shown(value)}; expected text or a number that names the group"
         )
     return same_text(group)
 
 
 def _lacks_group(row: Row, column: str) -> bool:
-    group = written(cell(row, column))
+    group = as_text(cell(row, column))
     return group is not None and group.strip().lower() in _NO_GROUP
 
 
@@ -215,9 +214,9 @@ def _log_missing_groups(rows: Sequence[Row], settings: DatasetSettings) -> None:
     ]
     if lacking:
         log.warning(
-            "%d of %d rows have no value in column %r (group_column), for example row %d: each of them "
-            "is grouped by its question, or by its text if it has none; fill the column if some of "
-            "these rows belong together",
+            "%d of %d rows have no value in column %r (group_column), for example row %d: each of "
+            "them is grouped by its question, or by its text if it has none; fill the column if "
+            "some of these rows belong together",
             len(lacking),
             len(rows),
             column,
@@ -226,7 +225,7 @@ def _log_missing_groups(rows: Sequence[Row], settings: DatasetSettings) -> None:
 
 
 def _log_labels(rows: Sequence[Row], texts: Sequence[Example], settings: DatasetSettings) -> None:
-    """Log the meaning of each label value with examples, so that the user notices inverted labels."""
+    """Log the meaning of each label value with examples, to reveal inverted labels."""
     by_label: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_label.setdefault(_word(cell(row, settings.label_column)), []).append(index)
@@ -251,7 +250,7 @@ def _ending(example: Example) -> str:
 
 
 def lacks_answer(text: str, answer: str) -> str:
-    """The error message for a text that does not contain its answer, with a remedy where possible."""
+    """The error message for a text that does not contain its answer."""
     message = f"the text does not contain its answer {shown(answer)}"
     if normalize("NFC", answer) in normalize("NFC", text):
         return f"{message} (the Unicode form of an accent differs: write both in the form NFC)"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import corpus_sources, file_kinds, model_sizes, pretrained, rows
+from ghosttrack.inputs import cells, corpus_sources, file_kinds, model_sizes, pretrained, rows
 from ghosttrack.planning.configuration import reachable
 from ghosttrack.runtime import files, records
 from ghosttrack.runtime.progress import amount
@@ -347,7 +347,7 @@ def _check_corpus(wanted: Settings) -> None:
         corpus_sources.is_file(source)
         and (row := next(rows.rows_ahead(Path(source), "corpus.source"), None)) is not None
     ):
-        rows.require_columns(row, [("corpus.text_column", column)], source)
+        cells.require_columns(row, [("corpus.text_column", column)], source)
 
 
 def _known_limit(model: str, wanted: Settings, results: Path) -> int:

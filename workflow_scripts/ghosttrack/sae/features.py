@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.corpus import Tokens
+from ghosttrack.inputs.corpus import PackedTokens
 from ghosttrack.inputs.token_text import TokenText, window_of
 from ghosttrack.inputs.unembedding import Unembedding
 from ghosttrack.runtime.files import atomic_write
@@ -27,7 +27,7 @@ _GROUP = 256
 
 
 def describe(
-    sae: Sae, store: Rows, corpus: Tokens, text: TokenText, unembedding: Unembedding | None
+    sae: Sae, store: Rows, corpus: PackedTokens, text: TokenText, unembedding: Unembedding | None
 ) -> pa.Table:
     """The feature dictionary, one row per feature in order; columns are described in docs/outputs.md.
 
@@ -98,7 +98,7 @@ def _tokens(found: Firing, text: TokenText) -> dict[str, pa.Array]:
     }
 
 
-def _contexts(found: Firing, corpus: Tokens, text: TokenText) -> dict[str, pa.Array]:
+def _contexts(found: Firing, corpus: PackedTokens, text: TokenText) -> dict[str, pa.Array]:
     top = found.rows_of
     counts = np.bincount(top.feature, minlength=len(found.fired))
     # A row is often among the best of several features.

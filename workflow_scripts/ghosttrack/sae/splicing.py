@@ -140,7 +140,7 @@ def replaced(module: nn.Module, kept: Tensor, replacement: Replacement) -> Itera
         true = models.first_tensor(output)
         rows = true.flatten(0, -2).clone()
         rows[kept] = replacement(rows[kept].cpu()).to(rows.device)
-        return models.with_first(output, rows.reshape(true.shape))
+        return models.with_first_tensor(output, rows.reshape(true.shape))
 
     handle = module.register_forward_hook(hook)
     try:
