@@ -205,6 +205,7 @@ def _ledger(metrics: pd.DataFrame) -> pd.DataFrame:
         for claim, ours, control in (
             (registry.HEADLINE, "ghosttrack", ["answer_logprob_mean", "text_only"]),
             ("the detector beats probes on raw activations", "ghosttrack", ["raw_probe_all"]),
+            ("sparse autoencoders add to the detector", "ghosttrack", ["ghosttrack.without_sae"]),
             (registry.TRACKING, "ghosttrack.with_metrics", ["ghosttrack"]),
             (
                 "tracking metrics beat their permuted null",

@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 
 from ghosttrack import scores as registry
-from ghosttrack.report.figures import Inputs, draw
+from ghosttrack.report.figures import FigureInputs, draw
 from ghosttrack.runtime import files, job, tables
 
 
@@ -28,7 +28,7 @@ def main(
 
     `quality` goes with `layers`, `neighbours` with all of them but the last, `signals` with `datasets` x `variants`.
     """
-    inputs = Inputs(
+    inputs = FigureInputs(
         metrics=registry.read(metrics, registry.METRICS),
         curves=registry.read(curves, registry.CURVES),
         calibration=registry.read(calibration, registry.CALIBRATION),

@@ -6,7 +6,7 @@ from typing import Any
 import ghosttrack
 from ghosttrack import scores as registry
 from ghosttrack.report import link_summary
-from ghosttrack.report.page import Inputs, render
+from ghosttrack.report.page import ReportInputs, render
 from ghosttrack.runtime import files, job, tables
 
 
@@ -37,7 +37,7 @@ def main(
     sets. `controls` names the positive controls, `code` the digest of the code.
     """
     found = dict(zip(layers, neighbours or [], strict=False))
-    inputs = Inputs(
+    inputs = ReportInputs(
         model=model,
         metrics=registry.read(metrics, registry.METRICS),
         ledger=registry.read(ledger, registry.LEDGER),
