@@ -183,5 +183,5 @@ def test_what_was_chosen_is_held_against_every_null_and_the_page_says_so() -> No
     choices = pd.DataFrame([("a", "logistic", 0, "<b>", 0.7, 0.6)], columns=list(judging.CHOICES))
     page = ablation_page.render("tiny", "tuning", table, choices, [], "1.0")
     assert "&lt;b&gt;" in page
-    assert "void: the same scores" in page
+    assert "void: equal scores" in page
     ablation_page.draw(table)

@@ -60,6 +60,34 @@ def test_every_figure_is_drawn_and_every_format_written(
         assert path.read_bytes().startswith(starts[path.suffix[1:]])
 
 
+def test_the_summary_shows_five_scores_in_every_scope_that_was_run(
+    run: figures.FigureInputs,
+) -> None:
+    def labels(inputs: figures.FigureInputs) -> list[str]:
+        (axes,) = figures.summary(inputs).axes
+        assert [line.get_label() for line in axes.lines if line.get_marker() != "None"] == [
+            label for _, label, _, _ in figures.SUMMARY
+        ]
+        return [text.get_text().replace("_\n", "_") for text in axes.get_xticklabels()]
+
+    # The mean over own answers is that of the one data set with own answers.
+    assert labels(run) == ["all given\ntexts", *fake_results.SETS]
+    missing = run.metrics.copy()
+    missing.loc[missing["dataset"] == "cities", "auroc"] = np.nan
+    assert "cities" not in labels(run._replace(metrics=missing))
+
+
+def test_the_summary_shows_the_best_of_the_single_output_scores(run: figures.FigureInputs) -> None:
+    metrics = run.metrics.copy()
+    chosen = (metrics["dataset"] == "cities") & (metrics["signal"] == "entropy")
+    metrics.loc[chosen, "auroc"] = 0.999
+    names = figures.SUMMARY[1][0]
+    best = figures._best(run._replace(metrics=metrics), "cities", names)
+    assert best is not None
+    assert best["signal"] == "entropy"
+    assert figures._best(run, "cities", ("nothing",)) is None
+
+
 def test_drawing_twice_gives_the_same_bytes(run: figures.FigureInputs, tmp_path: Path) -> None:
     names = [f"{name}.{kind}" for name in ("links", "tracks") for kind in ("png", "pdf", "svg")]
     for folder in ("first", "second"):
