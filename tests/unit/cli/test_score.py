@@ -143,7 +143,7 @@ NOBODY = "~nobody-of-this-name"
         (["run", "--texts", "."], "error: texts: . is a folder"),
         (
             ["run", "--texts", "blank.txt"],
-            "error: texts: blank.txt holds no text; expected one text a line",
+            "error: texts: blank.txt has no text; expected one text per line",
         ),
         (["run", "--texts", "nul.txt"], "error: texts: line 1 of nul.txt: character 2 is NUL"),
         (

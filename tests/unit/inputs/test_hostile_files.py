@@ -441,7 +441,7 @@ def test_a_word_for_a_missing_value_in_csv_is_no_answer_no_group_and_no_context(
         write(column)
         refused(
             path,
-            f"row 2 of .*text or nothing in column '{column}', found {re.escape(word)}, which",
+            f"row 2 of .*text or an empty cell in column '{column}', found {re.escape(word)}, which",
             read_texts,
         )
     write("gold")

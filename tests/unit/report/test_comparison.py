@@ -98,7 +98,7 @@ def test_finished_runs_are_compared_from_the_command_line(
         (["{0}"], "at least two runs"),
         (["{0}", "{0}"], "given twice"),
         (["{0}", "nowhere"], "nowhere"),
-        (["{0}", "{1}", "--draws", "9"], "--draws: 9"),
+        (["{0}", "{1}", "--draws", "9"], "--draws: expected at least 100, found 9"),
     ],
 )
 def test_a_wrong_comparison_is_one_line(

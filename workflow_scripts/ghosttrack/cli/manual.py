@@ -1,7 +1,7 @@
 """`python -m ghosttrack.cli.manual`: write the generated parts of the documentation.
 
-config/schema.json and the tables of config/README.md come from the settings, the graph of README.md from the rules.
-With --check nothing is written; the exit code says whether all are in step.
+config/schema.json and the tables of config/README.md are generated from the settings, the graph of
+README.md from the rules. --check writes nothing and exits with 1 if a file is out of date.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HOME = Path(__file__).resolve().parents[3]
 
 
 def generated(home: Path = HOME) -> dict[Path, str]:
-    """What config/schema.json and config/README.md should hold, by path."""
+    """Contents of config/schema.json and config/README.md by path."""
     schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     keys = home / "config" / "README.md"
     text = _inserted(keys.read_text(encoding="utf-8"), table())
@@ -48,7 +48,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def table() -> str:
-    """The Markdown tables of config/README.md: one line a key."""
+    """The Markdown tables of config/README.md, one row per key."""
     return "\n".join(_table_lines(Settings, ""))
 
 
@@ -79,23 +79,23 @@ def _choices(annotation: Any) -> str:
 
 
 def yaml_value(value: Any) -> str:
-    """A default as it would stand in a YAML file."""
+    """A default value as YAML."""
     if isinstance(value, float):
         return f"{value:g}"
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).replace("\n...", "").strip()
 
 
 def rule_graph(home: Path = HOME) -> dict[Path, str]:
-    """What README.md should hold: the graph of the default run's rules, as Snakemake draws it."""
+    """Contents of README.md by path, with the rule graph of the default run."""
     command = [sys.executable, "-m", "snakemake", "--rulegraph", "mermaid-js"]
     drawn = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True).stdout
-    # Some rules carry the model, and the wave, in their names; one model and one wave need no telling apart.
+    # Removes the model and the wave from rule names; the default run has one of each.
     nodes = {
         key: re.sub(r"_smollm2_135m(_wave_00)?", "", name)
         for key, name in re.findall(r"(id\d+)\[(\w+)\]", drawn)
     }
     pairs = {(nodes[start], nodes[end]) for start, end in re.findall(r"(id\d+) --> (id\d+)", drawn)}
-    edges = {(start, end) for start, end in pairs if start != end}  # an anchor's followers
+    edges = {(start, end) for start, end in pairs if start != end}
     text = "\n".join(
         f"  {start} --> {end}" for start, end in sorted(_without_shortcuts(edges)) if end != "all"
     )
@@ -108,19 +108,17 @@ def rule_graph(home: Path = HOME) -> dict[Path, str]:
 
 
 def _without_shortcuts(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Edges that no longer path replaces."""
+    """Edges without a longer path between their nodes (transitive reduction)."""
 
     def reachable(start: str, skipped: tuple[str, str]) -> set[str]:
-        found: set[str] = set()
+        reached: set[str] = set()
         waiting = [start]
         while waiting:
-            here = waiting.pop()
-            ends = {
-                end for edge in edges - {skipped} for begin, end in [edge] if begin == here
-            } - found
-            found |= ends
+            node = waiting.pop()
+            ends = {end for begin, end in edges - {skipped} if begin == node} - reached
+            reached |= ends
             waiting += ends
-        return found
+        return reached
 
     return {edge for edge in edges if edge[1] not in reachable(edge[0], edge)}
 
@@ -131,25 +129,25 @@ def _inserted(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
 
 
 def main(check: bool) -> int:
-    """Write what is out of step, or only name it; 1 when `check` finds a difference."""
+    """Write the files that are out of date, or with `check` only name them and return 1."""
     wanted = generated() | rule_graph()
-    late = [
+    outdated = [
         path
         for path in wanted
         if not path.exists() or path.read_text(encoding="utf-8") != wanted[path]
     ]
-    for path in late:
+    for path in outdated:
         if check:
-            sys.stderr.write(f"{path.relative_to(HOME)} is out of step: run `make docs`\n")
+            sys.stderr.write(f"{path.relative_to(HOME)} is out of date: run `make docs`\n")
             continue
         with files.atomic_write(path) as stream:
             stream.write(wanted[path])
-    return int(check and bool(late))
+    return int(check and bool(outdated))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--check", action="store_true", help="only say whether the files are in step"
+        "--check", action="store_true", help="only check whether the files are up to date"
     )
     sys.exit(main(parser.parse_args().check))
