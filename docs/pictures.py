@@ -29,7 +29,7 @@ def take(chromium: Browser, name: str) -> None:
 
 
 def explore(chromium: Browser, page: Path, text: str) -> None:
-    """A text with its tracks, a track chosen; then beside its twin, in the dark."""
+    """A text with its tracks, a track chosen; then beside its counterpart, in the dark."""
     chromium.open(page, 1500, 940, text)
     chromium.wait(
         f"document.body && document.body.dataset.ready && document.body.dataset.shown.startsWith({text!r})"
@@ -38,10 +38,10 @@ def explore(chromium: Browser, page: Path, text: str) -> None:
     chromium.run(CLICK % "[data-track='1']")
     chromium.wait("document.querySelector('#feature h2')")
     take(chromium, "explorer.png")
-    chromium.run(CLICK % "#twin")
+    chromium.run(CLICK % "#counterpart")
     chromium.wait("document.querySelectorAll('.panel').length === 2")
     chromium.run(CLICK % "#theme")
-    take(chromium, "explorer_twin.png")
+    take(chromium, "explorer_counterpart.png")
 
 
 def by_token(chromium: Browser, page: Path, text: str) -> None:

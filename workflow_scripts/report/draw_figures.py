@@ -24,9 +24,10 @@ def main(
     datasets: list[str],
     variants: list[str],
 ) -> None:
-    """Read the tables and draw every file of `figures`: its stem names the figure, its ending the format.
+    """Read the tables and draw every file of `figures`; stem and suffix name figure and format.
 
-    `quality` goes with `layers`, `neighbours` with all of them but the last, `signals` with `datasets` x `variants`.
+    `quality` is in the order of `layers`, `neighbours` in that of all but the last layer, `signals`
+    in that of `datasets` x `variants`.
     """
     inputs = FigureInputs(
         metrics=registry.read(metrics, registry.METRICS),

@@ -1,4 +1,4 @@
-"""Write the report: one self-contained page, verdict first."""
+"""Write the report: one self-contained page, conclusion first."""
 
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,11 @@ def main(
 ) -> None:
     """Read the tables and figures of a run and write its page.
 
-    `quality` goes with `layers`, `neighbours` with all of them but the last; `labels` lie in the folders of their data
-    sets. `controls` names the positive controls, `code` the digest of the code.
+    `quality` is in the order of `layers`, `neighbours` in that of all but the last layer. A file of
+    `labels` is in the folder of its data set. `controls` are the positive controls, `code` is the
+    digest of the code.
     """
-    found = dict(zip(layers, neighbours or [], strict=False))
+    neighbour_files = dict(zip(layers, neighbours or [], strict=False))
     inputs = ReportInputs(
         model=model,
         metrics=registry.read(metrics, registry.METRICS),
@@ -52,7 +53,7 @@ def main(
         datasets=datasets,
         controls=controls or [],
         pairs=link_summary.pairs(
-            {layer: tables.read_npz(path) for layer, path in found.items()}, layers
+            {layer: tables.read_npz(path) for layer, path in neighbour_files.items()}, layers
         ),
         explanations=registry.read(explanations, registry.EXPLANATIONS),
         version=ghosttrack.__version__,

@@ -157,7 +157,7 @@ NOBODY = "~nobody-of-this-name"
         (["run", "a b", "--context", "."], "error: context: . is a folder"),
         (
             ["run", "a b", "--out", "folder.csv"],
-            "error: --out: folder.csv is a folder; name a file in it",
+            "error: --out: folder.csv is a folder; name a file in this folder",
         ),
         (
             ["run", "a b", "--out", "blank.txt/x/a.csv"],
