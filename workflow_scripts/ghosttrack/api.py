@@ -178,8 +178,10 @@ class Detector:
         asked = frame["question"] != ""
         if asked.any() and self.about.get("prompt") != "chat":
             raise UserError(
-                f"text {frame['id'][asked].iloc[0]}: question: the detector of {self.run} was not trained on answers in a "
-                "chat template (generation.prompt: chat, only generated data sets); leave out the question"
+                f"text {frame['id'][asked].iloc[0]}: question: the detector of {self.run} was "
+                "not trained on answers in a "
+                "chat template (generation.prompt: chat, only generated data sets); leave out "
+                "the question"
             )
         tokenizer, limit, positions = (
             self._scorer.tokenizer,
@@ -231,7 +233,8 @@ def _with_unique_ids(texts: Iterable[Text]) -> Iterator[Text]:
     for number, text in enumerate(texts, start=1):
         if (earlier := first.setdefault(text.id, number)) != number:
             raise UserError(
-                f"texts {earlier} and {number} have the same id {shown(text.id)} (a text without an "
+                f"texts {earlier} and {number} have the same id {shown(text.id)} (a text without "
+                "an "
                 "id gets its number); give every text a different id, or no text an id"
             )
         yield text
@@ -244,7 +247,8 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
         unknown = set(given) - set(Text._fields)
         if "text" not in given or unknown:
             raise UserError(
-                f"text {number}: expected the key text, optionally {', '.join(Text._fields[1:])}; found {', '.join(map(str, given))}"
+                f"text {number}: expected the key text, optionally "
+                f"{', '.join(Text._fields[1:])}; found {', '.join(map(str, given))}"
             )
         given = Text(**given)
     given = Text(*(_plain(value, name, number) for name, value in given._asdict().items()))

@@ -36,9 +36,12 @@ def main(
     """
     by_dataset = {
         name: content.DatasetTables(
-            *(tables.read_parquet(path) for path in paths[:3]), Reader(*paths[3:])
+            tables.read_parquet(texts),
+            tables.read_parquet(answer_tokens),
+            tables.read_parquet(output_rows),
+            Reader(store, manifest),
         )
-        for name, *paths in zip(
+        for name, texts, answer_tokens, output_rows, store, manifest in zip(
             datasets, examples, tokens, outputs, tracks, tracks_manifests, strict=True
         )
     }

@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> int:
     """Write the tables and the page; exit code 2 after a user error."""
     parser = argparse.ArgumentParser(
         prog="ghosttrack.cli.compare",
-        description="Compare finished runs with the first as reference. Given texts that two runs share are paired.",
+        description="Compare finished runs with the first as reference. Given texts that two runs share "
+        "are paired.",
     )
     parser.add_argument(
         "run", nargs="+", type=Path, help="folder of a finished run, such as results/smollm2-135m"
@@ -66,7 +67,8 @@ def main(arguments: list[str]) -> int:
         for path in chosen.run:
             if not path.is_dir():
                 raise UserError(
-                    f"{path} is not there: give the folder of a finished run, such as results/smollm2-135m"
+                    f"{path} is not there: give the folder of a finished run, such as "
+                    "results/smollm2-135m"
                 )
         runs = {name: comparison.read(path) for name, path in names_of(chosen.run).items()}
         datasets = dict.fromkeys(name for run in runs.values() for name in run.metrics["dataset"])

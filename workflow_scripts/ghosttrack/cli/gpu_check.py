@@ -47,7 +47,10 @@ class Check(NamedTuple):
     def line(self) -> str:
         """The result as a line of the log."""
         verdict = "agrees" if self.holds else "DIFFERS"
-        return f"{self.name}: {verdict}, relative difference {self.difference:.1e} (rounding: below {self.tolerance:.0e})"
+        return (
+            f"{self.name}: {verdict}, relative difference {self.difference:.1e} (rounding: below "
+            f"{self.tolerance:.0e})"
+        )
 
 
 class Timing(NamedTuple):
@@ -85,15 +88,20 @@ def require_gpu() -> torch.device:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "unset" if visible is None else repr(visible)
     raise UserError(
-        f"no GPU: torch {torch.__version__} ({built}) sees none on {os.uname().nodename}, CUDA_VISIBLE_DEVICES is {shown}. "
-        "Run this on a machine with a GPU (snakemake --profile slurm check_gpu), with a torch built for its CUDA"
+        f"no GPU: torch {torch.__version__} ({built}) sees none on {os.uname().nodename}, "
+        f"CUDA_VISIBLE_DEVICES is {shown}. "
+        "Run this on a machine with a GPU (snakemake --profile slurm check_gpu), with a torch "
+        "built for its CUDA"
     )
 
 
 def described(device: torch.device) -> str:
     """Name and memory of the GPU, versions of torch and CUDA."""
     about = torch.cuda.get_device_properties(device)
-    return f"{about.name}, {about.total_memory / 2**30:.0f} GiB; torch {torch.__version__}, CUDA {torch.version.cuda}"
+    return (
+        f"{about.name}, {about.total_memory / 2**30:.0f} GiB; torch {torch.__version__}, CUDA "
+        f"{torch.version.cuda}"
+    )
 
 
 def training_checks(device: torch.device) -> Iterator[Check]:

@@ -69,10 +69,12 @@ def prepare(here: Path, held: lease.Held) -> None:
         age = now - max(path.stat().st_mtime for path in locks)
         if age <= lease.EXPIRY_SECONDS:
             raise UserError(
-                f".snakemake/locks was made {max(age, 0):.0f} s ago by a Snakemake without a lease. It may just be "
+                f".snakemake/locks was made {max(age, 0):.0f} s ago by a Snakemake without a "
+                "lease. It may just be "
                 "starting, on this host or another. "
                 f"Run the same command again in {lease.EXPIRY_SECONDS - age:.0f} s. "
-                "If no Snakemake is at work in this folder on any host, you need not wait: run snakemake --unlock first"
+                "If no Snakemake is at work in this folder on any host, you need not wait: run "
+                "snakemake --unlock first"
             )
         lease.clear_snakemake_locks(here)
 

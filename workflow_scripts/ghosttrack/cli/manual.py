@@ -65,7 +65,9 @@ def _table_lines(section: type[BaseModel], prefix: str) -> Iterator[str]:
             if field.is_required()
             else yaml_value(field.default)
         )
-        yield f"| `{prefix}{name}` | `{default}` | {_choices(field.annotation)}{field.description} |"
+        yield (
+            f"| `{prefix}{name}` | `{default}` | {_choices(field.annotation)}{field.description} |"
+        )
     for name, inner, about in nested:
         yield from ("", f"### {name}", "", about, "")
         yield from _table_lines(inner, f"{name}.")

@@ -68,11 +68,13 @@ def read_context(path: Path | str | None) -> str:
     )
     if len(context) > LONGEST_TEXT:
         raise UserError(
-            f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are enough"
+            f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are "
+            "enough"
         )
     if not context.strip():
         raise UserError(
-            f"context: {path} is empty; expected a few true statements like those to be scored, one per line"
+            f"context: {path} is empty; expected a few true statements like those to be scored, "
+            "one per line"
         )
     return context
 
@@ -117,7 +119,8 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
         for column, value in (("question", question), ("context", row_context)):
             if reason := missing_flaw(value, str(path)):
                 raise UserError(
-                    f"row {number} of {path}: expected text or an empty cell in column {column!r}, {reason}"
+                    f"row {number} of {path}: expected text or an empty cell in column "
+                    f"{column!r}, {reason}"
                 )
         shared = "" if question else context
         yield Text(text, answer, ids[number - 1], row_context or shared, question)
@@ -133,7 +136,8 @@ def _ids(rows: Sequence[Row], path: Path) -> list[str]:
     for number, row_id in enumerate(ids, start=1):
         if (earlier := first.setdefault(row_id, number)) != number:
             raise UserError(
-                f"texts: rows {earlier} and {number} of {path} have the same id {shown(row_id)} (a row "
+                f"texts: rows {earlier} and {number} of {path} have the same id {shown(row_id)} "
+                "(a row "
                 "without an id gets its number); make all ids different, or remove the column `id`"
             )
     return ids
@@ -144,7 +148,8 @@ def _optional(row: Row, column: str, number: int, path: Path) -> str:
     text = written(row.get(column))
     if text is None:
         raise UserError(
-            f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}; "
+            f"row {number} of {path}: expected text or a number in column {column!r}, found "
+            f"{shown(row[column])}; "
             "write it as text, or remove or rename the column"
         )
     return text
@@ -250,7 +255,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ghosttrack.cli.score",
         description="Score how likely texts are hallucinated, with the detector of a finished run.",
-        epilog="Mark the part to be scored with a column `answer`, or with --answer for one text; the default is the last word.",
+        epilog="Mark the part to be scored with a column `answer`, or with --answer for one text; "
+        "the default is the last word.",
     )
     parser.add_argument(
         "run", type=path_of, help="folder of a finished run, such as results/smollm2-135m"
@@ -259,12 +265,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--texts",
         type=path_of,
-        help="file of texts: .txt (one per line), or .csv, .tsv, .jsonl, .json or .parquet with `text`, optionally `answer`, `id`, `context`, `question`",
+        help="file of texts: .txt (one per line), or .csv, .tsv, .jsonl, .json or .parquet with "
+        "`text`, optionally `answer`, `id`, `context`, `question`",
     )
     parser.add_argument(
         "--context",
         type=path_of,
-        help="text file that the model reads before each text and that is not scored: a few true statements of the same kind, one per line",
+        help="text file that the model reads before each text and that is not scored: a few true "
+        "statements of the same kind, one per line",
     )
     parser.add_argument(
         "--answer",
@@ -278,7 +286,8 @@ def main(arguments: list[str]) -> int:
         "--confidence",
         type=float,
         default=api.CONFIDENCE,
-        help="abstain below this probability of the verdict, from 0.5 (never) to 1; default %(default)s",
+        help="abstain below this probability of the verdict, from 0.5 (never) to 1; default "
+        "%(default)s",
     )
     parser.add_argument(
         "--reasons",

@@ -114,36 +114,48 @@ def _plan_lines(status: Status) -> Iterator[str]:
     phases = status.phases
     if not settings.sae.trained:
         layers = plan.counted(len(settings.layers), "layer")
-        yield f"{settings.model}: {layers} with pretrained SAEs; no training and no training activations"
+        yield (
+            f"{settings.model}: {layers} with pretrained SAEs; no training and no training "
+            "activations"
+        )
         yield _line("jobs", f"{len(status.jobs)} in all")
         yield _line(
             "disk",
-            f"held-out text {progress.amount(kept.heldout)}, examples {progress.amount(kept.examples)}{estimated}",
+            f"held-out text {progress.amount(kept.heldout)}, examples "
+            f"{progress.amount(kept.examples)}{estimated}",
         )
         return
-    yield f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored as {settings.activations.storage}"
+    yield (
+        f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored "
+        f"as {settings.activations.storage}"
+    )
     training_phase = "train_shared_sae" if "train_shared_sae" in phases else "train_sae"
     yield _line(
         "jobs",
-        f"{phases['extract_activations'][1]} extract activations, {phases[training_phase][1]} train SAEs, {len(status.jobs)} in all",
+        f"{phases['extract_activations'][1]} extract activations, {phases[training_phase][1]} "
+        f"train SAEs, {len(status.jobs)} in all",
     )
     yield _line("disk", plan.described_peak(settings, status.waves))
     yield _line(
         "",
-        f"{progress.amount(layer)} per layer; all layers at once would take {progress.amount(layer * len(settings.layers))}",
+        f"{progress.amount(layer)} per layer; all layers at once would take "
+        f"{progress.amount(layer * len(settings.layers))}",
     )
     yield _line(
         "",
-        f"also kept: held-out text {progress.amount(kept.heldout)}, examples {progress.amount(kept.examples)}{estimated}",
+        f"also kept: held-out text {progress.amount(kept.heldout)}, examples "
+        f"{progress.amount(kept.examples)}{estimated}",
     )
     yield _line(
         "",
-        f"{progress.amount(peak + kept.heldout + kept.examples)} of activations in total at the peak",
+        f"{progress.amount(peak + kept.heldout + kept.examples)} of activations in total at the "
+        "peak",
     )
     yield _line("forward cost", plan.described_cost(status.waves))
     yield _line(
         "GPUs busy",
-        f"{plan.extraction_busy(settings):.1f} of {gpus} in extraction, {plan.training_busy(settings, status.waves):.1f} of {gpus} in SAE training",
+        f"{plan.extraction_busy(settings):.1f} of {gpus} in extraction, "
+        f"{plan.training_busy(settings, status.waves):.1f} of {gpus} in SAE training",
     )
     yield _line("extraction", _described_effort(status.extraction, gpus, "teraflops"))
     for number, training in enumerate(status.training):
@@ -158,7 +170,8 @@ def _described_effort(effort: forecast.Effort, gpus: int, assumption: str) -> st
     jobs = effort.rate.jobs
     origin = f"measured on {plan.counted(jobs, 'job')}" if jobs else f"assumed: plan.{assumption}"
     return (
-        f"{duration(effort.hours * 3600)} on {plan.counted(gpus, 'GPU')}, {effort.gpu_hours:.2g} GPU-hours, "
+        f"{duration(effort.hours * 3600)} on {plan.counted(gpus, 'GPU')}, {effort.gpu_hours:.2g} "
+        "GPU-hours, "
         f"at {effort.rate.teraflops:.3g} TFLOP/s per GPU ({origin})"
     )
 
@@ -166,15 +179,18 @@ def _described_effort(effort: forecast.Effort, gpus: int, assumption: str) -> st
 def _described_steps(training: forecast.Training) -> str:
     step = training.step
     return (
-        f"{training.steps:,} steps of {training.batch:,} tokens per layer, each {step.operations / 1e9:.3g} GFLOP and "
-        f"{step.traffic / 1e9:.2g} GB of memory traffic, at least {1e3 * training.bound.seconds:.2g} ms"
+        f"{training.steps:,} steps of {training.batch:,} tokens per layer, each "
+        f"{step.operations / 1e9:.3g} GFLOP and "
+        f"{step.traffic / 1e9:.2g} GB of memory traffic, at least "
+        f"{1e3 * training.bound.seconds:.2g} ms"
     )
 
 
 def _described_bound(training: forecast.Training, settings: Settings) -> str:
     bound, machine = training.bound, settings.plan
     return (
-        f"{training.step.intensity:.3g} FLOP/byte; {machine.teraflops:g} TFLOP/s and {machine.bandwidth_gb_s:,g} GB/s "
+        f"{training.step.intensity:.3g} FLOP/byte; {machine.teraflops:g} TFLOP/s and "
+        f"{machine.bandwidth_gb_s:,g} GB/s "
         f"balance at {bound.balance:.3g}: {bound.name} is the limit"
     )
 
@@ -185,7 +201,8 @@ def _progress_lines(status: Status) -> Iterator[str]:
     partial = f" ({progress.amount(used.partial)} of it unfinished)" if used.partial else ""
     yield _line(
         "disk now",
-        f"training activations {progress.amount(used.training)}{partial} and held-out text {progress.amount(used.heldout)}{allowed}; examples {progress.amount(used.examples)}",
+        f"training activations {progress.amount(used.training)}{partial} and held-out text "
+        f"{progress.amount(used.heldout)}{allowed}; examples {progress.amount(used.examples)}",
     )
     yield ""
     states = job_status.counts(status.activities)
@@ -196,7 +213,10 @@ def _progress_lines(status: Status) -> Iterator[str]:
             states[phase].get("queued", 0),
             _failed(states[phase]),
         ]
-        yield f"  {phase:<20} {done:>5} {total:>5} {numbers[0] or '-':>8} {numbers[1] or '-':>7} {numbers[2] or '-':>7}"
+        yield (
+            f"  {phase:<20} {done:>5} {total:>5} {numbers[0] or '-':>8} {numbers[1] or '-':>7} "
+            f"{numbers[2] or '-':>7}"
+        )
     yield ""
     yield f"  {'layer':>5} {'stores':>7} {'of':>4}  SAE"
     sae_jobs = {
@@ -241,7 +261,8 @@ def _job_line(job: job_status.Activity) -> str:
         words.append(f"{done.done:,}/{done.total:,} {done.unit}, {done.rate:,.0f}/s{left}")
     if gpu := job.gpu:
         words.append(
-            f"GPU {gpu.utilisation:.0f} %, {gpu.memory_used / 1024:.1f} of {gpu.memory_total / 1024:.1f} GiB"
+            f"GPU {gpu.utilisation:.0f} %, {gpu.memory_used / 1024:.1f} of "
+            f"{gpu.memory_total / 1024:.1f} GiB"
         )
     if job.last_line:
         words.append(job.last_line)
@@ -337,7 +358,8 @@ def read_config(path: Path, given: list[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise UserError(
-                f"--config: expected KEY=VALUE, found {word!r}; write e.g. --config model=gpt2-medium 'sae={{k: 32}}'"
+                f"--config: expected KEY=VALUE, found {word!r}; write e.g. --config "
+                f"model=gpt2-medium 'sae={{k: 32}}'"
             )
         config = _overlaid(config, {key: _value(text)})
     return config

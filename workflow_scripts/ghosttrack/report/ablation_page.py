@@ -18,7 +18,8 @@ TITLES = {
     ),
     "tuning": (
         "Tuning",
-        "AUROC with other tracker settings. Settings are chosen in the training folds and evaluated on the test folds.",
+        "AUROC with other tracker settings. Settings are chosen in the training folds and "
+        "evaluated on the test folds.",
     ),
 }
 KINDS = {

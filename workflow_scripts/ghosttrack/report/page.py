@@ -312,7 +312,8 @@ def _provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Tokenizer", f"SHA-256 {source['tokenizer_sha256']}"),
         (
             "Size",
-            f"{source['n_layers']} layers, d_model {source['d_model']}, vocabulary of {source['vocab_size']:,} tokens",
+            f"{source['n_layers']} layers, d_model {source['d_model']}, vocabulary of "
+            f"{source['vocab_size']:,} tokens",
         ),
         ("Analysed layers", ", ".join(map(str, sorted(inputs.quality)))),
         ("Training activations", _storage(inputs.quality)),
@@ -331,7 +332,8 @@ def _storage(quality: Mapping[int, Mapping[str, Any]]) -> str:
     worst = {key: max(error[key] for error in errors) for key in ("relative", "low_variance")}
     return (
         f"{', '.join(formats)}: squared error at most {worst['relative']:.1e} of the variance, "
-        f"{worst['low_variance']:.1e} within the half of the principal components with least variance"
+        f"{worst['low_variance']:.1e} within the half of the principal components with least "
+        "variance"
     )
 
 

@@ -48,7 +48,8 @@ FIGURES = {
     "auroc": "AUROC with its interval, by data set and score.",
     "calibration": "Calibration of the detector by data set.",
     "sae_quality": "Quality of the sparse autoencoders by layer, on held-out documents.",
-    "links": "Decoder cosine of each feature and its best match in the next layer, against permuted decoders.",
+    "links": "Decoder cosine of each feature and its best match in the next layer, against permuted "
+    "decoders.",
     "explanations": "Mean change of the detector's log-odds when features are ablated in the running model.",
 }
 TITLE = "GhostTrack: tracked hypotheses of a language model against what the text alone gives away"
@@ -77,7 +78,8 @@ def detectors(metrics: pd.DataFrame) -> str:
         "lrr" + "c" * len(SCORES),
         ["data set", "texts", "groups", *(label for _, label in SCORES)],
         rows,
-        "Out-of-fold AUROC of separating hallucinated from true texts, with bootstrap intervals over groups.",
+        "Out-of-fold AUROC of separating hallucinated from true texts, with bootstrap intervals "
+        "over groups.",
         "detectors",
     )
 
@@ -94,7 +96,8 @@ def claims(ledger: pd.DataFrame) -> str:
             escape(wording.label(str(row["control"]))),
             number(row["auroc_ours"]),
             number(row["auroc_control"]),
-            f"{number(row['difference'])} [{number(row['difference_low'])}, {number(row['difference_high'])}]",
+            f"{number(row['difference'])} [{number(row['difference_low'])}, "
+            f"{number(row['difference_high'])}]",
             number(row["p_holm"], 4),
             escape(str(row["verdict"])),
         ]
@@ -160,7 +163,10 @@ Tables and figures of one run of GhostTrack~\cite{{ghosttrack}}.
 
 def citation(version: str) -> str:
     """A BibTeX entry."""
-    return f"@software{{ghosttrack,\n  author = {{{{The GhostTrack authors}}}},\n  title = {{{{{escape(TITLE)}}}}},\n  version = {{{version}}},\n}}\n"
+    return (
+        f"@software{{ghosttrack,\n  author = {{{{The GhostTrack authors}}}},\n  title = "
+        f"{{{{{escape(TITLE)}}}}},\n  version = {{{version}}},\n}}\n"
+    )
 
 
 def _name(dataset: str) -> str:

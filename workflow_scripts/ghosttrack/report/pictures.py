@@ -25,39 +25,62 @@ COLOURS = {
 CAPTIONS = {
     "summary": (
         "AUROC of five scores, pooled and by data set",
-        "How well five scores separate hallucinated from true texts. Text alone: word and character counts, without the model. Best single output score: the highest AUROC of log-probability, PMI, entropy and similar scores on these texts. Output regression: all output features of the answer. Detector: output features, activations and SAE residuals.",
+        "How well five scores separate hallucinated from true texts. Text alone: word and "
+        "character counts, without the model. Best single output score: the highest AUROC of "
+        "log-probability, PMI, entropy and similar scores on these texts. Output regression: "
+        "all output features of the answer. Detector: output features, activations and SAE "
+        "residuals.",
     ),
     "roc": (
         "ROC curves by data set",
-        "ROC curves. The dashed diagonal is chance. If the dotted text-only curve lies above it, the text leaks the label.",
+        "ROC curves. The dashed diagonal is chance. If the dotted text-only curve lies above "
+        "it, the text leaks the label.",
     ),
     "pr": (
         "Precision-recall curves by data set",
-        "Precision against recall. The dashed line is the prevalence: the precision of calling every text hallucinated.",
+        "Precision against recall. The dashed line is the prevalence: the precision of calling "
+        "every text hallucinated.",
     ),
     "calibration": (
         "Calibration of the detector by data set",
-        "Calibration of the detector. On the dashed line, 70\u00a0% of the texts with a predicted probability of 70\u00a0% are hallucinated. Larger dots are bins with more texts.",
+        "Calibration of the detector. On the dashed line, 70\u00a0% of the texts with a "
+        "predicted probability of 70\u00a0% are hallucinated. Larger dots are bins with more "
+        "texts.",
     ),
     "sae_quality": (
         "Quality of the sparse autoencoders by layer",
-        "Left: fraction of variance unexplained on held-out text and on answer tokens (dotted: median token); lower is better. It should be well below that of a random dictionary. PCA has as many components as the SAE has active features. Middle: change of the model's predictions when the SAE's reconstruction is spliced in; lower is better, whiskers are one standard error. Right: active features per token; dashed lines are the limits of the gate, 50 and 100.",
+        "Left: fraction of variance unexplained on held-out text and on answer tokens (dotted: "
+        "median token); lower is better. It should be well below that of a random dictionary. "
+        "PCA has as many components as the SAE has active features. Middle: change of the "
+        "model's predictions when the SAE's reconstruction is spliced in; lower is better, "
+        "whiskers are one standard error. Right: active features per token; dashed lines are "
+        "the limits of the gate, 50 and 100.",
     ),
     "links": (
         "Similarity of features in neighbouring layers",
-        "Left: decoder cosine of each feature and its best match in the next layer: median (dot), 5 % to 95 % of the features (line). Links must exceed the gate. Right: links of which both features fire on the same held-out token, for real and permuted decoders; squares are the links that the tracker chose on answer tokens, one to one among its strongest features. Where real decoders do not exceed permuted ones, there is nothing to track.",
+        "Left: decoder cosine of each feature and its best match in the next layer: median "
+        "(dot), 5 % to 95 % of the features (line). Links must exceed the gate. Right: links of "
+        "which both features fire on the same held-out token, for real and permuted decoders; "
+        "squares are the links that the tracker chose on answer tokens, one to one among its "
+        "strongest features. Where real decoders do not exceed permuted ones, there is nothing "
+        "to track.",
     ),
     "tracks": (
         "Links per token and length of tracks",
-        "Left: links per token. Middle: mean track length in layers. Dots are data sets, bars their mean. Right: fraction of tracks with at least this many layers. Compare the tracker with its nulls.",
+        "Left: links per token. Middle: mean track length in layers. Dots are data sets, bars "
+        "their mean. Right: fraction of tracks with at least this many layers. Compare the "
+        "tracker with its nulls.",
     ),
     "risk": (
         "Risk against coverage by data set",
-        "Risk-coverage curves: the fraction of wrong decisions among the texts with the most confident scores. A flat line at one half is chance.",
+        "Risk-coverage curves: the fraction of wrong decisions among the texts with the most "
+        "confident scores. A flat line at one half is chance.",
     ),
     "explanations": (
         "Change of the score when features are ablated",
-        "Mean change of the detector's log-odds when features are ablated at the answer's tokens; lines are intervals. The named reasons should exceed random features that are active on the same answers. The most active features are selected without the detector.",
+        "Mean change of the detector's log-odds when features are ablated at the answer's "
+        "tokens; lines are intervals. The named reasons should exceed random features that are "
+        "active on the same answers. The most active features are selected without the detector.",
     ),
     "auroc": ("AUROC by data set", "AUROC with its interval, by data set and score."),
 }

@@ -135,7 +135,8 @@ def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.Da
     for name, tables in datasets.items():
         if list(tables.outputs["id"]) != list(tables.examples["id"]):
             raise UserError(
-                f"{name}: outputs.parquet and examples.parquet list different examples: delete both and run again"
+                f"{name}: outputs.parquet and examples.parquet list different examples: delete "
+                "both and run again"
             )
         examples = tables.examples.assign(
             dataset=name,

@@ -170,13 +170,13 @@
   function controls(number, several) {
     const counterpart = index.counterpart[number];
     const colours = [["surprise", "surprise"], ...(about.probe ? [["probe", "probes"]] : [])];
-    const tints = [["track", "track"], ...(about.clusters ? [["cluster", "cluster"]] : []), ...(about.probe ? [["contribution", "contribution to the score"]] : [])];
+    const tints = [["track", "track"], ...(about.clusters ? [["cluster", "cluster"]] : []), ...(about.probe ? [["contribution", "contribution"]] : [])];
     const counts = [8, 16, 24, 40].filter((count) => count < about.most).concat(about.most);
     return make(
       "div", { class: "controls" },
-      choose("colour", "Colour tokens by", colours, "colour"), ramp(state.colour),
+      choose("colour", "Token colour", colours, "colour"), ramp(state.colour),
       several ? choose("axis", "Columns", [["layers", "layers"], ["tokens", "answer tokens"]], "axis") : null,
-      choose("tint", "Colour tracks by", tints, "tint"), choose("many", "Strongest tracks", counts.map((count) => [count, String(count)]), "many"),
+      choose("tint", "Track colour", tints, "tint"), choose("many", "Tracks", counts.map((count) => [count, String(count)]), "many"),
       counterpart < 0 ? null : make("button", { type: "button", id: "counterpart", "data-keep": "counterpart", "aria-pressed": String(state.paired), onclick: () => { state.paired = !state.paired; showText(); } },
         `Compare with its ${LABELS[index.label[counterpart]]} counterpart`),
     );

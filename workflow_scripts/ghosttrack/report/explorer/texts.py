@@ -66,6 +66,8 @@ def require_positions(
     """
     if not len(positions) or min(positions) < 1 or max(positions) > len(offsets):
         raise UserError(
-            f"{name}: tokens.parquet has the answer at tokens {list(positions)}, but the text has {len(offsets)} tokens: "
-            "tokens.parquet and examples.parquet are not from one run; delete the data set's folder in examples/ and run again"
+            f"{name}: tokens.parquet has the answer at tokens {list(positions)}, but the text "
+            f"has {len(offsets)} tokens: "
+            "tokens.parquet and examples.parquet are not from one run; delete the data set's "
+            "folder in examples/ and run again"
         )
