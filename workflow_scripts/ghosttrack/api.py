@@ -209,7 +209,7 @@ class Detector:
         return [encoded[row] for row in frame.index], [offsets[row] for row in frame.index]
 
     def _name(self, layer: int, feature: int) -> str:
-        """Name of a feature: its most characteristic token, else the token that it promotes most."""
+        """A feature's most characteristic token, else the token that it promotes most."""
         if layer not in self._names:
             from ghosttrack.report.explorer.dictionary import name_of
             from ghosttrack.runtime import tables

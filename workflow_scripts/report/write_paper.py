@@ -19,7 +19,7 @@ def main(
     model: str,
     layers: list[int],
 ) -> None:
-    """Write the folder `paper` with the pdf files of `figures`; `quality` is in the order of `layers`."""
+    """Write the folder `paper` with the pdf files of `figures`; `quality` in the order of `layers`."""
     by_layer = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
     drawn = [path for path in figures if path.suffix == ".pdf"]
     version = ghosttrack.__version__

@@ -1,4 +1,4 @@
-"""`python -m ghosttrack.cli.compare RUN RUN [...]`: compare finished runs of any models or settings."""
+"""`python -m ghosttrack.cli.compare RUN RUN [...]`: compare finished runs."""
 
 import argparse
 import sys
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     """Write the tables and the page; exit code 2 after a user error."""
     parser = argparse.ArgumentParser(
         prog="ghosttrack.cli.compare",
-        description="Compare finished runs with the first as reference. Given texts that two runs share "
+        description="Compare finished runs; the first is the reference. Given texts that runs share "
         "are paired.",
     )
     parser.add_argument(

@@ -26,13 +26,13 @@ from ghosttrack.settings import SaeSettings
 
 # A tenth of the rounding error of fp16 (11 bits), in which activations are stored.
 EXTRACTION_TOLERANCE = 2**-11 / 10
-# At least the batch size, so that both back ends process whole batches and only the arithmetic differs.
+# At least the batch size: both back ends process whole batches, only the arithmetic differs.
 _MICRO_BATCH = 4096
 _WARM_UP = 3
 
 
 class Check(NamedTuple):
-    """One comparison: the relative difference, and the largest difference that rounding explains."""
+    """A relative difference, and the largest difference that rounding explains."""
 
     name: str
     difference: float
@@ -105,7 +105,7 @@ def described(device: torch.device) -> str:
 
 
 def training_checks(device: torch.device) -> Iterator[Check]:
-    """Dense fp32 back end on `device` against the tested sparse back end on the CPU, by architecture."""
+    """The dense fp32 back end on `device` against the sparse back end on the CPU, by architecture."""
     d_sae, k = backend_equivalence.D_SAE, backend_equivalence.K
     makers: dict[str, Callable[[], Architecture]] = {
         "batchtopk": lambda: BatchTopK(d_sae, k),

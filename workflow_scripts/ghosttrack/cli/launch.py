@@ -87,10 +87,10 @@ class SnakemakeProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def wait(self, held: lease.Held) -> int:
-        """Start it under the lease and return its exit code; it handles Ctrl-C and SIGTERM itself."""
+        """Start it under the lease and return its exit code; it handles the signals itself."""
         environment = {**os.environ, lease.VARIABLE: f"{held.lease.token} {os.getpid()}"}
         with self._signals():
-            # It inherits the open file, so it holds the flock of the lease even if this process ends.
+            # It inherits the open file and holds the flock of the lease even if this process ends.
             self.process = subprocess.Popen(self.command, env=environment, pass_fds=[held.handle])
             held.hand_over(self.process.pid)
             return self.process.wait()

@@ -1,4 +1,4 @@
-"""`python -m ghosttrack.cli.score RUN [TEXT ...] [--texts FILE]`: score user texts with a saved detector."""
+"""`python -m ghosttrack.cli.score RUN [TEXT ...] [--texts FILE]`: score user texts."""
 
 import argparse
 import csv
@@ -217,7 +217,7 @@ FORMS: dict[str, Callable[[Iterable[Score]], Iterator[str]]] = {".jsonl": jsonl,
 
 
 def write(scores: Iterable[Score], path: Path | None, about: Mapping[str, Any]) -> None:
-    """Write scores in the format that the suffix of `path` names; None: jsonl to stdout, line by line."""
+    """Write scores in the format of the suffix of `path`; None: jsonl to stdout, line by line."""
     if path is None:
         for line in jsonl(scores):
             sys.stdout.write(line)
@@ -311,7 +311,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--out: {reason}")
         context = read_context(chosen.context)
         one_by_one = [Text(text, chosen.answer, context=context) for text in chosen.text]
-        # Reads the first text before the slow load of the model, so that a wrong file fails at once.
+        # Reads the first text before the model is loaded, so that a wrong file fails at once.
         given = _with_first_read(read_texts(chosen.texts, context)) if chosen.texts else one_by_one
         detector = api.Detector.load(chosen.run)
         scores = detector.stream(given, confidence=chosen.confidence, reasons=chosen.reasons)

@@ -1,4 +1,4 @@
-"""Page and figure of the ablations or the tuning: every arm against the baseline, the run's tracks."""
+"""Page and figure of the ablations or the tuning: every arm against the tracks of the run."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Cost of a run: time and memory of its jobs from Snakemake's benchmark tables, disk by kind of output.
+"""Cost of a run: time and memory from Snakemake's benchmark tables, disk by kind of output.
 
 Times differ between runs, so they are kept in benchmarks/, apart from the reproducible report.
 """
@@ -85,14 +85,14 @@ class DiskUse(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Planned and allowed peak of training and held-out activations in bytes; allowed 0: no limit."""
+    """Planned and allowed peak of the activations in bytes; allowed 0: no limit."""
 
     planned: int
     allowed: int
 
 
 def of_jobs(folder: Path) -> list[Cost]:
-    """Costs of all rules with tables in `folder`, a run's benchmarks/, in the order of the pipeline."""
+    """Costs of all rules with tables in `folder`, a run's benchmarks/, in pipeline order."""
     jobs_of: dict[str, list[tuple[str, dict[str, str]]]] = {}
     for path in sorted([*folder.glob("*.tsv"), *folder.glob("*/*.tsv")]):
         if path.name.endswith(".gpu.tsv"):

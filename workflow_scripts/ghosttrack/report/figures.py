@@ -297,7 +297,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibration(inputs: FigureInputs) -> Figure:
-    """Observed fraction of hallucinations against the detector's probability, a panel per data set."""
+    """Observed fraction of hallucinations against the detector's probability, by data set."""
     figure, panels = _panels(list(inputs.datasets))
     chosen = inputs.calibration[inputs.calibration["signal"] == registry.DETECTOR]
     for dataset, axes in panels:
@@ -512,7 +512,7 @@ def risk(inputs: FigureInputs) -> Figure:
 
 
 def explanations(inputs: FigureInputs) -> Figure:
-    """Mean change of the log-odds when features are ablated: named reasons beside other features."""
+    """Mean change of the log-odds when named reasons or other features are ablated."""
     table = inputs.explanations
     counts = list(dict.fromkeys(table["features"]))
     figure = Figure(figsize=(6.4, 1.2 + 0.36 * max(1, len(table))), layout="constrained")

@@ -1,4 +1,4 @@
-"""Links and tracks of the tracker and its nulls: decoder cosines, links per token, track lengths."""
+"""Links and tracks of the tracker and its nulls: cosines, links per token, track lengths."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,7 +14,7 @@ LINKS, LENGTH = "linkage_links_per_token", "linkage_track_length"
 
 
 class Pair(NamedTuple):
-    """Best-match decoder cosines of two adjacent layers: QUANTILES of real and permuted decoders, gate."""
+    """Best-match decoder cosines of two layers: QUANTILES of real and permuted decoders, gate."""
 
     lower: int
     upper: int

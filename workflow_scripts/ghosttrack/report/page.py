@@ -69,7 +69,7 @@ POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean,
 
 
 class ReportInputs(NamedTuple):
-    """Contents of the files that the report shows; `quality` is keyed by layer, `labels` by data set."""
+    """Tables and files of the report; `quality` is keyed by layer, `labels` by data set."""
 
     model: str
     metrics: pd.DataFrame
@@ -263,7 +263,9 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _explanations(table: pd.DataFrame) -> dict[str, Any]:
-    """The ablations of features, and whether the named features matter more than random ones; {} without any.
+    """The ablations of features, and whether named features matter more than random ones.
+
+    {} without ablations.
 
     beyond: numbers of features for which the named ones change the score more than random ones.
     as_strong: numbers for which the most active features change it as much as the named ones.

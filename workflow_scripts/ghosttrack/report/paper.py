@@ -48,9 +48,9 @@ FIGURES = {
     "auroc": "AUROC with its interval, by data set and score.",
     "calibration": "Calibration of the detector by data set.",
     "sae_quality": "Quality of the sparse autoencoders by layer, on held-out documents.",
-    "links": "Decoder cosine of each feature and its best match in the next layer, against permuted "
+    "links": "Decoder cosine of features and their best match in the next layer, against permuted "
     "decoders.",
-    "explanations": "Mean change of the detector's log-odds when features are ablated in the running model.",
+    "explanations": "Mean change of the detector's log-odds when features are ablated.",
 }
 TITLE = "GhostTrack: tracked hypotheses of a language model against what the text alone gives away"
 

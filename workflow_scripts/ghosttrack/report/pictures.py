@@ -119,7 +119,7 @@ def _png(path: Path, alt: str) -> Markup:
 
 
 def _svg(path: Path, alt: str) -> Markup:
-    """The svg element with ids that are unique on the page, and with the page's colours and font."""
+    """The svg element with unique ids and with the colours and the font of the page."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->",

@@ -105,7 +105,7 @@ def _gate(gate: Gate, quality: Quality) -> dict[str, Any]:
 
 
 def _worst_answers(answers: pd.DataFrame) -> dict[str, Any] | None:
-    """The layer with the highest median FVU on answer tokens, and its worst data set; None without any."""
+    """The layer with the highest median FVU on answer tokens, and its worst data set."""
     every = answers["dataset"] == registry.ALL_ANSWERS
     ranked = (
         answers[every]

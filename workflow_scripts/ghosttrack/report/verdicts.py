@@ -17,10 +17,10 @@ SCOPES = {registry.ALL_GIVEN: "given texts", registry.ALL_GENERATED: "the model'
 SAES = "sparse autoencoders add to the detector"
 # Claims at the top of the report, each with one sentence that explains it.
 KEY_CLAIMS = {
-    registry.HEADLINE: "Best control: the strongest score on each data set that uses only the text, "
+    registry.HEADLINE: "Best control: on each data set, the strongest score from only the text, "
     "the model's output, or a probe on raw activations.",
     SAES: "The same detector with and without sparse-autoencoder features.",
-    registry.TRACKING: "The same detector with and without metrics of feature tracks across layers. "
+    registry.TRACKING: "The same detector with and without metrics of feature tracks. "
     "The metrics must also add more than those of null tracks.",
 }
 # Titles of at most eight words, by the first words of a claim; other claims are short enough.
@@ -44,7 +44,7 @@ class ClaimText(NamedTuple):
 
 
 class ClaimGroup(NamedTuple):
-    """The claims on one data set or on several data sets pooled; None for a claim not made there."""
+    """The claims on one data set or on pooled data sets; None for a claim not made there."""
 
     title: str
     claims: list[ClaimText | None]

@@ -25,7 +25,7 @@ class Pick(NamedTuple):
 
 
 def choose(table: pd.DataFrame, limit: int) -> np.ndarray:
-    """Rows to show, ascending: at most `limit`, in whole groups, data sets in proportion to their size.
+    """Rows to show, ascending: at most `limit`, whole groups, data sets in proportion to their size.
 
     Within a data set, groups are taken in turns from three orders: clearest failures first,
     clearest hits first, and by a hash of the group's name, which is independent of the scores.
@@ -66,7 +66,7 @@ def _in_turns(part: pd.DataFrame) -> list[str]:
 
 
 def picks(table: pd.DataFrame) -> list[Pick]:
-    """Suggested texts: extremes of the score for each label, from different groups, data sets in turns."""
+    """Suggested texts: extremes of the score by label, from different groups, data sets in turns."""
     chosen: list[Pick] = []
     taken: set[tuple[str, str]] = set()
     for why, label, highest in KINDS:

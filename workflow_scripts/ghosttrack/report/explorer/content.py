@@ -1,4 +1,4 @@
-"""The content of the explorer as plain lists: index of texts, blocks of texts, features by layer."""
+"""The content of the explorer: index of texts, blocks of texts, features by layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ BLOCK = 50
 DETECTIONS, LEAST = 1_500_000, 4
 # Expected number of detections of a shown track, for this limit.
 TRACK_LENGTH = 2.5
-# Density above which a feature is dense, as for `dense_fraction` of quality.json; its name says little.
+# Density above which a feature is dense, as for `dense_fraction` of quality.json.
 DENSE = 0.1
 
 
@@ -75,7 +75,7 @@ def assemble(
         features: features/layer_LL.parquet by layer, ascending.
         tokenizer: the model's fast tokenizer.
         settings: number of texts and of tracks per token.
-        detector: None if no detector was saved; the page then has no probe scores and contributions.
+        detector: None if no detector was saved: no probe scores, no contributions.
         clusters: columns layer, feature, cluster; None if features are not clustered.
 
     Raises:
