@@ -48,7 +48,7 @@ class Browser:
         self._send("Page.navigate", {"url": f"{self._page}#{part}" if part else self._page})
 
     def run(self, script: str) -> Any:
-        """Value of a JavaScript expression in the page; a promise is waited for.
+        """Value of a JavaScript expression in the page; waits for a promise.
 
         Raises:
             AssertionError: with what the script threw.
@@ -64,7 +64,7 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20) -> None:
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         script = (
             f"new Promise((done, fail) => {{ const end = performance.now() + {1000 * seconds};"
             f"const look = () => ({condition}) ? done() : performance.now() > end ? fail(new Error({json.dumps(condition)})) : setTimeout(look, 5);"
@@ -73,7 +73,7 @@ class Browser:
         self.run(script)
 
     def press(self, key: str, text: str = "") -> None:
-        """Press a key where the focus is."""
+        """Press a key in the focused element."""
         about = {"key": key, "code": key, "windowsVirtualKeyCode": _CODES.get(key, 0)}
         self._send(
             "Input.dispatchKeyEvent",
@@ -82,12 +82,12 @@ class Browser:
         self._send("Input.dispatchKeyEvent", {"type": "keyUp", **about})
 
     def busy(self) -> float:
-        """CPU seconds of the page's main thread so far: whatever else the machine does, it does not count."""
+        """CPU seconds of the page's main thread so far, independent of other load."""
         metrics = self._send("Performance.getMetrics")["metrics"]
         return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
 
     def screenshot(self, path: Path) -> None:
-        """Write what is in sight as a png."""
+        """Write the visible part of the page as a png."""
         path.write_bytes(
             base64.b64decode(self._send("Page.captureScreenshot", {"format": "png"})["data"])
         )
@@ -142,7 +142,7 @@ _CODES = {
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Start a browser with a profile of its own, and end it."""
+    """Start a browser with a new profile, and end it."""
     assert CHROMIUM is not None
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()

@@ -1,4 +1,4 @@
-"""A finished run made of invented numbers: every table that the figures, the report and the checks read."""
+"""A finished run with made-up numbers: all tables that figures, report and checks read."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ SIGNALS = {
 
 
 class Run(NamedTuple):
-    """Paths of the invented run's files."""
+    """Paths of the files of the made-up run."""
 
     metrics: Path
     ledger: Path
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
 
 def make(folder: Path, seed: int = 0) -> Run:
-    """Write the run's files below `folder`."""
+    """Write the files of the run to `folder`."""
     rng = np.random.default_rng(seed)
     evaluation = folder / "evaluation"
     evaluation.mkdir(parents=True)
@@ -138,7 +138,7 @@ def make(folder: Path, seed: int = 0) -> Run:
 
 
 def _relations(folder: Path, metrics: pd.DataFrame) -> Path:
-    """The questions' rows again, as those of two relations; P(True) was not asked."""
+    """The rows of `questions` as those of two relations, without P(True)."""
     own = metrics[metrics["dataset"] == "questions"]
     path = folder / "relations.csv"
     pd.concat([own.assign(dataset=f"questions/{name}") for name in ("capital", "city")]).to_csv(
@@ -181,7 +181,7 @@ def _metrics(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _pooled(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Mean rows over the data sets that carry claims, as the evaluation adds them."""
+    """Metrics with the means over data sets that support claims, as the evaluation adds them."""
     members = metrics[~metrics["dataset"].isin(CONTROLS)]
     parts = []
     for name, mode in ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated")):
@@ -389,7 +389,7 @@ def _quality(folder: Path) -> list[Path]:
 
 
 def _answers(folder: Path) -> Path:
-    """Answer tokens: worse in every layer, worst in layer 18, and there on us_cities."""
+    """Quality on answer tokens: worse than held-out, worst in layer 18 and on us_cities."""
     rows = []
     for number, layer in enumerate(LAYERS):
         for place, dataset in enumerate([*SETS, registry.ALL_ANSWERS]):

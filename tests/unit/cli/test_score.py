@@ -85,7 +85,7 @@ def test_a_text_with_a_question_does_not_take_the_context_of_the_others(tmp_path
 
 
 class Echo(Detector):
-    """A detector without a model, which hands back the texts as it would read them."""
+    """A detector without a model that returns the texts as it would read them."""
 
     def __init__(self) -> None:
         self.seen: list[Text] = []

@@ -1,4 +1,4 @@
-"""The status command: plan on an empty folder, progress from files, one readable line for a wrong setting."""
+"""The status command: plan, progress from files, one-line error for a wrong setting."""
 
 import json
 import shutil

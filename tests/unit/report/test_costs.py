@@ -14,7 +14,7 @@ HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\t
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run whose costs are known."""
+    """A run with known costs."""
     jobs = {
         "fetch_model.tsv": (30, 1500, 12.5),
         "train_sae/layer_02.tsv": (100, 600, 90),

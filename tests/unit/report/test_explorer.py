@@ -39,7 +39,7 @@ def page(run: explorer_fakes.Run, tmp_path_factory: pytest.TempPathFactory) -> s
 
 
 def scored(sizes: dict[str, int], texts_per_group: int = 4) -> pd.DataFrame:
-    """Sets of so many texts; a text's score is worse the later it stands in its set."""
+    """Data sets of these sizes; scores get worse along each data set."""
     rows = [
         {
             "dataset": name,

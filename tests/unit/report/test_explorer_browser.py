@@ -1,4 +1,4 @@
-"""The explorer in a real browser, from a file, without a network: what a person clicks, and what the page may not do."""
+"""The explorer in a real browser without a network: clicks, keys, and forbidden requests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ OPEN_ALL = "(() => { const show = document.getElementById('show'); show.value = 
 
 
 def click(selector: str) -> str:
-    """Script that clicks the first element of a kind; SVG elements have no click() of their own."""
+    """Script that clicks the first match of a selector; SVG elements have no method click()."""
     return f"document.querySelector({selector!r}).dispatchEvent(new MouseEvent('click', {{bubbles: true}}))"
 
 
 def choose(name: str, value: str) -> str:
-    """Script that sets a field as a person would."""
+    """Script that sets a field and sends the events that a person causes."""
     return (
         f"(() => {{ const field = document.getElementById({name!r}); field.value = {value!r};"
         "field.dispatchEvent(new Event('input', {bubbles: true})); field.dispatchEvent(new Event('change', {bubbles: true})); })()"

@@ -129,7 +129,7 @@ def test_a_data_set_that_was_not_run_leaves_an_empty_panel(
 
 
 def test_tables_without_rows_give_empty_panels(run: figures.FigureInputs, tmp_path: Path) -> None:
-    """A run whose answers are all wrong has a header and nothing else, and pandas then knows no types."""
+    """If all answers are wrong, a table is only a header, which pandas reads as dtype object."""
     tables_without_rows = {
         name: getattr(run, name).iloc[:0].astype(object)
         for name in ("curves", "calibration")
