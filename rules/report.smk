@@ -20,6 +20,7 @@ rule draw_figures:
         figures=expand(
             "results/{{model}}/figures/{name}.{form}",
             name=[
+                "summary",
                 "auroc",
                 "roc",
                 "pr",

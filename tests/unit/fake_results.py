@@ -71,7 +71,7 @@ class Run(NamedTuple):
 
 
 def make(folder: Path, seed: int = 0) -> Run:
-    """Write the run's files below `folder`."""
+    """Write the files of the run to `folder`."""
     rng = np.random.default_rng(seed)
     evaluation = folder / "evaluation"
     evaluation.mkdir(parents=True)
@@ -206,6 +206,7 @@ def _ledger(metrics: pd.DataFrame) -> pd.DataFrame:
         for claim, ours, control in (
             (registry.HEADLINE, "ghosttrack", ["answer_logprob_mean", "text_only"]),
             ("the detector beats probes on raw activations", "ghosttrack", ["raw_probe_all"]),
+            ("sparse autoencoders add to the detector", "ghosttrack", ["ghosttrack.without_sae"]),
             (registry.TRACKING, "ghosttrack.with_metrics", ["ghosttrack"]),
             (
                 "tracking metrics beat their permuted null",
@@ -389,7 +390,7 @@ def _quality(folder: Path) -> list[Path]:
 
 
 def _answers(folder: Path) -> Path:
-    """Answer tokens: worse in every layer, worst in layer 18, and there on us_cities."""
+    """Quality on answer tokens: worse than held-out, worst in layer 18 and on us_cities."""
     rows = []
     for number, layer in enumerate(LAYERS):
         for place, dataset in enumerate([*SETS, registry.ALL_ANSWERS]):

@@ -1,7 +1,7 @@
-"""The detector on one's own texts: `Detector.load("results/smollm2-135m").score(texts)`.
+"""ScoredText user texts with a saved detector: `Detector.load("results/smollm2-135m").score(texts)`.
 
-It needs a finished run: the model, the SAEs and detection/detector.safetensors. Importing this module is cheap; torch and
-transformers are imported when a detector is loaded.
+It needs a finished run with model, SAEs and detection/detector.safetensors. torch and transformers
+are imported only when a detector is loaded.
 """
 
 import re
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
     from ghosttrack.activations.example_tokens import Encoded
 
-# Texts that are sorted by length together; changes no result but for rounding.
+# Number of texts that are sorted by length and batched together; affects rounding only.
 WINDOW = 256
-# Below this probability of its own verdict the detector abstains, unless another one is asked for.
+# Default of `confidence`: the detector abstains below this probability of its verdict.
 CONFIDENCE = 0.75
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
-# Digits that are the same whatever the batch: rounding noise of the forward pass lies below.
+# Decimals of all results; rounding errors that depend on the batch are smaller.
 _DIGITS = 4
 
 
 class Detector:
-    """A saved detector with its model and SAEs, ready to score."""
+    """A saved detector with its model and SAEs."""
 
     def __init__(self, run: Path) -> None:
         from ghosttrack.detection.scoring import Scorer
@@ -49,7 +49,7 @@ class Detector:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Where the detector comes from, and how good it was on left-out folds (`quality`)."""
+        """Description of the detector; `quality` holds its out-of-fold AUROC and calibration."""
         return self._scorer.about
 
     @classmethod
@@ -57,7 +57,7 @@ class Detector:
         """Load the detector of a finished run, such as results/smollm2-135m.
 
         Raises:
-            UserError: there is none, or model or SAEs are not those that it was made with.
+            UserError: the run has no detector, or it was trained with another model or other SAEs.
         """
         try:
             return cls(Path(names.home_expanded(str(run))))
@@ -71,7 +71,7 @@ class Detector:
         confidence: float = CONFIDENCE,
         reasons: int = 5,
     ) -> list[ScoredText]:
-        """Score texts: strings, `Text`s, or mappings with `text` and perhaps `answer` and `id`. Arguments as `stream`."""
+        """ScoredText all texts at once; arguments and errors as in `stream`."""
         return list(self.stream(texts, confidence=confidence, reasons=reasons))
 
     def stream(
@@ -81,17 +81,20 @@ class Detector:
         confidence: float = CONFIDENCE,
         reasons: int = 5,
     ) -> Iterator[ScoredText]:
-        """Scores in the order of the texts, some hundred at a time, so that any number of texts needs little memory.
+        """ScoredText texts in order, WINDOW at a time, so that memory does not grow with their number.
 
         Args:
-            confidence: below this probability of its verdict the detector abstains, .5 to 1.
-            reasons: how many features to name.
+            texts: strings, `Text`s, or mappings with the fields of `Text`, of which `text` is
+                required.
+            confidence: the detector abstains below this probability of its verdict; 0.5 to 1.
+            reasons: number of features to name per text.
+
         Raises:
-            UserError: naming the text that is empty, too long, or does not hold its answer, or two texts of one id.
+            UserError: a text is empty, too long or without its answer, or two texts have one id.
         """
         if not 0.5 <= confidence <= 1:
             raise UserError(f"confidence: {confidence} must be from 0.5 (never abstain) to 1")
-        numbered = _with_own_ids(
+        numbered = _with_unique_ids(
             _as_text(given, number) for number, given in enumerate(texts, start=1)
         )
         while window := list(islice(numbered, WINDOW)):
@@ -105,38 +108,35 @@ class Detector:
 
         from ghosttrack.detection.probes import probability
 
-        spans = [_span(each) for each in window]
+        spans = [_answer_span(text) for text in window]
         frame = pd.DataFrame(
             {
-                "id": [each.id for each in window],
-                "text": [each.text for each in window],
+                "id": [text.id for text in window],
+                "text": [text.text for text in window],
                 "answer_start": [start for start, _ in spans],
                 "answer_end": [end for _, end in spans],
-                # What texts of one context begin with is computed once.
-                "relation": [each.context for each in window],
+                # Texts with equal contexts share the computation of their common prefix.
+                "relation": [text.context for text in window],
                 "mode": "given",
-                "question": [each.question for each in window],
+                "question": [text.question for text in window],
             }
         )
         scorer = self._scorer
         encoded, offsets = self._encoded(frame)
-        found = scorer.read(encoded, reasons)
-        ends = np.cumsum([len(each.read) for each in encoded])[:-1]
-        probe, surprise = np.split(found.probe, ends), np.split(-found.logprob, ends)
-        chances = probability(found.log_odds)
-        for place, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
+        results = scorer.read(encoded, reasons)
+        ends = np.cumsum([len(item.read) for item in encoded])[:-1]
+        probe, surprise = np.split(results.probe, ends), np.split(-results.logprob, ends)
+        probabilities = probability(results.log_odds)
+        for row, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
             tokens = [
                 ScoredToken(
-                    offsets[place][position - 1][0],
-                    offsets[place][position - 1][1],
-                    _round(one),
-                    _round(other),
+                    offsets[row][position - 1][0],
+                    offsets[row][position - 1][1],
+                    _round(token_surprise),
+                    _round(token_probe),
                 )
-                for position, one, other in zip(
-                    encoded[place].read + encoded[place].shift,
-                    surprise[place],
-                    probe[place],
-                    strict=True,
+                for position, token_surprise, token_probe in zip(
+                    encoded[row].read + encoded[row].shift, surprise[row], probe[row], strict=True
                 )
             ]
             named = [
@@ -146,20 +146,20 @@ class Detector:
                     self._name(scorer.layers[part.layer_index], part.feature),
                     _round(part.log_odds),
                 )
-                for part in found.contributions[place]
+                for part in results.contributions[row]
             ]
-            chance = _round(chances[place])
-            verdict = HALLUCINATED if chance >= 0.5 else TRUE
-            sure = max(chance, 1 - chance) >= confidence
+            hallucinated = _round(probabilities[row])
+            verdict = HALLUCINATED if hallucinated >= 0.5 else TRUE
+            confident = max(hallucinated, 1 - hallucinated) >= confidence
             yield ScoredText(
                 text.id,
                 text.text,
                 start,
                 end,
-                chance,
-                _round(found.log_odds[place]),
-                _round(found.log_odds[place] - probe[place].mean()),
-                verdict if sure else ABSTAIN,
+                hallucinated,
+                _round(results.log_odds[row]),
+                _round(results.log_odds[row] - probe[row].mean()),
+                verdict if confident else ABSTAIN,
                 tokens,
                 named,
             )
@@ -167,10 +167,11 @@ class Detector:
     def _encoded(
         self, frame: "pd.DataFrame"
     ) -> tuple[list["Encoded"], list[list[tuple[int, int]]]]:
-        """The texts as tokens, and the character range in its text of each token of a text.
+        """Token ids of every text, and the character range of every token in its text.
 
         Args:
-            frame: columns of `encode`, question ("" for a text without one), and as relation the context.
+            frame: the columns that `example_tokens.encode` reads, `question` ("" for none), and
+                the context in the column `relation`.
         """
         from ghosttrack.activations import example_tokens
         from ghosttrack.inputs import chat
@@ -179,8 +180,10 @@ class Detector:
         asked = frame["question"] != ""
         if asked.any() and self.about.get("prompt") != "chat":
             raise UserError(
-                f"text {frame['id'][asked].iloc[0]}: question: the detector of {self.run} was not fitted on answers in a "
-                "chat template (generation.prompt: chat, generated data sets alone); leave out the question"
+                f"text {frame['id'][asked].iloc[0]}: question: the detector of {self.run} was "
+                "not trained on answers in a "
+                "chat template (generation.prompt: chat, only generated data sets); leave out "
+                "the question"
             )
         tokenizer, limit, positions = (
             self._scorer.tokenizer,
@@ -198,17 +201,17 @@ class Detector:
             else:
                 read, contexts = part, part["relation"].tolist()
                 ranges = offsets_of(part["text"].tolist(), tokenizer)
-            # Questions share nothing: the score of an answer must not hang on what else is asked.
+            # Questions share no prefix: the score of an answer must not depend on other questions.
             share = contexts is not None
-            own = example_tokens.encode(
+            part_encoded = example_tokens.encode(
                 read, tokenizer, limit, "given texts", contexts, positions, share=share
             )
-            encoded |= zip(part.index, own, strict=True)
+            encoded |= zip(part.index, part_encoded, strict=True)
             offsets |= zip(part.index, ranges, strict=True)
         return [encoded[row] for row in frame.index], [offsets[row] for row in frame.index]
 
     def _name(self, layer: int, feature: int) -> str:
-        """What a feature is called: its most characteristic token, else the one it speaks for."""
+        """A feature's most characteristic token, else the token that it promotes most."""
         if layer not in self._names:
             from ghosttrack.report.explorer.dictionary import name_of
             from ghosttrack.runtime import tables
@@ -226,16 +229,17 @@ def _round(value: float) -> float:
     return round(float(value), _DIGITS)
 
 
-def _with_own_ids(texts: Iterable[Text]) -> Iterator[Text]:
-    """The texts as they come; an id that an earlier one has is a UserError."""
+def _with_unique_ids(texts: Iterable[Text]) -> Iterator[Text]:
+    """The same texts; refuses a text with the id of an earlier one."""
     first: dict[str, int] = {}
-    for number, each in enumerate(texts, start=1):
-        if (earlier := first.setdefault(each.id, number)) != number:
+    for number, text in enumerate(texts, start=1):
+        if (earlier := first.setdefault(text.id, number)) != number:
             raise UserError(
-                f"texts {earlier} and {number} have the same id {shown(each.id)} (a text without one has its number); "
-                "give each its own, or none to all"
+                f"texts {earlier} and {number} have the same id {shown(text.id)} (a text without "
+                "an "
+                "id gets its number); give every text a different id, or no text an id"
             )
-        yield each
+        yield text
 
 
 def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
@@ -245,17 +249,18 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
         unknown = set(given) - set(Text._fields)
         if "text" not in given or unknown:
             raise UserError(
-                f"text {number}: expected the keys text and perhaps {', '.join(Text._fields[1:])}, found {', '.join(map(str, given))}"
+                f"text {number}: expected the key text, optionally "
+                f"{', '.join(Text._fields[1:])}; found {', '.join(map(str, given))}"
             )
         given = Text(**given)
     given = Text(*(_plain(value, name, number) for name, value in given._asdict().items()))
     if not given.text.strip():
-        raise UserError(f"text {number}: expected text, found nothing")
+        raise UserError(f"text {number}: expected text, found an empty string")
     for name in ("text", "answer", "id", "context", "question"):
         if reason := text_flaw(getattr(given, name)):
             raise UserError(f"text {number}: {name}: {reason}")
     if given.context.strip() and given.question.strip():
-        raise UserError(f"text {number}: it has a question and a context; give one of them")
+        raise UserError(f"text {number}: has both a question and a context; give only one of them")
     context = given.context.strip()
     return given._replace(
         id=given.id or str(number),
@@ -265,15 +270,15 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
 
 
 def _plain(value: Any, name: str, number: int) -> str:
-    """Text, a number or a boolean as text; "" for None and NaN."""
-    found = as_text(value)
-    if found is None:
+    """A text, number or boolean as text; "" for None and NaN."""
+    text = as_text(value)
+    if text is None:
         raise UserError(f"text {number}: {name}: expected text or a number, found {shown(value)}")
-    return found
+    return text
 
 
-def _span(given: Text) -> tuple[int, int]:
-    """Characters of the part that is judged."""
+def _answer_span(given: Text) -> tuple[int, int]:
+    """Character range of the answer; without an answer, of the last word."""
     answer = given.answer.strip()
     if not answer:
         words = list(_WORD.finditer(given.text))

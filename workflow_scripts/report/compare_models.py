@@ -1,4 +1,4 @@
-"""Set the models of one run side by side, and pair them where they have texts in common."""
+"""Compare the models of one run; models are paired on shared texts."""
 
 from pathlib import Path
 
@@ -16,9 +16,16 @@ def main(
     evaluation: EvaluationSettings | None = None,
     seed: int = 0,
 ) -> None:
-    """Write the tables and the page into the folder of `page`.
+    """Write the tables and the page to the folder of `page`.
 
-    `metrics` follow `models`; ledgers, scores and texts are read from the same runs.
+    Args:
+        metrics: RUN/evaluation/metrics.csv in the order of `models`; the other tables are read from
+            the same runs.
+        page: comparison.html.
+        models: names of the models.
+        controls: data sets that are positive controls.
+        evaluation: settings of the bootstrap.
+        seed: of the bootstrap.
     """
     runs = {
         name: comparison.read(path.parents[1]) for name, path in zip(models, metrics, strict=True)

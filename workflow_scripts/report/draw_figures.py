@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 
 from ghosttrack import scores as registry
-from ghosttrack.report.figures import Inputs, draw
+from ghosttrack.report.figures import FigureInputs, draw
 from ghosttrack.runtime import files, job, tables
 
 
@@ -24,11 +24,12 @@ def main(
     datasets: list[str],
     variants: list[str],
 ) -> None:
-    """Read the tables and draw every file of `figures`: its stem names the figure, its ending the format.
+    """Read the tables and draw every file of `figures`; stem and suffix name figure and format.
 
-    `quality` goes with `layers`, `neighbours` with all of them but the last, `signals` with `datasets` x `variants`.
+    `quality` is in the order of `layers`, `neighbours` in that of all but the last layer, `signals`
+    in that of `datasets` x `variants`.
     """
-    inputs = Inputs(
+    inputs = FigureInputs(
         metrics=registry.read(metrics, registry.METRICS),
         curves=registry.read(curves, registry.CURVES),
         calibration=registry.read(calibration, registry.CALIBRATION),

@@ -1,4 +1,4 @@
-"""Sum up what a run took: time and memory by rule, disk by kind of output, as tables and a page."""
+"""Write the cost of a run as tables and a page: time and memory by rule, disk by kind of output."""
 
 import csv
 import math
@@ -14,14 +14,20 @@ from ghosttrack.runtime import files, job
 def main(
     *, page: Path, jobs: Path, disk: Path, model: str, planned_kb: int = 0, budget_kb: int = 0
 ) -> None:
-    """Read the benchmarks beside `page` and measure the run's folder, its parent."""
+    """Read the benchmark tables in the folder of `page` and measure its parent, the run's folder.
+
+    Args:
+        page, jobs, disk: files to write.
+        model: name of the model.
+        planned_kb, budget_kb: planned and allowed peak of the activations in kilobytes.
+    """
     folder = page.parent
-    found, kept = costs.of_jobs(folder), costs.of_disk(folder.parent)
-    _write(jobs, costs.Cost._fields, found)
-    _write(disk, costs.Disk._fields, kept)
+    job_costs, disk_use = costs.of_jobs(folder), costs.of_disk(folder.parent)
+    _write(jobs, costs.Cost._fields, job_costs)
+    _write(disk, costs.DiskUse._fields, disk_use)
     budget = costs.Budget(1000 * planned_kb, 1000 * budget_kb)
     with files.atomic_write(page) as stream:
-        stream.write(costs.render(model, found, kept, budget, ghosttrack.__version__))
+        stream.write(costs.render(model, job_costs, disk_use, budget, ghosttrack.__version__))
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[NamedTuple]) -> None:
@@ -31,7 +37,7 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[NamedTuple]) -> No
 
 
 def _cell(value: object) -> object:
-    """Numbers to the hundredth, as Snakemake takes them; one that nobody took stays empty."""
+    """Floats with two digits, as in Snakemake's tables; empty for NaN."""
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else round(value, 2)

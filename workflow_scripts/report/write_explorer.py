@@ -1,4 +1,4 @@
-"""Write the explorer: one page with texts, their tokens, and the tracks of each token."""
+"""Write the explorer: one page with texts, their tokens, and the tracks of every token."""
 
 from pathlib import Path
 
@@ -29,38 +29,41 @@ def main(
     layers: list[int],
     clusters: Path | None = None,
 ) -> None:
-    """Read the tables of a run and write its page.
+    """Read the tables of a run and write its explorer.
 
-    Probe colours and contributions are left out where no detector could be fitted. `clusters` has the columns layer, feature, cluster. `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` go with `datasets`, `features` with `layers`.
+    `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` are in the order of `datasets`,
+    `features` in that of `layers`. `clusters` has the columns layer, feature, cluster.
     """
-    found = {
+    by_dataset = {
         name: content.DatasetTables(
-            tables.read_parquet(own_examples),
-            tables.read_parquet(own_tokens),
-            tables.read_parquet(own_outputs),
+            tables.read_parquet(texts),
+            tables.read_parquet(answer_tokens),
+            tables.read_parquet(output_rows),
             TrackReader(store, manifest),
         )
-        for name, own_examples, own_tokens, own_outputs, store, manifest in zip(
+        for name, texts, answer_tokens, output_rows, store, manifest in zip(
             datasets, examples, tokens, outputs, tracks, tracks_manifests, strict=True
         )
     }
-    described = {
+    by_layer = {
         layer: tables.read_parquet(path, columns=dictionary.COLUMNS)
         for layer, path in zip(layers, features, strict=True)
     }
-    explained = content.Explained(tables.read_parquet(token_scores), tables.read_parquet(effects))
-    made = content.assemble(
+    detector = content.DetectorTables(
+        tables.read_parquet(token_scores), tables.read_parquet(effects)
+    )
+    contents = content.assemble(
         model,
-        found,
+        by_dataset,
         tables.read_parquet(scores),
-        described,
+        by_layer,
         models.load_tokenizer(tokenizer.parent),
         report,
-        None if explained.tokens.empty else explained,
+        None if detector.tokens.empty else detector,
         tables.read_parquet(clusters) if clusters else None,
     )
     with files.atomic_write(explorer) as stream:
-        stream.write(page.render(made, ghosttrack.__version__))
+        stream.write(page.render(contents, ghosttrack.__version__))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a run as parts of a paper: LaTeX tables, figures in pdf, a citation, and a document that holds them."""
+"""Write parts of a paper: LaTeX tables, pdf figures, a citation, and a document that shows them."""
 
 import shutil
 from pathlib import Path
@@ -19,8 +19,8 @@ def main(
     model: str,
     layers: list[int],
 ) -> None:
-    """Fill the folder `paper`; `quality` goes with `layers`, of `figures` the pdf files are taken."""
-    found = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
+    """Write the folder `paper` with the pdf files of `figures`; `quality` in the order of `layers`."""
+    by_layer = {layer: files.read_json(path) for layer, path in zip(layers, quality, strict=True)}
     drawn = [path for path in figures if path.suffix == ".pdf"]
     version = ghosttrack.__version__
     texts = {
@@ -28,7 +28,7 @@ def main(
         "citation.bib": parts.citation(version),
         "tables/detectors.tex": parts.detectors(registry.read(metrics, registry.METRICS)),
         "tables/claims.tex": parts.claims(registry.read(ledger, registry.LEDGER)),
-        "tables/saes.tex": parts.saes(found),
+        "tables/saes.tex": parts.saes(by_layer),
     }
     with files.atomic_directory(paper) as partial:
         for folder in ("tables", "figures"):

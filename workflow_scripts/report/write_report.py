@@ -1,4 +1,4 @@
-"""Write the report: one self-contained page, verdict first."""
+"""Write the report: one self-contained page, conclusion first."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import ghosttrack
 from ghosttrack import scores as registry
 from ghosttrack.report import link_summary
-from ghosttrack.report.page import Inputs, render
+from ghosttrack.report.page import ReportInputs, render
 from ghosttrack.runtime import files, job, tables
 
 
@@ -33,11 +33,12 @@ def main(
 ) -> None:
     """Read the tables and figures of a run and write its page.
 
-    `quality` goes with `layers`, `neighbours` with all of them but the last; `labels` lie in the folders of their data
-    sets. `controls` names the positive controls, `code` the digest of the code.
+    `quality` is in the order of `layers`, `neighbours` in that of all but the last layer. A file of
+    `labels` is in the folder of its data set. `controls` are the positive controls, `code` is the
+    digest of the code.
     """
-    found = dict(zip(layers, neighbours or [], strict=False))
-    inputs = Inputs(
+    neighbour_files = dict(zip(layers, neighbours or [], strict=False))
+    inputs = ReportInputs(
         model=model,
         metrics=registry.read(metrics, registry.METRICS),
         ledger=registry.read(ledger, registry.LEDGER),
@@ -52,7 +53,7 @@ def main(
         datasets=datasets,
         controls=controls or [],
         pairs=link_summary.pairs(
-            {layer: tables.read_npz(path) for layer, path in found.items()}, layers
+            {layer: tables.read_npz(path) for layer, path in neighbour_files.items()}, layers
         ),
         explanations=registry.read(explanations, registry.EXPLANATIONS),
         version=ghosttrack.__version__,

@@ -1,4 +1,4 @@
-"""Score the texts of one's own file with the saved detector: jsonl, csv, and a page."""
+"""Score a file of user texts with the saved detector; write jsonl, csv and a page."""
 
 from pathlib import Path
 
@@ -13,14 +13,22 @@ from ghosttrack.settings import ScoreSettings
 def main(
     *, texts: Path, detector: Path, scores: list[Path], score: ScoreSettings, threads: int = 1
 ) -> None:
-    """Write the same scores in every form of `scores`; the run's folder is that of `detector`."""
+    """Write the scores to every file of `scores`.
+
+    Args:
+        texts: file of user texts.
+        detector: RUN/detection/detector.safetensors.
+        scores: files to write; the suffix names the format.
+        score: settings.
+        threads: CPU threads.
+    """
     torch.set_num_threads(threads)
     run = detector.parent.parent
     loaded = Detector.load(run)
     given = read_texts(texts, read_context(score.context))
-    found = loaded.score(given, confidence=score.confidence, reasons=score.reasons)
+    results = loaded.score(given, confidence=score.confidence, reasons=score.reasons)
     for path in scores:
-        write(found, path, {**loaded.about, "run": run.name, "confidence": score.confidence})
+        write(results, path, {**loaded.about, "run": run.name, "confidence": score.confidence})
 
 
 if __name__ == "__main__":

@@ -196,5 +196,5 @@ def test_the_tuned_scores_are_compared_with_every_null_on_the_page() -> None:
     choices = pd.DataFrame([("a", "logistic", 0, "<b>", 0.7, 0.6)], columns=list(judging.CHOICES))
     page = ablation_page.render("tiny", "tuning", table, choices, [], "1.0")
     assert "&lt;b&gt;" in page
-    assert "void: the same scores" in page
+    assert "void: equal scores" in page
     ablation_page.draw(table)

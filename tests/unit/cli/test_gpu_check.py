@@ -1,4 +1,4 @@
-"""check_gpu without a GPU: its comparisons between the two back ends on a CPU, its figures, and its one line of refusal."""
+"""check_gpu without a GPU: both back ends on a CPU, the timing, and the error message."""
 
 import os
 import subprocess

@@ -1,7 +1,8 @@
-"""`launch` beside other runs: of another host, container or user, killed, asleep; no live lock goes, no job runs twice.
+"""`launch` beside other runs: on another host, in a container, of another user, killed, asleep.
 
-Another host is real namespaces of its own (where the kernel allows them), or a Python whose identity is patched when it
-starts, with and without flock; the product's code has no switch for it.
+No live lock is removed and no job runs twice. Another host is simulated by separate namespaces
+(where the kernel allows them) or by patching the host identity at the start of Python, with and
+without flock.
 """
 
 import contextlib
@@ -86,19 +87,19 @@ UNSHARE = (
 
 
 def _interruptible() -> None:
-    """Let a new process take Ctrl-C, whatever the process of the tests does with it: a shell starts some without."""
+    """Restore the default handling of Ctrl-C in a new process; a shell may have disabled it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 class Place(NamedTuple):
-    """Where a command runs: what stands before it, and what its Python does first."""
+    """Where a command runs: the command prefix, and code that its Python runs first."""
 
     before: tuple[str, ...] = ()
     site: str = "from ghosttrack.runtime import files, lease\n"
 
     def start(self, folder: Path, *command: str, **options: object) -> "subprocess.Popen[str]":
-        """Run a Python module there, in a session of its own; its screen is the file `screen_N`."""
+        """Run a Python module there in a new session; its output is the file `screen_N`."""
         number = len(list(folder.glob("site_*")))
         site = folder / f"site_{number}"
         site.mkdir()
@@ -129,7 +130,7 @@ class Place(NamedTuple):
         return run  # type: ignore[no-any-return]
 
     def run(self, folder: Path, *command: str) -> tuple[int, str]:
-        """Exit code and screen."""
+        """Exit code and output."""
         run = self.start(folder, *command)
         return run.wait(timeout=120), screens[run.pid].read_text()
 
@@ -140,7 +141,7 @@ QUICK = Place(site=f"{HERE.site}lease.WATCH_SECONDS = 0.5\n")
 
 
 def other_hosts() -> dict[str, Place]:
-    """Node7 in every way that works here."""
+    """Node7 simulated in every way that works here."""
     allowed = subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
     real = {"namespaces": Place(UNSHARE)} if allowed else {}
     return {**real, "flock": Place(site=NODE7), "no flock": Place(site=NODE7 + NO_FLOCK)}
@@ -152,7 +153,7 @@ everywhere = pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS.keys())
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A small workflow; whatever a test leaves at work there is killed."""
+    """A small workflow; processes that a test leaves running are killed."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "slow.py").write_text(SLOW)
     for name in ("home", "results", ".snakemake"):
@@ -172,7 +173,7 @@ def until(wanted: Callable[[], object], what: str, seconds: float = 60) -> None:
 
 
 def began(folder: Path) -> list[str]:
-    """Process ids of the jobs that began, in their own namespace."""
+    """Process ids of the started jobs in their namespace."""
     return (folder / "began").read_text().split() if (folder / "began").exists() else []
 
 
@@ -202,7 +203,7 @@ def finish(folder: Path, run: "subprocess.Popen[str]") -> None:
 
 
 def age(folder: Path, seconds: float) -> None:
-    """Let the lease and Snakemake's lock be so old."""
+    """Set the age of the lease and of Snakemake's lock."""
     found = lease.current(folder)
     then = lease_file.file_clock(folder) - seconds
     for path in [*lease.snakemake_locks(folder), *([found.path] if found else [])]:
@@ -300,7 +301,7 @@ def test_a_run_that_lost_its_lease_ends_with_its_jobs_and_leaves_the_others_file
 
 
 def jobs(folder: Path) -> list[int]:
-    """This machine's processes that run the job's script, whatever their namespace."""
+    """Processes of all namespaces that run the job's script."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         with contextlib.suppress(psutil.Error):
@@ -458,7 +459,7 @@ def test_what_changes_files_needs_a_lease(words: str) -> None:
 
 # ---- two users of one folder
 def user(number: int) -> Place:
-    """Another user of the group; it may read everything, as the interpreter may be in a home, and write what it may."""
+    """Another user of the group, who may read every file, since the interpreter may be in a home."""
     if os.getuid() == 0:
         capability = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
         return Place(
@@ -469,7 +470,7 @@ def user(number: int) -> Place:
 
 @pytest.fixture
 def shared(folder: Path) -> Path:
-    """The folder, open to a group."""
+    """The folder with write access for the group."""
     if os.getuid() == 0:
         for path in (folder, *folder.iterdir()):
             os.chown(path, -1, 54321)

@@ -85,7 +85,7 @@ def test_a_text_with_a_question_does_not_take_the_context_of_the_others(tmp_path
 
 
 class Echo(Detector):
-    """A detector without a model, which hands back the texts as it would read them."""
+    """A detector without a model that returns the texts as it would read them."""
 
     def __init__(self) -> None:
         self.seen: list[Text] = []
@@ -143,7 +143,7 @@ NOBODY = "~nobody-of-this-name"
         (["run", "--texts", "."], "error: texts: . is a directory"),
         (
             ["run", "--texts", "blank.txt"],
-            "error: texts: blank.txt holds no text; expected one text a line",
+            "error: texts: blank.txt has no text; expected one text per line",
         ),
         (["run", "--texts", "nul.txt"], "error: texts: line 1 of nul.txt: character 2 is NUL"),
         (
@@ -157,7 +157,7 @@ NOBODY = "~nobody-of-this-name"
         (["run", "a b", "--context", "."], "error: context: . is a directory"),
         (
             ["run", "a b", "--out", "folder.csv"],
-            "error: --out: folder.csv is a folder; name a file in it",
+            "error: --out: folder.csv is a folder; name a file in this folder",
         ),
         (
             ["run", "a b", "--out", "blank.txt/x/a.csv"],

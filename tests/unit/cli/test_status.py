@@ -1,4 +1,4 @@
-"""The status command: plan on an empty folder, progress from files, one readable line for a wrong setting."""
+"""The status command: plan, progress from files, one-line error for a wrong setting."""
 
 import json
 import shutil
@@ -34,11 +34,11 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
         "gpt2-medium: 24 layers in 6 waves of 4, 10,000,384 tokens each, stored as int8s",
         "60 extract activations, 24 train SAEs, 224 in all",
         "at most 43.6 GB of training activations at once and 5.05 GB held-out, budget 70 GB",
-        "10.9 GB a layer; all layers at once would take 262 GB",
+        "10.9 GB per layer; all layers at once would take 262 GB",
         "3.5 passes instead of 1",
         "3.3 of 4 in extraction, 4.0 of 4 in SAE training",
-        "26m 13s on 4 GPUs, 1.7 GPU-hours, at 40 TFLOP/s each (assumed: plan.teraflops)",
-        "153 FLOP a byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: arithmetic is the limit",
+        "26m 13s on 4 GPUs, 1.7 GPU-hours, at 40 TFLOP/s per GPU (assumed: plan.teraflops)",
+        "153 FLOP/byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: arithmetic is the limit",
         "Nothing of this run is on disk yet.",
     ):
         assert words in text, text
@@ -50,10 +50,7 @@ def test_pretrained_autoencoders_cost_neither_training_nor_activations(tmp_path:
         tmp_path / "results", model="gpt2-medium", sae={"source": "owner/name", "revision": "abc"}
     )
     text = status.as_text(found)
-    assert (
-        "24 layers with pretrained SAEs, nothing is trained and no training activations are kept"
-        in text
-    )
+    assert "24 layers with pretrained SAEs; no training and no training activations" in text
     assert "held-out text 5.05 GB" in text
     assert "train SAEs" not in text
     shown = status.as_json(found)
@@ -89,11 +86,11 @@ def test_hours_stand_at_the_original_work_s_batch_too_with_what_limits_them(
     assert status.main(["--config", "model=gpt2-medium"]) == 0
     text = capsys.readouterr().out
     assert (
-        "at batch 128  1h 17m on 4 GPUs, 5.1 GPU-hours, at 13.6 TFLOP/s each (assumed: plan.bandwidth_gb_s)"
+        "at batch 128  1h 17m on 4 GPUs, 5.1 GPU-hours, at 13.6 TFLOP/s per GPU (assumed: plan.bandwidth_gb_s)"
         in text
     )
     assert (
-        "11.3 FLOP a byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: memory traffic is the limit"
+        "11.3 FLOP/byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: memory traffic is the limit"
         in text
     )
     assert status.main(["--config", "model=gpt2-medium", "preset=seed"]) == 0
@@ -173,8 +170,8 @@ def test_json_holds_the_same_numbers(
     ("words", "said"),
     [
         (["modle=x"], "unknown key modle (did you mean model?)"),
-        (["model"], "--config: 'model' is not KEY=VALUE"),
-        (["sae={k: -1}"], "sae.k: -1 is not valid"),
+        (["model"], "--config: expected KEY=VALUE, found 'model'"),
+        (["sae={k: -1}"], "sae.k: -1 does not fit"),
         (["sae={k: 1"], "is not valid YAML"),
         (
             ["model=gpt2-small", "activations={disk_budget_gb: 15, storage: fp16}"],

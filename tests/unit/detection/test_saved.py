@@ -271,8 +271,8 @@ def test_without_an_answer_the_last_word_is_scored(detector: Detector) -> None:
     ("text", "words"),
     [
         ("  ", "text 1: expected text"),
-        ({"texts": "x"}, "expected the keys text"),
-        (Text("a b", "c"), "does not contain its answer"),
+        ({"texts": "x"}, "expected the key text"),
+        (Text("a b", "c"), "does not hold its answer"),
         ("word " * 300, "the model takes"),
     ],
 )

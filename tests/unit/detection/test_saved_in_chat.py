@@ -92,7 +92,7 @@ def test_texts_with_and_without_a_question_keep_their_order(run: Path) -> None:
 
 def test_a_question_beside_a_context_is_refused(run: Path) -> None:
     with pytest.raises(
-        UserError, match="text 1: it has a question and a context; give one of them"
+        UserError, match="text 1: has both a question and a context; give only one of them"
     ):
         Detector.load(run).score([Text("Ada", question="Who?", context="It is so.")])
 

@@ -452,7 +452,7 @@ def test_a_word_for_a_missing_value_in_csv_is_not_used_as_answer_group_or_contex
         write(column)
         refused(
             path,
-            f"row 2 of .*text or nothing in column '{column}', found {re.escape(word)}, which",
+            f"row 2 of .*text or an empty cell in column '{column}', found {re.escape(word)}, which",
             read_texts,
         )
     write("gold")

@@ -1,4 +1,4 @@
-"""A finished run, invented, for the explorer: hostile texts, random tracks, a dictionary of what the features mean."""
+"""A made-up run for the explorer: hostile texts, random tracks, descriptions of features."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ HOSTILE = {
 
 
 class Run(NamedTuple):
-    """What write_explorer reads."""
+    """Files that write_explorer reads."""
 
     examples: list[Path]
     tokens: list[Path]
@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 
 def make(folder: Path, groups: int = 12) -> Run:
-    """Write the run's files: a set of given statements with the hostile texts, and one of generated answers."""
+    """Write the files: given statements with hostile texts, and generated answers."""
     rng = np.random.default_rng(0)
     tokenizer = make_tokenizer()
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def write(run: Run, page: Path, **changes: Any) -> None:
 
 
 def _explained(tokens: Path, effects: Path, rng: np.random.Generator) -> None:
-    """Probe scores of the first set's first rows, and what each feature adds by fit."""
+    """Probe scores of the first rows of the first data set, and weights of features by fold."""
     probe = pd.DataFrame(
         {
             "dataset": "cities",
@@ -250,7 +250,7 @@ def random_tracks(rows: int, rng: np.random.Generator) -> TrackTable:
 
 
 def _features(layer: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Every feature with its lists; the first never fires, the second fires on markup."""
+    """Descriptions of all features; the first never fires, the second fires on markup."""
     rows = []
     for feature in range(FEATURES):
         fires = feature > 0

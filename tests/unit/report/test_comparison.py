@@ -44,13 +44,13 @@ def test_the_page_sets_the_models_side_by_side(
     assert '<th scope="col">small</th><th scope="col">&lt;b&gt;medium&lt;/b&gt;</th>' in page
     assert "<b>medium" not in page
     assert page.count("<dt>") == 2
-    assert "on 3 of 4 data sets" in page
+    assert "The detector beats its best control on given texts in 2 of 2 models and" in page
 
 
 def test_one_model_alone_has_a_page_too(runs: list[fake_results.Run], tmp_path: Path) -> None:
     table, page = compare(runs[:1], tmp_path, ["small"])
     assert set(table["model"]) == {"small"}
-    assert "put to 1 model:" in page
+    assert "in 1 of 1 model" in page
 
 
 def test_a_data_set_that_one_model_lacks_is_a_dash(
@@ -77,8 +77,9 @@ def test_the_page_pairs_what_both_models_scored(
         .query("dataset == 'all_given' and score == 'ghosttrack'")
         .iloc[0]
     )
-    assert f"a difference of {numbers.signed(found['difference'])}" in page
-    assert f"On the {found['n']:,} texts that both have" in page
+    top = page[: page.index("<details")]
+    assert f'<div class="value">{numbers.signed(found["difference"])}' in top
+    assert f"on {found['n']:,} shared texts" in top
 
 
 def test_finished_runs_are_compared_from_the_command_line(
@@ -97,7 +98,7 @@ def test_finished_runs_are_compared_from_the_command_line(
         (["{0}"], "at least two runs"),
         (["{0}", "{0}"], "given twice"),
         (["{0}", "nowhere"], "nowhere"),
-        (["{0}", "{1}", "--draws", "9"], "--draws: 9"),
+        (["{0}", "{1}", "--draws", "9"], "--draws: expected at least 100, found 9"),
     ],
 )
 def test_a_wrong_comparison_is_one_line(

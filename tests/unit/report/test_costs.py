@@ -14,7 +14,7 @@ HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\t
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run whose costs are known."""
+    """A run with known costs."""
     jobs = {
         "fetch_model.tsv": (30, 1500, 12.5),
         "train_sae/layer_02.tsv": (100, 600, 90),
@@ -94,8 +94,8 @@ def test_the_script_writes_tables_and_a_page_with_the_budget(run: Path) -> None:
     assert float(rows["train_sae"]["cpu_seconds"]) == 165
     page = (folder / "costs.html").read_text()
     assert "<b>mine" not in page
-    assert "6 jobs took 3m 10s of CPU time and 3m 44s one after the other" in page
-    assert "2 GB, of a budget of 3 GB" in page
+    assert "6 jobs took 3m 10s of CPU time and 3m 44s of wall time" in page
+    assert "2 GB of a budget of 3 GB" in page
     assert not re.search(r'(?:src|href)="https?://', page)
 
 

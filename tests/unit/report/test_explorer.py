@@ -39,7 +39,7 @@ def page(run: explorer_fakes.Run, tmp_path_factory: pytest.TempPathFactory) -> s
 
 
 def scored(sizes: dict[str, int], texts_per_group: int = 4) -> pd.DataFrame:
-    """Sets of so many texts; a text's score is worse the later it stands in its set."""
+    """Data sets of these sizes; scores get worse along each data set."""
     rows = [
         {
             "dataset": name,
@@ -96,7 +96,7 @@ def test_without_texts_of_one_label_the_page_opens_on_those_of_the_other() -> No
     assert choice.picks(wrong.assign(score=np.nan)) == []
 
 
-def test_a_twin_has_the_same_prompt_and_the_other_label() -> None:
+def test_a_counterpart_has_the_same_prompt_and_the_other_label() -> None:
     table = pd.DataFrame(
         {
             "dataset": ["a"] * 5,
@@ -105,14 +105,14 @@ def test_a_twin_has_the_same_prompt_and_the_other_label() -> None:
             "prompt": ["x", "x", "y", "y", "x"],
         }
     )
-    assert choice.twins(table).tolist() == [1, 0, 3, 2, -1]
+    assert choice.counterparts(table).tolist() == [1, 0, 3, 2, -1]
 
 
-def test_a_twin_with_another_prompt_serves_where_none_has_the_same() -> None:
+def test_a_counterpart_with_another_prompt_serves_where_none_has_the_same() -> None:
     table = pd.DataFrame(
         {"dataset": ["a"] * 2, "group": ["g"] * 2, "label": [0, 1], "prompt": ["x", "y"]}
     )
-    assert choice.twins(table).tolist() == [1, 0]
+    assert choice.counterparts(table).tolist() == [1, 0]
 
 
 def slow_tracks(table: TrackTable, row: int, scale: np.ndarray) -> list[tracks.Track]:
@@ -241,7 +241,9 @@ def test_every_drawn_feature_has_a_name_and_an_entry(page: str) -> None:
             == len(entries["contexts"])
         )
         silent, markup, dense = (layer["feature"].index(feature) for feature in range(3))
-        assert layer["name"][silent] == "France"  # it never fires: named by what it speaks for
+        assert (
+            layer["name"][silent] == "France"
+        )  # it never fires: named by the token that it promotes
         assert entries["top"][silent] == entries["contexts"][silent] == []
         assert layer["name"][markup] == "</script><b>"
         assert layer["dense"][dense] == 1 == sum(layer["dense"])
@@ -325,7 +327,7 @@ def test_clusters_and_contributions_are_shown_where_they_are_known(run: explorer
         frames,
         models.load_tokenizer(run.tokenizer.parent),
         ReportSettings(),
-        content.Explained(probe, weights),
+        content.DetectorTables(probe, weights),
         clusters,
     )
     assert made.about["probe"]

@@ -1,4 +1,4 @@
-"""The explorer in a real browser, from a file, without a network: what a person clicks, and what the page may not do."""
+"""The explorer in a real browser without a network: clicks, keys, and forbidden requests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ OPEN_ALL = "(() => { const show = document.getElementById('show'); show.value = 
 
 
 def click(selector: str) -> str:
-    """Script that clicks the first element of a kind; SVG elements have no click() of their own."""
+    """Script that clicks the first match of a selector; SVG elements have no method click()."""
     return f"document.querySelector({selector!r}).dispatchEvent(new MouseEvent('click', {{bubbles: true}}))"
 
 
 def choose(name: str, value: str) -> str:
-    """Script that sets a field as a person would."""
+    """Script that sets a field and sends the events that a person causes."""
     return (
         f"(() => {{ const field = document.getElementById({name!r}); field.value = {value!r};"
         "field.dispatchEvent(new Event('input', {bubbles: true})); field.dispatchEvent(new Event('change', {bubbles: true})); })()"
@@ -57,7 +57,7 @@ def quiet(page: Browser) -> bool:
     return page.messages == [] and page.requests == []
 
 
-def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(
+def test_a_person_clicks_from_list_to_text_to_track_to_counterpart_to_filter_to_dark(
     page: Browser, tmp_path: Path
 ) -> None:
     page.run(OPEN_ALL)
@@ -77,7 +77,7 @@ def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(
     page.run(click("[data-track='1']"))
     page.wait("document.querySelector('#feature h2')")
     said = page.run("document.getElementById('feature').textContent")
-    for words in ("Fires on", "Speaks for", "Strongest contexts", "feature", "layer"):
+    for words in ("Fires on", "Promotes", "Top contexts", "feature", "layer"):
         assert words in said
     assert page.run("document.querySelectorAll('.track.chosen').length") == 1
     # A block opens the feature of its own layer.
@@ -86,8 +86,8 @@ def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(
         page.run(f"{blocks}[{place}].dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
         page.wait(f"document.querySelectorAll('.steps button')[{place}].ariaPressed === 'true'")
 
-    page.run(click("#twin"))
-    page.wait(f"{SHOWN}.endsWith('twin')")
+    page.run(click("#counterpart"))
+    page.wait(f"{SHOWN}.endsWith('counterpart')")
     assert page.run("document.querySelectorAll('.panel').length") == 2
     assert page.run("document.querySelectorAll('.drawing svg').length") == 2
     assert "Paris" in page.run("document.querySelectorAll('.passage')[1].textContent")
@@ -99,7 +99,7 @@ def test_a_person_clicks_from_list_to_text_to_track_to_twin_to_filter_to_dark(
         "[...document.querySelectorAll('[role=option]')].every((row) => row.textContent.includes('wrong'))"
     )
     page.run(choose("find", "no text has these words"))
-    assert page.run("document.getElementById('count').textContent") == "0 texts, 0 decided wrongly"
+    assert page.run("document.getElementById('count').textContent") == "0 texts, 0 wrong decisions"
     page.run(choose("find", ""))
 
     before = tmp_path / "before.png"
@@ -130,7 +130,7 @@ def test_the_score_from_the_output_alone_stands_beside_the_score(
         chromium.wait(
             f"document.body && document.body.dataset.ready && {SHOWN}.startsWith('{number}')"
         )
-        assert chromium.run(figures).endswith(f"score from output features {said}")
+        assert chromium.run(figures).endswith(f"output score {said}")
 
 
 def test_an_answer_is_drawn_token_by_token_with_births_and_deaths(page: Browser) -> None:

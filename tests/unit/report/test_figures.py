@@ -14,9 +14,9 @@ from ghosttrack.errors import UserError
 from ghosttrack.report import figures, link_summary
 
 
-def inputs(folder: Path) -> figures.Inputs:
+def inputs(folder: Path) -> figures.FigureInputs:
     run = fake_results.make(folder)
-    return figures.Inputs(
+    return figures.FigureInputs(
         metrics=pd.read_csv(run.metrics),
         curves=pd.read_csv(run.curves),
         calibration=pd.read_csv(run.calibration),
@@ -43,12 +43,12 @@ def inputs(folder: Path) -> figures.Inputs:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> figures.Inputs:
+def run(tmp_path_factory: pytest.TempPathFactory) -> figures.FigureInputs:
     return inputs(tmp_path_factory.mktemp("figures"))
 
 
 def test_every_figure_is_drawn_and_every_format_written(
-    run: figures.Inputs, tmp_path: Path
+    run: figures.FigureInputs, tmp_path: Path
 ) -> None:
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     paths = [tmp_path / f"{name}.svg" for name in figures.FIGURES] + [
@@ -60,7 +60,35 @@ def test_every_figure_is_drawn_and_every_format_written(
         assert path.read_bytes().startswith(starts[path.suffix[1:]])
 
 
-def test_drawing_twice_gives_the_same_bytes(run: figures.Inputs, tmp_path: Path) -> None:
+def test_the_summary_shows_five_scores_in_every_scope_that_was_run(
+    run: figures.FigureInputs,
+) -> None:
+    def labels(inputs: figures.FigureInputs) -> list[str]:
+        (axes,) = figures.summary(inputs).axes
+        assert [line.get_label() for line in axes.lines if line.get_marker() != "None"] == [
+            label for _, label, _, _ in figures.SUMMARY
+        ]
+        return [text.get_text().replace("_\n", "_") for text in axes.get_xticklabels()]
+
+    # The mean over own answers is that of the one data set with own answers.
+    assert labels(run) == ["all given\ntexts", *fake_results.SETS]
+    missing = run.metrics.copy()
+    missing.loc[missing["dataset"] == "cities", "auroc"] = np.nan
+    assert "cities" not in labels(run._replace(metrics=missing))
+
+
+def test_the_summary_shows_the_best_of_the_single_output_scores(run: figures.FigureInputs) -> None:
+    metrics = run.metrics.copy()
+    chosen = (metrics["dataset"] == "cities") & (metrics["score"] == "entropy")
+    metrics.loc[chosen, "auroc"] = 0.999
+    names = figures.SUMMARY[1][0]
+    best = figures._best(run._replace(metrics=metrics), "cities", names)
+    assert best is not None
+    assert best["score"] == "entropy"
+    assert figures._best(run, "cities", ("nothing",)) is None
+
+
+def test_drawing_twice_gives_the_same_bytes(run: figures.FigureInputs, tmp_path: Path) -> None:
     names = [f"{name}.{kind}" for name in ("links", "tracks") for kind in ("png", "pdf", "svg")]
     for folder in ("first", "second"):
         figures.draw(run, [tmp_path / folder / name for name in names])
@@ -69,7 +97,7 @@ def test_drawing_twice_gives_the_same_bytes(run: figures.Inputs, tmp_path: Path)
 
 
 def test_the_last_digit_of_a_layout_changes_no_byte(
-    run: figures.Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: figures.FigureInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures.draw(run, [tmp_path / "one" / "sae_quality.svg"])
     lay_out = Figure.draw_without_rendering
@@ -87,7 +115,7 @@ def test_the_last_digit_of_a_layout_changes_no_byte(
 
 
 def test_a_data_set_that_was_not_run_leaves_an_empty_panel(
-    run: figures.Inputs, tmp_path: Path
+    run: figures.FigureInputs, tmp_path: Path
 ) -> None:
     metrics = run.metrics.copy()
     missing = metrics["dataset"] == "cities"
@@ -100,8 +128,8 @@ def test_a_data_set_that_was_not_run_leaves_an_empty_panel(
     figures.draw(nothing, [tmp_path / f"{name}.svg" for name in ("auroc", "roc", "calibration")])
 
 
-def test_tables_without_rows_give_empty_panels(run: figures.Inputs, tmp_path: Path) -> None:
-    """A run whose answers are all wrong has a header and nothing else, and pandas then knows no types."""
+def test_tables_without_rows_give_empty_panels(run: figures.FigureInputs, tmp_path: Path) -> None:
+    """If all answers are wrong, a table is only a header, which pandas reads as dtype object."""
     tables_without_rows = {
         name: getattr(run, name).iloc[:0].astype(object)
         for name in ("curves", "calibration")
@@ -115,7 +143,9 @@ def test_tables_without_rows_give_empty_panels(run: figures.Inputs, tmp_path: Pa
     assert (tmp_path / "calibration.svg").exists()
 
 
-def test_one_layer_has_no_links_and_still_a_figure(run: figures.Inputs, tmp_path: Path) -> None:
+def test_one_layer_has_no_links_and_still_a_figure(
+    run: figures.FigureInputs, tmp_path: Path
+) -> None:
     figures.draw(
         run._replace(quality={10: run.quality[10]}, neighbours={}, signals={}, firings=None),
         [tmp_path / "links.png", tmp_path / "sae_quality.png"],
@@ -123,10 +153,14 @@ def test_one_layer_has_no_links_and_still_a_figure(run: figures.Inputs, tmp_path
     assert (tmp_path / "links.png").exists()
 
 
-def test_an_unknown_figure_is_refused_with_the_choices(run: figures.Inputs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pie\.png is not known; expected one of auroc, roc"):
+def test_an_unknown_figure_is_refused_with_the_choices(
+    run: figures.FigureInputs, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"unknown file pie\.png; expected one of summary, auroc, roc"
+    ):
         figures.draw(run, [tmp_path / "pie.png"])
-    with pytest.raises(UserError, match=r"roc\.jpeg is not known"):
+    with pytest.raises(UserError, match=r"unknown file roc\.jpeg"):
         figures.draw(run, [tmp_path / "roc.jpeg"])
 
 

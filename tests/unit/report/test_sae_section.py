@@ -125,18 +125,17 @@ def test_a_layer_that_fails_is_marked(run: fake_results.Run, tmp_path: Path) -> 
 
 def test_the_page_names_the_layer_and_the_data_set_where_answers_fare_worst(page: str) -> None:
     assert (
-        "On answer tokens the SAE of layer 18 is the weakest: half of the 6,500 tokens have an FVU above 0.240"
+        "On answer tokens the SAE of layer 18 is the worst: the median FVU of its 6,500 tokens is 0.240"
         in page
     )
-    assert "worst on us_cities with a median of 0.550" in page
-    assert "Left out: 12 massive activations." in page
+    assert "The worst data set is us_cities with a median of 0.550" in page
+    assert "12 massive activations are excluded." in page
 
 
 def test_the_page_names_the_autoencoder_that_costs_the_model_most(page: str) -> None:
-    assert (
-        f"the SAE of layer {fake_results.LAYERS[-1]} changes the model most: by 0.150 nats" in page
-    )
-    assert "+0.070\u00a0\u00b1\u00a00.009 nats of cross-entropy (4,064 held-out predictions" in page
+    assert f"the SAE of layer {fake_results.LAYERS[-1]} changes its predictions most" in page
+    assert "KL divergence 0.150 nats, cross-entropy +0.070\u00a0\u00b1\u00a00.009 nats" in page
+    assert "(4,064 held-out predictions" in page
 
 
 def test_a_score_against_an_ablation_that_costs_nothing_is_not_shown() -> None:

@@ -1,4 +1,4 @@
-"""What the first user with a GPU runs: agreement with the CPU, speed against the device's own products, memory."""
+"""Checks of a GPU: agreement with the CPU, training speed (MFU), memory."""
 
 import os
 import time
@@ -24,15 +24,15 @@ from ghosttrack.sae.topk import TopK
 from ghosttrack.sae.training import architecture
 from ghosttrack.settings import SaeSettings
 
-# Activations are kept in fp16, 11 bits: a difference below a tenth of its rounding cannot be seen in a store.
+# A tenth of the rounding error of fp16 (11 bits), in which activations are stored.
 EXTRACTION_TOLERANCE = 2**-11 / 10
-# All at once on the device: whole batches, so that only the arithmetic differs.
+# At least the batch size: both back ends process whole batches, only the arithmetic differs.
 _MICRO_BATCH = 4096
 _WARM_UP = 3
 
 
 class Check(NamedTuple):
-    """One comparison: the relative difference found, and the largest that rounding explains."""
+    """A relative difference, and the largest difference that rounding explains."""
 
     name: str
     difference: float
@@ -40,18 +40,25 @@ class Check(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it is rounding."""
+        """Whether rounding explains the difference."""
         return self.difference < self.tolerance
 
     @property
     def line(self) -> str:
-        """For the log."""
+        """The result as a line of the log."""
         verdict = "agrees" if self.holds else "DIFFERS"
-        return f"{self.name}: {verdict}, relative difference {self.difference:.1e} (rounding: below {self.tolerance:.0e})"
+        return (
+            f"{self.name}: {verdict}, relative difference {self.difference:.1e} (rounding: below "
+            f"{self.tolerance:.0e})"
+        )
 
 
 class Timing(NamedTuple):
-    """Training steps on one device; `share` is the MFU: operations needed, over what its matrix products reach here."""
+    """Training speed on one device.
+
+    `share` is the model FLOPs utilisation (MFU): the FLOP/s of training divided by those of plain
+    matrix products of the same size on this device.
+    """
 
     name: str
     tokens_per_second: float
@@ -61,11 +68,11 @@ class Timing(NamedTuple):
 
     @property
     def line(self) -> str:
-        """For the log."""
+        """The result as a line of the log."""
         memory = f", peak memory {self.memory_mb:,.0f} MB" if self.memory_mb else ""
         return (
-            f"{self.name}: {self.tokens_per_second:,.0f} tokens/s, {self.teraflops:.3g} TFLOP/s, MFU {self.share:.0%} "
-            f"of what matrix products of this size reach here{memory}"
+            f"{self.name}: {self.tokens_per_second:,.0f} tokens/s, {self.teraflops:.3g} TFLOP/s, "
+            f"MFU {self.share:.0%} of plain matrix products of this size{memory}"
         )
 
 
@@ -73,7 +80,7 @@ def require_gpu() -> torch.device:
     """The GPU.
 
     Raises:
-        UserError: torch sees none; with what it was built for, and where to run instead.
+        UserError: torch sees no GPU.
     """
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -81,19 +88,24 @@ def require_gpu() -> torch.device:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "unset" if visible is None else repr(visible)
     raise UserError(
-        f"no GPU: torch {torch.__version__} ({built}) sees none on {os.uname().nodename}, CUDA_VISIBLE_DEVICES is {shown}. "
-        "Run this where there is one (snakemake --profile slurm check_gpu), with a torch that is built for its CUDA"
+        f"no GPU: torch {torch.__version__} ({built}) sees none on {os.uname().nodename}, "
+        f"CUDA_VISIBLE_DEVICES is {shown}. "
+        "Run this on a machine with a GPU (snakemake --profile slurm check_gpu), with a torch "
+        "built for its CUDA"
     )
 
 
 def described(device: torch.device) -> str:
-    """Name, memory and versions."""
+    """Name and memory of the GPU, versions of torch and CUDA."""
     about = torch.cuda.get_device_properties(device)
-    return f"{about.name}, {about.total_memory / 2**30:.0f} GiB; torch {torch.__version__}, CUDA {torch.version.cuda}"
+    return (
+        f"{about.name}, {about.total_memory / 2**30:.0f} GiB; torch {torch.__version__}, CUDA "
+        f"{torch.version.cuda}"
+    )
 
 
 def training_checks(device: torch.device) -> Iterator[Check]:
-    """Every architecture: the dense back end in fp32 on `device` against the sparse one on the CPU, which the tests cover."""
+    """The dense fp32 back end on `device` against the sparse back end on the CPU, by architecture."""
     d_sae, k = backend_equivalence.D_SAE, backend_equivalence.K
     makers: dict[str, Callable[[], Architecture]] = {
         "batchtopk": lambda: BatchTopK(d_sae, k),
@@ -105,19 +117,21 @@ def training_checks(device: torch.device) -> Iterator[Check]:
     }
     batches = backend_equivalence.planted_batches(0)
     for name, make in makers.items():
-        found = backend_equivalence.compare(
+        differences = backend_equivalence.compare(
             backend_equivalence.engine(make(), SparseBackEnd(_MICRO_BATCH), "cpu", 0),
             backend_equivalence.engine(make(), DenseBackEnd(_MICRO_BATCH, "fp32"), device.type, 0),
             batches,
         )
-        yield Check(f"gradients of {name}", found.gradient, backend_equivalence.GRADIENT_TOLERANCE)
         yield Check(
-            f"{len(batches)} steps of {name}", found.loss, backend_equivalence.LOSS_TOLERANCE
+            f"gradients of {name}", differences.gradient, backend_equivalence.GRADIENT_TOLERANCE
+        )
+        yield Check(
+            f"{len(batches)} steps of {name}", differences.loss, backend_equivalence.LOSS_TOLERANCE
         )
 
 
 def graph_check(device: torch.device) -> Check:
-    """The step's pass as one CUDA graph against the same pass launched kernel by kernel."""
+    """A training step as one CUDA graph against the same step launched kernel by kernel."""
     d_sae, k = backend_equivalence.D_SAE, backend_equivalence.K
     plain, graphed = (
         backend_equivalence.engine(
@@ -129,12 +143,14 @@ def graph_check(device: torch.device) -> Check:
         )
         for graph in (False, True)
     )
-    found = backend_equivalence.compare(plain, graphed, backend_equivalence.planted_batches(0))
-    return Check("CUDA graph", max(found), backend_equivalence.LOSS_TOLERANCE)
+    differences = backend_equivalence.compare(
+        plain, graphed, backend_equivalence.planted_batches(0)
+    )
+    return Check("CUDA graph", max(differences), backend_equivalence.LOSS_TOLERANCE)
 
 
 def extraction_check(device: torch.device) -> Check:
-    """Residual stream of a small random GPT-2 on `device` against the CPU's, all layers."""
+    """Residual stream of a small random GPT-2 on `device` against the CPU, all layers."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     generator = torch.Generator().manual_seed(0)
@@ -142,19 +158,21 @@ def extraction_check(device: torch.device) -> Check:
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for _, weight in sorted(model.named_parameters()):
-            if (
-                weight.ndim > 1
-            ):  # unit variance through every product, so that no layer is nearly linear
+            # Unit variance after every product, so that no layer is nearly linear.
+            if weight.ndim > 1:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * config.n_embd**-0.5)
     ids = torch.randint(config.vocab_size, (8, config.n_positions), generator=generator)
-    found = []
-    for place in (torch.device("cpu"), device):
-        modules = sites.site_modules(model.to(place), range(config.n_layer), "resid_post")
+    by_device = []
+    for where in (torch.device("cpu"), device):
+        modules = sites.site_modules(model.to(where), range(config.n_layer), "resid_post")
         with torch.inference_mode(), hooks.captured(modules, stop=True) as outputs:
-            hooks.run_to_highest(model, ids.to(place))
-            found.append([output.float().cpu().clone() for output in outputs])
-    apart = [float((one - other).norm() / one.norm()) for one, other in zip(*found, strict=True)]
-    return Check("activations of every layer", max(apart), EXTRACTION_TOLERANCE)
+            hooks.run_to_highest(model, ids.to(where))
+            by_device.append([output.float().cpu().clone() for output in outputs])
+    differences = [
+        float((reference - other).norm() / reference.norm())
+        for reference, other in zip(*by_device, strict=True)
+    ]
+    return Check("activations of every layer", max(differences), EXTRACTION_TOLERANCE)
 
 
 def time_steps(
@@ -166,15 +184,15 @@ def time_steps(
     *,
     cuda_graph: bool = False,
 ) -> Timing:
-    """Train the settings' autoencoder on noise for about `seconds`, at their batch and precision."""
+    """Train an SAE with the batch and precision of `sae` on noise for about `seconds`."""
     generator = torch.Generator().manual_seed(0)
-    computed: BackEnd = back_end(device, micro_batch, sae.precision)
+    step_back_end: BackEnd = back_end(device, micro_batch, sae.precision)
     engine = Engine(
         Parameters.tied(d_model, sae.d_sae, generator).to(device),
         architecture(sae),
         aux_coefficient=sae.aux_coefficient,
         dead_after_tokens=10**12,
-        back_end=computed,
+        back_end=step_back_end,
         cuda_graph=cuda_graph,
     )
     x = torch.randn(sae.batch, d_model, generator=generator).to(device)
@@ -185,7 +203,7 @@ def time_steps(
         l0 = engine.step(x, 1e-4).l0
     steps, began = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds or not steps:
-        engine.step(x, 1e-4)  # reads its loss back, so the device is done when it returns
+        engine.step(x, 1e-4)  # reads the loss back, which waits for the device
         steps += 1
     memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
     rate = speed.step_flops(engine, sae.batch, l0) * steps / elapsed

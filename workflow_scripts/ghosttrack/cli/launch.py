@@ -1,7 +1,7 @@
-"""`python -m ghosttrack.cli.launch ARGS`: snakemake ARGS under this folder's lease, after clearing the lock of a killed run.
+"""`python -m ghosttrack.cli.launch ARGS`: run `snakemake ARGS` under the lease of this folder.
 
-Snakemake's own lock does not say whose it is, and outlives its run. The lease (`lease.py`) tells a live run of any host
-and user from a dead one; only its holder clears Snakemake's lock.
+Snakemake's lock does not name its owner and outlives a killed run. The lease (`lease.py`) tells
+whether a run of any host or user is alive; only its holder clears Snakemake's lock.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.planning import orphans, traps
 from ghosttrack.runtime import lease, lease_file
 
-# What only reads may work beside a run. `-np` and the like are dry runs too.
+# Options that only read, which are allowed beside a run; `-np` and the like are dry runs.
 _READ_ONLY = re.compile(
     r"-[npqF]*n[npqF]*|-[hvlSD]|--(dry-?run|help|version|lint|(detailed-)?summary|list.*|l[tuc]|dag|rulegraph|filegraph"
     r"|d3dag|report|print-compilation)(=.*)?"
@@ -26,9 +26,9 @@ _READ_ONLY = re.compile(
 
 
 def main(arguments: list[str]) -> int:
-    """Run Snakemake here; return its exit code.
+    """Run Snakemake in this directory and return its exit code.
 
-    1: another run, or what is left of one, works in this directory. 2: Snakemake could not read the arguments.
+    1: another run, or jobs of an earlier run, work in this directory. 2: wrong arguments.
     """
     if reason := traps.refused_arguments(arguments):
         print(f"error: {reason}", file=sys.stderr)
@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "snakemake", *arguments]
     if any(map(_READ_ONLY.fullmatch, arguments)):
         return subprocess.call(command)
-    here, run = Path.cwd(), Run(command)
+    here, run = Path.cwd(), SnakemakeProcess(command)
     try:
         with lease.hold(here, lease.shortened(arguments), run.end) as held:
             prepare(here, held)
             code = run.wait(held)
-            if code < 0 or lease.snakemake_locks(here):  # it was killed: the next run is to know
+            if code < 0 or lease.snakemake_locks(here):  # it was killed: tell the next run
                 held.leave()
             return code
     except UserError as error:
@@ -53,7 +53,7 @@ def prepare(here: Path, held: lease.HeldLease) -> None:
     """Clear the lock of a killed run.
 
     Raises:
-        UserError: a Snakemake without a lease, or jobs without their Snakemake, may be at work here.
+        UserError: a Snakemake without a lease, or jobs of an earlier run, may be working here.
     """
     if alive := orphans.runs(here):
         listed = ", ".join(f"{process.pid}" for process in alive)
@@ -69,49 +69,51 @@ def prepare(here: Path, held: lease.HeldLease) -> None:
         age = now - max(path.stat().st_mtime for path in locks)
         if age <= lease.EXPIRY_SECONDS:
             raise UserError(
-                f".snakemake/locks was made {max(age, 0):.0f} s ago by a Snakemake that holds no lease: one may just be "
-                "starting here, on this host or another. "
-                f"Run the same command again in {lease.EXPIRY_SECONDS - age:.0f} s; "
-                "or, if you know that no Snakemake is at work in this folder on any host, at once after: snakemake --unlock"
+                f".snakemake/locks was made {max(age, 0):.0f} s ago by a Snakemake without a "
+                "lease. It may just be "
+                "starting, on this host or another. "
+                f"Run the same command again in {lease.EXPIRY_SECONDS - age:.0f} s. "
+                "If no Snakemake is at work in this folder on any host, you need not wait: run "
+                "snakemake --unlock first"
             )
         lease.clear_snakemake_locks(here)
 
 
-class Run:
-    """The Snakemake of this launch."""
+class SnakemakeProcess:
+    """The Snakemake that this command starts."""
 
     def __init__(self, command: list[str]) -> None:
         self.command = command
         self.process: subprocess.Popen[bytes] | None = None
 
     def wait(self, held: lease.HeldLease) -> int:
-        """Run it under the lease and return its exit code. Ctrl-C and SIGTERM are its own to act on."""
+        """Start it under the lease and return its exit code; it handles the signals itself."""
         environment = {**os.environ, lease.VARIABLE: f"{held.lease.token} {os.getpid()}"}
         with self._signals():
-            # It shares the open file, so the lease's flock is held for as long as it lives, without launch too.
+            # It inherits the open file and holds the flock of the lease even if this process ends.
             self.process = subprocess.Popen(self.command, env=environment, pass_fds=[held.handle])
             held.hand_over(self.process.pid)
             return self.process.wait()
 
     def end(self, message: str) -> None:
-        """Say that the lease is lost, and end Snakemake and its jobs."""
+        """End Snakemake and its jobs, with `message` as the reason."""
         if self.process and self.process.poll() is None:
             lease.end_run(self.process.pid, message)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Wait on at Ctrl-C, which a terminal sends to Snakemake as well, and pass SIGTERM on."""
+        """Ignore Ctrl-C, which the terminal sends to Snakemake too, and forward SIGTERM."""
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        if before[signal.SIGINT] is signal.default_int_handler:  # else it is ignored, and stays so
+        if before[signal.SIGINT] is signal.default_int_handler:  # otherwise it is ignored already
             signal.signal(signal.SIGINT, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGTERM, self._forward)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _pass_on(self, number: int, _: FrameType | None) -> None:
+    def _forward(self, number: int, _: FrameType | None) -> None:
         if self.process is None:
             sys.exit(128 + number)
         self.process.send_signal(number)

@@ -95,7 +95,9 @@ def _table_lines(section: type[BaseModel], prefix: str) -> Iterator[str]:
             if field.is_required()
             else yaml_value(field.default)
         )
-        yield f"| `{prefix}{name}` | `{default}` | {_choices(field.annotation)}{field.description} |"
+        yield (
+            f"| `{prefix}{name}` | `{default}` | {_choices(field.annotation)}{field.description} |"
+        )
     for name, inner, about in nested:
         yield from ("", f"### {name}", "", about, "")
         yield from _table_lines(inner, f"{name}.")
@@ -259,7 +261,7 @@ def rule_graph(home: Path = HOME) -> dict[Path, str]:
 
 
 def _without_shortcuts(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Edges that no longer path replaces."""
+    """Edges without a longer path between their nodes (transitive reduction)."""
 
     def reachable(start: str, skipped: tuple[str, str]) -> set[str]:
         reached: set[str] = set()
@@ -282,23 +284,23 @@ def _inserted(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
 def main(check: bool) -> int:
     """Write the files that are out of step, or only name them; 1 if `check` finds one."""
     wanted = generated() | rule_graph()
-    late = [
+    outdated = [
         path
         for path in wanted
         if not path.exists() or path.read_text(encoding="utf-8") != wanted[path]
     ]
-    for path in late:
+    for path in outdated:
         if check:
-            sys.stderr.write(f"{path.relative_to(HOME)} is out of step: run `make docs`\n")
+            sys.stderr.write(f"{path.relative_to(HOME)} is out of date: run `make docs`\n")
             continue
         with files.atomic_write(path) as stream:
             stream.write(wanted[path])
-    return int(check and bool(late))
+    return int(check and bool(outdated))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the generated parts of the documentation.")
     parser.add_argument(
-        "--check", action="store_true", help="only say whether the files are in step"
+        "--check", action="store_true", help="only check whether the files are up to date"
     )
     sys.exit(main(parser.parse_args().check))

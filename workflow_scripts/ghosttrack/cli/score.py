@@ -1,4 +1,4 @@
-"""`python -m ghosttrack.cli.score RUN [TEXT ...] [--texts FILE]`: the saved detector of a finished run on one's own texts."""
+"""`python -m ghosttrack.cli.score RUN [TEXT ...] [--texts FILE]`: score user texts."""
 
 import argparse
 import csv
@@ -30,7 +30,7 @@ from ghosttrack.inputs.rows import read_rows
 from ghosttrack.runtime import files
 from ghosttrack.settings import names
 
-# Columns of the csv form, in order; tokens and reasons are one cell each.
+# Columns of the csv file; all tokens are one cell, and so are all reasons.
 COLUMNS = (
     "id",
     "probability",
@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 def path_of(text: str) -> Path:
-    """A path of the command line, with `~` replaced by the home directory; argparse shows what is wrong with it."""
+    """A path of the command line with `~` expanded; argparse shows the error."""
     try:
         return Path(names.home_expanded(text))
     except names.InvalidNameError as error:
@@ -53,44 +53,49 @@ def path_of(text: str) -> Path:
 
 
 def read_context(path: Path | str | None) -> str:
-    """What stands before texts that have no context of their own: a text file as it is; "" without one.
+    """The text file that the model reads before every text without a context; "" without a path.
 
     Raises:
-        UserError: it is missing, no text, empty, or longer than a text may be.
+        UserError: the file is missing, not text, empty, or longer than LONGEST_TEXT.
     """
     if not path:
         return ""
     path = Path(path).expanduser()
     if reason := file_kinds.not_a_file(path):
         raise UserError(f"context: {reason}; expected a text file")
-    found = "".join(
+    context = "".join(
         islice(chain.from_iterable(lines.read_lines(path, "context")), LONGEST_TEXT + 1)
     )
-    if len(found) > LONGEST_TEXT:
+    if len(context) > LONGEST_TEXT:
         raise UserError(
-            f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are enough"
+            f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are "
+            "enough"
         )
-    if not found.strip():
+    if not context.strip():
         raise UserError(
-            f"context: {path} is empty; expected a few true statements of the kind that is judged, one a line"
+            f"context: {path} is empty; expected a few true statements like those to be scored, "
+            "one per line"
         )
-    return found
+    return context
 
 
 def read_texts(path: Path, context: str = "") -> Iterator[Text]:
-    """Texts of a file: one a line in .txt, else a table (csv, tsv, jsonl, json, parquet) with `text` and perhaps `answer`, `id`, `context`, `question`.
+    """Texts of a file.
 
     Args:
-        context: of texts that have none of their own.
+        path: .txt with one text per line, or a table (csv, tsv, jsonl, json, parquet) with the
+            column `text` and optional columns `answer`, `id`, `context`, `question`.
+        context: of texts that have no context in the file.
 
     Raises:
-        UserError: naming the row without text, the column that is missing, or two rows of one id; or the file is empty.
+        UserError: the file is empty, the column `text` is missing, a row has no text, or two rows
+            have the same id.
     """
     path = path.expanduser()
     if path.suffix.lower() == ".txt":
         empty = True
         if reason := file_kinds.not_a_file(path):
-            raise UserError(f"texts: {reason}; expected a text file with one text a line")
+            raise UserError(f"texts: {reason}; expected a text file with one text per line")
         for number, line in enumerate(lines.read_lines(path, "texts"), start=1):
             if reason := text_flaw(line.strip()):
                 raise UserError(f"texts: line {number} of {path}: {reason}")
@@ -98,7 +103,7 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
                 empty = False
                 yield Text(line.strip(), "", str(number), context)
         if empty:
-            raise UserError(f"texts: {path} holds no text; expected one text a line")
+            raise UserError(f"texts: {path} has no text; expected one text per line")
         return
     rows = read_rows(path, "texts")
     require_columns(all_columns(rows), [("", "text")], f"texts: {path}")
@@ -108,44 +113,50 @@ def read_texts(path: Path, context: str = "") -> Iterator[Text]:
             text_of(row, "text", number, str(path)),
             _optional(row, "answer", number, path),
         )
-        question, own = (_optional(row, column, number, path) for column in ("question", "context"))
-        for column, value in (("question", question), ("context", own)):
+        question, row_context = (
+            _optional(row, column, number, path) for column in ("question", "context")
+        )
+        for column, value in (("question", question), ("context", row_context)):
             if reason := missing_flaw(value, str(path)):
                 raise UserError(
-                    f"row {number} of {path}: expected text or nothing in column {column!r}, {reason}"
+                    f"row {number} of {path}: expected text or an empty cell in column "
+                    f"{column!r}, {reason}"
                 )
-        yield Text(text, answer, ids[number - 1], own or ("" if question else context), question)
+        shared = "" if question else context
+        yield Text(text, answer, ids[number - 1], row_context or shared, question)
 
 
 def _ids(rows: Sequence[Row], path: Path) -> list[str]:
-    """The id of each row: its cell in the column `id`, or its number where that is missing; no two alike."""
+    """The id of every row: its cell in the column `id`, else its number; all ids differ."""
     ids = [
         _optional(row, "id", number, path) or str(number)
         for number, row in enumerate(rows, start=1)
     ]
     first: dict[str, int] = {}
-    for number, each in enumerate(ids, start=1):
-        if (earlier := first.setdefault(each, number)) != number:
+    for number, row_id in enumerate(ids, start=1):
+        if (earlier := first.setdefault(row_id, number)) != number:
             raise UserError(
-                f"texts: rows {earlier} and {number} of {path} have the same id {shown(each)} (a row without one has its "
-                "number); give each row its own, or remove the column `id`"
+                f"texts: rows {earlier} and {number} of {path} have the same id {shown(row_id)} "
+                "(a row "
+                "without an id gets its number); make all ids different, or remove the column `id`"
             )
     return ids
 
 
 def _optional(row: Row, column: str, number: int, path: Path) -> str:
-    """Text, a number or a boolean in a column that a file may lack, as text; "" where there is none."""
-    found = as_text(row.get(column))
-    if found is None:
+    """A text, number or boolean in an optional column as text; "" without a value."""
+    text = as_text(row.get(column))
+    if text is None:
         raise UserError(
-            f"row {number} of {path}: expected text or a number in column {column!r}, found {shown(row[column])}; "
+            f"row {number} of {path}: expected text or a number in column {column!r}, found "
+            f"{shown(row[column])}; "
             "write it as text, or remove or rename the column"
         )
-    return found
+    return text
 
 
 def as_mapping(score: ScoredText) -> dict[str, Any]:
-    """A score as nested plain values, the form of a line of jsonl."""
+    """A score as a line of the jsonl file: nested plain values."""
     return {
         **{
             key: getattr(score, key)
@@ -153,46 +164,50 @@ def as_mapping(score: ScoredText) -> dict[str, Any]:
         },
         "answer": score.text[score.start : score.end],
         "tokens": [
-            {"text": score.text[each.start : each.end], **each._asdict()} for each in score.tokens
+            {"text": score.text[token.start : token.end], **token._asdict()}
+            for token in score.tokens
         ],
-        "reasons": [each._asdict() for each in score.reasons],
+        "reasons": [reason._asdict() for reason in score.reasons],
     }
 
 
 def jsonl(scores: Iterable[ScoredText]) -> Iterator[str]:
-    """One object a line."""
+    """One JSON object per line."""
     for score in scores:
         yield json.dumps(as_mapping(score), ensure_ascii=False) + "\n"
 
 
 def as_csv(scores: Iterable[ScoredText]) -> Iterator[str]:
-    """A row a text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`, separated by ` ; `.
+    """One row per text; tokens as `text|surprise|probe`, reasons as `layer:feature name log-odds`.
 
-    Text that a spreadsheet would run as a formula gets an apostrophe in front; jsonl has it as it is.
+    Tokens and reasons are separated by ` ; `. An apostrophe protects cells that a spreadsheet would
+    run as a formula.
     """
     yield _csv_line(COLUMNS)
     for score in scores:
-        found = as_mapping(score)
+        values = as_mapping(score)
         tokens = " ; ".join(
-            f"{each['text'].strip()}|{each['surprise']}|{each['probe']}" for each in found["tokens"]
+            f"{token['text'].strip()}|{token['surprise']}|{token['probe']}"
+            for token in values["tokens"]
         )
         reasons = " ; ".join(
-            f"{each.layer}:{each.feature} {each.name} {each.log_odds:+}" for each in score.reasons
+            f"{reason.layer}:{reason.feature} {reason.name} {reason.log_odds:+}"
+            for reason in score.reasons
         )
-        yield _csv_line([*(found[name] for name in COLUMNS[:-2]), tokens, reasons])
+        yield _csv_line([*(values[name] for name in COLUMNS[:-2]), tokens, reasons])
 
 
 def _csv_line(values: Iterable[Any]) -> str:
     from ghosttrack.runtime.tables import plain_cell
 
     line = io.StringIO()
-    # Python's csv quotes a lone carriage return only where it is part of the line's end.
+    # Python's csv quotes a lone carriage return only if it is part of the line terminator.
     csv.writer(line, lineterminator="\r\n").writerow([plain_cell(value) for value in values])
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def html(scores: Iterable[ScoredText], about: Mapping[str, Any]) -> Iterator[str]:
-    """One page of all texts, complete in itself, everything escaped."""
+    """One self-contained page of all texts."""
     from ghosttrack.report.scored import render
 
     yield render(list(scores), about)
@@ -205,7 +220,7 @@ FORMS: dict[str, Callable[[Iterable[ScoredText]], Iterator[str]]] = {
 
 
 def write(scores: Iterable[ScoredText], path: Path | None, about: Mapping[str, Any]) -> None:
-    """Write scores in the form that the file's ending names; None: jsonl to the screen, line by line."""
+    """Write scores in the format of the suffix of `path`; None: jsonl to stdout, line by line."""
     if path is None:
         for line in jsonl(scores):
             sys.stdout.write(line)
@@ -218,86 +233,89 @@ def write(scores: Iterable[ScoredText], path: Path | None, about: Mapping[str, A
             stream.write(line)
 
 
-def refused_place(path: Path) -> str:
-    """Why a file cannot be written at a path, with a remedy; "" if nothing is known against it."""
+def refused_path(path: Path) -> str:
+    """Why a file cannot be written at a path, with a remedy; "" if it can."""
     if path.is_dir():
-        return f"{path} is a folder; name a file in it"
-    folder = next((each for each in path.parents if each.exists()), path.parent)
+        return f"{path} is a folder; name a file in this folder"
+    folder = next((parent for parent in path.parents if parent.exists()), path.parent)
     if not folder.is_dir():
-        return f"{folder} is a file, not a folder; name another place"
+        return f"{folder} is a file, not a folder; name another path"
     return (
         ""
         if os.access(folder, os.W_OK)
-        else f"the folder {folder} cannot be written to; name another place"
+        else f"the folder {folder} is not writable; name another path"
     )
 
 
-def _begun(texts: Iterator[Text]) -> Iterator[Text]:
-    """The same texts, of which the first is read now."""
+def _with_first_read(texts: Iterator[Text]) -> Iterator[Text]:
+    """The same texts, with the first already read."""
     first = list(islice(texts, 1))
     return chain(first, texts)
 
 
 def main(arguments: list[str]) -> int:
-    """Score texts of the command line or of a file; 2 after a wrong argument or a run that does not fit."""
+    """ScoredText texts of the command line or of a file; exit code 2 after a user error."""
     parser = argparse.ArgumentParser(
         prog="ghosttrack.cli.score",
-        description="Say how likely texts are hallucinated, with the detector of a finished run.",
-        epilog="Mark the part that is judged with a column `answer`, or with --answer for one text; without it the last word is judged.",
+        description="ScoredText how likely texts are hallucinated, with the detector of a finished run.",
+        epilog="Mark the part to be scored with a column `answer`, or with --answer for one text; "
+        "the default is the last word.",
     )
     parser.add_argument(
         "run", type=path_of, help="folder of a finished run, such as results/smollm2-135m"
     )
-    parser.add_argument("text", nargs="*", help="texts, each an argument")
+    parser.add_argument("text", nargs="*", help="texts, one per argument")
     parser.add_argument(
         "--texts",
         type=path_of,
-        help="file of texts: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet with `text`, and perhaps `answer`, `id` and `context`",
+        help="file of texts: .txt (one per line), or .csv, .tsv, .jsonl, .json or .parquet with "
+        "`text`, optionally `answer`, `id`, `context`, `question`",
     )
     parser.add_argument(
         "--context",
         type=path_of,
-        help="text file that the model reads before each text and nobody judges: a few true statements of the same kind, one a line",
+        help="text file that the model reads before each text and that is not scored: a few true "
+        "statements of the same kind, one per line",
     )
     parser.add_argument(
         "--answer",
         default="",
-        help="the part of the one given text that is judged; default: its last word",
+        help="the part of the single given text to be scored; default: its last word",
     )
     parser.add_argument(
-        "--out",
-        type=path_of,
-        help="where to write: .jsonl, .csv or .html; default: jsonl on the screen",
+        "--out", type=path_of, help="file to write: .jsonl, .csv or .html; default: jsonl to stdout"
     )
     parser.add_argument(
         "--confidence",
         type=float,
         default=api.CONFIDENCE,
-        help="abstain below this probability of the verdict, 0.5 (never) to 1; default %(default)s",
+        help="abstain below this probability of the verdict, from 0.5 (never) to 1; default "
+        "%(default)s",
     )
     parser.add_argument(
-        "--reasons", type=int, default=5, help="features to name for each text; default %(default)s"
+        "--reasons",
+        type=int,
+        default=5,
+        help="number of features to name per text; default %(default)s",
     )
-    chosen = parser.parse_intermixed_args(arguments)  # options may stand between texts
+    chosen = parser.parse_intermixed_args(arguments)  # options between texts
     try:
         if bool(chosen.text) == bool(chosen.texts):
             raise UserError("give texts either as arguments or as a file with --texts")
         if chosen.answer and len(chosen.text) != 1:
+            raise UserError("--answer needs exactly one text; in a file, use the column `answer`")
+        if len(chosen.text) > 1 and not any(" " in text.strip() for text in chosen.text):
             raise UserError(
-                "--answer goes with exactly one text; in a file it is the column `answer`"
-            )
-        if len(chosen.text) > 1 and not any(" " in each.strip() for each in chosen.text):
-            raise UserError(
-                f"{len(chosen.text)} texts of one word each: put quotation marks around a text"
+                f"{len(chosen.text)} texts of one word each: put quotation marks around each text"
             )
         if chosen.out and chosen.out.suffix.lower() not in (*FORMS, ".html"):
             raise UserError(f"--out: {chosen.out} must end in {', '.join(FORMS)} or .html")
-        if chosen.out and (reason := refused_place(chosen.out)):
+        if chosen.out and (reason := refused_path(chosen.out)):
             raise UserError(f"--out: {reason}")
         context = read_context(chosen.context)
-        one_by_one = [Text(each, chosen.answer, context=context) for each in chosen.text]
-        # The first text is read before the model is loaded, which takes long: a wrong file is named at once.
-        given = _begun(read_texts(chosen.texts, context)) if chosen.texts else one_by_one
+        one_by_one = [Text(text, chosen.answer, context=context) for text in chosen.text]
+        # Reads the first text before the model is loaded, so that a wrong file fails at once.
+        given = _with_first_read(read_texts(chosen.texts, context)) if chosen.texts else one_by_one
         detector = api.Detector.load(chosen.run)
         scores = detector.stream(given, confidence=chosen.confidence, reasons=chosen.reasons)
         write(

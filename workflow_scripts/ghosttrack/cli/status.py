@@ -1,8 +1,7 @@
-"""`python -m ghosttrack.cli.status [--config KEY=VALUE ...]`: what a run will take, and how far it is.
+"""`python -m ghosttrack.cli.status [--config KEY=VALUE ...]`: cost estimate and progress of a run.
 
-Reads config/config.yaml, takes the `--config` of Snakemake, and looks at files, at the processes of this machine
-and, where there is one, at Slurm's queue: no lock is taken and nothing is written, so it works beside a running
-Snakemake, from another shell, and without Slurm. `--json` is for tools.
+It reads config/config.yaml and the files of the run, the processes of this machine and the queue of
+Slurm, if there is one. It takes no lock and writes nothing, so it works beside a running Snakemake.
 """
 
 import argparse
@@ -31,27 +30,26 @@ class Status(NamedTuple):
     waves: list[list[int]]
     kept: forecast.Kept
     extraction: forecast.Effort
-    training: list[
-        forecast.Training
-    ]  # at the settings' batch, then at the original work's if that is another
+    # At the batch of the settings, then at that of the original work if it differs.
+    training: list[forecast.Training]
     jobs: list[run_state.Job]
-    activities: list[job_status.Activity]  # of the same jobs
+    activities: list[job_status.Activity]  # in the order of `jobs`
     layers: list[run_state.Layer]
     disk: run_state.DiskUse
 
     @property
     def started(self) -> bool:
-        """Whether anything of the run stands."""
-        return any(each.state != "waiting" for each in self.activities) or self.disk.training > 0
+        """Whether the run has any output or any job at work."""
+        return any(job.state != "waiting" for job in self.activities) or self.disk.training > 0
 
     @property
     def phases(self) -> dict[str, tuple[int, int]]:
-        """Jobs done and in all, by phase."""
-        counted: dict[str, tuple[int, int]] = {}
+        """Finished and total number of jobs by phase."""
+        counts: dict[str, tuple[int, int]] = {}
         for job in self.jobs:
-            done, total = counted.get(job.phase, (0, 0))
-            counted[job.phase] = (done + job.done, total + 1)
-        return counted
+            done, total = counts.get(job.phase, (0, 0))
+            counts[job.phase] = (done + job.done, total + 1)
+        return counts
 
 
 def look(
@@ -61,16 +59,17 @@ def look(
     seed_batch: int | None = None,
     queue: Sequence[slurm.SlurmJob] = (),
 ) -> Status:
-    """Plan and progress of one model's run below `results`.
+    """Plan and progress of one model's run in `results`.
 
     Args:
         settings: of the run.
-        datasets: its data sets.
+        datasets: settings of its data sets by name.
         results: folder of all results.
-        seed_batch: SAE batch of the original work, to show what another batch costs.
-        queue: what Slurm holds of the workflow's folder.
+        seed_batch: SAE batch of the original work, whose cost is shown for comparison.
+        queue: Slurm jobs of the workflow's folder.
+
     Raises:
-        UserError: the disk budget holds no layer.
+        UserError: the disk budget is too small for one layer.
     """
     waves = plan.waves(settings)
     batches = dict.fromkeys((settings.sae.batch, seed_batch or settings.sae.batch))
@@ -89,13 +88,13 @@ def look(
 
 
 def datasets_of(settings: Settings) -> dict[str, DatasetSettings]:
-    """The model's data sets by name."""
+    """Settings of the model's data sets by name."""
     return {name: load_dataset(name, HOME / "config") for name in settings.datasets}
 
 
 # ---- for a person
 def as_text(status: Status) -> str:
-    """The plan, and once something stands the progress, in aligned lines."""
+    """The plan and, once the run has started, its progress, as aligned lines."""
     lines = [*_plan_lines(status)]
     lines += (
         ["", *_progress_lines(status)]
@@ -109,7 +108,7 @@ def _plan_lines(status: Status) -> Iterator[str]:
     settings, kept, gpus = status.settings, status.kept, status.settings.plan.gpus
     layer, peak = plan.layer_bytes(settings), plan.peak_bytes(settings, status.waves)
     tokens = settings.contexts * settings.corpus.context
-    guess = (
+    estimated = (
         f", examples of {plan.counted(kept.estimated, 'data set')} estimated"
         if kept.estimated
         else ""
@@ -117,78 +116,95 @@ def _plan_lines(status: Status) -> Iterator[str]:
     phases = status.phases
     if not settings.sae.trained:
         layers = plan.counted(len(settings.layers), "layer")
-        yield f"{settings.model}: {layers} with pretrained SAEs, nothing is trained and no training activations are kept"
+        yield (
+            f"{settings.model}: {layers} with pretrained SAEs; no training and no training "
+            "activations"
+        )
         yield _line("jobs", f"{len(status.jobs)} in all")
         yield _line(
             "disk",
-            f"held-out text {progress.amount(kept.heldout)}, examples {progress.amount(kept.examples)}{guess}",
+            f"held-out text {progress.amount(kept.heldout)}, examples "
+            f"{progress.amount(kept.examples)}{estimated}",
         )
         return
-    yield f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored as {settings.activations.storage}"
-    training = "train_shared_sae" if "train_shared_sae" in phases else "train_sae"
+    yield (
+        f"{settings.model}: {plan.described_waves(status.waves)}, {tokens:,} tokens each, stored "
+        f"as {settings.activations.storage}"
+    )
+    training_phase = "train_shared_sae" if "train_shared_sae" in phases else "train_sae"
     yield _line(
         "jobs",
-        f"{phases['extract_activations'][1]} extract activations, {phases[training][1]} train SAEs, {len(status.jobs)} in all",
+        f"{phases['extract_activations'][1]} extract activations, {phases[training_phase][1]} "
+        f"train SAEs, {len(status.jobs)} in all",
     )
     yield _line("disk", plan.described_peak(settings, status.waves))
     yield _line(
         "",
-        f"{progress.amount(layer)} a layer; all layers at once would take {progress.amount(layer * len(settings.layers))}",
+        f"{progress.amount(layer)} per layer; all layers at once would take "
+        f"{progress.amount(layer * len(settings.layers))}",
     )
     yield _line(
         "",
-        f"kept beside it: held-out text {progress.amount(kept.heldout)}, examples {progress.amount(kept.examples)}{guess}",
+        f"also kept: held-out text {progress.amount(kept.heldout)}, examples "
+        f"{progress.amount(kept.examples)}{estimated}",
     )
     yield _line(
         "",
-        f"{progress.amount(peak + kept.heldout + kept.examples)} of activations in all at the peak",
+        f"{progress.amount(peak + kept.heldout + kept.examples)} of activations in total at the "
+        "peak",
     )
     yield _line("forward cost", plan.described_cost(status.waves))
     yield _line(
         "GPUs busy",
-        f"{plan.extraction_busy(settings):.1f} of {gpus} in extraction, {plan.training_busy(settings, status.waves):.1f} of {gpus} in SAE training",
+        f"{plan.extraction_busy(settings):.1f} of {gpus} in extraction, "
+        f"{plan.training_busy(settings, status.waves):.1f} of {gpus} in SAE training",
     )
     yield _line("extraction", _described_effort(status.extraction, gpus, "teraflops"))
-    for number, each in enumerate(status.training):
-        name = f"at batch {each.batch}" if number else "SAE training"
-        assumption = "bandwidth_gb_s" if each.bound.by_memory else "teraflops"
-        yield _line(name, _described_effort(each.effort, gpus, assumption))
-        yield _line("", _described_steps(each))
-        yield _line("", _described_bound(each, settings))
+    for number, training in enumerate(status.training):
+        name = f"at batch {training.batch}" if number else "SAE training"
+        assumption = "bandwidth_gb_s" if training.bound.by_memory else "teraflops"
+        yield _line(name, _described_effort(training.effort, gpus, assumption))
+        yield _line("", _described_steps(training))
+        yield _line("", _described_bound(training, settings))
 
 
 def _described_effort(effort: forecast.Effort, gpus: int, assumption: str) -> str:
     jobs = effort.rate.jobs
     origin = f"measured on {plan.counted(jobs, 'job')}" if jobs else f"assumed: plan.{assumption}"
     return (
-        f"{duration(effort.hours * 3600)} on {plan.counted(gpus, 'GPU')}, {effort.gpu_hours:.2g} GPU-hours, "
-        f"at {effort.rate.teraflops:.3g} TFLOP/s each ({origin})"
+        f"{duration(effort.hours * 3600)} on {plan.counted(gpus, 'GPU')}, {effort.gpu_hours:.2g} "
+        "GPU-hours, "
+        f"at {effort.rate.teraflops:.3g} TFLOP/s per GPU ({origin})"
     )
 
 
 def _described_steps(training: forecast.Training) -> str:
     step = training.step
     return (
-        f"{training.steps:,} steps of {training.batch:,} a layer, each {step.operations / 1e9:.3g} GFLOP and "
-        f"{step.traffic / 1e9:.2g} GB of memory traffic, {1e3 * training.bound.seconds:.2g} ms at best"
+        f"{training.steps:,} steps of {training.batch:,} tokens per layer, each "
+        f"{step.operations / 1e9:.3g} GFLOP and "
+        f"{step.traffic / 1e9:.2g} GB of memory traffic, at least "
+        f"{1e3 * training.bound.seconds:.2g} ms"
     )
 
 
 def _described_bound(training: forecast.Training, settings: Settings) -> str:
     bound, machine = training.bound, settings.plan
     return (
-        f"{training.step.intensity:.3g} FLOP a byte; {machine.teraflops:g} TFLOP/s and {machine.bandwidth_gb_s:,g} GB/s "
+        f"{training.step.intensity:.3g} FLOP/byte; {machine.teraflops:g} TFLOP/s and "
+        f"{machine.bandwidth_gb_s:,g} GB/s "
         f"balance at {bound.balance:.3g}: {bound.name} is the limit"
     )
 
 
 def _progress_lines(status: Status) -> Iterator[str]:
     used, budget = status.disk, status.settings.activations.disk_budget_gb
-    promise = f" of {budget:g} GB" if budget else ""
+    allowed = f" of {budget:g} GB" if budget else ""
     partial = f" ({progress.amount(used.partial)} of it unfinished)" if used.partial else ""
     yield _line(
         "disk now",
-        f"training activations {progress.amount(used.training)}{partial} and held-out text {progress.amount(used.heldout)}{promise}; examples {progress.amount(used.examples)}",
+        f"training activations {progress.amount(used.training)}{partial} and held-out text "
+        f"{progress.amount(used.heldout)}{allowed}; examples {progress.amount(used.examples)}",
     )
     yield ""
     states = job_status.counts(status.activities)
@@ -199,60 +215,59 @@ def _progress_lines(status: Status) -> Iterator[str]:
             states[phase].get("queued", 0),
             _failed(states[phase]),
         ]
-        yield f"  {phase:<20} {done:>5} {total:>5} {numbers[0] or '-':>8} {numbers[1] or '-':>7} {numbers[2] or '-':>7}"
+        yield (
+            f"  {phase:<20} {done:>5} {total:>5} {numbers[0] or '-':>8} {numbers[1] or '-':>7} "
+            f"{numbers[2] or '-':>7}"
+        )
     yield ""
     yield f"  {'layer':>5} {'stores':>7} {'of':>4}  SAE"
-    makers = {
-        each.name: each
-        for each in status.activities
-        if each.phase in ("train_sae", "train_shared_sae", "fetch_sae")
+    sae_jobs = {
+        job.name: job
+        for job in status.activities
+        if job.phase in ("train_sae", "train_shared_sae", "fetch_sae")
     }
     for layer in status.layers:
         stores = "-" if layer.trained and not layer.stores else str(layer.stores)
-        maker = (
-            makers.get(f"layer_{layer.layer:02d}") or makers[""]
-        )  # one job makes all SAEs that share a dictionary
-        yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {_sae(layer, maker)}"
-    # Those that wait in the queue are many and alike: the tables have counted them.
-    if shown := [each for each in job_status.at_work(status.activities) if each.state != "queued"]:
+        # With a shared dictionary, one job trains the SAE of all layers.
+        sae_job = sae_jobs.get(f"layer_{layer.layer:02d}") or sae_jobs[""]
+        yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {_sae(layer, sae_job)}"
+    # Queued jobs are many and alike; the table counts them.
+    if shown := [job for job in job_status.at_work(status.activities) if job.state != "queued"]:
         yield ""
-        yield from (_job_line(each) for each in shown)
+        yield from (_job_line(job) for job in shown)
 
 
 def _failed(states: Mapping[str, int]) -> int:
     return states.get("failed", 0) + states.get("cut off", 0)
 
 
-def _sae(layer: run_state.Layer, maker: job_status.Activity) -> str:
-    if maker.state == "running":
-        doing = "fetching" if maker.phase == "fetch_sae" else "training"
-        return (
-            f"{doing}, {maker.progress.done / maker.progress.total:.0%}"
-            if maker.progress
-            else doing
-        )
-    if maker.state in ("queued", "failed", "cut off"):
-        return maker.state
+def _sae(layer: run_state.Layer, job: job_status.Activity) -> str:
+    """State of a layer's SAE; `job` is the job that trains or fetches it."""
+    if job.state == "running":
+        doing = "fetching" if job.phase == "fetch_sae" else "training"
+        return f"{doing}, {job.progress.done / job.progress.total:.0%}" if job.progress else doing
+    if job.state in ("queued", "failed", "cut off"):
+        return job.state
     return "measured" if layer.measured else "trained" if layer.trained else "-"
 
 
-def _job_line(each: job_status.Activity) -> str:
+def _job_line(job: job_status.Activity) -> str:
     where = " ".join(
         filter(
-            None,
-            [each.slurm_job and f"Slurm job {each.slurm_job}", each.node and f"on {each.node}"],
+            None, [job.slurm_job and f"Slurm job {job.slurm_job}", job.node and f"on {job.node}"]
         )
     )
-    words = [f"  {each.phase} {each.name}".ljust(44), f"{each.state:<8}", where]
-    if done := each.progress:
+    words = [f"  {job.phase} {job.name}".ljust(44), f"{job.state:<8}", where]
+    if done := job.progress:
         left = f", {done.left} left" if done.left else ""
         words.append(f"{done.done:,}/{done.total:,} {done.unit}, {done.rate:,.0f}/s{left}")
-    if gpu := each.gpu:
+    if gpu := job.gpu:
         words.append(
-            f"GPU {gpu.utilisation:.0f} %, {gpu.memory_used / 1024:.1f} of {gpu.memory_total / 1024:.1f} GiB"
+            f"GPU {gpu.utilisation:.0f} %, {gpu.memory_used / 1024:.1f} of "
+            f"{gpu.memory_total / 1024:.1f} GiB"
         )
-    if each.last_line:
-        words.append(each.last_line)
+    if job.last_line:
+        words.append(job.last_line)
     return "  ".join(filter(None, words)).rstrip()
 
 
@@ -262,7 +277,7 @@ def _line(name: str, text: str) -> str:
 
 # ---- for tools
 def as_json(status: Status) -> dict[str, Any]:
-    """The same numbers by name; bytes, hours, and counts of jobs."""
+    """The same numbers by name, in bytes, hours and jobs."""
     settings, waves = status.settings, status.waves
     layer, peak = plan.layer_bytes(settings), plan.peak_bytes(settings, waves)
     budget = settings.activations.disk_budget_gb
@@ -299,15 +314,15 @@ def as_json(status: Status) -> dict[str, Any]:
             phase: {"done": done, "total": total} for phase, (done, total) in status.phases.items()
         },
         "layers": [layer._asdict() for layer in status.layers],
-        "jobs": [_job(each) for each in job_status.at_work(status.activities)],
+        "jobs": [_job(job) for job in job_status.at_work(status.activities)],
     }
 
 
-def _job(each: job_status.Activity) -> dict[str, Any]:
+def _job(job: job_status.Activity) -> dict[str, Any]:
     return {
-        **each._asdict(),
-        "progress": each.progress and each.progress._asdict(),
-        "gpu": each.gpu and each.gpu._asdict(),
+        **job._asdict(),
+        "progress": job.progress and job.progress._asdict(),
+        "gpu": job.gpu and job.gpu._asdict(),
     }
 
 
@@ -335,24 +350,28 @@ def _training(training: forecast.Training) -> dict[str, Any]:
 
 # ---- the command line
 def read_config(path: Path, given: list[str]) -> dict[str, Any]:
-    """config.yaml, overlaid with KEY=VALUE words as Snakemake's --config reads them.
+    """config.yaml, overridden by KEY=VALUE words as Snakemake's --config reads them.
 
     Raises:
         UserError: a word without `=`, or a file that is not YAML.
     """
-    found = read_yaml(path)
+    config = read_yaml(path)
     for word in given:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise UserError(
-                f"--config: {word!r} is not KEY=VALUE; write e.g. --config model=gpt2-medium 'sae={{k: 32}}'"
+                f"--config: expected KEY=VALUE, found {word!r}; write e.g. --config "
+                f"model=gpt2-medium 'sae={{k: 32}}'"
             )
-        found = _overlaid(found, {key: _value(text)})
-    return found
+        config = _overlaid(config, {key: _value(text)})
+    return config
 
 
 def _value(text: str) -> Any:
-    """Maps and lists as YAML with all their leaves as text, all else as it stands: `configuration.load` reads the leaves."""
+    """A mapping or list as YAML with text leaves, any other value as text.
+
+    `configuration.load` parses the leaves.
+    """
     try:
         value = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError:
@@ -367,22 +386,22 @@ def _overlaid(base: Any, update: Any) -> Any:
 
 
 def _queue() -> list[slurm.SlurmJob]:
-    """Slurm's jobs of this folder; says on stderr when they cannot be had, and goes on with what the logs tell."""
+    """Slurm jobs of this folder; if Slurm fails, a note on stderr and no jobs."""
     if not slurm.available():
         return []
     try:
         return slurm.jobs_in(Path.cwd())
     except UserError as error:
         sys.stderr.write(
-            f"note: without Slurm's queue, jobs are told from their logs alone: {error}\n"
+            f"note: Slurm's queue is not available, states of jobs come from their logs: {error}\n"
         )
         return []
 
 
 def main(arguments: list[str]) -> int:
-    """Print plan and progress of every chosen model; 2 after a wrong setting."""
+    """Print plan and progress of every chosen model; exit code 2 after a user error."""
     parser = argparse.ArgumentParser(
-        prog="ghosttrack.cli.status", description="What a run will take, and how far it is."
+        prog="ghosttrack.cli.status", description="Cost estimate and progress of a run."
     )
     parser.add_argument(
         "--config",
@@ -391,32 +410,37 @@ def main(arguments: list[str]) -> int:
         nargs="+",
         action="extend",
         default=[],
-        help="as for Snakemake",
+        help="as in Snakemake",
     )
-    parser.add_argument("--json", action="store_true", help="for tools: one JSON object, by model")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object with a key per model"
+    )
     chosen = parser.parse_args(arguments)
     results = Path("results")
     try:
         config = read_config(HOME / "config" / "config.yaml", chosen.config)
         settings = load(config, HOME / "config")
         plan.check_sources(settings, results)
-        for each in settings.values():
-            plan.waves(each)  # a budget that holds no layer is refused before anything is asked
+        for model_settings in settings.values():
+            plan.waves(model_settings)  # refuses too small a disk budget before Slurm is asked
         seed = load({**config, "preset": "seed"}, HOME / "config")
         queue = _queue()
-        found = {
-            model: look(each, datasets_of(each), results, seed[model].sae.batch, queue)
-            for model, each in settings.items()
+        statuses = {
+            model: look(
+                chosen_settings, datasets_of(chosen_settings), results, seed[model].sae.batch, queue
+            )
+            for model, chosen_settings in settings.items()
         }
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     if chosen.json:
         sys.stdout.write(
-            json.dumps({model: as_json(status) for model, status in found.items()}, indent=2) + "\n"
+            json.dumps({model: as_json(status) for model, status in statuses.items()}, indent=2)
+            + "\n"
         )
     else:
-        sys.stdout.write("\n".join(as_text(status) for status in found.values()))
+        sys.stdout.write("\n".join(as_text(status) for status in statuses.values()))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The page and the figure of ablations or tuning: each arm beside the run's own tracks."""
+"""Page and figure of the ablations or the tuning: every arm against the tracks of the run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +14,22 @@ from ghosttrack.report.figures import DETECTOR_COLOUR, MUTED, NULL_COLOUR
 TITLES = {
     "ablations": (
         "Ablations",
-        "What the metrics of tracks are worth without each of their parts, and with links that mean less.",
+        "AUROC of detectors on tracking metrics without some metrics, and with null links.",
     ),
     "tuning": (
         "Tuning",
-        "Other settings of the tracker: chosen inside the training folds, scored on the rows that no choice has seen.",
+        "AUROC with other tracker settings. Settings are chosen in the training folds and "
+        "evaluated on the test folds.",
     ),
 }
 KINDS = {
-    "baseline": "the run's own",
-    "choice": "chosen inside training folds",
+    "baseline": "the tracks of the run",
+    "choice": "settings chosen in the training folds",
     "tracking": "other tracks",
     "tuning": "one setting changed",
-    "family": "without one family",
-    "only": "one family alone",
-    "cumulative": "families up to this one",
+    "family": "without one metric family",
+    "only": "one metric family alone",
+    "cumulative": "metric families up to this one",
     "feature": "without one metric",
 }
 POOLS = {
@@ -36,30 +37,32 @@ POOLS = {
     registry.ALL_GENERATED: "the model's own answers",
 }
 CAPTION = (
-    "Change of the AUROC against the run's own tracks, with its interval; a dot right of the line means that the arm is better. "
-    "Filled: {first}; hollow: {others}."
+    "AUROC of each arm minus that of the baseline, with its interval. Right of the line the arm is "
+    "better. Filled: {first}; hollow: {others}."
 )
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Differences to the baseline over all given texts (or, without any, generated ones), one line an arm.
+    """AUROC differences to the baseline, one row per arm.
+
+    The scope is all given texts, else the model's own answers, else the first data set.
 
     Args:
-        table: as `ablations/ablations.csv`.
+        table: ablations/ablations.csv or ablations/tuning.csv.
     """
-    part = _shown(table)
+    part = _in_one_scope(table)
     arms = list(dict.fromkeys(part["arm"]))
     detectors = list(dict.fromkeys(part["detector"]))
     figure = Figure(figsize=(6.4, 0.8 + 0.17 * max(len(arms), 4)), layout="constrained")
     axes = figure.subplots()
     for number, detector in enumerate(detectors):
-        found = part[part["detector"] == detector].set_index("arm").reindex(arms)
-        height = [place + 0.22 * number for place in range(len(arms))]
+        rows = part[part["detector"] == detector].set_index("arm").reindex(arms)
+        heights = [position + 0.22 * number for position in range(len(arms))]
         colour = DETECTOR_COLOUR if not number else NULL_COLOUR
-        axes.hlines(height, found["difference_low"], found["difference_high"], color=colour, lw=1)
+        axes.hlines(heights, rows["difference_low"], rows["difference_high"], color=colour, lw=1)
         axes.plot(
-            found["difference"],
-            height,
+            rows["difference"],
+            heights,
             "o",
             ms=3.5,
             color=colour,
@@ -69,13 +72,13 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.axvline(0, color=MUTED, ls="--", lw=0.8)
     axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
     axes.set_ylim(len(arms) - 0.4, -0.6)
-    axes.set(xlabel="AUROC minus that of the run's own tracks")
+    axes.set(xlabel="AUROC minus that of the baseline")
     figure.legend(loc="outside upper left", ncols=4)
     return figure
 
 
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Arms against the baseline, in the scope that the figure shows."""
+def _in_one_scope(table: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons with the baseline in the first of the scopes of POOLS that the table has."""
     scopes = [name for name in POOLS if (table["dataset"] == name).any()] or list(
         table["dataset"].unique()
     )[:1]
@@ -97,7 +100,12 @@ def render(
     """The page as HTML text.
 
     Args:
-        study: of TITLES; table: as `ablations/STUDY.csv`; choices: as `ablations/tuning_choices.csv`, empty for ablations.
+        model: name of the model.
+        study: a key of TITLES.
+        table: ablations/STUDY.csv.
+        choices: ablations/tuning_choices.csv; empty for the ablations.
+        figures: the drawn figure in every format.
+        version: of GhostTrack.
     """
     title, about = TITLES[study]
     detectors = list(dict.fromkeys(table["detector"]))
@@ -110,7 +118,7 @@ def render(
         version=version,
         title=title,
         about=about,
-        picture=pictures.embed_one(figures, f"{title}: change of the AUROC by arm", caption),
+        picture=pictures.embed_one(figures, f"{title}: AUROC difference by arm", caption),
         scopes=[
             {"title": name, "detector": detector, "rows": _rows(part)}
             for scope, name in POOLS.items()
@@ -129,7 +137,7 @@ def _rows(part: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _counts(choices: pd.DataFrame) -> list[dict[str, Any]]:
-    """How many folds of all data sets chose each arm, most first."""
+    """Number of folds that chose each arm, over all data sets, most frequent first."""
     counts = (
         choices.groupby(["detector", "arm"]).size().reset_index(name="folds")
         if len(choices)

@@ -1,4 +1,4 @@
-"""Models side by side: one long table, one page."""
+"""Comparison of several models: one table of all metrics, one of paired differences, one page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,28 +11,33 @@ import pandas as pd
 import ghosttrack
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import paired
-from ghosttrack.report import numbers, page, verdicts
+from ghosttrack.report import page, verdicts
+from ghosttrack.report.lanes import Point
 from ghosttrack.runtime import files, tables
 from ghosttrack.settings import EvaluationSettings
 
-# A colour and a mark per model; a fifth model starts over.
+# CSS class and marker of each model, repeated from the fifth model on.
 KINDS = ("detector", "output", "probe", "control")
 MARKERS = ("o", "s", "D", "^")
 
 
-class Run(NamedTuple):
-    """What a comparison reads of one model's run."""
+# Paired differences at the top of the page.
+KEY_PAIRS = 3
+
+
+class FinishedRun(NamedTuple):
+    """Tables of one model's finished run."""
 
     metrics: pd.DataFrame
     ledger: pd.DataFrame
     scored: paired.RunScores
 
 
-def read(folder: Path) -> Run:
-    """A finished run, results/MODEL.
+def read(folder: Path) -> FinishedRun:
+    """Read the tables of the run in `folder`, results/MODEL.
 
     Raises:
-        UserError: naming the file that is missing or lacks a column.
+        UserError: a file is missing or lacks a column.
     """
     scores = tables.read_parquet(folder / "detection" / "scores.parquet")
     texts = [
@@ -41,7 +46,7 @@ def read(folder: Path) -> Run:
         ).assign(dataset=name)
         for name in scores["dataset"].unique()
     ]
-    return Run(
+    return FinishedRun(
         registry.read(folder / "evaluation" / "metrics.csv", registry.METRICS),
         registry.read(folder / "evaluation" / "ledger.csv", registry.LEDGER),
         paired.RunScores(scores, pd.concat(texts, ignore_index=True)),
@@ -49,68 +54,73 @@ def read(folder: Path) -> Run:
 
 
 def write(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, FinishedRun],
     folder: Path,
     controls: Sequence[str],
     settings: EvaluationSettings,
     seed: int,
 ) -> None:
-    """Write metrics.csv, differences.csv and comparison.html of several runs into a folder."""
+    """Write metrics.csv, differences.csv and comparison.html of several runs to `folder`."""
     differences = paired.differences(
         {name: run.scored for name, run in runs.items()}, controls, settings, seed
     )
-    for name, found in (
+    for name, content in (
         ("metrics.csv", table({name: run.metrics for name, run in runs.items()})),
         ("differences.csv", differences),
     ):
         with files.atomic_write(folder / name) as stream:
-            tables.write_csv(found, stream)
+            tables.write_csv(content, stream)
     with files.atomic_write(folder / "comparison.html") as stream:
-        stream.write(render(runs, differences, controls, ghosttrack.__version__))
+        stream.write(render(runs, differences, ghosttrack.__version__))
 
 
 def table(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """metrics.csv of every model with a column `model` before the others, models in the order given."""
+    """The metrics of all models, one below the other, with `model` as the first column."""
     return pd.concat(
-        [found.assign(model=name)[["model", *found.columns]] for name, found in metrics.items()]
+        [part.assign(model=name)[["model", *part.columns]] for name, part in metrics.items()]
     )
 
 
-def render(
-    runs: Mapping[str, Run], differences: pd.DataFrame, controls: Sequence[str], version: str
-) -> str:
-    """The page as HTML text: verdicts, paired differences, a forest plot of the detectors, the shown scores, the headline claim.
+def render(runs: Mapping[str, FinishedRun], differences: pd.DataFrame, version: str) -> str:
+    """The page as HTML text.
 
     Args:
-        runs: by model; differences: of paired.differences; controls: data sets that are positive controls; version: GhostTrack's.
+        runs: by model.
+        differences: as returned by `paired.differences`.
+        version: of GhostTrack.
     """
     models, metrics = list(runs), {name: run.metrics for name, run in runs.items()}
-    datasets = list(dict.fromkeys(name for found in metrics.values() for name in found["dataset"]))
-    rows = {name: run.ledger.to_dict("records") for name, run in runs.items()}
-    kinds = {
-        name: registry.kinds(found, _single(found), list(controls))
-        for name, found in metrics.items()
-    }
+    # Pooled rows first.
+    datasets = sorted(
+        dict.fromkeys(name for part in metrics.values() for name in part["dataset"]),
+        key=lambda name: name not in page.POOLS,
+    )
+    ledgers = {name: run.ledger.to_dict("records") for name, run in runs.items()}
     looks = [
         (KINDS[number % len(KINDS)], MARKERS[number % len(MARKERS)])
         for number in range(len(models))
     ]
+    pairs = [_paired(differences, *pair, datasets) for pair in combinations(models, 2)]
+    key_rows = [pair["detector"] for pair in pairs if pair["detector"]][:KEY_PAIRS]
     return page.page(
         "comparison.html",
         models=models,
         version=version,
-        summaries={name: verdicts.summary(rows[name], kinds[name]) for name in models},
+        summary=summary(ledgers),
+        key_claims=[_key_claim(row) for row in key_rows],
+        difference_axis=verdicts.difference_axis(key_rows),
+        summaries={name: verdicts.summary(ledgers[name]) for name in models},
         series=[
             {"label": name, "kind": kind, "marker": marker}
             for name, (kind, marker) in zip(models, looks, strict=True)
         ],
-        scale=page.scale_of(pd.concat(list(metrics.values()))),
-        forest=[_lane(metrics, dataset, looks) for dataset in datasets],
-        paired=[_paired(differences, *pair, datasets) for pair in combinations(models, 2)],
-        columns=[_capital(registry.label(shown.name)) for shown in registry.SHOWN],
+        axis=page.auroc_axis(pd.concat(list(metrics.values()))),
+        forest=[_forest_row(metrics, dataset, looks) for dataset in datasets],
+        paired=pairs,
+        columns=[verdicts.capital(registry.label(shown.name)) for shown in registry.SHOWN],
         scores=[
             {
-                "title": _capital(registry.label(shown.name)),
+                "title": verdicts.capital(registry.label(shown.name)),
                 "rows": _rows(metrics, datasets, shown.name),
             }
             for shown in registry.SHOWN
@@ -118,93 +128,104 @@ def render(
         claims=[
             {
                 "dataset": page.POOLS.get(dataset, dataset),
-                "cells": [verdicts.find(rows[name], dataset, registry.HEADLINE) for name in models],
+                "cells": [
+                    verdicts.find(rows, dataset, registry.HEADLINE) for rows in ledgers.values()
+                ],
             }
             for dataset in datasets
         ],
     )
 
 
+def summary(ledgers: Mapping[str, Sequence[verdicts.Row]]) -> str:
+    """In how many models the headline claim is established, in one sentence."""
+    parts = []
+    for name, scope in verdicts.SCOPES.items():
+        results = [verdicts.row_of(rows, name, registry.HEADLINE) for rows in ledgers.values()]
+        judged = [row["verdict"] for row in results if row]
+        if judged:
+            won = judged.count(registry.ESTABLISHED)
+            models = "model" if len(judged) == 1 else "models"
+            parts.append(f"on {scope} in {won} of {len(judged)} {models}")
+    if not parts:
+        return "No data set here supports a claim."
+    return f"The detector beats its best control {' and '.join(parts)}."
+
+
+def _key_claim(row: Mapping[str, Any]) -> verdicts.ClaimText:
+    """The mean difference of two detectors over their shared given texts."""
+    reason = (
+        "" if row["verdict"] == registry.ESTABLISHED else f" {verdicts.capital(row['reason'])}."
+    )
+    return verdicts.ClaimText(
+        f"{row['model']} against {row['reference']}",
+        row["verdict"],
+        f"Detector AUROC {row['auroc_model']:.3f} against {row['auroc_reference']:.3f} "
+        f"on {row['n']:,} shared texts.{reason}",
+        "",
+        Point(
+            "difference",
+            str(row["verdict"]).replace(" ", "-"),
+            "o",
+            row["difference"],
+            row["difference_low"],
+            row["difference_high"],
+        ),
+    )
+
+
 def _paired(
     differences: pd.DataFrame, reference: str, model: str, datasets: Sequence[str]
 ) -> dict[str, Any]:
-    """Two models: a sentence on the detector's mean difference, and a row per data set that they share."""
-    own = differences[(differences["reference"] == reference) & (differences["model"] == model)]
-    cells = {(row["dataset"], row["score"]): row for row in own.to_dict("records")}
-    named = sorted(
-        set(own["dataset"]), key=lambda name: (name != registry.ALL_GIVEN, datasets.index(name))
+    """Two models: a row per shared data set, and the mean difference of their detectors."""
+    pair = differences[(differences["reference"] == reference) & (differences["model"] == model)]
+    cells = {(row["dataset"], row["score"]): row for row in pair.to_dict("records")}
+    shared = sorted(
+        set(pair["dataset"]), key=lambda name: (name != registry.ALL_GIVEN, datasets.index(name))
     )
     rows = []
-    for name in named:
-        found = [cells.get((name, shown.name)) for shown in registry.SHOWN]
-        any_row = next(row for row in found if row)
+    for name in shared:
+        by_score = [cells.get((name, shown.name)) for shown in registry.SHOWN]
+        first = next(row for row in by_score if row)
         rows.append(
             {
                 "dataset": page.POOLS.get(name, name),
-                "n": any_row["n"],
-                "share": any_row["share"],
-                "cells": found,
+                "n": first["n"],
+                "share": first["share"],
+                "cells": by_score,
             }
         )
+    detector = cells.get((registry.ALL_GIVEN, registry.DETECTOR))
+    known = detector is not None and not math.isnan(detector["difference"])
     return {
         "reference": reference,
         "model": model,
         "rows": rows,
-        "sentence": _sentence(cells, reference, model),
+        "detector": detector if known else None,
     }
 
 
-def _sentence(
-    cells: Mapping[tuple[str, str], Mapping[str, Any]], reference: str, model: str
-) -> str:
-    row = cells.get((registry.ALL_GIVEN, registry.DETECTOR))
-    if row is None or math.isnan(row["difference"]):
-        return ""
-    interval = (
-        f"{numbers.signed(row['difference_low'])} to {numbers.signed(row['difference_high'])}"
-    )
-    text = f"On the {row['n']:,} texts that both have, the detector of {model} reaches a mean AUROC of {row['auroc_model']:.3f}, that of {reference} {row['auroc_reference']:.3f}"
-    verdict = (
-        row["verdict"]
-        if row["verdict"] == registry.ESTABLISHED
-        else f"{row['verdict']}: {row['reason']}"
-    )
-    return f"{text}: a difference of {numbers.signed(row['difference'])} ({interval}), {verdict}."
-
-
-def _single(metrics: pd.DataFrame) -> list[str]:
-    return [name for name in dict.fromkeys(metrics["dataset"]) if name not in page.POOLS]
-
-
 def _rows(
-    metrics: Mapping[str, pd.DataFrame], datasets: Sequence[str], score_name: str
+    metrics: Mapping[str, pd.DataFrame], datasets: Sequence[str], score: str
 ) -> list[dict[str, Any]]:
+    """A row per data set with the metrics of one score in every model."""
     return [
         {
             "dataset": page.POOLS.get(dataset, dataset),
-            "cells": [registry.row_of(found, dataset, score_name) for found in metrics.values()],
+            "cells": [registry.row_of(part, dataset, score) for part in metrics.values()],
         }
         for dataset in datasets
     ]
 
 
-def _lane(
+def _forest_row(
     metrics: Mapping[str, pd.DataFrame], dataset: str, looks: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
+    """The detectors of all models on one data set."""
     points = [
         page.point(row, name, kind, marker)
-        for (name, found), (kind, marker) in zip(metrics.items(), looks, strict=True)
-        if (row := registry.row_of(found, dataset, registry.DETECTOR))
+        for (name, part), (kind, marker) in zip(metrics.items(), looks, strict=True)
+        if (row := registry.row_of(part, dataset, registry.DETECTOR))
     ]
     name = page.POOLS.get(dataset, dataset)
-    spoken = ", ".join(f"{each.label} {numbers.score(each.value)}" for each in points)
-    return {
-        "name": name,
-        "points": points,
-        "note": "",
-        "alt": f"AUROC of the detector on {name}: {spoken}",
-    }
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return {"name": name, "points": points, "note": "", "alt": page.alt_text(name, points)}

@@ -1,6 +1,6 @@
-"""What a run took: time and memory of its jobs from Snakemake's benchmark tables, and disk by kind of output.
+"""Cost of a run: time and memory from Snakemake's benchmark tables, disk by kind of output.
 
-Times differ from run to run, so all of this lies in benchmarks/ and none of it in the report, which two runs give byte for byte.
+Times differ between runs, so they are kept in benchmarks/, apart from the reproducible report.
 """
 
 import csv
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ghosttrack.planning.run_state import PHASES
 
-# Steps of the pipeline with their rules; a rule of no step is shown under the last.
+# Rules by step of the pipeline; any other rule belongs to the last step.
 STEPS = {
     "fetch": ("fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions"),
     "generate": ("generate_answers",),
@@ -38,7 +38,7 @@ STEPS = {
     "report": ("check_results", "check_claims", "draw_figures", "write_report", "write_explorer"),
     "on request": (),
 }
-# Kinds of output with what lies in the run's folder; files of the folder itself are pages and tables.
+# Names in the run's folder by kind of output; any other name is of the last kind.
 KINDS = {
     "model": ("model",),
     "training activations": ("activations",),
@@ -61,9 +61,9 @@ KINDS = {
 
 
 class Cost(NamedTuple):
-    """Jobs of one rule: seconds summed over them, the peak of any one, and the job that took longest.
+    """All jobs of one rule: seconds are sums, peak_rss_mb is the maximum over jobs.
 
-    cpu_seconds, peak_rss_mb: NaN where no job lived long enough to be looked at.
+    cpu_seconds and peak_rss_mb are NaN if every job ended before its first sample.
     """
 
     step: str
@@ -76,8 +76,8 @@ class Cost(NamedTuple):
     longest_seconds: float
 
 
-class Disk(NamedTuple):
-    """Bytes of one kind of output, and the number of its files."""
+class DiskUse(NamedTuple):
+    """Size of the files of one kind of output, and their number."""
 
     kind: str
     bytes: int
@@ -85,39 +85,39 @@ class Disk(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Bytes that training and held-out activations take together at most, and may take; allowed 0: as they like."""
+    """Planned and allowed peak of the activations in bytes; allowed 0: no limit."""
 
     planned: int
     allowed: int
 
 
 def of_jobs(folder: Path) -> list[Cost]:
-    """Costs of every rule with tables in a run's benchmarks/, in the order of the pipeline."""
-    found: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    """Costs of all rules with tables in `folder`, a run's benchmarks/, in pipeline order."""
+    jobs_of: dict[str, list[tuple[str, dict[str, str]]]] = {}
     for path in sorted([*folder.glob("*.tsv"), *folder.glob("*/*.tsv")]):
         if path.name.endswith(".gpu.tsv"):
             continue
-        alone = path.parent == folder
+        single = path.parent == folder  # the only job of its rule
         with path.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
         if rows:
-            found.setdefault(path.stem if alone else path.parent.name, []).append(
-                ("" if alone else path.stem, rows[-1])
+            jobs_of.setdefault(path.stem if single else path.parent.name, []).append(
+                ("" if single else path.stem, rows[-1])
             )
     step_of = {rule: step for step, rules in STEPS.items() for rule in rules}
-    order = {rule: place for place, rule in enumerate(PHASES)}
+    order = {rule: number for number, rule in enumerate(PHASES)}
     steps = list(STEPS)
-    costs = [_cost(step_of.get(rule, steps[-1]), rule, jobs) for rule, jobs in found.items()]
+    costs = [_cost(step_of.get(rule, steps[-1]), rule, jobs) for rule, jobs in jobs_of.items()]
     return sorted(
         costs,
-        key=lambda each: (steps.index(each.step), order.get(each.rule, len(order)), each.rule),
+        key=lambda cost: (steps.index(cost.step), order.get(cost.rule, len(order)), cost.rule),
     )
 
 
 def _cost(step: str, rule: str, jobs: Sequence[tuple[str, dict[str, str]]]) -> Cost:
     wall = [_number(row, "s") for _, row in jobs]
     cpu, memory = ([_number(row, key) for _, row in jobs] for key in ("cpu_time", "max_rss"))
-    longest = max(range(len(jobs)), key=lambda place: wall[place])
+    longest = max(range(len(jobs)), key=wall.__getitem__)
     return Cost(
         step,
         rule,
@@ -133,7 +133,7 @@ def _cost(step: str, rule: str, jobs: Sequence[tuple[str, dict[str, str]]]) -> C
 def _number(row: dict[str, str], key: str) -> float:
     try:
         return float(row.get(key) or "nan")
-    except ValueError:  # NA: the job was over before anyone looked
+    except ValueError:  # NA: the job ended before its first sample
         return math.nan
 
 
@@ -147,43 +147,43 @@ def _sum(values: Iterable[float]) -> float:
 
 
 def by_step(costs: Sequence[Cost]) -> list[Cost]:
-    """The same with the rules of a step together; its longest job with the rule before its name."""
-    found = []
+    """Costs summed over the rules of each step; the longest job is named RULE JOB."""
+    steps = []
     for step in STEPS:
-        own = [each for each in costs if each.step == step]
-        if own:
-            longest = max(own, key=lambda each: each.longest_seconds)
+        rules = [cost for cost in costs if cost.step == step]
+        if rules:
+            longest = max(rules, key=lambda cost: cost.longest_seconds)
             name = f"{longest.rule} {longest.longest_job}".strip()
-            found.append(
+            steps.append(
                 Cost(
                     step,
                     "",
-                    sum(each.jobs for each in own),
-                    _sum(each.cpu_seconds for each in own),
-                    sum(each.wall_seconds for each in own),
-                    max(_known(each.peak_rss_mb for each in own), default=math.nan),
+                    sum(cost.jobs for cost in rules),
+                    _sum(cost.cpu_seconds for cost in rules),
+                    sum(cost.wall_seconds for cost in rules),
+                    max(_known(cost.peak_rss_mb for cost in rules), default=math.nan),
                     name,
                     longest.longest_seconds,
                 )
             )
-    return found
+    return steps
 
 
-def of_disk(home: Path) -> list[Disk]:
-    """What lies in a run's folder, by kind; kinds that it has nothing of are left out. Links are not followed."""
+def of_disk(home: Path) -> list[DiskUse]:
+    """Disk use of a run's folder by kind of output, without empty kinds. Links are not followed."""
     kind_of = {name: kind for kind, names in KINDS.items() for name in names}
     total = {kind: [0, 0] for kind in KINDS}
-    for place, _, names in os.walk(home):
-        inside = Path(place).relative_to(home).parts
+    for folder, _, names in os.walk(home):
+        inside = Path(folder).relative_to(home).parts
         for name in names:
             counted = total[kind_of.get((*inside, name)[0], "other")]
-            counted[0] += (Path(place) / name).lstat().st_size
+            counted[0] += (Path(folder) / name).lstat().st_size
             counted[1] += 1
-    return [Disk(kind, *counted) for kind, counted in total.items() if counted[1]]
+    return [DiskUse(kind, *counted) for kind, counted in total.items() if counted[1]]
 
 
 def render(
-    model: str, costs: Sequence[Cost], disk: Sequence[Disk], budget: Budget, version: str
+    model: str, costs: Sequence[Cost], disk: Sequence[DiskUse], budget: Budget, version: str
 ) -> str:
     """The page as HTML text."""
     from ghosttrack.report.page import page
@@ -197,10 +197,10 @@ def render(
         costs=costs,
         disk=disk,
         budget=budget,
-        cpu=_sum(each.cpu_seconds for each in costs),
-        wall=sum(each.wall_seconds for each in costs),
-        jobs=sum(each.jobs for each in costs),
-        bytes=sum(each.bytes for each in disk),
+        cpu=_sum(cost.cpu_seconds for cost in costs),
+        wall=sum(cost.wall_seconds for cost in costs),
+        jobs=sum(cost.jobs for cost in costs),
+        bytes=sum(kind.bytes for kind in disk),
         amount=amount,
         duration=lambda seconds: "\u2013" if math.isnan(seconds) else duration(seconds),
         memory=lambda megabytes: "\u2013" if math.isnan(megabytes) else amount(1e6 * megabytes),

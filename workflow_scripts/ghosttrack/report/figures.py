@@ -1,4 +1,4 @@
-"""The figures: one style, the same bytes for the same tables, as png, pdf and svg."""
+"""The figures of a run as png, pdf and svg, in one style. Equal tables give equal bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,18 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from ghosttrack import scores as registry
+from ghosttrack.detection import controls
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation.gates import GATES
 from ghosttrack.report import link_summary
 from ghosttrack.runtime import files
 
-# The report replaces these by its own colours, so that a dark page has light lines.
+# `pictures.COLOURS` replaces these on a page by colours that follow its light or dark theme.
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
 DETECTOR_COLOUR, GATE_COLOUR, ANSWER_COLOUR, NULL_COLOUR = (
     shown.colour for shown in registry.SHOWN
 )
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters everywhere
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -50,26 +51,37 @@ STYLE: dict[str, Any] = {
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
     "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # real text in the pdf, not outlines
+    "pdf.fonttype": 42,  # text, not outlines
     "svg.fonttype": "none",
-    "svg.hashsalt": "ghosttrack",  # without it every svg has new ids
+    "svg.hashsalt": "ghosttrack",  # without a fixed salt every svg has new ids
 }
 (L0_GATE,) = (gate for gate in GATES if gate.key == "l0")
-# A date in the file would make two equal runs differ.
+# No dates, which would make two equal runs differ.
 METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-# More points are invisible at this size and make the report heavy.
+# Points per curve: more are invisible at this size and enlarge the report.
 CURVE_POINTS = 150
 COLUMNS = 3
-# Of fewer texts than this share a risk is a handful of coin tosses.
+# Below this coverage the risk is an average over a handful of texts.
 LEAST_COVERAGE = 0.02
-# Dashes and width of the shown scores' curves, so that they differ without colour too.
+# Dash pattern and width of the curves of registry.SHOWN, which differ without colour too.
 LINES = (("-", 1.8), ("--", 1.1), ("-.", 1.1), (":", 1.3))
+REGRESSION_COLOUR = "#8a3ab9"
+# The scores of the summary: names of which the best is shown, label, colour, marker.
+SUMMARY = (
+    ((registry.TEXT_ONLY,), "text alone", NULL_COLOUR, "^"),
+    (tuple(controls.UNTRAINED), "best single output score", GATE_COLOUR, "s"),
+    ((registry.OUTPUT_REGRESSION,), "output regression", REGRESSION_COLOUR, "v"),
+    (("raw_probe",), "raw-activation probe", ANSWER_COLOUR, "D"),
+    ((registry.DETECTOR,), "detector", DETECTOR_COLOUR, "o"),
+)
+SUMMARY_POOLS = {registry.ALL_GIVEN: "all given\ntexts", registry.ALL_GENERATED: "all own\nanswers"}
 
 
-class Inputs(NamedTuple):
-    """What the figures are drawn from.
+class FigureInputs(NamedTuple):
+    """Tables that the figures are drawn from.
 
-    `quality` and `neighbours` are keyed by layer, `signals` by (data set, variant); `answers` is saes/answers.csv.
+    `quality` and `neighbours` are keyed by layer, `signals` by (data set, variant).
+    `answers` is saes/answers.csv, `firings` neighbours/links.csv.
     """
 
     metrics: pd.DataFrame
@@ -84,18 +96,18 @@ class Inputs(NamedTuple):
     firings: pd.DataFrame | None = None
 
 
-def draw(inputs: Inputs, outputs: Sequence[Path]) -> None:
-    """Write each of `outputs`: its stem names the figure, its ending the format.
+def draw(inputs: FigureInputs, outputs: Sequence[Path]) -> None:
+    """Write each of `outputs`: the stem names the figure, the suffix the format.
 
     Raises:
-        UserError: for a figure or format that does not exist.
+        UserError: a figure or a format does not exist.
     """
     by_stem: dict[str, list[Path]] = {}
     for path in outputs:
         if path.stem not in FIGURES or path.suffix[1:] not in METADATA:
             raise UserError(
-                f"figures: {path.name} is not known; expected one of {', '.join(FIGURES)} "
-                f"ending in .{', .'.join(METADATA)}"
+                f"figures: unknown file {path.name}; expected one of {', '.join(FIGURES)} "
+                f"with the suffix .{', .'.join(METADATA)}"
             )
         by_stem.setdefault(path.stem, []).append(path)
     for stem, paths in by_stem.items():
@@ -103,14 +115,13 @@ def draw(inputs: Inputs, outputs: Sequence[Path]) -> None:
 
 
 def write(make: Callable[..., Figure], arguments: Sequence[Any], paths: Sequence[Path]) -> None:
-    """Draw the figure that `make` gives for `arguments`, in the house style, and write it to every path."""
+    """Draw the figure `make(*arguments)` in the common style and write it to every path."""
     with matplotlib.rc_context(STYLE):
         figure = make(*arguments)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, the same in every format
-        for axes in (
-            figure.axes
-        ):  # the solver's last digit varies from run to run, and names what it clips in an svg
+        figure.set_layout_engine("none")  # the same layout in every format
+        # The last digit of the layout varies between runs, and clip ids of an svg depend on it.
+        for axes in figure.axes:
             axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)))
         for path in paths:
             save(figure, path)
@@ -123,8 +134,65 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(stream, format=kind, metadata=METADATA[kind], transparent=kind == "svg")
 
 
-def auroc(inputs: Inputs) -> Figure:
-    """AUROC with its interval, a lane per data set, a mark per score."""
+def summary(inputs: FigureInputs) -> Figure:
+    """AUROC of the five scores of SUMMARY, pooled and per data set: the figure of the run."""
+    scopes = [name for name in SUMMARY_POOLS if _is_pool(inputs, name)]
+    pools = len(scopes)
+    scopes += [name for name in inputs.datasets if _best(inputs, name, (registry.DETECTOR,))]
+    figure = Figure(figsize=(10, 4.1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
+    if pools and pools < len(scopes):
+        axes.axvline(pools - 0.5, color=MUTED, lw=0.8)
+    for number, (names, label, colour, marker) in enumerate(SUMMARY):
+        points = [
+            (place + 0.15 * (number - 2), row)
+            for place, scope in enumerate(scopes)
+            if (row := _best(inputs, scope, names))
+        ]
+        x, rows = [x for x, _ in points], [row for _, row in points]
+        low, high = ([row[f"auroc_{end}"] for row in rows] for end in ("low", "high"))
+        axes.vlines(x, low, high, color=colour, lw=2)
+        values = [row["auroc"] for row in rows]
+        axes.plot(x, values, marker, color=colour, label=label, ls="", ms=6.5)
+    axes.set_xticks(
+        range(len(scopes)),
+        [SUMMARY_POOLS.get(name, _wrapped(name, 150 // len(scopes))) for name in scopes],
+    )
+    axes.tick_params(axis="x", length=0, labelcolor=INK)
+    for tick in axes.get_xticklabels()[:pools]:
+        tick.set_fontweight("bold")
+    axes.set_xlim(-0.5, max(len(scopes), 1) - 0.5)
+    axes.set_ylim(min(0.45, axes.dataLim.y0 - 0.02), 1.005)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("AUROC with interval (dashed: chance)")
+    figure.legend(loc="outside upper left", ncols=len(SUMMARY), handletextpad=0.2, fontsize=9)
+    return figure
+
+
+def _wrapped(name: str, width: int) -> str:
+    """A name in two lines if it is longer than `width` characters and has an underscore."""
+    return name.replace("_", "_\n", 1) if len(name) > width else name
+
+
+def _best(inputs: FigureInputs, dataset: str, names: Sequence[str]) -> dict[str, Any] | None:
+    """The metrics of the score with the highest AUROC of `names`; None if none has an AUROC."""
+    rows = [registry.row_of(inputs.metrics, dataset, name) for name in names]
+    known = [row for row in rows if row and not np.isnan(row["auroc"])]
+    return max(known, key=lambda row: row["auroc"], default=None)
+
+
+def _is_pool(inputs: FigureInputs, name: str) -> bool:
+    """Whether a pooled row exists and is not just the row of a single data set."""
+    pooled = _best(inputs, name, (registry.DETECTOR,))
+    single = [_best(inputs, dataset, (registry.DETECTOR,)) for dataset in inputs.datasets]
+    return pooled is not None and all(
+        (row["n"], row["auroc"]) != (pooled["n"], pooled["auroc"]) for row in single if row
+    )
+
+
+def auroc(inputs: FigureInputs) -> Figure:
+    """AUROC with its interval: a row per data set, a marker per score."""
     figure = Figure(figsize=(6.4, 0.9 + 0.62 * len(inputs.datasets)), layout="constrained")
     axes = figure.add_subplot()
     height = 0.72 / len(registry.SHOWN)
@@ -153,30 +221,29 @@ def auroc(inputs: Inputs) -> Figure:
     axes.set_ylim(len(inputs.datasets) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("AUROC, with interval (dashed: a coin toss)")
+    axes.set_xlabel("AUROC with interval (dashed: chance)")
     figure.legend(
         loc="outside upper left", ncols=len(registry.SHOWN), handletextpad=0.2, columnspacing=1.2
     )
     return figure
 
 
-def roc(inputs: Inputs) -> Figure:
+def roc(inputs: FigureInputs) -> Figure:
     """ROC curves, a panel per data set."""
     return _curves(inputs, "roc", "false positive rate", "true positive rate")
 
 
-def precision_recall(inputs: Inputs) -> Figure:
+def precision_recall(inputs: FigureInputs) -> Figure:
     """Precision-recall curves, a panel per data set; the dashed line is the prevalence."""
     return _curves(inputs, "pr", "recall", "precision")
 
 
-def _curves(inputs: Inputs, kind: str, x_label: str, y_label: str) -> Figure:
+def _curves(inputs: FigureInputs, kind: str, x_label: str, y_label: str) -> Figure:
     figure, panels = _panels(list(inputs.datasets))
     chosen = inputs.curves[inputs.curves["curve"] == kind]
     for dataset, axes in panels:
-        for shown, (dashes, width) in reversed(
-            list(zip(registry.SHOWN, LINES, strict=True))
-        ):  # the detector on top
+        # In reverse, so that the detector lies on top.
+        for shown, (dashes, width) in reversed(list(zip(registry.SHOWN, LINES, strict=True))):
             part = chosen[(chosen["dataset"] == dataset) & (chosen["score"] == shown.name)]
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
@@ -220,27 +287,24 @@ def _finished(figure: Figure, x_label: str, y_label: str) -> Figure:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most CURVE_POINTS points of a curve, its ends kept."""
-    kept = (
-        np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
-        if len(x)
-        else np.array([], int)
-    )
-    return x[kept], y[kept]
+    """At most CURVE_POINTS points of a curve, with its first and last point."""
+    if not len(x):
+        return x, y
+    chosen = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
+    return x[chosen], y[chosen]
 
 
-def calibration(inputs: Inputs) -> Figure:
-    """Observed share of hallucinations against predicted probability of the default detector, a panel per data set."""
+def calibration(inputs: FigureInputs) -> Figure:
+    """Observed fraction of hallucinations against the detector's probability, by data set."""
     figure, panels = _panels(list(inputs.datasets))
     chosen = inputs.calibration[inputs.calibration["score"] == registry.DETECTOR]
     for dataset, axes in panels:
         part = chosen[(chosen["dataset"] == dataset) & (chosen["n"] > 0)].sort_values("predicted")
-        part = part.astype(
-            {"predicted": float, "observed": float, "n": float}
-        )  # a table without rows has no types
+        # pandas reads a table without rows with dtype object.
+        part = part.astype({"predicted": float, "observed": float, "n": float})
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (3, 3)))
         axes.plot(part["predicted"], part["observed"], color=DETECTOR_COLOUR, lw=1.2)
-        # Area in proportion to the texts in a bin; the fullest bin has 40 square points.
+        # Marker area is proportional to the texts of a bin, at most 40 square points.
         axes.scatter(
             part["predicted"],
             part["observed"],
@@ -255,13 +319,13 @@ def calibration(inputs: Inputs) -> Figure:
             xticks=(0, 0.5, 1),
             yticks=(0, 0.5, 1),
         )
-    return _finished(figure, "predicted probability", "observed share")
+    return _finished(figure, "predicted probability", "observed fraction")
 
 
-def sae_quality(inputs: Inputs) -> Figure:
-    """Unexplained variance of every layer's SAE beside PCA and a random dictionary, its cost in the model, its L0.
+def sae_quality(inputs: FigureInputs) -> Figure:
+    """FVU of every layer's SAE beside PCA and a random dictionary, its effect when spliced in, L0.
 
-    Variance and L0 on answer tokens too.
+    FVU and L0 are also shown on answer tokens.
     """
     layers = sorted(inputs.quality)
     answers = (
@@ -278,7 +342,7 @@ def sae_quality(inputs: Inputs) -> Figure:
     lines = (
         ("fvu", "SAE", DETECTOR_COLOUR, "o", "-"),
         ("fvu_token_median", "SAE, median token", DETECTOR_COLOUR, "o", ":"),
-        ("pca_fvu", "PCA of equal size", GATE_COLOUR, "s", "-"),
+        ("pca_fvu", "PCA, L0 components", GATE_COLOUR, "s", "-"),
         ("random_fvu", "random dictionary", NULL_COLOUR, "^", "-"),
     )
     for key, label, colour, marker, dashes in lines:
@@ -293,7 +357,7 @@ def sae_quality(inputs: Inputs) -> Figure:
         mfc=PAPER,
         label="SAE, median answer token",
     )
-    left.set(title="Unexplained (FVU)", xlabel="layer")
+    left.set(title="Unexplained variance (FVU)", xlabel="layer")
     figure.legend(loc="outside upper left", ncols=3)
     middle.plot(layers, values("kl_div_with_sae"), "o-", color=DETECTOR_COLOUR, label="KL")
     middle.errorbar(
@@ -306,7 +370,7 @@ def sae_quality(inputs: Inputs) -> Figure:
         elinewidth=1,
         label="\N{GREEK CAPITAL LETTER DELTA}CE",
     )
-    middle.set(title="Cost in the model (nats)", xlabel="layer")
+    middle.set(title="Loss when spliced in (nats)", xlabel="layer")
     middle.legend(loc="center left")
     right.plot(layers, values("l0"), "o-", color=DETECTOR_COLOUR)
     right.plot(layers, answers["l0"], "D-", color=ANSWER_COLOUR)
@@ -319,8 +383,11 @@ def sae_quality(inputs: Inputs) -> Figure:
     return figure
 
 
-def links(inputs: Inputs) -> Figure:
-    """Each layer pair: best-match similarity with its gate, and links per token, against permuted decoders."""
+def links(inputs: FigureInputs) -> Figure:
+    """Best-match decoder cosine with its gate, and links per token, for each pair of layers.
+
+    Permuted decoders are the null.
+    """
     pairs = link_summary.pairs(inputs.neighbours, sorted(inputs.quality))
     figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     axes, right = figure.subplots(1, 2)
@@ -336,12 +403,12 @@ def links(inputs: Inputs) -> Figure:
     axes.hlines(
         [pair.gate for pair in pairs], at - 0.32, at + 0.32, color=GATE_COLOUR, lw=1.6, label="gate"
     )
-    axes.set(xlabel="layers", ylabel="best-match similarity")
+    axes.set(xlabel="layers", ylabel="best-match decoder cosine")
     if inputs.firings is not None and len(inputs.firings) == len(pairs):
         right.plot(at, inputs.firings["links_per_token"], "o", color=DETECTOR_COLOUR, ls="")
         right.plot(at, inputs.firings["permuted_links_per_token"], "^", color=NULL_COLOUR, ls="")
     for flow in link_summary.flows(inputs.signals):
-        # Without links there is nothing to show, and random ones are as many by construction.
+        # `untracked` has no links; `random` has as many as the tracker by construction.
         if flow.variant in ("untracked", "random") or len(flow.layers) != len(pairs) + 1:
             continue
         colour = DETECTOR_COLOUR if flow.variant == "default" else NULL_COLOUR
@@ -369,13 +436,13 @@ def links(inputs: Inputs) -> Figure:
     return figure
 
 
-# Marker and line of each variant; open markers are links that an association chose.
+# Marker and line of each variant; open markers are links that the tracker chose.
 _TRACKED = {"default": "s", "permuted": "v", "random": "D", "shuffled": "o", "untracked": "x"}
 _DASHES = {"default": "-", "permuted": ":", "random": "--", "shuffled": "-."}
 
 
-def tracks(inputs: Inputs) -> Figure:
-    """Links per token and mean track length, a mark per data set, and how many tracks last; the tracker beside its nulls."""
+def tracks(inputs: FigureInputs) -> Figure:
+    """Links per token, mean track length and survival of tracks, of the tracker and its nulls."""
     summary = link_summary.tracks(inputs.signals)
     variants = list(dict.fromkeys(summary["variant"]))
     figure = Figure(figsize=(8.4, 1.3 + 0.34 * max(len(variants), 3)), layout="constrained")
@@ -401,12 +468,12 @@ def tracks(inputs: Inputs) -> Figure:
     for variant, share in link_summary.lengths(inputs.signals).items():
         colour = DETECTOR_COLOUR if variant == "default" else NULL_COLOUR
         name = "tracker" if variant == "default" else variant
-        seen = np.where(share > 0, share, np.nan)
+        positive = np.where(share > 0, share, np.nan)
         style = f"{_TRACKED.get(variant, 'x')}{_DASHES.get(variant, '-')}"
         lasting.plot(
-            np.arange(1, len(share) + 1), seen, style, color=colour, label=name, mfc="none"
+            np.arange(1, len(share) + 1), positive, style, color=colour, label=name, mfc="none"
         )
-    lasting.set(title="Tracks that last (layers)", yscale="log", ylabel="share of tracks")
+    lasting.set(title="Track survival (layers)", yscale="log", ylabel="fraction of tracks")
     lasting.set_xticks(
         range(1, 1 + max((len(line.get_xdata()) for line in lasting.lines), default=1))
     )
@@ -415,8 +482,8 @@ def tracks(inputs: Inputs) -> Figure:
     return figure
 
 
-def risk(inputs: Inputs) -> Figure:
-    """Share of wrong decisions among the texts that the detector is surest of, against how many it decides, by data set."""
+def risk(inputs: FigureInputs) -> Figure:
+    """Risk-coverage curves: fraction of wrong decisions among the most confident texts."""
     figure, panels = _panels(list(inputs.datasets))
     for dataset, axes in panels:
         for shown, (dashes, width) in reversed(list(zip(registry.SHOWN, LINES, strict=True))):
@@ -437,33 +504,36 @@ def risk(inputs: Inputs) -> Figure:
         ncols=len(registry.SHOWN),
         handletextpad=0.5,
     )
-    return _finished(figure, "share of texts decided, surest first", "share decided wrongly")
+    return _finished(
+        figure, "coverage: fraction of texts, most confident first", "risk: fraction wrong"
+    )
 
 
-def explanations(inputs: Inputs) -> Figure:
-    """How far the log-odds move when features are taken out of the running model: the named reasons beside others."""
+def explanations(inputs: FigureInputs) -> Figure:
+    """Mean change of the log-odds when named reasons or other features are ablated."""
     table = inputs.explanations
     counts = list(dict.fromkeys(table["features"]))
     figure = Figure(figsize=(6.4, 1.2 + 0.36 * max(1, len(table))), layout="constrained")
     axes = figure.add_subplot()
-    lanes, names = [], []
+    rows, names = [], []
     for place, (kind, part) in enumerate(table.groupby("removed", sort=False)):
         colour = (DETECTOR_COLOUR, GATE_COLOUR, NULL_COLOUR)[place % 3]
-        own = [(len(counts) + 1) * place + counts.index(count) for count in part["features"]]
-        axes.hlines(own, part["change_low"], part["change_high"], color=colour, lw=1.6)
-        axes.plot(part["change"], own, "osD"[place % 3], color=colour, ls="")
-        lanes += own
+        heights = [(len(counts) + 1) * place + counts.index(count) for count in part["features"]]
+        axes.hlines(heights, part["change_low"], part["change_high"], color=colour, lw=1.6)
+        axes.plot(part["change"], heights, "osD"[place % 3], color=colour, ls="")
+        rows += heights
         names += [f"{count} {kind}" for count in part["features"]]
-    axes.set_yticks(lanes, names)
+    axes.set_yticks(rows, names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.set_ylim(max(lanes, default=0) + 0.6, -0.6)
+    axes.set_ylim(max(rows, default=0) + 0.6, -0.6)
     axes.set_xlim(0, 1.08 * table["change_high"].max() if len(table) else 1)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("mean change of the log-odds when they are taken out")
+    axes.set_xlabel("mean change of the log-odds when ablated")
     return figure
 
 
-FIGURES: dict[str, Callable[[Inputs], Figure]] = {
+FIGURES: dict[str, Callable[[FigureInputs], Figure]] = {
+    "summary": summary,
     "auroc": auroc,
     "roc": roc,
     "pr": precision_recall,

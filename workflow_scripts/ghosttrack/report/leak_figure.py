@@ -1,4 +1,4 @@
-"""The figure of the leak: each score under the random pair split and under the grouped one, a lane per data set."""
+"""Figure of the leak reproduction: AUROC under the random pair split and the grouped split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _SCORES = ((NOISE, NULL_COLOUR, "o"), (SEEN, MUTED, "^"), (TEXT, GATE_COLOUR, "s
 
 
 def draw(table: pd.DataFrame, outputs: Sequence[Path]) -> None:
-    """Write the figure of leak_reproduction.csv to each of `outputs`; the ending names the format."""
+    """Draw `table`, leak_reproduction.csv, to each of `outputs`; the suffix names the format."""
     datasets = list(dict.fromkeys(table["dataset"]))
     means = table.groupby(["dataset", "score", "split"])["auroc"].mean()
     with matplotlib.rc_context(STYLE):
@@ -25,28 +25,22 @@ def draw(table: pd.DataFrame, outputs: Sequence[Path]) -> None:
         for position, (score_name, colour, marker) in enumerate(_SCORES):
             label = registry.get(score_name).label
             lanes = np.arange(len(datasets)) + 0.24 * (position - 1)
-            pairs, whole = (
+            random_pairs, grouped = (
                 [means[dataset, score_name, split] for dataset in datasets]
                 for split in (RANDOM_PAIRS, GROUPED)
             )
-            axes.hlines(lanes, whole, pairs, color=colour, lw=1.0)
-            axes.plot(pairs, lanes, marker, color=colour, ls="", label=f"{label}, pairs at random")
+            axes.hlines(lanes, grouped, random_pairs, color=colour, lw=1.0)
             axes.plot(
-                whole,
-                lanes,
-                marker,
-                color=colour,
-                mfc="white",
-                ls="",
-                label=f"{label}, groups whole",
+                random_pairs, lanes, marker, color=colour, ls="", label=f"{label}, random pairs"
+            )
+            axes.plot(
+                grouped, lanes, marker, color=colour, mfc="white", ls="", label=f"{label}, grouped"
             )
         axes.axvline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
         axes.set_yticks(range(len(datasets)), datasets)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set(
-            xlabel="AUROC (dashed: a coin toss)",
-            ylim=(len(datasets) - 0.5, -0.5),
-            xlim=(None, 1.02),
+            xlabel="AUROC (dashed: chance)", ylim=(len(datasets) - 0.5, -0.5), xlim=(None, 1.02)
         )
         axes.grid(axis="y", visible=False)
         figure.legend(

@@ -1,4 +1,4 @@
-"""What tracking found beside its nulls: similarity of linked layers, links per token, length of tracks."""
+"""Links and tracks of the tracker and its nulls: cosines, links per token, track lengths."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -7,27 +7,32 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-# Shown of a distribution: its middle and the range that holds nine features of ten.
+# Median and the range of 90 % of the features.
 QUANTILES = (0.05, 0.5, 0.95)
-# Columns of the signals tables.
+# Columns of the tables in signals/.
 LINKS, LENGTH = "linkage_links_per_token", "linkage_track_length"
 
 
 class Pair(NamedTuple):
-    """Best-match cosines of one layer pair: 5 %, 50 % and 95 % quantiles, and the gate a link must pass."""
+    """Best-match decoder cosines of two layers: QUANTILES of real and permuted decoders, gate."""
 
     lower: int
     upper: int
     real: tuple[float, float, float]
     null: tuple[float, float, float]
     gate: float
-    above: float  # share of the lower layer's features whose best match passes the gate
-    mutual: float  # share whose best match has this feature as its own best match
+    above: float  # fraction of the lower layer's features whose best match exceeds the gate
+    mutual: float  # fraction of features that are the best match of their best match
 
 
 def pairs(neighbours: Mapping[int, Mapping[str, np.ndarray]], layers: Sequence[int]) -> list[Pair]:
-    """One entry per adjacent pair of analysed layers, ascending."""
-    found = []
+    """One entry per pair of adjacent analysed layers, ascending.
+
+    Args:
+        neighbours: arrays of neighbours/layer_LL.npz by layer.
+        layers: the analysed layers, ascending.
+    """
+    pairs_of_layers = []
     for lower, upper in pairwise(layers):
         if lower not in neighbours:
             continue
@@ -36,8 +41,10 @@ def pairs(neighbours: Mapping[int, Mapping[str, np.ndarray]], layers: Sequence[i
         null = np.asarray(stored["null_best"], dtype=np.float64)
         gate = float(stored["gate"])
         shares = float(np.mean(real > gate)), float(np.mean(stored["mutual"]))
-        found.append(Pair(lower, upper, _quantiles(real), _quantiles(null), gate, *shares))
-    return found
+        pairs_of_layers.append(
+            Pair(lower, upper, _quantiles(real), _quantiles(null), gate, *shares)
+        )
+    return pairs_of_layers
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float, float]:
@@ -46,7 +53,7 @@ def _quantiles(values: np.ndarray) -> tuple[float, float, float]:
 
 
 class Flow(NamedTuple):
-    """Links into a layer from the analysed layers below it, per answer token, over all data sets of a variant."""
+    """Links per answer token into each layer, over all data sets of a variant."""
 
     variant: str
     layers: list[int]
@@ -54,45 +61,53 @@ class Flow(NamedTuple):
 
 
 def flows(signals: Mapping[tuple[str, str], pd.DataFrame]) -> list[Flow]:
-    """One entry per variant that visits the layers in their order, as the notes of the signals tables count the links."""
-    found: dict[str, tuple[list[int], np.ndarray, int]] = {}
+    """One entry per variant that visits the layers in ascending order.
+
+    Args:
+        signals: tables of signals/ by (data set, variant); their attributes hold the counts.
+    """
+    counts: dict[str, tuple[list[int], np.ndarray, int]] = {}
     for (_, variant), table in signals.items():
-        about = table.attrs
-        if "links" not in about or list(about["layers"]) != sorted(about["layers"]):
+        notes = table.attrs
+        if "links" not in notes or list(notes["layers"]) != sorted(notes["layers"]):
             continue
-        layers, links, rows = found.get(
-            variant, (list(about["layers"]), np.zeros(len(about["layers"])), 0)
+        layers, links, rows = counts.get(
+            variant, (list(notes["layers"]), np.zeros(len(notes["layers"])), 0)
         )
-        found[variant] = (
+        counts[variant] = (
             layers,
-            links + np.asarray(about["links"], dtype=np.float64),
-            rows + int(about["rows"]),
+            links + np.asarray(notes["links"], dtype=np.float64),
+            rows + int(notes["rows"]),
         )
     return [
         Flow(variant, layers, links / max(rows, 1))
-        for variant, (layers, links, rows) in found.items()
+        for variant, (layers, links, rows) in counts.items()
     ]
 
 
 def lengths(signals: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, np.ndarray]:
-    """Share of tracks with at least 1, 2, ... detections, by variant, over all data sets; those without tracks are left out."""
-    found: dict[str, np.ndarray] = {}
+    """Fraction of tracks with at least 1, 2, ... detections by variant, over all data sets.
+
+    Variants without tracks are left out.
+    """
+    counts: dict[str, np.ndarray] = {}
     for (_, variant), table in signals.items():
         if "track_lengths" in table.attrs:
-            counted = np.asarray(table.attrs["track_lengths"], dtype=np.float64)
-            found[variant] = found.get(variant, np.zeros(len(counted))) + counted
+            lengths_here = np.asarray(table.attrs["track_lengths"], dtype=np.float64)
+            counts[variant] = counts.get(variant, np.zeros(len(lengths_here))) + lengths_here
     return {
-        variant: np.cumsum(each[::-1])[::-1] / each.sum()
-        for variant, each in found.items()
-        if each.sum() > 0
+        variant: np.cumsum(count[::-1])[::-1] / count.sum()
+        for variant, count in counts.items()
+        if count.sum() > 0
     }
 
 
 def tracks(signals: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """Mean links per token and track length: columns dataset, variant, links, length.
+    """Mean links per token and mean track length: columns dataset, variant, links, length.
 
     Args:
-        signals: signals tables by (data set, variant); those without the linkage family are left out.
+        signals: tables of signals/ by (data set, variant); tables without linkage metrics are left
+            out.
     """
     rows: list[dict[str, Any]] = [
         {

@@ -1,4 +1,4 @@
-"""The report: one page that is complete in itself, verdict first. No script, no request, everything escaped."""
+"""The report: one self-contained HTML page, conclusion first. No script and no network request."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,15 @@ import yaml
 
 from ghosttrack import scores as registry
 from ghosttrack.report import link_summary, pictures, sae_quality
+from ghosttrack.report.lanes import Axis, Point, position
 from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
-from ghosttrack.report.verdicts import Verdict
+from ghosttrack.report.verdicts import Conclusions
 from ghosttrack.settings import code_digest
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Scores of the main table.
+# CSS class of each score of registry.SHOWN, in the same order.
+KINDS = ("detector", "output", "probe", "control")
+# Scores of the main table, with short headings.
 COLUMNS = (
     registry.DETECTOR,
     "answer_logprob_mean",
@@ -26,7 +29,7 @@ COLUMNS = (
     registry.TEXT_ONLY,
     registry.EMBEDDING_PROBE,
 )
-# Scores shown for every relation of generated answers.
+# Scores that are shown for every relation of generated answers.
 BY_RELATION = (
     registry.DETECTOR,
     "answer_logprob_sum",
@@ -40,64 +43,33 @@ BY_RELATION = (
 )
 PARTS = {
     "pooled": (
-        "Together",
-        "Means over data sets that carry claims; every data set counts the same.",
+        "Pooled",
+        "Mean over the data sets that support claims. Each data set has the same weight.",
     ),
-    "text_controlled": (
-        "Text-controlled data sets",
-        "The text does not give the label away: the text-only interval covers 0.5. These carry the weight.",
+    "strict": (
+        "Strict data sets",
+        "Text alone does not predict the label: its interval covers 0.5.",
     ),
     "generated": (
         "The model's own answers",
-        "The model answered questions, and its answers were marked. Answers differ in form too, so compare with text only.",
+        "The model answered questions and the answers were graded. Correct and wrong answers may "
+        "differ in wording, so compare with text only.",
     ),
     "leaky": (
-        "Sets whose text leaks",
-        "Text alone tells true from false to some degree: only what goes beyond it counts.",
+        "Data sets with a text leak",
+        "Text alone predicts the label to some degree. Only the gain over text only counts.",
     ),
     "control": (
         "Positive controls",
-        "Sets known to leak, kept to show that the controls catch it. They support no claim.",
+        "Data sets with a known leak. They show that the controls detect it and support no claim.",
     ),
-    "skipped": ("Not run", "Too little to train on; nothing can be said about these."),
+    "skipped": ("Not run", "Too few examples to train on."),
 }
 POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, own answers"}
-CONTENTS = (
-    ("claims", "Claims"),
-    ("datasets", "Data sets"),
-    ("leaks", "Leak audit"),
-    ("curves", "Curves"),
-    ("saes", "SAEs"),
-    ("tracks", "Links and tracks"),
-    ("explanations", "Explanations"),
-    ("scores", "All scores"),
-    ("words", "Words"),
-    ("provenance", "Provenance"),
-)
 
 
-class Point(NamedTuple):
-    """A mark with its whisker in a lane."""
-
-    label: str
-    kind: str
-    marker: str
-    value: float
-    low: float
-    high: float
-
-
-class Scale(NamedTuple):
-    """The shared axis of a forest plot."""
-
-    low: float
-    high: float
-    chance: float
-    ticks: list[float]
-
-
-class Inputs(NamedTuple):
-    """What the report shows; tables as pandas reads them, JSON files as they are, `quality` by layer."""
+class ReportInputs(NamedTuple):
+    """Tables and files of the report; `quality` is keyed by layer, `labels` by data set."""
 
     model: str
     metrics: pd.DataFrame
@@ -118,27 +90,26 @@ class Inputs(NamedTuple):
     code: str
 
 
-def render(inputs: Inputs) -> str:
-    """The page as HTML text; the same inputs give the same text."""
+def render(inputs: ReportInputs) -> str:
+    """The report as HTML text; equal inputs give equal text."""
     kinds = registry.kinds(inputs.metrics, list(inputs.datasets), list(inputs.controls))
-    scale = scale_of(inputs.metrics)
     members = {"pooled": _pools(inputs.metrics, kinds), **kinds._asdict()}
-    parts = [_part(inputs.metrics, name, members[name]) for name in PARTS if members[name]]
     return page(
         "report.html",
         model=inputs.model,
         random_weights=inputs.source.get("kind") == "random",
         version=inputs.version,
-        contents=CONTENTS,
-        verdict=Verdict.of(inputs.ledger, kinds),
+        conclusions=Conclusions.of(inputs.ledger, kinds),
         confidence=f"{100 * inputs.settings.get('evaluation', {}).get('confidence', 0.95):g} %",
         shown=[
             {"label": shown.label, "kind": shown.family, "marker": shown.marker}
             for shown in registry.SHOWN
         ],
-        columns=[{"score": name, "label": registry.get(name).heading} for name in COLUMNS],
-        parts_of_data=parts,
-        scale=scale,
+        columns=[{"name": name, "label": registry.get(name).heading} for name in COLUMNS],
+        parts_of_data=[
+            _part(inputs.metrics, name, members[name]) for name in PARTS if members[name]
+        ],
+        axis=auroc_axis(inputs.metrics),
         labels=_labels(inputs.labels),
         relations=_relations(inputs.relations),
         audit=_audit(inputs.leak_audit, inputs.datasets),
@@ -146,7 +117,7 @@ def render(inputs: Inputs) -> str:
         quality=sae_quality.section(inputs.quality, inputs.answers),
         pairs=inputs.pairs,
         explanations=_explanations(inputs.explanations),
-        all_scores=[_scores(inputs.metrics, dataset) for dataset in inputs.datasets],
+        all_scores=[_all_scores(inputs.metrics, dataset) for dataset in inputs.datasets],
         detector=registry.get(registry.DETECTOR).meaning,
         provenance=_provenance(inputs),
         settings=yaml.safe_dump(_plain(inputs.settings), sort_keys=True, allow_unicode=True),
@@ -154,7 +125,7 @@ def render(inputs: Inputs) -> str:
 
 
 def page(template: str, **values: Any) -> str:
-    """Fill a template of the package; whatever is not marked as safe is escaped."""
+    """Fill a template of TEMPLATES; every value that is not `Markup` is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -168,35 +139,34 @@ def page(template: str, **values: Any) -> str:
         "known": lambda value: not math.isnan(value),
         "count": lambda value: f"{int(value):,}",
         "percent": percent,
-        "at": at,
+        "position": position,
         "label": registry.label,
         "tick": lambda value: f"{value:g}".replace("-", MINUS),
     }
     return environment.get_template(template).render(values)
 
 
-def at(value: float, scale: Scale) -> str:
-    """Place on an axis in per cent of its length, kept inside; off the page when there is no number."""
-    if math.isnan(value):
-        return "-1000%"
-    return f"{100 * min(max((value - scale.low) / (scale.high - scale.low), 0.0), 1.0):.2f}%"
-
-
-def scale_of(metrics: pd.DataFrame) -> Scale:
+def auroc_axis(metrics: pd.DataFrame) -> Axis:
     """An AUROC axis from below the lowest shown interval to 1."""
-    shown = metrics[metrics["score"].isin([each.name for each in registry.SHOWN])]
+    shown = metrics[metrics["score"].isin([shown.name for shown in registry.SHOWN])]
     lowest = np.nanmin([0.45, *shown["auroc_low"].to_numpy(float)])
     low = math.floor(10 * max(float(lowest), 0.0)) / 10
-    return Scale(low, 1.0, 0.5, [tick / 10 for tick in range(round(10 * low), 11)])
+    return Axis(low, 1.0, 0.5, [tick / 10 for tick in range(round(10 * low), 11)])
 
 
 def point(row: Mapping[str, Any], label: str, kind: str, marker: str) -> Point:
-    """The AUROC of a row of metrics.csv as a mark."""
+    """The AUROC of a row of metrics.csv as a point."""
     return Point(label, kind, marker, row["auroc"], row["auroc_low"], row["auroc_high"])
 
 
+def alt_text(name: str, points: Sequence[Point]) -> str:
+    """The points of one data set for a screen reader."""
+    values = ", ".join(f"{point.label} {score(point.value)}" for point in points)
+    return f"AUROC on {name}: {values}"
+
+
 def _pools(metrics: pd.DataFrame, kinds: registry.DatasetKinds) -> list[str]:
-    """Names of the pooled rows that stand for more than one data set."""
+    """Names of the pooled rows that summarise more than one data set."""
     sizes = {
         registry.ALL_GIVEN: len(kinds.text_controlled) + len(kinds.leaky),
         registry.ALL_GENERATED: len(kinds.generated),
@@ -209,80 +179,76 @@ def _pools(metrics: pd.DataFrame, kinds: registry.DatasetKinds) -> list[str]:
 
 
 def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, Any]:
+    """One group of data sets: a row of the table and a row of the forest plot for each."""
     title, about = PARTS[name]
     rows: list[dict[str, Any]] = []
     forest: list[dict[str, Any]] = []
     for dataset in datasets:
-        scores = {
-            score_name: registry.row_of(metrics, dataset, score_name) for score_name in COLUMNS
-        }
+        scores = {column: registry.row_of(metrics, dataset, column) for column in COLUMNS}
         detector = scores[registry.DETECTOR] or dict.fromkeys(registry.METRICS, float("nan")) | {
             "n": 0,
             "groups": 0,
         }
         points = [
-            point(row, shown.label, shown.family, shown.marker)
-            for shown in registry.SHOWN
+            point(row, shown.label, kind, shown.marker)
+            for shown, kind in zip(registry.SHOWN, KINDS, strict=True)
             if (row := scores[shown.name])
         ]
-        shown_name = POOLS.get(dataset, dataset) if name == "pooled" else dataset
+        label = POOLS.get(dataset, dataset) if name == "pooled" else dataset
         note = f"{int(detector['n']):,} texts, {int(detector['groups']):,} groups"
         if math.isnan(detector["auroc"]) and isinstance(detector.get("reason"), str):
             note += f"; not run: {detector['reason']}"
-        rows.append({"dataset": shown_name, "scores": scores, "detector": detector})
+        rows.append({"dataset": label, "scores": scores, "detector": detector})
         forest.append(
-            {
-                "name": shown_name,
-                "points": points,
-                "note": note,
-                "alt": f"AUROC on {shown_name}: "
-                + ", ".join(f"{each.label} {score(each.value)}" for each in points),
-            }
+            {"name": label, "points": points, "note": note, "alt": alt_text(label, points)}
         )
     scored = any(not math.isnan(row["detector"]["auroc"]) for row in rows)
     return {"title": title, "about": about, "rows": rows, "forest": forest, "scored": scored}
 
 
 def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of marked answers per data set; empty when nothing was generated."""
+    """Numbers of graded answers per data set; {} if no answers were generated."""
     if not labels:
         return {}
     columns = [key for key, value in next(iter(labels.values())).items() if isinstance(value, int)]
     return {
         "columns": columns,
         "rows": [
-            {"name": name, "counts": [found.get(key, 0) for key in columns]}
-            for name, found in labels.items()
+            {"name": name, "counts": [counts.get(key, 0) for key in columns]}
+            for name, counts in labels.items()
         ],
     }
 
 
 def _relations(metrics: pd.DataFrame) -> dict[str, Any]:
-    """Scores of `BY_RELATION` on every relation of generated answers; {} without any."""
-    names = list(dict.fromkeys(metrics["dataset"]))
+    """The scores of `BY_RELATION` on every relation of generated answers; {} without relations."""
     rows = []
-    for name in names:
-        found = {
-            score_name: registry.row_of(metrics, name, score_name) for score_name in BY_RELATION
-        }
-        detector = found[registry.DETECTOR]
+    for name in dict.fromkeys(metrics["dataset"]):
+        scores = {column: registry.row_of(metrics, name, column) for column in BY_RELATION}
+        detector = scores[registry.DETECTOR]
         if detector:
-            right = round((1 - detector["prevalence"]) * detector["n"])
-            counts = {"right": right, "wrong": int(detector["n"]) - right}
-            rows.append({"name": name.replace("/", ": "), **counts, "scores": list(found.values())})
-    return {"scores": list(BY_RELATION), "rows": rows} if rows else {}
+            correct = round((1 - detector["prevalence"]) * detector["n"])
+            counts = {"correct": correct, "wrong": int(detector["n"]) - correct}
+            rows.append(
+                {"name": name.replace("/", ": "), **counts, "scores": list(scores.values())}
+            )
+    return {"columns": list(BY_RELATION), "rows": rows} if rows else {}
 
 
 def _audit(audit: pd.DataFrame, datasets: Sequence[str]) -> dict[str, Any]:
+    """The leak audit with a row per data set and a column per check."""
     checks = [check for check in dict.fromkeys(audit["check"]) if check != "status"]
     rows = []
     for dataset in datasets:
-        found = {row["check"]: row for row in audit[audit["dataset"] == dataset].to_dict("records")}
-        rows.append({"dataset": dataset, "cells": [_cell(found.get(check)) for check in checks]})
+        results = {
+            row["check"]: row for row in audit[audit["dataset"] == dataset].to_dict("records")
+        }
+        rows.append({"dataset": dataset, "cells": [_cell(results.get(check)) for check in checks]})
     return {"checks": checks, "rows": rows}
 
 
 def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """One result of the leak audit: a count, or an AUROC with its interval."""
     if row is None:
         return None
     counted = math.isnan(row["low"])
@@ -297,51 +263,59 @@ def _cell(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _explanations(table: pd.DataFrame) -> dict[str, Any]:
-    """The removals, and in words whether the named reasons moved the score more than random features; {} without any."""
+    """The ablations of features, and whether named features matter more than random ones.
+
+    {} without ablations.
+
+    beyond: numbers of features for which the named ones change the score more than random ones.
+    as_strong: numbers for which the most active features change it as much as the named ones.
+    """
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     named = [row for row in rows if row["removed"].startswith("named")]
     if not named:
         return {}
-    beyond = [row["features"] for row in named if row["beyond_random_low"] > 0]
     active = {
         row["features"]: row["change"] for row in rows if row["removed"].startswith("most active")
     }
-    as_strong = [
-        row["features"] for row in named if row["change_low"] <= active.get(row["features"], 0.0)
-    ]
     return {
         "rows": rows,
         "texts": named[0]["n"],
         "counts": [row["features"] for row in named],
-        "beyond": beyond,
-        "as_strong": as_strong,
+        "beyond": [row["features"] for row in named if row["beyond_random_low"] > 0],
+        "as_strong": [
+            row["features"]
+            for row in named
+            if row["change_low"] <= active.get(row["features"], 0.0)
+        ],
     }
 
 
-def _scores(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
-    found = metrics[metrics["dataset"] == dataset].sort_values(
+def _all_scores(metrics: pd.DataFrame, dataset: str) -> dict[str, Any]:
+    """Every score on one data set with its meaning, highest AUROC first."""
+    ordered = metrics[metrics["dataset"] == dataset].sort_values(
         ["auroc", "score"], ascending=[False, True]
     )
     rows = [
         row | {"meaning": registry.get(str(row["score"])).meaning}
-        for row in found.to_dict("records")
+        for row in ordered.to_dict("records")
     ]
     return {"dataset": dataset, "rows": rows}
 
 
-def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
+def _provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
     source, settings = inputs.source, inputs.settings
     libraries = ", ".join(
         f"{name} {version}" for name, version in code_digest.library_versions().items()
     )
     return [
         ("Model", f"{inputs.model}: {source['kind']} {source['id']}".strip()),
-        ("Revision", source.get("revision") or "none given"),
+        ("Revision", source.get("revision") or "not given"),
         ("Weights", f"SHA-256 {source['weights_sha256']}"),
         ("Tokenizer", f"SHA-256 {source['tokenizer_sha256']}"),
         (
             "Size",
-            f"{source['n_layers']} layers of width {source['d_model']}, {source['vocab_size']:,} tokens in the vocabulary",
+            f"{source['n_layers']} layers, d_model {source['d_model']}, vocabulary of "
+            f"{source['vocab_size']:,} tokens",
         ),
         ("Analysed layers", ", ".join(map(str, sorted(inputs.quality)))),
         ("Training activations", _storage(inputs.quality)),
@@ -352,20 +326,21 @@ def _provenance(inputs: Inputs) -> list[tuple[str, str]]:
 
 
 def _storage(quality: Mapping[int, Mapping[str, Any]]) -> str:
-    """How training activations were kept, and what that cost in the layer where it cost most."""
-    modes = sorted({str(found["storage"]) for found in quality.values() if found.get("storage")})
-    errors = [found["storage_error"] for found in quality.values() if found.get("storage_error")]
+    """Storage format of the training activations, and its quantisation error in the worst layer."""
+    formats = sorted({str(layer["storage"]) for layer in quality.values() if layer.get("storage")})
+    errors = [layer["storage_error"] for layer in quality.values() if layer.get("storage_error")]
     if not errors:
-        return ", ".join(modes) or "not recorded"
+        return ", ".join(formats) or "not recorded"
     worst = {key: max(error[key] for error in errors) for key in ("relative", "low_variance")}
     return (
-        f"{', '.join(modes)}: error at most {worst['relative']:.1e} of the variance, {worst['low_variance']:.1e} "
-        "within the half of the directions that vary least"
+        f"{', '.join(formats)}: squared error at most {worst['relative']:.1e} of the variance, "
+        f"{worst['low_variance']:.1e} within the half of the principal components with least "
+        "variance"
     )
 
 
 def _plain(value: Any) -> Any:
-    """Settings as plain lists and mappings, for YAML."""
+    """Settings as plain lists and dictionaries, for YAML."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A run as parts of a paper: LaTeX tables (booktabs), figures in pdf, a citation, and a document that holds them all."""
+"""LaTeX tables (booktabs) of a run, a citation, and a document that shows tables and figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,15 +7,16 @@ from typing import Any
 import pandas as pd
 
 from ghosttrack import scores as registry
+from ghosttrack.report.verdicts import title
 
-# Scores of the main table, in order; "ours" is set in bold.
+# Scores of the main table with their headings; the first is set in bold.
 SCORES = (
-    registry.DETECTOR,
-    "answer_logprob_mean",
-    registry.OUTPUT_REGRESSION,
-    "raw_probe",
-    "sae_probe",
-    registry.TEXT_ONLY,
+    (registry.DETECTOR, "detector"),
+    ("answer_logprob_mean", "log-prob."),
+    ("output_regression", "output regr."),
+    ("raw_probe", "raw probe"),
+    ("sae_probe", "SAE probe"),
+    (registry.TEXT_ONLY, "text only"),
 )
 QUALITY = (
     ("l0", "$L_0$", 1),
@@ -40,76 +41,83 @@ _SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
-# Figures of the document with their captions.
+# Captions of the figures of the document.
 FIGURES = {
+    "summary": "AUROC of five scores with intervals, pooled and by data set.",
     "auroc": "AUROC with its interval, by data set and score.",
     "calibration": "Calibration of the detector by data set.",
     "sae_quality": "Quality of the sparse autoencoders by layer, on held-out documents.",
-    "links": "Similarity of each feature's best match in the next layer, against permuted decoders.",
-    "explanations": "Change of the log-odds when features are taken out of the running model.",
+    "links": "Decoder cosine of features and their best match in the next layer, against permuted "
+    "decoders.",
+    "explanations": "Mean change of the detector's log-odds when features are ablated.",
 }
 TITLE = "GhostTrack: tracked hypotheses of a language model against what the text alone gives away"
 
 
 def escape(text: str) -> str:
-    """A text as LaTeX shows it."""
+    """A text with the special characters of LaTeX escaped."""
     return "".join(_SPECIAL.get(letter, letter) for letter in text)
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with fixed digits and a true minus; a dash when there is none."""
+    """A number in math mode with a fixed number of digits; a dash for NaN."""
     return "--" if math.isnan(value) else f"${value:.{digits}f}$"
 
 
 def detectors(metrics: pd.DataFrame) -> str:
-    """AUROC of the shown scores with their intervals, a row per data set, means last."""
+    """The table of AUROCs with intervals: SCORES by data set, means last."""
     rows = []
     for dataset in dict.fromkeys(metrics["dataset"]):
-        found = [registry.row_of(metrics, str(dataset), score_name) for score_name in SCORES]
-        ours = found[0]
-        cells = [_estimate(row, bold=not place) for place, row in enumerate(found)]
-        size = [f"{int(ours['n'])}", f"{int(ours['groups'])}"] if ours else ["--", "--"]
+        results = [registry.row_of(metrics, str(dataset), score) for score, _ in SCORES]
+        detector = results[0]
+        cells = [_estimate(row, bold=not number) for number, row in enumerate(results)]
+        size = [f"{int(detector['n'])}", f"{int(detector['groups'])}"] if detector else ["--", "--"]
         rows.append([_name(str(dataset)), *size, *cells])
     return _table(
         "lrr" + "c" * len(SCORES),
-        ["data set", "texts", "groups", *(registry.get(name).heading for name in SCORES)],
+        ["data set", "texts", "groups", *(label for _, label in SCORES)],
         rows,
-        "AUROC of telling hallucinated from true texts, out of fold, with intervals from a bootstrap over groups.",
+        "Out-of-fold AUROC of separating hallucinated from true texts, with bootstrap intervals "
+        "over groups.",
         "detectors",
     )
 
 
 def claims(ledger: pd.DataFrame) -> str:
-    """Every claim about several data sets: ours, its best control, the difference, the verdict."""
+    """The table of claims over pooled data sets; of all claims if there are no pooled ones."""
     chosen = (
         ledger[ledger["dataset"].isin(POOLS)] if ledger["dataset"].isin(POOLS).any() else ledger
     )
     rows = [
         [
-            escape(str(row["claim"])),
+            escape(title(str(row["claim"]))),
             _name(str(row["dataset"])),
             escape(registry.label(str(row["control"]))),
             number(row["auroc_ours"]),
             number(row["auroc_control"]),
-            f"{number(row['difference'])} [{number(row['difference_low'])}, {number(row['difference_high'])}]",
+            f"{number(row['difference'])} [{number(row['difference_low'])}, "
+            f"{number(row['difference_high'])}]",
             number(row["p_holm"], 4),
             escape(str(row["verdict"])),
         ]
         for row in chosen.to_dict("records")
     ]
-    columns = ["claim", "on", "control", "ours", "control", "difference", "$p$ (Holm)", "verdict"]
-    caption = "Claims, each ours minus its best control on the same texts."
+    columns = ["claim", "on", "control", "AUROC", "control", "difference", "$p$ (Holm)", "verdict"]
+    caption = "Claims: difference of AUROC to the best control on the same texts."
     return _table("p{4.2cm}lp{2.8cm}cccrl", columns, rows, caption, "claims")
 
 
 def saes(quality: Mapping[int, Mapping[str, Any]]) -> str:
-    """Quality of the autoencoders, a row per layer."""
+    """The table of SAE quality on held-out documents, a row per layer."""
     rows = [
         [
             str(layer),
-            *(number(float(found.get(key, math.nan)), digits) for key, _, digits in QUALITY),
+            *(
+                number(float(layer_quality.get(key, math.nan)), digits)
+                for key, _, digits in QUALITY
+            ),
         ]
-        for layer, found in sorted(quality.items())
+        for layer, layer_quality in sorted(quality.items())
     ]
     caption = "Sparse autoencoders on held-out documents."
     return _table(
@@ -122,14 +130,14 @@ def saes(quality: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def document(model: str, version: str, drawn: Sequence[str]) -> str:
-    """A document that shows all tables and the figures that were drawn."""
+    """A document with all tables and the figures of FIGURES that are in `drawn`."""
     figures = "\n".join(
         f"\\begin{{figure}}[p]\n\\centering\n\\includegraphics[width=\\linewidth]{{figures/{name}.pdf}}\n"
         f"\\caption{{{caption}}}\n\\label{{fig:{name}}}\n\\end{{figure}}"
         for name, caption in FIGURES.items()
         if name in drawn
     )
-    return rf"""% Tables and figures of the run {escape(model)}, written by GhostTrack {version}. Each number is one of evaluation/*.csv or saes/*/quality.json, rounded.
+    return rf"""% Tables and figures of the run {escape(model)}, written by GhostTrack {version}. All numbers are rounded values of evaluation/*.csv or saes/*/quality.json.
 \documentclass{{article}}
 \usepackage[utf8]{{inputenc}}
 \usepackage[T1]{{fontenc}}
@@ -154,7 +162,10 @@ Tables and figures of one run of GhostTrack~\cite{{ghosttrack}}.
 
 def citation(version: str) -> str:
     """A BibTeX entry."""
-    return f"@software{{ghosttrack,\n  author = {{{{The GhostTrack authors}}}},\n  title = {{{{{escape(TITLE)}}}}},\n  version = {{{version}}},\n}}\n"
+    return (
+        f"@software{{ghosttrack,\n  author = {{{{The GhostTrack authors}}}},\n  title = "
+        f"{{{{{escape(TITLE)}}}}},\n  version = {{{version}}},\n}}\n"
+    )
 
 
 def _name(dataset: str) -> str:

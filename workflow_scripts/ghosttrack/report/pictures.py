@@ -1,4 +1,4 @@
-"""Drawn figures as parts of a page: svg in the page's own colours where there is one, else the png itself."""
+"""Figures embedded in a page: an svg in the colours of the page if there is one, else the png."""
 
 import base64
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-# Colours of the drawn figures, and the page's own for the same purpose: a dark page gets light lines.
+# CSS colours of the page by colour of the figures, so that a dark page has light lines.
 COLOURS = {
     "#1f2328": "var(--ink)",
     "#59636e": "var(--muted)",
@@ -19,46 +19,75 @@ COLOURS = {
     "#c2571a": "var(--output)",
     "#1a7f5a": "var(--probe)",
     "#6e7781": "var(--control)",
+    "#8a3ab9": "var(--regression)",
 }
+# Text for screen readers and caption of each figure.
 CAPTIONS = {
+    "summary": (
+        "AUROC of five scores, pooled and by data set",
+        "How well five scores separate hallucinated from true texts. Text alone: word and "
+        "character counts, without the model. Best single output score: the highest AUROC of "
+        "log-probability, PMI, entropy and similar scores on these texts. Output regression: "
+        "all output features of the answer. Detector: output features, activations and SAE "
+        "residuals.",
+    ),
     "roc": (
         "ROC curves by data set",
-        "ROC. The further a curve bends to the upper left, the better; the dashed diagonal is a coin toss. Where the dotted text-only curve bends with the others, the text itself leaks.",
+        "ROC curves. The dashed diagonal is chance. If the dotted text-only curve lies above "
+        "it, the text leaks the label.",
     ),
     "pr": (
         "Precision-recall curves by data set",
-        "Precision against recall. The dashed line is the prevalence: what calling every text hallucinated would reach.",
+        "Precision against recall. The dashed line is the prevalence: the precision of calling "
+        "every text hallucinated.",
     ),
     "calibration": (
         "Calibration of the detector by data set",
-        "Calibration of the detector. On the dashed line, of the texts called 70 % likely hallucinated, 70 % are. Larger dots hold more texts.",
+        "Calibration of the detector. On the dashed line, 70\u00a0% of the texts with a "
+        "predicted probability of 70\u00a0% are hallucinated. Larger dots are bins with more "
+        "texts.",
     ),
     "sae_quality": (
         "Quality of the sparse autoencoders by layer",
-        "Left: variance that the SAE leaves unexplained, on held-out text and on the tokens of the judged answers; lower is better; dotted: the median token. It should stay well below the random dictionary; PCA with as many components as the SAE has active features shows what a plain linear code reaches. Middle: what putting the SAE's output in the layer's place does to the model's predictions; lower is better, the whiskers are one standard error. Right: active features per token; the gate asks for 50 to 100 (dashed).",
+        "Left: fraction of variance unexplained on held-out text and on answer tokens (dotted: "
+        "median token); lower is better. It should be well below that of a random dictionary. "
+        "PCA has as many components as the SAE has active features. Middle: change of the "
+        "model's predictions when the SAE's reconstruction is spliced in; lower is better, "
+        "whiskers are one standard error. Right: active features per token; dashed lines are "
+        "the limits of the gate, 50 and 100.",
     ),
     "links": (
         "Similarity of features in neighbouring layers",
-        "Left: how similar each feature's best match in the next layer is: dot = median, line = 5 % to 95 % of the features. Links pass above the gate. Right: links whose two ends fire on the same token, on held-out text, for real and for permuted decoders; the squares are those that the tracker chose on the answers' tokens, among its strongest features and one to one. Where the real decoders lie no higher than the permuted ones, there is nothing to track.",
+        "Left: decoder cosine of each feature and its best match in the next layer: median "
+        "(dot), 5 % to 95 % of the features (line). Links must exceed the gate. Right: links of "
+        "which both features fire on the same held-out token, for real and permuted decoders; "
+        "squares are the links that the tracker chose on answer tokens, one to one among its "
+        "strongest features. Where real decoders do not exceed permuted ones, there is nothing "
+        "to track.",
     ),
     "tracks": (
         "Links per token and length of tracks",
-        "Left: links per token. Middle: how many layers a track lasts. A dot is a data set, the bar their mean. Right: share of the tracks that last at least so many layers. What counts is the distance between the tracker and its nulls.",
+        "Left: links per token. Middle: mean track length in layers. Dots are data sets, bars "
+        "their mean. Right: fraction of tracks with at least this many layers. Compare the "
+        "tracker with its nulls.",
     ),
     "risk": (
         "Risk against coverage by data set",
-        "Risk: of the texts that each score is surest of, the share that it decides wrongly. Read from the left: how many texts can be decided before errors pile up. A flat line at one half is guessing.",
+        "Risk-coverage curves: the fraction of wrong decisions among the texts with the most "
+        "confident scores. A flat line at one half is chance.",
     ),
     "explanations": (
-        "Change of the score when features are removed",
-        "How far the detector's log-odds move, on average, when features are taken out of the running model at the answer's tokens; lines are intervals. The named reasons must lie to the right of random features that are active on the same answers; beside them stand the most active features, chosen without the detector.",
+        "Change of the score when features are ablated",
+        "Mean change of the detector's log-odds when features are ablated at the answer's "
+        "tokens; lines are intervals. The named reasons should exceed random features that are "
+        "active on the same answers. The most active features are selected without the detector.",
     ),
     "auroc": ("AUROC by data set", "AUROC with its interval, by data set and score."),
 }
 
 
 class Picture(NamedTuple):
-    """A figure ready for a page: its markup, what a screen reader says, how to read it."""
+    """A figure ready for a page: markup, text for screen readers, caption."""
 
     markup: Markup
     alt: str
@@ -66,22 +95,22 @@ class Picture(NamedTuple):
 
 
 def embed(paths: Sequence[Path]) -> dict[str, Picture | None]:
-    """Pictures by name, for every name there is a caption for; None for those that were not drawn."""
-    found: dict[str, Picture | None] = dict.fromkeys(CAPTIONS)
-    for path in sorted(paths, key=lambda path: path.suffix == ".svg"):  # svg last: it wins
+    """Pictures by name, for every name of CAPTIONS; None for a figure that was not drawn."""
+    pictures: dict[str, Picture | None] = dict.fromkeys(CAPTIONS)
+    for path in sorted(paths, key=lambda path: path.suffix == ".svg"):  # an svg replaces a png
         if path.stem not in CAPTIONS or path.suffix not in (".png", ".svg"):
             continue
         alt, caption = CAPTIONS[path.stem]
-        found[path.stem] = Picture(
+        pictures[path.stem] = Picture(
             _svg(path, alt) if path.suffix == ".svg" else _png(path, alt), alt, caption
         )
-    return found
+    return pictures
 
 
 def embed_one(paths: Sequence[Path], alt: str, caption: str) -> Picture | None:
-    """The svg among `paths` as a picture with words of its own; None without one."""
-    found = next((path for path in paths if path.suffix == ".svg"), None)
-    return Picture(_svg(found, alt), alt, caption) if found else None
+    """The svg among `paths` with the given text and caption; None without an svg."""
+    svg = next((path for path in paths if path.suffix == ".svg"), None)
+    return Picture(_svg(svg, alt), alt, caption) if svg else None
 
 
 def _png(path: Path, alt: str) -> Markup:
@@ -90,7 +119,7 @@ def _png(path: Path, alt: str) -> Markup:
 
 
 def _svg(path: Path, alt: str) -> Markup:
-    """The drawing without its XML frame, with ids of its own and the page's colours and letters."""
+    """The svg element with unique ids and with the colours and the font of the page."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->",

@@ -1,4 +1,4 @@
-"""The report's section on autoencoders: every layer's figures and gates, and the layers where they are weakest."""
+"""The report's section on SAEs: metrics and gates of every layer, and the worst layers."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ghosttrack.evaluation.gates import GATES, Gate
 from ghosttrack.report.numbers import DELTA, NONE, PLUS_MINUS, percent, score, signed
 
 Quality = Mapping[int, Mapping[str, Any]]  # quality.json by layer
-# Figures of quality.json, then of saes/answers.csv, with short headings.
+# Keys of quality.json and columns of saes/answers.csv, with headings.
 HELDOUT = (
     ("l0", "L0"),
     ("fvu", "FVU"),
@@ -32,21 +32,21 @@ _GATED = {gate.key: gate for gate in GATES}
 
 
 class Cell(NamedTuple):
-    """A figure as text, and whether it passes its gate; None: it has no gate, or no number."""
+    """A value as text, and whether it passes its gate; None without a gate or a value."""
 
     text: str
     passed: bool | None = None
 
 
 def section(quality: Quality, answers: pd.DataFrame) -> dict[str, Any]:
-    """What the template shows.
+    """Values for the template sae_quality.html.
 
     Args:
-        quality: by layer.
+        quality: quality.json by layer.
         answers: saes/answers.csv.
     """
     ordered = dict(sorted(quality.items()))
-    spliced = {layer: found for layer, found in ordered.items() if "kl_div_with_sae" in found}
+    spliced = {layer: values for layer, values in ordered.items() if "kl_div_with_sae" in values}
     costliest = max(spliced, key=lambda layer: spliced[layer]["kl_div_with_sae"], default=None)
     together = {
         int(row["layer"]): row
@@ -57,10 +57,10 @@ def section(quality: Quality, answers: pd.DataFrame) -> dict[str, Any]:
         "rows": [
             {
                 "layer": layer,
-                "cells": [cell(key, found) for key, _ in HELDOUT]
+                "cells": [cell(key, values) for key, _ in HELDOUT]
                 + [cell(key, together.get(layer, {}), gated=False) for key, _ in ANSWERS],
             }
-            for layer, found in ordered.items()
+            for layer, values in ordered.items()
         ],
         "gates": [_gate(gate, ordered) for gate in GATES],
         "worst_answers": _worst_answers(answers),
@@ -72,39 +72,40 @@ def section(quality: Quality, answers: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def cell(key: str, found: Mapping[str, Any], *, gated: bool = True) -> Cell:
-    """One figure of a layer."""
-    value = float(found.get(key, math.nan))
+def cell(key: str, values: Mapping[str, Any], *, gated: bool = True) -> Cell:
+    """The value of one metric in a layer; `gated`: judge it by the gate of the metric, if any."""
+    value = float(values.get(key, math.nan))
     if key == "delta_ce" and not math.isnan(value):
-        return Cell(f"{signed(value)}\u00a0{PLUS_MINUS}\u00a0{score(found['delta_ce_error'])}")
+        return Cell(f"{signed(value)}\u00a0{PLUS_MINUS}\u00a0{score(values['delta_ce_error'])}")
     gate = _GATED.get(key) if gated else None
     return Cell(
-        _written(key, gate.value(found) if gate else value), gate.passed(found) if gate else None
+        _formatted(key, gate.value(values) if gate else value),
+        gate.passed(values) if gate else None,
     )
 
 
-def _written(key: str, value: float) -> str:
+def _formatted(key: str, value: float) -> str:
     if key == "dead_fraction":
         return percent(value)
     return score(value, 1 if key == "l0" else 3)
 
 
 def _gate(gate: Gate, quality: Quality) -> dict[str, Any]:
-    """How many layers pass, and the weakest."""
+    """How many layers pass the gate, and the worst layer."""
     worst = gate.worst(quality)
-    judged = [passed for found in quality.values() if (passed := gate.passed(found)) is not None]
+    judged = [passed for layer in quality.values() if (passed := gate.passed(layer)) is not None]
     return {
         "label": gate.label,
         "asked": gate.asked,
         "passed": sum(judged),
         "judged": len(judged),
         "worst": worst,
-        "value": NONE if worst is None else _written(gate.key, gate.value(quality[worst])),
+        "value": NONE if worst is None else _formatted(gate.key, gate.value(quality[worst])),
     }
 
 
 def _worst_answers(answers: pd.DataFrame) -> dict[str, Any] | None:
-    """The layer that explains answer tokens least, and within it the data set."""
+    """The layer with the highest median FVU on answer tokens, and its worst data set."""
     every = answers["dataset"] == registry.ALL_ANSWERS
     ranked = (
         answers[every]
@@ -114,10 +115,10 @@ def _worst_answers(answers: pd.DataFrame) -> dict[str, Any] | None:
     if ranked.empty:
         return None
     first = ranked.iloc[0]
-    inside = answers[~every & (answers["layer"] == first["layer"])].dropna(
+    by_dataset = answers[~every & (answers["layer"] == first["layer"])].dropna(
         subset=["fvu_token_median"]
     )
-    least = inside.sort_values("fvu_token_median", ascending=False).iloc[0]
+    worst = by_dataset.sort_values("fvu_token_median", ascending=False).iloc[0]
     return {
         "layer": int(first["layer"]),
         "median": score(first["fvu_token_median"]),
@@ -125,6 +126,6 @@ def _worst_answers(answers: pd.DataFrame) -> dict[str, Any] | None:
         "l0": score(first["l0"], 1),
         "tokens": int(first["tokens"]),
         "massive": int(first["massive_tokens"]),
-        "dataset": least["dataset"],
-        "dataset_median": score(least["fvu_token_median"]),
+        "dataset": worst["dataset"],
+        "dataset_median": score(worst["fvu_token_median"]),
     }

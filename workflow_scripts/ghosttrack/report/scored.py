@@ -1,4 +1,4 @@
-"""Scored texts as one page: each with its verdict, its tokens coloured, and its reasons. No script, no request."""
+"""Page of scored texts: verdict, coloured tokens and reasons of each text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import ghosttrack
 from ghosttrack.detection.scored_texts import ScoredText
 from ghosttrack.report import page
 
-# Probe scores from which on a token's colour is full, and how much colour that is.
+# Absolute probe score at which the colour of a token saturates, and its opacity there in per cent.
 FULL, STRONGEST = 3.0, 62
 
 
@@ -15,7 +15,8 @@ def render(scores: Sequence[ScoredText], about: Mapping[str, Any]) -> str:
     """The page as HTML text.
 
     Args:
-        about: the detector's own description, and `run` and `confidence`.
+        scores: of all texts.
+        about: the description stored with the detector, with the keys `run` and `confidence` added.
     """
     return page.page(
         "scored.html",
@@ -32,17 +33,17 @@ def render(scores: Sequence[ScoredText], about: Mapping[str, Any]) -> str:
 
 
 def _parts(score: ScoredText) -> list[dict[str, Any]]:
-    """The text in pieces: judged tokens with a colour, the rest without; joined they are the text."""
-    found: list[dict[str, Any]] = []
+    """The text split into pieces: scored tokens have a style, other pieces have none."""
+    pieces: list[dict[str, Any]] = []
     end = 0
-    for place, token in enumerate(score.tokens):
-        start = end if place else token.start
-        if not place and start:
-            found.append({"text": score.text[:start], "style": "", "title": ""})
+    for number, token in enumerate(score.tokens):
+        start = end if number else token.start
+        if not number and start:
+            pieces.append({"text": score.text[:start], "style": "", "title": ""})
         stop = max(start, token.end)
         tone = round(STRONGEST * min(1.0, abs(token.probe) / FULL))
         colour = "--cool" if token.probe < 0 else "--hot"
-        found.append(
+        pieces.append(
             {
                 "text": score.text[start:stop],
                 "style": f"background: color-mix(in srgb, var({colour}) {tone}%, transparent)",
@@ -50,4 +51,4 @@ def _parts(score: ScoredText) -> list[dict[str, Any]]:
             }
         )
         end = stop
-    return [*found, {"text": score.text[end:], "style": "", "title": ""}]
+    return [*pieces, {"text": score.text[end:], "style": "", "title": ""}]

@@ -1,4 +1,4 @@
-"""The figure of a sweep: what sparsity costs, what dies of it, and what another seed finds again."""
+"""Figure of the SAE sweep: FVU, dead features and stability across seeds, against sparsity."""
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,11 @@ MARKERS, COLOURS = "osD^v", (DETECTOR_COLOUR, ANSWER_COLOUR, GATE_COLOUR, NULL_C
 
 
 def draw(arms: pd.DataFrame, stability: pd.DataFrame) -> Figure:
-    """Unexplained variance against L0 beside PCA, dead features, and features that two seeds share; a line a layer.
+    """FVU against L0 beside PCA, dead features, and features shared by two seeds; a line per layer.
 
     Args:
-        arms, stability: as `sweep/arms.csv` and `sweep/stability.csv`.
+        arms: sweep/arms.csv.
+        stability: sweep/stability.csv.
     """
     figure = Figure(figsize=(6.4, 2.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -31,7 +32,7 @@ def draw(arms: pd.DataFrame, stability: pd.DataFrame) -> Figure:
         if len(pairs):
             right.plot(*_means(pairs, "k", "share_alike"), **look)
             right.plot(*_means(pairs, "k", "share_equal"), ls=":", mfc="none", **look)
-    left.set(title="Unexplained (FVU)", xlabel="L0 (dashed: PCA)")
+    left.set(title="Unexplained variance (FVU)", xlabel="L0 (dashed: PCA)")
     middle.set(title="Dead features (%)", xlabel="k")
     right.set(title="Shared by seeds (%)", xlabel="k (cosine > .7, dotted > .9)")
     right.set_ylim(0, 100)
@@ -50,5 +51,5 @@ def _dots(axes: Axes, x: pd.Series, y: pd.Series, color: str, marker: str) -> No
 
 
 def _means(table: pd.DataFrame, key: str, value: str) -> tuple[np.ndarray, np.ndarray]:
-    found = table.groupby(key)[value].mean()
-    return found.index.to_numpy(), 100 * found.to_numpy()
+    means = table.groupby(key)[value].mean()
+    return means.index.to_numpy(), 100 * means.to_numpy()

@@ -1,4 +1,4 @@
-"""The transfer matrix as a figure: what a detector trained on one data set reaches on the others."""
+"""Figure of the transfer matrix: AUROC of a detector trained on one data set, tested on another."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from ghosttrack import scores as registry
 from ghosttrack.report import figures
 
-# Scores, a panel each.
+# Score and title of each panel.
 PANELS = (registry.DETECTOR, "raw_probe")
-# A coin toss has no colour.
+# AUROCs at the ends of the colour scale; chance is white.
 _LOW, _HIGH = 0.5, 1.0
 
 
 def transfer(table: pd.DataFrame) -> Figure:
-    """AUROC of each training (row) on each data set (column), for the detector and the raw-activation probe.
+    """AUROC by training set (row) and tested data set (column), of the detector and the raw probe.
 
     Args:
-        table: columns of tables.TRANSFER.
+        table: columns of registry.TRANSFER.
     """
     datasets = [str(name) for name in dict.fromkeys(table["dataset"]) if name != registry.ALL_GIVEN]
     trainings = [
@@ -32,9 +32,9 @@ def transfer(table: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(PANELS), sharey=True, squeeze=False)[0]
     colours = LinearSegmentedColormap.from_list("auroc", [figures.PAPER, figures.DETECTOR_COLOUR])
     for axes, score_name in zip(panels, PANELS, strict=True):
-        own = table[table["score"] == score_name].set_index(["trained_on", "dataset"])["auroc"]
+        panel = table[table["score"] == score_name].set_index(["trained_on", "dataset"])["auroc"]
         values = np.array(
-            [[float(own.get((row, column), np.nan)) for column in datasets] for row in trainings]
+            [[float(panel.get((row, column), np.nan)) for column in datasets] for row in trainings]
         )
         image: Any = axes.imshow(
             np.ma.masked_invalid(values), cmap=colours, vmin=_LOW, vmax=_HIGH, aspect="auto"
@@ -62,6 +62,6 @@ def transfer(table: pd.DataFrame) -> Figure:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-    panels[0].set_ylabel("trained on (bold: itself, out of fold)")
+    panels[0].set_ylabel("trained on (bold: same data set, out of fold)")
     figure.colorbar(image, ax=list(panels), label="AUROC", shrink=0.8)
     return figure

@@ -7,64 +7,81 @@ from typing import Any, NamedTuple, Self
 import pandas as pd
 
 from ghosttrack import scores as registry
+from ghosttrack.report.lanes import Axis, Point
 
-# The difference axis reaches at least this far to both sides, so that small noise looks small.
+Row = Mapping[str, Any]  # one row of the ledger
+# The axis of differences reaches at least this far to both sides, so that small noise looks small.
 LEAST_REACH = 0.1
-SCOPES = {
-    registry.ALL_GIVEN: "Over all given texts",
-    registry.ALL_GENERATED: "Over the model's own answers",
+SCOPES = {registry.ALL_GIVEN: "given texts", registry.ALL_GENERATED: "the model's own answers"}
+SAES = "sparse autoencoders add to the detector"
+# Claims at the top of the report, each with one sentence that explains it.
+KEY_CLAIMS = {
+    registry.HEADLINE: "Best control: on each data set, the strongest score from only the text, "
+    "the model's output, or a probe on raw activations.",
+    SAES: "The same detector with and without sparse-autoencoder features.",
+    registry.TRACKING: "The same detector with and without metrics of feature tracks. "
+    "The metrics must also add more than those of null tracks.",
+}
+# Titles of at most eight words, by the first words of a claim; other claims are short enough.
+TITLES = {
+    "the detector beats a regression on all output": "The detector beats the output regression",
+    "the detector beats a regression on output features without": "The detector beats the "
+    "single-answer output regression",
+    "the detector beats output features and pairs of words": "The detector beats output and words "
+    "together",
 }
 
 
-class Gain(NamedTuple):
-    """A difference with its interval, as a mark in a lane."""
-
-    label: str
-    kind: str
-    marker: str
-    value: float
-    low: float
-    high: float
-
-
-class Axis(NamedTuple):
-    """The shared axis of all drawn differences."""
-
-    low: float
-    high: float
-    chance: float
-    ticks: list[float]
-
-
-class Claim(NamedTuple):
-    """One line of the ledger: what is claimed, its verdict, the numbers behind it, and the difference to draw."""
+class ClaimText(NamedTuple):
+    """One row of the ledger in words, with the difference to draw."""
 
     title: str
     verdict: str
     numbers: str
     reason: str
-    point: Gain
+    point: Point
 
 
-class Scope(NamedTuple):
-    """The claims about several data sets together, or those about one."""
+class ClaimGroup(NamedTuple):
+    """The claims on one data set or on pooled data sets; None for a claim not made there."""
 
     title: str
-    claims: list[Claim | None]
+    claims: list[ClaimText | None]
 
 
-class Verdict(NamedTuple):
-    """What a run has shown.
+class KeyResult(NamedTuple):
+    """A key claim in one scope: the scope in words, the two AUROCs, and the claim that decides."""
 
-    summary: one to four sentences; findings: claims about data sets together, by verdict; scopes: the same in full;
-    titles, lines: every claim, by its title, on every data set.
+    scope: str
+    aurocs: str
+    claim: ClaimText
+
+
+class KeyClaim(NamedTuple):
+    """A claim at the top of the report, with its result in every scope."""
+
+    title: str
+    about: str
+    results: list[KeyResult]
+
+
+class Conclusions(NamedTuple):
+    """What a run shows.
+
+    summary: one sentence.
+    key_claims: at most three claims, over pooled data sets.
+    findings: short sentences by verdict.
+    scopes: every claim over pooled data sets.
+    titles, by_dataset: titles of all claims, and the claims in this order for each data set.
+    axis: of all differences over pooled data sets.
     """
 
     summary: str
+    key_claims: list[KeyClaim]
     findings: dict[str, list[str]]
-    scopes: list[Scope]
+    scopes: list[ClaimGroup]
     titles: list[str]
-    lines: list[Scope]
+    by_dataset: list[ClaimGroup]
     axis: Axis
 
     @classmethod
@@ -73,167 +90,160 @@ class Verdict(NamedTuple):
         rows = ledger.to_dict("records")
         claims = list(dict.fromkeys(row["claim"] for row in rows))
         pooled = {name: [row for row in rows if row["dataset"] == name] for name in SCOPES}
-        drawn = [row for found in pooled.values() for row in found]
         datasets = [name for names in kinds for name in names]
         return cls(
-            summary(rows, kinds),
+            summary(rows),
+            key_claims(rows, kinds),
             findings(rows, kinds),
             [
-                Scope(SCOPES[name], [claim_of(row) for row in found])
-                for name, found in pooled.items()
-                if found
+                ClaimGroup(capital(SCOPES[name]), [claim_of(row) for row in scope_rows])
+                for name, scope_rows in pooled.items()
+                if scope_rows
             ],
-            [_capital(claim) for claim in claims],
-            [Scope(name, [find(rows, name, claim) for claim in claims]) for name in datasets],
-            _axis(drawn),
+            [title(claim) for claim in claims],
+            [ClaimGroup(name, [find(rows, name, claim) for claim in claims]) for name in datasets],
+            difference_axis([row for scope_rows in pooled.values() for row in scope_rows]),
         )
 
 
-def summary(rows: Sequence[Mapping[str, Any]], kinds: registry.DatasetKinds) -> str:
-    """The findings that matter in one to four sentences."""
-    given, generated = (
-        _row(rows, registry.ALL_GIVEN, registry.HEADLINE),
-        _row(rows, registry.ALL_GENERATED, registry.HEADLINE),
-    )
-    if given is None and generated is None:
-        return "Nothing can be established: no data set here supports a claim."
-    sentences = []
-    for row, where, names in (
-        (given, "On texts it was given", [*kinds.text_controlled, *kinds.leaky]),
-        (generated, "On the model's own answers", kinds.generated),
-    ):
-        if row is not None:
-            sentences.append(_headline(rows, row, where, names))
-    return " ".join([*sentences, *_tracking(rows)])
+def summary(rows: Sequence[Row]) -> str:
+    """The headline claim on given texts and on the model's own answers, in one sentence."""
+    parts = []
+    for name, scope in SCOPES.items():
+        row = row_of(rows, name, registry.HEADLINE)
+        if row is None:
+            continue
+        if row["verdict"] == registry.ESTABLISHED:
+            gain = f"by {row['difference']:.3f} AUROC on {scope}"
+            parts.append(f"the detector beats its best control {gain}")
+        elif row["verdict"] == registry.ARTEFACT:
+            parts.append(f"on {scope} the detector finds no more than the text alone")
+        else:
+            parts.append(f"on {scope} no gain over the best control is established")
+    return f"{capital('; '.join(parts))}." if parts else "No data set here supports a claim."
 
 
-def _tracking(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = {
-        name: _tracking_claims(rows, name) for name in SCOPES if _row(rows, name, registry.TRACKING)
+def key_claims(rows: Sequence[Row], kinds: registry.DatasetKinds) -> list[KeyClaim]:
+    """The claims of KEY_CLAIMS that the ledger makes over pooled data sets."""
+    members = {
+        registry.ALL_GIVEN: [*kinds.text_controlled, *kinds.leaky],
+        registry.ALL_GENERATED: kinds.generated,
     }
-    adds = [
-        SCOPES[name].lower()
-        for name, verdicts in found.items()
-        if set(verdicts.values()) == {registry.ESTABLISHED}
-    ]
-    if not found:
-        return []
-    if not adds and any(
-        verdicts[registry.TRACKING] == registry.ESTABLISHED for verdicts in found.values()
-    ):
-        return [
-            "The metrics of tracks add to it, but that they add more than the same without the links that make a track is not established."
+    claims = []
+    for name, about in KEY_CLAIMS.items():
+        results = [
+            KeyResult(capital(SCOPES[scope]), _aurocs(rows, row, members[scope]), claim_of(row))
+            for scope in SCOPES
+            if (row := _decisive(rows, scope, name))
         ]
-    if not adds:
-        return ["That tracking adds to it is not established."]
-    return [
-        "Tracking adds to it."
-        if len(adds) == len(found)
-        else f"Tracking adds to it {adds[0]} only."
-    ]
+        if results:
+            claims.append(KeyClaim(title(name), about, results))
+    return claims
 
 
-def _tracking_claims(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
-    """Verdicts of a scope's claims that tracks add to the detector: at all, and more than each null."""
-    return {
-        row["claim"]: row["verdict"]
-        for row in rows
-        if row["dataset"] == name and row["claim"].startswith(registry.TRACKING)
-    }
+def _aurocs(rows: Sequence[Row], pooled: Row, datasets: Sequence[str]) -> str:
+    """Both AUROCs, and on how many of several data sets the claim is established alone."""
+    text = f"AUROC {_number(pooled['auroc_ours'])} against {_number(pooled['auroc_control'])}"
+    single = [row for name in datasets if (row := row_of(rows, name, pooled["claim"]))]
+    if len(single) < 2:
+        return text
+    won = sum(row["verdict"] == registry.ESTABLISHED for row in single)
+    return f"{text}; established alone on {won} of {len(single)} data sets"
 
 
-def _headline(
-    rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], where: str, names: Sequence[str]
-) -> str:
-    if row["verdict"] == registry.ARTEFACT:
-        return f"{where}, the detector's score is an artefact: the text alone reaches as much."
-    if row["verdict"] != registry.ESTABLISHED:
-        return f"{where}, it is not established that the detector beats its best control."
-    found = [each for name in names if (each := _row(rows, name, registry.HEADLINE))]
-    won = sum(each["verdict"] == registry.ESTABLISHED for each in found)
-    alone = f"; taken alone, on {won} of {len(found)} data sets" if len(found) > 1 else ""
-    return f"{where}, the detector beats its best control by {row['difference']:.3f} AUROC{alone}."
+def _decisive(rows: Sequence[Row], scope: str, claim: str) -> Row | None:
+    """The claim's row in a scope; if established, the first comparison with a null that is not."""
+    row = row_of(rows, scope, claim)
+    if row is None or row["verdict"] != registry.ESTABLISHED:
+        return row
+    with_nulls = (
+        other
+        for other in rows
+        if other["dataset"] == scope and other["claim"].startswith(claim + registry.MORE_THAN)
+    )
+    return next((other for other in with_nulls if other["verdict"] != registry.ESTABLISHED), row)
 
 
-def findings(
-    rows: Sequence[Mapping[str, Any]], kinds: registry.DatasetKinds
-) -> dict[str, list[str]]:
-    """Claims by verdict: those over several data sets, and the data sets whose headline number is an artefact."""
-    found: dict[str, list[str]] = {
+def findings(rows: Sequence[Row], kinds: registry.DatasetKinds) -> dict[str, list[str]]:
+    """Titles of the claims over pooled data sets by verdict, and data sets with an artefact."""
+    by_verdict: dict[str, list[str]] = {
         registry.ESTABLISHED: [],
         registry.NOT_ESTABLISHED: [],
         registry.ARTEFACT: [],
     }
     several = sum(any(row["dataset"] == name for row in rows) for name in SCOPES) > 1
-    where = (
-        {registry.ALL_GIVEN: " (given texts)", registry.ALL_GENERATED: " (own answers)"}
-        if several
-        else {}
-    )
     for row in rows:
         if row["dataset"] in SCOPES:
-            found.setdefault(row["verdict"], []).append(
-                _capital(row["claim"]) + where.get(row["dataset"], "")
-            )
+            where = f" ({SCOPES[row['dataset']]})" if several else ""
+            by_verdict.setdefault(row["verdict"], []).append(title(row["claim"]) + where)
     for row in rows:
         single = row["dataset"] not in SCOPES and row["claim"] == registry.HEADLINE
         if single and row["verdict"] == registry.ARTEFACT:
             kind = ", a positive control" if row["dataset"] in kinds.control else ""
-            found[registry.ARTEFACT].append(
-                f"The detector's {row['auroc_ours']:.2f} on {row['dataset']}{kind}"
+            by_verdict[registry.ARTEFACT].append(
+                f"The detector's AUROC of {row['auroc_ours']:.2f} on {row['dataset']}{kind}"
             )
-    return found
+    return by_verdict
 
 
-def claim_of(row: Mapping[str, Any]) -> Claim:
-    """A line of the ledger as words and a mark."""
+def title(claim: str) -> str:
+    """A claim as a title of at most eight words."""
+    short = next((text for start, text in TITLES.items() if claim.startswith(start)), "")
+    return short or capital(
+        claim.replace(registry.TRACKING + registry.MORE_THAN, "tracking adds more than its")
+    )
+
+
+def claim_of(row: Row) -> ClaimText:
+    """A row of the ledger in words."""
     ours, control = registry.label(row["ours"]), registry.label(row["control"])
     numbers = (
-        f"{_capital(ours)} {_number(row['auroc_ours'])} against {_number(row['auroc_control'])} ({control}). "
-        f"Difference {_signed(row['difference'])} "
-        f"({_signed(row['difference_low'])}\u00a0to\u00a0{_signed(row['difference_high'])}"
-        f"{_chance(row['p_holm'])}); {int(row['n']):,} texts in {int(row['groups']):,} groups."
+        f"{capital(ours)} {_number(row['auroc_ours'])} against {_number(row['auroc_control'])} "
+        f"({control}); {_p_value(row['p_holm'])}"
+        f"{int(row['n']):,} texts in {int(row['groups']):,} groups."
     )
     reason = row.get("reason")
     kind = str(row["verdict"]).replace(" ", "-")
-    point = Gain(
+    point = Point(
         "difference", kind, "o", row["difference"], row["difference_low"], row["difference_high"]
     )
-    return Claim(
-        _capital(row["claim"]),
+    return ClaimText(
+        title(row["claim"]),
         row["verdict"],
         numbers,
-        _capital(reason) if isinstance(reason, str) else "",
+        capital(reason) if isinstance(reason, str) else "",
         point,
     )
 
 
-def _row(rows: Sequence[Mapping[str, Any]], dataset: str, claim: str) -> Mapping[str, Any] | None:
+def row_of(rows: Sequence[Row], dataset: str, claim: str) -> Row | None:
+    """The row of a claim on a data set or a pooled scope, or None."""
     return next((row for row in rows if row["dataset"] == dataset and row["claim"] == claim), None)
 
 
-def find(rows: Sequence[Mapping[str, Any]], dataset: str, claim: str) -> Claim | None:
-    """One claim on one data set, or None if the ledger does not hold it."""
-    row = _row(rows, dataset, claim)
+def find(rows: Sequence[Row], dataset: str, claim: str) -> ClaimText | None:
+    """One claim on one data set, or None if the ledger does not make it."""
+    row = row_of(rows, dataset, claim)
     return None if row is None else claim_of(row)
 
 
-def _axis(rows: Sequence[Mapping[str, Any]]) -> Axis:
-    ends = [
+def difference_axis(rows: Sequence[Row]) -> Axis:
+    """A symmetric axis that holds the intervals of all differences."""
+    limits = [
         abs(row[key])
         for row in rows
         for key in ("difference_low", "difference_high")
         if not math.isnan(row[key])
     ]
-    reach = max([LEAST_REACH, *ends])
+    reach = max([LEAST_REACH, *limits])
     step = 0.1 if reach < 0.35 else 0.25
     count = int(reach / step + 1e-9)
-    return Axis(
-        -reach, reach, 0.0, [round(step * number, 2) for number in range(-count, count + 1)]
-    )
+    ticks = [round(step * number, 2) for number in range(-count, count + 1)]
+    return Axis(-reach, reach, 0.0, ticks)
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -241,12 +251,8 @@ def _number(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.3f}"
 
 
-def _signed(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:+.3f}".replace("-", "\u2212")
-
-
-def _chance(p: float) -> str:
-    """The corrected p-value as part of a sentence; nothing when it is not known."""
+def _p_value(p: float) -> str:
+    """The corrected p-value as part of a sentence; empty if it is NaN."""
     if math.isnan(p):
         return ""
-    return "; corrected p\u00a0<\u00a00.001" if p < 0.001 else f"; corrected p\u00a0=\u00a0{p:.3f}"
+    return "corrected p\u00a0<\u00a00.001; " if p < 0.001 else f"corrected p\u00a0=\u00a0{p:.3f}; "

@@ -1,1 +1,1 @@
-"""The explorer: one page on which a person reads texts, their tokens, and the hypotheses that competed over them."""
+"""The explorer: one page to inspect texts, their tokens, and the feature tracks of every token."""

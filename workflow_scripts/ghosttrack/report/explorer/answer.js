@@ -1,12 +1,12 @@
 "use strict";
-// The second time axis: the tracks of one answer token after another, and which of them go on at the next token.
-// A track is [first layer, a feature a layer (-1: silent), a level a layer]; it goes on if one of its detections is found again.
+// The token axis: the tracks of consecutive answer tokens, and which tracks continue at the next token.
+// A track is [first layer, feature per layer (-1: no detection), level per layer]. It continues if the next token has one of its detections.
 const answerAxis = (() => {
   const strength = ([, , levels]) => levels.reduce((sum, level) => sum + level, 0);
   const detections = ([first, features]) => features.map((feature, step) => `${first + step} ${feature}`).filter((_, step) => features[step] >= 0);
 
-  // For each token and track: `next`, the track of the next token with which it shares most detections (ties: the stronger), -1 if
-  // with none; `begins`: shares none with the token before; `chain`, a number that a track and what it goes on as have in common.
+  // For each token and track: `next`, the track of the next token with most common detections (ties: the stronger one), -1 without
+  // one; `begins`: it shares no detection with the previous token; `chain`, a number common to a track and its continuations.
   function follow(tokens) {
     const owners = tokens.map((tracks) => new Map(tracks.flatMap((track, place) => detections(track).map((key) => [key, place]))));
     let chains = 0;
@@ -25,14 +25,14 @@ const answerAxis = (() => {
         for (const other of shared.keys()) found[token + 1][other].begins = false;
         if (!best) return;
         own.next = best[0];
-        // Where several go on as one, it is the strongest of them that it continues.
+        // If several tracks continue as one, the chain is that of the strongest.
         if (found[token + 1][best[0]].chain < 0) found[token + 1][best[0]].chain = own.chain;
       });
     });
     return found;
   }
 
-  // Places of the blocks: by token and track {y, height}; the strongest on top, height = sum of levels.
+  // Position of every block by token and track {y, height}; the strongest on top, height = sum of levels.
   function layout(tokens, many, size) {
     const shown = tokens.map((tracks) => tracks.slice(0, many).map(strength));
     const tallest = Math.max(1, ...shown.map((column) => column.reduce((sum, each) => sum + each, 0)));
@@ -47,7 +47,7 @@ const answerAxis = (() => {
     });
   }
 
-  // The drawing: a column a token, a block a track, a band to the track that it goes on as; `tools` is what the page has.
+  // The drawing: a column per token, a block per track, a band to its continuation; `tools` are functions and state of the page.
   function drawing(text, tools) {
     const { draw, size, many, inner, chosen } = tools;
     const links = follow(text.tracks), spots = layout(text.tracks, many, size), last = text.tracks.length - 1;
@@ -65,7 +65,7 @@ const answerAxis = (() => {
     text.tracks.forEach((tracks, token) => tracks.slice(0, many).forEach((track, place) => {
       const { y, height: tall } = spots[token][place], { next, begins, chain } = links[token][place];
       const here = chosen && chosen.token === token && chosen.place === place, middle = y + tall / 2;
-      const fate = [begins && token ? "begins here" : "", token === last ? "" : next < 0 ? "ends here" : "goes on at the next token"].filter(Boolean).join(", ");
+      const fate = [begins && token ? "begins here" : "", token === last ? "" : next < 0 ? "ends here" : "continues at the next token"].filter(Boolean).join(", ");
       const said = `${tools.describe(track)}${fate ? `; ${fate}` : ""}`;
       const group = draw("g", {
         class: here || (chosen && chosen.chain === chain) ? "track chosen" : "track", style: `color: ${tools.tint(track, chain)}`, role: "button",

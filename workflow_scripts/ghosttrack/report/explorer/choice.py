@@ -1,4 +1,4 @@
-"""Which texts the explorer shows when there are too many, and on which it opens: both by rule, failures included."""
+"""Selection of the texts that the explorer shows, and of those that it suggests to start with."""
 
 import hashlib
 from typing import NamedTuple
@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-# Texts of each kind on which the page opens, each of another group.
+# Suggested texts of each kind, all from different groups.
 PICKS = 3
-# (name, label, highest score first): a hit and a failure for each label.
+# Name, label, whether the highest score comes first: a hit and a failure for each label.
 KINDS = (
     ("clearest hit", 1, True),
     ("clearest miss", 1, False),
@@ -18,27 +18,29 @@ KINDS = (
 
 
 class Pick(NamedTuple):
-    """A text to start with: its row, and which kind of extreme it is."""
+    """A suggested text: its row, and its kind of KINDS."""
 
     row: int
     why: str
 
 
 def choose(table: pd.DataFrame, limit: int) -> np.ndarray:
-    """Rows to show, ascending: at most `limit`, whole groups, each set in proportion.
+    """Rows to show, ascending: at most `limit`, whole groups, data sets in proportion to their size.
 
-    Within a set, groups are taken in turns from three orders: clearest failures first, clearest hits first, and the
-    order of a hash of the group's name, which knows nothing of the scores. A set without scores has the last alone.
+    Within a data set, groups are taken in turns from three orders: clearest failures first,
+    clearest hits first, and by a hash of the group's name, which is independent of the scores.
+    A data set without scores has only the last order.
 
     Args:
-        table: columns dataset, group, label, score (probability of label 1, NaN if the set was not run).
+        table: columns dataset, group, label, score (probability of label 1, NaN if not scored).
+        limit: maximum number of rows.
     """
     if len(table) <= limit:
         return np.arange(len(table))
     kept: list[int] = []
     for _, part in table.assign(row=np.arange(len(table))).groupby("dataset", sort=False):
         share = limit * len(part) // len(table)
-        rows = {str(name): list(found["row"]) for name, found in part.groupby("group", sort=False)}
+        rows = {str(name): list(group["row"]) for name, group in part.groupby("group", sort=False)}
         for name in _in_turns(part):
             if len(rows[name]) <= share:
                 kept += rows[name]
@@ -47,26 +49,25 @@ def choose(table: pd.DataFrame, limit: int) -> np.ndarray:
 
 
 def _in_turns(part: pd.DataFrame) -> list[str]:
-    """Names of a set's groups, in turns from the three orders."""
+    """Names of the groups of a data set, in turns from the three orders."""
     wrong = (part["label"] - part["score"]).abs().groupby(part["group"].astype(str), sort=False)
     hashed = sorted(
         set(part["group"].astype(str)), key=lambda name: hashlib.sha256(name.encode()).digest()
     )
     failures = wrong.max().dropna().sort_values(ascending=False, kind="stable").index
     hits = wrong.min().dropna().sort_values(kind="stable").index
-    longest = len(hashed)
     turns = [
-        order[place]
-        for place in range(longest)
+        order[rank]
+        for rank in range(len(hashed))
         for order in (failures, hits, hashed)
-        if place < len(order)
+        if rank < len(order)
     ]
     return list(dict.fromkeys(str(name) for name in turns))
 
 
 def picks(table: pd.DataFrame) -> list[Pick]:
-    """The texts to start with: the extremes of the score for each label, no group twice, sets taken in turns."""
-    found: list[Pick] = []
+    """Suggested texts: extremes of the score by label, from different groups, data sets in turns."""
+    chosen: list[Pick] = []
     taken: set[tuple[str, str]] = set()
     for why, label, highest in KINDS:
         rows = table.assign(row=np.arange(len(table)))
@@ -74,22 +75,24 @@ def picks(table: pd.DataFrame) -> list[Pick]:
         rows = rows.sort_values("score", ascending=not highest, kind="stable")
         rows = rows.drop_duplicates(["dataset", "group"])
         keys = zip(rows["dataset"], rows["group"].astype(str), strict=True)
-        free = np.array([key not in taken for key in keys], dtype=bool)  # of no text at all, too
-        # The best of every set come before the second best of any.
+        free = np.array([key not in taken for key in keys], dtype=bool)  # also if empty
+        # The best of every data set come before the second best of any.
         rows = rows[free].assign(turn=lambda kept: kept.groupby("dataset", sort=False).cumcount())
         best = rows.sort_values("turn", kind="stable").head(PICKS)
-        found += [Pick(int(row), why) for row in best["row"]]
+        chosen += [Pick(int(row), why) for row in best["row"]]
         taken |= set(zip(best["dataset"], best["group"].astype(str), strict=True))
-    return found
+    return chosen
 
 
-def twins(table: pd.DataFrame) -> np.ndarray:
-    """Row of each text's twin, (rows,), -1 without one: same set and group, the other label, the same prompt if any has it.
+def counterparts(table: pd.DataFrame) -> np.ndarray:
+    """Row of the counterpart of each text, (rows,), or -1.
+
+    The counterpart has the same data set and group and the other label, preferably the same prompt.
 
     Args:
         table: columns dataset, group, label, prompt.
     """
-    twin = np.full(len(table), -1, dtype=np.int64)
+    counterpart = np.full(len(table), -1, dtype=np.int64)
     for _, part in table.assign(row=np.arange(len(table))).groupby(
         ["dataset", "group"], sort=False
     ):
@@ -98,5 +101,5 @@ def twins(table: pd.DataFrame) -> np.ndarray:
             others = [other for other in members if other[1] != label]
             same = [other for other in others if other[2] == prompt]
             if others:
-                twin[row] = (same or others)[0][0]
-    return twin
+                counterpart[row] = (same or others)[0][0]
+    return counterpart

@@ -1,11 +1,11 @@
-"""What the page says of a feature: a layer's dictionary, cut down to the features that are drawn."""
+"""Descriptions of the features of a layer, for the features that are drawn."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-# Read of features/layer_LL.parquet.
+# Columns that are read from features/layer_LL.parquet.
 COLUMNS = [
     "feature",
     "density",
@@ -20,14 +20,14 @@ COLUMNS = [
     "output_text",
     "output_logit",
 ]
-# Entries of a list of tokens: what fits on two lines.
+# Tokens per list: fits on two lines.
 TOKENS = 8
-# At most so many contexts a feature, and so many in all: about 160 characters each, 12 MB before compression.
+# Maximum contexts per feature and in total; 160 characters each, 12 MB before compression.
 CONTEXTS, CONTEXT_BUDGET = 5, 75_000
 
 
 def contexts_per_feature(drawn: int) -> int:
-    """How many contexts each of `drawn` features may show so that the page stays small."""
+    """Number of contexts per feature that keeps the page of `drawn` features small."""
     return max(1, min(CONTEXTS, CONTEXT_BUDGET // max(drawn, 1)))
 
 
@@ -37,24 +37,28 @@ def of_layer(
     contexts: int,
     clusters: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
-    """Entries of the `drawn` features as lists in their order; text windows are kept once and named by number.
+    """Descriptions of the `drawn` features as lists in their order.
+
+    Contexts refer to `windows`, the list of distinct text windows, by index.
 
     Args:
-        table: the dictionary, features/layer_LL.parquet; contexts: how many a feature.
-        clusters: name of each feature's cluster; None where features are not clustered.
+        table: features/layer_LL.parquet.
+        drawn: feature numbers.
+        contexts: number of contexts per feature.
+        clusters: name of each feature's cluster; None if features are not clustered.
     """
     rows = table.set_index("feature").loc[list(drawn)]
     windows: dict[int, int] = {}
     texts: list[list[str]] = []
     shown: list[list[Any]] = []
-    for found in rows.itertuples():
+    for feature in rows.itertuples():
         entries = []
         columns = (
-            found.context_row,
-            found.context_activation,
-            found.context_before,
-            found.context_token,
-            found.context_after,
+            feature.context_row,
+            feature.context_activation,
+            feature.context_before,
+            feature.context_token,
+            feature.context_after,
         )
         for row, activation, *parts in list(zip(*columns, strict=True))[:contexts]:
             if row not in windows:
@@ -74,13 +78,13 @@ def of_layer(
         **(
             {}
             if clusters is None
-            else {"cluster": [clusters.get(int(feature), "") for feature in drawn]}
+            else {"cluster": [clusters.get(int(number), "") for number in drawn]}
         ),
     }
 
 
 def name_of(top: Sequence[str], output: Sequence[str]) -> str:
-    """What a feature is called on a drawing: the token it is most characteristic of, else the one it speaks for."""
+    """Name of a feature: its most characteristic token, else the token that it promotes most."""
     return str(next(iter(top), None) or next(iter(output), "")).strip()
 
 

@@ -1,6 +1,6 @@
 "use strict";
-// The explorer. Content lies in the page as compressed JSON and is unpacked when it is needed. Everything from the
-// content becomes text nodes and attributes, never markup.
+// The explorer. The content is compressed JSON in the page and is unpacked on demand. It becomes text nodes and
+// attributes, never markup.
 (() => {
   const byId = (id) => document.getElementById(id);
 
@@ -29,9 +29,9 @@
   }
   const textOf = async (number) => (await part(`block-${Math.floor(number / about.block)}`))[number % about.block];
 
-  let about, index, names; // names: by layer, features with their names, clusters and weights
-  let places; // by layer: feature -> its place in `names` and in the layer's dictionary
-  const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", many: 16, twin: false };
+  let about, index, names; // names: by layer, features with names, clusters and weights
+  let places; // by layer: feature -> its index in `names` and in the layer's dictionary
+  const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", many: 16, paired: false };
 
   // ---- numbers
   const MINUS = "\u2212";
@@ -69,13 +69,13 @@
   function refilter() {
     state.shown = filtered();
     const wrong = state.shown.filter(isWrong).length;
-    byId("count").textContent = `${state.shown.length.toLocaleString("en")} texts, ${wrong.toLocaleString("en")} decided wrongly`;
+    byId("count").textContent = `${state.shown.length.toLocaleString("en")} texts, ${wrong.toLocaleString("en")} wrong decisions`;
     byId("rows").style.height = `${ROW * state.shown.length}px`;
     byId("list").scrollTop = 0;
     showRows();
   }
 
-  // Only the rows in sight exist; each says its place among all.
+  // Only the visible rows exist in the page.
   function showRows() {
     const list = byId("list");
     const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 3);
@@ -128,22 +128,22 @@
     await showText();
   }
 
-  // A slow part that comes in after a newer choice must not paint over it.
+  // A part that is unpacked after a newer choice must not replace it.
   let painting = 0;
   async function showText() {
-    const mine = ++painting, number = state.current, twin = state.twin ? index.twin[number] : -1;
-    const texts = await Promise.all([number, twin].filter((each) => each >= 0).map(async (each) => [each, await textOf(each)]));
+    const mine = ++painting, number = state.current, counterpart = state.paired ? index.counterpart[number] : -1;
+    const texts = await Promise.all([number, counterpart].filter((each) => each >= 0).map(async (each) => [each, await textOf(each)]));
     if (mine !== painting) return;
     const focus = focused();
     byId("reading").replaceChildren(
       head(number), controls(number, texts.some(([, text]) => text.pieces.length > 1)),
       make("div", { class: texts.length > 1 ? "columns two" : "columns" }, ...texts.map(([each, text]) => panel(each, text))),
     );
-    // Tracks are drawn to the width that they have, which is known once the panels stand.
+    // Tracks are drawn to the width of their panel, which is known once the panels are in the page.
     for (const [each, text] of texts) (state.axis === "tokens" && text.pieces.length > 1 ? drawAnswer : drawTracks)(each, text);
     refocus(focus);
     await showFeature(mine);
-    document.body.dataset.shown = `${index.id[number]} ${state.token} ${state.twin ? "twin" : "alone"}`;
+    document.body.dataset.shown = `${index.id[number]} ${state.token} ${state.paired ? "counterpart" : "alone"}`;
   }
 
   const focused = () => document.activeElement?.dataset?.keep;
@@ -151,10 +151,10 @@
 
   function head(number) {
     const label = LABELS[index.label[number]], score = index.score[number];
-    const decision = score === null ? "not scored by the detector" : `the detector calls it ${LABELS[called(number)]}`;
+    const decision = score === null ? "not scored by the detector" : `the detector says ${LABELS[called(number)]}`;
     return make(
       "div", { class: "head" },
-      state.missing ? make("p", { class: "note", role: "status" }, `No text with the id ${state.missing} is on this page, which holds a choice of them (How to read this).`) : null,
+      state.missing ? make("p", { class: "note", role: "status" }, `This page has no text with the id ${state.missing}; it holds a selection of the texts (How to read this).`) : null,
       make("h2", {}, `This text is ${label}; ${decision}. `,
         score === null ? null : make("span", { class: isWrong(number) ? "wrong" : "right" }, isWrong(number) ? "\u2715 wrong" : "\u2713 right")),
       make("p", { class: "facts" }, [about.sets[index.set[number]], index.id[number], why.get(number)].filter(Boolean).join(" \u00b7 ")),
@@ -168,21 +168,21 @@
   };
 
   function controls(number, several) {
-    const twin = index.twin[number];
+    const counterpart = index.counterpart[number];
     const colours = [["surprise", "surprise"], ...(about.probe ? [["probe", "probes"]] : [])];
-    const tints = [["track", "track"], ...(about.clusters ? [["cluster", "cluster"]] : []), ...(about.probe ? [["contribution", "contribution to the score"]] : [])];
+    const tints = [["track", "track"], ...(about.clusters ? [["cluster", "cluster"]] : []), ...(about.probe ? [["contribution", "contribution"]] : [])];
     const counts = [8, 16, 24, 40].filter((count) => count < about.most).concat(about.most);
     return make(
       "div", { class: "controls" },
-      choose("colour", "Tokens by", colours, "colour"), ramp(state.colour),
-      several ? choose("axis", "Drawn", [["layers", "layer by layer"], ["tokens", "token by token"]], "axis") : null,
-      choose("tint", "Tracks by", tints, "tint"), choose("many", "Strongest", counts.map((count) => [count, String(count)]), "many"),
-      twin < 0 ? null : make("button", { type: "button", id: "twin", "data-keep": "twin", "aria-pressed": String(state.twin), onclick: () => { state.twin = !state.twin; showText(); } },
-        `Beside its ${LABELS[index.label[twin]]} twin`),
+      choose("colour", "Token colour", colours, "colour"), ramp(state.colour),
+      several ? choose("axis", "Columns", [["layers", "layers"], ["tokens", "answer tokens"]], "axis") : null,
+      choose("tint", "Track colour", tints, "tint"), choose("many", "Tracks", counts.map((count) => [count, String(count)]), "many"),
+      counterpart < 0 ? null : make("button", { type: "button", id: "counterpart", "data-keep": "counterpart", "aria-pressed": String(state.paired), onclick: () => { state.paired = !state.paired; showText(); } },
+        `Compare with its ${LABELS[index.label[counterpart]]} counterpart`),
     );
   }
 
-  // Strength of a token's colour, 0 to 1, and which end it belongs to.
+  // Values at which the colour of a token saturates.
   const FULL = { surprise: 12, probe: 3 };
   function tone(kind, value) {
     if (value === null) return "transparent";
@@ -201,20 +201,20 @@
     const passage = make("p", { class: "passage", dir: "auto" }, make("span", { class: "context" }, text.before),
       ...text.pieces.map((piece, place) => tokenOf(number, text, piece, place, place === token)), make("span", { class: "context" }, text.after));
     const facts = [
-      ["surprise", `${fixed(text.surprise[token], 2)} nats`], ["entropy of the prediction", `${fixed(text.entropy[token], 2)} nats`],
-      ["rank", text.rank[token] === 0 ? "the model's first choice" : `choice ${(text.rank[token] + 1).toLocaleString("en")}`],
+      ["surprise", `${fixed(text.surprise[token], 2)} nats`], ["entropy", `${fixed(text.entropy[token], 2)} nats`],
+      ["rank", text.rank[token] === 0 ? "1, the most likely token" : (text.rank[token] + 1).toLocaleString("en")],
       ...(text.probe ? [["probes", text.probe[token] === null ? "\u2013" : signed(text.probe[token], 2)]] : []),
       ["score", fixed(index.score[number], 2)],
-      ["score from output features", fixed(index.output[number], 2)],
+      ["output score", fixed(index.output[number], 2)],
     ];
     return make(
-      "section", { class: "panel", "data-text": number, "aria-label": own ? "Text" : "Twin" },
-      state.twin ? make("p", { class: "facts whose" }, own ? "This text: " : "Its twin: ", make("b", {}, LABELS[index.label[number]]),
-        own ? null : make("button", { type: "button", "data-keep": "open-twin", onclick: () => open(number, state.token) }, "open")) : null,
+      "section", { class: "panel", "data-text": number, "aria-label": own ? "Text" : "Counterpart" },
+      state.paired ? make("p", { class: "facts whose" }, own ? "This text: " : "Counterpart: ", make("b", {}, LABELS[index.label[number]]),
+        own ? null : make("button", { type: "button", "data-keep": "open-counterpart", onclick: () => open(number, state.token) }, "open")) : null,
       passage,
-      text.gold.length && index.label[number] ? make("p", { class: "facts" }, `Accepted: ${text.gold.slice(0, 6).join(", ")}`) : null,
+      text.gold.length && index.label[number] ? make("p", { class: "facts" }, `Accepted answers: ${text.gold.slice(0, 6).join(", ")}`) : null,
       make("div", { class: "figures" }, ...facts.map(([name, value]) => make("div", {}, `${name} `, make("b", {}, value)))),
-      make("div", { class: "drawing" }), make("div", { class: "marks" }), make("details", {}, make("summary", {}, "The tracks as a table")),
+      make("div", { class: "drawing" }), make("div", { class: "marks" }), make("details", {}, make("summary", {}, "Tracks as a table")),
     );
   }
 
@@ -223,7 +223,7 @@
     const said = state.colour === "probe" ? `probes ${value === null ? "none" : signed(value, 2)}` : `surprise ${fixed(value, 2)} nats`;
     return make("span", {
       class: piece === "" ? "token part" : "token", role: "button", tabindex: chosen ? 0 : -1, "aria-pressed": String(chosen),
-      "aria-label": `${piece || "part of the character before"}: ${said}`, title: said, "data-place": place, "data-keep": `${number} ${place}`,
+      "aria-label": `${piece || "part of the previous character"}: ${said}`, title: said, "data-place": place, "data-keep": `${number} ${place}`,
       style: `background: ${tone(state.colour, value)}`, onclick: () => chooseToken(number, place),
       onkeydown: (event) => {
         const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -238,15 +238,15 @@
     return showText();
   }
 
-  // ---- tracks: a column a layer, the strongest feature on top, a band from each to the next of its track
+  // ---- tracks: a column per layer, the strongest feature on top, a band between consecutive detections of a track
   const SIZE = { height: 380, node: 12, gap: 3, top: 22, left: 10, right: 90, least: 58, beside: 38 };
 
   const nameOf = (layer, feature) => names[layer].name[places[layer].get(feature)] || `feature ${feature}`;
   const clusterOf = (layer, feature) => (names[layer].cluster ? names[layer].cluster[places[layer].get(feature)] : "");
-  // Log-odds that one detection adds to the text's score: weight x activation / tokens of the answer.
+  // Log-odds that one detection adds to the text's score: weight x activation, averaged over the answer tokens.
   function contribution(text, layer, feature, level) {
     const weights = names[layer].weight && names[layer].weight[text.fit];
-    return weights && feature >= 0 ? (weights[places[layer].get(feature)] * (level / about.levels) * about.scale[layer]) / text.pieces.length : 0; // the mean over the answer
+    return weights && feature >= 0 ? (weights[places[layer].get(feature)] * (level / about.levels) * about.scale[layer]) / text.pieces.length : 0;
   }
   const stepsOf = ([first, features, levels]) =>
     features.map((feature, step) => ({ layer: first + step, feature, level: levels[step] })).filter((each) => each.feature >= 0);
@@ -268,7 +268,7 @@
     const box = document.querySelector(`[data-text="${number}"]`);
     const token = Math.min(state.token, text.pieces.length - 1);
     const tracks = text.tracks[token].slice(0, state.many), layers = about.layers.length;
-    // Where each detection lies: sorted by activation within its layer.
+    // Position of every detection: sorted by activation within its layer.
     const columns = Array.from({ length: layers }, () => []);
     tracks.forEach((track, place) => stepsOf(track).forEach((step) => columns[step.layer].push({ place, ...step })));
     columns.forEach((column) => column.sort((a, b) => b.level - a.level || a.place - b.place));
@@ -284,14 +284,14 @@
       }
     });
     const inner = box.querySelector(".drawing").clientWidth - 18;
-    const step = Math.max(state.twin ? SIZE.beside : SIZE.least, (inner - SIZE.left - SIZE.right) / Math.max(1, layers - 1));
+    const step = Math.max(state.paired ? SIZE.beside : SIZE.least, (inner - SIZE.left - SIZE.right) / Math.max(1, layers - 1));
     const width = SIZE.left + SIZE.right + step * (layers - 1), height = SIZE.top + SIZE.height + 6;
     const x = (layer) => SIZE.left + step * layer;
     const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Tracks of the token ${text.pieces[token].trim()}: ${tracks.length} strongest of ${text.total[token]}` });
     if (state.track && state.track.number === number) svg.classList.add("dimmed");
     about.layers.forEach((name, layer) => svg.append(draw("text", { class: "axis", x: x(layer), y: 12 }, layer ? String(name) : `layer ${name}`)));
     const drawn = tracks.map((track, place) => oneTrack(number, text, token, track, place, spots[place], x, tracks.length));
-    // The strongest last, so that they lie on top; the order of the Tab key stays that of strength.
+    // The strongest are appended last and lie on top; keyboard order stays by strength.
     svg.append(...drawn.slice().reverse());
     tracks.forEach((track, place) => labels(svg, spots[place], x, step));
     box.querySelector(".drawing").replaceChildren(svg);
@@ -299,7 +299,7 @@
     tabulate(box.querySelector("details"), number, text, token, tracks);
   }
 
-  // The other axis: the tracks of the answer's tokens, of a long answer those around the chosen one; see answer.js.
+  // The token axis: tracks of all answer tokens, or of SPAN tokens around the chosen one; see answer.js.
   const SPAN = 24;
   function drawAnswer(number, text) {
     const box = document.querySelector(`[data-text="${number}"]`);
@@ -318,7 +318,7 @@
     });
     box.querySelector(".drawing").replaceChildren(svg);
     box.querySelector(".marks").replaceChildren(...legend(Math.min(state.many, text.tracks[token].length), text.total[token]),
-      make("span", {}, `a band leads to the track that shares most features at the next token, among the ${about.most} strongest`));
+      make("span", {}, `a band leads to the track of the next token that shares most features, among the ${about.most} strongest`));
     tabulate(box.querySelector("details"), number, text, token, text.tracks[token].slice(0, state.many));
   }
 
@@ -355,7 +355,7 @@
     return group;
   }
 
-  // A name where a block is tall enough for letters, and where it changes along the track.
+  // Names of blocks that are tall enough, where the name changes along the track.
   function labels(svg, spots, x, step) {
     let before = "";
     for (const [layer, { y, height, step: each }] of spots) {
@@ -373,9 +373,9 @@
       make("span", {}, `${count} strongest of ${all} tracks; height = activation`),
       sign(icon(draw("circle", { cx: 8, cy: 6, r: 3.5, fill: "none", stroke: "currentColor", "stroke-width": 1.6 })), "birth"),
       sign(icon(draw("path", { d: "M4 2l8 8m0-8l-8 8", stroke: "currentColor", "stroke-width": 1.8, fill: "none" })), "death"),
-      state.axis === "layers" ? sign(icon(draw("path", { d: "M0 3h16M0 9h16", stroke: "currentColor", "stroke-dasharray": "3 3", fill: "none" })), "silent layer") : "",
-      make("span", {}, "italic = a dense feature, on more than a tenth of all tokens: its name says little"),
-      ...(state.tint === "contribution" ? [make("span", {}, "orange speaks for hallucinated, blue for true, grey for neither")] : []),
+      state.axis === "layers" ? sign(icon(draw("path", { d: "M0 3h16M0 9h16", stroke: "currentColor", "stroke-dasharray": "3 3", fill: "none" })), "layer without a detection") : "",
+      make("span", {}, "italic = dense feature, active on more than 10 % of tokens: its name says little"),
+      ...(state.tint === "contribution" ? [make("span", {}, "orange = towards hallucinated, blue = towards true, grey = neither")] : []),
     ];
   }
 
@@ -387,7 +387,7 @@
     return `${found.join(", ")}; ${span}${added}`;
   }
 
-  // The same content for those who do not see the drawing; made when it is opened.
+  // The same content as a table for screen readers; built when it is opened.
   function tabulate(details, number, text, token, tracks) {
     details.addEventListener("toggle", () => {
       if (!details.open || details.querySelector("table")) return;
@@ -398,7 +398,7 @@
           about.probe ? make("td", {}, signed(total(text, track), 3)) : null);
       });
       details.append(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Tracks" }, make("table", {}, make("thead", {}, make("tr", {},
-        make("th", { scope: "col" }, "track"), make("th", { scope: "col", class: "text" }, "layer: name (feature), activation in units of the layer's mean"),
+        make("th", { scope: "col" }, "track"), make("th", { scope: "col", class: "text" }, "layer: name (feature), activation / mean activation of the layer"),
         about.probe ? make("th", { scope: "col" }, "log-odds") : null)), make("tbody", {}, ...rows))));
     });
   }
@@ -411,10 +411,10 @@
 
   async function showFeature(mine) {
     const pane = byId("feature"), chosen = state.track;
-    if (!chosen) return pane.replaceChildren(make("p", { class: "note" }, "Choose a track in the drawing, and here is what its features fire on."));
+    if (!chosen) return pane.replaceChildren(make("p", { class: "note" }, "Select a track in the drawing to see its features."));
     const text = await textOf(chosen.number), token = Math.min(state.token, text.pieces.length - 1);
     const track = text.tracks[token][chosen.place], steps = stepsOf(track);
-    // The strongest detection first; the buttons lead to the others.
+    // Shows the strongest detection first; buttons show the others.
     const at = chosen.step ?? steps.reduce((best, each, place) => (each.level > steps[best].level ? place : best), 0);
     const { layer, feature, level } = steps[at];
     const layerPart = await part(`layer-${layer}`);
@@ -429,15 +429,15 @@
         { type: "button", "aria-pressed": String(number === at), "data-keep": `step ${number}`, onclick: () => chooseTrack(chosen.number, chosen.place, number) }, `layer ${about.layers[each.layer]}`))),
       make("div", { class: "figures" }, ...[
         ["layer", String(about.layers[layer])], ["feature", String(feature)], ["activation here", `${(level / about.levels).toFixed(2)} \u00d7 the layer's mean`],
-        ["fires on", `${percent(layerPart.density[place])} of held-out tokens`],
+        ["active on", `${percent(layerPart.density[place])} of held-out tokens`],
         ...(about.probe ? [["adds to the log-odds", signed(added, 3)]] : []),
         ...(layerPart.cluster && layerPart.cluster[place] !== "" ? [["cluster", layerPart.cluster[place]]] : []),
       ].map(([name, value]) => make("div", {}, `${name} `, make("b", {}, value)))),
-      make("h3", {}, "Fires on (share of its activation)"),
-      layerPart.top[place].length ? chips(layerPart.top[place], percent) : make("p", { class: "note" }, "It never fires on the held-out text."),
-      make("h3", {}, "Speaks for (logit of one unit)"),
-      layerPart.output[place].length ? chips(layerPart.output[place], (value) => signed(value, 1)) : make("p", { class: "note" }, "Not known for this model."),
-      make("h3", {}, "Strongest contexts in held-out text"),
+      make("h3", {}, "Fires on (fraction of its activation)"),
+      layerPart.top[place].length ? chips(layerPart.top[place], percent) : make("p", { class: "note" }, "Never active on the held-out text."),
+      make("h3", {}, "Promotes (logit per unit of activation)"),
+      layerPart.output[place].length ? chips(layerPart.output[place], (value) => signed(value, 1)) : make("p", { class: "note" }, "Not available for this model."),
+      make("h3", {}, "Top contexts in held-out text"),
       make("ul", { class: "contexts" }, ...layerPart.contexts[place].map(([window, activation]) => {
         const [before, word, after] = layerPart.windows[window];
         return make("li", { dir: "auto" }, before, make("mark", {}, word), after, make("small", {}, `  ${activation.toFixed(1)}`));
@@ -471,7 +471,7 @@
       byId("words").hidden = !byId("words").hidden;
       byId("words-button").setAttribute("aria-expanded", String(!byId("words").hidden));
     });
-    byId("find").addEventListener("input", () => { if (byId("find").value.trim()) byId("show").value = "all"; }); // words may stand in any text
+    byId("find").addEventListener("input", () => { if (byId("find").value.trim()) byId("show").value = "all"; }); // search all texts
     byId("filters").addEventListener("input", refilter);
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     byId("list").addEventListener("scroll", showRows);
@@ -487,7 +487,7 @@
   }
 
   start().catch((error) => {
-    byId("reading").replaceChildren(make("p", {}, `This page could not be unpacked: ${error.message}. It needs a browser of 2023 or newer.`));
+    byId("reading").replaceChildren(make("p", {}, `The content could not be unpacked: ${error.message}. Use a browser of 2023 or later.`));
     throw error;
   });
 })();

@@ -1,4 +1,4 @@
-"""The explorer's page: content packed into a template, with a script of its own and no request."""
+"""The page of the explorer: compressed content, a template and one script; no network request."""
 
 import base64
 import hashlib
@@ -14,15 +14,16 @@ from ghosttrack.report import page
 from ghosttrack.report.explorer.content import Content
 
 HERE = Path(__file__).parent
-# One script of the page, in this order.
+# Files of the page's script, in this order.
 SCRIPTS = ("answer.js", "page.js")
 
 
 def render(content: Content, version: str) -> str:
-    """The page as HTML text; the same content gives the same text.
+    """The page as HTML text; equal content gives equal text.
 
-    Every part is JSON, compressed and in base64, so that nothing of it can be taken for markup; the script unpacks a
-    part when it is needed. The page's policy lets this one script run, named by its hash, and forbids every request.
+    Every part is compressed JSON in base64, so that it cannot be parsed as markup; the script
+    unpacks a part on demand. The content security policy allows this script by its hash and
+    forbids every request.
     """
     script = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""A text parted at its answer's tokens, so that the parts joined are the text as it stands."""
+"""Splitting of a text at the tokens of its answer."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,10 @@ from ghosttrack.inputs import chat
 
 
 class Parts(NamedTuple):
-    """before + the pieces + after = the text; a token that lies within a character of an earlier one has an empty piece."""
+    """A text is before + pieces + after.
+
+    A piece is empty if its token lies within a character of an earlier token.
+    """
 
     before: str
     pieces: list[str]
@@ -18,7 +21,7 @@ class Parts(NamedTuple):
 
 
 def part(text: str, offsets: Sequence[tuple[int, int]]) -> Parts:
-    """Part a text at consecutive tokens, given the character range of each."""
+    """Split a text at consecutive tokens with the given character ranges."""
     start = end = min(offsets[0][0], len(text))
     pieces = []
     for _, stop in offsets:
@@ -29,7 +32,7 @@ def part(text: str, offsets: Sequence[tuple[int, int]]) -> Parts:
 
 
 def offsets_of(texts: Sequence[str], tokenizer: Any) -> list[list[tuple[int, int]]]:
-    """Character range of every token of every text, as extraction saw them."""
+    """Character range of every token of every text, tokenised as for extraction."""
     coded = tokenizer(
         list(texts),
         add_special_tokens=False,
@@ -37,26 +40,34 @@ def offsets_of(texts: Sequence[str], tokenizer: Any) -> list[list[tuple[int, int
         verbose=False,
         split_special_tokens=True,
     )
-    return [[(int(first), int(last)) for first, last in found] for found in coded["offset_mapping"]]
+    return [
+        [(int(first), int(last)) for first, last in offsets] for offsets in coded["offset_mapping"]
+    ]
 
 
 def offsets_of_examples(examples: pd.DataFrame, tokenizer: Any) -> list[list[tuple[int, int]]]:
-    """As `offsets_of`; of answers in a chat template, of every token behind the prompt.
+    """As `offsets_of`; for answers in a chat template, of every token after the prompt.
 
     Args:
-        examples: columns text, and prompt and prompt_ids if they were asked in a chat template.
+        examples: column text; prompt and prompt_ids too if a chat template was used.
     """
     if chat.is_asked(examples):
-        return [each.offsets for each in chat.of_examples(examples, tokenizer)]
+        return [example.offsets for example in chat.of_examples(examples, tokenizer)]
     return offsets_of([str(text) for text in examples["text"]], tokenizer)
 
 
 def require_positions(
     positions: Sequence[int], offsets: Sequence[tuple[int, int]], name: str
 ) -> None:
-    """Check that a text has the tokens that the tables speak of; position 0 is the separator."""
+    """Check that a text has tokens at `positions`; position 0 is the separator.
+
+    Raises:
+        UserError: a position is outside the text; `name` says which text.
+    """
     if not len(positions) or min(positions) < 1 or max(positions) > len(offsets):
         raise UserError(
-            f"{name}: its answer is said to be at tokens {list(positions)} of {len(offsets)}: tokens.parquet and "
-            "examples.parquet are not from one run; delete the data set's folder in examples/ and run again"
+            f"{name}: tokens.parquet has the answer at tokens {list(positions)}, but the text "
+            f"has {len(offsets)} tokens: "
+            "tokens.parquet and examples.parquet are not from one run; delete the data set's "
+            "folder in examples/ and run again"
         )

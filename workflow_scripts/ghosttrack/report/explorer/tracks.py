@@ -1,4 +1,4 @@
-"""The tracks of each answer token as plain lists, the strongest first."""
+"""The tracks of every answer token as plain lists, the strongest first."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -10,15 +10,16 @@ from ghosttrack.tracks.metrics import track_numbers
 from ghosttrack.tracks.track_metrics import ReadableTracks
 from ghosttrack.tracks.track_table import ROWS, TrackTable
 
-# Activations are in units of the layer's mean activation; this many levels a unit are more than a screen can show.
+# Activations are stored as integers: LEVELS per mean activation of the layer.
 LEVELS = 100
 
 
 class Track(NamedTuple):
-    """One hypothesis over the layers of a token.
+    """One track of a token across layers.
 
-    first: place of its first layer among the analysed ones; features: one a layer from there on, -1 where it is silent;
-    levels: LEVELS times the activation in units of the layer's mean, 0 where it is silent.
+    first: index of its first layer among the analysed layers.
+    features: one per layer from `first` on, -1 in a layer without a detection.
+    levels: LEVELS times activation / mean activation of the layer, 0 without a detection.
     """
 
     first: int
@@ -26,27 +27,33 @@ class Track(NamedTuple):
     levels: list[int]
 
 
-class Token(NamedTuple):
-    """The tracks of a token that are shown, strongest first, and how many there are in all."""
+class TokenTracks(NamedTuple):
+    """The shown tracks of a token, strongest first, and the total number of its tracks."""
 
     shown: list[Track]
     total: int
 
 
-def of_rows(tracks: ReadableTracks, rows: Sequence[int], most: int) -> dict[int, Token]:
-    """Tracks of the chosen rows of a track store, `most` a token; strong = large sum of activations over layers."""
+def of_rows(tracks: ReadableTracks, rows: Sequence[int], most: int) -> dict[int, TokenTracks]:
+    """The strongest `most` tracks of the given rows: largest sum of activations over layers.
+
+    Args:
+        tracks: track store.
+        rows: rows of the store.
+        most: maximum number of tracks per row.
+    """
     wanted = np.array(sorted(rows), dtype=np.int64)
-    found: dict[int, Token] = {}
+    by_row: dict[int, TokenTracks] = {}
     for start in range(0, tracks.rows, ROWS):
         here = wanted[(wanted >= start) & (wanted < start + ROWS)]
         if len(here):
             table = tracks.read(start, min(start + ROWS, tracks.rows))
             chosen = TrackTable(*(cast(Any, values[here - start]) for values in table))
-            found |= dict(zip(here.tolist(), _tokens(chosen, tracks.scale, most), strict=True))
-    return found
+            by_row |= dict(zip(here.tolist(), _tokens(chosen, tracks.scale, most), strict=True))
+    return by_row
 
 
-def _tokens(table: TrackTable, scale: NDArray[np.float64], most: int) -> list[Token]:
+def _tokens(table: TrackTable, scale: NDArray[np.float64], most: int) -> list[TokenTracks]:
     present = table.feature >= 0  # (rows, layers, slots)
     row, layer, _ = np.nonzero(present)
     track = track_numbers(table)[present]
@@ -61,22 +68,22 @@ def _tokens(table: TrackTable, scale: NDArray[np.float64], most: int) -> list[To
     totals = np.bincount(owner, minlength=len(present))
     # Strongest first within each row, then by track number.
     order = np.lexsort((np.arange(count), -strength, owner))
-    place = np.arange(count) - np.repeat(np.cumsum(totals) - totals, totals)
-    kept = order[place < most]
+    rank = np.arange(count) - np.repeat(np.cumsum(totals) - totals, totals)
+    shown = order[rank < most]
     by_track = np.lexsort((layer, track))
     starts = np.searchsorted(track[by_track], np.arange(count + 1))
     tokens: list[list[Track]] = [[] for _ in totals]
-    for number in kept.tolist():
+    for number in shown.tolist():
         part = by_track[starts[number] : starts[number + 1]]
         tokens[owner[number]].append(
             _filled(layer[part].tolist(), feature[part].tolist(), level[part].tolist())
         )
-    return [Token(shown, int(total)) for shown, total in zip(tokens, totals, strict=True)]
+    return [TokenTracks(token, int(total)) for token, total in zip(tokens, totals, strict=True)]
 
 
 def _filled(layers: list[int], features: list[int], levels: list[int]) -> Track:
-    """One entry a layer, also for the silent ones in between."""
-    silent: list[Any] = [(-1, 0)] * (layers[-1] - layers[0] + 1)
+    """A track with an entry for every layer from its first to its last."""
+    entries: list[Any] = [(-1, 0)] * (layers[-1] - layers[0] + 1)
     for layer, feature, level in zip(layers, features, levels, strict=True):
-        silent[layer - layers[0]] = (feature, level)
-    return Track(layers[0], [each[0] for each in silent], [each[1] for each in silent])
+        entries[layer - layers[0]] = (feature, level)
+    return Track(layers[0], [feature for feature, _ in entries], [level for _, level in entries])
