@@ -31,7 +31,7 @@ rule verify_activations:
     """Check every activation store on disk against its manifest, and list the damaged ones."""
     log:
         "results/logs/verify_activations.log",
-    retries: 0  # damage does not mend itself
+    retries: 0  # a retry cannot repair damage
     conda:
         "../envs/torch.yaml"
     resources:

@@ -40,7 +40,7 @@ rule train_sae:
         state="results/{model}/state/train_sae/layer_{layer}",
         # The waves of extraction read it to recognise a stale SAE. As a function of `resources` it is
         # no rerun trigger.
-        made_from=lambda wildcards, resources: made_from(wildcards.model),
+        training_digest=lambda wildcards, resources: training_digest(wildcards.model),
         code=source_digest("train_sae"),
     message:
         "Training the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
@@ -90,7 +90,7 @@ for MODEL in SHARED:
             seed=settings_of("seed", "train_shared_sae"),
             state="results/{model}/state/train_shared_sae",
             # As in train_sae.
-            made_from=lambda wildcards, resources: made_from(wildcards.model),
+            training_digest=lambda wildcards, resources: training_digest(wildcards.model),
             code=source_digest("train_shared_sae"),
         message:
             "Training one SAE for all layers of {wildcards.model} (GPUs: {resources.gpu})"

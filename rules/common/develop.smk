@@ -14,5 +14,6 @@ def released_layers(wildcards):
         f"results/{model}/activations/layer_{layer:02d}"
         for model, settings in SETTINGS.items()
         for layer, folder in zip(settings.layers, saes_of(model, settings.layers), strict=True)
-        if settings.activations.disk_budget_gb and plan.is_made_from(Path(folder), made_from(model))
+        if settings.activations.disk_budget_gb
+        and plan.has_training_digest(Path(folder), training_digest(model))
     ]

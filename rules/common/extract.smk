@@ -14,7 +14,7 @@ def extraction_waves():
 
 
 @cache
-def made_from(model):
+def training_digest(model):
     """Digest of the settings and code that a model's SAEs depend on."""
     training = "train_shared_sae" if model in SHARED else "train_sae"
     rules = ("fetch_model", "fetch_corpus", "extract_activations", training)
@@ -39,12 +39,12 @@ def missing_saes_before(model, wave):
 @cache
 def waited_for(model, wave):
     """SAEs that a wave waits for; cached, because planning asks for every shard."""
-    wanted = made_from(model)
+    wanted = training_digest(model)
     missing = [
         [
             layer
             for layer in layers
-            if not plan.is_made_from(Path(f"results/{model}/saes/layer_{layer:02d}"), wanted)
+            if not plan.has_training_digest(Path(f"results/{model}/saes/layer_{layer:02d}"), wanted)
         ]
         for layers in WAVES[model][: wave + 1]
     ]

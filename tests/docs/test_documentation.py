@@ -286,7 +286,7 @@ def test_runs_of_the_first_pages_can_be_planned(furnished: Path, arguments: str)
 
 
 # ---- python and yaml blocks
-TOKEN = typing.get_args(typing.get_type_hints(ghosttrack.Score)["tokens"])[0]
+TOKEN = typing.get_args(typing.get_type_hints(ghosttrack.ScoredText)["tokens"])[0]
 
 
 class FakeDetector:
@@ -297,15 +297,15 @@ class FakeDetector:
         assert run == "results/smollm2-135m"
         return FakeDetector()
 
-    def stream(self, texts: Any) -> Iterator[ghosttrack.Score]:
+    def stream(self, texts: Any) -> Iterator[ghosttrack.ScoredText]:
         for text in texts:
             start = text.text.find(text.answer)
             token = TOKEN(start, start + 1, 1.0, 0.5)
-            yield ghosttrack.Score(
+            yield ghosttrack.ScoredText(
                 "1", text.text, start, start + 1, 0.9, 2.0, 1.5, "hallucinated", [token], []
             )
 
-    def score(self, texts: Any) -> list[ghosttrack.Score]:
+    def score(self, texts: Any) -> list[ghosttrack.ScoredText]:
         return list(self.stream(texts))
 
 

@@ -201,7 +201,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(damaged)
 
 
-def mended(house: Path, stem: str, *config: str) -> bool:
+def repaired(house: Path, stem: str, *config: str) -> bool:
     """Delete one store and its manifest and make them again as the error says; whether one job alone ran."""
     shutil.rmtree(house / f"{stem}.zarr")
     (house / f"{stem}.json").unlink()
@@ -220,7 +220,7 @@ def test_a_damaged_store_is_named_and_repaired_by_its_job_alone(house_to_change:
         f"{stem}.zarr/resid_post/c/0/0: its SHA-256 is not the one in the manifest" in result.stderr
     )
     assert f"delete {stem}.zarr and {stem}.json, then: snakemake" in result.stderr
-    assert mended(house_to_change, stem)
+    assert repaired(house_to_change, stem)
     assert contents(house_to_change) == before
     assert planned(house_to_change) == {}  # nothing is trained again
     assert snakemake(house_to_change, *RUN, "--", "verify_activations").returncode == 0
@@ -254,7 +254,7 @@ def test_a_damaged_int8s_store_stops_the_training_and_is_repaired_by_its_job_alo
     assert result.returncode == 1
     assert f"{stem}.zarr/resid_post/c/0/0: rows from 0 on are damaged" in result.stderr
     assert not (house / trained).exists()
-    assert mended(house, stem, *given)
+    assert repaired(house, stem, *given)
     assert contents(house) == before
     result = snakemake(house, *RUN, *given, "--", trained)
     assert result.returncode == 0, result.stderr[-4000:]

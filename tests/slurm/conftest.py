@@ -194,7 +194,7 @@ class SlurmHouse:
                 micro_batch=4096,
                 state=place / "state" / folder.name,
                 model=MODEL,
-                made_from=cfg["metadata"]["made_from"],
+                training_digest=cfg["metadata"]["training_digest"],
             )
         return {
             f"{path.parent.name}/{path.name}": path.read_bytes()

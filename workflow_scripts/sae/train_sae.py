@@ -36,7 +36,7 @@ def main(
     resident_mb: int,
     state: Path,
     model: str,
-    made_from: str,
+    training_digest: str,
     checkpoint_seconds: float = 60.0,
     cuda_graph: bool = False,
 ) -> None:
@@ -78,7 +78,9 @@ def main(
             checkpoint_seconds=checkpoint_seconds,
             cuda_graph=cuda_graph,
         )
-        outputs.write(trained, store, weights, cfg, history, model_name=model, made_from=made_from)
+        outputs.write(
+            trained, store, weights, cfg, history, model_name=model, training_digest=training_digest
+        )
         shutil.rmtree(state)
 
 

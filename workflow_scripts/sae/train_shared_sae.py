@@ -33,7 +33,7 @@ def main(
     micro_batch: int,
     state: Path,
     model: str,
-    made_from: str,
+    training_digest: str,
     resident_mb: int = 1536,  # half of the memory of the rule's first attempt
     cuda_graph: bool = False,
 ) -> None:
@@ -65,7 +65,9 @@ def main(
             cuda_graph=cuda_graph,
         )
         for layer_sae, store, *paths in zip(trained, opened, weights, cfg, history, strict=True):
-            outputs.write(layer_sae, store, *paths, model_name=model, made_from=made_from)
+            outputs.write(
+                layer_sae, store, *paths, model_name=model, training_digest=training_digest
+            )
         shutil.rmtree(state)
 
 

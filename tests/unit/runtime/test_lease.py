@@ -68,7 +68,7 @@ def left_behind(folder: Path, age: float = 0.0, **fields: Any) -> Path:
     return held.path
 
 
-def standing(folder: Path) -> lease.LeaseStatus:
+def lease_status(folder: Path) -> lease.LeaseStatus:
     found = lease.current(folder)
     assert found is not None
     return found
@@ -107,17 +107,17 @@ def test_whether_a_lease_is_live_follows_from_host_process_date_and_lock(
     with path.open() as stream:
         if locked:
             fcntl.flock(stream, fcntl.LOCK_EX)
-        live = standing(tmp_path).live
+        live = lease_status(tmp_path).live
     assert live == (locked or (state == "alive" if seen_from_here else age == "fresh"))
 
 
 def test_a_copy_of_a_folder_is_not_held_by_the_run_in_the_original(tmp_path: Path) -> None:
     held = lease.acquire(tmp_path / "original", "snakemake saes")
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
-    assert standing(tmp_path / "original").live
-    assert not standing(tmp_path / "copy").live
+    assert lease_status(tmp_path / "original").live
+    assert not lease_status(tmp_path / "copy").live
     (tmp_path / "original").rename(tmp_path / "moved")
-    assert standing(tmp_path / "moved").live
+    assert lease_status(tmp_path / "moved").live
     held.leave()
 
 
@@ -179,7 +179,7 @@ def test_another_user_of_a_shared_folder_takes_over_from_a_dead_run(tmp_path: Pa
     for place in (path.parent.parent, path.parent):
         place.chmod(0o777)
     assert said_to_a_stranger(tmp_path) == ""
-    found = standing(tmp_path)
+    found = lease_status(tmp_path)
     assert found.lease is not None
     assert found.lease.users == sorted({os.getuid(), STRANGER})
     assert not path.exists()
@@ -190,17 +190,17 @@ def test_the_date_decides_if_proc_hides_the_process(
 ) -> None:
     left_behind(tmp_path, 5, pid=process.pid, ticks=lease_process.start_ticks(process.pid))
     monkeypatch.setattr(lease_process, "_stat", lambda _: ("", 0))
-    assert standing(tmp_path).alive is None
-    assert standing(tmp_path).live
+    assert lease_status(tmp_path).alive is None
+    assert lease_status(tmp_path).live
 
 
 def test_a_zombie_process_is_dead(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as run:
         left_behind(tmp_path, 5, pid=run.pid, ticks=lease_process.start_ticks(run.pid))
-        assert standing(tmp_path).live
+        assert lease_status(tmp_path).live
         run.kill()
         os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOWAIT)
-        assert not standing(tmp_path).live
+        assert not lease_status(tmp_path).live
 
 
 def test_a_wrong_clock_of_this_machine_does_not_expire_a_lease(
@@ -208,20 +208,20 @@ def test_a_wrong_clock_of_this_machine_does_not_expire_a_lease(
 ) -> None:
     left_behind(tmp_path, 5, boot="b7")
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert standing(tmp_path).live
-    assert 0 <= standing(tmp_path).silent < 60
+    assert lease_status(tmp_path).live
+    assert 0 <= lease_status(tmp_path).silent < 60
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'{"host": "node7", "check": "0"}'])
 def test_an_incomplete_lease_is_live_until_it_expires(tmp_path: Path, text: bytes) -> None:
     path = left_behind(tmp_path, 5)
     path.write_bytes(text)
-    assert standing(tmp_path).lease is None
+    assert lease_status(tmp_path).lease is None
     with pytest.raises(UserError, match="a host that is not known yet"):
         lease.acquire(tmp_path, "")
     then = lease_file.file_clock(tmp_path) - 200
     os.utime(path, (then, then))
-    assert not standing(tmp_path).live
+    assert not lease_status(tmp_path).live
 
 
 def test_a_record_that_is_being_replaced_is_read_as_old_new_or_none() -> None:
@@ -237,7 +237,7 @@ def test_a_record_that_is_being_replaced_is_read_as_old_new_or_none() -> None:
 def test_a_released_lease_leaves_the_folder_free(tmp_path: Path) -> None:
     with lease.hold(tmp_path, "first", pytest.fail) as first:
         assert not first.after_killed
-        assert standing(tmp_path).live
+        assert lease_status(tmp_path).live
     assert lease.current(tmp_path) is None
     with lease.hold(tmp_path, "second", pytest.fail) as second:
         assert not second.after_killed
@@ -376,7 +376,7 @@ def test_the_old_holder_notices_a_takeover(tmp_path: Path, monkeypatch: pytest.M
     assert len(said) == 1
     assert "the run of bob on node7" in said[0]
     assert "no sign of life for more than 120 s" in said[0]
-    found = standing(tmp_path)
+    found = lease_status(tmp_path)
     assert found.lease == new._replace(
         inode=found.inode
     )  # the old holder does not release the new lease
@@ -387,8 +387,8 @@ def test_a_deleted_lease_is_created_again(tmp_path: Path) -> None:
     held.path.unlink()
     held.path.parent.rmdir()
     assert held.renew()
-    assert standing(tmp_path).locked
-    assert standing(tmp_path).lease == held.lease._replace(inode=held.path.stat().st_ino)
+    assert lease_status(tmp_path).locked
+    assert lease_status(tmp_path).lease == held.lease._replace(inode=held.path.stat().st_ino)
     held.release()
 
 
@@ -396,9 +396,9 @@ def test_renewing_keeps_a_lease_fresh(tmp_path: Path) -> None:
     held = lease.acquire(tmp_path, "")
     then = time.time() - 500
     os.utime(held.path, (then, then))
-    assert standing(tmp_path).expired
+    assert lease_status(tmp_path).expired
     assert held.renew()
-    assert not standing(tmp_path).expired
+    assert not lease_status(tmp_path).expired
     held.release()
 
 
@@ -417,7 +417,7 @@ def test_a_plain_snakemake_takes_the_lease_and_releases_it_at_its_end(tmp_path: 
     with python(ADOPT, folder=tmp_path) as run:
         assert run.stdout is not None
         assert run.stdout.readline().split()[0::2] == ["1", "True"]
-        assert standing(tmp_path).live
+        assert lease_status(tmp_path).live
         run.communicate()
     assert run.returncode == 0
     assert lease.current(tmp_path) is None
@@ -436,7 +436,7 @@ def test_the_snakemake_of_launch_shares_its_lease_and_jobs_do_not(
             "True",
             "False",
         ]
-        found = standing(tmp_path)
+        found = lease_status(tmp_path)
         assert found.lease is not None
         assert found.lease.pid == run.pid
         run.communicate()

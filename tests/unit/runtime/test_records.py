@@ -218,8 +218,8 @@ def test_two_files_of_the_same_name_are_distinguished() -> None:
 
 
 def test_untracked_params_do_not_make_a_job_due() -> None:
-    made(job(TABLE, state="a", made_from="b", expected={"k": 1}))
-    assert states([job(TABLE, state="c", made_from="d", expected={"k": 2})]) == ["current"]
+    made(job(TABLE, state="a", training_digest="b", expected={"k": 1}))
+    assert states([job(TABLE, state="c", training_digest="d", expected={"k": 2})]) == ["current"]
 
 
 def test_settings_survive_json() -> None:

@@ -92,7 +92,7 @@ def arguments(folder: Path, store: Path, manifest: Path) -> dict[str, Any]:
         "resident_mb": 1536,
         "state": folder / "state",
         "model": "tiny",
-        "made_from": "",
+        "training_digest": "",
     }
 
 
@@ -329,7 +329,7 @@ def test_one_dictionary_for_two_layers_is_written_twice_and_twice_the_same(tmp_p
             micro_batch=64,
             state=tmp_path / "state",
             model="tiny",
-            made_from="",
+            training_digest="",
         )
     for place in ("layer_02", "layer_04"):
         for file in ("sae_weights.safetensors", "cfg.json", "history.csv"):

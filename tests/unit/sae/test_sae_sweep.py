@@ -95,8 +95,8 @@ def test_killed_arms_stand_at_different_steps_and_end_in_the_same_bytes(
             run(
                 tmp_path, MemoryBatches(STORE, SMALL.batch, fail_at=step), checkpoint_seconds=0.0
             )  # one arm saved a step
-    standing = {arm.name: max((tmp_path / arm.name).glob("*.checkpoint")).name for arm in ARMS}
-    assert len(set(standing.values())) == len(ARMS)
+    checkpoints = {arm.name: max((tmp_path / arm.name).glob("*.checkpoint")).name for arm in ARMS}
+    assert len(set(checkpoints.values())) == len(ARMS)
     resumed = Counted(STORE, SMALL.batch)
     found = run(tmp_path, resumed)
     assert resumed.reads[0] > 30
@@ -169,7 +169,7 @@ def test_the_scripts_write_an_autoencoder_an_arm_and_the_tables_and_the_figure(
     store, manifest = write_store(tmp_path, "train", seed=0)
     heldout, heldout_manifest = write_store(tmp_path, "heldout", seed=1)
     given = arguments(tmp_path, store, manifest)
-    for name in ("weights", "cfg", "history", "made_from", "warm_start_layer", "resident_mb"):
+    for name in ("weights", "cfg", "history", "training_digest", "warm_start_layer", "resident_mb"):
         del given[name]
     settings = SweepSettings(k=[3, 5], seeds=[0, 1])
     for name in ("one", "two"):
@@ -225,7 +225,7 @@ def test_the_scripts_write_an_autoencoder_an_arm_and_the_tables_and_the_figure(
 def test_one_seed_leaves_a_table_without_pairs_that_can_be_drawn(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
     given = arguments(tmp_path, store, manifest)
-    for name in ("weights", "cfg", "history", "made_from", "warm_start_layer", "resident_mb"):
+    for name in ("weights", "cfg", "history", "training_digest", "warm_start_layer", "resident_mb"):
         del given[name]
     sweep_sae.main(
         **given,

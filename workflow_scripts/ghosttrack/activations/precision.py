@@ -19,7 +19,7 @@ class StorageError(NamedTuple):
 
 
 def storage_error(exact: Floats, stored: Half) -> StorageError | None:
-    """Compare exact with stored rows, (n, d_model), without massive rows.
+    """Compare exact with stored rows, (n, d_model), without massive activations.
 
     None if n <= d_model: too few rows for principal components.
     """

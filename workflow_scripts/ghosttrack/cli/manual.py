@@ -45,7 +45,7 @@ COMMANDS = {
 # The public API: import line and names, by module; no names: every public class.
 PUBLIC = {
     "api.py": ("from ghosttrack import Detector", ["Detector"]),
-    "detection/scored_texts.py": ("from ghosttrack import Score, Text", []),
+    "detection/scored_texts.py": ("from ghosttrack import ScoredText, Text", []),
     "sae/model.py": ("from ghosttrack import sae", ["load", "Sae"]),
     "activations/reader.py": (
         "from ghosttrack.activations.reader import ActivationStore",

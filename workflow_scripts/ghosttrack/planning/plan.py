@@ -141,12 +141,12 @@ def training_digest(settings: Settings, codes: Sequence[str]) -> str:
     return files.sha256_json([chosen, *codes])
 
 
-def is_made_from(folder: Path, digest: str) -> bool:
+def has_training_digest(folder: Path, digest: str) -> bool:
     """Whether `folder` has a finished SAE that was trained with the training digest `digest`."""
     if not (folder / "sae_weights.safetensors").exists() or not (folder / "cfg.json").exists():
         return False
     cfg = files.read_json(folder / "cfg.json")
-    return isinstance(cfg, dict) and cfg.get("metadata", {}).get("made_from") == digest
+    return isinstance(cfg, dict) and cfg.get("metadata", {}).get("training_digest") == digest
 
 
 def layers_waited_for(

@@ -29,7 +29,7 @@ CACHED_BYTES = 1 << 20
 # date.
 SETTLED_SECONDS = 2.0
 # Params without influence on results: folders of checkpoints, and values that are only checked.
-UNTRACKED_PARAMS = frozenset({"state", "made_from", "expected"})
+UNTRACKED_PARAMS = frozenset({"state", "training_digest", "expected"})
 # Names of inputs that a job waits for but does not read.
 ORDER_ONLY_INPUTS = ("earlier",)
 # Longest time for which a node may see the old version of a file on a shared file system (NFS: 60

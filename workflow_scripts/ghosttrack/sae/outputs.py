@@ -16,11 +16,11 @@ def write(
     history: Path,
     *,
     model_name: str,
-    made_from: str,
+    training_digest: str,
 ) -> None:
     """Write the three files of one layer, each atomically.
 
-    `made_from`, the digest of what the autoencoder was trained from, identifies a stale autoencoder
+    `training_digest`, the digest of what the autoencoder was trained from, identifies a stale autoencoder
     (see `planning.plan`).
     """
     metadata = {
@@ -30,7 +30,7 @@ def write(
         "context_size": store.context,
         "storage": store.storage,
         "storage_error": store.storage_error,
-        "made_from": made_from,
+        "training_digest": training_digest,
     }
     model.save(
         replace(trained.sae, metadata=metadata),
