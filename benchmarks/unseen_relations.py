@@ -26,7 +26,7 @@ from ghosttrack import scores as registry
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.detection import audit, representations, transfer
 from ghosttrack.detection import run as detection_run
-from ghosttrack.evaluation import ledger, scoreboard, transfer_tables
+from ghosttrack.evaluation import claims, ledger, scoreboard, transfer_tables
 from ghosttrack.facts import statements
 from ghosttrack.runtime import files, tables
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
@@ -176,7 +176,7 @@ def main() -> None:
     judged = ledger.judge(
         [*scope_results, *scoreboard.pools(scope_results, settings.confidence)], [], settings
     )
-    kept = judged[judged["claim"].isin([claim.sentence for claim in ledger.claims([])[:2]])]
+    kept = judged[judged["claim"].isin([claim.sentence for claim in claims.claims([])[:2]])]
     columns = [
         "dataset",
         "claim",

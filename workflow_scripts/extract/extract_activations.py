@@ -11,6 +11,7 @@ from ghosttrack.inputs.sites import Site
 from ghosttrack.planning import plan
 from ghosttrack.runtime import job
 from ghosttrack.runtime.allocator import keep_freed_memory
+from ghosttrack.runtime.run_paths import layer_of
 
 
 def main(
@@ -45,7 +46,7 @@ def main(
         model,
         extraction.model_identity(weights.parent),
         tokens,
-        [extraction.layer_of(store) for store in stores],
+        [layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.Extraction(
             site,

@@ -21,6 +21,7 @@ from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.allocator import keep_freed_memory
+from ghosttrack.runtime.run_paths import layer_name, layer_of
 
 
 def main(
@@ -56,7 +57,7 @@ def main(
     tokenizer = models.load_tokenizer(weights.parent)
     packed = limits.read(check).packed
     limit = models.max_context(weights.parent / "config.json")
-    layers = [extraction.layer_of(store) for store in stores]
+    layers = [layer_of(store) for store in stores]
     model = models.load_model(weights.parent, extraction.best_device())
     pairs = pmi_baseline.choose_pairs(frame, prompts, seed)
     texts = pd.concat([frame, pairs], ignore_index=True)
@@ -92,7 +93,7 @@ def main(
             model, tokenizer, frame, limit=limit, batch=batch, packed=packed
         )
     activations: dict[str, Any] = {
-        f"layer_{layer:02d}": smallest_float(mean)
+        layer_name(layer): smallest_float(mean)
         for layer, mean in zip(layers, means.activation, strict=True)
     }
     with files.atomic_write(background, "wb") as stream:

@@ -9,6 +9,7 @@ from ghosttrack.inputs import corpus, models
 from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import job
 from ghosttrack.runtime.allocator import keep_freed_memory
+from ghosttrack.runtime.run_paths import layer_of
 
 
 def main(
@@ -31,7 +32,7 @@ def main(
         models.load_model(weights.parent, extraction.best_device()),
         extraction.model_identity(weights.parent),
         corpus.read_tokens(heldout, heldout_manifest).tokens,
-        [extraction.layer_of(store) for store in stores],
+        [layer_of(store) for store in stores],
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.Extraction(site, batch if limits.read(check).batched else 1, code=code),
     )

@@ -11,7 +11,7 @@ __all__ = ["Detector", "ScoredText", "Text", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Detector`, `Score` and `Text` on first use: their modules are slow to import."""
+    """Import `Detector`, `ScoredText` and `Text` on first use: their modules are slow to import."""
     if name == "Detector":
         from ghosttrack.api import Detector
 

@@ -21,6 +21,7 @@ from ghosttrack.detection.scored_texts import (
 )
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
+from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import names
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Detector:
             from ghosttrack.report.explorer.dictionary import name_of
             from ghosttrack.runtime import tables
 
-            path = self.run / "features" / f"layer_{layer:02d}.parquet"
+            path = RunPaths(self.run).features(layer)
             table = tables.read_parquet(path, columns=["top_text", "output_text"])
             self._names[layer] = [
                 name_of(*lists)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ghosttrack.runtime import job
+from ghosttrack.runtime.run_paths import layer_of
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import neighbour_run
 from ghosttrack.tracks.neighbours import save
@@ -31,7 +32,7 @@ def main(
     same layers.
     """
     torch.set_num_threads(threads)
-    layers = [layer, *(int(path.parent.name.removeprefix("layer_")) for path in weights[1:])]
+    layers = [layer, *(layer_of(path.parent) for path in weights[1:])]
     similarities = neighbour_run.similarities(layers, weights, stores, manifests, seed)
     comparisons = []
     for upper, similarity in zip(layers[1:], similarities, strict=True):

@@ -10,6 +10,7 @@ import torch
 
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
 from ghosttrack.runtime import files, job
+from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import track_run
 from ghosttrack.tracks.token_errors import token_errors
@@ -68,7 +69,7 @@ def main(
             manifest, {**about, "mode": tracking.mode, "seed": seed, "inputs_sha256": digests}
         )
         log_counts(variant, about["counts"])
-    names = [f"layer_{layer:02d}" for layer in layers]
+    names = [layer_name(layer) for layer in layers]
     with files.atomic_write(errors, "wb") as stream:
         pd.DataFrame(token_errors(opened, weights), columns=names).to_parquet(stream, index=False)
 

@@ -9,6 +9,7 @@ from ghosttrack.detection import transfer as relations
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import transfer_tables
 from ghosttrack.runtime import files, job, tables
+from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 
 
@@ -46,8 +47,8 @@ def main(
     measured = {datasets[index]: tables.read_parquet(outputs[index]) for index in chosen}
     paths = {
         datasets[index]: relations.TransferFiles(
-            [outputs[index].parent / f"layer_{layer:02d}.zarr" for layer in layers],
-            [outputs[index].parent / f"layer_{layer:02d}.json" for layer in layers],
+            [outputs[index].parent / f"{layer_name(layer)}.zarr" for layer in layers],
+            [outputs[index].parent / f"{layer_name(layer)}.json" for layer in layers],
             backgrounds[index],
         )
         for index in chosen

@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from ghosttrack import scores as registry
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation import ledger, scoreboard
+from ghosttrack.evaluation import claims, ledger, scoreboard
 from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 
@@ -264,7 +264,7 @@ def test_p_values_are_corrected_within_a_scope() -> None:
 
 
 def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
-    sentences = {claim.sentence for claim in ledger.claims(["default", "permuted", "untracked"])}
+    sentences = {claim.sentence for claim in claims.claims(["default", "permuted", "untracked"])}
     assert {
         "tracking metrics beat their permuted null",
         "tracking metrics beat their untracked null",

@@ -10,6 +10,7 @@ import pytest
 from fake_results import Run
 
 from ghosttrack import scores as registry
+from ghosttrack.evaluation import claims as claim_specs
 from ghosttrack.report import lanes, pictures, verdicts
 from ghosttrack.report import page as report_page
 from report import write_report
@@ -256,9 +257,8 @@ def test_tracking_adds_only_if_its_null_adds_less(more: str, decisive: str) -> N
 
 
 def test_titles_of_all_claims_have_at_most_eight_words() -> None:
-    from ghosttrack.evaluation import ledger
 
-    claims = [claim.sentence for claim in ledger.claims(["default", "permuted", "untracked"])]
+    claims = [claim.sentence for claim in claim_specs.claims(["default", "permuted", "untracked"])]
     titles = [verdicts.title(claim) for claim in claims]
     assert max(len(title.split()) for title in titles) <= 8
     assert len(set(titles)) == len(titles)
@@ -344,9 +344,8 @@ def test_positions_on_an_axis_stay_inside() -> None:
 
 
 def test_the_ledger_writes_the_claims_that_the_summary_reads() -> None:
-    from ghosttrack.evaluation import ledger
 
-    sentences = {claim.sentence for claim in ledger.claims(["default", "permuted"])}
+    sentences = {claim.sentence for claim in claim_specs.claims(["default", "permuted"])}
     assert {registry.HEADLINE, registry.TRACKING} <= sentences
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ghosttrack.activations.reader import ActivationStore, require_same_rows
 from ghosttrack.runtime import files, tables
+from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.sae import Sae
 from ghosttrack.settings import TrackingSettings
 from ghosttrack.tracks import clusters as semantic
@@ -119,7 +120,7 @@ def compute_links(
             )
             for similarity in similarities
         ]
-        paths.append(folder / f"layer_{layer:02d}.npz")
+        paths.append(folder / f"{layer_name(layer)}.npz")
         neighbours.save(paths[-1], layers[window], comparisons)
     return paths
 

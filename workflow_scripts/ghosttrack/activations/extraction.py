@@ -73,12 +73,6 @@ def open_packed(
     return ActivationStore.open([store], [manifest], expected)
 
 
-def layer_of(store: Path) -> int:
-    """Layer in a store's path, such as layer_07.zarr or layer_07/shard_0000.zarr."""
-    named = [part for part in store.with_suffix("").parts if part.startswith("layer_")]
-    return int(named[-1].removeprefix("layer_"))
-
-
 class Extraction(NamedTuple):
     """Which packed contexts one job reads, and how."""
 

@@ -18,6 +18,7 @@ from ghosttrack.planning import forecast, job_status, plan, run_state, slurm
 from ghosttrack.planning.configuration import load, load_dataset, read_yaml
 from ghosttrack.runtime import progress
 from ghosttrack.runtime.progress import duration
+from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import DatasetSettings, Settings
 
 HOME = Path(__file__).resolve().parents[3]
@@ -229,7 +230,7 @@ def _progress_lines(status: Status) -> Iterator[str]:
     for layer in status.layers:
         stores = "-" if layer.trained and not layer.stores else str(layer.stores)
         # With a shared dictionary, one job trains the SAE of all layers.
-        sae_job = sae_jobs.get(f"layer_{layer.layer:02d}") or sae_jobs[""]
+        sae_job = sae_jobs.get(layer_name(layer.layer)) or sae_jobs[""]
         yield f"  {layer.layer:>5} {stores:>7} {layer.shards:>4}  {_sae(layer, sae_job)}"
     # Queued jobs are many and alike; the table counts them.
     if shown := [job for job in job_status.at_work(status.activities) if job.state != "queued"]:

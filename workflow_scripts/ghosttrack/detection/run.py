@@ -21,6 +21,7 @@ from ghosttrack.detection.representations import (
     spans,
 )
 from ghosttrack.errors import UserError
+from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import DetectionSettings
 
 
@@ -150,9 +151,7 @@ def read_inputs(
     for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
         where = spans(outputs, opened.rows, dataset)
         model = sae.load(weights.parent)
-        pooled = layer_blocks(
-            opened.read(), opened.massive, where, model, means[f"layer_{layer:02d}"]
-        )
+        pooled = layer_blocks(opened.read(), opened.massive, where, model, means[layer_name(layer)])
         blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
     metrics = {}
     for variant, path in zip(variants, paths.track_metrics, strict=True):
@@ -175,7 +174,7 @@ def read_counterfactual_mean(
         UserError: the file has other layers or another number of examples.
     """
     with np.load(path) as arrays:
-        names = [f"layer_{layer:02d}" for layer in layers]
+        names = [layer_name(layer) for layer in layers]
         if not set(names) <= set(arrays.files) or any(
             len(arrays[name]) != examples for name in names
         ):

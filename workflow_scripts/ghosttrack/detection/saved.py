@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files, records
+from ghosttrack.runtime.run_paths import RunPaths
 
 SCHEMA = 3
 WEIGHTS_NAME, ABOUT_NAME = "detector.safetensors", "detector.json"
@@ -144,8 +145,7 @@ def require_same(saved: SavedDetector, run: Path) -> None:
     expected = {Path("model") / name: digest for name, digest in saved.about["model"].items()}
     for layer, digests in saved.about["saes"].items():
         expected |= {
-            Path("saes") / f"layer_{int(layer):02d}" / name: digest
-            for name, digest in digests.items()
+            RunPaths(Path()).sae(int(layer)) / name: digest for name, digest in digests.items()
         }
     for name, digest in expected.items():
         actual = records.digest_of(run / name)

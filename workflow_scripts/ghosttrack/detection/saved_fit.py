@@ -15,6 +15,7 @@ from ghosttrack.detection.audit import NOT_RUN
 from ghosttrack.detection.pooled import LinearModel
 from ghosttrack.detection.probes import Floats, Ints
 from ghosttrack.runtime.progress import Progress
+from ghosttrack.runtime.run_paths import layer_name
 
 if TYPE_CHECKING:
     from ghosttrack.activations.reader import ActivationStore
@@ -42,7 +43,7 @@ class DatasetSource(NamedTuple):
         """Open the activation store of a layer."""
         from ghosttrack.activations.reader import ActivationStore
 
-        stem = f"layer_{layer:02d}"
+        stem = layer_name(layer)
         return ActivationStore.open(
             [self.folder / f"{stem}.zarr"], [self.folder / f"{stem}.json"], {"layer": layer}
         )

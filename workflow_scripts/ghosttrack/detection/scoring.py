@@ -20,6 +20,7 @@ from ghosttrack.detection import representations, saved
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import site_modules
+from ghosttrack.runtime.run_paths import RunPaths
 
 Floats = NDArray[np.float64]
 # Approximate number of texts per forward pass; it affects rounding alone.
@@ -64,7 +65,7 @@ class Scorer:
                 f"{run} does not exist: give the folder of a finished run, such as "
                 "results/smollm2-135m"
             )
-        detector = saved.load(run / "detection")
+        detector = saved.load(RunPaths(run).detection)
         saved.require_same(detector, run)
         self.about, self._weights, self.layers = detector.about, detector.weights, detector.layers
         self._device = extraction.best_device()
@@ -73,7 +74,7 @@ class Scorer:
         self._model = models.load_model(run / "model", self._device)
         self._packed = limits.read(run / "model_check.json").packed
         self._modules = site_modules(self._model, self.layers, self.about["site"])
-        self._saes = [sae.load(run / "saes" / f"layer_{layer:02d}") for layer in self.layers]
+        self._saes = [sae.load(RunPaths(run).sae(layer)) for layer in self.layers]
         self._tensors = {
             name: torch.from_numpy(getattr(self._weights, name)).to(self._device)
             for name in ("raw", "code", "effect", "massive")

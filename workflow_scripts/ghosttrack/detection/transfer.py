@@ -19,6 +19,7 @@ from ghosttrack.detection.pooled import LinearModel, SufficientStatistics
 from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.progress import Progress
+from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.statistics import auroc, codes_of
 
 # Ridge strengths, in units of the mean squared norm of a row; stronger than within a relation.
@@ -289,7 +290,7 @@ def read_blocks(
             )
             where = representations.spans(outputs[name], store.rows, name)
             pooled = representations.layer_blocks(
-                store.read(), store.massive, where, model, means[name][f"layer_{layer:02d}"]
+                store.read(), store.massive, where, model, means[name][layer_name(layer)]
             )
             for kind, values in kinds.items():
                 values.append(getattr(pooled, kind))

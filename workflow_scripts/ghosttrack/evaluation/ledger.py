@@ -8,23 +8,12 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack import statistics
-from ghosttrack.detection import controls
 from ghosttrack.errors import UserError
+from ghosttrack.evaluation.claims import ClaimSpec, claims
 from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Difference
 
-# Controls that are trained in the same folds as the detector.
-TRAINED_CONTROLS = (
-    registry.OUTPUT_REGRESSION,
-    registry.WITHOUT_CANDIDATES,
-    registry.OUTPUT_AND_WORDS,
-    registry.EMBEDDING_PAIR,
-    "raw_probe",
-    "raw_probe_all",
-    "difference_of_means",
-    "sae_max_probe",
-)
 COLUMNS = (*registry.LEDGER, "p", "reason")
 # Controls that read only the text, by name, in words.
 _TEXTS = {
@@ -32,68 +21,6 @@ _TEXTS = {
     registry.ANSWER_ONLY: "the answer alone",
     registry.TEXT_PAIR: "the text of question and answer together",
 }
-
-
-class ClaimSpec(NamedTuple):
-    """A claim: its sentence, our score, and the controls, of which it must beat the best."""
-
-    sentence: str
-    ours: str
-    controls: tuple[str, ...]
-
-
-def claims(variants: Sequence[str]) -> list[ClaimSpec]:
-    """The claims that are tested in every scope.
-
-    `variants`: the tracker (default) and its nulls.
-    """
-    default = registry.DETECTOR
-    result = [
-        ClaimSpec(registry.HEADLINE, default, (*controls.SINGLE, *TRAINED_CONTROLS)),
-        ClaimSpec("the detector beats its best single control", default, controls.SINGLE),
-        ClaimSpec(
-            "the detector beats a regression on all output features",
-            default,
-            (registry.OUTPUT_REGRESSION,),
-        ),
-        ClaimSpec(
-            "the detector beats a regression on output features without candidate answers",
-            default,
-            (registry.WITHOUT_CANDIDATES,),
-        ),
-        ClaimSpec(
-            "the detector beats a regression on output features and text pairs",
-            default,
-            (registry.OUTPUT_AND_WORDS,),
-        ),
-        ClaimSpec("the detector beats probes on raw activations", default, ("raw_probe_all",)),
-        ClaimSpec("sparse autoencoders add to the detector", default, (registry.WITHOUT_SAE,)),
-    ]
-    if "default" in variants:
-        nulls = [variant for variant in variants if variant != "default"]
-        result += [
-            ClaimSpec(registry.TRACKING, registry.WITH_METRICS, (default,)),
-            *(
-                ClaimSpec(
-                    f"{registry.TRACKING}{registry.MORE_THAN} {variant} null",
-                    registry.WITH_METRICS,
-                    (f"{registry.WITH_METRICS}.{variant}",),
-                )
-                for variant in nulls
-            ),
-            *(
-                ClaimSpec(
-                    f"tracking metrics beat their {variant} null",
-                    "metrics_forest",
-                    (f"metrics_forest.{variant}",),
-                )
-                for variant in nulls
-            ),
-            ClaimSpec(
-                "tracking metrics beat the text alone", "metrics_forest", (registry.TEXT_ONLY,)
-            ),
-        ]
-    return result
 
 
 class _Comparison(NamedTuple):

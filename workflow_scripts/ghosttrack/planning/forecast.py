@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ghosttrack.errors import UserError
 from ghosttrack.planning import plan, roofline
 from ghosttrack.runtime import files
+from ghosttrack.runtime.run_paths import RunPaths, layer_name
 from ghosttrack.settings import DatasetSettings, Settings
 
 # Benchmark file of extract_activations: plan.pass_name and the number of the shard.
@@ -73,7 +74,9 @@ def kept(settings: Settings, datasets: Mapping[str, DatasetSettings], results: P
     width, layers = settings.dimensions.d_model, len(settings.layers)
     examples = estimated = 0
     for name in settings.datasets:
-        rows = _stored_rows(results / settings.model / "examples" / name / "embedding.json")
+        rows = _stored_rows(
+            RunPaths(results / settings.model).example_activations(name) / "embedding.json"
+        )
         if rows is None:
             rows = round(
                 _estimated_rows(settings, datasets[name]) * READ[settings.activations.positions]
@@ -132,7 +135,7 @@ def training(
     bound = roofline.bound(step, settings.plan)
     operations = steps * step.operations
     benchmarks = results / settings.model / "benchmarks" / "train_sae"
-    jobs = ((operations, benchmarks / f"layer_{layer:02d}.tsv") for layer in settings.layers)
+    jobs = ((operations, benchmarks / f"{layer_name(layer)}.tsv") for layer in settings.layers)
     rate = _rate(jobs if chosen == settings.sae else (), step.operations / bound.seconds / 1e12)
     hours = operations / rate.teraflops / 1e12 / 3600
     total = hours * sum(map(len, waves))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ghosttrack.planning import plan
+from ghosttrack.runtime.run_paths import RunPaths, layer_name
 from ghosttrack.settings import DatasetSettings, Settings
 
 # Rules of a default run in pipeline order, without the model and the wave in their names.
@@ -106,7 +107,7 @@ def layers(settings: Settings, results: Path) -> list[Layer]:
             sum(_stored(home, layer, shard) for shard in range(settings.shards)),
             settings.shards,
             _trained(home, layer),
-            (home / "saes" / f"layer_{layer:02d}" / "quality.json").exists(),
+            RunPaths(home).sae_quality(layer).exists(),
         )
         for layer in settings.layers
     ]
@@ -121,7 +122,7 @@ def promised_manifests(settings: Settings, results: Path) -> list[Path]:
         manifests += [
             _manifest(home, layer, shard) for layer in trained for shard in range(settings.shards)
         ]
-    names = [f"layer_{layer:02d}" for layer in trained]
+    names = [layer_name(layer) for layer in trained]
     manifests += [
         home / f"heldout/{name}.json"
         for name in names
@@ -158,7 +159,7 @@ def _sizes(folder: Path) -> tuple[int, int]:
 
 
 def _trained(home: Path, layer: int) -> bool:
-    return (home / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors").exists()
+    return RunPaths(home).sae_weights(layer).exists()
 
 
 def _stored(home: Path, layer: int, shard: int) -> bool:
@@ -166,7 +167,7 @@ def _stored(home: Path, layer: int, shard: int) -> bool:
 
 
 def _manifest(home: Path, layer: int, shard: int) -> Path:
-    return home / "activations" / f"layer_{layer:02d}" / f"shard_{shard:04d}.json"
+    return RunPaths(home).manifest(layer, shard)
 
 
 def _outputs(
@@ -176,7 +177,7 @@ def _outputs(
 
     The outputs repeat those of the rules, relative to the model's folder.
     """
-    folders = [f"layer_{layer:02d}" for layer in settings.layers]
+    folders = [layer_name(layer) for layer in settings.layers]
     variants = settings.tracking.variants
     yield "fetch_model", "", ["model/source.json", "model/model.safetensors"]
     yield "check_model", "", ["model_check.json", "model_check.csv"]

@@ -14,6 +14,7 @@ from ghosttrack.evaluation import paired
 from ghosttrack.report import page, verdicts
 from ghosttrack.report.lanes import Point
 from ghosttrack.runtime import files, tables
+from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import EvaluationSettings
 
 # CSS class and marker of each model, repeated from the fifth model on.
@@ -39,16 +40,15 @@ def read(folder: Path) -> FinishedRun:
     Raises:
         UserError: a file is missing or lacks a column.
     """
-    scores = tables.read_parquet(folder / "detection" / "scores.parquet")
+    run = RunPaths(folder)
+    scores = tables.read_parquet(run.detection / "scores.parquet")
     texts = [
-        tables.read_parquet(
-            folder / "datasets" / str(name) / "examples.parquet", columns=["id", "text"]
-        ).assign(dataset=name)
+        tables.read_parquet(run.examples(str(name)), columns=["id", "text"]).assign(dataset=name)
         for name in scores["dataset"].unique()
     ]
     return FinishedRun(
-        registry.read(folder / "evaluation" / "metrics.csv", registry.METRICS),
-        registry.read(folder / "evaluation" / "ledger.csv", registry.LEDGER),
+        registry.read(run.evaluation / "metrics.csv", registry.METRICS),
+        registry.read(run.evaluation / "ledger.csv", registry.LEDGER),
         paired.RunScores(scores, pd.concat(texts, ignore_index=True)),
     )
 

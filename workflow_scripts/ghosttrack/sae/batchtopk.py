@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ghosttrack.sae.architecture import Activated
-from ghosttrack.sae.encoder import Encoder, batch_threshold
+from ghosttrack.sae.batch_threshold import batch_threshold, kept
+from ghosttrack.sae.encoder import Encoder
 from ghosttrack.sae.export import calibrate, estimated_threshold
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.rows import Rows
@@ -43,9 +44,9 @@ class BatchTopK:
         last = self._estimate
         for candidate_threshold in dict.fromkeys((_CANDIDATE_FRACTION * last, 0.5 * last, 0.0)):
             position, value, rows, d_sae = _candidates(encoder, candidate_threshold)
-            if value.numel() > self.k * rows:
+            if value.numel() > kept(self.k, rows):
                 # The batch threshold is among the candidates, whatever the candidate threshold.
-                self._estimate = kth_largest(value, self.k * rows + 1)
+                self._estimate = kth_largest(value, kept(self.k, rows) + 1)
                 active = torch.from_numpy(np.flatnonzero(value.numpy() > self._estimate))
                 position, value = position.index_select(0, active), value.index_select(0, active)
                 break

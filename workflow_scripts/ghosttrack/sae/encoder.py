@@ -72,18 +72,3 @@ class MicroBatches:
             yield pre
         if self._selected is not None:
             self.selected_pre = selected_pre
-
-
-def batch_threshold(encoder: Encoder, k: int) -> Tensor:
-    """The (k * rows + 1)-th largest pre-activation of the batch, at least 0.
-
-    A tensor () on the device, so that nothing waits for it.
-    """
-    largest: list[Tensor] = []
-    for pre in encoder():
-        count = min(k * encoder.rows + 1, pre.numel())
-        values = pre.reshape(-1).topk(count, sorted=False).values
-        values = torch.cat([*largest, values])
-        count = min(k * encoder.rows + 1, values.numel())
-        largest = [values.topk(count, sorted=False).values]
-    return largest[0].min().clamp(min=0.0)

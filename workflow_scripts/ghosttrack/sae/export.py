@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ghosttrack.sae.batch_threshold import kept
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.rows import Normaliser, Rows, blocks
@@ -54,7 +55,7 @@ def calibrate(sae: Sae, store: Rows, k: int, at_most: int = THRESHOLD_ROWS) -> S
 def estimated_threshold(pre: Tensor, k: int) -> float:
     """BatchTopK's threshold of the first rows of pre (rows, d_sae), at least 0."""
     first = pre[:ESTIMATE_ROWS]
-    return max(kth_largest(first.reshape(-1), k * len(first) + 1), 0.0)
+    return max(kth_largest(first.reshape(-1), kept(k, len(first)) + 1), 0.0)
 
 
 def _threshold(preactivations: Callable[[], Iterator[Tensor]], k: int) -> float:
@@ -63,8 +64,8 @@ def _threshold(preactivations: Callable[[], Iterator[Tensor]], k: int) -> float:
     estimate = 0.5 * estimated_threshold(next(preactivations()), k)
     for candidate_threshold in dict.fromkeys((estimate, 0.0)):
         values, rows = _above(preactivations(), candidate_threshold)
-        if values.numel() > k * rows:
-            return kth_largest(values, k * rows + 1)
+        if values.numel() > kept(k, rows):
+            return kth_largest(values, kept(k, rows) + 1)
     return 0.0
 
 

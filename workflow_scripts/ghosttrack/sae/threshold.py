@@ -14,7 +14,8 @@ its target.
 import torch
 from torch import Tensor
 
-from ghosttrack.sae.encoder import Encoder, batch_threshold
+from ghosttrack.sae.batch_threshold import batch_threshold
+from ghosttrack.sae.encoder import Encoder
 
 
 class Threshold:
