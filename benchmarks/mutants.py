@@ -126,7 +126,7 @@ class Mutant(NamedTuple):
                 for at, (one, other) in enumerate(zip(before, after, strict=False))
                 if one != other
             ),
-            0,
+            min(len(before), len(after)),
         )
         start = max(0, same - 25)
         return f"{before[start : start + 50]} -> {after[start : start + 50]}"

@@ -171,7 +171,7 @@ def test_json_holds_the_same_numbers(
     [
         (["modle=x"], "unknown key modle (did you mean model?)"),
         (["model"], "--config: expected KEY=VALUE, found 'model'"),
-        (["sae={k: -1}"], "sae.k: -1 does not fit"),
+        (["sae={k: -1}"], "sae.k: -1 is not valid"),
         (["sae={k: 1"], "is not valid YAML"),
         (
             ["model=gpt2-small", "activations={disk_budget_gb: 15, storage: fp16}"],

@@ -272,7 +272,7 @@ def test_without_an_answer_the_last_word_is_scored(detector: Detector) -> None:
     [
         ("  ", "text 1: expected text"),
         ({"texts": "x"}, "expected the key text"),
-        (Text("a b", "c"), "does not hold its answer"),
+        (Text("a b", "c"), "does not contain its answer"),
         ("word " * 300, "the model takes"),
     ],
 )

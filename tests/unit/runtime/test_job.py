@@ -1,8 +1,6 @@
 """Scripts as Snakemake jobs and from the command line, with one signature."""
 
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +17,6 @@ class Named(SimpleNamespace):
 
     def keys(self) -> list[str]:
         return list(vars(self))
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers, root.level = handlers, level
-    logging.captureWarnings(False)
 
 
 def snakemake(log: Path, **parts: Any) -> dict[str, Any]:

@@ -270,7 +270,7 @@ def test_a_model_whose_config_lacks_its_dimensions_is_refused(tmp_path: Path) ->
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(
         UserError,
-        match=r"model_path: .*config\.json states .*hidden_size.*; expected num_hidden_layers",
+        match=r"model_path: .*config\.json gives .*hidden_size.*; expected num_hidden_layers",
     ):
         one(model="mine", model_path=str(tmp_path))
 

@@ -46,7 +46,7 @@ PARTS = {
         "Pooled",
         "Mean over the data sets that support claims. Each data set has the same weight.",
     ),
-    "strict": (
+    "text_controlled": (
         "Strict data sets",
         "Text alone does not predict the label: its interval covers 0.5.",
     ),

@@ -27,7 +27,7 @@ TITLES = {
     "the detector beats a regression on all output": "The detector beats the output regression",
     "the detector beats a regression on output features without": "The detector beats the "
     "single-answer output regression",
-    "the detector beats output features and pairs of words": "The detector beats output and words "
+    "the detector beats a regression on output features and text pairs": "The detector beats output and words "
     "together",
 }
 
