@@ -1,9 +1,10 @@
-"""Take the pictures of docs/tutorial.md from a finished run, in headless Chromium without a network.
+"""Take the pictures of the docs from a finished run, in headless Chromium without a network.
 
 PYTHONPATH=workflow_scripts:tests/unit python docs/pictures.py results/smollm2-135m cities-00058-fab capitals-00030-faa
 """
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,10 +23,19 @@ CLICK = "document.querySelector(%r).dispatchEvent(new MouseEvent('click', {bubbl
 
 
 def take(chromium: Browser, name: str) -> None:
-    """What is in sight, in 256 colours: a third of the bytes."""
+    """The visible part of the page, in 256 colours: a third of the bytes."""
     chromium.screenshot(HERE / name)
     with Image.open(HERE / name) as picture:
         picture.convert("RGB").quantize(256).save(HERE / name, optimize=True)
+
+
+def report(chromium: Browser, run: Path) -> None:
+    """The top of the report on a laptop and on a phone; and its summary figure alone."""
+    for width, height, name in ((1280, 900, "report.png"), (390, 844, "report_phone.png")):
+        chromium.open((run / "report.html").resolve(), width, height)
+        chromium.wait("document.querySelector('footer')")
+        take(chromium, name)
+    shutil.copyfile(run / "figures" / "summary.svg", HERE / "summary.svg")
 
 
 def explore(chromium: Browser, page: Path, text: str) -> None:
@@ -58,7 +68,7 @@ def by_token(chromium: Browser, page: Path, text: str) -> None:
 
 
 def score_own(chromium: Browser, run: Path) -> None:
-    """The page of a few texts of one's own."""
+    """The page of a few user texts."""
     with tempfile.TemporaryDirectory() as folder:
         mine, page = Path(folder) / "mine.csv", Path(folder) / "mine.html"
         mine.write_text(OWN)
@@ -76,6 +86,7 @@ if __name__ == "__main__":
     parser.add_argument("answer", help="id of a text whose answer has several tokens")
     chosen = parser.parse_args()
     with browser() as started:
+        report(started, chosen.run)
         explore(started, (chosen.run / "explorer.html").resolve(), chosen.text)
         by_token(started, (chosen.run / "explorer.html").resolve(), chosen.answer)
         score_own(started, chosen.run)
