@@ -51,8 +51,8 @@ class DatasetSettings(Section):
         description="`file`: column of text or numbers. Rows with the same value (the same "
         "question, the same subject) stay in one fold. null: rows with the same question form a "
         "group, or rows with the same text where there is no question. A row whose value is "
-        "missing (null, NaN, empty, or the text NaN, NaT, <NA>, null or None) is grouped as with "
-        "null, and a warning gives the number of these rows.",
+        "missing (null, NaN, empty, or the text `NaN`, `NaT`, `<NA>`, `null` or `None`) is "
+        "grouped as with null, and a warning gives the number of these rows.",
     )
     question_column: str | None = Field(
         None,

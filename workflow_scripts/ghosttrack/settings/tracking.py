@@ -52,7 +52,7 @@ class TrackingSettings(Section):
     top_k: int = Field(
         50,
         ge=1,
-        description="Number of strongest active features per token and layer that are detections. "
+        description="Number of detections per token and layer: the strongest active features. "
         "Only these can start a track.",
     )
     links: Literal["cosine", "correlation", "identity"] = Field(
@@ -91,8 +91,8 @@ class TrackingSettings(Section):
         ge=0,
         description="w in the weight of a link, similarity - gate - w * abs(a - b) / (a + b), "
         "where a and b are the activations of the two features. The assignment maximises the sum "
-        "of these weights, and a link needs a weight above 0. 0.2 drops about a third of the "
-        "links.",
+        "of these weights, and a link needs a weight above 0. With w = 0.2, about a third of the "
+        "links are dropped.",
     )
     second_association: int = Field(
         4,
