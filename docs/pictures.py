@@ -4,7 +4,6 @@ PYTHONPATH=workflow_scripts:tests/unit python docs/pictures.py results/smollm2-1
 """
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -30,12 +29,11 @@ def take(chromium: Browser, name: str) -> None:
 
 
 def report(chromium: Browser, run: Path) -> None:
-    """The top of the report on a laptop and on a phone; and its summary figure alone."""
+    """The top of the report on a laptop and on a phone."""
     for width, height, name in ((1280, 900, "report.png"), (390, 844, "report_phone.png")):
         chromium.open((run / "report.html").resolve(), width, height)
         chromium.wait("document.querySelector('footer')")
         take(chromium, name)
-    shutil.copyfile(run / "figures" / "summary.svg", HERE / "summary.svg")
 
 
 def explore(chromium: Browser, page: Path, text: str) -> None:

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -104,9 +105,11 @@ def _table_lines(section: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _choices(annotation: Any) -> str:
+    """The possible values of a setting with a fixed set of values: one of them, or a list of any."""
+    words = "Any of" if typing.get_origin(annotation) is list else "One of"
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if getattr(candidate, "__origin__", None) is Literal and len(candidate.__args__) > 1:
-            return "one of " + ", ".join(f"`{value}`" for value in candidate.__args__) + ". "
+            return f"{words} " + ", ".join(f"`{value}`" for value in candidate.__args__) + ". "
     return ""
 
 

@@ -18,8 +18,9 @@ class AblationSettings(Section):
     families: list[Family] = Field(
         ["entropy", "churn", "competition", "stability", "dominance", "density"],
         min_length=1,
-        description="Families of track metrics in the baseline and in every arm that does not "
-        "choose other families. The six default families are the original 26 metrics.",
+        description="Families of track metrics that the baseline uses. Every arm (a variant "
+        "compared with the baseline) uses them, too, unless it chooses other families. The six "
+        "default families are the original 26 metrics.",
     )
     kinds: list[Literal["family", "only", "cumulative", "feature", "tracking"]] = Field(
         ["family", "only", "cumulative", "feature", "tracking"],
@@ -32,8 +33,9 @@ class AblationSettings(Section):
     detectors: list[Literal["logistic", "forest", "boosting", "svm", "additive"]] = Field(
         ["logistic", "forest"],
         min_length=1,
-        description="Detectors. All of them score the run's own tracks and the nulls; all other "
-        "arms of `ablations` and `tuning` use only the first one.",
+        description="Detectors that are fitted on the metrics. All of them score the baseline, "
+        "which is the run's own tracks, and the arms of kind `tracking`. All other arms of "
+        "`ablations` and `tuning` are scored by the first detector only.",
     )
 
 

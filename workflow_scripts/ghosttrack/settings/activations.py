@@ -11,35 +11,41 @@ class ActivationSettings(Section):
     """Which activations are read from the model, and how they are stored."""
 
     layers: Literal["all"] | list[int] = Field(
-        "all", description="Layers to analyse, ascending; 0 is the output of the first block."
+        "all",
+        description="Layers to analyse, in ascending order, or `all`. Layer 0 is the output of "
+        "the first block.",
     )
     site: Literal["resid_post", "mlp_out", "attn_out"] = Field(
         "resid_post",
-        description="Activation to read in each block. `resid_post`: the residual stream after the "
-        "block; `mlp_out`, `attn_out`: what the MLP or the attention adds to the residual stream.",
+        description="Activation to read in each block. `resid_post`: the residual stream after "
+        "the block; `mlp_out`: what the MLP adds to the residual stream; `attn_out`: what the "
+        "attention adds to it.",
     )
     positions: Literal["answer", "last", "all"] = Field(
         "answer",
-        description="Tokens of a data set's texts whose activations are read, tracked and "
-        "pooled. `answer`: all tokens of the answer; `last`: the last token of the answer; "
-        "`all`: all tokens of the text (for an answer with `generation.prompt: chat`: all tokens "
-        "after the prompt).",
+        description="Tokens of a data set's texts whose activations are read, tracked and pooled. "
+        "`answer`: all tokens of the answer; `last`: the last token of the answer; `all`: all "
+        "tokens of the text. For an answer with `generation.prompt: chat`, `all` means all tokens "
+        "after the prompt.",
     )
     storage: Literal["fp16", "int8s"] = Field(
         "fp16",
         description="Data type of the stored training activations. `fp16`: half precision; "
-        "`int8s`: standardised 8-bit integers, half the size. Activations of held-out text and "
-        "of examples are always fp16.",
+        "`int8s`: standardised 8-bit integers, which take half the space. Activations of held-out "
+        "text and of examples are always fp16.",
     )
     disk_budget_gb: float | None = Field(
         None,
         gt=0,
-        description="Maximum disk space for training activations at any time, in GB: layers are "
-        "then extracted and trained in waves. Activations of held-out text are kept and not "
-        "counted. null: keep the training activations of all layers.",
+        description="Maximum disk space, in GB, for training activations and activations of "
+        "held-out text together. The held-out activations of all layers are kept, so their size "
+        "is subtracted from the budget first. Layers are then extracted and trained in waves "
+        "(sets of layers) whose training activations fit the rest. Activations of examples are "
+        "not counted. null: no limit, one wave, and the training activations of all layers are "
+        "kept.",
     )
     rows_per_job: int = Field(
         1_048_576,
         ge=1,
-        description="Tokens per extraction job, the most work that a preempted job can lose.",
+        description="Tokens per extraction job. A preempted job loses at most this much work.",
     )

@@ -12,17 +12,18 @@ class CorpusSettings(Section):
     source: names.LocalPath = Field(
         "openwebtext",
         min_length=1,
-        description="`embedded`, `openwebtext` or `wikitext-103`; another hub data set as "
-        "`OWNER/NAME`, with `:CONFIG` if it has several configurations and `@COMMIT` to pin it "
-        "(its `train` split is read); or a local file: .txt with blank lines between documents "
-        "(without blank lines, one document per line), .jsonl or .parquet with one document per "
-        "row.",
+        description="Where the text comes from. `embedded`: glosses of WordNet and statements "
+        "about facts, which ship with the workflow; `openwebtext`, `wikitext-103`: these hub data "
+        "sets; `OWNER/NAME`: the `train` split of another hub data set, with `:CONFIG` if it has "
+        "several configurations and `@COMMIT` to pin it; a path: a local file. A .txt file has "
+        "blank lines between documents or, without any blank line, one document per line. A "
+        ".jsonl or .parquet file has one document per row.",
     )
     text_column: str = Field(
         "text",
         min_length=1,
-        description="Column with the text, for .jsonl, .parquet and hub data sets; `page.text` "
-        "is the key `text` of the objects in the column `page`.",
+        description="Column with the text, for .jsonl, .parquet and hub data sets. `page.text` is "
+        "the key `text` of the objects in the column `page`.",
     )
     tokens: int = Field(
         10_000_000,
@@ -33,8 +34,8 @@ class CorpusSettings(Section):
     heldout_tokens: int = Field(
         100_000,
         ge=1,
-        description="Tokens of other documents on which SAE quality is measured; never used in "
-        "training.",
+        description="Tokens on which SAE quality is measured. They come from documents that are "
+        "never used in training.",
     )
     context: int = Field(
         512,
@@ -45,6 +46,6 @@ class CorpusSettings(Section):
         0.25,
         ge=0,
         lt=1,
-        description="Fraction of the embedded corpus that is statements about facts; none of these "
-        "facts is used in evaluation.",
+        description="`source: embedded`: fraction of the corpus that is statements about facts. "
+        "Half of these statements are true. None of these facts is used in evaluation.",
     )

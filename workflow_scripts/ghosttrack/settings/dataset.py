@@ -13,8 +13,9 @@ class DatasetSettings(Section):
 
     source: Literal["facts", "truthfulqa", "halueval", "triviaqa", "nq_open", "file"] = Field(
         ...,
-        description="`facts`: an embedded fact table; a known data set, from the hub or from "
-        "`path` in the hub's format; or `file`: any .csv, .jsonl or .parquet file.",
+        description="`facts`: an embedded fact table; `truthfulqa`, `halueval`, `triviaqa`, "
+        "`nq_open`: this known data set, from the hub or from a file in the hub's format "
+        "(`path`); `file`: your own file (`path`).",
     )
     mode: Literal["given", "generated"] = Field(
         "given",
@@ -29,53 +30,55 @@ class DatasetSettings(Section):
     table: str | None = Field(None, description="Fact table, for `facts` in mode `given`.")
     path: names.LocalPath | None = Field(
         None,
-        description="Local file to read instead of the hub: .csv (columns separated by commas, "
-        "semicolons, tabs or vertical bars), .tsv, .jsonl, .parquet, or .json as pandas and "
-        "`datasets` write it.",
+        description="Local file to read instead of the hub. Formats: .csv (columns separated by "
+        "commas, semicolons, tabs or vertical bars), .tsv, .jsonl, .parquet, and .json as pandas "
+        "and `datasets` write it.",
     )
     text_column: str = Field("text", description="`file`: column with the whole text.")
     label_column: str = Field(
         "label",
-        description="`file`: column with the label. 1 or true = hallucinated, 0 or false = true; "
-        "`true_label: 1` reverses this. The log shows how each label is read, with two examples.",
+        description="`file`: column with the label. 1 or true = hallucinated, 0 or false = true "
+        "statement; `true_label: 1` reverses this. The log shows how each label is read, with two "
+        "examples.",
     )
     true_label: Literal[0, 1] = Field(
         0,
-        description="`file`: the label of true texts; set 1 for the many public files in which 1 "
+        description="`file`: the label of true texts. Set 1 for the many public files in which 1 "
         "marks a true statement.",
     )
     group_column: str | None = Field(
         None,
-        description="`file`: column of text or numbers; rows with the same value (same question, "
-        "same subject) stay in one fold. null: group by question, or by distinct text where "
-        "there is no question. Rows with a missing value (null, NaN, empty, or the text NaN, "
-        "NaT, <NA>, null or None) are grouped in the same way, and a warning counts them.",
+        description="`file`: column of text or numbers. Rows with the same value (the same "
+        "question, the same subject) stay in one fold. null: rows with the same question form a "
+        "group, or rows with the same text where there is no question. A row whose value is "
+        "missing (null, NaN, empty, or the text `NaN`, `NaT`, `<NA>`, `null` or `None`) is "
+        "grouped as with null, and a warning gives the number of these rows.",
     )
     question_column: str | None = Field(
         None,
-        description="`file`: column with the question or prompt that the text begins with or "
-        "answers.",
+        description="`file`: column with a question or prompt. The text begins with it, or "
+        "answers it.",
     )
     answer_column: str | None = Field(
         None,
-        description="`file`: column with the part of the text that is judged, text or a number; "
-        "null: everything after the question. A text may occur in several rows, with different "
-        "parts and labels; these rows stay in one fold.",
+        description="`file`: column with the part of the text that is judged, as text or a "
+        "number. null: everything after the question. A text may occur in several rows, with "
+        "different parts and labels; these rows stay in one fold.",
     )
     gold_column: str | None = Field(
         None,
-        description="`file`, mode `generated`: column with the accepted answers. Text (several "
-        "answers separated by `;`), a number (7.0 is `7`), a boolean (`true`, `false`), a list "
-        "or a list as text (JSON or Python), SQuAD's `{text, answer_start}`, TriviaQA's "
-        "`{value, aliases}`, the short answers of Natural Questions, or `{choices, labels}`, "
-        "whose choices with label 1 count. `answer.value` is the key `value` of the objects in "
-        "the column `answer`, as in all settings that name a column. Any other value is an error "
-        "that names its row.",
+        description="`file`, mode `generated`: column with the accepted answers. A cell may hold "
+        "text (several answers separated by `;`), a number (7.0 is `7`), a boolean (`true`, "
+        "`false`), or a list, also written as text (JSON or Python). It may also hold SQuAD's "
+        "`{text, answer_start}`, TriviaQA's `{value, aliases}`, the short answers of Natural "
+        "Questions, or `{choices, labels}`, of which the choices with label 1 are accepted. Any "
+        "other value is an error that names its row. `answer.value` is the key `value` of the "
+        "objects in the column `answer`; all settings that name a column read dots in this way.",
     )
     max_examples: int | None = Field(
         None,
         ge=8,
-        description="Maximum number of examples; whole groups are chosen at random by `seed`.",
+        description="Maximum number of examples. Whole groups are chosen at random, by `seed`.",
     )
 
     @model_validator(mode="after")

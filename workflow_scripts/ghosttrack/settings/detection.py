@@ -17,43 +17,45 @@ class DetectionSettings(Section):
         4,
         ge=2,
         le=20,
-        description="Inner folds in each outer training fold, for model selection and stacking.",
+        description="Inner folds in the training part of each outer fold, for model selection and "
+        "stacking.",
     )
     trees: int = Field(100, ge=10, description="Trees of the random forest.")
     audit: Literal["stop", "report"] = Field(
         "stop",
         description="What to do about a leak in a data set of given texts. `stop`: fail the run "
-        "with the reason; `report`: only mark it in the report. A data set with `control: true` "
-        "never stops a run.",
+        "with the reason; `report`: only mark the leak in the report. A data set with `control: "
+        "true` never stops a run.",
     )
     detectors: list[Literal["logistic", "forest", "boosting", "svm", "additive", "ensemble"]] = (
         Field(
             ["logistic", "forest", "boosting", "svm", "additive", "ensemble"],
             min_length=1,
-            description="Detectors on the track metrics. `additive` is interpretable, with one "
-            "curve per metric; `ensemble` is the mean of the others. Nulls only use `logistic` "
-            "and `forest`.",
+            description="Detectors on the track metrics. `additive`: an interpretable model with one "
+            "curve per metric; `ensemble`: the mean of the others. On the metrics of nulls, only "
+            "`logistic` and `forest` are fitted.",
         )
     )
     pmi_prompts: int = Field(
         8,
         ge=0,
-        description="PMI baseline: number of other prompts of the same relation after which each "
-        "answer is scored again (up to four times as many where a relation has few answers). "
-        "They give the PMI score and the counterfactual-prompt mean of the activations. 0: "
-        "neither. Time grows in proportion.",
+        description="Number of other prompts of the same relation after which each answer is "
+        "scored again. The PMI score and the counterfactual-prompt mean of the activations are "
+        "means over these prompts. If a relation has many prompts and few answers, each answer "
+        "gets more prompts, up to four times this number. 0: neither is computed. Time grows in "
+        "proportion.",
     )
     fold_seeds: list[int] = Field(
         [1, 2, 3, 4],
         min_length=1,
-        description="Seeds of the other fold assignments in the target `seed_variance`, never "
-        "part of a run.",
+        description="Seeds of further fold assignments, for the target `seed_variance`. They are "
+        "never part of a run.",
     )
     p_true: Literal["generated", "given", "all", "none"] = Field(
         "generated",
-        description="P(True) control: texts about which the model is also asked whether they are "
-        "true. `generated`: its own answers; `given`: given texts; `all`; or `none`. The model "
-        "reads each of these texts a second time.",
+        description="Texts of the P(True) control, which asks the model whether a text is true. "
+        "`generated`: the model's own answers; `given`: given texts; `all`: both; `none`: no "
+        "texts. The model reads each of these texts a second time.",
     )
     max_statements: int | None = Field(
         None,

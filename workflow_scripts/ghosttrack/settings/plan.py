@@ -11,33 +11,37 @@ from ghosttrack.settings.section import Section
 class PlanSettings(Section):
     """The machines, for the size of waves and the expected hours; no result depends on them."""
 
-    gpus: int = Field(4, ge=1, description="Number of jobs that may use an accelerator at once.")
+    gpus: int = Field(
+        4, ge=1, description="Number of jobs that may use an accelerator at the same time."
+    )
     teraflops: float = Field(
         40.0,
         gt=0,
-        description="Sustained compute of one accelerator, in 10^12 floating-point operations "
-        "per second; gives the expected hours until a first job is measured. Default: an A100 in "
-        "TF32 at a quarter of its peak, an assumption.",
+        description="Sustained compute of one accelerator, in 10^12 floating-point operations per "
+        "second. The expected hours are computed from it until a first job is measured. The "
+        "default is an assumption: an A100 in TF32 at a quarter of its peak.",
     )
     bandwidth_gb_s: float = Field(
         1200.0,
         gt=0,
-        description="Sustained memory bandwidth of one accelerator, in 10^9 bytes per second; "
-        "limits SAE steps of small batches. Default: an A100 at three quarters of its peak, an "
-        "assumption.",
+        description="Sustained memory bandwidth of one accelerator, in 10^9 bytes per second. It "
+        "limits SAE steps of small batches. The default is an assumption: an A100 at three "
+        "quarters of its peak.",
     )
     device: Literal["gpu", "cpu"] = Field(
-        "gpu", description="Device on which SAEs train, whose operations the expected hours count."
+        "gpu",
+        description="Device on which the SAEs train. The expected hours count the operations of "
+        "this device.",
     )
     gpu_partition: names.Partition | None = Field(
         None,
         min_length=1,
-        description="Slurm partition of the jobs with a GPU; null: the profile's "
+        description="Slurm partition of the jobs with a GPU. null: the profile's "
         "`slurm_partition`, which all other jobs use.",
     )
     gpu_model: names.GpuModel | None = Field(
         None,
         min_length=1,
-        description="Slurm's name for the type of GPU that these jobs request, such as `a100` for "
-        "`--gpus=a100:1`; null: any type.",
+        description="Slurm's name for the type of GPU that these jobs request: `a100` gives "
+        "`--gpus=a100:1`. null: any type.",
     )

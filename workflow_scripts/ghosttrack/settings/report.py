@@ -11,13 +11,13 @@ class ReportSettings(Section):
     explorer_texts: int = Field(
         2000,
         ge=1,
-        description="Maximum number of texts in `explorer.html`: whole groups, in proportion to "
-        "the size of each data set, including errors of the detector. The page stays fast with "
-        "2,000 texts.",
+        description="Maximum number of texts in `explorer.html`. Whole groups are chosen, in "
+        "proportion to the size of each data set, and errors of the detector are among them. The "
+        "page stays fast with 2,000 texts.",
     )
     explorer_tracks: int = Field(
         40,
         ge=1,
-        description="Maximum number of tracks per token in `explorer.html`, strongest first; "
-        "fewer where answers are long.",
+        description="Maximum number of tracks per token in `explorer.html`, strongest first. "
+        "Where answers are long, there are fewer.",
     )

@@ -25,23 +25,29 @@ class Settings(Section):
 
     model: names.ModelName = Field(
         "smollm2-135m",
-        description="A file in config/models, `both`, or a new name together with `model_path`. "
-        "Also the name of the results folder: letters, digits, dots, dashes and underscores.",
+        description="Name of a file in config/models; or `both`, which runs `gpt2-small` and "
+        "`gpt2-medium`; or, together with `model_path`, a new name. It is also the name of the "
+        "results folder, so it may have only letters, digits, dots, dashes and underscores.",
     )
     model_path: names.LocalPath | None = Field(
         None,
-        description="Local directory with a transformers model; results go to results/MODEL, "
-        "with the name in `model`.",
+        description="Local directory with a transformers model. Its results are in results/MODEL, "
+        "where MODEL is the name in `model`.",
     )
     preset: str | None = Field(
         None,
-        description="A file in config/presets. `laptop`: little text and small batches, as in "
-        "the default run; `seed`: the data sets of the original work and, for the two GPT-2 "
-        "models, its SAE batch sizes.",
+        description="Name of a file in config/presets. `laptop`: as little text and as small "
+        "batches as in the default run; `seed`: the data sets of the original work and, for "
+        "`gpt2-small` and `gpt2-medium`, its SAE batch sizes; `tiny`: the smallest run with all "
+        "phases.",
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of all random numbers.")
     strict: bool = Field(
-        False, description="Whether the run fails if a headline claim is not established."
+        False,
+        description='Whether the run fails if the headline claim, "the detector beats its best '
+        'control", is not established. The claim must be established for the mean over the given '
+        "data sets (`all_given`) and for the mean over the generated ones (`generated`), as far "
+        "as the run has them. The run also fails if no data set can support the claim.",
     )
     datasets: list[names.DatasetName] = Field(
         [
@@ -50,12 +56,13 @@ class Settings(Section):
         ],
         min_length=1,
         description="Data sets to evaluate: names of files in config/datasets. A name may have "
-        "letters, digits, spaces and `_ . + - ( )`; in a file, write `2024` or `true` in "
-        "quotation marks.",
+        "letters, digits, spaces and `_ . + - ( )`. In a file, a name that YAML does not read as "
+        "text, such as `2024` or `true`, needs quotation marks.",
     )  # fmt: skip
     source: SourceSettings = Field(..., description="Where the model's weights come from.")
     dimensions: DimensionSettings | None = Field(
-        None, description="Size of the model; read from config.json with `model_path`."
+        None,
+        description="Size of the model. With `model_path` it is read from the model's config.json.",
     )
     corpus: CorpusSettings = Field(
         CorpusSettings(), description="Text on which the SAEs are trained."
@@ -65,7 +72,7 @@ class Settings(Section):
     )
     sae: SaeSettings = Field(SaeSettings(), description="Sparse autoencoders.")
     sweep: SweepSettings = Field(
-        SweepSettings(), description="SAEs of other k and seeds (target `sae_sweep`)."
+        SweepSettings(), description="SAEs with other k and other seeds (target `sae_sweep`)."
     )
     tracking: TrackingSettings = Field(
         TrackingSettings(), description="Tracks of features across layers."
@@ -74,7 +81,8 @@ class Settings(Section):
         AblationSettings(), description="Ablations of the track metrics (target `ablations`)."
     )
     tuning: TuningSettings = Field(
-        TuningSettings(), description="Other tracking settings (target `tuning`)."
+        TuningSettings(),
+        description="Values of tracking settings to try, one setting at a time (target `tuning`).",
     )
     generation: GenerationSettings = Field(
         GenerationSettings(), description="How the model answers questions."
@@ -90,7 +98,9 @@ class Settings(Section):
         ScoreSettings(), description="User texts to score (target `scores`)."
     )
     plan: PlanSettings = Field(
-        PlanSettings(), description="The machines, for waves and expected hours."
+        PlanSettings(),
+        description="The machines, from which waves and expected hours are computed. No result "
+        "depends on them.",
     )
 
     @property

@@ -15,23 +15,24 @@ class SaeSettings(Section):
     source: names.LayerPattern = Field(
         "train",
         min_length=1,
-        description="`train`, or pretrained SAEs in the format of SAELens or sparsify: a local "
-        "folder with one folder per layer or, with `revision`, a hub repository, optionally with "
-        "a folder in it. `{layer}` is the number of the layer and `{next_layer}` the number "
-        "after it, for folders that are named after a block's input: "
-        "`OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Pretrained SAEs determine the "
-        "dictionary size and the sparsity.",
+        description="`train`, or the place of pretrained SAEs in the format of SAELens or "
+        "sparsify. The place is a local folder with one folder per layer or, if `revision` is "
+        "set, a hub repository, optionally followed by a folder in it. `{layer}` stands for the "
+        "number of the layer. `{next_layer}` stands for the number after it, for folders that are "
+        "named after a block's input: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Pretrained "
+        "SAEs determine the dictionary size and the sparsity.",
     )
     revision: names.Revision | None = Field(
         None,
         min_length=1,
-        description="Commit of the hub repository in `source`; null: `source` is a local folder.",
+        description="Commit of the hub repository in `source`. null: `source` is a local folder.",
     )
     architecture: Literal["batchtopk", "topk", "jumprelu", "matryoshka"] = Field(
         "batchtopk",
-        description="`batchtopk`: k active features per token on average; `topk`: k on every "
-        "token; `jumprelu`: a learned threshold per feature, k on average; `matryoshka`: "
-        "batchtopk in which each prefix of the dictionary must also reconstruct the activation.",
+        description="`batchtopk`: k active features per token on average; `topk`: k active "
+        "features on every token; `jumprelu`: a learned threshold per feature, and k active "
+        "features per token on average; `matryoshka`: batchtopk in which each prefix of the "
+        "dictionary must also reconstruct the activation.",
     )
     d_sae: int = Field(
         2048,
@@ -45,24 +46,24 @@ class SaeSettings(Section):
         "random initialisation; `shared_init`: all have the same random initialisation, and "
         "features of the same index often become similar; `warm_start`: all start from the "
         "trained SAE of one layer, and features of the same index mostly stay similar; `shared`: "
-        "one SAE is trained on all layers at once, and all layers have the same features.",
+        "one SAE is trained on all layers at once, so all layers have the same features.",
     )
     warm_start_layer: int | None = Field(
         None,
         ge=0,
-        description="`warm_start`: the layer whose trained SAE initialises the others; null: the "
-        "middle one of the analysed layers.",
+        description="`dictionaries: warm_start`: the layer whose trained SAE initialises the "
+        "others. null: the middle one of the analysed layers.",
     )
     warm_start_epochs: int | None = Field(
         None,
         ge=1,
-        description="`warm_start`: epochs of the warm-started layers, which need fewer; null: as "
-        "many as `epochs`.",
+        description="`dictionaries: warm_start`: epochs of the layers that start from another "
+        "layer's SAE, which need fewer. null: as many as `epochs`.",
     )
     k: int = Field(
         64,
         ge=1,
-        description="Active features per token, on average (L0). 50 to 100 are interpretable; a "
+        description="Active features per token, on average (L0). 50 to 100 are interpretable. A "
         "lower k is sparser and reconstructs less.",
     )
     batch: int = Field(
@@ -78,10 +79,17 @@ class SaeSettings(Section):
         description="Adam learning rate; null: 2e-4 / sqrt(d_sae / 16384) * sqrt(batch / 4096).",
     )
     warmup: float = Field(
-        0.05, ge=0, le=0.5, description="Fraction of the steps used for linear warm-up."
+        0.05,
+        ge=0,
+        le=0.5,
+        description="Fraction of the steps, at the beginning, in which the learning rate rises "
+        "linearly.",
     )
     decay: float = Field(
-        0.2, ge=0, le=1, description="Fraction of the steps, at the end, used for linear decay."
+        0.2,
+        ge=0,
+        le=1,
+        description="Fraction of the steps, at the end, in which the learning rate falls linearly.",
     )
     aux_coefficient: float = Field(
         1 / 32, ge=0, description="Weight of the auxiliary loss that revives dead features."
@@ -90,33 +98,34 @@ class SaeSettings(Section):
         0.05,
         gt=0,
         le=1,
-        description="A feature is dead after this fraction of the training tokens without firing "
-        "(at most 10 M tokens).",
+        description="A feature is dead once it has not fired for this fraction of the training "
+        "tokens, or for 10 million tokens if that is less.",
     )
     prefixes: list[float] = Field(
         [1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0],
         min_length=1,
-        description="`matryoshka`: prefix sizes, as ascending fractions of d_sae up to 1. Each "
-        "prefix of the dictionary must reconstruct the activation.",
+        description="`architecture: matryoshka`: sizes of the prefixes, as ascending fractions of "
+        "d_sae up to 1. Each prefix of the dictionary must reconstruct the activation.",
     )
     bandwidth: float = Field(
         0.05,
         gt=0,
-        description="`jumprelu`: width of the interval around a threshold in which pre-activations "
-        "contribute to its gradient, in units of the codes. Wider: steadier training, a less exact "
-        "gradient.",
+        description="`architecture: jumprelu`: width of the interval around a feature's "
+        "threshold, in the scale of the feature activations. Only pre-activations in this "
+        "interval contribute to the gradient of the threshold. A wider interval gives steadier "
+        "training and a less exact gradient.",
     )
     l0_coefficient: float = Field(
         2.0,
         gt=0,
-        description="`jumprelu`: weight of the L0 penalty, (L0 / k - 1)^2. Raise it if L0 stays "
-        "away from k.",
+        description="`architecture: jumprelu`: weight of the L0 penalty, (L0 / k - 1)^2. Raise it "
+        "if L0 stays away from k.",
     )
     precision: Literal["tf32", "bf16", "fp32"] = Field(
         "tf32",
-        description="Precision of the factors of matrix products on a GPU; weights, thresholds "
-        "and sums are always fp32. A CPU always uses fp32. Its effect on a GPU has not been "
-        "measured.",
+        description="Input precision of matrix multiplications on a GPU. Weights, thresholds and "
+        "sums are always fp32. A CPU always uses fp32. The effect of this setting on a GPU has "
+        "not been measured.",
     )
 
     @property
@@ -157,12 +166,15 @@ class SweepSettings(Section):
     """SAEs of other k and other seeds: the target `sae_sweep`, never part of a run."""
 
     layers: list[int] | None = Field(
-        None, min_length=1, description="Analysed layers to sweep; null: the middle one."
+        None,
+        min_length=1,
+        description="Layers to sweep, among the analysed ones. null: the middle one of the "
+        "analysed layers.",
     )
     k: list[int] = Field([16, 32, 64, 128], min_length=1, description="Values of `sae.k`.")
     seeds: list[int] = Field(
         [0, 1, 2],
         min_length=1,
-        description="Seeds of the random initialisation; features are matched between SAEs of "
-        "different seeds.",
+        description="Seeds of the random initialisation. For each k, the features of SAEs with "
+        "different seeds are matched.",
     )

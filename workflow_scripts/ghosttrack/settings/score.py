@@ -11,21 +11,21 @@ class ScoreSettings(Section):
 
     texts: names.LocalPath | None = Field(
         None,
-        description="File with the user texts: .txt (one text per line), or .csv, .tsv, .jsonl, "
-        ".json or .parquet with a column `text` and optional columns `answer`, `id`, `context` "
-        "and `question` (see `generation.prompt`), each with text or numbers. Values of `id` "
-        "must be unique; without the column, a row is named by its number.",
+        description="File with the user texts. A .txt file has one text per line. A .csv, .tsv, "
+        ".jsonl, .json or .parquet file has a column `text` and optional columns `answer`, `id`, "
+        "`context` and `question` (for `generation.prompt: chat`). A cell holds text or a number. "
+        "Values of `id` must be unique. A row without an id is named by its number.",
     )
     context: names.LocalPath | None = Field(
         None,
-        description="Text file that the model reads before each text and that is not scored: a "
-        "few true statements of the same kind, one per line.",
+        description="Text file that the model reads before each text and that is not scored. It "
+        "should hold a few true statements of the same kind, one per line.",
     )
     confidence: float = Field(
         0.75,
         ge=0.5,
         le=1,
-        description="The detector abstains when the probability of its verdict is below this "
-        "value; 0.5: it never abstains.",
+        description="The detector abstains if the probability of its verdict is below this value. "
+        "0.5: it never abstains.",
     )
     reasons: int = Field(5, ge=0, description="Number of features named for each text.")

@@ -14,16 +14,23 @@ class OriginalTrackingSettings(Section):
         0.6, ge=0, description="Weight of 1 - cosine of the decoder directions."
     )
     activation_weight: float = Field(
-        0.2, ge=0, description="Weight of the relative activation change |a-b|/(a+b)."
+        0.2,
+        ge=0,
+        description="Weight of the relative activation change, abs(a - b) / (a + b), where a and "
+        "b are the activations of the two features.",
     )
     position_weight: float = Field(
         0.2,
         ge=0,
-        description="Weight of the position, whose cost is always 0 in the original and here, so "
-        "it has no effect. It exists so that settings of the original can be used unchanged.",
+        description="Weight of the position cost. This cost is always 0, in the original and "
+        "here, so the weight has no effect. The key exists so that settings of the original can "
+        "be used unchanged.",
     )
     association: float = Field(
-        0.5, gt=0, description="Optimal links with this association cost or more are dropped."
+        0.5,
+        gt=0,
+        description="Links of the optimal assignment whose association cost is this value or more "
+        "are dropped.",
     )
     birth: float = Field(
         0.5,
@@ -38,67 +45,85 @@ class TrackingSettings(Section):
 
     mode: Literal["gated", "original"] = Field(
         "gated",
-        description="`gated`: optimal assignment of similarities above a gate, with coasting and a "
-        "second association; `original`: the association of the original GhostTrack with the costs "
-        "under `original`, for comparison.",
+        description="`gated`: optimal assignment of features whose similarity is above a gate "
+        "(the threshold for links), with coasting and a second association; `original`: the "
+        "association of the original GhostTrack, with the costs under `original`, for comparison.",
     )
     top_k: int = Field(
-        50, ge=1, description="Strongest active features per token and layer that are tracked."
+        50,
+        ge=1,
+        description="Number of detections per token and layer: the strongest active features. "
+        "Only these can start a track.",
     )
     links: Literal["cosine", "correlation", "identity"] = Field(
         "cosine",
-        description="Similarity between features of two layers. `cosine`: of decoder directions; "
-        "`correlation`: of activations on held-out tokens; `identity`: only features of the same "
-        "index whose decoder cosine is above the gate, for index-aligned dictionaries.",
+        description="Similarity between features of two layers. `cosine`: cosine of their decoder "
+        "directions; `correlation`: Pearson correlation of their activations on held-out tokens; "
+        "`identity`: as `cosine`, but only features of the same index can be linked. `identity` "
+        "is meant for index-aligned dictionaries (`sae.dictionaries: warm_start` or `shared`). It "
+        "also runs with `shared_init`, and is an error with `independent`.",
     )
     neighbours: int = Field(
-        32, ge=1, description="Nearest neighbours kept per feature and pair of layers."
+        32,
+        ge=1,
+        description="Number of most similar features of the other layer that are stored for each "
+        "feature and pair of layers. Only stored pairs can be linked.",
     )
     gate_quantile: float = Field(
         0.999,
         gt=0.5,
         lt=1,
-        description="The gate: a link needs a similarity above this quantile of the best-match "
-        "similarities under the null (permuted decoders; for correlations, shifted tokens).",
+        description="Quantile that sets the gate of a pair of layers. The null gives the "
+        "similarity of each feature of either layer to its best match in the other layer. The "
+        "gate is this quantile of these similarities, and a link needs a similarity above the "
+        "gate. The null permutes the coordinates of one layer's decoder directions; for `links: "
+        "correlation` it shifts one layer's tokens.",
     )
     coast: int = Field(
         1,
         ge=0,
         le=1,
-        description="Layers without a detection that a track may skip before it ends.",
+        description="Number of layers, 0 or 1, that a track may skip without a detection before "
+        "it ends.",
     )
     activation_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of the relative activation change |a-b|/(a+b), subtracted from the "
-        "similarity above the gate; 0.2 drops about a third of the links.",
+        description="w in the weight of a link, similarity - gate - w * abs(a - b) / (a + b), "
+        "where a and b are the activations of the two features. The assignment maximises the sum "
+        "of these weights, and a link needs a weight above 0. With w = 0.2, about a third of the "
+        "links are dropped.",
     )
     second_association: int = Field(
         4,
         ge=1,
-        description="Low-confidence second association, as in ByteTrack: detections down to rank "
-        "top_k x second_association may continue a track but not start one. 1: none.",
+        description="Second association of weak detections, as in ByteTrack. Active features down "
+        "to rank top_k x second_association may continue a track but not start one. 1: no second "
+        "association.",
     )
     cluster_resolution: float = Field(
         25.0,
         gt=0,
-        description="Semantic clusters: modularity resolution per 10,000 features of all layers; "
-        "a higher value gives more and smaller clusters (25: about 20 features each in the "
-        "default run).",
+        description="Semantic clusters: resolution of the modularity that is maximised, per "
+        "10,000 features of all layers. The resolution is this value times the number of features "
+        "/ 10,000. A higher value gives more and smaller clusters; 25 gives about 20 features per "
+        "cluster in the default run.",
     )
     cluster_coactivation: float = Field(
         0.5,
         ge=0,
-        description="Semantic clusters: weight of coactivation on held-out tokens, relative to the "
-        "similarity of decoder directions; 0: decoder directions alone.",
+        description="Semantic clusters: factor on edges between features that fire together on "
+        "held-out tokens. Edges between linked features (`tracking.links`) have the factor 1. 0: "
+        "only edges between linked features.",
     )
     variants: list[Literal["default", "permuted", "random", "shuffled", "untracked"]] = Field(
         ["default", "untracked"],
         min_length=1,
-        description="The tracker and its nulls. `permuted`: permuted decoders; `random`: as many "
-        "random links; `shuffled`: layers in random order; `untracked`: no links, which shows "
-        "what the links add.",
+        description="The tracker and its nulls. `default`: the tracker; `permuted`: links between "
+        "permuted decoders; `random`: as many links, drawn at random; `shuffled`: layers in "
+        "random order; `untracked`: no links. The comparison with `untracked` shows what the "
+        "links add.",
     )
     original: OriginalTrackingSettings = Field(
-        OriginalTrackingSettings(), description="Association costs, for `mode: original`."
+        OriginalTrackingSettings(), description="Association costs, for `tracking.mode: original`."
     )
