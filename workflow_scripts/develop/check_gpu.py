@@ -1,4 +1,4 @@
-"""Compare the GPU with the CPU on small problems, and time a training step of the model's autoencoder on it."""
+"""Compare the GPU with the CPU on small problems, and time a training step of the model's SAE."""
 
 import logging
 

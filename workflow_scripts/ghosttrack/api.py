@@ -1,4 +1,4 @@
-"""ScoredText user texts with a saved detector: `Detector.load("results/smollm2-135m").score(texts)`.
+"""Score user texts with a saved detector: `Detector.load("results/smollm2-135m").score(texts)`.
 
 It needs a finished run with model, SAEs and detection/detector.safetensors. torch and transformers
 are imported only when a detector is loaded.
@@ -72,7 +72,7 @@ class Detector:
         confidence: float = CONFIDENCE,
         reasons: int = 5,
     ) -> list[ScoredText]:
-        """ScoredText all texts at once; arguments and errors as in `stream`."""
+        """Score all texts at once; arguments and errors as in `stream`."""
         return list(self.stream(texts, confidence=confidence, reasons=reasons))
 
     def stream(
@@ -82,7 +82,7 @@ class Detector:
         confidence: float = CONFIDENCE,
         reasons: int = 5,
     ) -> Iterator[ScoredText]:
-        """ScoredText texts in order, WINDOW at a time, so that memory does not grow with their number.
+        """Score texts in order, WINDOW at a time, so that memory does not grow with their number.
 
         Args:
             texts: strings, `Text`s, or mappings with the fields of `Text`, of which `text` is

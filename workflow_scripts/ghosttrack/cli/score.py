@@ -254,10 +254,10 @@ def _with_first_read(texts: Iterator[Text]) -> Iterator[Text]:
 
 
 def main(arguments: list[str]) -> int:
-    """ScoredText texts of the command line or of a file; exit code 2 after a user error."""
+    """Score texts of the command line or of a file; exit code 2 after a user error."""
     parser = argparse.ArgumentParser(
         prog="ghosttrack.cli.score",
-        description="ScoredText how likely texts are hallucinated, with the detector of a finished run.",
+        description="Score how likely texts are hallucinated, with the detector of a finished run.",
         epilog="Mark the part to be scored with a column `answer`, or with --answer for one text; "
         "the default is the last word.",
     )

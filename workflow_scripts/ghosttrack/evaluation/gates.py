@@ -39,7 +39,8 @@ class Gate(NamedTuple):
 
 
 # ASSUME: 50 to 100 active features are few enough to interpret. The other bounds are what published
-# SAEs of this size reach at that sparsity in middle layers (docs/explanation/sparse_autoencoders.md).
+# SAEs of this size reach at that sparsity in middle layers
+# (docs/explanation/sparse_autoencoders.md).
 GATES = (
     Gate("l0", "L0", 50.0, 100.0, "50 to 100"),
     Gate("dead_fraction", "dead features", -math.inf, math.nextafter(0.05, 0.0), "under 5 %"),

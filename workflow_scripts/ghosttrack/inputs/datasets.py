@@ -291,9 +291,9 @@ def _nq_open(row: Row, number: int, name: str) -> QuestionAnswers:
     )
 
 
-# A local file may have the format of the hub or that of the data set's authors. A new public data set
-# needs a reader above, an entry here, its name in settings/dataset.py (`source`), and a file in
-# config/datasets.
+# A local file may have the format of the hub or that of the data set's authors. A new public data
+# set needs a reader above, an entry here, its name in settings/dataset.py (`source`), and a file
+# in config/datasets.
 PUBLIC = {
     "truthfulqa": PublicDataset("truthfulqa/truthful_qa", "generation", "validation", _truthfulqa),
     "halueval": PublicDataset("pminervini/HaluEval", "qa", "data", _halueval),

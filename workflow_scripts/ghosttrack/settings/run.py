@@ -51,14 +51,21 @@ class Settings(Section):
     )
     datasets: list[names.DatasetName] = Field(
         [
-            "cities", "capitals", "capitals_hard", "continents", "languages", "borders_hard", "us_cities",
-            "element_symbol", "questions",
+            "cities",
+            "capitals",
+            "capitals_hard",
+            "continents",
+            "languages",
+            "borders_hard",
+            "us_cities",
+            "element_symbol",
+            "questions",
         ],
         min_length=1,
         description="Data sets to evaluate: names of files in config/datasets. A name may have "
         "letters, digits, spaces and `_ . + - ( )`. In a file, a name that YAML does not read as "
         "text, such as `2024` or `true`, needs quotation marks.",
-    )  # fmt: skip
+    )
     source: SourceSettings = Field(..., description="Where the model's weights come from.")
     dimensions: DimensionSettings | None = Field(
         None,
@@ -173,9 +180,13 @@ class Settings(Section):
                     f"0..{self.dimensions.n_layers - 1}"
                 )
         lists: dict[str, list[Any]] = {
-            "datasets": [*self.datasets], "tracking.variants": [*self.tracking.variants], "sweep.layers": self.sweep_layers,
-            "sweep.k": self.sweep.k, "sweep.seeds": self.sweep.seeds, "detection.fold_seeds": self.detection.fold_seeds,
-        }  # fmt: skip
+            "datasets": [*self.datasets],
+            "tracking.variants": [*self.tracking.variants],
+            "sweep.layers": self.sweep_layers,
+            "sweep.k": self.sweep.k,
+            "sweep.seeds": self.sweep.seeds,
+            "detection.fold_seeds": self.detection.fold_seeds,
+        }
         for key, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: {values} has a value twice; remove one")
