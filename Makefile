@@ -20,7 +20,7 @@ dry-run: $(READY) ## what `make run` would do
 	@$(BIN)/python -m ghosttrack.planning.traps $(ARGS)
 	$(BIN)/snakemake -n --profile profiles/local $(ARGS)
 
-status: $(READY) ## what a run will take and how far it is, beside a running one too: make status ARGS="--config model=gpt2-medium"
+status: $(READY) ## expected cost and progress of a run; also works while the run is active: make status ARGS="--config model=gpt2-medium"
 	$(BIN)/python -m ghosttrack.cli.status $(ARGS)
 
 score: $(READY) ## the detector of a finished run on your own texts: make score ARGS="results/smollm2-135m --texts mine.csv --out mine.html"
@@ -29,13 +29,13 @@ score: $(READY) ## the detector of a finished run on your own texts: make score 
 compare: $(READY) ## finished runs side by side: make compare ARGS="results/gpt2-small results/gpt2-medium"
 	@$(BIN)/python -m ghosttrack.cli.compare $(ARGS)
 
-orphans: $(READY) ## jobs of a killed run that still work here, on Slurm too: make orphans ARGS="--wait" or ARGS="--cancel"
+orphans: $(READY) ## jobs of a killed run that are still running, on this machine or on Slurm: make orphans ARGS="--wait" or ARGS="--cancel"
 	$(BIN)/python -m ghosttrack.planning.orphans $(ARGS)
 
-test: $(READY) ## every test but the slow ones (ARGS="-m slow"); what is absent (Slurm, a browser) is skipped with the reason
+test: $(READY) ## all tests except the slow ones, which make test ARGS="-m slow" runs; a test whose software is missing (Slurm, a browser) is skipped with the reason
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY) ## lint, format, types, rooms, generated documentation, site
+check: $(READY) ## lint, format, types, imports between subpackages, Snakemake's lint, generated documentation, site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
@@ -51,7 +51,7 @@ docs: $(READY) ## write the generated parts of the documentation
 site: $(READY) ## build the documentation as a site in a temporary folder; a warning is an error
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir "$$folder"
 
-architectures: $(READY) ## write the table of docs/architectures.md: every model type, read in every way (minutes)
+architectures: $(READY) ## test every fast way of running a model on every model type, and write the table of docs/architectures.md (minutes)
 	GHOSTTRACK_ARCHITECTURES=1 $(BIN)/python -m pytest tests/unit/test_architecture_matrix.py
 
 env: $(READY) ## only the environment, e.g. on a cluster's login node

@@ -94,7 +94,7 @@ rule saes:
 
 
 rule sae_sweep:
-    """Aside from a run: SAEs with other k and other seeds (sweep.layers, sweep.k, sweep.seeds)."""
+    """Not part of `all`: SAEs with other k and seeds (sweep.layers, sweep.k, sweep.seeds)."""
     input:
         all_sweeps,
     message:
@@ -118,7 +118,10 @@ rule tracks:
 
 
 rule metrics:
-    """Phases 1 to 5: the metric tables and the claim ledger, without figures and pages."""
+    """Phases 1 to 5: the metric tables and the claim ledger, without figures and pages.
+
+    Phase 4 fits the detectors, phase 5 evaluates them.
+    """
     input:
         collect("results/{model}/evaluation/metrics.csv", model=MODELS),
     message:
@@ -161,7 +164,10 @@ rule transfer:
 
 
 rule seed_variance:
-    """The default detector under other fold seeds, and other SAE seeds if every layer is swept."""
+    """AUROC of the default detector with other fold seeds (detection.fold_seeds).
+
+    Also with other SAE seeds, if sweep.layers names every analysed layer.
+    """
     input:
         collect("results/{model}/evaluation/seed_variance.csv", model=MODELS),
     message:
@@ -169,7 +175,10 @@ rule seed_variance:
 
 
 rule ablations:
-    """Aside from a run: track metrics without each part, and with weaker links (ablations)."""
+    """Not part of `all`: detectors on parts of the track metrics, and on tracks with weaker links.
+
+    The section `ablations` of the settings chooses them.
+    """
     input:
         collect("results/{model}/ablations/ablations.html", model=MODELS),
     message:
@@ -177,7 +186,10 @@ rule ablations:
 
 
 rule tuning:
-    """Aside from a run: other tracking settings, chosen in the training folds (tuning)."""
+    """Not part of `all`: detectors on tracks with other tracking settings (section `tuning`).
+
+    The best setting is chosen in the training folds.
+    """
     input:
         collect("results/{model}/ablations/tuning.html", model=MODELS),
     message:

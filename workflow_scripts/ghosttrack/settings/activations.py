@@ -23,10 +23,10 @@ class ActivationSettings(Section):
     )
     positions: Literal["answer", "last", "all"] = Field(
         "answer",
-        description="Tokens of a data set's texts whose activations are read, tracked and pooled. "
-        "`answer`: all tokens of the answer; `last`: the last token of the answer; `all`: all "
-        "tokens of the text. For an answer with `generation.prompt: chat`, `all` means all tokens "
-        "after the prompt.",
+        description="Tokens of a data set's texts whose activations are read and tracked. "
+        "Probes read the mean or the maximum over these tokens. `answer`: all tokens of the "
+        "answer; `last`: the last token of the answer; `all`: all tokens of the text. For an "
+        "answer with `generation.prompt: chat`, `all` means all tokens after the prompt.",
     )
     storage: Literal["fp16", "int8s"] = Field(
         "fp16",

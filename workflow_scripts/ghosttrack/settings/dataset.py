@@ -56,8 +56,8 @@ class DatasetSettings(Section):
     )
     question_column: str | None = Field(
         None,
-        description="`file`: column with a question or prompt. The text begins with it, or "
-        "answers it.",
+        description="`file`: column with a question or prompt. Either every text begins with its "
+        "question, or every text is only the answer.",
     )
     answer_column: str | None = Field(
         None,
@@ -73,7 +73,7 @@ class DatasetSettings(Section):
         "`{text, answer_start}`, TriviaQA's `{value, aliases}`, the short answers of Natural "
         "Questions, or `{choices, labels}`, of which the choices with label 1 are accepted. Any "
         "other value is an error that names its row. `answer.value` is the key `value` of the "
-        "objects in the column `answer`; all settings that name a column read dots in this way.",
+        "objects in the column `answer`. A dot means the same in all settings that name a column.",
     )
     max_examples: int | None = Field(
         None,

@@ -31,7 +31,7 @@ class PlanSettings(Section):
     device: Literal["gpu", "cpu"] = Field(
         "gpu",
         description="Device on which the SAEs train. The expected hours count the operations of "
-        "this device.",
+        "this device: those of dense steps on a GPU, those of sparse steps on a CPU.",
     )
     gpu_partition: names.Partition | None = Field(
         None,

@@ -36,8 +36,8 @@ class Settings(Section):
     )
     preset: str | None = Field(
         None,
-        description="Name of a file in config/presets. `laptop`: as little text and as small "
-        "batches as in the default run; `seed`: the data sets of the original work and, for "
+        description="Name of a file in config/presets. `laptop`: the corpus and the batch sizes "
+        "of the default run, for any model; `seed`: the data sets of the original work and, for "
         "`gpt2-small` and `gpt2-medium`, its SAE batch sizes; `tiny`: the smallest run with all "
         "phases.",
     )
@@ -46,8 +46,9 @@ class Settings(Section):
         False,
         description='Whether the run fails if the headline claim, "the detector beats its best '
         'control", is not established. The claim must be established for the mean over the given '
-        "data sets (`all_given`) and for the mean over the generated ones (`generated`), as far "
-        "as the run has them. The run also fails if no data set can support the claim.",
+        "data sets (`all_given`) and for the mean over the generated ones (`generated`). If "
+        "the run has only one of these kinds, one mean is enough. The run also fails if no data "
+        "set can support the claim.",
     )
     datasets: list[names.DatasetName] = Field(
         [

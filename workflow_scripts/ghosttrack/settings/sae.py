@@ -18,8 +18,9 @@ class SaeSettings(Section):
         description="`train`, or the place of pretrained SAEs in the format of SAELens or "
         "sparsify. The place is a local folder with one folder per layer or, if `revision` is "
         "set, a hub repository, optionally followed by a folder in it. `{layer}` stands for the "
-        "number of the layer. `{next_layer}` stands for the number after it, for folders that are "
-        "named after a block's input: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Pretrained "
+        "number of the layer. `{next_layer}` stands for this number plus 1. It is needed where "
+        "folders are named after the input of a block, because the output of layer 7 is the input "
+        "of block 8: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Pretrained "
         "SAEs determine the dictionary size and the sparsity.",
     )
     revision: names.Revision | None = Field(
@@ -58,13 +59,13 @@ class SaeSettings(Section):
         None,
         ge=1,
         description="`dictionaries: warm_start`: epochs of the layers that start from another "
-        "layer's SAE, which need fewer. null: as many as `epochs`.",
+        "layer's SAE. These layers need fewer epochs. null: as many as `epochs`.",
     )
     k: int = Field(
         64,
         ge=1,
-        description="Active features per token, on average (L0). 50 to 100 are interpretable. A "
-        "lower k is sparser and reconstructs less.",
+        description="Active features per token, on average (L0). With 50 to 100, features are "
+        "interpretable. A lower k gives sparser codes and a worse reconstruction.",
     )
     batch: int = Field(
         4096,

@@ -28,4 +28,8 @@ class ScoreSettings(Section):
         description="The detector abstains if the probability of its verdict is below this value. "
         "0.5: it never abstains.",
     )
-    reasons: int = Field(5, ge=0, description="Number of features named for each text.")
+    reasons: int = Field(
+        5,
+        ge=0,
+        description="Number of SAE features that are named as reasons for the score of each text.",
+    )

@@ -73,11 +73,11 @@ class TrackingSettings(Section):
         0.999,
         gt=0.5,
         lt=1,
-        description="Quantile that sets the gate of a pair of layers. The null gives the "
-        "similarity of each feature of either layer to its best match in the other layer. The "
-        "gate is this quantile of these similarities, and a link needs a similarity above the "
-        "gate. The null permutes the coordinates of one layer's decoder directions; for `links: "
-        "correlation` it shifts one layer's tokens.",
+        description="Quantile that sets the gate of a pair of layers. The null permutes the "
+        "coordinates of one layer's decoder directions. With `links: correlation`, it shifts the "
+        "tokens of one layer against those of the other. Under the null, each feature of both "
+        "layers has a best match in the other layer. The gate is this quantile of the "
+        "similarities to these best matches. A link needs a similarity above the gate.",
     )
     coast: int = Field(
         1,
@@ -97,24 +97,25 @@ class TrackingSettings(Section):
     second_association: int = Field(
         4,
         ge=1,
-        description="Second association of weak detections, as in ByteTrack. Active features down "
-        "to rank top_k x second_association may continue a track but not start one. 1: no second "
-        "association.",
+        description="Second association of weak detections, as in the multi-object tracker "
+        "ByteTrack (Zhang et al. 2022). Active features down to rank top_k x second_association "
+        "may continue a track but not start one. 1: no second association.",
     )
     cluster_resolution: float = Field(
         25.0,
         gt=0,
-        description="Semantic clusters: resolution of the modularity that is maximised, per "
-        "10,000 features of all layers. The resolution is this value times the number of features "
-        "/ 10,000. A higher value gives more and smaller clusters; 25 gives about 20 features per "
-        "cluster in the default run.",
+        description="Semantic clusters are the communities of largest modularity in a graph of "
+        "features. The resolution of the modularity is this value times the number of features of "
+        "all layers / 10,000. A higher value gives more and smaller clusters; 25 gives about 20 "
+        "features per cluster in the default run.",
     )
     cluster_coactivation: float = Field(
         0.5,
         ge=0,
-        description="Semantic clusters: factor on edges between features that fire together on "
-        "held-out tokens. Edges between linked features (`tracking.links`) have the factor 1. 0: "
-        "only edges between linked features.",
+        description="In the graph behind semantic clusters, an edge joins two features that are "
+        "linked (`tracking.links`) or fire together on held-out tokens. The weights of the second "
+        "kind are multiplied by this factor, those of the first kind by 1. 0: only edges between "
+        "linked features.",
     )
     variants: list[Literal["default", "permuted", "random", "shuffled", "untracked"]] = Field(
         ["default", "untracked"],
