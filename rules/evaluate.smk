@@ -64,7 +64,7 @@ rule check_explanations:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=memory_for(memory.splicing),
+        mem_mb=dictionary_memory_for(memory.scoring),
         runtime=scaled(60),
     params:
         datasets=property_of("datasets"),

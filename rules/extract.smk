@@ -191,7 +191,7 @@ rule generate_answers:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=scaled(3000),
+        mem_mb=memory_for(memory.generation),
         runtime=scaled(60),
         batch=shrinking(32),
     params:

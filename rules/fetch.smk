@@ -25,7 +25,7 @@ rule fetch_model:
     conda:
         "../envs/fetch.yaml"
     resources:
-        mem_mb=scaled(4000),
+        mem_mb=memory_for(memory.fetching),
     params:
         source=settings_of("source", "fetch_model"),
         dimensions=settings_of("dimensions", "fetch_model"),

@@ -27,7 +27,7 @@ rule train_sae:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=scaled(3000),
+        mem_mb=memory_for(memory.training),
         runtime=scaled(120),
         # After an out-of-memory: read rows window by window, in smaller micro-batches.
         resident_mb=first_attempt(1536),
@@ -80,7 +80,7 @@ for MODEL in SHARED:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=scaled(3000),
+            mem_mb=memory_for(memory.shared_training),
             runtime=scaled(120 * len(SETTINGS[MODEL].layers)),
             micro_batch=shrinking(4096),
             cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
@@ -147,7 +147,7 @@ rule measure_answers:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.dictionary),
+        mem_mb=dictionary_memory_for(memory.encoding),
         runtime=scaled(60),
     params:
         layers=property_of("layers"),

@@ -45,6 +45,37 @@ def test_a_wave_of_few_layers_asks_for_less_than_one_of_all() -> None:
     assert memory.extraction(settings, settings.layers[:1]) < memory.extraction(settings)
 
 
-def test_two_contexts_of_logits_are_in_the_memory_of_splicing() -> None:
-    short, long = (memory.splicing(settings_of(corpus={"context": size})) for size in (1024, 2048))
-    assert long - short == pytest.approx(3 * 4 * 2 * 1024 * memory.VOCABULARY / 1e6, abs=1)
+@pytest.mark.parametrize(
+    "estimate",
+    [memory.extraction, memory.splicing, memory.generation, memory.fetching, memory.model_weights],
+)
+def test_a_large_vocabulary_takes_memory_wherever_the_model_runs(
+    estimate: Callable[[Settings], int],
+) -> None:
+    sizes = {"n_layers": 12, "d_model": 768}
+    small, unknown, large = (
+        estimate(settings_of(dimensions={**sizes, "vocab_size": size}))
+        for size in (50_257, None, 262_144)
+    )
+    assert small < unknown < large
+
+
+def test_training_holds_sixteen_copies_of_an_sae_s_weights() -> None:
+    small, large = (
+        memory.training(settings_of(sae={"d_sae": size, "batch": 64})) for size in (4096, 65536)
+    )
+    assert large - small == pytest.approx(16 * 4 * (65536 - 4096) * 768 / 1e6, rel=0.2)
+
+
+def test_a_sweep_and_a_shared_dictionary_take_more_than_one_training() -> None:
+    settings = settings_of(corpus={"tokens": 100_000})
+    assert memory.training(settings) < memory.shared_training(settings)
+    assert memory.training(settings) < memory.sweep(settings)
+
+
+def test_rows_that_do_not_fit_are_read_in_windows() -> None:
+    few, many, most = (
+        memory.training(settings_of(corpus={"tokens": tokens}))
+        for tokens in (100_000, 10_000_000, 100_000_000)
+    )
+    assert few < many == most

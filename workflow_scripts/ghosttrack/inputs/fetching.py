@@ -260,9 +260,11 @@ def _describe(
                 f"source.id: {name} was saved without {file}; this architecture is not supported"
             )
     config = AutoConfig.from_pretrained(directory, local_files_only=True).get_text_config()
+    vocabulary = config.vocab_size if dimensions.vocab_size is None else dimensions.vocab_size
     sizes = (
         ("n_layers", dimensions.n_layers, config.num_hidden_layers),
         ("d_model", dimensions.d_model, config.hidden_size),
+        ("vocab_size", vocabulary, config.vocab_size),
     )
     for key, expected, found in sizes:
         if found != expected:

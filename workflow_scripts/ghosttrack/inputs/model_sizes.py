@@ -30,11 +30,12 @@ _COMPUTED = ("longcat_flash",)
 
 
 class ModelSizes(NamedTuple):
-    """Number of blocks, width, and longest input in tokens (sys.maxsize: no limit)."""
+    """Sizes of a model."""
 
     n_layers: int
     d_model: int
-    max_context: int
+    max_context: int  # longest input in tokens; sys.maxsize: no limit
+    vocab_size: int | None  # None: not stated
 
 
 def read_sizes(path: Path, key: str) -> ModelSizes:
@@ -51,7 +52,9 @@ def read_sizes(path: Path, key: str) -> ModelSizes:
     sizes = None if about.get("model_type") in _COMPUTED else _stated(about)
     if sizes is None:
         sizes = _from_transformers(path, key, about)
-    return ModelSizes(*sizes, _limit(about, path, key))
+    vocabulary = _text_part(about).get("vocab_size")
+    stated = vocabulary if type(vocabulary) is int and vocabulary > 0 else None
+    return ModelSizes(*sizes, _limit(about, path, key), stated)
 
 
 def read_limit(path: Path, key: str) -> int:

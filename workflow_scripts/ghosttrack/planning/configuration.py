@@ -245,7 +245,11 @@ def _described_model(path: Path) -> dict[str, Any]:
     sizes = model_sizes.read_sizes(path / "config.json", "model_path")
     return {
         "source": {"kind": "directory", "id": str(path)},
-        "dimensions": {"n_layers": sizes.n_layers, "d_model": sizes.d_model},
+        "dimensions": {
+            "n_layers": sizes.n_layers,
+            "d_model": sizes.d_model,
+            "vocab_size": sizes.vocab_size,
+        },
         "sae": {"d_sae": 4 * sizes.d_model},
     }
 

@@ -1,68 +1,131 @@
-"""Memory of jobs in MB (10^6 bytes), estimated from the settings.
+"""Memory that jobs ask for, in MB (10^6 bytes), computed from the settings.
 
-The Snakefile imports this module: it must not import numpy, torch, zarr or pandas.
+Each formula is the sum of what a job holds at its peak. `benchmarks/memory.py` compares them with
+the measured peaks of a finished run. The Snakefile imports this module: nothing here may import
+numpy, torch, zarr or pandas.
 """
 
 from collections.abc import Sequence
 
-from ghosttrack.settings import DimensionSettings, Settings
+from ghosttrack.settings import Settings
 
-# Assumed size of the vocabulary; the tokenizer is not read before a run.
+# Assumed vocabulary of a model whose settings do not give it.
 VOCABULARY = 100_000
-# Bytes per number.
-_FP32, _FP16 = 4, 2
+# A process that has imported torch and transformers, with its buffers.
+PROCESS = 700
+_FP32 = 4
+_FP16 = 2
 # Rows that a job encodes at once with an SAE.
 _BLOCK_ROWS = 4096
-# Contexts in a batch of an extraction job.
+# Contexts that an extraction job reads at once.
 _CONTEXTS = 16
-# Texts of all data sets on which the saved detector is fitted.
+# Positions whose logits a job computes at once, and arrays of that size that it holds.
+_HEAD_ROWS, _HEAD_COPIES = 256, 5
+# Contexts of a spliced forward pass, and arrays of the size of their logits that it holds: logits,
+# log-probabilities and products, of the plain and of the spliced pass.
+_SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 10
+# Activations that stay in memory during training (`resident_mb` of train_sae), and rows of a window
+# of the sampler that reads more than that.
+RESIDENT, _WINDOW_ROWS = 1536 * 2**20, 64 * 4096
+# Texts of all data sets together that the detector is fitted on.
 _TEXTS = 2000
 
 
+def vocabulary(settings: Settings) -> int:
+    """Tokens of the vocabulary."""
+    return settings.dimensions.vocab_size or VOCABULARY
+
+
 def model_weights(settings: Settings) -> int:
-    """Weights of the model in fp32, in bytes."""
-    size = _dimensions(settings)
-    return _FP32 * (12 * size.n_layers * size.d_model**2 + VOCABULARY * size.d_model)
+    """Bytes of the model's weights in fp32, with one matrix for embedding and unembedding."""
+    size = settings.dimensions
+    return _FP32 * (12 * size.n_layers * size.d_model**2 + vocabulary(settings) * size.d_model)
 
 
 def extraction(settings: Settings, layers: Sequence[int] | None = None) -> int:
-    """An extraction job: the model, and a batch of contexts.
-
-    Of the batch, one layer is in fp32 with a copy, and `layers` (default: all analysed layers) are
-    in fp16 twice.
-    """
-    width = settings.corpus.context * _dimensions(settings).d_model
+    """Weights; logits; a batch of contexts, one layer in fp32 twice and `layers` in fp16 twice."""
+    width = settings.corpus.context * settings.dimensions.d_model
     kept = len(layers or settings.layers)
     batch = _CONTEXTS * width * (2 * _FP32 + 2 * _FP16 * kept)
-    return max(3000, 1500 + (model_weights(settings) + batch) // 10**6)
+    head = _FP32 * _HEAD_ROWS * vocabulary(settings) * _HEAD_COPIES
+    return PROCESS + _mb(model_weights(settings) + batch + head)
+
+
+def generation(settings: Settings) -> int:
+    """Weights, the KV cache of a batch of prompts, and the logits of their last tokens."""
+    size = settings.dimensions
+    prompts, tokens = 32, 160  # longer prompts are batched by their length, in smaller batches
+    cache = _FP32 * 2 * size.n_layers * prompts * tokens * size.d_model
+    head = _FP32 * prompts * vocabulary(settings) * _HEAD_COPIES
+    return PROCESS + _mb(model_weights(settings) + cache + head)
 
 
 def splicing(settings: Settings) -> int:
-    """A job with spliced SAEs: the model, and three copies of the fp32 logits of two contexts."""
-    logits = 3 * _FP32 * 2 * settings.corpus.context * VOCABULARY
-    return 1500 + (model_weights(settings) + logits) // 10**6
+    """Weights, and the logits of a plain and a spliced forward pass."""
+    logits = _FP32 * _SPLICED_CONTEXTS * settings.corpus.context * vocabulary(settings)
+    return PROCESS + _mb(model_weights(settings) + _SPLICED_COPIES * logits)
 
 
-def dictionary(settings: Settings, d_sae: int) -> int:
-    """A feature dictionary: four blocks of feature activations and two unembeddings, in fp32."""
-    numbers = 4 * _BLOCK_ROWS * d_sae + 2 * VOCABULARY * _dimensions(settings).d_model
-    return 1000 + _FP32 * numbers // 10**6
+def training(settings: Settings) -> int:
+    """An SAE's weights, gradients and moments with copies, rows, and a batch of pre-activations."""
+    size = settings.sae.d_sae
+    batch = 3 * _FP32 * min(settings.sae.batch, _BLOCK_ROWS) * size
+    return PROCESS + _mb(_trained_weights(settings) + _rows(settings, 1) + batch)
+
+
+def shared_training(settings: Settings) -> int:
+    """Training of one SAE on the rows of all layers."""
+    others = _rows(settings, len(settings.layers)) - _rows(settings, 1)
+    return training(settings) + _mb(max(others, 0))
+
+
+def _trained_weights(settings: Settings) -> int:
+    """Encoder and decoder with their gradients, moments and the copies of a checkpoint."""
+    return 16 * _FP32 * settings.sae.d_sae * settings.dimensions.d_model
+
+
+def _rows(settings: Settings, layers: int) -> int:
+    """All rows of the layers in fp16 if they fit `resident_mb`, else two windows of the sampler."""
+    width = _FP16 * settings.dimensions.d_model
+    total = settings.contexts * settings.corpus.context * width * layers
+    return total if total <= RESIDENT else 2 * _WINDOW_ROWS * width
 
 
 def sweep(settings: Settings) -> int:
-    """A sweep: weights, gradients and Adam moments of all SAEs in fp32, and a training job."""
-    saes = len(settings.sweep.k) * len(settings.sweep.seeds)
-    numbers = saes * 2 * 4 * settings.sae.d_sae * _dimensions(settings).d_model
-    return 3000 + _FP32 * numbers // 10**6
+    """Training, with weights, gradients and moments of every swept SAE."""
+    others = len(settings.sweep.k) * len(settings.sweep.seeds) - 1
+    return training(settings) + _mb(others * _trained_weights(settings))
+
+
+def scoring(settings: Settings, d_sae: int) -> int:
+    """What extraction holds, and the SAEs of all layers."""
+    saes = 2 * len(settings.layers) * d_sae * settings.dimensions.d_model
+    return extraction(settings) + _mb(_FP32 * saes)
+
+
+def encoding(settings: Settings, d_sae: int) -> int:
+    """One SAE, and four blocks of feature activations."""
+    numbers = 4 * _BLOCK_ROWS * d_sae + 2 * d_sae * settings.dimensions.d_model
+    return PROCESS + _mb(_FP32 * numbers)
+
+
+def dictionary(settings: Settings, d_sae: int) -> int:
+    """What encoding holds, and the unembedding twice."""
+    unembedding = 2 * vocabulary(settings) * settings.dimensions.d_model
+    return encoding(settings, d_sae) + _mb(_FP32 * unembedding)
 
 
 def detector(settings: Settings, d_sae: int) -> int:
-    """The saved detector: two fp32 copies of activations, codes and residuals of all texts."""
-    width = d_sae + 2 * _dimensions(settings).d_model
-    numbers = _TEXTS * len(settings.layers) * 2 * width
-    return 1500 + _FP32 * numbers // 10**6
+    """Activations, feature activations and residuals of all texts and layers, twice."""
+    numbers = _TEXTS * len(settings.layers) * 2 * (d_sae + 2 * settings.dimensions.d_model)
+    return PROCESS + _mb(_FP32 * numbers)
 
 
-def _dimensions(settings: Settings) -> DimensionSettings:
-    assert settings.dimensions is not None
-    return settings.dimensions
+def fetching(settings: Settings) -> int:
+    """The weights as read, as converted and as written."""
+    return PROCESS + _mb(3 * model_weights(settings))
+
+
+def _mb(size: int) -> int:
+    """Bytes in MB, rounded up."""
+    return -(-size // 10**6)

@@ -65,3 +65,9 @@ class DimensionSettings(Section):
         "`corpus.context` is refused before the model is downloaded. null: the limit is read from "
         "config.json after the download.",
     )
+    vocab_size: int | None = Field(
+        None,
+        ge=1,
+        description="Size of the vocabulary, for the memory that jobs ask for. null: 100,000 is "
+        "assumed. With `model_path` it is read from config.json.",
+    )

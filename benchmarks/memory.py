@@ -1,0 +1,70 @@
+"""Memory that jobs ask for against their measured peaks, by rule, for a finished run.
+
+    PYTHONPATH=workflow_scripts python benchmarks/memory.py results/smollm2-135m
+
+The asked memory comes from a dry run of the workflow, the peak (largest resident set) from the
+benchmark files of the run. A ratio below 1 means that a cluster may end the job.
+"""
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from measure import show
+
+# A dry run that prints rule and memory of every job; Snakemake prints them only without messages.
+DRY_RUN = """
+import sys
+from snakemake import cli, jobs
+
+def show(job, *_, **__):
+    print("MEMORY", job.rule.name, job.resources.get("mem_mb", 0), file=sys.stderr)
+
+jobs.Job.log_info = show
+cli.main(["-n", "--forceall", "--cores", "1", "--config", f"model={sys.argv[1]}"])
+"""
+
+
+def asked(model: str) -> dict[str, float]:
+    """MB that the first attempt of each rule asks for, by rule without the model's name."""
+    command = [sys.executable, "-c", DRY_RUN, model]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    suffix = re.compile(rf"_{re.sub(r'[^A-Za-z0-9]', '_', model)}(_wave_\d+)?$")
+    memory: dict[str, float] = {}
+    for name, size in re.findall(r"^MEMORY (\S+) (\d+)$", result.stderr, re.MULTILINE):
+        rule = suffix.sub("", name)
+        memory[rule] = max(memory.get(rule, 0.0), float(size))
+    return memory
+
+
+def measured(run: Path) -> dict[str, float]:
+    """Largest resident set in MB of each rule's jobs."""
+    peaks: dict[str, float] = {}
+    for path in sorted((run / "benchmarks").rglob("*.tsv")):
+        rule = path.relative_to(run / "benchmarks").parts[0].removesuffix(".tsv")
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream, delimiter="\t"):
+                if re.fullmatch(r"[\d.]+", row.get("max_rss") or ""):  # else not measured
+                    peaks[rule] = max(peaks.get(rule, 0.0), float(row["max_rss"]))
+    return peaks
+
+
+def main() -> None:
+    """Print a table, the tightest rule first."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="directory of a finished run, results/MODEL")
+    run = parser.parse_args().run
+    memory, peaks = asked(run.name), measured(run)
+    rows = [
+        [rule, f"{memory[rule]:,.0f}", f"{peak:,.0f}", f"{memory[rule] / peak:.2f}"]
+        for rule, peak in sorted(peaks.items(), key=lambda item: memory.get(item[0], 0) / item[1])
+        if rule in memory
+    ]
+    show(f"memory of {run.name}", ["rule", "asked MB", "peak MB", "asked / peak"], rows)
+
+
+if __name__ == "__main__":
+    main()
