@@ -310,6 +310,7 @@ def _provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
     return [
         ("Model", f"{inputs.model}: {source['kind']} {source['id']}".strip()),
         ("Revision", source.get("revision") or "not given"),
+        *((("Terms of use", source["terms"]),) if source.get("terms") else ()),
         ("Weights", f"SHA-256 {source['weights_sha256']}"),
         ("Tokenizer", f"SHA-256 {source['tokenizer_sha256']}"),
         (
