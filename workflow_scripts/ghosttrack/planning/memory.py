@@ -7,7 +7,7 @@ numpy, torch, zarr or pandas.
 
 from collections.abc import Sequence
 
-from ghosttrack.settings import Settings
+from ghosttrack.settings import DimensionSettings, Settings
 
 # Assumed vocabulary of a model whose settings do not give it.
 VOCABULARY = 100_000
@@ -31,20 +31,26 @@ RESIDENT, _WINDOW_ROWS = 1536 * 2**20, 64 * 4096
 _TEXTS = 2000
 
 
+def _size(settings: Settings) -> DimensionSettings:
+    """Dimensions of the model, which loaded settings always have."""
+    assert settings.dimensions is not None
+    return settings.dimensions
+
+
 def vocabulary(settings: Settings) -> int:
     """Tokens of the vocabulary."""
-    return settings.dimensions.vocab_size or VOCABULARY
+    return _size(settings).vocab_size or VOCABULARY
 
 
 def model_weights(settings: Settings) -> int:
     """Bytes of the model's weights in fp32, with one matrix for embedding and unembedding."""
-    size = settings.dimensions
+    size = _size(settings)
     return _FP32 * (12 * size.n_layers * size.d_model**2 + vocabulary(settings) * size.d_model)
 
 
 def extraction(settings: Settings, layers: Sequence[int] | None = None) -> int:
     """Weights; logits; a batch of contexts, one layer in fp32 twice and `layers` in fp16 twice."""
-    width = settings.corpus.context * settings.dimensions.d_model
+    width = settings.corpus.context * _size(settings).d_model
     kept = len(layers or settings.layers)
     batch = _CONTEXTS * width * (2 * _FP32 + 2 * _FP16 * kept)
     head = _FP32 * _HEAD_ROWS * vocabulary(settings) * _HEAD_COPIES
@@ -53,7 +59,7 @@ def extraction(settings: Settings, layers: Sequence[int] | None = None) -> int:
 
 def generation(settings: Settings) -> int:
     """Weights, the KV cache of a batch of prompts, and the logits of their last tokens."""
-    size = settings.dimensions
+    size = _size(settings)
     prompts, tokens = 32, 160  # longer prompts are batched by their length, in smaller batches
     cache = _FP32 * 2 * size.n_layers * prompts * tokens * size.d_model
     head = _FP32 * prompts * vocabulary(settings) * _HEAD_COPIES
@@ -81,12 +87,12 @@ def shared_training(settings: Settings) -> int:
 
 def _trained_weights(settings: Settings) -> int:
     """Encoder and decoder with their gradients, moments and the copies of a checkpoint."""
-    return 16 * _FP32 * settings.sae.d_sae * settings.dimensions.d_model
+    return 16 * _FP32 * settings.sae.d_sae * _size(settings).d_model
 
 
 def _rows(settings: Settings, layers: int) -> int:
     """All rows of the layers in fp16 if they fit `resident_mb`, else two windows of the sampler."""
-    width = _FP16 * settings.dimensions.d_model
+    width = _FP16 * _size(settings).d_model
     total = settings.contexts * settings.corpus.context * width * layers
     return total if total <= RESIDENT else 2 * _WINDOW_ROWS * width
 
@@ -99,25 +105,25 @@ def sweep(settings: Settings) -> int:
 
 def scoring(settings: Settings, d_sae: int) -> int:
     """What extraction holds, and the SAEs of all layers."""
-    saes = 2 * len(settings.layers) * d_sae * settings.dimensions.d_model
+    saes = 2 * len(settings.layers) * d_sae * _size(settings).d_model
     return extraction(settings) + _mb(_FP32 * saes)
 
 
 def encoding(settings: Settings, d_sae: int) -> int:
     """One SAE, and four blocks of feature activations."""
-    numbers = 4 * _BLOCK_ROWS * d_sae + 2 * d_sae * settings.dimensions.d_model
+    numbers = 4 * _BLOCK_ROWS * d_sae + 2 * d_sae * _size(settings).d_model
     return PROCESS + _mb(_FP32 * numbers)
 
 
 def dictionary(settings: Settings, d_sae: int) -> int:
     """What encoding holds, and the unembedding twice."""
-    unembedding = 2 * vocabulary(settings) * settings.dimensions.d_model
+    unembedding = 2 * vocabulary(settings) * _size(settings).d_model
     return encoding(settings, d_sae) + _mb(_FP32 * unembedding)
 
 
 def detector(settings: Settings, d_sae: int) -> int:
     """Activations, feature activations and residuals of all texts and layers, twice."""
-    numbers = _TEXTS * len(settings.layers) * 2 * (d_sae + 2 * settings.dimensions.d_model)
+    numbers = _TEXTS * len(settings.layers) * 2 * (d_sae + 2 * _size(settings).d_model)
     return PROCESS + _mb(_FP32 * numbers)
 
 
