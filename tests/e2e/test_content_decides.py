@@ -137,7 +137,7 @@ def test_a_model_directory_that_changed_is_refused(
     result = snakemake(house, *given, "-n")
     assert result.returncode == 1
     assert (
-        "holds other weights, another configuration or another tokenizer"
+        "has other weights, another configuration or another tokenizer"
         in result.stdout + result.stderr
     )
 

@@ -102,7 +102,7 @@ def test_the_notebook_is_stored_without_outputs() -> None:
         ),
         pytest.param(
             lambda scripts: replace(
-                scripts / "ghosttrack" / "settings.py",
+                scripts / "ghosttrack" / "settings" / "tracking.py",
                 "    top_k: int = Field(",
                 "    brand_new_key: int = Field(3, description='New.')\n    top_k: int = Field(",
             ),
