@@ -1,5 +1,5 @@
 # rules/extract.smk -- phase 1. Needs: model, corpus, data sets. Gives: limits of exact batched reading,
-# activation stores of every analysed layer, and generated answers.
+# activation stores of every analysed layer, and generated answers. Memory: planning/memory.py.
 include: "common/extract.smk"
 
 
