@@ -255,6 +255,12 @@ def keep_screen(text: str) -> None:
         page.write_text(f"{before}{begin}{screen}{rest[rest.index('<!-- status: end -->') :]}")
 
 
+def memory_asked(call: str) -> int:
+    """MB that an sbatch call asks for."""
+    (size,) = re.findall(r"--mem (\d+)", call)
+    return int(size)
+
+
 def most_at_once(events: list[lock_log.Event], part: str) -> int:
     """The largest number of folders with `part` in their name that were held at one time."""
     held: set[str] = set()

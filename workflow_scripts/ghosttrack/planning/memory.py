@@ -11,8 +11,9 @@ from ghosttrack.settings import DimensionSettings, Settings
 
 # Assumed vocabulary of a model whose settings do not give it.
 VOCABULARY = 100_000
-# A process that has imported torch and transformers, with its buffers.
-PROCESS = 700
+# A process that has imported torch and transformers, with its buffers; and one that also uses a GPU,
+# whose driver and libraries take host memory (an assumption, not measured).
+PROCESS, GPU_PROCESS = 700, 3000
 _FP32 = 4
 _FP16 = 2
 # Rows that a job encodes at once with an SAE.
@@ -37,6 +38,11 @@ def _size(settings: Settings) -> DimensionSettings:
     return settings.dimensions
 
 
+def _process(settings: Settings) -> int:
+    """Memory of a job that uses the accelerator, if there is one."""
+    return GPU_PROCESS if settings.plan.device == "gpu" else PROCESS
+
+
 def vocabulary(settings: Settings) -> int:
     """Tokens of the vocabulary."""
     return _size(settings).vocab_size or VOCABULARY
@@ -54,7 +60,7 @@ def extraction(settings: Settings, layers: Sequence[int] | None = None) -> int:
     kept = len(layers or settings.layers)
     batch = _CONTEXTS * width * (2 * _FP32 + 2 * _FP16 * kept)
     head = _FP32 * _HEAD_ROWS * vocabulary(settings) * _HEAD_COPIES
-    return PROCESS + _mb(model_weights(settings) + batch + head)
+    return _process(settings) + _mb(model_weights(settings) + batch + head)
 
 
 def generation(settings: Settings) -> int:
@@ -63,20 +69,20 @@ def generation(settings: Settings) -> int:
     prompts, tokens = 32, 160  # longer prompts are batched by their length, in smaller batches
     cache = _FP32 * 2 * size.n_layers * prompts * tokens * size.d_model
     head = _FP32 * prompts * vocabulary(settings) * _HEAD_COPIES
-    return PROCESS + _mb(model_weights(settings) + cache + head)
+    return _process(settings) + _mb(model_weights(settings) + cache + head)
 
 
 def splicing(settings: Settings) -> int:
     """Weights, and the logits of a plain and a spliced forward pass."""
     logits = _FP32 * _SPLICED_CONTEXTS * settings.corpus.context * vocabulary(settings)
-    return PROCESS + _mb(model_weights(settings) + _SPLICED_COPIES * logits)
+    return _process(settings) + _mb(model_weights(settings) + _SPLICED_COPIES * logits)
 
 
 def training(settings: Settings) -> int:
     """An SAE's weights, gradients and moments with copies, rows, and a batch of pre-activations."""
     size = settings.sae.d_sae
     batch = 3 * _FP32 * min(settings.sae.batch, _BLOCK_ROWS) * size
-    return PROCESS + _mb(_trained_weights(settings) + _rows(settings, 1) + batch)
+    return _process(settings) + _mb(_trained_weights(settings) + _rows(settings, 1) + batch)
 
 
 def shared_training(settings: Settings) -> int:
