@@ -1,4 +1,4 @@
-"""The saved detector on relations outside its training, with and without solved demonstrations.
+"""The saved detector on relations outside its training, with and without few-shot demonstrations.
 
 PYTHONPATH=workflow_scripts python benchmarks/user_texts.py results/smollm2-135m
 """

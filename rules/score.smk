@@ -5,8 +5,8 @@ include: "common/score.smk"
 rule score_texts:
     """Score a file of user texts with the saved detector (target scores)."""
     input:
-        texts=own_texts,
-        context=own_context,
+        texts=user_texts,
+        context=user_context,
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
         features=per("results/{model}/features/layer_{layer}.parquet", "layer"),

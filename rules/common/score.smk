@@ -1,5 +1,5 @@
 # rules/common/score.smk -- helpers of rules/score.smk.
-def own_texts(wildcards):
+def user_texts(wildcards):
     """Input function: the file of texts to score (score.texts)."""
     path = SETTINGS[wildcards.model].score.texts
     if not path or not Path(path).is_file():
@@ -10,7 +10,7 @@ def own_texts(wildcards):
     return path
 
 
-def own_context(wildcards):
+def user_context(wildcards):
     """Input function: the file of statements before the texts (score.context), if it is set."""
     path = SETTINGS[wildcards.model].score.context
     if path and not Path(path).is_file():

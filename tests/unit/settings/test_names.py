@@ -44,7 +44,7 @@ def refusal(root: Path, **given: Any) -> str:
     [
         "-r evil.txt==1",
         "--index-url=http://x==1",
-        "x @ file:///tmp/x==1",
+        "x @ file:///x==1",
         "x@http://x/x.whl==1",
         "../x==1",
         "./x.whl",
