@@ -142,7 +142,7 @@ for MODEL in MODELS:
             ],
             embedding=directory(f"results/{MODEL}/examples/{{dataset}}/embedding.zarr"),
             embedding_manifest=f"results/{MODEL}/examples/{{dataset}}/embedding.json",
-            background=f"results/{MODEL}/examples/{{dataset}}/background.npz",
+            counterfactual_mean=f"results/{MODEL}/examples/{{dataset}}/background.npz",
             prompt_states=f"results/{MODEL}/examples/{{dataset}}/prompts.npz",
             tokens=f"results/{MODEL}/examples/{{dataset}}/tokens.parquet",
             outputs=f"results/{MODEL}/examples/{{dataset}}/outputs.parquet",

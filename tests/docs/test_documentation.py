@@ -243,7 +243,7 @@ def test_every_block_has_a_language_that_a_test_knows() -> None:
 def furnished(house: Path) -> Path:
     """The house with the files that the pages call the user's own."""
     (house / "mine.csv").write_text("text,answer\nParis is in France.,France\n", encoding="utf-8")
-    (house / "solved.txt").write_text("Munich is a city in Germany.\n", encoding="utf-8")
+    (house / "demonstrations.txt").write_text("Munich is a city in Germany.\n", encoding="utf-8")
     template = house / "config" / "datasets" / "my_texts.yaml.example"
     (house / "config" / "datasets" / "mine.yaml").write_bytes(template.read_bytes())
     (house / "data").mkdir()

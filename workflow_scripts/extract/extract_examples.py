@@ -33,7 +33,7 @@ def main(
     manifests: list[Path],
     embedding: Path,
     embedding_manifest: Path,
-    background: Path,
+    counterfactual_mean: Path,
     prompt_states: Path,
     tokens: Path,
     outputs: Path,
@@ -48,8 +48,8 @@ def main(
 ) -> None:
     """Write the activation stores of a data set, and what the same passes give.
 
-    There is one store per layer and one of the token embedding. `background`: counterfactual-prompt
-    means; `prompt_states`: inputs of the bilinear probe.
+    There is one store per layer and one of the token embedding. `counterfactual_mean` gets the
+    counterfactual-prompt means, `prompt_states` the inputs of the bilinear probe.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -96,7 +96,7 @@ def main(
         layer_name(layer): smallest_float(mean)
         for layer, mean in zip(layers, means.activation, strict=True)
     }
-    with files.atomic_write(background, "wb") as stream:
+    with files.atomic_write(counterfactual_mean, "wb") as stream:
         np.savez(stream, **activations)
     with files.atomic_write(prompt_states, "wb") as stream:
         candidates.write(stream, compared.states())

@@ -73,8 +73,8 @@ def decoded(code: Tensor) -> Tensor:
 
 
 def largest(pre: Tensor) -> Tensor:
-    cut = pre.topk(K, dim=1).values[:, -1:]
-    return torch.where(pre >= cut, pre, 0.0).relu()
+    threshold = pre.topk(K, dim=1).values[:, -1:]
+    return torch.where(pre >= threshold, pre, 0.0).relu()
 
 
 @pytest.mark.parametrize("name", ["standard", "jumprelu", "topk", "batchtopk"])

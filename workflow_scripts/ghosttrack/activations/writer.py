@@ -68,8 +68,8 @@ class StoreWriter:
         total_rows: rows of the whole layer, over all its stores; default: this store is the whole
             layer.
         resume: digest of the code that computes the rows. Complete shard files of an interrupted
-            writer of the same rows are reused, see `finished_rows`, and this writer keeps its own
-            if it fails. Default: start from the first row.
+            writer of the same rows are reused, see `finished_rows`. If this writer fails, its
+            complete shard files stay. Default: start from the first row.
     Raises:
         UserError: another process writes this store, a row is not finite, or an included row has
             values beyond the range of float16.

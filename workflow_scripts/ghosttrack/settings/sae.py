@@ -15,8 +15,8 @@ class SaeSettings(Section):
     source: names.LayerPattern = Field(
         "train",
         min_length=1,
-        description="`train`, or the place of pretrained SAEs in the format of SAELens or "
-        "sparsify. The place is a local folder with one folder per layer or, if `revision` is "
+        description="`train`, or the location of pretrained SAEs in the format of SAELens or "
+        "sparsify. The location is a local folder with one folder per layer or, if `revision` is "
         "set, a hub repository, optionally followed by a folder in it. `{layer}` stands for the "
         "number of the layer. `{next_layer}` stands for this number plus 1. It is needed where "
         "folders are named after the input of a block, because the output of layer 7 is the input "
@@ -177,5 +177,5 @@ class SweepSettings(Section):
         [0, 1, 2],
         min_length=1,
         description="Seeds of the random initialisation. For each k, the features of SAEs with "
-        "different seeds are matched.",
+        "different seeds are paired one to one.",
     )
