@@ -15,6 +15,7 @@ from ghosttrack.activations import (
     limits,
     p_true,
     pmi_baseline,
+    run_model,
 )
 from ghosttrack.activations.store import smallest_float
 from ghosttrack.inputs import models
@@ -22,6 +23,7 @@ from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.allocator import keep_freed_memory
 from ghosttrack.runtime.run_paths import layer_name, layer_of
+from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings
 
 
 def main(
@@ -45,6 +47,8 @@ def main(
     batch: int,
     threads: int,
     seed: int,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write the activation stores of a data set, and what the same passes give.
 
@@ -58,7 +62,7 @@ def main(
     packed = limits.read(check).packed
     limit = models.max_context(weights.parent / "config.json")
     layers = [layer_of(store) for store in stores]
-    model = models.load_model(weights.parent, extraction.best_device())
+    model, identity = run_model.load(weights.parent, check, inference, gpu)
     pairs = pmi_baseline.choose_pairs(frame, prompts, seed)
     texts = pd.concat([frame, pairs], ignore_index=True)
     encoded = example_tokens.encode(texts, tokenizer, limit, dataset, positions=positions)
@@ -68,7 +72,7 @@ def main(
     compared = candidates.Candidates(model, encoded[: len(frame)], frame["relation"].tolist())
     token_table, output_table = example_extraction.extract_examples(
         model,
-        extraction.model_identity(weights.parent),
+        identity,
         encoded[: len(frame)],
         layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],

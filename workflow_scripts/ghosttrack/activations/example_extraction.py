@@ -122,7 +122,15 @@ def extract_examples(
             stack.enter_context(
                 StoreWriter(
                     *files,
-                    Header(*identity, layer, name, None, digest),
+                    Header(
+                        identity.model,
+                        identity.weights_sha256,
+                        layer,
+                        name,
+                        None,
+                        digest,
+                        model_precision=identity.precision,
+                    ),
                     rows=int(starts[-1]),
                     d_model=d_model,
                 )

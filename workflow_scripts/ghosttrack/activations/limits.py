@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.model_precision import Precision
 from ghosttrack.runtime import files
 
 
@@ -27,6 +28,10 @@ class Limits(NamedTuple):
     skipped: bool
     named: bool
 
+    def both(self, other: "Limits") -> "Limits":
+        """What is exact under these limits and under `other`."""
+        return Limits(*(min(pair) for pair in zip(self, other, strict=True)))
+
 
 def read(path: Path) -> Limits:
     """The limits in a model's model_check.json.
@@ -38,7 +43,43 @@ def read(path: Path) -> Limits:
     try:
         return Limits(**about["limits"])
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: it does not hold the limits of a checked model; delete it and run again, "
-            "then the check is repeated"
-        ) from error
+        raise _other_file(path, "limits") from error
+
+
+def read_precision(path: Path) -> Precision:
+    """The precision in which a model was checked, from its model_check.json.
+
+    Raises:
+        UserError: as `read`.
+    """
+    about: Any = files.read_json(path)
+    try:
+        # Checks from before this key ran in float32.
+        return Precision(**about.get("precision", {}))
+    except (AttributeError, TypeError) as error:
+        raise _other_file(path, "precision") from error
+
+
+def _other_file(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path}: it does not hold the {what} of a checked model; delete it and run again, then "
+        "the check is repeated"
+    )
+
+
+def require_precision(path: Path, precision: Precision) -> None:
+    """Check that a job runs the model in the precision of the run's model_check.json.
+
+    Raises:
+        UserError: they differ, e.g. because jobs with `inference.dtype: auto` ran on different
+            devices.
+    """
+    checked = read_precision(path)
+    if checked == precision:
+        return
+    raise UserError(
+        f"this job would run the model in {precision.name}, but {path} was written in "
+        f"{checked.name}: all jobs of a run need one precision. Run all of them on machines with a "
+        f"GPU or all without, or set inference.dtype: {checked.dtype} in the model's file; to "
+        f"start anew in {precision.name}, delete {path}"
+    )

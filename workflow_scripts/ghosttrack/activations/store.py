@@ -35,6 +35,8 @@ class Header(NamedTuple):
     context: int | None  # rows per packed context; None: rows are tokens of examples
     tokens_sha256: str
     storage: Storage = "fp16"
+    # Precision of the forward pass, such as bfloat16 (`inputs.model_precision.Precision.name`).
+    model_precision: str = "float32"
 
 
 NOTHING_CLIPPED: npt.NDArray[np.float64] = np.empty((0, 3))
@@ -57,18 +59,18 @@ class Block(NamedTuple):
 
 
 def to_block(rows: "torch.Tensor | npt.NDArray[np.float32]", *, exact: bool = False) -> Block:
-    """Round (n, d_model) float32 rows to float16 on their device.
+    """Round (n, d_model) rows to float16 on their device; rows in half precision become float32.
 
     Values beyond its range are clipped. With `exact`, the block also keeps the rows as they are.
     """
     import torch  # here only: readers of stores do without it
 
-    rows = torch.as_tensor(rows)
+    rows = torch.as_tensor(rows).float()
     norms = torch.linalg.vector_norm(rows, dim=1)
     kept = rows.cpu().numpy() if exact else None
     if bool((norms <= HALF_MAX).all()):
         return Block(rows.half().cpu().numpy(), norms.cpu().numpy(), kept)
-    values, clipped = rows.clamp(-HALF_MAX, HALF_MAX), _clipped_rows(rows.float().cpu().numpy())
+    values, clipped = rows.clamp(-HALF_MAX, HALF_MAX), _clipped_rows(rows.cpu().numpy())
     return Block(values.half().cpu().numpy(), norms.cpu().numpy(), kept, clipped)
 
 

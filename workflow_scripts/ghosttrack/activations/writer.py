@@ -154,10 +154,7 @@ class StoreWriter:
             raise UserError(
                 f"{describe(self._header)}: row "
                 f"{self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
-                f"expected finite values: the weights of model {self._header.model} are damaged or "
-                "do not fit its config.json; give another copy or revision of the weights "
-                "(source.id, source.revision or model_path); fetching the same ones again does not "
-                "help"
+                f"expected finite values: {self._not_finite}"
             )
         if len(block.clipped):
             self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
@@ -177,6 +174,20 @@ class StoreWriter:
             taken = part.stop
             if self._done % CHUNK_ROWS == 0 or self._done == self._rows:
                 self._end_chunk(block.values[part] if whole else self._buffer, size=at + size)
+
+    @property
+    def _not_finite(self) -> str:
+        """Why a row may not be finite, and what to do."""
+        if self._header.model_precision.startswith("float16"):
+            return (
+                f"the model's hidden states exceed float16 (at most {HALF_MAX:,.0f}); set "
+                "inference.dtype: bfloat16 or float32"
+            )
+        return (
+            f"the weights of model {self._header.model} are damaged or do not fit its "
+            "config.json; give another copy or revision of the weights (source.id, "
+            "source.revision or model_path); fetching the same ones again does not help"
+        )
 
     def finish(self) -> None:
         """Write everything to disk, except the final name; the end of the block does both.

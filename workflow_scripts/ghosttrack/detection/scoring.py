@@ -54,12 +54,17 @@ class ScoredBatch(NamedTuple):
 class Scorer:
     """A saved detector with its model and SAEs.
 
+    The model runs in the precision of the run, also on another device.
+
+    Args:
+        run: folder of a finished run.
+        gpus: over which the model is spread.
     Raises:
-        UserError: the run has no detector, or its model or SAEs are not those that the detector was
-            trained on.
+        UserError: the run has no detector, or its model, its precision or its SAEs are not those
+            that the detector was trained on.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, gpus: int = 1) -> None:
         if not run.is_dir():
             raise UserError(
                 f"{run} does not exist: give the folder of a finished run, such as "
@@ -71,7 +76,9 @@ class Scorer:
         self._device = extraction.best_device()
         self.tokenizer = models.load_tokenizer(run / "model")
         self.limit = models.max_context(run / "model" / "config.json")
-        self._model = models.load_model(run / "model", self._device)
+        precision = limits.read_precision(run / "model_check.json")
+        saved.require_precision(detector, precision, run)
+        self._model = models.load_model(run / "model", self._device, precision, gpus)
         self._packed = limits.read(run / "model_check.json").packed
         self._modules = site_modules(self._model, self.layers, self.about["site"])
         self._saes = [sae.load(RunPaths(run).sae(layer)) for layer in self.layers]
@@ -115,9 +122,8 @@ class Scorer:
                 reading.score_texts(reader, encoded, pack, texts, final, scores)
                 best: list[list[FeatureContribution]] = [[] for _ in texts]
                 for index in range(len(self.layers)):
-                    probe[rows] += self._layer(
-                        index, outputs[index][0, positions], text, best, count
-                    )
+                    x = outputs[index][0, positions].to(self._device).float()
+                    probe[rows] += self._layer(index, x, text, best, count)
                 for number, features in zip(pack.numbers, best, strict=True):
                     contributions[number] = sorted(
                         features, key=lambda feature: -abs(feature.log_odds)
@@ -150,12 +156,12 @@ class Scorer:
         """One layer's part of each row's probe score, (rows,).
 
         Args:
-            x: (rows, d_model) activations of answer tokens.
+            x: (rows, d_model) float32 activations of answer tokens, on the scorer's device.
             text: (rows,) index of each row's text.
             best: contributions by text; the layer's `count` largest are added.
         """
         weights = {name: values[layer_index] for name, values in self._tensors.items()}
-        included = torch.linalg.vector_norm(x.float(), dim=1) <= weights["massive"]
+        included = torch.linalg.vector_norm(x, dim=1) <= weights["massive"]
         if bool((x[included].abs() > HALF_MAX).any()):
             raise UserError(
                 f"a text has an activation beyond {HALF_MAX:,.0f} in layer "
@@ -163,7 +169,7 @@ class Scorer:
                 "of the texts that the detector was fitted on: it cannot be scored; leave it out"
             )
         # The probes were fitted on activations in half precision, as stores keep them.
-        x = x.float().clamp(-HALF_MAX, HALF_MAX).half().float()
+        x = x.clamp(-HALF_MAX, HALF_MAX).half().float()
         z = self._saes[layer_index].encode(x.cpu()).to(x.device)  # (rows, d_sae)
         number = text.to(x.device)
         tokens = torch.zeros(len(best), device=x.device).index_add_(

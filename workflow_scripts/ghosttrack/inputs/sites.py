@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ghosttrack.errors import UserError
@@ -97,7 +98,7 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
     other = ids.clone()
     other[0, 0] = (other[0, 0] + 1) % model.config.get_text_config().vocab_size
     chosen = range(len(models.blocks(model))) if layers is None else layers
-    with torch.inference_mode():
+    with torch.inference_mode(), _in_float32(model):
         passes = _run(model, ids)
         changed = _run(model, other)
     pairs = {layer: _summands(passes[layer]) for layer in {0, *chosen}}
@@ -118,6 +119,62 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
         for pair in (pairs[layer] for layer in chosen)
         if pair is not None
     ]
+
+
+@contextmanager
+def _in_float32(model: Any) -> Iterator[None]:
+    """Compute the blocks of a model in half precision in float32, one at a time.
+
+    In half precision, the sum of a block is rounded more coarsely than a sublayer's output. Between
+    the blocks, the hidden states keep the data type of the model.
+    """
+    import torch
+
+    if model.dtype == torch.float32:
+        yield
+        return
+    kept: dict[nn.Module, list[tuple[Any, torch.Tensor]]] = {}
+
+    def enter(block: nn.Module, arguments: Any, options: Any) -> Any:
+        kept[block] = [
+            (weight, weight.data)
+            for weight in (*block.parameters(), *block.buffers())
+            if weight.dtype in (torch.bfloat16, torch.float16)
+        ]
+        for weight, values in kept[block]:
+            weight.data = values.float()
+        return _converted((arguments, options), torch.float32)
+
+    def leave(block: nn.Module, _arguments: Any, output: Any) -> Any:
+        for weight, values in kept.pop(block, ()):
+            weight.data = values
+        return _converted(output, model.dtype)
+
+    handles = []
+    for block in models.blocks(model):
+        handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(block.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for weights in kept.values():
+            for weight, values in weights:
+                weight.data = values
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    """`value` with the floating-point tensors in it, also in tuples and dictionaries, as `dtype`."""
+    import torch
+
+    if torch.is_tensor(value):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_converted(item, dtype) for item in value)
+    if type(value) is dict:
+        return {name: _converted(item, dtype) for name, item in value.items()}
+    return value
 
 
 def require_stream(model: Any) -> None:
@@ -195,7 +252,8 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
                 module.register_forward_hook(
                     lambda _module, _arguments, output, layer=layer, name=name: note(
                         layer, name, output
-                    )
+                    ),
+                    prepend=True,  # before `_in_float32` rounds the output
                 )
             )
     try:

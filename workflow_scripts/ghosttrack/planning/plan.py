@@ -133,6 +133,7 @@ def training_digest(settings: Settings, codes: Sequence[str]) -> str:
         include={
             "seed": True,
             "source": True,
+            "inference": True,
             "corpus": True,
             "activations": {"site", "storage", "rows_per_job"},
             "sae": True,
