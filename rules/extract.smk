@@ -20,7 +20,7 @@ rule check_model:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=memory_for(memory.extraction),
+        mem_mb=memory_for(memory.model_check),
         runtime=scaled(30),
     params:
         site=property_of("site", "activations"),
@@ -70,7 +70,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL], LAYERS)),
+            mem_mb=memory_for(memory.extraction, LAYERS),
             runtime=scaled(120),
             batch=shrinking(16),
             room_kb=room_kb(MODEL),
@@ -112,7 +112,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
+            mem_mb=memory_for(memory.extraction),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
@@ -154,7 +154,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
+            mem_mb=memory_for(memory.examples),
             runtime=scaled(60),
             batch=shrinking(32),
         params:

@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrack.errors import UserError
-from ghosttrack.runtime import (
-    fault_injection,
-    gpu_usage,
-    lock_log,
-    peak_memory,
-    progress,
-    records,
-)
+from ghosttrack.runtime import fault_injection, gpu_usage, lock_log, peak_memory, progress, records
 
 log = logging.getLogger("ghosttrack")
 
