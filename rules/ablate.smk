@@ -27,7 +27,7 @@ rule track_arm:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(2000),
+        mem_mb=memory_for(memory.tracked_arm),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
@@ -58,7 +58,7 @@ rule score_arm:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.scored_arm),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),
@@ -100,7 +100,7 @@ for STUDY in ("ablations", "tuning"):
         conda:
             "../envs/analysis.yaml"
         resources:
-            mem_mb=scaled(2000),
+            mem_mb=memory_for(memory.judged_arms),
             runtime=scaled(60),
         params:
             study=STUDY,

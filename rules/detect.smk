@@ -17,7 +17,7 @@ rule audit_dataset:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1500),
+        mem_mb=memory_for(memory.audit),
         runtime=scaled(60),
     params:
         control=lambda wildcards: DATASETS[wildcards.dataset].control,
@@ -56,7 +56,7 @@ rule train_detectors:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.detectors),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
@@ -93,7 +93,7 @@ rule save_detector:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.saved_detector),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),

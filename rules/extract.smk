@@ -20,7 +20,7 @@ rule check_model:
         "../envs/torch.yaml"
     resources:
         **MODEL_ACCELERATOR,
-        mem_mb=memory_for(memory.extraction),
+        mem_mb=memory_for(memory.model_check),
         runtime=scaled(30),
     params:
         site=property_of("site", "activations"),
@@ -71,7 +71,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL], LAYERS)),
+            mem_mb=memory_for(memory.extraction, LAYERS),
             runtime=scaled(120),
             batch=shrinking(16),
             room_kb=room_kb(MODEL),
@@ -114,7 +114,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
+            mem_mb=memory_for(memory.extraction),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
@@ -157,7 +157,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
+            mem_mb=memory_for(memory.examples),
             runtime=scaled(60),
             batch=shrinking(32),
         params:

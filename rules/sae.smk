@@ -148,7 +148,7 @@ rule measure_answers:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.encoding),
+        mem_mb=memory_for(memory.answers),
         runtime=scaled(60),
     params:
         layers=property_of("layers"),
@@ -181,7 +181,7 @@ rule describe_features:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.dictionary),
+        mem_mb=memory_for(memory.dictionary),
         runtime=scaled(30),
     params:
         code=source_digest("describe_features"),

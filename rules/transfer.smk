@@ -22,7 +22,7 @@ rule transfer_detectors:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.transfer),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),
@@ -51,7 +51,7 @@ rule draw_transfer:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.figures),
         runtime=scaled(10),
     params:
         code=source_digest("draw_transfer"),
