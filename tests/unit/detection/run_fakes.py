@@ -10,21 +10,28 @@ import torch
 from detect import save_detector
 from extract import extract_examples
 from ghosttrack import scores as registry
+from ghosttrack.activations import limits
 from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.detection import audit
 from ghosttrack.sae import model as sae_model
-from ghosttrack.settings import DetectionSettings
+from ghosttrack.settings import DetectionSettings, InferenceSettings
 
 LAYERS, D_SAE = [1, 2], 24
 TRUE = ("Paris", "gold", "city", "capital", "number")
 FALSE = ("Ada", "79", "Lovelace", "atomic", "São")
 
 
-def make(run: Path, groups: int = 40, seed: int = 0, positions: Positions = "answer") -> None:
+def make(
+    run: Path,
+    groups: int = 40,
+    seed: int = 0,
+    positions: Positions = "answer",
+    dtype: str = "float32",
+) -> None:
     """Write model, SAEs, examples and stores; the first word of the answer determines the label."""
     model = small_models.make_model("gpt2", seed)
     small_models.save(model, small_models.make_tokenizer(), run / "model")
-    small_models.save_check(run)
+    small_models.save_check(run, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     for layer in LAYERS:
         shape = small_models.WIDTH, D_SAE
@@ -136,7 +143,8 @@ def _dataset(
 
 
 def extract(run: Path, name: str, positions: Positions = "answer") -> None:
-    """Extract the activations of a data set's examples."""
+    """Extract the activations of a data set's examples, in the precision of the run's check."""
+    precision = limits.read_precision(run / "model_check.json")
     folder, examples = run / "datasets" / name, run / "examples" / name
     stems = [examples / f"layer_{layer:02d}" for layer in LAYERS]
     extract_examples.main(
@@ -156,6 +164,7 @@ def extract(run: Path, name: str, positions: Positions = "answer") -> None:
         counterfactual_mean=examples / "background.npz",
         prompt_states=examples / "prompts.npz",
         whether_true=False,
+        inference=InferenceSettings.model_validate({"dtype": precision.dtype}),
         prompts=2,
         seed=0,
         positions=positions,

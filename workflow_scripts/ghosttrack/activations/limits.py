@@ -30,7 +30,14 @@ class Limits(NamedTuple):
 
     def both(self, other: "Limits") -> "Limits":
         """What is exact under these limits and under `other`."""
-        return Limits(*(min(pair) for pair in zip(self, other, strict=True)))
+        return Limits(
+            min(self.packed, other.packed),
+            min(self.padded, other.padded),
+            min(self.cached, other.cached),
+            self.batched and other.batched,
+            self.skipped and other.skipped,
+            self.named and other.named,
+        )
 
 
 def read(path: Path) -> Limits:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ghosttrack.errors import UserError
@@ -98,9 +98,9 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
     other = ids.clone()
     other[0, 0] = (other[0, 0] + 1) % model.config.get_text_config().vocab_size
     chosen = range(len(models.blocks(model))) if layers is None else layers
-    with torch.inference_mode(), _in_float32(model):
-        passes = _run(model, ids)
-        changed = _run(model, other)
+    with torch.inference_mode():
+        passes = _run(model, ids, exact=True)
+        changed = _run(model, other, exact=True)
     pairs = {layer: _summands(passes[layer]) for layer in {0, *chosen}}
     for layer in chosen:
         if pairs[layer] is None:
@@ -186,7 +186,7 @@ def require_stream(model: Any) -> None:
     import torch
 
     with torch.inference_mode():
-        passes = _run(model, _probe(model))
+        passes = _run(model, _probe(model), exact=False)
     for layer, (below, above) in enumerate(itertools.pairwise(passes), start=1):
         if not torch.allclose(below.after, above.before, rtol=1e-5, atol=1e-6):
             raise UserError(
@@ -203,8 +203,12 @@ def _probe(model: Any) -> torch.Tensor:
     return torch.arange(1, 1 + tokens)[None] * 7 % int(model.config.get_text_config().vocab_size)
 
 
-def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
-    """Inputs, outputs and module outputs of all blocks, copied before in-place changes."""
+def _run(model: Any, ids: torch.Tensor, *, exact: bool) -> list[_Pass]:
+    """Inputs, outputs and module outputs of all blocks, copied before in-place changes.
+
+    Args:
+        exact: compute the blocks in float32, also those of a model in half precision.
+    """
     import torch
 
     width = model.config.get_text_config().hidden_size
@@ -252,12 +256,13 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
                 module.register_forward_hook(
                     lambda _module, _arguments, output, layer=layer, name=name: note(
                         layer, name, output
-                    ),
-                    prepend=True,  # before `_in_float32` rounds the output
+                    )
                 )
             )
     try:
-        model(input_ids=ids.to(model.device), use_cache=False)
+        # Its hooks run after those above, so they round what was already copied.
+        with _in_float32(model) if exact else nullcontext():
+            model(input_ids=ids.to(model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
