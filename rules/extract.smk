@@ -24,6 +24,7 @@ rule check_model:
         runtime=scaled(30),
     params:
         site=property_of("site", "activations"),
+        min_scale=property_of("min_scale", "activations"),
         code=source_digest("check_model"),
     message:
         "Checking {wildcards.model} (GPUs: {resources.gpu})"

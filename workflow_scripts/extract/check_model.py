@@ -2,12 +2,14 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ghosttrack.activations import extraction, model_check
+from ghosttrack.activations import extraction, limits, model_check
+from ghosttrack.activations.store import describe_layer
 from ghosttrack.facts.statements import list_tables, load_table, sentence_of
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
@@ -20,8 +22,10 @@ log = logging.getLogger("ghosttrack")
 SENTENCES = 30
 
 
-def main(*, weights: Path, check: Path, table: Path, site: Site, threads: int) -> None:
-    """Write limits of the fast ways (model_check.json) and all comparisons (model_check.csv)."""
+def main(
+    *, weights: Path, check: Path, table: Path, site: Site, min_scale: int, threads: int
+) -> None:
+    """Write the limits and scales (model_check.json) and all comparisons (model_check.csv)."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     tokenizer = models.load_tokenizer(weights.parent)
@@ -42,7 +46,20 @@ def main(*, weights: Path, check: Path, table: Path, site: Site, threads: int) -
         if isinstance(result.sublayers, str)
         else [sublayer._asdict() for sublayer in result.sublayers]
     )
-    files.write_json(check, {"limits": result.limits._asdict(), "sublayers": sublayers})
+    about: dict[str, Any] = {"limits": result.limits._asdict(), "sublayers": sublayers}
+    scales = model_check.scales(result.median_norms, min_scale)
+    # Scales of 1 are not listed, so that the file of an ordinary model does not mention them.
+    if listed := {limits.scale_key(layer): one for layer, one in scales.items() if one > 1}:
+        about["scales"] = listed
+    files.write_json(check, about)
+    for layer, scale in scales.items():
+        if scale > 1:
+            log.info(
+                "%s: median norm %s, stored in units of %d",
+                describe_layer(layer, site),
+                f"{result.median_norms[layer]:,.0f}",
+                scale,
+            )
     worst = rows[rows["exact"]][["hidden", "logprob"]].max()
     log.info(
         "packed sequences are exact up to %d tokens, padded batches up to %d; largest difference "

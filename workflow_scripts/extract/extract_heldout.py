@@ -28,13 +28,19 @@ def main(
     """Write one store per layer with all held-out contexts."""
     torch.set_num_threads(threads)
     keep_freed_memory()
+    layers = [layer_of(store) for store in stores]
     extraction.extract_contexts(
         models.load_model(weights.parent, extraction.best_device()),
         extraction.model_identity(weights.parent),
         corpus.read_tokens(heldout, heldout_manifest).tokens,
-        [layer_of(store) for store in stores],
+        layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        extraction.Extraction(site, batch if limits.read(check).batched else 1, code=code),
+        extraction.Extraction(
+            site,
+            batch if limits.read(check).batched else 1,
+            code=code,
+            scales=limits.scales(check, layers),
+        ),
     )
 
 

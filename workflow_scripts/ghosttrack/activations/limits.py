@@ -1,5 +1,6 @@
-"""How far each fast way of reading a model is exact, as `model_check` measured it."""
+"""What `model_check` measured: how far each fast way is exact, and the scales of the stores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,11 +35,41 @@ def read(path: Path) -> Limits:
     Raises:
         UserError: the file is missing, or was not written by the check of a model.
     """
-    about: Any = files.read_json(path)
     try:
-        return Limits(**about["limits"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: it does not hold the limits of a checked model; delete it and run again, "
-            "then the check is repeated"
-        ) from error
+        return Limits(**_read(path)["limits"])
+    except TypeError as error:
+        raise _refusal(path) from error
+
+
+def scales(path: Path, layers: Sequence[int | None]) -> list[int]:
+    """The scales of the stores of these layers (None: the token embedding), powers of two.
+
+    Args:
+        path: a model's model_check.json; it lists the scales other than 1.
+    Raises:
+        UserError: the file is missing, or was not written by the check of a model.
+    """
+    listed = _read(path).get("scales", {})
+    try:
+        return [int(listed.get(scale_key(layer), 1)) for layer in layers]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _refusal(path) from error
+
+
+def scale_key(layer: int | None) -> str:
+    """Name of a layer among the `scales` of model_check.json."""
+    return "embedding" if layer is None else str(layer)
+
+
+def _read(path: Path) -> Any:
+    about: Any = files.read_json(path)
+    if not isinstance(about, dict) or "limits" not in about:
+        raise _refusal(path)
+    return about
+
+
+def _refusal(path: Path) -> UserError:
+    return UserError(
+        f"{path}: it does not hold the limits of a checked model; delete it and run again, "
+        "then the check is repeated"
+    )
