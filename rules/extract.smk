@@ -25,6 +25,7 @@ rule check_model:
     params:
         site=property_of("site", "activations"),
         inference=settings_of("inference", "check_model"),
+        min_scale=property_of("min_scale", "activations"),
         code=source_digest("check_model"),
     message:
         "Checking {wildcards.model} (GPUs: {resources.gpu})"

@@ -80,6 +80,7 @@ def main(
         site=site,
         batch=batch,
         packed=packed,
+        scales=limits.scales(check, [None, *layers]),
         pmi_baseline=baseline,
         candidates=compared,
     )

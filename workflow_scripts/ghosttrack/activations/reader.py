@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ghosttrack.activations import int8s
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.activations.shards import Half, MappedShard
-from ghosttrack.activations.store import SCHEMA, SIDECARS, Header, positions, read_flat
+from ghosttrack.activations.store import SCHEMA, SIDECARS, Header, positions, read_flat, scaled
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 
-# Manifest keys that are equal in all stores of a layer.
+# Manifest keys that are equal in all stores of a layer. Stores with scale 1 have no `scale`.
 LAYER_KEYS = (*Header._fields, "d_model", "total_rows")
 # Bits of a float16 without its sign, and the smallest such value that is infinite or NaN.
 _MAGNITUDE, _NOT_FINITE = np.uint16(0x7FFF), np.uint16(0x7C00)
@@ -51,6 +51,7 @@ class ActivationStore:
         massive: (rows,) bool, norm above ten times the median of its store.
         excluded: (rows,) bool, massive or position 0 of a context.
         storage, storage_error: storage mode and its error on the first rows (see precision).
+        scale: power of two; a value is the stored value times the scale.
         chunk_bounds: (chunks + 1,) int64; chunk i holds rows chunk_bounds[i] to
             chunk_bounds[i + 1] - 1.
     """
@@ -58,7 +59,8 @@ class ActivationStore:
     def __init__(self, parts: Sequence[_Part]) -> None:
         first = parts[0].content
         self._parts = parts
-        self.attributes: dict[str, Any] = {key: first[key] for key in LAYER_KEYS}
+        self.attributes: dict[str, Any] = {key: first[key] for key in LAYER_KEYS if key in first}
+        self.scale: int = first.get("scale", 1)
         self.rows: int = sum(part.rows for part in parts)
         self.d_model: int = first["d_model"]
         self.layer: int | None = first["layer"]
@@ -115,7 +117,9 @@ class ActivationStore:
         ]
         for part in parts:
             _require(
-                part, {key: parts[0].content[key] for key in LAYER_KEYS}, f"{parts[0].store} has"
+                part,
+                {key: parts[0].content.get(key) for key in LAYER_KEYS},
+                f"{parts[0].store} has",
             )
             _require(part, expected or {}, "this job expects")
         parts.sort(key=lambda part: part.start)
@@ -124,15 +128,17 @@ class ActivationStore:
             _require_files(part)
         return cls(parts)
 
-    def read(self, start: int = 0, stop: int | None = None) -> Half:
-        """Rows `start` .. `stop` - 1 as a new array, (stop - start, d_model) float16.
+    def read(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.floating[Any]]:
+        """Rows `start` .. `stop` - 1 as a new array, (stop - start, d_model).
 
-        Reads whole chunks from a memory map; their checksums are verified at the first read.
+        The values are in the model's units: float16 at scale 1, else float32. Reads whole chunks
+        from a memory map; their checksums are verified at the first read.
         """
         stop = self.rows if stop is None else stop
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"rows {start}..{stop} are outside 0..{self.rows}")
-        result: Half = np.empty((stop - start, self.d_model), dtype=np.float16)
+        kind = np.float16 if self.scale == 1 else np.float32
+        result: npt.NDArray[np.floating[Any]] = np.empty((stop - start, self.d_model), dtype=kind)
         at = start
         while at < stop:
             number = int(np.searchsorted(self.chunk_bounds, at, side="right")) - 1
@@ -142,8 +148,12 @@ class ActivationStore:
             at = end
         return result
 
-    def chunk(self, number: int) -> Half:
-        """One chunk, (rows, d_model) float16: a read-only view, or decoded from int8s."""
+    def chunk(self, number: int) -> npt.NDArray[np.floating[Any]]:
+        """One chunk in the model's units, (rows, d_model): float16 at scale 1, else float32."""
+        return scaled(self.half(number), self.scale)
+
+    def half(self, number: int) -> Half:
+        """One chunk in units of `scale`, (rows, d_model) float16: a read-only view, or decoded."""
         part, inside = self._owners[number]
         stored = self._stored(number)
         if self.storage == "fp16":
@@ -201,7 +211,7 @@ class ActivationStore:
                 if files.sha256_file(part.store / name) != entry["sha256"]:
                     _refuse(part, part.store / name, "its SHA-256 is not the one in the manifest")
         for number in range(len(self._owners)):
-            self.chunk(number)
+            self.half(number)
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over all manifests, which contain the hashes of every file."""
@@ -248,10 +258,16 @@ def _load(store: Path, manifest: Path) -> _Part:
     missing = [
         key
         for key in (*LAYER_KEYS, "rows", "row_start", "files", "storage_error")
-        if key not in content
+        if key not in content and key != "scale"
     ]
     if missing:
         raise UserError(f"{manifest}: {', '.join(missing)} missing: {remedy(store, manifest)}")
+    scale = content.get("scale", 1)
+    if not isinstance(scale, int) or scale < 1 or scale & (scale - 1):
+        raise UserError(
+            f"{manifest}: its scale is {scale!r}, expected a power of two: "
+            f"{remedy(store, manifest)}"
+        )
     return _Part(store, manifest, content)
 
 

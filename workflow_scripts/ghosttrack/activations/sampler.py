@@ -72,7 +72,8 @@ class ChunkSampler:
                 f"layer {store.layer} has {self.rows} included rows, fewer than one batch of "
                 f"{batch}: raise corpus.tokens or lower sae.batch"
             )
-        self._data = torch.from_numpy(store.read()) if resident else None
+        # Rows stay in float16, in units of the store's scale, until they are served.
+        self._data = self._read(range(self._chunks)) if resident else None
         self._window: _Window | None = None
         self._plan: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
@@ -94,7 +95,10 @@ class ChunkSampler:
             torch.index_select(window.data, 0, rows, out=half[done : done + len(rows)])
             done += len(rows)
             at = end
-        return half.float()
+        return half.float() if self._store.scale == 1 else half.float().mul_(self._store.scale)
+
+    def _read(self, chunks: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([self._store.half(chunk) for chunk in chunks]))
 
     def _epoch_plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Chunks in the order of the epoch, (chunks,), and window bounds in its included rows."""
@@ -125,7 +129,7 @@ class ChunkSampler:
                 (epoch, index), torch.from_numpy(rows[included][shuffle]), self._data
             )
         else:
-            data = torch.from_numpy(np.concatenate([self._store.chunk(chunk) for chunk in chunks]))
+            data = self._read(chunks)
             self._window = _Window(
                 (epoch, index), torch.from_numpy(np.flatnonzero(included)[shuffle]), data
             )
