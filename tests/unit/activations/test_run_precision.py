@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import small_models
 import torch
-from accelerate import dispatch_model
+from accelerate import dispatch_model  # type: ignore[import-untyped]
 from plain_reading import PlainModel
 
 from ghosttrack.activations import extraction, hooks, limits, model_check, store
+from ghosttrack.activations.layout import HALF_MAX
 from ghosttrack.activations.packed_texts import PackedReader
 from ghosttrack.activations.reader import ActivationStore
 from ghosttrack.errors import UserError
@@ -240,7 +241,7 @@ def test_values_of_a_bfloat16_model_beyond_float16_are_clipped_and_counted() -> 
     block = store.to_block(rows)
     largest = float(rows[1, 1].abs())
     assert block.clipped.tolist() == [[1.0, 2.0, largest]]
-    assert block.values[1, :3].tolist() == [store.HALF_MAX, -store.HALF_MAX, 1.0]
+    assert block.values[1, :3].tolist() == [HALF_MAX, -HALF_MAX, 1.0]
     assert np.isfinite(block.norms).tolist() == [True, True, True]
 
 
@@ -289,10 +290,12 @@ def test_a_model_with_the_hooks_of_accelerate_is_read_as_without(name: str) -> N
     assert hooked == [module for module in spread.modules() if "forward" in vars(module)]
 
 
-def test_a_replaced_forward_gives_back_the_one_that_was_there() -> None:
+def test_a_replaced_forward_gives_back_the_one_that_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module, plain = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     own = module.forward
-    module.forward = lambda x: own(x) + 1  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "forward", lambda x: own(x) + 1)
     x = torch.ones(1, 2)
     before, was = module(x), plain(x)
     with hooks.forward_replaced([module, plain], lambda: x * 7):
