@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import small_models
 import torch
-from accelerate import dispatch_model
+from accelerate import dispatch_model  # type: ignore[import-untyped]
 from plain_reading import PlainModel
 
 from ghosttrack.activations import extraction, hooks, limits, model_check, store
@@ -291,10 +291,12 @@ def test_a_model_with_the_hooks_of_accelerate_is_read_as_without(name: str) -> N
     assert hooked == [module for module in spread.modules() if "forward" in vars(module)]
 
 
-def test_a_replaced_forward_gives_back_the_one_that_was_there() -> None:
+def test_a_replaced_forward_gives_back_the_one_that_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module, plain = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     own = module.forward
-    module.forward = lambda x: own(x) + 1  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(module, "forward", lambda x: own(x) + 1)
     x = torch.ones(1, 2)
     before, was = module(x), plain(x)
     with hooks.forward_replaced([module, plain], lambda: x * 7):
