@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import small_models
 import torch
-from accelerate import dispatch_model  # type: ignore[import-untyped]
+from accelerate import dispatch_model
 from plain_reading import PlainModel
 
 from ghosttrack.activations import extraction, hooks, limits, model_check, store
