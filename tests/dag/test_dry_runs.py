@@ -254,12 +254,15 @@ def test_saes_of_the_library_are_planned_by_name_and_refused_by_name(
     assert job_counts(result.stdout)["fetch_sae"] == 4
     refused = dry_run(source.replace("tiny-res", "tiny-rse"), tmp_path)
     assert refused.returncode != 0
-    assert "SAELens knows no release tiny-rse; most similar: tiny-res" in refused.stderr
+    assert (
+        "SAELens knows no release tiny-rse; most similar: tiny-res"
+        in refused.stdout + refused.stderr
+    )
     if importlib.util.find_spec("sae_lens") is None:
         refused = dry_run(source)
         assert refused.returncode != 0
-        assert "pip install -r envs/saelens.txt" in refused.stderr
-        assert "Traceback" not in refused.stderr
+        assert "pip install -r envs/saelens.txt" in refused.stdout + refused.stderr
+        assert "Traceback" not in refused.stdout + refused.stderr
 
 
 def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
