@@ -267,6 +267,12 @@ def separator(tokenizer: Any) -> int:
     )
 
 
+def special_tokens(tokenizer: Any) -> set[int]:
+    """Ids of all special tokens, also of added ones such as the markers of a chat template."""
+    added = {token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    return {int(token) for token in added | set(tokenizer.all_special_ids)}
+
+
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks of a causal language model, in order.
 
