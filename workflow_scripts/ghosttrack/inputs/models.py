@@ -144,6 +144,11 @@ def _placement(directory: Path, device: str, precision: Precision, gpus: int) ->
         require_four_bits(device)
     if device != "cuda" or (gpus == 1 and not quantized):
         return {}
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError(
+            "plan.gpus_per_model and inference.quantization need the Python package accelerate, "
+            "which is not installed; install envs/torch.yaml or envs/requirements.txt again"
+        )
     seen = torch.cuda.device_count()
     if gpus > seen:
         raise UserError(
