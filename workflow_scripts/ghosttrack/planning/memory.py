@@ -486,7 +486,7 @@ def comparison(run: Run, models: int) -> int:
 
 def page(_run: Run) -> int:
     """Small tables and a page with its figures."""
-    return TABLES
+    return TABLES + 15
 
 
 def costs(_run: Run) -> int:
