@@ -116,7 +116,7 @@ class PinnedCopier:
                 if (sent := self._sent[turn % 2]) is not None:
                     sent.synchronize()
                 self._store.read_stored(number, buffer[:rows].numpy())
-                target[at : at + rows].copy_(buffer[:rows], non_blocking=True)
+                _send(buffer[:rows], target[at : at + rows])
                 self._sent[turn % 2] = self._mark(self._stream)
                 at += rows
             return self._mark(self._stream)
@@ -131,6 +131,11 @@ class PinnedCopier:
         event = cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
+
+
+def _send(pinned: Tensor, target: Tensor) -> None:
+    """Queue a copy to the device in the current stream."""
+    target.copy_(pinned, non_blocking=True)
 
 
 def _dtype(store: ActivationStore) -> torch.dtype:

@@ -222,13 +222,12 @@ class ChunkSampler:
     def _open_window(self, key: tuple[int, int]) -> Window:
         if self._window is not None and self._window.key == key:
             return self._window
+        self._window = None  # its memory is free from here on
         ahead, self._ahead = self._ahead, None
         if ahead is None or ahead.key != key:
             if ahead is not None:
                 ahead.thread.cancel()
             ahead = self._prepare(key)
-        # From here on the old window's buffer is free; see `_buffer`.
-        self._window = None
         order, copied = ahead.thread.result()
         self._copier.wait(copied)
         self._window = _on_device(key, order, ahead.data, self._device)
