@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ghosttrack.activations import staging
 from ghosttrack.activations.hooks import on_output, run_to_highest
 from ghosttrack.activations.layout import CHUNK_ROWS
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.store import Block, Header, Storage, to_block
+from ghosttrack.activations.store import Header, Storage
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -24,6 +27,9 @@ from ghosttrack.runtime import files
 from ghosttrack.runtime.progress import Progress
 
 log = logging.getLogger("ghosttrack")
+
+# Threads that write stores. Each one encodes a chunk in memory, 4 x CHUNK_ROWS x d_model bytes.
+WRITERS = 4
 
 
 class ModelIdentity(NamedTuple):
@@ -124,7 +130,7 @@ def extract_contexts(
                         context,
                         digest,
                         extraction.storage,
-                        scale,
+                        scale=scale,
                     ),
                     rows=chosen.size,
                     d_model=width,
@@ -144,9 +150,10 @@ def extract_contexts(
             )
         for writer in writers:
             writer.resume_after(done)
-        ahead = stack.enter_context(OneAhead())
+        ahead = stack.enter_context(OneAhead(len(writers)))
+        stages = [staging.stage(model.device, extraction.storage, scale) for scale in scales]
         progress = Progress("extracting", chosen.size, "tokens", start=done)
-        blocks: list[Block] = []
+        ready: list[list[staging.Ready]] = []  # by layer
         skip, measured = 0, False
 
         def take(index: int, output: torch.Tensor) -> None:
@@ -154,11 +161,15 @@ def extract_contexts(
             # The storage error is measured once, in the highest layer, where it is usually largest.
             last = index == len(modules) - 1
             rows = output.flatten(0, 1)[skip:]
-            blocks.append(to_block(rows, exact=measured and last, scale=scales[index]))
+            ready.append(stages[index].take(rows, exact=measured and last))
 
-        def write(blocks: list[Block]) -> None:
-            for writer, block in zip(writers, blocks, strict=True):
-                writer.append(block)
+        def write(ready: list[list[staging.Ready]]) -> None:
+            ahead.submit(
+                [
+                    partial(_append, writer, blocks)
+                    for writer, blocks in zip(writers, ready, strict=True)
+                ]
+            )
 
         stack.enter_context(on_output(modules, take, stop=True))
         # The batches are those of an uninterrupted run, so that a resumed one rounds alike.
@@ -168,13 +179,19 @@ def extract_contexts(
             ids = torch.from_numpy(chosen[start : start + batch].astype(np.int64)).to(model.device)
             skip = max(0, done - start * context)
             measured = extraction.first == 0 and start * context < CHUNK_ROWS
-            blocks = []
+            ready = []
             run_to_highest(model, ids)
-            ahead.submit(write, blocks)
+            write(ready)
             progress.advance(ids.numel() - skip)
+        write([stage.rest() for stage in stages])
         ahead.wait()
         for writer in writers:
             writer.finish()
+
+
+def _append(writer: StoreWriter, ready: Sequence[staging.Ready]) -> None:
+    for block in ready:
+        writer.append(block())
 
 
 def _chosen_contexts(
@@ -197,27 +214,41 @@ def _chosen_contexts(
     return chosen
 
 
-class OneAhead:
-    """Runs one call at a time in a thread while its caller prepares the next.
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-    An error of a call is raised by the next `submit` or `wait`.
+
+class OneAhead:
+    """Runs one set of calls at a time, side by side in threads, while its caller prepares the next.
+
+    The first error of a set, in its order, is raised by the next `submit` or `wait`.
+
+    Args:
+        calls: the most calls of a set; they share up to WRITERS threads, one per core.
     """
 
+    def __init__(self, calls: int) -> None:
+        self._threads = min(calls, _cores(), WRITERS)
+
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._running: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="writer")
+        self._running: list[Future[None]] = []
         return self
 
-    def submit(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Start `call` as soon as the previous one is done."""
+    def submit(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Start the calls as soon as all previous ones are done."""
         self.wait()
-        self._running = self._pool.submit(call, *arguments)
+        self._running = [self._pool.submit(call) for call in calls]
 
     def wait(self) -> None:
-        """Wait until nothing runs; raises what the last call raised."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        """Wait until nothing runs; raises what a call raised."""
+        running, self._running = self._running, []
+        wait(running)
+        for call in running:
+            call.result()
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
