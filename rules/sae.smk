@@ -119,11 +119,12 @@ rule evaluate_sae:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
+        **MODEL_ACCELERATOR,
         mem_mb=memory_for(memory.splicing),
         runtime=scaled(30),
         batch=shrinking(2),
     params:
+        inference=settings_of("inference", "evaluate_sae"),
         code=source_digest("evaluate_sae"),
     message:
         "Evaluating the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
@@ -147,7 +148,7 @@ rule measure_answers:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.encoding),
+        mem_mb=memory_for(memory.answers),
         runtime=scaled(60),
     params:
         layers=property_of("layers"),
@@ -180,7 +181,7 @@ rule describe_features:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.dictionary),
+        mem_mb=memory_for(memory.dictionary),
         runtime=scaled(30),
     params:
         code=source_digest("describe_features"),

@@ -24,8 +24,8 @@ rule score_texts:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
-        mem_mb=dictionary_memory_for(memory.scoring),
+        **MODEL_ACCELERATOR,
+        mem_mb=memory_for(memory.scoring),
         runtime=scaled(120),
     params:
         score=settings_of("score", "score_texts"),

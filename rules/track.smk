@@ -19,7 +19,7 @@ rule find_neighbours:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(2000),
+        mem_mb=memory_for(memory.neighbours),
         runtime=scaled(30),
     params:
         layers=next_layers,
@@ -52,7 +52,7 @@ rule cluster_features:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(3000),
+        mem_mb=memory_for(memory.clusters),
         runtime=scaled(60),
     params:
         layers=property_of("layers"),
@@ -95,7 +95,7 @@ for MODEL in MODELS:
         conda:
             "../envs/torch.yaml"
         resources:
-            mem_mb=scaled(2000),
+            mem_mb=memory_for(memory.tracking),
             runtime=scaled(60),
         params:
             layers=property_of("layers"),
@@ -121,7 +121,9 @@ for MODEL in MODELS:
             errors="results/{model}/tracks/{dataset}.errors.parquet",
             clusters="results/{model}/clusters.parquet",
         output:
-            signals=all_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
+            track_metrics=all_of(
+                MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"
+            ),
             redundant="results/{model}/signals/{dataset}.redundancy.csv",
         log:
             "results/{model}/logs/measure_signals/{dataset}.log",
@@ -132,7 +134,7 @@ for MODEL in MODELS:
         conda:
             "../envs/analysis.yaml"
         resources:
-            mem_mb=scaled(1000),
+            mem_mb=memory_for(memory.signals),
             runtime=scaled(30),
         params:
             variants=SETTINGS[MODEL].tracking.variants,

@@ -7,7 +7,7 @@ rule transfer_detectors:
         scores="results/{model}/detection/scores.parquet",
         examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
         outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
-        backgrounds=per("results/{model}/examples/{dataset}/background.npz", "dataset"),
+        counterfactual_means=per("results/{model}/examples/{dataset}/background.npz", "dataset"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),
@@ -22,7 +22,7 @@ rule transfer_detectors:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.transfer),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),
@@ -51,7 +51,7 @@ rule draw_transfer:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.figures),
         runtime=scaled(10),
     params:
         code=source_digest("draw_transfer"),

@@ -105,12 +105,14 @@ def exact(tokens: int = CONTEXT) -> Any:
     return Limits(tokens, tokens, tokens, batched=True, skipped=True, named=True)
 
 
-def save_check(folder: Path, tokens: int = CONTEXT) -> Path:
+def save_check(folder: Path, tokens: int = CONTEXT, dtype: str = "float32") -> Path:
     """Write the check file of a model that is exact in every fast path."""
+    from ghosttrack.inputs.model_precision import Precision
     from ghosttrack.runtime.files import write_json
 
     path = folder / "model_check.json"
-    write_json(path, {"limits": exact(tokens)._asdict(), "sublayers": []})
+    precision = Precision(dtype)._asdict()
+    write_json(path, {"limits": exact(tokens)._asdict(), "precision": precision, "sublayers": []})
     return path
 
 

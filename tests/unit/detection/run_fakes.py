@@ -10,10 +10,11 @@ import torch
 from detect import save_detector
 from extract import check_model, extract_examples
 from ghosttrack import scores as registry
+from ghosttrack.activations import limits
 from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.detection import audit
 from ghosttrack.sae import model as sae_model
-from ghosttrack.settings import DetectionSettings
+from ghosttrack.settings import DetectionSettings, InferenceSettings
 
 LAYERS, D_SAE = [1, 2], 24
 TRUE = ("Paris", "gold", "city", "capital", "number")
@@ -25,11 +26,13 @@ def make(
     groups: int = 40,
     seed: int = 0,
     positions: Positions = "answer",
+    dtype: str = "float32",
     factor: int | None = None,
 ) -> None:
     """Write model, SAEs, examples and stores; the first word of the answer determines the label.
 
     Args:
+        dtype: of the forward pass, as in model_check.json.
         factor: multiplies the residual stream, a power of two; such a model is checked.
     """
     model = small_models.make_model("gpt2", seed)
@@ -37,7 +40,7 @@ def make(
         model = small_models.magnified(model, factor)
     small_models.save(model, small_models.make_tokenizer(), run / "model")
     if factor is None:
-        small_models.save_check(run)
+        small_models.save_check(run, dtype=dtype)
     else:
         check_model.main(
             weights=run / "model" / "model.safetensors",
@@ -158,7 +161,8 @@ def _dataset(
 
 
 def extract(run: Path, name: str, positions: Positions = "answer") -> None:
-    """Extract the activations of a data set's examples."""
+    """Extract the activations of a data set's examples, in the precision of the run's check."""
+    precision = limits.read_precision(run / "model_check.json")
     folder, examples = run / "datasets" / name, run / "examples" / name
     stems = [examples / f"layer_{layer:02d}" for layer in LAYERS]
     extract_examples.main(
@@ -175,9 +179,10 @@ def extract(run: Path, name: str, positions: Positions = "answer") -> None:
         dataset=name,
         batch=8,
         threads=1,
-        background=examples / "background.npz",
+        counterfactual_mean=examples / "background.npz",
         prompt_states=examples / "prompts.npz",
         whether_true=False,
+        inference=InferenceSettings.model_validate({"dtype": precision.dtype}),
         prompts=2,
         seed=0,
         positions=positions,

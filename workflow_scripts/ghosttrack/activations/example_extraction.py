@@ -126,7 +126,16 @@ def extract_examples(
             stack.enter_context(
                 StoreWriter(
                     *files,
-                    Header(*identity, layer, name, None, digest, scale=scale),
+                    Header(
+                        identity.model,
+                        identity.weights_sha256,
+                        layer,
+                        name,
+                        None,
+                        digest,
+                        model_precision=identity.precision,
+                        scale=scale,
+                    ),
                     rows=int(starts[-1]),
                     d_model=d_model,
                 )
@@ -220,7 +229,7 @@ def score_texts(
     """Fill in `scores` for some texts of a pack, from its final hidden states (length, d_model)."""
     numbers = [pack.numbers[text] for text in texts]
     lengths = np.array([len(encoded[number].ids) - 1 for number in numbers])
-    # A token is predicted at the place of the token before it.
+    # A token is predicted at the position of the token before it.
     places = np.concatenate([pack.places[text][:-1] for text in texts])
     target = np.concatenate([encoded[number].ids[1:] for number in numbers])
     offsets = np.cumsum(lengths) - lengths

@@ -22,6 +22,7 @@ from ghosttrack.activations.store import Header, Storage
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
+from ghosttrack.inputs.model_precision import FLOAT32, Precision
 from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.runtime import files
 from ghosttrack.runtime.progress import Progress
@@ -37,6 +38,7 @@ class ModelIdentity(NamedTuple):
 
     model: str
     weights_sha256: str
+    precision: str = FLOAT32.name  # of the forward pass
 
 
 class StoreFiles(NamedTuple):
@@ -46,10 +48,12 @@ class StoreFiles(NamedTuple):
     manifest: Path
 
 
-def model_identity(model_directory: Path) -> ModelIdentity:
+def model_identity(model_directory: Path, precision: Precision = FLOAT32) -> ModelIdentity:
     """Identity of a fetched model, from the source.json in its directory."""
     about = files.read_json(model_directory / "source.json")
-    return ModelIdentity(str(about["id"] or about["kind"]), str(about["weights_sha256"]))
+    return ModelIdentity(
+        str(about["id"] or about["kind"]), str(about["weights_sha256"]), precision.name
+    )
 
 
 def best_device() -> str:
@@ -124,13 +128,15 @@ def extract_contexts(
                 StoreWriter(
                     *target,
                     Header(
-                        *identity,
+                        identity.model,
+                        identity.weights_sha256,
                         layer,
                         extraction.site,
                         context,
                         digest,
                         extraction.storage,
-                        scale=scale,
+                        identity.precision,
+                        scale,
                     ),
                     rows=chosen.size,
                     d_model=width,

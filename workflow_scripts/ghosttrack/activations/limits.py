@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.model_precision import Precision
 from ghosttrack.runtime import files
 
 
@@ -28,6 +29,17 @@ class Limits(NamedTuple):
     skipped: bool
     named: bool
 
+    def both(self, other: "Limits") -> "Limits":
+        """What is exact under these limits and under `other`."""
+        return Limits(
+            min(self.packed, other.packed),
+            min(self.padded, other.padded),
+            min(self.cached, other.cached),
+            self.batched and other.batched,
+            self.skipped and other.skipped,
+            self.named and other.named,
+        )
+
 
 def read(path: Path) -> Limits:
     """The limits in a model's model_check.json.
@@ -39,6 +51,37 @@ def read(path: Path) -> Limits:
         return Limits(**_read(path)["limits"])
     except TypeError as error:
         raise _refusal(path) from error
+
+
+def read_precision(path: Path) -> Precision:
+    """The precision in which a model was checked, from its model_check.json.
+
+    Raises:
+        UserError: as `read`.
+    """
+    try:
+        # Checks from before this key ran in float32.
+        return Precision(**_read(path).get("precision", {}))
+    except TypeError as error:
+        raise _refusal(path) from error
+
+
+def require_precision(path: Path, precision: Precision) -> None:
+    """Check that a job runs the model in the precision of the run's model_check.json.
+
+    Raises:
+        UserError: they differ, e.g. because jobs with `inference.dtype: auto` ran on different
+            devices.
+    """
+    checked = read_precision(path)
+    if checked == precision:
+        return
+    raise UserError(
+        f"this job would run the model in {precision.name}, but {path} was written in "
+        f"{checked.name}: all jobs of a run need one precision. Run all of them on machines with a "
+        f"GPU or all without, or set inference.dtype: {checked.dtype} in the model's file; to "
+        f"start anew in {precision.name}, delete {path}"
+    )
 
 
 def scales(path: Path, layers: Sequence[int | None]) -> list[int]:

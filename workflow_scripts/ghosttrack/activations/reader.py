@@ -238,7 +238,7 @@ def require_same_rows(stores: Sequence[ActivationStore]) -> None:
         UserError: with both layers and the value that differs.
     """
     for one, other in pairwise(stores):
-        for key in ("weights_sha256", "tokens_sha256", "total_rows"):
+        for key in ("weights_sha256", "tokens_sha256", "total_rows", "model_precision"):
             if one.attributes[key] != other.attributes[key]:
                 raise UserError(
                     f"stores of layers {one.layer} and {other.layer} hold different rows: {key} is "
@@ -253,6 +253,8 @@ def _load(store: Path, manifest: Path) -> _Part:
         raise UserError(
             f"{manifest}: schema is {schema}, expected {SCHEMA}: {remedy(store, manifest)}"
         )
+    # Stores from before this key hold activations of a float32 model.
+    content.setdefault("model_precision", "float32")
     missing = [
         key
         for key in (*LAYER_KEYS, "rows", "row_start", "files", "storage_error")

@@ -37,6 +37,8 @@ class Header(NamedTuple):
     context: int | None  # rows per packed context; None: rows are tokens of examples
     tokens_sha256: str
     storage: Storage = "fp16"
+    # Precision of the forward pass, such as bfloat16 (`inputs.model_precision.Precision.name`).
+    model_precision: str = "float32"
     scale: int = 1  # power of two: value = stored value x scale
 
     @property
@@ -72,7 +74,7 @@ def to_block(
 ) -> Block:
     """Divide (n, d_model) rows by `scale` and round them to float16, on their device.
 
-    Values beyond its range are clipped. With `exact`, the block also keeps the rows as they are.
+    Rows in half precision become float32 first. Values beyond the range of float16 are clipped. With `exact`, the block also keeps the rows as they are.
     """
     import torch  # here only: readers of stores do without it
 

@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ghosttrack.activations import int8s
-from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD, MASSIVE_FACTOR, SHARD_ROWS
+from ghosttrack.activations.layout import (
+    CHUNK_ROWS,
+    CHUNKS_PER_SHARD,
+    HALF_MAX,
+    MASSIVE_FACTOR,
+    SHARD_ROWS,
+)
 from ghosttrack.activations.precision import storage_error
 from ghosttrack.activations.shards import Half, ShardWriter
 from ghosttrack.activations.store import (
@@ -69,8 +75,8 @@ class StoreWriter:
         total_rows: rows of the whole layer, over all its stores; default: this store is the whole
             layer.
         resume: digest of the code that computes the rows. Complete shard files of an interrupted
-            writer of the same rows are reused, see `finished_rows`, and this writer keeps its own
-            if it fails. Default: start from the first row.
+            writer of the same rows are reused, see `finished_rows`. If this writer fails, its
+            complete shard files stay. Default: start from the first row.
     Raises:
         UserError: another process writes this store, a row is not finite, or an included row has
             values beyond the range of float16 times the scale of the header.
@@ -162,10 +168,7 @@ class StoreWriter:
             raise UserError(
                 f"{describe(self._header)}: row "
                 f"{self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
-                f"expected finite values: the weights of model {self._header.model} are damaged or "
-                "do not fit its config.json; give another copy or revision of the weights "
-                "(source.id, source.revision or model_path); fetching the same ones again does not "
-                "help"
+                f"expected finite values: {self._not_finite}"
             )
         if len(block.clipped):
             self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
@@ -198,6 +201,20 @@ class StoreWriter:
             return rows
         self._buffer[at : at + len(rows)] = rows
         return self._buffer
+
+    @property
+    def _not_finite(self) -> str:
+        """Why a row may not be finite, and what to do."""
+        if self._header.model_precision.startswith("float16"):
+            return (
+                f"the model's hidden states exceed float16 (at most {HALF_MAX:,.0f}); set "
+                "inference.dtype: bfloat16 or float32"
+            )
+        return (
+            f"the weights of model {self._header.model} are damaged or do not fit its "
+            "config.json; give another copy or revision of the weights (source.id, "
+            "source.revision or model_path); fetching the same ones again does not help"
+        )
 
     def finish(self) -> None:
         """Write everything to disk, except the final name; the end of the block does both.
