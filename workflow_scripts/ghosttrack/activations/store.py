@@ -74,7 +74,8 @@ def to_block(
 ) -> Block:
     """Divide (n, d_model) rows by `scale` and round them to float16, on their device.
 
-    Rows in half precision become float32 first. Values beyond the range of float16 are clipped. With `exact`, the block also keeps the rows as they are.
+    Rows in half precision become float32 first. Values beyond the range of float16 are clipped.
+    With `exact`, the block also keeps the rows as they are.
     """
     import torch  # here only: readers of stores do without it
 
