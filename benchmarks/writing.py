@@ -91,6 +91,8 @@ class Sleeper(torch.nn.Module):
 class ReadyStage:
     """Gives blocks that are ready, as those that a device encodes and copies by itself."""
 
+    ahead = staging.DeviceStage.ahead
+
     def __init__(self, block: Block) -> None:
         self._block, self._rows = block, 0
 

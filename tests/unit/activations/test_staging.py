@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from small_stores import HEADER, make_rows
 
 from ghosttrack.activations import extraction, int8s, staging
-from ghosttrack.activations.extraction import ModelIdentity, OneAhead, StoreFiles
+from ghosttrack.activations.extraction import Lanes, ModelIdentity, StoreFiles
 from ghosttrack.activations.layout import CHUNK_ROWS, SHARD_ROWS
 from ghosttrack.activations.staging import DeviceStage, HostStage, Stage
 from ghosttrack.activations.store import Storage, to_block
@@ -212,46 +213,90 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     return result[0]
 
 
-def test_the_calls_of_a_set_run_side_by_side_and_sets_one_after_the_other(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_lanes_run_side_by_side_and_the_calls_of_a_lane_in_their_order(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extraction, "_cores", lambda: 3)
-    meeting, seen = threading.Barrier(3, timeout=20), []
+    meeting, seen = threading.Barrier(3, timeout=20), [[], [], []]  # type: ignore[var-annotated]
 
-    def call(number: int) -> None:
+    def call(lane: int, number: int) -> None:
         meeting.wait()
-        seen.append(number)
+        time.sleep(0.002 * ((lane + number) % 3))
+        seen[lane].append(number)
 
     def run() -> None:
-        with OneAhead(3) as ahead:
-            for number in range(5):
-                ahead.submit([partial(call, number)] * 3)
-            ahead.wait()
+        with Lanes(3, ahead) as lanes:
+            for number in range(9):
+                lanes.submit([partial(call, lane, number) for lane in range(3)])
+            lanes.wait()
 
     within(60, run)
-    assert seen == [number for number in range(5) for _ in range(3)]
+    assert seen == [list(range(9))] * 3
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_an_error_of_a_call_is_raised_after_the_others_have_ended(
-    failing: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extraction, "_cores", lambda: 2)
-    ended = []
+def test_the_caller_is_ahead_by_so_many_sets_of_calls() -> None:
+    going_on, submitted = threading.Event(), []
 
-    def call(number: int) -> None:
-        if number == failing:
-            raise UserError("no space")
-        ended.append(number)
+    def call() -> None:
+        going_on.wait(20)
 
     def run() -> None:
-        with OneAhead(3) as ahead:
-            ahead.submit([partial(call, number) for number in range(3)])
-            ahead.submit([])
+        with Lanes(1, 2) as lanes:
+            for number in range(4):
+                lanes.submit([call])
+                submitted.append(number)
 
+    thread = threading.Thread(target=run)
+    thread.start()
+    time.sleep(0.2)
+    assert submitted == [0, 1]
+    going_on.set()
+    thread.join(20)
+    assert submitted == [0, 1, 2, 3]
+
+
+def test_no_more_lanes_run_at_once_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "_cores", lambda: 2)
+    running, most = [], [0]
+
+    def call() -> None:
+        running.append(1)
+        most[0] = max(most[0], len(running))
+        time.sleep(0.01)
+        running.pop()
+
+    def run() -> None:
+        with Lanes(6, 1) as lanes:
+            lanes.submit([call] * 6)
+            lanes.wait()
+
+    within(60, run)
+    assert most == [2]
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_after_an_error_no_call_of_any_lane_starts(ahead: int, failing: int) -> None:
+    ended: list[tuple[int, int]] = []
+
+    def call(lane: int, number: int) -> None:
+        if (lane, number) == (failing, 2):
+            raise UserError("no space")
+        assert number <= 2 or lane != failing
+        ended.append((lane, number))
+
+    def run() -> None:
+        with Lanes(3, ahead) as lanes:
+            for number in range(20):
+                lanes.submit([partial(call, lane, number) for lane in range(3)])
+            lanes.wait()
+
+    before = threading.active_count()
     with pytest.raises(UserError, match="no space"):
         within(60, run)
-    assert len(ended) == 2
+    assert max(number for lane, number in ended if lane == failing) == 1
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("failing", [0, 2])
@@ -301,7 +346,7 @@ def test_a_job_resumes_after_a_writer_failed_in_a_later_shard_file(
                 run(folder)
             patched.setattr(StoreWriter, "append", append)
             kept = [len(list(folder.rglob(f"{n}.zarr.partial/progress/*.npz"))) for n in range(2)]
-            assert kept == [1, 1]
+            assert kept[1] == 1
             run(folder)
         found, expected = contents(folder), contents(tmp_path / "whole")
         assert found.keys() == expected.keys()

@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -29,7 +31,7 @@ from ghosttrack.runtime.progress import Progress
 
 log = logging.getLogger("ghosttrack")
 
-# Threads that write stores. Each one encodes a chunk in memory, 4 x CHUNK_ROWS x d_model bytes.
+# Threads that write at once. Each one encodes a chunk in memory, 4 x CHUNK_ROWS x d_model bytes.
 WRITERS = 4
 
 
@@ -156,8 +158,8 @@ def extract_contexts(
             )
         for writer in writers:
             writer.resume_after(done)
-        ahead = stack.enter_context(OneAhead(len(writers)))
         stages = [staging.stage(model.device, extraction.storage, scale) for scale in scales]
+        lanes = stack.enter_context(Lanes(len(writers), stages[0].ahead))
         progress = Progress("extracting", chosen.size, "tokens", start=done)
         ready: list[list[staging.Ready]] = []  # by layer
         skip, measured = 0, False
@@ -170,7 +172,7 @@ def extract_contexts(
             ready.append(stages[index].take(rows, exact=measured and last))
 
         def write(ready: list[list[staging.Ready]]) -> None:
-            ahead.submit(
+            lanes.submit(
                 [
                     partial(_append, writer, blocks)
                     for writer, blocks in zip(writers, ready, strict=True)
@@ -190,9 +192,8 @@ def extract_contexts(
             write(ready)
             progress.advance(ids.numel() - skip)
         write([stage.rest() for stage in stages])
-        ahead.wait()
-        for writer in writers:
-            writer.finish()
+        lanes.submit([writer.finish for writer in writers])
+        lanes.wait()
 
 
 def _append(writer: StoreWriter, ready: Sequence[staging.Ready]) -> None:
@@ -227,34 +228,62 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-class OneAhead:
-    """Runs one set of calls at a time, side by side in threads, while its caller prepares the next.
+class Lanes:
+    """Runs calls in threads while the caller prepares the next ones.
 
-    The first error of a set, in its order, is raised by the next `submit` or `wait`.
+    Calls of one lane run one after the other, those of several lanes side by side. After an error
+    no further call is started, and `submit` or `wait` raises it.
 
     Args:
-        calls: the most calls of a set; they share up to WRITERS threads, one per core.
+        lanes: number of lanes; up to WRITERS of them run at once, one per core.
+        ahead: unfinished sets of calls with which `submit` returns.
     """
 
-    def __init__(self, calls: int) -> None:
-        self._threads = min(calls, _cores(), WRITERS)
+    def __init__(self, lanes: int, ahead: int) -> None:
+        self._lanes, self._ahead = lanes, ahead
+        self._turns = threading.BoundedSemaphore(min(_cores(), WRITERS))
+        self._failed = threading.Event()
+        self._sets: deque[list[Future[None]]] = deque()
 
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="writer")
-        self._running: list[Future[None]] = []
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"writer_{lane}")
+            for lane in range(self._lanes)
+        ]
         return self
 
     def submit(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Start the calls as soon as all previous ones are done."""
-        self.wait()
-        self._running = [self._pool.submit(call) for call in calls]
+        """Start one call per lane after the lane's earlier ones."""
+        while len(self._sets) >= self._ahead:
+            self._end_set()
+        self._sets.append(
+            [
+                thread.submit(self._run, call)
+                for thread, call in zip(self._threads, calls, strict=True)
+            ]
+        )
 
     def wait(self) -> None:
-        """Wait until nothing runs; raises what a call raised."""
-        running, self._running = self._running, []
-        wait(running)
-        for call in running:
+        """Wait until all calls have ended."""
+        while self._sets:
+            self._end_set()
+
+    def _end_set(self) -> None:
+        calls = self._sets.popleft()
+        wait(calls)
+        for call in calls:
             call.result()
 
+    def _run(self, call: Callable[[], None]) -> None:
+        with self._turns:
+            if self._failed.is_set():
+                return  # the rows of the failed call are missing, so no later ones may follow
+            try:
+                call()
+            except BaseException:
+                self._failed.set()
+                raise
+
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        for thread in self._threads:
+            thread.shutdown()

@@ -23,7 +23,13 @@ Ready = Callable[[], Block]
 
 
 class Stage(Protocol):
-    """Turns the rows of one layer, in order, into blocks for its store."""
+    """Turns the rows of one layer, in order, into blocks for its store.
+
+    ahead: batches that may wait for their writers while the model computes the next one.
+    """
+
+    @property
+    def ahead(self) -> int: ...  # noqa: D102
 
     def take(self, rows: torch.Tensor, *, exact: bool) -> list[Ready]:
         """Blocks that are complete with these rows, (n, d_model).
@@ -42,6 +48,8 @@ def stage(device: torch.device, storage: Storage, scale: int) -> Stage:
 
 class HostStage:
     """Rows in the memory of the host: each call gives one block."""
+
+    ahead = 1  # the model and the writers share the cores, so more would only take memory
 
     def __init__(self, scale: int) -> None:
         self._scale = scale
@@ -77,6 +85,8 @@ class DeviceStage:
     repeated operation by operation (see int8s.encode_tensor), so that the same float16 rows give
     the same bytes.
     """
+
+    ahead = 3  # a device shall not wait while a complete shard file is flushed to disk
 
     def __init__(self, storage: Storage, scale: int) -> None:
         self._storage, self._scale = storage, scale

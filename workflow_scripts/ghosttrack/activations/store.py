@@ -81,7 +81,7 @@ def to_block(
 
     rows = torch.as_tensor(rows).float()
     norms = torch.linalg.vector_norm(rows, dim=1)
-    kept = rows.cpu().numpy() if exact else None
+    kept = rows.cpu().numpy().copy() if exact else None  # the model may change its output
     values, clipped = rows if scale == 1 else rows / scale, NOTHING_CLIPPED
     if not bool((norms <= HALF_MAX * scale).all()):
         clipped = _clipped_rows(rows.cpu().numpy(), HALF_MAX * scale)
