@@ -21,6 +21,7 @@ def main(
     prompt_states: Path,
     track_metrics: list[Path],
     samples: list[Path],
+    closed_book: list[Path],
     scores: Path,
     selection: Path,
     importance: Path,
@@ -34,7 +35,8 @@ def main(
     """Write the scores of every detector, the chosen hyperparameters and the feature importances.
 
     `stores`, `manifests` and `weights` are in the order of `layers`, `track_metrics` of `variants`.
-    `samples`: samples.parquet of a generated data set, or empty.
+    `samples`: samples.parquet of a generated data set, or empty; `closed_book`:
+    closed_book.parquet of a conflict set, or empty.
     """
     drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
@@ -50,7 +52,8 @@ def main(
             variants,
             detection,
             seed,
-            *drawn,
+            drawn[0] if drawn else None,
+            tables.read_parquet(closed_book[0]) if closed_book else None,
         )
     with files.atomic_write(scores, "wb") as stream:
         trained.scores.to_parquet(stream, index=False)

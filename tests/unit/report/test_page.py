@@ -204,7 +204,7 @@ def row(claim: str, dataset: str, verdict: str, difference: float = 0.05) -> dic
     }
 
 
-KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [])
+KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [], [])
 
 
 @pytest.mark.parametrize(

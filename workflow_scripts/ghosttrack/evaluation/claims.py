@@ -27,6 +27,31 @@ class ClaimSpec(NamedTuple):
     controls: tuple[str, ...]
 
 
+# Everything about a text after a remark that its own forward pass gives away without activations.
+SAME_PASS = (
+    registry.SAME_PASS,
+    registry.OUTPUT_AND_AGREEMENT,
+    registry.OUTPUT_AND_WORDS,
+    registry.OUTPUT_REGRESSION,
+    registry.WITHOUT_CANDIDATES,
+    registry.EMBEDDING_PAIR,
+    registry.AGREEMENT,
+    *controls.SINGLE,
+)
+
+
+def on_remarks() -> list[ClaimSpec]:
+    """The headline claims that are tested in scopes of texts after remarks."""
+    return [
+        ClaimSpec(registry.BEYOND_PASS, registry.DETECTOR, SAME_PASS),
+        ClaimSpec(
+            registry.BEYOND_CLOSED_BOOK,
+            registry.WITH_CLOSED_BOOK,
+            (registry.CLOSED_BOOK_AND_CONTEXT, registry.CLOSED_BOOK),
+        ),
+    ]
+
+
 def claims(variants: Sequence[str]) -> list[ClaimSpec]:
     """The claims that are tested in every scope.
 
