@@ -18,6 +18,7 @@ CONFIGS = [
     {"sae": "{dictionaries: shared}"},
     {"activations": "{disk_budget_gb: 5}"},
     {"tracking": "{variants: [default, permuted]}", "datasets": "[capitals, questions]"},
+    {"datasets": "[capitals, conflict_cities, conflict_questions]"},
 ]
 
 

@@ -166,7 +166,7 @@ def run(inputs: Path, out: Path) -> None:
             counterfactual_mean=folder / "background.npz",
             prompt_states=folder / "prompts.npz",
             samples=sorted(folder.glob("samples.parquet")),
-            closed_book=[],
+            closed_book=sorted(folder.glob("closed_book.parquet")),
             track_metrics=[folder / f"{variant}.parquet" for variant in VARIANTS],
             scores=made / "scores.parquet",
             selection=made / "selection.csv",
