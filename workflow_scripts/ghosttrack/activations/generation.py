@@ -12,23 +12,10 @@ from numpy.typing import NDArray
 from ghosttrack.activations.decoding import Continuation
 from ghosttrack.errors import UserError
 from ghosttrack.facts import answers
+from ghosttrack.facts.examples import Example
 
 LABELS = {answers.AnswerVerdict.CORRECT: 0, answers.AnswerVerdict.WRONG: 1}
-EXAMPLE_COLUMNS = [
-    "id",
-    "group",
-    "relation",
-    "subject",
-    "question",
-    "prompt",
-    "answer",
-    "text",
-    "answer_start",
-    "answer_end",
-    "label",
-    "mode",
-    "gold",
-]
+EXAMPLE_COLUMNS = list(Example._fields)
 # Columns of samples.parquet; `correct` is null for ambiguous and empty answers.
 SAMPLE_TYPES = {
     "id": "str",
@@ -96,6 +83,7 @@ def judge_answers(
         text = question["prompt"] + continuation[: start + len(answer)]
         rows.append(
             {
+                **Example._field_defaults,
                 **question,
                 "answer": answer,
                 "text": text,

@@ -26,6 +26,10 @@ class Example(NamedTuple):
     label: int  # 1: hallucinated
     mode: str  # "given", or "generated": the answer comes from the model
     gold: list[str]  # accepted answers
+    other: str = ""  # the other candidate answer to the same prompt, "" where there is none
+    remark: str = ""  # a text before the statement that asserts an answer, "" where there is none
+    remark_answer: str = ""  # the answer that the remark asserts
+    wording: str = ""  # name of the remark's wording
 
 
 class Question(NamedTuple):

@@ -205,9 +205,11 @@ def _minimal_pair_blocks(
             for name, subject in (("a", first), ("b", second)):
                 if reverse and not template_of(subject).reverse_prompt:
                     continue
-                for other, answer in (("a", first), ("b", second)):
-                    suffix = f"{'r' if reverse else 'f'}{name}{other}"
-                    rows.append(_statement(f"{group}-{suffix}", group, subject, answer, reverse))
+                for other, stated in (("a", first), ("b", second)):
+                    identity = f"{group}-{'r' if reverse else 'f'}{name}{other}"
+                    rows.append(
+                        _statement(identity, group, subject, stated, (first, second), reverse)
+                    )
         blocks.append(rows)
     return blocks
 
@@ -354,13 +356,16 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _statement(identity: str, group: str, fact: Fact, other: Fact, reverse: bool) -> Example:
-    """The statement with the subject of `fact` and the answer of `other`.
+def _statement(
+    identity: str, group: str, fact: Fact, stated: Fact, block: tuple[Fact, Fact], reverse: bool
+) -> Example:
+    """The statement with the subject of `fact` and the answer of `stated`, both of the block.
 
-    With `reverse` it has the answer of `fact` and the subject of `other`.
+    With `reverse` it has the answer of `fact` and the subject of `stated`.
     """
     template = template_of(fact)
-    answer = other.subject if reverse else other.answer
+    rest = block[0] if stated == block[1] else block[1]
+    answer, alternative = (one.subject if reverse else one.answer for one in (stated, rest))
     values = {"relation": fact.relation, "subject": fact.subject, "answer": fact.answer}
     prompt = _sentence((template.reverse_prompt if reverse else template.prompt).format(**values))
     question = (template.reverse_question if reverse else template.question).format(**values)
@@ -371,9 +376,10 @@ def _statement(identity: str, group: str, fact: Fact, other: Fact, reverse: bool
         prompt=prompt,
         question=_sentence(question),
         answer=answer,
-        label=int(fact != other),
+        label=int(fact != stated),
         gold=[fact.subject] if reverse else fact.gold,
         reverse=reverse,
+        other=alternative,
     )
 
 
@@ -388,6 +394,7 @@ def _example(
     label: int,
     gold: list[str],
     reverse: bool = False,
+    other: str = "",
 ) -> Example:
     start = len(prompt) + 1
     return Example(
@@ -404,6 +411,7 @@ def _example(
         label=label,
         mode="given",
         gold=gold,
+        other=other,
     )
 
 
