@@ -45,6 +45,7 @@ rule train_detectors:
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
+        candidates=candidate_tables,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
         selection="results/{model}/detection/{dataset}/selection.csv",

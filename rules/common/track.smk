@@ -18,3 +18,11 @@ def if_correlated(files):
     return lambda wildcards: (
         files(wildcards) if SETTINGS[wildcards.model].tracking.links == "correlation" else []
     )
+
+
+def candidate_tables(wildcards):
+    """Input function: controls and metrics of the candidate answers, if tracking.compare_candidates is set."""
+    if not SETTINGS[wildcards.model].tracking.compare_candidates:
+        return []
+    folder = f"results/{wildcards.model}/candidates"
+    return [f"{folder}/{wildcards.dataset}.{kind}.parquet" for kind in ("controls", "metrics")]

@@ -21,6 +21,7 @@ def main(
     prompt_states: Path,
     signals: list[Path],
     samples: list[Path],
+    candidates: list[Path],
     scores: Path,
     selection: Path,
     importance: Path,
@@ -34,7 +35,8 @@ def main(
     """Write the scores of every detector, the chosen hyperparameters and the feature importances.
 
     `stores`, `manifests` and `weights` are in the order of `layers`, `signals` of `variants`.
-    `samples`: samples.parquet of a generated data set, or empty.
+    `samples`: samples.parquet of a generated data set, or empty. `candidates`: controls and metrics
+    of the candidate answers, or empty.
     """
     drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
@@ -44,7 +46,7 @@ def main(
             tables.read_parquet(outputs),
             tables.read_parquet(audited),
             detection_run.DatasetFiles(
-                stores, manifests, weights, background, prompt_states, signals
+                stores, manifests, weights, background, prompt_states, signals, candidates
             ),
             layers,
             variants,

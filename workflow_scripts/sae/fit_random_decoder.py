@@ -50,9 +50,7 @@ def main(
             files.read_json(quality)["l0"],
             int((~store.excluded).sum()),
         )
-        sampler = ChunkSampler(
-            store, settings.batch, seed, resident=fit([store], resident_mb)
-        )
+        sampler = ChunkSampler(store, settings.batch, seed, resident=fit([store], resident_mb))
         ((fitted,),) = train(
             [TrainingLayer(store, sampler)],
             [
@@ -64,9 +62,7 @@ def main(
             code=code_digest.source_digest("fit_random_decoder"),
             label=f"random decoder of layer {layer}",
         )
-        outputs.write(
-            fitted, store, weights, cfg, history, model_name=model, training_digest=""
-        )
+        outputs.write(fitted, store, weights, cfg, history, model_name=model, training_digest="")
         shutil.rmtree(state)
 
 

@@ -1,6 +1,7 @@
 """Attribute the logit difference of two candidate answers to SAE features, and track them."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -61,7 +62,6 @@ def main(
         int((compared.number >= 0).sum()),
         len(compared.distinct),
     )
-    model = models.load_model(weights.parent, extraction.best_device())
     loaded = [[sae.load(path.parent) for path in paths] for paths in (saes, random_decoders)]
     trained, null = (
         candidate_run.Dictionary(
@@ -78,15 +78,18 @@ def main(
             strict=True,
         )
     )
-    result = candidate_run.measure(
-        logit_gradients.read(
-            model,
+    passes: Iterable[logit_gradients.Gradients] = ()
+    if compared.distinct:
+        passes = logit_gradients.read(
+            models.load_model(weights.parent, extraction.best_device()),
             compared.distinct,
             layers,
             site,
             batch=PROMPTS,
             packed=limits.read(check).packed,
-        ),
+        )
+    result = candidate_run.measure(
+        passes,
         compared,
         frame["id"].tolist(),
         layers,

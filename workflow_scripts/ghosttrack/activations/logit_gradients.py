@@ -79,9 +79,7 @@ class Gradients(NamedTuple):
     lens: Floats
 
 
-def comparisons(
-    examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str
-) -> Comparisons:
+def comparisons(examples: pd.DataFrame, tokenizer: Any, limit: int, dataset: str) -> Comparisons:
     """Compare the stated answer of each text with its other candidate answer.
 
     A text has no comparison if its column `other` is empty, or if the tokens of one text are the

@@ -13,9 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import probes
-from ghosttrack.detection.probes import FoldFit, Ints
-from ghosttrack.detection.splits import OuterFold
+from ghosttrack.detection.probes import Ints
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import tables
 
@@ -59,13 +57,13 @@ def read_inputs(
     if not table["compared"].iloc[rows].any():
         return None
 
-    def columns(frame: pd.DataFrame) -> pd.DataFrame:
+    def measured(frame: pd.DataFrame) -> pd.DataFrame:
         chosen = frame.drop(columns=[name for name in _NOT_METRICS if name in frame])
         return chosen.iloc[rows].reset_index(drop=True).astype(np.float64).dropna(axis=1)
 
     return CandidateInputs(
-        columns(table),
-        {str(variant): columns(part) for variant, part in parts.items()},
+        measured(table),
+        {str(variant): measured(part) for variant, part in parts.items()},
         agreement_of(examples.iloc[rows]),
     )
 
@@ -99,7 +97,7 @@ def _bases(variant: str) -> list[str]:
     return tracks if variant in LINK_NULLS else features + tracks
 
 
-def score_tables(inputs: CandidateInputs) -> dict[str, pd.DataFrame]:
+def columns(inputs: CandidateInputs) -> dict[str, pd.DataFrame]:
     """Columns of every score, each (examples, columns)."""
     found = {
         registry.CANDIDATE_LOGIT: inputs.controls[[_DIFFERENCE]],
@@ -127,9 +125,3 @@ def with_agreement(table: pd.DataFrame, agreement: Ints) -> pd.DataFrame:
         return table
     product = table.mul(agreement, axis=0).add_suffix(".agreement")
     return pd.concat([table, product, pd.DataFrame({"agreement": agreement})], axis=1)
-
-
-def fit(table: pd.DataFrame, y: Ints, outer: OuterFold) -> FoldFit:
-    """Calibrated logistic regression on a table; arguments as `probes.logistic`."""
-    x = table.to_numpy(dtype=np.float64)
-    return probes.calibrated(probes.logistic(x[outer.train], y, outer.inner_fold, x[outer.test]), y)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import classifiers, controls, probes
+from ghosttrack.detection import candidate_scores, classifiers, controls, probes
+from ghosttrack.detection.candidate_scores import CandidateInputs
 from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.detection.representations import CANDIDATES, LayerBlocks, PromptAnswerPairs
 from ghosttrack.detection.splits import OuterFold
@@ -29,6 +30,12 @@ BASE_LEARNERS = (registry.BILINEAR_PROBE, "centred_probe", "residual_probe")
 STACKS: dict[str, tuple[str, ...]] = {
     registry.DETECTOR: BASE_LEARNERS,
     registry.WITHOUT_SAE: (registry.BILINEAR_PROBE, "centred_probe"),
+}
+# Regressions that a stack adds to the base learners, and the names of these stacks.
+_ADDED = {
+    "metrics_logistic": registry.WITH_METRICS,
+    registry.CANDIDATE_GRADIENTS: registry.WITH_GRADIENTS,
+    registry.CANDIDATE_ALL: registry.WITH_CANDIDATES,
 }
 # Control probes on activations and SAE codes, and the base learners.
 PROBES = (
@@ -51,7 +58,7 @@ class DetectorInputs(NamedTuple):
     outputs: output features, (examples, features); lens: logit-lens features, (examples, features);
     layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of
     answers; texts: the examples, for text controls; metrics: tracking metrics by variant, each
-    (examples, metrics).
+    (examples, metrics); candidates: of a data set with other candidate answers.
     """
 
     outputs: pd.DataFrame
@@ -60,6 +67,7 @@ class DetectorInputs(NamedTuple):
     pairs: PromptAnswerPairs
     texts: pd.DataFrame
     metrics: Mapping[str, pd.DataFrame]
+    candidates: CandidateInputs | None = None
 
 
 class Choice(NamedTuple):
@@ -89,10 +97,12 @@ class DetectorResults(NamedTuple):
     weights: list[Weight]
 
 
-def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
+def score_names(
+    variants: Sequence[str], chosen: Sequence[str], compared: Sequence[str] = ()
+) -> list[str]:
     """Names of the scores of `train`, in the order of the tables.
 
-    `chosen`: classifiers of tracking metrics.
+    `chosen`: classifiers of tracking metrics; `compared`: scores on candidate answers.
     """
     metrics = [
         _of_variant(f"metrics_{name}", variant)
@@ -100,26 +110,25 @@ def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
         for name in classifiers_of(variant, chosen)
     ]
     return [
-        *stacks(metrics),
+        *stacks([*metrics, *compared]),
         *PROBES,
         registry.OUTPUT_REGRESSION,
         registry.WITHOUT_CANDIDATES,
         registry.OUTPUT_AND_WORDS,
         *PAIRS,
+        *compared,
         *metrics,
     ]
 
 
 def stacks(score_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Base learners by stack: STACKS, and a stack per logistic regression on metrics."""
-    return {
-        **STACKS,
-        **{
-            name.replace("metrics_logistic", registry.WITH_METRICS): (*BASE_LEARNERS, name)
-            for name in score_names
-            if name.startswith("metrics_logistic")
-        },
-    }
+    """Base learners by stack: STACKS, and a stack per logistic regression in `_ADDED`."""
+    added = {}
+    for name in score_names:
+        base, _, variant = name.partition(".")
+        if base in _ADDED:
+            added[f"{_ADDED[base]}.{variant}".removesuffix(".")] = (*BASE_LEARNERS, name)
+    return {**STACKS, **added}
 
 
 def train(
@@ -137,10 +146,11 @@ def train(
         outer_folds: outer folds with their inner folds.
         name: data set, for the progress line.
     """
+    compared = {} if inputs.candidates is None else candidate_scores.columns(inputs.candidates)
     results = DetectorResults(
         {
             score_name: np.full(len(labels), np.nan)
-            for score_name in score_names(list(inputs.metrics), detection.detectors)
+            for score_name in score_names(list(inputs.metrics), detection.detectors, list(compared))
         },
         [],
         [],
@@ -155,6 +165,9 @@ def train(
         fits[registry.OUTPUT_AND_WORDS] = _logistic(
             known, y, outer, registry.OUTPUT_AND_WORDS, results
         )
+        fits |= {
+            name: _logistic(table, y, outer, name, results) for name, table in compared.items()
+        }
         fits |= _metrics(inputs, y, outer, results, detection, seed)
         fits |= _stacks(inputs, y, outer, results, fits)
         for score_name, fit in fits.items():

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import agreement, controls, detectors, splits
+from ghosttrack.detection import agreement, candidate_scores, controls, detectors, splits
 from ghosttrack.detection.detectors import Choice, DetectorInputs, Weight
 from ghosttrack.detection.representations import (
     LayerBlocks,
@@ -30,7 +30,7 @@ class DatasetFiles(NamedTuple):
 
     stores, manifests, weights: activation stores, their manifests and SAE weights by layer;
     counterfactual_mean: background.npz; prompt_states: prompts.npz; track_metrics: tables of
-    tracking metrics by variant.
+    tracking metrics by variant; candidates: the two tables of rule attribute_candidates, or none.
     """
 
     stores: Sequence[Path]
@@ -39,6 +39,7 @@ class DatasetFiles(NamedTuple):
     counterfactual_mean: Path
     prompt_states: Path
     track_metrics: Sequence[Path]
+    candidates: Sequence[Path] = ()
 
 
 class DrawnAnswers(NamedTuple):
@@ -105,9 +106,14 @@ def train_dataset(
     choices: list[Choice] = []
     weights: list[Weight] = []
     if reason:
+        compared = _candidates(paths, examples, rows)
         scores |= {
             name: np.full(len(rows), np.nan)
-            for name in detectors.score_names(variants, detection.detectors)
+            for name in detectors.score_names(
+                variants,
+                detection.detectors,
+                [] if compared is None else candidate_scores.score_names(list(compared.metrics)),
+            )
         }
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
@@ -162,7 +168,23 @@ def read_inputs(
     pairs = pairs_of(
         candidates.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows
     )
-    return DetectorInputs(features, lens_features(measured), blocks, pairs, texts, metrics)
+    return DetectorInputs(
+        features,
+        lens_features(measured),
+        blocks,
+        pairs,
+        texts,
+        metrics,
+        _candidates(paths, examples, rows),
+    )
+
+
+def _candidates(
+    paths: DatasetFiles, examples: pd.DataFrame, rows: np.ndarray
+) -> candidate_scores.CandidateInputs | None:
+    if not paths.candidates:
+        return None
+    return candidate_scores.read_inputs(*paths.candidates, examples, rows)
 
 
 def read_counterfactual_mean(

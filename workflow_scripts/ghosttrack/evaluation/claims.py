@@ -20,11 +20,15 @@ TRAINED_CONTROLS = (
 
 
 class ClaimSpec(NamedTuple):
-    """A claim: its sentence, our score, and the controls, of which it must beat the best."""
+    """A claim: its sentence, our score, and the controls, of which it must beat the best.
+
+    occasional: it is tested only in scopes that have our score.
+    """
 
     sentence: str
     ours: str
     controls: tuple[str, ...]
+    occasional: bool = False
 
 
 def claims(variants: Sequence[str]) -> list[ClaimSpec]:
@@ -78,4 +82,52 @@ def claims(variants: Sequence[str]) -> list[ClaimSpec]:
                 "tracking metrics beat the text alone", "metrics_forest", (registry.TEXT_ONLY,)
             ),
         ]
-    return result
+    return result + candidate_claims()
+
+
+def candidate_claims() -> list[ClaimSpec]:
+    """Claims about the candidate answers to a prompt, for data sets that name another candidate."""
+    gradients, features = registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_FEATURES
+    tracks, everything = registry.CANDIDATE_TRACKS, registry.CANDIDATE_ALL
+    nulls = ("untracked", "random", "shuffled", "candidates", "decoders")
+    sentences = [
+        (
+            "gradients of candidates beat their logit difference",
+            gradients,
+            registry.CANDIDATE_LOGIT,
+        ),
+        ("feature attribution adds to gradients of candidates", features, gradients),
+        *(
+            (
+                f"feature attribution adds to gradients more than {registry.NULLS[null]}",
+                features,
+                f"{features}.{null}",
+            )
+            for null in ("decoders", "candidates")
+        ),
+        ("tracks of candidates add to feature attribution", everything, features),
+        *(
+            (
+                f"tracks of candidates add more than {registry.NULLS[null]}",
+                everything,
+                f"{everything}.{null}",
+            )
+            for null in nulls
+        ),
+        *(
+            (f"tracks of candidates beat {registry.NULLS[null]}", tracks, f"{tracks}.{null}")
+            for null in nulls
+        ),
+        ("tracks of candidates beat gradients and logit lens", tracks, gradients),
+        ("gradients of candidates add to the detector", registry.WITH_GRADIENTS, registry.DETECTOR),
+        ("tracks of candidates add to the detector", registry.WITH_CANDIDATES, registry.DETECTOR),
+        (
+            "tracks of candidates add to the detector more than no links",
+            registry.WITH_CANDIDATES,
+            f"{registry.WITH_CANDIDATES}.untracked",
+        ),
+    ]
+    return [
+        ClaimSpec(sentence, ours, (control,), occasional=True)
+        for sentence, ours, control in sentences
+    ]

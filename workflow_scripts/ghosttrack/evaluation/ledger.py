@@ -38,12 +38,18 @@ def judge(
 ) -> pd.DataFrame:
     """Test every claim in every scope, with Holm correction over the claims of a scope.
 
+    A claim about a score that only some data sets have is left out of the other scopes.
+
     Returns:
         The ledger: one row per claim and scope, columns COLUMNS.
     """
     rows = []
     for scope in scope_results:
-        compared = [_compare(claim, scope, settings.confidence) for claim in claims(variants)]
+        compared = [
+            _compare(claim, scope, settings.confidence)
+            for claim in claims(variants)
+            if not claim.occasional or claim.ours in scope.auroc
+        ]
         corrected = statistics.holm([row.gain.p for row in compared])
         rows += [_line(row, p, settings) for row, p in zip(compared, corrected, strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS))

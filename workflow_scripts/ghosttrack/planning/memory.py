@@ -28,6 +28,8 @@ _SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 10
 # Activations that stay in memory during training (`resident_mb` of train_sae), and rows of a window
 # of the sampler that reads more than that.
 RESIDENT, _WINDOW_ROWS = 1536 * 2**20, 64 * 4096
+# Tokens of a packed sequence with gradients, and widths of the tensors that its graph keeps per block.
+_PASS_TOKENS, _GRAPH_WIDTHS = 1024, 24
 # Texts of all data sets together that the detector is fitted on.
 _TEXTS = 2000
 
@@ -118,6 +120,13 @@ def scoring(settings: Settings, d_sae: int) -> int:
     """What extraction holds, and the SAEs of all layers."""
     saes = 2 * len(settings.layers) * d_sae * _size(settings).d_model
     return extraction(settings) + _mb(_FP32 * saes)
+
+
+def attribution(settings: Settings, d_sae: int) -> int:
+    """What scoring holds, the null's SAEs, and the activations of a pass and their graph."""
+    saes = 2 * len(settings.layers) * d_sae * _size(settings).d_model
+    graph = _PASS_TOKENS * _size(settings).n_layers * _GRAPH_WIDTHS * _size(settings).d_model
+    return scoring(settings, d_sae) + _mb(_FP32 * (saes + graph))
 
 
 def encoding(settings: Settings, d_sae: int) -> int:

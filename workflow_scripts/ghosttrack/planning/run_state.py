@@ -28,11 +28,13 @@ PHASES = (
     "train_sae",
     "train_shared_sae",
     "evaluate_sae",
+    "fit_random_decoder",
     "describe_features",
     "find_neighbours",
     "cluster_features",
     "track_features",
     "measure_signals",
+    "attribute_candidates",
     "measure_answers",
     "audit_dataset",
     "train_detectors",
@@ -209,6 +211,13 @@ def _outputs(
             )
         yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
         yield "describe_features", layer, [f"features/{layer}.parquet"]
+        if settings.tracking.compare_candidates:
+            folder = f"random_decoders/{layer}"
+            yield (
+                "fit_random_decoder",
+                layer,
+                [f"{folder}/{name}" for name in ("sae_weights.safetensors", "cfg.json")],
+            )
     for layer in folders[:-1]:
         yield "find_neighbours", layer, [f"neighbours/{layer}.npz"]
     yield (
@@ -224,6 +233,13 @@ def _outputs(
         )
         yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]
         yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
+        if settings.tracking.compare_candidates:
+            kinds = ("controls", "metrics")
+            yield (
+                "attribute_candidates",
+                name,
+                [f"candidates/{name}.{kind}.parquet" for kind in kinds],
+            )
         yield "audit_dataset", name, [f"detection/{name}/leak_audit.csv"]
         yield "train_detectors", name, [f"detection/{name}/scores.parquet"]
     yield "measure_answers", "", ["saes/answers.csv"]

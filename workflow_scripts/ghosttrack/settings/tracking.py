@@ -125,6 +125,15 @@ class TrackingSettings(Section):
         "random order; `untracked`: no links. The comparison with `untracked` shows what the "
         "links add.",
     )
+    compare_candidates: bool = Field(
+        False,
+        description="Whether to compare the two candidate answers of each prompt inside the "
+        "model, in data sets whose examples have another candidate (column `other`). One backward "
+        "pass per prompt attributes the difference of their logits to SAE features, and the "
+        "features that promote a candidate are followed through the layers. The nulls are those "
+        "of the links, permuted candidates, and SAEs with a random decoder, which are fitted for "
+        "this comparison.",
+    )
     original: OriginalTrackingSettings = Field(
         OriginalTrackingSettings(), description="Association costs, for `tracking.mode: original`."
     )

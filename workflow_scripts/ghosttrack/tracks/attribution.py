@@ -73,10 +73,7 @@ def included_rows(gradients: Gradients) -> NDArray[np.bool_]:
     for x in gradients.activation:
         norm = torch.linalg.vector_norm(x, dim=1).numpy()
         median = np.array(
-            [
-                np.median(norm[gradients.text == index])
-                for index in range(len(gradients.numbers))
-            ]
+            [np.median(norm[gradients.text == index]) for index in range(len(gradients.numbers))]
         )
         included &= norm <= MASSIVE * median[gradients.text]
     return included
@@ -114,9 +111,7 @@ def attribute(
     return Entries(row, feature, value, direct), parts
 
 
-def permute_candidates(
-    entries: Entries, gradients: Gradients, seed: Sequence[int]
-) -> Entries:
+def permute_candidates(entries: Entries, gradients: Gradients, seed: Sequence[int]) -> Entries:
     """The null of permuted candidates: signs are permuted over the active features of a prompt.
 
     The size of each attribution stays, and so does the number of features in favour of each
@@ -129,9 +124,7 @@ def permute_candidates(
         generator = np.random.default_rng([*seed, number])
         for column in (value, direct):
             chosen = members[column[members] != 0]
-            column[chosen] = np.abs(column[chosen]) * generator.permutation(
-                np.sign(column[chosen])
-            )
+            column[chosen] = np.abs(column[chosen]) * generator.permutation(np.sign(column[chosen]))
     return entries._replace(value=value, direct=direct)
 
 

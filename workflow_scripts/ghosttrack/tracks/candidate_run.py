@@ -12,6 +12,7 @@ from ghosttrack.activations.logit_gradients import Comparisons, Gradients
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.sae import Sae
 from ghosttrack.settings import TrackingSettings
+from ghosttrack.tracks import track_run
 from ghosttrack.tracks.attribution import (
     EVEN,
     LAYER_METRICS,
@@ -25,7 +26,6 @@ from ghosttrack.tracks.attribution import (
     permute_candidates,
 )
 from ghosttrack.tracks.candidate_tracks import TRACK_METRICS, track_metrics
-from ghosttrack.tracks import track_run
 from ghosttrack.tracks.track_run import TrackingPlan
 from ghosttrack.tracks.tracking import TrackerOptions
 

@@ -108,9 +108,7 @@ def track_metrics(
     }
 
 
-def _detections(
-    entries: Entries, sign: int, rows: int, d_sae: int, ranks: int
-) -> Detections:
+def _detections(entries: Entries, sign: int, rows: int, d_sae: int, ranks: int) -> Detections:
     favour = sign * entries.value > 0
     dense = np.zeros((rows, d_sae), dtype=np.float32)
     dense[entries.row[favour], entries.feature[favour]] = np.abs(entries.value[favour])
