@@ -17,6 +17,7 @@ CONFIGS = [
     {"strict": "true"},
     {"sae": "{dictionaries: shared}"},
     {"activations": "{disk_budget_gb: 5}"},
+    {"tracking": "{compare_candidates: true}"},
     {"tracking": "{variants: [default, permuted]}", "datasets": "[capitals, questions]"},
 ]
 

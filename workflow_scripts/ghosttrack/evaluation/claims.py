@@ -90,44 +90,36 @@ def candidate_claims() -> list[ClaimSpec]:
     gradients, features = registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_FEATURES
     tracks, everything = registry.CANDIDATE_TRACKS, registry.CANDIDATE_ALL
     nulls = ("untracked", "random", "shuffled", "candidates", "decoders")
-    sentences = [
-        (
-            "gradients of candidates beat their logit difference",
-            gradients,
-            registry.CANDIDATE_LOGIT,
-        ),
-        ("feature attribution adds to gradients of candidates", features, gradients),
+    with_all, detector = registry.WITH_CANDIDATES, registry.DETECTOR
+    pairs = [
+        ("candidate gradients beat the logit difference", gradients, registry.CANDIDATE_LOGIT),
+        ("feature attribution adds to candidate gradients", features, gradients),
         *(
             (
-                f"feature attribution adds to gradients more than {registry.NULLS[null]}",
+                f"feature attribution adds more than {registry.NULLS[null]}",
                 features,
                 f"{features}.{null}",
             )
             for null in ("decoders", "candidates")
         ),
-        ("tracks of candidates add to feature attribution", everything, features),
+        ("candidate tracks add to feature attribution", everything, features),
         *(
             (
-                f"tracks of candidates add more than {registry.NULLS[null]}",
+                f"candidate tracks add more than {registry.NULLS[null]}",
                 everything,
                 f"{everything}.{null}",
             )
             for null in nulls
         ),
         *(
-            (f"tracks of candidates beat {registry.NULLS[null]}", tracks, f"{tracks}.{null}")
+            (f"candidate tracks beat {registry.NULLS[null]}", tracks, f"{tracks}.{null}")
             for null in nulls
         ),
-        ("tracks of candidates beat gradients and logit lens", tracks, gradients),
-        ("gradients of candidates add to the detector", registry.WITH_GRADIENTS, registry.DETECTOR),
-        ("tracks of candidates add to the detector", registry.WITH_CANDIDATES, registry.DETECTOR),
-        (
-            "tracks of candidates add to the detector more than no links",
-            registry.WITH_CANDIDATES,
-            f"{registry.WITH_CANDIDATES}.untracked",
-        ),
+        ("candidate tracks beat gradients and logit lens", tracks, gradients),
+        ("candidate gradients add to the detector", registry.WITH_GRADIENTS, detector),
+        ("candidate tracks add to the detector", with_all, detector),
+        ("linked candidate tracks add more to the detector", with_all, f"{with_all}.untracked"),
     ]
     return [
-        ClaimSpec(sentence, ours, (control,), occasional=True)
-        for sentence, ours, control in sentences
+        ClaimSpec(sentence, ours, (control,), occasional=True) for sentence, ours, control in pairs
     ]
