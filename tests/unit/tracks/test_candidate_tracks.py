@@ -291,7 +291,12 @@ def test_permuted_candidates_keep_sizes_and_counts_and_depend_on_the_prompt_alon
         assert (permuted.value[text == index] > 0).sum() == (entries.value[text == index] > 0).sum()
     members = np.flatnonzero(text == 1)
     alone = attribution.permute_candidates(
-        Entries(entries.row[members] - 3, *(column[members] for column in entries[1:])),
+        Entries(
+            entries.row[members] - 3,
+            entries.feature[members],
+            entries.value[members],
+            entries.direct[members],
+        ),
         fake([0, 0], [7]),
         [3],
     )

@@ -184,7 +184,8 @@ def _candidates(
 ) -> candidate_scores.CandidateInputs | None:
     if not paths.candidates:
         return None
-    return candidate_scores.read_inputs(*paths.candidates, examples, rows)
+    without_sae, metrics = paths.candidates
+    return candidate_scores.read_inputs(without_sae, metrics, examples, rows)
 
 
 def read_counterfactual_mean(

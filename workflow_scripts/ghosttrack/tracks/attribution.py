@@ -8,7 +8,7 @@ the blocks between (logit lens of a direction through the linearised final norm)
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,10 +100,10 @@ def attribute(
 
     def summed(vectors: torch.Tensor) -> Floats:
         products = ((vectors.double() * g.double()).sum(1) * weight).numpy()
-        return np.bincount(gradients.text, products, count)
+        return total_of(products, gradients.text, count)
 
     parts = Parts(
-        np.bincount(gradients.text[row], value, count),
+        total_of(value, gradients.text[row], count),
         summed(error),
         summed(sae.b_dec.expand_as(x)),
         summed(x),
@@ -134,7 +134,7 @@ def layer_metrics(entries: Entries, parts: Parts, gradients: Gradients) -> dict[
     at_end = np.isin(entries.row, gradients.last)
 
     def summed(values: Floats) -> Floats:
-        return np.bincount(text, values, count)
+        return total_of(values, text, count)
 
     positive, negative = np.maximum(entries.value, 0), np.maximum(-entries.value, 0)
     all_for, all_against = summed(positive), summed(negative)
@@ -157,7 +157,7 @@ def layer_metrics(entries: Entries, parts: Parts, gradients: Gradients) -> dict[
         "share_last": _ratio(last_for - last_against, last_for + last_against),
         "balance": _ratio(summed(np.sign(entries.value)), summed(np.ones(len(text)))),
         "entropy": -summed(share * logs),
-        "top_ten": np.bincount(text[order], share[order] * (rank < 10), count),
+        "top_ten": total_of(share[order] * (rank < 10), text[order], count),
         "direct": summed(entries.direct),
         "direct_share": _ratio(summed(entries.direct), direct_size),
     }
@@ -165,3 +165,8 @@ def layer_metrics(entries: Entries, parts: Parts, gradients: Gradients) -> dict[
 
 def _ratio(above: Floats, below: Floats) -> Floats:
     return np.asarray(above / np.where(below > 0, below, 1.0), dtype=np.float64)
+
+
+def total_of(values: NDArray[Any], index: Ints, count: int) -> Floats:
+    """Sum of the values of each index, (count,)."""
+    return np.asarray(np.bincount(index, values, count), dtype=np.float64)

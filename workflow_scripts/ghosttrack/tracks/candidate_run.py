@@ -24,6 +24,7 @@ from ghosttrack.tracks.attribution import (
     included_rows,
     layer_metrics,
     permute_candidates,
+    total_of,
 )
 from ghosttrack.tracks.candidate_tracks import TRACK_METRICS, track_metrics
 from ghosttrack.tracks.track_run import TrackingPlan
@@ -166,7 +167,7 @@ def _controls(
     for position, layer in enumerate(layers):
         x, g = gradients.activation[position], gradients.gradient[position]
         products = (x.double() * g.double()).sum(1).numpy()
-        found[f"gradient_{layer:02d}"] = np.bincount(gradients.text, products * included, count)
+        found[f"gradient_{layer:02d}"] = total_of(products * included, gradients.text, count)
         found[f"gradient_last_{layer:02d}"] = products[gradients.last]
         found[f"lens_{layer:02d}"] = gradients.lens[position]
     return found

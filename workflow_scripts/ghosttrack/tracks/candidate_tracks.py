@@ -7,13 +7,13 @@ linked if it has detections in at least two layers.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ghosttrack.activations.logit_gradients import Gradients
-from ghosttrack.tracks.attribution import EVEN, ODD, Entries, Floats, Ints
+from ghosttrack.tracks.attribution import EVEN, ODD, Entries, Floats, Ints, total_of
 from ghosttrack.tracks.track_run import TrackingPlan
 from ghosttrack.tracks.track_table import TrackTable
 from ghosttrack.tracks.tracking import Detections, TrackerOptions, detect, shuffle_links
@@ -140,10 +140,10 @@ def _tracks(table: TrackTable, text: Ints, count: int) -> _Tracks:
     first, last = np.full(born, layers), np.full(born, -1)
     np.minimum.at(first, number, layer_of)
     np.maximum.at(last, number, layer_of)
-    profile = np.bincount(text[at] * layers + layer_of, value, count * layers)
+    profile = total_of(value, text[at] * layers + layer_of, count * layers)
     return _Tracks(
         np.concatenate(owner),
-        np.bincount(number, value, born),
+        total_of(value, number, born),
         np.bincount(number, minlength=born),
         first,
         last,
@@ -152,8 +152,8 @@ def _tracks(table: TrackTable, text: Ints, count: int) -> _Tracks:
 
 
 def _of_candidate(tracks: _Tracks, count: int) -> dict[str, Floats]:
-    def summed(values: NDArray[np.generic]) -> Floats:
-        return np.bincount(tracks.text, np.asarray(values, dtype=np.float64), count)
+    def summed(values: NDArray[Any]) -> Floats:
+        return total_of(values, tracks.text, count)
 
     total, linked = summed(tracks.strength), tracks.length >= 2
     carried, strongest = summed(tracks.strength * linked), np.zeros(count)
