@@ -1,5 +1,8 @@
 # rules/detect.smk -- phase 4. Needs: activations, SAEs, track metrics and model outputs of one data set.
 # Gives: its leak audit, out-of-fold scores of every control and detector, and the saved detector.
+include: "common/detect.smk"
+
+
 rule audit_dataset:
     """Audit one data set for label leaks, and score the text-only controls, before any training."""
     input:
@@ -46,6 +49,7 @@ rule train_detectors:
         signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
         candidates=candidate_tables,
+        closed_book=closed_book,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
         selection="results/{model}/detection/{dataset}/selection.csv",

@@ -1,4 +1,8 @@
-# rules/common/extract.smk -- helpers of rules/extract.smk: waves under a disk budget.
+# rules/common/extract.smk -- helpers of rules/extract.smk: conflict sets, waves under a disk budget.
+# Data sets whose texts follow a remark.
+CONFLICT = [name for name, settings in DATASETS.items() if settings.conflict]
+
+
 @cache
 def show_plan():
     """Print the plan of disk use once, when jobs are planned; not for graphs, lists, lint or in a job."""

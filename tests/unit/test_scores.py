@@ -22,7 +22,8 @@ def test_every_computed_score_is_registered() -> None:
         *detectors.score_names(
             ["default", *registry.NULLS],
             classifiers.NAMES,
-            candidate_scores.score_names(candidate_run.VARIANTS),
+            compared=candidate_scores.score_names(candidate_run.VARIANTS),
+            remarks=True,
         ),
         *controls.UNTRAINED,
         *controls.AUDITED,

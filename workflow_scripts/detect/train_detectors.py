@@ -22,6 +22,7 @@ def main(
     signals: list[Path],
     samples: list[Path],
     candidates: list[Path],
+    closed_book: list[Path],
     scores: Path,
     selection: Path,
     importance: Path,
@@ -35,8 +36,9 @@ def main(
     """Write the scores of every detector, the chosen hyperparameters and the feature importances.
 
     `stores`, `manifests` and `weights` are in the order of `layers`, `signals` of `variants`.
-    `samples`: samples.parquet of a generated data set, or empty. `candidates`: controls and metrics
-    of the candidate answers, or empty.
+    `samples`: samples.parquet of a generated data set, or empty; `candidates`: controls and metrics
+    of the candidate answers, or empty; `closed_book`: closed_book.parquet of a conflict set, or
+    empty.
     """
     drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
@@ -52,7 +54,8 @@ def main(
             variants,
             detection,
             seed,
-            *drawn,
+            drawn[0] if drawn else None,
+            tables.read_parquet(closed_book[0]) if closed_book else None,
         )
     with files.atomic_write(scores, "wb") as stream:
         trained.scores.to_parquet(stream, index=False)

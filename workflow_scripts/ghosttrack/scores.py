@@ -98,14 +98,18 @@ LEFT_OUT = (
 )
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
-# Values of the column `dataset` for means over data sets: all given texts, all generated answers.
-ALL_GIVEN, ALL_GENERATED = "all_given", "generated"
+# Values of the column `dataset` for means over data sets: all given texts without remarks, all
+# generated answers without remarks, all given texts after remarks (conflict sets).
+ALL_GIVEN, ALL_GENERATED, ALL_MISLED = "all_given", "generated", "all_misled"
 # Value of the column `dataset` in ANSWERS for the answer tokens of all data sets.
 ALL_ANSWERS = "all_answers"
 # The two claims that the summary of a report speaks about, and the suffix of TRACKING before the
 # name of a null: the tracks themselves add to the detector, and not only what the null has as well.
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
 MORE_THAN = " more than their"
+# The two headline claims on conflict sets.
+BEYOND_PASS = "the detector beats all output and text of the same pass"
+BEYOND_CLOSED_BOOK = "activations add to closed book and context together"
 
 DETECTOR = "ghosttrack"
 WITHOUT_SAE, WITH_METRICS = f"{DETECTOR}.without_sae", f"{DETECTOR}.with_metrics"
@@ -120,6 +124,12 @@ CANDIDATE_ATTRIBUTION, CANDIDATE_FEATURES = "candidate_attribution", "candidate_
 CANDIDATE_TRACKS, CANDIDATE_ALL = "candidate_tracks", "candidate_all"
 WITH_GRADIENTS, WITH_CANDIDATES = f"{DETECTOR}.with_gradients", f"{DETECTOR}.with_candidates"
 BILINEAR_PROBE = "bilinear_probe"
+# Scores of conflict sets, whose texts follow a remark that asserts an answer. Closed book: the same
+# text without its remark.
+AGREEMENT = "agreement"
+OUTPUT_AND_AGREEMENT, SAME_PASS = f"{OUTPUT_REGRESSION}.with_agreement", "same_pass"
+CLOSED_BOOK, CLOSED_BOOK_AND_CONTEXT = "closed_book", "closed_book_and_context"
+WITH_CLOSED_BOOK = f"{DETECTOR}.with_closed_book"
 TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
 LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
 TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
@@ -183,6 +193,12 @@ _ALL = (
         "detector with tracks of candidates",
         "The default detector with the regression on gradients, feature attribution and tracks of "
         "the candidates as one more base learner.",
+    ),
+    Score(
+        WITH_CLOSED_BOOK,
+        "detector",
+        "detector with closed book",
+        "The default detector with all that the regression on closed book and context knows.",
     ),
     Score(
         "answer_logprob_mean",
@@ -278,6 +294,42 @@ _ALL = (
         "output features with text pairs",
         "Logistic regression on all output features and on both controls of question-answer pairs: "
         "all that can be known without reading activations.",
+    ),
+    Score(
+        AGREEMENT,
+        "control",
+        "agreement with the remark",
+        "Logistic regression on whether the text states the answer that the remark before it "
+        "asserts.",
+    ),
+    Score(
+        OUTPUT_AND_AGREEMENT,
+        "output",
+        "regression on output features and agreement with the remark",
+        "Logistic regression on all output features, with weights that depend on whether the text "
+        "agrees with the remark.",
+    ),
+    Score(
+        SAME_PASS,
+        "output",
+        "all output and text of the same pass",
+        "Logistic regression on all output features and both controls of question-answer pairs, "
+        "with weights that depend on whether the text agrees with the remark.",
+        short="same pass",
+    ),
+    Score(
+        CLOSED_BOOK,
+        "output",
+        "closed book",
+        "Logistic regression on all output features of the same text without its remark, which "
+        "the model reads in one more pass.",
+    ),
+    Score(
+        CLOSED_BOOK_AND_CONTEXT,
+        "output",
+        "closed book and context",
+        "Logistic regression on the output features with and without the remark, both controls of "
+        "question-answer pairs, and agreement with the remark.",
     ),
     Score(
         "output_scores",
@@ -549,7 +601,8 @@ class DatasetKinds(NamedTuple):
 
     text_controlled: given texts whose label the text does not give away (the text-only interval
     covers 0.5); leaky: given texts whose label it does; generated: answers of the model; control:
-    positive controls; skipped: too little data to train on.
+    positive controls; skipped: too little data to train on; misled: conflict sets, of given texts
+    or of answers.
     """
 
     text_controlled: list[str]
@@ -557,11 +610,12 @@ class DatasetKinds(NamedTuple):
     generated: list[str]
     control: list[str]
     skipped: list[str]
+    misled: list[str]
 
 
 def kinds(metrics: pd.DataFrame, datasets: list[str], controls: list[str]) -> DatasetKinds:
     """Sort data sets by kind; `controls` names the positive controls."""
-    result = DatasetKinds([], [], [], [], [])
+    result = DatasetKinds([], [], [], [], [], [])
     for dataset in datasets:
         modes = set(metrics.loc[metrics["dataset"] == dataset, "mode"])
         text = row_of(metrics, dataset, TEXT_ONLY)
@@ -570,6 +624,8 @@ def kinds(metrics: pd.DataFrame, datasets: list[str], controls: list[str]) -> Da
             result.skipped.append(dataset)
         elif dataset in controls:
             result.control.append(dataset)
+        elif row_of(metrics, dataset, AGREEMENT) is not None:
+            result.misled.append(dataset)
         elif modes == {"generated"}:
             result.generated.append(dataset)
         elif text is not None and text["auroc_low"] <= 0.5 <= text["auroc_high"]:

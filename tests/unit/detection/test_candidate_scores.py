@@ -39,7 +39,13 @@ def write(folder: Path, compared: bool = True) -> tuple[Path, Path]:
 
 def examples() -> pd.DataFrame:
     return pd.DataFrame(
-        {"id": IDS, "answer": list("ababab"), "remark_answer": ["a", "a", "", "b", "", "a"]}
+        {
+            "id": IDS,
+            "mode": "given",
+            "answer": list("ababab"),
+            "remark": ["r", "r", "", "r", "", "r"],
+            "remark_answer": ["a", "a", "", "b", "", "a"],
+        }
     )
 
 

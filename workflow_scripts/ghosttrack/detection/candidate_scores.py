@@ -15,6 +15,7 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack.detection.probes import Ints
 from ghosttrack.errors import UserError
+from ghosttrack.facts import remarks
 from ghosttrack.runtime import tables
 
 # Column of the logit difference, and prefixes of the metrics of layers and tracks.
@@ -70,11 +71,10 @@ def read_inputs(
 
 def agreement_of(examples: pd.DataFrame) -> Ints:
     """Whether a remark before the text asserts the stated answer: 1, -1, or 0 without a remark."""
-    if "remark_answer" not in examples:
+    if "remark" not in examples:
         return np.zeros(len(examples), dtype=np.int64)
-    asserted, stated = (examples[name].astype(str) for name in ("remark_answer", "answer"))
-    agrees = np.where(asserted.str.strip() == stated.str.strip(), 1, -1)
-    return np.where(asserted.str.strip() == "", 0, agrees).astype(np.int64)
+    agrees = np.where(remarks.agreement(examples), 1, -1)
+    return np.where(examples["remark"] == "", 0, agrees).astype(np.int64)
 
 
 def score_names(variants: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ghosttrack import scores as registry
@@ -20,6 +21,8 @@ from ghosttrack.detection.splits import OuterFold
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import DetectionSettings
+
+Bools = npt.NDArray[np.bool_]
 
 PAIRS = (registry.TEXT_PAIR, registry.EMBEDDING_PAIR)
 # Base learners of the default detector, which stacks their log-odds with output and logit-lens
@@ -52,13 +55,36 @@ METRIC_FAMILIES = ("entropy", "churn", "competition", "stability", "dominance", 
 ON_NULLS = ("logistic", "forest")
 
 
+# Scores of conflict sets alone.
+ON_REMARKS = (
+    registry.AGREEMENT,
+    registry.OUTPUT_AND_AGREEMENT,
+    registry.SAME_PASS,
+    registry.CLOSED_BOOK,
+    registry.CLOSED_BOOK_AND_CONTEXT,
+    registry.WITH_CLOSED_BOOK,
+)
+
+
+class RemarkInputs(NamedTuple):
+    """Features that only texts after a remark have.
+
+    agrees: whether the text states the answer of its remark, (examples,); closed_book: output
+    features of the texts without their remarks, (examples, features).
+    """
+
+    agrees: Bools
+    closed_book: pd.DataFrame
+
+
 class DetectorInputs(NamedTuple):
     """Features of the examples of a data set, all in the same order.
 
     outputs: output features, (examples, features); lens: logit-lens features, (examples, features);
     layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of
     answers; texts: the examples, for text controls; metrics: tracking metrics by variant, each
-    (examples, metrics); candidates: of a data set with other candidate answers.
+    (examples, metrics); candidates: of a data set with other candidate answers; remarks: of a
+    conflict set.
     """
 
     outputs: pd.DataFrame
@@ -68,6 +94,7 @@ class DetectorInputs(NamedTuple):
     texts: pd.DataFrame
     metrics: Mapping[str, pd.DataFrame]
     candidates: CandidateInputs | None = None
+    remarks: RemarkInputs | None = None
 
 
 class Choice(NamedTuple):
@@ -98,11 +125,16 @@ class DetectorResults(NamedTuple):
 
 
 def score_names(
-    variants: Sequence[str], chosen: Sequence[str], compared: Sequence[str] = ()
+    variants: Sequence[str],
+    chosen: Sequence[str],
+    *,
+    compared: Sequence[str] = (),
+    remarks: bool = False,
 ) -> list[str]:
     """Names of the scores of `train`, in the order of the tables.
 
-    `chosen`: classifiers of tracking metrics; `compared`: scores on candidate answers.
+    `chosen`: classifiers of tracking metrics; `compared`: scores on candidate answers; `remarks`:
+    whether the texts follow remarks.
     """
     metrics = [
         _of_variant(f"metrics_{name}", variant)
@@ -117,6 +149,7 @@ def score_names(
         registry.OUTPUT_AND_WORDS,
         *PAIRS,
         *compared,
+        *(ON_REMARKS if remarks else ()),
         *metrics,
     ]
 
@@ -150,7 +183,12 @@ def train(
     results = DetectorResults(
         {
             score_name: np.full(len(labels), np.nan)
-            for score_name in score_names(list(inputs.metrics), detection.detectors, list(compared))
+            for score_name in score_names(
+                list(inputs.metrics),
+                detection.detectors,
+                compared=list(compared),
+                remarks=inputs.remarks is not None,
+            )
         },
         [],
         [],
@@ -170,6 +208,8 @@ def train(
         }
         fits |= _metrics(inputs, y, outer, results, detection, seed)
         fits |= _stacks(inputs, y, outer, results, fits)
+        if inputs.remarks:
+            fits |= _on_remarks(inputs, inputs.remarks, known, y, outer, results, fits)
         for score_name, fit in fits.items():
             results.scores[score_name][outer.test] = probes.probability(fit.test_log_odds)
         progress.advance(1)
@@ -311,6 +351,56 @@ def _stacks(
         )
         for score_name, base_learners in stacks(fits).items()
     }
+
+
+def _on_remarks(
+    inputs: DetectorInputs,
+    remarks: RemarkInputs,
+    known: pd.DataFrame,
+    y: Ints,
+    outer: OuterFold,
+    results: DetectorResults,
+    fits: Mapping[str, FoldFit],
+) -> dict[str, FoldFit]:
+    """The scores ON_REMARKS. `known`: output features and log-odds of the text controls."""
+    agrees = pd.DataFrame({registry.AGREEMENT: remarks.agrees.astype(np.float64)})
+    both = pd.concat(
+        [
+            interacted(known, remarks.agrees),
+            remarks.closed_book.add_prefix(f"{registry.CLOSED_BOOK}."),
+        ],
+        axis=1,
+    )
+    inside = stacked(
+        inputs._replace(outputs=inputs.outputs.iloc[:, :0]), BASE_LEARNERS, outer, fits
+    )
+    tables = {
+        registry.AGREEMENT: agrees,
+        registry.OUTPUT_AND_AGREEMENT: interacted(inputs.outputs, remarks.agrees),
+        registry.SAME_PASS: interacted(known, remarks.agrees),
+        registry.CLOSED_BOOK: remarks.closed_book,
+        registry.CLOSED_BOOK_AND_CONTEXT: both,
+        registry.WITH_CLOSED_BOOK: pd.concat([both, inside], axis=1),
+    }
+    return {name: _logistic(table, y, outer, name, results) for name, table in tables.items()}
+
+
+def interacted(table: pd.DataFrame, agrees: Bools) -> pd.DataFrame:
+    """Features, agreement with the remark (+1 or -1), and the products of both.
+
+    A linear model of these columns has other weights for texts that agree with their remark than
+    for texts that do not. Features are standardised over all rows, which reads no label.
+    """
+    sign = np.where(agrees, 1.0, -1.0)
+    z = probes.standardise(table.to_numpy(dtype=np.float64)).apply(table.to_numpy(np.float64))
+    products = pd.DataFrame(
+        z * sign[:, None],
+        columns=[f"{name} x {registry.AGREEMENT}" for name in table],
+        index=table.index,
+    )
+    return pd.concat(
+        [table, pd.Series(sign, table.index, name=registry.AGREEMENT), products], axis=1
+    )
 
 
 def stacked(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ghosttrack import scores as registry
 from ghosttrack.detection import agreement, candidate_scores, controls, detectors, splits
-from ghosttrack.detection.detectors import Choice, DetectorInputs, Weight
+from ghosttrack.detection.detectors import Choice, DetectorInputs, RemarkInputs, Weight
 from ghosttrack.detection.representations import (
     LayerBlocks,
     by_relation,
@@ -21,6 +21,7 @@ from ghosttrack.detection.representations import (
     spans,
 )
 from ghosttrack.errors import UserError
+from ghosttrack.facts import remarks
 from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import DetectionSettings
 
@@ -68,6 +69,7 @@ def train_dataset(
     detection: DetectionSettings,
     seed: int,
     samples: DrawnAnswers | None = None,
+    closed_book: pd.DataFrame | None = None,
 ) -> DatasetScores:
     """Train every detector in the folds of the leak audit.
 
@@ -76,6 +78,7 @@ def train_dataset(
     Args:
         audited: scores of the audit's controls, with the folds.
         samples: sampled answers of a generated data set.
+        closed_book: closed_book.parquet of a conflict set.
     Raises:
         UserError: the tables are from different examples.
     """
@@ -112,11 +115,16 @@ def train_dataset(
             for name in detectors.score_names(
                 variants,
                 detection.detectors,
-                [] if compared is None else candidate_scores.score_names(list(compared.metrics)),
+                compared=[]
+                if compared is None
+                else candidate_scores.score_names(list(compared.metrics)),
+                remarks=closed_book is not None,
             )
         }
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
+        if closed_book is not None:
+            inputs = inputs._replace(remarks=_of_remarks(dataset, examples, closed_book, rows))
         splits.check_folds(fold, cv_groups, list(evaluated["text"]), list(evaluated["id"]), dataset)
         outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
         trained = detectors.train(inputs, labels, outer_folds, detection, seed, dataset)
@@ -129,6 +137,22 @@ def train_dataset(
         pd.concat([table, audited], ignore_index=True),
         pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
         pd.DataFrame(weights, columns=list(Weight._fields)).assign(dataset=dataset),
+    )
+
+
+def _of_remarks(
+    dataset: str, examples: pd.DataFrame, closed_book: pd.DataFrame, rows: NDArray[np.int64]
+) -> RemarkInputs:
+    """Agreement with the remark and closed-book features of the examples `rows`."""
+    if list(closed_book["id"]) != list(examples["id"]):
+        raise UserError(
+            f"{dataset}: closed_book.parquet and examples.parquet list different examples: delete "
+            "both and run again"
+        )
+    texts, measured = (table.iloc[rows].reset_index(drop=True) for table in (examples, closed_book))
+    return RemarkInputs(
+        np.array(remarks.agreement(texts), dtype=np.bool_),
+        by_relation(output_features(measured), texts["relation"].tolist()),
     )
 
 
@@ -164,7 +188,7 @@ def read_inputs(
         table = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
     measured, texts = (table.iloc[rows].reset_index(drop=True) for table in (outputs, examples))
-    features = by_relation(output_features(measured), texts["relation"].tolist())
+    features = by_relation(output_features(measured), remarks.strata(texts))
     pairs = pairs_of(
         candidates.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows
     )

@@ -20,15 +20,36 @@ TRAINED_CONTROLS = (
 
 
 class ClaimSpec(NamedTuple):
-    """A claim: its sentence, our score, and the controls, of which it must beat the best.
-
-    occasional: it is tested only in scopes that have our score.
-    """
+    """A claim: its sentence, our score, and the controls, of which it must beat the best."""
 
     sentence: str
     ours: str
     controls: tuple[str, ...]
-    occasional: bool = False
+
+
+# Everything about a text after a remark that its own forward pass gives away without activations.
+SAME_PASS = (
+    registry.SAME_PASS,
+    registry.OUTPUT_AND_AGREEMENT,
+    registry.OUTPUT_AND_WORDS,
+    registry.OUTPUT_REGRESSION,
+    registry.WITHOUT_CANDIDATES,
+    registry.EMBEDDING_PAIR,
+    registry.AGREEMENT,
+    *controls.SINGLE,
+)
+
+
+def on_remarks() -> list[ClaimSpec]:
+    """The headline claims that are tested in scopes of texts after remarks."""
+    return [
+        ClaimSpec(registry.BEYOND_PASS, registry.DETECTOR, SAME_PASS),
+        ClaimSpec(
+            registry.BEYOND_CLOSED_BOOK,
+            registry.WITH_CLOSED_BOOK,
+            (registry.CLOSED_BOOK_AND_CONTEXT, registry.CLOSED_BOOK),
+        ),
+    ]
 
 
 def claims(variants: Sequence[str]) -> list[ClaimSpec]:
@@ -82,11 +103,11 @@ def claims(variants: Sequence[str]) -> list[ClaimSpec]:
                 "tracking metrics beat the text alone", "metrics_forest", (registry.TEXT_ONLY,)
             ),
         ]
-    return result + candidate_claims()
+    return result
 
 
-def candidate_claims() -> list[ClaimSpec]:
-    """Claims about the candidate answers to a prompt, for data sets that name another candidate."""
+def on_candidates() -> list[ClaimSpec]:
+    """The claims that are tested in scopes of texts with another candidate answer."""
     gradients, features = registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_FEATURES
     tracks, everything = registry.CANDIDATE_TRACKS, registry.CANDIDATE_ALL
     nulls = ("untracked", "random", "shuffled", "candidates", "decoders")
@@ -120,6 +141,4 @@ def candidate_claims() -> list[ClaimSpec]:
         ("candidate tracks add to the detector", with_all, detector),
         ("linked candidate tracks add more to the detector", with_all, f"{with_all}.untracked"),
     ]
-    return [
-        ClaimSpec(sentence, ours, (control,), occasional=True) for sentence, ours, control in pairs
-    ]
+    return [ClaimSpec(sentence, ours, (control,)) for sentence, ours, control in pairs]

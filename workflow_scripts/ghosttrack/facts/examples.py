@@ -42,6 +42,10 @@ class Question(NamedTuple):
     question: str
     prompt: str  # few-shot demonstrations, then the text that the model completes
     gold: list[str]  # accepted answers, the usual one first
+    other: str = ""  # a false answer, which a remark may assert; "" without remarks
+    remark: str = ""  # as in Example; a part of the prompt
+    remark_answer: str = ""
+    wording: str = ""
 
 
 def example_table(examples: Iterable[Example]) -> "pd.DataFrame":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghosttrack.errors import UserError
+from ghosttrack.facts import remarks
 from ghosttrack.facts.examples import Example, Question, example_table, question_table
 
 if TYPE_CHECKING:
@@ -444,7 +445,7 @@ def _number_blocks(table: str, facts: Sequence[Fact]) -> list[list[Example]]:
     return blocks
 
 
-def build_questions(seed: int, count: int) -> "pd.DataFrame":
+def build_questions(seed: int, count: int, wordings: Sequence[str] = ()) -> "pd.DataFrame":
     """Few-shot completion prompts for the generated mode, the same number for every relation.
 
     A prompt consists of the relation's few-shot demonstrations, one statement per line, and the
@@ -453,16 +454,21 @@ def build_questions(seed: int, count: int) -> "pd.DataFrame":
     Args:
         seed: determines the subjects and their order.
         count: number of questions; fewer are returned when the tables are exhausted.
+        wordings: of the remarks before the questions (`facts.remarks`); every question is then
+            returned twice, after a true and a false remark. Empty: no remarks.
     Returns:
         One row per question, with the fields of `Question` as columns.
     """
     rng = random.Random(f"questions {seed}")
     pools = {relation: _question_pool(relation, rng) for relation in QUESTION_TABLES}
     sizes: dict[str, int] = dict.fromkeys(pools, 0)
+    if wordings:
+        count = count // 2
     for _ in range(min(count, sum(map(len, pools.values())))):
         smallest = min((r for r in pools if sizes[r] < len(pools[r])), key=sizes.__getitem__)
         sizes[smallest] += 1
     rows = []
+    shown = []
     for relation, pool in pools.items():
         shots = "".join(f"{prompt_of(fact)} {fact.answer}.\n" for fact in demonstrations(relation))
         for number, fact in enumerate(pool[: sizes[relation]]):
@@ -475,9 +481,20 @@ def build_questions(seed: int, count: int) -> "pd.DataFrame":
                     question=question_of(fact),
                     prompt=shots + prompt_of(fact),
                     gold=fact.gold,
+                    other=_false_answer(fact, pool, seed) if wordings else "",
                 )
             )
-    return question_table(rows)
+            shown.append(shots)
+    return question_table(remarks.ask_after_remarks(rows, shown, wordings) if wordings else rows)
+
+
+def _false_answer(fact: Fact, pool: Sequence[Fact], seed: int) -> str:
+    """A random answer that is certainly wrong for the subject."""
+    never = {*fact.gold, *fact.excluded_distractors, fact.subject}
+    options = fact.distractors or sorted(
+        {other.answer for other in pool if not look_alike(fact.subject, other.answer)} - never
+    )
+    return random.Random(f"remark {seed} {fact.relation} {fact.subject}").choice(options)
 
 
 def demonstration_turns(relation: str) -> list[str]:

@@ -98,7 +98,7 @@ def _estimated_rows(settings: Settings, dataset: DatasetSettings) -> int:
         return settings.generation.questions * settings.generation.max_new_tokens
     table = FACTS / f"{dataset.table}.csv"
     if dataset.source == "facts" and table.is_file():
-        rows = table.read_bytes().count(b"\n") * ROWS_PER_FACT
+        rows = table.read_bytes().count(b"\n") * ROWS_PER_FACT * (2 if dataset.conflict else 1)
         return min(rows, (dataset.max_examples or rows) * ROWS_PER_EXAMPLE)
     return (dataset.max_examples or EXAMPLES) * ROWS_PER_EXAMPLE
 

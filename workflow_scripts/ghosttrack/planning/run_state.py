@@ -24,6 +24,7 @@ PHASES = (
     "extract_activations",
     "extract_heldout",
     "extract_examples",
+    "extract_closed_book",
     "fetch_sae",
     "train_sae",
     "train_shared_sae",
@@ -231,6 +232,8 @@ def _outputs(
             name,
             [f"examples/{name}/{layer}.json" for layer in [*folders, "embedding"]],
         )
+        if datasets[name].conflict:
+            yield "extract_closed_book", name, [f"examples/{name}/closed_book.parquet"]
         yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]
         yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
         if settings.tracking.compare_candidates:

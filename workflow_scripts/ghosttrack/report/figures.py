@@ -74,7 +74,17 @@ SUMMARY = (
     (("raw_probe",), "raw-activation probe", ANSWER_COLOUR, "D"),
     ((registry.DETECTOR,), "detector", DETECTOR_COLOUR, "o"),
 )
-SUMMARY_POOLS = {registry.ALL_GIVEN: "all given\ntexts", registry.ALL_GENERATED: "all own\nanswers"}
+# Added where data sets have remarks.
+SUMMARY_MISLED = (
+    ((registry.SAME_PASS,), "all of the same pass", REGRESSION_COLOUR, "<"),
+    ((registry.CLOSED_BOOK_AND_CONTEXT,), "closed book and context", GATE_COLOUR, "P"),
+    ((registry.WITH_CLOSED_BOOK,), "detector with closed book", DETECTOR_COLOUR, "*"),
+)
+SUMMARY_POOLS = {
+    registry.ALL_GIVEN: "all given\ntexts",
+    registry.ALL_GENERATED: "all own\nanswers",
+    registry.ALL_MISLED: "all after\nremarks",
+}
 
 
 class FigureInputs(NamedTuple):
@@ -144,9 +154,12 @@ def summary(inputs: FigureInputs) -> Figure:
     axes.axhline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
     if pools and pools < len(scopes):
         axes.axvline(pools - 0.5, color=MUTED, lw=0.8)
-    for number, (names, label, colour, marker) in enumerate(SUMMARY):
+    misled = any(_best(inputs, scope, (registry.SAME_PASS,)) for scope in scopes)
+    shown = [*SUMMARY, *(SUMMARY_MISLED if misled else ())]
+    apart = 0.15 if not misled else 0.1
+    for number, (names, label, colour, marker) in enumerate(shown):
         points = [
-            (place + 0.15 * (number - 2), row)
+            (place + apart * (number - (len(shown) - 1) / 2), row)
             for place, scope in enumerate(scopes)
             if (row := _best(inputs, scope, names))
         ]

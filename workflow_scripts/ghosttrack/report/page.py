@@ -55,6 +55,11 @@ PARTS = {
         "The model answered questions and the answers were graded. Correct and wrong answers may "
         "differ in wording, so compare with text only.",
     ),
+    "misled": (
+        "Texts after remarks",
+        "A remark before each text asserts the true or the false answer. Neither the remark nor "
+        "its agreement with the text predicts the label of a given text.",
+    ),
     "leaky": (
         "Data sets with a text leak",
         "Text alone predicts the label to some degree. Only the gain over text only counts.",
@@ -65,7 +70,11 @@ PARTS = {
     ),
     "skipped": ("Not run", "Too few examples to train on."),
 }
-POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, own answers"}
+POOLS = {
+    registry.ALL_GIVEN: "mean, given texts",
+    registry.ALL_GENERATED: "mean, own answers",
+    registry.ALL_MISLED: "mean, texts after remarks",
+}
 
 
 class ReportInputs(NamedTuple):
@@ -170,6 +179,7 @@ def _pools(metrics: pd.DataFrame, kinds: registry.DatasetKinds) -> list[str]:
     sizes = {
         registry.ALL_GIVEN: len(kinds.text_controlled) + len(kinds.leaky),
         registry.ALL_GENERATED: len(kinds.generated),
+        registry.ALL_MISLED: len(kinds.misled),
     }
     return [
         name
