@@ -314,8 +314,6 @@ def test_other_seeds_are_scored_and_a_set_too_small_has_none(
             background=folder / "background.npz",
             prompt_states=folder / "prompts.npz",
             samples=sorted(folder.glob("samples.parquet")),
-            candidates=[],
-            closed_book=[],
             sweeps=[tmp_path / str(layer) for layer in LAYERS],
             seeds=tmp_path / f"{name}.csv",
             dataset=name,
