@@ -23,6 +23,7 @@ def test_every_computed_score_is_registered() -> None:
             ["default", *registry.NULLS],
             classifiers.NAMES,
             compared=candidate_scores.score_names(candidate_run.VARIANTS),
+            null=True,
             remarks=True,
         ),
         *controls.UNTRAINED,

@@ -22,6 +22,7 @@ def main(
     signals: list[Path],
     samples: list[Path],
     candidates: list[Path],
+    random_decoders: list[Path],
     closed_book: list[Path],
     scores: Path,
     selection: Path,
@@ -37,7 +38,8 @@ def main(
 
     `stores`, `manifests` and `weights` are in the order of `layers`, `signals` of `variants`.
     `samples`: samples.parquet of a generated data set, or empty; `candidates`: controls and metrics
-    of the candidate answers, or empty; `closed_book`: closed_book.parquet of a conflict set, or
+    of the candidate answers, or empty; `random_decoders`: weights of the SAEs with random decoders
+    in the order of `layers`, or empty; `closed_book`: closed_book.parquet of a conflict set, or
     empty.
     """
     drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
@@ -48,7 +50,14 @@ def main(
             tables.read_parquet(outputs),
             tables.read_parquet(audited),
             detection_run.DatasetFiles(
-                stores, manifests, weights, background, prompt_states, signals, candidates
+                stores,
+                manifests,
+                weights,
+                background,
+                prompt_states,
+                signals,
+                candidates,
+                random_decoders,
             ),
             layers,
             variants,

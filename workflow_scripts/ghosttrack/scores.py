@@ -118,6 +118,9 @@ WITHOUT_SAE, WITH_METRICS = f"{DETECTOR}.without_sae", f"{DETECTOR}.with_metrics
 OUTPUT_REGRESSION = "output_regression"
 WITHOUT_CANDIDATES = f"{OUTPUT_REGRESSION}.without_candidates"
 OUTPUT_AND_WORDS = "output_and_words"
+# The default detector and probes with the SAEs of random decoders instead.
+NULL_DETECTOR, NULL_SAE_PROBE = f"{DETECTOR}.decoders", "sae_probe.decoders"
+NULL_RESIDUAL_PROBE = "residual_probe.decoders"
 # Scores on the candidate answers to a prompt, which data sets with a second candidate have.
 CANDIDATE_LOGIT, CANDIDATE_GRADIENTS = "candidate_logit", "candidate_gradients"
 CANDIDATE_ATTRIBUTION, CANDIDATE_FEATURES = "candidate_attribution", "candidate_features"
@@ -521,6 +524,7 @@ NULLS = {
     "candidates": "permuted candidates",
     "decoders": "random decoders",
 }
+_DECODERS = (NULL_DETECTOR, NULL_SAE_PROBE, NULL_RESIDUAL_PROBE)
 # Scores on the metrics of tracks or candidates, of which nulls have variants: `BASE.VARIANT`.
 _WITH_NULLS = (
     WITH_METRICS,
@@ -541,9 +545,12 @@ def get(name: str) -> Score:
     if name in SCORES:
         return SCORES[name]
     base, _, variant = name.rpartition(".")
-    if base not in _WITH_NULLS and not base.startswith("metrics_"):
+    if base not in _WITH_NULLS and not base.startswith("metrics_") and name not in _DECODERS:
         raise KeyError(name)
     known, null = SCORES[base], NULLS.get(variant, variant)
+    if name in _DECODERS:
+        meaning = f"{known.meaning} The SAEs are a null: their decoders are random."
+        return Score(name, known.family, f"{known.label}, {null}", meaning)
     return Score(
         name,
         "tracking_null",

@@ -96,6 +96,7 @@ def test_gradients_are_finite_differences_of_the_whole_model(
     model = small_models.make_model(architecture)
     compared = logit_gradients.comparisons(examples(ROWS), tokenizer, 64, "x")
     found = gradients(model, compared)
+    # The norms of llama compute in float32, so smaller steps than below would be rounding.
     model = model.double()
     generator = torch.Generator().manual_seed(0)
     for number, one in enumerate(compared.distinct):
@@ -110,13 +111,13 @@ def test_gradients_are_finite_differences_of_the_whole_model(
         own = ids.shape[1] - len(found[number].text)
         for index, layer in enumerate(LAYERS):
             for row in (0, len(found[number].text) - 1):
-                vector = torch.randn(small_models.WIDTH, generator=generator).double() * 1e-5
+                vector = torch.randn(small_models.WIDTH, generator=generator).double() * 3e-3
                 with added(models.blocks(model)[layer], own + row, vector):
                     up = difference()
                 with added(models.blocks(model)[layer], own + row, -vector):
                     down = difference()
                 slope = float(found[number].gradient[index][row].double() @ vector)
-                assert slope == pytest.approx((up - down) / 2, rel=2e-3, abs=1e-9)
+                assert slope == pytest.approx((up - down) / 2, rel=1e-2, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

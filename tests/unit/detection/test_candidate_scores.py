@@ -127,6 +127,21 @@ def test_a_planted_track_metric_reaches_the_detector_and_not_its_null() -> None:
     }
 
 
+def test_random_decoders_replace_the_run_s_saes_in_the_null_of_the_detector() -> None:
+    plain, labels, outer_folds = made(0.0)
+    null = {layer: blocks._replace() for layer, blocks in plain.layers.items()}
+    rng = np.random.default_rng(7)
+    planted = rng.standard_normal((len(labels), 20)).astype(np.float32)
+    planted[:, 0] += 3 * labels
+    null[4] = null[4]._replace(residual=planted)
+    inputs_with = plain._replace(null_layers=null)
+    found = detectors.train(inputs_with, labels, outer_folds, SETTINGS, 0, "null").scores
+    assert auroc(labels, found[registry.NULL_DETECTOR]) > 0.85
+    assert auroc(labels, found[registry.NULL_RESIDUAL_PROBE]) > 0.85
+    assert abs(auroc(labels, found[registry.DETECTOR]) - 0.5) < 0.2
+    np.testing.assert_array_equal(found[registry.NULL_SAE_PROBE], found["sae_probe"])
+
+
 def test_without_candidates_the_scores_are_those_of_a_run_without_them() -> None:
     plain, labels, outer_folds = made(1.0)
     before = detectors.train(plain, labels, outer_folds, SETTINGS, 0, "plain").scores

@@ -167,6 +167,7 @@ def run(inputs: Path, out: Path) -> None:
             prompt_states=folder / "prompts.npz",
             samples=sorted(folder.glob("samples.parquet")),
             candidates=[],
+            random_decoders=[],
             closed_book=[],
             signals=[folder / f"{variant}.parquet" for variant in VARIANTS],
             scores=made / "scores.parquet",

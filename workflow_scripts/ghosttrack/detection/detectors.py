@@ -34,6 +34,8 @@ STACKS: dict[str, tuple[str, ...]] = {
     registry.DETECTOR: BASE_LEARNERS,
     registry.WITHOUT_SAE: (registry.BILINEAR_PROBE, "centred_probe"),
 }
+# Probes on the SAEs of random decoders, and the field of LayerBlocks that each reads.
+NULL_PROBES = {registry.NULL_SAE_PROBE: "code", registry.NULL_RESIDUAL_PROBE: "residual"}
 # Regressions that a stack adds to the base learners, and the names of these stacks.
 _ADDED = {
     "metrics_logistic": registry.WITH_METRICS,
@@ -83,8 +85,8 @@ class DetectorInputs(NamedTuple):
     outputs: output features, (examples, features); lens: logit-lens features, (examples, features);
     layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of
     answers; texts: the examples, for text controls; metrics: tracking metrics by variant, each
-    (examples, metrics); candidates: of a data set with other candidate answers; remarks: of a
-    conflict set.
+    (examples, metrics); candidates: of a data set with other candidate answers; null_layers: as
+    layers, with the SAEs of random decoders; remarks: of a conflict set.
     """
 
     outputs: pd.DataFrame
@@ -94,6 +96,7 @@ class DetectorInputs(NamedTuple):
     texts: pd.DataFrame
     metrics: Mapping[str, pd.DataFrame]
     candidates: CandidateInputs | None = None
+    null_layers: Mapping[int, LayerBlocks] | None = None
     remarks: RemarkInputs | None = None
 
 
@@ -129,12 +132,13 @@ def score_names(
     chosen: Sequence[str],
     *,
     compared: Sequence[str] = (),
+    null: bool = False,
     remarks: bool = False,
 ) -> list[str]:
     """Names of the scores of `train`, in the order of the tables.
 
-    `chosen`: classifiers of tracking metrics; `compared`: scores on candidate answers; `remarks`:
-    whether the texts follow remarks.
+    `chosen`: classifiers of tracking metrics; `compared`: scores on candidate answers; `null`:
+    whether there are random decoders; `remarks`: whether the texts follow remarks.
     """
     metrics = [
         _of_variant(f"metrics_{name}", variant)
@@ -142,8 +146,9 @@ def score_names(
         for name in classifiers_of(variant, chosen)
     ]
     return [
-        *stacks([*metrics, *compared]),
+        *stacks([*metrics, *compared, *(NULL_PROBES if null else ())]),
         *PROBES,
+        *(NULL_PROBES if null else ()),
         registry.OUTPUT_REGRESSION,
         registry.WITHOUT_CANDIDATES,
         registry.OUTPUT_AND_WORDS,
@@ -156,11 +161,13 @@ def score_names(
 
 def stacks(score_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Base learners by stack: STACKS, and a stack per logistic regression in `_ADDED`."""
-    added = {}
+    added: dict[str, tuple[str, ...]] = {}
     for name in score_names:
         base, _, variant = name.partition(".")
         if base in _ADDED:
             added[f"{_ADDED[base]}.{variant}".removesuffix(".")] = (*BASE_LEARNERS, name)
+        if name == registry.NULL_RESIDUAL_PROBE:
+            added[registry.NULL_DETECTOR] = (*STACKS[registry.WITHOUT_SAE], name)
     return {**STACKS, **added}
 
 
@@ -187,6 +194,7 @@ def train(
                 list(inputs.metrics),
                 detection.detectors,
                 compared=list(compared),
+                null=inputs.null_layers is not None,
                 remarks=inputs.remarks is not None,
             )
         },
@@ -205,6 +213,17 @@ def train(
         )
         fits |= {
             name: _logistic(table, y, outer, name, results) for name, table in compared.items()
+        }
+        fits |= {
+            name: probes.joint_ridge(
+                [getattr(blocks, field) for blocks in inputs.null_layers.values()],
+                y,
+                outer.inner_fold,
+                outer.train,
+                outer.test,
+            )
+            for name, field in NULL_PROBES.items()
+            if inputs.null_layers is not None
         }
         fits |= _metrics(inputs, y, outer, results, detection, seed)
         fits |= _stacks(inputs, y, outer, results, fits)

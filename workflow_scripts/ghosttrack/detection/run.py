@@ -31,7 +31,8 @@ class DatasetFiles(NamedTuple):
 
     stores, manifests, weights: activation stores, their manifests and SAE weights by layer;
     counterfactual_mean: background.npz; prompt_states: prompts.npz; track_metrics: tables of
-    tracking metrics by variant; candidates: the two tables of rule attribute_candidates, or none.
+    tracking metrics by variant; candidates: the two tables of rule attribute_candidates, or none;
+    random_decoders: weights of the SAEs with random decoders by layer, or none.
     """
 
     stores: Sequence[Path]
@@ -41,6 +42,7 @@ class DatasetFiles(NamedTuple):
     prompt_states: Path
     track_metrics: Sequence[Path]
     candidates: Sequence[Path] = ()
+    random_decoders: Sequence[Path] = ()
 
 
 class DrawnAnswers(NamedTuple):
@@ -118,6 +120,7 @@ def train_dataset(
                 compared=[]
                 if compared is None
                 else candidate_scores.score_names(list(compared.metrics)),
+                null=bool(paths.random_decoders),
                 remarks=closed_book is not None,
             )
         }
@@ -177,12 +180,16 @@ def read_inputs(
     ]
     require_same_rows(stores)
     means = read_counterfactual_mean(paths.counterfactual_mean, layers, len(outputs))
-    blocks: dict[int, LayerBlocks] = {}
-    for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
-        where = spans(outputs, opened.rows, dataset)
-        model = sae.load(weights.parent)
-        pooled = layer_blocks(opened.read(), opened.massive, where, model, means[layer_name(layer)])
-        blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
+
+    def pooled(weights: Sequence[Path]) -> dict[int, LayerBlocks]:
+        blocks: dict[int, LayerBlocks] = {}
+        for layer, opened, path in zip(layers, stores, weights, strict=True):
+            where = spans(outputs, opened.rows, dataset)
+            model, mean = sae.load(path.parent), means[layer_name(layer)]
+            found = layer_blocks(opened.read(), opened.massive, where, model, mean)
+            blocks[layer] = LayerBlocks(*(block[rows] for block in found))
+        return blocks
+
     metrics = {}
     for variant, path in zip(variants, paths.track_metrics, strict=True):
         table = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
@@ -195,11 +202,12 @@ def read_inputs(
     return DetectorInputs(
         features,
         lens_features(measured),
-        blocks,
+        pooled(paths.weights),
         pairs,
         texts,
         metrics,
         _candidates(paths, examples, rows),
+        pooled(paths.random_decoders) if paths.random_decoders else None,
     )
 
 

@@ -106,6 +106,18 @@ def claims(variants: Sequence[str]) -> list[ClaimSpec]:
     return result
 
 
+def on_random_decoders() -> list[ClaimSpec]:
+    """The claims that are tested in scopes with SAEs of random decoders: what learning adds."""
+    return [
+        ClaimSpec(
+            "learned SAEs add more than random decoders",
+            registry.DETECTOR,
+            (registry.NULL_DETECTOR,),
+        ),
+        ClaimSpec("the SAE probe beats random decoders", "sae_probe", (registry.NULL_SAE_PROBE,)),
+    ]
+
+
 def on_candidates() -> list[ClaimSpec]:
     """The claims that are tested in scopes of texts with another candidate answer."""
     gradients, features = registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_FEATURES

@@ -9,7 +9,13 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation.claims import ClaimSpec, claims, on_candidates, on_remarks
+from ghosttrack.evaluation.claims import (
+    ClaimSpec,
+    claims,
+    on_candidates,
+    on_random_decoders,
+    on_remarks,
+)
 from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Difference
@@ -48,6 +54,7 @@ def judge(
         tested = [
             *claims(variants),
             *(on_remarks() if scope.misled else ()),
+            *(on_random_decoders() if registry.NULL_DETECTOR in scope.auroc else ()),
             *(on_candidates() if registry.CANDIDATE_GRADIENTS in scope.auroc else ()),
         ]
         compared = [_compare(claim, scope, settings.confidence) for claim in tested]

@@ -132,7 +132,7 @@ class TrackingSettings(Section):
         "pass per prompt attributes the difference of their logits to SAE features, and the "
         "features that promote a candidate are followed through the layers. The nulls are those "
         "of the links, permuted candidates, and SAEs with a random decoder, which are fitted for "
-        "this comparison.",
+        "this comparison. These SAEs are also a null of the detector and of the SAE probe.",
     )
     original: OriginalTrackingSettings = Field(
         OriginalTrackingSettings(), description="Association costs, for `tracking.mode: original`."
