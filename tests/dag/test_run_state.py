@@ -19,6 +19,7 @@ CONFIGS = [
     {"activations": "{disk_budget_gb: 5}"},
     {"tracking": "{compare_candidates: true}"},
     {"tracking": "{variants: [default, permuted]}", "datasets": "[capitals, questions]"},
+    {"datasets": "[capitals, conflict_cities, conflict_questions]"},
 ]
 
 

@@ -96,6 +96,8 @@ LEFT_OUT = (
     "difference_high",
     "verdict",
 )
+# misled_left_out.csv: one row per part that is left out, data set, and pair of scores on conflict sets.
+MISLED_LEFT_OUT = ("left_out", "dataset", "ours", *LEFT_OUT[1:])
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
 # Values of the column `dataset` for means over data sets: all given texts without remarks, all
@@ -107,8 +109,10 @@ ALL_ANSWERS = "all_answers"
 # name of a null: the tracks themselves add to the detector, and not only what the null has as well.
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
 MORE_THAN = " more than their"
-# The two headline claims on conflict sets.
+# The two headline claims on conflict sets, and the first one for the detector that knows all that
+# its control knows.
 BEYOND_PASS = "the detector beats all output and text of the same pass"
+ADDS_TO_PASS = "activations add to all output and text of the same pass"
 BEYOND_CLOSED_BOOK = "activations add to closed book and context together"
 
 DETECTOR = "ghosttrack"
@@ -131,6 +135,7 @@ BILINEAR_PROBE = "bilinear_probe"
 # text without its remark.
 AGREEMENT = "agreement"
 OUTPUT_AND_AGREEMENT, SAME_PASS = f"{OUTPUT_REGRESSION}.with_agreement", "same_pass"
+WITH_AGREEMENT = f"{DETECTOR}.with_agreement"
 CLOSED_BOOK, CLOSED_BOOK_AND_CONTEXT = "closed_book", "closed_book_and_context"
 WITH_CLOSED_BOOK = f"{DETECTOR}.with_closed_book"
 TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
@@ -196,6 +201,13 @@ _ALL = (
         "detector with tracks of candidates",
         "The default detector with the regression on gradients, feature attribution and tracks of "
         "the candidates as one more base learner.",
+    ),
+    Score(
+        WITH_AGREEMENT,
+        "detector",
+        "detector with agreement",
+        "The default detector with all that the regression on output and text of the same pass "
+        "knows, such as agreement with the remark.",
     ),
     Score(
         WITH_CLOSED_BOOK,

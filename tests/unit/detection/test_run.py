@@ -168,7 +168,7 @@ def run(inputs: Path, out: Path) -> None:
             samples=sorted(folder.glob("samples.parquet")),
             candidates=[],
             random_decoders=[],
-            closed_book=[],
+            closed_book=sorted(folder.glob("closed_book.parquet")),
             signals=[folder / f"{variant}.parquet" for variant in VARIANTS],
             scores=made / "scores.parquet",
             selection=made / "selection.csv",

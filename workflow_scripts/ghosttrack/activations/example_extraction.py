@@ -113,7 +113,7 @@ def extract_examples(
     stored = [*embeddings, *(site_modules(model, layers, site) if layers else ())]
     modules = [*stored, *(candidates.modules() if candidates else ())]
     digest, width = _sha256(encoded), model.config.get_text_config().hidden_size
-    headers = [
+    headers: list[tuple[StoreFiles, int | None, str, int]] = [
         *([(embedding, None, "embedding", embeddings[0].embedding_dim)] if embedding else ()),
         *((target, layer, site, width) for target, layer in zip(targets, layers, strict=True)),
     ]

@@ -63,7 +63,7 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     heads = [
         text[:start] for text, start in zip(examples["text"], examples["answer_start"], strict=True)
     ]
-    wordings = examples["wording"] if "wording" in examples else ""
+    wordings = examples.get("wording", "")
     known = examples.assign(
         head=heads, number=answer_numbers(examples), stratum=strata(examples), wording=wordings
     )

@@ -64,6 +64,7 @@ ON_REMARKS = (
     registry.SAME_PASS,
     registry.CLOSED_BOOK,
     registry.CLOSED_BOOK_AND_CONTEXT,
+    registry.WITH_AGREEMENT,
     registry.WITH_CLOSED_BOOK,
 )
 
@@ -383,12 +384,9 @@ def _on_remarks(
 ) -> dict[str, FoldFit]:
     """The scores ON_REMARKS. `known`: output features and log-odds of the text controls."""
     agrees = pd.DataFrame({registry.AGREEMENT: remarks.agrees.astype(np.float64)})
+    same_pass = interacted(known, remarks.agrees)
     both = pd.concat(
-        [
-            interacted(known, remarks.agrees),
-            remarks.closed_book.add_prefix(f"{registry.CLOSED_BOOK}."),
-        ],
-        axis=1,
+        [same_pass, remarks.closed_book.add_prefix(f"{registry.CLOSED_BOOK}.")], axis=1
     )
     inside = stacked(
         inputs._replace(outputs=inputs.outputs.iloc[:, :0]), BASE_LEARNERS, outer, fits
@@ -396,9 +394,10 @@ def _on_remarks(
     tables = {
         registry.AGREEMENT: agrees,
         registry.OUTPUT_AND_AGREEMENT: interacted(inputs.outputs, remarks.agrees),
-        registry.SAME_PASS: interacted(known, remarks.agrees),
+        registry.SAME_PASS: same_pass,
         registry.CLOSED_BOOK: remarks.closed_book,
         registry.CLOSED_BOOK_AND_CONTEXT: both,
+        registry.WITH_AGREEMENT: pd.concat([same_pass, inside], axis=1),
         registry.WITH_CLOSED_BOOK: pd.concat([both, inside], axis=1),
     }
     return {name: _logistic(table, y, outer, name, results) for name, table in tables.items()}

@@ -41,9 +41,10 @@ SAME_PASS = (
 
 
 def on_remarks() -> list[ClaimSpec]:
-    """The headline claims that are tested in scopes of texts after remarks."""
+    """The claims that are tested only in scopes of texts after remarks."""
     return [
         ClaimSpec(registry.BEYOND_PASS, registry.DETECTOR, SAME_PASS),
+        ClaimSpec(registry.ADDS_TO_PASS, registry.WITH_AGREEMENT, SAME_PASS),
         ClaimSpec(
             registry.BEYOND_CLOSED_BOOK,
             registry.WITH_CLOSED_BOOK,

@@ -34,8 +34,8 @@ WORDINGS = {
 # A statement begins within a sentence after a remark that ends like this.
 _CONNECTIVE = ", "
 _ARTICLE = re.compile(r"(The|A|An) ")
-# Beginning of the prompts that hold a question.
-_ASKED = "Q: "
+# Beginning of the prompts that hold a question, and ends of remarks that only a statement continues.
+_ASKED, _STATED = "Q: ", ("In fact, ", "Assistant: ")
 
 
 def with_remarks(
@@ -145,8 +145,12 @@ def remark_of(
     `lines`: assertions for other prompts of the block.
     """
     sentence = _assertion(prompt, answer)
-    said = f'The answer to "{question}" is {answer}.' if prompt.startswith(_ASKED) else sentence
-    return WORDINGS[wording].format(
+    said, text = sentence, WORDINGS[wording]
+    if prompt.startswith(_ASKED):
+        said = f'The answer to "{question}" is {answer}.'
+        for end in _STATED:
+            text = f"{text.removesuffix(end).rstrip()}\n" if text.endswith(end) else text
+    return text.format(
         sentence=said,
         clause=_within(said).removesuffix("."),
         lines="".join(f"{line}\n" for line in (*lines, sentence)),

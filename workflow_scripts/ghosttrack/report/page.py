@@ -217,10 +217,22 @@ def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, An
 
 
 def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers of graded answers per data set; {} if no answers were generated."""
+    """Numbers of graded answers per data set; {} if no answers were generated.
+
+    With remarks also the numbers of questions after true and false ones, and of answers that repeat
+    them.
+    """
     if not labels:
         return {}
-    columns = [key for key, value in next(iter(labels.values())).items() if isinstance(value, int)]
+    labels = {name: {**counts, **_repeated(counts)} for name, counts in labels.items()}
+    columns = list(
+        dict.fromkeys(
+            key
+            for counts in labels.values()
+            for key, value in counts.items()
+            if isinstance(value, int)
+        )
+    )
     return {
         "columns": columns,
         "rows": [
@@ -228,6 +240,16 @@ def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for name, counts in labels.items()
         ],
     }
+
+
+def _repeated(counts: Mapping[str, Any]) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    for kind, found in counts.get("remarks", {}).items():
+        numbers |= {
+            f"after {kind} remarks": found["asked"],
+            f"repeat {kind} remarks": found["followed"],
+        }
+    return numbers
 
 
 def _relations(metrics: pd.DataFrame) -> dict[str, Any]:

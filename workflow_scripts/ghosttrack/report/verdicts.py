@@ -38,6 +38,7 @@ TITLES = {
     "the detector beats a regression on output features and text pairs": "The detector beats output and words "
     "together",
     registry.BEYOND_PASS: "The detector beats everything in the same pass",
+    registry.ADDS_TO_PASS: "Activations add to everything in the same pass",
 }
 
 
