@@ -99,7 +99,7 @@ for MODEL in SHARED:
 
 
 rule fit_random_decoder:
-    """Fit the null of one SAE (tracking.compare_candidates): the same L0 and encoder fit, a random decoder."""
+    """Fit the null of one SAE : the same L0 and encoder fit, a random decoder."""
     input:
         stores=null_rows(".zarr"),
         manifests=null_rows(".json"),

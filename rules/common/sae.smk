@@ -22,18 +22,3 @@ def null_rows(ending):
         return [f"results/{wildcards.model}/heldout/layer_{wildcards.layer}{ending}"]
 
     return files
-
-
-def null_decoders(name):
-    """Input function: a file of every layer's SAE with a random decoder, if the run fits them."""
-
-    def files(wildcards):
-        if not SETTINGS[wildcards.model].tracking.compare_candidates:
-            return []
-        return all_of(
-            wildcards.model,
-            f"results/{wildcards.model}/random_decoders/layer_{{layer}}/{name}",
-            "layer",
-        )
-
-    return files

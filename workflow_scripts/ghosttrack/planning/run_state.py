@@ -182,6 +182,11 @@ def _outputs(
     """
     folders = [layer_name(layer) for layer in settings.layers]
     variants = settings.tracking.variants
+    compared = [
+        name
+        for name in settings.datasets
+        if settings.tracking.compares(datasets[name].conflict is not None)
+    ]
     yield "fetch_model", "", ["model/source.json", "model/model.safetensors"]
     yield "check_model", "", ["model_check.json", "model_check.csv"]
     yield "fetch_corpus", "", ["corpus/train.json", "corpus/heldout.json"]
@@ -212,7 +217,7 @@ def _outputs(
             )
         yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
         yield "describe_features", layer, [f"features/{layer}.parquet"]
-        if settings.tracking.compare_candidates:
+        if compared:
             folder = f"random_decoders/{layer}"
             yield (
                 "fit_random_decoder",
@@ -236,7 +241,7 @@ def _outputs(
             yield "extract_closed_book", name, [f"examples/{name}/closed_book.parquet"]
         yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]
         yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
-        if settings.tracking.compare_candidates:
+        if name in compared:
             kinds = ("controls", "metrics")
             yield (
                 "attribute_candidates",
