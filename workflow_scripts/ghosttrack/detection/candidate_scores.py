@@ -98,6 +98,12 @@ def _bases(variant: str) -> list[str]:
 
 
 def columns(inputs: CandidateInputs) -> dict[str, pd.DataFrame]:
+    """Columns of every score with their interactions, each (examples, columns)."""
+    tables = plain_columns(inputs)
+    return {name: with_agreement(table, inputs.agreement) for name, table in tables.items()}
+
+
+def plain_columns(inputs: CandidateInputs) -> dict[str, pd.DataFrame]:
     """Columns of every score, each (examples, columns)."""
     found = {
         registry.CANDIDATE_LOGIT: inputs.controls[[_DIFFERENCE]],
@@ -116,7 +122,7 @@ def columns(inputs: CandidateInputs) -> dict[str, pd.DataFrame]:
         }
         for base in _bases(variant):
             found[of_variant(base, variant)] = pd.concat(parts[base], axis=1)
-    return {name: with_agreement(table, inputs.agreement) for name, table in found.items()}
+    return found
 
 
 def with_agreement(table: pd.DataFrame, agreement: Ints) -> pd.DataFrame:
