@@ -48,6 +48,9 @@ rule train_detectors:
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         track_metrics=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
+        candidates=candidate_tables,
+        random_decoders=null_decoders("sae_weights.safetensors"),
+        null_cfgs=null_decoders("cfg.json"),
         closed_book=closed_book,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",

@@ -52,6 +52,8 @@ rule transfer_misled:
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         stores=per_misled("examples/{dataset}/layer_{layer}.zarr"),
         manifests=per_misled("examples/{dataset}/layer_{layer}.json"),
+        controls=if_misled_compared(per_misled("candidates/{dataset}.controls.parquet")),
+        metrics=if_misled_compared(per_misled("candidates/{dataset}.metrics.parquet")),
     output:
         misled_left_out="results/{model}/evaluation/misled_left_out.csv",
     log:
@@ -61,7 +63,7 @@ rule transfer_misled:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.transfer),
         runtime=scaled(120),
     params:
         datasets=lambda wildcards: misled_datasets(wildcards.model),

@@ -20,6 +20,13 @@ def per_misled(ending):
     return files
 
 
+def if_misled_compared(files):
+    """Input function: `files` if candidate answers are compared in conflict sets; else nothing."""
+    return lambda wildcards: (
+        files(wildcards) if SETTINGS[wildcards.model].tracking.compares(conflict=True) else []
+    )
+
+
 def all_transfer(wildcards):
     """Input function: transfer between data sets without remarks, and between those with remarks."""
     plain = [model for model in MODELS if set(SETTINGS[model].datasets) - set(CONFLICT)]

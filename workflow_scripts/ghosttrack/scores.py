@@ -122,6 +122,14 @@ WITHOUT_SAE, WITH_METRICS = f"{DETECTOR}.without_sae", f"{DETECTOR}.with_metrics
 OUTPUT_REGRESSION = "output_regression"
 WITHOUT_CANDIDATES = f"{OUTPUT_REGRESSION}.without_candidates"
 OUTPUT_AND_WORDS = "output_and_words"
+# The default detector and probes with the SAEs of random decoders instead.
+NULL_DETECTOR, NULL_SAE_PROBE = f"{DETECTOR}.decoders", "sae_probe.decoders"
+NULL_RESIDUAL_PROBE = "residual_probe.decoders"
+# Scores on the candidate answers to a prompt, which data sets with a second candidate have.
+CANDIDATE_LOGIT, CANDIDATE_GRADIENTS = "candidate_logit", "candidate_gradients"
+CANDIDATE_ATTRIBUTION, CANDIDATE_FEATURES = "candidate_attribution", "candidate_features"
+CANDIDATE_TRACKS, CANDIDATE_ALL = "candidate_tracks", "candidate_all"
+WITH_GRADIENTS, WITH_CANDIDATES = f"{DETECTOR}.with_gradients", f"{DETECTOR}.with_candidates"
 BILINEAR_PROBE = "bilinear_probe"
 # Scores of conflict sets, whose texts follow a remark that asserts an answer. Closed book: the same
 # text without its remark.
@@ -179,6 +187,20 @@ _ALL = (
         "detector with tracking metrics",
         "The default detector with a logistic regression on the tracking metrics as one more "
         "base learner.",
+    ),
+    Score(
+        WITH_GRADIENTS,
+        "detector",
+        "detector with gradients of candidates",
+        "The default detector with the regression on gradients of the candidates' logit "
+        "difference as one more base learner.",
+    ),
+    Score(
+        WITH_CANDIDATES,
+        "detector",
+        "detector with tracks of candidates",
+        "The default detector with the regression on gradients, feature attribution and tracks of "
+        "the candidates as one more base learner.",
     ),
     Score(
         WITH_AGREEMENT,
@@ -388,6 +410,47 @@ _ALL = (
         "unembedding.",
     ),
     Score(
+        CANDIDATE_LOGIT,
+        "output",
+        "logit difference of the candidates",
+        "Logistic regression on the logit of the stated answer minus that of the other candidate "
+        "answer, at the last prompt token.",
+    ),
+    Score(
+        CANDIDATE_GRADIENTS,
+        "probe",
+        "gradients of the candidates",
+        "Logistic regression on the candidates' logit difference, its logit lens and gradient "
+        "times activation in each layer, without SAEs.",
+    ),
+    Score(
+        CANDIDATE_ATTRIBUTION,
+        "probe",
+        "feature attribution of the candidates",
+        "Logistic regression on metrics of the attribution of the candidates' logit difference to "
+        "SAE features, which know no feature by its identity.",
+    ),
+    Score(
+        CANDIDATE_FEATURES,
+        "probe",
+        "gradients and feature attribution of the candidates",
+        "Logistic regression on the candidates' gradients and their attribution to SAE features.",
+    ),
+    Score(
+        CANDIDATE_TRACKS,
+        "tracking",
+        "tracks of the candidates",
+        "Logistic regression on metrics of the tracks of each candidate: the features that promote "
+        "it, followed through the layers.",
+    ),
+    Score(
+        CANDIDATE_ALL,
+        "tracking",
+        "gradients, feature attribution and tracks of the candidates",
+        "Logistic regression on the candidates' gradients, their attribution to SAE features, and "
+        "the tracks of these features.",
+    ),
+    Score(
         TEXT_ONLY,
         "control",
         "text only",
@@ -470,11 +533,23 @@ NULLS = {
     "random": "random links",
     "shuffled": "shuffled layers",
     "untracked": "no links",
+    "candidates": "permuted candidates",
+    "decoders": "random decoders",
 }
+_DECODERS = (NULL_DETECTOR, NULL_SAE_PROBE, NULL_RESIDUAL_PROBE)
+# Scores on the metrics of tracks or candidates, of which nulls have variants: `BASE.VARIANT`.
+_WITH_NULLS = (
+    WITH_METRICS,
+    WITH_CANDIDATES,
+    CANDIDATE_ATTRIBUTION,
+    CANDIDATE_FEATURES,
+    CANDIDATE_TRACKS,
+    CANDIDATE_ALL,
+)
 
 
 def get(name: str) -> Score:
-    """The score of a name. `BASE.VARIANT` is a score on the tracking metrics of a null.
+    """The score of a name. `BASE.VARIANT` is a score on the metrics of a null.
 
     Raises:
         KeyError: no score has this name.
@@ -482,9 +557,12 @@ def get(name: str) -> Score:
     if name in SCORES:
         return SCORES[name]
     base, _, variant = name.rpartition(".")
-    if base != WITH_METRICS and not base.startswith("metrics_"):
+    if base not in _WITH_NULLS and not base.startswith("metrics_") and name not in _DECODERS:
         raise KeyError(name)
     known, null = SCORES[base], NULLS.get(variant, variant)
+    if name in _DECODERS:
+        meaning = f"{known.meaning} The SAEs are a null: their decoders are random."
+        return Score(name, known.family, f"{known.label}, {null}", meaning)
     return Score(
         name,
         "tracking_null",

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ghosttrack.detection import misled_transfer, transfer
+from ghosttrack.detection import candidate_scores, misled_transfer, transfer
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import transfer_tables
 from ghosttrack.runtime import files, job, tables
@@ -19,6 +20,8 @@ def main(
     closed_books: list[Path],
     backgrounds: list[Path],
     weights: list[Path],
+    controls: list[Path],
+    metrics: list[Path],
     misled_left_out: Path,
     datasets: list[str],
     layers: list[int],
@@ -29,7 +32,8 @@ def main(
     """Write misled_left_out.csv.
 
     `examples`, `outputs`, `closed_books` and `backgrounds` are in the order of `datasets`, the
-    conflict sets of given texts; `weights` is in the order of `layers`.
+    conflict sets of given texts; so are `controls` and `metrics`, the tables of candidate answers,
+    or they are empty; `weights` is in the order of `layers`.
     """
     texts, measured, closed = (
         dict(zip(datasets, map(tables.read_parquet, paths), strict=True))
@@ -51,7 +55,13 @@ def main(
             dict(zip(layers, weights, strict=True)),
             tuple(misled_transfer.PROBES.values()),
         )
-        pool = misled_transfer.pool(texts, measured, closed, blocks)
+        candidates = {
+            name: candidate_scores.read_inputs(
+                without_sae, with_sae, texts[name], np.arange(len(texts[name]))
+            )
+            for name, without_sae, with_sae in zip(datasets, controls, metrics, strict=False)
+        }
+        pool = misled_transfer.pool(texts, measured, closed, blocks, candidates)
         trainings = misled_transfer.trainings(pool)
         if not trainings:
             raise UserError(

@@ -166,6 +166,8 @@ def run(inputs: Path, out: Path) -> None:
             counterfactual_mean=folder / "background.npz",
             prompt_states=folder / "prompts.npz",
             samples=sorted(folder.glob("samples.parquet")),
+            candidates=[],
+            random_decoders=[],
             closed_book=sorted(folder.glob("closed_book.parquet")),
             track_metrics=[folder / f"{variant}.parquet" for variant in VARIANTS],
             scores=made / "scores.parquet",

@@ -78,6 +78,32 @@ def after_remarks(pool: Pool, signal: float) -> MisledPool:
     )
 
 
+def with_candidates(misled: MisledPool) -> MisledPool:
+    """Candidates whose tracks show the label where the text agrees with its remark."""
+    rng, rows = np.random.default_rng(3), len(misled.agrees)
+    tables = {
+        name: pd.DataFrame(rng.standard_normal((rows, 2)), columns=["difference", "track_lead"])
+        for name in misled_transfer.CANDIDATES
+    }
+    shown = 3 * misled.pool.labels * np.where(misled.agrees, 1, -1)
+    tables["candidate_all"]["track_lead"] += shown
+    return misled._replace(candidates=tables)
+
+
+def test_candidates_are_tested_on_other_relations_with_agreement_as_an_interaction() -> None:
+    misled = with_candidates(after_remarks(made(0.0), 0.0))
+    trainings = misled_transfer.trainings(misled)
+    scored = {kind: misled_transfer.scores(misled, each) for kind, each in trainings.items()}
+    table = transfer_tables.judge_misled(misled, scored, EvaluationSettings(bootstrap=200), 0)
+    rows = table[table["dataset"] == registry.ALL_MISLED].set_index(["left_out", "ours", "control"])
+    for kind in ("relation", "wording"):
+        gain = rows.loc[f"each {kind} in turn", "candidate_all", "candidate_all.untracked"]
+        assert gain["auroc_ours"] > 0.85
+        assert gain["difference_low"] > 0.2
+        noise = rows.loc[f"each {kind} in turn", "candidate_gradients", "same_pass"]
+        assert abs(noise["difference"]) < 0.1
+
+
 def test_conflict_sets_are_tested_without_each_relation_and_each_wording() -> None:
     misled = after_remarks(made(2.0), 2.0)
     trainings = misled_transfer.trainings(misled)

@@ -274,6 +274,23 @@ def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
     assert "sparse autoencoders add to the detector" in sentences
 
 
+def test_claims_about_candidates_are_tested_only_where_there_are_candidates() -> None:
+    plain = ledger.judge([scope_result({})], VARIANTS, SETTINGS)
+    sentences = {claim.sentence for claim in claims.on_candidates()}
+    assert not sentences & set(plain["claim"])
+    table = scores({})
+    compared = [
+        table[table["score"] == "raw_probe_all"].assign(score=name)
+        for name in ("candidate_gradients", "candidate_features", "candidate_features.decoders")
+    ]
+    scope = scoreboard.of_dataset(pd.concat([table, *compared]), False, SETTINGS, 0)
+    judged_rows = ledger.judge([scope], VARIANTS, SETTINGS).set_index("claim")
+    row = judged_rows.loc["feature attribution adds more than random decoders"]
+    assert (row["difference"], row["verdict"]) == (0, registry.NOT_ESTABLISHED)
+    row = judged_rows.loc["candidate tracks beat no links"]
+    assert row["reason"] == "candidate_tracks was not run"
+
+
 def test_strict_refuses_a_headline_that_does_not_hold() -> None:
     def pooled(apart: dict[str, float]) -> pd.DataFrame:
         return ledger.judge(scoreboard.pools([scope_result(apart)], 0.95), VARIANTS, SETTINGS)

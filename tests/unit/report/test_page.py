@@ -288,7 +288,12 @@ def test_tracking_adds_only_if_its_null_adds_less(more: str, decisive: str) -> N
 def test_titles_of_all_claims_have_at_most_eight_words() -> None:
 
     claims = [claim.sentence for claim in claim_specs.claims(["default", "permuted", "untracked"])]
-    claims += [claim.sentence for claim in claim_specs.on_remarks()]
+    more = [
+        *claim_specs.on_remarks(),
+        *claim_specs.on_candidates(),
+        *claim_specs.on_random_decoders(),
+    ]
+    claims += [claim.sentence for claim in more]
     titles = [verdicts.title(claim) for claim in claims]
     assert max(len(title.split()) for title in titles) <= 8
     assert len(set(titles)) == len(titles)

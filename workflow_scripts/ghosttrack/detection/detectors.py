@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import classifiers, controls, probes
+from ghosttrack.detection import candidate_scores, classifiers, controls, probes
+from ghosttrack.detection.candidate_scores import CandidateInputs
 from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.detection.representations import CANDIDATES, LayerBlocks, PromptAnswerPairs
 from ghosttrack.detection.splits import OuterFold
@@ -32,6 +33,14 @@ BASE_LEARNERS = (registry.BILINEAR_PROBE, "centred_probe", "residual_probe")
 STACKS: dict[str, tuple[str, ...]] = {
     registry.DETECTOR: BASE_LEARNERS,
     registry.WITHOUT_SAE: (registry.BILINEAR_PROBE, "centred_probe"),
+}
+# Probes on the SAEs of random decoders, and the field of LayerBlocks that each reads.
+NULL_PROBES = {registry.NULL_SAE_PROBE: "code", registry.NULL_RESIDUAL_PROBE: "residual"}
+# Regressions that a stack adds to the base learners, and the names of these stacks.
+_ADDED = {
+    "metrics_logistic": registry.WITH_METRICS,
+    registry.CANDIDATE_GRADIENTS: registry.WITH_GRADIENTS,
+    registry.CANDIDATE_ALL: registry.WITH_CANDIDATES,
 }
 # Control probes on activations and SAE codes, and the base learners.
 PROBES = (
@@ -77,7 +86,8 @@ class DetectorInputs(NamedTuple):
     outputs: output features, (examples, features); lens: logit-lens features, (examples, features);
     layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of
     answers; texts: the examples, for text controls; metrics: tracking metrics by variant, each
-    (examples, metrics); remarks: of a conflict set.
+    (examples, metrics); candidates: of a data set with other candidate answers; null_layers: as
+    layers, with the SAEs of random decoders; remarks: of a conflict set.
     """
 
     outputs: pd.DataFrame
@@ -86,6 +96,8 @@ class DetectorInputs(NamedTuple):
     pairs: PromptAnswerPairs
     texts: pd.DataFrame
     metrics: Mapping[str, pd.DataFrame]
+    candidates: CandidateInputs | None = None
+    null_layers: Mapping[int, LayerBlocks] | None = None
     remarks: RemarkInputs | None = None
 
 
@@ -117,11 +129,17 @@ class DetectorResults(NamedTuple):
 
 
 def score_names(
-    variants: Sequence[str], chosen: Sequence[str], *, remarks: bool = False
+    variants: Sequence[str],
+    chosen: Sequence[str],
+    *,
+    compared: Sequence[str] = (),
+    null: bool = False,
+    remarks: bool = False,
 ) -> list[str]:
     """Names of the scores of `train`, in the order of the tables.
 
-    `chosen`: classifiers of tracking metrics; `remarks`: whether the texts follow remarks.
+    `chosen`: classifiers of tracking metrics; `compared`: scores on candidate answers; `null`:
+    whether there are random decoders; `remarks`: whether the texts follow remarks.
     """
     metrics = [
         _of_variant(f"metrics_{name}", variant)
@@ -129,27 +147,29 @@ def score_names(
         for name in classifiers_of(variant, chosen)
     ]
     return [
-        *stacks(metrics),
+        *stacks([*metrics, *compared, *(NULL_PROBES if null else ())]),
         *PROBES,
+        *(NULL_PROBES if null else ()),
         registry.OUTPUT_REGRESSION,
         registry.WITHOUT_CANDIDATES,
         registry.OUTPUT_AND_WORDS,
         *PAIRS,
+        *compared,
         *(ON_REMARKS if remarks else ()),
         *metrics,
     ]
 
 
 def stacks(score_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Base learners by stack: STACKS, and a stack per logistic regression on metrics."""
-    return {
-        **STACKS,
-        **{
-            name.replace("metrics_logistic", registry.WITH_METRICS): (*BASE_LEARNERS, name)
-            for name in score_names
-            if name.startswith("metrics_logistic")
-        },
-    }
+    """Base learners by stack: STACKS, and a stack per logistic regression in `_ADDED`."""
+    added: dict[str, tuple[str, ...]] = {}
+    for name in score_names:
+        base, _, variant = name.partition(".")
+        if base in _ADDED:
+            added[f"{_ADDED[base]}.{variant}".removesuffix(".")] = (*BASE_LEARNERS, name)
+        if name == registry.NULL_RESIDUAL_PROBE:
+            added[registry.NULL_DETECTOR] = (*STACKS[registry.WITHOUT_SAE], name)
+    return {**STACKS, **added}
 
 
 def train(
@@ -167,11 +187,16 @@ def train(
         outer_folds: outer folds with their inner folds.
         name: data set, for the progress line.
     """
+    compared = {} if inputs.candidates is None else candidate_scores.columns(inputs.candidates)
     results = DetectorResults(
         {
             score_name: np.full(len(labels), np.nan)
             for score_name in score_names(
-                list(inputs.metrics), detection.detectors, remarks=inputs.remarks is not None
+                list(inputs.metrics),
+                detection.detectors,
+                compared=list(compared),
+                null=inputs.null_layers is not None,
+                remarks=inputs.remarks is not None,
             )
         },
         [],
@@ -187,6 +212,20 @@ def train(
         fits[registry.OUTPUT_AND_WORDS] = _logistic(
             known, y, outer, registry.OUTPUT_AND_WORDS, results
         )
+        fits |= {
+            name: _logistic(table, y, outer, name, results) for name, table in compared.items()
+        }
+        fits |= {
+            name: probes.joint_ridge(
+                [getattr(blocks, field) for blocks in inputs.null_layers.values()],
+                y,
+                outer.inner_fold,
+                outer.train,
+                outer.test,
+            )
+            for name, field in NULL_PROBES.items()
+            if inputs.null_layers is not None
+        }
         fits |= _metrics(inputs, y, outer, results, detection, seed)
         fits |= _stacks(inputs, y, outer, results, fits)
         if inputs.remarks:

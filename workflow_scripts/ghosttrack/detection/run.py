@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import agreement, controls, detectors, splits
+from ghosttrack.detection import agreement, candidate_scores, controls, detectors, splits
 from ghosttrack.detection.detectors import Choice, DetectorInputs, RemarkInputs, Weight
 from ghosttrack.detection.representations import (
     LayerBlocks,
@@ -31,7 +31,8 @@ class DatasetFiles(NamedTuple):
 
     stores, manifests, weights: activation stores, their manifests and SAE weights by layer;
     counterfactual_mean: background.npz; prompt_states: prompts.npz; track_metrics: tables of
-    tracking metrics by variant.
+    tracking metrics by variant; candidates: the two tables of rule attribute_candidates, or none;
+    random_decoders: weights of the SAEs with random decoders by layer, or none.
     """
 
     stores: Sequence[Path]
@@ -40,6 +41,8 @@ class DatasetFiles(NamedTuple):
     counterfactual_mean: Path
     prompt_states: Path
     track_metrics: Sequence[Path]
+    candidates: Sequence[Path] = ()
+    random_decoders: Sequence[Path] = ()
 
 
 class DrawnAnswers(NamedTuple):
@@ -108,10 +111,17 @@ def train_dataset(
     choices: list[Choice] = []
     weights: list[Weight] = []
     if reason:
+        compared = _candidates(paths, examples, rows)
         scores |= {
             name: np.full(len(rows), np.nan)
             for name in detectors.score_names(
-                variants, detection.detectors, remarks=closed_book is not None
+                variants,
+                detection.detectors,
+                compared=[]
+                if compared is None
+                else candidate_scores.score_names(list(compared.metrics)),
+                null=bool(paths.random_decoders),
+                remarks=closed_book is not None,
             )
         }
     else:
@@ -170,12 +180,16 @@ def read_inputs(
     ]
     require_same_rows(stores)
     means = read_counterfactual_mean(paths.counterfactual_mean, layers, len(outputs))
-    blocks: dict[int, LayerBlocks] = {}
-    for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
-        where = spans(outputs, opened.rows, dataset)
-        model = sae.load(weights.parent)
-        pooled = layer_blocks(opened.read(), opened.massive, where, model, means[layer_name(layer)])
-        blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
+
+    def pooled(weights: Sequence[Path]) -> dict[int, LayerBlocks]:
+        blocks: dict[int, LayerBlocks] = {}
+        for layer, opened, path in zip(layers, stores, weights, strict=True):
+            where = spans(outputs, opened.rows, dataset)
+            model, mean = sae.load(path.parent), means[layer_name(layer)]
+            found = layer_blocks(opened.read(), opened.massive, where, model, mean)
+            blocks[layer] = LayerBlocks(*(block[rows] for block in found))
+        return blocks
+
     metrics = {}
     for variant, path in zip(variants, paths.track_metrics, strict=True):
         table = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
@@ -185,7 +199,25 @@ def read_inputs(
     pairs = pairs_of(
         candidates.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows
     )
-    return DetectorInputs(features, lens_features(measured), blocks, pairs, texts, metrics)
+    return DetectorInputs(
+        features,
+        lens_features(measured),
+        pooled(paths.weights),
+        pairs,
+        texts,
+        metrics,
+        _candidates(paths, examples, rows),
+        pooled(paths.random_decoders) if paths.random_decoders else None,
+    )
+
+
+def _candidates(
+    paths: DatasetFiles, examples: pd.DataFrame, rows: np.ndarray
+) -> candidate_scores.CandidateInputs | None:
+    if not paths.candidates:
+        return None
+    without_sae, metrics = paths.candidates
+    return candidate_scores.read_inputs(without_sae, metrics, examples, rows)
 
 
 def read_counterfactual_mean(

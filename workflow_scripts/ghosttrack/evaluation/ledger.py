@@ -9,7 +9,13 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation.claims import ClaimSpec, claims, on_remarks
+from ghosttrack.evaluation.claims import (
+    ClaimSpec,
+    claims,
+    on_candidates,
+    on_random_decoders,
+    on_remarks,
+)
 from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Difference
@@ -38,12 +44,19 @@ def judge(
 ) -> pd.DataFrame:
     """Test every claim in every scope, with Holm correction over the claims of a scope.
 
+    A claim about a score that only some data sets have is left out of the other scopes.
+
     Returns:
         The ledger: one row per claim and scope, columns COLUMNS.
     """
     rows = []
     for scope in scope_results:
-        tested = [*claims(variants), *(on_remarks() if scope.misled else ())]
+        tested = [
+            *claims(variants),
+            *(on_remarks() if scope.misled else ()),
+            *(on_random_decoders() if registry.NULL_DETECTOR in scope.auroc else ()),
+            *(on_candidates() if registry.CANDIDATE_GRADIENTS in scope.auroc else ()),
+        ]
         compared = [_compare(claim, scope, settings.confidence) for claim in tested]
         corrected = statistics.holm([row.gain.p for row in compared])
         rows += [_line(row, p, settings) for row, p in zip(compared, corrected, strict=True)]

@@ -89,6 +89,14 @@ MISLED_PAIRS = (
     (registry.DETECTOR, registry.OUTPUT_REGRESSION),
     (registry.DETECTOR, "raw_probe"),
     ("sae_max_probe", "raw_probe"),
+    (registry.CANDIDATE_GRADIENTS, registry.SAME_PASS),
+    (registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_LOGIT),
+    (registry.CANDIDATE_GRADIENTS, registry.DETECTOR),
+    (registry.CANDIDATE_FEATURES, registry.CANDIDATE_GRADIENTS),
+    (registry.CANDIDATE_FEATURES, f"{registry.CANDIDATE_FEATURES}.decoders"),
+    (registry.CANDIDATE_ALL, registry.CANDIDATE_FEATURES),
+    (registry.CANDIDATE_ALL, f"{registry.CANDIDATE_ALL}.untracked"),
+    (registry.CANDIDATE_ALL, f"{registry.CANDIDATE_ALL}.decoders"),
 )
 
 
@@ -242,7 +250,7 @@ def _within(
 def _difference(
     cell: _Cell, control: str, settings: EvaluationSettings, ours: str = registry.DETECTOR
 ) -> dict[str, Any] | None:
-    if control not in cell.auroc:
+    if ours not in cell.auroc or control not in cell.auroc:
         return None
     gain = statistics.difference(
         cell.auroc[ours],
