@@ -79,6 +79,22 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
     assert sum("(GPUs: 1)" in line for line in lines) == 1 + 60 + 1 + 9 + 1 + 24 + 24 + 1
 
 
+def test_jobs_that_run_the_model_ask_for_the_gpus_that_it_is_spread_over(house: Path) -> None:
+    result = snakemake(
+        house, "--profile", "slurm", "--config", "model=tiny-gpt2", "plan={gpus_per_model: 2}", "-n"
+    )
+    asked = {
+        int(gpus): {
+            line.split(": ", 1)[1].split(" of ")[0].split(" tiny")[0]
+            for line in (result.stdout + result.stderr).splitlines()
+            if line.startswith("Job ") and f"(GPUs: {gpus})" in line
+        }
+        for gpus in "12"
+    }
+    assert asked[1] == {"Training the SAE"}
+    assert {"Checking", "Generating answers", "Evaluating the SAE"} < asked[2]
+
+
 @pytest.mark.parametrize(
     # 10 M x 1024 values are 20.5 GB a layer in fp16: three fit into 70 GB. Of the six that fit in int8s, four GPUs train four.
     ("storage", "count"),
@@ -254,12 +270,15 @@ def test_saes_of_the_library_are_planned_by_name_and_refused_by_name(
     assert job_counts(result.stdout)["fetch_sae"] == 4
     refused = dry_run(source.replace("tiny-res", "tiny-rse"), tmp_path)
     assert refused.returncode != 0
-    assert "SAELens knows no release tiny-rse; most similar: tiny-res" in refused.stderr
+    assert (
+        "SAELens knows no release tiny-rse; most similar: tiny-res"
+        in refused.stdout + refused.stderr
+    )
     if importlib.util.find_spec("sae_lens") is None:
         refused = dry_run(source)
         assert refused.returncode != 0
-        assert "pip install -r envs/saelens.txt" in refused.stderr
-        assert "Traceback" not in refused.stderr
+        assert "pip install -r envs/saelens.txt" in refused.stdout + refused.stderr
+        assert "Traceback" not in refused.stdout + refused.stderr
 
 
 def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
@@ -403,7 +422,8 @@ def test_a_rule_gives_its_script_every_argument_that_it_asks_for() -> None:
         needed = {
             each.arg
             for each, default in zip(main.args.kwonlyargs, main.args.kw_defaults, strict=True)
-            if not default
+            # Without it, a job would run the model in the default precision.
+            if not default or each.arg == "inference"
         }
         given = set(re.findall(r"^ +(\w+)=", block, flags=re.M))
         assert needed <= given | wildcards, f"{script[1]} lacks {needed - given - wildcards}"

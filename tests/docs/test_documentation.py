@@ -236,6 +236,8 @@ def check_command(words: list[str], tmp_path: Path) -> None:
     elif program == "python" and given[0].startswith("benchmarks/"):
         source = (ROOT / given[0]).read_text(encoding="utf-8")
         assert all(word in source for word in given if word.startswith("--"))
+    elif program == ".venv/bin/python" and given[:4] == ["-m", "pip", "install", "-r"]:
+        assert all((ROOT / name).is_file() for name in given[4:])
     elif program == "cp":
         assert (ROOT / given[0]).exists()
     else:

@@ -60,12 +60,12 @@ class SAE:
         assert (device, dtype) == ("cpu", "float32")
         import safetensors.torch
 
-        with open(loaders.hf_hub_download("owner/tiny-saes", f"{sae_id}/cfg.json", force_download=False)) as file:
-            cfg = json.load(file)
-        weights = loaders.hf_hub_download(
-            repo_id="owner/tiny-saes", filename="weights.safetensors", subfolder=sae_id
-        )
-        shapes = loaders.get_safetensors_tensor_shapes("owner/tiny-saes", f"{sae_id}/weights.safetensors")
+        home, file = "owner/tiny-saes", "weights.safetensors"
+        about = loaders.hf_hub_download(home, f"{sae_id}/cfg.json", force_download=False)
+        with open(about) as stream:
+            cfg = json.load(stream)
+        weights = loaders.hf_hub_download(repo_id=home, filename=file, subfolder=sae_id)
+        shapes = loaders.get_safetensors_tensor_shapes(home, f"{sae_id}/{file}")
         assert shapes["W_dec"] == [cfg["d_sae"], cfg["d_in"]], shapes
         loaders.hf_hub_download("owner/tiny-saes", f"{sae_id}/sparsity.safetensors")
         return Loaded(cfg, safetensors.torch.load_file(weights)), cfg, None

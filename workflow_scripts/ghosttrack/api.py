@@ -202,7 +202,9 @@ class Detector:
             if part.empty:
                 continue
             if part["question"].iloc[0]:
-                read, contexts = chat.answered(part, tokenizer), None
+                # The context is the beginning of the user's message.
+                message = part["relation"] + part["question"]
+                read, contexts = chat.answered(part.assign(question=message), tokenizer), None
                 ranges = chat.ranges_of_answered(part, tokenizer)
             else:
                 read, contexts = part, part["relation"].tolist()
@@ -265,8 +267,6 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
     for name in ("text", "answer", "id", "context", "question"):
         if reason := text_flaw(getattr(given, name)):
             raise UserError(f"text {number}: {name}: {reason}")
-    if given.context.strip() and given.question.strip():
-        raise UserError(f"text {number}: has both a question and a context; give only one of them")
     context = given.context.strip()
     return given._replace(
         id=given.id or str(number),

@@ -1,4 +1,4 @@
-"""SAEs by their names in SAELens: names, errors and what is loaded, with a stand-in for the library."""
+"""SAEs by their names in SAELens: errors and what is loaded, with a stand-in for the library."""
 
 import hashlib
 import importlib.util

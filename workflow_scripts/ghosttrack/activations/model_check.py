@@ -53,11 +53,12 @@ class Tolerance(NamedTuple):
 
 
 FLOAT32 = Tolerance(1e-3, 1e-3, 5e-4)
-# bfloat16 rounds to 8 bits; float16 rounds to 11 bits, and so do TF32 products. Small random models
-# of 30 architectures differ by up to .03 of a norm and .3 nats in bfloat16. A wrong mask can differ
-# as little (gpt_neo, mpt: .04 of a norm), so the check of a model in half precision is repeated in
+# bfloat16 rounds to 8 bits; float16 rounds to 11 bits, and so do TF32 products. In bfloat16,
+# SmolLM2-135M differs by .04 of a norm and .67 nats (the largest of 49,152 tokens at 16 positions),
+# small random models of 30 architectures by .03 of a norm and .3 nats. A wrong mask can differ as
+# little (gpt_neo, mpt: .04 of a norm), so the check of a model in half precision is repeated in
 # float32 where that fits into memory (`Limits.both`).
-BFLOAT16 = Tolerance(0.1, 0.5, 0.4)
+BFLOAT16 = Tolerance(0.15, 1.0, 0.8)
 FLOAT16 = Tolerance(*(limit / 8 for limit in BFLOAT16))
 # Lengths of the test sequences in tokens. Beyond small windows shorter ones are tested, down to
 # MIN_TOKENS. Beyond PACKED, texts are read alone; beyond PADDED, prompts are batched by length.

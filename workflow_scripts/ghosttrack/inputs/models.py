@@ -144,6 +144,11 @@ def _placement(directory: Path, device: str, precision: Precision, gpus: int) ->
         require_four_bits(device)
     if device != "cuda" or (gpus == 1 and not quantized):
         return {}
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError(
+            "plan.gpus_per_model and inference.quantization need the Python package accelerate, "
+            "which is not installed; install envs/torch.yaml or envs/requirements.txt again"
+        )
     seen = torch.cuda.device_count()
     if gpus > seen:
         raise UserError(
@@ -265,6 +270,12 @@ def separator(tokenizer: Any) -> int:
         f"{known or 'no cls_token, sep_token or pad_token'}); set bos_token in its "
         "tokenizer_config.json to the token that preceded each text in training"
     )
+
+
+def special_tokens(tokenizer: Any) -> set[int]:
+    """Ids of all special tokens, also of added ones such as the markers of a chat template."""
+    added = {token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    return {int(token) for token in added | set(tokenizer.all_special_ids)}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -264,8 +264,8 @@ def _require_fit(sae: Pretrained, layer: int, site: str, d_model: int) -> Pretra
     _require_site(sae, layer, site)
     if sae.d_in != d_model:
         raise UserError(
-            f"{sae.folder / CFG}: d_in is {sae.d_in}, but the model's width is {d_model}: the autoencoder "
-            "belongs to another model; choose other autoencoders"
+            f"{sae.folder / CFG}: d_in is {sae.d_in}, but the model's width is {d_model}: the "
+            "autoencoder belongs to another model; choose other autoencoders"
         )
     return sae
 
@@ -308,7 +308,7 @@ def require_model(sae: Pretrained, model: str, source: SourceSettings) -> str | 
     if not named:
         return None
     remedy = saelens.RENAME if sae.loaded else "set model_name in a copy of this file"
-    return require_name(f"{path}", named, model, source, remedy)
+    return require_name(str(path), named, model, source, remedy)
 
 
 def require_name(

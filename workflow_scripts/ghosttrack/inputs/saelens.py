@@ -219,7 +219,8 @@ def _at_commit(loaders: ModuleType, commit: str) -> Iterator[dict[str, Path]]:
         from safetensors import safe_open
 
         with safe_open(at_commit(repo_id, filename), "pt") as opened:
-            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+            names = opened.keys()
+            return {name: opened.get_slice(name).get_shape() for name in names}
 
     # The second reads the shapes over HTTP from the newest commit; not in every version.
     ours = {"hf_hub_download": at_commit, "get_safetensors_tensor_shapes": shapes}

@@ -149,9 +149,7 @@ def parameters(weights: Sequence[Path]) -> int | None:
         for path in weights:
             with path.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
-                if length > _HEADER:
-                    return None
-                header = json.loads(stream.read(length))
+                header = json.loads(stream.read(length)) if length <= _HEADER else {}
             total += sum(
                 math.prod(entry["shape"])
                 for name, entry in header.items()

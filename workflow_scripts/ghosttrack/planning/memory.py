@@ -17,9 +17,10 @@ from ghosttrack.settings import Settings
 MARGIN = 1.3
 # Resident set of Python after the imports of a job, in MB: the smallest peak of such a job in a run
 # of tiny-gpt2, with the CPU build of torch. TABLES has pandas and pyarrow; LEARNING scikit-learn,
-# too; MODEL torch, transformers and a language model.
+# too; CORPUS a tokenizer of transformers; MODEL torch, transformers and a language model, MODEL_TABLES also pandas.
 PLAIN, TABLES, FIGURES, LEARNING = 125, 140, 210, 240
-TORCH, TORCH_ANSWERS, TORCH_TRACKS, TORCH_LEARNING, MODEL = 285, 340, 390, 420, 450
+TORCH, TORCH_ANSWERS, TORCH_TRACKS, TORCH_LEARNING = 285, 340, 390, 420
+CORPUS, MODEL, MODEL_TABLES = 310, 450, 500
 # ASSUME: host memory of the driver and the libraries of a GPU in a job that uses one, in MB.
 GPU_LIBRARIES = 2500
 # The two processes of Snakemake that a Slurm job runs beside its script, in MB.
@@ -34,11 +35,13 @@ _FETCHED_COPIES = 2.6
 _CONTEXTS, _STREAMS = 16, 40
 # Positions whose logits a job computes at once, and arrays of that size that it holds.
 _HEAD_ROWS, _HEAD_COPIES = 256, 5
-# Rows of examples that are put in order in memory: see `activations.example_extraction`.
-_WINDOW_EXAMPLES = 4096
-# Prompts whose answers are generated at once, and tokens of a prompt with its answer. Longer prompts
-# are batched by their length, in smaller batches.
-_PROMPTS, _PROMPT_TOKENS = 32, 160
+# Tokens of texts that are read together, and rows of examples that are put in order in memory: see
+# `activations.example_extraction`.
+_PACKED, _WINDOW_EXAMPLES = 2048, 4096
+# Prompts whose answers are generated at once, tokens of a prompt with its answer, and those of them
+# after the prefix that all prompts share. Longer prompts are batched by their length, in smaller
+# batches.
+_PROMPTS, _PROMPT_TOKENS, _OWN_TOKENS = 32, 160, 16
 # Contexts of a spliced forward pass, and arrays of the size of their logits that it holds: logits,
 # log-probabilities and products, of the plain and of the spliced pass.
 _SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 10
@@ -48,15 +51,17 @@ RESIDENT, _WINDOW_ROWS = 1536 * 2**20, 64 * 4096
 # Copies of an SAE's encoder or decoder in training: weights, gradients, moments, a checkpoint and
 # work space.
 _TRAINED_COPIES = 8
+# The same on an accelerator: weights, gradients, two moments and work space.
+_DEVICE_COPIES = 5
 # Rows that a job encodes at once, and arrays (rows, d_sae) that it holds; more for SAE quality with
-# its baselines.
-_BLOCK_ROWS, _BLOCK_COPIES, _QUALITY_COPIES = 4096, 4, 8
+# its baselines, fewer to see which features fire.
+_BLOCK_ROWS, _BLOCK_COPIES, _QUALITY_COPIES, _FIRING_COPIES = 4096, 4, 8, 2
 # Features of two layers that are compared at once, and arrays (features, d_sae) that this takes.
 _COMPARED, _COMPARED_COPIES = 1024, 6
 # Held-out rows on which features are counted together, at most.
 _COUNTED_ROWS = 32_768
 # Rows of a batch of tracking, arrays (rows, d_sae), and bytes of a detection.
-_TRACKED_ROWS, _TRACKED_COPIES, _DETECTION = 2048, 4, 40
+_TRACKED_ROWS, _TRACKED_COPIES, _DETECTION = 2048, 6, 40
 # Bytes of the description of a feature, and of a link between two features, as a job holds them.
 _DESCRIBED, _LINK = 6000, 60
 # Bytes of a text, and of a row of a long table of scores, in a table in memory.
@@ -67,8 +72,9 @@ _SCORES = 45
 _METRICS = 200
 # Numbers in a block of bootstrap weights, and arrays of that size.
 _BOOTSTRAP, _BOOTSTRAP_COPIES = 8_000_000, 7
-# Copies of the Gram matrix of a probe beside one for each fold.
-_GRAM_COPIES = 3
+# Copies of the Gram matrix of a probe beside one for each fold, and the fraction of the features that
+# fire on enough texts to have a column in it: ASSUME, half of them in the default run.
+_GRAM_COPIES, _FIRING = 3, 0.7
 # Bytes of the curves of a data set.
 _DRAWN = 2_000_000
 # Bytes of a shown track of the explorer as Python objects.
@@ -172,7 +178,7 @@ def fetching(run: Run) -> int:
 
 def corpus(run: Run) -> int:
     """The tokenizer and some documents; packed tokens are written context by context."""
-    return TORCH + _mb(_tokenizer(run))
+    return CORPUS + _mb(_tokenizer(run))
 
 
 def dataset(run: Run) -> int:
@@ -189,10 +195,15 @@ def extraction(run: Run, layers: Sequence[int] | None = None) -> int:
 
 
 def examples(run: Run) -> int:
-    """Weights, tokenizer, logits, texts, and a window of rows of every layer."""
+    """Weights, tokenizer, texts read together, logits, and a window of rows of every layer."""
     window = min(_WINDOW_EXAMPLES, run.largest.tokens) * (run.layers + 1) * run.d_model
-    return _with_model(run) + _mb(
-        _head(run) + _tokenizer(run) + 2 * _FP32 * window + _TEXT * run.largest.texts
+    packed = _PACKED * run.d_model * _STREAMS
+    return (
+        _with_model(run)
+        + (MODEL_TABLES - MODEL)
+        + _mb(
+            _FP32 * (packed + 2 * window) + _head(run) + _tokenizer(run) + _TEXT * run.largest.texts
+        )
     )
 
 
@@ -202,11 +213,17 @@ def model_check(run: Run) -> int:
 
 
 def generation(run: Run) -> int:
-    """Weights, tokenizer, the KV cache of a batch of prompts, and the logits of scored tokens."""
+    """Weights, tokenizer, the KV cache of a batch of prompts with all heads, and its logits."""
     size = run.settings.dimensions
     assert size is not None
     cache = 2 * size.n_layers * _PROMPTS * _PROMPT_TOKENS * size.d_model
-    return max(examples(run), _with_model(run) + _mb(_FP32 * cache + _head(run) + _tokenizer(run)))
+    prompts = _PROMPTS * _OWN_TOKENS * size.d_model * _STREAMS
+    head = _PROMPTS * run.vocabulary * _HEAD_COPIES
+    return (
+        _with_model(run)
+        + (MODEL_TABLES - MODEL)
+        + _mb(_FP32 * (cache + prompts + head) + _tokenizer(run))
+    )
 
 
 def splicing(run: Run) -> int:
@@ -282,7 +299,7 @@ def answers(run: Run) -> int:
 def dictionary(run: Run) -> int:
     """One SAE with a block of rows, the unembedding, and the description of every feature."""
     unembedding = run.vocabulary * run.d_model + 2 * 256 * run.vocabulary
-    return TORCH_LEARNING + _mb(
+    return MODEL_TABLES + _mb(
         2 * run.decoder
         + _encoded(run, run.heldout)
         + _FP32 * unembedding
@@ -316,7 +333,7 @@ def clusters(run: Run) -> int:
     features = run.layers * run.d_sae * _DESCRIBED
     return TORCH_LEARNING + _mb(
         2 * 2 * run.decoder
-        + _encoded(run, run.heldout)
+        + _encoded(run, run.heldout, _FIRING_COPIES)
         + firings
         + _compared(run)
         + links
@@ -333,7 +350,7 @@ def tracking(run: Run) -> int:
         + run.layers * _DETECTION * choices.top_k * choices.second_association
     )
     saes = (2 if _decoders(run) else 1) * run.layers * run.decoder + 2 * run.decoder
-    links = run.layers * run.d_sae * 2 * 4 * choices.neighbours
+    links = run.layers * run.d_sae * _LINK * choices.neighbours
     return TORCH_TRACKS + _mb(saes + links + batch)
 
 
@@ -406,7 +423,7 @@ def saved_detector(run: Run) -> int:
     """One layer of the texts of all data sets, Gram matrices, the SAEs, and the probes of all folds."""
     texts, columns = run.together.texts, run.d_sae
     folds = max(run.settings.detection.folds, 3) + 1
-    gram = (folds + _GRAM_COPIES) * _FP64 * columns**2
+    gram = (folds + _GRAM_COPIES) * _FP64 * (_FIRING * columns) ** 2
     layer = _FP32 * texts * (2 * columns + 2 * run.d_model) * 2
     probes = 4 * folds * _FP64 * run.layers * (2 * columns + 2 * run.d_model)
     return TORCH_LEARNING + _mb(
@@ -469,7 +486,7 @@ def comparison(run: Run, models: int) -> int:
 
 def page(_run: Run) -> int:
     """Small tables and a page with its figures."""
-    return TABLES
+    return TABLES + 15
 
 
 def costs(_run: Run) -> int:
@@ -504,6 +521,21 @@ def verification(_run: Run) -> int:
 def gpu_check(run: Run) -> int:
     """Training of the model's SAE on random rows, on the CPU and on a GPU."""
     return training(run) + TORCH_LEARNING - TORCH + _mb(_trained(run))
+
+
+# ---- on an accelerator, in bytes
+def device_training(settings: Settings) -> int:
+    """Weights, gradients and moments of an SAE, and the pre-activations of a micro-batch."""
+    assert settings.dimensions is not None
+    rows = min(settings.sae.batch, _BLOCK_ROWS)
+    weights = _DEVICE_COPIES * 2 * settings.sae.d_sae * settings.dimensions.d_model
+    return _FP32 * (weights + rows * (_BLOCK_COPIES * settings.sae.d_sae))
+
+
+def device_model(run: Run) -> int:
+    """Weights of the model, a batch of contexts in one block, and the logits of scored tokens."""
+    rows = _CONTEXTS * run.settings.corpus.context * run.d_model
+    return model_weights(run) + _FP32 * rows * _STREAMS // 2 + _head(run)
 
 
 def _mb(size: float) -> int:

@@ -64,6 +64,13 @@ def store_bytes(rows: int, d_model: int, storage: str, context: int) -> int:
     return total + chunks * (CHUNK_ROWS * d_model + CRC_BYTES) + 2 * small
 
 
+def row_bytes(settings: Settings) -> int:
+    """Bytes of one stored activation, without checksums and exact rows."""
+    assert settings.dimensions is not None
+    width = settings.dimensions.d_model
+    return 2 * width if settings.activations.storage == "fp16" else width + ROW_SCALE_BYTES
+
+
 def layer_bytes(settings: Settings) -> int:
     """Disk use of one layer's training activations, over all extraction jobs, in bytes."""
     assert settings.dimensions is not None

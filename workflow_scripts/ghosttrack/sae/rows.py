@@ -47,7 +47,7 @@ class Batches(Protocol):
         """Complete batches per epoch."""
 
     def batch_at(self, step: int) -> Tensor:
-        """Batch number `step`, counted over all epochs: (batch, d_model) on the CPU."""
+        """Batch number `step`, counted over all epochs: (batch, d_model) on any device."""
 
 
 class Normaliser(NamedTuple):

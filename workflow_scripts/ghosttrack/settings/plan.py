@@ -28,6 +28,33 @@ class PlanSettings(Section):
         "limits SAE steps of small batches. The default is an assumption: an A100 at three "
         "quarters of its peak.",
     )
+    feed_gb_s: float = Field(
+        0.23,
+        gt=0,
+        description="Rate at which one core reads shuffled activations and hands them to a training "
+        "step, in 10^9 stored bytes per second. The default is measured: 222,000 rows of 1,024 "
+        "values in int8s per second (benchmarks/store_reading.py); fp16 is faster.",
+    )
+    write_gb_s: float = Field(
+        0.12,
+        gt=0,
+        description="Rate at which an extraction job encodes and writes the activations of all its "
+        "layers, in 10^9 stored bytes per second. The default is measured: 115,000 rows of 1,024 "
+        "values in int8s per second on one core; fp16 is faster.",
+    )
+    copy_gb_s: float = Field(
+        20.0,
+        gt=0,
+        description="Rate of copies between host and accelerator, in 10^9 bytes per second. The "
+        "default is an assumption: PCIe 4.0 x16 at two thirds of its peak.",
+    )
+    gpu_memory_gb: float = Field(
+        40.0,
+        gt=0,
+        description="Memory of one accelerator, in 10^9 bytes. Activations of a layer that fit into "
+        "it beside the SAE are fed and copied once, otherwise once per epoch. The default is that "
+        "of the smaller A100.",
+    )
     device: Literal["gpu", "cpu"] = Field(
         "gpu",
         description="Device on which the SAEs train. The expected hours count the operations of "
