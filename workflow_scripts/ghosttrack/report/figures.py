@@ -270,6 +270,12 @@ def _curves(inputs: FigureInputs, kind: str, x_label: str, y_label: str) -> Figu
             xticks=(0, 0.5, 1),
             yticks=(0, 0.5, 1),
         )
+    _legend_above(figure, panels)
+    return _finished(figure, x_label, y_label)
+
+
+def _legend_above(figure: Figure, panels: list[tuple[str, Axes]]) -> None:
+    """The legend of the first panel, with the entries in reverse order."""
     handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
     figure.legend(
         handles[::-1],
@@ -278,7 +284,6 @@ def _curves(inputs: FigureInputs, kind: str, x_label: str, y_label: str) -> Figu
         ncols=len(registry.SHOWN),
         handletextpad=0.5,
     )
-    return _finished(figure, x_label, y_label)
 
 
 def _panels(datasets: list[str]) -> tuple[Figure, list[tuple[str, Axes]]]:
@@ -509,14 +514,7 @@ def risk(inputs: FigureInputs) -> Figure:
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.25, 0.5))
-    handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
-    figure.legend(
-        handles[::-1],
-        labels[::-1],
-        loc="outside upper left",
-        ncols=len(registry.SHOWN),
-        handletextpad=0.5,
-    )
+    _legend_above(figure, panels)
     return _finished(
         figure, "coverage: fraction of texts, most confident first", "risk: fraction wrong"
     )
