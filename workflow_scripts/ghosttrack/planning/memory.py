@@ -34,7 +34,7 @@ _FETCHED_COPIES = 2.6
 # block takes: queries, keys, values, the MLP and its activation function. Llama 21, GPT-2 46.
 _CONTEXTS, _STREAMS = 16, 40
 # Positions whose logits a job computes at once, and arrays of that size that it holds.
-_HEAD_ROWS, _HEAD_COPIES = 256, 5
+_HEAD_ROWS, _HEAD_COPIES = 256, 2
 # Tokens of texts that are read together, and rows of examples that are put in order in memory: see
 # `activations.example_extraction`.
 _PACKED, _WINDOW_EXAMPLES = 2048, 4096
@@ -44,7 +44,7 @@ _PACKED, _WINDOW_EXAMPLES = 2048, 4096
 _PROMPTS, _PROMPT_TOKENS, _OWN_TOKENS = 32, 160, 16
 # Contexts of a spliced forward pass, and arrays of the size of their logits that it holds: logits,
 # log-probabilities and products, of the plain and of the spliced pass.
-_SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 10
+_SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 8
 # Activations that stay in memory during training (`resident_mb` of train_sae), and rows of a window
 # of the sampler that reads more than that.
 RESIDENT, _WINDOW_ROWS = 1536 * 2**20, 64 * 4096
