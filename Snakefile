@@ -175,7 +175,7 @@ rule seed_variance:
 
 
 rule ablations:
-    """Not part of `all`: detectors on parts of the track metrics, and on tracks with weaker links.
+    """Not part of `all`: detectors on parts of the track metrics, and with random or no links.
 
     The section `ablations` of the settings chooses them.
     """

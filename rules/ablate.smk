@@ -19,7 +19,7 @@ rule track_arm:
         errors=per("results/{model}/tracks/{dataset}.errors.parquet", "dataset"),
         clusters="results/{model}/clusters.parquet",
     output:
-        signals="results/{model}/ablations/signals/{arm}.parquet",
+        track_metrics="results/{model}/ablations/signals/{arm}.parquet",
     log:
         "results/{model}/logs/track_arm/{arm}.log",
     benchmark:
@@ -47,7 +47,7 @@ rule score_arm:
     """Train detectors on the track metrics of one arm, in the run's folds."""
     input:
         audited=per("results/{model}/detection/{dataset}/controls.parquet", "dataset"),
-        signals=arm_signals,
+        track_metrics=arm_track_metrics,
     output:
         scores="results/{model}/ablations/arms/{arm}.parquet",
         fits="results/{model}/ablations/arms/{arm}.csv",

@@ -25,7 +25,7 @@ job_imports.provide(HOME / "workflow_scripts")
 try:
     due.install()
     SETTINGS = load(config, HOME / "config")
-    plan.check_sources(SETTINGS, Path("results"))
+    plan.check_sources(SETTINGS, Path("results"), own_environments=due.own_environments(workflow))
     WAVES = {model: plan.waves(settings) for model, settings in SETTINGS.items()}
     DATASETS = {
         name: load_dataset(name, HOME / "config")

@@ -41,9 +41,9 @@ rule train_detectors:
         manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
-        background="results/{model}/examples/{dataset}/background.npz",
+        counterfactual_mean="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
-        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
+        track_metrics=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",

@@ -63,7 +63,7 @@ rule check_explanations:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
+        **MODEL_ACCELERATOR,
         mem_mb=memory_for(memory.scoring),
         runtime=scaled(60),
     params:

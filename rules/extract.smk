@@ -19,11 +19,13 @@ rule check_model:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
+        **MODEL_ACCELERATOR,
         mem_mb=memory_for(memory.model_check),
         runtime=scaled(30),
     params:
         site=property_of("site", "activations"),
+        inference=settings_of("inference", "check_model"),
+        min_scale=property_of("min_scale", "activations"),
         code=source_digest("check_model"),
     message:
         "Checking {wildcards.model} (GPUs: {resources.gpu})"
@@ -69,7 +71,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         conda:
             "../envs/torch.yaml"
         resources:
-            **ACCELERATOR,
+            **MODEL_ACCELERATOR,
             mem_mb=memory_for(memory.extraction, LAYERS),
             runtime=scaled(120),
             batch=shrinking(16),
@@ -78,6 +80,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             site=SETTINGS[MODEL].activations.site,
             storage=SETTINGS[MODEL].activations.storage,
             contexts_per_shard=SETTINGS[MODEL].contexts_per_shard,
+            inference=SETTINGS[MODEL].inference.model_dump(),
             code=source_digest("extract_activations"),
         message:
             f"Extracting activations of {MODEL}, wave {WAVE}, shard {{wildcards.shard}} (GPUs: {{resources.gpu}})"
@@ -111,12 +114,13 @@ for MODEL in MODELS:
         conda:
             "../envs/torch.yaml"
         resources:
-            **ACCELERATOR,
+            **MODEL_ACCELERATOR,
             mem_mb=memory_for(memory.extraction),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
             site=SETTINGS[MODEL].activations.site,
+            inference=SETTINGS[MODEL].inference.model_dump(),
             code=source_digest("extract_heldout"),
         message:
             f"Extracting held-out activations of {MODEL} (GPUs: {{resources.gpu}})"
@@ -142,7 +146,7 @@ for MODEL in MODELS:
             ],
             embedding=directory(f"results/{MODEL}/examples/{{dataset}}/embedding.zarr"),
             embedding_manifest=f"results/{MODEL}/examples/{{dataset}}/embedding.json",
-            background=f"results/{MODEL}/examples/{{dataset}}/background.npz",
+            counterfactual_mean=f"results/{MODEL}/examples/{{dataset}}/background.npz",
             prompt_states=f"results/{MODEL}/examples/{{dataset}}/prompts.npz",
             tokens=f"results/{MODEL}/examples/{{dataset}}/tokens.parquet",
             outputs=f"results/{MODEL}/examples/{{dataset}}/outputs.parquet",
@@ -153,7 +157,7 @@ for MODEL in MODELS:
         conda:
             "../envs/torch.yaml"
         resources:
-            **ACCELERATOR,
+            **MODEL_ACCELERATOR,
             mem_mb=memory_for(memory.examples),
             runtime=scaled(60),
             batch=shrinking(32),
@@ -163,6 +167,7 @@ for MODEL in MODELS:
             prompts=SETTINGS[MODEL].detection.pmi_prompts,
             whether_true=lambda wildcards, model=MODEL: asked_whether_true(model, wildcards.dataset),
             seed=SETTINGS[MODEL].seed,
+            inference=SETTINGS[MODEL].inference.model_dump(),
             code=source_digest("extract_examples"),
         message:
             f"Extracting activations of {MODEL} on {{wildcards.dataset}} (GPUs: {{resources.gpu}})"
@@ -190,13 +195,14 @@ rule generate_answers:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
+        **MODEL_ACCELERATOR,
         mem_mb=memory_for(memory.generation),
         runtime=scaled(60),
         batch=shrinking(32),
     params:
         generation=settings_of("generation", "generate_answers"),
         seed=settings_of("seed", "generate_answers"),
+        inference=settings_of("inference", "generate_answers"),
         code=source_digest("generate_answers"),
     message:
         "Generating answers of {wildcards.model} to {wildcards.dataset} (GPUs: {resources.gpu})"

@@ -14,7 +14,9 @@ rule draw_figures:
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         links="results/{model}/neighbours/links.csv",
-        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "dataset", "variant"),
+        track_metrics=per(
+            "results/{model}/signals/{dataset}.{variant}.parquet", "dataset", "variant"
+        ),
         explanations="results/{model}/evaluation/explanations.csv",
     output:
         figures=expand(

@@ -119,11 +119,12 @@ rule evaluate_sae:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
+        **MODEL_ACCELERATOR,
         mem_mb=memory_for(memory.splicing),
         runtime=scaled(30),
         batch=shrinking(2),
     params:
+        inference=settings_of("inference", "evaluate_sae"),
         code=source_digest("evaluate_sae"),
     message:
         "Evaluating the SAE of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"

@@ -13,7 +13,7 @@ rule vary_seeds:
         manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
-        background="results/{model}/examples/{dataset}/background.npz",
+        counterfactual_mean="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         samples=drawn_answers,
         sweeps=swept_saes,

@@ -121,7 +121,9 @@ for MODEL in MODELS:
             errors="results/{model}/tracks/{dataset}.errors.parquet",
             clusters="results/{model}/clusters.parquet",
         output:
-            signals=all_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
+            track_metrics=all_of(
+                MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"
+            ),
             redundant="results/{model}/signals/{dataset}.redundancy.csv",
         log:
             "results/{model}/logs/measure_signals/{dataset}.log",

@@ -7,7 +7,7 @@ rule transfer_detectors:
         scores="results/{model}/detection/scores.parquet",
         examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
         outputs=per("results/{model}/examples/{dataset}/outputs.parquet", "dataset"),
-        backgrounds=per("results/{model}/examples/{dataset}/background.npz", "dataset"),
+        counterfactual_means=per("results/{model}/examples/{dataset}/background.npz", "dataset"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer", "dataset"),

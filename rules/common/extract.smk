@@ -1,4 +1,8 @@
 # rules/common/extract.smk -- helpers of rules/extract.smk: waves under a disk budget.
+# Resources of jobs that run the model, which may be spread over several GPUs.
+MODEL_ACCELERATOR = {**ACCELERATOR, "gpu": SETTINGS[MODELS[0]].plan.gpus_per_model}
+
+
 @cache
 def show_plan():
     """Print the plan of disk use once, when jobs are planned; not for graphs, lists, lint or in a job."""

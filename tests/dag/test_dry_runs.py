@@ -1,6 +1,7 @@
 """The plan of a run, without torch: which jobs each model needs, and which words an error uses."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_saelens
 import pytest
 
 from ghosttrack.settings import code_digest
@@ -75,6 +77,22 @@ def test_what_runs_the_model_or_trains_an_sae_asks_for_a_gpu_and_nothing_else_do
     }
     # The check of the model, six waves of ten shards, the held-out text, nine data sets, the questions, 24 SAEs trained and measured, explanations.
     assert sum("(GPUs: 1)" in line for line in lines) == 1 + 60 + 1 + 9 + 1 + 24 + 24 + 1
+
+
+def test_jobs_that_run_the_model_ask_for_the_gpus_that_it_is_spread_over(house: Path) -> None:
+    result = snakemake(
+        house, "--profile", "slurm", "--config", "model=tiny-gpt2", "plan={gpus_per_model: 2}", "-n"
+    )
+    asked = {
+        int(gpus): {
+            line.split(": ", 1)[1].split(" of ")[0].split(" tiny")[0]
+            for line in (result.stdout + result.stderr).splitlines()
+            if line.startswith("Job ") and f"(GPUs: {gpus})" in line
+        }
+        for gpus in "12"
+    }
+    assert asked[1] == {"Training the SAE"}
+    assert {"Checking", "Generating answers", "Evaluating the SAE"} < asked[2]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +234,7 @@ def test_pretrained_autoencoders_are_fetched_and_nothing_is_extracted_or_trained
             {"metadata": {"hook_name": "blocks.1.hook_resid_post"}},
             ["it was trained on resid_post of layer 1", "layer 2"],
         ),
-        ({"architecture": "gated"}, ["architecture is 'gated'"]),
+        ({"architecture": "temporal"}, ["architecture is 'temporal'"]),
     ],
 )
 def test_a_pretrained_autoencoder_that_does_not_fit_stops_the_run_before_any_job(
@@ -235,6 +253,32 @@ def test_a_pretrained_autoencoder_that_does_not_fit_stops_the_run_before_any_job
     assert "Traceback" not in output
     for word in words:
         assert word in output, output
+
+
+def test_saes_of_the_library_are_planned_by_name_and_refused_by_name(
+    house: Path, tmp_path: Path
+) -> None:
+    def dry_run(source: str, *paths: Path) -> "subprocess.CompletedProcess[str]":
+        path = os.pathsep.join(map(str, (house / "workflow_scripts", *paths)))
+        arguments = ("-n", "--config", "model=tiny-gpt2", f"sae={{source: '{source}'}}")
+        return snakemake(house, *arguments, PYTHONPATH=path)
+
+    fake_saelens.write(tmp_path)
+    source = "saelens:tiny-res/layer_{layer}/width_32/canonical"
+    result = dry_run(source, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert job_counts(result.stdout)["fetch_sae"] == 4
+    refused = dry_run(source.replace("tiny-res", "tiny-rse"), tmp_path)
+    assert refused.returncode != 0
+    assert (
+        "SAELens knows no release tiny-rse; most similar: tiny-res"
+        in refused.stdout + refused.stderr
+    )
+    if importlib.util.find_spec("sae_lens") is None:
+        refused = dry_run(source)
+        assert refused.returncode != 0
+        assert "pip install -r envs/saelens.txt" in refused.stdout + refused.stderr
+        assert "Traceback" not in refused.stdout + refused.stderr
 
 
 def test_a_sweep_is_planned_on_request_only(house: Path) -> None:
@@ -378,7 +422,8 @@ def test_a_rule_gives_its_script_every_argument_that_it_asks_for() -> None:
         needed = {
             each.arg
             for each, default in zip(main.args.kwonlyargs, main.args.kw_defaults, strict=True)
-            if not default
+            # Without it, a job would run the model in the default precision.
+            if not default or each.arg == "inference"
         }
         given = set(re.findall(r"^ +(\w+)=", block, flags=re.M))
         assert needed <= given | wildcards, f"{script[1]} lacks {needed - given - wildcards}"
@@ -412,7 +457,7 @@ def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
     asked = {}
     for path in sorted((ROOT / "rules").glob("*.smk")):
         for block in re.split(r"\n(?= *rule[ :])", path.read_text()):
-            if "**ACCELERATOR" in block:
+            if "ACCELERATOR," in block:
                 (script,) = re.findall(r'workflow_scripts/\w+/(\w+)\.py"', block)
                 (minutes,) = re.findall(r"runtime=(?:scaled\()?(\d+)", block)
                 asked[script] = ("1", minutes)

@@ -58,6 +58,7 @@ def main(
         "model": files.read_json(source)["files_sha256"],
         "layers": layers,
         "site": site,
+        "model_precision": sources[datasets[0]].open(layers[0]).attributes["model_precision"],
         "positions": positions,
         "prompt": "chat"
         if chosen and all(chat.is_asked(sources[name].examples) for name in chosen)

@@ -17,9 +17,9 @@ def main(
     stores: list[Path],
     manifests: list[Path],
     weights: list[Path],
-    background: Path,
+    counterfactual_mean: Path,
     prompt_states: Path,
-    signals: list[Path],
+    track_metrics: list[Path],
     samples: list[Path],
     scores: Path,
     selection: Path,
@@ -33,7 +33,7 @@ def main(
 ) -> None:
     """Write the scores of every detector, the chosen hyperparameters and the feature importances.
 
-    `stores`, `manifests` and `weights` are in the order of `layers`, `signals` of `variants`.
+    `stores`, `manifests` and `weights` are in the order of `layers`, `track_metrics` of `variants`.
     `samples`: samples.parquet of a generated data set, or empty.
     """
     drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
@@ -44,7 +44,7 @@ def main(
             tables.read_parquet(outputs),
             tables.read_parquet(audited),
             detection_run.DatasetFiles(
-                stores, manifests, weights, background, prompt_states, signals
+                stores, manifests, weights, counterfactual_mean, prompt_states, track_metrics
             ),
             layers,
             variants,

@@ -21,6 +21,7 @@ def main(
     evaluation: EvaluationSettings,
     seed: int,
     threads: int = 1,
+    gpu: int = 1,
 ) -> None:
     """Write explanations.csv, without rows if no detector could be fitted.
 
@@ -41,7 +42,7 @@ def main(
         if given:
             texts = faithfulness.choose(given)
             table = faithfulness.measure(
-                Scorer(detector.parent.parent),
+                Scorer(detector.parent.parent, gpu),
                 texts,
                 seed,
                 evaluation.bootstrap,

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack.activations import extraction, limits
+from ghosttrack.activations import extraction, limits, run_model
 from ghosttrack.activations.store import Storage
-from ghosttrack.inputs import corpus, models
+from ghosttrack.inputs import corpus
 from ghosttrack.inputs.sites import Site
 from ghosttrack.planning import plan
 from ghosttrack.runtime import job
 from ghosttrack.runtime.allocator import keep_freed_memory
 from ghosttrack.runtime.run_paths import layer_of
+from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings
 
 
 def main(
@@ -30,23 +31,26 @@ def main(
     threads: int,
     code: str,
     room_kb: int = 0,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write one store per layer for the contexts from shard x contexts_per_shard on."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     tokens = corpus.read_tokens(train, train_manifest).tokens
-    model = models.load_model(weights.parent, extraction.best_device())
+    model, identity = run_model.load(weights.parent, check, inference, gpu)
     if room_kb:
         rows = min(contexts_per_shard, len(tokens) - shard * contexts_per_shard) * tokens.shape[1]
         planned = plan.store_bytes(
             rows, model.config.get_text_config().hidden_size, storage, tokens.shape[1]
         )
         plan.require_room(stores[0].parent.parent, stores, planned * len(stores), 1000 * room_kb)
+    layers = [layer_of(store) for store in stores]
     extraction.extract_contexts(
         model,
-        extraction.model_identity(weights.parent),
+        identity,
         tokens,
-        [layer_of(store) for store in stores],
+        layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.Extraction(
             site,
@@ -55,6 +59,7 @@ def main(
             contexts_per_shard,
             storage,
             code,
+            limits.scales(check, layers),
         ),
     )
 

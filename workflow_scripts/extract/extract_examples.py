@@ -15,6 +15,7 @@ from ghosttrack.activations import (
     limits,
     p_true,
     pmi_baseline,
+    run_model,
 )
 from ghosttrack.activations.store import smallest_float
 from ghosttrack.inputs import models
@@ -22,6 +23,7 @@ from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.allocator import keep_freed_memory
 from ghosttrack.runtime.run_paths import layer_name, layer_of
+from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings
 
 
 def main(
@@ -33,7 +35,7 @@ def main(
     manifests: list[Path],
     embedding: Path,
     embedding_manifest: Path,
-    background: Path,
+    counterfactual_mean: Path,
     prompt_states: Path,
     tokens: Path,
     outputs: Path,
@@ -45,11 +47,13 @@ def main(
     batch: int,
     threads: int,
     seed: int,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write the activation stores of a data set, and what the same passes give.
 
-    There is one store per layer and one of the token embedding. `background`: counterfactual-prompt
-    means; `prompt_states`: inputs of the bilinear probe.
+    There is one store per layer and one of the token embedding. `counterfactual_mean` gets the
+    counterfactual-prompt means, `prompt_states` the inputs of the bilinear probe.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -58,7 +62,7 @@ def main(
     packed = limits.read(check).packed
     limit = models.max_context(weights.parent / "config.json")
     layers = [layer_of(store) for store in stores]
-    model = models.load_model(weights.parent, extraction.best_device())
+    model, identity = run_model.load(weights.parent, check, inference, gpu)
     pairs = pmi_baseline.choose_pairs(frame, prompts, seed)
     texts = pd.concat([frame, pairs], ignore_index=True)
     encoded = example_tokens.encode(texts, tokenizer, limit, dataset, positions=positions)
@@ -68,7 +72,7 @@ def main(
     compared = candidates.Candidates(model, encoded[: len(frame)], frame["relation"].tolist())
     token_table, output_table = example_extraction.extract_examples(
         model,
-        extraction.model_identity(weights.parent),
+        identity,
         encoded[: len(frame)],
         layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
@@ -76,6 +80,7 @@ def main(
         site=site,
         batch=batch,
         packed=packed,
+        scales=limits.scales(check, [None, *layers]),
         pmi_baseline=baseline,
         candidates=compared,
     )
@@ -96,7 +101,7 @@ def main(
         layer_name(layer): smallest_float(mean)
         for layer, mean in zip(layers, means.activation, strict=True)
     }
-    with files.atomic_write(background, "wb") as stream:
+    with files.atomic_write(counterfactual_mean, "wb") as stream:
         np.savez(stream, **activations)
     with files.atomic_write(prompt_states, "wb") as stream:
         candidates.write(stream, compared.states())

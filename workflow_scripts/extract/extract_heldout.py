@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack.activations import extraction, limits
-from ghosttrack.inputs import corpus, models
+from ghosttrack.activations import extraction, limits, run_model
+from ghosttrack.inputs import corpus
 from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import job
 from ghosttrack.runtime.allocator import keep_freed_memory
 from ghosttrack.runtime.run_paths import layer_of
+from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings
 
 
 def main(
@@ -24,17 +25,24 @@ def main(
     batch: int,
     threads: int,
     code: str,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write one store per layer with all held-out contexts."""
     torch.set_num_threads(threads)
     keep_freed_memory()
+    layers = [layer_of(store) for store in stores]
     extraction.extract_contexts(
-        models.load_model(weights.parent, extraction.best_device()),
-        extraction.model_identity(weights.parent),
+        *run_model.load(weights.parent, check, inference, gpu),
         corpus.read_tokens(heldout, heldout_manifest).tokens,
-        [layer_of(store) for store in stores],
+        layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        extraction.Extraction(site, batch if limits.read(check).batched else 1, code=code),
+        extraction.Extraction(
+            site,
+            batch if limits.read(check).batched else 1,
+            code=code,
+            scales=limits.scales(check, layers),
+        ),
     )
 
 

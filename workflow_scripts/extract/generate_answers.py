@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ghosttrack.activations import extraction, limits
 from ghosttrack.activations import generation as answering
+from ghosttrack.activations import limits, run_model
 from ghosttrack.activations.decoding import complete
 from ghosttrack.inputs import chat, models
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.allocator import keep_freed_memory
-from ghosttrack.settings import GenerationSettings
+from ghosttrack.settings import DEFAULT_INFERENCE, GenerationSettings, InferenceSettings
 
 log = logging.getLogger("ghosttrack")
 
@@ -30,6 +30,8 @@ def main(
     batch: int,
     threads: int,
     seed: int,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write the judged greedy answers as examples, counts of verdicts, and all answers."""
     torch.set_num_threads(threads)
@@ -37,7 +39,7 @@ def main(
     chosen = answering.choose_questions(tables.read_parquet(questions), generation.questions, seed)
     in_chat = chat.is_asked(chosen)
     prompts = chosen["prompt_ids" if in_chat else "prompt"].tolist()
-    model = models.load_model(weights.parent, extraction.best_device())
+    model, _ = run_model.load(weights.parent, check, inference, gpu)
     tokenizer = models.load_tokenizer(weights.parent)
     decode = functools.partial(
         complete,

@@ -41,11 +41,11 @@ _DIGITS = 4
 class Detector:
     """A saved detector with its model and SAEs."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, gpus: int = 1) -> None:
         from ghosttrack.detection.scoring import Scorer
 
         self.run = run
-        self._scorer = Scorer(run)
+        self._scorer = Scorer(run, gpus)
         self._names: dict[int, list[str]] = {}
 
     @property
@@ -54,14 +54,19 @@ class Detector:
         return self._scorer.about
 
     @classmethod
-    def load(cls, run: str | Path) -> Self:
+    def load(cls, run: str | Path, *, gpus: int = 1) -> Self:
         """Load the detector of a finished run, such as results/smollm2-135m.
 
+        The model runs in the run's precision, on a GPU if there is one.
+
+        Args:
+            run: folder of the run.
+            gpus: over which the model is spread, if it does not fit into one.
         Raises:
             UserError: the run has no detector, or it was trained with another model or other SAEs.
         """
         try:
-            return cls(Path(names.home_expanded(str(run))))
+            return cls(Path(names.home_expanded(str(run))), gpus)
         except names.InvalidNameError as error:
             raise UserError(f"run: {error}") from None
 
@@ -82,7 +87,7 @@ class Detector:
         confidence: float = CONFIDENCE,
         reasons: int = 5,
     ) -> Iterator[ScoredText]:
-        """Score texts in order, WINDOW at a time, so that memory does not grow with their number.
+        """Score texts in order, a fixed number at a time, so that memory does not grow with their number.
 
         Args:
             texts: strings, `Text`s, or mappings with the fields of `Text`, of which `text` is
@@ -197,7 +202,9 @@ class Detector:
             if part.empty:
                 continue
             if part["question"].iloc[0]:
-                read, contexts = chat.answered(part, tokenizer), None
+                # The context is the beginning of the user's message.
+                message = part["relation"] + part["question"]
+                read, contexts = chat.answered(part.assign(question=message), tokenizer), None
                 ranges = chat.ranges_of_answered(part, tokenizer)
             else:
                 read, contexts = part, part["relation"].tolist()
@@ -260,8 +267,6 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
     for name in ("text", "answer", "id", "context", "question"):
         if reason := text_flaw(getattr(given, name)):
             raise UserError(f"text {number}: {name}: {reason}")
-    if given.context.strip() and given.question.strip():
-        raise UserError(f"text {number}: has both a question and a context; give only one of them")
     context = given.context.strip()
     return given._replace(
         id=given.id or str(number),

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 
 from ghosttrack import sae
-from ghosttrack.activations import extraction, limits
-from ghosttrack.inputs import corpus, models
+from ghosttrack.activations import extraction, limits, run_model
+from ghosttrack.inputs import corpus
 from ghosttrack.runtime import files, job
 from ghosttrack.runtime.allocator import keep_freed_memory
 from ghosttrack.sae.plausibility import warning
 from ghosttrack.sae.quality import measure
 from ghosttrack.sae.splicing import splice
+from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings
 
 log = logging.getLogger("ghosttrack")
 
@@ -31,6 +32,8 @@ def main(
     layer: int,
     batch: int,
     threads: int,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write quality.json from a SAELens folder, a held-out store, its tokens and its model."""
     torch.set_num_threads(threads)
@@ -41,7 +44,7 @@ def main(
     result = measure(trained, rows, trained.metadata.get("k"))
     if problem := warning(result, trained.metadata):
         log.warning("layer %s: %s", layer, problem)
-    model = models.load_model(model_weights.parent, extraction.best_device())
+    model, _ = run_model.load(model_weights.parent, check, inference, gpu)
     spliced = splice(model, trained, rows, tokens, batch, limits.read(check))
     files.write_json(
         quality,

@@ -11,7 +11,13 @@ from ghosttrack.settings import ScoreSettings
 
 
 def main(
-    *, texts: Path, detector: Path, scores: list[Path], score: ScoreSettings, threads: int = 1
+    *,
+    texts: Path,
+    detector: Path,
+    scores: list[Path],
+    score: ScoreSettings,
+    threads: int = 1,
+    gpu: int = 1,
 ) -> None:
     """Write the scores to every file of `scores`.
 
@@ -21,10 +27,11 @@ def main(
         scores: files to write; the suffix names the format.
         score: settings.
         threads: CPU threads.
+        gpu: GPUs over which the model is spread.
     """
     torch.set_num_threads(threads)
     run = detector.parent.parent
-    loaded = Detector.load(run)
+    loaded = Detector.load(run, gpus=gpu)
     given = read_texts(texts, read_context(score.context))
     results = loaded.score(given, confidence=score.confidence, reasons=score.reasons)
     for path in scores:

@@ -100,6 +100,31 @@ def test_an_answer_ends_with_its_turn_and_holds_no_token_of_the_template(
         assert len(found.logprobs) == len(said.ids) + 1
 
 
+def test_a_special_token_ends_an_answer_to_a_plain_prompt_and_is_no_part_of_it(
+    tokenizer: Any, family: str
+) -> None:
+    """Also one that is not the end-of-sequence token, as instruct models write them."""
+    prompt = [
+        models.separator(tokenizer),
+        *tokenizer("Who?", add_special_tokens=False)["input_ids"],
+    ]
+    (said,) = chat.continuations(tokenizer, ["Ada it"])
+    for name in {*FAMILIES[family].special, "<s>", "</s>"}:
+        special = tokenizer.convert_tokens_to_ids(name)
+        model = scripted(tokenizer, prompt, [*said.ids, special, *said.ids])
+        (found,) = complete(
+            model,
+            tokenizer,
+            ["Who?"],
+            max_new_tokens=20,
+            batch=1,
+            dataset="x",
+            limits=small_models.exact(4096),
+        )
+        assert found.text.strip() == "Ada it"
+        assert len(found.logprobs) == len(said.ids) + 1
+
+
 def test_the_model_answers_after_exactly_the_ids_of_the_template(tokenizer: Any) -> None:
     model, asked = chat_models.make_model(tokenizer), questions(tokenizer)
     stops = chat.answer_ends(tokenizer, model.generation_config)
@@ -251,7 +276,7 @@ def answered(folder: Path, weights: Path, prompt: str, seed: int = 0) -> Path:
         manifests=[folder / "layer_01.json"],
         embedding=folder / "embedding.zarr",
         embedding_manifest=folder / "embedding.json",
-        background=folder / "background.npz",
+        counterfactual_mean=folder / "background.npz",
         prompt_states=folder / "prompts.npz",
         tokens=folder / "tokens.parquet",
         outputs=folder / "outputs.parquet",

@@ -169,6 +169,7 @@ def test_stores_name_the_model_the_layer_and_the_tokens(
         "context": CONTEXT,
         "tokens_sha256": extraction.tokens_sha256(tokens),
         "storage": "fp16",
+        "model_precision": "float32",
         "d_model": small_models.WIDTH,
         "total_rows": tokens.size,
     }

@@ -90,11 +90,19 @@ def test_texts_with_and_without_a_question_keep_their_order(run: Path) -> None:
     assert detector.score([Text("Ada", question="Q facts?")])[0].log_odds != together[1].log_odds
 
 
-def test_a_question_beside_a_context_is_refused(run: Path) -> None:
-    with pytest.raises(
-        UserError, match="text 1: has both a question and a context; give only one of them"
-    ):
-        Detector.load(run).score([Text("Ada", question="Who?", context="It is so.")])
+def test_a_context_is_the_beginning_of_the_user_s_message(run: Path) -> None:
+    detector = Detector.load(run)
+    beside, within, without = detector.score(
+        [
+            Text("Ada", question="Who?", context="It is so."),
+            Text("Ada", question="It is so.\nWho?"),
+            Text("Ada", question="Who?"),
+        ]
+    )
+    assert beside.log_odds == within.log_odds != without.log_odds
+    assert [(token.start, token.end) for token in beside.tokens] == [
+        (token.start, token.end) for token in without.tokens
+    ]
 
 
 def test_a_question_for_a_detector_of_plain_texts_is_refused(tmp_path: Path) -> None:

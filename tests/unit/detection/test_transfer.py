@@ -207,15 +207,15 @@ def test_blocks_of_several_sets_are_read_in_their_order(tmp_path: Path) -> None:
             folder / "a.zarr", folder / "a.json", header, rows=2 * n, d_model=WIDTH
         ) as writer:
             writer.append(store.to_block(values.astype(np.float32)))
-        background = np.random.default_rng(9).standard_normal((n, WIDTH)).astype(np.float32)
-        np.savez(folder / "background.npz", layer_05=background)
+        mean = np.random.default_rng(9).standard_normal((n, WIDTH)).astype(np.float32)
+        np.savez(folder / "background.npz", layer_05=mean)
         outputs[name] = pd.DataFrame(
             {"id": range(n), "row_start": 2 * np.arange(n), "row_count": 2}
         )
         paths[name] = transfer.TransferFiles(
             [folder / "a.zarr"], [folder / "a.json"], folder / "background.npz"
         )
-        kept.append((values.astype(np.float32).reshape(n, 2, WIDTH).mean(1), background))
+        kept.append((values.astype(np.float32).reshape(n, 2, WIDTH).mean(1), mean))
     (found,) = transfer.read_blocks(outputs, paths, {5: weights}).values()
     np.testing.assert_allclose(found["raw"], np.concatenate([raw for raw, _ in kept]), atol=1e-6)
     np.testing.assert_allclose(

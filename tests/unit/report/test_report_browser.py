@@ -32,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         answers=run.answers,
         neighbours=run.neighbours,
         links=run.links,
-        signals=run.signals,
+        track_metrics=run.track_metrics,
         explanations=run.explanations,
         figures=figures,
         layers=fake_results.LAYERS,

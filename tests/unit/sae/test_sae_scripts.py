@@ -26,7 +26,7 @@ from sae import evaluate_sae, train_sae, train_shared_sae
 ROWS, D_MODEL, CONTEXT = 1024, 16, 32
 
 
-def write_inputs(folder: Path, word: str = "text", seed: int = 0) -> dict[str, Path]:
+def write_inputs(folder: Path, word: str = "text", seed: int = 0) -> dict[str, Any]:
     """A fetched model and held-out tokens, as evaluation asks for them."""
     tokenizer = small_models.make_tokenizer()
     small_models.save(small_models.make_model("llama", seed), tokenizer, folder / "model")
@@ -48,7 +48,7 @@ def write_inputs(folder: Path, word: str = "text", seed: int = 0) -> dict[str, P
     }
 
 
-def origin_of(inputs: dict[str, Path]) -> tuple[str, str]:
+def origin_of(inputs: dict[str, Any]) -> tuple[str, str]:
     """Hashes of weights and tokens, as a store's header has them."""
     tokens = corpus.read_tokens(inputs["heldout"], inputs["heldout_manifest"]).tokens
     return extraction.model_identity(

@@ -62,8 +62,8 @@ def complete(
     """Continue each prompt, greedily or by inverse-transform sampling.
 
     Sampling takes the first token at which the cumulative probability exceeds the random number, so
-    a continuation depends on its own numbers alone. The batch size changes a text only where
-    rounding decides between equal probabilities.
+    a continuation depends on the random numbers drawn for it alone. The batch size changes a text
+    only where rounding decides between equal probabilities.
 
     Args:
         model: causal language model in evaluation mode.
@@ -73,7 +73,7 @@ def complete(
         temperature: divides the logits before sampling.
         batch: prompts per batch; changes only memory and rounding noise.
         dataset: named in errors.
-        stops: tokens that end an answer and are no part of it; None: the end-of-sequence token.
+        stops: tokens that end an answer and are no part of it; None: all special tokens.
     Raises:
         UserError: a prompt and its answer do not fit the model's context.
     """
@@ -81,7 +81,7 @@ def complete(
     limit = models.max_context(model.config.to_dict())
     coded = _token_ids(tokenizer, prompts, prefix)
     if stops is None:
-        stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        stops = sorted(models.special_tokens(tokenizer))
     longest = max(map(len, coded), default=0)
     if longest + max_new_tokens > limit:
         raise UserError(

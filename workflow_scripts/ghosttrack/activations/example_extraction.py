@@ -84,6 +84,7 @@ def extract_examples(
     site: Site,
     batch: int,
     packed: int,
+    scales: Sequence[int] | None = None,
     pmi_baseline: PmiBaseline | None = None,
     candidates: Candidates | None = None,
 ) -> ExampleTables:
@@ -98,12 +99,14 @@ def extract_examples(
         site: which output of each block.
         batch: examples per forward pass, approximately; changes only memory and rounding noise.
         packed: longest packed sequence in tokens, from `Limits`.
+        scales: of the stores of the embedding and of the layers, from `limits.scales`; None: 1.
         pmi_baseline: receives the answers after other prompts, which are read in the same passes.
         candidates: receives the states at the end of the examples' prompts.
     Returns:
         Tables without text and id columns, which the caller adds.
     Raises:
-        UserError: no such layers, or activations that are not finite.
+        UserError: no such layers, or activations that are not finite or beyond the range of the
+            stores.
     """
     starts = row_starts(encoded)
     texts = [*encoded, *(pmi_baseline.encoded if pmi_baseline else ())]
@@ -115,6 +118,7 @@ def extract_examples(
         (embedding, None, "embedding", stored[0].embedding_dim),
         *((target, layer, site, width) for target, layer in zip(targets, layers, strict=True)),
     ]
+    scales = scales or [1] * len(headers)
     progress = Progress("extracting", len(texts), "texts")
     with ExitStack() as stack, torch.inference_mode():
         reader = PackedReader(model, packed)
@@ -122,12 +126,21 @@ def extract_examples(
             stack.enter_context(
                 StoreWriter(
                     *files,
-                    Header(*identity, layer, name, None, digest),
+                    Header(
+                        identity.model,
+                        identity.weights_sha256,
+                        layer,
+                        name,
+                        None,
+                        digest,
+                        model_precision=identity.precision,
+                        scale=scale,
+                    ),
                     rows=int(starts[-1]),
                     d_model=d_model,
                 )
             )
-            for files, layer, name, d_model in headers
+            for (files, layer, name, d_model), scale in zip(headers, scales, strict=True)
         ]
         outputs = stack.enter_context(captured(modules, stop=False))
         for window, others in _windows(texts, len(encoded), batch):
@@ -151,8 +164,8 @@ def extract_examples(
                         reader, pack, rest, len(encoded), final, outputs[1 : len(stored)]
                     )
                 progress.advance(len(pack.numbers))
-            for writer, block in zip(writers, blocks, strict=True):
-                writer.append(to_block(block))
+            for writer, block, scale in zip(writers, blocks, scales, strict=True):
+                writer.append(to_block(block, scale=scale))
     return ExampleTables(_tokens(encoded, scores.of_read(encoded)), output_table(encoded, scores))
 
 
@@ -216,7 +229,7 @@ def score_texts(
     """Fill in `scores` for some texts of a pack, from its final hidden states (length, d_model)."""
     numbers = [pack.numbers[text] for text in texts]
     lengths = np.array([len(encoded[number].ids) - 1 for number in numbers])
-    # A token is predicted at the place of the token before it.
+    # A token is predicted at the position of the token before it.
     places = np.concatenate([pack.places[text][:-1] for text in texts])
     target = np.concatenate([encoded[number].ids[1:] for number in numbers])
     offsets = np.cumsum(lengths) - lengths

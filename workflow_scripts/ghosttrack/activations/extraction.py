@@ -19,6 +19,7 @@ from ghosttrack.activations.store import Block, Header, Storage, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
+from ghosttrack.inputs.model_precision import FLOAT32, Precision
 from ghosttrack.inputs.sites import Site, site_modules
 from ghosttrack.runtime import files
 from ghosttrack.runtime.progress import Progress
@@ -31,6 +32,7 @@ class ModelIdentity(NamedTuple):
 
     model: str
     weights_sha256: str
+    precision: str = FLOAT32.name  # of the forward pass
 
 
 class StoreFiles(NamedTuple):
@@ -40,10 +42,12 @@ class StoreFiles(NamedTuple):
     manifest: Path
 
 
-def model_identity(model_directory: Path) -> ModelIdentity:
+def model_identity(model_directory: Path, precision: Precision = FLOAT32) -> ModelIdentity:
     """Identity of a fetched model, from the source.json in its directory."""
     about = files.read_json(model_directory / "source.json")
-    return ModelIdentity(str(about["id"] or about["kind"]), str(about["weights_sha256"]))
+    return ModelIdentity(
+        str(about["id"] or about["kind"]), str(about["weights_sha256"]), precision.name
+    )
 
 
 def best_device() -> str:
@@ -82,6 +86,7 @@ class Extraction(NamedTuple):
     contexts: int | None = None  # number of contexts; None: all from the first on
     storage: Storage = "fp16"
     code: str = ""  # digest of the code; a job resumes only rows of the same code
+    scales: Sequence[int] | None = None  # by layer, from `limits.scales`; None: 1
 
 
 def extract_contexts(
@@ -104,18 +109,29 @@ def extract_contexts(
         extraction: which contexts to read, and how to store them.
     Raises:
         UserError: no such contexts or layers, contexts longer than the model takes, or activations
-            that are not finite.
+            that are not finite or beyond the range of the stores.
     """
     chosen = _chosen_contexts(model, tokens, extraction)
     context, batch = tokens.shape[1], extraction.batch
     modules = site_modules(model, layers, extraction.site)
     digest, width = tokens_sha256(tokens), model.config.get_text_config().hidden_size
+    scales = extraction.scales or [1] * len(layers)
     with ExitStack() as stack, torch.inference_mode():
         writers = [
             stack.enter_context(
                 StoreWriter(
                     *target,
-                    Header(*identity, layer, extraction.site, context, digest, extraction.storage),
+                    Header(
+                        identity.model,
+                        identity.weights_sha256,
+                        layer,
+                        extraction.site,
+                        context,
+                        digest,
+                        extraction.storage,
+                        identity.precision,
+                        scale,
+                    ),
                     rows=chosen.size,
                     d_model=width,
                     row_start=extraction.first * context,
@@ -123,7 +139,7 @@ def extract_contexts(
                     resume=extraction.code,
                 )
             )
-            for layer, target in zip(layers, targets, strict=True)
+            for layer, target, scale in zip(layers, targets, scales, strict=True)
         ]
         done = min(writer.finished_rows for writer in writers)
         if done:
@@ -143,7 +159,8 @@ def extract_contexts(
             # Rounded at once, so that the pass holds no more than one layer's copy in float32.
             # The storage error is measured once, in the highest layer, where it is usually largest.
             last = index == len(modules) - 1
-            blocks.append(to_block(output.flatten(0, 1)[skip:], exact=measured and last))
+            rows = output.flatten(0, 1)[skip:]
+            blocks.append(to_block(rows, exact=measured and last, scale=scales[index]))
 
         def write(blocks: list[Block]) -> None:
             for writer, block in zip(writers, blocks, strict=True):

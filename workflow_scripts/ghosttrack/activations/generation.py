@@ -166,7 +166,7 @@ def sample_table(
 
 
 def _others(questions: pd.DataFrame) -> list[list[str]]:
-    """Gold answers of the other questions of each question's relation, without its own, sorted."""
+    """For each question, its relation's other gold answers, sorted."""
     pools = {
         relation: {str(one) for gold in part["gold"] for one in gold}
         for relation, part in questions.groupby("relation")

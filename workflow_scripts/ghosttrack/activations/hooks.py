@@ -18,13 +18,17 @@ class _HighestLayerReached(Exception):  # noqa: N818 (not an error: it ends a fo
 def captured(modules: Sequence[nn.Module], *, stop: bool) -> Iterator[list[torch.Tensor]]:
     """Collect copies of the modules' outputs, (batch, position, d_model), in a list.
 
-    Every pass refills the list. Copies, because some blocks add to a module's output in place.
+    Every pass refills the list. Copies, because some blocks add to a module's output in place. All
+    copies are on the device of the first module's output, also if the model is spread over several.
     `stop`: see `on_output`.
     """
     outputs: list[torch.Tensor] = [torch.empty(0)] * len(modules)
-    with on_output(
-        modules, lambda index, output: outputs.__setitem__(index, output.clone()), stop=stop
-    ):
+
+    def take(index: int, output: torch.Tensor) -> None:
+        device = outputs[0].device if index else output.device
+        outputs[index] = output.to(device, copy=True)
+
+    with on_output(modules, take, stop=stop):
         yield outputs
 
 
@@ -87,10 +91,16 @@ def forward_replaced(modules: Iterable[nn.Module], output: Callable[[], Any]) ->
     blocks must read the skipped ones through the output of the last alone.
     """
     replaced = list(modules)
+    # Without a forward of its own, a module has that of its class. A module of a model that is
+    # spread over several devices has one: it moves inputs to the module's device.
+    own = [vars(module).get("forward") for module in replaced]
     for module in replaced:
         module.forward = lambda *_arguments, **_options: output()
     try:
         yield
     finally:
-        for module in replaced:
-            del module.forward  # restores the forward method of the class
+        for module, forward in zip(replaced, own, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward

@@ -6,7 +6,7 @@ because a few channels carry most of its norm. Rows with a norm far above the me
 float16 outliers.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,24 @@ import numpy.typing as npt
 from ghosttrack.activations.layout import HALF_MAX, MASSIVE_FACTOR
 from ghosttrack.activations.shards import Half
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LEVELS = 127
 # Rows per step, so that they stay in the cache of a core.
 _BLOCK_ROWS = 256
 # Levels never take this value, so in a chunk it marks rows that were never written.
 UNWRITTEN = -128
+
+
+class Coding(NamedTuple):
+    """What the levels of one chunk mean: the fields of `Coded` after its levels."""
+
+    row_scale: npt.NDArray[np.float32]  # (rows,)
+    mean: npt.NDArray[np.float32]  # (d_model,)
+    deviation: npt.NDArray[np.float32]  # (d_model,)
+    outlier_rows: npt.NDArray[np.int64]  # (outliers,), indices within the chunk, ascending
+    outliers: Half  # (outliers, d_model)
 
 
 class Coded(NamedTuple):
@@ -71,17 +84,31 @@ def decode(coded: Coded) -> Half:
     import torch
 
     values: Half = np.empty(coded.levels.shape, dtype=np.float16)
-    target, spare = (
-        torch.from_numpy(values),
-        np.empty((_BLOCK_ROWS, values.shape[1]), dtype=np.float32),
-    )
+    target, row_scale = torch.from_numpy(values), torch.from_numpy(coded.row_scale)
     mean, deviation = torch.from_numpy(coded.mean), torch.from_numpy(coded.deviation)
+    shape = (min(_BLOCK_ROWS, len(values)), values.shape[1])
+    # torch refuses read-only memory maps, so the levels of a block are copied first.
+    levels, x = np.empty(shape, dtype=np.int8), torch.empty(shape)
     for start in range(0, len(values), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        levels = coded.levels[block]  # may be a read-only memory map, which torch refuses
-        part = np.multiply(levels, coded.row_scale[block, None], out=spare[: len(levels)])
-        x = torch.from_numpy(part).mul_(deviation).add_(mean)
-        # Rounding can exceed the float16 range where the value itself did not.
-        target[block] = x.clamp_(-HALF_MAX, HALF_MAX)
+        rows = len(values[block])
+        levels[:rows] = coded.levels[block]
+        part = x[:rows].copy_(torch.from_numpy(levels[:rows]))
+        target[block] = restore(part, row_scale[block, None], deviation, mean)
     values[coded.outlier_rows] = coded.outliers
     return values
+
+
+def restore(levels: "Tensor", row_scale: "Tensor", deviation: "Tensor", mean: "Tensor") -> "Tensor":
+    """Turn levels into values, in place: the caller rounds them to float16, as `decode` does.
+
+    Each step is one operation with one rounding, so every device computes the same bits.
+
+    Args:
+        levels: (rows, d_model) float32.
+        row_scale: (rows, 1) float32.
+        deviation, mean: (d_model,) or (rows, d_model) float32.
+    """
+    levels.mul_(row_scale).mul_(deviation).add_(mean)
+    # Rounding can exceed the float16 range where the value itself did not.
+    return levels.clamp_(-HALF_MAX, HALF_MAX)

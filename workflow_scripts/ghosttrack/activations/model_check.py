@@ -5,13 +5,16 @@ caches, skipped blocks. Each way is compared with the reference, a forward pass 
 without a cache: hidden states of every block, and log-probabilities of the next token. Jobs do not
 use a way that differs (`Limits`). A model is refused if its blocks do not add to a residual stream,
 if it is not causal, or if its logits are not a function of its final hidden states.
+
+The check also measures the median norm of every layer, from which follows the scale of its stores
+(see `store`).
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,8 +25,10 @@ import torch
 from ghosttrack.activations import decoding
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.hooks import captured, forward_replaced, last_output
+from ghosttrack.activations.layout import HALF_MAX, MASSIVE_FACTOR
 from ghosttrack.activations.limits import Limits
 from ghosttrack.activations.packed_texts import PackedReader, logits_of
+from ghosttrack.activations.store import describe_layer, scale_for
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, sites
 from ghosttrack.inputs.dense_layers import without_onednn
@@ -31,13 +36,30 @@ from ghosttrack.inputs.unembedding import ranks_tokens
 
 log = logging.getLogger("ghosttrack")
 
-# Largest differences that rounding explains: of a hidden state, relative to its norm, and of a
-# log-probability, in nats.
-MAX_HIDDEN, MAX_LOGPROB = 1e-3, 1e-3
-# The same for log-probabilities of continuations. Answers are longer than the continuations of the
-# check, and the difference of a recurrent state can grow with every token (Nemotron-H: .0009 nats
-# in this check, .0011 elsewhere).
-MAX_CONTINUED = 5e-4
+
+class Tolerance(NamedTuple):
+    """Largest differences that rounding explains.
+
+    hidden: of a hidden state, relative to its norm.
+    logprob: of a log-probability, in nats.
+    continued: the same for continuations. Answers are longer than the continuations of the check,
+        and the difference of a recurrent state can grow with every token (Nemotron-H in float32:
+        .0009 nats in this check, .0011 elsewhere).
+    """
+
+    hidden: float
+    logprob: float
+    continued: float
+
+
+FLOAT32 = Tolerance(1e-3, 1e-3, 5e-4)
+# bfloat16 rounds to 8 bits; float16 rounds to 11 bits, and so do TF32 products. In bfloat16,
+# SmolLM2-135M differs by .04 of a norm and .67 nats (the largest of 49,152 tokens at 16 positions),
+# small random models of 30 architectures by .03 of a norm and .3 nats. A wrong mask can differ as
+# little (gpt_neo, mpt: .04 of a norm), so the check of a model in half precision is repeated in
+# float32 where that fits into memory (`Limits.both`).
+BFLOAT16 = Tolerance(0.15, 1.0, 0.8)
+FLOAT16 = Tolerance(*(limit / 8 for limit in BFLOAT16))
 # Lengths of the test sequences in tokens. Beyond small windows shorter ones are tested, down to
 # MIN_TOKENS. Beyond PACKED, texts are read alone; beyond PADDED, prompts are batched by length.
 SHORTEST, MIN_TOKENS = 32, 12
@@ -56,6 +78,10 @@ NEW = 4
 PROMPTS, APART = 6, 29
 # Tokens of a shared prefix, and of a prompt.
 PREFIX, PROMPT = 16, 4
+# The scale of a store leaves room for texts whose median norm is this multiple of the one of the
+# check's text, which is read in pieces of up to PIECE tokens.
+HEAD_ROOM = 2
+PIECE = 256
 
 Ids = npt.NDArray[np.int64]
 
@@ -68,6 +94,7 @@ class Comparison(NamedTuple):
     hidden: largest difference of a hidden state, relative to its norm; NaN where none is compared.
     logprob: largest difference of a log-probability, in nats.
     problem: the error, if the model refuses such input; else empty.
+    allowed: differences that rounding explains in the precision of the model.
     """
 
     way: str
@@ -75,12 +102,16 @@ class Comparison(NamedTuple):
     hidden: float
     logprob: float
     problem: str = ""
+    allowed: Tolerance = FLOAT32
 
     @property
     def exact(self) -> bool:
         """Whether rounding explains the differences."""
-        allowed = MAX_CONTINUED if self.way in ("cached", "padded") else MAX_LOGPROB
-        return not self.problem and not self.hidden > MAX_HIDDEN and self.logprob <= allowed
+        continued = self.way in ("cached", "padded")
+        logprob = self.allowed.continued if continued else self.allowed.logprob
+        return (
+            not self.problem and not self.hidden > self.allowed.hidden and self.logprob <= logprob
+        )
 
 
 class ModelCheck(NamedTuple):
@@ -88,11 +119,14 @@ class ModelCheck(NamedTuple):
 
     sublayers: for each block, the modules that write to the residual stream; or why they are
         unknown.
+    median_norms: of the token embedding (key None) and of the site in each block, without the
+        first position of a text.
     """
 
     limits: Limits
     sublayers: list[sites.Sublayers] | str
     comparisons: list[Comparison]
+    median_norms: dict[int | None, float]
 
 
 class Reference(NamedTuple):
@@ -128,29 +162,35 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         _require_longest(model, text[:limit])
         sublayers = _sublayers(model, site)
         batched = _compared(
-            "batched", shortest, lambda tokens: _batched(model, text, tokens, first)
+            model, "batched", shortest, lambda tokens: _batched(model, text, tokens, first)
         )
         packed = _descending(
-            "packed", _lengths(model, PACKED), lambda tokens: _packed(model, text, tokens)
+            model, "packed", _lengths(model, PACKED), lambda tokens: _packed(model, text, tokens)
         )
         packed.append(
-            _compared("packed", shortest, lambda tokens: _packed(model, text, tokens, PREFIX))
+            _compared(
+                model, "packed", shortest, lambda tokens: _packed(model, text, tokens, PREFIX)
+            )
         )
         padded = _descending(
+            model,
             "padded",
             _lengths(model, PADDED),
             lambda tokens: _continued(model, text, tokens, "padded"),
         )
         cached = [
-            _compared("cached", length, lambda tokens: _continued(model, text, tokens, "cached"))
+            _compared(
+                model, "cached", length, lambda tokens: _continued(model, text, tokens, "cached")
+            )
             for length in _lengths(model, SHORTEST, NEW // 2)
         ]
         skipped = _compared(
-            "skipped", shortest, lambda tokens: _skipped(model, text[:tokens], first)
+            model, "skipped", shortest, lambda tokens: _skipped(model, text[:tokens], first)
         )
         _require_unchanged(model, text[:shortest], first.final)
         _require_modules(model, modules)
         named = ranks_tokens(model, first.blocks[-1][-LAST:], first.logprobs)
+        norms = _median_norms(model, text, site)
     reach = _reach(model, cached)
     # A padded batch uses the KV cache, too.
     limits = Limits(
@@ -161,7 +201,58 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         skipped.exact,
         named,
     )
-    return ModelCheck(limits, sublayers, [batched, *packed, *padded, *cached, skipped])
+    return ModelCheck(limits, sublayers, [batched, *packed, *padded, *cached, skipped], norms)
+
+
+def scales(median_norms: Mapping[int | None, float], least: int) -> dict[int | None, int]:
+    """The scale of each layer's stores, a power of two.
+
+    No value of an included row exceeds MASSIVE_FACTOR times the median norm, since a store excludes
+    rows of a larger norm. The smallest scale that holds HEAD_ROOM times this value is chosen.
+
+    Args:
+        median_norms: as in `ModelCheck`.
+        least: minimum of the scales, a power of two.
+    """
+    return {
+        layer: max(least, scale_for(HEAD_ROOM * MASSIVE_FACTOR * norm))
+        for layer, norm in median_norms.items()
+    }
+
+
+def _median_norms(model: Any, text: Ids, site: sites.Site) -> dict[int | None, float]:
+    """`ModelCheck.median_norms`, from `text`, whose first token is the separator.
+
+    Raises:
+        UserError: a norm is not finite.
+    """
+    layers = range(len(models.blocks(model)))
+    modules = [model.get_input_embeddings(), *sites.site_modules(model, layers, site)]
+    piece = min(PIECE, models.max_context(model.config.to_dict())) - 1
+    norms: list[list[torch.Tensor]] = [[] for _ in modules]
+    with captured(modules, stop=False) as outputs:
+        for start in range(1, len(text), piece):
+            ids = np.concatenate([text[:1], text[start : start + piece]])
+            models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
+            for of_layer, output in zip(norms, outputs, strict=True):
+                # The first position is usually massive, and a store excludes it.
+                of_layer.append(torch.linalg.vector_norm(output[0, 1:].float(), dim=1))
+    joined = dict(zip((None, *layers), map(torch.cat, norms), strict=True))
+    for layer, values in joined.items():
+        if not bool(values.isfinite().all()):
+            raise UserError(
+                f"{type(model).__name__}: {describe_layer(layer, site)} is not finite on ordinary "
+                "text; the weights are damaged: download them again, or choose another revision"
+            )
+    return {layer: float(values.median()) for layer, values in joined.items()}
+
+
+def tolerance(model: Any) -> Tolerance:
+    """Differences that rounding explains in the precision of a loaded model."""
+    if model.dtype == torch.bfloat16:
+        return BFLOAT16
+    tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return FLOAT16 if model.dtype == torch.float16 or tf32 else FLOAT32
 
 
 def windows(model: Any) -> list[int]:
@@ -206,7 +297,7 @@ def _lengths(model: Any, longest: int, *more: int) -> list[int]:
 
 
 def _descending(
-    way: str, lengths: Sequence[int], compare: Callable[[int], tuple[float, float]]
+    model: Any, way: str, lengths: Sequence[int], compare: Callable[[int], tuple[float, float]]
 ) -> list[Comparison]:
     """Compare sequences from the longest down, until one is exact: it covers all shorter lengths.
 
@@ -217,19 +308,21 @@ def _descending(
         lengths: the shortest, those beyond the windows, the longest.
     """
     if len(lengths) <= 2:
-        return [_compared(way, lengths[-1], compare)]
-    comparisons = [_compared(way, lengths[0], compare)]
+        return [_compared(model, way, lengths[-1], compare)]
+    comparisons = [_compared(model, way, lengths[0], compare)]
     for tokens in reversed(lengths[1:]) if comparisons[0].exact else ():
-        comparisons.append(_compared(way, tokens, compare))
+        comparisons.append(_compared(model, way, tokens, compare))
         if comparisons[-1].exact:
             break
     return comparisons
 
 
-def _compared(way: str, tokens: int, compare: Callable[[int], tuple[float, float]]) -> Comparison:
+def _compared(
+    model: Any, way: str, tokens: int, compare: Callable[[int], tuple[float, float]]
+) -> Comparison:
     """Run a comparison; an error of the model becomes its problem."""
     try:
-        return Comparison(way, tokens, *compare(tokens))
+        return Comparison(way, tokens, *compare(tokens), allowed=tolerance(model))
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # architectures raise errors of any type
@@ -268,8 +361,13 @@ def require_readable(model: Any, ids: Ids) -> Reference:
     with _refusing(model, ids, ""):
         whole = _read(model, ids)
         logits = model(input_ids=_batch(model, ids), use_cache=False).logits[0, -LAST:]
-        logprobs = logits.float().log_softmax(-1)
+        logprobs = logits.float().log_softmax(-1).to(whole.logprobs.device)
     if not all(bool(block.isfinite().all()) for block in (*whole.blocks, whole.final)):
+        if model.dtype == torch.float16:
+            raise UserError(
+                f"{name}: hidden states of ordinary text exceed float16 (at most "
+                f"{HALF_MAX:,.0f}); set inference.dtype: bfloat16 or float32"
+            )
         raise UserError(
             f"{name}: hidden states of ordinary text are not finite; the weights are damaged: "
             "download them again, or choose another revision"
@@ -277,17 +375,18 @@ def require_readable(model: Any, ids: Ids) -> Reference:
     sites.require_stream(model)
     half = len(ids) // 2
     changed = _read(model, np.concatenate([ids[:half], np.roll(ids[half:], 1)]))
+    allowed = tolerance(model)
     difference = max(
         _distance(one[:half], other[:half])
         for one, other in zip(changed.blocks, whole.blocks, strict=True)
     )
-    if not difference <= MAX_HIDDEN:
+    if not difference <= allowed.hidden:
         raise UserError(
             f"{name} is not causal: later tokens change the hidden state of a token (by "
             f"{difference:.2g} of its norm); choose a causal language model"
         )
     difference = float((logprobs - whole.logprobs).abs().max())
-    if not difference <= MAX_LOGPROB:
+    if not difference <= allowed.logprob:
         raise UserError(
             f"{name} does not compute its logits from its final hidden states alone "
             f"(log-probabilities differ by {difference:.3g}); choose another model"
@@ -319,7 +418,7 @@ def _refusing(model: Any, ids: Ids, note: str) -> Iterator[None]:
 def _require_unchanged(model: Any, ids: Ids, first: torch.Tensor) -> None:
     """Refuse a model that keeps state between texts: results would depend on their order."""
     difference = _distance(_read(model, ids).final, first)
-    if not difference <= MAX_HIDDEN:
+    if not difference <= tolerance(model).hidden:
         raise UserError(
             f"{type(model).__name__} gives other hidden states for the same text after longer "
             f"texts (they differ by {difference:.2g} of their norm); choose another model, or one "
@@ -376,6 +475,7 @@ def _logprobs(model: Any, final: torch.Tensor) -> torch.Tensor:
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest difference of hidden states (tokens, d), relative to the norms of `other`."""
+    one, other = one.float(), other.float()
     gap = torch.linalg.vector_norm(one - other, dim=-1) / torch.linalg.vector_norm(
         other, dim=-1
     ).clamp(min=1e-20)
@@ -478,6 +578,7 @@ def _continued(model: Any, text: Ids, tokens: int, mode: decoding.Mode) -> tuple
         logprobs = _predicted(model, prompt, ids)
         chosen = logprobs.gather(1, torch.from_numpy(ids).to(logprobs.device)[:, None])[:, 0]
         # A token that is the most likely up to rounding is a correct choice, too.
+        fast = fast.to(logprobs.device)
         differences += [(fast - logprobs).abs().max(), (logprobs.max(dim=1).values - chosen).max()]
     return np.nan, float(torch.stack(differences).max())
 

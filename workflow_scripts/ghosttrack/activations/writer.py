@@ -33,12 +33,17 @@ from ghosttrack.activations.store import (
     Header,
     describe,
     positions,
+    scale_for,
+    scaled,
     write_group,
 )
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 
 log = logging.getLogger("ghosttrack")
+
+# A refused store recommends a scale that holds this multiple of its largest value.
+SPARE = 2
 
 
 class _Record(NamedTuple):
@@ -68,11 +73,11 @@ class StoreWriter:
         total_rows: rows of the whole layer, over all its stores; default: this store is the whole
             layer.
         resume: digest of the code that computes the rows. Complete shard files of an interrupted
-            writer of the same rows are reused, see `finished_rows`, and this writer keeps its own
-            if it fails. Default: start from the first row.
+            writer of the same rows are reused, see `finished_rows`. If this writer fails, its
+            complete shard files stay. Default: start from the first row.
     Raises:
         UserError: another process writes this store, a row is not finite, or an included row has
-            values beyond the range of float16.
+            values beyond the range of float16 times the scale of the header.
     """
 
     def __init__(
@@ -99,9 +104,12 @@ class StoreWriter:
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the zarr group, repeated in the manifest."""
+        about = self._header._asdict()
+        if self._header.scale == 1:
+            del about["scale"]
         return {
             "schema": SCHEMA,
-            **self._header._asdict(),
+            **about,
             "d_model": self._width,
             "rows": self._rows,
             "row_start": self._start,
@@ -143,8 +151,12 @@ class StoreWriter:
         self._start_shard()
 
     def append(self, block: Block) -> None:
-        """Add the next rows."""
+        """Add the next rows, divided by the scale of the header."""
         count = len(block.values)
+        if block.scale != self._header.scale:
+            raise ValueError(
+                f"{self._store}: rows in units of {block.scale}, {self._header.scale} expected"
+            )
         if self._done + count > self._rows:
             raise ValueError(
                 f"{self._store}: {self._done + count} rows appended, {self._rows} expected"
@@ -154,10 +166,7 @@ class StoreWriter:
             raise UserError(
                 f"{describe(self._header)}: row "
                 f"{self._start + self._done + int(np.argmin(finite))} holds NaN or infinity, "
-                f"expected finite values: the weights of model {self._header.model} are damaged or "
-                "do not fit its config.json; give another copy or revision of the weights "
-                "(source.id, source.revision or model_path); fetching the same ones again does not "
-                "help"
+                f"expected finite values: {self._not_finite}"
             )
         if len(block.clipped):
             self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
@@ -177,6 +186,20 @@ class StoreWriter:
             taken = part.stop
             if self._done % CHUNK_ROWS == 0 or self._done == self._rows:
                 self._end_chunk(block.values[part] if whole else self._buffer, size=at + size)
+
+    @property
+    def _not_finite(self) -> str:
+        """Why a row may not be finite, and what to do."""
+        if self._header.model_precision.startswith("float16"):
+            return (
+                f"the model's hidden states exceed float16 (at most {HALF_MAX:,.0f}); set "
+                "inference.dtype: bfloat16 or float32"
+            )
+        return (
+            f"the weights of model {self._header.model} are damaged or do not fit its "
+            "config.json; give another copy or revision of the weights (source.id, "
+            "source.revision or model_path); fetching the same ones again does not help"
+        )
 
     def finish(self) -> None:
         """Write everything to disk, except the final name; the end of the block does both.
@@ -257,7 +280,8 @@ class StoreWriter:
         normal = (norms <= MASSIVE_FACTOR * np.median(norms)) & (
             positions(self._start, len(stored), self._header.context) != 0
         )
-        error = storage_error(exact[normal], stored[normal])
+        kept = scaled(stored[normal], self._header.scale)
+        error = storage_error(exact[normal], kept)
         self._error = error._asdict() if error else None
 
     def _end_shard(self) -> None:
@@ -382,15 +406,16 @@ class StoreWriter:
         row, _, largest = lost[np.argmax(lost[:, 2])]
         raise UserError(
             f"{describe(self._header)}: {len(lost):,} of {len(excluded):,} rows hold values beyond "
-            f"float16, at most {HALF_MAX:,.0f}; the largest is {largest:,.0f} in row "
-            f"{self._start + int(row):,}. Choose another activations.site, or activations.layers "
-            "without this layer"
+            f"float16, at most {self._header.largest:,.0f} at scale {self._header.scale}; the "
+            f"largest is {largest:,.0f} in row {self._start + int(row):,}. Set "
+            f"activations.min_scale to {scale_for(SPARE * largest)}, or choose another "
+            "activations.site, or activations.layers without this layer"
         )
 
     def _log_clipped(self, clipped: npt.NDArray[np.float64]) -> None:
         log.warning(
             f"{describe(self._header)}: {clipped[:, 1].sum():,.0f} values in {len(clipped):,} "
-            f"massive or first rows were clipped to {HALF_MAX:,.0f}, the largest is "
+            f"massive or first rows were clipped to {self._header.largest:,.0f}, the largest is "
             f"{clipped[:, 2].max():,.0f}; such rows are excluded from training and evaluation"
         )
 

@@ -298,6 +298,12 @@ def main(arguments: list[str]) -> int:
         default=5,
         help="number of features to name per text; default %(default)s",
     )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        help="number of GPUs over which the model is spread; default %(default)s",
+    )
     chosen = parser.parse_intermixed_args(arguments)  # options between texts
     try:
         if bool(chosen.text) == bool(chosen.texts):
@@ -316,7 +322,7 @@ def main(arguments: list[str]) -> int:
         one_by_one = [Text(text, chosen.answer, context=context) for text in chosen.text]
         # Reads the first text before the model is loaded, so that a wrong file fails at once.
         given = _with_first_read(read_texts(chosen.texts, context)) if chosen.texts else one_by_one
-        detector = api.Detector.load(chosen.run)
+        detector = api.Detector.load(chosen.run, gpus=chosen.gpus)
         scores = detector.stream(given, confidence=chosen.confidence, reasons=chosen.reasons)
         write(
             scores,

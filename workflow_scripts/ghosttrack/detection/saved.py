@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.model_precision import FLOAT32, Precision
 from ghosttrack.runtime import files, records
 from ghosttrack.runtime.run_paths import RunPaths
 
@@ -159,6 +160,21 @@ def require_same(saved: SavedDetector, run: Path) -> None:
                 f"{run / name} {state}. Run the workflow again: it restores a damaged file, and "
                 "trains the detector again if settings have changed"
             )
+
+
+def require_precision(saved: SavedDetector, precision: Precision, run: Path) -> None:
+    """Check that the detector was trained on activations in the precision of the run's model.
+
+    Raises:
+        UserError: it was trained in another precision.
+    """
+    trained = saved.about.get("model_precision", FLOAT32.name)
+    if trained != precision.name:
+        raise UserError(
+            f"{run / 'detection' / ABOUT_NAME}: the detector was trained with the model in "
+            f"{trained}, but {run / 'model_check.json'} says {precision.name}. Run the workflow "
+            "again: it trains the detector again if settings have changed"
+        )
 
 
 def output_columns(names: Sequence[str]) -> list[int]:

@@ -16,7 +16,8 @@ class Text(NamedTuple):
     same kind, one per line, work best: they are few-shot demonstrations.
 
     question: the user's message in a chat template; the text is the assistant's answer. It needs a
-    detector fitted on answers in a chat template (generation.prompt: chat), and excludes `context`.
+    detector fitted on answers in a chat template (generation.prompt: chat). A context comes before
+    the question in the same message.
     """
 
     text: str

@@ -16,6 +16,7 @@ from ghosttrack.activations import extraction, hooks, limits
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.layout import HALF_MAX
 from ghosttrack.activations.packed_texts import PackedReader
+from ghosttrack.activations.store import as_stored
 from ghosttrack.detection import representations, saved
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -54,12 +55,17 @@ class ScoredBatch(NamedTuple):
 class Scorer:
     """A saved detector with its model and SAEs.
 
+    The model runs in the precision of the run, also on another device.
+
+    Args:
+        run: folder of a finished run.
+        gpus: over which the model is spread.
     Raises:
-        UserError: the run has no detector, or its model or SAEs are not those that the detector was
-            trained on.
+        UserError: the run has no detector, or its model, its precision or its SAEs are not those
+            that the detector was trained on.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, gpus: int = 1) -> None:
         if not run.is_dir():
             raise UserError(
                 f"{run} does not exist: give the folder of a finished run, such as "
@@ -71,8 +77,11 @@ class Scorer:
         self._device = extraction.best_device()
         self.tokenizer = models.load_tokenizer(run / "model")
         self.limit = models.max_context(run / "model" / "config.json")
-        self._model = models.load_model(run / "model", self._device)
+        precision = limits.read_precision(run / "model_check.json")
+        saved.require_precision(detector, precision, run)
+        self._model = models.load_model(run / "model", self._device, precision, gpus)
         self._packed = limits.read(run / "model_check.json").packed
+        self._scales = limits.scales(run / "model_check.json", self.layers)
         self._modules = site_modules(self._model, self.layers, self.about["site"])
         self._saes = [sae.load(RunPaths(run).sae(layer)) for layer in self.layers]
         self._tensors = {
@@ -115,9 +124,8 @@ class Scorer:
                 reading.score_texts(reader, encoded, pack, texts, final, scores)
                 best: list[list[FeatureContribution]] = [[] for _ in texts]
                 for index in range(len(self.layers)):
-                    probe[rows] += self._layer(
-                        index, outputs[index][0, positions], text, best, count
-                    )
+                    x = outputs[index][0, positions].to(self._device).float()
+                    probe[rows] += self._layer(index, x, text, best, count)
                 for number, features in zip(pack.numbers, best, strict=True):
                     contributions[number] = sorted(
                         features, key=lambda feature: -abs(feature.log_odds)
@@ -150,20 +158,21 @@ class Scorer:
         """One layer's part of each row's probe score, (rows,).
 
         Args:
-            x: (rows, d_model) activations of answer tokens.
+            x: (rows, d_model) float32 activations of answer tokens, on the scorer's device.
             text: (rows,) index of each row's text.
             best: contributions by text; the layer's `count` largest are added.
         """
         weights = {name: values[layer_index] for name, values in self._tensors.items()}
-        included = torch.linalg.vector_norm(x.float(), dim=1) <= weights["massive"]
-        if bool((x[included].abs() > HALF_MAX).any()):
+        included = torch.linalg.vector_norm(x, dim=1) <= weights["massive"]
+        largest = HALF_MAX * self._scales[layer_index]
+        if bool((x[included].abs() > largest).any()):
             raise UserError(
-                f"a text has an activation beyond {HALF_MAX:,.0f} in layer "
+                f"a text has an activation beyond {largest:,.0f} in layer "
                 f"{self.layers[layer_index]}, outside the range "
                 "of the texts that the detector was fitted on: it cannot be scored; leave it out"
             )
         # The probes were fitted on activations in half precision, as stores keep them.
-        x = x.float().clamp(-HALF_MAX, HALF_MAX).half().float()
+        x = as_stored(x, self._scales[layer_index])
         z = self._saes[layer_index].encode(x.cpu()).to(x.device)  # (rows, d_sae)
         number = text.to(x.device)
         tokens = torch.zeros(len(best), device=x.device).index_add_(

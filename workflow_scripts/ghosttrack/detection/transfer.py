@@ -234,15 +234,15 @@ def _add_layer(
         int(number): SufficientStatistics.of(z[cell == number], target[cell == number])
         for number in np.unique(cell)
     }
-    solved: dict[frozenset[int], list[LinearModel]] = {}
+    models: dict[frozenset[int], list[LinearModel]] = {}
 
     def fits(rows: NDArray[np.bool_]) -> list[LinearModel]:
         cells = frozenset(int(number) for number in np.unique(cell[rows]))
-        if cells not in solved:
+        if cells not in models:
             total = SufficientStatistics.together([sums[number] for number in sorted(cells)])
             unit = float(np.trace(total.squares)) / total.rows
-            solved[cells] = [total.solve(strength * unit) for strength in STRENGTHS]
-        return solved[cells]
+            models[cells] = [total.solve(strength * unit) for strength in STRENGTHS]
+        return models[cells]
 
     for training, total in zip(trainings, totals, strict=True):
         train = training.inner_fold >= 0

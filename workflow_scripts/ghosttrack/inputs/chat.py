@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs.models import first_line
+from ghosttrack.inputs.models import first_line, special_tokens
 
 log = logging.getLogger("ghosttrack")
 
@@ -193,12 +193,12 @@ def answer_ends(tokenizer: Any, generation_config: Any) -> list[int]:
         for text in texts
         for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     }
-    added = {
+    markers = {
         token
         for token, about in tokenizer.added_tokens_decoder.items()
-        if about.special or (token in written and _is_marker(about.content))
+        if token in written and _is_marker(about.content)
     }
-    return sorted(added | set(tokenizer.all_special_ids) | set(_listed(generation_config)))
+    return sorted(markers | special_tokens(tokenizer) | set(_listed(generation_config)))
 
 
 def answer_lead(tokenizer: Any) -> str:

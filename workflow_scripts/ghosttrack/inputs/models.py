@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.model_precision import FLOAT32, Precision, checkpoint_dtype
 from ghosttrack.runtime.files import read_json, sha256_file
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ _POSITIONS_AFTER_PADDING = (
     "xlm-roberta-xl",
     "xmod",
 )
+# Bytes of a weight.
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Names of the class that uses a tokenizer.json unchanged.
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -70,11 +74,22 @@ def tokenizer_in(directory: Path, **options: Any) -> Any:
     )
 
 
-def load_model(directory: Path, device: str = "cpu") -> Any:
-    """A fetched causal language model in float32 and evaluation mode, without gradients.
+def load_model(
+    directory: Path, device: str = "cpu", precision: Precision = FLOAT32, gpus: int = 1
+) -> Any:
+    """A fetched causal language model in evaluation mode, without gradients.
 
     In float32 all devices compute the same values up to rounding. Half precision is 65 times slower
     on CPUs without hardware support.
+
+    Args:
+        directory: of the fetched model.
+        device: cpu or cuda.
+        precision: of weights and hidden states. TF32 is switched on or off for the whole process.
+        gpus: with more than 1, the blocks are spread over these GPUs. Inputs go to the GPU of the
+            embedding; `device` of the model is that GPU.
+    Raises:
+        UserError: the weights are damaged, do not fit into the GPUs, or cannot be quantized here.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -83,11 +98,16 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
     from ghosttrack.inputs.dense_layers import use_onednn
 
     require_unchanged(Path(directory))
+    placement = _placement(Path(directory), device, precision, gpus)
+    products = "tf32" if precision.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
     transformers_logging.disable_progress_bar()
     loading: dict[str, Any] = {
-        "dtype": torch.float32,
+        "dtype": precision.torch_dtype,
         "local_files_only": True,
         "trust_remote_code": False,
+        **placement,
     }
     try:
         try:
@@ -98,15 +118,115 @@ def load_model(directory: Path, device: str = "cpu") -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 directory, attn_implementation="eager", **loading
             )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         raise UserError(
             f"{Path(directory) / 'model.safetensors'} cannot be loaded ({first_line(error)}): "
             "delete its directory and run again to fetch the model again"
         ) from error
-    model = model.requires_grad_(False).eval().to(device)
-    if model.device.type == "cpu":
+    model = model.requires_grad_(False).eval()
+    if placement:
+        require_on_gpus(model.hf_device_map)
+    else:
+        model = model.to(device)
+    if model.device.type == "cpu" and precision.dtype == "float32":
         use_onednn(model)
     return model
+
+
+def _placement(directory: Path, device: str, precision: Precision, gpus: int) -> dict[str, Any]:
+    """Options of `from_pretrained` for several GPUs and for 4-bit weights; else none."""
+    import torch
+
+    quantized = precision.quantization == "4bit"
+    if quantized:
+        require_four_bits(device)
+    if device != "cuda" or (gpus == 1 and not quantized):
+        return {}
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError(
+            "plan.gpus_per_model and inference.quantization need the Python package accelerate, "
+            "which is not installed; install envs/torch.yaml or envs/requirements.txt again"
+        )
+    seen = torch.cuda.device_count()
+    if gpus > seen:
+        raise UserError(
+            f"plan.gpus_per_model: {gpus} GPUs are needed for the model, this job sees {seen}; "
+            "set it to the number of GPUs of one node"
+        )
+    # A tenth stays free for hidden states, logits and the KV cache.
+    memory = {number: int(0.9 * torch.cuda.mem_get_info(number)[0]) for number in range(gpus)}
+    options: dict[str, Any] = {"device_map": "auto" if gpus > 1 else {"": 0}, "max_memory": memory}
+    if quantized:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=precision.torch_dtype,
+        )
+    else:
+        needed = (directory / "model.safetensors").stat().st_size
+        needed = needed * _BYTES[precision.dtype] // _BYTES[checkpoint_dtype(directory)]
+        if needed > sum(memory.values()):
+            raise UserError(
+                f"plan.gpus_per_model: the weights take {needed / 1e9:,.1f} GB in "
+                f"{precision.dtype}, {gpus} GPUs have {sum(memory.values()) / 1e9:,.1f} GB for "
+                "them; raise plan.gpus_per_model, or set inference.dtype: bfloat16"
+            )
+    return options
+
+
+def fits_in_float32(directory: Path, device: str, gpus: int) -> bool:
+    """Whether the float32 weights of a fetched model fit into the free memory of the device.
+
+    True on a CPU: jobs ask for that much memory (`planning.memory`).
+    """
+    import torch
+
+    if device == "cpu":
+        return True
+    size = (directory / "model.safetensors").stat().st_size
+    needed = size * _BYTES["float32"] // _BYTES[checkpoint_dtype(directory)]
+    seen = range(min(gpus, torch.cuda.device_count()))
+    # As in `_placement`, and a further tenth for what the blocks compute.
+    return needed <= 0.8 * sum(torch.cuda.mem_get_info(number)[0] for number in seen)
+
+
+def require_four_bits(device: str) -> None:
+    """Check that this machine can run a model with 4-bit weights.
+
+    Raises:
+        UserError: there is no GPU, or bitsandbytes is not installed.
+    """
+    if device != "cuda":
+        raise UserError(
+            "inference.quantization: 4bit needs a GPU, and this job sees none; run it on a machine "
+            "with a GPU, or set inference.quantization: none"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "inference.quantization: 4bit needs the Python package bitsandbytes, which is not "
+            "installed; add it to envs/torch.yaml (or pip install bitsandbytes), or set "
+            "inference.quantization: none"
+        )
+
+
+def require_on_gpus(places: Mapping[str, Any]) -> None:
+    """Refuse a model of which parts were left in host memory or on disk, where they are slow.
+
+    Args:
+        places: device of each part of the model by its name, as in `hf_device_map`.
+    Raises:
+        UserError: naming the first such part.
+    """
+    if left := [name for name, place in places.items() if str(place) in ("cpu", "disk")]:
+        raise UserError(
+            f"plan.gpus_per_model: {len(left)} parts of the model do not fit into the GPUs, the "
+            f"first is {left[0] or 'the whole model'}; raise plan.gpus_per_model, or set "
+            "inference.dtype: bfloat16"
+        )
 
 
 def require_unchanged(directory: Path) -> None:
@@ -150,6 +270,12 @@ def separator(tokenizer: Any) -> int:
         f"{known or 'no cls_token, sep_token or pad_token'}); set bos_token in its "
         "tokenizer_config.json to the token that preceded each text in training"
     )
+
+
+def special_tokens(tokenizer: Any) -> set[int]:
+    """Ids of all special tokens, also of added ones such as the markers of a chat template."""
+    added = {token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    return {int(token) for token in added | set(tokenizer.all_special_ids)}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

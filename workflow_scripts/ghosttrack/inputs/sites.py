@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ghosttrack.errors import UserError
@@ -98,8 +99,8 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
     other[0, 0] = (other[0, 0] + 1) % model.config.get_text_config().vocab_size
     chosen = range(len(models.blocks(model))) if layers is None else layers
     with torch.inference_mode():
-        passes = _run(model, ids)
-        changed = _run(model, other)
+        passes = _run(model, ids, exact=True)
+        changed = _run(model, other, exact=True)
     pairs = {layer: _summands(passes[layer]) for layer in {0, *chosen}}
     for layer in chosen:
         if pairs[layer] is None:
@@ -120,6 +121,62 @@ def find_sublayers(model: Any, layers: Sequence[int] | None = None) -> list[Subl
     ]
 
 
+@contextmanager
+def _in_float32(model: Any) -> Iterator[None]:
+    """Compute the blocks of a model in half precision in float32, one at a time.
+
+    In half precision, the sum of a block is rounded more coarsely than a sublayer's output. Between
+    the blocks, the hidden states keep the data type of the model.
+    """
+    import torch
+
+    if model.dtype == torch.float32:
+        yield
+        return
+    kept: dict[nn.Module, list[tuple[Any, torch.Tensor]]] = {}
+
+    def enter(block: nn.Module, arguments: Any, options: Any) -> Any:
+        kept[block] = [
+            (weight, weight.data)
+            for weight in (*block.parameters(), *block.buffers())
+            if weight.dtype in (torch.bfloat16, torch.float16)
+        ]
+        for weight, values in kept[block]:
+            weight.data = values.float()
+        return _converted((arguments, options), torch.float32)
+
+    def leave(block: nn.Module, _arguments: Any, output: Any) -> Any:
+        for weight, values in kept.pop(block, ()):
+            weight.data = values
+        return _converted(output, model.dtype)
+
+    handles = []
+    for block in models.blocks(model):
+        handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(block.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for weights in kept.values():
+            for weight, values in weights:
+                weight.data = values
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    """`value` with the floating-point tensors in it, also in tuples and dictionaries, as `dtype`."""
+    import torch
+
+    if torch.is_tensor(value):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_converted(item, dtype) for item in value)
+    if type(value) is dict:
+        return {name: _converted(item, dtype) for name, item in value.items()}
+    return value
+
+
 def require_stream(model: Any) -> None:
     """Check that the input of every block is the output of the previous block.
 
@@ -129,7 +186,7 @@ def require_stream(model: Any) -> None:
     import torch
 
     with torch.inference_mode():
-        passes = _run(model, _probe(model))
+        passes = _run(model, _probe(model), exact=False)
     for layer, (below, above) in enumerate(itertools.pairwise(passes), start=1):
         if not torch.allclose(below.after, above.before, rtol=1e-5, atol=1e-6):
             raise UserError(
@@ -146,8 +203,12 @@ def _probe(model: Any) -> torch.Tensor:
     return torch.arange(1, 1 + tokens)[None] * 7 % int(model.config.get_text_config().vocab_size)
 
 
-def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
-    """Inputs, outputs and module outputs of all blocks, copied before in-place changes."""
+def _run(model: Any, ids: torch.Tensor, *, exact: bool) -> list[_Pass]:
+    """Inputs, outputs and module outputs of all blocks, copied before in-place changes.
+
+    Args:
+        exact: compute the blocks in float32, also those of a model in half precision.
+    """
     import torch
 
     width = model.config.get_text_config().hidden_size
@@ -199,7 +260,9 @@ def _run(model: Any, ids: torch.Tensor) -> list[_Pass]:
                 )
             )
     try:
-        model(input_ids=ids.to(model.device), use_cache=False)
+        # Its hooks run after those above, so they round what was already copied.
+        with _in_float32(model) if exact else nullcontext():
+            model(input_ids=ids.to(model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

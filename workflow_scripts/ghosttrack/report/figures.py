@@ -74,13 +74,16 @@ SUMMARY = (
     (("raw_probe",), "raw-activation probe", ANSWER_COLOUR, "D"),
     ((registry.DETECTOR,), "detector", DETECTOR_COLOUR, "o"),
 )
-SUMMARY_POOLS = {registry.ALL_GIVEN: "all given\ntexts", registry.ALL_GENERATED: "all own\nanswers"}
+SUMMARY_POOLS = {
+    registry.ALL_GIVEN: "all given\ntexts",
+    registry.ALL_GENERATED: "all generated\nanswers",
+}
 
 
 class FigureInputs(NamedTuple):
     """Tables that the figures are drawn from.
 
-    `quality` and `neighbours` are keyed by layer, `signals` by (data set, variant).
+    `quality` and `neighbours` are keyed by layer, `track_metrics` by (data set, variant).
     `answers` is saes/answers.csv, `firings` neighbours/links.csv.
     """
 
@@ -89,7 +92,7 @@ class FigureInputs(NamedTuple):
     calibration: pd.DataFrame
     quality: Mapping[int, Mapping[str, Any]]
     neighbours: Mapping[int, Mapping[str, np.ndarray]]
-    signals: Mapping[tuple[str, str], pd.DataFrame]
+    track_metrics: Mapping[tuple[str, str], pd.DataFrame]
     answers: pd.DataFrame
     explanations: pd.DataFrame
     datasets: Sequence[str]
@@ -407,7 +410,7 @@ def links(inputs: FigureInputs) -> Figure:
     if inputs.firings is not None and len(inputs.firings) == len(pairs):
         right.plot(at, inputs.firings["links_per_token"], "o", color=DETECTOR_COLOUR, ls="")
         right.plot(at, inputs.firings["permuted_links_per_token"], "^", color=NULL_COLOUR, ls="")
-    for flow in link_summary.flows(inputs.signals):
+    for flow in link_summary.flows(inputs.track_metrics):
         # `untracked` has no links; `random` has as many as the tracker by construction.
         if flow.variant in ("untracked", "random") or len(flow.layers) != len(pairs) + 1:
             continue
@@ -443,7 +446,7 @@ _DASHES = {"default": "-", "permuted": ":", "random": "--", "shuffled": "-."}
 
 def tracks(inputs: FigureInputs) -> Figure:
     """Links per token, mean track length and survival of tracks, of the tracker and its nulls."""
-    summary = link_summary.tracks(inputs.signals)
+    summary = link_summary.tracks(inputs.track_metrics)
     variants = list(dict.fromkeys(summary["variant"]))
     figure = Figure(figsize=(8.4, 1.3 + 0.34 * max(len(variants), 3)), layout="constrained")
     links, length, lasting = figure.subplots(1, 3)
@@ -465,7 +468,7 @@ def tracks(inputs: FigureInputs) -> Figure:
         )
         axes.tick_params(axis="y", length=0, labelcolor=INK)
     length.set_yticklabels([])
-    for variant, share in link_summary.lengths(inputs.signals).items():
+    for variant, share in link_summary.lengths(inputs.track_metrics).items():
         colour = DETECTOR_COLOUR if variant == "default" else NULL_COLOUR
         name = "tracker" if variant == "default" else variant
         positive = np.where(share > 0, share, np.nan)

@@ -65,7 +65,7 @@ PARTS = {
     ),
     "skipped": ("Not run", "Too few examples to train on."),
 }
-POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, own answers"}
+POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, generated answers"}
 
 
 class ReportInputs(NamedTuple):

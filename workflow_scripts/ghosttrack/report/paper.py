@@ -28,7 +28,7 @@ QUALITY = (
     ("kl_div_with_sae", "KL", 3),
     ("dead_fraction", "dead", 3),
 )
-POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, own answers"}
+POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, generated answers"}
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

@@ -142,14 +142,15 @@ def replaced(module: nn.Module, included: Tensor, replacement: Replacement) -> I
 
     Args:
         module: its output, or the first of its outputs, is (batch, position, d_model).
-        included: (batch x position,) bool on the module's device; other rows do not change.
-        replacement: (rows, d_model) on the CPU -> the same shape.
+        included: (batch x position,) bool; other rows do not change.
+        replacement: (rows, d_model) float32 on the CPU -> the same shape.
     """
 
     def hook(_module: nn.Module, _arguments: Any, output: Any) -> Any:
         original = models.first_tensor(output)
         rows = original.flatten(0, -2).clone()
-        rows[included] = replacement(rows[included].cpu()).to(rows.device)
+        chosen = included.to(rows.device)
+        rows[chosen] = replacement(rows[chosen].float().cpu()).to(rows)
         return models.with_first_tensor(output, rows.reshape(original.shape))
 
     handle = module.register_forward_hook(hook)

@@ -135,6 +135,11 @@ def architecture(settings: SaeSettings) -> Architecture:
             return MatryoshkaBatchTopK(k, prefix_sizes(settings.prefixes, d_sae))
 
 
+def training_device() -> torch.device:
+    """Where to train: a GPU if there is one. Batches that are already there need no copy."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def train(
     layers: Sequence[TrainingLayer],
     dictionaries: Sequence[Dictionary],
@@ -163,7 +168,7 @@ def train(
         label: name in the progress line.
         checkpoint_seconds: time between two checkpoints of a dictionary, the most that a kill
             loses.
-        device: where to train, which decides the back end; None: a GPU if there is one.
+        device: where to train, which decides the back end; None: `training_device()`.
         cuda_graph: on a GPU, run the pass of a step as one CUDA graph. Changes no result. Not
             measured.
     Returns:
@@ -173,7 +178,7 @@ def train(
         UserError: settings and data do not fit.
         SystemExit: a signal asked the process to stop; all checkpoints are saved.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = torch.device(device) if device else training_device()
     settings = dictionaries[0].settings
     if target.type == "cuda":
         speed.warn_of_small_batch(settings.batch)

@@ -12,6 +12,7 @@ from ghosttrack.settings.dataset import DatasetSettings
 from ghosttrack.settings.detection import DetectionSettings
 from ghosttrack.settings.evaluation import EvaluationSettings
 from ghosttrack.settings.generation import GenerationSettings
+from ghosttrack.settings.inference import DEFAULT_INFERENCE, InferenceSettings
 from ghosttrack.settings.model import DimensionSettings, SourceSettings
 from ghosttrack.settings.plan import PlanSettings
 from ghosttrack.settings.report import ReportSettings
@@ -22,6 +23,7 @@ from ghosttrack.settings.section import MOST_SHARDS, Section, section_type
 from ghosttrack.settings.tracking import OriginalTrackingSettings, TrackingSettings
 
 __all__ = [
+    "DEFAULT_INFERENCE",
     "MOST_SHARDS",
     "AblationSettings",
     "ActivationSettings",
@@ -31,6 +33,7 @@ __all__ = [
     "DimensionSettings",
     "EvaluationSettings",
     "GenerationSettings",
+    "InferenceSettings",
     "OriginalTrackingSettings",
     "PlanSettings",
     "ReportSettings",

@@ -20,7 +20,7 @@ class DatasetSettings(Section):
     mode: Literal["given", "generated"] = Field(
         "given",
         description="`given`: texts with labels; `generated`: the model answers the questions, "
-        "and its answers are marked against the gold answers.",
+        "and its answers are compared with the gold answers.",
     )
     control: bool = Field(
         False,

@@ -72,3 +72,11 @@ class PlanSettings(Section):
         description="Slurm's name for the type of GPU that these jobs request: `a100` gives "
         "`--gpus=a100:1`. null: any type.",
     )
+    gpus_per_model: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of GPUs of each job that runs the model. With more than 1, the blocks "
+        "are spread over these GPUs, for a model that does not fit into the memory of one. Not "
+        "measured.",
+    )

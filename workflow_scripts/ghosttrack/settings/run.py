@@ -11,6 +11,7 @@ from ghosttrack.settings.corpus import CorpusSettings
 from ghosttrack.settings.detection import DetectionSettings
 from ghosttrack.settings.evaluation import EvaluationSettings
 from ghosttrack.settings.generation import GenerationSettings
+from ghosttrack.settings.inference import InferenceSettings
 from ghosttrack.settings.model import DimensionSettings, SourceSettings
 from ghosttrack.settings.plan import PlanSettings
 from ghosttrack.settings.report import ReportSettings
@@ -71,6 +72,9 @@ class Settings(Section):
     dimensions: DimensionSettings | None = Field(
         None,
         description="Size of the model. With `model_path` it is read from the model's config.json.",
+    )
+    inference: InferenceSettings = Field(
+        InferenceSettings(), description="How the model's forward pass is computed."
     )
     corpus: CorpusSettings = Field(
         CorpusSettings(), description="Text on which the SAEs are trained."

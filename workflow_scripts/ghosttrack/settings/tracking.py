@@ -73,11 +73,11 @@ class TrackingSettings(Section):
         0.999,
         gt=0.5,
         lt=1,
-        description="Quantile that sets the gate of a pair of layers. The null permutes the "
-        "coordinates of one layer's decoder directions. With `links: correlation`, it shifts the "
-        "tokens of one layer against those of the other. Under the null, each feature of both "
-        "layers has a best match in the other layer. The gate is this quantile of the "
-        "similarities to these best matches. A link needs a similarity above the gate.",
+        description="A link needs a similarity above the gate of its pair of layers. The gate "
+        "comes from a null, which permutes the coordinates of one layer's decoder directions or, "
+        "with `links: correlation`, shifts the tokens of one layer against those of the other. "
+        "In the null, the highest similarity of each feature to a feature of the other layer is "
+        "computed. The gate is this quantile of these similarities.",
     )
     coast: int = Field(
         1,

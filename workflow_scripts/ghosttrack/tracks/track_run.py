@@ -261,7 +261,7 @@ def track(
 
 
 def _detect(
-    values: NDArray[np.float16], encoder: Sae, excluded: NDArray[np.bool_], ranks: int
+    values: NDArray[np.floating[Any]], encoder: Sae, excluded: NDArray[np.bool_], ranks: int
 ) -> Detections:
     with torch.inference_mode():
         code = encoder.encode(torch.from_numpy(values.astype(np.float32))).numpy()
