@@ -89,6 +89,7 @@ class Run(NamedTuple):
     datasets: Mapping[str, Texts]
     vocabulary: int
     parameters: int | None = None  # of the model, if its weights are at hand
+    stored: int = _FP32  # bytes of a parameter in the checkpoint
     gpu: bool = False  # whether jobs with an accelerator load the libraries of a GPU
 
     @property
@@ -146,15 +147,28 @@ def asked(counted: float, cluster: bool = False) -> int:
 
 # ---- the model and its texts
 def model_weights(run: Run) -> int:
-    """Bytes of the model's weights in float32.
+    """Bytes of the model's weights in the data type of its forward pass.
 
     Without the weights at hand their number is estimated: 12 d^2 per block, and one matrix for
     embedding and unembedding.
     """
+    return _parameter_bytes(run) * _parameters(run)
+
+
+def _parameter_bytes(run: Run) -> int:
+    """By `inference.dtype`; auto is float32 on a CPU, the data type of the checkpoint on a GPU."""
+    dtype = run.settings.inference.dtype
+    if dtype == "auto":
+        return run.stored if run.settings.plan.device == "gpu" and run.gpu else _FP32
+    return _FP32 if dtype == "float32" else _FP16
+
+
+def _parameters(run: Run) -> int:
+    if run.parameters is not None:
+        return run.parameters
     size = run.settings.dimensions
     assert size is not None
-    estimated = 12 * size.n_layers * size.d_model**2 + run.vocabulary * size.d_model
-    return _FP32 * (run.parameters or estimated)
+    return 12 * size.n_layers * size.d_model**2 + run.vocabulary * size.d_model
 
 
 def _with_model(run: Run) -> int:
@@ -173,7 +187,7 @@ def _head(run: Run) -> int:
 
 def fetching(run: Run) -> int:
     """The weights as read, as converted and as written, and the tokenizer."""
-    return MODEL + _mb(_FETCHED_COPIES * model_weights(run) + _tokenizer(run))
+    return MODEL + _mb(_FETCHED_COPIES * _FP32 * _parameters(run) + _tokenizer(run))
 
 
 def corpus(run: Run) -> int:

@@ -52,8 +52,8 @@ class PlanSettings(Section):
         40.0,
         gt=0,
         description="Memory of one accelerator, in 10^9 bytes. Activations of a layer that fit into "
-        "it beside the SAE are fed and copied once, otherwise once per epoch. The default is that "
-        "of the smaller A100.",
+        "half of it beside the SAE are fed and copied once, otherwise once per epoch. The default "
+        "is that of the smaller A100.",
     )
     device: Literal["gpu", "cpu"] = Field(
         "gpu",
