@@ -159,7 +159,7 @@ def _parameter_bytes(run: Run) -> int:
     """By `inference.dtype`; auto is float32 on a CPU, the data type of the checkpoint on a GPU."""
     dtype = run.settings.inference.dtype
     if dtype == "auto":
-        return run.stored if run.settings.plan.device == "gpu" and run.gpu else _FP32
+        return run.stored if run.gpu else _FP32
     return _FP32 if dtype == "float32" else _FP16
 
 
