@@ -161,6 +161,7 @@ def test_jobs_on_a_gpu_ask_for_the_memory_of_its_libraries(name: str) -> None:
 def test_a_margin_is_asked_for_and_on_a_cluster_the_processes_of_snakemake() -> None:
     assert memory.asked(1000) == 1300
     assert memory.asked(1000, cluster=True) == 1300 + memory.SNAKEMAKE
+    assert memory.asked(1000, True, True) == 1300 + memory.SNAKEMAKE + memory.CUDA_BUILD
 
 
 # ---- sizes that are known before a job runs

@@ -23,6 +23,8 @@ TORCH, TORCH_ANSWERS, TORCH_TRACKS, TORCH_LEARNING = 285, 340, 390, 420
 CORPUS, MODEL, MODEL_TABLES = 310, 450, 500
 # ASSUME: host memory of the driver and the libraries of a GPU in a job that uses one, in MB.
 GPU_LIBRARIES = 2500
+# ASSUME: what `import torch` takes more in a build for CUDA, in MB, with or without a GPU in the job.
+CUDA_BUILD = 200
 # The two processes of Snakemake that a Slurm job runs beside its script, in MB.
 SNAKEMAKE = 300
 _FP64, _FP32, _FP16 = 8, 4, 2
@@ -135,14 +137,16 @@ class Run(NamedTuple):
         return _FP32 * self.d_sae * self.d_model
 
 
-def asked(counted: float, cluster: bool = False) -> int:
+def asked(counted: float, cluster: bool = False, gpu: bool = False) -> int:
     """MB that the first attempt of a job asks for.
 
     Args:
         counted: MB at the peak, from a formula of this module.
         cluster: whether the job runs inside two processes of Snakemake, as on Slurm.
+        gpu: whether jobs run with a build of torch for CUDA.
     """
-    return math.ceil(MARGIN * counted) + (SNAKEMAKE if cluster else 0)
+    more = (SNAKEMAKE if cluster else 0) + (CUDA_BUILD if gpu else 0)
+    return math.ceil(MARGIN * counted) + more
 
 
 # ---- the model and its texts
