@@ -3,8 +3,8 @@ def memory_for(estimate, *more):
     """Resource function: MB by a formula of `planning/memory.py`; grows with every attempt."""
 
     def megabytes(wildcards, attempt):
-        counted = estimate(memory_run(wildcards.get("model", MODELS[0])), *more)
-        return attempt * memory.asked(counted, on_cluster())
+        run = memory_run(wildcards.get("model", MODELS[0]))
+        return attempt * memory.asked(estimate(run, *more), on_cluster(), run.gpu)
 
     return megabytes
 

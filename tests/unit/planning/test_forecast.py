@@ -217,7 +217,7 @@ def test_the_rates_are_bytes_so_rows_per_second_scale_with_the_width(storage: st
             activations={"storage": storage},
             plan={"gpu_memory_gb": 0.1},
             dimensions={"n_layers": 12, "d_model": width},
-            sae={"d_sae": 64},
+            sae={"d_sae": 256},
         )
         for width in (512, 2048)
     )

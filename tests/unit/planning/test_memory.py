@@ -41,7 +41,7 @@ def run_of(texts: int = 800, gpu: bool = False, **config: Any) -> Run:
     assert settings.dimensions is not None
     vocabulary = settings.dimensions.vocab_size or data_sizes.VOCABULARY
     sizes = {"one": Texts(texts, 2 * texts), "other": Texts(texts // 2, texts)}
-    return Run(settings, settings.sae.d_sae, sizes, vocabulary, None, gpu)
+    return Run(settings, settings.sae.d_sae, sizes, vocabulary, None, 4, gpu)
 
 
 def test_every_formula_is_a_positive_whole_number() -> None:
@@ -55,6 +55,23 @@ def test_the_weights_of_gpt2_are_estimated_within_a_third_and_known_once_they_ar
     # GPT-2 small has 124 million parameters.
     assert memory.model_weights(run_of()) / 4 == pytest.approx(124e6, rel=0.35)
     assert memory.model_weights(run_of()._replace(parameters=7)) == 28
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "expected"),
+    [
+        ("auto", False, 4),
+        ("auto", True, 2),
+        ("float32", True, 4),
+        ("bfloat16", True, 2),
+        ("float16", False, 2),
+    ],
+)
+def test_weights_take_the_bytes_of_the_data_type_in_which_they_run(
+    dtype: str, gpu: bool, expected: int
+) -> None:
+    run = run_of(inference={"dtype": dtype})._replace(parameters=10, stored=2, gpu=gpu)
+    assert memory.model_weights(run) == 10 * expected
 
 
 def grows(name: str, larger: Run, than: Run | None = None) -> None:
@@ -144,6 +161,7 @@ def test_jobs_on_a_gpu_ask_for_the_memory_of_its_libraries(name: str) -> None:
 def test_a_margin_is_asked_for_and_on_a_cluster_the_processes_of_snakemake() -> None:
     assert memory.asked(1000) == 1300
     assert memory.asked(1000, cluster=True) == 1300 + memory.SNAKEMAKE
+    assert memory.asked(1000, True, True) == 1300 + memory.SNAKEMAKE + memory.CUDA_BUILD
 
 
 # ---- sizes that are known before a job runs
@@ -192,20 +210,20 @@ def write_header(path: Path, **shapes: tuple[int, ...]) -> None:
 
 def test_parameters_and_vocabulary_come_from_the_fetched_model(tmp_path: Path) -> None:
     settings = settings_of(dimensions={"n_layers": 12, "d_model": 768, "vocab_size": None})
-    assert data_sizes.model_numbers(settings, tmp_path) == (data_sizes.VOCABULARY, None)
+    assert data_sizes.model_numbers(settings, tmp_path) == (data_sizes.VOCABULARY, None, 4)
     folder = tmp_path / "gpt2-small" / "model"
     folder.mkdir(parents=True)
     write_header(folder / "model.safetensors", wte=(17, 8), bias=(8,))
     (folder / "config.json").write_text(
         '{"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "vocab_size": 17}'
     )
-    assert data_sizes.model_numbers(settings, tmp_path) == (17, 17 * 8 + 8)
+    assert data_sizes.model_numbers(settings, tmp_path) == (17, 17 * 8 + 8, 4)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 20, struct.pack("<Q", 2) + b"[]"])
 def test_a_damaged_header_gives_no_number(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    assert data_sizes.parameters([tmp_path / "model.safetensors"]) is None
+    assert data_sizes.checkpoint([tmp_path / "model.safetensors"]) is None
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def _described_bound(bound: roofline.Bound) -> str:
 def _described_memory(status: Status) -> str:
     """Memory of one GPU in the two phases with most, and whether a layer's activations stay there."""
     settings, known = status.settings, data_sizes.model_numbers(status.settings, status.results)
-    run = memory.Run(settings, settings.sae.d_sae, {}, *known)
+    run = memory.Run(settings, settings.sae.d_sae, {}, *known, gpu=True)
     tokens = settings.contexts * settings.corpus.context
     resident = "once" if forecast.is_resident(settings) else "once per epoch"
     return (

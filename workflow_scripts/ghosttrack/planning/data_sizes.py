@@ -5,6 +5,7 @@ The Snakefile imports this module: it must not import numpy, torch, zarr or pand
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,8 @@ READ = {"answer": 1.0, "last": 0.5, "all": 5.0}
 VOCABULARY, RANDOM_VOCABULARY = 100_000, 5_000
 # There is a driver of NVIDIA's if this folder exists.
 _DRIVER = Path("/proc/driver/nvidia")
+# Bytes of a number in safetensors files, where a model runs in that data type on a GPU.
+_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 # Longest header of a safetensors file.
 _HEADER = 100 * 2**20
 
@@ -108,6 +111,7 @@ class ModelNumbers(NamedTuple):
 
     vocabulary: int
     parameters: int | None  # None: not known
+    stored: int = 4  # bytes of a parameter in the checkpoint
 
 
 def model_numbers(settings: Settings, results: Path) -> ModelNumbers:
@@ -132,33 +136,35 @@ _KNOWN: dict[Path, ModelNumbers] = {}
 def _numbers(folder: Path) -> ModelNumbers | None:
     """Vocabulary and parameters of the model in a folder; None if it has no complete model."""
     if folder not in _KNOWN:
-        count = parameters(sorted(folder.glob("*.safetensors")))
+        found = checkpoint(sorted(folder.glob("*.safetensors")))
         try:
             vocabulary = model_sizes.read_sizes(folder / "config.json", "source.id").vocab_size
         except UserError:
             return None
-        if count is None or vocabulary is None:
+        if found is None or vocabulary is None:
             return None
-        _KNOWN[folder] = ModelNumbers(vocabulary, count)
+        _KNOWN[folder] = ModelNumbers(vocabulary, *found)
     return _KNOWN[folder]
 
 
-def parameters(weights: Sequence[Path]) -> int | None:
-    """Numbers in safetensors files, from their headers; None without a file or if one is damaged."""
-    total = 0
+def checkpoint(weights: Sequence[Path]) -> tuple[int, int] | None:
+    """Number of parameters in safetensors files, and bytes of one, from the files' headers.
+
+    None without a file or if one is damaged.
+    """
+    sizes: Counter[int] = Counter()
     try:
         for path in weights:
             with path.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
                 header = json.loads(stream.read(length)) if length <= _HEADER else {}
-            total += sum(
-                math.prod(entry["shape"])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            )
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    sizes[_BYTES.get(entry["dtype"], 4)] += math.prod(entry["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return total or None
+    total = sum(sizes.values())
+    return (total, sizes.most_common(1)[0][0]) if total else None
 
 
 def uses_gpu(settings: Settings, cluster: bool) -> bool:

@@ -127,11 +127,14 @@ def _together(bounds: Sequence[roofline.Bound], settings: Settings) -> roofline.
 
 
 def is_resident(settings: Settings) -> bool:
-    """Whether all activations of a layer fit the accelerator beside the SAE."""
+    """Whether all activations of a layer fit half of the memory that the SAE leaves on a GPU.
+
+    That is what training keeps there (`activations.sampler`).
+    """
     if settings.plan.device != "gpu":
         return False
     rows = settings.contexts * settings.corpus.context * plan.row_bytes(settings)
-    return rows + memory.device_training(settings) <= settings.plan.gpu_memory_gb * 1e9
+    return 2 * rows + memory.device_training(settings) <= settings.plan.gpu_memory_gb * 1e9
 
 
 def training(

@@ -23,6 +23,8 @@ TORCH, TORCH_ANSWERS, TORCH_TRACKS, TORCH_LEARNING = 285, 340, 390, 420
 CORPUS, MODEL, MODEL_TABLES = 310, 450, 500
 # ASSUME: host memory of the driver and the libraries of a GPU in a job that uses one, in MB.
 GPU_LIBRARIES = 2500
+# ASSUME: what `import torch` takes more in a build for CUDA, in MB, with or without a GPU in the job.
+CUDA_BUILD = 200
 # The two processes of Snakemake that a Slurm job runs beside its script, in MB.
 SNAKEMAKE = 300
 _FP64, _FP32, _FP16 = 8, 4, 2
@@ -34,7 +36,7 @@ _FETCHED_COPIES = 2.6
 # block takes: queries, keys, values, the MLP and its activation function. Llama 21, GPT-2 46.
 _CONTEXTS, _STREAMS = 16, 40
 # Positions whose logits a job computes at once, and arrays of that size that it holds.
-_HEAD_ROWS, _HEAD_COPIES = 256, 5
+_HEAD_ROWS, _HEAD_COPIES = 256, 2
 # Tokens of texts that are read together, and rows of examples that are put in order in memory: see
 # `activations.example_extraction`.
 _PACKED, _WINDOW_EXAMPLES = 2048, 4096
@@ -44,7 +46,7 @@ _PACKED, _WINDOW_EXAMPLES = 2048, 4096
 _PROMPTS, _PROMPT_TOKENS, _OWN_TOKENS = 32, 160, 16
 # Contexts of a spliced forward pass, and arrays of the size of their logits that it holds: logits,
 # log-probabilities and products, of the plain and of the spliced pass.
-_SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 10
+_SPLICED_CONTEXTS, _SPLICED_COPIES = 2, 8
 # Activations that stay in memory during training (`resident_mb` of train_sae), and rows of a window
 # of the sampler that reads more than that.
 RESIDENT, _WINDOW_ROWS = 1536 * 2**20, 64 * 4096
@@ -91,6 +93,7 @@ class Run(NamedTuple):
     datasets: Mapping[str, Texts]
     vocabulary: int
     parameters: int | None = None  # of the model, if its weights are at hand
+    stored: int = _FP32  # bytes of a parameter in the checkpoint
     gpu: bool = False  # whether jobs with an accelerator load the libraries of a GPU
 
     @property
@@ -136,27 +139,42 @@ class Run(NamedTuple):
         return _FP32 * self.d_sae * self.d_model
 
 
-def asked(counted: float, cluster: bool = False) -> int:
+def asked(counted: float, cluster: bool = False, gpu: bool = False) -> int:
     """MB that the first attempt of a job asks for.
 
     Args:
         counted: MB at the peak, from a formula of this module.
         cluster: whether the job runs inside two processes of Snakemake, as on Slurm.
+        gpu: whether jobs run with a build of torch for CUDA.
     """
-    return math.ceil(MARGIN * counted) + (SNAKEMAKE if cluster else 0)
+    more = (SNAKEMAKE if cluster else 0) + (CUDA_BUILD if gpu else 0)
+    return math.ceil(MARGIN * counted) + more
 
 
 # ---- the model and its texts
 def model_weights(run: Run) -> int:
-    """Bytes of the model's weights in float32.
+    """Bytes of the model's weights in the data type of its forward pass.
 
     Without the weights at hand their number is estimated: 12 d^2 per block, and one matrix for
     embedding and unembedding.
     """
+    return _parameter_bytes(run) * _parameters(run)
+
+
+def _parameter_bytes(run: Run) -> int:
+    """By `inference.dtype`; auto is float32 on a CPU, the data type of the checkpoint on a GPU."""
+    dtype = run.settings.inference.dtype
+    if dtype == "auto":
+        return run.stored if run.gpu else _FP32
+    return _FP32 if dtype == "float32" else _FP16
+
+
+def _parameters(run: Run) -> int:
+    if run.parameters is not None:
+        return run.parameters
     size = run.settings.dimensions
     assert size is not None
-    estimated = 12 * size.n_layers * size.d_model**2 + run.vocabulary * size.d_model
-    return _FP32 * (run.parameters or estimated)
+    return 12 * size.n_layers * size.d_model**2 + run.vocabulary * size.d_model
 
 
 def _with_model(run: Run) -> int:
@@ -175,7 +193,7 @@ def _head(run: Run) -> int:
 
 def fetching(run: Run) -> int:
     """The weights as read, as converted and as written, and the tokenizer."""
-    return MODEL + _mb(_FETCHED_COPIES * model_weights(run) + _tokenizer(run))
+    return MODEL + _mb(_FETCHED_COPIES * _FP32 * _parameters(run) + _tokenizer(run))
 
 
 def corpus(run: Run) -> int:

@@ -36,11 +36,12 @@ class PlanSettings(Section):
         "values in int8s per second (benchmarks/store_reading.py); fp16 is faster.",
     )
     write_gb_s: float = Field(
-        0.12,
+        1.0,
         gt=0,
-        description="Rate at which an extraction job encodes and writes the activations of all its "
-        "layers, in 10^9 stored bytes per second. The default is measured: 115,000 rows of 1,024 "
-        "values in int8s per second on one core; fp16 is faster.",
+        description="Rate at which an extraction job writes the activations of all its layers with "
+        "their checksums, in 10^9 stored bytes per second. The default is measured on one core: "
+        "953,000 rows of 1,024 values per second in int8s, 535,000 in fp16 (benchmarks/writing.py). "
+        "Without a GPU the CPU also encodes; for int8s the rate is then about 0.4.",
     )
     copy_gb_s: float = Field(
         20.0,
@@ -52,8 +53,8 @@ class PlanSettings(Section):
         40.0,
         gt=0,
         description="Memory of one accelerator, in 10^9 bytes. Activations of a layer that fit into "
-        "it beside the SAE are fed and copied once, otherwise once per epoch. The default is that "
-        "of the smaller A100.",
+        "half of it beside the SAE are fed and copied once, otherwise once per epoch. The default "
+        "is that of the smaller A100.",
     )
     device: Literal["gpu", "cpu"] = Field(
         "gpu",
