@@ -11,7 +11,7 @@ export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run dry-run status orphans score compare test check docs site architectures env clean
+.PHONY: run dry-run status orphans score compare check-gpu test check docs site architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.cli.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
@@ -31,6 +31,9 @@ compare: $(READY) ## finished runs side by side: make compare ARGS="results/gpt2
 
 orphans: $(READY) ## jobs of a killed run that are still running, on this machine or on Slurm: make orphans ARGS="--wait" or ARGS="--cancel"
 	$(BIN)/python -m ghosttrack.planning.orphans $(ARGS)
+
+check-gpu: $(READY) ## compare the GPU with the CPU and measure its speed (about eight minutes), into benchmarks/gpu/; without a GPU: make check-gpu ARGS="--rehearse"
+	$(BIN)/python -m ghosttrack.cli.check_gpu $(ARGS)
 
 test: $(READY) ## all tests except the slow ones, which make test ARGS="-m slow" runs; a test whose software is missing (Slurm, a browser) is skipped with the reason
 	$(BIN)/python -m pytest $(ARGS)

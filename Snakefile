@@ -156,9 +156,9 @@ rule reproduce_leak:
 
 
 rule transfer:
-    """Detectors on relations and data sets that they were not trained on."""
+    """Detectors on relations, data sets and wordings that they were not trained on."""
     input:
-        collect(rules.draw_transfer.output.figures, model=MODELS),
+        all_transfer,
     message:
         "Gathering what transfers"
 
@@ -175,7 +175,7 @@ rule seed_variance:
 
 
 rule ablations:
-    """Not part of `all`: detectors on parts of the track metrics, and on tracks with weaker links.
+    """Not part of `all`: detectors on parts of the track metrics, and with random or no links.
 
     The section `ablations` of the settings chooses them.
     """

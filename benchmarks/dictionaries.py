@@ -244,7 +244,7 @@ def tracked(
             hard,
             int((random.gap > 0).sum()),
         ]
-    linked, detections, links, solved, random_links = sums.tolist()
+    linked, detections, links, hard_links, random_links = sums.tolist()
     hits = np.zeros((steps, 3))
     generator = np.random.default_rng(seed)
     for step in range(steps):
@@ -256,7 +256,7 @@ def tracked(
         detections / (detections - random_links),
         next_fires / max(fires, 1),
         shuffled_fires / max(fires, 1),
-        solved / max(links, 1),
+        hard_links / max(links, 1),
     )
 
 

@@ -12,14 +12,19 @@ def layers_of(run: Path) -> list[int]:
 
 
 def detection_files(
-    folder: Path, run: Path, layers: Sequence[int], signals: Sequence[Path] = ()
+    folder: Path, run: Path, layers: Sequence[int], track_metrics: Sequence[Path] = ()
 ) -> DatasetFiles:
-    """What the detectors of a data set read: its `folder` of examples, the autoencoders of a `run`, tracking signals if any."""
+    """Files that the detectors of a data set read.
+
+    Args:
+        folder: examples of the data set.
+        run: results with the autoencoders of `layers`.
+    """
     return DatasetFiles(
         [folder / f"layer_{layer:02d}.zarr" for layer in layers],
         [folder / f"layer_{layer:02d}.json" for layer in layers],
         [run / "saes" / f"layer_{layer:02d}" / "sae_weights.safetensors" for layer in layers],
         folder / "background.npz",
         folder / "prompts.npz",
-        list(signals),
+        list(track_metrics),
     )

@@ -2,8 +2,9 @@
 
     PYTHONPATH=workflow_scripts python benchmarks/memory.py results/smollm2-135m
 
-The asked memory comes from a dry run of the workflow, the peak (largest resident set) from the
-benchmark files of the run. A ratio below 1 means that a cluster may end the job.
+The asked memory comes from a dry run of the workflow in the folder of `results`. The peak is the
+largest resident set that a job logged or that Snakemake sampled. A ratio below 1 means that a cluster
+may end the job.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from measure import show
 
+from ghosttrack.runtime import peak_memory
+
 # A dry run that prints rule and memory of every job; Snakemake prints them only without messages.
 DRY_RUN = """
 import sys
@@ -24,14 +27,21 @@ def show(job, *_, **__):
     print("MEMORY", job.rule.name, job.resources.get("mem_mb", 0), file=sys.stderr)
 
 jobs.Job.log_info = show
-cli.main(["-n", "--forceall", "--cores", "1", "--config", f"model={sys.argv[1]}"])
+cli.main(["-n", "--forceall", *sys.argv[2:], "--config", f"model={sys.argv[1]}"])
 """
 
 
-def asked(model: str) -> dict[str, float]:
-    """MB that the first attempt of each rule asks for, by rule without the model's name."""
-    command = [sys.executable, "-c", DRY_RUN, model]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+def asked(model: str, folder: Path, *options: str) -> dict[str, float]:
+    """MB that the first attempt of each rule asks for, by rule without the model's name.
+
+    Args:
+        model: name of the model.
+        folder: working directory of the workflow. options: of Snakemake.
+    """
+    command = [sys.executable, "-c", DRY_RUN, model, *(options or ("--cores", "1"))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if result.returncode:
+        raise SystemExit(f"the dry run of {model} in {folder} failed:\n{result.stderr[-2000:]}")
     suffix = re.compile(rf"_{re.sub(r'[^A-Za-z0-9]', '_', model)}(_wave_\d+)?$")
     memory: dict[str, float] = {}
     for name, size in re.findall(r"^MEMORY (\S+) (\d+)$", result.stderr, re.MULTILINE):
@@ -41,28 +51,37 @@ def asked(model: str) -> dict[str, float]:
 
 
 def measured(run: Path) -> dict[str, float]:
-    """Largest resident set in MB of each rule's jobs."""
+    """Largest resident set in MB (10^6 bytes) of each rule's jobs."""
     peaks: dict[str, float] = {}
     for path in sorted((run / "benchmarks").rglob("*.tsv")):
         rule = path.relative_to(run / "benchmarks").parts[0].removesuffix(".tsv")
         with path.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
                 if re.fullmatch(r"[\d.]+", row.get("max_rss") or ""):  # else not measured
-                    peaks[rule] = max(peaks.get(rule, 0.0), float(row["max_rss"]))
+                    # Snakemake's MB are 2^20 bytes.
+                    peaks[rule] = max(peaks.get(rule, 0.0), float(row["max_rss"]) * 1.048576)
+    for path in sorted((run / "logs").rglob("*.log")):
+        rule = path.relative_to(run / "logs").parts[0].removesuffix(".log")
+        for peak in peak_memory.logged_peaks(path.read_text(encoding="utf-8", errors="replace")):
+            peaks[rule] = max(peaks.get(rule, 0.0), float(peak))
     return peaks
+
+
+def table(memory: dict[str, float], peaks: dict[str, float]) -> list[list[str]]:
+    """Rows of rule, asked MB, peak MB and their ratio, the tightest rule first."""
+    return [
+        [rule, f"{memory[rule]:,.0f}", f"{peak:,.0f}", f"{memory[rule] / peak:.2f}"]
+        for rule, peak in sorted(peaks.items(), key=lambda item: memory.get(item[0], 0) / item[1])
+        if rule in memory
+    ]
 
 
 def main() -> None:
     """Print a table, the tightest rule first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="directory of a finished run, results/MODEL")
-    run = parser.parse_args().run
-    memory, peaks = asked(run.name), measured(run)
-    rows = [
-        [rule, f"{memory[rule]:,.0f}", f"{peak:,.0f}", f"{memory[rule] / peak:.2f}"]
-        for rule, peak in sorted(peaks.items(), key=lambda item: memory.get(item[0], 0) / item[1])
-        if rule in memory
-    ]
+    run = parser.parse_args().run.resolve()
+    rows = table(asked(run.name, run.parents[1]), measured(run))
     show(f"memory of {run.name}", ["rule", "asked MB", "peak MB", "asked / peak"], rows)
 
 

@@ -108,7 +108,8 @@ def saelens(
 def line(name: str, trained: Timed, store: Rows, heldout: Rows, k: int) -> list[Any]:
     """Held-out quality, as exported and at exactly k."""
     exported = quality.measure(trained.sae, heldout, k)
-    level = quality.measure(calibrate(trained.sae, store, k), heldout, k)
+    # Without its own k: topk would keep fewer than k after the threshold.
+    level = quality.measure(calibrate(replace(trained.sae, k=None), store, k), heldout, k)
     return [
         name,
         trained.seconds,

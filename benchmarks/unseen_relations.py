@@ -61,7 +61,7 @@ def read(
         manifests=[folder / f"layer_{layer:02d}.json" for layer in layers],
         embedding=folder / "embedding.zarr",
         embedding_manifest=folder / "embedding.json",
-        background=folder / "background.npz",
+        counterfactual_mean=folder / "background.npz",
         prompt_states=folder / "prompts.npz",
         tokens=folder / "tokens.parquet",
         outputs=folder / "outputs.parquet",

@@ -19,7 +19,7 @@ rule track_arm:
         errors=per("results/{model}/tracks/{dataset}.errors.parquet", "dataset"),
         clusters="results/{model}/clusters.parquet",
     output:
-        signals="results/{model}/ablations/signals/{arm}.parquet",
+        track_metrics="results/{model}/ablations/signals/{arm}.parquet",
     log:
         "results/{model}/logs/track_arm/{arm}.log",
     benchmark:
@@ -27,7 +27,7 @@ rule track_arm:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(2000),
+        mem_mb=memory_for(memory.tracked_arm),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
@@ -47,7 +47,7 @@ rule score_arm:
     """Train detectors on the track metrics of one arm, in the run's folds."""
     input:
         audited=per("results/{model}/detection/{dataset}/controls.parquet", "dataset"),
-        signals=arm_signals,
+        track_metrics=arm_track_metrics,
     output:
         scores="results/{model}/ablations/arms/{arm}.parquet",
         fits="results/{model}/ablations/arms/{arm}.csv",
@@ -58,7 +58,7 @@ rule score_arm:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.scored_arm),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),
@@ -100,7 +100,7 @@ for STUDY in ("ablations", "tuning"):
         conda:
             "../envs/analysis.yaml"
         resources:
-            mem_mb=scaled(2000),
+            mem_mb=memory_for(memory.judged_arms),
             runtime=scaled(60),
         params:
             study=STUDY,

@@ -17,7 +17,7 @@ sys.path.insert(0, str(HOME / "workflow_scripts"))
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources
-from ghosttrack.planning import due, job_imports, memory, plan, run_state
+from ghosttrack.planning import data_sizes, due, job_imports, memory, plan, run_state
 from ghosttrack.planning.configuration import load, load_dataset
 from ghosttrack.settings import code_digest
 
@@ -25,7 +25,7 @@ job_imports.provide(HOME / "workflow_scripts")
 try:
     due.install()
     SETTINGS = load(config, HOME / "config")
-    plan.check_sources(SETTINGS, Path("results"))
+    plan.check_sources(SETTINGS, Path("results"), own_environments=due.own_environments(workflow))
     WAVES = {model: plan.waves(settings) for model, settings in SETTINGS.items()}
     DATASETS = {
         name: load_dataset(name, HOME / "config")
@@ -129,23 +129,7 @@ def first_attempt(value):
     return lambda wildcards, attempt: value if attempt == 1 else 0
 
 
-def memory_for(estimate):
-    """Resource function: MB by a formula of `planning/memory.py`; grows with every attempt."""
-    return lambda wildcards, attempt: estimate(SETTINGS[wildcards.model]) * attempt
-
-
-def dictionary_memory_for(estimate):
-    """Resource function: the same for a formula that needs the size of the SAEs."""
-    return lambda wildcards, attempt: attempt * estimate(
-        SETTINGS[wildcards.model], dictionary_size(wildcards.model)
-    )
-
-
-@cache
-def dictionary_size(model):
-    """Features of one SAE: what local pretrained SAEs say, else sae.d_sae."""
-    sizes = [sae.d_sae for sae in plan.pretrained_locally(SETTINGS[model]).values()]
-    return max(sizes, default=SETTINGS[model].sae.d_sae)
+include: "common/memory.smk"
 
 
 # ---- file names

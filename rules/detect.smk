@@ -1,5 +1,8 @@
 # rules/detect.smk -- phase 4. Needs: activations, SAEs, track metrics and model outputs of one data set.
 # Gives: its leak audit, out-of-fold scores of every control and detector, and the saved detector.
+include: "common/detect.smk"
+
+
 rule audit_dataset:
     """Audit one data set for label leaks, and score the text-only controls, before any training."""
     input:
@@ -17,7 +20,7 @@ rule audit_dataset:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1500),
+        mem_mb=memory_for(memory.audit),
         runtime=scaled(60),
     params:
         control=lambda wildcards: DATASETS[wildcards.dataset].control,
@@ -41,10 +44,14 @@ rule train_detectors:
         manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
-        background="results/{model}/examples/{dataset}/background.npz",
+        counterfactual_mean="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
-        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
+        track_metrics=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
+        candidates=candidate_tables,
+        random_decoders=null_decoders("sae_weights.safetensors"),
+        null_cfgs=null_decoders("cfg.json"),
+        closed_book=closed_book,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
         selection="results/{model}/detection/{dataset}/selection.csv",
@@ -56,7 +63,7 @@ rule train_detectors:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.detectors),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
@@ -93,7 +100,7 @@ rule save_detector:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.saved_detector),
         runtime=scaled(120),
     params:
         datasets=property_of("datasets"),

@@ -35,7 +35,7 @@ rule verify_activations:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(2000),
+        mem_mb=memory_for(memory.verification),
         runtime=scaled(240),
     params:
         models=MODELS,
@@ -58,7 +58,7 @@ rule check_gpu:
         "../envs/torch.yaml"
     resources:
         **ACCELERATOR,
-        mem_mb=scaled(8000),
+        mem_mb=memory_for(memory.gpu_check),
         runtime=15,
         micro_batch=4096,
     params:

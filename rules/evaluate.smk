@@ -28,7 +28,7 @@ rule evaluate_detectors:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(2000),
+        mem_mb=memory_for(memory.evaluation),
         runtime=scaled(60),
     params:
         datasets=property_of("datasets"),
@@ -64,7 +64,7 @@ rule check_explanations:
         "../envs/torch.yaml"
     resources:
         **MODEL_ACCELERATOR,
-        mem_mb=dictionary_memory_for(memory.scoring),
+        mem_mb=memory_for(memory.scoring),
         runtime=scaled(60),
     params:
         datasets=property_of("datasets"),
@@ -90,7 +90,7 @@ rule check_claims:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(500),
+        mem_mb=memory_for(memory.page),
         runtime=scaled(10),
     params:
         code=source_digest("check_claims"),
@@ -117,7 +117,7 @@ rule check_results:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.checks),
         runtime=scaled(10),
     params:
         layers=property_of("layers"),

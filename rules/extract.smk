@@ -20,11 +20,12 @@ rule check_model:
         "../envs/torch.yaml"
     resources:
         **MODEL_ACCELERATOR,
-        mem_mb=memory_for(memory.extraction),
+        mem_mb=memory_for(memory.model_check),
         runtime=scaled(30),
     params:
         site=property_of("site", "activations"),
         inference=settings_of("inference", "check_model"),
+        min_scale=property_of("min_scale", "activations"),
         code=source_digest("check_model"),
     message:
         "Checking {wildcards.model} (GPUs: {resources.gpu})"
@@ -71,7 +72,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL], LAYERS)),
+            mem_mb=memory_for(memory.extraction, LAYERS),
             runtime=scaled(120),
             batch=shrinking(16),
             room_kb=room_kb(MODEL),
@@ -114,7 +115,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
+            mem_mb=memory_for(memory.extraction),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
@@ -145,7 +146,7 @@ for MODEL in MODELS:
             ],
             embedding=directory(f"results/{MODEL}/examples/{{dataset}}/embedding.zarr"),
             embedding_manifest=f"results/{MODEL}/examples/{{dataset}}/embedding.json",
-            background=f"results/{MODEL}/examples/{{dataset}}/background.npz",
+            counterfactual_mean=f"results/{MODEL}/examples/{{dataset}}/background.npz",
             prompt_states=f"results/{MODEL}/examples/{{dataset}}/prompts.npz",
             tokens=f"results/{MODEL}/examples/{{dataset}}/tokens.parquet",
             outputs=f"results/{MODEL}/examples/{{dataset}}/outputs.parquet",
@@ -157,7 +158,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=scaled(memory.extraction(SETTINGS[MODEL])),
+            mem_mb=memory_for(memory.examples),
             runtime=scaled(60),
             batch=shrinking(32),
         params:
@@ -172,6 +173,39 @@ for MODEL in MODELS:
             f"Extracting activations of {MODEL} on {{wildcards.dataset}} (GPUs: {{resources.gpu}})"
         script:
             "../workflow_scripts/extract/extract_examples.py"
+
+
+rule extract_closed_book:
+    """Read the statements of a conflict set without their remarks, for the closed-book controls."""
+    input:
+        weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+    output:
+        closed_book="results/{model}/examples/{dataset}/closed_book.parquet",
+    log:
+        "results/{model}/logs/extract_closed_book/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/extract_closed_book/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(CONFLICT),
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **MODEL_ACCELERATOR,
+        mem_mb=memory_for(memory.extraction),
+        runtime=scaled(60),
+        batch=shrinking(32),
+    params:
+        prompts=property_of("pmi_prompts", "detection"),
+        seed=settings_of("seed", "extract_closed_book"),
+        inference=settings_of("inference", "extract_closed_book"),
+        code=source_digest("extract_closed_book"),
+    message:
+        "Reading {wildcards.dataset} without remarks (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/extract/extract_closed_book.py"
 
 
 rule generate_answers:

@@ -55,7 +55,7 @@ rule fetch_sae:
     conda:
         "../envs/fetch.yaml"
     resources:
-        mem_mb=scaled(4000),
+        mem_mb=memory_for(memory.pretrained),
     params:
         sae=settings_of("sae", "fetch_sae"),
         source=settings_of("source", "fetch_sae"),
@@ -87,7 +87,7 @@ rule fetch_corpus:
     conda:
         "../envs/fetch.yaml"
     resources:
-        mem_mb=scaled(4000),
+        mem_mb=memory_for(memory.corpus),
     params:
         corpus=settings_of("corpus", "fetch_corpus"),
         seed=settings_of("seed", "fetch_corpus"),
@@ -112,6 +112,8 @@ rule fetch_dataset:
         dataset=one_of(GIVEN),
     conda:
         "../envs/fetch.yaml"
+    resources:
+        mem_mb=memory_for(memory.dataset),
     params:
         dataset_settings=dataset_settings("fetch_dataset"),
         seed=settings_of("seed", "fetch_dataset"),
@@ -137,6 +139,8 @@ rule fetch_questions:
         dataset=one_of(GENERATED),
     conda:
         "../envs/fetch.yaml"
+    resources:
+        mem_mb=memory_for(memory.dataset),
     params:
         dataset_settings=dataset_settings("fetch_questions"),
         generation=settings_of("generation", "fetch_questions"),

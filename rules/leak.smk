@@ -19,7 +19,7 @@ rule score_leak:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1500),
+        mem_mb=memory_for(memory.audit),
         runtime=scaled(60),
     params:
         datasets=given_datasets,

@@ -14,7 +14,9 @@ rule draw_figures:
         answers="results/{model}/saes/answers.csv",
         neighbours=neighbour_files,
         links="results/{model}/neighbours/links.csv",
-        signals=per("results/{model}/signals/{dataset}.{variant}.parquet", "dataset", "variant"),
+        track_metrics=per(
+            "results/{model}/signals/{dataset}.{variant}.parquet", "dataset", "variant"
+        ),
         explanations="results/{model}/evaluation/explanations.csv",
     output:
         figures=expand(
@@ -40,7 +42,7 @@ rule draw_figures:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1500),
+        mem_mb=memory_for(memory.figures),
         runtime=scaled(30),
     params:
         layers=property_of("layers"),
@@ -77,7 +79,7 @@ rule write_report:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.page),
         runtime=scaled(10),
     params:
         settings=chosen_settings,
@@ -116,7 +118,7 @@ rule write_explorer:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(2000),
+        mem_mb=memory_for(memory.explorer),
         runtime=scaled(30),
     params:
         report=settings_of("report", "write_explorer"),
@@ -156,7 +158,7 @@ rule summarise_costs:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(500),
+        mem_mb=memory_for(memory.costs),
         runtime=scaled(10),
         # Resources, not params: a change of the disk budget reruns nothing.
         planned_kb=planned_kb,
@@ -187,7 +189,7 @@ rule compare_models:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.comparison, len(MODELS)),
         runtime=scaled(10),
     params:
         models=MODELS,
@@ -217,7 +219,7 @@ rule write_paper:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(500),
+        mem_mb=memory_for(memory.page),
         runtime=scaled(10),
     params:
         layers=property_of("layers"),

@@ -25,7 +25,7 @@ rule score_texts:
         "../envs/torch.yaml"
     resources:
         **MODEL_ACCELERATOR,
-        mem_mb=dictionary_memory_for(memory.scoring),
+        mem_mb=memory_for(memory.scoring),
         runtime=scaled(120),
     params:
         score=settings_of("score", "score_texts"),

@@ -13,7 +13,7 @@ rule vary_seeds:
         manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
-        background="results/{model}/examples/{dataset}/background.npz",
+        counterfactual_mean="results/{model}/examples/{dataset}/background.npz",
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         samples=drawn_answers,
         sweeps=swept_saes,
@@ -26,7 +26,7 @@ rule vary_seeds:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=dictionary_memory_for(memory.detector),
+        mem_mb=memory_for(memory.seeds),
         runtime=scaled(120),
     params:
         layers=property_of("layers"),
@@ -55,7 +55,7 @@ rule measure_seed_variance:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.evaluation),
         runtime=scaled(10),
     params:
         datasets=property_of("datasets"),

@@ -56,7 +56,7 @@ rule draw_sweep:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=scaled(1000),
+        mem_mb=memory_for(memory.figures),
         runtime=scaled(10),
     params:
         code=source_digest("draw_sweep"),

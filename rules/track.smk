@@ -19,7 +19,7 @@ rule find_neighbours:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(2000),
+        mem_mb=memory_for(memory.neighbours),
         runtime=scaled(30),
     params:
         layers=next_layers,
@@ -52,7 +52,7 @@ rule cluster_features:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(3000),
+        mem_mb=memory_for(memory.clusters),
         runtime=scaled(60),
     params:
         layers=property_of("layers"),
@@ -63,6 +63,47 @@ rule cluster_features:
         "Clustering the features of {wildcards.model}"
     script:
         "../workflow_scripts/track/cluster_features.py"
+
+
+rule attribute_candidates:
+    """Attribute the logit difference of two candidate answers to features, and track these."""
+    input:
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+        weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
+        saes=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
+        random_decoders=per(
+            "results/{model}/random_decoders/layer_{layer}/sae_weights.safetensors", "layer"
+        ),
+        random_cfgs=per("results/{model}/random_decoders/layer_{layer}/cfg.json", "layer"),
+        neighbours=neighbour_files,
+    output:
+        controls="results/{model}/candidates/{dataset}.controls.parquet",
+        metrics="results/{model}/candidates/{dataset}.metrics.parquet",
+        completeness="results/{model}/candidates/{dataset}.completeness.csv",
+    log:
+        "results/{model}/logs/attribute_candidates/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/attribute_candidates/{dataset}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **MODEL_ACCELERATOR,
+        mem_mb=memory_for(memory.attribution),
+        runtime=scaled(60),
+    params:
+        layers=property_of("layers"),
+        site=property_of("site", "activations"),
+        tracking=settings_of("tracking", "attribute_candidates"),
+        seed=settings_of("seed", "attribute_candidates"),
+        inference=settings_of("inference", "attribute_candidates"),
+        code=source_digest("attribute_candidates"),
+    message:
+        "Comparing candidate answers inside {wildcards.model} on {wildcards.dataset} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/track/attribute_candidates.py"
 
 
 # Tracker and nulls read the same activations, so one job makes them all. The model's settings name them.
@@ -95,7 +136,7 @@ for MODEL in MODELS:
         conda:
             "../envs/torch.yaml"
         resources:
-            mem_mb=scaled(2000),
+            mem_mb=memory_for(memory.tracking),
             runtime=scaled(60),
         params:
             layers=property_of("layers"),
@@ -121,7 +162,9 @@ for MODEL in MODELS:
             errors="results/{model}/tracks/{dataset}.errors.parquet",
             clusters="results/{model}/clusters.parquet",
         output:
-            signals=all_of(MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
+            track_metrics=all_of(
+                MODEL, "results/{model}/signals/{dataset}.{variant}.parquet", "variant"
+            ),
             redundant="results/{model}/signals/{dataset}.redundancy.csv",
         log:
             "results/{model}/logs/measure_signals/{dataset}.log",
@@ -132,7 +175,7 @@ for MODEL in MODELS:
         conda:
             "../envs/analysis.yaml"
         resources:
-            mem_mb=scaled(1000),
+            mem_mb=memory_for(memory.signals),
             runtime=scaled(30),
         params:
             variants=SETTINGS[MODEL].tracking.variants,

@@ -50,7 +50,7 @@ def if_arm_correlates(files):
     return needed
 
 
-def arm_signals(wildcards):
+def arm_track_metrics(wildcards):
     """Input function: the track metrics of the arm, or of the run if the arm tracks nothing."""
     if arm_of(wildcards).tracked:
         return [f"results/{wildcards.model}/ablations/signals/{wildcards.arm}.parquet"]

@@ -11,7 +11,7 @@ def chosen_settings(wildcards):
         "activations": {"disk_budget_gb", "rows_per_job"},
     }
     chosen = found.model_dump(mode="json", exclude_defaults=True, exclude=hidden)
-    if not found.sae.trained and not found.sae.revision:
+    if found.sae.local:
         chosen["sae"]["source"] = Path(found.sae.source).name
     if corpus_sources.is_file(found.corpus.source):  # omit the local directory
         chosen["corpus"]["source"] = Path(found.corpus.source).name

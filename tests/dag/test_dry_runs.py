@@ -1,6 +1,7 @@
 """The plan of a run, without torch: which jobs each model needs, and which words an error uses."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_saelens
 import pytest
 
 from ghosttrack.settings import code_digest
@@ -232,7 +234,7 @@ def test_pretrained_autoencoders_are_fetched_and_nothing_is_extracted_or_trained
             {"metadata": {"hook_name": "blocks.1.hook_resid_post"}},
             ["it was trained on resid_post of layer 1", "layer 2"],
         ),
-        ({"architecture": "gated"}, ["architecture is 'gated'"]),
+        ({"architecture": "temporal"}, ["architecture is 'temporal'"]),
     ],
 )
 def test_a_pretrained_autoencoder_that_does_not_fit_stops_the_run_before_any_job(
@@ -251,6 +253,32 @@ def test_a_pretrained_autoencoder_that_does_not_fit_stops_the_run_before_any_job
     assert "Traceback" not in output
     for word in words:
         assert word in output, output
+
+
+def test_saes_of_the_library_are_planned_by_name_and_refused_by_name(
+    house: Path, tmp_path: Path
+) -> None:
+    def dry_run(source: str, *paths: Path) -> "subprocess.CompletedProcess[str]":
+        path = os.pathsep.join(map(str, (house / "workflow_scripts", *paths)))
+        arguments = ("-n", "--config", "model=tiny-gpt2", f"sae={{source: '{source}'}}")
+        return snakemake(house, *arguments, PYTHONPATH=path)
+
+    fake_saelens.write(tmp_path)
+    source = "saelens:tiny-res/layer_{layer}/width_32/canonical"
+    result = dry_run(source, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert job_counts(result.stdout)["fetch_sae"] == 4
+    refused = dry_run(source.replace("tiny-res", "tiny-rse"), tmp_path)
+    assert refused.returncode != 0
+    assert (
+        "SAELens knows no release tiny-rse; most similar: tiny-res"
+        in refused.stdout + refused.stderr
+    )
+    if importlib.util.find_spec("sae_lens") is None:
+        refused = dry_run(source)
+        assert refused.returncode != 0
+        assert "pip install -r envs/saelens.txt" in refused.stdout + refused.stderr
+        assert "Traceback" not in refused.stdout + refused.stderr
 
 
 def test_a_sweep_is_planned_on_request_only(house: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pages agree with the project: links, paths, settings, commands and Python blocks."""
+"""The pages agree with the project: links, paths, settings, commands and Python imports."""
 
 import ast
 import importlib
@@ -59,7 +59,11 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def block_id(value: Any) -> str:
-    return f"{name_of(value.page)}:{value.text.split()[0]}" if isinstance(value, Block) else ""
+    if not isinstance(value, Block):
+        return ""
+    return (
+        f"{name_of(value.page)}:{re.sub(r'^#.*$', '', value.text, flags=re.MULTILINE).split()[0]}"
+    )
 
 
 def prose(page: Path) -> str:
@@ -122,18 +126,36 @@ def test_pages_named_in_the_code_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_lines_of_prose_are_at_most_100_characters(page: Path) -> None:
-    text = re.sub(r"^\$\$$.*?^\$\$$", "", prose(page), flags=re.MULTILINE | re.DOTALL)
     if page == ROOT / "config" / "README.md":
         return
-    for line in text.splitlines():
+    for line in prose(page).splitlines():
         assert len(line) <= 100 or line.lstrip().startswith("|"), line
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    assert (tmp_path / "explanation" / "index.html").exists()
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert (site / "explanation" / "index.html").exists()
+
+
+def test_the_site_needs_no_network(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?([^\s\">]+)", text)
+        for tag in re.findall(r"<link\s[^>]*>", text):
+            if not re.search(r"rel=\"?(canonical|next|prev)", tag):
+                loaded += re.findall(r"\shref=\"?([^\s\">]+)", tag)
+        assert loaded
+        assert [link for link in loaded if re.match(r"(https?:)?//", link)] == [], page
+        # The theme's script fetches programs for these from the network.
+        assert not re.search(r"class=\"?(mermaid|arithmatex)\b", text), page
 
 
 # ---- settings
@@ -214,6 +236,8 @@ def check_command(words: list[str], tmp_path: Path) -> None:
     elif program == "python" and given[0].startswith("benchmarks/"):
         source = (ROOT / given[0]).read_text(encoding="utf-8")
         assert all(word in source for word in given if word.startswith("--"))
+    elif program == ".venv/bin/python" and given[:4] == ["-m", "pip", "install", "-r"]:
+        assert all((ROOT / name).is_file() for name in given[4:])
     elif program == "cp":
         assert (ROOT / given[0]).exists()
     else:
@@ -228,11 +252,12 @@ def test_commands_fit_the_makefile_and_the_parsers(block: Block, tmp_path: Path)
     subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
     for line in block.text.splitlines():
         for command in re.split(r" && | > ", line)[: 1 if " > " in line else None]:
-            check_command(shlex.split(command, comments=True), tmp_path)
+            if words := shlex.split(command, comments=True):
+                check_command(words, tmp_path)
 
 
 def test_every_block_has_a_language_that_a_test_knows() -> None:
-    known = {"sh", "python", "yaml", "text", "mermaid"}
+    known = {"sh", "python", "yaml", "text"}
     for page in PAGES:
         languages = {language for _, language, _ in FENCE.findall(page.read_text(encoding="utf-8"))}
         allowed = known | {""} if name_of(page) in ("config/README.md",) else known
@@ -243,7 +268,7 @@ def test_every_block_has_a_language_that_a_test_knows() -> None:
 def furnished(house: Path) -> Path:
     """The house with the files that the pages call the user's own."""
     (house / "mine.csv").write_text("text,answer\nParis is in France.,France\n", encoding="utf-8")
-    (house / "solved.txt").write_text("Munich is a city in Germany.\n", encoding="utf-8")
+    (house / "demonstrations.txt").write_text("Munich is a city in Germany.\n", encoding="utf-8")
     template = house / "config" / "datasets" / "my_texts.yaml.example"
     (house / "config" / "datasets" / "mine.yaml").write_bytes(template.read_bytes())
     (house / "data").mkdir()
@@ -286,33 +311,9 @@ def test_runs_of_the_first_pages_can_be_planned(furnished: Path, arguments: str)
 
 
 # ---- python and yaml blocks
-TOKEN = typing.get_args(typing.get_type_hints(ghosttrack.ScoredText)["tokens"])[0]
-
-
-class FakeDetector:
-    """Gives every text the same score."""
-
-    @staticmethod
-    def load(run: str) -> "FakeDetector":
-        assert run == "results/smollm2-135m"
-        return FakeDetector()
-
-    def stream(self, texts: Any) -> Iterator[ghosttrack.ScoredText]:
-        for text in texts:
-            start = text.text.find(text.answer)
-            token = TOKEN(start, start + 1, 1.0, 0.5)
-            yield ghosttrack.ScoredText(
-                "1", text.text, start, start + 1, 0.9, 2.0, 1.5, "hallucinated", [token], []
-            )
-
-    def score(self, texts: Any) -> list[ghosttrack.ScoredText]:
-        return list(self.stream(texts))
-
-
 @pytest.mark.parametrize("block", blocks("python"), ids=block_id)
-def test_python_blocks_compile_import_what_exists_and_run(
-    block: Block, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_blocks_compile_and_import_what_exists(block: Block) -> None:
+    """tests/e2e/test_pages.py runs the blocks that read results."""
     tree = ast.parse(block.text)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -324,9 +325,6 @@ def test_python_blocks_compile_import_what_exists_and_run(
         elif isinstance(node, ast.Import):
             for name in node.names:
                 importlib.import_module(name.name)
-    if "Detector.load" in block.text:
-        monkeypatch.setattr("ghosttrack.api.Detector", FakeDetector)
-        exec(compile(tree, str(block.page), "exec"), {})
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=block_id)

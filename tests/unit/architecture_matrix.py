@@ -493,12 +493,16 @@ def in_chat(subject: Subject) -> str:
 def conversations(words: Any, most: int) -> list[Ids]:
     """Token ids of conversations that share a first exchange, or of short ones if `most` < 20."""
     draw = Draw(7)
-    solved = [" ".join(words.convert_ids_to_tokens(draw.ids(count))) for count in (most // 4, 1)]
+    demonstrations = [
+        " ".join(words.convert_ids_to_tokens(draw.ids(count))) for count in (most // 4, 1)
+    ]
     found = []
     for length in (1, most // 8, most // 3):
         question = " ".join(words.convert_ids_to_tokens(draw.ids(length)))
         found.append(
-            chat.render(words, [question] if most < 20 else [*solved, question], "a question").ids
+            chat.render(
+                words, [question] if most < 20 else [*demonstrations, question], "a question"
+            ).ids
         )
     return found
 

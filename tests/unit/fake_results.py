@@ -61,7 +61,7 @@ class Run(NamedTuple):
     answers: Path
     neighbours: list[Path]
     links: Path
-    signals: list[Path]
+    track_metrics: list[Path]
     scores: list[Path]
     examples: list[Path]
     labels: list[Path]
@@ -128,7 +128,7 @@ def make(folder: Path, seed: int = 0) -> Run:
         _answers(folder),
         _neighbours(folder, rng),
         _links(folder),
-        _signals(folder, rng),
+        _track_metrics(folder, rng),
         [folder / "detection" / "scores.parquet"],
         examples,
         [labels],
@@ -448,7 +448,7 @@ def _links(folder: Path) -> Path:
     return path
 
 
-def _signals(folder: Path, rng: np.random.Generator) -> list[Path]:
+def _track_metrics(folder: Path, rng: np.random.Generator) -> list[Path]:
     from ghosttrack.report import link_summary
 
     paths = []

@@ -75,6 +75,29 @@ def make_model(kind: str, seed: int = 0) -> Any:
     return model.requires_grad_(False).eval()
 
 
+def magnified(model: Any, factor: int) -> Any:
+    """A GPT-2 whose residual stream is `factor` times as large, with the same logits.
+
+    Args:
+        factor: a power of two, so that all values are multiplied exactly.
+    """
+    # The unembedding is a matrix of its own: the embedding alone is multiplied.
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    parts = model.transformer
+    written = [parts.wte, parts.wpe]
+    for block in parts.h:
+        written += [block.attn.c_proj, block.mlp.c_proj]
+    for module in written:
+        for parameter in module.parameters():
+            parameter.mul_(factor)
+    model.config.layer_norm_epsilon *= factor**2
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = model.config.layer_norm_epsilon
+    return model
+
+
 def exact(tokens: int = CONTEXT) -> Any:
     """Limits of a model that is exact in every fast path, for up to `tokens` tokens."""
     from ghosttrack.activations.limits import Limits

@@ -42,7 +42,7 @@ def write(
     )
     with writer:
         for at in range(0, len(values), step):
-            writer.append(to_block(values[at : at + step]))
+            writer.append(to_block(values[at : at + step], scale=header.scale))
     return target, manifest
 
 

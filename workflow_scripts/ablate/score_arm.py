@@ -12,7 +12,7 @@ from ghosttrack.settings import DetectionSettings
 def main(
     *,
     audited: list[Path],
-    signals: list[Path],
+    track_metrics: list[Path],
     scores: Path,
     fits: Path,
     datasets: list[str],
@@ -24,10 +24,10 @@ def main(
 ) -> None:
     """Write the out-of-fold scores, and the inner AUROC of each fold's training rows.
 
-    `audited` has one entry per data set of `datasets`. So has `signals`, unless it is a single
+    `audited` has one entry per data set of `datasets`. So has `track_metrics`, unless it is one
     table of all data sets.
     """
-    metrics = [tables.read_parquet(path) for path in signals]
+    metrics = [tables.read_parquet(path) for path in track_metrics]
     if "dataset" in metrics[0]:
         metrics = [metrics[0][metrics[0]["dataset"] == name] for name in datasets]
     folds = {name: tables.read_parquet(path) for name, path in zip(datasets, audited, strict=True)}

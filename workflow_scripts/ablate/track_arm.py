@@ -25,7 +25,7 @@ def main(
     outputs: list[Path],
     errors: list[Path],
     clusters: Path,
-    signals: Path,
+    track_metrics: Path,
     layers: list[int],
     datasets: list[str],
     tracking: TrackingSettings,
@@ -61,7 +61,7 @@ def main(
             measured.insert(0, "dataset", dataset)
             parts.append(measured)
             progress.advance(1)
-    with files.atomic_write(signals, "wb") as stream:
+    with files.atomic_write(track_metrics, "wb") as stream:
         pd.concat(parts, ignore_index=True).to_parquet(stream, index=False)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from ghosttrack.cli import gpu_check
+from ghosttrack.cli.gpu import agreement, card, speed
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import job
 from ghosttrack.settings import SaeSettings
@@ -12,19 +12,13 @@ log = logging.getLogger("ghosttrack")
 
 def main(*, d_model: int, sae: SaeSettings, micro_batch: int = 4096, seconds: float = 10.0) -> None:
     """Log one line a check; raise when there is no GPU, or when it does not agree with the CPU."""
-    device = gpu_check.require_gpu()
-    log.info("%s", gpu_check.described(device))
-    checks = [
-        *gpu_check.training_checks(device),
-        gpu_check.graph_check(device),
-        gpu_check.extraction_check(device),
-    ]
+    device = card.require_gpu()
+    log.info("%s", card.described(device))
+    checks = list(agreement.all_checks(device))
     for check in checks:
         log.info("%s", check.line)
     for cuda_graph in (False, True):
-        timing = gpu_check.time_steps(
-            d_model, sae, device, micro_batch, seconds, cuda_graph=cuda_graph
-        )
+        timing = speed.time_steps(d_model, sae, device, micro_batch, seconds, cuda_graph=cuda_graph)
         log.info("%s", timing.line)
     if failed := [check.name for check in checks if not check.holds]:
         raise UserError(

@@ -50,10 +50,7 @@ def main(
     if problems:
         raise UserError(
             "\n".join(
-                [
-                    f"{plan.counted(len(problems), 'place')} with damaged or missing stores:",
-                    *problems,
-                ]
+                [f"{plan.counted(len(problems), 'problem')} in the activation stores:", *problems]
             )
         )
 

@@ -3,12 +3,14 @@
 import gc
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ghosttrack.activations import extraction, model_check
+from ghosttrack.activations import extraction, limits, model_check
+from ghosttrack.activations.store import describe_layer
 from ghosttrack.facts.statements import list_tables, load_table, sentence_of
 from ghosttrack.inputs import model_precision, models
 from ghosttrack.inputs.model_precision import FLOAT32, Precision
@@ -29,11 +31,12 @@ def main(
     check: Path,
     table: Path,
     site: Site,
+    min_scale: int,
     threads: int,
     inference: InferenceSettings = DEFAULT_INFERENCE,
     gpu: int = 1,
 ) -> None:
-    """Write limits of the fast ways (model_check.json) and all comparisons (model_check.csv).
+    """Write the limits and scales (model_check.json) and all comparisons (model_check.csv).
 
     A model that runs in another precision than float32 is checked in float32, too, if that fits
     into memory: rounding in half precision can hide a small error.
@@ -58,15 +61,15 @@ def main(
         return model_check.check(model, ids, models.separator(tokenizer), site)
 
     result = checked(precision)
-    limits, comparisons = result.limits, [(precision.name, one) for one in result.comparisons]
+    exact, comparisons = result.limits, [(precision.name, one) for one in result.comparisons]
     if precision != FLOAT32:
         gc.collect()  # the model of the first check
         if device == "cuda":
             torch.cuda.empty_cache()
         if models.fits_in_float32(folder, device, gpu):
-            exact = checked(FLOAT32)
-            limits = limits.both(exact.limits)
-            comparisons += [(FLOAT32.name, one) for one in exact.comparisons]
+            reference = checked(FLOAT32)
+            exact = exact.both(reference.limits)
+            comparisons += [(FLOAT32.name, one) for one in reference.comparisons]
         else:
             log.warning(
                 "the model does not fit into the GPUs in float32, so it was checked in %s alone, "
@@ -83,17 +86,31 @@ def main(
         if isinstance(result.sublayers, str)
         else [sublayer._asdict() for sublayer in result.sublayers]
     )
-    files.write_json(
-        check,
-        {"limits": limits._asdict(), "precision": precision._asdict(), "sublayers": sublayers},
-    )
+    about: dict[str, Any] = {
+        "limits": exact._asdict(),
+        "precision": precision._asdict(),
+        "sublayers": sublayers,
+    }
+    scales = model_check.scales(result.median_norms, min_scale)
+    # Scales of 1 are not listed, so that the file of an ordinary model does not mention them.
+    if listed := {limits.scale_key(layer): one for layer, one in scales.items() if one > 1}:
+        about["scales"] = listed
+    files.write_json(check, about)
+    for layer, scale in scales.items():
+        if scale > 1:
+            log.info(
+                "%s: median norm %s, stored in units of %d",
+                describe_layer(layer, site),
+                f"{result.median_norms[layer]:,.0f}",
+                scale,
+            )
     worst = rows[rows["exact"]][["hidden", "logprob"]].max()
     log.info(
         "in %s, packed sequences are exact up to %d tokens, padded batches up to %d; largest "
         "difference from the reference: %.1g of a hidden state's norm, %.1g nats",
         precision.name,
-        limits.packed,
-        limits.padded,
+        exact.packed,
+        exact.padded,
         worst["hidden"],
         worst["logprob"],
     )

@@ -45,11 +45,12 @@ def main(
             rows, model.config.get_text_config().hidden_size, storage, tokens.shape[1]
         )
         plan.require_room(stores[0].parent.parent, stores, planned * len(stores), 1000 * room_kb)
+    layers = [layer_of(store) for store in stores]
     extraction.extract_contexts(
         model,
         identity,
         tokens,
-        [layer_of(store) for store in stores],
+        layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
         extraction.Extraction(
             site,
@@ -58,6 +59,7 @@ def main(
             contexts_per_shard,
             storage,
             code,
+            limits.scales(check, layers),
         ),
     )
 

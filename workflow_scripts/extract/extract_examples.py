@@ -18,6 +18,7 @@ from ghosttrack.activations import (
     run_model,
 )
 from ghosttrack.activations.store import smallest_float
+from ghosttrack.facts import remarks
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import files, job, tables
@@ -35,7 +36,7 @@ def main(
     manifests: list[Path],
     embedding: Path,
     embedding_manifest: Path,
-    background: Path,
+    counterfactual_mean: Path,
     prompt_states: Path,
     tokens: Path,
     outputs: Path,
@@ -52,8 +53,8 @@ def main(
 ) -> None:
     """Write the activation stores of a data set, and what the same passes give.
 
-    There is one store per layer and one of the token embedding. `background`: counterfactual-prompt
-    means; `prompt_states`: inputs of the bilinear probe.
+    There is one store per layer and one of the token embedding. `counterfactual_mean` gets the
+    counterfactual-prompt means, `prompt_states` the inputs of the bilinear probe.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -69,7 +70,7 @@ def main(
     baseline = pmi_baseline.PmiBaseline(
         pairs, encoded[len(frame) :], len(layers), model.config.get_text_config().hidden_size
     )
-    compared = candidates.Candidates(model, encoded[: len(frame)], frame["relation"].tolist())
+    compared = candidates.Candidates(model, encoded[: len(frame)], remarks.strata(frame))
     token_table, output_table = example_extraction.extract_examples(
         model,
         identity,
@@ -80,18 +81,13 @@ def main(
         site=site,
         batch=batch,
         packed=packed,
+        scales=limits.scales(check, [None, *layers]),
         pmi_baseline=baseline,
         candidates=compared,
     )
     token_table.insert(3, "text", [tokenizer.decode([token]) for token in token_table["token"]])
-    output_table.insert(0, "id", frame["id"].to_numpy())
     means = baseline.means(frame)
-    for kind in ("sum", "mean", "first"):
-        output_table[f"pmi_{kind}"] = output_table[f"logprob_{kind}"] - getattr(
-            means, f"logprob_{kind}"
-        )
-    output_table["pmi_prompts"] = means.prompts
-    output_table = pd.concat([output_table, compared.table()], axis=1)
+    output_table = example_extraction.compared_outputs(output_table, frame, means, compared)
     if whether_true:
         output_table["p_true"] = p_true.measure(
             model, tokenizer, frame, limit=limit, batch=batch, packed=packed
@@ -100,7 +96,7 @@ def main(
         layer_name(layer): smallest_float(mean)
         for layer, mean in zip(layers, means.activation, strict=True)
     }
-    with files.atomic_write(background, "wb") as stream:
+    with files.atomic_write(counterfactual_mean, "wb") as stream:
         np.savez(stream, **activations)
     with files.atomic_write(prompt_states, "wb") as stream:
         candidates.write(stream, compared.states())

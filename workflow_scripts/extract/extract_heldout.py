@@ -31,12 +31,18 @@ def main(
     """Write one store per layer with all held-out contexts."""
     torch.set_num_threads(threads)
     keep_freed_memory()
+    layers = [layer_of(store) for store in stores]
     extraction.extract_contexts(
         *run_model.load(weights.parent, check, inference, gpu),
         corpus.read_tokens(heldout, heldout_manifest).tokens,
-        [layer_of(store) for store in stores],
+        layers,
         [extraction.StoreFiles(*pair) for pair in zip(stores, manifests, strict=True)],
-        extraction.Extraction(site, batch if limits.read(check).batched else 1, code=code),
+        extraction.Extraction(
+            site,
+            batch if limits.read(check).batched else 1,
+            code=code,
+            scales=limits.scales(check, layers),
+        ),
     )
 
 

@@ -27,7 +27,7 @@ def main(
     source: SourceSettings,
 ) -> None:
     """Fetch and check the checkpoint of `sae.source`, and write a SAELens folder."""
-    checkpoint = pretrained.read(pretrained.fetch(sae, layer, site), layer, site, d_model)
+    checkpoint = pretrained.fetched(sae, layer, site, d_model)
     if site != "resid_post":
         pretrained.require_sublayer(
             checkpoint, site, files.read_json(check)["sublayers"][layer][site]

@@ -87,7 +87,7 @@ class Detector:
         confidence: float = CONFIDENCE,
         reasons: int = 5,
     ) -> Iterator[ScoredText]:
-        """Score texts in order, WINDOW at a time, so that memory does not grow with their number.
+        """Score texts in order, a fixed number at a time, so that memory does not grow with their number.
 
         Args:
             texts: strings, `Text`s, or mappings with the fields of `Text`, of which `text` is

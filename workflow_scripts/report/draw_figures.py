@@ -17,7 +17,7 @@ def main(
     answers: Path,
     neighbours: list[Path],
     links: Path,
-    signals: list[Path],
+    track_metrics: list[Path],
     explanations: Path,
     figures: list[Path],
     layers: list[int],
@@ -26,8 +26,8 @@ def main(
 ) -> None:
     """Read the tables and draw every file of `figures`; stem and suffix name figure and format.
 
-    `quality` is in the order of `layers`, `neighbours` in that of all but the last layer, `signals`
-    in that of `datasets` x `variants`.
+    `quality` is in the order of `layers`, `neighbours` in that of all but the last layer,
+    `track_metrics` in that of `datasets` x `variants`.
     """
     inputs = FigureInputs(
         metrics=registry.read(metrics, registry.METRICS),
@@ -39,9 +39,9 @@ def main(
             layer: tables.read_npz(path)
             for layer, path in zip(layers[:-1], neighbours, strict=True)
         },
-        signals={
+        track_metrics={
             key: tables.read_parquet(path)
-            for key, path in zip(product(datasets, variants), signals, strict=True)
+            for key, path in zip(product(datasets, variants), track_metrics, strict=True)
         },
         explanations=registry.read(explanations, registry.EXPLANATIONS),
         datasets=datasets,

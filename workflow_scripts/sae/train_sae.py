@@ -13,7 +13,7 @@ from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae import outputs
 from ghosttrack.sae.initialisation import seed_of, unfold_normalisation, warm_start_settings
-from ghosttrack.sae.training import Dictionary, TrainingLayer, train
+from ghosttrack.sae.training import Dictionary, TrainingLayer, train, training_device
 from ghosttrack.settings import SaeSettings, code_digest
 
 log = logging.getLogger("ghosttrack")
@@ -53,7 +53,8 @@ def main(
             "weights_sha256": files.read_json(model_source)["weights_sha256"],
         }
         store = ActivationStore.open(stores, manifests, expected)
-        resident = fit([store], resident_mb)
+        device = training_device()
+        resident = fit([store], resident_mb, device)
         log.info(
             "activations are %s (resident_mb %s), micro-batches have %s rows (micro_batch): "
             "neither changes the result, except for rounding on a GPU",
@@ -69,8 +70,11 @@ def main(
             if warm_start_layer
             else None,
         )
+        batches = ChunkSampler(
+            store, sae.batch, seed, resident, device=device, epochs=dictionary.settings.epochs
+        )
         ((trained,),) = train(
-            [TrainingLayer(store, ChunkSampler(store, sae.batch, seed, resident=resident))],
+            [TrainingLayer(store, batches)],
             [dictionary],
             micro_batch=micro_batch,
             code=code_digest.source_digest("train_sae"),

@@ -14,7 +14,7 @@ from ghosttrack.runtime import files, job
 from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import outputs
 from ghosttrack.sae.shared_rows import training_layers
-from ghosttrack.sae.training import Dictionary, train
+from ghosttrack.sae.training import Dictionary, train, training_device
 from ghosttrack.settings import SaeSettings, code_digest
 
 
@@ -56,8 +56,16 @@ def main(
             )
             for start, layer in zip(range(0, len(stores), shards), layers, strict=True)
         ]
+        device = training_device()
         (trained,) = train(
-            training_layers(opened, sae.batch, seed, fit(opened, resident_mb)),
+            training_layers(
+                opened,
+                sae.batch,
+                seed,
+                fit(opened, resident_mb, device),
+                device=device,
+                epochs=sae.epochs,
+            ),
             [Dictionary(sae, seed, state)],
             micro_batch=micro_batch,
             code=code_digest.source_digest("train_shared_sae"),

@@ -22,7 +22,7 @@ def main(
     stores: list[Path],
     manifests: list[Path],
     weights: list[Path],
-    background: Path,
+    counterfactual_mean: Path,
     prompt_states: Path,
     samples: list[Path],
     sweeps: list[Path],
@@ -64,7 +64,7 @@ def main(
 
         def read(saes: list[Path]) -> DetectorInputs:
             paths = detection_run.DatasetFiles(
-                stores, manifests, saes, background, prompt_states, []
+                stores, manifests, saes, counterfactual_mean, prompt_states, []
             )
             return detection_run.read_inputs(dataset, texts, measured, rows, paths, layers, [])
 

@@ -13,6 +13,7 @@ from ghosttrack.runtime.allocator import keep_freed_memory, use_huge_pages
 from ghosttrack.sae import model as sae_model
 from ghosttrack.sae.sweep import SweepArm, sweep
 from ghosttrack.sae.sweep_tables import tabulate
+from ghosttrack.sae.training import training_device
 from ghosttrack.settings import SaeSettings, SweepSettings, code_digest
 
 
@@ -53,9 +54,11 @@ def main(
         }
         store = ActivationStore.open(stores, manifests, expected)
         text = ActivationStore.open([heldout], [heldout_manifest], expected)
+        device = training_device()
+        resident = fit([store], resident_mb, device)
         trained = sweep(
             store,
-            ChunkSampler(store, sae.batch, seed, resident=fit([store], resident_mb)),
+            ChunkSampler(store, sae.batch, seed, resident, device=device, epochs=sae.epochs),
             sae,
             keys,
             state=state,

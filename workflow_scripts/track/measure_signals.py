@@ -22,13 +22,13 @@ def main(
     outputs: Path,
     errors: Path,
     clusters: Path,
-    signals: list[Path],
+    track_metrics: list[Path],
     redundant: Path,
     variants: list[str],
 ) -> None:
     """Compute all metrics, average them per example, and list the redundant metrics.
 
-    `tracks`, `tracks_manifests` and `signals` have one entry per variant of `variants`.
+    `tracks`, `tracks_manifests` and `track_metrics` have one entry per variant of `variants`.
     """
     examples = tables.read_parquet(outputs, columns=["id", "row_start", "row_count"])
     if examples.empty:
@@ -42,7 +42,7 @@ def main(
     )
     redundancies = []
     for variant, directory, manifest, path in zip(
-        variants, tracks, tracks_manifests, signals, strict=True
+        variants, tracks, tracks_manifests, track_metrics, strict=True
     ):
         reader = TrackReader(directory, manifest)
         measured = measure_examples(

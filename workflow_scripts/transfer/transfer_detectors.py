@@ -19,7 +19,7 @@ def main(
     scores: Path,
     examples: list[Path],
     outputs: list[Path],
-    backgrounds: list[Path],
+    counterfactual_means: list[Path],
     weights: list[Path],
     transfer: Path,
     left_out: Path,
@@ -33,8 +33,8 @@ def main(
 ) -> None:
     """Write the transfer matrix and the differences to controls on left-out relations.
 
-    `examples`, `outputs` and `backgrounds` are in the order of `datasets`, `weights` of `layers`;
-    `controls` names the positive controls.
+    `examples`, `outputs` and `counterfactual_means` are in the order of `datasets`, `weights` in
+    that of `layers`; `controls` names the positive controls.
     """
     kinds = registry.kinds(registry.read(metrics, registry.METRICS), datasets, controls)
     chosen = [index for index, name in enumerate(datasets) if name in kinds.text_controlled]
@@ -49,7 +49,7 @@ def main(
         datasets[index]: relations.TransferFiles(
             [outputs[index].parent / f"{layer_name(layer)}.zarr" for layer in layers],
             [outputs[index].parent / f"{layer_name(layer)}.json" for layer in layers],
-            backgrounds[index],
+            counterfactual_means[index],
         )
         for index in chosen
     }

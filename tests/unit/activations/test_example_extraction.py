@@ -409,7 +409,7 @@ def test_the_script_writes_aligned_stores_and_tables(
         manifests=[tmp_path / "layer_01.json"],
         embedding=tmp_path / "e.zarr",
         embedding_manifest=tmp_path / "e.json",
-        background=tmp_path / "background.npz",
+        counterfactual_mean=tmp_path / "background.npz",
         prompt_states=tmp_path / "prompts.npz",
         prompts=8,
         seed=0,
@@ -445,9 +445,9 @@ def test_the_script_writes_aligned_stores_and_tables(
         outputs["p_true"].isna().all()
     )  # after demonstrations these texts exceed the context of 64 tokens
     assert np.isfinite(outputs[["pmi_sum", "pmi_mean", "pmi_first"]]).all(axis=None)
-    with np.load(tmp_path / "background.npz") as background:
-        assert background.files == ["layer_01"]
-        assert background["layer_01"].shape == (len(examples), small_models.WIDTH)
+    with np.load(tmp_path / "background.npz") as means:
+        assert means.files == ["layer_01"]
+        assert means["layer_01"].shape == (len(examples), small_models.WIDTH)
     assert "".join(tokens.loc[tokens["example"] == 2, "text"]) == " Ada Lovelace"
     assert (
         models.separator(tokenizer) == example_tokens.encode(examples, tokenizer, 64, "x")[0].ids[0]

@@ -439,6 +439,7 @@ def test_the_script_writes_the_limits_and_every_comparison_and_the_same_limits_t
             check=tmp_path / f"{name}.json",
             table=tmp_path / "table.csv",
             site="mlp_out",
+            min_scale=1,
             threads=1,
         )
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import small_models
 import torch
-from accelerate import dispatch_model  # type: ignore[import-untyped]
+from accelerate import dispatch_model
 from plain_reading import PlainModel
 
 from ghosttrack.activations import extraction, hooks, limits, model_check, store
@@ -133,6 +133,7 @@ def check_run(run: Path, inference: InferenceSettings) -> pd.DataFrame:
         check=run / "model_check.json",
         table=run / "model_check.csv",
         site="attn_out",
+        min_scale=1,
         threads=1,
         inference=inference,
     )
@@ -199,6 +200,14 @@ def test_a_job_in_another_precision_than_the_check_is_refused(
     extract_run(run, InferenceSettings(), monkeypatch)
 
 
+def test_every_job_with_the_model_loads_it_in_the_precision_of_the_run() -> None:
+    scripts = Path(__file__).parents[3] / "workflow_scripts"
+    loading = [
+        path.stem for path in scripts.glob("*/*.py") if "models.load_model(" in path.read_text()
+    ]
+    assert loading == ["check_model"]  # which decides the precision; others use run_model.load
+
+
 def test_a_check_without_a_precision_was_float32(run: Path) -> None:
     path = run / "model_check.json"
     path.write_text(json.dumps({"limits": small_models.exact()._asdict()}))
@@ -241,6 +250,7 @@ def test_values_of_a_bfloat16_model_beyond_float16_are_clipped_and_counted() -> 
     block = store.to_block(rows)
     largest = float(rows[1, 1].abs())
     assert block.clipped.tolist() == [[1.0, 2.0, largest]]
+    assert isinstance(block.values, np.ndarray)
     assert block.values[1, :3].tolist() == [HALF_MAX, -HALF_MAX, 1.0]
     assert np.isfinite(block.norms).tolist() == [True, True, True]
 

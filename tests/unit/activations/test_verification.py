@@ -158,7 +158,7 @@ def test_the_script_reports_every_model_and_fails_at_the_end(
     flip(home / "heldout/layer_00.zarr/resid_post/c/0/0", 5000)
     flip(home / "heldout/layer_02.zarr/resid_post/c/0/0", 5000)
     with pytest.raises(
-        UserError, match=r"2 places with damaged or missing stores:\n.*layer_00.*\n.*layer_02"
+        UserError, match=r"2 problems in the activation stores:\n.*layer_00.*\n.*layer_02"
     ):
         verify_activations.main(models=["tiny"], results=home.parent, **none)
 
@@ -224,7 +224,7 @@ def test_a_store_missing_with_its_manifest_is_reported_if_later_results_need_it(
     )
     # The script fails as for damage.
     promised = run_state.promised_manifests(settings(None), trained.parent)
-    with pytest.raises(UserError, match="3 places with damaged or missing stores"):
+    with pytest.raises(UserError, match="3 problems in the activation stores"):
         verify_activations.main(
             models=["tiny"], promised=promised, released=[], results=trained.parent
         )

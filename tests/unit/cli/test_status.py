@@ -38,11 +38,29 @@ def test_an_empty_folder_shows_the_plan_alone(tmp_path: Path) -> None:
         "3.5 passes instead of 1",
         "3.3 of 4 in extraction, 4.0 of 4 in SAE training",
         "26m 13s on 4 GPUs, 1.7 GPU-hours, at 40 TFLOP/s per GPU (assumed: plan.teraflops)",
-        "153 FLOP/byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: arithmetic is the limit",
+        "arithmetic 5.37 ms, memory traffic 1.17 ms",
+        "arithmetic is the bottleneck",
+        "the 10.3 GB of a layer are fed once",
         "Nothing of this run is on disk yet.",
     ):
         assert words in text, text
     assert not (tmp_path / "results").exists()
+
+
+def test_the_bottleneck_of_each_phase_stands_in_words_and_in_json(tmp_path: Path) -> None:
+    machine = {"write_gb_s": 0.1, "feed_gb_s": 0.2, "gpu_memory_gb": 8}
+    found = look(tmp_path / "results", model="gpt2-medium", plan=machine)
+    text = status.as_text(found)
+    assert "per token: writing 41.1 us, " in text
+    assert "writing is the bottleneck" in text
+    assert "per step: feeding 21.1 ms, arithmetic 5.37 ms" in text
+    assert "feeding is the bottleneck" in text
+    assert "(assumed: plan.write_gb_s)" in text
+    assert "of a layer are fed once per epoch" in text
+    effort = status.as_json(found)["plan"]["effort"]
+    assert effort["extract_activations"]["bottleneck"] == "writing"
+    assert effort["train_sae"]["bottleneck"] == "feeding"
+    assert effort["train_sae"]["assumed_seconds"]["feeding"] == pytest.approx(0.02105, rel=1e-3)
 
 
 def test_pretrained_autoencoders_cost_neither_training_nor_activations(tmp_path: Path) -> None:
@@ -89,10 +107,7 @@ def test_hours_stand_at_the_original_work_s_batch_too_with_what_limits_them(
         "at batch 128  1h 17m on 4 GPUs, 5.1 GPU-hours, at 13.6 TFLOP/s per GPU (assumed: plan.bandwidth_gb_s)"
         in text
     )
-    assert (
-        "11.3 FLOP/byte; 40 TFLOP/s and 1,200 GB/s balance at 33.3: memory traffic is the limit"
-        in text
-    )
+    assert "per step: memory traffic 490 us, arithmetic 168 us" in text
     assert status.main(["--config", "model=gpt2-medium", "preset=seed"]) == 0
     assert "at batch" not in capsys.readouterr().out  # it is the run's own
 

@@ -8,7 +8,7 @@ import small_models
 import torch
 
 from detect import save_detector
-from extract import extract_examples
+from extract import check_model, extract_examples
 from ghosttrack import scores as registry
 from ghosttrack.activations import limits
 from ghosttrack.activations.example_tokens import Positions
@@ -27,19 +27,37 @@ def make(
     seed: int = 0,
     positions: Positions = "answer",
     dtype: str = "float32",
+    factor: int | None = None,
 ) -> None:
-    """Write model, SAEs, examples and stores; the first word of the answer determines the label."""
+    """Write model, SAEs, examples and stores; the first word of the answer determines the label.
+
+    Args:
+        dtype: of the forward pass, as in model_check.json.
+        factor: multiplies the residual stream, a power of two; such a model is checked.
+    """
     model = small_models.make_model("gpt2", seed)
+    if factor is not None:
+        model = small_models.magnified(model, factor)
     small_models.save(model, small_models.make_tokenizer(), run / "model")
-    small_models.save_check(run, dtype=dtype)
+    if factor is None:
+        small_models.save_check(run, dtype=dtype)
+    else:
+        check_model.main(
+            weights=run / "model" / "model.safetensors",
+            check=run / "model_check.json",
+            table=run / "model_check.csv",
+            site="resid_post",
+            min_scale=1,
+            threads=1,
+        )
     generator = torch.Generator().manual_seed(seed)
     for layer in LAYERS:
         shape = small_models.WIDTH, D_SAE
         weights = torch.randn(shape, generator=generator)
         made = sae_model.Sae(
-            weights,
+            weights / (factor or 1),
             torch.zeros(D_SAE),
-            torch.nn.functional.normalize(weights.T.contiguous(), dim=1),
+            torch.nn.functional.normalize(weights.T.contiguous(), dim=1) * (factor or 1),
             torch.zeros(small_models.WIDTH),
             torch.full((D_SAE,), 0.5),
         )
@@ -161,7 +179,7 @@ def extract(run: Path, name: str, positions: Positions = "answer") -> None:
         dataset=name,
         batch=8,
         threads=1,
-        background=examples / "background.npz",
+        counterfactual_mean=examples / "background.npz",
         prompt_states=examples / "prompts.npz",
         whether_true=False,
         inference=InferenceSettings.model_validate({"dtype": precision.dtype}),

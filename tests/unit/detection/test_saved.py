@@ -404,7 +404,7 @@ def test_texts_after_few_shot_demonstrations_get_the_scores_of_the_data_set(
 def test_command_and_target_take_the_same_context_and_a_row_may_have_its_own(
     run: Path, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown, table = tmp_path / "solved.txt", tmp_path / "mine.csv"
+    shown, table = tmp_path / "demonstrations.txt", tmp_path / "mine.csv"
     shown.write_text("Q facts 1 is Oslo.\nQ facts 2 is Rome.\n")
     rows = [TEXTS[0]._replace(id="1"), TEXTS[1]._replace(id="2", context="Ada 79.")]
     pd.DataFrame(rows).to_csv(table, index=False)

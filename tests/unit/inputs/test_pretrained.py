@@ -151,8 +151,8 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
         ({"d_in": None}, "d_in is None, expected a positive whole number"),
         ({"d_sae": "many"}, "d_sae is 'many'"),
         (
-            {"architecture": "gated"},
-            "architecture is 'gated'; supported: standard, jumprelu, topk, batchtopk",
+            {"architecture": "matching_pursuit"},
+            "'matching_pursuit'; supported: standard, jumprelu, topk, batchtopk, gated",
         ),
         (
             {"architecture": "standard", "activation_fn": "gelu"},
@@ -161,7 +161,7 @@ def test_both_forms_and_that_before_version_6_are_described(tmp_path: Path) -> N
         ({"architecture": "topk"}, "k is None"),
         (
             {"normalize_activations": "layer_norm"},
-            "normalize_activations is 'layer_norm'; supported: none, expected_average_only_in",
+            "is 'layer_norm', which scales every token by .*; supported: none, expected_average_only_in",
         ),
         ({"normalize_activations": True}, r"activation_scaler\.json with the scale is missing"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
@@ -411,7 +411,7 @@ def test_an_autoencoder_of_another_model_is_refused_or_named_in_a_warning(
     [
         (
             "layer_5/width_16k/average_l0_71/params.npz",
-            r"params\.npz, a file of Gemma Scope; expected cfg\.json with",
+            r"params\.npz, a file of Gemma Scope; .* set sae\.source to saelens:RELEASE/SAE_ID",
         ),
         ("layer_5/ae.pt", r"ae\.pt, a file of dictionary_learning; .*save_model"),
         ("layer_5.pt", r"layer_5\.pt, a file of PyTorch or NumPy"),

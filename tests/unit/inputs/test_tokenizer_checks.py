@@ -127,10 +127,10 @@ def test_an_id_that_differs_is_found_although_no_probe_contains_its_token(tmp_pa
     source = tmp_path / "source"
     small_tokenizers.save("words", source)
 
-    def swap(content: dict[str, Any]) -> None:
+    def add_words(content: dict[str, Any]) -> None:
         content["model"]["vocab"] |= {"quokka": 10, "wombat": 11}
 
-    edit(source / "tokenizer.json", swap)
+    edit(source / "tokenizer.json", add_words)
     fetch(source, tmp_path / "out")
     stored = models.load_tokenizer(tmp_path / "out")
     edit(

@@ -17,6 +17,10 @@ def settings(**config: object) -> Settings:
     return found
 
 
+# Rates at which feeding, writing and copying never limit.
+FAST = {"feed_gb_s": 1e6, "write_gb_s": 1e6, "copy_gb_s": 1e6}
+
+
 def data(found: Settings) -> dict[str, DatasetSettings]:
     return {name: load_dataset(name, ROOT / "config") for name in found.datasets}
 
@@ -33,10 +37,10 @@ def test_operations_worked_by_hand() -> None:
 
 
 def test_hours_of_gpt2_medium_at_the_assumed_rate(tmp_path: Path) -> None:
-    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"}, plan=FAST)
     waves = plan.waves(medium)
     extraction = forecast.extraction(medium, waves, tmp_path)
-    assert extraction.rate == (40.0, 0)
+    assert extraction.rate == (40.0, 0, 1.0)
     # 3 + 6 + ... + 24 = 108 blocks for each of 10,000,384 tokens.
     assert extraction.gpu_hours == pytest.approx(10_000_384 * 108 * 27_262_976 / 40e12 / 3600)
     # Ten jobs on four accelerators take three rounds of a full job.
@@ -48,13 +52,13 @@ def test_hours_of_gpt2_medium_at_the_assumed_rate(tmp_path: Path) -> None:
     one = 48_830 * 10 * 4096 * 1024 * 5120 / 40e12 / 3600
     assert training.effort.gpu_hours == pytest.approx(24 * one)
     assert training.effort.hours == pytest.approx(8 * one)
-    assert training.effort.rate == (40.0, 0)
+    assert training.effort.rate == (40.0, 0, 1.0)
 
 
 def test_hours_of_gpt2_medium_at_the_batch_of_the_original_work_are_bound_by_memory_traffic(
     tmp_path: Path,
 ) -> None:
-    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"}, plan=FAST)
     waves = plan.waves(medium)
     training = forecast.training(medium, waves, tmp_path, batch=128)
     traffic = 54 * 2 * 1024 * 5120 + 40 * 128 * 5120
@@ -64,11 +68,11 @@ def test_hours_of_gpt2_medium_at_the_batch_of_the_original_work_are_bound_by_mem
         == pytest.approx(10 * 128 * 1024 * 5120 / traffic)
         == pytest.approx(11.33, abs=0.01)
     )
-    assert training.bound.balance == pytest.approx(40e12 / 1200e9)
-    assert training.bound.by_memory
+    assert roofline.balance(medium.plan) == pytest.approx(40e12 / 1200e9)
+    assert training.bound.name == "memory traffic"
     assert training.effort.gpu_hours == pytest.approx(24 * 1_562_560 * traffic / 1200e9 / 3600)
     ours = forecast.training(medium, waves, tmp_path)
-    assert not ours.bound.by_memory
+    assert ours.bound.name == "arithmetic"
     assert training.effort.hours > 2 * ours.effort.hours
 
 
@@ -81,14 +85,14 @@ def test_a_sparse_step_on_a_cpu_counts_one_product_and_the_active_features() -> 
 
 
 def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
-    medium = settings(model="gpt2-medium", activations={"storage": "fp16"})
+    medium = settings(model="gpt2-medium", activations={"storage": "fp16"}, plan=FAST)
     waves = plan.waves(medium)
     folder = tmp_path / "gpt2-medium" / "benchmarks"
     operations = 1_048_576 * 3 * 27_262_976
     benchmark(
         folder / "extract_activations" / "layers_00_to_02_shard_0000.tsv", f"{operations / 20e12}"
     )
-    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((20.0, 1))
+    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((20.0, 1, 2.0))
     # The last shard is shorter, the second wave deeper.
     benchmark(
         folder / "extract_activations" / "layers_00_to_02_shard_0009.tsv",
@@ -98,7 +102,7 @@ def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
         folder / "extract_activations" / "layers_03_to_05_shard_0000.tsv",
         f"{operations * 2 / 12e12}",
     )
-    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((12.0, 3))
+    assert forecast.extraction(medium, waves, tmp_path).rate == pytest.approx((12.0, 3, 40 / 12))
     assert forecast.training(medium, waves, tmp_path).effort.rate.jobs == 0
     benchmark(folder / "train_sae" / "layer_03.tsv", "100.0")
     measured = forecast.training(medium, waves, tmp_path).effort
@@ -111,7 +115,7 @@ def test_finished_jobs_replace_the_assumed_rate(tmp_path: Path) -> None:
 
 def test_a_measured_rate_does_not_depend_on_the_current_waves(tmp_path: Path) -> None:
     cuts = [
-        settings(model="gpt2-medium", activations={"storage": storage})
+        settings(model="gpt2-medium", activations={"storage": storage}, plan=FAST)
         for storage in ("fp16", "int8s")
     ]
     assert [len(plan.waves(cut)) for cut in cuts] == [8, 6]
@@ -120,7 +124,9 @@ def test_a_measured_rate_does_not_depend_on_the_current_waves(tmp_path: Path) ->
         operations = 1_048_576 * (layers[-1] + 1) * 27_262_976
         benchmark(folder / f"{plan.pass_name(layers)}_shard_0000.tsv", f"{operations / 20e12}")
     for cut in cuts:
-        assert forecast.extraction(cut, plan.waves(cut), tmp_path).rate == pytest.approx((20.0, 2))
+        assert forecast.extraction(cut, plan.waves(cut), tmp_path).rate == pytest.approx(
+            (20.0, 2, 2.0)
+        )
 
 
 def test_jobs_on_an_older_corpus_and_files_with_other_names_are_not_used(tmp_path: Path) -> None:
@@ -162,3 +168,83 @@ def test_kept_stores_are_counted_from_manifests_and_estimated_without(tmp_path: 
     assert found.examples - counted.examples == 13 * (1 + plan.NORM_BYTES) * (
         facts - 978
     )  # both fill one chunk
+
+
+# ---- feeding, writing and copying
+def parts(bound: roofline.Bound) -> dict[str, float]:
+    return {part.name: part.seconds for part in bound.parts}
+
+
+def test_a_wave_that_writes_slowly_takes_the_time_of_writing(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", plan={"write_gb_s": 0.1, "copy_gb_s": 10})
+    waves = plan.waves(medium)
+    assert [len(layers) for layers in waves] == [4] * 6
+    found = forecast.extraction(medium, waves, tmp_path)
+    # int8s: 1,024 values and a scale of 4 bytes, in four layers.
+    stored = 4 * (1024 + 4)
+    assert parts(found.bound)["writing"] == pytest.approx(stored / 0.1e9)
+    assert parts(found.bound)["copying"] == pytest.approx(stored / 10e9)
+    assert found.bound.name == "writing"
+    assert found.bound.limit.setting == "write_gb_s"
+    assert found.gpu_hours == pytest.approx(10_000_384 * 6 * stored / 0.1e9 / 3600)
+    fast = settings(model="gpt2-medium", plan=FAST)
+    assert forecast.extraction(fast, waves, tmp_path).bound.name == "arithmetic"
+
+
+def test_feeding_counts_once_per_epoch_unless_a_layer_stays_on_the_accelerator() -> None:
+    machine = {"feed_gb_s": 0.2, "copy_gb_s": 10}
+    large, small = (
+        settings(model="gpt2-medium", plan={**machine, "gpu_memory_gb": memory})
+        for memory in (80, 8)
+    )
+    assert forecast.is_resident(large)
+    assert not forecast.is_resident(small)
+    stored = 4096 * (1024 + 4)
+    _, once = forecast.step_bound(large, large.sae)
+    _, each = forecast.step_bound(small, small.sae)
+    assert parts(each)["feeding"] == pytest.approx(stored / 0.2e9)
+    assert parts(each)["copying"] == pytest.approx(stored / 10e9)
+    assert parts(once)["feeding"] == pytest.approx(stored / 0.2e9 / 20)
+    assert (once.name, each.name) == ("arithmetic", "feeding")
+    assert each.seconds == pytest.approx(stored / 0.2e9)
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8s"])
+def test_the_rates_are_bytes_so_rows_per_second_scale_with_the_width(storage: str) -> None:
+    narrow, wide = (
+        settings(
+            model="gpt2-small",
+            activations={"storage": storage},
+            plan={"gpu_memory_gb": 0.1},
+            dimensions={"n_layers": 12, "d_model": width},
+            sae={"d_sae": 256},
+        )
+        for width in (512, 2048)
+    )
+    slow, slower = (forecast.step_bound(found, found.sae)[1] for found in (narrow, wide))
+    assert parts(slower)["feeding"] / parts(slow)["feeding"] == pytest.approx(4, rel=0.01)
+
+
+def test_on_a_cpu_feeding_and_writing_add_to_the_arithmetic() -> None:
+    found = settings(model="smollm2-135m", plan={"feed_gb_s": 0.001, "write_gb_s": 0.001})
+    _, step = forecast.step_bound(found, found.sae)
+    known = parts(step)
+    assert "copying" not in known
+    slower = max(known["arithmetic"], known["memory traffic"])
+    assert step.seconds == pytest.approx(slower + known["feeding"])
+    token = forecast.token_bound(found, 21, 6)
+    assert token.seconds == pytest.approx(parts(token)["arithmetic"] + parts(token)["writing"])
+
+
+def test_measured_times_replace_those_of_a_wave_that_writing_limits(tmp_path: Path) -> None:
+    medium = settings(model="gpt2-medium", plan={"write_gb_s": 0.1})
+    waves = plan.waves(medium)
+    before = forecast.extraction(medium, waves, tmp_path)
+    seconds = 1_048_576 * 4 * 1028 / 0.1e9
+    folder = tmp_path / "gpt2-medium" / "benchmarks" / "extract_activations"
+    for layers in waves[:2]:  # a third of the expected time, whatever the depth
+        benchmark(folder / f"{plan.pass_name(layers)}_shard_0000.tsv", f"{seconds / 3}")
+    after = forecast.extraction(medium, waves, tmp_path)
+    assert after.rate.slower == pytest.approx(1 / 3)
+    assert after.hours == pytest.approx(before.hours / 3)
+    assert after.rate.jobs == 2

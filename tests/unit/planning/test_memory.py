@@ -1,14 +1,34 @@
 """Formulas of memory: figures of known models, and growth with what a job holds."""
 
-from collections.abc import Callable
+import inspect
+import json
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ghosttrack.planning import memory
+from ghosttrack.planning import data_sizes, memory
 from ghosttrack.planning.configuration import load
-from ghosttrack.settings import Settings
+from ghosttrack.planning.data_sizes import Texts
+from ghosttrack.planning.memory import Run
+from ghosttrack.settings import DatasetSettings, Settings
 from tests.conftest import ROOT
+
+# Formulas that take a run alone, by name.
+FORMULAS = {
+    name: function
+    for name, function in inspect.getmembers(memory, inspect.isfunction)
+    if not name.startswith("_")
+    and function.__module__ == memory.__name__
+    and list(inspect.signature(function).parameters) in (["run"], ["_run"], ["run", "layers"])
+    and name != "model_weights"
+}
+WITH_MODEL = ["extraction", "examples", "model_check", "generation", "splicing", "scoring"]
+SAES = ["training", "shared_training", "sweep", "gpu_check"]
+TEXTS = ["dataset", "audit", "detectors", "seeds", "transfer", "saved_detector", "evaluation"]
+LAYERS = ["shared_training", "scoring", "clusters", "tracking", "detectors", "saved_detector"]
+FEATURES = [*SAES, "scoring", "splicing", "answers", "dictionary", "neighbours", "clusters"]
 
 
 def settings_of(**config: Any) -> Settings:
@@ -16,66 +36,218 @@ def settings_of(**config: Any) -> Settings:
     return settings
 
 
-def test_the_weights_of_gpt2_are_estimated_within_a_third() -> None:
+def run_of(texts: int = 800, gpu: bool = False, **config: Any) -> Run:
+    settings = settings_of(**config)
+    assert settings.dimensions is not None
+    vocabulary = settings.dimensions.vocab_size or data_sizes.VOCABULARY
+    sizes = {"one": Texts(texts, 2 * texts), "other": Texts(texts // 2, texts)}
+    return Run(settings, settings.sae.d_sae, sizes, vocabulary, None, 4, gpu)
+
+
+def test_every_formula_is_a_positive_whole_number() -> None:
+    assert len(FORMULAS) > 25
+    for name, formula in FORMULAS.items():
+        assert isinstance(formula(run_of()), int), name
+        assert formula(run_of()) >= memory.PLAIN, name
+
+
+def test_the_weights_of_gpt2_are_estimated_within_a_third_and_known_once_they_are_there() -> None:
     # GPT-2 small has 124 million parameters.
-    assert memory.model_weights(settings_of()) / 4 == pytest.approx(124e6, rel=0.35)
+    assert memory.model_weights(run_of()) / 4 == pytest.approx(124e6, rel=0.35)
+    assert memory.model_weights(run_of()._replace(parameters=7)) == 28
 
 
 @pytest.mark.parametrize(
-    ("estimate", "larger"),
+    ("dtype", "gpu", "expected"),
     [
-        (memory.extraction, {"corpus": {"context": 4096}}),
-        (memory.splicing, {"corpus": {"context": 4096}}),
-        (memory.sweep, {"sweep": {"seeds": list(range(8))}}),
-        (
-            lambda settings: memory.dictionary(settings, settings.sae.d_sae),
-            {"sae": {"d_sae": 65536}},
-        ),
-        (lambda settings: memory.detector(settings, settings.sae.d_sae), {"sae": {"d_sae": 65536}}),
+        ("auto", False, 4),
+        ("auto", True, 2),
+        ("float32", True, 4),
+        ("bfloat16", True, 2),
+        ("float16", False, 2),
     ],
 )
-def test_memory_grows_with_what_a_job_holds(
-    estimate: Callable[[Settings], int], larger: dict[str, Any]
+def test_weights_take_the_bytes_of_the_data_type_in_which_they_run(
+    dtype: str, gpu: bool, expected: int
 ) -> None:
-    assert 1000 <= estimate(settings_of()) < estimate(settings_of(**larger))
+    run = run_of(inference={"dtype": dtype})._replace(parameters=10, stored=2, gpu=gpu)
+    assert memory.model_weights(run) == 10 * expected
+
+
+def grows(name: str, larger: Run, than: Run | None = None) -> None:
+    formula = FORMULAS[name]
+    small = formula(than or run_of())
+    assert small < formula(larger), name
+
+
+@pytest.mark.parametrize("name", [*WITH_MODEL, "fetching"])
+def test_a_larger_model_takes_memory_wherever_it_runs(name: str) -> None:
+    sizes = {"d_model": 768, "vocab_size": 50_257}
+    grows(name, run_of(dimensions={**sizes, "n_layers": 36}))
+
+
+@pytest.mark.parametrize("name", [*WITH_MODEL, "fetching", "corpus", "dictionary", "explorer"])
+def test_a_larger_vocabulary_takes_memory_wherever_model_or_tokenizer_are(name: str) -> None:
+    grows(name, run_of(dimensions={"n_layers": 12, "d_model": 768, "vocab_size": 262_144}))
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_larger_dictionary_takes_memory_wherever_features_are(name: str) -> None:
+    grows(name, run_of(sae={"d_sae": 65_536}))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_more_layers_take_memory_where_all_layers_are_together(name: str) -> None:
+    few = run_of(activations={"layers": [0, 1]}, corpus={"tokens": 50_000})
+    grows(name, run_of(corpus={"tokens": 50_000}), few)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_more_texts_take_memory_where_texts_are(name: str) -> None:
+    grows(name, run_of(texts=20_000))
+
+
+@pytest.mark.parametrize("name", ["checks", "figures", "explorer", "signals", "answers"])
+def test_more_texts_take_memory_in_tables_and_pages(name: str) -> None:
+    grows(name, run_of(texts=20_000))
+
+
+@pytest.mark.parametrize("name", ["extraction", "splicing", "model_check"])
+def test_longer_contexts_take_memory_in_forward_passes(name: str) -> None:
+    grows(name, run_of(corpus={"context": 1024}), run_of(corpus={"context": 128}))
+
+
+@pytest.mark.parametrize("name", ["saved_detector"])
+def test_the_gram_matrix_of_a_probe_grows_with_the_square_of_the_dictionary(name: str) -> None:
+    small, large = (
+        FORMULAS[name](run_of(texts=10, sae={"d_sae": size})) for size in (8192, 16_384)
+    )
+    assert large - small > 3 * 8 * 0.49 * (16_384**2 - 8192**2) / 1e6
+
+
+def test_the_check_of_a_model_in_half_precision_holds_its_float32_weights() -> None:
+    half, full = (run_of(inference={"dtype": dtype}) for dtype in ("bfloat16", "float32"))
+    assert memory.extraction(half) < memory.extraction(full)
+    assert memory.model_check(half) == pytest.approx(memory.model_check(full), abs=1)
 
 
 def test_a_wave_of_few_layers_asks_for_less_than_one_of_all() -> None:
-    settings = settings_of(corpus={"context": 4096})
-    assert memory.extraction(settings, settings.layers[:1]) < memory.extraction(settings)
+    run = run_of(corpus={"context": 1024})
+    assert memory.extraction(run, run.settings.layers[:1]) < memory.extraction(run)
 
 
-@pytest.mark.parametrize(
-    "estimate",
-    [memory.extraction, memory.splicing, memory.generation, memory.fetching, memory.model_weights],
-)
-def test_a_large_vocabulary_takes_memory_wherever_the_model_runs(
-    estimate: Callable[[Settings], int],
-) -> None:
-    sizes = {"n_layers": 12, "d_model": 768}
-    small, unknown, large = (
-        estimate(settings_of(dimensions={**sizes, "vocab_size": size}))
-        for size in (50_257, None, 262_144)
+def test_training_holds_sixteen_copies_of_encoder_or_decoder() -> None:
+    small, large = (memory.training(run_of(sae={"d_sae": size})) for size in (4096, 65_536))
+    weights = 16 * 4 * (65_536 - 4096) * 768
+    batch = 4 * 4 * 4096 * (65_536 - 4096)
+    assert large - small == pytest.approx((weights + batch) / 1e6, rel=0.01)
+
+
+def test_a_sweep_trains_all_arms_at_once() -> None:
+    one, four = (
+        memory.sweep(run_of(sweep={"k": [16], "seeds": seeds})) for seeds in ([0], [0, 1, 2, 3])
     )
-    assert small < unknown < large
-
-
-def test_training_holds_sixteen_copies_of_an_sae_s_weights() -> None:
-    small, large = (
-        memory.training(settings_of(sae={"d_sae": size, "batch": 64})) for size in (4096, 65536)
-    )
-    assert large - small == pytest.approx(16 * 4 * (65536 - 4096) * 768 / 1e6, rel=0.2)
-
-
-def test_a_sweep_and_a_shared_dictionary_take_more_than_one_training() -> None:
-    settings = settings_of(corpus={"tokens": 100_000})
-    assert memory.training(settings) < memory.shared_training(settings)
-    assert memory.training(settings) < memory.sweep(settings)
+    assert four - one > 3 * 16 * 4 * run_of().d_sae * 768 / 1e6
 
 
 def test_rows_that_do_not_fit_are_read_in_windows() -> None:
     few, many, most = (
-        memory.training(settings_of(corpus={"tokens": tokens}))
+        memory.training(run_of(corpus={"tokens": tokens}))
         for tokens in (100_000, 10_000_000, 100_000_000)
     )
     assert few < many == most
+
+
+@pytest.mark.parametrize("name", [*WITH_MODEL, *SAES])
+def test_jobs_on_a_gpu_ask_for_the_memory_of_its_libraries(name: str) -> None:
+    formula = FORMULAS[name]
+    assert formula(run_of(gpu=True)) - formula(run_of()) == memory.GPU_LIBRARIES
+
+
+def test_a_margin_is_asked_for_and_on_a_cluster_the_processes_of_snakemake() -> None:
+    assert memory.asked(1000) == 1300
+    assert memory.asked(1000, cluster=True) == 1300 + memory.SNAKEMAKE
+    assert memory.asked(1000, True, True) == 1300 + memory.SNAKEMAKE + memory.CUDA_BUILD
+
+
+# ---- sizes that are known before a job runs
+def dataset(**given: Any) -> DatasetSettings:
+    return DatasetSettings(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"source": "facts", "table": "capitals"}, 4 * 111),
+        ({"source": "facts", "table": "capitals", "max_examples": 100}, 100),
+        ({"source": "facts", "mode": "generated"}, 200),
+        ({"source": "halueval"}, 20_000),
+        ({"source": "halueval", "max_examples": 2000}, 2000),
+        ({"source": "file", "path": "nowhere.csv"}, data_sizes.OTHER_TEXTS),
+    ],
+)
+def test_texts_are_estimated_from_what_is_at_hand(given: dict[str, Any], expected: int) -> None:
+    assert data_sizes.texts(settings_of(), dataset(**given)) == expected
+
+
+def test_the_rows_of_a_local_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("text,label\n" + "a b,1\n" * 5000)
+    found = data_sizes.texts(settings_of(), dataset(source="file", path=str(path)))
+    assert found == 5001
+
+
+def test_stored_rows_replace_the_estimate(tmp_path: Path) -> None:
+    manifest = tmp_path / "gpt2-small" / "examples" / "capitals" / "embedding.json"
+    given = dataset(source="facts", table="capitals")
+    before = data_sizes.known_texts(settings_of(), "capitals", given, tmp_path)
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"rows": 300}')
+    after = data_sizes.known_texts(settings_of(), "capitals", given, tmp_path)
+    assert before == Texts(444, 888)
+    assert after == Texts(300, 300)
+
+
+def write_header(path: Path, **shapes: tuple[int, ...]) -> None:
+    header = {name: {"dtype": "F32", "shape": shape} for name, shape in shapes.items()}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def test_parameters_and_vocabulary_come_from_the_fetched_model(tmp_path: Path) -> None:
+    settings = settings_of(dimensions={"n_layers": 12, "d_model": 768, "vocab_size": None})
+    assert data_sizes.model_numbers(settings, tmp_path) == (data_sizes.VOCABULARY, None, 4)
+    folder = tmp_path / "gpt2-small" / "model"
+    folder.mkdir(parents=True)
+    write_header(folder / "model.safetensors", wte=(17, 8), bias=(8,))
+    (folder / "config.json").write_text(
+        '{"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "vocab_size": 17}'
+    )
+    assert data_sizes.model_numbers(settings, tmp_path) == (17, 17 * 8 + 8, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 20, struct.pack("<Q", 2) + b"[]"])
+def test_a_damaged_header_gives_no_number(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert data_sizes.checkpoint([tmp_path / "model.safetensors"]) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "cluster", "driver", "expected"),
+    [
+        ("gpu", True, False, True),
+        ("gpu", False, True, True),
+        ("gpu", False, False, False),
+        ("cpu", True, True, False),
+    ],
+)
+def test_a_machine_without_a_driver_has_no_gpu_libraries(
+    device: str,
+    cluster: bool,
+    driver: bool,
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_sizes, "_DRIVER", tmp_path if driver else tmp_path / "none")
+    assert data_sizes.uses_gpu(settings_of(plan={"device": device}), cluster) is expected

@@ -1,14 +1,17 @@
 """Disk use, waves under a disk budget, and checks of the inputs."""
 
 import math
+from functools import partial
 from pathlib import Path
 
+import fake_saelens
 import numpy as np
 import pytest
 
 from ghosttrack.activations.store import Header, Storage, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
+from ghosttrack.inputs import saelens
 from ghosttrack.planning import plan
 from ghosttrack.planning.configuration import load
 from ghosttrack.runtime import files, progress
@@ -289,6 +292,43 @@ def test_a_model_directory_with_other_dimensions_than_the_settings_is_refused_be
         UserError, match=rf"dimensions\.{key}: .* in the settings, (\d+) in .*; set it to \1$"
     ):
         plan.check_sources({wanted.model: wanted}, tmp_path)
+
+
+NAMED = {"source": "saelens:tiny-res/layer_{layer}/width_32/canonical"}
+
+
+def test_names_of_the_sae_library_are_checked_before_any_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_saelens.install(tmp_path, monkeypatch)
+    check = partial(plan.check_sources, results=tmp_path / "results")
+    named = settings(model="tiny-gpt2", sae=NAMED)
+    check({"tiny-gpt2": named})
+    assert plan.pretrained_locally(named) == {}
+    one = {"source": "saelens:tiny-res/layer_0/width_32/canonical"}
+    with pytest.raises(UserError, match="names one SAE, but 4 layers are analysed"):
+        check({"tiny-gpt2": settings(model="tiny-gpt2", sae=one)})
+    check({"tiny-gpt2": settings(model="tiny-gpt2", sae=one, activations={"layers": [0]})})
+    wrong = {"source": "saelens:tiny-res/layer_{next_layer}/width_32/canonical"}
+    with pytest.raises(UserError, match=r"no SAE layer_4/width_32/canonical; most similar of 5: "):
+        check({"tiny-gpt2": settings(model="tiny-gpt2", sae=wrong)})
+    with pytest.raises(UserError, match=r"the model tiny-gpt2, expected \S*gpt2; .*save_model"):
+        check({"gpt2-small": settings(model="gpt2-small", sae=NAMED, activations={"layers": [0]})})
+
+
+def test_a_missing_sae_library_stops_the_run_before_any_job_unless_it_is_not_needed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saelens, "registry", lambda: None)
+    named = {"tiny-gpt2": settings(model="tiny-gpt2", sae=NAMED)}
+    with pytest.raises(UserError, match=r"pip install -r envs/saelens\.txt"):
+        plan.check_sources(named, tmp_path)
+    plan.check_sources(named, tmp_path, own_environments=True)
+    for layer in range(4):
+        cfg = tmp_path / "tiny-gpt2" / "saes" / f"layer_{layer:02d}" / "cfg.json"
+        cfg.parent.mkdir(parents=True)
+        cfg.touch()
+    plan.check_sources(named, tmp_path)  # all are fetched
 
 
 def test_the_warm_start_layer_is_in_the_first_wave_and_every_layer_in_one_wave() -> None:

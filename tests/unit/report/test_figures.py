@@ -28,10 +28,10 @@ def inputs(folder: Path) -> figures.FigureInputs:
             layer: dict(np.load(path))
             for layer, path in zip(fake_results.LAYERS[:-1], run.neighbours, strict=True)
         },
-        signals=dict(
+        track_metrics=dict(
             zip(
                 product(fake_results.SETS, fake_results.VARIANTS),
-                map(pd.read_parquet, run.signals),
+                map(pd.read_parquet, run.track_metrics),
                 strict=True,
             )
         ),
@@ -75,6 +75,23 @@ def test_the_summary_shows_five_scores_in_every_scope_that_was_run(
     missing = run.metrics.copy()
     missing.loc[missing["dataset"] == "cities", "auroc"] = np.nan
     assert "cities" not in labels(run._replace(metrics=missing))
+
+
+def test_the_summary_shows_the_controls_of_texts_after_remarks_where_there_are_any(
+    run: figures.FigureInputs,
+) -> None:
+    own = run.metrics[
+        (run.metrics["dataset"] == "cities") & (run.metrics["score"] == registry.DETECTOR)
+    ]
+    extra = [own.assign(score=names[0]) for names, *_ in figures.SUMMARY_MISLED]
+    inputs = run._replace(metrics=pd.concat([run.metrics, *extra], ignore_index=True))
+    (axes,) = figures.summary(inputs).axes
+    shown = [line for line in axes.lines if line.get_marker() != "None"]
+    assert [line.get_label() for line in shown] == [
+        label for _, label, _, _ in (*figures.SUMMARY, *figures.SUMMARY_MISLED)
+    ]
+    places = [np.asarray(line.get_xdata())[-1] for line in shown[-3:]]
+    assert len(set(places)) == 3
 
 
 def test_the_summary_shows_the_best_of_the_single_output_scores(run: figures.FigureInputs) -> None:
@@ -147,7 +164,7 @@ def test_one_layer_has_no_links_and_still_a_figure(
     run: figures.FigureInputs, tmp_path: Path
 ) -> None:
     figures.draw(
-        run._replace(quality={10: run.quality[10]}, neighbours={}, signals={}, firings=None),
+        run._replace(quality={10: run.quality[10]}, neighbours={}, track_metrics={}, firings=None),
         [tmp_path / "links.png", tmp_path / "sae_quality.png"],
     )
     assert (tmp_path / "links.png").exists()
@@ -198,21 +215,21 @@ def noted(rows: int, links: list[int], lengths: list[int], layers: list[int]) ->
 
 
 def test_links_by_layer_and_lengths_of_tracks_are_pooled_over_data_sets() -> None:
-    signals = {
+    track_metrics = {
         ("cities", "default"): noted(10, [0, 20, 5], [6, 2, 0], [1, 3, 5]),
         ("capitals", "default"): noted(30, [0, 20, 75], [0, 0, 2], [1, 3, 5]),
         ("cities", "untracked"): noted(10, [0, 0, 0], [4, 0, 0], [1, 3, 5]),
         ("cities", "shuffled"): noted(10, [0, 1, 1], [0, 0, 0], [3, 1, 5]),
         ("cities", "older"): pd.DataFrame({link_summary.LINKS: [1.0]}),
     }
-    first, second = link_summary.flows(signals)
+    first, second = link_summary.flows(track_metrics)
     assert (first.variant, first.layers, first.per_token.tolist()) == (
         "default",
         [1, 3, 5],
         [0.0, 1.0, 2.0],
     )
     assert (second.variant, second.per_token.tolist()) == ("untracked", [0.0, 0.0, 0.0])
-    found = link_summary.lengths(signals)
+    found = link_summary.lengths(track_metrics)
     assert {variant: share.tolist() for variant, share in found.items()} == {
         "default": [1.0, 0.4, 0.2],
         "untracked": [1.0, 0.0, 0.0],

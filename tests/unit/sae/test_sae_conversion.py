@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import fake_saelens
 import pytest
 import safetensors.torch
 import torch
@@ -41,6 +42,8 @@ WEIGHTS = {
     "b_dec": draw(D_MODEL, seed=3),
 }
 THRESHOLD = draw(D_SAE, seed=4).abs()
+# Weights of a gated SAE beside W_enc, W_dec and b_dec.
+GATES = {name: draw(D_SAE, seed=seed) for seed, name in enumerate(("b_gate", "b_mag", "r_mag"), 5)}
 
 
 def put(
@@ -72,12 +75,19 @@ def decoded(code: Tensor) -> Tensor:
     return code @ WEIGHTS["W_dec"] + WEIGHTS["b_dec"]
 
 
+def gated(x: Tensor) -> Tensor:
+    """Gate and magnitude apart, as in the paper."""
+    y = x @ WEIGHTS["W_enc"]
+    open_gate = (y + GATES["b_gate"] > 0).to(y.dtype)
+    return open_gate * (y * GATES["r_mag"].exp() + GATES["b_mag"]).relu()
+
+
 def largest(pre: Tensor) -> Tensor:
-    cut = pre.topk(K, dim=1).values[:, -1:]
-    return torch.where(pre >= cut, pre, 0.0).relu()
+    threshold = pre.topk(K, dim=1).values[:, -1:]
+    return torch.where(pre >= threshold, pre, 0.0).relu()
 
 
-@pytest.mark.parametrize("name", ["standard", "jumprelu", "topk", "batchtopk"])
+@pytest.mark.parametrize("name", ["standard", "jumprelu", "topk", "batchtopk", "gated"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_each_architecture_of_saelens(name: str, bias: bool, tmp_path: Path) -> None:
     cfg = {
@@ -90,15 +100,20 @@ def test_each_architecture_of_saelens(name: str, bias: bool, tmp_path: Path) -> 
         "jumprelu": {"threshold": THRESHOLD},
         "batchtopk": {"topk_threshold": torch.tensor(1.5, dtype=torch.float64)},
     }
-    folder = put(tmp_path, cfg, {**WEIGHTS, **extra.get(name, {})})
+    weights = {**WEIGHTS, **extra.get(name, {})}
+    if name == "gated":
+        weights = {**{key: WEIGHTS[key] for key in ("W_enc", "W_dec", "b_dec")}, **GATES}
+    folder = put(tmp_path, cfg, weights)
     pre = plain() if bias else X @ WEIGHTS["W_enc"] + WEIGHTS["b_enc"]
     code = {
         "standard": pre.relu(),
         "jumprelu": pre.relu() * (pre > THRESHOLD),
         "topk": largest(pre),
         "batchtopk": pre * (pre > 1.5),
+        "gated": gated(X - WEIGHTS["b_dec"] if bias else X),
     }[name]
     agrees(converted(folder), code, decoded(code))
+    assert 0.05 < float((code > 0).double().mean()) < 0.95
 
 
 def test_pre_activations_times_the_decoder_norms_are_folded_in(tmp_path: Path) -> None:
@@ -248,6 +263,40 @@ def test_the_script_writes_a_folder_of_ours_that_says_where_it_came_from(tmp_pat
     assert str(tmp_path) not in (out / "cfg.json").read_text()
 
 
+def test_the_script_converts_an_sae_of_the_library_and_says_what_was_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = fake_saelens.install(tmp_path / "library", monkeypatch)
+    metadata = {"hook_name": HOOK, "model_name": "tiny-gpt2"}
+    cfg = {**CFG, "architecture": "gated", "apply_b_dec_to_input": False, "metadata": metadata}
+    weights = {**{key: WEIGHTS[key] for key in ("W_enc", "W_dec", "b_dec")}, **GATES}
+    fake_saelens.publish(hub, "layer_5/width_32/canonical", cfg, weights)
+    (tmp_path / "config.json").write_text('{"rms_norm_eps": 1e-5}')
+    fetch_sae.main(
+        weights=tmp_path / "sae_weights.safetensors",
+        cfg=tmp_path / "cfg.json",
+        model_config=tmp_path / "config.json",
+        check=tmp_path / "model_check.json",
+        layer=5,
+        model="tiny-gpt2",
+        sae=SaeSettings(source="saelens:tiny-res/layer_{layer}/width_32/canonical"),
+        site="resid_post",
+        d_model=D_MODEL,
+        source=SourceSettings(kind="random"),
+    )
+    found = sae.load(tmp_path)
+    agrees(found, gated(X), decoded(gated(X)))
+    assert found.metadata["l0"] == 4.0
+    assert found.metadata["training_architecture"] == "gated"
+    origin = found.metadata["pretrained"]
+    assert origin["source"] == "saelens:tiny-res/layer_5/width_32/canonical"
+    assert (origin["repository"], origin["revision"]) == ("owner/tiny-saes", fake_saelens.COMMIT)
+    assert set(origin["sha256"]) == {
+        f"layer_5/width_32/canonical/{name}" for name in ("cfg.json", "weights.safetensors")
+    }
+    assert str(tmp_path) not in (tmp_path / "cfg.json").read_text()
+
+
 def test_the_script_logs_a_model_name_that_it_cannot_compare_and_refuses_one_that_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,7 +340,7 @@ import json, sys, safetensors.torch, torch
 from pathlib import Path
 import sae_lens
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
-from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, GatedSAE, GatedSAEConfig
 home = Path(sys.argv[1])
 given = safetensors.torch.load_file(home / "given.safetensors")
 x = given.pop("x")
@@ -300,6 +349,7 @@ makers = {
     "standard": lambda: StandardSAE(StandardSAEConfig(**common)),
     "unbiased": lambda: StandardSAE(StandardSAEConfig(**common, apply_b_dec_to_input=False)),
     "jumprelu": lambda: JumpReLUSAE(JumpReLUSAEConfig(**common)),
+    "gated": lambda: GatedSAE(GatedSAEConfig(**common)),
     "topk": lambda: TopKSAE(TopKSAEConfig(**common, k=3)),
     "rescaled": lambda: TopKSAE(TopKSAEConfig(**common, k=3, rescale_acts_by_decoder_norm=True)),
     "batchtopk": lambda: BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**common, k=3)),
@@ -307,6 +357,9 @@ makers = {
 for name, make in makers.items():
     sae = make()
     state = {key: given[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    if name == "gated":
+        del state["b_enc"]
+        state |= {key: given[key] for key in ("b_gate", "b_mag", "r_mag")}
     if name == "jumprelu":
         state["threshold"] = given["threshold"]
     if name == "batchtopk":
@@ -334,12 +387,12 @@ for name, make in makers.items():
 )
 def test_checkpoints_that_saelens_wrote_compute_the_same_here(tmp_path: Path) -> None:
     safetensors.torch.save_file(
-        {**WEIGHTS, "threshold": THRESHOLD, "x": X}, tmp_path / "given.safetensors"
+        {**WEIGHTS, **GATES, "threshold": THRESHOLD, "x": X}, tmp_path / "given.safetensors"
     )
     subprocess.run(
         [os.environ["GHOSTTRACK_PEERS"], "-c", PEER, str(tmp_path)], check=True, timeout=300
     )
-    for name in ("standard", "unbiased", "jumprelu", "topk", "rescaled", "batchtopk"):
+    for name in ("standard", "unbiased", "jumprelu", "gated", "topk", "rescaled", "batchtopk"):
         theirs = safetensors.torch.load_file(tmp_path / name / "computed.safetensors")
         agrees(converted(tmp_path / name), theirs["code"], theirs["xhat"])
         assert (theirs["code"] > 0).any()

@@ -320,8 +320,8 @@ def test_the_first_batch_holds_no_more_candidates_than_it_needs(
 ) -> None:
     held: list[int] = []
 
-    def counted(flat: Tensor, bar: float) -> Tensor:
-        found = sparse.positions_above(flat, bar)
+    def counted(flat: Tensor, threshold: float) -> Tensor:
+        found = sparse.positions_above(flat, threshold)
         held.append(len(found))
         return found
 
@@ -335,10 +335,14 @@ def test_the_first_batch_holds_no_more_candidates_than_it_needs(
 
 
 @pytest.mark.parametrize("entries", [0, 7, 8, 9, 1003])
-@pytest.mark.parametrize("bar", [-1.0, 0.5, 0.98, 2.0])
-def test_positions_above_a_bar_are_all_found_in_their_order(entries: int, bar: float) -> None:
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, 0.98, 2.0])
+def test_positions_above_a_threshold_are_all_returned_in_order(
+    entries: int, threshold: float
+) -> None:
     flat = torch.rand(entries, generator=torch.Generator().manual_seed(entries))
-    assert torch.equal(sparse.positions_above(flat, bar), (flat > bar).nonzero().squeeze(1))
+    assert torch.equal(
+        sparse.positions_above(flat, threshold), (flat > threshold).nonzero().squeeze(1)
+    )
 
 
 @pytest.mark.parametrize("d_sae", [1, 300, 2**16, 2**16 + 1, 200_000])
@@ -470,7 +474,7 @@ def test_a_batch_in_which_nothing_fires_still_has_a_loss_and_gradients(
 
 @pytest.mark.parametrize("computed", BACK_ENDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_start_reconstructs_at_the_right_length_with_the_wanted_l0(
+def test_the_initialisation_reconstructs_at_the_right_length_with_the_wanted_l0(
     kind: str, computed: str
 ) -> None:
     parameters = Parameters.tied(D_MODEL, D_SAE, torch.Generator().manual_seed(0), torch.float64)
@@ -480,5 +484,5 @@ def test_the_start_reconstructs_at_the_right_length_with_the_wanted_l0(
     )
     ours.initialise(x)
     assert float(ours.backward(x, NOBODY).l0) == pytest.approx(K)
-    guess = ours.back_end.decode_without_bias(parameters, ours.architecture, x)
-    assert float((guess * x).sum() / guess.pow(2).sum()) == pytest.approx(1.0)
+    xhat = ours.back_end.decode_without_bias(parameters, ours.architecture, x)
+    assert float((xhat * x).sum() / xhat.pow(2).sum()) == pytest.approx(1.0)

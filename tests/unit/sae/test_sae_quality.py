@@ -20,8 +20,8 @@ from ghosttrack.sae.rows import mean_of
 
 def reconstruction(x: torch.Tensor, xhat: torch.Tensor) -> Reconstruction:
     sums = ReconstructionSums(x.mean(0))
-    for part, guess in zip(torch.split(x, 3), torch.split(xhat, 3), strict=True):
-        sums.add(part, guess)
+    for rows, estimate in zip(torch.split(x, 3), torch.split(xhat, 3), strict=True):
+        sums.add(rows, estimate)
     return sums.result()
 
 

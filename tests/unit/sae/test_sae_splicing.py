@@ -125,8 +125,8 @@ def test_every_number_equals_a_slow_reference(tmp_path: Path, kind: str, site: s
     expected = slow(heldout, autoencoder, site)
     for name, value in expected.items():
         quotient = "score" in name or "delta" in name  # of small differences
-        near = pytest.approx(value, abs=2e-4) if quotient else pytest.approx(value, rel=1e-5)
-        assert found._asdict()[name] == near, name
+        close = pytest.approx(value, abs=2e-4) if quotient else pytest.approx(value, rel=1e-5)
+        assert found._asdict()[name] == close, name
     assert abs(found.delta_ce) > 0.01
     assert found.kl_div_with_sae > 0.01
 

@@ -159,7 +159,7 @@ def test_features_that_two_decoders_share_are_found_whatever_their_order() -> No
     assert found.chance_median < 0.35
     same = compare(one, one, seed=0)
     assert (same.share_equal, same.mutual) == (1.0, 1.0)
-    assert same.matched_median == pytest.approx(1.0)
+    assert same.paired_median == pytest.approx(1.0)
     assert compare(one, one[:50], seed=0).features == 50
 
 
@@ -195,7 +195,7 @@ def test_the_scripts_write_an_autoencoder_an_arm_and_the_tables_and_the_figure(
         [2, 3, 0, 1],
         [2, 5, 0, 1],
     ]
-    assert (stability["matched_median"] > stability["chance_median"]).all()
+    assert (stability["paired_median"] > stability["chance_median"]).all()
     folders = sorted(path.name for path in (tmp_path / "one" / "saes").iterdir())
     assert folders == ["k_003_seed_0", "k_003_seed_1", "k_005_seed_0", "k_005_seed_1"]
     loaded = sae.load(tmp_path / "one" / "saes" / "k_003_seed_1")

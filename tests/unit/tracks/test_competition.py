@@ -52,7 +52,7 @@ def slow_token(table: TrackTable, row: int, cluster: np.ndarray, top_k: int) -> 
         "clusters_lead_min": min(lead),
         "clusters_lead_final": (last[0] - (last[1] if len(last) > 1 else 0.0)) if last else 0.0,
         "clusters_number": float(np.mean([len(each) for each in known])),
-        "clusters_rivals": float(
+        "clusters_competing": float(
             np.mean([sum(p >= each[0] / 2 for p in each[1:]) for each in known])
         ),
         "clusters_switches": float(np.mean([a != b for a, b in pairs])) if pairs else 0.0,
@@ -101,7 +101,7 @@ def test_paris_against_lyon() -> None:
         "clusters_lead_mean": 2 / 3,
         "clusters_lead_min": 0.5,
         "clusters_number": 5 / 3,
-        "clusters_rivals": 0,
+        "clusters_competing": 0,
         "clusters_switches": 1,
         "clusters_links_inside": 1.0,  # two links within Lyon, one within Paris over a silent layer
     }

@@ -262,7 +262,8 @@ def _parts(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
 def final_norm(model: Any, example: Encoded) -> nn.Module | None:
     """The module that alone maps the last block's output to the final hidden states, or None.
 
-    It is found by the memory of its input and output during a forward pass over `example`.
+    During a forward pass over `example`, a module is recognised by the memory addresses of its
+    input and output.
     """
     calls: list[tuple[nn.Module, torch.Tensor]] = []
     last: list[torch.Tensor] = []

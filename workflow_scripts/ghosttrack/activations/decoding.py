@@ -62,8 +62,8 @@ def complete(
     """Continue each prompt, greedily or by inverse-transform sampling.
 
     Sampling takes the first token at which the cumulative probability exceeds the random number, so
-    a continuation depends on its own numbers alone. The batch size changes a text only where
-    rounding decides between equal probabilities.
+    a continuation depends on the random numbers drawn for it alone. The batch size changes a text
+    only where rounding decides between equal probabilities.
 
     Args:
         model: causal language model in evaluation mode.

@@ -15,7 +15,7 @@ from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.hooks import captured
 from ghosttrack.activations.packed_texts import Pack, PackedReader, TokenStatistics
-from ghosttrack.activations.pmi_baseline import PmiBaseline
+from ghosttrack.activations.pmi_baseline import BaselineMeans, PmiBaseline
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.inputs.sites import Site, site_modules
@@ -79,11 +79,12 @@ def extract_examples(
     encoded: Sequence[Encoded],
     layers: Sequence[int],
     targets: Sequence[StoreFiles],
-    embedding: StoreFiles,
+    embedding: StoreFiles | None,
     *,
     site: Site,
     batch: int,
     packed: int,
+    scales: Sequence[int] | None = None,
     pmi_baseline: PmiBaseline | None = None,
     candidates: Candidates | None = None,
 ) -> ExampleTables:
@@ -93,28 +94,33 @@ def extract_examples(
         model: causal language model in evaluation mode.
         identity: kept in the stores.
         encoded: the examples; rows are stored in their order.
-        layers: ascending, 0-based; `targets` in the same order.
+        layers: ascending, 0-based; `targets` in the same order. Without layers and embedding only
+            the tables are made.
         embedding: store of the token-embedding output.
         site: which output of each block.
         batch: examples per forward pass, approximately; changes only memory and rounding noise.
         packed: longest packed sequence in tokens, from `Limits`.
+        scales: of the stores of the embedding and of the layers, from `limits.scales`; None: 1.
         pmi_baseline: receives the answers after other prompts, which are read in the same passes.
         candidates: receives the states at the end of the examples' prompts.
     Returns:
         Tables without text and id columns, which the caller adds.
     Raises:
-        UserError: no such layers, or activations that are not finite.
+        UserError: no such layers, or activations that are not finite or beyond the range of the
+            stores.
     """
     starts = row_starts(encoded)
     texts = [*encoded, *(pmi_baseline.encoded if pmi_baseline else ())]
     scores = TextScores.empty(encoded)
-    stored = [model.get_input_embeddings(), *site_modules(model, layers, site)]
+    embeddings = [model.get_input_embeddings()] if embedding else []
+    stored = [*embeddings, *(site_modules(model, layers, site) if layers else ())]
     modules = [*stored, *(candidates.modules() if candidates else ())]
     digest, width = _sha256(encoded), model.config.get_text_config().hidden_size
-    headers = [
-        (embedding, None, "embedding", stored[0].embedding_dim),
+    headers: list[tuple[StoreFiles, int | None, str, int]] = [
+        *([(embedding, None, "embedding", embeddings[0].embedding_dim)] if embedding else ()),
         *((target, layer, site, width) for target, layer in zip(targets, layers, strict=True)),
     ]
+    scales = scales or [1] * len(headers)
     progress = Progress("extracting", len(texts), "texts")
     with ExitStack() as stack, torch.inference_mode():
         reader = PackedReader(model, packed)
@@ -130,12 +136,13 @@ def extract_examples(
                         None,
                         digest,
                         model_precision=identity.precision,
+                        scale=scale,
                     ),
                     rows=int(starts[-1]),
                     d_model=d_model,
                 )
             )
-            for files, layer, name, d_model in headers
+            for (files, layer, name, d_model), scale in zip(headers, scales, strict=True)
         ]
         outputs = stack.enter_context(captured(modules, stop=False))
         for window, others in _windows(texts, len(encoded), batch):
@@ -155,13 +162,23 @@ def extract_examples(
                     rest = [
                         index for index, number in enumerate(pack.numbers) if number >= len(encoded)
                     ]
-                    pmi_baseline.take(
-                        reader, pack, rest, len(encoded), final, outputs[1 : len(stored)]
-                    )
+                    of_layers = outputs[len(embeddings) : len(stored)]
+                    pmi_baseline.take(reader, pack, rest, len(encoded), final, of_layers)
                 progress.advance(len(pack.numbers))
-            for writer, block in zip(writers, blocks, strict=True):
-                writer.append(to_block(block))
+            for writer, block, scale in zip(writers, blocks, scales, strict=True):
+                writer.append(to_block(block, scale=scale))
     return ExampleTables(_tokens(encoded, scores.of_read(encoded)), output_table(encoded, scores))
+
+
+def compared_outputs(
+    outputs: pd.DataFrame, examples: pd.DataFrame, means: BaselineMeans, compared: Candidates
+) -> pd.DataFrame:
+    """The table `outputs` with ids, PMI, and the comparison with the other candidate answers."""
+    outputs.insert(0, "id", examples["id"].to_numpy())
+    for kind in ("sum", "mean", "first"):
+        outputs[f"pmi_{kind}"] = outputs[f"logprob_{kind}"] - getattr(means, f"logprob_{kind}")
+    outputs["pmi_prompts"] = means.prompts
+    return pd.concat([outputs, compared.table()], axis=1)
 
 
 def row_starts(encoded: Sequence[Encoded]) -> npt.NDArray[np.int64]:
@@ -224,7 +241,7 @@ def score_texts(
     """Fill in `scores` for some texts of a pack, from its final hidden states (length, d_model)."""
     numbers = [pack.numbers[text] for text in texts]
     lengths = np.array([len(encoded[number].ids) - 1 for number in numbers])
-    # A token is predicted at the place of the token before it.
+    # A token is predicted at the position of the token before it.
     places = np.concatenate([pack.places[text][:-1] for text in texts])
     target = np.concatenate([encoded[number].ids[1:] for number in numbers])
     offsets = np.cumsum(lengths) - lengths

@@ -22,10 +22,10 @@ class Encoded(NamedTuple):
     ids: (tokens,); the first is not scored: the separator, or the last token of the shared prefix.
     answer: (answer tokens,) positions in `ids`.
     read: (rows,) positions in `ids` whose activations are stored: those of the answer, the last of
-        them, or all of the text's own.
+        them, or those of the whole text.
     prefix: (tokens,) the rest of the prefix that all texts of the relation share, from the
         separator on; empty if the shared prefix is short.
-    lead: number of tokens in `prefix` and `ids` that are not the text's own: the separator and the
+    lead: number of tokens in `prefix` and `ids` that precede the text: the separator and the
         few-shot demonstrations.
     """
 
@@ -111,7 +111,7 @@ def encode(
 
 
 class _Coded(NamedTuple):
-    """Token ids before a text, its own token ids, and their character ranges in the text."""
+    """Token ids before a text, token ids of the text, and their character ranges in the text."""
 
     head: list[int]
     tokens: list[int]
@@ -148,10 +148,16 @@ def _in_chat(examples: pd.DataFrame, tokenizer: Any) -> list[_Coded]:
 
 
 def contexts_of(examples: pd.DataFrame) -> list[str]:
-    """Few-shot demonstrations of each text, (examples,); only given statements can have them."""
+    """Few-shot demonstrations of each text, (examples,).
+
+    Only given statements without remarks can have them. A remark may hold some of its own.
+    """
+    wordings = examples["wording"] if "wording" in examples else [""] * len(examples)
     return [
-        context_of(str(relation)) if mode == "given" else ""
-        for relation, mode in zip(examples["relation"], examples["mode"], strict=True)
+        context_of(str(relation)) if mode == "given" and not wording else ""
+        for relation, mode, wording in zip(
+            examples["relation"], examples["mode"], wordings, strict=True
+        )
     ]
 
 

@@ -1,5 +1,6 @@
-"""How far each fast way of reading a model is exact, as `model_check` measured it."""
+"""What `model_check` measured: how far each fast way is exact, and the scales of the stores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +47,10 @@ def read(path: Path) -> Limits:
     Raises:
         UserError: the file is missing, or was not written by the check of a model.
     """
-    about: Any = files.read_json(path)
     try:
-        return Limits(**about["limits"])
-    except (KeyError, TypeError) as error:
-        raise _other_file(path, "limits") from error
+        return Limits(**_read(path)["limits"])
+    except TypeError as error:
+        raise _refusal(path) from error
 
 
 def read_precision(path: Path) -> Precision:
@@ -59,19 +59,11 @@ def read_precision(path: Path) -> Precision:
     Raises:
         UserError: as `read`.
     """
-    about: Any = files.read_json(path)
     try:
         # Checks from before this key ran in float32.
-        return Precision(**about.get("precision", {}))
-    except (AttributeError, TypeError) as error:
-        raise _other_file(path, "precision") from error
-
-
-def _other_file(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path}: it does not hold the {what} of a checked model; delete it and run again, then "
-        "the check is repeated"
-    )
+        return Precision(**_read(path).get("precision", {}))
+    except TypeError as error:
+        raise _refusal(path) from error
 
 
 def require_precision(path: Path, precision: Precision) -> None:
@@ -89,4 +81,38 @@ def require_precision(path: Path, precision: Precision) -> None:
         f"{checked.name}: all jobs of a run need one precision. Run all of them on machines with a "
         f"GPU or all without, or set inference.dtype: {checked.dtype} in the model's file; to "
         f"start anew in {precision.name}, delete {path}"
+    )
+
+
+def scales(path: Path, layers: Sequence[int | None]) -> list[int]:
+    """The scales of the stores of these layers (None: the token embedding), powers of two.
+
+    Args:
+        path: a model's model_check.json; it lists the scales other than 1.
+    Raises:
+        UserError: the file is missing, or was not written by the check of a model.
+    """
+    listed = _read(path).get("scales", {})
+    try:
+        return [int(listed.get(scale_key(layer), 1)) for layer in layers]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _refusal(path) from error
+
+
+def scale_key(layer: int | None) -> str:
+    """Name of a layer among the `scales` of model_check.json."""
+    return "embedding" if layer is None else str(layer)
+
+
+def _read(path: Path) -> Any:
+    about: Any = files.read_json(path)
+    if not isinstance(about, dict) or "limits" not in about:
+        raise _refusal(path)
+    return about
+
+
+def _refusal(path: Path) -> UserError:
+    return UserError(
+        f"{path}: it does not hold the limits of a checked model; delete it and run again, "
+        "then the check is repeated"
     )

@@ -5,13 +5,16 @@ caches, skipped blocks. Each way is compared with the reference, a forward pass 
 without a cache: hidden states of every block, and log-probabilities of the next token. Jobs do not
 use a way that differs (`Limits`). A model is refused if its blocks do not add to a residual stream,
 if it is not causal, or if its logits are not a function of its final hidden states.
+
+The check also measures the median norm of every layer, from which follows the scale of its stores
+(see `store`).
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,9 +25,10 @@ import torch
 from ghosttrack.activations import decoding
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.hooks import captured, forward_replaced, last_output
-from ghosttrack.activations.layout import HALF_MAX
+from ghosttrack.activations.layout import HALF_MAX, MASSIVE_FACTOR
 from ghosttrack.activations.limits import Limits
 from ghosttrack.activations.packed_texts import PackedReader, logits_of
+from ghosttrack.activations.store import describe_layer, scale_for
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models, sites
 from ghosttrack.inputs.dense_layers import without_onednn
@@ -74,6 +78,10 @@ NEW = 4
 PROMPTS, APART = 6, 29
 # Tokens of a shared prefix, and of a prompt.
 PREFIX, PROMPT = 16, 4
+# The scale of a store leaves room for texts whose median norm is this multiple of the one of the
+# check's text, which is read in pieces of up to PIECE tokens.
+HEAD_ROOM = 2
+PIECE = 256
 
 Ids = npt.NDArray[np.int64]
 
@@ -111,11 +119,14 @@ class ModelCheck(NamedTuple):
 
     sublayers: for each block, the modules that write to the residual stream; or why they are
         unknown.
+    median_norms: of the token embedding (key None) and of the site in each block, without the
+        first position of a text.
     """
 
     limits: Limits
     sublayers: list[sites.Sublayers] | str
     comparisons: list[Comparison]
+    median_norms: dict[int | None, float]
 
 
 class Reference(NamedTuple):
@@ -179,6 +190,7 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         _require_unchanged(model, text[:shortest], first.final)
         _require_modules(model, modules)
         named = ranks_tokens(model, first.blocks[-1][-LAST:], first.logprobs)
+        norms = _median_norms(model, text, site)
     reach = _reach(model, cached)
     # A padded batch uses the KV cache, too.
     limits = Limits(
@@ -189,7 +201,50 @@ def check(model: Any, tokens: Ids, separator: int, site: sites.Site) -> ModelChe
         skipped.exact,
         named,
     )
-    return ModelCheck(limits, sublayers, [batched, *packed, *padded, *cached, skipped])
+    return ModelCheck(limits, sublayers, [batched, *packed, *padded, *cached, skipped], norms)
+
+
+def scales(median_norms: Mapping[int | None, float], least: int) -> dict[int | None, int]:
+    """The scale of each layer's stores, a power of two.
+
+    No value of an included row exceeds MASSIVE_FACTOR times the median norm, since a store excludes
+    rows of a larger norm. The smallest scale that holds HEAD_ROOM times this value is chosen.
+
+    Args:
+        median_norms: as in `ModelCheck`.
+        least: minimum of the scales, a power of two.
+    """
+    return {
+        layer: max(least, scale_for(HEAD_ROOM * MASSIVE_FACTOR * norm))
+        for layer, norm in median_norms.items()
+    }
+
+
+def _median_norms(model: Any, text: Ids, site: sites.Site) -> dict[int | None, float]:
+    """`ModelCheck.median_norms`, from `text`, whose first token is the separator.
+
+    Raises:
+        UserError: a norm is not finite.
+    """
+    layers = range(len(models.blocks(model)))
+    modules = [model.get_input_embeddings(), *sites.site_modules(model, layers, site)]
+    piece = min(PIECE, models.max_context(model.config.to_dict())) - 1
+    norms: list[list[torch.Tensor]] = [[] for _ in modules]
+    with captured(modules, stop=False) as outputs:
+        for start in range(1, len(text), piece):
+            ids = np.concatenate([text[:1], text[start : start + piece]])
+            models.backbone(model)(input_ids=_batch(model, ids), use_cache=False)
+            for of_layer, output in zip(norms, outputs, strict=True):
+                # The first position is usually massive, and a store excludes it.
+                of_layer.append(torch.linalg.vector_norm(output[0, 1:].float(), dim=1))
+    joined = dict(zip((None, *layers), map(torch.cat, norms), strict=True))
+    for layer, values in joined.items():
+        if not bool(values.isfinite().all()):
+            raise UserError(
+                f"{type(model).__name__}: {describe_layer(layer, site)} is not finite on ordinary "
+                "text; the weights are damaged: download them again, or choose another revision"
+            )
+    return {layer: float(values.median()) for layer, values in joined.items()}
 
 
 def tolerance(model: Any) -> Tolerance:

@@ -259,7 +259,7 @@ class PackedReader:
 
         Args:
             final: (length, d_model) final hidden states.
-            place: (predictions,) place in the sequence of each prediction.
+            place: (predictions,) position in `final` of each prediction.
             target: (predictions,) the token that followed.
             in_full: (predictions,) whether to compute entropy, margin and rank; else they are 0.
         """

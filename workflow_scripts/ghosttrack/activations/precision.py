@@ -1,11 +1,9 @@
 """Storage error: stored rows compared with the exact ones."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from ghosttrack.activations.shards import Half
 
 Floats = npt.NDArray[np.float32]
 
@@ -18,7 +16,7 @@ class StorageError(NamedTuple):
     low_variance: float
 
 
-def storage_error(exact: Floats, stored: Half) -> StorageError | None:
+def storage_error(exact: Floats, stored: npt.NDArray[np.floating[Any]]) -> StorageError | None:
     """Compare exact with stored rows, (n, d_model), without massive activations.
 
     None if n <= d_model: too few rows for principal components.

@@ -4,22 +4,24 @@ Opening verifies row ranges, identity, file sizes and the hashes of small files.
 chunk is verified when it is first read, so a run that reads everything verifies everything once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from ghosttrack.activations import int8s
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.activations.shards import Half, MappedShard
-from ghosttrack.activations.store import SCHEMA, SIDECARS, Header, positions, read_flat
+from ghosttrack.activations.store import SCHEMA, SIDECARS, Header, positions, read_flat, scaled
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 
-# Manifest keys that are equal in all stores of a layer.
+# Manifest keys that are equal in all stores of a layer. Stores with scale 1 have no `scale`.
 LAYER_KEYS = (*Header._fields, "d_model", "total_rows")
 # Bits of a float16 without its sign, and the smallest such value that is infinite or NaN.
 _MAGNITUDE, _NOT_FINITE = np.uint16(0x7FFF), np.uint16(0x7C00)
@@ -51,6 +53,7 @@ class ActivationStore:
         massive: (rows,) bool, norm above ten times the median of its store.
         excluded: (rows,) bool, massive or position 0 of a context.
         storage, storage_error: storage mode and its error on the first rows (see precision).
+        scale: power of two; a value is the stored value times the scale.
         chunk_bounds: (chunks + 1,) int64; chunk i holds rows chunk_bounds[i] to
             chunk_bounds[i + 1] - 1.
     """
@@ -58,7 +61,8 @@ class ActivationStore:
     def __init__(self, parts: Sequence[_Part]) -> None:
         first = parts[0].content
         self._parts = parts
-        self.attributes: dict[str, Any] = {key: first[key] for key in LAYER_KEYS}
+        self.attributes: dict[str, Any] = {key: first[key] for key in LAYER_KEYS if key in first}
+        self.scale: int = first.get("scale", 1)
         self.rows: int = sum(part.rows for part in parts)
         self.d_model: int = first["d_model"]
         self.layer: int | None = first["layer"]
@@ -115,7 +119,9 @@ class ActivationStore:
         ]
         for part in parts:
             _require(
-                part, {key: parts[0].content[key] for key in LAYER_KEYS}, f"{parts[0].store} has"
+                part,
+                {key: parts[0].content.get(key) for key in LAYER_KEYS},
+                f"{parts[0].store} has",
             )
             _require(part, expected or {}, "this job expects")
         parts.sort(key=lambda part: part.start)
@@ -124,15 +130,17 @@ class ActivationStore:
             _require_files(part)
         return cls(parts)
 
-    def read(self, start: int = 0, stop: int | None = None) -> Half:
-        """Rows `start` .. `stop` - 1 as a new array, (stop - start, d_model) float16.
+    def read(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.floating[Any]]:
+        """Rows `start` .. `stop` - 1 as a new array, (stop - start, d_model).
 
-        Reads whole chunks from a memory map; their checksums are verified at the first read.
+        The values are in the model's units: float16 at scale 1, else float32. Reads whole chunks
+        from a memory map; their checksums are verified at the first read.
         """
         stop = self.rows if stop is None else stop
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"rows {start}..{stop} are outside 0..{self.rows}")
-        result: Half = np.empty((stop - start, self.d_model), dtype=np.float16)
+        kind = np.float16 if self.scale == 1 else np.float32
+        result: npt.NDArray[np.floating[Any]] = np.empty((stop - start, self.d_model), dtype=kind)
         at = start
         while at < stop:
             number = int(np.searchsorted(self.chunk_bounds, at, side="right")) - 1
@@ -142,25 +150,55 @@ class ActivationStore:
             at = end
         return result
 
-    def chunk(self, number: int) -> Half:
-        """One chunk, (rows, d_model) float16: a read-only view, or decoded from int8s."""
-        part, inside = self._owners[number]
-        stored = self._stored(number)
+    def chunk(self, number: int) -> npt.NDArray[np.floating[Any]]:
+        """One chunk in the model's units, (rows, d_model): float16 at scale 1, else float32."""
+        return scaled(self.half(number), self.scale)
+
+    def half(self, number: int) -> Half:
+        """One chunk in units of `scale`, (rows, d_model) float16: a read-only view, or decoded."""
+        stored, coding = self._stored(number), self.coding(number)
+        return stored if coding is None else int8s.decode(int8s.Coded(stored, *coding))
+
+    def rows_of(self, number: int) -> int:
+        """Rows of one chunk."""
+        return int(self.chunk_bounds[number + 1] - self.chunk_bounds[number])
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of the numbers as they are stored: float16, or int8 levels."""
+        return np.dtype("<f2" if self.storage == "fp16" else "<i1")
+
+    def coding(self, number: int) -> int8s.Coding | None:
+        """What the levels of one chunk of an int8s store mean; None for float16."""
         if self.storage == "fp16":
-            return stored
+            return None
+        part, inside = self._owners[number]
         flat = self._sidecars[part.store]
         first = inside * CHUNK_ROWS
         low, high = np.searchsorted(flat["outlier_rows"], [first, first + CHUNK_ROWS])
-        return int8s.decode(
-            int8s.Coded(
-                stored,
-                flat["row_scale"][first : first + len(stored)],
-                flat["mean"][inside],
-                flat["deviation"][inside],
-                flat["outlier_rows"][low:high] - first,
-                flat["outliers"][low:high],
-            )
+        return int8s.Coding(
+            flat["row_scale"][first : first + self.rows_of(number)],
+            flat["mean"][inside],
+            flat["deviation"][inside],
+            flat["outlier_rows"][low:high] - first,
+            flat["outliers"][low:high],
         )
+
+    def read_stored(self, number: int, target: npt.NDArray[Any]) -> None:
+        """Copy one chunk as it is stored into `target` (rows, d_model) of `stored_dtype`.
+
+        Any thread may call this. Raises UserError if the chunk is damaged, as `chunk` does.
+        """
+        with self._refused(number):
+            mapped, slot = self._map(number)
+            mapped.read_into(slot, target)
+            if not self._verified[number]:
+                if len(target) == CHUNK_ROWS:
+                    payload = target.reshape(-1).view(np.uint8)
+                    payload.flags.writeable = False  # google_crc32c requires a read-only buffer
+                    self._verify(number, int(google_crc32c.value(payload)), target)
+                else:  # the checksum covers the unused rows too
+                    self._verify(number, mapped.crc32c(slot), target)
 
     def release(self) -> None:
         """Unmap the files, to free the memory of this process; reading maps them again."""
@@ -168,27 +206,42 @@ class ActivationStore:
 
     def _stored(self, number: int) -> npt.NDArray[Any]:
         """One chunk as it is on disk, verified at the first read."""
+        with self._refused(number):
+            mapped, slot = self._map(number)
+            values = mapped.chunk(slot)[: self.rows_of(number)]
+            if not self._verified[number]:
+                self._verify(number, mapped.crc32c(slot), values)
+        return values
+
+    def _map(self, number: int) -> tuple[MappedShard, int]:
+        """The mapped file of a chunk, and the chunk's number in it."""
+        path, slot = self._place(number)
+        mapped = self._maps.get(path)
+        if mapped is None:
+            mapped = MappedShard(
+                path, CHUNK_ROWS, self.d_model, CHUNKS_PER_SHARD, self.stored_dtype.str
+            )
+            self._maps[path] = mapped
+        return mapped, slot
+
+    def _place(self, number: int) -> tuple[Path, int]:
+        """The file of a chunk, and the chunk's number in it."""
         part, inside = self._owners[number]
         shard, slot = divmod(inside, CHUNKS_PER_SHARD)
-        name = f"{self.site}/c/{shard}/0"
-        path = part.store / name
+        return part.store / f"{self.site}/c/{shard}/0", slot
+
+    @contextmanager
+    def _refused(self, number: int) -> Iterator[None]:
+        """Turn an error about the bytes of a chunk into a UserError."""
         try:
-            if path not in self._maps:
-                kind = "<f2" if self.storage == "fp16" else "<i1"
-                self._maps[path] = MappedShard(
-                    path, CHUNK_ROWS, self.d_model, CHUNKS_PER_SHARD, kind
-                )
-            mapped = self._maps[path]
-            values = mapped.chunk(slot)[: self.chunk_bounds[number + 1] - self.chunk_bounds[number]]
-            if not self._verified[number]:
-                self._verify(
-                    mapped, slot, part.content["files"][name]["chunk_crc32c"][slot], values
-                )
-                self._verified[number] = True
+            yield
         except (ValueError, OSError) as error:
             first = int(self.chunk_bounds[number])
-            _refuse(part, path, f"rows from {first} on are damaged: {error}")
-        return values
+            _refuse(
+                self._owners[number][0],
+                self._place(number)[0],
+                f"rows from {first} on are damaged: {error}",
+            )
 
     def verify(self) -> None:
         """Verify the SHA-256 of every file and all chunks.
@@ -201,15 +254,18 @@ class ActivationStore:
                 if files.sha256_file(part.store / name) != entry["sha256"]:
                     _refuse(part, part.store / name, "its SHA-256 is not the one in the manifest")
         for number in range(len(self._owners)):
-            self.chunk(number)
+            self.half(number)
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over all manifests, which contain the hashes of every file."""
         return files.sha256_json([part.content for part in self._parts])
 
-    @staticmethod
-    def _verify(mapped: MappedShard, slot: int, expected: int, values: npt.NDArray[Any]) -> None:
-        checksum = mapped.crc32c(slot)
+    def _verify(self, number: int, checksum: int, values: npt.NDArray[Any]) -> None:
+        """Compare a chunk with its manifest, and remember that it was done."""
+        part = self._owners[number][0]
+        path, slot = self._place(number)
+        name = path.relative_to(part.store).as_posix()
+        expected = part.content["files"][name]["chunk_crc32c"][slot]
         if checksum != expected:
             raise ValueError(
                 f"chunk {slot} has checksum {checksum:08x}, its manifest says {expected:08x}"
@@ -219,6 +275,7 @@ class ActivationStore:
                 raise ValueError(f"chunk {slot} holds rows that were never written")
         elif values.size and int((values.view(np.uint16) & _MAGNITUDE).max()) >= _NOT_FINITE:
             raise ValueError(f"chunk {slot} holds NaN or infinite values")
+        self._verified[number] = True
 
 
 def require_same_rows(stores: Sequence[ActivationStore]) -> None:
@@ -248,10 +305,16 @@ def _load(store: Path, manifest: Path) -> _Part:
     missing = [
         key
         for key in (*LAYER_KEYS, "rows", "row_start", "files", "storage_error")
-        if key not in content
+        if key not in content and key != "scale"
     ]
     if missing:
         raise UserError(f"{manifest}: {', '.join(missing)} missing: {remedy(store, manifest)}")
+    scale = content.get("scale", 1)
+    if not isinstance(scale, int) or scale < 1 or scale & (scale - 1):
+        raise UserError(
+            f"{manifest}: its scale is {scale!r}, expected a power of two: "
+            f"{remedy(store, manifest)}"
+        )
     return _Part(store, manifest, content)
 
 

@@ -7,7 +7,9 @@ complete shard file holds what the manifest needs, so that a killed job resumes 
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from zipfile import BadZipFile
@@ -33,12 +35,17 @@ from ghosttrack.activations.store import (
     Header,
     describe,
     positions,
+    scale_for,
+    scaled,
     write_group,
 )
 from ghosttrack.errors import UserError
 from ghosttrack.runtime import files
 
 log = logging.getLogger("ghosttrack")
+
+# A refused store recommends a scale that holds this multiple of its largest value.
+SPARE = 2
 
 
 class _Record(NamedTuple):
@@ -68,11 +75,11 @@ class StoreWriter:
         total_rows: rows of the whole layer, over all its stores; default: this store is the whole
             layer.
         resume: digest of the code that computes the rows. Complete shard files of an interrupted
-            writer of the same rows are reused, see `finished_rows`, and this writer keeps its own
-            if it fails. Default: start from the first row.
+            writer of the same rows are reused, see `finished_rows`. If this writer fails, its
+            complete shard files stay. Default: start from the first row.
     Raises:
         UserError: another process writes this store, a row is not finite, or an included row has
-            values beyond the range of float16.
+            values beyond the range of float16 times the scale of the header.
     """
 
     def __init__(
@@ -99,9 +106,12 @@ class StoreWriter:
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the zarr group, repeated in the manifest."""
+        about = self._header._asdict()
+        if self._header.scale == 1:
+            del about["scale"]
         return {
             "schema": SCHEMA,
-            **self._header._asdict(),
+            **about,
             "d_model": self._width,
             "rows": self._rows,
             "row_start": self._start,
@@ -143,8 +153,12 @@ class StoreWriter:
         self._start_shard()
 
     def append(self, block: Block) -> None:
-        """Add the next rows."""
-        count = len(block.values)
+        """Add the next rows, divided by the scale of the header; encoded ones start a chunk."""
+        count = len(block.norms)
+        if block.scale != self._header.scale:
+            raise ValueError(
+                f"{self._store}: rows in units of {block.scale}, {self._header.scale} expected"
+            )
         if self._done + count > self._rows:
             raise ValueError(
                 f"{self._store}: {self._done + count} rows appended, {self._rows} expected"
@@ -158,14 +172,20 @@ class StoreWriter:
             )
         if len(block.clipped):
             self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
+        values = block.values
+        if isinstance(values, int8s.Coded) and (
+            self._header.storage != "int8s" or self._done % CHUNK_ROWS or count != CHUNK_ROWS
+        ):
+            raise ValueError(
+                f"{self._store}: {count} encoded rows from row {self._done} on, expected a whole "
+                "chunk of an int8s store"
+            )
         taken = 0
         while taken < count:
             at = self._done % CHUNK_ROWS
             part = slice(taken, min(count, taken + CHUNK_ROWS - at))
             size = part.stop - part.start
-            whole = size == CHUNK_ROWS
-            if not whole:
-                self._buffer[at : at + size] = block.values[part]
+            chunk = values if isinstance(values, int8s.Coded) else self._fill(values[part], at)
             if block.exact is not None and self._done < CHUNK_ROWS:
                 self._exact.append(block.exact[part])
             inside = self._done % SHARD_ROWS
@@ -173,7 +193,14 @@ class StoreWriter:
             self._done += size
             taken = part.stop
             if self._done % CHUNK_ROWS == 0 or self._done == self._rows:
-                self._end_chunk(block.values[part] if whole else self._buffer, size=at + size)
+                self._end_chunk(chunk, size=at + size)
+
+    def _fill(self, rows: Half, at: int) -> Half:
+        """The chunk with these rows from row `at` on: a whole chunk is returned as it is."""
+        if len(rows) == CHUNK_ROWS:
+            return rows
+        self._buffer[at : at + len(rows)] = rows
+        return self._buffer
 
     @property
     def _not_finite(self) -> str:
@@ -238,27 +265,28 @@ class StoreWriter:
         self._coded: list[int8s.Coded] = []
         self._error: dict[str, float] | None = None
 
-    def _end_chunk(self, chunk: Half, size: int) -> None:
+    def _end_chunk(self, chunk: Half | int8s.Coded, size: int) -> None:
         """Write a chunk, (CHUNK_ROWS, d_model), of which the first `size` rows are filled."""
         if self._shard is None:
             self._shard = ShardWriter(
                 self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD
             )
-        stored = chunk[:size]
-        if size < CHUNK_ROWS:
-            chunk[size:] = np.nan  # rows after the last one are fill values
-        if self._header.storage == "fp16":
-            self._shard.append(chunk)
-        else:
-            coded = int8s.encode(stored)
+        back: Callable[[], Half]
+        if isinstance(chunk, int8s.Coded) or self._header.storage == "int8s":
+            coded = chunk if isinstance(chunk, int8s.Coded) else int8s.encode(chunk[:size])
             beyond = np.full((CHUNK_ROWS - size, self._width), int8s.UNWRITTEN, dtype=np.int8)
             self._shard.append(
                 np.concatenate([coded.levels, beyond]) if len(beyond) else coded.levels
             )
-            self._coded.append(coded)
+            self._coded.append(coded._replace(levels=beyond[:0]))  # the levels are on disk
+            back = partial(int8s.decode, coded)
+        else:
+            if size < CHUNK_ROWS:
+                chunk[size:] = np.nan  # rows after the last one are fill values
+            self._shard.append(chunk)
+            back = partial(np.asarray, chunk[:size])
         if sum(map(len, self._exact)) == size:
-            back = int8s.decode(self._coded[-1]) if self._coded else stored
-            self._measure_error(np.concatenate(self._exact), back)
+            self._measure_error(np.concatenate(self._exact), back())
         self._exact = []
         if self._shard.full or self._done == self._rows:
             self._end_shard()
@@ -268,7 +296,8 @@ class StoreWriter:
         normal = (norms <= MASSIVE_FACTOR * np.median(norms)) & (
             positions(self._start, len(stored), self._header.context) != 0
         )
-        error = storage_error(exact[normal], stored[normal])
+        kept = scaled(stored[normal], self._header.scale)
+        error = storage_error(exact[normal], kept)
         self._error = error._asdict() if error else None
 
     def _end_shard(self) -> None:
@@ -393,15 +422,16 @@ class StoreWriter:
         row, _, largest = lost[np.argmax(lost[:, 2])]
         raise UserError(
             f"{describe(self._header)}: {len(lost):,} of {len(excluded):,} rows hold values beyond "
-            f"float16, at most {HALF_MAX:,.0f}; the largest is {largest:,.0f} in row "
-            f"{self._start + int(row):,}. Choose another activations.site, or activations.layers "
-            "without this layer"
+            f"float16, at most {self._header.largest:,.0f} at scale {self._header.scale}; the "
+            f"largest is {largest:,.0f} in row {self._start + int(row):,}. Set "
+            f"activations.min_scale to {scale_for(SPARE * largest)}, or choose another "
+            "activations.site, or activations.layers without this layer"
         )
 
     def _log_clipped(self, clipped: npt.NDArray[np.float64]) -> None:
         log.warning(
             f"{describe(self._header)}: {clipped[:, 1].sum():,.0f} values in {len(clipped):,} "
-            f"massive or first rows were clipped to {HALF_MAX:,.0f}, the largest is "
+            f"massive or first rows were clipped to {self._header.largest:,.0f}, the largest is "
             f"{clipped[:, 2].max():,.0f}; such rows are excluded from training and evaluation"
         )
 

@@ -1,1 +1,1 @@
-"""Command lines: status, score, compare, launch, manual, gpu_check."""
+"""Command lines: status, score, compare, launch, manual, check_gpu."""

@@ -5,7 +5,7 @@
 | config/schema.json, config/README.md, docs/reference/settings.md | the settings models |
 | docs/reference/cli.md | the Makefile, the argument parsers and the Snakefile's targets |
 | docs/reference/python.md | signatures and docstrings of the public classes and functions |
-| docs/explanation/index.md | the rule graph, as Snakemake draws it |
+| docs/explanation/index.md | Snakemake's graph of the rules |
 
 With --check nothing is written; the exit code is 1 if a file is out of step.
 """
@@ -19,6 +19,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,7 +245,7 @@ def _prose(docstring: str) -> str:
 
 
 def rule_graph(home: Path = HOME) -> dict[Path, str]:
-    """The page with the graph of the default run's rules, as Snakemake draws it."""
+    """The page with the default run's rules, each with the rules whose outputs it reads."""
     command = [sys.executable, "-m", "snakemake", "--rulegraph", "mermaid-js"]
     drawn = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True).stdout
     # Some rules carry the model and the wave in their names; the default run has one of each.
@@ -253,14 +254,22 @@ def rule_graph(home: Path = HOME) -> dict[Path, str]:
         for key, name in re.findall(r"(id\d+)\[(\w+)\]", drawn)
     }
     pairs = {(nodes[start], nodes[end]) for start, end in re.findall(r"(id\d+) --> (id\d+)", drawn)}
-    edges = {(start, end) for start, end in pairs if start != end}  # warm-started layers
-    text = "\n".join(
-        f"  {start} --> {end}" for start, end in sorted(_without_shortcuts(edges)) if end != "all"
-    )
+    edges = {
+        (start, end) for start, end in pairs if start != end and end != "all"
+    }  # a rule reads its own outputs with warm-started layers
+    needs: dict[str, set[str]] = {rule: set() for edge in edges for rule in edge}
+    for start, end in _without_shortcuts(edges):
+        needs[end].add(start)
+    rows = ["| rule | reads the outputs of |", "|---|---|"]
+    sorter = TopologicalSorter(needs)
+    sorter.prepare()
+    while ready := sorted(sorter.get_ready()):
+        for rule in ready:
+            read = ", ".join(f"`{name}`" for name in sorted(needs[rule])) or "none"
+            rows.append(f"| `{rule}` | {read} |")
+        sorter.done(*ready)
     page = home / "docs" / "explanation" / "index.md"
-    return {
-        page: _inserted(page.read_text(encoding="utf-8"), f"```mermaid\nflowchart LR\n{text}\n```")
-    }
+    return {page: _inserted(page.read_text(encoding="utf-8"), "\n".join(["", *rows, ""]))}
 
 
 def _without_shortcuts(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:

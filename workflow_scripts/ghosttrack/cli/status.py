@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import yaml
 
 from ghosttrack.errors import UserError
-from ghosttrack.planning import forecast, job_status, plan, run_state, slurm
+from ghosttrack.planning import (
+    data_sizes,
+    forecast,
+    job_status,
+    memory,
+    plan,
+    roofline,
+    run_state,
+    slurm,
+)
 from ghosttrack.planning.configuration import load, load_dataset, read_yaml
 from ghosttrack.runtime import progress
 from ghosttrack.runtime.progress import duration
@@ -37,6 +46,7 @@ class Status(NamedTuple):
     activities: list[job_status.Activity]  # in the order of `jobs`
     layers: list[run_state.Layer]
     disk: run_state.DiskUse
+    results: Path  # folder of all results
 
     @property
     def started(self) -> bool:
@@ -85,6 +95,7 @@ def look(
         job_status.look(settings.model, jobs, queue, results),
         run_state.layers(settings, results),
         run_state.disk(settings.model, results),
+        results,
     )
 
 
@@ -160,22 +171,25 @@ def _plan_lines(status: Status) -> Iterator[str]:
         f"{plan.extraction_busy(settings):.1f} of {gpus} in extraction, "
         f"{plan.training_busy(settings, status.waves):.1f} of {gpus} in SAE training",
     )
-    yield _line("extraction", _described_effort(status.extraction, gpus, "teraflops"))
+    if settings.plan.device == "gpu":
+        yield _line("GPU memory", _described_memory(status))
+    yield _line("extraction", _described_effort(status.extraction, gpus))
+    yield _line("", f"per token: {_described_bound(status.extraction.bound)}")
     for number, training in enumerate(status.training):
         name = f"at batch {training.batch}" if number else "SAE training"
-        assumption = "bandwidth_gb_s" if training.bound.by_memory else "teraflops"
-        yield _line(name, _described_effort(training.effort, gpus, assumption))
+        yield _line(name, _described_effort(training.effort, gpus))
         yield _line("", _described_steps(training))
-        yield _line("", _described_bound(training, settings))
+        yield _line("", f"per step: {_described_bound(training.bound)}")
 
 
-def _described_effort(effort: forecast.Effort, gpus: int, assumption: str) -> str:
-    jobs = effort.rate.jobs
-    origin = f"measured on {plan.counted(jobs, 'job')}" if jobs else f"assumed: plan.{assumption}"
+def _described_effort(effort: forecast.Effort, gpus: int) -> str:
+    rate = effort.rate
+    origin = f"assumed: plan.{effort.bound.limit.setting}"
+    if rate.jobs:
+        origin = f"measured on {plan.counted(rate.jobs, 'job')}, {rate.slower:.3g} times the assumed time"
     return (
         f"{duration(effort.hours * 3600)} on {plan.counted(gpus, 'GPU')}, {effort.gpu_hours:.2g} "
-        "GPU-hours, "
-        f"at {effort.rate.teraflops:.3g} TFLOP/s per GPU ({origin})"
+        f"GPU-hours, at {rate.teraflops:.3g} TFLOP/s per GPU ({origin})"
     )
 
 
@@ -185,17 +199,34 @@ def _described_steps(training: forecast.Training) -> str:
         f"{training.steps:,} steps of {training.batch:,} tokens per layer, each "
         f"{step.operations / 1e9:.3g} GFLOP and "
         f"{step.traffic / 1e9:.2g} GB of memory traffic, at least "
-        f"{1e3 * training.bound.seconds:.2g} ms"
+        f"{_short(training.bound.seconds)}"
     )
 
 
-def _described_bound(training: forecast.Training, settings: Settings) -> str:
-    bound, machine = training.bound, settings.plan
+def _described_bound(bound: roofline.Bound) -> str:
+    """As `writing 34 us, arithmetic 2.7 us, copying 0.2 us: writing is the bottleneck`."""
+    parts = sorted(bound.parts, key=lambda part: -part.seconds)
+    listed = ", ".join(f"{part.name} {_short(part.seconds)}" for part in parts)
+    return f"{listed}: {bound.name} is the bottleneck"
+
+
+def _described_memory(status: Status) -> str:
+    """Memory of one GPU in the two phases with most, and whether a layer's activations stay there."""
+    settings, known = status.settings, data_sizes.model_numbers(status.settings, status.results)
+    run = memory.Run(settings, settings.sae.d_sae, {}, *known, gpu=True)
+    tokens = settings.contexts * settings.corpus.context
+    resident = "once" if forecast.is_resident(settings) else "once per epoch"
     return (
-        f"{training.step.intensity:.3g} FLOP/byte; {machine.teraflops:g} TFLOP/s and "
-        f"{machine.bandwidth_gb_s:,g} GB/s "
-        f"balance at {bound.balance:.3g}: {bound.name} is the limit"
+        f"model {progress.amount(memory.device_model(run))}, SAE training "
+        f"{progress.amount(memory.device_training(settings))}, of {settings.plan.gpu_memory_gb:g} GB "
+        "(plan.gpu_memory_gb); the "
+        f"{progress.amount(tokens * plan.row_bytes(settings))} of a layer are fed {resident}"
     )
+
+
+def _short(seconds: float) -> str:
+    """As `5.4 ms` or `34 us`."""
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
 
 
 def _progress_lines(status: Status) -> Iterator[str]:
@@ -306,7 +337,7 @@ def as_json(status: Status) -> dict[str, Any]:
                 "train_sae": _effort(status.training[0].effort),
             },
             "train_sae_by_batch": {
-                training.batch: _training(training) for training in status.training
+                training.batch: _training(training, settings) for training in status.training
             },
         },
         "started": status.started,
@@ -333,16 +364,19 @@ def _effort(effort: forecast.Effort) -> dict[str, Any]:
         "gpu_hours": effort.gpu_hours,
         "teraflops": effort.rate.teraflops,
         "measured_jobs": effort.rate.jobs,
+        "measured_over_assumed": effort.rate.slower,
+        "bottleneck": effort.bound.name,
+        "assumed_seconds": {part.name: part.seconds for part in effort.bound.parts},
     }
 
 
-def _training(training: forecast.Training) -> dict[str, Any]:
+def _training(training: forecast.Training, settings: Settings) -> dict[str, Any]:
     return {
         "steps": training.steps,
         "operations": training.step.operations,
         "traffic_bytes": training.step.traffic,
         "intensity": training.step.intensity,
-        "balance": training.bound.balance,
+        "balance": roofline.balance(settings.plan),
         "limit": training.bound.name,
         "step_seconds": training.bound.seconds,
         **_effort(training.effort),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Singles = NDArray[np.float32]
 
-# Minimum examples of a relation for its own copy of the output features: see `by_relation`.
+# Minimum examples of a relation for a separate copy of the output features: see `by_relation`.
 RELATION_ROWS = 100
 # Columns of outputs.parquet that are no features of the answer's output distribution.
 NOT_FEATURES = ("pmi_prompts", "p_true")
@@ -236,8 +236,8 @@ def by_relation(features: pd.DataFrame, relations: Sequence[str]) -> pd.DataFram
     """Features, and for each large relation a copy standardised within it, 0 for other relations.
 
     Log-probabilities differ between relations, such as capitals given a country and countries given
-    a capital, so each gets its own weights. Mean and deviation are over all examples of the
-    relation; labels are not read. With one relation there is no copy.
+    a capital, so each relation gets separate weights. Mean and deviation are over all examples of
+    the relation; labels are not read. With one relation there is no copy.
     """
     names, code, counts = codes_of(relations)
     large = np.flatnonzero(counts >= RELATION_ROWS)

@@ -221,7 +221,7 @@ _ONE_FOLD = probes.LOGISTIC[1]
 
 
 def _stack(columns: Floats, labels: Ints, inner: Ints) -> LinearModel:
-    """Logistic regression in the columns' own scale; inner folds choose the strength."""
+    """Logistic regression on unscaled columns; inner folds choose the regularisation strength."""
     from sklearn.linear_model import LogisticRegression
 
     strength = _ONE_FOLD

@@ -16,6 +16,7 @@ from ghosttrack.activations import extraction, hooks, limits
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.layout import HALF_MAX
 from ghosttrack.activations.packed_texts import PackedReader
+from ghosttrack.activations.store import as_stored
 from ghosttrack.detection import representations, saved
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -80,6 +81,7 @@ class Scorer:
         saved.require_precision(detector, precision, run)
         self._model = models.load_model(run / "model", self._device, precision, gpus)
         self._packed = limits.read(run / "model_check.json").packed
+        self._scales = limits.scales(run / "model_check.json", self.layers)
         self._modules = site_modules(self._model, self.layers, self.about["site"])
         self._saes = [sae.load(RunPaths(run).sae(layer)) for layer in self.layers]
         self._tensors = {
@@ -162,14 +164,15 @@ class Scorer:
         """
         weights = {name: values[layer_index] for name, values in self._tensors.items()}
         included = torch.linalg.vector_norm(x, dim=1) <= weights["massive"]
-        if bool((x[included].abs() > HALF_MAX).any()):
+        largest = HALF_MAX * self._scales[layer_index]
+        if bool((x[included].abs() > largest).any()):
             raise UserError(
-                f"a text has an activation beyond {HALF_MAX:,.0f} in layer "
+                f"a text has an activation beyond {largest:,.0f} in layer "
                 f"{self.layers[layer_index]}, outside the range "
                 "of the texts that the detector was fitted on: it cannot be scored; leave it out"
             )
         # The probes were fitted on activations in half precision, as stores keep them.
-        x = x.clamp(-HALF_MAX, HALF_MAX).half().float()
+        x = as_stored(x, self._scales[layer_index])
         z = self._saes[layer_index].encode(x.cpu()).to(x.device)  # (rows, d_sae)
         number = text.to(x.device)
         tokens = torch.zeros(len(best), device=x.device).index_add_(

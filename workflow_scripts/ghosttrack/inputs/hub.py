@@ -51,7 +51,7 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
             cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         except Exception:
             raise UserError(
-                _reason("source.id", f"model {repository!r}", revision, error, instead)
+                reason("source.id", f"model {repository!r}", revision, error, instead)
             ) from error
         log.info("the hub cannot be reached; using %s from the local hub cache", repository)
         return Snapshot(cached, cached.name)
@@ -71,7 +71,7 @@ def snapshot(repository: str, revision: str | None, *, instead: str) -> Snapshot
         path = snapshot_download(repository, revision=about.sha, allow_patterns=wanted)
     except Exception as error:
         raise UserError(
-            _reason("source.id", f"model {repository!r}", revision, error, instead)
+            reason("source.id", f"model {repository!r}", revision, error, instead)
         ) from error
     return Snapshot(Path(path), about.sha)
 
@@ -108,7 +108,7 @@ def folder(
         try:
             cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         except Exception:
-            raise UserError(_reason(key, name, revision, error, instead)) from error
+            raise UserError(reason(key, name, revision, error, instead)) from error
         log.info("the hub cannot be reached; using %s from the local hub cache", repository)
         return cached / pick(
             [
@@ -124,7 +124,7 @@ def folder(
             repository, revision=about.sha, allow_patterns=[f"{inside}/{file}" for file in wanted]
         )
     except Exception as error:
-        raise UserError(_reason(key, name, revision, error, instead)) from error
+        raise UserError(reason(key, name, revision, error, instead)) from error
     return Path(path) / inside
 
 
@@ -160,7 +160,7 @@ def rows(
             log.info("HF_HUB_OFFLINE is set; looking for %s in the local cache", dataset)
         table = load_dataset(dataset, config, split=split, revision=revision, streaming=streaming)
     except Exception as error:
-        raise UserError(_reason(key, name, revision, error, instead)) from error
+        raise UserError(reason(key, name, revision, error, instead)) from error
     log.info("reading %s, %s split, revision %s", dataset, split, revision or "as cached")
     return HubRows(_guarded(table, key, name, revision, instead), revision)
 
@@ -176,11 +176,39 @@ def _guarded(
         except StopIteration:
             return
         except Exception as error:
-            raise UserError(_reason(key, name, revision, error, instead)) from error
+            raise UserError(reason(key, name, revision, error, instead)) from error
         yield row
 
 
-def _reason(key: str, name: str, revision: str | None, error: BaseException, instead: str) -> str:
+def commit(repository: str, revision: str | None, *, key: str, instead: str) -> str:
+    """The commit of a repository's revision.
+
+    Without a network, or with HF_HUB_OFFLINE, the commit in the local hub cache.
+
+    Args:
+        repository: hub id.
+        revision: commit, branch or tag; None: the newest commit.
+        key: settings key for the error message. instead: the alternative to the hub.
+    Raises:
+        UserError: naming `key`, the repository, the reason, and `instead`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        return str(HfApi().model_info(repository, revision=revision).sha)
+    except Exception as error:  # as in `snapshot`
+        try:
+            cached = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        except Exception:
+            raise UserError(
+                reason(key, f"repository {repository!r}", revision, error, instead)
+            ) from error
+    log.info("the hub cannot be reached; using %s from the local hub cache", repository)
+    return cached.name
+
+
+def reason(key: str, name: str, revision: str | None, error: BaseException, instead: str) -> str:
+    """Error message: the settings key, what was not fetched, the reason, and the alternative."""
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,

@@ -1,8 +1,9 @@
 """Pretrained SAEs: find the folder of a layer, and check that its cfg.json fits the model.
 
 Two formats are supported: SAELens (cfg.json, sae_weights.safetensors; also of versions before 6)
-and sparsify (cfg.json, sae.safetensors). The Snakefile imports this module, so it must not import
-torch. `sae.conversion` reads the weights.
+and sparsify (cfg.json, sae.safetensors). SAEs in other formats are loaded by the SAELens library if
+it knows them (`inputs.saelens`). The Snakefile imports this module, so it must not import torch.
+`sae.conversion` reads the weights.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import hub, model_names, sae_fields
+from ghosttrack.inputs import hub, model_names, sae_fields, saelens
 from ghosttrack.settings import SaeSettings, SourceSettings
 
 CFG = "cfg.json"
@@ -21,7 +22,7 @@ WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
 SCALER = "activation_scaler.json"
 NEEDED = (CFG, *WEIGHTS.values(), SCALER)
 
-ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk")
+ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk", "gated")
 # Normalisations that can be folded into the weights. constant_norm_rescale and layer_norm cannot:
 # their scale depends on the token.
 NORMALISATIONS = ("none", "expected_average_only_in")
@@ -33,14 +34,17 @@ _LFS = b"version https://git-lfs"
 # Names of files in other formats, with the library or release that uses them.
 _OTHER_FORMS = {"params.npz": "Gemma Scope", "ae.pt": "dictionary_learning"}
 _CONVERT = (
-    "load it with SAELens (SAE.from_pretrained), write it with "
-    "save_model(FOLDER/blocks.N.hook_SITE) and set sae.source to FOLDER"
+    "if SAELens knows the release, set sae.source to saelens:RELEASE/SAE_ID; otherwise "
+    f"{saelens.TO_FOLDER}"
 )
 _PARTS = {"mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
 
 
 class Pretrained(NamedTuple):
-    """The description of one layer's pretrained SAE, from its cfg.json."""
+    """The description of one layer's pretrained SAE, from its cfg.json.
+
+    An SAE that the SAELens library loaded has no folder: `folder` is its name, for messages.
+    """
 
     folder: Path
     form: Literal["saelens", "sparsify"]
@@ -49,6 +53,7 @@ class Pretrained(NamedTuple):
     d_in: int
     d_sae: int
     k: int | None  # topk: number of active features per token
+    loaded: saelens.Loaded | None = None  # by the SAELens library
 
     @property
     def weights(self) -> Path:
@@ -57,7 +62,9 @@ class Pretrained(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """All files of the SAE."""
+        """All local files of the SAE."""
+        if self.loaded:
+            return []
         scaler = self.folder / SCALER
         return [
             self.folder / CFG,
@@ -222,6 +229,16 @@ def hook(name: str) -> HookPoint | None:
     return None
 
 
+def fetched(sae: SaeSettings, layer: int, site: str, d_model: int) -> Pretrained:
+    """The pretrained SAE of a layer, fetched and checked as in `read`."""
+    if not sae.from_library:
+        return read(fetch(sae, layer, site), layer, site, d_model)
+    source = sae.source_of(layer)
+    loaded = saelens.load(source, sae.revision)
+    found = _saelens(Path(source), loaded.cfg)._replace(loaded=loaded)
+    return _require_fit(found, layer, site, d_model)
+
+
 def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
     """Read the description of the SAE in a folder.
 
@@ -239,11 +256,16 @@ def read(folder: Path, layer: int, site: str, d_model: int) -> Pretrained:
         form = "sparsify"
     refuse_pointer(folder / WEIGHTS[form])
     sae = _saelens(folder, cfg) if form == "saelens" else _sparsify(folder, cfg)
+    return _require_fit(sae, layer, site, d_model)
+
+
+def _require_fit(sae: Pretrained, layer: int, site: str, d_model: int) -> Pretrained:
+    """The SAE itself, if its layer, site and width are those of the run."""
     _require_site(sae, layer, site)
     if sae.d_in != d_model:
         raise UserError(
-            f"{path}: d_in is {sae.d_in}, but the model's width is {d_model}: the autoencoder "
-            "belongs to another model; choose other autoencoders"
+            f"{sae.folder / CFG}: d_in is {sae.d_in}, but the model's width is {d_model}: the "
+            "autoencoder belongs to another model; choose other autoencoders"
         )
     return sae
 
@@ -285,14 +307,27 @@ def require_model(sae: Pretrained, model: str, source: SourceSettings) -> str | 
     path, named = _named_model(sae)
     if not named:
         return None
+    remedy = saelens.RENAME if sae.loaded else "set model_name in a copy of this file"
+    return require_name(str(path), named, model, source, remedy)
+
+
+def require_name(
+    path: str, named: str, model: str, source: SourceSettings, remedy: str
+) -> str | None:
+    """Check the name of the model on which an SAE was trained; see `require_model`.
+
+    Args:
+        path: what names the model. named: the name.
+        model: name of the model in this run. source: source of its weights.
+        remedy: how to change the name.
+    """
     known = [model, *([source.id.partition("==")[0]] if source.kind in ("hub", "wheel") else [])]
     if model_names.same(named, known):
         return None
     if source.kind == "hub" and not model_names.is_path(named):
         raise UserError(
             f"{path}: it was trained on the model {named}, expected {source.id}; choose "
-            f"autoencoders of {source.id}, or, if both names denote the same weights, set "
-            "model_name in a copy of this file"
+            f"autoencoders of {source.id}, or, if both names denote the same weights, {remedy}"
         )
     return (
         f"{path}: it was trained on a model named {named}, and this run uses {model} "
@@ -379,6 +414,12 @@ def _require_plain_input(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Check that the input is neither normalised per token nor reshaped."""
     path, value = folder / CFG, cfg.get("normalize_activations")
     normalisation = "expected_average_only_in" if value is True else value or "none"
+    if normalisation in ("layer_norm", "constant_norm_rescale"):
+        raise UserError(
+            f"{path}: normalize_activations is {value!r}, which scales every token by a factor of "
+            f"its own; such a scale cannot be folded into the weights; supported: "
+            f"{', '.join(NORMALISATIONS)}"
+        )
     _one_of(path, "normalize_activations", normalisation, NORMALISATIONS)
     if normalisation != "none" and not (folder / SCALER).is_file():
         raise UserError(

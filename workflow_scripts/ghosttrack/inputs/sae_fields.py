@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ghosttrack.errors import UserError
+from ghosttrack.settings.names import SAELENS as SAELENS_NAME
 
 
 class KnownFields(NamedTuple):
@@ -126,10 +127,15 @@ def require_known(path: Path, cfg: Mapping[str, Any], known: KnownFields) -> Non
         if value is not None and not (
             key in known.used or key in known.ignored or key in known.off
         ):
+            copy = (
+                "a folder that SAELens's save_model wrote"
+                if str(path).startswith(SAELENS_NAME)
+                else "a copy of the folder"
+            )
             raise UserError(
                 f"{path}: the field {key} (value {json.dumps(value)}) is unknown and may change "
-                "what the autoencoder computes; if it does not, remove it from a copy of the "
-                "folder and use the copy as sae.source"
+                f"what the autoencoder computes; if it does not, remove it from {copy} and use "
+                "that as sae.source"
             )
 
 

@@ -50,6 +50,11 @@ class JobVerdict(NamedTuple):
     reason: str = ""
 
 
+def own_environments(workflow: Any) -> bool:
+    """Whether jobs run in conda environments or containers, not in this one."""
+    return bool(workflow.deployment_settings.deployment_method)
+
+
 def judge(requests: Sequence[Request]) -> list[JobVerdict]:
     """State of every job, in order.
 

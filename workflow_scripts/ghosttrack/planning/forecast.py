@@ -7,22 +7,14 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from ghosttrack.errors import UserError
-from ghosttrack.planning import plan, roofline
-from ghosttrack.runtime import files
-from ghosttrack.runtime.run_paths import RunPaths, layer_name
-from ghosttrack.settings import DatasetSettings, Settings
+from ghosttrack.planning import data_sizes, memory, plan, roofline
+from ghosttrack.runtime.run_paths import layer_name
+from ghosttrack.settings import DatasetSettings, SaeSettings, Settings
 
 # Benchmark file of extract_activations: plan.pass_name and the number of the shard.
-_PASS = re.compile(r"layers_\d+_to_(?P<highest>\d+)_shard_(?P<shard>\d+)\.tsv")
-FACTS = Path(__file__).parents[1] / "data" / "facts"
-# ASSUME: a row of an embedded fact table gives two to four statements with one to three answer
-# tokens.
-ROWS_PER_FACT = 8
-# ASSUME: examples of other data sets without `max_examples`, and answer tokens per example.
-EXAMPLES, ROWS_PER_EXAMPLE = 2000, 8
-# ASSUME: tokens that are read, relative to the tokens of the answer.
-READ = {"answer": 1.0, "last": 0.5, "all": 5.0}
+_PASS = re.compile(r"layers_(?P<lowest>\d+)_to_(?P<highest>\d+)_shard_(?P<shard>\d+)\.tsv")
+# Tokens of a forward pass: 16 contexts.
+_CONTEXTS = 16
 
 
 class Kept(NamedTuple):
@@ -34,10 +26,11 @@ class Kept(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Sustained rate of one accelerator."""
+    """Rate of one accelerator over whole jobs."""
 
     teraflops: float  # 10^12 operations per second
     jobs: int  # finished jobs in which it was measured; 0: assumed
+    slower: float = 1.0  # measured time relative to the assumed one
 
 
 class Effort(NamedTuple):
@@ -46,6 +39,7 @@ class Effort(NamedTuple):
     hours: float  # wall time with `plan.gpus` accelerators
     gpu_hours: float  # sum over all accelerators
     rate: Rate
+    bound: roofline.Bound  # of a token or a training step, as assumed
 
 
 class Training(NamedTuple):
@@ -54,8 +48,12 @@ class Training(NamedTuple):
     batch: int
     steps: int  # steps per SAE
     step: roofline.Step
-    bound: roofline.Bound
     effort: Effort
+
+    @property
+    def bound(self) -> roofline.Bound:
+        """Minimum time of a step, as assumed."""
+        return self.effort.bound
 
 
 def block_operations(d_model: int, context: int) -> int:
@@ -74,47 +72,69 @@ def kept(settings: Settings, datasets: Mapping[str, DatasetSettings], results: P
     width, layers = settings.dimensions.d_model, len(settings.layers)
     examples = estimated = 0
     for name in settings.datasets:
-        rows = _stored_rows(
-            RunPaths(results / settings.model).example_activations(name) / "embedding.json"
-        )
+        rows = data_sizes.stored_rows(settings.model, name, results)
         if rows is None:
-            rows = round(
-                _estimated_rows(settings, datasets[name]) * READ[settings.activations.positions]
-            )
+            rows = data_sizes.estimated_rows(settings, datasets[name])
             estimated += 1
         examples += (layers + 1) * plan.store_bytes(rows, width, "fp16", settings.corpus.context)
     return Kept(plan.heldout_bytes(settings), examples, estimated)
 
 
-def _stored_rows(manifest: Path) -> int | None:
-    try:
-        return int(files.read_json(manifest)["rows"])
-    except (UserError, OSError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _estimated_rows(settings: Settings, dataset: DatasetSettings) -> int:
-    if dataset.mode == "generated":
-        return settings.generation.questions * settings.generation.max_new_tokens
-    table = FACTS / f"{dataset.table}.csv"
-    if dataset.source == "facts" and table.is_file():
-        rows = table.read_bytes().count(b"\n") * ROWS_PER_FACT
-        return min(rows, (dataset.max_examples or rows) * ROWS_PER_EXAMPLE)
-    return (dataset.max_examples or EXAMPLES) * ROWS_PER_EXAMPLE
-
-
 def extraction(settings: Settings, waves: Sequence[Sequence[int]], results: Path) -> Effort:
-    """Expected time of all extraction jobs; jobs of a wave run in parallel."""
-    rate = _rate(_finished_extraction(settings, results), settings.plan.teraflops)
-    rows = settings.contexts * settings.corpus.context
+    """Expected time of all extraction jobs; jobs of a wave run in parallel.
+
+    A token takes the time of its slowest part. Finished jobs replace the assumption: all times are
+    multiplied by the median of their measured times relative to the assumed ones.
+    """
+    tokens = settings.contexts * settings.corpus.context
     rounds = plan.extraction_rounds(settings)
     job = min(settings.contexts, settings.contexts_per_shard) * settings.corpus.context
-    passes = [_pass_operations(settings, layers[-1]) for layers in waves]
+    bounds = [token_bound(settings, layers[-1] + 1, len(layers)) for layers in waves]
+    seconds = sum(bound.seconds for bound in bounds)  # of one token in all waves
+    operations = sum(_pass_operations(settings, layers[-1]) for layers in waves)
+    slower = _slower(_finished_extraction(settings, results))
+    rate = _rate(operations, seconds, slower)
     return Effort(
-        sum(rounds * job * operations for operations in passes) / rate.teraflops / 1e12 / 3600,
-        sum(rows * operations for operations in passes) / rate.teraflops / 1e12 / 3600,
+        rounds * job * seconds * rate.slower / 3600,
+        tokens * seconds * rate.slower / 3600,
         rate,
+        _together(bounds, settings),
     )
+
+
+def token_bound(settings: Settings, blocks: int, layers: int) -> roofline.Bound:
+    """Minimum time of a token in a forward pass through some blocks, which stores some layers."""
+    assert settings.dimensions is not None
+    width, machine = settings.dimensions.d_model, settings.plan
+    weights = 4 * 12 * blocks * width**2 / (_CONTEXTS * settings.corpus.context)
+    taken = roofline.Step(blocks * block_operations(width, settings.corpus.context), weights)
+    stored = layers * plan.row_bytes(settings)
+    return roofline.Bound.of(
+        [*roofline.computing(taken, machine), *roofline.moving("writing", stored, machine)],
+        machine.device,
+    )
+
+
+def _together(bounds: Sequence[roofline.Bound], settings: Settings) -> roofline.Bound:
+    """The mean of some bounds, part by part."""
+    parts = [
+        column[0]._replace(seconds=sum(part.seconds for part in column) / len(bounds))
+        for column in zip(*(bound.parts for bound in bounds), strict=True)
+    ]
+    if not parts:  # no wave: pretrained SAEs
+        return token_bound(settings, 1, 1)
+    return roofline.Bound(sum(bound.seconds for bound in bounds) / len(bounds), tuple(parts))
+
+
+def is_resident(settings: Settings) -> bool:
+    """Whether all activations of a layer fit half of the memory that the SAE leaves on a GPU.
+
+    That is what training keeps there (`activations.sampler`).
+    """
+    if settings.plan.device != "gpu":
+        return False
+    rows = settings.contexts * settings.corpus.context * plan.row_bytes(settings)
+    return 2 * rows + memory.device_training(settings) <= settings.plan.gpu_memory_gb * 1e9
 
 
 def training(
@@ -122,26 +142,36 @@ def training(
 ) -> Training:
     """Expected time of training all SAEs; those of a wave train in parallel.
 
-    Before a job is measured, the time of a step is its roofline bound. A measured rate is used only
-    for the batch size in the settings.
+    Before a job is measured, the time of a step is that of its slowest part. A measured time is used
+    only for the batch size in the settings.
 
     Args:
         batch: another batch size than that in the settings.
     """
-    assert settings.dimensions is not None
     chosen = settings.sae.model_copy(update={"batch": batch or settings.sae.batch})
     steps = settings.contexts * settings.corpus.context * chosen.epochs // chosen.batch
-    step = roofline.step(chosen, settings.dimensions.d_model, settings.plan.device)
-    bound = roofline.bound(step, settings.plan)
-    operations = steps * step.operations
+    step, bound = step_bound(settings, chosen)
     benchmarks = results / settings.model / "benchmarks" / "train_sae"
-    jobs = ((operations, benchmarks / f"{layer_name(layer)}.tsv") for layer in settings.layers)
-    rate = _rate(jobs if chosen == settings.sae else (), step.operations / bound.seconds / 1e12)
-    hours = operations / rate.teraflops / 1e12 / 3600
+    jobs = (
+        (steps * bound.seconds, benchmarks / f"{layer_name(layer)}.tsv")
+        for layer in settings.layers
+    )
+    rate = _rate(step.operations, bound.seconds, _slower(jobs if chosen == settings.sae else ()))
+    hours = steps * bound.seconds * rate.slower / 3600
     total = hours * sum(map(len, waves))
     rounds = plan.training_rounds(waves, settings.plan.gpus)
     wall = total if settings.sae.shared else hours * rounds
-    return Training(chosen.batch, steps, step, bound, Effort(wall, total, rate))
+    return Training(chosen.batch, steps, step, Effort(wall, total, rate, bound))
+
+
+def step_bound(settings: Settings, sae: SaeSettings) -> tuple[roofline.Step, roofline.Bound]:
+    """Work of a training step, and its minimum time."""
+    assert settings.dimensions is not None
+    machine = settings.plan
+    step = roofline.step(sae, settings.dimensions.d_model, machine.device)
+    stored = sae.batch * plan.row_bytes(settings) / (sae.epochs if is_resident(settings) else 1)
+    parts = [*roofline.computing(step, machine), *roofline.moving("feeding", stored, machine)]
+    return step, roofline.Bound.of(parts, machine.device)
 
 
 def _pass_operations(settings: Settings, highest: int) -> int:
@@ -150,8 +180,8 @@ def _pass_operations(settings: Settings, highest: int) -> int:
     return (highest + 1) * block_operations(settings.dimensions.d_model, settings.corpus.context)
 
 
-def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[int, Path]]:
-    """Operations and benchmark of every finished job, for any division into waves."""
+def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[float, Path]]:
+    """Assumed seconds and benchmark of every finished job, for any division into waves."""
     home = results / settings.model
     for path in sorted((home / "benchmarks" / "extract_activations").glob("*.tsv")):
         match = _PASS.fullmatch(path.name)
@@ -163,10 +193,10 @@ def _finished_extraction(settings: Settings, results: Path) -> Iterator[tuple[in
             continue
         first = int(match["shard"]) * settings.contexts_per_shard
         contexts = min(settings.contexts_per_shard, settings.contexts - first)
-        yield (
-            contexts * settings.corpus.context * _pass_operations(settings, int(match["highest"])),
-            path,
-        )
+        lowest, highest = int(match["lowest"]), int(match["highest"])
+        layers = sum(lowest <= layer <= highest for layer in settings.layers)
+        bound = token_bound(settings, highest + 1, max(layers, 1))
+        yield contexts * settings.corpus.context * bound.seconds, path
 
 
 def _is_older(benchmark: Path, corpus: Path) -> bool:
@@ -174,17 +204,24 @@ def _is_older(benchmark: Path, corpus: Path) -> bool:
     return corpus.exists() and benchmark.stat().st_mtime < corpus.stat().st_mtime
 
 
-def _rate(jobs: Iterable[tuple[float, Path]], assumed: float) -> Rate:
-    """Median rate of finished jobs, or `assumed` (teraflops) if there are none.
-
-    The median, because the benchmark of a resumed job has the time of its last attempt only.
+def _slower(jobs: Iterable[tuple[float, Path]]) -> list[float]:
+    """Measured time of every finished job relative to the assumed one.
 
     Args:
-        jobs: operations and benchmark file of each job.
+        jobs: assumed seconds and benchmark file of each job.
     """
-    timed = [(operations, wall_seconds(path)) for operations, path in jobs]
-    rates = [operations / seconds / 1e12 for operations, seconds in timed if seconds]
-    return Rate(median(rates), len(rates)) if rates else Rate(assumed, 0)
+    timed = [(assumed, wall_seconds(path)) for assumed, path in jobs]
+    return [seconds / assumed for assumed, seconds in timed if seconds]
+
+
+def _rate(operations: float, seconds: float, slower: Sequence[float]) -> Rate:
+    """Operations in assumed seconds, corrected by the median of measured jobs.
+
+    The median, because the benchmark of a resumed job has the time of its last attempt only.
+    """
+    factor = median(slower) if slower else 1.0
+    teraflops = operations / (seconds * factor) / 1e12 if seconds else 0.0
+    return Rate(teraflops, len(slower), factor)
 
 
 def wall_seconds(benchmark: Path) -> float | None:

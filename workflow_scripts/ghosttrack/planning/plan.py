@@ -13,11 +13,20 @@ from pathlib import Path
 
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import cells, corpus_sources, file_kinds, model_sizes, pretrained, rows
+from ghosttrack.inputs import (
+    cells,
+    corpus_sources,
+    file_kinds,
+    model_sizes,
+    pretrained,
+    rows,
+    saelens,
+)
 from ghosttrack.planning.configuration import reachable
 from ghosttrack.runtime import files, records
 from ghosttrack.runtime.progress import amount
 from ghosttrack.settings import Settings
+from ghosttrack.settings.names import library_name
 
 # Bytes of the crc32c after every chunk and every index (zarr v3, sharding_indexed).
 CRC_BYTES = 4
@@ -53,6 +62,13 @@ def store_bytes(rows: int, d_model: int, storage: str, context: int) -> int:
     small = chunks * d_model * CHANNEL_BYTES + rows * ROW_SCALE_BYTES + outliers
     # The small arrays are in the store and in the records.
     return total + chunks * (CHUNK_ROWS * d_model + CRC_BYTES) + 2 * small
+
+
+def row_bytes(settings: Settings) -> int:
+    """Bytes of one stored activation, without checksums and exact rows."""
+    assert settings.dimensions is not None
+    width = settings.dimensions.d_model
+    return 2 * width if settings.activations.storage == "fp16" else width + ROW_SCALE_BYTES
 
 
 def layer_bytes(settings: Settings) -> int:
@@ -311,7 +327,7 @@ def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
     """
     assert settings.dimensions is not None
     sae, site, width = settings.sae, settings.activations.site, settings.dimensions.d_model
-    if sae.trained or sae.revision:
+    if not sae.local:
         return {}
     saes = {
         layer: pretrained.read(pretrained.locate(sae, layer, site), layer, site, width)
@@ -322,11 +338,18 @@ def pretrained_locally(settings: Settings) -> dict[int, pretrained.Pretrained]:
     return saes
 
 
-def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
+def check_sources(
+    settings: Mapping[str, Settings], results: Path, *, own_environments: bool = False
+) -> None:
     """Check the corpus, model, user texts and pretrained SAEs, and the model of earlier results.
 
     Inputs longer than the model's maximum are refused if its config.json or the settings state it.
 
+    Args:
+        settings: by model.
+        results: the results folder.
+        own_environments: whether jobs run in conda environments or containers, so that a library
+            may be missing here.
     Raises:
         UserError: with the key and the remedy.
     """
@@ -347,10 +370,31 @@ def check_sources(settings: Mapping[str, Settings], results: Path) -> None:
                     raise UserError(f"score.{key}: {reason}")
         with reachable("sae.source"):
             pretrained_locally(wanted)
+        if wanted.sae.from_library:
+            _check_library_saes(wanted, results / model, own_environments)
         manifest = results / model / "model" / "source.json"
         if manifest.exists():
             _check_weights(model, wanted, files.read_json(manifest))
         _check_lengths(model, wanted, _known_limit(model, wanted, results))
+
+
+def _check_library_saes(wanted: Settings, results: Path, own_environments: bool) -> None:
+    """Check the names of SAEs that the SAELens library loads, unless they are fetched already."""
+    saelens.require_pattern(wanted.sae, wanted.layers)
+    if all(
+        (results / "saes" / f"layer_{layer:02d}" / "cfg.json").exists() for layer in wanted.layers
+    ):
+        return
+    if (registry := saelens.registry()) is None:
+        if own_environments:
+            return
+        raise saelens.missing()
+    if not registry.is_file():  # another version of the library; the job has the message
+        return
+    for layer in wanted.layers:
+        source = wanted.sae.source_of(layer)
+        entry = saelens.look_up(library_name(source), registry)
+        pretrained.require_name(source, entry.model, wanted.model, wanted.source, saelens.RENAME)
 
 
 def _check_corpus(wanted: Settings) -> None:

@@ -1,11 +1,14 @@
-"""Whether arithmetic or memory traffic limits a step of SAE training.
+"""What limits extraction and SAE training: arithmetic, memory traffic, feeding, copying or writing.
 
 The roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)): the time of a step is at least
-the larger of operations / (operations per second) and bytes / (bytes per second). If the arithmetic
-intensity (operations per byte) is below the machine's balance, memory is the limit. Both are
-counted, not measured; kernel launches, top-k selection and waiting are not included.
+the larger of operations / (operations per second) and bytes / (bytes per second). Here it has further
+parts: the CPU feeds stored activations to a training step or writes those of a forward pass, and both
+are copied between host and accelerator. On a GPU the parts overlap, and the slowest one is the
+bottleneck. On a CPU feeding and writing take their time from the arithmetic, so they are added. All
+parts are counted, not measured; kernel launches, top-k selection and waiting are not included.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ghosttrack.runtime import flops
@@ -39,17 +42,43 @@ class Step(NamedTuple):
         return self.operations / self.traffic
 
 
+class Part(NamedTuple):
+    """One part of the work of a step or of a token."""
+
+    name: str
+    seconds: float  # on the machine in the settings section `plan`
+    setting: str  # key of the rate in that section
+
+
 class Bound(NamedTuple):
-    """Minimum time of a step on the machine in the settings section `plan`."""
+    """Minimum time of a step or of a token on the machine in the settings section `plan`."""
 
     seconds: float
-    by_memory: bool
-    balance: float  # operations per byte above which arithmetic is the limit
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], device: str) -> "Bound":
+        """The bound of some parts; on a CPU all but the slower of arithmetic and memory are added.
+
+        Args:
+            parts: arithmetic and memory traffic, then others.
+            device: "gpu" or "cpu".
+        """
+        computing, others = parts[:2], parts[2:]
+        if device == "gpu":
+            return cls(max(part.seconds for part in parts), tuple(parts))
+        slower = max(part.seconds for part in computing)
+        return cls(slower + sum(part.seconds for part in others), tuple(parts))
+
+    @property
+    def limit(self) -> Part:
+        """The bottleneck: the part that takes longest."""
+        return max(self.parts, key=lambda part: part.seconds)
 
     @property
     def name(self) -> str:
-        """The limit, in words."""
-        return "memory traffic" if self.by_memory else "arithmetic"
+        """The bottleneck, in words."""
+        return self.limit.name
 
 
 def step(sae: SaeSettings, d_model: int, device: str) -> Step:
@@ -69,8 +98,24 @@ def step(sae: SaeSettings, d_model: int, device: str) -> Step:
     return Step(operations, traffic + SCANNED_BYTES * codes + GATHERED_BYTES * active)
 
 
-def bound(taken: Step, machine: PlanSettings) -> Bound:
-    """Minimum time of a step."""
-    rate, bandwidth = machine.teraflops * 1e12, machine.bandwidth_gb_s * 1e9
-    arithmetic, memory = taken.operations / rate, taken.traffic / bandwidth
-    return Bound(max(arithmetic, memory), memory > arithmetic, rate / bandwidth)
+def computing(taken: Step, machine: PlanSettings) -> list[Part]:
+    """Arithmetic and memory traffic of a step."""
+    return [
+        Part("arithmetic", taken.operations / (machine.teraflops * 1e12), "teraflops"),
+        Part("memory traffic", taken.traffic / (machine.bandwidth_gb_s * 1e9), "bandwidth_gb_s"),
+    ]
+
+
+def moving(name: str, stored: float, machine: PlanSettings) -> list[Part]:
+    """Feeding or writing of `stored` bytes, and on a GPU their copy."""
+    rate = machine.feed_gb_s if name == "feeding" else machine.write_gb_s
+    key = "feed_gb_s" if name == "feeding" else "write_gb_s"
+    parts = [Part(name, stored / (rate * 1e9), key)]
+    if machine.device == "gpu":
+        parts.append(Part("copying", stored / (machine.copy_gb_s * 1e9), "copy_gb_s"))
+    return parts
+
+
+def balance(machine: PlanSettings) -> float:
+    """Operations per byte of memory traffic above which arithmetic takes longer."""
+    return machine.teraflops * 1e12 / (machine.bandwidth_gb_s * 1e9)

@@ -60,14 +60,14 @@ class Flow(NamedTuple):
     per_token: np.ndarray  # (layers,)
 
 
-def flows(signals: Mapping[tuple[str, str], pd.DataFrame]) -> list[Flow]:
+def flows(track_metrics: Mapping[tuple[str, str], pd.DataFrame]) -> list[Flow]:
     """One entry per variant that visits the layers in ascending order.
 
     Args:
-        signals: tables of signals/ by (data set, variant); their attributes hold the counts.
+        track_metrics: tables of signals/ by (data set, variant); their attributes hold the counts.
     """
     counts: dict[str, tuple[list[int], np.ndarray, int]] = {}
-    for (_, variant), table in signals.items():
+    for (_, variant), table in track_metrics.items():
         notes = table.attrs
         if "links" not in notes or list(notes["layers"]) != sorted(notes["layers"]):
             continue
@@ -85,13 +85,13 @@ def flows(signals: Mapping[tuple[str, str], pd.DataFrame]) -> list[Flow]:
     ]
 
 
-def lengths(signals: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, np.ndarray]:
+def lengths(track_metrics: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, np.ndarray]:
     """Fraction of tracks with at least 1, 2, ... detections by variant, over all data sets.
 
     Variants without tracks are left out.
     """
     counts: dict[str, np.ndarray] = {}
-    for (_, variant), table in signals.items():
+    for (_, variant), table in track_metrics.items():
         if "track_lengths" in table.attrs:
             lengths_here = np.asarray(table.attrs["track_lengths"], dtype=np.float64)
             counts[variant] = counts.get(variant, np.zeros(len(lengths_here))) + lengths_here
@@ -102,12 +102,12 @@ def lengths(signals: Mapping[tuple[str, str], pd.DataFrame]) -> dict[str, np.nda
     }
 
 
-def tracks(signals: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+def tracks(track_metrics: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
     """Mean links per token and mean track length: columns dataset, variant, links, length.
 
     Args:
-        signals: tables of signals/ by (data set, variant); tables without linkage metrics are left
-            out.
+        track_metrics: tables of signals/ by (data set, variant). Tables without linkage metrics are
+            left out.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -116,7 +116,7 @@ def tracks(signals: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
             "links": table[LINKS].mean(),
             "length": table[LENGTH].mean(),
         }
-        for (dataset, variant), table in signals.items()
+        for (dataset, variant), table in track_metrics.items()
         if LINKS in table and LENGTH in table
     ]
     return pd.DataFrame(rows, columns=["dataset", "variant", "links", "length"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrack.errors import UserError
-from ghosttrack.runtime import fault_injection, gpu_usage, lock_log, progress, records
+from ghosttrack.runtime import fault_injection, gpu_usage, lock_log, peak_memory, progress, records
 
 log = logging.getLogger("ghosttrack")
 
@@ -58,15 +58,21 @@ def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _observed(log_path: str | None, batch: int, gpus: int) -> Iterator[None]:
-    """Log where a job runs, inject faults, and sample its GPU; no effect without a log."""
+    """Log where a job runs and its peak memory, inject faults, and sample its GPU.
+
+    No effect without a log.
+    """
     if log_path is None:
         yield
         return
     log.info("%s", _process_line())
     fault = fault_injection.observer(Path(log_path), batch)
     progress.observers[:] = [fault] if fault else []
-    with gpu_usage.sampled(gpu_usage.samples_beside(Path(log_path))) if gpus else nullcontext():
-        yield
+    try:
+        with gpu_usage.sampled(gpu_usage.samples_beside(Path(log_path))) if gpus else nullcontext():
+            yield
+    finally:
+        log.info("%s", peak_memory.line())
 
 
 def _gpus(snakemake: Any) -> int:

@@ -1,6 +1,6 @@
 """Convert a pretrained SAELens or sparsify checkpoint to this workflow's autoencoder.
 
-Scales and centring are folded into the weights.
+Scales, centring and gates are folded into the weights.
 """
 
 from typing import Any
@@ -56,10 +56,7 @@ def convert(checkpoint: Pretrained, *, layer_norm: bool) -> Sae:
 
 def _read(checkpoint: Pretrained) -> dict[str, Tensor]:
     """The tensors of an Sae, float64."""
-    try:
-        stored: dict[str, Tensor] = safetensors.torch.load_file(checkpoint.weights)
-    except SafetensorError as error:
-        raise UserError(f"{checkpoint.weights} is not a valid safetensors file ({error})") from None
+    stored = _stored(checkpoint)
     if checkpoint.form == "sparsify":
         stored = {_SPARSIFY.get(name, name): tensor for name, tensor in stored.items()}
         if "W_enc" in stored:
@@ -78,6 +75,9 @@ def _read(checkpoint: Pretrained) -> dict[str, Tensor]:
         **({"threshold": (checkpoint.d_sae,)} if checkpoint.architecture == "jumprelu" else {}),
         **({"topk_threshold": ()} if checkpoint.architecture == "batchtopk" else {}),
     }
+    if checkpoint.architecture == "gated":
+        del shapes["b_enc"]
+        shapes |= dict.fromkeys(("b_gate", "b_mag", "r_mag"), (checkpoint.d_sae,))
     if unknown := sorted(set(stored) - set(shapes) - _FINETUNED):
         raise UserError(
             f"{checkpoint.weights}: the tensor {unknown[0]} belongs to no "
@@ -98,12 +98,39 @@ def _read(checkpoint: Pretrained) -> dict[str, Tensor]:
                 "with the published one, or choose another checkpoint"
             )
     weights = {name: stored[name].to(torch.float64) for name in shapes}
+    if checkpoint.architecture == "gated":
+        _ungate(weights)
     # relu and topk have a threshold of 0. A batchtopk training folder has one inference threshold.
     weights.setdefault(
         "threshold",
         torch.zeros(checkpoint.d_sae, dtype=torch.float64) + weights.pop("topk_threshold", 0.0),
     )
     return weights
+
+
+def _stored(checkpoint: Pretrained) -> dict[str, Tensor]:
+    """The tensors by their names in the checkpoint."""
+    if checkpoint.loaded:
+        return dict(checkpoint.loaded.tensors)
+    try:
+        stored: dict[str, Tensor] = safetensors.torch.load_file(checkpoint.weights)
+    except SafetensorError as error:
+        raise UserError(f"{checkpoint.weights} is not a valid safetensors file ({error})") from None
+    return stored
+
+
+def _ungate(weights: dict[str, Tensor]) -> None:
+    """Write a gated encoder as a JumpReLU (arXiv 2404.16014, section 3.2).
+
+    With y = (x - b_dec) W_enc, a feature's value is ReLU(m), m = y exp(r_mag) + b_mag, where
+    y + b_gate > 0, that is, where m > b_mag - b_gate exp(r_mag); elsewhere it is 0.
+    """
+    gain, bias = weights.pop("r_mag").exp(), weights.pop("b_mag")  # (d_sae,)
+    weights |= {
+        "W_enc": weights["W_enc"] * gain,
+        "b_enc": bias,
+        "threshold": bias - weights.pop("b_gate") * gain,
+    }
 
 
 def _rescale(weights: dict[str, Tensor]) -> None:
@@ -160,6 +187,7 @@ def provenance(checkpoint: Pretrained, sae: SaeSettings, layer: int) -> dict[str
             "revision": sae.revision,
             "centred": checkpoint.centred,
             "sha256": {path.name: files.sha256_file(path) for path in checkpoint.files},
+            **(checkpoint.loaded.origin if checkpoint.loaded else {}),
         },
         **({"k": checkpoint.k} if checkpoint.k else {}),
     }

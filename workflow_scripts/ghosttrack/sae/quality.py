@@ -167,8 +167,8 @@ def measure(sae: Sae, store: Rows, k: int | None) -> Quality:
 def pca_fvu(store: Rows, mean: Tensor, k: int) -> float:
     """FVU of the first k principal components; each half of the rows uses those of the other half.
 
-    So no row is part of its own fit, and the rows are those of the autoencoder. Rows are in
-    document order: at most one document is in both halves.
+    So a row is never projected on components fitted on it, and the rows are those that the
+    autoencoder reads. Rows are in document order: at most one document is in both halves.
     """
     chunks = list(_halves(store))
     if min(sum(len(x) for x, half in chunks if half == side) for side in (0, 1)) < 2:

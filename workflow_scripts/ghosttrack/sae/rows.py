@@ -4,7 +4,7 @@ A row is included unless the store excludes it (position 0 and massive activatio
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class Rows(Protocol):
     def excluded(self) -> npt.NDArray[np.bool_]:
         """(rows,) position 0 and massive activations: not informative, and dominant in any sum."""
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+    def read(self, start: int, stop: int) -> npt.NDArray[np.floating[Any]]:
         """Rows start .. stop - 1, (stop - start, d_model)."""
 
     def fingerprint(self) -> str:
@@ -47,7 +47,7 @@ class Batches(Protocol):
         """Complete batches per epoch."""
 
     def batch_at(self, step: int) -> Tensor:
-        """Batch number `step`, counted over all epochs: (batch, d_model) on the CPU."""
+        """Batch number `step`, counted over all epochs: (batch, d_model) on any device."""
 
 
 class Normaliser(NamedTuple):

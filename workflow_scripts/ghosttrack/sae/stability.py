@@ -14,19 +14,19 @@ ALIKE, EQUAL = 0.7, 0.9
 
 
 class Stability(NamedTuple):
-    """Cosines of decoder rows, each row matched with one of the other autoencoder."""
+    """Cosines of pairs of decoder rows, one row from each autoencoder."""
 
-    features: int  # matched pairs
-    matched_median: float
-    matched_mean: float
+    features: int  # pairs
+    paired_median: float
+    paired_mean: float
     share_alike: float  # fraction of the pairs with a cosine above .7
     share_equal: float  # fraction of the pairs with a cosine above .9
     mutual: float  # fraction of the pairs in which each is the other's nearest neighbour
-    chance_median: float  # matched_median with the coordinates of the other rows permuted
+    chance_median: float  # paired_median with the coordinates of the other rows permuted
 
 
 def compare(one: Tensor, other: Tensor, seed: int) -> Stability:
-    """Match the decoder rows one (n, d_model) and other (m, d_model) with maximal sum of cosines.
+    """Pair the decoder rows one (n, d_model) and other (m, d_model) with maximal sum of cosines.
 
     The assignment is exact (scipy), so a feature that resembles two others counts once.
     `chance_median` is the median for a decoder with permuted coordinates: the similarity that is
@@ -43,16 +43,16 @@ def compare(one: Tensor, other: Tensor, seed: int) -> Stability:
     left, right = (torch.nn.functional.normalize(rows, dim=1) for rows in (one, other))
     cosine = (left @ right.T).numpy()  # (n, m)
     rows, columns = linear_sum_assignment(cosine, maximize=True)
-    matched = cosine[rows, columns]
+    paired = cosine[rows, columns]
     mutual = (cosine.argmax(1)[rows] == columns) & (cosine.argmax(0)[columns] == rows)
     order = torch.randperm(right.shape[1], generator=torch.Generator().manual_seed(seed))
     chance = (left @ right[:, order].T).numpy()
     return Stability(
-        features=len(matched),
-        matched_median=float(np.median(matched)),
-        matched_mean=float(matched.mean()),
-        share_alike=float((matched > ALIKE).mean()),
-        share_equal=float((matched > EQUAL).mean()),
+        features=len(paired),
+        paired_median=float(np.median(paired)),
+        paired_mean=float(paired.mean()),
+        share_alike=float((paired > ALIKE).mean()),
+        share_equal=float((paired > EQUAL).mean()),
         mutual=float(mutual.mean()),
         chance_median=float(np.median(chance[linear_sum_assignment(chance, maximize=True)])),
     )

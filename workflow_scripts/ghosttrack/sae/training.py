@@ -83,6 +83,7 @@ class Dictionary(NamedTuple):
     seed: int  # of the random initialisation
     state: Path  # folder of its checkpoints; the caller locks it, and removes it on success
     warm_start: WarmStart | None = None  # initial weights; None: random directions
+    frozen_decoder: bool = False  # the decoder keeps its initial directions
 
 
 class TrainedSae(NamedTuple):
@@ -135,6 +136,11 @@ def architecture(settings: SaeSettings) -> Architecture:
             return MatryoshkaBatchTopK(k, prefix_sizes(settings.prefixes, d_sae))
 
 
+def training_device() -> torch.device:
+    """Where to train: a GPU if there is one. Batches that are already there need no copy."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def train(
     layers: Sequence[TrainingLayer],
     dictionaries: Sequence[Dictionary],
@@ -163,7 +169,7 @@ def train(
         label: name in the progress line.
         checkpoint_seconds: time between two checkpoints of a dictionary, the most that a kill
             loses.
-        device: where to train, which decides the back end; None: a GPU if there is one.
+        device: where to train, which decides the back end; None: `training_device()`.
         cuda_graph: on a GPU, run the pass of a step as one CUDA graph. Changes no result. Not
             measured.
     Returns:
@@ -173,7 +179,7 @@ def train(
         UserError: settings and data do not fit.
         SystemExit: a signal asked the process to stop; all checkpoints are saved.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = torch.device(device) if device else training_device()
     settings = dictionaries[0].settings
     if target.type == "cuda":
         speed.warn_of_small_batch(settings.batch)
@@ -296,6 +302,7 @@ class _Run:
             back_end=back_end(device, micro_batch, settings.precision),
             beta2=beta2(steps),
             cuda_graph=cuda_graph,
+            frozen_decoder=dictionary.frozen_decoder,
         )
         self.step, self.fvu, self.progress = 0, math.inf, ""
         self.normalisers: list[Normaliser] = []
@@ -307,6 +314,7 @@ class _Run:
             "sae": settings.model_dump(),
             "seed": dictionary.seed,
             "warm_start": None if warm_start is None else warm_start.fingerprint(),
+            "frozen_decoder": dictionary.frozen_decoder,
             **identity,
         }
         self.checkpoints = Checkpoints(dictionary.state, files.sha256_json(content))

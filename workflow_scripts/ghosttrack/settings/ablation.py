@@ -41,9 +41,9 @@ class AblationSettings(Section):
     detectors: list[Literal["logistic", "forest", "boosting", "svm", "additive"]] = Field(
         ["logistic", "forest"],
         min_length=1,
-        description="Detectors that are fitted on the metrics. All of them score the baseline, "
-        "which is the run's own tracks, and the arms of kind `tracking`. All other arms of "
-        "`ablations` and `tuning` are scored by the first detector only.",
+        description="Detectors that are fitted on the metrics. On the baseline, the tracks of "
+        "the run, and on the arms of kind `tracking` all of them are fitted. On all other arms of "
+        "`ablations` and `tuning` only the first one is.",
     )
 
 

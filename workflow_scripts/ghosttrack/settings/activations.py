@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ghosttrack.settings.section import Section
 
@@ -34,6 +34,17 @@ class ActivationSettings(Section):
         "`int8s`: standardised 8-bit integers, which take half the space. Activations of held-out "
         "text and of examples are always fp16.",
     )
+    min_scale: int = Field(
+        1,
+        ge=1,
+        le=2**24,
+        description="Minimum scale of the stored activations, a power of two. Activations are "
+        "divided by the scale of their layer, stored in half precision, and multiplied by it when "
+        "they are read, so values up to 65,504 x scale can be stored. `check_model` determines the "
+        "scale of every layer from ordinary text: 1 for a median norm of up to 3,275, else the power "
+        "of two that is large enough for 20 median norms. Raise this minimum if an extraction job "
+        "finds larger values.",
+    )
     disk_budget_gb: float | None = Field(
         None,
         gt=0,
@@ -49,3 +60,13 @@ class ActivationSettings(Section):
         ge=1,
         description="Tokens per extraction job. A preempted job loses at most this much work.",
     )
+
+    @field_validator("min_scale")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(
+                f"activations.min_scale: {value} must be a power of two, such as "
+                f"{1 << value.bit_length()}"
+            )
+        return value

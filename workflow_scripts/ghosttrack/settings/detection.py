@@ -48,8 +48,8 @@ class DetectionSettings(Section):
     fold_seeds: list[int] = Field(
         [1, 2, 3, 4],
         min_length=1,
-        description="Seeds of further fold assignments, for the target `seed_variance`. They are "
-        "never part of a run.",
+        description="Seeds of further fold assignments, for the target `seed_variance`. No other "
+        "target uses them.",
     )
     p_true: Literal["generated", "given", "all", "none"] = Field(
         "generated",

@@ -15,7 +15,7 @@ class GenerationSettings(Section):
         description="Prompt format. `plain`: few-shot demonstrations and the question as text, "
         "for base models; `chat`: messages in the chat template of the model's tokenizer, with "
         "the demonstrations as earlier messages, for instruct models. The template is "
-        "rendered with `enable_thinking: false`. If it shows the date, this is a fixed one. "
+        "rendered with `enable_thinking: false`. If it shows a date, the date is fixed. "
         "Labelled texts are read unchanged in both formats.",
     )
     max_new_tokens: int = Field(12, ge=1, le=512, description="Maximum tokens per answer.")

@@ -68,6 +68,6 @@ class DimensionSettings(Section):
     vocab_size: int | None = Field(
         None,
         ge=1,
-        description="Size of the vocabulary, for the memory that jobs ask for. null: 100,000 is "
-        "assumed. With `model_path` it is read from config.json.",
+        description="Size of the vocabulary. The memory that jobs request depends on it. null: "
+        "100,000 is assumed. With `model_path` it is read from config.json.",
     )

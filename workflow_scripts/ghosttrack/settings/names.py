@@ -9,7 +9,7 @@ import re
 import reprlib
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -37,6 +37,8 @@ _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _PARTITION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*")
 _GPU_MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 _LAYER_WIDTH = re.compile(r"(?:0?\d?d)?")
+# Prefix of `sae.source` for SAEs that the SAELens library loads by name.
+SAELENS = "saelens:"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -217,6 +219,24 @@ def hub_folder(source: str) -> str:
     raise InvalidNameError(
         f"{source} is not a folder of a hub repository; with sae.revision, expected OWNER/NAME or "
         "OWNER/NAME/FOLDER"
+    )
+
+
+class LibraryName(NamedTuple):
+    """The name of an SAE in the registry of SAELens."""
+
+    release: str
+    sae_id: str
+
+
+def library_name(source: str) -> LibraryName:
+    """Release and id in saelens:RELEASE/SAE_ID; an id may contain slashes."""
+    release, _, sae_id = source.removeprefix(SAELENS).partition("/")
+    if release and sae_id:
+        return LibraryName(release, sae_id)
+    raise InvalidNameError(
+        f"{source} does not name an SAE; expected saelens:RELEASE/SAE_ID, such as "
+        "saelens:gemma-scope-2b-pt-res-canonical/layer_{layer}/width_16k/canonical"
     )
 
 

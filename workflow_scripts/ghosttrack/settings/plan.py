@@ -28,6 +28,34 @@ class PlanSettings(Section):
         "limits SAE steps of small batches. The default is an assumption: an A100 at three "
         "quarters of its peak.",
     )
+    feed_gb_s: float = Field(
+        0.23,
+        gt=0,
+        description="Rate at which one core reads shuffled activations and hands them to a training "
+        "step, in 10^9 stored bytes per second. The default is measured: 222,000 rows of 1,024 "
+        "values in int8s per second (benchmarks/store_reading.py); fp16 is faster.",
+    )
+    write_gb_s: float = Field(
+        1.0,
+        gt=0,
+        description="Rate at which an extraction job writes the activations of all its layers with "
+        "their checksums, in 10^9 stored bytes per second. The default is measured on one core: "
+        "953,000 rows of 1,024 values per second in int8s, 535,000 in fp16 (benchmarks/writing.py). "
+        "Without a GPU the CPU also encodes; for int8s the rate is then about 0.4.",
+    )
+    copy_gb_s: float = Field(
+        20.0,
+        gt=0,
+        description="Rate of copies between host and accelerator, in 10^9 bytes per second. The "
+        "default is an assumption: PCIe 4.0 x16 at two thirds of its peak.",
+    )
+    gpu_memory_gb: float = Field(
+        40.0,
+        gt=0,
+        description="Memory of one accelerator, in 10^9 bytes. Activations of a layer that fit into "
+        "half of it beside the SAE are fed and copied once, otherwise once per epoch. The default "
+        "is that of the smaller A100.",
+    )
     device: Literal["gpu", "cpu"] = Field(
         "gpu",
         description="Device on which the SAEs train. The expected hours count the operations of "

@@ -15,18 +15,21 @@ class SaeSettings(Section):
     source: names.LayerPattern = Field(
         "train",
         min_length=1,
-        description="`train`, or the place of pretrained SAEs in the format of SAELens or "
-        "sparsify. The place is a local folder with one folder per layer or, if `revision` is "
+        description="`train`, or the location of pretrained SAEs in the format of SAELens or "
+        "sparsify. The location is a local folder with one folder per layer or, if `revision` is "
         "set, a hub repository, optionally followed by a folder in it. `{layer}` stands for the "
         "number of the layer. `{next_layer}` stands for this number plus 1. It is needed where "
         "folders are named after the input of a block, because the output of layer 7 is the input "
-        "of block 8: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. Pretrained "
-        "SAEs determine the dictionary size and the sparsity.",
+        "of block 8: `OWNER/NAME/blocks.{next_layer}.hook_resid_pre`. "
+        "`saelens:RELEASE/SAE_ID` is an SAE by its name in the SAELens library, an optional "
+        "package: `saelens:gemma-scope-2b-pt-res-canonical/layer_{layer}/width_16k/canonical`. "
+        "Pretrained SAEs determine the dictionary size and the sparsity.",
     )
     revision: names.Revision | None = Field(
         None,
         min_length=1,
-        description="Commit of the hub repository in `source`. null: `source` is a local folder.",
+        description="Commit of the hub repository in `source`. null: `source` is a local folder. "
+        "With `saelens:`, the commit of the release's repository; null: its newest commit.",
     )
     architecture: Literal["batchtopk", "topk", "jumprelu", "matryoshka"] = Field(
         "batchtopk",
@@ -139,17 +142,29 @@ class SaeSettings(Section):
         """Whether one SAE is trained for all layers."""
         return self.trained and self.dictionaries == "shared"
 
+    @property
+    def from_library(self) -> bool:
+        """Whether `source` is a name of the SAELens library."""
+        return self.source.startswith(names.SAELENS)
+
+    @property
+    def local(self) -> bool:
+        """Whether the SAEs are pretrained and in a local folder."""
+        return not (self.trained or self.revision or self.from_library)
+
     def source_of(self, layer: int) -> str:
-        """Folder or hub path of the pretrained SAE of one layer."""
+        """Folder, hub path or library name of the pretrained SAE of one layer."""
         return self.source.format(layer=layer, next_layer=layer + 1)
 
     @model_validator(mode="after")
-    def _check_repository(self) -> Self:
-        if self.revision:
-            try:
+    def _check_source(self) -> Self:
+        try:
+            if self.from_library:
+                names.library_name(self.source)
+            elif self.revision:
                 names.hub_folder(self.source)
-            except names.InvalidNameError as error:
-                raise ValueError(f"sae.source: {error}") from None
+        except names.InvalidNameError as error:
+            raise ValueError(f"sae.source: {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -177,5 +192,5 @@ class SweepSettings(Section):
         [0, 1, 2],
         min_length=1,
         description="Seeds of the random initialisation. For each k, the features of SAEs with "
-        "different seeds are matched.",
+        "different seeds are paired one to one.",
     )

@@ -73,11 +73,11 @@ class TrackingSettings(Section):
         0.999,
         gt=0.5,
         lt=1,
-        description="Quantile that sets the gate of a pair of layers. The null permutes the "
-        "coordinates of one layer's decoder directions. With `links: correlation`, it shifts the "
-        "tokens of one layer against those of the other. Under the null, each feature of both "
-        "layers has a best match in the other layer. The gate is this quantile of the "
-        "similarities to these best matches. A link needs a similarity above the gate.",
+        description="A link needs a similarity above the gate of its pair of layers. The gate "
+        "comes from a null, which permutes the coordinates of one layer's decoder directions or, "
+        "with `links: correlation`, shifts the tokens of one layer against those of the other. "
+        "In the null, the highest similarity of each feature to a feature of the other layer is "
+        "computed. The gate is this quantile of these similarities.",
     )
     coast: int = Field(
         1,
@@ -125,6 +125,22 @@ class TrackingSettings(Section):
         "random order; `untracked`: no links. The comparison with `untracked` shows what the "
         "links add.",
     )
+    compare_candidates: Literal["none", "conflict", "all"] = Field(
+        "none",
+        description="Data sets in which the two candidate answers of each prompt are compared "
+        "inside the model: `none`, those with `conflict`, or `all`. Texts need another candidate "
+        "(column `other`). One backward pass per prompt attributes the difference of the "
+        "candidates' logits to SAE features, and the features that promote a candidate are "
+        "followed through the layers. The nulls are those of the links, permuted candidates, and "
+        "SAEs with a random decoder, which are fitted for this comparison. These SAEs are also a "
+        "null of the detector and of the SAE probe.",
+    )
     original: OriginalTrackingSettings = Field(
         OriginalTrackingSettings(), description="Association costs, for `tracking.mode: original`."
     )
+
+    def compares(self, conflict: bool) -> bool:
+        """Whether candidates are compared in a data set; `conflict`: it is a conflict set."""
+        return self.compare_candidates == "all" or (
+            self.compare_candidates == "conflict" and conflict
+        )

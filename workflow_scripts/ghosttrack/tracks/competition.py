@@ -10,7 +10,7 @@ values of a text are means over its answer tokens, so they do not grow with the 
 | clusters_entropy_mean, _max, _std, _final | -sum p log2 p |
 | clusters_lead_mean, _min, _final | p_1 - p_2 |
 | clusters_number | mean number of clusters |
-| clusters_rivals | mean number of clusters other than the strongest with p_c >= p_1 / 2 |
+| clusters_competing | mean number of clusters other than the strongest with p_c >= p_1 / 2 |
 | clusters_switches | fraction of pairs of successive layers with different strongest clusters; 0 with one layer |
 | clusters_links_inside | fraction of the token's links within one cluster; 0 without links |
 """
@@ -37,12 +37,12 @@ NAMES = (
     "clusters_lead_min",
     "clusters_lead_final",
     "clusters_number",
-    "clusters_rivals",
+    "clusters_competing",
     "clusters_switches",
     "clusters_links_inside",
 )
-# Minimum share of a rival, relative to the share of the strongest cluster.
-RIVAL = 0.5
+# Minimum share of a competing cluster, relative to the share of the strongest cluster.
+COMPETING = 0.5
 
 
 def clusters_of(table: TrackTable, lookup: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
@@ -66,7 +66,7 @@ def measure(table: TrackTable, cluster: NDArray[np.int32], top_k: int) -> Floats
         top_k: slots that count; later slots only continue a track.
     """
     rows, layers, _ = cluster.shape
-    first, second, entropy, number, rivals = np.zeros((5, rows * layers))
+    first, second, entropy, number, competing = np.zeros((5, rows * layers))
     strongest = np.full(rows * layers, -1, dtype=np.int64)
     unit, group, share = _shares(table.activation[:, :, :top_k], cluster[:, :, :top_k])
     if len(unit):
@@ -80,12 +80,12 @@ def measure(table: TrackTable, cluster: NDArray[np.int32], top_k: int) -> Floats
         second[unit[follows]] = share[follows]
         entropy = -np.bincount(unit, share * np.log2(share), minlength=len(first))
         number = np.bincount(unit, minlength=len(first)).astype(np.float64)
-        rivals = np.bincount(
-            unit, (rank > 0) & (share >= RIVAL * first[unit]), minlength=len(first)
+        competing = np.bincount(
+            unit, (rank > 0) & (share >= COMPETING * first[unit]), minlength=len(first)
         )
     shape = (rows, layers)
-    first, second, entropy, number, rivals = (
-        values.reshape(shape) for values in (first, second, entropy, number, rivals)
+    first, second, entropy, number, competing = (
+        values.reshape(shape) for values in (first, second, entropy, number, competing)
     )  # (rows, layers)
     leader, known = strongest.reshape(shape), strongest.reshape(shape) >= 0
     both = known[:, 1:] & known[:, :-1]
@@ -105,7 +105,7 @@ def measure(table: TrackTable, cluster: NDArray[np.int32], top_k: int) -> Floats
         np.where(known, first - second, np.inf).min(1),
         (first - second)[:, -1],
         number.sum(1) / seen,
-        rivals.sum(1) / seen,
+        competing.sum(1) / seen,
         changed.sum(1) / np.maximum(both.sum(1), 1),
         inside / np.maximum(links, 1),
     ]

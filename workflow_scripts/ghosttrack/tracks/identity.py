@@ -38,7 +38,7 @@ def score(identity: Ints, track: Ints, time: Ints) -> IdentityScores:
     """
     true, tracked = int((identity >= 0).sum()), int((track >= 0).sum())
     both = (identity >= 0) & (track >= 0)
-    matched = int(both.sum())
+    true_positives = int(both.sum())
     pairs, members, shared = np.unique(
         np.stack([identity[both], track[both]]), axis=1, return_inverse=True, return_counts=True
     )
@@ -47,8 +47,8 @@ def score(identity: Ints, track: Ints, time: Ints) -> IdentityScores:
     of_identity = np.bincount(identity[identity >= 0], minlength=1)[pairs[0]]
     of_track = np.bincount(track[track >= 0], minlength=1)[pairs[1]]
     overlap = shared / (of_identity + of_track - shared)
-    association = float(overlap[members.reshape(-1)].mean()) if matched else 0.0
-    detection = matched / max(true + tracked - matched, 1)
+    association = float(overlap[members.reshape(-1)].mean()) if true_positives else 0.0
+    detection = true_positives / max(true + tracked - true_positives, 1)
     fragments = len(pairs[0]) / max(len(np.unique(identity[both])), 1)
     return IdentityScores(
         2 * int(shared[kept].sum()) / max(true + tracked, 1),

@@ -7,7 +7,7 @@ one token.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class ActivationRows(Protocol):
     def rows(self) -> int: ...  # noqa: D102
     @property
     def massive(self) -> NDArray[np.bool_]: ...  # noqa: D102
-    def read(self, start: int, stop: int) -> NDArray[np.float16]: ...  # noqa: D102
+    def read(self, start: int, stop: int) -> NDArray[np.floating[Any]]: ...  # noqa: D102
     def release(self) -> None: ...  # noqa: D102
 
 

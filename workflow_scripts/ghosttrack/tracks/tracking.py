@@ -133,10 +133,10 @@ def follow(
         )
         widest = max((layer.feature.shape[1] for layer in past[-2:]), default=1)
         left = (edges.row * 2 + edges.gap - 1) * widest + edges.slot
-        chosen, solved = assign(
+        chosen, left_to_solver = assign(
             left, edges.row * current.feature.shape[1] + edges.rank, edges.weight
         )
-        candidates, hard = candidates + len(left), hard + solved
+        candidates, hard = candidates + len(left), hard + left_to_solver
         edges = _CandidateLinks(*(column[chosen] for column in edges))  # type: ignore[arg-type]
         for gap in (1, 2):
             of_gap = edges.gap == gap

@@ -1,0 +1,33 @@
+# rules/common/memory.smk -- memory that jobs ask for, by the formulas of planning/memory.py.
+def memory_for(estimate, *more):
+    """Resource function: MB by a formula of `planning/memory.py`; grows with every attempt."""
+
+    def megabytes(wildcards, attempt):
+        run = memory_run(wildcards.get("model", MODELS[0]))
+        return attempt * memory.asked(estimate(run, *more), on_cluster(), run.gpu)
+
+    return megabytes
+
+
+def on_cluster():
+    """Whether Snakemake submits jobs: only then it has default resources."""
+    return workflow.resource_settings.default_resources is not None
+
+
+def memory_run(model):
+    """What the memory of a model's jobs depends on, as known now."""
+    settings, results = SETTINGS[model], Path("results")
+    texts = {
+        name: data_sizes.known_texts(settings, name, DATASETS[name], results)
+        for name in settings.datasets
+    }
+    known = data_sizes.model_numbers(settings, results)
+    gpu = data_sizes.uses_gpu(settings, on_cluster())
+    return memory.Run(settings, dictionary_size(model), texts, *known, gpu)
+
+
+@cache
+def dictionary_size(model):
+    """Features of one SAE: what local pretrained SAEs say, else sae.d_sae."""
+    sizes = [sae.d_sae for sae in plan.pretrained_locally(SETTINGS[model]).values()]
+    return max(sizes, default=SETTINGS[model].sae.d_sae)

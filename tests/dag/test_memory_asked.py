@@ -1,0 +1,43 @@
+"""What the jobs of a dry run ask for: every rule by a formula, and more on Slurm."""
+
+import math
+from pathlib import Path
+
+import memory as benchmark
+import pytest
+
+from ghosttrack.planning import memory
+from tests.conftest import copy_house
+
+pytestmark = pytest.mark.dag
+MODEL = "tiny-gpt2"
+ASIDE = ("paper", "transfer", "seed_variance", "sae_sweep", "reproduce_leak", "ablations", "tuning")
+# Targets without jobs' work of their own ask for nothing on one machine.
+TARGETS = {"all", *ASIDE}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_house(tmp_path_factory.mktemp("asked") / "house")
+
+
+def test_on_slurm_a_job_also_asks_for_snakemake_and_for_the_libraries_of_a_gpu(house: Path) -> None:
+    here, slurm = (
+        benchmark.asked(MODEL, house, *options)
+        for options in (("--cores", "1"), ("--profile", "slurm"))
+    )
+    more = {rule: slurm[rule] - size for rule, size in here.items() if rule != "all"}
+    without_gpu = memory.SNAKEMAKE + memory.CUDA_BUILD
+    with_gpu = math.ceil(without_gpu + memory.MARGIN * memory.GPU_LIBRARIES)
+    assert more["find_neighbours"] == without_gpu
+    assert more["train_sae"] == with_gpu
+    assert set(more.values()) == {without_gpu, with_gpu}
+
+
+def test_every_rule_of_every_target_asks_for_memory(house: Path) -> None:
+    found = benchmark.asked(MODEL, house, "--cores", "1", "all", *ASIDE)
+    assert {rule for rule, size in found.items() if not size} <= TARGETS
+    assert {"track_arm", "sweep_sae", "transfer_detectors", "vary_seeds", "score_leak"} <= set(
+        found
+    )
+    assert min(size for rule, size in found.items() if rule not in TARGETS) > memory.PLAIN

@@ -1,0 +1,1 @@
+"""Checks of a GPU: agreement with the CPU, speed and memory of the heavy phases."""
