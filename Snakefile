@@ -156,9 +156,9 @@ rule reproduce_leak:
 
 
 rule transfer:
-    """Detectors on relations and data sets that they were not trained on."""
+    """Detectors on relations, data sets and wordings that they were not trained on."""
     input:
-        collect(rules.draw_transfer.output.figures, model=MODELS),
+        all_transfer,
     message:
         "Gathering what transfers"
 

@@ -1,5 +1,8 @@
 # rules/detect.smk -- phase 4. Needs: activations, SAEs, track metrics and model outputs of one data set.
 # Gives: its leak audit, out-of-fold scores of every control and detector, and the saved detector.
+include: "common/detect.smk"
+
+
 rule audit_dataset:
     """Audit one data set for label leaks, and score the text-only controls, before any training."""
     input:
@@ -45,6 +48,10 @@ rule train_detectors:
         prompt_states="results/{model}/examples/{dataset}/prompts.npz",
         track_metrics=per("results/{model}/signals/{dataset}.{variant}.parquet", "variant"),
         samples=drawn_answers,
+        candidates=candidate_tables,
+        random_decoders=null_decoders("sae_weights.safetensors"),
+        null_cfgs=null_decoders("cfg.json"),
+        closed_book=closed_book,
     output:
         scores="results/{model}/detection/{dataset}/scores.parquet",
         selection="results/{model}/detection/{dataset}/selection.csv",

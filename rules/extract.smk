@@ -175,6 +175,38 @@ for MODEL in MODELS:
             "../workflow_scripts/extract/extract_examples.py"
 
 
+rule extract_closed_book:
+    """Read the statements of a conflict set without their remarks, for the closed-book controls."""
+    input:
+        weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+    output:
+        closed_book="results/{model}/examples/{dataset}/closed_book.parquet",
+    log:
+        "results/{model}/logs/extract_closed_book/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/extract_closed_book/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(CONFLICT),
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **ACCELERATOR,
+        mem_mb=memory_for(memory.extraction),
+        runtime=scaled(60),
+        batch=shrinking(32),
+    params:
+        prompts=property_of("pmi_prompts", "detection"),
+        seed=settings_of("seed", "extract_closed_book"),
+        code=source_digest("extract_closed_book"),
+    message:
+        "Reading {wildcards.dataset} without remarks (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/extract/extract_closed_book.py"
+
+
 rule generate_answers:
     """Generate answers to the questions, and label them by the gold answers."""
     input:

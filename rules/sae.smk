@@ -98,6 +98,41 @@ for MODEL in SHARED:
             "../workflow_scripts/sae/train_shared_sae.py"
 
 
+rule fit_random_decoder:
+    """Fit the null of one SAE : the same L0 and encoder fit, a random decoder."""
+    input:
+        stores=null_rows(".zarr"),
+        manifests=null_rows(".json"),
+        trained="results/{model}/saes/layer_{layer}/sae_weights.safetensors",
+        trained_cfg="results/{model}/saes/layer_{layer}/cfg.json",
+        quality="results/{model}/saes/layer_{layer}/quality.json",
+    output:
+        weights="results/{model}/random_decoders/layer_{layer}/sae_weights.safetensors",
+        cfg="results/{model}/random_decoders/layer_{layer}/cfg.json",
+        history="results/{model}/random_decoders/layer_{layer}/history.csv",
+    log:
+        "results/{model}/logs/fit_random_decoder/layer_{layer}.log",
+    benchmark:
+        "results/{model}/benchmarks/fit_random_decoder/layer_{layer}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **ACCELERATOR,
+        mem_mb=memory_for(memory.training),
+        runtime=scaled(120),
+        resident_mb=first_attempt(1536),
+        micro_batch=shrinking(4096),
+    params:
+        sae=settings_of("sae", "fit_random_decoder"),
+        seed=settings_of("seed", "fit_random_decoder"),
+        state="results/{model}/state/fit_random_decoder/layer_{layer}",
+        code=source_digest("fit_random_decoder"),
+    message:
+        "Fitting a random decoder of {wildcards.model} layer {wildcards.layer} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/sae/fit_random_decoder.py"
+
+
 rule evaluate_sae:
     """Measure one SAE on held-out documents: reconstruction, and loss recovered when spliced in."""
     input:

@@ -65,6 +65,46 @@ rule cluster_features:
         "../workflow_scripts/track/cluster_features.py"
 
 
+rule attribute_candidates:
+    """Attribute the logit difference of two candidate answers to features, and track these."""
+    input:
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+        weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
+        saes=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
+        random_decoders=per(
+            "results/{model}/random_decoders/layer_{layer}/sae_weights.safetensors", "layer"
+        ),
+        random_cfgs=per("results/{model}/random_decoders/layer_{layer}/cfg.json", "layer"),
+        neighbours=neighbour_files,
+    output:
+        controls="results/{model}/candidates/{dataset}.controls.parquet",
+        metrics="results/{model}/candidates/{dataset}.metrics.parquet",
+        completeness="results/{model}/candidates/{dataset}.completeness.csv",
+    log:
+        "results/{model}/logs/attribute_candidates/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/attribute_candidates/{dataset}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **ACCELERATOR,
+        mem_mb=memory_for(memory.attribution),
+        runtime=scaled(60),
+    params:
+        layers=property_of("layers"),
+        site=property_of("site", "activations"),
+        tracking=settings_of("tracking", "attribute_candidates"),
+        seed=settings_of("seed", "attribute_candidates"),
+        code=source_digest("attribute_candidates"),
+    message:
+        "Comparing candidate answers inside {wildcards.model} on {wildcards.dataset} (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/track/attribute_candidates.py"
+
+
 # Tracker and nulls read the same activations, so one job makes them all. The model's settings name them.
 for MODEL in MODELS:
 

@@ -1,5 +1,8 @@
 # rules/transfer.smk -- aside from a run (target transfer). Needs: a finished evaluation. Gives: AUROC of
-# detectors on relations and data sets that they were not trained on.
+# detectors on relations, data sets and wordings of remarks that they were not trained on.
+include: "common/transfer.smk"
+
+
 rule transfer_detectors:
     """Train the detector and its controls on some relations, and test them on others."""
     input:
@@ -36,6 +39,42 @@ rule transfer_detectors:
         "Testing the detectors of {wildcards.model} on relations that they have not seen"
     script:
         "../workflow_scripts/transfer/transfer_detectors.py"
+
+
+rule transfer_misled:
+    """Train detectors and controls on conflict sets without a relation or a wording; test them there."""
+    input:
+        examples=per_misled("datasets/{dataset}/examples.parquet"),
+        outputs=per_misled("examples/{dataset}/outputs.parquet"),
+        closed_books=per_misled("examples/{dataset}/closed_book.parquet"),
+        backgrounds=per_misled("examples/{dataset}/background.npz"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
+        stores=per_misled("examples/{dataset}/layer_{layer}.zarr"),
+        manifests=per_misled("examples/{dataset}/layer_{layer}.json"),
+        controls=if_misled_compared(per_misled("candidates/{dataset}.controls.parquet")),
+        metrics=if_misled_compared(per_misled("candidates/{dataset}.metrics.parquet")),
+    output:
+        misled_left_out="results/{model}/evaluation/misled_left_out.csv",
+    log:
+        "results/{model}/logs/transfer_misled.log",
+    benchmark:
+        "results/{model}/benchmarks/transfer_misled.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=memory_for(memory.transfer),
+        runtime=scaled(120),
+    params:
+        datasets=lambda wildcards: misled_datasets(wildcards.model),
+        layers=property_of("layers"),
+        evaluation=settings_of("evaluation", "transfer_misled"),
+        seed=settings_of("seed", "transfer_misled"),
+        code=source_digest("transfer_misled"),
+    message:
+        "Testing the detectors of {wildcards.model} on remarks and relations that they have not seen"
+    script:
+        "../workflow_scripts/transfer/transfer_misled.py"
 
 
 rule draw_transfer:

@@ -1,4 +1,6 @@
-# rules/common/extract.smk -- helpers of rules/extract.smk: waves under a disk budget.
+# rules/common/extract.smk -- helpers of rules/extract.smk: conflict sets, waves under a disk budget.
+# Data sets whose texts follow a remark.
+CONFLICT = [name for name, settings in DATASETS.items() if settings.conflict]
 # Resources of jobs that run the model, which may be spread over several GPUs.
 MODEL_ACCELERATOR = {**ACCELERATOR, "gpu": SETTINGS[MODELS[0]].plan.gpus_per_model}
 

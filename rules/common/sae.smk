@@ -6,3 +6,19 @@ def warm_start_files(wildcards):
         return []
     folder = f"results/{wildcards.model}/saes/layer_{first:02d}"
     return [f"{folder}/sae_weights.safetensors", f"{folder}/cfg.json"]
+
+
+def null_rows(ending):
+    """Input function: the rows that a random decoder is fitted on.
+
+    They are the training activations if the run keeps them, else the held-out ones.
+    """
+
+    def files(wildcards):
+        settings = SETTINGS[wildcards.model]
+        if settings.sae.trained and settings.activations.disk_budget_gb is None:
+            pattern = f"results/{{model}}/activations/layer_{{layer}}/shard_{{shard}}{ending}"
+            return per(pattern, "shard")(wildcards)
+        return [f"results/{wildcards.model}/heldout/layer_{wildcards.layer}{ending}"]
+
+    return files

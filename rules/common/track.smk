@@ -18,3 +18,29 @@ def if_correlated(files):
     return lambda wildcards: (
         files(wildcards) if SETTINGS[wildcards.model].tracking.links == "correlation" else []
     )
+
+
+def compares_candidates(wildcards):
+    """Whether the candidate answers of a data set are compared (tracking.compare_candidates)."""
+    conflict = DATASETS[wildcards.dataset].conflict is not None
+    return SETTINGS[wildcards.model].tracking.compares(conflict)
+
+
+def candidate_tables(wildcards):
+    """Input function: controls and metrics of the candidate answers, if these are compared."""
+    if not compares_candidates(wildcards):
+        return []
+    folder = f"results/{wildcards.model}/candidates"
+    return [f"{folder}/{wildcards.dataset}.{kind}.parquet" for kind in ("controls", "metrics")]
+
+
+def null_decoders(name):
+    """Input function: a file of every layer's SAE with a random decoder, if candidates are compared."""
+
+    def files(wildcards):
+        if not compares_candidates(wildcards):
+            return []
+        folder = f"results/{wildcards.model}/random_decoders"
+        return all_of(wildcards.model, f"{folder}/layer_{{layer}}/{name}", "layer")
+
+    return files

@@ -17,7 +17,10 @@ CONFIGS = [
     {"strict": "true"},
     {"sae": "{dictionaries: shared}"},
     {"activations": "{disk_budget_gb: 5}"},
+    {"tracking": "{compare_candidates: all}", "activations": "{disk_budget_gb: 5}"},
+    {"tracking": "{compare_candidates: conflict}", "datasets": "[capitals, conflict_cities]"},
     {"tracking": "{variants: [default, permuted]}", "datasets": "[capitals, questions]"},
+    {"datasets": "[capitals, conflict_cities, conflict_questions]"},
 ]
 
 

@@ -80,7 +80,7 @@ def test_saes_by_name_are_fetched_checked_and_measured_and_nothing_is_fetched_tw
         )
 
     source = "saelens:llama_scope_lxr_8x/l{layer}r_8x"
-    refused = run(source.replace("r_8x", "x_8x"))
+    refused = run(source.replace("}r_8x", "}x_8x"))
     assert refused.returncode != 0
     assert "holds no SAE l0x_8x; most similar of 32: " in refused.stdout + refused.stderr
     done = run(source)

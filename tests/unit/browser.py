@@ -15,6 +15,17 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Options of every start: no window, no network.
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
 # File descriptors of commands and answers under --remote-debugging-pipe.
 _READS, _WRITES = 3, 4
 
@@ -152,15 +163,8 @@ def browser() -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(prefix="gt", ignore_cleanup_errors=True) as profile:
         command = [
             CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-extensions",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
+            *OPTIONS,
             "--hide-scrollbars",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
             "about:blank",

@@ -3,15 +3,29 @@
 import pytest
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import classifiers, controls, detectors, seed_runs, transfer
+from ghosttrack.detection import (
+    candidate_scores,
+    classifiers,
+    controls,
+    detectors,
+    seed_runs,
+    transfer,
+)
 from ghosttrack.evaluation import leak_reproduction
+from ghosttrack.tracks import candidate_run
 
 FAMILIES = {"detector", "output", "probe", "control", "tracking", "tracking_null"}
 
 
 def test_every_computed_score_is_registered() -> None:
     names = [
-        *detectors.score_names(["default", *registry.NULLS], classifiers.NAMES),
+        *detectors.score_names(
+            ["default", *registry.NULLS],
+            classifiers.NAMES,
+            compared=candidate_scores.score_names(candidate_run.VARIANTS),
+            null=True,
+            remarks=True,
+        ),
         *controls.UNTRAINED,
         *controls.AUDITED,
         *seed_runs.SCORE_NAMES,

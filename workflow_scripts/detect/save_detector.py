@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 from ghosttrack import sae
 from ghosttrack import scores as registry
 from ghosttrack.detection import audit, saved, saved_fit
+from ghosttrack.facts import remarks
 from ghosttrack.inputs import chat
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.settings import DetectionSettings, code_digest
@@ -48,7 +49,11 @@ def main(
         for name, examples_path, outputs_path in zip(datasets, examples, outputs, strict=True)
     }
     checks = pd.concat([registry.read(path, audit.COLUMNS) for path in audits], ignore_index=True)
-    chosen = saved_fit.training_sets(checks)
+    # Conflict sets only where no other data set can be fitted on: user texts have no remarks.
+    plain = [name for name in datasets if not remarks.has_remarks(sources[name].examples)]
+    chosen = saved_fit.training_sets(
+        checks[checks["dataset"].isin(plain)]
+    ) or saved_fit.training_sets(checks)
     saes = {layer: sae.load(path.parent) for layer, path in zip(layers, weights, strict=True)}
     with threadpool_limits(threads):
         fitted = saved_fit.fit(sources, chosen, saes, detection.folds, seed)

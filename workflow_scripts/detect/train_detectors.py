@@ -21,6 +21,9 @@ def main(
     prompt_states: Path,
     track_metrics: list[Path],
     samples: list[Path],
+    candidates: list[Path],
+    random_decoders: list[Path],
+    closed_book: list[Path],
     scores: Path,
     selection: Path,
     importance: Path,
@@ -33,8 +36,12 @@ def main(
 ) -> None:
     """Write the scores of every detector, the chosen hyperparameters and the feature importances.
 
-    `stores`, `manifests` and `weights` are in the order of `layers`, `track_metrics` of `variants`.
-    `samples`: samples.parquet of a generated data set, or empty.
+    `stores`, `manifests` and `weights` are in the order of `layers`, `track_metrics` of
+    `variants`.
+    `samples`: samples.parquet of a generated data set, or empty; `candidates`: controls and metrics
+    of the candidate answers, or empty; `random_decoders`: weights of the SAEs with random decoders
+    in the order of `layers`, or empty; `closed_book`: closed_book.parquet of a conflict set, or
+    empty.
     """
     drawn = [detection_run.DrawnAnswers(tables.read_parquet(path), path) for path in samples]
     with threadpool_limits(threads):
@@ -44,13 +51,21 @@ def main(
             tables.read_parquet(outputs),
             tables.read_parquet(audited),
             detection_run.DatasetFiles(
-                stores, manifests, weights, counterfactual_mean, prompt_states, track_metrics
+                stores,
+                manifests,
+                weights,
+                counterfactual_mean,
+                prompt_states,
+                track_metrics,
+                candidates,
+                random_decoders,
             ),
             layers,
             variants,
             detection,
             seed,
-            *drawn,
+            drawn[0] if drawn else None,
+            tables.read_parquet(closed_book[0]) if closed_book else None,
         )
     with files.atomic_write(scores, "wb") as stream:
         trained.scores.to_parquet(stream, index=False)

@@ -43,12 +43,15 @@ def main(
         for name, part in table.groupby("dataset", sort=False)
     ]
     scope_results += scoreboard.pools(scope_results, evaluation.confidence)
-    single = []
+    single, repeated = [], []
     for path in generated:
         part = table[table["dataset"] == path.parent.name]
-        relation = tables.read_parquet(path, columns=["id", "relation"]).set_index("id")["relation"]
+        examples = tables.read_parquet(path)
+        relation = examples.set_index("id")["relation"]
         single.append(by_relation.scope_results(part, relation, evaluation, seed))
+        repeated += by_relation.repeating(part, examples, evaluation, seed)
     claimed = [each for found in single for each in by_relation.claimed(found, evaluation)]
+    claimed += by_relation.claimed(repeated, evaluation)[: len(repeated)]
     with files.atomic_write(scores, "wb") as stream:
         table.to_parquet(stream, index=False)
     written = {
@@ -57,6 +60,7 @@ def main(
         relations: scoreboard.metrics_table(
             [
                 *(each for found in single for each in found),
+                *repeated,
                 *(each for each in claimed if each.members),
             ]
         ),

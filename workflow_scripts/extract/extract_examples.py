@@ -18,6 +18,7 @@ from ghosttrack.activations import (
     run_model,
 )
 from ghosttrack.activations.store import smallest_float
+from ghosttrack.facts import remarks
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import files, job, tables
@@ -69,7 +70,7 @@ def main(
     baseline = pmi_baseline.PmiBaseline(
         pairs, encoded[len(frame) :], len(layers), model.config.get_text_config().hidden_size
     )
-    compared = candidates.Candidates(model, encoded[: len(frame)], frame["relation"].tolist())
+    compared = candidates.Candidates(model, encoded[: len(frame)], remarks.strata(frame))
     token_table, output_table = example_extraction.extract_examples(
         model,
         identity,
@@ -85,14 +86,8 @@ def main(
         candidates=compared,
     )
     token_table.insert(3, "text", [tokenizer.decode([token]) for token in token_table["token"]])
-    output_table.insert(0, "id", frame["id"].to_numpy())
     means = baseline.means(frame)
-    for kind in ("sum", "mean", "first"):
-        output_table[f"pmi_{kind}"] = output_table[f"logprob_{kind}"] - getattr(
-            means, f"logprob_{kind}"
-        )
-    output_table["pmi_prompts"] = means.prompts
-    output_table = pd.concat([output_table, compared.table()], axis=1)
+    output_table = example_extraction.compared_outputs(output_table, frame, means, compared)
     if whether_true:
         output_table["p_true"] = p_true.measure(
             model, tokenizer, frame, limit=limit, batch=batch, packed=packed

@@ -96,16 +96,24 @@ LEFT_OUT = (
     "difference_high",
     "verdict",
 )
+# misled_left_out.csv: one row per part that is left out, data set, and pair of scores on conflict sets.
+MISLED_LEFT_OUT = ("left_out", "dataset", "ours", *LEFT_OUT[1:])
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
-# Values of the column `dataset` for means over data sets: all given texts, all generated answers.
-ALL_GIVEN, ALL_GENERATED = "all_given", "generated"
+# Values of the column `dataset` for means over data sets: all given texts without remarks, all
+# generated answers without remarks, all given texts after remarks (conflict sets).
+ALL_GIVEN, ALL_GENERATED, ALL_MISLED = "all_given", "generated", "all_misled"
 # Value of the column `dataset` in ANSWERS for the answer tokens of all data sets.
 ALL_ANSWERS = "all_answers"
 # The two claims that the summary of a report speaks about, and the suffix of TRACKING before the
 # name of a null: the tracks themselves add to the detector, and not only what the null has as well.
 HEADLINE, TRACKING = "the detector beats its best control", "tracking metrics add to the detector"
 MORE_THAN = " more than their"
+# The two headline claims on conflict sets, and the first one for the detector that knows all that
+# its control knows.
+BEYOND_PASS = "the detector beats all output and text of the same pass"
+ADDS_TO_PASS = "activations add to all output and text of the same pass"
+BEYOND_CLOSED_BOOK = "activations add to closed book and context together"
 
 DETECTOR = "ghosttrack"
 WITHOUT_SAE, WITH_METRICS = f"{DETECTOR}.without_sae", f"{DETECTOR}.with_metrics"
@@ -114,7 +122,22 @@ WITHOUT_SAE, WITH_METRICS = f"{DETECTOR}.without_sae", f"{DETECTOR}.with_metrics
 OUTPUT_REGRESSION = "output_regression"
 WITHOUT_CANDIDATES = f"{OUTPUT_REGRESSION}.without_candidates"
 OUTPUT_AND_WORDS = "output_and_words"
+# The default detector and probes with the SAEs of random decoders instead.
+NULL_DETECTOR, NULL_SAE_PROBE = f"{DETECTOR}.decoders", "sae_probe.decoders"
+NULL_RESIDUAL_PROBE = "residual_probe.decoders"
+# Scores on the candidate answers to a prompt, which data sets with a second candidate have.
+CANDIDATE_LOGIT, CANDIDATE_GRADIENTS = "candidate_logit", "candidate_gradients"
+CANDIDATE_ATTRIBUTION, CANDIDATE_FEATURES = "candidate_attribution", "candidate_features"
+CANDIDATE_TRACKS, CANDIDATE_ALL = "candidate_tracks", "candidate_all"
+WITH_GRADIENTS, WITH_CANDIDATES = f"{DETECTOR}.with_gradients", f"{DETECTOR}.with_candidates"
 BILINEAR_PROBE = "bilinear_probe"
+# Scores of conflict sets, whose texts follow a remark that asserts an answer. Closed book: the same
+# text without its remark.
+AGREEMENT = "agreement"
+OUTPUT_AND_AGREEMENT, SAME_PASS = f"{OUTPUT_REGRESSION}.with_agreement", "same_pass"
+WITH_AGREEMENT = f"{DETECTOR}.with_agreement"
+CLOSED_BOOK, CLOSED_BOOK_AND_CONTEXT = "closed_book", "closed_book_and_context"
+WITH_CLOSED_BOOK = f"{DETECTOR}.with_closed_book"
 TEXT_ONLY, ANSWER_ONLY, QUESTION_ONLY = "text_only", "answer_only", "question_only"
 LENGTH, EMBEDDING_PROBE = "length", "embedding_probe"
 TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
@@ -164,6 +187,33 @@ _ALL = (
         "detector with tracking metrics",
         "The default detector with a logistic regression on the tracking metrics as one more "
         "base learner.",
+    ),
+    Score(
+        WITH_GRADIENTS,
+        "detector",
+        "detector with gradients of candidates",
+        "The default detector with the regression on gradients of the candidates' logit "
+        "difference as one more base learner.",
+    ),
+    Score(
+        WITH_CANDIDATES,
+        "detector",
+        "detector with tracks of candidates",
+        "The default detector with the regression on gradients, feature attribution and tracks of "
+        "the candidates as one more base learner.",
+    ),
+    Score(
+        WITH_AGREEMENT,
+        "detector",
+        "detector with agreement",
+        "The default detector with all that the regression on output and text of the same pass "
+        "knows, such as agreement with the remark.",
+    ),
+    Score(
+        WITH_CLOSED_BOOK,
+        "detector",
+        "detector with closed book",
+        "The default detector with all that the regression on closed book and context knows.",
     ),
     Score(
         "answer_logprob_mean",
@@ -261,6 +311,42 @@ _ALL = (
         "all that can be known without reading activations.",
     ),
     Score(
+        AGREEMENT,
+        "control",
+        "agreement with the remark",
+        "Logistic regression on whether the text states the answer that the remark before it "
+        "asserts.",
+    ),
+    Score(
+        OUTPUT_AND_AGREEMENT,
+        "output",
+        "regression on output features and agreement with the remark",
+        "Logistic regression on all output features, with weights that depend on whether the text "
+        "agrees with the remark.",
+    ),
+    Score(
+        SAME_PASS,
+        "output",
+        "all output and text of the same pass",
+        "Logistic regression on all output features and both controls of question-answer pairs, "
+        "with weights that depend on whether the text agrees with the remark.",
+        short="same pass",
+    ),
+    Score(
+        CLOSED_BOOK,
+        "output",
+        "closed book",
+        "Logistic regression on all output features of the same text without its remark, which "
+        "the model reads in one more pass.",
+    ),
+    Score(
+        CLOSED_BOOK_AND_CONTEXT,
+        "output",
+        "closed book and context",
+        "Logistic regression on the output features with and without the remark, both controls of "
+        "question-answer pairs, and agreement with the remark.",
+    ),
+    Score(
         "output_scores",
         "output",
         "regression on four output scores",
@@ -322,6 +408,47 @@ _ALL = (
         "bilinear probe of prompt and answer",
         "Bilinear probe on the activation of the last prompt token and the answer's row of the "
         "unembedding.",
+    ),
+    Score(
+        CANDIDATE_LOGIT,
+        "output",
+        "logit difference of the candidates",
+        "Logistic regression on the logit of the stated answer minus that of the other candidate "
+        "answer, at the last prompt token.",
+    ),
+    Score(
+        CANDIDATE_GRADIENTS,
+        "probe",
+        "gradients of the candidates",
+        "Logistic regression on the candidates' logit difference, its logit lens and gradient "
+        "times activation in each layer, without SAEs.",
+    ),
+    Score(
+        CANDIDATE_ATTRIBUTION,
+        "probe",
+        "feature attribution of the candidates",
+        "Logistic regression on metrics of the attribution of the candidates' logit difference to "
+        "SAE features, which know no feature by its identity.",
+    ),
+    Score(
+        CANDIDATE_FEATURES,
+        "probe",
+        "gradients and feature attribution of the candidates",
+        "Logistic regression on the candidates' gradients and their attribution to SAE features.",
+    ),
+    Score(
+        CANDIDATE_TRACKS,
+        "tracking",
+        "tracks of the candidates",
+        "Logistic regression on metrics of the tracks of each candidate: the features that promote "
+        "it, followed through the layers.",
+    ),
+    Score(
+        CANDIDATE_ALL,
+        "tracking",
+        "gradients, feature attribution and tracks of the candidates",
+        "Logistic regression on the candidates' gradients, their attribution to SAE features, and "
+        "the tracks of these features.",
     ),
     Score(
         TEXT_ONLY,
@@ -406,11 +533,23 @@ NULLS = {
     "random": "random links",
     "shuffled": "shuffled layers",
     "untracked": "no links",
+    "candidates": "permuted candidates",
+    "decoders": "random decoders",
 }
+_DECODERS = (NULL_DETECTOR, NULL_SAE_PROBE, NULL_RESIDUAL_PROBE)
+# Scores on the metrics of tracks or candidates, of which nulls have variants: `BASE.VARIANT`.
+_WITH_NULLS = (
+    WITH_METRICS,
+    WITH_CANDIDATES,
+    CANDIDATE_ATTRIBUTION,
+    CANDIDATE_FEATURES,
+    CANDIDATE_TRACKS,
+    CANDIDATE_ALL,
+)
 
 
 def get(name: str) -> Score:
-    """The score of a name. `BASE.VARIANT` is a score on the tracking metrics of a null.
+    """The score of a name. `BASE.VARIANT` is a score on the metrics of a null.
 
     Raises:
         KeyError: no score has this name.
@@ -418,9 +557,12 @@ def get(name: str) -> Score:
     if name in SCORES:
         return SCORES[name]
     base, _, variant = name.rpartition(".")
-    if base != WITH_METRICS and not base.startswith("metrics_"):
+    if base not in _WITH_NULLS and not base.startswith("metrics_") and name not in _DECODERS:
         raise KeyError(name)
     known, null = SCORES[base], NULLS.get(variant, variant)
+    if name in _DECODERS:
+        meaning = f"{known.meaning} The SAEs are a null: their decoders are random."
+        return Score(name, known.family, f"{known.label}, {null}", meaning)
     return Score(
         name,
         "tracking_null",
@@ -478,7 +620,8 @@ class DatasetKinds(NamedTuple):
 
     text_controlled: given texts whose label the text does not give away (the text-only interval
     covers 0.5); leaky: given texts whose label it does; generated: answers of the model; control:
-    positive controls; skipped: too little data to train on.
+    positive controls; skipped: too little data to train on; misled: conflict sets, of given texts
+    or of answers.
     """
 
     text_controlled: list[str]
@@ -486,11 +629,12 @@ class DatasetKinds(NamedTuple):
     generated: list[str]
     control: list[str]
     skipped: list[str]
+    misled: list[str]
 
 
 def kinds(metrics: pd.DataFrame, datasets: list[str], controls: list[str]) -> DatasetKinds:
     """Sort data sets by kind; `controls` names the positive controls."""
-    result = DatasetKinds([], [], [], [], [])
+    result = DatasetKinds([], [], [], [], [], [])
     for dataset in datasets:
         modes = set(metrics.loc[metrics["dataset"] == dataset, "mode"])
         text = row_of(metrics, dataset, TEXT_ONLY)
@@ -499,6 +643,8 @@ def kinds(metrics: pd.DataFrame, datasets: list[str], controls: list[str]) -> Da
             result.skipped.append(dataset)
         elif dataset in controls:
             result.control.append(dataset)
+        elif row_of(metrics, dataset, AGREEMENT) is not None:
+            result.misled.append(dataset)
         elif modes == {"generated"}:
             result.generated.append(dataset)
         elif text is not None and text["auroc_low"] <= 0.5 <= text["auroc_high"]:

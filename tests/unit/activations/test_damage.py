@@ -88,6 +88,7 @@ def rows_that_are_not_finite(value: float) -> Callable[[Path, Header], None]:
 
     def write_them(folder: Path, header: Header) -> None:
         block = to_block(make_rows(70_000))
+        assert isinstance(block.values, np.ndarray)
         block.values[69_999] = value
         with StoreWriter(
             folder / "one.zarr",

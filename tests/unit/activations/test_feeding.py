@@ -29,7 +29,7 @@ CUTS = [(0, 17_000), (17_000, ROWS)]
 CPU = torch.device("cpu")
 
 
-def write(folder: Path, storage: Any) -> list[tuple[Path, Path]]:
+def write(folder: Path, storage: Any, scale: int = 1) -> list[tuple[Path, Path]]:
     """Two stores with incomplete chunks, massive rows, and values that fill the float16 range."""
     values = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
     values *= np.geomspace(0.001, 300, WIDTH, dtype=np.float32)
@@ -42,7 +42,7 @@ def write(folder: Path, storage: Any) -> list[tuple[Path, Path]]:
     paths = []
     for start, stop in CUTS:
         target, manifest = folder / f"{start}.zarr", folder / f"{start}.json"
-        header = Header("tiny", "weights", 0, "resid_post", CONTEXT, "tokens", storage)
+        header = Header("tiny", "weights", 0, "resid_post", CONTEXT, "tokens", storage, scale=scale)
         with StoreWriter(
             target,
             manifest,
@@ -52,7 +52,8 @@ def write(folder: Path, storage: Any) -> list[tuple[Path, Path]]:
             row_start=start,
             total_rows=ROWS,
         ) as writer:
-            writer.append(to_block(values[start:stop].clip(-HALF_MAX, HALF_MAX)))
+            rows = values[start:stop].clip(-HALF_MAX, HALF_MAX) * np.float32(scale)
+            writer.append(to_block(rows, scale=scale))
         paths.append((target, manifest))
     return paths
 
@@ -61,18 +62,22 @@ def open_all(paths: list[tuple[Path, Path]]) -> ActivationStore:
     return ActivationStore.open([store for store, _ in paths], [manifest for _, manifest in paths])
 
 
-@pytest.fixture(scope="module", params=["fp16", "int8s"])
+@pytest.fixture(
+    scope="module",
+    params=[("fp16", 1), ("int8s", 1), ("int8s", 8)],
+    ids=["fp16", "int8s", "int8s, scale 8"],
+)
 def paths(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[tuple[Path, Path]]:
-    return write(tmp_path_factory.mktemp("store"), request.param)
+    return write(tmp_path_factory.mktemp("store"), *request.param)
 
 
 def decoded(paths: list[tuple[Path, Path]]) -> npt.NDArray[np.float16]:
-    """All rows, decoded with numpy from the arrays of the store, one operation at a time."""
+    """All rows in units of the scale, decoded with numpy from the arrays of the store."""
     store = open_all(paths)
     if store.storage == "fp16":
-        return store.read()
+        return np.concatenate([store.half(chunk) for chunk in range(len(store.chunk_bounds) - 1)])
     parts = []
     for target, _ in paths:
         flat = {
@@ -111,7 +116,7 @@ def expected(paths: list[tuple[Path, Path]], epoch: int) -> npt.NDArray[np.float
         rows.append(window[shuffle])
     served = np.concatenate(rows)
     served = served[: len(served) // BATCH * BATCH]
-    batches: npt.NDArray[np.float32] = values[served].astype(np.float32)
+    batches: npt.NDArray[np.float32] = values[served].astype(np.float32) * np.float32(store.scale)
     return batches.reshape(-1, BATCH, WIDTH)
 
 
@@ -155,7 +160,7 @@ def test_batches_on_a_gpu_are_the_bits_of_the_reference(
 
 def test_the_stores_of_these_tests_hold_the_hard_cases(paths: list[tuple[Path, Path]]) -> None:
     store, values = open_all(paths), decoded(paths)
-    np.testing.assert_array_equal(store.read(), values)
+    np.testing.assert_array_equal(store.read(), values.astype(np.float32) * store.scale)
     assert (np.abs(values[20_000:21_000, 0]) == HALF_MAX).sum() > 100
     if store.storage == "int8s":
         codings = [store.coding(chunk) for chunk in range(len(store.chunk_bounds) - 1)]

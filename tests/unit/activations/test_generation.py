@@ -237,6 +237,27 @@ def questions(count: int = 1) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_answers_that_follow_true_and_false_remarks_are_counted() -> None:
+    asked = questions().assign(
+        remark="Some say so. ",
+        remark_answer=["Paris", "Lima", "Lima", "Lima"],
+        other="Lima",
+        wording="hearsay",
+    )
+    found = judge_answers(asked, [" Paris.", " Lima.", " Rome.", " Lima or Paris."], "x")
+    assert found.counts["remarks"] == {
+        "true": {"asked": 1, "followed": 1},
+        "false": {"asked": 3, "followed": 1},
+    }
+    other = dict(zip(found.examples["answer"], found.examples["other"], strict=True))
+    assert other["Paris"] == "Lima"
+    assert other["Lima"] != "Lima"
+    assert set(found.examples["wording"]) == {"hearsay"}
+    plain = judge_answers(questions(), [" Paris.", " Lima.", " Rome.", " Lima."], "x")
+    assert "remarks" not in plain.counts
+    assert set(plain.examples["remark"]) == {""}
+
+
 def test_answers_are_cut_judged_and_counted() -> None:
     found = judge_answers(
         questions(), [" Paris.\nThe capital of", " Madrid.\n", "", " Paris or N'Djamena."], "x"

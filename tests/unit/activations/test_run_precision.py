@@ -242,6 +242,7 @@ def test_values_of_a_bfloat16_model_beyond_float16_are_clipped_and_counted() -> 
     block = store.to_block(rows)
     largest = float(rows[1, 1].abs())
     assert block.clipped.tolist() == [[1.0, 2.0, largest]]
+    assert isinstance(block.values, np.ndarray)
     assert block.values[1, :3].tolist() == [HALF_MAX, -HALF_MAX, 1.0]
     assert np.isfinite(block.norms).tolist() == [True, True, True]
 

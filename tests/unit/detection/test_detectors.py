@@ -70,6 +70,26 @@ def made(signal: float, seed: int = 0) -> tuple[DetectorInputs, np.ndarray, list
     )
 
 
+def test_output_that_depends_on_agreement_is_found_by_the_controls_that_know_it() -> None:
+    inputs, labels, outer_folds = made(0.0)
+    agrees = np.tile([True, False], len(labels) // 2)
+    outputs = inputs.outputs.copy()
+    outputs["entropy_mean"] += 2.5 * labels * np.where(agrees, 1, -1)
+    closed = pd.DataFrame({"logprob_sum": inputs.outputs["logprob_sum"] + 2.5 * labels})
+    inputs = inputs._replace(outputs=outputs, remarks=detectors.RemarkInputs(agrees, closed))
+    found = detectors.train(inputs, labels, outer_folds, SETTINGS, 0, "misled")
+    assert list(found.scores) == detectors.score_names(
+        ["default", "permuted"], SETTINGS.detectors, remarks=True
+    )
+    reached = {name: auroc(labels, score) for name, score in found.scores.items()}
+    for name in ("ghosttrack", registry.OUTPUT_REGRESSION, registry.AGREEMENT):
+        assert abs(reached[name] - 0.5) < 0.2, name
+    for name in (registry.OUTPUT_AND_AGREEMENT, registry.SAME_PASS, registry.CLOSED_BOOK):
+        assert reached[name] > 0.85, name
+    for name in (registry.CLOSED_BOOK_AND_CONTEXT, registry.WITH_CLOSED_BOOK):
+        assert reached[name] > reached[registry.CLOSED_BOOK], name
+
+
 def test_a_planted_signal_is_found_where_it_was_planted() -> None:
     inputs, labels, outer_folds = made(3.0)
     found = detectors.train(inputs, labels, outer_folds, SETTINGS, 0, "planted")

@@ -11,7 +11,8 @@ from ghosttrack import sae
 from ghosttrack import scores as registry
 from ghosttrack.activations import store
 from ghosttrack.activations.writer import StoreWriter
-from ghosttrack.detection import probes, transfer
+from ghosttrack.detection import misled_transfer, probes, transfer
+from ghosttrack.detection.misled_transfer import MisledPool
 from ghosttrack.detection.transfer import Pool
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import transfer_tables
@@ -56,6 +57,87 @@ def made(signal: float, seed: int = 0, own: float = 0.0) -> Pool:
         [f"{name} {group}" for name, group in zip(dataset, groups, strict=True)], dtype=object
     )
     return Pool(labels, relation, dataset, groups, cv_groups, outputs, lens, blocks)
+
+
+def after_remarks(pool: Pool, signal: float) -> MisledPool:
+    """The same texts after remarks of three wordings; entropy shows the label if told agreement."""
+    rows = np.arange(len(pool.labels))
+    wording = np.array(["hearsay", "belief", "passage"], dtype=object)[rows // 4 % 3]
+    agrees = rows % 2 == 0
+    shift = signal * pool.labels * np.where(agrees, 1, -1)
+    outputs = pool.outputs.assign(entropy_mean=pool.outputs["entropy_mean"] + shift)
+    blocks = {layer: {**kinds, "code_max": kinds["raw"]} for layer, kinds in pool.blocks.items()}
+    strata = np.array([f"{a} after {b}" for a, b in zip(pool.relation, wording, strict=True)])
+    closed = pd.DataFrame({"logprob_sum": outputs["logprob_sum"] + signal * pool.labels})
+    return MisledPool(
+        pool._replace(outputs=outputs, blocks=blocks, relation=strata.astype(object)),
+        pool.relation,
+        wording,
+        agrees,
+        closed,
+    )
+
+
+def with_candidates(misled: MisledPool) -> MisledPool:
+    """Candidates whose tracks show the label where the text agrees with its remark."""
+    rng, rows = np.random.default_rng(3), len(misled.agrees)
+    tables = {
+        name: pd.DataFrame(rng.standard_normal((rows, 2)), columns=["difference", "track_lead"])
+        for name in misled_transfer.CANDIDATES
+    }
+    shown = 3 * misled.pool.labels * np.where(misled.agrees, 1, -1)
+    tables["candidate_all"]["track_lead"] += shown
+    return misled._replace(candidates=tables)
+
+
+def test_candidates_are_tested_on_other_relations_with_agreement_as_an_interaction() -> None:
+    misled = with_candidates(after_remarks(made(0.0), 0.0))
+    trainings = misled_transfer.trainings(misled)
+    scored = {kind: misled_transfer.scores(misled, each) for kind, each in trainings.items()}
+    table = transfer_tables.judge_misled(misled, scored, EvaluationSettings(bootstrap=200), 0)
+    rows = table[table["dataset"] == registry.ALL_MISLED].set_index(["left_out", "ours", "control"])
+    for kind in ("relation", "wording"):
+        gain = rows.loc[f"each {kind} in turn", "candidate_all", "candidate_all.untracked"]
+        assert gain["auroc_ours"] > 0.85
+        assert gain["difference_low"] > 0.2
+        noise = rows.loc[f"each {kind} in turn", "candidate_gradients", "same_pass"]
+        assert abs(noise["difference"]) < 0.1
+
+
+def test_conflict_sets_are_tested_without_each_relation_and_each_wording() -> None:
+    misled = after_remarks(made(2.0), 2.0)
+    trainings = misled_transfer.trainings(misled)
+    assert {kind: len(each) for kind, each in trainings.items()} == {"relation": 3, "wording": 3}
+    for training in trainings["wording"]:
+        held = set(misled.wording[training.inner_fold < 0])
+        assert training.name == f"without {held.pop()}"
+        assert not held
+    scored = {kind: misled_transfer.scores(misled, each) for kind, each in trainings.items()}
+    for kind, each in trainings.items():
+        for training in each:
+            for score in scored[kind][training.name].values():
+                assert (np.isnan(score) == (training.inner_fold >= 0)).all()
+    table = transfer_tables.judge_misled(misled, scored, EvaluationSettings(bootstrap=200), 0)
+    assert {f"without {name}" for name in ("hearsay", "belief", "passage")} < set(table["left_out"])
+    pooled = table[table["dataset"] == registry.ALL_MISLED].set_index(
+        ["left_out", "ours", "control"]
+    )
+    for kind in ("relation", "wording"):
+        row = pooled.loc[(f"each {kind} in turn", registry.WITH_AGREEMENT, registry.SAME_PASS)]
+        assert row["auroc_control"] > 0.85
+        assert row["difference_low"] > 0
+        row = pooled.loc[(f"each {kind} in turn", registry.DETECTOR, registry.OUTPUT_REGRESSION)]
+        assert abs(row["auroc_control"] - 0.5) < 0.1
+        assert row["auroc_ours"] > 0.85
+
+
+def test_one_wording_of_two_relations_gives_no_shift() -> None:
+    misled = after_remarks(made(1.0), 1.0)
+    two = misled._replace(
+        relation=np.where(misled.relation == "border", "city", misled.relation),
+        wording=np.array(["hearsay"] * len(misled.wording), dtype=object),
+    )
+    assert misled_transfer.trainings(two) == {}
 
 
 def reached(pool: Pool, score_name: str) -> list[float]:
@@ -116,7 +198,7 @@ def test_probes_from_gram_matrices_equal_refitted_ones() -> None:
 
     pool = made(1.0)
     training = transfer.left_out(transfer.parts(pool))[1]
-    (found,) = transfer._probes(pool, "raw", [training])
+    (found,) = transfer.fit_probes(pool, "raw", [training])
     train = training.inner_fold >= 0
     y, total = 2.0 * pool.labels - 1, np.zeros((2, len(pool.labels)))
     for blocks in pool.blocks.values():

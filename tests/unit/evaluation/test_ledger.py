@@ -274,6 +274,23 @@ def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
     assert "sparse autoencoders add to the detector" in sentences
 
 
+def test_claims_about_candidates_are_tested_only_where_there_are_candidates() -> None:
+    plain = ledger.judge([scope_result({})], VARIANTS, SETTINGS)
+    sentences = {claim.sentence for claim in claims.on_candidates()}
+    assert not sentences & set(plain["claim"])
+    table = scores({})
+    compared = [
+        table[table["score"] == "raw_probe_all"].assign(score=name)
+        for name in ("candidate_gradients", "candidate_features", "candidate_features.decoders")
+    ]
+    scope = scoreboard.of_dataset(pd.concat([table, *compared]), False, SETTINGS, 0)
+    judged_rows = ledger.judge([scope], VARIANTS, SETTINGS).set_index("claim")
+    row = judged_rows.loc["feature attribution adds more than random decoders"]
+    assert (row["difference"], row["verdict"]) == (0, registry.NOT_ESTABLISHED)
+    row = judged_rows.loc["candidate tracks beat no links"]
+    assert row["reason"] == "candidate_tracks was not run"
+
+
 def test_strict_refuses_a_headline_that_does_not_hold() -> None:
     def pooled(apart: dict[str, float]) -> pd.DataFrame:
         return ledger.judge(scoreboard.pools([scope_result(apart)], 0.95), VARIANTS, SETTINGS)
@@ -306,3 +323,59 @@ def test_pure_noise_is_not_established_in_95_of_100_runs() -> None:
     ]
     wrong = sum(bool((table["verdict"] == registry.ESTABLISHED).any()) for table in tables_of_noise)
     assert wrong <= 30  # any claim at all: Holm's correction holds for the whole ledger of a scope
+
+
+def misled(apart: dict[str, float], name: str, mode: str = "given") -> ScopeResult:
+    """A data set of texts after remarks."""
+    table = scores(apart, dataset=name, mode=mode)
+    extra = [
+        table[table["score"] == "ghosttrack"].assign(
+            score=score,
+            family="output",
+            value=table["value"].iloc[0]
+            if copy is None
+            else table[table["score"] == copy]["value"].to_numpy(),
+        )
+        for score, copy in (
+            (registry.AGREEMENT, None),
+            (registry.SAME_PASS, "answer_logprob_mean"),
+            (registry.CLOSED_BOOK_AND_CONTEXT, "length"),
+            (registry.WITH_AGREEMENT, "ghosttrack"),
+            (registry.WITH_CLOSED_BOOK, "ghosttrack"),
+        )
+    ]
+    return scoreboard.of_dataset(pd.concat([table, *extra]), False, SETTINGS, 0)
+
+
+def test_texts_after_remarks_have_a_pool_and_two_headline_claims_of_their_own() -> None:
+    apart = {"ghosttrack": 3.0, "answer_logprob_mean": 1.0, "length": 0.5}
+    plain = [scope_result(apart, dataset=name) for name in ("a", "b")]
+    after = [misled(apart, name) for name in ("c", "d")]
+    generated = misled(apart, "e", mode="generated")
+    pools = scoreboard.pools([*plain, *after, generated], 0.95)
+    assert {pool.name: [each.name for each in pool.members] for pool in pools} == {
+        registry.ALL_GIVEN: ["a", "b"],
+        registry.ALL_MISLED: ["c", "d"],
+    }
+    table = ledger.judge([*plain, *after, *pools], VARIANTS, SETTINGS)
+    for claim, control in (
+        (registry.BEYOND_PASS, registry.SAME_PASS),
+        (registry.BEYOND_CLOSED_BOOK, registry.CLOSED_BOOK_AND_CONTEXT),
+    ):
+        rows = table[table["claim"] == claim]
+        assert rows["dataset"].tolist() == ["c", "d", registry.ALL_MISLED]
+        assert set(rows["verdict"]) == {registry.ESTABLISHED}
+        assert rows["control"].iloc[-1] in (control, "answer_logprob_mean")
+
+
+def test_strict_holds_texts_after_remarks_to_their_headline_claims() -> None:
+    apart = {"ghosttrack": 3.0, "answer_logprob_mean": 1.0, "length": 0.5}
+    good = [misled(apart, name) for name in ("c", "d")]
+    bad = [misled({**apart, "answer_logprob_mean": 3.0}, name) for name in ("c", "d")]
+    for scopes, fails in ((good, False), (bad, True)):
+        table = ledger.judge(scoreboard.pools(scopes, 0.95), VARIANTS, SETTINGS)
+        if fails:
+            with pytest.raises(UserError, match=f"'{registry.BEYOND_PASS}' is not established"):
+                ledger.require_headline(table)
+        else:
+            ledger.require_headline(table)

@@ -30,6 +30,25 @@ def scores(sizes: dict[str, tuple[int, int]]) -> tuple[pd.DataFrame, pd.Series]:
     return table, found.set_index("id")["relation"]
 
 
+def test_answers_that_repeat_their_remark_are_a_scope_of_their_own() -> None:
+    table, relation = scores({"easy": (60, 60)})
+    examples = pd.DataFrame(
+        {
+            "id": relation.index,
+            "mode": "generated",
+            "answer": ["Rome", "Paris"] * 60,
+            "remark": "Some say it is Rome. ",
+            "remark_answer": "Rome",
+        }
+    )
+    (found,) = relations.repeating(table, examples, SETTINGS, 0)
+    assert found.name == "questions/answers that repeat the remark"
+    assert found.n == 60
+    assert relations.repeating(table, examples.assign(remark=""), SETTINGS, 0) == []
+    few = examples.assign(answer=["Rome"] * 20 + ["Paris"] * 100)
+    assert relations.repeating(table, few, SETTINGS, 0) == []
+
+
 def test_a_score_that_only_ranks_relations_is_at_chance_within_a_relation() -> None:
     table, relation = scores(
         {"easy": (90, 60), "hard": (60, 120), "small": (12, 30), "tiny": (5, 40)}

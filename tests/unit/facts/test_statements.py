@@ -67,6 +67,22 @@ def test_rows_have_the_columns_and_spans_of_the_contract(
         assert row.text[0].isupper() or row.text[0].isdigit()
         assert "  " not in row.text
         assert (row.answer in row.gold) == (row.label == 0)
+        assert row.remark == row.remark_answer == row.wording == ""
+
+
+@pytest.mark.parametrize("table", BLOCK_SETS)
+def test_the_other_candidate_is_the_other_answer_to_the_prompt(
+    table: str, frames: dict[str, pd.DataFrame]
+) -> None:
+    for (_, prompt), rows in frames[table].groupby(["group", "prompt"]):
+        stated, other = rows["answer"].tolist(), rows["other"].tolist()
+        assert len(rows) == 2, prompt
+        assert stated == other[::-1]
+        assert stated[0] != stated[1]
+
+
+def test_numbers_have_no_other_candidate(frames: dict[str, pd.DataFrame]) -> None:
+    assert set(frames["larger_than"]["other"]) == {""}
 
 
 @pytest.mark.parametrize("table", BLOCK_SETS)

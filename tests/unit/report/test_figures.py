@@ -77,6 +77,23 @@ def test_the_summary_shows_five_scores_in_every_scope_that_was_run(
     assert "cities" not in labels(run._replace(metrics=missing))
 
 
+def test_the_summary_shows_the_controls_of_texts_after_remarks_where_there_are_any(
+    run: figures.FigureInputs,
+) -> None:
+    own = run.metrics[
+        (run.metrics["dataset"] == "cities") & (run.metrics["score"] == registry.DETECTOR)
+    ]
+    extra = [own.assign(score=names[0]) for names, *_ in figures.SUMMARY_MISLED]
+    inputs = run._replace(metrics=pd.concat([run.metrics, *extra], ignore_index=True))
+    (axes,) = figures.summary(inputs).axes
+    shown = [line for line in axes.lines if line.get_marker() != "None"]
+    assert [line.get_label() for line in shown] == [
+        label for _, label, _, _ in (*figures.SUMMARY, *figures.SUMMARY_MISLED)
+    ]
+    places = [np.asarray(line.get_xdata())[-1] for line in shown[-3:]]
+    assert len(set(places)) == 3
+
+
 def test_the_summary_shows_the_best_of_the_single_output_scores(run: figures.FigureInputs) -> None:
     metrics = run.metrics.copy()
     chosen = (metrics["dataset"] == "cities") & (metrics["score"] == "entropy")

@@ -204,7 +204,7 @@ def row(claim: str, dataset: str, verdict: str, difference: float = 0.05) -> dic
     }
 
 
-KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [])
+KINDS = registry.DatasetKinds(["cities", "capitals"], [], ["questions"], ["element_symbol"], [], [])
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,35 @@ def test_the_summary_is_one_sentence_on_both_kinds_of_texts(verdict: str, said: 
     assert (
         found == f"{said}; on the model's own answers no gain over the best control is established."
     )
+
+
+def test_texts_after_remarks_have_their_own_claim_in_the_summary() -> None:
+    rows = [
+        row(registry.HEADLINE, registry.ALL_GIVEN, registry.NOT_ESTABLISHED),
+        row(registry.HEADLINE, registry.ALL_MISLED, registry.NOT_ESTABLISHED),
+        row(registry.BEYOND_PASS, registry.ALL_MISLED, registry.ESTABLISHED),
+        row(registry.BEYOND_PASS, "conflict", registry.ESTABLISHED),
+        row(registry.BEYOND_PASS, "asked", registry.ESTABLISHED) | {"mode": "generated"},
+        row(registry.BEYOND_PASS, "conflict_2", registry.NOT_ESTABLISHED),
+    ]
+    assert verdicts.summary(rows).endswith(
+        "; the detector beats all output and text of the same pass by 0.050 AUROC on texts after "
+        "remarks."
+    )
+    kinds = KINDS._replace(misled=["conflict", "conflict_2", "asked"])
+    (claim,) = (each for each in verdicts.key_claims(rows, kinds) if "pass" in each.title)
+    (result,) = claim.results
+    assert result.scope == "Texts after remarks"
+    assert result.aurocs.endswith("established alone on 1 of 2 data sets")
+
+
+def test_answers_that_repeat_remarks_are_counted_in_the_report() -> None:
+    counts = {"correct": 3, "wrong": 4, "by_relation": {}}
+    asked = {**counts, "remarks": {"false": {"asked": 9, "followed": 5}}}
+    found = report_page._labels({"plain": counts, "asked": asked})
+    assert found["columns"] == ["correct", "wrong", "after false remarks", "repeat false remarks"]
+    assert [each["counts"] for each in found["rows"]] == [[3, 4, 0, 0], [3, 4, 9, 5]]
+    assert report_page._labels({"plain": counts})["columns"] == ["correct", "wrong"]
 
 
 def test_a_key_claim_counts_the_data_sets_on_which_it_holds_alone() -> None:
@@ -259,6 +288,12 @@ def test_tracking_adds_only_if_its_null_adds_less(more: str, decisive: str) -> N
 def test_titles_of_all_claims_have_at_most_eight_words() -> None:
 
     claims = [claim.sentence for claim in claim_specs.claims(["default", "permuted", "untracked"])]
+    more = [
+        *claim_specs.on_remarks(),
+        *claim_specs.on_candidates(),
+        *claim_specs.on_random_decoders(),
+    ]
+    claims += [claim.sentence for claim in more]
     titles = [verdicts.title(claim) for claim in claims]
     assert max(len(title.split()) for title in titles) <= 8
     assert len(set(titles)) == len(titles)

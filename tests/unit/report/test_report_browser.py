@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import fake_results
 import pytest
+from browser import CHROMIUM, OPTIONS
 
 from ghosttrack.report.figures import FIGURES
 from report import draw_figures, write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
@@ -72,14 +71,7 @@ def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProc
     assert CHROMIUM is not None
     command = [
         CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-extensions",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        *OPTIONS,
         "--enable-logging=stderr",
         f"--user-data-dir={profile}",
         *options,

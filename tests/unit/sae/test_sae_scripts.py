@@ -286,7 +286,7 @@ def test_another_model_or_corpus_than_the_held_out_store_s_is_refused(tmp_path: 
     assert not quality.exists()
 
 
-def test_a_layer_begins_with_its_anchor_and_says_when_it_cannot(tmp_path: Path) -> None:
+def test_a_warm_start_begins_with_the_given_weights_and_says_when_it_cannot(tmp_path: Path) -> None:
     store, manifest = write_store(tmp_path, "train", seed=0)
     given = arguments(tmp_path / "first", store, manifest)
     train_sae.main(**given)

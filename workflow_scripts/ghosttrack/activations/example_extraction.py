@@ -15,7 +15,7 @@ from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.extraction import ModelIdentity, StoreFiles
 from ghosttrack.activations.hooks import captured
 from ghosttrack.activations.packed_texts import Pack, PackedReader, TokenStatistics
-from ghosttrack.activations.pmi_baseline import PmiBaseline
+from ghosttrack.activations.pmi_baseline import BaselineMeans, PmiBaseline
 from ghosttrack.activations.store import Header, to_block
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.inputs.sites import Site, site_modules
@@ -79,7 +79,7 @@ def extract_examples(
     encoded: Sequence[Encoded],
     layers: Sequence[int],
     targets: Sequence[StoreFiles],
-    embedding: StoreFiles,
+    embedding: StoreFiles | None,
     *,
     site: Site,
     batch: int,
@@ -94,7 +94,8 @@ def extract_examples(
         model: causal language model in evaluation mode.
         identity: kept in the stores.
         encoded: the examples; rows are stored in their order.
-        layers: ascending, 0-based; `targets` in the same order.
+        layers: ascending, 0-based; `targets` in the same order. Without layers and embedding only
+            the tables are made.
         embedding: store of the token-embedding output.
         site: which output of each block.
         batch: examples per forward pass, approximately; changes only memory and rounding noise.
@@ -111,11 +112,12 @@ def extract_examples(
     starts = row_starts(encoded)
     texts = [*encoded, *(pmi_baseline.encoded if pmi_baseline else ())]
     scores = TextScores.empty(encoded)
-    stored = [model.get_input_embeddings(), *site_modules(model, layers, site)]
+    embeddings = [model.get_input_embeddings()] if embedding else []
+    stored = [*embeddings, *(site_modules(model, layers, site) if layers else ())]
     modules = [*stored, *(candidates.modules() if candidates else ())]
     digest, width = _sha256(encoded), model.config.get_text_config().hidden_size
-    headers = [
-        (embedding, None, "embedding", stored[0].embedding_dim),
+    headers: list[tuple[StoreFiles, int | None, str, int]] = [
+        *([(embedding, None, "embedding", embeddings[0].embedding_dim)] if embedding else ()),
         *((target, layer, site, width) for target, layer in zip(targets, layers, strict=True)),
     ]
     scales = scales or [1] * len(headers)
@@ -160,13 +162,23 @@ def extract_examples(
                     rest = [
                         index for index, number in enumerate(pack.numbers) if number >= len(encoded)
                     ]
-                    pmi_baseline.take(
-                        reader, pack, rest, len(encoded), final, outputs[1 : len(stored)]
-                    )
+                    of_layers = outputs[len(embeddings) : len(stored)]
+                    pmi_baseline.take(reader, pack, rest, len(encoded), final, of_layers)
                 progress.advance(len(pack.numbers))
             for writer, block, scale in zip(writers, blocks, scales, strict=True):
                 writer.append(to_block(block, scale=scale))
     return ExampleTables(_tokens(encoded, scores.of_read(encoded)), output_table(encoded, scores))
+
+
+def compared_outputs(
+    outputs: pd.DataFrame, examples: pd.DataFrame, means: BaselineMeans, compared: Candidates
+) -> pd.DataFrame:
+    """The table `outputs` with ids, PMI, and the comparison with the other candidate answers."""
+    outputs.insert(0, "id", examples["id"].to_numpy())
+    for kind in ("sum", "mean", "first"):
+        outputs[f"pmi_{kind}"] = outputs[f"logprob_{kind}"] - getattr(means, f"logprob_{kind}")
+    outputs["pmi_prompts"] = means.prompts
+    return pd.concat([outputs, compared.table()], axis=1)
 
 
 def row_starts(encoded: Sequence[Encoded]) -> npt.NDArray[np.int64]:

@@ -148,10 +148,16 @@ def _in_chat(examples: pd.DataFrame, tokenizer: Any) -> list[_Coded]:
 
 
 def contexts_of(examples: pd.DataFrame) -> list[str]:
-    """Few-shot demonstrations of each text, (examples,); only given statements can have them."""
+    """Few-shot demonstrations of each text, (examples,).
+
+    Only given statements without remarks can have them. A remark may hold some of its own.
+    """
+    wordings = examples["wording"] if "wording" in examples else [""] * len(examples)
     return [
-        context_of(str(relation)) if mode == "given" else ""
-        for relation, mode in zip(examples["relation"], examples["mode"], strict=True)
+        context_of(str(relation)) if mode == "given" and not wording else ""
+        for relation, mode, wording in zip(
+            examples["relation"], examples["mode"], wordings, strict=True
+        )
     ]
 
 

@@ -2,9 +2,13 @@
 
 import hashlib
 import logging
+import os
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ghosttrack.activations import staging
 from ghosttrack.activations.hooks import on_output, run_to_highest
 from ghosttrack.activations.layout import CHUNK_ROWS
 from ghosttrack.activations.reader import ActivationStore
-from ghosttrack.activations.store import Block, Header, Storage, to_block
+from ghosttrack.activations.store import Header, Storage
 from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
@@ -25,6 +30,9 @@ from ghosttrack.runtime import files
 from ghosttrack.runtime.progress import Progress
 
 log = logging.getLogger("ghosttrack")
+
+# Threads that write at once. Each one encodes a chunk in memory, 4 x CHUNK_ROWS x d_model bytes.
+WRITERS = 4
 
 
 class ModelIdentity(NamedTuple):
@@ -150,9 +158,10 @@ def extract_contexts(
             )
         for writer in writers:
             writer.resume_after(done)
-        ahead = stack.enter_context(OneAhead())
+        stages = [staging.stage(model.device, extraction.storage, scale) for scale in scales]
+        lanes = stack.enter_context(Lanes(len(writers), stages[0].ahead))
         progress = Progress("extracting", chosen.size, "tokens", start=done)
-        blocks: list[Block] = []
+        ready: list[list[staging.Ready]] = []  # by layer
         skip, measured = 0, False
 
         def take(index: int, output: torch.Tensor) -> None:
@@ -160,11 +169,15 @@ def extract_contexts(
             # The storage error is measured once, in the highest layer, where it is usually largest.
             last = index == len(modules) - 1
             rows = output.flatten(0, 1)[skip:]
-            blocks.append(to_block(rows, exact=measured and last, scale=scales[index]))
+            ready.append(stages[index].take(rows, exact=measured and last))
 
-        def write(blocks: list[Block]) -> None:
-            for writer, block in zip(writers, blocks, strict=True):
-                writer.append(block)
+        def write(ready: list[list[staging.Ready]]) -> None:
+            lanes.submit(
+                [
+                    partial(_append, writer, blocks)
+                    for writer, blocks in zip(writers, ready, strict=True)
+                ]
+            )
 
         stack.enter_context(on_output(modules, take, stop=True))
         # The batches are those of an uninterrupted run, so that a resumed one rounds alike.
@@ -174,13 +187,18 @@ def extract_contexts(
             ids = torch.from_numpy(chosen[start : start + batch].astype(np.int64)).to(model.device)
             skip = max(0, done - start * context)
             measured = extraction.first == 0 and start * context < CHUNK_ROWS
-            blocks = []
+            ready = []
             run_to_highest(model, ids)
-            ahead.submit(write, blocks)
+            write(ready)
             progress.advance(ids.numel() - skip)
-        ahead.wait()
-        for writer in writers:
-            writer.finish()
+        write([stage.rest() for stage in stages])
+        lanes.submit([writer.finish for writer in writers])
+        lanes.wait()
+
+
+def _append(writer: StoreWriter, ready: Sequence[staging.Ready]) -> None:
+    for block in ready:
+        writer.append(block())
 
 
 def _chosen_contexts(
@@ -203,27 +221,69 @@ def _chosen_contexts(
     return chosen
 
 
-class OneAhead:
-    """Runs one call at a time in a thread while its caller prepares the next.
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-    An error of a call is raised by the next `submit` or `wait`.
+
+class Lanes:
+    """Runs calls in threads while the caller prepares the next ones.
+
+    Calls of one lane run one after the other, those of several lanes side by side. After an error
+    no further call is started, and `submit` or `wait` raises it.
+
+    Args:
+        lanes: number of lanes; up to WRITERS of them run at once, one per core.
+        ahead: unfinished sets of calls with which `submit` returns.
     """
 
+    def __init__(self, lanes: int, ahead: int) -> None:
+        self._lanes, self._ahead = lanes, ahead
+        self._turns = threading.BoundedSemaphore(min(_cores(), WRITERS))
+        self._failed = threading.Event()
+        self._sets: deque[list[Future[None]]] = deque()
+
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._running: Future[None] | None = None
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"writer_{lane}")
+            for lane in range(self._lanes)
+        ]
         return self
 
-    def submit(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Start `call` as soon as the previous one is done."""
-        self.wait()
-        self._running = self._pool.submit(call, *arguments)
+    def submit(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Start one call per lane after the lane's earlier ones."""
+        while len(self._sets) >= self._ahead:
+            self._end_set()
+        self._sets.append(
+            [
+                thread.submit(self._run, call)
+                for thread, call in zip(self._threads, calls, strict=True)
+            ]
+        )
 
     def wait(self) -> None:
-        """Wait until nothing runs; raises what the last call raised."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        """Wait until all calls have ended."""
+        while self._sets:
+            self._end_set()
+
+    def _end_set(self) -> None:
+        calls = self._sets.popleft()
+        wait(calls)
+        for call in calls:
+            call.result()
+
+    def _run(self, call: Callable[[], None]) -> None:
+        with self._turns:
+            if self._failed.is_set():
+                return  # the rows of the failed call are missing, so no later ones may follow
+            try:
+                call()
+            except BaseException:
+                self._failed.set()
+                raise
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        for thread in self._threads:
+            thread.shutdown()

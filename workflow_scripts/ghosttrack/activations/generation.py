@@ -11,24 +11,11 @@ from numpy.typing import NDArray
 
 from ghosttrack.activations.decoding import Continuation
 from ghosttrack.errors import UserError
-from ghosttrack.facts import answers
+from ghosttrack.facts import answers, remarks
+from ghosttrack.facts.examples import Example
 
 LABELS = {answers.AnswerVerdict.CORRECT: 0, answers.AnswerVerdict.WRONG: 1}
-EXAMPLE_COLUMNS = [
-    "id",
-    "group",
-    "relation",
-    "subject",
-    "question",
-    "prompt",
-    "answer",
-    "text",
-    "answer_start",
-    "answer_end",
-    "label",
-    "mode",
-    "gold",
-]
+EXAMPLE_COLUMNS = list(Example._fields)
 # Columns of samples.parquet; `correct` is null for ambiguous and empty answers.
 SAMPLE_TYPES = {
     "id": "str",
@@ -96,6 +83,7 @@ def judge_answers(
         text = question["prompt"] + continuation[: start + len(answer)]
         rows.append(
             {
+                **Example._field_defaults,
                 **question,
                 "answer": answer,
                 "text": text,
@@ -106,6 +94,8 @@ def judge_answers(
                 "mode": "generated",
             }
         )
+        if rows[-1]["other"] and rows[-1]["label"]:  # the question has its false answer there
+            rows[-1]["other"] = gold[0]
     if not rows:
         raise UserError(
             f"data set {dataset}: none of {len(questions)} answers could be judged correct or "
@@ -119,6 +109,8 @@ def judge_answers(
             name: _count(pair for pair in verdicts if pair[0] == name) for name in relations
         },
     }
+    if "remark" in questions and (questions["remark"] != "").any():
+        counts["remarks"] = _followed(questions, continuations)
     kept = [*EXAMPLE_COLUMNS, *(name for name in ("prompt_ids",) if name in questions)]
     return JudgedAnswers(pd.DataFrame(rows)[kept], counts)
 
@@ -163,6 +155,18 @@ def sample_table(
                 )
             )
     return pd.DataFrame(rows, columns=list(SAMPLE_TYPES)).astype(SAMPLE_TYPES)
+
+
+def _followed(questions: pd.DataFrame, continuations: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Numbers of questions after true and after false remarks, and of answers that repeat them."""
+    result = {name: {"asked": 0, "followed": 0} for name in ("true", "false")}
+    for asserted, false, continuation in zip(
+        questions["remark_answer"], questions["other"], continuations, strict=True
+    ):
+        found = result["false" if asserted == false else "true"]
+        found["asked"] += 1
+        found["followed"] += remarks.repeats(answers.first_answer(continuation), asserted)
+    return result
 
 
 def _others(questions: pd.DataFrame) -> list[list[str]]:

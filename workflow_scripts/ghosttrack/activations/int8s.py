@@ -15,6 +15,7 @@ from ghosttrack.activations.layout import HALF_MAX, MASSIVE_FACTOR
 from ghosttrack.activations.shards import Half
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 LEVELS = 127
@@ -77,6 +78,56 @@ def encode(values: Half) -> Coded:
     return Coded(
         levels.numpy(), row_scale.numpy(), mean.numpy(), deviation.numpy(), rows, values[rows]
     )
+
+
+class CodedTensors(NamedTuple):
+    """A chunk encoded on its device: as `Coded`, but outlier rows are flagged instead of listed."""
+
+    levels: "torch.Tensor"  # (rows, d_model) int8
+    row_scale: "torch.Tensor"  # (rows,) float32
+    mean: "torch.Tensor"  # (d_model,) float32
+    deviation: "torch.Tensor"  # (d_model,) float32
+    outlier: "torch.Tensor"  # (rows,) bool
+
+
+def encode_tensor(values: "torch.Tensor") -> CodedTensors:
+    """`encode` of a full chunk, (CHUNK_ROWS, d_model) float16, on its device and without a wait.
+
+    Sums take the order of `encode`, and every other operation is rounded as IEEE 754 demands, so a
+    GPU gives the bytes of the CPU, with two exceptions. If d_model is no multiple of 64, torch sums
+    the last columns in another order on the CPU. Norms are rounded in another order, so a row whose
+    norm equals the limit of outliers up to rounding may be on its other side.
+    """
+    import torch
+
+    x = values.float()
+    norms = torch.linalg.vector_norm(x, dim=1)
+    middle = norms.sort().values[(len(x) - 1) // 2 : len(x) // 2 + 1]
+    outlier = norms > MASSIVE_FACTOR * middle.mean()
+    # Divisors are tensors: torch multiplies by the reciprocal of a number on a GPU.
+    normal, levels = (~outlier).sum().float(), torch.full_like(norms[0], LEVELS)
+    mean = _column_sums(x.masked_fill_(outlier[:, None], 0)) / normal
+    x.sub_(mean).masked_fill_(outlier[:, None], 0)
+    deviation = (_column_sums(x.square()) / normal).sqrt_()
+    deviation.masked_fill_(deviation == 0, 1)
+    x.mul_(deviation.reciprocal())
+    row_scale = torch.maximum(x.amax(dim=1), -x.amin(dim=1)) / levels
+    row_scale.masked_fill_(row_scale == 0, 1)
+    rounded = x.mul_(row_scale.reciprocal()[:, None]).round_().to(torch.int8)
+    return CodedTensors(rounded, row_scale, mean, deviation, outlier)
+
+
+def _column_sums(x: "torch.Tensor") -> "torch.Tensor":
+    """Sums over the rows, whose number is a power of 16, in the order of torch's sum on a CPU.
+
+    torch adds up groups of 16 rows, then groups of 16 sums, and so on, each from zero.
+    """
+    while len(x) > 1:
+        groups = x.view(-1, 16, x.shape[1])
+        x = groups.new_zeros((len(groups), groups.shape[2]))
+        for row in range(16):
+            x += groups[:, row]
+    return x[0]
 
 
 def decode(coded: Coded) -> Half:

@@ -18,6 +18,7 @@ import torch
 
 from ghosttrack.activations.example_tokens import Encoded
 from ghosttrack.activations.packed_texts import Pack, PackedReader
+from ghosttrack.facts.remarks import strata
 from ghosttrack.inputs import chat
 
 # Where few answers share many prompts, each answer gets up to this many times the requested
@@ -48,24 +49,27 @@ class BaselineMeans(NamedTuple):
 def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Texts that join an answer with another prompt of its relation.
 
-    The columns are those of `encode`, and `number` from `answer_numbers`. The prompts of an answer
+    The columns are those of `encode`, `wording`, and `number` from `answer_numbers`. The prompts of an answer
     depend only on the prompts of its relation, the answer and the seed.
 
     Args:
         examples: columns relation, mode, text, answer, answer_start; for answers in a chat template
             also prompt and prompt_ids, which the pairs then have, too. Texts without a relation
-            count as one relation. A text without a prompt before its answer neither gives nor gets
-            one.
+            count as one relation, and texts after remarks of one wording as a relation of their
+            own. A text without a prompt before its answer neither gives nor gets one.
         count: prompts per answer: fewer if the relation has no more, up to MAX_MULTIPLE times as
             many if it has few answers.
     """
     heads = [
         text[:start] for text, start in zip(examples["text"], examples["answer_start"], strict=True)
     ]
-    known = examples.assign(head=heads, number=answer_numbers(examples))
+    wordings = examples.get("wording", "")
+    known = examples.assign(
+        head=heads, number=answer_numbers(examples), stratum=strata(examples), wording=wordings
+    )
     known = known[[bool(head.strip()) for head in heads]]
     rows: list[dict[str, Any]] = []
-    for relation, part in known.groupby("relation", sort=False):
+    for stratum, part in known.groupby("stratum", sort=False):
         prompts = list(dict.fromkeys(part["head"]))
         # Half as many answers per prompt as prompts per answer.
         wanted = min(
@@ -76,24 +80,26 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
             taken = set(same["head"])
             free = [prompt for prompt in prompts if prompt not in taken]
             generator = np.random.default_rng(
-                [seed, *(zlib.crc32(str(key).encode()) for key in (relation, answer))]
+                [seed, *(zlib.crc32(str(key).encode()) for key in (stratum, answer))]
             )
             chosen = generator.permutation(len(free))[: wanted if len(free) >= MIN_PROMPTS else 0]
             rows += [
                 {
                     "id": f"{answer!r} after {free[at]!r}",
-                    "relation": relation,
+                    "relation": same["relation"].iloc[0],
                     "mode": same["mode"].iloc[0],
                     "text": f"{free[at]}{answer}",
                     "answer_start": len(free[at]),
                     "answer_end": len(free[at]) + len(answer),
                     "number": number,
+                    "wording": same["wording"].iloc[0],
                 }
                 for at in sorted(chosen)
             ]
-    pairs = pd.DataFrame(
-        rows, columns=["id", "relation", "mode", "text", "answer_start", "answer_end", "number"]
-    )
+    columns = [
+        *("id", "relation", "mode", "text", "answer_start", "answer_end", "number", "wording")
+    ]
+    pairs = pd.DataFrame(rows, columns=columns)
     return _with_prompts(pairs, known) if chat.is_asked(examples) else pairs
 
 
@@ -107,8 +113,8 @@ def _with_prompts(pairs: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer_numbers(examples: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """Index of each example's distinct (relation, answer), in order of appearance, (examples,)."""
-    keys = pd.MultiIndex.from_frame(examples[["relation", "answer"]])
+    """Index of each example's distinct (stratum, answer), in order of appearance, (examples,)."""
+    keys = pd.MultiIndex.from_arrays([strata(examples), examples["answer"]])
     return np.asarray(pd.factorize(keys)[0], dtype=np.int64)
 
 

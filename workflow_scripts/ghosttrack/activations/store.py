@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ghosttrack.activations.int8s import UNWRITTEN
+from ghosttrack.activations.int8s import UNWRITTEN, Coded
 from ghosttrack.activations.layout import CHUNK_ROWS, CHUNKS_PER_SHARD, HALF_MAX
 from ghosttrack.activations.shards import Half
 
@@ -53,7 +53,8 @@ NOTHING_CLIPPED: npt.NDArray[np.float64] = np.empty((0, 3))
 class Block(NamedTuple):
     """Rows ready to be stored.
 
-    values: (n, d_model) float16, divided by `scale` and clipped to the range of float16.
+    values: (n, d_model) float16, divided by `scale` and clipped to the range of float16; or a whole
+        chunk of them that a device has encoded.
     norms: (n,) float32, of the rows themselves.
     exact: (n, d_model) float32, if the storage error is to be measured.
     clipped: (m, 3) float64, one line per row with clipped values: index of the row in the block,
@@ -61,7 +62,7 @@ class Block(NamedTuple):
     scale: power of two that the rows were divided by.
     """
 
-    values: Half
+    values: Half | Coded
     norms: npt.NDArray[np.float32]
     exact: npt.NDArray[np.float32] | None = None
     clipped: npt.NDArray[np.float64] = NOTHING_CLIPPED
@@ -73,15 +74,14 @@ def to_block(
 ) -> Block:
     """Divide (n, d_model) rows by `scale` and round them to float16, on their device.
 
-    Rows in half precision become float32 first.
-
-    Values beyond its range are clipped. With `exact`, the block also keeps the rows as they are.
+    Rows in half precision become float32 first. Values beyond the range of float16 are clipped.
+    With `exact`, the block also keeps the rows as they are.
     """
     import torch  # here only: readers of stores do without it
 
     rows = torch.as_tensor(rows).float()
     norms = torch.linalg.vector_norm(rows, dim=1)
-    kept = rows.cpu().numpy() if exact else None
+    kept = rows.cpu().numpy().copy() if exact else None  # the model may change its output
     values, clipped = rows if scale == 1 else rows / scale, NOTHING_CLIPPED
     if not bool((norms <= HALF_MAX * scale).all()):
         clipped = _clipped_rows(rows.cpu().numpy(), HALF_MAX * scale)

@@ -7,7 +7,9 @@ complete shard file holds what the manifest needs, so that a killed job resumes 
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from zipfile import BadZipFile
@@ -151,8 +153,8 @@ class StoreWriter:
         self._start_shard()
 
     def append(self, block: Block) -> None:
-        """Add the next rows, divided by the scale of the header."""
-        count = len(block.values)
+        """Add the next rows, divided by the scale of the header; encoded ones start a chunk."""
+        count = len(block.norms)
         if block.scale != self._header.scale:
             raise ValueError(
                 f"{self._store}: rows in units of {block.scale}, {self._header.scale} expected"
@@ -170,14 +172,20 @@ class StoreWriter:
             )
         if len(block.clipped):
             self._clipped.append(block.clipped + np.array([self._done, 0, 0]))
+        values = block.values
+        if isinstance(values, int8s.Coded) and (
+            self._header.storage != "int8s" or self._done % CHUNK_ROWS or count != CHUNK_ROWS
+        ):
+            raise ValueError(
+                f"{self._store}: {count} encoded rows from row {self._done} on, expected a whole "
+                "chunk of an int8s store"
+            )
         taken = 0
         while taken < count:
             at = self._done % CHUNK_ROWS
             part = slice(taken, min(count, taken + CHUNK_ROWS - at))
             size = part.stop - part.start
-            whole = size == CHUNK_ROWS
-            if not whole:
-                self._buffer[at : at + size] = block.values[part]
+            chunk = values if isinstance(values, int8s.Coded) else self._fill(values[part], at)
             if block.exact is not None and self._done < CHUNK_ROWS:
                 self._exact.append(block.exact[part])
             inside = self._done % SHARD_ROWS
@@ -185,7 +193,14 @@ class StoreWriter:
             self._done += size
             taken = part.stop
             if self._done % CHUNK_ROWS == 0 or self._done == self._rows:
-                self._end_chunk(block.values[part] if whole else self._buffer, size=at + size)
+                self._end_chunk(chunk, size=at + size)
+
+    def _fill(self, rows: Half, at: int) -> Half:
+        """The chunk with these rows from row `at` on: a whole chunk is returned as it is."""
+        if len(rows) == CHUNK_ROWS:
+            return rows
+        self._buffer[at : at + len(rows)] = rows
+        return self._buffer
 
     @property
     def _not_finite(self) -> str:
@@ -250,27 +265,28 @@ class StoreWriter:
         self._coded: list[int8s.Coded] = []
         self._error: dict[str, float] | None = None
 
-    def _end_chunk(self, chunk: Half, size: int) -> None:
+    def _end_chunk(self, chunk: Half | int8s.Coded, size: int) -> None:
         """Write a chunk, (CHUNK_ROWS, d_model), of which the first `size` rows are filled."""
         if self._shard is None:
             self._shard = ShardWriter(
                 self._folder / self._shard_name(len(self._records)), CHUNKS_PER_SHARD
             )
-        stored = chunk[:size]
-        if size < CHUNK_ROWS:
-            chunk[size:] = np.nan  # rows after the last one are fill values
-        if self._header.storage == "fp16":
-            self._shard.append(chunk)
-        else:
-            coded = int8s.encode(stored)
+        back: Callable[[], Half]
+        if isinstance(chunk, int8s.Coded) or self._header.storage == "int8s":
+            coded = chunk if isinstance(chunk, int8s.Coded) else int8s.encode(chunk[:size])
             beyond = np.full((CHUNK_ROWS - size, self._width), int8s.UNWRITTEN, dtype=np.int8)
             self._shard.append(
                 np.concatenate([coded.levels, beyond]) if len(beyond) else coded.levels
             )
-            self._coded.append(coded)
+            self._coded.append(coded._replace(levels=beyond[:0]))  # the levels are on disk
+            back = partial(int8s.decode, coded)
+        else:
+            if size < CHUNK_ROWS:
+                chunk[size:] = np.nan  # rows after the last one are fill values
+            self._shard.append(chunk)
+            back = partial(np.asarray, chunk[:size])
         if sum(map(len, self._exact)) == size:
-            back = int8s.decode(self._coded[-1]) if self._coded else stored
-            self._measure_error(np.concatenate(self._exact), back)
+            self._measure_error(np.concatenate(self._exact), back())
         self._exact = []
         if self._shard.full or self._done == self._rows:
             self._end_shard()

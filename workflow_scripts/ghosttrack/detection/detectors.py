@@ -9,16 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import classifiers, controls, probes
+from ghosttrack.detection import candidate_scores, classifiers, controls, probes
+from ghosttrack.detection.candidate_scores import CandidateInputs
 from ghosttrack.detection.probes import Floats, FoldFit, Ints
 from ghosttrack.detection.representations import CANDIDATES, LayerBlocks, PromptAnswerPairs
 from ghosttrack.detection.splits import OuterFold
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import DetectionSettings
+
+Bools = npt.NDArray[np.bool_]
 
 PAIRS = (registry.TEXT_PAIR, registry.EMBEDDING_PAIR)
 # Base learners of the default detector, which stacks their log-odds with output and logit-lens
@@ -29,6 +33,14 @@ BASE_LEARNERS = (registry.BILINEAR_PROBE, "centred_probe", "residual_probe")
 STACKS: dict[str, tuple[str, ...]] = {
     registry.DETECTOR: BASE_LEARNERS,
     registry.WITHOUT_SAE: (registry.BILINEAR_PROBE, "centred_probe"),
+}
+# Probes on the SAEs of random decoders, and the field of LayerBlocks that each reads.
+NULL_PROBES = {registry.NULL_SAE_PROBE: "code", registry.NULL_RESIDUAL_PROBE: "residual"}
+# Regressions that a stack adds to the base learners, and the names of these stacks.
+_ADDED = {
+    "metrics_logistic": registry.WITH_METRICS,
+    registry.CANDIDATE_GRADIENTS: registry.WITH_GRADIENTS,
+    registry.CANDIDATE_ALL: registry.WITH_CANDIDATES,
 }
 # Control probes on activations and SAE codes, and the base learners.
 PROBES = (
@@ -45,13 +57,37 @@ METRIC_FAMILIES = ("entropy", "churn", "competition", "stability", "dominance", 
 ON_NULLS = ("logistic", "forest")
 
 
+# Scores of conflict sets alone.
+ON_REMARKS = (
+    registry.AGREEMENT,
+    registry.OUTPUT_AND_AGREEMENT,
+    registry.SAME_PASS,
+    registry.CLOSED_BOOK,
+    registry.CLOSED_BOOK_AND_CONTEXT,
+    registry.WITH_AGREEMENT,
+    registry.WITH_CLOSED_BOOK,
+)
+
+
+class RemarkInputs(NamedTuple):
+    """Features that only texts after a remark have.
+
+    agrees: whether the text states the answer of its remark, (examples,); closed_book: output
+    features of the texts without their remarks, (examples, features).
+    """
+
+    agrees: Bools
+    closed_book: pd.DataFrame
+
+
 class DetectorInputs(NamedTuple):
     """Features of the examples of a data set, all in the same order.
 
     outputs: output features, (examples, features); lens: logit-lens features, (examples, features);
     layers: pooled activations by layer; pairs: activations of prompts and unembedding rows of
     answers; texts: the examples, for text controls; metrics: tracking metrics by variant, each
-    (examples, metrics).
+    (examples, metrics); candidates: of a data set with other candidate answers; null_layers: as
+    layers, with the SAEs of random decoders; remarks: of a conflict set.
     """
 
     outputs: pd.DataFrame
@@ -60,6 +96,9 @@ class DetectorInputs(NamedTuple):
     pairs: PromptAnswerPairs
     texts: pd.DataFrame
     metrics: Mapping[str, pd.DataFrame]
+    candidates: CandidateInputs | None = None
+    null_layers: Mapping[int, LayerBlocks] | None = None
+    remarks: RemarkInputs | None = None
 
 
 class Choice(NamedTuple):
@@ -89,10 +128,18 @@ class DetectorResults(NamedTuple):
     weights: list[Weight]
 
 
-def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
+def score_names(
+    variants: Sequence[str],
+    chosen: Sequence[str],
+    *,
+    compared: Sequence[str] = (),
+    null: bool = False,
+    remarks: bool = False,
+) -> list[str]:
     """Names of the scores of `train`, in the order of the tables.
 
-    `chosen`: classifiers of tracking metrics.
+    `chosen`: classifiers of tracking metrics; `compared`: scores on candidate answers; `null`:
+    whether there are random decoders; `remarks`: whether the texts follow remarks.
     """
     metrics = [
         _of_variant(f"metrics_{name}", variant)
@@ -100,26 +147,29 @@ def score_names(variants: Sequence[str], chosen: Sequence[str]) -> list[str]:
         for name in classifiers_of(variant, chosen)
     ]
     return [
-        *stacks(metrics),
+        *stacks([*metrics, *compared, *(NULL_PROBES if null else ())]),
         *PROBES,
+        *(NULL_PROBES if null else ()),
         registry.OUTPUT_REGRESSION,
         registry.WITHOUT_CANDIDATES,
         registry.OUTPUT_AND_WORDS,
         *PAIRS,
+        *compared,
+        *(ON_REMARKS if remarks else ()),
         *metrics,
     ]
 
 
 def stacks(score_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Base learners by stack: STACKS, and a stack per logistic regression on metrics."""
-    return {
-        **STACKS,
-        **{
-            name.replace("metrics_logistic", registry.WITH_METRICS): (*BASE_LEARNERS, name)
-            for name in score_names
-            if name.startswith("metrics_logistic")
-        },
-    }
+    """Base learners by stack: STACKS, and a stack per logistic regression in `_ADDED`."""
+    added: dict[str, tuple[str, ...]] = {}
+    for name in score_names:
+        base, _, variant = name.partition(".")
+        if base in _ADDED:
+            added[f"{_ADDED[base]}.{variant}".removesuffix(".")] = (*BASE_LEARNERS, name)
+        if name == registry.NULL_RESIDUAL_PROBE:
+            added[registry.NULL_DETECTOR] = (*STACKS[registry.WITHOUT_SAE], name)
+    return {**STACKS, **added}
 
 
 def train(
@@ -137,10 +187,17 @@ def train(
         outer_folds: outer folds with their inner folds.
         name: data set, for the progress line.
     """
+    compared = {} if inputs.candidates is None else candidate_scores.columns(inputs.candidates)
     results = DetectorResults(
         {
             score_name: np.full(len(labels), np.nan)
-            for score_name in score_names(list(inputs.metrics), detection.detectors)
+            for score_name in score_names(
+                list(inputs.metrics),
+                detection.detectors,
+                compared=list(compared),
+                null=inputs.null_layers is not None,
+                remarks=inputs.remarks is not None,
+            )
         },
         [],
         [],
@@ -155,8 +212,24 @@ def train(
         fits[registry.OUTPUT_AND_WORDS] = _logistic(
             known, y, outer, registry.OUTPUT_AND_WORDS, results
         )
+        fits |= {
+            name: _logistic(table, y, outer, name, results) for name, table in compared.items()
+        }
+        fits |= {
+            name: probes.joint_ridge(
+                [getattr(blocks, field) for blocks in inputs.null_layers.values()],
+                y,
+                outer.inner_fold,
+                outer.train,
+                outer.test,
+            )
+            for name, field in NULL_PROBES.items()
+            if inputs.null_layers is not None
+        }
         fits |= _metrics(inputs, y, outer, results, detection, seed)
         fits |= _stacks(inputs, y, outer, results, fits)
+        if inputs.remarks:
+            fits |= _on_remarks(inputs, inputs.remarks, known, y, outer, results, fits)
         for score_name, fit in fits.items():
             results.scores[score_name][outer.test] = probes.probability(fit.test_log_odds)
         progress.advance(1)
@@ -298,6 +371,54 @@ def _stacks(
         )
         for score_name, base_learners in stacks(fits).items()
     }
+
+
+def _on_remarks(
+    inputs: DetectorInputs,
+    remarks: RemarkInputs,
+    known: pd.DataFrame,
+    y: Ints,
+    outer: OuterFold,
+    results: DetectorResults,
+    fits: Mapping[str, FoldFit],
+) -> dict[str, FoldFit]:
+    """The scores ON_REMARKS. `known`: output features and log-odds of the text controls."""
+    agrees = pd.DataFrame({registry.AGREEMENT: remarks.agrees.astype(np.float64)})
+    same_pass = interacted(known, remarks.agrees)
+    both = pd.concat(
+        [same_pass, remarks.closed_book.add_prefix(f"{registry.CLOSED_BOOK}.")], axis=1
+    )
+    inside = stacked(
+        inputs._replace(outputs=inputs.outputs.iloc[:, :0]), BASE_LEARNERS, outer, fits
+    )
+    tables = {
+        registry.AGREEMENT: agrees,
+        registry.OUTPUT_AND_AGREEMENT: interacted(inputs.outputs, remarks.agrees),
+        registry.SAME_PASS: same_pass,
+        registry.CLOSED_BOOK: remarks.closed_book,
+        registry.CLOSED_BOOK_AND_CONTEXT: both,
+        registry.WITH_AGREEMENT: pd.concat([same_pass, inside], axis=1),
+        registry.WITH_CLOSED_BOOK: pd.concat([both, inside], axis=1),
+    }
+    return {name: _logistic(table, y, outer, name, results) for name, table in tables.items()}
+
+
+def interacted(table: pd.DataFrame, agrees: Bools) -> pd.DataFrame:
+    """Features, agreement with the remark (+1 or -1), and the products of both.
+
+    A linear model of these columns has other weights for texts that agree with their remark than
+    for texts that do not. Features are standardised over all rows, which reads no label.
+    """
+    sign = np.where(agrees, 1.0, -1.0)
+    z = probes.standardise(table.to_numpy(dtype=np.float64)).apply(table.to_numpy(np.float64))
+    products = pd.DataFrame(
+        z * sign[:, None],
+        columns=[f"{name} x {registry.AGREEMENT}" for name in table],
+        index=table.index,
+    )
+    return pd.concat(
+        [table, pd.Series(sign, table.index, name=registry.AGREEMENT), products], axis=1
+    )
 
 
 def stacked(

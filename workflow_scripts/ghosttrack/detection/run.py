@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import agreement, controls, detectors, splits
-from ghosttrack.detection.detectors import Choice, DetectorInputs, Weight
+from ghosttrack.detection import agreement, candidate_scores, controls, detectors, splits
+from ghosttrack.detection.detectors import Choice, DetectorInputs, RemarkInputs, Weight
 from ghosttrack.detection.representations import (
     LayerBlocks,
     by_relation,
@@ -21,6 +21,7 @@ from ghosttrack.detection.representations import (
     spans,
 )
 from ghosttrack.errors import UserError
+from ghosttrack.facts import remarks
 from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import DetectionSettings
 
@@ -30,7 +31,8 @@ class DatasetFiles(NamedTuple):
 
     stores, manifests, weights: activation stores, their manifests and SAE weights by layer;
     counterfactual_mean: background.npz; prompt_states: prompts.npz; track_metrics: tables of
-    tracking metrics by variant.
+    tracking metrics by variant; candidates: the two tables of rule attribute_candidates, or none;
+    random_decoders: weights of the SAEs with random decoders by layer, or none.
     """
 
     stores: Sequence[Path]
@@ -39,6 +41,8 @@ class DatasetFiles(NamedTuple):
     counterfactual_mean: Path
     prompt_states: Path
     track_metrics: Sequence[Path]
+    candidates: Sequence[Path] = ()
+    random_decoders: Sequence[Path] = ()
 
 
 class DrawnAnswers(NamedTuple):
@@ -67,6 +71,7 @@ def train_dataset(
     detection: DetectionSettings,
     seed: int,
     samples: DrawnAnswers | None = None,
+    closed_book: pd.DataFrame | None = None,
 ) -> DatasetScores:
     """Train every detector in the folds of the leak audit.
 
@@ -75,6 +80,7 @@ def train_dataset(
     Args:
         audited: scores of the audit's controls, with the folds.
         samples: sampled answers of a generated data set.
+        closed_book: closed_book.parquet of a conflict set.
     Raises:
         UserError: the tables are from different examples.
     """
@@ -105,12 +111,23 @@ def train_dataset(
     choices: list[Choice] = []
     weights: list[Weight] = []
     if reason:
+        compared = _candidates(paths, examples, rows)
         scores |= {
             name: np.full(len(rows), np.nan)
-            for name in detectors.score_names(variants, detection.detectors)
+            for name in detectors.score_names(
+                variants,
+                detection.detectors,
+                compared=[]
+                if compared is None
+                else candidate_scores.score_names(list(compared.metrics)),
+                null=bool(paths.random_decoders),
+                remarks=closed_book is not None,
+            )
         }
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
+        if closed_book is not None:
+            inputs = inputs._replace(remarks=_of_remarks(dataset, examples, closed_book, rows))
         splits.check_folds(fold, cv_groups, list(evaluated["text"]), list(evaluated["id"]), dataset)
         outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
         trained = detectors.train(inputs, labels, outer_folds, detection, seed, dataset)
@@ -123,6 +140,22 @@ def train_dataset(
         pd.concat([table, audited], ignore_index=True),
         pd.DataFrame(choices, columns=list(Choice._fields)).assign(dataset=dataset),
         pd.DataFrame(weights, columns=list(Weight._fields)).assign(dataset=dataset),
+    )
+
+
+def _of_remarks(
+    dataset: str, examples: pd.DataFrame, closed_book: pd.DataFrame, rows: NDArray[np.int64]
+) -> RemarkInputs:
+    """Agreement with the remark and closed-book features of the examples `rows`."""
+    if list(closed_book["id"]) != list(examples["id"]):
+        raise UserError(
+            f"{dataset}: closed_book.parquet and examples.parquet list different examples: delete "
+            "both and run again"
+        )
+    texts, measured = (table.iloc[rows].reset_index(drop=True) for table in (examples, closed_book))
+    return RemarkInputs(
+        np.array(remarks.agreement(texts), dtype=np.bool_),
+        by_relation(output_features(measured), texts["relation"].tolist()),
     )
 
 
@@ -147,22 +180,44 @@ def read_inputs(
     ]
     require_same_rows(stores)
     means = read_counterfactual_mean(paths.counterfactual_mean, layers, len(outputs))
-    blocks: dict[int, LayerBlocks] = {}
-    for layer, opened, weights in zip(layers, stores, paths.weights, strict=True):
-        where = spans(outputs, opened.rows, dataset)
-        model = sae.load(weights.parent)
-        pooled = layer_blocks(opened.read(), opened.massive, where, model, means[layer_name(layer)])
-        blocks[layer] = LayerBlocks(*(block[rows] for block in pooled))
+
+    def pooled(weights: Sequence[Path]) -> dict[int, LayerBlocks]:
+        blocks: dict[int, LayerBlocks] = {}
+        for layer, opened, path in zip(layers, stores, weights, strict=True):
+            where = spans(outputs, opened.rows, dataset)
+            model, mean = sae.load(path.parent), means[layer_name(layer)]
+            found = layer_blocks(opened.read(), opened.massive, where, model, mean)
+            blocks[layer] = LayerBlocks(*(block[rows] for block in found))
+        return blocks
+
     metrics = {}
     for variant, path in zip(variants, paths.track_metrics, strict=True):
         table = detectors.read_metrics(tables.read_parquet(path), list(examples["id"]), str(path))
         metrics[variant] = table.iloc[rows].reset_index(drop=True)
     measured, texts = (table.iloc[rows].reset_index(drop=True) for table in (outputs, examples))
-    features = by_relation(output_features(measured), texts["relation"].tolist())
+    features = by_relation(output_features(measured), remarks.strata(texts))
     pairs = pairs_of(
         candidates.read(paths.prompt_states, len(examples)), texts["relation"].tolist(), rows
     )
-    return DetectorInputs(features, lens_features(measured), blocks, pairs, texts, metrics)
+    return DetectorInputs(
+        features,
+        lens_features(measured),
+        pooled(paths.weights),
+        pairs,
+        texts,
+        metrics,
+        _candidates(paths, examples, rows),
+        pooled(paths.random_decoders) if paths.random_decoders else None,
+    )
+
+
+def _candidates(
+    paths: DatasetFiles, examples: pd.DataFrame, rows: np.ndarray
+) -> candidate_scores.CandidateInputs | None:
+    if not paths.candidates:
+        return None
+    without_sae, metrics = paths.candidates
+    return candidate_scores.read_inputs(without_sae, metrics, examples, rows)
 
 
 def read_counterfactual_mean(

@@ -145,7 +145,7 @@ def scores(pool: Pool, trainings: Sequence[TransferTraining]) -> dict[str, dict[
     plain = pool.outputs[[name for name in OUTPUT_SCORES if name in pool.outputs]].to_numpy(
         dtype=np.float64
     )
-    fits = {score_name: _probes(pool, kind, trainings) for score_name, kind in PROBES.items()}
+    fits = {score_name: fit_probes(pool, kind, trainings) for score_name, kind in PROBES.items()}
     result: dict[str, dict[str, Floats]] = {}
     for index, training in enumerate(trainings):
         train, test = (
@@ -194,7 +194,7 @@ def standardise_by_relation(values: NDArray[Any], pool: Pool) -> NDArray[Any]:
     return result
 
 
-def _probes(pool: Pool, kind: str, trainings: Sequence[TransferTraining]) -> list[FoldFit]:
+def fit_probes(pool: Pool, kind: str, trainings: Sequence[TransferTraining]) -> list[FoldFit]:
     """Ridge probes of every training: mean over layers; the strength has the best inner AUROC."""
     target = np.asarray(2.0 * pool.labels - 1.0, dtype=np.float64)
     # A cell holds the rows with the same fold in every training: its Gram matrix is computed once.
@@ -264,10 +264,11 @@ def read_blocks(
     outputs: Mapping[str, pd.DataFrame],
     paths: Mapping[str, TransferFiles],
     weights: Mapping[int, Path],
+    kinds_read: Sequence[str] = tuple(PROBES.values()),
 ) -> Blocks:
     """Pool the answers' activations of all data sets, by layer and kind.
 
-    `weights`: paths of SAE weights by layer.
+    `weights`: paths of SAE weights by layer; `kinds_read`: attributes of LayerBlocks.
     """
     from ghosttrack import sae
     from ghosttrack.activations.reader import ActivationStore
@@ -283,7 +284,7 @@ def read_blocks(
     progress = Progress("answers of all data sets", len(layers), "layers")
     for index, (layer, path) in enumerate(weights.items()):
         model = sae.load(path.parent)
-        kinds: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in PROBES.values()}
+        kinds: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in kinds_read}
         for name, files in paths.items():
             store = ActivationStore.open(
                 [files.stores[index]], [files.manifests[index]], {"layer": layer}

@@ -27,6 +27,32 @@ class ClaimSpec(NamedTuple):
     controls: tuple[str, ...]
 
 
+# Everything about a text after a remark that its own forward pass gives away without activations.
+SAME_PASS = (
+    registry.SAME_PASS,
+    registry.OUTPUT_AND_AGREEMENT,
+    registry.OUTPUT_AND_WORDS,
+    registry.OUTPUT_REGRESSION,
+    registry.WITHOUT_CANDIDATES,
+    registry.EMBEDDING_PAIR,
+    registry.AGREEMENT,
+    *controls.SINGLE,
+)
+
+
+def on_remarks() -> list[ClaimSpec]:
+    """The claims that are tested only in scopes of texts after remarks."""
+    return [
+        ClaimSpec(registry.BEYOND_PASS, registry.DETECTOR, SAME_PASS),
+        ClaimSpec(registry.ADDS_TO_PASS, registry.WITH_AGREEMENT, SAME_PASS),
+        ClaimSpec(
+            registry.BEYOND_CLOSED_BOOK,
+            registry.WITH_CLOSED_BOOK,
+            (registry.CLOSED_BOOK_AND_CONTEXT, registry.CLOSED_BOOK),
+        ),
+    ]
+
+
 def claims(variants: Sequence[str]) -> list[ClaimSpec]:
     """The claims that are tested in every scope.
 
@@ -79,3 +105,53 @@ def claims(variants: Sequence[str]) -> list[ClaimSpec]:
             ),
         ]
     return result
+
+
+def on_random_decoders() -> list[ClaimSpec]:
+    """The claims that are tested in scopes with SAEs of random decoders: what learning adds."""
+    return [
+        ClaimSpec(
+            "learned SAEs add more than random decoders",
+            registry.DETECTOR,
+            (registry.NULL_DETECTOR,),
+        ),
+        ClaimSpec("the SAE probe beats random decoders", "sae_probe", (registry.NULL_SAE_PROBE,)),
+    ]
+
+
+def on_candidates() -> list[ClaimSpec]:
+    """The claims that are tested in scopes of texts with another candidate answer."""
+    gradients, features = registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_FEATURES
+    tracks, everything = registry.CANDIDATE_TRACKS, registry.CANDIDATE_ALL
+    nulls = ("untracked", "random", "shuffled", "candidates", "decoders")
+    with_all, detector = registry.WITH_CANDIDATES, registry.DETECTOR
+    pairs = [
+        ("candidate gradients beat the logit difference", gradients, registry.CANDIDATE_LOGIT),
+        ("feature attribution adds to candidate gradients", features, gradients),
+        *(
+            (
+                f"feature attribution adds more than {registry.NULLS[null]}",
+                features,
+                f"{features}.{null}",
+            )
+            for null in ("decoders", "candidates")
+        ),
+        ("candidate tracks add to feature attribution", everything, features),
+        *(
+            (
+                f"candidate tracks add more than {registry.NULLS[null]}",
+                everything,
+                f"{everything}.{null}",
+            )
+            for null in nulls
+        ),
+        *(
+            (f"candidate tracks beat {registry.NULLS[null]}", tracks, f"{tracks}.{null}")
+            for null in nulls
+        ),
+        ("candidate tracks beat gradients and logit lens", tracks, gradients),
+        ("candidate gradients add to the detector", registry.WITH_GRADIENTS, detector),
+        ("candidate tracks add to the detector", with_all, detector),
+        ("linked candidate tracks add more to the detector", with_all, f"{with_all}.untracked"),
+    ]
+    return [ClaimSpec(sentence, ours, (control,)) for sentence, ours, control in pairs]

@@ -9,7 +9,13 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.errors import UserError
-from ghosttrack.evaluation.claims import ClaimSpec, claims
+from ghosttrack.evaluation.claims import (
+    ClaimSpec,
+    claims,
+    on_candidates,
+    on_random_decoders,
+    on_remarks,
+)
 from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Difference
@@ -38,12 +44,20 @@ def judge(
 ) -> pd.DataFrame:
     """Test every claim in every scope, with Holm correction over the claims of a scope.
 
+    A claim about a score that only some data sets have is left out of the other scopes.
+
     Returns:
         The ledger: one row per claim and scope, columns COLUMNS.
     """
     rows = []
     for scope in scope_results:
-        compared = [_compare(claim, scope, settings.confidence) for claim in claims(variants)]
+        tested = [
+            *claims(variants),
+            *(on_remarks() if scope.misled else ()),
+            *(on_random_decoders() if registry.NULL_DETECTOR in scope.auroc else ()),
+            *(on_candidates() if registry.CANDIDATE_GRADIENTS in scope.auroc else ()),
+        ]
+        compared = [_compare(claim, scope, settings.confidence) for claim in tested]
         corrected = statistics.holm([row.gain.p for row in compared])
         rows += [_line(row, p, settings) for row, p in zip(compared, corrected, strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -170,15 +184,18 @@ def _verdict(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> t
 
 
 def require_headline(table: pd.DataFrame) -> None:
-    """Check that the headline claim is established in every pooled scope (`strict: true`).
+    """Check that the headline claims are established in every pooled scope (`strict: true`).
+
+    Texts after remarks have two headline claims of their own.
 
     Raises:
         UserError: it is not, or no data set supports it.
     """
-    headline = table[
-        (table["claim"] == registry.HEADLINE)
-        & table["dataset"].isin([registry.ALL_GIVEN, registry.ALL_GENERATED])
-    ]
+    plain = table["dataset"].isin([registry.ALL_GIVEN, registry.ALL_GENERATED])
+    misled = (table["dataset"] == registry.ALL_MISLED) & table["claim"].isin(
+        [registry.BEYOND_PASS, registry.BEYOND_CLOSED_BOOK]
+    )
+    headline = table[(plain & (table["claim"] == registry.HEADLINE)) | misled]
     if headline.empty:
         raise UserError(
             "strict: true, and no data set can support the headline claim: add a data set that "
@@ -186,7 +203,7 @@ def require_headline(table: pd.DataFrame) -> None:
         )
     for row in headline[headline["verdict"] != registry.ESTABLISHED].to_dict("records"):
         raise UserError(
-            f"strict: true, and {registry.HEADLINE!r} is {row['verdict']} on {row['dataset']} "
+            f"strict: true, and {row['claim']!r} is {row['verdict']} on {row['dataset']} "
             f"({row['reason']}): {row['auroc_ours']:.3f} against {row['auroc_control']:.3f} of "
             f"{row['control']}, difference {row['difference_low']:+.3f} to "
             f"{row['difference_high']:+.3f}. Set strict: false to keep the run"

@@ -6,11 +6,14 @@ import pandas as pd
 
 from ghosttrack.evaluation import scoreboard
 from ghosttrack.evaluation.scoreboard import ScopeResult
+from ghosttrack.facts import remarks
 from ghosttrack.settings import EvaluationSettings
 
 # Separator of data set and relation in names of scopes; suffix for the mean over a data set's
 # relations.
 OF, MEAN = "/", "mean over relations"
+# Name of the scope of answers that repeat the remark before them.
+REPEATED = "answers that repeat the remark"
 # Minimum number of correct and of wrong answers for a relation to be shown;
 # `evaluation.minimum_answers` is the minimum for a relation to be tested.
 SHOWN = 10
@@ -34,6 +37,24 @@ def scope_results(
         if _least(part) >= SHOWN
     ]
     return results if relation.nunique() > 1 else []
+
+
+def repeating(
+    scores: pd.DataFrame, examples: pd.DataFrame, settings: EvaluationSettings, seed: int
+) -> list[ScopeResult]:
+    """Results on the generated answers that repeat the remark before them; empty if too few.
+
+    Args:
+        scores: long table of one data set; examples: its examples.parquet.
+    """
+    if not remarks.has_remarks(examples):
+        return []
+    repeated = set(examples["id"][remarks.agreement(examples)])
+    part = scores[scores["id"].isin(repeated)]
+    if part.empty or _least(part) < SHOWN:
+        return []
+    dataset = f"{scores['dataset'].iloc[0]}{OF}{REPEATED}"
+    return [scoreboard.of_dataset(part.assign(dataset=dataset), False, settings, seed)]
 
 
 def claimed(results: Sequence[ScopeResult], settings: EvaluationSettings) -> list[ScopeResult]:

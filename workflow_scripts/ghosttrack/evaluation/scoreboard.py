@@ -38,6 +38,11 @@ class ScopeResult(NamedTuple):
     labels: Ints = np.empty(0, dtype=np.int64)
     scores: Mapping[str, Floats] = {}
 
+    @property
+    def misled(self) -> bool:
+        """Whether the texts follow remarks."""
+        return registry.AGREEMENT in self.auroc
+
     def has(self, score_name: str) -> bool:
         """Whether the score has an AUROC in this scope."""
         return bool(np.isfinite(self.auroc.get(score_name, float("nan"))))
@@ -192,10 +197,20 @@ def pool(name: str, members: Sequence[ScopeResult], confidence: float) -> ScopeR
 
 
 def pools(scope_results: Sequence[ScopeResult], confidence: float) -> list[ScopeResult]:
-    """Pooled results of given texts and of generated answers, without positive controls."""
+    """Pooled results of given texts, generated answers and given texts after remarks.
+
+    Positive controls and generated answers after remarks are in no pool.
+    """
     trained = [each for each in scope_results if not each.control and each.has(registry.DETECTOR)]
-    kinds = ((registry.ALL_GIVEN, "given"), (registry.ALL_GENERATED, "generated"))
-    members = {name: [each for each in trained if each.mode == mode] for name, mode in kinds}
+    kinds = (
+        (registry.ALL_GIVEN, "given", False),
+        (registry.ALL_GENERATED, "generated", False),
+        (registry.ALL_MISLED, "given", True),
+    )
+    members = {
+        name: [each for each in trained if each.mode == mode and each.misled == misled]
+        for name, mode, misled in kinds
+    }
     return [pool(name, parts, confidence) for name, parts in members.items() if parts]
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ghosttrack import scores as registry
 from ghosttrack import statistics
-from ghosttrack.detection import transfer
+from ghosttrack.detection import misled_transfer, transfer
+from ghosttrack.detection.misled_transfer import MisledPool
 from ghosttrack.detection.transfer import Pool
 from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Floats
@@ -78,6 +79,74 @@ def judge(
         pd.DataFrame(rows, columns=list(registry.TRANSFER)),
         pd.DataFrame([row for row in differences if row], columns=list(registry.LEFT_OUT)),
     )
+
+
+# Pairs of scores on conflict sets: ours, and its control in the same training.
+MISLED_PAIRS = (
+    (registry.DETECTOR, registry.SAME_PASS),
+    (registry.WITH_AGREEMENT, registry.SAME_PASS),
+    (registry.WITH_CLOSED_BOOK, registry.CLOSED_BOOK_AND_CONTEXT),
+    (registry.DETECTOR, registry.OUTPUT_REGRESSION),
+    (registry.DETECTOR, "raw_probe"),
+    ("sae_max_probe", "raw_probe"),
+    (registry.CANDIDATE_GRADIENTS, registry.SAME_PASS),
+    (registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_LOGIT),
+    (registry.CANDIDATE_GRADIENTS, registry.DETECTOR),
+    (registry.CANDIDATE_FEATURES, registry.CANDIDATE_GRADIENTS),
+    (registry.CANDIDATE_FEATURES, f"{registry.CANDIDATE_FEATURES}.decoders"),
+    (registry.CANDIDATE_ALL, registry.CANDIDATE_FEATURES),
+    (registry.CANDIDATE_ALL, f"{registry.CANDIDATE_ALL}.untracked"),
+    (registry.CANDIDATE_ALL, f"{registry.CANDIDATE_ALL}.decoders"),
+)
+
+
+def judge_misled(
+    misled: MisledPool,
+    scored: Mapping[str, Mapping[str, Mapping[str, Floats]]],
+    settings: EvaluationSettings,
+    seed: int,
+) -> pd.DataFrame:
+    """misled_left_out.csv: scores on conflict sets that were trained on other relations or wordings.
+
+    A left-out wording is judged in each data set; its row and that of all wordings are unweighted
+    means.
+
+    Args:
+        scored: log-odds by kind of shift, training and score, (rows,), NaN for training rows.
+    """
+    pool = misled.pool
+    rows: list[dict[str, Any]] = []
+    for kind, by_training in scored.items():
+        means: list[_Cell] = []
+        for training, by_score in by_training.items():
+            tested = np.isfinite(by_score[registry.DETECTOR])
+            cells = [
+                _cell(name, pool, where, by_score, settings, seed)
+                for name in dict.fromkeys(pool.dataset[tested])
+                if len(set(pool.labels[where := tested & (pool.dataset == name)])) == 2
+            ]
+            single = kind == misled_transfer.RELATION
+            named = [(cell, training) for cell in cells] if single else []
+            means += cells
+            if cells and not single:
+                named.append((_pool(cells), training))
+            rows += _misled_rows(named, settings)
+        if means:
+            rows += _misled_rows([(_pool(means), f"each {kind} in turn")], settings)
+    return pd.DataFrame(rows, columns=list(registry.MISLED_LEFT_OUT))
+
+
+def _misled_rows(
+    cells: Sequence[tuple[_Cell, str]], settings: EvaluationSettings
+) -> list[dict[str, Any]]:
+    result = []
+    for cell, left_out in cells:
+        dataset = registry.ALL_MISLED if cell.dataset == registry.ALL_GIVEN else cell.dataset
+        for ours, control in MISLED_PAIRS:
+            row = _difference(cell, control, settings, ours)
+            if row:
+                result.append({**row, "left_out": left_out, "dataset": dataset, "ours": ours})
+    return result
 
 
 def _cell(
@@ -178,9 +247,10 @@ def _within(
     )
 
 
-def _difference(cell: _Cell, control: str, settings: EvaluationSettings) -> dict[str, Any] | None:
-    ours = registry.DETECTOR
-    if control not in cell.auroc:
+def _difference(
+    cell: _Cell, control: str, settings: EvaluationSettings, ours: str = registry.DETECTOR
+) -> dict[str, Any] | None:
+    if ours not in cell.auroc or control not in cell.auroc:
         return None
     gain = statistics.difference(
         cell.auroc[ours],

@@ -26,6 +26,10 @@ class Example(NamedTuple):
     label: int  # 1: hallucinated
     mode: str  # "given", or "generated": the answer comes from the model
     gold: list[str]  # accepted answers
+    other: str = ""  # the other candidate answer to the same prompt, "" where there is none
+    remark: str = ""  # a text before the statement that asserts an answer, "" where there is none
+    remark_answer: str = ""  # the answer that the remark asserts
+    wording: str = ""  # name of the remark's wording
 
 
 class Question(NamedTuple):
@@ -38,6 +42,10 @@ class Question(NamedTuple):
     question: str
     prompt: str  # few-shot demonstrations, then the text that the model completes
     gold: list[str]  # accepted answers, the usual one first
+    other: str = ""  # a false answer, which a remark may assert; "" without remarks
+    remark: str = ""  # as in Example; a part of the prompt
+    remark_answer: str = ""
+    wording: str = ""
 
 
 def example_table(examples: Iterable[Example]) -> "pd.DataFrame":

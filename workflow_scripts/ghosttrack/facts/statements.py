@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghosttrack.errors import UserError
+from ghosttrack.facts import remarks
 from ghosttrack.facts.examples import Example, Question, example_table, question_table
 
 if TYPE_CHECKING:
@@ -205,9 +206,11 @@ def _minimal_pair_blocks(
             for name, subject in (("a", first), ("b", second)):
                 if reverse and not template_of(subject).reverse_prompt:
                     continue
-                for other, answer in (("a", first), ("b", second)):
-                    suffix = f"{'r' if reverse else 'f'}{name}{other}"
-                    rows.append(_statement(f"{group}-{suffix}", group, subject, answer, reverse))
+                for other, stated in (("a", first), ("b", second)):
+                    identity = f"{group}-{'r' if reverse else 'f'}{name}{other}"
+                    rows.append(
+                        _statement(identity, group, subject, stated, (first, second), reverse)
+                    )
         blocks.append(rows)
     return blocks
 
@@ -354,13 +357,16 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _statement(identity: str, group: str, fact: Fact, other: Fact, reverse: bool) -> Example:
-    """The statement with the subject of `fact` and the answer of `other`.
+def _statement(
+    identity: str, group: str, fact: Fact, stated: Fact, block: tuple[Fact, Fact], reverse: bool
+) -> Example:
+    """The statement with the subject of `fact` and the answer of `stated`, both of the block.
 
-    With `reverse` it has the answer of `fact` and the subject of `other`.
+    With `reverse` it has the answer of `fact` and the subject of `stated`.
     """
     template = template_of(fact)
-    answer = other.subject if reverse else other.answer
+    rest = block[0] if stated == block[1] else block[1]
+    answer, alternative = (one.subject if reverse else one.answer for one in (stated, rest))
     values = {"relation": fact.relation, "subject": fact.subject, "answer": fact.answer}
     prompt = _sentence((template.reverse_prompt if reverse else template.prompt).format(**values))
     question = (template.reverse_question if reverse else template.question).format(**values)
@@ -371,9 +377,10 @@ def _statement(identity: str, group: str, fact: Fact, other: Fact, reverse: bool
         prompt=prompt,
         question=_sentence(question),
         answer=answer,
-        label=int(fact != other),
+        label=int(fact != stated),
         gold=[fact.subject] if reverse else fact.gold,
         reverse=reverse,
+        other=alternative,
     )
 
 
@@ -388,6 +395,7 @@ def _example(
     label: int,
     gold: list[str],
     reverse: bool = False,
+    other: str = "",
 ) -> Example:
     start = len(prompt) + 1
     return Example(
@@ -404,6 +412,7 @@ def _example(
         label=label,
         mode="given",
         gold=gold,
+        other=other,
     )
 
 
@@ -436,7 +445,7 @@ def _number_blocks(table: str, facts: Sequence[Fact]) -> list[list[Example]]:
     return blocks
 
 
-def build_questions(seed: int, count: int) -> "pd.DataFrame":
+def build_questions(seed: int, count: int, wordings: Sequence[str] = ()) -> "pd.DataFrame":
     """Few-shot completion prompts for the generated mode, the same number for every relation.
 
     A prompt consists of the relation's few-shot demonstrations, one statement per line, and the
@@ -445,16 +454,21 @@ def build_questions(seed: int, count: int) -> "pd.DataFrame":
     Args:
         seed: determines the subjects and their order.
         count: number of questions; fewer are returned when the tables are exhausted.
+        wordings: of the remarks before the questions (`facts.remarks`); every question is then
+            returned twice, after a true and a false remark. Empty: no remarks.
     Returns:
         One row per question, with the fields of `Question` as columns.
     """
     rng = random.Random(f"questions {seed}")
     pools = {relation: _question_pool(relation, rng) for relation in QUESTION_TABLES}
     sizes: dict[str, int] = dict.fromkeys(pools, 0)
+    if wordings:
+        count = count // 2
     for _ in range(min(count, sum(map(len, pools.values())))):
         smallest = min((r for r in pools if sizes[r] < len(pools[r])), key=sizes.__getitem__)
         sizes[smallest] += 1
     rows = []
+    shown = []
     for relation, pool in pools.items():
         shots = "".join(f"{prompt_of(fact)} {fact.answer}.\n" for fact in demonstrations(relation))
         for number, fact in enumerate(pool[: sizes[relation]]):
@@ -467,9 +481,20 @@ def build_questions(seed: int, count: int) -> "pd.DataFrame":
                     question=question_of(fact),
                     prompt=shots + prompt_of(fact),
                     gold=fact.gold,
+                    other=_false_answer(fact, pool, seed) if wordings else "",
                 )
             )
-    return question_table(rows)
+            shown.append(shots)
+    return question_table(remarks.ask_after_remarks(rows, shown, wordings) if wordings else rows)
+
+
+def _false_answer(fact: Fact, pool: Sequence[Fact], seed: int) -> str:
+    """A random answer that is certainly wrong for the subject."""
+    never = {*fact.gold, *fact.excluded_distractors, fact.subject}
+    options = fact.distractors or sorted(
+        {other.answer for other in pool if not look_alike(fact.subject, other.answer)} - never
+    )
+    return random.Random(f"remark {seed} {fact.relation} {fact.subject}").choice(options)
 
 
 def demonstration_turns(relation: str) -> list[str]:

@@ -16,14 +16,16 @@ import numpy as np
 import pandas as pd
 
 from ghosttrack.errors import UserError
-from ghosttrack.facts import statements
+from ghosttrack.facts import remarks, statements
+from ghosttrack.facts.answers import normalise
+from ghosttrack.facts.contexts import context_of
 from ghosttrack.facts.examples import Example, Question, example_table, question_table, same_text
 from ghosttrack.inputs import hub, user_texts
 from ghosttrack.inputs.cells import Row, columns_of, require_columns, text_of
 from ghosttrack.inputs.gold import answers_of
 from ghosttrack.inputs.rows import read_rows
 from ghosttrack.runtime.files import atomic_write
-from ghosttrack.settings import DatasetSettings
+from ghosttrack.settings import ConflictSettings, DatasetSettings
 
 log = logging.getLogger("ghosttrack")
 
@@ -73,6 +75,11 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
     """
     limits = [count for count in (limit, settings.max_examples) if count is not None]
     most = min(limits) if limits else None
+    if settings.conflict:
+        plain = load_examples(
+            settings.model_copy(update={"conflict": None, "max_examples": None}), seed
+        )
+        return _conflict(plain, settings.conflict, most, seed)
     if settings.source == "facts":
         frame = statements.build_statements(str(settings.table), seed, most)
         frame.attrs = {"source": f"facts: {settings.table}", "revision": None}
@@ -101,6 +108,37 @@ def load_examples(settings: DatasetSettings, seed: int, limit: int | None = None
     return frame
 
 
+def _conflict(
+    plain: pd.DataFrame, conflict: ConflictSettings, most: int | None, seed: int
+) -> pd.DataFrame:
+    """Statements after remarks, two rows per statement of `plain`, at most `most` rows.
+
+    Raises:
+        UserError: no prompt has one true and one false answer, or `most` is below two blocks.
+    """
+    pairs = example_table(remarks.paired(plain))
+    if pairs.empty:
+        raise UserError(
+            f"conflict: none of the {plain['group'].nunique()} groups has a prompt with one true "
+            "and one false answer; expected minimal pairs. Give both answers of a question as two "
+            "rows (question_column, label_column), or leave out conflict"
+        )
+    smallest = 2 * int(pairs["group"].value_counts().min())
+    if most is not None and most < 2 * smallest:
+        raise UserError(
+            f"max_examples: {most} is less than two blocks with remarks, of {smallest} texts each "
+            "or more; raise it"
+        )
+    chosen = _whole_groups(pairs, most and most // 2, seed)
+    relations = set(chosen["relation"]) if conflict.few_shot else ()
+    contexts = {relation: context_of(relation) for relation in relations}
+    frame = remarks.with_remarks(chosen, conflict.wordings, contexts)
+    left_out = {"left_out_without_pair": len(plain) - len(pairs)}
+    frame.attrs = {**plain.attrs, **left_out}
+    log.info("%d texts after remarks (%s); %s", len(frame), ", ".join(conflict.wordings), left_out)
+    return frame
+
+
 def load_questions(
     settings: DatasetSettings, seed: int, count: int, *, chat: bool = False
 ) -> pd.DataFrame:
@@ -117,11 +155,18 @@ def load_questions(
         One row per question, with the fields of `Question` as columns. With `chat` also `turns`:
         messages of user and assistant in alternation, the demonstrations first.
     Raises:
-        UserError: no network, missing column, no accepted answer, too few questions.
+        UserError: no network, missing column, no accepted answer, too few questions, or remarks
+            in a chat.
     """
+    wordings = settings.conflict.wordings if settings.conflict else []
+    if wordings and chat:
+        raise UserError(
+            "conflict: remarks cannot be put into a chat template; set generation.prompt: plain, "
+            "or leave out conflict"
+        )
     count = min(count, settings.max_examples or count)
     if settings.source == "facts":
-        frame = statements.build_questions(seed, count)
+        frame = statements.build_questions(seed, count, wordings)
         frame.attrs = {"source": "facts", "revision": None}
         return (
             _with_turns(
@@ -158,17 +203,39 @@ def load_questions(
     for index in order[SHOTS:]:
         if pool[index].group not in shown_groups:
             by_relation.setdefault(pool[index].relation, []).append(int(index))
-    frame = question_table(
+    chosen = sorted(_round_robin(list(by_relation.values()), count // (2 if wordings else 1)))
+    asked = [
         pool[index]._replace(
-            id=f"{settings.source}-{index:05d}", prompt=shots + _ask(pool[index].question)
+            id=f"{settings.source}-{index:05d}",
+            prompt=shots + _ask(pool[index].question),
+            other=_false_answer(pool, index, seed) if wordings else "",
         )
-        for index in sorted(_round_robin(list(by_relation.values()), count))
-    )
+        for index in chosen
+    ]
+    if wordings:
+        asked = remarks.ask_after_remarks(asked, [shots] * len(asked), wordings)
+    frame = question_table(asked)
     frame.attrs = {"source": _name(settings), "revision": revision}
     earlier = [
         text for shown in demonstrations for text in (_with_mark(shown.question), shown.gold[0])
     ]
     return _with_turns(frame, [earlier] * len(frame)) if chat else frame
+
+
+def _false_answer(pool: Sequence[Question], index: int, seed: int) -> str:
+    """The usual answer to another question of the relation, at random, that is not accepted here."""
+    accepted = {normalise(answer) for answer in pool[index].gold}
+    options = [
+        other.gold[0]
+        for other in pool
+        if other.relation == pool[index].relation and normalise(other.gold[0]) not in accepted
+    ]
+    if not options:
+        raise UserError(
+            f"conflict: all questions of the relation {pool[index].relation!r} have the same "
+            "answer, expected two different ones: add questions, or leave out conflict"
+        )
+    return options[int(np.random.default_rng([seed, index]).integers(len(options)))]
 
 
 def _with_turns(frame: pd.DataFrame, earlier: Sequence[list[str]]) -> pd.DataFrame:

@@ -81,7 +81,8 @@ def texts(settings: Settings, dataset: DatasetSettings) -> int:
         )
     table = FACTS / f"{dataset.table}.csv"
     if dataset.source == "facts" and table.is_file():
-        known = _lines(table) * TEXTS_PER_FACT
+        # A conflict set has two remarks for each statement.
+        known = _lines(table) * TEXTS_PER_FACT * (2 if dataset.conflict else 1)
     elif dataset.path:
         known = _rows(Path(dataset.path).expanduser())
     else:

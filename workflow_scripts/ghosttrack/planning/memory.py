@@ -81,6 +81,8 @@ _GRAM_COPIES, _FIRING = 3, 0.7
 _DRAWN = 2_000_000
 # Bytes of a shown track of the explorer as Python objects.
 _SHOWN = 400
+# Tokens of a packed sequence with gradients, and widths of the tensors that its graph keeps per block.
+_PASS_TOKENS, _GRAPH_WIDTHS = 1024, 24
 
 
 class Run(NamedTuple):
@@ -255,6 +257,14 @@ def splicing(run: Run) -> int:
 def scoring(run: Run) -> int:
     """What the reading of examples holds, and the SAEs of all layers."""
     return examples(run) + _mb(2 * run.layers * run.decoder)
+
+
+def attribution(run: Run) -> int:
+    """What scoring holds, the SAEs with random decoders, and the graph of a pass with gradients."""
+    size = run.settings.dimensions
+    assert size is not None
+    graph = _PASS_TOKENS * size.n_layers * _GRAPH_WIDTHS * size.d_model
+    return scoring(run) + _mb(2 * run.layers * run.decoder + _FP32 * graph)
 
 
 # ---- SAEs

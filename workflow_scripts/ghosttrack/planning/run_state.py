@@ -24,15 +24,18 @@ PHASES = (
     "extract_activations",
     "extract_heldout",
     "extract_examples",
+    "extract_closed_book",
     "fetch_sae",
     "train_sae",
     "train_shared_sae",
     "evaluate_sae",
+    "fit_random_decoder",
     "describe_features",
     "find_neighbours",
     "cluster_features",
     "track_features",
     "measure_signals",
+    "attribute_candidates",
     "measure_answers",
     "audit_dataset",
     "train_detectors",
@@ -179,6 +182,11 @@ def _outputs(
     """
     folders = [layer_name(layer) for layer in settings.layers]
     variants = settings.tracking.variants
+    compared = [
+        name
+        for name in settings.datasets
+        if settings.tracking.compares(datasets[name].conflict is not None)
+    ]
     yield "fetch_model", "", ["model/source.json", "model/model.safetensors"]
     yield "check_model", "", ["model_check.json", "model_check.csv"]
     yield "fetch_corpus", "", ["corpus/train.json", "corpus/heldout.json"]
@@ -209,6 +217,13 @@ def _outputs(
             )
         yield "evaluate_sae", layer, [f"saes/{layer}/quality.json"]
         yield "describe_features", layer, [f"features/{layer}.parquet"]
+        if compared:
+            folder = f"random_decoders/{layer}"
+            yield (
+                "fit_random_decoder",
+                layer,
+                [f"{folder}/{name}" for name in ("sae_weights.safetensors", "cfg.json")],
+            )
     for layer in folders[:-1]:
         yield "find_neighbours", layer, [f"neighbours/{layer}.npz"]
     yield (
@@ -222,8 +237,17 @@ def _outputs(
             name,
             [f"examples/{name}/{layer}.json" for layer in [*folders, "embedding"]],
         )
+        if datasets[name].conflict:
+            yield "extract_closed_book", name, [f"examples/{name}/closed_book.parquet"]
         yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]
         yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
+        if name in compared:
+            kinds = ("controls", "metrics")
+            yield (
+                "attribute_candidates",
+                name,
+                [f"candidates/{name}.{kind}.parquet" for kind in kinds],
+            )
         yield "audit_dataset", name, [f"detection/{name}/leak_audit.csv"]
         yield "train_detectors", name, [f"detection/{name}/scores.parquet"]
     yield "measure_answers", "", ["saes/answers.csv"]

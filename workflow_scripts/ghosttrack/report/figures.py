@@ -74,9 +74,16 @@ SUMMARY = (
     (("raw_probe",), "raw-activation probe", ANSWER_COLOUR, "D"),
     ((registry.DETECTOR,), "detector", DETECTOR_COLOUR, "o"),
 )
+# Added where data sets have remarks.
+SUMMARY_MISLED = (
+    ((registry.SAME_PASS,), "all of the same pass", REGRESSION_COLOUR, "<"),
+    ((registry.CLOSED_BOOK_AND_CONTEXT,), "closed book and context", GATE_COLOUR, "P"),
+    ((registry.WITH_CLOSED_BOOK,), "detector with closed book", DETECTOR_COLOUR, "*"),
+)
 SUMMARY_POOLS = {
     registry.ALL_GIVEN: "all given\ntexts",
     registry.ALL_GENERATED: "all generated\nanswers",
+    registry.ALL_MISLED: "all after\nremarks",
 }
 
 
@@ -147,9 +154,12 @@ def summary(inputs: FigureInputs) -> Figure:
     axes.axhline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
     if pools and pools < len(scopes):
         axes.axvline(pools - 0.5, color=MUTED, lw=0.8)
-    for number, (names, label, colour, marker) in enumerate(SUMMARY):
+    misled = any(_best(inputs, scope, (registry.SAME_PASS,)) for scope in scopes)
+    shown = [*SUMMARY, *(SUMMARY_MISLED if misled else ())]
+    apart = 0.15 if not misled else 0.1
+    for number, (names, label, colour, marker) in enumerate(shown):
         points = [
-            (place + 0.15 * (number - 2), row)
+            (place + apart * (number - (len(shown) - 1) / 2), row)
             for place, scope in enumerate(scopes)
             if (row := _best(inputs, scope, names))
         ]
@@ -260,6 +270,12 @@ def _curves(inputs: FigureInputs, kind: str, x_label: str, y_label: str) -> Figu
             xticks=(0, 0.5, 1),
             yticks=(0, 0.5, 1),
         )
+    _legend_above(figure, panels)
+    return _finished(figure, x_label, y_label)
+
+
+def _legend_above(figure: Figure, panels: list[tuple[str, Axes]]) -> None:
+    """The legend of the first panel, with the entries in reverse order."""
     handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
     figure.legend(
         handles[::-1],
@@ -268,7 +284,6 @@ def _curves(inputs: FigureInputs, kind: str, x_label: str, y_label: str) -> Figu
         ncols=len(registry.SHOWN),
         handletextpad=0.5,
     )
-    return _finished(figure, x_label, y_label)
 
 
 def _panels(datasets: list[str]) -> tuple[Figure, list[tuple[str, Axes]]]:
@@ -499,14 +514,7 @@ def risk(inputs: FigureInputs) -> Figure:
             x, y = _thinned(part["x"].to_numpy(), part["y"].to_numpy())
             axes.plot(x, y, color=shown.colour, label=shown.label, ls=dashes, lw=width)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 0.62), xticks=(0, 0.5, 1), yticks=(0, 0.25, 0.5))
-    handles, labels = panels[0][1].get_legend_handles_labels() if panels else ([], [])
-    figure.legend(
-        handles[::-1],
-        labels[::-1],
-        loc="outside upper left",
-        ncols=len(registry.SHOWN),
-        handletextpad=0.5,
-    )
+    _legend_above(figure, panels)
     return _finished(
         figure, "coverage: fraction of texts, most confident first", "risk: fraction wrong"
     )

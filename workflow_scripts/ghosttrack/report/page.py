@@ -55,6 +55,11 @@ PARTS = {
         "The model answered questions and the answers were graded. Correct and wrong answers may "
         "differ in wording, so compare with text only.",
     ),
+    "misled": (
+        "Texts after remarks",
+        "A remark before each text asserts the true or the false answer. Neither the remark nor "
+        "its agreement with the text predicts the label of a given text.",
+    ),
     "leaky": (
         "Data sets with a text leak",
         "Text alone predicts the label to some degree. Only the gain over text only counts.",
@@ -65,7 +70,11 @@ PARTS = {
     ),
     "skipped": ("Not run", "Too few examples to train on."),
 }
-POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, generated answers"}
+POOLS = {
+    registry.ALL_GIVEN: "mean, given texts",
+    registry.ALL_GENERATED: "mean, generated answers",
+    registry.ALL_MISLED: "mean, texts after remarks",
+}
 
 
 class ReportInputs(NamedTuple):
@@ -170,6 +179,7 @@ def _pools(metrics: pd.DataFrame, kinds: registry.DatasetKinds) -> list[str]:
     sizes = {
         registry.ALL_GIVEN: len(kinds.text_controlled) + len(kinds.leaky),
         registry.ALL_GENERATED: len(kinds.generated),
+        registry.ALL_MISLED: len(kinds.misled),
     }
     return [
         name
@@ -207,10 +217,22 @@ def _part(metrics: pd.DataFrame, name: str, datasets: list[str]) -> dict[str, An
 
 
 def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers of graded answers per data set; {} if no answers were generated."""
+    """Numbers of graded answers per data set; {} if no answers were generated.
+
+    With remarks also the numbers of questions after true and false ones, and of answers that repeat
+    them.
+    """
     if not labels:
         return {}
-    columns = [key for key, value in next(iter(labels.values())).items() if isinstance(value, int)]
+    labels = {name: {**counts, **_repeated(counts)} for name, counts in labels.items()}
+    columns = list(
+        dict.fromkeys(
+            key
+            for counts in labels.values()
+            for key, value in counts.items()
+            if isinstance(value, int)
+        )
+    )
     return {
         "columns": columns,
         "rows": [
@@ -218,6 +240,16 @@ def _labels(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for name, counts in labels.items()
         ],
     }
+
+
+def _repeated(counts: Mapping[str, Any]) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    for kind, found in counts.get("remarks", {}).items():
+        numbers |= {
+            f"after {kind} remarks": found["asked"],
+            f"repeat {kind} remarks": found["followed"],
+        }
+    return numbers
 
 
 def _relations(metrics: pd.DataFrame) -> dict[str, Any]:

@@ -28,7 +28,11 @@ QUALITY = (
     ("kl_div_with_sae", "KL", 3),
     ("dead_fraction", "dead", 3),
 )
-POOLS = {registry.ALL_GIVEN: "mean, given texts", registry.ALL_GENERATED: "mean, generated answers"}
+POOLS = {
+    registry.ALL_GIVEN: "mean, given texts",
+    registry.ALL_GENERATED: "mean, generated answers",
+    registry.ALL_MISLED: "mean, texts after remarks",
+}
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

@@ -12,7 +12,11 @@ from ghosttrack.report.lanes import Axis, Point
 Row = Mapping[str, Any]  # one row of the ledger
 # The axis of differences reaches at least this far to both sides, so that small noise looks small.
 LEAST_REACH = 0.1
-SCOPES = {registry.ALL_GIVEN: "given texts", registry.ALL_GENERATED: "the model's own answers"}
+SCOPES = {
+    registry.ALL_GIVEN: "given texts",
+    registry.ALL_GENERATED: "the model's own answers",
+    registry.ALL_MISLED: "texts after remarks",
+}
 SAES = "sparse autoencoders add to the detector"
 # Claims at the top of the report, each with one sentence that explains it.
 KEY_CLAIMS = {
@@ -21,6 +25,10 @@ KEY_CLAIMS = {
     SAES: "The same detector with and without sparse-autoencoder features.",
     registry.TRACKING: "The same detector with and without metrics of feature tracks. "
     "The metrics must also add more than those of null tracks.",
+    registry.BEYOND_PASS: "Best control: on each data set, the strongest score from the text, the "
+    "model's output, and whether the text agrees with the remark.",
+    registry.BEYOND_CLOSED_BOOK: "Output with and without the remark, the text and its agreement "
+    "with the remark; the same with activations.",
 }
 # Titles of at most eight words, by the first words of a claim; other claims are short enough.
 TITLES = {
@@ -29,6 +37,8 @@ TITLES = {
     "single-answer output regression",
     "the detector beats a regression on output features and text pairs": "The detector beats output and words "
     "together",
+    registry.BEYOND_PASS: "The detector beats everything in the same pass",
+    registry.ADDS_TO_PASS: "Activations add to everything in the same pass",
 }
 
 
@@ -107,19 +117,24 @@ class Conclusions(NamedTuple):
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The headline claim on given texts and on the model's own answers, in one sentence."""
+    """The headline claim on given texts, own answers and texts after remarks, in one sentence."""
     parts = []
     for name, scope in SCOPES.items():
-        row = row_of(rows, name, registry.HEADLINE)
+        claim, control = (
+            (registry.BEYOND_PASS, "all output and text of the same pass")
+            if name == registry.ALL_MISLED
+            else (registry.HEADLINE, "its best control")
+        )
+        row = row_of(rows, name, claim)
         if row is None:
             continue
         if row["verdict"] == registry.ESTABLISHED:
             gain = f"by {row['difference']:.3f} AUROC on {scope}"
-            parts.append(f"the detector beats its best control {gain}")
+            parts.append(f"the detector beats {control} {gain}")
         elif row["verdict"] == registry.ARTEFACT:
             parts.append(f"on {scope} the detector finds no more than the text alone")
         else:
-            parts.append(f"on {scope} no gain over the best control is established")
+            parts.append(f"on {scope} no gain over {control} is established")
     return f"{capital('; '.join(parts))}." if parts else "No data set here supports a claim."
 
 
@@ -128,6 +143,7 @@ def key_claims(rows: Sequence[Row], kinds: registry.DatasetKinds) -> list[KeyCla
     members = {
         registry.ALL_GIVEN: [*kinds.text_controlled, *kinds.leaky],
         registry.ALL_GENERATED: kinds.generated,
+        registry.ALL_MISLED: kinds.misled,
     }
     claims = []
     for name, about in KEY_CLAIMS.items():
@@ -144,7 +160,11 @@ def key_claims(rows: Sequence[Row], kinds: registry.DatasetKinds) -> list[KeyCla
 def _aurocs(rows: Sequence[Row], pooled: Row, datasets: Sequence[str]) -> str:
     """Both AUROCs, and on how many of several data sets the claim is established alone."""
     text = f"AUROC {_number(pooled['auroc_ours'])} against {_number(pooled['auroc_control'])}"
-    single = [row for name in datasets if (row := row_of(rows, name, pooled["claim"]))]
+    single = [
+        row
+        for name in datasets
+        if (row := row_of(rows, name, pooled["claim"])) and row["mode"] == pooled["mode"]
+    ]
     if len(single) < 2:
         return text
     won = sum(row["verdict"] == registry.ESTABLISHED for row in single)

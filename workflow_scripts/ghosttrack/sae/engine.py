@@ -108,6 +108,7 @@ class Engine:
         back_end: sparse or dense.
         beta2: decay of Adam's second moment.
         cuda_graph: on a GPU, run the pass as one CUDA graph. All batches must have the same size.
+        frozen_decoder: keep the decoder's rows as they are, and learn only encoder and biases.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class Engine:
         back_end: BackEnd,
         beta2: float = 0.999,
         cuda_graph: bool = False,
+        frozen_decoder: bool = False,
     ) -> None:
         self.parameters = parameters
+        self.frozen_decoder = frozen_decoder
         self.architecture = architecture
         self.aux_coefficient = aux_coefficient
         self.dead_after_tokens = dead_after_tokens
@@ -234,9 +237,11 @@ class Engine:
         """Take an Adam step on the gradient, scaled to one global norm.
 
         The decoder's gradient is projected. Afterwards decoder rows are set to unit norm, and
-        negative thresholds to zero.
+        negative thresholds to zero. A frozen decoder's gradient is 0.
         """
         W_dec, threshold = self.parameters.W_dec, self.architecture.threshold
+        if self.frozen_decoder:
+            result.gradients.W_dec.zero_()
         gradients = list(result.gradients)
         if result.threshold is not None:
             gradients.append(result.threshold)
@@ -246,9 +251,11 @@ class Engine:
                 f"training diverged: at a learning rate of {learning_rate:.3g} the gradient norm "
                 f"is {norm}. Lower sae.learning_rate and run again; this step was discarded"
             )
-        result.gradients.W_dec.addcmul_(W_dec, result.decoder_radial.unsqueeze(1), value=-1)
+        if not self.frozen_decoder:
+            result.gradients.W_dec.addcmul_(W_dec, result.decoder_radial.unsqueeze(1), value=-1)
         self._adam.step(gradients, GRADIENT_NORM / norm if norm > 0.0 else 1.0, learning_rate)
-        W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
+        if not self.frozen_decoder:
+            W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
         if threshold is not None:
             threshold.value.clamp_(min=0.0)
 

@@ -83,6 +83,7 @@ class Dictionary(NamedTuple):
     seed: int  # of the random initialisation
     state: Path  # folder of its checkpoints; the caller locks it, and removes it on success
     warm_start: WarmStart | None = None  # initial weights; None: random directions
+    frozen_decoder: bool = False  # the decoder keeps its initial directions
 
 
 class TrainedSae(NamedTuple):
@@ -301,6 +302,7 @@ class _Run:
             back_end=back_end(device, micro_batch, settings.precision),
             beta2=beta2(steps),
             cuda_graph=cuda_graph,
+            frozen_decoder=dictionary.frozen_decoder,
         )
         self.step, self.fvu, self.progress = 0, math.inf, ""
         self.normalisers: list[Normaliser] = []
@@ -312,6 +314,7 @@ class _Run:
             "sae": settings.model_dump(),
             "seed": dictionary.seed,
             "warm_start": None if warm_start is None else warm_start.fingerprint(),
+            "frozen_decoder": dictionary.frozen_decoder,
             **identity,
         }
         self.checkpoints = Checkpoints(dictionary.state, files.sha256_json(content))

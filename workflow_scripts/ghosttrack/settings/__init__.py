@@ -8,7 +8,7 @@ memory, time).
 from ghosttrack.settings.ablation import AblationSettings, TuningSettings
 from ghosttrack.settings.activations import ActivationSettings
 from ghosttrack.settings.corpus import CorpusSettings
-from ghosttrack.settings.dataset import DatasetSettings
+from ghosttrack.settings.dataset import ConflictSettings, DatasetSettings
 from ghosttrack.settings.detection import DetectionSettings
 from ghosttrack.settings.evaluation import EvaluationSettings
 from ghosttrack.settings.generation import GenerationSettings
@@ -27,6 +27,7 @@ __all__ = [
     "MOST_SHARDS",
     "AblationSettings",
     "ActivationSettings",
+    "ConflictSettings",
     "CorpusSettings",
     "DatasetSettings",
     "DetectionSettings",

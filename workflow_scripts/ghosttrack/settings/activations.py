@@ -37,6 +37,7 @@ class ActivationSettings(Section):
     min_scale: int = Field(
         1,
         ge=1,
+        le=2**24,
         description="Minimum scale of the stored activations, a power of two. Activations are "
         "divided by the scale of their layer, stored in half precision, and multiplied by it when "
         "they are read, so values up to 65,504 x scale can be stored. `check_model` determines the "
@@ -65,6 +66,7 @@ class ActivationSettings(Section):
     def _power_of_two(cls, value: int) -> int:
         if value & (value - 1):
             raise ValueError(
-                f"expected a power of two, such as {1 << value.bit_length()}, found {value}"
+                f"activations.min_scale: {value} must be a power of two, such as "
+                f"{1 << value.bit_length()}"
             )
         return value

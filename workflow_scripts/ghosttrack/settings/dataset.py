@@ -8,6 +8,26 @@ from ghosttrack.settings import names
 from ghosttrack.settings.section import Section
 
 
+class ConflictSettings(Section):
+    """Remarks before the statements of a minimal-pair set, or before questions."""
+
+    wordings: list[Literal["hearsay", "belief", "passage", "demonstrations"]] = Field(
+        ["hearsay", "belief", "passage", "demonstrations"],
+        min_length=1,
+        description="Wordings of the remarks. `hearsay`: `Some say that ...`; `belief`: a user is "
+        "sure; `passage`: three sentences of a note, with the answer in the second; "
+        "`demonstrations`: further lines like the few-shot demonstrations, all true or all false. "
+        "The blocks take turns: each has one wording.",
+    )
+    few_shot: bool = Field(
+        False,
+        description="Mode `given`: put the few-shot demonstrations of the relation, all true, "
+        "before the remark. They tell the model to state facts, and make its output a better "
+        "judge. Statements in the closed book and questions in mode `generated` always have "
+        "demonstrations.",
+    )
+
+
 class DatasetSettings(Section):
     """One file in config/datasets."""
 
@@ -79,6 +99,16 @@ class DatasetSettings(Section):
         None,
         ge=8,
         description="Maximum number of examples. Whole groups are chosen at random, by `seed`.",
+    )
+
+    conflict: ConflictSettings | None = Field(
+        None,
+        description="Make a conflict set: every text follows a remark that asserts the true "
+        "answer, and one that asserts the false answer of its block, so that neither the remark "
+        "nor its agreement with the text says anything about the label. Mode `given`: needs "
+        "prompts with one true and one false answer, and leaves out the others; `max_examples` "
+        "counts the texts with their remarks. Mode `generated`: every question is asked after "
+        "both remarks. null: no remarks. `{}`: all wordings.",
     )
 
     @model_validator(mode="after")

@@ -214,7 +214,7 @@ class Settings(Section):
             raise ValueError(f"sweep.k: {self.sweep.k} must be 1 or more")
         if min(self.sweep.seeds) < 0:
             raise ValueError(f"sweep.seeds: {self.sweep.seeds} must be 0 or more")
-        if reserved := {"all_given", "generated", "all_answers"} & set(self.datasets):
+        if reserved := {"all_given", "generated", "all_misled", "all_answers"} & set(self.datasets):
             raise ValueError(
                 f"datasets: {min(reserved)} is the name of a mean over data sets; rename the file"
             )

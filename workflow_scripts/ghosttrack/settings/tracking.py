@@ -125,6 +125,22 @@ class TrackingSettings(Section):
         "random order; `untracked`: no links. The comparison with `untracked` shows what the "
         "links add.",
     )
+    compare_candidates: Literal["none", "conflict", "all"] = Field(
+        "none",
+        description="Data sets in which the two candidate answers of each prompt are compared "
+        "inside the model: `none`, those with `conflict`, or `all`. Texts need another candidate "
+        "(column `other`). One backward pass per prompt attributes the difference of the "
+        "candidates' logits to SAE features, and the features that promote a candidate are "
+        "followed through the layers. The nulls are those of the links, permuted candidates, and "
+        "SAEs with a random decoder, which are fitted for this comparison. These SAEs are also a "
+        "null of the detector and of the SAE probe.",
+    )
     original: OriginalTrackingSettings = Field(
         OriginalTrackingSettings(), description="Association costs, for `tracking.mode: original`."
     )
+
+    def compares(self, conflict: bool) -> bool:
+        """Whether candidates are compared in a data set; `conflict`: it is a conflict set."""
+        return self.compare_candidates == "all" or (
+            self.compare_candidates == "conflict" and conflict
+        )

@@ -122,26 +122,46 @@ def plan_links(
         return LinkPlan(natural, [None] * steps, [None] * max(0, steps - 1))
     if variant == "shuffled":
         order = shuffled_order(len(layers), seed)
-
-        def between(step: int, ahead: int) -> Links:
-            lower, upper = order[step], order[step + ahead]
-            similarity = DecoderCosine(
-                saes[lower].W_dec, saes[upper].W_dec, [seed, layers[lower], layers[upper]]
-            )
-            comparison = compare_as(kind, similarity, count, quantile)
-            return links(comparison.real, comparison.gate)
-
-        return LinkPlan(
-            order,
-            [between(step, 1) for step in range(steps)],
-            [between(step, 2) for step in range(steps - 1)],
-        )
+        return computed_links(order, layers, saes, kind, count, quantile, seed)
     stored: list[LayerLinks] = []
     for position, path in enumerate(neighbours):
         stored.append(load_links(path, permuted=variant == "permuted"))
         stored[-1].require(path, layers[position : position + 3], saes[position].d_sae)
     return LinkPlan(
         natural, [entry.adjacent for entry in stored], [entry.skip for entry in stored[:-1]]
+    )
+
+
+def computed_links(
+    order: list[int],
+    layers: Sequence[int],
+    saes: Sequence[Sae],
+    kind: LinkKind,
+    count: int,
+    quantile: float,
+    seed: int,
+) -> LinkPlan:
+    """A plan whose links are computed here, by the cosine of decoder rows.
+
+    Args:
+        order: positions of the layers in the order of the visit.
+        layers, kind, count, quantile: as in `plan_links`.
+        saes: of the analysed layers, with their decoders.
+    """
+
+    def between(step: int, ahead: int) -> Links:
+        lower, upper = order[step], order[step + ahead]
+        similarity = DecoderCosine(
+            saes[lower].W_dec, saes[upper].W_dec, [seed, layers[lower], layers[upper]]
+        )
+        comparison = compare_as(kind, similarity, count, quantile)
+        return links(comparison.real, comparison.gate)
+
+    steps = len(layers) - 1
+    return LinkPlan(
+        order,
+        [between(step, 1) for step in range(steps)],
+        [between(step, 2) for step in range(steps - 1)],
     )
 
 

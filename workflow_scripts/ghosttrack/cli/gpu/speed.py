@@ -305,7 +305,7 @@ def feeding_speed(sizes: Sizes, device: torch.device, limits: card.Limits) -> It
         with tempfile.TemporaryDirectory() as name:
             store = _store(Path(name), sizes, storage)
             for resident in (True, False):
-                sampler = ChunkSampler(store, batch, 0, resident=resident)
+                sampler = ChunkSampler(store, batch, 0, resident, device=device)
                 home = "resident" if resident else "read window by window"
                 rows = batch * _steps_per_second(sampler, device, sizes.seconds)
                 yield Measurement(

@@ -1,0 +1,234 @@
+"""Remarks: texts before a statement that assert the true or the false answer of its block.
+
+In a conflict set, each statement of a minimal-pair block follows each of two remarks: one asserts
+the true answer to its prompt, one the false answer. So the words of a text, the remark, and whether
+the statement agrees with the remark say nothing about the label. A block has one wording: folds
+that keep blocks whole can also leave out a wording.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ghosttrack.facts import answers
+from ghosttrack.facts.examples import Example, Question, example_table, same_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# Remarks by wording, each up to the statement. {sentence}: the assertion, such as "The capital of
+# Chad is Paris."; {clause}: the same within a sentence; {lines}: an assertion for every prompt of
+# the block, the statement's own prompt last.
+WORDINGS = {
+    # What some people say.
+    "hearsay": "Some say that {clause}. In fact, ",
+    # What a user believes, before an assistant's answer.
+    "belief": "User: I am quite sure that {clause}.\nAssistant: ",
+    # A retrieved passage of three sentences, the assertion in the middle.
+    "passage": "This note is part of a collection of short texts about the world. {sentence} Its "
+    "editors last revised it a few years ago.\n\n",
+    # More few-shot demonstrations, all of them true or all of them false.
+    "demonstrations": "{lines}",
+}
+# A statement begins within a sentence after a remark that ends like this.
+_CONNECTIVE = ", "
+_ARTICLE = re.compile(r"(The|A|An) ")
+# Beginning of the prompts that hold a question, and ends of remarks that only a statement continues.
+_ASKED, _STATED = "Q: ", ("In fact, ", "Assistant: ")
+
+
+def with_remarks(
+    examples: "pd.DataFrame", wordings: Sequence[str], contexts: Mapping[str, str]
+) -> "pd.DataFrame":
+    """The conflict set of a minimal-pair set: every statement after a true and a false remark.
+
+    Args:
+        examples: columns of `Example`. Prompts with other answers than one true and one false
+            answer are left out.
+        wordings: names in WORDINGS. Block i has wording i modulo their number.
+        contexts: by relation, a text with which its remarks begin.
+    Returns:
+        Columns of `Example`, two rows per statement; the relation is that of the statement.
+    """
+    rows: list[Example] = []
+    blocks: dict[str, list[Example]] = {}
+    for row in paired(examples):
+        blocks.setdefault(row.group, []).append(row)
+    for number, block in enumerate(blocks.values()):
+        rows.extend(_block(block, wordings[number % len(wordings)], contexts))
+    return example_table(rows)
+
+
+def paired(examples: "pd.DataFrame") -> list[Example]:
+    """Rows whose prompt has one true and one false answer, with `other` filled in."""
+    prompts: dict[tuple[str, str], list[Example]] = {}
+    for record in examples[list(Example._fields)].to_dict("records"):
+        row = Example(**{str(key): value for key, value in record.items()})
+        prompts.setdefault((row.group, row.text[: row.answer_start]), []).append(row)
+    return [
+        row._replace(other=rest.answer)
+        for pair in prompts.values()
+        if len(pair) == 2 and pair[0].label != pair[1].label
+        for row, rest in (pair, pair[::-1])
+    ]
+
+
+def _block(
+    block: Sequence[Example], wording: str, contexts: Mapping[str, str]
+) -> Iterator[Example]:
+    pairs = {row.prompt: sorted((row.answer, row.other)) for row in block}
+    for row in block:
+        true, false = (row.answer, row.other) if row.label == 0 else (row.other, row.answer)
+        # Other prompts of the block with the same two answers: what is true there is false here.
+        partners = [
+            other
+            for other in block
+            if pairs[other.prompt] == pairs[row.prompt]
+            and other.prompt != row.prompt
+            and other.label == 0
+        ]
+        for name, asserted in (("true", true), ("false", false)):
+            lines = [
+                _assertion(partner.prompt, partner.answer if name == "true" else partner.other)
+                for partner in partners
+            ]
+            remark = contexts.get(row.relation, "") + remark_of(
+                wording, row.question, row.prompt, asserted, lines
+            )
+            statement = _after(remark, row.text)
+            yield row._replace(
+                id=f"{row.id}-{name}-remark",
+                prompt=f"{remark}{statement[: len(row.prompt)]}",
+                text=f"{remark}{statement}",
+                answer_start=row.answer_start + len(remark),
+                answer_end=row.answer_end + len(remark),
+                remark=remark,
+                remark_answer=asserted,
+                wording=wording,
+            )
+
+
+def ask_after_remarks(
+    questions: Sequence[Question], shots: Sequence[str], wordings: Sequence[str]
+) -> list[Question]:
+    """Every question after a true and after a false remark.
+
+    Args:
+        questions: `other` is the answer that the false remark asserts.
+        shots: (questions,) the beginning of each prompt after which the remark is inserted.
+        wordings: names in WORDINGS. Question i has wording i modulo their number.
+    """
+    rows = []
+    for number, (question, shown) in enumerate(zip(questions, shots, strict=True)):
+        wording = wordings[number % len(wordings)]
+        own = question.prompt[len(shown) :]
+        for name, asserted in (("true", question.gold[0]), ("false", question.other)):
+            remark = remark_of(wording, question.question, own, asserted)
+            rows.append(
+                question._replace(
+                    id=f"{question.id}-{name}-remark",
+                    prompt=f"{shown}{remark}{_after(remark, own)}",
+                    remark=remark,
+                    remark_answer=asserted,
+                    wording=wording,
+                )
+            )
+    return rows
+
+
+def remark_of(
+    wording: str, question: str, prompt: str, answer: str, lines: Sequence[str] = ()
+) -> str:
+    """The remark that asserts an answer to a prompt, up to the statement.
+
+    `lines`: assertions for other prompts of the block.
+    """
+    sentence = _assertion(prompt, answer)
+    said, text = sentence, WORDINGS[wording]
+    if prompt.startswith(_ASKED):
+        said = f'The answer to "{question}" is {answer}.'
+        for end in _STATED:
+            text = f"{text.removesuffix(end).rstrip()}\n" if text.endswith(end) else text
+    return text.format(
+        sentence=said,
+        clause=_within(said).removesuffix("."),
+        lines="".join(f"{line}\n" for line in (*lines, sentence)),
+    )
+
+
+def _assertion(prompt: str, answer: str) -> str:
+    return f"{prompt} {answer}" + ("" if prompt.startswith(_ASKED) else ".")
+
+
+def _within(sentence: str) -> str:
+    """A sentence as it continues another: without the capital of a leading article."""
+    return sentence[:1].lower() + sentence[1:] if _ARTICLE.match(sentence) else sentence
+
+
+def _after(remark: str, statement: str) -> str:
+    return _within(statement) if remark.endswith(_CONNECTIVE) else statement
+
+
+def without_remarks(examples: "pd.DataFrame") -> "pd.DataFrame":
+    """The same statements without remark: text, prompt and answer positions of the closed book.
+
+    Rows without a remark are unchanged.
+    """
+    rows = examples.copy()
+    for column in ("text", "prompt"):
+        rows[column] = [
+            _removed(str(text), str(remark), int(start))
+            for text, remark, start in zip(
+                examples[column], examples["remark"], examples["answer_start"], strict=True
+            )
+        ]
+    for column in ("answer_start", "answer_end"):
+        rows[column] = examples[column] - examples["remark"].map(len)
+    return rows
+
+
+def _removed(text: str, remark: str, before: int) -> str:
+    """`text` without the last occurrence of `remark` that ends at character `before` or earlier."""
+    if not remark:
+        return text
+    at = text.rindex(remark, 0, before)
+    rest = text[at + len(remark) :]
+    if remark.endswith(_CONNECTIVE) and _ARTICLE.match(rest[:1].upper() + rest[1:]):
+        rest = rest[:1].upper() + rest[1:]
+    return text[:at] + rest
+
+
+def repeats(answer: str, asserted: str) -> bool:
+    """Whether an answer of the model gives the answer that a remark asserts."""
+    return answers.judge(answer, [asserted]) == answers.AnswerVerdict.CORRECT
+
+
+def agreement(examples: "pd.DataFrame") -> list[bool]:
+    """Whether each text states the answer that its remark asserts, (examples,)."""
+    return [
+        repeats(answer, asserted)
+        if mode == "generated"
+        else same_text(answer) == same_text(asserted)
+        for mode, answer, asserted in zip(
+            examples["mode"], examples["answer"], examples["remark_answer"], strict=True
+        )
+    ]
+
+
+def strata(examples: "pd.DataFrame") -> list[str]:
+    """Relation of each text, with the wording of its remark if it has one, (examples,).
+
+    Output features of texts are comparable within a stratum.
+    """
+    if "wording" not in examples:
+        return [str(relation) for relation in examples["relation"]]
+    return [
+        f"{relation} after {wording}" if wording else str(relation)
+        for relation, wording in zip(examples["relation"], examples["wording"], strict=True)
+    ]
+
+
+def has_remarks(examples: "pd.DataFrame") -> bool:
+    """Whether every text has a remark: the data set is a conflict set."""
+    return "remark" in examples and bool(len(examples)) and bool((examples["remark"] != "").all())

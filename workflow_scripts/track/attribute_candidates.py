@@ -1,0 +1,109 @@
+"""Attribute the logit difference of two candidate answers to SAE features, and track them."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from ghosttrack import sae
+from ghosttrack.activations import extraction, limits, logit_gradients
+from ghosttrack.inputs import models
+from ghosttrack.inputs.sites import Site
+from ghosttrack.runtime import files, job, tables
+from ghosttrack.runtime.allocator import keep_freed_memory
+from ghosttrack.settings import TrackingSettings
+from ghosttrack.tracks import candidate_run
+from ghosttrack.tracks.tracking import TrackerOptions
+
+log = logging.getLogger("ghosttrack")
+
+# Prompts per pass, approximately. Not a resource: the null of random links draws once per pass.
+PROMPTS = 32
+
+
+def main(
+    *,
+    examples: Path,
+    weights: Path,
+    check: Path,
+    saes: list[Path],
+    random_decoders: list[Path],
+    neighbours: list[Path],
+    controls: Path,
+    metrics: Path,
+    completeness: Path,
+    layers: list[int],
+    site: Site,
+    tracking: TrackingSettings,
+    dataset: str,
+    seed: int,
+    threads: int,
+) -> None:
+    """Write the controls without SAEs, the metrics of every variant, and how complete they are.
+
+    `saes` and `random_decoders` have one weight file per layer of `layers`, `neighbours` one file
+    for every layer but the last.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    frame = tables.read_parquet(examples)
+    tokenizer = models.load_tokenizer(weights.parent)
+    compared = logit_gradients.comparisons(
+        frame, tokenizer, models.max_context(weights.parent / "config.json"), dataset
+    )
+    given = int((frame["other"] != "").sum())
+    log.info(
+        "%s: %d of %d texts have another candidate answer, %d of them with a token that differs; "
+        "%d different prompts and pairs of answers",
+        dataset,
+        given,
+        len(frame),
+        int((compared.number >= 0).sum()),
+        len(compared.distinct),
+    )
+    loaded = [[sae.load(path.parent) for path in paths] for paths in (saes, random_decoders)]
+    trained, null = (
+        candidate_run.Dictionary(
+            group,
+            {
+                variant: candidate_run.plan_of(variant, layers, group, links, tracking, seed)
+                for variant in variants
+            },
+        )
+        for group, links, variants in zip(
+            loaded,
+            (neighbours, None),
+            (("default", "untracked", "shuffled"), ("default",)),
+            strict=True,
+        )
+    )
+    passes: Iterable[logit_gradients.Gradients] = ()
+    if compared.distinct:
+        passes = logit_gradients.read(
+            models.load_model(weights.parent, extraction.best_device()),
+            compared.distinct,
+            layers,
+            site,
+            batch=PROMPTS,
+            packed=limits.read(check).packed,
+        )
+    result = candidate_run.measure(
+        passes,
+        compared,
+        frame["id"].tolist(),
+        layers,
+        trained,
+        null,
+        TrackerOptions.from_settings(tracking),
+        seed,
+    )
+    for path, table in ((controls, result.controls), (metrics, result.metrics)):
+        with files.atomic_write(path, "wb") as stream:
+            table.to_parquet(stream, index=False)
+    with files.atomic_write(completeness) as text:
+        tables.write_csv(result.completeness, text)
+
+
+if __name__ == "__main__":
+    job.run(main, globals())
