@@ -1,4 +1,8 @@
 # rules/common/memory.smk -- memory that jobs ask for, by the formulas of planning/memory.py.
+import time
+from functools import lru_cache
+
+
 def memory_for(estimate, *more):
     """Resource function: MB by a formula of `planning/memory.py`; grows with every attempt."""
 
@@ -15,7 +19,13 @@ def on_cluster():
 
 
 def memory_run(model):
-    """What the memory of a model's jobs depends on, as known now."""
+    """What the memory of a model's jobs depends on, as known now: read at most once a second."""
+    return memory_run_at(model, int(time.monotonic()))
+
+
+@lru_cache(maxsize=len(MODELS))
+def memory_run_at(model, _second):
+    """The same, once in a second."""
     settings, results = SETTINGS[model], Path("results")
     texts = {
         name: data_sizes.known_texts(settings, name, DATASETS[name], results)

@@ -31,7 +31,7 @@ _FP64, _FP32, _FP16 = 8, 4, 2
 # Bytes of a byte-pair tokenizer per token of the vocabulary.
 _TOKEN_BYTES = 1700
 # Weights as read, as converted and as written, and copies of a GGUF file.
-_FETCHED_COPIES = 2.6
+_FETCHED_COPIES = 2.8
 # Contexts that an extraction job reads at once, and arrays as wide as the residual stream that a
 # block takes: queries, keys, values, the MLP and its activation function. Llama 21, GPT-2 46.
 _CONTEXTS, _STREAMS = 16, 40
