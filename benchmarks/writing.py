@@ -125,7 +125,7 @@ def busy_share(folder: Path, block: Block, storage: Storage, given: argparse.Nam
 def main() -> None:
     """Measure, and print three tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=2 * SHARD_ROWS)
+    parser.add_argument("--rows", type=int, default=4 * SHARD_ROWS)
     parser.add_argument("--d-model", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
