@@ -193,13 +193,14 @@ rule extract_closed_book:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
+        **MODEL_ACCELERATOR,
         mem_mb=memory_for(memory.extraction),
         runtime=scaled(60),
         batch=shrinking(32),
     params:
         prompts=property_of("pmi_prompts", "detection"),
         seed=settings_of("seed", "extract_closed_book"),
+        inference=settings_of("inference", "extract_closed_book"),
         code=source_digest("extract_closed_book"),
     message:
         "Reading {wildcards.dataset} without remarks (GPUs: {resources.gpu})"

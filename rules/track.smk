@@ -90,7 +90,7 @@ rule attribute_candidates:
     conda:
         "../envs/torch.yaml"
     resources:
-        **ACCELERATOR,
+        **MODEL_ACCELERATOR,
         mem_mb=memory_for(memory.attribution),
         runtime=scaled(60),
     params:
@@ -98,6 +98,7 @@ rule attribute_candidates:
         site=property_of("site", "activations"),
         tracking=settings_of("tracking", "attribute_candidates"),
         seed=settings_of("seed", "attribute_candidates"),
+        inference=settings_of("inference", "attribute_candidates"),
         code=source_digest("attribute_candidates"),
     message:
         "Comparing candidate answers inside {wildcards.model} on {wildcards.dataset} (GPUs: {resources.gpu})"

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 
 from ghosttrack.activations import closed_book as reading
-from ghosttrack.activations import extraction, limits
+from ghosttrack.activations import limits, run_model
 from ghosttrack.inputs import models
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.allocator import keep_freed_memory
+from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings
 
 
 def main(
@@ -22,13 +23,14 @@ def main(
     batch: int,
     threads: int,
     seed: int,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write closed_book.parquet: the columns of outputs.parquet, one row per example."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     table = reading.read(
-        models.load_model(weights.parent, extraction.best_device()),
-        extraction.model_identity(weights.parent),
+        *run_model.load(weights.parent, check, inference, gpu),
         models.load_tokenizer(weights.parent),
         tables.read_parquet(examples),
         prompts=prompts,

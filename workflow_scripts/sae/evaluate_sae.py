@@ -44,7 +44,7 @@ def main(
     result = measure(trained, rows, trained.metadata.get("k"))
     if problem := warning(result, trained.metadata):
         log.warning("layer %s: %s", layer, problem)
-    model, _ = run_model.load(model_weights.parent, check, inference, gpu)
+    model, identity = run_model.load(model_weights.parent, check, inference, gpu)
     spliced = splice(model, trained, rows, tokens, batch, limits.read(check))
     files.write_json(
         quality,
@@ -64,6 +64,7 @@ def main(
             "training_tokens": trained.metadata.get("training_tokens"),
             "unique_tokens": trained.metadata.get("unique_tokens"),
             "pretrained": trained.metadata.get("pretrained"),
+            "model_precision": identity.precision,
             "storage": trained.metadata.get("storage"),
             "storage_error": trained.metadata.get("storage_error"),
             **({"warning": problem} if problem else {}),

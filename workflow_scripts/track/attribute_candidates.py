@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from ghosttrack import sae
-from ghosttrack.activations import extraction, limits, logit_gradients
+from ghosttrack.activations import limits, logit_gradients, run_model
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.allocator import keep_freed_memory
-from ghosttrack.settings import TrackingSettings
+from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings, TrackingSettings
 from ghosttrack.tracks import candidate_run
 from ghosttrack.tracks.tracking import TrackerOptions
 
@@ -39,6 +39,8 @@ def main(
     dataset: str,
     seed: int,
     threads: int,
+    inference: InferenceSettings = DEFAULT_INFERENCE,
+    gpu: int = 1,
 ) -> None:
     """Write the controls without SAEs, the metrics of every variant, and how complete they are.
 
@@ -81,7 +83,7 @@ def main(
     passes: Iterable[logit_gradients.Gradients] = ()
     if compared.distinct:
         passes = logit_gradients.read(
-            models.load_model(weights.parent, extraction.best_device()),
+            run_model.load(weights.parent, check, inference, gpu).model,
             compared.distinct,
             layers,
             site,

@@ -200,6 +200,14 @@ def test_a_job_in_another_precision_than_the_check_is_refused(
     extract_run(run, InferenceSettings(), monkeypatch)
 
 
+def test_every_job_with_the_model_loads_it_in_the_precision_of_the_run() -> None:
+    scripts = Path(__file__).parents[3] / "workflow_scripts"
+    loading = [
+        path.stem for path in scripts.glob("*/*.py") if "models.load_model(" in path.read_text()
+    ]
+    assert loading == ["check_model"]  # which decides the precision; others use run_model.load
+
+
 def test_a_check_without_a_precision_was_float32(run: Path) -> None:
     path = run / "model_check.json"
     path.write_text(json.dumps({"limits": small_models.exact()._asdict()}))

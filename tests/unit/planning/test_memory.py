@@ -125,6 +125,12 @@ def test_the_gram_matrix_of_a_probe_grows_with_the_square_of_the_dictionary(name
     assert large - small > 3 * 8 * 0.49 * (16_384**2 - 8192**2) / 1e6
 
 
+def test_the_check_of_a_model_in_half_precision_holds_its_float32_weights() -> None:
+    half, full = (run_of(inference={"dtype": dtype}) for dtype in ("bfloat16", "float32"))
+    assert memory.extraction(half) < memory.extraction(full)
+    assert memory.model_check(half) == pytest.approx(memory.model_check(full), abs=1)
+
+
 def test_a_wave_of_few_layers_asks_for_less_than_one_of_all() -> None:
     run = run_of(corpus={"context": 1024})
     assert memory.extraction(run, run.settings.layers[:1]) < memory.extraction(run)

@@ -78,7 +78,7 @@ def agreement_of(examples: pd.DataFrame) -> Ints:
 
 
 def score_names(variants: Sequence[str]) -> list[str]:
-    """Names of the scores of `fit`, in the order of the tables."""
+    """Names of the scores of `columns`, in their order."""
     names = [registry.CANDIDATE_LOGIT, registry.CANDIDATE_GRADIENTS]
     for variant in variants:
         for base in _bases(variant):

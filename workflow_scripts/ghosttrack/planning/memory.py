@@ -228,8 +228,12 @@ def examples(run: Run) -> int:
 
 
 def model_check(run: Run) -> int:
-    """What extraction and the reading of examples hold."""
-    return max(extraction(run), examples(run))
+    """What extraction and the reading of examples hold, with the weights in float32.
+
+    A model in half precision is checked in float32, too.
+    """
+    more = (_FP32 - _parameter_bytes(run)) * _parameters(run)
+    return max(extraction(run), examples(run)) + _mb(max(more, 0))
 
 
 def generation(run: Run) -> int:

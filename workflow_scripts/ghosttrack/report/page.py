@@ -350,12 +350,21 @@ def _provenance(inputs: ReportInputs) -> list[tuple[str, str]]:
             f"{source['n_layers']} layers, d_model {source['d_model']}, vocabulary of "
             f"{source['vocab_size']:,} tokens",
         ),
+        ("Precision of the model", _precision(inputs.quality)),
         ("Analysed layers", ", ".join(map(str, sorted(inputs.quality)))),
         ("Training activations", _storage(inputs.quality)),
         ("Seed", str(settings.get("seed", "not recorded"))),
         ("GhostTrack", f"version {inputs.version}, code {inputs.code}"),
         ("Libraries", libraries),
     ]
+
+
+def _precision(quality: Mapping[int, Mapping[str, Any]]) -> str:
+    """Precision in which the model ran, such as bfloat16."""
+    # Files from before this key are of float32 models.
+    return ", ".join(
+        sorted({layer.get("model_precision", "float32") for layer in quality.values()})
+    )
 
 
 def _storage(quality: Mapping[int, Mapping[str, Any]]) -> str:
