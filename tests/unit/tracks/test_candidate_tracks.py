@@ -71,9 +71,10 @@ def test_features_error_and_bias_add_up_to_the_linearised_logit_difference(
             entries, parts = attribution.attribute(make_sae(seed), gradients, position, included)
             x, g = gradients.activation[position].double(), gradients.gradient[position].double()
             expected = np.bincount(gradients.text, (x * g).sum(1).numpy())
-            size = np.abs(expected).max()
+            # Behind the last norm x.g is near 0, and the parts cancel.
+            size = max(np.abs(part).max() for part in parts)
             found = parts.features + parts.error + parts.bias
-            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * size)
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * size)
             np.testing.assert_allclose(
                 np.bincount(gradients.text[entries.row], entries.value, len(expected)),
                 parts.features,

@@ -152,12 +152,12 @@ def contexts_of(examples: pd.DataFrame) -> list[str]:
 
     Only given statements without remarks can have them. A remark may hold some of its own.
     """
-    wordings = examples["wording"] if "wording" in examples else [""] * len(examples)
+    # Texts without the column, joined with texts that have it, have NaN there.
+    after_remark = examples["wording"].fillna("") != "" if "wording" in examples else False
+    plain = (examples["mode"] == "given") & ~pd.Series(after_remark, index=examples.index)
     return [
-        context_of(str(relation)) if mode == "given" and not wording else ""
-        for relation, mode, wording in zip(
-            examples["relation"], examples["mode"], wordings, strict=True
-        )
+        context_of(str(relation)) if without else ""
+        for relation, without in zip(examples["relation"], plain, strict=True)
     ]
 
 

@@ -49,8 +49,8 @@ class BaselineMeans(NamedTuple):
 def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Texts that join an answer with another prompt of its relation.
 
-    The columns are those of `encode`, `wording`, and `number` from `answer_numbers`. The prompts of an answer
-    depend only on the prompts of its relation, the answer and the seed.
+    The columns are those of `encode`, `wording`, and `number` from `answer_numbers`. The prompts of
+    an answer depend only on the prompts of its relation, the answer and the seed.
 
     Args:
         examples: columns relation, mode, text, answer, answer_start; for answers in a chat template

@@ -101,7 +101,7 @@ def _table_lines(section: type[BaseModel], prefix: str) -> Iterator[str]:
             f"| `{prefix}{name}` | `{default}` | {_choices(field.annotation)}{field.description} |"
         )
     for name, inner, about in nested:
-        yield from ("", f"### {name}", "", about, "")
+        yield from ("", f"### {name}", "", textwrap.fill(about, WIDTH), "")
         yield from _table_lines(inner, f"{name}.")
 
 

@@ -16,18 +16,31 @@ from ghosttrack.planning.run_state import PHASES
 STEPS = {
     "fetch": ("fetch_model", "fetch_corpus", "fetch_dataset", "fetch_questions"),
     "generate": ("generate_answers",),
-    "extract": ("check_model", "extract_activations", "extract_heldout", "extract_examples"),
+    "extract": (
+        "check_model",
+        "extract_activations",
+        "extract_heldout",
+        "extract_examples",
+        "extract_closed_book",
+    ),
     "autoencoders": (
         "fetch_sae",
         "train_sae",
         "train_shared_sae",
+        "fit_random_decoder",
         "evaluate_sae",
         "describe_features",
         "measure_answers",
         "sweep_sae",
         "draw_sweep",
     ),
-    "track": ("find_neighbours", "cluster_features", "track_features", "measure_signals"),
+    "track": (
+        "find_neighbours",
+        "cluster_features",
+        "track_features",
+        "measure_signals",
+        "attribute_candidates",
+    ),
     "detect": (
         "audit_dataset",
         "train_detectors",

@@ -123,14 +123,14 @@ def summary(rows: Sequence[Row]) -> str:
         claim, control = (
             (registry.BEYOND_PASS, "all output and text of the same pass")
             if name == registry.ALL_MISLED
-            else (registry.HEADLINE, "its best control")
+            else (registry.HEADLINE, "the best control")
         )
         row = row_of(rows, name, claim)
         if row is None:
             continue
         if row["verdict"] == registry.ESTABLISHED:
             gain = f"by {row['difference']:.3f} AUROC on {scope}"
-            parts.append(f"the detector beats {control} {gain}")
+            parts.append(f"the detector beats {control.replace('the best', 'its best')} {gain}")
         elif row["verdict"] == registry.ARTEFACT:
             parts.append(f"on {scope} the detector finds no more than the text alone")
         else:
