@@ -11,7 +11,7 @@ FAMILIES = {"detector", "output", "probe", "control", "tracking", "tracking_null
 
 def test_every_computed_score_is_registered() -> None:
     names = [
-        *detectors.score_names(["default", *registry.NULLS], classifiers.NAMES),
+        *detectors.score_names(["default", *registry.NULLS], classifiers.NAMES, remarks=True),
         *controls.UNTRAINED,
         *controls.AUDITED,
         *seed_runs.SCORE_NAMES,

@@ -85,7 +85,7 @@ def test_output_that_depends_on_agreement_is_found_by_the_controls_that_know_it(
     for name in ("ghosttrack", registry.OUTPUT_REGRESSION, registry.AGREEMENT):
         assert abs(reached[name] - 0.5) < 0.2, name
     for name in (registry.OUTPUT_AND_AGREEMENT, registry.SAME_PASS, registry.CLOSED_BOOK):
-        assert reached[name] > 0.85, name
+        assert reached[name] > 0.75, name
     for name in (registry.CLOSED_BOOK_AND_CONTEXT, registry.WITH_CLOSED_BOOK):
         assert reached[name] > reached[registry.CLOSED_BOOK], name
 
