@@ -49,8 +49,8 @@ class BaselineMeans(NamedTuple):
 def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Texts that join an answer with another prompt of its relation.
 
-    The columns are those of `encode`, `wording`, and `number` from `answer_numbers`. The prompts of
-    an answer depend only on the prompts of its relation, the answer and the seed.
+    The columns are those of `encode`, and `number` from `answer_numbers`. The prompts of an answer
+    depend only on the prompts of its relation, the answer and the seed.
 
     Args:
         examples: columns relation, mode, text, answer, answer_start; for answers in a chat template
@@ -63,10 +63,8 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     heads = [
         text[:start] for text, start in zip(examples["text"], examples["answer_start"], strict=True)
     ]
-    wordings = examples.get("wording", "")
-    known = examples.assign(
-        head=heads, number=answer_numbers(examples), stratum=strata(examples), wording=wordings
-    )
+    known = examples.assign(head=heads, number=answer_numbers(examples), stratum=strata(examples))
+    shared = [name for name in ("relation", "mode", "wording") if name in known]
     known = known[[bool(head.strip()) for head in heads]]
     rows: list[dict[str, Any]] = []
     for stratum, part in known.groupby("stratum", sort=False):
@@ -77,7 +75,7 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
             max(count, -(-count * len(prompts) // (2 * part["number"].nunique()))),
         )
         for (number, answer), same in part.groupby(["number", "answer"], sort=False):
-            taken = set(same["head"])
+            taken, kept = set(same["head"]), same[shared].iloc[0].to_dict()
             free = [prompt for prompt in prompts if prompt not in taken]
             generator = np.random.default_rng(
                 [seed, *(zlib.crc32(str(key).encode()) for key in (stratum, answer))]
@@ -86,19 +84,15 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
             rows += [
                 {
                     "id": f"{answer!r} after {free[at]!r}",
-                    "relation": same["relation"].iloc[0],
-                    "mode": same["mode"].iloc[0],
+                    **kept,
                     "text": f"{free[at]}{answer}",
                     "answer_start": len(free[at]),
                     "answer_end": len(free[at]) + len(answer),
                     "number": number,
-                    "wording": same["wording"].iloc[0],
                 }
                 for at in sorted(chosen)
             ]
-    columns = [
-        *("id", "relation", "mode", "text", "answer_start", "answer_end", "number", "wording")
-    ]
+    columns = ["id", *shared, "text", "answer_start", "answer_end", "number"]
     pairs = pd.DataFrame(rows, columns=columns)
     return _with_prompts(pairs, known) if chat.is_asked(examples) else pairs
 

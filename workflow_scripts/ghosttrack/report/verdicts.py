@@ -120,21 +120,20 @@ def summary(rows: Sequence[Row]) -> str:
     """The headline claim on given texts, own answers and texts after remarks, in one sentence."""
     parts = []
     for name, scope in SCOPES.items():
-        claim, control = (
-            (registry.BEYOND_PASS, "all output and text of the same pass")
-            if name == registry.ALL_MISLED
-            else (registry.HEADLINE, "the best control")
-        )
+        claim, control, best = registry.HEADLINE, "its best control", "the best control"
+        if name == registry.ALL_MISLED:
+            claim, control = registry.BEYOND_PASS, "all output and text of the same pass"
+            best = control
         row = row_of(rows, name, claim)
         if row is None:
             continue
         if row["verdict"] == registry.ESTABLISHED:
             gain = f"by {row['difference']:.3f} AUROC on {scope}"
-            parts.append(f"the detector beats {control.replace('the best', 'its best')} {gain}")
+            parts.append(f"the detector beats {control} {gain}")
         elif row["verdict"] == registry.ARTEFACT:
             parts.append(f"on {scope} the detector finds no more than the text alone")
         else:
-            parts.append(f"on {scope} no gain over {control} is established")
+            parts.append(f"on {scope} no gain over {best} is established")
     return f"{capital('; '.join(parts))}." if parts else "No data set here supports a claim."
 
 
