@@ -291,6 +291,8 @@ class _Tally:
         rows = []
         for position, layer in enumerate(layers):
             features, error, bias, total = self.size[position]
+            # Not relative to `total`, which is 0 after the last block: a norm has no scale.
+            size = features + error + bias
             known = self.comparisons > 0
             rows.append(
                 {
@@ -302,7 +304,7 @@ class _Tally:
                     "error": error / self.comparisons if known else np.nan,
                     "bias": bias / self.comparisons if known else np.nan,
                     "linearised": total / self.comparisons if known else np.nan,
-                    "gap": self.gap[position] / total if known and total else np.nan,
+                    "gap": self.gap[position] / size if known and size else np.nan,
                     "correlation": _correlation(self.totals[position], self.differences),
                 }
             )
