@@ -71,10 +71,12 @@ def test_features_error_and_bias_add_up_to_the_linearised_logit_difference(
             entries, parts = attribution.attribute(make_sae(seed), gradients, position, included)
             x, g = gradients.activation[position].double(), gradients.gradient[position].double()
             expected = np.bincount(gradients.text, (x * g).sum(1).numpy())
-            # Behind the last norm x.g is near 0, and the parts cancel.
-            size = max(np.abs(part).max() for part in parts)
             found = parts.features + parts.error + parts.bias
-            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * size)
+            # After the last block x.g is 0, because the final norm ignores the scale of x.
+            size = np.abs([parts.features, parts.error, parts.bias]).max()
+            rtol = 1e-3 if LAYERS[position] < small_models.LAYERS - 1 else 0
+            np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-5 * size)
+            assert np.abs(expected).max() > 1e-3 * size or not rtol
             np.testing.assert_allclose(
                 np.bincount(gradients.text[entries.row], entries.value, len(expected)),
                 parts.features,

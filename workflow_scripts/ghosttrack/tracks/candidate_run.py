@@ -291,8 +291,8 @@ class _Tally:
         rows = []
         for position, layer in enumerate(layers):
             features, error, bias, total = self.size[position]
-            # Not relative to the total, which is near 0 where a norm makes x.g vanish.
-            parts = features + error + bias
+            # Not relative to `total`, which is 0 after the last block: a norm has no scale.
+            size = features + error + bias
             known = self.comparisons > 0
             rows.append(
                 {
@@ -304,7 +304,7 @@ class _Tally:
                     "error": error / self.comparisons if known else np.nan,
                     "bias": bias / self.comparisons if known else np.nan,
                     "linearised": total / self.comparisons if known else np.nan,
-                    "gap": self.gap[position] / parts if known and parts else np.nan,
+                    "gap": self.gap[position] / size if known and size else np.nan,
                     "correlation": _correlation(self.totals[position], self.differences),
                 }
             )
