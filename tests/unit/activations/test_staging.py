@@ -277,7 +277,7 @@ def test_no_more_lanes_run_at_once_than_there_are_cores(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("ahead", [1, 3])
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_after_an_error_no_call_of_any_lane_starts(ahead: int, failing: int) -> None:
+def test_after_an_error_no_call_of_a_later_set_starts(ahead: int, failing: int) -> None:
     ended: list[tuple[int, int]] = []
 
     def call(lane: int, number: int) -> None:
@@ -297,6 +297,29 @@ def test_after_an_error_no_call_of_any_lane_starts(ahead: int, failing: int) -> 
         within(60, run)
     assert max(number for lane, number in ended if lane == failing) == 1
     assert threading.active_count() == before
+
+
+def test_of_two_errors_in_a_set_the_one_of_the_first_lane_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extraction, "_cores", lambda: 2)
+    second_failed = threading.Event()
+
+    def first() -> None:
+        second_failed.wait(20)
+        raise UserError("first lane")
+
+    def second() -> None:
+        second_failed.set()
+        raise UserError("second lane")
+
+    def run() -> None:
+        with Lanes(2, 3) as lanes:
+            lanes.submit([first, second])
+            lanes.wait()
+
+    with pytest.raises(UserError, match="first lane"):
+        within(60, run)
 
 
 @pytest.mark.parametrize("failing", [0, 2])

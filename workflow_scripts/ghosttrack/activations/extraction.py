@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -232,7 +233,8 @@ class Lanes:
     """Runs calls in threads while the caller prepares the next ones.
 
     Calls of one lane run one after the other, those of several lanes side by side. After an error
-    no further call is started, and `submit` or `wait` raises it.
+    no call of a later set is started, and `submit` or `wait` raises the first error by set and
+    lane.
 
     Args:
         lanes: number of lanes; up to WRITERS of them run at once, one per core.
@@ -242,8 +244,10 @@ class Lanes:
     def __init__(self, lanes: int, ahead: int) -> None:
         self._lanes, self._ahead = lanes, ahead
         self._turns = threading.BoundedSemaphore(min(_cores(), WRITERS))
-        self._failed = threading.Event()
         self._sets: deque[list[Future[None]]] = deque()
+        self._submitted = 0
+        self._failed = sys.maxsize  # number of the first set with an error
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._threads = [
@@ -258,10 +262,11 @@ class Lanes:
             self._end_set()
         self._sets.append(
             [
-                thread.submit(self._run, call)
+                thread.submit(self._run, self._submitted, call)
                 for thread, call in zip(self._threads, calls, strict=True)
             ]
         )
+        self._submitted += 1
 
     def wait(self) -> None:
         """Wait until all calls have ended."""
@@ -274,14 +279,15 @@ class Lanes:
         for call in calls:
             call.result()
 
-    def _run(self, call: Callable[[], None]) -> None:
+    def _run(self, number: int, call: Callable[[], None]) -> None:
         with self._turns:
-            if self._failed.is_set():
+            if number > self._failed:
                 return  # the rows of the failed call are missing, so no later ones may follow
             try:
                 call()
             except BaseException:
-                self._failed.set()
+                with self._lock:
+                    self._failed = min(self._failed, number)
                 raise
 
     def __exit__(self, *_: object) -> None:

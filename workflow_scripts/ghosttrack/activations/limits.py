@@ -49,8 +49,8 @@ def read(path: Path) -> Limits:
     """
     try:
         return Limits(**_read(path)["limits"])
-    except TypeError as error:
-        raise _refusal(path) from error
+    except (KeyError, TypeError) as error:
+        raise _refusal(path, "limits") from error
 
 
 def read_precision(path: Path) -> Precision:
@@ -63,7 +63,7 @@ def read_precision(path: Path) -> Precision:
         # Checks from before this key ran in float32.
         return Precision(**_read(path).get("precision", {}))
     except TypeError as error:
-        raise _refusal(path) from error
+        raise _refusal(path, "precision") from error
 
 
 def require_precision(path: Path, precision: Precision) -> None:
@@ -96,7 +96,7 @@ def scales(path: Path, layers: Sequence[int | None]) -> list[int]:
     try:
         return [int(listed.get(scale_key(layer), 1)) for layer in layers]
     except (AttributeError, TypeError, ValueError) as error:
-        raise _refusal(path) from error
+        raise _refusal(path, "scales") from error
 
 
 def scale_key(layer: int | None) -> str:
@@ -106,13 +106,13 @@ def scale_key(layer: int | None) -> str:
 
 def _read(path: Path) -> Any:
     about: Any = files.read_json(path)
-    if not isinstance(about, dict) or "limits" not in about:
-        raise _refusal(path)
+    if not isinstance(about, dict):
+        raise _refusal(path, "limits")
     return about
 
 
-def _refusal(path: Path) -> UserError:
+def _refusal(path: Path, what: str) -> UserError:
     return UserError(
-        f"{path}: it does not hold the limits of a checked model; delete it and run again, "
-        "then the check is repeated"
+        f"{path}: it does not hold the {what} of a checked model; delete it and run again, then "
+        "the check is repeated"
     )

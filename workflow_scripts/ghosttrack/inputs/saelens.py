@@ -77,9 +77,9 @@ def registry() -> Path | None:
 def missing() -> UserError:
     """The error for a missing library: what to install, and in which environment."""
     return UserError(
-        f"sae.source: saelens: needs the SAELens library, which is not installed here; install it "
-        f"with `{_python()} -m pip install -r {REQUIREMENTS}`; if jobs run in conda environments, "
-        f"add sae-lens=={TESTED} to the pip packages in envs/fetch.yaml instead"
+        "sae.source: a name with `saelens:` needs the SAELens library, which is missing here; "
+        f"install it with `{_python()} -m pip install -r {REQUIREMENTS}`; if jobs run in conda "
+        f"environments, add sae-lens=={TESTED} to the pip packages in envs/fetch.yaml instead"
     )
 
 
