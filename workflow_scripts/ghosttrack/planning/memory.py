@@ -25,8 +25,8 @@ CORPUS, MODEL, MODEL_TABLES = 310, 450, 500
 GPU_LIBRARIES = 2500
 # ASSUME: what `import torch` takes more in a build for CUDA, in MB, with or without a GPU in the job.
 CUDA_BUILD = 200
-# The two processes of Snakemake that a Slurm job runs beside its script, in MB.
-SNAKEMAKE = 300
+# The processes of Snakemake that a Slurm job runs beside its script, in MB: 484 on a test Slurm.
+SNAKEMAKE = 550
 _FP64, _FP32, _FP16 = 8, 4, 2
 # Bytes of a byte-pair tokenizer per token of the vocabulary.
 _TOKEN_BYTES = 1700
@@ -144,7 +144,7 @@ def asked(counted: float, cluster: bool = False, gpu: bool = False) -> int:
 
     Args:
         counted: MB at the peak, from a formula of this module.
-        cluster: whether the job runs inside two processes of Snakemake, as on Slurm.
+        cluster: whether the job runs inside other processes of Snakemake, as on Slurm.
         gpu: whether jobs run with a build of torch for CUDA.
     """
     more = (SNAKEMAKE if cluster else 0) + (CUDA_BUILD if gpu else 0)

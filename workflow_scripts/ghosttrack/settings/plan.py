@@ -29,11 +29,13 @@ class PlanSettings(Section):
         "quarters of its peak.",
     )
     feed_gb_s: float = Field(
-        0.23,
+        5.0,
         gt=0,
         description="Rate at which one core reads shuffled activations and hands them to a training "
-        "step, in 10^9 stored bytes per second. The default is measured: 222,000 rows of 1,024 "
-        "values in int8s per second (benchmarks/store_reading.py); fp16 is faster.",
+        "step, in 10^9 stored bytes per second. The default is measured: the first epoch, with "
+        "checksums, of 1,024 values per row, 2.5 million rows per second in fp16 and 6.2 million in "
+        "int8s; later epochs reach 12 to 16 (benchmarks/feeding.py). Without a GPU the CPU also "
+        "decodes; the rate is then 1 to 6.",
     )
     write_gb_s: float = Field(
         1.0,
