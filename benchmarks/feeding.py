@@ -91,6 +91,11 @@ def epochs(sampler: ChunkSampler, serve: Callable[[int], Any], count: int) -> li
     return rates
 
 
+def hand_over(sampler: ChunkSampler, step: int) -> None:
+    """Everything that the CPU does for one batch on a GPU."""
+    list(sampler.spans(step))
+
+
 def stored(
     folder: Path, storage: str, paths: tuple[Path, Path], given: argparse.Namespace
 ) -> list[Row]:
@@ -101,8 +106,8 @@ def stored(
         ChunkSampler(store, given.batch, 0, resident=False, epochs=count)
         for count in (1, given.epochs)
     )
-    (first,) = epochs(once, lambda step: list(once.spans(step)), 1)
-    later = epochs(sampler, lambda step: list(sampler.spans(step)), given.epochs)
+    (first,) = epochs(once, partial(hand_over, once), 1)
+    later = epochs(sampler, partial(hand_over, sampler), given.epochs)
     rows: list[Row] = [["stored", storage, "plain copy", reference, 1.0, ""]]
     for mode, rate in (("windows, first epoch", first / 1e6), ("windows", max(later) / 1e6)):
         rows.append(["stored", storage, mode, rate, rate / reference, ""])
@@ -135,12 +140,11 @@ def device(storage: str, paths: tuple[Path, Path], given: argparse.Namespace) ->
         return steps * given.step / 1000 / (time.perf_counter() - started)
 
     steps = given.epochs * given.rows // given.batch
-    rows: list[Row] = [["device", storage, "no rows", "", "", busy(lambda _step: None, steps)]]
+    rows: list[Row] = [["device", storage, "no rows", "", "", busy(lambda _: None, steps)]]
     for mode, resident in (("resident", True), ("windows", False)):
         sampler = ChunkSampler(opened(paths), given.batch, 0, resident, keep_stored=True)
         list(sampler.spans(0))  # the first window is read before training starts
-        share = busy(lambda step, sampler=sampler: list(sampler.spans(step)), steps)
-        rows.append(["device", storage, mode, "", "", share])
+        rows.append(["device", storage, mode, "", "", busy(partial(hand_over, sampler), steps)])
     return rows
 
 
