@@ -137,7 +137,8 @@ def device(storage: str, paths: tuple[Path, Path], given: argparse.Namespace) ->
         for step in range(steps):
             serve(step)
             time.sleep(given.step / 1000)
-        return steps * given.step / 1000 / (time.perf_counter() - started)
+        wall = time.perf_counter() - started
+        return float(steps * given.step / 1000 / wall)
 
     steps = given.epochs * given.rows // given.batch
     rows: list[Row] = [["device", storage, "no rows", "", "", busy(lambda _: None, steps)]]
