@@ -8,6 +8,7 @@
 - `decoded`: whole batches on the CPU, gathered and decoded to float32.
 - `device`: the share of time that a simulated device is busy. Its step sleeps instead of gathering,
   decoding and computing. Gathering and decoding on a real GPU are not part of this measurement.
+  Reference: the same steps without rows, which other load on the machine delays too.
 
 The process runs on one core.
 """
@@ -90,14 +91,23 @@ def epochs(sampler: ChunkSampler, serve: Callable[[int], Any], count: int) -> li
     return rates
 
 
+def hand_over(sampler: ChunkSampler, step: int) -> None:
+    """Everything that the CPU does for one batch on a GPU."""
+    list(sampler.spans(step))
+
+
 def stored(
     folder: Path, storage: str, paths: tuple[Path, Path], given: argparse.Namespace
 ) -> list[Row]:
     """The CPU's share of a training on a GPU, against a plain copy."""
     reference = plain_copy(folder, opened(paths), given) / 1e6
-    # The first window is read before the first batch, the others behind the batches before them.
-    sampler = ChunkSampler(opened(paths), given.batch, 0, resident=False)
-    first, *later = epochs(sampler, lambda step: list(sampler.spans(step)), given.epochs)
+    store = opened(paths)
+    once, sampler = (
+        ChunkSampler(store, given.batch, 0, resident=False, epochs=count)
+        for count in (1, given.epochs)
+    )
+    (first,) = epochs(once, partial(hand_over, once), 1)
+    later = epochs(sampler, partial(hand_over, sampler), given.epochs)
     rows: list[Row] = [["stored", storage, "plain copy", reference, 1.0, ""]]
     for mode, rate in (("windows, first epoch", first / 1e6), ("windows", max(later) / 1e6)):
         rows.append(["stored", storage, mode, rate, rate / reference, ""])
@@ -113,6 +123,7 @@ def decoded(storage: str, paths: tuple[Path, Path], given: argparse.Namespace) -
         loaded = time.process_time() - start
         first, *later = epochs(sampler, sampler.batch_at, given.epochs)
         first = 1 / (1 / first + loaded / (sampler.batches_per_epoch * given.batch))
+        # The first epoch also reads ahead the first window of the second.
         rows.append(["decoded", storage, f"{mode}, first epoch", first / 1e6, "", ""])
         rows.append(["decoded", storage, mode, max(later) / 1e6, "", ""])
     return rows
@@ -120,17 +131,21 @@ def decoded(storage: str, paths: tuple[Path, Path], given: argparse.Namespace) -
 
 def device(storage: str, paths: tuple[Path, Path], given: argparse.Namespace) -> list[Row]:
     """The share of time that a device with a step of fixed length is busy."""
-    rows: list[Row] = []
+
+    def busy(serve: Callable[[int], Any], steps: int) -> float:
+        started = time.perf_counter()
+        for step in range(steps):
+            serve(step)
+            time.sleep(given.step / 1000)
+        wall = time.perf_counter() - started
+        return float(steps * given.step / 1000 / wall)
+
+    steps = given.epochs * given.rows // given.batch
+    rows: list[Row] = [["device", storage, "no rows", "", "", busy(lambda _: None, steps)]]
     for mode, resident in (("resident", True), ("windows", False)):
         sampler = ChunkSampler(opened(paths), given.batch, 0, resident, keep_stored=True)
         list(sampler.spans(0))  # the first window is read before training starts
-        steps = given.epochs * sampler.batches_per_epoch
-        started = time.perf_counter()
-        for step in range(steps):
-            list(sampler.spans(step))
-            time.sleep(given.step / 1000)
-        busy = steps * given.step / 1000 / (time.perf_counter() - started)
-        rows.append(["device", storage, mode, "", "", busy])
+        rows.append(["device", storage, mode, "", "", busy(partial(hand_over, sampler), steps)])
     return rows
 
 
