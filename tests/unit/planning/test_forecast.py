@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ghosttrack.planning import forecast, plan, roofline
+from ghosttrack.planning import data_sizes, forecast, plan, roofline
 from ghosttrack.planning.configuration import load, load_dataset
 from ghosttrack.runtime import files
 from ghosttrack.settings import DatasetSettings, Settings
@@ -33,7 +33,7 @@ def benchmark(path: Path, seconds: str) -> None:
 def test_a_conflict_set_has_twice_the_rows_of_its_minimal_pairs() -> None:
     found = settings(model="gpt2-small")
     plain, after = (
-        forecast._estimated_rows(found, load_dataset(name, ROOT / "config"))
+        data_sizes.estimated_rows(found, load_dataset(name, ROOT / "config"))
         for name in ("capitals", "conflict_capitals")
     )
     assert after == 2 * plain > 0
