@@ -25,7 +25,6 @@ from ghosttrack.runtime import files
 LAYER_KEYS = (*Header._fields, "d_model", "total_rows")
 # Bits of a float16 without its sign, and the smallest such value that is infinite or NaN.
 _MAGNITUDE, _NOT_FINITE = np.uint16(0x7FFF), np.uint16(0x7C00)
-_BLOCK_ROWS = 256
 
 
 class _Part(NamedTuple):
@@ -274,12 +273,8 @@ class ActivationStore:
         if values.dtype == np.int8:
             if values.size and int(values.min()) == int8s.UNWRITTEN:
                 raise ValueError(f"chunk {slot} holds rows that were never written")
-        else:
-            # In blocks, so that they stay in the cache of a core.
-            for start in range(0, len(values), _BLOCK_ROWS):
-                bits = values[start : start + _BLOCK_ROWS].view(np.uint16)
-                if int((bits & _MAGNITUDE).max()) >= _NOT_FINITE:
-                    raise ValueError(f"chunk {slot} holds NaN or infinite values")
+        elif values.size and int((values.view(np.uint16) & _MAGNITUDE).max()) >= _NOT_FINITE:
+            raise ValueError(f"chunk {slot} holds NaN or infinite values")
         self._verified[number] = True
 
 
