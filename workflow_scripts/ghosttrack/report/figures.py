@@ -176,7 +176,7 @@ def summary(inputs: FigureInputs) -> Figure:
     for tick in axes.get_xticklabels()[:pools]:
         tick.set_fontweight("bold")
     axes.set_xlim(-0.5, max(len(scopes), 1) - 0.5)
-    axes.set_ylim(min(0.45, axes.dataLim.y0 - 0.02), 1.005)
+    axes.set_ylim(min(0.45, axes.dataLim.y0 - 0.02), 1.02)  # room for markers at 1
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("AUROC with interval (dashed: chance)")
     figure.legend(loc="outside upper left", ncols=len(SUMMARY), handletextpad=0.2, fontsize=9)
