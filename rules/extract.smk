@@ -72,7 +72,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=memory_for(memory.extraction, LAYERS),
+            mem_mb=memory_for(memory.extraction, LAYERS, model=MODEL),
             runtime=scaled(120),
             batch=shrinking(16),
             room_kb=room_kb(MODEL),
@@ -115,7 +115,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=memory_for(memory.extraction),
+            mem_mb=memory_for(memory.extraction, model=MODEL),
             runtime=scaled(60),
             batch=shrinking(16),
         params:
@@ -158,7 +158,7 @@ for MODEL in MODELS:
             "../envs/torch.yaml"
         resources:
             **MODEL_ACCELERATOR,
-            mem_mb=memory_for(memory.examples),
+            mem_mb=memory_for(memory.examples, model=MODEL),
             runtime=scaled(60),
             batch=shrinking(32),
         params:

@@ -82,6 +82,7 @@ for MODEL in SHARED:
             **ACCELERATOR,
             mem_mb=memory_for(memory.shared_training),
             runtime=scaled(120 * len(SETTINGS[MODEL].layers)),
+            resident_mb=first_attempt(1536),
             micro_batch=shrinking(4096),
             cuda_graph=0,  # 1: a GPU runs a step's pass as one graph; not measured
         params:

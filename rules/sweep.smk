@@ -25,6 +25,7 @@ rule sweep_sae:
         **ACCELERATOR,
         mem_mb=memory_for(memory.sweep),
         runtime=scaled(720),
+        resident_mb=first_attempt(1536),
         micro_batch=shrinking(4096),
     params:
         sae=swept_settings,

@@ -23,7 +23,7 @@ def extraction_waves():
 def training_digest(model):
     """Digest of the settings and code that a model's SAEs depend on."""
     training = "train_shared_sae" if model in SHARED else "train_sae"
-    rules = ("fetch_model", "fetch_corpus", "extract_activations", training)
+    rules = ("fetch_model", "fetch_corpus", "check_model", "extract_activations", training)
     return plan.training_digest(SETTINGS[model], [source_digest(rule) for rule in rules])
 
 

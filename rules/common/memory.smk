@@ -3,11 +3,14 @@ import time
 from functools import lru_cache
 
 
-def memory_for(estimate, *more):
-    """Resource function: MB by a formula of `planning/memory.py`; grows with every attempt."""
+def memory_for(estimate, *more, model=None):
+    """Resource function: MB by a formula of `planning/memory.py`; grows with every attempt.
+
+    `model`: for rules of one model, which have no wildcard for it.
+    """
 
     def megabytes(wildcards, attempt):
-        run = memory_run(wildcards.get("model", MODELS[0]))
+        run = memory_run(model or wildcards.get("model", MODELS[0]))
         return attempt * memory.asked(estimate(run, *more), on_cluster(), run.gpu)
 
     return megabytes

@@ -41,3 +41,11 @@ def test_every_rule_of_every_target_asks_for_memory(house: Path) -> None:
         found
     )
     assert min(size for rule, size in found.items() if rule not in TARGETS) > memory.PLAIN
+
+
+def test_two_models_in_one_run_ask_for_what_each_asks_for_alone(house: Path) -> None:
+    together = benchmark.asked("both", house)
+    for model, suffix in (("gpt2-small", "gpt2_small"), ("gpt2-medium", "gpt2_medium")):
+        alone = benchmark.asked(model, house)
+        for rule in ("extract_heldout", "extract_examples", "track_features"):
+            assert together[f"{rule}_{suffix}"] == alone[rule], (rule, model)

@@ -475,7 +475,7 @@ def _logprobs(model: Any, final: torch.Tensor) -> torch.Tensor:
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest difference of hidden states (tokens, d), relative to the norms of `other`."""
-    one, other = one.float(), other.float()
+    one, other = one.to(other.device).float(), other.float()
     gap = torch.linalg.vector_norm(one - other, dim=-1) / torch.linalg.vector_norm(
         other, dim=-1
     ).clamp(min=1e-20)
@@ -526,7 +526,7 @@ def _packed(model: Any, text: Ids, tokens: int, prefix_tokens: int = 0) -> tuple
         with captured(models.blocks(model), stop=False) as outputs:
             final = reader.final(pack)
         for number, places in zip(pack.numbers, pack.places, strict=True):
-            rows = torch.from_numpy(places).to(final.device)
+            rows = torch.from_numpy(places)  # on the CPU: outputs may be on several GPUs
             reference = _read(model, np.concatenate([prefix, texts[number].ids]))
             fast = [output[0, rows] for output in outputs]
             differences.append(_compare(reference, fast, _logprobs(model, final[rows])))

@@ -170,7 +170,7 @@ class PmiBaseline:
         size = np.array([len(one.read) for one in pairs])
         first = np.cumsum(size) - size
         read = np.concatenate([place[one.read] for place, one in zip(places, pairs, strict=True)])
-        rows = torch.from_numpy(read).to(final.device)
+        rows = torch.from_numpy(read)  # on the CPU: outputs may be on another GPU than `final`
         for state, output in zip(self._states, outputs, strict=True):
             states = output[0, rows].float().cpu().numpy()
             means = (np.add.reduceat(states, first, axis=0) / size[:, None]).astype(np.float32)

@@ -221,7 +221,8 @@ def _run(model: Any, ids: torch.Tensor, *, exact: bool) -> list[_Pass]:
     def copied(value: Any) -> torch.Tensor | None:
         tensor = models.first_tensor(value)
         return (
-            tensor[0].detach().double().clone()
+            # Blocks of a model that is spread over GPUs enter on one and leave on another.
+            tensor[0].detach().to("cpu", torch.float64, copy=True)
             if torch.is_tensor(tensor) and tensor.shape == shape
             else None
         )

@@ -151,7 +151,7 @@ def training_digest(settings: Settings, codes: Sequence[str]) -> str:
             "source": True,
             "inference": True,
             "corpus": True,
-            "activations": {"site", "storage", "rows_per_job"},
+            "activations": {"site", "storage", "rows_per_job", "min_scale"},
             "sae": True,
         },
     )

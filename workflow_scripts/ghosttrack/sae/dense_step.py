@@ -146,7 +146,8 @@ class CudaGraph:
                     self._function(self._input)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # A thread may be reading the next rows onto the device meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = self._function(self._input)
         self._input.copy_(x)
         self._graph.replay()
