@@ -129,6 +129,7 @@ NULL_RESIDUAL_PROBE = "residual_probe.decoders"
 CANDIDATE_LOGIT, CANDIDATE_GRADIENTS = "candidate_logit", "candidate_gradients"
 CANDIDATE_ATTRIBUTION, CANDIDATE_FEATURES = "candidate_attribution", "candidate_features"
 CANDIDATE_TRACKS, CANDIDATE_ALL = "candidate_tracks", "candidate_all"
+WITH_CANDIDATE_LOGIT = f"{DETECTOR}.with_candidate_logit"
 WITH_GRADIENTS, WITH_CANDIDATES = f"{DETECTOR}.with_gradients", f"{DETECTOR}.with_candidates"
 BILINEAR_PROBE = "bilinear_probe"
 # Scores of conflict sets, whose texts follow a remark that asserts an answer. Closed book: the same
@@ -186,6 +187,13 @@ _ALL = (
         "detector",
         "detector with tracking metrics",
         "The default detector with a logistic regression on the tracking metrics as one more "
+        "base learner.",
+    ),
+    Score(
+        WITH_CANDIDATE_LOGIT,
+        "detector",
+        "detector with logit difference of candidates",
+        "The default detector with the regression on the candidates' logit difference as one more "
         "base learner.",
     ),
     Score(

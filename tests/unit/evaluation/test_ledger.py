@@ -6,10 +6,12 @@ import pytest
 from scipy.stats import norm
 
 from ghosttrack import scores as registry
+from ghosttrack.detection import candidate_scores, detectors
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import claims, ledger, scoreboard
 from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
+from ghosttrack.tracks import candidate_run
 
 SETTINGS = EvaluationSettings(bootstrap=200)
 VARIANTS = ["default", "permuted"]
@@ -272,6 +274,14 @@ def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
     assert "tracking metrics add to the detector" in sentences
     assert "tracking metrics add to the detector more than their untracked null" in sentences
     assert "sparse autoencoders add to the detector" in sentences
+
+
+def test_scores_and_controls_of_claims_about_candidates_both_know_the_candidates() -> None:
+    compared = candidate_scores.score_names(candidate_run.VARIANTS)
+    stacks = detectors.stacks(compared)
+    for claim in claims.on_candidates():
+        for name in (claim.ours, *claim.controls):
+            assert name in compared or set(compared) & set(stacks[name]), (claim.sentence, name)
 
 
 def test_claims_about_candidates_are_tested_only_where_there_are_candidates() -> None:
