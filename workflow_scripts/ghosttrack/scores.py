@@ -556,6 +556,11 @@ _WITH_NULLS = (
 )
 
 
+def has_random_decoder(name: str) -> bool:
+    """Whether a score reads SAEs with random decoders."""
+    return name.endswith(".decoders")
+
+
 def get(name: str) -> Score:
     """The score of a name. `BASE.VARIANT` is a score on the metrics of a null.
 

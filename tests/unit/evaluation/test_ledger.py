@@ -301,6 +301,31 @@ def test_claims_about_candidates_are_tested_only_where_there_are_candidates() ->
     assert row["reason"] == "candidate_tracks was not run"
 
 
+def test_random_decoders_of_other_rows_support_no_claim() -> None:
+    names = [
+        name
+        for claim in (*claims.on_candidates(), *claims.on_random_decoders())
+        for name in (claim.ours, *claim.controls)
+    ]
+    strong = {name: 0.6 if name.endswith(".decoders") else 0.9 for name in names}
+    scope = exact({**strong, registry.CANDIDATE_LOGIT: 0.6}, error=0.001)
+    fair, unfair = (
+        ledger.judge([scope], VARIANTS, SETTINGS, null_rows_differ=differ).set_index("claim")
+        for differ in (False, True)
+    )
+    learned = "learned SAEs add more than random decoders"
+    assert fair.loc[learned, "verdict"] == registry.ESTABLISHED
+    over_null = fair["control"].str.endswith(".decoders")
+    assert over_null.sum() == 5
+    assert set(unfair.loc[over_null, "verdict"]) == {registry.NOT_ESTABLISHED}
+    assert set(unfair.loc[over_null, "reason"]) == {ledger.NULL_ROWS_DIFFER}
+    assert unfair.loc[over_null, "p_holm"].isna().all()
+    assert unfair.loc[learned, "difference"] == pytest.approx(0.3)
+    pd.testing.assert_series_equal(
+        unfair.loc[~over_null, "verdict"], fair.loc[~over_null, "verdict"]
+    )
+
+
 def test_strict_refuses_a_headline_that_does_not_hold() -> None:
     def pooled(apart: dict[str, float]) -> pd.DataFrame:
         return ledger.judge(scoreboard.pools([scope_result(apart)], 0.95), VARIANTS, SETTINGS)
