@@ -100,6 +100,11 @@ LEFT_OUT = (
 MISLED_LEFT_OUT = ("left_out", "dataset", "ours", *LEFT_OUT[1:])
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
+# Reasons of claims that are not established.
+NOT_AFTER_CORRECTION = "the interval is above 0, but not after correction for the number of claims"
+NULL_ROWS_DIFFER = (
+    "not tested: the random decoders were fitted on held-out rows, and the SAEs on other rows"
+)
 # Values of the column `dataset` for means over data sets: all given texts without remarks, all
 # generated answers without remarks, all given texts after remarks (conflict sets).
 ALL_GIVEN, ALL_GENERATED, ALL_MISLED = "all_given", "generated", "all_misled"

@@ -318,7 +318,7 @@ def test_random_decoders_of_other_rows_support_no_claim() -> None:
     over_null = fair["control"].str.endswith(".decoders")
     assert over_null.sum() == 5
     assert set(unfair.loc[over_null, "verdict"]) == {registry.NOT_ESTABLISHED}
-    assert set(unfair.loc[over_null, "reason"]) == {ledger.NULL_ROWS_DIFFER}
+    assert set(unfair.loc[over_null, "reason"]) == {registry.NULL_ROWS_DIFFER}
     assert unfair.loc[over_null, "p_holm"].isna().all()
     assert unfair.loc[learned, "difference"] == pytest.approx(0.3)
     pd.testing.assert_series_equal(

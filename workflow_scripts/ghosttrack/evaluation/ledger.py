@@ -21,10 +21,6 @@ from ghosttrack.settings import EvaluationSettings
 from ghosttrack.statistics import Difference
 
 COLUMNS = (*registry.LEDGER, "p", "reason")
-# Reason of a claim over random decoders that were fitted on other rows than the SAEs.
-NULL_ROWS_DIFFER = (
-    "not tested: the random decoders were fitted on held-out rows, and the SAEs on other rows"
-)
 # Controls that read only the text, by name, in words.
 _TEXTS = {
     registry.TEXT_ONLY: "the text alone",
@@ -186,7 +182,7 @@ def _verdict(
         )
         return registry.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
     if unfair:
-        return registry.NOT_ESTABLISHED, NULL_ROWS_DIFFER
+        return registry.NOT_ESTABLISHED, registry.NULL_ROWS_DIFFER
     if row.explained:
         what = _TEXTS[row.explained]
         return registry.ARTEFACT, f"{what} is above chance, and the score is not above it"
@@ -200,10 +196,7 @@ def _verdict(
     if gain.low > 0 and p_holm < 1 - settings.confidence:
         return registry.ESTABLISHED, ""
     if gain.low > 0:
-        return (
-            registry.NOT_ESTABLISHED,
-            "the interval is above 0, but not after correction for the number of claims",
-        )
+        return registry.NOT_ESTABLISHED, registry.NOT_AFTER_CORRECTION
     if gain.high < 0:
         return registry.NOT_ESTABLISHED, "the control wins"
     return registry.NOT_ESTABLISHED, "the interval of the difference covers 0"
