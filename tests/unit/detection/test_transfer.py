@@ -100,7 +100,7 @@ def test_candidates_are_tested_on_other_relations_with_agreement_as_an_interacti
         gain = rows.loc[f"each {kind} in turn", "candidate_all", "candidate_all.untracked"]
         assert gain["auroc_ours"] > 0.85
         assert gain["difference_low"] > 0.2
-        noise = rows.loc[f"each {kind} in turn", "candidate_gradients", "same_pass"]
+        noise = rows.loc[f"each {kind} in turn", "candidate_gradients", "candidate_logit"]
         assert abs(noise["difference"]) < 0.1
 
 
@@ -130,6 +130,12 @@ def test_pairs_of_candidate_scores_are_corrected_within_a_left_out_part() -> Non
     assert (unfair["verdict"][over_null] == registry.NOT_ESTABLISHED).all()
     assert (unfair["reason"][over_null] == registry.NULL_ROWS_DIFFER).all()
     assert unfair["p_holm"][over_null].isna().all()
+
+
+def test_both_scores_of_a_pair_know_the_candidates_or_neither_does() -> None:
+    for ours, control in transfer_tables.MISLED_PAIRS:
+        known = {name in misled_transfer.CANDIDATES for name in (ours, control)}
+        assert len(known) == 1, (ours, control)
 
 
 def test_a_gain_that_is_not_significant_after_correction_is_not_established() -> None:

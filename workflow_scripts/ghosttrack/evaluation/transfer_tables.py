@@ -91,9 +91,9 @@ MISLED_PAIRS = (
     (registry.DETECTOR, registry.OUTPUT_REGRESSION),
     (registry.DETECTOR, "raw_probe"),
     ("sae_max_probe", "raw_probe"),
-    (registry.CANDIDATE_GRADIENTS, registry.SAME_PASS),
+    # Scores on candidates are compared with each other only: no other score knows which candidate is
+    # in play.
     (registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_LOGIT),
-    (registry.CANDIDATE_GRADIENTS, registry.DETECTOR),
     (registry.CANDIDATE_FEATURES, registry.CANDIDATE_GRADIENTS),
     (registry.CANDIDATE_FEATURES, f"{registry.CANDIDATE_FEATURES}.decoders"),
     (registry.CANDIDATE_ALL, registry.CANDIDATE_FEATURES),
