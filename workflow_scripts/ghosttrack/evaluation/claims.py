@@ -155,7 +155,7 @@ def on_candidates() -> list[ClaimSpec]:
         ),
         ("candidate tracks beat gradients and logit lens", tracks, gradients),
         (
-            "candidate gradients add to the detector with the logit difference",
+            "gradients add to the detector with logit difference",
             with_gradients,
             registry.WITH_CANDIDATE_LOGIT,
         ),
