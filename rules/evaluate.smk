@@ -34,6 +34,7 @@ rule evaluate_detectors:
         datasets=property_of("datasets"),
         controls=control_datasets,
         variants=property_of("variants", "tracking"),
+        null_rows_differ=null_rows_differ,
         evaluation=settings_of("evaluation", "evaluate_detectors"),
         seed=settings_of("seed", "evaluate_detectors"),
         code=source_digest("evaluate_detectors"),

@@ -68,6 +68,7 @@ rule transfer_misled:
     params:
         datasets=lambda wildcards: misled_datasets(wildcards.model),
         layers=property_of("layers"),
+        null_rows_differ=null_rows_differ,
         evaluation=settings_of("evaluation", "transfer_misled"),
         seed=settings_of("seed", "transfer_misled"),
         code=source_digest("transfer_misled"),

@@ -8,6 +8,16 @@ def warm_start_files(wildcards):
     return [f"{folder}/sae_weights.safetensors", f"{folder}/cfg.json"]
 
 
+def null_rows_differ(wildcards):
+    """Param function: whether there are random decoders that were fitted on other rows than the SAEs."""
+    settings = SETTINGS[wildcards.model]
+    compared = any(
+        settings.tracking.compares(DATASETS[name].conflict is not None)
+        for name in settings.datasets
+    )
+    return compared and not settings.keeps_training_rows
+
+
 def null_rows(ending):
     """Input function: the rows that a random decoder is fitted on.
 
@@ -15,8 +25,7 @@ def null_rows(ending):
     """
 
     def files(wildcards):
-        settings = SETTINGS[wildcards.model]
-        if settings.sae.trained and settings.activations.disk_budget_gb is None:
+        if SETTINGS[wildcards.model].keeps_training_rows:
             pattern = f"results/{{model}}/activations/layer_{{layer}}/shard_{{shard}}{ending}"
             return per(pattern, "shard")(wildcards)
         return [f"results/{wildcards.model}/heldout/layer_{wildcards.layer}{ending}"]

@@ -29,13 +29,15 @@ def main(
     relations: Path,
     controls: list[str],
     variants: list[str],
+    null_rows_differ: bool,
     evaluation: EvaluationSettings,
     seed: int,
 ) -> None:
     """Join the tables of the data sets and write the tables of evaluation/.
 
     `controls` names the positive controls. `generated`: examples.parquet of the data sets with
-    generated answers, each in the folder named as its data set.
+    generated answers, each in the folder named as its data set. `null_rows_differ`: whether random
+    decoders were fitted on other rows than the SAEs.
     """
     table = pd.concat([tables.read_parquet(part) for part in parts], ignore_index=True)
     scope_results = [
@@ -56,7 +58,9 @@ def main(
         table.to_parquet(stream, index=False)
     written = {
         metrics: scoreboard.metrics_table(scope_results),
-        ledger: claim_ledger.judge([*scope_results, *claimed], variants, evaluation),
+        ledger: claim_ledger.judge(
+            [*scope_results, *claimed], variants, evaluation, null_rows_differ=null_rows_differ
+        ),
         relations: scoreboard.metrics_table(
             [
                 *(each for found in single for each in found),

@@ -100,6 +100,11 @@ LEFT_OUT = (
 MISLED_LEFT_OUT = ("left_out", "dataset", "ours", *LEFT_OUT[1:])
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
+# Reasons of claims that are not established.
+NOT_AFTER_CORRECTION = "the interval is above 0, but not after correction for the number of claims"
+NULL_ROWS_DIFFER = (
+    "not tested: the random decoders were fitted on held-out rows, and the SAEs on other rows"
+)
 # Values of the column `dataset` for means over data sets: all given texts without remarks, all
 # generated answers without remarks, all given texts after remarks (conflict sets).
 ALL_GIVEN, ALL_GENERATED, ALL_MISLED = "all_given", "generated", "all_misled"
@@ -129,6 +134,7 @@ NULL_RESIDUAL_PROBE = "residual_probe.decoders"
 CANDIDATE_LOGIT, CANDIDATE_GRADIENTS = "candidate_logit", "candidate_gradients"
 CANDIDATE_ATTRIBUTION, CANDIDATE_FEATURES = "candidate_attribution", "candidate_features"
 CANDIDATE_TRACKS, CANDIDATE_ALL = "candidate_tracks", "candidate_all"
+WITH_CANDIDATE_LOGIT = f"{DETECTOR}.with_candidate_logit"
 WITH_GRADIENTS, WITH_CANDIDATES = f"{DETECTOR}.with_gradients", f"{DETECTOR}.with_candidates"
 BILINEAR_PROBE = "bilinear_probe"
 # Scores of conflict sets, whose texts follow a remark that asserts an answer. Closed book: the same
@@ -186,6 +192,13 @@ _ALL = (
         "detector",
         "detector with tracking metrics",
         "The default detector with a logistic regression on the tracking metrics as one more "
+        "base learner.",
+    ),
+    Score(
+        WITH_CANDIDATE_LOGIT,
+        "detector",
+        "detector with logit difference of candidates",
+        "The default detector with the regression on the candidates' logit difference as one more "
         "base learner.",
     ),
     Score(
@@ -546,6 +559,11 @@ _WITH_NULLS = (
     CANDIDATE_TRACKS,
     CANDIDATE_ALL,
 )
+
+
+def has_random_decoder(name: str) -> bool:
+    """Whether a score reads SAEs with random decoders."""
+    return name.endswith(".decoders")
 
 
 def get(name: str) -> Score:

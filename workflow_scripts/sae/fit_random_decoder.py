@@ -53,11 +53,8 @@ def main(
         sampler = ChunkSampler(store, settings.batch, seed, resident=fit([store], resident_mb))
         ((fitted,),) = train(
             [TrainingLayer(store, sampler)],
-            [
-                Dictionary(
-                    settings, seed_of(seed, layer, sae.dictionaries), state, frozen_decoder=True
-                )
-            ],
+            # Equal directions in all layers could be tracked without an error.
+            [Dictionary(settings, seed_of(seed, layer, "independent"), state, frozen_decoder=True)],
             micro_batch=micro_batch,
             code=code_digest.source_digest("fit_random_decoder"),
             label=f"random decoder of layer {layer}",

@@ -25,6 +25,7 @@ def main(
     misled_left_out: Path,
     datasets: list[str],
     layers: list[int],
+    null_rows_differ: bool,
     evaluation: EvaluationSettings,
     seed: int,
     threads: int = 1,
@@ -33,7 +34,8 @@ def main(
 
     `examples`, `outputs`, `closed_books` and `backgrounds` are in the order of `datasets`, the
     conflict sets of given texts; so are `controls` and `metrics`, the tables of candidate answers,
-    or they are empty; `weights` is in the order of `layers`.
+    or they are empty; `weights` is in the order of `layers`; `null_rows_differ`: whether random
+    decoders were fitted on other rows than the SAEs.
     """
     texts, measured, closed = (
         dict(zip(datasets, map(tables.read_parquet, paths), strict=True))
@@ -70,7 +72,9 @@ def main(
                 "add conflict sets to datasets, or wordings to conflict"
             )
         scored = {kind: misled_transfer.scores(pool, each) for kind, each in trainings.items()}
-        table = transfer_tables.judge_misled(pool, scored, evaluation, seed)
+        table = transfer_tables.judge_misled(
+            pool, scored, evaluation, seed, null_rows_differ=null_rows_differ
+        )
     with files.atomic_write(misled_left_out) as stream:
         tables.write_csv(table, stream)
 

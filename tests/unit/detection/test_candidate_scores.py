@@ -127,6 +127,23 @@ def test_a_planted_track_metric_reaches_the_detector_and_not_its_null() -> None:
     }
 
 
+def test_the_control_of_the_detector_with_gradients_knows_what_the_remark_and_the_logits_tell() -> (
+    None
+):
+    plain, labels, outer_folds = made(0.0)
+    agreement = np.tile([1, -1], len(labels) // 2)
+    compared = inputs(1, len(labels), agreement)
+    compared.controls["difference"] += 3 * labels * agreement
+    found = detectors.train(
+        plain._replace(candidates=compared), labels, outer_folds, SETTINGS, 0, "remarks"
+    )
+    reached = {name: auroc(labels, score) for name, score in found.scores.items()}
+    assert abs(reached[registry.DETECTOR] - 0.5) < 0.2
+    for name in (registry.WITH_CANDIDATE_LOGIT, registry.WITH_GRADIENTS):
+        assert reached[name] > 0.85, name
+    assert abs(reached[registry.WITH_GRADIENTS] - reached[registry.WITH_CANDIDATE_LOGIT]) < 0.05
+
+
 def test_random_decoders_replace_the_run_s_saes_in_the_null_of_the_detector() -> None:
     plain, labels, outer_folds = made(0.0)
     null = {layer: blocks._replace() for layer, blocks in plain.layers.items()}

@@ -205,6 +205,7 @@ def run(inputs: Path, out: Path) -> None:
         },
         controls=[],
         variants=VARIANTS,
+        null_rows_differ=False,
         evaluation=EVALUATION,
         seed=0,
     )

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ghosttrack import sae
+from ghosttrack import sae, statistics
 from ghosttrack import scores as registry
 from ghosttrack.activations import store
 from ghosttrack.activations.writer import StoreWriter
@@ -100,8 +100,58 @@ def test_candidates_are_tested_on_other_relations_with_agreement_as_an_interacti
         gain = rows.loc[f"each {kind} in turn", "candidate_all", "candidate_all.untracked"]
         assert gain["auroc_ours"] > 0.85
         assert gain["difference_low"] > 0.2
-        noise = rows.loc[f"each {kind} in turn", "candidate_gradients", "same_pass"]
+        noise = rows.loc[f"each {kind} in turn", "candidate_gradients", "candidate_logit"]
         assert abs(noise["difference"]) < 0.1
+
+
+def test_pairs_of_candidate_scores_are_corrected_within_a_left_out_part() -> None:
+    misled = with_candidates(after_remarks(made(0.0), 0.0))
+    trainings = misled_transfer.trainings(misled)
+    scored = {kind: misled_transfer.scores(misled, each) for kind, each in trainings.items()}
+    settings = EvaluationSettings(bootstrap=200)
+    plain = transfer_tables.judge_misled(misled._replace(candidates={}), scored, settings, 0)
+    fair, unfair = (
+        transfer_tables.judge_misled(misled, scored, settings, 0, null_rows_differ=differ)
+        for differ in (False, True)
+    )
+    assert list(plain.columns) == list(registry.MISLED_LEFT_OUT)
+    assert list(fair.columns) == [*registry.MISLED_LEFT_OUT, *transfer_tables.CORRECTED]
+    for _, rows in fair.groupby("left_out"):
+        assert rows["p_holm"].tolist() == statistics.holm(rows["p"].tolist())
+    significant = fair["p_holm"] < 1 - settings.confidence
+    by_interval = plain["verdict"] == registry.ESTABLISHED
+    established = fair["verdict"] == registry.ESTABLISHED
+    assert (established == (by_interval & significant)).all()
+    assert established.any()
+    lost = by_interval & ~established
+    assert (fair["reason"] == np.where(lost, registry.NOT_AFTER_CORRECTION, "")).all()
+    over_null = unfair["control"].str.endswith(".decoders")
+    assert (fair["verdict"][over_null] == registry.ESTABLISHED).any()
+    assert (unfair["verdict"][over_null] == registry.NOT_ESTABLISHED).all()
+    assert (unfair["reason"][over_null] == registry.NULL_ROWS_DIFFER).all()
+    assert unfair["p_holm"][over_null].isna().all()
+
+
+def test_both_scores_of_a_pair_know_the_candidates_or_neither_does() -> None:
+    for ours, control in transfer_tables.MISLED_PAIRS:
+        known = {name in misled_transfer.CANDIDATES for name in (ours, control)}
+        assert len(known) == 1, (ours, control)
+
+
+def test_a_gain_that_is_not_significant_after_correction_is_not_established() -> None:
+    p_values = [0.001, 0.03, 0.2]
+    rows = [
+        {"control": "c", "p": p, "verdict": verdict}
+        for p, verdict in zip(
+            p_values,
+            [registry.ESTABLISHED, registry.ESTABLISHED, registry.NOT_ESTABLISHED],
+            strict=True,
+        )
+    ]
+    found = transfer_tables._corrected(rows, EvaluationSettings(), null_rows_differ=False)
+    assert [row["p_holm"] for row in found] == pytest.approx([0.003, 0.06, 0.2])
+    assert [row["verdict"] == registry.ESTABLISHED for row in found] == [True, False, False]
+    assert [row["reason"] for row in found] == ["", registry.NOT_AFTER_CORRECTION, ""]
 
 
 def test_conflict_sets_are_tested_without_each_relation_and_each_wording() -> None:

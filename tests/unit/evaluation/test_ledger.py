@@ -6,10 +6,12 @@ import pytest
 from scipy.stats import norm
 
 from ghosttrack import scores as registry
+from ghosttrack.detection import candidate_scores, detectors
 from ghosttrack.errors import UserError
 from ghosttrack.evaluation import claims, ledger, scoreboard
 from ghosttrack.evaluation.scoreboard import ScopeResult
 from ghosttrack.settings import EvaluationSettings
+from ghosttrack.tracks import candidate_run
 
 SETTINGS = EvaluationSettings(bootstrap=200)
 VARIANTS = ["default", "permuted"]
@@ -274,6 +276,14 @@ def test_tracking_is_always_claimed_against_its_nulls_and_itself() -> None:
     assert "sparse autoencoders add to the detector" in sentences
 
 
+def test_scores_and_controls_of_claims_about_candidates_both_know_the_candidates() -> None:
+    compared = candidate_scores.score_names(candidate_run.VARIANTS)
+    stacks = detectors.stacks(compared)
+    for claim in claims.on_candidates():
+        for name in (claim.ours, *claim.controls):
+            assert name in compared or set(compared) & set(stacks[name]), (claim.sentence, name)
+
+
 def test_claims_about_candidates_are_tested_only_where_there_are_candidates() -> None:
     plain = ledger.judge([scope_result({})], VARIANTS, SETTINGS)
     sentences = {claim.sentence for claim in claims.on_candidates()}
@@ -289,6 +299,31 @@ def test_claims_about_candidates_are_tested_only_where_there_are_candidates() ->
     assert (row["difference"], row["verdict"]) == (0, registry.NOT_ESTABLISHED)
     row = judged_rows.loc["candidate tracks beat no links"]
     assert row["reason"] == "candidate_tracks was not run"
+
+
+def test_random_decoders_of_other_rows_support_no_claim() -> None:
+    names = [
+        name
+        for claim in (*claims.on_candidates(), *claims.on_random_decoders())
+        for name in (claim.ours, *claim.controls)
+    ]
+    strong = {name: 0.6 if name.endswith(".decoders") else 0.9 for name in names}
+    scope = exact({**strong, registry.CANDIDATE_LOGIT: 0.6}, error=0.001)
+    fair, unfair = (
+        ledger.judge([scope], VARIANTS, SETTINGS, null_rows_differ=differ).set_index("claim")
+        for differ in (False, True)
+    )
+    learned = "learned SAEs add more than random decoders"
+    assert fair.loc[learned, "verdict"] == registry.ESTABLISHED
+    over_null = fair["control"].str.endswith(".decoders")
+    assert over_null.sum() == 5
+    assert set(unfair.loc[over_null, "verdict"]) == {registry.NOT_ESTABLISHED}
+    assert set(unfair.loc[over_null, "reason"]) == {registry.NULL_ROWS_DIFFER}
+    assert unfair.loc[over_null, "p_holm"].isna().all()
+    assert unfair.loc[learned, "difference"] == pytest.approx(0.3)
+    pd.testing.assert_series_equal(
+        unfair.loc[~over_null, "verdict"], fair.loc[~over_null, "verdict"]
+    )
 
 
 def test_strict_refuses_a_headline_that_does_not_hold() -> None:

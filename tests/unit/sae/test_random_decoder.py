@@ -7,11 +7,17 @@ import pytest
 import torch
 from sae_fakes import SMALL, MemoryBatches, MemoryRows, planted
 
+from ghosttrack.activations.store import Header, to_block
+from ghosttrack.activations.writer import StoreWriter
+from ghosttrack.runtime import files
+from ghosttrack.sae import model as sae_model
 from ghosttrack.sae.model import Sae
 from ghosttrack.sae.parameters import Parameters
 from ghosttrack.sae.random_decoder import null_settings
 from ghosttrack.sae.rows import blocks
 from ghosttrack.sae.training import Dictionary, TrainedSae, TrainingLayer, train
+from ghosttrack.settings import SaeSettings
+from sae import fit_random_decoder
 
 STORE, _ = planted(rows=4096, d_model=16, features=32, active=3.0, seed=0)
 
@@ -59,3 +65,52 @@ def test_the_null_has_the_size_and_the_l0_of_the_trained_sae() -> None:
     assert settings.architecture == "batchtopk"
     assert null_settings(SMALL, trained, 80.0, 10**6).k == 8
     assert np.isclose(settings.learning_rate or 0.0, SMALL.learning_rate or 0.0)
+
+
+def null_of(folder: Path, layer: int, settings: SaeSettings) -> torch.Tensor:
+    """Decoder rows of the null of a layer, (features, width), from the script; same activations."""
+    folder.mkdir(parents=True)
+    d_model = 256
+    values = np.random.default_rng(0).standard_normal((512, d_model)).astype(np.float32)
+    store, manifest = folder / "rows.zarr", folder / "rows.json"
+    header = Header("tiny", "w" * 64, layer, "resid_post", 32, "t" * 64)
+    with StoreWriter(store, manifest, header, rows=512, d_model=d_model) as writer:
+        writer.append(to_block(values))
+    trained, trained_cfg = folder / "trained.safetensors", folder / "trained.json"
+    zeros = torch.zeros
+    blank = Sae(zeros(d_model, 48), zeros(48), zeros(48, d_model), zeros(d_model), zeros(48))
+    sae_model.save(blank, trained, trained_cfg, hook_name="h", model_name="tiny")
+    quality = folder / "quality.json"
+    files.write_json(quality, {"l0": 4.0})
+    weights, cfg = folder / "sae_weights.safetensors", folder / "cfg.json"
+    fit_random_decoder.main(
+        stores=[store],
+        manifests=[manifest],
+        trained=trained,
+        trained_cfg=trained_cfg,
+        quality=quality,
+        weights=weights,
+        cfg=cfg,
+        history=folder / "history.csv",
+        sae=settings,
+        seed=0,
+        layer=layer,
+        threads=1,
+        micro_batch=64,
+        resident_mb=64,
+        state=folder / "state",
+        model="tiny",
+    )
+    return sae_model.load_files(weights, cfg).W_dec
+
+
+@pytest.mark.parametrize("dictionaries", ["independent", "shared_init", "warm_start", "shared"])
+def test_directions_of_two_layers_are_unrelated(tmp_path: Path, dictionaries: str) -> None:
+    settings = SMALL.model_copy(update={"dictionaries": dictionaries, "epochs": 1})
+    lower, upper, again = (
+        torch.nn.functional.normalize(null_of(tmp_path / name, layer, settings), dim=1)
+        for name, layer in (("a", 2), ("b", 4), ("c", 2))
+    )
+    # The cosine of two random directions has the standard deviation 1 / 16.
+    assert float((lower @ upper.T).abs().max()) < 0.4
+    torch.testing.assert_close(lower, again)

@@ -417,3 +417,9 @@ def test_a_path_may_begin_at_the_home_directory(
     for part in key.split("."):
         found = found[part]
     assert found == place.replace("~", str(tmp_path)).rstrip("/")
+
+
+def test_training_rows_remain_unless_the_saes_are_pretrained_or_the_disk_is_small() -> None:
+    assert one().keeps_training_rows
+    assert not one(activations={"disk_budget_gb": 5}).keeps_training_rows
+    assert not one(sae={"source": "saelens:release/id_{layer}"}).keeps_training_rows

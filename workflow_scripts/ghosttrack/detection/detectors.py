@@ -39,6 +39,7 @@ NULL_PROBES = {registry.NULL_SAE_PROBE: "code", registry.NULL_RESIDUAL_PROBE: "r
 # Regressions that a stack adds to the base learners, and the names of these stacks.
 _ADDED = {
     "metrics_logistic": registry.WITH_METRICS,
+    registry.CANDIDATE_LOGIT: registry.WITH_CANDIDATE_LOGIT,
     registry.CANDIDATE_GRADIENTS: registry.WITH_GRADIENTS,
     registry.CANDIDATE_ALL: registry.WITH_CANDIDATES,
 }

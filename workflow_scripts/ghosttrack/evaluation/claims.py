@@ -120,11 +120,15 @@ def on_random_decoders() -> list[ClaimSpec]:
 
 
 def on_candidates() -> list[ClaimSpec]:
-    """The claims that are tested in scopes of texts with another candidate answer."""
+    """The claims that are tested in scopes of texts with another candidate answer.
+
+    Score and control both know the other candidate, and agreement with the remark where there is
+    one.
+    """
     gradients, features = registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_FEATURES
     tracks, everything = registry.CANDIDATE_TRACKS, registry.CANDIDATE_ALL
     nulls = ("untracked", "random", "shuffled", "candidates", "decoders")
-    with_all, detector = registry.WITH_CANDIDATES, registry.DETECTOR
+    with_gradients, with_all = registry.WITH_GRADIENTS, registry.WITH_CANDIDATES
     pairs = [
         ("candidate gradients beat the logit difference", gradients, registry.CANDIDATE_LOGIT),
         ("feature attribution adds to candidate gradients", features, gradients),
@@ -150,8 +154,12 @@ def on_candidates() -> list[ClaimSpec]:
             for null in nulls
         ),
         ("candidate tracks beat gradients and logit lens", tracks, gradients),
-        ("candidate gradients add to the detector", registry.WITH_GRADIENTS, detector),
-        ("candidate tracks add to the detector", with_all, detector),
+        (
+            "gradients add to the detector with logit difference",
+            with_gradients,
+            registry.WITH_CANDIDATE_LOGIT,
+        ),
+        ("candidate tracks add to the detector with gradients", with_all, with_gradients),
         ("linked candidate tracks add more to the detector", with_all, f"{with_all}.untracked"),
     ]
     return [ClaimSpec(sentence, ours, (control,)) for sentence, ours, control in pairs]

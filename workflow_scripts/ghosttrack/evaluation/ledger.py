@@ -40,12 +40,19 @@ class _Comparison(NamedTuple):
 
 
 def judge(
-    scope_results: Sequence[ScopeResult], variants: Sequence[str], settings: EvaluationSettings
+    scope_results: Sequence[ScopeResult],
+    variants: Sequence[str],
+    settings: EvaluationSettings,
+    *,
+    null_rows_differ: bool = False,
 ) -> pd.DataFrame:
     """Test every claim in every scope, with Holm correction over the claims of a scope.
 
     A claim about a score that only some data sets have is left out of the other scopes.
 
+    Args:
+        null_rows_differ: whether random decoders were fitted on other rows than the SAEs. Then no
+            claim of a gain over random decoders is tested.
     Returns:
         The ledger: one row per claim and scope, columns COLUMNS.
     """
@@ -58,8 +65,17 @@ def judge(
             *(on_candidates() if registry.CANDIDATE_GRADIENTS in scope.auroc else ()),
         ]
         compared = [_compare(claim, scope, settings.confidence) for claim in tested]
-        corrected = statistics.holm([row.gain.p for row in compared])
-        rows += [_line(row, p, settings) for row, p in zip(compared, corrected, strict=True)]
+        unfair = [null_rows_differ and registry.has_random_decoder(row.control) for row in compared]
+        corrected = statistics.holm(
+            [
+                float("nan") if excluded else row.gain.p
+                for row, excluded in zip(compared, unfair, strict=True)
+            ]
+        )
+        rows += [
+            _line(row, p, excluded, settings)
+            for row, p, excluded in zip(compared, corrected, unfair, strict=True)
+        ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -126,8 +142,10 @@ def _text_explains(ours: str, scope: ScopeResult, confidence: float) -> str:
     return ""
 
 
-def _line(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> dict[str, Any]:
-    verdict, reason = _verdict(row, p_holm, settings)
+def _line(
+    row: _Comparison, p_holm: float, unfair: bool, settings: EvaluationSettings
+) -> dict[str, Any]:
+    verdict, reason = _verdict(row, p_holm, unfair, settings)
     return {
         "claim": row.claim.sentence,
         "dataset": row.scope.name,
@@ -148,7 +166,9 @@ def _line(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> dict
     }
 
 
-def _verdict(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> tuple[str, str]:
+def _verdict(
+    row: _Comparison, p_holm: float, unfair: bool, settings: EvaluationSettings
+) -> tuple[str, str]:
     gain, groups = row.gain, row.scope.groups
     if not np.isfinite([gain.value, gain.low]).all():
         missing = row.claim.ours if not row.scope.has(row.claim.ours) else row.control
@@ -161,6 +181,8 @@ def _verdict(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> t
             "",
         )
         return registry.NOT_ESTABLISHED, f"{missing} was not run" + (f": {noted}" if noted else "")
+    if unfair:
+        return registry.NOT_ESTABLISHED, registry.NULL_ROWS_DIFFER
     if row.explained:
         what = _TEXTS[row.explained]
         return registry.ARTEFACT, f"{what} is above chance, and the score is not above it"
@@ -174,10 +196,7 @@ def _verdict(row: _Comparison, p_holm: float, settings: EvaluationSettings) -> t
     if gain.low > 0 and p_holm < 1 - settings.confidence:
         return registry.ESTABLISHED, ""
     if gain.low > 0:
-        return (
-            registry.NOT_ESTABLISHED,
-            "the interval is above 0, but not after correction for the number of claims",
-        )
+        return registry.NOT_ESTABLISHED, registry.NOT_AFTER_CORRECTION
     if gain.high < 0:
         return registry.NOT_ESTABLISHED, "the control wins"
     return registry.NOT_ESTABLISHED, "the interval of the difference covers 0"

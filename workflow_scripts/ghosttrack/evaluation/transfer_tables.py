@@ -81,6 +81,8 @@ def judge(
     )
 
 
+# Columns that misled_left_out.csv has in addition if candidate answers are compared.
+CORRECTED = ("p", "p_holm", "reason")
 # Pairs of scores on conflict sets: ours, and its control in the same training.
 MISLED_PAIRS = (
     (registry.DETECTOR, registry.SAME_PASS),
@@ -89,9 +91,9 @@ MISLED_PAIRS = (
     (registry.DETECTOR, registry.OUTPUT_REGRESSION),
     (registry.DETECTOR, "raw_probe"),
     ("sae_max_probe", "raw_probe"),
-    (registry.CANDIDATE_GRADIENTS, registry.SAME_PASS),
+    # Scores on candidates are compared with each other only: no other score knows which candidate is
+    # in play.
     (registry.CANDIDATE_GRADIENTS, registry.CANDIDATE_LOGIT),
-    (registry.CANDIDATE_GRADIENTS, registry.DETECTOR),
     (registry.CANDIDATE_FEATURES, registry.CANDIDATE_GRADIENTS),
     (registry.CANDIDATE_FEATURES, f"{registry.CANDIDATE_FEATURES}.decoders"),
     (registry.CANDIDATE_ALL, registry.CANDIDATE_FEATURES),
@@ -105,16 +107,21 @@ def judge_misled(
     scored: Mapping[str, Mapping[str, Mapping[str, Floats]]],
     settings: EvaluationSettings,
     seed: int,
+    *,
+    null_rows_differ: bool = False,
 ) -> pd.DataFrame:
     """misled_left_out.csv: scores on conflict sets that were trained on other relations or wordings.
 
     A left-out wording is judged in each data set; its row and that of all wordings are unweighted
-    means.
+    means. With candidate answers, there are many pairs: Holm's correction is over the rows of a
+    left-out part, and the table has the columns CORRECTED too.
 
     Args:
         scored: log-odds by kind of shift, training and score, (rows,), NaN for training rows.
+        null_rows_differ: whether random decoders were fitted on other rows than the SAEs. Then no
+            gain over them is tested.
     """
-    pool = misled.pool
+    pool, corrected = misled.pool, bool(misled.candidates)
     rows: list[dict[str, Any]] = []
     for kind, by_training in scored.items():
         means: list[_Cell] = []
@@ -130,10 +137,32 @@ def judge_misled(
             means += cells
             if cells and not single:
                 named.append((_pool(cells), training))
-            rows += _misled_rows(named, settings)
+            found = _misled_rows(named, settings)
+            rows += _corrected(found, settings, null_rows_differ) if corrected else found
         if means:
-            rows += _misled_rows([(_pool(means), f"each {kind} in turn")], settings)
-    return pd.DataFrame(rows, columns=list(registry.MISLED_LEFT_OUT))
+            found = _misled_rows([(_pool(means), f"each {kind} in turn")], settings)
+            rows += _corrected(found, settings, null_rows_differ) if corrected else found
+    columns = (*registry.MISLED_LEFT_OUT, *(CORRECTED if corrected else ()))
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def _corrected(
+    rows: Sequence[dict[str, Any]], settings: EvaluationSettings, null_rows_differ: bool
+) -> list[dict[str, Any]]:
+    """Rows of one left-out part with Holm's correction, and verdicts that depend on it."""
+    unfair = [null_rows_differ and registry.has_random_decoder(row["control"]) for row in rows]
+    p_values = [
+        float("nan") if excluded else row["p"] for row, excluded in zip(rows, unfair, strict=True)
+    ]
+    result = []
+    for row, excluded, p_holm in zip(rows, unfair, statistics.holm(p_values), strict=True):
+        verdict, reason = row["verdict"], ""
+        if excluded:
+            verdict, reason = registry.NOT_ESTABLISHED, registry.NULL_ROWS_DIFFER
+        elif verdict == registry.ESTABLISHED and not p_holm < 1 - settings.confidence:
+            verdict, reason = registry.NOT_ESTABLISHED, registry.NOT_AFTER_CORRECTION
+        result.append({**row, "verdict": verdict, "p_holm": p_holm, "reason": reason})
+    return result
 
 
 def _misled_rows(
@@ -269,6 +298,7 @@ def _difference(
         "difference": gain.value,
         "difference_low": gain.low,
         "difference_high": gain.high,
+        "p": gain.p,
         "verdict": registry.ESTABLISHED
         if gain.low > 0 and cell.groups >= settings.minimum_groups
         else registry.NOT_ESTABLISHED,

@@ -136,6 +136,11 @@ class Settings(Section):
         return self.sae.warm_start_layer
 
     @property
+    def keeps_training_rows(self) -> bool:
+        """Whether the activations on which the SAEs were trained remain on the disk."""
+        return self.sae.trained and self.activations.disk_budget_gb is None
+
+    @property
     def _size(self) -> DimensionSettings:
         assert self.dimensions is not None  # _check_consistency requires it
         return self.dimensions
