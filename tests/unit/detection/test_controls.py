@@ -122,6 +122,7 @@ def test_untrained_scores_rise_with_surprise_by_definition() -> None:
             "semantic_entropy": [0.2, 1.4],
             "p_true": [2.0, -1.0],
             "final_sinkhorn": [-0.1, -4.0],
+            "remark_support": [1.0, -1.0],
         }
     )
     for name in controls.UNTRAINED:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ghosttrack import scores as registry
 from ghosttrack.detection import probes
 from ghosttrack.detection.probes import Floats, FoldFit, Ints
-from ghosttrack.detection.representations import PromptAnswerPairs
+from ghosttrack.detection.representations import REMARK_SUPPORT, PromptAnswerPairs
 from ghosttrack.detection.splits import OuterFold
 
 # Text and answer are separate controls: on TruthfulQA the answer alone is the stronger one.
@@ -200,9 +200,11 @@ UNTRAINED = {
     "p_true": Untrained("p_true", -1),
     "self_consistency": Untrained("self_consistency", -1),
     "semantic_entropy": Untrained("semantic_entropy", 1),
+    registry.REMARK_LOGPROB: Untrained(REMARK_SUPPORT, -1),
 }
-# Scores that not every data set has: they need sampled answers, or a question about each text.
-OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true")
+# Scores that not every data set has: they need sampled answers, a question about each text, or
+# remarks.
+OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true", registry.REMARK_LOGPROB)
 # Single scores that are untrained or read no model. A claim must beat the best of them.
 SINGLE = (*UNTRAINED, registry.LENGTH, *TEXTS, registry.QUESTION_ONLY, registry.TEXT_PAIR)
 
