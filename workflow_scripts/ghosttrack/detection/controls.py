@@ -35,14 +35,18 @@ def question_of(examples: pd.DataFrame) -> list[str]:
 def visible_text(examples: pd.DataFrame) -> list[str]:
     """The text that the text controls read, (examples,).
 
-    A given statement is read as it is. Of a generated answer, question and answer are read, without
-    the few-shot demonstrations in the prompt.
+    A given statement is read as it is. Of a generated answer, question and answer are read, and the
+    remark before them, without the few-shot demonstrations in the prompt.
     """
-    asked = question_of(examples)
-    columns = zip(examples["mode"], examples["text"], asked, examples["answer"], strict=True)
+    asked, remark = question_of(examples), [""] * len(examples)
+    if "remark" in examples:  # a prompt without a question holds its remark
+        remark = list(examples["remark"].where(examples["question"] != "", ""))
+    columns = zip(
+        examples["mode"], examples["text"], remark, asked, examples["answer"], strict=True
+    )
     return [
-        str(text) if mode == "given" else f"{question} {answer}"
-        for mode, text, question, answer in columns
+        str(text) if mode == "given" else f"{said}{question} {answer}"
+        for mode, text, said, question, answer in columns
     ]
 
 
