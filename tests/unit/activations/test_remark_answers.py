@@ -1,5 +1,6 @@
 """The remark's own answer: its tokens, and their statistics in a plain pass over the whole text."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,42 @@ def test_the_words_at_the_end_of_every_passage_are_no_answer() -> None:
 def test_a_remark_without_its_answer_is_named() -> None:
     with pytest.raises(UserError, match=r"data set x, id a: its remark .* 'Rome'"):
         remarks.asserted_spans(example("Some say it is Paris. In fact, ", "Rome"), "x")
+
+
+def test_the_script_adds_the_columns_to_the_outputs_of_a_conflict_set(tmp_path: Path) -> None:
+    from extract import extract_examples
+
+    model, tokenizer = small_models.make_model("llama"), small_models.make_tokenizer()
+    small_models.save(model, tokenizer, tmp_path / "model")
+    plain = statements.build_statements("cities", 0, 16)
+    after = remarks.with_remarks(plain, ["hearsay"], {})
+    tokens = [len(ids) for ids in tokenizer(after["text"].tolist())["input_ids"]]
+    after = after[np.array(tokens) < small_models.CONTEXT].reset_index(drop=True)
+    assert len(after) > 4
+    assert remarks.has_remarks(after)
+    after.to_parquet(tmp_path / "examples.parquet")
+    extract_examples.main(
+        examples=tmp_path / "examples.parquet",
+        weights=tmp_path / "model" / "model.safetensors",
+        check=small_models.save_check(tmp_path),
+        stores=[tmp_path / "layer_01.zarr"],
+        manifests=[tmp_path / "layer_01.json"],
+        embedding=tmp_path / "e.zarr",
+        embedding_manifest=tmp_path / "e.json",
+        counterfactual_mean=tmp_path / "background.npz",
+        prompt_states=tmp_path / "prompts.npz",
+        prompts=2,
+        seed=0,
+        tokens=tmp_path / "tokens.parquet",
+        outputs=tmp_path / "outputs.parquet",
+        site="resid_post",
+        positions="answer",
+        dataset="x",
+        batch=2,
+        threads=1,
+        whether_true=False,
+    )
+    outputs = pd.read_parquet(tmp_path / "outputs.parquet")
+    names = list(remark_answers.COLUMNS.values())
+    assert outputs.columns[-len(names) :].tolist() == names
+    np.testing.assert_allclose(outputs[names], read(model, tokenizer, after), atol=1e-4)

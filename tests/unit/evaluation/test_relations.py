@@ -1,6 +1,7 @@
 """Results of generated answers by relation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,7 @@ def test_answers_that_repeat_their_remark_are_a_scope_of_their_own() -> None:
 
 
 def test_several_sets_of_repeated_answers_have_no_mean(tmp_path: Path) -> None:
-    files: dict[str, list[Path]] = {"generated": [], "parts": []}
+    files: dict[str, Any] = {"generated": [], "parts": []}
     for name, size in (("asked", 60), ("few", 30), ("more", 80)):
         table, relation = scores({f"{name}-easy": (size, size)})
         (tmp_path / name).mkdir()
@@ -64,11 +65,12 @@ def test_several_sets_of_repeated_answers_have_no_mean(tmp_path: Path) -> None:
         files["generated"].append(tmp_path / name / "examples.parquet")
         files["parts"].append(tmp_path / name / "scores.parquet")
     pd.DataFrame({"score": []}).to_csv(tmp_path / "empty.csv", index=False)
+    for name in ("selections", "importances", "audits"):
+        files[name] = [tmp_path / "empty.csv"]
     tables = ("selection", "importance", "metrics", "ledger", "leak_audit", "calibration")
+    files |= {name: tmp_path / f"{name}.csv" for name in (*tables, "curves", "relations")}
     evaluate_detectors.main(
         **files,
-        **{name: [tmp_path / "empty.csv"] for name in ("selections", "importances", "audits")},
-        **{name: tmp_path / f"{name}.csv" for name in (*tables, "curves", "relations")},
         scores=tmp_path / "scores.parquet",
         controls=[],
         variants=[],
