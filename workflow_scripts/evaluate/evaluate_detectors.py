@@ -53,7 +53,7 @@ def main(
         single.append(by_relation.scope_results(part, relation, evaluation, seed))
         repeated += by_relation.repeating(part, examples, evaluation, seed)
     claimed = [each for found in single for each in by_relation.claimed(found, evaluation)]
-    claimed += by_relation.claimed(repeated, evaluation)[: len(repeated)]
+    claimed += by_relation.tested(repeated, evaluation)
     with files.atomic_write(scores, "wb") as stream:
         table.to_parquet(stream, index=False)
     written = {

@@ -15,6 +15,7 @@ from ghosttrack.activations import (
     limits,
     p_true,
     pmi_baseline,
+    remark_answers,
     run_model,
 )
 from ghosttrack.activations.store import smallest_float
@@ -92,6 +93,18 @@ def main(
         output_table["p_true"] = p_true.measure(
             model, tokenizer, frame, limit=limit, batch=batch, packed=packed
         )
+    if remarks.has_remarks(frame):
+        asserted = remark_answers.read(
+            model,
+            identity,
+            tokenizer,
+            frame,
+            limit=limit,
+            batch=batch,
+            packed=packed,
+            dataset=dataset,
+        )
+        output_table = pd.concat([output_table, asserted], axis=1)
     activations: dict[str, Any] = {
         layer_name(layer): smallest_float(mean)
         for layer, mean in zip(layers, means.activation, strict=True)

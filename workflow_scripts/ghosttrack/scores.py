@@ -139,7 +139,7 @@ WITH_GRADIENTS, WITH_CANDIDATES = f"{DETECTOR}.with_gradients", f"{DETECTOR}.wit
 BILINEAR_PROBE = "bilinear_probe"
 # Scores of conflict sets, whose texts follow a remark that asserts an answer. Closed book: the same
 # text without its remark.
-AGREEMENT = "agreement"
+AGREEMENT, REMARK_LOGPROB = "agreement", "remark_logprob"
 OUTPUT_AND_AGREEMENT, SAME_PASS = f"{OUTPUT_REGRESSION}.with_agreement", "same_pass"
 WITH_AGREEMENT = f"{DETECTOR}.with_agreement"
 CLOSED_BOOK, CLOSED_BOOK_AND_CONTEXT = "closed_book", "closed_book_and_context"
@@ -302,6 +302,14 @@ _ALL = (
         "Entropy of the distribution of the sampled answers over their meanings.",
     ),
     Score(
+        REMARK_LOGPROB,
+        "output",
+        "log-probability of the remark's answer",
+        "Log-probability that the model gives the answer of the remark, standardised by relation "
+        "and wording, with the opposite sign where the text disagrees with the remark.",
+        short="remark log-prob.",
+    ),
+    Score(
         OUTPUT_REGRESSION,
         "output",
         "regression on output features",
@@ -334,15 +342,16 @@ _ALL = (
         OUTPUT_AND_AGREEMENT,
         "output",
         "regression on output features and agreement with the remark",
-        "Logistic regression on all output features, with weights that depend on whether the text "
-        "agrees with the remark.",
+        "Logistic regression on all output features and those of the remark's answer, with weights "
+        "that depend on whether the text agrees with the remark.",
     ),
     Score(
         SAME_PASS,
         "output",
         "all output and text of the same pass",
-        "Logistic regression on all output features and both controls of question-answer pairs, "
-        "with weights that depend on whether the text agrees with the remark.",
+        "Logistic regression on all output features, those of the remark's answer, and both "
+        "controls of question-answer pairs, with weights that depend on whether the text agrees "
+        "with the remark.",
         short="same pass",
     ),
     Score(
@@ -356,8 +365,8 @@ _ALL = (
         CLOSED_BOOK_AND_CONTEXT,
         "output",
         "closed book and context",
-        "Logistic regression on the output features with and without the remark, both controls of "
-        "question-answer pairs, and agreement with the remark.",
+        "Logistic regression on the output features with and without the remark, those of the "
+        "remark's answer, both controls of question-answer pairs, and agreement with the remark.",
     ),
     Score(
         "output_scores",

@@ -440,6 +440,7 @@ def test_the_script_writes_aligned_stores_and_tables(
         "rank",
     ]
     assert outputs["id"].tolist() == examples["id"].tolist()
+    assert not [name for name in outputs if name.startswith("remark_")]  # no remarks in the texts
     assert outputs["pmi_prompts"].tolist() == [4] * len(examples)
     assert (
         outputs["p_true"].isna().all()

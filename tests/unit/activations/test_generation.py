@@ -249,13 +249,26 @@ def test_answers_that_follow_true_and_false_remarks_are_counted() -> None:
         "true": {"asked": 1, "followed": 1},
         "false": {"asked": 3, "followed": 1},
     }
-    other = dict(zip(found.examples["answer"], found.examples["other"], strict=True))
-    assert other["Paris"] == "Lima"
-    assert other["Lima"] != "Lima"
     assert set(found.examples["wording"]) == {"hearsay"}
     plain = judge_answers(questions(), [" Paris.", " Lima.", " Rome.", " Lima."], "x")
     assert "remarks" not in plain.counts
     assert set(plain.examples["remark"]) == {""}
+
+
+def test_the_other_answer_is_that_of_the_remark_whatever_the_label() -> None:
+    asked = questions().assign(
+        remark="Some say so. ", remark_answer="Lima", other="Lima", wording="hearsay"
+    )
+    continuations = [" Paris.", " Lima.", " Rome.", " Madrid."]
+    found = judge_answers(asked, continuations, "x").examples
+    assert set(found["label"]) == {0, 1}
+    for answer, other in zip(found["answer"], found["other"], strict=True):
+        assert other == ("" if answer == "Lima" else "Lima")
+    # The same answers with other gold answers, so with other labels.
+    gold = asked["gold"].tolist()
+    turned = judge_answers(asked.assign(gold=gold[1:] + gold[:1]), continuations, "x").examples
+    assert turned["label"].tolist() != found["label"].tolist()
+    assert turned["other"].tolist() == found["other"].tolist()
 
 
 def test_answers_are_cut_judged_and_counted() -> None:

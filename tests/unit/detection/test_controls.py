@@ -106,6 +106,11 @@ def test_the_few_shot_demonstrations_of_a_generated_answer_are_not_visible_text(
         "answer": "D",
     }
     assert controls.visible_text(pd.DataFrame([row])) == ["What is C? D"]
+    after = row | {"remark": "Some say E.\n"}
+    assert controls.visible_text(pd.DataFrame([after])) == ["Some say E.\nWhat is C? D"]
+    without = after | {"question": "", "prompt": "Some say E.\nC is"}
+    assert controls.visible_text(pd.DataFrame([without])) == ["Some say E.\nC is D"]
+    assert controls.visible_text(pd.DataFrame([after | {"mode": "given"}])) == [row["text"]]
 
 
 def test_untrained_scores_rise_with_surprise_by_definition() -> None:
@@ -122,6 +127,7 @@ def test_untrained_scores_rise_with_surprise_by_definition() -> None:
             "semantic_entropy": [0.2, 1.4],
             "p_true": [2.0, -1.0],
             "final_sinkhorn": [-0.1, -4.0],
+            "remark_support": [1.0, -1.0],
         }
     )
     for name in controls.UNTRAINED:

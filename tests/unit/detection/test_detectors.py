@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from ghosttrack import scores as registry
-from ghosttrack.detection import detectors, splits
+from ghosttrack.detection import controls, detectors, representations, splits
 from ghosttrack.detection.detectors import DetectorInputs
 from ghosttrack.detection.representations import LayerBlocks, PromptAnswerPairs
 from ghosttrack.errors import UserError
@@ -76,7 +76,10 @@ def test_output_that_depends_on_agreement_is_found_by_the_controls_that_know_it(
     outputs = inputs.outputs.copy()
     outputs["entropy_mean"] += 2.5 * labels * np.where(agrees, 1, -1)
     closed = pd.DataFrame({"logprob_sum": inputs.outputs["logprob_sum"] + 2.5 * labels})
-    inputs = inputs._replace(outputs=outputs, remarks=detectors.RemarkInputs(agrees, closed))
+    asserted = pd.DataFrame({"remark_logprob_sum": inputs.outputs["entropy_mean"] * 0})
+    inputs = inputs._replace(
+        outputs=outputs, remarks=detectors.RemarkInputs(agrees, closed, asserted)
+    )
     found = detectors.train(inputs, labels, outer_folds, SETTINGS, 0, "misled")
     assert list(found.scores) == detectors.score_names(
         ["default", "permuted"], SETTINGS.detectors, remarks=True
@@ -90,6 +93,33 @@ def test_output_that_depends_on_agreement_is_found_by_the_controls_that_know_it(
     assert reached[registry.SAME_PASS] > 0.7
     for name in (registry.CLOSED_BOOK_AND_CONTEXT, registry.WITH_CLOSED_BOOK):
         assert reached[name] > reached[registry.CLOSED_BOOK], name
+
+
+def test_the_log_probability_of_the_remarks_answer_is_part_of_the_same_pass() -> None:
+    inputs, labels, outer_folds = made(0.0)
+    agrees = np.tile([True, False], len(labels) // 2)
+    noise = np.random.default_rng(7).standard_normal(len(labels))
+    # A remark is false where the text agrees with it and is false, or disagrees and is true.
+    asserted = pd.DataFrame({"remark_logprob_sum": noise - 3.0 * ((labels == 1) == agrees)})
+    closed = pd.DataFrame({"logprob_sum": noise[::-1]})
+    inputs = inputs._replace(remarks=detectors.RemarkInputs(agrees, closed, asserted))
+    found = detectors.train(inputs, labels, outer_folds, SETTINGS, 0, "misled")
+    reached = {name: auroc(labels, score) for name, score in found.scores.items()}
+    assert reached[registry.OUTPUT_AND_AGREEMENT] > 0.85
+    for name in (
+        registry.SAME_PASS,
+        registry.WITH_AGREEMENT,
+        registry.CLOSED_BOOK_AND_CONTEXT,
+        registry.WITH_CLOSED_BOOK,
+    ):
+        assert reached[name] > 0.7, name
+    for name in (registry.DETECTOR, registry.OUTPUT_REGRESSION, registry.CLOSED_BOOK):
+        assert abs(reached[name] - 0.5) < 0.2, name
+    outputs = asserted.assign(id=range(len(labels)))
+    support = representations.remark_support(outputs, agrees, ["r"] * len(labels))
+    scored = outputs.assign(**{representations.REMARK_SUPPORT: support})
+    assert auroc(labels, controls.untrained(registry.REMARK_LOGPROB, scored)) > 0.85
+    assert list(representations.remark_features(scored)) == ["remark_logprob_sum"]
 
 
 def test_a_planted_signal_is_found_where_it_was_planted() -> None:

@@ -139,9 +139,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(inputs: Path, out: Path) -> None:
-    """Audit, train and evaluate both data sets."""
-    for name in ("big", "small"):
+def run(inputs: Path, out: Path, names: tuple[str, ...] = ("big", "small")) -> None:
+    """Audit, train and evaluate data sets."""
+    for name in names:
         folder, made = inputs / name, out / name
         audit_dataset.main(
             examples=folder / "examples.parquet",
@@ -180,7 +180,7 @@ def run(inputs: Path, out: Path) -> None:
             seed=0,
         )
     parts = {
-        key: [out / name / key for name in ("big", "small")]
+        key: [out / name / key for name in names]
         for key in ("scores.parquet", "selection.csv", "importance.csv", "audit.csv")
     }
     evaluate_detectors.main(
@@ -267,6 +267,50 @@ def test_a_counterfactual_mean_of_other_layers_is_refused(tmp_path: Path) -> Non
     for layers, examples in (([2, 3], 4), ([2], 5)):
         with pytest.raises(UserError, match=r"background\.npz holds layer_02; expected layer_02"):
             detection_run.read_counterfactual_mean(tmp_path / "background.npz", layers, examples)
+
+
+def test_a_conflict_set_has_the_scores_on_the_remarks_own_answer(
+    inputs: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "inputs"
+    shutil.copytree(inputs, work)
+    folder = work / "big"
+    examples, outputs = (
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("examples", "outputs")
+    )
+    agrees = np.arange(len(examples)) % 2 == 0
+    false = (examples["label"] == 1) == agrees  # whether the remark is false
+    asserted = np.random.default_rng(3).standard_normal(len(examples)) - 4.0 * false
+    examples = examples.assign(
+        remark="So. ",
+        wording=np.where(np.arange(len(examples)) // 4 % 2 == 0, "hearsay", "belief"),
+        remark_answer=np.where(agrees, examples["answer"], "other"),
+    )
+    examples.to_parquet(folder / "examples.parquet")
+    outputs.drop(columns=["row_start", "row_count"]).to_parquet(folder / "closed_book.parquet")
+    with pytest.raises(UserError, match=r"no columns remark_\*: delete"):
+        run(work, tmp_path / "older", ("big",))
+    outputs.assign(
+        remark_logprob_sum=asserted,
+        remark_logprob_mean=asserted,
+        remark_logprob_first=asserted,
+        remark_entropy_first=0.0,
+    ).to_parquet(folder / "outputs.parquet")
+    run(work, tmp_path / "out", ("big",))
+    metrics = registry.read(tmp_path / "out" / "metrics.csv", registry.METRICS)
+    found = metrics[metrics["dataset"] == "big"].set_index("score")
+    assert found.loc[registry.REMARK_LOGPROB, "auroc"] > 0.95
+    assert found.loc[registry.REMARK_LOGPROB, "family"] == "output"
+    used = pd.read_csv(tmp_path / "out" / "importance.csv").groupby("score")["feature"].agg(set)
+    knowing = {score for score, names in used.items() if any("remark_" in str(n) for n in names)}
+    assert knowing == {
+        registry.OUTPUT_AND_AGREEMENT,
+        registry.SAME_PASS,
+        registry.CLOSED_BOOK_AND_CONTEXT,
+        registry.WITH_AGREEMENT,
+        registry.WITH_CLOSED_BOOK,
+    }
+    assert not [name for names in used for name in names if "remark_support" in str(name)]
 
 
 def test_all_scores_share_their_folds(results: Path) -> None:

@@ -75,6 +75,7 @@ def after_remarks(pool: Pool, signal: float) -> MisledPool:
         wording,
         agrees,
         closed,
+        pd.DataFrame({"remark_logprob_sum": np.random.default_rng(5).standard_normal(len(rows))}),
     )
 
 
@@ -179,6 +180,20 @@ def test_conflict_sets_are_tested_without_each_relation_and_each_wording() -> No
         row = pooled.loc[(f"each {kind} in turn", registry.DETECTOR, registry.OUTPUT_REGRESSION)]
         assert abs(row["auroc_control"] - 0.5) < 0.1
         assert row["auroc_ours"] > 0.85
+
+
+def test_the_remarks_own_answer_is_known_to_the_controls_under_shift() -> None:
+    misled = after_remarks(made(0.0), 0.0)
+    shown = 3 * misled.pool.labels * np.where(misled.agrees, -1, 1)
+    misled = misled._replace(asserted=misled.asserted + shown[:, None])
+    (training, *_) = misled_transfer.trainings(misled)["relation"]
+    found = misled_transfer.scores(misled, [training])[training.name]
+    test = training.inner_fold < 0
+    reached = {name: auroc(misled.pool.labels[test], score[test]) for name, score in found.items()}
+    for name in (registry.SAME_PASS, registry.CLOSED_BOOK_AND_CONTEXT, registry.WITH_AGREEMENT):
+        assert reached[name] > 0.85, name
+    for name in (registry.OUTPUT_REGRESSION, registry.CLOSED_BOOK, registry.DETECTOR):
+        assert abs(reached[name] - 0.5) < 0.15, name
 
 
 def test_one_wording_of_two_relations_gives_no_shift() -> None:

@@ -403,6 +403,19 @@ def test_texts_after_remarks_have_a_pool_and_two_headline_claims_of_their_own() 
         assert rows["control"].iloc[-1] in (control, "answer_logprob_mean")
 
 
+def test_the_headline_claim_after_remarks_knows_the_agreement() -> None:
+    apart = {"ghosttrack": 2.0, "answer_logprob_mean": 0.5, "length": 0.5}
+    plain, after = scope_result(apart, dataset="a"), misled(apart, "c")
+    stronger = misled(apart, "d")
+    stronger.auroc[registry.SAME_PASS] = 0.99
+    stronger.draws[registry.SAME_PASS] = np.full_like(stronger.draws["ghosttrack"], 0.99)
+    table = ledger.judge([plain, after, stronger], VARIANTS, SETTINGS)
+    rows = table[table["claim"] == registry.HEADLINE].set_index("dataset")
+    assert rows.loc["a", "verdict"] == rows.loc["c", "verdict"] == registry.ESTABLISHED
+    assert rows.loc["d", "control"] == registry.SAME_PASS
+    assert rows.loc["d", "reason"] == "the control wins"
+
+
 def test_strict_holds_texts_after_remarks_to_their_headline_claims() -> None:
     apart = {"ghosttrack": 3.0, "answer_logprob_mean": 1.0, "length": 0.5}
     good = [misled(apart, name) for name in ("c", "d")]

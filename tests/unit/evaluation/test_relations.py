@@ -1,9 +1,13 @@
 """Results of generated answers by relation."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from evaluate import evaluate_detectors
 from ghosttrack import statistics
 from ghosttrack.evaluation import relations
 from ghosttrack.settings import EvaluationSettings
@@ -47,6 +51,38 @@ def test_answers_that_repeat_their_remark_are_a_scope_of_their_own() -> None:
     assert relations.repeating(table, examples.assign(remark=""), SETTINGS, 0) == []
     few = examples.assign(answer=["Rome"] * 20 + ["Paris"] * 100)
     assert relations.repeating(table, few, SETTINGS, 0) == []
+
+
+def test_several_sets_of_repeated_answers_have_no_mean(tmp_path: Path) -> None:
+    files: dict[str, Any] = {"generated": [], "parts": []}
+    for name, size in (("asked", 60), ("few", 30), ("more", 80)):
+        table, relation = scores({f"{name}-easy": (size, size)})
+        (tmp_path / name).mkdir()
+        examples = pd.DataFrame({"id": relation.index, "relation": "capital", "mode": "generated"})
+        examples = examples.assign(answer="Rome", remark="Rome it is. ", remark_answer="Rome")
+        examples.to_parquet(tmp_path / name / "examples.parquet")
+        table.assign(dataset=name).to_parquet(tmp_path / name / "scores.parquet")
+        files["generated"].append(tmp_path / name / "examples.parquet")
+        files["parts"].append(tmp_path / name / "scores.parquet")
+    pd.DataFrame({"score": []}).to_csv(tmp_path / "empty.csv", index=False)
+    for name in ("selections", "importances", "audits"):
+        files[name] = [tmp_path / "empty.csv"]
+    tables = ("selection", "importance", "metrics", "ledger", "leak_audit", "calibration")
+    files |= {name: tmp_path / f"{name}.csv" for name in (*tables, "curves", "relations")}
+    evaluate_detectors.main(
+        **files,
+        scores=tmp_path / "scores.parquet",
+        controls=[],
+        variants=[],
+        evaluation=SETTINGS,
+        seed=0,
+    )
+    after = {f"{name}/{relations.REPEATED}" for name in ("asked", "few", "more")}
+    shown = set(pd.read_csv(tmp_path / "relations.csv")["dataset"])
+    assert shown == after
+    claims = pd.read_csv(tmp_path / "ledger.csv")
+    judged = set(claims.loc[claims["dataset"].str.contains("/"), "dataset"])
+    assert judged == after - {f"few/{relations.REPEATED}"}
 
 
 def test_a_score_that_only_ranks_relations_is_at_chance_within_a_relation() -> None:

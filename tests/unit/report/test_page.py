@@ -11,7 +11,7 @@ from fake_results import Run
 
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import claims as claim_specs
-from ghosttrack.report import lanes, pictures, verdicts
+from ghosttrack.report import comparison, lanes, pictures, verdicts
 from ghosttrack.report import page as report_page
 from report import write_report
 
@@ -240,7 +240,15 @@ def test_texts_after_remarks_have_their_own_claim_in_the_summary() -> None:
         "; the detector beats all output and text of the same pass by 0.050 AUROC on texts after "
         "remarks."
     )
+    compared = comparison.summary({"one": rows, "two": rows[:2]})
+    assert compared.endswith("and on texts after remarks in 1 of 2 models.")
+    assert verdicts.headline(rows, "conflict") == registry.BEYOND_PASS
+    assert verdicts.headline(rows, registry.ALL_GIVEN) == registry.HEADLINE
     kinds = KINDS._replace(misled=["conflict", "conflict_2", "asked"])
+    first, *_ = verdicts.key_claims(rows, kinds)
+    assert "agrees with the remark" in first.about
+    first, *_ = verdicts.key_claims(rows[:1], kinds)
+    assert "remark" not in first.about
     (claim,) = (each for each in verdicts.key_claims(rows, kinds) if "pass" in each.title)
     (result,) = claim.results
     assert result.scope == "Texts after remarks"

@@ -94,8 +94,11 @@ def judge_answers(
                 "mode": "generated",
             }
         )
-        if rows[-1]["other"] and rows[-1]["label"]:  # the question has its false answer there
-            rows[-1]["other"] = gold[0]
+        if rows[-1]["other"]:
+            # The question has its false answer there. An answer is compared with that of the
+            # remark, which does not depend on the label.
+            asserted = str(question["remark_answer"])
+            rows[-1]["other"] = "" if remarks.repeats(answer, asserted) else asserted
     if not rows:
         raise UserError(
             f"data set {dataset}: none of {len(questions)} answers could be judged correct or "

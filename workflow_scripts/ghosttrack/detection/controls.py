@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ghosttrack import scores as registry
 from ghosttrack.detection import probes
 from ghosttrack.detection.probes import Floats, FoldFit, Ints
-from ghosttrack.detection.representations import PromptAnswerPairs
+from ghosttrack.detection.representations import REMARK_SUPPORT, PromptAnswerPairs
 from ghosttrack.detection.splits import OuterFold
 
 # Text and answer are separate controls: on TruthfulQA the answer alone is the stronger one.
@@ -35,14 +35,18 @@ def question_of(examples: pd.DataFrame) -> list[str]:
 def visible_text(examples: pd.DataFrame) -> list[str]:
     """The text that the text controls read, (examples,).
 
-    A given statement is read as it is. Of a generated answer, question and answer are read, without
-    the few-shot demonstrations in the prompt.
+    A given statement is read as it is. Of a generated answer, question and answer are read, and the
+    remark before them, without the few-shot demonstrations in the prompt.
     """
-    asked = question_of(examples)
-    columns = zip(examples["mode"], examples["text"], asked, examples["answer"], strict=True)
+    asked, remark = question_of(examples), [""] * len(examples)
+    if "remark" in examples:  # a prompt without a question holds its remark
+        remark = list(examples["remark"].where(examples["question"] != "", ""))
+    columns = zip(
+        examples["mode"], examples["text"], remark, asked, examples["answer"], strict=True
+    )
     return [
-        str(text) if mode == "given" else f"{question} {answer}"
-        for mode, text, question, answer in columns
+        str(text) if mode == "given" else f"{said}{question} {answer}"
+        for mode, text, said, question, answer in columns
     ]
 
 
@@ -200,9 +204,11 @@ UNTRAINED = {
     "p_true": Untrained("p_true", -1),
     "self_consistency": Untrained("self_consistency", -1),
     "semantic_entropy": Untrained("semantic_entropy", 1),
+    registry.REMARK_LOGPROB: Untrained(REMARK_SUPPORT, -1),
 }
-# Scores that not every data set has: they need sampled answers, or a question about each text.
-OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true")
+# Scores that not every data set has: they need sampled answers, a question about each text, or
+# remarks.
+OCCASIONAL = ("self_consistency", "semantic_entropy", "p_true", registry.REMARK_LOGPROB)
 # Single scores that are untrained or read no model. A claim must beat the best of them.
 SINGLE = (*UNTRAINED, registry.LENGTH, *TEXTS, registry.QUESTION_ONLY, registry.TEXT_PAIR)
 

@@ -74,11 +74,13 @@ class RemarkInputs(NamedTuple):
     """Features that only texts after a remark have.
 
     agrees: whether the text states the answer of its remark, (examples,); closed_book: output
-    features of the texts without their remarks, (examples, features).
+    features of the texts without their remarks, (examples, features); asserted: output features of
+    the answers that the remarks assert, (examples, features).
     """
 
     agrees: Bools
     closed_book: pd.DataFrame
+    asserted: pd.DataFrame
 
 
 class DetectorInputs(NamedTuple):
@@ -385,7 +387,7 @@ def _on_remarks(
 ) -> dict[str, FoldFit]:
     """The scores ON_REMARKS. `known`: output features and log-odds of the text controls."""
     agrees = pd.DataFrame({registry.AGREEMENT: remarks.agrees.astype(np.float64)})
-    same_pass = interacted(known, remarks.agrees)
+    same_pass = interacted(pd.concat([known, remarks.asserted], axis=1), remarks.agrees)
     both = pd.concat(
         [same_pass, remarks.closed_book.add_prefix(f"{registry.CLOSED_BOOK}.")], axis=1
     )
@@ -394,7 +396,9 @@ def _on_remarks(
     )
     tables = {
         registry.AGREEMENT: agrees,
-        registry.OUTPUT_AND_AGREEMENT: interacted(inputs.outputs, remarks.agrees),
+        registry.OUTPUT_AND_AGREEMENT: interacted(
+            pd.concat([inputs.outputs, remarks.asserted], axis=1), remarks.agrees
+        ),
         registry.SAME_PASS: same_pass,
         registry.CLOSED_BOOK: remarks.closed_book,
         registry.CLOSED_BOOK_AND_CONTEXT: both,

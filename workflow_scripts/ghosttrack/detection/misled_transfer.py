@@ -39,8 +39,8 @@ class MisledPool(NamedTuple):
     """All texts of several conflict sets.
 
     pool: with relation and wording together as its relation; relation, wording: (rows,); agrees:
-    (rows,) whether a text agrees with its remark; closed_book: (rows, features); candidates: of the
-    scores in CANDIDATES, (rows, columns) each; empty unless all sets compare candidates.
+    (rows,) whether a text agrees with its remark; closed_book, asserted: output features without the
+    remark, and of the remark's answer, (rows, features); candidates: of the scores in CANDIDATES, (rows, columns) each; empty unless all sets compare candidates.
     """
 
     pool: Pool
@@ -48,6 +48,7 @@ class MisledPool(NamedTuple):
     wording: NDArray[np.object_]
     agrees: NDArray[np.bool_]
     closed_book: pd.DataFrame
+    asserted: pd.DataFrame
     candidates: Mapping[str, pd.DataFrame] = {}
 
 
@@ -65,12 +66,14 @@ def pool(
     together = transfer.pool(examples, outputs, blocks)
     texts = pd.concat(list(examples.values()), ignore_index=True)
     closed = [representations.output_features(closed_book[name]) for name in examples]
+    asserted = [representations.remark_features(outputs[name]) for name in examples]
     return MisledPool(
         together._replace(relation=np.array(remarks.strata(texts), dtype=object)),
         together.relation,
         texts["wording"].to_numpy(dtype=object),
         np.array(remarks.agreement(texts), dtype=np.bool_),
         pd.concat(closed, join="inner", ignore_index=True),
+        pd.concat(asserted, join="inner", ignore_index=True),
         _of_candidates([(candidates or {}).get(name) for name in examples]),
     )
 
@@ -104,12 +107,13 @@ def trainings(misled: MisledPool) -> dict[str, list[TransferTraining]]:
 def scores(misled: MisledPool, chosen: Sequence[TransferTraining]) -> dict[str, dict[str, Floats]]:
     """Log-odds of "hallucinated" by training and score, (rows,); NaN for training rows."""
     own = misled.pool
-    outputs, lens, closed = (
+    outputs, lens, closed, asserted = (
         transfer.standardise_by_relation(table.to_numpy(dtype=np.float64), own)
-        for table in (own.outputs, own.lens, misled.closed_book)
+        for table in (own.outputs, own.lens, misled.closed_book, misled.asserted)
     )
     sign = np.where(misled.agrees, 1.0, -1.0)[:, None]
-    same_pass = np.column_stack([outputs, sign, outputs * sign])
+    known = np.column_stack([outputs, asserted])
+    same_pass = np.column_stack([known, sign, known * sign])
     both = np.column_stack([same_pass, closed])
     candidates = {}
     for name, table in misled.candidates.items():

@@ -24,6 +24,11 @@ NOT_FEATURES = ("pmi_prompts", "p_true")
 LENS = "lens_"
 # Prefix of output columns that compare an answer with the other candidate answers.
 CANDIDATES = "final_"
+# Prefix of columns on the answer that a remark before the text asserts, which only conflict sets
+# have. Only together with the agreement do they say something about the text.
+REMARK = "remark_"
+# Column that `remark_support` gives to conflict sets.
+REMARK_SUPPORT = f"{REMARK}support"
 # Rows encoded at once: 4,096 x d_sae 5,120 x 4 bytes = 84 MB.
 _ROWS = 4096
 
@@ -176,7 +181,7 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
         columns=["id", "row_start", "row_count", "input_tokens", *NOT_FEATURES], errors="ignore"
     )
     table = _without_gaps(
-        table.drop(columns=[name for name in table if str(name).startswith(LENS)])
+        table.drop(columns=[name for name in table if str(name).startswith((LENS, REMARK))])
     )
     table["rank_first"] = np.log1p(table["rank_first"])
     table["surprise_first"] = -table["logprob_first"] - table["entropy_first"]
@@ -184,6 +189,41 @@ def output_features(outputs: pd.DataFrame) -> pd.DataFrame:
     # the log-probability saturates at 0: its logarithm separates sure from nearly sure
     table["doubt_mean"] = np.log(-table["logprob_mean"] + 1e-4)
     return table
+
+
+def remark_features(outputs: pd.DataFrame) -> pd.DataFrame:
+    """Log-probabilities and entropy of the answers that remarks assert, one row per example.
+
+    Raises:
+        UserError: `outputs` has no such columns.
+    """
+    names = [name for name in outputs if str(name).startswith(REMARK) and name != REMARK_SUPPORT]
+    if not names:
+        raise UserError(
+            f"outputs.parquet of a conflict set has no columns {REMARK}*: delete the data set's "
+            "folder in examples/ and run again"
+        )
+    return outputs[names].astype(np.float64)
+
+
+def remark_support(
+    outputs: pd.DataFrame, agrees: NDArray[np.bool_], strata: Sequence[str]
+) -> NDArray[np.float64]:
+    """How much the model's log-probability of the remark's answer speaks for the text, (examples,).
+
+    The summed log-probability is standardised within each stratum, which reads no label. The sign
+    is turned where the text contradicts its remark.
+    """
+    values = remark_features(outputs)["remark_logprob_sum"].to_numpy()
+    by_stratum = pd.Series(values).groupby(np.array(strata, dtype=object))
+    mean, scale = (
+        by_stratum.transform(statistic).to_numpy() for statistic in (np.mean, _deviation)
+    )
+    return np.asarray(np.where(agrees, 1.0, -1.0) * (values - mean) / scale, dtype=np.float64)
+
+
+def _deviation(values: "pd.Series[float]") -> float:
+    return float(values.std(ddof=0)) or 1.0
 
 
 def lens_features(outputs: pd.DataFrame) -> pd.DataFrame:

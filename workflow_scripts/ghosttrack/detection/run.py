@@ -12,12 +12,15 @@ from ghosttrack import scores as registry
 from ghosttrack.detection import agreement, candidate_scores, controls, detectors, splits
 from ghosttrack.detection.detectors import Choice, DetectorInputs, RemarkInputs, Weight
 from ghosttrack.detection.representations import (
+    REMARK_SUPPORT,
     LayerBlocks,
     by_relation,
     layer_blocks,
     lens_features,
     output_features,
     pairs_of,
+    remark_features,
+    remark_support,
     spans,
 )
 from ghosttrack.errors import UserError
@@ -105,6 +108,10 @@ def train_dataset(
         outputs = outputs.assign(
             **{name: agreement_scores[name].to_numpy() for name in agreement_scores}
         )
+    if closed_book is not None:
+        agrees = np.array(remarks.agreement(examples), dtype=np.bool_)
+        support = remark_support(outputs, agrees, remarks.strata(examples))
+        outputs = outputs.assign(**{REMARK_SUPPORT: support})
     untrained = [name for name in controls.UNTRAINED if controls.is_measured(name, outputs)]
     scores = {name: controls.untrained(name, outputs.iloc[rows]) for name in untrained}
     reasons = {name: controls.missing(name, outputs.iloc[rows]) for name in untrained}
@@ -127,7 +134,9 @@ def train_dataset(
     else:
         inputs = read_inputs(dataset, examples, outputs, rows, paths, layers, variants)
         if closed_book is not None:
-            inputs = inputs._replace(remarks=_of_remarks(dataset, examples, closed_book, rows))
+            inputs = inputs._replace(
+                remarks=_of_remarks(dataset, examples, outputs, closed_book, rows)
+            )
         splits.check_folds(fold, cv_groups, list(evaluated["text"]), list(evaluated["id"]), dataset)
         outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
         trained = detectors.train(inputs, labels, outer_folds, detection, seed, dataset)
@@ -144,18 +153,25 @@ def train_dataset(
 
 
 def _of_remarks(
-    dataset: str, examples: pd.DataFrame, closed_book: pd.DataFrame, rows: NDArray[np.int64]
+    dataset: str,
+    examples: pd.DataFrame,
+    outputs: pd.DataFrame,
+    closed_book: pd.DataFrame,
+    rows: NDArray[np.int64],
 ) -> RemarkInputs:
-    """Agreement with the remark and closed-book features of the examples `rows`."""
+    """Agreement with the remark, closed-book features and features of the remark's answer."""
     if list(closed_book["id"]) != list(examples["id"]):
         raise UserError(
             f"{dataset}: closed_book.parquet and examples.parquet list different examples: delete "
             "both and run again"
         )
-    texts, measured = (table.iloc[rows].reset_index(drop=True) for table in (examples, closed_book))
+    texts, measured, asserted = (
+        table.iloc[rows].reset_index(drop=True) for table in (examples, closed_book, outputs)
+    )
     return RemarkInputs(
         np.array(remarks.agreement(texts), dtype=np.bool_),
         by_relation(output_features(measured), texts["relation"].tolist()),
+        by_relation(remark_features(asserted), remarks.strata(texts)),
     )
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from ghosttrack import scores as registry
 from ghosttrack.detection import controls
 
-# Controls that are trained in the same folds as the detector.
+# Controls that are trained in the same folds as the detector. Only conflict sets have those with
+# agreement.
 TRAINED_CONTROLS = (
     registry.OUTPUT_REGRESSION,
     registry.WITHOUT_CANDIDATES,
@@ -16,6 +17,9 @@ TRAINED_CONTROLS = (
     "raw_probe_all",
     "difference_of_means",
     "sae_max_probe",
+    registry.SAME_PASS,
+    registry.OUTPUT_AND_AGREEMENT,
+    registry.AGREEMENT,
 )
 
 

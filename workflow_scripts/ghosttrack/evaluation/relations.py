@@ -57,9 +57,14 @@ def repeating(
     return [scoreboard.of_dataset(part.assign(dataset=dataset), False, settings, seed)]
 
 
+def tested(results: Sequence[ScopeResult], settings: EvaluationSettings) -> list[ScopeResult]:
+    """The scopes with enough answers of each class to be tested."""
+    return [each for each in results if _least_of(each) >= settings.minimum_answers]
+
+
 def claimed(results: Sequence[ScopeResult], settings: EvaluationSettings) -> list[ScopeResult]:
     """The relations with enough answers of each class to be tested, and their mean."""
-    large = [each for each in results if _least_of(each) >= settings.minimum_answers]
+    large = tested(results, settings)
     if len(large) < 2:
         return large
     dataset = large[0].name.split(OF)[0]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ghosttrack.errors import UserError
 from ghosttrack.facts import answers
 from ghosttrack.facts.examples import Example, Question, example_table, same_text
 
@@ -197,6 +198,35 @@ def _removed(text: str, remark: str, before: int) -> str:
     if remark.endswith(_CONNECTIVE) and _ARTICLE.match(rest[:1].upper() + rest[1:]):
         rest = rest[:1].upper() + rest[1:]
     return text[:at] + rest
+
+
+def asserted_spans(examples: "pd.DataFrame", dataset: str) -> "pd.DataFrame":
+    """The same texts with `answer_start` and `answer_end` of the answer that the remark asserts.
+
+    It is the last occurrence of `remark_answer` in the remark, before the words with which every
+    remark of the wording ends.
+
+    Args:
+        examples: columns of `Example`, each text with a remark.
+        dataset: named in errors.
+    Raises:
+        UserError: a remark does not contain its answer.
+    """
+    spans = []
+    for row in examples.to_dict("records"):
+        remark, asserted = str(row["remark"]), str(row["remark_answer"])
+        ending = WORDINGS.get(str(row["wording"]), "").rpartition("}")[2]
+        at = remark.removesuffix(ending).rfind(asserted)
+        if at < 0 or not asserted.strip():
+            raise UserError(
+                f"data set {dataset}, id {row['id']}: its remark {remark!r} does not contain the "
+                f"answer {asserted!r} that it asserts; delete the data set's folder in examples/ "
+                "and run again"
+            )
+        at += str(row["text"]).rindex(remark, 0, int(row["answer_start"]))
+        spans.append((at, at + len(asserted)))
+    starts, ends = zip(*spans, strict=True)
+    return examples.assign(answer_start=starts, answer_end=ends)
 
 
 def repeats(answer: str, asserted: str) -> bool:

@@ -129,7 +129,8 @@ def render(runs: Mapping[str, FinishedRun], differences: pd.DataFrame, version: 
             {
                 "dataset": page.POOLS.get(dataset, dataset),
                 "cells": [
-                    verdicts.find(rows, dataset, registry.HEADLINE) for rows in ledgers.values()
+                    verdicts.find(rows, dataset, verdicts.headline(rows, dataset))
+                    for rows in ledgers.values()
                 ],
             }
             for dataset in datasets
@@ -141,7 +142,9 @@ def summary(ledgers: Mapping[str, Sequence[verdicts.Row]]) -> str:
     """In how many models the headline claim is established, in one sentence."""
     parts = []
     for name, scope in verdicts.SCOPES.items():
-        results = [verdicts.row_of(rows, name, registry.HEADLINE) for rows in ledgers.values()]
+        results = [
+            verdicts.row_of(rows, name, verdicts.headline(rows, name)) for rows in ledgers.values()
+        ]
         judged = [row["verdict"] for row in results if row]
         if judged:
             won = judged.count(registry.ESTABLISHED)

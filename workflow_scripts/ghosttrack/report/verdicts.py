@@ -17,6 +17,8 @@ SCOPES = {
     registry.ALL_GENERATED: "the model's own answers",
     registry.ALL_MISLED: "texts after remarks",
 }
+# Added to the explanation of the headline claim if there are texts after remarks.
+_AFTER_REMARKS = " After remarks, controls also know whether the text agrees with the remark."
 SAES = "sparse autoencoders add to the detector"
 # Claims at the top of the report, each with one sentence that explains it.
 KEY_CLAIMS = {
@@ -151,6 +153,8 @@ def key_claims(rows: Sequence[Row], kinds: registry.DatasetKinds) -> list[KeyCla
             for scope in SCOPES
             if (row := _decisive(rows, scope, name))
         ]
+        if name == registry.HEADLINE and row_of(rows, registry.ALL_MISLED, name):
+            about += _AFTER_REMARKS
         if results:
             claims.append(KeyClaim(title(name), about, results))
     return claims
@@ -238,6 +242,12 @@ def claim_of(row: Row) -> ClaimText:
 def row_of(rows: Sequence[Row], dataset: str, claim: str) -> Row | None:
     """The row of a claim on a data set or a pooled scope, or None."""
     return next((row for row in rows if row["dataset"] == dataset and row["claim"] == claim), None)
+
+
+def headline(rows: Sequence[Row], dataset: str) -> str:
+    """The claim to show for a data set or pooled scope: texts after remarks have one of their own."""
+    own = row_of(rows, dataset, registry.BEYOND_PASS)
+    return registry.HEADLINE if own is None else registry.BEYOND_PASS
 
 
 def find(rows: Sequence[Row], dataset: str, claim: str) -> ClaimText | None:
