@@ -25,7 +25,7 @@ COLOURS = {
 CAPTIONS = {
     "summary": (
         "AUROC of five scores, pooled and by data set",
-        "How well five scores separate hallucinated from true texts. Text alone: word and "
+        "How well these scores separate hallucinated from true texts. Text alone: word and "
         "character counts, without the model. Best single output score: the highest AUROC of "
         "log-probability, PMI, entropy and similar scores on these texts. Output regression: "
         "all output features of the answer. Detector: output features, activations and SAE "
