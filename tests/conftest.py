@@ -87,11 +87,23 @@ def pytest_report_header() -> str:
     return f"random walks: GHOSTTRACK_SEED={SEED}"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GPU where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """With GHOSTTRACK_NO_SKIPS set, a skipped test is a failed one, but for those that need another project's packages."""
+    """With GHOSTTRACK_NO_SKIPS set, a skipped test is a failed one.
+
+    Tests that need another project's packages or a GPU may be skipped.
+    """
     report = yield
-    if item.get_closest_marker("peers"):
+    if item.get_closest_marker("peers") or item.get_closest_marker("gpu"):
         return report
     if report.skipped and os.environ.get("GHOSTTRACK_NO_SKIPS") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"

@@ -210,7 +210,8 @@ def test_a_rules_jobs_ask_for_what_it_promises(story: Story, rule: str, asked: l
     call = story.house.submitted(rule)[0]
     for words in [*asked, "--signal=TERM@60", "-p accelerated", "--export=ALL"]:
         assert words in call, call
-    assert 3000 <= memory_asked(call) < 4000  # of a process with a GPU, and a tiny model
+    # Of a process with a GPU and the processes of Snakemake around it, and a tiny model.
+    assert 4000 <= memory_asked(call) < 5000
 
 
 def test_the_saes_are_those_of_a_run_that_nothing_disturbed(story: Story, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_batches_are_the_bits_of_a_plain_reference_in_every_mode(
     require_two_epochs(make(paths, **MODES[mode]), paths)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_batches_on_a_gpu_are_the_bits_of_the_reference(
     mode: str, paths: list[tuple[Path, Path]]

@@ -24,12 +24,7 @@ from ghosttrack.activations.writer import StoreWriter
 from ghosttrack.errors import UserError
 
 WIDTH = 64
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +123,7 @@ def test_both_stages_give_the_same_files(
     assert (b'"storage_error": null' in found["a.json"]) == (count <= WIDTH)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("storage", ["fp16", "int8s"])
 def test_rows_of_a_gpu_arrive_although_their_memory_is_reused(
     storage: Storage, tmp_path: Path
