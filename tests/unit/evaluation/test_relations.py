@@ -74,6 +74,7 @@ def test_several_sets_of_repeated_answers_have_no_mean(tmp_path: Path) -> None:
         scores=tmp_path / "scores.parquet",
         controls=[],
         variants=[],
+        null_rows_differ=False,
         evaluation=SETTINGS,
         seed=0,
     )
