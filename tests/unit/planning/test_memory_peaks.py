@@ -102,5 +102,6 @@ def test_a_small_job_holds_half_to_all_of_what_it_asks_for(
     )
     assert result.returncode == 0, result.stderr
     peak = float(result.stdout.splitlines()[-1])
-    # One job is near half of what it asks for, and its peak varies by some 10 %.
-    assert 0.4 <= peak / asked <= 1.0, f"{peak:.0f} of {asked} MB"
+    # The peak of `neighbours` is near half of what it asks for, and varies by some 10 %.
+    least = 0.4 if formula is memory.neighbours else 0.5
+    assert least <= peak / asked <= 1.0, f"{peak:.0f} of {asked} MB"
