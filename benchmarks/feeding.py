@@ -5,6 +5,7 @@
 - `stored`: the CPU's share of a training on a GPU. Rows are read, permuted and handed over as they
   are stored, window by window, to a plain buffer in place of the GPU's memory. The first epoch also
   verifies checksums. Reference: a plain copy of the same bytes from a memory map, in the same order.
+  A second reference computes crc32c of each copied chunk, too: it bounds the first epoch.
 - `decoded`: whole batches on the CPU, gathered and decoded to float32.
 - `device`: the share of time that a simulated device is busy. Its step sleeps instead of gathering,
   decoding and computing. Gathering and decoding on a real GPU are not part of this measurement.
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import torch
 from measure import cost, least, show
@@ -57,8 +59,13 @@ def opened(paths: tuple[Path, Path]) -> ActivationStore:
     return ActivationStore.open([paths[0]], [paths[1]])
 
 
-def plain_copy(folder: Path, store: ActivationStore, given: argparse.Namespace) -> float:
-    """Rows per CPU second of a copy, chunk by chunk in shuffled order, from a map to a buffer."""
+def plain_copies(
+    folder: Path, store: ActivationStore, given: argparse.Namespace
+) -> tuple[float, float]:
+    """Rows per CPU second of a copy, chunk by chunk in shuffled order, from a map to a buffer.
+
+    Returns: without and with crc32c of each copied chunk.
+    """
     path = folder / "plain"
     shape = (given.rows, given.d_model * store.stored_dtype.itemsize)
     np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8).tofile(path)
@@ -66,15 +73,24 @@ def plain_copy(folder: Path, store: ActivationStore, given: argparse.Namespace) 
     window = np.zeros((64 * CHUNK_ROWS, shape[1]), dtype=np.uint8)
     order = np.random.default_rng(0).permutation(given.rows // CHUNK_ROWS).tolist()
 
-    def copy() -> None:
+    def copy(verified: bool) -> None:
         for turn, chunk in enumerate(order):
             at = turn % 64 * CHUNK_ROWS
             window[at : at + CHUNK_ROWS] = plain[chunk * CHUNK_ROWS : (chunk + 1) * CHUNK_ROWS]
+            if verified:
+                copied = window[at : at + CHUNK_ROWS]
+                copied.flags.writeable = False  # google_crc32c requires a read-only buffer
+                google_crc32c.value(copied.reshape(-1))
 
-    copy()
-    spent = least([cost(copy) for _ in range(given.epochs + 1)]).cpu
+    copy(False)
+    rates = [
+        len(order)
+        * CHUNK_ROWS
+        / least([cost(partial(copy, verified)) for _ in range(given.epochs + 1)]).cpu
+        for verified in (False, True)
+    ]
     path.unlink()
-    return len(order) * CHUNK_ROWS / spent
+    return rates[0], rates[1]
 
 
 def epochs(sampler: ChunkSampler, serve: Callable[[int], Any], count: int) -> list[float]:
@@ -100,7 +116,7 @@ def stored(
     folder: Path, storage: str, paths: tuple[Path, Path], given: argparse.Namespace
 ) -> list[Row]:
     """The CPU's share of a training on a GPU, against a plain copy."""
-    reference = plain_copy(folder, opened(paths), given) / 1e6
+    reference, verified = (rate / 1e6 for rate in plain_copies(folder, opened(paths), given))
     store = opened(paths)
     once, sampler = (
         ChunkSampler(store, given.batch, 0, resident=False, epochs=count)
@@ -108,7 +124,10 @@ def stored(
     )
     (first,) = epochs(once, partial(hand_over, once), 1)
     later = epochs(sampler, partial(hand_over, sampler), given.epochs)
-    rows: list[Row] = [["stored", storage, "plain copy", reference, 1.0, ""]]
+    rows: list[Row] = [
+        ["stored", storage, "plain copy", reference, 1.0, ""],
+        ["stored", storage, "plain copy and crc32c", verified, verified / reference, ""],
+    ]
     for mode, rate in (("windows, first epoch", first / 1e6), ("windows", max(later) / 1e6)):
         rows.append(["stored", storage, mode, rate, rate / reference, ""])
     return rows
