@@ -64,7 +64,7 @@ rule check_explanations:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.scoring),
         runtime=scaled(60),
     params:

@@ -19,7 +19,7 @@ rule check_model:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.model_check),
         runtime=scaled(30),
     params:
@@ -71,7 +71,7 @@ for MODEL, WAVE, LAYERS in extraction_waves():
         conda:
             "../envs/torch.yaml"
         resources:
-            **MODEL_ACCELERATOR,
+            **model_accelerator(MODEL),
             mem_mb=memory_for(memory.extraction, LAYERS, model=MODEL),
             runtime=scaled(120),
             batch=shrinking(16),
@@ -114,7 +114,7 @@ for MODEL in MODELS:
         conda:
             "../envs/torch.yaml"
         resources:
-            **MODEL_ACCELERATOR,
+            **model_accelerator(MODEL),
             mem_mb=memory_for(memory.extraction, model=MODEL),
             runtime=scaled(60),
             batch=shrinking(16),
@@ -157,7 +157,7 @@ for MODEL in MODELS:
         conda:
             "../envs/torch.yaml"
         resources:
-            **MODEL_ACCELERATOR,
+            **model_accelerator(MODEL),
             mem_mb=memory_for(memory.examples, model=MODEL),
             runtime=scaled(60),
             batch=shrinking(32),
@@ -193,7 +193,7 @@ rule extract_closed_book:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.extraction),
         runtime=scaled(60),
         batch=shrinking(32),
@@ -228,7 +228,7 @@ rule generate_answers:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.generation),
         runtime=scaled(60),
         batch=shrinking(32),

@@ -155,7 +155,7 @@ rule evaluate_sae:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.splicing),
         runtime=scaled(30),
         batch=shrinking(2),

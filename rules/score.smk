@@ -24,7 +24,7 @@ rule score_texts:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.scoring),
         runtime=scaled(120),
     params:

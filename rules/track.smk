@@ -90,7 +90,7 @@ rule attribute_candidates:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.attribution),
         runtime=scaled(60),
     params:

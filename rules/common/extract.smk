@@ -1,8 +1,14 @@
 # rules/common/extract.smk -- helpers of rules/extract.smk: conflict sets, waves under a disk budget.
 # Data sets whose texts follow a remark.
 CONFLICT = [name for name, settings in DATASETS.items() if settings.conflict]
-# Resources of jobs that run the model, which may be spread over several GPUs.
-MODEL_ACCELERATOR = {**ACCELERATOR, "gpu": SETTINGS[MODELS[0]].plan.gpus_per_model}
+
+
+def model_accelerator(model=None):
+    """Resources of a job that runs a model, by default `wildcards.model`, over gpus_per_model GPUs."""
+    return {
+        **ACCELERATOR,
+        "gpu": lambda wildcards: SETTINGS[model or wildcards.model].plan.gpus_per_model,
+    }
 
 
 @cache

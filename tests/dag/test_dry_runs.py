@@ -13,7 +13,7 @@ import fake_saelens
 import pytest
 
 from ghosttrack.settings import code_digest
-from tests.conftest import ROOT, job_counts, snakemake
+from tests.conftest import ROOT, copy_house, job_counts, snakemake
 
 pytestmark = pytest.mark.dag
 
@@ -93,6 +93,23 @@ def test_jobs_that_run_the_model_ask_for_the_gpus_that_it_is_spread_over(house: 
     }
     assert asked[1] == {"Training the SAE"}
     assert {"Checking", "Generating answers", "Evaluating the SAE"} < asked[2]
+
+
+def test_each_model_of_a_run_is_spread_over_its_own_number_of_gpus(tmp_path: Path) -> None:
+    house = copy_house(tmp_path / "house")
+    medium = house / "config" / "models" / "gpt2-medium.yaml"
+    medium.write_text(f"{medium.read_text()}plan: {{gpus_per_model: 2}}\n")
+    result = snakemake(house, "--profile", "slurm", "--config", "model=both", "-n")
+    shown = result.stdout + result.stderr
+    for model, gpus in (("gpt2-small", 1), ("gpt2-medium", 2)):
+        for begin in ("Checking", "Extracting activations of"):
+            jobs = [
+                line
+                for line in shown.splitlines()
+                if re.search(rf": {begin} {model}\b", line) and "(GPUs: " in line
+            ]
+            assert jobs
+            assert all(f"(GPUs: {gpus})" in line for line in jobs)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +474,7 @@ def test_the_slurm_profile_says_what_the_rules_ask_for() -> None:
     asked = {}
     for path in sorted((ROOT / "rules").glob("*.smk")):
         for block in re.split(r"\n(?= *rule[ :])", path.read_text()):
-            if "ACCELERATOR," in block:
+            if re.search(r"ACCELERATOR,|model_accelerator\(", block):
                 (script,) = re.findall(r'workflow_scripts/\w+/(\w+)\.py"', block)
                 (minutes,) = re.findall(r"runtime=(?:scaled\()?(\d+)", block)
                 asked[script] = ("1", minutes)

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrack.errors import UserError
-from ghosttrack.runtime import fault_injection, gpu_usage, lock_log, peak_memory, progress, records
+from ghosttrack.runtime import (
+    fault_injection,
+    gpu_claims,
+    gpu_usage,
+    lock_log,
+    peak_memory,
+    progress,
+    records,
+)
 
 log = logging.getLogger("ghosttrack")
 
@@ -38,6 +46,7 @@ def run(main: Callable[..., None], namespace: Mapping[str, Any]) -> None:
     try:
         arguments = _arguments(main, snakemake)
         with (
+            gpu_claims.claimed(_gpus(snakemake)),
             _observed(log_path, _batch(arguments)[1], _gpus(snakemake)),
             records.recorded(snakemake),
         ):
