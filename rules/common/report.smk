@@ -34,6 +34,17 @@ def shown_tracks(ending):
     return files
 
 
+def shown_candidates(wildcards):
+    """Input function: tables for the explorer of the data sets whose candidate answers are compared."""
+    settings = SETTINGS[wildcards.model]
+    return [
+        f"results/{wildcards.model}/candidates/{dataset}.{kind}.parquet"
+        for dataset in settings.datasets
+        if settings.tracking.compares(DATASETS[dataset].conflict is not None)
+        for kind in ("controls", "metrics", "tracks", "tokens")
+    ]
+
+
 def report_page(path, page):
     """`path`, shown in `snakemake --report` too."""
     return report(path, category="Pages", labels={"page": page})
