@@ -70,6 +70,8 @@ rule write_report:
         figures=rules.draw_figures.output.figures,
         explanations="results/{model}/evaluation/explanations.csv",
         source="results/{model}/model/source.json",
+        remarked=remarked_examples,
+        candidates=remarked_controls,
     output:
         report=report_page("results/{model}/report.html", "report"),
     log:

@@ -15,7 +15,7 @@ import pytest
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
-from ghosttrack.report.explorer import candidates as explorer_candidates
+from ghosttrack.report import misled
 from ghosttrack.report.explorer import choice, content, dictionary, texts, tracks
 from ghosttrack.settings import ReportSettings
 from ghosttrack.tracks.track_table import TrackReader, TrackTable
@@ -410,7 +410,7 @@ def test_candidates_of_a_text_are_those_of_the_tables(
         preferred = row["answer"] if prefers_stated else row["other"]
         false = row["answer"] if row["label"] else row["other"]
         if row["remark_answer"] != false:
-            assert index["sway"][at] == explorer_candidates.TRUE_REMARK
+            assert index["sway"][at] == misled.TRUE_REMARK
         else:
             assert index["sway"][at] == int(preferred != false)
     assert {0, 1, 2} <= set(index["sway"])
@@ -418,8 +418,8 @@ def test_candidates_of_a_text_are_those_of_the_tables(
         reason: [row for row, other in about["picks"] if other == reason]
         for _, reason in about["picks"]
     }
-    assert {index["sway"][row] for row in why["misled"]} == {explorer_candidates.MISLED}
-    assert {index["sway"][row] for row in why["not misled"]} == {explorer_candidates.NOT_MISLED}
+    assert {index["sway"][row] for row in why["misled"]} == {misled.MISLED}
+    assert {index["sway"][row] for row in why["not misled"]} == {misled.NOT_MISLED}
 
 
 def test_a_generated_answer_is_misled_if_it_repeats_a_false_remark() -> None:
@@ -428,7 +428,7 @@ def test_a_generated_answer_is_misled_if_it_repeats_a_false_remark() -> None:
         id=list("abcde"), mode="generated", label=1, other="", gold=[["Paris"]] * 5
     )
     examples["remark"] = ["They say so. " if answer else "" for _, answer in rows]
-    assert explorer_candidates.sway(examples, None) == [0, 2, 2, 1, None]
+    assert misled.sway(examples, None) == [0, 2, 2, 1, None]
 
 
 def test_without_remarks_and_comparisons_the_page_has_neither(page: str) -> None:

@@ -5,13 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ghosttrack.facts import remarks
 from ghosttrack.facts.examples import same_text
 
 # Columns that are read from candidates/DATASET.metrics.parquet, before and after the layer's number.
 _SUMS = ("layer_{:02d}_for", "layer_{:02d}_against")
-# What the output does after a remark, and its number in the page.
-MISLED, NOT_MISLED, TRUE_REMARK = 0, 1, 2
 _SIDES = ("stated", "other")
 
 
@@ -27,37 +24,6 @@ class Candidates(NamedTuple):
 def metric_columns(layers: list[int]) -> list[str]:
     """Columns of metrics.parquet that the page needs."""
     return ["id", "variant", *(name.format(layer) for layer in layers for name in _SUMS)]
-
-
-def sway(examples: pd.DataFrame, candidates: Candidates | None) -> list[int | None]:
-    """What the output does after the remark of each text: MISLED, NOT_MISLED, TRUE_REMARK, or None.
-
-    A generated answer follows the remark if it gives the remark's answer. Of a given text, the
-    output follows the remark if its logit is larger for the remark's answer than for the other
-    candidate. None: no remark, or no comparison of the candidates.
-    """
-    if "remark" not in examples:
-        return [None] * len(examples)
-    with_remark = examples[examples["remark"] != ""]
-    agrees = dict(zip(with_remark["id"], remarks.agreement(with_remark), strict=True))
-    difference: dict[str, float] = {}
-    if candidates is not None:
-        known = candidates.controls[candidates.controls["compared"]]
-        difference = dict(zip(known["id"], known["difference"], strict=True))
-    found: list[int | None] = []
-    for row in examples.to_dict("records"):
-        generated, states = row["mode"] == "generated", agrees.get(row["id"])
-        if states is None or not (generated or row["id"] in difference):
-            found.append(None)
-            continue
-        if generated:
-            gold = {same_text(str(answer)) for answer in row["gold"]}
-            false, follows = same_text(row["remark_answer"]) not in gold, states
-        else:
-            false = states == (row["label"] == 1)
-            follows = (difference[row["id"]] > 0) == states
-        found.append((MISLED if follows else NOT_MISLED) if false else TRUE_REMARK)
-    return found
 
 
 def margin(examples: pd.DataFrame, candidates: Candidates | None) -> np.ndarray:

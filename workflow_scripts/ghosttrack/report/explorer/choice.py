@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ghosttrack.report.misled import MISLED, NOT_MISLED
+
 # Suggested texts of each kind, all from different groups.
 PICKS = 3
 # Name, label, whether the highest score comes first: a hit and a failure for each label.
@@ -17,8 +19,8 @@ KINDS = (
 )
 
 
-# Name, and what the output does after a false remark, as in explorer/candidates.py.
-SWAYED = (("misled", 0), ("not misled", 1))
+# Name, and what the output does after a false remark, as in report/misled.py.
+SWAYED = (("misled", MISLED), ("not misled", NOT_MISLED))
 
 
 class Pick(NamedTuple):

@@ -9,6 +9,7 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack.detection import controls
 from ghosttrack.errors import UserError
+from ghosttrack.report import misled
 from ghosttrack.report.explorer import candidates as explorer_candidates
 from ghosttrack.report.explorer import choice, dictionary, texts
 from ghosttrack.report.explorer import tracks as explorer_tracks
@@ -153,7 +154,8 @@ def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.Da
             row_count=tables.outputs["row_count"].to_numpy(),
             margin=explorer_candidates.margin(tables.examples, tables.candidates),
             sway=pd.array(
-                explorer_candidates.sway(tables.examples, tables.candidates), dtype="Int64"
+                misled.sway(tables.examples, tables.candidates and tables.candidates.controls),
+                dtype="Int64",
             ),
         )
         parts.append(examples)
