@@ -70,6 +70,8 @@ rule write_report:
         figures=rules.draw_figures.output.figures,
         explanations="results/{model}/evaluation/explanations.csv",
         source="results/{model}/model/source.json",
+        remarked=remarked_examples,
+        candidates=remarked_controls,
     output:
         report=report_page("results/{model}/report.html", "report"),
     log:
@@ -109,6 +111,7 @@ rule write_explorer:
         beside_weights=beside_weights("{model}"),
         token_scores="results/{model}/detection/token_scores.parquet",
         effects="results/{model}/detection/feature_effects.parquet",
+        candidates=shown_candidates,
     output:
         explorer=report_page("results/{model}/explorer.html", "explorer"),
     log:
@@ -129,6 +132,7 @@ rule write_explorer:
             "report/explorer/page.html",
             "report/explorer/page.css",
             "report/explorer/answer.js",
+            "report/explorer/candidates.js",
             "report/explorer/page.js",
             "report/templates/style.css",
         ),

@@ -83,6 +83,8 @@ rule attribute_candidates:
         controls="results/{model}/candidates/{dataset}.controls.parquet",
         metrics="results/{model}/candidates/{dataset}.metrics.parquet",
         completeness="results/{model}/candidates/{dataset}.completeness.csv",
+        tracks="results/{model}/candidates/{dataset}.tracks.parquet",
+        tokens="results/{model}/candidates/{dataset}.tokens.parquet",
     log:
         "results/{model}/logs/attribute_candidates/{dataset}.log",
     benchmark:

@@ -34,6 +34,41 @@ def shown_tracks(ending):
     return files
 
 
+def remarked_sets(wildcards):
+    """Data sets with remarks and given texts whose candidate answers are compared."""
+    settings = SETTINGS[wildcards.model]
+    return [
+        name
+        for name in settings.datasets
+        if DATASETS[name].conflict is not None
+        and DATASETS[name].mode == "given"
+        and settings.tracking.compares(True)
+    ]
+
+
+def remarked_examples(wildcards):
+    """Input function: the texts of `remarked_sets`."""
+    folder = f"results/{wildcards.model}/datasets"
+    return [f"{folder}/{name}/examples.parquet" for name in remarked_sets(wildcards)]
+
+
+def remarked_controls(wildcards):
+    """Input function: the comparisons of `remarked_sets`."""
+    folder = f"results/{wildcards.model}/candidates"
+    return [f"{folder}/{name}.controls.parquet" for name in remarked_sets(wildcards)]
+
+
+def shown_candidates(wildcards):
+    """Input function: tables for the explorer of the data sets whose candidate answers are compared."""
+    settings = SETTINGS[wildcards.model]
+    return [
+        f"results/{wildcards.model}/candidates/{dataset}.{kind}.parquet"
+        for dataset in settings.datasets
+        if settings.tracking.compares(DATASETS[dataset].conflict is not None)
+        for kind in ("controls", "metrics", "tracks", "tokens")
+    ]
+
+
 def report_page(path, page):
     """`path`, shown in `snakemake --report` too."""
     return report(path, category="Pages", labels={"page": page})

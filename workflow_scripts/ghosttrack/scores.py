@@ -97,7 +97,7 @@ LEFT_OUT = (
     "verdict",
 )
 # misled_left_out.csv: one row per part that is left out, data set, and pair of scores on conflict sets.
-MISLED_LEFT_OUT = ("left_out", "dataset", "ours", *LEFT_OUT[1:])
+MISLED_LEFT_OUT = ("left_out", "dataset", "ours", *LEFT_OUT[1:], "p", "p_holm", "reason")
 
 ESTABLISHED, NOT_ESTABLISHED, ARTEFACT = "established", "not established", "artefact"
 # Reasons of claims that are not established.
@@ -105,6 +105,13 @@ NOT_AFTER_CORRECTION = "the interval is above 0, but not after correction for th
 NULL_ROWS_DIFFER = (
     "not tested: the random decoders were fitted on held-out rows, and the SAEs on other rows"
 )
+
+
+def too_few_groups(groups: int, minimum: int) -> str:
+    """The reason of a claim on too few groups."""
+    return f"{groups} groups, fewer than evaluation.minimum_groups = {minimum}"
+
+
 # Values of the column `dataset` for means over data sets: all given texts without remarks, all
 # generated answers without remarks, all given texts after remarks (conflict sets).
 ALL_GIVEN, ALL_GENERATED, ALL_MISLED = "all_given", "generated", "all_misled"

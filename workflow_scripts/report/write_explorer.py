@@ -1,13 +1,18 @@
 """Write the explorer: one page with texts, their tokens, and the tracks of every token."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ghosttrack
 from ghosttrack.inputs import models
+from ghosttrack.report.explorer import candidates as explorer_candidates
 from ghosttrack.report.explorer import content, dictionary, page
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.settings import ReportSettings
 from ghosttrack.tracks.track_table import TrackReader
+
+# Tables of rule attribute_candidates, as in explorer_candidates.Candidates.
+KINDS = ("controls", "metrics", "tracks", "tokens")
 
 
 def main(
@@ -28,11 +33,13 @@ def main(
     datasets: list[str],
     layers: list[int],
     clusters: Path | None = None,
+    candidates: Sequence[Path] = (),
 ) -> None:
     """Read the tables of a run and write its explorer.
 
     `examples`, `tokens`, `outputs`, `tracks` and `tracks_manifests` are in the order of `datasets`,
     `features` in that of `layers`. `clusters` has the columns layer, feature, cluster.
+    `candidates`: tables DATASET.KIND.parquet of the data sets whose candidates are compared.
     """
     by_dataset = {
         name: content.DatasetTables(
@@ -40,6 +47,7 @@ def main(
             tables.read_parquet(answer_tokens),
             tables.read_parquet(output_rows),
             TrackReader(store, manifest),
+            _candidates(candidates, name, layers),
         )
         for name, texts, answer_tokens, output_rows, store, manifest in zip(
             datasets, examples, tokens, outputs, tracks, tracks_manifests, strict=True
@@ -64,6 +72,27 @@ def main(
     )
     with files.atomic_write(explorer) as stream:
         stream.write(page.render(contents, ghosttrack.__version__))
+
+
+def _candidates(
+    paths: Sequence[Path], dataset: str, layers: list[int]
+) -> explorer_candidates.Candidates | None:
+    found = {
+        kind: path for path in paths for kind in KINDS if path.name == f"{dataset}.{kind}.parquet"
+    }
+    if not found:
+        return None
+    frames = {
+        kind: tables.read_parquet(
+            found[kind],
+            columns=explorer_candidates.metric_columns(layers) if kind == "metrics" else None,
+        )
+        for kind in KINDS
+    }
+    metrics = frames["metrics"]
+    return explorer_candidates.Candidates(
+        **{**frames, "metrics": metrics[metrics["variant"] == "default"]}
+    )
 
 
 if __name__ == "__main__":

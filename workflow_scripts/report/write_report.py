@@ -1,11 +1,12 @@
 """Write the report: one self-contained page, conclusion first."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ghosttrack
 from ghosttrack import scores as registry
-from ghosttrack.report import link_summary
+from ghosttrack.report import link_summary, misled
 from ghosttrack.report.page import ReportInputs, render
 from ghosttrack.runtime import files, job, tables
 
@@ -29,12 +30,15 @@ def main(
     datasets: list[str],
     controls: list[str] | None = None,
     neighbours: list[Path] | None = None,
+    remarked: Sequence[Path] = (),
+    candidates: Sequence[Path] = (),
     code: str = "not recorded",
 ) -> None:
     """Read the tables and figures of a run and write its page.
 
     `quality` is in the order of `layers`, `neighbours` in that of all but the last layer. A file of
-    `labels` is in the folder of its data set. `controls` are the positive controls, `code` is the
+    `labels` is in the folder of its data set. `remarked` and `candidates` are the examples and the
+    controls of the data sets with remarks whose candidate answers are compared. `controls` are the positive controls, `code` is the
     digest of the code.
     """
     neighbour_files = dict(zip(layers, neighbours or [], strict=False))
@@ -56,6 +60,13 @@ def main(
             {layer: tables.read_npz(path) for layer, path in neighbour_files.items()}, layers
         ),
         explanations=registry.read(explanations, registry.EXPLANATIONS),
+        followed=misled.prompts(
+            (
+                tables.read_parquet(examples),
+                tables.read_parquet(compared, columns=["id", "compared", "difference"]),
+            )
+            for examples, compared in zip(remarked, candidates, strict=True)
+        ),
         version=ghosttrack.__version__,
         code=code,
     )

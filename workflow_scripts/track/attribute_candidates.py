@@ -10,6 +10,7 @@ from ghosttrack import sae
 from ghosttrack.activations import limits, logit_gradients, run_model
 from ghosttrack.inputs import models
 from ghosttrack.inputs.sites import Site
+from ghosttrack.inputs.token_text import TokenText
 from ghosttrack.runtime import files, job, tables
 from ghosttrack.runtime.allocator import keep_freed_memory
 from ghosttrack.settings import DEFAULT_INFERENCE, InferenceSettings, TrackingSettings
@@ -33,6 +34,8 @@ def main(
     controls: Path,
     metrics: Path,
     completeness: Path,
+    tracks: Path,
+    tokens: Path,
     layers: list[int],
     site: Site,
     tracking: TrackingSettings,
@@ -42,7 +45,7 @@ def main(
     inference: InferenceSettings = DEFAULT_INFERENCE,
     gpu: int = 1,
 ) -> None:
-    """Write the controls without SAEs, the metrics of every variant, and how complete they are.
+    """Write the controls without SAEs, the metrics of every variant, and tables for the explorer.
 
     `saes` and `random_decoders` have one weight file per layer of `layers`, `neighbours` one file
     for every layer but the last.
@@ -99,8 +102,14 @@ def main(
         null,
         TrackerOptions.from_settings(tracking),
         seed,
+        TokenText(tokenizer).alone,
     )
-    for path, table in ((controls, result.controls), (metrics, result.metrics)):
+    for path, table in (
+        (controls, result.controls),
+        (metrics, result.metrics),
+        (tracks, result.tracks),
+        (tokens, result.tokens),
+    ):
         with files.atomic_write(path, "wb") as stream:
             table.to_parquet(stream, index=False)
     with files.atomic_write(completeness) as text:

@@ -127,13 +127,26 @@ def test_a_planted_track_metric_reaches_the_detector_and_not_its_null() -> None:
     }
 
 
-def test_the_control_of_the_detector_with_gradients_knows_what_the_remark_and_the_logits_tell() -> (
-    None
-):
+def test_generated_answers_without_a_remark_have_no_agreement() -> None:
+    table = pd.DataFrame(
+        {
+            "mode": "generated",
+            "remark": ["", "They say Rome. ", "They say Rome. "],
+            "answer": ["Rome", "Rome", "Paris"],
+            "remark_answer": ["", "Rome", "Rome"],
+        }
+    )
+    assert candidate_scores.agreement_of(table).tolist() == [0, 1, -1]
+
+
+@pytest.mark.parametrize("remarks", [True, False])
+def test_the_control_of_the_detector_with_gradients_knows_what_the_remark_and_the_logits_tell(
+    remarks: bool,
+) -> None:
     plain, labels, outer_folds = made(0.0)
-    agreement = np.tile([1, -1], len(labels) // 2)
+    agreement = np.tile([1, -1], len(labels) // 2) * int(remarks)
     compared = inputs(1, len(labels), agreement)
-    compared.controls["difference"] += 3 * labels * agreement
+    compared.controls["difference"] += 3 * labels * (agreement if remarks else 1)
     found = detectors.train(
         plain._replace(candidates=compared), labels, outer_folds, SETTINGS, 0, "remarks"
     )

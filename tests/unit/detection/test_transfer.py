@@ -105,7 +105,7 @@ def test_candidates_are_tested_on_other_relations_with_agreement_as_an_interacti
         assert abs(noise["difference"]) < 0.1
 
 
-def test_pairs_of_candidate_scores_are_corrected_within_a_left_out_part() -> None:
+def test_pairs_of_scores_are_corrected_within_a_left_out_part() -> None:
     misled = with_candidates(after_remarks(made(0.0), 0.0))
     trainings = misled_transfer.trainings(misled)
     scored = {kind: misled_transfer.scores(misled, each) for kind, each in trainings.items()}
@@ -115,17 +115,45 @@ def test_pairs_of_candidate_scores_are_corrected_within_a_left_out_part() -> Non
         transfer_tables.judge_misled(misled, scored, settings, 0, null_rows_differ=differ)
         for differ in (False, True)
     )
-    assert list(plain.columns) == list(registry.MISLED_LEFT_OUT)
-    assert list(fair.columns) == [*registry.MISLED_LEFT_OUT, *transfer_tables.CORRECTED]
-    for _, rows in fair.groupby("left_out"):
-        assert rows["p_holm"].tolist() == statistics.holm(rows["p"].tolist())
-    significant = fair["p_holm"] < 1 - settings.confidence
-    by_interval = plain["verdict"] == registry.ESTABLISHED
-    established = fair["verdict"] == registry.ESTABLISHED
-    assert (established == (by_interval & significant)).all()
-    assert established.any()
-    lost = by_interval & ~established
-    assert (fair["reason"] == np.where(lost, registry.NOT_AFTER_CORRECTION, "")).all()
+    # Candidates off: pairs without them are judged by the same rules.
+    without = transfer_tables.judge_misled(
+        misled._replace(candidates={}),
+        {
+            kind: {
+                training: {
+                    name: value
+                    for name, value in by_score.items()
+                    if name not in misled_transfer.CANDIDATES
+                }
+                for training, by_score in by_training.items()
+            }
+            for kind, by_training in scored.items()
+        },
+        settings,
+        0,
+    )
+    assert plain.equals(fair)
+    assert 0 < len(without) < len(fair)
+    for table in (fair, without):
+        assert list(table.columns) == list(registry.MISLED_LEFT_OUT)
+        for _, rows in table.groupby("left_out"):
+            assert rows["p_holm"].tolist() == statistics.holm(rows["p"].tolist())
+        enough = table["groups"] >= settings.minimum_groups
+        above, significant = table["difference_low"] > 0, table["p_holm"] < 1 - settings.confidence
+        established = table["verdict"] == registry.ESTABLISHED
+        assert (established == (above & enough & significant)).all()
+        reason = np.select(
+            [above & ~enough, above & enough & ~significant],
+            [
+                table["groups"].map(
+                    lambda groups: registry.too_few_groups(groups, settings.minimum_groups)
+                ),
+                registry.NOT_AFTER_CORRECTION,
+            ],
+            "",
+        )
+        assert (table["reason"] == reason).all()
+    assert (fair["verdict"] == registry.ESTABLISHED).any()
     over_null = unfair["control"].str.endswith(".decoders")
     assert (fair["verdict"][over_null] == registry.ESTABLISHED).any()
     assert (unfair["verdict"][over_null] == registry.NOT_ESTABLISHED).all()
@@ -142,7 +170,7 @@ def test_both_scores_of_a_pair_know_the_candidates_or_neither_does() -> None:
 def test_a_gain_that_is_not_significant_after_correction_is_not_established() -> None:
     p_values = [0.001, 0.03, 0.2]
     rows = [
-        {"control": "c", "p": p, "verdict": verdict}
+        {"control": "c", "p": p, "verdict": verdict, "difference_low": 0.1, "groups": 99}
         for p, verdict in zip(
             p_values,
             [registry.ESTABLISHED, registry.ESTABLISHED, registry.NOT_ESTABLISHED],

@@ -108,6 +108,101 @@ def write(run: Run, page: Path, **changes: Any) -> None:
     write_explorer.main(**{**run._asdict(), **about, **changes})
 
 
+def compare_candidates(run: Run, folder: Path, wording: str = "hearsay") -> Run:
+    """The run after a remark before every text of `cities`, with comparisons of its candidates.
+
+    The output follows the remarks of even groups. The first group has no comparison.
+    """
+    rng = np.random.default_rng(3)
+    examples = pd.read_parquet(run.examples[0])
+    rows: list[dict[str, Any]] = []
+    for row in examples.to_dict("records"):
+        other = examples[(examples["group"] == row["group"]) & (examples["id"] != row["id"])]
+        asserted = "Paris" if len(rows) % 4 < 2 else f"Lyon {len(rows)}"
+        rows.append(
+            {
+                **row,
+                "other": other["answer"].iloc[0],
+                "remark": "Some say so. ",
+                "remark_answer": asserted if asserted == "Paris" else HOSTILE["markup"],
+                "wording": wording,
+            }
+        )
+        false = row["answer"] if row["label"] else rows[-1]["other"]
+        if rows[-1]["remark_answer"] != "Paris":
+            rows[-1]["remark_answer"] = false
+    made = pd.DataFrame(rows)
+    path = folder / "cities.remarks.parquet"
+    made.to_parquet(path)
+    (folder / "candidates").mkdir()
+    _candidates(made, folder, rng)
+    return run._replace(examples=[path, *run.examples[1:]])
+
+
+def candidate_files(folder: Path) -> list[Path]:
+    """The tables that `compare_candidates` writes."""
+    return [
+        folder / "candidates" / f"cities.{kind}.parquet"
+        for kind in ("controls", "metrics", "tracks", "tokens")
+    ]
+
+
+def _candidates(examples: pd.DataFrame, folder: Path, rng: np.random.Generator) -> None:
+    ids, controls, metrics, tracks, tokens = list(examples["id"]), [], [], [], []
+    for place, row in enumerate(examples.to_dict("records")):
+        agrees = row["answer"] == row["remark_answer"]
+        follows = place // 2 % 2 == 0 or place // 2 % 4 == 1
+        compared = place > 1
+        sign = 1 if agrees == follows else -1
+        controls.append(
+            {
+                "id": row["id"],
+                "compared": compared,
+                "difference": sign * (1.0 + place) * compared,
+                **{f"lens_{layer:02d}": sign * 0.5 * layer * compared for layer in LAYERS},
+            }
+        )
+        sums = {
+            f"layer_{layer:02d}_{name}": rng.uniform(4, 9) * compared
+            for layer in LAYERS
+            for name in ("for", "against")
+        }
+        metrics += [{"id": row["id"], "variant": name, **sums} for name in ("default", "random")]
+        if not compared:
+            continue
+        for candidate in ("stated", "other"):
+            for number in range(3):
+                layers = LAYERS if number != 1 else [LAYERS[0], LAYERS[2]]
+                tracks += [
+                    {
+                        "id": row["id"],
+                        "candidate": candidate,
+                        "track": number,
+                        "position": 2 + number,
+                        "layer": layer,
+                        "feature": (7 * number + layer + place) % FEATURES,
+                        "attribution": rng.uniform(0.5, 2) / (1 + number),
+                    }
+                    for layer in layers
+                ]
+        words = ["Some", " say", " <i>so</i>", ".", *(f" word{word}" for word in range(18))]
+        tokens += [
+            {
+                "id": row["id"],
+                "position": 1 + at,
+                "token": word,
+                "stated": rng.exponential(1),
+                "other": rng.exponential(1),
+            }
+            for at, word in enumerate(words)
+        ]
+    assert len(ids) == len(controls)
+    for path, rows in zip(
+        candidate_files(folder), (controls, metrics, tracks, tokens), strict=True
+    ):
+        pd.DataFrame(rows).to_parquet(path)
+
+
 def _explained(tokens: Path, effects: Path, rng: np.random.Generator) -> None:
     """Probe scores of the first rows of the first data set, and weights of features by fold."""
     probe = pd.DataFrame(

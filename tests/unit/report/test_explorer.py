@@ -15,6 +15,7 @@ import pytest
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import models
+from ghosttrack.report import misled
 from ghosttrack.report.explorer import choice, content, dictionary, texts, tracks
 from ghosttrack.settings import ReportSettings
 from ghosttrack.tracks.track_table import TrackReader, TrackTable
@@ -341,3 +342,99 @@ def test_clusters_and_contributions_are_shown_where_they_are_known(run: explorer
     assert made.names[0]["cluster"][place] == "places"
     assert made.layers[0]["cluster"][place] == "places"
     assert made.names[0]["cluster"][made.names[0]["feature"].index(5)] == ""
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[explorer_fakes.Run, Path]:
+    """A run whose data set `cities` has remarks and compared candidates, and its folder."""
+    folder = tmp_path_factory.mktemp("compared")
+    return explorer_fakes.compare_candidates(explorer_fakes.make(folder), folder), folder
+
+
+def test_candidates_of_a_text_are_those_of_the_tables(
+    compared: tuple[explorer_fakes.Run, Path], tmp_path: Path
+) -> None:
+    run, folder = compared
+    explorer_fakes.write(
+        run, tmp_path / "page.html", candidates=explorer_fakes.candidate_files(folder)
+    )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    about, index = unpack(page, "about"), unpack(page, "index")
+    assert about["candidates"]
+    assert about["sway"]
+    assert 'id="sway"' in page
+    blocks = [
+        text
+        for number in range(-(-about["texts"] // about["block"]))
+        for text in unpack(page, f"block-{number}")
+    ]
+    controls, metrics, tracks, tokens = (
+        pd.read_parquet(path) for path in explorer_fakes.candidate_files(folder)
+    )
+    names = unpack(page, "names")
+    drawn = [set(layer["feature"]) for layer in names]
+    for row in pd.read_parquet(run.examples[0]).to_dict("records"):
+        at = index["id"].index(row["id"])
+        control = controls[controls["id"] == row["id"]].iloc[0]
+        if not control["compared"]:
+            assert "candidates" not in blocks[at]
+            assert index["sway"][at] is None
+            continue
+        found = blocks[at]["candidates"]
+        assert found["answers"] == [row["answer"], row["other"]]
+        assert found["truth"] == [row["label"] == 0, row["label"] == 1]
+        assert found["answers"][found["asserted"]] == row["remark_answer"]
+        assert found["difference"] == control["difference"]
+        assert found["lens"] == [control[f"lens_{layer:02d}"] for layer in explorer_fakes.LAYERS]
+        own = metrics[(metrics["id"] == row["id"]) & (metrics["variant"] == "default")].iloc[0]
+        for values, name in zip(found["sums"], ("for", "against"), strict=True):
+            expected = [own[f"layer_{layer:02d}_{name}"] for layer in explorer_fakes.LAYERS]
+            assert values == pytest.approx(expected, abs=1e-3)
+        part = tokens[tokens["id"] == row["id"]]
+        assert [token[0] for token in found["tokens"]] == list(part["token"])
+        # A silent layer has feature -1 and no attribution.
+        rows = [
+            (("stated", "other")[side], position, explorer_fakes.LAYERS[first + step], feature)
+            for side, position, first, features, values in found["tracks"]
+            for step, (feature, value) in enumerate(zip(features, values, strict=True))
+            if feature >= 0 and value > 0
+        ]
+        mine = tracks[tracks["id"] == row["id"]]
+        columns = ["candidate", "position", "layer", "feature"]
+        assert rows == [tuple(each) for each in mine[columns].to_numpy().tolist()]
+        assert any(-1 in track[3] for track in found["tracks"])
+        for _, _, first, features, _ in found["tracks"]:
+            for step, feature in enumerate(features):
+                assert feature < 0 or feature in drawn[first + step]
+        prefers_stated = control["difference"] > 0
+        preferred = row["answer"] if prefers_stated else row["other"]
+        false = row["answer"] if row["label"] else row["other"]
+        if row["remark_answer"] != false:
+            assert index["sway"][at] == misled.TRUE_REMARK
+        else:
+            assert index["sway"][at] == int(preferred != false)
+    assert {0, 1, 2} <= set(index["sway"])
+    why = {
+        reason: [row for row, other in about["picks"] if other == reason]
+        for _, reason in about["picks"]
+    }
+    assert {index["sway"][row] for row in why["misled"]} == {misled.MISLED}
+    assert {index["sway"][row] for row in why["not misled"]} == {misled.NOT_MISLED}
+
+
+def test_a_generated_answer_is_misled_if_it_repeats_a_false_remark() -> None:
+    rows = [("Rome", "Rome"), ("Rome", "Paris"), ("Paris", "Paris"), ("Paris", "Rome"), ("x", "")]
+    examples = pd.DataFrame(rows, columns=["answer", "remark_answer"]).assign(
+        id=list("abcde"), mode="generated", label=1, other="", gold=[["Paris"]] * 5
+    )
+    examples["remark"] = ["They say so. " if answer else "" for _, answer in rows]
+    assert misled.sway(examples, None) == [0, 2, 2, 1, None]
+
+
+def test_without_remarks_and_comparisons_the_page_has_neither(page: str) -> None:
+    about = unpack(page, "about")
+    assert not about["candidates"]
+    assert not about["sway"]
+    assert 'id="sway"' not in page
+    assert "Candidate answers</dt>" not in page
+    assert all("candidates" not in text for text in unpack(page, "block-0"))

@@ -265,3 +265,76 @@ def test_an_address_of_a_text_that_is_not_here_says_so_until_another_is_opened(
     chromium.run(OPEN_ALL)
     chromium.run(click("#row-2"))
     chromium.wait(f"!({note})")
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The explorer of a run with remarks and compared candidates."""
+    folder = tmp_path_factory.mktemp("candidates")
+    run = explorer_fakes.compare_candidates(explorer_fakes.make(folder), folder)
+    explorer_fakes.write(
+        run, folder / "explorer.html", candidates=explorer_fakes.candidate_files(folder)
+    )
+    return folder / "explorer.html"
+
+
+@pytest.mark.parametrize("width", [1500, 390])
+def test_candidates_are_two_ribbons_across_layers_and_tokens_in_words_in_light_and_dark(
+    chromium: Browser, candidates: Path, width: int
+) -> None:
+    page = chromium
+    page.requests.clear()
+    page.messages.clear()
+    page.open(candidates, width, part="cities-plain-6-1")
+    page.wait("document.body && document.body.dataset.ready")
+    said = page.run("document.querySelector('.race').textContent")
+    for words in ("The remark asserts", "which is", "The output prefers", "logits"):
+        assert words in said
+    colours = "new Set([...document.querySelectorAll('.race .node')].map((node) => getComputedStyle(node).fill))"
+    assert page.run(f"{colours}.size") == 2
+    light = page.run(f"[...{colours}].join()")
+    page.run(click("#theme"))
+    assert page.run(f"[...{colours}].join()") != light
+    # A lens dot per layer, and one of the output.
+    assert page.run("document.querySelectorAll('.race .dot').length") == 4
+    assert page.run("document.querySelectorAll('.race .lead').length") == 3
+    page.run(click("[data-candidate='1']"))
+    page.wait("document.querySelector('#feature h2')")
+    assert "attribution here" in page.run("document.getElementById('feature').textContent")
+    assert page.run("document.querySelectorAll('.track.chosen').length") == 1
+    assert page.run("document.querySelectorAll('.drawing.of-answer .dimmed').length") == 0
+    page.run("document.querySelectorAll('.steps button')[1].click()")
+    page.wait("document.querySelectorAll('.steps button')[1].ariaPressed === 'true'")
+    page.run("document.querySelector('[data-candidate=\"1\"]').focus()")
+    page.press("ArrowDown")
+    page.press("Enter", "\r")
+    page.wait("document.querySelector('[data-candidate=\"2\"].chosen')")
+    page.run(choose("race-axis", "tokens"))
+    page.wait("document.querySelectorAll('.race .ribbon').length === 2")
+    assert page.run("document.querySelectorAll('.race .slanted').length") == 22
+    page.run("document.querySelector('.race details summary').click()")
+    page.wait("document.querySelector('.race table')")
+    assert page.run("document.querySelectorAll('.race tbody tr').length") == 4
+    # The page itself never scrolls sideways; the drawing does.
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    assert quiet(page)
+
+
+def test_texts_are_filtered_by_whether_the_output_was_misled(
+    chromium: Browser, candidates: Path
+) -> None:
+    chromium.open(candidates)
+    chromium.wait("document.body && document.body.dataset.ready")
+    chromium.run(OPEN_ALL)
+    counts = []
+    for value, words in (("0", "it is misled"), ("1", "it does not follow the remark")):
+        chromium.run(choose("sway", value))
+        counts.append(int(chromium.run("document.getElementById('count').textContent").split()[0]))
+        before = chromium.run(SHOWN)
+        chromium.run(click("#row-0"))
+        chromium.wait(f"{SHOWN} !== {before!r} && document.querySelector('.race')")
+        assert words in chromium.run("document.querySelector('.race').textContent")
+    assert min(counts) > 0
+    chromium.run(choose("sway", ""))
+    count = chromium.run("document.getElementById('count').textContent")
+    assert f"{counts[0]} of {sum(counts)} misled after a false remark" in count

@@ -85,7 +85,17 @@ def test_the_summary_shows_the_controls_of_texts_after_remarks_where_there_are_a
     ]
     extra = [own.assign(score=names[0]) for names, *_ in figures.SUMMARY_MISLED]
     inputs = run._replace(metrics=pd.concat([run.metrics, *extra], ignore_index=True))
-    (axes,) = figures.summary(inputs).axes
+    figure = figures.summary(inputs)
+    plain, axes = figure.axes
+    ticks = [[text.get_text() for text in each.get_xticklabels()] for each in (plain, axes)]
+    assert ticks[1] == ["cities"]
+    assert "cities" not in ticks[0]
+    (legend,) = figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert sorted(said) == sorted(
+        label for _, label, _, _ in (*figures.SUMMARY, *figures.SUMMARY_MISLED)
+    )
+    assert len([line for line in plain.lines if line.get_marker() != "None"]) == 5
     shown = [line for line in axes.lines if line.get_marker() != "None"]
     assert [line.get_label() for line in shown] == [
         label for _, label, _, _ in (*figures.SUMMARY, *figures.SUMMARY_MISLED)

@@ -11,7 +11,7 @@ from fake_results import Run
 
 from ghosttrack import scores as registry
 from ghosttrack.evaluation import claims as claim_specs
-from ghosttrack.report import comparison, lanes, pictures, verdicts
+from ghosttrack.report import comparison, lanes, misled, pictures, verdicts
 from ghosttrack.report import page as report_page
 from report import write_report
 
@@ -253,6 +253,53 @@ def test_texts_after_remarks_have_their_own_claim_in_the_summary() -> None:
     (result,) = claim.results
     assert result.scope == "Texts after remarks"
     assert result.aurocs.endswith("established alone on 1 of 2 data sets")
+
+
+def test_one_sentence_says_how_often_the_output_is_misled_and_what_the_inside_adds() -> None:
+    given, none = misled.Followed(200, 90), misled.Followed(0, 0)
+    rows = [
+        row(registry.ADDS_TO_PASS, registry.ALL_MISLED, registry.ESTABLISHED),
+        row(registry.BEYOND_CLOSED_BOOK, registry.ALL_MISLED, registry.NOT_ESTABLISHED),
+    ]
+    own = misled.answers({"a": {"remarks": {"false": {"asked": 9, "followed": 5}}}, "b": {}})
+    assert own == misled.Followed(9, 5)
+    assert misled.sentence(rows, given, own) == (
+        "After a false remark, the output prefers the false answer on 45.0 % of 200 prompts and "
+        "55.6 % of 9 answers of the model repeat it; activations add 0.050 AUROC to all output and "
+        "text of the same pass, but no gain over closed book and context together is established."
+    )
+    both = [each | {"verdict": registry.ESTABLISHED} for each in rows]
+    assert misled.sentence(both, none, none) == (
+        "After remarks, activations add 0.050 AUROC to all output and text of the same pass and "
+        "0.050 AUROC to closed book and context together."
+    )
+    assert misled.sentence([], given, none).endswith("45.0 % of 200 prompts.")
+    assert misled.sentence([], none, none) == ""
+
+
+def test_prompts_after_false_remarks_are_counted_once_and_the_report_says_it(
+    run: Run, tmp_path: Path
+) -> None:
+    # Prompt p0: the false remark asserts Rome. Both statements of a prompt share its comparison.
+    lines = [
+        (f"p{prompt}", answer, remark, int(answer == "Rome"))
+        for prompt, remark in enumerate(("Rome", "Paris", "Rome", "Rome"))
+        for answer in ("Paris", "Rome")
+    ]
+    examples = pd.DataFrame(lines, columns=["prompt", "answer", "remark_answer", "label"]).assign(
+        id=[str(number) for number in range(8)], mode="given", remark="They say so. "
+    )
+    # Logit of the stated answer minus that of the other: the false answer wins in prompts 0, 1.
+    difference = [-1.0, 1.0, -2.0, 2.0, 3.0, -3.0, 0.0, 0.0]
+    controls = examples[["id"]].assign(compared=[True] * 6 + [False] * 2, difference=difference)
+    assert misled.sway(examples, controls) == [0, 0, 2, 2, 1, 1, None, None]
+    assert misled.prompts([(examples, controls), (examples, controls)]) == misled.Followed(4, 2)
+    paths = [tmp_path / "conflict.parquet", tmp_path / "controls.parquet"]
+    examples.to_parquet(paths[0])
+    controls.to_parquet(paths[1])
+    page = write(run, tmp_path / "report.html", remarked=paths[:1], candidates=paths[1:])
+    assert "the output prefers the false answer on 50.0 % of 2 prompts." in page
+    assert 'id="misled"' not in write(run, tmp_path / "report.html")
 
 
 def test_answers_that_repeat_remarks_are_counted_in_the_report() -> None:

@@ -12,11 +12,12 @@ import torch
 from ghosttrack.activations import logit_gradients
 from ghosttrack.activations.logit_gradients import Comparisons, Gradients
 from ghosttrack.sae import Sae
-from ghosttrack.tracks import attribution, candidate_run, candidate_tracks
+from ghosttrack.tracks import attribution, candidate_run, candidate_tracks, tracking
 from ghosttrack.tracks.attribution import EVEN, LAYER_METRICS, ODD, Entries, Parts
 from ghosttrack.tracks.candidate_tracks import TRACK_METRICS
 from ghosttrack.tracks.neighbours import Links
 from ghosttrack.tracks.track_run import LinkPlan
+from ghosttrack.tracks.track_table import TrackTable
 from ghosttrack.tracks.tracking import TrackerOptions
 
 FEATURES, LAYERS = 24, [1, 2, 3]
@@ -169,6 +170,15 @@ def test_layer_metrics_of_a_hand_worked_layer() -> None:
     assert found.keys() == LAYER_METRICS.keys()
 
 
+def tracks_of(entries: Sequence[Entries], gradients: Gradients, plan: LinkPlan) -> list[TrackTable]:
+    found = candidate_tracks.detected(entries, len(gradients.text), OPTIONS.ranks)
+    return candidate_tracks.follow(found, plan, OPTIONS)
+
+
+def metrics_of(entries: Sequence[Entries], gradients: Gradients, plan: LinkPlan) -> dict[str, Any]:
+    return candidate_tracks.track_metrics(tracks_of(entries, gradients, plan), gradients)
+
+
 def mirrored(found: dict[str, Any], kinds: dict[str, str]) -> dict[str, Any]:
     """Metrics after an exchange of the candidates, from their kinds."""
     return {
@@ -190,8 +200,7 @@ def test_an_exchange_of_the_candidates_does_to_each_metric_what_its_kind_says() 
     for name, value in mirrored(ours, LAYER_METRICS).items():
         np.testing.assert_allclose(theirs[name], value, atol=1e-12, err_msg=name)
     tracks, turned_tracks = (
-        candidate_tracks.track_metrics(each, GRADIENTS, linked_plan(), OPTIONS, FEATURES)
-        for each in (entries, turned)
+        metrics_of(each, GRADIENTS, linked_plan()) for each in (entries, turned)
     )
     for name, value in mirrored(tracks, TRACK_METRICS).items():
         np.testing.assert_allclose(turned_tracks[name], value, atol=1e-6, err_msg=name)
@@ -230,9 +239,7 @@ def hand_worked() -> list[Entries]:
 def test_tracks_of_candidates_of_a_hand_worked_prompt() -> None:
     found = {
         name: float(value[0])
-        for name, value in candidate_tracks.track_metrics(
-            hand_worked(), fake([0], [0]), linked_plan(), OPTIONS, FEATURES
-        ).items()
+        for name, value in metrics_of(hand_worked(), fake([0], [0]), linked_plan()).items()
     }
     assert {name: found[name] for name in list(found)[:16]} == pytest.approx(
         {
@@ -260,10 +267,55 @@ def test_tracks_of_candidates_of_a_hand_worked_prompt() -> None:
     assert found["coexistence"] == pytest.approx((1 + 0 + 1) / (4 + 2 + 2))
 
 
+def test_the_strongest_tracks_name_candidate_token_layer_and_feature() -> None:
+    tables = tracks_of(hand_worked(), fake([0], [4]), linked_plan())
+    found = candidate_tracks.strongest(tables, fake([0], [4]), 8)
+    rows = [tuple(row) for row in found.drop(columns="attribution").to_numpy().tolist()]
+    # Feature 5 has no link, so it is no track. Feature 1 is silent in the middle layer.
+    assert rows == [
+        (4, 0, 0, 1, 0, 1),
+        (4, 0, 0, 1, 2, 1),
+        (4, 1, 0, 1, 0, 2),
+        (4, 1, 0, 1, 1, 2),
+        (4, 1, 0, 1, 2, 2),
+    ]
+    assert found["attribution"].tolist() == [3, 1, 1, 2, 2]
+
+
+def test_of_many_tracks_the_strongest_of_every_comparison_and_candidate_are_kept() -> None:
+    entries = [random_entries(GRADIENTS, seed) for seed in range(3)]
+    tables = tracks_of(entries, GRADIENTS, linked_plan())
+    every, few = (candidate_tracks.strongest(tables, GRADIENTS, most) for most in (1000, 2))
+    assert every["position"].between(1, 3).all()
+    metrics = candidate_tracks.track_metrics(tables, GRADIENTS)
+    for side, name in enumerate(("stated", "other")):
+        for index, number in enumerate(GRADIENTS.numbers):
+            part = every[(every["side"] == side) & (every["comparison"] == number)]
+            sums = part.groupby("track")["attribution"].sum()
+            assert sums.sum() == pytest.approx(metrics[f"{name}_strength"][index])
+            assert sums.is_monotonic_decreasing
+            kept = few[(few["side"] == side) & (few["comparison"] == number)]
+            assert kept.equals(part[part["track"] < 2].set_axis(kept.index))
+            assert part.groupby("track")["position"].nunique().max() == 1
+
+
+def test_sparse_and_dense_detections_are_equal() -> None:
+    entries = random_entries(GRADIENTS, 5)
+    rows = len(GRADIENTS.text)
+    for side, sign in enumerate((1, -1)):
+        dense = np.zeros((rows, FEATURES), dtype=np.float32)
+        favour = sign * entries.value > 0
+        dense[entries.row[favour], entries.feature[favour]] = np.abs(entries.value[favour])
+        for ranks in (3, 50):
+            expected = tracking.detect(dense, ranks)
+            found = candidate_tracks.detected([entries], rows, ranks)[side][0]
+            np.testing.assert_array_equal(found.feature, expected.feature)
+            np.testing.assert_array_equal(found.activation, expected.activation)
+
+
 def test_without_links_no_track_is_linked_and_the_profile_stays() -> None:
     linked, unlinked = (
-        candidate_tracks.track_metrics(hand_worked(), fake([0], [0]), plan, OPTIONS, FEATURES)
-        for plan in (linked_plan(), unlinked_plan())
+        metrics_of(hand_worked(), fake([0], [0]), plan) for plan in (linked_plan(), unlinked_plan())
     )
     assert unlinked["stated_strength"] == unlinked["other_strength"] == unlinked["lead"] == 0
     assert unlinked["stated_length"] == 1
@@ -275,9 +327,10 @@ def test_random_links_keep_the_number_of_links_and_depend_on_the_seed() -> None:
     entries = [random_entries(GRADIENTS, seed) for seed in range(3)]
 
     def of(random: Sequence[int] | None) -> dict[str, Any]:
-        return candidate_tracks.track_metrics(
-            entries, GRADIENTS, linked_plan(), OPTIONS, FEATURES, random
-        )
+        tables = tracks_of(entries, GRADIENTS, linked_plan())
+        if random is not None:
+            tables = candidate_tracks.with_random_links(tables, GRADIENTS, OPTIONS, random)
+        return candidate_tracks.track_metrics(tables, GRADIENTS)
 
     np.testing.assert_array_equal(of([1])["stated_strongest"], of([1])["stated_strongest"])
     assert (of([1])["stated_strongest"] != of([2])["stated_strongest"]).any()
@@ -340,6 +393,24 @@ def test_texts_with_exchanged_answers_get_mirrored_rows(architecture: str) -> No
             )
     assert set(result.metrics["variant"]) == set(candidate_run.VARIANTS)
     assert (result.completeness["gap"] < 1e-3).all()
+    shown, tokens = result.tracks, result.tokens
+    assert set(shown["id"]) == set(tokens["id"]) == set(ids)
+    assert set(shown["layer"]) <= set(LAYERS)
+    default = result.metrics[result.metrics["variant"] == "default"].set_index("id")
+    for ours, theirs in zip(ids[0::2], ids[1::2], strict=True):
+        for one, other in (("stated", "other"), ("other", "stated")):
+            here, there = (
+                shown[(shown["id"] == text) & (shown["candidate"] == name)].drop(
+                    columns=["id", "candidate"]
+                )
+                for text, name in ((ours, one), (theirs, other))
+            )
+            assert here.reset_index(drop=True).equals(there.reset_index(drop=True))
+        part = tokens[tokens["id"] == ours]
+        assert part["position"].tolist() == list(range(1, len(part) + 1))
+        for name, column in (("stated", "for"), ("other", "against")):
+            by_layer = [default.loc[ours, f"layer_{layer:02d}_{column}"] for layer in LAYERS]
+            assert part[name].sum() == pytest.approx(np.mean(by_layer), rel=1e-5)
     assert len(result.completeness) == 2 * len(LAYERS)
 
 
@@ -349,3 +420,5 @@ def test_texts_without_comparisons_get_zeros() -> None:
     result = candidate_run.measure([], none, ["a", "b"], LAYERS, saes, saes, OPTIONS, seed=0)
     assert not result.controls["compared"].any()
     assert not result.metrics.drop(columns=["id", "variant"]).to_numpy().any()
+    assert result.tracks.empty
+    assert result.tokens.empty

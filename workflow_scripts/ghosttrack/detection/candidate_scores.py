@@ -73,8 +73,10 @@ def agreement_of(examples: pd.DataFrame) -> Ints:
     """Whether a remark before the text asserts the stated answer: 1, -1, or 0 without a remark."""
     if "remark" not in examples:
         return np.zeros(len(examples), dtype=np.int64)
-    agrees = np.where(remarks.agreement(examples), 1, -1)
-    return np.where(examples["remark"] == "", 0, agrees).astype(np.int64)
+    known = (examples["remark"] != "").to_numpy()
+    found = np.zeros(len(examples), dtype=np.int64)
+    found[known] = np.where(remarks.agreement(examples[known]), 1, -1)
+    return found
 
 
 def score_names(variants: Sequence[str]) -> list[str]:

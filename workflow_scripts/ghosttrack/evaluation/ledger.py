@@ -189,10 +189,7 @@ def _verdict(
     if row.scope.control:
         return registry.NOT_ESTABLISHED, "a positive control supports no claim"
     if groups < settings.minimum_groups:
-        return (
-            registry.NOT_ESTABLISHED,
-            f"{groups} groups, fewer than evaluation.minimum_groups = {settings.minimum_groups}",
-        )
+        return (registry.NOT_ESTABLISHED, registry.too_few_groups(groups, settings.minimum_groups))
     if gain.low > 0 and p_holm < 1 - settings.confidence:
         return registry.ESTABLISHED, ""
     if gain.low > 0:

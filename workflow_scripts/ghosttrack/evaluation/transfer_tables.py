@@ -81,8 +81,6 @@ def judge(
     )
 
 
-# Columns that misled_left_out.csv has in addition if candidate answers are compared.
-CORRECTED = ("p", "p_holm", "reason")
 # Pairs of scores on conflict sets: ours, and its control in the same training.
 MISLED_PAIRS = (
     (registry.DETECTOR, registry.SAME_PASS),
@@ -113,15 +111,15 @@ def judge_misled(
     """misled_left_out.csv: scores on conflict sets that were trained on other relations or wordings.
 
     A left-out wording is judged in each data set; its row and that of all wordings are unweighted
-    means. With candidate answers, there are many pairs: Holm's correction is over the rows of a
-    left-out part, and the table has the columns CORRECTED too.
+    means. Verdicts follow the rules of the ledger; Holm's correction is over the rows of a left-out
+    part.
 
     Args:
         scored: log-odds by kind of shift, training and score, (rows,), NaN for training rows.
         null_rows_differ: whether random decoders were fitted on other rows than the SAEs. Then no
             gain over them is tested.
     """
-    pool, corrected = misled.pool, bool(misled.candidates)
+    pool = misled.pool
     rows: list[dict[str, Any]] = []
     for kind, by_training in scored.items():
         means: list[_Cell] = []
@@ -137,13 +135,11 @@ def judge_misled(
             means += cells
             if cells and not single:
                 named.append((_pool(cells), training))
-            found = _misled_rows(named, settings)
-            rows += _corrected(found, settings, null_rows_differ) if corrected else found
+            rows += _corrected(_misled_rows(named, settings), settings, null_rows_differ)
         if means:
             found = _misled_rows([(_pool(means), f"each {kind} in turn")], settings)
-            rows += _corrected(found, settings, null_rows_differ) if corrected else found
-    columns = (*registry.MISLED_LEFT_OUT, *(CORRECTED if corrected else ()))
-    return pd.DataFrame(rows, columns=list(columns))
+            rows += _corrected(found, settings, null_rows_differ)
+    return pd.DataFrame(rows, columns=list(registry.MISLED_LEFT_OUT))
 
 
 def _corrected(
@@ -159,6 +155,8 @@ def _corrected(
         verdict, reason = row["verdict"], ""
         if excluded:
             verdict, reason = registry.NOT_ESTABLISHED, registry.NULL_ROWS_DIFFER
+        elif row["difference_low"] > 0 and row["groups"] < settings.minimum_groups:
+            reason = registry.too_few_groups(row["groups"], settings.minimum_groups)
         elif verdict == registry.ESTABLISHED and not p_holm < 1 - settings.confidence:
             verdict, reason = registry.NOT_ESTABLISHED, registry.NOT_AFTER_CORRECTION
         result.append({**row, "verdict": verdict, "p_holm": p_holm, "reason": reason})

@@ -242,7 +242,7 @@ def _outputs(
         yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]
         yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
         if name in compared:
-            kinds = ("controls", "metrics")
+            kinds = ("controls", "metrics", "tracks", "tokens")
             yield (
                 "attribute_candidates",
                 name,

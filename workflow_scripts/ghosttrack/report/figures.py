@@ -145,18 +145,50 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def summary(inputs: FigureInputs) -> Figure:
-    """AUROC of the five scores of SUMMARY, pooled and per data set: the figure of the run."""
+    """AUROC of the scores of SUMMARY, pooled and per data set: the figure of the run.
+
+    Texts after remarks have a row of axes of their own, with the scores of SUMMARY_MISLED too.
+    """
     scopes = [name for name in SUMMARY_POOLS if _is_pool(inputs, name)]
-    pools = len(scopes)
     scopes += [name for name in inputs.datasets if _best(inputs, name, (registry.DETECTOR,))]
-    figure = Figure(figsize=(10, 4.1), layout="constrained")
-    axes = figure.add_subplot()
+    misled = [name for name in scopes if _best(inputs, name, (registry.SAME_PASS,))]
+    rows = [
+        (names, shown, apart)
+        for names, shown, apart in (
+            ([name for name in scopes if name not in misled], SUMMARY, 0.15),
+            (misled, (*SUMMARY, *SUMMARY_MISLED), 0.1),
+        )
+        if names
+    ] or [([], SUMMARY, 0.15)]
+    figure = Figure(figsize=(10, 0.9 + 3.2 * len(rows)), layout="constrained")
+    handles: dict[str, Any] = {}
+    for axes, row in zip(np.atleast_1d(figure.subplots(len(rows))), rows, strict=True):
+        _summary_row(axes, inputs, *row)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(),
+        handles,
+        loc="outside upper left",
+        ncols=len(SUMMARY),
+        handletextpad=0.2,
+        fontsize=9,
+    )
+    return figure
+
+
+def _summary_row(
+    axes: Axes,
+    inputs: FigureInputs,
+    scopes: Sequence[str],
+    shown: Sequence[tuple[tuple[str, ...], str, str, str]],
+    apart: float,
+) -> None:
+    """One row of the summary: scopes from left to right, and their scores `apart` from each other."""
+    pools = sum(name in SUMMARY_POOLS for name in scopes)
     axes.axhline(0.5, color=MUTED, lw=0.8, ls=(0, (3, 3)))
     if pools and pools < len(scopes):
         axes.axvline(pools - 0.5, color=MUTED, lw=0.8)
-    misled = any(_best(inputs, scope, (registry.SAME_PASS,)) for scope in scopes)
-    shown = [*SUMMARY, *(SUMMARY_MISLED if misled else ())]
-    apart = 0.15 if not misled else 0.1
     for number, (names, label, colour, marker) in enumerate(shown):
         points = [
             (place + apart * (number - (len(shown) - 1) / 2), row)
@@ -170,7 +202,7 @@ def summary(inputs: FigureInputs) -> Figure:
         axes.plot(x, values, marker, color=colour, label=label, ls="", ms=6.5)
     axes.set_xticks(
         range(len(scopes)),
-        [SUMMARY_POOLS.get(name, _wrapped(name, 150 // len(scopes))) for name in scopes],
+        [SUMMARY_POOLS.get(name, _wrapped(name, 150 // max(len(scopes), 1))) for name in scopes],
     )
     axes.tick_params(axis="x", length=0, labelcolor=INK)
     for tick in axes.get_xticklabels()[:pools]:
@@ -179,8 +211,6 @@ def summary(inputs: FigureInputs) -> Figure:
     axes.set_ylim(min(0.45, axes.dataLim.y0 - 0.02), 1.02)  # room for markers at 1
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("AUROC with interval (dashed: chance)")
-    figure.legend(loc="outside upper left", ncols=len(SUMMARY), handletextpad=0.2, fontsize=9)
-    return figure
 
 
 def _wrapped(name: str, width: int) -> str:

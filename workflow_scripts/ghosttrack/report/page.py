@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from ghosttrack import scores as registry
-from ghosttrack.report import link_summary, pictures, sae_quality
+from ghosttrack.report import link_summary, misled, pictures, sae_quality
 from ghosttrack.report.lanes import Axis, Point, position
 from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
 from ghosttrack.report.verdicts import Conclusions
@@ -78,7 +78,10 @@ POOLS = {
 
 
 class ReportInputs(NamedTuple):
-    """Tables and files of the report; `quality` is keyed by layer, `labels` by data set."""
+    """Tables and files of the report; `quality` is keyed by layer, `labels` by data set.
+
+    followed: prompts of given texts after a false remark.
+    """
 
     model: str
     metrics: pd.DataFrame
@@ -95,6 +98,7 @@ class ReportInputs(NamedTuple):
     controls: Sequence[str]
     pairs: Sequence[link_summary.Pair]
     explanations: pd.DataFrame
+    followed: misled.Followed
     version: str
     code: str
 
@@ -109,6 +113,9 @@ def render(inputs: ReportInputs) -> str:
         random_weights=inputs.source.get("kind") == "random",
         version=inputs.version,
         conclusions=Conclusions.of(inputs.ledger, kinds),
+        misled=misled.sentence(
+            inputs.ledger.to_dict("records"), inputs.followed, misled.answers(inputs.labels)
+        ),
         confidence=f"{100 * inputs.settings.get('evaluation', {}).get('confidence', 0.95):g} %",
         shown=[
             {"label": shown.label, "kind": shown.family, "marker": shown.marker}

@@ -1,6 +1,6 @@
 """Attribution metrics and tracks of the candidate answers of one data set, with their nulls."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,16 @@ from ghosttrack.tracks.attribution import (
     permute_candidates,
     total_of,
 )
-from ghosttrack.tracks.candidate_tracks import TRACK_METRICS, track_metrics
+from ghosttrack.tracks.candidate_tracks import (
+    OTHER,
+    STATED,
+    TRACK_METRICS,
+    detected,
+    follow,
+    strongest,
+    track_metrics,
+    with_random_links,
+)
 from ghosttrack.tracks.track_run import TrackingPlan
 from ghosttrack.tracks.tracking import TrackerOptions
 
@@ -37,6 +46,31 @@ VARIANTS = ("default", *LINK_NULLS, "candidates", "decoders")
 # Columns of the controls, which read no SAE, before the number of the layer.
 CONTROLS = ("gradient", "gradient_last", "lens")
 DIFFERENCE = "difference"
+# Tracks of the tracker that are stored, per text and candidate, the strongest first.
+SHOWN_TRACKS = 8
+
+
+# Tables of a data set without comparisons, which give the columns their types.
+_NO_TRACKS = pd.DataFrame(
+    {
+        "comparison": np.zeros(0, dtype=np.int64),
+        "side": np.zeros(0, dtype=np.int64),
+        "track": np.zeros(0, dtype=np.int64),
+        "position": np.zeros(0, dtype=np.int64),
+        "layer": np.zeros(0, dtype=np.int64),
+        "feature": np.zeros(0, dtype=np.int32),
+        "attribution": np.zeros(0),
+    }
+)
+_NO_TOKENS = pd.DataFrame(
+    {
+        "comparison": np.zeros(0, dtype=np.int64),
+        "position": np.zeros(0, dtype=np.int64),
+        "token": np.zeros(0, dtype=object),
+        "first": np.zeros(0),
+        "second": np.zeros(0),
+    }
+)
 
 
 class Dictionary(NamedTuple):
@@ -50,11 +84,15 @@ class CandidateTables(NamedTuple):
     """Tables of a data set, one row per text and, for metrics, variant; see outputs.md.
 
     completeness: one row per layer and dictionary.
+    tracks: the strongest tracks of every text's candidates, one row per detection.
+    tokens: the attributions of every text's candidates by prompt token.
     """
 
     controls: pd.DataFrame
     metrics: pd.DataFrame
     completeness: pd.DataFrame
+    tracks: pd.DataFrame
+    tokens: pd.DataFrame
 
 
 def plan_of(
@@ -102,6 +140,7 @@ def measure(
     random_decoders: Dictionary,
     options: TrackerOptions,
     seed: int,
+    token_text: Callable[[int], str] = str,
 ) -> CandidateTables:
     """Measure all comparisons, and orient the results by the stated answer of each text.
 
@@ -109,6 +148,7 @@ def measure(
         passes: gradients of all comparisons, in any order.
         ids: of the texts.
         trained, random_decoders: the run's SAEs, and the null of random decoders.
+        token_text: text of a token.
     """
     count = len(compared.distinct)
     controls = {
@@ -118,17 +158,22 @@ def measure(
     kinds = metric_kinds(layers)
     metrics = {variant: {name: np.zeros(count) for name in kinds} for variant in VARIANTS}
     tallies = {name: _Tally(len(layers)) for name in ("trained", "random")}
+    shown: list[pd.DataFrame] = []
+    tokens: list[pd.DataFrame] = []
     progress = Progress("comparing candidates", count, "prompts")
     for gradients in passes:
         at = np.array(gradients.numbers)
         included = included_rows(gradients)
         for name, values in _controls(gradients, layers, included).items():
             controls[name][at] = values
-        for variant, found in _variants(
+        found, strongest_tracks, by_token = _variants(
             gradients, included, layers, trained, random_decoders, options, seed, tallies
-        ):
-            for name, values in found.items():
+        )
+        for variant, columns in found.items():
+            for name, values in columns.items():
                 metrics[variant][name][at] = values
+        shown.append(strongest_tracks)
+        tokens.append(_token_rows(gradients, by_token, compared, token_text))
         progress.advance(len(at))
     table = _oriented(controls, dict.fromkeys(controls, ODD), compared)
     table.insert(0, "id", list(ids))
@@ -143,7 +188,13 @@ def measure(
         [tally.table(layers).assign(decoders=name) for name, tally in tallies.items()],
         ignore_index=True,
     )
-    return CandidateTables(table, pd.concat(parts, ignore_index=True), completeness)
+    return CandidateTables(
+        table,
+        pd.concat(parts, ignore_index=True),
+        completeness,
+        _tracks_of_texts(shown, compared, ids, layers),
+        _tokens_of_texts(tokens, compared, ids),
+    )
 
 
 def metric_kinds(layers: Sequence[int]) -> dict[str, str]:
@@ -157,6 +208,85 @@ def metric_kinds(layers: Sequence[int]) -> dict[str, str]:
     for name, kind in TRACK_METRICS.items():
         kinds[prefix + name] = kind if kind in (ODD, EVEN) else prefix + kind
     return kinds
+
+
+def _token_rows(
+    gradients: Gradients,
+    attribution: tuple[Floats, Floats],
+    compared: Comparisons,
+    token_text: Callable[[int], str],
+) -> pd.DataFrame:
+    """The prompt tokens of some comparisons, with their attributions for either candidate."""
+    words: list[str] = []
+    for number in gradients.numbers:
+        prompt = compared.distinct[number].prompt
+        words += [token_text(int(token)) for token in prompt.ids[prompt.read]]
+    starts = np.concatenate([[0], gradients.last[:-1] + 1])
+    return pd.DataFrame(
+        {
+            "comparison": np.array(gradients.numbers)[gradients.text],
+            "position": np.arange(len(gradients.text)) - starts[gradients.text] + 1,
+            "token": words,
+            "first": attribution[0],
+            "second": attribution[1],
+        }
+    )
+
+
+def _texts(compared: Comparisons, ids: Sequence[str]) -> pd.DataFrame:
+    """The texts with a comparison, in their order, with its number and sign."""
+    known = compared.number >= 0
+    return pd.DataFrame(
+        {
+            "text": np.flatnonzero(known),
+            "id": np.array(ids, dtype=object)[known],
+            "comparison": compared.number[known],
+            "sign": compared.sign[known],
+        }
+    )
+
+
+def _tracks_of_texts(
+    shown: Sequence[pd.DataFrame], compared: Comparisons, ids: Sequence[str], layers: Sequence[int]
+) -> pd.DataFrame:
+    """Tracks of comparisons -> of texts, for the stated answer and for the other candidate."""
+    table = pd.concat([_NO_TRACKS, *shown], ignore_index=True)
+    merged = _texts(compared, ids).merge(table, on="comparison")
+    stated = (merged["side"] == 0) == (merged["sign"] > 0)
+    merged = merged.assign(
+        candidate=np.where(stated, STATED, OTHER),
+        layer=np.array(layers)[merged["layer"].to_numpy(dtype=np.int64)],
+    ).sort_values(["text", "side", "track", "layer"], kind="stable", ignore_index=True)
+    return merged[
+        ["id", "candidate", "track", "position", "layer", "feature", "attribution"]
+    ].astype(
+        {
+            "track": np.int16,
+            "position": np.int32,
+            "layer": np.int16,
+            "feature": np.int32,
+            "attribution": np.float32,
+        }
+    )
+
+
+def _tokens_of_texts(
+    tokens: Sequence[pd.DataFrame], compared: Comparisons, ids: Sequence[str]
+) -> pd.DataFrame:
+    """Prompt tokens of comparisons -> of texts."""
+    table = pd.concat([_NO_TOKENS, *tokens], ignore_index=True)
+    merged = (
+        _texts(compared, ids)
+        .merge(table, on="comparison")
+        .sort_values(["text", "position"], kind="stable", ignore_index=True)
+    )
+    ours = merged["sign"] > 0
+    return merged.assign(
+        **{
+            STATED: merged["first"].where(ours, merged["second"]).astype(np.float32),
+            OTHER: merged["second"].where(ours, merged["first"]).astype(np.float32),
+        }
+    )[["id", "position", "token", STATED, OTHER]].astype({"position": np.int32})
 
 
 def _controls(
@@ -182,43 +312,51 @@ def _variants(
     options: TrackerOptions,
     seed: int,
     tallies: Mapping[str, "_Tally"],
-) -> Iterable[tuple[str, dict[str, Floats]]]:
-    """Metrics of every variant."""
+) -> tuple[dict[str, dict[str, Floats]], pd.DataFrame, tuple[Floats, Floats]]:
+    """Metrics of every variant, and the strongest tracks of the tracker (SHOWN_TRACKS)."""
     entries, parts = _layers(trained.saes, gradients, included, tallies["trained"])
     of_layers = _layer_columns(entries, parts, gradients, layers)
-    d_sae = max(sae.d_sae for sae in trained.saes)
-    for variant in ("default", *LINK_NULLS):
-        tracks = track_metrics(
-            entries,
-            gradients,
-            trained.plans["default" if variant == "random" else variant],
-            options,
-            d_sae,
-            [seed] if variant == "random" else None,
-        )
-        yield variant, of_layers | _prefixed("track_", tracks)
+    rows, default = len(gradients.text), trained.plans["default"]
+    detections = detected(entries, rows, options.ranks)
+    tables = follow(detections, default, options)
+    shown = strongest(tables, gradients, SHOWN_TRACKS)
+    of_tracks = {
+        "default": tables,
+        **{
+            variant: follow(detections, trained.plans[variant], options)
+            for variant in ("untracked", "shuffled")
+        },
+        "random": with_random_links(tables, gradients, options, [seed]),
+    }
     permuted = [
         permute_candidates(each, gradients, [seed, layer])
         for each, layer in zip(entries, layers, strict=True)
     ]
-    tracks = track_metrics(permuted, gradients, trained.plans["default"], options, d_sae)
-    yield (
-        "candidates",
-        _layer_columns(permuted, parts, gradients, layers) | _prefixed("track_", tracks),
+    of_tracks["candidates"] = follow(detected(permuted, rows, options.ranks), default, options)
+    null, null_parts = _layers(random_decoders.saes, gradients, included, tallies["random"])
+    of_tracks["decoders"] = follow(
+        detected(null, rows, options.ranks), random_decoders.plans["default"], options
     )
-    saes = random_decoders.saes
-    entries, parts = _layers(saes, gradients, included, tallies["random"])
-    tracks = track_metrics(
-        entries,
-        gradients,
-        random_decoders.plans["default"],
-        options,
-        max(sae.d_sae for sae in saes),
+    of_variant = dict.fromkeys(("default", *LINK_NULLS), of_layers) | {
+        "candidates": _layer_columns(permuted, parts, gradients, layers),
+        "decoders": _layer_columns(null, null_parts, gradients, layers),
+    }
+    found = {
+        variant: of_variant[variant] | _prefixed("track_", track_metrics(tables, gradients))
+        for variant, tables in of_tracks.items()
+    }
+    return found, shown, _by_token(entries, gradients)
+
+
+def _by_token(entries: Sequence[Entries], gradients: Gradients) -> tuple[Floats, Floats]:
+    """Attribution in favour of either candidate by prompt token, mean over layers, each (rows,)."""
+    rows = len(gradients.text)
+    first, second = (
+        sum(total_of(np.maximum(sign * each.value, 0), each.row, rows) for each in entries)
+        / len(entries)
+        for sign in (1, -1)
     )
-    yield (
-        "decoders",
-        _layer_columns(entries, parts, gradients, layers) | _prefixed("track_", tracks),
-    )
+    return np.asarray(first), np.asarray(second)
 
 
 def _layers(

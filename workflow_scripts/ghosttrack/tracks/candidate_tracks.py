@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from ghosttrack.activations.logit_gradients import Gradients
 from ghosttrack.tracks.attribution import EVEN, ODD, Entries, Floats, Ints, total_of
+from ghosttrack.tracks.metrics import track_numbers
 from ghosttrack.tracks.track_run import TrackingPlan
 from ghosttrack.tracks.track_table import TrackTable
-from ghosttrack.tracks.tracking import Detections, TrackerOptions, detect, shuffle_links
+from ghosttrack.tracks.tracking import Detections, TrackerOptions, detect_active, shuffle_links
 
 # Metrics of one candidate's tracks; in tables with the prefix of the candidate.
 _OF_CANDIDATE = (
@@ -58,36 +60,45 @@ class _Tracks(NamedTuple):
     profile: Floats
 
 
-def track_metrics(
-    entries: Sequence[Entries],
-    gradients: Gradients,
-    plan: TrackingPlan,
-    options: TrackerOptions,
-    d_sae: int,
-    random: Sequence[int] | None = None,
-) -> dict[str, Floats]:
-    """TRACK_METRICS of some comparisons, each (comparisons,); stated = first, other = second.
+def detected(entries: Sequence[Entries], rows: int, ranks: int) -> list[list[Detections]]:
+    """The detections of the first and of the second candidate, by layer.
 
     Args:
-        entries: attributions by layer.
-        plan: how layers are visited and linked.
-        d_sae: size of the dictionaries.
-        random: seed of the `random` null, which draws as many links at random; None: no null.
+        entries: attributions by layer, rows ascending.
+        rows: number of prompt tokens.
+        ranks: detections per token and layer at most, the strongest first.
     """
-    count, layers = len(gradients.numbers), len(plan.order)
+    return [[_detections(layer, sign, rows, ranks) for layer in entries] for sign in (1, -1)]
+
+
+def follow(
+    detections: Sequence[Sequence[Detections]], plan: TrackingPlan, options: TrackerOptions
+) -> list[TrackTable]:
+    """The tracks of both candidates; `detections` as from `detected`, plan: layers and links."""
+    return [
+        plan.follow([layers[position] for position in plan.order], options).table
+        for layers in detections
+    ]
+
+
+def with_random_links(
+    tables: Sequence[TrackTable], gradients: Gradients, options: TrackerOptions, seed: Sequence[int]
+) -> list[TrackTable]:
+    """The null `random`: the tracks of both candidates with as many links, drawn at random."""
+    return [
+        shuffle_links(
+            table, options.top_k, np.random.default_rng([*seed, gradients.numbers[0], side])
+        )
+        for side, table in enumerate(tables)
+    ]
+
+
+def track_metrics(tables: Sequence[TrackTable], gradients: Gradients) -> dict[str, Floats]:
+    """TRACK_METRICS of some comparisons, each (comparisons,); stated = first, other = second."""
+    count, layers = len(gradients.numbers), tables[0].feature.shape[1]
+    both = [_tracks(table, gradients.text, count) for table in tables]
     found: dict[str, Floats] = {}
-    both = []
-    for side, (name, sign) in enumerate(((STATED, 1), (OTHER, -1))):
-        detections = [
-            _detections(entries[position], sign, len(gradients.text), d_sae, options.ranks)
-            for position in plan.order
-        ]
-        table = plan.follow(detections, options).table
-        if random is not None:
-            seed = [*random, gradients.numbers[0], side]
-            table = shuffle_links(table, options.top_k, np.random.default_rng(seed))
-        tracks = _tracks(table, gradients.text, count)
-        both.append(tracks)
+    for name, tracks in zip((STATED, OTHER), both, strict=True):
         found |= {
             f"{name}_{metric}": value for metric, value in _of_candidate(tracks, count).items()
         }
@@ -108,11 +119,54 @@ def track_metrics(
     }
 
 
-def _detections(entries: Entries, sign: int, rows: int, d_sae: int, ranks: int) -> Detections:
-    favour = sign * entries.value > 0
-    dense = np.zeros((rows, d_sae), dtype=np.float32)
-    dense[entries.row[favour], entries.feature[favour]] = np.abs(entries.value[favour])
-    return detect(dense, ranks)
+def strongest(tables: Sequence[TrackTable], gradients: Gradients, most: int) -> pd.DataFrame:
+    """The strongest linked tracks of both candidates, one row per detection.
+
+    Columns: comparison; side, 0 for the first candidate and 1 for the second; track, 0 = the
+    strongest of its comparison and side; position of the prompt token, 1 = first; layer, as a
+    position in the order of the layers; feature; attribution.
+
+    Args:
+        most: maximum number of tracks per comparison and side.
+    """
+    starts = np.concatenate([[0], gradients.last[:-1] + 1])  # first row of each comparison
+    parts = []
+    for side, table in enumerate(tables):
+        present = table.feature >= 0
+        row, layer, _ = np.nonzero(present)
+        number = track_numbers(table)[present]
+        value = table.activation[present].astype(np.float64)
+        count = int(number.max(initial=-1)) + 1
+        strength, length = total_of(value, number, count), np.bincount(number, minlength=count)
+        owner = np.zeros(count, dtype=np.int64)
+        owner[number] = gradients.text[row]
+        linked = np.flatnonzero(length >= 2)
+        order = linked[np.lexsort((linked, -strength[linked], owner[linked]))]
+        sizes = np.bincount(owner[order], minlength=len(starts))
+        rank = np.full(count, most)
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        shown = rank[number] < most
+        text = gradients.text[row]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "comparison": np.array(gradients.numbers)[text],
+                    "side": side,
+                    "track": rank[number],
+                    "position": row - starts[text] + 1,
+                    "layer": layer,
+                    "feature": table.feature[present],
+                    "attribution": value,
+                }
+            )[shown]
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _detections(entries: Entries, sign: int, rows: int, ranks: int) -> Detections:
+    size = np.abs(entries.value).astype(np.float32)
+    favour = (sign * entries.value > 0) & (size > 0)  # a tiny value is 0 in single precision
+    return detect_active(entries.row[favour], entries.feature[favour], size[favour], rows, ranks)
 
 
 def _tracks(table: TrackTable, text: Ints, count: int) -> _Tracks:

@@ -75,18 +75,29 @@ def detect(code: NDArray[np.float32], ranks: int) -> Detections:
     Of equal activations, the lower feature comes first.
     """
     flat = np.flatnonzero(code > 0)  # several times faster than a two-dimensional search
-    count = np.bincount(flat // code.shape[1], minlength=len(code))
-    row = np.repeat(np.arange(len(code)), count)
+    row, feature = np.divmod(flat, code.shape[1])
+    return detect_active(row, feature, code.ravel()[flat], len(code), ranks)
+
+
+def detect_active(
+    row: NDArray[np.int64],
+    feature: NDArray[np.int64],
+    activation: NDArray[np.floating],
+    rows: int,
+    ranks: int,
+) -> Detections:
+    """As `detect`, from the active features alone: all (entries,), activations above 0, rows ascending."""
+    count = np.bincount(row, minlength=rows)
     rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     # One integer key per detection that sorts strongest first: positive floats have the same order
     # as their bit patterns.
-    strength = code.ravel()[flat].astype(np.float32, copy=False).view(np.int32).astype(np.int64)
-    keys = np.full((len(code), max(1, int(count.max(initial=0)))), _NOTHING)
-    keys[row, rank] = ((_STRONGEST - strength) << 32) | (flat - row * code.shape[1])
+    strength = activation.astype(np.float32, copy=False).view(np.int32).astype(np.int64)
+    keys = np.full((rows, max(1, int(count.max(initial=0)))), _NOTHING)
+    keys[row, rank] = ((_STRONGEST - strength) << 32) | feature
     keys.sort(axis=1)
     keys = keys[:, :ranks]
-    activation = (_STRONGEST - (keys >> 32)).astype(np.int32).view(np.float32)
-    return Detections((keys & _LOW).astype(np.uint32).view(np.int32), activation)
+    found = (_STRONGEST - (keys >> 32)).astype(np.int32).view(np.float32)
+    return Detections((keys & _LOW).astype(np.uint32).view(np.int32), found)
 
 
 class _Layer(NamedTuple):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ghosttrack.report.misled import MISLED, NOT_MISLED
+
 # Suggested texts of each kind, all from different groups.
 PICKS = 3
 # Name, label, whether the highest score comes first: a hit and a failure for each label.
@@ -17,8 +19,12 @@ KINDS = (
 )
 
 
+# Name, and what the output does after a false remark, as in report/misled.py.
+SWAYED = (("misled", MISLED), ("not misled", NOT_MISLED))
+
+
 class Pick(NamedTuple):
-    """A suggested text: its row, and its kind of KINDS."""
+    """A suggested text: its row, and its kind of KINDS or SWAYED."""
 
     row: int
     why: str
@@ -66,13 +72,24 @@ def _in_turns(part: pd.DataFrame) -> list[str]:
 
 
 def picks(table: pd.DataFrame) -> list[Pick]:
-    """Suggested texts: extremes of the score by label, from different groups, data sets in turns."""
+    """Suggested texts: extremes of the score by label, from different groups, data sets in turns.
+
+    If candidate answers are compared, also those after a false remark with the largest difference.
+
+    Args:
+        table: columns dataset, group, label, score; sway and margin if there are remarks.
+    """
     chosen: list[Pick] = []
     taken: set[tuple[str, str]] = set()
+    every = table.assign(row=np.arange(len(table)))
+    orders = []
     for why, label, highest in KINDS:
-        rows = table.assign(row=np.arange(len(table)))
-        rows = rows[(rows["label"] == label) & rows["score"].notna()]
-        rows = rows.sort_values("score", ascending=not highest, kind="stable")
+        rows = every[(every["label"] == label) & every["score"].notna()]
+        orders.append((why, rows.sort_values("score", ascending=not highest, kind="stable")))
+    for why, sway in SWAYED if "sway" in table else ():
+        rows = every[(every["sway"] == sway).fillna(False) & every["margin"].notna()]
+        orders.append((why, rows.sort_values("margin", ascending=False, kind="stable")))
+    for why, rows in orders:
         rows = rows.drop_duplicates(["dataset", "group"])
         keys = zip(rows["dataset"], rows["group"].astype(str), strict=True)
         free = np.array([key not in taken for key in keys], dtype=bool)  # also if empty

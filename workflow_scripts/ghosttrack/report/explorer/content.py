@@ -9,6 +9,8 @@ import pandas as pd
 from ghosttrack import scores as registry
 from ghosttrack.detection import controls
 from ghosttrack.errors import UserError
+from ghosttrack.report import misled
+from ghosttrack.report.explorer import candidates as explorer_candidates
 from ghosttrack.report.explorer import choice, dictionary, texts
 from ghosttrack.report.explorer import tracks as explorer_tracks
 from ghosttrack.settings import ReportSettings
@@ -26,12 +28,16 @@ DENSE = 0.1
 
 
 class DatasetTables(NamedTuple):
-    """Tables of one data set: examples, their answer tokens and outputs, and the tracks."""
+    """Tables of one data set: examples, their answer tokens and outputs, and the tracks.
+
+    candidates: of the comparison of candidate answers; None if they are not compared.
+    """
 
     examples: pd.DataFrame
     tokens: pd.DataFrame
     outputs: pd.DataFrame
     tracks: ReadableTracks
+    candidates: explorer_candidates.Candidates | None = None
 
 
 class DetectorTables(NamedTuple):
@@ -85,7 +91,7 @@ def assemble(
     rows = choice.choose(table, settings.explorer_texts)
     shown = table.iloc[rows].reset_index(drop=True)
     most = _tracks_per_token(shown, settings.explorer_tracks)
-    contents = [*_texts(shown, datasets, tokenizer, most, detector)]
+    contents = [*_texts(shown, datasets, list(features), tokenizer, most, detector)]
     drawn = _drawn(contents, list(features))
     contexts = dictionary.contexts_per_feature(sum(map(len, drawn.values())))
     named = {layer: _clusters_of(clusters, layer) for layer in features}
@@ -102,6 +108,8 @@ def assemble(
         "picks": [[pick.row, pick.why] for pick in choice.picks(shown)],
         "probe": detector is not None,
         "clusters": clusters is not None,
+        "candidates": any("candidates" in text for text in contents),
+        "sway": bool(shown["sway"].notna().any()),
         "contexts": contexts,
     }
     return Content(
@@ -144,6 +152,11 @@ def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.Da
             seen=controls.visible_text(tables.examples),
             row_start=tables.outputs["row_start"].to_numpy(),
             row_count=tables.outputs["row_count"].to_numpy(),
+            margin=explorer_candidates.margin(tables.examples, tables.candidates),
+            sway=pd.array(
+                misled.sway(tables.examples, tables.candidates and tables.candidates.controls),
+                dtype="Int64",
+            ),
         )
         parts.append(examples)
     table = pd.concat(parts, ignore_index=True).merge(
@@ -171,6 +184,7 @@ def _index(shown: pd.DataFrame, names: list[str]) -> dict[str, list[Any]]:
             key: [None if pd.isna(value) else round(float(value), 4) for value in shown[key]]
             for key in ("score", "output")
         },
+        "sway": [None if pd.isna(value) else int(value) for value in shown["sway"]],
         "counterpart": [int(value) for value in choice.counterparts(shown)],
         "text": [str(value) for value in shown["seen"]],
     }
@@ -179,6 +193,7 @@ def _index(shown: pd.DataFrame, names: list[str]) -> dict[str, list[Any]]:
 def _texts(
     shown: pd.DataFrame,
     datasets: Mapping[str, DatasetTables],
+    layers: list[int],
     tokenizer: Any,
     most: int,
     detector: DetectorTables | None,
@@ -193,6 +208,7 @@ def _texts(
             for row in range(start, start + count)
         ]
         tracks = explorer_tracks.of_rows(tables.tracks, rows, most)
+        compared = explorer_candidates.of_texts(part, tables.candidates, layers)
         offsets = texts.offsets_of_examples(part, tokenizer)
         columns = {
             key: tables.tokens[key].to_numpy() for key in ("position", "logprob", "entropy", "rank")
@@ -217,6 +233,7 @@ def _texts(
                 "probe": None if detector is None else _rounded(probe[here]),
                 "tracks": [[list(track) for track in token.shown] for token in tokens],
                 "total": [token.total for token in tokens],
+                **({"candidates": compared[row.id]} if row.id in compared else {}),
             }
 
 

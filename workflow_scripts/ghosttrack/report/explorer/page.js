@@ -31,7 +31,7 @@
 
   let about, index, names; // names: by layer, features with names, clusters and weights
   let places; // by layer: feature -> its index in `names` and in the layer's dictionary
-  const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", many: 16, paired: false };
+  const state = { missing: "", shown: [], current: -1, token: 0, track: null, colour: "surprise", tint: "track", axis: "layers", race: "layers", many: 16, paired: false };
 
   // ---- numbers
   const MINUS = "\u2212";
@@ -41,6 +41,7 @@
   const called = (number) => (index.score[number] === null ? null : index.score[number] >= 0.5 ? 1 : 0);
   const isWrong = (number) => called(number) !== null && called(number) !== index.label[number];
   const LABELS = ["true", "hallucinated"];
+  const SWAY = ["misled", "not misled", ""]; // by the number in the index: after a false remark, after a true one
 
   // ---- the list
   const ROW = 58; // height of a row, as in the style
@@ -48,12 +49,13 @@
 
   function filtered() {
     const words = byId("find").value.trim().toLowerCase();
-    const [show, set, label, decision, order] = ["show", "set", "label", "decision", "order"].map((id) => byId(id).value);
+    const [show, set, label, decision, order] = ["show", "set", "label", "decision", "order"].map((id) => byId(id).value), sway = byId("sway")?.value ?? "";
     const kept = (show === "picks" ? about.picks.map(([number]) => number) : index.id.map((_, number) => number)).filter(
       (number) =>
         (set === "" || index.set[number] === Number(set)) &&
         (label === "" || index.label[number] === Number(label)) &&
         (decision === "" || (called(number) !== null && isWrong(number) === (decision === "wrong"))) &&
+        (sway === "" || index.sway[number] === Number(sway)) &&
         (words === "" || index.text[number].toLowerCase().includes(words)),
     );
     const gap = (number) => Math.abs(index.label[number] - index.score[number]);
@@ -69,7 +71,9 @@
   function refilter() {
     state.shown = filtered();
     const wrong = state.shown.filter(isWrong).length;
-    byId("count").textContent = `${state.shown.length.toLocaleString("en")} texts, ${wrong.toLocaleString("en")} wrong decisions`;
+    const after = [0, 1].map((number) => state.shown.filter((each) => index.sway[each] === number).length);
+    const misled = after[0] + after[1] ? `; ${after[0].toLocaleString("en")} of ${(after[0] + after[1]).toLocaleString("en")} misled after a false remark` : "";
+    byId("count").textContent = `${state.shown.length.toLocaleString("en")} texts, ${wrong.toLocaleString("en")} wrong decisions${misled}`;
     byId("rows").style.height = `${ROW * state.shown.length}px`;
     byId("list").scrollTop = 0;
     showRows();
@@ -95,7 +99,7 @@
       make("span", { class: "gauge", "aria-hidden": "true" }, score === null ? null : make("i", { style: `left: calc(${100 * score}% - 1px)` })),
       make("span", {}, score === null ? "\u2013" : score.toFixed(2)),
       make("span", { class: verdict }, verdict === "wrong" ? "\u2715 wrong" : verdict === "right" ? "\u2713 right" : verdict),
-      make("span", { class: "why" }, [LABELS[index.label[number]], about.sets[index.set[number]], why.get(number)].filter(Boolean).join(" \u00b7 ")),
+      make("span", { class: "why" }, [SWAY[index.sway[number]], LABELS[index.label[number]], about.sets[index.set[number]], why.get(number)].filter(Boolean).join(" \u00b7 ")),
     ];
     return make(
       "div",
@@ -140,6 +144,7 @@
       make("div", { class: texts.length > 1 ? "columns two" : "columns" }, ...texts.map(([each, text]) => panel(each, text))),
     );
     // Tracks are drawn to the width of their panel, which is known once the panels are in the page.
+    for (const [each, text] of texts) if (text.candidates) drawRace(each, text.candidates);
     for (const [each, text] of texts) (state.axis === "tokens" && text.pieces.length > 1 ? drawAnswer : drawTracks)(each, text);
     refocus(focus);
     await showFeature(mine);
@@ -214,7 +219,9 @@
       passage,
       text.gold.length && index.label[number] ? make("p", { class: "facts" }, `Accepted answers: ${text.gold.slice(0, 6).join(", ")}`) : null,
       make("div", { class: "figures" }, ...facts.map(([name, value]) => make("div", {}, `${name} `, make("b", {}, value)))),
-      make("div", { class: "drawing" }), make("div", { class: "marks" }), make("details", {}, make("summary", {}, "Tracks as a table")),
+      text.candidates ? race(number, text.candidates) : null,
+      text.candidates ? make("h3", {}, "Tracks of the answer") : null,
+      make("div", { class: "drawing of-answer" }), make("div", { class: "marks of-answer" }), make("details", { class: "of-answer" }, make("summary", {}, "Tracks as a table")),
     );
   }
 
@@ -264,6 +271,9 @@
     return place < 10 ? `var(--t${place})` : "var(--rest)";
   }
 
+  // Whether a track of the text's answer is chosen, not one of its candidates.
+  const ownTrack = (number) => state.track && !state.track.candidate && state.track.number === number;
+
   function drawTracks(number, text) {
     const box = document.querySelector(`[data-text="${number}"]`);
     const token = Math.min(state.token, text.pieces.length - 1);
@@ -283,31 +293,31 @@
         y += height + SIZE.gap;
       }
     });
-    const inner = box.querySelector(".drawing").clientWidth - 18;
+    const inner = box.querySelector(".drawing.of-answer").clientWidth - 18;
     const step = Math.max(state.paired ? SIZE.beside : SIZE.least, (inner - SIZE.left - SIZE.right) / Math.max(1, layers - 1));
     const width = SIZE.left + SIZE.right + step * (layers - 1), height = SIZE.top + SIZE.height + 6;
     const x = (layer) => SIZE.left + step * layer;
     const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Tracks of the token ${text.pieces[token].trim()}: ${tracks.length} strongest of ${text.total[token]}` });
-    if (state.track && state.track.number === number) svg.classList.add("dimmed");
+    if (ownTrack(number)) svg.classList.add("dimmed");
     about.layers.forEach((name, layer) => svg.append(draw("text", { class: "axis", x: x(layer), y: 12 }, layer ? String(name) : `layer ${name}`)));
     const drawn = tracks.map((track, place) => oneTrack(number, text, token, track, place, spots[place], x, tracks.length));
     // The strongest are appended last and lie on top; keyboard order stays by strength.
     svg.append(...drawn.slice().reverse());
     tracks.forEach((track, place) => labels(svg, spots[place], x, step));
-    box.querySelector(".drawing").replaceChildren(svg);
-    box.querySelector(".marks").replaceChildren(...legend(tracks.length, text.total[token]));
-    tabulate(box.querySelector("details"), number, text, token, tracks);
+    box.querySelector(".drawing.of-answer").replaceChildren(svg);
+    box.querySelector(".marks.of-answer").replaceChildren(...legend(tracks.length, text.total[token]));
+    tabulate(box.querySelector("details.of-answer"), number, text, token, tracks);
   }
 
   // The token axis: tracks of all answer tokens, or of SPAN tokens around the chosen one; see answer.js.
   const SPAN = 24;
   function drawAnswer(number, text) {
     const box = document.querySelector(`[data-text="${number}"]`);
-    const token = Math.min(state.token, text.pieces.length - 1), own = state.track && state.track.number === number ? state.track : null;
+    const token = Math.min(state.token, text.pieces.length - 1), own = ownTrack(number) ? state.track : null;
     const first = Math.max(0, Math.min(token - SPAN / 2, text.pieces.length - SPAN)), at = token - first;
     const part = { pieces: text.pieces.slice(first, first + SPAN), tracks: text.tracks.slice(first, first + SPAN) };
     const svg = answerAxis.drawing(part, {
-      draw, number, token: at, size: SIZE, many: state.many, inner: box.querySelector(".drawing").clientWidth - 18,
+      draw, number, token: at, size: SIZE, many: state.many, inner: box.querySelector(".drawing.of-answer").clientWidth - 18,
       chosen: own && { token: at, place: own.place, chain: answerAxis.follow(part.tracks)[at][own.place].chain },
       tint: (track, chain) => tint(text, track, chain), describe: (track) => describe(text, track),
       name: (track) => {
@@ -316,19 +326,62 @@
       },
       choose: (place, track) => { state.token = first + place; return chooseTrack(number, track); },
     });
-    box.querySelector(".drawing").replaceChildren(svg);
-    box.querySelector(".marks").replaceChildren(...legend(Math.min(state.many, text.tracks[token].length), text.total[token]),
+    box.querySelector(".drawing.of-answer").replaceChildren(svg);
+    box.querySelector(".marks.of-answer").replaceChildren(...legend(Math.min(state.many, text.tracks[token].length), text.total[token]),
       make("span", {}, `a band leads to the track of the next token that shares most features, among the ${about.most} strongest`));
-    tabulate(box.querySelector("details"), number, text, token, text.tracks[token].slice(0, state.many));
+    tabulate(box.querySelector("details.of-answer"), number, text, token, text.tracks[token].slice(0, state.many));
+  }
+
+  // ---- the two candidate answers; see candidates.js
+  const role = (data, candidate) => [data.truth[candidate] ? "true" : "false", candidate ? "" : "stated", data.asserted === candidate ? "asserted by the remark" : ""].filter(Boolean).join(", ");
+
+  function race(number, data) {
+    const preferred = data.difference >= 0 ? 0 : 1, remark = data.asserted < 0 ? "" : `The remark asserts \u201c${data.answers[data.asserted]}\u201d, which is ${data.truth[data.asserted] ? "true" : "false"}. `;
+    const output = `The output prefers \u201c${data.answers[preferred]}\u201d by ${fixed(Math.abs(data.difference), 1)} logits`;
+    const end = data.asserted < 0 ? "." : preferred !== data.asserted ? ": it does not follow the remark." : data.truth[preferred] ? ": it follows the remark." : ": it is misled.";
+    return make(
+      "section", { class: "race", "aria-label": "Candidate answers" },
+      make("h3", {}, "Candidate answers"),
+      make("p", { class: "facts" }, remark, output, end),
+      make("div", { class: "controls" }, choose("race-axis", "Columns", [["layers", "layers"], ["tokens", "prompt tokens"]], "race")),
+      make("div", { class: "drawing of-candidates" }), make("div", { class: "marks of-candidates" }), make("details", { class: "of-candidates" }, make("summary", {}, "Candidate answers as a table")),
+    );
+  }
+
+  function drawRace(number, data) {
+    const box = document.querySelector(`[data-text="${number}"] .race`), place = box.querySelector(".drawing");
+    const chosen = state.track && state.track.candidate && state.track.number === number ? state.track.place : -1;
+    place.replaceChildren(candidateAxis[state.race === "tokens" ? "along" : "across"](data, {
+      draw, number, inner: place.clientWidth - 18, layers: about.layers, chosen, name: nameOf, signed: (value) => signed(value, 1),
+      choose: (track, step) => { state.track = { number, place: track, step, candidate: true }; return showText(); },
+    }));
+    const first = candidateAxis.upper(data), share = (candidate) => `${Math.round(100 * candidateAxis.shown(data, candidate))} %`;
+    const key = (candidate) => make("span", {}, make("i", { class: "key", style: `background: ${candidateAxis.colourOf(data, candidate)}` }), make("b", {}, data.answers[candidate]), ` (${role(data, candidate)})`);
+    const lower = 1 - first;
+    place.nextSibling.replaceChildren(key(first), key(lower), ...(state.race === "tokens"
+      ? [make("span", {}, "height = attribution of the token in favour of the candidate, all features, mean over layers")]
+      : [make("span", {}, `ribbons = strongest tracks of each candidate; height = attribution in logits; they carry ${share(first)} and ${share(lower)} of it`),
+         make("span", {}, `below: lead of \u201c${data.answers[first]}\u201d in logits; bars = all features of a layer, dots = logit lens, last dot = output`)]));
+    tabulateRace(box.querySelector("details"), data);
+  }
+
+  function tabulateRace(details, data) {
+    details.addEventListener("toggle", () => {
+      if (!details.open || details.querySelector("table")) return;
+      const head = ["layer", `all features for ${data.answers[0]}`, `for ${data.answers[1]}`, `logit lens: lead of ${data.answers[0]}`];
+      const rows = about.layers.map((name, layer) => [data.sums[0][layer], data.sums[1][layer], data.lens[layer]].reduce((line, value) => (line.append(make("td", {}, fixed(value, 2))), line), make("tr", {}, make("th", { scope: "row" }, String(name)))));
+      rows.push(make("tr", {}, make("th", { scope: "row" }, "output"), make("td", {}, ""), make("td", {}, ""), make("td", {}, fixed(data.difference, 2))));
+      details.append(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Candidate answers" }, make("table", {}, make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, ...rows))));
+    });
   }
 
   function oneTrack(number, text, token, track, place, spots, x, count) {
     const layers = [...spots.keys()], first = layers[0], last = layers[layers.length - 1];
-    const chosen = state.track && state.track.number === number && state.track.place === place;
+    const chosen = ownTrack(number) && state.track.place === place;
     const said = describe(text, track);
     const group = draw("g", {
       class: chosen ? "track chosen" : "track", style: `color: ${tint(text, track, place)}`, role: "button", "aria-pressed": String(Boolean(chosen)),
-      tabindex: place === (state.track && state.track.number === number ? state.track.place : 0) ? 0 : -1, "aria-label": `Track ${place + 1}: ${said}`,
+      tabindex: place === (ownTrack(number) ? state.track.place : 0) ? 0 : -1, "aria-label": `Track ${place + 1}: ${said}`,
       "data-track": place, "data-keep": `track ${number} ${place}`, onclick: () => chooseTrack(number, place),
       onkeydown: (event) => {
         const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
@@ -413,7 +466,8 @@
     const pane = byId("feature"), chosen = state.track;
     if (!chosen) return pane.replaceChildren(make("p", { class: "note" }, "Select a track in the drawing to see its features."));
     const text = await textOf(chosen.number), token = Math.min(state.token, text.pieces.length - 1);
-    const track = text.tracks[token][chosen.place], steps = stepsOf(track);
+    const rival = chosen.candidate ? text.candidates.tracks[chosen.place] : null;
+    const track = rival ? rival.slice(2) : text.tracks[token][chosen.place], steps = stepsOf(track);
     // Shows the strongest detection first; buttons show the others.
     const at = chosen.step ?? steps.reduce((best, each, place) => (each.level > steps[best].level ? place : best), 0);
     const { layer, feature, level } = steps[at];
@@ -423,14 +477,16 @@
     const chips = (pairs, unit) => make("ul", { class: "chips" }, ...pairs.map(([word, value]) => make("li", { dir: "auto" }, visible(word), make("small", {}, ` ${unit(value)}`))));
     const added = contribution(text, layer, feature, level);
     pane.replaceChildren(
-      make("p", { class: "kicker" }, `Track ${chosen.place + 1} of the token \u201c${text.pieces[token].trim()}\u201d`),
+      make("p", { class: "kicker" }, rival
+        ? `Track for \u201c${text.candidates.answers[rival[0]]}\u201d at the prompt token \u201c${text.candidates.tokens[rival[1] - 1][0].trim()}\u201d`
+        : `Track ${chosen.place + 1} of the token \u201c${text.pieces[token].trim()}\u201d`),
       make("h2", {}, nameOf(layer, feature)),
       make("div", { class: "steps", role: "group", "aria-label": "Features of this track" }, ...steps.map((each, number) => make("button",
-        { type: "button", "aria-pressed": String(number === at), "data-keep": `step ${number}`, onclick: () => chooseTrack(chosen.number, chosen.place, number) }, `layer ${about.layers[each.layer]}`))),
+        { type: "button", "aria-pressed": String(number === at), "data-keep": `step ${number}`, onclick: () => { state.track = { ...chosen, step: number }; return showText(); } }, `layer ${about.layers[each.layer]}`))),
       make("div", { class: "figures" }, ...[
-        ["layer", String(about.layers[layer])], ["feature", String(feature)], ["activation here", `${(level / about.levels).toFixed(2)} \u00d7 the layer's mean`],
+        ["layer", String(about.layers[layer])], ["feature", String(feature)], rival ? ["attribution here", `${level.toFixed(2)} logits`] : ["activation here", `${(level / about.levels).toFixed(2)} \u00d7 the layer's mean`],
         ["active on", `${percent(layerPart.density[place])} of held-out tokens`],
-        ...(about.probe ? [["adds to the log-odds", signed(added, 3)]] : []),
+        ...(about.probe && !rival ? [["adds to the log-odds", signed(added, 3)]] : []),
         ...(layerPart.cluster && layerPart.cluster[place] !== "" ? [["cluster", layerPart.cluster[place]]] : []),
       ].map(([name, value]) => make("div", {}, `${name} `, make("b", {}, value)))),
       make("h3", {}, "Fires on (fraction of its activation)"),

@@ -15,7 +15,7 @@ from ghosttrack.report.explorer.content import Content
 
 HERE = Path(__file__).parent
 # Files of the page's script, in this order.
-SCRIPTS = ("answer.js", "page.js")
+SCRIPTS = ("answer.js", "candidates.js", "page.js")
 
 
 def render(content: Content, version: str) -> str:
