@@ -64,7 +64,7 @@ def read(
     if "name" in table:
         _check_names(table["name"], where)
     table["score"] = f"{registry.TABLE}{entry}" + ("." + table["name"] if "name" in table else "")
-    table["dataset"] = table["dataset"] if "dataset" in table else ""
+    table["dataset"] = table.get("dataset", "")
     if lower:
         table["value"] = -table["value"]
     unique = ["score", "dataset", "id", *(["token"] if "token" in table else [])]
@@ -164,7 +164,7 @@ def join(
         if len(part):
             parts.append(_frame(part, str(score), value, where, complete=subset or not lacking))
     if unknown or missing:
-        raise UserError(_mismatch(where, len(table), len(texts), unknown, missing, subset))
+        raise UserError(_mismatch(where, len(table), unknown, missing, subset))
     if not parts:
         raise UserError(f"{where}: no id is one of the {len(texts)} texts of the run")
     joined = pd.concat(parts, ignore_index=True)
@@ -191,9 +191,7 @@ def _datasets(table: pd.DataFrame, ids: Mapping[str, set[str]], where: str) -> l
     return found
 
 
-def _mismatch(
-    where: str, scores: int, texts: int, unknown: list[str], missing: list[str], subset: bool
-) -> str:
+def _mismatch(where: str, scores: int, unknown: list[str], missing: list[str], subset: bool) -> str:
     problems = []
     if missing:
         problems.append(
