@@ -11,7 +11,7 @@ export PYTHONPATH := workflow_scripts
 # Some images set it; every job would then compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run dry-run status orphans score compare check-gpu test check docs site architectures env clean
+.PHONY: run dry-run status orphans score compare judge check-gpu test check docs site architectures env clean
 
 run: $(READY) ## the whole pipeline on the embedded default; arguments: make run ARGS="--config model=tiny-gpt2"
 	$(BIN)/python -m ghosttrack.cli.launch --resources gpu=$(GPUS) mem_mb=$(MEM) --profile profiles/local $(ARGS)
@@ -28,6 +28,9 @@ score: $(READY) ## the detector of a finished run on your own texts: make score 
 
 compare: $(READY) ## finished runs side by side: make compare ARGS="results/gpt2-small results/gpt2-medium"
 	@$(BIN)/python -m ghosttrack.cli.compare $(ARGS)
+
+judge: $(READY) ## scores that were made elsewhere, judged by the controls of a finished run: make judge ARGS="results/smollm2-135m my_scores.csv"
+	@$(BIN)/python -m ghosttrack.cli.judge $(ARGS)
 
 orphans: $(READY) ## jobs of a killed run that are still running, on this machine or on Slurm: make orphans ARGS="--wait" or ARGS="--cancel"
 	$(BIN)/python -m ghosttrack.planning.orphans $(ARGS)

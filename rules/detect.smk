@@ -77,6 +77,79 @@ rule train_detectors:
         "../workflow_scripts/detect/train_detectors.py"
 
 
+rule read_score_table:
+    """Join one table of scores that were made elsewhere (external.tables) with the texts."""
+    input:
+        table=score_table,
+        audited=per("results/{model}/detection/{dataset}/controls.parquet", "dataset"),
+        examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+    output:
+        scores="results/{model}/external/tables/{score_table}.parquet",
+    log:
+        "results/{model}/logs/read_score_table/{score_table}.log",
+    benchmark:
+        "results/{model}/benchmarks/read_score_table/{score_table}.tsv"
+    wildcard_constraints:
+        score_table=one_of(SCORE_TABLES),
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=memory_for(memory.score_table),
+        runtime=scaled(10),
+    params:
+        datasets=property_of("datasets"),
+        lower_is_hallucinated=table_setting("lower_is_hallucinated"),
+        tokens=table_setting("tokens"),
+        code=source_digest("read_score_table"),
+    message:
+        "Joining the scores {wildcards.score_table} with the texts of {wildcards.model}"
+    script:
+        "../workflow_scripts/detect/read_score_table.py"
+
+
+rule fit_detector_class:
+    """Fit one Python class (external.classes) on one data set in the audited folds."""
+    input:
+        source=class_file,
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+        outputs="results/{model}/examples/{dataset}/outputs.parquet",
+        audited="results/{model}/detection/{dataset}/controls.parquet",
+        stores=class_reads(
+            "results/{model}/examples/{dataset}/layer_{layer}.zarr", *ACTIVATION_PARTS
+        ),
+        manifests=class_reads(
+            "results/{model}/examples/{dataset}/layer_{layer}.json", *ACTIVATION_PARTS
+        ),
+        weights=class_reads("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "codes"),
+        cfgs=class_reads("results/{model}/saes/layer_{layer}/cfg.json", "codes"),
+        track_metrics=class_reads("results/{model}/signals/{dataset}.default.parquet", "tracks"),
+        tokens=class_reads("results/{model}/examples/{dataset}/tokens.parquet", "tokens"),
+    output:
+        scores="results/{model}/external/classes/{detector_class}/{dataset}.parquet",
+    log:
+        "results/{model}/logs/fit_detector_class/{detector_class}.{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/fit_detector_class/{detector_class}.{dataset}.tsv"
+    wildcard_constraints:
+        detector_class=one_of(DETECTOR_CLASSES),
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=memory_for(memory.detector_class),
+        runtime=scaled(120),
+    params:
+        reads=class_setting("reads"),
+        module=class_module,
+        class_name=class_name,
+        layers=property_of("layers"),
+        seed=settings_of("seed", "fit_detector_class"),
+        code=source_digest("fit_detector_class"),
+    message:
+        "Fitting the class {wildcards.detector_class} on {wildcards.dataset} ({wildcards.model})"
+    script:
+        "../workflow_scripts/detect/fit_detector_class.py"
+
+
 rule save_detector:
     """Fit the default detector on all text-controlled data sets together and save it for user texts."""
     input:

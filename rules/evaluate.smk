@@ -7,6 +7,7 @@ rule evaluate_detectors:
     """Compute AUROC with intervals for every score, and test each claim against its best control."""
     input:
         parts=per("results/{model}/detection/{dataset}/scores.parquet", "dataset"),
+        external=external_scores,
         generated=generated_files("examples.parquet"),
         selections=per("results/{model}/detection/{dataset}/selection.csv", "dataset"),
         importances=per("results/{model}/detection/{dataset}/importance.csv", "dataset"),

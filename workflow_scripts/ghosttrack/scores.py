@@ -137,6 +137,9 @@ OUTPUT_AND_WORDS = "output_and_words"
 # The default detector and probes with the SAEs of random decoders instead.
 NULL_DETECTOR, NULL_SAE_PROBE = f"{DETECTOR}.decoders", "sae_probe.decoders"
 NULL_RESIDUAL_PROBE = "residual_probe.decoders"
+# Prefixes of scores from outside this project: of a user's table, made outside the folds, and of a
+# user's Python class, fitted in the folds.
+TABLE, CLASS = "table.", "class."
 # Scores on the candidate answers to a prompt, which data sets with a second candidate have.
 CANDIDATE_LOGIT, CANDIDATE_GRADIENTS = "candidate_logit", "candidate_gradients"
 CANDIDATE_ATTRIBUTION, CANDIDATE_FEATURES = "candidate_attribution", "candidate_features"
@@ -159,9 +162,10 @@ TEXT_PAIR, EMBEDDING_PAIR = "text_pair", "embedding_pair"
 class Score(NamedTuple):
     """A detector, probe or control: one number per text, higher = more likely hallucinated.
 
-    name: value of the column `score`; family: detector, output, probe, control, tracking or
-    tracking_null; label: what a reader sees; meaning: one sentence; colour, marker: for the scores
-    that every figure shows, else ""; short: heading in wide tables where the label is too long.
+    name: value of the column `score`; family: detector, output, probe, control, tracking,
+    tracking_null or external; label: what a reader sees; meaning: one sentence; colour, marker: for
+    the scores that every figure shows, else ""; short: heading in wide tables where the label is
+    too long.
     """
 
     name: str
@@ -579,17 +583,37 @@ _WITH_NULLS = (
 
 def has_random_decoder(name: str) -> bool:
     """Whether a score reads SAEs with random decoders."""
-    return name.endswith(".decoders")
+    return name.endswith(".decoders") and not is_external(name)
+
+
+def is_external(name: str) -> bool:
+    """Whether a score comes from a user's table or class. It need not be a probability."""
+    return name.startswith((TABLE, CLASS))
+
+
+def _external(name: str) -> Score:
+    if name.startswith(TABLE):
+        own = name.removeprefix(TABLE)
+        meaning = f"Scores {own} of a table. They were made outside the folds."
+        return Score(name, "external", f"{own} (table)", meaning)
+    own = name.removeprefix(CLASS)
+    meaning = f"Python class {own}, fitted in the training part of each outer fold."
+    return Score(name, "external", f"{own} (class)", meaning)
 
 
 def get(name: str) -> Score:
-    """The score of a name. `BASE.VARIANT` is a score on the metrics of a null.
+    """The score of a name.
+
+    `BASE.VARIANT` is a score on the metrics of a null. `table.NAME` and `class.NAME` are scores
+    from outside this project.
 
     Raises:
         KeyError: no score has this name.
     """
     if name in SCORES:
         return SCORES[name]
+    if is_external(name):
+        return _external(name)
     base, _, variant = name.rpartition(".")
     if base not in _WITH_NULLS and not base.startswith("metrics_") and name not in _DECODERS:
         raise KeyError(name)

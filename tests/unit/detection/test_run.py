@@ -188,6 +188,7 @@ def run(inputs: Path, out: Path, names: tuple[str, ...] = ("big", "small")) -> N
         selections=parts["selection.csv"],
         importances=parts["importance.csv"],
         audits=parts["audit.csv"],
+        external=[],
         generated=[],
         scores=out / "scores.parquet",
         **{

@@ -54,7 +54,7 @@ def test_answers_that_repeat_their_remark_are_a_scope_of_their_own() -> None:
 
 
 def test_several_sets_of_repeated_answers_have_no_mean(tmp_path: Path) -> None:
-    files: dict[str, Any] = {"generated": [], "parts": []}
+    files: dict[str, Any] = {"generated": [], "parts": [], "external": []}
     for name, size in (("asked", 60), ("few", 30), ("more", 80)):
         table, relation = scores({f"{name}-easy": (size, size)})
         (tmp_path / name).mkdir()

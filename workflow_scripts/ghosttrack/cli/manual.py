@@ -41,6 +41,7 @@ WIDTH = 98
 COMMANDS = {
     "score": "cli/score.py",
     "compare": "cli/compare.py",
+    "judge": "cli/judge.py",
     "status": "cli/status.py",
     "orphans": "planning/orphans.py",
 }

@@ -1,6 +1,6 @@
 """The claims that are tested: what is claimed of which score, and the controls it must beat."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ghosttrack import scores as registry
@@ -167,3 +167,21 @@ def on_candidates() -> list[ClaimSpec]:
         ("linked candidate tracks add more to the detector", with_all, f"{with_all}.untracked"),
     ]
     return [ClaimSpec(sentence, ours, (control,)) for sentence, ours, control in pairs]
+
+
+def on_external(score_names: Iterable[str], misled: bool) -> list[ClaimSpec]:
+    """The claims on scores from outside this project: the controls are those of the headline claim.
+
+    `score_names`: the scores of the scope; `misled`: whether its texts follow remarks.
+    """
+    beaten = [
+        ("its best control", (*controls.SINGLE, *TRAINED_CONTROLS)),
+        ("its best single control", controls.SINGLE),
+        *([("all output and text of the same pass", SAME_PASS)] if misled else []),
+    ]
+    return [
+        ClaimSpec(f"{registry.get(name).label} beats {words}", name, names)
+        for name in score_names
+        if registry.is_external(name)
+        for words, names in beaten
+    ]

@@ -13,6 +13,7 @@ from ghosttrack.evaluation.claims import (
     ClaimSpec,
     claims,
     on_candidates,
+    on_external,
     on_random_decoders,
     on_remarks,
 )
@@ -63,6 +64,7 @@ def judge(
             *(on_remarks() if scope.misled else ()),
             *(on_random_decoders() if registry.NULL_DETECTOR in scope.auroc else ()),
             *(on_candidates() if registry.CANDIDATE_GRADIENTS in scope.auroc else ()),
+            *on_external(scope.auroc, scope.misled),
         ]
         compared = [_compare(claim, scope, settings.confidence) for claim in tested]
         unfair = [null_rows_differ and registry.has_random_decoder(row.control) for row in compared]

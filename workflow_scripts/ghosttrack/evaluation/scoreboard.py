@@ -108,7 +108,7 @@ def _row(
     reason: str,
     confidence: float,
 ) -> dict[str, Any]:
-    if score_name in controls.UNTRAINED:  # no probability, so it has no threshold metrics
+    if not _is_probability(score_name):  # so it has no threshold metrics
         decided = Decisions(*[float("nan")] * len(Decisions._fields))
     else:
         decided = statistics.decisions(labels, score)
@@ -123,6 +123,10 @@ def _row(
         **statistics.selective(labels, score)._asdict(),
         "reason": reason,
     }
+
+
+def _is_probability(score_name: str) -> bool:
+    return score_name not in controls.UNTRAINED and not registry.is_external(score_name)
 
 
 def _head(scope: ScopeResult, score_name: str, family: str) -> dict[str, Any]:
@@ -227,7 +231,7 @@ def calibration_table(scores: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {**head, "bin": number, **each._asdict()}
         for head, labels, score in _usable(scores)
-        if head["score"] not in controls.UNTRAINED
+        if _is_probability(head["score"])
         for number, each in enumerate(statistics.reliability(labels, score))
     ]
     return pd.DataFrame(rows, columns=list(registry.CALIBRATION))

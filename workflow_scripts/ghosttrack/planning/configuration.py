@@ -369,5 +369,6 @@ def _readable(error: ValidationError, top: type[BaseModel] = Settings) -> str:
 def _section_at(path: list[str], top: type[BaseModel]) -> type[BaseModel]:
     section = top
     for part in path:
-        section = section_type(section.model_fields[part].annotation) or section
+        if not part.isdigit():  # an item of a list of sections
+            section = section_type(section.model_fields[part].annotation) or section
     return section

@@ -441,6 +441,16 @@ def detectors(run: Run) -> int:
     )
 
 
+def detector_class(run: Run) -> int:
+    """What the training of detectors holds; a user's class may need more, on a second attempt."""
+    return detectors(run)
+
+
+def score_table(run: Run) -> int:
+    """The rows of a table of scores as Python objects, and the long table of all scores."""
+    return TABLES + 15 + _mb(_TEXT * run.together.texts + _scores(run))
+
+
 def seeds(run: Run) -> int:
     """What the training of detectors holds."""
     return detectors(run)

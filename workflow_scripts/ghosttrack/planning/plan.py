@@ -22,6 +22,7 @@ from ghosttrack.inputs import (
     rows,
     saelens,
 )
+from ghosttrack.planning import external_sources
 from ghosttrack.planning.configuration import reachable
 from ghosttrack.runtime import files, records
 from ghosttrack.runtime.progress import amount
@@ -368,6 +369,7 @@ def check_sources(
                     reason := file_kinds.not_a_file(Path(path)) or file_kinds.refusal(Path(path))
                 ):
                     raise UserError(f"score.{key}: {reason}")
+        external_sources.check(wanted.external)
         with reachable("sae.source"):
             pretrained_locally(wanted)
         if wanted.sae.from_library:

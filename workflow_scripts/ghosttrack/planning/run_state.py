@@ -39,6 +39,8 @@ PHASES = (
     "measure_answers",
     "audit_dataset",
     "train_detectors",
+    "read_score_table",
+    "fit_detector_class",
     "evaluate_detectors",
     "save_detector",
     "check_explanations",
@@ -250,6 +252,14 @@ def _outputs(
             )
         yield "audit_dataset", name, [f"detection/{name}/leak_audit.csv"]
         yield "train_detectors", name, [f"detection/{name}/scores.parquet"]
+        for chosen in settings.external.classes:
+            yield (
+                "fit_detector_class",
+                f"{chosen.name}.{name}",
+                [f"external/classes/{chosen.name}/{name}.parquet"],
+            )
+    for table in settings.external.tables:
+        yield "read_score_table", table.name, [f"external/tables/{table.name}.parquet"]
     yield "measure_answers", "", ["saes/answers.csv"]
     yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
     yield "save_detector", "", ["detection/detector.safetensors", "detection/detector.json"]

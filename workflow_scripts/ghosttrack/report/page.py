@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from ghosttrack import scores as registry
-from ghosttrack.report import link_summary, misled, pictures, sae_quality
+from ghosttrack.report import external, link_summary, misled, pictures, sae_quality, verdicts
 from ghosttrack.report.lanes import Axis, Point, position
 from ghosttrack.report.numbers import MINUS, NONE, percent, score, signed
 from ghosttrack.report.verdicts import Conclusions
@@ -70,11 +70,7 @@ PARTS = {
     ),
     "skipped": ("Not run", "Too few examples to train on."),
 }
-POOLS = {
-    registry.ALL_GIVEN: "mean, given texts",
-    registry.ALL_GENERATED: "mean, generated answers",
-    registry.ALL_MISLED: "mean, texts after remarks",
-}
+POOLS = verdicts.POOLS
 
 
 class ReportInputs(NamedTuple):
@@ -133,6 +129,8 @@ def render(inputs: ReportInputs) -> str:
         quality=sae_quality.section(inputs.quality, inputs.answers),
         pairs=inputs.pairs,
         explanations=_explanations(inputs.explanations),
+        judged=external.judged(inputs.metrics, inputs.ledger),
+        outside=external.OUTSIDE,
         all_scores=[_all_scores(inputs.metrics, dataset) for dataset in inputs.datasets],
         detector=registry.get(registry.DETECTOR).meaning,
         provenance=_provenance(inputs),

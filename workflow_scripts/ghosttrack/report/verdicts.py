@@ -17,6 +17,12 @@ SCOPES = {
     registry.ALL_GENERATED: "the model's own answers",
     registry.ALL_MISLED: "texts after remarks",
 }
+# Names of the means over data sets in tables.
+POOLS = {
+    registry.ALL_GIVEN: "mean, given texts",
+    registry.ALL_GENERATED: "mean, generated answers",
+    registry.ALL_MISLED: "mean, texts after remarks",
+}
 # Added to the explanation of the headline claim if there are texts after remarks.
 _AFTER_REMARKS = " After remarks, controls also know whether the text agrees with the remark."
 SAES = "sparse autoencoders add to the detector"

@@ -11,6 +11,7 @@ from ghosttrack.settings.corpus import CorpusSettings
 from ghosttrack.settings.dataset import ConflictSettings, DatasetSettings
 from ghosttrack.settings.detection import DetectionSettings
 from ghosttrack.settings.evaluation import EvaluationSettings
+from ghosttrack.settings.external import DetectorClass, ExternalSettings, ScoreTable
 from ghosttrack.settings.generation import GenerationSettings
 from ghosttrack.settings.inference import DEFAULT_INFERENCE, InferenceSettings
 from ghosttrack.settings.model import DimensionSettings, SourceSettings
@@ -31,8 +32,10 @@ __all__ = [
     "CorpusSettings",
     "DatasetSettings",
     "DetectionSettings",
+    "DetectorClass",
     "DimensionSettings",
     "EvaluationSettings",
+    "ExternalSettings",
     "GenerationSettings",
     "InferenceSettings",
     "OriginalTrackingSettings",
@@ -40,6 +43,7 @@ __all__ = [
     "ReportSettings",
     "SaeSettings",
     "ScoreSettings",
+    "ScoreTable",
     "Section",
     "Settings",
     "SourceSettings",

@@ -39,6 +39,9 @@ _GPU_MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 _LAYER_WIDTH = re.compile(r"(?:0?\d?d)?")
 # Prefix of `sae.source` for SAEs that the SAELens library loads by name.
 SAELENS = "saelens:"
+_SCORE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_CLASS = re.compile(r"[^\W\d]\w*")
+_MODULE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -100,6 +103,35 @@ def dataset(name: str) -> str:
             f"{name[: -len(ending) - 1]!r}"
         )
     return name
+
+
+def score(name: str) -> str:
+    """The name of scores from outside: part of a score's name and of file names."""
+    _check_length(name)
+    if not _SCORE.fullmatch(name):
+        raise InvalidNameError(
+            f"{name!r} cannot be the name of a score; use letters, digits and underscores, with a "
+            "letter first"
+        )
+    return name
+
+
+def class_source(source: str) -> str:
+    """FILE.py:CLASS or PACKAGE.MODULE:CLASS, with `~` of the file expanded."""
+    place, colon, name = source.rpartition(":")
+    if not colon or not _CLASS.fullmatch(name):
+        raise InvalidNameError(
+            f"{source!r} does not name a class; expected path/to/file.py:CLASS or "
+            "package.module:CLASS"
+        )
+    if place.endswith(".py"):
+        return f"{local_path(place)}:{name}"
+    if not _MODULE.fullmatch(place):
+        raise InvalidNameError(
+            f"{source!r}: {place!r} is neither a .py file nor the name of a module; expected "
+            "path/to/file.py:CLASS or package.module:CLASS"
+        )
+    return source
 
 
 def _check_length(name: str) -> None:

@@ -10,6 +10,7 @@ from ghosttrack.settings.activations import ActivationSettings
 from ghosttrack.settings.corpus import CorpusSettings
 from ghosttrack.settings.detection import DetectionSettings
 from ghosttrack.settings.evaluation import EvaluationSettings
+from ghosttrack.settings.external import ExternalSettings
 from ghosttrack.settings.generation import GenerationSettings
 from ghosttrack.settings.inference import InferenceSettings
 from ghosttrack.settings.model import DimensionSettings, SourceSettings
@@ -104,6 +105,11 @@ class Settings(Section):
     )
     evaluation: EvaluationSettings = Field(
         EvaluationSettings(), description="Confidence intervals and claims."
+    )
+    external: ExternalSettings = Field(
+        ExternalSettings(),
+        description="Detectors from outside this project, judged by the same folds, controls and "
+        "claims.",
     )
     report: ReportSettings = Field(ReportSettings(), description="Size of the pages.")
     score: ScoreSettings = Field(
@@ -232,6 +238,12 @@ class Settings(Section):
             raise ValueError(
                 "tracking.links: identity needs index-aligned features; set sae.dictionaries to "
                 "shared_init, warm_start or shared"
+            )
+        tracked = [entry.name for entry in self.external.classes if "tracks" in entry.reads]
+        if tracked and "default" not in self.tracking.variants:
+            raise ValueError(
+                f"external.classes: {tracked[0]} reads tracks, but tracking.variants has no "
+                "default; add it"
             )
         if self.sae.trained and self.sae.k >= self.sae.d_sae:
             raise ValueError(f"sae.k: {self.sae.k} must be below sae.d_sae ({self.sae.d_sae})")

@@ -1,0 +1,88 @@
+"""Files of detectors from outside this project: score tables and Python classes."""
+
+import ast
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import NamedTuple
+
+from ghosttrack.errors import UserError
+from ghosttrack.inputs import file_kinds, rows
+from ghosttrack.planning.configuration import reachable
+from ghosttrack.settings import DetectorClass, ExternalSettings
+
+
+class ClassSource(NamedTuple):
+    """Where a class is: its file, the module to import ("" for a file), and its name."""
+
+    file: Path
+    module: str
+    name: str
+
+
+def check(external: ExternalSettings) -> None:
+    """Check that all tables and classes exist, without running any code of the user.
+
+    Raises:
+        UserError: with the key and the remedy.
+    """
+    for table in external.tables:
+        key = f"external.tables: {table.name}: path"
+        with reachable(key):
+            if reason := rows.refusal(Path(table.path)):
+                raise UserError(f"{key}: {reason}")
+    for chosen in external.classes:
+        find(chosen)
+
+
+def find(chosen: DetectorClass) -> ClassSource:
+    """The file of a class.
+
+    Raises:
+        UserError: there is no such file or module, or a .py file does not define the class.
+    """
+    key = f"external.classes: {chosen.name}: source"
+    place, _, name = chosen.source.rpartition(":")
+    with reachable(key):
+        if not place.endswith(".py"):
+            return ClassSource(_module_file(place, key), place, name)
+        if reason := file_kinds.not_a_file(Path(place)):
+            raise UserError(f"{key}: {reason}; expected a Python file with the class {name}")
+        _require_class(Path(place), name, key)
+    return ClassSource(Path(place), "", name)
+
+
+def _require_class(path: Path, name: str, key: str) -> None:
+    """Check that a file is Python and defines or imports `name` at its top level."""
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except (SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}: {path} is not valid Python: {reason}") from None
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    others = [
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    if name not in classes + others:
+        found = f"its classes are {', '.join(classes)}" if classes else "it has no class"
+        raise UserError(f"{key}: {path} has no class {name}; {found}")
+
+
+def _module_file(module: str, key: str) -> Path:
+    """The file of a module, without importing its packages."""
+    searched: list[str] | None = None
+    for depth in range(1, len(module.split(".")) + 1):
+        part = ".".join(module.split(".")[:depth])
+        found = PathFinder.find_spec(part, searched)
+        if found is None or (not found.origin and not found.submodule_search_locations):
+            raise UserError(
+                f"{key}: the module {part} is not installed in this environment "
+                f"({sys.prefix}); install it, or name a file, as in path/to/file.py:CLASS"
+            )
+        searched = list(found.submodule_search_locations or [])
+    if not found.origin or not found.origin.endswith(".py"):
+        raise UserError(f"{key}: {module} is no Python file; name the module with the class")
+    return Path(found.origin)
