@@ -146,6 +146,7 @@ def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.Da
                 f"{name}: outputs.parquet and examples.parquet list different examples: delete "
                 "both and run again"
             )
+        compared = None if tables.candidates is None else tables.candidates.controls
         examples = tables.examples.assign(
             dataset=name,
             example=np.arange(len(tables.examples)),
@@ -153,10 +154,7 @@ def _table(datasets: Mapping[str, DatasetTables], scores: pd.DataFrame) -> pd.Da
             row_start=tables.outputs["row_start"].to_numpy(),
             row_count=tables.outputs["row_count"].to_numpy(),
             margin=explorer_candidates.margin(tables.examples, tables.candidates),
-            sway=pd.array(
-                misled.sway(tables.examples, tables.candidates and tables.candidates.controls),
-                dtype="Int64",
-            ),
+            sway=pd.array(misled.sway(tables.examples, compared), dtype="Int64"),
         )
         parts.append(examples)
     table = pd.concat(parts, ignore_index=True).merge(
