@@ -6,7 +6,6 @@ that it would generate. docs/howto/judge.md has the commands.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,8 @@ def main() -> None:
     chosen = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(chosen.run / "model")
     model = AutoModelForCausalLM.from_pretrained(chosen.run / "model", dtype=torch.float32).eval()
-    source = json.loads((chosen.run / "model" / "source.json").read_text(encoding="utf-8"))
-    prefix = [source["prefix_token"]] if source.get("prefix_token") is not None else []
+    separators = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    prefix = [token for token in separators if token is not None][:1]
     made, parts = [kind() for kind in CHOSEN], []
     for dataset in chosen.datasets:
         texts = pd.read_parquet(chosen.run / "datasets" / dataset / "examples.parquet")

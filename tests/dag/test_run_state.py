@@ -21,6 +21,12 @@ CONFIGS = [
     {"tracking": "{compare_candidates: conflict}", "datasets": "[capitals, conflict_cities]"},
     {"tracking": "{variants: [default, permuted]}", "datasets": "[capitals, questions]"},
     {"datasets": "[capitals, conflict_cities, conflict_questions]"},
+    {
+        "datasets": "[capitals, questions]",
+        "external": "{tables: [{name: mine, path: workflow_scripts/ghosttrack/data/facts/"
+        "us_cities.csv}], classes: [{name: mean, "
+        "source: 'config/detectors/mean_difference.py:MeanDifference', reads: [codes, tracks]}]}",
+    },
 ]
 
 

@@ -13,6 +13,7 @@ from ghosttrack import statistics
 from ghosttrack.detection import class_runs
 from ghosttrack.detection.protocol import Examples
 from ghosttrack.errors import UserError
+from tests.conftest import ROOT
 
 WHERE = "detector class mine (Mine of mine.py), data set cities"
 BLOCKS = 60
@@ -226,3 +227,26 @@ def test_a_class_is_loaded_from_a_file_with_its_neighbours(tmp_path: Path) -> No
     path.write_text("import no_such_module_here\n")
     with pytest.raises(UserError, match=r"the import raised ModuleNotFoundError.*mine.py, line 1"):
         class_runs.load(path, "", "Mine", WHERE)
+
+
+TEMPLATE = ROOT / "config" / "detectors" / "mean_difference.py"
+
+
+def test_the_template_is_the_example_of_the_page_and_finds_a_planted_direction() -> None:
+    page = (ROOT / "docs" / "howto" / "judge.md").read_text()
+    assert TEMPLATE.read_text() in page
+    texts, rng = examples(), np.random.default_rng(0)
+    for signal, low, high in ((2.0, 0.9, 1.0), (0.0, 0.3, 0.7)):
+        x = rng.standard_normal((len(texts), 8)).astype(np.float32)
+        x[:, 3] += signal * texts["label"].to_numpy(np.float32)
+        table = class_runs.score_dataset(
+            "mine",
+            "cities",
+            class_runs.load(TEMPLATE, "", "MeanDifference", WHERE),
+            WHERE,
+            texts,
+            {"activations": lambda rows, x=x: {4: x[rows]}},
+            audited(texts),
+            seed=0,
+        )
+        assert low < auroc(table) <= high

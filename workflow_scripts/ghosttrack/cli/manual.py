@@ -49,6 +49,10 @@ COMMANDS = {
 PUBLIC = {
     "api.py": ("from ghosttrack import Detector", ["Detector"]),
     "detection/scored_texts.py": ("from ghosttrack import ScoredText, Text", []),
+    "detection/protocol.py": (
+        "from ghosttrack.detection.protocol import Examples, OutsideDetector",
+        ["OutsideDetector", "Examples"],
+    ),
     "sae/model.py": ("from ghosttrack import sae", ["load", "Sae"]),
     "activations/reader.py": (
         "from ghosttrack.activations.reader import ActivationStore",

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ghosttrack import scores as registry
 from ghosttrack.detection import detectors, splits
-from ghosttrack.detection.protocol import Detector, Examples, Ints, Part
+from ghosttrack.detection.protocol import Examples, Ints, OutsideDetector, Part
 from ghosttrack.detection.representations import Spans, layer_blocks, span_mean, spans
 from ghosttrack.errors import UserError
 from ghosttrack.runtime.progress import Progress
@@ -57,7 +57,7 @@ class ClassFiles(NamedTuple):
     tokens: Sequence[Path]
 
 
-def load(file: Path, module: str, class_name: str, where: str) -> Callable[[], Detector]:
+def load(file: Path, module: str, class_name: str, where: str) -> Callable[[], OutsideDetector]:
     """Import a user's class.
 
     Args:
@@ -87,7 +87,7 @@ def load(file: Path, module: str, class_name: str, where: str) -> Callable[[], D
         raise UserError(
             f"{where}: {problem}; expected a class with fit(examples, labels) and score(examples)"
         )
-    found: Callable[[], Detector] = made
+    found: Callable[[], OutsideDetector] = made
     return found
 
 
@@ -188,7 +188,7 @@ def _of_layers(
 def score_dataset(
     name: str,
     dataset: str,
-    make: Callable[[], Detector],
+    make: Callable[[], OutsideDetector],
     where: str,
     examples: pd.DataFrame,
     parts: Mapping[str, Part],
@@ -259,7 +259,7 @@ def visible(examples: pd.DataFrame, dataset: str, seed: int) -> pd.DataFrame:
 
 
 def _score_fold(
-    make: Callable[[], Detector], where: str, train: Examples, labels: Ints, test: Examples
+    make: Callable[[], OutsideDetector], where: str, train: Examples, labels: Ints, test: Examples
 ) -> Floats:
     detector = _called(where, "the constructor", make)
     _called(where, "fit", lambda: detector.fit(train, labels.copy()))

@@ -92,7 +92,7 @@ class Examples:
         return self._parts[name](self._rows)
 
 
-class Detector(Protocol):
+class OutsideDetector(Protocol):
     """A detector class of a user. A new object is made for each outer fold, without arguments."""
 
     def fit(self, examples: Examples, labels: Ints) -> object:

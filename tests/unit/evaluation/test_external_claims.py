@@ -1,0 +1,135 @@
+"""Planted scores from outside: what the ledger says of signal, author, noise and leaks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ghosttrack import scores as registry
+from ghosttrack.detection import controls, splits
+from ghosttrack.evaluation import judgement, ledger, scoreboard
+from ghosttrack.settings import EvaluationSettings
+
+SETTINGS = EvaluationSettings(bootstrap=200)
+GROUPS = 60
+LABELS = np.tile([0, 1], GROUPS)
+ROWS = pd.DataFrame(
+    {
+        "dataset": "facts",
+        "mode": "given",
+        "id": [f"t{row}" for row in range(2 * GROUPS)],
+        "group": np.repeat([f"g{number}" for number in range(GROUPS)], 2),
+        "label": LABELS,
+        "fold": np.repeat(np.arange(GROUPS) % 3, 2),
+    }
+)
+BEST, SINGLE = "mine (table) beats its best control", "mine (table) beats its best single control"
+
+
+def frame(score: str, value: np.ndarray) -> pd.DataFrame:
+    return ROWS.assign(score=score, family=registry.get(score).family, value=value, reason="")
+
+
+def long_table(**scores: np.ndarray) -> pd.DataFrame:
+    """The scores of one data set; `mine` is a score of a table."""
+    return pd.concat(
+        [frame("table.mine" if name == "mine" else name, value) for name, value in scores.items()]
+    )
+
+
+def run_of(rng: np.random.Generator, signal: float = 0.0) -> dict[str, np.ndarray]:
+    """A detector and controls: all know the label equally well, plus noise of their own."""
+    return {
+        name: signal * LABELS + rng.standard_normal(len(LABELS))
+        for name in ("ghosttrack", "text_only", "answer_logprob_mean", "output_regression")
+    }
+
+
+def verdicts(table: pd.DataFrame) -> dict[str, str]:
+    judged = judgement.judge(table, {}, [], [], SETTINGS, 0)
+    own = judged.ledger[judged.ledger["dataset"] == "facts"]
+    return dict(zip(own["claim"], own["verdict"], strict=True))
+
+
+def test_label_plus_noise_is_established() -> None:
+    rng = np.random.default_rng(0)
+    found = verdicts(long_table(**run_of(rng), mine=3 * LABELS + rng.standard_normal(len(LABELS))))
+    assert found[BEST] == found[SINGLE] == registry.ESTABLISHED
+
+
+def test_noise_is_not_established_in_95_of_100_seeds() -> None:
+    """The hardest noise: all controls are noise, too, so the best one is near chance."""
+    won = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        table = long_table(**run_of(rng), mine=rng.standard_normal(len(LABELS)))
+        scope = scoreboard.of_dataset(table, False, SETTINGS, seed)
+        judged = ledger.judge([scope], [], SETTINGS)
+        won += (judged.loc[judged["claim"] == BEST, "verdict"] == registry.ESTABLISHED).any()
+    assert won <= 5
+
+
+def test_what_a_control_knows_as_well_is_not_established() -> None:
+    rng = np.random.default_rng(1)
+    table = run_of(rng, signal=2.0) | {"text_only": rng.standard_normal(len(LABELS))}
+    found = verdicts(long_table(**table, mine=table["output_regression"] + 0.01 * LABELS))
+    assert found[BEST] == registry.NOT_ESTABLISHED
+
+
+@pytest.mark.parametrize("leak", [0.75, 0.9])
+def test_who_wrote_the_text_is_an_artefact_where_the_words_show_it(leak: float) -> None:
+    """Two authors: one errs more often, and each has words of its own."""
+    rng = np.random.default_rng(2)
+    author = np.where(rng.random(len(LABELS)) < leak, LABELS, 1 - LABELS)
+    words = (("indeed", "thus", "hence"), ("well", "so", "okay"))
+    texts = [
+        f"{rng.choice(words[who])} {rng.integers(10**6)} {rng.choice(words[who])}" for who in author
+    ]
+    fold = ROWS["fold"].to_numpy(np.int64)
+    groups = ROWS["group"].to_numpy(dtype=object)
+    text_only = np.full(len(LABELS), np.nan)
+    for outer in splits.outer_folds(LABELS, groups, fold, 3, 0):
+        text_only[outer.test] = controls.fit_text(texts, LABELS, outer).test_log_odds
+    table = run_of(rng) | {"text_only": text_only}
+    found = verdicts(long_table(**table, mine=author.astype(np.float64)))
+    assert found[BEST] == registry.ARTEFACT
+
+
+def test_a_score_from_outside_joins_the_holm_family_and_changes_no_other_number() -> None:
+    rng = np.random.default_rng(3)
+    table = run_of(rng, signal=1.0)
+    before = judgement.judge(long_table(**table), {}, [], [], SETTINGS, 0)
+    after = judgement.judge(
+        long_table(**table, mine=rng.standard_normal(len(LABELS))), {}, [], [], SETTINGS, 0
+    )
+    own = after.ledger["ours"] == "table.mine"
+    kept = after.ledger[~own].reset_index(drop=True)
+    fixed = [name for name in kept if name not in ("p_holm", "verdict", "reason")]
+    pd.testing.assert_frame_equal(kept[fixed], before.ledger[fixed])
+    tested = kept["p_holm"].notna()
+    assert (kept.loc[tested, "p_holm"] >= before.ledger.loc[tested, "p_holm"]).all()
+    assert own.sum() == 4  # two claims on the data set, and two on the mean over data sets
+    rows = after.metrics[after.metrics["score"] == "table.mine"]
+    assert list(rows["family"]) == ["external"] * 2
+    assert rows["auroc_low"].notna().all()
+    assert rows["f1"].isna().all()  # a score from outside need not be a probability
+
+
+def test_a_mean_over_data_sets_needs_a_score_on_each() -> None:
+    rng = np.random.default_rng(4)
+    first = long_table(**run_of(rng), mine=rng.standard_normal(len(LABELS)))
+    second = long_table(**run_of(rng)).assign(dataset="others")
+    judged = judgement.judge(pd.concat([first, second]), {}, [], [], SETTINGS, 0)
+    assert list(judged.ledger.loc[judged.ledger["ours"] == "table.mine", "dataset"]) == [
+        "facts",
+        "facts",
+    ]
+
+
+def test_names_of_scores_from_outside_need_no_entry_in_the_registry() -> None:
+    assert registry.get("table.a.b").label == "a.b (table)"
+    assert "outside the folds" in registry.get("table.a").meaning
+    assert registry.get("class.a.decoders").label == "a.decoders (class)"
+    assert not registry.has_random_decoder("class.a.decoders")
+    assert registry.label("best of each set: table.a 2, pmi 1") == (
+        "best of each set: a (table) 2, PMI 1"
+    )
