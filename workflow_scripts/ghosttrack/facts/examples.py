@@ -40,6 +40,7 @@ class Example(NamedTuple):
 
 # Columns that examples.parquet has only if an example has a value in them.
 OPTIONAL = ("context", "long_contexts", "generator", "spans")
+COLUMNS = tuple(name for name in Example._fields if name not in OPTIONAL)
 
 
 class Question(NamedTuple):
