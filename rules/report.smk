@@ -70,6 +70,8 @@ rule write_report:
         figures=rules.draw_figures.output.figures,
         explanations="results/{model}/evaluation/explanations.csv",
         source="results/{model}/model/source.json",
+        token_metrics=if_spans("results/{model}/evaluation/token_metrics.csv"),
+        token_claims=if_spans("results/{model}/evaluation/token_claims.csv"),
     output:
         report=report_page("results/{model}/report.html", "report"),
     log:

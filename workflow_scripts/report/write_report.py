@@ -29,12 +29,15 @@ def main(
     datasets: list[str],
     controls: list[str] | None = None,
     neighbours: list[Path] | None = None,
+    token_metrics: list[Path] | None = None,
+    token_claims: list[Path] | None = None,
     code: str = "not recorded",
 ) -> None:
     """Read the tables and figures of a run and write its page.
 
     `quality` is in the order of `layers`, `neighbours` in that of all but the last layer. A file of
-    `labels` is in the folder of its data set. `controls` are the positive controls, `code` is the
+    `labels` is in the folder of its data set. `token_metrics` and `token_claims` are empty without
+    data sets with spans. `controls` are the positive controls, `code` is the
     digest of the code.
     """
     neighbour_files = dict(zip(layers, neighbours or [], strict=False))
@@ -58,6 +61,10 @@ def main(
         explanations=registry.read(explanations, registry.EXPLANATIONS),
         version=ghosttrack.__version__,
         code=code,
+        tokens=[
+            (tables.read_csv(metrics_of), tables.read_csv(claims_of))
+            for metrics_of, claims_of in zip(token_metrics or [], token_claims or [], strict=True)
+        ],
     )
     with files.atomic_write(report) as stream:
         stream.write(render(inputs))

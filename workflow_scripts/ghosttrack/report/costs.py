@@ -22,6 +22,7 @@ STEPS = {
         "extract_heldout",
         "extract_examples",
         "extract_closed_book",
+        "extract_without_context",
     ),
     "autoencoders": (
         "fetch_sae",
@@ -44,7 +45,9 @@ STEPS = {
     "detect": (
         "audit_dataset",
         "train_detectors",
+        "train_token_detectors",
         "evaluate_detectors",
+        "evaluate_token_detectors",
         "save_detector",
         "check_explanations",
     ),
