@@ -150,6 +150,40 @@ rule fit_detector_class:
         "../workflow_scripts/detect/fit_detector_class.py"
 
 
+rule train_token_detectors:
+    """Train detectors of hallucinated tokens of one data set, with their controls."""
+    input:
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+        tokens="results/{model}/examples/{dataset}/tokens.parquet",
+        audited="results/{model}/detection/{dataset}/controls.parquet",
+        without_context=without_context,
+        stores=per("results/{model}/examples/{dataset}/layer_{layer}.zarr", "layer"),
+        manifests=per("results/{model}/examples/{dataset}/layer_{layer}.json", "layer"),
+        weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
+        cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
+    output:
+        scores="results/{model}/detection/{dataset}/span_scores.parquet",
+        choices="results/{model}/detection/{dataset}/span_choices.csv",
+    log:
+        "results/{model}/logs/train_token_detectors/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/train_token_detectors/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(WITH_SPANS),
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=memory_for(memory.token_detectors),
+        runtime=scaled(120),
+    params:
+        layers=property_of("layers"),
+        code=source_digest("train_token_detectors"),
+    message:
+        "Training the token detectors of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../workflow_scripts/detect/train_token_detectors.py"
+
+
 rule save_detector:
     """Fit the default detector on all text-controlled data sets together and save it for user texts."""
     input:

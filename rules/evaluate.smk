@@ -45,6 +45,33 @@ rule evaluate_detectors:
         "../workflow_scripts/evaluate/evaluate_detectors.py"
 
 
+rule evaluate_token_detectors:
+    """Measure the scores of tokens, and test the claims about them."""
+    input:
+        scores=per_spans("results/{model}/detection/{dataset}/span_scores.parquet"),
+        choices=per_spans("results/{model}/detection/{dataset}/span_choices.csv"),
+    output:
+        metrics="results/{model}/evaluation/token_metrics.csv",
+        claims="results/{model}/evaluation/token_claims.csv",
+    log:
+        "results/{model}/logs/evaluate_token_detectors.log",
+    benchmark:
+        "results/{model}/benchmarks/evaluate_token_detectors.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=memory_for(memory.token_evaluation),
+        runtime=scaled(30),
+    params:
+        evaluation=settings_of("evaluation", "evaluate_token_detectors"),
+        seed=settings_of("seed", "evaluate_token_detectors"),
+        code=source_digest("evaluate_token_detectors"),
+    message:
+        "Evaluating the token detectors of {wildcards.model}"
+    script:
+        "../workflow_scripts/evaluate/evaluate_token_detectors.py"
+
+
 rule check_explanations:
     """Ablate the features that explain a score, and as many random ones, in the running model."""
     input:

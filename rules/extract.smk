@@ -208,6 +208,37 @@ rule extract_closed_book:
         "../workflow_scripts/extract/extract_closed_book.py"
 
 
+rule extract_without_context:
+    """Read the texts of a data set without their contexts, for controls of the token detectors."""
+    input:
+        weights="results/{model}/model/model.safetensors",
+        beside_weights=beside_weights("{model}"),
+        check="results/{model}/model_check.json",
+        examples="results/{model}/datasets/{dataset}/examples.parquet",
+    output:
+        without_context="results/{model}/examples/{dataset}/without_context.parquet",
+    log:
+        "results/{model}/logs/extract_without_context/{dataset}.log",
+    benchmark:
+        "results/{model}/benchmarks/extract_without_context/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(IN_CONTEXT),
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        **model_accelerator(),
+        mem_mb=memory_for(memory.examples),
+        runtime=scaled(60),
+        batch=shrinking(32),
+    params:
+        inference=settings_of("inference", "extract_without_context"),
+        code=source_digest("extract_without_context"),
+    message:
+        "Reading {wildcards.dataset} without contexts (GPUs: {resources.gpu})"
+    script:
+        "../workflow_scripts/extract/extract_without_context.py"
+
+
 rule generate_answers:
     """Generate answers to the questions, and label them by the gold answers."""
     input:

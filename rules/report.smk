@@ -72,6 +72,8 @@ rule write_report:
         source="results/{model}/model/source.json",
         remarked=remarked_examples,
         candidates=remarked_controls,
+        token_metrics=if_spans("results/{model}/evaluation/token_metrics.csv"),
+        token_claims=if_spans("results/{model}/evaluation/token_claims.csv"),
     output:
         report=report_page("results/{model}/report.html", "report"),
     log:

@@ -1,6 +1,9 @@
 # rules/common/extract.smk -- helpers of rules/extract.smk: conflict sets, waves under a disk budget.
 # Data sets whose texts follow a remark.
 CONFLICT = [name for name, settings in DATASETS.items() if settings.conflict]
+# Data sets whose texts follow a context, and those with hallucinated spans.
+IN_CONTEXT = [name for name, settings in DATASETS.items() if settings.context_column]
+WITH_SPANS = [name for name, settings in DATASETS.items() if settings.spans_column]
 
 
 def model_accelerator(model=None):

@@ -61,7 +61,8 @@ def main(
     keep_freed_memory()
     frame = tables.read_parquet(examples)
     tokenizer = models.load_tokenizer(weights.parent)
-    packed = limits.read(check).packed
+    exact = limits.read(check)
+    packed = exact.packed
     limit = models.max_context(weights.parent / "config.json")
     layers = [layer_of(store) for store in stores]
     model, identity = run_model.load(weights.parent, check, inference, gpu)
@@ -82,13 +83,20 @@ def main(
         site=site,
         batch=batch,
         packed=packed,
+        cached=exact.cached if "context" in frame else 0,
         scales=limits.scales(check, [None, *layers]),
         pmi_baseline=baseline,
         candidates=compared,
     )
     token_table.insert(3, "text", [tokenizer.decode([token]) for token in token_table["token"]])
+    if "spans" in frame:
+        token_table = token_table.assign(
+            **example_tokens.span_columns(frame, encoded[: len(frame)])
+        )
     means = baseline.means(frame)
     output_table = example_extraction.compared_outputs(output_table, frame, means, compared)
+    if "context" in frame:
+        output_table["dropped_tokens"] = [one.dropped for one in encoded[: len(frame)]]
     if whether_true:
         output_table["p_true"] = p_true.measure(
             model, tokenizer, frame, limit=limit, batch=batch, packed=packed

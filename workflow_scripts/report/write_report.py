@@ -32,14 +32,17 @@ def main(
     neighbours: list[Path] | None = None,
     remarked: Sequence[Path] = (),
     candidates: Sequence[Path] = (),
+    token_metrics: list[Path] | None = None,
+    token_claims: list[Path] | None = None,
     code: str = "not recorded",
 ) -> None:
     """Read the tables and figures of a run and write its page.
 
     `quality` is in the order of `layers`, `neighbours` in that of all but the last layer. A file of
     `labels` is in the folder of its data set. `remarked` and `candidates` are the examples and the
-    controls of the data sets with remarks whose candidate answers are compared. `controls` are the positive controls, `code` is the
-    digest of the code.
+    controls of the data sets with remarks whose candidate answers are compared. `token_metrics` and
+    `token_claims` are empty without data sets with spans. `controls` are the positive controls,
+    `code` is the digest of the code.
     """
     neighbour_files = dict(zip(layers, neighbours or [], strict=False))
     inputs = ReportInputs(
@@ -69,6 +72,10 @@ def main(
         ),
         version=ghosttrack.__version__,
         code=code,
+        tokens=[
+            (tables.read_csv(metrics_of), tables.read_csv(claims_of))
+            for metrics_of, claims_of in zip(token_metrics or [], token_claims or [], strict=True)
+        ],
     )
     with files.atomic_write(report) as stream:
         stream.write(render(inputs))

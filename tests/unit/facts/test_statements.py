@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline, make_union
 
 from ghosttrack.errors import UserError
-from ghosttrack.facts.examples import Example, Question, same_text
+from ghosttrack.facts.examples import COLUMNS, Question, same_text
 from ghosttrack.facts.statements import (
     CONTROL_SETS,
     QUESTION_TABLES,
@@ -54,7 +54,7 @@ def test_rows_have_the_columns_and_spans_of_the_contract(
     table: str, frames: dict[str, pd.DataFrame]
 ) -> None:
     frame = frames[table]
-    assert tuple(frame.columns) == Example._fields
+    assert tuple(frame.columns) == COLUMNS
     assert frame["id"].is_unique
     assert frame["text"].is_unique
     assert set(frame["mode"]) == {"given"}

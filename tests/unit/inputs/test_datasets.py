@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from ghosttrack.detection import splits
 from ghosttrack.errors import UserError
-from ghosttrack.facts.examples import Example, Question
+from ghosttrack.facts.examples import COLUMNS, Question
 from ghosttrack.inputs import datasets, hub
 from ghosttrack.settings import DatasetSettings
 
@@ -57,7 +57,7 @@ def questions(count: int) -> list[dict[str, Any]]:
 
 def check_form(frame: pd.DataFrame) -> None:
     """Properties that every later step relies on."""
-    assert list(frame.columns) == list(Example._fields)
+    assert list(frame.columns) == list(COLUMNS)
     assert frame["id"].is_unique
     assert set(frame["label"]) == {0, 1}
     for row in frame.itertuples():
@@ -781,7 +781,7 @@ def test_fact_tables_are_loaded_like_other_data_sets() -> None:
         settings(source="facts", table="capitals", max_examples=40), seed=0
     )
     assert 8 <= len(frame) <= 40
-    assert list(frame.columns) == list(Example._fields)
+    assert list(frame.columns) == list(COLUMNS)
     asked = datasets.load_questions(settings(source="facts", mode="generated"), seed=0, count=10)
     assert len(asked) == 10
 

@@ -84,6 +84,7 @@ def extract_examples(
     site: Site,
     batch: int,
     packed: int,
+    cached: int = 0,
     scales: Sequence[int] | None = None,
     pmi_baseline: PmiBaseline | None = None,
     candidates: Candidates | None = None,
@@ -100,6 +101,7 @@ def extract_examples(
         site: which output of each block.
         batch: examples per forward pass, approximately; changes only memory and rounding noise.
         packed: longest packed sequence in tokens, from `Limits`.
+        cached: longest text after the KV cache of its prefix in tokens, as in `PackedReader`.
         scales: of the stores of the embedding and of the layers, from `limits.scales`; None: 1.
         pmi_baseline: receives the answers after other prompts, which are read in the same passes.
         candidates: receives the states at the end of the examples' prompts.
@@ -123,7 +125,7 @@ def extract_examples(
     scales = scales or [1] * len(headers)
     progress = Progress("extracting", len(texts), "texts")
     with ExitStack() as stack, torch.inference_mode():
-        reader = PackedReader(model, packed)
+        reader = PackedReader(model, packed, cached)
         writers = [
             stack.enter_context(
                 StoreWriter(

@@ -1,5 +1,11 @@
-"""Examples as token sequences: where their answers are, and which activations are stored."""
+"""Examples as token sequences: where their answers are, and which activations are stored.
 
+A text may have a context of its own, which the model reads before it. A context that does not fit
+is refused, or shortened if the example says so (column long_contexts): tokens are dropped from its
+start, WINDOW_STEP at a time, so that most texts of a context keep the same part of it.
+"""
+
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,11 +15,16 @@ import pandas as pd
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts.contexts import context_of
+from ghosttrack.facts.spans import Span, token_probabilities
 from ghosttrack.inputs import chat, models
 
 # Shortest prefix, in tokens, that is computed once for all texts of a relation; less saves no time.
 SHARED_TOKENS = 16
+# Number of tokens that are dropped together from the start of a long context.
+WINDOW_STEP = 256
 Positions = Literal["answer", "last", "all"]
+
+log = logging.getLogger("ghosttrack")
 
 
 class Encoded(NamedTuple):
@@ -25,8 +36,11 @@ class Encoded(NamedTuple):
         them, or those of the whole text.
     prefix: (tokens,) the rest of the prefix that all texts of the relation share, from the
         separator on; empty if the shared prefix is short.
-    lead: number of tokens in `prefix` and `ids` that precede the text: the separator and the
-        few-shot demonstrations.
+    lead: number of tokens in `prefix` and `ids` that precede the text: the separator, and the
+        few-shot demonstrations or the context.
+    dropped: number of tokens dropped from the start of the context.
+    ranges: (rows, 2) first character in the text of each token in `read`, and the one after its
+        last.
     """
 
     ids: npt.NDArray[np.int64]
@@ -34,6 +48,8 @@ class Encoded(NamedTuple):
     read: npt.NDArray[np.int64]
     prefix: npt.NDArray[np.int64]
     lead: int
+    dropped: int = 0
+    ranges: npt.NDArray[np.int64] = np.empty((0, 2), dtype=np.int64)
 
     @property
     def scored(self) -> npt.NDArray[np.int64]:
@@ -64,11 +80,11 @@ def encode(
     Args:
         examples: columns id, text, relation, mode, answer_start, answer_end. Answers in a chat
             template also have prompt and prompt_ids: the model reads these ids, then the text after
-            the prompt.
+            the prompt. With the column context, the model reads it before the text.
         tokenizer: fast tokenizer with character offsets.
         limit: longest input of the model in tokens, separator and demonstrations included.
         dataset: named in errors.
-        contexts: replaces the demonstrations, (examples,); "" for none.
+        contexts: replaces demonstrations and contexts, (examples,); "" for none.
         positions: the tokens of a text whose activations are stored.
         share: whether to move the prefix that all texts of a relation share to `Encoded.prefix`.
     Raises:
@@ -80,22 +96,34 @@ def encode(
         if chat.is_asked(examples)
         else _in_plain(examples, tokenizer, contexts)
     )
+    own = own_contexts(examples) if contexts is None else [""] * len(examples)
+    windowed = [
+        bool(context) and rule == "window"
+        for context, rule in zip(
+            own, examples.get("long_contexts", pd.Series("", index=examples.index)), strict=True
+        )
+    ]
     result = []
-    for name, text, start, end, (head, tokens, offsets) in zip(
+    for name, text, start, end, (head, tokens, offsets), context, may_drop in zip(
         examples["id"],
         examples["text"],
         examples["answer_start"],
         examples["answer_end"],
         coded,
+        own,
+        windowed,
         strict=True,
     ):
+        excess = len(head) + len(tokens) - limit
+        dropped = 0
+        if may_drop and 0 < excess < len(head):
+            dropped = min(-(-excess // WINDOW_STEP) * WINDOW_STEP, len(head) - 1)
+            head = [head[0], *head[1 + dropped :]]
         ids = np.array([*head, *tokens], dtype=np.int64)
         if len(ids) > limit:
-            prompt = f" after a prompt of {len(head) - 1}" if len(head) > 1 else ""
             raise UserError(
-                f"data set {dataset}, id {name}: the text has {len(tokens) + 1} tokens{prompt}, the "
-                f"model takes {limit}; shorten or remove this text, or choose a model with a "
-                "longer context"
+                f"data set {dataset}, id {name}: "
+                f"{_too_long(len(head), len(tokens), limit, bool(context), may_drop)}"
             )
         places = answer_tokens(text, int(start), int(end), offsets)
         if not places.size:
@@ -106,8 +134,81 @@ def encode(
         lead = len(ids) - len(tokens)
         answer = places + lead
         read = {"answer": answer, "last": answer[-1:], "all": np.arange(lead, len(ids))}[positions]
-        result.append(Encoded(ids, answer, read, np.empty(0, dtype=np.int64), lead))
-    return _share(result, examples["relation"].tolist()) if share else result
+        ranges = np.array(offsets, dtype=np.int64).reshape(-1, 2)[read - lead]
+        none = np.empty(0, dtype=np.int64)
+        result.append(Encoded(ids, answer, read, none, lead, dropped, ranges))
+    _log_dropped(result, examples["id"].tolist(), dataset)
+    keys = [
+        (relation, context, one.dropped)
+        for relation, context, one in zip(examples["relation"], own, result, strict=True)
+    ]
+    return _share(result, keys) if share else result
+
+
+def span_columns(examples: pd.DataFrame, encoded: Sequence[Encoded]) -> dict[str, list[Any]]:
+    """Columns of tokens.parquet for examples with spans, (rows,).
+
+    Args:
+        examples: columns answer, answer_start and spans.
+        encoded: the same examples as tokens.
+    Returns:
+        start, end: first character of the token in its answer, and the one after its last;
+        negative before the answer. span: largest probability of the spans that the token overlaps,
+        NaN for a token outside the answer.
+    """
+    columns: dict[str, list[Any]] = {"start": [], "end": [], "span": []}
+    for answer, begin, spans, one in zip(
+        examples["answer"], examples["answer_start"], examples["spans"], encoded, strict=True
+    ):
+        ranges = [(int(first), int(last)) for first, last in one.ranges - int(begin)]
+        marked = [Span(**span) for span in spans]
+        inside = np.isin(one.read, one.answer)
+        columns["start"] += [first for first, _ in ranges]
+        columns["end"] += [last for _, last in ranges]
+        columns["span"] += [
+            value if within else float("nan")
+            for value, within in zip(
+                token_probabilities(str(answer), marked, ranges), inside, strict=True
+            )
+        ]
+    return columns
+
+
+def _too_long(head: int, tokens: int, limit: int, context: bool, may_drop: bool) -> str:
+    """The error message for a text of `tokens` tokens after `head` others."""
+    if not context:
+        prompt = f" after a prompt of {head - 1}" if head > 1 else ""
+        return (
+            f"the text has {tokens + 1} tokens{prompt}, the model takes {limit}; shorten or remove "
+            "this text, or choose a model with a longer context"
+        )
+    if may_drop:
+        return (
+            f"the text has {tokens} tokens without its context, the model takes {limit} with the "
+            "first token; only contexts are shortened (long_contexts: window). Shorten or remove "
+            "this text, or choose a model with a longer context"
+        )
+    return (
+        f"the text has {tokens} tokens after a context of {head - 1} tokens, the model takes "
+        f"{limit} with the first token; set long_contexts: window in the data set's file to drop "
+        "the start of long contexts, shorten the context, or choose a model with a longer context"
+    )
+
+
+def _log_dropped(encoded: Sequence[Encoded], ids: Sequence[str], dataset: str) -> None:
+    """Log how many contexts are shortened."""
+    cut = [number for number, one in enumerate(encoded) if one.dropped]
+    if cut:
+        most = max(cut, key=lambda number: encoded[number].dropped)
+        log.warning(
+            "data set %s: %d of %d texts are read after a shortened context (long_contexts: "
+            "window): up to %d tokens are dropped from its start (id %s)",
+            dataset,
+            len(cut),
+            len(encoded),
+            encoded[most].dropped,
+            ids[most],
+        )
 
 
 class _Coded(NamedTuple):
@@ -147,36 +248,52 @@ def _in_chat(examples: pd.DataFrame, tokenizer: Any) -> list[_Coded]:
     ]
 
 
-def contexts_of(examples: pd.DataFrame) -> list[str]:
-    """Few-shot demonstrations of each text, (examples,).
+def own_contexts(examples: pd.DataFrame) -> list[str]:
+    """The context of each text with a line end, (examples,); "" where there is none."""
+    if "context" not in examples:
+        return [""] * len(examples)
+    return [f"{text}\n" if text else "" for text in examples["context"].fillna("")]
 
-    Only given statements without remarks can have them. A remark may hold some of its own.
+
+def contexts_of(examples: pd.DataFrame) -> list[str]:
+    """What the model reads before each text, (examples,): its context, or demonstrations, or "".
+
+    Only given statements without remarks can have few-shot demonstrations. A remark may hold some
+    of its own.
     """
     # Texts without the column, joined with texts that have it, have NaN there.
     after_remark = examples["wording"].fillna("") != "" if "wording" in examples else False
     plain = (examples["mode"] == "given") & ~pd.Series(after_remark, index=examples.index)
     return [
-        context_of(str(relation)) if without else ""
-        for relation, without in zip(examples["relation"], plain, strict=True)
+        context or (context_of(str(relation)) if without else "")
+        for context, relation, without in zip(
+            own_contexts(examples), examples["relation"], plain, strict=True
+        )
     ]
 
 
-def _share(encoded: list[Encoded], relations: Sequence[str]) -> list[Encoded]:
-    """Move the prefix that all texts of a relation share to `prefix`, except its last token."""
-    groups: dict[str, list[int]] = {}
-    for number, relation in enumerate(relations):
-        groups.setdefault(relation, []).append(number)
+def _share(encoded: list[Encoded], keys: Sequence[tuple[str, str, int]]) -> list[Encoded]:
+    """Move the prefix that all texts of a key share to `prefix`, except its last token.
+
+    keys: (texts,) relation, context, and number of dropped tokens.
+    """
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
     shared = list(encoded)
-    for rows in groups.values():
+    for (_, context, _), rows in groups.items():
         prompt = min(min(int(encoded[row].answer[0]), int(encoded[row].read[0])) for row in rows)
         length = min(common_length([encoded[row].ids for row in rows]), prompt) - 1
-        if length < SHARED_TOKENS:
+        if length < (1 if context else SHARED_TOKENS):
             continue
         prefix = encoded[rows[0]].ids[:length]
         for row in rows:
             one = encoded[row]
-            shared[row] = Encoded(
-                one.ids[length:], one.answer - length, one.read - length, prefix, one.lead
+            shared[row] = one._replace(
+                ids=one.ids[length:],
+                answer=one.answer - length,
+                read=one.read - length,
+                prefix=prefix,
             )
     return shared
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ghosttrack.activations.decoding import Continuation
 from ghosttrack.errors import UserError
 from ghosttrack.facts import answers, remarks
-from ghosttrack.facts.examples import Example
+from ghosttrack.facts.examples import COLUMNS, Example
 
 LABELS = {answers.AnswerVerdict.CORRECT: 0, answers.AnswerVerdict.WRONG: 1}
-EXAMPLE_COLUMNS = list(Example._fields)
+EXAMPLE_COLUMNS = list(COLUMNS)
 # Columns of samples.parquet; `correct` is null for ambiguous and empty answers.
 SAMPLE_TYPES = {
     "id": "str",

@@ -28,6 +28,13 @@ log = logging.getLogger("ghosttrack")
 TOKENS = 8
 # Positions whose logits are computed at once: 256 x 50,000 x 4 bytes are 51 MB, in a few copies.
 HEAD_ROWS = 256
+# Prefixes that are kept as KV caches, in tokens: 189 MB with 30 layers of 192 keys and values.
+# Texts come in the order of their prefixes, so that few are in use at once.
+CACHED_TOKENS = 4096
+# Largest difference of final hidden states, relative to their norm, after a cached prefix and
+# without a cache, in float32 and in half precision.
+CACHED_DIFFERENCE = {torch.float32: 1e-3}
+CACHED_DIFFERENCE_HALF = 3e-2
 
 Ints = npt.NDArray[np.int64]
 
@@ -41,7 +48,7 @@ class Pack(NamedTuple):
     ids: (length,) the sequence.
     position: (length,) position of each token in its text, counted from the end of `prefix`.
     visible: (length, length) bool, whether a token (row) sees another (column); None: a single
-        unpacked text.
+        unpacked text, which sees all its earlier tokens and the prefix.
     """
 
     prefix: Ints
@@ -145,11 +152,17 @@ class PackedReader:
         model: causal language model in evaluation mode.
         packed: longest packed sequence with its prefix, in tokens; 0: texts are read alone. From
             `Limits`.
+        cached: longest text, in tokens, that is read after the KV cache of its prefix although it
+            is too long to be packed; 0: such texts are read with their prefix. From `Limits`. The
+            first of them is also read without a cache; if the results differ, none is cached.
     """
 
-    def __init__(self, model: Any, packed: int) -> None:
+    def __init__(self, model: Any, packed: int, cached: int = 0) -> None:
         self._model = model
         self._packed = packed
+        self._cached = cached if packed else 0
+        self._checked = False
+        self._keeps_all = False
         self._caches: dict[bytes, Any] = {}
         self._masks: dict[str, torch.Tensor] = {}
         self._warned = False
@@ -171,7 +184,30 @@ class PackedReader:
         yield from packs(encoded, short, batch, self._packed)
         for number in chosen:
             if not self._fits(encoded[number]):
-                yield _alone(encoded[number], number)
+                yield self._single(encoded[number], number)
+
+    def _single(self, one: Encoded, number: int) -> Pack:
+        """A pack of one text, after the cache of its prefix where that is exact."""
+        if not len(one.prefix) or len(one.prefix) + len(one.ids) > self._cached:
+            return _alone(one, number)
+        places = np.arange(len(one.ids))
+        pack = Pack(one.prefix, [number], [places], one.ids, places, None)
+        if not self._checked:
+            self._checked = True
+            reference = self.final(_alone(one, number))[len(one.prefix) :]
+            change = torch.linalg.vector_norm(self.final(pack) - reference, dim=1)
+            largest = float((change / torch.linalg.vector_norm(reference, dim=1)).max())
+            allowed = CACHED_DIFFERENCE.get(self._model.dtype, CACHED_DIFFERENCE_HALF)
+            if not largest <= allowed:
+                self._cached = 0
+                log.warning(
+                    "a text after the KV cache of its context differs by %.1g of the norm from the "
+                    "text read with its context, more than %.1g: contexts are read once per text",
+                    largest,
+                    allowed,
+                )
+                return _alone(one, number)
+        return pack
 
     def _fits(self, one: Encoded) -> bool:
         return len(one.prefix) + len(one.ids) <= self._packed
@@ -180,8 +216,15 @@ class PackedReader:
         """Final hidden states of a pack's tokens, (length, d_model)."""
         device = self._model.device
         ids = torch.from_numpy(pack.ids[None]).to(device)
-        if pack.visible is None:
+        if pack.visible is None and not len(pack.prefix):
             result = models.backbone(self._model)(input_ids=ids, use_cache=False)
+        elif pack.visible is None:
+            result = models.backbone(self._model)(
+                input_ids=ids,
+                past_key_values=self._prefix_cache(pack.prefix),
+                use_cache=True,
+                position_ids=torch.from_numpy(pack.position[None] + len(pack.prefix)).to(device),
+            )
         else:
             cache = self._prefix_cache(pack.prefix)
             result = models.backbone(self._model)(
@@ -229,6 +272,7 @@ class PackedReader:
 
     def cache_prefixes(self, encoded: Sequence[Encoded]) -> None:
         """Compute the shared prefixes of some texts, before hooks change the activations."""
+        self._keeps_all = True
         for one in encoded:
             if self._fits(one):
                 self._prefix_cache(one.prefix)
@@ -247,10 +291,21 @@ class PackedReader:
             cache = DynamicCache()
             models.backbone(self._model)(input_ids=ids, past_key_values=cache, use_cache=True)
             self._caches[key] = cache
+            if not self._keeps_all:
+                self._forget(len(prefix))
         cache = copy.copy(self._caches[key])
         # Shallow copies suffice: a pass appends by making new tensors.
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         return cache
+
+    def _forget(self, newest: int) -> None:
+        """Drop the oldest caches beyond CACHED_TOKENS; the newest, of `newest` tokens, stays."""
+        size = newest + sum(len(key) for key in list(self._caches)[:-1]) // 8  # int64 ids
+        for key in list(self._caches)[:-1]:
+            if size <= CACHED_TOKENS:
+                break
+            size -= len(key) // 8
+            del self._caches[key]
 
     def token_statistics(
         self, final: torch.Tensor, place: Ints, target: Ints, in_full: npt.NDArray[np.bool_]

@@ -56,7 +56,8 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
         examples: columns relation, mode, text, answer, answer_start; for answers in a chat template
             also prompt and prompt_ids, which the pairs then have, too. Texts without a relation
             count as one relation, and texts after remarks of one wording as a relation of their
-            own. A text without a prompt before its answer neither gives nor gets one.
+            own. A text without a prompt before its answer, or with a context, neither gives nor
+            gets one.
         count: prompts per answer: fewer if the relation has no more, up to MAX_MULTIPLE times as
             many if it has few answers.
     """
@@ -65,7 +66,8 @@ def choose_pairs(examples: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     ]
     known = examples.assign(head=heads, number=answer_numbers(examples), stratum=strata(examples))
     shared = [name for name in ("relation", "mode", "wording") if name in known]
-    known = known[[bool(head.strip()) for head in heads]]
+    in_context = examples.get("context", pd.Series("", index=examples.index)).fillna("") != ""
+    known = known[[bool(head.strip()) for head in heads] & ~in_context.to_numpy()]
     rows: list[dict[str, Any]] = []
     for stratum, part in known.groupby("stratum", sort=False):
         prompts = list(dict.fromkeys(part["head"]))

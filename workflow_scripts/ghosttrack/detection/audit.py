@@ -11,7 +11,7 @@ from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.detection import controls, detectors, probes, splits
 from ghosttrack.errors import UserError
-from ghosttrack.facts.examples import same_text
+from ghosttrack.facts.examples import as_read, same_text
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.settings import DetectionSettings, EvaluationSettings
 from ghosttrack.statistics import Floats, Ints
@@ -55,7 +55,7 @@ def run(
             data set of given texts that is no positive control leaks (see STOP_ABOVE) or is far
             below chance (SPLIT_BUG).
     """
-    cv_groups = splits.make_cv_groups(list(examples["group"]), list(examples["text"]))
+    cv_groups = splits.make_cv_groups(list(examples["group"]), as_read(examples))
     selected = splits.sample_cv_groups(cv_groups, detection.max_statements, seed)
     examples, cv_groups, embedding = (
         examples[selected].reset_index(drop=True),
@@ -69,7 +69,7 @@ def run(
     fold = np.full(len(labels), -1, dtype=np.int64)
     if not reason:
         fold = splits.assign_folds(labels, cv_groups, detection.folds, seed)
-        splits.check_folds(fold, cv_groups, list(examples["text"]), list(examples["id"]), dataset)
+        splits.check_folds(fold, cv_groups, as_read(examples), list(examples["id"]), dataset)
         scores = _scores(
             examples,
             embedding,
@@ -130,7 +130,7 @@ def _checks(
     seed: int,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The table of checks, and a description of each leak that stops the run."""
-    dataset, texts = str(examples["dataset"].iloc[0]), [str(text) for text in examples["text"]]
+    dataset, texts = str(examples["dataset"].iloc[0]), as_read(examples)
     cv_groups = examples["group"].to_numpy(dtype=object)
     rows: list[dict[str, Any]] = []
 

@@ -19,7 +19,7 @@ Singles = NDArray[np.float32]
 # Minimum examples of a relation for a separate copy of the output features: see `by_relation`.
 RELATION_ROWS = 100
 # Columns of outputs.parquet that are no features of the answer's output distribution.
-NOT_FEATURES = ("pmi_prompts", "p_true")
+NOT_FEATURES = ("pmi_prompts", "p_true", "dropped_tokens")
 # Prefix of logit-lens columns, which come from an earlier block: see `activations.candidates`.
 LENS = "lens_"
 # Prefix of output columns that compare an answer with the other candidate answers.

@@ -25,6 +25,7 @@ from ghosttrack.detection.representations import (
 )
 from ghosttrack.errors import UserError
 from ghosttrack.facts import remarks
+from ghosttrack.facts.examples import as_read
 from ghosttrack.runtime.run_paths import layer_name
 from ghosttrack.settings import DetectionSettings
 
@@ -137,7 +138,7 @@ def train_dataset(
             inputs = inputs._replace(
                 remarks=_of_remarks(dataset, examples, outputs, closed_book, rows)
             )
-        splits.check_folds(fold, cv_groups, list(evaluated["text"]), list(evaluated["id"]), dataset)
+        splits.check_folds(fold, cv_groups, as_read(evaluated), list(evaluated["id"]), dataset)
         outer_folds = splits.outer_folds(labels, cv_groups, fold, detection.inner_folds, seed)
         trained = detectors.train(inputs, labels, outer_folds, detection, seed, dataset)
         scores |= trained.scores

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ghosttrack.facts.spans import Span
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -30,6 +32,15 @@ class Example(NamedTuple):
     remark: str = ""  # a text before the statement that asserts an answer, "" where there is none
     remark_answer: str = ""  # the answer that the remark asserts
     wording: str = ""  # name of the remark's wording
+    context: str = ""  # what the model reads before `text`: a document; "" where there is none
+    long_contexts: str = ""  # "window": the context may be shortened, see `example_tokens`
+    generator: str = ""  # who wrote the answer, "" where it is not known
+    spans: list[Span] | None = None  # hallucinated spans of the answer; None: not known
+
+
+# Columns that examples.parquet has only if an example has a value in them.
+OPTIONAL = ("context", "long_contexts", "generator", "spans")
+COLUMNS = tuple(name for name in Example._fields if name not in OPTIONAL)
 
 
 class Question(NamedTuple):
@@ -49,10 +60,12 @@ class Question(NamedTuple):
 
 
 def example_table(examples: Iterable[Example]) -> "pd.DataFrame":
-    """Examples as a data frame with one column per field."""
+    """Examples as a data frame with one column per field; see OPTIONAL."""
     import pandas as pd
 
     frame = pd.DataFrame(list(examples), columns=list(Example._fields))
+    unused = [name for name in OPTIONAL if all(value in ("", None) for value in frame[name])]
+    frame = frame.drop(columns=unused)
     return frame.astype({"answer_start": "int64", "answer_end": "int64", "label": "int64"})
 
 
@@ -61,6 +74,15 @@ def question_table(questions: Iterable[Question]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame(list(questions), columns=list(Question._fields))
+
+
+def as_read(examples: "pd.DataFrame") -> list[str]:
+    """Context and text of each example: two examples with the same result are repeats."""
+    contexts = examples["context"] if "context" in examples else [""] * len(examples)
+    return [
+        f"{context}\n{text}" if context else str(text)
+        for context, text in zip(contexts, examples["text"], strict=True)
+    ]
 
 
 def same_text(text: str) -> str:

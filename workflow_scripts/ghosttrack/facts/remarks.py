@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ghosttrack.errors import UserError
 from ghosttrack.facts import answers
-from ghosttrack.facts.examples import Example, Question, example_table, same_text
+from ghosttrack.facts.examples import COLUMNS, Example, Question, example_table, same_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def with_remarks(
 def paired(examples: "pd.DataFrame") -> list[Example]:
     """Rows whose prompt has one true and one false answer, with `other` filled in."""
     prompts: dict[tuple[str, str], list[Example]] = {}
-    for record in examples[list(Example._fields)].to_dict("records"):
+    for record in examples[list(COLUMNS)].to_dict("records"):
         row = Example(**{str(key): value for key, value in record.items()})
         prompts.setdefault((row.group, row.text[: row.answer_start]), []).append(row)
     return [

@@ -19,7 +19,14 @@ from ghosttrack.errors import UserError
 from ghosttrack.facts import remarks, statements
 from ghosttrack.facts.answers import normalise
 from ghosttrack.facts.contexts import context_of
-from ghosttrack.facts.examples import Example, Question, example_table, question_table, same_text
+from ghosttrack.facts.examples import (
+    Example,
+    Question,
+    as_read,
+    example_table,
+    question_table,
+    same_text,
+)
 from ghosttrack.inputs import hub, user_texts
 from ghosttrack.inputs.cells import Row, columns_of, require_columns, text_of
 from ghosttrack.inputs.gold import answers_of
@@ -257,8 +264,13 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         "label": pa.int64(),
         "gold": pa.list_(pa.string()),
         "prompt_ids": pa.list_(pa.int64()),
+        "spans": pa.list_(
+            pa.struct([("start", pa.int64()), ("end", pa.int64()), ("probability", pa.float64())])
+        ),
     }
     schema = pa.schema([(name, fields.get(name, pa.string())) for name in frame.columns])
+    if "spans" in frame:
+        frame = frame.assign(spans=[[span._asdict() for span in spans] for spans in frame["spans"]])
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     # pandas stores `attrs` under this key and restores them from it.
     table = table.replace_schema_metadata(
@@ -433,7 +445,7 @@ def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]
         text[:start] for text, start in zip(frame["text"], frame["answer_start"], strict=True)
     ]
     spans = zip(
-        frame["text"].map(same_text),
+        map(same_text, as_read(frame)),
         map(same_text, starts),
         frame["answer"].map(same_text),
         strict=True,

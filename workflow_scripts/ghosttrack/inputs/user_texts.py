@@ -10,14 +10,18 @@ from unicodedata import normalize
 from ghosttrack.errors import UserError
 from ghosttrack.facts.answers import normalise
 from ghosttrack.facts.examples import Example, Question, same_text
+from ghosttrack.facts.spans import has_hallucination, shifted
+from ghosttrack.inputs import span_cells
 from ghosttrack.inputs.cells import (
     MISSING,
     Row,
     all_columns,
     as_text,
     cell,
+    nul_flaw,
     require_columns,
     shown,
+    surrogate_flaw,
     text_of,
 )
 from ghosttrack.inputs.gold import EXPECTED, answers_of
@@ -48,16 +52,18 @@ def read_texts(settings: DatasetSettings) -> list[Example]:
     rows = read_rows(Path(name))
     require_columns(all_columns(rows), _columns(settings), name)
     starts = _starts_with_question(rows, settings, name)
-    texts = []
+    texts: list[Example] = []
     for number, row in enumerate(rows, start=1):
         text = text_of(row, settings.text_column, number, name)
-        label = _label(cell(row, settings.label_column), number, settings, name)
+        raw = as_text(cell(row, settings.answer_column or settings.text_column)) or ""
         question, prompt = "", ""
         if settings.question_column:
             question = text_of(row, settings.question_column, number, name)
             prompt = question if starts else f"Q: {question}\nA:"
             text = text if starts else f"{prompt} {text}"
         answer = text[len(prompt) :].strip()
+        if starts and not settings.answer_column:
+            raw = answer
         if settings.answer_column:
             answer = text_of(row, settings.answer_column, number, name, numbers=True)
         start = text.rfind(answer)
@@ -66,10 +72,18 @@ def read_texts(settings: DatasetSettings) -> list[Example]:
             raise UserError(
                 f"row {number} of {name}: {'after the question, ' if prompt else ''}{flaw}"
             )
+        spans = None
+        if settings.spans_column:
+            spans = span_cells.spans_of(row, settings.spans_column, raw, number, name)
+            spans = shifted(spans, len(raw) - len(raw.lstrip()), len(answer))
+            label = int(has_hallucination(spans))
+        else:
+            label = _label(cell(row, settings.label_column), number, settings, name)
+        context = _context(row, settings, number, name)
         texts.append(
             Example(
                 id=f"row-{number:06d}",
-                group=_group(row, number, settings, question or text),
+                group=_group(row, number, settings, question or context or text),
                 relation="file",
                 subject="",
                 question=question,
@@ -81,9 +95,20 @@ def read_texts(settings: DatasetSettings) -> list[Example]:
                 label=label,
                 mode="given",
                 gold=[],
+                context=context,
+                long_contexts="window" if context and settings.long_contexts == "window" else "",
+                generator=text_of(row, settings.generator_column, number, name, numbers=True)
+                if settings.generator_column
+                else "",
+                spans=spans,
             )
         )
-    _log_labels(rows, texts, settings)
+    if settings.spans_column:
+        _log_spans(texts)
+    else:
+        _log_labels(rows, texts, settings)
+    if settings.context_column:
+        texts = joined_by_context(texts)
     _log_missing_groups(rows, settings)
     return texts
 
@@ -143,13 +168,20 @@ def check_columns(settings: DatasetSettings) -> None:
 
 def _columns(settings: DatasetSettings) -> list[tuple[str, str]]:
     """Settings key and name of every column to read."""
-    needed = [("text_column", settings.text_column), ("label_column", settings.label_column)]
+    needed = [
+        ("text_column", settings.text_column),
+        ("spans_column", settings.spans_column)
+        if settings.spans_column
+        else ("label_column", settings.label_column),
+    ]
     if settings.mode == "generated":
         needed = [("gold_column", str(settings.gold_column))]
     optional = [
         ("question_column", settings.question_column),
         ("answer_column", settings.answer_column),
         ("group_column", settings.group_column),
+        ("context_column", settings.context_column),
+        ("generator_column", settings.generator_column),
     ]
     return needed + [(key, column) for key, column in optional if column]
 
@@ -202,6 +234,48 @@ def _group(row: Row, number: int, settings: DatasetSettings, default: str) -> st
     return same_text(group)
 
 
+def _context(row: Row, settings: DatasetSettings, number: int, name: str) -> str:
+    """The context of a text without white space at its end; "" if it has none."""
+    if settings.context_column is None:
+        return ""
+    value = cell(row, settings.context_column)
+    context = as_text(value)
+    column = settings.context_column
+    if context is None:
+        raise UserError(
+            f"row {number} of {name}: column {column!r} (context_column) holds {shown(value)} "
+            f"({type(value).__name__}); expected text, or nothing. Name a key of an object with a "
+            f"dot, such as context_column: {column}.text"
+        )
+    if reason := nul_flaw(context) or surrogate_flaw(context):
+        raise UserError(f"row {number} of {name}, column {column!r}: {reason}")
+    return context.rstrip()
+
+
+def joined_by_context(texts: Sequence[Example]) -> list[Example]:
+    """Texts ordered by context, with one group for all texts that share a context or a group.
+
+    The order lets a reader compute a context once. Contexts keep the order in which they occur
+    first, and so do the texts of a context. Joined groups take the name of the first of them.
+    """
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while parent.setdefault(group, group) != group:
+            group = parent[group]
+        return group
+
+    first: dict[str, str] = {}
+    place: dict[str, int] = {}
+    for text in texts:
+        place.setdefault(text.context, len(place))
+        group = root(text.group)
+        if text.context:
+            parent[group] = root(first.setdefault(text.context, group))
+    ordered = sorted(texts, key=lambda text: place[text.context])
+    return [text._replace(group=root(text.group)) for text in ordered]
+
+
 def _lacks_group(row: Row, column: str) -> bool:
     group = as_text(cell(row, column))
     return group is not None and group.strip().lower() in _NO_GROUP
@@ -240,6 +314,22 @@ def _log_labels(rows: Sequence[Row], texts: Sequence[Example], settings: Dataset
     log.info(
         "If the labels are inverted, set true_label: %d in the data set's file",
         1 - settings.true_label,
+    )
+
+
+def _log_spans(texts: Sequence[Example]) -> None:
+    """Log the numbers of answers with spans and of marked characters, with examples."""
+    marked = [text for text in texts if text.label]
+    shown_spans = [
+        f"{text.id}, {text.answer[span.start : span.end][:_SHOWN_CHARACTERS]!r}"
+        for text in marked[:_SHOWN_ROWS]
+        for span in (text.spans or [])[:1]
+    ]
+    log.info(
+        "%d of %d answers have hallucinated spans%s",
+        len(marked),
+        len(texts),
+        f", for example {' and '.join(shown_spans)}" if shown_spans else "",
     )
 
 

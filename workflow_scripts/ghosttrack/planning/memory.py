@@ -28,6 +28,8 @@ CUDA_BUILD = 200
 # The processes of Snakemake that a Slurm job runs beside its script, in MB: 484 on a test Slurm.
 SNAKEMAKE = 550
 _FP64, _FP32, _FP16 = 8, 4, 2
+# Detectors of tokens: buckets of words, scores, columns of all controls, bins of AUPRC.
+_WORD_BUCKETS, _TOKEN_SCORES, _TOKEN_COLUMNS, _TOKEN_BINS = 2048, 13, 180, 4000
 # Bytes of a byte-pair tokenizer per token of the vocabulary.
 _TOKEN_BYTES = 1700
 # Weights as read, as converted and as written, and copies of a GGUF file.
@@ -501,6 +503,35 @@ def judged_arms(run: Run) -> int:
 def _scores(run: Run) -> int:
     """The long table of the scores of all data sets."""
     return _SCORE * _SCORES * run.together.texts
+
+
+def token_detectors(run: Run) -> int:
+    """Activations of a layer twice, SAE features of its tokens, moments of every fold, scores."""
+    tokens, settings = run.largest.tokens, run.settings
+    columns = max(run.d_sae, _WORD_BUCKETS, run.d_model)
+    features = 3 * (_FP64 + _FP32) * tokens * settings.sae.k
+    moments = (settings.detection.folds + _GRAM_COPIES) * _FP64 * columns**2
+    scores = _FP64 * tokens * settings.detection.folds * (2 * run.layers + _TOKEN_SCORES)
+    tables = _FP64 * tokens * _TOKEN_COLUMNS
+    return (
+        TORCH_LEARNING
+        + 40
+        + _mb(
+            2 * _FP32 * tokens * run.d_model
+            + features
+            + moments
+            + scores
+            + tables
+            + _encoded(run, tokens)
+            + 2 * run.decoder
+        )
+    )
+
+
+def token_evaluation(run: Run) -> int:
+    """Scores of all tokens, and resampled bins of one score."""
+    bins = _TOKEN_BINS * (run.settings.evaluation.bootstrap * 4 + 2 * run.largest.texts)
+    return LEARNING + _mb(_FP64 * (run.largest.tokens * 2 * _TOKEN_COLUMNS // 3 + bins))
 
 
 def evaluation(run: Run) -> int:

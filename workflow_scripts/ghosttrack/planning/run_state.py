@@ -25,6 +25,7 @@ PHASES = (
     "extract_heldout",
     "extract_examples",
     "extract_closed_book",
+    "extract_without_context",
     "fetch_sae",
     "train_sae",
     "train_shared_sae",
@@ -41,7 +42,9 @@ PHASES = (
     "train_detectors",
     "read_score_table",
     "fit_detector_class",
+    "train_token_detectors",
     "evaluate_detectors",
+    "evaluate_token_detectors",
     "save_detector",
     "check_explanations",
     "check_results",
@@ -241,6 +244,21 @@ def _outputs(
         )
         if datasets[name].conflict:
             yield "extract_closed_book", name, [f"examples/{name}/closed_book.parquet"]
+        if datasets[name].spans_column:
+            if datasets[name].context_column:
+                yield (
+                    "extract_without_context",
+                    name,
+                    [f"examples/{name}/without_context.parquet"],
+                )
+            yield (
+                "train_token_detectors",
+                name,
+                [
+                    f"detection/{name}/{file}"
+                    for file in ("span_scores.parquet", "span_choices.csv")
+                ],
+            )
         yield "track_features", name, [f"tracks/{name}.{variant}.json" for variant in variants]
         yield "measure_signals", name, [f"signals/{name}.{variant}.parquet" for variant in variants]
         if name in compared:
@@ -262,6 +280,12 @@ def _outputs(
         yield "read_score_table", table.name, [f"external/tables/{table.name}.parquet"]
     yield "measure_answers", "", ["saes/answers.csv"]
     yield "evaluate_detectors", "", ["evaluation/metrics.csv", "evaluation/ledger.csv"]
+    if any(datasets[name].spans_column for name in settings.datasets):
+        yield (
+            "evaluate_token_detectors",
+            "",
+            [f"evaluation/{name}.csv" for name in ("token_metrics", "token_claims")],
+        )
     yield "save_detector", "", ["detection/detector.safetensors", "detection/detector.json"]
     yield "check_explanations", "", ["evaluation/explanations.csv"]
     yield "check_results", "", ["evaluation/checks.json"]

@@ -22,6 +22,7 @@ STEPS = {
         "extract_heldout",
         "extract_examples",
         "extract_closed_book",
+        "extract_without_context",
     ),
     "autoencoders": (
         "fetch_sae",
@@ -46,7 +47,9 @@ STEPS = {
         "train_detectors",
         "read_score_table",
         "fit_detector_class",
+        "train_token_detectors",
         "evaluate_detectors",
+        "evaluate_token_detectors",
         "save_detector",
         "check_explanations",
     ),

@@ -97,6 +97,7 @@ class ReportInputs(NamedTuple):
     followed: misled.Followed
     version: str
     code: str
+    tokens: Sequence[tuple[pd.DataFrame, pd.DataFrame]] = ()  # token_metrics.csv, token_claims.csv
 
 
 def render(inputs: ReportInputs) -> str:
@@ -131,6 +132,7 @@ def render(inputs: ReportInputs) -> str:
         explanations=_explanations(inputs.explanations),
         judged=external.judged(inputs.metrics, inputs.ledger),
         outside=external.OUTSIDE,
+        token_results=_token_results(inputs.tokens),
         all_scores=[_all_scores(inputs.metrics, dataset) for dataset in inputs.datasets],
         detector=registry.get(registry.DETECTOR).meaning,
         provenance=_provenance(inputs),
@@ -158,6 +160,46 @@ def page(template: str, **values: Any) -> str:
         "tick": lambda value: f"{value:g}".replace("-", MINUS),
     }
     return environment.get_template(template).render(values)
+
+
+# What the scores of tokens read.
+TOKEN_SCORES = {
+    "token_generator": "who wrote the answer",
+    "token_position": "position in the answer",
+    "token_length": "length of the answer",
+    "token_words": "the token and the words beside it",
+    "token_copy": "copied words of the context",
+    "token_logprob": "log-probability with the context",
+    "token_entropy": "entropy of the prediction",
+    "token_support": "gain of log-probability by the context",
+    "token_output": "all output features",
+    "token_controls": "all controls together",
+    "token_raw_probe": "raw activations of one layer",
+    "token_sae_probe": "SAE features of one layer",
+    "token_detector": "all controls, raw activations and SAE features",
+}
+
+
+def _token_results(results: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[dict[str, Any]]:
+    """Measures and claims of every data set with hallucinated spans."""
+    found = []
+    for metrics, claims in results:
+        for dataset, part in metrics.groupby("dataset", sort=False):
+            rows: list[dict[str, Any]] = [
+                {str(key): value for key, value in row.items()} for row in part.to_dict("records")
+            ]
+            for row in rows:
+                row["meaning"] = TOKEN_SCORES.get(row["score"], "")
+            found.append(
+                {
+                    "dataset": dataset,
+                    "rows": rows,
+                    "claims": claims[claims["dataset"] == dataset]
+                    .fillna({"reason": ""})
+                    .to_dict("records"),
+                }
+            )
+    return found
 
 
 def auroc_axis(metrics: pd.DataFrame) -> Axis:

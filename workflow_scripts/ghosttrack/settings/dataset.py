@@ -70,7 +70,7 @@ class DatasetSettings(Section):
         None,
         description="`file`: column of text or numbers. Rows with the same value (the same "
         "question, the same subject) stay in one fold. null: rows with the same question form a "
-        "group, or rows with the same text where there is no question. A row whose value is "
+        "group, or rows with the same context or text where there is no question. A row whose value is "
         "missing (null, NaN, empty, or the text `NaN`, `NaT`, `<NA>`, `null` or `None`) is "
         "grouped as with null, and a warning gives the number of these rows.",
     )
@@ -84,6 +84,32 @@ class DatasetSettings(Section):
         description="`file`: column with the part of the text that is judged, as text or a "
         "number. null: everything after the question. A text may occur in several rows, with "
         "different parts and labels; these rows stay in one fold.",
+    )
+    context_column: str | None = Field(
+        None,
+        description="`file`, mode `given`: column with what stands before the question or text: "
+        "retrieved passages, a document, a prompt. The model reads it, and no detector or control "
+        "judges it as text. Texts with the same context stay in one fold. A cell may be empty.",
+    )
+    long_contexts: Literal["refuse", "window"] = Field(
+        "refuse",
+        description="What to do if a context and its text exceed the model's longest input. "
+        "`refuse`: stop, with the id of the text; `window`: drop tokens from the start of the "
+        "context, in steps of 256, until the rest fits. The text itself is never cut. The log "
+        "counts these texts, and outputs.parquet has the number of dropped tokens.",
+    )
+    spans_column: str | None = Field(
+        None,
+        description="`file`, mode `given`: column with the hallucinated spans of the answer, in "
+        "characters from its start: a list of objects with `start` and `end` (RAGTruth), also with "
+        "`prob` (soft labels of Mu-SHROOM), a list of pairs, or the answer with FAVA's tags. `[]`: "
+        "no span. An answer with a span of probability .5 or more is hallucinated; `label_column` "
+        "is not read. Such a data set gets detectors of single tokens, too.",
+    )
+    generator_column: str | None = Field(
+        None,
+        description="`file`, mode `given`: column with the name of the model or person that wrote "
+        "the answer. The name alone is a control: a detector may only recognise who wrote a text.",
     )
     gold_column: str | None = Field(
         None,
@@ -128,5 +154,22 @@ class DatasetSettings(Section):
         ):
             raise ValueError(
                 "question_column, gold_column: missing; mode: generated needs both column names"
+            )
+        for key in ("spans_column", "generator_column"):
+            if getattr(self, key) and (
+                self.source != "file" or self.mode != "given" or self.conflict
+            ):
+                raise ValueError(
+                    f"{key}: only for source: file in mode: given, without conflict; remove it"
+                )
+        if self.context_column and (self.source != "file" or self.mode != "given"):
+            raise ValueError(
+                "context_column: only for source: file in mode: given; in mode: generated, put "
+                "the context into the column of the question"
+            )
+        if self.context_column and self.conflict:
+            raise ValueError(
+                "context_column, conflict: a text cannot have both a context and a remark; "
+                "remove one of them"
             )
         return self

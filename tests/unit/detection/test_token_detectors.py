@@ -1,0 +1,296 @@
+"""Token detectors: exact folds, planted signals that are found, planted leaks that are caught."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from ghosttrack.detection import fold_ridge, token_features
+from ghosttrack.detection import token_detectors as detectors
+from ghosttrack.errors import UserError
+from ghosttrack.evaluation import token_tables
+from ghosttrack.settings import EvaluationSettings
+from ghosttrack.statistics import auroc, average_precision, bootstrap_auroc
+
+FOLDS, ANSWERS, WORDS = 5, 120, 12
+
+
+@pytest.fixture(autouse=True)
+def _few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_features, "BUCKETS", 64)
+
+
+def problem(rows: int = 400, width: int = 7) -> tuple[Any, Any, Any]:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, width)) * [1, 5, 0.1, 1, 2, 0, 1] + 3
+    y = (x[:, 0] + generator.normal(size=rows) > 3).astype(np.int64)
+    return x, y, generator.integers(FOLDS, size=rows)
+
+
+def refit(x: Any, y: Any, training: Any, strength: float) -> Any:
+    """Reference: standardise, and solve the ridge regression with an intercept."""
+    mean, scale = x[training].mean(axis=0), x[training].std(axis=0)
+    z = (x - mean) / np.where(scale > 1e-6, scale, np.inf)
+    known, rate = z[training], y[training].mean()
+    ridged = known.T @ known / len(known) + strength * np.eye(x.shape[1])
+    weights = np.linalg.solve(ridged, known.T @ (y[training] - rate) / len(known))
+    return z @ weights + rate
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_scores_are_those_of_fits_without_the_folds(form: Any) -> None:
+    x, y, fold = problem()
+    found = fold_ridge.leave_out(form(x), y, fold, [0.1])
+    for outer in range(FOLDS):
+        test = fold == outer
+        np.testing.assert_allclose(
+            found.test[test], refit(x, y, ~test, 0.1)[test], atol=1e-8, rtol=1e-6
+        )
+        for inner in set(range(FOLDS)) - {outer}:
+            rows = fold == inner
+            expected = refit(x, y, ~test & ~rows, 0.1)[rows]
+            np.testing.assert_allclose(found.train[outer][rows], expected, atol=1e-8, rtol=1e-6)
+    same = fold_ridge.leave_out_by_fold(lambda _: x, y, fold, [0.1])
+    np.testing.assert_allclose(same.train, found.train, atol=1e-8)
+
+
+def test_the_strength_is_the_best_of_the_training_folds() -> None:
+    x, y, fold = problem()
+    found = fold_ridge.leave_out(x, y, fold)
+    for outer in range(FOLDS):
+        known = fold != outer
+        by_strength = {
+            strength: auroc(
+                y[known], fold_ridge.leave_out(x, y, fold, [strength]).train[outer][known]
+            )
+            for strength in fold_ridge.STRENGTHS
+        }
+        assert found.inner_auroc[outer] == max(by_strength.values())
+        assert by_strength[found.strength[outer]] == max(by_strength.values())
+
+
+class Planted(NamedTuple):
+    examples: pd.DataFrame
+    tokens: pd.DataFrame
+    audited: pd.DataFrame
+    without: pd.DataFrame
+
+
+def planted(hallucinated: Any, seed: int = 0) -> Planted:
+    """Answers of words, one token each, where `hallucinated` (answers, words) marks tokens."""
+    generator = np.random.default_rng(seed)
+    vocabulary = [f"word{number}" for number in range(50)]
+    examples, tokens = [], []
+    for number in range(ANSWERS):
+        words = [str(word) for word in generator.choice(vocabulary, WORDS)]
+        answer, at, spans = " ".join(words), 0, []
+        for place, word in enumerate(words):
+            if hallucinated[number, place]:
+                spans.append({"start": at, "end": at + len(word), "probability": 1.0})
+            tokens.append(
+                {
+                    "example": number,
+                    "position": place + 1,
+                    "token": vocabulary.index(word),
+                    "start": at - (place > 0),
+                    "end": at + len(word),
+                    "span": float(hallucinated[number, place]),
+                    **{name: generator.normal() for name in ("logprob", "entropy", "margin")},
+                    "rank": int(generator.integers(50)),
+                }
+            )
+            at += len(word) + 1
+        examples.append(
+            {
+                "id": f"a{number}",
+                "answer": answer,
+                "spans": spans,
+                "context": " ".join(map(str, generator.choice(vocabulary, 30))),
+                "generator": "xyz"[number % 3],
+            }
+        )
+    table = pd.DataFrame(tokens)
+    return Planted(
+        pd.DataFrame(examples),
+        table,
+        pd.DataFrame(
+            {
+                "id": [f"a{number}" for number in range(ANSWERS)],
+                "score": "text_only",
+                "group": [f"g{number // 2}" for number in range(ANSWERS)],
+                "fold": [number // 2 % FOLDS for number in range(ANSWERS)],
+            }
+        ),
+        table[["example", "position", "token"]].assign(logprob=generator.normal(size=len(table))),
+    )
+
+
+def noise(seed: int) -> Any:
+    return np.random.default_rng(seed).normal(size=(ANSWERS * WORDS, 8)).astype(np.float32)
+
+
+def evaluate(data: Planted, signal: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Metrics by score, and claims by name, with activations of two layers."""
+    inputs = detectors.read_inputs("x", data.examples, data.tokens, data.audited, data.without)
+    features = sparse.csr_array(np.maximum(signal, 0))
+    layers = {
+        3: lambda: (noise(1), sparse.csr_array(np.maximum(noise(2), 0))),
+        7: lambda: (signal, features),
+    }
+    trained = detectors.train(inputs, layers)
+    metrics, claims = token_tables.tables(
+        trained.scores.assign(dataset="x"),
+        trained.choices.assign(dataset="x"),
+        EvaluationSettings(bootstrap=200, minimum_groups=10),
+        0,
+    )
+    if (trained.choices["score"] == detectors.RAW).any() and signal[0, 0] > 50:
+        assert set(trained.choices.query("score == 'token_raw_probe'")["layer"]) == {7}
+    return metrics.set_index("score"), claims.set_index("claim")
+
+
+def test_a_planted_signal_in_the_activations_is_found_and_established() -> None:
+    marks = np.random.default_rng(3).random((ANSWERS, WORDS)) < 0.2
+    signal = noise(4)
+    signal[:, 2] += 3 * marks.ravel()
+    metrics, claims = evaluate(planted(marks), signal)
+    assert metrics.loc["token_raw_probe", "auroc"] > 0.95
+    assert metrics.loc["token_detector", "auroc"] > 0.95
+    assert metrics.loc["token_detector", "span_f1"] > 0.75
+    assert (metrics.loc[["token_position", "token_words", "token_copy"], "auroc"] < 0.6).all()
+    assert claims.loc["activations add to all token controls together", "verdict"] == "established"
+    assert (
+        claims.loc["the token detector beats its best single control", "verdict"] == "established"
+    )
+
+
+def test_a_planted_leak_of_the_position_is_caught_by_its_control() -> None:
+    marks = np.zeros((ANSWERS, WORDS), dtype=bool)
+    marks[:, 9:] = np.random.default_rng(5).random((ANSWERS, 3)) < 0.8
+    place = np.tile(np.arange(WORDS), ANSWERS)
+    signal = noise(6)
+    signal[:, 2] += place >= 9  # the activations know the position, and nothing else
+    signal[:, 3] += place
+    metrics, claims = evaluate(planted(marks), signal)
+    assert metrics.loc["token_raw_probe", "auroc"] > 0.8
+    assert metrics.loc["token_position", "auroc"] > 0.9
+    claim = claims.loc["the token probe on raw activations beats the best single control"]
+    assert (claim["verdict"], claim["control"]) in (
+        ("artefact", "token_position"),
+        ("artefact", "token_controls"),
+    )
+    assert "token_position" in claim["reason"]
+
+
+def test_a_generator_that_hallucinates_is_caught_by_its_name() -> None:
+    marks = np.random.default_rng(7).random((ANSWERS, WORDS)) < 0.4
+    writer = np.arange(ANSWERS) % 3
+    marks[writer != 1] = False
+    signal = noise(8)
+    signal[:, 0] += 4 * np.repeat(writer == 1, WORDS)
+    metrics, claims = evaluate(planted(marks), signal)
+    assert metrics.loc["token_raw_probe", "answer_auroc"] > 0.9
+    assert metrics.loc["token_generator", "answer_auroc"] > 0.95
+    assert set(claims["verdict"]) <= {"artefact", "not established"}
+
+
+def test_noise_is_not_established() -> None:
+    for seed in range(3):
+        marks = np.random.default_rng(seed).random((ANSWERS, WORDS)) < 0.2
+        _, claims = evaluate(planted(marks, seed), noise(seed + 10))
+        assert "established" not in set(claims["verdict"])
+
+
+def test_support_is_the_gain_of_log_probability_by_the_context() -> None:
+    data = planted(np.random.default_rng(9).random((ANSWERS, WORDS)) < 0.2)
+    gain = 3.0 * (data.tokens["span"] < 0.5)
+    data = data._replace(without=data.without.assign(logprob=data.tokens["logprob"] - gain))
+    metrics, _ = evaluate(data, noise(11))
+    assert metrics.loc["token_support", "auroc"] > 0.99
+    assert metrics.loc["token_logprob", "auroc"] < 0.6
+
+
+def test_copied_words_are_known_with_the_length_of_their_sequence() -> None:
+    answer, context = "The big Fox ate 79 hens", "a fox ate the hens; big fox ate"
+    words = [(0, 3), (4, 7), (8, 11), (12, 15), (16, 18), (19, 23)]
+    starts, ends = np.array(words).T
+    found = token_features.copy(np.zeros(6, dtype=np.int64), starts, ends, [answer], [context])
+    assert found[:, 0].tolist() == [1, 1, 1, 1, 0, 1]
+    assert found[:, 1].tolist() == [1, 3, 3, 3, 0, 1]
+    assert found[:, 2].tolist() == [0, 0, 0, 0, 1, 0]  # a number that the context lacks
+
+
+def test_every_character_counts_once_also_between_tokens_and_in_shared_ones() -> None:
+    answer = "ab  🙂c"
+    inputs = detectors.TokenInputs(
+        np.arange(5),
+        np.zeros(5, dtype=np.int64),
+        np.zeros(5, dtype=np.int64),
+        np.zeros(5, dtype=np.int64),
+        pd.DataFrame({"start": [0, 4, 4, 4, 5], "end": [2, 5, 5, 5, 6]}),
+        pd.DataFrame({"answer": [answer], "spans": [[{"start": 3, "end": 5, "probability": 1}]]}),
+        None,
+    )
+    characters, marked = detectors.character_counts(inputs)
+    assert characters.tolist() == [2, 3, 0, 0, 1]
+    assert marked.tolist() == [0, 2, 0, 0, 0]
+
+
+def test_the_threshold_has_the_best_f1_of_all_thresholds() -> None:
+    generator = np.random.default_rng(12)
+    scores = generator.integers(6, size=60) / 6
+    characters = generator.integers(1, 9, size=60)
+    marked = np.where(generator.random(60) < scores / 2, characters, 0)
+
+    def f1(limit: float) -> float:
+        chosen = scores >= limit
+        return float(2 * marked[chosen].sum() / (characters[chosen].sum() + marked.sum()))
+
+    best = detectors.best_threshold(scores, characters, marked)
+    assert f1(best) == max(f1(limit) for limit in scores)
+    assert detectors.best_threshold(scores, characters, 0 * marked) == np.inf
+
+
+def test_draws_are_those_of_the_general_bootstrap() -> None:
+    generator = np.random.default_rng(13)
+    y = generator.integers(2, size=300)
+    scores = generator.integers(9, size=300) + y
+    group = np.array([f"g{number}" for number in generator.integers(20, size=300)], dtype=object)
+    drawn = token_tables._resample(group, 50, "x", 1)
+    expected = bootstrap_auroc(y, np.array([scores], dtype=float), group, 50, [1, 2363233923])
+    found = token_tables.auroc_draws(y, scores.astype(float), *drawn)
+    np.testing.assert_allclose(found, expected[0], atol=1e-12)
+    values = generator.random(300)
+    row = token_tables._auprc(y, values, drawn, 0.95)
+    weights = drawn.counts[:, drawn.code]
+    from sklearn.metrics import average_precision_score
+
+    whole = [average_precision_score(y, values, sample_weight=each) for each in weights]
+    low, high = np.quantile(whole, [0.025, 0.975])
+    np.testing.assert_allclose([row["auprc_low"], row["auprc_high"]], [low, high], atol=1e-9)
+    assert row["auprc"] == average_precision(y, values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda data: data._replace(without=data.without.iloc[1:]),
+            "activations.positions: answer",
+        ),
+        (
+            lambda data: data._replace(tokens=data.tokens.drop(columns="span")),
+            "no labels of tokens",
+        ),
+        (
+            lambda data: data._replace(tokens=data.tokens.iloc[WORDS:], without=None),
+            "lacks the tokens",
+        ),
+    ],
+)
+def test_tables_of_other_texts_are_refused(change: Any, message: str) -> None:
+    data = change(planted(np.zeros((ANSWERS, WORDS), dtype=bool)))
+    with pytest.raises(UserError, match=message):
+        detectors.read_inputs("x", data.examples, data.tokens, data.audited, data.without)
