@@ -20,6 +20,7 @@ from ghosttrack.detection.scored_texts import (
     Text,
 )
 from ghosttrack.errors import UserError
+from ghosttrack.inputs.answer_spans import form_in, last_span
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
 from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import names
@@ -261,6 +262,8 @@ def _as_text(given: str | Text | Mapping[str, Any], number: int) -> Text:
                 f"{', '.join(Text._fields[1:])}; found {', '.join(map(str, given))}"
             )
         given = Text(**given)
+    if isinstance(given.text, str):
+        given = given._replace(answer=form_in(given.text, given.answer))
     given = Text(*(_plain(value, name, number) for name, value in given._asdict().items()))
     if not given.text.strip():
         raise UserError(f"text {number}: expected text, found an empty string")
@@ -289,9 +292,9 @@ def _answer_span(given: Text) -> tuple[int, int]:
     if not answer:
         words = list(_WORD.finditer(given.text))
         return words[-1].span() if words else (0, len(given.text.rstrip()))
-    start = given.text.rfind(answer)
-    if start < 0:
+    span = last_span(given.text, answer)
+    if span is None:
         from ghosttrack.inputs.user_texts import lacks_answer
 
         raise UserError(f"text {given.id}: {lacks_answer(given.text, answer)}")
-    return start, start + len(answer)
+    return span
