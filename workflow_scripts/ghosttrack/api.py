@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from ghosttrack.activations.example_tokens import Encoded
 
-# Number of texts that are sorted by length and batched together; affects rounding only.
-WINDOW = 256
+# Numbers of texts that are sorted by length and batched together: few at first, so that results
+# appear soon. They affect rounding only.
+FIRST_WINDOW, WINDOW = 16, 64
 # Default of `confidence`: the detector abstains below this probability of its verdict.
 CONFIDENCE = 0.75
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
@@ -104,8 +105,10 @@ class Detector:
         numbered = _with_unique_ids(
             _as_text(given, number) for number, given in enumerate(texts, start=1)
         )
-        while window := list(islice(numbered, WINDOW)):
+        size = FIRST_WINDOW
+        while window := list(islice(numbered, size)):
             yield from self._window(window, confidence, reasons)
+            size = min(2 * size, WINDOW)
 
     def _window(
         self, window: Sequence[Text], confidence: float, reasons: int
