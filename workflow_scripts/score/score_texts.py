@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from ghosttrack.api import Detector
-from ghosttrack.cli.score import read_context, read_texts, write
+from ghosttrack.cli.given_texts import read_context, read_texts
+from ghosttrack.cli.score import write
 from ghosttrack.runtime import job
 from ghosttrack.settings import ScoreSettings
 

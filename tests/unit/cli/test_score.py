@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from ghosttrack.api import Detector
-from ghosttrack.cli import score
-from ghosttrack.cli.score import read_texts
+from ghosttrack.cli import given_texts, score
+from ghosttrack.cli.given_texts import read_texts
 from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
 
@@ -123,8 +123,8 @@ def test_a_tilde_stands_for_the_home_directory_wherever_a_file_is_named(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / name).write_text('{"text": "a"}' if name == "a.jsonl" else "a", encoding="utf-8")
     (tmp_path / "context.txt").write_text("b", encoding="utf-8")
-    assert [each.text for each in score.read_texts(Path(f"~/{name}"))] == ["a"]
-    assert score.read_context("~/context.txt") == "b"
+    assert [each.text for each in given_texts.read_texts(Path(f"~/{name}"))] == ["a"]
+    assert given_texts.read_context("~/context.txt") == "b"
     assert score.path_of("~/a.html") == tmp_path / "a.html"
     with pytest.raises(
         UserError, match=rf"{tmp_path}/run does not exist: give the folder of a finished run"

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings, strategies
 from pyarrow import feather, parquet
 
-from ghosttrack.cli import score
+from ghosttrack.cli import given_texts
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import corpus_sources, datasets, documents
 from ghosttrack.inputs.rows import read_rows
@@ -130,7 +130,7 @@ def test_a_table_in_a_form_that_programs_write_gives_exactly_its_texts_and_label
     assert found[["text", "label"]].values.tolist() == [
         list(row) for row in zip(TEXTS, LABELS, strict=True)
     ]
-    assert [each.text for each in score.read_texts(path)] == TEXTS
+    assert [each.text for each in given_texts.read_texts(path)] == TEXTS
 
 
 CELLS = strategies.text(
@@ -262,7 +262,7 @@ def test_a_file_of_another_kind_is_named_with_the_way_to_convert_it_before_any_j
             continue
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"texts: .*a{ending} {message}"):
-            list(score.read_texts(path))
+            list(given_texts.read_texts(path))
         if ending in corpus_sources.FILES:
             assert f"corpus.source: {path} is" in corpus_sources.refusal(str(path))
             with pytest.raises(UserError, match=message):

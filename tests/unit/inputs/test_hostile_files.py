@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ghosttrack.api import Detector
-from ghosttrack.cli.score import read_texts
+from ghosttrack.cli.given_texts import read_texts
 from ghosttrack.errors import UserError
 from ghosttrack.inputs import datasets, documents, user_texts
 from ghosttrack.inputs.rows import read_rows
@@ -476,9 +476,11 @@ def test_a_word_for_a_missing_value_is_text_where_a_file_has_nulls(tmp_path: Pat
 def test_a_backslash_before_a_quotation_mark_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\n"say \\"no\\" now",0\nRome,1\n', encoding="utf-8")
-    refused(path, r'row 1, line 2: .*; in R, write with qmethod = "double"$', read_rows)
+    refused(
+        path, r"row 1, column 'text', line 2: .*; in R, write with qmethod = \"double\"$", read_rows
+    )
     path.write_text('text,label\n"say "no" now",0\nRome,1\n', encoding="utf-8")
-    refused(path, r"row 1, line 2: .*double those inside a quoted text$", read_rows)
+    refused(path, r"row 1, column 'text', line 2: .*double those inside a quoted text$", read_rows)
 
 
 UNDER_A_WRONG_ENDING = {

@@ -6,28 +6,16 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ghosttrack import api
+from ghosttrack.cli.given_texts import Given, given_texts, read_context
+from ghosttrack.cli.waiting import growing_file, limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
-from ghosttrack.inputs import file_kinds, lines
-from ghosttrack.inputs.cells import (
-    LONGEST_TEXT,
-    Row,
-    all_columns,
-    as_text,
-    missing_flaw,
-    require_columns,
-    shown,
-    text_flaw,
-    text_of,
-)
-from ghosttrack.inputs.rows import read_rows
-from ghosttrack.runtime import files
+from ghosttrack.inputs.lines import UTF8, require_encoding
 from ghosttrack.settings import names
 
 # Columns of the csv file; all tokens are one cell, and so are all reasons.
@@ -50,109 +38,6 @@ def path_of(text: str) -> Path:
         return Path(names.home_expanded(text))
     except names.InvalidNameError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def read_context(path: Path | str | None) -> str:
-    """The text file that the model reads before every text without a context; "" without a path.
-
-    Raises:
-        UserError: the file is missing, not text, empty, or longer than LONGEST_TEXT.
-    """
-    if not path:
-        return ""
-    path = Path(path).expanduser()
-    if reason := file_kinds.not_a_file(path):
-        raise UserError(f"context: {reason}; expected a text file")
-    context = "".join(
-        islice(chain.from_iterable(lines.read_lines(path, "context")), LONGEST_TEXT + 1)
-    )
-    if len(context) > LONGEST_TEXT:
-        raise UserError(
-            f"context: {path} has more than {LONGEST_TEXT:,} characters; a few statements are "
-            "enough"
-        )
-    if not context.strip():
-        raise UserError(
-            f"context: {path} is empty; expected a few true statements like those to be scored, "
-            "one per line"
-        )
-    return context
-
-
-def read_texts(path: Path, context: str = "") -> Iterator[Text]:
-    """Texts of a file.
-
-    Args:
-        path: .txt with one text per line, or a table (csv, tsv, jsonl, json, parquet) with the
-            column `text` and optional columns `answer`, `id`, `context`, `question`.
-        context: of texts that have no context in the file.
-
-    Raises:
-        UserError: the file is empty, the column `text` is missing, a row has no text, or two rows
-            have the same id.
-    """
-    path = path.expanduser()
-    if path.suffix.lower() == ".txt":
-        empty = True
-        if reason := file_kinds.not_a_file(path):
-            raise UserError(f"texts: {reason}; expected a text file with one text per line")
-        for number, line in enumerate(lines.read_lines(path, "texts"), start=1):
-            if reason := text_flaw(line.strip()):
-                raise UserError(f"texts: line {number} of {path}: {reason}")
-            if line.strip():
-                empty = False
-                yield Text(line.strip(), "", str(number), context)
-        if empty:
-            raise UserError(f"texts: {path} has no text; expected one text per line")
-        return
-    rows = read_rows(path, "texts")
-    require_columns(all_columns(rows), [("", "text")], f"texts: {path}")
-    ids = _ids(rows, path)
-    for number, row in enumerate(rows, start=1):
-        text, answer = (
-            text_of(row, "text", number, str(path)),
-            _optional(row, "answer", number, path),
-        )
-        question, row_context = (
-            _optional(row, column, number, path) for column in ("question", "context")
-        )
-        for column, value in (("question", question), ("context", row_context)):
-            if reason := missing_flaw(value, str(path)):
-                raise UserError(
-                    f"row {number} of {path}: expected text or an empty cell in column "
-                    f"{column!r}, {reason}"
-                )
-        shared = "" if question else context
-        yield Text(text, answer, ids[number - 1], row_context or shared, question)
-
-
-def _ids(rows: Sequence[Row], path: Path) -> list[str]:
-    """The id of every row: its cell in the column `id`, else its number; all ids differ."""
-    ids = [
-        _optional(row, "id", number, path) or str(number)
-        for number, row in enumerate(rows, start=1)
-    ]
-    first: dict[str, int] = {}
-    for number, row_id in enumerate(ids, start=1):
-        if (earlier := first.setdefault(row_id, number)) != number:
-            raise UserError(
-                f"texts: rows {earlier} and {number} of {path} have the same id {shown(row_id)} "
-                "(a row "
-                "without an id gets its number); make all ids different, or remove the column `id`"
-            )
-    return ids
-
-
-def _optional(row: Row, column: str, number: int, path: Path) -> str:
-    """A text, number or boolean in an optional column as text; "" without a value."""
-    text = as_text(row.get(column))
-    if text is None:
-        raise UserError(
-            f"row {number} of {path}: expected text or a number in column {column!r}, found "
-            f"{shown(row[column])}; "
-            "write it as text, or remove or rename the column"
-        )
-    return text
 
 
 def as_mapping(score: ScoredText) -> dict[str, Any]:
@@ -223,14 +108,15 @@ def write(scores: Iterable[ScoredText], path: Path | None, about: Mapping[str, A
     """Write scores in the format of the suffix of `path`; None: jsonl to stdout, line by line."""
     if path is None:
         for line in jsonl(scores):
-            sys.stdout.write(line)
+            sys.stdout.buffer.write(line.encode())
             sys.stdout.flush()
         return
     form = path.suffix.lower()
     written = html(scores, about) if form == ".html" else FORMS[form](scores)
-    with files.atomic_write(path) as stream:
+    with growing_file(path) as stream:
         for line in written:
             stream.write(line)
+            stream.flush()
 
 
 def refused_path(path: Path) -> str:
@@ -245,12 +131,6 @@ def refused_path(path: Path) -> str:
         if os.access(folder, os.W_OK)
         else f"the folder {folder} is not writable; name another path"
     )
-
-
-def _with_first_read(texts: Iterator[Text]) -> Iterator[Text]:
-    """The same texts, with the first already read."""
-    first = list(islice(texts, 1))
-    return chain(first, texts)
 
 
 def main(arguments: list[str]) -> int:
@@ -276,6 +156,12 @@ def main(arguments: list[str]) -> int:
         type=path_of,
         help="text file that the model reads before each text and that is not scored: a few true "
         "statements of the same kind, one per line",
+    )
+    parser.add_argument(
+        "--encoding",
+        default=UTF8,
+        help="encoding of the files --texts and --context, such as windows-1252; default "
+        "%(default)s",
     )
     parser.add_argument(
         "--answer",
@@ -304,8 +190,13 @@ def main(arguments: list[str]) -> int:
         default=1,
         help="number of GPUs over which the model is spread; default %(default)s",
     )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of this process; default %(default)s"
+    )
     chosen = parser.parse_intermixed_args(arguments)  # options between texts
+    log_to_stderr()
     try:
+        limit_threads(chosen.threads)
         if bool(chosen.text) == bool(chosen.texts):
             raise UserError("give texts either as arguments or as a file with --texts")
         if chosen.answer and len(chosen.text) != 1:
@@ -318,20 +209,31 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--out: {chosen.out} must end in {', '.join(FORMS)} or .html")
         if chosen.out and (reason := refused_path(chosen.out)):
             raise UserError(f"--out: {reason}")
-        context = read_context(chosen.context)
-        one_by_one = [Text(text, chosen.answer, context=context) for text in chosen.text]
-        # Reads the first text before the model is loaded, so that a wrong file fails at once.
-        given = _with_first_read(read_texts(chosen.texts, context)) if chosen.texts else one_by_one
+        require_encoding(chosen.encoding, "--encoding")
+        context = read_context(chosen.context, chosen.encoding)
+        in_arguments = [Text(text, chosen.answer, context=context) for text in chosen.text]
+        # Checks the file before the model is loaded, so that a wrong row fails at once.
+        given = (
+            given_texts(chosen.texts, context, chosen.encoding)
+            if chosen.texts
+            else Given(iter(in_arguments), len(in_arguments))
+        )
         detector = api.Detector.load(chosen.run, gpus=chosen.gpus)
-        scores = detector.stream(given, confidence=chosen.confidence, reasons=chosen.reasons)
+        scores = detector.stream(given.texts, confidence=chosen.confidence, reasons=chosen.reasons)
         write(
-            scores,
+            with_progress(scores, given.count),
             chosen.out,
             {**detector.about, "run": chosen.run.name, "confidence": chosen.confidence},
         )
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout, such as head, has what it wants; nothing is left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

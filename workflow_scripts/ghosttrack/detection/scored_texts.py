@@ -37,12 +37,18 @@ class ScoredToken(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """An SAE feature active on the answer, and its contribution to the log-odds."""
+    """An SAE feature active on the answer, and its contribution to the log-odds.
+
+    contexts: held-out texts on which it is most active, as (before, token, after).
+    promotes: tokens that it makes more likely.
+    """
 
     layer: int
     feature: int
     name: str
     log_odds: float
+    contexts: tuple[tuple[str, str, str], ...] = ()
+    promotes: tuple[str, ...] = ()
 
 
 class ScoredText(NamedTuple):
@@ -51,6 +57,11 @@ class ScoredText(NamedTuple):
     start, end: characters of the answer; probability: calibrated probability that the text is
     hallucinated; log_odds: its log-odds; output: contribution of the output features
     (log-probabilities, entropies) to the log-odds. The rest is the mean probe score of the tokens.
+
+    unexplained: share of the score that no named feature explains, 0 to 1: absolute contributions
+    of the output, of the features without a name and of what the SAEs leave out, divided by all.
+
+    calibration: name of the user's calibration that gave probability and verdict; "" for none.
     """
 
     id: str
@@ -63,3 +74,5 @@ class ScoredText(NamedTuple):
     verdict: str
     tokens: list[ScoredToken]
     reasons: list[Reason]
+    unexplained: float = 1.0
+    calibration: str = ""

@@ -10,7 +10,7 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs import file_kinds, separated
 from ghosttrack.inputs.cells import Row, require_distinct, surrogate_flaw
 from ghosttrack.inputs.json_tables import parsed, rows_in, values_in
-from ghosttrack.inputs.lines import in_one_line, read_lines, read_text
+from ghosttrack.inputs.lines import UTF8, in_one_line, read_lines, read_text
 
 log = logging.getLogger("ghosttrack")
 
@@ -20,7 +20,7 @@ FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _DEEPEST = 50
 
 
-def read_rows(path: Path, key: str = "path") -> list[Row]:
+def read_rows(path: Path, key: str = "path", encoding: str = UTF8) -> list[Row]:
     """All rows of a table. Error messages count rows from 1.
 
     In csv and tsv files every value is text ("" if empty), and white space around a column name is
@@ -29,13 +29,14 @@ def read_rows(path: Path, key: str = "path") -> list[Row]:
     Args:
         path: the file.
         key: the settings key or argument that names the file, for error messages.
+        encoding: of a text file.
     Raises:
         UserError: the file cannot be read or has no rows; names the file, and the row and column.
     """
     path = Path(path).expanduser()
     if reason := refusal(path):
         raise UserError(f"{key}: {reason}")
-    rows = _READERS[path.suffix.lower()](path, key)
+    rows = _READERS[path.suffix.lower()](path, key, encoding)
     if not rows:
         raise UserError(
             f"{key}: {path} holds no rows, expected at least one; add rows or name another file"
@@ -68,14 +69,14 @@ def refusal(path: Path) -> str:
     return file_kinds.refusal(path)
 
 
-def _jsonl(path: Path, key: str) -> list[Row]:
-    return list(_objects(path, key))
+def _jsonl(path: Path, key: str, encoding: str) -> list[Row]:
+    return list(_objects(path, key, encoding))
 
 
-def _objects(path: Path, key: str) -> Iterator[Row]:
+def _objects(path: Path, key: str, encoding: str = UTF8) -> Iterator[Row]:
     """The rows of a jsonl file, read one by one."""
     number = 0
-    for line_number, line in enumerate(read_lines(path, key), start=1):
+    for line_number, line in enumerate(read_lines(path, key, encoding=encoding), start=1):
         if not line.strip():
             continue
         hint = "" if number else _hint(line)
@@ -111,8 +112,8 @@ def _hint(line: str) -> str:
     return "; if it is a table of separated values, change the file's extension to .csv or .tsv"
 
 
-def _json(path: Path, key: str) -> list[Row]:
-    text = read_text(path, key)
+def _json(path: Path, key: str, encoding: str) -> list[Row]:
+    text = read_text(path, key, encoding)
     try:
         table = rows_in(values_in(text, path), str(path))
     except UserError as error:
@@ -143,7 +144,7 @@ def _nested_flaw(value: Any, depth: int) -> str:
     return next((reason for part in inner if (reason := _nested_flaw(part, depth + 1))), "")
 
 
-def _parquet(path: Path, key: str) -> list[Row]:
+def _parquet(path: Path, key: str, _encoding: str) -> list[Row]:
     import pyarrow
     from pyarrow import parquet
 

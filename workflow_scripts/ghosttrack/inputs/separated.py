@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.cells import (
@@ -17,8 +18,9 @@ from ghosttrack.inputs.cells import (
     nul_flaw,
     require_distinct,
     separator_hint,
+    surrogate_flaw,
 )
-from ghosttrack.inputs.lines import LONGEST, read_lines
+from ghosttrack.inputs.lines import LONGEST, UTF8, UndecodableError, read_lines
 
 log = logging.getLogger("ghosttrack")
 
@@ -33,17 +35,56 @@ _JSON_START = re.compile(r"\[\s*(\{|\[|$)|\{\s*([\"']|$)")
 _TRIED_ROWS = 100
 
 
-def read(path: Path, key: str) -> list[Row]:
+class _Source(NamedTuple):
+    """A file, the setting or argument that names it, and how its bytes are decoded."""
+
+    path: Path
+    key: str
+    encoding: str = UTF8
+    errors: str | None = None
+
+    def lines(self) -> Iterator[str]:
+        """Its lines with their line ends."""
+        return read_lines(
+            self.path, self.key, newline="", encoding=self.encoding, errors=self.errors
+        )
+
+
+def read(path: Path, key: str, encoding: str = UTF8) -> list[Row]:
     """All rows of a csv or tsv file.
 
     Raises:
         UserError: naming `key`, the file, and the row, column and line that cannot be read.
     """
-    separator = _separator(path, key)
+    try:
+        return _read(_Source(path, key, encoding))
+    except UndecodableError as error:
+        raise UndecodableError(f"{error}{_undecodable(path, key, encoding)}") from None
+
+
+def _undecodable(path: Path, key: str, encoding: str) -> str:
+    """Row and column of the first byte that does not fit the encoding, for an error message."""
+    try:
+        rows = _read(_Source(path, key, encoding, "surrogateescape"))
+    except UserError:
+        return ""
+    return next(
+        (
+            f"; it is in row {number}, column {column!r}"
+            for number, row in enumerate(rows, start=1)
+            for column, value in row.items()
+            if surrogate_flaw(value)
+        ),
+        "; it is in the header",
+    )
+
+
+def _read(source: _Source) -> list[Row]:
+    path, key, separator = source.path, source.key, _separator(source)
     header: list[str] = []
     rows: list[Row] = []
     lines: list[str] = []  # lines of the current row
-    reader = csv.reader(_recorded(_table_lines(path, key), lines), delimiter=separator, strict=True)
+    reader = csv.reader(_recorded(_table_lines(source), lines), delimiter=separator, strict=True)
     try:
         with _field_limit(LONGEST):
             header = _header(next(filter(_filled, reader), []), path, key)
@@ -57,7 +98,7 @@ def read(path: Path, key: str) -> list[Row]:
         with _field_limit(sys.maxsize):
             column = _unfinished(
                 next(csv.reader(lines, delimiter=separator), []), header, str(error)
-            )
+            ) or _misquoted("".join(lines), header, separator)
         raise UserError(
             f"{key}: {path} is not a table of values separated by {SEPARATORS[separator]}: "
             f"{row}{column}, line {reader.line_num}: {error}; close every quotation mark, and "
@@ -77,7 +118,8 @@ def read_columns(path: Path, key: str) -> list[str]:
     Raises:
         UserError: as `read`, for the file and its header.
     """
-    table = csv.reader(_table_lines(path, key), delimiter=_separator(path, key))
+    source = _Source(path, key)
+    table = csv.reader(_table_lines(source), delimiter=_separator(source))
     try:
         with _field_limit(LONGEST):
             header = next(filter(_filled, table), [])
@@ -86,9 +128,9 @@ def read_columns(path: Path, key: str) -> list[str]:
     return _header(header, path, key)
 
 
-def _table_lines(path: Path, key: str) -> Iterator[str]:
+def _table_lines(source: _Source) -> Iterator[str]:
     """The lines of a csv or tsv file from its header on, without a first line such as `sep=;`."""
-    lines = read_lines(path, key, newline="")
+    lines = source.lines()
     first = _first_line(lines)
     return lines if _SEP.fullmatch(first) else chain([first], lines)
 
@@ -98,7 +140,7 @@ def _first_line(lines: Iterator[str]) -> str:
     return next(lines, "").lstrip("\ufeff")
 
 
-def _separator(path: Path, key: str) -> str:
+def _separator(source: _Source) -> str:
     """The character that separates the values of a csv or tsv file.
 
     A first line such as `sep=;` decides. Otherwise it is the usual separator of the extension,
@@ -113,15 +155,16 @@ def _separator(path: Path, key: str) -> str:
     Raises:
         UserError: several other separators fit, or the file is a Markdown table.
     """
+    path, key = source.path, source.key
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    if named := _SEP.fullmatch(_first_line(read_lines(path, key, newline=""))):
+    if named := _SEP.fullmatch(_first_line(source.lines())):
         return named[1]
-    usual_widths = _widths(path, key, usual)
+    usual_widths = _widths(source, usual)
     if _even(usual_widths):
         return usual
     # A header may contain the usual separator: "text (short, one line);label".
     single = usual_widths[0] == 1
-    others = {mark: _widths(path, key, mark) for mark in SEPARATORS if mark != usual}
+    others = {mark: _widths(source, mark) for mark in SEPARATORS if mark != usual}
     fitting = [mark for mark, widths in others.items() if _even(widths)]
     fitting = fitting or [mark for mark, widths in others.items() if single and _splits(widths)]
     if single and len(fitting) > 1:
@@ -131,7 +174,7 @@ def _separator(path: Path, key: str) -> str:
         )
     if len(fitting) != 1:
         return usual
-    if fitting == ["|"] and _is_markdown(path, key):
+    if fitting == ["|"] and _is_markdown(source):
         raise UserError(
             f"{key}: {path} is a Markdown table; save it as CSV, without the line of dashes"
         )
@@ -154,13 +197,13 @@ def _splits(widths: Sequence[int]) -> bool:
     return widths[0] > 1 and 1 not in widths[:2]
 
 
-def _is_markdown(path: Path, key: str) -> bool:
+def _is_markdown(source: _Source) -> bool:
     """Whether the second line consists of dashes, colons and vertical bars."""
-    second = next(islice(filter(str.strip, _table_lines(path, key)), 1, None), "")
+    second = next(islice(filter(str.strip, _table_lines(source)), 1, None), "")
     return "-" in second and not set(second.strip()) - set("|-: ")
 
 
-def _widths(path: Path, key: str, separator: str) -> list[int]:
+def _widths(source: _Source, separator: str) -> list[int]:
     """Number of values in the header and in each of the first rows, with a given separator.
 
     The list ends with 0 if a line has misplaced quotation marks. It is [0] if there is no header.
@@ -168,7 +211,7 @@ def _widths(path: Path, key: str, separator: str) -> list[int]:
     widths: list[int] = []
     try:
         with _field_limit(LONGEST):
-            table = csv.reader(_table_lines(path, key), delimiter=separator, strict=True)
+            table = csv.reader(_table_lines(source), delimiter=separator, strict=True)
             widths += [len(header) for header in islice(filter(_filled, table), 1)]
             for values in islice(filter(None, table), _TRIED_ROWS):
                 widths.append(len(values))
@@ -262,3 +305,26 @@ def _unfinished(values: Sequence[str], header: Sequence[str], error: str) -> str
         return ""
     index = long[0] if long else len(values) - 1
     return f", column {header[index]!r}" if index < len(header) else f", value {index + 1}"
+
+
+def _misquoted(row: str, header: Sequence[str], separator: str) -> str:
+    """The column of the first quoted cell with text after it, for an error message; "" if none."""
+    column, quoted, opening = 0, False, True
+    characters = iter(range(len(row)))
+    for index in characters:
+        mark = row[index]
+        if quoted and mark == '"':
+            if row[index + 1 : index + 2] == '"':
+                next(characters)
+                continue
+            quoted = False
+            if row[index + 1 : index + 2] not in ("", separator, "\r", "\n"):
+                return f", column {header[column]!r}" if column < len(header) else ""
+        elif quoted:
+            continue
+        elif mark == separator:
+            column += 1
+        elif mark == '"' and opening:
+            quoted = True
+        opening = mark == separator and not quoted
+    return ""

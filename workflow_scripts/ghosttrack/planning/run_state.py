@@ -46,6 +46,8 @@ PHASES = (
     "evaluate_detectors",
     "evaluate_token_detectors",
     "save_detector",
+    "read_statements",
+    "save_statement_detector",
     "check_explanations",
     "check_results",
     "draw_figures",
@@ -287,6 +289,12 @@ def _outputs(
             [f"evaluation/{name}.csv" for name in ("token_metrics", "token_claims")],
         )
     yield "save_detector", "", ["detection/detector.safetensors", "detection/detector.json"]
+    yield "read_statements", "", ["statements/pooled.safetensors", "statements/pooled.json"]
+    yield (
+        "save_statement_detector",
+        "",
+        ["detection/statements.safetensors", "detection/statements.json"],
+    )
     yield "check_explanations", "", ["evaluation/explanations.csv"]
     yield "check_results", "", ["evaluation/checks.json"]
     yield "draw_figures", "", ["figures/auroc.png"]

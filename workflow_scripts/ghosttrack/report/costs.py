@@ -23,6 +23,7 @@ STEPS = {
         "extract_examples",
         "extract_closed_book",
         "extract_without_context",
+        "read_statements",
     ),
     "autoencoders": (
         "fetch_sae",
@@ -51,6 +52,7 @@ STEPS = {
         "evaluate_detectors",
         "evaluate_token_detectors",
         "save_detector",
+        "save_statement_detector",
         "check_explanations",
     ),
     "report": ("check_results", "check_claims", "draw_figures", "write_report", "write_explorer"),
@@ -70,7 +72,7 @@ KINDS = {
         "clusters.parquet",
         "cluster_labels.parquet",
     ),
-    "texts": ("corpus", "datasets"),
+    "texts": ("corpus", "datasets", "statements"),
     "signals, scores, tables": (
         "signals",
         "detection",
