@@ -50,6 +50,7 @@ rule check_explanations:
         detector="results/{model}/detection/detector.safetensors",
         about="results/{model}/detection/detector.json",
         examples=per("results/{model}/datasets/{dataset}/examples.parquet", "dataset"),
+        features=per("results/{model}/features/layer_{layer}.parquet", "layer"),
         weights=per("results/{model}/saes/layer_{layer}/sae_weights.safetensors", "layer"),
         cfgs=per("results/{model}/saes/layer_{layer}/cfg.json", "layer"),
         model_weights="results/{model}/model/model.safetensors",

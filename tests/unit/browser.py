@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ OPTIONS = (
     "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
+# The same with servers on this machine's loopback address alone.
+LOOPBACK = (*OPTIONS[:-1], "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 # File descriptors of commands and answers under --remote-debugging-pipe.
 _READS, _WRITES = 3, 4
 
@@ -33,7 +36,7 @@ _READS, _WRITES = 3, 4
 class Browser:
     """One page of a running browser."""
 
-    def __init__(self, commands: int, answers: int) -> None:
+    def __init__(self, commands: int, answers: int, *, offline: bool = True) -> None:
         self._commands, self._answers = commands, answers
         self._number, self._waiting = 0, b""
         self.requests: list[str] = []  # URLs that the page requested, without its own file
@@ -45,14 +48,15 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._send(f"{domain}.enable")
         self._send("Performance.enable", {"timeDomain": "threadTicks"})
-        offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-        self._send("Network.emulateNetworkConditions", offline)
+        if offline:
+            off = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            self._send("Network.emulateNetworkConditions", off)
 
-    def open(self, page: Path, width: int = 1500, height: int = 950, part: str = "") -> None:
-        """Load a page in a window of this size; `part` is the fragment after # in its address."""
+    def open(self, page: Path | str, width: int = 1500, height: int = 950, part: str = "") -> None:
+        """Load a file or an address in a window; `part` is the fragment after # in its address."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._send("Emulation.setDeviceMetricsOverride", size)
-        self._page = page.as_uri()
+        self._page = page if isinstance(page, str) else page.as_uri()
         self._send(
             "Page.navigate", {"url": "about:blank"}
         )  # a change of the fragment alone would not reload the page
@@ -75,13 +79,20 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20) -> None:
-        """Wait until a JavaScript expression is true, at most `seconds`."""
+        """Wait until a JavaScript expression is true, also on the next page; at most `seconds`."""
         script = (
             f"new Promise((done, fail) => {{ const end = performance.now() + {1000 * seconds};"
             f"const look = () => ({condition}) ? done() : performance.now() > end ? fail(new Error({json.dumps(condition)})) : setTimeout(look, 5);"
             "look(); })"
         )
-        self.run(script)
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.run(script)
+                return
+            except AssertionError as error:  # the page that was waited in is gone
+                if "navigated" not in str(error) or time.monotonic() > end:
+                    raise
 
     def press(self, key: str, text: str = "") -> None:
         """Press a key in the focused element."""
@@ -98,6 +109,11 @@ class Browser:
         return float(
             next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
         )
+
+    def dark(self, *, dark: bool) -> None:
+        """Prefer the dark or the light colours."""
+        value = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._send("Emulation.setEmulatedMedia", {"features": [value]})
 
     def screenshot(self, path: Path) -> None:
         """Write the visible part of the page as a PNG."""
@@ -154,8 +170,11 @@ _CODES = {
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """Start a browser with a temporary profile, and end it."""
+def browser(*, offline: bool = True) -> Iterator[Browser]:
+    """Start a browser with a temporary profile, and end it.
+
+    offline: whether it reaches nothing at all; otherwise the loopback address.
+    """
     assert CHROMIUM is not None
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()
@@ -163,7 +182,7 @@ def browser() -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(prefix="gt", ignore_cleanup_errors=True) as profile:
         command = [
             CHROMIUM,
-            *OPTIONS,
+            *(OPTIONS if offline else LOOPBACK),
             "--hide-scrollbars",
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
@@ -181,7 +200,7 @@ def browser() -> Iterator[Browser]:
         os.close(to_browser)
         os.close(from_browser)
         try:
-            yield Browser(commands, answers)
+            yield Browser(commands, answers, offline=offline)
         finally:
             child.terminate()
             child.wait(timeout=20)

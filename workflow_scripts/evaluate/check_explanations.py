@@ -26,12 +26,13 @@ def main(
     """Write explanations.csv, without rows if no detector could be fitted.
 
     `examples` is in the order of `datasets`. `detector` is in detection/ of the run's folder, which
-    also holds model and SAEs.
+    also holds model, SAEs and feature tables.
     """
     torch.set_num_threads(threads)
     table = pd.DataFrame(columns=list(registry.EXPLANATIONS))
     described = files.read_json(about)
     if not described["reason"]:
+        from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer
 
         known = dict(zip(datasets, examples, strict=True))
@@ -41,12 +42,14 @@ def main(
         given = {name: table for name, table in chosen.items() if (table["mode"] == "given").any()}
         if given:
             texts = faithfulness.choose(given)
+            run = detector.parent.parent
             table = faithfulness.measure(
-                Scorer(detector.parent.parent, gpu),
+                Scorer(run, gpu),
                 texts,
                 seed,
                 evaluation.bootstrap,
                 evaluation.confidence,
+                Meanings(run),
             )
     with files.atomic_write(explanations) as stream:
         tables.write_csv(table, stream)

@@ -24,33 +24,37 @@ from ghosttrack.errors import UserError
 from ghosttrack.inputs.answer_spans import form_in, last_span
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
 from ghosttrack.inputs.segmentation import Sentence, Window, sentences, windows
-from ghosttrack.runtime.run_paths import RunPaths
 from ghosttrack.settings import names
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ghosttrack.activations.example_tokens import Encoded
+    from ghosttrack.detection.scoring import FeatureContribution, ScoredBatch
 
-# Number of texts that are sorted by length and batched together; affects rounding only.
-WINDOW = 256
+# Numbers of texts that are sorted by length and batched together: few at first, so that results
+# appear soon. They affect rounding only.
+FIRST_WINDOW, WINDOW = 16, 64
 # Default of `confidence`: the detector abstains below this probability of its verdict.
 CONFIDENCE = 0.75
 # Number of tokens that are read for a sentence: itself and what precedes it in its text.
 READ_TOKENS = 256
 # Decimals of all results; rounding errors that depend on the batch are smaller.
 _DIGITS = 4
+# Contributions per text, for each reason wanted, among which those of nameable features are sought.
+_CANDIDATES = 6
 
 
 class Detector:
     """A saved detector with its model and SAEs."""
 
     def __init__(self, run: Path, gpus: int = 1) -> None:
+        from ghosttrack.detection.reasons import Meanings
         from ghosttrack.detection.scoring import Scorer
 
         self.run = run
         self._scorer = Scorer(run, gpus)
-        self._names: dict[int, list[str]] = {}
+        self._meanings = Meanings(run)
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -107,8 +111,10 @@ class Detector:
         numbered = _with_unique_ids(
             _as_text(given, number) for number, given in enumerate(texts, start=1)
         )
-        while window := list(islice(numbered, WINDOW)):
+        size = FIRST_WINDOW
+        while window := list(islice(numbered, size)):
             yield from self._window(window, confidence, reasons)
+            size = min(2 * size, WINDOW)
 
     def _window(
         self, window: Sequence[Text], confidence: float, reasons: int
@@ -134,7 +140,7 @@ class Detector:
         )
         scorer = self._scorer
         encoded, offsets = self._encoded(frame)
-        results = scorer.read(encoded, reasons)
+        results = scorer.read(encoded, _CANDIDATES * reasons)
         ends = np.cumsum([len(item.read) for item in encoded])[:-1]
         probe, surprise = np.split(results.probe, ends), np.split(-results.logprob, ends)
         probabilities = probability(results.log_odds)
@@ -155,15 +161,8 @@ class Detector:
                 # A run that stores all positions also reads the sentences before.
                 if span.start + offsets[row][position - 1][1] > last
             ]
-            named = [
-                Reason(
-                    scorer.layers[part.layer_index],
-                    part.feature,
-                    self._name(scorer.layers[part.layer_index], part.feature),
-                    _round(part.log_odds),
-                )
-                for part in results.contributions[row]
-            ]
+            named = self._named(results.contributions[row], reasons)
+            output = results.log_odds[row] - probe[row].mean()
             hallucinated = _round(probabilities[row])
             verdict = HALLUCINATED if hallucinated >= 0.5 else TRUE
             confident = max(hallucinated, 1 - hallucinated) >= confidence
@@ -175,9 +174,10 @@ class Detector:
                     span.stop,
                     hallucinated,
                     _round(results.log_odds[row]),
-                    _round(results.log_odds[row] - probe[row].mean()),
+                    _round(output),
                     verdict if confident else ABSTAIN,
                     named,
+                    _round(_unexplained(named, output, results, row)),
                 )
             )
         for text in window:
@@ -194,7 +194,8 @@ class Detector:
                 worst.verdict,
                 tokens[text.id],
                 worst.reasons,
-                found,
+                worst.unexplained,
+                sentences=tuple(found),
             )
 
     def _spans(self, text: Text) -> list[Window]:
@@ -284,19 +285,30 @@ class Detector:
             offsets |= zip(part.index, ranges, strict=True)
         return [encoded[row] for row in frame.index], [offsets[row] for row in frame.index]
 
-    def _name(self, layer: int, feature: int) -> str:
-        """A feature's most characteristic token, else the token that it promotes most."""
-        if layer not in self._names:
-            from ghosttrack.report.explorer.dictionary import name_of
-            from ghosttrack.runtime import tables
+    def _named(self, contributions: "Sequence[FeatureContribution]", count: int) -> list[Reason]:
+        """The largest contributions of features that can be named, at most `count`."""
+        named: list[Reason] = []
+        for part in contributions:
+            layer = self._scorer.layers[part.layer_index]
+            if len(named) < count and (meaning := self._meanings.of(layer, part.feature)):
+                named.append(
+                    Reason(
+                        layer,
+                        part.feature,
+                        meaning.name,
+                        _round(part.log_odds),
+                        meaning.contexts,
+                        meaning.promotes,
+                    )
+                )
+        return named
 
-            path = RunPaths(self.run).features(layer)
-            table = tables.read_parquet(path, columns=["top_text", "output_text"])
-            self._names[layer] = [
-                name_of(*lists)
-                for lists in zip(table["top_text"], table["output_text"], strict=True)
-            ]
-        return self._names[layer][feature]
+
+def _unexplained(named: Sequence[Reason], output: float, results: "ScoredBatch", row: int) -> float:
+    """Share of the absolute contributions to a text's log-odds that no named feature makes."""
+    rest = results.log_odds[row] - output - results.total[row]
+    everything = abs(output) + results.absolute[row] + abs(rest)
+    return 1 - sum(abs(reason.log_odds) for reason in named) / everything if named else 1.0
 
 
 def _behind_context(one: "Encoded") -> "Encoded":

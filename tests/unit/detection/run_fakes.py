@@ -21,6 +21,10 @@ TRUE = ("Paris", "gold", "city", "capital", "number")
 FALSE = ("Ada", "79", "Lovelace", "atomic", "São")
 
 
+# Features by number modulo 7: active on many tokens, or on tokens without anything in common.
+DENSE, VAGUE = 0, 1
+
+
 def make(
     run: Path,
     groups: int = 40,
@@ -72,10 +76,7 @@ def make(
         )
         features = run / "features"
         features.mkdir(exist_ok=True)
-        names = [[f" f{layer}.{feature}"] for feature in range(D_SAE)]
-        pd.DataFrame({"top_text": names, "output_text": names}).to_parquet(
-            features / f"layer_{layer:02d}.parquet"
-        )
+        feature_table(layer).to_parquet(features / f"layer_{layer:02d}.parquet")
     for name in ("facts", "others"):
         _dataset(run, name, groups, positions, np.random.default_rng([seed, len(name)]))
     (run / "audits").mkdir()
@@ -83,6 +84,34 @@ def make(
         text_only(name, control=name == "others").to_csv(
             run / "audits" / f"{name}.csv", index=False
         )
+
+
+def feature_table(layer: int) -> pd.DataFrame:
+    """The columns from which features are named.
+
+    A feature is active on its own token in several documents. Every seventh is dense, and the
+    contexts of every other seventh have nothing in common.
+    """
+    numbers, documents = np.arange(D_SAE), np.arange(6)
+    kind = numbers % 7
+    return pd.DataFrame(
+        {
+            "feature": numbers,
+            "density": np.where(kind == DENSE, 0.2, 0.01),
+            "output_text": [[f" out{number}"] for number in numbers],
+            "context_row": [list(6 * number + documents) for number in numbers],
+            "context_document": [list(documents) for _ in numbers],
+            "context_before": [[f"a{number}b{each}" for each in documents] for number in numbers],
+            "context_token": [
+                [
+                    f" f{layer}.{number}" + (f".{each}" if kind[number] == VAGUE else "")
+                    for each in documents
+                ]
+                for number in numbers
+            ],
+            "context_after": [[f"c{number}d{each}" for each in documents] for number in numbers],
+        }
+    )
 
 
 def text_only(

@@ -21,6 +21,7 @@ from ghosttrack.activations import example_tokens
 from ghosttrack.activations.example_tokens import Positions
 from ghosttrack.cli import score
 from ghosttrack.detection import faithfulness, saved, saved_fit
+from ghosttrack.detection.reasons import Meanings
 from ghosttrack.detection.scoring import Scorer
 from ghosttrack.errors import UserError
 from ghosttrack.facts import contexts
@@ -216,6 +217,12 @@ def test_reasons_are_the_largest_contributions_and_have_names(detector: Detector
     sizes = [abs(reason.log_odds) for reason in found.reasons]
     assert sizes == sorted(sizes, reverse=True)
     assert all(reason.name == f"f{reason.layer}.{reason.feature}" for reason in found.reasons)
+    assert all(reason.feature % 7 > run_fakes.VAGUE for reason in found.reasons)
+    assert all(reason.promotes == (f"out{reason.feature}",) for reason in found.reasons)
+    assert all(len(reason.contexts) == 3 for reason in found.reasons)
+    assert detector.score(TEXTS[:1], reasons=0)[0].unexplained == 1
+    few = detector.score(TEXTS[:1], reasons=1)[0].unexplained
+    assert 0 < found.unexplained < few < 1
     assert detector.score(TEXTS[:1], reasons=0)[0].reasons == []
 
 
@@ -401,7 +408,9 @@ def test_api_command_and_target_give_the_same_numbers_in_every_form(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["log_odds"] for line in lines] == [each.log_odds for each in expected]
     assert [line["answer"] for line in lines] == ["Paris", "Ada 79", "gold"]
-    assert lines[0]["reasons"][0] == expected[0].reasons[0]._asdict()
+    assert lines[0]["reasons"] == json.loads(
+        json.dumps([reason._asdict() for reason in expected[0].reasons])
+    )
     for ending in ("jsonl", "csv", "html"):
         assert (
             score.main([str(run), "--texts", str(table), "--out", str(tmp_path / f"out.{ending}")])
@@ -556,6 +565,27 @@ def test_ablating_the_named_features_is_compared_with_random_and_most_active_one
     assert (random["beyond_random"] == 0).all()
     named = table[table["removed"] == faithfulness.TOP]
     assert named["beyond_random"].iloc[0] > 0  # the detector is linear in the ablated features
+
+
+def test_ablated_named_features_are_those_that_a_score_names(
+    run: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(run)
+    asked: list[list[list[tuple[int, int]]]] = []
+    read = scorer.read
+    monkeypatch.setattr(scorer, "read", lambda *given: (asked.append(given[2:]), read(*given))[1])
+    examples = pd.read_parquet(run / "datasets" / "facts" / "examples.parquet").head(3)
+    texts = examples.assign(dataset="facts")
+    faithfulness.measure(scorer, texts, 0, 100, 0.95, Meanings(run))
+    given = [Text(row.text, row.answer) for row in examples.itertuples()]
+    count = faithfulness.COUNTS[0]
+    named = [
+        {(scorer.layers.index(reason.layer), reason.feature) for reason in each.reasons}
+        for each in detector.score(given, reasons=count)
+    ]
+    removed = [list(map(set, pairs)) for (pairs,) in filter(None, asked)]
+    assert removed[1] == named  # after the random features of the same number
+    assert removed[0] != named
 
 
 def test_texts_for_the_test_are_chosen_in_equal_parts_without_their_scores() -> None:

@@ -121,7 +121,7 @@ def test_a_scored_text_is_no_formula_and_begins_no_row_in_the_csv_of_scores(text
         "abstain",
         [ScoredToken(0, len(text), 1.0, 0.0)],
         [],
-        [ScoredSentence(0, len(text), 0, len(text), 0.5, -0.25, 0.0, "abstain", [])],
+        sentences=(ScoredSentence(0, len(text), 0, len(text), 0.5, -0.25, 0.0, "abstain", []),),
     )
     rows = list(csv.reader(io.StringIO("".join(score.as_csv([judged])), newline="")))
     assert len(rows) == 2

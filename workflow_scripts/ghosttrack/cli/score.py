@@ -12,10 +12,10 @@ from typing import Any
 
 from ghosttrack import api
 from ghosttrack.cli.given_texts import Given, given_texts, read_context
+from ghosttrack.cli.waiting import growing_file, limit_threads, log_to_stderr, with_progress
 from ghosttrack.detection.scored_texts import ScoredText, Text
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.lines import UTF8, require_encoding
-from ghosttrack.runtime import files
 from ghosttrack.settings import names
 
 # Columns of the csv file; all tokens are one cell, and so are all reasons and
@@ -122,14 +122,15 @@ def write(scores: Iterable[ScoredText], path: Path | None, about: Mapping[str, A
     """Write scores in the format of the suffix of `path`; None: jsonl to stdout, line by line."""
     if path is None:
         for line in jsonl(scores):
-            sys.stdout.write(line)
+            sys.stdout.buffer.write(line.encode())
             sys.stdout.flush()
         return
     form = path.suffix.lower()
     written = html(scores, about) if form == ".html" else FORMS[form](scores)
-    with files.atomic_write(path) as stream:
+    with growing_file(path) as stream:
         for line in written:
             stream.write(line)
+            stream.flush()
 
 
 def refused_path(path: Path) -> str:
@@ -203,8 +204,13 @@ def main(arguments: list[str]) -> int:
         default=1,
         help="number of GPUs over which the model is spread; default %(default)s",
     )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of this process; default %(default)s"
+    )
     chosen = parser.parse_intermixed_args(arguments)  # options between texts
+    log_to_stderr()
     try:
+        limit_threads(chosen.threads)
         if bool(chosen.text) == bool(chosen.texts):
             raise UserError("give texts either as arguments or as a file with --texts")
         if chosen.answer and len(chosen.text) != 1:
@@ -229,13 +235,19 @@ def main(arguments: list[str]) -> int:
         detector = api.Detector.load(chosen.run, gpus=chosen.gpus)
         scores = detector.stream(given.texts, confidence=chosen.confidence, reasons=chosen.reasons)
         write(
-            scores,
+            with_progress(scores, given.count),
             chosen.out,
             {**detector.about, "run": chosen.run.name, "confidence": chosen.confidence},
         )
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout, such as head, has what it wants; nothing is left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -1,7 +1,8 @@
 """Faithfulness of explanations: ablate features in the running model and score again."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from ghosttrack import scores as registry
 from ghosttrack import statistics
 from ghosttrack.activations import example_tokens
+from ghosttrack.detection.reasons import Meanings
 from ghosttrack.detection.scoring import FeatureContribution, Scorer
 from ghosttrack.runtime.progress import Progress
 from ghosttrack.statistics import codes_of
@@ -48,9 +50,16 @@ def choose(datasets: Mapping[str, pd.DataFrame], count: int = TEXTS) -> pd.DataF
 
 
 def measure(
-    scorer: Scorer, texts: pd.DataFrame, seed: int, draws: int, confidence: float
+    scorer: Scorer,
+    texts: pd.DataFrame,
+    seed: int,
+    draws: int,
+    confidence: float,
+    meanings: Meanings,
 ) -> pd.DataFrame:
     """One row per ablation, with the columns scores.EXPLANATIONS.
+
+    The named reasons are the largest contributions of features with a meaning, as in a report.
 
     change: mean absolute change of the log-odds; beyond_random: the same minus the change by as
     many random features that are active on the same answer, with an interval from a bootstrap over
@@ -68,13 +77,19 @@ def measure(
     groups = codes_of(
         f"{name}: {group}" for name, group in zip(texts["dataset"], texts["group"], strict=True)
     ).code
+    named = [
+        list(islice(_named(contributions, scorer.layers, meanings), max(COUNTS)))
+        for contributions in before.contributions
+    ]
     rows = []
     progress = Progress("ablating features", 3 * len(COUNTS), "ablations")
     for count in COUNTS:
         changes = {}
         for kind in (RANDOM, TOP, STRONGEST):
             chosen = [
-                _chosen(contributions, kind, count, [seed, count, text])
+                _chosen(
+                    named[text] if kind == TOP else contributions, kind, count, [seed, count, text]
+                )
                 for text, contributions in enumerate(before.contributions)
             ]
             pairs: RemovedFeatures = [
@@ -89,6 +104,13 @@ def measure(
             for kind in (TOP, STRONGEST, RANDOM)
         ]
     return pd.DataFrame(rows, columns=list(registry.EXPLANATIONS))
+
+
+def _named(
+    contributions: Sequence[FeatureContribution], layers: Sequence[int], meanings: Meanings
+) -> Iterator[FeatureContribution]:
+    """The contributions of features with a meaning, largest first."""
+    return (each for each in contributions if meanings.of(layers[each.layer_index], each.feature))
 
 
 def _chosen(

@@ -38,12 +38,18 @@ class ScoredToken(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """An SAE feature active on the scored tokens, and its contribution to the log-odds."""
+    """An SAE feature active on the scored tokens, and its contribution to the log-odds.
+
+    contexts: held-out texts on which it is most active, as (before, token, after).
+    promotes: tokens that it makes more likely.
+    """
 
     layer: int
     feature: int
     name: str
     log_odds: float
+    contexts: tuple[tuple[str, str, str], ...] = ()
+    promotes: tuple[str, ...] = ()
 
 
 class ScoredSentence(NamedTuple):
@@ -54,6 +60,9 @@ class ScoredSentence(NamedTuple):
     probability: calibrated probability that the span is hallucinated; log_odds: its log-odds;
     output: contribution of the output features (log-probabilities, entropies) to the log-odds. The
     rest is the mean probe score of its tokens.
+
+    unexplained: share of the score that no named feature explains, 0 to 1: absolute contributions
+    of the output, of the features without a name and of what the SAEs leave out, divided by all.
     """
 
     start: int
@@ -65,14 +74,17 @@ class ScoredSentence(NamedTuple):
     output: float
     verdict: str
     reasons: list[Reason]
+    unexplained: float = 1.0
 
 
 class ScoredText(NamedTuple):
     """The detector's result for one text.
 
     start, end: characters from the first scored span to the last; sentences: the result of every
-    span; tokens: their tokens. Probability, log-odds, output, verdict and reasons are those of the
-    decisive sentence (see `decisive`).
+    span; tokens: their tokens. Probability, log-odds, output, verdict, reasons and unexplained share
+    are those of the decisive sentence (see `decisive`).
+
+    calibration: name of the user's calibration that gave probability and verdict; "" for none.
     """
 
     id: str
@@ -85,7 +97,9 @@ class ScoredText(NamedTuple):
     verdict: str
     tokens: list[ScoredToken]
     reasons: list[Reason]
-    sentences: list[ScoredSentence]
+    unexplained: float = 1.0
+    calibration: str = ""
+    sentences: tuple[ScoredSentence, ...] = ()
 
     @property
     def words(self) -> list[ScoredToken]:

@@ -44,12 +44,16 @@ class ScoredBatch(NamedTuple):
     """Results of several texts.
 
     log_odds: (texts,); logprob, probe: (answer tokens,); contributions: by text, largest first.
+    total, absolute: (texts,) sums of the contributions, and of their absolute values, over all
+    features; 0 if no contributions are asked for.
     """
 
     log_odds: Floats
     logprob: NDArray[np.float32]
     probe: Floats
     contributions: list[list[FeatureContribution]]
+    total: Floats
+    absolute: Floats
 
 
 class Scorer:
@@ -107,6 +111,7 @@ class Scorer:
         scores = reading.TextScores.empty(encoded)
         probe = np.full(int(starts[-1]), float(self._weights.probe_intercept[0]))
         contributions: list[list[FeatureContribution]] = [[] for _ in encoded]
+        sums = np.zeros((2, len(encoded)))
         with ExitStack() as stack, torch.inference_mode():
             reader = PackedReader(self._model, self._packed)
             reader.cache_prefixes(encoded)
@@ -123,16 +128,22 @@ class Scorer:
                 final = reader.final(pack)
                 reading.score_texts(reader, encoded, pack, texts, final, scores)
                 best: list[list[FeatureContribution]] = [[] for _ in texts]
+                added = np.zeros((2, len(best)))
                 for index in range(len(self.layers)):
                     x = outputs[index][0, positions].to(self._device).float()
-                    probe[rows] += self._layer(index, x, text, best, count)
+                    probe[rows] += self._layer(index, x, text, best, count, added)
+                sums[:, pack.numbers] = added
                 for number, features in zip(pack.numbers, best, strict=True):
                     contributions[number] = sorted(
                         features, key=lambda feature: -abs(feature.log_odds)
                     )[:count]
         table = reading.output_table(encoded, scores)
         return ScoredBatch(
-            self._log_odds(table, probe), scores.of_read(encoded).logprob, probe, contributions
+            self._log_odds(table, probe),
+            scores.of_read(encoded).logprob,
+            probe,
+            contributions,
+            *sums,
         )
 
     def _log_odds(self, table: pd.DataFrame, probe: Floats) -> Floats:
@@ -154,6 +165,7 @@ class Scorer:
         text: torch.Tensor,
         best: list[list[FeatureContribution]],
         count: int,
+        sums: Floats,
     ) -> Floats:
         """One layer's part of each row's probe score, (rows,).
 
@@ -161,6 +173,7 @@ class Scorer:
             x: (rows, d_model) float32 activations of answer tokens, on the scorer's device.
             text: (rows,) index of each row's text.
             best: contributions by text; the layer's `count` largest are added.
+            sums: (2, texts) sums of all contributions and of their absolute values, to add to.
         """
         weights = {name: values[layer_index] for name, values in self._tensors.items()}
         included = torch.linalg.vector_norm(x, dim=1) <= weights["massive"]
@@ -188,6 +201,7 @@ class Scorer:
                 0, number, z * share[:, None]
             )
             added = mean * weights["effect"]
+            sums += torch.stack([added.sum(1), added.abs().sum(1)]).double().cpu().numpy()
             strongest = added.abs().topk(min(count, added.shape[1]), dim=1).indices
             for one, features in enumerate(strongest.tolist()):
                 best[one] += [

@@ -27,9 +27,14 @@ def render(scores: Sequence[ScoredText], about: Mapping[str, Any]) -> str:
             verdict: sum(score.verdict == verdict for score in scores)
             for verdict in ("hallucinated", "true", "abstain")
         },
-        texts=[{"score": score, "parts": _parts(score)} for score in scores],
+        texts=[entry(score) for score in scores],
         version=ghosttrack.__version__,
     )
+
+
+def entry(score: ScoredText) -> dict[str, Any]:
+    """A score as templates show it."""
+    return {"score": score, "parts": _parts(score)}
 
 
 def _parts(score: ScoredText) -> list[dict[str, Any]]:
