@@ -192,7 +192,7 @@ rule read_statements:
     conda:
         "../envs/torch.yaml"
     resources:
-        **MODEL_ACCELERATOR,
+        **model_accelerator(),
         mem_mb=memory_for(memory.statements),
         runtime=scaled(60),
         batch=shrinking(32),

@@ -4,7 +4,6 @@ It needs a finished run with model, SAEs and detection/detector.safetensors. tor
 are imported only when a detector is loaded.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,13 +14,16 @@ from ghosttrack.detection.scored_texts import (
     HALLUCINATED,
     TRUE,
     Reason,
+    ScoredSentence,
     ScoredText,
     ScoredToken,
     Text,
+    decisive,
 )
 from ghosttrack.errors import UserError
 from ghosttrack.inputs.answer_spans import form_in, last_span
 from ghosttrack.inputs.cells import as_text, shown, text_flaw
+from ghosttrack.inputs.segmentation import Sentence, Window, sentences, windows
 from ghosttrack.settings import names
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 FIRST_WINDOW, WINDOW = 16, 64
 # Default of `confidence`: the detector abstains below this probability of its verdict.
 CONFIDENCE = 0.75
-_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+# Number of tokens that are read for a sentence: itself and what precedes it in its text.
+READ_TOKENS = 256
 # Decimals of all results; rounding errors that depend on the batch are smaller.
 _DIGITS = 4
 # Contributions per text, for each reason wanted, among which those of nameable features are sought.
@@ -121,17 +124,18 @@ class Detector:
 
         from ghosttrack.detection.probes import probability
 
-        spans = [_answer_span(text) for text in window]
+        rows = [(text, span) for text in window for span in self._spans(text)]
         frame = pd.DataFrame(
             {
-                "id": [text.id for text in window],
-                "text": [text.text for text in window],
-                "answer_start": [start for start, _ in spans],
-                "answer_end": [end for _, end in spans],
+                "id": [text.id for text, _ in rows],
+                "text": [text.text[span.start : span.stop] for text, span in rows],
+                "answer_start": [span.first - span.start for _, span in rows],
+                "answer_end": [span.last - span.start for _, span in rows],
                 # Texts with equal contexts share the computation of their common prefix.
-                "relation": [text.context for text in window],
+                "relation": [text.context for text, _ in rows],
                 "mode": "given",
-                "question": [text.question for text in window],
+                "question": [text.question for text, _ in rows],
+                "has_answer": [bool(text.answer.strip()) for text, _ in rows],
             }
         )
         scorer = self._scorer
@@ -140,36 +144,94 @@ class Detector:
         ends = np.cumsum([len(item.read) for item in encoded])[:-1]
         probe, surprise = np.split(results.probe, ends), np.split(-results.logprob, ends)
         probabilities = probability(results.log_odds)
-        for row, (text, (start, end)) in enumerate(zip(window, spans, strict=True)):
-            tokens = [
+        scored: dict[str, list[ScoredSentence]] = {text.id: [] for text in window}
+        tokens: dict[str, list[ScoredToken]] = {text.id: [] for text in window}
+        for row, (text, span) in enumerate(rows):
+            last = max((token.end for token in tokens[text.id]), default=-1)
+            tokens[text.id] += [
                 ScoredToken(
-                    offsets[row][position - 1][0],
-                    offsets[row][position - 1][1],
+                    span.start + offsets[row][position - 1][0],
+                    span.start + offsets[row][position - 1][1],
                     _round(token_surprise),
                     _round(token_probe),
                 )
                 for position, token_surprise, token_probe in zip(
                     encoded[row].read + encoded[row].shift, surprise[row], probe[row], strict=True
                 )
+                # A run that stores all positions also reads the sentences before.
+                if span.start + offsets[row][position - 1][1] > last
             ]
             named = self._named(results.contributions[row], reasons)
             output = results.log_odds[row] - probe[row].mean()
             hallucinated = _round(probabilities[row])
             verdict = HALLUCINATED if hallucinated >= 0.5 else TRUE
             confident = max(hallucinated, 1 - hallucinated) >= confidence
+            scored[text.id].append(
+                ScoredSentence(
+                    span.first,
+                    span.last,
+                    span.start,
+                    span.stop,
+                    hallucinated,
+                    _round(results.log_odds[row]),
+                    _round(output),
+                    verdict if confident else ABSTAIN,
+                    named,
+                    _round(_unexplained(named, output, results, row)),
+                )
+            )
+        for text in window:
+            found = scored[text.id]
+            worst = decisive(found)
             yield ScoredText(
                 text.id,
                 text.text,
-                start,
-                end,
-                hallucinated,
-                _round(results.log_odds[row]),
-                _round(output),
-                verdict if confident else ABSTAIN,
-                tokens,
-                named,
-                _round(_unexplained(named, output, results, row)),
+                found[0].start,
+                found[-1].end,
+                worst.probability,
+                worst.log_odds,
+                worst.output,
+                worst.verdict,
+                tokens[text.id],
+                worst.reasons,
+                worst.unexplained,
+                sentences=tuple(found),
             )
+
+    def _spans(self, text: Text) -> list[Window]:
+        """What is judged of a text, and what is read for it: its answer, or every sentence.
+
+        Answers to questions are read whole.
+        """
+        from ghosttrack.report.explorer.texts import offsets_of
+
+        whole, limit = text.text, self._scorer.limit
+        answer = _answer_span(text) if text.answer.strip() else None
+        judged = [Sentence(*answer, answer[1])] if answer else sentences(whole)
+        unread = [
+            Window(0, len(whole) if each is judged[-1] else each.stop, each.start, each.end)
+            for each in judged
+        ]
+        # No text has more tokens than bytes; the separator is one token.
+        size = len(whole.encode()) + len(text.context.encode()) + 1
+        if text.question or size <= min(limit, limit if answer else READ_TOKENS):
+            return unread
+        tokens, before = offsets_of([whole, text.context], self._scorer.tokenizer)
+        free = limit - 1 - len(before)
+        if free < 2 or (answer and len(tokens) <= free):
+            return unread
+        # A part of a text can have one token more than its share of the tokens of the whole text.
+        room = free - 1
+        if answer is None:
+            return windows(whole, judged, tokens, min(room, READ_TOKENS))
+        start = answer[0]
+        earlier = [
+            Sentence(each.start, min(each.end, start), min(each.stop, start))
+            for each in sentences(whole)
+            if each.start < start
+        ]
+        found = windows(whole, [*earlier, *judged], tokens, room)
+        return [each for each in found if each.first >= start]
 
     def _encoded(
         self, frame: "pd.DataFrame"
@@ -177,8 +239,8 @@ class Detector:
         """Token ids of every text, and the character range of every token in its text.
 
         Args:
-            frame: the columns that `example_tokens.encode` reads, `question` ("" for none), and
-                the context in the column `relation`.
+            frame: the columns that `example_tokens.encode` reads, `question` ("" for none), the
+                context in the column `relation`, and whether an answer was marked (`has_answer`).
         """
         from ghosttrack.activations import example_tokens
         from ghosttrack.inputs import chat
@@ -199,7 +261,8 @@ class Detector:
         )
         encoded: dict[int, Encoded] = {}
         offsets: dict[int, list[tuple[int, int]]] = {}
-        for part in (frame[~asked], frame[asked]):
+        marked = frame["has_answer"]
+        for part in (frame[~asked & marked], frame[~asked & ~marked], frame[asked]):
             if part.empty:
                 continue
             if part["question"].iloc[0]:
@@ -211,10 +274,13 @@ class Detector:
                 read, contexts = part, part["relation"].tolist()
                 ranges = offsets_of(part["text"].tolist(), tokenizer)
             # Questions share no prefix: the score of an answer must not depend on other questions.
-            share = contexts is not None
+            share = contexts is not None and bool(part["has_answer"].iloc[0])
             part_encoded = example_tokens.encode(
                 read, tokenizer, limit, "given texts", contexts, positions, share=share
             )
+            if contexts is not None and not share:
+                # Sentences share their context alone, so that no score depends on other texts.
+                part_encoded = [_behind_context(each) for each in part_encoded]
             encoded |= zip(part.index, part_encoded, strict=True)
             offsets |= zip(part.index, ranges, strict=True)
         return [encoded[row] for row in frame.index], [offsets[row] for row in frame.index]
@@ -243,6 +309,21 @@ def _unexplained(named: Sequence[Reason], output: float, results: "ScoredBatch",
     rest = results.log_odds[row] - output - results.total[row]
     everything = abs(output) + results.absolute[row] + abs(rest)
     return 1 - sum(abs(reason.log_odds) for reason in named) / everything if named else 1.0
+
+
+def _behind_context(one: "Encoded") -> "Encoded":
+    """Move the context to the prefix, except its last token, if that is worth a cache."""
+    from ghosttrack.activations.example_tokens import SHARED_TOKENS
+
+    length = one.lead - 1
+    if length < SHARED_TOKENS:
+        return one
+    return one._replace(
+        ids=one.ids[length:],
+        answer=one.answer - length,
+        read=one.read - length,
+        prefix=one.ids[:length],
+    )
 
 
 def _round(value: float) -> float:
@@ -298,11 +379,8 @@ def _plain(value: Any, name: str, number: int) -> str:
 
 
 def _answer_span(given: Text) -> tuple[int, int]:
-    """Character range of the answer; without an answer, of the last word."""
+    """Character range of the answer."""
     answer = given.answer.strip()
-    if not answer:
-        words = list(_WORD.finditer(given.text))
-        return words[-1].span() if words else (0, len(given.text.rstrip()))
     span = last_span(given.text, answer)
     if span is None:
         from ghosttrack.inputs.user_texts import lacks_answer
