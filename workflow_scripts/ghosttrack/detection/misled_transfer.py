@@ -30,8 +30,10 @@ CANDIDATES = (
     registry.CANDIDATE_FEATURES,
     f"{registry.CANDIDATE_FEATURES}.decoders",
     registry.CANDIDATE_ALL,
-    f"{registry.CANDIDATE_ALL}.untracked",
-    f"{registry.CANDIDATE_ALL}.decoders",
+    *(
+        f"{registry.CANDIDATE_ALL}.{null}"
+        for null in ("untracked", "random", "shuffled", "candidates", "decoders")
+    ),
 )
 
 
@@ -40,7 +42,8 @@ class MisledPool(NamedTuple):
 
     pool: with relation and wording together as its relation; relation, wording: (rows,); agrees:
     (rows,) whether a text agrees with its remark; closed_book, asserted: output features without the
-    remark, and of the remark's answer, (rows, features); candidates: of the scores in CANDIDATES, (rows, columns) each; empty unless all sets compare candidates.
+    remark, and of the remark's answer, (rows, features); candidates: of the scores in CANDIDATES,
+    (rows, columns) each; empty unless all sets compare candidates.
     """
 
     pool: Pool

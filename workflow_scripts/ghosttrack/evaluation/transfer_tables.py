@@ -95,8 +95,11 @@ MISLED_PAIRS = (
     (registry.CANDIDATE_FEATURES, registry.CANDIDATE_GRADIENTS),
     (registry.CANDIDATE_FEATURES, f"{registry.CANDIDATE_FEATURES}.decoders"),
     (registry.CANDIDATE_ALL, registry.CANDIDATE_FEATURES),
-    (registry.CANDIDATE_ALL, f"{registry.CANDIDATE_ALL}.untracked"),
-    (registry.CANDIDATE_ALL, f"{registry.CANDIDATE_ALL}.decoders"),
+    # A gain from tracking must exceed that of every null of the tracks.
+    *(
+        (registry.CANDIDATE_ALL, f"{registry.CANDIDATE_ALL}.{null}")
+        for null in ("untracked", "random", "shuffled", "candidates", "decoders")
+    ),
 )
 
 
