@@ -76,5 +76,5 @@ def test_a_class_of_a_module_is_found_without_importing_its_packages(
 
 def test_a_table_that_is_missing_is_refused_with_its_key(tmp_path: Path) -> None:
     value = f"{{tables: [{{name: one, path: {tmp_path}/absent.csv}}]}}"
-    with pytest.raises(UserError, match=r"external\.tables: one: path: there is no file"):
+    with pytest.raises(UserError, match=r"external\.tables\.0\.path: there is no file"):
         external_sources.check(external(value))

@@ -26,8 +26,8 @@ def check(external: ExternalSettings) -> None:
     Raises:
         UserError: with the key and the remedy.
     """
-    for table in external.tables:
-        key = f"external.tables: {table.name}: path"
+    for number, table in enumerate(external.tables):
+        key = f"external.tables.{number}.path"
         with reachable(key):
             if reason := rows.refusal(Path(table.path)):
                 raise UserError(f"{key}: {reason}")
